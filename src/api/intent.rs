@@ -1,0 +1,115 @@
+//! What a person (or a script) can ask for. One enum for every door.
+
+use serde::{Deserialize, Serialize};
+
+use super::view::PlanView;
+use crate::base::{ReleaseNumber, ServiceName};
+
+/// A wish. `POST /v1/intents`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "intent", rename_all = "snake_case")]
+pub enum Intent {
+    /// Commit the service's spec and roll it out.
+    Apply {
+        /// Which service.
+        service: ServiceName,
+        /// Why, for the history.
+        reason: Option<String>,
+        /// The person has read OUTAGE in the plan and wants it all the same.
+        accept_outage: bool,
+    },
+    /// Roll out an earlier revision again.
+    Undo {
+        /// Which service.
+        service: ServiceName,
+        /// The release whose revision it shall be; none: the one before the present one.
+        to: Option<ReleaseNumber>,
+        /// Why, for the history.
+        reason: Option<String>,
+    },
+    /// Hold the rollout.
+    Pause {
+        /// Which service.
+        service: ServiceName,
+    },
+    /// Go on after a pause.
+    Resume {
+        /// Which service.
+        service: ServiceName,
+    },
+    /// Pass the gate or step that holds the rollout.
+    Promote {
+        /// Which service.
+        service: ServiceName,
+        /// Skip everything that is left.
+        all: bool,
+    },
+    /// Take the rollout back.
+    Abort {
+        /// Which service.
+        service: ServiceName,
+        /// Why, for the history.
+        reason: Option<String>,
+    },
+    /// Drain and stop all replicas.
+    Stop {
+        /// Which service.
+        service: ServiceName,
+    },
+    /// Answer a question.
+    Answer {
+        /// The question's id.
+        question: u64,
+        /// `yes`, `no`, or the text asked for. Never logged, never journaled.
+        answer: String,
+    },
+    /// Read deck.toml and the specs again.
+    Reload,
+    /// End the controller; what serves goes on serving.
+    Shutdown,
+}
+
+impl Intent {
+    /// The service it is about.
+    pub fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Apply { service, .. }
+            | Self::Undo { service, .. }
+            | Self::Pause { service }
+            | Self::Resume { service }
+            | Self::Promote { service, .. }
+            | Self::Abort { service, .. }
+            | Self::Stop { service } => Some(service),
+            Self::Answer { .. } | Self::Reload | Self::Shutdown => None,
+        }
+    }
+
+    /// Whether it touches what serves, so that a person is asked to confirm it by name.
+    pub fn is_dangerous(&self) -> bool {
+        matches!(
+            self,
+            Self::Apply { .. }
+                | Self::Undo { .. }
+                | Self::Abort { .. }
+                | Self::Stop { .. }
+                | Self::Promote { .. }
+        )
+    }
+}
+
+/// What came of a wish that was accepted. What follows from it is seen in the snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum IntentReply {
+    /// A rollout to this release has begun.
+    RolloutBegun {
+        /// The new release.
+        release: ReleaseNumber,
+        /// What will happen.
+        plan: Box<PlanView>,
+    },
+    /// The release that is served is just this; nothing to do.
+    NothingToDo,
+    /// It is done or under way.
+    Accepted,
+}

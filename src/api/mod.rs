@@ -1,0 +1,23 @@
+//! The front desk: everything a door can see and ask, as HTTP/JSON over a Unix socket.
+//!
+//! [`view`] is what doors see, [`intent`] is what they ask. Doors use nothing else of gpudeck.
+
+pub mod intent;
+pub mod view;
+
+pub use crate::base::{
+    Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
+    ServiceName, Timestamp, text, time,
+};
+pub use crate::rollout::forecast::{Forecast, Stage};
+pub use crate::rollout::{
+    Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
+};
+pub use crate::wire::{
+    Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
+};
+pub use intent::{Intent, IntentReply};
+pub use view::{
+    ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
+    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot,
+};

@@ -1,0 +1,20 @@
+//! The words and small types every floor shares: names, ids, sizes, times, hints, text hygiene.
+//!
+//! Nothing here knows a clock, a disk, a network, or what a rollout is.
+
+pub mod bytes;
+pub mod hint;
+pub mod id;
+pub mod quote;
+pub mod text;
+pub mod time;
+pub mod traffic;
+
+pub use bytes::Bytes;
+pub use hint::Hint;
+pub use id::{
+    Attempt, DeckId, DeviceId, Epoch, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
+    ReplicaKey, Revision, ServiceName,
+};
+pub use time::Timestamp;
+pub use traffic::{TrafficMode, TrafficServer};

@@ -1,0 +1,35 @@
+//! The one place where words become a shell command line.
+
+/// Quotes `words` so that a POSIX shell reads back exactly these words.
+pub fn shell<S: AsRef<str>>(words: &[S]) -> String {
+    words.iter().map(|w| shell_word(w.as_ref())).collect::<Vec<_>>().join(" ")
+}
+
+/// Quotes one word for a POSIX shell.
+pub fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    #[test]
+    fn quotes_what_needs_it() {
+        assert_eq!(super::shell(&["echo", "it's", "", "$HOME"]), r"echo 'it'\''s' '' '$HOME'");
+    }
+
+    proptest! {
+        #[test]
+        fn a_shell_reads_back_the_words(words in proptest::collection::vec("[^\0]{0,20}", 1..4)) {
+            let line = format!("printf '%s\\0' {}", super::shell(&words));
+            let out = std::process::Command::new("sh").arg("-c").arg(line).output()?;
+            let expected: Vec<u8> = words.iter().flat_map(|w| [w.as_bytes(), b"\0"].concat()).collect();
+            prop_assert_eq!(out.stdout, expected);
+        }
+    }
+}

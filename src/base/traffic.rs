@@ -1,0 +1,30 @@
+//! What the deciding floors tell a gateway.
+
+use serde::{Deserialize, Serialize};
+
+use super::ReplicaId;
+
+/// A replica as the gateway sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficServer {
+    /// The replica; its `Display` is the server's name.
+    pub replica: ReplicaId,
+    /// Address of its rank 0.
+    pub address: String,
+    /// Port of its rank 0.
+    pub port: u16,
+    /// HAProxy weight, 0 to 256.
+    pub weight: u16,
+    /// Whether it takes new requests.
+    pub mode: TrafficMode,
+}
+
+/// Whether a server takes new requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrafficMode {
+    /// It does.
+    Ready,
+    /// It finishes those in flight and takes no new ones.
+    Drain,
+}

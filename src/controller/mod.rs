@@ -1,0 +1,1 @@
+//! The only owner of changing state: intents in, actions out, events told.

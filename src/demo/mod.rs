@@ -1,0 +1,3 @@
+//! A simulated fleet behind real SSH servers in this process.
+
+pub mod engine;

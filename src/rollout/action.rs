@@ -1,0 +1,57 @@
+//! What is to be done to the world. Every action is idempotent.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::release::RankPlan;
+use super::state::Outcome;
+use crate::base::{HostName, RankId, ReleaseNumber, ReplicaId, TrafficServer};
+
+/// One thing to do; what comes of it returns as an event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Start a rank → `RankRunning`, `RankRefused`.
+    StartRank {
+        /// Which.
+        rank: RankId,
+        /// Where and how.
+        plan: Box<RankPlan>,
+    },
+    /// Stop a rank → `RankEnded`.
+    StopRank {
+        /// Which.
+        rank: RankId,
+        /// Where.
+        host: HostName,
+        /// From SIGTERM to SIGKILL.
+        grace: Duration,
+    },
+    /// Ask the replica for a token until it gives one → `ReplicaReady`.
+    AwaitToken {
+        /// Which.
+        replica: ReplicaId,
+        /// Its rank 0.
+        plan: Box<RankPlan>,
+    },
+    /// Make the gateway's table exactly this → `TrafficApplied`, `TrafficFailed`.
+    ApplyTraffic {
+        /// Of this version.
+        version: u64,
+        /// All servers of the backend.
+        servers: Vec<TrafficServer>,
+    },
+    /// Watch the requests in flight at a draining replica → `Drained`.
+    AwaitDrained {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// Write down how a rollout ended: in Git, as the outcome of its release.
+    RecordOutcome {
+        /// Of which release.
+        release: ReleaseNumber,
+        /// How it ended.
+        outcome: Outcome,
+    },
+}

@@ -1,0 +1,1 @@
+//! The arithmetic of `max_unavailable`, `max_surge` and canary weights.

@@ -1,0 +1,141 @@
+//! What happened, or was asked, to one service.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::analysis::Window;
+use super::release::Release;
+use super::state::RolloutKind;
+use crate::base::{RankId, ReplicaId, Timestamp};
+
+/// An event with its time. The time never comes from a clock inside the decider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, by the controller's clock.
+    pub at: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened or was asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// Time has passed.
+    Tick,
+
+    // What people ask.
+    /// Roll out this release.
+    RolloutRequested {
+        /// The release, already placed.
+        release: Box<Release>,
+        /// What for.
+        kind: RolloutKind,
+        /// Who.
+        by: String,
+    },
+    /// Hold the rollout where it is.
+    Paused {
+        /// Who.
+        by: String,
+    },
+    /// Go on after a pause.
+    Resumed {
+        /// Who.
+        by: String,
+    },
+    /// Pass the gate that holds it, or go on to the next step.
+    Promoted {
+        /// Skip all remaining steps and gates.
+        all: bool,
+        /// Who.
+        by: String,
+    },
+    /// Take it back.
+    Aborted {
+        /// Who.
+        by: String,
+        /// Why, in their words.
+        reason: Option<String>,
+    },
+    /// Drain and stop everything of this service.
+    StopRequested {
+        /// Who.
+        by: String,
+    },
+
+    // What the runtime reports.
+    /// A rank runs (a report or the answer to a start).
+    RankRunning {
+        /// Which.
+        rank: RankId,
+    },
+    /// A start was refused; nothing was started.
+    RankRefused {
+        /// Which.
+        rank: RankId,
+        /// Whether asking again can help.
+        refusal: StartRefusal,
+    },
+    /// A rank has ended (by itself, by us, or with its host).
+    RankEnded {
+        /// Which.
+        rank: RankId,
+        /// How, for people: `exit code 1: …last lines…`.
+        how: String,
+    },
+    /// The replica generated a token.
+    ReplicaReady {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// The replica that was ready does not answer any more, though its ranks run.
+    ReplicaUnready {
+        /// Which.
+        replica: ReplicaId,
+        /// What was seen, for people.
+        why: String,
+    },
+
+    // What the gateway reports.
+    /// The traffic table of this version is at every gateway of the service.
+    TrafficApplied {
+        /// Which version.
+        version: u64,
+    },
+    /// The gateway could not be changed; it is tried again.
+    TrafficFailed {
+        /// Which version.
+        version: u64,
+        /// Why, for people.
+        why: String,
+    },
+    /// No request is in flight at this draining replica.
+    Drained {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// What each replica did since the last measurement.
+    Measured {
+        /// Increments, by replica.
+        windows: BTreeMap<ReplicaId, Window>,
+    },
+}
+
+/// Why a rank was not started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartRefusal {
+    /// Not yet: memory is not free, the host is not reached, another controller holds it.
+    NotYet {
+        /// For people.
+        why: String,
+    },
+    /// Never: a missing file or image, a port in use, a command that cannot be run.
+    Never {
+        /// For people.
+        why: String,
+    },
+}

@@ -1,0 +1,105 @@
+//! A revision made concrete: where every rank runs and with which command line.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{
+    Attempt, Bytes, DeckId, DeviceId, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
+    Revision, ServiceName, Timestamp,
+};
+use crate::spec::ServiceSpec;
+
+/// A release. Immutable once made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Release {
+    /// Its identity.
+    pub id: ReleaseId,
+    /// Its number within the deck.
+    pub number: ReleaseNumber,
+    /// The deck.
+    pub deck: DeckId,
+    /// The service.
+    pub service: ServiceName,
+    /// The commit whose spec it is.
+    pub revision: Revision,
+    /// The spec, frozen.
+    pub spec: ServiceSpec,
+    /// One plan a replica; as many as `spec.replicas`.
+    pub replicas: Vec<ReplicaPlan>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Who asked for it: a Unix user.
+    pub author: String,
+    /// Why, in the author's words.
+    pub reason: Option<String>,
+}
+
+/// Where one replica runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaPlan {
+    /// The ranks of the gang; rank 0 serves the API.
+    pub ranks: Vec<RankPlan>,
+}
+
+/// Where and how one rank runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankPlan {
+    /// The host.
+    pub host: HostName,
+    /// Its devices there: GPUs, or just `cpu`.
+    pub devices: Vec<DeviceId>,
+    /// Memory it takes on each device.
+    pub memory_per_device: Bytes,
+    /// Address under which the gateway reaches it.
+    pub address: String,
+    /// The port of its API.
+    pub port: u16,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Files that must be on the host.
+    pub files: Vec<String>,
+}
+
+impl Release {
+    /// The ids of the ranks of one start of one replica, in rank order.
+    pub fn rank_ids(&self, replica: u32, attempt: Attempt) -> Vec<RankId> {
+        let count = usize::try_from(replica)
+            .ok()
+            .and_then(|i| self.replicas.get(i))
+            .map_or(0, |plan| plan.ranks.len());
+        (0..u32::try_from(count).unwrap_or(0))
+            .map(|rank| RankId {
+                deck: self.deck,
+                service: self.service.clone(),
+                release_id: self.id,
+                replica: ReplicaId { release: self.number, replica, attempt },
+                rank,
+            })
+            .collect()
+    }
+
+    /// The plan of one replica.
+    pub fn replica(&self, replica: u32) -> Option<&ReplicaPlan> {
+        usize::try_from(replica).ok().and_then(|i| self.replicas.get(i))
+    }
+}
+
+impl ReplicaPlan {
+    /// Every GPU this replica holds, with its host. Host memory (`cpu`) is not held exclusively.
+    pub fn gpus(&self) -> impl Iterator<Item = (&HostName, &DeviceId)> {
+        self.ranks.iter().flat_map(|rank| {
+            rank.devices
+                .iter()
+                .filter(|d| **d != DeviceId::Cpu)
+                .map(move |device| (&rank.host, device))
+        })
+    }
+
+    /// Whether the two replicas hold a GPU in common.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        self.gpus().any(|mine| other.gpus().any(|theirs| mine == theirs))
+    }
+}

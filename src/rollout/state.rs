@@ -1,0 +1,298 @@
+//! Everything that is known and intended of one service. Serialised as it is into the journal's
+//! checkpoints and, compactly, onto the hosts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::analysis::{Verdict, Window};
+use super::release::Release;
+use crate::base::{Attempt, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp};
+
+/// One service. Ordered maps only: a seed must replay exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceState {
+    /// Its name.
+    pub service: ServiceName,
+    /// The releases that have replicas or that the rollout is between, by number.
+    pub releases: BTreeMap<ReleaseNumber, Release>,
+    /// The release that is served when no rollout is under way.
+    pub stable: Option<ReleaseNumber>,
+    /// Every replica that lives or is meant to live, by release and index.
+    pub replicas: BTreeMap<ReplicaKey, ReplicaState>,
+    /// The rollout under way, or the last one.
+    pub rollout: Option<Rollout>,
+    /// The service is being ended: everything is drained and stopped.
+    pub stopping: bool,
+    /// The traffic table that should be at the gateway: counts up with each change.
+    pub traffic_version: u64,
+    /// The traffic table that is at the gateway.
+    pub traffic_applied: u64,
+    /// The time of the newest event.
+    pub now: Timestamp,
+}
+
+/// One replica, in its current start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaState {
+    /// Which start this is.
+    pub attempt: Attempt,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Since when it is in that phase.
+    pub since: Timestamp,
+    /// Starts that failed in a row; sets the pause before the next one.
+    pub failures: u32,
+    /// Ranks (of the gang) that are known to run.
+    pub running_ranks: u32,
+    /// The last thing that went wrong, for people.
+    pub trouble: Option<String>,
+}
+
+/// How far a replica has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// To be started once its devices are free of replicas of ours and the pause after a failure
+    /// is over.
+    Pending {
+        /// Not before this moment.
+        not_before: Timestamp,
+    },
+    /// Its ranks were told to start.
+    Starting,
+    /// A host refused for now (memory not yet free, host not reached); it is asked again.
+    Waiting {
+        /// What it waits for, for people.
+        why: String,
+        /// Asked again at this moment.
+        retry_at: Timestamp,
+        /// When waiting began: the healthy deadline counts from the first start.
+        began: Timestamp,
+    },
+    /// All ranks run; no token has been generated yet.
+    Loading,
+    /// It generated a token.
+    Ready,
+    /// It gets no new requests; those in flight are waited for.
+    Draining {
+        /// Not longer than this.
+        deadline: Timestamp,
+    },
+    /// Its ranks were told to stop.
+    Stopping,
+    /// All its ranks are gone; the entry goes with the next step.
+    Stopped,
+    /// It failed and is not started again.
+    Failed {
+        /// Why, for people.
+        cause: String,
+    },
+}
+
+/// The journey from `from` to `to`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The release served when it began; none on a first deployment.
+    pub from: Option<ReleaseNumber>,
+    /// The release to be served.
+    pub to: ReleaseNumber,
+    /// What it is for.
+    pub kind: RolloutKind,
+    /// Onwards or back.
+    pub direction: Direction,
+    /// Index into the spec's steps; `steps.len()` means the last stretch, to all replicas.
+    pub step: usize,
+    /// When the current step began.
+    pub step_since: Timestamp,
+    /// Capacity and weight of the current step were reached at this moment.
+    pub step_settled: Option<Timestamp>,
+    /// The gate that holds it, for people.
+    pub gate: Option<Gate>,
+    /// Paused by a person, since then.
+    pub paused: Option<Timestamp>,
+    /// When it began.
+    pub began: Timestamp,
+    /// When something last went forward: the progress clock.
+    pub progress: Timestamp,
+    /// Who began it: a Unix user.
+    pub by: String,
+    /// The analysis under way: what was measured of the new and of the old release.
+    pub measured_new: Window,
+    /// See `measured_new`.
+    pub measured_old: Window,
+    /// The verdict of the last analysis.
+    pub verdict: Option<Verdict>,
+    /// It is over.
+    pub outcome: Option<Outcome>,
+    /// When it was over.
+    pub ended: Option<Timestamp>,
+}
+
+/// What a rollout is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutKind {
+    /// A new revision, through all steps.
+    Apply,
+    /// Back to an earlier revision: no canary steps, replica by replica.
+    Undo,
+}
+
+/// Onwards or back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// To the new release.
+    Forward,
+    /// Back to the release before.
+    Back {
+        /// Why: the number that decided, or who asked.
+        why: String,
+        /// A person asked (abort); otherwise it failed.
+        asked: bool,
+    },
+}
+
+/// What holds a rollout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// Time has to pass.
+    Bake {
+        /// Until then.
+        until: Timestamp,
+    },
+    /// An analysis is measured.
+    Analyse {
+        /// Its name in the spec.
+        name: String,
+        /// A verdict is due then.
+        until: Timestamp,
+    },
+    /// The analysis was inconclusive: a person decides (promote or abort).
+    Inconclusive {
+        /// What was missing.
+        why: String,
+    },
+    /// A person approves (promote) or refuses (abort).
+    Approve,
+    /// It failed and the spec forbids automatic rollback: a person decides (retry by a new apply,
+    /// abort or undo).
+    Failed {
+        /// What failed.
+        why: String,
+    },
+}
+
+/// How a rollout ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The new release is stable.
+    Completed,
+    /// Taken back by itself.
+    RolledBack {
+        /// The number or the event that decided.
+        why: String,
+    },
+    /// Taken back because a person asked.
+    Aborted {
+        /// Who and why.
+        why: String,
+    },
+    /// A first deployment that failed: there is nothing to go back to, what was started is stopped.
+    Failed {
+        /// The cause.
+        why: String,
+    },
+}
+
+/// A service in one word, for lists and exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// Nothing of it runs.
+    Stopped,
+    /// All replicas of the stable release are ready.
+    Serving,
+    /// Some are, not all, and no rollout is under way.
+    Degraded,
+    /// None is.
+    Down,
+    /// A rollout goes forward.
+    Rolling,
+    /// A rollout waits for a gate or a person.
+    Held,
+    /// A rollout goes back.
+    RollingBack,
+}
+
+impl ServiceState {
+    /// A service nothing is known of.
+    pub fn new(service: ServiceName) -> Self {
+        Self {
+            service,
+            releases: BTreeMap::new(),
+            stable: None,
+            replicas: BTreeMap::new(),
+            rollout: None,
+            stopping: false,
+            traffic_version: 0,
+            traffic_applied: 0,
+            now: Timestamp(0),
+        }
+    }
+
+    /// The rollout, if one is under way.
+    pub fn active_rollout(&self) -> Option<&Rollout> {
+        self.rollout.as_ref().filter(|r| r.outcome.is_none())
+    }
+
+    /// Ready replicas of one release.
+    pub fn ready(&self, release: ReleaseNumber) -> u32 {
+        self.count(|number, replica| number == release && replica.phase == Phase::Ready)
+    }
+
+    /// Ready replicas of all releases: the serving capacity.
+    pub fn ready_total(&self) -> u32 {
+        self.count(|_, replica| replica.phase == Phase::Ready)
+    }
+
+    fn count(&self, which: impl Fn(ReleaseNumber, &ReplicaState) -> bool) -> u32 {
+        let n = self.replicas.iter().filter(|(key, r)| which(key.release, r)).count();
+        u32::try_from(n).unwrap_or(u32::MAX)
+    }
+
+    /// The id of a replica's current start.
+    pub fn replica_id(&self, release: ReleaseNumber, replica: u32) -> Option<ReplicaId> {
+        self.replicas.get(&ReplicaKey { release, replica }).map(|r| ReplicaId {
+            release,
+            replica,
+            attempt: r.attempt,
+        })
+    }
+
+    /// The service in one word.
+    pub fn condition(&self) -> Condition {
+        if let Some(rollout) = self.active_rollout() {
+            return match (&rollout.direction, &rollout.gate, rollout.paused) {
+                (Direction::Back { .. }, _, _) => Condition::RollingBack,
+                (Direction::Forward, _, Some(_)) => Condition::Held,
+                (
+                    Direction::Forward,
+                    Some(Gate::Approve | Gate::Inconclusive { .. } | Gate::Failed { .. }),
+                    _,
+                ) => Condition::Held,
+                (Direction::Forward, _, None) => Condition::Rolling,
+            };
+        }
+        let Some(stable) = self.stable else { return Condition::Stopped };
+        let wanted = self.releases.get(&stable).map_or(0, |r| r.spec.replicas.get());
+        match self.ready(stable) {
+            0 => Condition::Down,
+            n if n >= wanted => Condition::Serving,
+            _ => Condition::Degraded,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! How ranks are run on a host: as processes under gpudeck's supervisor, or as containers.
+//!
+//! One trait, one conformance suite, every implementation.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::base::{Hint, RankId};
+use crate::fleet::LinkError;
+use crate::wire::{LogChunk, RankReport, RankStart, Refusal};
+
+/// A way to run ranks on one host.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// Starts a rank. Starting what was started already (same id) is success and starts nothing.
+    async fn start(&self, start: &RankStart) -> Result<(), RuntimeError>;
+
+    /// Stops a rank: SIGTERM, SIGKILL after `grace`; returns when it is gone. Stopping what is gone
+    /// or never was is success.
+    async fn stop(&self, rank: &RankId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Forgets a rank that has ended, with its log.
+    async fn remove(&self, rank: &RankId) -> Result<(), RuntimeError>;
+
+    /// Every rank of the deck that this runtime knows on the host, ended ones included.
+    async fn list(&self) -> Result<Vec<RankReport>, RuntimeError>;
+
+    /// A piece of a rank's log, from `offset` (none: the end), at most `length` bytes.
+    async fn read_log(
+        &self,
+        rank: &RankId,
+        offset: Option<u64>,
+        length: u32,
+    ) -> Result<LogChunk, RuntimeError>;
+}
+
+/// Why a runtime could not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeError {
+    /// The host or its agent.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The container engine.
+    #[error("the container engine of {host} says: {message}")]
+    Engine {
+        /// Which host.
+        host: crate::base::HostName,
+        /// What it said, cleaned.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+        /// Asking again later can help.
+        transient: bool,
+    },
+}
+
+impl RuntimeError {
+    /// Whether asking again later can help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Link(LinkError::Down { .. } | LinkError::Timeout { .. }) => true,
+            Self::Link(LinkError::Refused { refusal, .. }) => {
+                matches!(refusal, Refusal::MemoryBusy { .. } | Refusal::Held { .. })
+            }
+            Self::Link(LinkError::Unexpected { .. }) => false,
+            Self::Engine { transient, .. } => *transient,
+        }
+    }
+}
+
+impl Hint for RuntimeError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Link(error) => error.hint(),
+            Self::Engine { hint, .. } => hint.clone(),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! `deck.toml`: the hosts, the gateways and the settings of one deck.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{DeckId, HostName, ServiceName};
+
+/// A whole `deck.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeckSpec {
+    /// The deck's identity; every rank it starts is labelled with it.
+    pub id: DeckId,
+    /// What people call it; shown in the title of every screen.
+    pub name: String,
+    /// The deck runs on simulated hosts, and every screen says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
+    /// The hosts, by name.
+    #[serde(default)]
+    pub hosts: BTreeMap<HostName, HostSpec>,
+    /// The gateways, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gateways: BTreeMap<ServiceName, GatewaySpec>,
+}
+
+/// How a host is reached and what is known of it. What is left out comes from `~/.ssh/config`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSpec {
+    /// Over SSH (the default), or the machine gpudeck itself runs on.
+    #[serde(default, skip_serializing_if = "Transport::is_ssh")]
+    pub transport: Transport,
+    /// Address or name to connect to; default: `HostName` of the SSH configuration, else the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Port of the SSH server; default: the SSH configuration, else 22.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// User to log in as; default: the SSH configuration, else who runs gpudeck.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Private keys to offer, before those of the SSH configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identity_files: Vec<String>,
+    /// The known_hosts file to use instead of the user's; new keys are written there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<String>,
+    /// Address under which other hosts and the gateway reach this host's engines;
+    /// default: the address of the SSH connection (`127.0.0.1` for `local`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_address: Option<String>,
+    /// First port to give to engines on this host; default 21000. A thousand ports are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_engine_port: Option<u16>,
+    /// Environment of the agent on this host, for example `GPUDECK_NVML` (path of the NVML library).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub agent_env: BTreeMap<String, String>,
+    /// Free words about the host (`zone = "a"`), for placement and filters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The way to a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// An SSH connection.
+    #[default]
+    Ssh,
+    /// This very machine: the same agent as a child process, no SSH.
+    Local,
+}
+
+impl Transport {
+    fn is_ssh(&self) -> bool {
+        *self == Self::Ssh
+    }
+}
+
+/// A HAProxy with a run-time socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySpec {
+    /// The host it runs on.
+    pub host: HostName,
+    /// Its run-time socket (`stats socket PATH level admin`), a path on that host.
+    pub socket: String,
+    /// Where clients reach it, for showing: `http://10.0.0.5:8080`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}

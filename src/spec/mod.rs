@@ -1,0 +1,16 @@
+//! What a person writes: `deck.toml` and `services/NAME.toml`, as types.
+//!
+//! Reading files is for `revision`; here text becomes types, and a mistake becomes a message with
+//! its line and the nearest valid key.
+
+pub mod deck;
+pub mod parse;
+pub mod service;
+
+pub use deck::{DeckSpec, GatewaySpec, HostSpec, Transport};
+pub use parse::{SpecError, parse_deck, parse_service};
+pub use service::{
+    AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,
+    Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec, Spread,
+    StepSpec,
+};

@@ -1,0 +1,213 @@
+//! From text to spec, with errors that name the line and the nearest valid key.
+
+use serde::de::DeserializeOwned;
+
+use super::{DeckSpec, EngineSpec, ServiceSpec, StepSpec};
+use crate::base::{Hint, text};
+
+/// Longest spec that is read, in bytes.
+pub const MAX_SPEC_BYTES: usize = 1 << 20;
+
+/// A spec that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}{}: {message}", .line.map(|l| format!(", line {l}")).unwrap_or_default())]
+pub struct SpecError {
+    /// The file as the person knows it.
+    pub file: String,
+    /// The line, from 1, where known.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead, where it can be guessed.
+    pub suggestion: Option<String>,
+}
+
+impl Hint for SpecError {
+    fn hint(&self) -> Option<String> {
+        self.suggestion.clone()
+    }
+}
+
+/// Reads a `deck.toml`; `file` is its name in messages.
+pub fn parse_deck(content: &str, file: &str) -> Result<DeckSpec, SpecError> {
+    let deck: DeckSpec = parse(content, file)?;
+    for (name, gateway) in &deck.gateways {
+        if !deck.hosts.contains_key(&gateway.host) {
+            let known = deck.hosts.keys().map(crate::base::HostName::as_str);
+            let suggestion = text::nearest(gateway.host.as_str(), known).map_or_else(
+                || format!("add a [hosts.{}] section", gateway.host),
+                |near| format!("did you mean `{near}`?"),
+            );
+            return Err(SpecError {
+                file: file.to_owned(),
+                line: find_line(content, gateway.host.as_str()),
+                message: format!(
+                    "gateway `{name}` is on host `{}`, which the deck does not have",
+                    gateway.host
+                ),
+                suggestion: Some(suggestion),
+            });
+        }
+    }
+    Ok(deck)
+}
+
+/// Reads a `services/NAME.toml`; `file` is its name in messages.
+pub fn parse_service(content: &str, file: &str) -> Result<ServiceSpec, SpecError> {
+    let spec: ServiceSpec = parse(content, file)?;
+    check_service(&spec).map_err(|(needle, message, suggestion)| SpecError {
+        file: file.to_owned(),
+        line: find_line(content, needle),
+        message,
+        suggestion: Some(suggestion),
+    })?;
+    Ok(spec)
+}
+
+type Complaint = (&'static str, String, String);
+
+fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
+    let rollout = &spec.rollout;
+    let is_zero = |c: super::Count| matches!(c, super::Count::Number(0) | super::Count::Percent(0));
+    if is_zero(rollout.max_unavailable) && is_zero(rollout.max_surge) {
+        return Err((
+            "max_unavailable",
+            "max_unavailable and max_surge are both 0: nothing could ever be replaced".to_owned(),
+            "set one of them to at least 1".to_owned(),
+        ));
+    }
+    if rollout.progress_deadline <= rollout.healthy_deadline {
+        return Err((
+            "progress_deadline",
+            "progress_deadline must be longer than healthy_deadline".to_owned(),
+            "raise progress_deadline or lower healthy_deadline".to_owned(),
+        ));
+    }
+    let mut last_weight = 0;
+    for step in &rollout.steps {
+        match step {
+            StepSpec::Weight(w) if *w == 0 || *w > 100 || *w < last_weight => {
+                return Err((
+                    "steps",
+                    format!("weight {w} is out of order: weights go from 1 to 100 and never down"),
+                    "order the weights, for example 10, 50, 100".to_owned(),
+                ));
+            }
+            StepSpec::Weight(w) => last_weight = *w,
+            StepSpec::Analyse(name) if name != "default" && !spec.analysis.contains_key(name) => {
+                let known = spec.analysis.keys().map(String::as_str).chain(["default"]);
+                let suggestion = text::nearest(name, known).map_or_else(
+                    || format!("add an [analysis.{name}] section"),
+                    |near| format!("did you mean `{near}`?"),
+                );
+                return Err(("analyse", format!("there is no analysis `{name}`"), suggestion));
+            }
+            _ => {}
+        }
+    }
+    if let EngineSpec::Command(command) = &spec.engine
+        && command.run.is_empty()
+    {
+        return Err((
+            "run",
+            "the command engine has no command".to_owned(),
+            "write for example run = [\"my-server\", \"--port\", \"{port}\"]".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn parse<T: DeserializeOwned>(content: &str, file: &str) -> Result<T, SpecError> {
+    if content.len() > MAX_SPEC_BYTES {
+        return Err(SpecError {
+            file: file.to_owned(),
+            line: None,
+            message: format!("the file is longer than {MAX_SPEC_BYTES} bytes"),
+            suggestion: None,
+        });
+    }
+    toml::from_str(content).map_err(|error| {
+        let message = text::clean(error.message(), 600);
+        let line = error
+            .span()
+            .and_then(|span| content.get(..span.start))
+            .map(|before| before.matches('\n').count() + 1);
+        let suggestion = suggest(&message);
+        // The list of all valid keys is noise once the nearest one is known.
+        let message = match message.split_once(", expected") {
+            Some((head, _)) if suggestion.is_some() && head.starts_with("unknown") => {
+                head.to_owned()
+            }
+            _ => message,
+        };
+        SpecError { file: file.to_owned(), line, message, suggestion }
+    })
+}
+
+/// Serde's "unknown field `x`, expected one of `a`, `b`" → "did you mean `a`?".
+fn suggest(message: &str) -> Option<String> {
+    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+        return None;
+    }
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let wrong = quoted.next()?;
+    let known: Vec<&str> = quoted.collect();
+    Some(match text::nearest(wrong, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("valid here: {}", known.join(", ")),
+    })
+}
+
+fn find_line(content: &str, needle: &str) -> Option<usize> {
+    content.lines().position(|l| l.contains(needle)).map(|i| i + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+model = "/models/chat"
+engine = "vllm"
+replicas = 2
+parallel = { tensor = 2 }
+[rollout]
+max_unavailable = "25%"
+steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = true }]
+"#;
+
+    #[test]
+    fn reads_a_service() {
+        let spec = parse_service(GOOD, "services/chat.toml").unwrap();
+        assert_eq!(spec.replicas.get(), 2);
+        assert_eq!(spec.rollout.steps.len(), 4);
+        let again = parse_service(&toml::to_string(&spec).unwrap(), "again").unwrap();
+        assert_eq!(spec, again);
+    }
+
+    #[test]
+    fn a_typo_names_its_line_and_the_nearest_key() {
+        let error =
+            parse_service(&GOOD.replace("replicas", "replcas"), "services/chat.toml").unwrap_err();
+        assert_eq!(error.to_string(), "services/chat.toml, line 4: unknown field `replcas`");
+        assert_eq!(error.hint().as_deref(), Some("did you mean `replicas`?"));
+    }
+
+    #[test]
+    fn refuses_a_policy_that_can_never_move() {
+        let text = GOOD.replace("\"25%\"", "0");
+        let error = parse_service(&text, "chat").unwrap_err();
+        assert_eq!(error.line, Some(7));
+    }
+
+    #[test]
+    fn refuses_weights_that_go_down_and_unknown_analyses() {
+        let down = GOOD.replace("{ approve = true }", "{ weight = 5 }");
+        assert!(parse_service(&down, "chat").is_err());
+        let unknown = GOOD.replace("\"default\"", "\"defalt\"");
+        assert_eq!(
+            parse_service(&unknown, "chat").unwrap_err().hint().as_deref(),
+            Some("did you mean `default`?")
+        );
+    }
+}

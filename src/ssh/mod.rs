@@ -1,0 +1,1 @@
+//! SSH on russh: configuration, authentication, host keys, channels.

@@ -1,0 +1,1 @@
+//! The full screen: state, update, view.

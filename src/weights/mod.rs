@@ -1,0 +1,1 @@
+//! Model files, wherever they are.

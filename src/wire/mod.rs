@@ -1,0 +1,16 @@
+//! The messages between a controller and the agent on a host: JSON, one message a line.
+//!
+//! The agent writes [`FromAgent`] lines to its standard output and reads [`ToAgent`] lines from
+//! its standard input. Whole streams (a container engine's socket) do not pass here: they have a
+//! channel of their own, `gpudeck agent dial`.
+
+pub mod codec;
+pub mod request;
+pub mod telemetry;
+
+pub use codec::{MAX_LINE_BYTES, PROTOCOL_VERSION};
+pub use request::{
+    DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, HttpReply, LogChunk, RankReport,
+    RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
+};
+pub use telemetry::{Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, MemoryUse};

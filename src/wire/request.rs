@@ -1,0 +1,395 @@
+//! What a controller asks of an agent, and what comes back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::telemetry::{HostFacts, HostSample};
+use crate::base::{Bytes, DeckId, DeviceId, Epoch, RankId, Timestamp};
+
+/// A line to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToAgent {
+    /// Chosen by the asker; the reply carries it.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// A line from the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromAgent {
+    /// The answer to the request of that id.
+    Reply {
+        /// The request's id.
+        id: u64,
+        /// What came of it.
+        result: Result<Reply, Refusal>,
+    },
+    /// A sample, as subscribed to.
+    Sample(Box<HostSample>),
+    /// All ranks of process supervisors on this host; sent after a subscription and on change.
+    Ranks(Vec<RankReport>),
+}
+
+/// What can be asked of an agent. Everything that changes the host is a [`Verb`] inside
+/// [`Request::Act`]; the rest only reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// The first request: versions are compared, facts are returned.
+    Hello {
+        /// [`super::PROTOCOL_VERSION`] of the asker.
+        protocol: u32,
+    },
+    /// Send samples and rank reports from now on.
+    Subscribe {
+        /// Time between samples, in milliseconds; at least 100.
+        interval_ms: u64,
+    },
+    /// Become (or stay) the one controller that may act for this deck on this host.
+    Claim {
+        /// The deck.
+        deck: DeckId,
+        /// The epoch to renew, or none to ask for a new one.
+        epoch: Option<Epoch>,
+        /// Who asks: `user@machine pid 123`.
+        holder: String,
+        /// For how long, in milliseconds; renewed well before.
+        lease_ms: u64,
+        /// Take the claim from a holder whose lease has not expired.
+        force: bool,
+    },
+    /// Change something, under the host's lock, if `epoch` is still the host's.
+    Act {
+        /// The deck acted for.
+        deck: DeckId,
+        /// The epoch that was granted.
+        epoch: Epoch,
+        /// What to do.
+        verb: Verb,
+    },
+    /// The process ranks of a deck (or of all decks) on this host.
+    Ranks {
+        /// Only of this deck.
+        deck: Option<DeckId>,
+    },
+    /// Would these needs be met right now? `Done`, or [`Refusal::MemoryBusy`].
+    CheckNeeds {
+        /// Devices and the memory that must be free on them.
+        needs: Vec<DeviceNeed>,
+        /// Ports that must be free.
+        ports: Vec<u16>,
+    },
+    /// An HTTP request from the host to an engine on it; the reply's body is cut at 256 KiB.
+    Http {
+        /// TCP port on the loopback interface, or on `address`.
+        port: u16,
+        /// Address instead of 127.0.0.1.
+        address: Option<String>,
+        /// `GET` or `POST`.
+        method: String,
+        /// Path with query.
+        path: String,
+        /// JSON body for `POST`.
+        body: Option<String>,
+        /// Time allowed, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// One read-only command (`show …`) to a HAProxy run-time socket.
+    GatewayShow {
+        /// Path of the socket.
+        socket: String,
+        /// The command, one line.
+        command: String,
+    },
+    /// What a directory holds (at most 10,000 entries).
+    ListDir {
+        /// Absolute path.
+        path: String,
+    },
+    /// A piece of a file, at most 1 MiB.
+    ReadFile {
+        /// Absolute path.
+        path: String,
+        /// From here.
+        offset: u64,
+        /// So many bytes, at most 1 MiB.
+        length: u32,
+    },
+    /// A piece of a process rank's log.
+    ReadLog {
+        /// The rank.
+        rank: RankId,
+        /// From this offset of everything ever logged; none: the last `length` bytes.
+        offset: Option<u64>,
+        /// At most so many bytes, at most 256 KiB.
+        length: u32,
+    },
+    /// The rollout state that was last saved on this host for a deck.
+    LoadState {
+        /// The deck.
+        deck: DeckId,
+    },
+}
+
+/// A change on a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    /// Start a rank under a supervisor of its own. Starting what was started already is `Done`.
+    StartRank(Box<RankStart>),
+    /// SIGTERM, and SIGKILL after the grace; answers when the whole process group is gone.
+    /// Stopping what is gone (or never was) is `Done`.
+    StopRank {
+        /// The rank.
+        rank: RankId,
+        /// Time from SIGTERM to SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
+    /// Forget a rank that has ended: its state directory and its log.
+    RemoveRank {
+        /// The rank.
+        rank: RankId,
+    },
+    /// Commands to a HAProxy run-time socket, in order; answers with their outputs.
+    Gateway {
+        /// Path of the socket.
+        socket: String,
+        /// The commands, one line each.
+        commands: Vec<String>,
+    },
+    /// Keep this text (the compact state of a rollout, JSON, at most 1 MiB) for the deck.
+    SaveState {
+        /// What to keep.
+        state: String,
+    },
+}
+
+/// Everything an agent needs to start a rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankStart {
+    /// Which rank.
+    pub rank: RankId,
+    /// Program and arguments. An element that is just `{gpudeck}` becomes the agent's own binary.
+    pub argv: Vec<String>,
+    /// Environment added to the agent's own.
+    pub env: BTreeMap<String, String>,
+    /// What must be free before it may start.
+    pub needs: Vec<DeviceNeed>,
+    /// Ports it will listen on; one in use is a refusal.
+    pub ports: Vec<u16>,
+    /// Files that must exist.
+    pub files: Vec<String>,
+    /// Log kept, in bytes; older lines go first.
+    pub log_limit: Bytes,
+}
+
+/// Memory that must be free on a device before a rank starts there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNeed {
+    /// The device.
+    pub device: DeviceId,
+    /// Memory the rank will take there.
+    pub memory: Bytes,
+}
+
+/// A good answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To `Hello`.
+    Hello {
+        /// [`super::PROTOCOL_VERSION`] of the agent.
+        protocol: u32,
+        /// What the host is.
+        facts: Box<HostFacts>,
+    },
+    /// It is done (or was done before).
+    Done,
+    /// To `Claim`: the epoch that is now the host's.
+    Claimed {
+        /// Carry it in every `Act`.
+        epoch: Epoch,
+    },
+    /// To `Ranks`.
+    Ranks(Vec<RankReport>),
+    /// To `Http`.
+    Http(HttpReply),
+    /// To `GatewayShow` (one text) and `Verb::Gateway` (one a command).
+    Texts(Vec<String>),
+    /// To `ListDir`.
+    Entries(Vec<DirEntry>),
+    /// To `ReadFile`: base64; shorter than asked at the end of the file.
+    FilePiece {
+        /// The bytes, base64.
+        data: String,
+        /// Length of the whole file.
+        file_bytes: Bytes,
+    },
+    /// To `ReadLog`.
+    Log(LogChunk),
+    /// To `LoadState`.
+    State(Option<String>),
+}
+
+/// An engine's HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpReply {
+    /// HTTP status.
+    pub status: u16,
+    /// Body, at most 256 KiB, invalid UTF-8 replaced.
+    pub body: String,
+    /// From the request to the end of the body, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirEntry {
+    /// File name (entries whose name is not UTF-8 are left out).
+    pub name: String,
+    /// Size, links followed.
+    pub size: Bytes,
+    /// It is a directory, links followed.
+    pub is_dir: bool,
+}
+
+/// A piece of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogChunk {
+    /// Offset of the first byte of `text` in everything ever logged. Larger than what was asked
+    /// for when older lines are gone.
+    pub offset: u64,
+    /// Offset to ask for next.
+    pub next_offset: u64,
+    /// The text, invalid UTF-8 replaced, control characters still in it.
+    pub text: String,
+}
+
+/// A process rank as its supervisor sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankReport {
+    /// Which rank.
+    pub rank: RankId,
+    /// How it is.
+    pub status: RankStatus,
+}
+
+/// How a rank is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RankStatus {
+    /// The engine process lives.
+    Running {
+        /// Its pid on the host.
+        pid: u32,
+        /// Since when, by the host's clock.
+        since: Timestamp,
+    },
+    /// The engine process has ended.
+    Exited {
+        /// Exit code, if it ended by itself.
+        code: Option<i32>,
+        /// Signal, if it was killed.
+        signal: Option<i32>,
+        /// When, by the host's clock.
+        at: Timestamp,
+        /// The last lines it logged (at most 2 KiB), for the message.
+        last_lines: String,
+    },
+    /// It is gone and nobody saw how: the host was restarted, or its supervisor was killed.
+    Lost,
+}
+
+/// Why an agent did not do something. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Another controller holds this host for the deck.
+    #[error("the host is held by {holder} (epoch {}, lease ends {until})", held.0)]
+    Held {
+        /// The host's epoch.
+        held: Epoch,
+        /// Who holds it.
+        holder: String,
+        /// When that lease ends, by the host's clock.
+        until: Timestamp,
+    },
+    /// A device has too little free memory now.
+    #[error("{device} has {free} free, {needed} needed{}", if holders.is_empty() { String::new() } else { format!(" (held by {})", holders.join(", ")) })]
+    MemoryBusy {
+        /// Which device.
+        device: DeviceId,
+        /// Free now.
+        free: Bytes,
+        /// Needed.
+        needed: Bytes,
+        /// Who holds memory there: `pid 123 llama-server 3.0 GiB`.
+        holders: Vec<String>,
+    },
+    /// The device is not on this host (any more).
+    #[error("there is no device {device} on the host")]
+    NoDevice {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// A port is taken.
+    #[error("port {port} is in use{}", holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    PortInUse {
+        /// Which port.
+        port: u16,
+        /// By whom, where known.
+        holder: Option<String>,
+    },
+    /// A file or directory is not there.
+    #[error("{path} does not exist on the host")]
+    NoFile {
+        /// Which.
+        path: String,
+    },
+    /// The disk is full.
+    #[error("no space left on the host's disk ({path})")]
+    NoSpace {
+        /// Where it was written.
+        path: String,
+    },
+    /// The two sides speak different versions.
+    #[error("the agent speaks protocol {agent}, not {asked}")]
+    Protocol {
+        /// The agent's.
+        agent: u32,
+        /// What was asked for.
+        asked: u32,
+    },
+    /// Anything else, in words.
+    #[error("{message}")]
+    Failed {
+        /// What went wrong, cleaned of control characters.
+        message: String,
+    },
+}
+
+/// What `gpudeck agent dial` connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DialTarget {
+    /// A Unix socket on the host.
+    Unix(String),
+    /// A TCP port on the host's loopback interface.
+    Tcp(u16),
+}
+
+/// What a dialled stream may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialAccess {
+    /// Only to look; takes no lock.
+    Read,
+    /// To change something: the host's lock is held while the stream lives, the epoch is checked.
+    Act {
+        /// The deck acted for.
+        deck: DeckId,
+        /// The epoch that was granted.
+        epoch: Epoch,
+    },
+}
