@@ -2,7 +2,12 @@
 //!
 //! [`view`] is what doors see, [`intent`] is what they ask. Doors use nothing else of gpudeck.
 
+pub mod client;
+pub mod desk;
+pub mod door;
+pub mod hub;
 pub mod intent;
+pub mod server;
 pub mod view;
 
 pub use crate::base::{
@@ -16,8 +21,10 @@ pub use crate::rollout::{
 pub use crate::wire::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
 };
+pub use client::Client;
+pub use door::Door;
 pub use intent::{Intent, IntentReply};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
-    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot,
+    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
 };

@@ -1,0 +1,205 @@
+//! The door's end of the socket.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes as BodyBytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::door::Door;
+use super::intent::{Intent, IntentReply};
+use super::server::{API_VERSION, LogRequest, Version};
+use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::wire::LogChunk;
+
+/// Longest answer or line that is read.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// A controller's socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// The controller behind `socket`, if one answers there and speaks this interface.
+    pub async fn connect(socket: &Path) -> Result<Self, ApiError> {
+        let client = Self { socket: socket.to_owned() };
+        let version: Version = client.get("/v1/version").await?;
+        if version.api != API_VERSION {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!(
+                    "the controller (pid {}) is gpudeck {} and speaks interface {}, this is gpudeck {} with interface {API_VERSION}",
+                    version.pid,
+                    version.gpudeck,
+                    version.api,
+                    env!("CARGO_PKG_VERSION")
+                ),
+                hint: Some(
+                    "run `gpudeck controller restart`: what serves goes on serving".to_owned(),
+                ),
+            });
+        }
+        Ok(client)
+    }
+
+    /// Who answers there.
+    pub async fn version(&self) -> Result<Version, ApiError> {
+        self.get("/v1/version").await
+    }
+
+    /// The snapshot as it is now.
+    pub async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        self.get("/v1/snapshot").await
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Response<Incoming>, ApiError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| ApiError {
+            kind: ErrorKind::Unreachable,
+            message: format!("no controller answers on {}: {e}", self.socket.display()),
+            hint: Some("any gpudeck command in the deck's directory starts one".to_owned()),
+        })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        // Ends with the socket, when the response's body is dropped.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "gpudeck")
+            .header("content-type", "application/json")
+            .body(Full::new(BodyBytes::from(body)))
+            .map_err(|e| internal(&e))?;
+        sender.send_request(request).await.map_err(broken)
+    }
+
+    async fn answer<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, ApiError> {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await
+            .map_err(|e| internal(&e))?
+            .to_bytes();
+        if status == StatusCode::OK {
+            return serde_json::from_slice(&body).map_err(|e| internal(&e));
+        }
+        Err(serde_json::from_slice(&body).unwrap_or_else(|_| ApiError {
+            kind: ErrorKind::Internal,
+            message: format!(
+                "the controller answered {status}: {}",
+                crate::base::text::clean(&String::from_utf8_lossy(&body), 200)
+            ),
+            hint: None,
+        }))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        Self::answer(self.exchange(Method::GET, path, Vec::new()).await?).await
+    }
+
+    async fn post<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ApiError> {
+        let body = serde_json::to_vec(body).map_err(|e| internal(&e))?;
+        Self::answer(self.exchange(Method::POST, path, body).await?).await
+    }
+}
+
+fn broken(error: hyper::Error) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Unreachable,
+        message: format!("the controller went away: {error}"),
+        hint: Some(
+            "run the command again: it starts a controller that goes on from the journal"
+                .to_owned(),
+        ),
+    }
+}
+
+fn internal(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError { kind: ErrorKind::Internal, message: error.to_string(), hint: None }
+}
+
+#[async_trait]
+impl Door for Client {
+    async fn stream(&self) -> Result<BoxStream<'static, Delta>, ApiError> {
+        let response = self.exchange(Method::GET, "/v1/stream", Vec::new()).await?;
+        if response.status() != StatusCode::OK {
+            let refused: Result<serde_json::Value, ApiError> = Self::answer(response).await;
+            return Err(refused.err().unwrap_or_else(|| internal(&"no stream")));
+        }
+        let body = response.into_body().into_data_stream();
+        let state = (body, Vec::<u8>::new());
+        let deltas = futures::stream::unfold(state, |(mut body, mut buffer)| async move {
+            loop {
+                if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
+                    let rest = buffer.split_off(end + 1);
+                    let line = std::mem::replace(&mut buffer, rest);
+                    let delta = serde_json::from_slice(&line).ok()?;
+                    return Some((delta, (body, buffer)));
+                }
+                let piece = body.next().await?.ok()?;
+                if buffer.len() + piece.len() > MAX_ANSWER_BYTES {
+                    return None;
+                }
+                buffer.extend_from_slice(&piece);
+            }
+        });
+        Ok(deltas.boxed())
+    }
+
+    async fn send(&self, intent: Intent) -> Result<IntentReply, ApiError> {
+        self.post("/v1/intents", &intent).await
+    }
+
+    async fn plan(&self, service: &ServiceName) -> Result<PlanView, ApiError> {
+        self.get(&format!("/v1/services/{service}/plan")).await
+    }
+
+    async fn plan_undo(
+        &self,
+        service: &ServiceName,
+        to: Option<ReleaseNumber>,
+    ) -> Result<PlanView, ApiError> {
+        let to = to.map(|r| format!("&to={r}")).unwrap_or_default();
+        self.get(&format!("/v1/services/{service}/plan?undo=true{to}")).await
+    }
+
+    async fn diff(
+        &self,
+        service: &ServiceName,
+        from: ReleaseNumber,
+        to: ReleaseNumber,
+    ) -> Result<String, ApiError> {
+        self.get(&format!("/v1/services/{service}/diff?from={from}&to={to}")).await
+    }
+
+    async fn history(&self, service: &ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
+        self.get(&format!("/v1/services/{service}/history")).await
+    }
+
+    async fn log(
+        &self,
+        rank: &RankId,
+        offset: Option<u64>,
+        length: u32,
+    ) -> Result<LogChunk, ApiError> {
+        self.post("/v1/log", &LogRequest { rank: rank.clone(), offset, length }).await
+    }
+}

@@ -1,0 +1,279 @@
+//! HTTP/JSON over a Unix socket.
+//!
+//! | method and path | answer |
+//! |---|---|
+//! | `GET /v1/version` | [`Version`] |
+//! | `GET /v1/snapshot` | `Snapshot` |
+//! | `GET /v1/stream` | one JSON [`Delta`] a line, the first is the snapshot |
+//! | `POST /v1/intents` | `Intent` → `IntentReply` |
+//! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
+//! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
+//! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
+//! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
+//!
+//! An error is an `ApiError` with the HTTP status of its kind.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::{Body, Bytes as BodyBytes};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::desk::Desk;
+use super::intent::{Intent, IntentReply};
+use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::wire::LogChunk;
+
+/// Version of this interface; doors and controller must agree.
+pub const API_VERSION: u32 = 1;
+
+/// `GET /v1/version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// [`API_VERSION`].
+    pub api: u32,
+    /// The controller's version.
+    pub gpudeck: String,
+    /// The controller's process.
+    pub pid: u32,
+}
+
+/// `POST /v1/log`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRequest {
+    /// Which rank.
+    pub rank: RankId,
+    /// From this offset; none: the end.
+    pub offset: Option<u64>,
+    /// At most so many bytes.
+    pub length: u32,
+}
+
+/// Who is at the other end of the socket.
+#[derive(Clone, Debug)]
+struct Peer {
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self { uid: stream.io().peer_cred().ok().map(|c| c.uid()) }
+    }
+}
+
+type Shared = State<Arc<dyn Desk>>;
+
+/// Binds the socket with mode 0600, replacing a dead one. The caller holds the deck's lock.
+pub fn bind(socket: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    let owner_only = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o600);
+    std::fs::set_permissions(socket, owner_only)?;
+    Ok(listener)
+}
+
+/// Serves until `stop` is done.
+pub async fn serve(
+    listener: UnixListener,
+    desk: Arc<dyn Desk>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/v1/version", get(version))
+        .route("/v1/snapshot", get(snapshot))
+        .route("/v1/stream", get(stream))
+        .route("/v1/intents", post(intent))
+        .route("/v1/services/{name}/plan", get(plan))
+        .route("/v1/services/{name}/diff", get(diff))
+        .route("/v1/services/{name}/history", get(history))
+        .route("/v1/log", post(log))
+        .with_state(desk);
+    // Streams never end by themselves, so the server is dropped rather than drained.
+    tokio::select! {
+        result = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()) => result,
+        () = stop => Ok(()),
+    }
+}
+
+/// Only the user who runs the controller, and root, may speak to it.
+fn admit(peer: &Peer) -> Result<String, ApiError> {
+    let own = rustix::process::geteuid().as_raw();
+    match peer.uid {
+        Some(uid) if uid == own || uid == 0 => Ok(user_name(uid)),
+        _ => Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message: "only the user who runs the controller may speak to it".to_owned(),
+            hint: None,
+        }),
+    }
+}
+
+/// The name of a Unix user, from the passwd file; the number where it has no name.
+pub fn user_name(uid: u32) -> String {
+    std::fs::read_to_string("/etc/passwd")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse::<u32>().ok()? == uid).then(|| crate::base::text::clean(name, 64))
+        })
+        .unwrap_or_else(|| format!("uid {uid}"))
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Conflict | ErrorKind::Fenced => StatusCode::CONFLICT,
+            ErrorKind::Unplaceable | ErrorKind::Outage => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Unreachable => StatusCode::BAD_GATEWAY,
+            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+async fn version(ConnectInfo(peer): ConnectInfo<Peer>) -> Result<Json<Version>, ApiError> {
+    admit(&peer)?;
+    Ok(Json(Version {
+        api: API_VERSION,
+        gpudeck: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+    }))
+}
+
+async fn snapshot(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+) -> Result<Json<Snapshot>, ApiError> {
+    admit(&peer)?;
+    Ok(Json(desk.hub().snapshot()))
+}
+
+async fn stream(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+) -> Result<Response, ApiError> {
+    admit(&peer)?;
+    let (snapshot, deltas) = desk.hub().subscribe();
+    let first = line(&Delta::Snapshot(Box::new(snapshot)));
+    let hub = Arc::clone(desk.hub());
+    let rest = futures::stream::unfold((hub, deltas), |(hub, mut deltas)| async move {
+        match deltas.recv().await {
+            Ok(delta) => Some((line(&delta), (hub, deltas))),
+            Err(RecvError::Lagged(_)) => {
+                let (snapshot, deltas) = hub.subscribe();
+                Some((line(&Delta::Snapshot(Box::new(snapshot))), (hub, deltas)))
+            }
+            Err(RecvError::Closed) => None,
+        }
+    });
+    let lines = futures::stream::once(async move { first }).chain(rest).map(Ok::<_, Infallible>);
+    Ok(Response::builder()
+        .header("content-type", "application/x-ndjson")
+        .body(Body::from_stream(lines))
+        .unwrap_or_default())
+}
+
+fn line(delta: &Delta) -> BodyBytes {
+    let mut bytes = serde_json::to_vec(delta).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes.into()
+}
+
+async fn intent(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(intent): Json<Intent>,
+) -> Result<Json<IntentReply>, ApiError> {
+    let by = admit(&peer)?;
+    desk.intent(intent, by).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct PlanQuery {
+    #[serde(default)]
+    undo: bool,
+    to: Option<String>,
+}
+
+async fn plan(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+    Query(query): Query<PlanQuery>,
+) -> Result<Json<PlanView>, ApiError> {
+    admit(&peer)?;
+    let service = service(&name)?;
+    let plan = if query.undo {
+        let to = query.to.as_deref().map(release).transpose()?;
+        desk.plan_undo(service, to).await?
+    } else {
+        desk.plan(service).await?
+    };
+    Ok(Json(plan))
+}
+
+#[derive(Deserialize)]
+struct DiffQuery {
+    from: String,
+    to: String,
+}
+
+async fn diff(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+    Query(query): Query<DiffQuery>,
+) -> Result<Json<String>, ApiError> {
+    admit(&peer)?;
+    desk.diff(service(&name)?, release(&query.from)?, release(&query.to)?).await.map(Json)
+}
+
+async fn history(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<Vec<ReleaseView>>, ApiError> {
+    admit(&peer)?;
+    desk.history(service(&name)?).await.map(Json)
+}
+
+async fn log(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(request): Json<LogRequest>,
+) -> Result<Json<LogChunk>, ApiError> {
+    admit(&peer)?;
+    desk.log(request.rank, request.offset, request.length).await.map(Json)
+}
+
+fn service(name: &str) -> Result<ServiceName, ApiError> {
+    name.parse().map_err(|e: crate::base::id::BadName| invalid(e.to_string()))
+}
+
+fn release(text: &str) -> Result<ReleaseNumber, ApiError> {
+    text.parse().map_err(invalid)
+}
+
+fn invalid(message: String) -> ApiError {
+    ApiError { kind: ErrorKind::Invalid, message, hint: None }
+}
