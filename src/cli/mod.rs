@@ -1,8 +1,93 @@
-//! The command line: one file per command.
+//! The command line: one file per command. Tables for people, `--output json` for programs.
+//!
+//! Commands speak to the controller through `api` only; [`attach`] is where one is found or started.
+
+pub mod apply;
+pub mod args;
+pub mod attach;
+pub mod controller;
+pub mod demo;
+pub mod exit;
+pub mod history;
+pub mod init;
+pub mod logs;
+pub mod plan;
+pub mod questions;
+pub mod rollout;
+pub mod screen;
+pub mod show;
+pub mod table;
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
+use self::args::{Args, Command, ControllerCommand, RolloutCommand};
+use self::exit::{Failure, Success};
+
 /// Every door but the far end.
-pub fn main(_args: &[String]) -> ExitCode {
-    ExitCode::FAILURE
+pub fn main(arguments: &[String]) -> ExitCode {
+    let args = match Args::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // 2 is «there are changes» (see docs/cli.md), so usage errors have a code of their own.
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    if let Some(Command::Controller(ControllerCommand::Run { detached: true })) = &args.command {
+        // A session of its own: the terminal's hangup and Ctrl-C do not reach it.
+        let _ = rustix::process::setsid();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&args, &Failure::other(format!("no async runtime: {error}"))),
+    };
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = run(&args) => result,
+            () = interrupted(&args) => Err(Failure::interrupted()),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match result {
+        Ok(success) => success.into(),
+        Err(failure) => exit::report(&args, &failure),
+    }
+}
+
+/// Ctrl-C ends a command; the screen and the controller handle it themselves.
+async fn interrupted(args: &Args) {
+    match args.command {
+        None | Some(Command::Demo { .. } | Command::Controller(ControllerCommand::Run { .. })) => {
+            std::future::pending().await
+        }
+        Some(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<Success, Failure> {
+    let Some(command) = &args.command else { return screen::open(args).await };
+    match command {
+        Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
+        Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
+        Command::Controller(command) => controller::run(args, command).await,
+        Command::Plan { service } => plan::run(args, service).await,
+        Command::Apply { service, options } => apply::apply(args, service, options).await,
+        Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
+            apply::undo(args, service, *to, options).await
+        }
+        Command::Rollout(command) => rollout::run(args, command).await,
+        Command::Stop { service, yes } => rollout::stop(args, service, *yes).await,
+        Command::Status { service } => show::status(args, service.as_ref()).await,
+        Command::Hosts => show::hosts(args).await,
+        Command::Events { follow } => show::events(args, *follow).await,
+        Command::History { service } => history::history(args, service).await,
+        Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,
+        Command::Logs { rank, follow, lines } => logs::run(args, rank, *follow, *lines).await,
+        Command::Questions => questions::list(args).await,
+        Command::Answer { question, answer } => questions::answer(args, *question, answer.as_deref()).await,
+    }
 }

@@ -1,0 +1,49 @@
+//! Finding the deck and its controller. The one place of the command line that knows how one is
+//! started; everything after it is `api`.
+
+use std::path::{Path, PathBuf};
+
+use super::args::Args;
+use super::exit::Failure;
+use crate::api::{Client, Hint};
+use crate::controller::{self, Paths};
+use crate::spec::{DeckSpec, parse_deck};
+
+/// The deck's directory and what its deck.toml says.
+pub fn deck(args: &Args) -> Result<(PathBuf, DeckSpec), Failure> {
+    let dir = find(args)?.ok_or_else(|| {
+        Failure { code: 8, ..Failure::other("there is no deck here") }.with_hint(
+            "run `gpudeck init` to make one, or name one with --deck DIR; `gpudeck demo` needs none",
+        )
+    })?;
+    let file = dir.join("deck.toml");
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| Failure { code: 8, ..Failure::other(format!("{}: {e}", file.display())) })?;
+    let spec = parse_deck(&text, &file.display().to_string())
+        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+    Ok((dir, spec))
+}
+
+/// The deck's directory, if there is one.
+pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
+    if let Some(dir) = &args.deck {
+        return std::fs::canonicalize(dir)
+            .map(Some)
+            .map_err(|e| Failure { code: 8, ..Failure::other(format!("{}: {e}", dir.display())) });
+    }
+    let here = std::env::current_dir()
+        .map_err(|e| Failure::other(format!("the present directory cannot be told: {e}")))?;
+    Ok(here.ancestors().find(|dir| dir.join("deck.toml").is_file()).map(Path::to_owned))
+}
+
+/// The deck's controller, started if there is none.
+pub async fn attach(args: &Args) -> Result<Client, Failure> {
+    let (dir, spec) = deck(args)?;
+    Ok(controller::attach(&dir, &Paths::of(spec.id)).await?)
+}
+
+/// The deck's controller, if one runs.
+pub async fn running(args: &Args) -> Result<Client, Failure> {
+    let (_, spec) = deck(args)?;
+    Ok(Client::connect(&Paths::of(spec.id).socket()).await?)
+}

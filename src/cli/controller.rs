@@ -1,0 +1,96 @@
+//! `gpudeck controller …`: the deck's background process.
+
+use std::time::Duration;
+
+use super::args::{Args, ControllerCommand, Output};
+use super::attach::{attach, deck, running};
+use super::exit::{Failure, Success};
+use super::table;
+use crate::api::{Door, Hint, Intent};
+use crate::controller::{Options, Paths, start_in_process};
+
+/// How long a controller stays with nothing to serve and nobody attached.
+const LEAVE_AFTER: Duration = Duration::from_secs(60);
+
+/// Runs, shows or ends it.
+pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Failure> {
+    match command {
+        ControllerCommand::Run { detached } => run_here(args, *detached).await,
+        ControllerCommand::Status => status(args).await,
+        ControllerCommand::Stop => stop(args).await,
+        ControllerCommand::Restart => {
+            stop(args).await?;
+            attach(args).await?;
+            status(args).await
+        }
+    }
+}
+
+async fn run_here(args: &Args, detached: bool) -> Result<Success, Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GPUDECK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,russh=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    let (dir, spec) = deck(args)?;
+    let paths = Paths::of(spec.id);
+    let options = Options {
+        deck_dir: Some(dir),
+        deck: spec,
+        agent_binary: None,
+        leave_when_idle: detached.then_some(LEAVE_AFTER),
+    };
+    let mut running = start_in_process(options, &paths)
+        .await
+        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+    tracing::info!(socket = %running.socket.display(), "the controller answers");
+    let failed = |e: std::io::Error| Failure::other(e.to_string());
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
+    tokio::select! {
+        () = running.ended() => {}
+        _ = terminate.recv() => running.stop().await,
+        _ = tokio::signal::ctrl_c() => running.stop().await,
+    }
+    Ok(Success::Done)
+}
+
+async fn status(args: &Args) -> Result<Success, Failure> {
+    let (_, spec) = deck(args)?;
+    let paths = Paths::of(spec.id);
+    let version = match running(args).await {
+        Ok(client) => Some(client.version().await?),
+        Err(_) => None,
+    };
+    match args.output {
+        Output::Json => table::json(&serde_json::json!({
+            "running": version.is_some(), "version": version,
+            "directory": paths.dir, "socket": paths.socket(),
+        }))?,
+        Output::Text => {
+            match version {
+                Some(v) => table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?,
+                None => table::out("no controller runs; any command starts one")?,
+            }
+            table::out(&format!("files in {}", paths.dir.display()))?;
+        }
+    }
+    Ok(Success::Done)
+}
+
+async fn stop(args: &Args) -> Result<Success, Failure> {
+    let Ok(client) = running(args).await else {
+        table::out("no controller runs")?;
+        return Ok(Success::Done);
+    };
+    client.send(Intent::Shutdown).await?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while client.version().await.is_ok() {
+        if tokio::time::Instant::now() > deadline {
+            return Err(Failure::other("the controller did not end in 10 s"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    if args.output == Output::Text {
+        table::out("the controller has ended; what serves goes on serving")?;
+    }
+    Ok(Success::Done)
+}

@@ -1,0 +1,100 @@
+//! Exit codes (documented in `docs/cli.md`) and how errors are told.
+
+use std::process::ExitCode;
+
+use super::args::{Args, Output};
+use crate::api::{ApiError, ErrorKind, Hint};
+
+/// The command line was not understood.
+pub const USAGE: u8 = 64;
+
+/// A command that did what it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Success {
+    /// 0.
+    Done,
+    /// 2: `plan` found changes.
+    Changes,
+    /// 3: the rollout that was waited for was taken back or failed.
+    TakenBack,
+    /// 4: the time for waiting is up; the rollout goes on.
+    TimeIsUp,
+}
+
+impl From<Success> for ExitCode {
+    fn from(success: Success) -> Self {
+        Self::from(match success {
+            Success::Done => 0,
+            Success::Changes => 2,
+            Success::TakenBack => 3,
+            Success::TimeIsUp => 4,
+        })
+    }
+}
+
+/// A command that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What is wrong.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// Exit code 1.
+    pub fn other(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into(), hint: None }
+    }
+
+    /// Exit code 130, as shells have it for Ctrl-C.
+    pub fn interrupted() -> Self {
+        Self {
+            code: 130,
+            message: "interrupted".to_owned(),
+            hint: Some("what was begun goes on; `gpudeck status` shows it".to_owned()),
+        }
+    }
+
+    /// The same with what to do next.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        let code = match error.kind {
+            ErrorKind::Invalid | ErrorKind::Internal => 1,
+            ErrorKind::Conflict => 5,
+            ErrorKind::Unplaceable | ErrorKind::Outage => 6,
+            ErrorKind::Unreachable => 7,
+            ErrorKind::NotFound => 8,
+            ErrorKind::Fenced => 9,
+        };
+        Self { code, hint: error.hint(), message: error.message }
+    }
+}
+
+/// Tells the error on standard error and gives its code.
+pub fn report(args: &Args, failure: &Failure) -> ExitCode {
+    match args.output {
+        Output::Json => {
+            let value = serde_json::json!({
+                "error": failure.message, "hint": failure.hint, "exit_code": failure.code,
+            });
+            eprintln!("{value}");
+        }
+        Output::Text => {
+            eprintln!("gpudeck: {}", failure.message);
+            if let Some(hint) = &failure.hint {
+                eprintln!("  → {hint}");
+            }
+        }
+    }
+    ExitCode::from(failure.code)
+}

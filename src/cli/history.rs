@@ -1,0 +1,53 @@
+//! `gpudeck history` and `gpudeck diff`.
+
+use super::args::{Args, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::table;
+use crate::api::{Door, Outcome, ReleaseNumber, ServiceName};
+
+/// The releases of a service, newest first.
+pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Failure> {
+    let releases = attach(args).await?.history(service).await?;
+    if args.output == Output::Json {
+        table::json(&releases)?;
+        return Ok(Success::Done);
+    }
+    let rows: Vec<Vec<String>> = releases
+        .iter()
+        .map(|r| {
+            let outcome = match &r.outcome {
+                None => "under way or unknown".to_owned(),
+                Some(Outcome::Completed) => "completed".to_owned(),
+                Some(Outcome::RolledBack { why }) => format!("rolled back: {why}"),
+                Some(Outcome::Aborted { why }) => format!("aborted: {why}"),
+                Some(Outcome::Failed { why }) => format!("failed: {why}"),
+            };
+            vec![
+                r.number.to_string(),
+                r.revision.to_string(),
+                r.created.to_string(),
+                r.author.clone(),
+                outcome,
+                r.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table::print(&["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "WHY"], &rows)?;
+    Ok(Success::Done)
+}
+
+/// The spec of one release against another's.
+pub async fn diff(
+    args: &Args,
+    service: &ServiceName,
+    from: ReleaseNumber,
+    to: ReleaseNumber,
+) -> Result<Success, Failure> {
+    let diff = attach(args).await?.diff(service, from, to).await?;
+    match args.output {
+        Output::Json => table::json(&diff)?,
+        Output::Text => table::out(diff.trim_end())?,
+    }
+    Ok(Success::Done)
+}

@@ -1,0 +1,63 @@
+//! `gpudeck logs chat/0/0 -f`.
+
+use std::time::Duration;
+
+use super::args::Args;
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::{show, table};
+use crate::api::{Door, RankId, ServiceName, Snapshot, text};
+
+/// Prints what a rank logged.
+pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let snapshot = show::settle(&client).await?;
+    let rank = find(&snapshot, rank)?;
+    let chunk = client.log(&rank, None, 256 << 10).await?;
+    let all: Vec<&str> = chunk.text.lines().collect();
+    for line in all.get(all.len().saturating_sub(lines)..).unwrap_or_default() {
+        table::out(&text::clean(line, 4_000))?;
+    }
+    let mut next = chunk.next_offset;
+    while follow {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let chunk = client.log(&rank, Some(next), 64 << 10).await?;
+        // Only whole lines, so that a line in the making is not torn.
+        let end = chunk.text.rfind('\n').map_or(0, |i| i + 1);
+        let whole = if chunk.text.len() >= 32 << 10 { &chunk.text } else { chunk.text.get(..end).unwrap_or("") };
+        for line in whole.lines() {
+            table::out(&text::clean(line, 4_000))?;
+        }
+        next = chunk.offset + u64::try_from(whole.len()).unwrap_or(0);
+    }
+    Ok(Success::Done)
+}
+
+/// `chat/0/1`, `chat/0` or `chat`: the newest start of that replica.
+fn find(snapshot: &Snapshot, wanted: &str) -> Result<RankId, Failure> {
+    let mut parts = wanted.split('/');
+    let bad = || {
+        Failure::other(format!("`{}` is not a rank", text::clean(wanted, 60)))
+            .with_hint("write SERVICE/REPLICA/RANK, for example chat/0/0")
+    };
+    let service: ServiceName = parts.next().unwrap_or("").parse().map_err(|_| bad())?;
+    let mut number = || match parts.next() {
+        None => Ok(0),
+        Some(part) => part.parse::<u32>().map_err(|_| bad()),
+    };
+    let (replica, rank) = (number()?, number()?);
+    let missing = |message: String| {
+        Failure { code: 8, ..Failure::other(message) }.with_hint("`gpudeck status` lists what runs")
+    };
+    let view = snapshot
+        .services
+        .get(&service)
+        .ok_or_else(|| missing(format!("there is no service {service}")))?;
+    view.replicas
+        .iter()
+        .filter(|r| r.id.replica == replica)
+        .max_by_key(|r| (r.id.release, r.id.attempt))
+        .and_then(|r| r.ranks.iter().find(|x| x.rank.rank == rank))
+        .map(|r| r.rank.clone())
+        .ok_or_else(|| missing(format!("{service} has no rank {replica}/{rank} now")))
+}

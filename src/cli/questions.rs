@@ -1,0 +1,70 @@
+//! `gpudeck questions` and `gpudeck answer`.
+
+use std::io::{IsTerminal, Read};
+
+use super::args::{Args, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::table;
+use crate::api::{Door, Intent, QuestionKind};
+
+/// What waits for a person.
+pub async fn list(args: &Args) -> Result<Success, Failure> {
+    let snapshot = attach(args).await?.snapshot().await?;
+    if args.output == Output::Json {
+        table::json(&snapshot.questions)?;
+        return Ok(Success::Done);
+    }
+    let rows: Vec<Vec<String>> = snapshot
+        .questions
+        .values()
+        .map(|q| {
+            let host = q.host.as_ref().map(ToString::to_string).unwrap_or_default();
+            vec![q.id.to_string(), host, q.text.clone()]
+        })
+        .collect();
+    table::print(&["NUMBER", "HOST", "QUESTION"], &rows)?;
+    Ok(Success::Done)
+}
+
+/// Answers one.
+pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let snapshot = client.snapshot().await?;
+    let secret = snapshot.questions.get(&id).is_some_and(|q| q.kind == QuestionKind::Secret);
+    let answer = match answer {
+        Some(_) if secret => {
+            return Err(Failure::other("a secret does not belong on a command line")
+                .with_hint("leave it out: it is read from the terminal or from standard input"));
+        }
+        Some(answer) => answer.to_owned(),
+        None => read_hidden()?,
+    };
+    client.send(Intent::Answer { question: id, answer }).await?;
+    if args.output == Output::Text {
+        table::out("answered")?;
+    }
+    Ok(Success::Done)
+}
+
+/// Reads a line without showing it.
+fn read_hidden() -> Result<String, Failure> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    let mut text = String::new();
+    let failed = |e: std::io::Error| Failure::other(format!("nothing could be read: {e}"));
+    if !stdin.is_terminal() {
+        stdin.take(4096).read_to_string(&mut text).map_err(failed)?;
+        return Ok(text.trim_end_matches('\n').to_owned());
+    }
+    eprint!("answer (not shown): ");
+    let shown = tcgetattr(&stdin).map_err(|e| failed(e.into()))?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Now, &hidden).map_err(|e| failed(e.into()))?;
+    let read = stdin.read_line(&mut text);
+    let _ = tcsetattr(&stdin, OptionalActions::Now, &shown);
+    eprintln!();
+    read.map_err(failed)?;
+    Ok(text.trim_end_matches('\n').to_owned())
+}

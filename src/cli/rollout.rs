@@ -1,0 +1,152 @@
+//! `gpudeck rollout …` and `gpudeck stop`.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::args::{Args, Output, RolloutCommand};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::{apply, show, table};
+use crate::api::{
+    Client, Delta, Door, Intent, Outcome, ReleaseNumber, ServiceName, ServiceView, Snapshot,
+};
+
+/// Watches or steers a rollout.
+pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let intent = match command {
+        RolloutCommand::Status { service, wait: true, timeout } => {
+            return wait(args, &client, service, None, *timeout).await;
+        }
+        RolloutCommand::Status { service, .. } => return show::status(args, Some(service)).await,
+        RolloutCommand::Pause { service } => Intent::Pause { service: service.clone() },
+        RolloutCommand::Resume { service } => Intent::Resume { service: service.clone() },
+        RolloutCommand::Promote { service, all } => {
+            Intent::Promote { service: service.clone(), all: *all }
+        }
+        RolloutCommand::Abort { service, reason } => {
+            Intent::Abort { service: service.clone(), reason: reason.clone() }
+        }
+        RolloutCommand::Undo { service, to, options } => {
+            return apply::undo(args, service, *to, options).await;
+        }
+    };
+    accepted(args, &client, intent).await
+}
+
+/// Stops a service.
+pub async fn stop(args: &Args, service: &ServiceName, yes: bool) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    if apply::must_ask(args, yes) && !apply::ask(&format!("Drain and stop all replicas of {service}?"))? {
+        return Ok(Success::Done);
+    }
+    accepted(args, &client, Intent::Stop { service: service.clone() }).await
+}
+
+async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Success, Failure> {
+    let reply = client.send(intent).await?;
+    match args.output {
+        Output::Json => table::json_line(&reply)?,
+        Output::Text => table::out("accepted")?,
+    }
+    Ok(Success::Done)
+}
+
+/// Waits for the end of a rollout, telling its events.
+pub async fn wait(
+    args: &Args,
+    client: &Client,
+    service: &ServiceName,
+    release: Option<ReleaseNumber>,
+    timeout: Option<Duration>,
+) -> Result<Success, Failure> {
+    let waiting = follow(args, client, service, release);
+    match timeout {
+        None => waiting.await,
+        Some(limit) => match tokio::time::timeout(limit, waiting).await {
+            Ok(result) => result,
+            Err(_) => {
+                if args.output == Output::Text {
+                    table::out("time is up; the rollout goes on (`gpudeck rollout status` shows it)")?;
+                }
+                Ok(Success::TimeIsUp)
+            }
+        },
+    }
+}
+
+async fn follow(
+    args: &Args,
+    client: &Client,
+    service: &ServiceName,
+    release: Option<ReleaseNumber>,
+) -> Result<Success, Failure> {
+    let mut shown_until = None;
+    let mut lost = 0;
+    loop {
+        // The controller may be replaced in the middle; the rollout does not care, nor do we.
+        match client.stream().await {
+            Ok(mut deltas) => {
+                lost = 0;
+                let mut snapshot: Option<Snapshot> = None;
+                while let Some(delta) = deltas.next().await {
+                    if let Delta::Event { event, .. } = &delta
+                        && event.service.as_ref() == Some(service)
+                        && shown_until.is_none_or(|t| event.at >= t)
+                    {
+                        shown_until = Some(event.at);
+                        match args.output {
+                            Output::Json => table::json_line(event)?,
+                            Output::Text => show::event_line(event)?,
+                        }
+                    }
+                    match (&mut snapshot, delta) {
+                        (_, Delta::Snapshot(whole)) => snapshot = Some(*whole),
+                        (Some(known), delta) => {
+                            if !known.apply(delta) {
+                                break;
+                            }
+                        }
+                        (None, _) => break,
+                    }
+                    let Some(view) = snapshot.as_ref().and_then(|s| s.services.get(service)) else {
+                        continue;
+                    };
+                    if let Some(success) = ended(args, view, release)? {
+                        return Ok(success);
+                    }
+                }
+            }
+            Err(error) if lost >= 40 => return Err(error.into()),
+            Err(_) => {
+                lost += 1;
+                let _ = attach(args).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+fn ended(
+    args: &Args,
+    view: &ServiceView,
+    release: Option<ReleaseNumber>,
+) -> Result<Option<Success>, Failure> {
+    let Some(rollout) = &view.rollout else {
+        return Ok(release.is_none().then_some(Success::Done));
+    };
+    if release.is_some_and(|r| r != rollout.to) {
+        return Ok(None);
+    }
+    let Some(outcome) = &rollout.outcome else { return Ok(None) };
+    if args.output == Output::Json {
+        table::json_line(&serde_json::json!({
+            "service": view.name, "release": rollout.to, "outcome": outcome,
+        }))?;
+    }
+    Ok(Some(match outcome {
+        Outcome::Completed => Success::Done,
+        Outcome::RolledBack { .. } | Outcome::Aborted { .. } | Outcome::Failed { .. } => Success::TakenBack,
+    }))
+}

@@ -1,0 +1,251 @@
+//! `gpudeck status`, `hosts`, `events`: what there is, from the snapshot.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::args::{Args, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::table;
+use crate::api::{
+    Client, Condition, Delta, Door, EventLine, Gpus, HostLinkState, HostView, Phase, ServiceName,
+    ServiceView, Severity, Snapshot,
+};
+
+/// Waits, up to a few seconds, until a fresh controller has heard of every host once.
+pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let snapshot = client.snapshot().await?;
+        let unsettled = |h: &HostView| match &h.link {
+            HostLinkState::Connecting { .. } => true,
+            HostLinkState::Up => h.sample.is_none(),
+            HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
+        };
+        if !snapshot.hosts.values().any(unsettled) || tokio::time::Instant::now() > deadline {
+            return Ok(snapshot);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Services, or one service with its replicas.
+pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let snapshot = settle(&client).await?;
+    match service {
+        None if args.output == Output::Json => table::json(&snapshot.services)?,
+        None => services(&snapshot)?,
+        Some(name) => {
+            let Some(view) = snapshot.services.get(name) else {
+                // The controller words the error, with the nearest name.
+                client.plan(name).await?;
+                return Err(Failure::other(format!("there is no service {name}")));
+            };
+            match args.output {
+                Output::Json => table::json(view)?,
+                Output::Text => one_service(view)?,
+            }
+        }
+    }
+    Ok(Success::Done)
+}
+
+fn services(snapshot: &Snapshot) -> Result<(), Failure> {
+    simulated(snapshot)?;
+    let rows: Vec<Vec<String>> = snapshot
+        .services
+        .values()
+        .map(|s| {
+            vec![
+                s.name.to_string(),
+                condition(s.condition).to_owned(),
+                format!("{}/{}", s.ready, s.wanted),
+                s.stable.map_or_else(|| "–".to_owned(), |r| r.to_string()),
+                s.engine.clone(),
+                number(s.traffic.requests_per_s),
+                percent(s.traffic.error_rate),
+                number(s.traffic.mean_response_ms),
+                s.url.clone().unwrap_or_else(|| "–".to_owned()),
+            ]
+        })
+        .collect();
+    table::print(
+        &["SERVICE", "CONDITION", "READY", "RELEASE", "ENGINE", "REQ/S", "ERRORS", "MEAN ms", "URL"],
+        &rows,
+    )
+}
+
+fn one_service(view: &ServiceView) -> Result<(), Failure> {
+    table::out(&format!(
+        "{}: {}, {}/{} ready (floor {}), release {}",
+        view.name,
+        condition(view.condition),
+        view.ready,
+        view.wanted,
+        view.floor,
+        view.stable.map_or_else(|| "–".to_owned(), |r| r.to_string()),
+    ))?;
+    if let Some(trouble) = &view.trouble {
+        table::out(&format!("! {trouble}"))?;
+    }
+    if let Some(rollout) = &view.rollout {
+        let step = view.steps.get(rollout.step).cloned().unwrap_or_default();
+        let state = match &rollout.outcome {
+            Some(outcome) => format!("{outcome:?}"),
+            None => format!("step {} of {}: {step}", rollout.step + 1, view.steps.len()),
+        };
+        table::out(&format!("rollout to {}: {state}", rollout.to))?;
+        if let Some(verdict) = &rollout.verdict {
+            table::out(&format!("analysis {}: {:?}: {}", verdict.analysis, verdict.result, verdict.reason))?;
+        }
+    }
+    let rows: Vec<Vec<String>> = view
+        .replicas
+        .iter()
+        .flat_map(|r| {
+            r.ranks.iter().map(|rank| {
+                vec![
+                    rank.rank.to_string(),
+                    r.id.release.to_string(),
+                    phase(&r.phase),
+                    rank.host.to_string(),
+                    rank.devices.len().to_string(),
+                    rank.port.to_string(),
+                    format!("{} %", r.weight_percent),
+                    r.trouble.clone().unwrap_or_default(),
+                ]
+            })
+        })
+        .collect();
+    table::print(&["RANK", "RELEASE", "PHASE", "HOST", "DEVICES", "PORT", "WEIGHT", "TROUBLE"], &rows)
+}
+
+/// Hosts and their GPUs.
+pub async fn hosts(args: &Args) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let snapshot = settle(&client).await?;
+    if args.output == Output::Json {
+        table::json(&snapshot.hosts)?;
+        return Ok(Success::Done);
+    }
+    simulated(&snapshot)?;
+    let mut rows = Vec::new();
+    for host in snapshot.hosts.values() {
+        let gpus = match host.sample.as_ref().map(|s| &s.gpus) {
+            None => "–".to_owned(),
+            Some(Gpus::None { .. }) => "none".to_owned(),
+            Some(Gpus::Hung { .. }) => "DRIVER HUNG".to_owned(),
+            Some(Gpus::Some(gpus)) => {
+                let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();
+                format!("{}×{name}", gpus.len())
+            }
+        };
+        let (state, note) = match &host.link {
+            HostLinkState::Up => ("up".to_owned(), String::new()),
+            HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
+            HostLinkState::Asking { question } => {
+                ("asking".to_owned(), format!("question {question}: `gpudeck answer {question} yes`"))
+            }
+            HostLinkState::Down { cause, hint, .. } => {
+                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+                ("down".to_owned(), format!("{cause}{hint}"))
+            }
+        };
+        let free = host.sample.as_ref().map_or_else(
+            || "–".to_owned(),
+            |s| match s.gpus.list() {
+                [] => s.memory.map_or_else(|| "–".to_owned(), |m| m.free().to_string()),
+                gpus => {
+                    let free = gpus.iter().filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
+                    crate::api::Bytes(free).to_string()
+                }
+            },
+        );
+        rows.push(vec![host.name.to_string(), state, gpus, free, host.ranks.len().to_string(), note]);
+    }
+    table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
+    Ok(Success::Done)
+}
+
+/// What happened.
+pub async fn events(args: &Args, follow: bool) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let mut deltas = client.stream().await?;
+    let show = |line: &EventLine| match args.output {
+        Output::Json => table::json_line(line),
+        Output::Text => event_line(line),
+    };
+    while let Some(delta) = deltas.next().await {
+        match delta {
+            Delta::Snapshot(snapshot) => {
+                snapshot.events.iter().try_for_each(show)?;
+                if !follow {
+                    break;
+                }
+            }
+            Delta::Event { event, .. } => show(&event)?,
+            _ => {}
+        }
+    }
+    Ok(Success::Done)
+}
+
+/// One event for people.
+pub fn event_line(line: &EventLine) -> Result<(), Failure> {
+    let mark = match line.severity {
+        Severity::Info => " ",
+        Severity::Warning => "!",
+        Severity::Error => "✗",
+    };
+    let about = line
+        .service
+        .as_ref()
+        .map(ToString::to_string)
+        .or_else(|| line.host.as_ref().map(ToString::to_string))
+        .unwrap_or_default();
+    table::out(&format!("{} {mark} {about:<12} {}", line.at, line.text))
+}
+
+fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
+    if snapshot.deck.simulated {
+        table::out("SIMULATED hosts, engines and gateway")?;
+    }
+    Ok(())
+}
+
+/// A condition in the words used everywhere.
+pub fn condition(condition: Condition) -> &'static str {
+    match condition {
+        Condition::Stopped => "stopped",
+        Condition::Serving => "serving",
+        Condition::Degraded => "degraded",
+        Condition::Down => "DOWN",
+        Condition::Rolling => "rolling",
+        Condition::Held => "held",
+        Condition::RollingBack => "rolling back",
+    }
+}
+
+fn phase(phase: &Phase) -> String {
+    match phase {
+        Phase::Pending { .. } => "pending".to_owned(),
+        Phase::Starting => "starting".to_owned(),
+        Phase::Waiting { why, .. } => format!("waiting: {why}"),
+        Phase::Loading => "loading".to_owned(),
+        Phase::Ready => "ready".to_owned(),
+        Phase::Draining { .. } => "draining".to_owned(),
+        Phase::Stopping => "stopping".to_owned(),
+        Phase::Stopped => "stopped".to_owned(),
+        Phase::Failed { cause } => format!("failed: {cause}"),
+    }
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| format!("{v:.1}"))
+}
+
+fn percent(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| format!("{:.1} %", v * 100.0))
+}

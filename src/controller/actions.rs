@@ -1,0 +1,420 @@
+//! Carrying out actions: one task an action, its result an input of the loop.
+//!
+//! Every action is idempotent, so carrying one out again after a restart is harmless; an action that
+//! is already being carried out is not begun a second time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::claims::Claims;
+use super::core::Input;
+use crate::base::{
+    Bytes, DeckId, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, TrafficServer,
+};
+use crate::engine;
+use crate::fleet::{Fleet, HostLink, LinkError};
+use crate::gateway::Gateway;
+use crate::gateway::haproxy::HaproxyGateway;
+use crate::rollout::{Action, EventKind, Outcome, RankPlan, StartRefusal};
+use crate::runtime::docker::DockerRuntime;
+use crate::runtime::process::ProcessRuntime;
+use crate::runtime::{Runtime, RuntimeError};
+use crate::spec::{DeckSpec, GatewaySpec, RuntimeSpec, ServiceSpec};
+use crate::wire::{DeviceNeed, RankStart, Reply, Request};
+
+/// Log kept of each rank.
+const LOG_LIMIT: Bytes = Bytes::mib(16);
+
+/// What every action needs.
+pub struct Means {
+    /// The deck.
+    pub deck: DeckId,
+    /// The hosts.
+    pub fleet: Fleet,
+    /// The right to act on them.
+    pub claims: Claims,
+    /// Where results go.
+    pub inputs: mpsc::Sender<Input>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Start(RankId),
+    Stop(RankId),
+    Token(ServiceName, ReplicaId),
+    Drained(ServiceName, ReplicaId),
+}
+
+/// The actions under way. Dropping it ends them; what they began on hosts goes on.
+pub struct Actions {
+    means: Arc<Means>,
+    running: HashMap<Key, JoinHandle<()>>,
+    traffic: HashMap<ServiceName, TrafficWorker>,
+}
+
+struct TrafficWorker {
+    table: watch::Sender<(u64, Vec<TrafficServer>)>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Actions {
+    fn drop(&mut self) {
+        for task in self.running.values() {
+            task.abort();
+        }
+        for worker in self.traffic.values() {
+            worker.task.abort();
+        }
+    }
+}
+
+impl Actions {
+    /// Nothing under way.
+    pub fn new(means: Arc<Means>) -> Self {
+        Self { means, running: HashMap::new(), traffic: HashMap::new() }
+    }
+
+    /// Begins an action of `service`, whose release has `spec`.
+    pub fn begin(&mut self, service: &ServiceName, deck: &DeckSpec, spec: &ServiceSpec, action: Action) {
+        self.running.retain(|_, task| !task.is_finished());
+        match action {
+            Action::StartRank { rank, plan } => {
+                let runtime = spec.runtime.clone();
+                self.spawn(Key::Start(rank.clone()), service, move |means| async move {
+                    vec![start_rank(&means, &runtime, &rank, &plan).await]
+                });
+            }
+            Action::StopRank { rank, host, grace } => {
+                let runtime = spec.runtime.clone();
+                // A start that is still being asked for must not win over the stop.
+                self.cancel(&Key::Start(rank.clone()));
+                self.spawn(Key::Stop(rank.clone()), service, move |means| async move {
+                    stop_rank(&means, &runtime, &rank, &host, grace).await;
+                    vec![EventKind::RankEnded { rank, how: "stopped".to_owned() }]
+                });
+            }
+            Action::AwaitToken { replica, plan } => {
+                let key = Key::Token(service.clone(), replica);
+                let engine = spec.engine.clone();
+                let name = service.clone();
+                self.spawn(key, service, move |means| async move {
+                    await_token(&means, &engine, &name, &plan).await;
+                    vec![EventKind::ReplicaReady { replica }]
+                });
+            }
+            Action::AwaitDrained { replica } => {
+                let key = Key::Drained(service.clone(), replica);
+                let gateway = gateway_spec(deck, spec).cloned();
+                let backend = backend(service, spec);
+                self.spawn(key, service, move |means| async move {
+                    if let Some(gateway) = gateway {
+                        await_drained(&means, &gateway, backend, replica).await;
+                    }
+                    vec![EventKind::Drained { replica }]
+                });
+            }
+            Action::ApplyTraffic { version, servers } => {
+                self.apply_traffic(service, deck, spec, version, servers);
+            }
+            // Recorded by the core, which owns the deck's repository.
+            Action::RecordOutcome { .. } => {}
+        }
+    }
+
+    /// Ends the wait for tokens and drains that nobody waits for any more.
+    pub fn keep_waiting_for(&mut self, service: &ServiceName, wanted: impl Fn(&ReplicaId) -> bool) {
+        self.running.retain(|key, task| {
+            let obsolete = match key {
+                Key::Token(s, replica) | Key::Drained(s, replica) => s == service && !wanted(replica),
+                Key::Start(_) | Key::Stop(_) => false,
+            };
+            if obsolete {
+                task.abort();
+            }
+            !obsolete
+        });
+    }
+
+    fn cancel(&mut self, key: &Key) {
+        if let Some(task) = self.running.remove(key) {
+            task.abort();
+        }
+    }
+
+    fn spawn<F, Fut>(&mut self, key: Key, service: &ServiceName, work: F)
+    where
+        F: FnOnce(Arc<Means>) -> Fut + Send + 'static,
+        Fut: Future<Output = Vec<EventKind>> + Send + 'static,
+    {
+        if self.running.contains_key(&key) {
+            return;
+        }
+        let means = Arc::clone(&self.means);
+        let service = service.clone();
+        let task = tokio::spawn(async move {
+            let inputs = means.inputs.clone();
+            for kind in work(means).await {
+                let _ = inputs.send(Input::Happened { service: service.clone(), kind }).await;
+            }
+        });
+        self.running.insert(key, task);
+    }
+
+    fn apply_traffic(
+        &mut self,
+        service: &ServiceName,
+        deck: &DeckSpec,
+        spec: &ServiceSpec,
+        version: u64,
+        servers: Vec<TrafficServer>,
+    ) {
+        let Some(gateway) = gateway_spec(deck, spec).cloned() else {
+            let inputs = self.means.inputs.clone();
+            let service = service.clone();
+            tokio::spawn(async move {
+                let kind = EventKind::TrafficApplied { version };
+                let _ = inputs.send(Input::Happened { service, kind }).await;
+            });
+            return;
+        };
+        if let Some(worker) = self.traffic.get(service)
+            && !worker.task.is_finished()
+        {
+            worker.table.send_replace((version, servers));
+            return;
+        }
+        let (table, receiver) = watch::channel((version, servers));
+        let means = Arc::clone(&self.means);
+        let task = tokio::spawn(keep_traffic(means, service.clone(), gateway, backend(service, spec), receiver));
+        self.traffic.insert(service.clone(), TrafficWorker { table, task });
+    }
+
+    /// Ends the traffic worker of a service whose gateway settings may have changed.
+    pub fn forget_traffic(&mut self, service: &ServiceName) {
+        if let Some(worker) = self.traffic.remove(service) {
+            worker.task.abort();
+        }
+    }
+}
+
+/// The gateway a service uses: the named one, or the only one.
+pub fn gateway_spec<'a>(deck: &'a DeckSpec, spec: &ServiceSpec) -> Option<&'a GatewaySpec> {
+    match &spec.gateway {
+        Some(name) => deck.gateways.get(name),
+        None if deck.gateways.len() == 1 => deck.gateways.values().next(),
+        None => None,
+    }
+}
+
+/// The gateway's backend for a service.
+pub fn backend(service: &ServiceName, spec: &ServiceSpec) -> String {
+    spec.backend.clone().unwrap_or_else(|| service.to_string())
+}
+
+/// The link of a host, or why there is none.
+pub fn link(means: &Means, host: &HostName) -> Result<Arc<dyn HostLink>, LinkError> {
+    means.fleet.link(host).ok_or_else(|| LinkError::Down {
+        host: host.clone(),
+        why: "it is not in the deck any more".to_owned(),
+        hint: Some(format!("add a [hosts.{host}] section to deck.toml")),
+    })
+}
+
+/// The runtime of a service on a host, with the right to act there.
+async fn acting_runtime(
+    means: &Means,
+    spec: &RuntimeSpec,
+    host: &HostName,
+) -> Result<Box<dyn Runtime>, LinkError> {
+    let link = link(means, host)?;
+    let epoch = means.claims.ensure(link.as_ref()).await?;
+    Ok(runtime(means.deck, spec, link, epoch))
+}
+
+/// The runtime of a service on a host, to look only.
+pub async fn reading_runtime(
+    means: &Means,
+    spec: &RuntimeSpec,
+    host: &HostName,
+) -> Result<Box<dyn Runtime>, LinkError> {
+    let link = link(means, host)?;
+    let epoch = means.claims.cell(host).await;
+    Ok(runtime(means.deck, spec, link, epoch))
+}
+
+fn runtime(
+    deck: DeckId,
+    spec: &RuntimeSpec,
+    link: Arc<dyn HostLink>,
+    epoch: crate::base::EpochCell,
+) -> Box<dyn Runtime> {
+    match spec {
+        RuntimeSpec::Process => Box::new(ProcessRuntime::new(link, deck, epoch)),
+        RuntimeSpec::Docker(docker) => Box::new(DockerRuntime::new(link, deck, epoch, docker)),
+    }
+}
+
+async fn start_rank(means: &Means, spec: &RuntimeSpec, rank: &RankId, plan: &RankPlan) -> EventKind {
+    let start = RankStart {
+        rank: rank.clone(),
+        argv: plan.argv.clone(),
+        env: plan.env.clone(),
+        needs: needs(plan),
+        ports: vec![plan.port],
+        files: plan.files.clone(),
+        log_limit: LOG_LIMIT,
+    };
+    let result = match acting_runtime(means, spec, &plan.host).await {
+        Ok(runtime) => runtime.start(&start).await,
+        Err(error) => Err(RuntimeError::Link(error)),
+    };
+    match result {
+        Ok(()) => EventKind::RankRunning { rank: rank.clone() },
+        Err(error) => {
+            let why = error.to_string();
+            let refusal = if error.is_transient() {
+                StartRefusal::NotYet { why }
+            } else {
+                StartRefusal::Never { why }
+            };
+            EventKind::RankRefused { rank: rank.clone(), refusal }
+        }
+    }
+}
+
+fn needs(plan: &RankPlan) -> Vec<DeviceNeed> {
+    plan.devices
+        .iter()
+        .filter(|d| **d != DeviceId::Cpu || plan.memory_per_device > Bytes::ZERO)
+        .map(|device| DeviceNeed { device: device.clone(), memory: plan.memory_per_device })
+        .collect()
+}
+
+async fn stop_rank(means: &Means, spec: &RuntimeSpec, rank: &RankId, host: &HostName, grace: Duration) {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        let result = match acting_runtime(means, spec, host).await {
+            Ok(runtime) => match runtime.stop(rank, grace).await {
+                Ok(()) => runtime.remove(rank).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(RuntimeError::Link(error)),
+        };
+        match result {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(%rank, %host, %error, "a rank could not be stopped yet");
+                let words = format!("{rank} on {host} could not be stopped yet: {error}");
+                let _ = means.inputs.send(Input::Say { service: rank.service.clone(), words }).await;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(15));
+    }
+}
+
+async fn await_token(
+    means: &Means,
+    engine: &crate::spec::EngineSpec,
+    service: &ServiceName,
+    plan: &RankPlan,
+) {
+    let ask = engine::of(engine).token_request(service.as_str());
+    loop {
+        if let Ok(link) = link(means, &plan.host) {
+            let request = Request::Http {
+                port: plan.port,
+                address: None,
+                method: "POST".to_owned(),
+                path: ask.path.clone(),
+                body: Some(ask.body.clone()),
+                timeout_ms: 20_000,
+            };
+            if let Ok(Reply::Http(reply)) = link.request(request).await
+                && ask.accepts(reply.status, &reply.body)
+            {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// The gateway object of a service, to read only.
+pub async fn reading_gateway(
+    means: &Means,
+    gateway: &GatewaySpec,
+    backend: String,
+) -> Result<HaproxyGateway, LinkError> {
+    let link = link(means, &gateway.host)?;
+    let epoch = means.claims.cell(&gateway.host).await;
+    Ok(HaproxyGateway::new(link, gateway.socket.clone(), backend, means.deck, epoch))
+}
+
+async fn await_drained(means: &Means, gateway: &GatewaySpec, backend: String, replica: ReplicaId) {
+    loop {
+        if let Ok(haproxy) = reading_gateway(means, gateway, backend.clone()).await
+            && let Ok(counters) = haproxy.counters().await
+            && counters.get(&replica).is_none_or(|c| c.in_flight == 0)
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Brings each new table to the gateway, and brings it again when the gateway forgot it.
+async fn keep_traffic(
+    means: Arc<Means>,
+    service: ServiceName,
+    gateway: GatewaySpec,
+    backend: String,
+    mut table: watch::Receiver<(u64, Vec<TrafficServer>)>,
+) {
+    let mut told_failure = None;
+    let mut told_success = None;
+    loop {
+        let (version, servers) = table.borrow_and_update().clone();
+        let result = async {
+            let link = link(&means, &gateway.host)?;
+            let epoch = means.claims.ensure(link.as_ref()).await?;
+            let haproxy =
+                HaproxyGateway::new(link, gateway.socket.clone(), backend.clone(), means.deck, epoch);
+            haproxy.apply(&servers).await
+        }
+        .await;
+        let (kind, again) = match result {
+            Ok(()) => {
+                told_failure = None;
+                let news = told_success != Some(version);
+                told_success = Some(version);
+                (news.then_some(EventKind::TrafficApplied { version }), Duration::from_secs(5))
+            }
+            Err(error) => {
+                let why = error.to_string();
+                let news = told_failure.as_ref() != Some(&(version, why.clone()));
+                told_failure = Some((version, why.clone()));
+                (news.then_some(EventKind::TrafficFailed { version, why }), Duration::from_secs(1))
+            }
+        };
+        if let Some(kind) = kind {
+            let input = Input::Happened { service: service.clone(), kind };
+            if means.inputs.send(input).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = table.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(again) => {}
+        }
+    }
+}
+
+/// How an outcome is written into Git's notes.
+pub fn outcome_text(release: ReleaseNumber, outcome: &Outcome) -> (ReleaseNumber, String) {
+    (release, serde_json::to_string(outcome).unwrap_or_default())
+}

@@ -1,0 +1,659 @@
+//! The one loop that owns everything that changes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::actions::{self, Actions, Means};
+use super::narrate::narrate;
+use super::planning::{self, Draft, Planned};
+use super::record::{DeckState, Record};
+use super::service_view::{self, Surroundings};
+use super::traffic::Traffic;
+use crate::api::hub::{Change, Hub};
+use crate::api::{
+    ApiError, DeckView, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView,
+    Severity,
+};
+use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
+use crate::fleet::FleetEvent;
+use crate::gateway::ServerCounters;
+use crate::journal::{Journal, JournalError};
+use crate::revision::DeckRepo;
+use crate::rollout::{
+    Action, Event, EventKind, Gate, Outcome, Phase, RolloutKind, ServiceState, step,
+};
+use crate::spec::{DeckSpec, ServiceSpec};
+use crate::wire::RankReport;
+
+/// Records after which the journal gets a checkpoint.
+const RECORDS_PER_CHECKPOINT: u64 = 2_000;
+
+/// How a controller is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The deck's directory; none: just this machine, nothing can be rolled out.
+    pub deck_dir: Option<PathBuf>,
+    /// The deck.
+    pub deck: DeckSpec,
+    /// The binary that is copied to hosts; none: the running one.
+    pub agent_binary: Option<PathBuf>,
+    /// End after this long with nothing to serve and nobody attached.
+    pub leave_when_idle: Option<Duration>,
+}
+
+/// What the loop is fed with.
+pub enum Input {
+    /// A person's wish.
+    Intent {
+        /// Which.
+        intent: Intent,
+        /// Whose.
+        by: String,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    },
+    /// A draft is ready to be placed and begun.
+    Begin {
+        /// What to roll out.
+        draft: Box<Draft>,
+        /// What for.
+        request: Request,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    },
+    /// A draft is ready to be looked at.
+    Plan {
+        /// What would be rolled out.
+        draft: Box<Draft>,
+        /// Apply or undo.
+        kind: RolloutKind,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<PlanView, ApiError>>,
+    },
+    /// From the hosts.
+    Fleet(FleetEvent),
+    /// Something happened to a service.
+    Happened {
+        /// Which.
+        service: ServiceName,
+        /// What.
+        kind: EventKind,
+    },
+    /// Everything a runtime knows of our ranks on a host. What we thought to run there and is not
+    /// among it, though it ran before `asked`, is gone.
+    Ranks {
+        /// The host.
+        host: HostName,
+        /// Only replicas of this service were looked for; none: all process ranks.
+        service: Option<ServiceName>,
+        /// When it was asked for.
+        asked: Timestamp,
+        /// What there is.
+        reports: Vec<RankReport>,
+    },
+    /// The gateway's totals of a service.
+    Counters {
+        /// Which service.
+        service: ServiceName,
+        /// The totals.
+        counters: BTreeMap<ReplicaId, ServerCounters>,
+    },
+    /// A line for the Events panel.
+    Say {
+        /// About which service.
+        service: ServiceName,
+        /// The words.
+        words: String,
+    },
+    /// The deck's files were read again.
+    Files(Box<DeckFiles>),
+    /// Look at the state.
+    Ask(Box<dyn FnOnce(&mut Core) + Send>),
+    /// Time passes.
+    Tick,
+}
+
+/// The deck's directory as read.
+#[derive(Clone, Debug, Default)]
+pub struct DeckFiles {
+    /// `deck.toml`, or what is wrong with it.
+    pub deck: Option<Result<DeckSpec, String>>,
+    /// The services, or what is wrong with each.
+    pub services: BTreeMap<ServiceName, Result<ServiceSpec, String>>,
+    /// History by service.
+    pub history: BTreeMap<ServiceName, Vec<ReleaseView>>,
+    /// Highest release number in Git.
+    pub last_release: ReleaseNumber,
+}
+
+/// What a rollout is begun for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Apply or undo.
+    pub kind: RolloutKind,
+    /// Who asked.
+    pub by: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// An outage was accepted.
+    pub accept_outage: bool,
+}
+
+/// Everything the loop owns.
+pub struct Core {
+    pub(super) options: Options,
+    pub(super) deck: DeckSpec,
+    pub(super) repo: Option<DeckRepo>,
+    pub(super) state: DeckState,
+    pub(super) journal: Journal,
+    pub(super) means: Arc<Means>,
+    pub(super) actions: Actions,
+    pub(super) hub: Arc<Hub>,
+    pub(super) files: DeckFiles,
+    pub(super) traffic: BTreeMap<ServiceName, Traffic>,
+    pub(super) trouble: BTreeMap<ServiceName, String>,
+    pub(super) records_since_checkpoint: u64,
+    pub(super) idle_since: Option<Timestamp>,
+    pub(super) shutdown: bool,
+}
+
+/// The controller's clock.
+pub fn now() -> Timestamp {
+    let since_epoch = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Core {
+    /// Takes inputs until told to end.
+    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        self.resume();
+        let mut ticks = tokio::time::interval(Duration::from_millis(250));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.shutdown {
+            tokio::select! {
+                input = inputs.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => break,
+                },
+                _ = ticks.tick() => self.take(Input::Tick),
+            }
+        }
+    }
+
+    /// Carries out again whatever the journal says is still awaited.
+    fn resume(&mut self) {
+        let services: Vec<ServiceName> = self.state.services.keys().cloned().collect();
+        for service in services {
+            let actions = self.state.services.get(&service).map(step::outstanding).unwrap_or_default();
+            if !actions.is_empty() {
+                self.say(Severity::Info, Some(&service), "goes on where it was left");
+            }
+            self.begin(&service, actions);
+            self.publish_service(&service);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Intent { intent, by, reply } => self.intent(intent, &by, reply),
+            Input::Begin { draft, request, reply } => {
+                // An asker that went away does not undo what was begun.
+                let _ = reply.send(self.begin_rollout(*draft, &request));
+            }
+            Input::Plan { draft, kind, reply } => {
+                let _ = reply.send(self.plan(&draft, kind).map(|planned| planned.view));
+            }
+            Input::Fleet(event) => self.fleet_event(event),
+            Input::Happened { service, kind } => self.happened(&service, kind),
+            Input::Ranks { host, service, asked, reports } => {
+                self.rank_reports(&host, service.as_ref(), asked, &reports);
+            }
+            Input::Counters { service, counters } => self.counters(&service, counters),
+            Input::Say { service, words } => self.say(Severity::Warning, Some(&service), &words),
+            Input::Files(files) => self.take_files(*files),
+            Input::Ask(look) => look(self),
+            Input::Tick => self.tick(),
+        }
+    }
+
+    /// The one way in which a service's state changes: decide, journal, apply, act, tell.
+    pub(super) fn happened(&mut self, service: &ServiceName, kind: EventKind) {
+        if let Err(error) = self.try_happened(service, kind) {
+            // Nothing was applied, so nothing is lost: ticks and reports bring it again.
+            tracing::error!(%service, %error, "the journal cannot be written");
+            self.set_deck_trouble(Some(format!("the journal cannot be written: {error}")));
+        }
+    }
+
+    fn try_happened(&mut self, service: &ServiceName, kind: EventKind) -> Result<(), JournalError> {
+        let before = match (self.state.services.get(service), &kind) {
+            (Some(state), _) => state.clone(),
+            (None, EventKind::RolloutRequested { .. }) => ServiceState::new(service.clone()),
+            (None, _) => return Ok(()),
+        };
+        let event = Event { at: now(), kind };
+        let mut after = before.clone();
+        let actions = step::step(&mut after, &event);
+        let changed = {
+            let mut same_time = before.clone();
+            same_time.now = after.now;
+            same_time != after
+        };
+        if !changed && actions.is_empty() {
+            return Ok(());
+        }
+        let record = Record { service: service.clone(), event };
+        self.journal.append(std::slice::from_ref(&record))?;
+        self.records_since_checkpoint += 1;
+        let lines = narrate(&before, &after, &record.event.kind);
+        self.state.services.insert(service.clone(), after);
+        for line in lines {
+            self.tell(line);
+        }
+        self.begin(service, actions);
+        self.publish_service(service);
+        Ok(())
+    }
+
+    fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+        for action in actions {
+            if let Action::RecordOutcome { release, outcome } = &action {
+                self.record_outcome(service, *release, outcome);
+                continue;
+            }
+            let Some(spec) = self.spec_for(service, &action) else { continue };
+            self.actions.begin(service, &self.deck, &spec, action);
+        }
+        if let Some(state) = self.state.services.get(service) {
+            self.actions.keep_waiting_for(service, |id| {
+                state.replicas.get(&id.key()).is_some_and(|r| {
+                    r.attempt == id.attempt && matches!(r.phase, Phase::Loading | Phase::Draining { .. })
+                })
+            });
+        }
+    }
+
+    /// The spec of the release an action belongs to.
+    fn spec_for(&self, service: &ServiceName, action: &Action) -> Option<ServiceSpec> {
+        let state = self.state.services.get(service)?;
+        let number = match action {
+            Action::StartRank { rank, .. } | Action::StopRank { rank, .. } => rank.replica.release,
+            Action::AwaitToken { replica, .. } | Action::AwaitDrained { replica } => replica.release,
+            Action::ApplyTraffic { servers, .. } => servers
+                .iter()
+                .map(|s| s.replica.release)
+                .max()
+                .or(state.rollout.as_ref().map(|r| r.to))
+                .or(state.stable)?,
+            Action::RecordOutcome { release, .. } => *release,
+        };
+        state
+            .releases
+            .get(&number)
+            .or_else(|| state.releases.values().next_back())
+            .map(|r| r.spec.clone())
+    }
+
+    fn record_outcome(&mut self, service: &ServiceName, release: ReleaseNumber, outcome: &Outcome) {
+        let (_, note) = actions::outcome_text(release, outcome);
+        if let Some(repo) = &self.repo
+            && let Err(error) = repo.record_outcome(service, release, &note, *outcome == Outcome::Completed)
+        {
+            let words = format!("the outcome of {release} could not be written to Git: {error}");
+            self.say(Severity::Warning, Some(service), &words);
+        }
+        if let Some(history) = self.files.history.get_mut(service) {
+            for entry in history.iter_mut().filter(|e| e.number == release) {
+                entry.outcome = Some(outcome.clone());
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let services: Vec<ServiceName> = self.state.services.keys().cloned().collect();
+        for service in services {
+            self.happened(&service, EventKind::Tick);
+        }
+        if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
+            match self.journal.checkpoint(&self.state) {
+                Ok(()) => self.records_since_checkpoint = 0,
+                Err(error) => tracing::warn!(%error, "no checkpoint"),
+            }
+        }
+        self.leave_when_idle();
+    }
+
+    fn leave_when_idle(&mut self) {
+        let Some(limit) = self.options.leave_when_idle else { return };
+        let serves = self.state.services.values().any(|s| !s.replicas.is_empty());
+        if serves || self.hub.readers() > 0 {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(now());
+        if now().since(since) >= limit {
+            tracing::info!("nothing to serve and nobody attached: leaving");
+            self.shutdown = true;
+        }
+    }
+
+    fn intent(
+        &mut self,
+        intent: Intent,
+        by: &str,
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    ) {
+        self.idle_since = None;
+        let by = by.to_owned();
+        let result = match intent {
+            Intent::Apply { service, reason, accept_outage } => {
+                let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
+                return self.prepare(service, None, request, reply);
+            }
+            Intent::Undo { service, to, reason } => {
+                let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage: false };
+                match self.undo_target(&service, to) {
+                    Ok(to) => return self.prepare(service, Some(to), request, reply),
+                    Err(error) => Err(error),
+                }
+            }
+            Intent::Pause { service } => self.on_rollout(&service, EventKind::Paused { by }),
+            Intent::Resume { service } => self.on_rollout(&service, EventKind::Resumed { by }),
+            Intent::Promote { service, all } => {
+                self.on_rollout(&service, EventKind::Promoted { all, by })
+            }
+            Intent::Abort { service, reason } => {
+                self.on_rollout(&service, EventKind::Aborted { by, reason })
+            }
+            Intent::Stop { service } => {
+                if self.state.services.get(&service).is_some_and(|s| !s.replicas.is_empty()) {
+                    self.on_service(&service, EventKind::StopRequested { by })
+                } else {
+                    Err(planning::not_found(&service, self.known_services()))
+                }
+            }
+            Intent::Answer { question, answer } => {
+                if self.means.fleet.answer(question, answer.into()) {
+                    Ok(IntentReply::Accepted)
+                } else {
+                    Err(ApiError {
+                        kind: ErrorKind::NotFound,
+                        message: format!("question {question} is not asked (any more)"),
+                        hint: Some("`gpudeck questions` lists those that are".to_owned()),
+                    })
+                }
+            }
+            Intent::Reload => {
+                self.reload();
+                Ok(IntentReply::Accepted)
+            }
+            Intent::Shutdown => {
+                self.shutdown = true;
+                Ok(IntentReply::Accepted)
+            }
+        };
+        let _ = reply.send(result);
+    }
+
+    fn on_rollout(&mut self, service: &ServiceName, kind: EventKind) -> Result<IntentReply, ApiError> {
+        let Some(state) = self.state.services.get(service) else {
+            return Err(planning::not_found(service, self.known_services()));
+        };
+        if state.active_rollout().is_none() {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("no rollout of {service} is under way"),
+                hint: Some(format!("`gpudeck apply {service}` begins one")),
+            });
+        }
+        self.on_service(service, kind)
+    }
+
+    fn on_service(&mut self, service: &ServiceName, kind: EventKind) -> Result<IntentReply, ApiError> {
+        self.try_happened(service, kind).map_err(|e| journal_error(&e))?;
+        Ok(IntentReply::Accepted)
+    }
+
+    /// The release an undo goes back to.
+    pub(super) fn undo_target(
+        &self,
+        service: &ServiceName,
+        to: Option<ReleaseNumber>,
+    ) -> Result<ReleaseNumber, ApiError> {
+        let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
+        let present = self.state.services.get(service).and_then(|s| s.stable);
+        if let Some(to) = to {
+            return match history.iter().find(|r| r.number == to) {
+                Some(_) => Ok(to),
+                None => Err(ApiError {
+                    kind: ErrorKind::NotFound,
+                    message: format!("{service} has no release {to}"),
+                    hint: Some(format!("`gpudeck history {service}` lists them")),
+                }),
+            };
+        }
+        history
+            .iter()
+            .find(|r| Some(r.number) != present && r.outcome == Some(Outcome::Completed))
+            .map(|r| r.number)
+            .ok_or_else(|| ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("{service} has no earlier release that was ever stable"),
+                hint: Some(format!("`gpudeck history {service}` shows what there is")),
+            })
+    }
+
+    /// Reads and inspects what is to be rolled out, off the loop; it comes back as `Begin`.
+    fn prepare(
+        &mut self,
+        service: ServiceName,
+        to: Option<ReleaseNumber>,
+        request: Request,
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    ) {
+        if let Err(error) = self.may_begin(&service) {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let work = self.draft(service, to);
+        let inputs = self.means.inputs.clone();
+        tokio::spawn(async move {
+            match work.await {
+                Ok(draft) => {
+                    let input = Input::Begin { draft: Box::new(draft), request, reply };
+                    let _ = inputs.send(input).await;
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            }
+        });
+    }
+
+    fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
+        if self.repo.is_none() {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: "there is no deck here, so nothing can be rolled out".to_owned(),
+                hint: Some("`gpudeck init` makes one".to_owned()),
+            });
+        }
+        if let Some(state) = self.state.services.get(service)
+            && let Some(rollout) = state.active_rollout()
+        {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("a rollout of {service} to {} is under way", rollout.to),
+                hint: Some(format!(
+                    "wait for it (`gpudeck rollout status {service} --wait`) or take it back (`gpudeck rollout abort {service}`)"
+                )),
+            });
+        }
+        if self.state.services.get(service).is_some_and(|s| s.stopping) {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("{service} is being stopped"),
+                hint: Some("wait until it has stopped, then apply again".to_owned()),
+            });
+        }
+        Ok(())
+    }
+
+    /// The work of reading a spec and inspecting its model.
+    pub(super) fn draft(
+        &self,
+        service: ServiceName,
+        to: Option<ReleaseNumber>,
+    ) -> impl Future<Output = Result<Draft, ApiError>> + Send + 'static {
+        let spec = planning::read_spec(self, &service, to);
+        let means = Arc::clone(&self.means);
+        let hosts: Vec<HostName> = self.hub.with(|s| {
+            s.hosts.values().filter(|h| super::world::is_up(h)).map(|h| h.name.clone()).collect()
+        });
+        async move {
+            let (spec, text, revision) = spec?;
+            planning::draft(&means, service, spec, text, revision, hosts).await
+        }
+    }
+
+    pub(super) fn plan(&self, draft: &Draft, kind: RolloutKind) -> Result<Planned, ApiError> {
+        planning::plan(self, draft, kind)
+    }
+
+    fn begin_rollout(&mut self, draft: Draft, request: &Request) -> Result<IntentReply, ApiError> {
+        self.may_begin(&draft.service)?;
+        let planned = self.plan(&draft, request.kind)?;
+        if planned.view.nothing_to_do {
+            return Ok(IntentReply::NothingToDo);
+        }
+        if planned.view.forecast.outage && !request.accept_outage {
+            return Err(ApiError {
+                kind: ErrorKind::Outage,
+                message: format!("{}: OUTAGE: no replica would be ready in between", draft.service),
+                hint: Some("give it a spare GPU or another replica, or accept it with --accept-outage".to_owned()),
+            });
+        }
+        let service = draft.service.clone();
+        let mut release = planned.release;
+        release.author.clone_from(&request.by);
+        release.reason.clone_from(&request.reason);
+        let repo = self.repo.as_ref().ok_or_else(|| no_deck())?;
+        release.revision = planning::commit(repo, &draft, &release, request.kind)?;
+        let number = release.number;
+        self.state.last_release = self.state.last_release.max(number);
+        self.files.history.entry(service.clone()).or_default().insert(0, ReleaseView {
+            number,
+            revision: release.revision.clone(),
+            created: release.created,
+            author: release.author.clone(),
+            reason: release.reason.clone(),
+            outcome: None,
+        });
+        let kind = EventKind::RolloutRequested {
+            release: Box::new(release),
+            kind: request.kind,
+            by: request.by.clone(),
+        };
+        self.actions.forget_traffic(&service);
+        self.try_happened(&service, kind).map_err(|e| journal_error(&e))?;
+        Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(planned.view) })
+    }
+
+    fn counters(&mut self, service: &ServiceName, counters: BTreeMap<ReplicaId, ServerCounters>) {
+        let windows = self.traffic.entry(service.clone()).or_default().observe(now(), counters);
+        let measuring = self
+            .state
+            .services
+            .get(service)
+            .and_then(ServiceState::active_rollout)
+            .is_some_and(|r| matches!(r.gate, Some(Gate::Analyse { .. })));
+        if measuring && windows.values().any(|w| w.requests > 0) {
+            self.happened(service, EventKind::Measured { windows });
+        }
+        self.publish_service(service);
+    }
+
+    /// Names of all services, of the deck and of the journal.
+    pub(super) fn known_services(&self) -> Vec<ServiceName> {
+        self.files.services.keys().chain(self.state.services.keys()).cloned().collect()
+    }
+
+    pub(super) fn publish_service(&mut self, service: &ServiceName) {
+        let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
+        let around = Surroundings {
+            deck: &self.deck,
+            spec: self.files.services.get(service),
+            traffic: self.traffic.get(service),
+            history,
+            trouble: self.trouble.get(service).map(String::as_str),
+        };
+        let view = service_view::view(service, self.state.services.get(service), &around);
+        let ranks_before = self.hub.with(|s| s.services.get(service).map(|v| v.replicas.clone()));
+        let ranks_changed = ranks_before.as_ref().map(|r| ids(r)) != Some(ids(&view.replicas));
+        self.hub.publish(Change::Service(Box::new(view)));
+        if ranks_changed {
+            self.publish_ranks();
+        }
+    }
+
+    /// Brings the hosts' lists of ranks up to date.
+    pub(super) fn publish_ranks(&self) {
+        let hosts: Vec<HostView> = self.hub.with(|s| {
+            s.hosts
+                .values()
+                .map(|h| HostView { ranks: service_view::ranks_on(s.services.values(), &h.name), ..h.clone() })
+                .collect()
+        });
+        for host in hosts {
+            self.hub.publish(Change::Host(Box::new(host)));
+        }
+    }
+
+    pub(super) fn say(&self, severity: Severity, service: Option<&ServiceName>, words: &str) {
+        self.tell(EventLine {
+            at: now(),
+            severity,
+            service: service.cloned(),
+            host: None,
+            text: text::clean(words, 400),
+        });
+    }
+
+    pub(super) fn tell(&self, line: EventLine) {
+        tracing::info!(
+            service = line.service.as_ref().map(ServiceName::as_str),
+            host = line.host.as_ref().map(HostName::as_str),
+            "{}", line.text
+        );
+        self.hub.publish(Change::Event(line));
+    }
+
+    pub(super) fn set_deck_trouble(&self, trouble: Option<String>) {
+        let deck = self.hub.with(|s| s.deck.clone());
+        self.hub.publish(Change::Deck(DeckView { trouble, ..deck }));
+    }
+}
+
+fn ids(replicas: &[crate::api::ReplicaView]) -> Vec<ReplicaId> {
+    replicas.iter().map(|r| r.id).collect()
+}
+
+fn no_deck() -> ApiError {
+    ApiError { kind: ErrorKind::Conflict, message: "there is no deck".to_owned(), hint: None }
+}
+
+/// A journal that cannot be written refuses new work; what runs goes on.
+fn journal_error(error: &JournalError) -> ApiError {
+    use crate::base::Hint;
+    ApiError {
+        kind: ErrorKind::Internal,
+        message: format!("the journal cannot be written, so nothing was begun: {error}"),
+        hint: error.hint(),
+    }
+}

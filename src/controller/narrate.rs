@@ -1,0 +1,142 @@
+//! What happened to a service, in words: pure, from the state before and after an event.
+
+use crate::api::{EventLine, Severity};
+use crate::base::{Timestamp, text};
+use crate::rollout::{Condition, Direction, EventKind, Gate, Outcome, Phase, ServiceState};
+
+/// The lines for the Events panel.
+pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) -> Vec<EventLine> {
+    let mut story = Story { at: after.now, state: after, lines: Vec::new() };
+    if let EventKind::RolloutRequested { release, by, kind } = kind {
+        let verb = match kind {
+            crate::rollout::RolloutKind::Apply => "rolls out",
+            crate::rollout::RolloutKind::Undo => "goes back with",
+        };
+        let reason = release.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        story.info(format!("{by} {verb} {} (revision {}){reason}", release.number, release.revision));
+    }
+    match kind {
+        EventKind::Paused { by } => story.info(format!("{by} pauses the rollout")),
+        EventKind::Resumed { by } => story.info(format!("{by} resumes the rollout")),
+        EventKind::Promoted { by, all: false } => story.info(format!("{by} promotes")),
+        EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
+        EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
+        EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
+        EventKind::TrafficFailed { why, .. } => story.warn(format!("the gateway was not changed: {why}")),
+        _ => {}
+    }
+    replicas(&mut story, before, after);
+    rollout(&mut story, before, after);
+    if before.condition() != Condition::Down && after.condition() == Condition::Down {
+        story.error("no replica is ready".to_owned());
+    }
+    story.lines
+}
+
+struct Story<'a> {
+    at: Timestamp,
+    state: &'a ServiceState,
+    lines: Vec<EventLine>,
+}
+
+impl Story<'_> {
+    fn say(&mut self, severity: Severity, words: &str) {
+        self.lines.push(EventLine {
+            at: self.at,
+            severity,
+            service: Some(self.state.service.clone()),
+            host: None,
+            text: text::clean(words, 400),
+        });
+    }
+    fn info(&mut self, words: String) {
+        self.say(Severity::Info, &words);
+    }
+    fn warn(&mut self, words: String) {
+        self.say(Severity::Warning, &words);
+    }
+    fn error(&mut self, words: String) {
+        self.say(Severity::Error, &words);
+    }
+}
+
+fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
+    for (key, now) in &after.replicas {
+        let was = before.replicas.get(key);
+        if was.is_some_and(|w| w.phase == now.phase && w.attempt == now.attempt) {
+            continue;
+        }
+        let was_phase = was.map(|w| &w.phase);
+        match &now.phase {
+            Phase::Starting if matches!(was_phase, Some(Phase::Waiting { .. })) => {}
+            Phase::Starting => {
+                let hosts = after
+                    .releases
+                    .get(&key.release)
+                    .and_then(|r| r.replica(key.replica))
+                    .map(|p| p.ranks.iter().map(|r| r.host.to_string()).collect::<Vec<_>>().join(", "))
+                    .unwrap_or_default();
+                let attempt = match now.attempt.0.get() {
+                    1 => String::new(),
+                    n => format!(" (attempt {n})"),
+                };
+                story.info(format!("{key} starts on {hosts}{attempt}"));
+            }
+            Phase::Waiting { why, .. } if !matches!(was_phase, Some(Phase::Waiting { .. })) => {
+                story.info(format!("{key} waits: {why}"));
+            }
+            Phase::Ready => story.info(format!("{key} is ready: it generated a token")),
+            Phase::Draining { .. } => story.info(format!("{key} drains")),
+            Phase::Stopping => story.info(format!("{key} stops")),
+            Phase::Failed { cause } => story.error(format!("{key} failed: {cause}")),
+            Phase::Pending { .. } if was.is_some() => {
+                let why = now.trouble.as_deref().unwrap_or("it ended");
+                story.warn(format!("{key} is to be started again: {why}"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
+    let Some(now) = &after.rollout else { return };
+    let was = before.rollout.as_ref().filter(|w| w.to == now.to && w.began == now.began);
+    if let Some(verdict) = &now.verdict
+        && was.and_then(|w| w.verdict.as_ref()) != Some(verdict)
+    {
+        let words = format!("analysis {}: {:?}: {}", verdict.analysis, verdict.result, verdict.reason);
+        match verdict.result {
+            crate::rollout::analysis::VerdictResult::Success => story.info(words),
+            _ => story.warn(words),
+        }
+    }
+    if let Direction::Back { why, .. } = &now.direction
+        && was.is_some_and(|w| w.direction == Direction::Forward)
+    {
+        story.error(format!("{} is taken back: {why}", now.to));
+    }
+    if now.gate != was.and_then(|w| w.gate.clone()) {
+        match &now.gate {
+            Some(Gate::Bake { until }) => {
+                story.info(format!("bakes for {}", crate::base::time::short(until.since(after.now))));
+            }
+            Some(Gate::Analyse { name, .. }) => story.info(format!("analysis {name} begins")),
+            Some(Gate::Inconclusive { why }) => {
+                story.warn(format!("the analysis is inconclusive ({why}): promote or abort"));
+            }
+            Some(Gate::Approve) => story.warn("waits for approval: promote or abort".to_owned()),
+            Some(Gate::Failed { why }) => story.error(format!("failed and held: {why}")),
+            None => {}
+        }
+    }
+    if let Some(outcome) = &now.outcome
+        && was.is_none_or(|w| w.outcome.is_none())
+    {
+        match outcome {
+            Outcome::Completed => story.info(format!("{} is stable", now.to)),
+            Outcome::RolledBack { why } => story.warn(format!("{} was taken back: {why}", now.to)),
+            Outcome::Aborted { why } => story.warn(format!("{} was aborted: {why}", now.to)),
+            Outcome::Failed { why } => story.error(format!("{} failed: {why}", now.to)),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What comes from the hosts: link states, samples, reports of ranks, the deck's files.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::actions::{self, Means, reading_gateway, reading_runtime};
+use super::core::{Core, DeckFiles, Input, now};
+use crate::api::hub::Change;
+use crate::api::{EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
+use crate::base::{HostName, RankId, ServiceName, Timestamp};
+use crate::fleet::{FleetEvent, LinkState};
+use crate::rollout::{EventKind, Phase};
+use crate::spec::{GatewaySpec, RuntimeSpec};
+use crate::wire::{RankReport, RankStatus, Reply, Request};
+
+impl Core {
+    pub(super) fn fleet_event(&mut self, event: FleetEvent) {
+        match event {
+            FleetEvent::Link { host, state } => self.link_changed(host, state),
+            FleetEvent::Facts { host, facts } => {
+                self.change_host(&host, |view| view.facts = Some(facts));
+            }
+            FleetEvent::Sample { host, sample } => self.change_host(&host, |view| {
+                view.sample = Some(sample);
+                view.sampled = Some(now());
+            }),
+            FleetEvent::Ranks { host, ranks } => {
+                // A pushed report may be older than a start that is under way, so it only adds
+                // knowledge; absence is concluded from answers to our own question.
+                for report in ranks {
+                    self.rank_report(&host, &report);
+                }
+            }
+            FleetEvent::Question { id, host, kind, text } => {
+                let kind = match kind {
+                    crate::fleet::QuestionKind::HostKey => QuestionKind::HostKey,
+                    crate::fleet::QuestionKind::Secret => QuestionKind::Secret,
+                };
+                self.tell(EventLine {
+                    at: now(),
+                    severity: Severity::Warning,
+                    service: None,
+                    host: Some(host.clone()),
+                    text: crate::base::text::clean(&text, 300),
+                });
+                self.hub.publish(Change::Question(Question { id, host: Some(host), kind, text, asked: now() }));
+            }
+            FleetEvent::QuestionGone { id } => self.hub.publish(Change::QuestionGone(id)),
+        }
+    }
+
+    fn link_changed(&mut self, host: HostName, state: LinkState) {
+        let before = self.hub.with(|s| s.hosts.get(&host).map(|h| h.link.clone()));
+        let line = |severity, text: String| EventLine {
+            at: now(),
+            severity,
+            service: None,
+            host: Some(host.clone()),
+            text: crate::base::text::clean(&text, 300),
+        };
+        let link = match state {
+            LinkState::Connecting { phase } => HostLinkState::Connecting { phase },
+            LinkState::Asking { question } => HostLinkState::Asking { question },
+            LinkState::Up => {
+                if before != Some(HostLinkState::Up) {
+                    self.tell(line(Severity::Info, "is reached".to_owned()));
+                }
+                self.look_at_ranks(&host);
+                HostLinkState::Up
+            }
+            LinkState::Down { cause, hint, retry_in } => {
+                let since = match &before {
+                    Some(HostLinkState::Down { since, .. }) => *since,
+                    _ => now(),
+                };
+                let known = matches!(&before, Some(HostLinkState::Down { cause: c, .. }) if *c == cause);
+                if !known {
+                    let hint = hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default();
+                    self.tell(line(Severity::Warning, format!("is not reached: {cause}{hint}")));
+                }
+                let retry_at = retry_in.map(|d| now().plus(d));
+                HostLinkState::Down { cause, hint, since, retry_at }
+            }
+        };
+        self.change_host(&host, |view| view.link = link);
+    }
+
+    fn change_host(&self, host: &HostName, change: impl FnOnce(&mut HostView)) {
+        let Some(spec) = self.deck.hosts.get(host) else { return };
+        let mut view = self.hub.with(|s| s.hosts.get(host).cloned()).unwrap_or_else(|| HostView {
+            name: host.clone(),
+            link: HostLinkState::Connecting { phase: "connecting".to_owned() },
+            facts: None,
+            sample: None,
+            sampled: None,
+            ranks: self.hub.with(|s| super::service_view::ranks_on(s.services.values(), host)),
+            labels: spec.labels.clone(),
+        });
+        change(&mut view);
+        self.hub.publish(Change::Host(Box::new(view)));
+    }
+
+    /// Asks a host for its ranks and concludes what is gone.
+    pub(super) fn look_at_ranks(&self, host: &HostName) {
+        let means = Arc::clone(&self.means);
+        let host = host.clone();
+        let deck = self.deck.id;
+        tokio::spawn(async move {
+            let asked = now();
+            let Ok(link) = actions::link(&means, &host) else { return };
+            if let Ok(Reply::Ranks(reports)) = link.request(Request::Ranks { deck: Some(deck) }).await {
+                let _ = means.inputs.send(Input::Ranks { host, service: None, asked, reports }).await;
+            }
+        });
+    }
+
+    /// A complete list from a runtime.
+    pub(super) fn rank_reports(
+        &mut self,
+        host: &HostName,
+        service: Option<&ServiceName>,
+        asked: Timestamp,
+        reports: &[RankReport],
+    ) {
+        for report in reports {
+            self.rank_report(host, report);
+        }
+        let docker = service.is_some();
+        let gone: Vec<RankId> = self
+            .state
+            .services
+            .iter()
+            .filter(|(name, _)| service.is_none_or(|s| s == *name))
+            .flat_map(|(_, state)| {
+                state.replicas.iter().filter_map(move |(key, replica)| {
+                    let release = state.releases.get(&key.release)?;
+                    let same_runtime = matches!(release.spec.runtime, RuntimeSpec::Docker(_)) == docker;
+                    let lives = matches!(replica.phase, Phase::Loading | Phase::Ready | Phase::Draining { .. });
+                    (same_runtime && lives && replica.since < asked).then_some((release, key, replica))
+                })
+            })
+            .flat_map(|(release, key, replica)| {
+                let ids = release.rank_ids(key.replica, replica.attempt);
+                let plans = release.replica(key.replica).map(|p| p.ranks.as_slice()).unwrap_or_default();
+                ids.into_iter().zip(plans)
+            })
+            .filter(|(id, plan)| plan.host == *host && !reports.iter().any(|r| r.rank == *id))
+            .map(|(id, _)| id)
+            .collect();
+        for rank in gone {
+            let how = format!("it is not on {host} any more");
+            let service = rank.service.clone();
+            self.happened(&service, EventKind::RankEnded { rank, how });
+        }
+    }
+
+    fn rank_report(&mut self, _host: &HostName, report: &RankReport) {
+        if report.rank.deck != self.deck.id {
+            return;
+        }
+        let rank = report.rank.clone();
+        let service = rank.service.clone();
+        let kind = match &report.status {
+            RankStatus::Running { .. } => EventKind::RankRunning { rank },
+            RankStatus::Exited { code, signal, last_lines, .. } => {
+                let how = match (code, signal) {
+                    (_, Some(signal)) => format!("killed by signal {signal}"),
+                    (Some(code), None) => format!("exit code {code}"),
+                    (None, None) => "it ended".to_owned(),
+                };
+                let last = crate::base::text::clean(last_lines.trim_end().lines().last().unwrap_or(""), 160);
+                let how = if last.is_empty() { how } else { format!("{how}: {last}") };
+                EventKind::RankEnded { rank, how }
+            }
+            RankStatus::Lost => {
+                EventKind::RankEnded { rank, how: "it is gone, and nobody saw how".to_owned() }
+            }
+        };
+        self.happened(&service, kind);
+    }
+
+    /// Takes over what was read of the deck's directory.
+    pub(super) fn take_files(&mut self, files: DeckFiles) {
+        let mut trouble = None;
+        match &files.deck {
+            Some(Ok(deck)) if *deck != self.deck && deck.id == self.deck.id => {
+                self.deck = deck.clone();
+                self.means.fleet.set_hosts(&self.deck.hosts);
+                self.say(Severity::Info, None, "deck.toml was read again");
+                let gone: Vec<HostName> = self.hub.with(|s| {
+                    s.hosts.keys().filter(|h| !self.deck.hosts.contains_key(*h)).cloned().collect()
+                });
+                for host in gone {
+                    self.hub.publish(Change::HostGone(host));
+                }
+                for name in self.deck.hosts.keys() {
+                    self.change_host(name, |_| {});
+                }
+            }
+            Some(Err(mistake)) => trouble = Some(mistake.clone()),
+            _ => {}
+        }
+        let view = self.hub.with(|s| s.deck.clone());
+        self.hub.publish(Change::Deck(crate::api::DeckView { trouble, name: self.deck.name.clone(), ..view }));
+        self.files = files;
+        let known = self.known_services();
+        let gone: Vec<ServiceName> =
+            self.hub.with(|s| s.services.keys().filter(|n| !known.contains(n)).cloned().collect());
+        for service in gone {
+            self.hub.publish(Change::ServiceGone(service));
+        }
+        for service in known {
+            self.publish_service(&service);
+        }
+    }
+}
+
+/// Reads a service's counters at its gateway again and again.
+pub struct Watched {
+    /// Which service.
+    pub service: ServiceName,
+    /// Its gateway and backend there.
+    pub gateway: Option<(GatewaySpec, String)>,
+    /// Hosts with containers of it.
+    pub docker: Vec<(HostName, RuntimeSpec)>,
+}
+
+/// Asks gateways and container engines once a second for what concerns us.
+pub async fn watch(means: Arc<Means>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let ask = Input::Ask(Box::new(move |core: &mut Core| {
+            let _ = reply.send(core.watched());
+        }));
+        if means.inputs.send(ask).await.is_err() {
+            return;
+        }
+        let Ok(watched) = answer.await else { return };
+        let rounds = watched.into_iter().map(|w| look(Arc::clone(&means), w));
+        futures::future::join_all(rounds).await;
+    }
+}
+
+async fn look(means: Arc<Means>, watched: Watched) {
+    let limit = Duration::from_secs(5);
+    if let Some((gateway, backend)) = watched.gateway {
+        let reading = async {
+            let gateway = reading_gateway(&means, &gateway, backend).await.ok()?;
+            crate::gateway::Gateway::counters(&gateway).await.ok()
+        };
+        if let Ok(Some(counters)) = tokio::time::timeout(limit, reading).await {
+            let input = Input::Counters { service: watched.service.clone(), counters };
+            let _ = means.inputs.send(input).await;
+        }
+    }
+    for (host, spec) in watched.docker {
+        let asked = now();
+        let reading = async {
+            let runtime = reading_runtime(&means, &spec, &host).await.ok()?;
+            runtime.list().await.ok()
+        };
+        if let Ok(Some(reports)) = tokio::time::timeout(limit, reading).await {
+            let service = Some(watched.service.clone());
+            let _ = means.inputs.send(Input::Ranks { host, service, asked, reports }).await;
+        }
+    }
+}
+
+impl Core {
+    fn watched(&self) -> Vec<Watched> {
+        self.state
+            .services
+            .iter()
+            .filter(|(_, state)| !state.replicas.is_empty())
+            .filter_map(|(service, state)| {
+                let release = state.releases.values().next_back()?;
+                let gateway = actions::gateway_spec(&self.deck, &release.spec)
+                    .map(|g| (g.clone(), actions::backend(service, &release.spec)));
+                let mut docker: Vec<(HostName, RuntimeSpec)> = Vec::new();
+                for key in state.replicas.keys() {
+                    let Some(release) = state.releases.get(&key.release) else { continue };
+                    if let RuntimeSpec::Docker(_) = release.spec.runtime {
+                        for rank in release.replica(key.replica).iter().flat_map(|p| &p.ranks) {
+                            let entry = (rank.host.clone(), release.spec.runtime.clone());
+                            if !docker.contains(&entry) {
+                                docker.push(entry);
+                            }
+                        }
+                    }
+                }
+                Some(Watched { service: service.clone(), gateway, docker })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,57 @@
+//! Where a deck's controller keeps its socket, journal and log: on this machine, outside the deck.
+
+use std::path::{Path, PathBuf};
+
+use crate::base::DeckId;
+
+/// The files of one deck's controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// The directory of all of them, mode 0700.
+    pub dir: PathBuf,
+}
+
+impl Paths {
+    /// `$GPUDECK_HOME/<deck id>`, else `$XDG_STATE_HOME/gpudeck/…`, else `~/.local/state/gpudeck/…`.
+    pub fn of(deck: DeckId) -> Self {
+        Self { dir: home().join(deck.to_string()) }
+    }
+
+    /// Files in `dir` itself.
+    pub fn in_dir(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Makes the directory.
+    pub fn create(&self) -> std::io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+    }
+
+    /// The API's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("controller.sock")
+    }
+
+    /// The journal's directory.
+    pub fn journal(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    /// What a background controller logs.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("controller.log")
+    }
+}
+
+fn home() -> PathBuf {
+    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(home) = from("GPUDECK_HOME") {
+        return home;
+    }
+    if let Some(state) = from("XDG_STATE_HOME") {
+        return state.join("gpudeck");
+    }
+    let user = from("HOME").unwrap_or_else(|| PathBuf::from("/root"));
+    user.join(".local/state/gpudeck")
+}

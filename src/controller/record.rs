@@ -1,0 +1,44 @@
+//! What the journal holds of a deck.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{ReleaseNumber, ServiceName};
+use crate::rollout::{Event, ServiceState, step};
+
+/// One line of the journal: something happened to a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// To which service.
+    pub service: ServiceName,
+    /// What.
+    pub event: Event,
+}
+
+/// All that is known and intended: what a checkpoint holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeckState {
+    /// The services that were ever rolled out and not forgotten.
+    pub services: BTreeMap<ServiceName, ServiceState>,
+    /// The highest release number ever given out.
+    pub last_release: ReleaseNumber,
+}
+
+impl DeckState {
+    /// Applies a record whose actions were carried out in an earlier life.
+    pub fn replay(&mut self, record: &Record) {
+        if let crate::rollout::EventKind::RolloutRequested { release, .. } = &record.event.kind {
+            self.last_release = self.last_release.max(release.number);
+        }
+        let state = self.service(&record.service);
+        let _already_done = step::step(state, &record.event);
+    }
+
+    /// A service's state, empty if nothing was known of it.
+    pub fn service(&mut self, service: &ServiceName) -> &mut ServiceState {
+        self.services
+            .entry(service.clone())
+            .or_insert_with(|| ServiceState::new(service.clone()))
+    }
+}

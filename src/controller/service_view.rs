@@ -1,0 +1,152 @@
+//! A service as doors see it.
+
+use super::traffic::Traffic;
+use super::world;
+use crate::api::{ReleaseView, ReplicaView, ServiceView};
+use crate::base::{ReleaseNumber, ServiceName, TrafficMode};
+use crate::rollout::{Phase, Release, RolloutKind, ServiceState, count, step};
+use crate::spec::{DeckSpec, ServiceSpec, StepSpec};
+
+/// What the view needs besides the state.
+pub struct Surroundings<'a> {
+    /// The deck.
+    pub deck: &'a DeckSpec,
+    /// The spec in the work tree, or what is wrong with it.
+    pub spec: Option<&'a Result<ServiceSpec, String>>,
+    /// What the gateway saw.
+    pub traffic: Option<&'a Traffic>,
+    /// The releases, newest first.
+    pub history: &'a [ReleaseView],
+    /// A mistake outside the rollout.
+    pub trouble: Option<&'a str>,
+}
+
+/// Builds the view of one service.
+pub fn view(name: &ServiceName, state: Option<&ServiceState>, around: &Surroundings<'_>) -> ServiceView {
+    let empty = ServiceState::new(name.clone());
+    let state = state.unwrap_or(&empty);
+    let served = state.stable.and_then(|n| state.releases.get(&n));
+    let target = state.rollout.as_ref().and_then(|r| state.releases.get(&r.to));
+    let written = around.spec.and_then(|s| s.as_ref().ok());
+    let shown_spec = served.or(target).map(|r| &r.spec).or(written);
+    let wanted = served.map_or(0, |r| r.spec.replicas.get());
+    let trouble = match around.spec {
+        Some(Err(mistake)) => Some(mistake.clone()),
+        _ => around.trouble.map(str::to_owned),
+    };
+    ServiceView {
+        name: name.clone(),
+        condition: state.condition(),
+        model: shown_spec.map(|s| s.model.clone()).unwrap_or_default(),
+        engine: shown_spec.map(|s| crate::engine::of(&s.engine).name().to_owned()).unwrap_or_default(),
+        wanted,
+        ready: state.ready_total(),
+        floor: served.map_or(0, |r| count::floor(&r.spec)),
+        stable: state.stable,
+        rollout: state.rollout.clone(),
+        steps: target.map(|r| step_titles(r, state)).unwrap_or_default(),
+        replicas: replicas(state, around),
+        history: around.history.iter().take(50).cloned().collect(),
+        pending_change: match (written, served) {
+            (Some(written), Some(served)) => *written != served.spec,
+            (Some(_), None) => true,
+            (None, _) => false,
+        },
+        url: shown_spec.and_then(|s| url(around.deck, s)),
+        traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
+        trouble,
+    }
+}
+
+fn url(deck: &DeckSpec, spec: &ServiceSpec) -> Option<String> {
+    super::actions::gateway_spec(deck, spec).and_then(|g| g.url.clone())
+}
+
+/// The titles of a rollout's steps, the last stretch included.
+pub fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {
+    let skips = state
+        .rollout
+        .as_ref()
+        .is_some_and(|r| r.kind == RolloutKind::Undo || r.from.is_none());
+    let steps = if skips { &[][..] } else { &release.spec.rollout.steps[..] };
+    steps.iter().map(step_title).chain(["all replicas".to_owned()]).collect()
+}
+
+fn step_title(step: &StepSpec) -> String {
+    match step {
+        StepSpec::Weight(w) => format!("weight {w} %"),
+        StepSpec::Bake(d) => format!("bake {}", humantime::format_duration(*d)),
+        StepSpec::Analyse(name) => format!("analyse {name}"),
+        StepSpec::Approve(_) => "approve".to_owned(),
+    }
+}
+
+fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView> {
+    let table = step::outstanding_traffic(state);
+    let sum: u32 = table
+        .iter()
+        .filter(|s| s.mode == TrafficMode::Ready)
+        .map(|s| u32::from(s.weight))
+        .sum();
+    let mut views: Vec<ReplicaView> = state
+        .replicas
+        .iter()
+        .filter(|(_, replica)| replica.phase != Phase::Stopped)
+        .filter_map(|(key, replica)| {
+            let release = state.releases.get(&key.release)?;
+            let id = state.replica_id(key.release, key.replica)?;
+            let plan = release.replica(key.replica)?;
+            let weight = table
+                .iter()
+                .find(|s| s.replica == id && s.mode == TrafficMode::Ready)
+                .map_or(0, |s| u32::from(s.weight));
+            Some(ReplicaView {
+                id,
+                phase: replica.phase.clone(),
+                since: replica.since,
+                trouble: replica.trouble.clone(),
+                ranks: release
+                    .rank_ids(key.replica, replica.attempt)
+                    .into_iter()
+                    .zip(&plan.ranks)
+                    .map(|(rank, plan)| crate::api::RankView {
+                        rank,
+                        host: plan.host.clone(),
+                        devices: plan.devices.clone(),
+                        port: plan.port,
+                    })
+                    .collect(),
+                weight_percent: if sum == 0 { 0 } else { (weight * 100 + sum / 2) / sum },
+                traffic: around
+                    .traffic
+                    .map(|t| t.view(|r| *r == id))
+                    .unwrap_or_default(),
+            })
+        })
+        .collect();
+    views.sort_by_key(|r| (std::cmp::Reverse(r.id.release), r.id.replica));
+    views
+}
+
+/// The ranks of a service, for the hosts' views.
+pub fn ranks_on<'a>(
+    views: impl Iterator<Item = &'a ServiceView>,
+    host: &crate::base::HostName,
+) -> Vec<crate::api::RankView> {
+    views
+        .flat_map(|s| &s.replicas)
+        .flat_map(|r| &r.ranks)
+        .filter(|rank| rank.host == *host)
+        .cloned()
+        .collect()
+}
+
+/// The number a new release gets.
+pub fn next_release(state: &super::record::DeckState, in_git: ReleaseNumber) -> ReleaseNumber {
+    ReleaseNumber(state.last_release.max(in_git).0.saturating_add(1))
+}
+
+/// Where an engine on `host` is reached, for the log of decisions.
+pub fn endpoint(deck: &DeckSpec, host: &crate::base::HostName, port: u16) -> String {
+    format!("{}:{port}", world::engine_address(deck, host))
+}

@@ -1,0 +1,309 @@
+//! Starting a controller, in this process or in the background, and attaching to one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::actions::{Actions, Means};
+use super::claims::Claims;
+use super::core::{Core, DeckFiles, Input, Options};
+use super::desk::Handle;
+use super::record::{DeckState, Record};
+use super::{Paths, observe, planning};
+use crate::api::hub::Hub;
+use crate::api::{Client, DeckView, server};
+use crate::base::{Bytes, Hint};
+use crate::fleet::{Fleet, FleetOptions};
+use crate::journal::{Journal, JournalError};
+use crate::revision::{DeckRepo, RevisionError};
+
+/// Why a controller could not be started or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A journal that holds what this version cannot read.
+    #[error("the journal holds a record that cannot be read: {0}")]
+    Record(String),
+    /// The deck's repository.
+    #[error(transparent)]
+    Revision(#[from] RevisionError),
+    /// A file of the controller.
+    #[error("{path}: {error}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The background process did not come up.
+    #[error("the controller did not come up: {0}")]
+    NotUp(String),
+}
+
+impl Hint for ControllerError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Journal(error) => error.hint(),
+            Self::Record(_) => Some("use the gpudeck version that wrote it, or move the journal aside".to_owned()),
+            Self::Revision(error) => error.hint(),
+            Self::File { .. } => {
+                Some("set GPUDECK_HOME to a directory that can be written (with a short path)".to_owned())
+            }
+            Self::NotUp(_) => Some("`gpudeck controller run` shows in the foreground what is wrong".to_owned()),
+        }
+    }
+}
+
+/// A controller in this process. Dropping it ends it; what serves goes on serving.
+pub struct Running {
+    /// Its socket.
+    pub socket: PathBuf,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    main: JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until it ends by itself.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.main).await;
+    }
+
+    /// Ends it.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(5), &mut self.main).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.main.abort();
+    }
+}
+
+/// Opens the journal, takes up what was left, and serves the socket.
+pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running, ControllerError> {
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |error| ControllerError::File { path, error }
+    };
+    paths.create().map_err(file(&paths.dir))?;
+    let (journal, records) = Journal::open(&paths.journal())?;
+    let mut state = DeckState::default();
+    for record in &records {
+        let unreadable = |e: JournalError| ControllerError::Record(e.to_string());
+        if record.is_checkpoint() {
+            state = record.read().map_err(unreadable)?;
+        } else {
+            state.replay(&record.read::<Record>().map_err(unreadable)?);
+        }
+    }
+    let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
+    let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
+    let socket = paths.socket();
+    let listener = server::bind(&socket).map_err(file(&socket))?;
+
+    let (inputs, received) = mpsc::channel(1024);
+    let (fleet_events, mut fleet_received) = mpsc::channel(1024);
+    let fleet = Fleet::new(
+        FleetOptions { agent_binary: options.agent_binary.clone(), ssh_config: None, interactive: true },
+        fleet_events,
+    );
+    fleet.set_hosts(&options.deck.hosts);
+    let means = Arc::new(Means {
+        deck: options.deck.id,
+        fleet,
+        claims: Claims::new(options.deck.id, holder(paths)),
+        inputs: inputs.clone(),
+    });
+    let hub = Arc::new(Hub::new(DeckView {
+        name: options.deck.name.clone(),
+        path: options.deck_dir.as_ref().map(|d| d.display().to_string()),
+        simulated: options.deck.simulated,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        trouble: None,
+        controller_memory: own_memory(),
+    }));
+    let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
+    let mut core = Core {
+        deck: options.deck.clone(),
+        repo,
+        state,
+        journal,
+        means: Arc::clone(&means),
+        actions: Actions::new(Arc::clone(&means)),
+        hub: Arc::clone(&hub),
+        files: DeckFiles::default(),
+        traffic: std::collections::BTreeMap::new(),
+        trouble: std::collections::BTreeMap::new(),
+        records_since_checkpoint,
+        idle_since: None,
+        shutdown: false,
+        options,
+    };
+    core.take_files(files);
+
+    let stop = CancellationToken::new();
+    let forward = inputs.clone();
+    let fleet_task = tokio::spawn(async move {
+        while let Some(event) = fleet_received.recv().await {
+            if forward.send(Input::Fleet(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
+    let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
+    let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
+    let desk = Arc::new(Handle { hub, inputs, means });
+    let stopped = stop.clone();
+    let main = tokio::spawn(async move {
+        tokio::select! {
+            () = core.run(received) => {}
+            result = server::serve(listener, desk, stopped.clone().cancelled_owned()) => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "the socket cannot be served");
+                }
+            }
+        }
+    });
+    Ok(Running { socket, stop, tasks: vec![fleet_task, watch_task, reload_task, renew_task], main })
+}
+
+/// Names this controller to other operators, and the same to its own next life on this machine.
+fn holder(paths: &Paths) -> String {
+    let user = server::user_name(rustix::process::geteuid().as_raw());
+    let machine = rustix::system::uname();
+    let machine = machine.nodename().to_string_lossy().into_owned();
+    crate::base::text::clean(&format!("{user}@{machine} ({})", paths.dir.display()), 200)
+}
+
+/// Resident memory of this process.
+fn own_memory() -> Option<Bytes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    Some(Bytes(kib.saturating_mul(1024)))
+}
+
+async fn reload_again_and_again(inputs: mpsc::Sender<Input>, hub: Arc<Hub>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // Nobody looks, nothing to show: an apply reads the files by itself.
+        if hub.readers() == 0 {
+            continue;
+        }
+        if inputs.send(Input::Ask(Box::new(Core::reload))).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn renew_claims(means: Arc<Means>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        for host in means.claims.hosts().await {
+            if let Some(link) = means.fleet.link(&host)
+                && let Err(error) = means.claims.ensure(link.as_ref()).await
+            {
+                tracing::warn!(%host, %error, "the claim could not be renewed");
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Reads the deck's files again and shows what changed.
+    pub(super) fn reload(&mut self) {
+        let Some(repo) = &self.repo else { return };
+        let files = planning::read_files(repo);
+        if self.files.deck != files.deck
+            || self.files.services != files.services
+            || self.files.history != files.history
+        {
+            self.take_files(files);
+        }
+        let view = self.hub.with(|s| s.deck.clone());
+        let memory = own_memory();
+        self.hub.publish(crate::api::hub::Change::Deck(DeckView { controller_memory: memory, ..view }));
+    }
+}
+
+/// The controller of a deck: the running one, or a new one in the background.
+pub async fn attach(deck_dir: &Path, paths: &Paths) -> Result<Client, crate::api::ApiError> {
+    match Client::connect(&paths.socket()).await {
+        Ok(client) => return Ok(client),
+        Err(error) if error.kind == crate::api::ErrorKind::Unreachable => {}
+        Err(error) => return Err(error),
+    }
+    start_background(deck_dir, paths).await.map_err(|e| crate::api::ApiError {
+        kind: crate::api::ErrorKind::Unreachable,
+        message: e.to_string(),
+        hint: e.hint(),
+    })
+}
+
+/// Starts a controller in the background and waits until it answers.
+pub async fn start_background(deck_dir: &Path, paths: &Paths) -> Result<Client, ControllerError> {
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |error| ControllerError::File { path, error }
+    };
+    paths.create().map_err(file(&paths.dir))?;
+    let binary = std::env::current_exe().map_err(file(Path::new("/proc/self/exe")))?;
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(paths.log())
+        .map_err(file(&paths.log()))?;
+    let errors = log.try_clone().map_err(file(&paths.log()))?;
+    // It makes a session of its own, so neither a hangup nor Ctrl-C here reaches it.
+    let mut child = tokio::process::Command::new(&binary)
+        .args(["controller", "run", "--detached", "--deck"])
+        .arg(deck_dir)
+        .stdin(std::process::Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .map_err(file(&binary))?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Ok(client) = Client::connect(&paths.socket()).await {
+            return Ok(client);
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            // Another door may have been faster: then its controller answers.
+            if let Ok(client) = Client::connect(&paths.socket()).await {
+                return Ok(client);
+            }
+            return Err(ControllerError::NotUp(format!("{status}: {}", last_line(&paths.log()))));
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(ControllerError::NotUp("no answer in 20 s".to_owned()));
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
+    crate::base::text::clean(line, 300)
+}
+
+/// A client of a controller that was just started in this process.
+pub async fn connect(socket: &Path) -> Result<Client, crate::api::ApiError> {
+    Client::connect(socket).await
+}

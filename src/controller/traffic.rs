@@ -1,0 +1,107 @@
+//! From the gateway's running totals to rates for people and windows for the analysis.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::api::TrafficView;
+use crate::base::{ReplicaId, Timestamp};
+use crate::gateway::ServerCounters;
+use crate::rollout::Window;
+
+/// Over how many milliseconds rates are shown.
+const SHOWN_MS: u64 = 10_000;
+
+/// What was seen of one service's replicas lately.
+#[derive(Default)]
+pub struct Traffic {
+    last: BTreeMap<ReplicaId, ServerCounters>,
+    recent: VecDeque<(Timestamp, BTreeMap<ReplicaId, Window>)>,
+    began: Option<Timestamp>,
+}
+
+impl Traffic {
+    /// Takes new totals; returns what was added since the last ones.
+    pub fn observe(
+        &mut self,
+        now: Timestamp,
+        counters: BTreeMap<ReplicaId, ServerCounters>,
+    ) -> BTreeMap<ReplicaId, Window> {
+        let mut windows = BTreeMap::new();
+        for (replica, total) in &counters {
+            // A server seen for the first time is new at the gateway, unless we are new here.
+            let before = match self.last.get(replica) {
+                Some(before) if before.requests <= total.requests => *before,
+                Some(_) => ServerCounters::default(),
+                None if self.began.is_none() => *total,
+                None => ServerCounters::default(),
+            };
+            let requests = total.requests.saturating_sub(before.requests);
+            let window = Window {
+                requests,
+                errors: total.errors.saturating_sub(before.errors).min(requests),
+                response_ms_sum: requests as f64 * total.mean_response_ms,
+            };
+            windows.insert(*replica, window);
+        }
+        self.began.get_or_insert(now);
+        self.last = counters;
+        self.recent.push_back((now, windows.clone()));
+        while self.recent.front().is_some_and(|(at, _)| now.0.saturating_sub(at.0) > SHOWN_MS) {
+            self.recent.pop_front();
+        }
+        windows
+    }
+
+    /// Rates over the last seconds of the replicas that `which` picks.
+    pub fn view(&self, which: impl Fn(&ReplicaId) -> bool) -> TrafficView {
+        let (Some((first, _)), Some((last, _))) = (self.recent.front(), self.recent.back()) else {
+            return TrafficView::default();
+        };
+        // The first entry's window reaches back to the reading before it.
+        let readings = self.recent.len() as f64;
+        let span_s = last.0.saturating_sub(first.0) as f64 / 1000.0;
+        let span_s = if readings > 1.0 { span_s * readings / (readings - 1.0) } else { 1.0 };
+        let mut sum = Window::default();
+        for (_, windows) in &self.recent {
+            for (_, window) in windows.iter().filter(|(replica, _)| which(replica)) {
+                sum.requests += window.requests;
+                sum.errors += window.errors;
+                sum.response_ms_sum += window.response_ms_sum;
+            }
+        }
+        let some = sum.requests > 0;
+        let round = |value: f64| (value * 10.0).round() / 10.0;
+        TrafficView {
+            requests_per_s: Some(round(sum.requests as f64 / span_s.max(0.1))),
+            error_rate: some.then(|| (sum.errors as f64 / sum.requests as f64 * 1e4).round() / 1e4),
+            mean_response_ms: some.then(|| round(sum.response_ms_sum / sum.requests as f64)),
+        }
+    }
+
+    /// Requests in flight at a replica, as last seen; none if the gateway does not know it.
+    pub fn in_flight(&self, replica: &ReplicaId) -> Option<u64> {
+        self.last.get(replica).map(|c| c.in_flight)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::{Attempt, ReleaseNumber};
+
+    fn totals(requests: u64, errors: u64) -> BTreeMap<ReplicaId, ServerCounters> {
+        let id = ReplicaId { release: ReleaseNumber(1), replica: 0, attempt: Attempt::FIRST };
+        BTreeMap::from([(id, ServerCounters { in_flight: 0, requests, errors, mean_response_ms: 20.0 })])
+    }
+
+    #[test]
+    fn totals_become_increments_and_survive_a_restart_of_the_gateway() {
+        let mut traffic = Traffic::default();
+        let first = |w: BTreeMap<ReplicaId, Window>| *w.values().next().unwrap();
+        assert_eq!(first(traffic.observe(Timestamp(0), totals(1000, 5))).requests, 0);
+        assert_eq!(first(traffic.observe(Timestamp(1000), totals(1010, 6))).errors, 1);
+        assert_eq!(first(traffic.observe(Timestamp(2000), totals(4, 0))).requests, 4);
+        let view = traffic.view(|_| true);
+        assert_eq!(view.error_rate, Some(0.0714));
+    }
+}
