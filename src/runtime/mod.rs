@@ -2,6 +2,10 @@
 //!
 //! One trait, one conformance suite, every implementation.
 
+pub mod process;
+
+pub use process::ProcessRuntime;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
