@@ -3,6 +3,7 @@
 //! Nothing here knows a clock, a disk, a network, or what a rollout is.
 
 pub mod bytes;
+pub mod epoch_cell;
 pub mod hint;
 pub mod id;
 pub mod quote;
@@ -11,6 +12,7 @@ pub mod time;
 pub mod traffic;
 
 pub use bytes::Bytes;
+pub use epoch_cell::EpochCell;
 pub use hint::Hint;
 pub use id::{
     Attempt, DeckId, DeviceId, Epoch, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,

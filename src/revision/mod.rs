@@ -1,1 +1,163 @@
-//! The deck's Git repository.
+//! The deck's Git repository: what was meant, by whom, why, and what came of it.
+//!
+//! libgit2 is linked in; no `git` program is needed. Every release is one commit on the current
+//! branch with trailers (`Gpudeck-Release: r12`), also when no file changed, so that the history
+//! of a service is a list of commits. Kept beside the branch:
+//!
+//! - `refs/gpudeck/releases/r12` — the commit of a release, safe from rebases;
+//! - `refs/gpudeck/stable/SERVICE` — the commit that is served;
+//! - `refs/notes/gpudeck` — how each release ended, as JSON.
+//!
+//! Git is the record for people; what a controller must not lose is in the journal first. Texts
+//! are returned as they are: parsing is for `spec`. Calls block on the disk.
+
+pub mod commit;
+pub mod diff;
+pub mod files;
+pub mod history;
+pub mod repo;
+
+use std::path::PathBuf;
+
+use crate::base::{Hint, ReleaseNumber, ServiceName, text};
+
+pub use commit::ReleaseCommit;
+pub use diff::diff_text;
+pub use files::DeckFiles;
+pub use history::HistoryEntry;
+pub use repo::DeckRepo;
+
+/// Why the deck cannot be read or committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RevisionError {
+    /// No repository there.
+    #[error("{} is not a deck: it is not the root of a Git repository", path.display())]
+    NotARepository {
+        /// Where one was looked for.
+        path: PathBuf,
+        /// The repository that it lies in, if it lies in one.
+        inside: Option<PathBuf>,
+    },
+    /// The repository has no work tree.
+    #[error("{} is a bare repository: a deck needs its files", path.display())]
+    Bare {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The repository belongs to somebody else.
+    #[error("the repository {} belongs to another user", path.display())]
+    Owner {
+        /// Where.
+        path: PathBuf,
+    },
+    /// No branch to commit to.
+    #[error("the deck is on no branch (detached HEAD)")]
+    Detached,
+    /// A merge, rebase or the like is under way.
+    #[error("a {what} is under way in the deck's repository")]
+    Busy {
+        /// Which.
+        what: String,
+    },
+    /// Another Git program is writing.
+    #[error("another program is writing to the deck's repository ({what})")]
+    Locked {
+        /// What Git said.
+        what: String,
+    },
+    /// The branch moved while it was committed to.
+    #[error("somebody else committed to the deck at the same moment")]
+    Moved,
+    /// A file that must be there.
+    #[error("{file} does not exist")]
+    NoFile {
+        /// As the person knows it.
+        file: String,
+    },
+    /// A file that is not read.
+    #[error("{file} is not read: {why}")]
+    Unreadable {
+        /// As the person knows it.
+        file: String,
+        /// Why.
+        why: String,
+    },
+    /// The spec was edited since it was read.
+    #[error("{file} was changed since it was read")]
+    Changed {
+        /// As the person knows it.
+        file: String,
+    },
+    /// No such commit, or nothing of the service in it.
+    #[error("there is no {what}")]
+    NotFound {
+        /// What: `revision abc`, `services/chat.toml in revision abc`.
+        what: String,
+    },
+    /// The number is another release's.
+    #[error("release {release} exists already, as something else")]
+    Taken {
+        /// Which.
+        release: ReleaseNumber,
+    },
+    /// Git.
+    #[error("Git: {message}")]
+    Git {
+        /// What it said, cleaned.
+        message: String,
+    },
+}
+
+impl From<git2::Error> for RevisionError {
+    fn from(error: git2::Error) -> Self {
+        let message = text::clean(error.message(), 300);
+        match error.code() {
+            git2::ErrorCode::Locked => Self::Locked { what: message },
+            git2::ErrorCode::Modified => Self::Moved,
+            _ => Self::Git { message },
+        }
+    }
+}
+
+impl Hint for RevisionError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NotARepository { inside: None, .. } => {
+                "run `gpudeck init` there, or name the deck with `--deck DIRECTORY`".to_owned()
+            }
+            Self::NotARepository { path, inside: Some(inside) } => format!(
+                "it lies inside the repository {}; give the deck its own with `gpudeck init {}`",
+                inside.display(),
+                path.display()
+            ),
+            Self::Bare { .. } => "clone it (`git clone`) and use the clone as the deck".to_owned(),
+            Self::Owner { path } => format!(
+                "if you trust it: git config --global --add safe.directory {}",
+                crate::base::quote::shell_word(&path.display().to_string())
+            ),
+            Self::Detached => "switch to a branch, for example `git switch main`".to_owned(),
+            Self::Busy { what } => format!("finish the {what}, or abort it, then try again"),
+            Self::Locked { .. } => {
+                "try again; if no Git program runs, remove the `.lock` file it names".to_owned()
+            }
+            Self::Moved | Self::Changed { .. } => "look at the plan again, then apply".to_owned(),
+            Self::NoFile { file } if file == files::DECK_FILE => {
+                "run `gpudeck init` to write one".to_owned()
+            }
+            Self::NoFile { file } => format!("write {file}"),
+            Self::Unreadable { file, .. } => {
+                format!("make {file} a plain text file that you may read")
+            }
+            Self::NotFound { .. } => "see `gpudeck history` for what there is".to_owned(),
+            Self::Taken { .. } => {
+                "restart the controller: it then counts on from the newest release".to_owned()
+            }
+            Self::Git { .. } => "see what `git status` says in the deck".to_owned(),
+        })
+    }
+}
+
+/// `services/NAME.toml`, as people and Git know it.
+pub fn service_file(service: &ServiceName) -> String {
+    format!("services/{service}.toml")
+}

@@ -2,6 +2,12 @@
 //!
 //! One trait, one conformance suite, every implementation.
 
+pub mod docker;
+pub mod process;
+
+pub use docker::DockerRuntime;
+pub use process::ProcessRuntime;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -1,0 +1,216 @@
+//! Reading segments: which there are, and what one of them holds.
+//!
+//! A segment appears under its name only when its header (and checkpoint) is on disk, and records
+//! are appended in one write each. So the only honest damage is a last line without its end: that
+//! is *torn* and was never acknowledged. Anything else is corruption and is refused.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::JournalError;
+use super::format::{
+    BadHeader, Header, Link, MAX_LINE_BYTES, Record, RecordKind, parse_header, parse_record,
+};
+
+/// The file name of a segment.
+pub fn file_name(segment: u32) -> String {
+    format!("journal.{segment:06}.jsonl")
+}
+
+/// The segments of a directory in order.
+pub fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, JournalError> {
+    let mut found = Vec::new();
+    let entries = fs::read_dir(dir).map_err(JournalError::io("cannot read", dir))?;
+    for entry in entries {
+        let entry = entry.map_err(JournalError::io("cannot read", dir))?;
+        let name = entry.file_name();
+        let Some(number) = name
+            .to_str()
+            .and_then(|n| n.strip_prefix("journal.")?.strip_suffix(".jsonl")?.parse().ok())
+        else {
+            continue;
+        };
+        found.push((number, entry.path()));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// One segment as read.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its header.
+    pub header: Header,
+    /// Its records.
+    pub records: Vec<Record>,
+    /// The link of its last record.
+    pub link: Link,
+    /// Number of the next record.
+    pub next_seq: u64,
+    /// Bytes up to the end of the last whole record.
+    pub good_bytes: u64,
+    /// Bytes after that: a record that was being written when the power went.
+    pub torn: Vec<u8>,
+}
+
+/// Reads and checks one segment; `number` is the one in its file name.
+pub fn read(path: &Path, number: u32) -> Result<Segment, JournalError> {
+    let file = File::open(path).map_err(JournalError::io("cannot open", path))?;
+    let mut reader = BufReader::new(file);
+    let corrupt =
+        |line: u64, what: String| JournalError::Corrupt { file: path.to_owned(), line, what };
+
+    let mut good_bytes = 0_u64;
+    let head = match next_line(&mut reader, path)? {
+        Line::Whole(head) => head,
+        Line::Torn(_) | Line::End => return Err(corrupt(1, "the header is incomplete".to_owned())),
+        Line::TooLong => return Err(corrupt(1, "the line is too long".to_owned())),
+    };
+    good_bytes += head.len() as u64 + 1;
+    let head =
+        String::from_utf8(head).map_err(|_| corrupt(1, "the header is not text".to_owned()))?;
+    let (header, mut link) = parse_header(&head).map_err(|bad| match bad {
+        BadHeader::Version(found) => JournalError::Version { file: path.to_owned(), found },
+        BadHeader::Damaged(what) => corrupt(1, what.to_owned()),
+    })?;
+    if header.segment != number {
+        return Err(corrupt(1, format!("it says that it is segment {}", header.segment)));
+    }
+
+    let mut records = Vec::new();
+    let mut next_seq = header.first_seq;
+    let mut torn = Vec::new();
+    for line_number in 2_u64.. {
+        let line = match next_line(&mut reader, path)? {
+            Line::Whole(line) => line,
+            Line::Torn(rest) => {
+                torn = rest;
+                break;
+            }
+            Line::End => break,
+            Line::TooLong => return Err(corrupt(line_number, "the line is too long".to_owned())),
+        };
+        let bytes = line.len() as u64 + 1;
+        let line = String::from_utf8(line)
+            .map_err(|_| corrupt(line_number, "the record is not text".to_owned()))?;
+        let (record, next) =
+            parse_record(&line, next_seq, link).map_err(|what| corrupt(line_number, what))?;
+        if record.kind == RecordKind::Checkpoint && line_number != 2 {
+            return Err(corrupt(line_number, "a checkpoint is out of place".to_owned()));
+        }
+        good_bytes += bytes;
+        next_seq += 1;
+        link = next;
+        records.push(record);
+    }
+    let has_checkpoint = records.first().is_some_and(|r| r.kind == RecordKind::Checkpoint);
+    if number > 1 && !has_checkpoint {
+        return Err(corrupt(2, "the segment does not begin with a checkpoint".to_owned()));
+    }
+    Ok(Segment { header, records, link, next_seq, good_bytes, torn })
+}
+
+enum Line {
+    /// With its line end, which is cut off here.
+    Whole(Vec<u8>),
+    /// The file ended before the line did.
+    Torn(Vec<u8>),
+    TooLong,
+    End,
+}
+
+fn next_line(reader: &mut impl BufRead, path: &Path) -> Result<Line, JournalError> {
+    let mut line = Vec::new();
+    let limit = MAX_LINE_BYTES as u64 + 1;
+    let read = reader
+        .by_ref()
+        .take(limit)
+        .read_until(b'\n', &mut line)
+        .map_err(JournalError::io("cannot read", path))?;
+    Ok(if read == 0 {
+        Line::End
+    } else if line.last() == Some(&b'\n') {
+        line.pop();
+        Line::Whole(line)
+    } else if read as u64 == limit {
+        Line::TooLong
+    } else {
+        Line::Torn(line)
+    })
+}
+
+/// What [`verify`] found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// One entry a segment, oldest first.
+    pub segments: Vec<SegmentReport>,
+}
+
+impl Report {
+    /// Nothing is damaged (a torn last record is not damage).
+    pub fn is_good(&self) -> bool {
+        self.segments.iter().all(|s| s.problem.is_none())
+    }
+}
+
+/// One segment, checked.
+#[derive(Debug)]
+pub struct SegmentReport {
+    /// The file.
+    pub file: PathBuf,
+    /// Records that are whole.
+    pub records: u64,
+    /// Number of the first of them.
+    pub first_seq: Option<u64>,
+    /// Number of the last of them.
+    pub last_seq: Option<u64>,
+    /// Bytes of a torn last record.
+    pub torn_bytes: u64,
+    /// What is wrong with it.
+    pub problem: Option<JournalError>,
+}
+
+/// Checks every segment of a directory and the chain between them; changes nothing and takes no
+/// lock, so the last record may be just being written and show as torn.
+pub fn verify(dir: &Path) -> Result<Report, JournalError> {
+    let mut report = Report::default();
+    let mut before: Option<(u32, Link, u64)> = None;
+    for (number, file) in list(dir)? {
+        match read(&file, number) {
+            Err(problem) => {
+                before = None;
+                report.segments.push(SegmentReport {
+                    file,
+                    records: 0,
+                    first_seq: None,
+                    last_seq: None,
+                    torn_bytes: 0,
+                    problem: Some(problem),
+                });
+            }
+            Ok(segment) => {
+                let follows = before.is_none_or(|(previous, link, next_seq)| {
+                    previous + 1 != number
+                        || (segment.header.previous == link.as_str()
+                            && segment.header.first_seq == next_seq)
+                });
+                let problem = (!follows).then(|| JournalError::Corrupt {
+                    file: file.clone(),
+                    line: 1,
+                    what: "the segment does not follow the one before it".to_owned(),
+                });
+                before = Some((number, segment.link, segment.next_seq));
+                report.segments.push(SegmentReport {
+                    file,
+                    records: segment.records.len() as u64,
+                    first_seq: segment.records.first().map(|r| r.seq),
+                    last_seq: segment.records.last().map(|r| r.seq),
+                    torn_bytes: segment.torn.len() as u64,
+                    problem,
+                });
+            }
+        }
+    }
+    Ok(report)
+}

@@ -1,0 +1,338 @@
+//! The open journal: its lock, appending, checkpoints.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::format::{Header, Link, Record, RecordKind, header_line, push_record};
+use super::{JournalError, is_full, segment};
+
+/// Segments kept besides the one in use.
+const OLD_SEGMENTS_KEPT: usize = 3;
+
+/// What a segment is written to: a file, or a stand-in that fails in tests.
+trait Medium: Send {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()>;
+    fn sync(&mut self) -> io::Result<()>;
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+}
+
+impl Medium for File {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)?;
+        self.sync_data()
+    }
+}
+
+/// The journal of one deck, open for appending by this process alone. Calls block on the disk.
+pub struct Journal {
+    dir: PathBuf,
+    file: PathBuf,
+    medium: Box<dyn Medium>,
+    segment: u32,
+    length: u64,
+    next_seq: u64,
+    link: Link,
+    broken: Option<String>,
+    /// Held for as long as the journal is open.
+    lock: File,
+}
+
+impl Journal {
+    /// Opens (or begins) the journal in `dir` and returns the records from the latest checkpoint
+    /// on. A torn last record is moved to `journal.torn-N`; a damaged one is refused.
+    pub fn open(dir: &Path) -> Result<(Self, Vec<Record>), JournalError> {
+        if !dir.is_dir() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(JournalError::io("cannot create", dir))?;
+            if let Some(parent) = dir.parent() {
+                sync_dir(parent)?;
+            }
+        }
+        let lock = lock(dir)?;
+        let latest = match segment::list(dir)?.pop() {
+            Some(latest) => latest,
+            None => begin_first(dir)?,
+        };
+        let (number, file) = latest;
+        let found = segment::read(&file, number)?;
+        let handle = OpenOptions::new()
+            .append(true)
+            .open(&file)
+            .map_err(JournalError::io("cannot open", &file))?;
+        if !found.torn.is_empty() {
+            keep_torn(dir, &found.torn)?;
+            handle.set_len(found.good_bytes).map_err(JournalError::io("cannot cut", &file))?;
+            handle.sync_data().map_err(JournalError::io("cannot sync", &file))?;
+        }
+        let journal = Self {
+            dir: dir.to_owned(),
+            file,
+            medium: Box::new(handle),
+            segment: number,
+            length: found.good_bytes,
+            next_seq: found.next_seq,
+            link: found.link,
+            broken: None,
+            lock,
+        };
+        Ok((journal, found.records))
+    }
+
+    /// Number of the last record; 0 before the first.
+    pub fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    /// Bytes in the segment in use: when it has grown large, it is time for a checkpoint.
+    pub fn segment_bytes(&self) -> u64 {
+        self.length
+    }
+
+    /// Appends all of `values`, or nothing; they are on disk when this returns the number of the
+    /// last one. Without space the journal is as before and can be tried again.
+    pub fn append<T: Serialize>(&mut self, values: &[T]) -> Result<u64, JournalError> {
+        self.check_usable()?;
+        if values.is_empty() {
+            return Ok(self.last_seq());
+        }
+        let mut lines = String::new();
+        let mut link = self.link;
+        let mut seq = self.next_seq;
+        for value in values {
+            link = push_record(&mut lines, seq, link, RecordKind::Appended, value)?;
+            seq += 1;
+        }
+        let written = self.medium.put(lines.as_bytes()).and_then(|()| self.medium.sync());
+        if let Err(error) = written {
+            return Err(self.take_back(&error));
+        }
+        self.length += lines.len() as u64;
+        self.link = link;
+        self.next_seq = seq;
+        Ok(self.last_seq())
+    }
+
+    /// Begins a new segment with the whole `state`; what is read after the next start begins
+    /// there. A few older segments are kept. On an error the segment in use stays in use.
+    pub fn checkpoint<T: Serialize>(&mut self, state: &T) -> Result<u64, JournalError> {
+        self.check_usable()?;
+        let number = self.segment + 1;
+        let header = Header {
+            segment: number,
+            first_seq: self.next_seq,
+            previous: self.link.as_str().to_owned(),
+        };
+        let (mut text, link) = header_line(&header)?;
+        let link = push_record(&mut text, self.next_seq, link, RecordKind::Checkpoint, state)?;
+        let (file, handle) = write_whole(&self.dir, number, &text)?;
+        self.file = file;
+        self.medium = Box::new(handle);
+        self.segment = number;
+        self.length = text.len() as u64;
+        self.link = link;
+        self.next_seq += 1;
+        self.forget_old();
+        Ok(self.last_seq())
+    }
+
+    fn check_usable(&self) -> Result<(), JournalError> {
+        match &self.broken {
+            Some(what) => Err(JournalError::Broken { file: self.file.clone(), what: what.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings the file back to its length before a failed write.
+    fn take_back(&mut self, error: &io::Error) -> JournalError {
+        let cut = self.medium.cut(self.length);
+        if cut.is_ok() && is_full(error) {
+            return JournalError::NoSpace { file: self.file.clone() };
+        }
+        // After a failed sync the kernel may have dropped the dirty pages and forgotten it: no
+        // later success would mean anything.
+        let what = match cut {
+            Ok(()) => error.to_string(),
+            Err(cut) => format!("{error}; cutting back: {cut}"),
+        };
+        self.broken = Some(what.clone());
+        JournalError::Broken { file: self.file.clone(), what }
+    }
+
+    /// A segment that cannot be deleted only takes space: that must not fail a checkpoint.
+    fn forget_old(&self) {
+        let Ok(segments) = segment::list(&self.dir) else { return };
+        let surplus = segments.len().saturating_sub(OLD_SEGMENTS_KEPT + 1);
+        for (_, path) in segments.into_iter().take(surplus) {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "an old journal segment stays");
+            }
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is just being forked shares the open file until it
+        // executes, and the lock with it.
+        let _ = self.lock.unlock();
+    }
+}
+
+fn begin_first(dir: &Path) -> Result<(u32, PathBuf), JournalError> {
+    let header = Header { segment: 1, first_seq: 1, previous: Link::START.as_str().to_owned() };
+    let (text, _) = header_line(&header)?;
+    write_whole(dir, 1, &text).map(|(file, _)| (1, file))
+}
+
+/// Writes a segment aside and gives it its name when it is on disk.
+fn write_whole(dir: &Path, number: u32, text: &str) -> Result<(PathBuf, File), JournalError> {
+    let file = dir.join(segment::file_name(number));
+    let aside = dir.join(format!("{}.new", segment::file_name(number)));
+    let write = || -> io::Result<File> {
+        let mut handle = OpenOptions::new().create(true).append(true).mode(0o600).open(&aside)?;
+        // Left over from a start that was cut off.
+        handle.set_len(0)?;
+        handle.write_all(text.as_bytes())?;
+        handle.sync_all()?;
+        fs::rename(&aside, &file)?;
+        Ok(handle)
+    };
+    let handle = write().map_err(|error| {
+        // The next attempt overwrites it anyway; here it would only take space.
+        let _ = fs::remove_file(&aside);
+        JournalError::io("cannot write", &file)(error)
+    })?;
+    sync_dir(dir)?;
+    Ok((file, handle))
+}
+
+fn keep_torn(dir: &Path, torn: &[u8]) -> Result<(), JournalError> {
+    for n in 1..1_000_u32 {
+        let path = dir.join(format!("journal.torn-{n}"));
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path) {
+            Ok(mut file) => {
+                return file.write_all(torn).map_err(JournalError::io("cannot write", &path));
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(JournalError::io("cannot create", &path)(e)),
+        }
+    }
+    // A thousand kept already: one more tells nobody anything.
+    Ok(())
+}
+
+fn sync_dir(dir: &Path) -> Result<(), JournalError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    File::open(dir).and_then(|d| d.sync_all()).map_err(JournalError::io("cannot sync", dir))
+}
+
+fn lock(dir: &Path) -> Result<File, JournalError> {
+    let path = dir.join("journal.lock");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(JournalError::io("cannot open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {
+            // The pid is for the message only; on a full disk the lock holds all the same.
+            let pid = format!("{}\n", std::process::id());
+            let _ = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes()));
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = (&file).take(20).read_to_string(&mut text);
+            Err(JournalError::Locked { dir: dir.to_owned(), pid: text.trim().parse().ok() })
+        }
+        Err(TryLockError::Error(e)) => Err(JournalError::io("cannot lock", &path)(e)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    /// Takes `room` bytes, then fails as a full disk (or as `fail`) does: in the middle.
+    struct Failing {
+        file: File,
+        room: usize,
+        fail: io::ErrorKind,
+        cut_fails: bool,
+    }
+
+    impl Medium for Failing {
+        fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+            let fits = bytes.len().min(self.room);
+            self.file.write_all(&bytes[..fits])?;
+            self.room -= fits;
+            if fits < bytes.len() { Err(self.fail.into()) } else { Ok(()) }
+        }
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn cut(&mut self, length: u64) -> io::Result<()> {
+            if self.cut_fails {
+                return Err(io::ErrorKind::Other.into());
+            }
+            self.file.set_len(length)
+        }
+    }
+
+    fn failing(journal: &mut Journal, room: usize, fail: io::ErrorKind, cut_fails: bool) {
+        let file = OpenOptions::new().append(true).open(&journal.file).unwrap();
+        journal.medium = Box::new(Failing { file, room, fail, cut_fails });
+    }
+
+    #[test]
+    fn a_full_disk_takes_nothing_and_can_be_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        journal.append(&["one"]).unwrap();
+        let before = fs::read(&journal.file).unwrap();
+        for room in 0..60 {
+            failing(&mut journal, room, io::ErrorKind::StorageFull, false);
+            let error = journal.append(&["two", "three"]).unwrap_err();
+            assert!(matches!(error, JournalError::NoSpace { .. }), "{error}");
+            assert_eq!(fs::read(&journal.file).unwrap(), before, "room {room}");
+        }
+        failing(&mut journal, 10_000, io::ErrorKind::StorageFull, false);
+        assert_eq!(journal.append(&["two", "three"]).unwrap(), 3);
+        drop(journal);
+        let (_, records) = Journal::open(dir.path()).unwrap();
+        assert_eq!(records.len(), 3);
+    }
+
+    #[test]
+    fn an_unknown_failure_ends_writing_until_it_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        journal.append(&["one"]).unwrap();
+        failing(&mut journal, 7, io::ErrorKind::Other, true);
+        assert!(matches!(journal.append(&["two"]), Err(JournalError::Broken { .. })));
+        assert!(matches!(journal.append(&["two"]), Err(JournalError::Broken { .. })));
+        assert!(matches!(journal.checkpoint(&"state"), Err(JournalError::Broken { .. })));
+        drop(journal);
+        let (mut journal, records) = Journal::open(dir.path()).unwrap();
+        assert_eq!(records.len(), 1);
+        assert_eq!(fs::read(dir.path().join("journal.torn-1")).unwrap().len(), 7);
+        assert_eq!(journal.append(&["two"]).unwrap(), 2);
+    }
+}

@@ -1,0 +1,185 @@
+//! Committing a release.
+
+use std::path::Path;
+
+use git2::{ErrorCode, Oid, Repository, RepositoryState, Signature};
+
+use super::files::{self, DECK_FILE};
+use super::repo::{DeckRepo, release_ref, revision};
+use super::{RevisionError, service_file};
+use crate::base::{ReleaseNumber, Revision, ServiceName, text};
+
+pub(super) const RELEASE_TRAILER: &str = "Gpudeck-Release";
+pub(super) const SERVICE_TRAILER: &str = "Gpudeck-Service";
+pub(super) const REASON_TRAILER: &str = "Gpudeck-Reason";
+
+/// A release to be committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseCommit<'a> {
+    /// The service.
+    pub service: &'a ServiceName,
+    /// The release's number, from [`DeckRepo::next_release`].
+    pub release: ReleaseNumber,
+    /// What it is, one line: `Apply chat`.
+    pub subject: &'a str,
+    /// Why, in the author's words.
+    pub reason: Option<&'a str>,
+    /// Who asked for it: a Unix user. None: whoever runs this.
+    pub author: Option<&'a str>,
+    /// The spec as it was read and planned with; another text in the work tree is
+    /// [`RevisionError::Changed`]. None: whatever the work tree holds.
+    pub expected: Option<&'a str>,
+}
+
+impl DeckRepo {
+    /// Commits `deck.toml` and the service's spec as a release to the current branch, and nothing
+    /// else that may have been changed. There is always a commit, also without a change. Repeating
+    /// a commit that was made already gives the one that was made.
+    pub fn commit_service(&self, commit: &ReleaseCommit<'_>) -> Result<Revision, RevisionError> {
+        let repo = &self.repo;
+        self.check_can_commit()?;
+        let spec_file = service_file(commit.service);
+        let deck = files::read_text(&self.root, DECK_FILE)?;
+        let spec = files::read_text(&self.root, &spec_file)?;
+        if commit.expected.is_some_and(|expected| expected != spec) {
+            return Err(RevisionError::Changed { file: spec_file });
+        }
+        let head = match self.head_oid()? {
+            Some(oid) => Some(repo.find_commit(oid)?),
+            None => None,
+        };
+        let deck_blob = repo.blob(deck.as_bytes())?;
+        let spec_blob = repo.blob(spec.as_bytes())?;
+        let base = match &head {
+            Some(head) => head.tree()?,
+            None => repo.find_tree(repo.treebuilder(None)?.write()?)?,
+        };
+        let tree_id = git2::build::TreeUpdateBuilder::new()
+            .upsert(DECK_FILE, deck_blob, git2::FileMode::Blob)
+            .upsert(spec_file.as_str(), spec_blob, git2::FileMode::Blob)
+            .create_updated(repo, &base)?;
+        if let Some(made) = self.already_made(commit, spec_blob)? {
+            return Ok(made);
+        }
+
+        let committer = signature(repo, None)?;
+        let author = match commit.author {
+            Some(user) => signature(repo, Some(user))?,
+            None => committer.clone(),
+        };
+        let parents: Vec<&git2::Commit<'_>> = head.iter().collect();
+        let tree = repo.find_tree(tree_id)?;
+        let oid =
+            repo.commit(Some("HEAD"), &author, &committer, &message(commit), &tree, &parents)?;
+        repo.reference(&release_ref(commit.release), oid, false, "gpudeck: release")?;
+        self.refresh_index(&[DECK_FILE, &spec_file])?;
+        Ok(revision(oid))
+    }
+
+    fn check_can_commit(&self) -> Result<(), RevisionError> {
+        let what = match self.repo.state() {
+            RepositoryState::Clean => None,
+            RepositoryState::Merge => Some("merge"),
+            RepositoryState::Revert | RepositoryState::RevertSequence => Some("revert"),
+            RepositoryState::CherryPick | RepositoryState::CherryPickSequence => {
+                Some("cherry-pick")
+            }
+            RepositoryState::Bisect => Some("bisect"),
+            RepositoryState::Rebase
+            | RepositoryState::RebaseInteractive
+            | RepositoryState::RebaseMerge => Some("rebase"),
+            RepositoryState::ApplyMailbox | RepositoryState::ApplyMailboxOrRebase => {
+                Some("patch series")
+            }
+        };
+        if let Some(what) = what {
+            return Err(RevisionError::Busy { what: what.to_owned() });
+        }
+        if self.repo.head_detached()? {
+            return Err(RevisionError::Detached);
+        }
+        Ok(())
+    }
+
+    /// The commit of this release number, if it is of this service with just this spec: then a
+    /// commit was repeated after a crash. Anything else under the number is a conflict.
+    fn already_made(
+        &self,
+        commit: &ReleaseCommit<'_>,
+        spec_blob: Oid,
+    ) -> Result<Option<Revision>, RevisionError> {
+        let Some(found) = self.release(commit.release)? else { return Ok(None) };
+        let oid = self.oid(&found)?;
+        let made = self.repo.find_commit(oid)?;
+        let same_service = super::history::trailers(&made).service.as_ref() == Some(commit.service);
+        let file = service_file(commit.service);
+        let same_spec =
+            made.tree()?.get_path(Path::new(&file)).is_ok_and(|entry| entry.id() == spec_blob);
+        if same_service && same_spec {
+            Ok(Some(found))
+        } else {
+            Err(RevisionError::Taken { release: commit.release })
+        }
+    }
+
+    /// Lets the index agree with what was committed, so that `git status` shows these files as
+    /// clean; whatever else is staged stays staged. The commit stands even if another Git program
+    /// holds the index just now: then only `git status` is behind.
+    fn refresh_index(&self, files: &[&str]) -> Result<(), RevisionError> {
+        let mut index = self.repo.index()?;
+        index.read(false)?;
+        for file in files {
+            index.add_path(Path::new(file))?;
+        }
+        match index.write() {
+            Err(e) if e.code() == ErrorCode::Locked => {
+                tracing::warn!("the deck's Git index is locked; `git status` will be behind");
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+/// Subject and trailers. Everything is one line each, so that no text can pose as a trailer.
+fn message(commit: &ReleaseCommit<'_>) -> String {
+    let subject = text::clean(commit.subject, 100);
+    let mut message = format!("{}\n\n", subject.trim());
+    if let Some(reason) = commit.reason.map(|r| text::clean(r, 500)) {
+        let reason = reason.trim();
+        if !reason.is_empty() {
+            message.push_str(&format!("{REASON_TRAILER}: {reason}\n"));
+        }
+    }
+    message.push_str(&format!("{SERVICE_TRAILER}: {}\n", commit.service));
+    message.push_str(&format!("{RELEASE_TRAILER}: {}\n", commit.release));
+    message
+}
+
+/// Git's configured name and address, else `user@machine`; a named user that is not the one who
+/// runs this gets `user@machine` too.
+pub(super) fn signature(
+    repo: &Repository,
+    user: Option<&str>,
+) -> Result<Signature<'static>, RevisionError> {
+    let own = own_user();
+    if user.is_none_or(|u| u == own) {
+        match repo.signature() {
+            Ok(configured) => return Ok(configured),
+            Err(e) if e.code() == ErrorCode::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let name: String =
+        text::clean(user.unwrap_or(&own), 64).chars().filter(|c| !matches!(c, '<' | '>')).collect();
+    let name = if name.trim().is_empty() { "unknown" } else { name.trim() };
+    let machine = sysinfo::System::host_name().unwrap_or_else(|_| "localhost".to_owned());
+    Ok(Signature::now(name, &format!("{name}@{machine}"))?)
+}
+
+fn own_user() -> String {
+    ["USER", "LOGNAME"]
+        .iter()
+        .find_map(|v| std::env::var(v).ok().filter(|u| !u.is_empty()))
+        .unwrap_or_else(|| format!("uid-{}", rustix::process::getuid().as_raw()))
+}

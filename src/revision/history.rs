@@ -1,0 +1,161 @@
+//! The releases of a deck, read back from its commits, and how they ended.
+
+use std::collections::BTreeMap;
+
+use git2::{Commit, ErrorCode, Oid, Sort};
+use serde::{Deserialize, Serialize};
+
+use super::RevisionError;
+use super::commit::{REASON_TRAILER, RELEASE_TRAILER, SERVICE_TRAILER, signature};
+use super::repo::{DeckRepo, RELEASE_REFS, revision};
+use crate::base::{ReleaseNumber, Revision, ServiceName, Timestamp, text};
+use crate::rollout::Outcome;
+
+const NOTES_REF: &str = "refs/notes/gpudeck";
+/// Commits looked at for trailers; more than any deck has, and a bound all the same.
+const MAX_COMMITS: usize = 50_000;
+
+/// One release in the history of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistoryEntry {
+    /// Its number.
+    pub release: ReleaseNumber,
+    /// Its commit.
+    pub revision: Revision,
+    /// Who.
+    pub author: String,
+    /// When.
+    pub time: Timestamp,
+    /// Why.
+    pub reason: Option<String>,
+    /// The commit's subject.
+    pub subject: String,
+    /// How its rollout ended; none while that is open, or if nobody wrote it down.
+    pub outcome: Option<Outcome>,
+}
+
+/// What a note holds.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    outcome: Outcome,
+}
+
+/// The trailers of a commit of ours.
+#[derive(Default)]
+pub(super) struct Trailers {
+    pub(super) release: Option<ReleaseNumber>,
+    pub(super) service: Option<ServiceName>,
+    pub(super) reason: Option<String>,
+}
+
+impl DeckRepo {
+    /// The releases of a service, newest first, at most `limit`.
+    pub fn history(
+        &self,
+        service: &ServiceName,
+        limit: usize,
+    ) -> Result<Vec<HistoryEntry>, RevisionError> {
+        let mut entries = Vec::new();
+        for (release, oid) in self.release_commits()? {
+            if entries.len() >= limit {
+                break;
+            }
+            let commit = self.repo.find_commit(oid)?;
+            let trailers = trailers(&commit);
+            if trailers.service.as_ref() != Some(service) {
+                continue;
+            }
+            let seconds = u64::try_from(commit.time().seconds()).unwrap_or(0);
+            entries.push(HistoryEntry {
+                release,
+                revision: revision(oid),
+                author: text::clean(&String::from_utf8_lossy(commit.author().name_bytes()), 64),
+                time: Timestamp(seconds.saturating_mul(1_000)),
+                reason: trailers.reason,
+                subject: text::clean(
+                    &String::from_utf8_lossy(commit.summary_bytes().unwrap_or_default()),
+                    100,
+                ),
+                outcome: self.outcome(oid),
+            });
+        }
+        Ok(entries)
+    }
+
+    /// The number for the next release of the deck: one more than any that was ever given out here.
+    pub fn next_release(&self) -> Result<ReleaseNumber, RevisionError> {
+        let newest = self.release_commits()?.first().map_or(0, |(number, _)| number.0);
+        Ok(ReleaseNumber(newest.saturating_add(1)))
+    }
+
+    /// Writes down how a release ended, as a note on its commit; a later one replaces it.
+    pub fn set_outcome(&self, at: &Revision, outcome: &Outcome) -> Result<(), RevisionError> {
+        let oid = self.oid(at)?;
+        let note = serde_json::to_string(&Note { outcome: outcome.clone() })
+            .map_err(|e| RevisionError::Git { message: e.to_string() })?;
+        let by = signature(&self.repo, None)?;
+        self.repo.note(&by, &by, Some(NOTES_REF), oid, &note, true)?;
+        Ok(())
+    }
+
+    /// Every release with its commit, newest number first. A clone has the commits but not our
+    /// references, so both are looked at; where they differ, the reference is right, and among
+    /// commits of one number (a cherry-pick copies trailers) the oldest.
+    pub(super) fn release_commits(&self) -> Result<Vec<(ReleaseNumber, Oid)>, RevisionError> {
+        let mut found: BTreeMap<ReleaseNumber, Oid> = BTreeMap::new();
+        if let Some(head) = self.head_oid()? {
+            let mut walk = self.repo.revwalk()?;
+            walk.set_sorting(Sort::TOPOLOGICAL)?;
+            walk.push(head)?;
+            for oid in walk.take(MAX_COMMITS) {
+                let oid = oid?;
+                if let Some(number) = trailers(&self.repo.find_commit(oid)?).release {
+                    found.insert(number, oid);
+                }
+            }
+        }
+        for reference in self.repo.references_glob(&format!("{RELEASE_REFS}*"))? {
+            let reference = reference?;
+            let number = std::str::from_utf8(reference.name_bytes())
+                .ok()
+                .and_then(|n| n.strip_prefix(RELEASE_REFS)?.parse().ok());
+            if let (Some(number), Ok(commit)) = (number, reference.peel_to_commit()) {
+                found.insert(number, commit.id());
+            }
+        }
+        Ok(found.into_iter().rev().collect())
+    }
+
+    /// A note that is missing or written by somebody else's hand is no outcome, not an error.
+    fn outcome(&self, oid: Oid) -> Option<Outcome> {
+        match self.repo.find_note(Some(NOTES_REF), oid) {
+            Ok(note) => {
+                serde_json::from_slice::<Note>(note.message_bytes()).ok().map(|n| n.outcome)
+            }
+            Err(e) if e.code() == ErrorCode::NotFound => None,
+            Err(error) => {
+                tracing::warn!(%error, "a note of the deck cannot be read");
+                None
+            }
+        }
+    }
+}
+
+/// Reads the trailers of a commit; those that do not parse are as if they were not there.
+pub(super) fn trailers(commit: &Commit<'_>) -> Trailers {
+    let mut found = Trailers::default();
+    let Ok(parsed) = git2::message_trailers_bytes(commit.message_bytes()) else { return found };
+    for (key, value) in parsed.iter() {
+        let Ok(value) = std::str::from_utf8(value) else { continue };
+        match key {
+            k if k == RELEASE_TRAILER.as_bytes() => {
+                found.release =
+                    value.strip_prefix('r').and_then(|n| n.parse().ok().map(ReleaseNumber));
+            }
+            k if k == SERVICE_TRAILER.as_bytes() => found.service = value.parse().ok(),
+            k if k == REASON_TRAILER.as_bytes() => found.reason = Some(text::clean(value, 500)),
+            _ => {}
+        }
+    }
+    found
+}

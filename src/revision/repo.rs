@@ -1,0 +1,249 @@
+//! The open repository: opening, making one, references and single files of a revision.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+
+use super::files::{self, DECK_FILE, DeckFiles};
+use super::{RevisionError, service_file};
+use crate::base::{ReleaseNumber, Revision, ServiceName, text};
+use crate::spec::parse::MAX_SPEC_BYTES;
+
+const STABLE_REFS: &str = "refs/gpudeck/stable/";
+pub(super) const RELEASE_REFS: &str = "refs/gpudeck/releases/";
+
+/// A deck: a Git repository whose root holds `deck.toml` and `services/`.
+pub struct DeckRepo {
+    pub(super) repo: Repository,
+    pub(super) root: PathBuf,
+}
+
+impl DeckRepo {
+    /// Opens the deck in `path`, which must be the root of its repository.
+    pub fn open(path: &Path) -> Result<Self, RevisionError> {
+        let repo = open_exactly(path)?.ok_or_else(|| RevisionError::NotARepository {
+            path: path.to_owned(),
+            inside: Repository::discover(path).ok().and_then(|r| r.workdir().map(Path::to_owned)),
+        })?;
+        Self::over(repo, path)
+    }
+
+    /// Makes `path` the root of a repository on branch `main` (or opens the one that is there) and
+    /// sees to a `.gitignore`. Writes no `deck.toml` and commits nothing.
+    pub fn init(path: &Path) -> Result<Self, RevisionError> {
+        let repo = match open_exactly(path)? {
+            Some(repo) => repo,
+            None => {
+                let mut options = RepositoryInitOptions::new();
+                options.no_reinit(true).mkpath(true).initial_head("main").external_template(false);
+                let repo = Repository::init_opts(path, &options)?;
+                // libgit2 syncs loose objects only when told to.
+                repo.config()?.set_bool("core.fsyncObjectFiles", true)?;
+                repo
+            }
+        };
+        let deck = Self::over(repo, path)?;
+        deck.ignore_own_files()?;
+        Ok(deck)
+    }
+
+    fn over(repo: Repository, path: &Path) -> Result<Self, RevisionError> {
+        match repo.workdir().map(Path::to_owned) {
+            Some(root) => Ok(Self { repo, root }),
+            None => Err(RevisionError::Bare { path: path.to_owned() }),
+        }
+    }
+
+    /// The deck's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The texts in the work tree.
+    pub fn read(&self) -> Result<DeckFiles, RevisionError> {
+        files::read_all(&self.root)
+    }
+
+    /// The spec of one service in the work tree.
+    pub fn read_service(&self, service: &ServiceName) -> Result<String, RevisionError> {
+        files::read_text(&self.root, &service_file(service))
+    }
+
+    /// The newest commit of the current branch; none before the first.
+    pub fn head(&self) -> Result<Option<Revision>, RevisionError> {
+        Ok(self.head_oid()?.map(revision))
+    }
+
+    /// The spec of a service as committed in a revision.
+    pub fn spec_at(
+        &self,
+        revision: &Revision,
+        service: &ServiceName,
+    ) -> Result<String, RevisionError> {
+        let file = service_file(service);
+        self.text_at(revision, &file)?.ok_or_else(|| RevisionError::NotFound {
+            what: format!("{file} in revision {revision}"),
+        })
+    }
+
+    /// `deck.toml` as committed in a revision.
+    pub fn deck_at(&self, revision: &Revision) -> Result<String, RevisionError> {
+        self.text_at(revision, DECK_FILE)?.ok_or_else(|| RevisionError::NotFound {
+            what: format!("{DECK_FILE} in revision {revision}"),
+        })
+    }
+
+    /// Whether the work tree's spec of the service, or `deck.toml`, differs from the newest commit.
+    pub fn is_dirty(&self, service: &ServiceName) -> Result<bool, RevisionError> {
+        let head = self.head()?;
+        for file in [DECK_FILE, &service_file(service)] {
+            let committed = match &head {
+                Some(head) => self.text_at(head, file)?,
+                None => None,
+            };
+            let present = match files::read_text(&self.root, file) {
+                Ok(text) => Some(text),
+                Err(RevisionError::NoFile { .. }) => None,
+                Err(other) => return Err(other),
+            };
+            if committed != present {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The revision that is served, as [`Self::set_stable`] last said.
+    pub fn stable(&self, service: &ServiceName) -> Result<Option<Revision>, RevisionError> {
+        match self.repo.refname_to_id(&stable_ref(service)) {
+            Ok(oid) => Ok(Some(revision(oid))),
+            Err(e) if e.code() == ErrorCode::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Says that this revision is served now.
+    pub fn set_stable(
+        &self,
+        service: &ServiceName,
+        revision: &Revision,
+    ) -> Result<(), RevisionError> {
+        let oid = self.oid(revision)?;
+        self.repo.reference(&stable_ref(service), oid, true, "gpudeck: stable")?;
+        Ok(())
+    }
+
+    /// The commit of a release, whichever service it is of.
+    pub fn release(&self, number: ReleaseNumber) -> Result<Option<Revision>, RevisionError> {
+        match self.repo.refname_to_id(&release_ref(number)) {
+            Ok(oid) => Ok(Some(revision(oid))),
+            Err(e) if e.code() == ErrorCode::NotFound => Ok(self
+                .release_commits()?
+                .into_iter()
+                .find(|(n, _)| *n == number)
+                .map(|(_, oid)| revision(oid))),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Checks that the revision is a commit here.
+    pub(super) fn oid(&self, revision: &Revision) -> Result<Oid, RevisionError> {
+        let missing = || RevisionError::NotFound {
+            what: format!("revision {}", text::clean(&revision.0, 40)),
+        };
+        // `Oid::from_str` would fill up a short one with zeroes.
+        if revision.0.len() != 40 {
+            return Err(missing());
+        }
+        let oid = Oid::from_str(&revision.0).map_err(|_| missing())?;
+        self.repo.find_commit(oid).map_err(|_| missing())?;
+        Ok(oid)
+    }
+
+    pub(super) fn head_oid(&self) -> Result<Option<Oid>, RevisionError> {
+        match self.repo.head() {
+            Ok(head) => Ok(Some(head.peel_to_commit()?.id())),
+            Err(e) if matches!(e.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// A file of a commit; none if it is not in it.
+    pub(super) fn text_at(
+        &self,
+        revision: &Revision,
+        file: &str,
+    ) -> Result<Option<String>, RevisionError> {
+        let tree = self.repo.find_commit(self.oid(revision)?)?.tree()?;
+        let entry = match tree.get_path(Path::new(file)) {
+            Ok(entry) => entry,
+            Err(e) if e.code() == ErrorCode::NotFound => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let unreadable = |why: &str| RevisionError::Unreadable {
+            file: format!("{file} of revision {revision}"),
+            why: why.to_owned(),
+        };
+        // The size is asked first: a blob is loaded whole.
+        let (size, kind) = self.repo.odb()?.read_header(entry.id())?;
+        if kind != git2::ObjectType::Blob || entry.filemode() == 0o120_000 {
+            return Err(unreadable("it is not a plain file"));
+        }
+        if size > MAX_SPEC_BYTES {
+            return Err(unreadable("it is too long"));
+        }
+        let blob = self.repo.find_blob(entry.id())?;
+        let text = std::str::from_utf8(blob.content()).map_err(|_| unreadable("it is not text"))?;
+        Ok(Some(text.to_owned()))
+    }
+
+    fn ignore_own_files(&self) -> Result<(), RevisionError> {
+        const LINE: &str = "/.gpudeck/";
+        let unwritable = |e: std::io::Error| RevisionError::Unreadable {
+            file: ".gitignore".to_owned(),
+            why: e.to_string(),
+        };
+        let path = self.root.join(".gitignore");
+        let mut lines = match fs::read_to_string(&path) {
+            Ok(present) => present,
+            Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(unwritable(e)),
+        };
+        if lines.lines().any(|l| l.trim() == LINE) {
+            return Ok(());
+        }
+        if !lines.is_empty() && !lines.ends_with('\n') {
+            lines.push('\n');
+        }
+        lines.push_str(LINE);
+        lines.push('\n');
+        fs::write(&path, lines).map_err(unwritable)
+    }
+}
+
+fn open_exactly(path: &Path) -> Result<Option<Repository>, RevisionError> {
+    let flags = RepositoryOpenFlags::NO_SEARCH;
+    match Repository::open_ext(path, flags, std::iter::empty::<&Path>()) {
+        Ok(repo) => Ok(Some(repo)),
+        Err(e) if e.code() == ErrorCode::NotFound => Ok(None),
+        Err(e) if e.code() == ErrorCode::Owner => {
+            Err(RevisionError::Owner { path: path.to_owned() })
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub(super) fn revision(oid: Oid) -> Revision {
+    Revision(oid.to_string())
+}
+
+pub(super) fn release_ref(number: ReleaseNumber) -> String {
+    format!("{RELEASE_REFS}{number}")
+}
+
+/// Git forbids some dots in references (`a..b`, `x.lock`, a dot at the end): all are written `%2E`.
+fn stable_ref(service: &ServiceName) -> String {
+    format!("{STABLE_REFS}{}", service.as_str().replace('.', "%2E"))
+}
