@@ -13,13 +13,13 @@ use tokio::task::JoinHandle;
 use super::claims::Claims;
 use super::core::Input;
 use crate::base::{
-    Bytes, DeckId, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, TrafficServer,
+    Bytes, DeckId, DeviceId, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
 };
-use crate::engine;
+use crate::engine::{self, TokenAnswer};
 use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::gateway::Gateway;
 use crate::gateway::haproxy::HaproxyGateway;
-use crate::rollout::{Action, EventKind, Outcome, RankPlan, StartRefusal};
+use crate::rollout::{Action, EventKind, RankPlan, StartRefusal};
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
@@ -323,21 +323,24 @@ async fn await_token(
     service: &ServiceName,
     plan: &RankPlan,
 ) {
-    let ask = engine::of(engine).token_request(service.as_str());
+    let asks = engine::of(engine).token_requests(service);
     loop {
         if let Ok(link) = link(means, &plan.host) {
-            let request = Request::Http {
-                port: plan.port,
-                address: None,
-                method: "POST".to_owned(),
-                path: ask.path.clone(),
-                body: Some(ask.body.clone()),
-                timeout_ms: 20_000,
-            };
-            if let Ok(Reply::Http(reply)) = link.request(request).await
-                && ask.accepts(reply.status, &reply.body)
-            {
-                return;
+            for ask in &asks {
+                let request = Request::Http {
+                    port: plan.port,
+                    address: None,
+                    method: "POST".to_owned(),
+                    path: ask.path.to_owned(),
+                    body: Some(ask.body.clone()),
+                    timeout_ms: 20_000,
+                };
+                let Ok(Reply::Http(reply)) = link.request(request).await else { break };
+                match ask.judge(reply.status, &reply.body) {
+                    TokenAnswer::Token => return,
+                    TokenAnswer::NotYet { .. } => break,
+                    TokenAnswer::NotOffered { .. } => {}
+                }
             }
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -412,9 +415,4 @@ async fn keep_traffic(
             () = tokio::time::sleep(again) => {}
         }
     }
-}
-
-/// How an outcome is written into Git's notes.
-pub fn outcome_text(release: ReleaseNumber, outcome: &Outcome) -> (ReleaseNumber, String) {
-    (release, serde_json::to_string(outcome).unwrap_or_default())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::actions::{self, Actions, Means};
+use super::actions::{Actions, Means};
 use super::narrate::narrate;
 use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
@@ -301,10 +301,15 @@ impl Core {
     }
 
     fn record_outcome(&mut self, service: &ServiceName, release: ReleaseNumber, outcome: &Outcome) {
-        let (_, note) = actions::outcome_text(release, outcome);
-        if let Some(repo) = &self.repo
-            && let Err(error) = repo.record_outcome(service, release, &note, *outcome == Outcome::Completed)
-        {
+        let written = self.repo.as_ref().map_or(Ok(()), |repo| {
+            let Some(revision) = repo.release(release)? else { return Ok(()) };
+            repo.set_outcome(&revision, outcome)?;
+            match outcome {
+                Outcome::Completed => repo.set_stable(service, &revision),
+                _ => Ok(()),
+            }
+        });
+        if let Err(error) = written {
             let words = format!("the outcome of {release} could not be written to Git: {error}");
             self.say(Severity::Warning, Some(service), &words);
         }
@@ -322,7 +327,7 @@ impl Core {
         }
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
-                Ok(()) => self.records_since_checkpoint = 0,
+                Ok(_) => self.records_since_checkpoint = 0,
                 Err(error) => tracing::warn!(%error, "no checkpoint"),
             }
         }

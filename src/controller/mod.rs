@@ -20,4 +20,5 @@ pub mod world;
 
 pub use core::Options;
 pub use paths::Paths;
+pub use planning::init_repository;
 pub use start::{ControllerError, Running, attach, connect, start_background, start_in_process};

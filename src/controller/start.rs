@@ -18,7 +18,7 @@ use crate::api::hub::Hub;
 use crate::api::{Client, DeckView, server};
 use crate::base::{Bytes, Hint};
 use crate::fleet::{Fleet, FleetOptions};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, RecordKind};
 use crate::revision::{DeckRepo, RevisionError};
 
 /// Why a controller could not be started or reached.
@@ -103,7 +103,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let mut state = DeckState::default();
     for record in &records {
         let unreadable = |e: JournalError| ControllerError::Record(e.to_string());
-        if record.is_checkpoint() {
+        if record.kind == RecordKind::Checkpoint {
             state = record.read().map_err(unreadable)?;
         } else {
             state.replay(&record.read::<Record>().map_err(unreadable)?);

@@ -1,0 +1,457 @@
+//! From a spec to a release: read it, inspect the model on the hosts, place it, write the command
+//! lines, foresee the journey. Nothing is touched here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::actions::{self, Means};
+use super::core::{Core, DeckFiles, now};
+use super::{service_view, world};
+use crate::api::view::{PlannedRank, PlannedReplica};
+use crate::api::{ApiError, ErrorKind, Forecast, PlanView, ReleaseView};
+use crate::base::{
+    Bytes, DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, Revision, ServiceName, text,
+};
+use crate::engine::{self, RankContext};
+use crate::model::ModelFacts;
+use crate::placement;
+use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
+use crate::rollout::{RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast};
+use crate::spec::{DeviceKind, RuntimeSpec, ServiceSpec, parse_deck, parse_service};
+use crate::weights::{self, LinkFiles};
+
+/// A spec that was read, with what was found of its model.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// The service.
+    pub service: ServiceName,
+    /// Its spec.
+    pub spec: ServiceSpec,
+    /// The spec's text, as it will be committed.
+    pub text: String,
+    /// The revision it comes from; none: the work tree.
+    pub revision: Option<Revision>,
+    /// What the model is.
+    pub facts: Option<ModelFacts>,
+    /// Hosts on which the model's files are not, with the reason.
+    pub lacking: BTreeMap<HostName, String>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// A plan and the release that it is of.
+pub struct Planned {
+    /// The release; its revision, author and reason are set when it is begun.
+    pub release: Release,
+    /// For people.
+    pub view: PlanView,
+}
+
+/// Reads the deck's directory; mistakes stand where the spec would.
+pub fn read_files(repo: &DeckRepo) -> DeckFiles {
+    let mut files = DeckFiles::default();
+    match repo.read() {
+        Ok(texts) => {
+            let deck = parse_deck(&texts.deck, "deck.toml").map_err(|e| with_hint(&e));
+            files.deck = Some(deck);
+            for (name, content) in texts.services {
+                let spec = parse_service(&content, &format!("services/{name}.toml"));
+                files.services.insert(name, spec.map_err(|e| with_hint(&e)));
+            }
+        }
+        Err(error) => files.deck = Some(Err(with_hint(&error))),
+    }
+    for service in files.services.keys() {
+        let Ok(entries) = repo.history(service, 50) else { continue };
+        let views = entries
+            .into_iter()
+            .map(|e| ReleaseView {
+                number: e.release,
+                revision: e.revision,
+                created: e.time,
+                author: e.author,
+                reason: e.reason,
+                outcome: e.outcome,
+            })
+            .collect();
+        files.history.insert(service.clone(), views);
+    }
+    let next = repo.next_release().unwrap_or(ReleaseNumber(1));
+    files.last_release = ReleaseNumber(next.0.saturating_sub(1));
+    files
+}
+
+fn with_hint<E: std::fmt::Display + Hint>(error: &E) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error} → {hint}"),
+        None => error.to_string(),
+    }
+}
+
+/// There is no such service; the nearest one is named.
+pub fn not_found(service: &ServiceName, known: Vec<ServiceName>) -> ApiError {
+    let hint = match text::nearest(service.as_str(), known.iter().map(ServiceName::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if known.is_empty() => format!("write services/{service}.toml first"),
+        None => {
+            let names: Vec<&str> = known.iter().map(ServiceName::as_str).collect();
+            format!("there are: {}", names.join(", "))
+        }
+    };
+    ApiError {
+        kind: ErrorKind::NotFound,
+        message: format!("there is no service {service}"),
+        hint: Some(hint),
+    }
+}
+
+fn invalid<E: std::fmt::Display + Hint>(error: &E) -> ApiError {
+    ApiError { kind: ErrorKind::Invalid, message: error.to_string(), hint: error.hint() }
+}
+
+/// The spec in the work tree, or that of an earlier release.
+pub fn read_spec(
+    core: &Core,
+    service: &ServiceName,
+    of: Option<ReleaseNumber>,
+) -> Result<(ServiceSpec, String, Option<Revision>), ApiError> {
+    let Some(repo) = &core.repo else {
+        return Err(not_found(service, core.known_services()));
+    };
+    let (content, revision, name) = match of {
+        None => {
+            let content = repo.read_service(service).map_err(|e| match e {
+                RevisionError::NoFile { .. } => not_found(service, core.known_services()),
+                e => invalid(&e),
+            })?;
+            (content, None, format!("services/{service}.toml"))
+        }
+        Some(number) => {
+            let revision = repo.release(number).map_err(|e| invalid(&e))?.ok_or_else(|| ApiError {
+                kind: ErrorKind::NotFound,
+                message: format!("Git has no release {number}"),
+                hint: Some(format!("`gpudeck history {service}` lists them")),
+            })?;
+            let content = repo.spec_at(&revision, service).map_err(|e| invalid(&e))?;
+            (content, Some(revision), format!("services/{service}.toml at {number}"))
+        }
+    };
+    let spec = parse_service(&content, &name).map_err(|e| invalid(&e))?;
+    Ok((spec, content, revision))
+}
+
+/// Inspects the model on every host it could run on.
+pub async fn draft(
+    means: &Arc<Means>,
+    service: ServiceName,
+    spec: ServiceSpec,
+    text: String,
+    revision: Option<Revision>,
+    hosts: Vec<HostName>,
+) -> Result<Draft, ApiError> {
+    let mut draft = Draft {
+        service,
+        spec,
+        text,
+        revision,
+        facts: None,
+        lacking: BTreeMap::new(),
+        warnings: Vec::new(),
+    };
+    let engine = engine::of(&draft.spec.engine);
+    if !draft.spec.model.starts_with('/') && !engine.needs_model_files() {
+        return Ok(draft);
+    }
+    let path = draft.spec.model.clone();
+    let looks = hosts.into_iter().map(|host| {
+        let path = path.clone();
+        let means = Arc::clone(means);
+        async move {
+            let Ok(link) = actions::link(&means, &host) else { return (host, None) };
+            let source = LinkFiles::new(link);
+            let limit = Duration::from_secs(20);
+            let found = tokio::time::timeout(limit, weights::inspect(&source, &path)).await;
+            (host, found.ok())
+        }
+    });
+    let mut first_error = None;
+    for (host, found) in futures::future::join_all(looks).await {
+        match found {
+            Some(Ok(facts)) => {
+                let differs = draft.facts.as_ref().is_some_and(|f| f.weight_bytes != facts.weight_bytes);
+                if differs {
+                    draft.warnings.push(format!("the model on {host} is not the same as on the other hosts"));
+                }
+                draft.facts.get_or_insert(facts);
+            }
+            Some(Err(error)) => {
+                draft.lacking.insert(host.clone(), error.to_string());
+                first_error.get_or_insert((host, error));
+            }
+            None => {
+                draft.lacking.insert(host, "the model could not be inspected in time".to_owned());
+            }
+        }
+    }
+    match (&draft.facts, first_error) {
+        (None, Some((host, error))) if engine.needs_model_files() => Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message: format!("the model of {} cannot be served: on {host}: {error}", draft.service),
+            hint: error.hint(),
+        }),
+        // An engine of the user's may read what we cannot: it is told, not refused.
+        (None, Some((host, error))) => {
+            draft.lacking.clear();
+            draft.warnings.push(format!("the model could not be read on {host}: {error}"));
+            Ok(draft)
+        }
+        _ => Ok(draft),
+    }
+}
+
+/// Places a draft and foresees its journey.
+pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, ApiError> {
+    let service = &draft.service;
+    let spec = &draft.spec;
+    let empty = ServiceState::new(service.clone());
+    let state = core.state.services.get(service).unwrap_or(&empty);
+    let served = state.stable.and_then(|n| state.releases.get(&n));
+    let number = service_view::next_release(&core.state, core.files.last_release);
+    let engine = engine::of(&spec.engine);
+    engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
+
+    let mut warnings = draft.warnings.clone();
+    let placed = place(core, draft, state)?;
+    let mut ports = PortGiver { core, used: world::used_ports(&core.state) };
+    let mut replicas = Vec::new();
+    let mut planned_replicas = Vec::new();
+    for (index, replica) in placed.replicas.iter().enumerate() {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let address = world::engine_address(&core.deck, &replica.host);
+        let port = ports.next(&replica.host, &address)?;
+        let command = engine
+            .command(&RankContext {
+                service,
+                spec,
+                facts: draft.facts.as_ref(),
+                shape: replica.shape,
+                address: "0.0.0.0",
+                port,
+                devices: &replica.devices,
+                release: number,
+                replica: index,
+                rank: 0,
+                cores: None,
+                docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
+            })
+            .map_err(|e| invalid(&e))?;
+        planned_replicas.push(planned_replica(core, index, replica, &command.argv));
+        replicas.push(ReplicaPlan {
+            ranks: vec![RankPlan {
+                host: replica.host.clone(),
+                devices: replica.devices.clone(),
+                memory_per_device: replica.memory_per_device,
+                address,
+                port,
+                argv: command.argv,
+                env: command.env,
+                files: command.files,
+            }],
+        });
+    }
+    let release = Release {
+        id: ReleaseId(uuid::Uuid::now_v7()),
+        number,
+        deck: core.deck.id,
+        service: service.clone(),
+        revision: draft.revision.clone().unwrap_or(Revision(String::new())),
+        spec: spec.clone(),
+        replicas,
+        created: now(),
+        author: String::new(),
+        reason: None,
+    };
+    let nothing_to_do = served.is_some_and(|r| r.spec == *spec) && !state.stopping;
+    let forecast = if nothing_to_do {
+        Forecast::default()
+    } else {
+        forecast::forecast(state, &release, kind).map_err(|e| ApiError {
+            kind: ErrorKind::Unplaceable,
+            message: e.to_string(),
+            hint: e.hint(),
+        })?
+    };
+    if forecast.outage {
+        warnings.insert(0, "OUTAGE: no replica is ready in between".to_owned());
+    }
+    for (host, why) in &draft.lacking {
+        warnings.push(format!("{host} was left out: {why}"));
+    }
+    let before = served.map(|r| toml::to_string(&r.spec).unwrap_or_default()).unwrap_or_default();
+    let after = toml::to_string(spec).unwrap_or_default();
+    let view = PlanView {
+        service: service.clone(),
+        nothing_to_do,
+        from: state.stable,
+        to: number,
+        diff: diff_text(&before, &after, &format!("services/{service}.toml")).unwrap_or_default(),
+        replicas: planned_replicas,
+        reasons: placed.reasons,
+        model: draft.facts.as_ref().map(ModelFacts::summary).unwrap_or_default(),
+        forecast,
+        warnings,
+    };
+    Ok(Planned { release, view })
+}
+
+fn place(core: &Core, draft: &Draft, state: &ServiceState) -> Result<placement::Placement, ApiError> {
+    let spec = &draft.spec;
+    let engine = engine::of(&spec.engine);
+    let reserved = world::reservations(&core.state);
+    let hosts = core.hub.with(|s| {
+        s.hosts
+            .values()
+            .map(|h| super::world::capacity(h, &reserved, draft.lacking.get(&h.name)))
+            .collect()
+    });
+    let shapes = engine
+        .shapes(spec, draft.facts.as_ref())
+        .into_iter()
+        .map(|shape| {
+            let memory = spec.memory.or_else(|| {
+                draft.facts.as_ref().map(|facts| engine.memory(spec, facts, shape).total)
+            });
+            (shape, memory)
+        })
+        .collect::<Vec<_>>();
+    if spec.device == DeviceKind::Gpu && shapes.iter().all(|(_, memory)| memory.is_none()) {
+        return Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message: format!("how much GPU memory {} needs is not known", draft.service),
+            hint: Some(format!("write memory = \"40GiB\" (per GPU) into services/{}.toml", draft.service)),
+        });
+    }
+    world::place(&draft.service, spec, hosts, &shapes, engine.as_ref(), state).map_err(|refusal| ApiError {
+        kind: ErrorKind::Unplaceable,
+        message: refusal.to_string(),
+        hint: refusal.hint(),
+    })
+}
+
+fn planned_replica(
+    core: &Core,
+    index: u32,
+    replica: &placement::PlacedReplica,
+    argv: &[String],
+) -> PlannedReplica {
+    let (text, free) = core.hub.with(|s| {
+        let sample = s.hosts.get(&replica.host).and_then(|h| h.sample.as_ref());
+        let gpus = sample.map(|s| s.gpus.list()).unwrap_or_default();
+        let mine: Vec<_> = gpus.iter().filter(|g| replica.devices.contains(&g.device())).collect();
+        if replica.devices == [DeviceId::Cpu] {
+            return ("cpu".to_owned(), sample.and_then(|s| s.memory).map(|m| m.free()));
+        }
+        let text = mine.iter().map(|g| format!("GPU {}", g.index)).collect::<Vec<_>>().join(", ");
+        (text, mine.iter().filter_map(|g| g.memory).map(|m| m.free()).min())
+    });
+    PlannedReplica {
+        replica: index,
+        ranks: vec![PlannedRank {
+            host: replica.host.clone(),
+            devices: replica.devices.clone(),
+            devices_text: text,
+            memory_per_device: replica.memory_per_device,
+            free_per_device: free,
+            argv: argv.to_vec(),
+        }],
+    }
+}
+
+/// Gives out engine ports that no living release has.
+struct PortGiver<'a> {
+    core: &'a Core,
+    used: std::collections::BTreeSet<(String, u16)>,
+}
+
+impl PortGiver<'_> {
+    fn next(&mut self, host: &HostName, address: &str) -> Result<u16, ApiError> {
+        let first = world::first_port(&self.core.deck, host);
+        let port = (first..first.saturating_add(999))
+            .find(|port| !self.used.contains(&(address.to_owned(), *port)))
+            .ok_or_else(|| ApiError {
+                kind: ErrorKind::Unplaceable,
+                message: format!("all engine ports of {host} from {first} on are taken"),
+                hint: Some("set `first_engine_port` of the host in deck.toml".to_owned()),
+            })?;
+        self.used.insert((address.to_owned(), port));
+        Ok(port)
+    }
+}
+
+/// Commits what is rolled out. An undo puts the old spec back into the work tree first, so that the
+/// deck says what is served; an edit that was never committed is kept beside it.
+pub fn commit(
+    repo: &DeckRepo,
+    draft: &Draft,
+    release: &Release,
+    kind: RolloutKind,
+) -> Result<Revision, ApiError> {
+    if kind == RolloutKind::Undo {
+        let present = repo.read_service(&draft.service).unwrap_or_default();
+        if present != draft.text {
+            let write = |path: &std::path::Path, content: &str| {
+                std::fs::write(path, content).map_err(|e| ApiError {
+                    kind: ErrorKind::Internal,
+                    message: format!("{}: {e}", path.display()),
+                    hint: None,
+                })
+            };
+            if repo.is_dirty(&draft.service).unwrap_or(true) {
+                let kept = repo.root().join(".gpudeck");
+                let _ = std::fs::create_dir_all(&kept);
+                write(&kept.join(format!("{}.before-{}.toml", draft.service, release.number)), &present)?;
+            }
+            let file = repo.root().join("services").join(format!("{}.toml", draft.service));
+            write(&file, &draft.text)?;
+        }
+    }
+    let verb = match kind {
+        RolloutKind::Apply => "Apply",
+        RolloutKind::Undo => "Undo",
+    };
+    let subject = format!("{verb} {}", draft.service);
+    repo.commit_service(&ReleaseCommit {
+        service: &draft.service,
+        release: release.number,
+        subject: &subject,
+        reason: release.reason.as_deref(),
+        author: Some(&release.author),
+        expected: Some(&draft.text),
+    })
+    .map_err(|e| ApiError {
+        kind: match e {
+            RevisionError::Changed { .. } => ErrorKind::Conflict,
+            _ => ErrorKind::Internal,
+        },
+        message: e.to_string(),
+        hint: e.hint(),
+    })
+}
+
+/// The spec of one release against another's.
+pub fn diff(
+    core: &Core,
+    service: &ServiceName,
+    from: ReleaseNumber,
+    to: ReleaseNumber,
+) -> Result<String, ApiError> {
+    let (_, old, _) = read_spec(core, service, Some(from))?;
+    let (_, new, _) = read_spec(core, service, Some(to))?;
+    diff_text(&old, &new, &format!("services/{service}.toml")).map_err(|e| invalid(&e))
+}
+
+/// A fresh repository around a new deck's files.
+pub fn init_repository(dir: &std::path::Path) -> Result<(), RevisionError> {
+    DeckRepo::init(dir).map(|_| ())
+}
