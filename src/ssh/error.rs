@@ -1,0 +1,231 @@
+//! The named causes for which a host is not reached, each with its next step.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::{Hint, quote, text, time};
+
+/// Why a connection, or something on it, failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SshError {
+    /// The name has no address.
+    #[error("the name `{host}` is not found")]
+    NameNotFound {
+        /// The name that was looked up.
+        host: String,
+    },
+    /// Nothing listens there.
+    #[error("{address} refuses the connection")]
+    Refused {
+        /// `host:port`.
+        address: String,
+    },
+    /// Something did not answer in time.
+    #[error("no answer from {address} within {} while {phase}", time::short(*after))]
+    Timeout {
+        /// `host:port`.
+        address: String,
+        /// What was being done.
+        phase: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// There is no way there.
+    #[error("{address} cannot be reached: {why}")]
+    Unreachable {
+        /// `host:port`.
+        address: String,
+        /// The system's words.
+        why: String,
+    },
+    /// What answers is not an SSH server we can talk to.
+    #[error("{address} does not speak SSH with us: {why}")]
+    Protocol {
+        /// `host:port`.
+        address: String,
+        /// What was wrong.
+        why: String,
+    },
+    /// Nobody has said yet that this is the host's key, and nobody can be asked.
+    #[error("unknown host key of {host}: {key_type} {fingerprint}")]
+    HostKeyUnknown {
+        /// As `known_hosts` names it: `host` or `[host]:port`.
+        host: String,
+        /// `ssh-ed25519`.
+        key_type: String,
+        /// `SHA256:…`.
+        fingerprint: String,
+        /// Where the key would be written.
+        file: PathBuf,
+    },
+    /// The host shows another key than the one that is known.
+    #[error(
+        "the host key of {host} has CHANGED: it now shows {key_type} {fingerprint}, but {}:{line} says {known}; \
+         somebody may be listening in, or the host was installed anew",
+        file.display()
+    )]
+    HostKeyChanged {
+        /// As `known_hosts` names it: `host` or `[host]:port`.
+        host: String,
+        /// `ssh-ed25519`.
+        key_type: String,
+        /// Of the key shown now.
+        fingerprint: String,
+        /// Of the key that is known.
+        known: String,
+        /// Where it is known.
+        file: PathBuf,
+        /// Line in it, from 1.
+        line: usize,
+    },
+    /// The key is marked `@revoked`.
+    #[error("the host key of {host} is revoked ({}:{line})", file.display())]
+    HostKeyRevoked {
+        /// As `known_hosts` names it.
+        host: String,
+        /// Where it is revoked.
+        file: PathBuf,
+        /// Line in it, from 1.
+        line: usize,
+    },
+    /// A person said that this is not the host's key.
+    #[error("the host key of {host} ({fingerprint}) was not accepted")]
+    HostKeyRejected {
+        /// As `known_hosts` names it.
+        host: String,
+        /// `SHA256:…`.
+        fingerprint: String,
+    },
+    /// The accepted key could not be written down.
+    #[error("the host key could not be written to {}: {why}", file.display())]
+    KnownHosts {
+        /// Which file.
+        file: PathBuf,
+        /// The system's words.
+        why: String,
+    },
+    /// The server takes none of our keys.
+    #[error("{host} does not let `{user}` in (tried: {})", if tried.is_empty() { "nothing, no key was found".to_owned() } else { tried.join(", ") })]
+    AuthFailed {
+        /// Which host.
+        host: String,
+        /// Which user.
+        user: String,
+        /// What was tried, for people.
+        tried: Vec<String>,
+    },
+    /// The SSH configuration asks for a way that is not supported.
+    #[error("{host} is to be reached by {what}, which is not supported yet")]
+    ProxyUnsupported {
+        /// Which host.
+        host: String,
+        /// `ProxyJump bastion`.
+        what: String,
+    },
+    /// A file of the user cannot be read.
+    #[error("{} cannot be read: {why}", file.display())]
+    File {
+        /// Which file.
+        file: PathBuf,
+        /// The system's words.
+        why: String,
+    },
+    /// The server opens no further channel, or refuses the command.
+    #[error("the server refuses a channel: {why}")]
+    ChannelRefused {
+        /// Its reason.
+        why: String,
+    },
+    /// The connection is gone.
+    #[error("the connection was lost: {why}")]
+    Closed {
+        /// What was seen of the end.
+        why: String,
+    },
+}
+
+impl SshError {
+    /// A lost connection, in words that are safe to show.
+    pub fn closed(why: &str) -> Self {
+        Self::Closed { why: text::clean(why, 200) }
+    }
+
+    /// Trying again soon cannot help: a person has to change something first.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(
+            self,
+            Self::HostKeyUnknown { .. }
+                | Self::HostKeyChanged { .. }
+                | Self::HostKeyRevoked { .. }
+                | Self::HostKeyRejected { .. }
+                | Self::KnownHosts { .. }
+                | Self::AuthFailed { .. }
+                | Self::ProxyUnsupported { .. }
+                | Self::File { .. }
+        )
+    }
+}
+
+impl Hint for SshError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NameNotFound { host } => {
+                format!("correct the name, or set `address` of the host in deck.toml ({host})")
+            }
+            Self::Refused { .. } => {
+                "start sshd on the host, or correct `port` in deck.toml or ~/.ssh/config".to_owned()
+            }
+            Self::Timeout { address, .. } => {
+                format!("check that the host is up and that no firewall drops {address}")
+            }
+            Self::Unreachable { .. } => "check the network and the route to the host".to_owned(),
+            Self::Protocol { .. } => {
+                "check that `port` is the SSH server's, and that the server is not outdated"
+                    .to_owned()
+            }
+            Self::HostKeyUnknown { host, file, .. } => {
+                let (name, port) = split_name(host);
+                let port = port.map(|p| format!("-p {p} ")).unwrap_or_default();
+                format!(
+                    "answer in the terminal UI, or check the key with the host's keeper and run `ssh-keyscan {port}{} >> {}`",
+                    quote::shell_word(name),
+                    quote::shell_word(&file.display().to_string())
+                )
+            }
+            Self::HostKeyChanged { host, file, .. } => format!(
+                "if you know why it changed, run `ssh-keygen -R {} -f {}` and connect again",
+                quote::shell_word(host),
+                quote::shell_word(&file.display().to_string())
+            ),
+            Self::HostKeyRevoked { .. } => {
+                "do not connect; ask the host's keeper for its new key".to_owned()
+            }
+            Self::HostKeyRejected { .. } => {
+                "compare the fingerprint with the host's keeper and reconnect".to_owned()
+            }
+            Self::KnownHosts { .. } => {
+                "make the file writable, or set `known_hosts` of the host".to_owned()
+            }
+            Self::AuthFailed { host, user, .. } => format!(
+                "try `ssh {}`; load a key with `ssh-add`, or set `identity_files` of the host",
+                quote::shell_word(&format!("{user}@{host}"))
+            ),
+            Self::ProxyUnsupported { .. } => {
+                "reach the host directly, or run gpudeck on the jump host".to_owned()
+            }
+            Self::File { .. } => "correct the path, or make the file readable".to_owned(),
+            Self::ChannelRefused { .. } => {
+                "look at MaxSessions and ForceCommand in the host's sshd_config".to_owned()
+            }
+            Self::Closed { .. } => return None,
+        })
+    }
+}
+
+/// `[host]:port` or `host` as a name and a port.
+fn split_name(host: &str) -> (&str, Option<&str>) {
+    match host.strip_prefix('[').and_then(|h| h.rsplit_once("]:")) {
+        Some((name, port)) => (name, Some(port)),
+        None => (host, None),
+    }
+}

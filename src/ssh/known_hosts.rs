@@ -1,0 +1,372 @@
+//! Known host keys: our own reader and judge of OpenSSH's `known_hosts` files.
+//!
+//! russh's own check is not used: it ignores `@revoked`, knows no wildcards, takes a second key
+//! of one algorithm for a changed one, and gives up at one bad line. The rules here are those of
+//! `sshd(8)`, "SSH_KNOWN_HOSTS FILE FORMAT".
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{Algorithm, HashAlg, PublicKey};
+
+use super::config::matches_pattern;
+
+/// Longest file that is read, in bytes.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// What the files say about a key that a host has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the host's.
+    Known,
+    /// Nothing is known of a key of this kind.
+    Unknown {
+        /// `SHA256:…` of the key shown.
+        fingerprint: String,
+    },
+    /// Another key of this kind is known.
+    Changed {
+        /// Where.
+        file: PathBuf,
+        /// Line in it, from 1.
+        line: usize,
+        /// `SHA256:…` of the key that is known.
+        known: String,
+    },
+    /// This very key is marked `@revoked`.
+    Revoked {
+        /// Where.
+        file: PathBuf,
+        /// Line in it, from 1.
+        line: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marker {
+    Revoked,
+    /// The key signs host certificates; it is never a host key itself.
+    CertAuthority,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    file: PathBuf,
+    line: usize,
+    marker: Option<Marker>,
+    hosts: String,
+    key: KeyData,
+}
+
+/// The lines of all known-hosts files that apply, in order.
+#[derive(Clone, Debug, Default)]
+pub struct KnownHosts {
+    entries: Vec<Entry>,
+}
+
+impl KnownHosts {
+    /// Reads files; those that do not exist are empty.
+    pub fn load(files: &[PathBuf]) -> Result<Self, (PathBuf, io::Error)> {
+        let mut all = Self::default();
+        for path in files {
+            let file = match fs::File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err((path.clone(), error)),
+            };
+            let mut bytes = Vec::new();
+            file.take(MAX_FILE_BYTES)
+                .read_to_end(&mut bytes)
+                .map_err(|error| (path.clone(), error))?;
+            all.add(path, &String::from_utf8_lossy(&bytes));
+        }
+        Ok(all)
+    }
+
+    /// Adds the lines of one file; lines that make no sense are skipped, as OpenSSH does.
+    pub fn add(&mut self, file: &Path, text: &str) {
+        for (index, line) in text.lines().enumerate() {
+            if let Some((marker, hosts, key)) = parse_line(line) {
+                self.entries.push(Entry {
+                    file: file.to_owned(),
+                    line: index + 1,
+                    marker,
+                    hosts,
+                    key,
+                });
+            }
+        }
+    }
+
+    /// Judges the key that `host` shows on `port`.
+    pub fn check(&self, host: &str, port: u16, key: &PublicKey) -> Verdict {
+        let verdict = self.check_name(&entry_name(host, port), key);
+        // OpenSSH (check_host_key in sshconnect.c) takes a key known for the plain name too when
+        // the port is an unusual one; never a change.
+        if port != 22
+            && matches!(verdict, Verdict::Unknown { .. })
+            && self.check_name(&entry_name(host, 22), key) == Verdict::Known
+        {
+            return Verdict::Known;
+        }
+        verdict
+    }
+
+    fn check_name(&self, name: &str, key: &PublicKey) -> Verdict {
+        let mut changed = None;
+        let mut known = false;
+        for entry in self.entries.iter().filter(|e| matches_hosts(&e.hosts, name)) {
+            let same = entry.key == *key.key_data();
+            match entry.marker {
+                Some(Marker::Revoked) if same => {
+                    return Verdict::Revoked { file: entry.file.clone(), line: entry.line };
+                }
+                Some(Marker::Revoked | Marker::CertAuthority) => {}
+                None if same => known = true,
+                None if changed.is_none()
+                    && same_kind(&entry.key.algorithm(), &key.algorithm()) =>
+                {
+                    changed = Some(Verdict::Changed {
+                        file: entry.file.clone(),
+                        line: entry.line,
+                        known: entry.key.fingerprint(HashAlg::Sha256).to_string(),
+                    });
+                }
+                None => {}
+            }
+        }
+        if known {
+            return Verdict::Known;
+        }
+        changed.unwrap_or_else(|| Verdict::Unknown {
+            fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
+        })
+    }
+
+    /// The algorithms of the keys known for a host: asked for first, so that a host with several
+    /// keys shows the one that is known.
+    pub fn algorithms(&self, host: &str, port: u16) -> Vec<Algorithm> {
+        let mut found: Vec<Algorithm> = Vec::new();
+        for name in [entry_name(host, port), entry_name(host, 22)] {
+            for entry in self.entries.iter().filter(|e| e.marker.is_none()) {
+                let algorithm = entry.key.algorithm();
+                if matches_hosts(&entry.hosts, &name) && !found.contains(&algorithm) {
+                    found.push(algorithm);
+                }
+            }
+            if !found.is_empty() {
+                break;
+            }
+        }
+        found
+    }
+}
+
+/// How a host is named in the file: `host`, or `[host]:port` for any port but 22.
+pub fn entry_name(host: &str, port: u16) -> String {
+    let host = host.to_ascii_lowercase();
+    if port == 22 { host } else { format!("[{host}]:{port}") }
+}
+
+/// Appends `host`'s key; makes the file (0600) and its directory (0700) where they are missing.
+pub fn append(file: &Path, host: &str, port: u16, key: &PublicKey) -> io::Result<()> {
+    if let Some(parent) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let mut open =
+        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file)?;
+    let bare = PublicKey::new(key.key_data().clone(), "");
+    let text = bare.to_openssh().map_err(io::Error::other)?;
+    let mut line = format!("{} {}\n", entry_name(host, port), text.trim());
+    // A last line without its end would swallow ours.
+    if ends_without_newline(&mut open)? {
+        line.insert(0, '\n');
+    }
+    open.write_all(line.as_bytes())?;
+    // Not every file can be synced (`/dev/null`), and a key that is asked for again is no harm.
+    let _ = open.sync_all();
+    Ok(())
+}
+
+fn ends_without_newline(file: &mut fs::File) -> io::Result<bool> {
+    use std::io::Seek;
+    if file.metadata()?.len() == 0 {
+        return Ok(false);
+    }
+    file.seek(io::SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
+
+fn parse_line(line: &str) -> Option<(Option<Marker>, String, KeyData)> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return None;
+    }
+    let mut words = line.split_ascii_whitespace();
+    let mut hosts = words.next()?;
+    let marker = match hosts.strip_prefix('@') {
+        Some("revoked") => Some(Marker::Revoked),
+        Some("cert-authority") => Some(Marker::CertAuthority),
+        Some(_) => return None,
+        None => None,
+    };
+    if marker.is_some() {
+        hosts = words.next()?;
+    }
+    let (kind, data) = (words.next()?, words.next()?);
+    let key = PublicKey::from_openssh(&format!("{kind} {data}")).ok()?;
+    Some((marker, hosts.to_owned(), key.key_data().clone()))
+}
+
+/// The host field: a comma list of patterns with `!` for negation, or one hashed name.
+fn matches_hosts(field: &str, name: &str) -> bool {
+    if let Some(hashed) = field.strip_prefix("|1|") {
+        return matches_hashed(hashed, name).unwrap_or(false);
+    }
+    let mut matched = false;
+    for pattern in field.split(',') {
+        let pattern = pattern.to_ascii_lowercase();
+        match pattern.strip_prefix('!') {
+            Some(negated) if matches_pattern(negated, name) => return false,
+            Some(_) => {}
+            None => matched = matched || matches_pattern(&pattern, name),
+        }
+    }
+    matched
+}
+
+/// `salt|hash`, both base64: HMAC-SHA1 of the name with the salt as key (OpenSSH's hostfile.c).
+fn matches_hashed(hashed: &str, name: &str) -> Option<bool> {
+    let (salt, hash) = hashed.split_once('|')?;
+    let (salt, hash) = (BASE64.decode(salt).ok()?, BASE64.decode(hash).ok()?);
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt);
+    Some(ring::hmac::verify(&key, name.as_bytes(), &hash).is_ok())
+}
+
+/// Keys are of one kind whatever hash an RSA signature uses.
+pub(super) fn same_kind(a: &Algorithm, b: &Algorithm) -> bool {
+    matches!((a, b), (Algorithm::Rsa { .. }, Algorithm::Rsa { .. })) || a == b
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    // Public keys made for these tests with ssh-keygen; nobody holds their private halves.
+    const A: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKfiW1UM+IuonXwn3yhd8bLdnMKf2ghDf0pWVyXRV1od";
+    const B: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFLXnNKT9+U3bE1FwYiKDUDsp1DBhoXI5IVOEq5z0rz2";
+
+    fn key(text: &str) -> PublicKey {
+        PublicKey::from_openssh(text).unwrap()
+    }
+
+    fn known(text: &str) -> KnownHosts {
+        let mut all = KnownHosts::default();
+        all.add(Path::new("kh"), text);
+        all
+    }
+
+    fn verdict(text: &str, host: &str, port: u16) -> &'static str {
+        match known(text).check(host, port, &key(&format!("{A} shown"))) {
+            Verdict::Known => "known",
+            Verdict::Unknown { .. } => "unknown",
+            Verdict::Changed { .. } => "changed",
+            Verdict::Revoked { .. } => "revoked",
+        }
+    }
+
+    #[test]
+    fn names_ports_lists_wildcards_and_negation() {
+        for (hosts, host, port, expected) in [
+            ("h1", "h1", 22, "known"),
+            ("H1", "h1", 22, "known"),
+            ("h1", "H1", 22, "known"),
+            ("h1", "h2", 22, "unknown"),
+            ("h0,h1\t", "h1", 22, "known"),
+            ("[h1]:2222", "h1", 2222, "known"),
+            ("[h1]:2222", "h1", 22, "unknown"),
+            ("h1", "h1", 2222, "known"),
+            ("*.org,!bad.org", "good.org", 22, "known"),
+            ("*.org,!bad.org", "bad.org", 22, "unknown"),
+            ("[10.0.0.?]:*", "10.0.0.7", 2200, "known"),
+        ] {
+            assert_eq!(
+                verdict(&format!("{hosts} {A} comment here"), host, port),
+                expected,
+                "{hosts} {host}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_key_of_the_kind_is_a_change_unless_the_right_one_is_there_too() {
+        assert_eq!(verdict(&format!("h1 {B}"), "h1", 22), "changed");
+        assert_eq!(verdict(&format!("h1 {B}\nh1 {A}"), "h1", 22), "known");
+        // A key known for the plain name says nothing against a server on another port.
+        assert_eq!(verdict(&format!("h1 {B}"), "h1", 2222), "unknown");
+        let found = known(&format!("# c\n\nh1 {B}")).check("h1", 22, &key(A));
+        let Verdict::Changed { line, known, .. } = found else { panic!("{found:?}") };
+        assert_eq!((line, known.starts_with("SHA256:")), (3, true));
+    }
+
+    #[test]
+    fn markers() {
+        assert_eq!(verdict(&format!("h1 {A}\n@revoked * {A}"), "h1", 22), "revoked");
+        assert_eq!(verdict(&format!("@revoked * {B}\nh1 {A}"), "h1", 22), "known");
+        assert_eq!(verdict(&format!("@cert-authority h1 {A}"), "h1", 22), "unknown");
+        assert_eq!(verdict(&format!("@unheard-of h1 {A}"), "h1", 22), "unknown");
+    }
+
+    #[test]
+    fn bad_lines_are_skipped() {
+        let text = format!("h1\nh1 ssh-ed25519 !!!\nh1 ssh-ed25519\n|1|x|y {A}\n\u{0}\nh1 {A}");
+        assert_eq!(verdict(&text, "h1", 22), "known");
+    }
+
+    #[test]
+    fn hashed_names() {
+        let salt = b"01234567890123456789";
+        let hmac_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, salt);
+        let hash = ring::hmac::sign(&hmac_key, b"[h1]:2222");
+        let line = format!("|1|{}|{} {A}", BASE64.encode(salt), BASE64.encode(hash.as_ref()));
+        assert_eq!(verdict(&line, "h1", 2222), "known");
+        assert_eq!(verdict(&line, "h1", 2223), "unknown");
+    }
+
+    #[test]
+    fn appends_after_a_line_without_end() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("new/known_hosts");
+        append(&file, "H1", 22, &key(&format!("{A} a comment"))).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), format!("h1 {A}\n"));
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&file, format!("h0 {B}")).unwrap();
+        append(&file, "h1", 2222, &key(A)).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), format!("h0 {B}\n[h1]:2222 {A}\n"));
+    }
+
+    #[test]
+    fn the_algorithms_that_are_known() {
+        let all = known(&format!("h1 {A}\n@revoked h2 {B}"));
+        assert_eq!(all.algorithms("h1", 2222), [Algorithm::Ed25519]);
+        assert_eq!(all.algorithms("h2", 22), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_survived(text in "(.|\n){0,400}") {
+            let _ = known(&text).check("h1", 22, &key(A));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What only a person can answer while a connection is made.
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+
+/// A person, or nobody.
+#[async_trait]
+pub trait Questions: Send + Sync {
+    /// Whether anybody can be asked at all. When not, nothing is asked and the error says what a
+    /// person would have been asked.
+    fn can_ask(&self) -> bool {
+        true
+    }
+
+    /// Is this the key of that host? `fingerprint` is in OpenSSH's form (`SHA256:…`).
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool;
+
+    /// A passphrase; none when the person does not give one.
+    async fn secret(&self, prompt: &str) -> Option<SecretString>;
+}
+
+/// Nobody is there: no key is trusted, no passphrase given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoQuestions;
+
+#[async_trait]
+impl Questions for NoQuestions {
+    fn can_ask(&self) -> bool {
+        false
+    }
+
+    async fn host_key(&self, _host: &str, _key_type: &str, _fingerprint: &str) -> bool {
+        false
+    }
+
+    async fn secret(&self, _prompt: &str) -> Option<SecretString> {
+        None
+    }
+}
