@@ -369,7 +369,8 @@ impl Bench {
 
     async fn counters(&self, replica: &str) -> ServerCounters {
         let id: ReplicaId = replica.parse().unwrap();
-        self.gateway.counters().await.unwrap()[&id]
+        let seen = self.gateway.counters().await.unwrap();
+        *seen.get(&id).unwrap_or_else(|| panic!("no {replica} in {seen:?}"))
     }
 
     async fn settle(&self, replica: &str, requests: u64) -> ServerCounters {

@@ -225,8 +225,9 @@ impl Gateway for HaproxyGateway {
     }
 
     async fn counters(&self) -> Result<BTreeMap<ReplicaId, ServerCounters>, GatewayError> {
-        // Type 4: servers only. A backend that is missing is an error, not an empty list.
-        let answer = self.show(format!("show stat {} 4 -1", self.backend)).await?;
+        // Of all proxies: asked by name it takes a frontend of that name first. 6: backends and
+        // servers.
+        let answer = self.show("show stat -1 6 -1".to_owned()).await?;
         haproxy_text::counters(&answer, &self.backend).map_err(|message| self.refused(&message))
     }
 }

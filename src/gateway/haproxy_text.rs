@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::ServerCounters;
 use crate::base::ReplicaId;
 
-/// Most servers of a backend that are looked at.
-const MAX_SERVERS: usize = 4096;
+/// Most lines of an answer that are looked at.
+const MAX_LINES: usize = 16_384;
 
 /// Bits of `srv_admin_state` (HAProxy, `include/haproxy/server-t.h`).
 const ADMIN_MAINT: u32 = 0x01 | 0x02 | 0x04 | 0x20 | 0x40;
@@ -59,7 +59,7 @@ pub(super) fn servers_state(text: &str) -> Result<BTreeMap<ReplicaId, ServerStat
         };
         Some((replica, state))
     };
-    Ok(lines.take(MAX_SERVERS).filter_map(server).collect())
+    Ok(lines.take(MAX_LINES).filter_map(server).collect())
 }
 
 /// `show stat` (CSV): the counters of our servers in `backend`. `Err` is HAProxy's own words.
@@ -75,12 +75,14 @@ pub(super) fn counters(
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let header = lines.next().and_then(|line| line.strip_prefix("# "));
     let columns = Columns::new(header.ok_or_else(|| message_or_silence(text))?.split(','));
+    let mut found = false;
     let server = |line: &str| {
         let fields = csv_fields(line);
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         if columns.get(&fields, "pxname")? != backend {
             return None;
         }
+        found = true;
         let replica: ReplicaId = columns.get(&fields, "svname")?.parse().ok()?;
         let count = |name| -> u64 {
             columns.get(&fields, name).and_then(|field| field.parse().ok()).unwrap_or(0)
@@ -96,7 +98,9 @@ pub(super) fn counters(
         };
         Some((replica, counters))
     };
-    Ok(lines.take(MAX_SERVERS).filter_map(server).collect())
+    let servers = lines.take(MAX_LINES).filter_map(server).collect();
+    // A backend has a line of its own even when it has no server.
+    if found { Ok(servers) } else { Err("No such backend.".to_owned()) }
 }
 
 /// Positions of named columns; more columns than we know, or fewer, are fine.
@@ -167,6 +171,13 @@ mod tests {
         assert_eq!(servers_state("Can't find backend.\n\n"), Err("Can't find backend.".into()));
         assert_eq!(counters("Permission denied\n", "chat"), Err("Permission denied".into()));
         assert!(servers_state("").is_err());
+    }
+
+    #[test]
+    fn a_backend_without_servers_is_not_a_missing_backend() {
+        let text = "# pxname,svname,scur\nchat,BACKEND,0\n";
+        assert_eq!(counters(text, "chat"), Ok(BTreeMap::new()));
+        assert_eq!(counters(text, "code"), Err("No such backend.".into()));
     }
 
     #[test]
