@@ -1,3 +1,9 @@
-//! A simulated fleet behind real SSH servers in this process.
+//! A simulated fleet behind real SSH servers in this process: what the real program is shown.
+//!
+//! Everything here says that it is simulated. The story itself (controller and screens) is told
+//! by the doors; here are its places and its people.
 
 pub mod engine;
+pub mod gateway;
+
+pub use gateway::SimGateway;

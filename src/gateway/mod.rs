@@ -1,11 +1,20 @@
 //! The load balancer in front of the replicas: weights, drains, and what it saw of them.
 
+//!
+//! The trait, and HAProxy behind it. Nothing here decides a weight: that is for `rollout`.
+
+pub mod haproxy;
+mod haproxy_plan;
+mod haproxy_text;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
 use crate::base::{Hint, ReplicaId, TrafficServer};
 use crate::fleet::LinkError;
+
+pub use haproxy::HaproxyGateway;
 
 /// A gateway's backend of one service.
 #[async_trait]
