@@ -1,7 +1,8 @@
 //! The front desk: everything a door can see and ask, as HTTP/JSON over a Unix socket.
 //!
-//! [`view`] is what doors see, [`intent`] is what they ask. Doors use nothing else of gpudeck.
+//! [`view`] is what doors see, [`intent`] is what they ask, [`door`] is how they reach it. Doors use nothing else of gpudeck.
 
+pub mod door;
 pub mod intent;
 pub mod view;
 
@@ -16,6 +17,7 @@ pub use crate::rollout::{
 pub use crate::wire::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
 };
+pub use door::Door;
 pub use intent::{Intent, IntentReply};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,

@@ -1,0 +1,46 @@
+//! What a door needs of the controller, as a trait: the client implements it over the socket, tests
+//! implement it in memory.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use super::{
+    ApiError, Delta, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber, ServiceName,
+};
+
+/// A way to the controller.
+#[async_trait]
+pub trait Door: Send + Sync {
+    /// The snapshot and every change after it. The first item is [`Delta::Snapshot`]; the stream ends
+    /// when the controller is lost, and is asked for again then.
+    async fn stream(&self) -> Result<BoxStream<'static, Delta>, ApiError>;
+
+    /// Asks for something.
+    async fn send(&self, intent: Intent) -> Result<IntentReply, ApiError>;
+
+    /// What applying the service's spec would do.
+    async fn plan(&self, service: &ServiceName) -> Result<PlanView, ApiError>;
+
+    /// What an undo would do; `to` none: to the release before the present one.
+    async fn plan_undo(
+        &self,
+        service: &ServiceName,
+        to: Option<ReleaseNumber>,
+    ) -> Result<PlanView, ApiError>;
+
+    /// The difference between the specs of two releases, unified.
+    async fn diff(
+        &self,
+        service: &ServiceName,
+        from: ReleaseNumber,
+        to: ReleaseNumber,
+    ) -> Result<String, ApiError>;
+
+    /// A piece of a rank's log from `offset` (none: its end), at most `length` bytes.
+    async fn log(
+        &self,
+        rank: &RankId,
+        offset: Option<u64>,
+        length: u32,
+    ) -> Result<LogChunk, ApiError>;
+}
