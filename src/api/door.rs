@@ -1,33 +1,34 @@
-//! What a door needs of the front desk; the client implements it over the socket.
+//! What a door needs of the controller, as a trait: the client implements it over the socket, tests
+//! implement it in memory.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
-use super::intent::{Intent, IntentReply};
-use super::view::{ApiError, Delta, PlanView, ReleaseView};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
-use crate::wire::LogChunk;
+use super::{
+    ApiError, Delta, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber, ServiceName,
+};
 
-/// Everything a door can do.
+/// A way to the controller.
 #[async_trait]
 pub trait Door: Send + Sync {
-    /// The snapshot, then its changes. Ends when the controller ends or the reader lags too far.
+    /// The snapshot and every change after it. The first item is [`Delta::Snapshot`]; the stream ends
+    /// when the controller is lost, and is asked for again then.
     async fn stream(&self) -> Result<BoxStream<'static, Delta>, ApiError>;
 
-    /// A wish.
+    /// Asks for something.
     async fn send(&self, intent: Intent) -> Result<IntentReply, ApiError>;
 
-    /// What an apply would do.
+    /// What applying the service's spec would do.
     async fn plan(&self, service: &ServiceName) -> Result<PlanView, ApiError>;
 
-    /// What an undo would do.
+    /// What an undo would do; `to` none: to the release before the present one.
     async fn plan_undo(
         &self,
         service: &ServiceName,
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
 
-    /// The spec of one release against another's, as a unified diff.
+    /// The difference between the specs of two releases, unified.
     async fn diff(
         &self,
         service: &ServiceName,
@@ -35,10 +36,7 @@ pub trait Door: Send + Sync {
         to: ReleaseNumber,
     ) -> Result<String, ApiError>;
 
-    /// The releases of a service, newest first.
-    async fn history(&self, service: &ServiceName) -> Result<Vec<ReleaseView>, ApiError>;
-
-    /// A piece of a rank's log.
+    /// A piece of a rank's log from `offset` (none: its end), at most `length` bytes.
     async fn log(
         &self,
         rank: &RankId,

@@ -1,0 +1,254 @@
+//! The dialog before anything that touches what serves: it begins on Cancel, names what was selected
+//! when the key was pressed, shows the plan, and wants the service's name typed.
+
+use ratatui::layout::{Position, Rect};
+use ratatui::text::{Line, Span};
+
+use super::{centre, draw_buttons, draw_field, plan};
+use crate::api::{ApiError, Hint as _, Intent, PlanView, ReleaseNumber, ServiceName};
+use crate::tui::draw::Pen;
+use crate::tui::field::Field;
+use crate::tui::key::Key;
+use crate::tui::state::State;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Roll out the spec.
+    Apply,
+    /// Roll out an earlier release again.
+    Undo {
+        /// Which; none: the one before.
+        to: Option<ReleaseNumber>,
+    },
+    /// Pass the gate, or everything that is left.
+    Promote {
+        /// Everything.
+        all: bool,
+    },
+    /// Take the rollout back.
+    Abort,
+    /// Stop all replicas.
+    Stop,
+}
+
+impl Deed {
+    /// The word on the button.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::Apply => "Apply",
+            Self::Undo { .. } => "Undo",
+            Self::Promote { all: false } => "Promote",
+            Self::Promote { all: true } => "Promote all",
+            Self::Abort => "Abort",
+            Self::Stop => "Stop",
+        }
+    }
+}
+
+/// The plan that the dialog shows.
+#[derive(Clone, Debug)]
+pub enum PlanState {
+    /// There is none for this deed; this is said instead.
+    Words(Vec<String>),
+    /// Asked for, with this ticket.
+    Waiting(u64),
+    /// Here.
+    Ready(Box<PlanView>),
+    /// It cannot be made.
+    Failed(ApiError),
+}
+
+/// The dialog.
+#[derive(Clone, Debug)]
+pub struct Confirm {
+    /// What is to be done.
+    pub deed: Deed,
+    /// To which service.
+    pub service: ServiceName,
+    /// The exact target, in words, as it was when the key was pressed.
+    pub target: String,
+    /// What it would do.
+    pub plan: PlanState,
+    /// The name as typed.
+    pub name: Field,
+    /// Why, for the history.
+    pub reason: Field,
+    /// The keys go to the reason.
+    pub on_reason: bool,
+    /// Rows of the plan scrolled down.
+    pub scroll: usize,
+    /// Why Enter did nothing.
+    pub said: Option<String>,
+}
+
+/// What a key did.
+#[derive(Debug)]
+pub enum ConfirmKey {
+    /// The dialog stays.
+    Stay,
+    /// Nothing is done.
+    Cancel,
+    /// This is asked for.
+    Do(Intent),
+}
+
+impl Confirm {
+    /// A dialog with nothing typed yet.
+    pub fn new(deed: Deed, service: ServiceName, target: String, plan: PlanState) -> Self {
+        Self {
+            deed,
+            service,
+            target,
+            plan,
+            name: Field::default(),
+            reason: Field::default(),
+            on_reason: false,
+            scroll: 0,
+            said: None,
+        }
+    }
+
+    /// What has to be typed: the service's name, and `outage` after it where there will be one.
+    pub fn wanted(&self) -> String {
+        if self.outage() { format!("{} outage", self.service) } else { self.service.to_string() }
+    }
+
+    fn outage(&self) -> bool {
+        matches!(&self.plan, PlanState::Ready(plan) if plan.forecast.outage)
+    }
+
+    fn nothing_to_do(&self) -> bool {
+        matches!(&self.plan, PlanState::Ready(plan) if plan.nothing_to_do)
+    }
+
+    fn matches(&self) -> bool {
+        self.name.text().trim() == self.wanted()
+    }
+
+    /// Whether Enter would do it now.
+    pub fn armed(&self) -> bool {
+        let seen = matches!(self.plan, PlanState::Words(_) | PlanState::Ready(_));
+        seen && !self.nothing_to_do() && self.matches()
+    }
+
+    /// The wish that the dialog is about.
+    pub fn intent(&self) -> Intent {
+        let service = self.service.clone();
+        let reason = Some(self.reason.text().trim().to_owned()).filter(|r| !r.is_empty());
+        match self.deed {
+            Deed::Apply => Intent::Apply { service, reason, accept_outage: self.outage() },
+            Deed::Undo { to } => Intent::Undo { service, to, reason },
+            Deed::Promote { all } => Intent::Promote { service, all },
+            Deed::Abort => Intent::Abort { service, reason },
+            Deed::Stop => Intent::Stop { service },
+        }
+    }
+
+    const fn takes_reason(&self) -> bool {
+        matches!(self.deed, Deed::Apply | Deed::Undo { .. } | Deed::Abort)
+    }
+
+    /// Handles a key.
+    pub fn key(&mut self, key: Key, page: usize) -> ConfirmKey {
+        self.said = None;
+        match key {
+            Key::Esc | Key::Ctrl('c') => return ConfirmKey::Cancel,
+            Key::Up => self.scroll = self.scroll.saturating_sub(1),
+            Key::Down => self.scroll = self.scroll.saturating_add(1),
+            Key::PageUp => self.scroll = self.scroll.saturating_sub(page),
+            Key::PageDown => self.scroll = self.scroll.saturating_add(page),
+            Key::Tab | Key::BackTab if self.takes_reason() => self.on_reason = !self.on_reason,
+            Key::Enter => return self.enter(),
+            other => {
+                let field = if self.on_reason { &mut self.reason } else { &mut self.name };
+                field.key(other);
+            }
+        }
+        ConfirmKey::Stay
+    }
+
+    fn enter(&mut self) -> ConfirmKey {
+        if self.armed() {
+            return ConfirmKey::Do(self.intent());
+        }
+        // Nothing typed: Cancel is what is chosen. Nothing can be done: there is only Close.
+        if self.name.text().is_empty()
+            || self.nothing_to_do()
+            || matches!(self.plan, PlanState::Failed(_))
+        {
+            return ConfirmKey::Cancel;
+        }
+        self.said = Some(if matches!(self.plan, PlanState::Waiting(_)) {
+            "the plan is not here yet".to_owned()
+        } else {
+            format!("that is not `{}`", self.wanted())
+        });
+        ConfirmKey::Stay
+    }
+
+    fn body(&self, pen: &Pen<'_>, width: usize) -> Vec<Line<'static>> {
+        match &self.plan {
+            PlanState::Words(words) => words.iter().map(|w| Line::raw(w.clone())).collect(),
+            PlanState::Waiting(_) => vec![Line::styled("planning …", pen.theme.dim)],
+            PlanState::Ready(plan) => plan::lines(plan, pen.theme, width),
+            PlanState::Failed(error) => {
+                let mut lines = plan::wrapped(&format!("✖ {}", error.message), width, pen.theme.bad);
+                if let Some(hint) = error.hint() {
+                    lines.extend(plan::wrapped(&format!("→ {hint}"), width, pen.theme.accent));
+                }
+                lines
+            }
+        }
+    }
+
+    pub(super) fn draw(&self, pen: &mut Pen<'_>, _: &State, body: Rect) -> Option<Position> {
+        let width = body.width.saturating_sub(4).clamp(body.width.min(40), 104);
+        let lines = self.body(pen, usize::from(width.saturating_sub(4)));
+        let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+        let asks = !self.nothing_to_do() && !matches!(self.plan, PlanState::Failed(_));
+        let below = if asks { 4 } else { 2 };
+        let area = centre(body, width, rows.saturating_add(below + 3));
+        pen.clear(area);
+        let title = Line::from(vec![
+            Span::styled(format!("{} ", self.deed.verb()), pen.theme.accent),
+            Span::styled(self.target.clone(), pen.theme.strong),
+        ]);
+        let inside = pen.frame(area, true, &title);
+        let left = inside.x + 1;
+        let right = inside.right().saturating_sub(1);
+        let text = Rect {
+            x: left,
+            width: right.saturating_sub(left),
+            height: inside.height.saturating_sub(below),
+            ..inside
+        };
+        let most = pen.lines(text, &lines, self.scroll);
+        if most > 0 {
+            let at = self.scroll.min(most);
+            let more = format!(" ↑↓ {} of {} ", at + usize::from(text.height), lines.len());
+            pen.put_right(left, area.bottom() - 1, right, &more, pen.theme.dim);
+        }
+        let mut y = inside.bottom().saturating_sub(below - 1);
+        let mut cursor = None;
+        let chosen = usize::from(self.armed());
+        if asks {
+            let label = format!("Type {} to confirm: ", self.wanted());
+            cursor = draw_field(pen, (left, y), right, &label, &self.name, !self.on_reason);
+            y += 1;
+            if self.takes_reason() {
+                let label = "Reason (Tab): ";
+                let at = draw_field(pen, (left, y), right, label, &self.reason, self.on_reason);
+                cursor = cursor.or(at);
+            }
+            y += 1;
+            if let Some(said) = &self.said {
+                pen.put(left, y, right, said, pen.theme.warn);
+            }
+            draw_buttons(pen, y, inside, &["Cancel", self.deed.verb()], chosen);
+        } else {
+            draw_buttons(pen, inside.bottom().saturating_sub(1), inside, &["Close"], 0);
+        }
+        cursor
+    }
+}

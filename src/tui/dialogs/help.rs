@@ -1,0 +1,72 @@
+//! The keys of the panel that has them, from the key table: it cannot be out of date.
+
+use ratatui::layout::Rect;
+use ratatui::text::{Line, Span};
+
+use super::centre;
+use crate::tui::command::{Danger, Panel};
+use crate::tui::draw::Pen;
+use crate::tui::keymap;
+use crate::tui::state::State;
+
+/// Rows of the help for `state`'s panel.
+pub fn lines(state: &State) -> Vec<Line<'static>> {
+    let theme = &state.theme;
+    let mut out = Vec::new();
+    let mut everywhere = false;
+    out.push(Line::styled(about(state.panel), theme.dim));
+    out.push(Line::default());
+    for binding in keymap::of(state.panel, state.look.read_only) {
+        if binding.panels.is_empty() && !everywhere {
+            everywhere = true;
+            out.push(Line::default());
+            out.push(Line::styled("Everywhere", theme.accent));
+        }
+        let keys = binding.keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let mut spans = vec![
+            Span::styled(format!("  {keys:<12}"), theme.strong),
+            Span::raw(binding.command.about().to_owned()),
+        ];
+        if binding.command.danger() == Danger::Serving {
+            spans.push(Span::styled("  asks for the service's name", theme.warn));
+        }
+        out.push(Line::from(spans));
+    }
+    out.push(Line::default());
+    out.push(Line::styled("Filter", theme.accent));
+    for (form, what) in [
+        ("/text", "a regular expression"),
+        ("/!text", "rows that do not match"),
+        ("/-f text", "fuzzy: the letters in this order"),
+        ("/-l key=value", "a label of a host"),
+    ] {
+        out.push(Line::from(vec![
+            Span::styled(format!("  {form:<14}"), theme.strong),
+            Span::raw(what),
+        ]));
+    }
+    out
+}
+
+const fn about(panel: Panel) -> &'static str {
+    match panel {
+        Panel::Fleet => "Hosts and GPUs. The letter of a GPU is the service that holds it.",
+        Panel::Services => "Services, with their replicas below them.",
+        Panel::Rollout => "The rollout of the selected service, and the releases before it.",
+        Panel::Events => "What happened, the newest at the bottom. Scrolling up pauses.",
+        Panel::Logs => "The log of a rank. Choose it with l. Scrolling up pauses, G is live.",
+    }
+}
+
+pub(super) fn draw(pen: &mut Pen<'_>, state: &State, body: Rect, scroll: usize) {
+    let lines = lines(state);
+    let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(2);
+    let area = centre(body, 76, rows);
+    pen.clear(area);
+    let title = format!("Keys in {}", state.panel.title());
+    let inside = pen.frame(area, true, &Line::styled(title, pen.theme.strong));
+    let text = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
+    let most = pen.lines(text, &lines, scroll);
+    let foot = if most > 0 { " ↑↓ scrolls · Esc closes " } else { " Esc closes " };
+    pen.put_right(area.x, area.bottom().saturating_sub(1), area.right() - 1, foot, pen.theme.dim);
+}

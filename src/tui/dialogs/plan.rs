@@ -1,0 +1,147 @@
+//! A plan as text.
+//!
+//! ```text
+//! ▲ OUTAGE: …
+//! DIFFERENCE
+//!   -args = ["--max-num-seqs=64"]
+//! PLACEMENT   llama, 80 layers, 39.6 GiB of weights
+//!   r12-0  node1  GPU 0-3  20.1 GiB each of 74.2 GiB free
+//! JOURNEY     never fewer than 1 ready, floor 1
+//!   1 weight 10 %      start r12-0   stop r11-1   10% new   2 ready (lowest 1)
+//! ```
+
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+
+use super::text::diff_lines;
+use crate::api::{PlanView, ReplicaId};
+use crate::tui::theme::Theme;
+
+/// The plan in lines of at most `width` columns, what hurts first.
+pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>> {
+    let mut out = Vec::new();
+    for warning in &plan.warnings {
+        out.extend(wrapped(&format!("▲ {warning}"), width, theme.warn));
+    }
+    if plan.forecast.outage {
+        let text = format!("▲ OUTAGE: {} stops serving on the way", plan.service);
+        out.extend(wrapped(&text, width, theme.bad));
+    }
+    if !out.is_empty() {
+        out.push(Line::default());
+    }
+    let from = plan.from.map_or_else(|| "nothing".to_owned(), |f| f.to_string());
+    if plan.nothing_to_do {
+        out.push(Line::styled(
+            format!("● Nothing to do: {from} is just what the spec says."),
+            theme.good,
+        ));
+        return out;
+    }
+    if !plan.diff.trim().is_empty() {
+        out.push(title(theme, "DIFFERENCE", &format!("{from} → {}", plan.to)));
+        out.extend(diff_lines(&plan.diff, theme).into_iter().map(indented));
+        out.push(Line::default());
+    }
+    journey(plan, theme, &mut out);
+    out.push(Line::default());
+    placement(plan, theme, width, &mut out);
+    out
+}
+
+fn journey(plan: &PlanView, theme: &Theme, out: &mut Vec<Line<'static>>) {
+    let forecast = &plan.forecast;
+    let low = if forecast.lowest_ready < forecast.floor { theme.warn } else { theme.dim };
+    let mut head = title(theme, "JOURNEY", "");
+    head.push_span(Span::styled(
+        format!("never fewer than {} ready (floor {})", forecast.lowest_ready, forecast.floor),
+        low,
+    ));
+    out.push(head);
+    let wide = forecast.stages.iter().map(|s| s.title.chars().count()).max().unwrap_or(0).min(32);
+    for (i, stage) in forecast.stages.iter().enumerate() {
+        let mut spans = vec![
+            Span::styled(format!("  {:>2} ", i + 1), theme.dim),
+            Span::styled(format!("{:<wide$.32}", stage.title), theme.text),
+            Span::styled(format!("  {:>3}% new", stage.new_weight_percent), theme.new),
+            Span::raw(format!("  {} ready", stage.ready_after)),
+        ];
+        let lowest = format!(" (lowest {})", stage.lowest_ready);
+        let hurts = stage.lowest_ready < forecast.floor || stage.lowest_ready == 0;
+        spans.push(Span::styled(lowest, if hurts { theme.warn } else { theme.dim }));
+        if !stage.starts.is_empty() {
+            spans.push(Span::styled(format!("  +{}", names(&stage.starts)), theme.good));
+        }
+        if !stage.stops.is_empty() {
+            spans.push(Span::styled(format!("  -{}", names(&stage.stops)), theme.dim));
+        }
+        out.push(Line::from(spans));
+    }
+}
+
+fn names(replicas: &[ReplicaId]) -> String {
+    replicas.iter().map(|r| r.key().to_string()).collect::<Vec<_>>().join(" ")
+}
+
+fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'static>>) {
+    out.push(title(theme, "PLACEMENT", &plan.model.join(" · ")));
+    for replica in &plan.replicas {
+        for (rank, planned) in replica.ranks.iter().enumerate() {
+            let free = planned
+                .free_per_device
+                .map_or_else(String::new, |f| format!(" of {f} free"));
+            out.push(Line::from(vec![
+                Span::styled(format!("  {}-{}", plan.to, replica.replica), theme.new),
+                Span::styled(
+                    if replica.ranks.len() > 1 { format!("/{rank}") } else { String::new() },
+                    theme.dim,
+                ),
+                Span::styled(format!("  {}  ", planned.host), theme.strong),
+                Span::raw(planned.devices_text.clone()),
+                Span::styled(format!("  {} each{free}", planned.memory_per_device), theme.dim),
+            ]));
+        }
+    }
+    for reason in &plan.reasons {
+        out.extend(
+            wrapped(reason, width.saturating_sub(4), theme.dim).into_iter().map(indented),
+        );
+    }
+}
+
+fn title(theme: &Theme, word: &str, more: &str) -> Line<'static> {
+    Line::from(vec![
+        Span::styled(format!("{word:<12}"), theme.accent),
+        Span::styled(more.to_owned(), theme.dim),
+    ])
+}
+
+fn indented(mut line: Line<'static>) -> Line<'static> {
+    line.spans.insert(0, Span::raw("  "));
+    line
+}
+
+/// A text in lines of at most `width` characters, broken at blanks.
+pub fn wrapped(text: &str, width: usize, style: Style) -> Vec<Line<'static>> {
+    let width = width.max(8);
+    let mut out: Vec<String> = Vec::new();
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        let mut used = 0;
+        for word in paragraph.split(' ') {
+            let long = word.chars().count();
+            if used > 0 && used + 1 + long > width {
+                out.push(std::mem::take(&mut line));
+                used = 0;
+            }
+            if used > 0 {
+                line.push(' ');
+                used += 1;
+            }
+            line.push_str(word);
+            used += long;
+        }
+        out.push(line);
+    }
+    out.into_iter().map(|l| Line::styled(l, style)).collect()
+}

@@ -1,0 +1,249 @@
+//! States in words and marks: the same ones on every panel.
+
+use ratatui::style::Style;
+
+use super::theme::Theme;
+use crate::api::{
+    Bytes, Condition, Gate, MemoryUse, Outcome, Phase, Rollout, Severity, Timestamp, TrafficView,
+    time,
+};
+
+/// What stands where a value is not known.
+pub const ABSENT: &str = "–";
+
+/// A service's condition.
+pub const fn condition(condition: Condition) -> &'static str {
+    match condition {
+        Condition::Stopped => "stopped",
+        Condition::Serving => "serving",
+        Condition::Degraded => "degraded",
+        Condition::Down => "DOWN",
+        Condition::Rolling => "rolling",
+        Condition::Held => "held",
+        Condition::RollingBack => "rolling back",
+    }
+}
+
+/// Mark and colour of a condition.
+pub const fn condition_mark(condition: Condition, theme: &Theme) -> (&'static str, Style) {
+    match condition {
+        Condition::Stopped => ("○", theme.dim),
+        Condition::Serving => ("●", theme.good),
+        Condition::Degraded => ("▲", theme.warn),
+        Condition::Down => ("✖", theme.bad),
+        Condition::Rolling => ("▶", theme.accent),
+        Condition::Held => ("║", theme.warn),
+        Condition::RollingBack => ("◀", theme.warn),
+    }
+}
+
+/// A replica's phase: word, mark, colour, and how far it is from 0 to 4.
+pub fn phase(phase: &Phase, theme: &Theme) -> (&'static str, &'static str, Style, usize) {
+    match phase {
+        Phase::Pending { .. } => ("pending", "○", theme.dim, 0),
+        Phase::Starting => ("starting", "◔", theme.accent, 1),
+        Phase::Waiting { .. } => ("waiting", "║", theme.warn, 1),
+        Phase::Loading => ("loading", "◑", theme.accent, 3),
+        Phase::Ready => ("ready", "●", theme.good, 4),
+        Phase::Draining { .. } => ("draining", "◐", theme.warn, 2),
+        Phase::Stopping => ("stopping", "◌", theme.warn, 1),
+        Phase::Stopped => ("stopped", "○", theme.dim, 0),
+        Phase::Failed { .. } => ("FAILED", "✖", theme.bad, 0),
+    }
+}
+
+/// What a phase has to add: what it waits for, why it failed.
+pub fn phase_note(phase: &Phase, now: Timestamp) -> Option<String> {
+    match phase {
+        Phase::Waiting { why, retry_at, .. } => {
+            Some(format!("{why} (asked again in {})", left(now, *retry_at)))
+        }
+        Phase::Failed { cause } => Some(cause.clone()),
+        Phase::Draining { deadline } => Some(format!("at most {} more", left(now, *deadline))),
+        Phase::Pending { not_before } if *not_before > now => {
+            Some(format!("not before {}", left(now, *not_before)))
+        }
+        _ => None,
+    }
+}
+
+/// A track of four for how far something is.
+pub const fn track(done: usize) -> &'static str {
+    match done {
+        0 => "▱▱▱▱",
+        1 => "▰▱▱▱",
+        2 => "▰▰▱▱",
+        3 => "▰▰▰▱",
+        _ => "▰▰▰▰",
+    }
+}
+
+/// Mark and colour of an event.
+pub const fn severity(severity: Severity, theme: &Theme) -> (&'static str, Style) {
+    match severity {
+        Severity::Info => ("·", theme.dim),
+        Severity::Warning => ("▲", theme.warn),
+        Severity::Error => ("✖", theme.bad),
+    }
+}
+
+/// How a rollout ended: mark, colour, word, and why.
+pub fn outcome<'o>(
+    outcome: &'o Outcome,
+    theme: &Theme,
+) -> (&'static str, Style, &'static str, &'o str) {
+    match outcome {
+        Outcome::Completed => ("✔", theme.good, "completed", ""),
+        Outcome::RolledBack { why } => ("↩", theme.warn, "rolled back", why),
+        Outcome::Aborted { why } => ("↩", theme.warn, "aborted", why),
+        Outcome::Failed { why } => ("✖", theme.bad, "failed", why),
+    }
+}
+
+/// What holds a rollout, in a few words, with the time that is left.
+pub fn gate(rollout: &Rollout, now: Timestamp) -> Option<String> {
+    if rollout.outcome.is_some() {
+        return None;
+    }
+    if let Some(paused) = rollout.paused {
+        return Some(format!("PAUSED for {}", time::short(now.since(paused))));
+    }
+    Some(match rollout.gate.as_ref()? {
+        Gate::Bake { until } => format!("baking, {} left", left(now, *until)),
+        Gate::Analyse { name, until } => format!("analysing {name}, {} left", left(now, *until)),
+        Gate::Inconclusive { why } => format!("INCONCLUSIVE: {why}. Promote (P) or abort (x)"),
+        Gate::Approve => "WAITS FOR YOU: promote (P) or abort (x)".to_owned(),
+        Gate::Failed { why } => format!("FAILED: {why}. Abort (x) or apply a better one (a)"),
+    })
+}
+
+/// The share of a timed gate that has passed.
+pub fn gate_share(rollout: &Rollout, now: Timestamp) -> Option<f64> {
+    let until = match rollout.gate.as_ref()? {
+        Gate::Bake { until } | Gate::Analyse { until, .. } => *until,
+        Gate::Inconclusive { .. } | Gate::Approve | Gate::Failed { .. } => return None,
+    };
+    let from = rollout.step_settled.unwrap_or(rollout.step_since);
+    let whole = until.since(from).as_secs_f64();
+    if whole <= 0.0 {
+        return Some(1.0);
+    }
+    Some((now.since(from).as_secs_f64() / whole).clamp(0.0, 1.0))
+}
+
+/// The time that is left until `then`.
+pub fn left(now: Timestamp, then: Timestamp) -> String {
+    match then.since(now).as_millis().div_ceil(1_000) {
+        0 => "0s".to_owned(),
+        s => time::short(std::time::Duration::from_secs(u64::try_from(s).unwrap_or(u64::MAX))),
+    }
+}
+
+/// How long ago something was, in whole seconds.
+pub fn ago(now: Timestamp, then: Timestamp) -> String {
+    let seconds = now.since(then).as_secs();
+    if seconds == 0 {
+        return "now".to_owned();
+    }
+    time::short(std::time::Duration::from_secs(seconds))
+}
+
+/// Requests a second.
+pub fn rate(traffic: &TrafficView) -> String {
+    traffic.requests_per_s.map_or_else(|| ABSENT.to_owned(), |r| format!("{r:.1}/s"))
+}
+
+/// The share of failed requests, and its colour.
+pub fn errors(traffic: &TrafficView, theme: &Theme) -> (String, Style) {
+    match traffic.error_rate {
+        None => (ABSENT.to_owned(), theme.dim),
+        Some(rate) if rate >= 0.01 => (format!("{:.1}%", rate * 100.0), theme.bad),
+        Some(rate) if rate > 0.0 => (format!("{:.2}%", rate * 100.0), theme.warn),
+        Some(_) => ("0%".to_owned(), theme.text),
+    }
+}
+
+/// A response time.
+pub fn millis(value: Option<f64>) -> String {
+    match value {
+        None => ABSENT.to_owned(),
+        Some(ms) if ms >= 10_000.0 => format!("{:.1} s", ms / 1_000.0),
+        Some(ms) => format!("{ms:.0} ms"),
+    }
+}
+
+/// A number, or the mark for none.
+pub fn number<T: std::fmt::Display>(value: Option<T>, unit: &str) -> String {
+    value.map_or_else(|| ABSENT.to_owned(), |v| format!("{v}{unit}"))
+}
+
+/// Gibibytes as `61.2` or `141`.
+pub fn gib(bytes: Bytes) -> String {
+    let value = bytes.as_gib_f64();
+    if value >= 99.95 { format!("{value:.0}") } else { format!("{value:.1}") }
+}
+
+/// Used and total as `61.2/80G`.
+pub fn memory(memory: Option<MemoryUse>) -> String {
+    memory.map_or_else(
+        || ABSENT.to_owned(),
+        |m| format!("{}/{:.0}G", gib(m.used), m.total.as_gib_f64()),
+    )
+}
+
+/// The used share of a memory, 0 to 1.
+pub fn share(memory: MemoryUse) -> f64 {
+    if memory.total == Bytes::ZERO {
+        return 0.0;
+    }
+    memory.used.0 as f64 / memory.total.0 as f64
+}
+
+/// Watts of milliwatts.
+pub fn watts(milliwatts: Option<u32>) -> String {
+    number(milliwatts.map(|m| (m + 500) / 1_000), "W")
+}
+
+/// Bytes a second, shortly.
+pub fn per_second(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| ABSENT.to_owned(), |b| format!("{}/s", Bytes(b)))
+}
+
+/// GPUs as people write them: `GPU 0-3,6`.
+pub fn ranges(mut numbers: Vec<u32>) -> String {
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut parts: Vec<(u32, u32)> = Vec::new();
+    for n in numbers {
+        match parts.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(n) => *last = n,
+            _ => parts.push((n, n)),
+        }
+    }
+    let text = |&(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    parts.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(ranges(vec![3, 0, 1, 2, 6]), "0-3,6");
+        assert_eq!(
+            memory(Some(MemoryUse { used: Bytes::mib(62_668), total: Bytes::gib(80) })),
+            "61.2/80G"
+        );
+        assert_eq!(memory(None), "–");
+        assert_eq!(watts(Some(512_400)), "512W");
+        assert_eq!(millis(Some(182.4)), "182 ms");
+    }
+
+    #[test]
+    fn time_left_counts_down_to_nothing() {
+        assert_eq!(left(Timestamp(1_000), Timestamp(1_001)), "1s");
+        assert_eq!(left(Timestamp(1_000), Timestamp(1_000)), "0s");
+        assert_eq!(left(Timestamp(0), Timestamp(125_000)), "2m05s");
+    }
+}
