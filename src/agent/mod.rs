@@ -1,8 +1,29 @@
-//! The far end: runs on a host, started over SSH.
+//! The far end: runs on a host, started over SSH (or locally), and is gone when its channel closes.
+//!
+//! [`serve()`] answers the requests of [`crate::wire`]: it samples the host, starts and stops ranks
+//! under detached supervisors, and is the only thing that changes a host. `dial` splices a stream
+//! to a socket on the host. Nothing here knows a rollout, a placement or an engine's name.
 
-use std::process::ExitCode;
+mod claim;
+mod command;
+mod dial;
+mod error;
+mod files;
+pub mod gpu;
+mod group;
+mod haproxy;
+mod host;
+mod http;
+mod log;
+mod needs;
+mod ports;
+mod process;
+mod rank;
+mod serve;
+mod start;
+mod state;
+mod stop;
+mod supervise;
 
-/// `gpudeck agent …`: the far end.
-pub fn main(_args: &[String]) -> ExitCode {
-    ExitCode::FAILURE
-}
+pub use command::main;
+pub use serve::{AgentConfig, GpuChoice, serve};

@@ -8,7 +8,7 @@ pub mod codec;
 pub mod request;
 pub mod telemetry;
 
-pub use codec::{MAX_LINE_BYTES, PROTOCOL_VERSION};
+pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use request::{
     DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, HttpReply, LogChunk, RankReport,
     RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,

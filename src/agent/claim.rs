@@ -1,0 +1,173 @@
+//! Which controller may act on this host for a deck: a lease with a fencing number.
+//!
+//! The epoch only grows. An action carries the epoch that was granted; an older one is refused, so
+//! a controller that was replaced while it slept can do nothing. A lease that ended does not undo
+//! its epoch: while nobody else took the host, its holder may go on.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{failed, io_refusal};
+use super::state::{self, LOCK_WAIT, StateDir};
+use crate::base::text::clean;
+use crate::base::{DeckId, Epoch, Timestamp};
+use crate::wire::Refusal;
+
+/// Longest lease that is granted.
+const MAX_LEASE: Duration = Duration::from_secs(3600);
+
+/// What `claim.json` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Format of the file.
+    pub version: u32,
+    /// The epoch that was granted last.
+    pub epoch: Epoch,
+    /// To whom.
+    pub holder: String,
+    /// Until when, by this host's clock.
+    pub until: Timestamp,
+}
+
+impl Claim {
+    fn held(&self) -> Refusal {
+        Refusal::Held { held: self.epoch, holder: self.holder.clone(), until: self.until }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The epoch to renew; none for a new one.
+    pub epoch: Option<Epoch>,
+    /// Who asks.
+    pub holder: String,
+    /// For how long.
+    pub lease: Duration,
+    /// Take it from a holder whose lease runs.
+    pub force: bool,
+}
+
+/// Decides on `ask`, given what is held now: the claim to write, or who holds the host.
+fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refusal> {
+    let until = now.plus(ask.lease.min(MAX_LEASE));
+    let holder = clean(&ask.holder, 120);
+    let grant = |epoch: u64| Claim { version: 1, epoch: Epoch(epoch), holder: holder.clone(), until };
+    let held_epoch = held.map_or(0, |c| c.epoch.0);
+    match (held, ask.epoch) {
+        (Some(claim), Some(asked)) if asked == claim.epoch => Ok(grant(asked.0)),
+        // Somebody took the host since: even when that lease has ended the asker must notice.
+        (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
+        (Some(claim), _)
+            if claim.until > now && claim.holder != holder && !ask.force =>
+        {
+            Err(claim.held())
+        }
+        // An epoch from before the state directory was lost must not be granted twice.
+        (_, asked) => Ok(grant(held_epoch.max(asked.map_or(0, |e| e.0)).saturating_add(1))),
+    }
+}
+
+fn paths(state: &StateDir, deck: DeckId) -> (PathBuf, PathBuf) {
+    let dir = state.deck(deck);
+    (dir.join("claim.json"), dir.join("claim.lock"))
+}
+
+/// What is held for a deck.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read(state: &StateDir, deck: DeckId) -> Result<Option<Claim>, Refusal> {
+    let (path, _) = paths(state, deck);
+    state::read_json(&path).map_err(|e| io_refusal(&e, "read", &path))
+}
+
+/// Grants or renews a claim; answers with the epoch that is now the host's.
+///
+/// # Errors
+/// [`Refusal::Held`], or the file cannot be written.
+pub fn claim(
+    state: &StateDir,
+    deck: DeckId,
+    ask: &Ask,
+    now: Timestamp,
+) -> Result<Epoch, Refusal> {
+    let (path, lock) = paths(state, deck);
+    let dir = state.deck(deck);
+    fs::create_dir_all(&dir).map_err(|e| io_refusal(&e, "make", &dir))?;
+    // A new epoch waits for the action in progress, whose epoch it ends. A renewal need not: it
+    // must succeed while its own holder streams something large under the host's lock.
+    let renewal = ask.epoch.is_some() && read(state, deck)?.map(|c| c.epoch) == ask.epoch;
+    let _acting = if renewal { None } else { Some(state.lock_blocking(LOCK_WAIT)?) };
+    let _writing = state::lock_file(&lock, LOCK_WAIT)?;
+    let granted = decide(read(state, deck)?.as_ref(), ask, now)?;
+    state::write_json(&path, &granted).map_err(|e| io_refusal(&e, "write", &path))?;
+    Ok(granted.epoch)
+}
+
+/// Whether `epoch` may act for the deck; to be asked under the host's lock.
+///
+/// # Errors
+/// [`Refusal::Held`] when another epoch is the host's.
+pub fn check(state: &StateDir, deck: DeckId, epoch: Epoch) -> Result<(), Refusal> {
+    match read(state, deck)? {
+        Some(claim) if claim.epoch == epoch => Ok(()),
+        Some(claim) => Err(claim.held()),
+        None => Err(failed("nobody has claimed this host for the deck; claim it first")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn ask(epoch: Option<u64>, holder: &str, force: bool) -> Ask {
+        Ask {
+            epoch: epoch.map(Epoch),
+            holder: holder.to_owned(),
+            lease: Duration::from_secs(10),
+            force,
+        }
+    }
+
+    fn held(until: u64) -> Claim {
+        Claim { version: 1, epoch: Epoch(4), holder: "a".to_owned(), until: Timestamp(until) }
+    }
+
+    #[test]
+    fn grants_renews_and_refuses() {
+        let running = held(NOW.0 + 1);
+        let ended = held(NOW.0);
+        let epoch = |claim: Option<&Claim>, ask: Ask| decide(claim, &ask, NOW).map(|c| c.epoch.0).ok();
+        assert_eq!(epoch(None, ask(None, "a", false)), Some(1));
+        assert_eq!(epoch(Some(&running), ask(Some(4), "a", false)), Some(4));
+        assert_eq!(epoch(Some(&ended), ask(Some(4), "a", false)), Some(4));
+        assert_eq!(epoch(Some(&running), ask(None, "a", false)), Some(5), "same holder, restarted");
+        assert_eq!(epoch(Some(&running), ask(None, "b", false)), None);
+        assert_eq!(epoch(Some(&running), ask(None, "b", true)), Some(5));
+        assert_eq!(epoch(Some(&ended), ask(None, "b", false)), Some(5));
+        assert_eq!(epoch(Some(&ended), ask(Some(3), "a", false)), None, "was taken since");
+        assert_eq!(epoch(Some(&ended), ask(Some(9), "a", false)), Some(10), "state was lost");
+        assert_eq!(epoch(None, ask(Some(9), "a", false)), Some(10));
+    }
+
+    #[test]
+    fn an_old_epoch_may_not_act() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let deck = DeckId(uuid::Uuid::from_u128(1));
+        assert!(check(&state, deck, Epoch(0)).is_err());
+        let first = claim(&state, deck, &ask(None, "a", false), NOW).unwrap();
+        assert_eq!(check(&state, deck, first), Ok(()));
+        let second = claim(&state, deck, &ask(None, "b", true), NOW).unwrap();
+        assert!(second > first);
+        assert!(matches!(check(&state, deck, first), Err(Refusal::Held { held, .. }) if held == second));
+        assert_eq!(check(&state, deck, second), Ok(()));
+    }
+}

@@ -1,0 +1,217 @@
+//! The host itself: what it is, and how it is doing. Reads only what a sample shows, from /proc;
+//! the disk is asked with one `statvfs`, never by walking the mounts (one of which may be a dead
+//! NFS server).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use sysinfo::{MemoryRefreshKind, System};
+
+use super::gpu::DriverVersions;
+use super::process;
+use crate::base::Bytes;
+use crate::base::text::clean;
+use crate::wire::{Gpus, HostFacts, HostSample, MemoryUse};
+
+/// What the host is.
+pub fn facts(
+    state_dir: &Path,
+    hostname: Option<String>,
+    simulated: bool,
+    versions: DriverVersions,
+) -> HostFacts {
+    let text = |path: &str| {
+        fs::read_to_string(path).ok().map(|t| clean(t.trim(), 64)).filter(|t| !t.is_empty())
+    };
+    let hostname = hostname.or_else(|| text("/proc/sys/kernel/hostname")).unwrap_or_default();
+    HostFacts {
+        hostname,
+        os: os_name(),
+        kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        arch: std::env::consts::ARCH.to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        user: process::user_name(rustix::process::getuid().as_raw()).unwrap_or_default(),
+        state_dir: clean(&state_dir.to_string_lossy(), 1000),
+        boot_id: process::boot_id().to_owned(),
+        cpus: std::thread::available_parallelism()
+            .ok()
+            .and_then(|n| u32::try_from(n.get()).ok())
+            .unwrap_or(0),
+        memory: memory(&meminfo()).map_or(Bytes::ZERO, |m| m.total),
+        driver_version: versions.driver,
+        cuda_version: versions.cuda,
+        simulated,
+    }
+}
+
+fn os_name() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = |key: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='))?;
+        Some(clean(line.trim_matches('"'), 80))
+    };
+    value("PRETTY_NAME").or_else(|| value("NAME")).unwrap_or_else(|| "Linux".to_owned())
+}
+
+/// Memory that a new process can get without swapping, now.
+pub fn available_memory() -> Option<Bytes> {
+    memory(&meminfo()).map(|m| m.free())
+}
+
+fn meminfo() -> String {
+    fs::read_to_string("/proc/meminfo").unwrap_or_default()
+}
+
+fn memory(meminfo: &str) -> Option<MemoryUse> {
+    let value = |key: &str| {
+        let line = meminfo.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+        let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+        Some(Bytes(kib.saturating_mul(1024)))
+    };
+    let total = value("MemTotal")?;
+    Some(MemoryUse { used: total.saturating_sub(value("MemAvailable")?), total })
+}
+
+/// Samples the host; differences are against the sample before.
+#[derive(Debug)]
+pub struct HostMeter {
+    system: Option<System>,
+    cpu_read_before: bool,
+    net_before: Option<(Instant, u64, u64)>,
+    physical: BTreeMap<String, bool>,
+}
+
+impl HostMeter {
+    /// A meter that has seen nothing yet: the first sample has no rates.
+    pub fn new() -> Self {
+        Self {
+            system: System::new().ok(),
+            cpu_read_before: false,
+            net_before: None,
+            physical: BTreeMap::new(),
+        }
+    }
+
+    /// The host now, together with GPU values that were read elsewhere.
+    pub fn sample(&mut self, state_dir: &Path, gpus: Gpus) -> HostSample {
+        let (rx, tx) = self.net_rates();
+        HostSample {
+            monotonic_ms: process::since_boot_ms(),
+            gpus,
+            cpu_percent: self.cpu(),
+            load_1m: System::load_average().ok().map(|l| l.one),
+            memory: self.memory(),
+            disk: disk(state_dir),
+            net_rx_bytes_per_s: rx,
+            net_tx_bytes_per_s: tx,
+            uptime_s: Some(process::since_boot_ms() / 1000),
+        }
+    }
+
+    fn cpu(&mut self) -> Option<f32> {
+        let system = self.system.as_mut()?;
+        system.refresh_cpu_usage();
+        // The first reading has nothing to differ from.
+        std::mem::replace(&mut self.cpu_read_before, true).then(|| system.global_cpu_usage())
+    }
+
+    fn memory(&mut self) -> Option<MemoryUse> {
+        let system = self.system.as_mut()?;
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        let total = Bytes(system.total_memory());
+        Some(MemoryUse { used: total.saturating_sub(Bytes(system.available_memory())), total })
+    }
+
+    fn net_rates(&mut self) -> (Option<u64>, Option<u64>) {
+        let Ok(table) = fs::read_to_string("/proc/net/dev") else { return (None, None) };
+        let now = Instant::now();
+        let (rx, tx) = self.net_totals(&table);
+        let before = self.net_before.replace((now, rx, tx));
+        let Some((then, rx_before, tx_before)) = before else { return (None, None) };
+        let millis = now.duration_since(then).as_millis().max(1);
+        let rate = |now: u64, before: u64| {
+            let bytes = u128::from(now.saturating_sub(before));
+            u64::try_from(bytes * 1000 / millis).ok()
+        };
+        (rate(rx, rx_before), rate(tx, tx_before))
+    }
+
+    /// Bytes received and sent over interfaces with hardware behind them; in a container or a
+    /// virtual host, which has none, over all but the loopback.
+    fn net_totals(&mut self, table: &str) -> (u64, u64) {
+        let mut hardware = (0u64, 0u64, false);
+        let mut others = (0u64, 0u64);
+        for (name, rx, tx) in table.lines().filter_map(interface).filter(|i| i.0 != "lo") {
+            let physical = match self.physical.get(name) {
+                Some(known) => *known,
+                None => {
+                    let path = format!("/sys/class/net/{name}/device");
+                    let physical = !name.contains('/') && Path::new(&path).exists();
+                    // Names come and go with containers; what is kept is bounded.
+                    if self.physical.len() < 1024 {
+                        self.physical.insert(name.to_owned(), physical);
+                    }
+                    physical
+                }
+            };
+            if physical {
+                hardware =
+                    (hardware.0.saturating_add(rx), hardware.1.saturating_add(tx), true);
+            } else {
+                others = (others.0.saturating_add(rx), others.1.saturating_add(tx));
+            }
+        }
+        if hardware.2 { (hardware.0, hardware.1) } else { others }
+    }
+}
+
+/// Name, bytes received, bytes sent: a line of /proc/net/dev.
+fn interface(line: &str) -> Option<(&str, u64, u64)> {
+    let (name, counters) = line.split_once(':')?;
+    let mut counters = counters.split_ascii_whitespace();
+    let rx = counters.next()?.parse().ok()?;
+    let tx = counters.nth(7)?.parse().ok()?;
+    Some((name.trim(), rx, tx))
+}
+
+fn disk(path: &Path) -> Option<MemoryUse> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    let total = Bytes(disk.f_blocks.saturating_mul(disk.f_frsize));
+    // What a user other than root can still write.
+    let free = Bytes(disk.f_bavail.saturating_mul(disk.f_frsize));
+    Some(MemoryUse { used: total.saturating_sub(free), total })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_this_machine() {
+        let mut meter = HostMeter::new();
+        let none = || Gpus::None { why: String::new() };
+        let first = meter.sample(Path::new("/"), none());
+        assert_eq!((first.cpu_percent, first.net_rx_bytes_per_s), (None, None), "no rate yet");
+        let sample = meter.sample(Path::new("/"), none());
+        assert!(sample.monotonic_ms >= first.monotonic_ms);
+        assert!(sample.memory.is_some_and(|m| m.total > m.used && m.used.0 > 0));
+        assert!(sample.disk.is_some_and(|d| d.total >= d.used && d.total.0 > 0));
+        assert!(sample.cpu_percent.is_some_and(|c| (0.0..=100.0).contains(&c)));
+        assert!(sample.load_1m.is_some() && sample.net_rx_bytes_per_s.is_some());
+    }
+
+    #[test]
+    fn reads_the_kernels_tables() {
+        let info = "MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:    400 kB\n";
+        assert_eq!(
+            memory(info),
+            Some(MemoryUse { used: Bytes(600 * 1024), total: Bytes(1000 * 1024) })
+        );
+        let line = "  eth0: 1234 5 0 0 0 0 0 0 99 6 0 0 0 0 0 0";
+        assert_eq!(interface(line), Some(("eth0", 1234, 99)));
+        assert_eq!(interface("Inter-|   Receive"), None);
+    }
+}

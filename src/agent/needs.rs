@@ -1,0 +1,83 @@
+//! The gate before a start: is the memory really free now, are the ports?
+//!
+//! Free is what the driver (or the kernel) says at this moment, not what was told to stop.
+
+use std::collections::BTreeMap;
+
+use super::error::{blocking, failed};
+use super::gpu::monitor::GpuMonitor;
+use super::{host, ports};
+use crate::base::{Bytes, DeviceId};
+use crate::wire::{DeviceNeed, Gpu, GpuHealth, Gpus, Refusal};
+
+/// Checks everything that must be free.
+///
+/// # Errors
+/// The first thing that is not.
+pub async fn check(
+    needs: &[DeviceNeed],
+    ports: &[u16],
+    gpus: &GpuMonitor,
+) -> Result<(), Refusal> {
+    let wanted = ports.to_vec();
+    blocking(move || wanted.into_iter().try_for_each(ports::check_free)).await?;
+    let mut sums: BTreeMap<&DeviceId, Bytes> = BTreeMap::new();
+    for need in needs {
+        let sum = sums.entry(&need.device).or_default();
+        *sum = sum.saturating_add(need.memory);
+    }
+    let gpus = if sums.keys().any(|d| matches!(d, DeviceId::Gpu(_))) {
+        Some(gpus.read().await)
+    } else {
+        None
+    };
+    for (device, needed) in sums {
+        match (device, &gpus) {
+            (DeviceId::Cpu, _) => check_host_memory(needed)?,
+            (DeviceId::Gpu(uuid), Some(gpus)) => check_gpu(gpus, uuid, needed)?,
+            (DeviceId::Gpu(_), None) => {
+                return Err(Refusal::NoDevice { device: device.clone() });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_host_memory(needed: Bytes) -> Result<(), Refusal> {
+    let free = host::available_memory()
+        .ok_or_else(|| failed("the kernel does not say how much memory is available"))?;
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Refusal::MemoryBusy { device: DeviceId::Cpu, free, needed, holders: Vec::new() })
+}
+
+fn check_gpu(gpus: &Gpus, uuid: &str, needed: Bytes) -> Result<(), Refusal> {
+    let device = DeviceId::Gpu(uuid.to_owned());
+    let gpu = match gpus {
+        Gpus::Hung { for_ms } => {
+            return Err(failed(format!("the GPU driver has not answered for {for_ms} ms")));
+        }
+        Gpus::None { .. } => None,
+        Gpus::Some(list) => list.iter().find(|g| g.uuid == uuid),
+    };
+    let Some(gpu) = gpu else { return Err(Refusal::NoDevice { device }) };
+    if gpu.health == GpuHealth::Lost {
+        return Err(failed(format!("{uuid} has fallen off the bus")));
+    }
+    let Some(memory) = gpu.memory else {
+        return Err(failed(format!("the driver does not say how much memory of {uuid} is free")));
+    };
+    if memory.free() >= needed {
+        return Ok(());
+    }
+    Err(Refusal::MemoryBusy { device, free: memory.free(), needed, holders: holders(gpu) })
+}
+
+fn holders(gpu: &Gpu) -> Vec<String> {
+    let say = |p: &crate::wire::GpuProcess| match p.memory {
+        Some(memory) => format!("pid {} {} {memory}", p.pid, p.name),
+        None => format!("pid {} {}", p.pid, p.name),
+    };
+    gpu.processes.iter().take(8).map(say).collect()
+}

@@ -1,0 +1,177 @@
+//! Processes as /proc shows them: who is who, whether a pid is still the same process.
+
+use std::fs;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::text::clean;
+
+/// What /proc/PID/stat says that is of use here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcStat {
+    /// Pid.
+    pub pid: u32,
+    /// Command name as the kernel cut it.
+    pub comm: String,
+    /// `R`, `S`, `D`, `Z`, …
+    pub state: char,
+    /// Parent.
+    pub ppid: u32,
+    /// Session.
+    pub session: u32,
+    /// When it started, in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+impl ProcStat {
+    /// It has ended and only waits to be reaped.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Reads a line of /proc/PID/stat (proc(5)); the name in it may hold blanks and brackets.
+    fn parse(text: &str) -> Option<Self> {
+        let (head, tail) = text.rsplit_once(')')?;
+        let (pid, comm) = head.split_once('(')?;
+        let mut fields = tail.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let ppid = fields.next()?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        // start time is field 22 of the line; 6 fields are behind us.
+        let start_ticks = fields.nth(15)?.parse().ok()?;
+        Some(Self {
+            pid: pid.trim().parse().ok()?,
+            comm: comm.to_owned(),
+            state,
+            ppid,
+            session,
+            start_ticks,
+        })
+    }
+}
+
+/// A process that is not mistaken for another one with the same pid (within one boot).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Pid.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    pub fn of(pid: u32) -> Option<Self> {
+        stat(pid).map(|s| Self { pid, start_ticks: s.start_ticks })
+    }
+
+    /// It lives (a zombie does not).
+    pub fn is_alive(&self) -> bool {
+        stat(self.pid).is_some_and(|s| s.start_ticks == self.start_ticks && !s.is_dead())
+    }
+
+    /// Its pid belongs to another process by now.
+    pub fn is_reused(&self) -> bool {
+        stat(self.pid).is_some_and(|s| s.start_ticks != self.start_ticks)
+    }
+}
+
+/// What /proc says about a pid; `None` if there is no such process.
+pub fn stat(pid: u32) -> Option<ProcStat> {
+    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    ProcStat::parse(&String::from_utf8_lossy(&bytes))
+}
+
+/// All processes that can be seen.
+pub fn all() -> Vec<ProcStat> {
+    pids().filter_map(stat).collect()
+}
+
+/// All pids that can be seen.
+pub fn pids() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Changes with every boot; empty if the kernel does not say.
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        clean(text.trim(), 64)
+    })
+}
+
+/// Milliseconds since boot, suspended time included.
+pub fn since_boot_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let millis = u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default();
+    seconds * 1000 + millis
+}
+
+/// The wall clock.
+pub fn now() -> crate::base::Timestamp {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let millis = since_epoch.unwrap_or_default().as_millis();
+    crate::base::Timestamp(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+/// Command name of a process, cleaned; empty if it is gone.
+pub fn name(pid: u32) -> String {
+    // The kernel cuts the name at 15 characters; the program's own file name is better.
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = cmdline.split(|b| *b == 0).next().unwrap_or_default();
+    let program = String::from_utf8_lossy(program);
+    let base = program.split(' ').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+    if base.is_empty() {
+        return stat(pid).map(|s| clean(&s.comm, 40)).unwrap_or_default();
+    }
+    clean(base, 40)
+}
+
+/// Name of the user a process runs as.
+pub fn user(pid: u32) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    user_name(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+}
+
+/// Name of a user id, from /etc/passwd; the number where it is not there.
+pub fn user_name(uid: u32) -> Option<String> {
+    static PASSWD: OnceLock<String> = OnceLock::new();
+    let passwd = PASSWD.get_or_init(|| fs::read_to_string("/etc/passwd").unwrap_or_default());
+    let by_id = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid.to_string()).then(|| clean(name, 40))
+    });
+    Some(by_id.unwrap_or_else(|| uid.to_string()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_name_that_tries_to_fool() {
+        let line = "42 (a) S 1 (b) R 7 8 9 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
+        let stat = ProcStat::parse(line).unwrap();
+        assert_eq!((stat.pid, stat.comm.as_str(), stat.state), (42, "a) S 1 (b", 'R'));
+        assert_eq!((stat.ppid, stat.session, stat.start_ticks), (7, 9, 777));
+        assert_eq!(ProcStat::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn knows_itself_and_not_another_of_its_pid() {
+        let me = ProcessId::of(std::process::id()).unwrap();
+        assert!(me.is_alive() && !me.is_reused());
+        let other = ProcessId { start_ticks: me.start_ticks + 1, ..me };
+        assert!(!other.is_alive() && other.is_reused());
+        assert!(all().iter().any(|s| s.pid == me.pid));
+    }
+}

@@ -1,0 +1,100 @@
+//! Stopping a rank: SIGTERM under the host's lock, then waiting and SIGKILL outside of it, so that
+//! the ranks of a gang end together and a long grace holds nobody up.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::{blocking, failed, io_refusal};
+use super::group::Group;
+use super::process::ProcessId;
+use super::rank::StatusFile;
+use super::state::{self, StateDir};
+use crate::base::RankId;
+use crate::wire::Refusal;
+
+/// How long a rank may resist SIGKILL (a process stuck in a driver) before that is said.
+const KILL_WAIT: Duration = Duration::from_secs(20);
+
+/// Longest grace.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+
+/// A rank that was asked to end.
+#[derive(Debug)]
+pub struct Stopping {
+    dir: PathBuf,
+    group: Group,
+}
+
+/// Asks the rank to end; to be called under the host's lock. `None`: there is nothing to wait for.
+///
+/// # Errors
+/// Its directory cannot be written.
+pub fn begin(state: &StateDir, rank: &RankId) -> Result<Option<Stopping>, Refusal> {
+    let dir = state.rank(rank);
+    if !dir.exists() {
+        return Ok(None);
+    }
+    // From here on its supervisor will not start it, if it has not yet.
+    let _between_start_and_stop = state::lock_file(&dir.join("gate"), Duration::from_secs(10))?;
+    let mark = dir.join("stop");
+    fs::write(&mark, b"").map_err(|e| io_refusal(&e, "write", &mark))?;
+    let Some(status) = StatusFile::read(&dir).filter(StatusFile::is_of_this_boot) else {
+        return Ok(None);
+    };
+    let group = status.group;
+    group.terminate();
+    Ok(Some(Stopping { dir, group }))
+}
+
+impl Stopping {
+    /// Waits until nothing of the rank is left, with SIGKILL after `grace`.
+    ///
+    /// # Errors
+    /// Something of it survived SIGKILL.
+    pub async fn finish(self, grace: Duration) -> Result<(), Refusal> {
+        let group = self.group;
+        let grace_ends = Instant::now() + grace.min(MAX_GRACE);
+        let gives_up = grace_ends + KILL_WAIT;
+        let mut known: Vec<ProcessId> = Vec::new();
+        loop {
+            // All of /proc is read only when nothing of what was seen there last is left.
+            known.retain(ProcessId::is_alive);
+            let now = Instant::now();
+            if known.is_empty() {
+                known = blocking(move || Ok(group.members())).await?;
+                if known.is_empty() {
+                    break;
+                }
+            }
+            if now >= gives_up {
+                let pids: Vec<String> = known.iter().map(|k| k.pid.to_string()).collect();
+                return Err(failed(format!(
+                    "processes {} do not end, not even by SIGKILL (a hung driver?)",
+                    pids.join(", ")
+                )));
+            }
+            if now >= grace_ends {
+                blocking(move || {
+                    group.kill();
+                    Ok(())
+                })
+                .await?;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        await_record(&self.dir, &group).await;
+        Ok(())
+    }
+}
+
+/// The supervisor writes down how the engine ended and leaves; whoever asks next shall see that.
+async fn await_record(dir: &Path, group: &Group) {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while group.supervisor.is_alive() && Instant::now() < deadline {
+        if StatusFile::read(dir).is_none_or(|s| s.exit.is_some()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
