@@ -1,1 +1,232 @@
 //! What gpudeck knows of each inference engine: command lines, probes, metric names, limits.
+//!
+//! One adapter a file; an engine's name is matched nowhere else. Everything is pure: an adapter
+//! says what to run and how to read what comes back, others run it and read it.
+
+mod args;
+pub mod command;
+pub mod error;
+pub mod llamacpp;
+pub mod metrics;
+pub mod token;
+pub mod vllm;
+
+use std::collections::BTreeMap;
+
+use crate::base::{Bytes, DeviceId, ReleaseNumber, ServiceName};
+use crate::model::{MemoryEstimate, ModelFacts};
+use crate::spec::{DeviceKind, EngineSpec, Parallel, ParallelShape, ServiceSpec};
+
+pub use error::EngineError;
+pub use metrics::EngineMetrics;
+pub use token::{TokenAnswer, TokenRequest};
+
+/// An inference engine.
+pub trait Engine: Send + Sync {
+    /// Its name, as in specs.
+    fn name(&self) -> &'static str;
+
+    /// The versions this adapter was checked with, for people.
+    fn checked_with(&self) -> &'static str;
+
+    /// Whether nothing can be started without knowing the model's files. An engine that fetches or
+    /// invents its model does not need them.
+    fn needs_model_files(&self) -> bool {
+        true
+    }
+
+    /// Whether this engine can serve the model as the spec says. With `facts` where known.
+    fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError>;
+
+    /// The shapes to try, in order: the spec's own, or those this engine can divide the model into.
+    fn shapes(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Vec<ParallelShape>;
+
+    /// What one rank takes on each of its devices.
+    fn memory(
+        &self,
+        spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+    ) -> MemoryEstimate;
+
+    /// The share of each GPU's total memory that the engine takes whatever the model needs, 0 to 1.
+    fn memory_share(&self, _spec: &ServiceSpec) -> Option<f64> {
+        None
+    }
+
+    /// The command line of a rank.
+    fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError>;
+
+    /// Requests that prove that the engine generates tokens, to be tried in this order.
+    fn token_requests(&self, service: &ServiceName) -> Vec<TokenRequest> {
+        token::openai_requests(service.as_str())
+    }
+
+    /// Where its metrics are; none if it has none that are understood.
+    fn metrics_path(&self) -> Option<&'static str> {
+        self.metric_names().map(|_| "/metrics")
+    }
+
+    /// The names of its metrics.
+    fn metric_names(&self) -> Option<&'static metrics::Names> {
+        None
+    }
+
+    /// Reads its metrics (Prometheus text).
+    fn read_metrics(&self, text: &str) -> EngineMetrics {
+        self.metric_names().map(|names| metrics::parse(text, names)).unwrap_or_default()
+    }
+}
+
+/// The adapter of a spec's engine.
+pub fn of(spec: &EngineSpec) -> Box<dyn Engine> {
+    match spec {
+        EngineSpec::Vllm => Box::new(vllm::Vllm),
+        EngineSpec::LlamaCpp => Box::new(llamacpp::LlamaCpp),
+        EngineSpec::Command(settings) => Box::new(command::Command(settings.clone())),
+    }
+}
+
+/// What a command line is made from.
+#[derive(Clone, Debug)]
+pub struct RankContext<'a> {
+    /// The service: also the name of the model in its API.
+    pub service: &'a ServiceName,
+    /// The service's spec: engine, program, context, args, env, device.
+    pub spec: &'a ServiceSpec,
+    /// What is known of the model; the command then gets its real path, not the spec's.
+    pub facts: Option<&'a ModelFacts>,
+    /// How the replica is divided.
+    pub shape: ParallelShape,
+    /// Address to listen on, usually `0.0.0.0`.
+    pub address: &'a str,
+    /// Port to listen on.
+    pub port: u16,
+    /// The rank's devices.
+    pub devices: &'a [DeviceId],
+    /// The release.
+    pub release: ReleaseNumber,
+    /// The replica, from 0.
+    pub replica: u32,
+    /// The rank, from 0.
+    pub rank: u32,
+    /// Processor cores it may use; none: as many as the engine likes.
+    pub cores: Option<u32>,
+    /// It runs in a container of the engine's image.
+    pub docker: bool,
+}
+
+/// A command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineCommand {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Files that must be on the host.
+    pub files: Vec<String>,
+}
+
+impl RankContext<'_> {
+    /// The model's path for the engine.
+    fn model(&self) -> &str {
+        self.facts.map_or(self.spec.model.as_str(), |f| f.entry.as_str())
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.facts.map(|f| f.files.clone()).unwrap_or_default()
+    }
+
+    /// The spec's environment, and which GPUs the process sees: its own and no other.
+    fn env(&self) -> Result<BTreeMap<String, String>, EngineError> {
+        const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+        let mut env = self.spec.env.clone();
+        if env.contains_key(VISIBLE) {
+            return Err(EngineError::OwnedSetting {
+                setting: VISIBLE.to_owned(),
+                hint: "remove it from `env`: gpudeck gives each rank its GPUs".to_owned(),
+            });
+        }
+        let uuids: Vec<&str> = self
+            .devices
+            .iter()
+            .filter_map(|d| match d {
+                DeviceId::Gpu(uuid) => Some(uuid.as_str()),
+                DeviceId::Cpu => None,
+            })
+            .collect();
+        // Empty for a rank on host memory: it must not find a GPU that belongs to another.
+        env.insert(VISIBLE.to_owned(), uuids.join(","));
+        Ok(env)
+    }
+
+    fn check_devices(&self) -> Result<(), EngineError> {
+        let gpus = self.devices.iter().filter(|d| **d != DeviceId::Cpu).count();
+        let wanted = match self.spec.device {
+            DeviceKind::Gpu => usize::try_from(self.shape.tensor.get()).unwrap_or(usize::MAX),
+            DeviceKind::Cpu => 0,
+        };
+        if gpus == wanted { Ok(()) } else { Err(EngineError::Devices { wanted, given: gpus }) }
+    }
+}
+
+/// The longest sequence that is served: the spec's, else the model's.
+fn context_of(spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Option<u64> {
+    spec.context.or_else(|| facts.and_then(|f| f.context))
+}
+
+fn shape(tensor: u32) -> ParallelShape {
+    let one = std::num::NonZeroU32::MIN;
+    let tensor = std::num::NonZeroU32::new(tensor).unwrap_or(one);
+    ParallelShape { tensor, pipeline: one, data: one }
+}
+
+/// The spec's shape, or 1, 2, 4 and 8 devices as far as `good` allows. Never empty.
+fn shapes_where(spec: &ServiceSpec, good: impl Fn(u32) -> bool) -> Vec<ParallelShape> {
+    match (spec.parallel, spec.device) {
+        (Parallel::Shape(shape), _) => vec![shape],
+        (Parallel::Auto, DeviceKind::Cpu) => vec![shape(1)],
+        (Parallel::Auto, DeviceKind::Gpu) => {
+            [1, 2, 4, 8].into_iter().filter(|n| *n == 1 || good(*n)).map(shape).collect()
+        }
+    }
+}
+
+/// Refuses what no adapter does yet: replicas over several hosts, and CPU ranks on many devices.
+fn check_shape(name: &'static str, spec: &ServiceSpec) -> Result<(), EngineError> {
+    let Parallel::Shape(shape) = spec.parallel else { return Ok(()) };
+    if shape.pipeline.get() > 1 {
+        return Err(EngineError::Unsupported {
+            engine: name,
+            what: format!("pipeline parallelism ({})", shape.pipeline),
+            hint: "use `parallel = { tensor = N }`: a replica stays on one host for now".to_owned(),
+        });
+    }
+    if shape.data.get() > 1 {
+        return Err(EngineError::Unsupported {
+            engine: name,
+            what: format!("data parallelism ({}) inside a replica", shape.data),
+            hint: "raise `replicas` instead".to_owned(),
+        });
+    }
+    if spec.device == DeviceKind::Cpu && shape.tensor.get() > 1 {
+        return Err(EngineError::Unsupported {
+            engine: name,
+            what: format!("tensor parallelism ({}) on host memory", shape.tensor),
+            hint: "remove `parallel` from the spec".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The spec's own figure instead of an estimate.
+fn fixed_memory(memory: Bytes) -> MemoryEstimate {
+    MemoryEstimate {
+        total: memory,
+        notes: vec![format!("memory = {memory} as the spec says")],
+        ..MemoryEstimate::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,9 @@ pub struct ServiceSpec {
     pub model: String,
     /// The inference engine.
     pub engine: EngineSpec,
+    /// The engine's program, where it is not found by its usual name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
     /// How engine processes are run.
     #[serde(default)]
     pub runtime: RuntimeSpec,

@@ -1,0 +1,171 @@
+//! Any engine with an OpenAI-compatible API, started by a command line of the user's.
+
+use super::{
+    Engine, EngineCommand, EngineError, RankContext, check_shape, fixed_memory, metrics,
+    shapes_where,
+};
+use crate::base::{Bytes, text};
+use crate::model::{MemoryEstimate, ModelFacts, Overheads, WeightSplit, per_device};
+use crate::spec::{CommandEngine, MetricNames, ParallelShape, ServiceSpec};
+
+/// The adapter, with the user's command line.
+#[derive(Debug)]
+pub struct Command(pub CommandEngine);
+
+const PLACEHOLDERS: [&str; 10] = [
+    "port", "address", "model", "tensor", "context", "rank", "replica", "release", "service",
+    "gpudeck",
+];
+
+impl Engine for Command {
+    fn name(&self) -> &'static str {
+        "command"
+    }
+
+    fn checked_with(&self) -> &'static str {
+        "no version: the command line is the spec's"
+    }
+
+    fn needs_model_files(&self) -> bool {
+        false
+    }
+
+    fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {
+        check_shape("command", spec)?;
+        if facts.is_none() && spec.memory.is_none() {
+            return Err(EngineError::Template {
+                what: "the memory it takes is not known (the model's files cannot be read)"
+                    .to_owned(),
+                hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
+            });
+        }
+        match self.0.run.first() {
+            None => Err(EngineError::Template {
+                what: "`run` is empty".to_owned(),
+                hint: "give program and arguments: run = [\"my-engine\", \"--port\", \"{port}\"]"
+                    .to_owned(),
+            }),
+            Some(_) => self.0.run.iter().try_for_each(|word| {
+                expand(word, &|name| match name {
+                    "context"
+                        if spec.context.is_none() && facts.is_none_or(|f| f.context.is_none()) =>
+                    {
+                        Err(no_context())
+                    }
+                    _ => Ok(String::new()),
+                })
+                .map(drop)
+            }),
+        }
+    }
+
+    fn shapes(&self, spec: &ServiceSpec, _facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
+        // Without {tensor} the command cannot be told how to divide itself.
+        let divisible = self.0.run.iter().any(|word| word.contains("{tensor}"));
+        shapes_where(spec, |_| divisible)
+    }
+
+    fn memory(
+        &self,
+        spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+    ) -> MemoryEstimate {
+        if let Some(memory) = spec.memory {
+            return fixed_memory(memory);
+        }
+        let overheads = Overheads {
+            split: WeightSplit::Tensors,
+            fixed: Bytes::gib(2),
+            parallel: Bytes::gib(2),
+            batch_tokens: 0,
+            cache_value_bytes: 2,
+        };
+        let tokens = super::context_of(spec, Some(facts)).unwrap_or(4_096);
+        let mut estimate = per_device(facts, shape, tokens, &overheads);
+        estimate
+            .notes
+            .push("what this engine takes besides is not known: 2 GiB are assumed".to_owned());
+        estimate
+    }
+
+    fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
+        self.check(rank.spec, rank.facts)?;
+        rank.check_devices()?;
+        let value = |name: &str| {
+            Ok(match name {
+                "port" => rank.port.to_string(),
+                "address" => rank.address.to_owned(),
+                "model" => rank.model().to_owned(),
+                "tensor" => rank.shape.tensor.to_string(),
+                "context" => {
+                    super::context_of(rank.spec, rank.facts).ok_or_else(no_context)?.to_string()
+                }
+                "rank" => rank.rank.to_string(),
+                "replica" => rank.replica.to_string(),
+                "release" => rank.release.to_string(),
+                "service" => rank.service.to_string(),
+                // The agent knows where its own binary lies.
+                _ => "{gpudeck}".to_owned(),
+            })
+        };
+        let mut argv =
+            self.0.run.iter().map(|word| expand(word, &value)).collect::<Result<Vec<_>, _>>()?;
+        argv.extend(rank.spec.args.iter().cloned());
+        Ok(EngineCommand { argv, env: rank.env()?, files: rank.files() })
+    }
+
+    fn metric_names(&self) -> Option<&'static metrics::Names> {
+        self.0.metrics.map(|names| match names {
+            MetricNames::Vllm => &metrics::VLLM,
+            MetricNames::LlamaCpp => &metrics::LLAMA_CPP,
+        })
+    }
+}
+
+fn no_context() -> EngineError {
+    EngineError::Template {
+        what: "{context} is used and no context is known".to_owned(),
+        hint: "set `context` in the service's spec".to_owned(),
+    }
+}
+
+/// Fills in `{name}`. Braces around anything but a lower-case word (JSON, say) stay as they are.
+fn expand(
+    word: &str,
+    value: &dyn Fn(&str) -> Result<String, EngineError>,
+) -> Result<String, EngineError> {
+    let mut out = String::with_capacity(word.len());
+    let mut rest = word;
+    while let Some(open) = rest.find('{') {
+        let (before, from) = rest.split_at(open);
+        out.push_str(before);
+        let name = from.find('}').and_then(|close| from.get(1..close)).filter(|name| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        });
+        let Some(name) = name else {
+            out.push('{');
+            rest = from.get(1..).unwrap_or("");
+            continue;
+        };
+        if !PLACEHOLDERS.contains(&name) {
+            return Err(EngineError::Template {
+                what: format!("`{{{}}}` is not known", text::clean(name, 40)),
+                hint: match text::nearest(name, PLACEHOLDERS) {
+                    Some(near) => format!("did you mean `{{{near}}}`?"),
+                    None => format!("known are {}", PLACEHOLDERS.join(", ")),
+                },
+            });
+        }
+        if name == "gpudeck" && word != "{gpudeck}" {
+            return Err(EngineError::Template {
+                what: "`{gpudeck}` must be a word of its own".to_owned(),
+                hint: "write for example run = [\"{gpudeck}\", \"sim-engine\"]".to_owned(),
+            });
+        }
+        out.push_str(&value(name)?);
+        rest = from.get(name.len() + 2..).unwrap_or("");
+    }
+    out.push_str(rest);
+    Ok(out)
+}

@@ -1,0 +1,146 @@
+//! llama.cpp (`llama-server`): GGUF models on the GPUs of one host, or on host memory.
+//!
+//! `parallel.tensor` is the number of GPUs; llama.cpp gives each whole layers (`-sm layer`).
+
+use super::{
+    Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
+    metrics, shapes_where,
+};
+use crate::base::Bytes;
+use crate::model::{MemoryEstimate, ModelFacts, ModelFormat, Overheads, WeightSplit, per_device};
+use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
+
+/// The adapter.
+#[derive(Debug)]
+pub struct LlamaCpp;
+
+/// Requests served at a time, unless `args` say otherwise. llama-server's own default, with one
+/// cache shared by all of them (`--kv-unified`), so that each may use the whole context.
+const SLOTS: &str = "4";
+
+/// CUDA context and buffers of a GPU rank; of a process on host memory just its own. The logits
+/// of a physical batch (512 tokens) come on top: command-r's 672 MiB (vocabulary 256,000) are
+/// 500 MiB of them.
+const GPU_FIXED: Bytes = Bytes::mib(768);
+const CPU_FIXED: Bytes = Bytes::mib(128);
+const BATCH: u32 = 512;
+
+const OWNED: [(&str, &str); 8] = [
+    ("-m", "set `model`"),
+    ("--model", "set `model`"),
+    ("--host", "gpudeck gives the address"),
+    ("--port", "gpudeck gives the port"),
+    ("-a", "the model is served under the service's name"),
+    ("--alias", "the model is served under the service's name"),
+    ("-c", "set `context`"),
+    ("--ctx-size", "set `context`"),
+];
+
+impl Engine for LlamaCpp {
+    fn name(&self) -> &'static str {
+        "llamacpp"
+    }
+
+    fn checked_with(&self) -> &'static str {
+        "llama.cpp 0c1e570 (llama-cpp-python 0.3.36)"
+    }
+
+    fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {
+        check_shape("llamacpp", spec)?;
+        args::refuse_owned(&spec.args, &OWNED)?;
+        let Some(facts) = facts else { return Ok(()) };
+        if facts.format != ModelFormat::Gguf {
+            return Err(EngineError::Format {
+                engine: "llamacpp",
+                what: format!("{} holds {}", facts.entry, facts.format.name()),
+                hint: "give the path of a .gguf file, or use engine = \"vllm\"".to_owned(),
+            });
+        }
+        if let Parallel::Shape(shape) = spec.parallel
+            && let Some(layers) = facts.layers
+            && shape.tensor.get() > layers.max(1)
+        {
+            return Err(EngineError::Indivisible {
+                what: format!("{layers} layers cannot be divided over {} GPUs", shape.tensor),
+                hint: format!("use tensor = {layers} or less"),
+            });
+        }
+        Ok(())
+    }
+
+    fn shapes(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
+        let layers = facts.and_then(|f| f.layers);
+        shapes_where(spec, |n| layers.is_none_or(|l| n <= l))
+    }
+
+    fn memory(
+        &self,
+        spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+    ) -> MemoryEstimate {
+        if let Some(memory) = spec.memory {
+            return fixed_memory(memory);
+        }
+        let fixed = if spec.device == DeviceKind::Cpu { CPU_FIXED } else { GPU_FIXED };
+        let overheads = Overheads {
+            split: WeightSplit::Layers,
+            fixed,
+            parallel: Bytes::mib(256),
+            batch_tokens: BATCH,
+            cache_value_bytes: 2,
+        };
+        // llama.cpp takes a longer context than the model's as well, and 4096 where none is known.
+        let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
+        per_device(facts, shape, tokens, &overheads)
+    }
+
+    fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
+        self.check(rank.spec, rank.facts)?;
+        rank.check_devices()?;
+        // The image has its program in /app and no other path to it.
+        let usual = if rank.docker { "/app/llama-server" } else { "llama-server" };
+        let program = rank.spec.program.clone().unwrap_or_else(|| usual.to_owned());
+        let given = &rank.spec.args;
+        let mut argv = vec![program];
+        let mut option = |name: &str, value: String| argv.extend([name.to_owned(), value]);
+        option("-m", rank.model().to_owned());
+        option("--alias", rank.service.to_string());
+        option("--host", rank.address.to_owned());
+        option("--port", rank.port.to_string());
+        // 0 is the model's own.
+        let context = context_of(rank.spec, rank.facts).unwrap_or(0);
+        option("-c", context.to_string());
+        if !args::has(given, &["-np", "--parallel"]) {
+            option("-np", SLOTS.to_owned());
+        }
+        match rank.spec.device {
+            DeviceKind::Gpu => {
+                if !args::has(given, &["-ngl", "--gpu-layers", "--n-gpu-layers"]) {
+                    // More than any model has; 99 would leave layers of the largest ones on the host.
+                    option("-ngl", "999".to_owned());
+                }
+                option("-sm", "layer".to_owned());
+            }
+            DeviceKind::Cpu => {
+                option("-ngl", "0".to_owned());
+                option("--device", "none".to_owned());
+            }
+        }
+        if let Some(cores) = rank.cores
+            && !args::has(given, &["-t", "--threads"])
+        {
+            option("-t", cores.to_string());
+        }
+        if !args::has(given, &["-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified"]) {
+            argv.push("--kv-unified".to_owned());
+        }
+        argv.push("--metrics".to_owned());
+        argv.extend(given.iter().cloned());
+        Ok(EngineCommand { argv, env: rank.env()?, files: rank.files() })
+    }
+
+    fn metric_names(&self) -> Option<&'static metrics::Names> {
+        Some(&metrics::LLAMA_CPP)
+    }
+}

@@ -1,0 +1,203 @@
+//! Command lines as they are, and what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use super::*;
+use crate::base::{Hint, quote};
+use crate::model::ModelFormat;
+use crate::spec::parse_service;
+
+fn spec(text: &str) -> ServiceSpec {
+    parse_service(text, "services/chat.toml").unwrap()
+}
+
+fn facts(format: ModelFormat) -> ModelFacts {
+    ModelFacts {
+        files: vec!["/models/m/one".into()],
+        attention_heads: Some(40),
+        kv_heads: Some(8),
+        layers: Some(64),
+        head_dim: Some(128),
+        hidden_size: Some(5120),
+        context: Some(32_768),
+        weight_bytes: Bytes(65_527_752_704),
+        ..ModelFacts::unknown(format, "/models/m/entry".into())
+    }
+}
+
+fn gpus(n: usize) -> Vec<DeviceId> {
+    (0..n).map(|i| DeviceId::Gpu(format!("GPU-{i}"))).collect()
+}
+
+fn run(
+    spec: &ServiceSpec,
+    facts: Option<&ModelFacts>,
+    devices: &[DeviceId],
+    docker: bool,
+) -> Result<EngineCommand, EngineError> {
+    let service = "chat".parse().unwrap();
+    let tensor = u32::try_from(devices.len()).unwrap();
+    of(&spec.engine).command(&RankContext {
+        service: &service,
+        spec,
+        facts,
+        shape: shape(tensor),
+        address: "0.0.0.0",
+        port: 21_000,
+        devices,
+        release: ReleaseNumber(12),
+        replica: 1,
+        rank: 0,
+        cores: None,
+        docker,
+    })
+}
+
+fn line(command: &EngineCommand) -> String {
+    let env: Vec<String> = command.env.iter().map(|(k, v)| format!("{k}={v} ")).collect();
+    format!("{}{}", env.concat(), quote::shell(&command.argv))
+}
+
+#[test]
+fn vllm() {
+    let s = spec(
+        "model='/models/m'\nengine='vllm'\ncontext=8192\nargs=['--enable-prefix-caching']\nparallel={tensor=2}",
+    );
+    let command = run(&s, Some(&facts(ModelFormat::Safetensors)), &gpus(2), false).unwrap();
+    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 vllm serve /models/m/entry --served-model-name chat --host 0.0.0.0 --port 21000 --tensor-parallel-size 2 --max-model-len 8192 --enable-prefix-caching");
+    assert_eq!(command.files, ["/models/m/one"]);
+}
+
+#[test]
+fn vllm_refuses_what_it_cannot_do() {
+    let check = |more: &str, format| {
+        let s = spec(&format!("model='/m'\nengine='vllm'\n{more}"));
+        of(&s.engine).check(&s, Some(&facts(format))).unwrap_err()
+    };
+    let st = ModelFormat::Safetensors;
+    let error = check("parallel={tensor=3}", st);
+    insta::assert_snapshot!(error, @"40 attention heads (8 for keys and values) cannot be divided over tensor = 3");
+    insta::assert_snapshot!(error.hint().unwrap(), @"use tensor = 1, 2, 4, 8, 40");
+    for (more, format, expected) in [
+        ("parallel={tensor=2, pipeline=2}", st, "pipeline parallelism (2)"),
+        ("parallel={data=2}", st, "data parallelism (2)"),
+        ("device='cpu'", st, "device = \"cpu\""),
+        ("args=['--port=1']", st, "`--port`"),
+        ("context=99999", st, "longer than the model's 32768"),
+        ("", ModelFormat::Gguf, "GGUF"),
+    ] {
+        let error = check(more, format);
+        assert!(error.to_string().contains(expected), "{more}: {error}");
+        assert!(error.hint().is_some());
+    }
+}
+
+#[test]
+fn vllm_tries_only_shapes_that_divide() {
+    let s = spec("model='/m'\nengine='vllm'");
+    let shapes = |heads, kv| -> Vec<u32> {
+        let f = ModelFacts {
+            attention_heads: Some(heads),
+            kv_heads: Some(kv),
+            ..facts(ModelFormat::Safetensors)
+        };
+        of(&s.engine).shapes(&s, Some(&f)).iter().map(|s| s.tensor.get()).collect()
+    };
+    assert_eq!(shapes(40, 8), [1, 2, 4, 8]);
+    assert_eq!(shapes(28, 4), [1, 2, 4]);
+    assert_eq!(shapes(64, 4), [1, 2, 4, 8]);
+    assert_eq!(shapes(7, 7), [1]);
+}
+
+#[test]
+fn vllm_takes_a_share_of_the_gpu() {
+    let share = |args: &str| {
+        let s = spec(&format!("model='/m'\nengine='vllm'\nargs=[{args}]"));
+        of(&s.engine).memory_share(&s)
+    };
+    assert_eq!(share(""), Some(0.92));
+    assert_eq!(share("'--gpu-memory-utilization','0.5'"), Some(0.5));
+    assert_eq!(share("'--gpu-memory-utilization=0.6'"), Some(0.6));
+}
+
+#[test]
+fn llamacpp_on_gpus() {
+    let s = spec("model='/models/m'\nengine='llamacpp'\nargs=['-np','8','--no-mmap']");
+    let command = run(&s, Some(&facts(ModelFormat::Gguf)), &gpus(2), true).unwrap();
+    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 /app/llama-server -m /models/m/entry --alias chat --host 0.0.0.0 --port 21000 -c 32768 -ngl 999 -sm layer --kv-unified --metrics -np 8 --no-mmap");
+}
+
+#[test]
+fn llamacpp_on_host_memory() {
+    let s = spec(
+        "model='/m.gguf'\nengine='llamacpp'\ndevice='cpu'\ncontext=512\nprogram='/opt/llama-server'",
+    );
+    let service = "chat".parse().unwrap();
+    let command = of(&s.engine)
+        .command(&RankContext {
+            service: &service,
+            spec: &s,
+            facts: None,
+            shape: shape(1),
+            address: "0.0.0.0",
+            port: 21_000,
+            devices: &[DeviceId::Cpu],
+            release: ReleaseNumber(1),
+            replica: 0,
+            rank: 0,
+            cores: Some(2),
+            docker: false,
+        })
+        .unwrap();
+    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES= /opt/llama-server -m /m.gguf --alias chat --host 0.0.0.0 --port 21000 -c 512 -np 4 -ngl 0 --device none -t 2 --kv-unified --metrics");
+}
+
+#[test]
+fn llamacpp_memory_of_a_small_model_is_small() {
+    let s = spec("model='/m.gguf'\nengine='llamacpp'\ndevice='cpu'\ncontext=512");
+    let tiny = ModelFacts {
+        weight_bytes: Bytes(750_000),
+        layers: Some(2),
+        kv_heads: Some(2),
+        head_dim: Some(16),
+        vocab_size: Some(300),
+        ..facts(ModelFormat::Gguf)
+    };
+    let estimate = of(&s.engine).memory(&s, &tiny, shape(1));
+    assert!(estimate.total < Bytes::mib(140), "{estimate:?}");
+    let fixed = spec("model='/m.gguf'\nengine='llamacpp'\nmemory='3GiB'");
+    assert_eq!(of(&fixed.engine).memory(&fixed, &tiny, shape(1)).total, Bytes::gib(3));
+}
+
+#[test]
+fn a_command_is_filled_in() {
+    let text = "model='/m'\nmemory='1GiB'\ncontext=512\nargs=['--x']\n[env]\nA='b'\n\
+        [engine.command]\nmetrics='vllm'\nrun=['{gpudeck}','sim-engine','--port={port}','--bind','{address}',\
+        '--name','{service}','--model','{model}','--tp','{tensor}','-c','{context}',\
+        '--id','{release}-{replica}-{rank}','--json','{\"a\": {\"b\": 1}}']";
+    let s = spec(text);
+    let command = run(&s, None, &gpus(1), false).unwrap();
+    insta::assert_snapshot!(line(&command), @r#"A=b CUDA_VISIBLE_DEVICES=GPU-0 '{gpudeck}' sim-engine --port=21000 --bind 0.0.0.0 --name chat --model /m --tp 1 -c 512 --id r12-1-0 --json '{"a": {"b": 1}}' --x"#);
+    assert_eq!(of(&s.engine).metrics_path(), Some("/metrics"));
+}
+
+#[test]
+fn a_command_with_a_mistake_is_refused() {
+    let check = |run: &str, more: &str| {
+        let s = spec(&format!("model='/m'\n{more}\n[engine.command]\nrun=[{run}]"));
+        of(&s.engine).check(&s, None).unwrap_err()
+    };
+    let error = check("'x','{prot}'", "memory='1GiB'");
+    assert_eq!(error.hint().as_deref(), Some("did you mean `{port}`?"));
+    assert!(check("'x{gpudeck}'", "memory='1GiB'").to_string().contains("word of its own"));
+    assert!(check("'x','{context}'", "memory='1GiB'").to_string().contains("no context"));
+    assert!(check("'x'", "").hint().unwrap().contains("set `memory`"));
+}
+
+#[test]
+fn gpus_are_given_by_gpudeck_alone() {
+    let s = spec("model='/m'\nengine='llamacpp'\n[env]\nCUDA_VISIBLE_DEVICES='0'");
+    let error = run(&s, None, &gpus(1), false).unwrap_err();
+    assert!(error.to_string().contains("CUDA_VISIBLE_DEVICES"), "{error}");
+    let s = spec("model='/m'\nengine='llamacpp'");
+    assert!(matches!(run(&s, None, &[DeviceId::Cpu], false), Err(EngineError::Devices { .. })));
+}

@@ -1,0 +1,139 @@
+//! Ready means that the engine generated a token: the requests that prove it, and the judgement.
+
+use serde_json::{Value, json};
+
+use crate::base::text;
+
+/// A request for one token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRequest {
+    /// Path of the POST request.
+    pub path: &'static str,
+    /// Its JSON body.
+    pub body: String,
+}
+
+/// What an answer proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenAnswer {
+    /// A token was generated.
+    Token,
+    /// Not yet; ask again.
+    NotYet {
+        /// What was answered instead, for people.
+        why: String,
+    },
+    /// The engine does not offer this request (no chat template, say): try the next one.
+    NotOffered {
+        /// What it said.
+        why: String,
+    },
+}
+
+/// Chat, and plain completion for models without a chat template.
+pub(super) fn openai_requests(model: &str) -> Vec<TokenRequest> {
+    let chat = json!({
+        "model": model,
+        "messages": [{ "role": "user", "content": "Hi" }],
+        "max_tokens": 1,
+        "temperature": 0,
+        "stream": false,
+    });
+    let completion = json!({
+        "model": model, "prompt": "Hi", "max_tokens": 1, "temperature": 0, "stream": false,
+    });
+    vec![
+        TokenRequest { path: "/v1/chat/completions", body: chat.to_string() },
+        TokenRequest { path: "/v1/completions", body: completion.to_string() },
+    ]
+}
+
+impl TokenRequest {
+    /// Whether the answer holds a token.
+    pub fn accept(&self, status: u16, body: &str) -> bool {
+        self.judge(status, body) == TokenAnswer::Token
+    }
+
+    /// What an answer (HTTP status and body) proves. A good status alone proves nothing.
+    pub fn judge(&self, status: u16, body: &str) -> TokenAnswer {
+        let said = || {
+            let shown = text::clean(body, 160);
+            if shown.is_empty() {
+                format!("HTTP {status}")
+            } else {
+                format!("HTTP {status}: {shown}")
+            }
+        };
+        match status {
+            200 => {}
+            400 | 404 | 405 | 422 | 501 => return TokenAnswer::NotOffered { why: said() },
+            _ => return TokenAnswer::NotYet { why: said() },
+        }
+        let Ok(answer) = serde_json::from_str::<Value>(body) else {
+            return TokenAnswer::NotYet { why: format!("not JSON: {}", said()) };
+        };
+        if answer.get("error").is_some_and(|e| !e.is_null()) {
+            return TokenAnswer::NotYet { why: said() };
+        }
+        let choice = answer.get("choices").and_then(|c| c.get(0)).filter(|c| c.is_object());
+        let Some(choice) = choice else {
+            return TokenAnswer::NotYet { why: format!("no choice in the answer: {}", said()) };
+        };
+        let message = choice.get("message").unwrap_or(choice);
+        let filled = |key: &str| {
+            message.get(key).and_then(Value::as_str).is_some_and(|text| !text.is_empty())
+        };
+        // The token may be part of a multi-byte character or a special one: then the text is empty
+        // and the reason why it ended tells.
+        let ended = choice
+            .get("finish_reason")
+            .and_then(Value::as_str)
+            .is_some_and(|r| matches!(r, "stop" | "length" | "tool_calls"));
+        let counted =
+            answer.get("usage").and_then(|u| u.get("completion_tokens")).and_then(Value::as_u64);
+        let spoken = filled("content") || filled("reasoning_content") || filled("text");
+        if counted != Some(0) && (spoken || ended) {
+            TokenAnswer::Token
+        } else {
+            TokenAnswer::NotYet { why: format!("no token in the answer: {}", said()) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn only_a_token_is_a_token() {
+        let request = &openai_requests("chat")[0];
+        assert!(request.body.contains("\"max_tokens\":1"));
+        for good in [
+            r#"{"choices":[{"message":{"role":"assistant","content":"Hello"},"finish_reason":"length"}],"usage":{"completion_tokens":1}}"#,
+            r#"{"choices":[{"message":{"content":""},"finish_reason":"length"}]}"#,
+            r#"{"choices":[{"message":{"content":null,"reasoning_content":"H"}}]}"#,
+            r#"{"choices":[{"text":"x","finish_reason":null}]}"#,
+        ] {
+            assert!(request.accept(200, good), "{good}");
+        }
+        for bad in [
+            "",
+            "ok",
+            "{}",
+            r#"{"choices":[]}"#,
+            r#"{"choices":[null]}"#,
+            r#"{"choices":[{"message":{"content":""},"finish_reason":"error"}]}"#,
+            r#"{"choices":[{"message":{"content":""},"finish_reason":null}]}"#,
+            r#"{"choices":[{"message":{"content":"x"}}],"usage":{"completion_tokens":0}}"#,
+            r#"{"error":{"message":"engine is dead"},"choices":[{"text":"x"}]}"#,
+        ] {
+            assert!(!request.accept(200, bad), "{bad}");
+        }
+        let good = r#"{"choices":[{"text":"x"}]}"#;
+        assert!(matches!(request.judge(503, good), TokenAnswer::NotYet { .. }));
+        assert!(matches!(request.judge(500, good), TokenAnswer::NotYet { .. }));
+        assert!(matches!(request.judge(404, "{}"), TokenAnswer::NotOffered { .. }));
+        assert!(matches!(request.judge(400, "no template"), TokenAnswer::NotOffered { .. }));
+    }
+}

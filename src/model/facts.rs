@@ -1,0 +1,152 @@
+//! What is known of a model once its headers are read.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::Bytes;
+
+/// The format of a model's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelFormat {
+    /// GGUF, as llama.cpp reads it.
+    Gguf,
+    /// safetensors with a Hugging Face `config.json`.
+    Safetensors,
+}
+
+impl ModelFormat {
+    /// Its name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gguf => "GGUF",
+            Self::Safetensors => "safetensors",
+        }
+    }
+}
+
+/// What is known of a model. A value that its files do not state is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// The format of its files.
+    pub format: ModelFormat,
+    /// What an engine is to be given: a file, or the directory that really holds the model.
+    pub entry: String,
+    /// Every file that must be there, absolute paths.
+    pub files: Vec<String>,
+    /// Architecture: `llama`, `Qwen3ForCausalLM`.
+    pub architecture: Option<String>,
+    /// Transformer blocks.
+    pub layers: Option<u32>,
+    /// Query heads.
+    pub attention_heads: Option<u32>,
+    /// Key/value heads (the largest number where layers differ).
+    pub kv_heads: Option<u32>,
+    /// Key/value heads of all layers together, where layers differ.
+    pub kv_heads_total: Option<u64>,
+    /// Values of a key per head.
+    pub head_dim: Option<u32>,
+    /// Values of a value per head, where it differs from a key's.
+    pub value_head_dim: Option<u32>,
+    /// With multi-head latent attention: cached values per token and layer, not divided by tensor
+    /// parallelism.
+    pub latent_cache_width: Option<u32>,
+    /// Width of the hidden state.
+    pub hidden_size: Option<u32>,
+    /// Tokens of the vocabulary.
+    pub vocab_size: Option<u32>,
+    /// Longest sequence the model was made for, in tokens.
+    pub context: Option<u64>,
+    /// Experts of a layer, for mixtures of experts.
+    pub experts: Option<u32>,
+    /// Experts that a token passes through.
+    pub experts_used: Option<u32>,
+    /// How weights are stored: `Q4_K_M`, `fp8`, `bfloat16`.
+    pub quantisation: Option<String>,
+    /// All tensors together, exactly.
+    pub weight_bytes: Bytes,
+    /// Files with weights.
+    pub parts: u32,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+impl ModelFacts {
+    /// Facts of which only the format and the place are known.
+    pub(crate) fn unknown(format: ModelFormat, entry: String) -> Self {
+        Self {
+            format,
+            entry,
+            files: Vec::new(),
+            architecture: None,
+            layers: None,
+            attention_heads: None,
+            kv_heads: None,
+            kv_heads_total: None,
+            head_dim: None,
+            value_head_dim: None,
+            latent_cache_width: None,
+            hidden_size: None,
+            vocab_size: None,
+            context: None,
+            experts: None,
+            experts_used: None,
+            quantisation: None,
+            weight_bytes: Bytes::ZERO,
+            parts: 0,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Values of the KV cache per token, all layers, undivided; `kv_divisor` ranks share the heads.
+    /// None where the model's files do not say enough.
+    pub fn cache_values_per_token(&self, kv_divisor: u32) -> Option<u64> {
+        let layers = u64::from(self.layers?);
+        if let Some(width) = self.latent_cache_width {
+            return Some(layers * u64::from(width));
+        }
+        let key = u64::from(self.head_dim?);
+        let width = key + self.value_head_dim.map_or(key, u64::from);
+        let kv_heads = u64::from(self.kv_heads?);
+        let divisor = u64::from(kv_divisor.max(1));
+        // vLLM model_executor/models/llama.py: heads are replicated beyond one per rank.
+        let heads_total = match self.kv_heads_total {
+            Some(total) => total.div_ceil(divisor.min(kv_heads.max(1))),
+            None => layers.saturating_mul((kv_heads / divisor).max(1)),
+        };
+        Some(heads_total.saturating_mul(width))
+    }
+
+    /// The facts as lines for people.
+    pub fn summary(&self) -> Vec<String> {
+        let mut first = vec![self.format.name().to_owned()];
+        first.extend(self.architecture.clone());
+        first.extend(self.layers.map(|n| format!("{n} layers")));
+        first.push(match self.parts {
+            0 | 1 => format!("{} of weights", self.weight_bytes),
+            n => format!("{} of weights in {n} files", self.weight_bytes),
+        });
+        first.extend(self.quantisation.clone());
+        first.extend(self.context.map(|n| format!("context {n}")));
+        let mut second = Vec::new();
+        match (self.attention_heads, self.kv_heads) {
+            (Some(heads), Some(kv)) if kv != heads => {
+                second.push(format!("{heads} attention heads, {kv} of them for keys and values"));
+            }
+            (Some(heads), _) => second.push(format!("{heads} attention heads")),
+            (None, _) => {}
+        }
+        second.extend(self.head_dim.map(|n| format!("head size {n}")));
+        second.extend(self.hidden_size.map(|n| format!("hidden size {n}")));
+        second.extend(self.vocab_size.map(|n| format!("vocabulary {n}")));
+        second.extend(self.experts.map(|n| match self.experts_used {
+            Some(used) => format!("{n} experts, {used} per token"),
+            None => format!("{n} experts"),
+        }));
+        let mut lines = vec![first.join(", ")];
+        if !second.is_empty() {
+            lines.push(second.join(", "));
+        }
+        lines.extend(self.notes.iter().cloned());
+        lines
+    }
+}

@@ -1,0 +1,275 @@
+//! A Hugging Face `config.json`, read as leniently as people write it: numbers as strings, fields
+//! under several names, the language model nested inside a multimodal one.
+
+use serde_json::{Map, Value};
+
+use super::{HeaderError, ModelFacts};
+use crate::base::text;
+
+/// Longest `config.json` that is read.
+pub const MAX_CONFIG: u64 = 4 << 20;
+
+/// What a `config.json` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HfConfig {
+    /// The first of `architectures`, else `model_type`.
+    pub architecture: Option<String>,
+    /// Transformer blocks.
+    pub layers: Option<u32>,
+    /// Query heads.
+    pub attention_heads: Option<u32>,
+    /// Key/value heads.
+    pub kv_heads: Option<u32>,
+    /// Values of a key per head.
+    pub head_dim: Option<u32>,
+    /// Cached values per token and layer with multi-head latent attention.
+    pub latent_cache_width: Option<u32>,
+    /// Width of the hidden state.
+    pub hidden_size: Option<u32>,
+    /// Tokens of the vocabulary.
+    pub vocab_size: Option<u32>,
+    /// Longest sequence, in tokens.
+    pub context: Option<u64>,
+    /// Tokens that layers with a sliding window look back.
+    pub sliding_window: Option<u64>,
+    /// Layers whose cache grows with the sequence, where `layer_types` tells.
+    pub full_attention_layers: Option<u32>,
+    /// Experts of a layer.
+    pub experts: Option<u32>,
+    /// Experts that a token passes through.
+    pub experts_used: Option<u32>,
+    /// `quantization_config.quant_method` with its bits.
+    pub quantisation: Option<String>,
+    /// `torch_dtype` (or `dtype`).
+    pub dtype: Option<String>,
+    /// The head shares the embedding's weights.
+    pub tie_word_embeddings: Option<bool>,
+}
+
+/// Where multimodal models keep their language model's settings.
+const NESTED: [&str; 5] =
+    ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
+
+/// Reads a `config.json`.
+pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
+    let value: Value = serde_json::from_slice(json).map_err(|e| {
+        HeaderError::broken(format!("not a config.json: {}", text::clean(&e.to_string(), 200)))
+    })?;
+    let Value::Object(top) = value else {
+        return Err(HeaderError::broken("not a config.json: not an object"));
+    };
+    let mut places = vec![&top];
+    let mut deepest = &top;
+    // thinker_config nests a text_config of its own.
+    for _ in 0..2 {
+        let inner = NESTED.iter().find_map(|key| deepest.get(*key).and_then(Value::as_object));
+        let Some(inner) = inner else { break };
+        places.insert(0, inner);
+        deepest = inner;
+    }
+    let find = Places(places);
+
+    let attention_heads = find.u32(&["num_attention_heads", "n_head", "n_heads", "num_heads"]);
+    let hidden_size = find.u32(&["hidden_size", "n_embd", "d_model", "dim"]);
+    let multi_query = find.bool("multi_query").unwrap_or(false);
+    let kv_heads = find
+        .u32(&["num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"])
+        .or(if multi_query { Some(1) } else { attention_heads });
+    let head_dim = find
+        .u32(&["head_dim", "attention_head_dim"])
+        .or_else(|| hidden_size?.checked_div(attention_heads?));
+    let latent = find.u32(&["kv_lora_rank"]).filter(|n| *n > 0);
+    let layers = find.u32(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]);
+    Ok(HfConfig {
+        architecture: top
+            .get("architectures")
+            .and_then(Value::as_array)
+            .and_then(|list| list.first())
+            .and_then(Value::as_str)
+            .map(|s| text::clean(s, 80))
+            .or_else(|| find.string("model_type")),
+        layers,
+        attention_heads,
+        kv_heads,
+        head_dim,
+        latent_cache_width: latent
+            .map(|rank| rank.saturating_add(find.u32(&["qk_rope_head_dim"]).unwrap_or(0))),
+        hidden_size,
+        vocab_size: find.u32(&["vocab_size", "padded_vocab_size"]),
+        context: find.number(&[
+            "max_position_embeddings",
+            "n_positions",
+            "max_sequence_length",
+            "seq_length",
+            "model_max_length",
+            "n_ctx",
+            "max_seq_len",
+        ]),
+        // Qwen2 states a window and `use_sliding_window: false`.
+        sliding_window: find
+            .number(&["sliding_window"])
+            .filter(|_| find.bool("use_sliding_window") != Some(false)),
+        full_attention_layers: find.layers_with_growing_cache(),
+        experts: find
+            .u32(&["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])
+            .filter(|n| *n > 0),
+        experts_used: find.u32(&["num_experts_per_tok", "moe_topk", "experts_per_token"]),
+        quantisation: find.quantisation(),
+        dtype: find.string("torch_dtype").or_else(|| find.string("dtype")),
+        tie_word_embeddings: find.bool("tie_word_embeddings"),
+    })
+}
+
+impl HfConfig {
+    /// Puts what is known into `facts`.
+    pub(crate) fn fill(&self, facts: &mut ModelFacts) {
+        facts.architecture.clone_from(&self.architecture);
+        facts.layers = self.layers;
+        facts.attention_heads = self.attention_heads;
+        facts.kv_heads = self.kv_heads;
+        facts.head_dim = self.head_dim;
+        facts.latent_cache_width = self.latent_cache_width;
+        facts.hidden_size = self.hidden_size;
+        facts.vocab_size = self.vocab_size;
+        facts.context = self.context;
+        facts.experts = self.experts;
+        facts.experts_used = self.experts.and(self.experts_used);
+        facts.quantisation = self.quantisation.clone().or_else(|| self.dtype.clone());
+        if let Some((full, all)) = self.full_attention_layers.zip(self.layers) {
+            if full < all {
+                facts.notes.push(format!(
+                    "only {full} of {all} layers keep a cache for every token: the memory estimate \
+                     is too high"
+                ));
+            }
+        } else if let Some(window) = self.sliding_window {
+            facts.notes.push(format!(
+                "layers with a sliding window of {window} tokens are counted with the whole \
+                 context: the memory estimate may be too high"
+            ));
+        }
+    }
+}
+
+/// The objects to look in, the innermost first.
+struct Places<'a>(Vec<&'a Map<String, Value>>);
+
+impl Places<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.iter().find_map(|place| place.get(key).filter(|v| !v.is_null()))
+    }
+
+    fn number(&self, keys: &[&str]) -> Option<u64> {
+        keys.iter().find_map(|key| whole(self.get(key)?))
+    }
+
+    fn u32(&self, keys: &[&str]) -> Option<u32> {
+        self.number(keys).and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= 1 << 28)
+    }
+
+    fn bool(&self, key: &str) -> Option<bool> {
+        match self.get(key)? {
+            Value::Bool(b) => Some(*b),
+            Value::String(s) => s.to_ascii_lowercase().parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn string(&self, key: &str) -> Option<String> {
+        self.get(key)?.as_str().map(|s| text::clean(s, 80))
+    }
+
+    fn layers_with_growing_cache(&self) -> Option<u32> {
+        let types = self.get("layer_types")?.as_array()?;
+        let full = types.iter().filter(|t| t.as_str() == Some("full_attention")).count();
+        u32::try_from(full).ok()
+    }
+
+    fn quantisation(&self) -> Option<String> {
+        let config = self.get("quantization_config")?.as_object()?;
+        let word = |key: &str| config.get(key).and_then(Value::as_str).map(|s| text::clean(s, 40));
+        let method = word("quant_method").or_else(|| word("quant_algo"))?;
+        let bits = config.get("bits").and_then(whole);
+        Some(match bits {
+            Some(bits) => format!("{method} {bits} bits"),
+            None => method,
+        })
+    }
+}
+
+/// A whole number, also when written as `"32"` or `32.0`.
+fn whole(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(n) => n.as_u64().or_else(|| {
+            let float = n.as_f64()?;
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked
+            ((0.0..=1e15).contains(&float) && float.fract() == 0.0).then_some(float as u64)
+        }),
+        Value::String(s) => s.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn reads_numbers_as_people_write_them() {
+        let config = parse(
+            br#"{"architectures":["LlamaForCausalLM"],"num_hidden_layers":"32","hidden_size":4096.0,
+                "num_attention_heads":32,"num_key_value_heads":8,"vocab_size":128256,
+                "max_position_embeddings":131072,"torch_dtype":"bfloat16","tie_word_embeddings":false}"#,
+        )
+        .unwrap();
+        assert_eq!(config.layers, Some(32));
+        assert_eq!(config.hidden_size, Some(4096));
+        assert_eq!(config.head_dim, Some(128));
+        assert_eq!(config.kv_heads, Some(8));
+        assert_eq!(config.dtype.as_deref(), Some("bfloat16"));
+        assert_eq!(config.tie_word_embeddings, Some(false));
+    }
+
+    #[test]
+    fn looks_into_the_language_model_of_a_multimodal_one() {
+        let config = parse(
+            br#"{"architectures":["X"],"hidden_size":1,"torch_dtype":"float16","vision_config":{"num_hidden_layers":9},
+                "text_config":{"num_hidden_layers":48,"hidden_size":5120,"num_attention_heads":64,
+                "num_local_experts":16,"num_experts_per_tok":1,
+                "layer_types":["full_attention","sliding_attention"]},
+                "quantization_config":{"quant_method":"gptq","bits":4}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.layers, Some(48));
+        assert_eq!(config.hidden_size, Some(5120));
+        assert_eq!(config.kv_heads, Some(64));
+        assert_eq!(config.experts, Some(16));
+        assert_eq!(config.full_attention_layers, Some(1));
+        assert_eq!(config.quantisation.as_deref(), Some("gptq 4 bits"));
+    }
+
+    #[test]
+    fn missing_and_absurd_values_are_absent() {
+        let config = parse(
+            br#"{"num_hidden_layers":-3,"hidden_size":1e300,"num_attention_heads":0,
+                "vocab_size":99999999999,"quantization_config":null}"#,
+        )
+        .unwrap();
+        assert_eq!((config.layers, config.hidden_size, config.vocab_size), (None, None, None));
+        assert_eq!(config.head_dim, None);
+        for bad in [&b"[]"[..], b"", b"{", b"nul\0"] {
+            assert!(parse(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn latent_attention_caches_one_vector() {
+        let config = parse(
+            br#"{"num_hidden_layers":61,"kv_lora_rank":512,"qk_rope_head_dim":64,
+                "num_attention_heads":128,"hidden_size":7168,"n_routed_experts":256}"#,
+        )
+        .unwrap();
+        assert_eq!(config.latent_cache_width, Some(576));
+    }
+}

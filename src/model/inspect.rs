@@ -1,0 +1,908 @@
+//! Finds out what lies at a path: a state machine that says which bytes it wants next.
+//!
+//! ```text
+//! loop { match inspection.next() { Need::Done(r) => break r, need => inspection.feed(read(need)) } }
+//! ```
+//! Only headers are read, 64 KiB at first and growing, never more than [`MAX_TOTAL`] together.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::gguf::{self, GgufHeader};
+use super::hf_config::{self, HfConfig};
+use super::safetensors::{self, SafetensorsHeader};
+use super::{HeaderError, ModelError, ModelFacts, ModelFormat, Progress};
+use crate::base::{Bytes, text};
+use crate::wire::DirEntry;
+
+/// First piece of a header.
+const FIRST_READ: u64 = 64 << 10;
+/// Longest piece asked for at once (what an agent reads at once).
+pub const MAX_READ: u64 = 1 << 20;
+/// Most bytes read for one inspection.
+pub const MAX_TOTAL: u64 = 64 << 20;
+/// Most files of one model.
+const MAX_PARTS: usize = 2_000;
+
+/// What an inspection needs next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Need {
+    /// The entries of a directory.
+    ListDir {
+        /// Absolute path.
+        path: String,
+    },
+    /// A piece of a file, shorter only at its end.
+    Read {
+        /// Absolute path.
+        path: String,
+        /// From here.
+        offset: u64,
+        /// So many bytes, at most [`MAX_READ`].
+        length: u32,
+    },
+    /// Nothing more.
+    Done(Box<Result<ModelFacts, ModelError>>),
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// To `ListDir`.
+    Entries(Vec<DirEntry>),
+    /// To `Read`.
+    Piece {
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Length of the whole file.
+        file_bytes: Bytes,
+    },
+    /// There is no such file or directory.
+    Missing,
+    /// It cannot be listed or read (a file that was to be listed, a lack of rights).
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// An inspection under way.
+#[derive(Debug)]
+pub struct Inspection {
+    path: String,
+    state: State,
+    total: u64,
+    facts: ModelFacts,
+    config: Option<HfConfig>,
+    sizes: BTreeMap<String, Bytes>,
+    queue: VecDeque<Job>,
+    gguf_first: Option<GgufHeader>,
+    by_dtype: BTreeMap<String, u64>,
+}
+
+#[derive(Debug)]
+enum State {
+    List { path: String, why: ListFor },
+    Read { job: Job, have: Vec<u8>, want: u64, file_bytes: Option<u64> },
+    Done(Box<Result<ModelFacts, ModelError>>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ListFor {
+    /// What is it?
+    Model,
+    /// The other parts of a split GGUF file.
+    Parts,
+    /// The snapshots of a Hugging Face cache.
+    Snapshots,
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    path: String,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Gguf,
+    Shard,
+    Config,
+    Index,
+    /// `refs/main` of a Hugging Face cache.
+    Ref,
+    /// A path that could not be listed: GGUF, or nothing.
+    Guess,
+}
+
+type Step = Result<State, ModelError>;
+
+impl Inspection {
+    /// Begins to look at `path` (absolute).
+    pub fn new(path: &str) -> Self {
+        let path = match path.trim_end_matches('/') {
+            "" => "/".to_owned(),
+            trimmed => trimmed.to_owned(),
+        };
+        let mut this = Self {
+            facts: ModelFacts::unknown(ModelFormat::Gguf, path.clone()),
+            state: State::Done(Box::new(Err(ModelError::NotFound { path: path.clone() }))),
+            path,
+            total: 0,
+            config: None,
+            sizes: BTreeMap::new(),
+            queue: VecDeque::new(),
+            gguf_first: None,
+            by_dtype: BTreeMap::new(),
+        };
+        let first = if this.path.ends_with(".gguf") {
+            this.begin_gguf(&this.path.clone())
+        } else if this.path.ends_with(".safetensors") {
+            this.facts.format = ModelFormat::Safetensors;
+            this.queue.push_back(Job { path: this.path.clone(), what: What::Shard });
+            this.next_job()
+        } else {
+            Ok(State::List { path: this.path.clone(), why: ListFor::Model })
+        };
+        this.settle(first);
+        this
+    }
+
+    /// What it needs now.
+    pub fn next(&self) -> Need {
+        match &self.state {
+            State::List { path, .. } => Need::ListDir { path: path.clone() },
+            State::Read { job, have, want, .. } => {
+                let offset = have.len() as u64;
+                let length = want.saturating_sub(offset).clamp(1, MAX_READ);
+                Need::Read {
+                    path: job.path.clone(),
+                    offset,
+                    length: u32::try_from(length).unwrap_or(1 << 20),
+                }
+            }
+            State::Done(result) => Need::Done(result.clone()),
+        }
+    }
+
+    /// Takes what was found for the present need.
+    pub fn feed(&mut self, found: Found) {
+        let done = State::Done(Box::new(Err(ModelError::NotFound { path: self.path.clone() })));
+        let step = match std::mem::replace(&mut self.state, done) {
+            State::List { path, why } => self.listed(&path, why, found),
+            State::Read { job, have, want, file_bytes } => {
+                self.read(job, have, want, file_bytes, found)
+            }
+            State::Done(result) => Ok(State::Done(result)),
+        };
+        self.settle(step);
+    }
+
+    fn settle(&mut self, step: Step) {
+        self.state = step.unwrap_or_else(|error| State::Done(Box::new(Err(error))));
+    }
+
+    fn not_a_model(&self, why: impl Into<String>, hint: impl Into<String>) -> ModelError {
+        ModelError::NotAModel { path: self.path.clone(), why: why.into(), hint: hint.into() }
+    }
+
+    // ── directories ────────────────────────────────────────────────────────────────────────────
+
+    fn listed(&mut self, path: &str, why: ListFor, found: Found) -> Step {
+        match (found, why) {
+            (Found::Entries(entries), ListFor::Model) => self.directory(path, &entries),
+            (Found::Entries(entries), ListFor::Snapshots) => self.snapshots(path, &entries),
+            (Found::Entries(entries), ListFor::Parts) => self.gguf_parts(path, &entries),
+            // A file without a telling name is read; agents differ in what they say of it here.
+            (Found::Failed { .. } | Found::Missing, ListFor::Model) if path == self.path => {
+                Ok(read(Job { path: path.to_owned(), what: What::Guess }, FIRST_READ))
+            }
+            (Found::Missing, _) => Err(ModelError::NotFound { path: path.to_owned() }),
+            (Found::Failed { why }, _) => Err(unreadable(path, &why)),
+            (Found::Piece { .. }, _) => Err(unreadable(path, "an answer that does not fit")),
+        }
+    }
+
+    fn directory(&mut self, path: &str, entries: &[DirEntry]) -> Step {
+        let files: BTreeMap<&str, Bytes> =
+            entries.iter().filter(|e| !e.is_dir).map(|e| (e.name.as_str(), e.size)).collect();
+        let ending =
+            |end: &str| files.keys().copied().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
+        let shards = ending(".safetensors");
+        let index = ending(".safetensors.index.json");
+        if !shards.is_empty() || !index.is_empty() {
+            return self.safetensors_directory(path, &files, &shards, &index);
+        }
+        let mut ggufs = ending(".gguf");
+        // Projectors of multimodal models lie beside the model itself.
+        ggufs.retain(|n| !n.starts_with("mmproj"));
+        if let Some(first) = one_model(&ggufs) {
+            return self.begin_gguf(&join(path, first));
+        }
+        if !ggufs.is_empty() {
+            return Err(self.not_a_model(
+                format!("the directory holds {} GGUF files: {}", ggufs.len(), shown(&ggufs)),
+                "give the path of one of the files",
+            ));
+        }
+        if entries.iter().any(|e| e.is_dir && e.name == "snapshots") {
+            return Ok(State::List { path: join(path, "snapshots"), why: ListFor::Snapshots });
+        }
+        let caches: Vec<&str> = entries
+            .iter()
+            .filter(|e| e.is_dir && e.name.starts_with("models--"))
+            .map(|e| e.name.as_str())
+            .collect();
+        if !caches.is_empty() {
+            return Err(self.not_a_model(
+                format!("it is a cache of {} models: {}", caches.len(), shown(&caches)),
+                "give the path of one model's directory in it",
+            ));
+        }
+        if files.keys().any(|n| n.ends_with(".bin") || n.ends_with(".pth") || n.ends_with(".pt")) {
+            return Err(self.not_a_model(
+                "its weights are PyTorch pickles",
+                "convert them to safetensors or GGUF: pickles can run any code and are not read",
+            ));
+        }
+        Err(self.not_a_model(
+            "the directory holds neither a .gguf nor a .safetensors file",
+            "give the path of a .gguf file or of a directory with safetensors and config.json",
+        ))
+    }
+
+    fn snapshots(&mut self, path: &str, entries: &[DirEntry]) -> Step {
+        let hashes: Vec<&str> =
+            entries.iter().filter(|e| e.is_dir).map(|e| e.name.as_str()).collect();
+        match hashes.as_slice() {
+            [] => Err(self.not_a_model(
+                "the Hugging Face cache holds no snapshot of it",
+                "finish the download first",
+            )),
+            [one] => Ok(State::List { path: join(path, one), why: ListFor::Model }),
+            _ => {
+                let refs = join(&join(parent(path), "refs"), "main");
+                Ok(read(Job { path: refs, what: What::Ref }, 128))
+            }
+        }
+    }
+
+    fn safetensors_directory(
+        &mut self,
+        path: &str,
+        files: &BTreeMap<&str, Bytes>,
+        shards: &[&str],
+        index: &[&str],
+    ) -> Step {
+        self.facts.format = ModelFormat::Safetensors;
+        path.clone_into(&mut self.facts.entry);
+        self.sizes = shards
+            .iter()
+            .map(|n| (join(path, n), files.get(n).copied().unwrap_or_default()))
+            .collect();
+        if files.contains_key("config.json") {
+            self.queue.push_back(Job { path: join(path, "config.json"), what: What::Config });
+        } else {
+            self.facts.notes.push("there is no config.json beside the weights".to_owned());
+        }
+        // Several indexes (variants such as fp16): the one the engines take.
+        let index = index.iter().find(|n| **n == "model.safetensors.index.json").or(index.first());
+        if let Some(index) = index {
+            self.queue.push_back(Job { path: join(path, index), what: What::Index });
+            return self.next_job();
+        }
+        // `consolidated.safetensors` holds the same weights once more.
+        let named: Vec<&str> = shards.iter().copied().filter(|n| n.starts_with("model")).collect();
+        let chosen = if named.is_empty() { shards } else { named.as_slice() };
+        if chosen.len() < shards.len() {
+            let left: Vec<&str> = shards.iter().copied().filter(|n| !chosen.contains(n)).collect();
+            self.facts.notes.push(format!("not counted: {}", shown(&left)));
+        }
+        if let Some(missing) = missing_of_numbered(chosen) {
+            return Err(ModelError::MissingParts { path: path.to_owned(), names: missing });
+        }
+        self.queue_shards(chosen.iter().map(|n| join(path, n)).collect())?;
+        self.next_job()
+    }
+
+    fn queue_shards(&mut self, paths: Vec<String>) -> Result<(), ModelError> {
+        if paths.len() > MAX_PARTS {
+            return Err(self.not_a_model(
+                format!("{} files (at most {MAX_PARTS})", paths.len()),
+                "give the path of one model's directory",
+            ));
+        }
+        self.queue.extend(paths.into_iter().map(|path| Job { path, what: What::Shard }));
+        Ok(())
+    }
+
+    // ── reading ────────────────────────────────────────────────────────────────────────────────
+
+    fn next_job(&mut self) -> Step {
+        let Some(job) = self.queue.pop_front() else { return self.finish() };
+        Ok(read(job, FIRST_READ))
+    }
+
+    fn read(
+        &mut self,
+        job: Job,
+        mut have: Vec<u8>,
+        want: u64,
+        known_bytes: Option<u64>,
+        found: Found,
+    ) -> Step {
+        let (bytes, file_bytes) = match found {
+            Found::Piece { bytes, file_bytes } => (bytes, file_bytes.0),
+            Found::Missing if job.what == What::Ref => {
+                return Err(self.not_a_model(
+                    "the Hugging Face cache holds several snapshots of it",
+                    "give the path of one directory under `snapshots`",
+                ));
+            }
+            Found::Missing => return Err(ModelError::NotFound { path: job.path }),
+            Found::Failed { why } => return Err(unreadable(&job.path, &why)),
+            Found::Entries(_) => return Err(unreadable(&job.path, "an answer that does not fit")),
+        };
+        self.total = self.total.saturating_add(bytes.len() as u64);
+        if known_bytes.is_some_and(|known| known != file_bytes) {
+            return Err(unreadable(&job.path, "it changed while it was read; is it being copied?"));
+        }
+        let room = usize::try_from(want).unwrap_or(usize::MAX).saturating_sub(have.len());
+        let empty = bytes.is_empty();
+        have.extend(bytes.into_iter().take(room));
+        let length = have.len() as u64;
+        if length < want.min(file_bytes) {
+            if empty {
+                return Err(unreadable(&job.path, "it ended early; is it being copied?"));
+            }
+            return self.go_on(job, have, want, file_bytes);
+        }
+        let limit = match job.what {
+            What::Config => Some(hf_config::MAX_CONFIG),
+            What::Index => Some(safetensors::MAX_INDEX),
+            What::Ref => Some(128),
+            What::Gguf | What::Shard | What::Guess => None,
+        };
+        if let Some(limit) = limit {
+            if file_bytes > limit {
+                let what = format!("it has {}", Bytes(file_bytes));
+                let error = HeaderError::TooLarge { limit: Bytes(limit), what };
+                return Err(ModelError::Header { path: job.path, error });
+            }
+            if length < file_bytes {
+                return self.go_on(job, have, file_bytes, file_bytes);
+            }
+        }
+        self.content(job, have, file_bytes)
+    }
+
+    fn go_on(&self, job: Job, have: Vec<u8>, want: u64, file_bytes: u64) -> Step {
+        let missing = want.saturating_sub(have.len() as u64);
+        if self.total.saturating_add(missing) > MAX_TOTAL {
+            let error = HeaderError::TooLarge {
+                limit: Bytes(MAX_TOTAL),
+                what: "all headers of the model together".to_owned(),
+            };
+            return Err(ModelError::Header { path: job.path, error });
+        }
+        Ok(State::Read { job, have, want, file_bytes: Some(file_bytes) })
+    }
+
+    fn content(&mut self, job: Job, have: Vec<u8>, file_bytes: u64) -> Step {
+        let wrap =
+            |error: HeaderError, path: &str| ModelError::Header { path: path.to_owned(), error };
+        if have.starts_with(b"version https://git-lfs") {
+            return Err(ModelError::NotAModel {
+                path: job.path,
+                why: "it is a Git LFS pointer, not the file itself".to_owned(),
+                hint: "run `git lfs pull` in that directory".to_owned(),
+            });
+        }
+        let at_least = match job.what {
+            What::Gguf => match gguf::parse(&have, file_bytes).map_err(|e| wrap(e, &job.path))? {
+                Progress::Parsed(header) => return self.gguf(&job.path, *header),
+                Progress::NeedMore { at_least } => at_least,
+            },
+            What::Guess if have.starts_with(b"GGUF") => {
+                return self.content(Job { what: What::Gguf, ..job }, have, file_bytes);
+            }
+            What::Guess => {
+                return Err(self.not_a_model(
+                    "neither a GGUF file nor a directory",
+                    "give the path of a .gguf file or of a directory with safetensors and config.json",
+                ));
+            }
+            What::Shard => {
+                match safetensors::parse(&have, file_bytes).map_err(|e| wrap(e, &job.path))? {
+                    Progress::Parsed(header) => {
+                        self.shard(&job.path, &header);
+                        return self.next_job();
+                    }
+                    Progress::NeedMore { at_least } => at_least,
+                }
+            }
+            What::Config => {
+                let config = hf_config::parse(&have).map_err(|e| wrap(e, &job.path))?;
+                self.config = Some(config);
+                return self.next_job();
+            }
+            What::Index => {
+                let names = safetensors::parse_index(&have).map_err(|e| wrap(e, &job.path))?;
+                let directory = parent(&job.path).to_owned();
+                let missing: Vec<String> = names
+                    .iter()
+                    .filter(|n| !self.sizes.contains_key(&join(&directory, n)))
+                    .cloned()
+                    .collect();
+                if !missing.is_empty() {
+                    return Err(ModelError::MissingParts { path: directory, names: missing });
+                }
+                self.queue_shards(names.iter().map(|n| join(&directory, n)).collect())?;
+                return self.next_job();
+            }
+            What::Ref => {
+                let hash = String::from_utf8_lossy(&have).trim().to_owned();
+                if hash.is_empty() || !hash.chars().all(|c| c.is_ascii_hexdigit()) {
+                    let error = HeaderError::broken("it is not the hash of a snapshot");
+                    return Err(wrap(error, &job.path));
+                }
+                let model = parent(parent(&job.path));
+                let path = join(&join(model, "snapshots"), &hash);
+                return Ok(State::List { path, why: ListFor::Model });
+            }
+        };
+        let want = at_least.max(2 * have.len() as u64).min(file_bytes);
+        self.go_on(job, have, want, file_bytes)
+    }
+
+    // ── GGUF ───────────────────────────────────────────────────────────────────────────────────
+
+    fn begin_gguf(&mut self, path: &str) -> Step {
+        self.facts.format = ModelFormat::Gguf;
+        path.clone_into(&mut self.facts.entry);
+        if let Some(split) = split_name(base_name(path)) {
+            self.facts.entry = join(parent(path), &split.part(1));
+            return Ok(State::List { path: parent(path).to_owned(), why: ListFor::Parts });
+        }
+        self.queue.push_back(Job { path: path.to_owned(), what: What::Gguf });
+        self.next_job()
+    }
+
+    fn gguf_parts(&mut self, path: &str, entries: &[DirEntry]) -> Step {
+        let Some(split) = split_name(base_name(&self.facts.entry)) else {
+            return Err(unreadable(path, "its name does not fit"));
+        };
+        if usize::try_from(split.count).unwrap_or(usize::MAX) > MAX_PARTS {
+            return Err(self.not_a_model(
+                format!("split into {} files (at most {MAX_PARTS})", split.count),
+                "see whether the file's name is right",
+            ));
+        }
+        let there: Vec<&str> =
+            entries.iter().filter(|e| !e.is_dir).map(|e| e.name.as_str()).collect();
+        let names: Vec<String> = (1..=split.count).map(|n| split.part(n)).collect();
+        let missing: Vec<String> =
+            names.iter().filter(|n| !there.contains(&n.as_str())).cloned().collect();
+        if missing.len() == names.len() {
+            return Err(ModelError::NotFound { path: self.path.clone() });
+        }
+        if !missing.is_empty() {
+            return Err(ModelError::MissingParts { path: path.to_owned(), names: missing });
+        }
+        self.queue.extend(names.iter().map(|n| Job { path: join(path, n), what: What::Gguf }));
+        self.next_job()
+    }
+
+    fn gguf(&mut self, path: &str, header: GgufHeader) -> Step {
+        let parts_read = self.facts.parts;
+        let expected = u64::from(parts_read) + 1 + self.queue.len() as u64;
+        if header.split_count > 1
+            && (header.split_count != expected || header.split_no != u64::from(parts_read))
+        {
+            let error = HeaderError::broken(format!(
+                "it says it is part {} of {}, its name says otherwise",
+                header.split_no.saturating_add(1),
+                header.split_count
+            ));
+            return Err(ModelError::Header { path: path.to_owned(), error });
+        }
+        if matches!(header.kind.as_deref(), Some("adapter" | "mmproj" | "imatrix")) {
+            let kind = header.kind.unwrap_or_default();
+            return Err(self.not_a_model(
+                format!("the GGUF file holds a model's {kind}, not a model"),
+                "give the path of the model's own file",
+            ));
+        }
+        self.facts.parts += 1;
+        self.facts.files.push(path.to_owned());
+        self.facts.weight_bytes =
+            self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes()));
+        if header.tensors.iter().any(|t| t.kind.is_none()) {
+            self.facts.notes.push("it has tensors of a type unknown to this version".to_owned());
+        }
+        if self.gguf_first.is_none() {
+            self.gguf_first = Some(header);
+        }
+        self.next_job()
+    }
+
+    // ── the end ────────────────────────────────────────────────────────────────────────────────
+
+    fn shard(&mut self, path: &str, header: &SafetensorsHeader) {
+        self.facts.parts += 1;
+        self.facts.files.push(path.to_owned());
+        self.facts.weight_bytes =
+            self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes));
+        for (dtype, bytes) in &header.by_dtype {
+            if self.by_dtype.len() < 64 || self.by_dtype.contains_key(dtype) {
+                *self.by_dtype.entry(dtype.clone()).or_default() += bytes;
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Step {
+        let mut facts = self.facts.clone();
+        if let Some(config) = &self.config {
+            config.fill(&mut facts);
+            if facts.files.len() < 2_000 {
+                facts.files.push(join(&facts.entry, "config.json"));
+            }
+        }
+        if let Some(header) = &self.gguf_first {
+            fill_from_gguf(&mut facts, header);
+        }
+        if facts.weight_bytes == Bytes::ZERO {
+            return Err(self.not_a_model("it holds no weights", "see whether the file is whole"));
+        }
+        if facts.quantisation.is_none() {
+            facts.quantisation =
+                self.by_dtype.iter().max_by_key(|(_, b)| **b).map(|(name, _)| name.clone());
+        }
+        Ok(State::Done(Box::new(Ok(facts))))
+    }
+}
+
+fn fill_from_gguf(facts: &mut ModelFacts, header: &GgufHeader) {
+    let small = |key: &str| header.number(key).and_then(|n| u32::try_from(n).ok());
+    facts.architecture.clone_from(&header.architecture);
+    facts.layers = small("block_count");
+    facts.attention_heads = small("attention.head_count");
+    facts.kv_heads = small("attention.head_count_kv").or(facts.attention_heads);
+    facts.kv_heads_total = header.number_sum_if_differing("attention.head_count_kv");
+    facts.hidden_size = small("embedding_length");
+    facts.head_dim = small("attention.key_length")
+        .or_else(|| facts.hidden_size?.checked_div(facts.attention_heads?));
+    facts.value_head_dim = small("attention.value_length").filter(|n| Some(*n) != facts.head_dim);
+    // llama.cpp caches the compressed vector and its rotary part (llama-model.cpp, deepseek2).
+    facts.latent_cache_width = small("attention.kv_lora_rank")
+        .filter(|n| *n > 0)
+        .map(|rank| rank.saturating_add(small("rope.dimension_count").unwrap_or(0)));
+    facts.context = header.number("context_length");
+    facts.vocab_size = small("vocab_size").or(header.tokens.and_then(|n| u32::try_from(n).ok()));
+    facts.experts = small("expert_count").filter(|n| *n > 0);
+    facts.experts_used = facts.experts.and(small("expert_used_count"));
+    facts.quantisation = header.quantisation();
+    if let Some(window) = header.number("attention.sliding_window").filter(|n| *n > 0) {
+        facts.notes.push(format!(
+            "layers with a sliding window of {window} tokens are counted with the whole context: \
+             the memory estimate may be too high"
+        ));
+    }
+}
+
+fn read(job: Job, want: u64) -> State {
+    State::Read { job, have: Vec::new(), want, file_bytes: None }
+}
+
+fn unreadable(path: &str, why: &str) -> ModelError {
+    ModelError::Unreadable { path: path.to_owned(), why: text::clean(why, 200) }
+}
+
+fn join(directory: &str, name: &str) -> String {
+    format!("{}/{name}", directory.trim_end_matches('/'))
+}
+
+fn parent(path: &str) -> &str {
+    match path.rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((parent, _)) => parent,
+        None => ".",
+    }
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+fn shown(names: &[&str]) -> String {
+    let mut text = names.iter().take(4).map(|n| text::clean(n, 80)).collect::<Vec<_>>().join(", ");
+    if names.len() > 4 {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// `STEM-00002-of-00005.gguf`, as llama.cpp's `gguf-split` names parts.
+struct SplitName<'a> {
+    stem: &'a str,
+    count: u32,
+}
+
+impl SplitName<'_> {
+    fn part(&self, number: u32) -> String {
+        format!("{}-{number:05}-of-{:05}.gguf", self.stem, self.count)
+    }
+}
+
+fn split_name(name: &str) -> Option<SplitName<'_>> {
+    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let five = |s: &str| (s.len() == 5).then(|| s.parse::<u32>().ok()).flatten();
+    let (number, count) = (five(number)?, five(count)?);
+    (number >= 1 && number <= count).then_some(SplitName { stem, count })
+}
+
+/// The file to begin with, if these are one model: a single file, or parts of one split.
+fn one_model<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let first = *names.first()?;
+    if names.len() == 1 {
+        return Some(first);
+    }
+    let split = split_name(first)?;
+    let same =
+        |n: &&str| split_name(n).is_some_and(|s| s.stem == split.stem && s.count == split.count);
+    names.iter().all(same).then_some(first)
+}
+
+/// Without an index: numbers missing among `model-00001-of-00003.safetensors`.
+fn missing_of_numbered(names: &[&str]) -> Option<Vec<String>> {
+    let (rest, count) = names.first()?.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, _) = rest.rsplit_once('-')?;
+    let number: u32 = count.parse().ok().filter(|n| *n <= 2_000)?;
+    let missing: Vec<String> = (1..=number)
+        .map(|n| format!("{stem}-{n:05}-of-{count}.safetensors"))
+        .filter(|n| !names.contains(&n.as_str()))
+        .collect();
+    (!missing.is_empty()).then_some(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::base::Hint;
+    use crate::model::gguf::tests::{Builder, llama};
+    use crate::model::safetensors::tests::file as shard;
+
+    type Files = BTreeMap<String, Vec<u8>>;
+
+    fn files(list: &[(&str, &[u8])]) -> Files {
+        list.iter().map(|(p, b)| ((*p).to_owned(), b.to_vec())).collect()
+    }
+
+    fn list(files: &Files, path: &str) -> Found {
+        let prefix = format!("{path}/");
+        let mut entries: BTreeMap<String, DirEntry> = BTreeMap::new();
+        for (name, bytes) in files {
+            let Some(rest) = name.strip_prefix(&prefix) else { continue };
+            let (name, is_dir) = match rest.split_once('/') {
+                Some((dir, _)) => (dir, true),
+                None => (rest, false),
+            };
+            let size = Bytes(bytes.len() as u64);
+            entries.insert(name.into(), DirEntry { name: name.into(), size, is_dir });
+        }
+        match entries.is_empty() {
+            true if files.contains_key(path) => Found::Failed { why: "Not a directory".into() },
+            true => Found::Missing,
+            false => Found::Entries(entries.into_values().collect()),
+        }
+    }
+
+    fn inspect(files: &Files, path: &str) -> Result<ModelFacts, ModelError> {
+        let mut inspection = Inspection::new(path);
+        for _ in 0..1_000 {
+            let found = match inspection.next() {
+                Need::Done(result) => return *result,
+                Need::ListDir { path } => list(files, &path),
+                Need::Read { path, offset, length } => match files.get(&path) {
+                    None => Found::Missing,
+                    Some(bytes) => {
+                        let from = (offset as usize).min(bytes.len());
+                        let to = (from + length as usize).min(bytes.len());
+                        Found::Piece {
+                            bytes: bytes[from..to].to_vec(),
+                            file_bytes: Bytes(bytes.len() as u64),
+                        }
+                    }
+                },
+            };
+            inspection.feed(found);
+        }
+        panic!("it never ends");
+    }
+
+    const CONFIG: &[u8] = br#"{"architectures":["LlamaForCausalLM"],"num_hidden_layers":2,
+        "hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":100,
+        "max_position_embeddings":512,"torch_dtype":"bfloat16"}"#;
+
+    fn a_shard(bytes: usize) -> Vec<u8> {
+        let json = format!(
+            r#"{{"w{bytes}":{{"dtype":"BF16","shape":[{}],"data_offsets":[0,{bytes}]}}}}"#,
+            bytes / 2
+        );
+        shard(&json, bytes)
+    }
+
+    #[test]
+    fn a_gguf_file_under_any_name_or_alone_in_a_directory() {
+        let all = files(&[("/m/tiny.gguf", &llama().file()), ("/b/blob", &llama().file())]);
+        for path in ["/m/tiny.gguf", "/m", "/m/", "/b/blob"] {
+            let facts = inspect(&all, path).unwrap();
+            assert_eq!(facts.layers, Some(4), "{path}");
+            assert_eq!(facts.head_dim, Some(32));
+            assert_eq!(facts.vocab_size, Some(3));
+            assert_eq!(facts.files.len(), 1);
+        }
+        assert_eq!(inspect(&all, "/m").unwrap().entry, "/m/tiny.gguf");
+        insta::assert_snapshot!(inspect(&all, "/m").unwrap().summary().join("\n"), @r"
+        GGUF, llama, 4 layers, 256 KiB of weights, Q4_K_M, context 2048
+        8 attention heads, 2 of them for keys and values, head size 32, hidden size 256, vocabulary 3
+        ");
+    }
+
+    #[test]
+    fn a_header_longer_than_the_first_read_is_read_piece_by_piece() {
+        let words: Vec<String> = (0..300_000).map(|i| format!("token-{i}")).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let file = llama().strings("tokenizer.ggml.merges", &words).file();
+        assert!(file.len() > 4 << 20);
+        assert!(inspect(&files(&[("/m.gguf", &file)]), "/m.gguf").is_ok());
+        let cut = &file[..file.len() - 7];
+        let error = inspect(&files(&[("/m.gguf", cut)]), "/m.gguf").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "/m.gguf is truncated: 7 bytes are missing ({} of {} are there)",
+                Bytes(cut.len() as u64),
+                Bytes(file.len() as u64)
+            )
+        );
+        assert!(error.hint().unwrap().contains("copy the file again"));
+    }
+
+    #[test]
+    fn the_parts_of_a_split_model_are_one_model() {
+        let part = |no: u32, name: &str| {
+            Builder::default()
+                .string("general.architecture", "llama")
+                .u32("llama.block_count", 4)
+                .u32("split.no", no)
+                .u32("split.count", 2)
+                .tensor(name, &[64], 0)
+                .file()
+        };
+        let mut all = files(&[
+            ("/m/x-00001-of-00002.gguf", &part(0, "a")),
+            ("/m/x-00002-of-00002.gguf", &part(1, "b")),
+        ]);
+        for path in ["/m", "/m/x-00001-of-00002.gguf", "/m/x-00002-of-00002.gguf"] {
+            let facts = inspect(&all, path).unwrap();
+            assert_eq!((facts.parts, facts.weight_bytes), (2, Bytes(512)));
+            assert_eq!(facts.entry, "/m/x-00001-of-00002.gguf");
+        }
+        all.insert("/m/x-00002-of-00002.gguf".into(), part(0, "b"));
+        assert!(inspect(&all, "/m").unwrap_err().to_string().contains("part 1 of 2"));
+        all.remove("/m/x-00002-of-00002.gguf");
+        let error = inspect(&all, "/m").unwrap_err();
+        assert_eq!(error.to_string(), "/m is incomplete: x-00002-of-00002.gguf is missing");
+    }
+
+    #[test]
+    fn a_directory_with_safetensors_and_an_index() {
+        let index = br#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+        let mut all = files(&[
+            ("/m/config.json", CONFIG),
+            ("/m/model.safetensors.index.json", index),
+            ("/m/model-1.safetensors", &a_shard(100)),
+            ("/m/model-2.safetensors", &a_shard(60)),
+            ("/m/consolidated.safetensors", &a_shard(160)),
+        ]);
+        let facts = inspect(&all, "/m").unwrap();
+        assert_eq!((facts.parts, facts.weight_bytes), (2, Bytes(160)));
+        assert_eq!(facts.kv_heads, Some(2));
+        assert_eq!(facts.quantisation.as_deref(), Some("bfloat16"));
+        assert_eq!(facts.entry, "/m");
+        assert_eq!(facts.files.len(), 3);
+
+        let whole = all.insert("/m/model-2.safetensors".into(), a_shard(60)[..90].to_vec());
+        assert!(
+            inspect(&all, "/m").unwrap_err().to_string().contains("model-2.safetensors is trunc")
+        );
+        all.insert("/m/model-2.safetensors".into(), whole.unwrap());
+        all.remove("/m/model-1.safetensors");
+        let error = inspect(&all, "/m").unwrap_err();
+        assert_eq!(error.to_string(), "/m is incomplete: model-1.safetensors is missing");
+    }
+
+    #[test]
+    fn safetensors_without_an_index() {
+        let all = files(&[
+            ("/m/config.json", CONFIG),
+            ("/m/model-00001-of-00003.safetensors", &a_shard(4)),
+            ("/m/model-00003-of-00003.safetensors", &a_shard(6)),
+        ]);
+        let error = inspect(&all, "/m").unwrap_err();
+        assert!(
+            error.to_string().contains("model-00002-of-00003.safetensors is missing"),
+            "{error}"
+        );
+        let all =
+            files(&[("/m/model.safetensors", &a_shard(4)), ("/m/x.safetensors", &a_shard(2))]);
+        let facts = inspect(&all, "/m").unwrap();
+        assert_eq!(facts.weight_bytes, Bytes(4));
+        assert_eq!(facts.notes.len(), 2);
+    }
+
+    #[test]
+    fn a_hugging_face_cache() {
+        let mut all = files(&[
+            ("/hub/models--a--b/refs/main", b"beef01\n"),
+            ("/hub/models--a--b/snapshots/beef01/config.json", CONFIG),
+            ("/hub/models--a--b/snapshots/beef01/model.safetensors", &a_shard(4)),
+        ]);
+        let facts = inspect(&all, "/hub/models--a--b").unwrap();
+        assert_eq!(facts.entry, "/hub/models--a--b/snapshots/beef01");
+        all.insert("/hub/models--a--b/snapshots/0000/model.safetensors".into(), a_shard(8));
+        assert_eq!(inspect(&all, "/hub/models--a--b").unwrap().weight_bytes, Bytes(4));
+        all.insert("/hub/models--a--b/refs/main".into(), b"../../etc".to_vec());
+        assert!(inspect(&all, "/hub/models--a--b").is_err());
+        assert!(inspect(&all, "/hub").unwrap_err().to_string().contains("cache of 1 models"));
+    }
+
+    #[test]
+    fn what_is_no_model_is_named_for_what_it_is() {
+        let all = files(&[
+            ("/two/a.gguf", &llama().file()),
+            ("/two/b.gguf", &llama().file()),
+            ("/pickle/pytorch_model.bin", b"x"),
+            ("/none/readme.md", b"x"),
+            ("/text/file", b"hello"),
+            ("/lfs/m.gguf", b"version https://git-lfs.github.com/spec/v1\n"),
+            ("/html/m.gguf", b"<html>404</html>"),
+            (
+                "/proj/m.gguf",
+                &Builder::default().string("general.type", "mmproj").tensor("t", &[32], 0).file(),
+            ),
+        ]);
+        for (path, expected) in [
+            ("/two", "2 GGUF files: a.gguf, b.gguf"),
+            ("/pickle", "pickles"),
+            ("/none", "neither"),
+            ("/text/file", "neither a GGUF file nor a directory"),
+            ("/lfs/m.gguf", "Git LFS pointer"),
+            ("/html/m.gguf", "not a GGUF file (it begins with `<htm`)"),
+            ("/proj/m.gguf", "a model's mmproj"),
+            ("/nowhere", "/nowhere does not exist"),
+            ("/nowhere.gguf", "/nowhere.gguf does not exist"),
+        ] {
+            let error = inspect(&all, path).unwrap_err();
+            assert!(error.to_string().contains(expected), "{path}: {error}");
+            assert!(error.hint().is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_under_the_reader_is_not_believed() {
+        let mut inspection = Inspection::new("/m.gguf");
+        let file = llama().file();
+        let piece = |n: usize, total: u64| Found::Piece {
+            bytes: file[..n].to_vec(),
+            file_bytes: Bytes(total),
+        };
+        inspection.feed(piece(100, 1 << 30));
+        assert!(matches!(inspection.next(), Need::Read { offset: 100, .. }));
+        inspection.feed(piece(100, 2 << 30));
+        let Need::Done(result) = inspection.next() else { panic!() };
+        assert!(result.unwrap_err().to_string().contains("changed while"));
+    }
+}

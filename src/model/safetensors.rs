@@ -1,0 +1,305 @@
+//! The header of a safetensors file, and the index of a model in several files.
+//!
+//! The format is `safetensors/README.md`; what is refused follows `safetensors/src/tensor.rs`:
+//! names may not repeat, data may neither overlap nor have gaps, and the file ends with the data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::{HeaderError, Progress};
+use crate::base::{Bytes, text};
+
+/// Longest header that is read (the format allows 100 MB; the largest models have a few MB).
+pub const MAX_HEADER: u64 = 64 << 20;
+/// Most tensors of a file.
+pub const MAX_TENSORS: usize = 200_000;
+/// Longest index that is read.
+pub const MAX_INDEX: u64 = 32 << 20;
+
+/// What a header says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SafetensorsHeader {
+    /// Tensors in the file.
+    pub tensors: u32,
+    /// All tensors together.
+    pub weight_bytes: u64,
+    /// Bytes by type of data (`BF16`, `F8_E4M3`), cleaned.
+    pub by_dtype: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// The header's JSON object, with repeated names found out.
+struct Entries(Vec<(String, Info)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Entries;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with one entry a tensor")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut seen = BTreeSet::new();
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if entries.len() >= MAX_TENSORS {
+                        return Err(serde::de::Error::custom(format!(
+                            "more than {MAX_TENSORS} tensors"
+                        )));
+                    }
+                    if !seen.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format!(
+                            "`{}` occurs twice",
+                            text::clean(&name, 120)
+                        )));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
+}
+
+/// Bits of one value; none for types this version does not know.
+fn bits(dtype: &str) -> Option<u64> {
+    Some(match dtype {
+        "F4" => 4,
+        "F6_E2M3" | "F6_E3M2" => 6,
+        "BOOL" | "U8" | "I8" | "F8_E5M2" | "F8_E4M3" | "F8_E8M0" | "F8_E4M3FNUZ"
+        | "F8_E5M2FNUZ" => 8,
+        "U16" | "I16" | "F16" | "BF16" => 16,
+        "U32" | "I32" | "F32" => 32,
+        "U64" | "I64" | "F64" | "C64" => 64,
+        _ => return None,
+    })
+}
+
+/// Reads the header from `prefix`, the beginning of a file of `file_bytes`.
+pub fn parse(prefix: &[u8], file_bytes: u64) -> Result<Progress<SafetensorsHeader>, HeaderError> {
+    let more = |at_least: u64| {
+        if at_least > file_bytes {
+            Err(HeaderError::truncated(file_bytes, at_least))
+        } else {
+            Ok(Progress::NeedMore { at_least })
+        }
+    };
+    let Some(length) = prefix.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
+        return more(8);
+    };
+    if prefix.get(8).is_some_and(|b| *b != b'{') {
+        return Err(HeaderError::NotThisFormat(
+            "not a safetensors file (its header is not a JSON object)".to_owned(),
+        ));
+    }
+    if length > MAX_HEADER {
+        return Err(HeaderError::TooLarge {
+            limit: Bytes(MAX_HEADER),
+            what: format!("it claims {length} bytes"),
+        });
+    }
+    let end = 8 + length;
+    let Some(json) = usize::try_from(end).ok().and_then(|end| prefix.get(8..end)) else {
+        return more(end);
+    };
+    let Entries(entries) = serde_json::from_slice(json).map_err(|e| {
+        HeaderError::broken(format!(
+            "its header cannot be read: {}",
+            text::clean(&e.to_string(), 200)
+        ))
+    })?;
+    check(entries, end, file_bytes).map(|header| Progress::Parsed(Box::new(header)))
+}
+
+fn check(
+    mut entries: Vec<(String, Info)>,
+    data_start: u64,
+    file_bytes: u64,
+) -> Result<SafetensorsHeader, HeaderError> {
+    entries.sort_by_key(|(_, info)| info.data_offsets);
+    let mut header = SafetensorsHeader::default();
+    let mut at = 0;
+    for (name, info) in entries {
+        let name = text::clean(&name, 120);
+        let (begin, end) = info.data_offsets;
+        if end < begin {
+            return Err(HeaderError::broken(format!("the data of `{name}` ends before it begins")));
+        }
+        if begin != at {
+            let what = if begin < at { "overlaps" } else { "leaves a gap after" };
+            return Err(HeaderError::broken(format!("`{name}` {what} the tensor before it")));
+        }
+        let length = end - begin;
+        if let Some(bits) = bits(&info.dtype) {
+            let stated = info.shape.iter().try_fold(bits, |n, d| n.checked_mul(*d));
+            if stated.map(|n| n.div_ceil(8)) != Some(length) {
+                return Err(HeaderError::broken(format!(
+                    "`{name}` has {length} bytes, its shape says otherwise"
+                )));
+            }
+        }
+        *header.by_dtype.entry(text::clean(&info.dtype, 20)).or_default() += length;
+        header.tensors = header.tensors.saturating_add(1);
+        at = end;
+    }
+    header.weight_bytes = at;
+    match data_start.checked_add(at) {
+        Some(end) if end > file_bytes => Err(HeaderError::truncated(file_bytes, end)),
+        Some(end) if end == file_bytes => Ok(header),
+        _ => Err(HeaderError::broken("the file goes on after its last tensor")),
+    }
+}
+
+/// The files that an index (`model.safetensors.index.json`) names, sorted.
+pub fn parse_index(json: &[u8]) -> Result<BTreeSet<String>, HeaderError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(json).map_err(|e| {
+        HeaderError::broken(format!("not an index: {}", text::clean(&e.to_string(), 200)))
+    })?;
+    let files: BTreeSet<String> = index.weight_map.into_values().collect();
+    for file in &files {
+        let plain = !file.is_empty()
+            && file.len() <= 255
+            && !file.starts_with('.')
+            && !file.contains(['/', '\\', '\0'])
+            && text::clean(file, 300) == *file;
+        if !plain {
+            return Err(HeaderError::broken(format!(
+                "it names `{}`, which is not a file beside it",
+                text::clean(file, 80)
+            )));
+        }
+    }
+    if files.is_empty() {
+        return Err(HeaderError::broken("it names no file"));
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn file(json: &str, data: usize) -> Vec<u8> {
+        let mut out = (json.len() as u64).to_le_bytes().to_vec();
+        out.extend(json.as_bytes());
+        out.resize(out.len() + data, 0);
+        out
+    }
+
+    const GOOD: &str = r#"{"__metadata__":{"format":"pt"},
+        "b":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[16,20]},
+        "a":{"dtype":"BF16","shape":[2,4],"data_offsets":[0,16]}}   "#;
+
+    #[test]
+    fn reads_a_header_and_asks_for_what_it_needs() {
+        let bytes = file(GOOD, 20);
+        let length = bytes.len() as u64;
+        let needed = 8 + GOOD.len() as u64;
+        assert_eq!(parse(&bytes[..3], length), Ok(Progress::NeedMore { at_least: 8 }));
+        assert_eq!(parse(&bytes[..30], length), Ok(Progress::NeedMore { at_least: needed }));
+        let Ok(Progress::Parsed(header)) = parse(&bytes[..needed as usize], length) else {
+            panic!()
+        };
+        assert_eq!((header.tensors, header.weight_bytes), (2, 20));
+        assert_eq!(header.by_dtype["BF16"], 16);
+    }
+
+    #[test]
+    fn unknown_types_are_as_long_as_their_range() {
+        let json = r#"{"a":{"dtype":"F9_NEW","shape":[3],"data_offsets":[0,7]}}"#;
+        let bytes = file(json, 7);
+        let Ok(Progress::Parsed(header)) = parse(&bytes, bytes.len() as u64) else { panic!() };
+        assert_eq!(header.weight_bytes, 7);
+    }
+
+    #[test]
+    fn refuses_what_contradicts_itself() {
+        let one = |offsets: &str| {
+            format!(r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}}}"#)
+        };
+        let two = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
+                      "b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;
+        let twice = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
+                        "a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}"#;
+        let cases = [
+            ("gap", file(&one("[4,8]"), 8)),
+            ("ends before", file(&one("[4,0]"), 8)),
+            ("its shape", file(&one("[0,5]"), 5)),
+            ("overlaps", file(two, 6)),
+            ("twice", file(twice, 8)),
+            ("goes on", file(&one("[0,4]"), 5)),
+            ("truncated: 1 bytes", file(&one("[0,4]"), 3)),
+            ("cannot be read", file(&one("[0,-4]"), 4)),
+            ("cannot be read", file(&one("[0,99999999999999999999]"), 4)),
+            (
+                "its shape",
+                file(
+                    r#"{"a":{"dtype":"F64","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#,
+                    8,
+                ),
+            ),
+            (
+                "larger than",
+                file("{}", 0)
+                    .iter()
+                    .enumerate()
+                    .map(|(i, b)| if i == 7 { 0x10 } else { *b })
+                    .collect(),
+            ),
+            ("not a safetensors", file("[]", 0)),
+            ("truncated", vec![1, 2, 3]),
+        ];
+        for (expected, bytes) in cases {
+            let error = parse(&bytes, bytes.len() as u64).unwrap_err().to_string();
+            assert!(error.contains(expected), "expected `{expected}`, got `{error}`");
+        }
+    }
+
+    #[test]
+    fn an_index_names_files_beside_it_and_nothing_else() {
+        let files = parse_index(
+            br#"{"metadata":{"total_size":1},
+            "weight_map":{"x":"m-2.safetensors","y":"m-1.safetensors","z":"m-2.safetensors"}}"#,
+        );
+        assert_eq!(files.unwrap().len(), 2);
+        for bad in ["../x", "/etc/passwd", "a/b", "", ".hidden", "a\\u001bb"] {
+            let json = format!(r#"{{"weight_map":{{"x":"{bad}"}}}}"#);
+            assert!(parse_index(json.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(parse_index(br#"{"weight_map":{}}"#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(at in 0usize..200, value in any::<u8>(), claimed in any::<u64>()) {
+            let mut bytes = file(GOOD, 20);
+            let length = bytes.len();
+            bytes[at % length] = value;
+            let _ = parse(&bytes, claimed);
+            if let Ok(Progress::NeedMore { at_least }) = parse(&bytes, length as u64) {
+                prop_assert!(at_least <= length as u64);
+            }
+        }
+    }
+}
