@@ -22,13 +22,13 @@ pub fn step(state: &mut ServiceState, event: &Event) -> Vec<Action> {
     for _ in 0..MAX_ROUNDS {
         decider.moved = false;
         decider.tend_replicas();
-        decider.tend_traffic();
         decider.tend_journey();
         decider.tend_capacity();
         if !decider.moved {
             break;
         }
     }
+    decider.publish_traffic();
     decider.actions
 }
 

@@ -17,9 +17,17 @@ impl ServiceState {
         Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.clone() }
     }
 
-    /// The table is at the gateway as it should be.
+    /// The table is at the gateway as it should be now.
     pub(super) fn traffic_settled(&self) -> bool {
-        self.traffic_applied == self.traffic_version
+        self.traffic_applied == self.traffic_version && self.is_current(&self.table(&self.roles()))
+    }
+
+    fn is_current(&self, table: &[(ReplicaId, u16, TrafficMode)]) -> bool {
+        table.len() == self.traffic.len()
+            && table
+                .iter()
+                .zip(&self.traffic)
+                .all(|(new, old)| *new == (old.replica, old.weight, old.mode))
     }
 
     /// Weights of one server of the release that is coming, and of one of any other.
@@ -82,17 +90,12 @@ impl ServiceState {
 }
 
 impl Decider<'_> {
-    /// Brings the table up to date and sees to it that the gateway gets it.
-    pub(super) fn tend_traffic(&mut self) {
-        let roles = self.state.roles();
-        let table = self.state.table(&roles);
-        let same = table.len() == self.state.traffic.len()
-            && table
-                .iter()
-                .zip(&self.state.traffic)
-                .all(|(new, old)| *new == (old.replica, old.weight, old.mode));
+    /// Brings the table up to date and sees to it that the gateway gets it. Once an event, after
+    /// everything else is decided, so that no passing table is ever sent.
+    pub(super) fn publish_traffic(&mut self) {
+        let table = self.state.table(&self.state.roles());
         let now = self.now();
-        if !same {
+        if !self.state.is_current(&table) {
             let servers = table
                 .into_iter()
                 .filter_map(|(replica, weight, mode)| {
@@ -105,7 +108,6 @@ impl Decider<'_> {
             self.state.traffic = servers;
             self.state.traffic_version += 1;
             self.state.traffic_retry = None;
-            self.moved = true;
             let version = self.state.traffic_version;
             for replica in self.state.replicas.values_mut() {
                 if matches!(replica.phase, Phase::Draining { .. }) && replica.drain.version == 0 {
