@@ -3,20 +3,36 @@
 //! [`step`](step::step) takes a service's state and an event and changes the state; the actions it
 //! returns are carried out by `runtime` and `gateway`, and what happens comes back as events. No
 //! clock, no disk, no network: time arrives inside the events.
+//!
+//! The decider is *level-triggered*: an event only writes down what happened (`apply`), and then
+//! everything that is to be done follows from the state alone (`replicas`, `capacity`, `traffic`,
+//! `journey`). A lost, doubled or late event therefore cannot lead it astray for long, and a
+//! restarted controller goes on from the replayed state and [`outstanding`](step::outstanding).
+//!
+//! The rules are told for people in `docs/rollouts.md`.
 
 pub mod action;
 pub mod analysis;
+mod apply;
+mod capacity;
 pub mod count;
 pub mod event;
 pub mod forecast;
+mod journey;
 pub mod release;
+mod replicas;
+mod roles;
 pub mod state;
 pub mod step;
+mod traffic;
 
 pub use action::Action;
 pub use analysis::{Verdict, Window};
 pub use event::{Event, EventKind, StartRefusal};
+pub use forecast::{Forecast, ForecastError, Stage, forecast};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use state::{
-    Condition, Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind, ServiceState,
+    Condition, Direction, Drain, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind,
+    ServiceState,
 };
+pub use step::{next_wake, outstanding, step};

@@ -1,13 +1,16 @@
 //! Everything that is known and intended of one service. Serialised as it is into the journal's
 //! checkpoints and, compactly, onto the hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::analysis::{Verdict, Window};
 use super::release::Release;
-use crate::base::{Attempt, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp};
+use crate::base::{
+    Attempt, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp, TrafficMode,
+    TrafficServer,
+};
 
 /// One service. Ordered maps only: a seed must replay exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +31,19 @@ pub struct ServiceState {
     pub traffic_version: u64,
     /// The traffic table that is at the gateway.
     pub traffic_applied: u64,
+    /// The table of version `traffic_version`.
+    #[serde(default)]
+    pub traffic: Vec<TrafficServer>,
+    /// The gateway refused the table: why, for people.
+    #[serde(default)]
+    pub traffic_trouble: Option<String>,
+    /// The gateway is told the table again at this moment.
+    #[serde(default)]
+    pub traffic_retry: Option<Timestamp>,
+    /// The newest attempt that was ever begun of each replica, gone ones included: no start is
+    /// ever given the name of an earlier one.
+    #[serde(default)]
+    pub attempts: BTreeMap<ReplicaKey, Attempt>,
     /// The time of the newest event.
     pub now: Timestamp,
 }
@@ -43,10 +59,40 @@ pub struct ReplicaState {
     pub since: Timestamp,
     /// Starts that failed in a row; sets the pause before the next one.
     pub failures: u32,
-    /// Ranks (of the gang) that are known to run.
+    /// Ranks (of the gang) that are known to run: the size of `running`.
     pub running_ranks: u32,
     /// The last thing that went wrong, for people.
     pub trouble: Option<String>,
+    /// The ranks that are known to run.
+    #[serde(default)]
+    pub running: BTreeSet<u32>,
+    /// The ranks that are known to have ended in this attempt.
+    #[serde(default)]
+    pub ended: BTreeSet<u32>,
+    /// It is on its way out: once stopped it is not started again.
+    #[serde(default)]
+    pub retiring: bool,
+    /// When its ranks were last told to start: the healthy deadline counts from here, so that
+    /// waiting for memory does not count.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
+    /// When a host first refused this attempt for now.
+    #[serde(default)]
+    pub waiting_since: Option<Timestamp>,
+    /// How far the drain has come, while it drains.
+    #[serde(default)]
+    pub drain: Drain,
+}
+
+/// How far the drain of one replica has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// The first traffic table that takes new requests from it; 0: not yet in a table.
+    pub version: u64,
+    /// That table is at the gateway, and the requests in flight are being watched.
+    pub watched: bool,
+    /// No request is in flight any more.
+    pub done: bool,
 }
 
 /// How far a replica has come.
@@ -228,6 +274,33 @@ pub enum Condition {
     RollingBack,
 }
 
+impl ReplicaState {
+    /// A replica that waits to be started.
+    pub fn pending(attempt: Attempt, now: Timestamp, not_before: Timestamp) -> Self {
+        Self {
+            attempt,
+            phase: Phase::Pending { not_before },
+            since: now,
+            failures: 0,
+            running_ranks: 0,
+            trouble: None,
+            running: BTreeSet::new(),
+            ended: BTreeSet::new(),
+            retiring: false,
+            started: None,
+            waiting_since: None,
+            drain: Drain::default(),
+        }
+    }
+}
+
+impl Phase {
+    /// Whether processes of it may exist: it holds its devices.
+    pub const fn is_live(&self) -> bool {
+        !matches!(self, Self::Pending { .. } | Self::Stopped | Self::Failed { .. })
+    }
+}
+
 impl ServiceState {
     /// A service nothing is known of.
     pub fn new(service: ServiceName) -> Self {
@@ -240,6 +313,10 @@ impl ServiceState {
             stopping: false,
             traffic_version: 0,
             traffic_applied: 0,
+            traffic: Vec::new(),
+            traffic_trouble: None,
+            traffic_retry: None,
+            attempts: BTreeMap::new(),
             now: Timestamp(0),
         }
     }
@@ -271,6 +348,26 @@ impl ServiceState {
             replica,
             attempt: r.attempt,
         })
+    }
+
+    /// Share of the service's traffic that goes to this replica by weight, percent, rounded.
+    pub fn weight_percent(&self, key: ReplicaKey) -> u32 {
+        self.share_percent(|id| id.key() == key)
+    }
+
+    /// Share of the service's traffic that goes to this release by weight, percent, rounded.
+    pub fn release_weight_percent(&self, release: ReleaseNumber) -> u32 {
+        self.share_percent(|id| id.release == release)
+    }
+
+    fn share_percent(&self, which: impl Fn(&ReplicaId) -> bool) -> u32 {
+        let weight = |s: &TrafficServer| match s.mode {
+            TrafficMode::Ready => u64::from(s.weight),
+            TrafficMode::Drain => 0,
+        };
+        let all: u64 = self.traffic.iter().map(weight).sum();
+        let part: u64 = self.traffic.iter().filter(|s| which(&s.replica)).map(weight).sum();
+        u32::try_from((part * 100 + all / 2).checked_div(all).unwrap_or(0)).unwrap_or(100)
     }
 
     /// The service in one word.

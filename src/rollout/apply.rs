@@ -1,0 +1,313 @@
+//! Writing down what happened. Nothing is decided here beyond what the event itself says; what
+//! follows from it is found by the rounds after it.
+
+use super::action::Action;
+use super::analysis::Window;
+use super::event::{EventKind, StartRefusal};
+use super::release::Release;
+use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
+use super::step::Decider;
+use crate::base::{RankId, ReplicaId, ReplicaKey, text};
+use std::time::Duration;
+
+/// Longest cause that is kept, in characters: the last lines of a log fit.
+const MAX_CAUSE: usize = 400;
+
+/// A gateway that refused is told again after this long.
+const TRAFFIC_RETRY: Duration = Duration::from_secs(2);
+
+impl Decider<'_> {
+    pub(super) fn apply(&mut self, event: &EventKind) {
+        match event {
+            EventKind::Tick => {}
+            EventKind::RolloutRequested { release, kind, by } => {
+                self.begin_rollout(release, *kind, by);
+            }
+            EventKind::Paused { .. } => self.pause(),
+            EventKind::Resumed { .. } => self.resume(),
+            EventKind::Promoted { all, .. } => self.promote(*all),
+            EventKind::Aborted { by, reason } => self.abort(by, reason.as_deref()),
+            EventKind::StopRequested { by } => self.stop_service(by),
+            EventKind::RankRunning { rank } => self.rank_running(rank),
+            EventKind::RankRefused { rank, refusal } => self.rank_refused(rank, refusal),
+            EventKind::RankEnded { rank, how } => self.rank_ended(rank, how),
+            EventKind::ReplicaReady { replica } => self.replica_ready(*replica),
+            EventKind::ReplicaUnready { replica, why } => self.replica_unready(*replica, why),
+            EventKind::TrafficApplied { version } => self.traffic_applied(*version),
+            EventKind::TrafficFailed { version, why } => self.traffic_failed(*version, why),
+            EventKind::Drained { replica } => self.drained(*replica),
+            EventKind::Measured { windows } => {
+                for (replica, window) in windows {
+                    self.measured(*replica, window);
+                }
+            }
+        }
+    }
+
+    fn begin_rollout(&mut self, release: &Release, kind: RolloutKind, by: &str) {
+        let number = release.number;
+        let known = self.state.releases.contains_key(&number);
+        if known || self.state.stopping || self.state.active_rollout().is_some() {
+            return;
+        }
+        let from = self.state.stable;
+        let now = self.now();
+        let steps = release.spec.rollout.steps.len();
+        self.state.releases.insert(number, release.clone());
+        let first_step = if from.is_none() || kind == RolloutKind::Undo { steps } else { 0 };
+        self.state.rollout = Some(Rollout {
+            from,
+            to: number,
+            kind,
+            direction: Direction::Forward,
+            step: first_step,
+            step_since: now,
+            step_settled: None,
+            gate: None,
+            paused: None,
+            began: now,
+            progress: now,
+            by: text::clean(by, 100),
+            measured_new: Window::default(),
+            measured_old: Window::default(),
+            verdict: None,
+            outcome: None,
+            ended: None,
+        });
+    }
+
+    fn active(&mut self) -> Option<&mut Rollout> {
+        self.state.rollout.as_mut().filter(|r| r.outcome.is_none())
+    }
+
+    fn pause(&mut self) {
+        let now = self.now();
+        if let Some(rollout) = self.active() {
+            rollout.paused.get_or_insert(now);
+        }
+    }
+
+    fn resume(&mut self) {
+        let now = self.now();
+        if let Some(rollout) = self.active()
+            && let Some(since) = rollout.paused.take()
+        {
+            // The time of the pause does not count: the step's clock is moved by it, the progress
+            // clock starts again (Nomad's rule).
+            let pause = now.since(since.max(rollout.step_since));
+            rollout.step_since = rollout.step_since.plus(pause);
+            rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
+            rollout.progress = now;
+        }
+    }
+
+    fn promote(&mut self, all: bool) {
+        self.resume();
+        let steps = self.state.active_rollout().map_or(0, |r| self.state.steps(r).len());
+        let Some(rollout) = self.active() else { return };
+        if rollout.direction != Direction::Forward
+            || matches!(rollout.gate, Some(Gate::Failed { .. }))
+        {
+            return;
+        }
+        if all {
+            self.go_to_step(steps);
+        } else if rollout.step < steps {
+            let next = rollout.step + 1;
+            self.go_to_step(next);
+        }
+    }
+
+    fn abort(&mut self, by: &str, reason: Option<&str>) {
+        let why = match reason.filter(|r| !r.trim().is_empty()) {
+            Some(reason) => format!("aborted by {by}: {reason}"),
+            None => format!("aborted by {by}"),
+        };
+        if self.active().is_some_and(|r| r.direction == Direction::Forward) {
+            self.turn_back(&why, true);
+        }
+    }
+
+    fn stop_service(&mut self, by: &str) {
+        if self.state.replicas.is_empty()
+            && self.state.stable.is_none()
+            && self.state.active_rollout().is_none()
+        {
+            return;
+        }
+        self.state.stopping = true;
+        if self.active().is_some() {
+            let why = text::clean(&format!("the service was stopped by {by}"), MAX_CAUSE);
+            self.end_rollout(Outcome::Aborted { why });
+        }
+    }
+
+    /// The replica's key, if the rank is one of its present attempt.
+    fn present_rank(&self, rank: &RankId) -> Option<ReplicaKey> {
+        let release = self.state.releases.get(&rank.replica.release)?;
+        let plan = release.replica(rank.replica.replica)?;
+        let ours = release.id == rank.release_id
+            && usize::try_from(rank.rank).is_ok_and(|i| i < plan.ranks.len());
+        ours.then(|| self.present(rank.replica)).flatten()
+    }
+
+    /// The replica's key, if the attempt is the present one.
+    fn present(&self, id: ReplicaId) -> Option<ReplicaKey> {
+        let replica = self.state.replicas.get(&id.key())?;
+        (replica.attempt == id.attempt).then(|| id.key())
+    }
+
+    fn rank_running(&mut self, rank: &RankId) {
+        let Some(key) = self.present_rank(rank) else { return };
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        let starting = matches!(replica.phase, Phase::Starting | Phase::Waiting { .. });
+        if starting && !replica.ended.contains(&rank.rank) {
+            replica.note_running(rank.rank);
+        }
+    }
+
+    fn rank_refused(&mut self, rank: &RankId, refusal: &StartRefusal) {
+        let Some(key) = self.present_rank(rank) else { return };
+        let now = self.now();
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        let starting = matches!(replica.phase, Phase::Starting | Phase::Waiting { .. });
+        if !starting || replica.running.contains(&rank.rank) {
+            return;
+        }
+        match refusal {
+            StartRefusal::NotYet { why } => {
+                let why = text::clean(&format!("rank {}: {why}", rank.rank), MAX_CAUSE);
+                replica.wait(now, why);
+            }
+            StartRefusal::Never { why } => {
+                self.replica_failed(key, &format!("rank {} cannot start: {why}", rank.rank));
+            }
+        }
+    }
+
+    fn rank_ended(&mut self, rank: &RankId, how: &str) {
+        let Some(key) = self.present_rank(rank) else { return };
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        match replica.phase {
+            // Nothing of this attempt was started.
+            Phase::Pending { .. } | Phase::Stopped | Phase::Failed { .. } => {}
+            Phase::Stopping => {
+                replica.note_ended(rank.rank);
+            }
+            // It was to go anyway; one rank is gone, so the gang is.
+            Phase::Draining { .. } => {
+                replica.note_ended(rank.rank);
+                self.stop_replica(key);
+            }
+            Phase::Starting | Phase::Waiting { .. } | Phase::Loading | Phase::Ready => {
+                replica.note_ended(rank.rank);
+                self.replica_failed(key, &format!("rank {} ended: {how}", rank.rank));
+            }
+        }
+    }
+
+    fn replica_ready(&mut self, id: ReplicaId) {
+        let Some(key) = self.present(id) else { return };
+        let now = self.now();
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        if replica.phase == Phase::Loading {
+            replica.enter(Phase::Ready, now);
+            self.progressed();
+        }
+    }
+
+    fn replica_unready(&mut self, id: ReplicaId, why: &str) {
+        let Some(key) = self.present(id) else { return };
+        match self.state.replicas.get(&key).map(|r| &r.phase) {
+            Some(Phase::Ready) => {
+                self.replica_failed(key, &format!("it does not answer any more: {why}"));
+            }
+            // Nobody is answered any more, so there is nothing to wait for.
+            Some(Phase::Draining { .. }) => self.stop_replica(key),
+            _ => {}
+        }
+    }
+
+    fn traffic_applied(&mut self, version: u64) {
+        if version > self.state.traffic_version {
+            return;
+        }
+        self.state.traffic_applied = self.state.traffic_applied.max(version);
+        if version == self.state.traffic_version {
+            self.state.traffic_trouble = None;
+            self.state.traffic_retry = None;
+        }
+    }
+
+    fn traffic_failed(&mut self, version: u64, why: &str) {
+        // An older table is overtaken by a newer one that is on its way already.
+        if version == self.state.traffic_version && self.state.traffic_applied < version {
+            self.state.traffic_trouble = Some(text::clean(why, MAX_CAUSE));
+            self.state.traffic_retry = Some(self.now().plus(TRAFFIC_RETRY));
+        }
+    }
+
+    fn drained(&mut self, id: ReplicaId) {
+        let Some(key) = self.present(id) else { return };
+        if let Some(replica) = self.state.replicas.get_mut(&key)
+            && matches!(replica.phase, Phase::Draining { .. })
+            && replica.drain.watched
+        {
+            replica.drain.done = true;
+        }
+    }
+
+    fn measured(&mut self, id: ReplicaId, window: &Window) {
+        if self.present(id).is_none() {
+            return;
+        }
+        let Some(rollout) = self.active() else { return };
+        if rollout.paused.is_some() || !matches!(rollout.gate, Some(Gate::Analyse { .. })) {
+            return;
+        }
+        if id.release == rollout.to {
+            rollout.measured_new.add(window);
+        } else {
+            rollout.measured_old.add(window);
+        }
+    }
+
+    /// The gang is out of the traffic and is stopped, whatever is left of it. It is started again
+    /// after a pause, unless it belongs to a release that is being rolled out: that has failed.
+    pub(super) fn replica_failed(&mut self, key: ReplicaKey, cause: &str) {
+        let now = self.now();
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        let cause = text::clean(cause, MAX_CAUSE);
+        replica.failed(now, cause.clone());
+        let id = replica.id(key);
+        self.stop_replica(key);
+        let is_new =
+            self.active().is_some_and(|r| r.to == key.release && r.direction == Direction::Forward);
+        if is_new {
+            self.fail_rollout(&format!("replica {id} failed: {cause}"));
+        }
+    }
+
+    /// Ends the replica's ranks, without waiting for anything.
+    pub(super) fn stop_replica(&mut self, key: ReplicaKey) {
+        self.moved = true;
+        let now = self.now();
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        replica.enter(Phase::Stopping, now);
+        if let Some(release) = self.state.releases.get(&key.release) {
+            let stops = release.stop_ranks(key, replica);
+            self.actions.extend(stops);
+        }
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+}
+
+impl ReplicaState {
+    /// The id of this start.
+    pub(super) const fn id(&self, key: ReplicaKey) -> ReplicaId {
+        ReplicaId { release: key.release, replica: key.replica, attempt: self.attempt }
+    }
+}

@@ -1,0 +1,339 @@
+//! Which replicas start and which go: the part that must never take the service below its floor.
+//!
+//! Replicas of the release that is *coming* take the places of those that are *going*. A place is
+//! free when no live replica of ours holds one of its GPUs. Going replicas are taken out only
+//! - to free GPUs that the next coming replica needs,
+//! - to make room when as many live as the policy allows,
+//! - when the coming release is complete,
+//!
+//! and each time only as far as the floor allows. So the old release keeps all it can until the
+//! new one has proved itself, and one rule serves in-place, surge and mixed rollouts, and the way
+//! back, where the roles are swapped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::roles::{Roles, is_available};
+use super::state::{Phase, ReplicaState};
+use super::step::Decider;
+use crate::base::{Attempt, DeviceId, HostName, ReplicaKey};
+
+/// A coming replica on host memory that has been refused for so long makes a going one on the same
+/// host give way. (GPUs are known to be held; how much host memory a process will free is not.)
+const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What may still be taken out in this round, and what may still be started.
+struct Budget {
+    available: u32,
+    floor: u32,
+    live: u32,
+    leaving: u32,
+    limit: u32,
+}
+
+impl Decider<'_> {
+    pub(super) fn tend_capacity(&mut self) {
+        let roles = self.state.roles();
+        let Some(coming) = roles.coming else {
+            // Stopping, or taking back a first deployment: everything goes.
+            for key in self.keys(|_, _| true) {
+                self.retire(key);
+            }
+            return;
+        };
+        for key in self.keys(|key, r| key.release == coming && r.retiring) {
+            self.keep(key);
+        }
+        let stable = self.state.stable;
+        for key in self.keys(|key, r| {
+            let serves_on = roles.forward && Some(key.release) == stable;
+            key.release != coming && !serves_on && r.phase != Phase::Ready
+        }) {
+            self.retire(key);
+        }
+        let missing_or_pending = roles.full
+            > u32::try_from(
+                self.state
+                    .of(coming)
+                    .filter(|(_, r)| !matches!(r.phase, Phase::Pending { .. }))
+                    .count(),
+            )
+            .unwrap_or(u32::MAX);
+        let mut budget = self.budget(&roles);
+        if missing_or_pending {
+            let conflicts = self.conflicts(&roles);
+            let order = self.choose(&roles, &conflicts);
+            for key in order {
+                self.try_start(key, &roles, &conflicts, &mut budget);
+            }
+        }
+        if !roles.held {
+            self.relieve_memory(&roles, &mut budget);
+            self.retire_surplus(&roles, &mut budget);
+        }
+        if roles.forward {
+            self.restart_stable(&roles, &mut budget);
+        }
+    }
+
+    fn keys(&self, which: impl Fn(&ReplicaKey, &ReplicaState) -> bool) -> Vec<ReplicaKey> {
+        self.state.replicas.iter().filter(|(k, r)| which(k, r)).map(|(k, _)| *k).collect()
+    }
+
+    fn budget(&self, roles: &Roles) -> Budget {
+        let now = self.now();
+        let mut budget =
+            Budget { available: 0, floor: roles.floor, live: 0, leaving: 0, limit: roles.limit };
+        for replica in self.state.replicas.values() {
+            budget.available += u32::from(is_available(replica, now, roles.min_healthy));
+            budget.live += u32::from(replica.phase.is_live());
+            budget.leaving += u32::from(replica.phase.is_live() && replica.retiring);
+        }
+        budget
+    }
+
+    /// For every replica of the coming release: the other replicas of ours on its GPUs.
+    fn conflicts(&self, roles: &Roles) -> BTreeMap<ReplicaKey, BTreeSet<ReplicaKey>> {
+        let mut holders: BTreeMap<(&HostName, &DeviceId), Vec<ReplicaKey>> = BTreeMap::new();
+        for key in self.state.replicas.keys() {
+            let plan = self.state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+            for gpu in plan.iter().flat_map(|plan| plan.gpus()) {
+                holders.entry(gpu).or_default().push(*key);
+            }
+        }
+        let mut conflicts = BTreeMap::new();
+        let release = roles.coming.and_then(|c| self.state.releases.get(&c));
+        for (replica, release) in (0..roles.full).zip(release.iter().cycle()) {
+            let key = ReplicaKey { release: release.number, replica };
+            let plan = release.replica(replica);
+            let others: BTreeSet<ReplicaKey> = plan
+                .iter()
+                .flat_map(|plan| plan.gpus())
+                .filter_map(|gpu| holders.get(&gpu))
+                .flatten()
+                .copied()
+                .filter(|other| *other != key)
+                .collect();
+            conflicts.insert(key, others);
+        }
+        conflicts
+    }
+
+    /// Chooses which replicas of the coming release to have (a canary takes the cheapest places:
+    /// those that cost the fewest ready replicas), enters them as pending, and returns all pending
+    /// ones in the order in which to try them.
+    fn choose(
+        &mut self,
+        roles: &Roles,
+        conflicts: &BTreeMap<ReplicaKey, BTreeSet<ReplicaKey>>,
+    ) -> Vec<ReplicaKey> {
+        let now = self.now();
+        let fresh = |r: &ReplicaState| matches!(r.phase, Phase::Pending { .. }) && r.failures == 0;
+        let mut free_choice = Vec::new();
+        let mut committed = 0;
+        for (key, others) in conflicts {
+            match self.state.replicas.get(key) {
+                Some(replica) if !fresh(replica) => committed += 1,
+                _ => {
+                    let replicas = others.iter().filter_map(|o| self.state.replicas.get(o));
+                    let staying = replicas.filter(|r| !r.retiring);
+                    let (ready, all) = staying.fold((0, 0), |(ready, all), r| {
+                        (ready + u32::from(r.phase == Phase::Ready), all + 1)
+                    });
+                    free_choice.push((ready, all, *key));
+                }
+            }
+        }
+        free_choice.sort_unstable();
+        let places = usize::try_from(roles.target.saturating_sub(committed)).unwrap_or(0);
+        for (place, (_, _, key)) in free_choice.iter().enumerate() {
+            let is_there = self.state.replicas.contains_key(key);
+            if place >= places {
+                if is_there {
+                    self.state.replicas.remove(key);
+                    self.moved = true;
+                }
+            } else if !is_there && !roles.held {
+                let before = self.state.attempts.get(key);
+                let attempt = before.map_or(Attempt::FIRST, |last| last.next());
+                let replica = ReplicaState::pending(attempt, now, now);
+                self.state.replicas.insert(*key, replica);
+                self.moved = true;
+            }
+        }
+        let mut order: Vec<ReplicaKey> = free_choice.into_iter().map(|(_, _, key)| key).collect();
+        order.truncate(places);
+        let again = conflicts.keys().filter(|key| {
+            let replica = self.state.replicas.get(key);
+            replica.is_some_and(|r| matches!(r.phase, Phase::Pending { .. }) && r.failures > 0)
+        });
+        order.extend(again);
+        order
+    }
+
+    /// Starts a pending replica, or takes out what is in its way.
+    fn try_start(
+        &mut self,
+        key: ReplicaKey,
+        roles: &Roles,
+        conflicts: &BTreeMap<ReplicaKey, BTreeSet<ReplicaKey>>,
+        budget: &mut Budget,
+    ) {
+        let now = self.now();
+        let Some(replica) = self.state.replicas.get(&key) else { return };
+        let Phase::Pending { not_before } = replica.phase else { return };
+        // A pause holds what is new, not the healing of what serves.
+        let heals = Some(key.release) == self.state.stable && replica.failures > 0;
+        if now < not_before || (roles.held && !heals) {
+            return;
+        }
+        let empty = BTreeSet::new();
+        let others = conflicts.get(&key).unwrap_or(&empty);
+        let (mine, theirs): (Vec<ReplicaKey>, Vec<ReplicaKey>) =
+            others.iter().partition(|other| other.release == key.release);
+        if mine.iter().any(|other| self.is_live(*other)) {
+            return;
+        }
+        if !roles.held {
+            let staying: Vec<ReplicaKey> = theirs
+                .iter()
+                .filter(|other| self.state.replicas.get(other).is_some_and(|r| !r.retiring))
+                .copied()
+                .collect();
+            if !self.take_out(&staying, roles, budget) {
+                return;
+            }
+        }
+        if theirs.iter().any(|other| self.is_live(*other)) {
+            return;
+        }
+        if budget.live >= budget.limit {
+            let room_is_coming = budget.live - budget.leaving.min(budget.live) < budget.limit;
+            if !room_is_coming && !roles.held {
+                self.make_room(roles, budget);
+            }
+            return;
+        }
+        budget.live += 1;
+        self.start_replica(key);
+    }
+
+    fn is_live(&self, key: ReplicaKey) -> bool {
+        self.state.replicas.get(&key).is_some_and(|r| r.phase.is_live())
+    }
+
+    /// Takes all of these out, or none if the floor does not allow it.
+    fn take_out(&mut self, keys: &[ReplicaKey], roles: &Roles, budget: &mut Budget) -> bool {
+        let now = self.now();
+        let victims: Vec<&ReplicaState> =
+            keys.iter().filter_map(|key| self.state.replicas.get(key)).collect();
+        let any_ready = victims.iter().any(|r| r.phase == Phase::Ready);
+        let available = victims.iter().filter(|r| is_available(r, now, roles.min_healthy)).count();
+        let available = u32::try_from(available).unwrap_or(u32::MAX);
+        let live = victims.iter().filter(|r| r.phase.is_live()).count();
+        let left = budget.available.saturating_sub(available);
+        if any_ready && left < budget.floor {
+            return false;
+        }
+        budget.available = left;
+        budget.leaving += u32::try_from(live).unwrap_or(0);
+        for key in keys {
+            self.retire(*key);
+        }
+        true
+    }
+
+    /// As many live as may: one going replica makes room, one that is not ready before one that is
+    /// (Kubernetes' `cleanupUnhealthyReplicas`).
+    fn make_room(&mut self, roles: &Roles, budget: &mut Budget) {
+        let going = self
+            .keys(|key, r| Some(key.release) != roles.coming && r.phase.is_live() && !r.retiring);
+        let victim = going.into_iter().min_by_key(|key| {
+            let ready = self.state.replicas.get(key).is_some_and(|r| r.phase == Phase::Ready);
+            (ready, *key)
+        });
+        if let Some(victim) = victim {
+            self.take_out(&[victim], roles, budget);
+        }
+    }
+
+    /// The coming release is complete: the others are surplus.
+    fn retire_surplus(&mut self, roles: &Roles, budget: &mut Budget) {
+        let Some(coming) = roles.coming else { return };
+        if roles.forward && !roles.last_stretch {
+            return;
+        }
+        if self.state.available(coming, roles.min_healthy) < roles.full {
+            return;
+        }
+        for key in self.keys(|key, r| key.release != coming && !r.retiring) {
+            self.take_out(&[key], roles, budget);
+        }
+    }
+
+    /// Host memory is not reserved as GPUs are: when a coming replica is refused for long, one
+    /// going replica on one of its hosts gives way, as far as the floor allows.
+    fn relieve_memory(&mut self, roles: &Roles, budget: &mut Budget) {
+        let now = self.now();
+        if budget.leaving > 0 {
+            return;
+        }
+        let Some(release) = roles.coming.and_then(|c| self.state.releases.get(&c)) else { return };
+        let mut hosts: BTreeSet<&HostName> = BTreeSet::new();
+        for (key, replica) in self.state.of(release.number) {
+            let long = replica.waiting_since.is_some_and(|t| now.since(t) >= MEMORY_PATIENCE);
+            if long && matches!(replica.phase, Phase::Waiting { .. }) {
+                let ranks = release.replica(key.replica).map_or(&[][..], |p| p.ranks.as_slice());
+                let on_cpu = ranks.iter().filter(|r| r.devices.contains(&DeviceId::Cpu));
+                hosts.extend(on_cpu.map(|r| &r.host));
+            }
+        }
+        if hosts.is_empty() {
+            return;
+        }
+        let near = self.keys(|key, r| {
+            let plan = self.state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+            Some(key.release) != roles.coming
+                && r.phase.is_live()
+                && !r.retiring
+                && plan.is_some_and(|p| p.ranks.iter().any(|rank| hosts.contains(&rank.host)))
+        });
+        let victim = near.into_iter().min_by_key(|key| {
+            let ready = self.state.replicas.get(key).is_some_and(|r| r.phase == Phase::Ready);
+            (ready, *key)
+        });
+        let Some(victim) = victim else { return };
+        if self.take_out(&[victim], roles, budget) {
+            // The next one gives way only after a new spell of patience.
+            for replica in self.state.replicas.values_mut() {
+                replica.waiting_since = replica.waiting_since.map(|_| now);
+            }
+        }
+    }
+
+    /// While a rollout goes forward the stable release heals as ever, where its place is still
+    /// free.
+    fn restart_stable(&mut self, roles: &Roles, budget: &mut Budget) {
+        let now = self.now();
+        let pending = self.keys(|key, r| {
+            let due = matches!(r.phase, Phase::Pending { not_before } if now >= not_before);
+            Some(key.release) != roles.coming && due
+        });
+        for key in pending {
+            if budget.live >= budget.limit {
+                return;
+            }
+            let plan = |k: &ReplicaKey| {
+                self.state.releases.get(&k.release).and_then(|r| r.replica(k.replica))
+            };
+            let Some(mine) = plan(&key) else { continue };
+            let taken = self.state.replicas.iter().any(|(other, r)| {
+                r.phase.is_live() && plan(other).is_some_and(|p| p.conflicts_with(mine))
+            });
+            if !taken {
+                budget.live += 1;
+                self.start_replica(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! One replica's way through its phases, as far as it concerns nobody else: asking refused starts
+//! again, deadlines, the end of a drain, and what comes after a stop.
+
+use std::time::Duration;
+
+use super::action::Action;
+use super::release::Release;
+use super::state::{Direction, Drain, Gate, Phase, ReplicaState};
+use super::step::{Decider, backoff};
+use crate::base::{ReplicaKey, Timestamp, time};
+
+/// A replica that was ready for so long starts with a clean record (Kubernetes' rule for
+/// `CrashLoopBackOff`).
+const GOOD_RECORD: Duration = Duration::from_mins(10);
+
+/// Pauses between two askings of a host that refused for now.
+const RETRY_SHORTEST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+impl ReplicaState {
+    /// Begins a phase.
+    pub(super) fn enter(&mut self, phase: Phase, now: Timestamp) {
+        self.phase = phase;
+        self.since = now;
+    }
+
+    pub(super) fn note_running(&mut self, rank: u32) {
+        self.running.insert(rank);
+        self.running_ranks = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+    }
+
+    pub(super) fn note_ended(&mut self, rank: u32) {
+        self.ended.insert(rank);
+        self.running.remove(&rank);
+        self.running_ranks = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+    }
+
+    /// A host refused for now: to be asked again, more and more rarely.
+    pub(super) fn wait(&mut self, now: Timestamp, why: String) {
+        let began = *self.waiting_since.get_or_insert(now);
+        let pause = (now.since(began) / 4).clamp(RETRY_SHORTEST, RETRY_LONGEST);
+        self.trouble = Some(why.clone());
+        self.enter(Phase::Waiting { why, retry_at: now.plus(pause), began }, now);
+    }
+
+    /// Writes a failure into the record.
+    pub(super) fn failed(&mut self, now: Timestamp, cause: String) {
+        if self.phase == Phase::Ready && now.since(self.since) >= GOOD_RECORD {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.trouble = Some(cause);
+    }
+}
+
+impl Release {
+    fn ranks_of(&self, key: ReplicaKey) -> usize {
+        self.replica(key.replica).map_or(0, |plan| plan.ranks.len())
+    }
+
+    /// Starts of all ranks that are not known to run.
+    pub(super) fn start_ranks(&self, key: ReplicaKey, replica: &ReplicaState) -> Vec<Action> {
+        let plans = self.replica(key.replica).map_or(&[][..], |plan| plan.ranks.as_slice());
+        self.rank_ids(key.replica, replica.attempt)
+            .into_iter()
+            .zip(plans)
+            .filter(|(rank, _)| !replica.running.contains(&rank.rank))
+            .map(|(rank, plan)| Action::StartRank { rank, plan: Box::new(plan.clone()) })
+            .collect()
+    }
+
+    /// Stops of all ranks that are not known to have ended, those never seen running included.
+    pub(super) fn stop_ranks(&self, key: ReplicaKey, replica: &ReplicaState) -> Vec<Action> {
+        let plans = self.replica(key.replica).map_or(&[][..], |plan| plan.ranks.as_slice());
+        let grace = self.spec.rollout.stop_grace;
+        self.rank_ids(key.replica, replica.attempt)
+            .into_iter()
+            .zip(plans)
+            .filter(|(rank, _)| !replica.ended.contains(&rank.rank))
+            .map(|(rank, plan)| Action::StopRank { rank, host: plan.host.clone(), grace })
+            .collect()
+    }
+
+    pub(super) fn await_token(&self, key: ReplicaKey, replica: &ReplicaState) -> Option<Action> {
+        let first = self.replica(key.replica)?.ranks.first()?;
+        let plan = Box::new(first.clone());
+        Some(Action::AwaitToken { replica: replica.id(key), plan })
+    }
+}
+
+impl Decider<'_> {
+    pub(super) fn tend_replicas(&mut self) {
+        let keys: Vec<ReplicaKey> = self
+            .state
+            .replicas
+            .iter()
+            .filter(|(_, r)| r.phase != Phase::Ready)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.tend_replica(key);
+        }
+    }
+
+    fn tend_replica(&mut self, key: ReplicaKey) {
+        let now = self.now();
+        let Some(release) = self.state.releases.get(&key.release) else {
+            // Cannot be: releases with replicas are kept. An entry without one can only be dropped.
+            self.state.replicas.remove(&key);
+            return;
+        };
+        let ranks = release.ranks_of(key);
+        let policy = &release.spec.rollout;
+        let (healthy, drain) = (policy.healthy_deadline, policy.drain_deadline);
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        match replica.phase {
+            Phase::Starting | Phase::Waiting { .. } if replica.running.len() >= ranks => {
+                replica.enter(Phase::Loading, now);
+                replica.trouble = None;
+                self.moved = true;
+                self.actions.extend(release.await_token(key, replica));
+            }
+            Phase::Waiting { retry_at, .. } if now >= retry_at => self.start_replica(key),
+            Phase::Starting | Phase::Loading
+                if replica.started.is_some_and(|s| now >= s.plus(healthy)) =>
+            {
+                let what = if replica.phase == Phase::Loading {
+                    "no token was generated"
+                } else {
+                    "its ranks did not start"
+                };
+                let cause = format!("{what} within {} (healthy_deadline)", time::short(healthy));
+                self.replica_failed(key, &cause);
+            }
+            Phase::Draining { deadline } => {
+                let applied = replica.drain.version > 0
+                    && self.state.traffic_applied >= replica.drain.version;
+                if applied && !replica.drain.watched {
+                    // The requests in flight have their full time from the moment no new ones come.
+                    replica.drain.watched = true;
+                    replica.phase = Phase::Draining { deadline: now.plus(drain) };
+                    let id = replica.id(key);
+                    self.moved = true;
+                    self.act(Action::AwaitDrained { replica: id });
+                } else if (applied && (replica.drain.done || now >= deadline))
+                    // Whoever asked for the service's end is not kept waiting by a dead gateway.
+                    || (self.state.stopping && now >= deadline)
+                {
+                    self.stop_replica(key);
+                }
+            }
+            Phase::Stopping if replica.ended.len() >= ranks => {
+                replica.enter(Phase::Stopped, now);
+                self.moved = true;
+                self.after_stop(key);
+            }
+            Phase::Stopped => self.after_stop(key),
+            _ => {}
+        }
+    }
+
+    /// All ranks are gone: the replica goes from the books, stays as a failure to be looked at, or
+    /// is to be started again.
+    fn after_stop(&mut self, key: ReplicaKey) {
+        let now = self.now();
+        let held_failure = self.state.active_rollout().is_some_and(|r| {
+            r.to == key.release
+                && r.direction == Direction::Forward
+                && matches!(r.gate, Some(Gate::Failed { .. }))
+        });
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        self.moved = true;
+        if replica.retiring {
+            self.state.replicas.remove(&key);
+            self.progressed();
+        } else if held_failure {
+            let cause = replica.trouble.clone().unwrap_or_default();
+            replica.enter(Phase::Failed { cause }, now);
+        } else {
+            let not_before = now.plus(backoff(replica.failures));
+            let next = ReplicaState {
+                failures: replica.failures,
+                trouble: replica.trouble.take(),
+                ..ReplicaState::pending(replica.attempt.next(), now, not_before)
+            };
+            *replica = next;
+        }
+    }
+
+    /// Tells the ranks that do not run to start.
+    pub(super) fn start_replica(&mut self, key: ReplicaKey) {
+        let now = self.now();
+        let Some(release) = self.state.releases.get(&key.release) else { return };
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        replica.started = Some(now);
+        replica.enter(Phase::Starting, now);
+        self.state.attempts.insert(key, replica.attempt);
+        self.moved = true;
+        let starts = release.start_ranks(key, replica);
+        self.actions.extend(starts);
+    }
+
+    /// Takes a replica out for good: from the traffic first if it is in it.
+    pub(super) fn retire(&mut self, key: ReplicaKey) {
+        let now = self.now();
+        let drain = self.state.policy(key.release).map_or(Duration::ZERO, |p| p.drain_deadline);
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        if !replica.retiring {
+            replica.retiring = true;
+            self.moved = true;
+        }
+        match replica.phase {
+            Phase::Pending { .. } | Phase::Stopped | Phase::Failed { .. } => {
+                self.state.replicas.remove(&key);
+                self.moved = true;
+            }
+            Phase::Ready => {
+                replica.drain = Drain::default();
+                replica.enter(Phase::Draining { deadline: now.plus(drain) }, now);
+                self.moved = true;
+            }
+            Phase::Starting | Phase::Waiting { .. } | Phase::Loading => self.stop_replica(key),
+            Phase::Draining { .. } | Phase::Stopping => {}
+        }
+    }
+
+    /// A replica that was on its way out is wanted again.
+    pub(super) fn keep(&mut self, key: ReplicaKey) {
+        let now = self.now();
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        if !replica.retiring {
+            return;
+        }
+        replica.retiring = false;
+        self.moved = true;
+        // While it only drains, nothing was told to stop: it can simply serve again.
+        if matches!(replica.phase, Phase::Draining { .. }) {
+            replica.drain = Drain::default();
+            replica.enter(Phase::Ready, now);
+        }
+    }
+}

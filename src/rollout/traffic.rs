@@ -1,0 +1,196 @@
+//! The traffic table: who gets new requests, and how many.
+
+use super::action::Action;
+use super::roles::Roles;
+use super::state::{Direction, Phase, ServiceState};
+use super::step::Decider;
+use crate::base::{ReplicaId, TrafficMode, TrafficServer};
+
+/// HAProxy's largest weight.
+const MAX_WEIGHT: u32 = 256;
+
+/// The weight of every server when all get the same.
+const EVEN: u16 = 100;
+
+impl ServiceState {
+    pub(super) fn apply_traffic(&self) -> Action {
+        Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.clone() }
+    }
+
+    /// The table is at the gateway as it should be now.
+    pub(super) fn traffic_settled(&self) -> bool {
+        self.traffic_applied == self.traffic_version && self.is_current(&self.table(&self.roles()))
+    }
+
+    fn is_current(&self, table: &[(ReplicaId, u16, TrafficMode)]) -> bool {
+        table.len() == self.traffic.len()
+            && table
+                .iter()
+                .zip(&self.traffic)
+                .all(|(new, old)| *new == (old.replica, old.weight, old.mode))
+    }
+
+    /// Weights of one server of the release that is coming, and of one of any other.
+    fn weights(&self, roles: &Roles) -> (u16, u16) {
+        let coming = roles.coming.map_or(0, |c| self.ready(c));
+        let going = self.ready_total().saturating_sub(coming);
+        if coming == 0 || going == 0 {
+            return (EVEN, EVEN);
+        }
+        let rollout = self.active_rollout();
+        // The canary's share as the steps ask for it, but never more per replica than the other
+        // side gets while the canary is not yet (or no longer) complete.
+        let capped = |weight: Option<u32>, canaries: u32, others: u32| {
+            weight.filter(|w| {
+                u64::from(*w) * u64::from(canaries + others) <= 100 * u64::from(canaries)
+            })
+        };
+        match rollout {
+            Some(r) if r.direction == Direction::Forward => {
+                let weight = self.step_weight(r);
+                let share =
+                    if coming >= roles.target { weight } else { capped(weight, coming, going) };
+                share.map_or((EVEN, EVEN), |w| share_weights(w, coming, going))
+            }
+            _ => {
+                // On the way back (or with remains of it): as soon as stable carries the floor
+                // alone, the others get nothing.
+                if coming >= roles.floor.max(1) {
+                    return (EVEN, 0);
+                }
+                let weight = rollout.and_then(|r| self.step_weight(r));
+                match capped(weight, going, coming) {
+                    Some(w) => {
+                        let (canary, stable) = share_weights(w, going, coming);
+                        (stable, canary)
+                    }
+                    None => (EVEN, EVEN),
+                }
+            }
+        }
+    }
+
+    fn table(&self, roles: &Roles) -> Vec<(ReplicaId, u16, TrafficMode)> {
+        let (coming, going) = self.weights(roles);
+        self.replicas
+            .iter()
+            .filter_map(|(key, replica)| {
+                let is_coming = Some(key.release) == roles.coming;
+                match replica.phase {
+                    Phase::Ready => {
+                        let weight = if is_coming { coming } else { going };
+                        Some((replica.id(*key), weight, TrafficMode::Ready))
+                    }
+                    Phase::Draining { .. } => Some((replica.id(*key), 0, TrafficMode::Drain)),
+                    _ => None,
+                }
+            })
+            .collect()
+    }
+}
+
+impl Decider<'_> {
+    /// Brings the table up to date and sees to it that the gateway gets it. Once an event, after
+    /// everything else is decided, so that no passing table is ever sent.
+    pub(super) fn publish_traffic(&mut self) {
+        let table = self.state.table(&self.state.roles());
+        let now = self.now();
+        if !self.state.is_current(&table) {
+            let servers = table
+                .into_iter()
+                .filter_map(|(replica, weight, mode)| {
+                    let release = self.state.releases.get(&replica.release)?;
+                    let first = release.replica(replica.replica)?.ranks.first()?;
+                    let (address, port) = (first.address.clone(), first.port);
+                    Some(TrafficServer { replica, address, port, weight, mode })
+                })
+                .collect();
+            self.state.traffic = servers;
+            self.state.traffic_version += 1;
+            self.state.traffic_retry = None;
+            let version = self.state.traffic_version;
+            for replica in self.state.replicas.values_mut() {
+                if matches!(replica.phase, Phase::Draining { .. }) && replica.drain.version == 0 {
+                    replica.drain.version = version;
+                }
+            }
+            let apply = self.state.apply_traffic();
+            self.act(apply);
+        } else if self.state.traffic_retry.is_some_and(|at| now >= at) {
+            self.state.traffic_retry = None;
+            let apply = self.state.apply_traffic();
+            self.act(apply);
+        }
+    }
+}
+
+/// Weights per server that give `canaries` servers together `percent` of the traffic and `others`
+/// the rest: the pair from 1 to 256 with the smallest error in that share (exact where a pair is).
+/// 0 and 100 percent give the empty side 0.
+pub(super) fn share_weights(percent: u32, canaries: u32, others: u32) -> (u16, u16) {
+    if percent == 0 {
+        return (0, EVEN);
+    }
+    if percent >= 100 {
+        return (EVEN, 0);
+    }
+    let (n, m) = (f64::from(canaries), f64::from(others));
+    let wanted = f64::from(percent) / 100.0;
+    // Per server: x of a canary to y of another.
+    let ratio = wanted * m / ((1.0 - wanted) * n);
+    let error = |x: u32, y: u32| {
+        let (x, y) = (f64::from(x) * n, f64::from(y) * m);
+        (x / (x + y) - wanted).abs()
+    };
+    let mut best = (1u32, 1u32);
+    let mut smallest = f64::INFINITY;
+    for larger in 1..=MAX_WEIGHT {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped
+        let pair = if ratio < 1.0 {
+            ((f64::from(larger) * ratio).round().clamp(1.0, 256.0) as u32, larger)
+        } else {
+            (larger, (f64::from(larger) / ratio).round().clamp(1.0, 256.0) as u32)
+        };
+        let this = error(pair.0, pair.1);
+        // Of equally good pairs the first, smallest one: an exact one is a reduced fraction.
+        if this + 1e-9 < smallest {
+            smallest = this;
+            best = pair;
+        }
+    }
+    (u16::try_from(best.0).unwrap_or(1), u16::try_from(best.1).unwrap_or(1))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn weights_are_exact_where_they_can_be() {
+        assert_eq!(share_weights(10, 1, 1), (1, 9));
+        assert_eq!(share_weights(20, 1, 2), (1, 2));
+        assert_eq!(share_weights(50, 2, 1), (1, 2));
+        assert_eq!(share_weights(1, 1, 1), (1, 99));
+        assert_eq!(share_weights(0, 1, 3), (0, 100));
+        assert_eq!(share_weights(100, 1, 3), (100, 0));
+    }
+
+    proptest! {
+        /// For canaries of the size that the steps make, the share is right within 1 %.
+        #[test]
+        fn the_share_is_right(percent in 1u32..100, replicas in 2u32..100) {
+            let canaries = super::super::count::canary_replicas(percent, replicas);
+            prop_assume!(canaries < replicas);
+            for others in [replicas - canaries, replicas] {
+                let (x, y) = share_weights(percent, canaries, others);
+                prop_assert!((1..=256).contains(&x) && (1..=256).contains(&y));
+                let (x, y) = (u32::from(x) * canaries, u32::from(y) * others);
+                let share = 100.0 * f64::from(x) / f64::from(x + y);
+                prop_assert!((share - f64::from(percent)).abs() <= 1.0, "{share} for {percent}");
+            }
+        }
+    }
+}

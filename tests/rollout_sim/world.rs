@@ -1,0 +1,747 @@
+//! A simulated world: hosts with GPUs, ranks, a gateway, a controller that can die, and what must
+//! always be true of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use gpudeck::base::{
+    DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, Timestamp, TrafficMode,
+    TrafficServer,
+};
+use gpudeck::rollout::{
+    Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, RankPlan, Release,
+    RolloutKind, ServiceState, StartRefusal, Window, next_wake, outstanding, step,
+};
+
+use crate::build::{Rng, service};
+
+/// What the engines of a release do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nature {
+    #[default]
+    Good,
+    /// Ends while loading.
+    Crashes,
+    /// Loads for ever.
+    Hangs,
+    /// Its command cannot be run.
+    Never,
+    /// Serves, but answers errors.
+    Errors,
+    /// Serves for a while, then ends.
+    DiesLater,
+}
+
+#[derive(Clone, Debug)]
+struct Rank {
+    running: bool,
+    plan: RankPlan,
+    /// The GPU memory is free again from here, after the end.
+    freed: Timestamp,
+}
+
+/// Something under way: what the controller was told to do, due at a moment.
+#[derive(Clone, Debug)]
+struct Task {
+    due: Timestamp,
+    sequence: u64,
+    action: Action,
+}
+
+/// How often each kind of fault was met.
+pub type Counts = BTreeMap<&'static str, u64>;
+
+pub struct World {
+    pub state: ServiceState,
+    pub now: Timestamp,
+    pub rng: Rng,
+    pub natures: BTreeMap<ReleaseNumber, Nature>,
+    pub faults: bool,
+    pub counts: Counts,
+    pub trace: bool,
+    pub lowest_ready: u32,
+    pub actions: Vec<Action>,
+    journal: Vec<Event>,
+    tasks: Vec<Task>,
+    sequence: u64,
+    ranks: BTreeMap<RankId, Rank>,
+    stopped: BTreeSet<RankId>,
+    table: Vec<TrafficServer>,
+    table_version: u64,
+    gateway_down_until: Timestamp,
+    hosts_down: BTreeMap<HostName, Timestamp>,
+    recorded: BTreeMap<ReleaseNumber, Outcome>,
+    last_measured: Timestamp,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            state: ServiceState::new(service()),
+            now: Timestamp(1_000_000),
+            rng: Rng(seed),
+            natures: BTreeMap::new(),
+            faults: false,
+            counts: Counts::new(),
+            trace: false,
+            lowest_ready: u32::MAX,
+            actions: Vec::new(),
+            journal: Vec::new(),
+            tasks: Vec::new(),
+            sequence: 0,
+            ranks: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            table: Vec::new(),
+            table_version: 0,
+            gateway_down_until: Timestamp(0),
+            hosts_down: BTreeMap::new(),
+            recorded: BTreeMap::new(),
+            last_measured: Timestamp(0),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>8} {}", (self.now.0 - 1_000_000) / 1000, text());
+        }
+    }
+
+    pub fn request(&mut self, release: &Release, kind: RolloutKind, nature: Nature) {
+        self.natures.insert(release.number, nature);
+        self.say(|| format!("-- {} is {nature:?}: {:?}", release.number, release.spec.rollout));
+        let release = Box::new(release.clone());
+        self.tell(EventKind::RolloutRequested { release, kind, by: "ada".to_owned() });
+    }
+
+    pub fn by_ada(&mut self, make: impl FnOnce(String) -> EventKind) {
+        self.tell(make("ada".to_owned()));
+    }
+
+    /// Journals an event, lets it be decided, and takes the actions on.
+    pub fn tell(&mut self, kind: EventKind) {
+        let event = Event { at: self.now, kind };
+        self.journal.push(event.clone());
+        let before: Vec<(ReplicaId, Phase)> = self.phases();
+        let was_stopping = self.state.stopping;
+        let actions = step(&mut self.state, &event);
+        self.say(|| match &event.kind {
+            EventKind::Tick => String::new(),
+            EventKind::RolloutRequested { release, .. } => format!("rollout of {}", release.number),
+            kind => format!("{kind:?}").chars().take(150).collect(),
+        });
+        for action in &actions {
+            self.say(|| format!("      → {}", brief(action)));
+        }
+        self.check_step(&before, &actions, was_stopping);
+        self.take(actions);
+    }
+
+    fn phases(&self) -> Vec<(ReplicaId, Phase)> {
+        self.state
+            .replicas
+            .iter()
+            .map(|(key, r)| {
+                let id =
+                    ReplicaId { release: key.release, replica: key.replica, attempt: r.attempt };
+                (id, r.phase.clone())
+            })
+            .collect()
+    }
+
+    fn take(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            let delay = match &action {
+                Action::StartRank { .. } => 200 + self.rng.below(2_000),
+                Action::StopRank { .. } => 100 + self.rng.below(5_000),
+                Action::AwaitToken { .. } => 5_000 + self.rng.below(60_000),
+                Action::ApplyTraffic { .. } => 50 + self.rng.below(1_000),
+                Action::AwaitDrained { .. } => self.rng.below(20_000),
+                Action::RecordOutcome { .. } => 0,
+            };
+            self.sequence += 1;
+            let mut due = self.now.plus(Duration::from_millis(delay));
+            // What is told about one rank, and to the gateway, is carried out in that order.
+            for task in &self.tasks {
+                if same_queue(&task.action, &action) {
+                    due = due.max(Timestamp(task.due.0 + 1));
+                }
+            }
+            self.tasks.push(Task { due, sequence: self.sequence, action: action.clone() });
+            self.actions.push(action);
+        }
+    }
+
+    // ---- what must always be true -------------------------------------------------------------
+
+    fn check_step(
+        &mut self,
+        before: &[(ReplicaId, Phase)],
+        actions: &[Action],
+        was_stopping: bool,
+    ) {
+        let state = &self.state;
+        let ready = state.ready_total();
+        self.lowest_ready = self.lowest_ready.min(ready);
+        // Promise 2. Only a drain takes a ready replica out by our own will.
+        let mut taken_out = 0;
+        for (id, phase) in before {
+            let now = state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            let now_phase = now.map(|r| &r.phase);
+            if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Draining { .. })) {
+                taken_out += 1;
+            }
+            // Never from serving to stopping without a fault or a drain that is at the gateway.
+            if matches!(phase, Phase::Draining { .. })
+                && matches!(now_phase, Some(Phase::Stopping))
+                && !state.stopping
+            {
+                let at_gateway = self.table.iter().find(|s| s.replica == *id);
+                let serves = at_gateway.is_some_and(|s| s.mode == TrafficMode::Ready);
+                let alive = self.replica_runs(*id);
+                assert!(!(serves && alive), "{id} is stopped while the gateway sends to it");
+            }
+            // An attempt is never used again.
+            if let Some(now) = state.replicas.get(&id.key()) {
+                assert!(now.attempt >= id.attempt, "{id} went back to attempt {}", now.attempt);
+            }
+        }
+        if taken_out > 0 && !state.stopping && !was_stopping {
+            let floor = self.own_floor();
+            assert!(
+                ready >= floor.min(ready + taken_out),
+                "{taken_out} taken out, {ready} left, floor {floor}"
+            );
+        }
+        for action in actions {
+            match action {
+                Action::StartRank { rank, .. } => {
+                    assert!(!self.stopped.contains(rank), "{rank:?} is started after its stop");
+                }
+                Action::ApplyTraffic { servers, .. } => self.check_table(servers),
+                _ => {}
+            }
+        }
+        for action in actions {
+            if let Action::StopRank { rank, .. } = action {
+                self.stopped.insert(rank.clone());
+            }
+        }
+    }
+
+    /// The floor, computed from the specs here and not by the decider.
+    fn own_floor(&self) -> u32 {
+        use gpudeck::spec::Count;
+        let state = &self.state;
+        // A rollout that ended in this very step was the one whose floor held.
+        let Some(rollout) =
+            state.rollout.as_ref().filter(|r| r.ended.is_none_or(|e| e == self.now))
+        else {
+            let Some(stable) = state.stable.and_then(|s| state.releases.get(&s)) else { return 0 };
+            let Count::Number(n) = stable.spec.rollout.max_unavailable else { unreachable!() };
+            return stable.spec.replicas.get().saturating_sub(n);
+        };
+        let Some(from) = rollout.from else { return 0 };
+        let desired = state.wanted(from).min(state.wanted(rollout.to));
+        let policy = &state.releases[&rollout.to].spec.rollout;
+        let Count::Number(n) = policy.max_unavailable else { unreachable!() };
+        desired.saturating_sub(n)
+    }
+
+    fn check_table(&self, servers: &[TrafficServer]) {
+        let mut sum = 0u32;
+        for server in servers {
+            let replica = self.state.replicas.get(&server.replica.key());
+            let replica = replica.filter(|r| r.attempt == server.replica.attempt);
+            if server.mode == TrafficMode::Ready {
+                assert!(
+                    replica.is_some_and(|r| r.phase == Phase::Ready),
+                    "traffic to {}, which is not ready",
+                    server.replica
+                );
+                sum += u32::from(server.weight);
+            }
+            assert!(server.weight <= 256);
+        }
+        assert!(
+            sum > 0 || self.state.ready_total() == 0,
+            "replicas are ready and none of them gets traffic"
+        );
+    }
+
+    fn replica_runs(&self, id: ReplicaId) -> bool {
+        let mut ranks = self.ranks.iter().filter(|(rank, _)| rank.replica == id).peekable();
+        ranks.peek().is_some() && ranks.all(|(_, r)| r.running)
+    }
+
+    fn check_devices(&self) {
+        let mut held: BTreeMap<(HostName, DeviceId), &RankId> = BTreeMap::new();
+        for (id, rank) in self.ranks.iter().filter(|(_, r)| r.running) {
+            for device in rank.plan.devices.iter().filter(|d| **d != DeviceId::Cpu) {
+                let other = held.insert((rank.plan.host.clone(), device.clone()), id);
+                assert!(other.is_none(), "{id:?} and {other:?} both run on {device}");
+            }
+        }
+    }
+
+    /// The journal alone gives the same state, and the state survives JSON.
+    pub fn check_replay(&self) {
+        let mut again = ServiceState::new(service());
+        for event in &self.journal {
+            step(&mut again, event);
+        }
+        assert_eq!(again, self.state, "replay differs");
+        let text = serde_json::to_string(&self.state).unwrap();
+        let back: ServiceState = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, self.state, "JSON differs");
+    }
+
+    /// At rest the world holds what the stable release says and nothing else.
+    pub fn check_rest(&self) {
+        let state = &self.state;
+        assert!(
+            state.active_rollout().is_none(),
+            "the rollout has not ended: {:#?}",
+            state.rollout
+        );
+        let mut expected = BTreeSet::new();
+        if let Some(stable) = state.stable {
+            let release = &state.releases[&stable];
+            for replica in 0..release.spec.replicas.get() {
+                let key = ReplicaKey { release: stable, replica };
+                let replica_state = &state.replicas[&key];
+                assert_eq!(replica_state.phase, Phase::Ready, "{key}");
+                expected.extend(release.rank_ids(replica, replica_state.attempt));
+            }
+            assert_eq!(state.condition(), Condition::Serving);
+        } else {
+            assert_eq!(state.condition(), Condition::Stopped);
+        }
+        assert_eq!(
+            state.replicas.len(),
+            state.replicas.keys().filter(|k| Some(k.release) == state.stable).count()
+        );
+        let runs: BTreeSet<RankId> =
+            self.ranks.iter().filter(|(_, r)| r.running).map(|(id, _)| id.clone()).collect();
+        assert_eq!(runs, expected, "the hosts hold something else than the release says");
+        let served: BTreeSet<ReplicaId> = self
+            .table
+            .iter()
+            .filter(|s| s.mode == TrafficMode::Ready && s.weight > 0)
+            .map(|s| s.replica)
+            .collect();
+        let ready: BTreeSet<ReplicaId> = self.phases().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(served, ready, "the gateway sends elsewhere");
+        if let Some(rollout) = &state.rollout {
+            assert_eq!(self.recorded.get(&rollout.to), rollout.outcome.as_ref(), "not recorded");
+        }
+    }
+
+    // ---- what happens -------------------------------------------------------------------------
+
+    /// Lets the next thing happen.
+    pub fn turn(&mut self) {
+        if self.faults && self.rng.one_in(25) {
+            self.fault();
+        }
+        let next_task = self.tasks.iter().map(|t| (t.due, t.sequence)).min();
+        let tick = Timestamp(self.now.0 + 1_000);
+        let wake = next_wake(&self.state).map_or(tick, |w| w.min(tick));
+        match next_task {
+            Some((due, sequence)) if due <= wake => {
+                self.now = self.now.max(due);
+                let index = self.tasks.iter().position(|t| t.sequence == sequence).unwrap();
+                let task = self.tasks.swap_remove(index);
+                self.carry_out(task);
+            }
+            _ => {
+                self.now = wake;
+                self.measure();
+                self.tell(EventKind::Tick);
+            }
+        }
+        self.check_devices();
+    }
+
+    fn down_until(&self, host: &HostName) -> Option<Timestamp> {
+        self.hosts_down.get(host).copied().filter(|until| *until > self.now)
+    }
+
+    fn later(&mut self, task: Task, at: Timestamp) {
+        self.sequence += 1;
+        self.tasks.push(Task { due: at, sequence: self.sequence, action: task.action });
+    }
+
+    fn nature(&self, rank: &RankId) -> Nature {
+        self.natures.get(&rank.replica.release).copied().unwrap_or_default()
+    }
+
+    fn carry_out(&mut self, task: Task) {
+        match task.action.clone() {
+            Action::StartRank { rank, plan } => {
+                if let Some(until) = self.down_until(&plan.host) {
+                    let why = "the host is not reached".to_owned();
+                    if self.rng.one_in(2) {
+                        let refusal = StartRefusal::NotYet { why };
+                        return self.tell(EventKind::RankRefused { rank, refusal });
+                    }
+                    return self.later(task, until);
+                }
+                self.start(rank, *plan);
+            }
+            Action::StopRank { rank, host, .. } => {
+                if let Some(until) = self.down_until(&host) {
+                    return self.later(task, until);
+                }
+                let freed = self.now.plus(Duration::from_millis(self.rng.below(8_000)));
+                if let Some(there) = self.ranks.get_mut(&rank)
+                    && there.running
+                {
+                    there.running = false;
+                    there.freed = freed;
+                }
+                self.tell(EventKind::RankEnded { rank, how: "stopped".to_owned() });
+            }
+            Action::AwaitToken { replica, .. } => {
+                if !self.replica_runs(replica) {
+                    return; // its end is told by itself
+                }
+                let nature = self.natures.get(&replica.release).copied().unwrap_or_default();
+                match nature {
+                    Nature::Crashes => {
+                        let rank =
+                            self.ranks.keys().find(|r| r.replica == replica).unwrap().clone();
+                        self.kill(&rank, "exit code 1: CUDA out of memory");
+                    }
+                    Nature::Hangs => {}
+                    _ => self.tell(EventKind::ReplicaReady { replica }),
+                }
+            }
+            Action::ApplyTraffic { version, servers } => {
+                if self.gateway_down_until > self.now {
+                    let why = "no such socket".to_owned();
+                    return self.tell(EventKind::TrafficFailed { version, why });
+                }
+                assert!(version >= self.table_version, "tables went backwards");
+                self.table = servers;
+                self.table_version = version;
+                self.tell(EventKind::TrafficApplied { version });
+            }
+            Action::AwaitDrained { replica } => self.tell(EventKind::Drained { replica }),
+            Action::RecordOutcome { release, outcome } => {
+                if let Some(other) = self.recorded.insert(release, outcome.clone()) {
+                    assert_eq!(other, outcome, "two outcomes of {release}");
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, rank: RankId, plan: RankPlan) {
+        if let Some(there) = self.ranks.get(&rank) {
+            // The same generation again: it conflicts instead of doubling.
+            let kind = if there.running {
+                EventKind::RankRunning { rank }
+            } else {
+                EventKind::RankEnded { rank, how: "exit code 1".to_owned() }
+            };
+            return self.tell(kind);
+        }
+        if self.nature(&rank) == Nature::Never {
+            let refusal = StartRefusal::Never { why: "no such file".to_owned() };
+            return self.tell(EventKind::RankRefused { rank, refusal });
+        }
+        let busy = self.ranks.values().any(|r| {
+            r.plan.host == plan.host
+                && r.plan.devices.iter().any(|d| *d != DeviceId::Cpu && plan.devices.contains(d))
+                && !r.running
+                && r.freed > self.now
+        });
+        if busy {
+            self.count("memory not yet free");
+            let refusal = StartRefusal::NotYet { why: "GPU memory is not free".to_owned() };
+            return self.tell(EventKind::RankRefused { rank, refusal });
+        }
+        let entry = Rank { running: true, plan, freed: self.now };
+        self.ranks.insert(rank.clone(), entry);
+        self.check_devices();
+        self.tell(EventKind::RankRunning { rank });
+    }
+
+    /// A rank ends by itself.
+    pub fn kill(&mut self, rank: &RankId, how: &str) {
+        let freed = self.now.plus(Duration::from_millis(self.rng.below(8_000)));
+        if let Some(there) = self.ranks.get_mut(rank)
+            && there.running
+        {
+            there.running = false;
+            there.freed = freed;
+            self.tell(EventKind::RankEnded { rank: rank.clone(), how: how.to_owned() });
+        }
+    }
+
+    pub fn running(&self) -> Vec<RankId> {
+        self.ranks.iter().filter(|(_, r)| r.running).map(|(id, _)| id.clone()).collect()
+    }
+
+    pub fn table(&self) -> &[TrafficServer] {
+        &self.table
+    }
+
+    pub fn break_gateway(&mut self, time: Duration) {
+        self.gateway_down_until = self.now.plus(time);
+    }
+
+    /// What the gateway counted over the last seconds, by the nature of the releases.
+    fn measure(&mut self) {
+        if self.now.since(self.last_measured) < Duration::from_secs(5) {
+            return;
+        }
+        self.last_measured = self.now;
+        let mut windows = BTreeMap::new();
+        let later: Vec<RankId> =
+            self.running().into_iter().filter(|r| self.nature(r) == Nature::DiesLater).collect();
+        for server in &self.table {
+            if server.mode != TrafficMode::Ready || server.weight == 0 {
+                continue;
+            }
+            let bad = self.natures.get(&server.replica.release) == Some(&Nature::Errors);
+            let requests = 20;
+            let errors = if bad { 7 } else { 0 };
+            let window = Window { requests, errors, response_ms_sum: 2_000.0 };
+            windows.insert(server.replica, window);
+        }
+        self.tell(EventKind::Measured { windows });
+        for rank in later {
+            if self.rng.one_in(30) {
+                self.kill(&rank, "segmentation fault");
+            }
+        }
+    }
+
+    // ---- faults -------------------------------------------------------------------------------
+
+    fn fault(&mut self) {
+        match self.rng.below(9) {
+            0 => {
+                let running = self.running();
+                if !running.is_empty() {
+                    let rank = running[self.rng.below(running.len() as u64) as usize].clone();
+                    self.count("rank dies");
+                    self.kill(&rank, "killed");
+                }
+            }
+            1 => {
+                self.count("gateway away");
+                let time = Duration::from_secs(self.rng.below(400));
+                self.break_gateway(time);
+            }
+            2 => {
+                let host: HostName = format!("h{}", self.rng.below(4)).parse().unwrap();
+                let until = self.now.plus(Duration::from_secs(self.rng.below(600)));
+                if self.rng.one_in(2) {
+                    self.count("host dies");
+                    let there: Vec<RankId> = self.running();
+                    for rank in there {
+                        if self.ranks[&rank].plan.host == host {
+                            self.kill(&rank, "the host restarted");
+                        }
+                    }
+                } else {
+                    self.count("host not reached");
+                }
+                self.hosts_down.insert(host, until);
+            }
+            3 => self.crash(),
+            4 => {
+                let ready: Vec<ReplicaId> = self
+                    .phases()
+                    .into_iter()
+                    .filter(|(_, p)| *p == Phase::Ready)
+                    .map(|(id, _)| id)
+                    .collect();
+                if !ready.is_empty() && self.rng.one_in(3) {
+                    let replica = ready[self.rng.below(ready.len() as u64) as usize];
+                    self.count("replica stops answering");
+                    self.tell(EventKind::ReplicaUnready { replica, why: "timeout".to_owned() });
+                }
+            }
+            5 | 6 => {
+                // An old event comes again, late.
+                self.count("late or doubled event");
+                let answers: Vec<&Event> = self
+                    .journal
+                    .iter()
+                    .rev()
+                    .take(60)
+                    .filter(|e| {
+                        matches!(
+                            e.kind,
+                            EventKind::RankRunning { .. }
+                                | EventKind::RankEnded { .. }
+                                | EventKind::RankRefused { .. }
+                                | EventKind::TrafficApplied { .. }
+                                | EventKind::TrafficFailed { .. }
+                        )
+                    })
+                    .collect();
+                if !answers.is_empty() {
+                    let event = answers[self.rng.below(answers.len() as u64) as usize].kind.clone();
+                    // A report that a rank runs which has ended since would be a lie, not late.
+                    self.tell(event);
+                }
+            }
+            7 => {
+                self.count("person pauses");
+                self.by_ada(|by| EventKind::Paused { by });
+            }
+            _ => {
+                self.count("person resumes or promotes");
+                if self.rng.one_in(4) {
+                    let all = self.rng.one_in(3);
+                    self.by_ada(|by| EventKind::Promoted { all, by });
+                } else if self.rng.one_in(8) {
+                    self.count("person aborts");
+                    self.by_ada(|by| EventKind::Aborted { by, reason: None });
+                } else {
+                    self.by_ada(|by| EventKind::Resumed { by });
+                }
+            }
+        }
+    }
+
+    /// The controller dies: of what was under way some was done and nobody heard of it, some was
+    /// never done, some goes on. A new one has the journal.
+    pub fn crash(&mut self) {
+        self.count("controller killed");
+        self.say(|| "## the controller is killed".to_owned());
+        let mut again = ServiceState::new(service());
+        for event in &self.journal {
+            step(&mut again, event);
+        }
+        assert_eq!(again, self.state, "replay differs");
+        let text = serde_json::to_string(&again).unwrap();
+        self.state = serde_json::from_str(&text).unwrap();
+        let tasks = std::mem::take(&mut self.tasks);
+        for task in tasks {
+            match self.rng.below(3) {
+                0 => {}
+                1 => self.silently(&task.action),
+                _ => self.tasks.push(task),
+            }
+        }
+        let actions = outstanding(&self.state);
+        self.take(actions);
+    }
+
+    /// Done, and nobody heard of it.
+    fn silently(&mut self, action: &Action) {
+        match action {
+            Action::StartRank { rank, plan } => {
+                let plan = (**plan).clone();
+                let busy = self.ranks.values().any(|r| {
+                    r.plan.host == plan.host
+                        && r.plan.devices.iter().any(|d| plan.devices.contains(d))
+                        && (r.running || r.freed > self.now)
+                });
+                // Started before the kill: only if it could have been, and no stop came since.
+                if !busy && !self.ranks.contains_key(rank) && !self.stopped.contains(rank) {
+                    let entry = Rank { running: true, plan, freed: self.now };
+                    self.ranks.insert(rank.clone(), entry);
+                }
+            }
+            Action::StopRank { rank, .. } => {
+                if let Some(there) = self.ranks.get_mut(rank) {
+                    there.running = false;
+                    there.freed = self.now;
+                }
+            }
+            Action::ApplyTraffic { version, servers } if *version >= self.table_version => {
+                self.table = servers.clone();
+                self.table_version = *version;
+            }
+            _ => {}
+        }
+    }
+
+    /// Faults end; whoever holds the rollout lets it go.
+    pub fn calm(&mut self) {
+        self.faults = false;
+        self.gateway_down_until = Timestamp(0);
+        self.hosts_down.clear();
+        self.by_ada(|by| EventKind::Resumed { by });
+    }
+
+    /// A person who passes approvals and gives up what failed or is inconclusive.
+    pub fn person(&mut self) {
+        let Some(rollout) = self.state.active_rollout() else { return };
+        let paused = rollout.paused.is_some();
+        if paused && !self.faults {
+            self.by_ada(|by| EventKind::Resumed { by });
+            return;
+        }
+        match (&rollout.direction, &rollout.gate) {
+            (Direction::Forward, Some(Gate::Approve)) => {
+                self.by_ada(|by| EventKind::Promoted { all: false, by });
+            }
+            (Direction::Forward, Some(Gate::Inconclusive { .. } | Gate::Failed { .. })) => {
+                self.by_ada(|by| EventKind::Aborted { by, reason: Some("no good".to_owned()) });
+            }
+            _ => {}
+        }
+    }
+
+    /// Turns until `done`, at most until `limit` of simulated time has gone by.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now.plus(limit);
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.turn();
+        }
+        done(self)
+    }
+
+    /// Everything is told and done.
+    pub fn quiet(&self) -> bool {
+        self.tasks.is_empty()
+    }
+}
+
+fn same_queue(a: &Action, b: &Action) -> bool {
+    let rank = |action: &Action| match action {
+        Action::StartRank { rank, .. } | Action::StopRank { rank, .. } => Some(rank.clone()),
+        _ => None,
+    };
+    match (a, b) {
+        (Action::ApplyTraffic { .. }, Action::ApplyTraffic { .. }) => true,
+        _ => rank(a).is_some() && rank(a) == rank(b),
+    }
+}
+
+fn brief(action: &Action) -> String {
+    match action {
+        Action::StartRank { rank, .. } => format!("start {} rank {}", rank.replica, rank.rank),
+        Action::StopRank { rank, .. } => format!("stop {} rank {}", rank.replica, rank.rank),
+        Action::AwaitToken { replica, .. } => format!("await token {replica}"),
+        Action::ApplyTraffic { version, servers } => {
+            let servers: Vec<String> = servers
+                .iter()
+                .map(|s| {
+                    format!(
+                        "{}={}{}",
+                        s.replica,
+                        s.weight,
+                        if s.mode == TrafficMode::Drain { "d" } else { "" }
+                    )
+                })
+                .collect();
+            format!("traffic {version}: {}", servers.join(" "))
+        }
+        Action::AwaitDrained { replica } => format!("await drained {replica}"),
+        Action::RecordOutcome { release, outcome } => format!("record {release}: {outcome:?}"),
+    }
+}
