@@ -158,7 +158,9 @@ class Host:
         in_ns(machine.BRIDGE_NS, "ip", "link", "delete", port, check=False)
         run("ip", "netns", "add", ns)
         in_ns(ns, "ip", "link", "set", "lo", "up")
+        # A fixed hardware address: after a reboot others still know it from before, as with a real one.
         in_ns(machine.BRIDGE_NS, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0",
+              "address", f"02:77:00:00:{self.number // 256:02x}:{self.number % 256:02x}",
               "netns", f"{machine.NETNS_DIR}/{ns}")
         in_ns(machine.BRIDGE_NS, "ip", "link", "set", port, "master", "br0", "up")
         in_ns(ns, "ip", "address", "add", f"{self.address}/16", "dev", "eth0")
@@ -343,6 +345,7 @@ class Host:
         wanted = {k: v for k, v in {**self.shaping(), **change}.items() if v}
         self.apply_rate(wanted.get("rate"))
         self.apply_rules(wanted)
+        self.apply_delay(bool(wanted.get("delay_ms")))
         write(self.path("net.json"), json.dumps(wanted))
 
     def apply_rate(self, rate):
@@ -362,8 +365,6 @@ class Host:
             share = round(float(wanted["loss"]) * 100)
             inward.append(f'iifname "eth0" numgen random mod 10000 < {share} drop')
             outward.append(f'oifname "eth0" numgen random mod 10000 < {share} drop')
-        if wanted.get("delay_ms"):
-            inward.append('iifname "eth0" queue num 0')
         rules = "table inet lab\ndelete table inet lab\n"
         if inward:
             rules += (
@@ -372,6 +373,15 @@ class Host:
                 f" chain outward {{ type filter hook postrouting priority 200;\n{nl(outward)} }}\n}}\n"
             )
         in_ns(self.namespace, "nft", "-f", "-", input=rules)
+
+    def apply_delay(self, wanted):
+        # Through iptables: kernels without nft_queue still have the older NFQUEUE target.
+        rule = ["PREROUTING", "-i", "eth0", "-j", "NFQUEUE", "--queue-num", "0"]
+        if machine.which("iptables") is None:
+            return
+        there = in_ns(self.namespace, "iptables", "-w", "-t", "raw", "-C", *rule, check=False).returncode == 0
+        if wanted != there:
+            in_ns(self.namespace, "iptables", "-w", "-t", "raw", "-I" if wanted else "-D", *rule)
 
 
 def nl(rules):
