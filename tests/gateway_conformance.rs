@@ -9,11 +9,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use gpudeck::base::{DeckId, Hint, HostName, ReplicaId, TrafficMode, TrafficServer};
+use gpudeck::base::{DeckId, Epoch, EpochCell, Hint, HostName, ReplicaId, TrafficMode, TrafficServer};
 use gpudeck::demo::SimGateway;
 use gpudeck::fleet::{DialStream, HostLink, LinkError};
 use gpudeck::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters};
@@ -325,7 +324,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 struct Bench {
     link: Arc<SocketLink>,
-    epoch: Arc<AtomicU64>,
+    epoch: EpochCell,
     gateway: HaproxyGateway,
     socket: String,
 }
@@ -336,14 +335,14 @@ impl Bench {
             host: "gw".parse().unwrap(),
             epochs: std::sync::Mutex::default(),
         });
-        let epoch = Arc::new(AtomicU64::new(7));
+        let epoch = EpochCell::new(Epoch(7));
         let socket = rig.socket().to_str().unwrap().to_owned();
         let gateway = HaproxyGateway::new(
             Arc::clone(&link) as Arc<dyn HostLink>,
             socket.clone(),
             backend.to_owned(),
             DeckId(uuid::Uuid::from_u128(1)),
-            Arc::clone(&epoch),
+            epoch.clone(),
         );
         Self { link, epoch, gateway, socket }
     }
@@ -414,7 +413,7 @@ async fn suite(rig: &mut dyn Rig, foreign: &Engine) {
     let acts = bench.link.epochs.lock().unwrap().len();
     bench.gateway.apply(&[stable(90), canary(10)]).await.unwrap();
     assert_eq!(bench.link.epochs.lock().unwrap().len(), acts, "idempotent");
-    bench.epoch.store(8, Ordering::SeqCst);
+    bench.epoch.set(Epoch(8));
     bench.gateway.apply(&[stable(50), canary(50)]).await.unwrap();
     assert_eq!(bench.link.epochs.lock().unwrap().last(), Some(&8));
     let seen = answers(address, 100, &[&a, &b]).await;

@@ -62,6 +62,11 @@ impl Client {
         self.get("/v1/snapshot").await
     }
 
+    /// The releases of a service, newest first.
+    pub async fn history(&self, service: &ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
+        self.get(&format!("/v1/services/{service}/history")).await
+    }
+
     async fn exchange(
         &self,
         method: Method,
@@ -188,10 +193,6 @@ impl Door for Client {
         to: ReleaseNumber,
     ) -> Result<String, ApiError> {
         self.get(&format!("/v1/services/{service}/diff?from={from}&to={to}")).await
-    }
-
-    async fn history(&self, service: &ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
-        self.get(&format!("/v1/services/{service}/history")).await
     }
 
     async fn log(

@@ -1,9 +1,14 @@
 //! The front desk: everything a door can see and ask, as HTTP/JSON over a Unix socket.
 //!
-//! [`view`] is what doors see, [`intent`] is what they ask, [`door`] is how they reach it. Doors use nothing else of gpudeck.
+//! [`view`] is what doors see, [`intent`] is what they ask, [`door`] is how they reach it. Doors use
+//! nothing else of gpudeck.
 
+pub mod client;
+pub mod desk;
 pub mod door;
+pub mod hub;
 pub mod intent;
+pub mod server;
 pub mod view;
 
 pub use crate::base::{
@@ -17,9 +22,10 @@ pub use crate::rollout::{
 pub use crate::wire::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
 };
+pub use client::Client;
 pub use door::Door;
 pub use intent::{Intent, IntentReply};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
-    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot,
+    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
 };

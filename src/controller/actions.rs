@@ -4,7 +4,7 @@
 //! is already being carried out is not begun a second time.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::claims::Claims;
 use super::core::Input;
 use crate::base::{
-    Bytes, DeckId, DeviceId, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
+    Bytes, DeckId, DeviceId, EpochCell, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
 };
 use crate::engine::{self, TokenAnswer};
 use crate::fleet::{Fleet, HostLink, LinkError};
@@ -37,6 +37,8 @@ pub struct Means {
     pub fleet: Fleet,
     /// The right to act on them.
     pub claims: Claims,
+    /// How ranks are run.
+    pub runtimes: Runtimes,
     /// Where results go.
     pub inputs: mpsc::Sender<Input>,
 }
@@ -229,10 +231,10 @@ async fn acting_runtime(
     means: &Means,
     spec: &RuntimeSpec,
     host: &HostName,
-) -> Result<Box<dyn Runtime>, LinkError> {
+) -> Result<Arc<dyn Runtime>, LinkError> {
     let link = link(means, host)?;
     let epoch = means.claims.ensure(link.as_ref()).await?;
-    Ok(runtime(means.deck, spec, link, epoch))
+    Ok(runtime(means, spec, &link, epoch))
 }
 
 /// The runtime of a service on a host, to look only.
@@ -240,22 +242,44 @@ pub async fn reading_runtime(
     means: &Means,
     spec: &RuntimeSpec,
     host: &HostName,
-) -> Result<Box<dyn Runtime>, LinkError> {
+) -> Result<Arc<dyn Runtime>, LinkError> {
     let link = link(means, host)?;
     let epoch = means.claims.cell(host).await;
-    Ok(runtime(means.deck, spec, link, epoch))
+    Ok(runtime(means, spec, &link, epoch))
+}
+
+/// The runtime objects, kept because they remember how far logs were read.
+#[derive(Default)]
+pub struct Runtimes(Mutex<Vec<Kept>>);
+
+struct Kept {
+    link: Arc<dyn HostLink>,
+    spec: RuntimeSpec,
+    runtime: Arc<dyn Runtime>,
 }
 
 fn runtime(
-    deck: DeckId,
+    means: &Means,
     spec: &RuntimeSpec,
-    link: Arc<dyn HostLink>,
-    epoch: crate::base::EpochCell,
-) -> Box<dyn Runtime> {
-    match spec {
-        RuntimeSpec::Process => Box::new(ProcessRuntime::new(link, deck, epoch)),
-        RuntimeSpec::Docker(docker) => Box::new(DockerRuntime::new(link, deck, epoch, docker)),
+    link: &Arc<dyn HostLink>,
+    epoch: EpochCell,
+) -> Arc<dyn Runtime> {
+    let mut kept = means.runtimes.0.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kept) = kept.iter().find(|k| k.spec == *spec && Arc::ptr_eq(&k.link, link)) {
+        return Arc::clone(&kept.runtime);
     }
+    // A host whose settings changed has a new link; what was kept of the old one goes.
+    kept.retain(|k| k.link.host() != link.host() || Arc::ptr_eq(&k.link, link));
+    let runtime: Arc<dyn Runtime> = match spec {
+        RuntimeSpec::Process => {
+            Arc::new(ProcessRuntime::new(Arc::clone(link), means.deck, epoch))
+        }
+        RuntimeSpec::Docker(docker) => {
+            Arc::new(DockerRuntime::new(Arc::clone(link), means.deck, epoch, docker))
+        }
+    };
+    kept.push(Kept { link: Arc::clone(link), spec: spec.clone(), runtime: Arc::clone(&runtime) });
+    runtime
 }
 
 async fn start_rank(means: &Means, spec: &RuntimeSpec, rank: &RankId, plan: &RankPlan) -> EventKind {

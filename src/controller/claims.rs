@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use crate::base::{DeckId, EpochCell, HostName};
+use crate::base::{DeckId, Epoch, EpochCell, HostName};
 use crate::fleet::{HostLink, LinkError};
 use crate::wire::{Reply, Request};
 
@@ -25,7 +25,7 @@ pub struct Claims {
 #[derive(Clone)]
 struct Claim {
     epoch: EpochCell,
-    until: Instant,
+    until: Option<Instant>,
 }
 
 impl Claims {
@@ -38,14 +38,14 @@ impl Claims {
     pub async fn ensure(&self, link: &dyn HostLink) -> Result<EpochCell, LinkError> {
         let known = self.held.lock().await.get(link.host()).cloned();
         if let Some(claim) = &known
-            && claim.until.saturating_duration_since(Instant::now()) > RENEW_BEFORE
+            && claim.until.is_some_and(|u| u.saturating_duration_since(Instant::now()) > RENEW_BEFORE)
         {
             return Ok(claim.epoch.clone());
         }
         let asked = Instant::now();
         let request = Request::Claim {
             deck: self.deck,
-            epoch: known.as_ref().map(|c| c.epoch.get()),
+            epoch: known.filter(|c| c.until.is_some()).map(|c| c.epoch.get()),
             holder: self.holder.clone(),
             lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX),
             force: false,
@@ -55,9 +55,9 @@ impl Claims {
                 let mut held = self.held.lock().await;
                 let claim = held
                     .entry(link.host().clone())
-                    .or_insert_with(|| Claim { epoch: EpochCell::new(epoch), until: asked });
+                    .or_insert_with(|| Claim { epoch: EpochCell::new(epoch), until: None });
                 claim.epoch.set(epoch);
-                claim.until = asked + LEASE;
+                claim.until = Some(asked + LEASE);
                 Ok(claim.epoch.clone())
             }
             other => Err(LinkError::Unexpected {
@@ -69,15 +69,13 @@ impl Claims {
 
     /// The hosts on which something is claimed.
     pub async fn hosts(&self) -> Vec<HostName> {
-        self.held.lock().await.keys().cloned().collect()
+        self.held.lock().await.iter().filter(|(_, c)| c.until.is_some()).map(|(h, _)| h.clone()).collect()
     }
 
-    /// A cell to read with: the present epoch, or the first one where nothing was claimed.
+    /// The cell of a host's epoch, claimed or not: what reads needs no claim.
     pub async fn cell(&self, host: &HostName) -> EpochCell {
-        self.held
-            .lock()
-            .await
-            .get(host)
-            .map_or_else(|| EpochCell::new(crate::base::Epoch(0)), |c| c.epoch.clone())
+        let mut held = self.held.lock().await;
+        let unclaimed = || Claim { epoch: EpochCell::new(Epoch(0)), until: None };
+        held.entry(host.clone()).or_insert_with(unclaimed).epoch.clone()
     }
 }

@@ -15,7 +15,7 @@ use crate::base::{
 };
 use crate::engine::{self, RankContext};
 use crate::model::ModelFacts;
-use crate::placement;
+use crate::placement::{self, Demand, ShapeNeed, World};
 use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
 use crate::rollout::{RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast};
 use crate::spec::{DeviceKind, RuntimeSpec, ServiceSpec, parse_deck, parse_service};
@@ -222,7 +222,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
 
     let mut warnings = draft.warnings.clone();
-    let placed = place(core, draft, state)?;
+    let placed = place(core, draft)?;
     let mut ports = PortGiver { core, used: world::used_ports(&core.state) };
     let mut replicas = Vec::new();
     let mut planned_replicas = Vec::new();
@@ -305,37 +305,46 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     Ok(Planned { release, view })
 }
 
-fn place(core: &Core, draft: &Draft, state: &ServiceState) -> Result<placement::Placement, ApiError> {
+fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
-    let reserved = world::reservations(&core.state);
-    let hosts = core.hub.with(|s| {
-        s.hosts
-            .values()
-            .map(|h| super::world::capacity(h, &reserved, draft.lacking.get(&h.name)))
-            .collect()
+    let needs = engine.shapes(spec, draft.facts.as_ref()).into_iter().filter_map(|shape| {
+        let estimated = || Some(engine.memory(spec, draft.facts.as_ref()?, shape).total);
+        let memory_per_device = match (spec.memory.or_else(estimated), spec.device) {
+            (Some(memory), _) => memory,
+            (None, DeviceKind::Cpu) => Bytes::ZERO,
+            (None, DeviceKind::Gpu) => return None,
+        };
+        Some(ShapeNeed { shape, memory_per_device })
     });
-    let shapes = engine
-        .shapes(spec, draft.facts.as_ref())
-        .into_iter()
-        .map(|shape| {
-            let memory = spec.memory.or_else(|| {
-                draft.facts.as_ref().map(|facts| engine.memory(spec, facts, shape).total)
-            });
-            (shape, memory)
-        })
-        .collect::<Vec<_>>();
-    if spec.device == DeviceKind::Gpu && shapes.iter().all(|(_, memory)| memory.is_none()) {
+    let shapes: Vec<ShapeNeed> = needs.collect();
+    if shapes.is_empty() {
         return Err(ApiError {
             kind: ErrorKind::Invalid,
             message: format!("how much GPU memory {} needs is not known", draft.service),
             hint: Some(format!("write memory = \"40GiB\" (per GPU) into services/{}.toml", draft.service)),
         });
     }
-    world::place(&draft.service, spec, hosts, &shapes, engine.as_ref(), state).map_err(|refusal| ApiError {
-        kind: ErrorKind::Unplaceable,
-        message: refusal.to_string(),
-        hint: refusal.hint(),
+    let mut hosts =
+        core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
+    hosts.retain(|h| !draft.lacking.contains_key(&h.name));
+    let demand = Demand {
+        service: draft.service.clone(),
+        replicas: spec.replicas.get(),
+        shapes,
+        device: spec.device,
+        memory_share: engine.memory_share(spec),
+        placement: spec.placement.clone(),
+        reuse: world::reusable(&core.state, &draft.service),
+        prefer_spare: true,
+    };
+    placement::place(&World { hosts }, &demand).map_err(|refusal| {
+        let mut message = refusal.to_string();
+        for reason in refusal.reasons.iter().chain(draft.lacking.values()).take(20) {
+            message.push_str("\n  · ");
+            message.push_str(reason);
+        }
+        ApiError { kind: ErrorKind::Unplaceable, message, hint: refusal.hint() }
     })
 }
 

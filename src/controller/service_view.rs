@@ -1,11 +1,10 @@
 //! A service as doors see it.
 
 use super::traffic::Traffic;
-use super::world;
 use crate::api::{ReleaseView, ReplicaView, ServiceView};
 use crate::base::{ReleaseNumber, ServiceName, TrafficMode};
-use crate::rollout::{Phase, Release, RolloutKind, ServiceState, count, step};
-use crate::spec::{DeckSpec, ServiceSpec, StepSpec};
+use crate::rollout::{Phase, Release, ServiceState, count, forecast};
+use crate::spec::{DeckSpec, ServiceSpec};
 
 /// What the view needs besides the state.
 pub struct Surroundings<'a> {
@@ -41,7 +40,7 @@ pub fn view(name: &ServiceName, state: Option<&ServiceState>, around: &Surroundi
         engine: shown_spec.map(|s| crate::engine::of(&s.engine).name().to_owned()).unwrap_or_default(),
         wanted,
         ready: state.ready_total(),
-        floor: served.map_or(0, |r| count::floor(&r.spec)),
+        floor: served.map_or(0, |r| count::floor(&r.spec.rollout, r.spec.replicas.get())),
         stable: state.stable,
         rollout: state.rollout.clone(),
         steps: target.map(|r| step_titles(r, state)).unwrap_or_default(),
@@ -62,27 +61,13 @@ fn url(deck: &DeckSpec, spec: &ServiceSpec) -> Option<String> {
     super::actions::gateway_spec(deck, spec).and_then(|g| g.url.clone())
 }
 
-/// The titles of a rollout's steps, the last stretch included.
-pub fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {
-    let skips = state
-        .rollout
-        .as_ref()
-        .is_some_and(|r| r.kind == RolloutKind::Undo || r.from.is_none());
-    let steps = if skips { &[][..] } else { &release.spec.rollout.steps[..] };
-    steps.iter().map(step_title).chain(["all replicas".to_owned()]).collect()
-}
-
-fn step_title(step: &StepSpec) -> String {
-    match step {
-        StepSpec::Weight(w) => format!("weight {w} %"),
-        StepSpec::Bake(d) => format!("bake {}", humantime::format_duration(*d)),
-        StepSpec::Analyse(name) => format!("analyse {name}"),
-        StepSpec::Approve(_) => "approve".to_owned(),
-    }
+fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {
+    let Some(rollout) = &state.rollout else { return Vec::new() };
+    forecast::stage_titles(&release.spec, rollout.kind, rollout.from.is_none())
 }
 
 fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView> {
-    let table = step::outstanding_traffic(state);
+    let table = &state.traffic;
     let sum: u32 = table
         .iter()
         .filter(|s| s.mode == TrafficMode::Ready)
@@ -144,9 +129,4 @@ pub fn ranks_on<'a>(
 /// The number a new release gets.
 pub fn next_release(state: &super::record::DeckState, in_git: ReleaseNumber) -> ReleaseNumber {
     ReleaseNumber(state.last_release.max(in_git).0.saturating_add(1))
-}
-
-/// Where an engine on `host` is reached, for the log of decisions.
-pub fn endpoint(deck: &DeckSpec, host: &crate::base::HostName, port: u16) -> String {
-    format!("{}:{port}", world::engine_address(deck, host))
 }

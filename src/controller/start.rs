@@ -125,6 +125,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         deck: options.deck.id,
         fleet,
         claims: Claims::new(options.deck.id, holder(paths)),
+        runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
     });
     let hub = Arc::new(Hub::new(DeckView {

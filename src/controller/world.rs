@@ -4,25 +4,76 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::record::DeckState;
 use crate::api::{HostLinkState, HostView};
-use crate::base::{DeviceId, HostName, ServiceName};
-use crate::rollout::Phase;
+use crate::base::{DeviceId, HostName, ReplicaKey, ServiceName};
+use crate::placement::{HostCapacity, Reuse};
+use crate::rollout::{Phase, ReplicaPlan};
 use crate::spec::DeckSpec;
 
-/// The GPUs that replicas of ours hold, by host, with the service that holds them.
-pub fn reservations(state: &DeckState) -> BTreeMap<(HostName, DeviceId), ServiceName> {
-    let mut held = BTreeMap::new();
-    for (service, service_state) in &state.services {
-        for (key, replica) in &service_state.replicas {
-            if replica.phase == Phase::Stopped {
-                continue;
-            }
-            let plan = service_state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
-            for (host, device) in plan.iter().flat_map(|p| p.gpus()) {
-                held.insert((host.clone(), device.clone()), service.clone());
-            }
+/// What each host has, as placement sees it. GPUs of other services are reserved;
+/// nothing is reserved against itself.
+pub fn hosts<'a>(
+    views: impl Iterator<Item = &'a HostView>,
+    state: &DeckState,
+    service: &ServiceName,
+) -> Vec<HostCapacity> {
+    let reserved = reservations(state, service);
+    let none = BTreeMap::new();
+    views
+        .map(|host| {
+            HostCapacity::observed(
+                host.name.clone(),
+                host.labels.clone(),
+                is_up(host),
+                host.facts.as_ref(),
+                host.sample.as_ref(),
+                reserved.get(&host.name).unwrap_or(&none),
+            )
+        })
+        .collect()
+}
+
+/// The GPUs that replicas of other services than `service` hold, by host, with who holds them.
+fn reservations(
+    state: &DeckState,
+    service: &ServiceName,
+) -> BTreeMap<HostName, BTreeMap<DeviceId, String>> {
+    let mut held: BTreeMap<HostName, BTreeMap<DeviceId, String>> = BTreeMap::new();
+    for (holder, key, plan) in held_plans(state).filter(|(holder, _, _)| *holder != service) {
+        for (host, device) in plan.gpus() {
+            held.entry(host.clone()).or_default().insert(device.clone(), format!("{holder} {key}"));
         }
     }
     held
+}
+
+/// What the present replicas of a service hold and a new release may take over.
+pub fn reusable(state: &DeckState, service: &ServiceName) -> Vec<Reuse> {
+    held_plans(state)
+        .filter(|(holder, _, _)| *holder == service)
+        .flat_map(|(_, key, plan)| {
+            plan.ranks.iter().map(move |rank| Reuse {
+                replica: key,
+                host: rank.host.clone(),
+                devices: rank.devices.clone(),
+                memory_per_device: rank.memory_per_device,
+            })
+        })
+        .collect()
+}
+
+fn held_plans(
+    state: &DeckState,
+) -> impl Iterator<Item = (&ServiceName, ReplicaKey, &ReplicaPlan)> {
+    state.services.iter().flat_map(|(service, service_state)| {
+        service_state
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.phase != Phase::Stopped)
+            .filter_map(move |(key, _)| {
+                let release = service_state.releases.get(&key.release)?;
+                Some((service, *key, release.replica(key.replica)?))
+            })
+    })
 }
 
 /// Engine ports in use by releases that live, by the address they are bound on.

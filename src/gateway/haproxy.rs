@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +14,7 @@ use async_trait::async_trait;
 use super::haproxy_plan::{self, Wanted};
 use super::haproxy_text::{self, ServerState};
 use super::{Gateway, GatewayError, ServerCounters};
-use crate::base::{DeckId, Epoch, ReplicaId, TrafficServer, text};
+use crate::base::{DeckId, EpochCell, ReplicaId, TrafficServer, text};
 use crate::fleet::{HostLink, LinkError};
 use crate::wire::{Refusal, Reply, Request, Verb};
 
@@ -29,7 +28,7 @@ pub struct HaproxyGateway {
     socket: String,
     backend: String,
     deck: DeckId,
-    epoch: Arc<AtomicU64>,
+    epoch: EpochCell,
 }
 
 impl HaproxyGateway {
@@ -42,7 +41,7 @@ impl HaproxyGateway {
         socket: impl Into<String>,
         backend: String,
         deck: DeckId,
-        epoch: Arc<AtomicU64>,
+        epoch: EpochCell,
     ) -> Self {
         Self { link, socket: socket.into(), backend, deck, epoch }
     }
@@ -60,7 +59,7 @@ impl HaproxyGateway {
     async fn act(&self, commands: &[String]) -> Result<Vec<String>, GatewayError> {
         let request = Request::Act {
             deck: self.deck,
-            epoch: Epoch(self.epoch.load(Ordering::SeqCst)),
+            epoch: self.epoch.get(),
             verb: Verb::Gateway { socket: self.socket.clone(), commands: commands.to_vec() },
         };
         match self.link.request(request).await.map_err(|e| self.explain_link(e))? {
