@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common_link::any_link;
 use gpudeck::base::{
-    Attempt, Bytes, DeckId, EpochCell, Hint, RankId, ReleaseId, ReleaseNumber, ReplicaId,
+    Attempt, Bytes, DeckId, Epoch, EpochCell, Hint, RankId, ReleaseId, ReleaseNumber, ReplicaId,
 };
 use gpudeck::fleet::HostLink;
 use gpudeck::runtime::{DockerRuntime, ProcessRuntime, Runtime, RuntimeError};
@@ -354,6 +354,19 @@ async fn the_docker_runtime_conforms() {
     what_was_begun_is_adopted(&link, deck, &dockerd).await;
     two_starts_at_once_are_one(&runtime, deck).await;
     mistakes_are_told_apart(&link, deck, &dockerd).await;
+    a_replaced_controller_changes_nothing(&link, deck, &dockerd).await;
+}
+
+async fn a_replaced_controller_changes_nothing(link: &Link, deck: DeckId, dockerd: &Dockerd) {
+    // The stand-in grants no epoch: there is nothing to be older than.
+    let Some(older) = link.1.get().0.checked_sub(1) else { return };
+    let replaced = (Arc::clone(&link.0), EpochCell::new(Epoch(older)));
+    let runtime = docker(&replaced, deck, &dockerd.socket(), "gpudeck-test:1", &[]);
+    let id = rank(deck, 60);
+    let error = runtime.start(&shell(&id, POLITE)).await.unwrap_err();
+    assert!(error.to_string().contains("held by"), "{error}");
+    assert!(error.hint().unwrap().contains("take over"), "{error}");
+    assert_eq!(runtime.list().await.unwrap(), [], "looking is still allowed");
 }
 
 async fn files_are_mounted(link: &Link, deck: DeckId, dockerd: &Dockerd, dir: &Path) {
