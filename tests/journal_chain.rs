@@ -62,7 +62,7 @@ fn any_flipped_byte_before_the_last_line_end_is_refused_with_its_line() {
             bytes[at] ^= bit;
             let dir = tempfile::tempdir().unwrap();
             fs::write(segment(dir.path(), 1), &bytes).unwrap();
-            let line = 1 + whole[..at].iter().filter(|b| **b == b'\n').count() as u64;
+            let line = whole[..at].split(|b| *b == b'\n').count() as u64;
             match Journal::open(dir.path()) {
                 Err(error @ JournalError::Corrupt { line: said, .. }) => {
                     assert_eq!(said, line, "byte {at}: {error}");
@@ -86,7 +86,7 @@ fn lost_swapped_and_doubled_records_are_found() {
     for order in [[0, 1, 3, 4].as_slice(), &[0, 2, 1, 3, 4], &[0, 1, 1, 2], &[0, 1, 2, 4], &[1, 2]]
     {
         let dir = tempfile::tempdir().unwrap();
-        let text: String = order.iter().map(|i| format!("{}\n", lines[*i])).collect();
+        let text = order.iter().map(|i| lines[*i]).collect::<Vec<_>>().join("\n") + "\n";
         fs::write(segment(dir.path(), 1), text).unwrap();
         assert!(
             matches!(Journal::open(dir.path()), Err(JournalError::Corrupt { .. })),

@@ -115,8 +115,8 @@ pub enum BadHeader {
 }
 
 /// Reads a header line (without its line end).
-pub fn parse_header(line: &str) -> Result<(Header, Link), BadHeader> {
-    let rest = line.strip_prefix(MAGIC).ok_or(BadHeader::Damaged("this is not a journal"))?;
+pub fn parse_header(text: &str) -> Result<(Header, Link), BadHeader> {
+    let rest = text.strip_prefix(MAGIC).ok_or(BadHeader::Damaged("this is not a journal"))?;
     let (version, rest) =
         rest.split_once(' ').ok_or(BadHeader::Damaged("the header is incomplete"))?;
     let version: u32 =
@@ -159,8 +159,8 @@ pub fn push_record<T: Serialize>(
 }
 
 /// Reads a record line (without its line end) that must follow `previous` as number `seq`.
-pub fn parse_record(line: &str, seq: u64, previous: Link) -> Result<(Record, Link), String> {
-    let mut parts = line.splitn(3, ' ');
+pub fn parse_record(text: &str, seq: u64, previous: Link) -> Result<(Record, Link), String> {
+    let mut parts = text.splitn(3, ' ');
     let (Some(number), Some(stated), Some(json)) = (parts.next(), parts.next(), parts.next())
     else {
         return Err("the record is incomplete".to_owned());
@@ -194,12 +194,12 @@ mod tests {
     #[test]
     fn another_version_is_told_apart_from_damage() {
         let header = Header { segment: 1, first_seq: 1, previous: Link::START.as_str().to_owned() };
-        let (line, link) = header_line(&header).unwrap();
-        assert_eq!(parse_header(line.trim_end()), Ok((header, link)));
-        let newer = line.trim_end().replace("gpudeck-journal 1 ", "gpudeck-journal 7 ");
+        let (text, link) = header_line(&header).unwrap();
+        assert_eq!(parse_header(text.trim_end()), Ok((header, link)));
+        let newer = text.trim_end().replace("gpudeck-journal 1 ", "gpudeck-journal 7 ");
         assert_eq!(parse_header(&newer), Err(BadHeader::Version(7)));
         assert!(matches!(
-            parse_header(&line.trim_end().replace("segment", "segmemt")),
+            parse_header(&text.trim_end().replace("segment", "segmemt")),
             Err(BadHeader::Damaged(_))
         ));
     }

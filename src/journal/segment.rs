@@ -82,8 +82,8 @@ pub fn read(path: &Path, number: u32) -> Result<Segment, JournalError> {
     let mut next_seq = header.first_seq;
     let mut torn = Vec::new();
     for line_number in 2_u64.. {
-        let line = match next_line(&mut reader, path)? {
-            Line::Whole(line) => line,
+        let raw = match next_line(&mut reader, path)? {
+            Line::Whole(raw) => raw,
             Line::Torn(rest) => {
                 torn = rest;
                 break;
@@ -91,11 +91,11 @@ pub fn read(path: &Path, number: u32) -> Result<Segment, JournalError> {
             Line::End => break,
             Line::TooLong => return Err(corrupt(line_number, "the line is too long".to_owned())),
         };
-        let bytes = line.len() as u64 + 1;
-        let line = String::from_utf8(line)
+        let bytes = raw.len() as u64 + 1;
+        let text = String::from_utf8(raw)
             .map_err(|_| corrupt(line_number, "the record is not text".to_owned()))?;
         let (record, next) =
-            parse_record(&line, next_seq, link).map_err(|what| corrupt(line_number, what))?;
+            parse_record(&text, next_seq, link).map_err(|what| corrupt(line_number, what))?;
         if record.kind == RecordKind::Checkpoint && line_number != 2 {
             return Err(corrupt(line_number, "a checkpoint is out of place".to_owned()));
         }

@@ -144,16 +144,14 @@ impl DeckRepo {
 /// Subject and trailers. Everything is one line each, so that no text can pose as a trailer.
 fn message(commit: &ReleaseCommit<'_>) -> String {
     let subject = text::clean(commit.subject, 100);
-    let mut message = format!("{}\n\n", subject.trim());
-    if let Some(reason) = commit.reason.map(|r| text::clean(r, 500)) {
-        let reason = reason.trim();
-        if !reason.is_empty() {
-            message.push_str(&format!("{REASON_TRAILER}: {reason}\n"));
-        }
-    }
-    message.push_str(&format!("{SERVICE_TRAILER}: {}\n", commit.service));
-    message.push_str(&format!("{RELEASE_TRAILER}: {}\n", commit.release));
-    message
+    let reason = commit.reason.map(|r| text::clean(r, 500)).filter(|r| !r.trim().is_empty());
+    let reason = reason.map(|r| format!("{REASON_TRAILER}: {}\n", r.trim())).unwrap_or_default();
+    format!(
+        "{}\n\n{reason}{SERVICE_TRAILER}: {}\n{RELEASE_TRAILER}: {}\n",
+        subject.trim(),
+        commit.service,
+        commit.release
+    )
 }
 
 /// Git's configured name and address, else `user@machine`; a named user that is not the one who

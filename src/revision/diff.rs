@@ -30,11 +30,11 @@ pub fn diff_text(old: &str, new: &str, file: &str) -> Result<String, RevisionErr
     if old == new {
         return Ok(String::new());
     }
-    let path = Some(Path::new(file));
+    let name = Some(Path::new(file));
     let mut options = DiffOptions::new();
     options.context_lines(3).force_text(true);
     let mut patch =
-        Patch::from_buffers(old.as_bytes(), path, new.as_bytes(), path, Some(&mut options))?;
+        Patch::from_buffers(old.as_bytes(), name, new.as_bytes(), name, Some(&mut options))?;
     let mut out = String::new();
     patch.print(&mut |_, _, line| {
         // File headers name blobs that exist nowhere: only the two names are kept.

@@ -33,16 +33,15 @@ impl DeckRepo {
     /// Makes `path` the root of a repository on branch `main` (or opens the one that is there) and
     /// sees to a `.gitignore`. Writes no `deck.toml` and commits nothing.
     pub fn init(path: &Path) -> Result<Self, RevisionError> {
-        let repo = match open_exactly(path)? {
-            Some(repo) => repo,
-            None => {
-                let mut options = RepositoryInitOptions::new();
-                options.no_reinit(true).mkpath(true).initial_head("main").external_template(false);
-                let repo = Repository::init_opts(path, &options)?;
-                // libgit2 syncs loose objects only when told to.
-                repo.config()?.set_bool("core.fsyncObjectFiles", true)?;
-                repo
-            }
+        let repo = if let Some(repo) = open_exactly(path)? {
+            repo
+        } else {
+            let mut options = RepositoryInitOptions::new();
+            options.no_reinit(true).mkpath(true).initial_head("main").external_template(false);
+            let repo = Repository::init_opts(path, &options)?;
+            // libgit2 syncs loose objects only when told to.
+            repo.config()?.set_bool("core.fsyncObjectFiles", true)?;
+            repo
         };
         let deck = Self::over(repo, path)?;
         deck.ignore_own_files()?;

@@ -29,6 +29,28 @@ pub fn is_in_progress(error: &BollardError) -> bool {
     says(error, "already in progress")
 }
 
+/// hyper says only where it failed; why is at the end of its chain.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// A link learns only after connecting that a dial was refused, and then fails the reading.
+fn carried(error: &(dyn std::error::Error + 'static)) -> Option<LinkError> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(link) = inner.and_then(|e| e.downcast_ref::<LinkError>()) {
+            return Some(link.clone());
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// Which engine it is about, for messages.
 #[derive(Clone, Copy)]
 pub struct Engine<'a> {
@@ -64,6 +86,14 @@ impl Engine<'_> {
         )
     }
 
+    /// A container is being created by somebody, and never is there.
+    pub fn unfinished_create(&self, name: &str) -> RuntimeError {
+        self.passing(
+            format!("{name} is being created by somebody else"),
+            format!("on {}: docker ps --all", self.host),
+        )
+    }
+
     /// The image is not on the host.
     pub fn no_image(&self) -> RuntimeError {
         let image = text::clean(self.image, 120);
@@ -84,7 +114,10 @@ impl Engine<'_> {
                 Ok(link) => self.dial(link),
                 Err(err) => self.broken(&err.to_string()),
             },
-            BollardError::HyperResponseError { err } => self.broken(&err.to_string()),
+            BollardError::HyperResponseError { err } => match carried(&err) {
+                Some(link) => self.dial(link),
+                None => self.broken(&root_cause(&err)),
+            },
             BollardError::RequestTimeoutError => {
                 RuntimeError::Link(LinkError::Timeout { host: self.host.clone() })
             }
@@ -117,6 +150,13 @@ impl Engine<'_> {
             self.refused(
                 format!("the user may not use {socket}"),
                 format!("on {}: sudo usermod -aG docker USER, then connect again", self.host),
+            )
+        } else if matches!(refusal, Refusal::Failed { .. }) && lower.contains("is held by") {
+            // The refusal of an act, as the dial can only say it in words.
+            self.passing(
+                text::clean(&said, 300),
+                "wait until the lease ends, or take over with `gpudeck controller take-over`"
+                    .to_owned(),
             )
         } else if lower.contains("connection refused") {
             self.passing(

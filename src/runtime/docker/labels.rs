@@ -35,6 +35,7 @@ pub fn write(rank: &RankId, port: Option<u16>) -> HashMap<String, String> {
 }
 
 /// The rank that labels name, if they are ours and whole.
+#[allow(clippy::implicit_hasher)] // the type that bollard gives
 pub fn read(labels: &HashMap<String, String>) -> Option<RankId> {
     let release: ReleaseNumber = labels.get(RELEASE)?.parse().ok()?;
     Some(RankId {

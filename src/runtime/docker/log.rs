@@ -44,12 +44,9 @@ impl Cursors {
     /// Where to begin to look for `offset`. The end (none) is looked for from the last place.
     pub fn before(&self, name: &str, offset: Option<u64>) -> Cursor {
         let known = self.0.get(name).copied().unwrap_or_default();
-        match offset {
-            // What is asked for from the end may begin before the place, so only the whole will do.
-            None => Cursor::default(),
-            Some(offset) if offset >= known.offset => known,
-            Some(_) => Cursor::default(),
-        }
+        // What is asked for from the end may begin before the place, as may an earlier offset:
+        // then only the whole will do.
+        offset.filter(|o| *o >= known.offset).map_or_else(Cursor::default, |_| known)
     }
 
     /// Remembers where a reader goes on.

@@ -41,10 +41,13 @@ use crate::wire::{
     DialAccess, LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request,
 };
 
+/// What a request through bollard gives.
+type Answer<T> = Result<T, BollardError>;
+
 /// For a request that an engine answers at once.
 const QUICK: Duration = Duration::from_secs(30);
 /// For creating and starting: the engine sets up a root file system and runs hooks.
-const SLOW: Duration = Duration::from_secs(120);
+const SLOW: Duration = Duration::from_mins(2);
 /// From SIGKILL to giving up; a process in a hung driver call cannot end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
 /// Most bytes of the last lines in a report.
@@ -170,22 +173,37 @@ impl DockerRuntime {
         LinkError::Unexpected { host: self.link.host().clone(), what }.into()
     }
 
-    async fn create(&self, start: &RankStart) -> Result<(), RuntimeError> {
+    /// False: somebody created it between our looking and our creating.
+    async fn create(&self, start: &RankStart) -> Result<bool, RuntimeError> {
         let body = create::body(start, &self.spec)
             .map_err(|what| self.engine().refused(what, "correct the service's spec".to_owned()))?;
         let options =
             CreateContainerOptionsBuilder::default().name(&start.rank.unit_name()).build();
         match self.actor(SLOW)?.create_container(Some(options), body).await {
-            // Between our looking and our creating somebody created it: it is looked at next.
-            Err(e) if error::status(&e) == Some(409) => Ok(()),
+            Err(e) if error::status(&e) == Some(409) => Ok(false),
             Err(e) => Err(self.engine().error(e)),
             Ok(created) => {
                 for warning in created.warnings {
                     let warning = text::clean(&warning, 200);
                     tracing::warn!(host = %self.link.host(), warning, "container engine");
                 }
-                Ok(())
+                Ok(true)
             }
+        }
+    }
+
+    /// An engine reserves a name before it shows the container: it is waited for.
+    async fn created_elsewhere(&self, start: &RankStart) -> Result<ContainerState, RuntimeError> {
+        let deadline = Instant::now() + QUICK;
+        loop {
+            if let Some(state) = self.find(&start.rank).await? {
+                return Ok(state);
+            }
+            if Instant::now() >= deadline {
+                let name = start.rank.unit_name();
+                return Err(self.engine().unfinished_create(&name));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -301,10 +319,9 @@ impl Runtime for DockerRuntime {
             Some(_) => self.check(start).await?,
             None => {
                 self.check(start).await?;
-                self.create(start).await?;
-                match self.find(&start.rank).await? {
-                    Some(state) if was_started(&state) => return Ok(()),
-                    _ => {}
+                if !self.create(start).await? && was_started(&self.created_elsewhere(start).await?)
+                {
+                    return Ok(());
                 }
             }
         }
@@ -442,6 +459,3 @@ impl Drop for Starting<'_> {
         locked(self.set).remove(&self.name);
     }
 }
-
-/// What a request through bollard gives.
-type Answer<T> = Result<T, BollardError>;
