@@ -1,0 +1,87 @@
+//! Questions that wait for a person, whichever door answers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::oneshot;
+
+use super::outbox::Outbox;
+use super::{FleetEvent, LinkState, QuestionKind};
+use crate::base::{HostName, text};
+use crate::ssh::Questions;
+
+/// A person has so long to answer.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// All open questions of the fleet.
+#[derive(Default)]
+pub(super) struct Desk {
+    last: AtomicU64,
+    open: Mutex<HashMap<u64, oneshot::Sender<SecretString>>>,
+}
+
+impl Desk {
+    /// Hands an answer to whoever asked; false when nobody asks (any more).
+    pub(super) fn answer(&self, id: u64, answer: SecretString) -> bool {
+        let asker = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        asker.is_some_and(|asker| asker.send(answer).is_ok())
+    }
+
+    fn ask(&self) -> (u64, oneshot::Receiver<SecretString>) {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, receiver) = oneshot::channel();
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+        (id, receiver)
+    }
+}
+
+/// The questions of one host.
+pub(super) struct HostQuestions {
+    pub(super) host: HostName,
+    pub(super) desk: Arc<Desk>,
+    pub(super) outbox: Arc<Outbox>,
+}
+
+/// Takes the question back however its asking ends.
+struct Asked<'a> {
+    id: u64,
+    of: &'a HostQuestions,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.of.desk.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.of.outbox.put(FleetEvent::QuestionGone { id: self.id });
+    }
+}
+
+impl HostQuestions {
+    async fn ask(&self, kind: QuestionKind, text: String) -> Option<SecretString> {
+        let (id, answer) = self.desk.ask();
+        let _asked = Asked { id, of: self };
+        self.outbox.put(FleetEvent::Question { id, host: self.host.clone(), kind, text });
+        self.outbox.link(LinkState::Asking { question: id });
+        tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
+    }
+}
+
+#[async_trait]
+impl Questions for HostQuestions {
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool {
+        let question = text::clean(
+            &format!("The key of {host} is not known yet: {key_type} {fingerprint}. Is it right?"),
+            400,
+        );
+        let answer = self.ask(QuestionKind::HostKey, question).await;
+        answer.is_some_and(|a| a.expose_secret().trim().eq_ignore_ascii_case("yes"))
+    }
+
+    async fn secret(&self, prompt: &str) -> Option<SecretString> {
+        let answer = self.ask(QuestionKind::Secret, text::clean(prompt, 300)).await?;
+        if answer.expose_secret().is_empty() { None } else { Some(answer) }
+    }
+}

@@ -1,0 +1,98 @@
+//! What the links have to tell.
+
+use std::time::Duration;
+
+use crate::base::HostName;
+use crate::wire::{HostFacts, HostSample, RankReport};
+
+/// Something happened on a link. States are newest-wins: a reader who is slow misses states in
+/// between, never the last one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FleetEvent {
+    /// How the link is.
+    Link {
+        /// Which host.
+        host: HostName,
+        /// How its link is now.
+        state: LinkState,
+    },
+    /// What the host is; once per connection.
+    Facts {
+        /// Which host.
+        host: HostName,
+        /// What it says of itself.
+        facts: Box<HostFacts>,
+    },
+    /// A sample.
+    Sample {
+        /// Which host.
+        host: HostName,
+        /// The newest one.
+        sample: Box<HostSample>,
+    },
+    /// All process ranks on the host.
+    Ranks {
+        /// Which host.
+        host: HostName,
+        /// All of them, ended ones included.
+        ranks: Vec<RankReport>,
+    },
+    /// A person is needed; answer with [`super::Fleet::answer`] within five minutes.
+    Question {
+        /// Number of the question.
+        id: u64,
+        /// Which host asks.
+        host: HostName,
+        /// What kind of answer is wanted.
+        kind: QuestionKind,
+        /// The question, cleaned.
+        text: String,
+    },
+    /// The question was answered, or is no longer asked.
+    QuestionGone {
+        /// Number of the question.
+        id: u64,
+    },
+    /// Something about the host that works otherwise than its configuration asks.
+    Warning {
+        /// Which host.
+        host: HostName,
+        /// What, cleaned.
+        text: String,
+    },
+}
+
+/// What kind of answer a question wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuestionKind {
+    /// Is this the host's key? `yes` accepts it, everything else does not.
+    HostKey,
+    /// A passphrase. Nothing of it may be shown.
+    Secret,
+}
+
+/// How a link is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// On the way.
+    Connecting {
+        /// For people: `logging in`, `installing the agent 43%`.
+        phase: String,
+    },
+    /// Waiting for a person.
+    Asking {
+        /// Number of the question.
+        question: u64,
+    },
+    /// The agent answers.
+    Up,
+    /// Not reached.
+    Down {
+        /// The named cause.
+        cause: String,
+        /// What to do about it, where known.
+        hint: Option<String>,
+        /// When it is tried again; none: when told to.
+        retry_in: Option<Duration>,
+    },
+}

@@ -1,0 +1,357 @@
+//! The life of one link: connect, install, run the agent, carry messages, and again when lost.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, OnceCell};
+use tokio_util::sync::CancellationToken;
+
+use super::desk::{Desk, HostQuestions};
+use super::install::{InstallError, Source, install};
+use super::outbox::Outbox;
+use super::session::{DialError, Session, SessionError};
+use super::{AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary};
+use crate::base::{Hint, HostName, text};
+use crate::spec::{HostSpec, Transport};
+use crate::ssh::{
+    ConnectOptions, Connection, Endpoint, KeyRing, LocalConnection, NoQuestions, Questions,
+    SshError, Target, connect,
+};
+use crate::wire::{DialAccess, DialTarget, Reply, Request};
+
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// What only a person can mend is tried again this slowly, so that logs do not fill.
+const SLOW_RETRY: Duration = Duration::from_secs(60);
+/// A link that was up for so long starts again with the shortest wait.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// What all links of a fleet share.
+pub(super) struct Shared {
+    pub(super) agent_binary: Option<PathBuf>,
+    pub(super) ssh_config: Option<PathBuf>,
+    pub(super) interactive: bool,
+    pub(super) desk: Arc<Desk>,
+    pub(super) key_ring: Arc<KeyRing>,
+    /// Hashed once, when the first host needs it.
+    pub(super) binary: OnceCell<AgentBinary>,
+}
+
+impl Shared {
+    fn binary_path(&self) -> Result<PathBuf, InstallError> {
+        match &self.agent_binary {
+            Some(path) => Ok(path.clone()),
+            None => binary::own_path().map_err(|error| InstallError::Binary {
+                path: "of this program".to_owned(),
+                why: error.to_string(),
+            }),
+        }
+    }
+
+    async fn binary(&self) -> Result<&AgentBinary, InstallError> {
+        let read = || async {
+            let path = self.binary_path()?;
+            let failed =
+                |why: String| InstallError::Binary { path: path.display().to_string(), why };
+            let reading = path.clone();
+            tokio::task::spawn_blocking(move || AgentBinary::read(&reading))
+                .await
+                .map_err(|error| failed(error.to_string()))?
+                .map_err(|error| failed(error.to_string()))
+        };
+        self.binary.get_or_try_init(read).await
+    }
+}
+
+/// The link to one host, as others hold it. It outlives connections.
+pub(super) struct Link {
+    host: HostName,
+    current: Mutex<Current>,
+    /// Told to try again now.
+    pub(super) told: Notify,
+}
+
+enum Current {
+    Down { why: String, hint: Option<String> },
+    Up(Arc<Session>),
+}
+
+impl Link {
+    pub(super) fn new(host: HostName) -> Arc<Self> {
+        let current = Current::Down { why: "not connected yet".to_owned(), hint: None };
+        Arc::new(Self { host, current: Mutex::new(current), told: Notify::new() })
+    }
+
+    fn down(&self, why: &str, hint: Option<String>) {
+        let new = Current::Down { why: why.to_owned(), hint };
+        let old = {
+            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, new)
+        };
+        if let Current::Up(session) = old {
+            session.fail_all();
+        }
+    }
+
+    fn up(&self, session: Arc<Session>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Current::Up(session);
+    }
+
+    fn session(&self) -> Result<Arc<Session>, LinkError> {
+        match &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            Current::Up(session) => Ok(Arc::clone(session)),
+            Current::Down { why, hint } => Err(LinkError::Down {
+                host: self.host.clone(),
+                why: why.clone(),
+                hint: hint.clone(),
+            }),
+        }
+    }
+
+    /// The link was lost under a request: why, as far as is known yet.
+    fn lost(&self) -> LinkError {
+        self.session().err().unwrap_or_else(|| LinkError::Down {
+            host: self.host.clone(),
+            why: "the connection was lost".to_owned(),
+            hint: None,
+        })
+    }
+}
+
+#[async_trait]
+impl HostLink for Link {
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    async fn request(&self, request: Request) -> Result<Reply, LinkError> {
+        match self.session()?.request(request).await? {
+            Some(reply) => Ok(reply),
+            None => Err(self.lost()),
+        }
+    }
+
+    async fn dial(
+        &self,
+        target: &DialTarget,
+        access: DialAccess,
+    ) -> Result<Box<dyn DialStream>, LinkError> {
+        match self.session()?.dial(target, access).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(DialError::Busy | DialError::Ssh(SshError::Timeout { .. })) => {
+                Err(LinkError::Timeout { host: self.host.clone() })
+            }
+            Err(DialError::Ssh(error)) => Err(LinkError::Down {
+                host: self.host.clone(),
+                why: error.to_string(),
+                hint: error.hint(),
+            }),
+        }
+    }
+}
+
+/// Why a link is down, and how soon trying again makes sense.
+struct Cause {
+    why: String,
+    hint: Option<String>,
+    retry: Retry,
+}
+
+enum Retry {
+    Soon,
+    Slowly,
+    WhenTold,
+}
+
+impl From<SshError> for Cause {
+    fn from(error: SshError) -> Self {
+        let retry = match &error {
+            // A person has said no: asking again every minute would be a nuisance.
+            SshError::HostKeyRejected { .. } => Retry::WhenTold,
+            e if e.needs_a_person() => Retry::Slowly,
+            _ => Retry::Soon,
+        };
+        Self { why: error.to_string(), hint: error.hint(), retry }
+    }
+}
+
+impl From<InstallError> for Cause {
+    fn from(error: InstallError) -> Self {
+        match error {
+            InstallError::Ssh(error) => error.into(),
+            error => {
+                let retry = if error.needs_a_person() { Retry::Slowly } else { Retry::Soon };
+                Self { why: error.to_string(), hint: error.hint(), retry }
+            }
+        }
+    }
+}
+
+impl From<SessionError> for Cause {
+    fn from(error: SessionError) -> Self {
+        let (hint, retry) = match &error {
+            SessionError::Ssh(error) => return error.clone().into(),
+            SessionError::Refused(refusal) => (refusal.hint(), Retry::Slowly),
+            SessionError::Ended(_) | SessionError::Silent | SessionError::Nonsense(_) => (
+                Some("run `gpudeck agent` on the host by hand to see what is wrong".to_owned()),
+                Retry::Soon,
+            ),
+        };
+        Self { why: error.to_string(), hint, retry }
+    }
+}
+
+/// One host's link task.
+pub(super) struct HostTask {
+    pub(super) spec: HostSpec,
+    pub(super) link: Arc<Link>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Drop for HostTask {
+    /// However the task ends, nobody waits for it afterwards.
+    fn drop(&mut self) {
+        self.link.down("the host is not followed any more", None);
+        self.outbox.close();
+    }
+}
+
+impl HostTask {
+    /// Keeps the link until it is told to stop.
+    pub(super) async fn run(self) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.keep() => {}
+        }
+    }
+
+    async fn keep(&self) {
+        let mut failures: u32 = 0;
+        loop {
+            let (cause, up_for) = match self.once().await {
+                Ok(lost) => lost,
+                Err(cause) => (cause, Duration::ZERO),
+            };
+            if up_for >= STEADY {
+                failures = 0;
+            }
+            let wait = match cause.retry {
+                Retry::Soon => Some(backoff(failures, rand::random())),
+                Retry::Slowly => Some(SLOW_RETRY),
+                Retry::WhenTold => None,
+            };
+            failures = failures.saturating_add(1);
+            tracing::info!(host = %self.link.host, cause = %cause.why, "link down");
+            self.link.down(&cause.why, cause.hint.clone());
+            self.outbox.link(LinkState::Down {
+                cause: cause.why,
+                hint: cause.hint,
+                retry_in: wait,
+            });
+            let sleep = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {}
+                () = self.link.told.notified() => failures = 0,
+            }
+        }
+    }
+
+    /// One connection from its beginning to its end: why it ended, and how long it was up.
+    async fn once(&self) -> Result<(Cause, Duration), Cause> {
+        let connection = self.connect().await?;
+        self.outbox.phase("looking for the agent");
+        let progress = |percent: u8| {
+            self.outbox.phase(format!("installing the agent {percent}%"));
+        };
+        let env = &self.spec.agent_env;
+        let command = match self.spec.transport {
+            Transport::Local => {
+                let path = self.shared.binary_path()?;
+                install(&*connection, Source::InPlace(&path), env, &progress).await?
+            }
+            Transport::Ssh => {
+                let binary = self.shared.binary().await?;
+                install(&*connection, Source::Copy(binary), env, &progress).await?
+            }
+        };
+        self.outbox.phase("starting the agent");
+        let host = self.link.host.clone();
+        let (session, facts, running) =
+            Session::start(host.clone(), Arc::clone(&connection), command).await?;
+        let session = Arc::new(session);
+        self.link.up(Arc::clone(&session));
+        self.outbox.put(FleetEvent::Facts { host, facts: Box::new(facts) });
+        self.outbox.link(LinkState::Up);
+        let since = Instant::now();
+        let why = session.serve(running, &self.outbox).await;
+        let cause = Cause::from(why);
+        self.link.down(&cause.why, cause.hint.clone());
+        connection.close().await;
+        Ok((cause, since.elapsed()))
+    }
+
+    async fn connect(&self) -> Result<Arc<dyn Connection>, Cause> {
+        self.outbox.phase("connecting");
+        if self.spec.transport == Transport::Local {
+            return Ok(Arc::new(LocalConnection::new()));
+        }
+        // Read again each time, so that a corrected configuration counts at the next try.
+        let mut options = ConnectOptions::from_env(self.shared.ssh_config.as_deref())?;
+        options.key_ring = Arc::clone(&self.shared.key_ring);
+        let target = Target {
+            name: self.link.host.to_string(),
+            address: self.spec.address.clone(),
+            port: self.spec.port,
+            user: self.spec.user.clone(),
+            identity_files: self.spec.identity_files.clone(),
+            known_hosts: self.spec.known_hosts.clone(),
+        };
+        let endpoint = Endpoint::resolve(&target, &options);
+        if !endpoint.warnings.is_empty() {
+            let text = format!("SSH configuration: {}", endpoint.warnings.join("; "));
+            self.outbox.put(FleetEvent::Warning {
+                host: self.link.host.clone(),
+                text: text::clean(&text, 600),
+            });
+        }
+        let asking = HostQuestions {
+            host: self.link.host.clone(),
+            desk: Arc::clone(&self.shared.desk),
+            outbox: Arc::clone(&self.outbox),
+        };
+        let questions: &dyn Questions =
+            if self.shared.interactive { &asking } else { &NoQuestions };
+        let on_phase = |phase| self.outbox.phase(format!("{phase}"));
+        let connection = connect(&endpoint, &options, questions, &on_phase).await?;
+        Ok(Arc::new(connection))
+    }
+}
+
+/// The wait after `failures` failures in a row: doubled each time, with jitter so that a fleet
+/// that was lost at once does not come back at once. `random` is from 0 to 1.
+fn backoff(failures: u32, random: f64) -> Duration {
+    let doubled = FIRST_RETRY.saturating_mul(2u32.saturating_pow(failures.min(16)));
+    doubled.min(LONGEST_RETRY).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_to_its_limit() {
+        assert_eq!(backoff(0, 1.0), FIRST_RETRY);
+        assert_eq!(backoff(3, 1.0), Duration::from_secs(4));
+        assert_eq!(backoff(u32::MAX, 1.0), LONGEST_RETRY);
+        assert_eq!(backoff(0, 0.0), FIRST_RETRY / 2);
+    }
+}

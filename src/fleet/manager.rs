@@ -1,0 +1,162 @@
+//! All links of a deck.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::{OnceCell, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::desk::Desk;
+use super::host_task::{HostTask, Link, Shared};
+use super::outbox::Outbox;
+use super::{FleetEvent, HostLink};
+use crate::base::HostName;
+use crate::spec::HostSpec;
+use crate::ssh::KeyRing;
+
+/// How a fleet is reached.
+#[derive(Clone, Debug, Default)]
+pub struct FleetOptions {
+    /// The agent's binary; default: this program.
+    pub agent_binary: Option<PathBuf>,
+    /// The SSH configuration; default: `~/.ssh/config`.
+    pub ssh_config: Option<PathBuf>,
+    /// A person may be asked about host keys and passphrases.
+    pub interactive: bool,
+}
+
+/// The links of a deck: one task per host, none waits for another.
+///
+/// Dropping it aborts all links at once; [`Fleet::shutdown`] closes them in good order.
+pub struct Fleet {
+    shared: Arc<Shared>,
+    events: mpsc::Sender<FleetEvent>,
+    hosts: Mutex<Hosts>,
+}
+
+#[derive(Default)]
+struct Hosts {
+    entries: BTreeMap<HostName, Entry>,
+    /// Tasks of hosts that are gone, on their way to their end.
+    leaving: Vec<JoinHandle<()>>,
+}
+
+struct Entry {
+    spec: HostSpec,
+    link: Arc<Link>,
+    outbox: Arc<Outbox>,
+    stop: CancellationToken,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Fleet {
+    /// A fleet without hosts. What happens is told on `events`, whose reader should not be slow
+    /// but may be: states are newest-wins.
+    pub fn new(options: FleetOptions, events: mpsc::Sender<FleetEvent>) -> Self {
+        let shared = Shared {
+            agent_binary: options.agent_binary,
+            ssh_config: options.ssh_config,
+            interactive: options.interactive,
+            desk: Arc::new(Desk::default()),
+            key_ring: Arc::new(KeyRing::default()),
+            binary: OnceCell::new(),
+        };
+        Self { shared: Arc::new(shared), events, hosts: Mutex::default() }
+    }
+
+    /// Follows these hosts from now on: new ones are connected to, changed ones anew, others let
+    /// go. To be called within a tokio runtime.
+    pub fn set_hosts(&self, wanted: &BTreeMap<HostName, HostSpec>) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = &mut *hosts;
+        hosts.leaving.retain(|task| !task.is_finished());
+        let gone: Vec<HostName> = hosts
+            .entries
+            .iter()
+            .filter(|(name, entry)| wanted.get(*name) != Some(&entry.spec))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            if let Some(entry) = hosts.entries.remove(&name) {
+                entry.outbox.retire();
+                entry.stop.cancel();
+                hosts.leaving.extend(entry.tasks);
+            }
+        }
+        for (name, spec) in wanted {
+            if !hosts.entries.contains_key(name) {
+                hosts.entries.insert(name.clone(), self.start(name, spec));
+            }
+        }
+    }
+
+    fn start(&self, name: &HostName, spec: &HostSpec) -> Entry {
+        let link = Link::new(name.clone());
+        let outbox = Outbox::new(name.clone());
+        let stop = CancellationToken::new();
+        let task = HostTask {
+            spec: spec.clone(),
+            link: Arc::clone(&link),
+            outbox: Arc::clone(&outbox),
+            shared: Arc::clone(&self.shared),
+            stop: stop.clone(),
+        };
+        let forward = Arc::clone(&outbox).forward(self.events.clone());
+        let tasks = [tokio::spawn(task.run()), tokio::spawn(forward)];
+        Entry { spec: spec.clone(), link, outbox, stop, tasks }
+    }
+
+    /// The link to a host. It stays good over reconnects; while the host is not reached, requests
+    /// fail at once with [`super::LinkError::Down`].
+    pub fn link(&self, host: &HostName) -> Option<Arc<dyn HostLink>> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.entries.get(host).map(|entry| Arc::clone(&entry.link) as Arc<dyn HostLink>)
+    }
+
+    /// Tries a host that is down again now; passphrases that were not given are asked for again.
+    pub async fn reconnect(&self, host: &HostName) -> bool {
+        self.shared.key_ring.ask_again().await;
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = hosts.entries.get(host);
+        if let Some(entry) = entry {
+            entry.link.told.notify_one();
+        }
+        entry.is_some()
+    }
+
+    /// Answers a question; false when it is not asked (any more). A host key is accepted with
+    /// `yes`.
+    pub fn answer(&self, question: u64, answer: SecretString) -> bool {
+        self.shared.desk.answer(question, answer)
+    }
+
+    /// Closes all links, within two seconds.
+    pub async fn shutdown(self) {
+        self.set_hosts(&BTreeMap::new());
+        let leaving = {
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut hosts.leaving)
+        };
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+        for mut task in leaving {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let hosts = self.hosts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let entries = std::mem::take(&mut hosts.entries).into_values();
+        for task in entries.flat_map(|entry| entry.tasks).chain(std::mem::take(&mut hosts.leaving))
+        {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Between one link and whoever listens to the fleet: holds the newest of every kind of state.
+//!
+//! A listener that is slow, or that waits for a reply of this very link, must not hold up the
+//! reading of the link. So states wait in slots, the newest in each, and one task hands them on.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, mpsc};
+
+use super::{FleetEvent, LinkState};
+use crate::base::HostName;
+
+/// Questions and warnings that may wait; older ones go.
+const MAX_QUEUED: usize = 64;
+
+#[derive(Default)]
+struct Slots {
+    link: Option<FleetEvent>,
+    facts: Option<FleetEvent>,
+    ranks: Option<FleetEvent>,
+    sample: Option<FleetEvent>,
+    queue: VecDeque<FleetEvent>,
+    /// The host was removed or replaced: only the ends of questions still go out.
+    retired: bool,
+    closed: bool,
+}
+
+/// Where a link puts what it has to tell.
+pub(super) struct Outbox {
+    host: HostName,
+    slots: Mutex<Slots>,
+    changed: Notify,
+}
+
+impl Outbox {
+    pub(super) fn new(host: HostName) -> Arc<Self> {
+        Arc::new(Self { host, slots: Mutex::default(), changed: Notify::new() })
+    }
+
+    pub(super) fn link(&self, state: LinkState) {
+        self.put(FleetEvent::Link { host: self.host.clone(), state });
+    }
+
+    pub(super) fn phase(&self, phase: impl Into<String>) {
+        self.link(LinkState::Connecting { phase: phase.into() });
+    }
+
+    /// Never waits.
+    pub(super) fn put(&self, event: FleetEvent) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.closed || (slots.retired && !matches!(event, FleetEvent::QuestionGone { .. })) {
+            return;
+        }
+        match event {
+            FleetEvent::Link { .. } => slots.link = Some(event),
+            FleetEvent::Facts { .. } => slots.facts = Some(event),
+            FleetEvent::Ranks { .. } => slots.ranks = Some(event),
+            FleetEvent::Sample { .. } => slots.sample = Some(event),
+            FleetEvent::Question { .. }
+            | FleetEvent::QuestionGone { .. }
+            | FleetEvent::Warning { .. } => {
+                if slots.queue.len() >= MAX_QUEUED {
+                    slots.queue.pop_front();
+                }
+                slots.queue.push_back(event);
+            }
+        }
+        drop(slots);
+        self.changed.notify_one();
+    }
+
+    /// From now on only the ends of questions are told.
+    pub(super) fn retire(&self) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = std::mem::take(&mut slots.queue);
+        *slots = Slots { queue, retired: true, closed: slots.closed, ..Slots::default() };
+    }
+
+    /// Nothing more will come: the task ends when all is handed on.
+    pub(super) fn close(&self) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.changed.notify_one();
+    }
+
+    /// The next event, or whether there will ever be one.
+    fn take(&self) -> Result<Option<FleetEvent>, ()> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = slots
+            .queue
+            .pop_front()
+            .or_else(|| slots.facts.take())
+            .or_else(|| slots.link.take())
+            .or_else(|| slots.ranks.take())
+            .or_else(|| slots.sample.take());
+        if next.is_none() && slots.closed { Err(()) } else { Ok(next) }
+    }
+
+    /// Hands events on until the outbox is closed or nobody listens.
+    pub(super) async fn forward(self: Arc<Self>, events: mpsc::Sender<FleetEvent>) {
+        loop {
+            match self.take() {
+                Ok(Some(event)) => {
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => self.changed.notified().await,
+                Err(()) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_state_wins_and_a_full_listener_holds_up_nobody() {
+        let outbox = Outbox::new("h".parse().unwrap());
+        let (sender, mut events) = mpsc::channel(1);
+        for n in 0..1000 {
+            outbox.phase(format!("{n}"));
+        }
+        outbox.put(FleetEvent::QuestionGone { id: 7 });
+        outbox.close();
+        outbox.link(LinkState::Up);
+        let read = async {
+            let mut all = Vec::new();
+            while let Some(event) = events.recv().await {
+                all.push(event);
+            }
+            all
+        };
+        let ((), all) = tokio::join!(outbox.forward(sender), read);
+        let last = LinkState::Connecting { phase: "999".to_owned() };
+        let link = FleetEvent::Link { host: "h".parse().unwrap(), state: last };
+        assert_eq!(all, [FleetEvent::QuestionGone { id: 7 }, link]);
+    }
+}

@@ -1,0 +1,323 @@
+//! One run of the agent on one connection: the handshake, the requests under way, what it tells.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::dial::Dialled;
+use super::install::AgentCommand;
+use super::lines::LineReader;
+use super::outbox::Outbox;
+use super::{FleetEvent, LinkError};
+use crate::base::{HostName, text};
+use crate::ssh::{Connection, ExecChannel, ExecControl, ExitStatus, SshError};
+use crate::wire::{
+    DialAccess, DialTarget, FromAgent, HostFacts, MAX_LINE_BYTES, PROTOCOL_VERSION, Refusal, Reply,
+    Request, ToAgent, Verb,
+};
+
+/// Channels beside the agent's own on one connection: sshd allows ten by default.
+const MAX_DIALS: usize = 6;
+const HELLO_PATIENCE: Duration = Duration::from_secs(20);
+/// An agent that is subscribed to and says nothing for so long hangs.
+const SILENCE: Duration = Duration::from_secs(60);
+const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+const DIAL_PATIENCE: Duration = Duration::from_secs(15);
+/// Time between samples.
+const SAMPLE_INTERVAL_MS: u64 = 1000;
+/// Lines before the first answer that are no JSON: what a login shell's start-up files print.
+const MAX_CHATTER_LINES: usize = 200;
+
+type Answer = Result<Reply, Refusal>;
+
+/// A running agent that has said hello.
+pub(super) struct Session {
+    host: HostName,
+    connection: Arc<dyn Connection>,
+    command: AgentCommand,
+    lines: mpsc::Sender<Vec<u8>>,
+    /// None once the link is lost: nobody may wait then.
+    pending: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
+    next_id: AtomicU64,
+    dials: Arc<Semaphore>,
+}
+
+/// The two pipes of a running agent.
+pub(super) struct Running {
+    stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    reader: LineReader<Box<dyn AsyncRead + Send + Unpin>>,
+    control: ExecControl,
+    lines: mpsc::Receiver<Vec<u8>>,
+}
+
+/// Why an agent could not be talked to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SessionError {
+    /// The connection.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// It ended, or never began.
+    #[error("the agent ended: {0}")]
+    Ended(String),
+    /// It does not speak.
+    #[error("the agent does not say hello")]
+    Silent,
+    /// It speaks another language.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// It speaks nonsense.
+    #[error("the agent answers nonsense: {0}")]
+    Nonsense(String),
+}
+
+/// Forgets a request however the waiting for it ends.
+struct Waiting<'a> {
+    id: u64,
+    of: &'a Session,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.of.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pending) = pending.as_mut() {
+            pending.remove(&self.id);
+        }
+    }
+}
+
+impl Session {
+    /// Runs the agent and shakes hands with it.
+    pub(super) async fn start(
+        host: HostName,
+        connection: Arc<dyn Connection>,
+        command: AgentCommand,
+    ) -> Result<(Self, HostFacts, Running), SessionError> {
+        let ExecChannel { mut stdin, stdout, control } =
+            connection.exec(&command.agent_line()).await?;
+        let mut reader = LineReader::new(stdout, MAX_LINE_BYTES);
+        let hello = async {
+            let line = line_of(1, Request::Hello { protocol: PROTOCOL_VERSION })?;
+            let subscribe = line_of(2, Request::Subscribe { interval_ms: SAMPLE_INTERVAL_MS })?;
+            // An agent that ended already says why below.
+            if stdin.write_all(&line).await.is_ok() {
+                let _ = stdin.flush().await;
+            }
+            let facts = read_hello(&mut reader, &control, &*connection).await?;
+            let sent = stdin.write_all(&subscribe).await;
+            sent.map_err(|error| SessionError::Ended(text::clean(&error.to_string(), 200)))?;
+            let _ = stdin.flush().await;
+            Ok::<_, SessionError>(facts)
+        };
+        let facts = timeout(HELLO_PATIENCE, hello).await.map_err(|_| SessionError::Silent)??;
+        let (lines, receiver) = mpsc::channel(64);
+        let session = Self {
+            host,
+            connection,
+            command,
+            lines,
+            pending: Mutex::new(Some(HashMap::new())),
+            next_id: AtomicU64::new(10),
+            dials: Arc::new(Semaphore::new(MAX_DIALS)),
+        };
+        Ok((session, facts, Running { stdin, reader, control, lines: receiver }))
+    }
+
+    /// Carries messages until the agent or the connection is lost; returns why.
+    pub(super) async fn serve(&self, running: Running, outbox: &Outbox) -> SessionError {
+        let Running { mut stdin, mut reader, control, mut lines } = running;
+        let write = async {
+            while let Some(line) = lines.recv().await {
+                if stdin.write_all(&line).await.is_err() || stdin.flush().await.is_err() {
+                    break;
+                }
+            }
+            // The reader sees the end too, and knows more about it.
+            std::future::pending::<()>().await;
+        };
+        let read = async {
+            loop {
+                match timeout(SILENCE, reader.next()).await {
+                    Err(_) => {
+                        return SessionError::Nonsense(format!(
+                            "nothing at all for {} s",
+                            SILENCE.as_secs()
+                        ));
+                    }
+                    Ok(Err(error)) => {
+                        return SessionError::Nonsense(text::clean(&error.to_string(), 200));
+                    }
+                    Ok(Ok(None)) => return end_of(&control, &*self.connection).await,
+                    Ok(Ok(Some(line))) => match serde_json::from_slice(line) {
+                        Ok(message) => self.take(message, outbox),
+                        Err(error) => {
+                            let shown = text::clean(&String::from_utf8_lossy(line), 80);
+                            return SessionError::Nonsense(format!("{error}: {shown}"));
+                        }
+                    },
+                }
+            }
+        };
+        let why = tokio::select! {
+            why = read => why,
+            () = write => SessionError::Silent,
+            error = self.connection.closed() => SessionError::Ssh(error),
+        };
+        self.fail_all();
+        why
+    }
+
+    fn take(&self, message: FromAgent, outbox: &Outbox) {
+        let host = self.host.clone();
+        match message {
+            FromAgent::Reply { id, result } => {
+                let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(asker) = pending.as_mut().and_then(|p| p.remove(&id)) {
+                    // An asker that gave up needs no answer.
+                    let _ = asker.send(result);
+                }
+            }
+            FromAgent::Sample(sample) => outbox.put(FleetEvent::Sample { host, sample }),
+            FromAgent::Ranks(ranks) => outbox.put(FleetEvent::Ranks { host, ranks }),
+        }
+    }
+
+    /// From now on nobody waits here.
+    pub(super) fn fail_all(&self) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Asks the agent. `Ok(None)`: the link was lost meanwhile.
+    pub(super) async fn request(&self, request: Request) -> Result<Option<Reply>, LinkError> {
+        let patience = patience(&request);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let line = line_of(id, request).map_err(|error| LinkError::Unexpected {
+            host: self.host.clone(),
+            what: error.to_string(),
+        })?;
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(pending) = pending.as_mut() else { return Ok(None) };
+            pending.insert(id, sender);
+        }
+        let _waiting = Waiting { id, of: self };
+        let exchange = async {
+            if self.lines.send(line).await.is_err() {
+                return None;
+            }
+            receiver.await.ok()
+        };
+        match timeout(patience, exchange).await {
+            Err(_) => Err(LinkError::Timeout { host: self.host.clone() }),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(reply))) => Ok(Some(reply)),
+            Ok(Some(Err(refusal))) => Err(LinkError::Refused { host: self.host.clone(), refusal }),
+        }
+    }
+
+    /// A byte stream to a socket on the host.
+    pub(super) async fn dial(
+        &self,
+        target: &DialTarget,
+        access: DialAccess,
+    ) -> Result<Dialled, DialError> {
+        let permit = timeout(DIAL_PATIENCE, Arc::clone(&self.dials).acquire_owned())
+            .await
+            .map_err(|_| DialError::Busy)?
+            .map_err(|_| DialError::Busy)?;
+        let channel = self.connection.exec(&self.command.dial_line(target, access)).await?;
+        Ok(Dialled::new(channel, permit))
+    }
+}
+
+/// Why a stream could not be opened.
+pub(super) enum DialError {
+    /// All channels are in use.
+    Busy,
+    /// The connection.
+    Ssh(SshError),
+}
+
+impl From<SshError> for DialError {
+    fn from(error: SshError) -> Self {
+        Self::Ssh(error)
+    }
+}
+
+fn line_of(id: u64, request: Request) -> Result<Vec<u8>, SessionError> {
+    let nonsense = |error: serde_json::Error| SessionError::Nonsense(error.to_string());
+    let mut line = serde_json::to_vec(&ToAgent { id, request }).map_err(nonsense)?;
+    line.push(b'\n');
+    if line.len() > MAX_LINE_BYTES {
+        return Err(SessionError::Nonsense("the request is too long".to_owned()));
+    }
+    Ok(line)
+}
+
+/// How long an answer may take: what the request itself allows, and something for the way.
+fn patience(request: &Request) -> Duration {
+    match request {
+        Request::Http { timeout_ms, .. } => {
+            Duration::from_millis(*timeout_ms).saturating_add(Duration::from_secs(5))
+        }
+        Request::Act { verb: Verb::StopRank { grace_ms, .. }, .. } => {
+            Duration::from_millis(*grace_ms).saturating_add(REQUEST_PATIENCE)
+        }
+        _ => REQUEST_PATIENCE,
+    }
+}
+
+async fn read_hello<R: AsyncRead + Unpin>(
+    reader: &mut LineReader<R>,
+    control: &ExecControl,
+    connection: &dyn Connection,
+) -> Result<HostFacts, SessionError> {
+    for _ in 0..MAX_CHATTER_LINES {
+        let line = reader
+            .next()
+            .await
+            .map_err(|error| SessionError::Nonsense(text::clean(&error.to_string(), 200)))?;
+        let Some(line) = line else { return Err(end_of(control, connection).await) };
+        match serde_json::from_slice(line) {
+            Ok(FromAgent::Reply { id: 1, result: Ok(Reply::Hello { protocol, facts }) }) => {
+                if protocol != PROTOCOL_VERSION {
+                    return Err(SessionError::Refused(Refusal::Protocol {
+                        agent: protocol,
+                        asked: PROTOCOL_VERSION,
+                    }));
+                }
+                return Ok(*facts);
+            }
+            Ok(FromAgent::Reply { id: 1, result: Err(refusal) }) => {
+                return Err(SessionError::Refused(refusal));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(SessionError::Nonsense("no hello among its first lines".to_owned()))
+}
+
+/// The agent's output has ended: was it the connection, or the agent?
+async fn end_of(control: &ExecControl, connection: &dyn Connection) -> SessionError {
+    match timeout(Duration::from_secs(2), control.wait()).await {
+        Ok(ExitStatus::Lost) | Err(_) => {
+            match timeout(Duration::from_secs(2), connection.closed()).await {
+                Ok(error) => SessionError::Ssh(error),
+                Err(_) => SessionError::Ended("its output was closed".to_owned()),
+            }
+        }
+        Ok(status) => {
+            let words = text::clean(control.stderr_tail().trim(), 200);
+            SessionError::Ended(if words.is_empty() {
+                status.to_string()
+            } else {
+                format!("{status}: {words}")
+            })
+        }
+    }
+}
