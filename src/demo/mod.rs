@@ -5,5 +5,7 @@
 
 pub mod engine;
 pub mod gateway;
+pub mod ssh_server;
 
 pub use gateway::SimGateway;
+pub use ssh_server::{HostSetup, SimHost};
