@@ -5,5 +5,11 @@
 
 pub mod engine;
 pub mod gateway;
+pub mod load;
+pub mod ssh_server;
+pub mod world;
 
 pub use gateway::SimGateway;
+pub use load::{Load, LoadCounts};
+pub use ssh_server::{HostSetup, SimHost};
+pub use world::World;

@@ -20,9 +20,10 @@ use crate::base::Bytes;
 /// Where GPU allocations are told to the simulated NVML: a directory.
 pub const ALLOCATIONS_ENV: &str = "GPUDECK_SIM_ALLOCATIONS";
 
-/// Plays an inference engine for demonstrations and tests. Generates filler words.
+/// Plays an inference engine for demonstrations and tests. Generates filler words. Of an option
+/// given twice the last counts.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "gpudeck sim-engine", no_binary_name = false)]
+#[command(name = "gpudeck sim-engine", args_override_self = true)]
 pub(crate) struct Args {
     /// Port to serve on.
     #[arg(long)]
