@@ -73,12 +73,12 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         return Some(host.gpu_trouble.clone().unwrap_or_else(|| "it has no GPU".to_owned()));
     }
     if host.gpus.len() < wanted {
-        return Some(format!("{} GPUs, {wanted} needed", host.gpus.len()));
+        let word = if host.gpus.len() == 1 { "GPU" } else { "GPUs" };
+        return Some(format!("it has {} {word}, {wanted} needed", host.gpus.len()));
     }
     let short = |gpus: &[&GpuCapacity], what: &str| {
-        (gpus.len() < wanted).then(|| {
-            format!("only {} of {} GPUs {what} ({wanted} needed)", gpus.len(), host.gpus.len())
-        })
+        (gpus.len() < wanted)
+            .then(|| format!("GPUs {what}: {} of {}, {wanted} needed", gpus.len(), host.gpus.len()))
     };
     let large: Vec<&GpuCapacity> =
         host.gpus.iter().filter(|g| g.total >= needed_on(g, demand, need)).collect();
@@ -86,11 +86,11 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         let largest = host.gpus.iter().map(|g| g.total).max().unwrap_or_default();
         return Some(format!("its GPUs have {largest}, {} needed", need.memory_per_device));
     }
-    if let Some(why) = short(&large, &format!("have {}", need.memory_per_device)) {
+    if let Some(why) = short(&large, &format!("of {}", need.memory_per_device)) {
         return Some(why);
     }
     let healthy: Vec<&GpuCapacity> = large.into_iter().filter(|g| g.healthy.is_ok()).collect();
-    if let Some(why) = short(&healthy, "are large enough and healthy") {
+    if let Some(why) = short(&healthy, "that are large enough and healthy") {
         let sick = host.gpus.iter().find_map(|g| {
             g.healthy.as_ref().err().map(|e| format!("; GPU {}: {}", g.index, text::clean(e, 80)))
         });
@@ -100,7 +100,7 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
     let is_ours = |g: &GpuCapacity| occupied.contains_key(&g.device());
     let ours: Vec<&GpuCapacity> =
         healthy.into_iter().filter(|g| g.reserved_by.is_none() || is_ours(g)).collect();
-    if let Some(why) = short(&ours, "are not held by other services") {
+    if let Some(why) = short(&ours, "not held by other services") {
         let holders: BTreeSet<&str> =
             host.gpus.iter().filter_map(|g| g.reserved_by.as_deref()).collect();
         let holders: Vec<&str> = holders.into_iter().take(4).collect();
@@ -111,7 +111,7 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         .filter(|g| available(g, is_ours(g)) >= needed_on(g, demand, need))
         .collect();
     let needed = host.gpus.iter().map(|g| needed_on(g, demand, need)).max().unwrap_or_default();
-    short(&free, &format!("have {needed} free"))
+    short(&free, &format!("with {needed} free"))
 }
 
 /// Why it cannot be placed, and the smallest change that would help.

@@ -217,7 +217,20 @@ fn every_host_passed_over_has_its_one_reason() {
     let mut d = demand(1, vec![need(2, 40)]);
     d.placement.labels.insert("zone".into(), "a".into());
     let refusal = place(&w, &d).unwrap_err();
-    insta::assert_snapshot!(format!("{refusal}\n{}\n{}", refusal.reasons.join("\n"), refusal.hint().unwrap()), @"");
+    insta::assert_snapshot!(format!("{refusal}\n{}\n{}", refusal.reasons.join("\n"), refusal.hint().unwrap()), @r"
+    chat cannot be placed: no host has 2 GPUs with 40.0 GiB free on each
+    bare: it has no GPU (libnvidia-ml.so.1 not found)
+    busy: GPUs with 40.0 GiB free: 1 of 2, 2 needed
+    cordoned: cordoned
+    down: not reached
+    few: it has 1 GPU, 2 needed
+    held: GPUs not held by other services: 1 of 2, 2 needed; held by embed
+    label: label zone is b, not a
+    none: label zone = a is missing
+    sick: GPUs that are large enough and healthy: 1 of 2, 2 needed; GPU 1: Xid 79
+    small: its GPUs have 24.0 GiB, 40.0 GiB needed
+    bring the memory it needs down to 30.0 GiB on each GPU
+    ");
 }
 
 #[test]
@@ -230,12 +243,27 @@ fn refusals_name_the_numbers_and_the_smallest_change() {
     let mut small = w.clone();
     small.hosts[1].gpus.truncate(1);
     small.hosts[1].gpus[0].free = Bytes::gib(30);
-    insta::assert_snapshot!(text(&demand(1, vec![need(16, 40)]), &w), @"");
-    insta::assert_snapshot!(text(&demand(1, vec![need(1, 90)]), &w), @"");
-    insta::assert_snapshot!(text(&demand(3, vec![need(1, 40)]), &small), @"");
-    insta::assert_snapshot!(text(&demand(1, vec![need(1, 40)]), &World::default()), @"");
+    insta::assert_snapshot!(text(&demand(1, vec![need(16, 40)]), &w), @r"
+    chat cannot be placed: a replica needs 16 GPUs, the largest host (b) has 8; spanning hosts is not supported yet
+      set parallel = { tensor = 8 } or less, or use smaller weights
+    ");
+    insta::assert_snapshot!(text(&demand(1, vec![need(1, 90)]), &w), @r"
+    chat cannot be placed: no GPU is large enough: 90.0 GiB needed on each of 1 GPU, the largest is H80 on b with 80.0 GiB
+      bring the memory it needs down to 79.0 GiB on each GPU
+    ");
+    insta::assert_snapshot!(text(&demand(3, vec![need(1, 40)]), &small), @r"
+    chat cannot be placed: 2 of 3 replicas fit
+      lower replicas to 2, or bring the memory it needs down to 30.0 GiB on each GPU
+    ");
+    insta::assert_snapshot!(text(&demand(1, vec![need(1, 40)]), &World::default()), @r"
+    chat cannot be placed: no host may be used
+      add a host to deck.toml
+    ");
     let busy = world(vec![host("a", vec![gpu("a", 0, 80, 31)])]);
-    insta::assert_snapshot!(text(&demand(1, vec![need(1, 40), need(2, 20)]), &busy), @"");
+    insta::assert_snapshot!(text(&demand(1, vec![need(1, 40), need(2, 20)]), &busy), @r"
+    chat cannot be placed: no host has a GPU with 40.0 GiB free
+      bring the memory it needs down to 31.0 GiB on each GPU
+    ");
 }
 
 #[test]
