@@ -1,0 +1,103 @@
+//! What a service wants, and the answer: a placement, or a refusal.
+
+use crate::base::{Bytes, DeviceId, Hint, HostName, ReplicaKey, ServiceName};
+use crate::spec::{DeviceKind, ParallelShape, PlacementSpec};
+
+/// What a service wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demand {
+    /// The service.
+    pub service: ServiceName,
+    /// How many replicas.
+    pub replicas: u32,
+    /// Shapes with their memory, to be tried in order; the first that fits is taken for all.
+    pub shapes: Vec<ShapeNeed>,
+    /// GPUs, or host memory.
+    pub device: DeviceKind,
+    /// The share of each GPU's memory that the engine takes whatever the model needs, 0 to 1.
+    pub memory_share: Option<f64>,
+    /// Where replicas may go.
+    pub placement: PlacementSpec,
+    /// Present replicas of this service whose devices may be taken over.
+    pub reuse: Vec<Reuse>,
+    /// Take free devices before those of present replicas.
+    pub prefer_spare: bool,
+}
+
+/// A shape and the memory that it needs on each device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShapeNeed {
+    /// How a replica is divided.
+    pub shape: ParallelShape,
+    /// Memory on each device.
+    pub memory_per_device: Bytes,
+}
+
+impl ShapeNeed {
+    /// Devices of one replica.
+    pub fn devices(&self) -> usize {
+        let n = [self.shape.tensor, self.shape.pipeline, self.shape.data]
+            .iter()
+            .fold(1u64, |n, d| n.saturating_mul(u64::from(d.get())));
+        usize::try_from(n).unwrap_or(usize::MAX)
+    }
+}
+
+/// A present replica (or the part of it on one host) that may be replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reuse {
+    /// Which.
+    pub replica: ReplicaKey,
+    /// Its host.
+    pub host: HostName,
+    /// Its devices there.
+    pub devices: Vec<DeviceId>,
+    /// What it takes on each.
+    pub memory_per_device: Bytes,
+}
+
+/// Where every replica goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// The replicas, in order.
+    pub replicas: Vec<PlacedReplica>,
+    /// One line a decision, and one for each host that was passed over.
+    pub reasons: Vec<String>,
+}
+
+/// Where one replica goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedReplica {
+    /// The host.
+    pub host: HostName,
+    /// The devices: GPUs, or just `cpu`.
+    pub devices: Vec<DeviceId>,
+    /// Memory it takes on each.
+    pub memory_per_device: Bytes,
+    /// How it is divided.
+    pub shape: ParallelShape,
+    /// Present replicas that must be gone before it can start. Empty: it fits beside them.
+    pub in_place_of: Vec<ReplicaKey>,
+}
+
+/// Why not every replica has a place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{service} cannot be placed: {message}")]
+pub struct Refusal {
+    /// The service.
+    pub service: ServiceName,
+    /// The cause.
+    pub message: String,
+    /// How many replicas would fit.
+    pub fitting: u32,
+    /// Why each host was passed over.
+    pub reasons: Vec<String>,
+    /// The smallest change that would help.
+    pub change: Option<String>,
+}
+
+impl Hint for Refusal {
+    fn hint(&self) -> Option<String> {
+        self.change.clone()
+    }
+}

@@ -1,0 +1,255 @@
+//! Why a host was taken or passed over, and the smallest change that would help.
+
+use std::collections::BTreeSet;
+
+use super::demand::{Demand, PlacedReplica, Refusal, ShapeNeed};
+use super::solve::{available, excluded, fitting, needed_on, occupants};
+use super::topology::Distance;
+use super::world::{GpuCapacity, HostCapacity};
+use crate::base::{Bytes, ReplicaKey, text};
+use crate::spec::DeviceKind;
+
+/// Why these GPUs, in one line.
+pub(super) fn chosen(
+    gpus: &[&GpuCapacity],
+    memory: Bytes,
+    distance: Distance,
+    in_place_of: &BTreeSet<ReplicaKey>,
+) -> String {
+    let list: Vec<String> = gpus.iter().map(|g| g.index.to_string()).collect();
+    let name = gpus.first().map_or(String::new(), |g| text::clean(&g.name, 40));
+    let near = match (gpus.len(), distance) {
+        (1, _) => "",
+        (_, Distance::Near) => ", joined by NVLink",
+        (_, Distance::Numa) => ", on one NUMA node without NVLink",
+        (_, Distance::Far) => ", neither joined by NVLink nor on one NUMA node: slow",
+    };
+    let word = if gpus.len() == 1 { "GPU" } else { "GPUs" };
+    format!("{word} {} ({name}), {memory} on each{near}{}", list.join(", "), in_place(in_place_of))
+}
+
+/// What has to go first.
+pub(super) fn in_place(replicas: &BTreeSet<ReplicaKey>) -> String {
+    if replicas.is_empty() {
+        return String::new();
+    }
+    let list: Vec<String> = replicas.iter().map(ToString::to_string).collect();
+    format!(", in place of {}", list.join(", "))
+}
+
+/// A line for each host that got no replica.
+pub(super) fn passed_over(
+    hosts: &[&HostCapacity],
+    demand: &Demand,
+    need: ShapeNeed,
+    placed: &[PlacedReplica],
+) -> Vec<String> {
+    let without = hosts.iter().filter(|h| placed.iter().all(|p| p.host != h.name));
+    without
+        .map(|host| {
+            let why = reason(host, demand, need).unwrap_or_else(|| "not needed".to_owned());
+            format!("{}: {why}", host.name)
+        })
+        .collect()
+}
+
+/// The one reason that counts why a replica does not fit on a host; none if it does.
+fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<String> {
+    if let Some(why) = excluded(host, demand) {
+        return Some(why);
+    }
+    if demand.device == DeviceKind::Cpu {
+        let reusable: u64 = demand
+            .reuse
+            .iter()
+            .filter(|r| r.host == host.name)
+            .fold(0, |n, r| n.saturating_add(r.memory_per_device.0));
+        let has = host.memory_free.saturating_add(Bytes(reusable));
+        let wanted = need.memory_per_device;
+        return (has < wanted).then(|| format!("{has} host memory free, {wanted} needed"));
+    }
+    let wanted = need.devices();
+    if host.gpus.is_empty() {
+        return Some(host.gpu_trouble.clone().unwrap_or_else(|| "it has no GPU".to_owned()));
+    }
+    if host.gpus.len() < wanted {
+        let word = if host.gpus.len() == 1 { "GPU" } else { "GPUs" };
+        return Some(format!("it has {} {word}, {wanted} needed", host.gpus.len()));
+    }
+    let short = |gpus: &[&GpuCapacity], what: &str| {
+        (gpus.len() < wanted)
+            .then(|| format!("GPUs {what}: {} of {}, {wanted} needed", gpus.len(), host.gpus.len()))
+    };
+    let large: Vec<&GpuCapacity> =
+        host.gpus.iter().filter(|g| g.total >= needed_on(g, demand, need)).collect();
+    if large.is_empty() {
+        let largest = host.gpus.iter().map(|g| g.total).max().unwrap_or_default();
+        return Some(format!("its GPUs have {largest}, {} needed", need.memory_per_device));
+    }
+    if let Some(why) = short(&large, &format!("of {}", need.memory_per_device)) {
+        return Some(why);
+    }
+    let healthy: Vec<&GpuCapacity> = large.into_iter().filter(|g| g.healthy.is_ok()).collect();
+    if let Some(why) = short(&healthy, "that are large enough and healthy") {
+        let sick = host.gpus.iter().find_map(|g| {
+            g.healthy.as_ref().err().map(|e| format!("; GPU {}: {}", g.index, text::clean(e, 80)))
+        });
+        return Some(why + &sick.unwrap_or_default());
+    }
+    let occupied = occupants(host, demand);
+    let is_ours = |g: &GpuCapacity| occupied.contains_key(&g.device());
+    let ours: Vec<&GpuCapacity> =
+        healthy.into_iter().filter(|g| g.reserved_by.is_none() || is_ours(g)).collect();
+    if let Some(why) = short(&ours, "not held by other services") {
+        let holders: BTreeSet<&str> =
+            host.gpus.iter().filter_map(|g| g.reserved_by.as_deref()).collect();
+        let holders: Vec<&str> = holders.into_iter().take(4).collect();
+        return Some(format!("{why}; held by {}", holders.join(", ")));
+    }
+    let free: Vec<&GpuCapacity> = ours
+        .into_iter()
+        .filter(|g| available(g, is_ours(g)) >= needed_on(g, demand, need))
+        .collect();
+    let needed = host.gpus.iter().map(|g| needed_on(g, demand, need)).max().unwrap_or_default();
+    short(&free, &format!("with {needed} free"))
+}
+
+/// Why it cannot be placed, and the smallest change that would help.
+pub(super) fn refusal(
+    hosts: &[&HostCapacity],
+    demand: &Demand,
+    best: Option<(ShapeNeed, Vec<PlacedReplica>)>,
+) -> Refusal {
+    let refuse = |message: String, fitting: usize, reasons: Vec<String>, change: Option<String>| {
+        let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
+        Refusal { service: demand.service.clone(), message, fitting, reasons, change }
+    };
+    let Some((need, placed)) = best else {
+        return refuse("no shape can be tried".to_owned(), 0, Vec::new(), None);
+    };
+    let reasons: Vec<String> = hosts
+        .iter()
+        .map(|host| {
+            let here = placed.iter().filter(|p| p.host == host.name).count();
+            let why = match here {
+                0 => reason(host, demand, need).unwrap_or_else(|| "taken".to_owned()),
+                n => format!("room for {n} replica{} and no more", if n == 1 { "" } else { "s" }),
+            };
+            format!("{}: {why}", host.name)
+        })
+        .collect();
+    let eligible: Vec<&&HostCapacity> =
+        hosts.iter().filter(|h| excluded(h, demand).is_none()).collect();
+    if eligible.is_empty() {
+        let change = if hosts.is_empty() {
+            "add a host to deck.toml"
+        } else {
+            "bring a host back, or loosen `placement` in the spec"
+        };
+        return refuse("no host may be used".to_owned(), 0, reasons, Some(change.to_owned()));
+    }
+    let change = change(hosts, demand, need, placed.len());
+    if !placed.is_empty() {
+        let message = format!("{} of {} replicas fit", placed.len(), demand.replicas);
+        return refuse(message, placed.len(), reasons, change);
+    }
+    if demand.device == DeviceKind::Gpu {
+        let wanted = demand.shapes.iter().map(ShapeNeed::devices).min().unwrap_or(1);
+        let most = eligible.iter().max_by_key(|h| h.gpus.len());
+        if let Some(host) = most.filter(|h| h.gpus.len() < wanted) {
+            let message = format!(
+                "a replica needs {wanted} GPUs, the largest host ({}) has {}; \
+                 spanning hosts is not supported yet",
+                host.name,
+                host.gpus.len()
+            );
+            let change = match host.gpus.len() {
+                0 => {
+                    "add a host with GPUs, or set device = \"cpu\" where the engine can".to_owned()
+                }
+                n => format!("set parallel = {{ tensor = {n} }} or less, or use smaller weights"),
+            };
+            return refuse(message, 0, reasons, Some(change));
+        }
+        let largest = eligible
+            .iter()
+            .flat_map(|h| h.gpus.iter().map(move |g| (g, *h)))
+            .max_by_key(|(g, _)| g.total);
+        // With every shape the GPUs are too small, even empty ones.
+        let too_large = |n: &ShapeNeed| largest.is_some_and(|(g, _)| g.total < n.memory_per_device);
+        if demand.shapes.iter().all(too_large)
+            && let Some((gpu, host)) = largest
+        {
+            let smallest = demand.shapes.iter().map(|n| n.memory_per_device).min();
+            let message = format!(
+                "no GPU is large enough: {} needed on each of {} GPU{}, the largest is {} on {} with {}",
+                smallest.unwrap_or_default(),
+                need_with(demand, smallest).map_or(1, |n| n.devices()),
+                if need_with(demand, smallest).is_some_and(|n| n.devices() == 1) {
+                    ""
+                } else {
+                    "s"
+                },
+                text::clean(&gpu.name, 40),
+                host.name,
+                gpu.total
+            );
+            let change = change.unwrap_or_else(|| {
+                "use a quantised model, a shorter `context`, or more GPUs per replica".to_owned()
+            });
+            return refuse(message, 0, reasons, Some(change));
+        }
+    }
+    let what = match demand.device {
+        DeviceKind::Cpu => format!("no host has {} of memory free", need.memory_per_device),
+        DeviceKind::Gpu if need.devices() == 1 => {
+            format!("no host has a GPU with {} free", need.memory_per_device)
+        }
+        DeviceKind::Gpu => format!(
+            "no host has {} GPUs with {} free on each",
+            need.devices(),
+            need.memory_per_device
+        ),
+    };
+    refuse(what, 0, reasons, change)
+}
+
+fn need_with(demand: &Demand, memory: Option<Bytes>) -> Option<&ShapeNeed> {
+    demand.shapes.iter().find(|n| Some(n.memory_per_device) == memory)
+}
+
+/// Fewer replicas, or the largest memory with which all of them would fit.
+fn change(
+    hosts: &[&HostCapacity],
+    demand: &Demand,
+    need: ShapeNeed,
+    placed: usize,
+) -> Option<String> {
+    let mut sizes: BTreeSet<Bytes> = BTreeSet::new();
+    for host in hosts {
+        let occupied = occupants(host, demand);
+        match demand.device {
+            DeviceKind::Gpu => sizes
+                .extend(host.gpus.iter().map(|g| available(g, occupied.contains_key(&g.device())))),
+            // Any whole part of a host's memory may be what fits.
+            DeviceKind::Cpu => sizes.extend(
+                (1..=u64::from(demand.replicas.clamp(1, 64)))
+                    .map(|n| Bytes(host.memory_free.0 / n)),
+            ),
+        }
+    }
+    let wanted = usize::try_from(demand.replicas).unwrap_or(usize::MAX);
+    let enough =
+        sizes.iter().rev().filter(|s| **s < need.memory_per_device && **s > Bytes::ZERO).find(
+            |s| fitting(hosts, demand, ShapeNeed { memory_per_device: **s, ..need }) >= wanted,
+        );
+    let mut changes = Vec::new();
+    if placed > 0 {
+        changes.push(format!("lower replicas to {placed}"));
+    }
+    if let Some(size) = enough {
+        let per = if demand.device == DeviceKind::Gpu { " on each GPU" } else { "" };
+        changes.push(format!("bring the memory it needs down to {size}{per}"));
+    }
+    (!changes.is_empty()).then(|| changes.join(", or "))
+}

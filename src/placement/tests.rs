@@ -1,0 +1,425 @@
+//! Placing on worlds made up by hand and by chance.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::base::{Bytes, DeviceId, Hint, ReleaseNumber, ReplicaKey};
+use crate::spec::{DeviceKind, ParallelShape, PlacementSpec, Spread};
+
+fn gpu(host: &str, index: u32, total: u64, free: u64) -> GpuCapacity {
+    GpuCapacity {
+        uuid: format!("{host}-{index}"),
+        index,
+        name: format!("H{total}"),
+        total: Bytes::gib(total),
+        free: Bytes::gib(free),
+        foreign: Bytes::ZERO,
+        healthy: Ok(()),
+        island: None,
+        numa: None,
+        reserved_by: None,
+    }
+}
+
+fn host(name: &str, gpus: Vec<GpuCapacity>) -> HostCapacity {
+    HostCapacity {
+        name: name.parse().unwrap(),
+        labels: BTreeMap::new(),
+        up: true,
+        cordoned: false,
+        cpus: 8,
+        memory_free: Bytes::gib(64),
+        gpus,
+        gpu_trouble: None,
+    }
+}
+
+/// `count` GPUs of 80 GiB in islands of `island`.
+fn box_of(name: &str, count: u32, island: u32) -> HostCapacity {
+    let gpus = (0..count)
+        .map(|i| GpuCapacity {
+            island: (island > 1).then_some(i / island.max(1)),
+            numa: Some(i / 4),
+            ..gpu(name, i, 80, 79)
+        })
+        .collect();
+    host(name, gpus)
+}
+
+fn need(tensor: u32, gib: u64) -> ShapeNeed {
+    let one = NonZeroU32::MIN;
+    ShapeNeed {
+        shape: ParallelShape { tensor: NonZeroU32::new(tensor).unwrap(), pipeline: one, data: one },
+        memory_per_device: Bytes::gib(gib),
+    }
+}
+
+fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
+    Demand {
+        service: "chat".parse().unwrap(),
+        replicas,
+        shapes,
+        device: DeviceKind::Gpu,
+        memory_share: None,
+        placement: PlacementSpec::default(),
+        reuse: Vec::new(),
+        prefer_spare: true,
+    }
+}
+
+fn world(hosts: Vec<HostCapacity>) -> World {
+    World { hosts }
+}
+
+fn present(release: u64, replica: u32, host: &str, indices: &[u32]) -> Reuse {
+    Reuse {
+        replica: ReplicaKey { release: ReleaseNumber(release), replica },
+        host: host.parse().unwrap(),
+        devices: indices.iter().map(|i| DeviceId::Gpu(format!("{host}-{i}"))).collect(),
+        memory_per_device: Bytes::gib(70),
+    }
+}
+
+fn shown(placement: &Placement) -> String {
+    let line = |r: &PlacedReplica| {
+        let devices: Vec<String> = r.devices.iter().map(ToString::to_string).collect();
+        let old: Vec<String> = r.in_place_of.iter().map(ToString::to_string).collect();
+        let old = if old.is_empty() { String::new() } else { format!(" <- {}", old.join(",")) };
+        format!("{}{old}", devices.join(","))
+    };
+    placement.replicas.iter().map(line).collect::<Vec<_>>().join(" | ")
+}
+
+#[test]
+fn spreads_or_packs() {
+    let w = world(vec![box_of("a", 4, 1), box_of("b", 4, 1)]);
+    let mut d = demand(3, vec![need(1, 40)]);
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-0 | b-0 | a-1");
+    d.placement.spread = Spread::Pack;
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-0 | a-1 | a-2");
+}
+
+#[test]
+fn takes_the_first_shape_that_fits() {
+    let w = world(vec![box_of("a", 8, 8)]);
+    let d = demand(2, vec![need(1, 150), need(2, 79), need(4, 40)]);
+    let placement = place(&w, &d).unwrap();
+    assert_eq!(shown(&placement), "a-0,a-1 | a-2,a-3");
+    assert_eq!(placement.replicas[0].shape.tensor.get(), 2);
+    insta::assert_snapshot!(placement.reasons.join("\n"), @r"
+    replica 0 on a: GPUs 0, 1 (H80), 79.0 GiB on each, joined by NVLink
+    replica 1 on a: GPUs 2, 3 (H80), 79.0 GiB on each, joined by NVLink
+    ");
+}
+
+#[test]
+fn stays_in_an_island_else_on_a_numa_node_else_says_so() {
+    let mut a = box_of("a", 8, 4);
+    a.gpus[1].free = Bytes::gib(1);
+    let w = world(vec![a.clone()]);
+    assert_eq!(shown(&place(&w, &demand(1, vec![need(4, 40)])).unwrap()), "a-4,a-5,a-6,a-7");
+    // The fuller island for a small replica: the whole one stays whole.
+    assert_eq!(shown(&place(&w, &demand(1, vec![need(2, 40)])).unwrap()), "a-0,a-2");
+    a.gpus.iter_mut().for_each(|g| g.island = None);
+    let placement = place(&world(vec![a.clone()]), &demand(1, vec![need(4, 40)])).unwrap();
+    assert!(placement.reasons[0].ends_with("on one NUMA node without NVLink"));
+    a.gpus[5].free = Bytes::gib(1);
+    let placement = place(&world(vec![a]), &demand(1, vec![need(4, 40)])).unwrap();
+    assert_eq!(shown(&placement), "a-0,a-2,a-3,a-4");
+    assert!(placement.reasons[0].ends_with("slow"), "{}", placement.reasons[0]);
+}
+
+#[test]
+fn prefers_the_smallest_gpu_that_suffices() {
+    let a = host("a", vec![gpu("a", 0, 80, 79), gpu("a", 1, 24, 23), gpu("a", 2, 48, 47)]);
+    assert_eq!(
+        shown(&place(&world(vec![a.clone()]), &demand(1, vec![need(1, 20)])).unwrap()),
+        "a-1"
+    );
+    assert_eq!(shown(&place(&world(vec![a]), &demand(1, vec![need(1, 30)])).unwrap()), "a-2");
+}
+
+#[test]
+fn an_engine_that_takes_a_share_needs_that_share_free() {
+    let mut d = demand(1, vec![need(1, 10)]);
+    d.memory_share = Some(0.9);
+    let a = host("a", vec![gpu("a", 0, 24, 20), gpu("a", 1, 80, 79)]);
+    let placement = place(&world(vec![a]), &d).unwrap();
+    assert_eq!(shown(&placement), "a-1");
+    assert_eq!(placement.replicas[0].memory_per_device, Bytes::gib(72));
+}
+
+#[test]
+fn spare_devices_first_then_in_place() {
+    let mut a = box_of("a", 3, 1);
+    a.gpus[0].free = Bytes::gib(9);
+    a.gpus[1].free = Bytes::gib(9);
+    let mut d = demand(2, vec![need(1, 70)]);
+    d.reuse = vec![present(1, 0, "a", &[0]), present(1, 1, "a", &[1])];
+    let w = world(vec![a]);
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-2 | a-0 <- r1-0");
+    d.prefer_spare = false;
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-0 <- r1-0 | a-1 <- r1-1");
+    // What others hold on the GPU does not become free with ours.
+    let mut w = w;
+    w.hosts[0].gpus[0].foreign = Bytes::gib(20);
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-1 <- r1-1 | a-2");
+    d.reuse.clear();
+    assert_eq!(place(&w, &d).unwrap_err().fitting, 1);
+}
+
+#[test]
+fn as_few_present_replicas_as_possible_have_to_go() {
+    let mut a = box_of("a", 6, 6);
+    a.gpus.iter_mut().for_each(|g| g.free = Bytes::gib(9));
+    let mut d = demand(1, vec![need(2, 70)]);
+    d.reuse = vec![present(1, 0, "a", &[0]), present(1, 1, "a", &[1]), present(1, 2, "a", &[3, 4])];
+    assert_eq!(shown(&place(&world(vec![a]), &d).unwrap()), "a-3,a-4 <- r1-2");
+}
+
+#[test]
+fn every_host_passed_over_has_its_one_reason() {
+    let mut labelled = box_of("label", 8, 8);
+    labelled.labels.insert("zone".into(), "b".into());
+    let in_zone = |mut h: HostCapacity| {
+        h.labels.insert("zone".into(), "a".into());
+        h
+    };
+    let down = HostCapacity { up: false, ..in_zone(box_of("down", 8, 8)) };
+    let cordoned = HostCapacity { cordoned: true, ..in_zone(box_of("cordoned", 8, 8)) };
+    let mut busy = in_zone(box_of("busy", 2, 2));
+    busy.gpus[0].free = Bytes::gib(30);
+    let mut held = in_zone(box_of("held", 2, 2));
+    held.gpus[1].reserved_by = Some("embed".into());
+    let mut sick = in_zone(box_of("sick", 2, 2));
+    sick.gpus[1].healthy = Err("Xid 79".into());
+    let small = in_zone(host("small", vec![gpu("small", 0, 24, 23), gpu("small", 1, 24, 23)]));
+    let bare = HostCapacity {
+        gpu_trouble: Some("it has no GPU (libnvidia-ml.so.1 not found)".into()),
+        ..in_zone(host("bare", vec![]))
+    };
+    let w = world(vec![
+        labelled,
+        box_of("none", 8, 8),
+        down,
+        cordoned,
+        busy,
+        held,
+        sick,
+        small,
+        in_zone(box_of("few", 1, 1)),
+        bare,
+    ]);
+    let mut d = demand(1, vec![need(2, 40)]);
+    d.placement.labels.insert("zone".into(), "a".into());
+    let refusal = place(&w, &d).unwrap_err();
+    insta::assert_snapshot!(format!("{refusal}\n{}\n{}", refusal.reasons.join("\n"), refusal.hint().unwrap()), @r"
+    chat cannot be placed: no host has 2 GPUs with 40.0 GiB free on each
+    bare: it has no GPU (libnvidia-ml.so.1 not found)
+    busy: GPUs with 40.0 GiB free: 1 of 2, 2 needed
+    cordoned: cordoned
+    down: not reached
+    few: it has 1 GPU, 2 needed
+    held: GPUs not held by other services: 1 of 2, 2 needed; held by embed
+    label: label zone is b, not a
+    none: label zone = a is missing
+    sick: GPUs that are large enough and healthy: 1 of 2, 2 needed; GPU 1: Xid 79
+    small: its GPUs have 24.0 GiB, 40.0 GiB needed
+    bring the memory it needs down to 30.0 GiB on each GPU
+    ");
+}
+
+#[test]
+fn refusals_name_the_numbers_and_the_smallest_change() {
+    let w = world(vec![box_of("a", 2, 2), box_of("b", 8, 8)]);
+    let text = |d: &Demand, w: &World| {
+        let refusal = place(w, d).unwrap_err();
+        format!("{refusal}\n  {}", refusal.hint().unwrap_or_default())
+    };
+    let mut small = w.clone();
+    small.hosts[1].gpus.truncate(1);
+    small.hosts[1].gpus[0].free = Bytes::gib(30);
+    insta::assert_snapshot!(text(&demand(1, vec![need(16, 40)]), &w), @r"
+    chat cannot be placed: a replica needs 16 GPUs, the largest host (b) has 8; spanning hosts is not supported yet
+      set parallel = { tensor = 8 } or less, or use smaller weights
+    ");
+    insta::assert_snapshot!(text(&demand(1, vec![need(1, 90)]), &w), @r"
+    chat cannot be placed: no GPU is large enough: 90.0 GiB needed on each of 1 GPU, the largest is H80 on b with 80.0 GiB
+      bring the memory it needs down to 79.0 GiB on each GPU
+    ");
+    insta::assert_snapshot!(text(&demand(3, vec![need(1, 40)]), &small), @r"
+    chat cannot be placed: 2 of 3 replicas fit
+      lower replicas to 2, or bring the memory it needs down to 30.0 GiB on each GPU
+    ");
+    insta::assert_snapshot!(text(&demand(1, vec![need(1, 40)]), &World::default()), @r"
+    chat cannot be placed: no host may be used
+      add a host to deck.toml
+    ");
+    let busy = world(vec![host("a", vec![gpu("a", 0, 80, 31)])]);
+    insta::assert_snapshot!(text(&demand(1, vec![need(1, 40), need(2, 20)]), &busy), @r"
+    chat cannot be placed: no host has a GPU with 40.0 GiB free
+      bring the memory it needs down to 31.0 GiB on each GPU
+    ");
+}
+
+#[test]
+fn host_memory_is_shared_and_balanced() {
+    let mut d = demand(3, vec![need(1, 20)]);
+    d.device = DeviceKind::Cpu;
+    let mut a = host("a", vec![]);
+    a.memory_free = Bytes::gib(50);
+    let w = world(vec![a, host("b", vec![])]);
+    let placement = place(&w, &d).unwrap();
+    let hosts: Vec<&str> = placement.replicas.iter().map(|r| r.host.as_str()).collect();
+    assert_eq!(hosts, ["b", "a", "b"]);
+    assert_eq!(shown(&placement), "cpu | cpu | cpu");
+    d.replicas = 6;
+    let refusal = place(&w, &d).unwrap_err();
+    assert_eq!(refusal.fitting, 5);
+    assert!(refusal.hint().unwrap().contains("lower replicas to 5"));
+    // Present replicas give their memory back when they go.
+    d.reuse = vec![Reuse { devices: vec![DeviceId::Cpu], ..present(1, 0, "a", &[]) }];
+    let placement = place(&w, &d).unwrap();
+    assert_eq!(placement.replicas.iter().filter(|r| !r.in_place_of.is_empty()).count(), 1);
+}
+
+fn any_world() -> impl Strategy<Value = (World, Demand)> {
+    let a_gpu = (
+        1u64..5,
+        0u64..5,
+        prop::bool::weighted(0.9),
+        prop::option::of(0u32..2),
+        prop::bool::weighted(0.85),
+    );
+    let a_host = (prop::collection::vec(a_gpu, 0..5), prop::bool::weighted(0.9));
+    let hosts = prop::collection::vec(a_host, 0..4);
+    (hosts, 1u32..4, 1u32..4, 1u64..5, any::<bool>(), any::<bool>(), any::<u8>()).prop_map(
+        |(hosts, replicas, tensor, gib, pack, spare, reuse)| {
+            let hosts = hosts
+                .into_iter()
+                .enumerate()
+                .map(|(h, (gpus, up))| {
+                    let name = ["a", "b", "c"][h];
+                    let gpus = gpus
+                        .into_iter()
+                        .enumerate()
+                        .map(|(i, (total, free, healthy, island, ours))| GpuCapacity {
+                            island,
+                            numa: Some(i as u32 % 2),
+                            healthy: if healthy { Ok(()) } else { Err("lost".into()) },
+                            reserved_by: (!ours).then(|| "other".into()),
+                            ..gpu(name, i as u32, total, free.min(total))
+                        })
+                        .collect();
+                    HostCapacity { up, ..host(name, gpus) }
+                })
+                .collect();
+            let mut d = demand(replicas, vec![need(tensor, gib)]);
+            d.placement.spread = if pack { Spread::Pack } else { Spread::Host };
+            d.prefer_spare = spare;
+            if reuse & 1 == 1 {
+                d.reuse.push(present(1, 0, "a", &[0]));
+            }
+            if reuse & 2 == 2 {
+                d.reuse.push(present(1, 1, "b", &[0, 1]));
+            }
+            (World { hosts }, d)
+        },
+    )
+}
+
+/// Memory a GPU has for this demand, by the rules and not by the solver.
+fn has(g: &GpuCapacity, d: &Demand) -> Bytes {
+    let reused = d.reuse.iter().any(|r| r.devices.contains(&g.device()));
+    match (g.healthy.is_ok(), reused, g.reserved_by.is_some()) {
+        (false, ..) | (true, false, true) => Bytes::ZERO,
+        (true, true, _) => g.total,
+        (true, false, false) => g.free,
+    }
+}
+
+/// Tries every choice of GPUs for every replica.
+fn possible(w: &World, d: &Demand, taken: &mut BTreeSet<String>, replicas: u32) -> bool {
+    if replicas == 0 {
+        return true;
+    }
+    let need = d.shapes[0];
+    for h in w.hosts.iter().filter(|h| h.up && !h.cordoned) {
+        let free: Vec<&GpuCapacity> = h
+            .gpus
+            .iter()
+            .filter(|g| !taken.contains(&g.uuid) && has(g, d) >= need.memory_per_device)
+            .collect();
+        for mask in 0u32..1 << free.len() {
+            if mask.count_ones() as usize != need.devices() {
+                continue;
+            }
+            let chosen: Vec<String> = (0..free.len())
+                .filter(|i| mask & (1 << i) != 0)
+                .map(|i| free[i].uuid.clone())
+                .collect();
+            taken.extend(chosen.iter().cloned());
+            let good = possible(w, d, taken, replicas - 1);
+            chosen.iter().for_each(|c| {
+                taken.remove(c);
+            });
+            if good {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+    #[test]
+    fn places_well_and_refuses_only_the_impossible((w, d) in any_world()) {
+        let result = place(&w, &d);
+        prop_assert_eq!(&result, &place(&w, &d));
+        let mut turned = w.clone();
+        turned.hosts.reverse();
+        prop_assert_eq!(&result, &place(&turned, &d), "the order of hosts must not matter");
+        match result {
+            Err(refusal) => {
+                prop_assert!(!possible(&w, &d, &mut BTreeSet::new(), d.replicas));
+                prop_assert!(refusal.fitting < d.replicas);
+                prop_assert_eq!(refusal.reasons.len(), w.hosts.len());
+                prop_assert!(possible(&w, &d, &mut BTreeSet::new(), refusal.fitting));
+            }
+            Ok(placement) => {
+                prop_assert_eq!(placement.replicas.len(), d.replicas as usize);
+                let mut taken = BTreeSet::new();
+                for r in &placement.replicas {
+                    let h = w.hosts.iter().find(|h| h.name == r.host).unwrap();
+                    prop_assert!(h.up);
+                    prop_assert_eq!(r.devices.len(), d.shapes[0].devices());
+                    let gpus: Vec<&GpuCapacity> =
+                        r.devices.iter().map(|u| h.gpus.iter().find(|g| g.device() == *u).unwrap()).collect();
+                    let size = |island: Option<u32>| {
+                        h.gpus.iter().filter(|g| {
+                            island.is_some() && g.island == island && !taken.contains(&g.uuid)
+                                && has(g, &d) >= d.shapes[0].memory_per_device
+                        }).count()
+                    };
+                    if gpus.len() > 1 && (0..2).any(|i| size(Some(i)) >= gpus.len()) {
+                        prop_assert!(gpus[0].island.is_some());
+                        prop_assert!(gpus.iter().all(|g| g.island == gpus[0].island));
+                    }
+                    for g in &gpus {
+                        prop_assert!(has(g, &d) >= r.memory_per_device);
+                        let old = d.reuse.iter().find(|o| o.devices.contains(&g.device()));
+                        prop_assert!(old.is_none_or(|o| r.in_place_of.contains(&o.replica)));
+                    }
+                    for g in gpus {
+                        prop_assert!(taken.insert(g.uuid.clone()), "two replicas on {}", g.uuid);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the hosts have, as far as placing needs to know it.
+
+use std::collections::BTreeMap;
+
+use crate::base::{Bytes, DeviceId, HostName};
+use crate::wire::{Gpu, GpuHealth, Gpus, HostFacts, HostSample};
+
+/// All hosts of a deck.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    /// The hosts.
+    pub hosts: Vec<HostCapacity>,
+}
+
+/// A host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostCapacity {
+    /// Its name.
+    pub name: HostName,
+    /// Its labels in the deck.
+    pub labels: BTreeMap<String, String>,
+    /// Its agent answers and its sample is fresh.
+    pub up: bool,
+    /// It gets no new ranks.
+    pub cordoned: bool,
+    /// Logical processors.
+    pub cpus: u32,
+    /// Host memory that is free, promises to ranks that are still loading taken off.
+    pub memory_free: Bytes,
+    /// Its GPUs.
+    pub gpus: Vec<GpuCapacity>,
+    /// Why there are no GPUs or none can be read, for people.
+    pub gpu_trouble: Option<String>,
+}
+
+/// A GPU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuCapacity {
+    /// The driver's UUID.
+    pub uuid: String,
+    /// Index in the driver's order, for people.
+    pub index: u32,
+    /// Product name.
+    pub name: String,
+    /// Its memory.
+    pub total: Bytes,
+    /// Memory that is free now, as NVML says.
+    pub free: Bytes,
+    /// Memory held by programs that are not ours; counts only where a replica is replaced.
+    pub foreign: Bytes,
+    /// Whether it can be used, or what is wrong with it.
+    pub healthy: Result<(), String>,
+    /// Its NVLink island on this host; none: no links.
+    pub island: Option<u32>,
+    /// Its NUMA node.
+    pub numa: Option<u32>,
+    /// The service whose replica holds it (another one than the one that is placed).
+    pub reserved_by: Option<String>,
+}
+
+impl GpuCapacity {
+    /// Its id as a device.
+    pub fn device(&self) -> DeviceId {
+        DeviceId::Gpu(self.uuid.clone())
+    }
+}
+
+impl HostCapacity {
+    /// A host as its agent described it. `reserved` says which of its GPUs are held by other
+    /// services, by whom. Without a sample the host is down.
+    pub fn observed(
+        name: HostName,
+        labels: BTreeMap<String, String>,
+        up: bool,
+        facts: Option<&HostFacts>,
+        sample: Option<&HostSample>,
+        reserved: &BTreeMap<DeviceId, String>,
+    ) -> Self {
+        let gpus = sample.map_or(&[][..], |s| s.gpus.list());
+        let islands = islands(gpus);
+        let gpu_trouble = sample.and_then(|s| match &s.gpus {
+            Gpus::None { why } => Some(format!("it has no GPU ({why})")),
+            Gpus::Hung { for_ms } => {
+                Some(format!("its GPU driver has not answered for {} s", for_ms / 1000))
+            }
+            Gpus::Some(list) => list.is_empty().then(|| "it has no GPU".to_owned()),
+        });
+        Self {
+            name,
+            labels,
+            up: up && sample.is_some(),
+            cordoned: false,
+            cpus: facts.map_or(0, |f| f.cpus),
+            memory_free: sample.and_then(|s| s.memory).map_or(Bytes::ZERO, |m| m.free()),
+            gpus: gpus
+                .iter()
+                .map(|gpu| GpuCapacity {
+                    uuid: gpu.uuid.clone(),
+                    index: gpu.index,
+                    name: gpu.name.clone(),
+                    total: gpu.memory.map_or(Bytes::ZERO, |m| m.total),
+                    free: gpu.memory.map_or(Bytes::ZERO, |m| m.free()),
+                    foreign: Bytes::ZERO,
+                    healthy: match &gpu.health {
+                        GpuHealth::Ok if gpu.memory.is_none() => {
+                            Err("its memory cannot be read".to_owned())
+                        }
+                        GpuHealth::Ok => Ok(()),
+                        GpuHealth::Degraded { why } => Err(why.clone()),
+                        GpuHealth::Lost => Err("it has fallen off the bus".to_owned()),
+                    },
+                    island: islands.get(gpu.uuid.as_str()).copied(),
+                    numa: gpu.numa_node,
+                    reserved_by: reserved.get(&gpu.device()).cloned(),
+                })
+                .collect(),
+            gpu_trouble,
+        }
+    }
+}
+
+/// Numbers the NVLink islands: GPUs that reach each other over links, directly or not.
+fn islands(gpus: &[Gpu]) -> BTreeMap<&str, u32> {
+    let mut found: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut next = 0;
+    for gpu in gpus {
+        let joined = |other: &Gpu| {
+            other.nvlink_peers.contains(&gpu.uuid) || gpu.nvlink_peers.contains(&other.uuid)
+        };
+        let mut touched: Vec<u32> = gpus
+            .iter()
+            .filter(|other| other.uuid != gpu.uuid && joined(other))
+            .filter_map(|other| found.get(other.uuid.as_str()).copied())
+            .collect();
+        let linked = gpus.iter().any(|other| other.uuid != gpu.uuid && joined(other));
+        if !linked {
+            continue;
+        }
+        touched.sort_unstable();
+        let island = touched.first().copied().unwrap_or_else(|| {
+            next += 1;
+            next - 1
+        });
+        for number in found.values_mut().filter(|n| touched.contains(n)) {
+            *number = island;
+        }
+        found.insert(&gpu.uuid, island);
+    }
+    found
+}
