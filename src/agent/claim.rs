@@ -17,7 +17,7 @@ use crate::base::{DeckId, Epoch, Timestamp};
 use crate::wire::Refusal;
 
 /// Longest lease that is granted.
-const MAX_LEASE: Duration = Duration::from_secs(3600);
+const MAX_LEASE: Duration = Duration::from_hours(1);
 
 /// What `claim.json` holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,15 +55,14 @@ pub struct Ask {
 fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refusal> {
     let until = now.plus(ask.lease.min(MAX_LEASE));
     let holder = clean(&ask.holder, 120);
-    let grant = |epoch: u64| Claim { version: 1, epoch: Epoch(epoch), holder: holder.clone(), until };
+    let grant =
+        |epoch: u64| Claim { version: 1, epoch: Epoch(epoch), holder: holder.clone(), until };
     let held_epoch = held.map_or(0, |c| c.epoch.0);
     match (held, ask.epoch) {
         (Some(claim), Some(asked)) if asked == claim.epoch => Ok(grant(asked.0)),
         // Somebody took the host since: even when that lease has ended the asker must notice.
         (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
-        (Some(claim), _)
-            if claim.until > now && claim.holder != holder && !ask.force =>
-        {
+        (Some(claim), _) if claim.until > now && claim.holder != holder && !ask.force => {
             Err(claim.held())
         }
         // An epoch from before the state directory was lost must not be granted twice.
@@ -89,12 +88,7 @@ pub fn read(state: &StateDir, deck: DeckId) -> Result<Option<Claim>, Refusal> {
 ///
 /// # Errors
 /// [`Refusal::Held`], or the file cannot be written.
-pub fn claim(
-    state: &StateDir,
-    deck: DeckId,
-    ask: &Ask,
-    now: Timestamp,
-) -> Result<Epoch, Refusal> {
+pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Result<Epoch, Refusal> {
     let (path, lock) = paths(state, deck);
     let dir = state.deck(deck);
     fs::create_dir_all(&dir).map_err(|e| io_refusal(&e, "make", &dir))?;
@@ -144,7 +138,8 @@ mod tests {
     fn grants_renews_and_refuses() {
         let running = held(NOW.0 + 1);
         let ended = held(NOW.0);
-        let epoch = |claim: Option<&Claim>, ask: Ask| decide(claim, &ask, NOW).map(|c| c.epoch.0).ok();
+        let epoch =
+            |claim: Option<&Claim>, ask: Ask| decide(claim, &ask, NOW).map(|c| c.epoch.0).ok();
         assert_eq!(epoch(None, ask(None, "a", false)), Some(1));
         assert_eq!(epoch(Some(&running), ask(Some(4), "a", false)), Some(4));
         assert_eq!(epoch(Some(&ended), ask(Some(4), "a", false)), Some(4));
@@ -167,7 +162,9 @@ mod tests {
         assert_eq!(check(&state, deck, first), Ok(()));
         let second = claim(&state, deck, &ask(None, "b", true), NOW).unwrap();
         assert!(second > first);
-        assert!(matches!(check(&state, deck, first), Err(Refusal::Held { held, .. }) if held == second));
+        assert!(
+            matches!(check(&state, deck, first), Err(Refusal::Held { held, .. }) if held == second)
+        );
         assert_eq!(check(&state, deck, second), Ok(()));
     }
 }

@@ -82,8 +82,7 @@ fn serve_stdio(state_dir: PathBuf) -> ExitCode {
             .enable_all()
             .max_blocking_threads(32)
             .build()?;
-        let result =
-            runtime.block_on(serve(tokio::io::stdin(), tokio::io::stdout(), config));
+        let result = runtime.block_on(serve(tokio::io::stdin(), tokio::io::stdout(), config));
         // Standard input is read on a thread that only ends with the process.
         runtime.shutdown_background();
         Ok(result?)

@@ -72,8 +72,7 @@ pub fn parse_target(text: &str) -> Result<DialTarget, String> {
         return Ok(DialTarget::Unix(path.to_owned()));
     }
     let port = text.strip_prefix("tcp:").and_then(|p| p.parse().ok()).filter(|p| *p != 0);
-    port.map(DialTarget::Tcp)
-        .ok_or_else(|| "write unix:/absolute/path or tcp:PORT".to_owned())
+    port.map(DialTarget::Tcp).ok_or_else(|| "write unix:/absolute/path or tcp:PORT".to_owned())
 }
 
 enum Socket {

@@ -59,8 +59,7 @@ pub fn read(path: &str, offset: u64, length: u32) -> Result<Reply, Refusal> {
     let fail = |e: io::Error| io_refusal(&e, "read", path);
     // Opening a FIFO would wait for its writer.
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file =
-        OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(fail)?;
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
     if !meta.is_file() {
         return Err(failed(format!("{} is no regular file", path.display())));

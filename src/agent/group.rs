@@ -31,7 +31,8 @@ impl Group {
     }
 
     fn members_of(&self, all: &[ProcStat]) -> Vec<ProcessId> {
-        let same = |s: &ProcStat, id: &ProcessId| s.pid == id.pid && s.start_ticks == id.start_ticks;
+        let same =
+            |s: &ProcStat, id: &ProcessId| s.pid == id.pid && s.start_ticks == id.start_ticks;
         let session_is_ours = self.own_session
             && !all.iter().any(|s| {
                 s.pid == self.supervisor.pid && s.start_ticks != self.supervisor.start_ticks
@@ -102,8 +103,8 @@ fn pid(raw: u32) -> Option<Pid> {
 mod tests {
     use super::*;
 
-    fn proc(pid: u32, ppid: u32, session: u32, start_ticks: u64) -> ProcStat {
-        ProcStat { pid, comm: String::new(), state: 'S', ppid, session, start_ticks }
+    fn proc(pid: u32, parent: u32, session: u32, start_ticks: u64) -> ProcStat {
+        ProcStat { pid, comm: String::new(), state: 'S', ppid: parent, session, start_ticks }
     }
 
     #[test]

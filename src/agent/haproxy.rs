@@ -1,4 +1,4 @@
-//! Commands to a HAProxy run-time socket: one connection each, as HAProxy wants it outside of its
+//! Commands to a `HAProxy` run-time socket: one connection each, as `HAProxy` wants it outside of its
 //! interactive mode (management guide, 9.3).
 
 use std::path::Path;
@@ -91,7 +91,9 @@ mod tests {
     #[test]
     fn one_command_is_one_command() {
         assert_eq!(check_show("show stat chat 4 -1"), Ok(()));
-        for bad in ["set weight a/b 1", "show stat; set weight a/b 1", "show stat\nshutdown", "show", ""] {
+        for bad in
+            ["set weight a/b 1", "show stat; set weight a/b 1", "show stat\nshutdown", "show", ""]
+        {
             assert!(check_show(bad).is_err(), "{bad:?}");
         }
         assert_eq!(check("set weight a/b 1"), Ok(()));

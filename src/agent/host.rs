@@ -32,7 +32,7 @@ pub fn facts(
         kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
         arch: std::env::consts::ARCH.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        user: process::user_name(rustix::process::getuid().as_raw()).unwrap_or_default(),
+        user: process::user_name(rustix::process::getuid().as_raw()),
         state_dir: clean(&state_dir.to_string_lossy(), 1000),
         boot_id: process::boot_id().to_owned(),
         cpus: std::thread::available_parallelism()
@@ -144,27 +144,24 @@ impl HostMeter {
         let mut hardware = (0u64, 0u64, false);
         let mut others = (0u64, 0u64);
         for (name, rx, tx) in table.lines().filter_map(interface).filter(|i| i.0 != "lo") {
-            let physical = match self.physical.get(name) {
-                Some(known) => *known,
-                None => {
-                    let path = format!("/sys/class/net/{name}/device");
-                    let physical = !name.contains('/') && Path::new(&path).exists();
-                    // Names come and go with containers; what is kept is bounded.
-                    if self.physical.len() < 1024 {
-                        self.physical.insert(name.to_owned(), physical);
-                    }
-                    physical
-                }
-            };
+            let known = self.physical.get(name).copied();
+            let physical = known.unwrap_or_else(|| has_hardware(name));
+            // Names come and go with containers; what is kept is bounded.
+            if known.is_none() && self.physical.len() < 1024 {
+                self.physical.insert(name.to_owned(), physical);
+            }
             if physical {
-                hardware =
-                    (hardware.0.saturating_add(rx), hardware.1.saturating_add(tx), true);
+                hardware = (hardware.0.saturating_add(rx), hardware.1.saturating_add(tx), true);
             } else {
                 others = (others.0.saturating_add(rx), others.1.saturating_add(tx));
             }
         }
         if hardware.2 { (hardware.0, hardware.1) } else { others }
     }
+}
+
+fn has_hardware(interface: &str) -> bool {
+    !interface.contains('/') && Path::new(&format!("/sys/class/net/{interface}/device")).exists()
 }
 
 /// Name, bytes received, bytes sent: a line of /proc/net/dev.

@@ -16,7 +16,7 @@ use crate::wire::{HttpReply, Refusal};
 const MAX_BODY: usize = 256 << 10;
 
 /// Longest time a request may take.
-const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+const MAX_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// What is asked of an engine.
 #[derive(Clone, Debug)]

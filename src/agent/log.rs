@@ -14,8 +14,8 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 
 use super::error::io_refusal;
 use super::state;
-use crate::base::text::clean;
 use crate::base::Bytes;
+use crate::base::text::clean;
 use crate::wire::{LogChunk, Refusal};
 
 /// Largest piece of a log in one answer.

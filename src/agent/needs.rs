@@ -14,11 +14,7 @@ use crate::wire::{DeviceNeed, Gpu, GpuHealth, Gpus, Refusal};
 ///
 /// # Errors
 /// The first thing that is not.
-pub async fn check(
-    needs: &[DeviceNeed],
-    ports: &[u16],
-    gpus: &GpuMonitor,
-) -> Result<(), Refusal> {
+pub async fn check(needs: &[DeviceNeed], ports: &[u16], gpus: &GpuMonitor) -> Result<(), Refusal> {
     let wanted = ports.to_vec();
     blocking(move || wanted.into_iter().try_for_each(ports::check_free)).await?;
     let mut sums: BTreeMap<&DeviceId, Bytes> = BTreeMap::new();

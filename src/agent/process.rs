@@ -36,7 +36,7 @@ impl ProcStat {
         let (pid, comm) = head.split_once('(')?;
         let mut fields = tail.split_ascii_whitespace();
         let state = fields.next()?.chars().next()?;
-        let ppid = fields.next()?.parse().ok()?;
+        let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         // start time is field 22 of the line; 6 fields are behind us.
         let start_ticks = fields.nth(15)?.parse().ok()?;
@@ -44,7 +44,7 @@ impl ProcStat {
             pid: pid.trim().parse().ok()?,
             comm: comm.to_owned(),
             state,
-            ppid,
+            ppid: parent,
             session,
             start_ticks,
         })
@@ -69,11 +69,6 @@ impl ProcessId {
     /// It lives (a zombie does not).
     pub fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|s| s.start_ticks == self.start_ticks && !s.is_dead())
-    }
-
-    /// Its pid belongs to another process by now.
-    pub fn is_reused(&self) -> bool {
-        stat(self.pid).is_some_and(|s| s.start_ticks != self.start_ticks)
     }
 }
 
@@ -137,11 +132,12 @@ pub fn name(pid: u32) -> String {
 /// Name of the user a process runs as.
 pub fn user(pid: u32) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
-    user_name(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+    let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+    Some(user_name(owner))
 }
 
 /// Name of a user id, from /etc/passwd; the number where it is not there.
-pub fn user_name(uid: u32) -> Option<String> {
+pub fn user_name(uid: u32) -> String {
     static PASSWD: OnceLock<String> = OnceLock::new();
     let passwd = PASSWD.get_or_init(|| fs::read_to_string("/etc/passwd").unwrap_or_default());
     let by_id = passwd.lines().find_map(|line| {
@@ -149,7 +145,7 @@ pub fn user_name(uid: u32) -> Option<String> {
         let name = fields.next()?;
         (fields.nth(1)? == uid.to_string()).then(|| clean(name, 40))
     });
-    Some(by_id.unwrap_or_else(|| uid.to_string()))
+    by_id.unwrap_or_else(|| uid.to_string())
 }
 
 #[cfg(test)]
@@ -169,9 +165,9 @@ mod tests {
     #[test]
     fn knows_itself_and_not_another_of_its_pid() {
         let me = ProcessId::of(std::process::id()).unwrap();
-        assert!(me.is_alive() && !me.is_reused());
+        assert!(me.is_alive());
         let other = ProcessId { start_ticks: me.start_ticks + 1, ..me };
-        assert!(!other.is_alive() && other.is_reused());
+        assert!(!other.is_alive());
         assert!(all().iter().any(|s| s.pid == me.pid));
     }
 }

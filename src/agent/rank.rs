@@ -141,8 +141,7 @@ impl RankWatch {
     /// # Errors
     /// The directory of ranks cannot be read.
     pub fn read(&mut self) -> Result<Vec<RankReport>, Refusal> {
-        let entries =
-            fs::read_dir(&self.dir).map_err(|e| io_refusal(&e, "read", &self.dir))?;
+        let entries = fs::read_dir(&self.dir).map_err(|e| io_refusal(&e, "read", &self.dir))?;
         let mut seen = BTreeMap::new();
         let mut reports = Vec::new();
         for entry in entries.flatten() {

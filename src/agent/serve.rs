@@ -10,6 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use super::error::{blocking, failed};
+use super::gpu::DriverVersions;
 use super::gpu::monitor::GpuMonitor;
 use super::gpu::played::PlayedSource;
 use super::host::HostMeter;
@@ -48,8 +49,6 @@ pub struct AgentConfig {
     pub program: PathBuf,
     /// Where GPU values come from.
     pub gpus: GpuChoice,
-    /// GPU values do not come from a driver; every screen says so.
-    pub simulated: bool,
 }
 
 impl AgentConfig {
@@ -62,12 +61,11 @@ impl AgentConfig {
         let path = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let library = path("GPUDECK_NVML");
         let scenario = path("GPUDECK_SCENARIO");
-        let simulated = scenario.is_some();
         let gpus = match (library, scenario) {
             (None, Some(scenario)) => GpuChoice::Scenario(scenario),
-            (library, _) => GpuChoice::Nvml { library },
+            (library, scenario) => GpuChoice::Nvml { library, scenario },
         };
-        Ok(Self { state_dir, program: std::env::current_exe()?, gpus, simulated })
+        Ok(Self { state_dir, program: std::env::current_exe()?, gpus })
     }
 }
 
@@ -93,20 +91,17 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let state = StateDir::open(&config.state_dir)?;
-    let mut played = match &config.gpus {
-        GpuChoice::Scenario(path) => Some(PlayedSource::open(path)),
-        GpuChoice::Nvml { .. } => None,
-    };
+    let mut played = config.gpus.scenario().map(PlayedSource::open);
     let agent = Arc::new(Agent {
         state,
         gpus: GpuMonitor::start(&config.gpus, &config.program),
         program: config.program,
-        simulated: config.simulated,
+        simulated: played.is_some(),
         hostname: played.as_mut().and_then(PlayedSource::hostname),
         allocations: played.as_mut().and_then(PlayedSource::allocations),
     });
-    let (lines, waiting) = mpsc::channel(MAX_WAITING);
-    let mut writing = Owned(tokio::spawn(write_lines(writer, waiting)));
+    let (lines, to_write) = mpsc::channel(MAX_WAITING);
+    let mut writing = Owned(tokio::spawn(write_lines(writer, to_write)));
     let (subscribe, subscribed) = watch::channel(None);
     let telling = Owned(tokio::spawn(tell(Arc::clone(&agent), lines.clone(), subscribed)));
 
@@ -277,7 +272,9 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             blocking(granted).await.map(|epoch| Reply::Claimed { epoch })
         }
         Request::Act { deck, epoch, verb } => act(agent, deck, epoch, verb).await,
-        Request::Ranks { deck } => blocking(move || rank::list(&state, deck)).await.map(Reply::Ranks),
+        Request::Ranks { deck } => {
+            blocking(move || rank::list(&state, deck)).await.map(Reply::Ranks)
+        }
         Request::CheckNeeds { needs, ports } => {
             needs::check(&needs, &ports, &agent.gpus).await.map(|()| Reply::Done)
         }
@@ -311,19 +308,14 @@ async fn hello(agent: &Agent, protocol: u32) -> Result<Reply, Refusal> {
     let gpus = agent.gpus.read().await;
     let versions = match gpus {
         Gpus::None { .. } | Gpus::Some(_) => agent.gpus.versions(),
-        Gpus::Hung { .. } => Default::default(),
+        Gpus::Hung { .. } => DriverVersions::default(),
     };
     let facts = host::facts(agent.state.root(), agent.hostname.clone(), agent.simulated, versions);
     Ok(Reply::Hello { protocol: PROTOCOL_VERSION, facts: Box::new(facts) })
 }
 
 /// Changes something: under the host's lock, if the epoch is still the host's.
-async fn act(
-    agent: &Arc<Agent>,
-    deck: DeckId,
-    epoch: Epoch,
-    verb: Verb,
-) -> Result<Reply, Refusal> {
+async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Result<Reply, Refusal> {
     let lock = agent.state.lock(LOCK_WAIT).await?;
     let state = agent.state.clone();
     claim::check(&state, deck, epoch)?;

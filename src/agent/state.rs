@@ -152,8 +152,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     let temp = path.with_file_name(format!(".{name}.{}.{count}", std::process::id()));
     let written = (|| {
-        let mut file =
-            OpenOptions::new().create_new(true).write(true).mode(0o640).open(&temp)?;
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&temp)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temp, path)

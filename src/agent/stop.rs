@@ -17,7 +17,7 @@ use crate::wire::Refusal;
 const KILL_WAIT: Duration = Duration::from_secs(20);
 
 /// Longest grace.
-const MAX_GRACE: Duration = Duration::from_secs(3600);
+const MAX_GRACE: Duration = Duration::from_hours(1);
 
 /// A rank that was asked to end.
 #[derive(Debug)]

@@ -74,7 +74,7 @@ async fn run(dir: &Path, start: RankStart, own_session: bool) -> ExitCode {
         return refuse(&failed("signals cannot be received"));
     };
     let limit = start.log_limit;
-    let mut status = match launch(dir, start, own_session) {
+    let mut status = match launch(dir, &start, own_session) {
         Ok(status) => status,
         Err(refusal) => return refuse(&refusal),
     };
@@ -104,7 +104,7 @@ async fn run(dir: &Path, start: RankStart, own_session: bool) -> ExitCode {
 }
 
 /// Starts the engine and writes down its processes. Either both happen or nothing runs.
-fn launch(dir: &Path, start: RankStart, own_session: bool) -> Result<StatusFile, Refusal> {
+fn launch(dir: &Path, start: &RankStart, own_session: bool) -> Result<StatusFile, Refusal> {
     let gate = dir.join("gate");
     let _between_start_and_stop = state::lock_file(&gate, Duration::from_secs(5))?;
     if dir.join("stop").exists() {
@@ -167,7 +167,7 @@ fn reap(engine: u32) -> Option<WaitStatus> {
 
 /// Writes how it ended; with a full disk it tries for a while.
 async fn write_status(dir: &Path, status: &StatusFile) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while state::write_json(&dir.join("status.json"), status).is_err() && dir.is_dir() {
         if Instant::now() >= deadline {
             eprintln!("how the engine ended could not be written down");

@@ -23,9 +23,9 @@ pub const WATCHDOG: Duration = Duration::from_secs(3);
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// A host without a driver is asked again after so long: one may have been loaded.
-const NONE_AGAIN: Duration = Duration::from_secs(60);
+const NONE_AGAIN: Duration = Duration::from_mins(1);
 
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 /// Killed children that do not go away (stuck in the kernel): no more are started beside them.
 const MAX_STUCK: usize = 2;
@@ -37,9 +37,21 @@ pub enum Choice {
     Nvml {
         /// The library; none: where the driver installs it.
         library: Option<PathBuf>,
+        /// The library is a simulated one and plays this.
+        scenario: Option<PathBuf>,
     },
     /// A scenario.
     Scenario(PathBuf),
+}
+
+impl Choice {
+    /// The scenario behind the values, if they do not come from a driver.
+    pub fn scenario(&self) -> Option<&Path> {
+        match self {
+            Self::Nvml { scenario, .. } => scenario.as_deref(),
+            Self::Scenario(path) => Some(path),
+        }
+    }
 }
 
 /// The GPUs of this host. Ends its child when dropped.
@@ -56,13 +68,14 @@ impl GpuMonitor {
         let (ask, asked) = mpsc::channel(64);
         let (told, versions) = watch::channel(DriverVersions::default());
         let source = match choice {
-            Choice::Scenario(path) => Source::Played {
-                source: PlayedSource::open(path),
-                hung_since: None,
-            },
-            Choice::Nvml { library } => {
-                Source::Child(ChildSource::new(program.to_owned(), library.clone()))
+            Choice::Scenario(path) => {
+                Source::Played { source: PlayedSource::open(path), hung_since: None }
             }
+            Choice::Nvml { library, scenario } => Source::Child(Box::new(ChildSource::new(
+                program.to_owned(),
+                library.clone(),
+                scenario.clone(),
+            ))),
         };
         let task = tokio::spawn(run(source, asked, told));
         Self { ask, versions, task }
@@ -122,7 +135,7 @@ async fn run(
 #[derive(Debug)]
 enum Source {
     Played { source: PlayedSource, hung_since: Option<Instant> },
-    Child(ChildSource),
+    Child(Box<ChildSource>),
 }
 
 impl Source {
@@ -150,6 +163,7 @@ fn hung(since: Instant) -> Gpus {
 struct ChildSource {
     program: PathBuf,
     library: Option<PathBuf>,
+    scenario: Option<PathBuf>,
     running: Option<Running>,
     /// No GPUs, and since when that is known.
     none: Option<(Gpus, Instant)>,
@@ -177,11 +191,18 @@ enum Answer {
 }
 
 impl Running {
-    fn start(program: &Path, library: Option<&PathBuf>) -> std::io::Result<Self> {
+    fn start(
+        program: &Path,
+        library: Option<&Path>,
+        scenario: Option<&Path>,
+    ) -> std::io::Result<Self> {
         let mut command = Command::new(program);
         command.args(["agent", "sample"]);
         if let Some(library) = library {
             command.arg("--library").arg(library);
+        }
+        if let Some(scenario) = scenario {
+            command.env("GPUDECK_SCENARIO", scenario);
         }
         let mut child = command
             .stdin(Stdio::piped())
@@ -224,10 +245,11 @@ impl Running {
 }
 
 impl ChildSource {
-    fn new(program: PathBuf, library: Option<PathBuf>) -> Self {
+    fn new(program: PathBuf, library: Option<PathBuf>, scenario: Option<PathBuf>) -> Self {
         Self {
             program,
             library,
+            scenario,
             running: None,
             none: None,
             hung_since: None,
@@ -280,13 +302,12 @@ impl ChildSource {
         if Instant::now() < self.not_before || self.stuck.len() >= MAX_STUCK {
             return None;
         }
-        match Running::start(&self.program, self.library.as_ref()) {
-            Ok(running) => Some(running),
-            Err(_) => {
-                self.wait_longer();
-                None
-            }
+        let started =
+            Running::start(&self.program, self.library.as_deref(), self.scenario.as_deref());
+        if started.is_err() {
+            self.wait_longer();
         }
+        started.ok()
     }
 
     fn give_up(&mut self, mut running: Running) {

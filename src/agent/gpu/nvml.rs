@@ -20,7 +20,7 @@ use crate::base::text::clean;
 use crate::wire::{Gpu, GpuHealth, Gpus, MemoryUse};
 
 /// What hardly ever changes is read again after so long.
-const REREAD: Duration = Duration::from_secs(60);
+const REREAD: Duration = Duration::from_mins(1);
 
 /// `NVML_NVLINK_MAX_LINKS`.
 const MAX_LINKS: u32 = 18;
@@ -47,7 +47,7 @@ struct Identity {
     nvlink_peers: Vec<String>,
 }
 
-/// The far ends of a GPU's NVLinks.
+/// The far ends of a GPU's NV-Links.
 #[derive(Debug, Default)]
 struct Links {
     /// Bus ids of GPUs at the other end.
@@ -126,7 +126,7 @@ fn identify(nvml: &Nvml, count: u32, known: &mut BTreeMap<u32, Identity>) {
         let identity = known.entry(index).or_default();
         if identity.uuid.is_empty() {
             identity.uuid = format!("index-{index}");
-            identity.name = "GPU".to_owned();
+            "GPU".clone_into(&mut identity.name);
         }
         let Ok(device) = nvml.device_by_index(index) else { continue };
         if let Ok(uuid) = device.uuid() {
@@ -138,10 +138,8 @@ fn identify(nvml: &Nvml, count: u32, known: &mut BTreeMap<u32, Identity>) {
         if let Ok(pci) = device.pci_info() {
             identity.pci_bus_id = Some(clean(&pci.bus_id, 32));
         }
-        identity.power_limit_mw = device
-            .enforced_power_limit()
-            .or_else(|_| device.power_management_limit())
-            .ok();
+        identity.power_limit_mw =
+            device.enforced_power_limit().or_else(|_| device.power_management_limit()).ok();
         identity.slowdown_temperature_c =
             device.temperature_threshold(TemperatureThreshold::Slowdown).ok();
         identity.numa_node = device.numa_node_id().ok();

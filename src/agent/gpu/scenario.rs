@@ -100,7 +100,7 @@ pub struct GpuScript {
     /// NUMA node.
     #[serde(default)]
     pub numa_node: Option<u32>,
-    /// GPUs with the same number are linked by NVLink.
+    /// GPUs with the same number are linked by `NVLink`.
     #[serde(default)]
     pub nvlink_island: Option<u32>,
     /// Whether it can be used.

@@ -1,1 +1,568 @@
-//! A simulated NVML.
+//! A simulated NVML: the C functions that gpudeck calls, answered from a JSON scenario.
+//!
+//! Built as `libnvidia_ml.so`; `GPUDECK_NVML` points the agent at it and `GPUDECK_SCENARIO` names the
+//! scenario (format: README.md beside this crate). Everything between the agent and the driver
+//! runs as it does on a GPU host: loading, symbols, structures, return codes, a call that hangs.
+#![allow(non_snake_case, clippy::missing_safety_doc)]
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+#[allow(dead_code)] // shared with the agent, which uses all of it
+#[path = "../../../src/agent/gpu/scenario.rs"]
+mod scenario;
+
+use scenario::{GpuScript, Health, Player, Reading, THROTTLE_REASONS};
+
+// nvmlReturn_t
+type Return = c_uint;
+const SUCCESS: Return = 0;
+const UNINITIALIZED: Return = 1;
+const INVALID_ARGUMENT: Return = 2;
+const NOT_SUPPORTED: Return = 3;
+const NOT_FOUND: Return = 6;
+const INSUFFICIENT_SIZE: Return = 7;
+const DRIVER_NOT_LOADED: Return = 9;
+const GPU_IS_LOST: Return = 15;
+const ARGUMENT_VERSION_MISMATCH: Return = 25;
+
+/// A device handle: the index in the scenario, plus one, as a pointer that is never followed.
+type Device = usize;
+
+static PLAYER: Mutex<Option<Player>> = Mutex::new(None);
+
+/// `nvmlPciInfo_t`.
+#[repr(C)]
+pub struct PciInfo {
+    bus_id_legacy: [c_char; 16],
+    domain: c_uint,
+    bus: c_uint,
+    device: c_uint,
+    pci_device_id: c_uint,
+    pci_subsystem_id: c_uint,
+    bus_id: [c_char; 32],
+}
+
+/// `nvmlMemory_t`.
+#[repr(C)]
+pub struct Memory {
+    total: c_ulonglong,
+    free: c_ulonglong,
+    used: c_ulonglong,
+}
+
+/// `nvmlMemory_v2_t`.
+#[repr(C)]
+pub struct MemoryV2 {
+    version: c_uint,
+    total: c_ulonglong,
+    reserved: c_ulonglong,
+    free: c_ulonglong,
+    used: c_ulonglong,
+}
+
+/// `nvmlUtilization_t`.
+#[repr(C)]
+pub struct Utilization {
+    gpu: c_uint,
+    memory: c_uint,
+}
+
+/// `nvmlProcessInfo_v2_t`, which version 3 of the calls takes.
+#[repr(C)]
+pub struct ProcessInfo {
+    pid: c_uint,
+    used_gpu_memory: c_ulonglong,
+    gpu_instance_id: c_uint,
+    compute_instance_id: c_uint,
+}
+
+fn with_player(work: impl FnOnce(&mut Player) -> Return) -> Return {
+    let mut player = match PLAYER.lock() {
+        Ok(player) => player,
+        Err(poisoned) => poisoned.into_inner(),
+    };
+    match player.as_mut() {
+        Some(player) => work(player),
+        None => UNINITIALIZED,
+    }
+}
+
+/// Blocks for ever where the scenario says that the driver hangs.
+fn hang_if_told() {
+    let mut hangs = false;
+    with_player(|player| {
+        hangs = player.scenario().hang;
+        SUCCESS
+    });
+    if hangs {
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+}
+
+/// A GPU of the scenario with all the others, and what it shows now; `field` as in `absent`.
+fn with_gpu(
+    device: Device,
+    field: &str,
+    work: impl FnOnce(&GpuScript, &[GpuScript], &Reading) -> Return,
+) -> Return {
+    hang_if_told();
+    with_player(|player| {
+        let readings = player.read();
+        let gpus = &player.scenario().gpus;
+        let Some(gpu) = device.checked_sub(1).and_then(|index| gpus.get(index)) else {
+            return INVALID_ARGUMENT;
+        };
+        let identity = matches!(field, "uuid" | "name" | "index" | "pci_bus_id");
+        if gpu.health == Health::Lost && !identity {
+            return GPU_IS_LOST;
+        }
+        if !gpu.has(field) {
+            return NOT_SUPPORTED;
+        }
+        let default = Reading::default();
+        work(gpu, gpus, readings.get(&gpu.uuid).unwrap_or(&default))
+    })
+}
+
+/// Writes `value` to where the caller points.
+///
+/// # Safety
+/// `to` is null or points to a writable `T`, as NVML's contract says of all out-parameters.
+unsafe fn put<T>(to: *mut T, value: T) -> Return {
+    if to.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    // SAFETY: not null, and writable by this function's contract.
+    unsafe { to.write(value) };
+    SUCCESS
+}
+
+/// Writes `text` and a NUL to a buffer of `length` bytes.
+///
+/// # Safety
+/// `to` is null or points to `length` writable bytes.
+unsafe fn put_text(text: &str, to: *mut c_char, length: c_uint) -> Return {
+    let bytes = text.as_bytes();
+    if to.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    if bytes.len() >= length as usize {
+        return INSUFFICIENT_SIZE;
+    }
+    for (at, byte) in bytes.iter().chain([&0]).enumerate() {
+        // SAFETY: `at` is at most `bytes.len()`, which is less than `length`.
+        unsafe { to.add(at).write(*byte as c_char) };
+    }
+    SUCCESS
+}
+
+fn pci_info(bus_id: &str) -> PciInfo {
+    fn fill<const N: usize>(text: &str) -> [c_char; N] {
+        let mut out = [0; N];
+        for (to, from) in out.iter_mut().take(N - 1).zip(text.bytes()) {
+            *to = from as c_char;
+        }
+        out
+    }
+    let mut parts = bus_id.split([':', '.']).map(|p| c_uint::from_str_radix(p, 16).unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    PciInfo {
+        bus_id_legacy: fill(bus_id.get(4..).unwrap_or(bus_id)),
+        domain: next(),
+        bus: next(),
+        device: next(),
+        pci_device_id: 0x2330_10DE,
+        pci_subsystem_id: 0x16C1_10DE,
+        bus_id: fill(bus_id),
+    }
+}
+
+fn init() -> Return {
+    let Some(path) = std::env::var_os("GPUDECK_SCENARIO") else { return DRIVER_NOT_LOADED };
+    let Ok(player) = Player::open(Path::new(&path)) else { return DRIVER_NOT_LOADED };
+    let mut slot = match PLAYER.lock() {
+        Ok(slot) => slot,
+        Err(poisoned) => poisoned.into_inner(),
+    };
+    *slot = Some(player);
+    SUCCESS
+}
+
+// The safety contract of all functions below is NVML's: pointers are null or valid for what the
+// function writes there, for the length that is passed beside them.
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit_v2() -> Return {
+    init()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> Return {
+    init()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlShutdown() -> Return {
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlErrorString(result: Return) -> *const c_char {
+    let text: &CStr = match result {
+        SUCCESS => c"Success",
+        UNINITIALIZED => c"Uninitialized",
+        INVALID_ARGUMENT => c"Invalid Argument",
+        NOT_SUPPORTED => c"Not Supported",
+        NOT_FOUND => c"Not Found",
+        INSUFFICIENT_SIZE => c"Insufficient Size",
+        DRIVER_NOT_LOADED => c"Driver Not Loaded",
+        GPU_IS_LOST => c"GPU is lost",
+        _ => c"Unknown Error",
+    };
+    text.as_ptr()
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetDriverVersion(to: *mut c_char, length: c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    with_player(|player| unsafe { put_text(&player.scenario().driver_version, to, length) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(to: *mut c_int) -> Return {
+    with_player(|player| {
+        let text = &player.scenario().cuda_version;
+        let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+        let number = |t: &str| t.parse::<c_int>().unwrap_or(0);
+        // SAFETY: NVML's contract.
+        unsafe { put(to, number(major) * 1000 + number(minor) * 10) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion(to: *mut c_int) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { nvmlSystemGetCudaDriverVersion_v2(to) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCount_v2(to: *mut c_uint) -> Return {
+    hang_if_told();
+    with_player(|player| {
+        let count = c_uint::try_from(player.scenario().gpus.len()).unwrap_or(0);
+        // SAFETY: NVML's contract.
+        unsafe { put(to, count) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, to: *mut Device) -> Return {
+    with_player(|player| {
+        let position =
+            player.scenario().gpus.iter().position(|gpu| gpu.index.unwrap_or(0) == index);
+        match position {
+            // SAFETY: NVML's contract.
+            Some(position) => unsafe { put(to, position + 1) },
+            None => INVALID_ARGUMENT,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, to: *mut Device) -> Return {
+    if uuid.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    // SAFETY: not null; NVML's contract says it ends with a NUL.
+    let uuid = unsafe { CStr::from_ptr(uuid) }.to_string_lossy().into_owned();
+    with_player(|player| {
+        match player.scenario().gpus.iter().position(|gpu| gpu.uuid == uuid) {
+            // SAFETY: NVML's contract.
+            Some(position) => unsafe { put(to, position + 1) },
+            None => NOT_FOUND,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetIndex(device: Device, to: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "index", |gpu, _, _| unsafe { put(to, gpu.index.unwrap_or(0)) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetName(
+    device: Device,
+    to: *mut c_char,
+    length: c_uint,
+) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "name", |gpu, _, _| unsafe { put_text(&gpu.name, to, length) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(
+    device: Device,
+    to: *mut c_char,
+    length: c_uint,
+) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "uuid", |gpu, _, _| unsafe { put_text(&gpu.uuid, to, length) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(device: Device, to: *mut PciInfo) -> Return {
+    with_gpu(device, "pci_bus_id", |gpu, _, _| {
+        // SAFETY: NVML's contract.
+        unsafe { put(to, pci_info(gpu.pci_bus_id.as_deref().unwrap_or_default())) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(device: Device, to: *mut Memory) -> Return {
+    with_gpu(device, "memory", |gpu, _, now| {
+        let (total, used) = (gpu.memory_total, now.memory_used);
+        // SAFETY: NVML's contract.
+        unsafe { put(to, Memory { total, used, free: total - used.min(total) }) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut MemoryV2) -> Return {
+    if to.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    // SAFETY: not null; the caller fills in the version before the call.
+    let version = unsafe { (*to).version };
+    let expected = size_of::<MemoryV2>() | (2 << 24);
+    if version as usize != expected {
+        return ARGUMENT_VERSION_MISMATCH;
+    }
+    with_gpu(device, "memory", |gpu, _, now| {
+        let total = gpu.memory_total;
+        let free = total - now.memory_used.min(total);
+        let reserved = gpu.memory_reserved.min(now.memory_used);
+        // As the driver counts since v2: `used` without what it reserves itself.
+        let used = now.memory_used - reserved;
+        // SAFETY: NVML's contract.
+        unsafe { put(to, MemoryV2 { version, total, reserved, free, used }) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUtilizationRates(
+    device: Device,
+    to: *mut Utilization,
+) -> Return {
+    with_gpu(device, "utilisation", |_, _, now| {
+        let rates =
+            Utilization { gpu: now.utilisation_percent, memory: now.memory_utilisation_percent };
+        // SAFETY: NVML's contract.
+        unsafe { put(to, rates) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTemperature(
+    device: Device,
+    sensor: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    if sensor != 0 {
+        return INVALID_ARGUMENT;
+    }
+    // SAFETY: NVML's contract.
+    with_gpu(device, "temperature", |_, _, now| unsafe { put(to, now.temperature_c) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
+    device: Device,
+    threshold: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    const SLOWDOWN: c_uint = 1;
+    if threshold != SLOWDOWN {
+        return NOT_SUPPORTED;
+    }
+    with_gpu(device, "slowdown_temperature", |gpu, _, _| {
+        // SAFETY: NVML's contract.
+        unsafe { put(to, gpu.slowdown_temperature_c) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: Device, to: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "power", |_, _, now| unsafe { put(to, now.power_mw) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetEnforcedPowerLimit(
+    device: Device,
+    to: *mut c_uint,
+) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "power_limit", |gpu, _, _| unsafe { put(to, gpu.power_limit_mw) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPowerManagementLimit(
+    device: Device,
+    to: *mut c_uint,
+) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { nvmlDeviceGetEnforcedPowerLimit(device, to) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetFanSpeed_v2(
+    device: Device,
+    fan: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    with_gpu(device, "fan", |gpu, _, _| match gpu.fan_percent {
+        // SAFETY: NVML's contract.
+        Some(percent) if fan == 0 => unsafe { put(to, percent) },
+        Some(_) => INVALID_ARGUMENT,
+        None => NOT_SUPPORTED,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetClockInfo(
+    device: Device,
+    clock: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    with_gpu(device, "clocks", |gpu, _, _| match clock {
+        // SAFETY: NVML's contract.
+        0 | 1 => unsafe { put(to, gpu.sm_clock_mhz) },
+        // SAFETY: NVML's contract.
+        2 => unsafe { put(to, gpu.memory_clock_mhz) },
+        _ => NOT_SUPPORTED,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPerformanceState(device: Device, to: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "pstate", |gpu, _, _| unsafe { put(to, gpu.pstate) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCurrentClocksThrottleReasons(
+    device: Device,
+    to: *mut c_ulonglong,
+) -> Return {
+    with_gpu(device, "throttle", |gpu, _, _| {
+        let named = |name: &str| gpu.throttle_reasons.iter().any(|r| r == name);
+        let bits = THROTTLE_REASONS.iter().filter(|(name, _)| named(name)).map(|(_, bit)| bit);
+        // SAFETY: NVML's contract.
+        unsafe { put(to, bits.sum()) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
+    device: Device,
+    error: c_uint,
+    _counter: c_uint,
+    to: *mut c_ulonglong,
+) -> Return {
+    const UNCORRECTED: c_uint = 1;
+    with_gpu(device, "ecc", |gpu, _, _| {
+        // SAFETY: NVML's contract.
+        unsafe { put(to, if error == UNCORRECTED { gpu.ecc() } else { 0 }) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetNumaNodeId(device: Device, to: *mut c_uint) -> Return {
+    with_gpu(device, "numa", |gpu, _, _| match gpu.numa_node {
+        // SAFETY: NVML's contract.
+        Some(node) => unsafe { put(to, node) },
+        None => NOT_SUPPORTED,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetNvLinkState(
+    device: Device,
+    link: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    with_gpu(device, "nvlink", |gpu, all, _| {
+        let peers = gpu.peers(all).count();
+        if gpu.nvlink_island.is_none() {
+            return NOT_SUPPORTED;
+        }
+        // SAFETY: NVML's contract.
+        unsafe { put(to, c_uint::from((link as usize) < peers)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
+    device: Device,
+    link: c_uint,
+    to: *mut PciInfo,
+) -> Return {
+    with_gpu(device, "nvlink", |gpu, all, _| match gpu.peers(all).nth(link as usize) {
+        Some(peer) => {
+            // SAFETY: NVML's contract.
+            unsafe { put(to, pci_info(peer.pci_bus_id.as_deref().unwrap_or_default())) }
+        }
+        None => INVALID_ARGUMENT,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    device: Device,
+    count: *mut c_uint,
+    infos: *mut ProcessInfo,
+) -> Return {
+    if count.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    with_gpu(device, "processes", |_, _, now| {
+        let there = c_uint::try_from(now.processes.len()).unwrap_or(0);
+        // SAFETY: not null; the caller says there how many infos it has room for.
+        let room = unsafe { count.read() };
+        // SAFETY: as before.
+        unsafe { count.write(there) };
+        if there == 0 {
+            return SUCCESS;
+        }
+        if room < there || infos.is_null() {
+            return INSUFFICIENT_SIZE;
+        }
+        for (at, (pid, bytes)) in now.processes.iter().enumerate() {
+            let info = ProcessInfo {
+                pid: *pid,
+                used_gpu_memory: *bytes,
+                gpu_instance_id: c_uint::MAX,
+                compute_instance_id: c_uint::MAX,
+            };
+            // SAFETY: `at` is less than `room`.
+            unsafe { infos.add(at).write(info) };
+        }
+        SUCCESS
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
+    device: Device,
+    count: *mut c_uint,
+    _infos: *mut ProcessInfo,
+) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "processes", |_, _, _| unsafe { put(count, 0) })
+}

@@ -1,0 +1,249 @@
+//! Ranks under their supervisors: started once, stopped whole, outliving those who started them.
+
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use gpudeck::base::Bytes;
+use gpudeck::wire::{RankStatus, Refusal, Reply, Verb};
+use rustix::process::Signal;
+
+use super::harness::{Agent, LONG, State, is_alive, kill, rank, script, until};
+
+#[test]
+fn a_rank_is_started_once_and_stopped_whole() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let marks = state.path().join("marks");
+    // Three processes, one of which has left the session.
+    let mut start = script(
+        0,
+        "echo started $SECRET >> $MARKS; setsid sleep 1000 & sleep 1000 & echo \"$!\" >> $PIDS; wait",
+    );
+    let pids = state.path().join("pids");
+    start.env.insert("MARKS".to_owned(), marks.to_str().unwrap().to_owned());
+    start.env.insert("PIDS".to_owned(), pids.to_str().unwrap().to_owned());
+    start.env.insert("SECRET".to_owned(), "hf_secret_token".to_owned());
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    let pid = agent.pid(&rank(0));
+    until("the engine's children", || pids.exists());
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    assert_eq!(agent.pid(&rank(0)), pid);
+
+    // The environment may hold secrets and is written nowhere of ours.
+    for file in std::fs::read_dir(state.rank_dir(&rank(0))).unwrap().flatten() {
+        let content = std::fs::read_to_string(file.path()).unwrap();
+        assert!(!content.contains("hf_secret"), "{:?}", file.path());
+    }
+
+    let running = agent.act(epoch, Verb::RemoveRank { rank: rank(0) });
+    assert!(matches!(running, Err(Refusal::Failed { .. })), "{running:?}");
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 5000), Ok(Reply::Done));
+    assert!(!is_alive(pid));
+    let child = std::fs::read_to_string(&pids).unwrap().trim().parse().unwrap();
+    assert!(!is_alive(child), "a child of the engine was left");
+    let leftover = std::fs::read_dir("/proc").unwrap().flatten().any(|p| {
+        let environ = std::fs::read(p.path().join("environ")).unwrap_or_default();
+        let wanted = pids.to_str().unwrap().as_bytes();
+        environ.windows(wanted.len()).any(|w| w == wanted)
+            && is_alive(p.file_name().to_str().unwrap().parse().unwrap_or(0))
+    });
+    assert!(!leftover, "a process that left the session was left");
+    let status = agent.status(&rank(0));
+    assert!(matches!(status, Some(RankStatus::Exited { signal: Some(15), .. })), "{status:?}");
+
+    // It ended; the same attempt is still never started again.
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    assert!(matches!(agent.status(&rank(0)), Some(RankStatus::Exited { .. })));
+    assert_eq!(std::fs::read_to_string(&marks).unwrap().lines().count(), 1);
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 0), Ok(Reply::Done), "stopping again");
+    assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
+    assert_eq!(agent.status(&rank(0)), None);
+    assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
+    assert_eq!(agent.stop_rank(epoch, &rank(9), 0), Ok(Reply::Done), "never was");
+}
+
+#[test]
+fn what_resists_is_killed_after_the_grace() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let start = script(0, "trap '' TERM; echo ready; while :; do sleep 1; done");
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    until("the trap", || agent.log(&rank(0), None, 100).text.contains("ready"));
+    let began = Instant::now();
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 700), Ok(Reply::Done));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(700) && took < Duration::from_secs(5), "{took:?}");
+    let status = agent.status(&rank(0));
+    assert!(matches!(status, Some(RankStatus::Exited { signal: Some(9), .. })), "{status:?}");
+}
+
+#[test]
+fn an_exit_is_told_within_a_second_with_its_last_lines() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    agent.subscribe(60_000);
+    let go = state.path().join("go");
+    let text = "echo loading; while ! [ -e $GO ]; do sleep 0.02; done; \
+                printf 'CUDA out of memory \\033[31m\\n' >&2; exit 3";
+    let mut start = script(0, text);
+    start.env.insert("GO".to_owned(), go.to_str().unwrap().to_owned());
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    agent.wait(LONG, |a| {
+        let reports = a.ranks.last()?;
+        matches!(reports.first()?.status, RankStatus::Running { .. }).then_some(())
+    });
+    std::fs::write(&go, b"").unwrap();
+    let began = Instant::now();
+    let status = agent.wait(LONG, |a| {
+        let status = &a.ranks.last()?.first()?.status;
+        matches!(status, RankStatus::Exited { .. }).then(|| status.clone())
+    });
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let RankStatus::Exited { code, signal, last_lines, .. } = status else { unreachable!() };
+    assert_eq!((code, signal), (Some(3), None));
+    assert_eq!(last_lines, "loading\nCUDA out of memory ");
+}
+
+#[test]
+fn a_supervisor_outlives_its_agent() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    assert_eq!(agent.start_rank(epoch, &script(0, "exec sleep 1000")), Ok(Reply::Done));
+    let pid = agent.pid(&rank(0));
+    let supervisor = state.supervisor(&rank(0));
+    drop(agent); // SIGKILL
+
+    let mut agent = Agent::start(state.path());
+    assert_eq!(agent.pid(&rank(0)), pid);
+    assert!(is_alive(supervisor));
+    assert_eq!(agent.start_rank(epoch, &script(0, "exec sleep 1000")), Ok(Reply::Done));
+    assert_eq!(agent.pid(&rank(0)), pid);
+    // The engine ends on its own: the supervisor sees how, though its agent is long gone.
+    kill(pid, Signal::KILL);
+    until("the exit is seen", || {
+        matches!(agent.status(&rank(0)), Some(RankStatus::Exited { signal: Some(9), .. }))
+    });
+    until("the supervisor leaves", || !is_alive(supervisor));
+}
+
+#[test]
+fn an_engine_whose_supervisor_was_killed_is_adopted() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    // It goes on logging: a dead supervisor must not block it or break its pipe.
+    let text = "while :; do echo tick; sleep 0.05; done";
+    for number in [0, 1] {
+        assert_eq!(agent.start_rank(epoch, &script(number, text)), Ok(Reply::Done));
+        kill(state.supervisor(&rank(number)), Signal::KILL);
+        until("the supervisor ends", || !is_alive(state.supervisor(&rank(number))));
+    }
+    drop(agent);
+
+    let mut agent = Agent::start(state.path());
+    let pid = agent.pid(&rank(0));
+    let end = agent.log(&rank(0), None, 100).next_offset;
+    until("it logs on", || agent.log(&rank(0), None, 100).next_offset > end + 20);
+    assert_eq!(agent.start_rank(epoch, &script(0, text)), Ok(Reply::Done));
+    assert_eq!(agent.pid(&rank(0)), pid, "no second one");
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 5000), Ok(Reply::Done));
+    assert!(!is_alive(pid));
+    assert_eq!(agent.status(&rank(0)), Some(RankStatus::Lost), "nobody saw how it ended");
+    assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
+    // One that ends unseen is lost as well.
+    kill(agent.pid(&rank(1)), Signal::KILL);
+    until("it is lost", || agent.status(&rank(1)) == Some(RankStatus::Lost));
+}
+
+#[test]
+fn workers_do_not_survive_their_engine() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let start = script(0, "sleep 1000 & echo $!; exit 1");
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    until("the engine exits", || matches!(agent.status(&rank(0)), Some(RankStatus::Exited { .. })));
+    let worker = agent.log(&rank(0), Some(0), 100).text.trim().parse().unwrap();
+    until("the worker is ended", || !is_alive(worker));
+}
+
+#[test]
+fn what_cannot_work_is_refused_and_leaves_nothing() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let good = script(0, "exec sleep 1000");
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut start = good.clone();
+    start.ports = vec![port];
+    let refused = agent.start_rank(epoch, &start);
+    let Err(Refusal::PortInUse { port: named, holder: Some(holder) }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(named, port);
+    assert!(holder.starts_with(&format!("pid {} ", std::process::id())), "{holder}");
+
+    let mut start = good.clone();
+    start.files = vec!["/nonexistent/model.gguf".to_owned()];
+    let path = "/nonexistent/model.gguf".to_owned();
+    assert_eq!(agent.start_rank(epoch, &start), Err(Refusal::NoFile { path }));
+
+    let mut start = good.clone();
+    start.argv = vec!["/nonexistent/llama-server".to_owned()];
+    let path = "/nonexistent/llama-server".to_owned();
+    assert_eq!(agent.start_rank(epoch, &start), Err(Refusal::NoFile { path }));
+
+    let left: Vec<_> = std::fs::read_dir(state.path().join("ranks")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    drop(listener);
+    let mut start = good;
+    start.ports = vec![port];
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+}
+
+#[test]
+fn the_agents_own_binary_can_be_the_engine() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let mut start = script(0, "");
+    start.argv = ["{gpudeck}", "agent", "--version"].map(str::to_owned).to_vec();
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    until("it exits", || {
+        matches!(agent.status(&rank(0)), Some(RankStatus::Exited { code: Some(0), .. }))
+    });
+    let text = agent.log(&rank(0), Some(0), 100).text;
+    assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+}
+
+#[test]
+fn a_log_stays_bounded_while_its_offsets_count_on() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    // 6 MB at once, of which 256 KiB are to be kept.
+    let text = "i=0; while [ $i -lt 60 ]; do head -c 99999 /dev/zero | tr '\\0' x; echo; \
+                i=$((i+1)); done; echo the end; exec sleep 1000";
+    let mut start = script(0, text);
+    start.log_limit = Bytes(256 << 10);
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    until("all is logged", || agent.log(&rank(0), None, 100).text.ends_with("the end\n"));
+    let all = 60 * 100_000 + 8;
+    assert_eq!(agent.log(&rank(0), None, 100).next_offset, all);
+    let file = state.rank_dir(&rank(0)).join("log");
+    until("old blocks are given back", || {
+        std::fs::metadata(&file).unwrap().blocks() * 512 < 400 << 10
+    });
+    let old = agent.log(&rank(0), Some(0), 1000);
+    assert!(old.offset > all - (400 << 10), "{}", old.offset);
+    assert!(!old.text.contains('\0'), "a hole was read");
+    let on = agent.log(&rank(0), Some(old.next_offset), 1000);
+    assert_eq!(on.offset, old.next_offset);
+}
