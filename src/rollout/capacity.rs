@@ -28,6 +28,8 @@ struct Budget {
     floor: u32,
     live: u32,
     leaving: u32,
+    /// Places that are becoming free and for which a replica waits already.
+    reserved: u32,
     limit: u32,
 }
 
@@ -82,8 +84,14 @@ impl Decider<'_> {
 
     fn budget(&self, roles: &Roles) -> Budget {
         let now = self.now();
-        let mut budget =
-            Budget { available: 0, floor: roles.floor, live: 0, leaving: 0, limit: roles.limit };
+        let mut budget = Budget {
+            available: 0,
+            floor: roles.floor,
+            live: 0,
+            leaving: 0,
+            reserved: 0,
+            limit: roles.limit,
+        };
         for replica in self.state.replicas.values() {
             budget.available += u32::from(is_available(replica, now, roles.min_healthy));
             budget.live += u32::from(replica.phase.is_live());
@@ -208,9 +216,10 @@ impl Decider<'_> {
             return;
         }
         if budget.live >= budget.limit {
-            let room_is_coming = budget.live - budget.leaving.min(budget.live) < budget.limit;
-            if !room_is_coming && !roles.held {
-                self.make_room(roles, budget);
+            let staying = budget.live.saturating_sub(budget.leaving);
+            let room_is_coming = staying + budget.reserved < budget.limit;
+            if room_is_coming || (!roles.held && self.make_room(roles, budget)) {
+                budget.reserved += 1;
             }
             return;
         }
@@ -244,17 +253,27 @@ impl Decider<'_> {
     }
 
     /// As many live as may: one going replica makes room, one that is not ready before one that is
-    /// (Kubernetes' `cleanupUnhealthyReplicas`).
-    fn make_room(&mut self, roles: &Roles, budget: &mut Budget) {
+    /// (Kubernetes' `cleanupUnhealthyReplicas`). One that is ready goes only when nothing is lost
+    /// by waiting: either enough are available without it, or no coming one is on its way.
+    fn make_room(&mut self, roles: &Roles, budget: &mut Budget) -> bool {
         let going = self
             .keys(|key, r| Some(key.release) != roles.coming && r.phase.is_live() && !r.retiring);
         let victim = going.into_iter().min_by_key(|key| {
             let ready = self.state.replicas.get(key).is_some_and(|r| r.phase == Phase::Ready);
             (ready, *key)
         });
-        if let Some(victim) = victim {
-            self.take_out(&[victim], roles, budget);
+        let Some(victim) = victim else { return false };
+        let ready = self.state.replicas.get(&victim).is_some_and(|r| r.phase == Phase::Ready);
+        let plenty = budget.available > roles.full;
+        let on_its_way = |r: &ReplicaState| {
+            matches!(r.phase, Phase::Starting | Phase::Waiting { .. } | Phase::Loading)
+        };
+        let waits = budget.reserved > 0
+            || roles.coming.is_some_and(|c| self.state.of(c).any(|(_, r)| on_its_way(r)));
+        if ready && waits && !plenty {
+            return false;
         }
+        self.take_out(&[victim], roles, budget)
     }
 
     /// The coming release is complete: the others are surplus.

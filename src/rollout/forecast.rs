@@ -189,7 +189,10 @@ fn run(state: &ServiceState, release: &Release, kind: RolloutKind) -> Result<For
     }
     match world.state.rollout.as_ref().and_then(|r| r.outcome.as_ref()) {
         Some(Outcome::Completed) => Ok(world.forecast),
-        _ => Err("the journey has no end".to_owned()),
+        Some(Outcome::RolledBack { why } | Outcome::Failed { why } | Outcome::Aborted { why }) => {
+            Err(why.clone())
+        }
+        None => Err("the journey has no end".to_owned()),
     }
 }
 

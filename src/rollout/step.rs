@@ -68,7 +68,7 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
         let healthy = || state.policy(key.release).map(|p| p.healthy_deadline);
         match &replica.phase {
             Phase::Pending { not_before } => moments.push(*not_before),
-            Phase::Waiting { retry_at, .. } => moments.push(*retry_at),
+            Phase::Waiting { retry_at, .. } => moments.push(*retry_at), // soon enough for all else
             Phase::Starting | Phase::Loading => {
                 if let (Some(started), Some(deadline)) = (replica.started, healthy()) {
                     moments.push(started.plus(deadline));

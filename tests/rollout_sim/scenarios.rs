@@ -1,1 +1,479 @@
+//! Journeys told one by one.
 
+use std::time::Duration;
+
+use gpudeck::base::{ReleaseNumber, TrafficMode};
+use gpudeck::rollout::{
+    Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, Release, RolloutKind,
+    ServiceState, forecast, outstanding, step,
+};
+use gpudeck::spec::{Count, StepSpec};
+
+use crate::build::{canary, on_cpu, release, service, single, spec};
+use crate::world::{Nature, World};
+
+const HOUR: Duration = Duration::from_hours(1);
+const R1: ReleaseNumber = ReleaseNumber(1);
+const R2: ReleaseNumber = ReleaseNumber(2);
+
+fn ended(world: &World) -> bool {
+    world.state.active_rollout().is_none() && world.quiet()
+}
+
+fn outcome(world: &World) -> &Outcome {
+    world.state.rollout.as_ref().unwrap().outcome.as_ref().unwrap()
+}
+
+/// A world that serves `replicas` of r1 on GPUs 0.. of host 0.
+fn serving(replicas: u32, unavailable: u32) -> World {
+    let first = release(1, spec(replicas, unavailable, 0), &single(0, replicas));
+    serve(&first)
+}
+
+fn serve(first: &Release) -> World {
+    let mut world = World::new(1);
+    world.request(first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+    world.lowest_ready = u32::MAX;
+    world.actions.clear();
+    world
+}
+
+fn with_steps(replicas: u32, first_gpu: u32, steps: Vec<StepSpec>) -> Release {
+    let mut spec = spec(replicas, 1, 0);
+    spec.rollout.steps = steps;
+    release(2, spec, &single(first_gpu, replicas))
+}
+
+/// Share of the traffic by the gateway's own table.
+fn share(world: &World, number: ReleaseNumber) -> f64 {
+    let weight = |which: &dyn Fn(ReleaseNumber) -> bool| -> u32 {
+        let servers = world.table().iter().filter(|s| s.mode == TrafficMode::Ready);
+        servers.filter(|s| which(s.replica.release)).map(|s| u32::from(s.weight)).sum()
+    };
+    100.0 * f64::from(weight(&|n| n == number)) / f64::from(weight(&|_| true))
+}
+
+fn approve(world: &mut World) {
+    assert!(world.run_until(HOUR, |w| matches!(
+        w.state.active_rollout().and_then(|r| r.gate.as_ref()),
+        Some(Gate::Approve)
+    )));
+    world.by_ada(|by| EventKind::Promoted { all: false, by });
+}
+
+#[test]
+fn in_place_goes_replica_by_replica_and_keeps_the_floor() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.lowest_ready, 2);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_spare_gang_is_used_before_anything_is_taken_out() {
+    let mut world = serving(3, 1);
+    // On GPUs of its own: never fewer than three ready.
+    world.request(&with_steps(3, 4, Vec::new()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(world.lowest_ready, 3);
+    world.check_rest();
+}
+
+#[test]
+fn a_canary_gets_its_share_passes_its_gates_and_becomes_stable() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, canary()), RolloutKind::Apply, Nature::Good);
+    let baking = |w: &World| {
+        let gate = w.state.active_rollout().and_then(|r| r.gate.as_ref());
+        matches!(gate, Some(Gate::Bake { .. }))
+    };
+    assert!(world.run_until(HOUR, baking));
+    assert!((share(&world, R2) - 10.0).abs() < 1.0, "{}", share(&world, R2));
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (3, 1));
+    let since = world.now;
+    assert!(world.run_until(HOUR, |w| !baking(w)));
+    assert!(world.now.since(since) >= Duration::from_secs(59));
+    approve(&mut world);
+    assert!((share(&world, R2) - 50.0).abs() < 1.0, "{}", share(&world, R2));
+    assert_eq!(world.state.ready(R2), 2);
+    assert!(world.run_until(HOUR, ended));
+    let verdict = world.state.rollout.as_ref().unwrap().verdict.clone().unwrap();
+    assert!(verdict.reason.starts_with("error rate 0.0 % (0 of"), "{}", verdict.reason);
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert!(world.lowest_ready >= 2);
+    world.check_rest();
+}
+
+#[test]
+fn a_canary_that_answers_errors_is_taken_back_and_the_number_is_told() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, canary()), RolloutKind::Apply, Nature::Errors);
+    let back = |w: &World| w.state.condition() == Condition::RollingBack;
+    assert!(world.run_until(HOUR, back));
+    // Two of r1 are ready, which is the floor: the canary loses its traffic with the very verdict.
+    let last = world.actions.iter().rev().find_map(|a| match a {
+        Action::ApplyTraffic { servers, .. } => Some(servers.clone()),
+        _ => None,
+    });
+    for server in last.unwrap().iter().filter(|s| s.replica.release == R2) {
+        assert!(server.weight == 0 || server.mode == TrafficMode::Drain, "{server:?}");
+    }
+    assert!(world.run_until(HOUR, ended));
+    let Outcome::RolledBack { why } = outcome(&world) else { panic!("{:?}", outcome(&world)) };
+    assert!(why.starts_with("analysis default: error rate 35.0 % ("), "{why}");
+    assert!(why.ends_with("> 2.0 %"), "{why}");
+    assert_eq!(world.lowest_ready, 2);
+    assert_eq!(world.state.stable, Some(R1));
+    world.check_rest();
+}
+
+#[test]
+fn a_new_replica_that_ends_takes_the_rollout_back_with_its_last_words() {
+    for nature in [Nature::Crashes, Nature::Never, Nature::Hangs] {
+        let mut world = serving(2, 1);
+        world.request(&with_steps(2, 0, Vec::new()), RolloutKind::Apply, nature);
+        assert!(world.run_until(HOUR, ended), "{nature:?}");
+        let Outcome::RolledBack { why } = outcome(&world) else { panic!("{:?}", outcome(&world)) };
+        let words = match nature {
+            Nature::Crashes => "rank 0 ended: exit code 1: CUDA out of memory",
+            Nature::Never => "rank 0 cannot start: no such file",
+            _ => "no token was generated within 20m00s (healthy_deadline)",
+        };
+        assert!(why.contains(words), "{why}");
+        assert_eq!(world.lowest_ready, 1);
+        // The place of the stable replica was used: it comes back as another attempt.
+        assert!(world.state.replicas.values().any(|r| r.attempt.0.get() == 2));
+        world.check_rest();
+    }
+}
+
+#[test]
+fn without_auto_rollback_a_failure_holds_until_a_person_decides() {
+    let mut world = serving(2, 1);
+    let mut release = with_steps(2, 0, Vec::new());
+    release.spec.rollout.auto_rollback = false;
+    world.request(&release, RolloutKind::Apply, Nature::Crashes);
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Held));
+    assert!(!world.run_until(HOUR, ended), "it holds");
+    assert_eq!(world.state.ready(R1), 1, "the old one keeps serving");
+    assert!(world.state.replicas.values().any(|r| matches!(r.phase, Phase::Failed { .. })));
+    world.by_ada(|by| EventKind::Aborted { by, reason: Some("seen enough".to_owned()) });
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(
+        *outcome(&world),
+        Outcome::Aborted { why: "aborted by ada: seen enough".to_owned() }
+    );
+    world.check_rest();
+}
+
+#[test]
+fn a_first_deployment_that_fails_leaves_nothing_behind() {
+    let mut world = World::new(3);
+    let first = release(1, spec(2, 1, 0), &single(0, 2));
+    world.request(&first, RolloutKind::Apply, Nature::Crashes);
+    assert!(world.run_until(HOUR, ended));
+    assert!(matches!(outcome(&world), Outcome::Failed { why } if why.contains("CUDA")));
+    assert_eq!(world.state.stable, None);
+    world.check_rest();
+}
+
+#[test]
+fn a_dead_stable_replica_is_started_again_with_growing_pauses() {
+    let mut world = serving(2, 1);
+    let rank = world.running()[0].clone();
+    world.kill(&rank, "killed");
+    assert_eq!(world.state.condition(), Condition::Degraded);
+    let served: Vec<_> =
+        world.actions.iter().filter(|a| matches!(a, Action::ApplyTraffic { .. })).collect();
+    assert_eq!(served.len(), 1, "it is out of the traffic at once");
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Serving && w.quiet()));
+    world.check_rest();
+}
+
+#[test]
+fn while_paused_nothing_new_begins_but_stable_heals() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    world.by_ada(|by| EventKind::Paused { by });
+    assert!(!world.run_until(HOUR, ended), "its deadline does not run");
+    assert_eq!(world.state.condition(), Condition::Held);
+    let starts =
+        |w: &World| w.actions.iter().filter(|a| matches!(a, Action::StartRank { .. })).count();
+    let before = starts(&world);
+    let rank = world.running().into_iter().find(|r| r.replica.release == R1).unwrap();
+    world.kill(&rank, "killed");
+    assert!(world.run_until(HOUR, |w| {
+        w.state.replicas.values().all(|r| r.attempt.0.get() == 1 || r.phase == Phase::Ready)
+    }));
+    assert!(starts(&world) > before);
+    world.by_ada(|by| EventKind::Resumed { by });
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+}
+
+#[test]
+fn an_abort_in_the_middle_of_a_drain_lets_the_draining_replica_serve_on() {
+    let mut world = serving(2, 1);
+    world.request(&with_steps(2, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    assert!(world.state.replicas.values().any(|r| matches!(r.phase, Phase::Draining { .. })));
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert!(world.run_until(HOUR, ended));
+    assert!(world.actions.iter().all(|a| !matches!(a, Action::StopRank { .. })));
+    assert!(world.state.replicas.values().all(|r| r.attempt.0.get() == 1));
+    world.check_rest();
+}
+
+#[test]
+fn a_gateway_that_is_away_keeps_the_replica_serving_until_it_is_back() {
+    let mut world = serving(2, 1);
+    world.break_gateway(Duration::from_mins(20));
+    world.request(&with_steps(2, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    world.run_until(Duration::from_mins(15), ended);
+    assert!(world.actions.iter().all(|a| !matches!(a, Action::StopRank { .. })), "nothing stops");
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+}
+
+#[test]
+fn a_stop_drains_and_ends_everything_and_a_new_deployment_follows() {
+    let mut world = serving(2, 1);
+    world.request(&with_steps(2, 0, canary()), RolloutKind::Apply, Nature::Good);
+    world.by_ada(|by| EventKind::StopRequested { by });
+    assert!(matches!(outcome(&world), Outcome::Aborted { .. }));
+    assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty() && w.quiet()));
+    assert_eq!(world.state.condition(), Condition::Stopped);
+    world.check_rest();
+    let again = release(3, spec(1, 1, 0), &single(0, 1));
+    world.request(&again, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    world.check_rest();
+}
+
+#[test]
+fn the_number_of_replicas_can_change_both_ways() {
+    let mut world = serving(2, 1);
+    world.request(&release(2, spec(5, 1, 0), &single(0, 5)), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    world.check_rest();
+    assert!(world.lowest_ready >= 1);
+    world.request(&release(3, spec(2, 1, 0), &single(0, 2)), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    world.check_rest();
+    assert!(world.lowest_ready >= 1);
+}
+
+#[test]
+fn one_rank_that_ends_ends_its_gang() {
+    let gang = release(1, spec(1, 1, 0), &[vec![(0, 0), (1, 0)]]);
+    let mut world = serve(&gang);
+    let rank = world.running().into_iter().find(|r| r.rank == 1).unwrap();
+    world.kill(&rank, "NCCL timeout");
+    let stops: Vec<u32> = world
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::StopRank { rank, .. } => Some(rank.rank),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(stops, [0], "the other rank is stopped, the ended one is not");
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Serving && w.quiet()));
+    assert!(world.running().iter().all(|r| r.replica.attempt.0.get() == 2));
+}
+
+#[test]
+fn after_a_restart_everything_awaited_is_told_again() {
+    let mut state = ServiceState::new(service());
+    let first = release(1, spec(2, 1, 0), &single(0, 2));
+    let request = EventKind::RolloutRequested {
+        release: Box::new(first.clone()),
+        kind: RolloutKind::Apply,
+        by: "ada".to_owned(),
+    };
+    let at = gpudeck::base::Timestamp(5);
+    let told = step(&mut state, &Event { at, kind: request.clone() });
+    assert_eq!(told.len(), 2);
+    assert_eq!(outstanding(&state), told);
+    // The same request again, or another during it, changes nothing.
+    let before = state.clone();
+    assert!(step(&mut state, &Event { at, kind: request }).is_empty());
+    assert_eq!(state, before);
+    let ranks = first.rank_ids(0, gpudeck::base::Attempt::FIRST);
+    let running = EventKind::RankRunning { rank: ranks[0].clone() };
+    let told = step(&mut state, &Event { at, kind: running.clone() });
+    assert!(matches!(told.as_slice(), [Action::AwaitToken { .. }]));
+    assert!(step(&mut state, &Event { at, kind: running }).is_empty(), "twice is once");
+    assert_eq!(outstanding(&state).len(), 2);
+}
+
+#[test]
+fn events_keep_their_form_as_json() {
+    let first = release(1, spec(2, 1, 0), &single(0, 2));
+    let id = gpudeck::base::ReplicaId {
+        release: R1,
+        replica: 0,
+        attempt: gpudeck::base::Attempt::FIRST,
+    };
+    let kinds = [
+        EventKind::Tick,
+        EventKind::RolloutRequested {
+            release: Box::new(first),
+            kind: RolloutKind::Undo,
+            by: "ada".to_owned(),
+        },
+        EventKind::Aborted { by: "ada".to_owned(), reason: Some("x".to_owned()) },
+        EventKind::Measured { windows: [(id, gpudeck::rollout::Window::default())].into() },
+        EventKind::TrafficFailed { version: 3, why: "gone".to_owned() },
+    ];
+    for kind in kinds {
+        let event = Event { at: gpudeck::base::Timestamp(9), kind };
+        let text = serde_json::to_string(&event).unwrap();
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
+    }
+}
+
+// ---- forecasts --------------------------------------------------------------------------------
+
+#[test]
+fn the_forecast_is_what_then_happens() {
+    for first_gpu in [0, 1, 3] {
+        let mut world = serving(3, 1);
+        let release = with_steps(3, first_gpu, canary());
+        let foreseen = forecast(&world.state, &release, RolloutKind::Apply).unwrap();
+        assert_eq!(foreseen.floor, 2);
+        let titles: Vec<&str> = foreseen.stages.iter().map(|s| s.title.as_str()).collect();
+        assert_eq!(
+            titles,
+            [
+                "weight 10 %",
+                "bake 1m00s",
+                "analyse default (1m00s)",
+                "weight 50 %",
+                "approve",
+                "all replicas"
+            ]
+        );
+        world.request(&release, RolloutKind::Apply, Nature::Good);
+        while !ended(&world) {
+            world.turn();
+            world.person();
+        }
+        let happened = |start: bool| {
+            let mut ids: Vec<_> = world
+                .actions
+                .iter()
+                .filter_map(|a| match a {
+                    Action::StartRank { rank, .. } if start => Some(rank.replica),
+                    Action::StopRank { rank, .. } if !start => Some(rank.replica),
+                    _ => None,
+                })
+                .collect();
+            ids.sort();
+            ids.dedup();
+            ids
+        };
+        let mut starts: Vec<_> = foreseen.stages.iter().flat_map(|s| s.starts.clone()).collect();
+        let mut stops: Vec<_> = foreseen.stages.iter().flat_map(|s| s.stops.clone()).collect();
+        starts.sort();
+        stops.sort();
+        assert_eq!(starts, happened(true), "first GPU {first_gpu}");
+        assert_eq!(stops, happened(false));
+        assert_eq!(foreseen.lowest_ready, world.lowest_ready, "first GPU {first_gpu}");
+        assert!(!foreseen.outage);
+        let last = foreseen.stages.last().unwrap();
+        assert_eq!((last.ready_after, last.new_weight_percent), (3, 100));
+        assert_eq!(foreseen.stages[0].new_weight_percent, 10);
+    }
+}
+
+#[test]
+fn one_replica_in_place_is_an_outage_and_said_so() {
+    let world = serving(1, 1);
+    let foreseen =
+        forecast(&world.state, &with_steps(1, 0, Vec::new()), RolloutKind::Apply).unwrap();
+    assert!(foreseen.outage);
+    assert_eq!((foreseen.lowest_ready, foreseen.floor), (0, 0));
+    let elsewhere = with_steps(1, 1, Vec::new());
+    let foreseen = forecast(&world.state, &elsewhere, RolloutKind::Apply).unwrap();
+    assert!(!foreseen.outage);
+    assert_eq!(foreseen.lowest_ready, 1);
+    // A first deployment serves nothing before and is no outage.
+    let nothing = ServiceState::new(service());
+    let first = release(1, spec(1, 1, 0), &single(0, 1));
+    let foreseen = forecast(&nothing, &first, RolloutKind::Apply).unwrap();
+    assert!(!foreseen.outage);
+    assert_eq!(foreseen.stages.len(), 1);
+    assert_eq!(foreseen.stages[0].starts.len(), 1);
+}
+
+#[test]
+fn a_deadlock_is_refused_with_the_smallest_change() {
+    let world = serving(2, 1);
+    let mut release = with_steps(2, 0, Vec::new());
+    release.spec.rollout.max_unavailable = Count::Number(0);
+    release.spec.rollout.max_surge = Count::Number(1);
+    let refused = forecast(&world.state, &release, RolloutKind::Apply).unwrap_err();
+    assert!(refused.reason.contains("held by replicas that cannot be stopped"), "{refused}");
+    assert_eq!(
+        refused.change.as_deref(),
+        Some("set max_unavailable = 1 (then 1 of 2 stay ready), or free the GPUs of one replica")
+    );
+    // With a spare GPU for one of them it works without losing any.
+    let places = [vec![(0, 1)], vec![(0, 2)]];
+    let mut fits = crate::build::release(2, release.spec.clone(), &places);
+    fits.spec.rollout.max_surge = Count::Number(1);
+    let foreseen = forecast(&world.state, &fits, RolloutKind::Apply).unwrap();
+    assert_eq!(foreseen.lowest_ready, 2);
+}
+
+#[test]
+fn a_replica_of_twice_the_size_needs_two_places_at_once() {
+    let world = serving(4, 1);
+    let mut bigger = release(2, spec(2, 1, 0), &[vec![(0, 0), (0, 1)], vec![(0, 2), (0, 3)]]);
+    // 4 → 2 replicas: the floor is that of the smaller number.
+    let foreseen = forecast(&world.state, &bigger, RolloutKind::Apply).unwrap();
+    assert_eq!(foreseen.floor, 1);
+    assert!(foreseen.lowest_ready >= 1);
+    bigger.replicas[1] = bigger.replicas[0].clone();
+    let refused = forecast(&world.state, &bigger, RolloutKind::Apply).unwrap_err();
+    assert!(refused.reason.contains("both placed on"), "{refused}");
+}
+
+#[test]
+fn host_memory_that_does_not_come_free_makes_an_old_replica_give_way() {
+    let first = release(1, spec(2, 1, 0), &on_cpu(2));
+    let mut world = serve(&first);
+    let second = release(2, spec(2, 1, 0), &on_cpu(2));
+    // The host has no memory for a third replica: the start is refused until one is gone.
+    world.memory_for = Some(2);
+    world.request(&second, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert!(world.lowest_ready >= 1);
+    world.check_rest();
+}
+
+#[test]
+fn a_way_back_that_cannot_be_walked_still_ends_and_goes_on_at_rest() {
+    let mut world = serving(2, 1);
+    world.request(&with_steps(2, 0, canary()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.ready(R2) == 1));
+    world.natures.insert(R1, Nature::Never);
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert!(matches!(
+        world.state.active_rollout().unwrap().direction,
+        Direction::Back { asked: true, .. }
+    ));
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none()));
+    assert!(matches!(outcome(&world), Outcome::Aborted { why } if why.contains("1 of 2 ready")));
+    world.natures.insert(R1, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Serving && w.quiet()));
+    world.check_rest();
+}

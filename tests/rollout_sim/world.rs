@@ -61,7 +61,11 @@ pub struct World {
     pub trace: bool,
     pub lowest_ready: u32,
     pub actions: Vec<Action>,
+    /// Host memory suffices for so many ranks on `cpu`.
+    pub memory_for: Option<usize>,
     journal: Vec<Event>,
+    /// The state after so many events of the journal, as the last crash left it.
+    checkpoint: (usize, ServiceState),
     tasks: Vec<Task>,
     sequence: u64,
     ranks: BTreeMap<RankId, Rank>,
@@ -86,7 +90,9 @@ impl World {
             trace: false,
             lowest_ready: u32::MAX,
             actions: Vec::new(),
+            memory_for: None,
             journal: Vec::new(),
+            checkpoint: (0, ServiceState::new(service())),
             tasks: Vec::new(),
             sequence: 0,
             ranks: BTreeMap::new(),
@@ -236,19 +242,22 @@ impl World {
     fn own_floor(&self) -> u32 {
         use gpudeck::spec::Count;
         let state = &self.state;
-        // A rollout that ended in this very step was the one whose floor held.
-        let Some(rollout) =
-            state.rollout.as_ref().filter(|r| r.ended.is_none_or(|e| e == self.now))
-        else {
-            let Some(stable) = state.stable.and_then(|s| state.releases.get(&s)) else { return 0 };
+        let at_rest = state.stable.and_then(|s| state.releases.get(&s)).map_or(0, |stable| {
             let Count::Number(n) = stable.spec.rollout.max_unavailable else { unreachable!() };
-            return stable.spec.replicas.get().saturating_sub(n);
+            stable.spec.replicas.get().saturating_sub(n)
+        });
+        // In the step in which a rollout ends, its own floor and that of the rest both have a say.
+        let ended = state.rollout.as_ref().and_then(|r| r.ended);
+        let Some(rollout) = state.rollout.as_ref().filter(|_| ended.is_none_or(|e| e == self.now))
+        else {
+            return at_rest;
         };
         let Some(from) = rollout.from else { return 0 };
         let desired = state.wanted(from).min(state.wanted(rollout.to));
         let policy = &state.releases[&rollout.to].spec.rollout;
         let Count::Number(n) = policy.max_unavailable else { unreachable!() };
-        desired.saturating_sub(n)
+        let floor = desired.saturating_sub(n);
+        if ended.is_some() { floor.min(at_rest) } else { floor }
     }
 
     fn check_table(&self, servers: &[TrafficServer]) {
@@ -348,7 +357,7 @@ impl World {
             self.fault();
         }
         let next_task = self.tasks.iter().map(|t| (t.due, t.sequence)).min();
-        let tick = Timestamp(self.now.0 + 1_000);
+        let tick = Timestamp(self.now.0 + if self.faults { 1_000 } else { 5_000 });
         let wake = next_wake(&self.state).map_or(tick, |w| w.min(tick));
         match next_task {
             Some((due, sequence)) if due <= wake => {
@@ -363,7 +372,6 @@ impl World {
                 self.tell(EventKind::Tick);
             }
         }
-        self.check_devices();
     }
 
     fn down_until(&self, host: &HostName) -> Option<Timestamp> {
@@ -459,7 +467,9 @@ impl World {
                 && !r.running
                 && r.freed > self.now
         });
-        if busy {
+        let on_cpu = self.ranks.values().filter(|r| r.running && r.plan.devices == [DeviceId::Cpu]);
+        let full = self.memory_for.is_some_and(|most| on_cpu.count() >= most);
+        if busy || full {
             self.count("memory not yet free");
             let refusal = StartRefusal::NotYet { why: "GPU memory is not free".to_owned() };
             return self.tell(EventKind::RankRefused { rank, refusal });
@@ -617,13 +627,15 @@ impl World {
     pub fn crash(&mut self) {
         self.count("controller killed");
         self.say(|| "## the controller is killed".to_owned());
-        let mut again = ServiceState::new(service());
-        for event in &self.journal {
-            step(&mut again, event);
+        let (read, mut again) = self.checkpoint.clone();
+        for event in self.journal.iter().skip(read) {
+            let text = serde_json::to_string(event).unwrap();
+            step(&mut again, &serde_json::from_str(&text).unwrap());
         }
         assert_eq!(again, self.state, "replay differs");
         let text = serde_json::to_string(&again).unwrap();
         self.state = serde_json::from_str(&text).unwrap();
+        self.checkpoint = (self.journal.len(), again);
         let tasks = std::mem::take(&mut self.tasks);
         for task in tasks {
             match self.rng.below(3) {
@@ -650,6 +662,7 @@ impl World {
                 if !busy && !self.ranks.contains_key(rank) && !self.stopped.contains(rank) {
                     let entry = Rank { running: true, plan, freed: self.now };
                     self.ranks.insert(rank.clone(), entry);
+                    self.check_devices();
                 }
             }
             Action::StopRank { rank, .. } => {
@@ -703,6 +716,11 @@ impl World {
             self.turn();
         }
         done(self)
+    }
+
+    /// Events journaled so far.
+    pub fn events(&self) -> u64 {
+        self.journal.len() as u64
     }
 
     /// Everything is told and done.
