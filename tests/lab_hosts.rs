@@ -101,7 +101,7 @@ fn faults_come_and_go() {
         let mut command = Command::new("ssh");
         command.arg("-F").arg(lab.dir().join("ssh_config")).args(["h1", "cat >/dev/null"]);
         let sent =
-            common::run_with_input(&mut command, &vec![0; 2_000_000], Duration::from_secs(60));
+            common::run_with_input(&mut command, &vec![0; 2_000_000], Duration::from_mins(1));
         sent.expect_success();
         started.elapsed()
     };

@@ -1,5 +1,8 @@
 //! The lab of test hosts (`tests/lab/lab`) for a test: up when made, down when dropped.
 
+// `&self` says that the lab is up while these are called.
+#![allow(clippy::unused_self)]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,7 +59,7 @@ impl Lab {
                 host,
                 command,
             ]),
-            Duration::from_secs(60),
+            Duration::from_mins(1),
         )
     }
 
@@ -100,17 +103,15 @@ fn script(arguments: &[&str]) -> Finished {
     run(
         Command::new(checkout().join("tests/lab/lab")).args(arguments),
         // The first `up` may have to install packages.
-        Duration::from_secs(600),
+        Duration::from_mins(10),
     )
 }
 
 /// The path of a llama-server, built at the first call on a machine (minutes), cached afterwards.
 pub fn llama_server() -> PathBuf {
-    let done = run(
-        &mut Command::new(checkout().join("tests/engines/llama-cpp")),
-        Duration::from_secs(1500),
-    )
-    .expect_success();
+    let done =
+        run(&mut Command::new(checkout().join("tests/engines/llama-cpp")), Duration::from_mins(25))
+            .expect_success();
     done.stdout.trim().into()
 }
 
@@ -121,11 +122,11 @@ pub fn write_gguf(path: &Path, seed: u32, percent: u32) {
     if percent < 100 {
         command.args(["--truncate", &format!("{percent}%")]);
     }
-    run(&mut command, Duration::from_secs(60)).expect_success();
+    run(&mut command, Duration::from_mins(1)).expect_success();
 }
 
 /// Makes a tar for `lab image` with these programs in `/usr/local/bin`.
 pub fn write_image(tar: &Path, programs: &[&Path]) {
     let mut command = Command::new(checkout().join("tests/engines/image"));
-    run(command.arg(tar).args(programs), Duration::from_secs(120)).expect_success();
+    run(command.arg(tar).args(programs), Duration::from_mins(2)).expect_success();
 }

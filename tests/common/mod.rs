@@ -13,6 +13,7 @@ pub mod lab;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -129,7 +130,7 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Recei
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut stream = stream.unwrap();
     std::thread::spawn(move || {
-        let mut buffer = [0; 65536];
+        let mut buffer = [0; 8192];
         while let Ok(n @ 1..) = stream.read(&mut buffer) {
             if sender.send(buffer[..n].to_vec()).is_err() {
                 break;
@@ -159,7 +160,6 @@ impl Gpudeck {
         for folder in ["deck", "run", "home"] {
             std::fs::create_dir(home.path().join(folder)).unwrap();
         }
-        use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(home.path().join("run"), std::fs::Permissions::from_mode(0o700))
             .unwrap();
         Self { home }
