@@ -62,6 +62,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/cli/", "tui", "the command line without a command opens the terminal UI"),
     ("src/cli/", "controller", "`controller run` and `controller install` are commands"),
     ("src/cli/", "demo", "`demo` is a command"),
+    (
+        "src/revision/",
+        "rollout",
+        "it keeps releases and how they ended, whose types are `rollout`'s",
+    ),
     ("src/cli/init", "spec", "`init` writes the first deck.toml: there is no controller yet"),
     ("src/cli/init", "revision", "`init` makes the deck's repository: there is no controller yet"),
 ];

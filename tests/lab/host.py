@@ -346,6 +346,7 @@ class Host:
         self.apply_rate(wanted.get("rate"))
         self.apply_rules(wanted)
         self.apply_delay(bool(wanted.get("delay_ms")))
+        # Last: what a refused command asked for is not remembered.
         write(self.path("net.json"), json.dumps(wanted))
 
     def apply_rate(self, rate):
@@ -363,8 +364,9 @@ class Host:
             outward.append(f'oifname "eth0" tcp sport {port} drop')
         if wanted.get("loss"):
             share = round(float(wanted["loss"]) * 100)
-            inward.append(f'iifname "eth0" numgen random mod 10000 < {share} drop')
-            outward.append(f'oifname "eth0" numgen random mod 10000 < {share} drop')
+            match = f"numgen random mod 10000 < {share} " if share < 10000 else ""
+            inward.append(f'iifname "eth0" {match}drop')
+            outward.append(f'oifname "eth0" {match}drop')
         rules = "table inet lab\ndelete table inet lab\n"
         if inward:
             rules += (

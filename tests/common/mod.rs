@@ -1,0 +1,220 @@
+//! What integration tests share: waiting with a deadline, running programs that cannot hang the suite,
+//! gpudeck with a home of its own, and the lab of test hosts.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+pub mod lab;
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Folder of this checkout.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Whether this run has root and the programs that the lab needs (tests/run sees to that).
+pub fn lab_is_wanted() -> bool {
+    std::env::var("GPUDECK_LAB").as_deref() == Ok("1")
+}
+
+/// True if `program` is there. If not: says what is skipped, or panics where it must be there (GPUDECK_LAB=1).
+pub fn has_program(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    places.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
+    if places.iter().any(|place| place.join(program).is_file()) {
+        return true;
+    }
+    assert!(!lab_is_wanted(), "GPUDECK_LAB=1, and there is no `{program}` on this machine");
+    println!("skipped: needs {program}");
+    false
+}
+
+/// Waits until `look` gives something, looking every 20 ms; panics at the deadline with what was awaited.
+#[track_caller]
+pub fn wait_for<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(started.elapsed() < deadline, "waited {deadline:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The same for a plain condition.
+#[track_caller]
+pub fn wait_until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
+    wait_for(what, deadline, || holds().then_some(()));
+}
+
+/// What a program that ended left behind.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended; `None` if it was killed at the deadline.
+    pub status: Option<ExitStatus>,
+    /// What it wrote to its standard output.
+    pub stdout: String,
+    /// What it wrote to its standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The exit code, if it ended by itself.
+    pub fn code(&self) -> Option<i32> {
+        self.status.and_then(|s| s.code())
+    }
+
+    /// Panics with everything it said unless it ended with 0.
+    #[track_caller]
+    pub fn expect_success(self) -> Self {
+        assert!(self.code() == Some(0), "expected success: {self:#?}");
+        self
+    }
+}
+
+/// Runs a program to its end with nothing on its standard input, killing it at the deadline.
+pub fn run(command: &mut Command, deadline: Duration) -> Finished {
+    run_with_input(command, b"", deadline)
+}
+
+/// The same with something on its standard input.
+pub fn run_with_input(command: &mut Command, input: &[u8], deadline: Duration) -> Finished {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // A program that does not read its input is no failure.
+    std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if started.elapsed() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    // A background process that was left with our pipe must not hold the test up.
+    let text = |receiver: std::sync::mpsc::Receiver<Vec<u8>>| {
+        let mut all = Vec::new();
+        while let Ok(piece) = receiver.recv_timeout(Duration::from_secs(1)) {
+            all.extend(piece);
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    };
+    Finished { status, stdout: text(stdout), stderr: text(stderr) }
+}
+
+fn collect(stream: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let mut stream = stream.unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            if sender.send(buffer[..n].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// The gpudeck binary with a home, a runtime folder and a working folder (the deck) of its own. Nothing of the
+/// person who runs the tests is seen or touched.
+pub struct Gpudeck {
+    home: tempfile::TempDir,
+}
+
+impl Default for Gpudeck {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gpudeck {
+    /// A home with an empty deck folder.
+    pub fn new() -> Self {
+        // Short: sockets live below it, and their paths may not exceed 108 bytes.
+        let home = tempfile::Builder::new().prefix("gd").tempdir_in("/tmp").unwrap();
+        for folder in ["deck", "run", "home"] {
+            std::fs::create_dir(home.path().join(folder)).unwrap();
+        }
+        std::fs::set_permissions(home.path().join("run"), std::fs::Permissions::from_mode(0o700))
+            .unwrap();
+        Self { home }
+    }
+
+    /// The deck's folder; commands run there.
+    pub fn deck(&self) -> PathBuf {
+        self.home.path().join("deck")
+    }
+
+    /// The home folder that gpudeck sees.
+    pub fn home(&self) -> PathBuf {
+        self.home.path().join("home")
+    }
+
+    /// A command of the binary, ready to be started.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gpudeck"));
+        command.args(arguments).current_dir(self.deck()).env_clear();
+        command
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home())
+            .env("XDG_RUNTIME_DIR", self.home.path().join("run"))
+            .env("USER", "tester")
+            .env("LANG", "C.UTF-8")
+            .env("TERM", "xterm-256color")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("RUST_BACKTRACE", "1");
+        command
+    }
+
+    /// Runs `gpudeck …` to its end.
+    pub fn run<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+        deadline: Duration,
+    ) -> Finished {
+        run(&mut self.command(arguments), deadline)
+    }
+
+    /// Starts `gpudeck …` in the background; it is killed when the guard is dropped.
+    pub fn spawn<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Background {
+        let log = std::fs::File::create(self.home.path().join("background.log")).unwrap();
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Background(command.spawn().unwrap())
+    }
+}
+
+/// A program in the background, killed and reaped when this is dropped.
+pub struct Background(pub Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
