@@ -12,9 +12,10 @@ pub mod server;
 pub mod view;
 
 pub use crate::base::{
-    Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
+    Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, ReplicaKey, Revision,
     ServiceName, Timestamp, text, time,
 };
+pub use crate::rollout::analysis::{VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage};
 pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,

@@ -13,9 +13,9 @@ mod text;
 pub use ask::{Ask, AskWhat};
 pub use confirm::{Confirm, ConfirmKey, Deed, PlanState};
 pub use palette::{Entry, Palette};
-pub use plan::lines as plan_lines;
+pub use plan::{lines as plan_lines, wrapped};
 pub use question::{QuestionDialog, QuestionKey};
-pub use text::{TextView, diff_lines};
+pub use text::{TextView, diff_lines, scroll_key};
 
 use ratatui::layout::{Position, Rect};
 use ratatui::style::Modifier;

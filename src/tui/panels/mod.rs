@@ -1,0 +1,66 @@
+//! One file per panel: each draws into the area it is given, from the state alone.
+
+pub mod events;
+pub mod fleet;
+pub mod fleet_cells;
+pub mod host;
+pub mod logs;
+pub mod rollout;
+pub mod service;
+pub mod services;
+
+use ratatui::layout::Rect;
+
+use super::command::Panel;
+use super::draw::Pen;
+use super::state::{DetailOf, State};
+
+/// Draws a panel, or what is described in its place.
+pub fn draw(pen: &mut Pen<'_>, state: &State, panel: Panel, area: Rect) {
+    let focused = panel == state.panel;
+    if let Some(detail) = state.detail.as_ref().filter(|_| focused) {
+        match &detail.of {
+            DetailOf::Host(name) => return host::draw(pen, state, name, detail.scroll, area),
+            DetailOf::Service(name) => return service::draw(pen, state, name, detail.scroll, area),
+        }
+    }
+    match panel {
+        Panel::Fleet => fleet::draw(pen, state, area, focused),
+        Panel::Services => services::draw(pen, state, area, focused),
+        Panel::Rollout => rollout::draw(pen, state, area, focused),
+        Panel::Events => events::draw(pen, state, area, focused),
+        Panel::Logs => logs::draw(pen, state, area, focused),
+    }
+}
+
+/// The title of a panel: its digit, its name, more, and its filter.
+pub fn title(state: &State, panel: Panel, more: &str) -> ratatui::text::Line<'static> {
+    use ratatui::text::Span;
+    let theme = &state.theme;
+    let name = if panel == state.panel { theme.strong } else { theme.text };
+    let mut spans = vec![
+        Span::styled(format!("{} ", panel.digit()), theme.accent),
+        Span::styled(panel.title(), name),
+    ];
+    if let Some(filter) = state.filter(panel) {
+        spans.push(Span::styled(format!(" /{}", filter.text()), theme.warn));
+    }
+    if !more.is_empty() {
+        spans.push(Span::styled(format!(" ─ {more}"), theme.dim));
+    }
+    ratatui::text::Line::from(spans)
+}
+
+/// Says in the middle of a panel why nothing is in it.
+pub fn nothing(pen: &mut Pen<'_>, inside: Rect, lines: &[&str]) {
+    let rows = u16::try_from(lines.len()).unwrap_or(0);
+    let mut y = inside.y + inside.height.saturating_sub(rows) / 2;
+    for line in lines {
+        let wide = u16::try_from(line.chars().count()).unwrap_or(u16::MAX);
+        let x = inside.x + inside.width.saturating_sub(wide) / 2;
+        if y < inside.bottom() {
+            pen.put(x, y, inside.right(), line, pen.theme.dim);
+        }
+        y += 1;
+    }
+}

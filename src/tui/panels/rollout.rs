@@ -1,0 +1,464 @@
+//! The rollout of the selected service, and the releases before it.
+//!
+//! ```text
+//! ╭ 3 Rollout ─ chat ───────────────────────────────────────────────────────────╮
+//! │ r11 → r12  ▶ forward  step 2 of 5  3m10s  by ann                            │
+//! │ traffic  r11 █████████████████████████████████▌r12                          │
+//! │                                                                             │
+//! │ ✔ weight 10 %                   │            requests  failed       mean    │
+//! │ ▶ analyse default   42s ███▌··· │ new r12         214   29.0%     182 ms    │
+//! │ ○ weight 50 %                   │ old r11        1934    0.1%     181 ms    │
+//! │ ○ approve                       │ ✖ error rate 0.31 (62 of 200) > 0.02      │
+//! │ ○ all replicas                  │                                           │
+//! │                                                                             │
+//! │ REPLICAS                                                                    │
+//! │ r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3                              10% │
+//! │                                                                             │
+//! │ RELEASES                                                                    │
+//! │▌r12  2m   ann  ▶ under way    quieter sampler                               │
+//! ╰─────────────────────────────────────────────────────────────────────────────╯
+//! ```
+
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+
+use super::services::replica_row;
+use super::{nothing, title};
+use crate::api::{
+    Condition, Direction, Gate, ReleaseNumber, ReleaseView, Rollout, RolloutKind, ServiceView,
+    VerdictResult, Window, time,
+};
+
+use crate::tui::command::Panel;
+use crate::tui::draw::{Pen, window};
+use crate::tui::state::State;
+use crate::tui::words;
+
+/// Columns from which steps and measures stand side by side.
+const SIDE_BY_SIDE: u16 = 66;
+
+/// Draws the panel.
+pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
+    let service = state.selected_service();
+    let more = service.map_or_else(String::new, |s| {
+        let others = state.services().len();
+        let turn = if others > 1 { "  ← → others" } else { "" };
+        format!("{}{turn}", s.name)
+    });
+    let inside = pen.frame(area, focused, &title(state, Panel::Rollout, &more));
+    let Some(service) = service else {
+        return nothing(pen, inside, &["no service is selected"]);
+    };
+    let mut rest = Rect {
+        x: inside.x + 1,
+        width: inside.width.saturating_sub(2),
+        ..inside
+    };
+    // The list keeps three rows whatever else there is.
+    let keep = if service.history.is_empty() { 0 } else { 4.min(rest.height / 2) };
+    let mut top = Rect { height: rest.height - keep, ..rest };
+    match &service.rollout {
+        Some(rollout) => journey(pen, state, service, rollout, &mut top),
+        None => {
+            let y = take(&mut top, 1);
+            let text = match service.condition {
+                Condition::Stopped => "nothing runs; a rolls it out",
+                _ => "no rollout yet; a rolls out the spec",
+            };
+            pen.put(rest.x, y, rest.right(), text, pen.theme.dim);
+        }
+    }
+    replicas(pen, state, service, &mut top);
+    let used = top.y - rest.y;
+    rest.y += used;
+    rest.height -= used;
+    history(pen, state, service, rest, inside, focused);
+}
+
+/// Takes `rows` from the top of `rest`; returns their first row.
+fn take(rest: &mut Rect, rows: u16) -> u16 {
+    let y = rest.y;
+    let rows = rows.min(rest.height);
+    rest.y += rows;
+    rest.height -= rows;
+    y
+}
+
+fn journey(
+    pen: &mut Pen<'_>,
+    state: &State,
+    service: &ServiceView,
+    rollout: &Rollout,
+    rest: &mut Rect,
+) {
+    if rest.height == 0 {
+        return;
+    }
+    let y = take(rest, 1);
+    pen.line(rest.x, y, rest.right(), &headline(state, service, rollout));
+    if let Some(line) = held(state, rollout) {
+        if rest.height > 0 {
+            let y = take(rest, 1);
+            pen.line(rest.x, y, rest.right(), &line);
+        }
+    }
+    let over = rollout.outcome.is_some();
+    if !over && rest.height > 4 {
+        let y = take(rest, 1);
+        traffic_bar(pen, service, rollout, *rest, y);
+    }
+    if rest.height > 12 {
+        take(rest, 1);
+    }
+    let measured = rollout.measured_new.requests + rollout.measured_old.requests > 0
+        || rollout.verdict.is_some()
+        || matches!(rollout.gate, Some(Gate::Analyse { .. }));
+    let titles = titles(service, rollout);
+    // What has ended needs no steps any more, unless there is plenty of room.
+    let wanted = if over && rest.height < 20 { 0 } else { titles.len() };
+    let room = usize::from(rest.height.saturating_sub(3).min(10));
+    let rows = u16::try_from(wanted.min(room)).unwrap_or(0);
+    let side = rest.width >= SIDE_BY_SIDE && measured && rows > 0;
+    let measure_rows = if measured { 4.min(rest.height) } else { 0 };
+    if side {
+        let rows = rows.max(measure_rows).min(rest.height);
+        let y = take(rest, rows);
+        let half = rest.width * 44 / 100;
+        let left = Rect { y, height: rows, width: half, ..*rest };
+        let right = Rect { x: rest.x + half + 3, width: rest.width - half - 3, ..left };
+        for row in left.y..left.bottom() {
+            pen.put(left.right() + 1, row, right.x, "│", pen.theme.border);
+        }
+        steps(pen, state, rollout, &titles, left);
+        measures(pen, rollout, right);
+    } else {
+        if rows > 0 {
+            let y = take(rest, rows);
+            steps(pen, state, rollout, &titles, Rect { y, height: rows, ..*rest });
+        }
+        if measured {
+            let y = take(rest, measure_rows);
+            measures(pen, rollout, Rect { y, height: measure_rows, ..*rest });
+        }
+    }
+    if rest.height > 6 {
+        take(rest, 1);
+    }
+}
+
+/// From where to where, in which direction, how far, for how long, by whom; or how it ended.
+pub fn headline(state: &State, service: &ServiceView, rollout: &Rollout) -> Line<'static> {
+    let theme = &state.theme;
+    let from = rollout.from.map_or_else(|| "nothing".to_owned(), |f| f.to_string());
+    let mut spans = vec![
+        Span::styled(from, theme.old.patch(theme.strong)),
+        Span::styled(" → ", theme.dim),
+        Span::styled(rollout.to.to_string(), theme.new.patch(theme.strong)),
+        Span::raw("  "),
+    ];
+    if let Some(outcome) = &rollout.outcome {
+        let (mark, style, word, why) = words::outcome(outcome, theme);
+        let took = rollout.ended.unwrap_or(state.now).since(rollout.began);
+        spans.push(Span::styled(format!("{mark} {word}"), style.patch(theme.strong)));
+        spans.push(Span::styled(format!(" after {}", time::short(took)), theme.dim));
+        if let Some(ended) = rollout.ended {
+            spans.push(Span::styled(format!(", {} ago", words::ago(state.now, ended)), theme.dim));
+        }
+        if !why.is_empty() {
+            spans.push(Span::styled(format!(": {why}"), style));
+        }
+        return Line::from(spans);
+    }
+    let (word, style) = match (&rollout.direction, rollout.paused) {
+        (Direction::Back { .. }, _) => ("◀ going back", theme.warn),
+        (Direction::Forward, Some(_)) => ("║ paused", theme.warn),
+        (Direction::Forward, None) if service.condition == Condition::Held => {
+            ("║ held", theme.warn)
+        }
+        (Direction::Forward, None) => ("▶ forward", theme.accent),
+    };
+    spans.push(Span::styled(word, style.patch(theme.strong)));
+    if rollout.kind == RolloutKind::Undo {
+        spans.push(Span::styled(" (undo)", theme.dim));
+    }
+    let count = titles(service, rollout).len();
+    let step = (rollout.step + 1).min(count);
+    let since = words::ago(state.now, rollout.began);
+    spans.push(Span::raw(format!("  step {step} of {count}")));
+    spans.push(Span::styled(format!("  {since}  by {}", rollout.by), theme.dim));
+    Line::from(spans)
+}
+
+/// Why it goes back, or what holds it.
+fn held(state: &State, rollout: &Rollout) -> Option<Line<'static>> {
+    let theme = &state.theme;
+    if rollout.outcome.is_some() {
+        return None;
+    }
+    if let Direction::Back { why, asked } = &rollout.direction {
+        let who = if *asked { "taken back: " } else { "taken back by itself: " };
+        return Some(Line::from(vec![
+            Span::styled(format!("↩ {who}"), theme.warn),
+            Span::styled(why.clone(), theme.strong),
+        ]));
+    }
+    let waits = matches!(
+        rollout.gate,
+        Some(Gate::Approve | Gate::Inconclusive { .. } | Gate::Failed { .. })
+    ) || rollout.paused.is_some();
+    if !waits {
+        return None;
+    }
+    let text = words::gate(rollout, state.now)?;
+    Some(Line::styled(format!("║ {text}"), theme.warn.patch(theme.strong)))
+}
+
+/// How the requests are shared out between the two releases, by weight.
+fn traffic_bar(pen: &mut Pen<'_>, service: &ServiceView, rollout: &Rollout, rest: Rect, y: u16) {
+    let share_of = |release: ReleaseNumber| -> u32 {
+        let replicas = service.replicas.iter().filter(|r| r.id.release == release);
+        replicas.map(|r| r.weight_percent).sum()
+    };
+    let new = share_of(rollout.to).min(100);
+    let old = rollout.from.map_or(0, share_of).min(100);
+    let mut x = pen.put(rest.x, y, rest.right(), "traffic ", pen.theme.dim);
+    if let Some(from) = rollout.from {
+        x = pen.put(x, y, rest.right(), &format!("{from} {old:>3}% "), pen.theme.old);
+    }
+    let tail = format!(" {:>3}% {}", new, rollout.to);
+    let tail_width = u16::try_from(tail.chars().count()).unwrap_or(0);
+    let width = rest.right().saturating_sub(x).saturating_sub(tail_width).min(60);
+    if width < 4 {
+        pen.put(x, y, rest.right(), &tail, pen.theme.new);
+        return;
+    }
+    let cells = |percent: u32| {
+        let cells = crate::tui::draw::scale(f64::from(percent) / 100.0, u32::from(width));
+        usize::try_from(cells).unwrap_or(0)
+    };
+    // A canary of one percent is seen, too.
+    let new_cells = if new > 0 { cells(new).max(1) } else { 0 };
+    let old_cells = cells(old).min(usize::from(width).saturating_sub(new_cells));
+    let none = usize::from(width).saturating_sub(new_cells + old_cells);
+    let right = rest.right();
+    x = pen.put(x, y, right, &"█".repeat(old_cells), pen.theme.old);
+    x = pen.put(x, y, right, &"·".repeat(none), pen.theme.border);
+    x = pen.put(x, y, right, &"█".repeat(new_cells), pen.theme.new);
+    pen.put(x, y, right, &tail, pen.theme.new);
+}
+
+/// The titles of the steps, the last stretch included.
+fn titles(service: &ServiceView, rollout: &Rollout) -> Vec<String> {
+    if service.steps.is_empty() || rollout.kind == RolloutKind::Undo {
+        return vec!["all replicas".to_owned()];
+    }
+    service.steps.clone()
+}
+
+fn steps(pen: &mut Pen<'_>, state: &State, rollout: &Rollout, titles: &[String], area: Rect) {
+    let theme = pen.theme;
+    let back = matches!(rollout.direction, Direction::Back { .. });
+    let done = matches!(rollout.outcome, Some(crate::api::Outcome::Completed));
+    let current = rollout.step.min(titles.len().saturating_sub(1));
+    let from = window(titles.len(), current, usize::from(area.height));
+    let shown = titles.iter().enumerate().skip(from);
+    for (y, (i, title)) in (area.y..area.bottom()).zip(shown) {
+        let (mark, style) = match () {
+            () if done || i < current => ("✔", theme.good),
+            () if i > current => ("○", theme.dim),
+            () if back || rollout.outcome.is_some() => ("✖", theme.bad),
+            () if rollout.paused.is_some() => ("║", theme.warn),
+            () => ("▶", theme.accent),
+        };
+        let right = area.right();
+        let mut x = pen.put(area.x, y, right, &format!("{mark} "), style);
+        let is_current = i == current && rollout.outcome.is_none() && !back;
+        let text = if is_current { theme.strong } else { style_of_text(i, current, theme.dim) };
+        x = pen.put_cut(x, y, right, title, text) + 1;
+        if !is_current {
+            continue;
+        }
+        let Some(gate) = &rollout.gate else {
+            let since = words::ago(state.now, rollout.step_since);
+            pen.put_right(x, y, right, &since, theme.dim);
+            continue;
+        };
+        let until = match gate {
+            Gate::Bake { until } | Gate::Analyse { until, .. } => words::left(state.now, *until),
+            _ => continue,
+        };
+        let end = pen.put_right(x, y, right, &format!("{until} left"), theme.accent);
+        let width = end.saturating_sub(x + 1).min(14);
+        if width >= 4 {
+            let share = words::gate_share(rollout, state.now).unwrap_or(0.0);
+            pen.bar(end - width - 1, y, width, share, theme.accent);
+        }
+    }
+}
+
+fn style_of_text(index: usize, current: usize, dim: Style) -> Style {
+    if index > current { dim } else { Style::new() }
+}
+
+/// What was measured of both releases, and what follows from it.
+fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
+    let theme = pen.theme;
+    let right = area.right();
+    let columns = [area.x + 20, area.x + 29, (area.x + 40).min(right)];
+    let row = |pen: &mut Pen<'_>, y: u16, texts: [&str; 3], styles: [Style; 3]| {
+        let mut from = area.x + 9;
+        for ((text, style), to) in texts.iter().zip(styles).zip(columns) {
+            pen.put_right(from, y, to.min(right), text, style);
+            from = to;
+        }
+    };
+    let mut y = area.y;
+    if y >= area.bottom() {
+        return;
+    }
+    row(pen, y, ["requests", "failed", "mean"], [theme.header; 3]);
+    let old_name = rollout.from.map_or_else(|| "–".to_owned(), |f| f.to_string());
+    let both = [
+        (format!("new {}", rollout.to), theme.new, rollout.measured_new),
+        (format!("old {old_name}"), theme.old, rollout.measured_old),
+    ];
+    let better = mean(&rollout.measured_old);
+    for (i, (name, style, seen)) in both.into_iter().enumerate() {
+        y += 1;
+        if y >= area.bottom() {
+            return;
+        }
+        pen.put(area.x, y, right, &name, style);
+        let failed = if seen.requests == 0 {
+            words::ABSENT.to_owned()
+        } else {
+            format!("{:.1}%", seen.errors as f64 * 100.0 / seen.requests as f64)
+        };
+        let failed_style = if seen.errors > 0 && i == 0 { theme.bad } else { theme.text };
+        let mean = mean(&seen);
+        let slow = i == 0 && better.zip(mean).is_some_and(|(old, new)| new > old * 1.5);
+        let mean_style = if slow { theme.warn } else { theme.text };
+        row(
+            pen,
+            y,
+            [&seen.requests.to_string(), &failed, &words::millis(mean)],
+            [theme.text, failed_style, mean_style],
+        );
+    }
+    y += 1;
+    if y >= area.bottom() {
+        return;
+    }
+    let Some(verdict) = &rollout.verdict else {
+        pen.put(area.x, y, right, "no verdict yet", theme.dim);
+        return;
+    };
+    let (mark, style) = match verdict.result {
+        VerdictResult::Success => ("✔", theme.good),
+        VerdictResult::Failed => ("✖", theme.bad),
+        VerdictResult::Inconclusive => ("?", theme.warn),
+    };
+    let text = format!("{mark} {}: {}", verdict.analysis, verdict.reason);
+    // The number that decided is worth a second row.
+    let lines = crate::tui::dialogs::wrapped(&text, usize::from(area.width), style);
+    let room = Rect { y, height: area.bottom() - y, ..area };
+    pen.lines(room, &lines, 0);
+}
+
+fn mean(window: &Window) -> Option<f64> {
+    (window.requests > 0).then(|| window.response_ms_sum / window.requests as f64)
+}
+
+fn replicas(pen: &mut Pen<'_>, state: &State, service: &ServiceView, rest: &mut Rect) {
+    if service.replicas.is_empty() || rest.height < 2 {
+        return;
+    }
+    let y = take(rest, 1);
+    let text = format!("{} of {} ready, floor {}", service.ready, service.wanted, service.floor);
+    let x = pen.put(rest.x, y, rest.right(), "REPLICAS  ", pen.theme.header);
+    let style = if service.ready < service.floor { pen.theme.bad } else { pen.theme.dim };
+    pen.put(x, y, rest.right(), &text, style);
+    let room = usize::from(rest.height);
+    let hidden = service.replicas.len().saturating_sub(room);
+    let shown = if hidden > 0 { room.saturating_sub(1) } else { room };
+    for replica in service.replicas.iter().take(shown) {
+        let y = take(rest, 1);
+        replica_row(pen, state, service, replica, rest.x, y, rest.right());
+    }
+    if hidden > 0 {
+        let y = take(rest, 1);
+        let more = format!("… and {} more (2 shows all)", hidden + 1);
+        pen.put(rest.x, y, rest.right(), &more, pen.theme.dim);
+    }
+    if rest.height > 0 {
+        take(rest, 1);
+    }
+}
+
+fn history(
+    pen: &mut Pen<'_>,
+    state: &State,
+    service: &ServiceView,
+    area: Rect,
+    inside: Rect,
+    focused: bool,
+) {
+    if area.height < 2 || service.history.is_empty() {
+        return;
+    }
+    let theme = pen.theme;
+    pen.put(area.x, area.y, area.right(), "RELEASES", theme.header);
+    let keys = if focused && area.width > 50 { "j k choose · u undo to it · y diff" } else { "" };
+    pen.put_right(area.x + 10, area.y, area.right(), keys, theme.dim);
+    let numbers: Vec<ReleaseNumber> = service.history.iter().map(|r| r.number).collect();
+    let selected = state.release.row_in(&numbers);
+    let rows = usize::from(area.height - 1);
+    let from = window(numbers.len(), selected, rows);
+    let shown = service.history.iter().enumerate().skip(from);
+    for (y, (i, release)) in (area.y + 1..area.bottom()).zip(shown) {
+        release_row(pen, state, service, release, area, y);
+        if i == selected {
+            pen.put(inside.x, y, area.right(), "▌", theme.accent);
+            let style =
+                if focused { state.theme.selected } else { state.theme.selected_elsewhere };
+            pen.select(inside, y, style);
+        }
+    }
+}
+
+fn release_row(
+    pen: &mut Pen<'_>,
+    state: &State,
+    service: &ServiceView,
+    release: &ReleaseView,
+    area: Rect,
+    y: u16,
+) {
+    let theme = pen.theme;
+    let right = area.right();
+    let served = service.stable == Some(release.number);
+    let name = if served { theme.strong.patch(theme.good) } else { theme.strong };
+    let mut x = pen.put(area.x, y, right, &format!("{:<5}", release.number), name);
+    let age = words::ago(state.now, release.created);
+    x = pen.put(x, y, right, &format!("{age:>6}  "), theme.dim);
+    let (mark, style, word, why) = match &release.outcome {
+        Some(outcome) => words::outcome(outcome, theme),
+        None => ("▶", theme.accent, "under way", ""),
+    };
+    x = pen.put(x, y, right, &format!("{mark} {word:<11} "), style);
+    if served {
+        x = pen.put(x, y, right, "served ", theme.good);
+    }
+    x = pen.put(x, y, right, &format!("{} ", release.author), theme.dim);
+    if area.width >= 70 {
+        x = pen.put(x, y, right, &format!("{} ", release.revision.short()), theme.dim);
+    }
+    let reason = release.reason.as_deref().unwrap_or_default();
+    let text = match (reason, why) {
+        ("", why) => why.to_owned(),
+        (reason, "") => reason.to_owned(),
+        (reason, why) => format!("{reason} · {why}"),
+    };
+    pen.put_cut(x, y, right, &text, theme.text);
+}

@@ -1,0 +1,248 @@
+//! Services, with their replicas below them.
+//!
+//! ```text
+//! ╭ 2 Services ────────────────────────────────────────────────────────────────────╮
+//! │   NAME   CONDITION  READY   RELEASE  REQ/S  ERRORS   MEAN  ENGINE  MODEL   URL │
+//! │▌▶ chat   rolling    2/2 ≥1  r11→r12  41.2/s   0%   182 ms  vllm    Llama…      │
+//! │     r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3                           10%   │
+//! │     r11-0  ● ▰▰▰▰ ready    2h10m node1 GPU 0-3                           45%   │
+//! │ ● code   serving    2/2 ≥1  r9 ✎     12.0/s   0%    95 ms  vllm    …           │
+//! ╰────────────────────────────────────────────────────────────────────────────────╯
+//! ```
+
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+
+use super::{nothing, title};
+use crate::api::{DeviceId, ReplicaView, ServiceView};
+use crate::tui::command::Panel;
+use crate::tui::draw::{Column, Pen, col, grow, num, places, window};
+use crate::tui::state::{ServiceRow, State};
+use crate::tui::words;
+
+const COLUMNS: [Column; 11] = [
+    col("", 2, 0),
+    grow("NAME", 8, 1),
+    col("CONDITION", 12, 2),
+    col("READY", 8, 3),
+    col("RELEASE", 9, 4),
+    num("REQ/S", 8, 5),
+    num("ERRORS", 6, 6),
+    num("MEAN", 8, 7),
+    col("ENGINE", 9, 9),
+    grow("MODEL", 12, 8),
+    grow("URL", 22, 10),
+];
+
+/// Rows that the panel would like to have.
+pub fn height(state: &State) -> u16 {
+    let trouble = state.services().iter().filter(|s| s.trouble.is_some()).count();
+    let rows = state.service_rows().len() + trouble + 3;
+    u16::try_from(rows).unwrap_or(u16::MAX)
+}
+
+/// Draws the panel.
+pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
+    let services = state.services();
+    let ready: u32 = services.iter().map(|s| s.ready).sum();
+    let pending = services.iter().filter(|s| s.pending_change).count();
+    let mut more = format!("{} · {ready} replicas ready", services.len());
+    if pending > 0 {
+        let noun = if pending == 1 { "change waits" } else { "changes wait" };
+        more.push_str(&format!(" · ✎ {pending} {noun}: press a"));
+    }
+    let inside = pen.frame(area, focused, &title(state, Panel::Services, &more));
+    if services.is_empty() {
+        let lines: &[&str] = if state.filter(Panel::Services).is_some() {
+            &["no service matches the filter", "Esc clears it"]
+        } else {
+            &["no services yet", "write services/NAME.toml, then :reload"]
+        };
+        return nothing(pen, inside, lines);
+    }
+    let left = inside.x + 1;
+    let at = places(&COLUMNS, left, inside.right());
+    pen.head(&COLUMNS, &at, inside.y);
+    let list = Rect {
+        y: inside.y.saturating_add(1),
+        height: inside.height.saturating_sub(1),
+        ..inside
+    };
+    let rows = state.service_rows();
+    let selected = state.service.row_in(&rows);
+    let from = window(rows.len(), selected, usize::from(list.height));
+    let mut y = list.y;
+    for (i, row) in rows.iter().enumerate().skip(from) {
+        if y >= list.bottom() {
+            break;
+        }
+        let Some(service) = state.service_named(row.service()) else { continue };
+        if i == selected {
+            pen.put(list.x, y, list.right(), "▌", pen.theme.accent);
+        }
+        let begun = y;
+        match row {
+            ServiceRow::Service(_) => {
+                service_row(pen, state, service, &at, y);
+                if let Some(trouble) = service.trouble.as_ref().filter(|_| y + 1 < list.bottom()) {
+                    y += 1;
+                    let text = format!("▲ {trouble}");
+                    pen.put_cut(left + 3, y, list.right(), &text, pen.theme.warn);
+                }
+            }
+            ServiceRow::Replica(_, id) => {
+                if let Some(replica) = service.replicas.iter().find(|r| r.id == *id) {
+                    replica_row(pen, state, service, replica, left + 3, y, list.right());
+                }
+            }
+        }
+        if i == selected {
+            let theme = &state.theme;
+            pen.select(list, begun, if focused { theme.selected } else { theme.selected_elsewhere });
+        }
+        y += 1;
+    }
+}
+
+fn service_row(
+    pen: &mut Pen<'_>,
+    state: &State,
+    service: &ServiceView,
+    at: &crate::tui::draw::Places,
+    y: u16,
+) {
+    let theme = pen.theme;
+    let (mark, style) = words::condition_mark(service.condition, theme);
+    let name = theme.service(state.service_index(&service.name)).patch(theme.strong);
+    let ready_style = if service.ready < service.floor {
+        theme.bad
+    } else if service.ready < service.wanted {
+        theme.warn
+    } else {
+        theme.text
+    };
+    let (errors, errors_style) = words::errors(&service.traffic, theme);
+    let ready = format!("{}/{} ≥{}", service.ready, service.wanted, service.floor);
+    let mut cell = |i, text: &str, style| pen.cell(&COLUMNS, at, i, y, text, style);
+    cell(0, mark, style);
+    cell(1, service.name.as_str(), name);
+    cell(2, words::condition(service.condition), style);
+    cell(3, &ready, ready_style);
+    cell(4, &release_words(service), theme.text);
+    cell(5, &words::rate(&service.traffic), theme.text);
+    cell(6, &errors, errors_style);
+    cell(7, &words::millis(service.traffic.mean_response_ms), theme.text);
+    cell(8, &service.engine, theme.dim);
+    cell(9, short_model(&service.model), theme.dim);
+    cell(10, service.url.as_deref().unwrap_or(words::ABSENT), theme.dim);
+}
+
+/// The last part of a model's path, as people call it.
+pub fn short_model(model: &str) -> &str {
+    model.rsplit('/').find(|part| !part.is_empty()).unwrap_or(model)
+}
+
+/// `r11`, `r11→r12`, and a mark for what waits to be applied.
+pub fn release_words(service: &ServiceView) -> String {
+    let stable = service.stable.map_or_else(|| words::ABSENT.to_owned(), |s| s.to_string());
+    let rolling = service.rollout.as_ref().filter(|r| r.outcome.is_none());
+    let mut out = match rolling {
+        Some(r) if Some(r.to) != service.stable => format!("{stable}→{}", r.to),
+        _ => stable,
+    };
+    if service.pending_change {
+        out.push_str(" ✎");
+    }
+    out
+}
+
+/// Whether a replica is of the release that comes.
+fn is_new(service: &ServiceView, replica: &ReplicaView) -> bool {
+    let rolling = service.rollout.as_ref().filter(|r| r.outcome.is_none());
+    rolling.is_some_and(|r| r.to == replica.id.release && r.from != Some(r.to))
+}
+
+/// One replica in one line.
+pub fn replica_row(
+    pen: &mut Pen<'_>,
+    state: &State,
+    service: &ServiceView,
+    replica: &ReplicaView,
+    x: u16,
+    y: u16,
+    right: u16,
+) {
+    let theme = pen.theme;
+    let release = if is_new(service, replica) { theme.new } else { theme.old };
+    let (word, mark, style, done) = words::phase(&replica.phase, theme);
+    let weight = format!("{}%", replica.weight_percent);
+    let (errors, errors_style) = words::errors(&replica.traffic, theme);
+    let room = right.saturating_sub(x);
+    // From the right: weight, then the traffic where there is room.
+    let mut end = pen.put_right(x, y, right, &weight, weight_style(replica, theme.text, theme.dim));
+    end = end.min(right.saturating_sub(4)).saturating_sub(1);
+    if room >= 84 {
+        pen.put_right(x, y, end, &words::millis(replica.traffic.mean_response_ms), theme.dim);
+        end = end.saturating_sub(9);
+        pen.put_right(x, y, end, &errors, errors_style);
+        end = end.saturating_sub(7);
+        pen.put_right(x, y, end, &words::rate(&replica.traffic), theme.dim);
+        end = end.saturating_sub(9);
+    }
+    let mut at = pen.put(x, y, end, &format!("{:<6} ", replica.id.key()), release);
+    if replica.id.attempt.0.get() > 1 {
+        at = pen.put(at, y, end, &format!("try {} ", replica.id.attempt), theme.warn);
+    }
+    at = pen.put(at, y, end, &format!("{mark} "), style);
+    if room >= 60 {
+        at = pen.put(at, y, end, &format!("{} ", words::track(done)), style);
+    }
+    at = pen.put(at, y, end, &format!("{word:<8} "), style);
+    let since = words::ago(state.now, replica.since);
+    at = pen.put(at, y, end, &format!("{since:<6} "), theme.dim);
+    let note = words::phase_note(&replica.phase, state.now).or_else(|| replica.trouble.clone());
+    at = pen.put(at, y, end, &places_of(state, replica), theme.text);
+    if let Some(note) = note {
+        pen.put_cut(at + 1, y, end, &format!("▲ {note}"), theme.warn);
+    }
+}
+
+fn weight_style(replica: &ReplicaView, some: Style, none: Style) -> Style {
+    if replica.weight_percent == 0 { none } else { some }
+}
+
+/// Where a replica runs: `node1 GPU 0-3, node2 GPU 0-3`.
+pub fn places_of(state: &State, replica: &ReplicaView) -> String {
+    let place = |rank: &crate::api::RankView| {
+        let host = state.snapshot.as_ref().and_then(|s| s.hosts.get(&rank.host));
+        let gpus = host.and_then(|h| h.sample.as_ref()).map_or(&[][..], |s| s.gpus.list());
+        let mut indices = Vec::new();
+        for device in &rank.devices {
+            match device {
+                DeviceId::Cpu => return format!("{} cpu", rank.host),
+                DeviceId::Gpu(uuid) => {
+                    indices.extend(gpus.iter().find(|g| g.uuid == *uuid).map(|g| g.index));
+                }
+            }
+        }
+        if indices.is_empty() {
+            return format!("{} ({} GPUs)", rank.host, rank.devices.len());
+        }
+        format!("{} GPU {}", rank.host, words::ranges(indices))
+    };
+    replica.ranks.iter().map(place).collect::<Vec<_>>().join(", ")
+}
+
+/// A service in a few words, for the strip of small screens.
+pub fn in_short(state: &State, service: &ServiceView) -> Line<'static> {
+    let theme = &state.theme;
+    let (mark, style) = words::condition_mark(service.condition, theme);
+    Line::from(vec![
+        Span::styled(format!("{mark} "), style),
+        Span::styled(service.name.to_string(), theme.strong),
+        Span::styled(format!(" {}/{} ", service.ready, service.wanted), theme.text),
+        Span::styled(release_words(service), theme.dim),
+        Span::raw("   "),
+    ])
+}
