@@ -134,9 +134,9 @@ impl Inspection {
             gguf_first: None,
             by_dtype: BTreeMap::new(),
         };
-        let first = if this.path.ends_with(".gguf") {
+        let first = if has_ending(&this.path, ".gguf") {
             this.begin_gguf(&this.path.clone())
-        } else if this.path.ends_with(".safetensors") {
+        } else if has_ending(&this.path, ".safetensors") {
             this.facts.format = ModelFormat::Safetensors;
             this.queue.push_back(Job { path: this.path.clone(), what: What::Shard });
             this.next_job()
@@ -238,7 +238,7 @@ impl Inspection {
                 "give the path of one model's directory in it",
             ));
         }
-        if files.keys().any(|n| n.ends_with(".bin") || n.ends_with(".pth") || n.ends_with(".pt")) {
+        if files.keys().any(|n| [".bin", ".pth", ".pt"].iter().any(|e| has_ending(n, e))) {
             return Err(self.not_a_model(
                 "its weights are PyTorch pickles",
                 "convert them to safetensors or GGUF: pickles can run any code and are not read",
@@ -593,6 +593,11 @@ fn read(job: Job, want: u64) -> State {
     State::Read { job, have: Vec::new(), want, file_bytes: None }
 }
 
+/// Engines tell files apart by their endings, in lower case.
+fn has_ending(name: &str, ending: &str) -> bool {
+    name.strip_suffix(ending).is_some()
+}
+
 fn unreadable(path: &str, why: &str) -> ModelError {
     ModelError::Unreadable { path: path.to_owned(), why: text::clean(why, 200) }
 }
@@ -668,6 +673,7 @@ fn missing_of_numbered(names: &[&str]) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(clippy::cast_possible_truncation)] // small numbers of small tests
     use super::*;
     use crate::base::Hint;
     use crate::model::gguf::tests::{Builder, llama};
