@@ -120,15 +120,12 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     if line.starts_with('#') {
         return None;
     }
-    let (name, labels, rest) = match line.split_once('{') {
-        Some((name, rest)) => {
-            let (labels, rest) = split_labels(rest)?;
-            (name, labels, rest)
-        }
-        None => {
-            let (name, rest) = line.split_once([' ', '\t'])?;
-            (name, "", rest)
-        }
+    let (name, labels, rest) = if let Some((name, rest)) = line.split_once('{') {
+        let (labels, rest) = split_labels(rest)?;
+        (name, labels, rest)
+    } else {
+        let (name, rest) = line.split_once([' ', '\t'])?;
+        (name, "", rest)
     };
     let value: f64 = rest.split_whitespace().next()?.parse().ok()?;
     (value.is_finite() && value >= 0.0).then_some(Sample { name, labels, value })

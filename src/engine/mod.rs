@@ -87,6 +87,24 @@ pub fn of(spec: &EngineSpec) -> Box<dyn Engine> {
     }
 }
 
+/// The shapes to try, in order, each with what a rank takes on each device: what placing asks for.
+pub fn needs(
+    engine: &dyn Engine,
+    spec: &ServiceSpec,
+    facts: Option<&ModelFacts>,
+) -> Result<Vec<(ParallelShape, MemoryEstimate)>, EngineError> {
+    engine.check(spec, facts)?;
+    let estimate = |shape| match (facts, spec.memory) {
+        (_, Some(memory)) => Ok((shape, fixed_memory(memory))),
+        (Some(facts), None) => Ok((shape, engine.memory(spec, facts, shape))),
+        (None, None) => Err(EngineError::Template {
+            what: "the memory it takes is not known (the model's files cannot be read)".to_owned(),
+            hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
+        }),
+    };
+    engine.shapes(spec, facts).into_iter().map(estimate).collect()
+}
+
 /// What a command line is made from.
 #[derive(Clone, Debug)]
 pub struct RankContext<'a> {

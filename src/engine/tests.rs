@@ -201,3 +201,16 @@ fn gpus_are_given_by_gpudeck_alone() {
     let s = spec("model='/m'\nengine='llamacpp'");
     assert!(matches!(run(&s, None, &[DeviceId::Cpu], false), Err(EngineError::Devices { .. })));
 }
+
+#[test]
+fn needs_are_the_shapes_with_their_memory() {
+    let s = spec("model='/m'\nengine='vllm'\ncontext=8192");
+    let all = needs(&*of(&s.engine), &s, Some(&facts(ModelFormat::Safetensors))).unwrap();
+    // 61 GiB of weights and 2 GiB of cache, divided; 2.8 GiB besides, and 1.8 more from two on.
+    let gib: Vec<u64> = all.iter().map(|(_, m)| m.total.0 >> 30).collect();
+    assert_eq!(gib, [65, 36, 20, 12]);
+    let s = spec("model='/m'\nmemory='1GiB'\n[engine.command]\nrun=['x']");
+    let all = needs(&*of(&s.engine), &s, None).unwrap();
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].1.total, Bytes::gib(1));
+}

@@ -110,7 +110,7 @@ impl Hint for ModelError {
                 "the copy was cut short: copy the file again and compare sizes".to_owned()
             }
             Self::Header { error: HeaderError::NotThisFormat(_), path }
-                if path.ends_with(".gguf") =>
+                if path.strip_suffix(".gguf").is_some() =>
             {
                 "give the path of a GGUF file (version 2 or 3), or of a directory with safetensors"
                     .to_owned()

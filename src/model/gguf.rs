@@ -420,6 +420,7 @@ fn tensors(r: &mut Reader<'_>, header: &mut GgufHeader, count: u64) -> Result<()
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(clippy::cast_possible_truncation)] // small numbers of small tests
     use super::*;
     use proptest::prelude::*;
 
@@ -457,7 +458,9 @@ pub(crate) mod tests {
             self.pairs.extend(9u32.to_le_bytes());
             self.pairs.extend(4u32.to_le_bytes());
             self.pairs.extend((values.len() as u64).to_le_bytes());
-            values.iter().for_each(|v| self.pairs.extend(v.to_le_bytes()));
+            for v in values {
+                self.pairs.extend(v.to_le_bytes());
+            }
             self.pair_count += 1;
             self
         }
@@ -466,14 +469,18 @@ pub(crate) mod tests {
             self.pairs.extend(9u32.to_le_bytes());
             self.pairs.extend(8u32.to_le_bytes());
             self.pairs.extend((values.len() as u64).to_le_bytes());
-            values.iter().for_each(|v| Self::text(&mut self.pairs, v));
+            for v in values {
+                Self::text(&mut self.pairs, v);
+            }
             self.pair_count += 1;
             self
         }
         pub(crate) fn tensor_at(mut self, name: &str, dims: &[u64], kind: u32, at: u64) -> Self {
             Self::text(&mut self.infos, name);
             self.infos.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|d| self.infos.extend(d.to_le_bytes()));
+            for d in dims {
+                self.infos.extend(d.to_le_bytes());
+            }
             self.infos.extend(kind.to_le_bytes());
             self.infos.extend(at.to_le_bytes());
             self.tensor_count += 1;

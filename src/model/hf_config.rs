@@ -52,7 +52,9 @@ const NESTED: [&str; 5] =
 
 /// Reads a `config.json`.
 pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
-    let value: Value = serde_json::from_slice(json).map_err(|e| {
+    let read = serde_json::from_slice(json)
+        .or_else(|_| serde_json::from_slice(&without_python_numbers(json)));
+    let value: Value = read.map_err(|e| {
         HeaderError::broken(format!("not a config.json: {}", text::clean(&e.to_string(), 200)))
     })?;
     let Value::Object(top) = value else {
@@ -118,6 +120,35 @@ pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
         dtype: find.string("torch_dtype").or_else(|| find.string("dtype")),
         tie_word_embeddings: find.bool("tie_word_embeddings"),
     })
+}
+
+/// Python writes (and reads) `NaN` and `Infinity`, which JSON does not have: they become `null`.
+fn without_python_numbers(json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len());
+    let (mut quoted, mut rest) = (false, json);
+    while let Some((first, after)) = rest.split_first() {
+        let word =
+            [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|w| rest.starts_with(w));
+        match (quoted, first, word) {
+            (false, _, Some(word)) => {
+                out.extend(b"null");
+                rest = rest.get(word.len()..).unwrap_or(&[]);
+                continue;
+            }
+            (true, b'\\', _) => {
+                // What is escaped does not end the string.
+                let pair = rest.get(..2).unwrap_or(rest);
+                out.extend(pair);
+                rest = rest.get(pair.len()..).unwrap_or(&[]);
+                continue;
+            }
+            (_, b'"', _) => quoted = !quoted,
+            _ => {}
+        }
+        out.push(*first);
+        rest = after;
+    }
+    out
 }
 
 impl HfConfig {
@@ -261,6 +292,16 @@ mod tests {
         for bad in [&b"[]"[..], b"", b"{", b"nul\0"] {
             assert!(parse(bad).is_err());
         }
+    }
+
+    #[test]
+    fn reads_what_python_writes() {
+        let config = parse(
+            br#"{"model_type":"a \" Infinity","limit":[0.0, Infinity, -Infinity, NaN],"n_layer":2}"#,
+        )
+        .unwrap();
+        assert_eq!(config.architecture.as_deref(), Some(r#"a " Infinity"#));
+        assert_eq!(config.layers, Some(2));
     }
 
     #[test]

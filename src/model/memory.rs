@@ -58,8 +58,8 @@ pub fn per_device(
     let mut notes = Vec::new();
     let weights = match overheads.split {
         WeightSplit::Tensors => {
-            let share = facts.weight_bytes.0.div_ceil(devices);
-            share.saturating_add(replicated_kv_bytes(facts, shape))
+            let even = facts.weight_bytes.0.div_ceil(devices);
+            even.saturating_add(replicated_kv_bytes(facts, shape))
         }
         WeightSplit::Layers => by_layers(facts, facts.weight_bytes.0, devices),
     };

@@ -197,6 +197,7 @@ pub fn parse_index(json: &[u8]) -> Result<BTreeSet<String>, HeaderError> {
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(clippy::cast_possible_truncation)] // small numbers of small tests
     use super::*;
     use proptest::prelude::*;
 

@@ -184,7 +184,7 @@ pub(super) fn refusal(
             let message = format!(
                 "no GPU is large enough: {} needed on each of {} GPU{}, the largest is {} on {} with {}",
                 smallest.unwrap_or_default(),
-                need_with(demand, smallest).map_or(1, |n| n.devices()),
+                need_with(demand, smallest).map_or(1, ShapeNeed::devices),
                 if need_with(demand, smallest).is_some_and(|n| n.devices() == 1) {
                     ""
                 } else {

@@ -113,7 +113,7 @@ struct Proposal {
 /// Compared from the first field on; smaller is better.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    /// How near the GPUs are to each other; a replica without NVLink is slow for its whole life.
+    /// How near the GPUs are to each other; a replica without `NVLink` is slow for its whole life.
     distance: Distance,
     /// Replicas of this service already on the host; negative to pack.
     crowd: i64,

@@ -1,5 +1,6 @@
 //! Placing on worlds made up by hand and by chance.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)] // small numbers of small tests
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -364,9 +365,9 @@ fn possible(w: &World, d: &Demand, taken: &mut BTreeSet<String>, replicas: u32) 
                 .collect();
             taken.extend(chosen.iter().cloned());
             let good = possible(w, d, taken, replicas - 1);
-            chosen.iter().for_each(|c| {
+            for c in &chosen {
                 taken.remove(c);
-            });
+            }
             if good {
                 return true;
             }
@@ -422,4 +423,31 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_sample_becomes_a_capacity() {
+    let sample: crate::wire::HostSample = serde_json::from_value(serde_json::json!({
+        "monotonic_ms": 1, "net_rx_bytes_per_s": null, "gpus": { "some": (0..5).map(|i| serde_json::json!({
+            "index": i, "uuid": format!("GPU-{i}"), "name": "H100", "memory": {"used": 1, "total": 10},
+            "health": if i == 4 { serde_json::json!("lost") } else { serde_json::json!("ok") },
+            "throttle_reasons": [], "processes": [],
+            // 0-1 and 2-3 are linked, then 1-2 by a link that only one side reports.
+            "nvlink_peers": match i { 0 => vec!["GPU-1"], 2 => vec!["GPU-3", "GPU-1"], _ => vec![] },
+        })).collect::<Vec<_>>() },
+        "memory": {"used": 4, "total": 10},
+    }))
+    .unwrap();
+    let held = BTreeMap::from([(DeviceId::Gpu("GPU-3".into()), "embed".to_owned())]);
+    let name = "a".parse().unwrap();
+    let host = HostCapacity::observed(name, BTreeMap::new(), true, None, Some(&sample), &held);
+    let islands: Vec<Option<u32>> = host.gpus.iter().map(|g| g.island).collect();
+    assert_eq!(islands, [Some(0), Some(0), Some(0), Some(0), None]);
+    assert_eq!(host.memory_free, Bytes(6));
+    assert_eq!(host.gpus[0].free, Bytes(9));
+    assert_eq!(host.gpus[3].reserved_by.as_deref(), Some("embed"));
+    assert!(host.up && host.gpus[4].healthy.is_err());
+    let name = "a".parse().unwrap();
+    let unseen = HostCapacity::observed(name, BTreeMap::new(), true, None, None, &held);
+    assert!(!unseen.up);
 }

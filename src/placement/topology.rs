@@ -8,7 +8,7 @@ use crate::base::ReplicaKey;
 /// How near the GPUs of a replica are to each other, nearest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Distance {
-    /// One GPU, host memory, or GPUs of one NVLink island.
+    /// One GPU, host memory, or GPUs of one `NVLink` island.
     Near,
     /// On one NUMA node.
     Numa,

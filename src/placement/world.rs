@@ -50,7 +50,7 @@ pub struct GpuCapacity {
     pub foreign: Bytes,
     /// Whether it can be used, or what is wrong with it.
     pub healthy: Result<(), String>,
-    /// Its NVLink island on this host; none: no links.
+    /// Its `NVLink` island on this host; none: no links.
     pub island: Option<u32>,
     /// Its NUMA node.
     pub numa: Option<u32>,
@@ -119,7 +119,7 @@ impl HostCapacity {
     }
 }
 
-/// Numbers the NVLink islands: GPUs that reach each other over links, directly or not.
+/// Numbers the `NVLink` islands: GPUs that reach each other over links, directly or not.
 fn islands(gpus: &[Gpu]) -> BTreeMap<&str, u32> {
     let mut found: BTreeMap<&str, u32> = BTreeMap::new();
     let mut next = 0;

@@ -1,0 +1,232 @@
+//! Inspections of made-up directories.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)] // small numbers of small tests
+use super::*;
+use crate::base::Hint;
+use crate::model::gguf::tests::{Builder, llama};
+use crate::model::safetensors::tests::file as shard;
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn files(list: &[(&str, &[u8])]) -> Files {
+    list.iter().map(|(p, b)| ((*p).to_owned(), b.to_vec())).collect()
+}
+
+fn list(files: &Files, path: &str) -> Found {
+    let prefix = format!("{path}/");
+    let mut entries: BTreeMap<String, DirEntry> = BTreeMap::new();
+    for (name, bytes) in files {
+        let Some(rest) = name.strip_prefix(&prefix) else { continue };
+        let (name, is_dir) = match rest.split_once('/') {
+            Some((dir, _)) => (dir, true),
+            None => (rest, false),
+        };
+        let size = Bytes(bytes.len() as u64);
+        entries.insert(name.into(), DirEntry { name: name.into(), size, is_dir });
+    }
+    match entries.is_empty() {
+        true if files.contains_key(path) => Found::Failed { why: "Not a directory".into() },
+        true => Found::Missing,
+        false => Found::Entries(entries.into_values().collect()),
+    }
+}
+
+fn inspect(files: &Files, path: &str) -> Result<ModelFacts, ModelError> {
+    let mut inspection = Inspection::new(path);
+    for _ in 0..1_000 {
+        let found = match inspection.next() {
+            Need::Done(result) => return *result,
+            Need::ListDir { path } => list(files, &path),
+            Need::Read { path, offset, length } => match files.get(&path) {
+                None => Found::Missing,
+                Some(bytes) => {
+                    let from = (offset as usize).min(bytes.len());
+                    let to = (from + length as usize).min(bytes.len());
+                    Found::Piece {
+                        bytes: bytes[from..to].to_vec(),
+                        file_bytes: Bytes(bytes.len() as u64),
+                    }
+                }
+            },
+        };
+        inspection.feed(found);
+    }
+    panic!("it never ends");
+}
+
+const CONFIG: &[u8] = br#"{"architectures":["LlamaForCausalLM"],"num_hidden_layers":2,
+        "hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":100,
+        "max_position_embeddings":512,"torch_dtype":"bfloat16"}"#;
+
+fn a_shard(bytes: usize) -> Vec<u8> {
+    let json = format!(
+        r#"{{"w{bytes}":{{"dtype":"BF16","shape":[{}],"data_offsets":[0,{bytes}]}}}}"#,
+        bytes / 2
+    );
+    shard(&json, bytes)
+}
+
+#[test]
+fn a_gguf_file_under_any_name_or_alone_in_a_directory() {
+    let all = files(&[("/m/tiny.gguf", &llama().file()), ("/b/blob", &llama().file())]);
+    for path in ["/m/tiny.gguf", "/m", "/m/", "/b/blob"] {
+        let facts = inspect(&all, path).unwrap();
+        assert_eq!(facts.layers, Some(4), "{path}");
+        assert_eq!(facts.head_dim, Some(32));
+        assert_eq!(facts.vocab_size, Some(3));
+        assert_eq!(facts.files.len(), 1);
+    }
+    assert_eq!(inspect(&all, "/m").unwrap().entry, "/m/tiny.gguf");
+    insta::assert_snapshot!(inspect(&all, "/m").unwrap().summary().join("\n"), @r"
+        GGUF, llama, 4 layers, 256 KiB of weights, Q4_K_M, context 2048
+        8 attention heads, 2 of them for keys and values, head size 32, hidden size 256, vocabulary 3
+        ");
+}
+
+#[test]
+fn a_header_longer_than_the_first_read_is_read_piece_by_piece() {
+    let words: Vec<String> = (0..300_000).map(|i| format!("token-{i}")).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let file = llama().strings("tokenizer.ggml.merges", &words).file();
+    assert!(file.len() > 4 << 20);
+    assert!(inspect(&files(&[("/m.gguf", &file)]), "/m.gguf").is_ok());
+    let cut = &file[..file.len() - 7];
+    let error = inspect(&files(&[("/m.gguf", cut)]), "/m.gguf").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "/m.gguf is truncated: 7 bytes are missing ({} of {} are there)",
+            Bytes(cut.len() as u64),
+            Bytes(file.len() as u64)
+        )
+    );
+    assert!(error.hint().unwrap().contains("copy the file again"));
+}
+
+#[test]
+fn the_parts_of_a_split_model_are_one_model() {
+    let part = |no: u32, name: &str| {
+        Builder::default()
+            .string("general.architecture", "llama")
+            .u32("llama.block_count", 4)
+            .u32("split.no", no)
+            .u32("split.count", 2)
+            .tensor(name, &[64], 0)
+            .file()
+    };
+    let mut all = files(&[
+        ("/m/x-00001-of-00002.gguf", &part(0, "a")),
+        ("/m/x-00002-of-00002.gguf", &part(1, "b")),
+    ]);
+    for path in ["/m", "/m/x-00001-of-00002.gguf", "/m/x-00002-of-00002.gguf"] {
+        let facts = inspect(&all, path).unwrap();
+        assert_eq!((facts.parts, facts.weight_bytes), (2, Bytes(512)));
+        assert_eq!(facts.entry, "/m/x-00001-of-00002.gguf");
+    }
+    all.insert("/m/x-00002-of-00002.gguf".into(), part(0, "b"));
+    assert!(inspect(&all, "/m").unwrap_err().to_string().contains("part 1 of 2"));
+    all.remove("/m/x-00002-of-00002.gguf");
+    let error = inspect(&all, "/m").unwrap_err();
+    assert_eq!(error.to_string(), "/m is incomplete: x-00002-of-00002.gguf is missing");
+}
+
+#[test]
+fn a_directory_with_safetensors_and_an_index() {
+    let index = br#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+    let mut all = files(&[
+        ("/m/config.json", CONFIG),
+        ("/m/model.safetensors.index.json", index),
+        ("/m/model-1.safetensors", &a_shard(100)),
+        ("/m/model-2.safetensors", &a_shard(60)),
+        ("/m/consolidated.safetensors", &a_shard(160)),
+    ]);
+    let facts = inspect(&all, "/m").unwrap();
+    assert_eq!((facts.parts, facts.weight_bytes), (2, Bytes(160)));
+    assert_eq!(facts.kv_heads, Some(2));
+    assert_eq!(facts.quantisation.as_deref(), Some("bfloat16"));
+    assert_eq!(facts.entry, "/m");
+    assert_eq!(facts.files.len(), 3);
+
+    let whole = all.insert("/m/model-2.safetensors".into(), a_shard(60)[..90].to_vec());
+    assert!(inspect(&all, "/m").unwrap_err().to_string().contains("model-2.safetensors is trunc"));
+    all.insert("/m/model-2.safetensors".into(), whole.unwrap());
+    all.remove("/m/model-1.safetensors");
+    let error = inspect(&all, "/m").unwrap_err();
+    assert_eq!(error.to_string(), "/m is incomplete: model-1.safetensors is missing");
+}
+
+#[test]
+fn safetensors_without_an_index() {
+    let all = files(&[
+        ("/m/config.json", CONFIG),
+        ("/m/model-00001-of-00003.safetensors", &a_shard(4)),
+        ("/m/model-00003-of-00003.safetensors", &a_shard(6)),
+    ]);
+    let error = inspect(&all, "/m").unwrap_err();
+    assert!(error.to_string().contains("model-00002-of-00003.safetensors is missing"), "{error}");
+    let all = files(&[("/m/model.safetensors", &a_shard(4)), ("/m/x.safetensors", &a_shard(2))]);
+    let facts = inspect(&all, "/m").unwrap();
+    assert_eq!(facts.weight_bytes, Bytes(4));
+    assert_eq!(facts.notes.len(), 2);
+}
+
+#[test]
+fn a_hugging_face_cache() {
+    let mut all = files(&[
+        ("/hub/models--a--b/refs/main", b"beef01\n"),
+        ("/hub/models--a--b/snapshots/beef01/config.json", CONFIG),
+        ("/hub/models--a--b/snapshots/beef01/model.safetensors", &a_shard(4)),
+    ]);
+    let facts = inspect(&all, "/hub/models--a--b").unwrap();
+    assert_eq!(facts.entry, "/hub/models--a--b/snapshots/beef01");
+    all.insert("/hub/models--a--b/snapshots/0000/model.safetensors".into(), a_shard(8));
+    assert_eq!(inspect(&all, "/hub/models--a--b").unwrap().weight_bytes, Bytes(4));
+    all.insert("/hub/models--a--b/refs/main".into(), b"../../etc".to_vec());
+    assert!(inspect(&all, "/hub/models--a--b").is_err());
+    assert!(inspect(&all, "/hub").unwrap_err().to_string().contains("cache of 1 models"));
+}
+
+#[test]
+fn what_is_no_model_is_named_for_what_it_is() {
+    let all = files(&[
+        ("/two/a.gguf", &llama().file()),
+        ("/two/b.gguf", &llama().file()),
+        ("/pickle/pytorch_model.bin", b"x"),
+        ("/none/readme.md", b"x"),
+        ("/text/file", b"hello"),
+        ("/lfs/m.gguf", b"version https://git-lfs.github.com/spec/v1\n"),
+        ("/html/m.gguf", b"<html>404</html>"),
+        (
+            "/proj/m.gguf",
+            &Builder::default().string("general.type", "mmproj").tensor("t", &[32], 0).file(),
+        ),
+    ]);
+    for (path, expected) in [
+        ("/two", "2 GGUF files: a.gguf, b.gguf"),
+        ("/pickle", "pickles"),
+        ("/none", "neither"),
+        ("/text/file", "neither a GGUF file nor a directory"),
+        ("/lfs/m.gguf", "Git LFS pointer"),
+        ("/html/m.gguf", "not a GGUF file (it begins with `<htm`)"),
+        ("/proj/m.gguf", "a model's mmproj"),
+        ("/nowhere", "/nowhere does not exist"),
+        ("/nowhere.gguf", "/nowhere.gguf does not exist"),
+    ] {
+        let error = inspect(&all, path).unwrap_err();
+        assert!(error.to_string().contains(expected), "{path}: {error}");
+        assert!(error.hint().is_some(), "{path}");
+    }
+}
+
+#[test]
+fn a_file_that_changes_under_the_reader_is_not_believed() {
+    let mut inspection = Inspection::new("/m.gguf");
+    let file = llama().file();
+    let piece =
+        |n: usize, total: u64| Found::Piece { bytes: file[..n].to_vec(), file_bytes: Bytes(total) };
+    inspection.feed(piece(100, 1 << 30));
+    assert!(matches!(inspection.next(), Need::Read { offset: 100, .. }));
+    inspection.feed(piece(100, 2 << 30));
+    let Need::Done(result) = inspection.next() else { panic!() };
+    assert!(result.unwrap_err().to_string().contains("changed while"));
+}
