@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use gpudeck::base::{DeckId, Epoch, EpochCell, Hint, HostName, ReplicaId, TrafficMode, TrafficServer};
+use gpudeck::base::{
+    DeckId, Epoch, EpochCell, Hint, HostName, ReplicaId, TrafficMode, TrafficServer,
+};
 use gpudeck::demo::SimGateway;
 use gpudeck::fleet::{DialStream, HostLink, LinkError};
 use gpudeck::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters};

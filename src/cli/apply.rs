@@ -9,7 +9,11 @@ use super::{plan, rollout, table};
 use crate::api::{Client, Door, Intent, IntentReply, PlanView, ReleaseNumber, ServiceName};
 
 /// Rolls out the spec as it is in the deck.
-pub async fn apply(args: &Args, service: &ServiceName, options: &BeginOptions) -> Result<Success, Failure> {
+pub async fn apply(
+    args: &Args,
+    service: &ServiceName,
+    options: &BeginOptions,
+) -> Result<Success, Failure> {
     let client = attach(args).await?;
     super::show::settle(&client).await?;
     if must_ask(args, options.yes) {
@@ -70,7 +74,9 @@ async fn begin(
 
 /// A person is asked only at a terminal.
 pub fn must_ask(args: &Args, yes: bool) -> bool {
-    !yes && args.output == Output::Text && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+    !yes && args.output == Output::Text
+        && std::io::stdin().is_terminal()
+        && std::io::stdout().is_terminal()
 }
 
 fn agreed(planned: &PlanView) -> Result<bool, Failure> {

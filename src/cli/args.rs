@@ -59,6 +59,7 @@ pub enum Command {
     Apply {
         /// Which service
         service: ServiceName,
+        /// How
         #[command(flatten)]
         options: BeginOptions,
     },
@@ -194,6 +195,7 @@ pub enum RolloutCommand {
         /// The release to go back to, as r3; default: the last stable one before the present
         #[arg(long, value_name = "RELEASE")]
         to: Option<ReleaseNumber>,
+        /// How
         #[command(flatten)]
         options: BeginOptions,
     },

@@ -43,8 +43,8 @@ async fn run_here(args: &Args, detached: bool) -> Result<Success, Failure> {
         .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
     tracing::info!(socket = %running.socket.display(), "the controller answers");
     let failed = |e: std::io::Error| Failure::other(e.to_string());
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(failed)?;
     tokio::select! {
         () = running.ended() => {}
         _ = terminate.recv() => running.stop().await,

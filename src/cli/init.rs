@@ -19,8 +19,11 @@ pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Succes
     std::fs::create_dir_all(dir.join("services")).map_err(failed)?;
     let file = dir.join("deck.toml");
     if file.exists() {
-        return Err(Failure { code: 5, ..Failure::other(format!("{} exists already", file.display())) }
-            .with_hint("edit it, or make the deck in another directory"));
+        return Err(Failure {
+            code: 5,
+            ..Failure::other(format!("{} exists already", file.display()))
+        }
+        .with_hint("edit it, or make the deck in another directory"));
     }
     let dir = std::fs::canonicalize(&dir).map_err(failed)?;
     let fallback = dir.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -37,9 +40,13 @@ pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Succes
             table::out(&format!("made a deck in {}", dir.display()))?;
             match hosts.len() {
                 0 => table::out("no hosts were found in ~/.ssh/config: add them to deck.toml")?,
-                n => table::out(&format!("{n} hosts from ~/.ssh/config are in deck.toml, commented out"))?,
+                n => table::out(&format!(
+                    "{n} hosts from ~/.ssh/config are in deck.toml, commented out"
+                ))?,
             }
-            table::out("next: edit deck.toml, copy services/chat.toml.example to services/chat.toml, run `gpudeck`")?;
+            table::out(
+                "next: edit deck.toml, copy services/chat.toml.example to services/chat.toml, run `gpudeck`",
+            )?;
         }
     }
     Ok(Success::Done)

@@ -24,7 +24,11 @@ pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<
         let chunk = client.log(&rank, Some(next), 64 << 10).await?;
         // Only whole lines, so that a line in the making is not torn.
         let end = chunk.text.rfind('\n').map_or(0, |i| i + 1);
-        let whole = if chunk.text.len() >= 32 << 10 { &chunk.text } else { chunk.text.get(..end).unwrap_or("") };
+        let whole = if chunk.text.len() >= 32 << 10 {
+            &chunk.text
+        } else {
+            chunk.text.get(..end).unwrap_or("")
+        };
         for line in whole.lines() {
             table::out(&text::clean(line, 4_000))?;
         }

@@ -32,17 +32,24 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Err(error) => {
             let _ = error.print();
             // 2 is «there are changes» (see docs/cli.md), so usage errors have a code of their own.
-            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(exit::USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     if let Some(Command::Controller(ControllerCommand::Run { detached: true })) = &args.command {
         // A session of its own: the terminal's hangup and Ctrl-C do not reach it.
         let _ = rustix::process::setsid();
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
-        Ok(runtime) => runtime,
-        Err(error) => return exit::report(&args, &Failure::other(format!("no async runtime: {error}"))),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                return exit::report(&args, &Failure::other(format!("no async runtime: {error}")));
+            }
+        };
     let result = runtime.block_on(async {
         tokio::select! {
             result = run(&args) => result,
@@ -88,6 +95,8 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,
         Command::Logs { rank, follow, lines } => logs::run(args, rank, *follow, *lines).await,
         Command::Questions => questions::list(args).await,
-        Command::Answer { question, answer } => questions::answer(args, *question, answer.as_deref()).await,
+        Command::Answer { question, answer } => {
+            questions::answer(args, *question, answer.as_deref()).await
+        }
     }
 }

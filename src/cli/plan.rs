@@ -36,7 +36,11 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
             let free = planned.free_per_device.map(|f| format!(", {f} free")).unwrap_or_default();
             table::out(&format!(
                 "  {}/{}/{rank}  {}  {}  needs {} each{free}",
-                plan.service, replica.replica, planned.host, planned.devices_text, planned.memory_per_device,
+                plan.service,
+                replica.replica,
+                planned.host,
+                planned.devices_text,
+                planned.memory_per_device,
             ))?;
         }
     }

@@ -38,7 +38,9 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
 /// Stops a service.
 pub async fn stop(args: &Args, service: &ServiceName, yes: bool) -> Result<Success, Failure> {
     let client = attach(args).await?;
-    if apply::must_ask(args, yes) && !apply::ask(&format!("Drain and stop all replicas of {service}?"))? {
+    if apply::must_ask(args, yes)
+        && !apply::ask(&format!("Drain and stop all replicas of {service}?"))?
+    {
         return Ok(Success::Done);
     }
     accepted(args, &client, Intent::Stop { service: service.clone() }).await
@@ -68,7 +70,9 @@ pub async fn wait(
             Ok(result) => result,
             Err(_) => {
                 if args.output == Output::Text {
-                    table::out("time is up; the rollout goes on (`gpudeck rollout status` shows it)")?;
+                    table::out(
+                        "time is up; the rollout goes on (`gpudeck rollout status` shows it)",
+                    )?;
                 }
                 Ok(Success::TimeIsUp)
             }
@@ -147,6 +151,8 @@ fn ended(
     }
     Ok(Some(match outcome {
         Outcome::Completed => Success::Done,
-        Outcome::RolledBack { .. } | Outcome::Aborted { .. } | Outcome::Failed { .. } => Success::TakenBack,
+        Outcome::RolledBack { .. } | Outcome::Aborted { .. } | Outcome::Failed { .. } => {
+            Success::TakenBack
+        }
     }))
 }

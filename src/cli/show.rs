@@ -72,7 +72,17 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
         })
         .collect();
     table::print(
-        &["SERVICE", "CONDITION", "READY", "RELEASE", "ENGINE", "REQ/S", "ERRORS", "MEAN ms", "URL"],
+        &[
+            "SERVICE",
+            "CONDITION",
+            "READY",
+            "RELEASE",
+            "ENGINE",
+            "REQ/S",
+            "ERRORS",
+            "MEAN ms",
+            "URL",
+        ],
         &rows,
     )
 }
@@ -98,7 +108,10 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
         };
         table::out(&format!("rollout to {}: {state}", rollout.to))?;
         if let Some(verdict) = &rollout.verdict {
-            table::out(&format!("analysis {}: {:?}: {}", verdict.analysis, verdict.result, verdict.reason))?;
+            table::out(&format!(
+                "analysis {}: {:?}: {}",
+                verdict.analysis, verdict.result, verdict.reason
+            ))?;
         }
     }
     let rows: Vec<Vec<String>> = view
@@ -119,7 +132,10 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             })
         })
         .collect();
-    table::print(&["RANK", "RELEASE", "PHASE", "HOST", "DEVICES", "PORT", "WEIGHT", "TROUBLE"], &rows)
+    table::print(
+        &["RANK", "RELEASE", "PHASE", "HOST", "DEVICES", "PORT", "WEIGHT", "TROUBLE"],
+        &rows,
+    )
 }
 
 /// Hosts and their GPUs.
@@ -145,9 +161,10 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
         let (state, note) = match &host.link {
             HostLinkState::Up => ("up".to_owned(), String::new()),
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
-            HostLinkState::Asking { question } => {
-                ("asking".to_owned(), format!("question {question}: `gpudeck answer {question} yes`"))
-            }
+            HostLinkState::Asking { question } => (
+                "asking".to_owned(),
+                format!("question {question}: `gpudeck answer {question} yes`"),
+            ),
             HostLinkState::Down { cause, hint, .. } => {
                 let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
                 ("down".to_owned(), format!("{cause}{hint}"))
@@ -158,12 +175,20 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             |s| match s.gpus.list() {
                 [] => s.memory.map_or_else(|| "–".to_owned(), |m| m.free().to_string()),
                 gpus => {
-                    let free = gpus.iter().filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
+                    let free =
+                        gpus.iter().filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
                     crate::api::Bytes(free).to_string()
                 }
             },
         );
-        rows.push(vec![host.name.to_string(), state, gpus, free, host.ranks.len().to_string(), note]);
+        rows.push(vec![
+            host.name.to_string(),
+            state,
+            gpus,
+            free,
+            host.ranks.len().to_string(),
+            note,
+        ]);
     }
     table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
     Ok(Success::Done)

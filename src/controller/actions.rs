@@ -81,7 +81,13 @@ impl Actions {
     }
 
     /// Begins an action of `service`, whose release has `spec`.
-    pub fn begin(&mut self, service: &ServiceName, deck: &DeckSpec, spec: &ServiceSpec, action: Action) {
+    pub fn begin(
+        &mut self,
+        service: &ServiceName,
+        deck: &DeckSpec,
+        spec: &ServiceSpec,
+        action: Action,
+    ) {
         self.running.retain(|_, task| !task.is_finished());
         match action {
             Action::StartRank { rank, plan } => {
@@ -131,7 +137,9 @@ impl Actions {
     pub fn keep_waiting_for(&mut self, service: &ServiceName, wanted: impl Fn(&ReplicaId) -> bool) {
         self.running.retain(|key, task| {
             let obsolete = match key {
-                Key::Token(s, replica) | Key::Drained(s, replica) => s == service && !wanted(replica),
+                Key::Token(s, replica) | Key::Drained(s, replica) => {
+                    s == service && !wanted(replica)
+                }
                 Key::Start(_) | Key::Stop(_) => false,
             };
             if obsolete {
@@ -191,7 +199,13 @@ impl Actions {
         }
         let (table, receiver) = watch::channel((version, servers));
         let means = Arc::clone(&self.means);
-        let task = tokio::spawn(keep_traffic(means, service.clone(), gateway, backend(service, spec), receiver));
+        let task = tokio::spawn(keep_traffic(
+            means,
+            service.clone(),
+            gateway,
+            backend(service, spec),
+            receiver,
+        ));
         self.traffic.insert(service.clone(), TrafficWorker { table, task });
     }
 
@@ -271,9 +285,7 @@ fn runtime(
     // A host whose settings changed has a new link; what was kept of the old one goes.
     kept.retain(|k| k.link.host() != link.host() || Arc::ptr_eq(&k.link, link));
     let runtime: Arc<dyn Runtime> = match spec {
-        RuntimeSpec::Process => {
-            Arc::new(ProcessRuntime::new(Arc::clone(link), means.deck, epoch))
-        }
+        RuntimeSpec::Process => Arc::new(ProcessRuntime::new(Arc::clone(link), means.deck, epoch)),
         RuntimeSpec::Docker(docker) => {
             Arc::new(DockerRuntime::new(Arc::clone(link), means.deck, epoch, docker))
         }
@@ -282,7 +294,12 @@ fn runtime(
     runtime
 }
 
-async fn start_rank(means: &Means, spec: &RuntimeSpec, rank: &RankId, plan: &RankPlan) -> EventKind {
+async fn start_rank(
+    means: &Means,
+    spec: &RuntimeSpec,
+    rank: &RankId,
+    plan: &RankPlan,
+) -> EventKind {
     let start = RankStart {
         rank: rank.clone(),
         argv: plan.argv.clone(),
@@ -318,7 +335,13 @@ fn needs(plan: &RankPlan) -> Vec<DeviceNeed> {
         .collect()
 }
 
-async fn stop_rank(means: &Means, spec: &RuntimeSpec, rank: &RankId, host: &HostName, grace: Duration) {
+async fn stop_rank(
+    means: &Means,
+    spec: &RuntimeSpec,
+    rank: &RankId,
+    host: &HostName,
+    grace: Duration,
+) {
     let mut pause = Duration::from_millis(500);
     loop {
         let result = match acting_runtime(means, spec, host).await {
@@ -333,7 +356,8 @@ async fn stop_rank(means: &Means, spec: &RuntimeSpec, rank: &RankId, host: &Host
             Err(error) => {
                 tracing::warn!(%rank, %host, %error, "a rank could not be stopped yet");
                 let words = format!("{rank} on {host} could not be stopped yet: {error}");
-                let _ = means.inputs.send(Input::Say { service: rank.service.clone(), words }).await;
+                let _ =
+                    means.inputs.send(Input::Say { service: rank.service.clone(), words }).await;
             }
         }
         tokio::time::sleep(pause).await;
@@ -409,8 +433,13 @@ async fn keep_traffic(
         let result = async {
             let link = link(&means, &gateway.host)?;
             let epoch = means.claims.ensure(link.as_ref()).await?;
-            let haproxy =
-                HaproxyGateway::new(link, gateway.socket.clone(), backend.clone(), means.deck, epoch);
+            let haproxy = HaproxyGateway::new(
+                link,
+                gateway.socket.clone(),
+                backend.clone(),
+                means.deck,
+                epoch,
+            );
             haproxy.apply(&servers).await
         }
         .await;

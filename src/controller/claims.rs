@@ -38,7 +38,9 @@ impl Claims {
     pub async fn ensure(&self, link: &dyn HostLink) -> Result<EpochCell, LinkError> {
         let known = self.held.lock().await.get(link.host()).cloned();
         if let Some(claim) = &known
-            && claim.until.is_some_and(|u| u.saturating_duration_since(Instant::now()) > RENEW_BEFORE)
+            && claim
+                .until
+                .is_some_and(|u| u.saturating_duration_since(Instant::now()) > RENEW_BEFORE)
         {
             return Ok(claim.epoch.clone());
         }
@@ -69,7 +71,13 @@ impl Claims {
 
     /// The hosts on which something is claimed.
     pub async fn hosts(&self) -> Vec<HostName> {
-        self.held.lock().await.iter().filter(|(_, c)| c.until.is_some()).map(|(h, _)| h.clone()).collect()
+        self.held
+            .lock()
+            .await
+            .iter()
+            .filter(|(_, c)| c.until.is_some())
+            .map(|(h, _)| h.clone())
+            .collect()
     }
 
     /// The cell of a host's epoch, claimed or not: what reads needs no claim.

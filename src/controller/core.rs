@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{Actions, Means};
@@ -163,9 +164,8 @@ pub struct Core {
 
 /// The controller's clock.
 pub fn now() -> Timestamp {
-    let since_epoch = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since_epoch =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -190,7 +190,8 @@ impl Core {
     fn resume(&mut self) {
         let services: Vec<ServiceName> = self.state.services.keys().cloned().collect();
         for service in services {
-            let actions = self.state.services.get(&service).map(step::outstanding).unwrap_or_default();
+            let actions =
+                self.state.services.get(&service).map(step::outstanding).unwrap_or_default();
             if !actions.is_empty() {
                 self.say(Severity::Info, Some(&service), "goes on where it was left");
             }
@@ -273,7 +274,8 @@ impl Core {
         if let Some(state) = self.state.services.get(service) {
             self.actions.keep_waiting_for(service, |id| {
                 state.replicas.get(&id.key()).is_some_and(|r| {
-                    r.attempt == id.attempt && matches!(r.phase, Phase::Loading | Phase::Draining { .. })
+                    r.attempt == id.attempt
+                        && matches!(r.phase, Phase::Loading | Phase::Draining { .. })
                 })
             });
         }
@@ -284,7 +286,9 @@ impl Core {
         let state = self.state.services.get(service)?;
         let number = match action {
             Action::StartRank { rank, .. } | Action::StopRank { rank, .. } => rank.replica.release,
-            Action::AwaitToken { replica, .. } | Action::AwaitDrained { replica } => replica.release,
+            Action::AwaitToken { replica, .. } | Action::AwaitDrained { replica } => {
+                replica.release
+            }
             Action::ApplyTraffic { servers, .. } => servers
                 .iter()
                 .map(|s| s.replica.release)
@@ -406,7 +410,11 @@ impl Core {
         let _ = reply.send(result);
     }
 
-    fn on_rollout(&mut self, service: &ServiceName, kind: EventKind) -> Result<IntentReply, ApiError> {
+    fn on_rollout(
+        &mut self,
+        service: &ServiceName,
+        kind: EventKind,
+    ) -> Result<IntentReply, ApiError> {
         let Some(state) = self.state.services.get(service) else {
             return Err(planning::not_found(service, self.known_services()));
         };
@@ -420,7 +428,11 @@ impl Core {
         self.on_service(service, kind)
     }
 
-    fn on_service(&mut self, service: &ServiceName, kind: EventKind) -> Result<IntentReply, ApiError> {
+    fn on_service(
+        &mut self,
+        service: &ServiceName,
+        kind: EventKind,
+    ) -> Result<IntentReply, ApiError> {
         self.try_happened(service, kind).map_err(|e| journal_error(&e))?;
         Ok(IntentReply::Accepted)
     }
@@ -515,16 +527,16 @@ impl Core {
         &self,
         service: ServiceName,
         to: Option<ReleaseNumber>,
-    ) -> impl Future<Output = Result<Draft, ApiError>> + Send + 'static {
+    ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
         let means = Arc::clone(&self.means);
         let hosts: Vec<HostName> = self.hub.with(|s| {
             s.hosts.values().filter(|h| super::world::is_up(h)).map(|h| h.name.clone()).collect()
         });
-        async move {
+        Box::pin(async move {
             let (spec, text, revision) = spec?;
             planning::draft(&means, service, spec, text, revision, hosts).await
-        }
+        })
     }
 
     pub(super) fn plan(&self, draft: &Draft, kind: RolloutKind) -> Result<Planned, ApiError> {
@@ -541,7 +553,10 @@ impl Core {
             return Err(ApiError {
                 kind: ErrorKind::Outage,
                 message: format!("{}: OUTAGE: no replica would be ready in between", draft.service),
-                hint: Some("give it a spare GPU or another replica, or accept it with --accept-outage".to_owned()),
+                hint: Some(
+                    "give it a spare GPU or another replica, or accept it with --accept-outage"
+                        .to_owned(),
+                ),
             });
         }
         let service = draft.service.clone();
@@ -552,14 +567,17 @@ impl Core {
         release.revision = planning::commit(repo, &draft, &release, request.kind)?;
         let number = release.number;
         self.state.last_release = self.state.last_release.max(number);
-        self.files.history.entry(service.clone()).or_default().insert(0, ReleaseView {
-            number,
-            revision: release.revision.clone(),
-            created: release.created,
-            author: release.author.clone(),
-            reason: release.reason.clone(),
-            outcome: None,
-        });
+        self.files.history.entry(service.clone()).or_default().insert(
+            0,
+            ReleaseView {
+                number,
+                revision: release.revision.clone(),
+                created: release.created,
+                author: release.author.clone(),
+                reason: release.reason.clone(),
+                outcome: None,
+            },
+        );
         let kind = EventKind::RolloutRequested {
             release: Box::new(release),
             kind: request.kind,
@@ -612,7 +630,10 @@ impl Core {
         let hosts: Vec<HostView> = self.hub.with(|s| {
             s.hosts
                 .values()
-                .map(|h| HostView { ranks: service_view::ranks_on(s.services.values(), &h.name), ..h.clone() })
+                .map(|h| HostView {
+                    ranks: service_view::ranks_on(s.services.values(), &h.name),
+                    ..h.clone()
+                })
                 .collect()
         });
         for host in hosts {
@@ -634,7 +655,8 @@ impl Core {
         tracing::info!(
             service = line.service.as_ref().map(ServiceName::as_str),
             host = line.host.as_ref().map(HostName::as_str),
-            "{}", line.text
+            "{}",
+            line.text
         );
         self.hub.publish(Change::Event(line));
     }

@@ -13,7 +13,10 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
             crate::rollout::RolloutKind::Undo => "goes back with",
         };
         let reason = release.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
-        story.info(format!("{by} {verb} {} (revision {}){reason}", release.number, release.revision));
+        story.info(format!(
+            "{by} {verb} {} (revision {}){reason}",
+            release.number, release.revision
+        ));
     }
     match kind {
         EventKind::Paused { by } => story.info(format!("{by} pauses the rollout")),
@@ -22,7 +25,9 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
         EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
         EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
-        EventKind::TrafficFailed { why, .. } => story.warn(format!("the gateway was not changed: {why}")),
+        EventKind::TrafficFailed { why, .. } => {
+            story.warn(format!("the gateway was not changed: {why}"))
+        }
         _ => {}
     }
     replicas(&mut story, before, after);
@@ -74,7 +79,9 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
                     .releases
                     .get(&key.release)
                     .and_then(|r| r.replica(key.replica))
-                    .map(|p| p.ranks.iter().map(|r| r.host.to_string()).collect::<Vec<_>>().join(", "))
+                    .map(|p| {
+                        p.ranks.iter().map(|r| r.host.to_string()).collect::<Vec<_>>().join(", ")
+                    })
                     .unwrap_or_default();
                 let attempt = match now.attempt.0.get() {
                     1 => String::new(),
@@ -104,7 +111,8 @@ fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
     if let Some(verdict) = &now.verdict
         && was.and_then(|w| w.verdict.as_ref()) != Some(verdict)
     {
-        let words = format!("analysis {}: {:?}: {}", verdict.analysis, verdict.result, verdict.reason);
+        let words =
+            format!("analysis {}: {:?}: {}", verdict.analysis, verdict.result, verdict.reason);
         match verdict.result {
             crate::rollout::analysis::VerdictResult::Success => story.info(words),
             _ => story.warn(words),
@@ -118,7 +126,10 @@ fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
     if now.gate != was.and_then(|w| w.gate.clone()) {
         match &now.gate {
             Some(Gate::Bake { until }) => {
-                story.info(format!("bakes for {}", crate::base::time::short(until.since(after.now))));
+                story.info(format!(
+                    "bakes for {}",
+                    crate::base::time::short(until.since(after.now))
+                ));
             }
             Some(Gate::Analyse { name, .. }) => story.info(format!("analysis {name} begins")),
             Some(Gate::Inconclusive { why }) => {

@@ -18,10 +18,10 @@ impl Core {
         match event {
             FleetEvent::Link { host, state } => self.link_changed(host, state),
             FleetEvent::Facts { host, facts } => {
-                self.change_host(&host, |view| view.facts = Some(facts));
+                self.change_host(&host, |view| view.facts = Some(*facts));
             }
             FleetEvent::Sample { host, sample } => self.change_host(&host, |view| {
-                view.sample = Some(sample);
+                view.sample = Some(*sample);
                 view.sampled = Some(now());
             }),
             FleetEvent::Ranks { host, ranks } => {
@@ -43,9 +43,22 @@ impl Core {
                     host: Some(host.clone()),
                     text: crate::base::text::clean(&text, 300),
                 });
-                self.hub.publish(Change::Question(Question { id, host: Some(host), kind, text, asked: now() }));
+                self.hub.publish(Change::Question(Question {
+                    id,
+                    host: Some(host),
+                    kind,
+                    text,
+                    asked: now(),
+                }));
             }
             FleetEvent::QuestionGone { id } => self.hub.publish(Change::QuestionGone(id)),
+            FleetEvent::Warning { host, text } => self.tell(EventLine {
+                at: now(),
+                severity: Severity::Warning,
+                service: None,
+                host: Some(host),
+                text: crate::base::text::clean(&text, 300),
+            }),
         }
     }
 
@@ -73,7 +86,8 @@ impl Core {
                     Some(HostLinkState::Down { since, .. }) => *since,
                     _ => now(),
                 };
-                let known = matches!(&before, Some(HostLinkState::Down { cause: c, .. }) if *c == cause);
+                let known =
+                    matches!(&before, Some(HostLinkState::Down { cause: c, .. }) if *c == cause);
                 if !known {
                     let hint = hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default();
                     self.tell(line(Severity::Warning, format!("is not reached: {cause}{hint}")));
@@ -108,8 +122,11 @@ impl Core {
         tokio::spawn(async move {
             let asked = now();
             let Ok(link) = actions::link(&means, &host) else { return };
-            if let Ok(Reply::Ranks(reports)) = link.request(Request::Ranks { deck: Some(deck) }).await {
-                let _ = means.inputs.send(Input::Ranks { host, service: None, asked, reports }).await;
+            if let Ok(Reply::Ranks(reports)) =
+                link.request(Request::Ranks { deck: Some(deck) }).await
+            {
+                let _ =
+                    means.inputs.send(Input::Ranks { host, service: None, asked, reports }).await;
             }
         });
     }
@@ -134,14 +151,20 @@ impl Core {
             .flat_map(|(_, state)| {
                 state.replicas.iter().filter_map(move |(key, replica)| {
                     let release = state.releases.get(&key.release)?;
-                    let same_runtime = matches!(release.spec.runtime, RuntimeSpec::Docker(_)) == docker;
-                    let lives = matches!(replica.phase, Phase::Loading | Phase::Ready | Phase::Draining { .. });
-                    (same_runtime && lives && replica.since < asked).then_some((release, key, replica))
+                    let same_runtime =
+                        matches!(release.spec.runtime, RuntimeSpec::Docker(_)) == docker;
+                    let lives = matches!(
+                        replica.phase,
+                        Phase::Loading | Phase::Ready | Phase::Draining { .. }
+                    );
+                    (same_runtime && lives && replica.since < asked)
+                        .then_some((release, key, replica))
                 })
             })
             .flat_map(|(release, key, replica)| {
                 let ids = release.rank_ids(key.replica, replica.attempt);
-                let plans = release.replica(key.replica).map(|p| p.ranks.as_slice()).unwrap_or_default();
+                let plans =
+                    release.replica(key.replica).map(|p| p.ranks.as_slice()).unwrap_or_default();
                 ids.into_iter().zip(plans)
             })
             .filter(|(id, plan)| plan.host == *host && !reports.iter().any(|r| r.rank == *id))
@@ -168,7 +191,10 @@ impl Core {
                     (Some(code), None) => format!("exit code {code}"),
                     (None, None) => "it ended".to_owned(),
                 };
-                let last = crate::base::text::clean(last_lines.trim_end().lines().last().unwrap_or(""), 160);
+                let last = crate::base::text::clean(
+                    last_lines.trim_end().lines().last().unwrap_or(""),
+                    160,
+                );
                 let how = if last.is_empty() { how } else { format!("{how}: {last}") };
                 EventKind::RankEnded { rank, how }
             }
@@ -201,7 +227,11 @@ impl Core {
             _ => {}
         }
         let view = self.hub.with(|s| s.deck.clone());
-        self.hub.publish(Change::Deck(crate::api::DeckView { trouble, name: self.deck.name.clone(), ..view }));
+        self.hub.publish(Change::Deck(crate::api::DeckView {
+            trouble,
+            name: self.deck.name.clone(),
+            ..view
+        }));
         self.files = files;
         let known = self.known_services();
         let gone: Vec<ServiceName> =

@@ -128,11 +128,12 @@ pub fn read_spec(
             (content, None, format!("services/{service}.toml"))
         }
         Some(number) => {
-            let revision = repo.release(number).map_err(|e| invalid(&e))?.ok_or_else(|| ApiError {
-                kind: ErrorKind::NotFound,
-                message: format!("Git has no release {number}"),
-                hint: Some(format!("`gpudeck history {service}` lists them")),
-            })?;
+            let revision =
+                repo.release(number).map_err(|e| invalid(&e))?.ok_or_else(|| ApiError {
+                    kind: ErrorKind::NotFound,
+                    message: format!("Git has no release {number}"),
+                    hint: Some(format!("`gpudeck history {service}` lists them")),
+                })?;
             let content = repo.spec_at(&revision, service).map_err(|e| invalid(&e))?;
             (content, Some(revision), format!("services/{service}.toml at {number}"))
         }
@@ -179,9 +180,12 @@ pub async fn draft(
     for (host, found) in futures::future::join_all(looks).await {
         match found {
             Some(Ok(facts)) => {
-                let differs = draft.facts.as_ref().is_some_and(|f| f.weight_bytes != facts.weight_bytes);
+                let differs =
+                    draft.facts.as_ref().is_some_and(|f| f.weight_bytes != facts.weight_bytes);
                 if differs {
-                    draft.warnings.push(format!("the model on {host} is not the same as on the other hosts"));
+                    draft
+                        .warnings
+                        .push(format!("the model on {host} is not the same as on the other hosts"));
                 }
                 draft.facts.get_or_insert(facts);
             }
@@ -322,11 +326,13 @@ fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
         return Err(ApiError {
             kind: ErrorKind::Invalid,
             message: format!("how much GPU memory {} needs is not known", draft.service),
-            hint: Some(format!("write memory = \"40GiB\" (per GPU) into services/{}.toml", draft.service)),
+            hint: Some(format!(
+                "write memory = \"40GiB\" (per GPU) into services/{}.toml",
+                draft.service
+            )),
         });
     }
-    let mut hosts =
-        core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
+    let mut hosts = core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
     hosts.retain(|h| !draft.lacking.contains_key(&h.name));
     let demand = Demand {
         service: draft.service.clone(),
@@ -419,7 +425,10 @@ pub fn commit(
             if repo.is_dirty(&draft.service).unwrap_or(true) {
                 let kept = repo.root().join(".gpudeck");
                 let _ = std::fs::create_dir_all(&kept);
-                write(&kept.join(format!("{}.before-{}.toml", draft.service, release.number)), &present)?;
+                write(
+                    &kept.join(format!("{}.before-{}.toml", draft.service, release.number)),
+                    &present,
+                )?;
             }
             let file = repo.root().join("services").join(format!("{}.toml", draft.service));
             write(&file, &draft.text)?;

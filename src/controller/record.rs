@@ -37,8 +37,6 @@ impl DeckState {
 
     /// A service's state, empty if nothing was known of it.
     pub fn service(&mut self, service: &ServiceName) -> &mut ServiceState {
-        self.services
-            .entry(service.clone())
-            .or_insert_with(|| ServiceState::new(service.clone()))
+        self.services.entry(service.clone()).or_insert_with(|| ServiceState::new(service.clone()))
     }
 }

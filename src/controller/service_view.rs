@@ -21,7 +21,11 @@ pub struct Surroundings<'a> {
 }
 
 /// Builds the view of one service.
-pub fn view(name: &ServiceName, state: Option<&ServiceState>, around: &Surroundings<'_>) -> ServiceView {
+pub fn view(
+    name: &ServiceName,
+    state: Option<&ServiceState>,
+    around: &Surroundings<'_>,
+) -> ServiceView {
     let empty = ServiceState::new(name.clone());
     let state = state.unwrap_or(&empty);
     let served = state.stable.and_then(|n| state.releases.get(&n));
@@ -37,7 +41,9 @@ pub fn view(name: &ServiceName, state: Option<&ServiceState>, around: &Surroundi
         name: name.clone(),
         condition: state.condition(),
         model: shown_spec.map(|s| s.model.clone()).unwrap_or_default(),
-        engine: shown_spec.map(|s| crate::engine::of(&s.engine).name().to_owned()).unwrap_or_default(),
+        engine: shown_spec
+            .map(|s| crate::engine::of(&s.engine).name().to_owned())
+            .unwrap_or_default(),
         wanted,
         ready: state.ready_total(),
         floor: served.map_or(0, |r| count::floor(&r.spec.rollout, r.spec.replicas.get())),
@@ -68,11 +74,8 @@ fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {
 
 fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView> {
     let table = &state.traffic;
-    let sum: u32 = table
-        .iter()
-        .filter(|s| s.mode == TrafficMode::Ready)
-        .map(|s| u32::from(s.weight))
-        .sum();
+    let sum: u32 =
+        table.iter().filter(|s| s.mode == TrafficMode::Ready).map(|s| u32::from(s.weight)).sum();
     let mut views: Vec<ReplicaView> = state
         .replicas
         .iter()
@@ -102,10 +105,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
                     })
                     .collect(),
                 weight_percent: if sum == 0 { 0 } else { (weight * 100 + sum / 2) / sum },
-                traffic: around
-                    .traffic
-                    .map(|t| t.view(|r| *r == id))
-                    .unwrap_or_default(),
+                traffic: around.traffic.map(|t| t.view(|r| *r == id)).unwrap_or_default(),
             })
         })
         .collect();

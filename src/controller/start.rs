@@ -50,12 +50,17 @@ impl Hint for ControllerError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Journal(error) => error.hint(),
-            Self::Record(_) => Some("use the gpudeck version that wrote it, or move the journal aside".to_owned()),
-            Self::Revision(error) => error.hint(),
-            Self::File { .. } => {
-                Some("set GPUDECK_HOME to a directory that can be written (with a short path)".to_owned())
+            Self::Record(_) => {
+                Some("use the gpudeck version that wrote it, or move the journal aside".to_owned())
             }
-            Self::NotUp(_) => Some("`gpudeck controller run` shows in the foreground what is wrong".to_owned()),
+            Self::Revision(error) => error.hint(),
+            Self::File { .. } => Some(
+                "set GPUDECK_HOME to a directory that can be written (with a short path)"
+                    .to_owned(),
+            ),
+            Self::NotUp(_) => {
+                Some("`gpudeck controller run` shows in the foreground what is wrong".to_owned())
+            }
         }
     }
 }
@@ -117,7 +122,11 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let (inputs, received) = mpsc::channel(1024);
     let (fleet_events, mut fleet_received) = mpsc::channel(1024);
     let fleet = Fleet::new(
-        FleetOptions { agent_binary: options.agent_binary.clone(), ssh_config: None, interactive: true },
+        FleetOptions {
+            agent_binary: options.agent_binary.clone(),
+            ssh_config: None,
+            interactive: true,
+        },
         fleet_events,
     );
     fleet.set_hosts(&options.deck.hosts);
@@ -238,7 +247,8 @@ impl Core {
         }
         let view = self.hub.with(|s| s.deck.clone());
         let memory = own_memory();
-        self.hub.publish(crate::api::hub::Change::Deck(DeckView { controller_memory: memory, ..view }));
+        self.hub
+            .publish(crate::api::hub::Change::Deck(DeckView { controller_memory: memory, ..view }));
     }
 }
 

@@ -91,7 +91,10 @@ mod tests {
 
     fn totals(requests: u64, errors: u64) -> BTreeMap<ReplicaId, ServerCounters> {
         let id = ReplicaId { release: ReleaseNumber(1), replica: 0, attempt: Attempt::FIRST };
-        BTreeMap::from([(id, ServerCounters { in_flight: 0, requests, errors, mean_response_ms: 20.0 })])
+        BTreeMap::from([(
+            id,
+            ServerCounters { in_flight: 0, requests, errors, mean_response_ms: 20.0 },
+        )])
     }
 
     #[test]

@@ -61,9 +61,7 @@ pub fn reusable(state: &DeckState, service: &ServiceName) -> Vec<Reuse> {
         .collect()
 }
 
-fn held_plans(
-    state: &DeckState,
-) -> impl Iterator<Item = (&ServiceName, ReplicaKey, &ReplicaPlan)> {
+fn held_plans(state: &DeckState) -> impl Iterator<Item = (&ServiceName, ReplicaKey, &ReplicaPlan)> {
     state.services.iter().flat_map(|(service, service_state)| {
         service_state
             .replicas
