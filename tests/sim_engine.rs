@@ -1,5 +1,11 @@
 //! The simulated engine as a process: what an operator's program sees of an engine.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::float_cmp
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -60,14 +66,14 @@ impl Engine {
 
     fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        self.send(&mut stream, method, path, body);
+        Self::send(&mut stream, method, path, body);
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let status = text.split(' ').nth(1).unwrap().parse().unwrap();
         (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
-    fn send(&self, stream: &mut TcpStream, method: &str, path: &str, body: &str) {
+    fn send(stream: &mut TcpStream, method: &str, path: &str, body: &str) {
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -197,10 +203,10 @@ fn a_port_in_use_is_known_before_the_load() {
 
 #[test]
 fn finishes_what_is_in_flight_after_sigterm() {
-    let mut engine = Engine::ready(&["--token-time", "50ms"], &[]);
+    let mut engine = Engine::ready(&["--token-time", "100ms"], &[]);
     let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", engine.port)).unwrap());
     let body = r#"{"messages":[],"stream":true,"max_tokens":20}"#;
-    engine.send(stream.get_mut(), "POST", "/v1/chat/completions", body);
+    Engine::send(stream.get_mut(), "POST", "/v1/chat/completions", body);
     let mut line = String::new();
     while !line.starts_with("data:") {
         line.clear();
@@ -208,7 +214,11 @@ fn finishes_what_is_in_flight_after_sigterm() {
     }
     engine.terminate();
     engine.wait_log("stopping");
-    assert!(TcpStream::connect(("127.0.0.1", engine.port)).is_err(), "takes new connections");
+    let end = Instant::now() + DEADLINE;
+    while TcpStream::connect(("127.0.0.1", engine.port)).is_ok() {
+        assert!(Instant::now() < end, "takes new connections");
+    }
+    assert!(engine.child.try_wait().unwrap().is_none(), "ended with a stream in flight");
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("[DONE]"), "{rest}");
@@ -219,7 +229,7 @@ fn finishes_what_is_in_flight_after_sigterm() {
 fn cuts_what_is_in_flight_at_the_end_of_the_grace() {
     let mut engine = Engine::ready(&["--first-token", "1h", "--shutdown-timeout", "200ms"], &[]);
     let mut stream = TcpStream::connect(("127.0.0.1", engine.port)).unwrap();
-    engine.send(&mut stream, "POST", "/v1/chat/completions", r#"{"messages":[]}"#);
+    Engine::send(&mut stream, "POST", "/v1/chat/completions", r#"{"messages":[]}"#);
     let end = Instant::now() + DEADLINE;
     while engine.metric("vllm:num_requests_running") < 1.0 {
         assert!(Instant::now() < end);
@@ -235,7 +245,7 @@ fn more_requests_than_slots_wait_and_a_client_that_leaves_is_counted() {
     let mut streams = Vec::new();
     for _ in 0..2 {
         let mut stream = TcpStream::connect(("127.0.0.1", engine.port)).unwrap();
-        engine.send(&mut stream, "POST", "/v1/chat/completions", r#"{"messages":[]}"#);
+        Engine::send(&mut stream, "POST", "/v1/chat/completions", r#"{"messages":[]}"#);
         streams.push(stream);
     }
     let end = Instant::now() + DEADLINE;

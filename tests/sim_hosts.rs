@@ -114,7 +114,7 @@ fn lets_nobody_else_in() {
 fn a_hundred_megabytes_go_through_cat_and_come_back() {
     let Some(lab) = Lab::start() else { return };
     let block: Vec<u8> =
-        (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
     let mut child = lab.ssh("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let sent = block.clone();
@@ -167,7 +167,7 @@ fn a_slow_reader_holds_the_process_back() {
 #[test]
 fn a_file_is_sent_as_scp_would() {
     let Some(lab) = Lab::start() else { return };
-    let bytes: Vec<u8> = (0..30_000_000u32).map(|i| (i >> 7) as u8).collect();
+    let bytes: Vec<u8> = (0..30_000_000u32).map(|i| (i >> 7).to_le_bytes()[0]).collect();
     let source = lab.path("source");
     std::fs::write(&source, &bytes).unwrap();
     let status = lab

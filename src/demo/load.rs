@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 const MAX_IN_FLIGHT: usize = 512;
 
 /// A request that takes longer has failed.
-const REQUEST_TIME: Duration = Duration::from_secs(60);
+const REQUEST_TIME: Duration = Duration::from_mins(1);
 
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 8 << 20;

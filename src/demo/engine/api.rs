@@ -139,7 +139,7 @@ async fn generate(engine: Arc<Engine>, asked: Asked, shape: Shape) -> Response {
     let wanted = asked.max_completion_tokens.or(asked.max_tokens);
     let limit = wanted.unwrap_or(engine.args.tokens).clamp(1, MAX_TOKENS);
     let prompt_tokens = count_words(&asked.prompt)
-        + asked.messages.iter().map(|m| count_words(&m["content"])).sum::<u64>();
+        + asked.messages.iter().map(|m| m.get("content").map_or(0, count_words)).sum::<u64>();
     let mut running = Running::begin(Arc::clone(&engine), limit, wanted.is_some(), shape).await;
     engine.metrics().prompt_tokens += prompt_tokens;
     if engine.fails() {
@@ -162,8 +162,7 @@ async fn generate(engine: Arc<Engine>, asked: Asked, shape: Shape) -> Response {
     while let Some(word) = running.token().await {
         text.push_str(&word);
     }
-    let mut answer = running.envelope(false);
-    answer["choices"] = json!([match shape {
+    let choices = json!([match shape {
         Shape::Chat => json!({
             "index": 0,
             "message": { "role": "assistant", "content": text },
@@ -171,7 +170,7 @@ async fn generate(engine: Arc<Engine>, asked: Asked, shape: Shape) -> Response {
         }),
         Shape::Text => json!({ "index": 0, "text": text, "finish_reason": running.reason() }),
     }]);
-    answer["usage"] = usage_of(prompt_tokens, running.made);
+    let answer = running.envelope(false, &choices, Some(prompt_tokens));
     running.end(running.finished());
     Json(answer).into_response()
 }
@@ -206,9 +205,7 @@ fn stream(running: Running, first: String, usage: Option<u64>) -> Response {
             let Some(word) = word else {
                 let mut text = event(&running.chunk(None));
                 if let Some(prompt) = usage {
-                    let mut last = running.envelope(true);
-                    last["choices"] = json!([]);
-                    last["usage"] = usage_of(prompt, running.made);
+                    let last = running.envelope(true, &json!([]), Some(prompt));
                     text.push_str(&event(&last));
                 }
                 text.push_str("data: [DONE]\n\n");
@@ -313,7 +310,8 @@ impl Running {
         if self.limited { "length" } else { "stop" }
     }
 
-    fn envelope(&self, chunk: bool) -> Value {
+    /// The answer, or a chunk of it, around its `choices`; with the usage if it is to tell it.
+    fn envelope(&self, chunk: bool, choices: &Value, prompt_tokens: Option<u64>) -> Value {
         let object = match (self.shape, chunk) {
             (Shape::Chat, true) => "chat.completion.chunk",
             (Shape::Chat, false) => "chat.completion",
@@ -322,29 +320,34 @@ impl Running {
         let created = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
-        json!({ "id": self.id, "object": object, "created": created, "model": self.engine.args.model })
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": created,
+            "model": self.engine.args.model,
+            "choices": choices,
+            "usage": prompt_tokens.map(|prompt| usage_of(prompt, self.made)),
+        })
     }
 
     /// A chunk of a stream: a word, or the reason of the end.
     fn chunk(&self, word: Option<&str>) -> Value {
-        let mut chunk = self.envelope(true);
         let reason = word.is_none().then(|| self.reason());
-        chunk["choices"] = json!([match self.shape {
-            Shape::Chat => {
-                let mut delta = json!({});
-                if self.made == 1 && word.is_some() {
-                    delta["role"] = json!("assistant");
-                }
-                if let Some(word) = word {
-                    delta["content"] = json!(word);
-                }
+        let choice = match (self.shape, word) {
+            (Shape::Chat, Some(word)) => {
+                let delta = if self.made == 1 {
+                    json!({ "role": "assistant", "content": word })
+                } else {
+                    json!({ "content": word })
+                };
                 json!({ "index": 0, "delta": delta, "finish_reason": reason })
             }
-            Shape::Text => {
+            (Shape::Chat, None) => json!({ "index": 0, "delta": {}, "finish_reason": reason }),
+            (Shape::Text, word) => {
                 json!({ "index": 0, "text": word.unwrap_or_default(), "finish_reason": reason })
             }
-        }]);
-        chunk
+        };
+        self.envelope(true, &json!([choice]), None)
     }
 
     fn end(&mut self, how: Finished) {

@@ -52,7 +52,7 @@ pub(crate) struct Args {
     /// End with an error after the load time.
     #[arg(long)]
     fail_load: bool,
-    /// GPU memory to take on each of CUDA_VISIBLE_DEVICES.
+    /// GPU memory to take on each of `CUDA_VISIBLE_DEVICES`.
     #[arg(long)]
     gpu_memory: Option<Bytes>,
     /// Requests generated at once; more wait.
