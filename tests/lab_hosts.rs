@@ -41,7 +41,7 @@ fn leftovers() -> String {
 
 #[test]
 fn hosts_are_machines_of_their_own() {
-    let Some(lab) = Lab::up(3, &[]) else { return };
+    let Some(lab) = Lab::up(3, &["--haproxy", "1"]) else { return };
     let mut identities = BTreeSet::new();
     for host in ["h1", "h2", "h3"] {
         let script = "hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/boot_id; \
@@ -58,9 +58,14 @@ fn hosts_are_machines_of_their_own() {
     lab.ssh("h1", "rm /root/own; ping -c1 -W2 h2 2>/dev/null || bash -c '</dev/tcp/h2/22'")
         .expect_success();
     assert!(lab.disk("h2", "/root/own").exists() && !lab.disk("h1", "/root/own").exists());
+    let deck = tempfile::tempdir().unwrap();
+    lab.deck(deck.path());
+    let text = std::fs::read_to_string(deck.path().join("deck.toml")).unwrap();
+    let spec = gpudeck::spec::parse_deck(&text, "deck.toml").unwrap();
+    assert_eq!((spec.hosts.len(), spec.gateways.len()), (3, 1));
     // Doing it again changes nothing.
     let before = lab.ssh("h1", "cat /proc/sys/kernel/random/boot_id").stdout;
-    lab.lab(&["up", "3"]);
+    lab.lab(&["up", "3", "--haproxy", "1"]);
     assert_eq!(lab.ssh("h1", "cat /proc/sys/kernel/random/boot_id").stdout, before);
 }
 

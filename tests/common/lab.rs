@@ -18,7 +18,7 @@ pub struct Lab {
 
 impl Lab {
     /// Makes `hosts` hosts; `options` as for `lab up` (`--haproxy 1`, `--dockerd 1,2`). Without
-    /// GPUDECK_LAB=1 it says that the test is skipped and gives nothing.
+    /// `GPUDECK_LAB=1` it says that the test is skipped and gives nothing.
     pub fn up(hosts: u32, options: &[&str]) -> Option<Self> {
         if !lab_is_wanted() {
             println!("skipped: needs root and GPUDECK_LAB=1 (tests/run sets it)");

@@ -28,7 +28,7 @@ pub fn lab_is_wanted() -> bool {
     std::env::var("GPUDECK_LAB").as_deref() == Ok("1")
 }
 
-/// True if `program` is there. If not: says what is skipped, or panics where it must be there (GPUDECK_LAB=1).
+/// True if `program` is there. If not: says what is skipped, or panics where it must be there (`GPUDECK_LAB=1`).
 pub fn has_program(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
