@@ -89,7 +89,7 @@ fn seed(seed: u64, trace: bool) -> Counts {
         };
         world.faults = !make.one_in(5);
         world.request(&release, kind, nature);
-        let turns = 50 + make.below(400);
+        let turns = 30 + make.below(250);
         for turn in 0..turns {
             world.turn();
             if turn % 20 == 0 {
