@@ -142,7 +142,7 @@ impl World {
         for action in &actions {
             self.say(|| format!("      → {}", brief(action)));
         }
-        self.check_step(&before, &actions, was_stopping);
+        self.check_step(&event.kind, &before, &actions, was_stopping);
         self.take(actions);
     }
 
@@ -185,6 +185,7 @@ impl World {
 
     fn check_step(
         &mut self,
+        event: &EventKind,
         before: &[(ReplicaId, Phase)],
         actions: &[Action],
         was_stopping: bool,
@@ -200,7 +201,16 @@ impl World {
             if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Draining { .. })) {
                 taken_out += 1;
             }
-            // Never from serving to stopping without a fault or a drain that is at the gateway.
+            // From serving to stopping only by a fault of its own …
+            if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Stopping)) {
+                let by_fault = match event {
+                    EventKind::RankEnded { rank, .. } => rank.replica == *id,
+                    EventKind::ReplicaUnready { replica, .. } => replica == id,
+                    _ => false,
+                };
+                assert!(by_fault, "{id} is stopped without a drain");
+            }
+            // … or by a drain that is at the gateway.
             if matches!(phase, Phase::Draining { .. })
                 && matches!(now_phase, Some(Phase::Stopping))
                 && !state.stopping
