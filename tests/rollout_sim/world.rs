@@ -285,6 +285,13 @@ impl World {
             }
             assert!(server.weight <= 256);
         }
+        let back = self.state.active_rollout().filter(|r| r.direction != Direction::Forward);
+        if let Some(from) = back.and_then(|r| r.from)
+            && self.state.ready(from) >= self.own_floor().max(1)
+        {
+            let canary = servers.iter().find(|s| s.replica.release != from && s.weight > 0);
+            assert!(canary.is_none(), "stable carries the floor, and traffic goes to {canary:?}");
+        }
         assert!(
             sum > 0 || self.state.ready_total() == 0,
             "replicas are ready and none of them gets traffic"
@@ -548,7 +555,7 @@ impl World {
             0 => {
                 let running = self.running();
                 if !running.is_empty() {
-                    let rank = running[self.rng.below(running.len() as u64) as usize].clone();
+                    let rank = running[self.rng.index(running.len())].clone();
                     self.count("rank dies");
                     self.kill(&rank, "killed");
                 }
@@ -583,7 +590,7 @@ impl World {
                     .map(|(id, _)| id)
                     .collect();
                 if !ready.is_empty() && self.rng.one_in(3) {
-                    let replica = ready[self.rng.below(ready.len() as u64) as usize];
+                    let replica = ready[self.rng.index(ready.len())];
                     self.count("replica stops answering");
                     self.tell(EventKind::ReplicaUnready { replica, why: "timeout".to_owned() });
                 }
@@ -608,7 +615,7 @@ impl World {
                     })
                     .collect();
                 if !answers.is_empty() {
-                    let event = answers[self.rng.below(answers.len() as u64) as usize].kind.clone();
+                    let event = answers[self.rng.index(answers.len())].kind.clone();
                     // A report that a rank runs which has ended since would be a lie, not late.
                     self.tell(event);
                 }
@@ -682,7 +689,7 @@ impl World {
                 }
             }
             Action::ApplyTraffic { version, servers } if *version >= self.table_version => {
-                self.table = servers.clone();
+                self.table.clone_from(servers);
                 self.table_version = *version;
             }
             _ => {}
