@@ -6,7 +6,7 @@ use super::state::{Direction, Phase, ServiceState};
 use super::step::Decider;
 use crate::base::{ReplicaId, TrafficMode, TrafficServer};
 
-/// HAProxy's largest weight.
+/// The largest weight of `HAProxy`.
 const MAX_WEIGHT: u32 = 256;
 
 /// The weight of every server when all get the same.

@@ -79,7 +79,7 @@ pub fn on_cpu(count: u32) -> Vec<Vec<Place>> {
 pub fn canary() -> Vec<StepSpec> {
     vec![
         StepSpec::Weight(10),
-        StepSpec::Bake(Duration::from_secs(60)),
+        StepSpec::Bake(Duration::from_mins(1)),
         StepSpec::Analyse("default".to_owned()),
         StepSpec::Weight(50),
         StepSpec::Approve(true),
@@ -101,6 +101,11 @@ impl Rng {
     /// From 0 to `n` − 1.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
+    }
+
+    /// An index into `len` things.
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap()
     }
 
     /// True once in `n`.

@@ -134,6 +134,27 @@ fn a_canary_that_answers_errors_is_taken_back_and_the_number_is_told() {
 }
 
 #[test]
+fn on_the_way_back_the_canary_has_no_traffic_while_stable_carries_the_floor() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, canary()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.ready(R2) == 1));
+    // One of stable is down, so the canary stays until stable is complete, without traffic.
+    let rank = world.running().into_iter().find(|r| r.replica.release == R1).unwrap();
+    world.kill(&rank, "killed");
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (2, 1));
+    assert_eq!(world.state.release_weight_percent(R2), 0);
+    // A second one of stable ends: below the floor the canary helps again.
+    let rank = world.running().into_iter().find(|r| r.replica.release == R1).unwrap();
+    world.kill(&rank, "killed");
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (1, 1));
+    assert_eq!(world.state.release_weight_percent(R2), 10);
+    assert!(world.run_until(HOUR, ended));
+    assert!(matches!(outcome(&world), Outcome::Aborted { .. }));
+    world.check_rest();
+}
+
+#[test]
 fn a_new_replica_that_ends_takes_the_rollout_back_with_its_last_words() {
     for nature in [Nature::Crashes, Nature::Never, Nature::Hangs] {
         let mut world = serving(2, 1);

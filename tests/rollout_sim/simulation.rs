@@ -20,7 +20,9 @@ fn places(rng: &mut Rng, replicas: u32, per_replica: u32, shift: u64) -> Vec<Vec
     (0..replicas)
         .map(|r| {
             (0..per_replica)
-                .map(|g| all[((u64::from(r * per_replica + g) + shift) % 16) as usize])
+                .map(|g| {
+                    all[usize::try_from((u64::from(r * per_replica + g) + shift) % 16).unwrap()]
+                })
                 .collect()
         })
         .collect()
@@ -89,10 +91,10 @@ fn seed(seed: u64, trace: bool) -> Counts {
         };
         world.faults = !make.one_in(5);
         world.request(&release, kind, nature);
-        let turns = 50 + make.below(400);
+        let turns = 30 + make.below(250);
         for turn in 0..turns {
             world.turn();
-            if turn % 20 == 0 {
+            if turn.is_multiple_of(20) {
                 world.person();
             }
         }
@@ -105,7 +107,7 @@ fn seed(seed: u64, trace: bool) -> Counts {
         while world.now < end && !at_rest(&world) {
             world.turn();
             turn += 1;
-            if turn % 5 == 0 {
+            if turn.is_multiple_of(5) {
                 world.person();
             }
         }
@@ -160,7 +162,7 @@ fn seeds() {
         let run = |worker: u64| {
             let mut counts = Counts::new();
             let mut failed = Vec::new();
-            for one in (from + worker..from + count).step_by(workers as usize) {
+            for one in (from + worker..from + count).step_by(usize::try_from(workers).unwrap()) {
                 match std::panic::catch_unwind(|| seed(one, false)) {
                     Ok(met) => add(&mut counts, met),
                     Err(_) if failed.len() < 3 => failed.push(one),

@@ -142,7 +142,7 @@ impl World {
         for action in &actions {
             self.say(|| format!("      → {}", brief(action)));
         }
-        self.check_step(&before, &actions, was_stopping);
+        self.check_step(&event.kind, &before, &actions, was_stopping);
         self.take(actions);
     }
 
@@ -185,6 +185,7 @@ impl World {
 
     fn check_step(
         &mut self,
+        event: &EventKind,
         before: &[(ReplicaId, Phase)],
         actions: &[Action],
         was_stopping: bool,
@@ -200,7 +201,16 @@ impl World {
             if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Draining { .. })) {
                 taken_out += 1;
             }
-            // Never from serving to stopping without a fault or a drain that is at the gateway.
+            // From serving to stopping only by a fault of its own …
+            if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Stopping)) {
+                let by_fault = match event {
+                    EventKind::RankEnded { rank, .. } => rank.replica == *id,
+                    EventKind::ReplicaUnready { replica, .. } => replica == id,
+                    _ => false,
+                };
+                assert!(by_fault, "{id} is stopped without a drain");
+            }
+            // … or by a drain that is at the gateway.
             if matches!(phase, Phase::Draining { .. })
                 && matches!(now_phase, Some(Phase::Stopping))
                 && !state.stopping
@@ -274,6 +284,13 @@ impl World {
                 sum += u32::from(server.weight);
             }
             assert!(server.weight <= 256);
+        }
+        let back = self.state.active_rollout().filter(|r| r.direction != Direction::Forward);
+        if let Some(from) = back.and_then(|r| r.from)
+            && self.state.ready(from) >= self.own_floor().max(1)
+        {
+            let canary = servers.iter().find(|s| s.replica.release != from && s.weight > 0);
+            assert!(canary.is_none(), "stable carries the floor, and traffic goes to {canary:?}");
         }
         assert!(
             sum > 0 || self.state.ready_total() == 0,
@@ -538,7 +555,7 @@ impl World {
             0 => {
                 let running = self.running();
                 if !running.is_empty() {
-                    let rank = running[self.rng.below(running.len() as u64) as usize].clone();
+                    let rank = running[self.rng.index(running.len())].clone();
                     self.count("rank dies");
                     self.kill(&rank, "killed");
                 }
@@ -573,7 +590,7 @@ impl World {
                     .map(|(id, _)| id)
                     .collect();
                 if !ready.is_empty() && self.rng.one_in(3) {
-                    let replica = ready[self.rng.below(ready.len() as u64) as usize];
+                    let replica = ready[self.rng.index(ready.len())];
                     self.count("replica stops answering");
                     self.tell(EventKind::ReplicaUnready { replica, why: "timeout".to_owned() });
                 }
@@ -598,7 +615,7 @@ impl World {
                     })
                     .collect();
                 if !answers.is_empty() {
-                    let event = answers[self.rng.below(answers.len() as u64) as usize].kind.clone();
+                    let event = answers[self.rng.index(answers.len())].kind.clone();
                     // A report that a rank runs which has ended since would be a lie, not late.
                     self.tell(event);
                 }
@@ -672,7 +689,7 @@ impl World {
                 }
             }
             Action::ApplyTraffic { version, servers } if *version >= self.table_version => {
-                self.table = servers.clone();
+                self.table.clone_from(servers);
                 self.table_version = *version;
             }
             _ => {}
