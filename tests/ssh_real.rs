@@ -1,0 +1,528 @@
+//! The ssh floor against a real OpenSSH server, and the conformance suite of both connections.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod ssh_support;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use gpudeck::base::Hint;
+use gpudeck::ssh::connection::Timeouts;
+use gpudeck::ssh::{
+    ConnectOptions, Connection, Endpoint, ExitStatus, KeyRing, LocalConnection, NoQuestions,
+    Questions, RusshConnection, SshError, Target, connect, run,
+};
+use secrecy::SecretString;
+use ssh_support::{Sshd, Tarpit, free_port, keygen, lab, tool, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A person who has made up their mind.
+#[derive(Default)]
+struct Person {
+    trusts: bool,
+    secrets: Mutex<VecDeque<&'static str>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Person {
+    fn trusting() -> Self {
+        Self { trusts: true, ..Self::default() }
+    }
+
+    fn knowing(secrets: &[&'static str]) -> Self {
+        Self { secrets: Mutex::new(secrets.iter().copied().collect()), ..Self::trusting() }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+#[async_trait]
+impl Questions for Person {
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool {
+        self.asked.lock().unwrap().push(format!("{host} {key_type} {fingerprint}"));
+        self.trusts
+    }
+
+    async fn secret(&self, prompt: &str) -> Option<SecretString> {
+        self.asked.lock().unwrap().push(prompt.to_owned());
+        self.secrets.lock().unwrap().pop_front().map(SecretString::from)
+    }
+}
+
+fn options(home: &Path) -> ConnectOptions {
+    ConnectOptions {
+        config_text: "".into(),
+        home: home.to_owned(),
+        local_user: "root".to_owned(),
+        agent_socket: None,
+        key_ring: Arc::new(KeyRing::default()),
+        timeouts: Timeouts::default(),
+    }
+}
+
+fn target(server: &Sshd, known_hosts: &Path) -> Target {
+    Target {
+        name: "box".to_owned(),
+        address: Some("127.0.0.1".to_owned()),
+        port: Some(server.port),
+        user: Some("root".to_owned()),
+        identity_files: vec![server.user_key().display().to_string()],
+        known_hosts: Some(known_hosts.display().to_string()),
+    }
+}
+
+async fn try_connect(
+    target: &Target,
+    options: &ConnectOptions,
+    questions: &dyn Questions,
+) -> Result<RusshConnection, SshError> {
+    let endpoint = Endpoint::resolve(target, options);
+    connect(&endpoint, options, questions, &|_| ()).await
+}
+
+async fn says(connection: &dyn Connection, command: &str) -> String {
+    let out = run(connection, command, b"", 1 << 20, Duration::from_secs(20)).await.unwrap();
+    assert!(out.status.success(), "{command}: {out:?}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+// ── conformance ─────────────────────────────────────────────────────────────────────────────
+
+async fn conformance(connection: &dyn Connection) {
+    let limit = Duration::from_secs(60);
+    assert_eq!(says(connection, "echo it works").await, "it works\n");
+
+    let out = run(connection, "echo out; echo err >&2; exit 7", b"", 99, limit).await.unwrap();
+    assert_eq!(
+        (out.status, out.stdout, out.stderr),
+        (ExitStatus::Code(7), b"out\n".to_vec(), "err\n".to_owned())
+    );
+    let out = run(connection, "kill -9 $$", b"", 99, limit).await.unwrap();
+    assert_eq!(out.status, ExitStatus::Signal("KILL".to_owned()));
+
+    let input: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
+    let out = run(connection, "cat", &input, 1 << 30, limit).await.unwrap();
+    assert!(out.stdout == input, "cat gave back something else");
+
+    // A command that reads nothing must not hold up whoever feeds it.
+    let out = run(connection, "exit 3", &input, 99, limit).await.unwrap();
+    assert_eq!(out.status, ExitStatus::Code(3));
+
+    let error = run(connection, "head -c 100 /dev/zero", b"", 99, limit).await.unwrap_err();
+    assert!(matches!(error, SshError::Protocol { .. }), "{error:?}");
+
+    let mut big = connection.exec("head -c 50000000 /dev/zero").await.unwrap();
+    let (mut total, mut buffer) = (0, vec![0; 100_000]);
+    while let n @ 1.. = big.stdout.read(&mut buffer).await.unwrap() {
+        total += n;
+    }
+    assert_eq!(total, 50_000_000);
+    assert_eq!(big.control.wait().await, ExitStatus::Code(0));
+
+    let noisy =
+        run(connection, "head -c 5000000 /dev/zero >&2; echo end", b"", 99, limit).await.unwrap();
+    assert_eq!(noisy.stdout, b"end\n");
+    assert!(noisy.stderr.len() <= gpudeck::ssh::exec::STDERR_KEPT_BYTES);
+
+    // One that nobody reads does not stall its neighbours.
+    let mut unread = connection.exec("head -c 20000000 /dev/zero").await.unwrap();
+    // More of them than a server allows at once: none may be left open.
+    for _ in 0..30 {
+        assert_eq!(says(connection, "echo beside").await, "beside\n");
+    }
+    let mut all = Vec::new();
+    unread.stdout.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all.len(), 20_000_000);
+
+    // Dropping closes.
+    let mut cat = connection.exec("echo $$; exec cat").await.unwrap();
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        line.push(cat.stdout.read_u8().await.unwrap());
+    }
+    let pid = String::from_utf8(line).unwrap().trim().to_owned();
+    cat.stdin.write_all(b"x").await.unwrap();
+    assert_eq!(cat.stdout.read_u8().await.unwrap(), b'x');
+    drop(cat.control);
+    until("the dropped command ends", Duration::from_secs(10), || {
+        !Path::new("/proc").join(&pid).exists()
+    })
+    .await;
+
+    connection.close().await;
+    tokio::time::timeout(Duration::from_secs(5), connection.closed()).await.unwrap();
+    assert!(connection.exec("echo").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conformance_of_the_local_connection() {
+    conformance(&LocalConnection::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conformance_of_the_ssh_connection() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let target = target(&server, &server.known_hosts("ed25519"));
+    let connection = try_connect(&target, &options(server.dir.path()), &NoQuestions).await.unwrap();
+    conformance(&connection).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_never_reads_loses_the_channel_and_nothing_else() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let target = target(&server, &server.known_hosts("ed25519"));
+    let connection = try_connect(&target, &options(server.dir.path()), &NoQuestions).await.unwrap();
+    let mut unread = connection.exec("cat /dev/zero").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), unread.control.wait()).await.unwrap();
+    assert_eq!(says(&connection, "echo beside").await, "beside\n");
+    let mut all = Vec::new();
+    assert!(unread.stdout.read_to_end(&mut all).await.is_err());
+    assert!(all.len() <= gpudeck::ssh::connection::MAX_UNREAD_BYTES);
+}
+
+// ── keys ────────────────────────────────────────────────────────────────────────────────────
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_key_lets_us_in() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let known = server.known_hosts("ed25519");
+    for kind in ["ed25519", "rsa", "ecdsa"] {
+        let key = server.path(&format!("my_{kind}"));
+        keygen(&key, kind, "");
+        server.authorize(&key);
+        let mut target = target(&server, &known);
+        target.identity_files = vec![key.display().to_string()];
+        let connection =
+            try_connect(&target, &options(server.dir.path()), &NoQuestions).await.unwrap();
+        assert_eq!(says(&connection, "id -un").await, "root\n", "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_key_asks_once_for_its_passphrase() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    for kind in ["ed25519", "rsa"] {
+        let key = server.path(&format!("locked_{kind}"));
+        keygen(&key, kind, "correct horse");
+        server.authorize(&key);
+        let mut target = target(&server, &server.known_hosts("ed25519"));
+        target.identity_files = vec![key.display().to_string()];
+        let options = options(server.dir.path());
+        let person = Person::knowing(&["wrong", "correct horse"]);
+        try_connect(&target, &options, &person).await.unwrap();
+        assert_eq!(person.asked(), 2);
+        // The key is open now, for this host and all others.
+        try_connect(&target, &options, &person).await.unwrap();
+        assert_eq!(person.asked(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_key_without_a_person_is_a_named_cause() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let key = server.path("locked");
+    keygen(&key, "ed25519", "correct horse");
+    server.authorize(&key);
+    let mut target = target(&server, &server.known_hosts("ed25519"));
+    target.identity_files = vec![key.display().to_string()];
+    let error =
+        try_connect(&target, &options(server.dir.path()), &NoQuestions).await.err().unwrap();
+    assert!(error.to_string().contains("no passphrase given"), "{error}");
+    let silent = Person::trusting();
+    let error = try_connect(&target, &options(server.dir.path()), &silent).await.err().unwrap();
+    assert!(matches!(error, SshError::AuthFailed { .. }), "{error}");
+    assert_eq!(silent.asked(), 1);
+}
+
+/// An ssh-agent that ends with the test.
+struct Agent {
+    socket: PathBuf,
+    child: std::process::Child,
+}
+
+impl Agent {
+    fn start(dir: &Path) -> Self {
+        let socket = dir.join("agent");
+        let child = std::process::Command::new("ssh-agent")
+            .args(["-D", "-a"])
+            .arg(&socket)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { socket, child }
+    }
+
+    async fn add(&self, key: &Path) {
+        let socket = self.socket.clone();
+        until("the agent listens", Duration::from_secs(10), || socket.exists()).await;
+        let out = std::process::Command::new("ssh-add")
+            .arg(key)
+            .env("SSH_AUTH_SOCK", &self.socket)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_keys_let_us_in() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let agent = Agent::start(server.dir.path());
+    for kind in ["ed25519", "rsa", "ecdsa"] {
+        let key = server.path(&format!("held_{kind}"));
+        keygen(&key, kind, "");
+        agent.add(&key).await;
+        fs::write(server.path("authorized_keys"), "").unwrap();
+        server.authorize(&key);
+        // From now on only the agent has it.
+        fs::remove_file(&key).unwrap();
+        let mut target = target(&server, &server.known_hosts("ed25519"));
+        target.identity_files = Vec::new();
+        let mut options = options(server.dir.path());
+        options.agent_socket = Some(agent.socket.clone());
+        let connection = try_connect(&target, &options, &NoQuestions).await.unwrap();
+        assert_eq!(says(&connection, "id -un").await, "root\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_many_keys_offers_the_named_one_first() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let agent = Agent::start(server.dir.path());
+    // sshd hangs up after six tries.
+    for n in 0..8 {
+        let key = server.path(&format!("other_{n}"));
+        keygen(&key, "ed25519", "");
+        agent.add(&key).await;
+    }
+    let mut options = options(server.dir.path());
+    options.agent_socket = Some(agent.socket.clone());
+    let target = target(&server, &server.known_hosts("ed25519"));
+    let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
+    assert!(error.to_string().contains("hung up"), "{error}");
+    agent.add(&server.user_key()).await;
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
+    options.config_text = "Host box\nIdentitiesOnly yes\n".into();
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_key_says_what_was_tried() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let key = server.path("stranger");
+    keygen(&key, "ed25519", "");
+    let mut target = target(&server, &server.known_hosts("ed25519"));
+    target.identity_files = vec![key.display().to_string(), "/nowhere/key".to_owned()];
+    let error =
+        try_connect(&target, &options(server.dir.path()), &NoQuestions).await.err().unwrap();
+    let words = error.to_string();
+    assert!(words.contains("stranger") && words.contains("/nowhere/key"), "{words}");
+    assert!(error.hint().unwrap().contains("identity_files"));
+}
+
+// ── host keys ───────────────────────────────────────────────────────────────────────────────
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_host_key_is_asked_about_and_written_down() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let known = server.path("new/known_hosts");
+    let target = target(&server, &known);
+    let options = options(server.dir.path());
+
+    let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("ssh-keyscan"));
+
+    let error = try_connect(&target, &options, &Person::default()).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyRejected { .. }), "{error}");
+    assert!(!known.exists(), "a rejected key was written down");
+
+    let person = Person::trusting();
+    try_connect(&target, &options, &person).await.unwrap();
+    let print = tool("ssh-keygen", &["-lf", server.path("host_ed25519.pub").to_str().unwrap()]);
+    let asked = person.asked.lock().unwrap()[0].clone();
+    assert!(asked.contains(print.split(' ').nth(1).unwrap()), "{asked} is not of {print}");
+
+    // Known now, to us and to OpenSSH.
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
+    let name = format!("[127.0.0.1]:{}", server.port);
+    tool("ssh-keygen", &["-F", &name, "-f", known.to_str().unwrap()]);
+
+    // Also when OpenSSH has hashed the names.
+    tool("ssh-keygen", &["-q", "-H", "-f", known.to_str().unwrap()]);
+    assert!(fs::read_to_string(&known).unwrap().starts_with("|1|"));
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_host_key_is_refused_and_the_mend_works() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    keygen(&server.path("host_old"), "ed25519", "");
+    let known = server.known_hosts("old");
+    let target = target(&server, &known);
+    let options = options(server.dir.path());
+    let person = Person::trusting();
+    let error = try_connect(&target, &options, &person).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyChanged { line: 1, .. }), "{error}");
+    assert_eq!(person.asked(), 0, "a changed key was asked about");
+    let hint = error.hint().unwrap();
+    let command = hint.split('`').nth(1).unwrap();
+    assert!(command.starts_with("ssh-keygen -R "), "{hint}");
+    tool("sh", &["-c", command]);
+    try_connect(&target, &options, &person).await.unwrap();
+    assert_eq!(person.asked(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_host_key_is_refused() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let known = server.known_hosts("ed25519");
+    let line = server.known_hosts_line("ed25519");
+    let key = line.split_once(' ').unwrap().1;
+    fs::write(&known, format!("{line}@revoked * {key}")).unwrap();
+    let error = try_connect(&target(&server, &known), &options(server.dir.path()), &NoQuestions)
+        .await
+        .err()
+        .unwrap();
+    assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_host_keys_the_known_one_is_asked_for() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::with_host_keys(&["ed25519", "ecdsa", "rsa"]);
+    for kind in ["rsa", "ecdsa", "ed25519"] {
+        let known = server.known_hosts(kind);
+        try_connect(&target(&server, &known), &options(server.dir.path()), &NoQuestions)
+            .await
+            .unwrap_or_else(|error| panic!("{kind}: {error}"));
+    }
+}
+
+// ── the way there ───────────────────────────────────────────────────────────────────────────
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ways_not_to_get_there_have_names() {
+    let home = tempfile::tempdir().unwrap();
+    let mut options = options(home.path());
+    options.timeouts.handshake = Duration::from_millis(300);
+    options.config_text = "Host far\nProxyJump bastion\n".into();
+    let to = |name: &str, port: u16| Target {
+        name: name.to_owned(),
+        port: Some(port),
+        ..Target::default()
+    };
+
+    let error =
+        try_connect(&to("127.0.0.1", free_port()), &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::Refused { .. }), "{error}");
+
+    let error =
+        try_connect(&to("no-such-host.invalid", 22), &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::NameNotFound { .. }), "{error}");
+
+    let error = try_connect(&to("far", 22), &options, &NoQuestions).await.err().unwrap();
+    assert!(error.to_string().contains("ProxyJump bastion"), "{error}");
+
+    let tarpit = Tarpit::start();
+    let since = Instant::now();
+    let error =
+        try_connect(&to("127.0.0.1", tarpit.port), &options, &NoQuestions).await.err().unwrap();
+    assert!(error.to_string().contains("shaking hands"), "{error}");
+    assert!(since.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_is_noticed() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    let target = target(&server, &server.known_hosts("ed25519"));
+    let connection = try_connect(&target, &options(server.dir.path()), &NoQuestions).await.unwrap();
+    let running = connection.exec("cat").await.unwrap();
+    server.kill();
+    let limit = Duration::from_secs(5);
+    tokio::time::timeout(limit, connection.closed()).await.unwrap();
+    let status = tokio::time::timeout(limit, running.control.wait()).await.unwrap();
+    assert_eq!(status, ExitStatus::Lost);
+    assert!(connection.exec("echo").await.is_err());
+}
+
+/// Our reading of a configuration is OpenSSH's own.
+#[test]
+fn the_configuration_is_read_as_ssh_reads_it() {
+    if !lab() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config");
+    let text = "Host a* !ab\n  HostName=%h.example\n  Port 2201\nHost ab\n\tUser \"some one\"\n\
+                Host * # all\n User u\nPort 2202\nIdentityFile /k/%h\nStrictHostKeyChecking accept-new\n\
+                IdentitiesOnly yes\nUserKnownHostsFile /x/1 /x/2\n";
+    fs::write(&file, text).unwrap();
+    for host in ["aa", "ab", "b", "A"] {
+        let theirs = tool("ssh", &["-G", "-F", file.to_str().unwrap(), host]);
+        let value = |key: &str| {
+            theirs.lines().find_map(|l| l.strip_prefix(&format!("{key} "))).unwrap_or("").to_owned()
+        };
+        let ours = gpudeck::ssh::resolve(text, host, Path::new("/home/u"));
+        let name = ours.host_name.clone().unwrap_or_else(|| host.to_owned());
+        // ssh shows names in lower case.
+        assert_eq!(name.to_lowercase(), value("hostname"), "{host}");
+        assert_eq!(ours.port.unwrap().to_string(), value("port"), "{host}");
+        assert_eq!(ours.user.unwrap(), value("user"), "{host}");
+        assert_eq!(ours.identities_only, value("identitiesonly") == "yes");
+        let files: Vec<_> =
+            ours.user_known_hosts_files.iter().map(|f| f.display().to_string()).collect();
+        assert_eq!(files.join(" "), value("userknownhostsfile"));
+    }
+}

@@ -1,0 +1,192 @@
+//! A real OpenSSH server on the loopback interface, with its own keys in a directory of its own.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Whether the tests with a real sshd can run here; says why not.
+pub fn lab() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let missing = if !root {
+        "root"
+    } else if !Path::new("/usr/sbin/sshd").exists() {
+        "openssh-server"
+    } else if Command::new("ssh-keygen").arg("-?").output().is_err() {
+        "openssh-client"
+    } else {
+        return true;
+    };
+    assert!(std::env::var_os("GPUDECK_LAB").is_none_or(|v| v != "1"), "this test needs {missing}");
+    println!("skipped: needs {missing}");
+    false
+}
+
+/// Runs a program to its end and returns what it printed.
+pub fn tool(program: &str, args: &[&str]) -> String {
+    let out = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program} {args:?}: {stdout}{stderr}");
+    stdout.into_owned()
+}
+
+/// Makes a key pair.
+pub fn keygen(file: &Path, kind: &str, passphrase: &str) {
+    let bits: &[&str] = match kind {
+        "rsa" => &["-b", "2048"],
+        _ => &[],
+    };
+    let file = file.to_str().unwrap();
+    let args = [&["-q", "-t", kind, "-N", passphrase, "-C", kind, "-f", file], bits].concat();
+    tool("ssh-keygen", &args);
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits for `done`, at most `limit`.
+pub async fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub struct Sshd {
+    pub dir: TempDir,
+    pub port: u16,
+    child: Option<Child>,
+}
+
+impl Sshd {
+    /// A server with one ed25519 host key that lets root in with `user_key`.
+    pub fn start() -> Self {
+        Self::with_host_keys(&["ed25519"])
+    }
+
+    pub fn with_host_keys(kinds: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("gpudeck-sshd-").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        for kind in kinds {
+            keygen(&dir.path().join(format!("host_{kind}")), kind, "");
+        }
+        keygen(&dir.path().join("user_key"), "ed25519", "");
+        let mut server = Self { dir, port: free_port(), child: None };
+        server.authorize(&server.user_key());
+        let mut text = format!(
+            "Port {}\nListenAddress 127.0.0.1\nPidFile none\nUsePAM no\nUseDNS no\nStrictModes no\n\
+             PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
+             AuthorizedKeysFile {}\nMaxStartups 200\nRekeyLimit 16M 3s\n",
+            server.port,
+            server.path("authorized_keys").display()
+        );
+        for kind in kinds {
+            text += &format!("HostKey {}\n", server.path(&format!("host_{kind}")).display());
+        }
+        fs::write(server.path("sshd_config"), text).unwrap();
+        fs::create_dir_all("/run/sshd").unwrap();
+        server.up();
+        server
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn user_key(&self) -> PathBuf {
+        self.path("user_key")
+    }
+
+    /// Lets the owner of `key` in.
+    pub fn authorize(&self, key: &Path) {
+        let public = fs::read_to_string(format!("{}.pub", key.display())).unwrap();
+        let file = self.path("authorized_keys");
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, before + &public).unwrap();
+    }
+
+    /// A known_hosts line for one of its keys.
+    pub fn known_hosts_line(&self, kind: &str) -> String {
+        let public = fs::read_to_string(self.path(&format!("host_{kind}.pub"))).unwrap();
+        format!("[127.0.0.1]:{} {public}", self.port)
+    }
+
+    /// Writes its keys into a new known_hosts file.
+    pub fn known_hosts(&self, kind: &str) -> PathBuf {
+        let file = self.path("known_hosts");
+        fs::write(&file, self.known_hosts_line(kind)).unwrap();
+        file
+    }
+
+    pub fn up(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let mut child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(self.path("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let ended = child.try_wait().unwrap();
+            let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
+            assert!(ended.is_none() && Instant::now() < deadline, "sshd: {}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.child = Some(child);
+    }
+
+    /// Kills it with all connections it serves.
+    pub fn kill(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let all = descendants(child.id());
+        let _ = child.kill();
+        let _ = child.wait();
+        for pid in all {
+            if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn descendants(pid: u32) -> Vec<u32> {
+    let file = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(file).unwrap_or_default();
+    let mut all = Vec::new();
+    for child in children.split_whitespace().filter_map(|p| p.parse().ok()) {
+        all.push(child);
+        all.extend(descendants(child));
+    }
+    all
+}
+
+/// A listener that takes connections and never says a word.
+pub struct Tarpit {
+    pub port: u16,
+    _listener: TcpListener,
+}
+
+impl Tarpit {
+    pub fn start() -> Self {
+        // The kernel completes connections for the backlog; nobody ever answers them.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self { port: listener.local_addr().unwrap().port(), _listener: listener }
+    }
+}
