@@ -22,5 +22,5 @@ pub use door::Door;
 pub use intent::{Intent, IntentReply};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
-    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot,
+    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
 };
