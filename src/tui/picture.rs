@@ -6,7 +6,7 @@ use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier};
 
 /// Width and height of a cell, in the picture's units.
-const CELL: (f32, f32) = (8.4, 18.0);
+const CELL: (f32, f32) = (8.43, 18.0);
 const MARGIN: f32 = 12.0;
 const BACKGROUND: &str = "#10161c";
 const FOREGROUND: &str = "#d7dee6";
@@ -36,50 +36,109 @@ pub fn svg(buffer: &Buffer) -> String {
 fn run(buffer: &Buffer, x: u16, y: u16, out: &mut String) -> u16 {
     let Some(first) = buffer.cell((x, y)) else { return 1 };
     let look = Look::of(first);
-    let mut text = String::new();
-    let mut count = 0;
-    while let Some(cell) = buffer.cell((x + count, y)).filter(|c| Look::of(c) == look) {
-        if x + count >= buffer.area.width {
-            break;
-        }
-        text.push_str(cell.symbol());
-        count += 1;
-    }
+    let same = |c: &&Cell| Look::of(c) == look;
+    let cells: Vec<&str> = (x..buffer.area.width)
+        .map_while(|x| buffer.cell((x, y)).filter(same).map(Cell::symbol))
+        .collect();
+    let count = u16::try_from(cells.len()).unwrap_or(1);
     let left = MARGIN + f32::from(x) * CELL.0;
     let top = MARGIN + f32::from(y) * CELL.1;
-    let width = f32::from(count) * CELL.0;
     if look.background != BACKGROUND {
-        let (height, fill) = (CELL.1, &look.background);
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            out,
-            "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{height}\" \
-             fill=\"{fill}\"/>"
-        );
+        // A little wider, so that no seam is seen between neighbours.
+        rect(out, left, top, f32::from(count) * CELL.0 + 0.3, CELL.1 + 0.3, &look.background);
     }
-    if !text.trim().is_empty() {
-        let skipped = text.chars().take_while(|c| *c == ' ').count();
-        let shown = text.trim();
-        let cells = u16::try_from(shown.chars().count()).unwrap_or(count);
-        let offset = f32::from(u16::try_from(skipped).unwrap_or(0)) * CELL.0;
-        let mut style = format!("fill=\"{}\"", look.foreground);
-        if look.bold {
-            style.push_str(" font-weight=\"bold\"");
+    // Words are placed one by one: a font a little wider or narrower then shifts nothing.
+    let mut at = 0;
+    while let Some(symbol) = cells.get(at) {
+        let alike = |s: &&&str| {
+            if shape(symbol).is_some() { **s == *symbol } else { s.is_ascii() && **s != " " }
+        };
+        let rest = cells.get(at..).unwrap_or_default();
+        let length = rest.iter().take_while(alike).count().max(1);
+        let offset = f32::from(u16::try_from(at).unwrap_or(0)) * CELL.0;
+        let width = f32::from(u16::try_from(length).unwrap_or(1)) * CELL.0;
+        match shape(symbol) {
+            Some((fx, fy, fw, fh)) => {
+                // A part of a cell's width is not repeated; whole widths run together.
+                let w = if fw < 1.0 { CELL.0 * fw } else { width };
+                let step = if fw < 1.0 { length } else { 1 };
+                for i in 0..step {
+                    let shift = f32::from(u16::try_from(i).unwrap_or(0)) * CELL.0;
+                    let x = left + offset + shift + CELL.0 * fx;
+                    rect(out, x, top + CELL.1 * fy, w, CELL.1 * fh, &look.foreground);
+                }
+            }
+            None if symbol.trim().is_empty() => {}
+            None => {
+                let text: String = rest.iter().take(length).copied().collect();
+                word(out, (left + offset, top + CELL.1 * 0.75), width, &text, &look);
+            }
         }
-        if look.dim {
-            style.push_str(" opacity=\"0.6\"");
-        }
-        let _ = writeln!(
-            out,
-            "<text x=\"{:.1}\" y=\"{:.1}\" textLength=\"{:.1}\" lengthAdjust=\"spacingAndGlyphs\" \
-             xml:space=\"preserve\" {style}>{}</text>",
-            left + offset,
-            top + CELL.1 * 0.75,
-            f32::from(cells) * CELL.0,
-            escaped(shown)
-        );
+        at += length;
     }
     count.max(1)
+}
+
+/// Blocks and lines as parts of a cell (left, top, width, height), so that they join without gaps
+/// whatever the font.
+fn shape(symbol: &str) -> Option<(f32, f32, f32, f32)> {
+    let c = symbol.chars().next()?;
+    let nth = |first: char| f32::from(u16::try_from(c as u32 - first as u32).unwrap_or(0));
+    Some(match c {
+        '█' => (0.0, 0.0, 1.0, 1.0),
+        '▉'..='▏' => (0.0, 0.0, (7.0 - nth('▉')) / 8.0, 1.0),
+        '▁'..='▇' => {
+            let height = (nth('▁') + 1.0) / 8.0;
+            (0.0, 1.0 - height, 0.98, height)
+        }
+        '─' => (0.0, 0.47, 1.0, 0.06),
+        '│' => (0.44, 0.0, 0.12, 1.0),
+        _ => return None,
+    })
+}
+
+fn rect(out: &mut String, x: f32, y: f32, width: f32, height: f32, fill: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        out,
+        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" \
+         fill=\"{fill}\"/>"
+    );
+}
+
+fn word(out: &mut String, at: (f32, f32), width: f32, text: &str, look: &Look) {
+    let mut style = format!("fill=\"{}\"", look.foreground);
+    if look.bold {
+        style.push_str(" font-weight=\"bold\"");
+    }
+    if look.dim {
+        style.push_str(" opacity=\"0.6\"");
+    }
+    let (x, y) = at;
+    let corner = match text {
+        "╭" => Some((x + CELL.0, 1.0)),
+        "╮" => Some((x, 1.0)),
+        "╰" => Some((x + CELL.0, -1.0)),
+        "╯" => Some((x, -1.0)),
+        _ => None,
+    };
+    if let Some((from, down)) = corner {
+        let (middle, centre) = (x + CELL.0 / 2.0, y - CELL.1 * 0.25);
+        let end = centre + down * CELL.1 / 2.0;
+        let _ = writeln!(
+            out,
+            "<path d=\"M{from:.1} {centre:.1}Q{middle:.1} {centre:.1} {middle:.1} {end:.1}\" \
+             stroke=\"{}\" fill=\"none\"/>",
+            look.foreground
+        );
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" textLength=\"{width:.1}\" \
+         lengthAdjust=\"spacingAndGlyphs\" {style}>{}</text>",
+        escaped(text)
+    );
 }
 
 #[derive(PartialEq)]

@@ -171,11 +171,7 @@ fn strip(pen: &mut Pen<'_>, state: &State, area: Rect) {
     match rolling.and_then(|s| s.rollout.as_ref().map(|r| (s, r))) {
         Some((service, rollout)) => {
             x = pen.put(x, y, right, service.name.as_str(), pen.theme.strong) + 1;
-            let line = panels::rollout::headline(state, service, rollout);
-            x = pen.line(x, y, right, &line) + 2;
-            if let Some(gate) = words::gate(rollout, state.now) {
-                pen.put_cut(x, y, right, &gate, pen.theme.accent);
-            }
+            pen.line(x, y, right, &panels::rollout::in_short(state, service, rollout));
         }
         None => {
             for service in snapshot.services.values() {
