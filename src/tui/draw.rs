@@ -120,7 +120,18 @@ impl Pen<'_> {
         let inside = block.inner(area);
         block.render(area, self.buffer);
         let x = self.put(area.x + 1, area.y, area.right() - 1, " ", style);
-        let end = self.line(x, area.y, area.right() - 2, title);
+        let right = area.right() - 2;
+        let last = title.spans.len().saturating_sub(1);
+        let mut end = x;
+        for (i, span) in title.spans.iter().enumerate() {
+            let style = title.style.patch(span.style);
+            // What does not fit is cut visibly: half a number would be another number.
+            end = if i == last {
+                self.put_cut(end, area.y, right, &span.content, style)
+            } else {
+                self.put(end, area.y, right, &span.content, style)
+            };
+        }
         self.put(end, area.y, area.right() - 1, " ", style);
         inside
     }

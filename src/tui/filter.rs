@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn four_kinds() {
         let f = |t: &str| Filter::new(t).unwrap();
-        assert!(f("nod[12]").matches("NODE1"));
+        assert!(f("node[12]").matches("NODE1"));
         assert!(!f("Nod").matches("node1"));
         assert!(!f("!node").matches("node1"));
         assert!(f("-f nd1").matches("node1"));

@@ -80,7 +80,8 @@ fn dashboard_panels(state: &State, body: Rect) -> Vec<(Panel, Rect)> {
     let services = cut_top(&mut right, services);
     let mut out = vec![(Panel::Fleet, fleet), (Panel::Services, services)];
     if state.follow.is_some() || state.panel == Panel::Logs {
-        let logs = cut_bottom(&mut right, right.height * 2 / 5);
+        let rows = right.height * 2 / 5;
+        let logs = cut_bottom(&mut right, rows);
         out.push((Panel::Logs, logs));
     }
     out.push((Panel::Rollout, right));

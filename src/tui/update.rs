@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::act;
 use super::command::{Command, Panel};
 use super::dialogs::{
-    ConfirmKey, PlanState, QuestionDialog, QuestionKey, TextView, diff_lines, plan_lines,
+    ConfirmKey, PlanState, QuestionDialog, QuestionKey, TextView, diff_lines, help_lines,
+    plan_lines,
 };
 use super::field::Field;
 use super::filter::Filter;
@@ -69,13 +70,10 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
 }
 
 fn tick(state: &mut State, now: Timestamp) {
-    let due = state.next_tick();
-    let passed = now.since(state.now);
-    // The clock of the title shows minutes: a tick in between changes nothing.
-    if due > Duration::from_secs(1) && passed < due && now.0 / 60_000 == state.now.0 / 60_000 {
-        state.dirty = false;
-    }
+    // The clock of the title shows minutes: a tick in between changes nothing unless ages count.
+    let minute = now.0 / 60_000 != state.now.0 / 60_000;
     state.now = now;
+    state.dirty = minute || state.next_tick() <= Duration::from_secs(1);
     if state.notice.as_ref().is_some_and(|(at, _)| now.since(*at) > NOTICE_TIME) {
         state.notice = None;
         state.dirty = true;
@@ -191,6 +189,7 @@ pub fn releases(state: &State) -> Vec<ReleaseNumber> {
 
 fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
     let page = layout::dialog_page(state);
+    let help_rows = help_lines(state).len();
     let mut close = false;
     let mut effects = Vec::new();
     match &mut state.mode {
@@ -202,7 +201,7 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
         Mode::Filter { .. } => filter_key(state, key),
         Mode::Palette(_) => return palette_key(state, key),
         Mode::Help { scroll } => {
-            match super::dialogs::scroll_key(key, *scroll, page, usize::MAX / 2) {
+            match super::dialogs::scroll_key(key, *scroll, page, help_rows) {
                 Some(to) => *scroll = to,
                 None => close = true,
             }

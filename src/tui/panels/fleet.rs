@@ -30,7 +30,8 @@ use crate::tui::words;
 pub fn height(state: &State, width: u16) -> u16 {
     let hosts = state.hosts();
     let inner = width.saturating_sub(2);
-    rows_of(&hosts, Density::Roomy, inner).saturating_add(3)
+    let gaps = u16::try_from(hosts.len().saturating_sub(1)).unwrap_or(u16::MAX);
+    rows_of(&hosts, Density::Roomy, inner).saturating_add(gaps).saturating_add(2)
 }
 
 fn rows_of(hosts: &[&HostView], density: Density, width: u16) -> u16 {

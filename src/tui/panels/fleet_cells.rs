@@ -62,7 +62,10 @@ pub fn models(gpus: &[Gpu]) -> String {
 struct Owner {
     letter: char,
     style: Style,
+    /// Which replica, or which process.
     label: String,
+    /// The name of the service.
+    service: Option<String>,
 }
 
 fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
@@ -75,14 +78,18 @@ fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
         return Owner {
             letter: letter(index),
             style: state.theme.service(index),
-            label: format!("{} {replica}", rank.rank.service),
+            label: replica.to_string(),
+            service: Some(rank.rank.service.to_string()),
         };
     }
     match gpu.processes.first() {
         Some(process) => {
-            Owner { letter: '?', style: state.theme.warn, label: process.name.clone() }
+            let label = process.name.clone();
+            Owner { letter: '?', style: state.theme.warn, label, service: None }
         }
-        None => Owner { letter: '·', style: state.theme.dim, label: String::new() },
+        None => {
+            Owner { letter: '·', style: state.theme.dim, label: "free".to_owned(), service: None }
+        }
     }
 }
 
@@ -133,7 +140,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, host: &HostView, block: Rect, dens
     }
 }
 
-/// `a 0 ████▌···  87%  ██████·· 61.2/80G  64°  512W  chat r11-0`
+/// `a 0  ████▌···  87%  ██████·· 61.2/80G  64°  512W  chat r11-0`, or `r11-0` where it is narrow
 fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rect, up: bool) {
     let theme = pen.theme;
     let y = area.y;
@@ -148,7 +155,12 @@ fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
     let old = |style: Style| if up { style } else { theme.dim };
     // Everything but bars and label has a fixed width: they share what is left.
     let spare = area.width.saturating_sub(34);
-    let label = if spare >= 18 { (spare / 3).clamp(8, 20) } else { 0 };
+    let named = spare >= 34;
+    let label = match spare {
+        0..=13 => 0,
+        14..=33 => 6,
+        _ => 16,
+    };
     let bar = (spare.saturating_sub(label) / 2).clamp(2, 16);
     pen.bar(x, y, bar, utilisation(gpu), old(owner.style));
     x += bar;
@@ -166,7 +178,11 @@ fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
     x += 7;
     match trouble(gpu) {
         Some(why) => pen.put_cut(x, y, right, &format!("▲ {why}"), theme.bad),
-        None => pen.put_cut(x, y, right, &owner.label, old(owner.style)),
+        None => {
+            let service = owner.service.filter(|_| named).map(|s| format!("{s} "));
+            let text = format!("{}{}", service.unwrap_or_default(), owner.label);
+            pen.put_cut(x, y, right, &text, old(owner.style))
+        }
     };
 }
 

@@ -190,6 +190,19 @@ pub fn headline(state: &State, service: &ServiceView, rollout: &Rollout) -> Line
     Line::from(spans)
 }
 
+/// From where to where, how far, and what holds it: for the strip of small screens.
+pub fn in_short(state: &State, service: &ServiceView, rollout: &Rollout) -> Line<'static> {
+    let mut line = headline(state, service, rollout);
+    line.spans.truncate(5);
+    let count = titles(service, rollout).len();
+    let text = format!("  {} of {count}", (rollout.step + 1).min(count));
+    line.spans.push(Span::raw(text));
+    if let Some(gate) = words::gate(rollout, state.now) {
+        line.spans.push(Span::styled(format!("  {gate}"), state.theme.accent));
+    }
+    line
+}
+
 /// Why it goes back, or what holds it.
 fn held(state: &State, rollout: &Rollout) -> Option<Line<'static>> {
     let theme = &state.theme;

@@ -1,0 +1,639 @@
+//! The screen as a person meets it: keys in, effects and pictures of the screen out.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::time::Duration;
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+
+use super::command::Panel;
+use super::dialogs::PlanState;
+use super::fixture::{self, NOW, calm, press, rich, service_name, state};
+use super::message::{Effect, Message, Wish};
+use super::state::{Controller, Look, Mode, ServiceRow, State};
+use super::theme::Depth;
+use super::update::update;
+use super::{picture, view};
+use crate::api::{
+    ApiError, Delta, ErrorKind, Intent, IntentReply, LogChunk, QuestionKind, ReleaseNumber,
+    Severity, Timestamp,
+};
+
+const SMALL: (u16, u16) = (80, 24);
+const LARGE: (u16, u16) = (200, 50);
+
+fn buffer(state: &State) -> Buffer {
+    let mut buffer = Buffer::empty(Rect::new(0, 0, state.size.0, state.size.1));
+    view::draw(state, &mut buffer);
+    buffer
+}
+
+fn text(state: &State) -> String {
+    let buffer = buffer(state);
+    let mut out = String::new();
+    for y in 0..buffer.area.height {
+        let row: String =
+            (0..buffer.area.width).map(|x| buffer.cell((x, y)).unwrap().symbol()).collect();
+        out.push_str(row.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn planned(state: &mut State, effects: &[Effect], plan: crate::api::PlanView) {
+    let ticket = effects.iter().find_map(|e| match e {
+        Effect::Plan { ticket, .. } => Some(*ticket),
+        _ => None,
+    });
+    let ticket = ticket.expect("a plan is asked for");
+    update(state, Message::Planned { ticket, result: Ok(Box::new(plan)) });
+}
+
+fn sent(effects: &[Effect]) -> Vec<Intent> {
+    let intent = |e: &Effect| match e {
+        Effect::Send { intent: Wish(intent), .. } => Some(intent.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(intent).collect()
+}
+
+fn snapshots(name: &str, keys: &str) {
+    for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {
+        let mut state = state(rich(), size);
+        press(&mut state, keys);
+        insta::assert_snapshot!(format!("{name}_{label}"), text(&state));
+    }
+}
+
+#[test]
+fn fleet() {
+    snapshots("fleet", "1");
+}
+
+#[test]
+fn fleet_host_detail() {
+    snapshots("fleet_detail", "1jjd");
+}
+
+#[test]
+fn services() {
+    snapshots("services", "2j");
+}
+
+#[test]
+fn services_detail() {
+    snapshots("services_detail", "2d");
+}
+
+#[test]
+fn rollout() {
+    snapshots("rollout", "3");
+}
+
+#[test]
+fn events() {
+    snapshots("events", "4");
+}
+
+#[test]
+fn logs() {
+    for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {
+        let mut state = state(rich(), size);
+        followed(&mut state, "INFO ready\nWARNING slow\nERROR \u{1b}[31mred\u{1b}[0m\n");
+        insta::assert_snapshot!(format!("logs_{label}"), text(&state));
+    }
+}
+
+#[test]
+fn help_and_palette() {
+    snapshots("help", "2?");
+    snapshots("palette", ":appch");
+}
+
+#[test]
+fn confirm_dialog() {
+    for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {
+        let mut state = state(calm(), size);
+        let effects = press(&mut state, "2Ga");
+        planned(&mut state, &effects, fixture::plan("code", true));
+        press(&mut state, "cod");
+        insta::assert_snapshot!(format!("confirm_{label}"), text(&state));
+    }
+}
+
+/// Follows the first rank of `chat`, which writes `text`.
+fn followed(state: &mut State, text: &str) {
+    let effects = press(state, "2gl");
+    let Some(Effect::Log { ticket, .. }) = effects.first() else { panic!("a log: {effects:?}") };
+    let length = text.len() as u64;
+    let chunk = LogChunk { offset: 0, next_offset: length, text: text.to_owned() };
+    let next = update(state, Message::Logged { ticket: *ticket, result: Ok(chunk) });
+    assert!(matches!(next.as_slice(), [Effect::Log { offset: Some(at), .. }] if *at == length));
+}
+
+#[test]
+fn nothing_from_a_host_steers_the_terminal() {
+    for keys in ["1", "1jjd", "2", "2Gd", "3", "4", ":", "?"] {
+        let mut state = state(rich(), LARGE);
+        press(&mut state, keys);
+        let screen = text(&state);
+        assert!(!screen.chars().any(|c| c.is_control() && c != '\n'), "{keys}");
+        assert!(!screen.contains('\u{202e}') && !screen.contains("[31m"), "{keys}");
+    }
+}
+
+#[test]
+fn no_size_makes_it_panic_and_no_screen_is_empty() {
+    let sizes: Vec<(u16, u16)> = [1, 2, 3, 4, 5, 7, 10, 13, 20, 30, 39, 40, 59, 60, 79, 80, 100]
+        .into_iter()
+        .chain([121, 159, 160, 200, 300])
+        .flat_map(|w| [1, 2, 3, 4, 5, 6, 8, 11, 12, 19, 20, 24, 39, 40, 50, 80].map(|h| (w, h)))
+        .collect();
+    let mut screens: Vec<State> = Vec::new();
+    for keys in ["1", "1jjd", "2", "2d", "3", "4", "5", "2+", "1/no", "2?", ":ap", "2a", "3x", "q"] {
+        let mut state = state(rich(), LARGE);
+        let effects = press(&mut state, keys);
+        if effects.iter().any(|e| matches!(e, Effect::Plan { .. })) {
+            planned(&mut state, &effects, fixture::plan("chat", true));
+        }
+        screens.push(state);
+    }
+    let mut following = state(rich(), LARGE);
+    followed(&mut following, "one\ntwo\n");
+    screens.push(following);
+    let mut asking = rich();
+    asking.questions.insert(3, fixture::question(3, QuestionKind::HostKey));
+    screens.push(state(asking, LARGE));
+    screens.push(State::new(Look::default(), LARGE, NOW));
+    for size in sizes {
+        for screen in &mut screens {
+            screen.size = size;
+            let drawn = text(screen);
+            assert!(size.0 < 40 || !drawn.trim().is_empty(), "{size:?}");
+            press(screen, "<pagedown><pageup>");
+        }
+    }
+}
+
+#[test]
+fn every_screen_says_simulated() {
+    for size in [SMALL, LARGE, (50, 15), (20, 6)] {
+        for keys in ["1", "2", "3", "4", "5", "1d", "2d", "?", ":", "2a", "2S", "<ctrl-c>", "+"] {
+            let mut state = state(calm(), size);
+            press(&mut state, keys);
+            assert!(text(&state).contains("SIMULATED"), "{size:?} {keys}");
+        }
+    }
+}
+
+#[test]
+fn two_keys_and_the_name_start_a_rollout() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    assert!(sent(&effects).is_empty(), "a key alone does nothing");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    let effects = press(&mut state, "code<enter>");
+    assert_eq!(
+        sent(&effects),
+        [Intent::Apply { service: service_name("code"), reason: None, accept_outage: false }]
+    );
+    assert!(matches!(state.mode, Mode::Browse));
+    let reply = IntentReply::RolloutBegun {
+        release: ReleaseNumber(13),
+        plan: Box::new(fixture::plan("code", false)),
+    };
+    let what = "apply code".to_owned();
+    update(&mut state, Message::Replied { what, result: Ok(Box::new(reply)) });
+    assert_eq!(state.panel, Panel::Rollout);
+}
+
+#[test]
+fn the_dialog_begins_on_cancel_and_wants_the_whole_name() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    assert!(sent(&press(&mut state, "<enter>")).is_empty());
+    assert!(matches!(state.mode, Mode::Browse), "Enter on Cancel closes");
+
+    let effects = press(&mut state, "a");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    assert!(sent(&press(&mut state, "cod<enter>")).is_empty());
+    assert!(matches!(state.mode, Mode::Confirm(_)), "a part of the name does nothing");
+    assert_eq!(sent(&press(&mut state, "e<enter>")).len(), 1);
+}
+
+#[test]
+fn an_unseen_plan_is_not_confirmed() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2Ga");
+    assert!(sent(&press(&mut state, "code<enter>")).is_empty());
+    let Mode::Confirm(confirm) = &state.mode else { panic!("the dialog stays") };
+    assert!(matches!(confirm.plan, PlanState::Waiting(_)));
+}
+
+#[test]
+fn an_outage_has_to_be_typed() {
+    let mut state = state(calm(), LARGE);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", true));
+    assert!(text(&state).contains("OUTAGE"));
+    assert!(sent(&press(&mut state, "code<enter>")).is_empty());
+    let effects = press(&mut state, " outage<tab>it is night<enter>");
+    assert_eq!(
+        sent(&effects),
+        [Intent::Apply {
+            service: service_name("code"),
+            reason: Some("it is night".to_owned()),
+            accept_outage: true
+        }]
+    );
+}
+
+#[test]
+fn what_was_selected_when_the_key_was_pressed_is_the_target() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    // Another service comes first in the list now.
+    let mut snapshot = calm();
+    let mut first = snapshot.services[&service_name("chat")].clone();
+    first.name = service_name("aaa");
+    snapshot.services.insert(first.name.clone(), first);
+    update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))));
+    let effects = press(&mut state, "code<enter>");
+    assert!(matches!(&sent(&effects)[..], [Intent::Apply { service, .. }] if service.as_str() == "code"));
+}
+
+#[test]
+fn a_dialog_about_a_service_that_is_gone_closes() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2Ga");
+    let service = service_name("code");
+    update(&mut state, Message::Delta(Box::new(Delta::ServiceGone { sequence: 2, service })));
+    assert!(matches!(state.mode, Mode::Browse));
+    assert!(state.notice.is_some());
+}
+
+#[test]
+fn undo_goes_to_the_release_chosen_in_the_history() {
+    let mut state = state(calm(), LARGE);
+    let effects = press(&mut state, "3jjju");
+    let Some(Effect::Plan { undo: Some(to), .. }) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(*to, Some(ReleaseNumber(7)));
+    planned(&mut state, &effects, fixture::plan("chat", false));
+    let effects = press(&mut state, "chat<enter>");
+    assert!(matches!(
+        &sent(&effects)[..],
+        [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]
+    ));
+}
+
+#[test]
+fn the_brake_is_quick_and_going_on_asks() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "3p");
+    assert!(matches!(&sent(&effects)[..], [Intent::Pause { .. }]));
+    state
+        .snapshot
+        .as_mut()
+        .unwrap()
+        .services
+        .get_mut(&service_name("chat"))
+        .unwrap()
+        .rollout
+        .as_mut()
+        .unwrap()
+        .paused = Some(NOW);
+    assert!(sent(&press(&mut state, "p<enter>")).is_empty(), "it begins on Cancel");
+    assert!(matches!(&sent(&press(&mut state, "py"))[..], [Intent::Resume { .. }]));
+}
+
+#[test]
+fn abort_stop_and_promote_want_the_name() {
+    for (keys, wanted) in [("3x", "abort"), ("2S", "stop"), ("3P", "promote")] {
+        let mut state = state(calm(), SMALL);
+        assert!(sent(&press(&mut state, keys)).is_empty());
+        assert!(sent(&press(&mut state, "y<enter>")).is_empty());
+        press(&mut state, "<backspace>");
+        let intents = sent(&press(&mut state, "chat<enter>"));
+        let named = serde_json::to_string(&intents[0]).unwrap();
+        assert!(named.contains(wanted), "{named}");
+    }
+}
+
+#[test]
+fn the_palette_finds_commands_for_services() {
+    let mut state = state(calm(), LARGE);
+    let effects = press(&mut state, ":plco<enter>");
+    assert!(matches!(
+        &effects[..],
+        [Effect::Plan { service, undo: None, .. }] if service.as_str() == "code"
+    ));
+    press(&mut state, "<esc>");
+    assert_eq!(press(&mut state, ":q<enter>"), [Effect::Quit]);
+    let mut state = self::state(calm(), LARGE);
+    assert_eq!(press(&mut state, ":picture /x.svg<enter>"), [Effect::Picture("/x.svg".to_owned())]);
+    press(&mut state, ":undo chat<enter>");
+    assert!(matches!(&state.mode, Mode::Confirm(c) if c.service.as_str() == "chat"));
+}
+
+#[test]
+fn read_only_offers_nothing_that_changes_anything() {
+    let mut state = state(calm(), LARGE);
+    state.look.read_only = true;
+    assert!(press(&mut state, "2ap3x").is_empty());
+    assert!(matches!(state.mode, Mode::Browse));
+    press(&mut state, ":");
+    let Mode::Palette(palette) = &state.mode else { panic!("the palette") };
+    assert!(palette.entries.iter().all(|e| !e.label.starts_with("apply")));
+    assert!(text(&state).contains("READ-ONLY"));
+    press(&mut state, "<esc>2?");
+    assert!(!text(&state).contains("drain and stop"));
+}
+
+#[test]
+fn a_question_comes_up_and_only_a_whole_word_answers_it() {
+    let mut snapshot = calm();
+    snapshot.questions.insert(3, fixture::question(3, QuestionKind::HostKey));
+    let mut state = state(snapshot, SMALL);
+    assert!(matches!(state.mode, Mode::Question(_)));
+    assert!(text(&state).contains("node7 asks"));
+    assert!(sent(&press(&mut state, "y<enter>")).is_empty());
+    let effects = press(&mut state, "es<enter>");
+    assert_eq!(sent(&effects), [Intent::Answer { question: 3, answer: "yes".to_owned() }]);
+    assert!(matches!(state.mode, Mode::Browse), "it does not come up again by itself");
+    assert!(text(&state).contains("?1 Q") || text(&state).contains("1 question"));
+}
+
+#[test]
+fn a_secret_is_neither_drawn_nor_logged() {
+    let mut snapshot = calm();
+    snapshot.questions.insert(4, fixture::question(4, QuestionKind::Secret));
+    let mut state = state(snapshot, SMALL);
+    press(&mut state, "hunter2");
+    assert!(!text(&state).contains("hunter2"));
+    assert!(text(&state).contains("•••••••"));
+    assert!(!format!("{state:?}").contains("hunter2"));
+    let effects = press(&mut state, "<enter>");
+    assert!(!format!("{effects:?}").contains("hunter2"));
+    assert_eq!(sent(&effects), [Intent::Answer { question: 4, answer: "hunter2".to_owned() }]);
+}
+
+#[test]
+fn a_question_left_for_later_stays_as_a_badge() {
+    let mut snapshot = calm();
+    snapshot.questions.insert(3, fixture::question(3, QuestionKind::HostKey));
+    let mut state = state(snapshot, LARGE);
+    press(&mut state, "<esc>");
+    assert!(matches!(state.mode, Mode::Browse));
+    assert!(text(&state).contains("1 question: press Q"));
+    press(&mut state, "Q");
+    assert!(matches!(state.mode, Mode::Question(_)));
+    update(&mut state, Message::Delta(Box::new(Delta::QuestionGone { sequence: 2, id: 3 })));
+    assert!(matches!(state.mode, Mode::Browse), "answered at another door");
+}
+
+#[test]
+fn a_question_does_not_interrupt_typing() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2Gaco");
+    let question = fixture::question(3, QuestionKind::HostKey);
+    update(&mut state, Message::Delta(Box::new(Delta::Question { sequence: 2, question })));
+    assert!(matches!(state.mode, Mode::Confirm(_)));
+    press(&mut state, "<esc>");
+    assert!(matches!(state.mode, Mode::Question(_)), "it comes up afterwards");
+}
+
+#[test]
+fn the_selection_stays_with_its_host() {
+    let mut state = state(fixture::fleet(9), SMALL);
+    press(&mut state, "1jj");
+    assert_eq!(state.selected_host().unwrap().name.as_str(), "node002");
+    let host = fixture::host("aaa", Vec::new());
+    update(&mut state, Message::Delta(Box::new(Delta::Host { sequence: 2, host: Box::new(host) })));
+    assert_eq!(state.selected_host().unwrap().name.as_str(), "node002");
+    let gone = fixture::host_name("node002");
+    update(&mut state, Message::Delta(Box::new(Delta::HostGone { sequence: 3, host: gone })));
+    assert_eq!(state.selected_host().unwrap().name.as_str(), "node003");
+}
+
+#[test]
+fn a_replica_that_is_gone_leaves_the_selection_with_its_service() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2jjjj");
+    assert!(matches!(state.selected_row(), Some(ServiceRow::Replica(name, _)) if name.as_str() == "chat"));
+    let mut chat = state.snapshot.as_ref().unwrap().services[&service_name("chat")].clone();
+    chat.replicas.pop();
+    let service = Box::new(chat);
+    update(&mut state, Message::Delta(Box::new(Delta::Service { sequence: 2, service })));
+    assert_eq!(state.selected_row(), Some(ServiceRow::Service(service_name("chat"))));
+}
+
+#[test]
+fn filters_narrow_and_esc_restores() {
+    let mut state = state(rich(), LARGE);
+    press(&mut state, "1/node[12]<enter>");
+    assert_eq!(state.hosts().len(), 2);
+    press(&mut state, "/<esc>");
+    assert_eq!(state.hosts().len(), 2, "Esc in the line keeps what was there before");
+    press(&mut state, "<esc>");
+    assert_eq!(state.hosts().len(), 8);
+    press(&mut state, "/!node<enter>");
+    assert_eq!(state.hosts().len(), 1);
+    press(&mut state, "<esc>/-l zone=a<enter>");
+    assert_eq!(state.hosts().len(), 8);
+    press(&mut state, "4/drains<enter>");
+    let screen = text(&state);
+    assert!(screen.contains("r11-2 drains") && !screen.contains("begins, 5 steps"));
+}
+
+#[test]
+fn scrolling_up_pauses_the_log_and_g_is_live() {
+    let mut state = state(calm(), SMALL);
+    let lines: String = (0..100).map(|i| format!("line {i:03}\n")).collect();
+    followed(&mut state, &lines);
+    assert!(text(&state).contains("line 099"));
+    press(&mut state, "kkk");
+    assert!(text(&state).contains("PAUSED 3 back") && !text(&state).contains("line 099"));
+    let before = text(&state);
+    let ticket = state.ticket;
+    let at = lines.len() as u64;
+    let chunk = LogChunk { offset: at, next_offset: at + 4, text: "new\n".to_owned() };
+    update(&mut state, Message::Logged { ticket, result: Ok(chunk) });
+    assert!(text(&state).contains("PAUSED 4 back"));
+    let row = |t: &str| t.lines().find(|l| l.contains("line 096")).is_some();
+    assert!(row(&before) && row(&text(&state)), "the same lines stay in sight");
+    press(&mut state, "G");
+    assert!(text(&state).contains("new") && text(&state).contains("live"));
+}
+
+#[test]
+fn events_hold_still_while_scrolled() {
+    let mut state = state(calm(), SMALL);
+    for i in 0..40 {
+        let event = crate::api::EventLine {
+            at: NOW,
+            severity: Severity::Info,
+            service: None,
+            host: None,
+            text: format!("event {i}"),
+        };
+        let delta = Delta::Event { sequence: 2 + i, event };
+        update(&mut state, Message::Delta(Box::new(delta)));
+    }
+    press(&mut state, "4kk");
+    assert_eq!(state.events_back, 2);
+    let event = state.snapshot.as_ref().unwrap().events[0].clone();
+    update(&mut state, Message::Delta(Box::new(Delta::Event { sequence: 42, event })));
+    assert_eq!(state.events_back, 3);
+    press(&mut state, "G");
+    assert_eq!(state.events_back, 0);
+}
+
+#[test]
+fn a_gap_asks_for_the_stream_again_and_ignores_what_is_old() {
+    let mut state = state(calm(), SMALL);
+    let gap = Delta::QuestionGone { sequence: 9, id: 1 };
+    let effects = update(&mut state, Message::Delta(Box::new(gap.clone())));
+    assert_eq!(effects, [Effect::Resync]);
+    assert!(update(&mut state, Message::Delta(Box::new(gap))).is_empty());
+    update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(calm())))));
+    assert_eq!(state.controller, Controller::Live);
+}
+
+#[test]
+fn a_lost_controller_is_said_and_the_last_data_stay() {
+    let mut state = state(calm(), LARGE);
+    let lost = Message::Lost {
+        why: "connection refused".to_owned(),
+        hint: None,
+        retry_after: Duration::from_secs(2),
+    };
+    update(&mut state, lost.clone());
+    update(&mut state, Message::Tick(Timestamp(NOW.0 + 12_000)));
+    update(&mut state, lost);
+    let screen = text(&state);
+    assert!(screen.contains("CONTROLLER LOST 12s") && screen.contains("node1"), "{screen}");
+}
+
+#[test]
+fn an_error_is_shown_with_what_to_do_about_it() {
+    let mut state = state(calm(), SMALL);
+    let error = ApiError {
+        kind: ErrorKind::Conflict,
+        message: "a rollout of chat is under way".to_owned(),
+        hint: Some("wait, or take it back with x".to_owned()),
+    };
+    let what = "apply chat".to_owned();
+    update(&mut state, Message::Replied { what, result: Err(error) });
+    let screen = text(&state);
+    assert!(screen.contains("was refused") && screen.contains("take it back with x"));
+    press(&mut state, "<esc>");
+    assert!(matches!(state.mode, Mode::Browse));
+}
+
+#[test]
+fn leaving() {
+    let mut state = state(calm(), SMALL);
+    assert_eq!(press(&mut state, "q"), [Effect::Quit], "q leaves at the root");
+    assert!(press(&mut state, "1dq").is_empty(), "and goes back elsewhere");
+    assert!(press(&mut state, "<ctrl-c><enter>").is_empty(), "Ctrl-C asks, beginning on no");
+    assert_eq!(press(&mut state, "<ctrl-c><ctrl-c>"), [Effect::Quit]);
+    assert_eq!(press(&mut state, "<ctrl-z>"), [Effect::Suspend]);
+}
+
+#[test]
+fn ticks_draw_only_what_counts() {
+    let mut quiet = calm();
+    let chat = quiet.services.get_mut(&service_name("chat")).unwrap();
+    chat.rollout = None;
+    chat.replicas.truncate(1);
+    for host in quiet.hosts.values_mut() {
+        host.sampled = Some(Timestamp(NOW.0 + 40_000));
+    }
+    let mut state = state(quiet, SMALL);
+    state.dirty = false;
+    update(&mut state, Message::Tick(Timestamp(NOW.0 + 1_000)));
+    assert!(!state.dirty, "nothing on the screen has changed");
+    assert!(state.next_tick() > Duration::from_secs(1));
+    update(&mut state, Message::Tick(Timestamp(NOW.0 + 60_000)));
+    assert!(state.dirty, "the clock has");
+    let mut busy = self::state(calm(), SMALL);
+    update(&mut busy, Message::Tick(Timestamp(NOW.0 + 1_000)));
+    assert!(busy.dirty, "a gate counts down");
+}
+
+#[test]
+fn ascii_mode_and_no_colour() {
+    let mut state = state(rich(), LARGE);
+    state.look.ascii = true;
+    for keys in ["1", "2", "3", "4", "?"] {
+        press(&mut state, keys);
+        assert!(text(&state).is_ascii(), "{keys}");
+        press(&mut state, "<esc>");
+    }
+    state.theme = super::theme::Theme::new(Depth::None);
+    for cell in &buffer(&state).content {
+        assert_eq!(cell.fg, ratatui::style::Color::Reset);
+        assert_eq!(cell.bg, ratatui::style::Color::Reset);
+    }
+}
+
+#[test]
+fn frames_are_quick() {
+    let mut state = state(fixture::fleet(512), LARGE);
+    let backend = TestBackend::new(LARGE.0, LARGE.1);
+    let mut terminal = Terminal::new(backend).unwrap();
+    let began = std::time::Instant::now();
+    let frames = 50;
+    for _ in 0..frames {
+        press(&mut state, "j");
+        terminal.draw(|frame| view::view(&state, frame)).unwrap();
+    }
+    let each = began.elapsed() / frames;
+    // Printed, not asserted: the machine may be busy.
+    println!("a frame of 200x50 with 512 hosts, drawn and compared: {each:?}");
+    let drawn = text(&state);
+    assert!(drawn.contains("node050"), "{drawn}");
+}
+
+/// Writes pictures of screens into the directory named by `GPUDECK_PICTURES`, to be looked at.
+#[test]
+fn pictures() {
+    let screens = [
+        ("fleet", "1"),
+        ("host", "1d"),
+        ("services", "2"),
+        ("service", "2d"),
+        ("rollout", "3"),
+        ("events", "4"),
+        ("help", "2?"),
+        ("palette", ":ap"),
+        ("apply", "2Ga"),
+    ];
+    for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {
+        for (deck, snapshot) in [("calm", calm()), ("rich", rich())] {
+            for (name, keys) in screens {
+                let mut state = state(snapshot.clone(), size);
+                let effects = press(&mut state, keys);
+                if name == "apply" {
+                    planned(&mut state, &effects, fixture::plan("code", true));
+                    press(&mut state, "cod");
+                }
+                if name == "rollout" {
+                    followed(&mut state, "INFO:     Application startup complete.\nINFO:     POST /v1/chat/completions 200 OK\nWARNING:  slow request 812 ms\nERROR:    CUDA error: an illegal memory access\n");
+                    press(&mut state, "3");
+                }
+                let picture = picture::svg(&buffer(&state));
+                assert!(picture.ends_with("</svg>\n"));
+                if let Some(folder) = std::env::var_os("GPUDECK_PICTURES") {
+                    let path = std::path::Path::new(&folder).join(format!("{deck}-{name}-{label}.svg"));
+                    std::fs::write(path, picture).unwrap();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The whole screen: title, panels, strip, hints, and the dialog over them.
+//!
+//! ```text
+//! ┌──────────────────────────────────────────────────────────────────────────────┐
+//! │ gpudeck  lab  SIMULATED   ? 1 question                      controller ● 14:03│ title
+//! │ 1 Fleet  2 Services  3 Rollout  4 Events  5 Logs                             │ tabs
+//! │ …                                                                            │ panels
+//! │ ▶ chat 2/2 r11→r12   ● code 2/2 r9                                           │ strip
+//! │ 14:04:12 ✖ chat analysis default failed                                      │
+//! │ d describe  l logs  a apply  …                          ? help  q quit       │ hints
+//! └──────────────────────────────────────────────────────────────────────────────┘
+//! ```
+
+use ratatui::Frame;
+use ratatui::buffer::Buffer;
+use ratatui::layout::{Position, Rect};
+
+use super::command::{Command, Panel};
+use super::draw::Pen;
+use super::layout::{self, Areas};
+use super::state::{Controller, Mode, State};
+use super::{ascii, dialogs, keymap, panels, words};
+use crate::api::Severity;
+
+/// Draws the screen.
+pub fn view(state: &State, frame: &mut Frame<'_>) {
+    if let Some(cursor) = draw(state, frame.buffer_mut()) {
+        frame.set_cursor_position(cursor);
+    }
+}
+
+/// Draws the screen into a buffer; says where the cursor is.
+pub fn draw(state: &State, buffer: &mut Buffer) -> Option<Position> {
+    let (width, height) = (buffer.area.width, buffer.area.height);
+    let areas = if state.size == (width, height) {
+        layout::areas(state)
+    } else {
+        // The terminal has changed its size, and the message about it is still on its way.
+        layout::areas(&State { size: (width, height), ..state.clone() })
+    };
+    let mut pen = Pen { buffer, theme: &state.theme };
+    let pen = &mut pen;
+    title(pen, state, areas.title);
+    tabs(pen, state, areas.tabs);
+    if state.snapshot.is_some() {
+        for (panel, area) in &areas.panels {
+            panels::draw(pen, state, *panel, *area);
+        }
+    } else {
+        waiting(pen, state, areas.body);
+    }
+    strip(pen, state, areas.strip);
+    let mut cursor = hints(pen, state, &areas);
+    cursor = dialogs::draw(pen, state, areas.body).or(cursor);
+    if state.look.ascii {
+        ascii::replace(pen.buffer);
+    }
+    cursor.filter(|c| c.x < width && c.y < height)
+}
+
+fn title(pen: &mut Pen<'_>, state: &State, area: Rect) {
+    let theme = pen.theme;
+    let (y, right) = (area.y, area.right());
+    let clock = state.clock(state.now);
+    let clock = clock.get(..5).unwrap_or(&clock);
+    let mut x = area.x;
+    let deck = state.snapshot.as_ref().map(|s| &s.deck);
+    // On a narrow screen the badge stays and the brand goes.
+    if area.width >= 60 {
+        x = pen.put(x, y, right, " gpudeck ", theme.brand) + 1;
+    }
+    if deck.is_some_and(|d| d.simulated) {
+        x = pen.put(x, y, right, " SIMULATED ", theme.simulated) + 1;
+    }
+    let mut end = right;
+    if area.width >= 40 {
+        end = pen.put_right(x, y, right, &format!(" {clock} "), theme.text);
+        end = link(pen, state, x, y, end);
+    } else if matches!(state.controller, Controller::Lost { .. }) {
+        x = pen.put(x, y, right, " LOST ", theme.badge_bad) + 1;
+    }
+    if let Some(deck) = deck {
+        x = pen.put_cut(x, y, end, &deck.name, theme.strong) + 1;
+    }
+    let questions = state.questions();
+    if questions > 0 {
+        let noun = if questions == 1 { "question" } else { "questions" };
+        let text = if area.width >= 80 {
+            format!(" ? {questions} {noun}: press Q ")
+        } else {
+            format!(" ?{questions} Q ")
+        };
+        x = pen.put(x, y, end, &text, theme.badge) + 1;
+    }
+    if state.look.read_only {
+        x = pen.put(x, y, end, " READ-ONLY ", theme.badge) + 1;
+    }
+    if let Some(trouble) = deck.and_then(|d| d.trouble.as_ref()) {
+        pen.put_cut(x, y, end, &format!("▲ {trouble}"), theme.warn);
+    }
+}
+
+/// How it is with the controller, before the clock; returns where it begins.
+fn link(pen: &mut Pen<'_>, state: &State, left: u16, y: u16, right: u16) -> u16 {
+    let theme = pen.theme;
+    match &state.controller {
+        Controller::Live => {
+            let wide = right.saturating_sub(left) >= 60;
+            let version = state.snapshot.as_ref().map_or("", |s| s.deck.version.as_str());
+            let text = if wide { format!("controller {version} ● ") } else { "● ".to_owned() };
+            pen.put_right(left, y, right, &text, theme.good)
+        }
+        Controller::Connecting => {
+            pen.put_right(left, y, right, " connecting … ", theme.badge)
+        }
+        Controller::Resync => pen.put_right(left, y, right, " catching up … ", theme.badge),
+        Controller::Lost { since, retry_at, .. } => {
+            let age = words::ago(state.now, *since);
+            let again = words::left(state.now, *retry_at);
+            let text = if right.saturating_sub(left) >= 64 {
+                format!(" ✖ CONTROLLER LOST {age} · what you see is old · again in {again} ")
+            } else {
+                format!(" ✖ LOST {age} ")
+            };
+            pen.put_right(left, y, right, &text, theme.badge_bad)
+        }
+    }
+}
+
+fn tabs(pen: &mut Pen<'_>, state: &State, area: Rect) {
+    if area.height == 0 {
+        return;
+    }
+    let theme = pen.theme;
+    let mut x = area.x + 1;
+    for panel in Panel::ALL {
+        let here = panel == state.panel;
+        let style = if here { theme.selected } else { theme.dim };
+        let digit = if here { style } else { theme.accent };
+        let wide = area.width >= 60;
+        x = pen.put(x, area.y, area.right(), &format!(" {}", panel.digit()), digit);
+        let name = if wide || here { panel.title() } else { "" };
+        x = pen.put(x, area.y, area.right(), &format!(" {name} "), style);
+        if wide {
+            x += 1;
+        }
+    }
+}
+
+fn waiting(pen: &mut Pen<'_>, state: &State, body: Rect) {
+    match &state.controller {
+        Controller::Lost { why, hint, retry_at, .. } => {
+            let again = format!("tried again in {}", words::left(state.now, *retry_at));
+            let hint = hint.as_ref().map(|h| format!("→ {h}")).unwrap_or_default();
+            let why = format!("✖ the controller is not reached: {why}");
+            panels::nothing(pen, body, &[&why, &hint, &again]);
+        }
+        _ => panels::nothing(pen, body, &["asking the controller …"]),
+    }
+}
+
+/// What the other panels would say: on small screens only one of them is seen.
+fn strip(pen: &mut Pen<'_>, state: &State, area: Rect) {
+    let Some(snapshot) = state.snapshot.as_ref().filter(|_| area.height >= 2) else { return };
+    let rolling = snapshot.services.values().find(|s| {
+        state.panel != Panel::Rollout
+            && s.rollout.as_ref().is_some_and(|r| r.outcome.is_none())
+    });
+    let (y, right) = (area.y, area.right());
+    let mut x = area.x + 1;
+    match rolling.and_then(|s| s.rollout.as_ref().map(|r| (s, r))) {
+        Some((service, rollout)) => {
+            x = pen.put(x, y, right, service.name.as_str(), pen.theme.strong) + 1;
+            pen.line(x, y, right, &panels::rollout::in_short(state, service, rollout));
+        }
+        None => {
+            for service in snapshot.services.values() {
+                x = pen.line(x, y, right, &panels::services::in_short(state, service));
+            }
+        }
+    }
+    if let Some(event) = snapshot.events.back().filter(|_| state.panel != Panel::Events) {
+        panels::events::line(pen, state, event, Rect { y: y + 1, height: 1, ..area }, 0);
+    }
+}
+
+/// The bottom line: what is being filtered, what was said, or the keys.
+fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
+    let area = areas.hints;
+    if area.height == 0 {
+        return None;
+    }
+    let theme = pen.theme;
+    let (y, right) = (area.y, area.right());
+    if let Mode::Filter { field, .. } = &state.mode {
+        let x = pen.put(area.x, y, right, " /", theme.accent);
+        let end = pen.put(x, y, right, &field.shown(), theme.strong);
+        let trouble = state.filter(state.panel).and_then(|f| f.trouble.as_deref());
+        match trouble {
+            Some(why) => pen.put_cut(end + 2, y, right, &format!("▲ {why}"), theme.warn),
+            None => pen.put(end + 2, y, right, "Enter keeps · Esc drops", theme.dim),
+        };
+        let before: String = field.text().chars().take(field.cursor()).collect();
+        let columns = unicode_width::UnicodeWidthStr::width(before.as_str());
+        let x = x.saturating_add(u16::try_from(columns).unwrap_or(u16::MAX));
+        return Some(Position { x: x.min(right.saturating_sub(1)), y });
+    }
+    if let Some((_, notice)) = &state.notice {
+        let (mark, style) = match notice.severity {
+            Severity::Info => ("›", theme.accent),
+            Severity::Warning => ("▲", theme.warn),
+            Severity::Error => ("✖", theme.bad),
+        };
+        pen.put_cut(area.x, y, right, &format!(" {mark} {}", notice.text), style);
+        return None;
+    }
+    let mut x = area.x + 1;
+    // Help and quit stand at the right, so that they are seen however narrow it is.
+    let mut tail = right;
+    for command in [Command::BackOrQuit, Command::Help, Command::Palette] {
+        if let Some(binding) = keymap::BINDINGS.iter().find(|b| b.command == command) {
+            let (Some(key), Some(hint)) = (binding.keys.first(), binding.hint) else { continue };
+            let hint = if command == Command::BackOrQuit && goes_back(state) { "back" } else { hint };
+            tail = pen.put_right(x, y, tail, &format!("{hint}  "), theme.dim);
+            tail = pen.put_right(x, y, tail, &format!("{key} "), theme.accent);
+        }
+    }
+    for binding in keymap::of(state.panel, state.look.read_only) {
+        let (Some(key), Some(hint)) = (binding.keys.first(), binding.hint) else { continue };
+        if matches!(binding.command, Command::BackOrQuit | Command::Help | Command::Palette) {
+            continue;
+        }
+        let text = format!("{key} ");
+        let needs = u16::try_from(text.chars().count() + hint.len() + 2).unwrap_or(u16::MAX);
+        if x.saturating_add(needs) > tail {
+            break;
+        }
+        x = pen.put(x, y, tail, &text, theme.accent);
+        x = pen.put(x, y, tail, hint, theme.dim) + 2;
+    }
+    None
+}
+
+fn goes_back(state: &State) -> bool {
+    state.detail.is_some() || state.zoom || state.filter(state.panel).is_some()
+}
