@@ -28,7 +28,9 @@ pub async fn open(args: &Args) -> Result<Success, Failure> {
 /// The screen on any controller.
 pub async fn show(client: Client) -> Result<Success, Failure> {
     let door: Arc<dyn Door> = Arc::new(client);
-    let _ = door;
+    crate::tui::run(door, crate::tui::TuiOptions::from_env(false))
+        .await
+        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
     Ok(Success::Done)
 }
 

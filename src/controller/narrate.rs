@@ -68,7 +68,7 @@ impl Story<'_> {
 fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
     for (key, now) in &after.replicas {
         let was = before.replicas.get(key);
-        if was.is_some_and(|w| w.phase == now.phase && w.attempt == now.attempt) {
+        if was.is_some_and(|w| same_phase(&w.phase, &now.phase) && w.attempt == now.attempt) {
             continue;
         }
         let was_phase = was.map(|w| &w.phase);
@@ -103,6 +103,11 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
             _ => {}
         }
     }
+}
+
+/// The same stage of a replica's life, whatever its deadlines are.
+fn same_phase(was: &Phase, now: &Phase) -> bool {
+    std::mem::discriminant(was) == std::mem::discriminant(now)
 }
 
 fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {

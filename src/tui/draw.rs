@@ -285,10 +285,7 @@ mod tests {
     #[test]
     fn columns_fall_away_by_rank() {
         let columns = [col("A", 5, 0), num("B", 5, 2), grow("C", 5, 1)];
-        assert_eq!(
-            places(&columns, 0, 20),
-            vec![Some((0, 5)), Some((6, 11)), Some((12, 20))]
-        );
+        assert_eq!(places(&columns, 0, 20), vec![Some((0, 5)), Some((6, 11)), Some((12, 20))]);
         assert_eq!(places(&columns, 0, 12), vec![Some((0, 5)), None, Some((6, 12))]);
         assert_eq!(places(&columns, 0, 3), vec![Some((0, 3)), None, None]);
     }

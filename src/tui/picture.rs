@@ -219,7 +219,12 @@ mod tests {
     #[test]
     fn draws_text_colours_and_nothing_that_is_markup() {
         let mut buffer = Buffer::empty(Rect::new(0, 0, 20, 2));
-        buffer.set_string(1, 0, "<b>&", Style::new().fg(Color::Rgb(1, 2, 3)).bg(Color::Indexed(196)));
+        buffer.set_string(
+            1,
+            0,
+            "<b>&",
+            Style::new().fg(Color::Rgb(1, 2, 3)).bg(Color::Indexed(196)),
+        );
         let picture = svg(&buffer);
         assert!(picture.contains("&lt;b&gt;&amp;"));
         assert!(picture.contains("#010203") && picture.contains("#ff0000"));

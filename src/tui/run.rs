@@ -345,9 +345,7 @@ impl Drop for Loop {
     }
 }
 
-async fn patiently<T>(
-    work: impl Future<Output = Result<T, ApiError>>,
-) -> Result<T, ApiError> {
+async fn patiently<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
     timeout(PATIENCE, work).await.unwrap_or_else(|_| {
         Err(ApiError {
             kind: ErrorKind::Unreachable,

@@ -12,8 +12,8 @@ mod text;
 
 pub use ask::{Ask, AskWhat};
 pub use confirm::{Confirm, ConfirmKey, Deed, PlanState};
-pub use palette::{Entry, Palette};
 pub use help::lines as help_lines;
+pub use palette::{Entry, Palette};
 pub use plan::{lines as plan_lines, wrapped};
 pub use question::{QuestionDialog, QuestionKey};
 pub use text::{TextView, diff_lines, scroll_key};

@@ -87,9 +87,8 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
     out.push(title(theme, "PLACEMENT", &plan.model.join(" · ")));
     for replica in &plan.replicas {
         for (rank, planned) in replica.ranks.iter().enumerate() {
-            let free = planned
-                .free_per_device
-                .map_or_else(String::new, |f| format!(" of {f} free"));
+            let free =
+                planned.free_per_device.map_or_else(String::new, |f| format!(" of {f} free"));
             out.push(Line::from(vec![
                 Span::styled(format!("  {}-{}", plan.to, replica.replica), theme.new),
                 Span::styled(
@@ -103,9 +102,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
         }
     }
     for reason in &plan.reasons {
-        out.extend(
-            wrapped(reason, width.saturating_sub(4), theme.dim).into_iter().map(indented),
-        );
+        out.extend(wrapped(reason, width.saturating_sub(4), theme.dim).into_iter().map(indented));
     }
 }
 

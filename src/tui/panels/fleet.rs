@@ -85,8 +85,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
             }
         }
         if i == selected {
-            let style =
-                if focused { state.theme.selected } else { state.theme.selected_elsewhere };
+            let style = if focused { state.theme.selected } else { state.theme.selected_elsewhere };
             pen.select(inside, y, style);
         }
         y = y.saturating_add(rows + gap);
@@ -284,7 +283,9 @@ fn dense(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rect)
     }
     let numbers = numbers(host, false);
     let mut parts: Vec<&str> = numbers.split("  ").collect();
-    while !parts.is_empty() && parts.join("  ").chars().count() > usize::from(right.saturating_sub(x)) {
+    while !parts.is_empty()
+        && parts.join("  ").chars().count() > usize::from(right.saturating_sub(x))
+    {
         parts.remove(0);
     }
     pen.put_right(x, y, right, &parts.join("  "), pen.theme.dim);
