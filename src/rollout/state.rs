@@ -375,8 +375,8 @@ impl ServiceState {
         if let Some(rollout) = self.active_rollout() {
             return match (&rollout.direction, &rollout.gate, rollout.paused) {
                 (Direction::Back { .. }, _, _) => Condition::RollingBack,
-                (Direction::Forward, _, Some(_)) => Condition::Held,
-                (
+                (Direction::Forward, _, Some(_))
+                | (
                     Direction::Forward,
                     Some(Gate::Approve | Gate::Inconclusive { .. } | Gate::Failed { .. }),
                     _,
