@@ -271,9 +271,9 @@ fn tells_the_simulated_nvml_what_it_holds() {
     let mut engine = Engine::ready(&["--gpu-memory", "70GiB"], &env);
     let path = dir.path().join(format!("{}.json", engine.child.id()));
     let text: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    assert_eq!(text["pid"], engine.child.id());
-    assert_eq!(text["gpus"][1]["uuid"], "GPU-b");
-    assert_eq!(text["gpus"][1]["bytes"], 70u64 << 30);
+    assert_eq!(text[1]["pid"], engine.child.id());
+    assert_eq!(text[1]["gpu"], "GPU-b");
+    assert_eq!(text[1]["bytes"], 70u64 << 30);
     engine.terminate();
     assert_eq!(engine.exit_code(), Some(0));
     // Freed by the one who reads it, once the process is gone.

@@ -187,15 +187,17 @@ fn allocate(memory: Bytes) -> io::Result<()> {
         return Ok(());
     };
     let devices = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
-    let gpus: Vec<serde_json::Value> = devices
+    let pid = std::process::id();
+    let held: Vec<serde_json::Value> = devices
         .split(',')
         .map(str::trim)
         .filter(|uuid| !uuid.is_empty())
-        .map(|uuid| serde_json::json!({ "uuid": uuid, "bytes": memory.0 }))
+        .map(|uuid| {
+            serde_json::json!({ "pid": pid, "gpu": uuid, "bytes": memory.0, "name": "sim-engine" })
+        })
         .collect();
-    log(&format!("taking {memory} on each of {} GPUs", gpus.len()));
-    let pid = std::process::id();
-    let text = serde_json::json!({ "pid": pid, "name": "sim-engine", "gpus": gpus }).to_string();
+    log(&format!("taking {memory} on each of {} GPUs", held.len()));
+    let text = serde_json::Value::from(held).to_string();
     write_whole(&directory.join(format!("{pid}.json")), &text)
 }
 
