@@ -19,7 +19,10 @@ pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<
         table::out(&text::clean(line, 4_000))?;
     }
     let mut next = chunk.next_offset;
-    while follow {
+    if !follow {
+        return Ok(Success::Done);
+    }
+    loop {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let chunk = client.log(&rank, Some(next), 64 << 10).await?;
         // Only whole lines, so that a line in the making is not torn.
@@ -34,7 +37,6 @@ pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<
         }
         next = chunk.offset + u64::try_from(whole.len()).unwrap_or(0);
     }
-    Ok(Success::Done)
 }
 
 /// `chat/0/1`, `chat/0` or `chat`: the newest start of that replica.

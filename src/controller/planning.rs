@@ -292,14 +292,18 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
     }
-    let before = served.map(|r| toml::to_string(&r.spec).unwrap_or_default()).unwrap_or_default();
-    let after = toml::to_string(spec).unwrap_or_default();
+    // The text as it was written, comments included; as serialised only if Git has lost it.
+    let committed = |r: &Release| core.repo.as_ref()?.spec_at(&r.revision, service).ok();
+    let before = served
+        .map(|r| committed(r).unwrap_or_else(|| toml::to_string(&r.spec).unwrap_or_default()));
+    let before = before.unwrap_or_default();
     let view = PlanView {
         service: service.clone(),
         nothing_to_do,
         from: state.stable,
         to: number,
-        diff: diff_text(&before, &after, &format!("services/{service}.toml")).unwrap_or_default(),
+        diff: diff_text(&before, &draft.text, &format!("services/{service}.toml"))
+            .unwrap_or_default(),
         replicas: planned_replicas,
         reasons: placed.reasons,
         model: draft.facts.as_ref().map(ModelFacts::summary).unwrap_or_default(),

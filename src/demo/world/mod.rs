@@ -114,22 +114,13 @@ impl World {
     }
 
     fn write_deck(&self) -> io::Result<()> {
-        for service in ["chat", "code"] {
-            // A path in the specs, so that a model can be looked for as on any host.
-            std::fs::create_dir_all(self.model(service))?;
-            std::fs::write(self.model(service).join("config.json"), specs::model_config(service))?;
-        }
         let services = self.deck_dir().join("services");
         std::fs::create_dir_all(&services)?;
         let deck = toml::to_string(&self.deck).map_err(io::Error::other)?;
         let head = "# SIMULATED: the hosts are SSH servers in the demo's own process.\n\n";
         std::fs::write(self.deck_dir().join("deck.toml"), format!("{head}{deck}"))?;
         std::fs::write(services.join("chat.toml"), self.spec_first())?;
-        std::fs::write(services.join("code.toml"), specs::code(&self.model("code")))
-    }
-
-    fn model(&self, service: &str) -> PathBuf {
-        self.root.join("models").join(service)
+        std::fs::write(services.join("code.toml"), specs::code())
     }
 
     /// The directory of everything.
@@ -170,19 +161,19 @@ impl World {
 
     /// `chat` as it serves at the beginning (TOML).
     pub fn spec_first(&self) -> String {
-        specs::chat(&self.model("chat"), "The revision the demo begins with.", &[])
+        specs::chat("The revision the demo begins with.", &[])
     }
 
     /// `chat` in a revision that is better: tokens come faster (TOML).
     pub fn spec_good(&self) -> String {
         let args = ["--token-time", "10ms", "--first-token", "60ms"];
-        specs::chat(&self.model("chat"), "A good revision: tokens come faster.", &args)
+        specs::chat("A good revision: tokens come faster.", &args)
     }
 
     /// `chat` in a revision that loads, says it is healthy, and fails 3 of 10 requests (TOML).
     pub fn spec_bad(&self) -> String {
         let args = ["--error-rate", "0.3"];
-        specs::chat(&self.model("chat"), "A bad revision: 3 of 10 requests fail.", &args)
+        specs::chat("A bad revision: 3 of 10 requests fail.", &args)
     }
 
     /// Ends every process that was started on the simulated hosts (agents, supervisors, engines),
