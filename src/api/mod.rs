@@ -7,8 +7,8 @@ pub mod intent;
 pub mod view;
 
 pub use crate::base::{
-    Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, ReplicaKey, Revision,
-    ServiceName, Timestamp, text, time,
+    Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
+    ReplicaKey, Revision, ServiceName, Timestamp, text, time,
 };
 pub use crate::rollout::analysis::{VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage};

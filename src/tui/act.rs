@@ -1,17 +1,13 @@
 //! What each command does to the screen's state.
 
 use super::command::{Command, Danger, Panel};
-use super::dialogs::{
-    Ask, AskWhat, Confirm, Deed, Palette, PlanState, QuestionDialog, TextView,
-};
+use super::dialogs::{Ask, AskWhat, Confirm, Deed, Palette, PlanState, QuestionDialog, TextView};
 use super::layout;
 use super::logs::Follow;
 use super::message::{Effect, Wish};
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
-use crate::api::{
-    HostName, Intent, RankId, ReleaseNumber, ServiceName, ServiceView, Severity,
-};
+use crate::api::{HostName, Intent, RankId, ReleaseNumber, ServiceName, ServiceView, Severity};
 
 /// Carries out `command`; about `service` when it was named, else about what is selected.
 pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) -> Vec<Effect> {
@@ -151,8 +147,7 @@ fn sideways(state: &mut State, by: isize) {
             state.events_left = state.events_left.saturating_add_signed(by * 16).min(1_000);
         }
         Panel::Rollout => {
-            let names: Vec<ServiceName> =
-                state.services().iter().map(|s| s.name.clone()).collect();
+            let names: Vec<ServiceName> = state.services().iter().map(|s| s.name.clone()).collect();
             let Some(now) = state.selected_service().map(|s| s.name.clone()) else { return };
             let at = names.iter().position(|n| *n == now).unwrap_or(0);
             let to = at.saturating_add_signed(by).min(names.len().saturating_sub(1));
@@ -284,11 +279,7 @@ fn questions(state: &mut State) {
     }
 }
 
-fn on_service(
-    state: &mut State,
-    command: Command,
-    service: Option<ServiceName>,
-) -> Vec<Effect> {
+fn on_service(state: &mut State, command: Command, service: Option<ServiceName>) -> Vec<Effect> {
     let named = service.is_some();
     let view = match &service {
         Some(name) => state.service_named(name),

@@ -9,6 +9,7 @@ use super::key::Key;
 use super::message::{Effect, Message};
 use super::state::{Look, State};
 use super::update::update;
+use crate::api::view::{PlannedRank, PlannedReplica};
 use crate::api::{
     Bytes, Condition, DeckId, DeckView, Delta, DeviceId, Direction, EventLine, Forecast, Gate, Gpu,
     GpuHealth, GpuProcess, Gpus, HostFacts, HostLinkState, HostName, HostSample, HostView,
@@ -17,7 +18,6 @@ use crate::api::{
     ServiceName, ServiceView, Severity, Snapshot, Stage, Timestamp, TrafficView, Verdict,
     VerdictResult, Window,
 };
-use crate::api::view::{PlannedRank, PlannedReplica};
 
 /// The time of all fixtures: 2026-01-15 14:05:00 UTC.
 pub const NOW: Timestamp = Timestamp(1_768_485_900_000);
@@ -64,10 +64,7 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
         name: "NVIDIA H100 80GB HBM3".to_owned(),
         health: GpuHealth::Ok,
         pci_bus_id: Some(format!("00000000:{:02X}:00.0", 0x1b + index)),
-        memory: Some(MemoryUse {
-            used: Bytes::mib(used_gib * 1_024 + 220),
-            total: Bytes::gib(80),
-        }),
+        memory: Some(MemoryUse { used: Bytes::mib(used_gib * 1_024 + 220), total: Bytes::gib(80) }),
         utilisation_percent: Some(busy),
         memory_utilisation_percent: Some(busy / 2),
         temperature_c: Some(34 + busy / 3 + index % 3),
@@ -80,7 +77,10 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
         pstate: Some("P0".to_owned()),
         throttle_reasons: Vec::new(),
         ecc_uncorrected: Some(0),
-        nvlink_peers: (0..8).filter(|i| *i != index).map(|i| uuid(&format!("{host}-{i}"))).collect(),
+        nvlink_peers: (0..8)
+            .filter(|i| *i != index)
+            .map(|i| uuid(&format!("{host}-{i}")))
+            .collect(),
         numa_node: Some(index / 4),
         processes: Vec::new(),
     }
@@ -126,7 +126,13 @@ fn busy_gpus(name: &str, load: [(u32, u64); 8]) -> Vec<Gpu> {
     (0..).zip(load).map(|(i, (busy, used))| gpu(name, i, busy, used)).collect()
 }
 
-fn rank_view(service: &str, release: u64, index: u32, host: &str, gpus: std::ops::Range<u32>) -> RankView {
+fn rank_view(
+    service: &str,
+    release: u64,
+    index: u32,
+    host: &str,
+    gpus: std::ops::Range<u32>,
+) -> RankView {
     RankView {
         rank: rank(service, release, index),
         host: host_name(host),
@@ -136,11 +142,7 @@ fn rank_view(service: &str, release: u64, index: u32, host: &str, gpus: std::ops
 }
 
 fn traffic(rate: f64, errors: f64, ms: f64) -> TrafficView {
-    TrafficView {
-        requests_per_s: Some(rate),
-        error_rate: Some(errors),
-        mean_response_ms: Some(ms),
-    }
+    TrafficView { requests_per_s: Some(rate), error_rate: Some(errors), mean_response_ms: Some(ms) }
 }
 
 fn replica_view(
@@ -167,7 +169,9 @@ fn replica_view(
 fn release(number: u64, ago: u64, reason: &str, outcome: Option<Outcome>) -> ReleaseView {
     ReleaseView {
         number: ReleaseNumber(number),
-        revision: Revision(format!("{number:02x}{}", "c0ffee".repeat(7)).chars().take(40).collect()),
+        revision: Revision(
+            format!("{number:02x}{}", "c0ffee".repeat(7)).chars().take(40).collect(),
+        ),
         created: before(ago),
         author: "ann".to_owned(),
         reason: Some(reason.to_owned()),
@@ -219,17 +223,52 @@ fn chat() -> ServiceView {
         rollout: Some(rollout()),
         steps: steps(),
         replicas: vec![
-            replica_view("chat", 12, 0, ("node3", 0..4), Phase::Ready, 10, traffic(4.3, 0.29, 182.0)),
-            replica_view("chat", 11, 0, ("node1", 0..4), Phase::Ready, 45, traffic(18.4, 0.0, 181.0)),
-            replica_view("chat", 11, 1, ("node2", 0..4), Phase::Ready, 45, traffic(18.5, 0.0, 180.0)),
-            replica_view("chat", 11, 2, ("node3", 4..8), Phase::Draining { deadline: after(240) }, 0, traffic(0.0, 0.0, 0.0)),
+            replica_view(
+                "chat",
+                12,
+                0,
+                ("node3", 0..4),
+                Phase::Ready,
+                10,
+                traffic(4.3, 0.29, 182.0),
+            ),
+            replica_view(
+                "chat",
+                11,
+                0,
+                ("node1", 0..4),
+                Phase::Ready,
+                45,
+                traffic(18.4, 0.0, 181.0),
+            ),
+            replica_view(
+                "chat",
+                11,
+                1,
+                ("node2", 0..4),
+                Phase::Ready,
+                45,
+                traffic(18.5, 0.0, 180.0),
+            ),
+            replica_view(
+                "chat",
+                11,
+                2,
+                ("node3", 4..8),
+                Phase::Draining { deadline: after(240) },
+                0,
+                traffic(0.0, 0.0, 0.0),
+            ),
         ],
         history: vec![
             release(12, 190, "quieter sampler", None),
             release(11, 90_000, "longer context", Some(Outcome::Completed)),
-            release(10, 180_000, "new tokenizer", Some(Outcome::RolledBack {
-                why: "error rate 0.31 (62 of 200) > 0.02".to_owned(),
-            })),
+            release(
+                10,
+                180_000,
+                "new tokenizer",
+                Some(Outcome::RolledBack { why: "error rate 0.31 (62 of 200) > 0.02".to_owned() }),
+            ),
             release(7, 700_000, "first", Some(Outcome::Completed)),
         ],
         pending_change: false,

@@ -92,6 +92,8 @@ fn shape(symbol: &str) -> Option<(f32, f32, f32, f32)> {
             (0.0, 1.0 - height, 0.98, height)
         }
         '─' => (0.0, 0.47, 1.0, 0.06),
+        '━' => (0.0, 0.39, 1.0, 0.22),
+        '╸' => (0.0, 0.39, 0.5, 0.22),
         '│' => (0.44, 0.0, 0.12, 1.0),
         _ => return None,
     })
@@ -219,7 +221,12 @@ mod tests {
     #[test]
     fn draws_text_colours_and_nothing_that_is_markup() {
         let mut buffer = Buffer::empty(Rect::new(0, 0, 20, 2));
-        buffer.set_string(1, 0, "<b>&", Style::new().fg(Color::Rgb(1, 2, 3)).bg(Color::Indexed(196)));
+        buffer.set_string(
+            1,
+            0,
+            "<b>&",
+            Style::new().fg(Color::Rgb(1, 2, 3)).bg(Color::Indexed(196)),
+        );
         let picture = svg(&buffer);
         assert!(picture.contains("&lt;b&gt;&amp;"));
         assert!(picture.contains("#010203") && picture.contains("#ff0000"));

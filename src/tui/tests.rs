@@ -153,7 +153,8 @@ fn no_size_makes_it_panic_and_no_screen_is_empty() {
         .flat_map(|w| [1, 2, 3, 4, 5, 6, 8, 11, 12, 19, 20, 24, 39, 40, 50, 80].map(|h| (w, h)))
         .collect();
     let mut screens: Vec<State> = Vec::new();
-    for keys in ["1", "1jjd", "2", "2d", "3", "4", "5", "2+", "1/no", "2?", ":ap", "2a", "3x", "q"] {
+    for keys in ["1", "1jjd", "2", "2d", "3", "4", "5", "2+", "1/no", "2?", ":ap", "2a", "3x", "q"]
+    {
         let mut state = state(rich(), LARGE);
         let effects = press(&mut state, keys);
         if effects.iter().any(|e| matches!(e, Effect::Plan { .. })) {
@@ -264,7 +265,9 @@ fn what_was_selected_when_the_key_was_pressed_is_the_target() {
     snapshot.services.insert(first.name.clone(), first);
     update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))));
     let effects = press(&mut state, "code<enter>");
-    assert!(matches!(&sent(&effects)[..], [Intent::Apply { service, .. }] if service.as_str() == "code"));
+    assert!(
+        matches!(&sent(&effects)[..], [Intent::Apply { service, .. }] if service.as_str() == "code")
+    );
 }
 
 #[test]
@@ -285,10 +288,7 @@ fn undo_goes_to_the_release_chosen_in_the_history() {
     assert_eq!(*to, Some(ReleaseNumber(7)));
     planned(&mut state, &effects, fixture::plan("chat", false));
     let effects = press(&mut state, "chat<enter>");
-    assert!(matches!(
-        &sent(&effects)[..],
-        [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]
-    ));
+    assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
 }
 
 #[test]
@@ -424,7 +424,9 @@ fn the_selection_stays_with_its_host() {
 fn a_replica_that_is_gone_leaves_the_selection_with_its_service() {
     let mut state = state(calm(), SMALL);
     press(&mut state, "2jjjj");
-    assert!(matches!(state.selected_row(), Some(ServiceRow::Replica(name, _)) if name.as_str() == "chat"));
+    assert!(
+        matches!(state.selected_row(), Some(ServiceRow::Replica(name, _)) if name.as_str() == "chat")
+    );
     let mut chat = state.snapshot.as_ref().unwrap().services[&service_name("chat")].clone();
     chat.replicas.pop();
     let service = Box::new(chat);
@@ -624,13 +626,17 @@ fn pictures() {
                     press(&mut state, "cod");
                 }
                 if name == "rollout" {
-                    followed(&mut state, "INFO:     Application startup complete.\nINFO:     POST /v1/chat/completions 200 OK\nWARNING:  slow request 812 ms\nERROR:    CUDA error: an illegal memory access\n");
+                    followed(
+                        &mut state,
+                        "INFO:     Application startup complete.\nINFO:     POST /v1/chat/completions 200 OK\nWARNING:  slow request 812 ms\nERROR:    CUDA error: an illegal memory access\n",
+                    );
                     press(&mut state, "3");
                 }
                 let picture = picture::svg(&buffer(&state));
                 assert!(picture.ends_with("</svg>\n"));
                 if let Some(folder) = std::env::var_os("GPUDECK_PICTURES") {
-                    let path = std::path::Path::new(&folder).join(format!("{deck}-{name}-{label}.svg"));
+                    let path =
+                        std::path::Path::new(&folder).join(format!("{deck}-{name}-{label}.svg"));
                     std::fs::write(path, picture).unwrap();
                 }
             }

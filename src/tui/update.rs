@@ -163,7 +163,9 @@ pub fn settle(state: &mut State) {
     let Some(snapshot) = &state.snapshot else { return };
     state.later.retain(|id| snapshot.questions.contains_key(id));
     let gone = match &state.mode {
-        Mode::Question(q) if !snapshot.questions.contains_key(&q.id) => Some("the question is gone"),
+        Mode::Question(q) if !snapshot.questions.contains_key(&q.id) => {
+            Some("the question is gone")
+        }
         Mode::Confirm(c) if !snapshot.services.contains_key(&c.service) => {
             Some("the service is gone; nothing was done")
         }
@@ -200,12 +202,10 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
         }
         Mode::Filter { .. } => filter_key(state, key),
         Mode::Palette(_) => return palette_key(state, key),
-        Mode::Help { scroll } => {
-            match super::dialogs::scroll_key(key, *scroll, page, help_rows) {
-                Some(to) => *scroll = to,
-                None => close = true,
-            }
-        }
+        Mode::Help { scroll } => match super::dialogs::scroll_key(key, *scroll, page, help_rows) {
+            Some(to) => *scroll = to,
+            None => close = true,
+        },
         Mode::Text(view) => close = !view.key(key, page),
         Mode::Ask(ask) => {
             if let Some(done) = ask.key(key) {

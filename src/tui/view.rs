@@ -110,9 +110,7 @@ fn link(pen: &mut Pen<'_>, state: &State, left: u16, y: u16, right: u16) -> u16 
             let text = if wide { format!("controller {version} ● ") } else { "● ".to_owned() };
             pen.put_right(left, y, right, &text, theme.good)
         }
-        Controller::Connecting => {
-            pen.put_right(left, y, right, " connecting … ", theme.badge)
-        }
+        Controller::Connecting => pen.put_right(left, y, right, " connecting … ", theme.badge),
         Controller::Resync => pen.put_right(left, y, right, " catching up … ", theme.badge),
         Controller::Lost { since, retry_at, .. } => {
             let age = words::ago(state.now, *since);
@@ -163,8 +161,7 @@ fn waiting(pen: &mut Pen<'_>, state: &State, body: Rect) {
 fn strip(pen: &mut Pen<'_>, state: &State, area: Rect) {
     let Some(snapshot) = state.snapshot.as_ref().filter(|_| area.height >= 2) else { return };
     let rolling = snapshot.services.values().find(|s| {
-        state.panel != Panel::Rollout
-            && s.rollout.as_ref().is_some_and(|r| r.outcome.is_none())
+        state.panel != Panel::Rollout && s.rollout.as_ref().is_some_and(|r| r.outcome.is_none())
     });
     let (y, right) = (area.y, area.right());
     let mut x = area.x + 1;
@@ -220,7 +217,8 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
     for command in [Command::BackOrQuit, Command::Help, Command::Palette] {
         if let Some(binding) = keymap::BINDINGS.iter().find(|b| b.command == command) {
             let (Some(key), Some(hint)) = (binding.keys.first(), binding.hint) else { continue };
-            let hint = if command == Command::BackOrQuit && goes_back(state) { "back" } else { hint };
+            let hint =
+                if command == Command::BackOrQuit && goes_back(state) { "back" } else { hint };
             tail = pen.put_right(x, y, tail, &format!("{hint}  "), theme.dim);
             tail = pen.put_right(x, y, tail, &format!("{key} "), theme.accent);
         }

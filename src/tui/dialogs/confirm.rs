@@ -193,7 +193,8 @@ impl Confirm {
             PlanState::Waiting(_) => vec![Line::styled("planning …", pen.theme.dim)],
             PlanState::Ready(plan) => plan::lines(plan, pen.theme, width),
             PlanState::Failed(error) => {
-                let mut lines = plan::wrapped(&format!("✖ {}", error.message), width, pen.theme.bad);
+                let mut lines =
+                    plan::wrapped(&format!("✖ {}", error.message), width, pen.theme.bad);
                 if let Some(hint) = error.hint() {
                     lines.extend(plan::wrapped(&format!("→ {hint}"), width, pen.theme.accent));
                 }

@@ -44,11 +44,9 @@ impl Palette {
             }
             match command.scope() {
                 Scope::Key => {}
-                Scope::Deck => entries.push(Entry {
-                    label: command.name().to_owned(),
-                    command,
-                    service: None,
-                }),
+                Scope::Deck => {
+                    entries.push(Entry { label: command.name().to_owned(), command, service: None })
+                }
                 Scope::Service => {
                     let names = state.snapshot.iter().flat_map(|s| s.services.keys());
                     entries.extend(names.map(|name| Entry {

@@ -21,9 +21,10 @@ use crate::tui::theme::Theme;
 pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>> {
     let mut out = Vec::new();
     for warning in &plan.warnings {
-        out.extend(wrapped(&format!("▲ {warning}"), width, theme.warn));
+        let style = if warning.contains("OUTAGE") { theme.bad } else { theme.warn };
+        out.extend(wrapped(&format!("▲ {warning}"), width, style));
     }
-    if plan.forecast.outage {
+    if plan.forecast.outage && !plan.warnings.iter().any(|w| w.contains("OUTAGE")) {
         let text = format!("▲ OUTAGE: {} stops serving on the way", plan.service);
         out.extend(wrapped(&text, width, theme.bad));
     }
@@ -87,9 +88,8 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
     out.push(title(theme, "PLACEMENT", &plan.model.join(" · ")));
     for replica in &plan.replicas {
         for (rank, planned) in replica.ranks.iter().enumerate() {
-            let free = planned
-                .free_per_device
-                .map_or_else(String::new, |f| format!(" of {f} free"));
+            let free =
+                planned.free_per_device.map_or_else(String::new, |f| format!(" of {f} free"));
             out.push(Line::from(vec![
                 Span::styled(format!("  {}-{}", plan.to, replica.replica), theme.new),
                 Span::styled(
@@ -103,9 +103,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
         }
     }
     for reason in &plan.reasons {
-        out.extend(
-            wrapped(reason, width.saturating_sub(4), theme.dim).into_iter().map(indented),
-        );
+        out.extend(wrapped(reason, width.saturating_sub(4), theme.dim).into_iter().map(indented));
     }
 }
 

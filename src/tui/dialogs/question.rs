@@ -78,11 +78,8 @@ impl QuestionDialog {
     pub(super) fn draw(&self, pen: &mut Pen<'_>, state: &State, body: Rect) -> Option<Position> {
         let question = state.snapshot.as_ref()?.questions.get(&self.id)?;
         let width = body.width.min(84);
-        let lines = plan::wrapped(
-            &question.text,
-            usize::from(width.saturating_sub(4)),
-            pen.theme.text,
-        );
+        let lines =
+            plan::wrapped(&question.text, usize::from(width.saturating_sub(4)), pen.theme.text);
         let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(6);
         let area = centre(body, width, rows);
         pen.clear(area);

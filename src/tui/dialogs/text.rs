@@ -50,11 +50,7 @@ impl TextView {
         let area = centre(body, width, rows.saturating_add(2));
         pen.clear(area);
         let inside = pen.frame(area, true, &Line::styled(self.title.clone(), pen.theme.strong));
-        let text = Rect {
-            x: inside.x + 1,
-            width: inside.width.saturating_sub(2),
-            ..inside
-        };
+        let text = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
         if self.ticket.is_some() {
             pen.put(text.x, text.y, text.right(), "one moment …", pen.theme.dim);
             return;

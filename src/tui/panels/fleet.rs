@@ -3,7 +3,7 @@
 //! ```text
 //! ╭ 1 Fleet ─ 4 hosts · 32 GPUs · util 63% · 1.9/2.5 TiB · 11.2 kW ────────────────╮
 //! │▌● node1  H100 80GB ×8              cpu 23%  mem 210/1008G  max 71°  4.1 kW     │
-//! │   a 0 ████▌···  87%  ██████·· 61.2/80G  64°  512W  chat r11-0                  │  roomy
+//! │   a 0 ━━━━╸───  87%  ━━━━━━── 61.2/80G  64°  512W  chat r11-0                  │  roomy
 //! │                                                                                │
 //! │▌● node1  H100 80GB ×8              cpu 23%  mem 210/1008G  max 71°  4.1 kW     │
 //! │   0▇ 87%  1▇ 91%  2▇ 88%  …                                                    │  close
@@ -85,8 +85,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
             }
         }
         if i == selected {
-            let style =
-                if focused { state.theme.selected } else { state.theme.selected_elsewhere };
+            let style = if focused { state.theme.selected } else { state.theme.selected_elsewhere };
             pen.select(inside, y, style);
         }
         y = y.saturating_add(rows + gap);
@@ -284,7 +283,9 @@ fn dense(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rect)
     }
     let numbers = numbers(host, false);
     let mut parts: Vec<&str> = numbers.split("  ").collect();
-    while !parts.is_empty() && parts.join("  ").chars().count() > usize::from(right.saturating_sub(x)) {
+    while !parts.is_empty()
+        && parts.join("  ").chars().count() > usize::from(right.saturating_sub(x))
+    {
         parts.remove(0);
     }
     pen.put_right(x, y, right, &parts.join("  "), pen.theme.dim);

@@ -140,7 +140,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, host: &HostView, block: Rect, dens
     }
 }
 
-/// `a 0  ████▌···  87%  ██████·· 61.2/80G  64°  512W  chat r11-0`, or `r11-0` where it is narrow
+/// `a 0  ━━━━╸───  87%  ━━━━━━── 61.2/80G  64°  512W  chat r11-0`, or `r11-0` where it is narrow
 fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rect, up: bool) {
     let theme = pen.theme;
     let y = area.y;
@@ -213,10 +213,9 @@ fn close(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
     let x = if gpu.index > 9 { x + 1 } else { x };
     let share = gpu.memory.map_or(0.0, words::share);
     pen.put(x, below, right, spark(share), old(owner.style));
-    let used = gpu.memory.map_or_else(
-        || words::ABSENT.to_owned(),
-        |m| format!("{:.0}G", m.used.as_gib_f64()),
-    );
+    let used = gpu
+        .memory
+        .map_or_else(|| words::ABSENT.to_owned(), |m| format!("{:.0}G", m.used.as_gib_f64()));
     pen.put_right(x + 1, below, area.x + 7, &used, old(theme.text));
 }
 

@@ -63,7 +63,11 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
         out.push(Line::styled(format!("what follows is {age}"), theme.warn));
     }
     if let Some(facts) = &host.facts {
-        out.push(field(theme, "system", &format!("{} · {} {}", facts.os, facts.kernel, facts.arch)));
+        out.push(field(
+            theme,
+            "system",
+            &format!("{} · {} {}", facts.os, facts.kernel, facts.arch),
+        ));
         out.push(field(
             theme,
             "hardware",
@@ -137,8 +141,19 @@ fn field(theme: &Theme, name: &str, text: &str) -> Line<'static> {
 fn gpu_table(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
     let head = format!(
         "{:>3} {:>5} {:>5} {:>9} {:>7} {:>9} {:>4} {:>6} {:>7} {:>4} {:>4} {:>4}  {}",
-        "GPU", "UTIL", "MEM", "MEMORY", "TEMP", "POWER", "FAN", "SM", "MEM MHZ", "ST", "ECC",
-        "NUMA", "NAME"
+        "GPU",
+        "UTIL",
+        "MEM",
+        "MEMORY",
+        "TEMP",
+        "POWER",
+        "FAN",
+        "SM",
+        "MEM MHZ",
+        "ST",
+        "ECC",
+        "NUMA",
+        "NAME"
     );
     out.push(Line::styled(head, theme.header));
     for gpu in gpus {
@@ -175,17 +190,11 @@ fn gpu_table(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
         if !more.is_empty() {
             out.push(Line::styled(format!("    ▲ {}", more.join(" · ")), theme.bad));
         }
-        let peers: Vec<u32> = gpus
-            .iter()
-            .filter(|g| gpu.nvlink_peers.contains(&g.uuid))
-            .map(|g| g.index)
-            .collect();
+        let peers: Vec<u32> =
+            gpus.iter().filter(|g| gpu.nvlink_peers.contains(&g.uuid)).map(|g| g.index).collect();
         let peers = if peers.is_empty() { ABSENT.to_owned() } else { words::ranges(peers) };
         let bus = gpu.pci_bus_id.as_deref().unwrap_or(ABSENT);
-        out.push(Line::styled(
-            format!("    {}  bus {bus}  NVLink {peers}", gpu.uuid),
-            theme.dim,
-        ));
+        out.push(Line::styled(format!("    {}  bus {bus}  NVLink {peers}", gpu.uuid), theme.dim));
     }
 }
 

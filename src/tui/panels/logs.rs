@@ -38,7 +38,13 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     if let Some(trouble) = &follow.trouble {
         if text.height > 1 {
             text.height -= 1;
-            pen.put_cut(text.x, text.bottom(), text.right(), &format!("▲ {trouble}"), pen.theme.warn);
+            pen.put_cut(
+                text.x,
+                text.bottom(),
+                text.right(),
+                &format!("▲ {trouble}"),
+                pen.theme.warn,
+            );
         }
     }
     let filter = state.filter(Panel::Logs);

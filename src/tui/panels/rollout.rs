@@ -6,7 +6,7 @@
 //! │ traffic  r11 █████████████████████████████████▌r12                          │
 //! │                                                                             │
 //! │ ✔ weight 10 %                   │            requests  failed       mean    │
-//! │ ▶ analyse default   42s ███▌··· │ new r12         214   29.0%     182 ms    │
+//! │ ▶ analyse default   42s ━━━╸─── │ new r12         214   29.0%     182 ms    │
 //! │ ○ weight 50 %                   │ old r11        1934    0.1%     181 ms    │
 //! │ ○ approve                       │ ✖ error rate 0.31 (62 of 200) > 0.02      │
 //! │ ○ all replicas                  │                                           │
@@ -50,11 +50,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     let Some(service) = service else {
         return nothing(pen, inside, &["no service is selected"]);
     };
-    let mut rest = Rect {
-        x: inside.x + 1,
-        width: inside.width.saturating_sub(2),
-        ..inside
-    };
+    let mut rest = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
     // The list keeps three rows whatever else there is.
     let keep = if service.history.is_empty() { 0 } else { 4.min(rest.height / 2) };
     let mut top = Rect { height: rest.height - keep, ..rest };
@@ -433,8 +429,7 @@ fn history(
         release_row(pen, state, service, release, area, y);
         if i == selected {
             pen.put(inside.x, y, area.right(), "▌", theme.accent);
-            let style =
-                if focused { state.theme.selected } else { state.theme.selected_elsewhere };
+            let style = if focused { state.theme.selected } else { state.theme.selected_elsewhere };
             pen.select(inside, y, style);
         }
     }

@@ -69,10 +69,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, name: &ServiceName, scroll: usize,
 fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static>> {
     let theme = &state.theme;
     let field = |name: &str, text: String, style| {
-        Line::from(vec![
-            Span::styled(format!("{name:<10} "), theme.dim),
-            Span::styled(text, style),
-        ])
+        Line::from(vec![Span::styled(format!("{name:<10} "), theme.dim), Span::styled(text, style)])
     };
     let (mark, style) = words::condition_mark(service.condition, theme);
     let mut out = vec![field(

@@ -23,7 +23,7 @@ use crate::tui::words;
 
 const COLUMNS: [Column; 11] = [
     col("", 2, 0),
-    grow("NAME", 8, 1),
+    col("NAME", 14, 1),
     col("CONDITION", 12, 2),
     col("READY", 8, 3),
     col("RELEASE", 9, 4),
@@ -64,11 +64,8 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     let left = inside.x + 1;
     let at = places(&COLUMNS, left, inside.right());
     pen.head(&COLUMNS, &at, inside.y);
-    let list = Rect {
-        y: inside.y.saturating_add(1),
-        height: inside.height.saturating_sub(1),
-        ..inside
-    };
+    let list =
+        Rect { y: inside.y.saturating_add(1), height: inside.height.saturating_sub(1), ..inside };
     let rows = state.service_rows();
     let selected = state.service.row_in(&rows);
     let from = window(rows.len(), selected, usize::from(list.height));
@@ -99,7 +96,11 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
         }
         if i == selected {
             let theme = &state.theme;
-            pen.select(list, begun, if focused { theme.selected } else { theme.selected_elsewhere });
+            pen.select(
+                list,
+                begun,
+                if focused { theme.selected } else { theme.selected_elsewhere },
+            );
         }
         y += 1;
     }
