@@ -240,5 +240,8 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
 }
 
 fn goes_back(state: &State) -> bool {
-    state.detail.is_some() || state.zoom || state.filter(state.panel).is_some()
+    state.detail.is_some()
+        || state.zoom
+        || state.filter(state.panel).is_some()
+        || (state.panel == Panel::Logs && state.follow.is_some())
 }

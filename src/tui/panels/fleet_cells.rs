@@ -176,13 +176,12 @@ fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
     x += 5;
     pen.put_right(x, y, (x + 6).min(right), &words::watts(gpu.power_mw), old(theme.dim));
     x += 7;
-    match trouble(gpu) {
-        Some(why) => pen.put_cut(x, y, right, &format!("▲ {why}"), theme.bad),
-        None => {
-            let service = owner.service.filter(|_| named).map(|s| format!("{s} "));
-            let text = format!("{}{}", service.unwrap_or_default(), owner.label);
-            pen.put_cut(x, y, right, &text, old(owner.style))
-        }
+    if let Some(why) = trouble(gpu) {
+        pen.put_cut(x, y, right, &format!("▲ {why}"), theme.bad)
+    } else {
+        let service = owner.service.filter(|_| named).map(|s| format!("{s} "));
+        let text = format!("{}{}", service.unwrap_or_default(), owner.label);
+        pen.put_cut(x, y, right, &text, old(owner.style))
     };
 }
 
