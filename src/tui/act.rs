@@ -52,7 +52,7 @@ pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) ->
         Command::Severity => severity(state),
         Command::Copy => return copy(state),
         Command::Describe => describe(state, service),
-        Command::Logs => return logs(state, service),
+        Command::Logs => return logs(state, service.as_ref()),
         Command::NextRank => return next_rank(state, 1),
         Command::PreviousRank => return next_rank(state, -1),
         Command::Questions => questions(state),
@@ -68,7 +68,7 @@ pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) ->
         | Command::Promote
         | Command::PromoteAll
         | Command::Abort
-        | Command::Stop => return on_service(state, command, service),
+        | Command::Stop => return on_service(state, command, service.as_ref()),
     }
     Vec::new()
 }
@@ -85,6 +85,11 @@ fn back(state: &mut State) -> bool {
     }
     if state.filter(state.panel).is_some() {
         state.set_filter(None);
+        return true;
+    }
+    // Out of a log: it is not followed any more, and not asked for either.
+    if state.panel == Panel::Logs && state.follow.take().is_some() {
+        state.panel = Panel::Services;
         return true;
     }
     std::mem::take(&mut state.zoom)
@@ -214,11 +219,11 @@ fn copy(state: &mut State) -> Vec<Effect> {
     vec![Effect::Copy(text)]
 }
 
-fn logs(state: &mut State, service: Option<ServiceName>) -> Vec<Effect> {
+fn logs(state: &mut State, service: Option<&ServiceName>) -> Vec<Effect> {
     let first_of = |service: &ServiceView| {
         service.replicas.iter().flat_map(|r| &r.ranks).map(|r| r.rank.clone()).next()
     };
-    let rank = match (&service, state.panel) {
+    let rank = match (service, state.panel) {
         (Some(name), _) => state.service_named(name).and_then(first_of),
         (None, Panel::Fleet) => {
             state.selected_host().and_then(|h| h.ranks.first()).map(|r| r.rank.clone())
@@ -232,12 +237,11 @@ fn logs(state: &mut State, service: Option<ServiceName>) -> Vec<Effect> {
             _ => state.selected_service().and_then(first_of),
         },
     };
-    match rank {
-        Some(rank) => follow(state, rank),
-        None => {
-            state.say(Severity::Warning, "no rank runs here: there is no log to follow");
-            Vec::new()
-        }
+    if let Some(rank) = rank {
+        follow(state, rank)
+    } else {
+        state.say(Severity::Warning, "no rank runs here: there is no log to follow");
+        Vec::new()
     }
 }
 
@@ -279,9 +283,9 @@ fn questions(state: &mut State) {
     }
 }
 
-fn on_service(state: &mut State, command: Command, service: Option<ServiceName>) -> Vec<Effect> {
+fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>) -> Vec<Effect> {
     let named = service.is_some();
-    let view = match &service {
+    let view = match service {
         Some(name) => state.service_named(name),
         None => state.selected_service(),
     };
@@ -406,11 +410,9 @@ fn confirm(state: &mut State, deed: Deed, name: &ServiceName, target: String, pl
 fn diff(state: &mut State, view: &ServiceView, named: bool) -> Vec<Effect> {
     let name = view.name.clone();
     let ticket = state.next_ticket();
-    if state.panel != Panel::Rollout || named {
-        if view.pending_change {
-            state.mode = Mode::Text(TextView::waiting(format!("What waits for {name}"), ticket));
-            return vec![Effect::Plan { ticket, service: name, undo: None }];
-        }
+    if (state.panel != Panel::Rollout || named) && view.pending_change {
+        state.mode = Mode::Text(TextView::waiting(format!("What waits for {name}"), ticket));
+        return vec![Effect::Plan { ticket, service: name, undo: None }];
     }
     // The selected release against the one before it.
     let newer = state.selected_release().filter(|_| state.panel == Panel::Rollout && !named);

@@ -14,9 +14,11 @@ pub fn replace(buffer: &mut Buffer) {
     }
 }
 
+#[allow(clippy::match_same_arms)] // a table, in groups of what belongs together
 fn plain(c: char) -> char {
     match c {
-        '─' | '━' | '–' | '—' | '╌' => '-',
+        '━' | '╸' => '=',
+        '─' | '–' | '—' | '╌' => '-',
         '│' | '┃' | '▏' | '▕' | '▎' | '┆' => '|',
         '╭' | '╮' | '╰' | '╯' | '├' | '┤' | '┬' | '┴' | '┼' | '└' | '┌' | '┐' | '┘' => {
             '+'

@@ -78,19 +78,18 @@ impl Pen<'_> {
         most
     }
 
-    /// A horizontal bar of `width` cells, filled to `share` (0 to 1) in eighths.
+    /// A horizontal bar of `width` cells, filled to `share` (0 to 1) in halves. Thin, so that bars
+    /// below each other do not run together.
     pub fn bar(&mut self, x: u16, y: u16, width: u16, share: f64, style: Style) {
-        const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-        let eighths = scale(share, u32::from(width) * 8);
-        let full = u16::try_from(eighths / 8).unwrap_or(width).min(width);
+        let halves = scale(share, u32::from(width) * 2);
+        let full = u16::try_from(halves / 2).unwrap_or(width).min(width);
         let right = x.saturating_add(width);
-        let part = PARTS.get(eighths as usize % 8).copied().unwrap_or("");
-        let mut filled = "█".repeat(usize::from(full));
-        if full < width {
-            filled.push_str(part);
+        let mut filled = "━".repeat(usize::from(full));
+        if halves % 2 == 1 && full < width {
+            filled.push('╸');
         }
         let at = self.put(x, y, right, &filled, style);
-        let rest = "·".repeat(usize::from(right.saturating_sub(at)));
+        let rest = "─".repeat(usize::from(right.saturating_sub(at)));
         self.put(at, y, right, &rest, self.theme.border);
     }
 

@@ -9,14 +9,14 @@ use regex::{Regex, RegexBuilder};
 #[derive(Clone, Debug)]
 pub struct Filter {
     text: String,
-    test: Test,
+    kind: Kind,
     inverse: bool,
     /// Why the expression is not one; then its letters are looked for as they are.
     pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug)]
-enum Test {
+enum Kind {
     Regex(Regex),
     Literal(String),
     Fuzzy(Pattern),
@@ -34,18 +34,18 @@ impl Filter {
             None => (false, text),
         };
         let mut trouble = None;
-        let test = if let Some(needle) = body.strip_prefix("-f") {
+        let kind = if let Some(needle) = body.strip_prefix("-f") {
             let needle = needle.trim();
             if needle.is_empty() {
                 return None;
             }
-            Test::Fuzzy(Pattern::parse(needle, CaseMatching::Smart, Normalization::Smart))
+            Kind::Fuzzy(Pattern::parse(needle, CaseMatching::Smart, Normalization::Smart))
         } else if let Some(label) = body.strip_prefix("-l") {
             let label = label.trim();
             if label.is_empty() {
                 return None;
             }
-            Test::Label(label.to_owned())
+            Kind::Label(label.to_owned())
         } else if body.is_empty() {
             return None;
         } else {
@@ -54,16 +54,16 @@ impl Filter {
                 .size_limit(MAX_REGEX_BYTES)
                 .build();
             match built {
-                Ok(regex) => Test::Regex(regex),
+                Ok(regex) => Kind::Regex(regex),
                 Err(error) => {
                     let text = error.to_string();
                     let last = text.lines().last().unwrap_or("not an expression");
                     trouble = Some(last.trim_start_matches("error: ").to_owned());
-                    Test::Literal(body.to_lowercase())
+                    Kind::Literal(body.to_lowercase())
                 }
             }
         };
-        Some(Self { text: text.to_owned(), test, inverse, trouble })
+        Some(Self { text: text.to_owned(), kind, inverse, trouble })
     }
 
     /// As typed.
@@ -73,15 +73,15 @@ impl Filter {
 
     /// Whether a row with this text is shown.
     pub fn matches(&self, row: &str) -> bool {
-        let found = match &self.test {
-            Test::Regex(regex) => regex.is_match(row),
-            Test::Literal(text) => row.to_lowercase().contains(text),
-            Test::Fuzzy(pattern) => {
+        let found = match &self.kind {
+            Kind::Regex(regex) => regex.is_match(row),
+            Kind::Literal(text) => row.to_lowercase().contains(text),
+            Kind::Fuzzy(pattern) => {
                 let mut buffer = Vec::new();
                 let mut matcher = Matcher::new(Config::DEFAULT);
                 pattern.score(Utf32Str::new(row, &mut buffer), &mut matcher).is_some()
             }
-            Test::Label(label) => row.contains(label.as_str()),
+            Kind::Label(label) => row.contains(label.as_str()),
         };
         found != self.inverse
     }

@@ -209,8 +209,6 @@ fn steps() -> Vec<String> {
 }
 
 fn chat() -> ServiceView {
-    let none = TrafficView::default();
-    let _ = none;
     ServiceView {
         name: service_name("chat"),
         condition: Condition::Rolling,

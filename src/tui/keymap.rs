@@ -35,13 +35,13 @@ const ROLLS: &[Panel] = &[Services, Rollout];
 /// The table. A panel's own lines come before those for everywhere.
 pub const BINDINGS: &[Binding] = &[
     bind(&[Char('d'), Key::Enter], Command::Describe, &[Fleet, Services], Some("describe")),
-    bind(&[Char('l')], Command::Logs, &[Fleet, Services, Rollout], Some("logs")),
-    bind(&[Char('y')], Command::Diff, ROLLS, Some("diff")),
     bind(&[Char('a')], Command::Apply, ROLLS, Some("apply")),
     bind(&[Char('u')], Command::Undo, ROLLS, Some("undo")),
     bind(&[Char('p')], Command::PauseResume, ROLLS, Some("pause")),
     bind(&[Char('P')], Command::Promote, ROLLS, Some("promote")),
     bind(&[Char('x')], Command::Abort, ROLLS, Some("abort")),
+    bind(&[Char('l')], Command::Logs, &[Fleet, Services, Rollout], Some("logs")),
+    bind(&[Char('y')], Command::Diff, ROLLS, Some("diff")),
     bind(&[Char('S')], Command::Stop, &[Services], None),
     bind(&[Key::Left, Char('h')], Command::Left, &[Rollout], Some("service")),
     bind(&[Key::Right], Command::Right, &[Rollout], None),

@@ -142,7 +142,7 @@ impl Follow {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::unnecessary_wraps)]
     use super::*;
     use crate::tui::fixture;
 

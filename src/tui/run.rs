@@ -76,11 +76,20 @@ pub enum TuiError {
     /// The terminal.
     #[error("the terminal cannot be used: {0}")]
     Terminal(#[from] io::Error),
+    /// One of our own tasks panicked.
+    #[error("a part of the screen has failed: {0}")]
+    Task(String),
 }
 
 impl Hint for TuiError {
     fn hint(&self) -> Option<String> {
-        Some("run it in a terminal, or use the commands: `gpudeck --help`".to_owned())
+        Some(
+            match self {
+                Self::Terminal(_) => "run it in a terminal, or use the commands: `gpudeck --help`",
+                Self::Task(_) => "start it again, and report what it printed",
+            }
+            .to_owned(),
+        )
     }
 }
 
@@ -168,7 +177,11 @@ impl Loop {
                         next = if left > 0 { self.inbox.try_recv().ok() } else { None };
                     }
                 }
-                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        return Err(TuiError::Task(error.to_string()));
+                    }
+                }
                 () = tick => {
                     ticked = Instant::now();
                     self.take(Message::Tick(now())).await?;

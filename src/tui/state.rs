@@ -2,6 +2,8 @@
 //!
 //! No terminal, no network and no clock: time arrives in messages.
 
+use std::fmt::Write as _;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -394,7 +396,7 @@ impl State {
 fn host_text(host: &HostView) -> String {
     let mut text = host.name.to_string();
     for (key, value) in &host.labels {
-        text.push_str(&format!(" {key}={value}"));
+        let _ = write!(text, " {key}={value}");
     }
     for gpu in host.sample.iter().flat_map(|s| s.gpus.list()) {
         text.push(' ');

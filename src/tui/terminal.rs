@@ -52,6 +52,12 @@ impl Screen {
 
     /// Draws the state as one synchronised frame (DEC 2026); returns what was drawn.
     pub fn draw(&mut self, state: &State) -> io::Result<Buffer> {
+        // A panic in some task gave the terminal back, and this loop is still alive: its message stays
+        // on the ordinary screen.
+        if !TAKEN.load(Ordering::SeqCst) {
+            enter()?;
+            self.terminal.clear()?;
+        }
         queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
         let frame = self.terminal.draw(|frame| view::view(state, frame))?.buffer.clone();
         queue!(self.terminal.backend_mut(), EndSynchronizedUpdate)?;

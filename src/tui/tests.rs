@@ -455,7 +455,7 @@ fn filters_narrow_and_esc_restores() {
 #[test]
 fn scrolling_up_pauses_the_log_and_g_is_live() {
     let mut state = state(calm(), SMALL);
-    let lines: String = (0..100).map(|i| format!("line {i:03}\n")).collect();
+    let lines: String = (0..100).map(|i| format!("line {i:03}\n")).collect::<Vec<_>>().concat();
     followed(&mut state, &lines);
     assert!(text(&state).contains("line 099"));
     press(&mut state, "kkk");
@@ -470,6 +470,10 @@ fn scrolling_up_pauses_the_log_and_g_is_live() {
     assert!(row(&before) && row(&text(&state)), "the same lines stay in sight");
     press(&mut state, "G");
     assert!(text(&state).contains("new") && text(&state).contains("live"));
+    press(&mut state, "<esc>");
+    let chunk = LogChunk { offset: 0, next_offset: 1, text: "x".to_owned() };
+    let effects = update(&mut state, Message::Logged { ticket, result: Ok(chunk) });
+    assert!(effects.is_empty(), "left behind, it is not asked for any more");
 }
 
 #[test]

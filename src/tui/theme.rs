@@ -137,8 +137,7 @@ impl Theme {
             focus: if depth == Depth::None { bold } else { sky },
             selected: select((34, 66, 96), 24),
             selected_elsewhere: match depth {
-                Depth::None => bold,
-                Depth::Sixteen => bold,
+                Depth::None | Depth::Sixteen => bold,
                 _ => select((52, 58, 66), 238),
             },
             simulated: on((224, 150, 20), 172, Color::Yellow),

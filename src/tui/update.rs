@@ -55,7 +55,7 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
             Vec::new()
         }
         Message::Diffed { ticket, result } => {
-            diffed(state, ticket, result);
+            diffed(state, ticket, &result);
             Vec::new()
         }
         Message::Logged { ticket, result } => logged(state, ticket, result),
@@ -358,10 +358,10 @@ fn planned(state: &mut State, ticket: u64, result: Result<Box<PlanView>, ApiErro
     };
     match &mut state.mode {
         Mode::Confirm(confirm) if matches!(confirm.plan, PlanState::Waiting(t) if t == ticket) => {
-            if let Ok(plan) = &result {
-                if let (super::dialogs::Deed::Apply, Some(from)) = (confirm.deed, plan.from) {
-                    confirm.target = format!("{}: {from} → {}", confirm.service, plan.to);
-                }
+            if let Ok(plan) = &result
+                && let (super::dialogs::Deed::Apply, Some(from)) = (confirm.deed, plan.from)
+            {
+                confirm.target = format!("{}: {from} → {}", confirm.service, plan.to);
             }
             confirm.plan = match result {
                 Ok(plan) => PlanState::Ready(plan),
@@ -376,19 +376,19 @@ fn planned(state: &mut State, ticket: u64, result: Result<Box<PlanView>, ApiErro
     }
 }
 
-fn diffed(state: &mut State, ticket: u64, result: Result<String, ApiError>) {
-    let mut lines = match &result {
+fn diffed(state: &mut State, ticket: u64, result: &Result<String, ApiError>) {
+    let mut lines = match result {
         Ok(diff) => diff_lines(diff, &state.theme),
         Err(error) => error_lines(state, error),
     };
     if lines.is_empty() {
         lines.push(ratatui::text::Line::raw("no difference"));
     }
-    if let Mode::Text(view) = &mut state.mode {
-        if view.ticket == Some(ticket) {
-            view.ticket = None;
-            view.lines = lines;
-        }
+    if let Mode::Text(view) = &mut state.mode
+        && view.ticket == Some(ticket)
+    {
+        view.ticket = None;
+        view.lines = lines;
     }
 }
 

@@ -211,6 +211,19 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         pen.put_cut(area.x, y, right, &format!(" {mark} {}", notice.text), style);
         return None;
     }
+    // The panel's keys do nothing while a dialog has them.
+    let in_dialog = match &state.mode {
+        Mode::Browse | Mode::Filter { .. } => None,
+        Mode::Palette(_) => Some("type a command · ↑↓ choose · Enter runs it · Esc closes"),
+        Mode::Help { .. } | Mode::Text(_) => Some("↑↓ scrolls · Esc closes"),
+        Mode::Confirm(_) => Some("type the name, then Enter · ↑↓ scrolls the plan · Esc cancels"),
+        Mode::Ask(_) => Some("← → choose · Enter · Esc cancels"),
+        Mode::Question(_) => Some("type the answer, then Enter · Esc leaves it for later"),
+    };
+    if let Some(text) = in_dialog {
+        pen.put_cut(area.x + 1, y, right, text, theme.dim);
+        return None;
+    }
     let mut x = area.x + 1;
     // Help and quit stand at the right, so that they are seen however narrow it is.
     let mut tail = right;
@@ -240,5 +253,8 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
 }
 
 fn goes_back(state: &State) -> bool {
-    state.detail.is_some() || state.zoom || state.filter(state.panel).is_some()
+    state.detail.is_some()
+        || state.zoom
+        || state.filter(state.panel).is_some()
+        || (state.panel == Panel::Logs && state.follow.is_some())
 }

@@ -49,7 +49,11 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, body: Rect) -> Option<Position> {
 
 /// An area of at most this size in the middle of `body`.
 pub fn centre(body: Rect, width: u16, height: u16) -> Rect {
-    let (width, height) = (width.min(body.width), height.min(body.height));
+    // What would leave only a sliver of the panels takes all of it.
+    let fit = |wanted: u16, room: u16, sliver: u16| {
+        if room.saturating_sub(wanted) < sliver { room } else { wanted }
+    };
+    let (width, height) = (fit(width, body.width, 8), fit(height, body.height, 3));
     Rect {
         x: body.x + (body.width - width) / 2,
         y: body.y + (body.height - height) / 2,

@@ -45,7 +45,11 @@ impl Palette {
             match command.scope() {
                 Scope::Key => {}
                 Scope::Deck => {
-                    entries.push(Entry { label: command.name().to_owned(), command, service: None })
+                    entries.push(Entry {
+                        label: command.name().to_owned(),
+                        command,
+                        service: None,
+                    });
                 }
                 Scope::Service => {
                     let names = state.snapshot.iter().flat_map(|s| s.services.keys());

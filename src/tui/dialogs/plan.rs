@@ -21,9 +21,10 @@ use crate::tui::theme::Theme;
 pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>> {
     let mut out = Vec::new();
     for warning in &plan.warnings {
-        out.extend(wrapped(&format!("▲ {warning}"), width, theme.warn));
+        let style = if warning.contains("OUTAGE") { theme.bad } else { theme.warn };
+        out.extend(wrapped(&format!("▲ {warning}"), width, style));
     }
-    if plan.forecast.outage {
+    if plan.forecast.outage && !plan.warnings.iter().any(|w| w.contains("OUTAGE")) {
         let text = format!("▲ OUTAGE: {} stops serving on the way", plan.service);
         out.extend(wrapped(&text, width, theme.bad));
     }

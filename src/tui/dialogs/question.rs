@@ -83,9 +83,9 @@ impl QuestionDialog {
         let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(6);
         let area = centre(body, width, rows);
         pen.clear(area);
-        let asker = question.host.as_ref().map_or("the controller", |h| h.as_str());
+        let who = question.host.as_ref().map_or("the controller", |h| h.as_str());
         let asked = words::ago(state.now, question.asked);
-        let title = format!("{asker} asks · {asked}");
+        let title = format!("{who} asks · {asked}");
         let inside = pen.frame(area, true, &Line::styled(title, pen.theme.strong));
         let (left, right) = (inside.x + 1, inside.right().saturating_sub(1));
         let text = Rect {

@@ -3,7 +3,7 @@
 //! ```text
 //! ╭ 1 Fleet ─ 4 hosts · 32 GPUs · util 63% · 1.9/2.5 TiB · 11.2 kW ────────────────╮
 //! │▌● node1  H100 80GB ×8              cpu 23%  mem 210/1008G  max 71°  4.1 kW     │
-//! │   a 0 ████▌···  87%  ██████·· 61.2/80G  64°  512W  chat r11-0                  │  roomy
+//! │   a 0 ━━━━╸───  87%  ━━━━━━── 61.2/80G  64°  512W  chat r11-0                  │  roomy
 //! │                                                                                │
 //! │▌● node1  H100 80GB ×8              cpu 23%  mem 210/1008G  max 71°  4.1 kW     │
 //! │   0▇ 87%  1▇ 91%  2▇ 88%  …                                                    │  close
@@ -14,6 +14,8 @@
 //! ```
 //!
 //! The roomiest of the three that fits is taken. Letters and colours say which service holds a GPU.
+
+use std::fmt::Write as _;
 
 use ratatui::layout::Rect;
 use ratatui::style::Style;
@@ -114,15 +116,15 @@ fn summary(hosts: &[&HostView]) -> String {
     let mut out = format!("{} host{}", hosts.len(), if hosts.len() == 1 { "" } else { "s" });
     let away = hosts.iter().filter(|h| !matches!(h.link, HostLinkState::Up)).count();
     if away > 0 {
-        out.push_str(&format!(" ({away} not up)"));
+        let _ = write!(out, " ({away} not up)");
     }
     if gpus > 0 {
-        out.push_str(&format!(" · {gpus} GPU{}", if gpus == 1 { "" } else { "s" }));
+        let _ = write!(out, " · {gpus} GPU{}", if gpus == 1 { "" } else { "s" });
         if let Some(mean) = busy.checked_div(measured) {
-            out.push_str(&format!(" · util {mean}%"));
+            let _ = write!(out, " · util {mean}%");
         }
-        out.push_str(&format!(" · {used} of {total}"));
-        out.push_str(&format!(" · {:.1} kW", milliwatts as f64 / 1e6));
+        let _ = write!(out, " · {used} of {total}");
+        let _ = write!(out, " · {:.1} kW", milliwatts as f64 / 1e6);
     }
     out
 }
@@ -187,10 +189,10 @@ pub fn link_words(link: &HostLinkState, now: Timestamp) -> Option<String> {
         HostLinkState::Down { cause, hint, since, retry_at } => {
             let mut out = format!("down {}: {cause}", words::ago(now, *since));
             if let Some(at) = retry_at {
-                out.push_str(&format!(" (again in {})", words::left(now, *at)));
+                let _ = write!(out, " (again in {})", words::left(now, *at));
             }
             if let Some(hint) = hint {
-                out.push_str(&format!(" → {hint}"));
+                let _ = write!(out, " → {hint}");
             }
             out
         }
@@ -252,10 +254,8 @@ fn numbers(host: &HostView, wide: bool) -> String {
         parts.push(format!("cpu {cpu:.0}%"));
     }
     parts.push(format!("mem {}", words::memory(sample.memory)));
-    if wide {
-        if let (Some(rx), Some(tx)) = (sample.net_rx_bytes_per_s, sample.net_tx_bytes_per_s) {
-            parts.push(format!("↓{} ↑{}/s", Bytes(rx), Bytes(tx)));
-        }
+    if wide && let (Some(rx), Some(tx)) = (sample.net_rx_bytes_per_s, sample.net_tx_bytes_per_s) {
+        parts.push(format!("↓{} ↑{}/s", Bytes(rx), Bytes(tx)));
     }
     let gpus = sample.gpus.list();
     if let Some(hottest) = gpus.iter().filter_map(|g| g.temperature_c).max() {

@@ -140,7 +140,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, host: &HostView, block: Rect, dens
     }
 }
 
-/// `a 0  ████▌···  87%  ██████·· 61.2/80G  64°  512W  chat r11-0`, or `r11-0` where it is narrow
+/// `a 0  ━━━━╸───  87%  ━━━━━━── 61.2/80G  64°  512W  chat r11-0`, or `r11-0` where it is narrow
 fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rect, up: bool) {
     let theme = pen.theme;
     let y = area.y;
@@ -176,13 +176,12 @@ fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
     x += 5;
     pen.put_right(x, y, (x + 6).min(right), &words::watts(gpu.power_mw), old(theme.dim));
     x += 7;
-    match trouble(gpu) {
-        Some(why) => pen.put_cut(x, y, right, &format!("▲ {why}"), theme.bad),
-        None => {
-            let service = owner.service.filter(|_| named).map(|s| format!("{s} "));
-            let text = format!("{}{}", service.unwrap_or_default(), owner.label);
-            pen.put_cut(x, y, right, &text, old(owner.style))
-        }
+    if let Some(why) = trouble(gpu) {
+        pen.put_cut(x, y, right, &format!("▲ {why}"), theme.bad)
+    } else {
+        let service = owner.service.filter(|_| named).map(|s| format!("{s} "));
+        let text = format!("{}{}", service.unwrap_or_default(), owner.label);
+        pen.put_cut(x, y, right, &text, old(owner.style))
     };
 }
 

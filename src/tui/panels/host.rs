@@ -95,7 +95,7 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
         "load",
         &format!(
             "cpu {}  load {}  mem {}  disk {}",
-            number(sample.cpu_percent.map(|c| c.round()), "%"),
+            number(sample.cpu_percent.map(f32::round), "%"),
             sample.load_1m.map_or_else(|| ABSENT.to_owned(), |l| format!("{l:.1}")),
             words::memory(sample.memory),
             words::memory(sample.disk),

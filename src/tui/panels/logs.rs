@@ -7,6 +7,8 @@
 //! ╰────────────────────────────────────────────────────────────────────────────────╯
 //! ```
 
+use std::fmt::Write as _;
+
 use ratatui::layout::Rect;
 
 use super::{nothing, title};
@@ -27,25 +29,19 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     if follow.back == 0 {
         more.push_str(" · live");
     } else {
-        more.push_str(&format!(" · PAUSED {} back, G live", follow.back));
+        let _ = write!(more, " · PAUSED {} back, G live", follow.back);
     }
-    more.push_str(&format!(" · {} lines", follow.lines.len()));
+    let _ = write!(more, " · {} lines", follow.lines.len());
     if follow.skipped_bytes > 0 {
-        more.push_str(&format!(" · SKIPPED {}", Bytes(follow.skipped_bytes)));
+        let _ = write!(more, " · SKIPPED {}", Bytes(follow.skipped_bytes));
     }
     let inside = pen.frame(area, focused, &title(state, Panel::Logs, &more));
     let mut text = Rect { x: inside.x + 1, width: inside.width.saturating_sub(1), ..inside };
-    if let Some(trouble) = &follow.trouble {
-        if text.height > 1 {
-            text.height -= 1;
-            pen.put_cut(
-                text.x,
-                text.bottom(),
-                text.right(),
-                &format!("▲ {trouble}"),
-                pen.theme.warn,
-            );
-        }
+    if let Some(trouble) = &follow.trouble
+        && text.height > 1
+    {
+        text.height -= 1;
+        pen.put_cut(text.x, text.bottom(), text.right(), &format!("▲ {trouble}"), pen.theme.warn);
     }
     let filter = state.filter(Panel::Logs);
     let lines = follow.lines.iter().rev();

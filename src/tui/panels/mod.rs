@@ -54,13 +54,10 @@ pub fn title(state: &State, panel: Panel, more: &str) -> ratatui::text::Line<'st
 /// Says in the middle of a panel why nothing is in it.
 pub fn nothing(pen: &mut Pen<'_>, inside: Rect, lines: &[&str]) {
     let rows = u16::try_from(lines.len()).unwrap_or(0);
-    let mut y = inside.y + inside.height.saturating_sub(rows) / 2;
-    for line in lines {
+    let top = inside.y + inside.height.saturating_sub(rows) / 2;
+    for (y, line) in (top..inside.bottom()).zip(lines) {
         let wide = u16::try_from(line.chars().count()).unwrap_or(u16::MAX);
         let x = inside.x + inside.width.saturating_sub(wide) / 2;
-        if y < inside.bottom() {
-            pen.put(x, y, inside.right(), line, pen.theme.dim);
-        }
-        y += 1;
+        pen.put(x, y, inside.right(), line, pen.theme.dim);
     }
 }

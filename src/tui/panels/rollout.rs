@@ -6,7 +6,7 @@
 //! │ traffic  r11 █████████████████████████████████▌r12                          │
 //! │                                                                             │
 //! │ ✔ weight 10 %                   │            requests  failed       mean    │
-//! │ ▶ analyse default   42s ███▌··· │ new r12         214   29.0%     182 ms    │
+//! │ ▶ analyse default   42s ━━━╸─── │ new r12         214   29.0%     182 ms    │
 //! │ ○ weight 50 %                   │ old r11        1934    0.1%     181 ms    │
 //! │ ○ approve                       │ ✖ error rate 0.31 (62 of 200) > 0.02      │
 //! │ ○ all replicas                  │                                           │
@@ -54,16 +54,15 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     // The list keeps three rows whatever else there is.
     let keep = if service.history.is_empty() { 0 } else { 4.min(rest.height / 2) };
     let mut top = Rect { height: rest.height - keep, ..rest };
-    match &service.rollout {
-        Some(rollout) => journey(pen, state, service, rollout, &mut top),
-        None => {
-            let y = take(&mut top, 1);
-            let text = match service.condition {
-                Condition::Stopped => "nothing runs; a rolls it out",
-                _ => "no rollout yet; a rolls out the spec",
-            };
-            pen.put(rest.x, y, rest.right(), text, pen.theme.dim);
-        }
+    if let Some(rollout) = &service.rollout {
+        journey(pen, state, service, rollout, &mut top);
+    } else {
+        let y = take(&mut top, 1);
+        let text = match service.condition {
+            Condition::Stopped => "nothing runs; a rolls it out",
+            _ => "no rollout yet; a rolls out the spec",
+        };
+        pen.put(rest.x, y, rest.right(), text, pen.theme.dim);
     }
     replicas(pen, state, service, &mut top);
     let used = top.y - rest.y;
@@ -93,11 +92,11 @@ fn journey(
     }
     let y = take(rest, 1);
     pen.line(rest.x, y, rest.right(), &headline(state, service, rollout));
-    if let Some(line) = held(state, rollout) {
-        if rest.height > 0 {
-            let y = take(rest, 1);
-            pen.line(rest.x, y, rest.right(), &line);
-        }
+    if let Some(line) = held(state, rollout)
+        && rest.height > 0
+    {
+        let y = take(rest, 1);
+        pen.line(rest.x, y, rest.right(), &line);
     }
     let over = rollout.outcome.is_some();
     if !over && rest.height > 4 {

@@ -10,6 +10,8 @@
 //! ╰────────────────────────────────────────────────────────────────────────────────╯
 //! ```
 
+use std::fmt::Write as _;
+
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
@@ -23,7 +25,7 @@ use crate::tui::words;
 
 const COLUMNS: [Column; 11] = [
     col("", 2, 0),
-    grow("NAME", 8, 1),
+    col("NAME", 14, 1),
     col("CONDITION", 12, 2),
     col("READY", 8, 3),
     col("RELEASE", 9, 4),
@@ -50,7 +52,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     let mut more = format!("{} · {ready} replicas ready", services.len());
     if pending > 0 {
         let noun = if pending == 1 { "change waits" } else { "changes wait" };
-        more.push_str(&format!(" · ✎ {pending} {noun}: press a"));
+        let _ = write!(more, " · ✎ {pending} {noun}: press a");
     }
     let inside = pen.frame(area, focused, &title(state, Panel::Services, &more));
     if services.is_empty() {
