@@ -111,11 +111,14 @@ where
     let result = loop {
         // Also what ended is taken out, so that the sets stay small.
         while looking.try_join_next().is_some() || acting.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break Ok(()) };
-        let line = tokio::select! {
-            line = reader.next_line() => line,
+        let next = async {
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            (permit, reader.next_line().await)
+        };
+        let (permit, line) = tokio::select! {
+            next = next => next,
             // Nobody reads what we write: the other side is gone.
-            _ = &mut writing.0 => break Ok(()),
+            _ = &mut writing.0 => return Ok(()),
         };
         let line = match line {
             Ok(Some(line)) => line,

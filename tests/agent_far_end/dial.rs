@@ -27,6 +27,18 @@ fn dial(state: &Path, epoch: Option<Epoch>, target: &str) -> Child {
         .unwrap()
 }
 
+/// Waits until it has ended; one that does not is killed.
+fn ends(child: &mut Child) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            panic!("the dial does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A server that answers, at the end of what it is sent, with all of it: a client that could not
 /// end its half would wait for ever.
 fn echo_server(dir: &Path) -> (String, std::thread::JoinHandle<()>) {
@@ -85,11 +97,7 @@ fn ends_when_the_far_end_is_gone_though_nobody_closes_its_input() {
     let mut child = dial(state.path(), None, &format!("unix:{}", path.display()));
     drop(listener.accept().unwrap());
     let _open = child.stdin.take();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < deadline, "the dial holds on to a dead socket");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    ends(&mut child);
 }
 
 #[test]
@@ -103,7 +111,9 @@ fn a_stream_that_acts_holds_the_lock_and_an_old_epoch_gets_none() {
     let listener = UnixListener::bind(&path).unwrap();
     let target = format!("unix:{}", path.display());
 
-    let refused = dial(state.path(), Some(old), &target).wait_with_output().unwrap();
+    let mut refused = dial(state.path(), Some(old), &target);
+    ends(&mut refused);
+    let refused = refused.wait_with_output().unwrap();
     assert_eq!(refused.status.code(), Some(3));
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(told.contains("held by test"), "{told}");
