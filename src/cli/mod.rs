@@ -67,7 +67,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
 async fn interrupted(args: &Args) {
     match args.command {
         None | Some(Command::Demo { .. } | Command::Controller(ControllerCommand::Run { .. })) => {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         Some(_) => {
             let _ = tokio::signal::ctrl_c().await;

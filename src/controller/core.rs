@@ -563,7 +563,7 @@ impl Core {
         let mut release = planned.release;
         release.author.clone_from(&request.by);
         release.reason.clone_from(&request.reason);
-        let repo = self.repo.as_ref().ok_or_else(|| no_deck())?;
+        let repo = self.repo.as_ref().ok_or_else(no_deck)?;
         release.revision = planning::commit(repo, &draft, &release, request.kind)?;
         let number = release.number;
         self.state.last_release = self.state.last_release.max(number);

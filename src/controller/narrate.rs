@@ -26,7 +26,7 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
         EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
         EventKind::TrafficFailed { why, .. } => {
-            story.warn(format!("the gateway was not changed: {why}"))
+            story.warn(format!("the gateway was not changed: {why}"));
         }
         _ => {}
     }

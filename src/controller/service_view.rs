@@ -104,7 +104,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
                         port: plan.port,
                     })
                     .collect(),
-                weight_percent: if sum == 0 { 0 } else { (weight * 100 + sum / 2) / sum },
+                weight_percent: (weight * 100 + sum / 2).checked_div(sum).unwrap_or(0),
                 traffic: around.traffic.map(|t| t.view(|r| *r == id)).unwrap_or_default(),
             })
         })

@@ -275,7 +275,7 @@ impl<'de> Deserialize<'de> for Count {
 }
 
 /// How a new release replaces the old one. The words and the arithmetic are Kubernetes'; the
-/// defaults are LeaderWorkerSet's, as right for hosts whose GPUs are all in use.
+/// defaults are `LeaderWorkerSet`'s, as right for hosts whose GPUs are all in use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSpec {

@@ -2,7 +2,7 @@
 //!
 //! russh's own check is not used: it ignores `@revoked`, knows no wildcards, takes a second key
 //! of one algorithm for a changed one, and gives up at one bad line. The rules here are those of
-//! `sshd(8)`, "SSH_KNOWN_HOSTS FILE FORMAT".
+//! `sshd(8)`, "`SSH_KNOWN_HOSTS` FILE FORMAT".
 
 use std::fs;
 use std::io::{self, Read, Write};
