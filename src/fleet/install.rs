@@ -374,7 +374,7 @@ async fn script(
 ) -> Result<Answer, InstallError> {
     let mut program = String::new();
     for (name, value) in values {
-        program.push_str(&format!("{name}={}\n", quote::shell_word(value)));
+        program.extend([name, "=", &quote::shell_word(value), "\n"]);
     }
     program.push_str(PRELUDE);
     program.push_str(body);
@@ -447,7 +447,7 @@ mod tests {
 
         told.lock().unwrap().clear();
         install(&connection, Source::Copy(&agent), &env(&state), &progress).await.unwrap();
-        assert_eq!(*told.lock().unwrap(), [], "it was copied again");
+        assert!(told.lock().unwrap().is_empty(), "it was copied again");
 
         std::fs::write(copy, "damaged").unwrap();
         install(&connection, Source::Copy(&agent), &env(&state), &progress).await.unwrap();
