@@ -406,6 +406,15 @@ async fn an_agent_of_another_version_is_named() {
     assert!(cause.contains("agent ended"), "{cause}");
 }
 
+/// A mount that ends with the test, however that ends.
+struct Mounted(String);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_runs_no_programs_is_named() {
     if !lab() {
@@ -423,6 +432,7 @@ async fn a_directory_that_runs_no_programs_is_named() {
         println!("skipped: mounting is not allowed here");
         return;
     }
+    let _mounted = Mounted(mount.to_owned());
     let agent = fake_agent(server.dir.path(), PROTOCOL_VERSION);
     let mut watched = Watched::new(&agent, false);
     watched.hosts(&[("box", &spec(&server, &server.known_hosts("ed25519")))]);
@@ -431,7 +441,6 @@ async fn a_directory_that_runs_no_programs_is_named() {
     watched.fleet.reconnect(&name("box"));
     let full = watched.down("box").await;
     watched.fleet.shutdown().await;
-    tool("umount", &["-l", mount]);
     assert!(noexec.0.contains("noexec") && noexec.1.is_some(), "{noexec:?}");
     assert!(full.0.contains("no space left"), "{full:?}");
 }
