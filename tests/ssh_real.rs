@@ -95,7 +95,7 @@ async fn says(connection: &dyn Connection, command: &str) -> String {
 // ── conformance ─────────────────────────────────────────────────────────────────────────────
 
 async fn conformance(connection: &dyn Connection) {
-    let limit = Duration::from_secs(60);
+    let limit = Duration::from_mins(1);
     assert_eq!(says(connection, "echo it works").await, "it works\n");
 
     let out = run(connection, "echo out; echo err >&2; exit 7", b"", 99, limit).await.unwrap();
@@ -109,6 +109,15 @@ async fn conformance(connection: &dyn Connection) {
     let input: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
     let out = run(connection, "cat", &input, 1 << 30, limit).await.unwrap();
     assert!(out.stdout == input, "cat gave back something else");
+
+    // Shutting the input down ends it while the writer is still held.
+    let mut cat = connection.exec("cat").await.unwrap();
+    cat.stdin.write_all(b"to the end").await.unwrap();
+    cat.stdin.shutdown().await.unwrap();
+    let mut back = String::new();
+    cat.stdout.read_to_string(&mut back).await.unwrap();
+    assert_eq!((back.as_str(), cat.control.wait().await), ("to the end", ExitStatus::Code(0)));
+    drop(cat);
 
     // A command that reads nothing must not hold up whoever feeds it.
     let out = run(connection, "exit 3", &input, 99, limit).await.unwrap();
@@ -185,7 +194,7 @@ async fn a_reader_who_never_reads_loses_the_channel_and_nothing_else() {
     let target = target(&server, &server.known_hosts("ed25519"));
     let connection = try_connect(&target, &options(server.dir.path()), &NoQuestions).await.unwrap();
     let mut unread = connection.exec("cat /dev/zero").await.unwrap();
-    tokio::time::timeout(Duration::from_secs(60), unread.control.wait()).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), unread.control.wait()).await.unwrap();
     assert_eq!(says(&connection, "echo beside").await, "beside\n");
     let mut all = Vec::new();
     assert!(unread.stdout.read_to_end(&mut all).await.is_err());

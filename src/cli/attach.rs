@@ -6,20 +6,16 @@ use std::path::{Path, PathBuf};
 use super::args::Args;
 use super::exit::Failure;
 use crate::api::{Client, Hint};
-use crate::controller::{self, Paths};
-use crate::spec::{DeckSpec, parse_deck};
+use crate::controller::{self, Deck, Paths};
 
 /// The deck's directory and what its deck.toml says.
-pub fn deck(args: &Args) -> Result<(PathBuf, DeckSpec), Failure> {
+pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
     let dir = find(args)?.ok_or_else(|| {
         Failure { code: 8, ..Failure::other("there is no deck here") }.with_hint(
             "run `gpudeck init` to make one, or name one with --deck DIR; `gpudeck demo` needs none",
         )
     })?;
-    let file = dir.join("deck.toml");
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| Failure { code: 8, ..Failure::other(format!("{}: {e}", file.display())) })?;
-    let spec = parse_deck(&text, &file.display().to_string())
+    let spec = controller::read_deck(&dir)
         .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
     Ok((dir, spec))
 }

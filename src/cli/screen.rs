@@ -1,6 +1,5 @@
 //! Plain `gpudeck`: the full screen, on the deck's controller or on just this machine.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::sync::Arc;
 
@@ -8,9 +7,7 @@ use super::args::Args;
 use super::attach;
 use super::exit::{Failure, Success};
 use crate::api::{Client, Door, Hint};
-use crate::base::DeckId;
-use crate::controller::{self, Options, Paths, start_in_process};
-use crate::spec::{DeckSpec, HostSpec, Transport};
+use crate::controller;
 
 /// Opens the screen.
 pub async fn open(args: &Args) -> Result<Success, Failure> {
@@ -36,28 +33,14 @@ pub async fn show(client: Client) -> Result<Success, Failure> {
 
 /// Just this machine, without a deck: the same agent, no SSH, nothing kept afterwards.
 async fn this_machine() -> Result<Success, Failure> {
-    let failed = |e: &dyn std::fmt::Display| Failure::other(e.to_string());
-    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = machine.parse().or_else(|_| "local".parse()).map_err(|e| failed(&e))?;
-    let host = HostSpec { transport: Transport::Local, ..HostSpec::default() };
-    let deck = DeckSpec {
-        id: DeckId(uuid::Uuid::now_v7()),
-        name: format!("{machine} (no deck here)"),
-        simulated: false,
-        hosts: BTreeMap::from([(name, host)]),
-        gateways: BTreeMap::new(),
-    };
-    let dir = tempfile::tempdir().map_err(|e| failed(&e))?;
-    let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
-    let running = start_in_process(options, &Paths::in_dir(dir.path()))
+    let dir = tempfile::tempdir().map_err(|e| Failure::other(e.to_string()))?;
+    let running = controller::start_on_this_machine(dir.path())
         .await
         .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
-    let client = controller_client(&running.socket).await?;
-    let shown = show(client).await;
+    let shown = match controller::connect(&running.socket).await {
+        Ok(client) => show(client).await,
+        Err(error) => Err(error.into()),
+    };
     running.stop().await;
     shown
-}
-
-async fn controller_client(socket: &std::path::Path) -> Result<Client, Failure> {
-    Ok(controller::connect(socket).await?)
 }

@@ -18,7 +18,11 @@ pub mod start;
 pub mod traffic;
 pub mod world;
 
+pub use crate::spec::DeckSpec as Deck;
 pub use core::Options;
 pub use paths::Paths;
 pub use planning::init_repository;
-pub use start::{ControllerError, Running, attach, connect, start_background, start_in_process};
+pub use start::{
+    ControllerError, Running, attach, connect, read_deck, start_background, start_in_process,
+    start_on_this_machine,
+};

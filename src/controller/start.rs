@@ -16,10 +16,12 @@ use super::record::{DeckState, Record};
 use super::{Paths, observe, planning};
 use crate::api::hub::Hub;
 use crate::api::{Client, DeckView, server};
-use crate::base::{Bytes, Hint};
+use crate::base::id::BadName;
+use crate::base::{Bytes, DeckId, Hint, HostName};
 use crate::fleet::{Fleet, FleetOptions};
 use crate::journal::{Journal, JournalError, RecordKind};
 use crate::revision::{DeckRepo, RevisionError};
+use crate::spec::{DeckSpec, HostSpec, SpecError, Transport, parse_deck};
 
 /// Why a controller could not be started or reached.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,12 @@ pub enum ControllerError {
         /// Why.
         error: std::io::Error,
     },
+    /// deck.toml.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// This machine's name cannot be a host's name.
+    #[error(transparent)]
+    Name(#[from] BadName),
     /// The background process did not come up.
     #[error("the controller did not come up: {0}")]
     NotUp(String),
@@ -54,6 +62,8 @@ impl Hint for ControllerError {
                 Some("use the gpudeck version that wrote it, or move the journal aside".to_owned())
             }
             Self::Revision(error) => error.hint(),
+            Self::Spec(error) => error.hint(),
+            Self::Name(_) => None,
             Self::File { .. } => Some(
                 "set GPUDECK_HOME to a directory that can be written (with a short path)"
                     .to_owned(),
@@ -317,4 +327,31 @@ fn last_line(log: &Path) -> String {
 /// A client of a controller that was just started in this process.
 pub async fn connect(socket: &Path) -> Result<Client, crate::api::ApiError> {
     Client::connect(socket).await
+}
+
+/// What a deck's deck.toml says.
+pub fn read_deck(dir: &Path) -> Result<DeckSpec, ControllerError> {
+    let path = dir.join("deck.toml");
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| ControllerError::File { path: path.clone(), error })?;
+    Ok(parse_deck(&text, &path.display().to_string())?)
+}
+
+/// A controller on just this machine, without a deck; its files are in `dir`.
+pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerError> {
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name: HostName = match machine.parse() {
+        Ok(name) => name,
+        Err(_) => "local".parse()?,
+    };
+    let host = HostSpec { transport: Transport::Local, ..HostSpec::default() };
+    let deck = DeckSpec {
+        id: DeckId(uuid::Uuid::now_v7()),
+        name: format!("{name} (no deck here)"),
+        simulated: false,
+        hosts: std::collections::BTreeMap::from([(name, host)]),
+        gateways: std::collections::BTreeMap::new(),
+    };
+    let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
+    start_in_process(options, &Paths::in_dir(dir)).await
 }

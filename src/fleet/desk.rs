@@ -15,7 +15,7 @@ use crate::base::{HostName, text};
 use crate::ssh::Questions;
 
 /// A person has so long to answer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// All open questions of the fleet.
 #[derive(Default)]

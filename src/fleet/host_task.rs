@@ -24,7 +24,7 @@ use crate::wire::{DialAccess, DialTarget, Reply, Request};
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// What only a person can mend is tried again this slowly, so that logs do not fill.
-const SLOW_RETRY: Duration = Duration::from_secs(60);
+const SLOW_RETRY: Duration = Duration::from_mins(1);
 /// A link that was up for so long starts again with the shortest wait.
 const STEADY: Duration = Duration::from_secs(10);
 

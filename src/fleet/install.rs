@@ -374,7 +374,7 @@ async fn script(
 ) -> Result<Answer, InstallError> {
     let mut program = String::new();
     for (name, value) in values {
-        program.push_str(&format!("{name}={}\n", quote::shell_word(value)));
+        program.extend([name, "=", &quote::shell_word(value), "\n"]);
     }
     program.push_str(PRELUDE);
     program.push_str(body);

@@ -118,8 +118,8 @@ impl Fleet {
     }
 
     /// Tries a host that is down again now; passphrases that were not given are asked for again.
-    pub async fn reconnect(&self, host: &HostName) -> bool {
-        self.shared.key_ring.ask_again().await;
+    pub fn reconnect(&self, host: &HostName) -> bool {
+        self.shared.key_ring.ask_again();
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = hosts.entries.get(host);
         if let Some(entry) = entry {

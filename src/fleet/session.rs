@@ -25,7 +25,7 @@ use crate::wire::{
 const MAX_DIALS: usize = 6;
 const HELLO_PATIENCE: Duration = Duration::from_secs(20);
 /// An agent that is subscribed to and says nothing for so long hangs.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 const DIAL_PATIENCE: Duration = Duration::from_secs(15);
 /// Time between samples.

@@ -29,7 +29,7 @@ use crate::base::text;
 const MAX_KEY_BYTES: u64 = 64 << 10;
 
 /// A passphrase that was not given is not asked for again for so long.
-const DECLINED_FOR: Duration = Duration::from_secs(300);
+const DECLINED_FOR: Duration = Duration::from_mins(5);
 
 /// Time for the agent to list its keys.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
@@ -99,7 +99,7 @@ impl KeyRing {
     }
 
     /// Forgets that a passphrase was not given, so that it is asked for again.
-    pub async fn ask_again(&self) {
+    pub fn ask_again(&self) {
         let slots: Vec<_> = {
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             slots.values().cloned().collect()

@@ -225,12 +225,11 @@ fn expand_tokens(text: &str, token: impl Fn(char) -> Option<String>) -> String {
             continue;
         }
         match chars.next() {
-            Some('%') => out.push('%'),
+            Some('%') | None => out.push('%'),
             Some(t) => match token(t) {
                 Some(value) => out.push_str(&value),
                 None => out.extend(['%', t]),
             },
-            None => out.push('%'),
         }
     }
     out

@@ -172,16 +172,15 @@ impl Endpoint {
                 .map(|name| home.join(".ssh").join(name))
                 .collect();
         }
-        let known_hosts_files = match &target.known_hosts {
-            Some(file) => vec![config::expand_home(file, home)],
-            None => {
-                let mut files = found.user_known_hosts_files;
-                if files.is_empty() {
-                    files = vec![home.join(".ssh/known_hosts"), home.join(".ssh/known_hosts2")];
-                }
-                files.push(PathBuf::from("/etc/ssh/ssh_known_hosts"));
-                files
+        let known_hosts_files = if let Some(file) = &target.known_hosts {
+            vec![config::expand_home(file, home)]
+        } else {
+            let mut files = found.user_known_hosts_files;
+            if files.is_empty() {
+                files = vec![home.join(".ssh/known_hosts"), home.join(".ssh/known_hosts2")];
             }
+            files.push(PathBuf::from("/etc/ssh/ssh_known_hosts"));
+            files
         };
         let agent_socket = match found.identity_agent.as_deref() {
             None | Some("SSH_AUTH_SOCK") => options.agent_socket.clone(),
@@ -474,8 +473,7 @@ fn refused_key(endpoint: &Endpoint, shown: Option<(PublicKey, Verdict)>) -> Opti
         Verdict::Unknown { .. } => Stop::UnknownKey(Box::new(key)),
         Verdict::Changed { file, line, known } => Stop::Error(SshError::HostKeyChanged {
             host,
-            key_type: key.algorithm().to_string(),
-            fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
+            shown: format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256)),
             known,
             file,
             line,
@@ -728,13 +726,13 @@ impl Outbox {
 async fn pump(
     mut read: ChannelReadHalf,
     write: ChannelWriteHalf<client::Msg>,
-    feed: DuplexStream,
+    input: DuplexStream,
     mut outbox: Outbox,
     parts: ExecParts,
 ) {
     let mut status = ExitStatus::Lost;
     let ended_by_server = {
-        let feeding = feed_stdin(feed, &write);
+        let feeding = feed_stdin(input, &write);
         tokio::pin!(feeding);
         let mut fed = false;
         loop {
@@ -767,26 +765,19 @@ async fn pump(
         let _ = timeout(Duration::from_secs(5), write.close()).await;
         // What was on its way is drained, so that it stalls nobody.
         let drain = async { while read.wait().await.is_some() {} };
-        let _ = timeout(Duration::from_secs(60), drain).await;
+        let _ = timeout(Duration::from_mins(1), drain).await;
     }
 }
 
-async fn feed_stdin(mut feed: DuplexStream, write: &ChannelWriteHalf<client::Msg>) {
+async fn feed_stdin(mut input: DuplexStream, write: &ChannelWriteHalf<client::Msg>) {
     let mut buffer = vec![0; 32 << 10];
-    loop {
-        match feed.read(&mut buffer).await {
-            Ok(n @ 1..) => {
-                let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
-                if write.data_bytes(piece).await.is_err() {
-                    return;
-                }
-            }
-            Ok(_) | Err(_) => {
-                let _ = write.eof().await;
-                return;
-            }
+    while let Ok(n @ 1..) = input.read(&mut buffer).await {
+        let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+        if write.data_bytes(piece).await.is_err() {
+            return;
         }
     }
+    let _ = write.eof().await;
 }
 
 fn signal(signal: &russh::Sig) -> String {

@@ -60,17 +60,15 @@ pub enum SshError {
     },
     /// The host shows another key than the one that is known.
     #[error(
-        "the host key of {host} has CHANGED: it now shows {key_type} {fingerprint}, but {}:{line} says {known}; \
+        "the host key of {host} has CHANGED: it now shows {shown}, but {}:{line} says {known}; \
          somebody may be listening in, or the host was installed anew",
         file.display()
     )]
     HostKeyChanged {
         /// As `known_hosts` names it: `host` or `[host]:port`.
         host: String,
-        /// `ssh-ed25519`.
-        key_type: String,
-        /// Of the key shown now.
-        fingerprint: String,
+        /// The key shown now: `ssh-ed25519 SHA256:…`.
+        shown: String,
         /// Of the key that is known.
         known: String,
         /// Where it is known.

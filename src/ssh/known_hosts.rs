@@ -2,7 +2,7 @@
 //!
 //! russh's own check is not used: it ignores `@revoked`, knows no wildcards, takes a second key
 //! of one algorithm for a changed one, and gives up at one bad line. The rules here are those of
-//! `sshd(8)`, "`SSH_KNOWN_HOSTS` FILE FORMAT".
+//! `sshd(8)`, in its section on the file format of known hosts.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -126,7 +126,6 @@ impl KnownHosts {
                 Some(Marker::Revoked) if same => {
                     return Verdict::Revoked { file: entry.file.clone(), line: entry.line };
                 }
-                Some(Marker::Revoked | Marker::CertAuthority) => {}
                 None if same => known = true,
                 None if changed.is_none()
                     && same_kind(&entry.key.algorithm(), &key.algorithm()) =>
@@ -137,7 +136,7 @@ impl KnownHosts {
                         known: entry.key.fingerprint(HashAlg::Sha256).to_string(),
                     });
                 }
-                None => {}
+                _ => {}
             }
         }
         if known {

@@ -1,11 +1,14 @@
 //! This very machine as a connection: `sh -c` as child processes, killed when dropped.
 
+use std::io;
+use std::pin::Pin;
 use std::process::Stdio;
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::SshError;
@@ -52,6 +55,7 @@ impl Connection for LocalConnection {
         };
         let (control, parts) = control();
         tokio::spawn(attend(child, parts, self.closed.child_token()));
+        let stdin = Stdin(Some(stdin));
         Ok(ExecChannel { stdin: Box::new(stdin), stdout: Box::new(stdout), control })
     }
 
@@ -62,6 +66,37 @@ impl Connection for LocalConnection {
 
     async fn close(&self) {
         self.closed.cancel();
+    }
+}
+
+/// A child's input that ends when it is shut down: tokio's own only ends when it is dropped.
+struct Stdin(Option<ChildStdin>);
+
+impl AsyncWrite for Stdin {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Some(stdin) => Pin::new(stdin).poll_write(cx, buf),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Some(stdin) => Pin::new(stdin).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.as_mut().poll_flush(cx);
+        if flushed.is_ready() {
+            self.0 = None;
+        }
+        flushed
     }
 }
 

@@ -84,12 +84,17 @@ impl Sshd {
         let mut text = format!(
             "Port {}\nListenAddress 127.0.0.1\nPidFile none\nUsePAM no\nUseDNS no\nStrictModes no\n\
              PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             AuthorizedKeysFile {}\nMaxStartups 200\nRekeyLimit 16M 3s\n",
+             AuthorizedKeysFile {}\nMaxStartups 200\nRekeyLimit 16M 3s\n\
+             SetEnv HOME={}\n",
             server.port,
-            server.path("authorized_keys").display()
+            server.path("authorized_keys").display(),
+            // Start-up files of the machine's own root must not run: killed half-way they leave
+            // locks behind, and some take seconds.
+            server.dir.path().display()
         );
         for kind in kinds {
-            text += &format!("HostKey {}\n", server.path(&format!("host_{kind}")).display());
+            let file = server.path(&format!("host_{kind}"));
+            text.extend(["HostKey ", file.to_str().unwrap(), "\n"]);
         }
         fs::write(server.path("sshd_config"), text).unwrap();
         fs::create_dir_all("/run/sshd").unwrap();
@@ -113,13 +118,13 @@ impl Sshd {
         fs::write(&file, before + &public).unwrap();
     }
 
-    /// A known_hosts line for one of its keys.
+    /// A `known_hosts` line for one of its keys.
     pub fn known_hosts_line(&self, kind: &str) -> String {
         let public = fs::read_to_string(self.path(&format!("host_{kind}.pub"))).unwrap();
         format!("[127.0.0.1]:{} {public}", self.port)
     }
 
-    /// Writes its keys into a new known_hosts file.
+    /// Writes its keys into a new `known_hosts` file.
     pub fn known_hosts(&self, kind: &str) -> PathBuf {
         let file = self.path("known_hosts");
         fs::write(&file, self.known_hosts_line(kind)).unwrap();
