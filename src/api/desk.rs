@@ -40,7 +40,7 @@ pub trait Desk: Send + Sync + 'static {
     /// The releases of a service, newest first.
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError>;
 
-    /// A piece of a rank's log, control characters removed.
+    /// A piece of a rank's log, as it was logged: doors clean it before they draw it.
     async fn log(
         &self,
         rank: RankId,

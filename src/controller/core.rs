@@ -252,6 +252,15 @@ impl Core {
         let record = Record { service: service.clone(), event };
         self.journal.append(std::slice::from_ref(&record))?;
         self.records_since_checkpoint += 1;
+        match &record.event.kind {
+            EventKind::TrafficFailed { why, .. } => {
+                self.trouble.insert(service.clone(), format!("the gateway was not changed: {why}"));
+            }
+            EventKind::TrafficApplied { .. } => {
+                self.trouble.remove(service);
+            }
+            _ => {}
+        }
         let lines = narrate(&before, &after, &record.event.kind);
         self.state.services.insert(service.clone(), after);
         for line in lines {

@@ -1,5 +1,6 @@
 //! What comes from the hosts: link states, samples, reports of ranks, the deck's files.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,12 @@ use super::actions::{self, Means, reading_gateway, reading_runtime};
 use super::core::{Core, DeckFiles, Input, now};
 use crate::api::hub::Change;
 use crate::api::{EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
-use crate::base::{HostName, RankId, ServiceName, Timestamp};
+use crate::base::{HostName, RankId, ReplicaId, ServiceName, Timestamp};
+use crate::engine;
 use crate::fleet::{FleetEvent, LinkState};
-use crate::rollout::{EventKind, Phase};
-use crate::spec::{GatewaySpec, RuntimeSpec};
+use crate::gateway::ServerCounters;
+use crate::rollout::{EventKind, Phase, ServiceState};
+use crate::spec::{EngineSpec, GatewaySpec, RuntimeSpec};
 use crate::wire::{RankReport, RankStatus, Reply, Request};
 
 impl Core {
@@ -251,8 +254,18 @@ pub struct Watched {
     pub service: ServiceName,
     /// Its gateway and backend there.
     pub gateway: Option<(GatewaySpec, String)>,
+    /// Where its engines' own metrics are, if no gateway sees its requests.
+    pub metrics: Vec<EngineMetricsAt>,
     /// Hosts with containers of it.
     pub docker: Vec<(HostName, RuntimeSpec)>,
+}
+
+/// Where one replica's engine tells its metrics.
+pub struct EngineMetricsAt {
+    replica: ReplicaId,
+    host: HostName,
+    port: u16,
+    engine: EngineSpec,
 }
 
 /// Asks gateways and container engines once a second for what concerns us.
@@ -284,6 +297,15 @@ async fn look(means: Arc<Means>, watched: Watched) {
             let _ = means.inputs.send(input).await;
         }
     }
+    if !watched.metrics.is_empty() {
+        let readings = watched.metrics.iter().map(|at| engine_counters(&means, at));
+        let counters: BTreeMap<ReplicaId, ServerCounters> =
+            futures::future::join_all(readings).await.into_iter().flatten().collect();
+        if !counters.is_empty() {
+            let input = Input::Counters { service: watched.service.clone(), counters };
+            let _ = means.inputs.send(input).await;
+        }
+    }
     for (host, spec) in watched.docker {
         let asked = now();
         let reading = async {
@@ -295,6 +317,37 @@ async fn look(means: Arc<Means>, watched: Watched) {
             let _ = means.inputs.send(Input::Ranks { host, service, asked, reports }).await;
         }
     }
+}
+
+/// What an engine says of its own requests: the second source, where there is no gateway. Requests
+/// that never reached the engine are not in it.
+async fn engine_counters(
+    means: &Means,
+    at: &EngineMetricsAt,
+) -> Option<(ReplicaId, ServerCounters)> {
+    let engine = engine::of(&at.engine);
+    let link = actions::link(means, &at.host).ok()?;
+    let request = Request::Http {
+        port: at.port,
+        address: None,
+        method: "GET".to_owned(),
+        path: engine.metrics_path()?.to_owned(),
+        body: None,
+        timeout_ms: 3_000,
+    };
+    let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
+    let metrics = engine.read_metrics(&reply.body);
+    // Counters of requests: whole numbers that were only written as decimals.
+    let whole = |value: Option<f64>| {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        value.map(|v| v.clamp(0.0, 1e15) as u64)
+    };
+    let errors = whole(metrics.requests_error).unwrap_or(0);
+    let requests = whole(metrics.requests_success)?.saturating_add(errors);
+    let mean_response_ms =
+        metrics.end_to_end.filter(|t| t.count > 0.0).map_or(0.0, |t| t.sum_s / t.count * 1_000.0);
+    let in_flight = whole(metrics.running).unwrap_or(0);
+    Some((at.replica, ServerCounters { in_flight, requests, errors, mean_response_ms }))
 }
 
 impl Core {
@@ -319,8 +372,28 @@ impl Core {
                         }
                     }
                 }
-                Some(Watched { service: service.clone(), gateway, docker })
+                let metrics = if gateway.is_some() { Vec::new() } else { engine_metrics(state) };
+                Some(Watched { service: service.clone(), gateway, metrics, docker })
             })
             .collect()
     }
+}
+
+/// The replicas that are ready, with the place of their engines' metrics.
+fn engine_metrics(state: &ServiceState) -> Vec<EngineMetricsAt> {
+    state
+        .replicas
+        .iter()
+        .filter(|(_, replica)| replica.phase == Phase::Ready)
+        .filter_map(|(key, _)| {
+            let release = state.releases.get(&key.release)?;
+            let first = release.replica(key.replica)?.ranks.first()?;
+            Some(EngineMetricsAt {
+                replica: state.replica_id(key.release, key.replica)?,
+                host: first.host.clone(),
+                port: first.port,
+                engine: release.spec.engine.clone(),
+            })
+        })
+        .collect()
 }
