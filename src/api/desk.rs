@@ -16,6 +16,9 @@ pub trait Desk: Send + Sync + 'static {
     /// The snapshot and its changes.
     fn hub(&self) -> &Arc<Hub>;
 
+    /// Reads again what people may have edited, so that the snapshot is of now.
+    async fn refresh(&self) -> Result<(), ApiError>;
+
     /// A wish of `by` (a Unix user).
     async fn intent(&self, intent: Intent, by: String) -> Result<IntentReply, ApiError>;
 

@@ -165,6 +165,7 @@ async fn snapshot(
     State(desk): Shared,
 ) -> Result<Json<Snapshot>, ApiError> {
     admit(&peer)?;
+    desk.refresh().await?;
     Ok(Json(desk.hub().snapshot()))
 }
 

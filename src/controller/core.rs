@@ -127,8 +127,6 @@ pub struct DeckFiles {
     pub services: BTreeMap<ServiceName, Result<ServiceSpec, String>>,
     /// History by service.
     pub history: BTreeMap<ServiceName, Vec<ReleaseView>>,
-    /// Highest release number in Git.
-    pub last_release: ReleaseNumber,
 }
 
 /// What a rollout is begun for.
@@ -159,6 +157,7 @@ pub struct Core {
     pub(super) trouble: BTreeMap<ServiceName, String>,
     pub(super) records_since_checkpoint: u64,
     pub(super) idle_since: Option<Timestamp>,
+    pub(super) files_stamp: planning::Stamp,
     pub(super) shutdown: bool,
 }
 
@@ -408,6 +407,7 @@ impl Core {
                 }
             }
             Intent::Reload => {
+                self.files_stamp.clear();
                 self.reload();
                 Ok(IntentReply::Accepted)
             }

@@ -66,6 +66,10 @@ impl Desk for Handle {
         &self.hub
     }
 
+    async fn refresh(&self) -> Result<(), ApiError> {
+        self.ask(Core::reload).await
+    }
+
     async fn intent(&self, intent: Intent, by: String) -> Result<IntentReply, ApiError> {
         let (reply, answer) = oneshot::channel();
         self.inputs.send(Input::Intent { intent, by, reply }).await.map_err(|_| gone())?;

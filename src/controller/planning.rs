@@ -77,9 +77,26 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
             .collect();
         files.history.insert(service.clone(), views);
     }
-    let next = repo.next_release().unwrap_or(ReleaseNumber(1));
-    files.last_release = ReleaseNumber(next.0.saturating_sub(1));
     files
+}
+
+/// What tells whether the deck's files may have changed: sizes, times, and the present commit.
+pub type Stamp = Vec<(std::path::PathBuf, u64, Option<std::time::SystemTime>, Option<Revision>)>;
+
+/// The stamp of the deck as it is now.
+pub fn stamp(repo: &DeckRepo) -> Stamp {
+    let services = std::fs::read_dir(repo.root().join("services")).into_iter().flatten().flatten();
+    let files = services.map(|e| e.path()).chain([repo.root().join("deck.toml")]);
+    let head = repo.head().ok().flatten();
+    let mut stamp: Stamp = files
+        .map(|path| {
+            let about = std::fs::metadata(&path).ok();
+            let changed = about.as_ref().and_then(|m| m.modified().ok());
+            (path, about.map_or(0, |m| m.len()), changed, head.clone())
+        })
+        .collect();
+    stamp.sort();
+    stamp
 }
 
 fn with_hint<E: std::fmt::Display + Hint>(error: &E) -> String {
@@ -221,7 +238,8 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let empty = ServiceState::new(service.clone());
     let state = core.state.services.get(service).unwrap_or(&empty);
     let served = state.stable.and_then(|n| state.releases.get(&n));
-    let number = service_view::next_release(&core.state, core.files.last_release);
+    let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
+    let number = service_view::next_release(&core.state, in_git);
     let engine = engine::of(&spec.engine);
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
 

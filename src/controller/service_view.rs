@@ -127,6 +127,12 @@ pub fn ranks_on<'a>(
 }
 
 /// The number a new release gets.
-pub fn next_release(state: &super::record::DeckState, in_git: ReleaseNumber) -> ReleaseNumber {
-    ReleaseNumber(state.last_release.max(in_git).0.saturating_add(1))
+///
+/// Git knows of releases that another controller made, the journal of those whose commit was lost.
+pub fn next_release(
+    state: &super::record::DeckState,
+    next_in_git: Option<ReleaseNumber>,
+) -> ReleaseNumber {
+    let next = ReleaseNumber(state.last_release.0.saturating_add(1));
+    next_in_git.map_or(next, |in_git| in_git.max(next))
 }

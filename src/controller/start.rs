@@ -14,7 +14,7 @@ use super::core::{Core, DeckFiles, Input, Options};
 use super::desk::Handle;
 use super::record::{DeckState, Record};
 use super::{Paths, observe, planning};
-use crate::api::hub::Hub;
+use crate::api::hub::{Change, Hub};
 use crate::api::{Client, DeckView, server};
 use crate::base::id::BadName;
 use crate::base::{Bytes, DeckId, Hint, HostName};
@@ -170,6 +170,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
         idle_since: None,
+        files_stamp: Vec::new(),
         shutdown: false,
         options,
     };
@@ -221,11 +222,15 @@ fn own_memory() -> Option<Bytes> {
 async fn reload_again_and_again(inputs: mpsc::Sender<Input>, hub: Arc<Hub>) {
     loop {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        // Nobody looks, nothing to show: an apply reads the files by itself.
+        // Nobody looks, nothing to show: what is asked for is read anew then.
         if hub.readers() == 0 {
             continue;
         }
-        if inputs.send(Input::Ask(Box::new(Core::reload))).await.is_err() {
+        let look = Box::new(|core: &mut Core| {
+            core.reload();
+            core.show_memory();
+        });
+        if inputs.send(Input::Ask(look)).await.is_err() {
             return;
         }
     }
@@ -248,6 +253,11 @@ impl Core {
     /// Reads the deck's files again and shows what changed.
     pub(super) fn reload(&mut self) {
         let Some(repo) = &self.repo else { return };
+        let stamp = planning::stamp(repo);
+        if self.files_stamp == stamp {
+            return;
+        }
+        self.files_stamp = stamp;
         let files = planning::read_files(repo);
         if self.files.deck != files.deck
             || self.files.services != files.services
@@ -255,10 +265,13 @@ impl Core {
         {
             self.take_files(files);
         }
+    }
+
+    /// Shows how much memory this process takes.
+    fn show_memory(&mut self) {
         let view = self.hub.with(|s| s.deck.clone());
-        let memory = own_memory();
-        self.hub
-            .publish(crate::api::hub::Change::Deck(DeckView { controller_memory: memory, ..view }));
+        let controller_memory = own_memory();
+        self.hub.publish(Change::Deck(DeckView { controller_memory, ..view }));
     }
 }
 
