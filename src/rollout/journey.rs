@@ -146,9 +146,10 @@ impl Decider<'_> {
             let rest = match from {
                 Some(f) if !served => {
                     format!(
-                        "stable is not whole yet: {} of {} ready",
+                        "stable is not whole yet ({} of {} ready): {}",
                         self.state.ready(f),
-                        roles.full
+                        roles.full,
+                        self.state.awaited()
                     )
                 }
                 _ => "not all of the new release could be stopped yet".to_owned(),

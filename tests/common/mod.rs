@@ -10,6 +10,7 @@
 )]
 
 pub mod lab;
+pub mod operator;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};

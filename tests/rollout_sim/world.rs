@@ -325,6 +325,32 @@ impl World {
         assert_eq!(back, self.state, "JSON differs");
     }
 
+    /// Nothing may move: a replica of stable waits for GPUs of one that serves in its stead, and
+    /// that one cannot be taken out without falling below the floor.
+    pub fn held_by_the_floor(&self) -> bool {
+        let state = &self.state;
+        let Some(stable) = state.stable.filter(|_| state.active_rollout().is_none()) else {
+            return false;
+        };
+        let plan = |key: &ReplicaKey| state.releases[&key.release].replica(key.replica).unwrap();
+        let mut waiting = state
+            .replicas
+            .iter()
+            .filter(|(key, r)| key.release == stable && r.phase != Phase::Ready)
+            .peekable();
+        self.quiet()
+            && state.ready_total() <= self.own_floor()
+            && waiting.peek().is_some()
+            && waiting.all(|(key, r)| {
+                matches!(r.phase, Phase::Pending { .. })
+                    && state.replicas.iter().any(|(other, o)| {
+                        other.release != stable
+                            && o.phase == Phase::Ready
+                            && plan(other).conflicts_with(plan(key))
+                    })
+            })
+    }
+
     /// At rest the world holds what the stable release says and nothing else.
     pub fn check_rest(&self) {
         let state = &self.state;
@@ -450,9 +476,11 @@ impl World {
                     let why = "no such socket".to_owned();
                     return self.tell(EventKind::TrafficFailed { version, why });
                 }
-                assert!(version >= self.table_version, "tables went backwards");
-                self.table = servers;
-                self.table_version = version;
+                // Left over from a controller that was killed: it was overtaken.
+                if version >= self.table_version {
+                    self.table = servers;
+                    self.table_version = version;
+                }
                 self.tell(EventKind::TrafficApplied { version });
             }
             Action::AwaitDrained { replica } => self.tell(EventKind::Drained { replica }),

@@ -1,0 +1,224 @@
+//! An operator with a deck of the lab's hosts: commands, looks at the controller's snapshot, and clients whose
+//! requests go through the gateway meanwhile.
+
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use gpudeck::api::{Client, ServiceView};
+use gpudeck::demo::{Load, LoadCounts};
+use serde_json::Value;
+
+use super::lab::Lab;
+use super::{Finished, Gpudeck, wait_for, wait_until};
+
+/// Longest time that any command here may take; rollouts end earlier by their own deadlines.
+const LONGEST: Duration = Duration::from_mins(4);
+
+/// The operator. Dropping it ends the deck's controller; engines end with the lab, which goes after it.
+pub struct Operator {
+    gpudeck: Gpudeck,
+    runtime: tokio::runtime::Runtime,
+    /// The hosts.
+    pub lab: Lab,
+}
+
+impl Operator {
+    /// A new operator whose deck names the lab's hosts.
+    pub fn new(lab: Lab) -> Self {
+        let gpudeck = Gpudeck::new();
+        lab.deck(&gpudeck.deck());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self { gpudeck, runtime, lab }
+    }
+
+    /// Writes `services/chat.toml`.
+    pub fn write_spec(&self, text: &str) {
+        std::fs::write(self.gpudeck.deck().join("services/chat.toml"), text).unwrap();
+    }
+
+    /// Runs `gpudeck …` to its end.
+    pub fn run(&self, arguments: &[&str]) -> Finished {
+        self.gpudeck.run(arguments, LONGEST)
+    }
+
+    /// Runs `gpudeck …` and expects an exit code.
+    #[track_caller]
+    pub fn expect(&self, arguments: &[&str], code: i32) -> Finished {
+        let done = self.run(arguments);
+        if done.code() != Some(code) {
+            panic!("gpudeck {arguments:?}: expected exit code {code}: {done:#?}\n{}", self.story());
+        }
+        done
+    }
+
+    /// Runs `gpudeck … --output json` and gives what it printed.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let done = self.expect(&[arguments, &["--output", "json"]].concat(), 0);
+        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e} in {done:#?}"))
+    }
+
+    /// Starts `gpudeck …` and calls `look` with the service again and again until it has ended with `code`.
+    #[track_caller]
+    pub fn expect_while(&self, arguments: &[&str], code: i32, mut look: impl FnMut(&ServiceView)) {
+        let mut child = self.start(arguments);
+        let status = wait_for("the end of the command", LONGEST, || {
+            if let Some(service) = self.look() {
+                look(&service);
+            }
+            child.0.try_wait().unwrap()
+        });
+        assert!(status.code() == Some(code), "gpudeck {arguments:?}: {status}\n{}", self.story());
+    }
+
+    /// Starts `gpudeck …` in the background.
+    pub fn start(&self, arguments: &[&str]) -> super::Background {
+        self.gpudeck.spawn(arguments)
+    }
+
+    /// The service `chat` as the running controller sees it; none while no controller runs.
+    pub fn look(&self) -> Option<ServiceView> {
+        let socket = self.socket()?;
+        let snapshot = self.runtime.block_on(async {
+            let looking = async { Client::connect(&socket).await?.snapshot().await };
+            tokio::time::timeout(Duration::from_secs(10), looking).await.ok()?.ok()
+        })?;
+        snapshot
+            .services
+            .into_iter()
+            .find(|(name, _)| name.as_str() == "chat")
+            .map(|(_, view)| view)
+    }
+
+    /// Waits until the service looks as described, and gives how it looks.
+    #[track_caller]
+    pub fn wait_until_chat(&self, what: &str, holds: impl Fn(&ServiceView) -> bool) -> ServiceView {
+        let limit = Duration::from_mins(1);
+        let started = std::time::Instant::now();
+        loop {
+            let seen = self.look();
+            if let Some(view) = seen.as_ref().filter(|view| holds(view)) {
+                return view.clone();
+            }
+            if started.elapsed() > limit {
+                panic!("waited {limit:?} in vain for {what}: {seen:#?}\n{}", self.story());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn socket(&self) -> Option<PathBuf> {
+        let decks = std::fs::read_dir(self.gpudeck.home().join(".local/state/gpudeck")).ok()?;
+        decks.flatten().map(|deck| deck.path().join("controller.sock")).find(|p| p.exists())
+    }
+
+    /// Kills the controller with SIGKILL and waits until it is dead.
+    #[track_caller]
+    pub fn kill_controller(&self) {
+        let status = self.json(&["controller", "status"]);
+        let pid = status["version"]["pid"].as_i64().expect("a controller runs");
+        let target = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(target, rustix::process::Signal::KILL).unwrap();
+        wait_until("the controller's death", Duration::from_secs(10), || {
+            // Its parent is gone; where nobody reaps orphans it stays a zombie.
+            std::fs::read_to_string(format!("/proc/{pid}/stat"))
+                .map_or(true, |stat| stat.contains(") Z "))
+        });
+    }
+
+    /// Interrupts a command as Ctrl-C does, and gives its exit code.
+    #[track_caller]
+    pub fn interrupt(child: &mut Child) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let limit = Duration::from_secs(20);
+        wait_for("the interrupted command", limit, || child.try_wait().unwrap()).code()
+    }
+
+    /// Begins to send chat requests through the gateway, every other one streamed.
+    pub fn load(&self, per_second: f64) -> Traffic<'_> {
+        let _runtime = self.runtime.enter();
+        let load = Load::start(&self.lab.gateway(1), per_second, "chat").unwrap();
+        Traffic { load, operator: self }
+    }
+
+    /// Checks outcomes of all releases, oldest first: `completed`, `rolled_back`.
+    #[track_caller]
+    pub fn expect_history(&self, expected: &[(&str, &str)]) {
+        let history = self.json(&["history", "chat"]);
+        let mut releases: Vec<(String, String)> = history
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|release| {
+                let number = &release["number"];
+                let number = number.as_str().map_or_else(|| format!("r{number}"), str::to_owned);
+                let outcome = match &release["outcome"] {
+                    Value::String(word) => word.clone(),
+                    Value::Object(fields) => fields.keys().next().unwrap().clone(),
+                    other => other.to_string(),
+                };
+                (number, outcome)
+            })
+            .collect();
+        releases.reverse();
+        let releases: Vec<(&str, &str)> =
+            releases.iter().map(|(n, o)| (n.as_str(), o.as_str())).collect();
+        assert_eq!(releases, expected, "{history:#}");
+    }
+
+    /// What happened, for the message of a failed test.
+    pub fn story(&self) -> String {
+        let events = self.run(&["events"]).stdout;
+        let background = std::fs::read_to_string(self.gpudeck.deck().join("../background.log"));
+        format!(
+            "events:\n{events}\nthe last command in the background:\n{}",
+            background.unwrap_or_default()
+        )
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let mut stop: Command = self.gpudeck.command(["controller", "stop"]);
+        let done = super::run(&mut stop, Duration::from_secs(30));
+        if !std::thread::panicking() {
+            done.expect_success();
+        }
+    }
+}
+
+/// Requests that are being sent through the gateway.
+pub struct Traffic<'a> {
+    load: Load,
+    operator: &'a Operator,
+}
+
+impl Traffic<'_> {
+    /// What became of the requests so far.
+    pub fn counts(&self) -> LoadCounts {
+        self.load.counts()
+    }
+
+    /// Waits until every request sent so far has ended; none may have failed, and `least` were sent at least.
+    #[track_caller]
+    pub fn expect_none_failed(&self, when: &str, least: u64) {
+        let counts = self.counts();
+        let sent = counts.ok + counts.failed + counts.in_flight;
+        wait_until("the requests in flight", Duration::from_mins(1), || {
+            let counts = self.counts();
+            counts.ok + counts.failed >= sent
+        });
+        let counts = self.counts();
+        println!("{when}: {counts:?}");
+        if counts.failed > 0 || counts.skipped > 0 {
+            panic!("{when}: {counts:?}\n{}", self.operator.story());
+        }
+        assert!(counts.ok >= least, "{when}: too few requests to judge: {counts:?}");
+    }
+}
