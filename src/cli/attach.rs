@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::Args;
 use super::exit::Failure;
-use crate::api::{Client, Hint};
+use crate::api::{Client, Door, Hint, Intent};
 use crate::controller::{self, Deck, Paths};
 
 /// The deck's directory and what its deck.toml says.
@@ -35,7 +35,10 @@ pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
 /// The deck's controller, started if there is none.
 pub async fn attach(args: &Args) -> Result<Client, Failure> {
     let (dir, spec) = deck(args)?;
-    Ok(controller::attach(&dir, &Paths::of(spec.id)).await?)
+    let client = controller::attach(&dir, &Paths::of(spec.id)).await?;
+    // A command speaks of the deck as it is now; a controller that nobody watches does not look.
+    client.send(Intent::Reload).await?;
+    Ok(client)
 }
 
 /// The deck's controller, if one runs.

@@ -102,7 +102,7 @@ impl Core {
         self.change_host(&host, |view| view.link = link);
     }
 
-    fn change_host(&self, host: &HostName, change: impl FnOnce(&mut HostView)) {
+    pub(super) fn change_host(&self, host: &HostName, change: impl FnOnce(&mut HostView)) {
         let Some(spec) = self.deck.hosts.get(host) else { return };
         let mut view = self.hub.with(|s| s.hosts.get(host).cloned()).unwrap_or_else(|| HostView {
             name: host.clone(),

@@ -175,6 +175,11 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         options,
     };
     core.take_files(files);
+    // Known from the first moment, so that nobody takes a fresh controller's deck for empty.
+    let hosts: Vec<_> = core.deck.hosts.keys().cloned().collect();
+    for host in &hosts {
+        core.change_host(host, |_| {});
+    }
 
     let stop = CancellationToken::new();
     let forward = inputs.clone();

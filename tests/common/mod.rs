@@ -158,7 +158,7 @@ impl Gpudeck {
     pub fn new() -> Self {
         // Short: sockets live below it, and their paths may not exceed 108 bytes.
         let home = tempfile::Builder::new().prefix("gd").tempdir_in("/tmp").unwrap();
-        for folder in ["deck", "run", "home"] {
+        for folder in ["deck", "run", "home", "scratch"] {
             std::fs::create_dir(home.path().join(folder)).unwrap();
         }
         std::fs::set_permissions(home.path().join("run"), std::fs::Permissions::from_mode(0o700))
@@ -174,6 +174,11 @@ impl Gpudeck {
     /// The home folder that gpudeck sees.
     pub fn home(&self) -> PathBuf {
         self.home.path().join("home")
+    }
+
+    /// A folder for temporary files (`TMPDIR`), empty at first.
+    pub fn scratch(&self) -> PathBuf {
+        self.home.path().join("scratch")
     }
 
     /// A command of the binary, ready to be started.
@@ -207,6 +212,66 @@ impl Gpudeck {
         let mut command = self.command(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         Background(command.spawn().unwrap())
+    }
+}
+
+/// The processes that come of one [`Gpudeck`], however they were detached: they name its folder in their
+/// environment or on their command line. Those that are left are killed when this is dropped.
+pub struct Traces(PathBuf);
+
+impl Traces {
+    /// Of this one.
+    pub fn of(gpudeck: &Gpudeck) -> Self {
+        Self(gpudeck.home.path().to_owned())
+    }
+
+    /// Those that are alive, with their command lines.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let wanted = self.0.to_str().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
+            // A process may end while it is looked at: then it has no such file any more.
+            let read = |file: &str| {
+                let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).replace('\0', " ")
+            };
+            let line = read("cmdline");
+            if pid != own && (line.contains(wanted) || read("environ").contains(wanted)) {
+                found.push((pid, line));
+            }
+        }
+        found
+    }
+
+    /// Panics if a process is still there after some seconds, or a temporary file.
+    #[track_caller]
+    pub fn expect_none(&self, gpudeck: &Gpudeck) {
+        let started = Instant::now();
+        while !self.processes().is_empty() {
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "left behind: {:#?}",
+                self.processes()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let files: Vec<_> =
+            std::fs::read_dir(gpudeck.scratch()).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(files.is_empty(), "left behind: {files:?}");
+    }
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        for (pid, _) in self.processes() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 }
 
