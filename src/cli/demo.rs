@@ -34,7 +34,10 @@ pub async fn run(_args: &Args, script: bool, dir: Option<&Path>) -> Result<Succe
     let stage = Stage::build(dir).await?;
     if !script {
         let director = tokio::spawn(direct(Arc::clone(&stage.world), stage.client.clone()));
-        let shown = screen::show(stage.client.clone()).await;
+        let shown = tokio::select! {
+            shown = screen::show(stage.client.clone()) => shown,
+            () = terminated() => Err(Failure::interrupted()),
+        };
         director.abort();
         stage.clear().await;
         return shown;
@@ -42,9 +45,24 @@ pub async fn run(_args: &Args, script: bool, dir: Option<&Path>) -> Result<Succe
     let told = tokio::select! {
         told = tell(&stage, began) => told,
         _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
+        () = terminated() => Err(Failure::interrupted()),
     };
     stage.clear().await;
     told
+}
+
+/// The terminal went away, or somebody ended us: what was started is taken down all the same.
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut hangup), Ok(mut terminate)) =
+        (signal(SignalKind::hangup()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = hangup.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 /// The world, and the controller on it.

@@ -30,8 +30,10 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         }
         _ => {}
     }
-    replicas(&mut story, before, after);
+    // What was decided comes before what follows from it.
     rollout(&mut story, before, after);
+    replicas(&mut story, before, after);
+    outcome(&mut story, before, after);
     if before.condition() != Condition::Down && after.condition() == Condition::Down {
         story.error("no replica is ready".to_owned());
     }
@@ -145,6 +147,11 @@ fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
             None => {}
         }
     }
+}
+
+fn outcome(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
+    let Some(now) = &after.rollout else { return };
+    let was = before.rollout.as_ref().filter(|w| w.to == now.to && w.began == now.began);
     if let Some(outcome) = &now.outcome
         && was.is_none_or(|w| w.outcome.is_none())
     {
