@@ -17,7 +17,7 @@ engine   = "llamacpp"
 program  = "/usr/local/bin/llama-server"
 runtime  = {{ docker = {{ image = "{IMAGE}" }} }}
 replicas = 2
-context  = 1024
+context  = 4096
 device   = "cpu"
 memory   = "256MiB"
 args     = ["-n", "{tokens}", "-t", "1"]
@@ -61,15 +61,15 @@ fn containers_are_rolled_forward_and_back_and_no_request_fails() {
     }
     let operator = Operator::new(lab);
     let apply = ["apply", "chat", "--wait", "--timeout", "2m", "--yes"];
-    operator.write_spec(&spec(8));
+    operator.write_spec(&spec(600));
     operator.expect(&apply, 0);
     let traffic = operator.load(4.0);
-    operator.write_spec(&spec(12));
+    operator.write_spec(&spec(700));
     operator.expect_while(&apply, 0, |chat| assert!(chat.ready >= chat.floor, "{chat:#?}"));
-    traffic.expect_none_failed("after the new revision", 8);
+    traffic.expect_none_failed("after the new revision", 50);
     let undo = ["rollout", "undo", "chat", "--wait", "--timeout", "2m"];
     operator.expect_while(&undo, 0, |chat| assert!(chat.ready >= chat.floor, "{chat:#?}"));
-    traffic.expect_none_failed("after the undo", 12);
+    traffic.expect_none_failed("after the undo", 60);
     operator.expect_history(&[("r1", "completed"), ("r2", "completed"), ("r3", "completed")]);
     for host in ["h2", "h3"] {
         let names = containers(&operator, host);

@@ -209,20 +209,19 @@ impl Traffic<'_> {
         self.load.counts()
     }
 
-    /// Waits until every request sent so far has ended; none may have failed, and `least` were sent at least.
+    /// Waits until every request sent so far has ended, and `least` altogether; none may have failed.
     #[track_caller]
     pub fn expect_none_failed(&self, when: &str, least: u64) {
         let counts = self.counts();
         let sent = counts.ok + counts.failed + counts.in_flight;
         wait_until("the requests in flight", Duration::from_mins(1), || {
             let counts = self.counts();
-            counts.ok + counts.failed >= sent
+            counts.ok + counts.failed >= sent.max(least)
         });
         let counts = self.counts();
         println!("{when}: {counts:?}");
         if counts.failed > 0 || counts.skipped > 0 {
             panic!("{when}: {counts:?}\n{}", self.operator.story());
         }
-        assert!(counts.ok >= least, "{when}: too few requests to judge: {counts:?}");
     }
 }
