@@ -144,9 +144,7 @@ fn from_an_empty_directory_to_an_undo() {
 
     // The end.
     says(&done(&person, "stop chat"), &["accepted"]);
-    wait_until("the stop", DEADLINE, || {
-        json(&person, "status chat", 0)["condition"] == "stopped"
-    });
+    wait_until("the stop", DEADLINE, || json(&person, "status chat", 0)["condition"] == "stopped");
     says(&done(&person, "controller stop"), &["the controller has ended"]);
     says(&done(&person, "controller status"), &["no controller runs"]);
     traces.expect_none(&person);

@@ -593,7 +593,12 @@ impl Core {
             by: request.by.clone(),
         };
         self.actions.forget_traffic(&service);
-        self.try_happened(&service, kind).map_err(|e| journal_error(&e))?;
+        if let Err(error) = self.try_happened(&service, kind) {
+            // The release is in Git already: there it must not look as if it were under way.
+            let why = format!("the journal could not be written: {error}");
+            self.record_outcome(&service, number, &Outcome::Failed { why });
+            return Err(journal_error(&error));
+        }
         Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(planned.view) })
     }
 

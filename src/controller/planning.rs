@@ -242,6 +242,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let number = service_view::next_release(&core.state, in_git);
     let engine = engine::of(&spec.engine);
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
+    names_are_of_the_deck(core, service, spec)?;
 
     let mut warnings = draft.warnings.clone();
     let placed = place(core, draft)?;
@@ -331,6 +332,39 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     Ok(Planned { release, view })
 }
 
+/// The hosts and the gateway that a spec names must be in deck.toml: a slip of the pen is no wish to do
+/// without them.
+fn names_are_of_the_deck(
+    core: &Core,
+    service: &ServiceName,
+    spec: &ServiceSpec,
+) -> Result<(), ApiError> {
+    let unknown = |what: &str, name: &str, known: Vec<&str>| ApiError {
+        kind: ErrorKind::Invalid,
+        message: format!(
+            "services/{service}.toml names the {what} `{name}`, which is not in deck.toml"
+        ),
+        hint: Some(match text::nearest(name, known.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if known.is_empty() => format!("add [{what}s.{name}] to deck.toml"),
+            None => format!("add [{what}s.{name}] to deck.toml; there are: {}", known.join(", ")),
+        }),
+    };
+    for host in &spec.placement.hosts {
+        if !core.deck.hosts.contains_key(host) {
+            let known = core.deck.hosts.keys().map(HostName::as_str).collect();
+            return Err(unknown("host", host.as_str(), known));
+        }
+    }
+    match &spec.gateway {
+        Some(gateway) if !core.deck.gateways.contains_key(gateway) => {
+            let known = core.deck.gateways.keys().map(ServiceName::as_str).collect();
+            Err(unknown("gateway", gateway.as_str(), known))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
@@ -368,7 +402,8 @@ fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
     };
     placement::place(&World { hosts }, &demand).map_err(|refusal| {
         let mut message = refusal.to_string();
-        for reason in refusal.reasons.iter().chain(draft.lacking.values()).take(20) {
+        let down = core.hub.with(|s| world::why_down(s.hosts.values()));
+        for reason in refusal.reasons.iter().chain(draft.lacking.values()).chain(&down).take(20) {
             message.push_str("\n  · ");
             message.push_str(reason);
         }

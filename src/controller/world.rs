@@ -32,6 +32,21 @@ pub fn hosts<'a>(
         .collect()
 }
 
+/// Why the hosts that are not reached are not, and what to do about it: a line each.
+pub fn why_down<'a>(views: impl Iterator<Item = &'a HostView>) -> Vec<String> {
+    views
+        .filter_map(|host| match &host.link {
+            HostLinkState::Down { cause, hint: Some(hint), .. } => {
+                Some(format!("{}: {cause} → {hint}", host.name))
+            }
+            HostLinkState::Down { cause, hint: None, .. } => {
+                Some(format!("{}: {cause}", host.name))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// The GPUs that replicas of other services than `service` hold, by host, with who holds them.
 fn reservations(
     state: &DeckState,

@@ -1,0 +1,387 @@
+//! What can be wrong: each gives one clear message with the cause and the next step, the documented exit
+//! code, and leaves nothing half-done. (Host keys and keys of users: `ssh_real`.)
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, Gpudeck, Traces, checkout, has_program, run};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// An engine of the user's that the simulated one plays.
+const COMMAND: &str = r#"
+model  = "tiny"
+engine = { command = { run = ["{gpudeck}", "sim-engine", "--port", "{port}", "--load-time", "50ms"] } }
+device = "cpu"
+memory = "1MiB"
+"#;
+
+/// A deck with this machine as its host `here`; what is left of it is killed at the end.
+struct Deck {
+    traces: Traces,
+    person: Gpudeck,
+    port: u16,
+}
+
+impl Deck {
+    fn new() -> Self {
+        let person = Gpudeck::new();
+        let traces = Traces::of(&person);
+        // The next ports are free too, most likely.
+        let free = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        let deck = Self { traces, person, port };
+        deck.run("init").expect_success();
+        deck.write("deck.toml", &deck.deck_toml());
+        deck
+    }
+
+    fn deck_toml(&self) -> String {
+        format!(
+            "id = \"01930000-0000-7000-8000-000000000001\"\nname = \"bad\"\n\n[hosts.here]\n\
+             transport = \"local\"\nfirst_engine_port = {}\n\
+             agent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
+            self.port,
+            self.person.home().join("agent").display()
+        )
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        std::fs::write(self.person.deck().join(file), text).unwrap();
+    }
+
+    fn run(&self, words: &str) -> Finished {
+        self.person.run(words.split(' '), DEADLINE)
+    }
+
+    /// The command is refused with this code, and the message and the next step have these words; in JSON
+    /// it is the same.
+    #[track_caller]
+    fn refused(&self, words: &str, code: i32, message: &[&str], hint: &[&str]) {
+        let finished = self.run(words);
+        assert_eq!(finished.code(), Some(code), "{words}: {finished:#?}");
+        let (said, next) = finished
+            .stderr
+            .split_once("\n  → ")
+            .unwrap_or_else(|| panic!("{words}: no next step: {finished:#?}"));
+        for part in message {
+            assert!(said.contains(part), "{words}: `{part}` is not in {said}");
+        }
+        for part in hint {
+            assert!(next.contains(part), "{words}: `{part}` is not in {next}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+
+        let json = self.run(&format!("{words} --output json"));
+        assert_eq!(json.code(), Some(code), "{words}: {json:#?}");
+        let error: Value = serde_json::from_str(json.stderr.trim()).unwrap();
+        assert_eq!(error["exit_code"], code, "{error}");
+        assert!(error["hint"].is_string() && error["error"].is_string(), "{error}");
+    }
+
+    /// No release was made, nothing runs, nothing was committed.
+    #[track_caller]
+    fn nothing_was_done(&self, service: &str) {
+        let history = self.run(&format!("history {service} --output json")).expect_success();
+        assert_eq!(history.stdout.trim(), "[]", "a release was made");
+        let status = self.run(&format!("status {service} --output json")).expect_success();
+        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        assert!(status["rollout"].is_null() && status["stable"].is_null(), "{status:#}");
+        assert_eq!(status["replicas"], serde_json::json!([]), "{status:#}");
+    }
+
+    fn status(&self, service: &str) -> Value {
+        let status = self.run(&format!("status {service} --output json")).expect_success();
+        serde_json::from_str(&status.stdout).unwrap()
+    }
+}
+
+impl Drop for Deck {
+    fn drop(&mut self) {
+        // The rest of what runs goes with the traces.
+        drop(self.person.run(["controller", "stop"], Duration::from_secs(15)));
+    }
+}
+
+#[test]
+fn command_lines_that_are_not_understood() {
+    let person = Gpudeck::new();
+    for words in [
+        &["aply", "chat"][..],
+        &["apply"],
+        &["apply", "chat", "--timeout", "soon"],
+        &["diff", "chat", "x", "r2"],
+    ] {
+        let finished = person.run(words, DEADLINE);
+        assert_eq!(finished.code(), Some(64), "{finished:#?}");
+        assert!(finished.stderr.contains("error:"), "{finished:#?}");
+    }
+    let near = person.run(["aply", "chat"], DEADLINE);
+    assert!(near.stderr.contains("apply"), "{near:#?}");
+}
+
+#[test]
+fn no_deck_and_a_broken_one() {
+    let empty = Gpudeck::new();
+    for words in [&["status"][..], &["plan", "chat"], &["controller", "status"]] {
+        let finished = empty.run(words, DEADLINE);
+        assert_eq!(finished.code(), Some(8), "{finished:#?}");
+        assert!(finished.stderr.contains("there is no deck here"), "{finished:#?}");
+        assert!(finished.stderr.contains("→ run `gpudeck init`"), "{finished:#?}");
+    }
+    let finished = empty.run(["status", "--deck", "/nowhere"], DEADLINE);
+    assert_eq!(finished.code(), Some(8), "{finished:#?}");
+    assert!(finished.stderr.contains("/nowhere"), "{finished:#?}");
+    // The screen is never opened without a terminal.
+    let finished = empty.run::<&str>([], DEADLINE);
+    assert_eq!(finished.code(), Some(1), "{finished:#?}");
+    assert!(finished.stderr.contains("needs a terminal"), "{finished:#?}");
+
+    let deck = Deck::new();
+    deck.write("deck.toml", &deck.deck_toml().replace("transport", "trnsport"));
+    deck.refused("status", 1, &["deck.toml, line 5", "trnsport"], &["`transport`"]);
+    deck.write("deck.toml", "id = \n");
+    let finished = deck.run("status");
+    assert_eq!(finished.code(), Some(1), "{finished:#?}");
+    assert!(finished.stderr.contains("deck.toml, line 1"), "{finished:#?}");
+    // No controller was begun on it, and the mended deck is good at once.
+    assert!(deck.traces.processes().is_empty(), "{:?}", deck.traces.processes());
+    deck.write("deck.toml", &deck.deck_toml());
+    deck.run("status").expect_success();
+}
+
+#[test]
+fn specs_with_mistakes() {
+    let deck = Deck::new();
+    deck.write("services/chat.toml", &COMMAND.replace("memory =", "memry ="));
+    for verb in ["plan", "apply"] {
+        deck.refused(
+            &format!("{verb} chat"),
+            1,
+            &["services/chat.toml, line 5", "memry"],
+            &["`memory`"],
+        );
+    }
+    deck.nothing_was_done("chat");
+    let status = deck.status("chat");
+    assert!(status["trouble"].as_str().unwrap().contains("memry"), "{status:#}");
+
+    // A service that is not there: the nearest one is named, whatever is asked of it.
+    deck.write("services/chat.toml", COMMAND);
+    for verb in ["plan", "apply", "status", "history", "stop", "rollout pause", "rollout status"] {
+        deck.refused(&format!("{verb} chta"), 8, &["no service chta"], &["`chat`"]);
+    }
+    deck.refused("logs chat/0/0", 8, &["chat has no rank 0/0"], &["gpudeck status"]);
+    deck.refused("rollout pause nothing", 8, &["no service nothing"], &["chat"]);
+
+    // A host that is not in the deck.
+    deck.write("services/chat.toml", &format!("{COMMAND}[placement]\nhosts = [\"heer\"]\n"));
+    deck.refused("apply chat", 1, &["services/chat.toml", "heer"], &["`here`"]);
+    deck.nothing_was_done("chat");
+
+    // A gateway that is not in the deck, or on a host that is not.
+    deck.write("services/chat.toml", &format!("gateway = \"mian\"\n{COMMAND}"));
+    deck.write(
+        "deck.toml",
+        &format!(
+            "{}\n[gateways.main]\nhost = \"here\"\nsocket = \"/nowhere.sock\"\n",
+            deck.deck_toml()
+        ),
+    );
+    deck.refused("apply chat", 1, &["services/chat.toml", "mian"], &["`main`"]);
+    deck.nothing_was_done("chat");
+    deck.write(
+        "deck.toml",
+        &format!(
+            "{}\n[gateways.main]\nhost = \"heer\"\nsocket = \"/nowhere.sock\"\n",
+            deck.deck_toml()
+        ),
+    );
+    deck.refused("status", 1, &["heer"], &["here"]);
+}
+
+#[test]
+fn models_that_cannot_be_served() {
+    if !has_program("python3") {
+        return;
+    }
+    let deck = Deck::new();
+    let folder = deck.person.home();
+    let spec = |file: &str| {
+        format!(
+            "model = \"{}\"\nengine = \"llamacpp\"\ndevice = \"cpu\"\n",
+            folder.join(file).display()
+        )
+    };
+    deck.write("services/chat.toml", &spec("missing.gguf"));
+    deck.refused(
+        "apply chat",
+        1,
+        &["the model of chat cannot be served", "here", "missing.gguf"],
+        &[""],
+    );
+    deck.nothing_was_done("chat");
+
+    run(
+        Command::new("python3")
+            .arg(checkout().join("tests/engines/make-gguf.py"))
+            .arg(folder.join("half.gguf"))
+            .args(["--truncate", "60%"]),
+        DEADLINE,
+    )
+    .expect_success();
+    deck.write("services/chat.toml", &spec("half.gguf"));
+    for verb in ["plan", "apply"] {
+        deck.refused(&format!("{verb} chat"), 1, &["here", "half.gguf", "truncated"], &["copy"]);
+    }
+    deck.nothing_was_done("chat");
+
+    std::fs::write(folder.join("rubbish.gguf"), b"this is no model").unwrap();
+    deck.write("services/chat.toml", &spec("rubbish.gguf"));
+    deck.refused("apply chat", 1, &["here", "rubbish.gguf"], &[""]);
+    deck.nothing_was_done("chat");
+}
+
+#[test]
+fn no_gpu_is_large_enough() {
+    let deck = Deck::new();
+    let scenario = deck.person.home().join("scenario.json");
+    std::fs::write(
+        &scenario,
+        r#"{ "gpus": [{ "uuid": "GPU-00000000-0000-4000-8000-000000000000",
+            "name": "NVIDIA L4", "memory_total": 25769803776 }] }"#,
+    )
+    .unwrap();
+    let deck_toml = deck.deck_toml().replace(
+        "agent_env = { ",
+        &format!("agent_env = {{ GPUDECK_SCENARIO = \"{}\", ", scenario.display()),
+    );
+    deck.write("deck.toml", &deck_toml);
+    let on_gpu = COMMAND.replace("\"cpu\"", "\"gpu\"");
+    deck.write("services/chat.toml", &on_gpu.replace("1MiB", "40GiB"));
+    for verb in ["plan", "apply"] {
+        deck.refused(&format!("{verb} chat"), 6, &["chat", "here", "40", "24"], &[""]);
+    }
+    deck.nothing_was_done("chat");
+    // What fits is planned.
+    deck.write("services/chat.toml", &on_gpu.replace("1MiB", "20GiB"));
+    assert_eq!(deck.run("plan chat").code(), Some(2));
+}
+
+#[test]
+fn a_host_that_is_not_reached() {
+    let deck = Deck::new();
+    // Bound and then closed: nobody listens there.
+    let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    deck.write(
+        "deck.toml",
+        &format!("{}\n[hosts.far]\naddress = \"127.0.0.1\"\nport = {closed}\n", deck.deck_toml()),
+    );
+    let hosts = deck.run("hosts").expect_success();
+    let far = hosts.stdout.lines().find(|line| line.starts_with("far")).unwrap();
+    assert!(far.contains("down") && far.contains("refuses the connection → start sshd"), "{far}");
+    deck.write("services/chat.toml", &format!("{COMMAND}[placement]\nhosts = [\"far\"]\n"));
+    deck.refused("apply chat", 6, &["far", "refuses"], &[""]);
+    deck.nothing_was_done("chat");
+}
+
+#[test]
+fn a_port_in_use() {
+    let deck = Deck::new();
+    let taken = TcpListener::bind(("0.0.0.0", deck.port)).unwrap();
+    deck.write(
+        "services/chat.toml",
+        &format!("{COMMAND}[rollout]\nhealthy_deadline = \"8s\"\nprogress_deadline = \"20s\"\n"),
+    );
+    let applied = deck.run("apply chat --wait --timeout 50s");
+    assert_eq!(applied.code(), Some(3), "{applied:#?}");
+    let port = deck.port.to_string();
+    assert!(applied.stdout.contains(&port), "the port is not named: {applied:#?}");
+    let status = deck.status("chat");
+    assert!(status["stable"].is_null(), "{status:#}");
+    // Free again: the same apply succeeds.
+    drop(taken);
+    deck.run("apply chat --wait --timeout 50s").expect_success();
+}
+
+#[test]
+fn the_gateway_is_gone() {
+    let deck = Deck::new();
+    let socket = deck.person.home().join("gone.sock");
+    deck.write(
+        "deck.toml",
+        &format!(
+            "{}\n[gateways.main]\nhost = \"here\"\nsocket = \"{}\"\n",
+            deck.deck_toml(),
+            socket.display()
+        ),
+    );
+    deck.write("services/chat.toml", COMMAND);
+    let applied = deck.run("apply chat --wait --timeout 6s");
+    assert_eq!(applied.code(), Some(4), "{applied:#?}");
+    assert!(applied.stdout.contains("gone.sock"), "{applied:#?}");
+    assert!(applied.stdout.contains("the rollout goes on"), "{applied:#?}");
+    let status = deck.status("chat");
+    assert!(status["stable"].is_null(), "it is not stable without traffic: {status:#}");
+    assert_ne!(status["condition"], "serving", "{status:#}");
+    // It can be taken back without the gateway.
+    deck.run("rollout abort chat -m no-gateway").expect_success();
+}
+
+#[test]
+fn a_full_disk_at_home() {
+    if !rustix::process::geteuid().is_root() || !has_program("unshare") {
+        println!("skipped: needs root");
+        return;
+    }
+    let deck = Deck::new();
+    // Larger than what is left of a page of the journal that is in use already.
+    let spec = format!("{COMMAND}env = {{ LONG = \"{}\" }}\n", "x".repeat(9_000));
+    deck.write("services/chat.toml", &spec);
+    let full = deck.person.home().join("full");
+    std::fs::create_dir(&full).unwrap();
+    // The mount is this shell's alone, so it goes with it. First there is room for a controller; then
+    // there is none for its journal.
+    let script = format!(
+        "mount -t tmpfs -o size=1m none {full} && export GPUDECK_HOME={full}\n\
+         {gpudeck} status >/dev/null || exit 90\n\
+         dd if=/dev/zero of={full}/ballast bs=4k 2>/dev/null\n\
+         {gpudeck} apply chat; echo code $?\n\
+         rm {full}/ballast\n\
+         {gpudeck} status chat --output json\n\
+         {gpudeck} apply chat --wait --timeout 30s; echo then $?\n\
+         {gpudeck} controller stop >/dev/null\n",
+        full = full.display(),
+        gpudeck = env!("CARGO_BIN_EXE_gpudeck"),
+    );
+    let mut inner = deck.person.command(["--version"]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
+    command.current_dir(deck.person.deck()).env_clear();
+    for (name, value) in inner.stdin(std::process::Stdio::null()).get_envs() {
+        command.env(name, value.unwrap());
+    }
+    let finished = run(&mut command, DEADLINE);
+    assert!(finished.stdout.contains("code 1\n"), "{finished:#?}");
+    assert!(
+        finished.stderr.contains("the journal cannot be written, so nothing was begun"),
+        "{finished:#?}"
+    );
+    assert!(finished.stderr.contains("no space left"), "{finished:#?}");
+    assert!(finished.stderr.contains("  → "), "{finished:#?}");
+    let status = finished.stdout.split_once("code 1\n").unwrap().1;
+    let status = status.split_once("\nchat: rolling out").unwrap().0;
+    let status: Value = serde_json::from_str(status).unwrap();
+    assert!(status["rollout"].is_null(), "{status:#}");
+    assert_eq!(status["replicas"], serde_json::json!([]), "{status:#}");
+    // It was committed before; Git says that nothing came of it.
+    assert!(status["history"][0]["outcome"]["failed"].is_object(), "{status:#}");
+    // With room again the same command does it.
+    assert!(finished.stdout.contains("then 0\n"), "{finished:#?}");
+}
