@@ -175,13 +175,15 @@ impl Operator {
     /// What happened, for the message of a failed test.
     pub fn story(&self) -> String {
         let events = self.run(&["events"]).stdout;
-        let stat = "import socket\ns=socket.socket(socket.AF_UNIX)\ns.connect('/run/haproxy/admin.sock')\n\
-                    s.sendall(b'show stat\\n')\nd=b''\nwhile 1:\n b=s.recv(65536)\n if not b: break\n d+=b\n\
-                    \nprint(d.decode())";
-        let stat = self.lab.lab(&["exec", "h1", "--", "/usr/bin/python3", "-c", stat]);
+        let ask = r#"python3 -c 'import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/haproxy/admin.sock")
+s.sendall(b"show stat chat 4 -1\n")
+print(s.makefile().read())'"#;
+        let stat = self.lab.ssh("h1", ask).stdout;
         let background = std::fs::read_to_string(self.gpudeck.deck().join("../background.log"));
         format!(
-            "{stat}\nevents:\n{events}\nthe last command in the background:\n{}",
+            "gateway:\n{stat}\nevents:\n{events}\nthe last command in the background:\n{}",
             background.unwrap_or_default()
         )
     }
