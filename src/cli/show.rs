@@ -9,8 +9,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, EventLine, Gpus, HostLinkState, HostView, Phase, ServiceName,
-    ServiceView, Severity, Snapshot,
+    Client, Condition, Delta, Door, EventLine, Gate, Gpus, HostLinkState, HostView, Phase, Rollout,
+    ServiceName, ServiceView, Severity, Snapshot,
 };
 
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
@@ -107,6 +107,11 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             None => format!("step {} of {}: {step}", rollout.step + 1, view.steps.len()),
         };
         table::out(&format!("rollout to {}: {state}", rollout.to))?;
+        if rollout.outcome.is_none()
+            && let Some(held) = held(rollout)
+        {
+            table::out(&format!("held: {held}"))?;
+        }
         if let Some(verdict) = &rollout.verdict {
             table::out(&format!(
                 "analysis {}: {:?}: {}",
@@ -238,6 +243,22 @@ fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
         table::out("SIMULATED hosts, engines and gateway")?;
     }
     Ok(())
+}
+
+/// What a rollout waits for, and how a person can go on.
+fn held(rollout: &Rollout) -> Option<String> {
+    if rollout.paused.is_some() {
+        return Some("paused; `gpudeck rollout resume` goes on".to_owned());
+    }
+    Some(match rollout.gate.as_ref()? {
+        Gate::Bake { until } => format!("bakes until {until}"),
+        Gate::Analyse { name, until } => format!("analysis {name} until {until}"),
+        Gate::Inconclusive { why } => {
+            format!("the analysis is inconclusive ({why}): promote or abort")
+        }
+        Gate::Approve => "waits for approval: promote or abort".to_owned(),
+        Gate::Failed { why } => format!("failed ({why}): abort, undo, or apply a better revision"),
+    })
 }
 
 /// A condition in the words used everywhere.

@@ -391,6 +391,12 @@ impl Core {
             Intent::Stop { service } => {
                 if self.state.services.get(&service).is_some_and(|s| !s.replicas.is_empty()) {
                     self.on_service(&service, EventKind::StopRequested { by })
+                } else if self.known_services().contains(&service) {
+                    Err(ApiError {
+                        kind: ErrorKind::Conflict,
+                        message: format!("nothing of {service} runs"),
+                        hint: None,
+                    })
                 } else {
                     Err(planning::not_found(&service, self.known_services()))
                 }
