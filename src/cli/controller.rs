@@ -37,6 +37,7 @@ async fn run_here(args: &Args, detached: bool) -> Result<Success, Failure> {
         deck: spec,
         agent_binary: None,
         leave_when_idle: detached.then_some(LEAVE_AFTER),
+        in_process: None,
     };
     let mut running = start_in_process(options, &paths)
         .await

@@ -84,6 +84,7 @@ impl Stage {
             deck: world.deck().clone(),
             agent_binary: None,
             leave_when_idle: None,
+            in_process: None,
         };
         let paths = Paths::in_dir(&world.root().join("controller"));
         let running =

@@ -20,7 +20,7 @@ use crate::api::{
     Severity,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
-use crate::fleet::FleetEvent;
+use crate::fleet::{FleetEvent, InProcessHosts};
 use crate::gateway::ServerCounters;
 use crate::journal::{Journal, JournalError};
 use crate::revision::DeckRepo;
@@ -44,6 +44,8 @@ pub struct Options {
     pub agent_binary: Option<PathBuf>,
     /// End after this long with nothing to serve and nobody attached.
     pub leave_when_idle: Option<Duration>,
+    /// Hosts that are played in this process.
+    pub in_process: Option<Arc<dyn InProcessHosts>>,
 }
 
 /// What the loop is fed with.

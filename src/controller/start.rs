@@ -136,6 +136,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             agent_binary: options.agent_binary.clone(),
             ssh_config: None,
             interactive: true,
+            in_process: options.in_process.clone(),
         },
         fleet_events,
     );
@@ -370,6 +371,12 @@ pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerErro
         hosts: std::collections::BTreeMap::from([(name, host)]),
         gateways: std::collections::BTreeMap::new(),
     };
-    let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
+    let options = Options {
+        deck_dir: None,
+        deck,
+        agent_binary: None,
+        leave_when_idle: None,
+        in_process: None,
+    };
     start_in_process(options, &Paths::in_dir(dir)).await
 }

@@ -5,11 +5,13 @@
 
 pub mod engine;
 pub mod gateway;
+pub mod in_process;
 pub mod load;
 pub mod ssh_server;
 pub mod world;
 
 pub use gateway::SimGateway;
+pub use in_process::{BigFleet, BigFleetShape};
 pub use load::{Load, LoadCounts};
 pub use ssh_server::{HostSetup, SimHost};
 pub use world::World;

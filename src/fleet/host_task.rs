@@ -1,5 +1,6 @@
 //! The life of one link: connect, install, run the agent, carry messages, and again when lost.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 use super::desk::{Desk, HostQuestions};
-use super::install::{InstallError, Source, install};
+use super::install::{AgentCommand, InstallError, Source, install};
+use super::manager::InProcessHosts;
 use super::outbox::Outbox;
 use super::session::{DialError, Session, SessionError};
 use super::{AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary};
@@ -33,6 +35,7 @@ pub(super) struct Shared {
     pub(super) agent_binary: Option<PathBuf>,
     pub(super) ssh_config: Option<PathBuf>,
     pub(super) interactive: bool,
+    pub(super) in_process: Option<Arc<dyn InProcessHosts>>,
     pub(super) desk: Arc<Desk>,
     pub(super) key_ring: Arc<KeyRing>,
     /// Hashed once, when the first host needs it.
@@ -267,6 +270,15 @@ impl HostTask {
 
     /// One connection from its beginning to its end: why it ended, and how long it was up.
     async fn once(&self) -> Result<(Cause, Duration), Cause> {
+        let played = self.shared.in_process.as_ref().and_then(|h| h.connect(&self.link.host));
+        if let Some(connection) = played {
+            let command = AgentCommand {
+                binary: "gpudeck".to_owned(),
+                state_dir: String::new(),
+                env: BTreeMap::new(),
+            };
+            return self.run_agent(connection, command).await;
+        }
         let connection = self.connect().await?;
         self.outbox.phase("looking for the agent");
         let progress = |percent: u8| {
@@ -283,6 +295,15 @@ impl HostTask {
                 install(&*connection, Source::Copy(binary), env, &progress).await?
             }
         };
+        self.run_agent(connection, command).await
+    }
+
+    /// Runs the agent on a connection until either ends.
+    async fn run_agent(
+        &self,
+        connection: Arc<dyn Connection>,
+        command: AgentCommand,
+    ) -> Result<(Cause, Duration), Cause> {
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
         let (session, facts, running) =

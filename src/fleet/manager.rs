@@ -16,7 +16,7 @@ use super::outbox::Outbox;
 use super::{FleetEvent, HostLink};
 use crate::base::HostName;
 use crate::spec::HostSpec;
-use crate::ssh::KeyRing;
+use crate::ssh::{Connection, KeyRing};
 
 /// How a fleet is reached.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +27,14 @@ pub struct FleetOptions {
     pub ssh_config: Option<PathBuf>,
     /// A person may be asked about host keys and passphrases.
     pub interactive: bool,
+    /// Hosts that are played in this process; the others are reached as their specs say.
+    pub in_process: Option<Arc<dyn InProcessHosts>>,
+}
+
+/// Simulated hosts in this very process: an agent that is a task, without SSH or installation.
+pub trait InProcessHosts: std::fmt::Debug + Send + Sync {
+    /// A new connection to a host; none: the host is not one of these.
+    fn connect(&self, host: &HostName) -> Option<Arc<dyn Connection>>;
 }
 
 /// The links of a deck: one task per host, none waits for another.
@@ -61,6 +69,7 @@ impl Fleet {
             agent_binary: options.agent_binary,
             ssh_config: options.ssh_config,
             interactive: options.interactive,
+            in_process: options.in_process,
             desk: Arc::new(Desk::default()),
             key_ring: Arc::new(KeyRing::default()),
             binary: OnceCell::new(),

@@ -20,4 +20,4 @@ pub use binary::AgentBinary;
 pub use event::{FleetEvent, LinkState, QuestionKind};
 pub use install::InstallError;
 pub use link::{DialStream, HostLink, LinkError};
-pub use manager::{Fleet, FleetOptions};
+pub use manager::{Fleet, FleetOptions, InProcessHosts};

@@ -1,0 +1,119 @@
+//! The agent of a simulated host: reads requests, answers, sends samples; all through the real
+//! messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHalf, WriteHalf};
+
+use super::host::{SimHostState, failed};
+use crate::ssh::Program;
+use crate::wire::{
+    FromAgent, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent, Verb, encode_line,
+};
+
+/// Shortest time between samples that is granted.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Plays the agent of one host.
+pub(super) struct SimAgent {
+    pub(super) state: Arc<SimHostState>,
+}
+
+impl Program for SimAgent {
+    fn run(
+        &self,
+        _command: String,
+        stdin: ReadHalf<DuplexStream>,
+        stdout: WriteHalf<DuplexStream>,
+    ) -> BoxFuture<'static, u32> {
+        serve(Arc::clone(&self.state), stdin, stdout)
+            .map(|served| u32::from(served.is_err()))
+            .boxed()
+    }
+}
+
+async fn serve(
+    state: Arc<SimHostState>,
+    stdin: ReadHalf<DuplexStream>,
+    mut stdout: WriteHalf<DuplexStream>,
+) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stdin).lines();
+    let mut interval: Option<tokio::time::Interval> = None;
+    loop {
+        let tick = async {
+            match &mut interval {
+                Some(interval) => interval.tick().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            line = lines.next_line() => {
+                let Some(line) = line? else { return Ok(()) };
+                let asked: ToAgent = serde_json::from_str(&line)?;
+                let changed;
+                let result = match asked.request {
+                    Request::Subscribe { interval_ms } => {
+                        let period = Duration::from_millis(interval_ms).max(MIN_INTERVAL);
+                        interval = Some(spread(period));
+                        changed = true;
+                        Ok(Reply::Done)
+                    }
+                    request => {
+                        changed = matches!(request, Request::Act { .. });
+                        answer(&state, request)
+                    }
+                };
+                write(&mut stdout, &FromAgent::Reply { id: asked.id, result }).await?;
+                if changed {
+                    write(&mut stdout, &FromAgent::Ranks(state.ranks())).await?;
+                }
+            }
+            _ = tick => {
+                if let Some(sample) = state.sample() {
+                    write(&mut stdout, &FromAgent::Sample(Box::new(sample))).await?;
+                }
+            }
+        }
+    }
+}
+
+/// Samples of a fleet do not all fall on the same instant.
+fn spread(period: Duration) -> tokio::time::Interval {
+    let first = tokio::time::Instant::now() + period.mul_f64(rand::random());
+    let mut interval = tokio::time::interval_at(first, period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    interval
+}
+
+async fn write(stdout: &mut WriteHalf<DuplexStream>, message: &FromAgent) -> std::io::Result<()> {
+    let line = encode_line(message).map_err(std::io::Error::other)?;
+    stdout.write_all(&line).await
+}
+
+fn answer(state: &SimHostState, request: Request) -> Result<Reply, Refusal> {
+    match request {
+        Request::Hello { .. } => {
+            Ok(Reply::Hello { protocol: PROTOCOL_VERSION, facts: Box::new(state.facts()) })
+        }
+        Request::Claim { deck, epoch, holder, force, .. } => {
+            state.claim(deck, epoch, holder, force)
+        }
+        Request::Act { deck, epoch, verb } => {
+            state.may_act(deck, epoch)?;
+            match verb {
+                Verb::StartRank(start) => state.start(*start),
+                Verb::StopRank { rank, .. } => Ok(state.stop(&rank)),
+                Verb::RemoveRank { rank } => Ok(state.remove(&rank)),
+                Verb::SaveState { state: text } => Ok(state.save(deck, text)),
+                Verb::Gateway { .. } => Err(failed("there is no gateway")),
+            }
+        }
+        Request::Ranks { .. } => Ok(Reply::Ranks(state.ranks())),
+        Request::LoadState { deck } => Ok(state.load(deck)),
+        Request::Http { port, .. } => state.http(port),
+        _ => Err(failed("a simulated host does not do that")),
+    }
+}

@@ -1,0 +1,209 @@
+//! What the controller costs on a large simulated fleet (agents are tasks of this process, on
+//! threads of their own, whose time is not counted).
+//!
+//!     cargo bench --bench scale -- rollout [--hosts 200] [--replicas 500]
+//!     cargo bench --bench scale -- follow  [--hosts 1000] [--seconds 30]
+//!
+//! Prints one JSON object.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use gpudeck::api::{Client, Condition, Door, HostLinkState, Intent, Snapshot};
+use gpudeck::controller::{self, Options, Paths, start_in_process};
+use gpudeck::demo::{BigFleet, BigFleetShape};
+use serde_json::json;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let number = |name: &str, default: u64| {
+        let at = args.iter().position(|a| a == name);
+        at.and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(default)
+    };
+    let runtime = |name: &str| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name(name)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (hosts, ours) = (runtime("sim-hosts"), runtime("controller"));
+    let result = match args.first().map(String::as_str) {
+        Some("rollout") => {
+            let shape = BigFleetShape {
+                hosts: u16::try_from(number("--hosts", 200)).unwrap(),
+                gpus: 8,
+                load_time: Duration::from_secs(number("--load-time", 10)),
+            };
+            let replicas = u32::try_from(number("--replicas", 500)).unwrap();
+            ours.block_on(rollout(shape, replicas, hosts.handle().clone()))
+        }
+        Some("follow") => {
+            let shape = BigFleetShape {
+                hosts: u16::try_from(number("--hosts", 1000)).unwrap(),
+                gpus: 8,
+                load_time: Duration::from_secs(1),
+            };
+            ours.block_on(follow(shape, number("--seconds", 30), hosts.handle().clone()))
+        }
+        // `cargo test --all-targets` runs benches without arguments: there is nothing to measure.
+        _ => json!({ "usage": "scale rollout|follow" }),
+    };
+    println!("{result:#}");
+}
+
+/// CPU seconds of this process' threads by name.
+fn cpu() -> BTreeMap<String, f64> {
+    let mut by_name = BTreeMap::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
+        let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
+        let fields: Vec<&str> = stat[close + 2..].split(' ').collect();
+        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+        *by_name.entry(stat[open + 1..close].to_owned()).or_insert(0.0) += ticks / 100.0;
+    }
+    by_name
+}
+
+fn spent(before: &BTreeMap<String, f64>) -> f64 {
+    let now = cpu();
+    let of = |cpu: &BTreeMap<String, f64>| {
+        cpu.iter().filter(|(name, _)| *name != "sim-hosts").map(|(_, s)| s).sum::<f64>()
+    };
+    of(&now) - of(before)
+}
+
+fn memory_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+struct Stage {
+    _dir: tempfile::TempDir,
+    deck: std::path::PathBuf,
+    running: controller::Running,
+    client: Client,
+}
+
+async fn stage(shape: BigFleetShape, replicas: u32, hosts: tokio::runtime::Handle) -> Stage {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = BigFleet::new(shape, hosts).unwrap();
+    let deck = fleet.deck();
+    let deck_dir = dir.path().join("deck");
+    fleet.write_deck(&deck_dir, &deck, replicas).unwrap();
+    controller::init_repository(&deck_dir).unwrap();
+    let options = Options {
+        deck_dir: Some(deck_dir.clone()),
+        deck,
+        agent_binary: None,
+        leave_when_idle: None,
+        in_process: Some(Arc::new(fleet)),
+    };
+    let running =
+        start_in_process(options, &Paths::in_dir(&dir.path().join("controller"))).await.unwrap();
+    let client = controller::connect(&running.socket).await.unwrap();
+    Stage { _dir: dir, deck: deck_dir, running, client }
+}
+
+/// Waits by the stream of changes, as a door does; a snapshot only when something changed.
+async fn until(client: &Client, what: &str, seen: impl Fn(&Snapshot) -> bool) {
+    let deadline = Instant::now() + Duration::from_mins(10);
+    while !seen(&client.snapshot().await.unwrap()) {
+        assert!(Instant::now() < deadline, "no {what}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn all_up(snapshot: &Snapshot) -> bool {
+    snapshot.hosts.values().all(|h| h.link == HostLinkState::Up && h.sample.is_some())
+}
+
+async fn rollout(
+    shape: BigFleetShape,
+    replicas: u32,
+    hosts: tokio::runtime::Handle,
+) -> serde_json::Value {
+    let stage = stage(shape, replicas, hosts).await;
+    let client = &stage.client;
+    until(client, "fleet", all_up).await;
+    let idle = (cpu(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let idle = spent(&idle.0) / idle.1.elapsed().as_secs_f64() * 100.0;
+    let mut phases = Vec::new();
+    for (name, revision) in [("first", 1), ("update", 2)] {
+        std::fs::write(
+            stage.deck.join("services/chat.toml"),
+            BigFleet::service(replicas, revision),
+        )
+        .unwrap();
+        let (before, began) = (cpu(), Instant::now());
+        let intent = Intent::Apply {
+            service: "chat".parse().unwrap(),
+            reason: None,
+            accept_outage: revision == 1,
+        };
+        client.send(intent).await.unwrap();
+        let accepted = began.elapsed();
+        until(client, "end of the rollout", |s| {
+            s.services.values().all(|s| {
+                s.condition == Condition::Serving
+                    && s.rollout.as_ref().is_some_and(|r| r.outcome.is_some())
+                    && s.rollout.as_ref().and_then(|r| s.stable.map(|n| n == r.to)) == Some(true)
+            })
+        })
+        .await;
+        let (cpu_s, wall_s) = (spent(&before), began.elapsed().as_secs_f64());
+        phases.push(json!({
+            "rollout": name,
+            "wall_s": wall_s,
+            "accepted_after_s": accepted.as_secs_f64(),
+            "controller_cpu_s": cpu_s,
+            "controller_cpu_percent_of_a_core": cpu_s / wall_s * 100.0,
+        }));
+    }
+    let memory = memory_mib();
+    stage.running.stop().await;
+    json!({
+        "hosts": shape.hosts, "replicas": replicas, "rollouts": phases,
+        "idle_cpu_percent": idle, "memory_mib_with_hosts": memory,
+    })
+}
+
+async fn follow(
+    shape: BigFleetShape,
+    seconds: u64,
+    hosts: tokio::runtime::Handle,
+) -> serde_json::Value {
+    let began = Instant::now();
+    let stage = stage(shape, 2, hosts).await;
+    until(&stage.client, "fleet", all_up).await;
+    let up = began.elapsed();
+    // A door that reads every change, as the screen does.
+    let mut deltas = stage.client.stream().await.unwrap();
+    let reader = tokio::spawn(async move {
+        let mut count = 0u64;
+        while deltas.next().await.is_some() {
+            count += 1;
+        }
+        count
+    });
+    let (before, began) = (cpu(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let (cpu_s, wall_s) = (spent(&before), began.elapsed().as_secs_f64());
+    let memory = memory_mib();
+    stage.running.stop().await;
+    let deltas = tokio::time::timeout(Duration::from_secs(5), reader).await;
+    json!({
+        "hosts": shape.hosts, "gpus": shape.gpus, "up_after_s": up.as_secs_f64(),
+        "seconds": wall_s, "deltas": deltas.ok().and_then(Result::ok),
+        "cpu_percent_of_a_core": cpu_s / wall_s * 100.0,
+        "cpu_ms_per_host_sample": cpu_s * 1000.0 / wall_s / f64::from(shape.hosts),
+        "memory_mib_with_hosts": memory,
+    })
+}
