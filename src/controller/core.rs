@@ -13,6 +13,7 @@ use super::narrate::narrate;
 use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
 use super::service_view::{self, Surroundings};
+use super::stale_views::StaleViews;
 use super::traffic::Traffic;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
@@ -161,6 +162,7 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) shutdown: bool,
+    pub(super) views: StaleViews,
 }
 
 /// The controller's clock.
@@ -183,6 +185,7 @@ impl Core {
                     None => break,
                 },
                 _ = ticks.tick() => self.take(Input::Tick),
+                () = self.views.due() => self.publish_stale(),
             }
         }
     }
@@ -206,7 +209,9 @@ impl Core {
             Input::Intent { intent, by, reply } => self.intent(intent, &by, reply),
             Input::Begin { draft, request, reply } => {
                 // An asker that went away does not undo what was begun.
-                let _ = reply.send(self.begin_rollout(*draft, &request));
+                let begun = self.begin_rollout(*draft, &request);
+                self.publish_stale();
+                let _ = reply.send(begun);
             }
             Input::Plan { draft, kind, reply } => {
                 let _ = reply.send(self.plan(&draft, kind).map(|planned| planned.view));
@@ -336,8 +341,13 @@ impl Core {
 
     fn tick(&mut self) {
         let services: Vec<ServiceName> = self.state.services.keys().cloned().collect();
+        let now = now();
         for service in services {
-            self.happened(&service, EventKind::Tick);
+            // Time alone changes nothing before the moment that the decider names.
+            let due = self.state.services.get(&service).and_then(step::next_wake);
+            if due.is_some_and(|due| due <= now) {
+                self.happened(&service, EventKind::Tick);
+            }
         }
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
@@ -629,7 +639,28 @@ impl Core {
         self.files.services.keys().chain(self.state.services.keys()).cloned().collect()
     }
 
+    /// Shows a service as it is now, or soon when showing it took long lately.
     pub(super) fn publish_service(&mut self, service: &ServiceName) {
+        self.views.mark(service);
+        if self.views.is_due() {
+            self.publish_stale();
+        }
+    }
+
+    /// Shows every service whose view is behind.
+    pub(super) fn publish_stale(&mut self) {
+        let began = std::time::Instant::now();
+        let services = self.views.take();
+        if services.is_empty() {
+            return;
+        }
+        for service in &services {
+            self.show_service(service);
+        }
+        self.views.shown(began);
+    }
+
+    fn show_service(&self, service: &ServiceName) {
         let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
         let around = Surroundings {
             deck: &self.deck,
@@ -639,8 +670,8 @@ impl Core {
             trouble: self.trouble.get(service).map(String::as_str),
         };
         let view = service_view::view(service, self.state.services.get(service), &around);
-        let ranks_before = self.hub.with(|s| s.services.get(service).map(|v| v.replicas.clone()));
-        let ranks_changed = ranks_before.as_ref().map(|r| ids(r)) != Some(ids(&view.replicas));
+        let before = self.hub.with(|s| s.services.get(service).map(|v| ids(&v.replicas)));
+        let ranks_changed = before != Some(ids(&view.replicas));
         self.hub.publish(Change::Service(Box::new(view)));
         if ranks_changed {
             self.publish_ranks();
@@ -650,11 +681,12 @@ impl Core {
     /// Brings the hosts' lists of ranks up to date.
     pub(super) fn publish_ranks(&self) {
         let hosts: Vec<HostView> = self.hub.with(|s| {
+            let mut by_host = service_view::ranks_by_host(s.services.values());
             s.hosts
                 .values()
-                .map(|h| HostView {
-                    ranks: service_view::ranks_on(s.services.values(), &h.name),
-                    ..h.clone()
+                .filter_map(|host| {
+                    let ranks = by_host.remove(&host.name).unwrap_or_default();
+                    (ranks != host.ranks).then(|| HostView { ranks, ..host.clone() })
                 })
                 .collect()
         });

@@ -14,6 +14,7 @@ pub mod paths;
 pub mod planning;
 pub mod record;
 pub mod service_view;
+mod stale_views;
 pub mod start;
 pub mod traffic;
 pub mod world;

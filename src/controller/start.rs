@@ -173,6 +173,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         idle_since: None,
         files_stamp: Vec::new(),
         shutdown: false,
+        views: super::stale_views::StaleViews::default(),
         options,
     };
     core.take_files(files);
