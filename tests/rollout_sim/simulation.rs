@@ -6,6 +6,7 @@ use gpudeck::rollout::{EventKind, Outcome, RolloutKind};
 use gpudeck::spec::{Count, StepSpec};
 
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
+use crate::planted::{BUGS, Bug};
 use crate::world::{Counts, Nature, World};
 
 /// Longest time after the last fault in which everything must have come to rest.
@@ -48,9 +49,11 @@ fn add(counts: &mut Counts, more: Counts) {
     }
 }
 
-fn seed(seed: u64, trace: bool) -> Counts {
+/// Plays one seed, with a planted bug if one is given.
+pub fn seed(seed: u64, trace: bool, bug: Option<Bug>) -> Counts {
     let mut world = World::new(seed);
     world.trace = trace;
+    world.bug = bug;
     let mut make = Rng(seed ^ 0xABCD);
     let per_replica = 1 + u32::try_from(make.below(2)).unwrap();
     let rollouts = 2 + make.below(3);
@@ -157,7 +160,9 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn seeds() {
     if let Some(one) = number("GPUDECK_SIM_SEED") {
-        seed(one, true);
+        let bug = std::env::var("GPUDECK_SIM_BUG").ok();
+        let bug = bug.map(|name| *BUGS.iter().find(|b| format!("{b:?}") == name).unwrap());
+        seed(one, std::env::var_os("GPUDECK_SIM_QUIET").is_none(), bug);
         return;
     }
     let from = number("GPUDECK_SIM_FROM").unwrap_or(0);
@@ -169,7 +174,7 @@ fn seeds() {
             let mut counts = Counts::new();
             let mut failed = Vec::new();
             for one in (from + worker..from + count).step_by(usize::try_from(workers).unwrap()) {
-                match std::panic::catch_unwind(|| seed(one, false)) {
+                match std::panic::catch_unwind(|| seed(one, false, None)) {
                     Ok(met) => add(&mut counts, met),
                     Err(_) if failed.len() < 3 => failed.push(one),
                     Err(_) => break,
@@ -190,7 +195,24 @@ fn seeds() {
     println!("{count} seeds, {rate:.0} a second; met: {counts:#?}");
     assert!(failed.is_empty(), "seeds {failed:?} failed: GPUDECK_SIM_SEED=N shows the trace");
     if count >= 2_000 {
-        for what in ["completed", "rolled back", "aborted", "failed", "controller killed"] {
+        for what in [
+            "completed",
+            "rolled back",
+            "aborted",
+            "failed",
+            "controller killed",
+            "another controller takes over",
+            "older epoch refused",
+            "clock jumps",
+            "disk full",
+            "engine lies in /health",
+            "gateway away",
+            "host dies",
+            "host not reached",
+            "late or doubled event",
+            "memory not yet free",
+            "rank dies",
+        ] {
             assert!(
                 counts.get(what).is_some_and(|n| *n >= 20),
                 "{what} was hardly met: {counts:?}"

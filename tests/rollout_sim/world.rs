@@ -1,7 +1,7 @@
 //! A simulated world: hosts with GPUs, ranks, a gateway, a controller that can die, and what must
 //! always be true of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use gpudeck::base::{
@@ -14,6 +14,7 @@ use gpudeck::rollout::{
 };
 
 use crate::build::{Rng, service};
+use crate::planted::Bug;
 
 /// What the engines of a release do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,16 @@ struct Task {
     due: Timestamp,
     sequence: u64,
     action: Action,
+    /// Of the controller that wants it.
+    epoch: u64,
+}
+
+/// A controller that was replaced and does not know it yet.
+#[derive(Clone, Debug)]
+struct Replaced {
+    state: ServiceState,
+    epoch: u64,
+    until: Timestamp,
 }
 
 /// How often each kind of fault was met.
@@ -76,6 +87,20 @@ pub struct World {
     hosts_down: BTreeMap<HostName, Timestamp>,
     recorded: BTreeMap<ReleaseNumber, Outcome>,
     last_measured: Timestamp,
+    /// The fencing number of the present controller; the hosts know it.
+    epoch: u64,
+    replaced: Option<Replaced>,
+    /// Replicas whose engine really generated a token.
+    generated: BTreeSet<ReplicaId>,
+    /// What the controller's clock says more (or less) than the time.
+    clock_error_ms: i64,
+    /// The journal cannot be written until then; what happens waits in order.
+    disk_full_until: Timestamp,
+    waiting: VecDeque<EventKind>,
+    /// Events of the journal that are on the disk.
+    durable: usize,
+    /// A bug that was planted.
+    pub bug: Option<Bug>,
 }
 
 impl World {
@@ -103,6 +128,14 @@ impl World {
             hosts_down: BTreeMap::new(),
             recorded: BTreeMap::new(),
             last_measured: Timestamp(0),
+            epoch: 1,
+            replaced: None,
+            generated: BTreeSet::new(),
+            clock_error_ms: 0,
+            disk_full_until: Timestamp(0),
+            waiting: VecDeque::new(),
+            durable: 0,
+            bug: None,
         }
     }
 
@@ -128,12 +161,36 @@ impl World {
     }
 
     /// Journals an event, lets it be decided, and takes the actions on.
+    ///
+    /// While the disk is full nothing is decided: what happens waits in its order, time does not.
     pub fn tell(&mut self, kind: EventKind) {
-        let event = Event { at: self.now, kind };
+        if self.disk_full_until > self.now {
+            if kind != EventKind::Tick {
+                self.waiting.push_back(kind);
+            }
+            return;
+        }
+        while let Some(waited) = self.waiting.pop_front() {
+            self.decide(waited);
+        }
+        self.decide(kind);
+    }
+
+    fn decide(&mut self, kind: EventKind) {
+        if self.bug.is_some_and(|bug| bug.swallows(&kind, &mut self.rng)) {
+            return;
+        }
+        let event = Event { at: self.clock(), kind };
         self.journal.push(event.clone());
+        if self.bug != Some(Bug::SkipFsync) || self.journal.len().is_multiple_of(5) {
+            self.durable = self.journal.len();
+        }
         let before: Vec<(ReplicaId, Phase)> = self.phases();
         let was_stopping = self.state.stopping;
-        let actions = step(&mut self.state, &event);
+        let mut actions = step(&mut self.state, &event);
+        if let Some(bug) = self.bug {
+            bug.spoil(&mut self.state, &mut actions, &mut self.rng);
+        }
         self.say(|| match &event.kind {
             EventKind::Tick => String::new(),
             EventKind::RolloutRequested { release, .. } => format!("rollout of {}", release.number),
@@ -144,6 +201,11 @@ impl World {
         }
         self.check_step(&event.kind, &before, &actions, was_stopping);
         self.take(actions);
+    }
+
+    /// What the controller's clock says.
+    fn clock(&self) -> Timestamp {
+        Timestamp(self.now.0.saturating_add_signed(self.clock_error_ms))
     }
 
     fn phases(&self) -> Vec<(ReplicaId, Phase)> {
@@ -172,11 +234,16 @@ impl World {
             let mut due = self.now.plus(Duration::from_millis(delay));
             // What is told about one rank, and to the gateway, is carried out in that order.
             for task in &self.tasks {
-                if same_queue(&task.action, &action) {
+                if task.epoch == self.epoch && same_queue(&task.action, &action) {
                     due = due.max(Timestamp(task.due.0 + 1));
                 }
             }
-            self.tasks.push(Task { due, sequence: self.sequence, action: action.clone() });
+            self.tasks.push(Task {
+                due,
+                sequence: self.sequence,
+                action: action.clone(),
+                epoch: self.epoch,
+            });
             self.actions.push(action);
         }
     }
@@ -201,19 +268,20 @@ impl World {
             if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Draining { .. })) {
                 taken_out += 1;
             }
+            let by_fault = match event {
+                EventKind::RankEnded { rank, .. } => rank.replica == *id,
+                EventKind::ReplicaUnready { replica, .. } => replica == id,
+                _ => false,
+            };
             // From serving to stopping only by a fault of its own …
             if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Stopping)) {
-                let by_fault = match event {
-                    EventKind::RankEnded { rank, .. } => rank.replica == *id,
-                    EventKind::ReplicaUnready { replica, .. } => replica == id,
-                    _ => false,
-                };
                 assert!(by_fault, "{id} is stopped without a drain");
             }
             // … or by a drain that is at the gateway.
             if matches!(phase, Phase::Draining { .. })
                 && matches!(now_phase, Some(Phase::Stopping))
                 && !state.stopping
+                && !by_fault
             {
                 let at_gateway = self.table.iter().find(|s| s.replica == *id);
                 let serves = at_gateway.is_some_and(|s| s.mode == TrafficMode::Ready);
@@ -279,6 +347,11 @@ impl World {
                 assert!(
                     replica.is_some_and(|r| r.phase == Phase::Ready),
                     "traffic to {}, which is not ready",
+                    server.replica
+                );
+                assert!(
+                    self.generated.contains(&server.replica),
+                    "traffic to {}, which never generated a token",
                     server.replica
                 );
                 sum += u32::from(server.weight);
@@ -400,8 +473,13 @@ impl World {
             self.fault();
         }
         let next_task = self.tasks.iter().map(|t| (t.due, t.sequence)).min();
+        self.play_replaced();
         let tick = Timestamp(self.now.0 + if self.faults { 1_000 } else { 5_000 });
-        let wake = next_wake(&self.state).map_or(tick, |w| w.min(tick));
+        // The decider names a moment of the controller's clock.
+        let wake = next_wake(&self.state).map_or(tick, |w| {
+            let at = w.0.saturating_add_signed(-self.clock_error_ms).max(self.now.0 + 1);
+            Timestamp(at).min(tick)
+        });
         match next_task {
             Some((due, sequence)) if due <= wake => {
                 self.now = self.now.max(due);
@@ -423,7 +501,7 @@ impl World {
 
     fn later(&mut self, task: Task, at: Timestamp) {
         self.sequence += 1;
-        self.tasks.push(Task { due: at, sequence: self.sequence, action: task.action });
+        self.tasks.push(Task { due: at, sequence: self.sequence, ..task });
     }
 
     fn nature(&self, rank: &RankId) -> Nature {
@@ -431,6 +509,22 @@ impl World {
     }
 
     fn carry_out(&mut self, task: Task) {
+        if task.epoch < self.epoch {
+            let acts = !matches!(
+                task.action,
+                Action::AwaitToken { .. }
+                    | Action::AwaitDrained { .. }
+                    | Action::RecordOutcome { .. }
+            );
+            if acts && self.bug != Some(Bug::AcceptOldEpoch) {
+                self.count("older epoch refused");
+                // So it learns that it was replaced.
+                self.replaced = None;
+            }
+            if !acts || self.bug != Some(Bug::AcceptOldEpoch) {
+                return;
+            }
+        }
         match task.action.clone() {
             Action::StartRank { rank, plan } => {
                 if let Some(until) = self.down_until(&plan.host) {
@@ -448,9 +542,15 @@ impl World {
                     return self.later(task, until);
                 }
                 let freed = self.now.plus(Duration::from_millis(self.rng.below(8_000)));
+                let there = self.state.replicas.get(&rank.replica.key());
+                let serves = there
+                    .is_some_and(|r| r.attempt == rank.replica.attempt && r.phase == Phase::Ready);
                 if let Some(there) = self.ranks.get_mut(&rank)
                     && there.running
                 {
+                    // What is told late about one that died and came back under its number would
+                    // be another attempt.
+                    assert!(!serves, "a rank of {}, which is ready, is stopped", rank.replica);
                     there.running = false;
                     there.freed = freed;
                 }
@@ -467,8 +567,12 @@ impl World {
                             self.ranks.keys().find(|r| r.replica == replica).unwrap().clone();
                         self.kill(&rank, "exit code 1: CUDA out of memory");
                     }
-                    Nature::Hangs => {}
-                    _ => self.tell(EventKind::ReplicaReady { replica }),
+                    // `/health` is fine, and no token ever comes.
+                    Nature::Hangs => self.count("engine lies in /health"),
+                    _ => {
+                        self.generated.insert(replica);
+                        self.tell(EventKind::ReplicaReady { replica });
+                    }
                 }
             }
             Action::ApplyTraffic { version, servers } => {
@@ -506,12 +610,13 @@ impl World {
             let refusal = StartRefusal::Never { why: "no such file".to_owned() };
             return self.tell(EventKind::RankRefused { rank, refusal });
         }
-        let busy = self.ranks.values().any(|r| {
+        let taken = self.ranks.values().any(|r| {
             r.plan.host == plan.host
                 && r.plan.devices.iter().any(|d| *d != DeviceId::Cpu && plan.devices.contains(d))
                 && !r.running
                 && r.freed > self.now
         });
+        let busy = taken && self.bug != Some(Bug::NoMemoryGate);
         let on_cpu = self.ranks.values().filter(|r| r.running && r.plan.devices == [DeviceId::Cpu]);
         let full = self.memory_for.is_some_and(|most| on_cpu.count() >= most);
         if busy || full {
@@ -519,10 +624,15 @@ impl World {
             let refusal = StartRefusal::NotYet { why: "GPU memory is not free".to_owned() };
             return self.tell(EventKind::RankRefused { rank, refusal });
         }
+        assert!(!taken, "{rank:?} starts while the memory of the one before is not free");
         let entry = Rank { running: true, plan, freed: self.now };
         self.ranks.insert(rank.clone(), entry);
         self.check_devices();
+        let replica = rank.replica;
         self.tell(EventKind::RankRunning { rank });
+        if self.bug == Some(Bug::BelieveHealth) && self.replica_runs(replica) {
+            self.tell(EventKind::ReplicaReady { replica });
+        }
     }
 
     /// A rank ends by itself.
@@ -579,7 +689,17 @@ impl World {
     // ---- faults -------------------------------------------------------------------------------
 
     fn fault(&mut self) {
-        match self.rng.below(9) {
+        match self.rng.below(12) {
+            8 => self.take_over(),
+            9 => {
+                self.count("clock jumps");
+                let jump = i64::try_from(self.rng.below(1_200_000)).unwrap() - 600_000;
+                self.clock_error_ms = jump;
+            }
+            10 => {
+                self.count("disk full");
+                self.disk_full_until = self.now.plus(Duration::from_secs(self.rng.below(90)));
+            }
             0 => {
                 let running = self.running();
                 if !running.is_empty() {
@@ -672,7 +792,10 @@ impl World {
     pub fn crash(&mut self) {
         self.count("controller killed");
         self.say(|| "## the controller is killed".to_owned());
+        self.journal.truncate(self.durable);
+        self.waiting.clear();
         let (read, mut again) = self.checkpoint.clone();
+        let read = if self.bug == Some(Bug::ReplayTwice) { read.saturating_sub(1) } else { read };
         for event in self.journal.iter().skip(read) {
             let text = serde_json::to_string(event).unwrap();
             step(&mut again, &serde_json::from_str(&text).unwrap());
@@ -689,8 +812,70 @@ impl World {
                 _ => self.tasks.push(task),
             }
         }
+        let mut actions = outstanding(&self.state);
+        if self.bug == Some(Bug::ForgetOutstanding) {
+            actions.clear();
+        }
+        self.take(actions);
+        self.hosts_report();
+    }
+
+    /// The hosts say what runs: whatever ended while nobody listened is told now.
+    fn hosts_report(&mut self) {
+        let state = &self.state;
+        let gone: Vec<RankId> = state
+            .replicas
+            .iter()
+            .filter(|(_, r)| {
+                matches!(r.phase, Phase::Loading | Phase::Ready | Phase::Draining { .. })
+            })
+            .flat_map(|(key, r)| state.releases[&key.release].rank_ids(key.replica, r.attempt))
+            .filter(|rank| self.ranks.get(rank).is_none_or(|there| !there.running))
+            .collect();
+        for rank in gone {
+            self.tell(EventKind::RankEnded { rank, how: "it is not there any more".to_owned() });
+        }
+    }
+
+    /// Another controller takes the hosts over, knowing what the first one journaled. The first one
+    /// lives, has tasks under way and may decide more, until a host tells it.
+    fn take_over(&mut self) {
+        if !self.waiting.is_empty() {
+            return;
+        }
+        self.count("another controller takes over");
+        self.say(|| "## another controller takes over".to_owned());
+        let until = self.now.plus(Duration::from_mins(5));
+        self.replaced = Some(Replaced { state: self.state.clone(), epoch: self.epoch, until });
+        self.epoch += 1;
         let actions = outstanding(&self.state);
         self.take(actions);
+    }
+
+    /// What a replaced controller does in its ignorance.
+    fn play_replaced(&mut self) {
+        let Some(mut replaced) = self.replaced.take().filter(|r| r.until > self.now) else {
+            return;
+        };
+        if self.rng.one_in(8) {
+            let ready = replaced.state.replicas.iter().find(|(_, r)| r.phase == Phase::Ready);
+            let id = ready.and_then(|(k, _)| replaced.state.replica_id(k.release, k.replica));
+            let kind = match (self.rng.below(3), id) {
+                (0, Some(replica)) => {
+                    EventKind::ReplicaUnready { replica, why: "not reached".to_owned() }
+                }
+                (1, _) => EventKind::Aborted { by: "bob".to_owned(), reason: None },
+                _ => EventKind::Tick,
+            };
+            let event = Event { at: self.clock(), kind };
+            for action in step(&mut replaced.state, &event) {
+                self.sequence += 1;
+                let due = self.now.plus(Duration::from_millis(self.rng.below(3_000)));
+                let epoch = replaced.epoch;
+                self.tasks.push(Task { due, sequence: self.sequence, action, epoch });
+            }
+        }
+        self.replaced = Some(replaced);
     }
 
     /// Done, and nobody heard of it.
@@ -729,6 +914,8 @@ impl World {
         self.faults = false;
         self.gateway_down_until = Timestamp(0);
         self.hosts_down.clear();
+        self.disk_full_until = Timestamp(0);
+        self.replaced = None;
         self.by_ada(|by| EventKind::Resumed { by });
     }
 

@@ -1,0 +1,230 @@
+//! Bugs that are planted in the controller or an agent, to see that the simulation has teeth: each
+//! must be caught within 500 seeds.
+//!
+//! They are planted at the joints (the journal, the events that go into the decider, the actions
+//! that come out, what an agent accepts), so the program itself holds no switch for them.
+
+use std::time::Instant;
+
+use gpudeck::base::TrafficMode;
+use gpudeck::rollout::{Action, EventKind, Outcome, Phase, ServiceState};
+
+use crate::build::Rng;
+use crate::simulation::seed;
+
+/// Seeds within which every bug must be caught.
+const WITHIN: u64 = 500;
+
+/// A mistake that somebody could make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bug {
+    /// Actions leave before the record of their event is on the disk.
+    SkipFsync,
+    /// After a restart the last record is applied a second time.
+    ReplayTwice,
+    /// After a restart nothing that was awaited is asked for again.
+    ForgetOutstanding,
+    /// The gateway is told of replicas that are still loading.
+    TrafficBeforeReady,
+    /// `/health` is taken for a token.
+    BelieveHealth,
+    /// A drained replica is stopped without waiting for the gateway.
+    ForgetDrain,
+    /// A ready replica is stopped, without any drain.
+    StopReady,
+    /// One more replica than the floor allows is drained.
+    IgnoreFloor,
+    /// What is started again has the number of the attempt before.
+    ReuseAttempt,
+    /// An agent carries out what a controller with an older epoch asks.
+    AcceptOldEpoch,
+    /// An agent starts a rank while the memory of the one before it is not free.
+    NoMemoryGate,
+    /// A stop that failed once is not tried again.
+    ForgetStop,
+    /// The end of a rank is not noticed.
+    MissEnd,
+    /// All weights are zero for a moment.
+    EmptyTable,
+    /// The gateway is not told again after it was away.
+    ForgetTraffic,
+    /// The outcome is not written down.
+    ForgetOutcome,
+    /// A rollout that was taken back is recorded as completed after all.
+    LieAboutOutcome,
+    /// Time does not pass: deadlines are never looked at.
+    StopTheClock,
+    /// The canary keeps its traffic though stable carries the floor again.
+    KeepCanaryTraffic,
+}
+
+/// All of them.
+pub const BUGS: [Bug; 19] = [
+    Bug::SkipFsync,
+    Bug::ReplayTwice,
+    Bug::ForgetOutstanding,
+    Bug::TrafficBeforeReady,
+    Bug::BelieveHealth,
+    Bug::ForgetDrain,
+    Bug::StopReady,
+    Bug::IgnoreFloor,
+    Bug::ReuseAttempt,
+    Bug::AcceptOldEpoch,
+    Bug::NoMemoryGate,
+    Bug::ForgetStop,
+    Bug::MissEnd,
+    Bug::EmptyTable,
+    Bug::ForgetTraffic,
+    Bug::ForgetOutcome,
+    Bug::LieAboutOutcome,
+    Bug::StopTheClock,
+    Bug::KeepCanaryTraffic,
+];
+
+impl Bug {
+    /// Whether an event never reaches the decider.
+    pub fn swallows(self, event: &EventKind, rng: &mut Rng) -> bool {
+        match (self, event) {
+            (Self::MissEnd, EventKind::RankEnded { how, .. }) => how != "stopped" && rng.one_in(2),
+            (Self::StopTheClock, EventKind::Tick) => true,
+            _ => false,
+        }
+    }
+
+    /// What comes out of the decider instead.
+    pub fn spoil(self, state: &mut ServiceState, actions: &mut Vec<Action>, rng: &mut Rng) {
+        match self {
+            Self::ForgetStop => {
+                actions.retain(|a| !matches!(a, Action::StopRank { .. }) || !rng.one_in(4))
+            }
+            Self::ForgetOutcome => actions.retain(|a| !matches!(a, Action::RecordOutcome { .. })),
+            Self::ForgetTraffic => {
+                actions.retain(|a| !matches!(a, Action::ApplyTraffic { .. }) || !rng.one_in(6));
+            }
+            Self::LieAboutOutcome => {
+                for action in actions.iter_mut() {
+                    if let Action::RecordOutcome { outcome, .. } = action {
+                        *outcome = Outcome::Completed;
+                    }
+                }
+            }
+            Self::ReuseAttempt => {
+                for action in actions.iter_mut() {
+                    let Action::StartRank { rank, .. } = action else { continue };
+                    let before = rank.replica.attempt.0.get() - 1;
+                    if let Some(before) = std::num::NonZero::new(before) {
+                        rank.replica.attempt.0 = before;
+                    }
+                }
+            }
+            Self::TrafficBeforeReady => {
+                let loading: Vec<_> = state
+                    .replicas
+                    .iter()
+                    .filter(|(_, r)| r.phase == Phase::Loading)
+                    .filter_map(|(key, _)| state.replica_id(key.release, key.replica))
+                    .collect();
+                for action in actions.iter_mut() {
+                    let Action::ApplyTraffic { servers, .. } = action else { continue };
+                    for server in servers.iter_mut().filter(|s| loading.contains(&s.replica)) {
+                        server.mode = TrafficMode::Ready;
+                        server.weight = 100;
+                    }
+                    if let (Some(first), Some(like)) = (loading.first(), servers.first().cloned())
+                        && !servers.iter().any(|s| s.replica == *first)
+                    {
+                        servers.push(gpudeck::base::TrafficServer {
+                            replica: *first,
+                            mode: TrafficMode::Ready,
+                            weight: 100,
+                            ..like
+                        });
+                    }
+                }
+            }
+            Self::EmptyTable => {
+                for action in actions.iter_mut() {
+                    let Action::ApplyTraffic { servers, .. } = action else { continue };
+                    if rng.one_in(5) {
+                        servers.iter_mut().for_each(|s| s.weight = 0);
+                    }
+                }
+            }
+            Self::KeepCanaryTraffic => {
+                let Some(to) = state.rollout.as_ref().map(|r| r.to) else { return };
+                for action in actions.iter_mut() {
+                    let Action::ApplyTraffic { servers, .. } = action else { continue };
+                    for server in servers.iter_mut() {
+                        if server.replica.release == to && server.mode == TrafficMode::Ready {
+                            server.weight = server.weight.max(10);
+                        }
+                    }
+                }
+            }
+            Self::ForgetDrain => {
+                let draining: Vec<_> = actions
+                    .iter()
+                    .filter_map(|a| match a {
+                        Action::AwaitDrained { replica } => Some(*replica),
+                        _ => None,
+                    })
+                    .collect();
+                for id in draining {
+                    stop(state, actions, id);
+                }
+            }
+            Self::StopReady if rng.one_in(40) => {
+                let ready = state.replicas.iter().find(|(_, r)| r.phase == Phase::Ready);
+                if let Some(id) =
+                    ready.and_then(|(key, _)| state.replica_id(key.release, key.replica))
+                {
+                    stop(state, actions, id);
+                }
+            }
+            Self::IgnoreFloor if rng.one_in(10) => {
+                let deadline = state.now.plus(std::time::Duration::from_secs(60));
+                if let Some(replica) = state.replicas.values_mut().find(|r| r.phase == Phase::Ready)
+                {
+                    replica.phase = Phase::Draining { deadline };
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Stops the ranks of a replica, whatever it does.
+fn stop(state: &ServiceState, actions: &mut Vec<Action>, id: gpudeck::base::ReplicaId) {
+    let Some(release) = state.releases.get(&id.release) else { return };
+    let Some(plan) = release.replica(id.replica) else { return };
+    for (rank, plan) in release.rank_ids(id.replica, id.attempt).into_iter().zip(&plan.ranks) {
+        let grace = release.spec.rollout.stop_grace;
+        actions.push(Action::StopRank { rank, host: plan.host.clone(), grace });
+    }
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    let mut missed = Vec::new();
+    for bug in BUGS {
+        let began = Instant::now();
+        let caught = (0..WITHIN).find_map(|number| {
+            let run = std::panic::catch_unwind(|| seed(number, false, Some(bug)));
+            let why = run.err()?;
+            let words = why
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| why.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            Some((number, words.unwrap_or_default()))
+        });
+        match caught {
+            Some((number, why)) => {
+                let why: String =
+                    why.lines().next().unwrap_or_default().chars().take(110).collect();
+                println!("{bug:?}: seed {number}, {:.1?}: {why}", began.elapsed());
+            }
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not caught within {WITHIN} seeds: {missed:?}");
+}
