@@ -103,6 +103,13 @@ pub enum Input {
         /// The totals.
         counters: BTreeMap<ReplicaId, ServerCounters>,
     },
+    /// What the engines of a service say of themselves, while its analysis is under way.
+    Scraped {
+        /// Which service.
+        service: ServiceName,
+        /// The readings.
+        readings: BTreeMap<ReplicaId, crate::engine::EngineMetrics>,
+    },
     /// A line for the Events panel.
     Say {
         /// About which service.
@@ -154,6 +161,7 @@ pub struct Core {
     pub(super) hub: Arc<Hub>,
     pub(super) files: DeckFiles,
     pub(super) traffic: BTreeMap<ServiceName, Traffic>,
+    pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
     pub(super) records_since_checkpoint: u64,
     pub(super) idle_since: Option<Timestamp>,
@@ -215,6 +223,7 @@ impl Core {
                 self.rank_reports(&host, service.as_ref(), asked, &reports);
             }
             Input::Counters { service, counters } => self.counters(&service, counters),
+            Input::Scraped { service, readings } => self.scraped(&service, readings),
             Input::Say { service, words } => self.say(Severity::Warning, Some(&service), &words),
             Input::Files(files) => self.take_files(*files),
             Input::Ask(look) => look(self),
@@ -337,6 +346,7 @@ impl Core {
         for service in services {
             self.happened(&service, EventKind::Tick);
         }
+        self.tend_probes();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
                 Ok(_) => self.records_since_checkpoint = 0,

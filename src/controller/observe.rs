@@ -9,7 +9,7 @@ use super::core::{Core, DeckFiles, Input, now};
 use crate::api::hub::Change;
 use crate::api::{EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
 use crate::base::{HostName, RankId, ReplicaId, ServiceName, Timestamp};
-use crate::engine;
+use crate::engine::{self, EngineMetrics};
 use crate::fleet::{FleetEvent, LinkState};
 use crate::gateway::ServerCounters;
 use crate::rollout::{EventKind, Phase, ServiceState};
@@ -254,8 +254,11 @@ pub struct Watched {
     pub service: ServiceName,
     /// Its gateway and backend there.
     pub gateway: Option<(GatewaySpec, String)>,
-    /// Where its engines' own metrics are, if no gateway sees its requests.
+    /// Where its engines' own metrics are, if no gateway sees its requests or an analysis is under
+    /// way.
     pub metrics: Vec<EngineMetricsAt>,
+    /// An analysis is under way.
+    pub analysing: bool,
     /// Hosts with containers of it.
     pub docker: Vec<(HostName, RuntimeSpec)>,
 }
@@ -287,6 +290,7 @@ pub async fn watch(means: Arc<Means>) {
 
 async fn look(means: Arc<Means>, watched: Watched) {
     let limit = Duration::from_secs(5);
+    let no_gateway = watched.gateway.is_none();
     if let Some((gateway, backend)) = watched.gateway {
         let reading = async {
             let gateway = reading_gateway(&means, &gateway, backend).await.ok()?;
@@ -297,13 +301,22 @@ async fn look(means: Arc<Means>, watched: Watched) {
             let _ = means.inputs.send(input).await;
         }
     }
-    if !watched.metrics.is_empty() {
-        let readings = watched.metrics.iter().map(|at| engine_counters(&means, at));
-        let counters: BTreeMap<ReplicaId, ServerCounters> =
+    if !watched.metrics.is_empty() || watched.analysing {
+        let service = watched.service.clone();
+        let readings = watched.metrics.iter().map(|at| read_engine(&means, at));
+        let readings: BTreeMap<ReplicaId, EngineMetrics> =
             futures::future::join_all(readings).await.into_iter().flatten().collect();
-        if !counters.is_empty() {
-            let input = Input::Counters { service: watched.service.clone(), counters };
+        let counted =
+            |(id, seen): (&ReplicaId, &EngineMetrics)| Some((*id, engine_counters(seen)?));
+        let counters: BTreeMap<ReplicaId, ServerCounters> =
+            readings.iter().filter_map(counted).collect();
+        if no_gateway && !counters.is_empty() {
+            let input = Input::Counters { service: service.clone(), counters };
             let _ = means.inputs.send(input).await;
+        }
+        if watched.analysing {
+            // Without readings, too: the GPUs are looked at then.
+            let _ = means.inputs.send(Input::Scraped { service, readings }).await;
         }
     }
     for (host, spec) in watched.docker {
@@ -319,12 +332,11 @@ async fn look(means: Arc<Means>, watched: Watched) {
     }
 }
 
-/// What an engine says of its own requests: the second source, where there is no gateway. Requests
-/// that never reached the engine are not in it.
-async fn engine_counters(
+/// What an engine says of itself.
+pub(super) async fn read_engine(
     means: &Means,
     at: &EngineMetricsAt,
-) -> Option<(ReplicaId, ServerCounters)> {
+) -> Option<(ReplicaId, EngineMetrics)> {
     let engine = engine::of(&at.engine);
     let link = actions::link(means, &at.host).ok()?;
     let request = Request::Http {
@@ -336,7 +348,12 @@ async fn engine_counters(
         timeout_ms: 3_000,
     };
     let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
-    let metrics = engine.read_metrics(&reply.body);
+    (reply.status == 200).then(|| (at.replica, engine.read_metrics(&reply.body)))
+}
+
+/// What an engine says of its own requests: the second source, where there is no gateway. Requests
+/// that never reached the engine are not in it.
+fn engine_counters(metrics: &EngineMetrics) -> Option<ServerCounters> {
     // Counters of requests: whole numbers that were only written as decimals.
     let whole = |value: Option<f64>| {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -345,9 +362,9 @@ async fn engine_counters(
     let errors = whole(metrics.requests_error).unwrap_or(0);
     let requests = whole(metrics.requests_success)?.saturating_add(errors);
     let mean_response_ms =
-        metrics.end_to_end.filter(|t| t.count > 0.0).map_or(0.0, |t| t.sum_s / t.count * 1_000.0);
+        metrics.end_to_end.as_ref().and_then(engine::Histogram::mean).map_or(0.0, |s| s * 1_000.0);
     let in_flight = whole(metrics.running).unwrap_or(0);
-    Some((at.replica, ServerCounters { in_flight, requests, errors, mean_response_ms }))
+    Some(ServerCounters { in_flight, requests, errors, mean_response_ms })
 }
 
 impl Core {
@@ -372,8 +389,13 @@ impl Core {
                         }
                     }
                 }
-                let metrics = if gateway.is_some() { Vec::new() } else { engine_metrics(state) };
-                Some(Watched { service: service.clone(), gateway, metrics, docker })
+                let analysing = state.analysing().is_some();
+                let metrics = if gateway.is_some() && !analysing {
+                    Vec::new()
+                } else {
+                    engine_metrics(state)
+                };
+                Some(Watched { service: service.clone(), gateway, metrics, analysing, docker })
             })
             .collect()
     }

@@ -167,6 +167,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         hub: Arc::clone(&hub),
         files: DeckFiles::default(),
         traffic: std::collections::BTreeMap::new(),
+        probes: super::probes::Probes::default(),
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
         idle_since: None,

@@ -3,10 +3,16 @@
 //! Reading files is for `revision`; here text becomes types, and a mistake becomes a message with
 //! its line and the nearest valid key.
 
+pub mod analysis;
+pub mod condition;
 pub mod deck;
 pub mod parse;
 pub mod service;
 
+pub use analysis::{
+    CheckPlan, EngineAnalysis, EngineMetric, GoldenPrompt, GpuAnalysis, PrometheusCheck,
+};
+pub use condition::Condition;
 pub use deck::{DeckSpec, GatewaySpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use service::{

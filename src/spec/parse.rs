@@ -105,6 +105,9 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
             _ => {}
         }
     }
+    if let Some(complaint) = spec.analysis.iter().find_map(|(name, a)| a.complaint(name)) {
+        return Err(complaint);
+    }
     if let EngineSpec::Command(command) = &spec.engine
         && command.run.is_empty()
     {

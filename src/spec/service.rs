@@ -95,6 +95,8 @@ pub struct CommandEngine {
 pub enum MetricNames {
     /// `vllm:…`
     Vllm,
+    /// `sglang:…`
+    Sglang,
     /// `llamacpp:…`
     LlamaCpp,
 }
@@ -351,6 +353,25 @@ pub struct AnalysisSpec {
     /// Highest mean response time of the canary.
     #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
     pub max_latency: Option<Duration>,
+    /// What the engines' own metrics may look like.
+    pub engine: super::EngineAnalysis,
+    /// What the canary's GPUs may do.
+    pub gpu: super::GpuAnalysis,
+    /// Prompts whose answers are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub golden: Vec<super::GoldenPrompt>,
+    /// Queries to a Prometheus.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "super::analysis::one_or_many"
+    )]
+    pub prometheus: Vec<super::PrometheusCheck>,
+    /// A golden prompt or query fails when more measurements than this failed (Argo); -1: never.
+    pub failure_limit: i64,
+    /// It is inconclusive when more measurements than this were; -1: never.
+    pub inconclusive_limit: i64,
+    /// It ends in an error when more measurements in a row than this did; -1: never.
+    pub consecutive_error_limit: i64,
 }
 
 impl Default for AnalysisSpec {
@@ -361,6 +382,13 @@ impl Default for AnalysisSpec {
             max_error_rate: 0.02,
             max_latency_ratio: 2.0,
             max_latency: None,
+            engine: super::EngineAnalysis::default(),
+            gpu: super::GpuAnalysis::default(),
+            golden: Vec::new(),
+            prometheus: Vec::new(),
+            failure_limit: 0,
+            inconclusive_limit: 0,
+            consecutive_error_limit: 4,
         }
     }
 }
