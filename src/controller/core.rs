@@ -100,8 +100,8 @@ pub enum Input {
     Counters {
         /// Which service.
         service: ServiceName,
-        /// The totals.
-        counters: BTreeMap<ReplicaId, ServerCounters>,
+        /// The totals, by the place that counts.
+        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
     },
     /// What the engines of a service say of themselves, while its analysis is under way.
     Scraped {
@@ -279,14 +279,18 @@ impl Core {
         Ok(())
     }
 
-    fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+    pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
                 continue;
             }
             let Some(spec) = self.spec_for(service, &action) else { continue };
-            self.actions.begin(service, &self.deck, &spec, action);
+            let engine = match &action {
+                Action::AwaitDrained { replica } => self.engine_at(service, *replica),
+                _ => None,
+            };
+            self.actions.begin(service, &self.deck, &spec, engine, action);
         }
         if let Some(state) = self.state.services.get(service) {
             self.actions.keep_waiting_for(service, |id| {
@@ -618,7 +622,11 @@ impl Core {
         Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(planned.view) })
     }
 
-    fn counters(&mut self, service: &ServiceName, counters: BTreeMap<ReplicaId, ServerCounters>) {
+    fn counters(
+        &mut self,
+        service: &ServiceName,
+        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
+    ) {
         let windows = self.traffic.entry(service.clone()).or_default().observe(now(), counters);
         let measuring = self
             .state

@@ -47,6 +47,12 @@ pub struct ServiceSpec {
     /// The gateway of the deck to use; default: the only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<ServiceName>,
+    /// Several gateways of the deck that are kept equal, instead of `gateway`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<ServiceName>,
+    /// Where clients reach it, for showing; default: what the gateway says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// The gateway's backend; default: the service's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
@@ -304,6 +310,12 @@ pub struct RolloutSpec {
     /// How long an engine may take from SIGTERM to its end before SIGKILL.
     #[serde(with = "time::text")]
     pub stop_grace: Duration,
+    /// Requests with this header go to the canary whatever its weight: `x-canary: 1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary_header: Option<String>,
+    /// Requests with this cookie go to the canary whatever its weight: `canary=always`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary_cookie: Option<String>,
 }
 
 impl Default for RolloutSpec {
@@ -318,6 +330,8 @@ impl Default for RolloutSpec {
             progress_deadline: Duration::from_mins(30),
             drain_deadline: Duration::from_mins(5),
             stop_grace: Duration::from_secs(30),
+            canary_header: None,
+            canary_cookie: None,
         }
     }
 }
