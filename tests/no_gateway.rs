@@ -144,7 +144,8 @@ async fn endpoints_move_first_and_streams_come_to_their_end() {
     };
     assert_eq!(wait(&client, "r2", done).await, Outcome::Completed);
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let ask = "GET /v1/endpoints/chat?format=file_sd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let ask =
+        "GET /v1/endpoints/chat?format=file_sd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     stream.write_all(ask.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
