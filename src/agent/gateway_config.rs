@@ -36,7 +36,7 @@ pub async fn write(config: GatewayConfig) -> Result<String, Refusal> {
     if !directory.is_absolute() {
         return Err(failed("the directory must be absolute"));
     }
-    let good_name = config.name.ends_with(".cfg")
+    let good_name = Path::new(&config.name).extension().is_some_and(|e| e == "cfg")
         && !config.name.starts_with('.')
         && config.name.chars().all(plain);
     if !good_name || config.text.len() > MAX_TEXT {

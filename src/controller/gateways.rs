@@ -26,7 +26,7 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
 pub struct Gateways {
     deck: String,
     service: ServiceName,
-    gateways: BTreeMap<ServiceName, GatewaySpec>,
+    places: BTreeMap<ServiceName, GatewaySpec>,
     unknown: Vec<ServiceName>,
     backend: String,
     canary: Option<CanaryRule>,
@@ -66,7 +66,7 @@ impl Gateways {
         Some(Self {
             deck: deck.name.clone(),
             service: service.clone(),
-            gateways,
+            places: gateways,
             unknown,
             backend: spec.backend.clone().unwrap_or_else(|| service.to_string()),
             canary: spec.rollout.canary_rule().ok().flatten(),
@@ -76,7 +76,7 @@ impl Gateways {
 
     /// Where clients reach the service, for showing: the first gateway's address.
     pub fn url(&self) -> Option<String> {
-        self.gateways.values().find_map(|g| g.url_of(&self.service)).map(str::to_owned)
+        self.places.values().find_map(|g| g.url_of(&self.service)).map(str::to_owned)
     }
 
     /// Makes every gateway's table exactly this. `Err`: which of them is not as it should be, and
@@ -88,7 +88,7 @@ impl Gateways {
         written: &mut Written,
     ) -> Result<(), String> {
         let mut kept: BTreeMap<ServiceName, Option<Kept>> =
-            self.gateways.keys().map(|name| (name.clone(), written.0.remove(name))).collect();
+            self.places.keys().map(|name| (name.clone(), written.0.remove(name))).collect();
         let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
             let kept = kept.remove(name).flatten();
             let (name, gateway) = (name.clone(), gateway.clone());
@@ -97,14 +97,14 @@ impl Gateways {
                 (name, kept, result)
             }
         };
-        let all: Vec<_> = self.gateways.iter().map(one).collect();
+        let all: Vec<_> = self.places.iter().map(one).collect();
         let mut wrong = Vec::new();
         for unknown in &self.unknown {
             wrong.push(format!(
                 "deck.toml has no gateway `{unknown}`: add [gateways.{unknown}] or change the spec"
             ));
         }
-        let several = self.gateways.len() > 1;
+        let several = self.places.len() > 1;
         for (name, kept, result) in futures::future::join_all(all).await {
             if let Err(why) = result {
                 wrong.push(if several { format!("{name}: {why}") } else { why });
@@ -202,7 +202,7 @@ impl Gateways {
     /// Our part of each gateway's configuration, for people.
     pub async fn sections(&self, servers: &[TrafficServer]) -> String {
         let mut out = String::new();
-        for (name, gateway) in &self.gateways {
+        for (name, gateway) in &self.places {
             let place = match &gateway.config {
                 Some(directory) => format!("{directory}/{}.cfg on {}", self.service, gateway.host),
                 None => format!(
@@ -282,7 +282,7 @@ impl Gateways {
         means: &Means,
     ) -> Option<Vec<BTreeMap<ReplicaId, ServerCounters>>> {
         let mut out = Vec::new();
-        for gateway in self.gateways.values() {
+        for gateway in self.places.values() {
             let link = link(means, &gateway.host).ok()?;
             let epoch = means.claims.cell(&gateway.host).await;
             for (backend, _) in self.backends(&[]) {
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(of("gateway = \"a\"").unwrap().url().as_deref(), Some("http://a:1"));
         assert_eq!(of("gateway = \"b\"").unwrap().url().as_deref(), Some("http://b"));
         let both = of("gateways = [\"a\", \"b\"]").unwrap();
-        assert_eq!((both.gateways.len(), both.unknown.len()), (2, 0));
+        assert_eq!((both.places.len(), both.unknown.len()), (2, 0));
         let wrong = of("gateways = [\"a\", \"c\"]").unwrap();
         assert_eq!(wrong.unknown, ["c".parse::<ServiceName>().unwrap()]);
     }

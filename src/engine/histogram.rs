@@ -257,8 +257,8 @@ mod tests {
         ) {
             let mut a = Histogram::with_bounds(&[1.0, 2.0, 5.0]);
             let mut b = Histogram::with_bounds(&[0.5, 2.0]);
-            xs.iter().for_each(|x| a.observe(*x));
-            ys.iter().for_each(|y| b.observe(*y));
+            for x in &xs { a.observe(*x); }
+            for y in &ys { b.observe(*y); }
             let all = a.count() + b.count();
             a.add(&b);
             prop_assert_eq!(a.count(), all);

@@ -82,9 +82,9 @@ impl Section<'_> {
         } else if let Some(rule) = self.canary_rule() {
             let _ = writeln!(out, "# In your frontend, before default_backend: {rule}");
         }
-        self.backend_text(&mut out, backend, timeout, servers);
+        backend_text(&mut out, backend, timeout, servers);
         if self.canary.is_some() {
-            self.backend_text(&mut out, &canary_backend(backend), timeout, canary);
+            backend_text(&mut out, &canary_backend(backend), timeout, canary);
         }
         out
     }
@@ -98,27 +98,27 @@ impl Section<'_> {
         let backend = canary_backend(self.backend);
         Some(format!("use_backend {backend} if {{ {fetch} }} {{ nbsrv({backend}) gt 0 }}"))
     }
+}
 
-    fn backend_text(&self, out: &mut String, name: &str, timeout: u64, servers: &[SectionServer]) {
-        // roundrobin: leastconn ignores weights when requests come one after the other.
-        let _ = write!(
+fn backend_text(out: &mut String, name: &str, timeout: u64, servers: &[SectionServer]) {
+    // roundrobin: leastconn ignores weights when requests come one after the other.
+    let _ = write!(
+        out,
+        "backend {name}\n  mode http\n  balance roundrobin\n  option redispatch\n  \
+         timeout connect 5s\n  timeout server {timeout}s\n"
+    );
+    for server in servers {
+        let address = match server.address {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("[{v6}]"),
+        };
+        let _ = writeln!(
             out,
-            "backend {name}\n  mode http\n  balance roundrobin\n  option redispatch\n  \
-             timeout connect 5s\n  timeout server {timeout}s\n"
+            "  server {} {address}:{} weight {}",
+            server.replica,
+            server.port,
+            server.weight.min(256)
         );
-        for server in servers {
-            let address = match server.address {
-                IpAddr::V4(v4) => v4.to_string(),
-                IpAddr::V6(v6) => format!("[{v6}]"),
-            };
-            let _ = writeln!(
-                out,
-                "  server {} {address}:{} weight {}",
-                server.replica,
-                server.port,
-                server.weight.min(256)
-            );
-        }
     }
 }
 

@@ -26,31 +26,31 @@ pub struct RankTest {
 pub fn mann_whitney(first: &[u64], second: &[u64]) -> Option<RankTest> {
     let total = |counts: &[u64]| counts.iter().fold(0u64, |all, n| all.saturating_add(*n));
     let samples = (total(first), total(second));
-    let (n, m) = (samples.0 as f64, samples.1 as f64);
-    if n < 1.0 || m < 1.0 {
+    let (mine, theirs) = (samples.0 as f64, samples.1 as f64);
+    if mine < 1.0 || theirs < 1.0 {
         return None;
     }
     let mut u = 0.0;
     let mut ties = 0.0;
     let mut smaller = 0.0;
-    for i in 0..first.len().max(second.len()) {
-        let x = first.get(i).copied().unwrap_or(0) as f64;
-        let y = second.get(i).copied().unwrap_or(0) as f64;
-        u += x * (smaller + y / 2.0);
-        smaller += y;
-        let tied = x + y;
+    for bucket in 0..first.len().max(second.len()) {
+        let here = first.get(bucket).copied().unwrap_or(0) as f64;
+        let there = second.get(bucket).copied().unwrap_or(0) as f64;
+        u += here * (smaller + there / 2.0);
+        smaller += there;
+        let tied = here + there;
         ties += tied * tied * tied - tied;
     }
-    let all = n + m;
-    let variance = n * m / 12.0 * ((all + 1.0) - ties / (all * (all - 1.0)).max(1.0));
+    let all = mine + theirs;
+    let variance = mine * theirs / 12.0 * ((all + 1.0) - ties / (all * (all - 1.0)).max(1.0));
     // All in one bucket: nothing can be told apart.
     let p = if variance > 1e-9 {
         // 0.5: the continuity correction, since u moves in halves.
-        normal_tail((u - n * m / 2.0 - 0.5) / variance.sqrt())
+        normal_tail((u - mine * theirs / 2.0 - 0.5) / variance.sqrt())
     } else {
         1.0
     };
-    Some(RankTest { u, superiority: u / (n * m), p, samples })
+    Some(RankTest { u, superiority: u / (mine * theirs), p, samples })
 }
 
 /// The probability that a standard normal variable is above `z`.
@@ -108,12 +108,12 @@ mod tests {
     fn agrees_with_scipy() {
         #[rustfmt::skip]
         let table: [(&[u32], &[u32], f64, f64); 6] = [
-            (&[3, 4, 5, 6, 7], &[1, 2, 3, 4, 5], 20.5, 0.056923149),
-            (&[10, 12, 14, 16, 18, 20, 22, 24], &[1, 3, 5, 7, 9, 11, 13, 15], 58.0, 0.003702767),
-            (&[1, 1, 1, 2, 2, 3, 3, 3, 3, 4], &[1, 1, 2, 2, 2, 2, 3, 4, 4, 4], 45.5, 0.651973447),
-            (&[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6], &[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6], 250.0, 0.055207899),
-            (&[0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58], &[10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62, 64, 66, 68], 312.5, 0.979372583),
-            (&[19, 22, 16, 29, 24], &[20, 11, 17, 12], 17.0, 0.055673443),
+            (&[3, 4, 5, 6, 7], &[1, 2, 3, 4, 5], 20.5, 0.056_923_149),
+            (&[10, 12, 14, 16, 18, 20, 22, 24], &[1, 3, 5, 7, 9, 11, 13, 15], 58.0, 0.003_702_767),
+            (&[1, 1, 1, 2, 2, 3, 3, 3, 3, 4], &[1, 1, 2, 2, 2, 2, 3, 4, 4, 4], 45.5, 0.651_973_447),
+            (&[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6], &[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6], 250.0, 0.055_207_899),
+            (&[0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58], &[10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62, 64, 66, 68], 312.5, 0.979_372_583),
+            (&[19, 22, 16, 29, 24], &[20, 11, 17, 12], 17.0, 0.055_673_443),
         ];
         for (x, y, u, p) in table {
             let found = test(x, y);
@@ -140,7 +140,11 @@ mod tests {
             let mut pairs = 0.0;
             for a in &x {
                 for b in &y {
-                    pairs += if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 };
+                    pairs += match a.cmp(b) {
+                        std::cmp::Ordering::Greater => 1.0,
+                        std::cmp::Ordering::Equal => 0.5,
+                        std::cmp::Ordering::Less => 0.0,
+                    };
                 }
             }
             let found = test(&x, &y);
