@@ -1,4 +1,4 @@
-//! Two real HAProxies in front of a simulated fleet, both kept equal by a controller that writes
+//! Two real gateways (HAProxy) in front of a simulated fleet, both kept equal by a controller that writes
 //! their sections: a reload and a kill in mid-rollout lose nothing, a header chooses the canary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -133,8 +133,12 @@ async fn endpoints_move_first_and_streams_come_to_their_end() {
         table["endpoints"].as_array().unwrap().iter().any(|e| e["replica"] == "r2-0-a1"),
         "the new one is told before the old one goes: {table}"
     );
-    let zone = std::fs::read_to_string(dir.join("chat.zone")).unwrap();
-    assert!(zone.contains("chat-r2-0-a1") && !zone.contains("chat-r1-0-a1"), "{zone}");
+    // Each file is whole, one is written after the other.
+    wait(&client, "the zone follows", |_| {
+        let zone = std::fs::read_to_string(dir.join("chat.zone")).unwrap();
+        (zone.contains("chat-r2-0-a1") && !zone.contains("chat-r1-0-a1")).then_some(())
+    })
+    .await;
     let text = reading.await.unwrap();
     assert!(text.contains("[DONE]"), "the stream was cut: …{}", &text[text.len() - 200..]);
 
