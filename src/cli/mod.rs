@@ -8,6 +8,7 @@ pub mod attach;
 pub mod controller;
 pub mod demo;
 pub mod exit;
+pub mod gateway;
 pub mod history;
 pub mod init;
 pub mod logs;
@@ -81,6 +82,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::Gateway(command) => gateway::run(args, command).await,
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
