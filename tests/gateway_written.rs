@@ -225,6 +225,7 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
         deck,
         agent_binary: Some(env!("CARGO_BIN_EXE_gpudeck").into()),
         leave_when_idle: None,
+        in_process: None,
     };
     let paths = Paths::in_dir(&world.root().join("controller"));
     let running = start_in_process(options, &paths).await.unwrap();

@@ -108,7 +108,7 @@ fn answer(state: &SimHostState, request: Request) -> Result<Reply, Refusal> {
                 Verb::StopRank { rank, .. } => Ok(state.stop(&rank)),
                 Verb::RemoveRank { rank } => Ok(state.remove(&rank)),
                 Verb::SaveState { state: text } => Ok(state.save(deck, text)),
-                Verb::Gateway { .. } => Err(failed("there is no gateway")),
+                _ => Err(failed("a simulated host does not do that")),
             }
         }
         Request::Ranks { .. } => Ok(Reply::Ranks(state.ranks())),

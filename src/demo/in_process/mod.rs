@@ -80,6 +80,7 @@ impl BigFleet {
             simulated: true,
             hosts,
             gateways: BTreeMap::new(),
+            endpoints: None,
         }
     }
 
