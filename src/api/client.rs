@@ -17,6 +17,7 @@ use super::door::Door;
 use super::intent::{Intent, IntentReply};
 use super::server::{API_VERSION, LogRequest, Version};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::who;
 use crate::base::{RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
@@ -82,13 +83,18 @@ impl Client {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the socket, when the response's body is dropped.
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "gpudeck")
-            .header("content-type", "application/json")
-            .body(Full::new(BodyBytes::from(body)))
-            .map_err(|e| internal(&e))?;
+            .header("content-type", "application/json");
+        let session = who::own_session();
+        for (name, value) in [(who::KEY_HEADER, &session.key), (who::FROM_HEADER, &session.from)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let request = request.body(Full::new(BodyBytes::from(body))).map_err(|e| internal(&e))?;
         sender.send_request(request).await.map_err(broken)
     }
 

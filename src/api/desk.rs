@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
 use super::view::{ApiError, PlanView, ReleaseView};
+use super::who::Who;
 use crate::base::{RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
@@ -21,6 +22,11 @@ pub trait Desk: Send + Sync + 'static {
 
     /// A wish of `by` (a Unix user).
     async fn intent(&self, intent: Intent, by: String) -> Result<IntentReply, ApiError>;
+
+    /// The same with everything that is known of who asks.
+    async fn intent_of(&self, intent: Intent, who: Who) -> Result<IntentReply, ApiError> {
+        self.intent(intent, who.user).await
+    }
 
     /// What an apply would do.
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError>;

@@ -22,7 +22,7 @@ use axum::Router;
 use axum::body::{Body, Bytes as BodyBytes};
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
@@ -34,6 +34,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::who::{self, Who};
 use crate::base::{RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
@@ -66,11 +67,13 @@ pub struct LogRequest {
 #[derive(Clone, Debug)]
 struct Peer {
     uid: Option<u32>,
+    pid: Option<i32>,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self { uid: stream.io().peer_cred().ok().map(|c| c.uid()) }
+        let peer = stream.io().peer_cred().ok();
+        Self { uid: peer.map(|c| c.uid()), pid: peer.and_then(|c| c.pid()) }
     }
 }
 
@@ -203,10 +206,19 @@ fn line(delta: &Delta) -> BodyBytes {
 async fn intent(
     ConnectInfo(peer): ConnectInfo<Peer>,
     State(desk): Shared,
+    headers: HeaderMap,
     Json(intent): Json<Intent>,
 ) -> Result<Json<IntentReply>, ApiError> {
-    let by = admit(&peer)?;
-    desk.intent(intent, by).await.map(Json)
+    let user = admit(&peer)?;
+    let said = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(who::claimed);
+    let who = Who {
+        user,
+        uid: peer.uid,
+        pid: peer.pid,
+        ssh_key: said(who::KEY_HEADER),
+        ssh_from: said(who::FROM_HEADER),
+    };
+    desk.intent_of(intent, who).await.map(Json)
 }
 
 #[derive(Deserialize)]

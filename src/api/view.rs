@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::DeckCondition;
 use crate::base::{
     Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
     ServiceName, Timestamp,
@@ -168,6 +169,9 @@ pub struct DeckView {
     pub trouble: Option<String>,
     /// Memory of the controller.
     pub controller_memory: Option<Bytes>,
+    /// What keeps the deck from something, the gravest first; `trouble` is the first in words.
+    #[serde(default)]
+    pub conditions: Vec<DeckCondition>,
 }
 
 /// A host.

@@ -125,6 +125,36 @@ pub enum Command {
     /// The deck's background process
     #[command(subcommand)]
     Controller(ControllerCommand),
+    /// What was decided and done, as the journal has it; needs no running controller
+    #[command(args_conflicts_with_subcommands = true)]
+    Journal {
+        /// What to do with it; default: show it
+        #[command(subcommand)]
+        command: Option<JournalCommand>,
+        /// What to show
+        #[command(flatten)]
+        options: super::journal::JournalOptions,
+    },
+    /// Who asked for what, when, why, and what came of it; needs no running controller
+    Audit {
+        /// What to do with it; default: show it
+        #[command(subcommand)]
+        command: Option<AuditCommand>,
+    },
+}
+
+/// What can be done with the journal.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum JournalCommand {
+    /// Check its chain, its checksums and its tail: exit code 0 good, 1 damaged
+    Verify,
+}
+
+/// What can be done with the audit trail.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Check its chain: exit code 0 good, 1 with the first line that was changed, moved or removed
+    Verify,
 }
 
 /// How a rollout is begun.

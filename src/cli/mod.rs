@@ -5,11 +5,13 @@
 pub mod apply;
 pub mod args;
 pub mod attach;
+pub mod audit;
 pub mod controller;
 pub mod demo;
 pub mod exit;
 pub mod history;
 pub mod init;
+pub mod journal;
 pub mod logs;
 pub mod plan;
 pub mod questions;
@@ -94,6 +96,10 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,
         Command::Logs { rank, follow, lines } => logs::run(args, rank, *follow, *lines).await,
+        Command::Journal { command, options } => {
+            journal::run(args, command.as_ref(), options).await
+        }
+        Command::Audit { command } => audit::run(args, command.as_ref()),
         Command::Questions => questions::list(args).await,
         Command::Answer { question, answer } => {
             questions::answer(args, *question, answer.as_deref()).await

@@ -45,7 +45,10 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             };
             match args.output {
                 Output::Json => table::json(view)?,
-                Output::Text => one_service(view)?,
+                Output::Text => {
+                    conditions(&snapshot)?;
+                    one_service(view)?;
+                }
             }
         }
     }
@@ -54,6 +57,7 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
 
 fn services(snapshot: &Snapshot) -> Result<(), Failure> {
     simulated(snapshot)?;
+    conditions(snapshot)?;
     let rows: Vec<Vec<String>> = snapshot
         .services
         .values()
@@ -241,6 +245,18 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
 fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
     if snapshot.deck.simulated {
         table::out("SIMULATED hosts, engines and gateway")?;
+    }
+    Ok(())
+}
+
+/// What keeps the deck from something.
+fn conditions(snapshot: &Snapshot) -> Result<(), Failure> {
+    for condition in &snapshot.deck.conditions {
+        let name = condition.kind.name();
+        table::out(&format!("! {name} since {}: {}", condition.since, condition.text))?;
+        if let Some(hint) = &condition.hint {
+            table::out(&format!("  → {hint}"))?;
+        }
     }
     Ok(())
 }

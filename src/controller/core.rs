@@ -9,6 +9,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{Actions, Means};
+use super::auditor::Auditor;
+use super::conditions::Conditions;
 use super::narrate::narrate;
 use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
@@ -16,8 +18,7 @@ use super::service_view::{self, Surroundings};
 use super::traffic::Traffic;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
-    ApiError, DeckView, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView,
-    Severity,
+    ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView, Severity,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
 use crate::fleet::FleetEvent;
@@ -156,6 +157,9 @@ pub struct Core {
     pub(super) traffic: BTreeMap<ServiceName, Traffic>,
     pub(super) trouble: BTreeMap<ServiceName, String>,
     pub(super) records_since_checkpoint: u64,
+    pub(super) conditions: Conditions,
+    pub(super) journal_tried: Timestamp,
+    pub(super) audit: Arc<Auditor>,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) shutdown: bool,
@@ -227,7 +231,6 @@ impl Core {
         if let Err(error) = self.try_happened(service, kind) {
             // Nothing was applied, so nothing is lost: ticks and reports bring it again.
             tracing::error!(%service, %error, "the journal cannot be written");
-            self.set_deck_trouble(Some(format!("the journal cannot be written: {error}")));
         }
     }
 
@@ -249,7 +252,9 @@ impl Core {
             return Ok(());
         }
         let record = Record { service: service.clone(), event };
-        self.journal.append(std::slice::from_ref(&record))?;
+        let appended = self.journal.append(std::slice::from_ref(&record));
+        self.journal_answered(appended.as_ref().err());
+        appended?;
         self.records_since_checkpoint += 1;
         match &record.event.kind {
             EventKind::TrafficFailed { why, .. } => {
@@ -260,6 +265,7 @@ impl Core {
             }
             _ => {}
         }
+        self.audit_outcome(&before, &after);
         let lines = narrate(&before, &after, &record.event.kind);
         self.state.services.insert(service.clone(), after);
         for line in lines {
@@ -270,7 +276,7 @@ impl Core {
         Ok(())
     }
 
-    fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+    pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
@@ -343,6 +349,7 @@ impl Core {
                 Err(error) => tracing::warn!(%error, "no checkpoint"),
             }
         }
+        self.recover_journal();
         self.leave_when_idle();
     }
 
@@ -509,6 +516,7 @@ impl Core {
     }
 
     fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
+        self.takes_new_work()?;
         if self.repo.is_none() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -679,11 +687,6 @@ impl Core {
             line.text
         );
         self.hub.publish(Change::Event(line));
-    }
-
-    pub(super) fn set_deck_trouble(&self, trouble: Option<String>) {
-        let deck = self.hub.with(|s| s.deck.clone());
-        self.hub.publish(Change::Deck(DeckView { trouble, ..deck }));
     }
 }
 

@@ -1,16 +1,19 @@
 //! The front desk's way to the loop.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{self, Means};
+use super::auditor::Auditor;
 use super::core::{Core, Input};
 use super::planning;
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
-use crate::api::{ApiError, ErrorKind, Intent, IntentReply, PlanView, ReleaseView};
+use crate::api::{ApiError, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
 use crate::base::{Hint, RankId, ReleaseNumber, ServiceName};
 use crate::rollout::RolloutKind;
 use crate::wire::LogChunk;
@@ -23,6 +26,36 @@ pub struct Handle {
     pub inputs: mpsc::Sender<Input>,
     /// For reading from hosts without the loop.
     pub means: Arc<Means>,
+    /// The audit trail.
+    pub audit: Arc<Auditor>,
+    /// Wishes that were not answered yet.
+    pub unanswered: Arc<AtomicUsize>,
+}
+
+/// Counts a wish as long as it lives.
+struct Unanswered(Arc<AtomicUsize>);
+
+impl Unanswered {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits a moment for the answers that are on their way when the loop has ended.
+pub async fn let_answers_go(unanswered: &AtomicUsize) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+    while unanswered.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // From the handler to the socket.
+    tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
 fn gone() -> ApiError {
@@ -74,6 +107,23 @@ impl Desk for Handle {
         let (reply, answer) = oneshot::channel();
         self.inputs.send(Input::Intent { intent, by, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    async fn intent_of(&self, intent: Intent, who: Who) -> Result<IntentReply, ApiError> {
+        let _unanswered = Unanswered::new(&self.unanswered);
+        let asked = match self.audit.asked(&intent, &who).await {
+            Ok(Some(asked)) => asked,
+            Ok(None) => return self.intent(intent, who.user).await,
+            Err(error) => {
+                // The journal lies on the same disk: the loop says so, and tries until it is well.
+                let answer = super::auditor::refusal(&error);
+                self.ask(move |core| core.journal_answered(Some(&error))).await?;
+                return Err(answer);
+            }
+        };
+        let result = self.intent(intent, who.user).await;
+        self.audit.answered(asked, &result).await;
+        result
     }
 
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError> {

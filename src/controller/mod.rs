@@ -5,9 +5,13 @@
 //! ([`actions`]) whose results come back as inputs. Nothing else changes anything.
 
 pub mod actions;
+pub mod auditor;
 pub mod claims;
+pub mod conditions;
 pub mod core;
 pub mod desk;
+pub mod durability;
+pub mod ledger;
 pub mod narrate;
 pub mod observe;
 pub mod paths;

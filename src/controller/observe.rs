@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::actions::{self, Means, reading_gateway, reading_runtime};
 use super::core::{Core, DeckFiles, Input, now};
 use crate::api::hub::Change;
-use crate::api::{EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
+use crate::api::{
+    DeckConditionKind, EventLine, HostLinkState, HostView, Question, QuestionKind, Severity,
+};
 use crate::base::{HostName, RankId, ReplicaId, ServiceName, Timestamp};
 use crate::engine;
 use crate::fleet::{FleetEvent, LinkState};
@@ -230,11 +232,9 @@ impl Core {
             _ => {}
         }
         let view = self.hub.with(|s| s.deck.clone());
-        self.hub.publish(Change::Deck(crate::api::DeckView {
-            trouble,
-            name: self.deck.name.clone(),
-            ..view
-        }));
+        let name = self.deck.name.clone();
+        self.hub.publish(Change::Deck(crate::api::DeckView { name, ..view }));
+        self.set_condition(DeckConditionKind::DeckMistake, trouble.map(|text| (text, None)));
         self.files = files;
         let known = self.known_services();
         let gone: Vec<ServiceName> =

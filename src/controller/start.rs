@@ -9,7 +9,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::actions::{Actions, Means};
+use super::auditor::Auditor;
 use super::claims::Claims;
+use super::conditions::Conditions;
 use super::core::{Core, DeckFiles, Input, Options};
 use super::desk::Handle;
 use super::record::{DeckState, Record};
@@ -114,7 +116,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         move |error| ControllerError::File { path, error }
     };
     paths.create().map_err(file(&paths.dir))?;
-    let (journal, records) = Journal::open(&paths.journal())?;
+    let (mut journal, records) = Journal::open(&paths.journal())?;
     let mut state = DeckState::default();
     for record in &records {
         let unreadable = |e: JournalError| ControllerError::Record(e.to_string());
@@ -124,6 +126,11 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             state.replay(&record.read::<Record>().map_err(unreadable)?);
         }
     }
+    if journal.is_of_older_version() {
+        // Records of this version never stand in a segment of an older one.
+        journal.checkpoint(&state)?;
+    }
+    let audit = Arc::new(Auditor::open(&paths.dir)?);
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
     let socket = paths.socket();
@@ -155,6 +162,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         pid: std::process::id(),
         trouble: None,
         controller_memory: own_memory(),
+        conditions: Vec::new(),
     }));
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
@@ -169,6 +177,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         traffic: std::collections::BTreeMap::new(),
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
+        conditions: Conditions::default(),
+        journal_tried: crate::base::Timestamp(0),
+        audit: Arc::clone(&audit),
         idle_since: None,
         files_stamp: Vec::new(),
         shutdown: false,
@@ -193,11 +204,15 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
-    let desk = Arc::new(Handle { hub, inputs, means });
+    let unanswered = Arc::default();
+    let desk = Arc::new(Handle { hub, inputs, means, audit, unanswered: Arc::clone(&unanswered) });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
         tokio::select! {
-            () = core.run(received) => {}
+            () = async {
+                core.run(received).await;
+                super::desk::let_answers_go(&unanswered).await;
+            } => {}
             result = server::serve(listener, desk, stopped.clone().cancelled_owned()) => {
                 if let Err(error) = result {
                     tracing::error!(%error, "the socket cannot be served");

@@ -364,6 +364,7 @@ pub fn calm() -> Snapshot {
             pid: 4_711,
             trouble: None,
             controller_memory: Some(Bytes::mib(38)),
+            conditions: Vec::new(),
         },
         hosts,
         services,
