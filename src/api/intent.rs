@@ -63,6 +63,11 @@ pub enum Intent {
         /// `yes`, `no`, or the text asked for. Never logged, never journaled.
         answer: String,
     },
+    /// Take the deck's hosts over from another controller and go on from what it left there.
+    TakeOver {
+        /// Also from one whose lease has not ended, and although hosts are not reached.
+        force: bool,
+    },
     /// Read deck.toml and the specs again.
     Reload,
     /// End the controller; what serves goes on serving.
@@ -80,7 +85,7 @@ impl Intent {
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
             | Self::Stop { service } => Some(service),
-            Self::Answer { .. } | Self::Reload | Self::Shutdown => None,
+            Self::Answer { .. } | Self::TakeOver { .. } | Self::Reload | Self::Shutdown => None,
         }
     }
 

@@ -191,6 +191,22 @@ pub struct HostView {
     pub ranks: Vec<RankView>,
     /// Labels of the deck.
     pub labels: BTreeMap<String, String>,
+    /// Who may act on it for this deck; none: nobody yet, as far as is known.
+    #[serde(default)]
+    pub claim: Option<ClaimView>,
+}
+
+/// Who may act on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimView {
+    /// Which controller: `user@machine (directory)`.
+    pub holder: String,
+    /// It is this one.
+    pub ours: bool,
+    /// Since when another one holds it.
+    pub since: Option<Timestamp>,
+    /// When another one's lease ends, or ended.
+    pub until: Option<Timestamp>,
 }
 
 /// How the link to a host is.

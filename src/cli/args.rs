@@ -246,4 +246,14 @@ pub enum ControllerCommand {
     Stop,
     /// End it and start this version
     Restart,
+    /// Take the deck's hosts over from another controller whose lease has ended, and go on from
+    /// what it left there
+    TakeOver {
+        /// Also while its lease runs, and although hosts are not reached; asks for the deck's name
+        #[arg(long)]
+        force: bool,
+        /// The deck's name, instead of typing it at the terminal
+        #[arg(long, value_name = "DECK", requires = "force")]
+        confirm: Option<String>,
+    },
 }

@@ -16,6 +16,9 @@ const LEAVE_AFTER: Duration = Duration::from_secs(60);
 pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Failure> {
     match command {
         ControllerCommand::Run { detached } => run_here(args, *detached).await,
+        ControllerCommand::TakeOver { force, confirm } => {
+            take_over(args, *force, confirm.as_deref()).await
+        }
         ControllerCommand::Status => status(args).await,
         ControllerCommand::Stop => stop(args).await,
         ControllerCommand::Restart => {
@@ -67,11 +70,50 @@ async fn status(args: &Args) -> Result<Success, Failure> {
         }))?,
         Output::Text => {
             match version {
-                Some(v) => table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?,
+                Some(v) => {
+                    table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?;
+                    for condition in running(args).await?.snapshot().await?.deck.conditions {
+                        table::out(&format!("! {}: {}", condition.kind.name(), condition.text))?;
+                    }
+                }
                 None => table::out("no controller runs; any command starts one")?,
             }
             table::out(&format!("files in {}", paths.dir.display()))?;
         }
+    }
+    Ok(Success::Done)
+}
+
+/// Takes the hosts over; by force only when the deck was named.
+async fn take_over(args: &Args, force: bool, confirm: Option<&str>) -> Result<Success, Failure> {
+    let (_, spec) = deck(args)?;
+    let client = attach(args).await?;
+    let snapshot = super::show::settle(&client).await?;
+    if force {
+        let typed = match confirm {
+            Some(name) => name.to_owned(),
+            None if super::apply::must_ask(args, false) => {
+                for condition in &snapshot.deck.conditions {
+                    table::out(&format!("! {}: {}", condition.kind.name(), condition.text))?;
+                }
+                super::apply::ask_text(&format!(
+                    "Whoever holds the hosts is cut off in the middle of what it does. To take {} \
+                     over all the same, type its name: ",
+                    spec.name
+                ))?
+            }
+            None => {
+                return Err(Failure::other("--force cuts another controller off")
+                    .with_hint(format!("add --confirm {}", spec.name)));
+            }
+        };
+        if typed.trim() != spec.name {
+            return Err(Failure::other("the name is not the deck's: nothing was taken over"));
+        }
+    }
+    client.send(Intent::TakeOver { force }).await?;
+    if args.output == Output::Text {
+        table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
     }
     Ok(Success::Done)
 }

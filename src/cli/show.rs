@@ -168,7 +168,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             }
         };
         let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), String::new()),
+            HostLinkState::Up => ("up".to_owned(), held_by(host)),
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
             HostLinkState::Asking { question } => (
                 "asking".to_owned(),
@@ -247,6 +247,18 @@ fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
         table::out("SIMULATED hosts, engines and gateway")?;
     }
     Ok(())
+}
+
+/// Who else may act on a host.
+fn held_by(host: &HostView) -> String {
+    match host.claim.as_ref().filter(|c| !c.ours) {
+        Some(claim) => {
+            let since = claim.since.map(|s| format!(" since {s}")).unwrap_or_default();
+            let until = claim.until.map(|u| format!(" until {u}")).unwrap_or_default();
+            format!("held by {}{since}{until}", claim.holder)
+        }
+        None => String::new(),
+    }
 }
 
 /// What keeps the deck from something.

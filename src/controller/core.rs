@@ -159,6 +159,7 @@ pub struct Core {
     pub(super) records_since_checkpoint: u64,
     pub(super) conditions: Conditions,
     pub(super) journal_tried: Timestamp,
+    pub(super) company_shown: (u64, u64),
     pub(super) audit: Arc<Auditor>,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
@@ -277,6 +278,7 @@ impl Core {
     }
 
     pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+        self.prepare_hosts(service, &actions);
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
@@ -350,6 +352,7 @@ impl Core {
             }
         }
         self.recover_journal();
+        self.show_company();
         self.leave_when_idle();
     }
 
@@ -375,7 +378,35 @@ impl Core {
     ) {
         self.idle_since = None;
         let by = by.to_owned();
+        if intent.service().is_some()
+            && let Err(error) = self.not_fenced()
+        {
+            let _ = reply.send(Err(error));
+            return;
+        }
         let result = match intent {
+            Intent::TakeOver { force } => {
+                let work = super::company::take_over(
+                    Arc::clone(&self.means),
+                    self.deck.hosts.keys().cloned().collect(),
+                    force,
+                );
+                let inputs = self.means.inputs.clone();
+                tokio::spawn(async move {
+                    match work.await {
+                        Ok(found) => {
+                            let adopt = Box::new(move |core: &mut Core| {
+                                let _ = reply.send(core.adopt(found));
+                            });
+                            let _ = inputs.send(Input::Ask(adopt)).await;
+                        }
+                        Err(error) => {
+                            let _ = reply.send(Err(error));
+                        }
+                    }
+                });
+                return;
+            }
             Intent::Apply { service, reason, accept_outage } => {
                 let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
                 return self.prepare(service, None, request, reply);
@@ -517,6 +548,7 @@ impl Core {
 
     fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
         self.takes_new_work()?;
+        self.not_fenced()?;
         if self.repo.is_none() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -558,6 +590,10 @@ impl Core {
         });
         Box::pin(async move {
             let (spec, text, revision) = spec?;
+            // Who holds the hosts must be known before anything is begun.
+            let links: Vec<_> = hosts.iter().filter_map(|host| means.fleet.link(host)).collect();
+            let looks = links.iter().map(|link| means.claims.look_after(link.as_ref()));
+            futures::future::join_all(looks).await;
             planning::draft(&means, service, spec, text, revision, hosts).await
         })
     }

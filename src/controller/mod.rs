@@ -7,6 +7,7 @@
 pub mod actions;
 pub mod auditor;
 pub mod claims;
+pub mod company;
 pub mod conditions;
 pub mod core;
 pub mod desk;
@@ -17,6 +18,7 @@ pub mod observe;
 pub mod paths;
 pub mod planning;
 pub mod record;
+pub mod saved;
 pub mod service_view;
 pub mod start;
 pub mod traffic;

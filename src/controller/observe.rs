@@ -114,6 +114,7 @@ impl Core {
             sampled: None,
             ranks: self.hub.with(|s| super::service_view::ranks_on(s.services.values(), host)),
             labels: spec.labels.clone(),
+            claim: None,
         });
         change(&mut view);
         self.hub.publish(Change::Host(Box::new(view)));
@@ -217,6 +218,7 @@ impl Core {
             Some(Ok(deck)) if *deck != self.deck && deck.id == self.deck.id => {
                 self.deck = deck.clone();
                 self.means.fleet.set_hosts(&self.deck.hosts);
+                self.means.claims.keep_hosts(|host| deck.hosts.contains_key(host));
                 self.say(Severity::Info, None, "deck.toml was read again");
                 let gone: Vec<HostName> = self.hub.with(|s| {
                     s.hosts.keys().filter(|h| !self.deck.hosts.contains_key(*h)).cloned().collect()

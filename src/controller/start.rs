@@ -150,7 +150,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
-        claims: Claims::new(options.deck.id, holder(paths)),
+        claims: Claims::new(options.deck.id, holder(paths), Some(paths.dir.join("claims.json"))),
+        saver: super::saved::Saver::default(),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
     });
@@ -178,6 +179,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
         conditions: Conditions::default(),
+        company_shown: (0, 0),
         journal_tried: crate::base::Timestamp(0),
         audit: Arc::clone(&audit),
         idle_since: None,
@@ -203,7 +205,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     });
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
-    let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
+    let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
     let unanswered = Arc::default();
     let desk = Arc::new(Handle { hub, inputs, means, audit, unanswered: Arc::clone(&unanswered) });
     let stopped = stop.clone();
@@ -252,19 +254,6 @@ async fn reload_again_and_again(inputs: mpsc::Sender<Input>, hub: Arc<Hub>) {
         });
         if inputs.send(Input::Ask(look)).await.is_err() {
             return;
-        }
-    }
-}
-
-async fn renew_claims(means: Arc<Means>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        for host in means.claims.hosts().await {
-            if let Some(link) = means.fleet.link(&host)
-                && let Err(error) = means.claims.ensure(link.as_ref()).await
-            {
-                tracing::warn!(%host, %error, "the claim could not be renewed");
-            }
         }
     }
 }
