@@ -206,3 +206,49 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     company.b("controller stop").expect_success();
     traces.expect_none(&company.person);
 }
+
+#[test]
+fn another_build_is_told_and_takes_over_between_two_steps() {
+    use std::io::Write;
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.write_spec(&company.person.deck(), "two");
+    company.a("apply chat").expect_success();
+    wait_until("the gate", DEADLINE, || {
+        company.a("status chat").stdout.contains("waits for approval")
+    });
+    let same = company.a("controller upgrade").expect_success();
+    assert!(same.stdout.contains("of this build already") && same.stderr.is_empty(), "{same:#?}");
+
+    // Another build: the same program with a byte more at its end.
+    let newer = company.person.home().join("gpudeck-new");
+    std::fs::copy(env!("CARGO_BIN_EXE_gpudeck"), &newer).unwrap();
+    std::fs::OpenOptions::new().append(true).open(&newer).unwrap().write_all(&[0]).unwrap();
+    let new = |words: &str| {
+        let mut command = std::process::Command::new(&newer);
+        let like = company.person.command(["x"]);
+        command.args(words.split(' ')).current_dir(company.person.deck()).env_clear();
+        command.envs(like.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        run(command.env("GPUDECK_HOME", company.home("a")), DEADLINE)
+    };
+    let told = new("status").expect_success();
+    assert!(told.stderr.contains("of another build"), "{told:#?}");
+    let before = company.pid(&new("controller status --output json"));
+    new("rollout promote chat").expect_success();
+    let upgraded = new("controller upgrade").expect_success();
+    assert!(upgraded.stdout.contains("runs with pid"), "{upgraded:#?}");
+    assert_ne!(company.pid(&new("controller status --output json")), before);
+    new("rollout status chat --wait --timeout 60s").expect_success();
+    let told = new("status").expect_success();
+    assert!(!told.stderr.contains("of another build"), "{told:#?}");
+    let chat = json(new("status chat --output json"));
+    assert_eq!((&chat["ready"], &chat["stable"]), (&2.into(), &2.into()), "{chat:#}");
+    let once: BTreeMap<String, usize> =
+        ["1-0", "1-1", "2-0", "2-1"].into_iter().map(|r| (r.to_owned(), 1)).collect();
+    assert_eq!(company.starts(), once);
+    new("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || new("status chat").stdout.contains("stopped"));
+    new("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}

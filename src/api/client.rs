@@ -46,11 +46,16 @@ impl Client {
                     env!("CARGO_PKG_VERSION")
                 ),
                 hint: Some(
-                    "run `gpudeck controller restart`: what serves goes on serving".to_owned(),
+                    "run `gpudeck controller upgrade`: it hands over between two steps".to_owned(),
                 ),
             });
         }
         Ok(client)
+    }
+
+    /// Whatever is behind `socket`, without asking what interface it speaks.
+    pub fn unchecked(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
     }
 
     /// Who answers there.

@@ -70,6 +70,8 @@ pub enum Intent {
     },
     /// Read deck.toml and the specs again.
     Reload,
+    /// Come to the end of a step, write everything down and end, for another build to go on.
+    HandOver,
     /// End the controller; what serves goes on serving.
     Shutdown,
 }
@@ -85,7 +87,11 @@ impl Intent {
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
             | Self::Stop { service } => Some(service),
-            Self::Answer { .. } | Self::TakeOver { .. } | Self::Reload | Self::Shutdown => None,
+            Self::Answer { .. }
+            | Self::TakeOver { .. }
+            | Self::HandOver
+            | Self::Reload
+            | Self::Shutdown => None,
         }
     }
 

@@ -246,6 +246,8 @@ pub enum ControllerCommand {
     Stop,
     /// End it and start this version
     Restart,
+    /// Hand over to this version between two steps; rollouts go on
+    Upgrade,
     /// Take the deck's hosts over from another controller whose lease has ended, and go on from
     /// what it left there
     TakeOver {

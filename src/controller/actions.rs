@@ -136,6 +136,14 @@ impl Actions {
         }
     }
 
+    /// Whether no start and no stop is under way.
+    pub fn is_quiet(&self) -> bool {
+        !self
+            .running
+            .iter()
+            .any(|(key, task)| matches!(key, Key::Start(_) | Key::Stop(_)) && !task.is_finished())
+    }
+
     /// Ends the wait for tokens and drains that nobody waits for any more.
     pub fn keep_waiting_for(&mut self, service: &ServiceName, wanted: impl Fn(&ReplicaId) -> bool) {
         self.running.retain(|key, task| {

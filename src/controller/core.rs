@@ -278,6 +278,7 @@ impl Core {
     }
 
     pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+        let actions = if self.is_handing_over() { Vec::new() } else { actions };
         self.prepare_hosts(service, &actions);
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
@@ -352,6 +353,7 @@ impl Core {
             }
         }
         self.recover_journal();
+        self.end_hand_over();
         self.show_company();
         self.leave_when_idle();
     }
@@ -455,6 +457,7 @@ impl Core {
                 self.reload();
                 Ok(IntentReply::Accepted)
             }
+            Intent::HandOver => self.hand_over(),
             Intent::Shutdown => {
                 self.shutdown = true;
                 Ok(IntentReply::Accepted)

@@ -12,6 +12,7 @@ pub mod conditions;
 pub mod core;
 pub mod desk;
 pub mod durability;
+pub mod handover;
 pub mod ledger;
 pub mod narrate;
 pub mod observe;
