@@ -300,6 +300,9 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
         Request::ShowClaim { deck } => {
             blocking(move || claim::show(&state, deck, process::now())).await.map(Reply::Claim)
         }
+        Request::RankCommands { deck } => {
+            blocking(move || rank::commands(&state, deck)).await.map(Reply::Commands)
+        }
         Request::ListServiceStates { deck } => {
             blocking(move || files::list_service_states(&state, deck)).await.map(Reply::Texts)
         }

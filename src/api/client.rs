@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
+use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::{API_VERSION, LogRequest, Version};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
 use super::who;
@@ -71,6 +72,24 @@ impl Client {
     /// The releases of a service, newest first.
     pub async fn history(&self, service: &ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
         self.get(&format!("/v1/services/{service}/history")).await
+    }
+
+    /// One release, whole.
+    pub async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {
+        self.get(&format!("/v1/releases/{number}")).await
+    }
+
+    /// Which release last changed each line of a service's spec.
+    pub async fn blame(&self, service: &ServiceName) -> Result<Vec<BlameLine>, ApiError> {
+        self.get(&format!("/v1/services/{service}/blame")).await
+    }
+
+    /// How the hosts differ from what the releases say.
+    pub async fn drift(&self, service: Option<&ServiceName>) -> Result<DriftView, ApiError> {
+        match service {
+            Some(service) => self.get(&format!("/v1/drift?service={service}")).await,
+            None => self.get("/v1/drift").await,
+        }
     }
 
     async fn exchange(

@@ -31,6 +31,8 @@ pub enum DeckConditionKind {
     DeckMistake,
     /// The deck and its remote have gone different ways.
     DeckDiverged,
+    /// Hosts run something else than the releases say.
+    Drift,
     /// A rollout's state could not be written to hosts: nobody else could go on from there.
     StateNotSaved,
 }
@@ -44,6 +46,7 @@ impl DeckConditionKind {
             Self::HandingOver => "handing-over",
             Self::DeckMistake => "deck-mistake",
             Self::DeckDiverged => "deck-diverged",
+            Self::Drift => "drift",
             Self::StateNotSaved => "state-not-saved",
         }
     }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
+use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, PlanView, ReleaseView};
 use super::who::Who;
 use crate::base::{RankId, ReleaseNumber, ServiceName};
@@ -48,6 +49,15 @@ pub trait Desk: Send + Sync + 'static {
 
     /// The releases of a service, newest first.
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError>;
+
+    /// One release, whole.
+    async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError>;
+
+    /// Which release last changed each line of a service's spec.
+    async fn blame(&self, service: ServiceName) -> Result<Vec<BlameLine>, ApiError>;
+
+    /// How the hosts differ from what the releases say.
+    async fn drift(&self, service: Option<ServiceName>) -> Result<DriftView, ApiError>;
 
     /// A piece of a rank's log, as it was logged: doors clean it before they draw it.
     async fn log(

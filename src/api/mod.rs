@@ -9,6 +9,7 @@ pub mod desk;
 pub mod door;
 pub mod hub;
 pub mod intent;
+pub mod release;
 pub mod server;
 pub mod view;
 pub mod who;

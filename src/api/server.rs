@@ -9,6 +9,9 @@
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
+//! | `GET /v1/services/{name}/blame` | list of `BlameLine` |
+//! | `GET /v1/releases/{number}` | `ReleaseDetail` |
+//! | `GET /v1/drift?service=chat` | `DriftView` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
@@ -33,6 +36,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
+use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
 use super::who::{self, Who};
 use crate::base::{RankId, ReleaseNumber, ServiceName};
@@ -105,6 +109,9 @@ pub async fn serve(
         .route("/v1/services/{name}/plan", get(plan))
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
+        .route("/v1/services/{name}/blame", get(blame))
+        .route("/v1/releases/{number}", get(one_release))
+        .route("/v1/drift", get(drift))
         .route("/v1/log", post(log))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
@@ -268,6 +275,38 @@ async fn history(
 ) -> Result<Json<Vec<ReleaseView>>, ApiError> {
     admit(&peer)?;
     desk.history(service(&name)?).await.map(Json)
+}
+
+async fn blame(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<Vec<BlameLine>>, ApiError> {
+    admit(&peer)?;
+    desk.blame(service(&name)?).await.map(Json)
+}
+
+async fn one_release(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(number): UrlPath<String>,
+) -> Result<Json<ReleaseDetail>, ApiError> {
+    admit(&peer)?;
+    desk.release(release(&number)?).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct DriftQuery {
+    service: Option<String>,
+}
+
+async fn drift(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Query(query): Query<DriftQuery>,
+) -> Result<Json<DriftView>, ApiError> {
+    admit(&peer)?;
+    desk.drift(query.service.as_deref().map(service).transpose()?).await.map(Json)
 }
 
 async fn log(

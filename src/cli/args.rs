@@ -102,6 +102,24 @@ pub enum Command {
         /// The newer release, as r7
         to: ReleaseNumber,
     },
+    /// One release: who, why, how it ended, and its spec
+    Show {
+        /// Which, as r3
+        release: ReleaseNumber,
+    },
+    /// Which release last changed each line of a service's spec
+    Blame {
+        /// Which service
+        service: ServiceName,
+    },
+    /// What the hosts run against what the releases say: exit code 0 the same, 2 it differs
+    Drift {
+        /// Only this service
+        service: Option<ServiceName>,
+    },
+    /// The deck's repository and its remote
+    #[command(subcommand)]
+    Deck(DeckCommand),
     /// What a rank logged: SERVICE/REPLICA/RANK, for example chat/0/0
     Logs {
         /// Which rank; /RANK and /REPLICA default to 0
@@ -140,6 +158,26 @@ pub enum Command {
         /// What to do with it; default: show it
         #[command(subcommand)]
         command: Option<AuditCommand>,
+    },
+}
+
+/// The deck's repository and its remote.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DeckCommand {
+    /// Send the branch, the releases and how they ended; refused if the remote went another way
+    Push {
+        /// Which remote; default: that of deck.toml, of the branch, or the only one
+        remote: Option<String>,
+    },
+    /// Fetch them, and move forward where nothing of one's own is in the way
+    Fetch {
+        /// Which remote
+        remote: Option<String>,
+    },
+    /// What is not committed, not sent, or lacking here
+    Status {
+        /// Which remote
+        remote: Option<String>,
     },
 }
 
@@ -246,6 +284,12 @@ pub enum ControllerCommand {
     Stop,
     /// End it and start this version
     Restart,
+    /// Write a systemd unit that runs it from boot on, and check lingering
+    Install {
+        /// Print the unit instead
+        #[arg(long)]
+        print: bool,
+    },
     /// Hand over to this version between two steps; rollouts go on
     Upgrade,
     /// Take the deck's hosts over from another controller whose lease has ended, and go on from

@@ -17,6 +17,7 @@ const LEAVE_AFTER: Duration = Duration::from_secs(60);
 pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Failure> {
     match command {
         ControllerCommand::Run { detached } => run_here(args, *detached).await,
+        ControllerCommand::Install { print } => super::install::run(args, *print),
         ControllerCommand::Upgrade => upgrade(args).await,
         ControllerCommand::TakeOver { force, confirm } => {
             take_over(args, *force, confirm.as_deref()).await

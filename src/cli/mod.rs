@@ -7,10 +7,12 @@ pub mod args;
 pub mod attach;
 pub mod audit;
 pub mod controller;
+pub mod deck;
 pub mod demo;
 pub mod exit;
 pub mod history;
 pub mod init;
+pub mod install;
 pub mod journal;
 pub mod logs;
 pub mod plan;
@@ -95,6 +97,10 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,
+        Command::Show { release } => deck::show(args, *release).await,
+        Command::Blame { service } => deck::blame(args, service).await,
+        Command::Drift { service } => deck::drift(args, service.as_ref()).await,
+        Command::Deck(command) => deck::run(args, command).await,
         Command::Logs { rank, follow, lines } => logs::run(args, rank, *follow, *lines).await,
         Command::Journal { command, options } => {
             journal::run(args, command.as_ref(), options).await

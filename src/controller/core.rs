@@ -334,6 +334,7 @@ impl Core {
             let words = format!("the outcome of {release} could not be written to Git: {error}");
             self.say(Severity::Warning, Some(service), &words);
         }
+        self.share();
         if let Some(history) = self.files.history.get_mut(service) {
             for entry in history.iter_mut().filter(|e| e.number == release) {
                 entry.outcome = Some(outcome.clone());
@@ -621,6 +622,7 @@ impl Core {
                 ),
             });
         }
+        self.may_commit()?;
         let service = draft.service.clone();
         let mut release = planned.release;
         release.author.clone_from(&request.by);
@@ -629,6 +631,7 @@ impl Core {
         release.revision = planning::commit(repo, &draft, &release, request.kind)?;
         let number = release.number;
         self.state.last_release = self.state.last_release.max(number);
+        self.share();
         self.files.history.entry(service.clone()).or_default().insert(
             0,
             ReleaseView {

@@ -13,6 +13,7 @@ use super::core::{Core, Input};
 use super::planning;
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
+use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
 use crate::base::{Hint, RankId, ReleaseNumber, ServiceName};
 use crate::rollout::RolloutKind;
@@ -156,6 +157,27 @@ impl Desk for Handle {
             None => Err(planning::not_found(&service, core.known_services())),
         })
         .await?
+    }
+
+    async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {
+        self.ask(move |core| core.release_detail(number)).await?
+    }
+
+    async fn blame(&self, service: ServiceName) -> Result<Vec<BlameLine>, ApiError> {
+        self.ask(move |core| core.blame(&service)).await?
+    }
+
+    async fn drift(&self, service: Option<ServiceName>) -> Result<DriftView, ApiError> {
+        let name = service.clone();
+        let plan = self
+            .ask(move |core| match name {
+                Some(name) if !core.known_services().contains(&name) => {
+                    Err(planning::not_found(&name, core.known_services()))
+                }
+                _ => Ok(core.drift_plan()),
+            })
+            .await??;
+        super::drift::look(&self.means, plan, service.as_ref()).await
     }
 
     async fn log(

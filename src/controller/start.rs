@@ -207,6 +207,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
     let unanswered = Arc::default();
+    let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
     let desk = Arc::new(Handle { hub, inputs, means, audit, unanswered: Arc::clone(&unanswered) });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
@@ -222,7 +223,12 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    Ok(Running { socket, stop, tasks: vec![fleet_task, watch_task, reload_task, renew_task], main })
+    Ok(Running {
+        socket,
+        stop,
+        tasks: vec![fleet_task, watch_task, reload_task, renew_task, drift_task],
+        main,
+    })
 }
 
 /// Names this controller to other operators, and the same to its own next life on this machine.
@@ -373,6 +379,7 @@ pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerErro
         simulated: false,
         hosts: std::collections::BTreeMap::from([(name, host)]),
         gateways: std::collections::BTreeMap::new(),
+        git: None,
     };
     let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
     start_in_process(options, &Paths::in_dir(dir)).await

@@ -7,7 +7,7 @@ pub mod deck;
 pub mod parse;
 pub mod service;
 
-pub use deck::{DeckSpec, GatewaySpec, HostSpec, Transport};
+pub use deck::{DeckSpec, GatewaySpec, GitSpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use service::{
     AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,

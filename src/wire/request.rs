@@ -137,6 +137,11 @@ pub enum Request {
         /// The deck.
         deck: DeckId,
     },
+    /// The command lines with which the process ranks of a deck were started: `Commands`.
+    RankCommands {
+        /// The deck.
+        deck: DeckId,
+    },
     /// The services of a deck whose state is saved on this host: `Texts`.
     ListServiceStates {
         /// The deck.
@@ -271,6 +276,8 @@ pub enum Reply {
     Log(LogChunk),
     /// To `LoadState` and `LoadServiceState`.
     State(Option<String>),
+    /// To `RankCommands`.
+    Commands(Vec<(RankId, Vec<String>)>),
     /// To `ShowClaim`; none: nobody ever claimed the host for the deck.
     Claim(Option<ClaimInfo>),
 }

@@ -107,6 +107,7 @@ impl World {
             simulated: true,
             hosts: host_specs,
             gateways: [(parse::<ServiceName>("edge")?, gateway_spec)].into(),
+            git: None,
         };
         let world = Self { root, hosts, gateway: Some(gateway), deck, _ports: ports, temporary };
         world.write_deck()?;
