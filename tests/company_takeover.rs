@@ -252,3 +252,53 @@ fn another_build_is_told_and_takes_over_between_two_steps() {
     new("controller stop").expect_success();
     traces.expect_none(&company.person);
 }
+
+/// SIGKILL at journal records in turn: a sample of them, or all with `GPUDECK_ALL_RECORDS=1`.
+#[test]
+fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
+    use gpudeck::journal::{Reader, verify};
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    let deck = company.person.deck();
+    let write = |greeting: &str| {
+        company.write_spec(&deck, greeting);
+        let file = deck.join("services/chat.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(", { approve = true }", "")).unwrap();
+    };
+    write("zero");
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    let state = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().path();
+    let mut reader = Reader::new(&state.join("journal"));
+    let all = std::env::var("GPUDECK_ALL_RECORDS").is_ok_and(|v| v == "1");
+    let sample: Vec<usize> = if all { (1..=16).collect() } else { vec![1, 3, 6, 9, 13] };
+    let mut expected: BTreeMap<String, usize> = company.starts();
+    for (round, at) in sample.into_iter().enumerate() {
+        let release = round + 2;
+        let _ = reader.more().unwrap();
+        write(&format!("round {round}"));
+        let controller = company.pid(&company.a("controller status --output json"));
+        let began = company.a("apply chat --output json").expect_success();
+        let mut seen = 0;
+        wait_until("the record, or the rollout's end", DEADLINE, || {
+            let records = reader.more().unwrap();
+            seen += records.iter().filter(|r| r.value.get("service").is_some()).count();
+            // A rollout may need fewer records than asked for.
+            seen >= at || json(company.a("status chat --output json"))["stable"] == release
+        });
+        kill_process(controller, Signal::KILL).unwrap();
+        let done = company.a("rollout status chat --wait --timeout 60s");
+        assert_eq!(done.code(), Some(0), "killed at record {at}: {done:#?} after {began:#?}");
+        let chat = json(company.a("status chat --output json"));
+        assert_eq!(chat["stable"], release, "killed at record {at}: {chat:#}");
+        assert_eq!(chat["ready"], 2, "killed at record {at}: {chat:#}");
+        expected.extend([(format!("{release}-0"), 1), (format!("{release}-1"), 1)]);
+        assert_eq!(company.starts(), expected, "killed at record {at}");
+        assert!(verify(&state.join("journal")).unwrap().is_good(), "killed at record {at}");
+    }
+    assert!(company.a("audit verify").expect_success().stdout.contains("is good"));
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
