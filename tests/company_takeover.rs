@@ -110,7 +110,7 @@ steps = [{{ weight = 50 }}, {{ approve = true }}]
         counts
     }
 
-    fn pid(&self, done: &Finished) -> Pid {
+    fn pid(done: &Finished) -> Pid {
         let status: Value = serde_json::from_str(&done.stdout).unwrap();
         Pid::from_raw(i32::try_from(status["version"]["pid"].as_i64().unwrap()).unwrap()).unwrap()
     }
@@ -149,7 +149,7 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     wait_until("the gate", DEADLINE, || {
         company.a("status chat").stdout.contains("waits for approval")
     });
-    let first = company.pid(&company.a("controller status --output json"));
+    let first = Company::pid(&company.a("controller status --output json"));
     kill_process(first, Signal::STOP).unwrap();
     wait_until("the end of the lease", DEADLINE, || {
         company.b("status").stdout.contains("its lease ended at")
@@ -234,11 +234,11 @@ fn another_build_is_told_and_takes_over_between_two_steps() {
     };
     let told = new("status").expect_success();
     assert!(told.stderr.contains("of another build"), "{told:#?}");
-    let before = company.pid(&new("controller status --output json"));
+    let before = Company::pid(&new("controller status --output json"));
     new("rollout promote chat").expect_success();
     let upgraded = new("controller upgrade").expect_success();
     assert!(upgraded.stdout.contains("runs with pid"), "{upgraded:#?}");
-    assert_ne!(company.pid(&new("controller status --output json")), before);
+    assert_ne!(Company::pid(&new("controller status --output json")), before);
     new("rollout status chat --wait --timeout 60s").expect_success();
     let told = new("status").expect_success();
     assert!(!told.stderr.contains("of another build"), "{told:#?}");
@@ -277,7 +277,7 @@ fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
         let release = round + 2;
         let _ = reader.more().unwrap();
         write(&format!("round {round}"));
-        let controller = company.pid(&company.a("controller status --output json"));
+        let controller = Company::pid(&company.a("controller status --output json"));
         let began = company.a("apply chat --output json").expect_success();
         let mut seen = 0;
         wait_until("the record, or the rollout's end", DEADLINE, || {
@@ -297,6 +297,32 @@ fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
         assert!(verify(&state.join("journal")).unwrap().is_good(), "killed at record {at}");
     }
     assert!(company.a("audit verify").expect_success().stdout.contains("is good"));
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+#[test]
+fn what_a_lost_journal_knew_is_read_back_from_the_hosts() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat").expect_success();
+    wait_until("the first release", DEADLINE, || {
+        company.a("status chat").stdout.contains("serving")
+    });
+    company.a("controller stop").expect_success();
+    let state = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().path();
+    std::fs::remove_dir_all(state.join("journal")).unwrap();
+    let refused = company.a("apply chat");
+    assert_eq!(refused.code(), Some(9), "{refused:#?}");
+    assert!(refused.stderr.contains("whose journal is not here"), "{refused:#?}");
+    company.a("controller take-over").expect_success();
+    wait_until("the first release", DEADLINE, || {
+        let chat = json(company.a("status chat --output json"));
+        chat["stable"] == 1 && chat["ready"] == 2
+    });
+    assert_eq!(company.starts().values().sum::<usize>(), 2, "{:?}", company.starts());
     company.a("stop chat --yes").expect_success();
     wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
     company.a("controller stop").expect_success();

@@ -42,6 +42,8 @@ pub struct Claims {
 struct Known {
     /// The hosts that granted us an epoch which nobody took since.
     ours: BTreeSet<HostName>,
+    /// The hosts that nobody else holds, as they said.
+    free: BTreeSet<HostName>,
     /// Who else holds or held a host.
     others: BTreeMap<HostName, Other>,
     /// The hosts of each service.
@@ -142,11 +144,17 @@ impl Claims {
         self.known().ours.clone()
     }
 
+    /// The hosts that were asked who holds them, and said that nobody else does.
+    pub fn known_hosts(&self) -> BTreeSet<HostName> {
+        self.known().free.clone()
+    }
+
     /// Forgets hosts that left the deck.
     pub fn keep_hosts(&self, wanted: impl Fn(&HostName) -> bool) {
         let mut known = self.known();
         known.others.retain(|host, _| wanted(host));
         known.ours.retain(|host| wanted(host));
+        known.free.retain(|host| wanted(host));
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -216,6 +224,9 @@ impl Claims {
                     .filter(|i| i.holder != crate::base::text::clean(&self.holder, 120))
                     .map(|i| Other::of(&i));
                 let known = self.known().others.get(link.host()).cloned();
+                if other.is_none() {
+                    self.known().free.insert(link.host().clone());
+                }
                 match &other {
                     Some(other) => self.note(link.host(), Some(other.clone())),
                     // It became free, but is not ours yet.

@@ -589,6 +589,9 @@ impl Core {
     ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
         let means = Arc::clone(&self.means);
+        // Only a journal that begins with nothing can have lost something.
+        let known = (self.state.term == 0 && self.state.services.is_empty())
+            .then(|| self.state.services.keys().cloned().collect());
         let hosts: Vec<HostName> = self.hub.with(|s| {
             s.hosts.values().filter(|h| super::world::is_up(h)).map(|h| h.name.clone()).collect()
         });
@@ -598,6 +601,20 @@ impl Core {
             let links: Vec<_> = hosts.iter().filter_map(|host| means.fleet.link(host)).collect();
             let looks = links.iter().map(|link| means.claims.look_after(link.as_ref()));
             futures::future::join_all(looks).await;
+            if let Some(known) = known
+                && let Some(left) = super::saved::left_by_us(&means, &known).await
+            {
+                return Err(ApiError {
+                    kind: ErrorKind::Fenced,
+                    message: format!(
+                        "{left} was rolled out by an earlier controller whose journal is not here"
+                    ),
+                    hint: Some(
+                        "`gpudeck controller take-over` goes on from what it left on the hosts"
+                            .to_owned(),
+                    ),
+                });
+            }
             planning::draft(&means, service, spec, text, revision, hosts).await
         })
     }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
 use super::actions::{self, Means};
-use crate::base::{DeckId, EpochCell, HostName, ServiceName};
+use super::core::{Core, Input};
+use crate::api::DeckConditionKind;
+use crate::base::{DeckId, EpochCell, Hint, HostName, ServiceName};
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::ServiceState;
 use crate::wire::{Refusal, Reply, Request, Verb};
@@ -72,7 +75,10 @@ impl Saved {
 
 /// What is to be on the hosts of each service.
 #[derive(Default)]
-pub struct Saver(Mutex<BTreeMap<ServiceName, Arc<Wanted>>>);
+pub struct Saver {
+    wanted: Mutex<BTreeMap<ServiceName, Arc<Wanted>>>,
+    failed: AtomicBool,
+}
 
 struct Wanted {
     saved: Saved,
@@ -87,11 +93,11 @@ impl Saver {
         let service = saved.state.service.clone();
         let done = hosts.iter().map(|h| (h.clone(), Arc::default())).collect();
         let wanted = Arc::new(Wanted { saved, hosts, text: Mutex::default(), done });
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(service, wanted);
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(service, wanted);
     }
 
     fn wanted(&self, service: &ServiceName) -> Option<Arc<Wanted>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
     }
 }
 
@@ -130,10 +136,43 @@ pub async fn before_step(
         Err(LinkError::Refused { refusal: Refusal::Held { .. }, .. }) => own,
         Err(error) => {
             tracing::warn!(%service, host = %link.host(), %error, "the state could not be saved");
+            let words = format!("the state of {service} is not on {}: {error}", link.host());
+            tell(means, Some((words, error.hint()))).await;
             Ok(())
         }
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            tell(means, None).await;
+            Ok(())
+        }
     }
+}
+
+/// Shows that nobody else could go on from here, or that it is over; only changes are told.
+async fn tell(means: &Means, failed: Option<(String, Option<String>)>) {
+    if means.saver.failed.swap(failed.is_some(), Ordering::AcqRel) == failed.is_some() {
+        return;
+    }
+    let tell = Input::Ask(Box::new(move |core: &mut Core| {
+        core.set_condition(DeckConditionKind::StateNotSaved, failed);
+    }));
+    let _ = means.inputs.send(tell).await;
+}
+
+/// After the journal was lost: whether hosts keep what an earlier life of this controller did, which
+/// must be taken up before anything new is begun.
+pub async fn left_by_us(means: &Means, known: &BTreeSet<ServiceName>) -> Option<ServiceName> {
+    for host in means.claims.known_hosts() {
+        let Ok(link) = actions::link(means, &host) else { continue };
+        let Ok(found) = read_all(means.deck, link.as_ref()).await else { continue };
+        let left = found
+            .into_iter()
+            .flatten()
+            .find(|s| !s.state.replicas.is_empty() && !known.contains(&s.state.service));
+        if let Some(left) = left {
+            return Some(left.state.service);
+        }
+    }
+    None
 }
 
 async fn write(

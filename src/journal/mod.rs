@@ -115,7 +115,8 @@ impl Hint for JournalError {
                     .to_owned()
             }
             Self::Corrupt { file, .. } => format!(
-                "move {} away and start again: the controller reads the state back from the hosts",
+                "move {} away and run `gpudeck controller take-over`: it reads the state back from \
+                 the hosts",
                 file.parent().unwrap_or(file).display()
             ),
             Self::Version { .. } => {

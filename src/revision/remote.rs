@@ -128,7 +128,7 @@ impl DeckRepo {
         let dirty = statuses.iter().filter(|s| !s.status().is_ignored());
         Ok(dirty
             .map(|s| text::clean(&String::from_utf8_lossy(s.path_bytes()), 120))
-            .filter(|p| p == files::DECK_FILE || p.ends_with(".toml"))
+            .filter(|p| Path::new(p).extension().is_some_and(|e| e == "toml"))
             .collect())
     }
 
