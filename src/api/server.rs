@@ -112,6 +112,7 @@ pub async fn serve(
         .route("/v1/services/{name}/blame", get(blame))
         .route("/v1/releases/{number}", get(one_release))
         .route("/v1/drift", get(drift))
+        .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/log", post(log))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
@@ -307,6 +308,15 @@ async fn drift(
 ) -> Result<Json<DriftView>, ApiError> {
     admit(&peer)?;
     desk.drift(query.service.as_deref().map(service).transpose()?).await.map(Json)
+}
+
+async fn gateway_config(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<String>, ApiError> {
+    admit(&peer)?;
+    desk.gateway_config(service(&name)?).await.map(Json)
 }
 
 async fn log(

@@ -10,6 +10,7 @@ pub mod controller;
 pub mod deck;
 pub mod demo;
 pub mod exit;
+pub mod gateway;
 pub mod history;
 pub mod init;
 pub mod install;
@@ -85,6 +86,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::Gateway(command) => gateway::run(args, command).await,
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::actions::{self, Means};
 use super::claims::Other;
 use super::core::{Core, Input, now};
+use super::gateways::Gateways;
 use super::saved::{self, Saved};
 use crate::api::view::ClaimView;
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, IntentReply, Severity};
@@ -52,8 +53,9 @@ pub fn hosts_of(state: &ServiceState, deck: &DeckSpec) -> BTreeSet<HostName> {
         .map(|rank| rank.host.clone())
         .filter(|host| deck.hosts.contains_key(host))
         .collect();
-    let gateways = state.releases.values().filter_map(|r| actions::gateway_spec(deck, &r.spec));
-    hosts.extend(gateways.map(|g| g.host.clone()).filter(|h| deck.hosts.contains_key(h)));
+    let gateways =
+        state.releases.values().filter_map(|r| Gateways::of(deck, &state.service, &r.spec));
+    hosts.extend(gateways.flat_map(|g| g.hosts()).filter(|h| deck.hosts.contains_key(h)));
     hosts
 }
 

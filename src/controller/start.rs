@@ -147,6 +147,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         fleet_events,
     );
     fleet.set_hosts(&options.deck.hosts);
+    let published = super::publish::Published::default();
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
@@ -154,6 +155,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         saver: super::saved::Saver::default(),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
+        published: published.clone(),
     });
     let hub = Arc::new(Hub::new(DeckView {
         name: options.deck.name.clone(),
@@ -165,6 +167,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         controller_memory: own_memory(),
         conditions: Vec::new(),
     }));
+    let endpoints = options.deck.endpoints.clone();
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
         deck: options.deck.clone(),
@@ -176,6 +179,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         hub: Arc::clone(&hub),
         files: DeckFiles::default(),
         traffic: std::collections::BTreeMap::new(),
+        probes: super::probes::Probes::default(),
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
         conditions: Conditions::default(),
@@ -208,6 +212,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
     let unanswered = Arc::default();
     let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
+    let publish_task = endpoints
+        .and_then(|e| Some((e.listen?, e.zone)))
+        .map(|(listen, zone)| tokio::spawn(super::publish::serve(listen, zone, published)));
     let desk = Arc::new(Handle { hub, inputs, means, audit, unanswered: Arc::clone(&unanswered) });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
@@ -223,12 +230,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    Ok(Running {
-        socket,
-        stop,
-        tasks: vec![fleet_task, watch_task, reload_task, renew_task, drift_task],
-        main,
-    })
+    let mut tasks = vec![fleet_task, watch_task, reload_task, renew_task, drift_task];
+    tasks.extend(publish_task);
+    Ok(Running { socket, stop, tasks, main })
 }
 
 /// Names this controller to other operators, and the same to its own next life on this machine.
@@ -380,6 +384,7 @@ pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerErro
         hosts: std::collections::BTreeMap::from([(name, host)]),
         gateways: std::collections::BTreeMap::new(),
         git: None,
+        endpoints: None,
     };
     let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
     start_in_process(options, &Paths::in_dir(dir)).await
