@@ -394,6 +394,7 @@ impl Core {
         reply: oneshot::Sender<Result<IntentReply, ApiError>>,
     ) {
         self.idle_since = None;
+        self.try_journal();
         let by = by.to_owned();
         if intent.service().is_some()
             && let Err(error) = self.not_fenced()
@@ -604,8 +605,7 @@ impl Core {
         let spec = planning::read_spec(self, &service, to);
         let means = Arc::clone(&self.means);
         // Only a journal that begins with nothing can have lost something.
-        let known = (self.state.term == 0 && self.state.services.is_empty())
-            .then(|| self.state.services.keys().cloned().collect());
+        let knows_nothing = self.state.term == 0 && self.state.services.is_empty();
         let hosts: Vec<HostName> = self.hub.with(|s| {
             s.hosts.values().filter(|h| super::world::is_up(h)).map(|h| h.name.clone()).collect()
         });
@@ -615,9 +615,7 @@ impl Core {
             let links: Vec<_> = hosts.iter().filter_map(|host| means.fleet.link(host)).collect();
             let looks = links.iter().map(|link| means.claims.look_after(link.as_ref()));
             futures::future::join_all(looks).await;
-            if let Some(known) = known
-                && let Some(left) = super::saved::left_by_us(&means, &known).await
-            {
+            if knows_nothing && let Some(left) = super::saved::left_by_us(&means).await {
                 return Err(ApiError {
                     kind: ErrorKind::Fenced,
                     message: format!(

@@ -44,9 +44,14 @@ impl Core {
 
     /// Tries to write again, now and then, until it succeeds.
     pub(super) fn recover_journal(&mut self) {
-        if !self.conditions.contains_key(&DeckConditionKind::JournalUnwritable)
-            || now().since(self.journal_tried) < TRY_AGAIN
-        {
+        if now().since(self.journal_tried) >= TRY_AGAIN {
+            self.try_journal();
+        }
+    }
+
+    /// Tries at once: a person who made room and asks again does not wait for it.
+    pub(super) fn try_journal(&mut self) {
+        if !self.conditions.contains_key(&DeckConditionKind::JournalUnwritable) {
             return;
         }
         // The whole state in a new segment: that it fits means that there is room, and nothing has

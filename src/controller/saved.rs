@@ -160,14 +160,11 @@ async fn tell(means: &Means, failed: Option<(String, Option<String>)>) {
 
 /// After the journal was lost: whether hosts keep what an earlier life of this controller did, which
 /// must be taken up before anything new is begun.
-pub async fn left_by_us(means: &Means, known: &BTreeSet<ServiceName>) -> Option<ServiceName> {
+pub async fn left_by_us(means: &Means) -> Option<ServiceName> {
     for host in means.claims.known_hosts() {
         let Ok(link) = actions::link(means, &host) else { continue };
         let Ok(found) = read_all(means.deck, link.as_ref()).await else { continue };
-        let left = found
-            .into_iter()
-            .flatten()
-            .find(|s| !s.state.replicas.is_empty() && !known.contains(&s.state.service));
+        let left = found.into_iter().flatten().find(|s| !s.state.replicas.is_empty());
         if let Some(left) = left {
             return Some(left.state.service);
         }
