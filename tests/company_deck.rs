@@ -102,6 +102,13 @@ fn what_went_different_ways_is_refused_and_said() {
     assert!(second.remote_status(None).unwrap().has_diverged());
     assert_eq!(second.read_service(&chat()).unwrap(), "a = 9\nb = 2\n");
 
+    // Rebased by hand: the number that both gave out is not taken from whoever sent it first.
+    let repo = Repository::open(second.root()).unwrap();
+    let theirs = repo.refname_to_id("refs/remotes/origin/main").unwrap();
+    repo.reset(&repo.find_object(theirs, None).unwrap(), git2::ResetType::Hard, None).unwrap();
+    let error = second.push(None).unwrap_err();
+    assert!(error.to_string().contains("release r2 is another commit at origin"), "{error}");
+
     // An edit in the way of what was fetched is left alone.
     let (_dir, first, second) = shared();
     release(&first, "a = 1\nb = 3\n");
@@ -197,6 +204,42 @@ fn a_release_is_signed_where_git_is_set_up_so() {
         .unwrap_err();
     assert!(matches!(error, RevisionError::Signing { .. }), "{error}");
     assert_eq!(deck.history(&chat(), 10).unwrap().len(), 2);
+}
+
+/// The same by gpg, with a key and a home of its own.
+#[test]
+fn a_release_is_signed_by_gpg_too() {
+    use std::os::unix::fs::PermissionsExt;
+    if !has_program("gpg") || !has_program("git") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("gpg");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let program = dir.path().join("own-gpg");
+    let text = format!("#!/bin/sh\nexec gpg --homedir '{}' \"$@\"\n", home.display());
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut make = Command::new(&program);
+    make.args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]);
+    make.args(["--quick-generate-key", "ada@example.org", "ed25519", "sign", "never"]);
+    run(&mut make, DEADLINE).expect_success();
+    let deck = DeckRepo::init(&dir.path().join("deck")).unwrap();
+    std::fs::write(deck.root().join("deck.toml"), "name = \"test\"\n").unwrap();
+    let mut config = Repository::open(deck.root()).unwrap().config().unwrap();
+    config.set_str("user.name", "Ada").unwrap();
+    config.set_str("user.email", "ada@example.org").unwrap();
+    config.set_str("user.signingkey", "ada@example.org").unwrap();
+    config.set_str("gpg.program", program.to_str().unwrap()).unwrap();
+    config.set_bool("commit.gpgsign", true).unwrap();
+    let revision = release(&deck, "a = 1\n");
+    let mut git = Command::new("git");
+    git.arg("-C").arg(deck.root()).args(["verify-commit", &revision.0]);
+    let done = run(&mut git, DEADLINE).expect_success();
+    assert!(done.stderr.contains("Good signature from"), "{done:#?}");
+    let mut end = Command::new("gpgconf");
+    run(end.args(["--homedir"]).arg(&home).args(["--kill", "all"]), DEADLINE).expect_success();
 }
 
 const SERVICE: &str = r#"
@@ -296,6 +339,9 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     std::fs::write(&spec, ours.replace("hello", "ciao")).unwrap();
     let plan = gpudeck("plan chat").stdout;
     assert!(plan.contains("the deck is 1 commits behind origin/main"), "{plan}");
+    let status = gpudeck("status").expect_success().stdout;
+    assert!(status.contains("deck: the deck is 1 commits behind origin/main"), "{status}");
+    assert!(status.contains("deck: edited and not committed: services/chat.toml"), "{status}");
     let refused = gpudeck("apply chat --accept-outage");
     assert_eq!(refused.code(), Some(5), "{refused:#?}");
     assert!(refused.stderr.contains("commits that are not in this deck"), "{refused:#?}");

@@ -36,7 +36,12 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
     let snapshot = settle(&client).await?;
     match service {
         None if args.output == Output::Json => table::json(&snapshot.services)?,
-        None => services(&snapshot)?,
+        None => {
+            services(&snapshot)?;
+            for words in super::deck::standing(args).await {
+                table::out(&format!("deck: {words}"))?;
+            }
+        }
         Some(name) => {
             let Some(view) = snapshot.services.get(name) else {
                 // The controller words the error, with the nearest name.

@@ -29,6 +29,28 @@ pub struct SharingView {
     pub dirty: Vec<String>,
 }
 
+impl SharingView {
+    /// What a person should know of it: behind, diverged, edited; nothing when all is well.
+    pub fn plainly(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        if let Some(remote) = self.remote.as_ref().filter(|_| self.behind > 0) {
+            let theirs = format!("{remote}/{}", self.branch);
+            words.push(if self.diverged {
+                format!(
+                    "the deck has DIVERGED from {theirs}: {} commits only here, {} only there",
+                    self.ahead, self.behind
+                )
+            } else {
+                format!("the deck is {} commits behind {theirs}", self.behind)
+            });
+        }
+        if !self.dirty.is_empty() {
+            words.push(format!("edited and not committed: {}", self.dirty.join(", ")));
+        }
+        words
+    }
+}
+
 impl From<RemoteStatus> for SharingView {
     fn from(status: RemoteStatus) -> Self {
         Self {
@@ -99,25 +121,11 @@ impl Core {
     pub(super) fn deck_warnings(&self, service: &ServiceName) -> Vec<String> {
         let Some(repo) = &self.repo else { return Vec::new() };
         let Ok(status) = repo.remote_status(self.remote_name()) else { return Vec::new() };
-        let mut warnings = Vec::new();
-        if let Some(remote) = status.remote.as_ref().filter(|_| status.behind > 0) {
-            let theirs = format!("{remote}/{}", status.branch);
-            warnings.push(if status.has_diverged() {
-                format!(
-                    "the deck has DIVERGED from {theirs}: {} commits only here, {} only there",
-                    status.ahead, status.behind
-                )
-            } else {
-                format!("the deck is {} commits behind {theirs}", status.behind)
-            });
-        }
+        let mut view = SharingView::from(status);
+        // An apply commits the service's own file.
         let own = crate::revision::service_file(service);
-        let others: Vec<&str> =
-            status.dirty.iter().map(String::as_str).filter(|f| *f != own).collect();
-        if !others.is_empty() {
-            warnings.push(format!("edited and not committed: {}", others.join(", ")));
-        }
-        warnings
+        view.dirty.retain(|file| *file != own);
+        view.plainly()
     }
 
     /// Nothing is committed onto a deck whose remote went another way, if releases are sent there.

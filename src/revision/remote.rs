@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use git2::{BranchType, Direction, ErrorCode, FetchOptions, Oid, PushOptions, RemoteCallbacks};
 
 use super::history::NOTES_REF;
-use super::repo::DeckRepo;
+use super::repo::{DeckRepo, RELEASE_REFS};
 use super::{RevisionError, files};
 use crate::base::text;
 
@@ -254,9 +254,16 @@ impl DeckRepo {
             if !full.starts_with("refs/gpudeck/") && full != NOTES_REF {
                 continue;
             }
-            if reference.target() != there.get(full).copied() {
-                specs.push(format!("+{full}:{full}"));
+            let known = there.get(full).copied();
+            if reference.target() == known {
+                continue;
             }
+            if let Some(release) = full.strip_prefix(RELEASE_REFS).filter(|_| known.is_some()) {
+                return Err(RevisionError::Git {
+                    message: format!("release {release} is another commit at {name}"),
+                });
+            }
+            specs.push(format!("+{full}:{full}"));
         }
         let refused = std::cell::RefCell::new(None);
         {
