@@ -253,7 +253,7 @@ fn another_build_is_told_and_takes_over_between_two_steps() {
     traces.expect_none(&company.person);
 }
 
-/// SIGKILL when the n-th record of a rollout is on the disk: a sample of n, or with GPUDECK_NIGHTLY=1
+/// SIGKILL when the n-th record of a rollout is on the disk: a sample of n, or with `GPUDECK_NIGHTLY=1`
 /// each until a rollout ends with fewer records.
 #[test]
 fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
@@ -287,8 +287,7 @@ fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
         for look in 1_u64.. {
             let records = reader.more().unwrap();
             seen += records.iter().filter(|r| r.value.get("service").is_some()).count();
-            let done =
-                || json(company.a("status chat --output json"))["stable"] == Value::from(release);
+            let done = || json(company.a("status chat --output json"))["stable"] == release;
             if seen >= at || look % 2_000 == 0 && done() {
                 break;
             }
