@@ -115,6 +115,7 @@ async fn the_number_that_decided_is_told() {
         deck: world.deck().clone(),
         agent_binary: Some(env!("CARGO_BIN_EXE_gpudeck").into()),
         leave_when_idle: None,
+        in_process: None,
     };
     let paths = Paths::in_dir(&world.root().join("controller"));
     let running = start_in_process(options, &paths).await.unwrap();

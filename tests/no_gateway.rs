@@ -80,6 +80,7 @@ async fn endpoints_move_first_and_streams_come_to_their_end() {
         deck,
         agent_binary: Some(env!("CARGO_BIN_EXE_gpudeck").into()),
         leave_when_idle: None,
+        in_process: None,
     };
     let paths = Paths::in_dir(&world.root().join("controller"));
     let running = start_in_process(options, &paths).await.unwrap();

@@ -63,8 +63,15 @@ pub enum Intent {
         /// `yes`, `no`, or the text asked for. Never logged, never journaled.
         answer: String,
     },
+    /// Take the deck's hosts over from another controller and go on from what it left there.
+    TakeOver {
+        /// Also from one whose lease has not ended, and although hosts are not reached.
+        force: bool,
+    },
     /// Read deck.toml and the specs again.
     Reload,
+    /// Come to the end of a step, write everything down and end, for another build to go on.
+    HandOver,
     /// End the controller; what serves goes on serving.
     Shutdown,
 }
@@ -80,7 +87,11 @@ impl Intent {
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
             | Self::Stop { service } => Some(service),
-            Self::Answer { .. } | Self::Reload | Self::Shutdown => None,
+            Self::Answer { .. }
+            | Self::TakeOver { .. }
+            | Self::HandOver
+            | Self::Reload
+            | Self::Shutdown => None,
         }
     }
 

@@ -4,12 +4,15 @@
 //! nothing else of gpudeck.
 
 pub mod client;
+pub mod condition;
 pub mod desk;
 pub mod door;
 pub mod hub;
 pub mod intent;
+pub mod release;
 pub mod server;
 pub mod view;
+pub mod who;
 
 pub use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
@@ -24,9 +27,11 @@ pub use crate::wire::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
 };
 pub use client::Client;
+pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
 pub use intent::{Intent, IntentReply};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
     QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
 };
+pub use who::Who;

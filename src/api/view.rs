@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::DeckCondition;
 use crate::base::{
     Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
     ServiceName, Timestamp,
@@ -168,6 +169,9 @@ pub struct DeckView {
     pub trouble: Option<String>,
     /// Memory of the controller.
     pub controller_memory: Option<Bytes>,
+    /// What keeps the deck from something, the gravest first; `trouble` is the first in words.
+    #[serde(default)]
+    pub conditions: Vec<DeckCondition>,
 }
 
 /// A host.
@@ -187,6 +191,22 @@ pub struct HostView {
     pub ranks: Vec<RankView>,
     /// Labels of the deck.
     pub labels: BTreeMap<String, String>,
+    /// Who may act on it for this deck; none: nobody yet, as far as is known.
+    #[serde(default)]
+    pub claim: Option<ClaimView>,
+}
+
+/// Who may act on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimView {
+    /// Which controller: `user@machine (directory)`.
+    pub holder: String,
+    /// It is this one.
+    pub ours: bool,
+    /// Since when another one holds it.
+    pub since: Option<Timestamp>,
+    /// When another one's lease ends, or ended.
+    pub until: Option<Timestamp>,
 }
 
 /// How the link to a host is.

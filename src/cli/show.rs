@@ -36,7 +36,12 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
     let snapshot = settle(&client).await?;
     match service {
         None if args.output == Output::Json => table::json(&snapshot.services)?,
-        None => services(&snapshot)?,
+        None => {
+            services(&snapshot)?;
+            for words in super::deck::standing(args).await {
+                table::out(&format!("deck: {words}"))?;
+            }
+        }
         Some(name) => {
             let Some(view) = snapshot.services.get(name) else {
                 // The controller words the error, with the nearest name.
@@ -45,7 +50,10 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             };
             match args.output {
                 Output::Json => table::json(view)?,
-                Output::Text => one_service(view)?,
+                Output::Text => {
+                    conditions(&snapshot)?;
+                    one_service(view)?;
+                }
             }
         }
     }
@@ -54,6 +62,7 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
 
 fn services(snapshot: &Snapshot) -> Result<(), Failure> {
     simulated(snapshot)?;
+    conditions(snapshot)?;
     let rows: Vec<Vec<String>> = snapshot
         .services
         .values()
@@ -164,7 +173,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             }
         };
         let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), String::new()),
+            HostLinkState::Up => ("up".to_owned(), held_by(host)),
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
             HostLinkState::Asking { question } => (
                 "asking".to_owned(),
@@ -241,6 +250,30 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
 fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
     if snapshot.deck.simulated {
         table::out("SIMULATED hosts, engines and gateway")?;
+    }
+    Ok(())
+}
+
+/// Who else may act on a host.
+fn held_by(host: &HostView) -> String {
+    match host.claim.as_ref().filter(|c| !c.ours) {
+        Some(claim) => {
+            let since = claim.since.map(|s| format!(" since {s}")).unwrap_or_default();
+            let until = claim.until.map(|u| format!(" until {u}")).unwrap_or_default();
+            format!("held by {}{since}{until}", claim.holder)
+        }
+        None => String::new(),
+    }
+}
+
+/// What keeps the deck from something.
+fn conditions(snapshot: &Snapshot) -> Result<(), Failure> {
+    for condition in &snapshot.deck.conditions {
+        let name = condition.kind.name();
+        table::out(&format!("! {name} since {}: {}", condition.since, condition.text))?;
+        if let Some(hint) = &condition.hint {
+            table::out(&format!("  → {hint}"))?;
+        }
     }
     Ok(())
 }

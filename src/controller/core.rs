@@ -9,6 +9,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{Actions, Means};
+use super::auditor::Auditor;
+use super::conditions::Conditions;
 use super::narrate::narrate;
 use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
@@ -17,8 +19,7 @@ use super::stale_views::StaleViews;
 use super::traffic::Traffic;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
-    ApiError, DeckView, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView,
-    Severity,
+    ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView, Severity,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
 use crate::fleet::{FleetEvent, InProcessHosts};
@@ -167,6 +168,10 @@ pub struct Core {
     pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
     pub(super) records_since_checkpoint: u64,
+    pub(super) conditions: Conditions,
+    pub(super) journal_tried: Timestamp,
+    pub(super) company_shown: (u64, u64),
+    pub(super) audit: Arc<Auditor>,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) shutdown: bool,
@@ -243,7 +248,6 @@ impl Core {
         if let Err(error) = self.try_happened(service, kind) {
             // Nothing was applied, so nothing is lost: ticks and reports bring it again.
             tracing::error!(%service, %error, "the journal cannot be written");
-            self.set_deck_trouble(Some(format!("the journal cannot be written: {error}")));
         }
     }
 
@@ -265,7 +269,9 @@ impl Core {
             return Ok(());
         }
         let record = Record { service: service.clone(), event };
-        self.journal.append(std::slice::from_ref(&record))?;
+        let appended = self.journal.append(std::slice::from_ref(&record));
+        self.journal_answered(appended.as_ref().err());
+        appended?;
         self.records_since_checkpoint += 1;
         match &record.event.kind {
             EventKind::TrafficFailed { why, .. } => {
@@ -276,6 +282,7 @@ impl Core {
             }
             _ => {}
         }
+        self.audit_outcome(&before, &after);
         let lines = narrate(&before, &after, &record.event.kind);
         self.state.services.insert(service.clone(), after);
         for line in lines {
@@ -287,6 +294,8 @@ impl Core {
     }
 
     pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+        let actions = if self.is_handing_over() { Vec::new() } else { actions };
+        self.prepare_hosts(service, &actions);
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
@@ -345,6 +354,7 @@ impl Core {
             let words = format!("the outcome of {release} could not be written to Git: {error}");
             self.say(Severity::Warning, Some(service), &words);
         }
+        self.share();
         if let Some(history) = self.files.history.get_mut(service) {
             for entry in history.iter_mut().filter(|e| e.number == release) {
                 entry.outcome = Some(outcome.clone());
@@ -369,6 +379,9 @@ impl Core {
                 Err(error) => tracing::warn!(%error, "no checkpoint"),
             }
         }
+        self.recover_journal();
+        self.end_hand_over();
+        self.show_company();
         self.leave_when_idle();
     }
 
@@ -393,8 +406,37 @@ impl Core {
         reply: oneshot::Sender<Result<IntentReply, ApiError>>,
     ) {
         self.idle_since = None;
+        self.try_journal();
         let by = by.to_owned();
+        if intent.service().is_some()
+            && let Err(error) = self.not_fenced()
+        {
+            let _ = reply.send(Err(error));
+            return;
+        }
         let result = match intent {
+            Intent::TakeOver { force } => {
+                let work = super::company::take_over(
+                    Arc::clone(&self.means),
+                    self.deck.hosts.keys().cloned().collect(),
+                    force,
+                );
+                let inputs = self.means.inputs.clone();
+                tokio::spawn(async move {
+                    match work.await {
+                        Ok(found) => {
+                            let adopt = Box::new(move |core: &mut Core| {
+                                let _ = reply.send(core.adopt(found));
+                            });
+                            let _ = inputs.send(Input::Ask(adopt)).await;
+                        }
+                        Err(error) => {
+                            let _ = reply.send(Err(error));
+                        }
+                    }
+                });
+                return;
+            }
             Intent::Apply { service, reason, accept_outage } => {
                 let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
                 return self.prepare(service, None, request, reply);
@@ -443,6 +485,7 @@ impl Core {
                 self.reload();
                 Ok(IntentReply::Accepted)
             }
+            Intent::HandOver => self.hand_over(),
             Intent::Shutdown => {
                 self.shutdown = true;
                 Ok(IntentReply::Accepted)
@@ -535,6 +578,8 @@ impl Core {
     }
 
     fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
+        self.takes_new_work()?;
+        self.not_fenced()?;
         if self.repo.is_none() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -571,11 +616,29 @@ impl Core {
     ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
         let means = Arc::clone(&self.means);
+        // Only a journal that begins with nothing can have lost something.
+        let knows_nothing = self.state.term == 0 && self.state.services.is_empty();
         let hosts: Vec<HostName> = self.hub.with(|s| {
             s.hosts.values().filter(|h| super::world::is_up(h)).map(|h| h.name.clone()).collect()
         });
         Box::pin(async move {
             let (spec, text, revision) = spec?;
+            // Who holds the hosts must be known before anything is begun.
+            let links: Vec<_> = hosts.iter().filter_map(|host| means.fleet.link(host)).collect();
+            let looks = links.iter().map(|link| means.claims.look_after(link.as_ref()));
+            futures::future::join_all(looks).await;
+            if knows_nothing && let Some(left) = super::saved::left_by_us(&means).await {
+                return Err(ApiError {
+                    kind: ErrorKind::Fenced,
+                    message: format!(
+                        "{left} was rolled out by an earlier controller whose journal is not here"
+                    ),
+                    hint: Some(
+                        "`gpudeck controller take-over` goes on from what it left on the hosts"
+                            .to_owned(),
+                    ),
+                });
+            }
             planning::draft(&means, service, spec, text, revision, hosts).await
         })
     }
@@ -600,6 +663,7 @@ impl Core {
                 ),
             });
         }
+        self.may_commit()?;
         let service = draft.service.clone();
         let mut release = planned.release;
         release.author.clone_from(&request.by);
@@ -608,6 +672,7 @@ impl Core {
         release.revision = planning::commit(repo, &draft, &release, request.kind)?;
         let number = release.number;
         self.state.last_release = self.state.last_release.max(number);
+        self.share();
         self.files.history.entry(service.clone()).or_default().insert(
             0,
             ReleaseView {
@@ -731,11 +796,6 @@ impl Core {
             line.text
         );
         self.hub.publish(Change::Event(line));
-    }
-
-    pub(super) fn set_deck_trouble(&self, trouble: Option<String>) {
-        let deck = self.hub.with(|s| s.deck.clone());
-        self.hub.publish(Change::Deck(DeckView { trouble, ..deck }));
     }
 }
 

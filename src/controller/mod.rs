@@ -5,10 +5,17 @@
 //! ([`actions`]) whose results come back as inputs. Nothing else changes anything.
 
 pub mod actions;
+pub mod auditor;
 pub mod claims;
+pub mod company;
+pub mod conditions;
 pub mod core;
 pub mod desk;
+pub mod drift;
+pub mod durability;
 pub mod gateways;
+pub mod handover;
+pub mod ledger;
 pub mod narrate;
 pub mod observe;
 pub mod paths;
@@ -18,7 +25,9 @@ pub mod prometheus;
 pub mod publish;
 pub mod record;
 pub mod sampling;
+pub mod saved;
 pub mod service_view;
+pub mod sharing;
 mod stale_views;
 pub mod start;
 pub mod traffic;

@@ -308,6 +308,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     if forecast.outage {
         warnings.insert(0, "OUTAGE: no replica is ready in between".to_owned());
     }
+    warnings.extend(core.deck_warnings(service));
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
     }

@@ -23,6 +23,9 @@ pub struct DeckState {
     pub services: BTreeMap<ServiceName, ServiceState>,
     /// The highest release number ever given out.
     pub last_release: ReleaseNumber,
+    /// Counts how often the deck was taken over from another controller.
+    #[serde(default)]
+    pub term: u64,
 }
 
 impl DeckState {

@@ -119,6 +119,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
         sampled: Some(before(1)),
         ranks: Vec::new(),
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+        claim: None,
     }
 }
 
@@ -365,6 +366,7 @@ pub fn calm() -> Snapshot {
             pid: 4_711,
             trouble: None,
             controller_memory: Some(Bytes::mib(38)),
+            conditions: Vec::new(),
         },
         hosts,
         services,

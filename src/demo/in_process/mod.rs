@@ -81,6 +81,7 @@ impl BigFleet {
             hosts,
             gateways: BTreeMap::new(),
             endpoints: None,
+            git: None,
         }
     }
 

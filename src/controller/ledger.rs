@@ -1,0 +1,193 @@
+//! The journal and the audit trail as people read them. Reads files; needs no running controller.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::Paths;
+use super::record::{DeckState, Record};
+use crate::base::{ServiceName, Timestamp, text};
+use crate::journal::{self, JournalError, Reader, RecordKind, audit};
+use crate::rollout::{EventKind, StartRefusal};
+
+/// One record of the journal, for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LedgerLine {
+    /// Its number.
+    pub seq: u64,
+    /// When; none for a checkpoint.
+    pub at: Option<Timestamp>,
+    /// About which service; none for a checkpoint.
+    pub service: Option<ServiceName>,
+    /// In words.
+    pub words: String,
+    /// What stands in the journal.
+    pub record: serde_json::Value,
+}
+
+/// Reads a deck's journal from its beginning, and goes on with what is appended.
+pub struct Ledger(Reader);
+
+impl Ledger {
+    /// The journal of the deck whose controller keeps its files there.
+    pub fn open(paths: &Paths) -> Result<Self, JournalError> {
+        Ok(Self(Reader::new(&paths.journal())))
+    }
+
+    /// What was not read yet.
+    pub fn more(&mut self) -> Result<Vec<LedgerLine>, JournalError> {
+        Ok(self.0.more()?.into_iter().map(line).collect())
+    }
+}
+
+fn line(record: journal::Record) -> LedgerLine {
+    let (at, service, words) = match record.kind {
+        RecordKind::Checkpoint => (None, None, checkpoint_words(&record)),
+        RecordKind::Appended => match record.read::<Record>() {
+            Ok(read) => {
+                (Some(read.event.at), Some(read.service.clone()), event_words(&read.event.kind))
+            }
+            Err(_) => (None, None, "of a version that this gpudeck cannot read".to_owned()),
+        },
+    };
+    LedgerLine { seq: record.seq, at, service, words, record: record.value }
+}
+
+fn checkpoint_words(record: &journal::Record) -> String {
+    match record.read::<DeckState>() {
+        Ok(state) => {
+            let replicas: usize = state.services.values().map(|s| s.replicas.len()).sum();
+            let services = match state.services.len() {
+                1 => "1 service".to_owned(),
+                n => format!("{n} services"),
+            };
+            format!(
+                "checkpoint: {services}, {replicas} replicas, last release {}",
+                state.last_release
+            )
+        }
+        Err(_) => "checkpoint of a version that this gpudeck cannot read".to_owned(),
+    }
+}
+
+/// What happened, in people's words.
+pub fn event_words(kind: &EventKind) -> String {
+    let words = match kind {
+        EventKind::RolloutRequested { release, by, .. } => {
+            let why = release.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+            let revision = release.revision.to_string();
+            format!(
+                "{by} asks for {} (revision {revision}, {} replicas){why}",
+                release.number,
+                release.replicas.len()
+            )
+        }
+        EventKind::Paused { by } => format!("{by} pauses the rollout"),
+        EventKind::Resumed { by } => format!("{by} resumes the rollout"),
+        EventKind::Promoted { by, all: false } => format!("{by} promotes"),
+        EventKind::Promoted { by, all: true } => format!("{by} promotes to the end"),
+        EventKind::Aborted { by, reason } => {
+            let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+            format!("{by} aborts the rollout{why}")
+        }
+        EventKind::StopRequested { by } => format!("{by} stops the service"),
+        EventKind::RankRunning { rank } => {
+            format!("rank {} of {} runs", rank.rank, rank.replica)
+        }
+        EventKind::RankRefused { rank, refusal: StartRefusal::NotYet { why } } => {
+            format!("rank {} of {} cannot start yet: {why}", rank.rank, rank.replica)
+        }
+        EventKind::RankRefused { rank, refusal: StartRefusal::Never { why } } => {
+            format!("rank {} of {} cannot start: {why}", rank.rank, rank.replica)
+        }
+        EventKind::RankEnded { rank, how } => {
+            format!("rank {} of {} has ended: {how}", rank.rank, rank.replica)
+        }
+        EventKind::ReplicaReady { replica } => format!("{replica} generated a token: it is ready"),
+        EventKind::ReplicaUnready { replica, why } => format!("{replica} does not answer: {why}"),
+        EventKind::TrafficApplied { version } => {
+            format!("the gateway has traffic table {version}")
+        }
+        EventKind::TrafficFailed { version, why } => {
+            format!("the gateway did not take traffic table {version}: {why}")
+        }
+        EventKind::Drained { replica } => format!("{replica} has no request in flight any more"),
+        EventKind::Measured { windows } => {
+            let requests: u64 = windows.values().map(|w| w.requests).sum();
+            let errors: u64 = windows.values().map(|w| w.errors).sum();
+            format!("measured: {requests} requests, {errors} failed")
+        }
+        // Time, and whatever has no words of its own: its name, and what stands in it.
+        other => plain_words(other),
+    };
+    text::clean(&words, 300)
+}
+
+fn plain_words(kind: &EventKind) -> String {
+    let value = serde_json::to_value(kind).unwrap_or_default();
+    let Some(fields) = value.as_object() else { return String::new() };
+    let name = fields.get("event").and_then(|e| e.as_str()).unwrap_or("event").replace('_', " ");
+    let rest: Vec<String> = fields
+        .iter()
+        .filter(|(key, value)| *key != "event" && !value.is_null())
+        .map(|(key, value)| match value.as_str() {
+            Some(word) => format!("{key} {word}"),
+            None => format!("{key} {value}"),
+        })
+        .collect();
+    if name == "tick" {
+        return "time has passed".to_owned();
+    }
+    if rest.is_empty() { name } else { format!("{name}: {}", rest.join(", ")) }
+}
+
+/// One segment of the journal, checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct SegmentCheck {
+    /// The file.
+    pub file: PathBuf,
+    /// The version of its format.
+    pub version: Option<u32>,
+    /// The gpudeck that wrote it.
+    pub written_by: String,
+    /// Whole records in it.
+    pub records: u64,
+    /// Number of the first.
+    pub first_seq: Option<u64>,
+    /// Number of the last.
+    pub last_seq: Option<u64>,
+    /// Bytes of a last record that was not written whole: it was never acted upon.
+    pub torn_bytes: u64,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// Checks the chain, the checksums and the tail of a deck's journal.
+pub fn verify_journal(paths: &Paths) -> Result<Vec<SegmentCheck>, JournalError> {
+    let dir = paths.journal();
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let report = journal::verify(&dir)?;
+    let checks = report.segments.into_iter().map(|s| SegmentCheck {
+        file: s.file,
+        version: s.version,
+        written_by: s.written_by,
+        records: s.records,
+        first_seq: s.first_seq,
+        last_seq: s.last_seq,
+        torn_bytes: s.torn_bytes,
+        problem: s.problem.map(|p| p.to_string()),
+    });
+    Ok(checks.collect())
+}
+
+/// The lines of a deck's audit trail, oldest first.
+pub fn read_audit(paths: &Paths) -> Result<Vec<audit::Line>, JournalError> {
+    audit::read(&paths.dir)
+}
+
+/// Checks a deck's audit trail.
+pub fn verify_audit(paths: &Paths) -> Result<audit::AuditReport, JournalError> {
+    audit::verify(&paths.dir)
+}
