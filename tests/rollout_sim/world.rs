@@ -152,7 +152,12 @@ impl World {
     pub fn request(&mut self, release: &Release, kind: RolloutKind, nature: Nature) {
         self.natures.insert(release.number, nature);
         self.say(|| format!("-- {} is {nature:?}: {:?}", release.number, release.spec.rollout));
-        let release = Box::new(release.clone());
+        let mut release = Box::new(release.clone());
+        if let (Some(Bug::IgnoreFloor), gpudeck::spec::Count::Number(n)) =
+            (self.bug, &mut release.spec.rollout.max_unavailable)
+        {
+            *n += 1;
+        }
         self.tell(EventKind::RolloutRequested { release, kind, by: "ada".to_owned() });
     }
 
@@ -189,7 +194,7 @@ impl World {
         let was_stopping = self.state.stopping;
         let mut actions = step(&mut self.state, &event);
         if let Some(bug) = self.bug {
-            bug.spoil(&mut self.state, &mut actions, &mut self.rng);
+            bug.spoil(&self.state, &mut actions, &mut self.rng);
         }
         self.say(|| match &event.kind {
             EventKind::Tick => String::new(),
@@ -205,6 +210,9 @@ impl World {
 
     /// What the controller's clock says.
     fn clock(&self) -> Timestamp {
+        if self.bug == Some(Bug::StopTheClock) {
+            return Timestamp(self.now.0.min(1_000));
+        }
         Timestamp(self.now.0.saturating_add_signed(self.clock_error_ms))
     }
 
@@ -318,11 +326,9 @@ impl World {
 
     /// The floor, computed from the specs here and not by the decider.
     fn own_floor(&self) -> u32 {
-        use gpudeck::spec::Count;
         let state = &self.state;
         let at_rest = state.stable.and_then(|s| state.releases.get(&s)).map_or(0, |stable| {
-            let Count::Number(n) = stable.spec.rollout.max_unavailable else { unreachable!() };
-            stable.spec.replicas.get().saturating_sub(n)
+            stable.spec.replicas.get().saturating_sub(self.may_be_missing(&stable.spec.rollout))
         });
         // In the step in which a rollout ends, its own floor and that of the rest both have a say.
         let ended = state.rollout.as_ref().and_then(|r| r.ended);
@@ -333,9 +339,14 @@ impl World {
         let Some(from) = rollout.from else { return 0 };
         let desired = state.wanted(from).min(state.wanted(rollout.to));
         let policy = &state.releases[&rollout.to].spec.rollout;
-        let Count::Number(n) = policy.max_unavailable else { unreachable!() };
-        let floor = desired.saturating_sub(n);
+        let floor = desired.saturating_sub(self.may_be_missing(policy));
         if ended.is_some() { floor.min(at_rest) } else { floor }
+    }
+
+    /// What the person allowed to be missing; with the floor ignored the decider was told one more.
+    fn may_be_missing(&self, policy: &gpudeck::spec::RolloutSpec) -> u32 {
+        let gpudeck::spec::Count::Number(n) = policy.max_unavailable else { unreachable!() };
+        n - u32::from(self.bug == Some(Bug::IgnoreFloor))
     }
 
     fn check_table(&self, servers: &[TrafficServer]) {
@@ -476,7 +487,8 @@ impl World {
         self.play_replaced();
         let tick = Timestamp(self.now.0 + if self.faults { 1_000 } else { 5_000 });
         // The decider names a moment of the controller's clock.
-        let wake = next_wake(&self.state).map_or(tick, |w| {
+        let wake = next_wake(&self.state).filter(|_| self.bug != Some(Bug::StopTheClock));
+        let wake = wake.map_or(tick, |w| {
             let at = w.0.saturating_add_signed(-self.clock_error_ms).max(self.now.0 + 1);
             Timestamp(at).min(tick)
         });
@@ -795,7 +807,7 @@ impl World {
         self.journal.truncate(self.durable);
         self.waiting.clear();
         let (read, mut again) = self.checkpoint.clone();
-        let read = if self.bug == Some(Bug::ReplayTwice) { read.saturating_sub(1) } else { read };
+        let read = if self.bug == Some(Bug::ReplayTwice) { read.saturating_sub(20) } else { read };
         for event in self.journal.iter().skip(read) {
             let text = serde_json::to_string(event).unwrap();
             step(&mut again, &serde_json::from_str(&text).unwrap());
@@ -808,6 +820,8 @@ impl World {
         for task in tasks {
             match self.rng.below(3) {
                 0 => {}
+                // What a replaced controller sent is refused also when nobody hears of it.
+                1 if task.epoch < self.epoch => {}
                 1 => self.silently(&task.action),
                 _ => self.tasks.push(task),
             }
