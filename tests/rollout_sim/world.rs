@@ -239,6 +239,9 @@ impl World {
                 Action::RecordOutcome { .. } => 0,
             };
             self.sequence += 1;
+            if let Action::StopRank { rank, .. } = &action {
+                self.cancel_start(rank);
+            }
             let mut due = self.now.plus(Duration::from_millis(delay));
             // What is told about one rank, and to the gateway, is carried out in that order.
             for task in &self.tasks {
@@ -253,6 +256,23 @@ impl World {
                 epoch: self.epoch,
             });
             self.actions.push(action);
+        }
+    }
+
+    /// A stop cancels a start that is still being asked for; by then it may have been carried out.
+    fn cancel_start(&mut self, rank: &RankId) {
+        let epoch = self.epoch;
+        let asked = |task: &Task| {
+            task.epoch == epoch
+                && matches!(&task.action, Action::StartRank { rank: r, .. } if r == rank)
+        };
+        let (cancelled, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.tasks).into_iter().partition(asked);
+        self.tasks = rest;
+        if let Some(task) = cancelled.first()
+            && self.rng.one_in(2)
+        {
+            self.silently(&task.action);
         }
     }
 
@@ -902,8 +922,10 @@ impl World {
                         && r.plan.devices.iter().any(|d| plan.devices.contains(d))
                         && (r.running || r.freed > self.now)
                 });
+                let never = self.nature(rank) == Nature::Never;
                 // Started before the kill: only if it could have been, and no stop came since.
-                if !busy && !self.ranks.contains_key(rank) && !self.stopped.contains(rank) {
+                if !busy && !never && !self.ranks.contains_key(rank) && !self.stopped.contains(rank)
+                {
                     let entry = Rank { running: true, plan, freed: self.now };
                     self.ranks.insert(rank.clone(), entry);
                     self.check_devices();
