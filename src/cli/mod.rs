@@ -11,6 +11,7 @@ pub mod exit;
 pub mod history;
 pub mod init;
 pub mod logs;
+pub mod place;
 pub mod plan;
 pub mod questions;
 pub mod rollout;
@@ -81,6 +82,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::Place { world, time_limit, steps, explain } => {
+            place::run(args, world, *time_limit, *steps, *explain)
+        }
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {

@@ -5,10 +5,12 @@
 
 pub mod deck;
 pub mod parse;
+pub mod require;
 pub mod service;
 
 pub use deck::{DeckSpec, GatewaySpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
+pub use require::{RequireError, Requirement};
 pub use service::{
     AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,
     Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec, Spread,
