@@ -239,7 +239,12 @@ fn least(p: &Problem, s: usize) -> Option<Least> {
 
 /// A bound for the bytes, given how many slots of each priority have a place: hosts' rooms are priced instead of
 /// kept to, and the prices raised where more is wanted than there is (Lagrangian relaxation, subgradient steps).
-pub(super) fn bytes(p: &Problem, score: &Score, rounds: u32) -> i64 {
+pub(super) fn bytes(
+    p: &Problem,
+    score: &Score,
+    rounds: u32,
+    over: &mut dyn FnMut() -> bool,
+) -> i64 {
     let hosts = p.hosts.len();
     let room: Vec<f64> = p.hosts.iter().map(|h| f64::from(h.room)).collect();
     let mut price = vec![0.0f64; hosts];
@@ -247,6 +252,9 @@ pub(super) fn bytes(p: &Problem, score: &Score, rounds: u32) -> i64 {
     let mut pace = 1.0;
     let mut idle = 0;
     for _ in 0..rounds {
+        if over() {
+            break;
+        }
         let mut used = vec![0.0f64; hosts];
         let mut value: f64 = -price.iter().zip(&room).map(|(a, b)| a * b).sum::<f64>();
         let mut by_class: Vec<Vec<(f64, Vec<(usize, f64)>)>> = vec![Vec::new(); p.classes.len()];

@@ -6,11 +6,13 @@
 #![allow(clippy::indexing_slicing)] // the tables are made, and indexed, here and by the search alone
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::file::{
     Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService, WorldShape, WorldSpread,
 };
+use super::layout::HostCost;
 use crate::spec::Requirement;
 use crate::spec::require::{Fact, Value};
 
@@ -41,6 +43,9 @@ pub(super) struct Host {
     pub zone: u32,
     /// GPUs in cells.
     pub room: u32,
+    /// Hosts whose cells differ in nothing but their links, and have the same links, have the same number; [`NONE`]
+    /// for a host whose GPUs differ otherwise.
+    pub pattern: u32,
 }
 
 /// One way to divide a replica, on one GPU model.
@@ -56,6 +61,11 @@ pub(super) struct Kind {
     pub splits: Vec<u32>,
     /// Memory that a GPU of this kind must have, the engine's share aside.
     pub need: u64,
+    /// The hosts that it may use, as bits.
+    pub hosts: Vec<u64>,
+    /// There is a host on which it has headroom, and one on which a group lies in one island.
+    pub has_roomy: bool,
+    pub has_near: bool,
 }
 
 /// A service.
@@ -117,11 +127,14 @@ pub(super) struct Problem {
     /// Cells that a kind may use and those on which it lacks headroom: `[kind * hosts + host]`.
     eligible: Vec<u64>,
     tight: Vec<u64>,
-    /// Rank starts that are stopped whatever is decided.
     pub racks: u32,
     pub zones: u32,
+    /// The hosts of each rack.
+    pub in_rack: Vec<Vec<u32>>,
     /// GPUs outside cells, with the reason.
     pub outside: Vec<BTreeMap<u32, String>>,
+    /// Divisions that were worked out, by pattern and sizes.
+    pub divided: RefCell<BTreeMap<(u32, u64), Option<HostCost>>>,
 }
 
 impl Problem {
@@ -282,6 +295,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         numbers(|h| h.rack.as_deref().or_else(|| h.labels.get("rack").map(String::as_str)));
     let (zone_of, zones) =
         numbers(|h| h.zone.as_deref().or_else(|| h.labels.get("zone").map(String::as_str)));
+    let mut patterns = BTreeMap::new();
     let hosts: Vec<Host> = world
         .hosts
         .iter()
@@ -310,13 +324,18 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
                 }
             }
             let room = cells.iter().map(|c| c.gpus.len() as u32).sum();
-            Host { cells, rack: rack_of[h], zone: zone_of[h], room }
+            let pattern = pattern(&cells, &mut patterns);
+            Host { cells, rack: rack_of[h], zone: zone_of[h], room, pattern }
         })
         .collect();
 
     let mut classes: Vec<i32> =
         world.services.iter().map(|s| s.priority).collect::<BTreeSet<_>>().into_iter().collect();
     classes.reverse();
+    let mut in_rack = vec![Vec::new(); racks as usize];
+    for (h, host) in hosts.iter().enumerate() {
+        in_rack[host.rack as usize].push(h as u32);
+    }
     let mut problem = Problem {
         hosts,
         kinds: Vec::new(),
@@ -328,7 +347,9 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         tight: Vec::new(),
         racks,
         zones,
+        in_rack,
         outside,
+        divided: RefCell::default(),
     };
     // The cells on which each different requirement holds, with the model of each cell.
     let mut required: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -417,6 +438,19 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
     problem
 }
 
+/// Island, NUMA node and GPUs of each cell.
+type Pattern = Vec<(Option<u32>, Option<u32>, usize)>;
+
+fn pattern(cells: &[Cell], known: &mut BTreeMap<Pattern, u32>) -> u32 {
+    let bare = |c: &Cell| (c.model, c.total, c.free, c.mig.clone(), c.index);
+    if cells.iter().any(|c| bare(c) != bare(&cells[0])) {
+        return NONE;
+    }
+    let links = cells.iter().map(|c| (c.island, c.numa, c.gpus.len())).collect();
+    let next = known.len() as u32;
+    *known.entry(links).or_insert(next)
+}
+
 /// Tensor, pipeline, data, memory.
 type WorldShape2 = (u32, u32, u32, u64);
 
@@ -476,6 +510,19 @@ fn add_kind(
     if splits.is_empty() {
         return None;
     }
+    let mut hosts = vec![0u64; problem.hosts.len().div_ceil(64)];
+    for (h, yes) in eligible.iter().enumerate() {
+        hosts[h / 64] |= u64::from(*yes != 0) << (h % 64);
+    }
+    let has_roomy = eligible.iter().zip(&tight).any(|(e, t)| *e & !*t != 0);
+    let has_near = tensor == 1
+        || problem.hosts.iter().any(|host| {
+            let of = |i: Option<u32>| {
+                let cells = host.cells.iter().filter(move |c| i.is_some() && c.island == i);
+                cells.map(|c| c.gpus.len() as u32).sum::<u32>()
+            };
+            host.cells.iter().any(|c| of(c.island) >= tensor)
+        });
     problem.eligible.extend(eligible);
     problem.tight.extend(tight);
     problem.kinds.push(Kind {
@@ -489,6 +536,9 @@ fn add_kind(
         },
         splits,
         need,
+        hosts,
+        has_roomy,
+        has_near,
     });
     Some(problem.kinds.len() as u32 - 1)
 }

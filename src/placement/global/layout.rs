@@ -51,6 +51,55 @@ pub(super) fn divide(
     if cells.len() == 1 && out.is_none() {
         return one_cell(problem, host, parts, &cells[0]);
     }
+    // Where GPUs differ only in their links, what counts is how many groups there are of which size.
+    if out.is_none()
+        && let Some((sizes, tight)) = sizes(problem, host, parts)
+    {
+        let key = (problem.hosts[host as usize].pattern, sizes);
+        let known = problem.divided.borrow().get(&key).copied();
+        let cost = known.unwrap_or_else(|| {
+            let cost = search(problem, host, parts, None).map(|c| HostCost { tight: 0, ..c });
+            problem.divided.borrow_mut().insert(key, cost);
+            cost
+        });
+        return cost.map(|c| HostCost { tight, ..c });
+    }
+    search(problem, host, parts, out)
+}
+
+/// The number of groups of each size, four bits each, and GPUs without headroom; none if that does not say all.
+fn sizes(problem: &Problem, host: u32, parts: &[Part]) -> Option<(u64, u32)> {
+    if problem.hosts[host as usize].pattern == NONE {
+        return None;
+    }
+    let cells = problem.hosts[host as usize].cells.len();
+    let all = if cells == 64 { u64::MAX } else { (1 << cells) - 1 };
+    let (mut sizes, mut tight) = (0u64, 0);
+    for part in parts {
+        let kind = problem.kinds.get(part.kind as usize)?;
+        let fits = part.pin == NONE
+            && kind.tensor <= 16
+            && kind.max_link == 2
+            && problem.eligible(part.kind, host) == all;
+        let shift = (kind.tensor.max(1) - 1) * 4;
+        if !fits || (sizes >> shift & 15) + u64::from(part.units) > 15 {
+            return None;
+        }
+        sizes += u64::from(part.units) << shift;
+        if problem.tight(part.kind, host) != 0 {
+            tight += part.units * kind.tensor;
+        }
+    }
+    Some((sizes, tight))
+}
+
+fn search(
+    problem: &Problem,
+    host: u32,
+    parts: &[Part],
+    out: Option<&mut Vec<Vec<Counts>>>,
+) -> Option<HostCost> {
+    let cells = &problem.hosts[host as usize].cells;
     let mut free: Counts = [0; 64];
     for (f, cell) in free.iter_mut().zip(cells) {
         *f = cell.gpus.len() as u8;

@@ -39,7 +39,9 @@ pub struct Control<'a> {
 /// Attempts before every placement of a small world is looked at.
 const STEPS_BEFORE_EXACT: u64 = 1024;
 /// Of the time, the share for improving; what is left is for the bounds.
-const IMPROVING: f64 = 0.9;
+const IMPROVING: f64 = 0.8;
+/// And until here for the bounds.
+const BOUNDING: f64 = 0.92;
 
 /// Places everything. The world must have passed [`check`], which is done again.
 pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wrong> {
@@ -80,7 +82,7 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
         }
         proven = best.score == ideal;
     }
-    let bounds = bounds(&problem, &best, ideal, proven);
+    let bounds = bounds(&problem, &best, ideal, proven, &mut || used() >= BOUNDING);
     let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain);
     answer.search.steps = steps;
     answer.search.ended = match () {
@@ -93,7 +95,13 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
 }
 
 /// A bound for each level, given the levels before it.
-fn bounds(problem: &compile::Problem, best: &Best, ideal: Score, proven: bool) -> Score {
+fn bounds(
+    problem: &compile::Problem,
+    best: &Best,
+    ideal: Score,
+    proven: bool,
+    over: &mut dyn FnMut() -> bool,
+) -> Score {
     if proven {
         return best.score.clone();
     }
@@ -102,7 +110,7 @@ fn bounds(problem: &compile::Problem, best: &Best, ideal: Score, proven: bool) -
     let same = bounds.unplaced == best.score.unplaced
         && upper(&bounds.levels) == upper(&best.score.levels);
     if same && bounds.levels.bytes < best.score.levels.bytes {
-        let priced = bound::bytes(problem, &best.score, 60);
+        let priced = bound::bytes(problem, &best.score, 60, over);
         bounds.levels.bytes = bounds.levels.bytes.max(priced);
     }
     bounds

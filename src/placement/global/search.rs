@@ -4,7 +4,7 @@
 #![allow(clippy::indexing_slicing)] // hosts, slots and kinds are numbered by `compile`
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
-use super::compile::{NONE, Problem};
+use super::compile::{NONE, Problem, Service};
 use super::state::{Levels, Position, Score, State};
 
 /// A small generator of numbers that look random: the same on every machine (Vigna's xorshift64*).
@@ -34,6 +34,17 @@ impl Dice {
     }
 }
 
+/// What the levels weigh while it is hot, in mean bytes of a service's weights.
+const TIGHT: f64 = 2.0;
+const LINK: f64 = 6.0;
+const MOVE: f64 = 40.0;
+const CROWD: f64 = 160.0;
+/// The temperature at the beginning and at the end, in the same measure, and the share of the time that is hot. Found by
+/// trying on the worlds of `tests/placement_oracle`.
+const HOTTEST: f64 = 0.6;
+const COOLEST: f64 = 0.02;
+const HOT: f64 = 0.85;
+
 /// The search and what it knows.
 pub(super) struct Search<'a> {
     pub state: State<'a>,
@@ -43,6 +54,10 @@ pub(super) struct Search<'a> {
     undo: Vec<Undo>,
     /// Before this attempt.
     before: Vec<i64>,
+    /// Slots that have a reason to be elsewhere, as of the last look.
+    restless: Vec<u32>,
+    /// The mean bytes of a service that has any: what the other levels are weighed in.
+    grain: f64,
 }
 
 enum Undo {
@@ -64,6 +79,8 @@ impl<'a> Search<'a> {
             dice: Dice::new(0x9E37_79B9_7F4A_7C15),
             undo: Vec::new(),
             before: Vec::new(),
+            restless: Vec::new(),
+            grain: grain(p),
         }
     }
 
@@ -204,31 +221,11 @@ impl<'a> Search<'a> {
         let mut hosts: Vec<u32> = Vec::with_capacity(split as usize);
         let mut total = [0; 5];
         if let Some(first) = first {
-            total = self.state.price(slot, kind, units, first)?;
+            total = self.state.price(self.p.slots[slot as usize], kind, units, first)?;
             hosts.push(first);
         }
-        let count = self.p.hosts.len();
         while hosts.len() < split as usize {
-            let turn = self.dice.below(count);
-            let mut best: Option<([i64; 5], u32)> = None;
-            let home = !self.p.services[self.p.slots[slot as usize] as usize].homes.is_empty();
-            for n in 0..count {
-                let h = ((n + turn) % count) as u32;
-                if hosts.contains(&h) {
-                    continue;
-                }
-                let Some(mut price) = self.state.price(slot, kind, units, h) else { continue };
-                if let Some(near) = hosts.first() {
-                    let rack = |h: u32| self.p.hosts[h as usize].rack;
-                    price[1] += i64::from(rack(*near) != rack(h));
-                }
-                if best.is_none_or(|(b, _)| price < b) {
-                    best = Some((price, h));
-                    if !home && price[..3] == [0, 0, 0] && price[4] == 0 {
-                        break;
-                    }
-                }
-            }
+            let best = self.cheapest_one(slot, kind, units, &hosts);
             let (price, h) = best?;
             for (t, p) in total.iter_mut().zip(price) {
                 *t += p;
@@ -237,6 +234,52 @@ impl<'a> Search<'a> {
         }
         total[1] += 3 * (i64::from(split) - 1);
         Some((total, hosts))
+    }
+
+    /// The cheapest host for a part, besides those that its replica already lies on.
+    fn cheapest_one(
+        &mut self,
+        slot: u32,
+        kind: u32,
+        units: u32,
+        others: &[u32],
+    ) -> Option<([i64; 5], u32)> {
+        let p = self.p;
+        let s = p.slots[slot as usize];
+        let k = &p.kinds[kind as usize];
+        let rack = |h: u32| p.hosts[h as usize].rack;
+        let price = |state: &mut State<'_>, h: u32| {
+            if others.contains(&h) {
+                return None;
+            }
+            let mut price = state.price(s, kind, units, h)?;
+            price[1] += others.first().map_or(0, |near| i64::from(rack(*near) != rack(h)));
+            Some((price, h))
+        };
+        // Nothing better can come than what is as near and roomy as can be.
+        let good = |price: &[i64; 5]| {
+            price[0] == 0 && (price[1] == 0 || !k.has_near) && (price[2] == 0 || !k.has_roomy)
+        };
+        let homes = &p.services[s as usize].homes;
+        let mut best: Option<([i64; 5], u32)> = None;
+        for home in homes {
+            if let Some(new) = price(&mut self.state, *home) {
+                best = Some(best.map_or(new, |b| b.min(new)));
+            }
+        }
+        if best.as_ref().is_some_and(|(b, _)| good(b)) {
+            return best;
+        }
+        let turn = self.dice.below(p.hosts.len());
+        self.state.by_room(kind, units * k.tensor, turn, &mut |state, h| {
+            let Some(new) = price(state, h) else { return false };
+            if best.as_ref().is_none_or(|(b, _)| new.0 < *b) {
+                best = Some(new);
+            }
+            // Those that have the weights were asked before.
+            good(&new.0)
+        });
+        best
     }
 
     /// Drives `slot` onto `host`: what is in the way goes elsewhere. The state is changed, for better or worse.
@@ -250,40 +293,29 @@ impl<'a> Search<'a> {
         let room = p.hosts[host as usize].room;
         let fits = |m: &&u32| k.units / **m * k.tensor <= room;
         let Some(split) = k.splits.iter().find(fits).copied() else { return };
+        let units = k.units / split;
+        let Some(hosts) = self.targets(kind, units, host, split as usize) else { return };
         self.take(slot);
         let mut out: Vec<u32> = Vec::new();
-        for _ in 0..=room {
-            let found = self.cheapest_from(slot, kind, split, host);
-            if let Some(hosts) = found
-                && self.put(slot, Position { kind, keep: NONE, hosts })
-            {
-                break;
+        for host in &hosts {
+            for _ in 0..=p.hosts[*host as usize].room {
+                let s = p.slots[slot as usize];
+                if self.state.price(s, kind, units, *host).is_some() {
+                    break;
+                }
+                let wanted = (units * k.tensor).saturating_sub(self.state.room(*host)).max(1);
+                let Some(victim) = self.victim(*host, wanted) else { break };
+                self.take(victim);
+                out.push(victim);
             }
-            // Who goes: at random, rather one that is just large enough.
-            let wanted = (k.units / split * k.tensor).saturating_sub(self.state.room(host)).max(1);
-            let parts = self.state.parts(host);
-            if parts.is_empty() {
-                break;
-            }
-            let turn = self.dice.below(parts.len());
-            let parts = self.state.parts(host);
-            let victim = (0..parts.len())
-                .map(|i| &parts[(i + turn) % parts.len()])
-                .filter(|part| part.pin == NONE || !p.incumbents[part.pin as usize].must_stay)
-                .min_by_key(|part| {
-                    let size = self.state.size(host, part);
-                    (part.pin != NONE, size.abs_diff(wanted))
-                })
-                .map(|part| part.slot);
-            let any = self.dice.below(3) == 0;
-            let victim = match parts.get(turn).filter(|part| part.pin == NONE && any) {
-                Some(part) => Some(part.slot),
-                None => victim,
-            };
-            let Some(victim) = victim else { break };
-            self.take(victim);
-            out.push(victim);
         }
+        self.put(slot, Position { kind, keep: NONE, hosts });
+        self.resettle(out, depth);
+    }
+
+    /// Finds other places for those that were driven out.
+    fn resettle(&mut self, mut out: Vec<u32>, depth: u32) {
+        let p = self.p;
         out.sort_by_key(|s| std::cmp::Reverse(gpus(p, *s)));
         for other in out {
             if self.settle(other) || depth == 0 {
@@ -299,12 +331,50 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn cheapest_from(&mut self, slot: u32, kind: u32, split: u32, host: u32) -> Option<Vec<u32>> {
-        if split == 1 {
-            let units = self.p.kinds[kind as usize].units;
-            return self.state.price(slot, kind, units, host).map(|_| vec![host]);
+    /// The hosts of a replica of which one is given: the others in its rack, if that has so many.
+    fn targets(&mut self, kind: u32, units: u32, host: u32, split: usize) -> Option<Vec<u32>> {
+        let p = self.p;
+        let mut hosts = vec![host];
+        let gpus = units * p.kinds[kind as usize].tensor;
+        let fits = |h: u32| p.eligible(kind, h) != 0 && p.hosts[h as usize].room >= gpus;
+        for near in [true, false] {
+            let rack = &p.in_rack[p.hosts[host as usize].rack as usize];
+            let count = if near { rack.len() } else { p.hosts.len() };
+            if hosts.len() == split {
+                break;
+            }
+            let turn = self.dice.below(count);
+            for n in 0..count {
+                let n = (n + turn) % count;
+                let h = if near { rack[n] } else { n as u32 };
+                if hosts.len() < split && !hosts.contains(&h) && fits(h) {
+                    hosts.push(h);
+                }
+            }
         }
-        self.cheapest(slot, kind, split, Some(host)).map(|(_, hosts)| hosts)
+        (hosts.len() == split).then_some(hosts)
+    }
+
+    /// Who goes to make room for so many GPUs: one that would rather be elsewhere and is just large enough, now and
+    /// then just anyone.
+    fn victim(&mut self, host: u32, wanted: u32) -> Option<u32> {
+        let p = self.p;
+        let count = self.state.parts(host).len();
+        let turn = self.dice.below(count);
+        let any = self.dice.below(3) == 0;
+        let parts = self.state.parts(host);
+        if let Some(part) = parts.get(turn).filter(|part| any && part.pin == NONE) {
+            return Some(part.slot);
+        }
+        (0..count)
+            .map(|i| &parts[(i + turn) % count])
+            .filter(|part| part.pin == NONE || !p.incumbents[part.pin as usize].must_stay)
+            .min_by_key(|part| {
+                let service = &p.services[p.slots[part.slot as usize] as usize];
+                let home = service.bytes > 0 && service.has[host as usize];
+                (part.pin != NONE, home, self.state.size(host, part).abs_diff(wanted))
+            })
+            .map(|part| part.slot)
     }
 
     /// One attempt. `heat` is how many bytes more are now and then accepted.
@@ -323,7 +393,9 @@ impl<'a> Search<'a> {
         {
             return;
         }
-        let host = if service.homes.is_empty() || self.dice.below(4) == 0 {
+        let wide = matches!(&self.state.at[slot as usize], Some(at) if at.hosts.len() > 1);
+        let at_random = service.homes.is_empty() || self.dice.below(4) == 0;
+        let host = if at_random || (wide && self.dice.below(2) == 0) {
             self.dice.below(p.hosts.len()) as u32
         } else {
             service.homes[self.dice.below(service.homes.len())]
@@ -333,6 +405,17 @@ impl<'a> Search<'a> {
             return;
         }
         self.undo.clear();
+        let moved = self.state.at[slot as usize].as_ref().is_none_or(|at| at.keep == NONE);
+        let back = if moved { self.could_stay(service) } else { None };
+        if let Some(incumbent) = back
+            && self.dice.below(2) == 0
+        {
+            self.drive_back(slot, incumbent);
+            if !self.accepts(levels, heat) {
+                self.take_back();
+            }
+            return;
+        }
         let depth =
             u32::from(self.dice.below(3) == 0) + u32::from(self.state.at[slot as usize].is_none());
         self.drive(slot, host, depth);
@@ -344,43 +427,87 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Whether what an attempt made of it is kept. Replicas are never given up; as long as it is hot, the other levels
+    /// are weighed against each other, the more important the heavier.
     fn accepts(&mut self, before: Levels, heat: f64) -> bool {
         let now = self.state.levels();
-        let upper = |l: &Levels| (l.crowded, l.moves, l.link, l.tight);
         let order = self.state.unplaced().cmp(self.before.as_slice());
-        let order = order.then_with(|| upper(&now).cmp(&upper(&before)));
-        if order.is_ne() {
-            return order.is_lt();
+        if order.is_ne() || heat <= 0.0 {
+            return order.then(now.cmp(&before)).is_le();
         }
-        let more = now.bytes - before.bytes;
-        if heat <= 0.0 {
-            return (now.bytes, now.closed) <= (before.bytes, before.closed);
-        }
-        more <= 0 || self.dice.unit() < (-(more as f64) / heat).exp()
+        let grain = self.grain;
+        let more = (now.bytes - before.bytes) as f64
+            + (now.tight - before.tight) as f64 * grain * TIGHT
+            + (now.link - before.link) as f64 * grain * LINK
+            + (now.moves - before.moves) as f64 * grain * MOVE
+            + (now.crowded - before.crowded) as f64 * grain * CROWD;
+        more <= 0.0 || self.dice.unit() < (-more / heat).exp()
     }
 
     /// A slot that has a reason to be elsewhere, mostly.
     fn pick(&mut self) -> u32 {
-        let count = self.p.slots.len();
-        let mut slot = 0;
-        for _ in 0..8 {
-            slot = self.dice.below(count) as u32;
-            let Some(at) = &self.state.at[slot as usize] else { return slot };
-            let service = &self.p.services[self.p.slots[slot as usize] as usize];
-            let away = service.bytes > 0 && at.hosts.iter().any(|h| !service.has[*h as usize]);
-            if (away && !service.homes.is_empty()) || self.dice.below(8) == 0 {
-                return slot;
-            }
+        if self.restless.is_empty() || self.dice.below(8) == 0 {
+            return self.dice.below(self.p.slots.len()) as u32;
         }
-        slot
+        self.restless[self.dice.below(self.restless.len())]
     }
 
-    /// The mean bytes of a service that has any: what a temperature is measured in.
-    pub fn grain(&self) -> f64 {
-        let sizes: Vec<f64> =
-            self.p.services.iter().map(|s| s.bytes as f64).filter(|b| *b > 0.0).collect();
-        if sizes.is_empty() { 0.0 } else { sizes.iter().sum::<f64>() / sizes.len() as f64 }
+    /// Looks for the slots that have a reason to be elsewhere.
+    pub fn look_around(&mut self) {
+        let p = self.p;
+        self.restless.clear();
+        for (slot, at) in self.state.at.iter().enumerate() {
+            let service = &p.services[p.slots[slot] as usize];
+            let restless = at.as_ref().is_none_or(|at| {
+                let rack = |h: &u32| p.hosts[*h as usize].rack;
+                let away = |h: &u32| service.bytes > 0 && !service.has[*h as usize];
+                at.keep == NONE
+                    && ((!service.homes.is_empty() && at.hosts.iter().any(away))
+                        || at.hosts.iter().any(|h| rack(h) != rack(&at.hosts[0]))
+                        || self.could_stay(service).is_some())
+            });
+            if restless {
+                self.restless.push(slot as u32);
+            }
+        }
     }
+
+    /// A replica that runs, could stay, and does not.
+    fn could_stay(&self, service: &Service) -> Option<u32> {
+        let mut of = service.incumbents.iter().copied();
+        of.find(|i| self.p.incumbents[*i as usize].can_stay && !self.state.stays(*i))
+    }
+
+    /// Lets a replica that runs stay after all: what lies on its GPUs goes elsewhere.
+    fn drive_back(&mut self, slot: u32, incumbent: u32) {
+        let p = self.p;
+        self.take(slot);
+        let mut out = Vec::new();
+        let pins = &p.incumbents[incumbent as usize].pins;
+        let position = self.staying(p.slots[slot as usize], incumbent);
+        for pin in pins {
+            let wanted: u32 = pin.cells.iter().map(|(_, n)| n).sum();
+            while self.state.room(pin.host) < wanted {
+                let short = wanted - self.state.room(pin.host);
+                let Some(victim) = self.victim(pin.host, short) else { break };
+                self.take(victim);
+                out.push(victim);
+            }
+        }
+        // Where the GPUs differ, more may have to go.
+        while !self.put(slot, position.clone()) {
+            let loose = pins.iter().find_map(|pin| self.victim(pin.host, 1));
+            let Some(victim) = loose else { break };
+            self.take(victim);
+            out.push(victim);
+        }
+        self.resettle(out, 0);
+    }
+}
+
+fn grain(p: &Problem) -> f64 {
+    let sizes: Vec<f64> = p.services.iter().map(|s| s.bytes as f64).filter(|b| *b > 0.0).collect();
+    if sizes.is_empty() { 1.0 } else { sizes.iter().sum::<f64>() / sizes.len() as f64 }
 }
 
 /// The best placement so far.
@@ -397,12 +524,14 @@ pub(super) fn improve(
     progress: &mut dyn FnMut(u64) -> f64,
 ) -> (Best, u64) {
     let mut best = Best { score: search.state.score(), at: search.state.at.clone() };
-    let grain = search.grain();
+    let grain = search.grain;
     let mut steps = 0;
     let mut done = progress(0);
     while done < 1.0 && best.score > *ideal {
-        // The last fifth is cold: downhill only, with the hole.
-        let heat = if done > 0.8 { 0.0 } else { grain * 0.5 * (0.01f64).powf(done / 0.8) };
+        // The last part is cold: downhill only, all levels strictly in their order.
+        let heat =
+            if done > HOT { 0.0 } else { grain * HOTTEST * (COOLEST / HOTTEST).powf(done / HOT) };
+        search.look_around();
         for _ in 0..64 {
             search.attempt(heat);
             steps += 1;

@@ -57,6 +57,9 @@ pub(super) struct State<'a> {
     on: Vec<u16>,
     /// Replicas of a service in a failure domain, for services that are spread.
     within: Vec<Vec<u16>>,
+    /// Hosts with so many free GPUs, as bits.
+    by_room: Vec<Vec<u64>>,
+    most_room: u32,
     scratch: Vec<Part>,
 }
 
@@ -76,6 +79,10 @@ impl<'a> State<'a> {
                 OnHost { parts: Vec::new(), used: 0, cost }
             })
             .collect();
+        let mut by_room = vec![vec![0u64; p.hosts.len().div_ceil(64)]; 65];
+        for (h, host) in p.hosts.iter().enumerate() {
+            by_room[host.room as usize][h / 64] |= 1 << (h % 64);
+        }
         let mut unplaced = vec![0; p.classes.len()];
         for s in &p.slots {
             unplaced[p.services[*s as usize].class as usize] += 1;
@@ -100,6 +107,8 @@ impl<'a> State<'a> {
             holes,
             on: vec![0; p.services.len() * p.hosts.len()],
             within,
+            by_room,
+            most_room: p.hosts.iter().map(|h| h.room).max().unwrap_or(0),
             scratch: Vec::new(),
         }
     }
@@ -159,15 +168,22 @@ impl<'a> State<'a> {
         cost
     }
 
-    /// What a part on this host would add: crowding, link, headroom, bytes, and the room it would leave.
-    pub fn price(&mut self, slot: u32, kind: u32, units: u32, host: u32) -> Option<[i64; 5]> {
+    /// What a part of a service on this host would add: crowding, link, headroom, bytes, and the room it would leave.
+    pub fn price(&mut self, s: u32, kind: u32, units: u32, host: u32) -> Option<[i64; 5]> {
         let k = &self.p.kinds[kind as usize];
         if self.p.eligible(kind, host) == 0 || self.room(host) < units * k.tensor {
             return None;
         }
-        let cost = self.with(host, Part { slot, kind, units, pin: NONE })?;
+        let gpus = units * k.tensor;
         let old = self.hosts[host as usize].cost;
-        let s = self.p.slots[slot as usize];
+        let cells = &self.p.hosts[host as usize].cells;
+        let cost = if cells.len() == 1 && cells[0].island.is_some() {
+            // Whatever else is there, it lies in the one island.
+            let tight = if self.p.tight(kind, host) == 0 { 0 } else { gpus };
+            HostCost { tight: old.tight + tight, ..old }
+        } else {
+            self.with(host, Part { slot: NONE, kind, units, pin: NONE })?
+        };
         let service = &self.p.services[s as usize];
         let crowded = match service.spread {
             WorldSpread::None => 0,
@@ -182,7 +198,7 @@ impl<'a> State<'a> {
             i64::from(cost.link) - i64::from(old.link),
             i64::from(cost.tight) - i64::from(old.tight),
             if copy { service.bytes } else { 0 },
-            i64::from(self.room(host) - units * k.tensor),
+            i64::from(self.room(host) - gpus),
         ])
     }
 
@@ -205,9 +221,8 @@ impl<'a> State<'a> {
                 return false;
             };
             let size = self.size(*host, &part);
-            let on = &mut self.hosts[*host as usize];
-            on.parts.push(part);
-            on.used += size;
+            self.hosts[*host as usize].parts.push(part);
+            self.use_gpus(*host, i64::from(size));
             self.set_cost(*host, cost);
         }
         self.count(slot, &position, 1);
@@ -229,11 +244,52 @@ impl<'a> State<'a> {
         let parts = &self.hosts[host as usize].parts;
         let Some(i) = parts.iter().position(|p| p.slot == slot) else { return };
         let size = self.size(host, &parts[i]);
-        let on = &mut self.hosts[host as usize];
-        on.parts.swap_remove(i);
-        on.used -= size;
+        self.hosts[host as usize].parts.swap_remove(i);
+        self.use_gpus(host, -i64::from(size));
         let cost = divide(self.p, host, &self.hosts[host as usize].parts, None);
         self.set_cost(host, cost.unwrap_or_default());
+    }
+
+    fn use_gpus(&mut self, host: u32, more: i64) {
+        let (word, bit) = (host as usize / 64, 1u64 << (host % 64));
+        let before = self.room(host) as usize;
+        self.by_room[before][word] &= !bit;
+        let used = &mut self.hosts[host as usize].used;
+        *used = used.saturating_add_signed(more as i32);
+        let now = self.room(host) as usize;
+        self.by_room[now][word] |= bit;
+    }
+
+    /// Hosts that a kind may use, from those with just enough free GPUs up. Among equals it begins at `turn`.
+    /// Ends when `found` says so.
+    pub fn by_room(
+        &mut self,
+        kind: u32,
+        gpus: u32,
+        turn: usize,
+        found: &mut dyn FnMut(&mut Self, u32) -> bool,
+    ) {
+        let words = self.p.hosts.len().div_ceil(64);
+        for room in gpus..=self.most_room {
+            // From the middle of the first word on, and its beginning at the end.
+            for n in 0..=words {
+                let word = (turn / 64 + n) % words;
+                let part = match n {
+                    0 => u64::MAX << (turn % 64),
+                    n if n == words => !(u64::MAX << (turn % 64)),
+                    _ => u64::MAX,
+                };
+                let of_kind = self.p.kinds[kind as usize].hosts[word];
+                let mut bits = self.by_room[room as usize][word] & of_kind & part;
+                while bits != 0 {
+                    let host = word as u32 * 64 + bits.trailing_zeros();
+                    bits &= bits - 1;
+                    if found(self, host) {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     fn set_cost(&mut self, host: u32, cost: HostCost) {

@@ -141,7 +141,7 @@ fn taken(p: &Problem, state: &mut State<'_>, s: usize, h: u32) -> Option<String>
         for split in &k.splits {
             let units = k.units / split;
             least = least.min(units * k.tensor);
-            if state.price(service.first, *kind, units, h).is_some() {
+            if state.price(s as u32, *kind, units, h).is_some() {
                 return None;
             }
         }
