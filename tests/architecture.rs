@@ -71,6 +71,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "rollout",
         "it keeps releases and how they ended, whose types are `rollout`'s",
     ),
+    ("src/cli/place", "placement", "`place` solves a world from a file: there is no controller"),
     ("src/cli/init", "spec", "`init` writes the first deck.toml: there is no controller yet"),
     ("src/cli/init", "revision", "`init` makes the deck's repository: there is no controller yet"),
 ];

@@ -11,7 +11,7 @@ pub mod text;
 pub mod time;
 pub mod traffic;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, ParseBytesError};
 pub use epoch_cell::EpochCell;
 pub use hint::Hint;
 pub use id::{

@@ -50,6 +50,20 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+    /// Place the services of a world in a JSON file, without hosts or a controller
+    Place {
+        /// The world, as docs/placement.md has it; - is standard input
+        world: PathBuf,
+        /// How long to search for better placements
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "500ms")]
+        time_limit: std::time::Duration,
+        /// End after so many attempts: with a generous time limit the answer is the same everywhere
+        #[arg(long, value_name = "N")]
+        steps: Option<u64>,
+        /// Name every host that was passed over, not just some
+        #[arg(long)]
+        explain: bool,
+    },
     /// Show what an apply would do: exit code 0 nothing, 2 changes, 1 error
     Plan {
         /// Which service

@@ -16,6 +16,7 @@ pub mod init;
 pub mod install;
 pub mod journal;
 pub mod logs;
+pub mod place;
 pub mod plan;
 pub mod questions;
 pub mod rollout;
@@ -86,6 +87,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::Place { world, time_limit, steps, explain } => {
+            place::run(args, world, *time_limit, *steps, *explain)
+        }
         Command::Gateway(command) => gateway::run(args, command).await,
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,

@@ -18,7 +18,7 @@ use crate::model::ModelFacts;
 use crate::placement::{self, Demand, ShapeNeed, World};
 use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
 use crate::rollout::{RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast};
-use crate::spec::{DeviceKind, RuntimeSpec, ServiceSpec, parse_deck, parse_service};
+use crate::spec::{DeviceKind, Requirement, RuntimeSpec, ServiceSpec, parse_deck, parse_service};
 use crate::weights::{self, LinkFiles};
 
 /// A spec that was read, with what was found of its model.
@@ -356,6 +356,14 @@ fn names_are_of_the_deck(
             let known = core.deck.hosts.keys().map(HostName::as_str).collect();
             return Err(unknown("host", host.as_str(), known));
         }
+    }
+    if let Some(require) = &spec.placement.require {
+        let known = core.deck.hosts.values().flat_map(|h| h.labels.keys().map(String::as_str));
+        Requirement::parse(require).and_then(|r| r.check_labels(known)).map_err(|e| ApiError {
+            kind: ErrorKind::Invalid,
+            message: format!("services/{service}.toml: require, {e}"),
+            hint: e.hint(),
+        })?;
     }
     match &spec.gateway {
         Some(gateway) if !core.deck.gateways.contains_key(gateway) => {

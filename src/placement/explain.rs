@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::demand::{Demand, PlacedReplica, Refusal, ShapeNeed};
-use super::solve::{available, excluded, fitting, needed_on, occupants};
+use super::solve::{available, excluded, fitting, needed_on, occupants, unmet};
 use super::topology::Distance;
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, ReplicaKey, text};
@@ -80,8 +80,19 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         (gpus.len() < wanted)
             .then(|| format!("GPUs {what}: {} of {}, {wanted} needed", gpus.len(), host.gpus.len()))
     };
-    let large: Vec<&GpuCapacity> =
-        host.gpus.iter().filter(|g| g.total >= needed_on(g, demand, need)).collect();
+    let wrong: Vec<String> =
+        host.gpus.iter().filter_map(|g| unmet(host, Some(g), demand)).collect();
+    if host.gpus.len() - wrong.len() < wanted
+        && let Some(why) = wrong.first()
+    {
+        return Some(why.clone());
+    }
+    let large: Vec<&GpuCapacity> = host
+        .gpus
+        .iter()
+        .filter(|g| unmet(host, Some(g), demand).is_none())
+        .filter(|g| g.total >= needed_on(g, demand, need))
+        .collect();
     if large.is_empty() {
         let largest = host.gpus.iter().map(|g| g.total).max().unwrap_or_default();
         return Some(format!("its GPUs have {largest}, {} needed", need.memory_per_device));

@@ -5,6 +5,7 @@
 
 pub mod demand;
 mod explain;
+pub mod global;
 pub mod solve;
 mod topology;
 pub mod world;

@@ -11,7 +11,7 @@ use super::explain;
 use super::topology::{self, Candidate, Distance, Group};
 use super::world::{GpuCapacity, HostCapacity, World};
 use crate::base::{Bytes, DeviceId, ReplicaKey};
-use crate::spec::{DeviceKind, Spread};
+use crate::spec::{DeviceKind, Requirement, Spread};
 
 /// Finds a place for every replica, or says why there is none.
 pub fn place(world: &World, demand: &Demand) -> Result<Placement, Refusal> {
@@ -44,7 +44,10 @@ pub(super) fn fitting(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed)
 /// Whether some host has GPUs enough, and large enough, if nothing were on them.
 fn possible_when_empty(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed) -> bool {
     hosts.iter().filter(|h| excluded(h, demand).is_none()).any(|host| {
-        let large = host.gpus.iter().filter(|g| g.total >= needed_on(g, demand, need)).count();
+        let large = host.gpus.iter().filter(|g| {
+            g.total >= needed_on(g, demand, need) && unmet(host, Some(g), demand).is_none()
+        });
+        let large = large.count();
         large >= need.devices()
     })
 }
@@ -72,7 +75,24 @@ pub(super) fn excluded(host: &HostCapacity, demand: &Demand) -> Option<String> {
     if !host.up {
         return Some("not reached".to_owned());
     }
-    host.cordoned.then(|| "cordoned".to_owned())
+    if host.cordoned {
+        return Some("cordoned".to_owned());
+    }
+    // Without GPUs to ask, the requirement is asked of the host alone.
+    (demand.device == DeviceKind::Cpu).then(|| unmet(host, None, demand)).flatten()
+}
+
+/// The part of the requirement that a host and a GPU of it do not meet; none if they meet all.
+pub(super) fn unmet(
+    host: &HostCapacity,
+    gpu: Option<&GpuCapacity>,
+    demand: &Demand,
+) -> Option<String> {
+    let requirement = match Requirement::parse(demand.placement.require.as_ref()?) {
+        Ok(requirement) => requirement,
+        Err(error) => return Some(format!("require, {error}")),
+    };
+    requirement.why_not(&|fact| host.fact(gpu, fact))
 }
 
 /// What this GPU must have free for the need.
@@ -115,6 +135,8 @@ struct Proposal {
 struct Rank {
     /// How near the GPUs are to each other; a replica without `NVLink` is slow for its whole life.
     distance: Distance,
+    /// Replicas of this service already in the rack or zone, where they are kept apart.
+    domain: i64,
     /// Replicas of this service already on the host; negative to pack.
     crowd: i64,
     /// What has to go for it.
@@ -209,9 +231,20 @@ impl<'a> Attempt<'a> {
     fn crowd(&self, at: usize) -> i64 {
         let here = self.per_host.get(&at).copied().unwrap_or(0);
         match self.demand.placement.spread {
-            Spread::Host => here,
+            Spread::Host | Spread::Rack | Spread::Zone => here,
             Spread::Pack => -here,
         }
+    }
+
+    /// Replicas already in the failure domain of a host; hosts without the label are one domain.
+    fn domain(&self, at: usize) -> i64 {
+        let key = match self.demand.placement.spread {
+            Spread::Rack => "rack",
+            Spread::Zone => "zone",
+            Spread::Host | Spread::Pack => return 0,
+        };
+        let of = |at: usize| self.hosts.get(at).and_then(|h| h.labels.get(key));
+        self.per_host.iter().filter(|(other, _)| of(**other) == of(at)).map(|(_, n)| n).sum()
     }
 
     /// What having to replace these counts in the order: as little as possible has to go, and
@@ -237,6 +270,7 @@ impl<'a> Attempt<'a> {
                     || (gpu.reserved_by.is_some() && occupant.is_none())
                     || !seen.insert(gpu.uuid.as_str())
                     || self.taken.contains(&(at, device.clone()))
+                    || unmet(host, Some(gpu), self.demand).is_some()
                 {
                     return None;
                 }
@@ -267,6 +301,7 @@ impl<'a> Attempt<'a> {
         let memory = needed.max().unwrap_or_default();
         let rank = Rank {
             distance: group.distance,
+            domain: self.domain(at),
             crowd: self.crowd(at),
             displaced: self.cost(&in_place_of),
             size: gpus.iter().map(|g| g.total).max().unwrap_or_default(),
@@ -332,6 +367,7 @@ impl<'a> Attempt<'a> {
         }
         let rank = Rank {
             distance: Distance::Near,
+            domain: self.domain(at),
             crowd: self.crowd(at),
             displaced: self.cost(&in_place_of),
             size: Bytes::ZERO,

@@ -288,6 +288,26 @@ fn host_memory_is_shared_and_balanced() {
     assert_eq!(placement.replicas.iter().filter(|r| !r.in_place_of.is_empty()).count(), 1);
 }
 
+#[test]
+fn a_requirement_and_racks_are_kept_to() {
+    let in_rack = |name: &str, rack: &str| {
+        let mut host = box_of(name, 2, 2);
+        host.labels.insert("rack".to_owned(), rack.to_owned());
+        host
+    };
+    let w = world(vec![in_rack("a", "r1"), in_rack("b", "r1"), in_rack("c", "r2")]);
+    let mut d = demand(2, vec![need(2, 40)]);
+    d.placement.spread = Spread::Rack;
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-0,a-1 | c-0,c-1");
+    d.placement.require = Some("host.rack == 'r1' && gpu.memory >= 80GiB".to_owned());
+    let placement = place(&w, &d).unwrap();
+    assert_eq!(shown(&placement), "a-0,a-1 | b-0,b-1");
+    assert_eq!(placement.reasons[2], "c: host.rack == 'r1' fails: host.rack is 'r2'");
+    d.placement.require = Some("gpu.memory > 80GiB".to_owned());
+    let refusal = place(&w, &d).unwrap_err();
+    assert_eq!(refusal.reasons[0], "a: gpu.memory > 80GiB fails: gpu.memory is 80.0 GiB");
+}
+
 fn any_world() -> impl Strategy<Value = (World, Demand)> {
     let a_gpu = (
         1u64..5,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Bytes, DeviceId, HostName};
+use crate::spec::require::{Fact, Value};
 use crate::wire::{Gpu, GpuHealth, Gpus, HostFacts, HostSample};
 
 /// All hosts of a deck.
@@ -66,6 +67,29 @@ impl GpuCapacity {
 }
 
 impl HostCapacity {
+    /// What a requirement wants to know of this host and one of its GPUs.
+    pub fn fact<'a>(&'a self, gpu: Option<&'a GpuCapacity>, fact: &Fact) -> Option<Value<'a>> {
+        let label = |key: &str| self.labels.get(key).map(|v| Value::Text(v));
+        match fact {
+            Fact::GpuMemory => gpu.map(|g| Value::Size(g.total.0)),
+            Fact::GpuFree => gpu.map(|g| Value::Size(g.free.0)),
+            Fact::GpuModel => gpu.map(|g| Value::Text(&g.name)),
+            Fact::GpuIndex => gpu.map(|g| Value::Number(f64::from(g.index))),
+            Fact::GpuNuma => gpu?.numa.map(|n| Value::Number(f64::from(n))),
+            Fact::GpuIsland => gpu?.island.map(|n| Value::Number(f64::from(n))),
+            // MIG instances are not listed by the agent.
+            Fact::GpuMig => gpu.map(|_| Value::Bool(false)),
+            Fact::GpuProfile | Fact::HostNic => None,
+            Fact::HostName => Some(Value::Text(self.name.as_str())),
+            Fact::HostRack => label("rack"),
+            Fact::HostZone => label("zone"),
+            Fact::HostCpus => Some(Value::Number(f64::from(self.cpus))),
+            Fact::HostMemory => Some(Value::Size(self.memory_free.0)),
+            Fact::HostGpus => Some(Value::Number(self.gpus.len() as f64)),
+            Fact::Label(key) => label(key),
+        }
+    }
+
     /// A host as its agent described it. `reserved` says which of its GPUs are held by other
     /// services, by whom. Without a sample the host is down.
     pub fn observed(

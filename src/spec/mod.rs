@@ -8,6 +8,7 @@ pub mod canary;
 pub mod condition;
 pub mod deck;
 pub mod parse;
+pub mod require;
 pub mod service;
 
 pub use analysis::{
@@ -17,6 +18,7 @@ pub use canary::CanaryRule;
 pub use condition::Condition;
 pub use deck::{DeckSpec, EndpointsSpec, GatewaySpec, GitSpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
+pub use require::{RequireError, Requirement};
 pub use service::{
     AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,
     Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec, Spread,

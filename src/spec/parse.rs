@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::{DeckSpec, EngineSpec, ServiceSpec, StepSpec};
+use super::{DeckSpec, EngineSpec, Requirement, ServiceSpec, StepSpec};
 use crate::base::{Hint, text};
 
 /// Longest spec that is read, in bytes.
@@ -157,6 +157,12 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
             _ => {}
         }
     }
+    if let Some(require) = &spec.placement.require {
+        Requirement::parse(require).map_err(|e| {
+            let hint = e.hint().unwrap_or_else(|| "see docs/placement.md".to_owned());
+            ("require", format!("require, {e}"), hint)
+        })?;
+    }
     if let Err(message) = rollout.canary_rule() {
         let suggestion = "write for example canary_header = \"x-canary: 1\"".to_owned();
         return Err(("canary_", message, suggestion));
@@ -264,6 +270,20 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
         let text = GOOD.replace("\"25%\"", "0");
         let error = parse_service(&text, "chat").unwrap_err();
         assert_eq!(error.line, Some(7));
+    }
+
+    #[test]
+    fn a_requirement_is_checked_where_it_is_written() {
+        let text =
+            format!("{GOOD}[placement]\nspread = \"rack\"\nrequire = \"gpu.memroy >= 80GiB\"\n");
+        let error = parse_service(&text, "chat").unwrap_err();
+        assert_eq!(error.line, Some(11));
+        assert_eq!(error.message, "require, column 1: there is no fact `gpu.memroy`");
+        assert_eq!(error.hint().as_deref(), Some("did you mean `gpu.memory`?"));
+        let good = parse_service(&text.replace("memroy", "memory"), "chat").unwrap();
+        assert_eq!(good.placement.spread, crate::spec::Spread::Rack);
+        let again = parse_service(&toml::to_string(&good).unwrap(), "again").unwrap();
+        assert_eq!(good, again);
     }
 
     #[test]

@@ -218,6 +218,16 @@ pub struct PlacementSpec {
     /// Replicas apart from each other, or close together.
     #[serde(default)]
     pub spread: Spread,
+    /// What host and GPU must be, in the requirement language (`docs/placement.md`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require: Option<String>,
+    /// Who goes first where there is not room for all: higher before lower.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+}
+
+const fn is_zero(n: &i32) -> bool {
+    *n == 0
 }
 
 /// How replicas are spread.
@@ -227,6 +237,10 @@ pub enum Spread {
     /// On as many hosts as there are.
     #[default]
     Host,
+    /// Over as many racks (the label `rack`) as there are, then over hosts.
+    Rack,
+    /// Over as many zones (the label `zone`) as there are, then over hosts.
+    Zone,
     /// On as few hosts as possible.
     Pack,
 }

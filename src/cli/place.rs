@@ -1,0 +1,137 @@
+//! `gpudeck place WORLD.json`: solves a world from a file, without hosts or a controller.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::args::{Args, Output};
+use super::exit::{Failure, Success};
+use super::table;
+use crate::api::Hint;
+use crate::placement::global::answer::{RankAnswer, ReplicaAnswer};
+use crate::placement::global::read::MAX_WORLD_BYTES;
+use crate::placement::global::{Answer, Control, read, solve};
+
+/// Reads, solves, prints.
+pub fn run(
+    args: &Args,
+    world: &Path,
+    time_limit: Duration,
+    steps: Option<u64>,
+    explain: bool,
+) -> Result<Success, Failure> {
+    let started = Instant::now();
+    let name = world.display().to_string();
+    let content = content(world, &name)?;
+    let world = read(&content, &name).map_err(|e| Failure {
+        code: 1,
+        message: e.to_string(),
+        hint: e.hint(),
+    })?;
+    let mut first = Duration::ZERO;
+    let mut control = Control {
+        used: &mut || started.elapsed().as_secs_f64() / time_limit.as_secs_f64().max(1e-6),
+        first: &mut || first = started.elapsed(),
+        max_steps: steps.unwrap_or(u64::MAX),
+        explain,
+    };
+    let mut answer = solve(&world, &mut control).map_err(|e| Failure::other(e.to_string()))?;
+    answer.search.first_feasible_ms = first.as_secs_f64() * 1e3;
+    answer.search.elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
+    match args.output {
+        Output::Json => table::json(&answer)?,
+        Output::Text => print(&answer)?,
+    }
+    Ok(Success::Done)
+}
+
+fn content(world: &Path, name: &str) -> Result<String, Failure> {
+    use std::io::Read;
+    let fail = |e: std::io::Error| Failure::other(format!("{name}: {e}"));
+    let mut content = String::new();
+    let limit = u64::try_from(MAX_WORLD_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    if name == "-" {
+        std::io::stdin().lock().take(limit).read_to_string(&mut content).map_err(fail)?;
+    } else {
+        let file = std::fs::File::open(world).map_err(fail)?;
+        file.take(limit).read_to_string(&mut content).map_err(fail)?;
+    }
+    Ok(content)
+}
+
+/// GPUs as people write them: `0-3,6`.
+pub fn gpus(list: &[u32]) -> String {
+    let mut sorted = list.to_vec();
+    sorted.sort_unstable();
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for index in sorted {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == index => *end = index,
+            _ => runs.push((index, index)),
+        }
+    }
+    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+fn rank(rank: &RankAnswer) -> String {
+    format!("{} [{}]", rank.host, gpus(&rank.gpus))
+}
+
+fn replica(replica: &ReplicaAnswer) -> String {
+    replica.ranks.iter().map(rank).collect::<Vec<_>>().join(" + ")
+}
+
+/// The answer for people.
+pub fn print(answer: &Answer) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    for service in &answer.services {
+        for placed in &service.replicas {
+            rows.push(vec![
+                format!("{}/{}", service.name, placed.replica),
+                placed.state.to_owned(),
+                replica(placed),
+                placed.reasons.join("; "),
+            ]);
+        }
+        if let Some(why) = &service.unplaced {
+            let missing = service.wanted - service.placed;
+            let name = format!("{} ({missing} of {})", service.name, service.wanted);
+            rows.push(vec![name, "NO PLACE".to_owned(), String::new(), why.clone()]);
+        }
+    }
+    table::print(&["REPLICA", "", "WHERE", "WHY"], &rows)?;
+    table::out("")?;
+    let rows: Vec<Vec<String>> = answer
+        .objective
+        .iter()
+        .map(|level| {
+            let proven = if level.proven {
+                "best there is".to_owned()
+            } else {
+                format!("bound {} ({:.1} %)", level.bound, level.gap * 100.0)
+            };
+            vec![level.name.to_owned(), level.value.to_string(), level.unit.to_owned(), proven]
+        })
+        .collect();
+    table::print(&["LEVEL", "VALUE", "", ""], &rows)?;
+    table::out("")?;
+    let search = &answer.search;
+    table::out(&format!(
+        "{} of {} replicas placed, {}; first placement after {:.1} ms, all {:.1} ms, {} attempts",
+        answer.placed,
+        answer.wanted,
+        if answer.proven_optimal { "proven optimal" } else { "not proven optimal" },
+        search.first_feasible_ms,
+        search.elapsed_ms,
+        search.steps
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn gpus_in_runs() {
+        assert_eq!(super::gpus(&[3, 0, 1, 2, 6]), "0-3,6");
+        assert_eq!(super::gpus(&[]), "");
+    }
+}

@@ -1,0 +1,359 @@
+//! What no placement can do better than, level by level.
+#![allow(clippy::indexing_slicing)] // tables of `compile`
+#![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
+
+use std::collections::BTreeSet;
+
+use super::compile::{Problem, span_cost};
+use super::state::{Levels, Score, State};
+
+/// The least that a slot of a service costs wherever it is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Least {
+    link: i64,
+    tight: i64,
+    bytes: i64,
+    gpus: i64,
+}
+
+/// A bound for every level, taken by itself (given that no slot more is without a place than must be).
+pub(super) fn ideal(p: &Problem) -> Score {
+    let unplaced = unplaced(p);
+    let least: Vec<Option<Least>> = (0..p.services.len()).map(|s| least(p, s)).collect();
+    // Of a priority that is not placed whole, the cheapest.
+    let sum = |of: fn(&Least) -> i64| -> i64 {
+        (0..p.classes.len())
+            .map(|class| {
+                let mut costs: Vec<i64> = p
+                    .slots
+                    .iter()
+                    .filter(|s| p.services[**s as usize].class as usize == class)
+                    .filter_map(|s| least[*s as usize].as_ref().map(of))
+                    .collect();
+                costs.sort_unstable();
+                let all = p
+                    .slots
+                    .iter()
+                    .filter(|s| p.services[**s as usize].class as usize == class)
+                    .count();
+                let placed = all.saturating_sub(unplaced[class] as usize);
+                costs.iter().take(placed).sum::<i64>()
+            })
+            .sum()
+    };
+    let moves = p
+        .services
+        .iter()
+        .map(|service| {
+            let ranks = |stay: bool| {
+                let of = service.incumbents.iter().map(|i| &p.incumbents[*i as usize]);
+                of.filter(move |i| i.can_stay == stay).map(|i| i.ranks).collect::<Vec<i64>>()
+            };
+            let mut could = ranks(true);
+            could.sort_unstable();
+            let surplus = could.len().saturating_sub(service.replicas as usize);
+            ranks(false).iter().sum::<i64>() + could.iter().take(surplus).sum::<i64>()
+        })
+        .sum();
+    let room: i64 = p.hosts.iter().map(|h| i64::from(h.room)).sum();
+    // Immovable replicas take no room of the cells.
+    let fixed: i64 = p
+        .incumbents
+        .iter()
+        .map(|i| {
+            let all: usize = i.pins.iter().map(|pin| pin.gpus.len()).sum();
+            let inside: u32 = i.pins.iter().flat_map(|pin| &pin.cells).map(|(_, n)| n).sum();
+            if i.can_stay { all as i64 - i64::from(inside) } else { 0 }
+        })
+        .sum();
+    let free = (room + fixed - sum(|l| l.gpus)).max(0);
+    let hole = (64 - State::new(p).levels().closed).min(free);
+    let levels = Levels {
+        crowded: 0,
+        moves,
+        link: sum(|l| l.link),
+        tight: sum(|l| l.tight),
+        bytes: sum(|l| l.bytes),
+        closed: 64 - hole,
+    };
+    Score { unplaced, levels }
+}
+
+/// How many of the slots of each priority, highest first, cannot have a place.
+///
+/// For each set of GPUs that some kinds are confined to, and each size `g`: groups count `⌊part / g⌋`, hosts hold
+/// `⌊GPUs / g⌋` (rounding a dual feasible function of the packing).
+fn unplaced(p: &Problem) -> Vec<i64> {
+    let count = p.hosts.len() as u32;
+    // The GPUs that each service can use at all, as counts by host.
+    let usable: Vec<Vec<u64>> = p
+        .services
+        .iter()
+        .map(|s| (0..count).map(|h| s.kinds.iter().fold(0, |m, k| m | p.eligible(*k, h))).collect())
+        .collect();
+    let pinned =
+        |s: usize| p.services[s].incumbents.iter().any(|i| p.incumbents[*i as usize].can_stay);
+    let sets: BTreeSet<&Vec<u64>> = usable.iter().collect();
+    let mut placed: Vec<i64> = vec![0; p.classes.len()];
+    for slot in &p.slots {
+        let s = *slot as usize;
+        if !p.services[s].kinds.is_empty() || pinned(s) {
+            placed[p.services[s].class as usize] += 1;
+        }
+    }
+    let sizes: BTreeSet<u32> = p
+        .kinds
+        .iter()
+        .flat_map(|k| k.splits.iter().map(|m| k.units / m * k.tensor))
+        .filter(|g| *g <= 64)
+        .collect();
+    for class in 0..p.classes.len() {
+        for set in sets.iter().take(16) {
+            for g in &sizes {
+                let holds: u64 = set
+                    .iter()
+                    .zip(&p.hosts)
+                    .map(|(mask, host)| {
+                        let cells = host.cells.iter().enumerate();
+                        let n: usize = cells
+                            .filter(|(c, _)| mask & (1 << c) != 0)
+                            .map(|(_, c)| c.gpus.len())
+                            .sum();
+                        u64::from(n as u32 / g)
+                    })
+                    .sum();
+                let mut left = holds as i64;
+                for c in 0..=class {
+                    let (mut inside, mut others) = (Vec::new(), 0i64);
+                    for (s, service) in p.services.iter().enumerate() {
+                        let n = i64::from(service.replicas);
+                        if service.class as usize != c {
+                            continue;
+                        }
+                        // What may stay outside the cells takes no room there.
+                        if pinned(s) || !subset(&usable[s], set) {
+                            others += n;
+                            continue;
+                        }
+                        let weight = service.kinds.iter().flat_map(|k| {
+                            let k = &p.kinds[*k as usize];
+                            k.splits
+                                .iter()
+                                .map(move |m| i64::from(m * (k.units / m * k.tensor / g)))
+                        });
+                        let Some(weight) = weight.min() else { continue };
+                        inside.extend((0..n).map(|_| weight));
+                    }
+                    inside.sort_unstable();
+                    if c < class {
+                        let must = (placed[c] - others).max(0) as usize;
+                        left -= inside.iter().take(must).sum::<i64>();
+                    } else {
+                        let mut fitting = 0;
+                        for weight in inside {
+                            left -= weight;
+                            if left < 0 {
+                                break;
+                            }
+                            fitting += 1;
+                        }
+                        placed[c] = placed[c].min(others + fitting);
+                    }
+                }
+            }
+        }
+    }
+    let mut wanted = vec![0; p.classes.len()];
+    for slot in &p.slots {
+        wanted[p.services[*slot as usize].class as usize] += 1;
+    }
+    wanted.iter().zip(&placed).map(|(w, n)| w - n).collect()
+}
+
+fn subset(inner: &[u64], outer: &[u64]) -> bool {
+    inner.iter().zip(outer).all(|(a, b)| a & !b == 0)
+}
+
+fn least(p: &Problem, s: usize) -> Option<Least> {
+    let service = &p.services[s];
+    let mut found: Option<Least> = None;
+    let mut offer = |new: Least| {
+        let best = found.get_or_insert(new);
+        best.link = best.link.min(new.link);
+        best.tight = best.tight.min(new.tight);
+        best.bytes = best.bytes.min(new.bytes);
+        best.gpus = best.gpus.min(new.gpus);
+    };
+    for i in service.incumbents.iter().map(|i| &p.incumbents[*i as usize]).filter(|i| i.can_stay) {
+        let gpus: usize = i.pins.iter().map(|pin| pin.gpus.len()).sum();
+        offer(Least { link: i.link, tight: i.tight, bytes: 0, gpus: gpus as i64 });
+    }
+    for kind in &service.kinds {
+        let k = &p.kinds[*kind as usize];
+        let split = i64::from(k.splits.first().copied().unwrap_or(1));
+        let gpus = i64::from(k.units * k.tensor);
+        // A host that could hold a part without a cost of its own makes all parts free of it.
+        let (mut link, mut tight, mut bytes) = (2, i64::from(k.tensor * k.units), service.bytes);
+        for h in 0..p.hosts.len() as u32 {
+            let eligible = p.eligible(*kind, h);
+            if eligible == 0 {
+                continue;
+            }
+            let cells = &p.hosts[h as usize].cells;
+            let mine = || cells.iter().enumerate().filter(move |(c, _)| eligible & (1 << c) != 0);
+            for (_, one) in mine() {
+                let in_island: usize = mine()
+                    .filter(|(_, c)| c.island.is_some() && c.island == one.island)
+                    .map(|(_, c)| c.gpus.len())
+                    .sum();
+                let in_numa: usize = mine()
+                    .filter(|(_, c)| c.numa.is_some() && c.numa == one.numa)
+                    .map(|(_, c)| c.gpus.len())
+                    .sum();
+                let groups = |n: bool, m: bool| match (n, m) {
+                    (true, _) => 0,
+                    (_, true) => 1,
+                    _ => 2,
+                };
+                let tensor = k.tensor as usize;
+                link = link.min(groups(tensor == 1 || in_island >= tensor, in_numa >= tensor));
+            }
+            if eligible & !p.tight(*kind, h) != 0 {
+                tight = 0;
+            }
+            if service.has[h as usize] {
+                bytes = 0;
+            }
+        }
+        // Copies are paid once a host, whoever shares them.
+        let bytes = if service.replicas > 1 { 0 } else { bytes };
+        offer(Least {
+            link: i64::from(link) * i64::from(k.units) + span_cost(split as usize, 1),
+            tight,
+            bytes,
+            gpus,
+        });
+    }
+    found
+}
+
+/// A bound for the bytes, given how many slots of each priority have a place: hosts' rooms are priced instead of
+/// kept to, and the prices raised where more is wanted than there is (Lagrangian relaxation, subgradient steps).
+pub(super) fn bytes(
+    p: &Problem,
+    score: &Score,
+    rounds: u32,
+    over: &mut dyn FnMut() -> bool,
+) -> i64 {
+    let hosts = p.hosts.len();
+    let room: Vec<f64> = p.hosts.iter().map(|h| f64::from(h.room)).collect();
+    let mut price = vec![0.0f64; hosts];
+    let mut best = 0.0f64;
+    let mut pace = 1.0;
+    let mut idle = 0;
+    for _ in 0..rounds {
+        if over() {
+            break;
+        }
+        let mut used = vec![0.0f64; hosts];
+        let mut value: f64 = -price.iter().zip(&room).map(|(a, b)| a * b).sum::<f64>();
+        let mut by_class: Vec<Vec<(f64, Vec<(usize, f64)>)>> = vec![Vec::new(); p.classes.len()];
+        for (s, service) in p.services.iter().enumerate() {
+            let (cost, takes) = cheapest(p, s, &price);
+            if cost.is_finite() {
+                let class = &mut by_class[service.class as usize];
+                class.extend((0..service.replicas).map(|_| (cost, takes.clone())));
+            }
+        }
+        for (class, mut all) in by_class.into_iter().enumerate() {
+            let wanted = p
+                .services
+                .iter()
+                .filter(|s| s.class as usize == class)
+                .map(|s| i64::from(s.replicas))
+                .sum::<i64>();
+            all.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let placed = (wanted - score.unplaced[class]).max(0) as usize;
+            for (cost, takes) in all.into_iter().take(placed) {
+                value += cost;
+                for (h, gpus) in takes {
+                    used[h] += gpus;
+                }
+            }
+        }
+        if value > best {
+            best = value;
+            idle = 0;
+        } else {
+            idle += 1;
+            if idle == 4 {
+                (pace, idle) = (pace * 0.7, 0);
+            }
+        }
+        let over: Vec<f64> = used.iter().zip(&room).map(|(u, r)| u - r).collect();
+        let length: f64 = over
+            .iter()
+            .zip(&price)
+            .filter(|(o, price)| **o > 0.0 || **price > 0.0)
+            .map(|(o, _)| o * o)
+            .sum();
+        let gap = score.levels.bytes as f64 - value;
+        if length <= 0.0 || gap <= 0.0 {
+            break;
+        }
+        for (price, over) in price.iter_mut().zip(&over) {
+            *price = (*price + pace * gap / length * over).max(0.0);
+        }
+    }
+    // Rounded against us: what is summed in floating point may be off by a little.
+    ((best * (1.0 - 1e-9)) as i64).clamp(0, score.levels.bytes)
+}
+
+/// The cheapest place of a slot of a service at these prices, and what it takes there.
+fn cheapest(p: &Problem, s: usize, price: &[f64]) -> (f64, Vec<(usize, f64)>) {
+    let service = &p.services[s];
+    let mut best = (f64::INFINITY, Vec::new());
+    for i in service.incumbents.iter().map(|i| &p.incumbents[*i as usize]).filter(|i| i.can_stay) {
+        let takes: Vec<(usize, f64)> = i
+            .pins
+            .iter()
+            .map(|pin| {
+                let n: u32 = pin.cells.iter().map(|(_, n)| n).sum();
+                (pin.host as usize, f64::from(n))
+            })
+            .collect();
+        let cost: f64 = takes.iter().map(|(h, n)| price[*h] * n).sum();
+        if cost < best.0 {
+            best = (cost, takes);
+        }
+    }
+    for kind in &service.kinds {
+        let k = &p.kinds[*kind as usize];
+        for split in &k.splits {
+            let gpus = f64::from(k.units / split * k.tensor);
+            let mut costs: Vec<(f64, usize)> = Vec::new();
+            for h in 0..p.hosts.len() {
+                if p.eligible(*kind, h as u32) == 0 || f64::from(p.hosts[h].room) < gpus {
+                    continue;
+                }
+                // Replicas that lie together share a copy.
+                let sharing = (f64::from(p.hosts[h].room) / gpus).floor();
+                let sharing = sharing.min(f64::from(service.replicas)).max(1.0);
+                let copy = if service.has[h] { 0.0 } else { service.bytes as f64 / sharing };
+                costs.push((copy + price[h] * gpus, h));
+            }
+            let split = *split as usize;
+            if costs.len() < split {
+                continue;
+            }
+            if split < costs.len() {
+                costs.select_nth_unstable_by(split - 1, |a, b| a.0.total_cmp(&b.0));
+            }
+            let cost: f64 = costs.iter().take(split).map(|c| c.0).sum();
+            if cost < best.0 {
+                best = (cost, costs.iter().take(split).map(|(_, h)| (*h, gpus)).collect());
+            }
+        }
+    }
+    best
+}

@@ -1,0 +1,353 @@
+//! How the parts on one host share its GPUs: the best division, exactly as long as that is cheap.
+#![allow(clippy::indexing_slicing)] // cells are numbered by `compile`
+#![allow(clippy::cast_possible_truncation)] // at most 64 GPUs
+
+use super::compile::{Cell, NONE, Problem};
+
+/// The part of a slot on one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub slot: u32,
+    pub kind: u32,
+    /// Tensor-parallel groups.
+    pub units: u32,
+    /// The incumbent whose GPUs it keeps.
+    pub pin: u32,
+}
+
+/// What a division costs, the pinned parts aside; compared in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct HostCost {
+    pub link: u32,
+    pub tight: u32,
+    /// 64 less the largest hole that is left: the most free GPUs of one island.
+    pub closed: u32,
+}
+
+impl HostCost {
+    pub fn hole(self) -> u32 {
+        64 - self.closed.min(64)
+    }
+}
+
+/// More than this many steps and the best division so far is taken.
+const STEPS: u32 = 3000;
+
+/// And after so many it is given up: what is so entangled does not fit.
+const MOST_STEPS: u32 = 100_000;
+
+/// Free GPUs by cell.
+pub(super) type Counts = [u8; 64];
+
+/// The best division of a host among parts; none if they do not fit. With `out`, the counts per cell of each
+/// group of each unpinned part, in order.
+pub(super) fn divide(
+    problem: &Problem,
+    host: u32,
+    parts: &[Part],
+    out: Option<&mut Vec<Vec<Counts>>>,
+) -> Option<HostCost> {
+    let cells = &problem.hosts[host as usize].cells;
+    if cells.len() == 1 && out.is_none() {
+        return one_cell(problem, host, parts, &cells[0]);
+    }
+    // Where GPUs differ only in their links, what counts is how many groups there are of which size.
+    if out.is_none()
+        && let Some((sizes, tight)) = sizes(problem, host, parts)
+    {
+        let key = (problem.hosts[host as usize].pattern, sizes);
+        let known = problem.divided.borrow().get(&key).copied();
+        let cost = known.unwrap_or_else(|| {
+            let cost = search(problem, host, parts, None).map(|c| HostCost { tight: 0, ..c });
+            problem.divided.borrow_mut().insert(key, cost);
+            cost
+        });
+        return cost.map(|c| HostCost { tight, ..c });
+    }
+    search(problem, host, parts, out)
+}
+
+/// The number of groups of each size, four bits each, and GPUs without headroom; none if that does not say all.
+fn sizes(problem: &Problem, host: u32, parts: &[Part]) -> Option<(u64, u32)> {
+    if problem.hosts[host as usize].pattern == NONE {
+        return None;
+    }
+    let cells = problem.hosts[host as usize].cells.len();
+    let all = if cells == 64 { u64::MAX } else { (1 << cells) - 1 };
+    let (mut sizes, mut tight) = (0u64, 0);
+    for part in parts {
+        let kind = problem.kinds.get(part.kind as usize)?;
+        let fits = part.pin == NONE
+            && kind.tensor <= 16
+            && kind.max_link == 2
+            && problem.eligible(part.kind, host) == all;
+        let shift = (kind.tensor.max(1) - 1) * 4;
+        if !fits || (sizes >> shift & 15) + u64::from(part.units) > 15 {
+            return None;
+        }
+        sizes += u64::from(part.units) << shift;
+        if problem.tight(part.kind, host) != 0 {
+            tight += part.units * kind.tensor;
+        }
+    }
+    Some((sizes, tight))
+}
+
+fn search(
+    problem: &Problem,
+    host: u32,
+    parts: &[Part],
+    out: Option<&mut Vec<Vec<Counts>>>,
+) -> Option<HostCost> {
+    let cells = &problem.hosts[host as usize].cells;
+    let mut free: Counts = [0; 64];
+    for (f, cell) in free.iter_mut().zip(cells) {
+        *f = cell.gpus.len() as u8;
+    }
+    for part in parts.iter().filter(|p| p.pin != NONE) {
+        for pin in problem.incumbents[part.pin as usize].pins.iter().filter(|p| p.host == host) {
+            for (cell, count) in &pin.cells {
+                free[*cell as usize] = free[*cell as usize].checked_sub(*count as u8)?;
+            }
+        }
+    }
+    // Groups, the largest first: they have the fewest choices.
+    let mut groups: Vec<(u32, u32, usize)> = Vec::new();
+    for (i, part) in parts.iter().enumerate().filter(|(_, p)| p.pin == NONE) {
+        let tensor = problem.kinds[part.kind as usize].tensor;
+        groups.extend((0..part.units).map(|_| (tensor, part.kind, i)));
+    }
+    groups.sort_by_key(|(tensor, kind, i)| (std::cmp::Reverse(*tensor), *kind, *i));
+    let wanted: u32 = groups.iter().map(|g| g.0).sum();
+    let has: u32 = free.iter().map(|f| u32::from(*f)).sum();
+    if wanted > has {
+        return None;
+    }
+    let mut search = Search {
+        problem,
+        host,
+        cells,
+        groups: &groups,
+        free,
+        now: HostCost::default(),
+        chosen: vec![[0; 64]; groups.len()],
+        best: None,
+        best_chosen: Vec::new(),
+        steps: 0,
+        keep: out.is_some(),
+    };
+    search.group(0);
+    let best = search.best?;
+    if let Some(out) = out {
+        *out = vec![Vec::new(); parts.len()];
+        for ((_, _, part), counts) in groups.iter().zip(&search.best_chosen) {
+            out[*part].push(*counts);
+        }
+        out.retain(|o| !o.is_empty());
+    }
+    Some(best)
+}
+
+/// All GPUs are alike: counting is enough.
+fn one_cell(problem: &Problem, host: u32, parts: &[Part], cell: &Cell) -> Option<HostCost> {
+    let mut cost = HostCost::default();
+    let mut used = 0;
+    for part in parts {
+        if part.pin != NONE {
+            for pin in problem.incumbents[part.pin as usize].pins.iter().filter(|p| p.host == host)
+            {
+                used += pin.cells.iter().map(|(_, n)| n).sum::<u32>();
+            }
+            continue;
+        }
+        if problem.eligible(part.kind, host) == 0 {
+            return None;
+        }
+        let kind = &problem.kinds[part.kind as usize];
+        let gpus = part.units * kind.tensor;
+        used += gpus;
+        if kind.tensor > 1 && cell.island.is_none() {
+            let link = if cell.numa.is_some() { 1 } else { 2 };
+            if link > kind.max_link {
+                return None;
+            }
+            cost.link += link * part.units;
+        }
+        if problem.tight(part.kind, host) != 0 {
+            cost.tight += gpus;
+        }
+    }
+    let free = (cell.gpus.len() as u32).checked_sub(used)?;
+    cost.closed = 64 - if cell.island.is_some() { free } else { free.min(1) };
+    Some(cost)
+}
+
+/// The most free GPUs of one island; a GPU without links is an island of its own.
+fn hole(cells: &[Cell], free: &Counts) -> u32 {
+    let mut most = 0;
+    for (i, cell) in cells.iter().enumerate().filter(|(i, _)| free[*i] > 0) {
+        let size = match cell.island {
+            None => 1,
+            Some(_) => cells
+                .iter()
+                .zip(free)
+                .skip(i)
+                .filter(|(c, _)| c.island == cell.island)
+                .map(|(_, f)| u32::from(*f))
+                .sum(),
+        };
+        most = most.max(size);
+    }
+    most
+}
+
+struct Search<'a> {
+    problem: &'a Problem,
+    host: u32,
+    cells: &'a [Cell],
+    groups: &'a [(u32, u32, usize)],
+    free: Counts,
+    now: HostCost,
+    chosen: Vec<Counts>,
+    best: Option<HostCost>,
+    best_chosen: Vec<Counts>,
+    steps: u32,
+    keep: bool,
+}
+
+impl Search<'_> {
+    fn group(&mut self, at: usize) {
+        self.steps += 1;
+        if self.steps > MOST_STEPS {
+            return;
+        }
+        let Some((tensor, kind, _)) = self.groups.get(at).copied() else {
+            let cost = HostCost { closed: 64 - hole(self.cells, &self.free), ..self.now };
+            if self.best.is_none_or(|best| cost < best) {
+                self.best = Some(cost);
+                if self.keep {
+                    self.best_chosen.clone_from(&self.chosen);
+                }
+            }
+            return;
+        };
+        let eligible = self.problem.eligible(kind, self.host);
+        if eligible == 0 {
+            return;
+        }
+        let max_link = self.problem.kinds[kind as usize].max_link;
+        // Groups of one kind are alike: they take their first cells in order.
+        let same = at > 0 && self.groups[at - 1].1 == kind;
+        let from = if same { first(&self.chosen[at - 1]) } else { 0 };
+        let mut done: u64 = 0;
+        for i in 0..self.cells.len() {
+            let island = self.cells[i].island;
+            let mates = match island {
+                None if tensor == 1 => 1 << i,
+                None => continue,
+                Some(_) => self.mates(|c| c.island == island),
+            };
+            if done & (1 << i) != 0 {
+                continue;
+            }
+            done |= mates;
+            self.from_cells(at, eligible & mates, from, 0);
+        }
+        if tensor == 1 {
+            return;
+        }
+        if max_link >= 1 {
+            let mut done: u64 = 0;
+            for i in 0..self.cells.len() {
+                let numa = self.cells[i].numa;
+                if numa.is_none() || done & (1 << i) != 0 {
+                    continue;
+                }
+                let mates = self.mates(|c| c.numa == numa);
+                done |= mates;
+                self.from_cells(at, eligible & mates, from, 1);
+            }
+        }
+        if max_link >= 2 {
+            self.from_cells(at, eligible, from, 2);
+        }
+    }
+
+    fn mates(&self, is: impl Fn(&Cell) -> bool) -> u64 {
+        self.cells.iter().enumerate().filter(|(_, c)| is(c)).fold(0, |m, (i, _)| m | 1 << i)
+    }
+
+    /// All ways to take the group from these cells whose link cost is just this.
+    fn from_cells(&mut self, at: usize, cells: u64, from: usize, link: u32) {
+        let wanted = self.groups[at].0;
+        let room: u32 = (0..self.cells.len())
+            .filter(|i| cells & (1 << i) != 0)
+            .map(|i| u32::from(self.free[i]))
+            .sum();
+        if room < wanted || self.hopeless(link) {
+            return;
+        }
+        self.now.link += link;
+        self.chosen[at] = [0; 64];
+        self.take(at, cells, from, wanted, link, from);
+        self.now.link -= link;
+    }
+
+    fn hopeless(&self, link: u32) -> bool {
+        // Whatever comes can only add to link and tight; the hole is at best what is free now.
+        let now = HostCost { link: self.now.link + link, ..self.now };
+        self.best.is_some_and(|best| {
+            self.steps > STEPS
+                || HostCost { closed: 64 - hole(self.cells, &self.free), ..now } >= best
+        })
+    }
+
+    fn take(&mut self, at: usize, cells: u64, cell: usize, wanted: u32, link: u32, from: usize) {
+        if wanted == 0 {
+            if self.link_of(at) != link {
+                return;
+            }
+            self.group(at + 1);
+            return;
+        }
+        if cell >= self.cells.len() || self.hopeless(0) {
+            return;
+        }
+        let most =
+            if cells & (1 << cell) == 0 { 0 } else { u32::from(self.free[cell]).min(wanted) };
+        let tight = self.problem.tight(self.groups[at].1, self.host) & (1 << cell) != 0;
+        // The first cell of a like group is at or after its predecessor's.
+        for count in (0..=most).rev() {
+            self.free[cell] -= count as u8;
+            self.chosen[at][cell] = count as u8;
+            self.now.tight += if tight { count } else { 0 };
+            self.take(at, cells, cell + 1, wanted - count, link, from);
+            self.now.tight -= if tight { count } else { 0 };
+            self.chosen[at][cell] = 0;
+            self.free[cell] += count as u8;
+        }
+    }
+
+    fn link_of(&self, at: usize) -> u32 {
+        let counts = &self.chosen[at];
+        if self.groups[at].0 == 1 {
+            return 0;
+        }
+        let mut used = self.cells.iter().zip(counts).filter(|(_, n)| **n > 0).map(|(c, _)| c);
+        let Some(one) = used.next() else { return 0 };
+        let (mut island, mut numa) = (one.island.is_some(), one.numa.is_some());
+        for cell in used {
+            island &= cell.island == one.island;
+            numa &= cell.numa == one.numa;
+        }
+        match (island, numa) {
+            (true, _) => 0,
+            (_, true) => 1,
+            _ => 2,
+        }
+    }
+}
+
+fn first(counts: &Counts) -> usize {
+    counts.iter().position(|n| *n > 0).unwrap_or(0)
+}

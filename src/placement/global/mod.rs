@@ -1,0 +1,120 @@
+//! Places all services of a world at once, as well as can be, and says how well that is.
+//!
+//! [`file`] is the world as one JSON file and [`read`] checks it, `compile` makes tables of it, `layout` divides one
+//! host, `state` keeps a placement and its worth, `search` finds good ones, `exact` all of a small world, `bound` says
+//! what cannot be bettered, `answer` and `why` tell it. The objective is defined in `docs/placement.md`. No clock: the
+//! caller says through [`Control`] how much of its time is used.
+
+pub mod answer;
+mod bound;
+mod compile;
+mod exact;
+pub mod file;
+mod layout;
+mod places;
+pub mod read;
+mod search;
+mod state;
+mod why;
+
+pub use answer::{Answer, Level, Search as SearchFacts};
+pub use file::WorldFile;
+pub use read::{WorldError, Wrong, check, read};
+
+use self::search::{Best, improve};
+use self::state::{Levels, Score};
+
+/// How long to search, and who is told.
+pub struct Control<'a> {
+    /// The share of the time that is used, 1 or more: all of it.
+    pub used: &'a mut dyn FnMut() -> f64,
+    /// Called once, when the first placement is there.
+    pub first: &'a mut dyn FnMut(),
+    /// Attempts at most: with it alone the answer is the same on every machine.
+    pub max_steps: u64,
+    /// Name every host in the reasons, not just some.
+    pub explain: bool,
+}
+
+/// Attempts before every placement of a small world is looked at.
+const STEPS_BEFORE_EXACT: u64 = 1024;
+/// Of the time, the share for improving; what is left is for the bounds.
+const IMPROVING: f64 = 0.8;
+/// And until here for the bounds.
+const BOUNDING: f64 = 0.92;
+
+/// Places everything. The world must have passed [`check`], which is done again.
+pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wrong> {
+    check(world)?;
+    let problem = compile::compile(world);
+    let mut search = search::Search::new(&problem);
+    search.construct();
+    (control.first)();
+    let ideal = bound::ideal(&problem);
+    let max_steps = control.max_steps.max(1);
+    let used = &mut *control.used;
+    let (mut best, mut steps) = improve(&mut search, &ideal, &mut |steps| {
+        (steps as f64 / STEPS_BEFORE_EXACT.min(max_steps) as f64).max(used() / IMPROVING)
+    });
+    let mut proven = best.score == ideal;
+    if !proven {
+        // Half of what is left.
+        let from = used();
+        let until = f64::midpoint(from, IMPROVING);
+        let mut looks = max_steps / 16;
+        proven = exact::search(&problem, &mut best, &mut || {
+            looks = looks.saturating_sub(1);
+            looks == 0 || used() >= until
+        });
+    }
+    if !proven {
+        search.start_from(&best);
+        let from = used();
+        let before = steps;
+        let left = max_steps.saturating_sub(before).max(1);
+        let (more, n) = improve(&mut search, &ideal, &mut |steps| {
+            let time = (used() - from) / (IMPROVING - from).max(1e-9);
+            (steps as f64 / left as f64).max(time)
+        });
+        steps += n;
+        if more.score < best.score {
+            best = more;
+        }
+        proven = best.score == ideal;
+    }
+    let bounds = bounds(&problem, &best, ideal, proven, &mut || used() >= BOUNDING);
+    let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain);
+    answer.search.steps = steps;
+    answer.search.ended = match () {
+        () if answer.proven_optimal => "proven",
+        () if steps >= max_steps => "steps",
+        () => "time",
+    }
+    .to_owned();
+    Ok(answer)
+}
+
+/// A bound for each level, given the levels before it.
+fn bounds(
+    problem: &compile::Problem,
+    best: &Best,
+    ideal: Score,
+    proven: bool,
+    over: &mut dyn FnMut() -> bool,
+) -> Score {
+    if proven {
+        return best.score.clone();
+    }
+    let mut bounds = ideal;
+    let upper = |l: &Levels| (l.crowded, l.moves, l.link, l.tight);
+    let same = bounds.unplaced == best.score.unplaced
+        && upper(&bounds.levels) == upper(&best.score.levels);
+    if same && bounds.levels.bytes < best.score.levels.bytes {
+        let priced = bound::bytes(problem, &best.score, 60, over);
+        bounds.levels.bytes = bounds.levels.bytes.max(priced);
+    }
+    bounds
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,347 @@
+//! A whole placement and what it is worth, kept up to date as slots come and go.
+#![allow(clippy::indexing_slicing)] // hosts, slots and kinds are numbered by `compile`
+#![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
+
+use super::compile::{NONE, Problem, span_cost};
+use super::file::WorldSpread;
+use super::layout::{HostCost, Part, divide};
+
+/// Where a slot is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    pub kind: u32,
+    /// The incumbent that it continues, or [`NONE`].
+    pub keep: u32,
+    /// Its hosts in order; the groups are divided evenly.
+    pub hosts: Vec<u32>,
+}
+
+/// What a placement is worth, compared in this order; less is better.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Score {
+    /// Slots without a place, by priority from the highest.
+    pub unplaced: Vec<i64>,
+    pub levels: Levels,
+}
+
+/// The levels after the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Levels {
+    pub crowded: i64,
+    pub moves: i64,
+    pub link: i64,
+    pub tight: i64,
+    pub bytes: i64,
+    /// 64 less the largest hole of all.
+    pub closed: i64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct OnHost {
+    parts: Vec<Part>,
+    used: u32,
+    cost: HostCost,
+}
+
+/// A placement.
+#[derive(Clone, Debug)]
+pub(super) struct State<'a> {
+    pub p: &'a Problem,
+    pub at: Vec<Option<Position>>,
+    hosts: Vec<OnHost>,
+    stays: Vec<bool>,
+    score: Score,
+    /// Hosts by the largest hole that they have.
+    holes: [u32; 65],
+    /// Parts of a service on a host, `[service * hosts + host]`.
+    on: Vec<u16>,
+    /// Replicas of a service in a failure domain, for services that are spread.
+    within: Vec<Vec<u16>>,
+    /// Hosts with so many free GPUs, as bits.
+    by_room: Vec<Vec<u64>>,
+    most_room: u32,
+    scratch: Vec<Part>,
+}
+
+impl<'a> State<'a> {
+    /// Nothing has a place.
+    pub fn new(p: &'a Problem) -> Self {
+        let mut holes = [0; 65];
+        let hosts: Vec<OnHost> = (0..p.hosts.len() as u32)
+            .map(|h| {
+                let cost = divide(p, h, &[], None).unwrap_or_default();
+                let cost = if p.hosts[h as usize].cells.is_empty() {
+                    HostCost { closed: 64, ..cost }
+                } else {
+                    cost
+                };
+                holes[cost.hole() as usize] += 1;
+                OnHost { parts: Vec::new(), used: 0, cost }
+            })
+            .collect();
+        let mut by_room = vec![vec![0u64; p.hosts.len().div_ceil(64)]; 65];
+        for (h, host) in p.hosts.iter().enumerate() {
+            by_room[host.room as usize][h / 64] |= 1 << (h % 64);
+        }
+        let mut unplaced = vec![0; p.classes.len()];
+        for s in &p.slots {
+            unplaced[p.services[*s as usize].class as usize] += 1;
+        }
+        let moves = p.incumbents.iter().map(|i| i.ranks).sum();
+        let within = p
+            .services
+            .iter()
+            .map(|s| match s.spread {
+                WorldSpread::None => Vec::new(),
+                WorldSpread::Host => vec![0; p.hosts.len()],
+                WorldSpread::Rack => vec![0; p.racks as usize],
+                WorldSpread::Zone => vec![0; p.zones as usize],
+            })
+            .collect();
+        Self {
+            p,
+            at: vec![None; p.slots.len()],
+            hosts,
+            stays: vec![false; p.incumbents.len()],
+            score: Score { unplaced, levels: Levels { moves, ..Levels::default() } },
+            holes,
+            on: vec![0; p.services.len() * p.hosts.len()],
+            within,
+            by_room,
+            most_room: p.hosts.iter().map(|h| h.room).max().unwrap_or(0),
+            scratch: Vec::new(),
+        }
+    }
+
+    pub fn unplaced(&self) -> &[i64] {
+        &self.score.unplaced
+    }
+
+    pub fn levels(&self) -> Levels {
+        let hole = (0..65).rev().find(|n| self.holes[*n] > 0).unwrap_or(0);
+        Levels { closed: 64 - hole as i64, ..self.score.levels }
+    }
+
+    pub fn score(&self) -> Score {
+        Score { unplaced: self.score.unplaced.clone(), levels: self.levels() }
+    }
+
+    pub fn stays(&self, incumbent: u32) -> bool {
+        self.stays[incumbent as usize]
+    }
+
+    pub fn parts(&self, host: u32) -> &[Part] {
+        &self.hosts[host as usize].parts
+    }
+
+    /// GPUs of a host that are free.
+    pub fn room(&self, host: u32) -> u32 {
+        self.p.hosts[host as usize].room - self.hosts[host as usize].used
+    }
+
+    /// How many GPUs of a host a part takes from what could be free.
+    pub fn size(&self, host: u32, part: &Part) -> u32 {
+        if part.pin == NONE {
+            return part.units * self.p.kinds[part.kind as usize].tensor;
+        }
+        let pins = self.p.incumbents[part.pin as usize].pins.iter();
+        pins.filter(|p| p.host == host).flat_map(|p| &p.cells).map(|(_, n)| n).sum()
+    }
+
+    pub fn on(&self, service: u32, host: u32) -> u16 {
+        self.on[service as usize * self.p.hosts.len() + host as usize]
+    }
+
+    /// What the host would cost with one part more; none if it does not fit.
+    fn with(&mut self, host: u32, part: Part) -> Option<HostCost> {
+        let size = self.size(host, &part);
+        let on = &self.hosts[host as usize];
+        if self.p.hosts[host as usize].room < on.used + size {
+            return None;
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        scratch.extend_from_slice(&on.parts);
+        scratch.push(part);
+        let cost = divide(self.p, host, &scratch, None);
+        self.scratch = scratch;
+        cost
+    }
+
+    /// What a part of a service on this host would add: crowding, link, headroom, bytes, and the room it would leave.
+    pub fn price(&mut self, s: u32, kind: u32, units: u32, host: u32) -> Option<[i64; 5]> {
+        let k = &self.p.kinds[kind as usize];
+        if self.p.eligible(kind, host) == 0 || self.room(host) < units * k.tensor {
+            return None;
+        }
+        let gpus = units * k.tensor;
+        let old = self.hosts[host as usize].cost;
+        let cells = &self.p.hosts[host as usize].cells;
+        let cost = if cells.len() == 1 && cells[0].island.is_some() {
+            // Whatever else is there, it lies in the one island.
+            let tight = if self.p.tight(kind, host) == 0 { 0 } else { gpus };
+            HostCost { tight: old.tight + tight, ..old }
+        } else {
+            self.with(host, Part { slot: NONE, kind, units, pin: NONE })?
+        };
+        let service = &self.p.services[s as usize];
+        let crowded = match service.spread {
+            WorldSpread::None => 0,
+            spread => {
+                let domain = self.p.domain(spread, host) as usize;
+                i64::from(u32::from(self.within[s as usize][domain]) >= service.quota)
+            }
+        };
+        let copy = !service.has[host as usize] && self.on(s, host) == 0;
+        Some([
+            crowded,
+            i64::from(cost.link) - i64::from(old.link),
+            i64::from(cost.tight) - i64::from(old.tight),
+            if copy { service.bytes } else { 0 },
+            i64::from(self.room(host) - gpus),
+        ])
+    }
+
+    /// Gives a slot its place; false, and nothing is changed, if it does not fit there.
+    pub fn place(&mut self, slot: u32, position: Position) -> bool {
+        if position.keep != NONE && self.stays[position.keep as usize] {
+            return false;
+        }
+        let units = self.p.kinds.get(position.kind as usize).map_or(0, |k| k.units);
+        let each = units / (position.hosts.len() as u32).max(1);
+        for (n, host) in position.hosts.iter().enumerate() {
+            let part = Part { slot, kind: position.kind, units: each, pin: position.keep };
+            let fits = (position.keep != NONE || self.p.eligible(position.kind, *host) != 0)
+                .then(|| self.with(*host, part))
+                .flatten();
+            let Some(cost) = fits else {
+                for host in &position.hosts[..n] {
+                    self.take_part(slot, *host);
+                }
+                return false;
+            };
+            let size = self.size(*host, &part);
+            self.hosts[*host as usize].parts.push(part);
+            self.use_gpus(*host, i64::from(size));
+            self.set_cost(*host, cost);
+        }
+        self.count(slot, &position, 1);
+        self.at[slot as usize] = Some(position);
+        true
+    }
+
+    /// Takes a slot's place away.
+    pub fn remove(&mut self, slot: u32) -> Option<Position> {
+        let position = self.at[slot as usize].take()?;
+        for host in &position.hosts {
+            self.take_part(slot, *host);
+        }
+        self.count(slot, &position, -1);
+        Some(position)
+    }
+
+    fn take_part(&mut self, slot: u32, host: u32) {
+        let parts = &self.hosts[host as usize].parts;
+        let Some(i) = parts.iter().position(|p| p.slot == slot) else { return };
+        let size = self.size(host, &parts[i]);
+        self.hosts[host as usize].parts.swap_remove(i);
+        self.use_gpus(host, -i64::from(size));
+        let cost = divide(self.p, host, &self.hosts[host as usize].parts, None);
+        self.set_cost(host, cost.unwrap_or_default());
+    }
+
+    fn use_gpus(&mut self, host: u32, more: i64) {
+        let (word, bit) = (host as usize / 64, 1u64 << (host % 64));
+        let before = self.room(host) as usize;
+        self.by_room[before][word] &= !bit;
+        let used = &mut self.hosts[host as usize].used;
+        *used = used.saturating_add_signed(more as i32);
+        let now = self.room(host) as usize;
+        self.by_room[now][word] |= bit;
+    }
+
+    /// Hosts that a kind may use, from those with just enough free GPUs up. Among equals it begins at `turn`.
+    /// Ends when `found` says so.
+    pub fn by_room(
+        &mut self,
+        kind: u32,
+        gpus: u32,
+        turn: usize,
+        found: &mut dyn FnMut(&mut Self, u32) -> bool,
+    ) {
+        let words = self.p.hosts.len().div_ceil(64);
+        for room in gpus..=self.most_room {
+            // From the middle of the first word on, and its beginning at the end.
+            for n in 0..=words {
+                let word = (turn / 64 + n) % words;
+                let part = match n {
+                    0 => u64::MAX << (turn % 64),
+                    n if n == words => !(u64::MAX << (turn % 64)),
+                    _ => u64::MAX,
+                };
+                let of_kind = self.p.kinds[kind as usize].hosts[word];
+                let mut bits = self.by_room[room as usize][word] & of_kind & part;
+                while bits != 0 {
+                    let host = word as u32 * 64 + bits.trailing_zeros();
+                    bits &= bits - 1;
+                    if found(self, host) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_cost(&mut self, host: u32, cost: HostCost) {
+        let old = std::mem::replace(&mut self.hosts[host as usize].cost, cost);
+        self.holes[old.hole() as usize] -= 1;
+        self.holes[cost.hole() as usize] += 1;
+        self.score.levels.link += i64::from(cost.link) - i64::from(old.link);
+        self.score.levels.tight += i64::from(cost.tight) - i64::from(old.tight);
+    }
+
+    /// What does not depend on how hosts are divided.
+    fn count(&mut self, slot: u32, position: &Position, sign: i64) {
+        let s = self.p.slots[slot as usize];
+        let service = &self.p.services[s as usize];
+        self.score.unplaced[service.class as usize] -= sign;
+        if position.keep == NONE {
+            if position.hosts.len() > 1 {
+                let mut racks: Vec<u32> =
+                    position.hosts.iter().map(|h| self.p.hosts[*h as usize].rack).collect();
+                racks.sort_unstable();
+                racks.dedup();
+                self.score.levels.link += sign * span_cost(position.hosts.len(), racks.len());
+            }
+        } else {
+            let incumbent = &self.p.incumbents[position.keep as usize];
+            self.stays[position.keep as usize] = sign > 0;
+            self.score.levels.moves -= sign * incumbent.ranks;
+            self.score.levels.link += sign * incumbent.link;
+            self.score.levels.tight += sign * incumbent.tight;
+        }
+        for host in &position.hosts {
+            let on = &mut self.on[s as usize * self.p.hosts.len() + *host as usize];
+            let before = *on;
+            *on = if sign > 0 { before + 1 } else { before - 1 };
+            let copied =
+                |n: u16| if n > 0 && !service.has[*host as usize] { service.bytes } else { 0 };
+            self.score.levels.bytes += copied(*on) - copied(before);
+        }
+        if service.spread != WorldSpread::None {
+            for (i, host) in position.hosts.iter().enumerate() {
+                let domain = self.p.domain(service.spread, *host);
+                let again =
+                    position.hosts[..i].iter().any(|h| self.p.domain(service.spread, *h) == domain);
+                if again {
+                    continue;
+                }
+                let n = &mut self.within[s as usize][domain as usize];
+                let over = |n: u16| (i64::from(n) - i64::from(service.quota)).max(0);
+                let before = over(*n);
+                *n = if sign > 0 { *n + 1 } else { *n - 1 };
+                self.score.levels.crowded += over(*n) - before;
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Worlds made up by hand. Random ones are compared with CP-SAT in `tests/placement_oracle`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn host(name: &str, rack: &str, gpus: u32, island: u32) -> Value {
+    let gpu = |i: u32| {
+        json!({"index": i, "uuid": format!("{name}-{i}"), "model": "H100", "memory_total": "80GiB",
+            "island": i / island, "numa": i * 2 / gpus})
+    };
+    json!({"name": name, "rack": rack, "gpus": (0..gpus).map(gpu).collect::<Vec<_>>()})
+}
+
+fn service(name: &str, replicas: u32, tensor: u32, pipeline: u32) -> Value {
+    json!({"name": name, "replicas": replicas,
+        "shapes": [{"tensor": tensor, "pipeline": pipeline, "memory": "60GiB"}]})
+}
+
+fn with(mut value: Value, key: &str, new: Value) -> Value {
+    value[key] = new;
+    value
+}
+
+fn solved(world: &Value) -> Answer {
+    let text = serde_json::to_string_pretty(world).unwrap();
+    let world = read(&text, "world").unwrap_or_else(|e| panic!("{e}"));
+    let mut firsts = 0;
+    let mut control =
+        Control { used: &mut || 0.0, first: &mut || firsts += 1, max_steps: 5000, explain: true };
+    let answer = solve(&world, &mut control).unwrap();
+    assert_eq!(firsts, 1);
+    answer
+}
+
+/// `name/replica state host[gpus]`, a line each.
+fn shown(answer: &Answer) -> String {
+    let mut lines = Vec::new();
+    for s in &answer.services {
+        for r in &s.replicas {
+            let ranks: Vec<String> =
+                r.ranks.iter().map(|rank| format!("{}{:?}", rank.host, rank.gpus)).collect();
+            lines.push(format!("{}/{} {} {}", s.name, r.replica, r.state, ranks.join(" ")));
+        }
+    }
+    lines.join("\n")
+}
+
+fn level(answer: &Answer, name: &str) -> i64 {
+    answer.objective.iter().find(|l| l.name == name).unwrap().value
+}
+
+#[test]
+fn gangs_lie_in_islands_and_stages_on_hosts_of_a_rack() {
+    let world = json!({
+        "hosts": [host("a", "r1", 8, 8), host("b", "r2", 8, 4), host("c", "r1", 8, 8)],
+        "services": [service("big", 1, 8, 2), service("small", 2, 4, 1)],
+    });
+    let answer = solved(&world);
+    assert!(answer.proven_optimal, "{:?}", answer.objective);
+    assert_eq!(
+        shown(&answer),
+        "big/0 starts a[0, 1, 2, 3, 4, 5, 6, 7] c[0, 1, 2, 3, 4, 5, 6, 7]\n\
+         small/0 starts b[0, 1, 2, 3]\nsmall/1 starts b[4, 5, 6, 7]"
+    );
+    assert_eq!(level(&answer, "link"), 3);
+    assert_eq!(answer.services[0].replicas[0].ranks[1].groups.len(), 1);
+    assert_eq!(answer.services[0].replicas[0].ranks[1].uuids[0], "c-0");
+}
+
+#[test]
+fn a_higher_priority_takes_the_place_and_what_runs_is_moved_rather_than_lost() {
+    let running = |service: &str, replica: u32, host: &str, gpus: &[u32]| json!({"service": service, "replica": replica, "ranks": [{"host": host, "gpus": gpus}]});
+    let world = json!({
+        "hosts": [host("a", "r", 4, 4), host("b", "r", 4, 4)],
+        "services": [service("low", 3, 2, 1), with(service("high", 1, 4, 1), "priority", json!(5))],
+        "placements": [running("low", 0, "a", &[0, 1]), running("low", 1, "b", &[2, 3])],
+    });
+    let answer = solved(&world);
+    // One of the two moves beside the other; the third has no place.
+    assert_eq!((answer.placed, level(&answer, "moves")), (3, 1), "{}", shown(&answer));
+    assert_eq!(answer.moves.len(), 1);
+    assert!(answer.moves[0].serving && !answer.moves[0].to.is_empty());
+    let low = &answer.services[0];
+    let why = low.unplaced.as_deref().unwrap();
+    assert!(why.starts_with("its GPUs are taken"), "{why}");
+    assert!(answer.proven_optimal);
+    // It may not be moved: then the higher one has to wait.
+    let fixed = with(
+        world,
+        "services",
+        json!([
+            with(service("low", 2, 2, 1), "movable", json!(false)),
+            with(service("high", 1, 4, 1), "priority", json!(5)),
+        ]),
+    );
+    let answer = solved(&fixed);
+    assert_eq!(level(&answer, "moves"), 0);
+    assert_eq!(answer.services[1].placed, 0);
+    assert_eq!(
+        answer.services[1].unplaced.as_deref(),
+        Some(
+            "2 GPUs can be used, 4 needed together; one is held by low/0, which may not be moved (1 of 2 hosts)"
+        )
+    );
+}
+
+#[test]
+fn one_reason_for_each_host_that_was_passed_over() {
+    let mut small = host("small", "r1", 8, 8);
+    for gpu in small["gpus"].as_array_mut().unwrap() {
+        gpu["memory_total"] = json!("40GiB");
+    }
+    let mut sick = host("sick", "r1", 1, 1);
+    sick["gpus"][0]["health"] = json!("Xid 79");
+    let chat = with(service("chat", 1, 2, 1), "require", json!("host.rack != 'r9'"));
+    let chat = with(chat, "weights_bytes", json!("10GiB"));
+    let chat = with(chat, "weights_on", json!(["good"]));
+    let world = json!({
+        "hosts": [host("good", "r1", 8, 8), host("other", "r1", 8, 8), small, sick, host("far", "r9", 8, 8),
+            with(host("down", "r1", 8, 8), "up", json!(false)), host("full", "r1", 8, 8)],
+        "services": [chat],
+        "reservations": [{"host": "full", "by": "alice"}],
+    });
+    let answer = solved(&world);
+    assert_eq!(shown(&answer), "chat/0 starts good[0, 1]");
+    let mut why: Vec<String> = answer.services[0]
+        .rejected
+        .iter()
+        .map(|r| format!("{}: {}", r.hosts.join(" "), r.reason))
+        .collect();
+    why.sort();
+    assert_eq!(
+        why,
+        [
+            "down: not reached",
+            "far: host.rack != 'r9' fails: host.rack is 'r9'",
+            "full: reserved by alice",
+            "other: 10.0 GiB more to copy",
+            "sick: not healthy: Xid 79",
+            "small: its GPUs have 40.0 GiB, 60.0 GiB needed",
+        ]
+    );
+}
+
+#[test]
+fn kv_heads_beyond_the_degree_are_replicated_and_heads_must_divide() {
+    let chat = json!({"name": "chat", "replicas": 1, "heads": 24, "kv_heads": 2, "kv_bytes": "40GiB",
+        "shapes": [{"tensor": 5, "memory": "1GiB"}, {"tensor": 4, "memory": "50GiB"}]});
+    let answer = solved(&json!({"hosts": [host("a", "r", 8, 8)], "services": [chat]}));
+    let replica = &answer.services[0].replicas[0];
+    // 24 heads do not divide by 5; on 4 GPUs each of two KV heads lies twice: 50 + 40 / 2.
+    assert_eq!(replica.shape.tensor, 4);
+    assert_eq!(replica.memory_per_gpu, crate::base::Bytes::gib(70));
+    let odd = json!({"name": "chat", "replicas": 1, "heads": 24, "shapes": [{"tensor": 5}]});
+    let answer = solved(&json!({"hosts": [host("a", "r", 8, 8)], "services": [odd]}));
+    let why = answer.services[0].unplaced.as_deref();
+    assert_eq!(why, Some("24 attention heads cannot be divided by 5"));
+}
+
+#[test]
+fn the_same_world_has_the_same_answer() {
+    let world = json!({
+        "hosts": (0..12).map(|i| host(&format!("h{i}"), &format!("r{}", i / 4), 8, if i % 3 == 0 { 4 } else { 8 })).collect::<Vec<_>>(),
+        "services": (0..30).map(|i| {
+            let s = service(&format!("s{i}"), 1 + i % 3, [1, 2, 4, 3][i as usize % 4], 1);
+            with(with(s, "weights_bytes", json!("9GiB")), "weights_on", json!([format!("h{}", i % 12)]))
+        }).collect::<Vec<_>>(),
+    });
+    let answer = solved(&world);
+    assert_eq!(answer, solved(&world));
+    assert_eq!(level(&answer, "domains"), 0);
+}
+
+#[test]
+fn nothing_at_all_is_a_world_too() {
+    let answer = solved(&json!({"hosts": [], "services": []}));
+    assert!(answer.proven_optimal);
+    let answer = solved(&json!({"hosts": [], "services": [service("chat", 2, 1, 1)]}));
+    assert_eq!((answer.placed, answer.wanted), (0, 2));
+    let answer = solved(
+        &json!({"hosts": [{"name": "a", "gpus": []}], "services": [service("chat", 0, 1, 1)]}),
+    );
+    assert!(answer.proven_optimal);
+    assert_eq!(answer.largest_gang, 0);
+}

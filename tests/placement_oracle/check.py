@@ -1,0 +1,242 @@
+"""What a placement is worth and whether it is allowed, from docs/placement.md alone."""
+
+import math
+
+from worlds import REQUIREMENTS
+
+
+def shape_need(service, shape):
+    kv = service.get("kv_heads")
+    divided = min(kv, shape["tensor"]) if kv else shape["tensor"]
+    over = divided * shape["pipeline"] * shape["data"]
+    return shape["memory"] + -(-service.get("kv_bytes", 0) // over)
+
+
+def full(shape):
+    return {"tensor": 1, "pipeline": 1, "data": 1, "memory": 0, **shape}
+
+
+def gpus_of(shape):
+    return shape["tensor"] * shape["pipeline"] * shape["data"]
+
+
+def shape_allowed(service, shape):
+    t = shape["tensor"]
+    if service.get("heads") and service["heads"] % t:
+        return False
+    kv = service.get("kv_heads")
+    return not kv or (kv % t == 0 if t <= kv else t % kv == 0)
+
+
+class World:
+    """A world with what follows from it."""
+
+    def __init__(self, world):
+        self.world = world
+        self.hosts = {h["name"]: h for h in world["hosts"]}
+        self.services = {s["name"]: dict(s, shapes=[full(x) for x in s["shapes"]]) for s in world["services"]}
+        self.headroom = world.get("headroom_percent", 5)
+        self.gpus = {(h["name"], g["index"]): g for h in world["hosts"] for g in h["gpus"]}
+        self.running = []
+        own = {}
+        for r in world.get("placements", []):
+            service = self.services[r["service"]]
+            count = sum(len(x["gpus"]) for x in r["ranks"])
+            shape = r.get("shape")
+            if shape:
+                shape = full(shape)
+                same = [x for x in service["shapes"] if all(x[k] == shape[k] for k in ("tensor", "pipeline", "data"))]
+                shape = same[0] if same else shape
+            else:
+                shape = next((x for x in service["shapes"] if gpus_of(x) == count), None)
+            memory = r.get("memory", shape_need(service, shape) if shape else 0)
+            movable = r.get("movable", service.get("movable", True))
+            self.running.append(dict(r, shape=shape, movable=movable))
+            for rank in r["ranks"]:
+                for g in rank["gpus"]:
+                    own[rank["host"], g] = memory
+        for key, gpu in self.gpus.items():
+            free = gpu.get("memory_free")
+            total = gpu["memory_total"]
+            gpu["_free"] = total if free is None else min(total, free + own.get(key, 0))
+        self.blocked = set()
+        for h in world["hosts"]:
+            if not h.get("up", True) or h.get("cordoned") or h.get("draining"):
+                self.block(h["name"])
+            self.blocked.update((h["name"], g["index"]) for g in h["gpus"] if g.get("health", "ok") != "ok")
+        for x in world.get("reservations", []) + world.get("cordons", []):
+            self.block(x["host"], x.get("gpus"))
+        for r in self.running:
+            if not r["movable"]:
+                for rank in r["ranks"]:
+                    self.block(rank["host"], rank["gpus"])
+            r["alive"] = all(
+                self.hosts[x["host"]].get("up", True)
+                and all(self.gpus[x["host"], g].get("health", "ok") == "ok" for g in x["gpus"])
+                for x in r["ranks"])
+            r["ranks_count"] = len(r["ranks"]) if r["alive"] else 0
+            r["can_stay"] = not r["movable"] or self.may_stay(r)
+        self.has = {}
+        for name, s in self.services.items():
+            self.has[name] = set(s.get("weights_on", []))
+            self.has[name].update(x["host"] for r in self.running if r["service"] == name for x in r["ranks"]
+                                  if self.hosts[x["host"]].get("up", True))
+        self.quota = {}
+        for name, s in self.services.items():
+            usable = {h for h in self.hosts for shape in s["shapes"]
+                      if shape_allowed(s, shape) and self.part_fits(s, shape, h)}
+            domains = {self.domain(s, h) for h in usable}
+            self.quota[name] = -(-s["replicas"] // max(1, len(domains)))
+
+    def block(self, host, gpus=None):
+        for g in self.hosts[host]["gpus"]:
+            if gpus is None or g["index"] in gpus:
+                self.blocked.add((host, g["index"]))
+
+    def model(self, key):
+        return self.gpus[key].get("model", ""), self.gpus[key]["memory_total"]
+
+    def needed(self, service, shape, key):
+        share = int(self.gpus[key]["memory_total"] * service.get("memory_share", 0))
+        return max(shape_need(service, shape), share)
+
+    def meets(self, service, key):
+        require = service.get("require")
+        ok = require is None or REQUIREMENTS[require](self.hosts[key[0]], self.gpus[key])
+        return ok and (not service.get("hosts") or key[0] in service["hosts"])
+
+    def suits(self, service, shape, key):
+        """A GPU that a new rank may use, once what may move is gone."""
+        return (key not in self.blocked and self.meets(service, key)
+                and self.gpus[key]["_free"] >= self.needed(service, shape, key)
+                and not (self.gpus[key].get("mig") and gpus_of(shape) > 1))
+
+    def part_fits(self, service, shape, host):
+        counts = {}
+        for g in self.hosts[host]["gpus"]:
+            key = host, g["index"]
+            if self.suits(service, shape, key):
+                counts[self.model(key)] = counts.get(self.model(key), 0) + 1
+        return any(n >= shape["tensor"] for n in counts.values())
+
+    def tight(self, service, shape, key):
+        left = self.gpus[key]["_free"] - self.needed(service, shape, key)
+        return max(left, 0) * 100 < self.gpus[key]["memory_total"] * self.headroom
+
+    def link(self, keys):
+        if len(keys) == 1:
+            return 0
+        for cost, of in ((0, "island"), (1, "numa")):
+            values = {None if of == "island" and self.gpus[k].get("mig") else self.gpus[k].get(of) for k in keys}
+            if len(values) == 1 and None not in values:
+                return cost
+        return 2
+
+    def domain(self, service, host):
+        spread = service.get("spread", "none")
+        return {"none": "", "host": host}.get(spread, self.hosts[host].get(spread, ""))
+
+    def rack(self, host):
+        return self.hosts[host].get("rack", "")
+
+    def groups(self, ranks, tensor):
+        flat = [(r["host"], g) for r in ranks for g in r["gpus"]]
+        return [flat[i:i + tensor] for i in range(0, len(flat), tensor)]
+
+    def span(self, ranks):
+        return 3 * (len(ranks) - 1) + len({self.rack(r["host"]) for r in ranks}) - 1
+
+    def worst_link(self, service):
+        return {"nvlink": 0, "numa": 1, "any": 2}[service.get("link", "any")]
+
+    def may_stay(self, r):
+        service, shape = self.services[r["service"]], r["shape"]
+        if not r["alive"] or shape is None or shape not in service["shapes"] or not shape_allowed(service, shape):
+            return False
+        keys = [(x["host"], g) for x in r["ranks"] for g in x["gpus"]]
+        return (all(self.meets(service, k) for k in keys)
+                and not any(self.hosts[x["host"]].get("draining") for x in r["ranks"])
+                and len({self.model(k) for k in keys}) == 1
+                and len({len(x["gpus"]) for x in r["ranks"]}) == 1
+                and all(len(x["gpus"]) % shape["tensor"] == 0 for x in r["ranks"])
+                and all(self.link(g) <= self.worst_link(service) for g in self.groups(r["ranks"], shape["tensor"])))
+
+    def islands(self):
+        """GPUs that new ranks may use, by island; one without links is alone."""
+        out = {}
+        for (host, index), gpu in self.gpus.items():
+            if (host, index) not in self.blocked:
+                island = gpu.get("island") if not gpu.get("mig") else None
+                out.setdefault((host, island, None if island is not None else index), set()).add((host, index))
+        return out
+
+
+def check(world, answer):
+    """The levels of an answer; AssertionError if it breaks a rule or says what is not so."""
+    w = World(world)
+    taken, stay, on = {}, set(), {}
+    unplaced, crowded, link, tight = {}, {}, 0, 0
+    assert [s["name"] for s in answer["services"]] == [s["name"] for s in world["services"]]
+    for s in answer["services"]:
+        service = w.services[s["name"]]
+        assert s["wanted"] == service["replicas"] and s["placed"] == len(s["replicas"]) <= s["wanted"], s["name"]
+        priority = service.get("priority", 0)
+        unplaced[priority] = unplaced.get(priority, 0) + s["wanted"] - s["placed"]
+        assert len({r["replica"] for r in s["replicas"]}) == s["placed"], "numbers twice"
+        for r in s["replicas"]:
+            shape, ranks = r["shape"], r["ranks"]
+            name = f"{s['name']}/{r['replica']}"
+            assert r["state"] in ("stays", "moves", "starts")
+            old = [x for x in w.running if x["service"] == s["name"] and x["replica"] == r["replica"]]
+            assert bool(old) == (r["state"] != "starts"), f"{name}: {r['state']}"
+            same = [{"host": x["host"], "gpus": x["gpus"]} for x in ranks]
+            if r["state"] == "stays":
+                assert old[0]["can_stay"] and same == [{"host": x["host"], "gpus": x["gpus"]} for x in old[0]["ranks"]]
+                stay.add((s["name"], r["replica"]))
+            else:
+                assert shape in service["shapes"] and shape_allowed(service, shape), name
+                assert len({len(x["gpus"]) for x in ranks}) == 1, f"{name}: ranks are not equal"
+                assert len({x["host"] for x in ranks}) == len(ranks)
+                assert sum(len(x["gpus"]) for x in ranks) == gpus_of(shape), name
+                keys = [(x["host"], g) for x in ranks for g in x["gpus"]]
+                for key in keys:
+                    assert w.suits(service, shape, key), f"{name}: GPU {key} may not be used"
+                assert len({w.model(k) for k in keys}) == 1, f"{name}: different GPUs"
+            for x in ranks:
+                assert [g for group in x["groups"] for g in group] == x["gpus"]
+                for group in x["groups"]:
+                    assert len(group) == shape["tensor"], f"{name}: a group is not whole"
+                    cost = w.link([(x["host"], g) for g in group])
+                    assert r["state"] == "stays" or cost <= w.worst_link(service), f"{name}: link"
+                    link += cost
+                for g in x["gpus"]:
+                    key = x["host"], g
+                    assert key not in taken, f"{name} and {taken[key]} both on {key}"
+                    taken[key] = name
+                    tight += w.tight(service, shape, key)
+                on.setdefault(s["name"], set()).add(x["host"])
+            link += w.span(ranks)
+            if service.get("spread", "none") != "none":
+                for d in {w.domain(service, x["host"]) for x in ranks}:
+                    crowded[s["name"], d] = crowded.get((s["name"], d), 0) + 1
+    for r in w.running:
+        assert r["movable"] or (r["service"], r["replica"]) in stay, f"{r['service']} was moved"
+    moves = sum(r["ranks_count"] for r in w.running if (r["service"], r["replica"]) not in stay)
+    copies = {(s, h) for s, hosts in on.items() for h in hosts - w.has[s] if w.services[s].get("weights_bytes", 0)}
+    assert copies == {(c["service"], c["host"]) for c in answer["copies"]}
+    hole = max([len(keys - set(taken)) for keys in w.islands().values()] or [0])
+    levels = {
+        "domains": sum(max(0, n - w.quota[s]) for (s, _), n in crowded.items()),
+        "moves": moves,
+        "link": link,
+        "headroom": tight,
+        "weights": sum(w.services[s]["weights_bytes"] for s, _ in copies),
+        "fragmentation": hole,
+    }
+    said = {x["name"]: x for x in answer["objective"]}
+    assert said["placed"]["value"] == sum(s["placed"] for s in answer["services"])
+    assert {p["priority"]: p["wanted"] - p["placed"] for p in said["placed"]["by_priority"]} == unplaced
+    for name, value in levels.items():
+        assert said[name]["value"] == value, f"{name} is {value}, said {said[name]['value']}"
+    return [unplaced[p] for p in sorted(unplaced, reverse=True)] + [
+        levels[x] for x in ("domains", "moves", "link", "headroom", "weights")] + [-hole]

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Compares `gpudeck place` with CP-SAT on random worlds.
+
+  oracle.py PROGRAM small FROM TO     every answer is allowed and says what is so; where both prove the optimum they agree
+  oracle.py PROGRAM farm|lost FROM TO --limit MS     the figures: how far from CP-SAT's optimum, and how fast
+  oracle.py - small|farm|lost SEED    print the world
+
+Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import check
+import worlds
+
+
+def place(program, world, *options):
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(world, file)
+        file.flush()
+        command = [program, *options[:0], "place", file.name, "--output", "json", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def small(args):
+    import cpsat
+
+    both = ours = 0
+    for seed in range(args.first, args.last):
+        world = worlds.small(seed)
+        try:
+            answer = place(args.program, world, "--time-limit", "20s", "--steps", "20000")
+            levels = check.check(world, answer)
+            best, proven = cpsat.solve(world, limit=20, workers=2)
+            ours += answer["proven_optimal"]
+            if answer["proven_optimal"] and all(proven):
+                both += 1
+                assert levels == best, f"levels {levels}, CP-SAT {best}"
+            assert levels >= best or not all(proven), f"better than the optimum: {levels}, CP-SAT {best}"
+            bounds = {x["name"]: x["bound"] for x in answer["objective"]}
+            if all(proven):
+                said = [p["wanted"] - p["bound"] for p in answer["objective"][0]["by_priority"]]
+                said += [bounds[n] for n in ("domains", "moves", "link", "headroom", "weights")]
+                said.append(-bounds["fragmentation"])
+                assert said <= best, f"bounds {said} beyond the optimum {best}"
+        except AssertionError as error:
+            print(f"seed {seed}: {error}", file=sys.stderr)
+            raise
+    return {"worlds": args.last - args.first, "proven": ours, "proven_by_both": both}
+
+
+def figures(args):
+    import cpsat
+
+    rows = []
+    for seed in range(args.first, args.last):
+        world = worlds.KINDS[args.kind](seed)
+        answer = place(args.program, world, "--time-limit", f"{args.limit}ms")
+        levels = check.check(world, answer)
+        search = answer["search"]
+        row = {"seed": seed, "levels": levels, "first_ms": search["first_feasible_ms"], "ms": search["elapsed_ms"]}
+        if args.kind == "farm":
+            best, proven = cpsat.solve(world, limit=args.cpsat, workers=2, log=lambda t: print(t, file=sys.stderr))
+            row.update(cpsat=best, proven=proven)
+            row["placed_lost"] = sum(levels[:-6]) - sum(best[:-6])
+            row["bytes_ratio"] = levels[-2] / best[-2] if best[-2] else 1.0
+        else:
+            moved = sum(m["serving"] for m in answer["moves"])
+            row.update(moves=len(answer["moves"]), serving_moved=moved)
+        print(json.dumps(row), file=sys.stderr)
+        rows.append(row)
+    out = {"worlds": len(rows), "first_ms": statistics.median(r["first_ms"] for r in rows),
+           "ms": statistics.median(r["ms"] for r in rows)}
+    if args.kind == "farm":
+        out["bytes_ratio_median"] = statistics.median(r["bytes_ratio"] for r in rows)
+        out["bytes_ratio_worst"] = max(r["bytes_ratio"] for r in rows)
+        out["placed_lost"] = sum(r["placed_lost"] for r in rows)
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("kind", choices=sorted(worlds.KINDS))
+    parser.add_argument("first", type=int)
+    parser.add_argument("last", type=int, nargs="?")
+    parser.add_argument("--limit", type=int, default=100, help="milliseconds for gpudeck")
+    parser.add_argument("--cpsat", type=float, default=60, help="seconds for CP-SAT")
+    args = parser.parse_args()
+    if args.last is None:
+        args.last = args.first + 1
+    if args.program == "-":
+        print(json.dumps(worlds.KINDS[args.kind](args.first)))
+        return
+    print(json.dumps(small(args) if args.kind == "small" else figures(args)))
+
+
+if __name__ == "__main__":
+    main()
