@@ -68,6 +68,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "it keeps releases and how they ended, whose types are `rollout`'s",
     ),
     ("src/cli/init", "spec", "`init` writes the first deck.toml: there is no controller yet"),
+    ("src/cli/ssh_config", "ssh", "`ssh-config` shows how SSH would reach a host, without a deck"),
     ("src/cli/init", "revision", "`init` makes the deck's repository: there is no controller yet"),
 ];
 

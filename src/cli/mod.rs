@@ -16,6 +16,7 @@ pub mod questions;
 pub mod rollout;
 pub mod screen;
 pub mod show;
+pub mod ssh_config;
 pub mod table;
 
 use std::process::ExitCode;
@@ -81,6 +82,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
