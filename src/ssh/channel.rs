@@ -116,6 +116,11 @@ impl RusshConnection {
         self.end.borrow().is_some() || self.cut.is_cancelled() || self.handle.is_closed()
     }
 
+    /// Why it ended, once it has.
+    pub(super) fn end(&self) -> watch::Receiver<Option<String>> {
+        self.end.clone()
+    }
+
     /// A byte stream to another machine, made by the server.
     pub(super) async fn tunnel(
         &self,

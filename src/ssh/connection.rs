@@ -18,7 +18,7 @@ use super::handler::{Client, Judge};
 use super::known_hosts::{self, KnownHosts, Verdict};
 use super::pace::Turn;
 use super::proposal::{KnownKinds, NothingLeft, proposal};
-use super::way::{self, Kept, Way};
+use super::way::{self, Way};
 use super::{Questions, SshError};
 use crate::base::text;
 
@@ -174,7 +174,8 @@ async fn attempt(
 ) -> Result<RusshConnection, Stop> {
     let limits = endpoint.timeouts(options);
     on_phase(Phase::Tcp);
-    let Way { stream, kept, loopback } = way::open(endpoint, options, questions, on_phase).await?;
+    let Way { stream, mut kept, loopback } =
+        way::open(endpoint, options, questions, on_phase).await?;
 
     on_phase(Phase::Handshake);
     let (judge, kinds) = judge(endpoint, loopback)?;
@@ -192,6 +193,7 @@ async fn attempt(
     };
     let cut = CancellationToken::new();
     let guard = cut.clone().drop_guard();
+    kept.end_together(cut.clone(), end_sender.clone());
     let turn = Arc::new(Turn::default());
     let heard = Heard::new();
     let waiting = options.pace.take(&endpoint.address(), Arc::clone(&turn));
@@ -203,8 +205,13 @@ async fn attempt(
             Ok(Ok(handle)) => handle,
             Ok(Err(error)) => {
                 let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).take();
-                return Err(refused_key(endpoint, shown)
-                    .unwrap_or_else(|| Stop::Error(handshake_error(endpoint, &error, &kept))));
+                if let Some(stop) = refused_key(endpoint, shown) {
+                    return Err(stop);
+                }
+                if let Some(why) = kept.said().await {
+                    return Err(SshError::ProxyCommand { why }.into());
+                }
+                return Err(handshake_error(endpoint, &error).into());
             }
         };
         on_phase(Phase::Auth);
@@ -289,10 +296,7 @@ fn refused_key(endpoint: &Endpoint, shown: Option<(PublicKey, Verdict)>) -> Opti
     })
 }
 
-fn handshake_error(endpoint: &Endpoint, error: &russh::Error, kept: &Kept) -> SshError {
-    if let Some(why) = kept.said() {
-        return SshError::ProxyCommand { why };
-    }
+fn handshake_error(endpoint: &Endpoint, error: &russh::Error) -> SshError {
     match error {
         russh::Error::IO(_) | russh::Error::Disconnect | russh::Error::HUP => {
             SshError::Closed { why: "the server hung up during the handshake".to_owned() }

@@ -76,6 +76,17 @@ pub(super) struct Client {
     pub(super) end: watch::Sender<Option<String>>,
 }
 
+impl Drop for Client {
+    /// However the session ends, those who wait for its end are told.
+    fn drop(&mut self) {
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert_with(|| "the server hung up".to_owned());
+            first
+        });
+    }
+}
+
 // Every channel a server could ask us to open is refused: russh accepts them by default.
 impl Handler for Client {
     type Error = russh::Error;

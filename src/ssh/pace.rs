@@ -120,7 +120,8 @@ mod tests {
             });
         }
         tokio::task::yield_now().await;
-        let done = tokio::time::timeout(Duration::from_secs(30), one(&pace, "good", async { 7 })).await;
+        let done =
+            tokio::time::timeout(Duration::from_secs(30), one(&pace, "good", async { 7 })).await;
         assert_eq!(done, Ok(7));
     }
 

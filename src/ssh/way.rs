@@ -8,7 +8,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::channel::RusshConnection;
 use super::config::{AddressFamily, Route};
@@ -25,15 +28,44 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
 /// What must live as long as the stream.
 #[derive(Default)]
 pub(super) struct Kept {
-    _jump: Option<Arc<RusshConnection>>,
+    jump: Option<Arc<RusshConnection>>,
     child: Option<Proxy>,
+    /// Held for its end alone.
+    link: Option<AbortOnDropHandle<()>>,
 }
 
 impl Kept {
-    /// What a proxy command has written to its standard error.
-    pub(super) fn said(&self) -> Option<String> {
-        let said = self.child.as_ref()?.stderr.tail();
-        let said = text::clean(said.trim(), 200);
+    /// From now on, what goes over a jump host ends with it: a channel of a connection that is
+    /// gone does not say so by itself.
+    pub(super) fn end_together(
+        &mut self,
+        cut: CancellationToken,
+        end: watch::Sender<Option<String>>,
+    ) {
+        let Some(jump) = &self.jump else { return };
+        // Not the connection itself: it would be held for ever.
+        let mut lost = jump.end();
+        let link = tokio::spawn(async move {
+            let why = match lost.wait_for(Option::is_some).await {
+                Ok(why) => why.clone().unwrap_or_default(),
+                Err(_) => String::new(),
+            };
+            end.send_if_modified(|end| {
+                let first = end.is_none();
+                end.get_or_insert_with(|| format!("the jump host was lost: {why}"));
+                first
+            });
+            cut.cancel();
+        });
+        self.link = Some(AbortOnDropHandle::new(link));
+    }
+
+    /// What a proxy command that ended has written to its standard error.
+    pub(super) async fn said(&mut self) -> Option<String> {
+        let child = self.child.as_mut()?;
+        // It comes in beside the end of its output.
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut child.draining).await;
+        let said = text::clean(child.stderr.tail().trim(), 200);
         (!said.is_empty()).then_some(said)
     }
 }
@@ -72,12 +104,12 @@ pub(super) async fn open(
             };
             let connection = options.jumps.get(&jump, options, questions).await.map_err(over)?;
             let stream = connection.tunnel(&config.host_name, config.port).await.map_err(over)?;
-            let kept = Kept { _jump: Some(connection), child: None };
+            let kept = Kept { jump: Some(connection), ..Kept::default() };
             Ok(Way { stream: Box::new(stream), kept, loopback: false })
         }
         Route::Command(command) => {
             let (stream, child) = proxy(command)?;
-            let kept = Kept { _jump: None, child: Some(child) };
+            let kept = Kept { child: Some(child), ..Kept::default() };
             Ok(Way { stream, kept, loopback: false })
         }
     }
