@@ -73,6 +73,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
     ("src/cli/place", "placement", "`place` solves a world from a file: there is no controller"),
     ("src/cli/init", "spec", "`init` writes the first deck.toml: there is no controller yet"),
+    ("src/cli/ssh_config", "ssh", "`ssh-config` shows how SSH would reach a host, without a deck"),
     ("src/cli/init", "revision", "`init` makes the deck's repository: there is no controller yet"),
 ];
 

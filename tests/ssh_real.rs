@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use gpudeck::base::Hint;
-use gpudeck::ssh::connection::Timeouts;
 use gpudeck::ssh::{
-    ConnectOptions, Connection, Endpoint, ExitStatus, KeyRing, LocalConnection, NoQuestions,
-    Questions, RusshConnection, SshError, Target, connect, run,
+    Agents, ConfigFiles, ConnectOptions, Connection, Endpoint, ExitStatus, LocalConnection,
+    NoQuestions, Place, Questions, RusshConnection, SshError, Target, Timeouts, connect, run,
 };
 use secrecy::SecretString;
 use ssh_support::{Sshd, Tarpit, free_port, keygen, lab, tool, until};
@@ -56,12 +55,15 @@ impl Questions for Person {
 }
 
 fn options(home: &Path) -> ConnectOptions {
+    let mut place = Place::here();
+    place.home = home.to_owned();
     ConnectOptions {
-        config_text: "".into(),
-        home: home.to_owned(),
-        local_user: "root".to_owned(),
-        agent_socket: None,
-        key_ring: Arc::new(KeyRing::default()),
+        config: ConfigFiles::Text("".into()),
+        place,
+        agents: Arc::default(),
+        key_ring: Arc::default(),
+        jumps: Arc::default(),
+        pace: Arc::default(),
         timeouts: Timeouts::default(),
     }
 }
@@ -82,7 +84,7 @@ async fn try_connect(
     options: &ConnectOptions,
     questions: &dyn Questions,
 ) -> Result<RusshConnection, SshError> {
-    let endpoint = Endpoint::resolve(target, options);
+    let endpoint = Endpoint::resolve(target, options)?;
     connect(&endpoint, options, questions, &|_| ()).await
 }
 
@@ -198,7 +200,7 @@ async fn a_reader_who_never_reads_loses_the_channel_and_nothing_else() {
     assert_eq!(says(&connection, "echo beside").await, "beside\n");
     let mut all = Vec::new();
     assert!(unread.stdout.read_to_end(&mut all).await.is_err());
-    assert!(all.len() <= gpudeck::ssh::connection::MAX_UNREAD_BYTES);
+    assert!(all.len() <= gpudeck::ssh::channel::MAX_UNREAD_BYTES);
 }
 
 // ── keys ────────────────────────────────────────────────────────────────────────────────────
@@ -319,7 +321,7 @@ async fn the_agents_keys_let_us_in() {
         let mut target = target(&server, &server.known_hosts("ed25519"));
         target.identity_files = Vec::new();
         let mut options = options(server.dir.path());
-        options.agent_socket = Some(agent.socket.clone());
+        options.agents = Arc::new(Agents::new(Some(agent.socket.clone())));
         let connection = try_connect(&target, &options, &NoQuestions).await.unwrap();
         assert_eq!(says(&connection, "id -un").await, "root\n");
     }
@@ -339,13 +341,13 @@ async fn an_agent_with_many_keys_offers_the_named_one_first() {
         agent.add(&key).await;
     }
     let mut options = options(server.dir.path());
-    options.agent_socket = Some(agent.socket.clone());
+    options.agents = Arc::new(Agents::new(Some(agent.socket.clone())));
     let target = target(&server, &server.known_hosts("ed25519"));
     let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
     assert!(error.to_string().contains("hung up"), "{error}");
     agent.add(&server.user_key()).await;
     try_connect(&target, &options, &NoQuestions).await.unwrap();
-    options.config_text = "Host box\nIdentitiesOnly yes\n".into();
+    options.config = ConfigFiles::Text("Host box\nIdentitiesOnly yes\n".into());
     try_connect(&target, &options, &NoQuestions).await.unwrap();
 }
 
@@ -463,7 +465,11 @@ async fn the_ways_not_to_get_there_have_names() {
     let home = tempfile::tempdir().unwrap();
     let mut options = options(home.path());
     options.timeouts.handshake = Duration::from_millis(300);
-    options.config_text = "Host far\nProxyJump bastion\n".into();
+    options.config = ConfigFiles::Text(
+        "Host far\nProxyJump no-such-bastion.invalid\nHost round\nProxyJump about\n\
+         Host about\nProxyJump round\n"
+            .into(),
+    );
     let to = |name: &str, port: u16| Target {
         name: name.to_owned(),
         port: Some(port),
@@ -479,7 +485,9 @@ async fn the_ways_not_to_get_there_have_names() {
     assert!(matches!(error, SshError::NameNotFound { .. }), "{error}");
 
     let error = try_connect(&to("far", 22), &options, &NoQuestions).await.err().unwrap();
-    assert!(error.to_string().contains("ProxyJump bastion"), "{error}");
+    assert!(error.to_string().contains("jump host no-such-bastion.invalid"), "{error}");
+    let error = try_connect(&to("round", 22), &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::JumpLoop { .. }), "{error}");
 
     let tarpit = Tarpit::start();
     let since = Instant::now();
@@ -504,34 +512,4 @@ async fn a_killed_server_is_noticed() {
     let status = tokio::time::timeout(limit, running.control.wait()).await.unwrap();
     assert_eq!(status, ExitStatus::Lost);
     assert!(connection.exec("echo").await.is_err());
-}
-
-/// Our reading of a configuration is OpenSSH's own.
-#[test]
-fn the_configuration_is_read_as_ssh_reads_it() {
-    if !lab() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("config");
-    let text = "Host a* !ab\n  HostName=%h.example\n  Port 2201\nHost ab\n\tUser \"some one\"\n\
-                Host * # all\n User u\nPort 2202\nIdentityFile /k/%h\nStrictHostKeyChecking accept-new\n\
-                IdentitiesOnly yes\nUserKnownHostsFile /x/1 /x/2\n";
-    fs::write(&file, text).unwrap();
-    for host in ["aa", "ab", "b", "A"] {
-        let theirs = tool("ssh", &["-G", "-F", file.to_str().unwrap(), host]);
-        let value = |key: &str| {
-            theirs.lines().find_map(|l| l.strip_prefix(&format!("{key} "))).unwrap_or("").to_owned()
-        };
-        let ours = gpudeck::ssh::resolve(text, host, Path::new("/home/u"));
-        let name = ours.host_name.clone().unwrap_or_else(|| host.to_owned());
-        // ssh shows names in lower case.
-        assert_eq!(name.to_lowercase(), value("hostname"), "{host}");
-        assert_eq!(ours.port.unwrap().to_string(), value("port"), "{host}");
-        assert_eq!(ours.user.unwrap(), value("user"), "{host}");
-        assert_eq!(ours.identities_only, value("identitiesonly") == "yes");
-        let files: Vec<_> =
-            ours.user_known_hosts_files.iter().map(|f| f.display().to_string()).collect();
-        assert_eq!(files.join(" "), value("userknownhostsfile"));
-    }
 }

@@ -64,6 +64,14 @@ pub enum Command {
         #[arg(long)]
         explain: bool,
     },
+    /// Show how a host is reached, in the format of `ssh -G`
+    SshConfig {
+        /// As `ssh` takes it: [USER@]HOST
+        host: String,
+        /// Read this file instead of ~/.ssh/config and the system's
+        #[arg(short = 'F', value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Show what an apply would do: exit code 0 nothing, 2 changes, 1 error
     Plan {
         /// Which service

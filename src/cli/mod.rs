@@ -22,6 +22,7 @@ pub mod questions;
 pub mod rollout;
 pub mod screen;
 pub mod show;
+pub mod ssh_config;
 pub mod table;
 
 use std::process::ExitCode;
@@ -91,6 +92,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
             place::run(args, world, *time_limit, *steps, *explain)
         }
         Command::Gateway(command) => gateway::run(args, command).await,
+        Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {

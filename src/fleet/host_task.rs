@@ -18,8 +18,8 @@ use super::{AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState,
 use crate::base::{Hint, HostName, text};
 use crate::spec::{HostSpec, Transport};
 use crate::ssh::{
-    ConnectOptions, Connection, Endpoint, KeyRing, LocalConnection, NoQuestions, Questions,
-    SshError, Target, connect,
+    ConnectOptions, Connection, Endpoint, LocalConnection, NoQuestions, Questions, SshError,
+    Target, connect,
 };
 use crate::wire::{DialAccess, DialTarget, Reply, Request};
 
@@ -33,11 +33,11 @@ const STEADY: Duration = Duration::from_secs(10);
 /// What all links of a fleet share.
 pub(super) struct Shared {
     pub(super) agent_binary: Option<PathBuf>,
-    pub(super) ssh_config: Option<PathBuf>,
     pub(super) interactive: bool,
     pub(super) in_process: Option<Arc<dyn InProcessHosts>>,
     pub(super) desk: Arc<Desk>,
-    pub(super) key_ring: Arc<KeyRing>,
+    /// What all connections share: unlocked keys, agents, jump hosts.
+    pub(super) ssh: ConnectOptions,
     /// Hashed once, when the first host needs it.
     pub(super) binary: OnceCell<AgentBinary>,
 }
@@ -325,9 +325,7 @@ impl HostTask {
         if self.spec.transport == Transport::Local {
             return Ok(Arc::new(LocalConnection::new()));
         }
-        // Read again each time, so that a corrected configuration counts at the next try.
-        let mut options = ConnectOptions::from_env(self.shared.ssh_config.as_deref())?;
-        options.key_ring = Arc::clone(&self.shared.key_ring);
+        let options = &self.shared.ssh;
         let target = Target {
             name: self.link.host.to_string(),
             address: self.spec.address.clone(),
@@ -336,9 +334,10 @@ impl HostTask {
             identity_files: self.spec.identity_files.clone(),
             known_hosts: self.spec.known_hosts.clone(),
         };
-        let endpoint = Endpoint::resolve(&target, &options);
-        if !endpoint.warnings.is_empty() {
-            let text = format!("SSH configuration: {}", endpoint.warnings.join("; "));
+        // Read again each time, so that a corrected configuration counts at the next try.
+        let endpoint = Endpoint::resolve(&target, options)?;
+        if !endpoint.config.warnings.is_empty() {
+            let text = format!("SSH configuration: {}", endpoint.config.warnings.join("; "));
             self.outbox.put(FleetEvent::Warning {
                 host: self.link.host.clone(),
                 text: text::clean(&text, 600),
@@ -352,7 +351,7 @@ impl HostTask {
         let questions: &dyn Questions =
             if self.shared.interactive { &asking } else { &NoQuestions };
         let on_phase = |phase| self.outbox.phase(format!("{phase}"));
-        let connection = connect(&endpoint, &options, questions, &on_phase).await?;
+        let connection = connect(&endpoint, options, questions, &on_phase).await?;
         Ok(Arc::new(connection))
     }
 }

@@ -16,7 +16,7 @@ use super::outbox::Outbox;
 use super::{FleetEvent, HostLink};
 use crate::base::HostName;
 use crate::spec::HostSpec;
-use crate::ssh::{Connection, KeyRing};
+use crate::ssh::{ConnectOptions, Connection};
 
 /// How a fleet is reached.
 #[derive(Clone, Debug, Default)]
@@ -67,11 +67,10 @@ impl Fleet {
     pub fn new(options: FleetOptions, events: mpsc::Sender<FleetEvent>) -> Self {
         let shared = Shared {
             agent_binary: options.agent_binary,
-            ssh_config: options.ssh_config,
             interactive: options.interactive,
             in_process: options.in_process,
             desk: Arc::new(Desk::default()),
-            key_ring: Arc::new(KeyRing::default()),
+            ssh: ConnectOptions::from_env(options.ssh_config.as_deref()),
             binary: OnceCell::new(),
         };
         Self { shared: Arc::new(shared), events, hosts: Mutex::default() }
@@ -128,7 +127,7 @@ impl Fleet {
 
     /// Tries a host that is down again now; passphrases that were not given are asked for again.
     pub fn reconnect(&self, host: &HostName) -> bool {
-        self.shared.key_ring.ask_again();
+        self.shared.ssh.key_ring.ask_again();
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = hosts.entries.get(host);
         if let Some(entry) = entry {

@@ -1,118 +1,29 @@
-//! Logging in: the keys of the SSH agent first, then identity files.
+//! Logging in, in OpenSSH's order: keys (an agent's first), the server's own questions, a password.
 //!
 //! A passphrase is never asked for while a connection waits (servers hang up after two minutes):
-//! the login ends with [`Login::Locked`], the key is unlocked in the [`KeyRing`], and the
-//! connection is made again.
+//! the login ends with [`Login::Locked`], the key is unlocked in the [`super::KeyRing`], and the
+//! connection is made again. What a server itself asks must be asked while it waits.
 
-use std::collections::HashMap;
-use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use russh::MethodKind;
-use russh::client::{AuthResult, Handle, Handler};
-use russh::keys::agent::AgentIdentity;
-use russh::keys::agent::client::AgentClient;
-use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, decode_secret_key};
-use secrecy::ExposeSecret;
-use tokio::net::UnixStream;
-use zeroize::Zeroizing;
+use russh::client::{AuthResult, Handle, Handler, KeyboardInteractiveAuthResponse as Reply};
+use russh::keys::HashAlg;
+use russh::{MethodKind, MethodSet};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
 
-use super::connection::Endpoint;
+use super::endpoint::{ConnectOptions, Endpoint};
+use super::identity::{Identities, Identity, Signer, algorithm_name, gather};
 use super::{Questions, SshError};
 use crate::base::text;
 
-/// Longest private key file that is read, in bytes.
-const MAX_KEY_BYTES: u64 = 64 << 10;
-
-/// A passphrase that was not given is not asked for again for so long.
-const DECLINED_FOR: Duration = Duration::from_mins(5);
-
-/// Time for the agent to list its keys.
-const AGENT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Keys that were unlocked with a passphrase, shared by all connections: one question, not one a
-/// host. Keys are wiped when the ring goes.
-#[derive(Default)]
-pub struct KeyRing {
-    slots: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<Slot>>>>,
-}
-
-#[derive(Default)]
-enum Slot {
-    #[default]
-    Locked,
-    Unlocked(Arc<PrivateKey>),
-    Declined(Instant),
-}
-
-impl KeyRing {
-    fn slot(&self, path: &Path) -> Arc<tokio::sync::Mutex<Slot>> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry(path.to_owned()).or_default())
-    }
-
-    /// The key of `path` if it was unlocked before. Does not wait for a question in progress.
-    fn unlocked(&self, path: &Path) -> Option<Arc<PrivateKey>> {
-        match &*self.slot(path).try_lock().ok()? {
-            Slot::Unlocked(key) => Some(Arc::clone(key)),
-            Slot::Locked | Slot::Declined(_) => None,
-        }
-    }
-
-    /// Unlocks the key of `path`, asking at most three times; none when nobody knows the
-    /// passphrase. Others who need the same key wait for this answer.
-    pub async fn unlock(&self, path: &Path, questions: &dyn Questions) -> Option<Arc<PrivateKey>> {
-        let slot = self.slot(path);
-        // A queue of askers, not a lock over state others need: every key has its own.
-        let mut slot = slot.lock().await;
-        match &*slot {
-            Slot::Unlocked(key) => return Some(Arc::clone(key)),
-            Slot::Declined(at) if at.elapsed() < DECLINED_FOR => return None,
-            Slot::Locked | Slot::Declined(_) => {}
-        }
-        let text = Arc::new(read_key_file(path).ok()?);
-        let shown = text::clean(&path.display().to_string(), 120);
-        let mut prompt = format!("passphrase of {shown}");
-        for _ in 0..3 {
-            let Some(secret) = questions.secret(&prompt).await else { break };
-            let text = Arc::clone(&text);
-            // Deriving the key from a passphrase is slow on purpose.
-            let opened = tokio::task::spawn_blocking(move || {
-                decode_secret_key(&text, Some(secret.expose_secret()))
-            })
-            .await;
-            if let Ok(Ok(key)) = opened
-                && !key.is_encrypted()
-            {
-                let key = Arc::new(key);
-                *slot = Slot::Unlocked(Arc::clone(&key));
-                return Some(key);
-            }
-            prompt = format!("wrong passphrase; passphrase of {shown}");
-        }
-        *slot = Slot::Declined(Instant::now());
-        None
-    }
-
-    /// Forgets that a passphrase was not given, so that it is asked for again.
-    pub fn ask_again(&self) {
-        let slots: Vec<_> = {
-            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.values().cloned().collect()
-        };
-        for slot in slots {
-            if let Ok(mut slot) = slot.try_lock()
-                && matches!(*slot, Slot::Declined(_))
-            {
-                *slot = Slot::Locked;
-            }
-        }
-    }
-}
+/// A key that wants to be touched gets so much more time.
+const TOUCH: Duration = Duration::from_secs(45);
+/// A server that asks on and on is left.
+const MAX_QUESTIONS: usize = 20;
+/// A server that wants more factors than this is left.
+const MAX_FACTORS: usize = 6;
 
 /// What came of trying to log in.
 pub(super) enum Login {
@@ -124,229 +35,387 @@ pub(super) enum Login {
     Failed { tried: Vec<String> },
 }
 
-enum Identity {
-    Open(Arc<PrivateKey>),
-    Encrypted(Option<PublicKey>),
+/// What came of one way to log in.
+enum Step {
+    In,
+    /// It was taken, and the server wants another one of these.
+    More(MethodSet),
+    /// It was not; these are left.
+    No(MethodSet),
+    /// There is no use in going on.
+    Over,
+    Locked(Vec<PathBuf>),
 }
 
-fn read_key_file(path: &Path) -> std::io::Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    fs::File::open(path)?.take(MAX_KEY_BYTES).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn load_identity(path: &Path) -> Result<Identity, String> {
-    let text = read_key_file(path).map_err(|error| error.to_string())?;
-    match decode_secret_key(&text, None) {
-        Ok(key) if key.is_encrypted() => Ok(Identity::Encrypted(Some(key.public_key().clone()))),
-        Ok(key) => Ok(Identity::Open(Arc::new(key))),
-        Err(russh::keys::Error::KeyIsEncrypted) => {
-            let public =
-                PrivateKey::from_openssh(text.as_bytes()).ok().map(|k| k.public_key().clone());
-            Ok(Identity::Encrypted(public))
-        }
-        Err(error) => Err(text::clean(&error.to_string(), 80)),
-    }
-}
-
-/// Tries one key after the other on a fresh connection, and stops at the first that is taken:
+/// Tries one way after the other on a fresh connection, and stops at the first that is taken:
 /// russh hangs when it is asked to go on after a success.
 pub(super) async fn authenticate<H: Handler>(
     handle: &mut Handle<H>,
     endpoint: &Endpoint,
-    ring: &KeyRing,
+    options: &ConnectOptions,
+    questions: &dyn Questions,
+    skip_locked: bool,
 ) -> Result<Login, SshError> {
-    let mut attempt = Attempt { endpoint, tried: Vec::new(), offered: Vec::new() };
-    let mut locked = Vec::new();
-    let mut identities = Vec::new();
-    for path in &endpoint.identity_files {
-        let identity = match ring.unlocked(path) {
-            Some(key) => Ok(Identity::Open(key)),
-            None => load_identity(path),
-        };
-        match identity {
-            Ok(identity) => identities.push((path, identity)),
-            // The default files need not be there.
-            Err(_) if !endpoint.identity_files_named => {}
-            Err(why) => attempt.tried.push(format!("{} ({why})", shown(path))),
-        }
-    }
-    if let Some(socket) = &endpoint.agent_socket {
-        match attempt.agent(handle, socket, &identities).await {
-            Ok(Some(login)) => return Ok(login),
-            Ok(None) => {}
-            Err(why) => attempt.tried.push(format!("SSH agent ({why})")),
-        }
-    }
-    for (path, identity) in identities {
-        match identity {
-            Identity::Open(key) => {
-                if attempt.offered.contains(key.public_key().key_data()) {
-                    continue;
-                }
-                attempt.tried.push(shown(path));
-                if let Some(login) = attempt.offer_private(handle, &key).await? {
-                    return Ok(login);
-                }
-            }
-            Identity::Encrypted(public) => {
-                let seen = public.is_some_and(|p| attempt.offered.contains(p.key_data()));
-                if !seen {
-                    locked.push(path.clone());
-                }
-            }
-        }
-    }
-    if locked.is_empty() {
-        return Ok(attempt.failed());
-    }
-    Ok(Login::Locked { files: locked, tried: attempt.tried })
-}
-
-fn shown(path: &Path) -> String {
-    text::clean(&path.display().to_string(), 120)
+    let identities = if endpoint.config.pubkey_authentication {
+        gather(endpoint, options).await
+    } else {
+        Identities::default()
+    };
+    let mut attempt = Attempt {
+        limit: options.timeouts.auth,
+        tried: identities.notes.clone(),
+        endpoint,
+        options,
+        questions,
+        identities,
+        next_identity: 0,
+        skip_locked,
+    };
+    attempt.run(handle).await
 }
 
 struct Attempt<'a> {
     endpoint: &'a Endpoint,
+    options: &'a ConnectOptions,
+    questions: &'a dyn Questions,
+    limit: Duration,
     tried: Vec<String>,
-    offered: Vec<KeyData>,
+    identities: Identities,
+    next_identity: usize,
+    skip_locked: bool,
+}
+
+const METHODS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
+
+fn has(methods: &MethodSet, name: &str) -> bool {
+    let kind = match name {
+        "publickey" => MethodKind::PublicKey,
+        "keyboard-interactive" => MethodKind::KeyboardInteractive,
+        _ => MethodKind::Password,
+    };
+    methods.contains(&kind)
 }
 
 impl Attempt<'_> {
+    /// The ways we may go, in order.
+    fn ways(&self) -> Vec<&'static str> {
+        let config = &self.endpoint.config;
+        let usual: Vec<String> = METHODS.iter().map(|&m| m.to_owned()).collect();
+        let order = config.preferred_authentications.as_ref().unwrap_or(&usual);
+        order
+            .iter()
+            .filter_map(|name| METHODS.iter().find(|m| *m == name).copied())
+            .filter(|name| match *name {
+                "publickey" => config.pubkey_authentication,
+                "keyboard-interactive" => config.kbd_interactive_authentication,
+                _ => config.password_authentication,
+            })
+            .collect()
+    }
+
+    async fn run<H: Handler>(&mut self, handle: &mut Handle<H>) -> Result<Login, SshError> {
+        let ways = self.ways();
+        let mut left: Option<MethodSet> = None;
+        let keys = !self.identities.list.is_empty() || !self.identities.locked.is_empty();
+        if ways.first() != Some(&"publickey") || !keys {
+            // Asking for nothing tells which ways there are, and lets us in where none is needed.
+            let none = handle.authenticate_none(self.endpoint.config.user.clone());
+            match self.result(none).await? {
+                Step::In => return Ok(Login::In),
+                Step::No(methods) | Step::More(methods) => left = Some(methods),
+                Step::Over | Step::Locked(_) => return Ok(self.failed()),
+            }
+        }
+        for _ in 0..MAX_FACTORS {
+            let mut another = None;
+            for way in &ways {
+                if left.as_ref().is_some_and(|left| !has(left, way)) {
+                    continue;
+                }
+                let step = match *way {
+                    "publickey" => self.keys(handle).await?,
+                    "keyboard-interactive" => self.answers(handle).await?,
+                    _ => self.password(handle).await?,
+                };
+                match step {
+                    Step::In => return Ok(Login::In),
+                    Step::Over => return Ok(self.failed()),
+                    Step::Locked(files) => {
+                        let tried = std::mem::take(&mut self.tried);
+                        return Ok(Login::Locked { files, tried });
+                    }
+                    Step::No(methods) => {
+                        if !methods.is_empty() {
+                            left = Some(methods);
+                        }
+                    }
+                    Step::More(methods) => {
+                        another = Some(methods);
+                        break;
+                    }
+                }
+            }
+            let Some(methods) = another else { break };
+            left = Some(methods);
+        }
+        if let Some(left) = &left {
+            let wanted: Vec<String> =
+                left.iter().map(|kind| <&str>::from(kind).to_owned()).collect();
+            self.tried.push(format!("the server takes: {}", wanted.join(", ")));
+        }
+        Ok(self.failed())
+    }
+
     fn failed(&mut self) -> Login {
         Login::Failed { tried: std::mem::take(&mut self.tried) }
     }
 
-    /// Offers the agent's keys; `Err` says why the agent is of no use.
-    async fn agent<H: Handler>(
-        &mut self,
-        handle: &mut Handle<H>,
-        socket: &Path,
-        identities: &[(&PathBuf, Identity)],
-    ) -> Result<Option<Login>, String> {
-        let list = async {
-            let mut agent = AgentClient::<UnixStream>::connect_uds(socket)
-                .await
-                .map_err(|error| text::clean(&error.to_string(), 80))?;
-            let keys = agent
-                .request_identities()
-                .await
-                .map_err(|error| text::clean(&error.to_string(), 80))?;
-            Ok::<_, String>((agent, keys))
-        };
-        let (mut agent, keys) = tokio::time::timeout(AGENT_PATIENCE, list)
-            .await
-            .map_err(|_| "does not answer".to_owned())??;
-        let named: Vec<KeyData> = identities
-            .iter()
-            .filter_map(|(path, identity)| match identity {
-                Identity::Open(key) => Some(key.public_key().key_data().clone()),
-                Identity::Encrypted(Some(public)) => Some(public.key_data().clone()),
-                Identity::Encrypted(None) => public_half(path),
-            })
-            // A public key alone may stand for one that only the agent holds.
-            .chain(self.endpoint.identity_files.iter().filter_map(|path| public_half(path)))
-            .collect();
-        let mut wanted: Vec<(PublicKey, String)> = keys
-            .into_iter()
-            .filter_map(|identity| match identity {
-                AgentIdentity::PublicKey { key, comment } => Some((key, comment)),
-                AgentIdentity::Certificate { .. } => None,
-            })
-            .filter(|(key, _)| !self.endpoint.identities_only || named.contains(key.key_data()))
-            .collect();
-        // Named keys first: servers hang up after a few keys (MaxAuthTries).
-        wanted.sort_by_key(|(key, _)| !named.contains(key.key_data()));
-        for (key, comment) in wanted {
-            self.tried.push(format!("agent key {}", text::clean(&comment, 60)));
-            self.offered.push(key.key_data().clone());
-            for hash in hashes(handle, key.algorithm().is_rsa()).await {
-                let result = handle
-                    .authenticate_publickey_with(
-                        self.endpoint.user.clone(),
-                        key.clone(),
-                        hash,
-                        &mut agent,
-                    )
-                    .await;
-                match result {
-                    Ok(result) => {
-                        if let Some(login) = self.judge(handle, result) {
-                            return Ok(Some(login));
-                        }
-                    }
-                    // The agent would not sign with this key; the next one may do.
-                    Err(_) => break,
-                }
-            }
+    fn late(&self) -> SshError {
+        SshError::Timeout {
+            address: self.endpoint.address(),
+            phase: "logging in".to_owned(),
+            after: self.limit,
         }
-        Ok(None)
     }
 
-    async fn offer_private<H: Handler>(
+    /// Waits for a result of russh, within the limit.
+    async fn result(
         &mut self,
-        handle: &mut Handle<H>,
-        key: &Arc<PrivateKey>,
-    ) -> Result<Option<Login>, SshError> {
-        self.offered.push(key.public_key().key_data().clone());
-        for hash in hashes(handle, key.algorithm().is_rsa()).await {
-            let result = handle
-                .authenticate_publickey(
-                    self.endpoint.user.clone(),
-                    PrivateKeyWithHashAlg::new(Arc::clone(key), hash),
-                )
-                .await
-                .map_err(|error| SshError::closed(&error.to_string()))?;
-            if let Some(login) = self.judge(handle, result) {
-                return Ok(Some(login));
-            }
+        work: impl Future<Output = Result<AuthResult, russh::Error>>,
+    ) -> Result<Step, SshError> {
+        match timeout(self.limit, work).await {
+            Err(_) => Err(self.late()),
+            Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
+            Ok(Ok(result)) => Ok(self.step(result)),
         }
-        Ok(None)
     }
 
-    /// Whether the login is decided by this result.
-    fn judge<H: Handler>(&mut self, handle: &Handle<H>, result: AuthResult) -> Option<Login> {
+    fn step(&mut self, result: AuthResult) -> Step {
         match result {
-            AuthResult::Success => Some(Login::In),
-            AuthResult::Failure { partial_success: true, .. } => {
-                self.tried.push("the key was taken, but a second factor is wanted".to_owned());
-                Some(self.failed())
+            AuthResult::Success => Step::In,
+            AuthResult::Failure { partial_success: true, remaining_methods } => {
+                Step::More(remaining_methods)
             }
-            AuthResult::Failure { .. } if handle.is_closed() => {
-                self.tried.push("then the server hung up".to_owned());
-                Some(self.failed())
-            }
-            AuthResult::Failure { remaining_methods, .. } => {
-                if remaining_methods.contains(&MethodKind::PublicKey) {
-                    return None;
-                }
-                self.tried.push("the server takes no (more) keys".to_owned());
-                Some(self.failed())
-            }
+            AuthResult::Failure { remaining_methods, .. } => Step::No(remaining_methods),
         }
     }
-}
 
-/// The public key beside a private one (`FILE.pub`), or in the file itself.
-fn public_half(path: &Path) -> Option<KeyData> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".pub");
-    [PathBuf::from(beside), path.to_owned()].iter().find_map(|file| {
-        let text = read_key_file(file).ok()?;
-        PublicKey::from_openssh(text.trim()).ok().map(|key| key.key_data().clone())
-    })
-}
-
-/// The signature hashes to try: for RSA what the server names, never SHA-1.
-async fn hashes<H: Handler>(handle: &Handle<H>, rsa: bool) -> Vec<Option<HashAlg>> {
-    if !rsa {
-        return vec![None];
+    /// Offers the keys that were not offered yet.
+    async fn keys<H: Handler>(&mut self, handle: &mut Handle<H>) -> Result<Step, SshError> {
+        let mut left = MethodSet::empty();
+        while let Some(identity) = self.identities.list.get(self.next_identity).cloned() {
+            self.next_identity += 1;
+            self.tried.push(identity.label.clone());
+            for hash in self.hashes(handle, &identity).await {
+                match self.offer(handle, &identity, hash).await? {
+                    None => break,
+                    Some(Step::No(methods)) => {
+                        if handle.is_closed() {
+                            self.tried.push("then the server hung up".to_owned());
+                            return Ok(Step::Over);
+                        }
+                        if !has(&methods, "publickey") {
+                            self.tried.push("the server takes no (more) keys".to_owned());
+                            return Ok(Step::No(methods));
+                        }
+                        left = methods;
+                    }
+                    Some(step) => {
+                        if matches!(step, Step::More(_)) {
+                            self.tried.push("which was taken, and more is wanted".to_owned());
+                        }
+                        return Ok(step);
+                    }
+                }
+            }
+        }
+        let locked = std::mem::take(&mut self.identities.locked);
+        if !self.skip_locked && !locked.is_empty() {
+            return Ok(Step::Locked(locked));
+        }
+        for file in locked {
+            self.tried.push(format!("{} (encrypted, no passphrase given)", file.display()));
+        }
+        Ok(Step::No(left))
     }
-    match handle.best_supported_rsa_hash().await {
-        Ok(Some(Some(hash))) => vec![Some(hash)],
-        // The server does not say (before OpenSSH 7.2 it cannot): try both.
-        Ok(None) => vec![Some(HashAlg::Sha512), Some(HashAlg::Sha256)],
-        Ok(Some(None)) | Err(_) => Vec::new(),
+
+    /// Offers one key; none: whoever holds it would not sign.
+    async fn offer<H: Handler>(
+        &mut self,
+        handle: &mut Handle<H>,
+        identity: &Identity,
+        hash: Option<HashAlg>,
+    ) -> Result<Option<Step>, SshError> {
+        let touched = identity.key.algorithm().as_str().starts_with("sk-");
+        let limit = self.limit + if touched { TOUCH } else { Duration::ZERO };
+        let user = self.endpoint.config.user.clone();
+        let mut signer = Signer { identity, agents: &mut self.identities.agents };
+        let offered = async {
+            match &identity.certificate {
+                Some(certificate) => {
+                    let certificate = certificate.clone();
+                    handle.authenticate_certificate_with(user, certificate, hash, &mut signer).await
+                }
+                None => {
+                    let key = identity.key.clone();
+                    handle.authenticate_publickey_with(user, key, hash, &mut signer).await
+                }
+            }
+        };
+        match timeout(limit, offered).await {
+            Err(_) => Err(self.late()),
+            Ok(Err(_)) if handle.is_closed() => Err(SshError::closed("while logging in")),
+            Ok(Err(_)) => {
+                self.tried.push("which its agent would not sign with".to_owned());
+                Ok(None)
+            }
+            Ok(Ok(result)) => Ok(Some(self.step(result))),
+        }
+    }
+
+    /// The signature hashes to try: for RSA what the server names, never SHA-1.
+    async fn hashes<H: Handler>(
+        &self,
+        handle: &Handle<H>,
+        identity: &Identity,
+    ) -> Vec<Option<HashAlg>> {
+        let hashes = if identity.key.algorithm().is_rsa() {
+            match handle.best_supported_rsa_hash().await {
+                Ok(Some(Some(hash))) => vec![Some(hash)],
+                // The server does not say (before OpenSSH 7.2 it cannot): try both.
+                Ok(None) => vec![Some(HashAlg::Sha512), Some(HashAlg::Sha256)],
+                Ok(Some(None)) | Err(_) => Vec::new(),
+            }
+        } else {
+            vec![None]
+        };
+        let allowed = self.endpoint.config.pubkey_accepted_algorithms.as_ref();
+        let allows = |hash: &Option<HashAlg>| {
+            allowed.is_none_or(|list| list.contains(&algorithm_name(identity, *hash)))
+        };
+        hashes.into_iter().filter(allows).collect()
+    }
+
+    /// `user@host:port`: whose password it is.
+    fn whom(&self) -> String {
+        format!("{}@{}", self.endpoint.config.user, self.endpoint.address())
+    }
+
+    fn may_ask(&self) -> bool {
+        self.questions.can_ask()
+            && !self.endpoint.config.batch_mode
+            && !self.options.key_ring.declined(&self.whom())
+    }
+
+    async fn ask(&mut self, prompt: &str) -> Option<SecretString> {
+        let answer = self.questions.secret(&text::clean(prompt, 300)).await;
+        if answer.is_none() {
+            self.options.key_ring.decline(&self.whom());
+        }
+        answer
+    }
+
+    /// Answers what the server asks (keyboard-interactive): passwords and one-time codes.
+    async fn answers<H: Handler>(&mut self, handle: &mut Handle<H>) -> Result<Step, SshError> {
+        if !self.may_ask() {
+            self.tried.push("its questions (nobody answers)".to_owned());
+            return Ok(Step::No(MethodSet::empty()));
+        }
+        let mut left = MethodSet::empty();
+        for _ in 0..self.endpoint.config.number_of_password_prompts.clamp(1, 10) {
+            self.tried.push("answers to its questions".to_owned());
+            let user = self.endpoint.config.user.clone();
+            let start = handle.authenticate_keyboard_interactive_start(user, None);
+            let mut reply = match timeout(self.limit, start).await {
+                Err(_) => return Err(self.late()),
+                Ok(reply) => reply.map_err(|error| SshError::closed(&error.to_string()))?,
+            };
+            let mut asked = 0;
+            loop {
+                match reply {
+                    Reply::Success => return Ok(Step::In),
+                    Reply::Failure { partial_success: true, remaining_methods } => {
+                        return Ok(Step::More(remaining_methods));
+                    }
+                    Reply::Failure { remaining_methods, .. } => {
+                        left = remaining_methods;
+                        break;
+                    }
+                    Reply::InfoRequest { name, instructions, prompts } => {
+                        asked += prompts.len().max(1);
+                        if asked > MAX_QUESTIONS {
+                            self.tried.push("then it asked too much".to_owned());
+                            return Ok(Step::Over);
+                        }
+                        let about = format!("{} {}", name.trim(), instructions.trim());
+                        let mut answers = Vec::new();
+                        for prompt in prompts {
+                            let question =
+                                format!("{} asks: {about} {}", self.whom(), prompt.prompt.trim());
+                            let Some(answer) = self.ask(&question).await else {
+                                self.tried.push("which nobody answered".to_owned());
+                                return Ok(Step::Over);
+                            };
+                            answers.push(answer.expose_secret().to_owned());
+                        }
+                        let respond = handle.authenticate_keyboard_interactive_respond(answers);
+                        reply = match timeout(self.limit, respond).await {
+                            Err(_) => return Err(self.late()),
+                            Ok(reply) => {
+                                reply.map_err(|error| SshError::closed(&error.to_string()))?
+                            }
+                        };
+                    }
+                }
+            }
+            if handle.is_closed() || !has(&left, "keyboard-interactive") || asked == 0 {
+                break;
+            }
+        }
+        Ok(Step::No(left))
+    }
+
+    /// A password: the last way, and only when the server has asked for it.
+    async fn password<H: Handler>(&mut self, handle: &mut Handle<H>) -> Result<Step, SshError> {
+        let whom = self.whom();
+        let mut known = self.options.key_ring.password(&whom);
+        let mut left = MethodSet::empty();
+        let mut wrong = "";
+        for _ in 0..self.endpoint.config.number_of_password_prompts.clamp(1, 10) {
+            let password = if let Some(password) = known.take() {
+                password
+            } else if self.may_ask() {
+                match self.ask(&format!("{wrong}password of {whom}")).await {
+                    Some(password) => password,
+                    None => {
+                        self.tried.push("password (not given)".to_owned());
+                        break;
+                    }
+                }
+            } else {
+                self.tried.push("password (nobody can be asked)".to_owned());
+                break;
+            };
+            self.tried.push("password".to_owned());
+            let user = self.endpoint.config.user.clone();
+            let given = handle.authenticate_password(user, password.expose_secret());
+            match self.result(given).await? {
+                Step::No(methods) => {
+                    self.options.key_ring.keep_password(&whom, None);
+                    left = methods;
+                    if handle.is_closed() || !has(&left, "password") {
+                        break;
+                    }
+                    wrong = "wrong password; ";
+                }
+                step => {
+                    if matches!(step, Step::In | Step::More(_)) {
+                        self.options.key_ring.keep_password(&whom, Some(password));
+                    }
+                    return Ok(step);
+                }
+            }
+        }
+        Ok(Step::No(left))
     }
 }

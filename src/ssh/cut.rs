@@ -1,25 +1,70 @@
-//! A stream that can be cut from outside.
+//! A stream that can be cut from outside, that says when something was heard last, and that hands
+//! on its first bytes only when it is its connection's turn.
 //!
 //! russh's session task owns its socket and outlives the handle; without a cut, a handshake that
 //! was given up or a dead peer would keep a task and a socket alive.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// When the other end was heard last.
+pub(super) struct Heard {
+    since: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Heard {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { since: Instant::now(), last_ms: AtomicU64::new(0) })
+    }
+
+    fn now(&self) {
+        let ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// How long nothing was heard.
+    pub(super) fn silence(&self) -> Duration {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        self.since.elapsed().saturating_sub(last)
+    }
+}
+
+type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// `S` until the token is cancelled, then the end of the stream.
 pub(super) struct Cuttable<S> {
     stream: S,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     is_cut: bool,
+    heard: Arc<Heard>,
+    /// What the first bytes wait for.
+    turn: Option<Turn>,
+    first: Vec<u8>,
 }
 
 impl<S> Cuttable<S> {
-    pub(super) fn new(stream: S, token: CancellationToken) -> Self {
-        Self { stream, cut: Box::pin(token.cancelled_owned()), is_cut: false }
+    pub(super) fn new(
+        stream: S,
+        token: CancellationToken,
+        heard: Arc<Heard>,
+        turn: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self {
+            stream,
+            cut: Box::pin(token.cancelled_owned()),
+            is_cut: false,
+            heard,
+            turn: Some(Box::pin(turn)),
+            first: Vec::new(),
+        }
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> bool {
@@ -41,7 +86,33 @@ impl<S: AsyncRead + Unpin> AsyncRead for Cuttable<S> {
         if self.poll_cut(cx) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.turn.is_some() && self.first.is_empty() {
+            let mut piece = [0; 4096];
+            let mut read = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.first = read.filled().to_vec();
+            self.heard.now();
+        }
+        if let Some(turn) = &mut self.turn {
+            ready!(turn.as_mut().poll(cx));
+            self.turn = None;
+        }
+        if !self.first.is_empty() {
+            let n = self.first.len().min(buf.remaining());
+            let rest = self.first.split_off(n);
+            buf.put_slice(&self.first);
+            self.first = rest;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.heard.now();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -112,13 +112,52 @@ pub enum SshError {
         /// What was tried, for people.
         tried: Vec<String>,
     },
-    /// The SSH configuration asks for a way that is not supported.
-    #[error("{host} is to be reached by {what}, which is not supported yet")]
-    ProxyUnsupported {
-        /// Which host.
+    /// A host key or host certificate that cannot be relied upon.
+    #[error("the host key of {host} cannot be relied upon: {why}")]
+    HostKeyBad {
+        /// As `known_hosts` names it.
         host: String,
-        /// `ProxyJump bastion`.
-        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A mistake in an SSH configuration file, which stops everything, as it does `ssh`.
+    #[error("a mistake in the SSH configuration: {0}")]
+    Config(#[from] super::config::ConfigError),
+    /// Of the algorithms that the configuration asks for, none is there.
+    #[error("{keyword} {asked}: none of them is supported")]
+    Algorithms {
+        /// `Ciphers` and the like.
+        keyword: String,
+        /// What is asked for.
+        asked: String,
+    },
+    /// Jumps that lead round to where they began.
+    #[error("ProxyJump leads in a circle: {names}")]
+    JumpLoop {
+        /// The places in order.
+        names: String,
+    },
+    /// Something about the place that is jumped over.
+    #[error("jump host {via}: {error}")]
+    Jump {
+        /// Its name.
+        via: String,
+        /// What.
+        error: Box<SshError>,
+    },
+    /// The place that is jumped over does not make the way to the host.
+    #[error("it does not let us through to {to}: {why}")]
+    JumpRefused {
+        /// `host:port`.
+        to: String,
+        /// Its reason.
+        why: String,
+    },
+    /// A `ProxyCommand` that does not run.
+    #[error("the ProxyCommand: {why}")]
+    ProxyCommand {
+        /// What it or the system said.
+        why: String,
     },
     /// A file of the user cannot be read.
     #[error("{} cannot be read: {why}", file.display())]
@@ -158,9 +197,22 @@ impl SshError {
                 | Self::HostKeyRejected { .. }
                 | Self::KnownHosts { .. }
                 | Self::AuthFailed { .. }
-                | Self::ProxyUnsupported { .. }
+                | Self::HostKeyBad { .. }
+                | Self::Config(_)
+                | Self::Algorithms { .. }
+                | Self::JumpLoop { .. }
                 | Self::File { .. }
-        )
+        ) || matches!(self, Self::Jump { error, .. } if error.needs_a_person())
+    }
+
+    /// The login is lost: the host is there, and lets us in no more (or not yet). What runs on it
+    /// is not touched until it does.
+    pub fn login_lost(&self) -> bool {
+        match self {
+            Self::AuthFailed { .. } => true,
+            Self::Jump { error, .. } => error.login_lost(),
+            _ => false,
+        }
     }
 }
 
@@ -208,8 +260,24 @@ impl Hint for SshError {
                 "try `ssh {}`; load a key with `ssh-add`, or set `identity_files` of the host",
                 quote::shell_word(&format!("{user}@{host}"))
             ),
-            Self::ProxyUnsupported { .. } => {
-                "reach the host directly, or run gpudeck on the jump host".to_owned()
+            Self::HostKeyBad { .. } => {
+                "ask the host's keeper for a new host key or certificate".to_owned()
+            }
+            Self::Config(_) => {
+                "correct the line; `gpudeck ssh-config HOST` shows the result".to_owned()
+            }
+            Self::Algorithms { .. } => {
+                "allow one that `gpudeck ssh-config` and docs/ssh.md name".to_owned()
+            }
+            Self::JumpLoop { .. } => "correct ProxyJump in the SSH configuration".to_owned(),
+            Self::Jump { error, .. } => return error.hint(),
+            Self::JumpRefused { .. } => {
+                "look at AllowTcpForwarding and PermitOpen in the jump host's sshd_config, and at \
+                 the way from there to the host"
+                    .to_owned()
+            }
+            Self::ProxyCommand { .. } => {
+                "run the command by hand; `gpudeck ssh-config HOST` shows it".to_owned()
             }
             Self::File { .. } => "correct the path, or make the file readable".to_owned(),
             Self::ChannelRefused { .. } => {

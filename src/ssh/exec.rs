@@ -109,7 +109,7 @@ impl Stderr {
         }
     }
 
-    fn tail(&self) -> String {
+    pub(super) fn tail(&self) -> String {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let start = kept.len().saturating_sub(STDERR_KEPT_BYTES);
         String::from_utf8_lossy(kept.get(start..).unwrap_or_default()).into_owned()

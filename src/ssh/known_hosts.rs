@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use russh::keys::ssh_key::certificate::CertType;
 use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
 
-use super::config::matches_pattern;
+use super::config::{Listed, matches_list};
+use crate::base::text;
 
 /// Longest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -44,6 +46,11 @@ pub enum Verdict {
         file: PathBuf,
         /// Line in it, from 1.
         line: usize,
+    },
+    /// A key or certificate that cannot be relied upon.
+    Bad {
+        /// Why not.
+        why: String,
     },
 }
 
@@ -147,6 +154,51 @@ impl KnownHosts {
         })
     }
 
+    /// Judges the certificate that `host` shows on `port`: by the authorities that are known for
+    /// it, or, where there is none, by the key in it alone. `now` is in seconds since 1970, and
+    /// `allowed` names the algorithms an authority may sign with.
+    pub fn check_certificate(
+        &self,
+        host: &str,
+        port: u16,
+        certificate: &Certificate,
+        now: u64,
+        allowed: &[String],
+    ) -> Verdict {
+        let key = PublicKey::new(certificate.public_key().clone(), "");
+        let name = entry_name(host, port);
+        let authority = certificate.signature_key();
+        // A revoked key is refused wherever it stands, and so is what a revoked authority signed.
+        let revoked = self.entries.iter().find(|e| {
+            e.marker == Some(Marker::Revoked)
+                && (e.key == *authority || e.key == *certificate.public_key())
+                && matches_hosts(&e.hosts, &name)
+        });
+        if let Some(entry) = revoked {
+            return Verdict::Revoked { file: entry.file.clone(), line: entry.line };
+        }
+        if !self.authorities(host, port).any(|entry| entry.key == *authority) {
+            return self.check(host, port, &key);
+        }
+        match certificate_fault(certificate, host, now, allowed) {
+            Some(why) => Verdict::Bad { why },
+            None => Verdict::Known,
+        }
+    }
+
+    fn authorities(&self, host: &str, port: u16) -> impl Iterator<Item = &Entry> {
+        let names = [entry_name(host, port), entry_name(host, 22)];
+        self.entries.iter().filter(move |e| {
+            e.marker == Some(Marker::CertAuthority)
+                && names.iter().any(|name| matches_hosts(&e.hosts, name))
+        })
+    }
+
+    /// Whether some authority may vouch for the host.
+    pub fn has_authority(&self, host: &str, port: u16) -> bool {
+        self.authorities(host, port).next().is_some()
+    }
+
     /// The algorithms of the keys known for a host: asked for first, so that a host with several
     /// keys shows the one that is known.
     pub fn algorithms(&self, host: &str, port: u16) -> Vec<Algorithm> {
@@ -166,14 +218,76 @@ impl KnownHosts {
     }
 }
 
+/// What is wrong with a host certificate of a known authority (`sshkey_cert_check_authority` in
+/// OpenSSH).
+fn certificate_fault(
+    certificate: &Certificate,
+    host: &str,
+    now: u64,
+    allowed: &[String],
+) -> Option<String> {
+    if certificate.cert_type() != CertType::Host {
+        return Some("it is not for hosts".to_owned());
+    }
+    let signed_with = certificate.signature().algorithm();
+    if !allowed.iter().any(|name| name == signed_with.as_str()) {
+        return Some(format!("it is signed with {signed_with}, which is not allowed"));
+    }
+    let print = certificate.signature_key().fingerprint(HashAlg::Sha256);
+    if now < certificate.valid_after() {
+        return Some("it is not valid yet".to_owned());
+    }
+    if now >= certificate.valid_before() {
+        return Some("it has expired".to_owned());
+    }
+    if certificate.validate_at(now, [&print]).is_err() {
+        return Some("its signature is wrong".to_owned());
+    }
+    if !certificate.critical_options().is_empty() {
+        return Some("it has options that are not understood".to_owned());
+    }
+    let principals = certificate.valid_principals();
+    let host = host.to_ascii_lowercase();
+    if !principals.is_empty() && !principals.iter().any(|p| *p == host) {
+        return Some(format!("it is for {}", text::clean(&principals.join(", "), 120)));
+    }
+    None
+}
+
+/// Keys that are refused whoever shows them (`RevokedHostKeys`): a text file of public keys.
+/// OpenSSH's binary lists are not understood, and then nothing is trusted.
+pub fn read_revoked(file: &Path) -> io::Result<Vec<KeyData>> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    if bytes.starts_with(b"SSHKRL") {
+        return Err(io::Error::other("binary revocation lists (KRL) are not supported"));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let mut keys = Vec::new();
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        let key = PublicKey::from_openssh(line).map_err(io::Error::other)?;
+        keys.push(key.key_data().clone());
+    }
+    Ok(keys)
+}
+
+/// A name as OpenSSH hashes it: `|1|salt|hmac`.
+fn hashed_name(name: &str) -> String {
+    let salt: [u8; 20] = rand::random();
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt);
+    let hash = ring::hmac::sign(&key, name.as_bytes());
+    format!("|1|{}|{}", BASE64.encode(salt), BASE64.encode(hash.as_ref()))
+}
+
 /// How a host is named in the file: `host`, or `[host]:port` for any port but 22.
 pub fn entry_name(host: &str, port: u16) -> String {
     let host = host.to_ascii_lowercase();
     if port == 22 { host } else { format!("[{host}]:{port}") }
 }
 
-/// Appends `host`'s key; makes the file (0600) and its directory (0700) where they are missing.
-pub fn append(file: &Path, host: &str, port: u16, key: &PublicKey) -> io::Result<()> {
+/// Appends `host`'s key, its name hashed where that is wanted; makes the file (0600) and its
+/// directory (0700) where they are missing.
+pub fn append(file: &Path, host: &str, port: u16, hash: bool, key: &PublicKey) -> io::Result<()> {
     if let Some(parent) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
@@ -181,7 +295,9 @@ pub fn append(file: &Path, host: &str, port: u16, key: &PublicKey) -> io::Result
         fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file)?;
     let bare = PublicKey::new(key.key_data().clone(), "");
     let text = bare.to_openssh().map_err(io::Error::other)?;
-    let mut line = format!("{} {}\n", entry_name(host, port), text.trim());
+    let name = entry_name(host, port);
+    let name = if hash { hashed_name(&name) } else { name };
+    let mut line = format!("{name} {}\n", text.trim());
     // A last line without its end would swallow ours.
     if ends_without_newline(&mut open)? {
         line.insert(0, '\n');
@@ -229,16 +345,7 @@ fn matches_hosts(field: &str, name: &str) -> bool {
     if let Some(hashed) = field.strip_prefix("|1|") {
         return matches_hashed(hashed, name).unwrap_or(false);
     }
-    let mut matched = false;
-    for pattern in field.split(',') {
-        let pattern = pattern.to_ascii_lowercase();
-        match pattern.strip_prefix('!') {
-            Some(negated) if matches_pattern(negated, name) => return false,
-            Some(_) => {}
-            None => matched = matched || matches_pattern(&pattern, name),
-        }
-    }
-    matched
+    matches_list(field, name, true) == Listed::Yes
 }
 
 /// `salt|hash`, both base64: HMAC-SHA1 of the name with the salt as key (OpenSSH's hostfile.c).
@@ -281,6 +388,7 @@ mod tests {
             Verdict::Unknown { .. } => "unknown",
             Verdict::Changed { .. } => "changed",
             Verdict::Revoked { .. } => "revoked",
+            Verdict::Bad { .. } => "bad",
         }
     }
 
@@ -347,11 +455,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("new/known_hosts");
-        append(&file, "H1", 22, &key(&format!("{A} a comment"))).unwrap();
+        append(&file, "H1", 22, false, &key(&format!("{A} a comment"))).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("h1 {A}\n"));
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&file, format!("h0 {B}")).unwrap();
-        append(&file, "h1", 2222, &key(A)).unwrap();
+        append(&file, "h1", 2222, false, &key(A)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("h0 {B}\n[h1]:2222 {A}\n"));
     }
 

@@ -4,22 +4,37 @@
 //! know what a GPU or an agent is. russh's one catch-all error is turned into [`SshError`] here
 //! and nowhere else.
 
-pub mod auth;
+pub mod agents;
+mod auth;
+pub mod channel;
 pub mod config;
 pub mod connection;
 mod cut;
+pub mod endpoint;
 pub mod error;
 pub mod exec;
+mod handler;
+mod identity;
 pub mod in_process;
+pub mod jumps;
+pub mod keyring;
 pub mod known_hosts;
 pub mod local;
+pub mod pace;
+mod proposal;
 pub mod questions;
+mod way;
 
-pub use auth::KeyRing;
-pub use config::{HostConfig, StrictHostKeyChecking, resolve};
-pub use connection::{ConnectOptions, Endpoint, Phase, RusshConnection, Target, connect};
+pub use agents::Agents;
+pub use channel::RusshConnection;
+pub use config::{ConfigFiles, HostConfig, Place, StrictHostKeyChecking};
+pub use connection::{Phase, connect};
+pub use endpoint::{ConnectOptions, Endpoint, Target, Timeouts};
 pub use error::SshError;
 pub use exec::{Connection, ExecChannel, ExecControl, ExitStatus, Output, run};
 pub use in_process::{InProcessConnection, Program};
+pub use jumps::Jumps;
+pub use keyring::KeyRing;
 pub use local::LocalConnection;
+pub use pace::Pace;
 pub use questions::{NoQuestions, Questions};

@@ -1,0 +1,147 @@
+//! The SSH agents that can be asked for signatures: those that doors lend, and the sockets of this
+//! person.
+//!
+//! A controller outlives the login session that started it, and that session's agent with it. So
+//! there may be several agents, the newest first, and none of them is there for ever.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+
+use super::config::Place;
+
+/// Sockets of doors that are gone, which may live on, are remembered up to this number.
+const REMEMBERED: usize = 8;
+
+/// A stream on which the agent's protocol is spoken.
+pub trait AgentStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> AgentStream for S {}
+
+/// An agent that is lent for a while.
+#[async_trait]
+pub trait LentAgent: Send + Sync {
+    /// Opens a stream to it.
+    async fn open(&self) -> io::Result<Box<dyn AgentStream>>;
+}
+
+/// Which agent a host's configuration asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityAgent {
+    /// The person's, wherever it is now.
+    Usual,
+    /// No agent.
+    None,
+    /// The one at this socket.
+    Socket(PathBuf),
+}
+
+impl IdentityAgent {
+    /// From the value of `IdentityAgent`, already expanded.
+    pub(super) fn of(value: Option<&str>, place: &Place) -> Self {
+        match value {
+            None | Some("SSH_AUTH_SOCK") => Self::Usual,
+            Some(none) if none.eq_ignore_ascii_case("none") => Self::None,
+            Some(value) => match value.strip_prefix('$') {
+                Some(name) => (place.env)(name)
+                    .filter(|v| !v.is_empty())
+                    .map_or(Self::None, |path| Self::Socket(path.into())),
+                None => Self::Socket(value.into()),
+            },
+        }
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The newest last.
+    lent: Vec<(u64, Arc<dyn LentAgent>)>,
+    /// The newest last.
+    sockets: Vec<PathBuf>,
+    last: u64,
+}
+
+/// All agents there are.
+#[derive(Default)]
+pub struct Agents {
+    inner: Mutex<Inner>,
+}
+
+/// Takes a lent agent back when it goes.
+pub struct Lease {
+    id: u64,
+    of: Arc<Agents>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.of.lock().lent.retain(|(id, _)| *id != self.id);
+    }
+}
+
+impl Agents {
+    /// With the socket of this process's environment, if it has one.
+    pub fn new(own: Option<PathBuf>) -> Self {
+        let agents = Self::default();
+        agents.lock().sockets.extend(own);
+        agents
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lends an agent until the lease is dropped.
+    pub fn lend(self: &Arc<Self>, agent: Arc<dyn LentAgent>) -> Lease {
+        let mut inner = self.lock();
+        inner.last += 1;
+        let id = inner.last;
+        inner.lent.push((id, agent));
+        Lease { id, of: Arc::clone(self) }
+    }
+
+    /// Remembers an agent's socket, which is tried as long as it exists.
+    pub fn remember(&self, socket: PathBuf) {
+        let mut inner = self.lock();
+        inner.sockets.retain(|known| *known != socket);
+        inner.sockets.push(socket);
+        let surplus = inner.sockets.len().saturating_sub(REMEMBERED);
+        inner.sockets.drain(..surplus);
+    }
+
+    /// Streams to all agents for a host, the newest lent one first; those that do not answer are
+    /// left out, and the reason of the last one is given when there is none at all.
+    pub(super) async fn open(
+        &self,
+        wanted: &IdentityAgent,
+    ) -> (Vec<Box<dyn AgentStream>>, Option<String>) {
+        let (lent, sockets) = match wanted {
+            IdentityAgent::None => return (Vec::new(), None),
+            IdentityAgent::Socket(path) => (Vec::new(), vec![path.clone()]),
+            IdentityAgent::Usual => {
+                let inner = self.lock();
+                let lent: Vec<_> =
+                    inner.lent.iter().rev().map(|(_, agent)| Arc::clone(agent)).collect();
+                (lent, inner.sockets.iter().rev().cloned().collect())
+            }
+        };
+        let mut streams: Vec<Box<dyn AgentStream>> = Vec::new();
+        let mut why = None;
+        for agent in lent {
+            match agent.open().await {
+                Ok(stream) => streams.push(stream),
+                Err(error) => why = Some(error.to_string()),
+            }
+        }
+        for socket in sockets {
+            match UnixStream::connect(&socket).await {
+                Ok(stream) => streams.push(Box::new(stream)),
+                Err(error) => why = Some(format!("{}: {error}", socket.display())),
+            }
+        }
+        (streams, why)
+    }
+}

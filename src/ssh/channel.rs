@@ -1,0 +1,340 @@
+//! A connection that is logged in: command lines on its channels, and its end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use russh::client::{self, Handle};
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Disconnect};
+use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream, ReadBuf};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::bytes::{Buf, Bytes};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::SshError;
+use super::cut::Heard;
+use super::exec::{Connection, ExecChannel, ExecParts, ExitStatus, control};
+use super::handler::Client;
+use super::way::Kept;
+use crate::base::text;
+
+/// Output of one command that is held for a reader who does not read; beyond it the channel is
+/// closed. russh has one window for the whole connection, so that holding back is no choice: it
+/// would stall every other channel.
+pub const MAX_UNREAD_BYTES: usize = 64 << 20;
+
+/// A connection that is logged in. Dropping it cuts the socket.
+pub struct RusshConnection {
+    handle: Handle<Client>,
+    end: watch::Receiver<Option<String>>,
+    cut: CancellationToken,
+    channel_timeout: Duration,
+    address: String,
+    watchdog: tokio::task::JoinHandle<()>,
+    _guard: DropGuard,
+    /// What the connection goes over: it must not end before this one.
+    _kept: Kept,
+}
+
+/// What a logged-in connection is made of.
+pub(super) struct Parts {
+    pub(super) handle: Handle<Client>,
+    pub(super) end: watch::Receiver<Option<String>>,
+    pub(super) end_sender: watch::Sender<Option<String>>,
+    pub(super) cut: CancellationToken,
+    pub(super) guard: DropGuard,
+    pub(super) heard: Arc<Heard>,
+    pub(super) kept: Kept,
+    pub(super) channel_timeout: Duration,
+    pub(super) address: String,
+    /// A server that is asked all the time whether it is there, and says nothing for so long, is
+    /// dead.
+    pub(super) silence: Duration,
+}
+
+impl Drop for RusshConnection {
+    fn drop(&mut self) {
+        self.watchdog.abort();
+    }
+}
+
+/// Cuts a connection whose other end has fallen silent. russh has a timer of its own for that,
+/// which does not run while it cannot write.
+async fn watch_over(
+    heard: Arc<Heard>,
+    silence: Duration,
+    cut: CancellationToken,
+    end: watch::Sender<Option<String>>,
+) {
+    loop {
+        let left = silence.saturating_sub(heard.silence());
+        if left.is_zero() {
+            end.send_if_modified(|end| {
+                let first = end.is_none();
+                end.get_or_insert_with(|| "the host no longer answers".to_owned());
+                first
+            });
+            cut.cancel();
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            () = cut.cancelled() => return,
+        }
+    }
+}
+
+fn reason_text(reason: russh::ChannelOpenFailure) -> String {
+    match reason {
+        russh::ChannelOpenFailure::AdministrativelyProhibited => "it forbids forwarding".to_owned(),
+        russh::ChannelOpenFailure::ConnectFailed => "it cannot connect there".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+impl RusshConnection {
+    pub(super) fn new(parts: Parts) -> Self {
+        let watch = watch_over(parts.heard, parts.silence, parts.cut.clone(), parts.end_sender);
+        Self {
+            watchdog: tokio::spawn(watch),
+            handle: parts.handle,
+            end: parts.end,
+            cut: parts.cut,
+            channel_timeout: parts.channel_timeout,
+            address: parts.address,
+            _guard: parts.guard,
+            _kept: parts.kept,
+        }
+    }
+
+    /// Whether it is known to have ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.borrow().is_some() || self.cut.is_cancelled() || self.handle.is_closed()
+    }
+
+    /// Why it ended, once it has.
+    pub(super) fn end(&self) -> watch::Receiver<Option<String>> {
+        self.end.clone()
+    }
+
+    /// A byte stream to another machine, made by the server.
+    pub(super) async fn tunnel(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<russh::ChannelStream<client::Msg>, SshError> {
+        let opening = self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
+        match timeout(self.channel_timeout, opening).await {
+            Ok(Ok(channel)) => Ok(channel.into_stream()),
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(SshError::JumpRefused {
+                to: format!("{host}:{port}"),
+                why: reason_text(reason),
+            }),
+            Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
+            Err(_) => Err(SshError::Timeout {
+                address: self.address.clone(),
+                phase: format!("opening the way to {}", text::clean(host, 80)),
+                after: self.channel_timeout,
+            }),
+        }
+    }
+
+    async fn open(&self, command: &str) -> Result<ExecChannel, SshError> {
+        let refused = |error: russh::Error| match error {
+            russh::Error::ChannelOpenFailure(reason) => {
+                SshError::ChannelRefused { why: format!("{reason:?}") }
+            }
+            other => SshError::closed(&other.to_string()),
+        };
+        let channel = self.handle.channel_open_session().await.map_err(refused)?;
+        let (mut read, write) = channel.split();
+        write.exec(true, command).await.map_err(refused)?;
+        loop {
+            match read.wait().await {
+                Some(ChannelMsg::Success) => break,
+                Some(ChannelMsg::Failure) => {
+                    let _ = write.close().await;
+                    return Err(SshError::ChannelRefused {
+                        why: "it does not run the command".to_owned(),
+                    });
+                }
+                Some(_) => {}
+                None => return Err(SshError::closed("before the command ran")),
+            }
+        }
+        let (control, parts) = control();
+        let (stdin, feed) = tokio::io::duplex(256 << 10);
+        let (output, received) = mpsc::unbounded_channel();
+        let unread = Arc::new(Unread::default());
+        let inbox = Inbox { received, current: Bytes::new(), unread: Arc::clone(&unread) };
+        tokio::spawn(pump(read, write, feed, Outbox { output: Some(output), unread }, parts));
+        Ok(ExecChannel { stdin: Box::new(stdin), stdout: Box::new(inbox), control })
+    }
+}
+
+#[async_trait]
+impl Connection for RusshConnection {
+    async fn exec(&self, command: &str) -> Result<ExecChannel, SshError> {
+        match timeout(self.channel_timeout, self.open(command)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(SshError::Timeout {
+                address: self.address.clone(),
+                phase: "opening a channel".to_owned(),
+                after: self.channel_timeout,
+            }),
+        }
+    }
+
+    async fn closed(&self) -> SshError {
+        let mut end = self.end.clone();
+        match end.wait_for(Option::is_some).await {
+            Ok(why) => SshError::closed(why.as_deref().unwrap_or_default()),
+            Err(_) => SshError::closed("the server hung up"),
+        }
+    }
+
+    async fn close(&self) {
+        let goodbye = self.handle.disconnect(Disconnect::ByApplication, "", "en");
+        if let Ok(Ok(())) = timeout(Duration::from_secs(1), goodbye).await {
+            let _ = timeout(Duration::from_secs(1), self.closed()).await;
+        }
+        self.cut.cancel();
+    }
+}
+
+/// What a channel's pump and its reader share.
+#[derive(Default)]
+struct Unread {
+    bytes: AtomicUsize,
+    overflow: AtomicBool,
+}
+
+struct Outbox {
+    output: Option<mpsc::UnboundedSender<Bytes>>,
+    unread: Arc<Unread>,
+}
+
+impl Outbox {
+    /// Whether there is still room.
+    fn push(&mut self, data: Bytes) -> bool {
+        let Some(output) = &self.output else { return true };
+        let held = self.unread.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        if held.saturating_add(data.len()) > MAX_UNREAD_BYTES {
+            self.unread.overflow.store(true, Ordering::Release);
+            self.output = None;
+            return false;
+        }
+        if output.send(data).is_err() {
+            // Nobody reads any more: the rest is drained and dropped.
+            self.output = None;
+        }
+        true
+    }
+}
+
+/// Owns a channel: drains it always, feeds it, closes it when its user is gone.
+async fn pump(
+    mut read: ChannelReadHalf,
+    write: ChannelWriteHalf<client::Msg>,
+    input: DuplexStream,
+    mut outbox: Outbox,
+    parts: ExecParts,
+) {
+    let mut status = ExitStatus::Lost;
+    let ended_by_server = {
+        let feeding = feed_stdin(input, &write);
+        tokio::pin!(feeding);
+        let mut fed = false;
+        loop {
+            tokio::select! {
+                message = read.wait() => match message {
+                    Some(ChannelMsg::Data { data }) => {
+                        if !outbox.push(data) {
+                            break false;
+                        }
+                    }
+                    Some(ChannelMsg::ExtendedData { data, .. }) => parts.stderr.push(&data),
+                    Some(ChannelMsg::Eof) => outbox.output = None,
+                    Some(ChannelMsg::ExitStatus { exit_status }) => {
+                        status = ExitStatus::Code(exit_status);
+                    }
+                    Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                        status = ExitStatus::Signal(signal(&signal_name));
+                    }
+                    Some(ChannelMsg::Close) | None => break true,
+                    Some(_) => {}
+                },
+                () = &mut feeding, if !fed => fed = true,
+                () = parts.cancel.cancelled() => break false,
+            }
+        }
+    };
+    outbox.output = None;
+    parts.exit.send_replace(Some(status));
+    if !ended_by_server {
+        let _ = timeout(Duration::from_secs(5), write.close()).await;
+        // What was on its way is drained, so that it stalls nobody.
+        let drain = async { while read.wait().await.is_some() {} };
+        let _ = timeout(Duration::from_mins(1), drain).await;
+    }
+}
+
+async fn feed_stdin(mut input: DuplexStream, write: &ChannelWriteHalf<client::Msg>) {
+    let mut buffer = vec![0; 32 << 10];
+    while let Ok(n @ 1..) = input.read(&mut buffer).await {
+        let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+        if write.data_bytes(piece).await.is_err() {
+            return;
+        }
+    }
+    let _ = write.eof().await;
+}
+
+fn signal(signal: &russh::Sig) -> String {
+    text::clean(
+        &match signal {
+            russh::Sig::Custom(name) => name.clone(),
+            known => format!("{known:?}"),
+        },
+        20,
+    )
+}
+
+/// The reader's end of a channel's output.
+struct Inbox {
+    received: mpsc::UnboundedReceiver<Bytes>,
+    current: Bytes,
+    unread: Arc<Unread>,
+}
+
+impl AsyncRead for Inbox {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        while self.current.is_empty() {
+            match self.received.poll_recv(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(data)) => {
+                    self.unread.bytes.fetch_sub(data.len(), Ordering::Relaxed);
+                    self.current = data;
+                }
+                Poll::Ready(None) if self.unread.overflow.load(Ordering::Acquire) => {
+                    return Poll::Ready(Err(std::io::Error::other(format!(
+                        "more than {MAX_UNREAD_BYTES} bytes were not read in time"
+                    ))));
+                }
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+            }
+        }
+        let n = self.current.len().min(buf.remaining());
+        buf.put_slice(self.current.get(..n).unwrap_or_default());
+        self.current.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}

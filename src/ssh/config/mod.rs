@@ -1,0 +1,546 @@
+//! `ssh_config`, resolved for one host as OpenSSH does it; the oracle is `ssh -G`.
+//!
+//! What is supported and what not is listed in `docs/ssh.md`. Something that decides how a host is
+//! reached and is not supported is a warning, never silence. A mistake in a file is an error for
+//! every host, as it is for `ssh`.
+
+mod algorithms;
+mod exec;
+mod glob;
+mod keywords;
+mod pattern;
+mod place;
+mod print;
+mod read;
+mod tokens;
+mod words;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(in crate::ssh) use self::pattern::{Listed, matches_list};
+pub use self::place::Place;
+pub use self::read::MAX_CONFIG_BYTES;
+pub use self::words::Jump;
+
+use self::algorithms::Kind;
+use self::read::{JumpValue, Owner, Pass, Values};
+use self::tokens::Tokens;
+
+/// The system's configuration, read after a person's.
+const SYSTEM_FILE: &str = "/etc/ssh/ssh_config";
+
+/// What to do with a host key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StrictHostKeyChecking {
+    /// An unknown key is asked about.
+    #[default]
+    Ask,
+    /// An unknown key is refused without a question.
+    Yes,
+    /// An unknown key is written down without a question. `no` and `off` mean this too: a changed
+    /// key is refused whatever the configuration says.
+    AcceptNew,
+}
+
+/// Which kind of address a name may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AddressFamily {
+    /// Both.
+    #[default]
+    Any,
+    /// IPv4.
+    Inet,
+    /// IPv6.
+    Inet6,
+}
+
+/// How a host is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Route {
+    /// By TCP from here.
+    #[default]
+    Direct,
+    /// Over another SSH server.
+    Jump {
+        /// The last place before the host.
+        last: Jump,
+        /// The places before that one, as `ProxyJump` would be given them; none: what the
+        /// configuration of `last` says.
+        before: Option<String>,
+    },
+    /// By a command whose input and output are the connection.
+    Command(String),
+}
+
+/// What a configuration says about one host, with all defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    /// The name as it was given.
+    pub name: String,
+    /// Name or address to connect to.
+    pub host_name: String,
+    /// User to log in as.
+    pub user: String,
+    /// Port of the server.
+    pub port: u16,
+    /// Which kind of address.
+    pub address_family: AddressFamily,
+    /// Address of this machine to connect from.
+    pub bind_address: Option<String>,
+    /// How it is reached.
+    pub route: Route,
+    /// Private keys in order.
+    pub identity_files: Vec<PathBuf>,
+    /// They were named by somebody, so that a missing one is worth a word.
+    pub identity_files_named: bool,
+    /// Certificates in order.
+    pub certificate_files: Vec<PathBuf>,
+    /// Offer only the keys of `identity_files` and `certificate_files`.
+    pub identities_only: bool,
+    /// Socket of the SSH agent, `none`, `SSH_AUTH_SOCK` or `$NAME`; none: the usual one.
+    pub identity_agent: Option<String>,
+    /// A person's files of known host keys, the first is written to.
+    pub user_known_hosts_files: Vec<PathBuf>,
+    /// The system's files of known host keys.
+    pub global_known_hosts_files: Vec<PathBuf>,
+    /// Write host names hashed.
+    pub hash_known_hosts: bool,
+    /// What to do with unknown keys.
+    pub strict_host_key_checking: StrictHostKeyChecking,
+    /// The name under which the host key is known.
+    pub host_key_alias: Option<String>,
+    /// Do not check the key of a host on this machine's loopback.
+    pub no_host_authentication_for_localhost: bool,
+    /// A file of keys that are refused.
+    pub revoked_host_keys: Option<PathBuf>,
+    /// Try keys.
+    pub pubkey_authentication: bool,
+    /// Try a password.
+    pub password_authentication: bool,
+    /// Answer the server's questions.
+    pub kbd_interactive_authentication: bool,
+    /// The order of the ways to log in, where it is given.
+    pub preferred_authentications: Option<Vec<String>>,
+    /// Ask nobody for passwords and passphrases.
+    pub batch_mode: bool,
+    /// A password is asked for so often.
+    pub number_of_password_prompts: u32,
+    /// Shortest RSA key that is trusted, in bits.
+    pub required_rsa_size: u32,
+    /// How long an answer to a keepalive is waited for; none: not said.
+    pub server_alive_interval: Option<Duration>,
+    /// So many unanswered keepalives end the connection.
+    pub server_alive_count_max: u32,
+    /// Patience for TCP and the first bytes.
+    pub connect_timeout: Option<Duration>,
+    /// Keep-alives of the kernel.
+    pub tcp_keep_alive: bool,
+    /// New session keys after so many bytes.
+    pub rekey_bytes: Option<u64>,
+    /// New session keys after so long.
+    pub rekey_interval: Option<Duration>,
+    /// Allowed ciphers, where they are given.
+    pub ciphers: Option<Vec<String>>,
+    /// Allowed MACs, where they are given.
+    pub macs: Option<Vec<String>>,
+    /// Allowed key exchanges, where they are given.
+    pub kex_algorithms: Option<Vec<String>>,
+    /// Allowed host key algorithms, where they are given.
+    pub host_key_algorithms: Option<Vec<String>>,
+    /// Allowed signatures of user keys, where they are given.
+    pub pubkey_accepted_algorithms: Option<Vec<String>>,
+    /// Allowed signatures of certificate authorities.
+    pub ca_signature_algorithms: Vec<String>,
+    /// What was found and is not supported, with file and line.
+    pub warnings: Vec<String>,
+    /// As `ssh -G` prints it: keys and values.
+    pub printed: Vec<(String, String)>,
+}
+
+/// A mistake in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}:{line}: {why}", file.display())]
+pub struct ConfigError {
+    /// Which file.
+    pub file: PathBuf,
+    /// Which line, from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// Which configuration is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ConfigFiles {
+    /// `~/.ssh/config` and then the system's.
+    #[default]
+    Usual,
+    /// This one only, as with `ssh -F`; `none` and `/dev/null` are nothing.
+    Only(PathBuf),
+    /// A text.
+    Text(Arc<str>),
+}
+
+/// What the command line, or a deck, says before any file does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The name.
+    pub name: String,
+    /// `-l`.
+    pub user: Option<String>,
+    /// `-p`.
+    pub port: Option<u16>,
+    /// Connect to this instead of what `HostName` says.
+    pub host_name: Option<String>,
+    /// `-J`.
+    pub jump: Option<String>,
+    /// No jump and no command, whatever the configuration says.
+    pub direct: bool,
+}
+
+impl Given {
+    /// `[user@]host` or `ssh://[user@]host[:port]`, as `ssh` takes it.
+    pub fn destination(text: &str) -> Option<Self> {
+        if text.starts_with("ssh://") {
+            let Jump { user, host, port } = words::jump(text)?;
+            return Some(Self { name: host, user, port, ..Self::default() }).filter(Self::is_safe);
+        }
+        let (user, name) = match text.rsplit_once('@') {
+            Some(("", _)) => return None,
+            Some((user, name)) => (Some(user.to_owned()), name),
+            None => (None, text),
+        };
+        Some(Self { name: name.to_owned(), user, ..Self::default() }).filter(Self::is_safe)
+    }
+
+    /// A name goes into command lines (`ProxyCommand`): OpenSSH refuses these characters, too.
+    fn is_safe(&self) -> bool {
+        let shell = |c: char| "'`\"$\\;&<>|(){}".contains(c) || c.is_whitespace() || c.is_control();
+        let host =
+            !self.name.is_empty() && !self.name.starts_with('-') && !self.name.contains(shell);
+        let user = self.user.as_deref().is_none_or(|user| {
+            let blank_dash =
+                user.chars().zip(user.chars().skip(1)).any(|(a, b)| a.is_whitespace() && b == '-');
+            let bad = |c: char| "'`\";&<>|(){}".contains(c);
+            !user.starts_with('-') && !user.contains(bad) && !user.ends_with('\\') && !blank_dash
+        });
+        host && user
+    }
+}
+
+/// Reads the files and resolves them for one host.
+pub fn resolve(
+    files: &ConfigFiles,
+    given: &Given,
+    place: &Place,
+) -> Result<HostConfig, ConfigError> {
+    let mut values = Values::default();
+    let mut put = |key: &'static str, value: Option<String>| {
+        if let Some(value) = value {
+            values.set.insert(key, vec![value]);
+        }
+    };
+    put("user", given.user.clone());
+    put("port", given.port.map(|p| p.to_string()));
+    put("hostname", given.host_name.as_ref().map(|name| name.replace('%', "%%")));
+    if given.direct {
+        values.jump = Some(JumpValue::None);
+        values.set.insert("proxycommand", vec!["none".to_owned()]);
+    } else if let Some(jump) = &given.jump
+        && !values.put_jump(jump, true)
+    {
+        return Err(general(format!("`{jump}` is no ProxyJump")));
+    }
+    let mut pass = Pass {
+        place,
+        original: &given.name,
+        host: given.name.clone(),
+        last: false,
+        values,
+        wants_last: false,
+        warnings: Vec::new(),
+        files: 0,
+    };
+    read_all(&mut pass, files)?;
+
+    let mut host = match pass.values.first("hostname") {
+        Some(name) => {
+            let token = |token| (token == 'h').then(|| given.name.clone());
+            tokens::expand(name, token, |_| None, false)
+                .map_err(|why| general(format!("HostName {name}: {why}")))?
+        }
+        None => given.name.clone(),
+    };
+    let family = pass.values.first("addressfamily");
+    let other_family = |address: &str| match family {
+        Some("inet") => address.contains(':'),
+        Some("inet6") => !address.contains(':'),
+        _ => false,
+    };
+    match words::numeric_address(&host) {
+        Some(address) if address.eq_ignore_ascii_case(&host) || other_family(&address) => {}
+        Some(address) => host = address,
+        None if host.contains([':', '%']) => {}
+        None => host = host.to_ascii_lowercase(),
+    }
+    let canonical = pass.values.first("canonicalizehostname").is_some_and(|v| v != "false");
+    if pass.wants_last || canonical {
+        pass.values.set.insert("hostname", vec![host.clone()]);
+        pass.host.clone_from(&host);
+        pass.last = true;
+        read_all(&mut pass, files)?;
+    }
+    let Pass { values, warnings, .. } = pass;
+    finish(given, place, host, &values, warnings)
+}
+
+fn general(why: impl Into<String>) -> ConfigError {
+    ConfigError { file: PathBuf::from("the SSH configuration"), line: 0, why: why.into() }
+}
+
+fn read_all(pass: &mut Pass<'_>, files: &ConfigFiles) -> Result<(), ConfigError> {
+    match files {
+        ConfigFiles::Text(text) => pass.text(text),
+        ConfigFiles::Only(path) if path.as_os_str().eq_ignore_ascii_case("none") => Ok(()),
+        ConfigFiles::Only(path) => {
+            if pass.file(path, Owner::User, false)? {
+                return Ok(());
+            }
+            Err(ConfigError {
+                file: path.clone(),
+                line: 0,
+                why: "there is no such file".to_owned(),
+            })
+        }
+        ConfigFiles::Usual => {
+            pass.file(&pass.place.home.join(".ssh/config"), Owner::User, true)?;
+            pass.file(Path::new(SYSTEM_FILE), Owner::System, false)?;
+            Ok(())
+        }
+    }
+}
+
+/// The private keys that are tried when none is named, in OpenSSH's order.
+const USUAL_KEYS: [&str; 7] =
+    ["id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk", "id_xmss", "id_dsa"];
+
+fn finish(
+    given: &Given,
+    place: &Place,
+    host: String,
+    values: &Values,
+    mut warnings: Vec<String>,
+) -> Result<HostConfig, ConfigError> {
+    let text = |key: &str| values.first(key).map(ToOwned::to_owned);
+    let user = text("user").unwrap_or_else(|| place.local_user.clone());
+    let port: u16 = values.first("port").and_then(|p| p.parse().ok()).unwrap_or(22);
+    let host_key_alias = text("hostkeyalias").map(|alias| alias.to_ascii_lowercase());
+    let tokens = Tokens {
+        host: host.clone(),
+        original: given.name.clone(),
+        port: port.to_string(),
+        user: user.clone(),
+        key_alias: host_key_alias.clone().unwrap_or_else(|| given.name.clone()),
+        jump: print::jump(values).unwrap_or_default(),
+    };
+    let path = |key: &str, raw: &str| -> Result<String, ConfigError> {
+        tokens::expand_tilde(raw, place)
+            .and_then(|text| tokens.expand(&text, place, true))
+            .map_err(|why| general(format!("{key} {raw}: {why}")))
+    };
+    let list = |key: &str| values.set.get(key).cloned();
+    let is_none = |v: &String| v.eq_ignore_ascii_case("none");
+
+    let raw_identities = list("identityfile");
+    let identity_files_named = raw_identities.is_some();
+    let raw_identities = raw_identities
+        .unwrap_or_else(|| USUAL_KEYS.iter().map(|name| format!("~/.ssh/{name}")).collect());
+    let mut identity_files = Vec::new();
+    for raw in raw_identities.iter().filter(|v| !is_none(v)) {
+        identity_files.push(PathBuf::from(path("IdentityFile", raw)?));
+    }
+    let raw_certificates = list("certificatefile").unwrap_or_default();
+    let mut certificate_files = Vec::new();
+    for raw in raw_certificates.iter().filter(|v| !is_none(v)) {
+        certificate_files.push(PathBuf::from(path("CertificateFile", raw)?));
+    }
+    let identity_agent = match values.first("identityagent") {
+        Some(raw) => Some(path("IdentityAgent", raw)?),
+        None => None,
+    };
+    let mut user_known_hosts = Vec::new();
+    let raw = list("userknownhostsfile")
+        .unwrap_or_else(|| vec!["~/.ssh/known_hosts".into(), "~/.ssh/known_hosts2".into()]);
+    for raw in raw.iter().filter(|v| !is_none(v)) {
+        user_known_hosts.push(path("UserKnownHostsFile", raw)?);
+    }
+    let global_raw: Vec<String> = list("globalknownhostsfile")
+        .unwrap_or_else(|| {
+            vec!["/etc/ssh/ssh_known_hosts".into(), "/etc/ssh/ssh_known_hosts2".into()]
+        })
+        .into_iter()
+        .filter(|v| !is_none(v))
+        .collect();
+    let mut global_known_hosts_files = Vec::new();
+    for raw in &global_raw {
+        let file = tokens::expand_tilde(raw, place)
+            .map_err(|why| general(format!("GlobalKnownHostsFile {raw}: {why}")))?;
+        global_known_hosts_files.push(PathBuf::from(file));
+    }
+    let revoked_host_keys = match values.first("revokedhostkeys") {
+        Some(raw) if !raw.eq_ignore_ascii_case("none") => {
+            Some(PathBuf::from(path("RevokedHostKeys", raw)?))
+        }
+        _ => None,
+    };
+    let algorithms = |key: &str, kind: Kind| {
+        algorithms::assemble(kind, values.first(key))
+            .map_err(|why| general(format!("{key}: {why}")))
+    };
+    let given_algorithms = |key: &str, kind: Kind| match values.first(key) {
+        Some(_) => algorithms(key, kind).map(Some),
+        None => Ok(None),
+    };
+    let yes = |key: &str, default: bool| values.first(key).map_or(default, |v| v == "yes");
+    let number =
+        |key: &str, default: u32| values.first(key).and_then(|v| v.parse().ok()).unwrap_or(default);
+    let seconds = |key: &str| {
+        let seconds: Option<u64> = values.first(key).and_then(|v| v.parse().ok());
+        seconds.filter(|s| *s > 0).map(Duration::from_secs)
+    };
+    let (rekey_bytes, rekey_seconds) = values
+        .first("rekeylimit")
+        .and_then(|v| v.split_once(' '))
+        .map_or((0, 0), |(b, s)| (b.parse().unwrap_or(0), s.parse().unwrap_or(0)));
+    let route = route(values, &tokens, place, &host, port, &user, &mut warnings)?;
+    let batch_mode = yes("batchmode", false);
+    let mut config = HostConfig {
+        name: given.name.clone(),
+        host_name: host,
+        user,
+        port,
+        address_family: match values.first("addressfamily") {
+            Some("inet") => AddressFamily::Inet,
+            Some("inet6") => AddressFamily::Inet6,
+            _ => AddressFamily::Any,
+        },
+        bind_address: text("bindaddress"),
+        route,
+        identity_files,
+        identity_files_named,
+        certificate_files,
+        identities_only: yes("identitiesonly", false),
+        identity_agent,
+        user_known_hosts_files: user_known_hosts.iter().map(PathBuf::from).collect(),
+        global_known_hosts_files,
+        hash_known_hosts: yes("hashknownhosts", false),
+        strict_host_key_checking: match values.first("stricthostkeychecking") {
+            Some("true") => StrictHostKeyChecking::Yes,
+            Some("false" | "accept-new") => StrictHostKeyChecking::AcceptNew,
+            _ => StrictHostKeyChecking::Ask,
+        },
+        host_key_alias,
+        no_host_authentication_for_localhost: yes("nohostauthenticationforlocalhost", false),
+        revoked_host_keys,
+        pubkey_authentication: values.first("pubkeyauthentication") != Some("false"),
+        password_authentication: yes("passwordauthentication", true),
+        kbd_interactive_authentication: yes("kbdinteractiveauthentication", true),
+        preferred_authentications: text("preferredauthentications")
+            .map(|list| list.split(',').map(ToOwned::to_owned).collect()),
+        batch_mode,
+        number_of_password_prompts: number("numberofpasswordprompts", 3),
+        required_rsa_size: number("requiredrsasize", 1024),
+        server_alive_interval: seconds("serveraliveinterval"),
+        server_alive_count_max: number("serveralivecountmax", 3),
+        connect_timeout: seconds("connecttimeout"),
+        tcp_keep_alive: yes("tcpkeepalive", true),
+        rekey_bytes: Some(rekey_bytes).filter(|b| *b > 0),
+        rekey_interval: Some(rekey_seconds).filter(|s| *s > 0).map(Duration::from_secs),
+        ciphers: given_algorithms("ciphers", Kind::Cipher)?,
+        macs: given_algorithms("macs", Kind::Mac)?,
+        kex_algorithms: given_algorithms("kexalgorithms", Kind::Kex)?,
+        host_key_algorithms: given_algorithms("hostkeyalgorithms", Kind::Key)?,
+        pubkey_accepted_algorithms: given_algorithms("pubkeyacceptedalgorithms", Kind::Key)?,
+        ca_signature_algorithms: algorithms("casignaturealgorithms", Kind::CaSignature)?,
+        warnings,
+        printed: Vec::new(),
+    };
+    let shown =
+        print::Shown { user_known_hosts: &user_known_hosts, global_known_hosts: &global_raw };
+    config.printed =
+        print::all(&config, values, &raw_identities, &raw_certificates, &shown).map_err(general)?;
+    Ok(config)
+}
+
+fn route(
+    values: &Values,
+    tokens: &Tokens,
+    place: &Place,
+    host: &str,
+    port: u16,
+    user: &str,
+    warnings: &mut Vec<String>,
+) -> Result<Route, ConfigError> {
+    // These are the only tokens that OpenSSH expands in both of them.
+    let few = |text: &str| {
+        let token = |token: char| {
+            Some(match token {
+                'h' => tokens.host.clone(),
+                'n' => tokens.original.clone(),
+                'p' => tokens.port.clone(),
+                'r' => tokens.user.clone(),
+                'k' => tokens.key_alias.clone(),
+                _ => return None,
+            })
+        };
+        tokens::expand(text, token, |name| (place.env)(name), false)
+    };
+    match &values.jump {
+        Some(JumpValue::Over { before, last }) => {
+            let jump_port = last.port.unwrap_or(22);
+            let jump_user = last.user.as_deref().unwrap_or(user);
+            if last.host == host && jump_port == port && jump_user == user {
+                return Err(general(format!(
+                    "ProxyJump {}: the host jumps over itself",
+                    last.host
+                )));
+            }
+            // A mistake in it shows when it is used, as with OpenSSH.
+            let expand = |text: &str| few(text).unwrap_or_else(|_| text.to_owned());
+            let last = Jump {
+                user: last.user.as_deref().map(expand),
+                host: expand(&last.host),
+                port: last.port,
+            };
+            Ok(Route::Jump { last, before: before.as_deref().map(expand) })
+        }
+        Some(JumpValue::None) | None => match values.first("proxycommand") {
+            None => Ok(Route::Direct),
+            Some(command) if command.eq_ignore_ascii_case("none") => Ok(Route::Direct),
+            Some("-") => {
+                warnings
+                    .push("ProxyCommand - is not supported; the host is reached directly".into());
+                Ok(Route::Direct)
+            }
+            Some(command) => {
+                let expanded = few(command).unwrap_or_else(|_| command.to_owned());
+                Ok(Route::Command(expanded))
+            }
+        },
+    }
+}
+
+/// `~` and `~/…` become the home directory.
+pub fn expand_home(path: &str, home: &Path) -> PathBuf {
+    match path.strip_prefix('~') {
+        Some("") => home.to_owned(),
+        Some(rest) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        _ => PathBuf::from(path),
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

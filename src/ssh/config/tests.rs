@@ -1,0 +1,122 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+use super::*;
+
+fn place() -> Place {
+    Place {
+        home: PathBuf::from("/home/u"),
+        local_user: "u".to_owned(),
+        uid: 1000,
+        local_host: "desk.example".to_owned(),
+        env: Arc::new(|name| (name == "SOCK").then(|| "/run/sock".to_owned())),
+        run_match_exec: false,
+    }
+}
+
+fn of(text: &str, host: &str) -> Result<HostConfig, ConfigError> {
+    let given = Given::destination(host).unwrap();
+    resolve(&ConfigFiles::Text(text.into()), &given, &place())
+}
+
+#[test]
+fn the_first_value_wins_and_identities_add_up() {
+    let text = "Host gpu-* !gpu-9\n HostName %h.example.org\n User=ops\n Port 2222\n \
+        IdentityFile ~/.ssh/fleet\n IdentityFile \"~/.ssh/%h key\"\nHost gpu-1\n User other\n \
+        IdentitiesOnly yes\n IdentityFile ~/.ssh/fleet\nHost *\n Port 22\n \
+        UserKnownHostsFile ~/.ssh/a /etc/b\n";
+    let found = of(text, "gpu-1").unwrap();
+    assert_eq!(found.host_name, "gpu-1.example.org");
+    assert_eq!((found.user.as_str(), found.port), ("ops", 2222));
+    assert!(found.identities_only);
+    assert_eq!(
+        found.identity_files,
+        [Path::new("/home/u/.ssh/fleet"), Path::new("/home/u/.ssh/gpu-1.example.org key")]
+    );
+    assert_eq!(found.user_known_hosts_files, [Path::new("/home/u/.ssh/a"), Path::new("/etc/b")]);
+    let found = of(text, "gpu-9").unwrap();
+    assert_eq!((found.user.as_str(), found.port), ("u", 22));
+    assert!(!found.identity_files_named);
+}
+
+#[test]
+fn the_command_line_comes_first() {
+    let text = "Match user root\n Port 7\nHost *\n User ops\n";
+    assert_eq!(of(text, "root@x").unwrap().port, 7);
+    assert_eq!(of(text, "x").unwrap().port, 22);
+    assert_eq!(of(text, "ssh://me@x:99").unwrap().user, "me");
+}
+
+#[test]
+fn what_is_not_supported_is_said() {
+    let text = "Match exec \"true\"\n Port 5\nMatch all\nHostbasedAuthentication yes\n\
+        KnownHostsCommand /bin/x\nCompression yes\nStrictHostKeyChecking no\nLogLevel DEBUG\n";
+    let found = of(text, "x").unwrap();
+    assert_eq!(found.port, 22);
+    let said = found.warnings.join("\n");
+    for word in ["exec", "hostbased", "knownhostscommand", "compression", "StrictHostKey"] {
+        assert!(said.contains(word), "{word} is not in: {said}");
+    }
+    assert_eq!(found.warnings.len(), 5, "{said}");
+}
+
+#[test]
+fn mistakes_are_errors_with_their_line() {
+    for (text, word) in [
+        ("\nPort x", "port"),
+        ("\nNonsense 1", "unknown keyword"),
+        ("\nUser \"a", "quote"),
+        ("\nPort", "nothing follows"),
+        ("\nPort 1 2", "more values"),
+        ("\nCiphers rot13", "algorithms"),
+        ("\nMatch colour red", "attribute"),
+        ("\nProxyJump @", "ProxyJump"),
+    ] {
+        let error = of(text, "x").unwrap_err();
+        assert_eq!(error.line, 2, "{text}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[test]
+fn ways() {
+    let route = |text: &str| of(text, "x").unwrap().route;
+    assert_eq!(route("ProxyJump none\nProxyJump b"), Route::Direct);
+    assert_eq!(route("ProxyJump none\nProxyCommand nc %h"), Route::Command("nc x".to_owned()));
+    assert_eq!(route("ProxyCommand nc %h %p # all"), Route::Command("nc x 22 # all".to_owned()));
+    assert_eq!(route("ProxyCommand none\nProxyJump b"), Route::Direct);
+    let last = Jump { user: Some("v".into()), host: "c".into(), port: Some(9) };
+    assert_eq!(
+        route("ProxyJump a,u@b:8,v@c:9"),
+        Route::Jump { last, before: Some("a,u@b:8".into()) }
+    );
+    assert!(of("ProxyJump x", "x").is_err());
+}
+
+#[test]
+fn tokens_of_every_kind() {
+    let text =
+        "User r\nPort 9\nHostKeyAlias K\nIdentityAgent ${SOCK}/%n-%h-%p-%r-%k-%u-%i-%l-%L-%d-%%\n";
+    let found = of(text, "N").unwrap();
+    assert_eq!(
+        found.identity_agent.unwrap(),
+        "/run/sock/N-n-9-r-k-u-1000-desk.example-desk-/home/u-%"
+    );
+    assert!(of("IdentityAgent ${NOPE}", "x").is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_survived(text in "(.|\n){0,400}", host in "[a-z.*?!-]{1,20}") {
+        let given = Given { name: host, ..Given::default() };
+        let _ = resolve(&ConfigFiles::Text(text.as_str().into()), &given, &place());
+    }
+
+    #[test]
+    fn any_keyword_is_survived(
+        word in proptest::sample::select(keywords::KEYWORDS.iter().map(|k| k.name).collect::<Vec<_>>()),
+        text in "[ -~]{0,60}",
+    ) {
+        let given = Given { name: "h".to_owned(), ..Given::default() };
+        let text = format!("{word} {text}\n");
+        let _ = resolve(&ConfigFiles::Text(text.as_str().into()), &given, &place());
+    }
+}

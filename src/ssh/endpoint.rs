@@ -1,0 +1,220 @@
+//! Whom to connect to, with everything decided: a person's words and the SSH configuration put
+//! together.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::agents::{Agents, IdentityAgent};
+use super::config::{self, ConfigFiles, Given, HostConfig, Place, Route};
+use super::jumps::Jumps;
+use super::pace::Pace;
+use super::{KeyRing, SshError, known_hosts};
+
+/// More places to jump over are a mistake.
+const MAX_JUMPS: usize = 16;
+
+/// A host as a person named it; what is left out comes from the SSH configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The name, as `ssh` would be given it.
+    pub name: String,
+    /// Address to connect to instead.
+    pub address: Option<String>,
+    /// Port of the server.
+    pub port: Option<u16>,
+    /// User to log in as.
+    pub user: Option<String>,
+    /// Keys to offer before those of the configuration.
+    pub identity_files: Vec<String>,
+    /// The known-hosts file to use instead of the user's.
+    pub known_hosts: Option<String>,
+}
+
+/// What all connections of a person share.
+#[derive(Clone)]
+pub struct ConnectOptions {
+    /// Which SSH configuration is read.
+    pub config: ConfigFiles,
+    /// Who we are and where.
+    pub place: Place,
+    /// The SSH agents there are.
+    pub agents: Arc<Agents>,
+    /// Keys that were unlocked, and passwords that were taken.
+    pub key_ring: Arc<KeyRing>,
+    /// Connections that others go over.
+    pub jumps: Arc<Jumps>,
+    /// Not too many handshakes at once.
+    pub pace: Arc<Pace>,
+    /// Patience in each phase.
+    pub timeouts: Timeouts,
+}
+
+/// How long each phase may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Looking up the name and connecting.
+    pub tcp: Duration,
+    /// From the first byte to an encrypted connection.
+    pub handshake: Duration,
+    /// Logging in, without what a person takes to answer.
+    pub auth: Duration,
+    /// Opening a channel and starting a command on it.
+    pub channel: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp: Duration::from_secs(10),
+            handshake: Duration::from_secs(15),
+            auth: Duration::from_secs(15),
+            channel: Duration::from_secs(15),
+        }
+    }
+}
+
+impl ConnectOptions {
+    /// From the environment of this process; `config` instead of the usual files.
+    pub fn from_env(config: Option<&Path>) -> Self {
+        let own = std::env::var_os("SSH_AUTH_SOCK").filter(|s| !s.is_empty()).map(PathBuf::from);
+        Self {
+            config: config.map_or(ConfigFiles::Usual, |path| ConfigFiles::Only(path.to_owned())),
+            place: Place::here(),
+            agents: Arc::new(Agents::new(own)),
+            key_ring: Arc::default(),
+            jumps: Arc::default(),
+            pace: Arc::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// A target with everything decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The name a person uses.
+    pub name: String,
+    /// Where the agent is.
+    pub agent: IdentityAgent,
+    /// Files of known keys; the first is written to.
+    pub known_hosts_files: Vec<PathBuf>,
+    /// The name under which the host key is known.
+    pub host_key_name: String,
+    /// The port under which the host key is known.
+    pub host_key_port: u16,
+    /// Everything else the configuration says.
+    pub config: HostConfig,
+}
+
+impl Endpoint {
+    /// Decides everything about `target` from the options.
+    pub fn resolve(target: &Target, options: &ConnectOptions) -> Result<Self, SshError> {
+        let given = Given {
+            name: target.name.clone(),
+            user: target.user.clone(),
+            port: target.port,
+            host_name: target.address.clone(),
+            ..Given::default()
+        };
+        let mut endpoint = Self::of(&given, options)?;
+        // A jump is for reaching the configured name; an address of the deck's own is direct.
+        if target.address.is_some() {
+            endpoint.config.route = Route::Direct;
+        }
+        let home = &options.place.home;
+        let mut named: Vec<PathBuf> =
+            target.identity_files.iter().map(|f| config::expand_home(f, home)).collect();
+        if !named.is_empty() {
+            if endpoint.config.identity_files_named {
+                for file in std::mem::take(&mut endpoint.config.identity_files) {
+                    if !named.contains(&file) {
+                        named.push(file);
+                    }
+                }
+            }
+            endpoint.config.identity_files = named;
+            endpoint.config.identity_files_named = true;
+        }
+        if let Some(file) = &target.known_hosts {
+            endpoint.known_hosts_files = vec![config::expand_home(file, home)];
+        }
+        Ok(endpoint)
+    }
+
+    /// What the configuration alone says.
+    pub fn of(given: &Given, options: &ConnectOptions) -> Result<Self, SshError> {
+        let config = config::resolve(&options.config, given, &options.place)?;
+        let mut known_hosts_files = config.user_known_hosts_files.clone();
+        known_hosts_files.extend(config.global_known_hosts_files.iter().cloned());
+        let agent = IdentityAgent::of(config.identity_agent.as_deref(), &options.place);
+        let (host_key_name, host_key_port) = match &config.host_key_alias {
+            Some(alias) => (alias.clone(), 22),
+            None => (config.host_name.clone(), config.port),
+        };
+        Ok(Self {
+            name: given.name.clone(),
+            agent,
+            known_hosts_files,
+            host_key_name,
+            host_key_port,
+            config,
+        })
+    }
+
+    /// The place to go over, as an endpoint of its own; none when the way is direct or a command.
+    pub(super) fn jump(&self, options: &ConnectOptions) -> Result<Option<Self>, SshError> {
+        let Route::Jump { last, before } = &self.config.route else { return Ok(None) };
+        let given = Given {
+            name: last.host.clone(),
+            user: last.user.clone(),
+            port: last.port,
+            host_name: None,
+            jump: before.clone(),
+            direct: false,
+        };
+        Self::of(&given, options).map(Some)
+    }
+
+    /// Follows the jumps to their end: none may come round to where it began.
+    pub(super) fn check_chain(&self, options: &ConnectOptions) -> Result<(), SshError> {
+        let mut seen = vec![self.clone()];
+        while let Some(next) = seen.last().map(|last| last.jump(options)).transpose()?.flatten() {
+            if seen.contains(&next) || seen.len() > MAX_JUMPS {
+                let names: Vec<_> = seen.iter().map(|e| e.name.as_str()).collect();
+                return Err(SshError::JumpLoop { names: names.join(" → ") });
+            }
+            seen.push(next);
+        }
+        Ok(())
+    }
+
+    /// `host:port`, for messages.
+    pub fn address(&self) -> String {
+        let HostConfig { host_name, port, .. } = &self.config;
+        if host_name.contains(':') {
+            format!("[{host_name}]:{port}")
+        } else {
+            format!("{host_name}:{port}")
+        }
+    }
+
+    pub(super) fn known_hosts_file(&self) -> PathBuf {
+        self.known_hosts_files.first().cloned().unwrap_or_else(|| PathBuf::from("known_hosts"))
+    }
+
+    /// The name in the known-hosts file.
+    pub(super) fn key_name(&self) -> String {
+        known_hosts::entry_name(&self.host_key_name, self.host_key_port)
+    }
+
+    /// Patience for TCP and the greeting, as configured.
+    pub(super) fn timeouts(&self, options: &ConnectOptions) -> Timeouts {
+        let mut timeouts = options.timeouts;
+        if let Some(limit) = self.config.connect_timeout {
+            timeouts.tcp = limit;
+            timeouts.handshake = limit;
+        }
+        timeouts
+    }
+}

@@ -1,0 +1,98 @@
+//! Connections that others go over (`ProxyJump`): one for each place, however many hosts are
+//! behind it.
+//!
+//! A place is held by the hosts behind it and ends with the last of them. When it is lost, the
+//! first host that comes back opens it again and the others wait for that; what came of it is
+//! everybody's answer.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::channel::RusshConnection;
+use super::connection::connect;
+use super::endpoint::{ConnectOptions, Endpoint};
+use super::{Questions, SshError};
+
+/// The answer to a failed attempt holds for so long at first, doubled with each further failure.
+const FIRST_HOLD: Duration = Duration::from_millis(250);
+const LONGEST_HOLD: Duration = Duration::from_secs(4);
+
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Idle,
+    Up(Weak<RusshConnection>),
+    Failed {
+        at: Instant,
+        times: u32,
+        error: SshError,
+    },
+}
+
+/// All places.
+#[derive(Default)]
+pub struct Jumps {
+    slots: Mutex<Vec<(Endpoint, Arc<tokio::sync::Mutex<Slot>>)>>,
+}
+
+impl Jumps {
+    fn slot(&self, endpoint: &Endpoint) -> Arc<tokio::sync::Mutex<Slot>> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, slot)) = slots.iter().find(|(known, _)| known == endpoint) {
+            return Arc::clone(slot);
+        }
+        // What nobody waits for and nobody holds is forgotten.
+        slots.retain(|(_, slot)| {
+            Arc::strong_count(slot) > 1
+                || slot.try_lock().is_ok_and(|slot| match &*slot {
+                    Slot::Idle => false,
+                    Slot::Up(connection) => connection.strong_count() > 0,
+                    Slot::Failed { at, .. } => at.elapsed() < LONGEST_HOLD,
+                })
+        });
+        let slot = Arc::default();
+        slots.push((endpoint.clone(), Arc::clone(&slot)));
+        slot
+    }
+
+    /// The connection to a place, opened if there is none.
+    pub(super) async fn get(
+        &self,
+        endpoint: &Endpoint,
+        options: &ConnectOptions,
+        questions: &dyn Questions,
+    ) -> Result<Arc<RusshConnection>, SshError> {
+        let slot = self.slot(endpoint);
+        let since = Instant::now();
+        // A queue of those who want the same connection, not a lock over state others need.
+        let mut slot = slot.lock().await;
+        let mut times = 0;
+        match &*slot {
+            Slot::Up(connection) => {
+                if let Some(connection) = connection.upgrade().filter(|c| !c.has_ended()) {
+                    return Ok(connection);
+                }
+            }
+            Slot::Failed { at, times: before, error } => {
+                let hold = FIRST_HOLD.saturating_mul(2u32.saturating_pow((*before).min(8)));
+                if *at >= since || at.elapsed() < hold.min(LONGEST_HOLD) {
+                    return Err(error.clone());
+                }
+                times = before.saturating_add(1);
+            }
+            Slot::Idle => {}
+        }
+        // A jump may have a jump of its own: the way there is a connection like any other.
+        match Box::pin(connect(endpoint, options, questions, &|_| ())).await {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                *slot = Slot::Up(Arc::downgrade(&connection));
+                Ok(connection)
+            }
+            Err(error) => {
+                *slot = Slot::Failed { at: Instant::now(), times, error: error.clone() };
+                Err(error)
+            }
+        }
+    }
+}

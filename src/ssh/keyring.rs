@@ -1,0 +1,147 @@
+//! Secrets that a person gave: unlocked keys and passwords, in memory only, shared by all
+//! connections so that one question is enough, and wiped when the ring goes.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use russh::keys::{PrivateKey, decode_secret_key};
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+use super::Questions;
+use crate::base::text;
+
+/// Longest key or certificate file that is read, in bytes.
+const MAX_KEY_BYTES: u64 = 64 << 10;
+
+/// What was not answered is not asked for again for so long.
+const DECLINED_FOR: Duration = Duration::from_mins(5);
+
+/// Keys that were unlocked with a passphrase, and passwords that a server has taken.
+#[derive(Default)]
+pub struct KeyRing {
+    slots: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// By `user@host:port`.
+    passwords: Mutex<HashMap<String, Password>>,
+}
+
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Locked,
+    Unlocked(Arc<PrivateKey>),
+    Declined(Instant),
+}
+
+enum Password {
+    Taken(SecretString),
+    Declined(Instant),
+}
+
+impl KeyRing {
+    fn slot(&self, path: &Path) -> Arc<tokio::sync::Mutex<Slot>> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(path.to_owned()).or_default())
+    }
+
+    /// The key of `path` if it was unlocked before. Does not wait for a question in progress.
+    pub(super) fn unlocked(&self, path: &Path) -> Option<Arc<PrivateKey>> {
+        match &*self.slot(path).try_lock().ok()? {
+            Slot::Unlocked(key) => Some(Arc::clone(key)),
+            Slot::Locked | Slot::Declined(_) => None,
+        }
+    }
+
+    /// Unlocks the key of `path`, asking at most three times; none when nobody knows the
+    /// passphrase. Others who need the same key wait for this answer.
+    pub async fn unlock(&self, path: &Path, questions: &dyn Questions) -> Option<Arc<PrivateKey>> {
+        let slot = self.slot(path);
+        // A queue of askers, not a lock over state others need: every key has its own.
+        let mut slot = slot.lock().await;
+        match &*slot {
+            Slot::Unlocked(key) => return Some(Arc::clone(key)),
+            Slot::Declined(at) if at.elapsed() < DECLINED_FOR => return None,
+            Slot::Locked | Slot::Declined(_) => {}
+        }
+        let text = Arc::new(read_key_file(path).ok()?);
+        let shown = text::clean(&path.display().to_string(), 120);
+        let mut prompt = format!("passphrase of {shown}");
+        for _ in 0..3 {
+            let Some(secret) = questions.secret(&prompt).await else { break };
+            let text = Arc::clone(&text);
+            // Deriving the key from a passphrase is slow on purpose.
+            let opened = tokio::task::spawn_blocking(move || {
+                decode_secret_key(&text, Some(secret.expose_secret()))
+            })
+            .await;
+            if let Ok(Ok(key)) = opened
+                && !key.is_encrypted()
+            {
+                let key = Arc::new(key);
+                *slot = Slot::Unlocked(Arc::clone(&key));
+                return Some(key);
+            }
+            prompt = format!("wrong passphrase; passphrase of {shown}");
+        }
+        *slot = Slot::Declined(Instant::now());
+        None
+    }
+
+    fn passwords(&self) -> std::sync::MutexGuard<'_, HashMap<String, Password>> {
+        self.passwords.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The password that `whom` (`user@host:port`) has taken before.
+    pub(super) fn password(&self, whom: &str) -> Option<SecretString> {
+        match self.passwords().get(whom) {
+            Some(Password::Taken(password)) => Some(password.clone()),
+            _ => None,
+        }
+    }
+
+    /// Keeps a password that was taken; none: it is not good any more.
+    pub(super) fn keep_password(&self, whom: &str, password: Option<SecretString>) {
+        let mut passwords = self.passwords();
+        match password {
+            Some(password) => passwords.insert(whom.to_owned(), Password::Taken(password)),
+            None => passwords.remove(whom),
+        };
+    }
+
+    /// A person did not answer `whom`'s question.
+    pub(super) fn decline(&self, whom: &str) {
+        self.passwords().insert(whom.to_owned(), Password::Declined(Instant::now()));
+    }
+
+    /// Whether it is too soon to ask on behalf of `whom` again.
+    pub(super) fn declined(&self, whom: &str) -> bool {
+        matches!(self.passwords().get(whom), Some(Password::Declined(at)) if at.elapsed() < DECLINED_FOR)
+    }
+
+    /// Forgets what was not answered, so that it is asked for again.
+    pub fn ask_again(&self) {
+        let slots: Vec<_> = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.values().cloned().collect()
+        };
+        for slot in slots {
+            if let Ok(mut slot) = slot.try_lock()
+                && matches!(*slot, Slot::Declined(_))
+            {
+                *slot = Slot::Locked;
+            }
+        }
+        self.passwords().retain(|_, password| !matches!(password, Password::Declined(_)));
+    }
+}
+
+/// A key file's text.
+pub(super) fn read_key_file(path: &Path) -> std::io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    fs::File::open(path)?.take(MAX_KEY_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}

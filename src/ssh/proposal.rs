@@ -1,0 +1,139 @@
+//! Which algorithms we offer a server: what russh has, in an order of our own or in the one that
+//! the configuration asks for.
+
+use std::borrow::Cow;
+
+use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
+use russh::{Preferred, cipher, kex, mac};
+
+use super::config::HostConfig;
+use super::known_hosts::same_kind;
+
+/// AES-GCM has hardware; russh's own order is 1.5 times slower.
+const CIPHERS: [cipher::Name; 6] = [
+    cipher::AES_256_GCM,
+    cipher::AES_128_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CTR,
+];
+/// More that is offered when it is asked for by name.
+const OLD_CIPHERS: [cipher::Name; 3] =
+    [cipher::AES_256_CBC, cipher::AES_192_CBC, cipher::AES_128_CBC];
+
+const MACS: [mac::Name; 4] =
+    [mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM, mac::HMAC_SHA512, mac::HMAC_SHA256];
+const OLD_MACS: [mac::Name; 2] = [mac::HMAC_SHA1_ETM, mac::HMAC_SHA1];
+
+const KEX: [kex::Name; 10] = [
+    kex::MLKEM768X25519_SHA256,
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::ECDH_SHA2_NISTP256,
+    kex::ECDH_SHA2_NISTP384,
+    kex::ECDH_SHA2_NISTP521,
+    kex::DH_GEX_SHA256,
+    kex::DH_G18_SHA512,
+    kex::DH_G16_SHA512,
+    kex::DH_G14_SHA256,
+];
+const OLD_KEX: [kex::Name; 3] = [kex::DH_GEX_SHA1, kex::DH_G14_SHA1, kex::DH_G1_SHA1];
+/// Not algorithms but signs: extensions are understood, and the strict exchange.
+const KEX_SIGNS: [kex::Name; 2] =
+    [kex::EXTENSION_SUPPORT_AS_CLIENT, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+
+/// A list of the configuration of which nothing is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NothingLeft {
+    pub(super) keyword: &'static str,
+    pub(super) asked: String,
+}
+
+/// Our list, or what the configuration asks for as far as we have it.
+fn choose<T: Copy + AsRef<str>>(
+    keyword: &'static str,
+    asked: Option<&[String]>,
+    ours: &[T],
+    old: &[T],
+) -> Result<Vec<T>, NothingLeft> {
+    let Some(asked) = asked else { return Ok(ours.to_vec()) };
+    let found: Vec<T> = asked
+        .iter()
+        .filter_map(|name| ours.iter().chain(old).find(|have| have.as_ref() == name))
+        .copied()
+        .collect();
+    if found.is_empty() {
+        return Err(NothingLeft { keyword, asked: asked.join(",") });
+    }
+    Ok(found)
+}
+
+/// All host key algorithms, the strongest and cheapest first; never SHA-1 signatures.
+fn host_keys() -> Vec<Algorithm> {
+    vec![
+        Algorithm::Ed25519,
+        Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
+        Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+        Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+        Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+        Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
+    ]
+}
+
+/// What is known of a host decides which kind of key is asked for first, and whether a certificate.
+pub(super) struct KnownKinds {
+    pub(super) keys: Vec<Algorithm>,
+    pub(super) has_authority: bool,
+}
+
+/// What to offer to a host.
+pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Preferred, NothingLeft> {
+    let mut keys: Vec<Algorithm> = Vec::new();
+    let mut certificates: Vec<Algorithm> = Vec::new();
+    if let Some(asked) = &config.host_key_algorithms {
+        for name in asked {
+            for algorithm in host_keys() {
+                if *name == algorithm.as_str() {
+                    keys.push(algorithm);
+                } else if *name == certificate_name(&algorithm) {
+                    certificates.push(algorithm);
+                }
+            }
+        }
+        if keys.is_empty() && certificates.is_empty() {
+            return Err(NothingLeft { keyword: "HostKeyAlgorithms", asked: asked.join(",") });
+        }
+        if !known.has_authority {
+            certificates.clear();
+        }
+    } else {
+        // What is known first, then what is left.
+        for algorithm in &known.keys {
+            keys.extend(host_keys().into_iter().filter(|a| same_kind(a, algorithm)));
+        }
+        for algorithm in host_keys() {
+            if !keys.contains(&algorithm) {
+                keys.push(algorithm);
+            }
+        }
+        if known.has_authority {
+            certificates = host_keys();
+        }
+    }
+    let mut kex = choose("KexAlgorithms", config.kex_algorithms.as_deref(), &KEX, &OLD_KEX)?;
+    kex.extend(KEX_SIGNS);
+    Ok(Preferred {
+        kex: Cow::Owned(kex),
+        key: Cow::Owned(keys),
+        host_key_certificates: Cow::Owned(certificates),
+        cipher: Cow::Owned(choose("Ciphers", config.ciphers.as_deref(), &CIPHERS, &OLD_CIPHERS)?),
+        mac: Cow::Owned(choose("MACs", config.macs.as_deref(), &MACS, &OLD_MACS)?),
+        ..Preferred::DEFAULT
+    })
+}
+
+/// `ssh-ed25519-cert-v01@openssh.com` and the like.
+pub(super) fn certificate_name(algorithm: &Algorithm) -> String {
+    algorithm.to_certificate_type()
+}

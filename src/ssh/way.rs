@@ -1,0 +1,221 @@
+//! How the bytes get to a server: by TCP, over another server, or by a command.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::channel::RusshConnection;
+use super::config::{AddressFamily, Route};
+use super::connection::{Phase, timed_out};
+use super::endpoint::{ConnectOptions, Endpoint};
+use super::exec::Stderr;
+use super::{Questions, SshError};
+use crate::base::text;
+
+/// Any byte stream.
+pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
+
+/// What must live as long as the stream.
+#[derive(Default)]
+pub(super) struct Kept {
+    jump: Option<Arc<RusshConnection>>,
+    child: Option<Proxy>,
+    /// Held for its end alone.
+    link: Option<AbortOnDropHandle<()>>,
+}
+
+impl Kept {
+    /// From now on, what goes over a jump host ends with it: a channel of a connection that is
+    /// gone does not say so by itself.
+    pub(super) fn end_together(
+        &mut self,
+        cut: CancellationToken,
+        end: watch::Sender<Option<String>>,
+    ) {
+        let Some(jump) = &self.jump else { return };
+        // Not the connection itself: it would be held for ever.
+        let mut lost = jump.end();
+        let link = tokio::spawn(async move {
+            let why = match lost.wait_for(Option::is_some).await {
+                Ok(why) => why.clone().unwrap_or_default(),
+                Err(_) => String::new(),
+            };
+            end.send_if_modified(|end| {
+                let first = end.is_none();
+                end.get_or_insert_with(|| format!("the jump host was lost: {why}"));
+                first
+            });
+            cut.cancel();
+        });
+        self.link = Some(AbortOnDropHandle::new(link));
+    }
+
+    /// What a proxy command that ended has written to its standard error.
+    pub(super) async fn said(&mut self) -> Option<String> {
+        let child = self.child.as_mut()?;
+        // It comes in beside the end of its output.
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut child.draining).await;
+        let said = text::clean(child.stderr.tail().trim(), 200);
+        (!said.is_empty()).then_some(said)
+    }
+}
+
+/// A way that is open.
+pub(super) struct Way {
+    pub(super) stream: Box<dyn Bytes>,
+    pub(super) kept: Kept,
+    /// The server is on this very machine.
+    pub(super) loopback: bool,
+}
+
+/// Opens the way to `endpoint`.
+pub(super) async fn open(
+    endpoint: &Endpoint,
+    options: &ConnectOptions,
+    questions: &dyn Questions,
+    on_phase: &(dyn Fn(Phase) + Send + Sync),
+) -> Result<Way, SshError> {
+    let config = &endpoint.config;
+    match &config.route {
+        Route::Direct => {
+            let socket = tcp(endpoint, endpoint.timeouts(options).tcp).await?;
+            let loopback = socket.peer_addr().is_ok_and(|a| a.ip().is_loopback());
+            Ok(Way { stream: Box::new(socket), kept: Kept::default(), loopback })
+        }
+        Route::Jump { .. } => {
+            endpoint.check_chain(options)?;
+            let Some(jump) = endpoint.jump(options)? else {
+                return Err(SshError::closed("no place to jump over"));
+            };
+            on_phase(Phase::Jump);
+            let over = |error: SshError| SshError::Jump {
+                via: text::clean(&jump.name, 120),
+                error: Box::new(error),
+            };
+            let connection = options.jumps.get(&jump, options, questions).await.map_err(over)?;
+            let stream = connection.tunnel(&config.host_name, config.port).await.map_err(over)?;
+            let kept = Kept { jump: Some(connection), ..Kept::default() };
+            Ok(Way { stream: Box::new(stream), kept, loopback: false })
+        }
+        Route::Command(command) => {
+            let (stream, child) = proxy(command)?;
+            let kept = Kept { child: Some(child), ..Kept::default() };
+            Ok(Way { stream, kept, loopback: false })
+        }
+    }
+}
+
+/// A proxy command. It is killed with its children when this goes.
+struct Proxy {
+    _child: Child,
+    group: Option<Pid>,
+    stderr: Stderr,
+    draining: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.draining.abort();
+        if let Some(group) = self.group {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+fn proxy(command: &str) -> Result<(Box<dyn Bytes>, Proxy), SshError> {
+    let failed = |why: String| SshError::ProxyCommand { why: text::clean(&why, 200) };
+    let shell =
+        std::env::var_os("SHELL").filter(|s| !s.is_empty()).unwrap_or_else(|| "/bin/sh".into());
+    let mut child = Command::new(shell)
+        .arg("-c")
+        // As OpenSSH has it: the shell is gone once the command runs.
+        .arg(format!("exec {command}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (Some(stdin), Some(stdout), Some(mut errors)) = pipes else {
+        return Err(failed("no pipes to it".to_owned()));
+    };
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let stderr = Stderr::default();
+    let kept = stderr.clone();
+    let draining = tokio::spawn(async move {
+        let mut buffer = vec![0; 4096];
+        while let Ok(n @ 1..) = errors.read(&mut buffer).await {
+            kept.push(buffer.get(..n).unwrap_or_default());
+        }
+    });
+    let stream = tokio::io::join(stdout, stdin);
+    Ok((Box::new(stream), Proxy { _child: child, group, stderr, draining }))
+}
+
+async fn tcp(endpoint: &Endpoint, limit: Duration) -> Result<TcpStream, SshError> {
+    let config = &endpoint.config;
+    let deadline = tokio::time::Instant::now() + limit;
+    let not_found = || SshError::NameNotFound { host: text::clean(&config.host_name, 120) };
+    let lookup = tokio::net::lookup_host((config.host_name.as_str(), config.port));
+    let addresses: Vec<_> = match tokio::time::timeout_at(deadline, lookup).await {
+        Err(_) => return Err(timed_out(endpoint, Phase::Tcp, limit)),
+        Ok(Err(_)) => return Err(not_found()),
+        Ok(Ok(found)) => found
+            .filter(|address| match config.address_family {
+                AddressFamily::Any => true,
+                AddressFamily::Inet => address.is_ipv4(),
+                AddressFamily::Inet6 => address.is_ipv6(),
+            })
+            .take(8)
+            .collect(),
+    };
+    let mut last = not_found();
+    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(1);
+    for address in addresses {
+        // One silent address must not use up the time of the others.
+        let until = deadline.min(tokio::time::Instant::now() + share);
+        let connecting = connect_from(config.bind_address.as_deref(), address);
+        match tokio::time::timeout_at(until, connecting).await {
+            Err(_) => last = timed_out(endpoint, Phase::Tcp, limit),
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                last = SshError::Refused { address: endpoint.address() };
+            }
+            Ok(Err(error)) => {
+                last = SshError::Unreachable {
+                    address: endpoint.address(),
+                    why: text::clean(&error.to_string(), 120),
+                };
+            }
+            Ok(Ok(socket)) => {
+                // Small messages back and forth: waiting to fill packets costs 40 ms each.
+                let _ = socket.set_nodelay(true);
+                let _ = rustix::net::sockopt::set_socket_keepalive(&socket, config.tcp_keep_alive);
+                return Ok(socket);
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn connect_from(from: Option<&str>, to: std::net::SocketAddr) -> std::io::Result<TcpStream> {
+    let Some(from) = from else { return TcpStream::connect(to).await };
+    let mut own = tokio::net::lookup_host((from, 0)).await?;
+    let Some(own) = own.find(|a| a.is_ipv4() == to.is_ipv4()) else {
+        return Err(std::io::Error::other(format!("BindAddress {from} has no such address")));
+    };
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(own)?;
+    socket.connect(to).await
+}

@@ -1,0 +1,135 @@
+//! Our reading of `ssh_config` against OpenSSH's own: every file in `tests/ssh_config_corpus` is
+//! given to `ssh -G` and to `gpudeck ssh-config`, and every key that we print must be the same.
+//!
+//! A file's first lines may say more: `# hosts: a b` which names to ask for (default: `a`),
+//! `# refused` that `ssh` does not take it, and then we must not either, `# env: NAME=value`.
+//! `@DIR@` in a file is the directory in which the includes lie.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod ssh_support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+type Values = BTreeMap<String, Vec<String>>;
+
+fn values(output: &Output) -> Values {
+    let mut all = Values::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+        all.entry(key.to_owned()).or_default().push(value.to_owned());
+    }
+    all
+}
+
+fn ask(program: &str, args: &[&str], env: &[(String, String)]) -> Output {
+    let mut command = Command::new(program);
+    command.args(args).env_remove("GPUDECK_SSH_MATCH_EXEC").stdin(std::process::Stdio::null());
+    command.envs(env.iter().map(|(k, v)| (k, v)));
+    command.output().unwrap()
+}
+
+/// Lists of algorithms that differ between versions of OpenSSH before anything is configured.
+fn other_version(theirs: &Values, ours: &Values) -> Vec<String> {
+    theirs
+        .iter()
+        .filter(|(key, value)| {
+            key.contains("algorithms")
+                || ["ciphers", "macs"].contains(&key.as_str()) && ours.get(*key) != Some(value)
+        })
+        .filter(|(key, value)| ours.get(*key).is_some_and(|own| own != *value))
+        .map(|(key, _)| key.clone())
+        .collect()
+}
+
+#[test]
+fn every_key_we_print_is_what_ssh_prints() {
+    if !ssh_support::lab() {
+        return;
+    }
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ssh_config_corpus");
+    let dir = tempfile::tempdir().unwrap();
+    let dir_text = dir.path().display().to_string();
+    // Includes must be nobody else's to write.
+    for entry in fs::read_dir(corpus.join("include")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap().replace("@DIR@", &dir_text);
+        let copy = dir.path().join(path.file_name().unwrap());
+        fs::write(&copy, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&copy, mode).unwrap();
+    }
+    let empty = ["-F", "/dev/null"];
+    let gpudeck = env!("CARGO_BIN_EXE_gpudeck");
+    let versions = other_version(
+        &values(&ask("ssh", &[&["-G"], &empty[..], &["a"]].concat(), &[])),
+        &values(&ask(gpudeck, &[&["ssh-config"], &empty[..], &["a"]].concat(), &[])),
+    );
+    let mut files: Vec<_> = fs::read_dir(&corpus)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "conf"))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 40, "{} files", files.len());
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for file in &files {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(file).unwrap().replace("@DIR@", &dir_text);
+        let copy = dir.path().join(name);
+        fs::write(&copy, &text).unwrap();
+        let said = |word: &str| {
+            let mut lines = text.lines().take_while(|l| l.starts_with('#'));
+            lines.find_map(|l| l.strip_prefix(&format!("# {word}"))).map(str::trim)
+        };
+        let hosts = said("hosts:").unwrap_or("a");
+        let env: Vec<(String, String)> = said("env:")
+            .into_iter()
+            .flat_map(str::split_whitespace)
+            .map(|pair| pair.split_once('=').unwrap())
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect();
+        for host in hosts.split_whitespace() {
+            let path = copy.to_str().unwrap();
+            let theirs = ask("ssh", &["-G", "-F", path, host], &env);
+            let ours = ask(gpudeck, &["ssh-config", "-F", path, host], &env);
+            let refused = said("refused").is_some();
+            let errors = |o: &Output| String::from_utf8_lossy(&o.stderr).into_owned();
+            if theirs.status.success() == refused {
+                wrong.push(format!("{name} {host}: the file is wrong: {}", errors(&theirs)));
+                continue;
+            }
+            if ours.status.success() == refused {
+                wrong.push(format!("{name} {host}: refused: {refused}: {}", errors(&ours)));
+                continue;
+            }
+            if refused {
+                compared += 1;
+                continue;
+            }
+            let (theirs, ours) = (values(&theirs), values(&ours));
+            assert!(ours.len() > 30, "{name} {host}: {ours:?}");
+            // Also what they print and we do not, of the keys we ever print.
+            for key in ours
+                .keys()
+                .chain(["proxyjump", "proxycommand", "hostkeyalias"].map(String::from).iter())
+            {
+                if versions.contains(key) {
+                    continue;
+                }
+                compared += 1;
+                if theirs.get(key) != ours.get(key) {
+                    wrong.push(format!(
+                        "{name} {host}: {key}: ssh {:?}, we {:?}",
+                        theirs.get(key),
+                        ours.get(key)
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {compared} differ:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{} files, {compared} values compared", files.len());
+}
