@@ -6,8 +6,9 @@ use async_trait::async_trait;
 
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
-use super::view::{ApiError, PlanView, ReleaseView};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use super::view::{ApiError, ErrorKind, PlanView, ReleaseView};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::model::ModelFacts;
 use crate::wire::LogChunk;
 
 /// The controller as the front desk sees it.
@@ -24,6 +25,11 @@ pub trait Desk: Send + Sync + 'static {
 
     /// What an apply would do.
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError>;
+
+    /// What model lies at an absolute path on a host.
+    async fn inspect(&self, _host: HostName, _path: String) -> Result<ModelFacts, ApiError> {
+        Err(not_here())
+    }
 
     /// What an undo would do.
     async fn plan_undo(
@@ -50,4 +56,13 @@ pub trait Desk: Send + Sync + 'static {
         offset: Option<u64>,
         length: u32,
     ) -> Result<LogChunk, ApiError>;
+}
+
+/// A door that cannot look at the files of hosts.
+pub(super) fn not_here() -> ApiError {
+    ApiError {
+        kind: ErrorKind::Internal,
+        message: "models cannot be inspected here".to_owned(),
+        hint: None,
+    }
 }

@@ -9,6 +9,7 @@
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
+//! | `POST /v1/inspect` | [`InspectRequest`] → `ModelFacts` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
@@ -34,7 +35,8 @@ use tokio::sync::broadcast::error::RecvError;
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::model::ModelFacts;
 use crate::wire::LogChunk;
 
 /// Version of this interface; doors and controller must agree.
@@ -102,6 +104,7 @@ pub async fn serve(
         .route("/v1/services/{name}/plan", get(plan))
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
+        .route("/v1/inspect", post(inspect))
         .route("/v1/log", post(log))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
@@ -265,6 +268,24 @@ async fn log(
 ) -> Result<Json<LogChunk>, ApiError> {
     admit(&peer)?;
     desk.log(request.rank, request.offset, request.length).await.map(Json)
+}
+
+/// `POST /v1/inspect`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InspectRequest {
+    /// The host.
+    pub host: HostName,
+    /// An absolute path on it.
+    pub path: String,
+}
+
+async fn inspect(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(request): Json<InspectRequest>,
+) -> Result<Json<ModelFacts>, ApiError> {
+    admit(&peer)?;
+    desk.inspect(request.host, request.path).await.map(Json)
 }
 
 fn service(name: &str) -> Result<ServiceName, ApiError> {

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod history;
 pub mod init;
 pub mod logs;
+pub mod model;
 pub mod plan;
 pub mod questions;
 pub mod rollout;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Args, Command, ControllerCommand, RolloutCommand};
+use self::args::{Args, Command, ControllerCommand, ModelCommand, RolloutCommand};
 use self::exit::{Failure, Success};
 
 /// Every door but the far end.
@@ -81,6 +82,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::Model(ModelCommand::Inspect { path, options }) => {
+            model::inspect(args, path, options).await
+        }
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {

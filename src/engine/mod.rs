@@ -7,6 +7,7 @@ mod args;
 pub mod command;
 pub mod error;
 pub mod llamacpp;
+pub mod memory;
 pub mod metrics;
 pub mod token;
 pub mod vllm;
