@@ -7,7 +7,8 @@ use futures::stream::BoxStream;
 use crate::model::ModelFacts;
 
 use super::{
-    ApiError, Delta, HostName, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber, ServiceName,
+    ApiError, Delta, HostName, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber,
+    ServiceName,
 };
 
 /// A way to the controller.

@@ -200,8 +200,12 @@ fn tokens(text: &str) -> Result<u64, String> {
             None => (lower.as_str(), 1),
         },
     };
-    let number: u64 = number.parse().map_err(|_| "write a number of tokens, such as 32768 or 32k")?;
-    number.checked_mul(factor).filter(|n| (1..=1 << 40).contains(n)).ok_or_else(|| "too many".to_owned())
+    let number: u64 =
+        number.parse().map_err(|_| "write a number of tokens, such as 32768 or 32k")?;
+    number
+        .checked_mul(factor)
+        .filter(|n| (1..=1 << 40).contains(n))
+        .ok_or_else(|| "too many".to_owned())
 }
 
 /// How a rollout is begun.

@@ -14,7 +14,11 @@ use crate::model::{self, Bar, ModelFacts, ModelFormat, Prediction, Setup};
 use crate::weights::{self, LocalFiles};
 
 /// Inspects the model at `path`: here, or as `HOST:PATH` on a host of the deck.
-pub async fn inspect(args: &Args, path: &str, options: &InspectOptions) -> Result<Success, Failure> {
+pub async fn inspect(
+    args: &Args,
+    path: &str,
+    options: &InspectOptions,
+) -> Result<Success, Failure> {
     let facts = match remote(path) {
         Some((host, path)) => {
             let client = attach::attach(args).await?;
@@ -42,15 +46,16 @@ fn remote(path: &str) -> Option<(HostName, &str)> {
 }
 
 async fn local(path: &str) -> Result<ModelFacts, Failure> {
-    let whole = std::path::absolute(path)
-        .map_err(|e| Failure::other(format!("{path} is no path: {e}")))?;
+    let whole =
+        std::path::absolute(path).map_err(|e| Failure::other(format!("{path} is no path: {e}")))?;
     // Links are followed here, so that `..` in what the engine is given means what it says.
     let whole = std::fs::canonicalize(&whole).unwrap_or(whole);
     let Some(text) = whole.to_str() else {
         return Err(Failure::other(format!("{} is not UTF-8", whole.display())));
     };
     weights::describe(&LocalFiles, text).await.map_err(|e| {
-        let code = if matches!(&e, weights::WeightsError::Model(m) if m.is_missing()) { 8 } else { 1 };
+        let code =
+            if matches!(&e, weights::WeightsError::Model(m) if m.is_missing()) { 8 } else { 1 };
         Failure { code, hint: e.hint(), ..Failure::other(e.to_string()) }
     })
 }
@@ -75,8 +80,9 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         Some(name) => {
             let known = engines::gpu_memory(name).or_else(|| name.parse::<Bytes>().ok());
             Some(known.ok_or_else(|| {
-                Failure::other(format!("the GPU `{name}` is not known"))
-                    .with_hint("use a name such as h100-80, a100-40, l40s, rtx-4090, or its memory: 80GiB")
+                Failure::other(format!("the GPU `{name}` is not known")).with_hint(
+                    "use a name such as h100-80, a100-40, l40s, rtx-4090, or its memory: 80GiB",
+                )
             })?)
         }
     };
@@ -149,7 +155,10 @@ fn as_json(path: &str, facts: &ModelFacts, setup: &Setup, prediction: &Predictio
         map.insert("layers".to_owned(), json!([rank.layers.0, rank.layers.1]));
         bar(&mut map, "weights_bytes", Some(rank.weights));
         bar(&mut map, "kv_bytes_per_token", Some(rank.cache_per_token));
-        map.insert("kv_bytes_per_token_beyond_windows".to_owned(), json!(rank.cache_beyond_windows));
+        map.insert(
+            "kv_bytes_per_token_beyond_windows".to_owned(),
+            json!(rank.cache_beyond_windows),
+        );
         map.insert("state_bytes_per_request".to_owned(), json!(rank.state_per_request));
         bar(&mut map, "activation_bytes", Some(rank.activation));
         bar(&mut map, "graphs_bytes", Some(rank.graphs));
@@ -201,7 +210,8 @@ fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(
             (_, 0 | 1) => format!("stage {}", rank.stage),
             _ => format!("stage {}, each rank", rank.stage),
         };
-        let mut row = |what: &str, value: String| rows.push(vec![name.clone(), what.to_owned(), value]);
+        let mut row =
+            |what: &str, value: String| rows.push(vec![name.clone(), what.to_owned(), value]);
         row("weights", size(rank.weights));
         row("KV cache per token", size(rank.cache_per_token));
         if rank.state_per_request > 0 {
@@ -218,7 +228,10 @@ fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(
     table::print(&["RANK", "WHAT", "BYTES"], &rows)?;
     table::out("")?;
     if let Some(tokens) = prediction.tokens {
-        table::out(&format!("KV cache holds {} tokens ({} to {})", tokens.value, tokens.low, tokens.high))?;
+        table::out(&format!(
+            "KV cache holds {} tokens ({} to {})",
+            tokens.value, tokens.low, tokens.high
+        ))?;
     }
     if let Some(requests) = prediction.requests {
         let of = |n: u64| n as f64 / 100.0;
@@ -232,7 +245,9 @@ fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(
     }
     match prediction.fits {
         Some(true) => table::out("it fits")?,
-        Some(false) => table::out("it does not surely fit: one request of full length may not find room")?,
+        Some(false) => {
+            table::out("it does not surely fit: one request of full length may not find room")?
+        }
         None => table::out("give --gpu NAME (h100-80) or --kv-available SIZE to see what fits")?,
     }
     for note in prediction.notes.iter().filter(|n| !facts.notes.contains(n)) {

@@ -90,7 +90,8 @@ impl Engine for LlamaCpp {
         let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
         let cpu = spec.device == DeviceKind::Cpu;
         if !facts.tensors.is_empty() && !facts.caches.is_empty() {
-            let number = |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+            let number =
+                |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
             let context = if cpu { Bar::mib(128, 20, 256) } else { memory::LLAMA_CPP.context };
             return memory::heaviest(&predict(
                 facts,
@@ -98,7 +99,8 @@ impl Engine for LlamaCpp {
                     // Each GPU is a stage with layers of its own.
                     pipeline: shape.tensor.get().into(),
                     context: Some(tokens),
-                    cache: args::value(&spec.args, &["-ctk", "--cache-type-k"]).and_then(CacheBits::named),
+                    cache: args::value(&spec.args, &["-ctk", "--cache-type-k"])
+                        .and_then(CacheBits::named),
                     batch: number(&["-ub", "--ubatch-size"]),
                     requests: number(&["-np", "--parallel"]),
                     // On host memory there are no devices to keep apart.

@@ -118,9 +118,8 @@ pub fn gpu_memory(name: &str) -> Option<Bytes> {
 /// The rank that takes most, as placing asks for it: what must be free on each of its devices for
 /// one request of full length.
 pub(super) fn heaviest(prediction: &Prediction) -> MemoryEstimate {
-    let overhead = |rank: &RankMemory| {
-        rank.activation.plus(rank.graphs).plus(rank.communication).value
-    };
+    let overhead =
+        |rank: &RankMemory| rank.activation.plus(rank.graphs).plus(rank.communication).value;
     let total = |rank: &RankMemory| {
         rank.weights.value.saturating_add(rank.cache_needed.value).saturating_add(overhead(rank))
     };

@@ -117,7 +117,8 @@ impl Engine for Vllm {
         let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
         let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
         if !facts.tensors.is_empty() && !facts.caches.is_empty() {
-            let number = |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+            let number =
+                |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
             return memory::heaviest(&predict(
                 facts,
                 &Setup {

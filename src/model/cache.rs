@@ -102,7 +102,9 @@ impl CacheBits {
     pub fn named(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "f16" | "bf16" | "fp16" | "bfloat16" | "float16" | "half" => Self::HALF,
-            "fp8" | "fp8_e4m3" | "fp8_e5m2" | "fp8_ds_mla" | "int8" | "fp8_inc" | "f8" => Self(8, 128),
+            "fp8" | "fp8_e4m3" | "fp8_e5m2" | "fp8_ds_mla" | "int8" | "fp8_inc" | "f8" => {
+                Self(8, 128)
+            }
             "f32" | "fp32" | "float32" => Self(32, 512),
             "q8_0" => Self(8, 136),
             "q5_0" => Self(5, 88),

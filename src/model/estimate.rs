@@ -258,6 +258,7 @@ pub fn stages(layers: u64, pipeline: u64, remainder: Remainder) -> Vec<(u64, u64
 
 /// Predicts the memory of a replica.
 pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
+    let setup = &setup.bounded();
     let rules = &setup.rules;
     let mut notes = Vec::new();
     let stored = match facts.certainty {
@@ -278,9 +279,11 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     for (stage, range) in ranges.iter().enumerate() {
         let first = stage == 0;
         let last = stage + 1 == ranges.len();
-        let rank = one_rank(facts, setup, &Stage { range: *range, first, last }, bits, block, context);
+        let rank =
+            one_rank(facts, setup, &Stage { range: *range, first, last }, bits, block, context);
         // A rank's number within its stage makes no difference to its memory.
-        let wide = if rules.split == WeightSplit::Layers { 1 } else { setup.tensor.clamp(1, 1_024) };
+        let wide =
+            if rules.split == WeightSplit::Layers { 1 } else { setup.tensor.clamp(1, 1_024) };
         for tensor in 0..wide {
             ranks.push(RankMemory { stage: stage as u64, tensor, ..rank.clone() });
         }
@@ -289,8 +292,11 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         ranks.iter().filter_map(|r| r.tokens.as_ref().map(pick)).min().unwrap_or(0)
     };
     let known = ranks.iter().all(|r| r.tokens.is_some()) && !ranks.is_empty();
-    let tokens =
-        known.then(|| Bar { value: least(|b| b.value), low: least(|b| b.low), high: least(|b| b.high) });
+    let tokens = known.then(|| Bar {
+        value: least(|b| b.value),
+        low: least(|b| b.low),
+        high: least(|b| b.high),
+    });
     let per_hundred = |available: u64, needed: u64| mul_div(available, 100, needed.max(1));
     let requests = known.then(|| {
         let each = |pick: fn(&Bar) -> u64, need: fn(&Bar) -> u64| {
@@ -310,9 +316,9 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         }
     });
     let fits = known.then(|| {
-        ranks.iter().all(|r| {
-            r.cache_available.is_some_and(|a| a.low >= r.cache_needed.high && a.low > 0)
-        })
+        ranks
+            .iter()
+            .all(|r| r.cache_available.is_some_and(|a| a.low >= r.cache_needed.high && a.low > 0))
     });
     notes.extend(facts.notes.iter().cloned());
     if facts.caches.is_empty() {
@@ -372,8 +378,7 @@ fn one_rank(
     let state: u64 = caches.iter().map(|c| c.keeps.per_request(tensor)).sum();
     let activation = activation_of(facts, setup, tensor);
     let many = setup.tensor * setup.pipeline > 1;
-    let communication =
-        if many { rules.context.plus(rules.communication) } else { rules.context };
+    let communication = if many { rules.context.plus(rules.communication) } else { rules.context };
     let graphs = if setup.eager { Bar::default() } else { rules.graphs };
     let available = setup.cache_available.map(Bar::exact).or_else(|| {
         let total = setup.gpu?;
@@ -431,10 +436,8 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
         whole_experts: setup.expert > 1,
     };
     let layout = &facts.layout;
-    let has_head = facts
-        .tensors
-        .iter()
-        .any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
+    let has_head =
+        facts.tensors.iter().any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
     let mut sum = 0u64;
     for tensor in &facts.tensors {
         let place = tensors::place(&tensor.name, layout.layers);
@@ -476,7 +479,13 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
 }
 
 /// Bytes on the device of a share of a tensor as stored.
-fn loaded(facts: &ModelFacts, rules: &Rules, tensor: &tensors::Tensor, split: Split, share: u64) -> u64 {
+fn loaded(
+    facts: &ModelFacts,
+    rules: &Rules,
+    tensor: &tensors::Tensor,
+    split: Split,
+    share: u64,
+) -> u64 {
     if rules.pool == Pool::Cells {
         return share;
     }
@@ -505,7 +514,9 @@ fn loaded(facts: &ModelFacts, rules: &Rules, tensor: &tensors::Tensor, split: Sp
 fn absorbed(facts: &ModelFacts, layers: u64, tensor: u64) -> u64 {
     let latent = facts.layout.latent;
     let one = facts.tensors.iter().find(|t| {
-        latent && tensors::module(&t.name).ends_with("kv_b_proj") && t.shape.len() == 2
+        latent
+            && tensors::module(&t.name).ends_with("kv_b_proj")
+            && t.shape.len() == 2
             && !t.name.contains("scale")
     });
     one.map_or(0, |t| {
@@ -524,7 +535,11 @@ fn activation_of(facts: &ModelFacts, setup: &Setup, tensor: u64) -> Bar {
         // Logits in 32 bits, hidden states, and scores of a physical batch.
         let batch = setup.batch.unwrap_or(rules.batch);
         let value = batch.saturating_mul(vocab * 4 + hidden * 24 + inner * 4);
-        return Bar { value, low: value / 2, high: value.saturating_mul(2).saturating_add(256 << 20) };
+        return Bar {
+            value,
+            low: value / 2,
+            high: value.saturating_mul(2).saturating_add(256 << 20),
+        };
     }
     let batch = setup.batch.unwrap_or(rules.batch);
     let requests = setup.requests.unwrap_or(rules.requests).min(1_024);
@@ -549,6 +564,22 @@ fn activation_of(facts: &ModelFacts, setup: &Setup, tensor: u64) -> Bar {
 }
 
 impl Setup {
+    /// The same with numbers that no sum overflows with.
+    fn bounded(&self) -> Self {
+        let few = |n: u64| n.clamp(1, 1 << 12);
+        Self {
+            tensor: few(self.tensor),
+            pipeline: few(self.pipeline).min(1 << 10),
+            data: few(self.data),
+            expert: few(self.expert),
+            context: self.context.map(|n| n.min(1 << 40)),
+            block: self.block.map(|n| n.clamp(1, 1 << 20)),
+            batch: self.batch.map(|n| n.min(1 << 24)),
+            requests: self.requests.map(|n| n.min(1 << 20)),
+            ..self.clone()
+        }
+    }
+
     /// Ranks are on GPUs: a process on host memory keeps everything in one place.
     fn gpu_like(&self) -> bool {
         self.rules.budget != Budget::Needed || !self.eager
@@ -746,9 +777,10 @@ impl PoolOf<'_> {
                         .iter()
                         .filter(|c| c.keeps.window().is_some() == windows)
                         .map(|c| {
-                            let cells = c.keeps.window().map_or(1, |w| {
-                                w.saturating_add(batch).next_multiple_of(256)
-                            });
+                            let cells = c
+                                .keeps
+                                .window()
+                                .map_or(1, |w| w.saturating_add(batch).next_multiple_of(256));
                             self.per_token(c.keeps).saturating_mul(cells)
                         })
                         .fold(0, u64::saturating_add)

@@ -319,7 +319,11 @@ fn pair(r: &mut Reader<'_>, header: &mut GgufHeader, key: &str) -> Result<(), St
                 "general.file_type" => header.file_type = Some(value),
                 "split.no" => header.split_no = value,
                 "split.count" => header.split_count = value,
-                _ => keep(header, key, Number { largest: value, sum: value, differs: false, each: Vec::new() }),
+                _ => keep(
+                    header,
+                    key,
+                    Number { largest: value, sum: value, differs: false, each: Vec::new() },
+                ),
             }
             Ok(())
         }

@@ -67,8 +67,9 @@ fn caches(facts: &ModelFacts, header: &GgufHeader) -> Vec<LayerCache> {
                 state(header)
             } else if kv_heads == 0 {
                 return None;
-            } else if let Some(width) =
-                facts.latent_cache_width.filter(|_| header.number("attention.key_length_mla").is_some())
+            } else if let Some(width) = facts
+                .latent_cache_width
+                .filter(|_| header.number("attention.key_length_mla").is_some())
             {
                 let rotary = header.number("rope.dimension_count").unwrap_or(0);
                 Keeps::Latent { width, rotary: u32::try_from(rotary).unwrap_or(0), index: 0 }

@@ -86,13 +86,20 @@ pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
         .or_else(|| hidden_size?.checked_div(attention_heads?));
     let latent = find.u32(&["kv_lora_rank"]).filter(|n| *n > 0);
     let layers = find.u32(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]);
-    let used = find.u32(&["num_experts_per_tok", "moe_topk", "experts_per_token", "moe_k", "top_k_experts"]);
+    let used = find.u32(&[
+        "num_experts_per_tok",
+        "moe_topk",
+        "experts_per_token",
+        "moe_k",
+        "top_k_experts",
+    ]);
     let expert = find.u32(&["moe_intermediate_size"]).zip(used).map(|(n, k)| n.saturating_mul(k));
     let inner = expert.or_else(|| find.u32(&["intermediate_size", "n_inner", "ffn_dim"]));
     let part = find.float("partial_rotary_factor").unwrap_or(1.0).clamp(0.0, 1.0);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u32
     let rotated = head_dim.map(|d| (f64::from(d) * part) as u64);
-    let rotary = find.number(&["qk_rope_head_dim", "rotary_dim"]).or(rotated).filter(|n| *n <= 4_096);
+    let rotary =
+        find.number(&["qk_rope_head_dim", "rotary_dim"]).or(rotated).filter(|n| *n <= 4_096);
     Ok(HfConfig {
         architecture: top
             .get("architectures")
@@ -168,12 +175,14 @@ fn without_python_numbers(json: &[u8]) -> Vec<u8> {
 impl HfConfig {
     /// What the architecture decides, and how its weights are stored; `more` is an
     /// `hf_quant_config.json` beside it.
-    pub fn blueprint(&self, more: Option<&Map<String, Value>>) -> (Option<Blueprint>, Quantisation) {
+    pub fn blueprint(
+        &self,
+        more: Option<&Map<String, Value>>,
+    ) -> (Option<Blueprint>, Quantisation) {
         let own = Places(self.places()).object("quantization_config");
         let nested = self.top.get("quantization_config").and_then(Value::as_object).or(own);
         let beside = more.map(|m| m.get("quantization").and_then(Value::as_object).unwrap_or(m));
-        let quantisation =
-            nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
+        let quantisation = nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
         (arch::blueprint(&self.top, &quantisation), quantisation)
     }
 

@@ -7,11 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::gguf::{self, GgufHeader};
 use super::facts::Certainty;
+use super::gguf::{self, GgufHeader};
 use super::hf_config::{self, HfConfig};
-use super::tensors::Tensor;
 use super::safetensors::{self, SafetensorsHeader};
+use super::tensors::Tensor;
 use super::{HeaderError, ModelError, ModelFacts, ModelFormat, Progress, gguf_facts};
 use crate::base::{Bytes, text};
 use crate::wire::DirEntry;

@@ -15,12 +15,13 @@ pub mod hf_config;
 pub mod inspect;
 pub mod memory;
 pub mod quant;
+pub mod readers;
 pub mod safetensors;
 pub mod tensors;
 
 pub use error::{HeaderError, ModelError};
-pub use facts::{ModelFacts, ModelFormat};
 pub use estimate::{Bar, Prediction, RankMemory, Rules, Setup, predict};
+pub use facts::{ModelFacts, ModelFormat};
 pub use inspect::{Found, Inspection, Need};
 pub use memory::{MemoryEstimate, Overheads, WeightSplit, per_device};
 

@@ -144,8 +144,9 @@ impl Quantisation {
         };
         let static_input = word("activation_scheme").as_deref() == Some("static");
         let bits = number("bits").or(number("w_bit")).unwrap_or(4).min(16);
-        let group_size =
-            group(config.get("group_size").or(config.get("q_group_size")).or(config.get("groupsize")));
+        let group_size = group(
+            config.get("group_size").or(config.get("q_group_size")).or(config.get("groupsize")),
+        );
         match method.as_str() {
             "fp8" | "fbgemm_fp8" => {
                 let block = config.get("weight_block_size").and_then(Value::as_array);
@@ -187,19 +188,24 @@ impl Quantisation {
                 this.head = true;
             }
             _ if algorithm.contains("w4a16_awq") => {
-                this.method = Method::Packed { bits: 4, group: group_size, symmetric: true, ordered: false };
+                this.method =
+                    Method::Packed { bits: 4, group: group_size, symmetric: true, ordered: false };
             }
             "" if algorithm.is_empty() => {}
             _ => this.unknown = true,
         }
         let cache = word("kv_cache_quant_algo").is_some_and(|a| a.contains("fp8"))
             || word("kv_cache_scheme").is_some_and(|a| a.contains("fp8"))
-            || config.get("kv_cache_scheme").and_then(Value::as_object).is_some_and(|s| {
-                s.get("num_bits").and_then(whole) == Some(8)
-            });
+            || config
+                .get("kv_cache_scheme")
+                .and_then(Value::as_object)
+                .is_some_and(|s| s.get("num_bits").and_then(whole) == Some(8));
         this.cache_fp8 = cache;
         for key in [
-            "modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules",
+            "modules_to_not_convert",
+            "ignored_layers",
+            "ignore",
+            "exclude_modules",
             "llm_int8_skip_modules",
         ] {
             this.except(config.get(key));
@@ -228,8 +234,8 @@ impl Quantisation {
             Value::Bool(b) => *b,
             _ => false,
         });
-        let static_input =
-            part("input_activations").is_some_and(|a| a.get("dynamic") == Some(&Value::Bool(false)));
+        let static_input = part("input_activations")
+            .is_some_and(|a| a.get("dynamic") == Some(&Value::Bool(false)));
         let float = text("type") == "float";
         self.name = format!("compressed-tensors {}{bits}", if float { "fp" } else { "int" });
         let block = weights.get("block_structure").and_then(Value::as_array);
@@ -237,7 +243,9 @@ impl Quantisation {
         self.method = match (float, bits) {
             (true, 4) => Method::Nvfp4 { group: group.max(16) },
             (true, _) => match block.as_deref() {
-                Some([rows, columns]) if *rows > 0 && *columns > 0 => Method::Fp8Block(*rows, *columns),
+                Some([rows, columns]) if *rows > 0 && *columns > 0 => {
+                    Method::Fp8Block(*rows, *columns)
+                }
                 _ if strategy == "tensor" => Method::Fp8Tensor { static_input },
                 _ => Method::Channel { integer: false, static_input },
             },
@@ -294,7 +302,9 @@ impl Quantisation {
             return false;
         }
         let raw = format!("model.{name}");
-        if !self.targets.is_empty() && !self.targets.iter().any(|t| t.is_match(name) || t.is_match(&raw)) {
+        if !self.targets.is_empty()
+            && !self.targets.iter().any(|t| t.is_match(name) || t.is_match(&raw))
+        {
             return false;
         }
         // A list may name a parent: every ancestor is looked up.
@@ -325,7 +335,10 @@ impl Quantisation {
             Method::Plain | Method::Mxfp4 => Vec::new(),
             Method::Fp8Block(r, c) => {
                 let (r, c) = (rows.div_ceil(r), columns.div_ceil(c));
-                vec![weight("F8_E4M3", all), ("weight_scale_inv", "F32", vec![r, c], each(r * c, 4))]
+                vec![
+                    weight("F8_E4M3", all),
+                    ("weight_scale_inv", "F32", vec![r, c], each(r * c, 4)),
+                ]
             }
             Method::Fp8Tensor { static_input } => {
                 let mut out = vec![weight("F8_E4M3", all), scalar("weight_scale")];
@@ -373,7 +386,12 @@ impl Quantisation {
                 ];
                 if !symmetric {
                     let zeros = (rows * bits).div_ceil(32);
-                    out.push(("weight_zero_point", "I32", vec![zeros, groups], each(zeros * groups, 4)));
+                    out.push((
+                        "weight_zero_point",
+                        "I32",
+                        vec![zeros, groups],
+                        each(zeros * groups, 4),
+                    ));
                 }
                 if ordered {
                     out.push(("weight_g_idx", "I32", vec![columns], each(columns, 4)));
@@ -486,14 +504,20 @@ mod tests {
         );
         assert!(q.cache_fp8);
         for out in [
-            "lm_head", "layers.0.mlp.down_proj", "model.layers.7.self_attn.o_proj",
-            "model.layers.3.mlp.shared_expert.up_proj", "layers.4.mlp.gate_proj", "layers.5.mlp.gate",
+            "lm_head",
+            "layers.0.mlp.down_proj",
+            "model.layers.7.self_attn.o_proj",
+            "model.layers.3.mlp.shared_expert.up_proj",
+            "layers.4.mlp.gate_proj",
+            "layers.5.mlp.gate",
         ] {
             assert!(!q.covers(out), "{out}");
         }
-        for covered in
-            ["layers.10.mlp.down_proj", "layers.7.self_attn.q_proj", "layers.4.mlp.experts.*.up_proj"]
-        {
+        for covered in [
+            "layers.10.mlp.down_proj",
+            "layers.7.self_attn.q_proj",
+            "layers.4.mlp.experts.*.up_proj",
+        ] {
             assert!(q.covers(covered), "{covered}");
         }
         assert!(!read(r#"{"quant_method":"awq"}"#).covers("visual.blocks.1.attn.qkv"));

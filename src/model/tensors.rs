@@ -134,8 +134,20 @@ pub struct Layout {
 }
 
 const BESIDE: [&str; 14] = [
-    "visual", "vision", "mm_projector", "multi_modal", "multimodal", "image_", "audio", "mlp1.",
-    "connector", "patch_merger", "img_", "resampler", "aligner", "v.",
+    "visual",
+    "vision",
+    "mm_projector",
+    "multi_modal",
+    "multimodal",
+    "image_",
+    "audio",
+    "mlp1.",
+    "connector",
+    "patch_merger",
+    "img_",
+    "resampler",
+    "aligner",
+    "v.",
 ];
 
 /// Where a tensor belongs.
@@ -151,7 +163,9 @@ pub fn place(name: &str, layers: u32) -> Place {
         return Place::Draft;
     }
     let numbered = words.windows(2).find_map(|pair| match pair {
-        ["layers" | "h" | "blocks" | "layer" | "blk" | "block", number] => number.parse::<u32>().ok(),
+        ["layers" | "h" | "blocks" | "layer" | "blk" | "block", number] => {
+            number.parse::<u32>().ok()
+        }
         _ => None,
     });
     if let Some(number) = numbered {
@@ -161,9 +175,22 @@ pub fn place(name: &str, layers: u32) -> Place {
     if has(&["lm_head", "embed_out", "output"]) || has(&["output_layer"]) {
         Place::Head
     } else if has(&[
-        "embed_tokens", "word_embeddings", "wte", "wpe", "embed_in", "embeddings", "token_embd",
-        "tok_embeddings", "embed_positions", "embedding", "word_embeddings_layernorm", "embed",
-        "wpt", "token_embd_norm", "project_in", "position_embd",
+        "embed_tokens",
+        "word_embeddings",
+        "wte",
+        "wpe",
+        "embed_in",
+        "embeddings",
+        "token_embd",
+        "tok_embeddings",
+        "embed_positions",
+        "embedding",
+        "word_embeddings_layernorm",
+        "embed",
+        "wpt",
+        "token_embd_norm",
+        "project_in",
+        "position_embd",
     ]) {
         Place::Embedding
     } else {
@@ -173,10 +200,32 @@ pub fn place(name: &str, layers: u32) -> Place {
 
 /// The parts of a stored weight, after its module's name.
 const SUFFIXES: [&str; 26] = [
-    "weight", "bias", "qweight", "qzeros", "scales", "g_idx", "weight_scale", "weight_scale_inv",
-    "weight_scale_2", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx",
-    "weight_global_scale", "input_global_scale", "input_scale", "input_zero_point", "k_scale",
-    "v_scale", "absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "q_scale", "B",
+    "weight",
+    "bias",
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scale_2",
+    "weight_packed",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "weight_global_scale",
+    "input_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "k_scale",
+    "v_scale",
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "SCB",
+    "q_scale",
+    "B",
 ];
 
 /// The module that a tensor belongs to: `…self_attn.q_proj` of `…self_attn.q_proj.weight_scale`.

@@ -8,10 +8,14 @@ use super::{Build, Certainty, Keeps, conf::Conf, state};
 fn biases(conf: &Conf<'_>) -> (bool, bool) {
     let on = |key: &str| conf.on(key);
     match conf.kind.as_str() {
-        "qwen2" | "qwen2_vl_text" | "qwen2_5_vl_text" | "qwen" | "qwen2_5_omni_text" => (true, false),
+        "qwen2" | "qwen2_vl_text" | "qwen2_5_vl_text" | "qwen" | "qwen2_5_omni_text" => {
+            (true, false)
+        }
         "qwen2_moe" => (conf.flag("qkv_bias") != Some(false), false),
         "phi" | "gpt_bigcode" | "gpt2" | "bloom" | "persimmon" => (true, true),
-        "starcoder2" => (conf.flag("use_bias") != Some(false), conf.flag("use_bias") != Some(false)),
+        "starcoder2" => {
+            (conf.flag("use_bias") != Some(false), conf.flag("use_bias") != Some(false))
+        }
         "opt" => (conf.flag("enable_bias") != Some(false), conf.flag("enable_bias") != Some(false)),
         "gpt_neox" => {
             (conf.flag("attention_bias") != Some(false), conf.flag("attention_bias") != Some(false))
@@ -19,16 +23,16 @@ fn biases(conf: &Conf<'_>) -> (bool, bool) {
         "gpt_neo" => (false, true),
         "falcon" | "internlm" => (on("bias"), on("bias")),
         "glm4v_text" => (conf.flag("attention_bias") != Some(false), false),
-        "glm" | "glm4" | "glm4_moe" | "glm4v_moe_text" | "glm46v" => {
-            (on("attention_bias"), false)
-        }
+        "glm" | "glm4" | "glm4_moe" | "glm4v_moe_text" | "glm46v" => (on("attention_bias"), false),
         "seed_oss" => (on("attention_bias"), on("attention_out_bias")),
         "stablelm" => (on("use_qkv_bias"), false),
         "chatglm" => (on("add_qkv_bias") || on("add_bias_linear"), on("add_bias_linear")),
         "internlm3" => (on("qkv_bias"), on("bias")),
         "bailing_moe" | "bailing_moe_v2" | "bailing_hybrid" => (on("use_qkv_bias"), on("use_bias")),
         "mpt" => (on("use_bias"), on("use_bias")),
-        "gpt_oss" => (conf.flag("attention_bias") != Some(false), conf.flag("attention_bias") != Some(false)),
+        "gpt_oss" => {
+            (conf.flag("attention_bias") != Some(false), conf.flag("attention_bias") != Some(false))
+        }
         "mimo" => (on("attention_bias"), false),
         "ernie4_5" | "ernie4_5_moe" | "ernie4_5_vl_moe_text" => (on("use_bias"), on("use_bias")),
         _ => {
@@ -51,11 +55,25 @@ enum QueryNorm {
 
 fn query_norm(conf: &Conf<'_>) -> QueryNorm {
     match conf.kind.as_str() {
-        "qwen3" | "qwen3_moe" | "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" | "qwen3_vl_text"
-        | "qwen3_vl_moe_text" | "qwen3_omni_moe_text" | "gemma3_text" | "apertus" | "exaone4"
-        | "exaone_moe" | "hy_v3" | "lfm2" | "lfm2_moe" | "dots1" | "afmoe" | "step3p7" | "step3p5" => {
-            QueryNorm::Head
-        }
+        "qwen3"
+        | "qwen3_moe"
+        | "qwen3_next"
+        | "qwen3_5_text"
+        | "qwen3_5_moe_text"
+        | "qwen3_vl_text"
+        | "qwen3_vl_moe_text"
+        | "qwen3_omni_moe_text"
+        | "gemma3_text"
+        | "apertus"
+        | "exaone4"
+        | "exaone_moe"
+        | "hy_v3"
+        | "lfm2"
+        | "lfm2_moe"
+        | "dots1"
+        | "afmoe"
+        | "step3p7"
+        | "step3p5" => QueryNorm::Head,
         "hunyuan_v1_dense" | "hunyuan_v1_moe" | "hunyuan" => {
             if conf.flag("use_qk_norm") == Some(false) { QueryNorm::None } else { QueryNorm::Head }
         }
@@ -73,7 +91,8 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
 
 /// The window of a layer's attention; none: all tokens.
 fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
-    let size = |key: &str| conf.number(&[key]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+    let size =
+        |key: &str| conf.number(&[key]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
     if let Some(types) = conf.list("layer_types") {
         let kind = usize::try_from(layer).ok().and_then(|i| types.get(i)).and_then(Value::as_str);
         return match kind {
@@ -113,7 +132,9 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
         }
         _ if conf.given("use_sliding_window").is_some() || conf.kind.starts_with("qwen") => None,
         // All layers have it.
-        _ => conf.stated(&["sliding_window"]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0),
+        _ => {
+            conf.stated(&["sliding_window"]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+        }
     }
 }
 
@@ -162,8 +183,8 @@ impl Build<'_> {
             && conf.flag("attn_output_gate") != Some(false);
         let query = n.heads * key * if gated { 2 } else { 1 };
         match conf.kind.as_str() {
-            "phi3" | "falcon" | "gpt_neox" | "chatglm" | "gpt_bigcode" | "gpt2" | "bloom" | "mpt"
-            | "dbrx" | "internlm2" | "persimmon" | "baichuan" | "qwen" => {
+            "phi3" | "falcon" | "gpt_neox" | "chatglm" | "gpt_bigcode" | "gpt2" | "bloom"
+            | "mpt" | "dbrx" | "internlm2" | "persimmon" | "baichuan" | "qwen" => {
                 let rows = query + kv_heads * (key + value);
                 self.linear(&format!("{at}.qkv_proj"), rows, n.hidden, bias);
             }
@@ -192,7 +213,9 @@ impl Build<'_> {
         }
         match conf.kind.as_str() {
             "gpt_oss" => self.plain(&format!("{at}.sinks"), &[n.heads], 1),
-            "mimo_v2_flash" if window.is_some() => self.plain(&format!("{at}.sinks"), &[n.heads], 1),
+            "mimo_v2_flash" if window.is_some() => {
+                self.plain(&format!("{at}.sinks"), &[n.heads], 1)
+            }
             "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), n.heads, n.hidden, false),
             _ => {}
         }
@@ -224,14 +247,18 @@ impl Build<'_> {
                 self.plain(&format!("{at}.q_a_layernorm.weight"), &[query], 1);
                 self.linear(&format!("{at}.q_b_proj"), n.heads * (plain + rotary), query, false);
             }
-            None => self.linear(&format!("{at}.q_proj"), n.heads * (plain + rotary), n.hidden, false),
+            None => {
+                self.linear(&format!("{at}.q_proj"), n.heads * (plain + rotary), n.hidden, false)
+            }
         }
         self.linear(&format!("{at}.kv_a_proj_with_mqa"), rank + rotary, n.hidden, bias);
         self.plain(&format!("{at}.kv_a_layernorm.weight"), &[rank], 1);
         self.linear(&format!("{at}.kv_b_proj"), n.heads * (plain + value), rank, false);
         self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * value, bias);
         let mut index = 0;
-        if let Some((heads, dim)) = conf.number(&["index_n_heads"]).zip(conf.number(&["index_head_dim"])) {
+        if let Some((heads, dim)) =
+            conf.number(&["index_n_heads"]).zip(conf.number(&["index_head_dim"]))
+        {
             let query = get("q_lora_rank", 1536);
             self.linear(&format!("{at}.indexer.wq_b"), heads * dim, query, false);
             self.linear(&format!("{at}.indexer.wk"), dim, n.hidden, false);
@@ -263,7 +290,10 @@ impl Build<'_> {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let (key, value) = (small(n.head_dim), small(n.head_dim));
         // vLLM gives these layers a cache of the same size.
-        self.keeps(layer, Keeps::Attention { kv_heads: small(n.kv_heads), key, value, window: None });
+        self.keeps(
+            layer,
+            Keeps::Attention { kv_heads: small(n.kv_heads), key, value, window: None },
+        );
         if self.n.heads == 0 {
             self.doubt(Certainty::Guess, "its attention heads are not stated");
         }

@@ -95,9 +95,12 @@ impl<'a> Conf<'a> {
     pub fn number(&self, keys: &[&str]) -> Option<u64> {
         let usual = || keys.iter().find_map(|k| self.row?.get(k)?.parse().ok());
         // A key that is there as null has no default: `"num_key_value_heads": null` is derived.
-        let silenced =
-            keys.iter().any(|k| self.places.first().is_some_and(|p| p.get(*k) == Some(&Value::Null)));
-        self.stated(keys).or_else(|| if silenced { None } else { usual() }).filter(|n| *n <= 1 << 22)
+        let silenced = keys
+            .iter()
+            .any(|k| self.places.first().is_some_and(|p| p.get(*k) == Some(&Value::Null)));
+        self.stated(keys)
+            .or_else(|| if silenced { None } else { usual() })
+            .filter(|n| *n <= 1 << 22)
     }
 
     /// A yes or no, from the file or else the family's default.

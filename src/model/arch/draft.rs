@@ -11,8 +11,8 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
     let n = build.n;
     match conf.kind.as_str() {
         // One more layer after the last, with embedding and head of its own.
-        "deepseek_v3" | "deepseek_v32" | "glm4_moe" | "glm_moe_dsa" | "kimi_k2" | "glm4_moe_lite"
-        | "glm4v_moe_text" => {
+        "deepseek_v3" | "deepseek_v32" | "glm4_moe" | "glm_moe_dsa" | "kimi_k2"
+        | "glm4_moe_lite" | "glm4v_moe_text" => {
             let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
             for layer in n.layers..n.layers + count {
                 let at = format!("model.layers.{layer}");

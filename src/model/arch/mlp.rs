@@ -8,14 +8,30 @@ use crate::model::quant::Method;
 /// Whether the feed-forward layer has no gate: two matrices instead of three.
 fn ungated(conf: &Conf<'_>) -> bool {
     conf.is(&[
-        "phi", "falcon", "gpt_neox", "starcoder2", "gpt_bigcode", "gpt2", "gptj", "gpt_neo", "bloom",
-        "opt", "mpt", "persimmon", "nemotron", "nemotron_h", "arcee", "apertus", "nanochat",
+        "phi",
+        "falcon",
+        "gpt_neox",
+        "starcoder2",
+        "gpt_bigcode",
+        "gpt2",
+        "gptj",
+        "gpt_neo",
+        "bloom",
+        "opt",
+        "mpt",
+        "persimmon",
+        "nemotron",
+        "nemotron_h",
+        "arcee",
+        "apertus",
+        "nanochat",
     ])
 }
 
 fn bias(conf: &Conf<'_>) -> bool {
     match conf.kind.as_str() {
-        "phi" | "gpt_bigcode" | "gpt2" | "gptj" | "gpt_neo" | "bloom" | "persimmon" | "gpt_neox" => true,
+        "phi" | "gpt_bigcode" | "gpt2" | "gptj" | "gpt_neo" | "bloom" | "persimmon"
+        | "gpt_neox" => true,
         "starcoder2" => conf.flag("use_bias") != Some(false),
         "opt" => conf.flag("enable_bias") != Some(false),
         "falcon" | "internlm3" => conf.on("bias"),
@@ -28,8 +44,8 @@ fn bias(conf: &Conf<'_>) -> bool {
 /// What the feed-forward layer of a mixture of experts is called.
 fn experts_name(conf: &Conf<'_>) -> &'static str {
     match conf.kind.as_str() {
-        "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid" | "minimax"
-        | "minimax_m1" | "minimax_m2" | "minimax_text_01" => "block_sparse_moe",
+        "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
+        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" => "block_sparse_moe",
         "llama4_text" | "jamba" | "lfm2_moe" => "feed_forward",
         "nemotron_h" => "mixer",
         "dbrx" => "ffn",
@@ -47,9 +63,11 @@ pub(super) fn experts(conf: &Conf<'_>) -> Option<(u64, u64)> {
         .or_else(|| conf.list("moe_num_experts")?.first().and_then(whole))
         .filter(|n| *n > 1 && *n <= 1 << 16)?;
     let width = match conf.kind.as_str() {
-        "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid" | "gpt_oss"
-        | "llama4_text" | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "jamba"
-        | "olmoe" | "flex_olmo" => conf.number(&["intermediate_size"]),
+        "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
+        | "gpt_oss" | "llama4_text" | "minimax" | "minimax_m1" | "minimax_m2"
+        | "minimax_text_01" | "jamba" | "olmoe" | "flex_olmo" => {
+            conf.number(&["intermediate_size"])
+        }
         _ => None,
     };
     let listed = || conf.list("moe_intermediate_size")?.first().and_then(whole);
@@ -125,7 +143,10 @@ impl Build<'_> {
             "llama4_text" if experts(conf).is_some() => {
                 conf.number(&["intermediate_size_mlp"]).unwrap_or(n.inner)
             }
-            "falcon" => conf.number(&["ffn_hidden_size"]).filter(|_| conf.given("ffn_hidden_size").is_some()).unwrap_or(4 * n.hidden),
+            "falcon" => conf
+                .number(&["ffn_hidden_size"])
+                .filter(|_| conf.given("ffn_hidden_size").is_some())
+                .unwrap_or(4 * n.hidden),
             "gpt2" | "gpt_bigcode" | "gptj" | "gpt_neo" | "bloom" => {
                 conf.stated(&["n_inner", "intermediate_size"]).unwrap_or(4 * n.hidden)
             }
@@ -141,7 +162,11 @@ impl Build<'_> {
             }
             _ => n.inner,
         };
-        let name = if conf.is(&["jamba", "lfm2", "lfm2_moe", "llama4_text"]) { "feed_forward" } else { "mlp" };
+        let name = if conf.is(&["jamba", "lfm2", "lfm2_moe", "llama4_text"]) {
+            "feed_forward"
+        } else {
+            "mlp"
+        };
         self.mlp(at, name, width);
     }
 
@@ -196,12 +221,26 @@ impl Build<'_> {
     fn correction(&mut self, at: &str, number: u64) {
         let conf = self.conf;
         let has = match conf.kind.as_str() {
-            "deepseek_v3" | "kimi_k2" | "glm4_moe" | "glm4v_moe_text" | "glm_moe_dsa" | "deepseek_v32"
-            | "glm4_moe_lite" | "dots1" | "solar_open" | "hy_v3" | "mimo_v2_flash" | "step3p7"
-            | "step3p5" | "nemotron_h" | "ernie4_5_moe" | "kimi_linear" | "afmoe" | "axk1"
-            | "exaone_moe" | "ernie4_5_vl_moe_text" => {
-                conf.text_of("topk_method").is_none_or(|m| m == "noaux_tc")
-            }
+            "deepseek_v3"
+            | "kimi_k2"
+            | "glm4_moe"
+            | "glm4v_moe_text"
+            | "glm_moe_dsa"
+            | "deepseek_v32"
+            | "glm4_moe_lite"
+            | "dots1"
+            | "solar_open"
+            | "hy_v3"
+            | "mimo_v2_flash"
+            | "step3p7"
+            | "step3p5"
+            | "nemotron_h"
+            | "ernie4_5_moe"
+            | "kimi_linear"
+            | "afmoe"
+            | "axk1"
+            | "exaone_moe"
+            | "ernie4_5_vl_moe_text" => conf.text_of("topk_method").is_none_or(|m| m == "noaux_tc"),
             "minimax_m2" => conf.flag("use_routing_bias") != Some(false),
             "lfm2_moe" => conf.flag("use_expert_bias") != Some(false),
             "bailing_moe_v2" | "bailing_hybrid" => conf.on("moe_router_enable_expert_bias"),
@@ -255,7 +294,8 @@ impl Build<'_> {
             }
             "hunyuan_v1_moe" | "hunyuan" => {
                 let shared = conf.number(&["num_shared_expert"]);
-                let shared = shared.or_else(|| conf.list("num_shared_expert")?.first().and_then(whole));
+                let shared =
+                    shared.or_else(|| conf.list("num_shared_expert")?.first().and_then(whole));
                 ("shared_mlp", shared.unwrap_or(1) * self.n.inner)
             }
             "step3p7" | "step3p5" => ("shared_experts", {
@@ -267,7 +307,10 @@ impl Build<'_> {
                     .unwrap_or(0);
                 let each = conf.number(&["moe_shared_expert_intermediate_size"]).unwrap_or(width);
                 let stated = conf.stated(&["shared_expert_intermediate_size"]);
-                ("shared_experts", stated.filter(|_| count == 0).unwrap_or(count.min(1 << 10) * each))
+                (
+                    "shared_experts",
+                    stated.filter(|_| count == 0).unwrap_or(count.min(1 << 10) * each),
+                )
             }
         };
         if width == 0 {

@@ -23,7 +23,16 @@ const MAX_LAYERS: u64 = 2_000;
 
 /// How sure the list of tensors is.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Certainty {
@@ -141,8 +150,21 @@ impl Build<'_> {
 /// Norms with a bias: `LayerNorm` instead of `RMSNorm`.
 fn norm_bias(conf: &Conf<'_>) -> bool {
     conf.is(&[
-        "phi", "phimoe", "falcon", "gpt_neox", "starcoder2", "gpt_bigcode", "gpt2", "gptj", "bloom",
-        "opt", "stablelm", "persimmon", "nemotron", "gpt_neo", "codegen",
+        "phi",
+        "phimoe",
+        "falcon",
+        "gpt_neox",
+        "starcoder2",
+        "gpt_bigcode",
+        "gpt2",
+        "gptj",
+        "bloom",
+        "opt",
+        "stablelm",
+        "persimmon",
+        "nemotron",
+        "gpt_neo",
+        "codegen",
     ])
 }
 
@@ -213,16 +235,47 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
 
 /// Families that only their own code knows, but which are built like one that is known.
 const KNOWN_ELSEWHERE: [&str; 22] = [
-    "kimi_k2", "chatglm", "baichuan", "internlm", "internlm2", "qwen", "yi", "aquila", "exaone",
-    "minimax_text_01", "minimax_m1", "nemotron-nas", "bailing_moe", "bailing_moe_v2", "orion",
-    "xverse", "deepseek", "mimo", "minicpm", "internlm2_5", "hunyuan", "mpt_",
+    "kimi_k2",
+    "chatglm",
+    "baichuan",
+    "internlm",
+    "internlm2",
+    "qwen",
+    "yi",
+    "aquila",
+    "exaone",
+    "minimax_text_01",
+    "minimax_m1",
+    "nemotron-nas",
+    "bailing_moe",
+    "bailing_moe_v2",
+    "orion",
+    "xverse",
+    "deepseek",
+    "mimo",
+    "minicpm",
+    "internlm2_5",
+    "hunyuan",
+    "mpt_",
 ];
 
 /// Families whose defaults are known, but not all their parts.
 const PARTLY: [&str; 15] = [
-    "doge", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "longcat_flash", "olmo_hybrid",
-    "zamba", "zamba2", "afmoe", "aria_text", "ernie4_5_vl_moe_text", "bailing_hybrid", "diffllama",
-    "bitnet", "mistral4",
+    "doge",
+    "gemma3n_text",
+    "gemma4_text",
+    "gemma4_unified_text",
+    "longcat_flash",
+    "olmo_hybrid",
+    "zamba",
+    "zamba2",
+    "afmoe",
+    "aria_text",
+    "ernie4_5_vl_moe_text",
+    "bailing_hybrid",
+    "diffllama",
+    "bitnet",
+    "mistral4",
 ];
 
 fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
@@ -246,7 +299,8 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
     } else if conf.is(&["gpt_bigcode"]) && conf.flag("multi_query") != Some(false) {
         kv_heads = Some(1);
     } else if conf.is(&["chatglm"]) {
-        kv_heads = conf.number(&["multi_query_group_num"]).filter(|_| conf.on("multi_query_attention"));
+        kv_heads =
+            conf.number(&["multi_query_group_num"]).filter(|_| conf.on("multi_query_attention"));
     } else if let Some(attention) = conf.object("attn_config") {
         kv_heads = attention.get("kv_n_heads").and_then(conf::whole).or(kv_heads);
     }
@@ -288,10 +342,17 @@ impl Build<'_> {
         }
         let positions = self.conf.number(&["max_position_embeddings", "n_positions"]).unwrap_or(0);
         match self.conf.kind.as_str() {
-            "gpt2" | "gpt_bigcode" | "gpt_neo" => self.plain("model.wpe.weight", &[positions, n.hidden], 1),
+            "gpt2" | "gpt_bigcode" | "gpt_neo" => {
+                self.plain("model.wpe.weight", &[positions, n.hidden], 1)
+            }
             "opt" => self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1),
             "bloom" => self.norm("model.word_embeddings_layernorm", n.hidden),
-            "mpt" if self.conf.object("attn_config").is_some_and(|a| a.get("alibi") == Some(&Value::Bool(false))) => {
+            "mpt"
+                if self
+                    .conf
+                    .object("attn_config")
+                    .is_some_and(|a| a.get("alibi") == Some(&Value::Bool(false))) =>
+            {
                 self.plain("model.wpe.weight", &[positions, n.hidden], 1);
             }
             _ => {}

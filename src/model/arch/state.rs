@@ -79,8 +79,9 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
             let delta = delta.and_then(Value::as_array);
             let is_delta = match delta {
                 Some(list) => list.iter().filter_map(whole).any(|n| n == layer + 1),
-                None => listed("layer_types")
-                    .map_or((layer + 1) % 4 != 0, |t| t != "full_attention"),
+                None => {
+                    listed("layer_types").map_or((layer + 1) % 4 != 0, |t| t != "full_attention")
+                }
             };
             either(!is_delta, Mixer::KimiDelta)
         }
@@ -179,7 +180,8 @@ impl Build<'_> {
         self.plain(&format!("{at}.A_log"), &[inner, state], 1);
         self.plain(&format!("{at}.D"), &[inner], 1);
         self.plain(&format!("{at}.conv1d.weight"), &[inner, 1, kernel], 1);
-        if conf.flag("mamba_conv_bias") != Some(false) && conf.flag("use_conv_bias") != Some(false) {
+        if conf.flag("mamba_conv_bias") != Some(false) && conf.flag("use_conv_bias") != Some(false)
+        {
             self.plain(&format!("{at}.conv1d.bias"), &[inner], 1);
         }
         let bias = conf.on("mamba_proj_bias") || conf.on("use_bias");
@@ -215,7 +217,8 @@ impl Build<'_> {
         let expand = get(&["mamba_expand", "expand"], 2).min(64);
         let heads_keys: &[&str] =
             if own { &["num_heads"] } else { &["mamba_num_heads", "mamba_n_heads"] };
-        let width_keys: &[&str] = if own { &["head_dim"] } else { &["mamba_head_dim", "mamba_d_head"] };
+        let width_keys: &[&str] =
+            if own { &["head_dim"] } else { &["mamba_head_dim", "mamba_d_head"] };
         let heads = get(heads_keys, 128);
         let width = conf
             .stated(width_keys)
@@ -237,7 +240,8 @@ impl Build<'_> {
         self.plain(&format!("{at}.A_log"), &[heads], 1);
         self.plain(&format!("{at}.D"), &[heads], 1);
         self.plain(&format!("{at}.conv1d.weight"), &[channels, 1, kernel], 1);
-        if conf.flag("mamba_conv_bias") != Some(false) && conf.flag("use_conv_bias") != Some(false) {
+        if conf.flag("mamba_conv_bias") != Some(false) && conf.flag("use_conv_bias") != Some(false)
+        {
             self.plain(&format!("{at}.conv1d.bias"), &[channels], 1);
         }
         let bias = conf.on("mamba_proj_bias") || conf.on("use_bias");
@@ -258,7 +262,8 @@ impl Build<'_> {
         let conf = self.conf;
         let hidden = self.n.hidden;
         let get = |key: &str, usual: u64| conf.number(&[key]).unwrap_or(usual);
-        let (key_heads, heads) = (get("linear_num_key_heads", 16), get("linear_num_value_heads", 32));
+        let (key_heads, heads) =
+            (get("linear_num_key_heads", 16), get("linear_num_value_heads", 32));
         let (key, value) = (get("linear_key_head_dim", 128), get("linear_value_head_dim", 128));
         let kernel = get("linear_conv_kernel_dim", 4).min(1 << 10);
         let (keys, values) = (key_heads * key, heads * value);
@@ -324,8 +329,7 @@ impl Build<'_> {
         self.linear(&format!("{at}.linear_qkv_proj"), 3 * all, n.hidden, false);
         self.linear(&format!("{at}.out_proj"), n.hidden, all, false);
         self.linear(&format!("{at}.output_gate"), all, n.hidden, false);
-        let keeps =
-            Keeps::State { conv: 0, recurrent: all * n.head_dim, recurrent_bytes: 4 };
+        let keeps = Keeps::State { conv: 0, recurrent: all * n.head_dim, recurrent_bytes: 4 };
         self.keeps(layer, keeps);
     }
 
