@@ -125,6 +125,9 @@ pub enum Command {
     /// What a model is and the memory it takes
     #[command(subcommand)]
     Model(ModelCommand),
+    /// The gateways in front of the replicas
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
     /// The deck's background process
     #[command(subcommand)]
     Controller(ControllerCommand),
@@ -206,6 +209,16 @@ fn tokens(text: &str) -> Result<u64, String> {
         .checked_mul(factor)
         .filter(|n| (1..=1 << 40).contains(n))
         .ok_or_else(|| "too many".to_owned())
+}
+
+/// Gateways.
+#[derive(Debug, Subcommand)]
+pub enum GatewayCommand {
+    /// Our part of HAProxy's configuration for a service, as it would be written now
+    Config {
+        /// Which service
+        service: ServiceName,
+    },
 }
 
 /// How a rollout is begun.

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod controller;
 pub mod demo;
 pub mod exit;
+pub mod gateway;
 pub mod history;
 pub mod init;
 pub mod logs;
@@ -85,6 +86,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Model(ModelCommand::Inspect { path, options }) => {
             model::inspect(args, path, options).await
         }
+        Command::Gateway(command) => gateway::run(args, command).await,
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { service, options } => apply::apply(args, service, options).await,
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {

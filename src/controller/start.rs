@@ -140,12 +140,14 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         fleet_events,
     );
     fleet.set_hosts(&options.deck.hosts);
+    let published = super::publish::Published::default();
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
         claims: Claims::new(options.deck.id, holder(paths)),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
+        published: published.clone(),
     });
     let hub = Arc::new(Hub::new(DeckView {
         name: options.deck.name.clone(),
@@ -156,6 +158,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         trouble: None,
         controller_memory: own_memory(),
     }));
+    let endpoints = options.deck.endpoints.clone();
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
         deck: options.deck.clone(),
@@ -167,6 +170,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         hub: Arc::clone(&hub),
         files: DeckFiles::default(),
         traffic: std::collections::BTreeMap::new(),
+        probes: super::probes::Probes::default(),
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
         idle_since: None,
@@ -193,6 +197,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
+    let publish_task = endpoints
+        .and_then(|e| Some((e.listen?, e.zone)))
+        .map(|(listen, zone)| tokio::spawn(super::publish::serve(listen, zone, published)));
     let desk = Arc::new(Handle { hub, inputs, means });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
@@ -205,7 +212,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    Ok(Running { socket, stop, tasks: vec![fleet_task, watch_task, reload_task, renew_task], main })
+    let mut tasks = vec![fleet_task, watch_task, reload_task, renew_task];
+    tasks.extend(publish_task);
+    Ok(Running { socket, stop, tasks, main })
 }
 
 /// Names this controller to other operators, and the same to its own next life on this machine.
@@ -369,6 +378,7 @@ pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerErro
         simulated: false,
         hosts: std::collections::BTreeMap::from([(name, host)]),
         gateways: std::collections::BTreeMap::new(),
+        endpoints: None,
     };
     let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
     start_in_process(options, &Paths::in_dir(dir)).await

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::action::Action;
 use super::analysis::Window;
+use super::checks::CheckResult;
 use super::event::{Event, EventKind};
 use super::release::Release;
 use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
@@ -309,6 +310,19 @@ impl World {
         }
     }
 
+    /// Every golden prompt and query is as it should be.
+    fn pass_checks(&mut self) {
+        let Some((rollout, _, spec)) = self.state.analysing() else { return };
+        let (release, step) = (rollout.to, rollout.step);
+        for (check, plan) in spec.checks() {
+            for _ in 0..plan.count {
+                let (check, why) = (check.clone(), "forecast".to_owned());
+                let result = CheckResult::Successful;
+                self.feed(EventKind::Checked { release, step, check, result, why });
+            }
+        }
+    }
+
     /// Nothing is under way: a gate is passed, or time goes on to the next moment that matters.
     fn pass_time(&mut self) -> Result<(), String> {
         match self.state.active_rollout().and_then(|r| r.gate.clone()) {
@@ -320,6 +334,12 @@ impl World {
                 let ready = self.state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
                 let windows = ready.map(|(key, r)| (r.id(*key), good)).collect();
                 self.feed(EventKind::Measured { windows });
+                self.pass_checks();
+                // The time of the analysis counts from the first request.
+                let until = match self.state.active_rollout().and_then(|r| r.gate.as_ref()) {
+                    Some(Gate::Analyse { until, .. }) => *until,
+                    _ => until,
+                };
                 self.feed_at(until, EventKind::Tick);
             }
             _ => {
