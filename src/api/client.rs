@@ -16,10 +16,11 @@ use tokio::net::UnixStream;
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::server::{API_VERSION, LogRequest, Version};
+use super::server::{API_VERSION, InspectRequest, LogRequest, Version};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
 use super::who;
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::model::ModelFacts;
 use crate::wire::LogChunk;
 
 /// Longest answer or line that is read.
@@ -210,6 +211,11 @@ impl Door for Client {
 
     async fn plan(&self, service: &ServiceName) -> Result<PlanView, ApiError> {
         self.get(&format!("/v1/services/{service}/plan")).await
+    }
+
+    async fn inspect(&self, host: &HostName, path: &str) -> Result<ModelFacts, ApiError> {
+        let request = InspectRequest { host: host.clone(), path: path.to_owned() };
+        self.post("/v1/inspect", &request).await
     }
 
     async fn plan_undo(

@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::view::{ApiError, PlanView, ReleaseView};
+use super::view::{ApiError, ErrorKind, PlanView, ReleaseView};
 use super::who::Who;
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::model::ModelFacts;
 use crate::wire::LogChunk;
 
 /// The controller as the front desk sees it.
@@ -31,6 +32,11 @@ pub trait Desk: Send + Sync + 'static {
 
     /// What an apply would do.
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError>;
+
+    /// What model lies at an absolute path on a host.
+    async fn inspect(&self, _host: HostName, _path: String) -> Result<ModelFacts, ApiError> {
+        Err(not_here())
+    }
 
     /// What an undo would do.
     async fn plan_undo(
@@ -69,4 +75,13 @@ pub trait Desk: Send + Sync + 'static {
         offset: Option<u64>,
         length: u32,
     ) -> Result<LogChunk, ApiError>;
+}
+
+/// A door that cannot look at the files of hosts.
+pub(super) fn not_here() -> ApiError {
+    ApiError {
+        kind: ErrorKind::Internal,
+        message: "models cannot be inspected here".to_owned(),
+        hint: None,
+    }
 }

@@ -4,8 +4,11 @@
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+use crate::model::ModelFacts;
+
 use super::{
-    ApiError, Delta, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber, ServiceName,
+    ApiError, Delta, HostName, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber,
+    ServiceName,
 };
 
 /// A way to the controller.
@@ -20,6 +23,11 @@ pub trait Door: Send + Sync {
 
     /// What applying the service's spec would do.
     async fn plan(&self, service: &ServiceName) -> Result<PlanView, ApiError>;
+
+    /// What model lies at an absolute path on a host.
+    async fn inspect(&self, _host: &HostName, _path: &str) -> Result<ModelFacts, ApiError> {
+        Err(super::desk::not_here())
+    }
 
     /// What an undo would do; `to` none: to the release before the present one.
     async fn plan_undo(

@@ -12,6 +12,7 @@
 //! | `GET /v1/services/{name}/blame` | list of `BlameLine` |
 //! | `GET /v1/releases/{number}` | `ReleaseDetail` |
 //! | `GET /v1/drift?service=chat` | `DriftView` |
+//! | `POST /v1/inspect` | [`InspectRequest`] → `ModelFacts` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
@@ -39,7 +40,8 @@ use super::intent::{Intent, IntentReply};
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
 use super::who::{self, Who};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::model::ModelFacts;
 use crate::wire::LogChunk;
 
 /// Version of this interface; doors and controller must agree.
@@ -112,6 +114,7 @@ pub async fn serve(
         .route("/v1/services/{name}/blame", get(blame))
         .route("/v1/releases/{number}", get(one_release))
         .route("/v1/drift", get(drift))
+        .route("/v1/inspect", post(inspect))
         .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/log", post(log))
         .with_state(desk);
@@ -326,6 +329,24 @@ async fn log(
 ) -> Result<Json<LogChunk>, ApiError> {
     admit(&peer)?;
     desk.log(request.rank, request.offset, request.length).await.map(Json)
+}
+
+/// `POST /v1/inspect`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InspectRequest {
+    /// The host.
+    pub host: HostName,
+    /// An absolute path on it.
+    pub path: String,
+}
+
+async fn inspect(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(request): Json<InspectRequest>,
+) -> Result<Json<ModelFacts>, ApiError> {
+    admit(&peer)?;
+    desk.inspect(request.host, request.path).await.map(Json)
 }
 
 fn service(name: &str) -> Result<ServiceName, ApiError> {

@@ -162,6 +162,9 @@ pub enum Command {
         /// yes or no; a secret is read from the terminal or from standard input
         answer: Option<String>,
     },
+    /// What a model is and the memory it takes
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// The gateways in front of the replicas
     #[command(subcommand)]
     Gateway(GatewayCommand),
@@ -218,6 +221,84 @@ pub enum JournalCommand {
 pub enum AuditCommand {
     /// Check its chain: exit code 0 good, 1 with the first line that was changed, moved or removed
     Verify,
+}
+
+/// Models.
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Read the headers of a model's files and foresee its memory; needs no deck
+    Inspect {
+        /// A directory or file of this machine, or HOST:/PATH on a host of the deck
+        path: String,
+        /// How it is to be served
+        #[command(flatten)]
+        options: Box<InspectOptions>,
+    },
+}
+
+/// How a model is to be served.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InspectOptions {
+    /// Tensor parallelism
+    #[arg(long, alias = "tensor", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub tp: u32,
+    /// Pipeline parallelism
+    #[arg(long, alias = "pipeline", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub pp: u32,
+    /// Data parallelism inside the replica
+    #[arg(long, alias = "data", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub dp: u32,
+    /// Ranks that whole experts are divided over; 1: no expert parallelism
+    #[arg(long, alias = "expert", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ep: u32,
+    /// Longest sequence in tokens, such as 32k; default: what the model says
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub context: Option<u64>,
+    /// The GPU: h100-80, a100-40, l40s, …, or its memory, such as 80GiB
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// Share of the GPU that the engine may use; default: the engine's
+    #[arg(long, alias = "utilization", value_name = "SHARE")]
+    pub utilisation: Option<f64>,
+    /// Type of cached values: auto, bf16, fp8, q8_0, …
+    #[arg(long, value_name = "TYPE")]
+    pub kv_dtype: Option<String>,
+    /// Tokens of a block of the cache; default: the engine's
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub block_size: Option<u32>,
+    /// vllm, sglang or llamacpp; default: llamacpp for GGUF, else vllm
+    #[arg(long)]
+    pub engine: Option<String>,
+    /// Memory for the cache on each rank, where the engine has said it
+    #[arg(long, value_name = "SIZE")]
+    pub kv_available: Option<crate::api::Bytes>,
+    /// Requests at a time; default: the engine's
+    #[arg(long, value_name = "N")]
+    pub max_num_seqs: Option<u32>,
+    /// Tokens of one step; default: the engine's
+    #[arg(long, value_name = "N")]
+    pub max_num_batched_tokens: Option<u32>,
+    /// No graphs are captured
+    #[arg(long)]
+    pub enforce_eager: bool,
+}
+
+/// A number of tokens: `32768`, `32k` (× 1024), `1M`.
+fn tokens(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let (number, factor) = match lower.strip_suffix('k') {
+        Some(number) => (number, 1 << 10),
+        None => match lower.strip_suffix('m') {
+            Some(number) => (number, 1 << 20),
+            None => (lower.as_str(), 1),
+        },
+    };
+    let number: u64 =
+        number.parse().map_err(|_| "write a number of tokens, such as 32768 or 32k")?;
+    number
+        .checked_mul(factor)
+        .filter(|n| (1..=1 << 40).contains(n))
+        .ok_or_else(|| "too many".to_owned())
 }
 
 /// Gateways.

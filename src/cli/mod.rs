@@ -16,6 +16,7 @@ pub mod init;
 pub mod install;
 pub mod journal;
 pub mod logs;
+pub mod model;
 pub mod place;
 pub mod plan;
 pub mod questions;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Args, Command, ControllerCommand, RolloutCommand};
+use self::args::{Args, Command, ControllerCommand, ModelCommand, RolloutCommand};
 use self::exit::{Failure, Success};
 
 /// Every door but the far end.
@@ -90,6 +91,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Controller(command) => controller::run(args, command).await,
         Command::Place { world, time_limit, steps, explain } => {
             place::run(args, world, *time_limit, *steps, *explain)
+        }
+        Command::Model(ModelCommand::Inspect { path, options }) => {
+            model::inspect(args, path, options).await
         }
         Command::Gateway(command) => gateway::run(args, command).await,
         Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),

@@ -15,8 +15,10 @@ use crate::api::desk::Desk;
 use crate::api::hub::Hub;
 use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
-use crate::base::{Hint, RankId, ReleaseNumber, ServiceName};
+use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
+use crate::model::ModelFacts;
 use crate::rollout::RolloutKind;
+use crate::weights::{self, LinkFiles, WeightsError};
 use crate::wire::LogChunk;
 
 /// A handle on the loop.
@@ -129,6 +131,31 @@ impl Desk for Handle {
 
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError> {
         self.plan_of(service, None, RolloutKind::Apply).await
+    }
+
+    async fn inspect(&self, host: HostName, path: String) -> Result<ModelFacts, ApiError> {
+        let known = self.ask(|core| core.deck.hosts.keys().cloned().collect::<Vec<_>>()).await?;
+        if !known.contains(&host) {
+            return Err(ApiError {
+                kind: ErrorKind::NotFound,
+                message: format!("there is no host `{host}` in the deck"),
+                hint: Some("see `gpudeck hosts`".to_owned()),
+            });
+        }
+        let link = actions::link(&self.means, &host).map_err(|e| ApiError {
+            kind: ErrorKind::Unreachable,
+            message: e.to_string(),
+            hint: None,
+        })?;
+        weights::describe(&LinkFiles::new(link), &path).await.map_err(|e| ApiError {
+            kind: match &e {
+                WeightsError::Link(_) | WeightsError::Timeout { .. } => ErrorKind::Unreachable,
+                WeightsError::Model(m) if m.is_missing() => ErrorKind::NotFound,
+                _ => ErrorKind::Invalid,
+            },
+            message: format!("on {host}: {e}"),
+            hint: e.hint(),
+        })
     }
 
     async fn plan_undo(

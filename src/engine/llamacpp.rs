@@ -4,10 +4,14 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    metrics, shapes_where,
+    memory, metrics, shapes_where,
 };
 use crate::base::Bytes;
-use crate::model::{MemoryEstimate, ModelFacts, ModelFormat, Overheads, WeightSplit, per_device};
+use crate::model::cache::CacheBits;
+use crate::model::{
+    Bar, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Rules, Setup, WeightSplit, per_device,
+    predict,
+};
 use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
 
 /// The adapter.
@@ -82,6 +86,29 @@ impl Engine for LlamaCpp {
         if let Some(memory) = spec.memory {
             return fixed_memory(memory);
         }
+        // llama.cpp takes a longer context than the model's as well, and 4096 where none is known.
+        let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
+        let cpu = spec.device == DeviceKind::Cpu;
+        if !facts.tensors.is_empty() && !facts.caches.is_empty() {
+            let number =
+                |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+            let context = if cpu { Bar::mib(128, 20, 256) } else { memory::LLAMA_CPP.context };
+            return memory::heaviest(&predict(
+                facts,
+                &Setup {
+                    // Each GPU is a stage with layers of its own.
+                    pipeline: shape.tensor.get().into(),
+                    context: Some(tokens),
+                    cache: args::value(&spec.args, &["-ctk", "--cache-type-k"])
+                        .and_then(CacheBits::named),
+                    batch: number(&["-ub", "--ubatch-size"]),
+                    requests: number(&["-np", "--parallel"]),
+                    // On host memory there are no devices to keep apart.
+                    eager: cpu,
+                    ..Setup::new(Rules { context, ..memory::LLAMA_CPP })
+                },
+            ));
+        }
         let fixed = if spec.device == DeviceKind::Cpu { CPU_FIXED } else { GPU_FIXED };
         let overheads = Overheads {
             split: WeightSplit::Layers,
@@ -90,8 +117,6 @@ impl Engine for LlamaCpp {
             batch_tokens: BATCH,
             cache_value_bytes: 2,
         };
-        // llama.cpp takes a longer context than the model's as well, and 4096 where none is known.
-        let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
         per_device(facts, shape, tokens, &overheads)
     }
 

@@ -8,6 +8,7 @@ pub mod command;
 pub mod error;
 pub mod histogram;
 pub mod llamacpp;
+pub mod memory;
 pub mod metrics;
 pub mod token;
 pub mod vllm;

@@ -5,10 +5,13 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    metrics, shapes_where,
+    memory, metrics, shapes_where,
 };
 use crate::base::Bytes;
-use crate::model::{MemoryEstimate, ModelFacts, ModelFormat, Overheads, WeightSplit, per_device};
+use crate::model::cache::CacheBits;
+use crate::model::{
+    MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device, predict,
+};
 use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
 
 /// The adapter.
@@ -112,8 +115,28 @@ impl Engine for Vllm {
         }
         // At least one sequence of full length must fit, or vLLM refuses to start.
         let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
+        let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
+        if !facts.tensors.is_empty() && !facts.caches.is_empty() {
+            let number =
+                |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+            return memory::heaviest(&predict(
+                facts,
+                &Setup {
+                    tensor: shape.tensor.get().into(),
+                    pipeline: shape.pipeline.get().into(),
+                    data: shape.data.get().into(),
+                    context: Some(tokens),
+                    cache: cache.and_then(CacheBits::named),
+                    block: number(&["--block-size"]),
+                    batch: number(&["--max-num-batched-tokens"]),
+                    requests: number(&["--max-num-seqs"]),
+                    eager: args::has(&spec.args, &["--enforce-eager"]),
+                    ..Setup::new(memory::VLLM)
+                },
+            ));
+        }
         let mut overheads = OVERHEADS;
-        if args::value(&spec.args, &["--kv-cache-dtype"]).is_some_and(|v| v.starts_with("fp8")) {
+        if cache.is_some_and(|v| v.starts_with("fp8")) {
             overheads.cache_value_bytes = 1;
         }
         per_device(facts, shape, tokens, &overheads)

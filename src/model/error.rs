@@ -99,6 +99,13 @@ fn list(names: &[String]) -> String {
     }
 }
 
+impl ModelError {
+    /// Nothing is at the path.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
 impl Hint for ModelError {
     fn hint(&self) -> Option<String> {
         Some(match self {

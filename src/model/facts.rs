@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cache::LayerCache;
+use super::tensors::{Layout, Tensor};
 use crate::base::Bytes;
 
 /// The format of a model's files.
@@ -23,6 +25,8 @@ impl ModelFormat {
         }
     }
 }
+
+pub use super::arch::Certainty;
 
 /// What is known of a model. A value that its files do not state is absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +72,39 @@ pub struct ModelFacts {
     pub parts: u32,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// Its tensors, experts of one name as one: from the files' headers, or from the architecture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<Tensor>,
+    /// What each layer keeps of the tokens it has seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<LayerCache>,
+    /// How its tensors are divided.
+    #[serde(default)]
+    pub layout: Layout,
+    /// The head shares the embedding.
+    #[serde(default)]
+    pub tied: bool,
+    /// How sure the weights are.
+    #[serde(default)]
+    pub certainty: Certainty,
+    /// Width of the widest feed-forward layer, of an expert those that a token passes through.
+    #[serde(default)]
+    pub intermediate_size: Option<u32>,
+    /// Its checkpoint asks for a cache of 8 bits.
+    #[serde(default)]
+    pub cache_fp8: bool,
+    /// It has a tower for images or other media.
+    #[serde(default)]
+    pub vision: bool,
+    /// Bytes of the table of rotary positions that an engine makes.
+    #[serde(default)]
+    pub rope_bytes: u64,
+    /// A tokenizer lies beside the weights, or in them.
+    #[serde(default)]
+    pub tokenizer: bool,
+    /// A generation config lies beside the weights.
+    #[serde(default)]
+    pub generation_config: bool,
 }
 
 impl ModelFacts {
@@ -94,6 +131,17 @@ impl ModelFacts {
             weight_bytes: Bytes::ZERO,
             parts: 0,
             notes: Vec::new(),
+            tensors: Vec::new(),
+            caches: Vec::new(),
+            layout: Layout::default(),
+            tied: false,
+            certainty: Certainty::Exact,
+            intermediate_size: None,
+            cache_fp8: false,
+            vision: false,
+            rope_bytes: 0,
+            tokenizer: false,
+            generation_config: false,
         }
     }
 

@@ -20,7 +20,7 @@ pub const MAX_STRING: u64 = 16 << 20;
 const MAX_KEY: u64 = 65_535;
 const MAX_TENSOR_NAME: u64 = 256;
 /// Longest beginning of a file that is read for its header.
-pub const MAX_HEADER: u64 = 64 << 20;
+pub const MAX_HEADER: u64 = 32 << 20;
 /// Longest file that is believed.
 const MAX_FILE: u64 = 1 << 50;
 /// Largest distance between tensors.
@@ -49,6 +49,8 @@ struct Number {
     largest: u64,
     sum: u64,
     differs: bool,
+    /// One a layer, where it is an array.
+    each: Vec<u64>,
 }
 
 /// What a header says.
@@ -88,6 +90,12 @@ impl GgufHeader {
         self.find(suffix).filter(|n| n.differs).map(|n| n.sum)
     }
 
+    /// `{architecture}.{suffix}` of one layer.
+    pub fn number_of(&self, suffix: &str, layer: usize) -> Option<u64> {
+        let number = self.find(suffix)?;
+        if number.each.is_empty() { Some(number.largest) } else { number.each.get(layer).copied() }
+    }
+
     fn find(&self, suffix: &str) -> Option<&Number> {
         self.numbers.get(&format!("{}.{suffix}", self.architecture.as_deref()?))
     }
@@ -111,7 +119,7 @@ impl GgufHeader {
 }
 
 /// Keys whose numbers are kept, after `{architecture}.`.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 26] = [
     "block_count",
     "context_length",
     "embedding_length",
@@ -125,6 +133,19 @@ const KEPT: [&str; 13] = [
     "attention.kv_lora_rank",
     "attention.sliding_window",
     "rope.dimension_count",
+    "attention.sliding_window_pattern",
+    "attention.key_length_mla",
+    "attention.value_length_mla",
+    "attention.chunk_size",
+    "feed_forward_length",
+    "expert_feed_forward_length",
+    "nextn_predict_layers",
+    "ssm.conv_kernel",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.group_count",
+    "ssm.time_step_rank",
+    "full_attention_interval",
 ];
 
 /// Reads the header from `prefix`, the beginning of a file of `file_bytes`.
@@ -298,7 +319,11 @@ fn pair(r: &mut Reader<'_>, header: &mut GgufHeader, key: &str) -> Result<(), St
                 "general.file_type" => header.file_type = Some(value),
                 "split.no" => header.split_no = value,
                 "split.count" => header.split_count = value,
-                _ => keep(header, key, Number { largest: value, sum: value, differs: false }),
+                _ => keep(
+                    header,
+                    key,
+                    Number { largest: value, sum: value, differs: false, each: Vec::new() },
+                ),
             }
             Ok(())
         }
@@ -340,7 +365,7 @@ fn array(r: &mut Reader<'_>, header: &mut GgufHeader, key: &str) -> Result<(), S
             let numbers = numbers.unwrap_or_default();
             let sum = numbers.iter().fold(0u64, |s, n| s.saturating_add(*n));
             let differs = numbers.iter().any(|n| *n != largest);
-            keep(header, key, Number { largest, sum, differs });
+            keep(header, key, Number { largest, sum, differs, each: numbers });
         }
     }
     Ok(())

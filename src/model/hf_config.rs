@@ -3,11 +3,13 @@
 
 use serde_json::{Map, Value};
 
+use super::arch::{self, Blueprint, conf::NESTED, conf::whole};
+use super::quant::Quantisation;
 use super::{HeaderError, ModelFacts};
 use crate::base::text;
 
 /// Longest `config.json` that is read.
-pub const MAX_CONFIG: u64 = 4 << 20;
+pub const MAX_CONFIG: u64 = 1 << 20;
 
 /// What a `config.json` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,11 +46,13 @@ pub struct HfConfig {
     pub dtype: Option<String>,
     /// The head shares the embedding's weights.
     pub tie_word_embeddings: Option<bool>,
+    /// Width of a dense feed-forward layer, or of the experts that a token passes through.
+    pub intermediate_size: Option<u32>,
+    /// Share of a head that positions rotate, times the head: values.
+    pub rotary: Option<u64>,
+    /// The file itself.
+    top: Map<String, Value>,
 }
-
-/// Where multimodal models keep their language model's settings.
-const NESTED: [&str; 5] =
-    ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
 /// Reads a `config.json`.
 pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
@@ -82,6 +86,20 @@ pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
         .or_else(|| hidden_size?.checked_div(attention_heads?));
     let latent = find.u32(&["kv_lora_rank"]).filter(|n| *n > 0);
     let layers = find.u32(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]);
+    let used = find.u32(&[
+        "num_experts_per_tok",
+        "moe_topk",
+        "experts_per_token",
+        "moe_k",
+        "top_k_experts",
+    ]);
+    let expert = find.u32(&["moe_intermediate_size"]).zip(used).map(|(n, k)| n.saturating_mul(k));
+    let inner = expert.or_else(|| find.u32(&["intermediate_size", "n_inner", "ffn_dim"]));
+    let part = find.float("partial_rotary_factor").unwrap_or(1.0).clamp(0.0, 1.0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u32
+    let rotated = head_dim.map(|d| (f64::from(d) * part) as u64);
+    let rotary =
+        find.number(&["qk_rope_head_dim", "rotary_dim"]).or(rotated).filter(|n| *n <= 4_096);
     Ok(HfConfig {
         architecture: top
             .get("architectures")
@@ -115,10 +133,13 @@ pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
         experts: find
             .u32(&["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])
             .filter(|n| *n > 0),
-        experts_used: find.u32(&["num_experts_per_tok", "moe_topk", "experts_per_token"]),
+        experts_used: used,
+        intermediate_size: inner,
+        rotary,
         quantisation: find.quantisation(),
         dtype: find.string("torch_dtype").or_else(|| find.string("dtype")),
         tie_word_embeddings: find.bool("tie_word_embeddings"),
+        top: top.clone(),
     })
 }
 
@@ -152,6 +173,31 @@ fn without_python_numbers(json: &[u8]) -> Vec<u8> {
 }
 
 impl HfConfig {
+    /// What the architecture decides, and how its weights are stored; `more` is an
+    /// `hf_quant_config.json` beside it.
+    pub fn blueprint(
+        &self,
+        more: Option<&Map<String, Value>>,
+    ) -> (Option<Blueprint>, Quantisation) {
+        let own = Places(self.places()).object("quantization_config");
+        let nested = self.top.get("quantization_config").and_then(Value::as_object).or(own);
+        let beside = more.map(|m| m.get("quantization").and_then(Value::as_object).unwrap_or(m));
+        let quantisation = nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
+        (arch::blueprint(&self.top, &quantisation), quantisation)
+    }
+
+    fn places(&self) -> Vec<&Map<String, Value>> {
+        let inner = NESTED.iter().find_map(|key| self.top.get(*key).and_then(Value::as_object));
+        inner.into_iter().chain([&self.top]).collect()
+    }
+
+    /// Whether it has a tower for other media.
+    pub fn has_tower(&self) -> bool {
+        ["vision_config", "audio_config", "visual", "mm_vision_tower"]
+            .iter()
+            .any(|key| self.top.get(*key).is_some_and(|v| !v.is_null()))
+    }
+
     /// Puts what is known into `facts`.
     pub(crate) fn fill(&self, facts: &mut ModelFacts) {
         facts.architecture.clone_from(&self.architecture);
@@ -166,26 +212,20 @@ impl HfConfig {
         facts.experts = self.experts;
         facts.experts_used = self.experts.and(self.experts_used);
         facts.quantisation = self.quantisation.clone().or_else(|| self.dtype.clone());
-        if let Some((full, all)) = self.full_attention_layers.zip(self.layers) {
-            if full < all {
-                facts.notes.push(format!(
-                    "only {full} of {all} layers keep a cache for every token: the memory estimate \
-                     is too high"
-                ));
-            }
-        } else if let Some(window) = self.sliding_window {
-            facts.notes.push(format!(
-                "layers with a sliding window of {window} tokens are counted with the whole \
-                 context: the memory estimate may be too high"
-            ));
-        }
+        facts.intermediate_size = self.intermediate_size;
+        facts.vision = self.has_tower();
+        facts.rope_bytes = self.rotary.zip(self.context).map_or(0, |(n, c)| n * c.min(1 << 24) * 2);
     }
 }
 
 /// The objects to look in, the innermost first.
 struct Places<'a>(Vec<&'a Map<String, Value>>);
 
-impl Places<'_> {
+impl<'a> Places<'a> {
+    fn object(&self, key: &str) -> Option<&'a Map<String, Value>> {
+        self.0.iter().find_map(|place| place.get(key)?.as_object())
+    }
+
     fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find_map(|place| place.get(key).filter(|v| !v.is_null()))
     }
@@ -210,6 +250,12 @@ impl Places<'_> {
         self.get(key)?.as_str().map(|s| text::clean(s, 80))
     }
 
+    fn float(&self, key: &str) -> Option<f64> {
+        let nested = ["rope_parameters", "rope_scaling"];
+        let inside = || nested.iter().find_map(|n| self.object(n)?.get(key));
+        self.get(key).or_else(inside)?.as_f64()
+    }
+
     fn layers_with_growing_cache(&self) -> Option<u32> {
         let types = self.get("layer_types")?.as_array()?;
         let full = types.iter().filter(|t| t.as_str() == Some("full_attention")).count();
@@ -225,19 +271,6 @@ impl Places<'_> {
             Some(bits) => format!("{method} {bits} bits"),
             None => method,
         })
-    }
-}
-
-/// A whole number, also when written as `"32"` or `32.0`.
-fn whole(value: &Value) -> Option<u64> {
-    match value {
-        Value::Number(n) => n.as_u64().or_else(|| {
-            let float = n.as_f64()?;
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked
-            ((0.0..=1e15).contains(&float) && float.fract() == 0.0).then_some(float as u64)
-        }),
-        Value::String(s) => s.trim().parse().ok(),
-        _ => None,
     }
 }
 

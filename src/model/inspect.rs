@@ -7,10 +7,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::facts::Certainty;
 use super::gguf::{self, GgufHeader};
 use super::hf_config::{self, HfConfig};
 use super::safetensors::{self, SafetensorsHeader};
-use super::{HeaderError, ModelError, ModelFacts, ModelFormat, Progress};
+use super::tensors::Tensor;
+use super::{HeaderError, ModelError, ModelFacts, ModelFormat, Progress, gguf_facts};
 use crate::base::{Bytes, text};
 use crate::wire::DirEntry;
 
@@ -73,6 +75,9 @@ pub struct Inspection {
     total: u64,
     facts: ModelFacts,
     config: Option<HfConfig>,
+    quantisation: Option<serde_json::Map<String, serde_json::Value>>,
+    /// A directory without weights will do.
+    config_alone: bool,
     sizes: BTreeMap<String, Bytes>,
     queue: VecDeque<Job>,
     gguf_first: Option<GgufHeader>,
@@ -107,6 +112,8 @@ enum What {
     Gguf,
     Shard,
     Config,
+    /// `hf_quant_config.json`, which `ModelOpt` writes beside it.
+    Quantisation,
     Index,
     /// `refs/main` of a Hugging Face cache.
     Ref,
@@ -129,6 +136,8 @@ impl Inspection {
             path,
             total: 0,
             config: None,
+            quantisation: None,
+            config_alone: false,
             sizes: BTreeMap::new(),
             queue: VecDeque::new(),
             gguf_first: None,
@@ -145,6 +154,30 @@ impl Inspection {
         };
         this.settle(first);
         this
+    }
+
+    /// A directory that holds a `config.json` and no weights will do: they are counted from the
+    /// architecture.
+    #[must_use]
+    pub fn config_alone(mut self) -> Self {
+        self.config_alone = true;
+        self
+    }
+
+    /// What will be read after the present need: the beginnings of files, which may be fetched at
+    /// the same time.
+    pub fn ahead(&self) -> impl Iterator<Item = (&str, u32)> {
+        let length = u32::try_from(self.first_read()).unwrap_or(1 << 20);
+        self.queue.iter().map(move |job| (job.path.as_str(), length))
+    }
+
+    /// The first piece of a header: shards of a model in many files have short headers.
+    fn first_read(&self) -> u64 {
+        match self.sizes.len() {
+            0..=8 => FIRST_READ,
+            9..=32 => FIRST_READ / 4,
+            _ => FIRST_READ / 16,
+        }
     }
 
     /// What it needs now.
@@ -209,6 +242,11 @@ impl Inspection {
             |end: &str| files.keys().copied().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
         let shards = ending(".safetensors");
         let index = ending(".safetensors.index.json");
+        self.facts.tokenizer =
+            ["tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "tekken.json"]
+                .iter()
+                .any(|n| files.contains_key(n));
+        self.facts.generation_config = files.contains_key("generation_config.json");
         if !shards.is_empty() || !index.is_empty() {
             return self.safetensors_directory(path, &files, &shards, &index);
         }
@@ -237,6 +275,12 @@ impl Inspection {
                 format!("it is a cache of {} models: {}", caches.len(), shown(&caches)),
                 "give the path of one model's directory in it",
             ));
+        }
+        if self.config_alone && files.contains_key("config.json") {
+            self.facts.format = ModelFormat::Safetensors;
+            path.clone_into(&mut self.facts.entry);
+            self.queue_config(path, &files);
+            return self.next_job();
         }
         if files.keys().any(|n| [".bin", ".pth", ".pt"].iter().any(|e| has_ending(n, e))) {
             return Err(self.not_a_model(
@@ -280,13 +324,18 @@ impl Inspection {
             .map(|n| (join(path, n), files.get(n).copied().unwrap_or_default()))
             .collect();
         if files.contains_key("config.json") {
-            self.queue.push_back(Job { path: join(path, "config.json"), what: What::Config });
+            self.queue_config(path, files);
         } else {
             self.facts.notes.push("there is no config.json beside the weights".to_owned());
         }
         // Several indexes (variants such as fp16): the one the engines take.
         let index = index.iter().find(|n| **n == "model.safetensors.index.json").or(index.first());
-        if let Some(index) = index {
+        // Parts that count themselves need no index, which may be large.
+        let counted = shards.first().is_some_and(|n| n.contains("-of-"))
+            && shards.iter().all(|n| n.starts_with("model-"))
+            && missing_of_numbered(shards).is_none_or(|m| m.is_empty())
+            && numbered(shards) == Some(shards.len());
+        if let Some(index) = index.filter(|_| !counted) {
             self.queue.push_back(Job { path: join(path, index), what: What::Index });
             return self.next_job();
         }
@@ -304,6 +353,14 @@ impl Inspection {
         self.next_job()
     }
 
+    fn queue_config(&mut self, path: &str, files: &BTreeMap<&str, Bytes>) {
+        self.queue.push_back(Job { path: join(path, "config.json"), what: What::Config });
+        if files.contains_key("hf_quant_config.json") {
+            let path = join(path, "hf_quant_config.json");
+            self.queue.push_back(Job { path, what: What::Quantisation });
+        }
+    }
+
     fn queue_shards(&mut self, paths: Vec<String>) -> Result<(), ModelError> {
         if paths.len() > MAX_PARTS {
             return Err(self.not_a_model(
@@ -319,7 +376,8 @@ impl Inspection {
 
     fn next_job(&mut self) -> Step {
         let Some(job) = self.queue.pop_front() else { return self.finish() };
-        Ok(read(job, FIRST_READ))
+        let first = self.first_read();
+        Ok(read(job, first))
     }
 
     fn read(
@@ -357,7 +415,7 @@ impl Inspection {
             return self.go_on(job, have, want, file_bytes);
         }
         let limit = match job.what {
-            What::Config => Some(hf_config::MAX_CONFIG),
+            What::Config | What::Quantisation => Some(hf_config::MAX_CONFIG),
             What::Index => Some(safetensors::MAX_INDEX),
             What::Ref => Some(128),
             What::Gguf | What::Shard | What::Guess => None,
@@ -423,6 +481,11 @@ impl Inspection {
             What::Config => {
                 let config = hf_config::parse(&have).map_err(|e| wrap(e, &job.path))?;
                 self.config = Some(config);
+                return self.next_job();
+            }
+            What::Quantisation => {
+                // A hint, not a part of the model: what cannot be read is left out.
+                self.quantisation = serde_json::from_slice(&have).ok();
                 return self.next_job();
             }
             What::Index => {
@@ -519,6 +582,14 @@ impl Inspection {
         if header.tensors.iter().any(|t| t.kind.is_none()) {
             self.facts.notes.push("it has tensors of a type unknown to this version".to_owned());
         }
+        let tensors = header.tensors.iter().map(|t| Tensor {
+            name: t.name.clone(),
+            dtype: t.kind.map_or("unknown", |k| k.name).to_owned(),
+            shape: t.dims.clone(),
+            count: 1,
+            bytes: t.bytes,
+        });
+        self.facts.tensors.extend(tensors);
         if self.gguf_first.is_none() {
             self.gguf_first = Some(header);
         }
@@ -532,6 +603,11 @@ impl Inspection {
         self.facts.files.push(path.to_owned());
         self.facts.weight_bytes =
             self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes));
+        for tensor in &header.list {
+            if self.facts.tensors.len() < super::tensors::MAX_GROUPS {
+                self.facts.tensors.push(tensor.clone());
+            }
+        }
         for (dtype, bytes) in &header.by_dtype {
             if self.by_dtype.len() < 64 || self.by_dtype.contains_key(dtype) {
                 *self.by_dtype.entry(dtype.clone()).or_default() += bytes;
@@ -540,18 +616,27 @@ impl Inspection {
     }
 
     fn finish(&mut self) -> Step {
-        let mut facts = self.facts.clone();
+        let mut facts = std::mem::replace(
+            &mut self.facts,
+            ModelFacts::unknown(ModelFormat::Gguf, self.path.clone()),
+        );
         if let Some(config) = &self.config {
             config.fill(&mut facts);
             if facts.files.len() < 2_000 {
                 facts.files.push(join(&facts.entry, "config.json"));
             }
+            self.draw(config, &mut facts);
         }
         if let Some(header) = &self.gguf_first {
-            fill_from_gguf(&mut facts, header);
+            gguf_facts::fill(&mut facts, header);
         }
         if facts.weight_bytes == Bytes::ZERO {
-            return Err(self.not_a_model("it holds no weights", "see whether the file is whole"));
+            let why = if facts.parts == 0 && self.config.is_some() {
+                "its config.json does not tell what it holds"
+            } else {
+                "it holds no weights"
+            };
+            return Err(self.not_a_model(why, "see whether the file is whole"));
         }
         if facts.quantisation.is_none() {
             facts.quantisation =
@@ -559,34 +644,38 @@ impl Inspection {
         }
         Ok(State::Done(Box::new(Ok(facts))))
     }
+
+    /// What the architecture decides: caches, how tensors are divided, and the tensors themselves
+    /// where there are no files with weights.
+    fn draw(&self, config: &HfConfig, facts: &mut ModelFacts) {
+        let (blueprint, quantisation) = config.blueprint(self.quantisation.as_ref());
+        facts.cache_fp8 = quantisation.cache_fp8;
+        if !quantisation.name.is_empty() {
+            facts.quantisation = Some(quantisation.name.clone());
+        }
+        let Some(blueprint) = blueprint else { return };
+        facts.caches = blueprint.caches;
+        facts.layout = blueprint.layout;
+        facts.tied = blueprint.tied;
+        facts.layers = Some(blueprint.layout.layers);
+        if facts.parts == 0 {
+            facts.weight_bytes = Bytes(super::tensors::total(&blueprint.tensors));
+            facts.tensors = blueprint.tensors;
+            facts.certainty = blueprint.certainty;
+            facts.notes.push("there are no weights here: counted from config.json".to_owned());
+            facts.notes.extend(blueprint.notes);
+        } else if blueprint.certainty == Certainty::Guess {
+            facts.notes.push(
+                "its architecture is not known: its cache is that of a usual decoder".to_owned(),
+            );
+        }
+    }
 }
 
-fn fill_from_gguf(facts: &mut ModelFacts, header: &GgufHeader) {
-    let small = |key: &str| header.number(key).and_then(|n| u32::try_from(n).ok());
-    facts.architecture.clone_from(&header.architecture);
-    facts.layers = small("block_count");
-    facts.attention_heads = small("attention.head_count");
-    facts.kv_heads = small("attention.head_count_kv").or(facts.attention_heads);
-    facts.kv_heads_total = header.number_sum_if_differing("attention.head_count_kv");
-    facts.hidden_size = small("embedding_length");
-    facts.head_dim = small("attention.key_length")
-        .or_else(|| facts.hidden_size?.checked_div(facts.attention_heads?));
-    facts.value_head_dim = small("attention.value_length").filter(|n| Some(*n) != facts.head_dim);
-    // llama.cpp caches the compressed vector and its rotary part (llama-model.cpp, deepseek2).
-    facts.latent_cache_width = small("attention.kv_lora_rank")
-        .filter(|n| *n > 0)
-        .map(|rank| rank.saturating_add(small("rope.dimension_count").unwrap_or(0)));
-    facts.context = header.number("context_length");
-    facts.vocab_size = small("vocab_size").or(header.tokens.and_then(|n| u32::try_from(n).ok()));
-    facts.experts = small("expert_count").filter(|n| *n > 0);
-    facts.experts_used = facts.experts.and(small("expert_used_count"));
-    facts.quantisation = header.quantisation();
-    if let Some(window) = header.number("attention.sliding_window").filter(|n| *n > 0) {
-        facts.notes.push(format!(
-            "layers with a sliding window of {window} tokens are counted with the whole context: \
-             the memory estimate may be too high"
-        ));
-    }
+/// What the names of numbered parts say their number is.
+fn numbered(names: &[&str]) -> Option<usize> {
+    let (_, count) = names.first()?.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    count.parse().ok()
 }
 
 fn read(job: Job, want: u64) -> State {

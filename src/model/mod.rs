@@ -3,16 +3,24 @@
 //! Everything here is pure: bytes come in, facts go out. [`inspect`] says which bytes it wants
 //! next; whoever drives it (`weights`) reads them, over SSH or from a local disk.
 
+pub mod arch;
+pub mod cache;
 pub mod error;
+pub mod estimate;
 pub mod facts;
 pub mod ggml;
 pub mod gguf;
+mod gguf_facts;
 pub mod hf_config;
 pub mod inspect;
 pub mod memory;
+pub mod quant;
+pub mod readers;
 pub mod safetensors;
+pub mod tensors;
 
 pub use error::{HeaderError, ModelError};
+pub use estimate::{Bar, Prediction, RankMemory, Rules, Setup, predict};
 pub use facts::{ModelFacts, ModelFormat};
 pub use inspect::{Found, Inspection, Need};
 pub use memory::{MemoryEstimate, Overheads, WeightSplit, per_device};

@@ -9,15 +9,20 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::tensors::{Tensor, Tensors};
 use super::{HeaderError, Progress};
 use crate::base::{Bytes, text};
 
-/// Longest header that is read (the format allows 100 MB; the largest models have a few MB).
-pub const MAX_HEADER: u64 = 64 << 20;
+/// Longest header that is read (the format allows 100 MB; the largest models have a few MB in one
+/// file).
+pub const MAX_HEADER: u64 = 16 << 20;
 /// Most tensors of a file.
-pub const MAX_TENSORS: usize = 200_000;
+pub const MAX_TENSORS: usize = 100_000;
 /// Longest index that is read.
-pub const MAX_INDEX: u64 = 32 << 20;
+pub const MAX_INDEX: u64 = 24 << 20;
+
+/// Most files that an index names.
+const MAX_FILES: usize = 10_000;
 
 /// What a header says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +33,8 @@ pub struct SafetensorsHeader {
     pub weight_bytes: u64,
     /// Bytes by type of data (`BF16`, `F8_E4M3`), cleaned.
     pub by_dtype: BTreeMap<String, u64>,
+    /// The tensors.
+    pub list: Vec<Tensor>,
 }
 
 #[derive(Deserialize)]
@@ -133,6 +140,7 @@ fn check(
 ) -> Result<SafetensorsHeader, HeaderError> {
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let mut header = SafetensorsHeader::default();
+    let mut list = Tensors::default();
     let mut at = 0;
     for (name, info) in entries {
         let name = text::clean(&name, 120);
@@ -153,11 +161,14 @@ fn check(
                 )));
             }
         }
-        *header.by_dtype.entry(text::clean(&info.dtype, 20)).or_default() += length;
+        let dtype = text::clean(&info.dtype, 20);
+        list.add(&name, &dtype, info.shape.get(..8).unwrap_or(&info.shape), length);
+        *header.by_dtype.entry(dtype).or_default() += length;
         header.tensors = header.tensors.saturating_add(1);
         at = end;
     }
     header.weight_bytes = at;
+    header.list = list.finish();
     match data_start.checked_add(at) {
         Some(end) if end > file_bytes => Err(HeaderError::truncated(file_bytes, end)),
         Some(end) if end == file_bytes => Ok(header),
@@ -167,14 +178,39 @@ fn check(
 
 /// The files that an index (`model.safetensors.index.json`) names, sorted.
 pub fn parse_index(json: &[u8]) -> Result<BTreeSet<String>, HeaderError> {
+    /// The values of a map whose keys (every tensor's name) are not kept.
+    struct Files(BTreeSet<String>);
+    impl<'de> Deserialize<'de> for Files {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Map;
+            impl<'de> Visitor<'de> for Map {
+                type Value = Files;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("an object from tensors to files")
+                }
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
+                    let mut files = BTreeSet::new();
+                    while map.next_key::<IgnoredAny>()?.is_some() {
+                        let file = map.next_value::<String>()?;
+                        if files.len() >= MAX_FILES {
+                            return Err(serde::de::Error::custom("too many files"));
+                        }
+                        files.insert(file);
+                    }
+                    Ok(Files(files))
+                }
+            }
+            deserializer.deserialize_map(Map)
+        }
+    }
     #[derive(Deserialize)]
     struct Index {
-        weight_map: BTreeMap<String, String>,
+        weight_map: Files,
     }
     let index: Index = serde_json::from_slice(json).map_err(|e| {
         HeaderError::broken(format!("not an index: {}", text::clean(&e.to_string(), 200)))
     })?;
-    let files: BTreeSet<String> = index.weight_map.into_values().collect();
+    let files = index.weight_map.0;
     for file in &files {
         let plain = !file.is_empty()
             && file.len() <= 255

@@ -3,6 +3,7 @@
 
 pub mod files;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::base::{Hint, text};
@@ -15,6 +16,10 @@ pub use files::{FileSource, LinkFiles, LocalFiles, Piece, SourceError};
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Most requests of one inspection; a model of 2,000 files takes two a file.
 const MAX_REQUESTS: usize = 8_000;
+
+/// Files whose beginnings are fetched at once, and their bytes together.
+const AHEAD: usize = 63;
+const AHEAD_BYTES: u32 = 2 << 20;
 
 /// Why nothing is known of a model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,22 +82,48 @@ pub fn path_of(model: &str) -> Result<&str, WeightsError> {
 /// and ten seconds.
 pub async fn inspect(source: &dyn FileSource, model: &str) -> Result<ModelFacts, WeightsError> {
     let path = path_of(model)?;
-    match tokio::time::timeout(DEADLINE, drive(source, path)).await {
+    within(source, path, Inspection::new(path)).await
+}
+
+/// Likewise, where a directory with a `config.json` alone will do: its weights are counted from the
+/// architecture.
+pub async fn describe(source: &dyn FileSource, model: &str) -> Result<ModelFacts, WeightsError> {
+    let path = path_of(model)?;
+    within(source, path, Inspection::new(path).config_alone()).await
+}
+
+async fn within(
+    source: &dyn FileSource,
+    path: &str,
+    inspection: Inspection,
+) -> Result<ModelFacts, WeightsError> {
+    match tokio::time::timeout(DEADLINE, drive(source, path, inspection)).await {
         Ok(result) => result,
         Err(_) => Err(WeightsError::Timeout { path: text::clean(path, 120) }),
     }
 }
 
-async fn drive(source: &dyn FileSource, path: &str) -> Result<ModelFacts, WeightsError> {
-    let mut inspection = Inspection::new(path);
+/// Beginnings of files that were fetched before they were asked for.
+type Fetched = HashMap<String, Result<Piece, SourceError>>;
+
+async fn drive(
+    source: &dyn FileSource,
+    path: &str,
+    mut inspection: Inspection,
+) -> Result<ModelFacts, WeightsError> {
+    let mut fetched = Fetched::new();
     for _ in 0..MAX_REQUESTS {
         let result = match inspection.next() {
             Need::Done(result) => return Ok((*result)?),
             Need::ListDir { path } => source.list(&path).await.map(Found::Entries),
-            Need::Read { path, offset, length } => source
-                .read(&path, offset, length)
-                .await
-                .map(|p| Found::Piece { bytes: p.bytes, file_bytes: p.file_bytes }),
+            Need::Read { path, offset: 0, length } => {
+                if !fetched.contains_key(&path) {
+                    fetched = fetch(source, &path, length, &inspection).await;
+                }
+                let missing = || Err(SourceError::Failed("it was not read".to_owned()));
+                found(fetched.remove(&path).unwrap_or_else(missing))
+            }
+            Need::Read { path, offset, length } => found(source.read(&path, offset, length).await),
         };
         inspection.feed(match result {
             Ok(found) => found,
@@ -102,6 +133,34 @@ async fn drive(source: &dyn FileSource, path: &str) -> Result<ModelFacts, Weight
         });
     }
     Err(WeightsError::Timeout { path: text::clean(path, 120) })
+}
+
+fn found(piece: Result<Piece, SourceError>) -> Result<Found, SourceError> {
+    piece.map(|p| Found::Piece { bytes: p.bytes, file_bytes: p.file_bytes })
+}
+
+/// Reads the beginning of `path` and of the files that come after it at once: one round trip instead
+/// of one a file.
+async fn fetch(
+    source: &dyn FileSource,
+    path: &str,
+    length: u32,
+    inspection: &Inspection,
+) -> Fetched {
+    let mut wanted = vec![(path.to_owned(), length)];
+    let mut room = AHEAD_BYTES.saturating_sub(length);
+    for (path, length) in inspection.ahead().take(AHEAD) {
+        if length > room {
+            break;
+        }
+        room -= length;
+        wanted.push((path.to_owned(), length));
+    }
+    let reads = wanted.into_iter().map(|(path, length)| async move {
+        let piece = source.read(&path, 0, length).await;
+        (path, piece)
+    });
+    futures::future::join_all(reads).await.into_iter().collect()
 }
 
 #[cfg(test)]

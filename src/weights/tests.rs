@@ -127,3 +127,93 @@ async fn only_paths_are_inspected() {
     assert!(path_of("").is_err());
     assert_eq!(path_of("/models/x"), Ok("/models/x"));
 }
+
+/// A directory of a model in many files, and how it was read.
+struct Counted {
+    files: std::collections::BTreeMap<String, Vec<u8>>,
+    bytes: std::sync::atomic::AtomicUsize,
+    under_way: std::sync::atomic::AtomicUsize,
+    rounds: std::sync::atomic::AtomicUsize,
+}
+
+impl Counted {
+    async fn round(&self) {
+        use std::sync::atomic::Ordering::SeqCst;
+        if self.under_way.fetch_add(1, SeqCst) == 0 {
+            self.rounds.fetch_add(1, SeqCst);
+        }
+        // What is asked at the same time is under way at the same time.
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+        self.under_way.fetch_sub(1, SeqCst);
+    }
+}
+
+#[async_trait]
+impl FileSource for Counted {
+    async fn list(&self, _: &str) -> Result<Vec<crate::wire::DirEntry>, SourceError> {
+        self.round().await;
+        let entry = |(name, bytes): (&String, &Vec<u8>)| crate::wire::DirEntry {
+            name: name.clone(),
+            size: Bytes(bytes.len() as u64),
+            is_dir: false,
+        };
+        Ok(self.files.iter().map(entry).collect())
+    }
+
+    async fn read(&self, path: &str, offset: u64, length: u32) -> Result<Piece, SourceError> {
+        self.round().await;
+        let name = path.rsplit('/').next().unwrap();
+        let file = self.files.get(name).ok_or(SourceError::Missing)?;
+        // The data of a file is not there: only its header is, and what it says of its length.
+        let header = u64::from_le_bytes(file[..8].try_into().unwrap());
+        let json = name.ends_with(".json");
+        let file_bytes = if json { file.len() as u64 } else { 8 + header + DATA };
+        let from = usize::try_from(offset).unwrap().min(file.len());
+        let mut bytes = file[from..(from + length as usize).min(file.len())].to_vec();
+        if !json {
+            bytes.resize(length as usize, 0);
+        }
+        self.bytes.fetch_add(bytes.len(), std::sync::atomic::Ordering::SeqCst);
+        Ok(Piece { bytes, file_bytes: Bytes(file_bytes) })
+    }
+}
+
+/// Bytes of data in each file: about 4 GB.
+const DATA: u64 = 6 * 354_600_000 * 2;
+
+#[tokio::test]
+async fn a_model_in_191_files_is_read_in_few_rounds_and_few_bytes() {
+    let mut files = std::collections::BTreeMap::new();
+    let config = r#"{"model_type":"llama","torch_dtype":"bfloat16","hidden_size":16384,"num_hidden_layers":126,
+        "num_attention_heads":128,"num_key_value_heads":8,"intermediate_size":53248,"vocab_size":128256}"#;
+    files.insert("config.json".to_owned(), config.into());
+    files.insert("model.safetensors.index.json".to_owned(), vec![b' '; 100_000]);
+    for file in 1..=191u64 {
+        let tensors: Vec<String> = (0..6u64)
+            .map(|i| {
+                let (from, to) = (i * DATA / 6, (i + 1) * DATA / 6);
+                format!(
+                    r#""model.layers.{}.mlp.part_{i}_proj.weight":{{"dtype":"BF16","shape":[{},100],"data_offsets":[{from},{to}]}}"#,
+                    file % 126,
+                    (to - from) / 200
+                )
+            })
+            .collect();
+        let json = format!("{{{}}}", tensors.join(","));
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        files.insert(format!("model-{file:05}-of-00191.safetensors"), bytes);
+    }
+    let source = Counted { files, bytes: 0.into(), under_way: 0.into(), rounds: 0.into() };
+    let facts = inspect(&source, "/models/big").await.unwrap();
+    assert_eq!(facts.parts, 191);
+    assert_eq!(facts.weight_bytes, Bytes(191 * DATA));
+    let rounds = source.rounds.into_inner();
+    let bytes = source.bytes.into_inner();
+    println!("{rounds} rounds, {bytes} bytes");
+    // At 20 ms a round: a tenth of a second.
+    assert!(rounds <= 6, "{rounds} rounds");
+    assert!(bytes <= 2 << 20, "{bytes} bytes");
+}

@@ -1,0 +1,257 @@
+//! `gpudeck model inspect PATH`: what a model is, and the memory it takes, without a deck.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::args::{Args, InspectOptions, Output};
+use super::exit::{Failure, Success};
+use super::{attach, table};
+use crate::api::{Bytes, Door, Hint, HostName};
+use crate::engine::memory as engines;
+use crate::model::cache::CacheBits;
+use crate::model::{self, Bar, ModelFacts, ModelFormat, Prediction, Setup};
+use crate::weights::{self, LocalFiles};
+
+/// Inspects the model at `path`: here, or as `HOST:PATH` on a host of the deck.
+pub async fn inspect(
+    args: &Args,
+    path: &str,
+    options: &InspectOptions,
+) -> Result<Success, Failure> {
+    let facts = match remote(path) {
+        Some((host, path)) => {
+            let client = attach::attach(args).await?;
+            super::show::settle(&client).await?;
+            client.inspect(&host, path).await?
+        }
+        None => local(path).await?,
+    };
+    let setup = setup(&facts, options)?;
+    let prediction = model::predict(&facts, &setup);
+    match args.output {
+        Output::Json => table::json(&as_json(path, &facts, &setup, &prediction))?,
+        Output::Text => print(&facts, &setup, &prediction)?,
+    }
+    Ok(Success::Done)
+}
+
+/// `HOST:PATH`; a path that begins with `/` or `.`, or that exists here, is one of this machine.
+fn remote(path: &str) -> Option<(HostName, &str)> {
+    let (host, rest) = path.split_once(':')?;
+    if !rest.starts_with('/') || path.starts_with(['/', '.']) || Path::new(path).exists() {
+        return None;
+    }
+    Some((host.parse().ok()?, rest))
+}
+
+async fn local(path: &str) -> Result<ModelFacts, Failure> {
+    let whole =
+        std::path::absolute(path).map_err(|e| Failure::other(format!("{path} is no path: {e}")))?;
+    // Links are followed here, so that `..` in what the engine is given means what it says.
+    let whole = std::fs::canonicalize(&whole).unwrap_or(whole);
+    let Some(text) = whole.to_str() else {
+        return Err(Failure::other(format!("{} is not UTF-8", whole.display())));
+    };
+    weights::describe(&LocalFiles, text).await.map_err(|e| {
+        let code =
+            if matches!(&e, weights::WeightsError::Model(m) if m.is_missing()) { 8 } else { 1 };
+        Failure { code, hint: e.hint(), ..Failure::other(e.to_string()) }
+    })
+}
+
+fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure> {
+    let rules = match &options.engine {
+        Some(name) => engines::rules(name).ok_or_else(|| {
+            Failure::other(format!("the engine `{name}` is not known"))
+                .with_hint(format!("use {}", engines::NAMES.join(", ")))
+        })?,
+        None => engines::usual(facts.format == ModelFormat::Gguf),
+    };
+    let cache = match options.kv_dtype.as_deref() {
+        None | Some("auto") => None,
+        Some(name) => Some(CacheBits::named(name).ok_or_else(|| {
+            Failure::other(format!("the cache type `{name}` is not known"))
+                .with_hint("use auto, bf16, f16, fp8, f32, q8_0 or q4_0")
+        })?),
+    };
+    let gpu = match options.gpu.as_deref() {
+        None => None,
+        Some(name) => {
+            let known = engines::gpu_memory(name).or_else(|| name.parse::<Bytes>().ok());
+            Some(known.ok_or_else(|| {
+                Failure::other(format!("the GPU `{name}` is not known")).with_hint(
+                    "use a name such as h100-80, a100-40, l40s, rtx-4090, or its memory: 80GiB",
+                )
+            })?)
+        }
+    };
+    if let Some(share) = options.utilisation
+        && !(share > 0.0 && share <= 1.0)
+    {
+        return Err(Failure::other(format!("utilisation {share} is not between 0 and 1")));
+    }
+    // Engines that give whole layers to each GPU have no tensor parallelism: all are stages.
+    let (tensor, pipeline) = match rules.split {
+        model::WeightSplit::Layers => (1, u64::from(options.tp) * u64::from(options.pp)),
+        model::WeightSplit::Tensors => (options.tp.into(), options.pp.into()),
+    };
+    Ok(Setup {
+        tensor,
+        pipeline,
+        data: options.dp.into(),
+        expert: options.ep.into(),
+        context: options.context,
+        cache,
+        block: options.block_size.map(u64::from),
+        gpu: gpu.map(|b| b.0),
+        utilisation: options.utilisation,
+        cache_available: options.kv_available.map(|b| b.0),
+        batch: options.max_num_batched_tokens.map(u64::from),
+        requests: options.max_num_seqs.map(u64::from),
+        eager: options.enforce_eager,
+        ..Setup::new(rules)
+    })
+}
+
+/// `key`, `key_low` and `key_high`.
+fn bar(map: &mut Map<String, Value>, key: &str, bar: Option<Bar>) {
+    map.insert(key.to_owned(), json!(bar.map(|b| b.value)));
+    map.insert(format!("{key}_low"), json!(bar.map(|b| b.low)));
+    map.insert(format!("{key}_high"), json!(bar.map(|b| b.high)));
+}
+
+fn as_json(path: &str, facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Value {
+    let mut out = Map::new();
+    let mut put = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    put("path", json!(path));
+    put("entry", json!(facts.entry));
+    put("format", json!(facts.format.name()));
+    put("architecture", json!(facts.architecture));
+    put("quantisation", json!(facts.quantisation));
+    put("certainty", json!(facts.certainty));
+    put("layers", json!(facts.layers));
+    put("attention_heads", json!(facts.attention_heads));
+    put("kv_heads", json!(facts.kv_heads));
+    put("experts", json!(facts.experts));
+    put("model_context", json!(facts.context));
+    put("tokenizer", json!(facts.tokenizer));
+    put("generation_config", json!(facts.generation_config));
+    put("weight_files", json!(facts.parts));
+    put("engine", json!(setup.rules.engine));
+    put("tensor", json!(setup.tensor));
+    put("pipeline", json!(setup.pipeline));
+    put("data", json!(setup.data));
+    put("expert", json!(setup.expert));
+    put("context", json!(prediction.context));
+    put("block_size", json!(prediction.block));
+    bar(&mut out, "weights_bytes", Some(prediction.weights));
+    let ranks = prediction.ranks.iter().map(|rank| {
+        let mut map = Map::new();
+        map.insert("stage".to_owned(), json!(rank.stage));
+        map.insert("tensor".to_owned(), json!(rank.tensor));
+        map.insert("layers".to_owned(), json!([rank.layers.0, rank.layers.1]));
+        bar(&mut map, "weights_bytes", Some(rank.weights));
+        bar(&mut map, "kv_bytes_per_token", Some(rank.cache_per_token));
+        map.insert(
+            "kv_bytes_per_token_beyond_windows".to_owned(),
+            json!(rank.cache_beyond_windows),
+        );
+        map.insert("state_bytes_per_request".to_owned(), json!(rank.state_per_request));
+        bar(&mut map, "activation_bytes", Some(rank.activation));
+        bar(&mut map, "graphs_bytes", Some(rank.graphs));
+        bar(&mut map, "communication_bytes", Some(rank.communication));
+        bar(&mut map, "kv_available_bytes", rank.cache_available);
+        bar(&mut map, "kv_needed_bytes", Some(rank.cache_needed));
+        bar(&mut map, "kv_tokens", rank.tokens);
+        Value::Object(map)
+    });
+    out.insert("ranks".to_owned(), ranks.collect());
+    bar(&mut out, "kv_tokens", prediction.tokens);
+    let hundredths = |n: u64| n as f64 / 100.0;
+    let requests = prediction.requests;
+    out.insert("concurrent_requests".to_owned(), json!(requests.map(|b| hundredths(b.value))));
+    out.insert("concurrent_requests_low".to_owned(), json!(requests.map(|b| hundredths(b.low))));
+    out.insert("concurrent_requests_high".to_owned(), json!(requests.map(|b| hundredths(b.high))));
+    out.insert("fits".to_owned(), json!(prediction.fits));
+    out.insert("notes".to_owned(), json!(prediction.notes));
+    Value::Object(out)
+}
+
+fn size(bar: Bar) -> String {
+    let spread = bar.high.saturating_sub(bar.value).max(bar.value.saturating_sub(bar.low));
+    if spread == 0 {
+        return Bytes(bar.value).to_string();
+    }
+    format!("{} ({} to {})", Bytes(bar.value), Bytes(bar.low), Bytes(bar.high))
+}
+
+fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(), Failure> {
+    for line in facts.summary() {
+        table::out(&line)?;
+    }
+    let yes = |b: bool| if b { "yes" } else { "no" };
+    table::out(&format!(
+        "tokenizer {}, generation config {}",
+        yes(facts.tokenizer),
+        yes(facts.generation_config)
+    ))?;
+    table::out("")?;
+    table::out(&format!(
+        "{} with tensor {}, pipeline {}, context {}",
+        setup.rules.engine, setup.tensor, setup.pipeline, prediction.context
+    ))?;
+    let mut rows = Vec::new();
+    for rank in prediction.ranks.iter().filter(|r| r.tensor == 0) {
+        let name = match (setup.pipeline, setup.tensor) {
+            (0 | 1, _) => "each rank".to_owned(),
+            (_, 0 | 1) => format!("stage {}", rank.stage),
+            _ => format!("stage {}, each rank", rank.stage),
+        };
+        let mut row =
+            |what: &str, value: String| rows.push(vec![name.clone(), what.to_owned(), value]);
+        row("weights", size(rank.weights));
+        row("KV cache per token", size(rank.cache_per_token));
+        if rank.state_per_request > 0 {
+            row("state per request", Bytes(rank.state_per_request).to_string());
+        }
+        row("KV cache of one full request", size(rank.cache_needed));
+        row("activations", size(rank.activation));
+        row("graphs", size(rank.graphs));
+        row("context and communication", size(rank.communication));
+        if let Some(available) = rank.cache_available {
+            row("left for the KV cache", size(available));
+        }
+    }
+    table::print(&["RANK", "WHAT", "BYTES"], &rows)?;
+    table::out("")?;
+    if let Some(tokens) = prediction.tokens {
+        table::out(&format!(
+            "KV cache holds {} tokens ({} to {})",
+            tokens.value, tokens.low, tokens.high
+        ))?;
+    }
+    if let Some(requests) = prediction.requests {
+        let of = |n: u64| n as f64 / 100.0;
+        table::out(&format!(
+            "{:.1} requests of {} tokens at a time ({:.1} to {:.1})",
+            of(requests.value),
+            prediction.context,
+            of(requests.low),
+            of(requests.high)
+        ))?;
+    }
+    match prediction.fits {
+        Some(true) => table::out("it fits")?,
+        Some(false) => {
+            table::out("it does not surely fit: one request of full length may not find room")?
+        }
+        None => table::out("give --gpu NAME (h100-80) or --kv-available SIZE to see what fits")?,
+    }
+    for note in prediction.notes.iter().filter(|n| !facts.notes.contains(n)) {
+        table::out(&format!("· {note}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! How engines divide a model, keep its cache and find their budget: the rules that
+//! [`crate::model::predict`] works with.
+//!
+//! Figures for what an engine takes besides weights and cache were measured by others on H100 and are
+//! wide on purpose: a rank that does not fit costs more than a GPU that stays half empty.
+
+use crate::base::Bytes;
+use crate::model::estimate::{Bar, Budget, Pool, Remainder, Rules};
+use crate::model::{Prediction, RankMemory, WeightSplit};
+
+use super::MemoryEstimate;
+
+/// vLLM: a share of the GPU for everything; blocks of 16 tokens, shared by groups of layers.
+pub const VLLM: Rules = Rules {
+    engine: "vllm",
+    split: WeightSplit::Tensors,
+    remainder: Remainder::BeforeLast,
+    pool: Pool::Groups,
+    budget: Budget::Share,
+    vocabulary: 64,
+    block: 16,
+    utilisation: 0.9,
+    batch: 8_192,
+    requests: 256,
+    context: Bar::mib(277, 50, 700),
+    communication: Bar::mib(1_000, 300, 1_874),
+    graphs: Bar::mib(1_024, 300, 2_300),
+};
+
+/// `SGLang`: a static share for weights and cache; a token a page.
+pub const SGLANG: Rules = Rules {
+    engine: "sglang",
+    split: WeightSplit::Tensors,
+    remainder: Remainder::Last,
+    pool: Pool::Tokens,
+    budget: Budget::Static,
+    vocabulary: 64,
+    block: 1,
+    utilisation: 0.88,
+    batch: 8_192,
+    requests: 256,
+    context: Bar::mib(500, 200, 1_200),
+    communication: Bar::mib(1_000, 300, 2_000),
+    graphs: Bar::mib(1_500, 500, 3_000),
+};
+
+/// llama.cpp: whole layers on each GPU, and just what it needs.
+pub const LLAMA_CPP: Rules = Rules {
+    engine: "llamacpp",
+    split: WeightSplit::Layers,
+    remainder: Remainder::WithOutput,
+    pool: Pool::Cells,
+    budget: Budget::Needed,
+    vocabulary: 1,
+    block: 256,
+    utilisation: 1.0,
+    batch: 512,
+    requests: 4,
+    context: Bar::mib(500, 200, 768),
+    communication: Bar::mib(100, 0, 256),
+    graphs: Bar::mib(0, 0, 0),
+};
+
+/// The rules of the engine of this name, where they are known.
+pub fn rules(engine: &str) -> Option<Rules> {
+    match engine.to_ascii_lowercase().as_str() {
+        "vllm" | "aphrodite" => Some(VLLM),
+        "sglang" | "sgl" => Some(SGLANG),
+        "llamacpp" | "llama.cpp" | "llama-server" | "ollama" => Some(LLAMA_CPP),
+        _ => None,
+    }
+}
+
+/// Names that [`rules`] knows, for people.
+pub const NAMES: [&str; 3] = ["vllm", "sglang", "llamacpp"];
+
+/// The engine that serves files of this format when none is named.
+pub fn usual(gguf: bool) -> Rules {
+    if gguf { LLAMA_CPP } else { VLLM }
+}
+
+/// Memory of a GPU as the driver's own tools and engines see it, by names such as `h100-80`.
+pub fn gpu_memory(name: &str) -> Option<Bytes> {
+    let mib = match name.to_ascii_lowercase().replace(['_', ' '], "-").as_str() {
+        "h100" | "h100-80" | "h100-sxm" | "h100-pcie" | "h800" | "h800-80" => 81_090,
+        "h100-94" | "h100-nvl" => 95_320,
+        "h200" | "h200-141" => 143_156,
+        "h20" | "h20-96" => 97_280,
+        "b200" | "b200-180" | "b200-192" => 182_640,
+        "b300" | "b300-288" => 275_040,
+        "gb200" => 188_416,
+        "a100" | "a100-80" | "a800" | "a800-80" => 81_050,
+        "a100-40" => 40_440,
+        "a40" | "a40-48" => 45_410,
+        "a10" | "a10-24" | "a10g" | "a10g-24" => 22_520,
+        "a30" | "a30-24" => 24_060,
+        "a6000" | "rtx-a6000" => 48_540,
+        "l40" | "l40s" | "l40s-48" | "l40-48" => 45_460,
+        "l4" | "l4-24" => 22_560,
+        "t4" | "t4-16" => 15_090,
+        "v100" | "v100-16" => 16_150,
+        "v100-32" => 32_500,
+        "rtx-3090" | "3090" | "rtx3090" => 24_120,
+        "rtx-4090" | "4090" | "rtx4090" => 24_080,
+        "rtx-5090" | "5090" | "rtx5090" => 32_110,
+        "rtx-pro-6000" | "pro-6000" => 97_250,
+        "rtx-6000-ada" | "6000-ada" => 48_520,
+        "mi250" => 65_520,
+        "mi300x" | "mi300" => 196_590,
+        "mi325x" => 262_120,
+        "mi355x" => 294_890,
+        "gb10" | "dgx-spark" => 122_570,
+        _ => return None,
+    };
+    Some(Bytes::mib(mib))
+}
+
+/// The rank that takes most, as placing asks for it: what must be free on each of its devices for
+/// one request of full length.
+pub(super) fn heaviest(prediction: &Prediction) -> MemoryEstimate {
+    let overhead =
+        |rank: &RankMemory| rank.activation.plus(rank.graphs).plus(rank.communication).value;
+    let total = |rank: &RankMemory| {
+        rank.weights.value.saturating_add(rank.cache_needed.value).saturating_add(overhead(rank))
+    };
+    let Some(rank) = prediction.ranks.iter().max_by_key(|r| total(r)) else {
+        return MemoryEstimate::default();
+    };
+    let (total, overhead) = (total(rank), overhead(rank));
+    MemoryEstimate {
+        weights: Bytes(rank.weights.value),
+        kv_cache: Bytes(rank.cache_needed.value),
+        overhead: Bytes(overhead),
+        total: Bytes(total),
+        notes: prediction.notes.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn engines_and_gpus_have_names() {
+        for name in NAMES {
+            assert_eq!(rules(name).unwrap().engine, name);
+        }
+        assert!(rules("triton").is_none());
+        assert!(gpu_memory("H100-80").unwrap() > Bytes::gib(79));
+        assert!(gpu_memory("h101").is_none());
+    }
+}

@@ -1,0 +1,301 @@
+//! Attention: grouped queries, latent vectors, windows.
+
+use serde_json::Value;
+
+use super::{Build, Certainty, Keeps, conf::Conf, state};
+
+/// Biases of the projections: of queries, keys and values, and of the output.
+fn biases(conf: &Conf<'_>) -> (bool, bool) {
+    let on = |key: &str| conf.on(key);
+    match conf.kind.as_str() {
+        "qwen2" | "qwen2_vl_text" | "qwen2_5_vl_text" | "qwen" | "qwen2_5_omni_text" => {
+            (true, false)
+        }
+        "qwen2_moe" => (conf.flag("qkv_bias") != Some(false), false),
+        "phi" | "gpt_bigcode" | "gpt2" | "bloom" | "persimmon" => (true, true),
+        "starcoder2" => {
+            (conf.flag("use_bias") != Some(false), conf.flag("use_bias") != Some(false))
+        }
+        "opt" => (conf.flag("enable_bias") != Some(false), conf.flag("enable_bias") != Some(false)),
+        "gpt_neox" => {
+            (conf.flag("attention_bias") != Some(false), conf.flag("attention_bias") != Some(false))
+        }
+        "gpt_neo" => (false, true),
+        "falcon" | "internlm" => (on("bias"), on("bias")),
+        "glm4v_text" => (conf.flag("attention_bias") != Some(false), false),
+        "glm" | "glm4" | "glm4_moe" | "glm4v_moe_text" | "glm46v" => (on("attention_bias"), false),
+        "seed_oss" => (on("attention_bias"), on("attention_out_bias")),
+        "stablelm" => (on("use_qkv_bias"), false),
+        "chatglm" => (on("add_qkv_bias") || on("add_bias_linear"), on("add_bias_linear")),
+        "internlm3" => (on("qkv_bias"), on("bias")),
+        "bailing_moe" | "bailing_moe_v2" | "bailing_hybrid" => (on("use_qkv_bias"), on("use_bias")),
+        "mpt" => (on("use_bias"), on("use_bias")),
+        "gpt_oss" => {
+            (conf.flag("attention_bias") != Some(false), conf.flag("attention_bias") != Some(false))
+        }
+        "mimo" => (on("attention_bias"), false),
+        "ernie4_5" | "ernie4_5_moe" | "ernie4_5_vl_moe_text" => (on("use_bias"), on("use_bias")),
+        _ => {
+            let all = on("attention_bias") || on("use_bias") || on("bias");
+            (all || on("qkv_bias") || on("use_qkv_bias"), all)
+        }
+    }
+}
+
+/// Norms of queries and keys.
+enum QueryNorm {
+    None,
+    /// Over a head, shared by all.
+    Head,
+    /// Over all heads together.
+    Full,
+    /// Over a head, with a bias.
+    HeadWithBias,
+}
+
+fn query_norm(conf: &Conf<'_>) -> QueryNorm {
+    match conf.kind.as_str() {
+        "qwen3"
+        | "qwen3_moe"
+        | "qwen3_next"
+        | "qwen3_5_text"
+        | "qwen3_5_moe_text"
+        | "qwen3_vl_text"
+        | "qwen3_vl_moe_text"
+        | "qwen3_omni_moe_text"
+        | "gemma3_text"
+        | "apertus"
+        | "exaone4"
+        | "exaone_moe"
+        | "hy_v3"
+        | "lfm2"
+        | "lfm2_moe"
+        | "dots1"
+        | "afmoe"
+        | "step3p7"
+        | "step3p5" => QueryNorm::Head,
+        "hunyuan_v1_dense" | "hunyuan_v1_moe" | "hunyuan" => {
+            if conf.flag("use_qk_norm") == Some(false) { QueryNorm::None } else { QueryNorm::Head }
+        }
+        "olmo2" | "olmo3" | "olmoe" | "flex_olmo" => QueryNorm::Full,
+        "minimax_m2" if conf.flag("use_qk_norm") != Some(false) => QueryNorm::Full,
+        "llama4_text" => QueryNorm::None,
+        "cohere" if conf.on("use_qk_norm") => QueryNorm::Full,
+        "stablelm" if conf.on("qk_layernorm") => QueryNorm::Full,
+        "phi" if conf.on("qk_layernorm") => QueryNorm::HeadWithBias,
+        "persimmon" if conf.flag("qk_layernorm") != Some(false) => QueryNorm::HeadWithBias,
+        _ if conf.on("use_qk_norm") || conf.on("qk_norm") => QueryNorm::Head,
+        _ => QueryNorm::None,
+    }
+}
+
+/// The window of a layer's attention; none: all tokens.
+fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
+    let size =
+        |key: &str| conf.number(&[key]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+    if let Some(types) = conf.list("layer_types") {
+        let kind = usize::try_from(layer).ok().and_then(|i| types.get(i)).and_then(Value::as_str);
+        return match kind {
+            Some("sliding_attention") => size("sliding_window"),
+            Some("chunked_attention") => size("attention_chunk_size"),
+            _ => None,
+        };
+    }
+    let every = conf.stated(&["sliding_window_pattern", "_sliding_window_pattern"]);
+    match conf.kind.as_str() {
+        "gemma2" => size("sliding_window").filter(|_| layer % 2 == 0),
+        "gemma3_text" | "gemma3n_text" => {
+            size("sliding_window").filter(|_| (layer + 1) % every.unwrap_or(6).max(1) != 0)
+        }
+        "cohere2" => {
+            size("sliding_window").filter(|_| (layer + 1) % every.unwrap_or(4).max(1) != 0)
+        }
+        "olmo3" | "exaone4" | "exaone_moe" => {
+            size("sliding_window").filter(|_| (layer + 1) % every.unwrap_or(4).max(1) != 0)
+        }
+        "gpt_oss" => size("sliding_window").filter(|_| layer % 2 == 0),
+        "llama4_text" => {
+            // Every fourth layer attends to everything (`no_rope_layers`).
+            let full = match conf.numbers("no_rope_layers") {
+                Some(list) if !list.is_empty() => {
+                    usize::try_from(layer).ok().and_then(|i| list.get(i)) == Some(&0)
+                }
+                _ => (layer + 1) % 4 == 0,
+            };
+            size("attention_chunk_size").filter(|_| !full)
+        }
+        "mimo_v2_flash" => None,
+        // Qwen states a window and `use_sliding_window: false`.
+        _ if conf.flag("use_sliding_window") == Some(true) => {
+            let from = conf.number(&["max_window_layers"]).unwrap_or(0);
+            size("sliding_window").filter(|_| layer >= from)
+        }
+        _ if conf.given("use_sliding_window").is_some() || conf.kind.starts_with("qwen") => None,
+        // All layers have it.
+        _ => {
+            conf.stated(&["sliding_window"]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+        }
+    }
+}
+
+impl Build<'_> {
+    /// One layer's attention, with what it keeps.
+    pub(super) fn attention(&mut self, at: &str, name: &str, layer: u64) {
+        let conf = self.conf;
+        if conf.number(&["kv_lora_rank"]).is_some_and(|n| n > 0) {
+            return self.latent(&format!("{at}.{name}"), layer, true);
+        }
+        if conf.is(&["mllama_text_model"])
+            && conf.numbers("cross_attention_layers").is_some_and(|l| l.contains(&layer))
+        {
+            return self.cross(at, layer);
+        }
+        let n = self.n;
+        let mut kv_heads = n.kv_heads;
+        let (mut key, mut value) = (n.head_dim, n.value_dim);
+        if conf.is(&["nemotron-nas"]) {
+            let Some(group) = state::nas_block(conf, layer).heads_in_group else { return };
+            kv_heads = n.heads.checked_div(group).unwrap_or(n.heads);
+        }
+        let window = if conf.is(&["mimo_v2_flash"]) {
+            let listed = conf.numbers("hybrid_layer_pattern");
+            let at = usize::try_from(layer).unwrap_or(usize::MAX);
+            let sliding = match (&listed, conf.list("layer_types")) {
+                (Some(list), _) => list.get(at) == Some(&1),
+                (None, Some(list)) => {
+                    list.get(at).and_then(Value::as_str) == Some("sliding_attention")
+                }
+                (None, None) => layer % 6 != 0,
+            };
+            if sliding {
+                kv_heads = conf.number(&["swa_num_key_value_heads"]).unwrap_or(2 * kv_heads);
+                key = conf.number(&["swa_head_dim"]).unwrap_or(key);
+                value = conf.number(&["swa_v_head_dim"]).unwrap_or(value);
+            }
+            conf.number(&["sliding_window"]).and_then(|w| u32::try_from(w).ok()).filter(|_| sliding)
+        } else {
+            window(conf, layer)
+        };
+        let (bias, out_bias) = biases(conf);
+        let at = format!("{at}.{name}");
+        // Queries of Qwen3-Next and Qwen3.5 come with a gate of the same size.
+        let gated = conf.is(&["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
+            && conf.flag("attn_output_gate") != Some(false);
+        let query = n.heads * key * if gated { 2 } else { 1 };
+        match conf.kind.as_str() {
+            "phi3" | "falcon" | "gpt_neox" | "chatglm" | "gpt_bigcode" | "gpt2" | "bloom"
+            | "mpt" | "dbrx" | "internlm2" | "persimmon" | "baichuan" | "qwen" => {
+                let rows = query + kv_heads * (key + value);
+                self.linear(&format!("{at}.qkv_proj"), rows, n.hidden, bias);
+            }
+            _ => {
+                self.linear(&format!("{at}.q_proj"), query, n.hidden, bias);
+                self.linear(&format!("{at}.k_proj"), kv_heads * key, n.hidden, bias);
+                self.linear(&format!("{at}.v_proj"), kv_heads * value, n.hidden, bias);
+            }
+        }
+        self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * value, out_bias);
+        match query_norm(conf) {
+            QueryNorm::None => {}
+            QueryNorm::Head => {
+                self.plain(&format!("{at}.q_norm.weight"), &[key], 1);
+                self.plain(&format!("{at}.k_norm.weight"), &[key], 1);
+            }
+            QueryNorm::Full => {
+                self.plain(&format!("{at}.q_norm.weight"), &[n.heads * key], 1);
+                self.plain(&format!("{at}.k_norm.weight"), &[kv_heads * key], 1);
+            }
+            QueryNorm::HeadWithBias => {
+                for part in ["q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"] {
+                    self.plain(&format!("{at}.{part}"), &[key], 1);
+                }
+            }
+        }
+        match conf.kind.as_str() {
+            "gpt_oss" => self.plain(&format!("{at}.sinks"), &[n.heads], 1),
+            "mimo_v2_flash" if window.is_some() => {
+                self.plain(&format!("{at}.sinks"), &[n.heads], 1)
+            }
+            "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), n.heads, n.hidden, false),
+            _ => {}
+        }
+        if self.quantisation.cache_fp8 && self.quantisation.covers(&format!("{at}.k_proj")) {
+            self.typed(&format!("{at}.k_proj.k_scale"), &[1], 1, ("F32", 4));
+            self.typed(&format!("{at}.v_proj.v_scale"), &[1], 1, ("F32", 4));
+        }
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let keeps = Keeps::Attention {
+            kv_heads: small(kv_heads),
+            key: small(key),
+            value: small(value),
+            window,
+        };
+        self.keeps(layer, keeps);
+    }
+
+    /// Multi-head latent attention (DeepSeek-V2 and what follows it).
+    pub(super) fn latent(&mut self, at: &str, layer: u64, keep: bool) {
+        let conf = self.conf;
+        let n = self.n;
+        let get = |key: &str, usual: u64| conf.number(&[key]).unwrap_or(usual);
+        let (rank, rotary) = (get("kv_lora_rank", 512), get("qk_rope_head_dim", 64));
+        let (plain, value) = (get("qk_nope_head_dim", 128), get("v_head_dim", 128));
+        let bias = conf.on("attention_bias");
+        match conf.number(&["q_lora_rank"]).filter(|n| *n > 0) {
+            Some(query) => {
+                self.linear(&format!("{at}.q_a_proj"), query, n.hidden, bias);
+                self.plain(&format!("{at}.q_a_layernorm.weight"), &[query], 1);
+                self.linear(&format!("{at}.q_b_proj"), n.heads * (plain + rotary), query, false);
+            }
+            None => {
+                self.linear(&format!("{at}.q_proj"), n.heads * (plain + rotary), n.hidden, false)
+            }
+        }
+        self.linear(&format!("{at}.kv_a_proj_with_mqa"), rank + rotary, n.hidden, bias);
+        self.plain(&format!("{at}.kv_a_layernorm.weight"), &[rank], 1);
+        self.linear(&format!("{at}.kv_b_proj"), n.heads * (plain + value), rank, false);
+        self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * value, bias);
+        let mut index = 0;
+        if let Some((heads, dim)) =
+            conf.number(&["index_n_heads"]).zip(conf.number(&["index_head_dim"]))
+        {
+            let query = get("q_lora_rank", 1536);
+            self.linear(&format!("{at}.indexer.wq_b"), heads * dim, query, false);
+            self.linear(&format!("{at}.indexer.wk"), dim, n.hidden, false);
+            self.plain(&format!("{at}.indexer.k_norm.weight"), &[dim], 1);
+            self.plain(&format!("{at}.indexer.k_norm.bias"), &[dim], 1);
+            self.plain(&format!("{at}.indexer.weights_proj.weight"), &[heads, n.hidden], 1);
+            // vLLM `DeepseekV32IndexerCache`: 8-bit keys and a 32-bit scale of each 128.
+            index = dim + dim.div_ceil(128) * 4;
+        }
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        if keep {
+            let (width, rotary, index) = (small(rank + rotary), small(rotary), small(index));
+            self.keeps(layer, Keeps::Latent { width, rotary, index });
+        }
+    }
+
+    /// A layer of Llama 3.2 Vision that attends to the image.
+    fn cross(&mut self, at: &str, layer: u64) {
+        let n = self.n;
+        let kv = n.kv_heads * n.head_dim;
+        self.linear(&format!("{at}.cross_attn.q_proj"), n.heads * n.head_dim, n.hidden, false);
+        self.linear(&format!("{at}.cross_attn.k_proj"), kv, n.hidden, false);
+        self.linear(&format!("{at}.cross_attn.v_proj"), kv, n.hidden, false);
+        self.linear(&format!("{at}.cross_attn.o_proj"), n.hidden, n.heads * n.head_dim, false);
+        self.plain(&format!("{at}.cross_attn.q_norm.weight"), &[n.head_dim], 1);
+        self.plain(&format!("{at}.cross_attn.k_norm.weight"), &[n.head_dim], 1);
+        self.plain(&format!("{at}.cross_attn_attn_gate"), &[1], 1);
+        self.plain(&format!("{at}.cross_attn_mlp_gate"), &[1], 1);
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let (key, value) = (small(n.head_dim), small(n.head_dim));
+        // vLLM gives these layers a cache of the same size.
+        self.keeps(
+            layer,
+            Keeps::Attention { kv_heads: small(n.kv_heads), key, value, window: None },
+        );
+        if self.n.heads == 0 {
+            self.doubt(Certainty::Guess, "its attention heads are not stated");
+        }
+    }
+}

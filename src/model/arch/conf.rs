@@ -1,0 +1,170 @@
+//! Numbers of a `config.json`, with what its family assumes where it is silent.
+//!
+//! `config.json` leaves out what equals the family's default, above all inside the nested
+//! `text_config` and `vision_config`. `defaults.txt` holds those defaults: one family a line, as
+//! `transformers` has them (its `configuration_*.py`).
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value};
+
+/// One family a line: its `model_type`, then `key=value`.
+const DEFAULTS: &str = include_str!("defaults.txt");
+
+type Row = BTreeMap<&'static str, &'static str>;
+
+fn defaults() -> &'static BTreeMap<&'static str, Row> {
+    static TABLE: OnceLock<BTreeMap<&'static str, Row>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        DEFAULTS
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ');
+                let kind = words.next()?;
+                Some((kind, words.filter_map(|w| w.split_once('=')).collect()))
+            })
+            .collect()
+    })
+}
+
+/// One configuration object: the whole file's, or a nested one with the file's behind it.
+#[derive(Clone, Debug)]
+pub struct Conf<'a> {
+    /// `model_type`, as far as it tells the family.
+    pub kind: String,
+    places: Vec<&'a Map<String, Value>>,
+    row: Option<&'static Row>,
+}
+
+/// Where multimodal models keep their language model's settings.
+pub const NESTED: [&str; 5] =
+    ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
+
+impl<'a> Conf<'a> {
+    /// The language model's settings in a `config.json`.
+    pub fn text(top: &'a Map<String, Value>) -> Self {
+        let mut places = vec![top];
+        let mut deepest = top;
+        let mut kind = word(top, "model_type");
+        // thinker_config nests a text_config of its own.
+        for _ in 0..2 {
+            let found =
+                NESTED.iter().find_map(|k| Some((*k, deepest.get(*k).and_then(Value::as_object)?)));
+            let Some((key, inner)) = found else { break };
+            let stated = word(inner, "model_type");
+            kind = if stated.is_empty() { nested_kind(&kind, key) } else { stated };
+            places.insert(0, inner);
+            deepest = inner;
+        }
+        if places.len() == 1
+            && let Some(row) = defaults().get(kind.as_str())
+            && let Some(inner) = row.get("text_config")
+        {
+            kind = (*inner).to_owned();
+        }
+        Self { row: defaults().get(kind.as_str()), kind, places }
+    }
+
+    /// The settings of one part, such as `vision_config`; none if there is no such part.
+    pub fn part(top: &'a Map<String, Value>, key: &str) -> Option<Self> {
+        let inner = top.get(key)?.as_object()?;
+        let stated = word(inner, "model_type");
+        let usual = nested_kind(&word(top, "model_type"), key);
+        let known = defaults().contains_key(stated.as_str());
+        let kind = if known || usual.is_empty() { stated } else { usual };
+        Some(Self { row: defaults().get(kind.as_str()), kind, places: vec![inner] })
+    }
+
+    /// Whether the family's defaults are known.
+    pub fn is_known(&self) -> bool {
+        self.row.is_some()
+    }
+
+    /// What the file itself says.
+    pub fn given(&self, key: &str) -> Option<&'a Value> {
+        self.places.iter().find_map(|place| place.get(key).filter(|v| !v.is_null()))
+    }
+
+    /// The first of these keys that the file states as a whole number.
+    pub fn stated(&self, keys: &[&str]) -> Option<u64> {
+        keys.iter().find_map(|key| whole(self.given(key)?))
+    }
+
+    /// The first of these keys, from the file or else the family's default; at most 2²².
+    pub fn number(&self, keys: &[&str]) -> Option<u64> {
+        let usual = || keys.iter().find_map(|k| self.row?.get(k)?.parse().ok());
+        // A key that is there as null has no default: `"num_key_value_heads": null` is derived.
+        let silenced = keys
+            .iter()
+            .any(|k| self.places.first().is_some_and(|p| p.get(*k) == Some(&Value::Null)));
+        self.stated(keys)
+            .or_else(|| if silenced { None } else { usual() })
+            .filter(|n| *n <= 1 << 22)
+    }
+
+    /// A yes or no, from the file or else the family's default.
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        match self.given(key) {
+            Some(Value::Bool(b)) => Some(*b),
+            Some(Value::String(s)) => s.to_ascii_lowercase().parse().ok(),
+            Some(_) => None,
+            None => self.row?.get(key)?.parse().ok(),
+        }
+    }
+
+    /// Whether a flag is set.
+    pub fn on(&self, key: &str) -> bool {
+        self.flag(key) == Some(true)
+    }
+
+    /// A text.
+    pub fn text_of(&self, key: &str) -> Option<&'a str> {
+        self.given(key)?.as_str()
+    }
+
+    /// A list, from the file alone.
+    pub fn list(&self, key: &str) -> Option<&'a [Value]> {
+        self.given(key)?.as_array().map(Vec::as_slice)
+    }
+
+    /// A list of whole numbers, from the file or else the family's default.
+    pub fn numbers(&self, key: &str) -> Option<Vec<u64>> {
+        if let Some(list) = self.list(key) {
+            return list.iter().map(whole).collect();
+        }
+        let usual = self.row?.get(key)?.strip_prefix('[')?.strip_suffix(']')?;
+        usual.split(',').filter(|w| !w.is_empty()).map(|w| w.parse().ok()).collect()
+    }
+
+    /// An object inside.
+    pub fn object(&self, key: &str) -> Option<&'a Map<String, Value>> {
+        self.given(key)?.as_object()
+    }
+
+    /// Whether the family is one of these.
+    pub fn is(&self, kinds: &[&str]) -> bool {
+        kinds.contains(&self.kind.as_str())
+    }
+}
+
+fn word(map: &Map<String, Value>, key: &str) -> String {
+    map.get(key).and_then(Value::as_str).unwrap_or_default().chars().take(80).collect()
+}
+
+fn nested_kind(kind: &str, key: &str) -> String {
+    defaults().get(kind).and_then(|row| row.get(key)).map_or_else(String::new, |k| (*k).to_owned())
+}
+
+/// A whole number, also when written as `"32"` or `32.0`.
+pub fn whole(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(n) => n.as_u64().or_else(|| {
+            let float = n.as_f64()?;
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked
+            ((0.0..=1e15).contains(&float) && float.fract() == 0.0).then_some(float as u64)
+        }),
+        Value::String(s) => s.trim().parse().ok(),
+        _ => None,
+    }
+}

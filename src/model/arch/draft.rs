@@ -1,0 +1,64 @@
+//! Layers for speculative decoding (multi-token prediction) that a checkpoint holds besides the
+//! model's own. Engines load them only when asked to.
+
+use serde_json::{Map, Value};
+
+use super::{Build, Certainty};
+
+pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
+    let conf = build.conf;
+    let caches = build.caches.len();
+    let n = build.n;
+    match conf.kind.as_str() {
+        // One more layer after the last, with embedding and head of its own.
+        "deepseek_v3" | "deepseek_v32" | "glm4_moe" | "glm_moe_dsa" | "kimi_k2"
+        | "glm4_moe_lite" | "glm4v_moe_text" => {
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            for layer in n.layers..n.layers + count {
+                let at = format!("model.layers.{layer}");
+                build.attention(&at, "self_attn", layer);
+                build.plain(&format!("{at}.input_layernorm.weight"), &[n.hidden], 1);
+                build.plain(&format!("{at}.post_attention_layernorm.weight"), &[n.hidden], 1);
+                build.experts(&at);
+                for norm in ["enorm", "hnorm", "shared_head.norm"] {
+                    build.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
+                }
+                build.plain(&format!("{at}.eh_proj.weight"), &[n.hidden, 2 * n.hidden], 1);
+                build.plain(&format!("{at}.embed_tokens.weight"), &[n.vocab, n.hidden], 1);
+                build.plain(&format!("{at}.shared_head.head.weight"), &[n.vocab, n.hidden], 1);
+            }
+        }
+        // A small model of its own under `mtp.`, sharing embedding and head.
+        "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
+            let usual = if conf.is(&["qwen3_next"]) { 1 } else { 0 };
+            let count = conf.stated(&["mtp_num_hidden_layers", "num_nextn_predict_layers"]);
+            for layer in 0..count.unwrap_or(usual).min(8) {
+                let at = format!("mtp.layers.{layer}");
+                build.attention(&at, "self_attn", n.layers);
+                build.plain(&format!("{at}.input_layernorm.weight"), &[n.hidden], 1);
+                build.plain(&format!("{at}.post_attention_layernorm.weight"), &[n.hidden], 1);
+                if super::mlp::experts(conf).is_some() {
+                    build.experts(&at);
+                } else {
+                    build.mlp(&at, "mlp", n.inner);
+                }
+            }
+            if count.unwrap_or(usual) > 0 {
+                build.linear("mtp.fc", n.hidden, 2 * n.hidden, false);
+                for norm in ["norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"] {
+                    build.plain(&format!("mtp.{norm}.weight"), &[n.hidden], 1);
+                }
+            }
+        }
+        _ => {
+            if conf.stated(&["num_nextn_predict_layers"]).is_some_and(|n| n > 0) {
+                build.doubt(
+                    Certainty::Close,
+                    "its files may hold layers for speculative decoding besides, which are not counted",
+                );
+            }
+        }
+    }
+    // They keep nothing unless they are used.
+    build.caches.truncate(caches);
+}

@@ -1,0 +1,443 @@
+//! The tensors and caches of a model, from its `config.json` alone.
+//!
+//! Families are told apart by what their numbers mean (biases, norms, experts, towers), as
+//! `transformers` builds them (`modeling_*.py`); names and sizes of models play no part. What a
+//! checkpoint holds besides (layers for speculative decoding) is in [`draft`].
+
+mod attention;
+pub mod conf;
+mod draft;
+mod mlp;
+mod state;
+mod vision;
+
+use serde_json::{Map, Value};
+
+use self::conf::Conf;
+use super::cache::{Keeps, LayerCache};
+use super::quant::{Method, Quantisation};
+use super::tensors::{Layout, Tensor};
+
+/// Most layers that are believed.
+const MAX_LAYERS: u64 = 2_000;
+
+/// How sure the list of tensors is.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    /// The tensors are read, or the family is known: to the byte.
+    #[default]
+    Exact,
+    /// The family is known, a part of it is estimated.
+    Close,
+    /// The family is not known: a decoder with these numbers.
+    Guess,
+}
+
+/// What a `config.json` decides.
+#[derive(Clone, Debug)]
+pub struct Blueprint {
+    /// Its tensors as a checkpoint stores them.
+    pub tensors: Vec<Tensor>,
+    /// What each layer keeps.
+    pub caches: Vec<LayerCache>,
+    /// How tensors are divided.
+    pub layout: Layout,
+    /// The head shares the embedding.
+    pub tied: bool,
+    /// How sure this is.
+    pub certainty: Certainty,
+    /// What is estimated, and why.
+    pub notes: Vec<String>,
+}
+
+/// A weight to be stored: linear layers may be quantised, everything else is stored as it is.
+struct Build<'a> {
+    conf: &'a Conf<'a>,
+    quantisation: &'a Quantisation,
+    dtype: (&'static str, u64),
+    tensors: Vec<Tensor>,
+    caches: Vec<LayerCache>,
+    certainty: Certainty,
+    notes: Vec<String>,
+    n: Numbers,
+}
+
+/// The numbers that most layers share.
+#[derive(Clone, Copy, Debug, Default)]
+struct Numbers {
+    hidden: u64,
+    layers: u64,
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+    value_dim: u64,
+    vocab: u64,
+    inner: u64,
+}
+
+impl Build<'_> {
+    /// A tensor that is never quantised.
+    fn plain(&mut self, name: &str, shape: &[u64], count: u64) {
+        self.typed(name, shape, count, self.dtype);
+    }
+
+    fn typed(&mut self, name: &str, shape: &[u64], count: u64, (dtype, size): (&str, u64)) {
+        let values = shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+        if values == 0 || count == 0 {
+            return;
+        }
+        self.tensors.push(Tensor {
+            name: name.to_owned(),
+            dtype: dtype.to_owned(),
+            shape: shape.to_vec(),
+            count,
+            bytes: values.saturating_mul(size),
+        });
+    }
+
+    /// A linear layer of `rows` outputs and `columns` inputs.
+    fn linear(&mut self, module: &str, rows: u64, columns: u64, bias: bool) {
+        self.linears(module, rows, columns, bias, 1);
+    }
+
+    /// `count` of them: experts.
+    fn linears(&mut self, module: &str, rows: u64, columns: u64, bias: bool, count: u64) {
+        if self.quantisation.covers(module) && self.quantisation.method != Method::Mxfp4 {
+            for (suffix, dtype, shape, bytes) in self.quantisation.stored(rows, columns) {
+                let name = format!("{module}.{suffix}");
+                self.tensors.push(Tensor { name, dtype: dtype.to_owned(), shape, count, bytes });
+            }
+        } else {
+            self.plain(&format!("{module}.weight"), &[rows, columns], count);
+        }
+        if bias {
+            self.plain(&format!("{module}.bias"), &[rows], count);
+        }
+    }
+
+    /// A norm's weight, and its bias where the family has one.
+    fn norm(&mut self, module: &str, width: u64) {
+        self.plain(&format!("{module}.weight"), &[width], 1);
+        if norm_bias(self.conf) {
+            self.plain(&format!("{module}.bias"), &[width], 1);
+        }
+    }
+
+    fn keeps(&mut self, layer: u64, keeps: Keeps) {
+        self.caches.push(LayerCache { layer: u32::try_from(layer).unwrap_or(u32::MAX), keeps });
+    }
+
+    fn doubt(&mut self, certainty: Certainty, why: &str) {
+        self.certainty = self.certainty.max(certainty);
+        if !self.notes.iter().any(|n| n == why) {
+            self.notes.push(why.to_owned());
+        }
+    }
+}
+
+/// Norms with a bias: `LayerNorm` instead of `RMSNorm`.
+fn norm_bias(conf: &Conf<'_>) -> bool {
+    conf.is(&[
+        "phi",
+        "phimoe",
+        "falcon",
+        "gpt_neox",
+        "starcoder2",
+        "gpt_bigcode",
+        "gpt2",
+        "gptj",
+        "bloom",
+        "opt",
+        "stablelm",
+        "persimmon",
+        "nemotron",
+        "gpt_neo",
+        "codegen",
+    ])
+}
+
+/// What `config.json` (and `hf_quant_config.json`, where it says more) decides; none if it does not
+/// even tell the size of a layer.
+pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Option<Blueprint> {
+    let conf = Conf::text(top);
+    let n = numbers(&conf)?;
+    let dtype = match conf.text_of("torch_dtype").or_else(|| conf.text_of("dtype")) {
+        Some("float32") => ("F32", 4),
+        Some("float16") => ("F16", 2),
+        _ => ("BF16", 2),
+    };
+    let mut build = Build {
+        conf: &conf,
+        quantisation,
+        dtype,
+        tensors: Vec::new(),
+        caches: Vec::new(),
+        certainty: Certainty::Exact,
+        notes: Vec::new(),
+        n,
+    };
+    if !conf.is_known() && !KNOWN_ELSEWHERE.contains(&conf.kind.as_str()) {
+        build.doubt(
+            Certainty::Guess,
+            "its architecture is not known: weights are those of a usual decoder with its numbers",
+        );
+    }
+    if PARTLY.contains(&conf.kind.as_str()) {
+        build.doubt(
+            Certainty::Guess,
+            "its architecture is known in part: weights are those of a usual decoder with its numbers",
+        );
+    }
+    if quantisation.unknown {
+        build.doubt(Certainty::Guess, "its quantisation is not known: weights may be smaller");
+    }
+    // The whole model's word counts before that of its part.
+    let stated = top.get("tie_word_embeddings").and_then(Value::as_bool);
+    let tied = stated.or_else(|| conf.flag("tie_word_embeddings")).unwrap_or(false);
+    build.embedding();
+    for layer in 0..n.layers {
+        build.layer(layer);
+    }
+    build.end(tied);
+    draft::add(&mut build, top);
+    vision::add(&mut build, top);
+    let latent = build.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
+    Some(Blueprint {
+        layout: Layout {
+            layers: u32::try_from(n.layers).unwrap_or(u32::MAX),
+            heads: n.heads,
+            kv_heads: build.caches.iter().fold(n.kv_heads, |most, c| match c.keeps {
+                Keeps::Attention { kv_heads, .. } => most.max(u64::from(kv_heads)),
+                _ => most,
+            }),
+            latent,
+            vocab: n.vocab,
+        },
+        tensors: build.tensors,
+        caches: build.caches,
+        tied,
+        certainty: build.certainty,
+        notes: build.notes,
+    })
+}
+
+/// Families that only their own code knows, but which are built like one that is known.
+const KNOWN_ELSEWHERE: [&str; 22] = [
+    "kimi_k2",
+    "chatglm",
+    "baichuan",
+    "internlm",
+    "internlm2",
+    "qwen",
+    "yi",
+    "aquila",
+    "exaone",
+    "minimax_text_01",
+    "minimax_m1",
+    "nemotron-nas",
+    "bailing_moe",
+    "bailing_moe_v2",
+    "orion",
+    "xverse",
+    "deepseek",
+    "mimo",
+    "minicpm",
+    "internlm2_5",
+    "hunyuan",
+    "mpt_",
+];
+
+/// Families whose defaults are known, but not all their parts.
+const PARTLY: [&str; 15] = [
+    "doge",
+    "gemma3n_text",
+    "gemma4_text",
+    "gemma4_unified_text",
+    "longcat_flash",
+    "olmo_hybrid",
+    "zamba",
+    "zamba2",
+    "afmoe",
+    "aria_text",
+    "ernie4_5_vl_moe_text",
+    "bailing_hybrid",
+    "diffllama",
+    "bitnet",
+    "mistral4",
+];
+
+fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
+    let hidden = conf.number(&["hidden_size", "n_embd", "d_model", "dim"])?;
+    let pattern = conf.text_of("hybrid_override_pattern");
+    let listed = conf.list("layers_block_type").map(<[Value]>::len);
+    let layers = conf
+        .number(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])
+        .or_else(|| pattern.map(|p| p.len() as u64))
+        .or_else(|| listed.map(|n| n as u64))?;
+    let heads = conf
+        .number(&["num_attention_heads", "n_head", "n_heads"])
+        .or_else(|| conf.number(&["num_heads"]))
+        .unwrap_or(0);
+    let (mut kv_heads, mut head_dim) = (
+        conf.number(&["num_key_value_heads", "num_kv_heads", "n_head_kv"]),
+        conf.number(&["head_dim", "attention_head_dim", "kv_channels"]).filter(|n| *n > 0),
+    );
+    if conf.is(&["falcon"]) && !conf.on("new_decoder_architecture") {
+        kv_heads = if conf.flag("multi_query") == Some(false) { Some(heads) } else { Some(1) };
+    } else if conf.is(&["gpt_bigcode"]) && conf.flag("multi_query") != Some(false) {
+        kv_heads = Some(1);
+    } else if conf.is(&["chatglm"]) {
+        kv_heads =
+            conf.number(&["multi_query_group_num"]).filter(|_| conf.on("multi_query_attention"));
+    } else if let Some(attention) = conf.object("attn_config") {
+        kv_heads = attention.get("kv_n_heads").and_then(conf::whole).or(kv_heads);
+    }
+    if conf.is(&["mamba", "mamba2", "falcon_mamba"]) {
+        head_dim = None;
+    }
+    if hidden == 0 || layers == 0 || layers > MAX_LAYERS || hidden > 1 << 20 || heads > 1 << 14 {
+        return None;
+    }
+    let head_dim = head_dim.or_else(|| hidden.checked_div(heads)).unwrap_or(0).min(1 << 14);
+    let kv_heads = kv_heads.unwrap_or(heads).min(1 << 14);
+    Some(Numbers {
+        hidden,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim: conf.number(&["v_head_dim"]).unwrap_or(head_dim).min(1 << 14),
+        vocab: conf.number(&["vocab_size", "padded_vocab_size"]).unwrap_or(0).min(1 << 28),
+        inner: conf.number(&["intermediate_size", "n_inner", "ffn_dim"]).unwrap_or(0).min(1 << 24),
+    })
+}
+
+impl Build<'_> {
+    fn embedding(&mut self) {
+        let n = self.n;
+        // mllama's embedding has eight special tokens that its head has not.
+        let more = if self.conf.is(&["mllama_text_model"]) { 8 } else { 0 };
+        let padded = if self.conf.is(&["chatglm"]) {
+            self.conf.number(&["padded_vocab_size"]).unwrap_or(n.vocab)
+        } else {
+            n.vocab
+        };
+        let width = self.conf.number(&["word_embed_proj_dim"]).unwrap_or(n.hidden);
+        self.plain("model.embed_tokens.weight", &[padded + more, width], 1);
+        if width != n.hidden {
+            self.plain("model.project_in.weight", &[n.hidden, width], 1);
+            self.plain("model.project_out.weight", &[width, n.hidden], 1);
+        }
+        let positions = self.conf.number(&["max_position_embeddings", "n_positions"]).unwrap_or(0);
+        match self.conf.kind.as_str() {
+            "gpt2" | "gpt_bigcode" | "gpt_neo" => {
+                self.plain("model.wpe.weight", &[positions, n.hidden], 1)
+            }
+            "opt" => self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1),
+            "bloom" => self.norm("model.word_embeddings_layernorm", n.hidden),
+            "mpt"
+                if self
+                    .conf
+                    .object("attn_config")
+                    .is_some_and(|a| a.get("alibi") == Some(&Value::Bool(false))) =>
+            {
+                self.plain("model.wpe.weight", &[positions, n.hidden], 1);
+            }
+            _ => {}
+        }
+    }
+
+    fn layer(&mut self, layer: u64) {
+        let at = format!("model.layers.{layer}");
+        let n = self.n;
+        let conf = self.conf;
+        match state::kind(conf, layer) {
+            state::Kind::Only(mixer) => {
+                // Nemotron-H and Mamba: one mixer a layer, with one norm.
+                self.norm(&format!("{at}.norm"), n.hidden);
+                match mixer {
+                    state::Mixer::Attention => self.attention(&at, "mixer", layer),
+                    state::Mixer::Mlp => self.mlp(&at, "mixer", n.inner),
+                    state::Mixer::Experts => self.experts(&at),
+                    other => self.state(&at, layer, other),
+                }
+                return;
+            }
+            state::Kind::Decoder(mixer) => {
+                match mixer {
+                    state::Mixer::Attention => self.attention(&at, "self_attn", layer),
+                    other => self.state(&at, layer, other),
+                }
+                if conf.is(&["falcon_h1"]) {
+                    self.attention(&at, "self_attn", layer);
+                }
+            }
+        }
+        self.layer_norms(&at, layer);
+        self.feed_forward(&at, layer);
+    }
+
+    fn layer_norms(&mut self, at: &str, layer: u64) {
+        let n = self.n;
+        let names: &[&str] = match self.conf.kind.as_str() {
+            "olmo" | "nanochat" => &[],
+            "cohere" | "cohere2" | "cohere2_moe" | "phi" | "gptj" => &["input_layernorm"],
+            "gemma2" | "gemma3_text" => &[
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ],
+            "glm4" | "glm4v_text" => &[
+                "input_layernorm",
+                "post_attention_layernorm",
+                "post_self_attn_layernorm",
+                "post_mlp_layernorm",
+            ],
+            "falcon" => match (
+                self.conf.on("new_decoder_architecture"),
+                self.conf.stated(&["num_ln_in_parallel_attn"]),
+                self.conf.flag("parallel_attn") == Some(false),
+            ) {
+                (true, None | Some(2), _) => &["ln_attn", "ln_mlp"],
+                (false, _, true) => &["input_layernorm", "post_attention_layernorm"],
+                _ => &["input_layernorm"],
+            },
+            "nemotron-nas" => {
+                let block = state::nas_block(self.conf, layer);
+                return for name in block.norms() {
+                    self.norm(&format!("{at}.{name}"), n.hidden);
+                };
+            }
+            _ => &["input_layernorm", "post_attention_layernorm"],
+        };
+        let parallel = self.conf.on("use_parallel_residual") && self.conf.is(&["stablelm"]);
+        for name in names.iter().take(if parallel { 1 } else { names.len() }) {
+            self.norm(&format!("{at}.{name}"), n.hidden);
+        }
+    }
+
+    fn end(&mut self, tied: bool) {
+        let n = self.n;
+        let before = self.conf.flag("do_layer_norm_before") != Some(false);
+        if !self.conf.is(&["olmo", "nanochat"]) && before {
+            self.norm("model.norm", n.hidden);
+        }
+        if !tied {
+            let bias = self.conf.is(&["phi", "gptj"]) || self.conf.on("lm_head_bias");
+            self.linear("lm_head", n.vocab, n.hidden, bias);
+        }
+    }
+}

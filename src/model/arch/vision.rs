@@ -1,0 +1,412 @@
+//! Vision towers and what joins them to the language model.
+
+use serde_json::{Map, Value};
+
+use super::{Build, Certainty, conf::Conf};
+
+pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
+    let Some(vision) = Conf::part(top, "vision_config") else {
+        for key in ["audio_config", "vision_tower", "mm_vision_tower", "visual"] {
+            if top.get(key).is_some_and(|v| !v.is_null()) {
+                build.doubt(Certainty::Close, "its tower for other media is not counted");
+            }
+        }
+        return;
+    };
+    let whole = Conf::text(top);
+    let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let mut tower = Tower { build, c: &vision, out: whole.number(&["hidden_size"]).unwrap_or(0) };
+    match (kind, vision.kind.as_str()) {
+        (_, "qwen2_vl_vision") | ("qwen2_vl", _) => tower.qwen2(),
+        (_, "qwen2_5_vl_vision") | ("qwen2_5_vl", _) => tower.qwen25(),
+        ("qwen3_vl" | "qwen3_vl_moe" | "qwen3_5" | "qwen3_5_moe", _) => tower.qwen3(),
+        (_, "siglip_vision_model" | "clip_vision_model") => {
+            tower.clip(vision.is(&["siglip_vision_model"]), kind);
+            tower.projector(kind, top);
+        }
+        (_, "pixtral") => {
+            tower.pixtral();
+            tower.projector(kind, top);
+        }
+        ("mllama", _) => tower.mllama(),
+        ("kimi_k25" | "kimi_vl", _) => tower.moonvit(),
+        ("llama4", _) => tower.llama4(),
+        ("internvl", _) | ("internvl_chat", _) => tower.intern(kind),
+        ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
+        _ => tower.unknown(),
+    }
+}
+
+struct Tower<'a, 'b> {
+    build: &'a mut Build<'b>,
+    c: &'a Conf<'a>,
+    /// Width of the language model.
+    out: u64,
+}
+
+impl Tower<'_, '_> {
+    fn n(&self, keys: &[&str]) -> u64 {
+        self.c.number(keys).unwrap_or(0).min(1 << 14)
+    }
+
+    fn layers(&self) -> u64 {
+        self.n(&["depth", "num_hidden_layers", "vt_num_hidden_layers", "num_layers"]).min(512)
+    }
+
+    fn w(&mut self, name: &str, shape: &[u64]) {
+        self.build.plain(&format!("visual.{name}"), shape, 1);
+    }
+
+    fn lin(&mut self, name: &str, rows: u64, columns: u64, bias: bool) {
+        self.build.linear(&format!("visual.{name}"), rows, columns, bias);
+    }
+
+    fn norm(&mut self, name: &str, width: u64, bias: bool) {
+        self.w(&format!("{name}.weight"), &[width]);
+        if bias {
+            self.w(&format!("{name}.bias"), &[width]);
+        }
+    }
+
+    fn qwen2(&mut self) {
+        let width = self.n(&["embed_dim"]);
+        let ratio = self.n(&["mlp_ratio"]).max(1);
+        let patch = self.n(&["patch_size", "spatial_patch_size"]);
+        let time = self.n(&["temporal_patch_size"]);
+        let channels = self.n(&["in_channels", "in_chans"]).max(3);
+        let merge = self.n(&["spatial_merge_size"]).max(1).pow(2);
+        self.w("patch_embed.proj.weight", &[width, channels, time, patch, patch]);
+        for l in 0..self.layers() {
+            self.norm(&format!("blocks.{l}.norm1"), width, true);
+            self.norm(&format!("blocks.{l}.norm2"), width, true);
+            self.lin(&format!("blocks.{l}.attn.qkv"), 3 * width, width, true);
+            self.lin(&format!("blocks.{l}.attn.proj"), width, width, true);
+            self.lin(&format!("blocks.{l}.mlp.fc1"), ratio * width, width, true);
+            self.lin(&format!("blocks.{l}.mlp.fc2"), width, ratio * width, true);
+        }
+        self.norm("merger.ln_q", width, true);
+        self.lin("merger.mlp.0", merge * width, merge * width, true);
+        let out = self.c.stated(&["hidden_size"]).unwrap_or(self.out);
+        self.lin("merger.mlp.2", out, merge * width, true);
+    }
+
+    fn qwen25(&mut self) {
+        let width = self.n(&["hidden_size"]);
+        let inner = self.n(&["intermediate_size"]);
+        let patch = self.n(&["patch_size", "spatial_patch_size"]);
+        let time = self.n(&["temporal_patch_size"]);
+        let merge = self.n(&["spatial_merge_size"]).max(1).pow(2);
+        self.w("patch_embed.proj.weight", &[width, 3, time, patch, patch]);
+        for l in 0..self.layers() {
+            self.norm(&format!("blocks.{l}.norm1"), width, false);
+            self.norm(&format!("blocks.{l}.norm2"), width, false);
+            self.lin(&format!("blocks.{l}.attn.qkv"), 3 * width, width, true);
+            self.lin(&format!("blocks.{l}.attn.proj"), width, width, true);
+            self.lin(&format!("blocks.{l}.mlp.gate_proj"), inner, width, true);
+            self.lin(&format!("blocks.{l}.mlp.up_proj"), inner, width, true);
+            self.lin(&format!("blocks.{l}.mlp.down_proj"), width, inner, true);
+        }
+        self.norm("merger.ln_q", width, false);
+        self.lin("merger.mlp.0", merge * width, merge * width, true);
+        let out = self.c.stated(&["out_hidden_size"]).unwrap_or(self.out);
+        self.lin("merger.mlp.2", out, merge * width, true);
+    }
+
+    fn qwen3(&mut self) {
+        let width = self.n(&["hidden_size"]);
+        let inner = self.n(&["intermediate_size"]);
+        let patch = self.n(&["patch_size"]);
+        let time = self.n(&["temporal_patch_size"]);
+        let merged = width * self.n(&["spatial_merge_size"]).max(1).pow(2);
+        let out = self.n(&["out_hidden_size"]);
+        self.w("patch_embed.proj.weight", &[width, 3, time, patch, patch]);
+        self.w("patch_embed.proj.bias", &[width]);
+        let positions = self.n(&["num_position_embeddings"]);
+        self.w("pos_embed.weight", &[positions, width]);
+        for l in 0..self.layers() {
+            self.norm(&format!("blocks.{l}.norm1"), width, true);
+            self.norm(&format!("blocks.{l}.norm2"), width, true);
+            self.lin(&format!("blocks.{l}.attn.qkv"), 3 * width, width, true);
+            self.lin(&format!("blocks.{l}.attn.proj"), width, width, true);
+            self.lin(&format!("blocks.{l}.mlp.linear_fc1"), inner, width, true);
+            self.lin(&format!("blocks.{l}.mlp.linear_fc2"), width, inner, true);
+        }
+        self.norm("merger.norm", width, true);
+        self.lin("merger.linear_fc1", merged, merged, true);
+        self.lin("merger.linear_fc2", out, merged, true);
+        let deep = self.c.numbers("deepstack_visual_indexes").map_or(0, |l| l.len());
+        for i in 0..deep.min(64) {
+            self.norm(&format!("deepstack_merger_list.{i}.norm"), merged, true);
+            self.lin(&format!("deepstack_merger_list.{i}.linear_fc1"), merged, merged, true);
+            self.lin(&format!("deepstack_merger_list.{i}.linear_fc2"), out, merged, true);
+        }
+    }
+
+    fn clip(&mut self, siglip: bool, kind: &str) {
+        let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
+        let patch = self.n(&["patch_size"]).max(1);
+        let patches = (self.n(&["image_size"]) / patch).pow(2);
+        let at = "vision_model";
+        self.w(&format!("{at}.embeddings.patch_embedding.weight"), &[width, 3, patch, patch]);
+        if siglip {
+            self.w(&format!("{at}.embeddings.patch_embedding.bias"), &[width]);
+            self.w(&format!("{at}.embeddings.position_embedding.weight"), &[patches, width]);
+        } else {
+            self.w(&format!("{at}.embeddings.class_embedding"), &[width]);
+            self.w(&format!("{at}.embeddings.position_embedding.weight"), &[patches + 1, width]);
+            self.norm(&format!("{at}.pre_layrnorm"), width, true);
+        }
+        for l in 0..self.layers() {
+            let at = format!("{at}.encoder.layers.{l}");
+            for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+                self.lin(&format!("{at}.self_attn.{name}"), width, width, true);
+            }
+            self.norm(&format!("{at}.layer_norm1"), width, true);
+            self.norm(&format!("{at}.layer_norm2"), width, true);
+            self.lin(&format!("{at}.mlp.fc1"), inner, width, true);
+            self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
+        }
+        self.norm(&format!("{at}.post_layernorm"), width, true);
+        // A pooling head that no language model uses; files of some families hold it all the same.
+        let head = self.c.flag("vision_use_head") != Some(false)
+            && siglip
+            && !["paligemma", "llava_onevision", "gemma3"].contains(&kind);
+        if head || kind == "gemma3" && self.c.given("vision_use_head") == Some(&Value::Bool(true)) {
+            self.w(&format!("{at}.head.probe"), &[1, 1, width]);
+            self.lin(&format!("{at}.head.attention.in_proj"), 3 * width, width, true);
+            self.lin(&format!("{at}.head.attention.out_proj"), width, width, true);
+            self.norm(&format!("{at}.head.layernorm"), width, true);
+            self.lin(&format!("{at}.head.mlp.fc1"), inner, width, true);
+            self.lin(&format!("{at}.head.mlp.fc2"), width, inner, true);
+        }
+    }
+
+    fn pixtral(&mut self) {
+        let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
+        let patch = self.n(&["patch_size"]);
+        self.w("vision_tower.patch_conv.weight", &[width, 3, patch, patch]);
+        self.norm("vision_tower.ln_pre", width, false);
+        for l in 0..self.layers() {
+            let at = format!("vision_tower.transformer.layers.{l}");
+            self.norm(&format!("{at}.attention_norm"), width, false);
+            self.norm(&format!("{at}.ffn_norm"), width, false);
+            for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+                self.lin(&format!("{at}.attention.{name}"), width, width, false);
+            }
+            self.lin(&format!("{at}.feed_forward.gate_proj"), inner, width, false);
+            self.lin(&format!("{at}.feed_forward.up_proj"), inner, width, false);
+            self.lin(&format!("{at}.feed_forward.down_proj"), width, inner, false);
+        }
+    }
+
+    fn projector(&mut self, kind: &str, top: &Map<String, Value>) {
+        let (width, out) = (self.n(&["hidden_size"]), self.out);
+        match kind {
+            "gemma3" => {
+                self.w("multi_modal_projector.mm_input_projection_weight", &[width, out]);
+                self.norm("multi_modal_projector.mm_soft_emb_norm", width, false);
+            }
+            "mistral3" => {
+                let merge = top.get("spatial_merge_size").and_then(super::conf::whole).unwrap_or(2);
+                self.norm("multi_modal_projector.norm", width, false);
+                let merged = width.saturating_mul(merge.min(16).pow(2));
+                self.lin("multi_modal_projector.patch_merger.merging_layer", width, merged, false);
+                let bias = top.get("multimodal_projector_bias") == Some(&Value::Bool(true));
+                self.lin("multi_modal_projector.linear_1", out, width, bias);
+                self.lin("multi_modal_projector.linear_2", out, out, bias);
+            }
+            "paligemma" => self.lin("multi_modal_projector.linear", out, width, true),
+            "llava" | "llava_next" | "llava_onevision" | "llava_next_video" => {
+                self.lin("multi_modal_projector.linear_1", out, width, true);
+                self.lin("multi_modal_projector.linear_2", out, out, true);
+                if kind != "llava" {
+                    self.w("image_newline", &[out]);
+                }
+            }
+            _ => self.build.doubt(
+                Certainty::Close,
+                "what joins its vision tower to the language model is not counted",
+            ),
+        }
+    }
+
+    fn mllama(&mut self) {
+        let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
+        let patch = self.n(&["patch_size"]).max(1);
+        let patches = (self.n(&["image_size"]) / patch).pow(2) + 1;
+        let tiles = self.n(&["max_num_tiles"]);
+        let ratios = self.c.list("supported_aspect_ratios").map_or(8, <[Value]>::len) as u64 + 1;
+        let at = "vision_model";
+        self.w(&format!("{at}.class_embedding"), &[width]);
+        self.w(&format!("{at}.patch_embedding.weight"), &[width, 3, patch, patch]);
+        let gated = format!("{at}.gated_positional_embedding");
+        self.w(&format!("{gated}.gate"), &[1]);
+        self.w(&format!("{gated}.embedding"), &[patches, width]);
+        self.w(&format!("{gated}.tile_embedding.weight"), &[ratios, tiles * patches * width]);
+        for name in ["pre_tile_positional_embedding", "post_tile_positional_embedding"] {
+            self.w(&format!("{at}.{name}.gate"), &[1]);
+            self.w(&format!("{at}.{name}.embedding.weight"), &[ratios, tiles * width]);
+        }
+        self.norm(&format!("{at}.layernorm_pre"), width, true);
+        self.norm(&format!("{at}.layernorm_post"), width, true);
+        let global = self.n(&["num_global_layers"]).min(512);
+        for (part, layers) in [("transformer", self.layers()), ("global_transformer", global)] {
+            for l in 0..layers {
+                let at = format!("{at}.{part}.layers.{l}");
+                for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+                    self.lin(&format!("{at}.self_attn.{name}"), width, width, false);
+                }
+                self.lin(&format!("{at}.mlp.fc1"), inner, width, true);
+                self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
+                self.norm(&format!("{at}.input_layernorm"), width, true);
+                self.norm(&format!("{at}.post_attention_layernorm"), width, true);
+                if part == "global_transformer" {
+                    self.w(&format!("{at}.gate_attn"), &[1]);
+                    self.w(&format!("{at}.gate_ffn"), &[1]);
+                }
+            }
+        }
+        let seen = self.c.numbers("intermediate_layers_indices").map_or(5, |l| l.len() as u64);
+        let out = self.out;
+        self.lin("multi_modal_projector", out, width * (seen + 1), true);
+    }
+
+    fn moonvit(&mut self) {
+        let width = self.n(&["vt_hidden_size", "hidden_size"]);
+        let inner = self.n(&["vt_intermediate_size", "intermediate_size"]);
+        let patch = self.n(&["patch_size"]);
+        let (high, wide) = (self.n(&["init_pos_emb_height"]), self.n(&["init_pos_emb_width"]));
+        let kernel: u64 = self.c.numbers("merge_kernel_size").map_or(4, |k| k.iter().product());
+        self.w("patch_embed.proj.weight", &[width, 3, patch, patch]);
+        self.w("patch_embed.proj.bias", &[width]);
+        self.w("patch_embed.pos_emb.weight", &[high, wide, width]);
+        for l in 0..self.layers() {
+            let at = format!("encoder.blocks.{l}");
+            self.norm(&format!("{at}.norm0"), width, true);
+            self.norm(&format!("{at}.norm1"), width, true);
+            self.lin(&format!("{at}.wqkv"), 3 * width, width, true);
+            self.lin(&format!("{at}.wo"), width, width, true);
+            self.lin(&format!("{at}.mlp.fc0"), inner, width, true);
+            self.lin(&format!("{at}.mlp.fc1"), width, inner, true);
+        }
+        self.norm("encoder.final_layernorm", width, true);
+        let merged = width * kernel.min(64);
+        self.norm("mm_projector.pre_norm", width, true);
+        self.lin("mm_projector.proj.0", merged, merged, true);
+        let out = self.out;
+        self.lin("mm_projector.proj.2", out, merged, true);
+    }
+
+    fn llama4(&mut self) {
+        let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
+        let patch = self.n(&["patch_size"]).max(1);
+        let patches = (self.n(&["image_size"]) / patch).pow(2) + 1;
+        let at = "vision_model";
+        self.w(&format!("{at}.class_embedding"), &[width]);
+        self.w(&format!("{at}.positional_embedding_vlm"), &[patches, width]);
+        self.lin(&format!("{at}.patch_embedding.linear"), width, 3 * patch * patch, false);
+        for l in 0..self.layers() {
+            let at = format!("{at}.model.layers.{l}");
+            for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+                self.lin(&format!("{at}.self_attn.{name}"), width, width, true);
+            }
+            self.lin(&format!("{at}.mlp.fc1"), inner, width, true);
+            self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
+            self.norm(&format!("{at}.input_layernorm"), width, true);
+            self.norm(&format!("{at}.post_attention_layernorm"), width, true);
+        }
+        self.norm(&format!("{at}.layernorm_pre"), width, true);
+        self.norm(&format!("{at}.layernorm_post"), width, true);
+        let (mid, last) = (self.n(&["projector_input_dim"]), self.n(&["projector_output_dim"]));
+        self.lin(&format!("{at}.vision_adapter.mlp.fc1"), mid, inner, false);
+        self.lin(&format!("{at}.vision_adapter.mlp.fc2"), last, mid, false);
+        let (seen, out) = (self.n(&["vision_output_dim"]), self.out);
+        self.lin("multi_modal_projector.linear_1", out, seen, false);
+    }
+
+    fn intern(&mut self, kind: &str) {
+        let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
+        let patch = self.c.numbers("patch_size").and_then(|l| l.first().copied());
+        let patch = patch.unwrap_or_else(|| self.n(&["patch_size"])).max(1);
+        let size = self.c.numbers("image_size").and_then(|l| l.first().copied());
+        let patches = (size.unwrap_or_else(|| self.n(&["image_size"])) / patch).pow(2) + 1;
+        let bias = self.c.on("qkv_bias") || self.c.on("attention_bias");
+        let normed = self.c.on("qk_normalization") || self.c.on("use_qk_norm");
+        let layer_norm = self.c.text_of("norm_type") != Some("rms_norm");
+        self.w("embeddings.cls_token", &[1, 1, width]);
+        self.w("embeddings.position_embeddings", &[1, patches, width]);
+        self.w("embeddings.patch_embeddings.weight", &[width, 3, patch, patch]);
+        self.w("embeddings.patch_embeddings.bias", &[width]);
+        for l in 0..self.layers() {
+            let at = format!("encoder.layers.{l}");
+            self.w(&format!("{at}.ls1"), &[width]);
+            self.w(&format!("{at}.ls2"), &[width]);
+            self.lin(&format!("{at}.attn.qkv"), 3 * width, width, bias);
+            self.lin(&format!("{at}.attn.proj"), width, width, true);
+            if normed {
+                self.norm(&format!("{at}.attn.q_norm"), width, false);
+                self.norm(&format!("{at}.attn.k_norm"), width, false);
+            }
+            self.lin(&format!("{at}.mlp.fc1"), inner, width, true);
+            self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
+            self.norm(&format!("{at}.norm1"), width, layer_norm);
+            self.norm(&format!("{at}.norm2"), width, layer_norm);
+        }
+        let (merged, out) = (4 * width, self.out);
+        self.norm("multi_modal_projector.layer_norm", merged, true);
+        self.lin("multi_modal_projector.linear_1", out, merged, true);
+        self.lin("multi_modal_projector.linear_2", out, out, true);
+        if kind == "internvl_chat" && self.layers() == 0 {
+            self.unknown();
+        }
+    }
+
+    fn glm(&mut self) {
+        let width = self.n(&["hidden_size"]);
+        let inner = self.n(&["out_hidden_size"]);
+        let deep = self.n(&["intermediate_size"]);
+        let patch = self.n(&["patch_size"]).max(1);
+        let time = self.n(&["temporal_patch_size"]);
+        let merge = self.n(&["spatial_merge_size"]).max(1);
+        let patches = (self.n(&["image_size"]) / patch).pow(2);
+        self.w("embeddings.position_embedding.weight", &[patches, width]);
+        self.w("patch_embed.proj.weight", &[width, 3, time, patch, patch]);
+        self.w("patch_embed.proj.bias", &[width]);
+        for l in 0..self.layers() {
+            self.norm(&format!("blocks.{l}.norm1"), width, false);
+            self.norm(&format!("blocks.{l}.norm2"), width, false);
+            let bias = self.c.on("attention_bias");
+            self.lin(&format!("blocks.{l}.attn.qkv"), 3 * width, width, bias);
+            self.lin(&format!("blocks.{l}.attn.proj"), width, width, false);
+            // The blocks are as wide inside as what they give to the language model.
+            self.lin(&format!("blocks.{l}.mlp.gate_proj"), inner, width, false);
+            self.lin(&format!("blocks.{l}.mlp.up_proj"), inner, width, false);
+            self.lin(&format!("blocks.{l}.mlp.down_proj"), width, inner, false);
+        }
+        self.lin("merger.proj", inner, inner, false);
+        self.norm("merger.post_projection_norm", inner, true);
+        self.lin("merger.gate_proj", deep, inner, false);
+        self.lin("merger.up_proj", deep, inner, false);
+        self.lin("merger.down_proj", inner, deep, false);
+        self.norm("post_conv_layernorm", width, false);
+        self.w("downsample.weight", &[inner, width, merge, merge]);
+        self.w("downsample.bias", &[inner]);
+        self.norm("post_layernorm", width, false);
+    }
+
+    /// A tower that is not known: the usual blocks of a vision transformer.
+    fn unknown(&mut self) {
+        let width = self.n(&["hidden_size", "embed_dim", "width"]);
+        let inner = match self.n(&["intermediate_size", "mlp_dim"]) {
+            0 => 4 * width,
+            n => n,
+        };
+        for l in 0..self.layers() {
+            self.lin(&format!("blocks.{l}.attn.qkv"), 3 * width, width, true);
+            self.lin(&format!("blocks.{l}.attn.proj"), width, width, true);
+            self.lin(&format!("blocks.{l}.mlp.fc1"), inner, width, true);
+            self.lin(&format!("blocks.{l}.mlp.fc2"), width, inner, true);
+        }
+        self.build.doubt(Certainty::Close, "its vision tower is not known: its size is estimated");
+    }
+}

@@ -1,0 +1,123 @@
+//! What each layer keeps of the tokens it has seen.
+
+use serde::{Deserialize, Serialize};
+
+/// What a layer keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Keeps {
+    /// Keys and values of every token, or of those in a window.
+    Attention {
+        /// Key/value heads.
+        kv_heads: u32,
+        /// Values of a key.
+        key: u32,
+        /// Values of a value.
+        value: u32,
+        /// Only the last so many tokens.
+        window: Option<u32>,
+    },
+    /// One compressed vector a token, the same for all heads; not divided by tensor parallelism.
+    Latent {
+        /// Values of the vector.
+        width: u32,
+        /// Values of its rotary part, that stay in 16 bits in an 8-bit cache of sparse attention.
+        rotary: u32,
+        /// Bytes a token of the index of sparse attention, besides.
+        index: u32,
+    },
+    /// A state of constant size a request.
+    State {
+        /// Values of the convolution's window, in the model's type.
+        conv: u64,
+        /// Values of the recurrent state.
+        recurrent: u64,
+        /// Bytes of one of the latter.
+        recurrent_bytes: u32,
+    },
+}
+
+/// One layer's cache. A layer that keeps two things has two entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerCache {
+    /// The layer, from 0.
+    pub layer: u32,
+    /// What it keeps.
+    pub keeps: Keeps,
+}
+
+impl Keeps {
+    /// Bytes a token on one of `tensor` ranks, with cached values of `bits` bits; none for a state.
+    pub fn per_token(self, tensor: u64, bits: CacheBits) -> Option<u64> {
+        match self {
+            Self::Attention { kv_heads, key, value, .. } => {
+                // vLLM `ModelConfig.get_num_kv_heads`: replicated beyond one a rank.
+                let heads = u64::from(kv_heads).checked_div(tensor.max(1)).unwrap_or(0).max(1);
+                let heads = if kv_heads == 0 { 0 } else { heads };
+                Some(bits.bytes(heads * (u64::from(key) + u64::from(value))))
+            }
+            Self::Latent { width, rotary, index } => {
+                let (width, rotary) = (u64::from(width), u64::from(rotary));
+                let vector = if index > 0 && bits.0 <= 8 {
+                    // `fp8_ds_mla`: 8-bit values, four 32-bit scales, the rotary part in 16 bits.
+                    (width - rotary) + (width - rotary).div_ceil(128) * 4 + rotary * 2
+                } else {
+                    bits.bytes(width)
+                };
+                Some(vector + u64::from(index))
+            }
+            Self::State { .. } => None,
+        }
+    }
+
+    /// Bytes a request of a state, on one of `tensor` ranks; 0 for anything else.
+    pub fn per_request(self, tensor: u64) -> u64 {
+        match self {
+            Self::State { conv, recurrent, recurrent_bytes } => {
+                let tp = tensor.max(1);
+                conv.div_ceil(tp) * 2 + recurrent.div_ceil(tp) * u64::from(recurrent_bytes)
+            }
+            _ => 0,
+        }
+    }
+
+    /// The window of sliding attention.
+    pub fn window(self) -> Option<u64> {
+        match self {
+            Self::Attention { window, .. } => window.map(u64::from),
+            _ => None,
+        }
+    }
+}
+
+/// How cached values are stored: bits of one, and those of 16 with their blocks' scales (llama.cpp's
+/// `q8_0` has 8.5 bits a value).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheBits(pub u32, pub u32);
+
+impl CacheBits {
+    /// Half precision.
+    pub const HALF: Self = Self(16, 256);
+
+    /// The type of this name; none if unknown. `auto` is none as well: it follows the model.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "f16" | "bf16" | "fp16" | "bfloat16" | "float16" | "half" => Self::HALF,
+            "fp8" | "fp8_e4m3" | "fp8_e5m2" | "fp8_ds_mla" | "int8" | "fp8_inc" | "f8" => {
+                Self(8, 128)
+            }
+            "f32" | "fp32" | "float32" => Self(32, 512),
+            "q8_0" => Self(8, 136),
+            "q5_0" => Self(5, 88),
+            "q5_1" => Self(5, 96),
+            "q4_0" | "iq4_nl" => Self(4, 72),
+            "q4_1" => Self(4, 80),
+            "nvfp4" | "fp4_e2m1" | "fp4" => Self(4, 72),
+            _ => return None,
+        })
+    }
+
+    /// Bytes of so many values.
+    pub fn bytes(self, values: u64) -> u64 {
+        values.saturating_mul(u64::from(self.1)).div_ceil(128)
+    }
+}

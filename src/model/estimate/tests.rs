@@ -1,0 +1,247 @@
+//! Predictions against published totals and what engines logged. The rows are in `tests/vectors`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small numbers of tests
+use serde_json::Value;
+
+use super::*;
+use crate::model::{ModelFormat, hf_config};
+
+const TOTALS: &str = include_str!("../../../tests/vectors/totals.jsonl");
+const FAMILIES: &str = include_str!("../../../tests/vectors/families.jsonl");
+const ALLOCATIONS: &str = include_str!("../../../tests/vectors/allocations.jsonl");
+
+/// As `engine::memory` has them; this floor does not know that one.
+fn rules(engine: &str) -> Rules {
+    let base = Rules {
+        engine: "vllm",
+        split: WeightSplit::Tensors,
+        remainder: Remainder::BeforeLast,
+        pool: Pool::Groups,
+        budget: Budget::Share,
+        vocabulary: 64,
+        block: 16,
+        utilisation: 0.9,
+        batch: 8_192,
+        requests: 256,
+        context: Bar::mib(277, 50, 700),
+        communication: Bar::mib(1_000, 300, 1_874),
+        graphs: Bar::mib(1_024, 300, 2_300),
+    };
+    match engine {
+        "sglang" => Rules { pool: Pool::Tokens, remainder: Remainder::Last, block: 1, ..base },
+        "llamacpp" => Rules {
+            pool: Pool::Cells,
+            split: WeightSplit::Layers,
+            remainder: Remainder::WithOutput,
+            block: 256,
+            batch: 512,
+            ..base
+        },
+        _ => base,
+    }
+}
+
+/// Facts from a configuration alone, as an inspection of such a directory finds them.
+fn facts(config: &str) -> ModelFacts {
+    let read = hf_config::parse(config.as_bytes()).unwrap();
+    let mut facts = ModelFacts::unknown(ModelFormat::Safetensors, "/m".to_owned());
+    read.fill(&mut facts);
+    let (blueprint, quantisation) = read.blueprint(None);
+    let blueprint = blueprint.unwrap_or_else(|| panic!("{config}"));
+    facts.weight_bytes = crate::base::Bytes(tensors::total(&blueprint.tensors));
+    facts.tensors = blueprint.tensors;
+    facts.caches = blueprint.caches;
+    facts.layout = blueprint.layout;
+    facts.tied = blueprint.tied;
+    facts.certainty = blueprint.certainty;
+    facts.layers = Some(blueprint.layout.layers);
+    facts.cache_fp8 = quantisation.cache_fp8;
+    facts
+}
+
+fn rows(text: &str) -> Vec<Vec<Value>> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn totals_are_those_of_published_indexes_to_the_byte() {
+    for row in rows(TOTALS) {
+        let facts = facts(row[1].as_str().unwrap());
+        assert_eq!(facts.weight_bytes.0, row[2].as_u64().unwrap(), "{}", row[0]);
+        let cache = predict(&facts, &Setup::new(rules("vllm"))).ranks[0].cache_per_token;
+        if row[3] != 0 {
+            assert_eq!(cache, Bar::exact(row[3].as_u64().unwrap()), "{}", row[0]);
+        }
+    }
+}
+
+#[test]
+fn totals_of_families_are_exact() {
+    let rows = rows(FAMILIES);
+    assert!(rows.len() > 60);
+    for row in rows {
+        let facts = facts(row[0].as_str().unwrap());
+        assert_eq!(facts.weight_bytes.0, row[1].as_u64().unwrap(), "{}", row[0]);
+        assert_eq!(facts.certainty, Certainty::Exact, "{}", row[0]);
+        assert!(!facts.caches.is_empty(), "{}", row[0]);
+    }
+}
+
+fn quantile(errors: &mut [f64], share: f64) -> f64 {
+    errors.sort_by(f64::total_cmp);
+    errors[((errors.len() - 1) as f64 * share) as usize]
+}
+
+#[test]
+fn predictions_are_near_what_engines_logged() {
+    let (mut weights, mut tokens) = (Vec::new(), Vec::new());
+    for row in rows(ALLOCATIONS) {
+        let text = |i: usize| row[i].as_str().unwrap();
+        let number = |i: usize| row[i].as_f64().unwrap();
+        let bytes = |i: usize| (number(i) * (1u64 << 30) as f64) as u64;
+        let some = |n: u64| (n > 0).then_some(n);
+        let facts = facts(text(1));
+        let setup = Setup {
+            tensor: number(3) as u64,
+            pipeline: number(4) as u64,
+            data: number(5) as u64,
+            cache: CacheBits::named(text(6)),
+            block: some(number(7) as u64),
+            batch: some(number(8) as u64),
+            context: some(number(9) as u64),
+            cache_available: some(bytes(10)),
+            ..Setup::new(rules(text(2)))
+        };
+        let answer = predict(&facts, &setup);
+        let mut line = format!("{:<18}", text(0));
+        if number(12) > 0.0 {
+            let got = answer.ranks.iter().map(|r| r.weights.value).max().unwrap();
+            let error = got as f64 / bytes(12) as f64 - 1.0;
+            weights.push(error.abs());
+            line += &format!(" weights {:+.2} %", 100.0 * error);
+        }
+        if number(10) > 0.0 && number(11) > 0.0 {
+            let error = answer.tokens.unwrap().value as f64 / number(11) - 1.0;
+            tokens.push(error.abs());
+            line += &format!(" tokens {:+.2} %", 100.0 * error);
+        }
+        if number(13) > 0.0 {
+            let got = answer.ranks.iter().map(|r| r.cache_needed.value).max().unwrap();
+            let error = got as f64 / bytes(13) as f64 - 1.0;
+            line += &format!(" needed {:+.2} %", 100.0 * error);
+            assert!(error.abs() < 0.01, "{line}");
+        }
+        if number(14) > 0.0 && number(10) > 0.0 && number(9) > 0.0 {
+            assert_eq!(answer.fits, Some(false), "{line}: the engine refused it");
+        }
+        println!("{line}");
+    }
+    for (name, errors, median, nine_of_ten) in
+        [("weights", &mut weights, 0.01, 0.03), ("tokens", &mut tokens, 0.03, 0.08)]
+    {
+        let (half, most) = (quantile(errors, 0.5), quantile(errors, 0.9));
+        println!(
+            "{name}: {} rows, median {:.2} %, nine in ten within {:.2} %",
+            errors.len(),
+            100.0 * half,
+            100.0 * most
+        );
+        assert!(half <= median && most <= nine_of_ten, "{name}: {half} {most}");
+    }
+}
+
+#[test]
+fn uneven_layers_go_where_the_engine_puts_them() {
+    let counts = |layers, stages_, rule| -> Vec<u64> {
+        stages(layers, stages_, rule).iter().map(|(a, b)| b - a).collect()
+    };
+    assert_eq!(counts(61, 4, Remainder::BeforeLast), [15, 15, 16, 15]);
+    assert_eq!(counts(62, 4, Remainder::BeforeLast), [15, 16, 16, 15]);
+    assert_eq!(counts(63, 4, Remainder::BeforeLast), [16, 16, 16, 15]);
+    assert_eq!(counts(5, 2, Remainder::BeforeLast), [3, 2]);
+    assert_eq!(counts(61, 4, Remainder::Last), [15, 15, 15, 16]);
+    // 33 pieces with the output: 17 and 16 of them, the last is the output itself.
+    assert_eq!(counts(32, 2, Remainder::WithOutput), [17, 15]);
+    assert_eq!(counts(0, 3, Remainder::Last), [0, 0, 0]);
+}
+
+const LLAMA: &str = r#"{"model_type":"llama","torch_dtype":"bfloat16","hidden_size":4096,"num_hidden_layers":4,
+    "num_attention_heads":32,"num_key_value_heads":2,"intermediate_size":8192,"vocab_size":32001,
+    "max_position_embeddings":4096,"tie_word_embeddings":false}"#;
+
+#[test]
+fn ranks_divide_weights_and_replicate_what_cannot_be_divided() {
+    let facts = facts(LLAMA);
+    let setup = |tensor, pipeline| Setup { tensor, pipeline, ..Setup::new(rules("vllm")) };
+    let of = |tensor, pipeline| predict(&facts, &setup(tensor, pipeline));
+    let rope = 4_096 * 128 * 2;
+    let layer = (2 * 4096 * 4096 + 2 * 256 * 4096 + 3 * 8192 * 4096 + 2 * 4096) * 2;
+    // The vocabulary is padded to 32064 rows.
+    let table = 32_064 * 4096 * 2;
+    assert_eq!(of(1, 1).ranks[0].weights.value, 2 * table + 4 * layer + 4096 * 2 + rope);
+    // Four ranks share two key/value heads: each holds one whole, norms are on all.
+    let quarter = (2 * 4096 * 4096 / 4 + 2 * 256 * 4096 / 2 + 3 * 8192 * 4096 / 4 + 2 * 4096) * 2;
+    let four = of(4, 1);
+    assert_eq!(four.ranks.len(), 4);
+    assert_eq!(four.ranks[3].weights.value, 2 * table / 4 + 4 * quarter + 4096 * 2 + rope);
+    assert_eq!(four.ranks[0].cache_per_token, of(2, 1).ranks[0].cache_per_token);
+    // Stages: the embedding with the first, the last norm and the head with the last.
+    let two = of(1, 2);
+    assert_eq!(two.ranks[0].weights.value, table + 2 * layer + rope);
+    assert_eq!(two.ranks[1].weights.value, table + 2 * layer + 4096 * 2 + rope);
+}
+
+#[test]
+fn experts_are_divided_over_all_ranks_of_a_replica() {
+    let moe = r#"{"model_type":"mixtral","torch_dtype":"bfloat16","hidden_size":1024,"num_hidden_layers":2,
+        "num_attention_heads":8,"num_key_value_heads":8,"intermediate_size":2048,"vocab_size":1024,
+        "num_local_experts":10,"max_position_embeddings":4096}"#;
+    let facts = facts(moe);
+    let of = |tensor, data, expert| {
+        let setup = Setup { tensor, data, expert, ..Setup::new(rules("vllm")) };
+        predict(&facts, &setup).ranks[0].weights.value
+    };
+    let expert = 3 * 1024 * 2048 * 2 * 2;
+    // Ten experts over four ranks: three on the fullest of them.
+    assert_eq!(of(1, 4, 1) + expert / 2, of(1, 4, 4));
+    assert_eq!(of(1, 1, 1) - of(1, 1, 4), 7 * expert);
+    assert!(of(4, 1, 1) < of(1, 4, 1), "attention is copied by data parallelism");
+}
+
+#[test]
+fn nothing_fits_unless_it_surely_does() {
+    let facts = facts(LLAMA);
+    let setup = |gpu_gib: u64| Setup { gpu: Some(gpu_gib << 30), ..Setup::new(rules("vllm")) };
+    assert_eq!(predict(&facts, &Setup::new(rules("vllm"))).fits, None);
+    assert_eq!(predict(&facts, &setup(1)).fits, Some(false));
+    assert_eq!(predict(&facts, &setup(80)).fits, Some(true));
+    let exact = |bytes| {
+        let setup = Setup { cache_available: Some(bytes), ..Setup::new(rules("vllm")) };
+        predict(&facts, &setup)
+    };
+    let needed = 4_096 * 4 * 2 * 2 * 128 * 2;
+    assert_eq!(exact(needed).fits, Some(true));
+    assert_eq!(exact(needed).tokens, Some(Bar::exact(4_096)));
+    assert_eq!(exact(needed - 1).fits, Some(false));
+    assert_eq!(exact(needed - 1).tokens, Some(Bar::exact(4_080)), "whole blocks only");
+}
+
+#[test]
+fn absurd_setups_do_not_overflow() {
+    let facts = facts(LLAMA);
+    let huge = Setup {
+        tensor: u64::MAX,
+        pipeline: u64::MAX,
+        data: u64::MAX,
+        expert: u64::MAX,
+        context: Some(u64::MAX),
+        block: Some(u64::MAX),
+        gpu: Some(u64::MAX),
+        cache_available: Some(u64::MAX),
+        batch: Some(u64::MAX / 8),
+        ..Setup::new(rules("vllm"))
+    };
+    for engine in ["vllm", "sglang", "llamacpp"] {
+        let _ = predict(&facts, &Setup { rules: rules(engine), ..huge.clone() });
+    }
+}

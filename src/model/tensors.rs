@@ -1,0 +1,347 @@
+//! Tensors of a model, as its files hold them, and what a rank gets of each.
+//!
+//! Tensors come from the headers of files or, where only a `config.json` is known, from `arch`;
+//! both bear the names of Hugging Face checkpoints (or of GGUF), so one table says how engines
+//! divide them: that of `ColumnParallelLinear`, `RowParallelLinear`, `QKVParallelLinear` and
+//! `VocabParallelEmbedding` in vLLM (`model_executor/layers`).
+
+use serde::{Deserialize, Serialize};
+
+/// Most groups of tensors that are kept of one model.
+pub const MAX_GROUPS: usize = 400_000;
+
+/// A tensor, or all experts' tensors of one name and shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tensor {
+    /// Its name; an expert's number is `*`.
+    pub name: String,
+    /// Type of its data, as safetensors and GGUF name them.
+    pub dtype: String,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+    /// So many of them.
+    pub count: u64,
+    /// Bytes of one.
+    pub bytes: u64,
+}
+
+impl Tensor {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.bytes.saturating_mul(self.count)
+    }
+}
+
+/// All of them together.
+pub fn total(tensors: &[Tensor]) -> u64 {
+    tensors.iter().fold(0, |sum, t| sum.saturating_add(t.total()))
+}
+
+/// Collects tensors, experts of one name and shape as one.
+#[derive(Clone, Debug, Default)]
+pub struct Tensors {
+    list: Vec<Tensor>,
+    experts: std::collections::HashMap<(String, String), usize>,
+}
+
+impl Tensors {
+    /// Adds one.
+    pub fn add(&mut self, name: &str, dtype: &str, shape: &[u64], bytes: u64) {
+        let name = general_name(name);
+        if name.contains(".*") {
+            let key = (name.clone(), dtype.to_owned());
+            if let Some(tensor) = self.experts.get(&key).and_then(|i| self.list.get_mut(*i))
+                && tensor.shape == shape
+            {
+                tensor.count += 1;
+                return;
+            }
+            self.experts.insert(key, self.list.len());
+        }
+        if self.list.len() < MAX_GROUPS {
+            let tensor =
+                Tensor { name, dtype: dtype.to_owned(), shape: shape.to_vec(), count: 1, bytes };
+            self.list.push(tensor);
+        }
+    }
+
+    /// Those collected.
+    pub fn finish(self) -> Vec<Tensor> {
+        self.list
+    }
+}
+
+/// `…experts.17.up_proj…` as `…experts.*.up_proj…`.
+fn general_name(name: &str) -> String {
+    for marker in [".experts.", ".local_experts."] {
+        if let Some((before, after)) = name.split_once(marker) {
+            let (number, rest) = after.split_once('.').unwrap_or((after, ""));
+            if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) {
+                return format!("{before}{marker}*.{rest}");
+            }
+        }
+    }
+    name.to_owned()
+}
+
+/// Where in the model a tensor belongs, for pipeline parallelism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Before the first layer.
+    Embedding,
+    /// In this layer.
+    Layer(u32),
+    /// After the last layer: the last norm.
+    Norm,
+    /// After the last layer: the head.
+    Head,
+    /// Beside the layers: a vision tower, a projector. With the first stage.
+    Beside,
+    /// Only for speculative decoding: not loaded unless asked for.
+    Draft,
+}
+
+/// How tensor parallelism divides a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Not at all: every rank has it.
+    Whole,
+    /// Evenly.
+    Even,
+    /// By rows of the vocabulary, padded.
+    Vocabulary,
+    /// By key/value heads: never less than one a rank.
+    KeyValue,
+    /// Queries, keys and values in one tensor.
+    Fused,
+    /// Whole experts with expert parallelism, evenly without.
+    Experts,
+}
+
+/// What is needed to place and divide tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Layers of the language model.
+    pub layers: u32,
+    /// Query heads.
+    pub heads: u64,
+    /// Key/value heads.
+    pub kv_heads: u64,
+    /// Multi-head latent attention.
+    pub latent: bool,
+    /// Tokens of the vocabulary.
+    pub vocab: u64,
+}
+
+const BESIDE: [&str; 14] = [
+    "visual",
+    "vision",
+    "mm_projector",
+    "multi_modal",
+    "multimodal",
+    "image_",
+    "audio",
+    "mlp1.",
+    "connector",
+    "patch_merger",
+    "img_",
+    "resampler",
+    "aligner",
+    "v.",
+];
+
+/// Where a tensor belongs.
+pub fn place(name: &str, layers: u32) -> Place {
+    if BESIDE.iter().any(|b| match b.strip_suffix('.') {
+        Some(_) => name.starts_with(b),
+        None => name.contains(b),
+    }) {
+        return Place::Beside;
+    }
+    let words: Vec<&str> = name.split('.').collect();
+    if words.iter().any(|w| w.starts_with("mtp") || w.starts_with("nextn")) {
+        return Place::Draft;
+    }
+    let numbered = words.windows(2).find_map(|pair| match pair {
+        ["layers" | "h" | "blocks" | "layer" | "blk" | "block", number] => {
+            number.parse::<u32>().ok()
+        }
+        _ => None,
+    });
+    if let Some(number) = numbered {
+        return if layers > 0 && number >= layers { Place::Draft } else { Place::Layer(number) };
+    }
+    let has = |list: &[&str]| words.iter().any(|w| list.contains(w));
+    if has(&["lm_head", "embed_out", "output"]) || has(&["output_layer"]) {
+        Place::Head
+    } else if has(&[
+        "embed_tokens",
+        "word_embeddings",
+        "wte",
+        "wpe",
+        "embed_in",
+        "embeddings",
+        "token_embd",
+        "tok_embeddings",
+        "embed_positions",
+        "embedding",
+        "word_embeddings_layernorm",
+        "embed",
+        "wpt",
+        "token_embd_norm",
+        "project_in",
+        "position_embd",
+    ]) {
+        Place::Embedding
+    } else {
+        Place::Norm
+    }
+}
+
+/// The parts of a stored weight, after its module's name.
+const SUFFIXES: [&str; 26] = [
+    "weight",
+    "bias",
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scale_2",
+    "weight_packed",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "weight_global_scale",
+    "input_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "k_scale",
+    "v_scale",
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "SCB",
+    "q_scale",
+    "B",
+];
+
+/// The module that a tensor belongs to: `…self_attn.q_proj` of `…self_attn.q_proj.weight_scale`.
+pub fn module(name: &str) -> &str {
+    let mut name = name;
+    while let Some((before, last)) = name.rsplit_once('.') {
+        if !SUFFIXES.contains(&last) && !last.starts_with("bitsandbytes__") {
+            break;
+        }
+        name = before;
+    }
+    name
+}
+
+/// How tensor parallelism divides a tensor.
+pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
+    let name = tensor.name.as_str();
+    let module = module(name);
+    let word = module.rsplit('.').next().unwrap_or(module);
+    let one_value = tensor.shape.iter().product::<u64>() <= 1;
+    if one_value || name.ends_with("_shape") {
+        return Split::Whole;
+    }
+    if (name.contains("experts.*.") || name.contains(".experts."))
+        && !name.contains("shared_expert")
+        || word.ends_with("_exps")
+    {
+        return Split::Experts;
+    }
+    if name.contains("indexer") || name.contains("norm") || name.contains("ln_") {
+        return Split::Whole;
+    }
+    match word {
+        "embed_tokens" | "lm_head" | "wte" | "embed_in" | "embed_out" | "word_embeddings"
+        | "embeddings" | "token_embd" | "output" | "tok_embeddings" | "embedding"
+        | "output_layer" | "head" => Split::Vocabulary,
+        "q_a_proj" | "kv_a_proj_with_mqa" | "attn_q_a" | "attn_kv_a_mqa" | "gate" | "router"
+        | "shared_expert_gate" | "wpe" | "embed_positions" | "ffn_gate_inp" | "classifier"
+        | "eh_proj" | "f_a_proj" | "g_a_proj" | "patch_embed" | "pos_embed" | "patch_conv"
+        | "patch_embedding" | "position_embedding" => Split::Whole,
+        "k_proj" | "v_proj" | "attn_k" | "attn_v" | "wk" | "wv"
+            if !layout.latent && place(name, layout.layers) != Place::Beside =>
+        {
+            Split::KeyValue
+        }
+        "qkv_proj" | "query_key_value" | "Wqkv" | "c_attn" | "W_pack" | "wqkv" | "attn_qkv"
+            if place(name, layout.layers) != Place::Beside =>
+        {
+            Split::Fused
+        }
+        // Biases of what is divided by columns are added once, and held by all.
+        "o_proj" | "out_proj" | "down_proj" | "dense" | "c_proj" | "w2" | "fc2" | "wo"
+        | "dense_4h_to_h"
+            if name.ends_with("bias") =>
+        {
+            Split::Whole
+        }
+        _ if tensor.shape.len() < 2 && !name.contains("bias") && !name.ends_with("scales") => {
+            match word {
+                "sinks" | "A_log" | "D" | "dt_bias" | "ssm_a" | "ssm_d" => Split::Even,
+                _ if name.contains("scale") => Split::Even,
+                _ => Split::Whole,
+            }
+        }
+        _ => Split::Even,
+    }
+}
+
+/// What a rank holds of a tensor of `bytes`, with `tensor` ranks that divide it and `expert` ranks
+/// that divide experts. Vocabularies are padded to a multiple of `pad`.
+pub fn share(tensor: &Tensor, split: Split, layout: &Layout, ranks: Ranks, pad: u64) -> u64 {
+    let all = tensor.total();
+    let tp = ranks.tensor.max(1);
+    match split {
+        Split::Whole => all,
+        Split::Even => all.div_ceil(tp),
+        Split::Experts => {
+            let experts = if tensor.count > 1 {
+                tensor.count
+            } else {
+                tensor.shape.first().copied().unwrap_or(1)
+            };
+            let divided = ranks.expert.max(1);
+            // Whole experts: the rank with most of them.
+            if ranks.whole_experts && experts >= divided {
+                mul_div(all, experts.div_ceil(divided), experts)
+            } else {
+                all.div_ceil(divided)
+            }
+        }
+        Split::Vocabulary => {
+            let rows = layout.vocab.max(1);
+            let padded = rows.next_multiple_of(pad.max(1)).next_multiple_of(tp);
+            mul_div(all, padded, rows).div_ceil(tp)
+        }
+        Split::KeyValue => all.div_ceil(tp.min(layout.kv_heads.max(1))),
+        Split::Fused => {
+            let (q, kv) = (layout.heads.max(1), 2 * layout.kv_heads.max(1));
+            let query = mul_div(all, q, q + kv);
+            query.div_ceil(tp) + (all - query).div_ceil(tp.min(layout.kv_heads.max(1)))
+        }
+    }
+}
+
+/// Ranks that divide a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranks {
+    /// Of tensor parallelism.
+    pub tensor: u64,
+    /// That divide experts: all of a replica's, with or without expert parallelism.
+    pub expert: u64,
+    /// Experts go to ranks whole.
+    pub whole_experts: bool,
+}
+
+/// `a · b / c`, rounded down, without overflow.
+pub(crate) fn mul_div(a: u64, b: u64, c: u64) -> u64 {
+    u64::try_from(u128::from(a) * u128::from(b) / u128::from(c.max(1))).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,7 @@
+#![no_main]
+use gpudeck::engine::memory;
+use gpudeck::model::readers::{Reader, read};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    read(Reader::Config, bytes, memory::VLLM).unwrap();
+});

@@ -1,0 +1,298 @@
+//! The readers of models on mutated seeds: what `tests/fuzz` does with a fuzzer, bounded, under plain
+//! `cargo test`; and hostile files through the program itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)] // random numbers
+
+use std::process::Command;
+
+use gpudeck::engine::memory;
+use gpudeck::model::readers::{self, Reader};
+
+/// A small generator: the same bytes for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
+fn safetensors(json: &str, data: usize) -> Vec<u8> {
+    let mut out = (json.len() as u64).to_le_bytes().to_vec();
+    out.extend(json.as_bytes());
+    out.resize(out.len() + data, 0);
+    out
+}
+
+fn gguf() -> Vec<u8> {
+    let text = |out: &mut Vec<u8>, s: &str| {
+        out.extend((s.len() as u64).to_le_bytes());
+        out.extend(s.as_bytes());
+    };
+    let mut out = b"GGUF\x03\0\0\0".to_vec();
+    out.extend(1u64.to_le_bytes());
+    out.extend(4u64.to_le_bytes());
+    text(&mut out, "general.architecture");
+    out.extend(8u32.to_le_bytes());
+    text(&mut out, "llama");
+    for (key, value) in [("llama.block_count", 2u32), ("llama.attention.head_count", 4)] {
+        text(&mut out, key);
+        out.extend(4u32.to_le_bytes());
+        out.extend(value.to_le_bytes());
+    }
+    text(&mut out, "llama.attention.head_count_kv");
+    out.extend(9u32.to_le_bytes());
+    out.extend(4u32.to_le_bytes());
+    out.extend(2u64.to_le_bytes());
+    out.extend([2, 0, 0, 0, 1, 0, 0, 0]);
+    text(&mut out, "blk.0.attn_q.weight");
+    out.extend(2u32.to_le_bytes());
+    out.extend(32u64.to_le_bytes());
+    out.extend(4u64.to_le_bytes());
+    out.extend(2u32.to_le_bytes());
+    out.extend(0u64.to_le_bytes());
+    out.resize(out.len().next_multiple_of(32) + 18 * 4, 0);
+    out
+}
+
+const CONFIG: &str = r#"{"model_type":"deepseek_v32","torch_dtype":"bfloat16","num_hidden_layers":4,"hidden_size":64,
+  "num_attention_heads":8,"num_key_value_heads":8,"intermediate_size":128,"vocab_size":512,"n_routed_experts":8,
+  "moe_intermediate_size":32,"n_shared_experts":1,"first_k_dense_replace":1,"kv_lora_rank":32,"q_lora_rank":48,
+  "qk_nope_head_dim":16,"qk_rope_head_dim":8,"v_head_dim":16,"index_n_heads":4,"index_head_dim":16,
+  "num_nextn_predict_layers":1,"quantization_config":{"quant_method":"fp8","weight_block_size":[128,128],
+  "modules_to_not_convert":["lm_head","re:.*gate$","model.layers.1*"]},"vision_config":{"depth":2,"hidden_size":32,
+  "patch_size":14,"image_size":56,"intermediate_size":64},"layer_types":["full_attention","sliding_attention"]}"#;
+
+fn seeds() -> Vec<(Reader, Vec<u8>)> {
+    let shard = safetensors(
+        r#"{"__metadata__":{"format":"pt"},"model.layers.0.mlp.experts.3.up_proj.weight":{"dtype":"BF16","shape":[2,4],"data_offsets":[0,16]},
+            "b":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[16,20]}}"#,
+        20,
+    );
+    let mut seeds = vec![
+        (Reader::Gguf, gguf()),
+        (Reader::Safetensors, shard.clone()),
+        (
+            Reader::Index,
+            br#"{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#.to_vec(),
+        ),
+    ];
+    for kind in [
+        "deepseek_v32",
+        "llama",
+        "qwen3_next",
+        "nemotron_h",
+        "jamba",
+        "falcon_h1",
+        "gemma3",
+        "mllama",
+        "gpt_oss",
+        "llama4",
+        "qwen2_vl",
+        "kimi_linear",
+        "opt",
+        "lfm2",
+        "nemotron-nas",
+        "minimax",
+        "mpt",
+        "mimo_v2_flash",
+        "glm4v",
+        "internvl",
+        "kimi_k25",
+        "granitemoehybrid",
+        "unheard_of",
+    ] {
+        let config = CONFIG.replacen("deepseek_v32", kind, 1);
+        seeds.push((Reader::Config, config.into_bytes()));
+    }
+    for (number, file) in [(0u8, shard), (1, gguf()), (3, CONFIG.as_bytes().to_vec())] {
+        let mut bytes = vec![number];
+        bytes.extend(file);
+        seeds.push((Reader::Directory, bytes));
+    }
+    seeds
+}
+
+/// Numbers that readers are likely to trip over.
+const NUMBERS: [&str; 10] = [
+    "0",
+    "1",
+    "-1",
+    "255",
+    "65536",
+    "4194304",
+    "1099511627776",
+    "18446744073709551615",
+    "1e308",
+    "\"7\"",
+];
+
+fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.below(4) {
+        if bytes.is_empty() {
+            return;
+        }
+        let at = random.below(bytes.len());
+        match random.below(6) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.next() as u8,
+            2 => bytes.truncate(at),
+            3 => {
+                let end = (at + 8).min(bytes.len());
+                let value = [0, u64::MAX, 1 << 60, 1 << 32][random.below(4)].to_le_bytes();
+                let length = end - at;
+                bytes[at..end].copy_from_slice(&value[..length]);
+            }
+            4 => {
+                let end = (at + random.below(40)).min(bytes.len());
+                let piece = bytes[at..end].to_vec();
+                bytes.splice(at..at, piece);
+            }
+            // A number of a JSON text by another.
+            _ => {
+                let Some(start) = (at..bytes.len()).find(|i| bytes[*i].is_ascii_digit()) else {
+                    continue;
+                };
+                let end = (start..bytes.len()).find(|i| !bytes[*i].is_ascii_digit());
+                let number = NUMBERS[random.below(NUMBERS.len())];
+                bytes.splice(start..end.unwrap_or(bytes.len()), number.bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn no_bytes_make_a_reader_fail() {
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let mut read = 0;
+    for (reader, seed) in seeds() {
+        readers::read(reader, &seed, memory::VLLM).unwrap();
+        for round in 0..400 {
+            let mut bytes = seed.clone();
+            mutate(&mut bytes, &mut random);
+            let rules = [memory::VLLM, memory::SGLANG, memory::LLAMA_CPP][round % 3];
+            if let Err(why) = readers::read(reader, &bytes, rules) {
+                panic!("{reader:?}: {why}\n{}", String::from_utf8_lossy(&bytes));
+            }
+            read += 1;
+        }
+    }
+    assert!(read > 5_000);
+}
+
+fn inspect(path: &std::path::Path, more: &[&str]) -> (bool, String, String) {
+    // 64 MiB and what the program itself maps; a reader that believes a length dies here.
+    let limit = "ulimit -v 2000000; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", limit, env!("CARGO_BIN_EXE_gpudeck"), "model", "inspect"])
+        .arg(path)
+        .args(more)
+        .output()
+        .unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn hostile_models_get_one_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = |name: &str, file: &str, bytes: &[u8]| {
+        std::fs::create_dir_all(at(name)).unwrap();
+        std::fs::write(at(name).join(file), bytes).unwrap();
+    };
+    let mut many = b"GGUF\x03\0\0\0".to_vec();
+    many.extend((1u64 << 60).to_le_bytes());
+    many.extend(0u64.to_le_bytes());
+    model("many", "m.gguf", &many);
+    let mut long = b"GGUF\x03\0\0\0".to_vec();
+    long.extend(0u64.to_le_bytes());
+    long.extend(1u64.to_le_bytes());
+    long.extend((1u64 << 40).to_le_bytes());
+    long.resize(4_096, 0);
+    model("long", "m.gguf", &long);
+    model("claims", "model.safetensors", &[0, 0, 0, 0, 0, 0, 0, 0x10, b'{']);
+    let overlap = safetensors(
+        r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#,
+        6,
+    );
+    model("overlap", "model.safetensors", &overlap);
+    model("nested", "config.json", "[".repeat(200_000).as_bytes());
+    model("large", "config.json", &vec![b' '; 2 << 20]);
+    model("empty", "config.json", b"{}");
+    model("parts", "model-00001-of-00003.safetensors", &safetensors("{}", 0));
+    std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
+    std::fs::create_dir(at("ring")).unwrap();
+    std::os::unix::fs::symlink(at("ring"), at("ring").join("ring")).unwrap();
+    std::os::unix::fs::symlink(at("ring").join("x.gguf"), at("ring").join("x.gguf")).unwrap();
+    for (name, expected) in [
+        ("many", "tensors"),
+        ("long", "a key of"),
+        ("claims", "larger than"),
+        ("overlap", "overlaps"),
+        ("nested", "not a config.json"),
+        ("large", "larger than"),
+        ("empty", "does not tell what it holds"),
+        ("parts", "model-00002-of-00003.safetensors"),
+        ("loop", "loop"),
+        ("ring", "neither a .gguf nor"),
+        ("nowhere", "does not exist"),
+    ] {
+        let (good, out, error) = inspect(&at(name), &[]);
+        assert!(!good, "{name}: {out}");
+        assert!(error.contains(expected), "{name}: {error}");
+        assert!(error.lines().count() <= 2, "one error and its hint: {error}");
+        assert!(out.is_empty(), "{name}: {out}");
+    }
+}
+
+#[test]
+fn a_config_alone_is_enough_and_answers_in_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","num_hidden_layers":"32","hidden_size":4096.0,
+        "num_attention_heads":32,"num_key_value_heads":8,"intermediate_size":14336,"vocab_size":128256,
+        "max_position_embeddings":131072,"torch_dtype":"bfloat16","tie_word_embeddings":"false"}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let more = [
+        "--tp",
+        "2",
+        "--kv-dtype",
+        "fp8",
+        "--block-size",
+        "32",
+        "--engine",
+        "vllm",
+        "--kv-available",
+        "8.5GiB",
+        "--context",
+        "32k",
+        "--output",
+        "json",
+    ];
+    let (good, out, error) = inspect(dir.path(), &more);
+    assert!(good, "{error}");
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(answer["weights_bytes"], 16_060_522_496u64);
+    assert_eq!(answer["weights_bytes_low"], answer["weights_bytes_high"]);
+    assert_eq!(answer["ranks"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["ranks"][1]["kv_bytes_per_token"], 32 * 8 * 128);
+    let tokens = (17u64 << 29) / (32 * 8 * 128) / 32 * 32;
+    assert_eq!(answer["kv_tokens"], tokens);
+    assert_eq!(answer["context"], 32_768);
+    assert_eq!(answer["fits"], true);
+    assert!(
+        answer["ranks"][0]["weights_bytes_low"].as_u64()
+            < answer["ranks"][0]["weights_bytes"].as_u64()
+    );
+    let (good, _, error) = inspect(dir.path(), &["--engine", "nothing"]);
+    assert!(!good && error.contains("vllm, sglang, llamacpp"), "{error}");
+    let (good, out, _) = inspect(dir.path(), &["--gpu", "h100-80"]);
+    assert!(good && out.contains("it fits"), "{out}");
+}
