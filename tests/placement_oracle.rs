@@ -13,7 +13,7 @@ use common::{checkout, has_program, lab_is_wanted};
 
 const ORTOOLS: &str = "ortools==9.15.6755";
 
-/// A Python with OR-tools, made once and kept under target/; none if PyPI cannot be reached and it need not be there.
+/// A Python with OR-tools, made once and kept under target/; none if `PyPI` cannot be reached and it need not be there.
 fn python() -> Option<PathBuf> {
     if !has_program("python3") {
         println!("skipped: needs python3");

@@ -56,7 +56,7 @@ impl Questions for Person {
 
 fn options(home: &Path) -> ConnectOptions {
     let mut place = Place::here();
-    place.home = home.to_owned();
+    home.clone_into(&mut place.home);
     ConnectOptions {
         config: ConfigFiles::Text("".into()),
         place,

@@ -24,7 +24,7 @@ use ssh_support::{Sshd, keygen, lab, tool, until};
 
 fn options(home: &Path, config: &str) -> ConnectOptions {
     let mut place = Place::here();
-    place.home = home.to_owned();
+    home.clone_into(&mut place.home);
     ConnectOptions {
         config: ConfigFiles::Text(config.into()),
         place,
@@ -433,10 +433,10 @@ impl server::Handler for Asking {
         reply: server::ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.wants != "no channel" {
-            reply.accept().await;
-        } else {
+        if self.wants == "no channel" {
             std::future::pending::<()>().await;
+        } else {
+            reply.accept().await;
         }
         Ok(())
     }

@@ -228,7 +228,7 @@ pub enum AuditCommand {
 pub enum ModelCommand {
     /// Read the headers of a model's files and foresee its memory; needs no deck
     Inspect {
-        /// A directory or file of this machine, or HOST:/PATH on a host of the deck
+        /// A directory or file of this machine, or `HOST:/PATH` on a host of the deck
         path: String,
         /// How it is to be served
         #[command(flatten)]
@@ -260,7 +260,7 @@ pub struct InspectOptions {
     /// Share of the GPU that the engine may use; default: the engine's
     #[arg(long, alias = "utilization", value_name = "SHARE")]
     pub utilisation: Option<f64>,
-    /// Type of cached values: auto, bf16, fp8, q8_0, …
+    /// Type of cached values: auto, bf16, fp8, `q8_0`, …
     #[arg(long, value_name = "TYPE")]
     pub kv_dtype: Option<String>,
     /// Tokens of a block of the cache; default: the engine's

@@ -246,7 +246,7 @@ fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(
     match prediction.fits {
         Some(true) => table::out("it fits")?,
         Some(false) => {
-            table::out("it does not surely fit: one request of full length may not find room")?
+            table::out("it does not surely fit: one request of full length may not find room")?;
         }
         None => table::out("give --gpu NAME (h100-80) or --kv-available SIZE to see what fits")?,
     }

@@ -452,7 +452,7 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
                 stage.first || stage.last && facts.tied && split == Split::Vocabulary
             }
             Place::Layer(n) => (stage.range.0..stage.range.1).contains(&u64::from(n)),
-            Place::Head => stage.last && !(facts.tied && !by_layers),
+            Place::Head => stage.last && (by_layers || !facts.tied),
             Place::Norm => stage.last,
             Place::Beside => stage.first,
             Place::Draft => false,
@@ -607,7 +607,7 @@ struct Kind {
 struct Groups {
     /// Bytes of one block of one group.
     bytes_per_block: u64,
-    groups: u64,
+    count: u64,
     /// Blocks of a request of full length.
     blocks_per_request: u64,
 }
@@ -660,7 +660,7 @@ impl PoolOf<'_> {
                     Some(k) if k.state => self.states().max(1),
                     _ => self.all_tokens().saturating_mul(self.block).max(1),
                 },
-                groups: 1,
+                count: 1,
                 blocks_per_request: kinds.first().map_or(1, blocks).max(1),
             };
         }
@@ -679,7 +679,7 @@ impl PoolOf<'_> {
             .unwrap_or(1);
         Groups {
             bytes_per_block: page.saturating_mul(size).max(1),
-            groups: kinds.iter().map(|k| k.layers.div_ceil(size)).sum(),
+            count: kinds.iter().map(|k| k.layers.div_ceil(size)).sum(),
             blocks_per_request: kinds
                 .iter()
                 .map(|k| k.layers.div_ceil(size).saturating_mul(blocks(k)))
@@ -741,8 +741,8 @@ impl PoolOf<'_> {
                 let blocks = available / groups.bytes_per_block;
                 // Until about 0.20: blocks of one group. Since then: what requests of full length
                 // could hold.
-                let plain = (blocks / groups.groups.max(1)).saturating_mul(self.block);
-                if groups.groups <= 1 {
+                let plain = (blocks / groups.count.max(1)).saturating_mul(self.block);
+                if groups.count <= 1 {
                     return (plain, plain, plain);
                 }
                 let requests = mul_div(blocks, self.context, groups.blocks_per_request);

@@ -108,5 +108,6 @@ fn window(header: &GgufHeader, layer: usize) -> Option<u32> {
         // The file states a window that llama.cpp does not use.
         _ => return None,
     };
-    ((layer + 1) % every != 0).then_some(size)
+    let windowed = !(layer + 1).is_multiple_of(every);
+    windowed.then_some(size)
 }

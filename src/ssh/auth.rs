@@ -186,11 +186,11 @@ impl Attempt<'_> {
         match timeout(self.limit, work).await {
             Err(_) => Err(self.late()),
             Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
-            Ok(Ok(result)) => Ok(self.step(result)),
+            Ok(Ok(result)) => Ok(Self::step(result)),
         }
     }
 
-    fn step(&mut self, result: AuthResult) -> Step {
+    fn step(result: AuthResult) -> Step {
         match result {
             AuthResult::Success => Step::In,
             AuthResult::Failure { partial_success: true, remaining_methods } => {
@@ -269,7 +269,7 @@ impl Attempt<'_> {
                 self.tried.push("which its agent would not sign with".to_owned());
                 Ok(None)
             }
-            Ok(Ok(result)) => Ok(Some(self.step(result))),
+            Ok(Ok(result)) => Ok(Some(Self::step(result))),
         }
     }
 

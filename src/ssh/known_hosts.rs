@@ -248,7 +248,7 @@ fn certificate_fault(
     }
     let principals = certificate.valid_principals();
     let host = host.to_ascii_lowercase();
-    if !principals.is_empty() && !principals.iter().any(|p| *p == host) {
+    if !principals.is_empty() && !principals.contains(&host) {
         return Some(format!("it is for {}", text::clean(&principals.join(", "), 120)));
     }
     None

@@ -168,7 +168,7 @@ impl FileSource for Counted {
         let file = self.files.get(name).ok_or(SourceError::Missing)?;
         // The data of a file is not there: only its header is, and what it says of its length.
         let header = u64::from_le_bytes(file[..8].try_into().unwrap());
-        let json = name.ends_with(".json");
+        let json = std::path::Path::new(name).extension().is_some_and(|e| e == "json");
         let file_bytes = if json { file.len() as u64 } else { 8 + header + DATA };
         let from = usize::try_from(offset).unwrap().min(file.len());
         let mut bytes = file[from..(from + length as usize).min(file.len())].to_vec();

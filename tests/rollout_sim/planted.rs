@@ -94,7 +94,7 @@ impl Bug {
     pub fn spoil(self, state: &ServiceState, actions: &mut Vec<Action>, rng: &mut Rng) {
         match self {
             Self::ForgetStop => {
-                actions.retain(|a| !matches!(a, Action::StopRank { .. }) || !rng.one_in(4))
+                actions.retain(|a| !matches!(a, Action::StopRank { .. }) || !rng.one_in(4));
             }
             Self::ForgetOutcome => actions.retain(|a| !matches!(a, Action::RecordOutcome { .. })),
             Self::ForgetTraffic => {
@@ -145,7 +145,9 @@ impl Bug {
                 for action in actions.iter_mut() {
                     let Action::ApplyTraffic { servers, .. } = action else { continue };
                     if rng.one_in(5) {
-                        servers.iter_mut().for_each(|s| s.weight = 0);
+                        for server in servers.iter_mut() {
+                            server.weight = 0;
+                        }
                     }
                 }
             }

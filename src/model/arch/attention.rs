@@ -103,24 +103,21 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
     }
     let every = conf.stated(&["sliding_window_pattern", "_sliding_window_pattern"]);
     match conf.kind.as_str() {
-        "gemma2" => size("sliding_window").filter(|_| layer % 2 == 0),
-        "gemma3_text" | "gemma3n_text" => {
-            size("sliding_window").filter(|_| (layer + 1) % every.unwrap_or(6).max(1) != 0)
-        }
-        "cohere2" => {
-            size("sliding_window").filter(|_| (layer + 1) % every.unwrap_or(4).max(1) != 0)
-        }
-        "olmo3" | "exaone4" | "exaone_moe" => {
-            size("sliding_window").filter(|_| (layer + 1) % every.unwrap_or(4).max(1) != 0)
-        }
-        "gpt_oss" => size("sliding_window").filter(|_| layer % 2 == 0),
+        "gemma2" => size("sliding_window").filter(|_| layer.is_multiple_of(2)),
+        "gemma3_text" | "gemma3n_text" => size("sliding_window")
+            .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(6).max(1))),
+        "cohere2" => size("sliding_window")
+            .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(4).max(1))),
+        "olmo3" | "exaone4" | "exaone_moe" => size("sliding_window")
+            .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(4).max(1))),
+        "gpt_oss" => size("sliding_window").filter(|_| layer.is_multiple_of(2)),
         "llama4_text" => {
             // Every fourth layer attends to everything (`no_rope_layers`).
             let full = match conf.numbers("no_rope_layers") {
                 Some(list) if !list.is_empty() => {
                     usize::try_from(layer).ok().and_then(|i| list.get(i)) == Some(&0)
                 }
-                _ => (layer + 1) % 4 == 0,
+                _ => (layer + 1).is_multiple_of(4),
             };
             size("attention_chunk_size").filter(|_| !full)
         }
@@ -165,7 +162,7 @@ impl Build<'_> {
                 (None, Some(list)) => {
                     list.get(at).and_then(Value::as_str) == Some("sliding_attention")
                 }
-                (None, None) => layer % 6 != 0,
+                (None, None) => !layer.is_multiple_of(6),
             };
             if sliding {
                 kv_heads = conf.number(&["swa_num_key_value_heads"]).unwrap_or(2 * kv_heads);
@@ -214,7 +211,7 @@ impl Build<'_> {
         match conf.kind.as_str() {
             "gpt_oss" => self.plain(&format!("{at}.sinks"), &[n.heads], 1),
             "mimo_v2_flash" if window.is_some() => {
-                self.plain(&format!("{at}.sinks"), &[n.heads], 1)
+                self.plain(&format!("{at}.sinks"), &[n.heads], 1);
             }
             "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), n.heads, n.hidden, false),
             _ => {}
@@ -248,7 +245,7 @@ impl Build<'_> {
                 self.linear(&format!("{at}.q_b_proj"), n.heads * (plain + rotary), query, false);
             }
             None => {
-                self.linear(&format!("{at}.q_proj"), n.heads * (plain + rotary), n.hidden, false)
+                self.linear(&format!("{at}.q_proj"), n.heads * (plain + rotary), n.hidden, false);
             }
         }
         self.linear(&format!("{at}.kv_a_proj_with_mqa"), rank + rotary, n.hidden, bias);

@@ -30,7 +30,7 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
         }
         // A small model of its own under `mtp.`, sharing embedding and head.
         "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
-            let usual = if conf.is(&["qwen3_next"]) { 1 } else { 0 };
+            let usual = u64::from(conf.is(&["qwen3_next"]));
             let count = conf.stated(&["mtp_num_hidden_layers", "num_nextn_predict_layers"]);
             for layer in 0..count.unwrap_or(usual).min(8) {
                 let at = format!("mtp.layers.{layer}");

@@ -96,12 +96,14 @@ fn is_sparse(conf: &Conf<'_>, layer: u64) -> bool {
         }
         "llama4_text" => match conf.numbers("moe_layers") {
             Some(list) => list.contains(&layer),
-            None => (layer + 1) % get("interleave_moe_layer_step", 1).max(1) == 0,
+            None => (layer + 1).is_multiple_of(get("interleave_moe_layer_step", 1).max(1)),
         },
         "ernie4_5_moe" | "ernie4_5_vl_moe_text" => {
             let start = get("moe_layer_start_index", 1);
             let end = conf.stated(&["moe_layer_end_index"]).unwrap_or(u64::MAX);
-            (layer + 1) % get("moe_layer_interval", 1).max(1) == 0 && layer >= start && layer <= end
+            (layer + 1).is_multiple_of(get("moe_layer_interval", 1).max(1))
+                && layer >= start
+                && layer <= end
         }
         "lfm2_moe" | "afmoe" => layer >= get("num_dense_layers", 0),
         _ => {
@@ -111,7 +113,7 @@ fn is_sparse(conf: &Conf<'_>, layer: u64) -> bool {
             let dense = get("first_k_dense_replace", 0);
             let every = get("moe_layer_freq", 1).max(1);
             let step = get("decoder_sparse_step", 1).max(1);
-            layer >= dense && layer % every == 0 && (layer + 1) % step == 0
+            layer >= dense && layer.is_multiple_of(every) && (layer + 1).is_multiple_of(step)
         }
     }
 }

@@ -343,7 +343,7 @@ impl Build<'_> {
         let positions = self.conf.number(&["max_position_embeddings", "n_positions"]).unwrap_or(0);
         match self.conf.kind.as_str() {
             "gpt2" | "gpt_bigcode" | "gpt_neo" => {
-                self.plain("model.wpe.weight", &[positions, n.hidden], 1)
+                self.plain("model.wpe.weight", &[positions, n.hidden], 1);
             }
             "opt" => self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1),
             "bloom" => self.norm("model.word_embeddings_layernorm", n.hidden),

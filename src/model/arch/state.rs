@@ -15,7 +15,7 @@ pub(super) enum Mixer {
     Delta,
     /// Kimi's delta attention.
     KimiDelta,
-    /// Lightning attention: MiniMax.
+    /// Lightning attention: `MiniMax`.
     Lightning,
     /// A short convolution: LFM2.
     Convolution,
@@ -70,7 +70,8 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
         "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
             let every = get("full_attention_interval", 4).max(1);
             either(
-                listed("layer_types").map_or((layer + 1) % every == 0, |t| t == "full_attention"),
+                listed("layer_types")
+                    .map_or((layer + 1).is_multiple_of(every), |t| t == "full_attention"),
                 Mixer::Delta,
             )
         }
@@ -79,9 +80,8 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
             let delta = delta.and_then(Value::as_array);
             let is_delta = match delta {
                 Some(list) => list.iter().filter_map(whole).any(|n| n == layer + 1),
-                None => {
-                    listed("layer_types").map_or((layer + 1) % 4 != 0, |t| t != "full_attention")
-                }
+                None => listed("layer_types")
+                    .map_or(!(layer + 1).is_multiple_of(4), |t| t != "full_attention"),
             };
             either(!is_delta, Mixer::KimiDelta)
         }

@@ -31,7 +31,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         ("mllama", _) => tower.mllama(),
         ("kimi_k25" | "kimi_vl", _) => tower.moonvit(),
         ("llama4", _) => tower.llama4(),
-        ("internvl", _) | ("internvl_chat", _) => tower.intern(kind),
+        ("internvl" | "internvl_chat", _) => tower.intern(kind),
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
         _ => tower.unknown(),
     }

@@ -395,7 +395,7 @@ fn replicas(
                         numbers.contains(n)
                             || leaving.iter().any(|i| p.incumbents[*i as usize].replica == *n)
                     };
-                    (0..).find(|n| !taken(n)).unwrap_or(0)
+                    (0..=u32::MAX).find(|n| !taken(n)).unwrap_or(0)
                 }
             }
         } else {

@@ -190,7 +190,7 @@ pub(super) fn shape_trouble(service: &WorldService, shape: &WorldShape) -> Optio
         return Some(format!("{heads} attention heads cannot be divided by {tensor}"));
     }
     let kv = service.kv_heads?;
-    let fits = if tensor <= kv { kv % tensor == 0 } else { tensor % kv == 0 };
+    let fits = if tensor <= kv { kv % tensor == 0 } else { tensor.is_multiple_of(kv) };
     (!fits).then(|| format!("{kv} KV heads can be neither divided by {tensor} nor copied evenly"))
 }
 
@@ -506,7 +506,8 @@ fn add_kind(
         eligible.push(yes);
         tight.push(short);
     }
-    let splits: Vec<u32> = (1..=units).filter(|m| units % m == 0 && units / m <= most).collect();
+    let splits: Vec<u32> =
+        (1..=units).filter(|m| units.is_multiple_of(*m) && units / m <= most).collect();
     if splits.is_empty() {
         return None;
     }

@@ -121,7 +121,7 @@ pub struct WorldGpu {
     /// Its NUMA node.
     #[serde(default)]
     pub numa: Option<u32>,
-    /// The PCIe switch it hangs on; for people.
+    /// The `PCIe` switch it hangs on; for people.
     #[serde(default)]
     pub pcie_switch: Option<u32>,
     /// The profile, if it is a MIG instance: `3g.40gb`.

@@ -251,7 +251,7 @@ impl Search<'_> {
                 continue;
             }
             done |= mates;
-            self.from_cells(at, eligible & mates, from, 0);
+            self.take_from(at, eligible & mates, from, 0);
         }
         if tensor == 1 {
             return;
@@ -265,11 +265,11 @@ impl Search<'_> {
                 }
                 let mates = self.mates(|c| c.numa == numa);
                 done |= mates;
-                self.from_cells(at, eligible & mates, from, 1);
+                self.take_from(at, eligible & mates, from, 1);
             }
         }
         if max_link >= 2 {
-            self.from_cells(at, eligible, from, 2);
+            self.take_from(at, eligible, from, 2);
         }
     }
 
@@ -278,7 +278,7 @@ impl Search<'_> {
     }
 
     /// All ways to take the group from these cells whose link cost is just this.
-    fn from_cells(&mut self, at: usize, cells: u64, from: usize, link: u32) {
+    fn take_from(&mut self, at: usize, cells: u64, from: usize, link: u32) {
         let wanted = self.groups[at].0;
         let room: u32 = (0..self.cells.len())
             .filter(|i| cells & (1 << i) != 0)
@@ -289,7 +289,7 @@ impl Search<'_> {
         }
         self.now.link += link;
         self.chosen[at] = [0; 64];
-        self.take(at, cells, from, wanted, link, from);
+        self.take(at, cells, from, wanted, link);
         self.now.link -= link;
     }
 
@@ -302,7 +302,7 @@ impl Search<'_> {
         })
     }
 
-    fn take(&mut self, at: usize, cells: u64, cell: usize, wanted: u32, link: u32, from: usize) {
+    fn take(&mut self, at: usize, cells: u64, cell: usize, wanted: u32, link: u32) {
         if wanted == 0 {
             if self.link_of(at) != link {
                 return;
@@ -321,7 +321,7 @@ impl Search<'_> {
             self.free[cell] -= count as u8;
             self.chosen[at][cell] = count as u8;
             self.now.tight += if tight { count } else { 0 };
-            self.take(at, cells, cell + 1, wanted - count, link, from);
+            self.take(at, cells, cell + 1, wanted - count, link);
             self.now.tight -= if tight { count } else { 0 };
             self.chosen[at][cell] = 0;
             self.free[cell] += count as u8;

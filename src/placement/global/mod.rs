@@ -5,6 +5,11 @@
 //! what cannot be bettered, `answer` and `why` tell it. The objective is defined in `docs/placement.md`. No clock: the
 //! caller says through [`Control`] how much of its time is used.
 
+// `read` bounds a world's hosts, GPUs and ranks: their counts fit every integer used here, and tables
+// that belong together are walked by one index.
+#![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::needless_range_loop)]
+#![allow(clippy::type_complexity)]
+
 pub mod answer;
 mod bound;
 mod compile;
@@ -85,12 +90,12 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
     let bounds = bounds(&problem, &best, ideal, proven, &mut || used() >= BOUNDING);
     let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain);
     answer.search.steps = steps;
-    answer.search.ended = match () {
+    let ended = match () {
         () if answer.proven_optimal => "proven",
         () if steps >= max_steps => "steps",
         () => "time",
-    }
-    .to_owned();
+    };
+    ended.clone_into(&mut answer.search.ended);
     Ok(answer)
 }
 

@@ -120,7 +120,7 @@ struct Names<'a> {
     known: BTreeMap<&'a str, usize>,
 }
 
-impl<'a> Names<'a> {
+impl Names<'_> {
     fn find(&self, field: String, name: &str) -> Result<usize, Wrong> {
         self.known.get(name).copied().ok_or_else(|| Wrong {
             field,

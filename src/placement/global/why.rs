@@ -28,9 +28,9 @@ pub(super) fn rejected(
     let mut by_reason: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     // One replica that was placed now stands for all: it is what is tried elsewhere.
     let slots = p.services[s].first..p.services[s].first + p.services[s].replicas;
-    let one = slots
-        .filter(|slot| state.at[*slot as usize].as_ref().is_some_and(|at| at.keep == NONE))
-        .last();
+    let mut slots = slots;
+    let one =
+        slots.rfind(|slot| state.at[*slot as usize].as_ref().is_some_and(|at| at.keep == NONE));
     for h in 0..p.hosts.len() as u32 {
         if on.contains(&h) {
             continue;
@@ -187,20 +187,20 @@ fn worse(p: &Problem, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32
     }
     state.place(slot, old);
     let Some(now) = best else { return "there is no second host to go with it".to_owned() };
-    let (a, b) = (&now.levels, &before.levels);
+    let (after, ahead) = (&now.levels, &before.levels);
     if now.unplaced > before.unplaced {
         "fewer replicas would have a place".to_owned()
-    } else if a.crowded > b.crowded {
+    } else if after.crowded > ahead.crowded {
         "another replica is in the same failure domain".to_owned()
-    } else if a.moves > b.moves {
+    } else if after.moves > ahead.moves {
         "more ranks would have to move".to_owned()
-    } else if a.link > b.link {
+    } else if after.link > ahead.link {
         "its GPUs are further from each other".to_owned()
-    } else if a.tight > b.tight {
+    } else if after.tight > ahead.tight {
         "less memory would be left on its GPUs".to_owned()
-    } else if a.bytes > b.bytes {
-        format!("{} more to copy", Bytes((a.bytes - b.bytes).unsigned_abs()))
-    } else if a.closed > b.closed {
+    } else if after.bytes > ahead.bytes {
+        format!("{} more to copy", Bytes((after.bytes - ahead.bytes).unsigned_abs()))
+    } else if after.closed > ahead.closed {
         "the largest free island would be smaller".to_owned()
     } else {
         "as good, not better".to_owned()

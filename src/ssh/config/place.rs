@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// How a variable of the environment is looked up.
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// Who reads a configuration, and where.
 #[derive(Clone)]
 pub struct Place {
@@ -15,7 +18,7 @@ pub struct Place {
     /// This machine's name.
     pub local_host: String,
     /// The value of an environment variable.
-    pub env: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub env: Environment,
     /// Run the commands of `Match exec`. Off unless asked for: a configuration that is only read
     /// should start nothing.
     pub run_match_exec: bool,
