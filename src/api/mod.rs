@@ -8,6 +8,8 @@ pub mod desk;
 pub mod door;
 pub mod hub;
 pub mod intent;
+pub mod maintenance;
+pub mod plan;
 pub mod server;
 pub mod view;
 
@@ -16,7 +18,7 @@ pub use crate::base::{
     ReplicaKey, Revision, ServiceName, Timestamp, text, time,
 };
 pub use crate::rollout::analysis::{VerdictResult, Window};
-pub use crate::rollout::forecast::{Forecast, Stage};
+pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
 };
@@ -26,6 +28,7 @@ pub use crate::wire::{
 pub use client::Client;
 pub use door::Door;
 pub use intent::{Intent, IntentReply};
+pub use plan::{PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
     QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,

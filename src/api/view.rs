@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::{PlanProgress, PlanStep, PlanTime};
 use crate::base::{
     Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
     ServiceName, Timestamp,
@@ -266,6 +267,9 @@ pub struct ServiceView {
     pub traffic: TrafficView,
     /// A mistake that keeps it from being applied or served, and what to do.
     pub trouble: Option<String>,
+    /// What was foreseen of the rollout under way, or of the last one, beside what happened.
+    #[serde(default)]
+    pub progress: Option<PlanProgress>,
 }
 
 /// Traffic of a service or replica over the last ten seconds, as the gateway saw it.
@@ -313,6 +317,9 @@ pub struct ReleaseView {
     pub reason: Option<String>,
     /// How its rollout ended; none while it is under way.
     pub outcome: Option<Outcome>,
+    /// What was foreseen of its rollout beside what happened; none if that is not known (any more).
+    #[serde(default)]
+    pub progress: Option<Box<PlanProgress>>,
 }
 
 /// Something that happened, for people.
@@ -388,6 +395,12 @@ pub struct PlanView {
     pub model: Vec<String>,
     /// The journey.
     pub forecast: Forecast,
+    /// The journey step by step, with hosts, devices, times and why.
+    #[serde(default)]
+    pub steps: Vec<PlanStep>,
+    /// How long all of it takes.
+    #[serde(default)]
+    pub total: PlanTime,
     /// What the person should know, in capitals where it hurts.
     pub warnings: Vec<String>,
 }

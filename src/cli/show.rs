@@ -9,8 +9,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, EventLine, Gate, Gpus, HostLinkState, HostView, Phase, Rollout,
-    ServiceName, ServiceView, Severity, Snapshot,
+    Client, Condition, Delta, Door, EventLine, Gate, Gpus, HostLinkState, HostView, Phase,
+    PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
 };
 
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
@@ -119,6 +119,9 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             ))?;
         }
     }
+    if let Some(progress) = &view.progress {
+        foreseen(progress)?;
+    }
     let rows: Vec<Vec<String>> = view
         .replicas
         .iter()
@@ -141,6 +144,42 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
         &["RANK", "RELEASE", "PHASE", "HOST", "DEVICES", "PORT", "WEIGHT", "TROUBLE"],
         &rows,
     )
+}
+
+/// What was foreseen of a rollout beside what happened.
+fn foreseen(progress: &PlanProgress) -> Result<(), Failure> {
+    let now = now();
+    let duration = |d: Option<Duration>| d.map_or_else(|| "–".to_owned(), time::short);
+    let count = |n: Option<u32>| n.map_or_else(|| "–".to_owned(), |n| n.to_string());
+    let mut rows: Vec<Vec<String>> = progress
+        .steps
+        .iter()
+        .map(|step| {
+            let way_back = step.predicted_lowest.is_none();
+            vec![
+                step.title.clone(),
+                if way_back { "–".to_owned() } else { step.predicted.text() },
+                duration(step.took(now)),
+                count(step.predicted_lowest),
+                count(step.lowest_ready),
+            ]
+        })
+        .collect();
+    rows.push(vec![
+        "all".to_owned(),
+        progress.predicted.text(),
+        time::short(progress.ended.unwrap_or(now).since(progress.began)),
+        progress.predicted_lowest.to_string(),
+        progress.lowest_ready.to_string(),
+    ]);
+    table::print(&["STEP", "FORESEEN", "TOOK", "LOWEST FORESEEN", "LOWEST SEEN"], &rows)
+}
+
+/// This machine's clock, as the controller's.
+pub fn now() -> crate::api::Timestamp {
+    let since_epoch =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    crate::api::Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Hosts and their GPUs.

@@ -9,7 +9,10 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{Actions, Means};
+use super::ledger::{self, DeckEvent, DeckRecord};
+use super::measured::Measured;
 use super::narrate::narrate;
+use super::plan_steps;
 use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
 use super::service_view::{self, Surroundings};
@@ -158,6 +161,7 @@ pub struct Core {
     pub(super) records_since_checkpoint: u64,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
+    pub(super) measured: Measured,
     pub(super) shutdown: bool,
 }
 
@@ -261,12 +265,26 @@ impl Core {
             _ => {}
         }
         let lines = narrate(&before, &after, &record.event.kind);
+        let hub = Arc::clone(&self.hub);
+        self.measured.learn(&before, &after, |release, replica| {
+            plan_steps::key_of(&hub, release, replica)
+        });
+        self.state.ledger.observe(&after);
         self.state.services.insert(service.clone(), after);
         for line in lines {
             self.tell(line);
         }
         self.begin(service, actions);
         self.publish_service(service);
+        Ok(())
+    }
+
+    /// The one way in which what concerns the whole deck changes: journal, then apply.
+    pub(super) fn deck_happened(&mut self, event: DeckEvent) -> Result<(), JournalError> {
+        let record = DeckRecord { deck_at: now(), deck_event: event };
+        self.journal.append(std::slice::from_ref(&record))?;
+        self.records_since_checkpoint += 1;
+        self.state.ledger.apply(&record);
         Ok(())
     }
 
@@ -568,10 +586,10 @@ impl Core {
             return Err(ApiError {
                 kind: ErrorKind::Outage,
                 message: format!("{}: OUTAGE: no replica would be ready in between", draft.service),
-                hint: Some(
-                    "give it a spare GPU or another replica, or accept it with --accept-outage"
-                        .to_owned(),
-                ),
+                hint: Some(match &planned.view.forecast.remedy {
+                    Some(change) => format!("{change}, or accept it with --accept-outage"),
+                    None => "give it another replica, or accept it with --accept-outage".to_owned(),
+                }),
             });
         }
         let service = draft.service.clone();
@@ -591,8 +609,18 @@ impl Core {
                 author: release.author.clone(),
                 reason: release.reason.clone(),
                 outcome: None,
+                progress: None,
             },
         );
+        let ready = self.state.services.get(&service).map_or(0, ServiceState::ready_total);
+        let progress = ledger::foreseen(&planned.view, ready, now());
+        if let Err(error) =
+            self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
+        {
+            let why = format!("the journal could not be written: {error}");
+            self.record_outcome(&service, number, &Outcome::Failed { why });
+            return Err(journal_error(&error));
+        }
         let kind = EventKind::RolloutRequested {
             release: Box::new(release),
             kind: request.kind,
@@ -635,6 +663,7 @@ impl Core {
             traffic: self.traffic.get(service),
             history,
             trouble: self.trouble.get(service).map(String::as_str),
+            ledger: &self.state.ledger,
         };
         let view = service_view::view(service, self.state.services.get(service), &around);
         let ranks_before = self.hub.with(|s| s.services.get(service).map(|v| v.replicas.clone()));

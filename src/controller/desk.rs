@@ -101,7 +101,17 @@ impl Desk for Handle {
 
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
         self.ask(move |core| match core.files.history.get(&service) {
-            Some(history) => Ok(history.clone()),
+            Some(history) => Ok(history
+                .iter()
+                .map(|release| ReleaseView {
+                    progress: core
+                        .state
+                        .ledger
+                        .chronicle(&service, release.number)
+                        .map(|c| Box::new(c.clone())),
+                    ..release.clone()
+                })
+                .collect()),
             None if core.known_services().contains(&service) => Ok(Vec::new()),
             None => Err(planning::not_found(&service, core.known_services())),
         })

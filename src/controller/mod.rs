@@ -8,13 +8,17 @@ pub mod actions;
 pub mod claims;
 pub mod core;
 pub mod desk;
+pub mod ledger;
+pub mod measured;
 pub mod narrate;
 pub mod observe;
 pub mod paths;
+pub mod plan_steps;
 pub mod planning;
 pub mod record;
 pub mod service_view;
 pub mod start;
+pub mod throughput;
 pub mod traffic;
 pub mod world;
 

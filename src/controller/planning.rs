@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::actions::{self, Means};
 use super::core::{Core, DeckFiles, now};
-use super::{service_view, world};
+use super::{plan_steps, service_view, world};
 use crate::api::view::{PlannedRank, PlannedReplica};
-use crate::api::{ApiError, ErrorKind, Forecast, PlanView, ReleaseView};
+use crate::api::{ApiError, ErrorKind, Forecast, PlanTime, PlanView, ReleaseView};
 use crate::base::{
     Bytes, DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, Revision, ServiceName, text,
 };
@@ -73,6 +73,7 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
                 author: e.author,
                 reason: e.reason,
                 outcome: e.outcome,
+                progress: None,
             })
             .collect();
         files.history.insert(service.clone(), views);
@@ -296,17 +297,24 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         reason: None,
     };
     let nothing_to_do = served.is_some_and(|r| r.spec == *spec) && !state.stopping;
-    let forecast = if nothing_to_do {
-        Forecast::default()
+    let known = plan_steps::known(core, state, &release);
+    let (forecast, steps, total) = if nothing_to_do {
+        (Forecast::default(), Vec::new(), PlanTime::default())
     } else {
-        forecast::forecast(state, &release, kind).map_err(|e| ApiError {
-            kind: ErrorKind::Unplaceable,
-            message: e.to_string(),
-            hint: e.hint(),
-        })?
+        let forecast = forecast::forecast_with(state, &release, kind, &known.timings).map_err(
+            |e| ApiError {
+                kind: ErrorKind::Unplaceable,
+                message: e.to_string(),
+                hint: e.hint(),
+            },
+        )?;
+        let (steps, total) = plan_steps::steps(core, state, &release, &forecast, &known);
+        warnings.extend(known.warnings);
+        (forecast, steps, total)
     };
     if forecast.outage {
-        warnings.insert(0, "OUTAGE: no replica is ready in between".to_owned());
+        let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
+        warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
@@ -327,6 +335,8 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         reasons: placed.reasons,
         model: draft.facts.as_ref().map(ModelFacts::summary).unwrap_or_default(),
         forecast,
+        steps,
+        total,
         warnings,
     };
     Ok(Planned { release, view })

@@ -1,5 +1,6 @@
 //! A service as doors see it.
 
+use super::ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{ReleaseView, ReplicaView, ServiceView};
 use crate::base::{ReleaseNumber, ServiceName, TrafficMode};
@@ -18,6 +19,8 @@ pub struct Surroundings<'a> {
     pub history: &'a [ReleaseView],
     /// A mistake outside the rollout.
     pub trouble: Option<&'a str>,
+    /// Plans and how they went.
+    pub ledger: &'a Ledger,
 }
 
 /// Builds the view of one service.
@@ -60,6 +63,11 @@ pub fn view(
         url: shown_spec.and_then(|s| url(around.deck, s)),
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
+        progress: state
+            .rollout
+            .as_ref()
+            .and_then(|r| around.ledger.chronicle(name, r.to))
+            .cloned(),
     }
 }
 

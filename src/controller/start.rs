@@ -12,8 +12,9 @@ use super::actions::{Actions, Means};
 use super::claims::Claims;
 use super::core::{Core, DeckFiles, Input, Options};
 use super::desk::Handle;
-use super::record::{DeckState, Record};
-use super::{Paths, observe, planning};
+use super::measured::Measured;
+use super::record::DeckState;
+use super::{Paths, observe, planning, throughput};
 use crate::api::hub::{Change, Hub};
 use crate::api::{Client, DeckView, server};
 use crate::base::id::BadName;
@@ -121,7 +122,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         if record.kind == RecordKind::Checkpoint {
             state = record.read().map_err(unreadable)?;
         } else {
-            state.replay(&record.read::<Record>().map_err(unreadable)?);
+            state.replay_line(record).map_err(unreadable)?;
         }
     }
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
@@ -171,6 +172,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         records_since_checkpoint,
         idle_since: None,
         files_stamp: Vec::new(),
+        measured: Measured::open(&paths.measured()),
         shutdown: false,
         options,
     };
@@ -193,6 +195,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
+    let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
     let desk = Arc::new(Handle { hub, inputs, means });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
@@ -205,7 +208,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    Ok(Running { socket, stop, tasks: vec![fleet_task, watch_task, reload_task, renew_task], main })
+    Ok(Running { socket, stop, tasks: vec![fleet_task, watch_task, reload_task, renew_task, throughput_task], main })
 }
 
 /// Names this controller to other operators, and the same to its own next life on this machine.

@@ -18,6 +18,8 @@ pub struct Names {
     pub first_token: Option<&'static str>,
     /// Histogram: time of a whole request, seconds.
     pub end_to_end: Option<&'static str>,
+    /// Counter of generated tokens.
+    pub generated: Option<&'static str>,
 }
 
 /// vLLM's names (`vllm/v1/metrics/loggers.py`).
@@ -28,6 +30,7 @@ pub const VLLM: Names = Names {
     finished: Some("vllm:request_success_total"),
     first_token: Some("vllm:time_to_first_token_seconds"),
     end_to_end: Some("vllm:e2e_request_latency_seconds"),
+    generated: Some("vllm:generation_tokens_total"),
 };
 
 /// llama.cpp's names (`tools/server/server-context.cpp`).
@@ -38,6 +41,7 @@ pub const LLAMA_CPP: Names = Names {
     finished: None,
     first_token: None,
     end_to_end: None,
+    generated: Some("llamacpp:tokens_predicted_total"),
 };
 
 /// Sum and count of a histogram since the engine started.
@@ -66,6 +70,8 @@ pub struct EngineMetrics {
     pub first_token: Option<Totals>,
     /// Time of whole requests.
     pub end_to_end: Option<Totals>,
+    /// Tokens generated.
+    pub generated: Option<f64>,
 }
 
 /// Reads a `/metrics` text. Lines that make no sense are passed over.
@@ -91,6 +97,8 @@ pub fn parse(text: &str, names: &Names) -> EngineMetrics {
             let failed = label(sample.labels, "finished_reason").is_some_and(|r| r == "error");
             let slot = if failed { &mut out.requests_error } else { &mut out.requests_success };
             add(slot, sample.value);
+        } else if is(names.generated) {
+            add(&mut out.generated, sample.value);
         } else if part(names.first_token, "_sum") {
             out.first_token.get_or_insert_default().sum_s += sample.value;
         } else if part(names.first_token, "_count") {

@@ -19,7 +19,9 @@ pub mod count;
 pub mod event;
 pub mod forecast;
 mod journey;
+mod rehearsal;
 pub mod release;
+mod remedy;
 mod replicas;
 mod roles;
 pub mod state;
@@ -29,7 +31,7 @@ mod traffic;
 pub use action::Action;
 pub use analysis::{Verdict, Window};
 pub use event::{Event, EventKind, StartRefusal};
-pub use forecast::{Forecast, ForecastError, Stage, forecast};
+pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use state::{
     Condition, Direction, Drain, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind,

@@ -176,6 +176,7 @@ fn release(number: u64, ago: u64, reason: &str, outcome: Option<Outcome>) -> Rel
         author: "ann".to_owned(),
         reason: Some(reason.to_owned()),
         outcome,
+        progress: None,
     }
 }
 
@@ -273,6 +274,7 @@ fn chat() -> ServiceView {
         url: Some("http://gateway:8000/v1".to_owned()),
         traffic: traffic(41.2, 0.03, 182.0),
         trouble: None,
+        progress: None,
     }
 }
 
@@ -315,6 +317,7 @@ fn code() -> ServiceView {
         url: Some("http://gateway:8001/v1".to_owned()),
         traffic: traffic(12.1, 0.0, 95.0),
         trouble: None,
+        progress: None,
     }
 }
 
@@ -476,6 +479,7 @@ pub fn plan(service: &str, outage: bool) -> PlanView {
         new_weight_percent: weight,
         ready_after: ready,
         lowest_ready: lowest,
+        ..Stage::default()
     };
     PlanView {
         service: service_name(service),
@@ -510,7 +514,10 @@ pub fn plan(service: &str, outage: bool) -> PlanView {
             lowest_ready: u32::from(!outage),
             floor: 1,
             outage,
+            remedy: None,
         },
+        steps: Vec::new(),
+        total: crate::api::PlanTime::default(),
         warnings: if outage {
             vec!["OUTAGE: one host only, code stops serving for about 2m".to_owned()]
         } else {
