@@ -77,7 +77,8 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
         if let Some(gate) = &step.gate {
             table::out(&format!("      gate: {gate}"))?;
         }
-        let tokens = |rate: Option<f64>| rate.map(|r| format!(", {r:.0} tok/s")).unwrap_or_default();
+        let tokens =
+            |rate: Option<f64>| rate.map(|r| format!(", {r:.0} tok/s")).unwrap_or_default();
         let mark = if step.lowest { " ◀ lowest point" } else { "" };
         table::out(&format!(
             "      then {} ready{}, {} % of the traffic new (lowest {} ready{}{mark})",

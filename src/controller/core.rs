@@ -266,9 +266,8 @@ impl Core {
         }
         let lines = narrate(&before, &after, &record.event.kind);
         let hub = Arc::clone(&self.hub);
-        self.measured.learn(&before, &after, |release, replica| {
-            plan_steps::key_of(&hub, release, replica)
-        });
+        self.measured
+            .learn(&before, &after, |release, replica| plan_steps::key_of(&hub, release, replica));
         self.state.ledger.observe(&after);
         self.state.services.insert(service.clone(), after);
         for line in lines {

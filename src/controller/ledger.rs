@@ -149,7 +149,11 @@ impl Ledger {
     }
 
     /// How the rollout of a release went.
-    pub fn chronicle(&self, service: &ServiceName, release: ReleaseNumber) -> Option<&PlanProgress> {
+    pub fn chronicle(
+        &self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+    ) -> Option<&PlanProgress> {
         self.chronicles.get(service)?.iter().rev().find(|c| c.release == release)
     }
 

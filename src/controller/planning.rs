@@ -301,13 +301,10 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let (forecast, steps, total) = if nothing_to_do {
         (Forecast::default(), Vec::new(), PlanTime::default())
     } else {
-        let forecast = forecast::forecast_with(state, &release, kind, &known.timings).map_err(
-            |e| ApiError {
-                kind: ErrorKind::Unplaceable,
-                message: e.to_string(),
-                hint: e.hint(),
-            },
-        )?;
+        let forecast =
+            forecast::forecast_with(state, &release, kind, &known.timings).map_err(|e| {
+                ApiError { kind: ErrorKind::Unplaceable, message: e.to_string(), hint: e.hint() }
+            })?;
         let (steps, total) = plan_steps::steps(core, state, &release, &forecast, &known);
         warnings.extend(known.warnings);
         (forecast, steps, total)

@@ -63,11 +63,7 @@ pub fn view(
         url: shown_spec.and_then(|s| url(around.deck, s)),
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
-        progress: state
-            .rollout
-            .as_ref()
-            .and_then(|r| around.ledger.chronicle(name, r.to))
-            .cloned(),
+        progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
     }
 }
 

@@ -208,7 +208,12 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    Ok(Running { socket, stop, tasks: vec![fleet_task, watch_task, reload_task, renew_task, throughput_task], main })
+    Ok(Running {
+        socket,
+        stop,
+        tasks: vec![fleet_task, watch_task, reload_task, renew_task, throughput_task],
+        main,
+    })
 }
 
 /// Names this controller to other operators, and the same to its own next life on this machine.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Window;
+use super::moves::RequestedMove;
 use super::release::Release;
 use super::state::RolloutKind;
-use crate::base::{RankId, ReplicaId, Timestamp};
+use crate::base::{RankId, ReleaseNumber, ReplicaId, Timestamp};
 
 /// An event with its time. The time never comes from a clock inside the decider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,23 @@ pub enum EventKind {
     },
     /// Drain and stop everything of this service.
     StopRequested {
+        /// Who.
+        by: String,
+    },
+
+    /// Move these replicas of the stable release to other devices.
+    MovesRequested {
+        /// The release.
+        release: ReleaseNumber,
+        /// Which, and where to.
+        moves: Vec<RequestedMove>,
+        /// Who.
+        by: String,
+        /// What for: `node1 is drained`.
+        why: String,
+    },
+    /// Do not move what was not moved yet.
+    MovesCancelled {
         /// Who.
         by: String,
     },

@@ -19,6 +19,7 @@ pub mod count;
 pub mod event;
 pub mod forecast;
 mod journey;
+pub mod moves;
 mod rehearsal;
 pub mod release;
 mod remedy;
@@ -32,6 +33,7 @@ pub use action::Action;
 pub use analysis::{Verdict, Window};
 pub use event::{Event, EventKind, StartRefusal};
 pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
+pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use state::{
     Condition, Direction, Drain, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind,

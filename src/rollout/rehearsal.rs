@@ -161,8 +161,8 @@ impl World<'_> {
                 self.feed_at(until, EventKind::Tick);
             }
             _ => {
-                let next = wake
-                    .ok_or_else(|| "nothing that could happen would bring it on".to_owned())?;
+                let next =
+                    wake.ok_or_else(|| "nothing that could happen would bring it on".to_owned())?;
                 self.feed_at(next, EventKind::Tick);
             }
         }

@@ -35,19 +35,18 @@ pub(super) fn for_outage(
     kind: RolloutKind,
 ) -> Option<String> {
     let desired = release.spec.replicas.get();
-    let more_ready = sizes(1, desired.saturating_sub(1))
-        .collect::<Vec<_>>()
-        .into_iter()
-        .rev()
-        .find_map(|unavailable| {
-            let mut changed = release.clone();
-            changed.spec.rollout.max_unavailable = Count::Number(unavailable);
-            let forecast = attempt(state, &changed, kind).filter(|f| !f.outage)?;
-            Some(format!(
-                "set max_unavailable = {unavailable} (then {} of {desired} stay ready)",
-                forecast.lowest_ready
-            ))
-        });
+    let more_ready =
+        sizes(1, desired.saturating_sub(1)).collect::<Vec<_>>().into_iter().rev().find_map(
+            |unavailable| {
+                let mut changed = release.clone();
+                changed.spec.rollout.max_unavailable = Count::Number(unavailable);
+                let forecast = attempt(state, &changed, kind).filter(|f| !f.outage)?;
+                Some(format!(
+                    "set max_unavailable = {unavailable} (then {} of {desired} stay ready)",
+                    forecast.lowest_ready
+                ))
+            },
+        );
     joined([more_ready, freed(state, release, kind, |f| !f.outage)])
 }
 

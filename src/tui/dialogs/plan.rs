@@ -98,7 +98,8 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
                 Verb::Start => ("+", theme.good),
                 Verb::Stop => ("-", theme.dim),
             };
-            let text = format!("{mark} {} ({}) → {} ready", entry.text(), entry.how, entry.ready_after);
+            let text =
+                format!("{mark} {} ({}) → {} ready", entry.text(), entry.how, entry.ready_after);
             out.extend(wrapped(&text, width.saturating_sub(6), style).into_iter().map(indent));
         }
         if let Some(gate) = &step.gate {
