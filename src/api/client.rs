@@ -15,9 +15,10 @@ use tokio::net::UnixStream;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
+use super::maintenance::DrainPlan;
 use super::server::{API_VERSION, LogRequest, Version};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
 /// Longest answer or line that is read.
@@ -60,6 +61,11 @@ impl Client {
     /// The snapshot as it is now.
     pub async fn snapshot(&self) -> Result<Snapshot, ApiError> {
         self.get("/v1/snapshot").await
+    }
+
+    /// What a drain of a host would do.
+    pub async fn plan_drain(&self, host: &HostName) -> Result<DrainPlan, ApiError> {
+        self.get(&format!("/v1/hosts/{host}/drain")).await
     }
 
     /// The releases of a service, newest first.

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
+use super::maintenance::DrainPlan;
 use super::view::{ApiError, PlanView, ReleaseView};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
 /// The controller as the front desk sees it.
@@ -31,6 +32,9 @@ pub trait Desk: Send + Sync + 'static {
         service: ServiceName,
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
+
+    /// What a drain of a host would do.
+    async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError>;
 
     /// The spec of one release against another's, as a unified diff.
     async fn diff(

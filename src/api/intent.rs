@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::view::PlanView;
-use crate::base::{ReleaseNumber, ServiceName};
+use crate::base::{HostName, ReleaseNumber, ServiceName};
 
 /// A wish. `POST /v1/intents`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,42 @@ pub enum Intent {
         /// Which service.
         service: ServiceName,
     },
+    /// No new ranks on a host, or on one GPU of it; what runs there goes on.
+    Cordon {
+        /// The host.
+        host: HostName,
+        /// Only the GPU of this index.
+        gpu: Option<u32>,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// New ranks are welcome again; ends a drain.
+    Uncordon {
+        /// The host.
+        host: HostName,
+        /// Only the GPU of this index.
+        gpu: Option<u32>,
+    },
+    /// Cordon a host and move away what runs there, one replica of each service at a time.
+    Drain {
+        /// The host.
+        host: HostName,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Host after host: drain it, run a command there, wait until it is back whole, uncordon it.
+    UpgradeHosts {
+        /// The command, for `sh -c`.
+        command: String,
+        /// Which hosts, in order; none: all.
+        hosts: Vec<HostName>,
+        /// So many at a time.
+        max_parallel: u32,
+        /// Longest the command may run, milliseconds.
+        timeout_ms: u64,
+        /// Longest a host may be away, milliseconds.
+        return_ms: u64,
+    },
     /// Answer a question.
     Answer {
         /// The question's id.
@@ -80,7 +116,13 @@ impl Intent {
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
             | Self::Stop { service } => Some(service),
-            Self::Answer { .. } | Self::Reload | Self::Shutdown => None,
+            Self::Cordon { .. }
+            | Self::Uncordon { .. }
+            | Self::Drain { .. }
+            | Self::UpgradeHosts { .. }
+            | Self::Answer { .. }
+            | Self::Reload
+            | Self::Shutdown => None,
         }
     }
 
@@ -93,6 +135,8 @@ impl Intent {
                 | Self::Abort { .. }
                 | Self::Stop { .. }
                 | Self::Promote { .. }
+                | Self::Drain { .. }
+                | Self::UpgradeHosts { .. }
         )
     }
 }

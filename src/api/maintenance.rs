@@ -112,6 +112,8 @@ pub struct DrainMove {
 /// An upgrade of hosts: each is drained, a command is run there, and it comes back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upgrade {
+    /// Its identity: the command runs on each host under this name, once.
+    pub id: crate::base::ReleaseId,
     /// The command, for `sh -c` on the host.
     pub command: String,
     /// The hosts in order, and how far each is.
@@ -193,6 +195,11 @@ impl UpgradeHost {
             Self::Failed { .. } => "UPGRADE FAILED",
             Self::Skipped => "not upgraded",
         }
+    }
+
+    /// Whether something is being done to it now.
+    pub const fn is_under_way(&self) -> bool {
+        matches!(self, Self::Draining { .. } | Self::Running { .. } | Self::Returning { .. })
     }
 
     /// Whether nothing more happens to it.

@@ -28,6 +28,10 @@ pub use crate::wire::{
 pub use client::Client;
 pub use door::Door;
 pub use intent::{Intent, IntentReply};
+pub use maintenance::{
+    Cordon, CordonedGpu, Drain, DrainMove, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
+    UpgradeHost,
+};
 pub use plan::{PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,

@@ -9,6 +9,7 @@
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
+//! | `GET /v1/hosts/{name}/drain` | `DrainPlan` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
@@ -33,6 +34,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
+use super::maintenance::DrainPlan;
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
 use crate::base::{RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
@@ -102,6 +104,7 @@ pub async fn serve(
         .route("/v1/services/{name}/plan", get(plan))
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
+        .route("/v1/hosts/{name}/drain", get(plan_drain))
         .route("/v1/log", post(log))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
@@ -256,6 +259,16 @@ async fn history(
 ) -> Result<Json<Vec<ReleaseView>>, ApiError> {
     admit(&peer)?;
     desk.history(service(&name)?).await.map(Json)
+}
+
+async fn plan_drain(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<DrainPlan>, ApiError> {
+    admit(&peer)?;
+    let host = name.parse().map_err(|e: crate::base::id::BadName| invalid(e.to_string()))?;
+    desk.plan_drain(host).await.map(Json)
 }
 
 async fn log(

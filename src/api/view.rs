@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::maintenance::{Maintenance, Upgrade};
 use super::plan::{PlanProgress, PlanStep, PlanTime};
 use crate::base::{
     Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
@@ -169,6 +170,9 @@ pub struct DeckView {
     pub trouble: Option<String>,
     /// Memory of the controller.
     pub controller_memory: Option<Bytes>,
+    /// The upgrade of hosts under way, or the last one.
+    #[serde(default)]
+    pub upgrade: Option<Upgrade>,
 }
 
 /// A host.
@@ -188,6 +192,9 @@ pub struct HostView {
     pub ranks: Vec<RankView>,
     /// Labels of the deck.
     pub labels: BTreeMap<String, String>,
+    /// Cordons, drain, upgrade.
+    #[serde(default)]
+    pub maintenance: Maintenance,
 }
 
 /// How the link to a host is.

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod history;
 pub mod init;
 pub mod logs;
+pub mod maintenance;
 pub mod plan;
 pub mod questions;
 pub mod rollout;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Args, Command, ControllerCommand, RolloutCommand};
+use self::args::{Args, Command, ControllerCommand, HostsCommand, RolloutCommand};
 use self::exit::{Failure, Success};
 
 /// Every door but the far end.
@@ -89,7 +90,15 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Rollout(command) => rollout::run(args, command).await,
         Command::Stop { service, yes } => rollout::stop(args, service, *yes).await,
         Command::Status { service } => show::status(args, service.as_ref()).await,
-        Command::Hosts => show::hosts(args).await,
+        Command::Hosts { command: None } => show::hosts(args).await,
+        Command::Hosts { command: Some(HostsCommand::Upgrade(options)) } => {
+            maintenance::upgrade(args, options).await
+        }
+        Command::Cordon { target, reason } => {
+            maintenance::cordon(args, target, reason.as_deref()).await
+        }
+        Command::Uncordon { target } => maintenance::uncordon(args, target).await,
+        Command::Drain { host, options } => maintenance::drain(args, host, options).await,
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,

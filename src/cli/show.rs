@@ -203,7 +203,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             }
         };
         let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), String::new()),
+            HostLinkState::Up => ("up".to_owned(), maintenance_note(host)),
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
             HostLinkState::Asking { question } => (
                 "asking".to_owned(),
@@ -227,7 +227,10 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
         );
         rows.push(vec![
             host.name.to_string(),
-            state,
+            match host.maintenance.word() {
+                Some(word) => format!("{state}, {word}"),
+                None => state,
+            },
             gpus,
             free,
             host.ranks.len().to_string(),
@@ -275,6 +278,21 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
         .or_else(|| line.host.as_ref().map(ToString::to_string))
         .unwrap_or_default();
     table::out(&format!("{} {mark} {about:<12} {}", line.at, line.text))
+}
+
+/// Who cordoned it and why, or what keeps it from being empty.
+fn maintenance_note(host: &HostView) -> String {
+    let maintenance = &host.maintenance;
+    let trouble = maintenance.drain.as_ref().and_then(|d| d.trouble.clone());
+    let failed = match &maintenance.upgrade {
+        Some(crate::api::UpgradeHost::Failed { why }) => Some(why.clone()),
+        _ => None,
+    };
+    let cordon = maintenance.cordons.first().map(|c| {
+        let why = c.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        format!("cordoned by {}{why}", c.by)
+    });
+    failed.or(trouble).or(cordon).unwrap_or_default()
 }
 
 fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
 use super::service_view::{self, Surroundings};
 use super::traffic::Traffic;
+use super::upgrade;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
     ApiError, DeckView, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView,
@@ -162,6 +163,9 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) measured: Measured,
+    pub(super) upgrades: upgrade::UpgradeTasks,
+    /// Hosts whose replicas are being placed elsewhere off the loop.
+    pub(super) draining: std::collections::BTreeSet<HostName>,
     pub(super) shutdown: bool,
 }
 
@@ -354,6 +358,8 @@ impl Core {
         for service in services {
             self.happened(&service, EventKind::Tick);
         }
+        self.tend_drains();
+        self.tend_upgrade();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
                 Ok(_) => self.records_since_checkpoint = 0,
@@ -365,7 +371,8 @@ impl Core {
 
     fn leave_when_idle(&mut self) {
         let Some(limit) = self.options.leave_when_idle else { return };
-        let serves = self.state.services.values().any(|s| !s.replicas.is_empty());
+        let upgrades = self.state.ledger.upgrade.as_ref().is_some_and(|u| u.ended.is_none());
+        let serves = upgrades || self.state.services.values().any(|s| !s.replicas.is_empty());
         if serves || self.hub.readers() > 0 {
             self.idle_since = None;
             return;
@@ -417,6 +424,13 @@ impl Core {
                 } else {
                     Err(planning::not_found(&service, self.known_services()))
                 }
+            }
+            Intent::Cordon { host, gpu, reason } => self.cordon(&host, gpu, &by, reason),
+            Intent::Uncordon { host, gpu } => self.uncordon(&host, gpu, &by),
+            Intent::Drain { host, reason } => return self.drain(host, by, reason, reply),
+            Intent::UpgradeHosts { command, hosts, max_parallel, timeout_ms, return_ms } => {
+                let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
+                self.begin_upgrade(wish, by)
             }
             Intent::Answer { question, answer } => {
                 if self.means.fleet.answer(question, answer.into()) {
@@ -724,7 +738,7 @@ fn no_deck() -> ApiError {
 }
 
 /// A journal that cannot be written refuses new work; what runs goes on.
-fn journal_error(error: &JournalError) -> ApiError {
+pub(super) fn journal_error(error: &JournalError) -> ApiError {
     use crate::base::Hint;
     ApiError {
         kind: ErrorKind::Internal,

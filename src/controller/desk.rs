@@ -10,8 +10,8 @@ use super::core::{Core, Input};
 use super::planning;
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
-use crate::api::{ApiError, ErrorKind, Intent, IntentReply, PlanView, ReleaseView};
-use crate::base::{Hint, RankId, ReleaseNumber, ServiceName};
+use crate::api::{ApiError, DrainPlan, ErrorKind, Intent, IntentReply, PlanView, ReleaseView};
+use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::rollout::RolloutKind;
 use crate::wire::LogChunk;
 
@@ -88,6 +88,12 @@ impl Desk for Handle {
         let name = service.clone();
         let to = self.ask(move |core| core.undo_target(&name, to)).await??;
         self.plan_of(service, Some(to), RolloutKind::Undo).await
+    }
+
+    async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError> {
+        let wanted = host.clone();
+        let drafts = self.ask(move |core| core.drain_drafts(&wanted)).await??.await?;
+        self.ask(move |core| core.drain_plan(&host, &drafts)).await?
     }
 
     async fn diff(

@@ -9,6 +9,7 @@ pub mod claims;
 pub mod core;
 pub mod desk;
 pub mod ledger;
+pub mod maintenance;
 pub mod measured;
 pub mod narrate;
 pub mod observe;
@@ -20,6 +21,7 @@ pub mod service_view;
 pub mod start;
 pub mod throughput;
 pub mod traffic;
+pub mod upgrade;
 pub mod world;
 
 pub use crate::spec::DeckSpec as Deck;

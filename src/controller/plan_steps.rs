@@ -13,9 +13,16 @@ use crate::spec::StepSpec;
 
 /// The model with its engine and the kind of devices a replica has: what measurements are kept by.
 pub fn key_of(hub: &Hub, release: &Release, replica: u32) -> Key {
+    match release.replica(replica) {
+        Some(plan) => key_for_plan(hub, release, plan),
+        None => String::new(),
+    }
+}
+
+/// The same for a plan that is not (yet) one of the release's.
+pub fn key_for_plan(hub: &Hub, release: &Release, plan: &ReplicaPlan) -> Key {
     let engine = crate::engine::of(&release.spec.engine).name();
-    let devices = release.replica(replica).map_or_else(String::new, |p| kind_of(hub, p));
-    format!("{} | {engine} | {devices}", release.spec.model)
+    format!("{} | {engine} | {}", release.spec.model, kind_of(hub, plan))
 }
 
 /// `2×NVIDIA H100`, `cpu`.

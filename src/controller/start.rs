@@ -156,6 +156,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         pid: std::process::id(),
         trouble: None,
         controller_memory: own_memory(),
+        upgrade: state.ledger.upgrade.clone(),
     }));
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
@@ -172,6 +173,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         records_since_checkpoint,
         idle_since: None,
         files_stamp: Vec::new(),
+        upgrades: super::upgrade::UpgradeTasks::default(),
+        draining: std::collections::BTreeSet::new(),
         measured: Measured::open(&paths.measured()),
         shutdown: false,
         options,

@@ -120,11 +120,11 @@ impl Decider<'_> {
         self.state.vacated.retain(|key| releases.contains_key(&key.release));
         let Some(first) = self.state.moves.first().cloned() else { return };
         if self.state.stopping || self.state.active_rollout().is_some() {
-            self.cancel_moves(Some("a rollout or a stop began before it was moved"));
+            self.cancel_moves(None);
             return;
         }
         if self.state.stable != Some(first.release) {
-            self.cancel_moves(Some("its release is not served any more"));
+            self.cancel_moves(None);
             return;
         }
         let now = self.now();

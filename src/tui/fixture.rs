@@ -119,6 +119,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
         sampled: Some(before(1)),
         ranks: Vec::new(),
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+        maintenance: crate::api::Maintenance::default(),
     }
 }
 
@@ -367,6 +368,7 @@ pub fn calm() -> Snapshot {
             pid: 4_711,
             trouble: None,
             controller_memory: Some(Bytes::mib(38)),
+            upgrade: None,
         },
         hosts,
         services,
