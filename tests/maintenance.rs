@@ -156,7 +156,7 @@ fn a_drain_moves_replicas_away_and_a_killed_controller_goes_on_with_it() {
     let host = place.code_is_on()[0].clone();
 
     // What does not fit is refused, and nothing is touched.
-    let others = ["node1", "node2", "node3", "node4"].into_iter().filter(|h| *h != host);
+    let others = ["gpu-1", "gpu-2", "gpu-3", "gpu-4"].into_iter().filter(|h| *h != host);
     for other in others.clone() {
         place.expect(&["cordon", other, "-m", "not there"], 0);
     }
@@ -223,7 +223,7 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     assert_eq!(place.json(&["status", "code"], 0)["ready"], 2);
 
     let bad =
-        ["hosts", "upgrade", "--run", "echo no space; exit 3", "--hosts", "node3,node4", "--yes"];
+        ["hosts", "upgrade", "--run", "echo no space; exit 3", "--hosts", "gpu-3,gpu-4", "--yes"];
     let upgrade = place.json(&bad, 3);
     let why = upgrade["hosts"][0]["state"]["why"].as_str().unwrap();
     assert_eq!(why, "exit code 3: no space");
@@ -231,6 +231,6 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     let text = place.expect(&["hosts"], 0).stdout;
     assert!(text.contains("UPGRADE FAILED"), "{text}");
     let hosts = place.json(&["hosts"], 0);
-    assert_eq!(hosts["node3"]["maintenance"]["cordons"][0]["reason"], "upgrade");
-    assert_eq!(hosts["node4"]["maintenance"]["cordons"], serde_json::json!([]));
+    assert_eq!(hosts["gpu-3"]["maintenance"]["cordons"][0]["reason"], "upgrade");
+    assert_eq!(hosts["gpu-4"]["maintenance"]["cordons"], serde_json::json!([]));
 }

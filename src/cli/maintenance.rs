@@ -125,9 +125,10 @@ fn print(plan: &DrainPlan) -> Result<(), Failure> {
         return table::out(&format!("{}: nothing runs there", plan.host));
     }
     table::out(&format!(
-        "{}: {} replicas move away, each ready elsewhere before it is drained here",
+        "{}: {} replica{} away, each ready elsewhere before it is drained here",
         plan.host,
-        plan.moves.len()
+        plan.moves.len(),
+        if plan.moves.len() == 1 { " moves" } else { "s move" }
     ))?;
     let places = |places: &[crate::api::PlanPlace]| {
         let texts: Vec<String> =

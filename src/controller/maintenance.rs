@@ -18,6 +18,7 @@ use crate::api::{
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{HostCapacity, PlacedReplica};
 use crate::rollout::{EventKind, Phase, RequestedMove, ServiceState};
+use crate::spec::Spread;
 
 /// The moves of one service.
 struct ServiceMoves {
@@ -217,14 +218,21 @@ impl Core {
             if count == 0 {
                 continue;
             }
-            let placed = planning::place_on(self, draft, count, hosts.clone(), Vec::new())
-                .map_err(|e| ApiError {
-                    message: format!("{host} cannot be drained: {}", e.message),
-                    hint: e.hint.or_else(|| {
-                        Some("free GPUs on another host, or lower the replicas".to_owned())
-                    }),
-                    ..e
-                })?;
+            // Replicas that are apart stay apart where that is possible.
+            let apart: Vec<HostCapacity> =
+                hosts.iter().filter(|h| on_host(state, &h.name).is_empty()).cloned().collect();
+            let spread = release.spec.placement.spread == Spread::Host;
+            let placed = Some(apart)
+                .filter(|_| spread)
+                .and_then(|apart| planning::place_on(self, draft, count, apart, Vec::new()).ok());
+            let anywhere = || planning::place_on(self, draft, count, hosts.clone(), Vec::new());
+            let placed = placed.map_or_else(anywhere, Ok).map_err(|e| ApiError {
+                message: format!("{host} cannot be drained: {}", e.message),
+                hint: e.hint.or_else(|| {
+                    Some("free GPUs on another host, or lower the replicas".to_owned())
+                }),
+                ..e
+            })?;
             let first =
                 release.replicas.len() + state.moves.iter().filter(|m| m.to.is_none()).count();
             let mut moves = Vec::new();
@@ -308,7 +316,11 @@ impl Core {
         }
         self.deck_told(DeckEvent::DrainBegun { host: host.clone(), by: by.to_owned() })?;
         let count = drainage.plan.moves.len();
-        self.say(Severity::Info, None, &format!("{by} drains {host}: {count} replicas move away"));
+        self.say(
+            Severity::Info,
+            None,
+            &format!("{by} drains {host}: {} to move away", replicas(count)),
+        );
         self.request_moves(host, drainage, by);
         self.publish_maintenance(host);
         Ok(IntentReply::Accepted)
@@ -395,6 +407,10 @@ impl Core {
             let _ = inputs.send(Input::Ask(go_on)).await;
         });
     }
+}
+
+fn replicas(n: usize) -> String {
+    if n == 1 { "1 replica".to_owned() } else { format!("{n} replicas") }
 }
 
 /// It was heard of once.
