@@ -234,3 +234,46 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     assert_eq!(hosts["gpu-3"]["maintenance"]["cordons"][0]["reason"], "upgrade");
     assert_eq!(hosts["gpu-4"]["maintenance"]["cordons"], serde_json::json!([]));
 }
+
+#[test]
+fn several_services_are_rolled_out_in_order_and_taken_back_together() {
+    let place = Place::new();
+    // chat comes after code; only code can be rolled out well.
+    let chat = place.world().spec_path("chat");
+    let text = std::fs::read_to_string(&chat).unwrap();
+    let text = text.replace("[rollout]", "[rollout]\nafter = [\"code\"]");
+    let text = text.replace("replicas = 4", "replicas = 1");
+    std::fs::write(&chat, &text).unwrap();
+    let together = ["apply", "chat", "code", "--atomic", "--wait", "--timeout", "2m"];
+    let group = place.json(&together, 0);
+    let order: Vec<&str> = group["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["service"].as_str().unwrap())
+        .collect();
+    assert_eq!(order, ["code", "chat"]);
+    assert_eq!(place.json(&["status", "code"], 0)["stable"], 1);
+    assert_eq!(place.json(&["status", "chat"], 0)["stable"], 2);
+
+    place.edit("\"12\"", "\"13\"");
+    std::fs::write(&chat, text.replace("\"--load-time\", \"2s\"", "\"--no-such-flag\"")).unwrap();
+    let group = place.json(&together, 3);
+    let states = &group["services"];
+    assert_eq!(states[0]["state"]["state"], "undone", "{group:#}");
+    assert_eq!(states[1]["state"]["state"], "failed", "{group:#}");
+    // code serves its first spec again, chat never stopped serving its own.
+    assert_eq!(place.json(&["history", "code"], 0)[0]["outcome"], "completed");
+    let code = std::fs::read_to_string(place.world().spec_path("code")).unwrap();
+    assert!(code.contains("\"12\""), "{code}");
+    assert_eq!(place.json(&["status", "chat"], 0)["stable"], 2);
+
+    let path = place.world().spec_path("code");
+    let circle = code.replace("[rollout]", "[rollout]\nafter = [\"chat\"]");
+    std::fs::write(path, circle).unwrap();
+    let refused = place.expect(&["apply", "chat", "code"], 1);
+    assert!(
+        refused.stderr.contains("wait for each other: chat after code after chat"),
+        "{refused:#?}"
+    );
+}

@@ -18,6 +18,18 @@ pub enum Intent {
         /// The person has read OUTAGE in the plan and wants it all the same.
         accept_outage: bool,
     },
+    /// Commit the specs of several services and roll them out, one after the other, in the order of their
+    /// `after`.
+    ApplyTogether {
+        /// Which services.
+        services: Vec<ServiceName>,
+        /// If one fails, those already rolled out are taken back, in reverse order.
+        atomic: bool,
+        /// Why, for the history.
+        reason: Option<String>,
+        /// The person has read OUTAGE in the plans and wants it all the same.
+        accept_outage: bool,
+    },
     /// Roll out an earlier revision again.
     Undo {
         /// Which service.
@@ -116,7 +128,8 @@ impl Intent {
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
             | Self::Stop { service } => Some(service),
-            Self::Cordon { .. }
+            Self::ApplyTogether { .. }
+            | Self::Cordon { .. }
             | Self::Uncordon { .. }
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
@@ -135,6 +148,7 @@ impl Intent {
                 | Self::Abort { .. }
                 | Self::Stop { .. }
                 | Self::Promote { .. }
+                | Self::ApplyTogether { .. }
                 | Self::Drain { .. }
                 | Self::UpgradeHosts { .. }
         )

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod desk;
 pub mod door;
+pub mod group;
 pub mod hub;
 pub mod intent;
 pub mod maintenance;
@@ -27,6 +28,7 @@ pub use crate::wire::{
 };
 pub use client::Client;
 pub use door::Door;
+pub use group::{Group, GroupEntry, GroupState};
 pub use intent::{Intent, IntentReply};
 pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainPlan, Maintenance, Upgrade, UpgradeEntry,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::group::Group;
 use super::maintenance::{Maintenance, Upgrade};
 use super::plan::{PlanProgress, PlanStep, PlanTime};
 use crate::base::{
@@ -173,6 +174,9 @@ pub struct DeckView {
     /// The upgrade of hosts under way, or the last one.
     #[serde(default)]
     pub upgrade: Option<Upgrade>,
+    /// The services that are rolled out together, or were last.
+    #[serde(default)]
+    pub group: Option<Group>,
 }
 
 /// A host.

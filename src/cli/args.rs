@@ -57,8 +57,12 @@ pub enum Command {
     },
     /// Commit a service's spec and roll it out
     Apply {
-        /// Which service
-        service: ServiceName,
+        /// Which service; several are rolled out one after the other, in the order of their `after`
+        #[arg(required = true)]
+        services: Vec<ServiceName>,
+        /// If one of several fails, take back those already rolled out
+        #[arg(long)]
+        atomic: bool,
         /// How
         #[command(flatten)]
         options: BeginOptions,

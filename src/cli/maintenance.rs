@@ -46,7 +46,7 @@ pub async fn uncordon(args: &Args, text: &str) -> Result<Success, Failure> {
     told(args, &reply, &format!("{text} is not cordoned any more"))
 }
 
-fn told(args: &Args, reply: &IntentReply, words: &str) -> Result<Success, Failure> {
+pub(super) fn told(args: &Args, reply: &IntentReply, words: &str) -> Result<Success, Failure> {
     match (args.output, reply) {
         (Output::Json, reply) => table::json_line(reply)?,
         (Output::Text, IntentReply::NothingToDo) => table::out("nothing to do")?,
@@ -156,7 +156,7 @@ fn print(plan: &DrainPlan) -> Result<(), Failure> {
 }
 
 /// Looks until `ended` says so; none: the time is up first.
-async fn wait<T>(
+pub(super) async fn wait<T>(
     client: &Client,
     timeout: Option<Duration>,
     ended: impl Fn(&Snapshot) -> Option<T>,
@@ -186,7 +186,7 @@ async fn wait<T>(
     }
 }
 
-fn time_is_up(args: &Args, words: &str) -> Result<Success, Failure> {
+pub(super) fn time_is_up(args: &Args, words: &str) -> Result<Success, Failure> {
     if args.output == Output::Text {
         table::out(&format!("time is up; {words}"))?;
     }

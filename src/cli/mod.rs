@@ -18,6 +18,7 @@ pub mod rollout;
 pub mod screen;
 pub mod show;
 pub mod table;
+pub mod together;
 
 use std::process::ExitCode;
 
@@ -83,7 +84,10 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
         Command::Plan { service } => plan::run(args, service).await,
-        Command::Apply { service, options } => apply::apply(args, service, options).await,
+        Command::Apply { services, atomic, options } => match services.as_slice() {
+            [service] => apply::apply(args, service, options).await,
+            services => together::apply(args, services, *atomic, options).await,
+        },
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
             apply::undo(args, service, *to, options).await
         }

@@ -36,7 +36,12 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
     let snapshot = settle(&client).await?;
     match service {
         None if args.output == Output::Json => table::json(&snapshot.services)?,
-        None => services(&snapshot)?,
+        None => {
+            services(&snapshot)?;
+            if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
+                super::together::print(group)?;
+            }
+        }
         Some(name) => {
             let Some(view) = snapshot.services.get(name) else {
                 // The controller words the error, with the nearest name.

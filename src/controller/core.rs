@@ -163,6 +163,8 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) measured: Measured,
+    /// A rollout of the group is being begun.
+    pub(super) group_asking: bool,
     pub(super) upgrades: upgrade::UpgradeTasks,
     /// Hosts whose replicas are being placed elsewhere off the loop.
     pub(super) draining: std::collections::BTreeSet<HostName>,
@@ -360,6 +362,7 @@ impl Core {
         }
         self.tend_drains();
         self.tend_upgrade();
+        self.tend_group();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
                 Ok(_) => self.records_since_checkpoint = 0,
@@ -371,7 +374,9 @@ impl Core {
 
     fn leave_when_idle(&mut self) {
         let Some(limit) = self.options.leave_when_idle else { return };
-        let upgrades = self.state.ledger.upgrade.as_ref().is_some_and(|u| u.ended.is_none());
+        let ledger = &self.state.ledger;
+        let upgrades = ledger.upgrade.as_ref().is_some_and(|u| u.ended.is_none())
+            || ledger.group.as_ref().is_some_and(|g| g.ended.is_none());
         let serves = upgrades || self.state.services.values().any(|s| !s.replicas.is_empty());
         if serves || self.hub.readers() > 0 {
             self.idle_since = None;
@@ -396,6 +401,9 @@ impl Core {
             Intent::Apply { service, reason, accept_outage } => {
                 let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
                 return self.prepare(service, None, request, reply);
+            }
+            Intent::ApplyTogether { services, atomic, reason, accept_outage } => {
+                self.begin_group(&services, atomic, reason, accept_outage, by)
             }
             Intent::Undo { service, to, reason } => {
                 let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage: false };
@@ -513,7 +521,7 @@ impl Core {
     }
 
     /// Reads and inspects what is to be rolled out, off the loop; it comes back as `Begin`.
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         service: ServiceName,
         to: Option<ReleaseNumber>,
@@ -539,7 +547,7 @@ impl Core {
         });
     }
 
-    fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
+    pub(super) fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
         if self.repo.is_none() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::group::{Group, GroupState};
 use crate::api::maintenance::{Cordon, CordonedGpu, Drain, Upgrade, UpgradeHost};
 use crate::api::plan::{PlanProgress, StepProgress};
 use crate::api::{PlanTime, PlanView};
@@ -66,6 +67,18 @@ pub enum DeckEvent {
         /// Why not.
         trouble: Option<String>,
     },
+    /// Several services are rolled out together.
+    GroupBegun {
+        /// All that is asked.
+        group: Group,
+    },
+    /// One of them has come further.
+    GroupWent {
+        /// Which.
+        service: ServiceName,
+        /// How far.
+        state: GroupState,
+    },
     /// Hosts are upgraded one after the other.
     UpgradeBegun {
         /// All that is asked.
@@ -90,6 +103,8 @@ pub struct Ledger {
     pub cordons: BTreeMap<HostName, Vec<Cordon>>,
     /// Hosts that are being emptied, or were and are cordoned still.
     pub drains: BTreeMap<HostName, Drain>,
+    /// The services that are rolled out together, or were last.
+    pub group: Option<Group>,
     /// The upgrade of hosts under way, or the last one.
     pub upgrade: Option<Upgrade>,
 }
@@ -132,6 +147,12 @@ impl Ledger {
                 if let Some(drain) = self.drains.get_mut(host) {
                     drain.ended = Some(at);
                     drain.trouble.clone_from(trouble);
+                }
+            }
+            DeckEvent::GroupBegun { group } => self.group = Some(group.clone()),
+            DeckEvent::GroupWent { service, state } => {
+                if let Some(group) = &mut self.group {
+                    group.went(service, state, at);
                 }
             }
             DeckEvent::UpgradeBegun { upgrade } => self.upgrade = Some(upgrade.clone()),

@@ -8,6 +8,7 @@ pub mod actions;
 pub mod claims;
 pub mod core;
 pub mod desk;
+pub mod group;
 pub mod ledger;
 pub mod maintenance;
 pub mod measured;

@@ -157,6 +157,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         trouble: None,
         controller_memory: own_memory(),
         upgrade: state.ledger.upgrade.clone(),
+        group: state.ledger.group.clone(),
     }));
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
@@ -173,6 +174,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         records_since_checkpoint,
         idle_since: None,
         files_stamp: Vec::new(),
+        group_asking: false,
         upgrades: super::upgrade::UpgradeTasks::default(),
         draining: std::collections::BTreeSet::new(),
         measured: Measured::open(&paths.measured()),

@@ -196,10 +196,10 @@ impl Core {
                 UpgradeHost::Draining { cordoned_before } => {
                     self.tend_drained(&upgrade, host, *cordoned_before);
                 }
-                UpgradeHost::Running { gpus, cordoned_before, .. } => {
-                    if !self.upgrades.running.contains_key(host) {
-                        self.run_command(&upgrade, entry, *gpus, *cordoned_before);
-                    }
+                UpgradeHost::Running { gpus, cordoned_before, .. }
+                    if !self.upgrades.running.contains_key(host) =>
+                {
+                    self.run_command(&upgrade, entry, *gpus, *cordoned_before);
                 }
                 UpgradeHost::Returning { gpus, cordoned_before, .. } => {
                     self.tend_return(&upgrade, entry, *gpus, *cordoned_before);

@@ -18,6 +18,7 @@ mod capacity;
 pub mod count;
 pub mod event;
 pub mod forecast;
+pub mod group;
 mod journey;
 pub mod moves;
 mod rehearsal;

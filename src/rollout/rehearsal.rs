@@ -8,7 +8,7 @@ use super::action::Action;
 use super::analysis::Window;
 use super::event::{Event, EventKind};
 use super::forecast::{Forecast, How, Move, Stage, Timings, Verb, stage_titles};
-use super::release::Release;
+use super::release::{Release, ReplicaPlan};
 use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
 use super::step::{next_wake, outstanding, step};
 use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp};
@@ -269,7 +269,7 @@ impl World<'_> {
     fn why_gone(&self, key: ReplicaKey) -> How {
         let Some(release) = self.state.releases.get(&key.release) else { return How::Surplus };
         let plan = release.replica(key.replica);
-        let needed_by = plan.into_iter().flat_map(|p| p.gpus()).find_map(|(host, device)| {
+        let needed_by = plan.into_iter().flat_map(ReplicaPlan::gpus).find_map(|(host, device)| {
             self.places.get(&(host.clone(), device.clone())).filter(|k| **k != key)
         });
         if let Some(for_replica) = needed_by {

@@ -369,6 +369,7 @@ pub fn calm() -> Snapshot {
             trouble: None,
             controller_memory: Some(Bytes::mib(38)),
             upgrade: None,
+            group: None,
         },
         hosts,
         services,
