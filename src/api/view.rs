@@ -173,10 +173,10 @@ pub struct DeckView {
     pub controller_memory: Option<Bytes>,
     /// The upgrade of hosts under way, or the last one.
     #[serde(default)]
-    pub upgrade: Option<Upgrade>,
+    pub upgrade: Option<Box<Upgrade>>,
     /// The services that are rolled out together, or were last.
     #[serde(default)]
-    pub group: Option<Group>,
+    pub group: Option<Box<Group>>,
 }
 
 /// A host.

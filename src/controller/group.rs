@@ -68,7 +68,7 @@ impl Core {
 
     fn publish_group(&self) {
         let deck = self.hub.with(|s| s.deck.clone());
-        let group = self.state.ledger.group.clone();
+        let group = self.state.ledger.group.clone().map(Box::new);
         self.hub.publish(Change::Deck(DeckView { group, ..deck }));
     }
 

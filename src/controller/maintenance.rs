@@ -163,7 +163,7 @@ impl Core {
 
     pub(super) fn publish_maintenance(&self, host: &HostName) {
         self.change_host(host, |_| {});
-        let upgrade = self.state.ledger.upgrade.clone();
+        let upgrade = self.state.ledger.upgrade.clone().map(Box::new);
         let deck = self.hub.with(|s| s.deck.clone());
         if deck.upgrade != upgrade {
             self.hub.publish(Change::Deck(DeckView { upgrade, ..deck }));

@@ -156,8 +156,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         pid: std::process::id(),
         trouble: None,
         controller_memory: own_memory(),
-        upgrade: state.ledger.upgrade.clone(),
-        group: state.ledger.group.clone(),
+        upgrade: state.ledger.upgrade.clone().map(Box::new),
+        group: state.ledger.group.clone().map(Box::new),
     }));
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
