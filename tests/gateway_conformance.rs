@@ -17,7 +17,9 @@ use gpudeck::base::{
 };
 use gpudeck::demo::SimGateway;
 use gpudeck::fleet::{DialStream, HostLink, LinkError};
+use gpudeck::gateway::section::{Section, SectionServer, canary_servers};
 use gpudeck::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters};
+use gpudeck::spec::CanaryRule;
 use gpudeck::wire::{DialAccess, DialTarget, Refusal, Reply, Request, Verb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -154,8 +156,13 @@ async fn answer(mut stream: TcpStream, name: &'static str) {
 
 /// A request on a connection of its own; status 0 when there was no whole answer.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    get_with(address, path, "").await
+}
+
+async fn get_with(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
     let Ok(mut stream) = TcpStream::connect(address).await else { return (0, String::new()) };
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: test\r\n{headers}connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes).await;
@@ -190,6 +197,8 @@ trait Rig: Send + Sync {
     /// It is started anew with what its configuration says.
     async fn restart(&mut self);
     async fn stop(&mut self);
+    /// Where sections lie that it reads when it starts.
+    fn sections(&self) -> PathBuf;
 }
 
 struct Haproxy {
@@ -217,6 +226,7 @@ impl Haproxy {
             socket.display()
         );
         std::fs::write(dir.path().join("haproxy.cfg"), config).unwrap();
+        std::fs::create_dir(dir.path().join("gpudeck.d")).unwrap();
         let mut rig = Self { dir, socket, address, child: None };
         rig.restart().await;
         Some(rig)
@@ -239,12 +249,18 @@ impl Rig for Haproxy {
             .arg("-db")
             .arg("-f")
             .arg(self.dir.path().join("haproxy.cfg"))
+            .arg("-f")
+            .arg(self.sections())
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
         self.child = Some(child);
         let socket = self.socket.clone();
         until("haproxy listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
+    }
+
+    fn sections(&self) -> PathBuf {
+        self.dir.path().join("gpudeck.d")
     }
 
     async fn stop(&mut self) {
@@ -265,7 +281,7 @@ impl Drop for Haproxy {
 }
 
 struct Sim {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     socket: PathBuf,
     address: SocketAddr,
     foreign: SocketAddr,
@@ -280,7 +296,7 @@ impl Sim {
         let gateway = SimGateway::start(socket.clone(), &[("chat", any)]).await.unwrap();
         let address = gateway.address("chat").unwrap();
         gateway.configure_server("chat", "foreign", foreign);
-        Self { _dir: dir, socket, address, foreign, gateway: Some(gateway) }
+        Self { dir, socket, address, foreign, gateway: Some(gateway) }
     }
 }
 
@@ -298,7 +314,9 @@ impl Rig for Sim {
         self.stop().await;
         let deadline = Instant::now() + DEADLINE;
         let gateway = loop {
-            match SimGateway::start(self.socket.clone(), &[("chat", self.address)]).await {
+            let (socket, sections) = (self.socket.clone(), self.sections());
+            let backends = [("chat", self.address)];
+            match SimGateway::start_with(socket, &backends, Some(&sections)).await {
                 Ok(gateway) => break gateway,
                 Err(e) => assert!(Instant::now() < deadline, "{e}"),
             }
@@ -306,6 +324,12 @@ impl Rig for Sim {
         };
         gateway.configure_server("chat", "foreign", self.foreign);
         self.gateway = Some(gateway);
+    }
+
+    fn sections(&self) -> PathBuf {
+        let sections = self.dir.path().join("gpudeck.d");
+        std::fs::create_dir_all(&sections).unwrap();
+        sections
     }
 
     async fn stop(&mut self) {
@@ -511,11 +535,65 @@ async fn suite(rig: &mut dyn Rig, foreign: &Engine) {
     assert!(error.hint().unwrap().contains(&bench.socket), "{error}");
 }
 
+/// A section that was written is all a restart needs; what it names is ours like any other.
+async fn sections_suite(rig: &mut dyn Rig) {
+    let (a, b) = (Engine::start("engine-A").await, Engine::start("engine-B").await);
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let service = "embed".parse().unwrap();
+    let rule = CanaryRule::Header { name: "x-canary".into(), value: "1".into() };
+    let section = Section {
+        deck: "test",
+        service: &service,
+        backend: "embed",
+        listen: Some(&address.to_string()),
+        canary: Some(&rule),
+        stream_timeout: Duration::from_secs(60),
+    };
+    let table = [a.server("r1-0-a1", 90), b.server("r2-0-a1", 10)];
+    let canary = canary_servers(&table);
+    let written = |servers: &[TrafficServer]| -> Vec<SectionServer> {
+        let one = |s: &TrafficServer| SectionServer {
+            replica: s.replica,
+            address: s.address.parse().unwrap(),
+            port: s.port,
+            weight: s.weight,
+        };
+        servers.iter().map(one).collect()
+    };
+    let text = section.text(&written(&table), &written(&canary));
+    std::fs::write(rig.sections().join("embed.cfg"), text).unwrap();
+    rig.restart().await;
+
+    let seen = answers(address, 100, &[&a, &b]).await;
+    assert!((89..=91).contains(&seen["engine-A"]), "{seen:?}");
+    for _ in 0..5 {
+        let (status, body) = get_with(address, "/", "x-canary: 1\r\n").await;
+        assert!(status == 200 && body.contains("engine-B"), "{body}");
+        let (_, body) = get_with(address, "/", "x-canary: 0\r\n").await;
+        assert!(!body.is_empty());
+    }
+    let (main, chosen) = (Bench::new(rig, "embed"), Bench::new(rig, "embed-canary"));
+    main.gateway.apply(&table).await.unwrap();
+    chosen.gateway.apply(&canary).await.unwrap();
+    let acts = main.link.epochs.lock().unwrap().len() + chosen.link.epochs.lock().unwrap().len();
+    assert_eq!(acts, 0, "everything is there already");
+    assert!(chosen.counters("r2-0-a1").await.requests >= 5);
+
+    // Nobody to choose: the header goes where all go. What the section named can be removed.
+    chosen.gateway.apply(&[]).await.unwrap();
+    main.gateway.apply(&table[..1]).await.unwrap();
+    let (_, body) = get_with(address, "/", "x-canary: 1\r\n").await;
+    assert!(body.contains("engine-A"), "{body}");
+    assert_eq!(main.gateway.counters().await.unwrap().len(), 1);
+    assert!(chosen.gateway.counters().await.unwrap().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_conforms() {
     let foreign = Engine::start("foreign").await;
     let Some(mut rig) = Haproxy::start(foreign.address).await else { return };
     suite(&mut rig, &foreign).await;
+    sections_suite(&mut rig).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -523,4 +601,5 @@ async fn the_stand_in_conforms() {
     let foreign = Engine::start("foreign").await;
     let mut rig = Sim::start(foreign.address).await;
     suite(&mut rig, &foreign).await;
+    sections_suite(&mut rig).await;
 }

@@ -9,6 +9,7 @@ mod command;
 mod dial;
 mod error;
 mod files;
+pub mod gateway_config;
 pub mod gpu;
 mod group;
 mod haproxy;

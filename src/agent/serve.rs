@@ -16,7 +16,9 @@ use super::gpu::played::PlayedSource;
 use super::host::HostMeter;
 use super::rank::RankWatch;
 use super::state::{LOCK_WAIT, StateDir};
-use super::{claim, files, haproxy, host, http, log, needs, process, rank, start, stop};
+use super::{
+    claim, files, gateway_config, haproxy, host, http, log, needs, process, rank, start, stop,
+};
 use crate::base::{DeckId, Epoch};
 use crate::wire::{
     CodecError, FromAgent, Gpus, LineReader, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent,
@@ -346,6 +348,10 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
         }
         Verb::Gateway { socket, commands } => {
             return haproxy::run(&socket, &commands).await.map(Reply::Texts);
+        }
+        Verb::GatewayConfig(config) => {
+            let said = gateway_config::write(*config).await?;
+            return Ok(Reply::Texts(vec![said]));
         }
         Verb::SaveState { state: text } => {
             blocking(move || files::save_state(&state, deck, &text)).await?;

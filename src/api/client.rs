@@ -73,6 +73,11 @@ impl Client {
         self.get(&format!("/v1/services/{service}/history")).await
     }
 
+    /// Our part of the configuration of a service's gateways.
+    pub async fn gateway_config(&self, service: &ServiceName) -> Result<String, ApiError> {
+        self.get(&format!("/v1/services/{service}/gateway")).await
+    }
+
     async fn exchange(
         &self,
         method: Method,

@@ -44,6 +44,9 @@ pub trait Desk: Send + Sync + 'static {
         to: ReleaseNumber,
     ) -> Result<String, ApiError>;
 
+    /// Our part of the configuration of a service's gateways.
+    async fn gateway_config(&self, service: ServiceName) -> Result<String, ApiError>;
+
     /// The releases of a service, newest first.
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError>;
 

@@ -18,7 +18,7 @@ pub use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
     ReplicaKey, Revision, ServiceName, Timestamp, text, time,
 };
-pub use crate::rollout::analysis::{VerdictResult, Window};
+pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,

@@ -105,6 +105,7 @@ pub async fn serve(
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
         .route("/v1/hosts/{name}/drain", get(plan_drain))
+        .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/log", post(log))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
@@ -269,6 +270,15 @@ async fn plan_drain(
     admit(&peer)?;
     let host = name.parse().map_err(|e: crate::base::id::BadName| invalid(e.to_string()))?;
     desk.plan_drain(host).await.map(Json)
+}
+
+async fn gateway_config(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<String>, ApiError> {
+    admit(&peer)?;
+    desk.gateway_config(service(&name)?).await.map(Json)
 }
 
 async fn log(

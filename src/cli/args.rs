@@ -152,9 +152,22 @@ pub enum Command {
         /// yes or no; a secret is read from the terminal or from standard input
         answer: Option<String>,
     },
+    /// The gateways in front of the replicas
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
     /// The deck's background process
     #[command(subcommand)]
     Controller(ControllerCommand),
+}
+
+/// Gateways.
+#[derive(Debug, Subcommand)]
+pub enum GatewayCommand {
+    /// Our part of HAProxy's configuration for a service, as it would be written now
+    Config {
+        /// Which service
+        service: ServiceName,
+    },
 }
 
 /// How a rollout is begun.

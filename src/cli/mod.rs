@@ -8,6 +8,7 @@ pub mod attach;
 pub mod controller;
 pub mod demo;
 pub mod exit;
+pub mod gateway;
 pub mod history;
 pub mod init;
 pub mod logs;
@@ -83,6 +84,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Init { dir, name } => init::run(args, dir.as_deref(), name.as_deref()),
         Command::Demo { script, dir } => demo::run(args, *script, dir.as_deref()).await,
         Command::Controller(command) => controller::run(args, command).await,
+        Command::Gateway(command) => gateway::run(args, command).await,
         Command::Plan { service } => plan::run(args, service).await,
         Command::Apply { services, atomic, options } => match services.as_slice() {
             [service] => apply::apply(args, service, options).await,

@@ -12,18 +12,19 @@ use tokio::task::JoinHandle;
 
 use super::claims::Claims;
 use super::core::Input;
+use super::gateways::{Gateways, Written};
+use super::observe::{EngineMetricsAt, read_engine};
+use super::publish::Published;
 use crate::base::{
     Bytes, DeckId, DeviceId, EpochCell, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
 };
 use crate::engine::{self, TokenAnswer};
 use crate::fleet::{Fleet, HostLink, LinkError};
-use crate::gateway::Gateway;
-use crate::gateway::haproxy::HaproxyGateway;
 use crate::rollout::{Action, EventKind, RankPlan, StartRefusal};
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
-use crate::spec::{DeckSpec, GatewaySpec, RuntimeSpec, ServiceSpec};
+use crate::spec::{DeckSpec, EndpointsSpec, RuntimeSpec, ServiceSpec};
 use crate::wire::{DeviceNeed, RankStart, Reply, Request};
 
 /// Log kept of each rank.
@@ -41,6 +42,8 @@ pub struct Means {
     pub runtimes: Runtimes,
     /// Where results go.
     pub inputs: mpsc::Sender<Input>,
+    /// The endpoints as others see them.
+    pub published: Published,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +62,8 @@ pub struct Actions {
 }
 
 struct TrafficWorker {
+    gateways: Option<Gateways>,
+    endpoints: Option<EndpointsSpec>,
     table: watch::Sender<(u64, Vec<TrafficServer>)>,
     task: JoinHandle<()>,
 }
@@ -80,12 +85,14 @@ impl Actions {
         Self { means, running: HashMap::new(), traffic: HashMap::new() }
     }
 
-    /// Begins an action of `service`, whose release has `spec`.
+    /// Begins an action of `service`, whose release has `spec`; `engine`: where the engine of the
+    /// replica that it drains tells its metrics.
     pub fn begin(
         &mut self,
         service: &ServiceName,
         deck: &DeckSpec,
         spec: &ServiceSpec,
+        engine: Option<EngineMetricsAt>,
         action: Action,
     ) {
         self.running.retain(|_, task| !task.is_finished());
@@ -116,12 +123,9 @@ impl Actions {
             }
             Action::AwaitDrained { replica } => {
                 let key = Key::Drained(service.clone(), replica);
-                let gateway = gateway_spec(deck, spec).cloned();
-                let backend = backend(service, spec);
+                let gateways = Gateways::of(deck, service, spec);
                 self.spawn(key, service, move |means| async move {
-                    if let Some(gateway) = gateway {
-                        await_drained(&means, &gateway, backend, replica).await;
-                    }
+                    await_drained(&means, gateways.as_ref(), engine.as_ref(), replica).await;
                     vec![EventKind::Drained { replica }]
                 });
             }
@@ -182,31 +186,26 @@ impl Actions {
         version: u64,
         servers: Vec<TrafficServer>,
     ) {
-        let Some(gateway) = gateway_spec(deck, spec).cloned() else {
-            let inputs = self.means.inputs.clone();
-            let service = service.clone();
-            tokio::spawn(async move {
-                let kind = EventKind::TrafficApplied { version };
-                let _ = inputs.send(Input::Happened { service, kind }).await;
-            });
-            return;
-        };
-        if let Some(worker) = self.traffic.get(service)
-            && !worker.task.is_finished()
-        {
-            worker.table.send_replace((version, servers));
-            return;
+        let gateways = Gateways::of(deck, service, spec);
+        let endpoints = deck.endpoints.clone();
+        if let Some(worker) = self.traffic.get(service) {
+            let same = worker.gateways == gateways && worker.endpoints == endpoints;
+            if same && !worker.task.is_finished() {
+                worker.table.send_replace((version, servers));
+                return;
+            }
+            worker.task.abort();
         }
         let (table, receiver) = watch::channel((version, servers));
-        let means = Arc::clone(&self.means);
-        let task = tokio::spawn(keep_traffic(
-            means,
-            service.clone(),
-            gateway,
-            backend(service, spec),
-            receiver,
-        ));
-        self.traffic.insert(service.clone(), TrafficWorker { table, task });
+        let keeper = Keeper {
+            means: Arc::clone(&self.means),
+            service: service.clone(),
+            gateways: gateways.clone(),
+            endpoints: endpoints.clone(),
+        };
+        let task = tokio::spawn(keeper.keep(receiver));
+        let worker = TrafficWorker { gateways, endpoints, table, task };
+        self.traffic.insert(service.clone(), worker);
     }
 
     /// Ends the traffic worker of a service whose gateway settings may have changed.
@@ -215,20 +214,6 @@ impl Actions {
             worker.task.abort();
         }
     }
-}
-
-/// The gateway a service uses: the named one, or the only one.
-pub fn gateway_spec<'a>(deck: &'a DeckSpec, spec: &ServiceSpec) -> Option<&'a GatewaySpec> {
-    match &spec.gateway {
-        Some(name) => deck.gateways.get(name),
-        None if deck.gateways.len() == 1 => deck.gateways.values().next(),
-        None => None,
-    }
-}
-
-/// The gateway's backend for a service.
-pub fn backend(service: &ServiceName, spec: &ServiceSpec) -> String {
-    spec.backend.clone().unwrap_or_else(|| service.to_string())
 }
 
 /// The link of a host, or why there is none.
@@ -395,77 +380,101 @@ async fn await_token(
     }
 }
 
-/// The gateway object of a service, to read only.
-pub async fn reading_gateway(
+/// Waits until no gateway has a request of the replica in flight, and its engine none either: what
+/// an earlier process of a reloaded HAProxy still serves is known to the engine alone. The decider
+/// waits no longer than the drain deadline.
+async fn await_drained(
     means: &Means,
-    gateway: &GatewaySpec,
-    backend: String,
-) -> Result<HaproxyGateway, LinkError> {
-    let link = link(means, &gateway.host)?;
-    let epoch = means.claims.cell(&gateway.host).await;
-    Ok(HaproxyGateway::new(link, gateway.socket.clone(), backend, means.deck, epoch))
-}
-
-async fn await_drained(means: &Means, gateway: &GatewaySpec, backend: String, replica: ReplicaId) {
+    gateways: Option<&Gateways>,
+    engine: Option<&EngineMetricsAt>,
+    replica: ReplicaId,
+) {
     loop {
-        if let Ok(haproxy) = reading_gateway(means, gateway, backend.clone()).await
-            && let Ok(counters) = haproxy.counters().await
-            && counters.get(&replica).is_none_or(|c| c.in_flight == 0)
-        {
+        let left = match gateways {
+            Some(gateways) => gateways.counters(means).await.is_some_and(|all| {
+                all.iter().all(|c| c.get(&replica).is_none_or(|c| c.in_flight == 0))
+            }),
+            None => true,
+        };
+        if left && engine_is_quiet(means, engine, gateways.is_none()).await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 
-/// Brings each new table to the gateway, and brings it again when the gateway forgot it.
-async fn keep_traffic(
+/// Whether the engine has nothing in flight. One that does not answer is quiet only if a gateway
+/// (`alone`: there is none) has said so already.
+async fn engine_is_quiet(means: &Means, engine: Option<&EngineMetricsAt>, alone: bool) -> bool {
+    let Some(engine) = engine.filter(|at| at.has_metrics()) else { return true };
+    match read_engine(means, engine).await {
+        Some((_, seen)) => seen.running.unwrap_or(0.0) + seen.waiting.unwrap_or(0.0) < 0.5,
+        None => !alone,
+    }
+}
+
+/// Brings each new table of a service to its gateways and publishes it, and brings it again when a
+/// gateway forgot it.
+struct Keeper {
     means: Arc<Means>,
     service: ServiceName,
-    gateway: GatewaySpec,
-    backend: String,
-    mut table: watch::Receiver<(u64, Vec<TrafficServer>)>,
-) {
-    let mut told_failure = None;
-    let mut told_success = None;
-    loop {
-        let (version, servers) = table.borrow_and_update().clone();
-        let result = async {
-            let link = link(&means, &gateway.host)?;
-            let epoch = means.claims.ensure(link.as_ref()).await?;
-            let haproxy = HaproxyGateway::new(
-                link,
-                gateway.socket.clone(),
-                backend.clone(),
-                means.deck,
-                epoch,
-            );
-            haproxy.apply(&servers).await
+    gateways: Option<Gateways>,
+    endpoints: Option<EndpointsSpec>,
+}
+
+impl Keeper {
+    async fn keep(self, mut table: watch::Receiver<(u64, Vec<TrafficServer>)>) {
+        let mut told_failure = None;
+        let mut told_success = None;
+        let mut written = Written::default();
+        loop {
+            let (version, servers) = table.borrow_and_update().clone();
+            let news = told_success != Some(version);
+            let (kind, again) = match self.apply(version, &servers, &mut written, news).await {
+                Ok(()) => {
+                    told_failure = None;
+                    told_success = Some(version);
+                    (news.then_some(EventKind::TrafficApplied { version }), Duration::from_secs(2))
+                }
+                Err(why) => {
+                    let news = told_failure.as_ref() != Some(&(version, why.clone()));
+                    told_failure = Some((version, why.clone()));
+                    let kind = news.then_some(EventKind::TrafficFailed { version, why });
+                    (kind, Duration::from_secs(1))
+                }
+            };
+            if let Some(kind) = kind {
+                let input = Input::Happened { service: self.service.clone(), kind };
+                if self.means.inputs.send(input).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                changed = table.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(again) => {}
+            }
         }
-        .await;
-        let (kind, again) = match result {
-            Ok(()) => {
-                told_failure = None;
-                let news = told_success != Some(version);
-                told_success = Some(version);
-                (news.then_some(EventKind::TrafficApplied { version }), Duration::from_secs(5))
-            }
-            Err(error) => {
-                let why = error.to_string();
-                let news = told_failure.as_ref() != Some(&(version, why.clone()));
-                told_failure = Some((version, why.clone()));
-                (news.then_some(EventKind::TrafficFailed { version, why }), Duration::from_secs(1))
-            }
+    }
+
+    async fn apply(
+        &self,
+        version: u64,
+        servers: &[TrafficServer],
+        written: &mut Written,
+        news: bool,
+    ) -> Result<(), String> {
+        let published = match &self.endpoints {
+            Some(spec) => self.means.published.publish(spec, &self.service, version, servers),
+            None => Ok(()),
         };
-        if let Some(kind) = kind {
-            let input = Input::Happened { service: service.clone(), kind };
-            if means.inputs.send(input).await.is_err() {
-                return;
+        match (&self.gateways, &self.endpoints) {
+            (Some(gateways), _) => gateways.apply(&self.means, servers, written).await?,
+            // Whoever balances reads the endpoints when it will.
+            (None, Some(spec)) if news && published.is_ok() => {
+                tokio::time::sleep(spec.settle).await;
             }
+            (None, _) => {}
         }
-        tokio::select! {
-            changed = table.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(again) => {}
-        }
+        published
     }
 }

@@ -104,8 +104,15 @@ pub enum Input {
     Counters {
         /// Which service.
         service: ServiceName,
-        /// The totals.
-        counters: BTreeMap<ReplicaId, ServerCounters>,
+        /// The totals, by the place that counts.
+        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
+    },
+    /// What the engines of a service say of themselves, while its analysis is under way.
+    Scraped {
+        /// Which service.
+        service: ServiceName,
+        /// The readings.
+        readings: BTreeMap<ReplicaId, crate::engine::EngineMetrics>,
     },
     /// A line for the Events panel.
     Say {
@@ -158,6 +165,7 @@ pub struct Core {
     pub(super) hub: Arc<Hub>,
     pub(super) files: DeckFiles,
     pub(super) traffic: BTreeMap<ServiceName, Traffic>,
+    pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
     pub(super) records_since_checkpoint: u64,
     pub(super) idle_since: Option<Timestamp>,
@@ -225,6 +233,7 @@ impl Core {
                 self.rank_reports(&host, service.as_ref(), asked, &reports);
             }
             Input::Counters { service, counters } => self.counters(&service, counters),
+            Input::Scraped { service, readings } => self.scraped(&service, readings),
             Input::Say { service, words } => self.say(Severity::Warning, Some(&service), &words),
             Input::Files(files) => self.take_files(*files),
             Input::Ask(look) => look(self),
@@ -293,14 +302,18 @@ impl Core {
         Ok(())
     }
 
-    fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+    pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
                 continue;
             }
             let Some(spec) = self.spec_for(service, &action) else { continue };
-            self.actions.begin(service, &self.deck, &spec, action);
+            let engine = match &action {
+                Action::AwaitDrained { replica } => self.engine_at(service, *replica),
+                _ => None,
+            };
+            self.actions.begin(service, &self.deck, &spec, engine, action);
         }
         if let Some(state) = self.state.services.get(service) {
             self.actions.keep_waiting_for(service, |id| {
@@ -363,6 +376,7 @@ impl Core {
         self.tend_drains();
         self.tend_upgrade();
         self.tend_group();
+        self.tend_probes();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
                 Ok(_) => self.records_since_checkpoint = 0,
@@ -657,7 +671,11 @@ impl Core {
         Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(planned.view) })
     }
 
-    fn counters(&mut self, service: &ServiceName, counters: BTreeMap<ReplicaId, ServerCounters>) {
+    fn counters(
+        &mut self,
+        service: &ServiceName,
+        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
+    ) {
         let windows = self.traffic.entry(service.clone()).or_default().observe(now(), counters);
         let measuring = self
             .state

@@ -105,6 +105,11 @@ impl Desk for Handle {
         self.ask(move |core| planning::diff(core, &service, from, to)).await?
     }
 
+    async fn gateway_config(&self, service: ServiceName) -> Result<String, ApiError> {
+        let (gateways, servers) = self.ask(move |core| core.gateway_section(&service)).await??;
+        Ok(gateways.sections(&servers).await)
+    }
+
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
         self.ask(move |core| match core.files.history.get(&service) {
             Some(history) => Ok(history

@@ -158,7 +158,13 @@ fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
                     crate::base::time::short(until.since(after.now))
                 ));
             }
-            Some(Gate::Analyse { name, .. }) => story.info(format!("analysis {name} begins")),
+            // Its end moves when the first request reaches the canary.
+            Some(Gate::Analyse { name, .. }) => {
+                let same = |g: &Gate| matches!(g, Gate::Analyse { name: was, .. } if was == name);
+                if !was.and_then(|w| w.gate.as_ref()).is_some_and(same) {
+                    story.info(format!("analysis {name} begins"));
+                }
+            }
             Some(Gate::Inconclusive { why }) => {
                 story.warn(format!("the analysis is inconclusive ({why}): promote or abort"));
             }

@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::actions::{self, Means, reading_gateway, reading_runtime};
+use super::actions::{self, Means, reading_runtime};
 use super::core::{Core, DeckFiles, Input, now};
+use super::gateways::Gateways;
 use crate::api::hub::Change;
-use crate::api::{EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
-use crate::base::{HostName, RankId, ReplicaId, ServiceName, Timestamp};
-use crate::engine;
+use crate::api::{
+    ApiError, ErrorKind, EventLine, HostLinkState, HostView, Question, QuestionKind, Severity,
+};
+use crate::base::{
+    HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
+};
+use crate::engine::{self, EngineMetrics};
 use crate::fleet::{FleetEvent, LinkState};
 use crate::gateway::ServerCounters;
-use crate::rollout::{EventKind, Phase, ServiceState};
-use crate::spec::{EngineSpec, GatewaySpec, RuntimeSpec};
+use crate::rollout::{Action, EventKind, Phase, ServiceState, step};
+use crate::spec::{EngineSpec, RuntimeSpec};
 use crate::wire::{RankReport, RankStatus, Reply, Request};
 
 impl Core {
@@ -218,6 +223,7 @@ impl Core {
                 self.deck = deck.clone();
                 self.means.fleet.set_hosts(&self.deck.hosts);
                 self.say(Severity::Info, None, "deck.toml was read again");
+                self.tell_traffic_again();
                 let gone: Vec<HostName> = self.hub.with(|s| {
                     s.hosts.keys().filter(|h| !self.deck.hosts.contains_key(*h)).cloned().collect()
                 });
@@ -254,10 +260,13 @@ impl Core {
 pub struct Watched {
     /// Which service.
     pub service: ServiceName,
-    /// Its gateway and backend there.
-    pub gateway: Option<(GatewaySpec, String)>,
-    /// Where its engines' own metrics are, if no gateway sees its requests.
+    /// Its gateways.
+    pub gateways: Option<Gateways>,
+    /// Where its engines' own metrics are, if no gateway sees its requests or an analysis is under
+    /// way.
     pub metrics: Vec<EngineMetricsAt>,
+    /// An analysis is under way.
+    pub analysing: bool,
     /// Hosts with containers of it.
     pub docker: Vec<(HostName, RuntimeSpec)>,
 }
@@ -289,23 +298,30 @@ pub async fn watch(means: Arc<Means>) {
 
 async fn look(means: Arc<Means>, watched: Watched) {
     let limit = Duration::from_secs(5);
-    if let Some((gateway, backend)) = watched.gateway {
-        let reading = async {
-            let gateway = reading_gateway(&means, &gateway, backend).await.ok()?;
-            crate::gateway::Gateway::counters(&gateway).await.ok()
-        };
+    let no_gateway = watched.gateways.is_none();
+    if let Some(gateways) = watched.gateways {
+        let reading = gateways.counters(&means);
         if let Ok(Some(counters)) = tokio::time::timeout(limit, reading).await {
             let input = Input::Counters { service: watched.service.clone(), counters };
             let _ = means.inputs.send(input).await;
         }
     }
-    if !watched.metrics.is_empty() {
-        let readings = watched.metrics.iter().map(|at| engine_counters(&means, at));
-        let counters: BTreeMap<ReplicaId, ServerCounters> =
+    if !watched.metrics.is_empty() || watched.analysing {
+        let service = watched.service.clone();
+        let readings = watched.metrics.iter().map(|at| read_engine(&means, at));
+        let readings: BTreeMap<ReplicaId, EngineMetrics> =
             futures::future::join_all(readings).await.into_iter().flatten().collect();
-        if !counters.is_empty() {
-            let input = Input::Counters { service: watched.service.clone(), counters };
+        let counted =
+            |(id, seen): (&ReplicaId, &EngineMetrics)| Some((*id, engine_counters(seen)?));
+        let counters: BTreeMap<ReplicaId, ServerCounters> =
+            readings.iter().filter_map(counted).collect();
+        if no_gateway && !counters.is_empty() {
+            let input = Input::Counters { service: service.clone(), counters: vec![counters] };
             let _ = means.inputs.send(input).await;
+        }
+        if watched.analysing {
+            // Without readings, too: the GPUs are looked at then.
+            let _ = means.inputs.send(Input::Scraped { service, readings }).await;
         }
     }
     for (host, spec) in watched.docker {
@@ -321,12 +337,11 @@ async fn look(means: Arc<Means>, watched: Watched) {
     }
 }
 
-/// What an engine says of its own requests: the second source, where there is no gateway. Requests
-/// that never reached the engine are not in it.
-async fn engine_counters(
+/// What an engine says of itself.
+pub(super) async fn read_engine(
     means: &Means,
     at: &EngineMetricsAt,
-) -> Option<(ReplicaId, ServerCounters)> {
+) -> Option<(ReplicaId, EngineMetrics)> {
     let engine = engine::of(&at.engine);
     let link = actions::link(means, &at.host).ok()?;
     let request = Request::Http {
@@ -338,7 +353,12 @@ async fn engine_counters(
         timeout_ms: 3_000,
     };
     let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
-    let metrics = engine.read_metrics(&reply.body);
+    (reply.status == 200).then(|| (at.replica, engine.read_metrics(&reply.body)))
+}
+
+/// What an engine says of its own requests: the second source, where there is no gateway. Requests
+/// that never reached the engine are not in it.
+fn engine_counters(metrics: &EngineMetrics) -> Option<ServerCounters> {
     // Counters of requests: whole numbers that were only written as decimals.
     let whole = |value: Option<f64>| {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -347,9 +367,9 @@ async fn engine_counters(
     let errors = whole(metrics.requests_error).unwrap_or(0);
     let requests = whole(metrics.requests_success)?.saturating_add(errors);
     let mean_response_ms =
-        metrics.end_to_end.filter(|t| t.count > 0.0).map_or(0.0, |t| t.sum_s / t.count * 1_000.0);
+        metrics.end_to_end.as_ref().and_then(engine::Histogram::mean).map_or(0.0, |s| s * 1_000.0);
     let in_flight = whole(metrics.running).unwrap_or(0);
-    Some((at.replica, ServerCounters { in_flight, requests, errors, mean_response_ms }))
+    Some(ServerCounters { in_flight, requests, errors, mean_response_ms })
 }
 
 impl Core {
@@ -360,8 +380,7 @@ impl Core {
             .filter(|(_, state)| !state.replicas.is_empty())
             .filter_map(|(service, state)| {
                 let release = state.releases.values().next_back()?;
-                let gateway = actions::gateway_spec(&self.deck, &release.spec)
-                    .map(|g| (g.clone(), actions::backend(service, &release.spec)));
+                let gateways = Gateways::of(&self.deck, service, &release.spec);
                 let mut docker: Vec<(HostName, RuntimeSpec)> = Vec::new();
                 for key in state.replicas.keys() {
                     let Some(release) = state.releases.get(&key.release) else { continue };
@@ -374,11 +393,85 @@ impl Core {
                         }
                     }
                 }
-                let metrics = if gateway.is_some() { Vec::new() } else { engine_metrics(state) };
-                Some(Watched { service: service.clone(), gateway, metrics, docker })
+                let analysing = state.analysing().is_some();
+                let metrics = if gateways.is_some() && !analysing {
+                    Vec::new()
+                } else {
+                    engine_metrics(state)
+                };
+                Some(Watched { service: service.clone(), gateways, metrics, analysing, docker })
             })
             .collect()
     }
+}
+
+impl Core {
+    /// Every table to the gateways as the deck has them now.
+    fn tell_traffic_again(&mut self) {
+        let tables: Vec<(ServiceName, Vec<Action>)> = self
+            .state
+            .services
+            .iter()
+            .map(|(name, state)| {
+                let mut actions = step::outstanding(state);
+                actions.retain(|a| matches!(a, Action::ApplyTraffic { .. }));
+                (name.clone(), actions)
+            })
+            .collect();
+        for (service, actions) in tables {
+            self.begin(&service, actions);
+        }
+    }
+
+    /// Our part of the configuration of a service's gateways, as it would be written now.
+    pub(super) fn gateway_section(
+        &self,
+        service: &ServiceName,
+    ) -> Result<(Gateways, Vec<TrafficServer>), ApiError> {
+        let state = self.state.services.get(service);
+        let release = state.and_then(|s| s.releases.values().next_back());
+        let written = self.files.services.get(service).and_then(|s| s.as_ref().ok());
+        let Some(spec) = release.map(|r| &r.spec).or(written) else {
+            return Err(super::planning::not_found(service, self.known_services()));
+        };
+        let gateways = Gateways::of(&self.deck, service, spec).ok_or_else(|| ApiError {
+            kind: ErrorKind::Conflict,
+            message: format!("{service} has no gateway"),
+            hint: Some("add one to deck.toml and name it in the spec: gateway = \"…\"".to_owned()),
+        })?;
+        Ok((gateways, state.map(|s| s.traffic.clone()).unwrap_or_default()))
+    }
+
+    /// Where the engine of a replica tells its metrics.
+    pub(super) fn engine_at(
+        &self,
+        service: &ServiceName,
+        replica: ReplicaId,
+    ) -> Option<EngineMetricsAt> {
+        engine_at(self.state.services.get(service)?, replica.release, replica.replica)
+    }
+}
+
+impl EngineMetricsAt {
+    /// Whether the engine tells any that are understood.
+    pub fn has_metrics(&self) -> bool {
+        engine::of(&self.engine).metrics_path().is_some()
+    }
+}
+
+fn engine_at(
+    state: &ServiceState,
+    release: ReleaseNumber,
+    replica: u32,
+) -> Option<EngineMetricsAt> {
+    let plan = state.releases.get(&release)?;
+    let first = plan.replica(replica)?.ranks.first()?;
+    Some(EngineMetricsAt {
+        replica: state.replica_id(release, replica)?,
+        host: first.host.clone(),
+        port: first.port,
+        engine: plan.spec.engine.clone(),
+    })
 }
 
 /// The replicas that are ready, with the place of their engines' metrics.
@@ -387,15 +480,6 @@ fn engine_metrics(state: &ServiceState) -> Vec<EngineMetricsAt> {
         .replicas
         .iter()
         .filter(|(_, replica)| replica.phase == Phase::Ready)
-        .filter_map(|(key, _)| {
-            let release = state.releases.get(&key.release)?;
-            let first = release.replica(key.replica)?.ranks.first()?;
-            Some(EngineMetricsAt {
-                replica: state.replica_id(key.release, key.replica)?,
-                host: first.host.clone(),
-                port: first.port,
-                engine: release.spec.engine.clone(),
-            })
-        })
+        .filter_map(|(key, _)| engine_at(state, key.release, key.replica))
         .collect()
 }

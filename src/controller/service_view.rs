@@ -60,15 +60,16 @@ pub fn view(
             (Some(_), None) => true,
             (None, _) => false,
         },
-        url: shown_spec.and_then(|s| url(around.deck, s)),
+        url: shown_spec.and_then(|s| url(around.deck, name, s)),
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
     }
 }
 
-fn url(deck: &DeckSpec, spec: &ServiceSpec) -> Option<String> {
-    super::actions::gateway_spec(deck, spec).and_then(|g| g.url.clone())
+fn url(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<String> {
+    let gateways = || super::gateways::Gateways::of(deck, service, spec);
+    spec.url.clone().or_else(|| gateways()?.url())
 }
 
 fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {

@@ -141,12 +141,14 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         fleet_events,
     );
     fleet.set_hosts(&options.deck.hosts);
+    let published = super::publish::Published::default();
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
         claims: Claims::new(options.deck.id, holder(paths)),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
+        published: published.clone(),
     });
     let hub = Arc::new(Hub::new(DeckView {
         name: options.deck.name.clone(),
@@ -159,6 +161,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         upgrade: state.ledger.upgrade.clone().map(Box::new),
         group: state.ledger.group.clone().map(Box::new),
     }));
+    let endpoints = options.deck.endpoints.clone();
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
     let mut core = Core {
         deck: options.deck.clone(),
@@ -170,6 +173,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         hub: Arc::clone(&hub),
         files: DeckFiles::default(),
         traffic: std::collections::BTreeMap::new(),
+        probes: super::probes::Probes::default(),
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
         idle_since: None,
@@ -201,6 +205,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
     let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
+    let publish_task = endpoints
+        .and_then(|e| Some((e.listen?, e.zone)))
+        .map(|(listen, zone)| tokio::spawn(super::publish::serve(listen, zone, published)));
     let desk = Arc::new(Handle { hub, inputs, means });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
@@ -213,12 +220,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    Ok(Running {
-        socket,
-        stop,
-        tasks: vec![fleet_task, watch_task, reload_task, renew_task, throughput_task],
-        main,
-    })
+    let mut tasks = vec![fleet_task, watch_task, reload_task, renew_task, throughput_task];
+    tasks.extend(publish_task);
+    Ok(Running { socket, stop, tasks, main })
 }
 
 /// Names this controller to other operators, and the same to its own next life on this machine.
@@ -382,6 +386,7 @@ pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerErro
         simulated: false,
         hosts: std::collections::BTreeMap::from([(name, host)]),
         gateways: std::collections::BTreeMap::new(),
+        endpoints: None,
     };
     let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };
     start_in_process(options, &Paths::in_dir(dir)).await

@@ -13,34 +13,40 @@ const SHOWN_MS: u64 = 10_000;
 /// What was seen of one service's replicas lately.
 #[derive(Default)]
 pub struct Traffic {
-    last: BTreeMap<ReplicaId, ServerCounters>,
+    last: Vec<BTreeMap<ReplicaId, ServerCounters>>,
     recent: VecDeque<(Timestamp, BTreeMap<ReplicaId, Window>)>,
     began: Option<Timestamp>,
 }
 
 impl Traffic {
-    /// Takes new totals; returns what was added since the last ones.
+    /// Takes new totals, by the place that counts (each backend of each gateway, always in the
+    /// same order); returns what was added since the last ones.
     pub fn observe(
         &mut self,
         now: Timestamp,
-        counters: BTreeMap<ReplicaId, ServerCounters>,
+        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
     ) -> BTreeMap<ReplicaId, Window> {
-        let mut windows = BTreeMap::new();
-        for (replica, total) in &counters {
-            // A server seen for the first time is new at the gateway, unless we are new here.
-            let before = match self.last.get(replica) {
-                Some(before) if before.requests <= total.requests => *before,
-                Some(_) => ServerCounters::default(),
-                None if self.began.is_none() => *total,
-                None => ServerCounters::default(),
-            };
-            let requests = total.requests.saturating_sub(before.requests);
-            let window = Window {
-                requests,
-                errors: total.errors.saturating_sub(before.errors).min(requests),
-                response_ms_sum: requests as f64 * total.mean_response_ms,
-            };
-            windows.insert(*replica, window);
+        let mut windows: BTreeMap<ReplicaId, Window> = BTreeMap::new();
+        if self.last.len() != counters.len() {
+            // The gateways of the service changed: counting begins anew.
+            self.began = None;
+        }
+        for (place, totals) in counters.iter().enumerate() {
+            for (replica, total) in totals {
+                // A server seen for the first time is new at the gateway, unless we are new here.
+                let before = match self.last.get(place).and_then(|last| last.get(replica)) {
+                    Some(before) if before.requests <= total.requests => *before,
+                    Some(_) => ServerCounters::default(),
+                    None if self.began.is_none() => *total,
+                    None => ServerCounters::default(),
+                };
+                let requests = total.requests.saturating_sub(before.requests);
+                windows.entry(*replica).or_default().add(&Window {
+                    requests,
+                    errors: total.errors.saturating_sub(before.errors).min(requests),
+                    response_ms_sum: requests as f64 * total.mean_response_ms,
+                });
+            }
         }
         self.began.get_or_insert(now);
         self.last = counters;
@@ -79,7 +85,9 @@ impl Traffic {
 
     /// Requests in flight at a replica, as last seen; none if the gateway does not know it.
     pub fn in_flight(&self, replica: &ReplicaId) -> Option<u64> {
-        self.last.get(replica).map(|c| c.in_flight)
+        let seen: Vec<u64> =
+            self.last.iter().filter_map(|l| l.get(replica)).map(|c| c.in_flight).collect();
+        (!seen.is_empty()).then(|| seen.iter().sum())
     }
 }
 
@@ -89,12 +97,28 @@ mod tests {
     use super::*;
     use crate::base::{Attempt, ReleaseNumber};
 
-    fn totals(requests: u64, errors: u64) -> BTreeMap<ReplicaId, ServerCounters> {
+    fn one(requests: u64, errors: u64) -> BTreeMap<ReplicaId, ServerCounters> {
         let id = ReplicaId { release: ReleaseNumber(1), replica: 0, attempt: Attempt::FIRST };
         BTreeMap::from([(
             id,
-            ServerCounters { in_flight: 0, requests, errors, mean_response_ms: 20.0 },
+            ServerCounters { in_flight: 1, requests, errors, mean_response_ms: 20.0 },
         )])
+    }
+
+    fn totals(requests: u64, errors: u64) -> Vec<BTreeMap<ReplicaId, ServerCounters>> {
+        vec![one(requests, errors)]
+    }
+
+    #[test]
+    fn the_restart_of_one_of_two_gateways_adds_only_what_it_saw() {
+        let mut traffic = Traffic::default();
+        let id = *one(0, 0).keys().next().unwrap();
+        traffic.observe(Timestamp(0), vec![one(1000, 0), one(500, 0)]);
+        let both = traffic.observe(Timestamp(1000), vec![one(1010, 1), one(505, 1)]);
+        assert_eq!(both.get(&id).map(|w| (w.requests, w.errors)), Some((15, 2)));
+        let after = traffic.observe(Timestamp(2000), vec![one(1020, 1), one(3, 0)]);
+        assert_eq!(after.get(&id).map(|w| (w.requests, w.errors)), Some((13, 0)));
+        assert_eq!(traffic.in_flight(&id), Some(2));
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Engine for Command {
     fn metric_names(&self) -> Option<&'static metrics::Names> {
         self.0.metrics.map(|names| match names {
             MetricNames::Vllm => &metrics::VLLM,
+            MetricNames::Sglang => &metrics::SGLANG,
             MetricNames::LlamaCpp => &metrics::LLAMA_CPP,
         })
     }

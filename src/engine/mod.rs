@@ -6,6 +6,7 @@
 mod args;
 pub mod command;
 pub mod error;
+pub mod histogram;
 pub mod llamacpp;
 pub mod metrics;
 pub mod token;
@@ -18,6 +19,7 @@ use crate::model::{MemoryEstimate, ModelFacts};
 use crate::spec::{DeviceKind, EngineSpec, Parallel, ParallelShape, ServiceSpec};
 
 pub use error::EngineError;
+pub use histogram::Histogram;
 pub use metrics::EngineMetrics;
 pub use token::{TokenAnswer, TokenRequest};
 
@@ -60,6 +62,16 @@ pub trait Engine: Send + Sync {
     /// Requests that prove that the engine generates tokens, to be tried in this order.
     fn token_requests(&self, service: &ServiceName) -> Vec<TokenRequest> {
         token::openai_requests(service.as_str())
+    }
+
+    /// Requests that have it answer one prompt the same way each time, to be tried in this order.
+    fn prompt_requests(
+        &self,
+        service: &ServiceName,
+        prompt: &str,
+        max_tokens: u32,
+    ) -> Vec<TokenRequest> {
+        token::openai_prompts(service.as_str(), prompt, max_tokens)
     }
 
     /// Where its metrics are; none if it has none that are understood.

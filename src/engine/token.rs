@@ -32,15 +32,25 @@ pub enum TokenAnswer {
 
 /// Chat, and plain completion for models without a chat template.
 pub(super) fn openai_requests(model: &str) -> Vec<TokenRequest> {
+    openai_prompts(model, "Hi", 1)
+}
+
+/// The same with a prompt and a length of one's own; temperature 0, so that the answer is the same
+/// each time.
+pub(super) fn openai_prompts(model: &str, prompt: &str, max_tokens: u32) -> Vec<TokenRequest> {
     let chat = json!({
         "model": model,
-        "messages": [{ "role": "user", "content": "Hi" }],
-        "max_tokens": 1,
+        "messages": [{ "role": "user", "content": prompt }],
+        "max_tokens": max_tokens,
         "temperature": 0,
         "stream": false,
     });
     let completion = json!({
-        "model": model, "prompt": "Hi", "max_tokens": 1, "temperature": 0, "stream": false,
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": false,
     });
     vec![
         TokenRequest { path: "/v1/chat/completions", body: chat.to_string() },
@@ -52,6 +62,17 @@ impl TokenRequest {
     /// Whether the answer holds a token.
     pub fn accept(&self, status: u16, body: &str) -> bool {
         self.judge(status, body) == TokenAnswer::Token
+    }
+
+    /// The text of an answer that [`Self::judge`] takes for a token; empty if it has none.
+    pub fn text_of(body: &str) -> String {
+        let Ok(answer) = serde_json::from_str::<Value>(body) else { return String::new() };
+        let Some(choice) = answer.get("choices").and_then(|c| c.get(0)) else {
+            return String::new();
+        };
+        let message = choice.get("message").unwrap_or(choice);
+        let text = |key: &str| message.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+        text("content").or_else(|| text("text")).unwrap_or_default().to_owned()
     }
 
     /// What an answer (HTTP status and body) proves. A good status alone proves nothing.
@@ -104,6 +125,21 @@ impl TokenRequest {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
+
+    #[test]
+    fn the_text_of_an_answer_is_found_in_both_forms() {
+        let chat = r#"{"choices":[{"message":{"content":"Paris."}}]}"#;
+        let plain = r#"{"choices":[{"text":"Paris."}]}"#;
+        assert_eq!(TokenRequest::text_of(chat), "Paris.");
+        assert_eq!(TokenRequest::text_of(plain), "Paris.");
+        for none in ["", "{}", r#"{"choices":[]}"#, r#"{"choices":[{"text":7}]}"#] {
+            assert_eq!(TokenRequest::text_of(none), "");
+        }
+        let asks = openai_prompts("chat", "Capital of \"France\"?", 8);
+        assert!(
+            asks[0].body.contains("\\\"France\\\"") && asks[1].body.contains("\"max_tokens\":8")
+        );
+    }
 
     #[test]
     fn only_a_token_is_a_token() {

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use super::haproxy_plan::{self, Wanted};
 use super::haproxy_text::{self, ServerState};
 use super::{Gateway, GatewayError, ServerCounters};
-use crate::base::{DeckId, EpochCell, ReplicaId, TrafficServer, text};
+use crate::base::{DeckId, EpochCell, HostName, ReplicaId, TrafficServer, text};
 use crate::fleet::{HostLink, LinkError};
 use crate::wire::{Refusal, Reply, Request, Verb};
 
@@ -105,25 +105,7 @@ impl HaproxyGateway {
     }
 
     async fn resolve(&self, server: &TrafficServer) -> Result<Wanted, GatewayError> {
-        // HAProxy does not resolve the name of a server that is added at run time.
-        let address: IpAddr = match server.address.parse() {
-            Ok(address) => address,
-            Err(_) => tokio::net::lookup_host((server.address.as_str(), server.port))
-                .await
-                .ok()
-                .and_then(|found| found.map(|a| a.ip()).min())
-                .ok_or_else(|| GatewayError::Gateway {
-                    host: self.link.host().clone(),
-                    message: format!(
-                        "the address `{}` of {} cannot be resolved",
-                        text::clean(&server.address, 100),
-                        server.replica
-                    ),
-                    hint: Some(
-                        "set `engine_address` of its host in deck.toml to an IP address".to_owned(),
-                    ),
-                })?,
-        };
+        let address = resolve(self.link.host(), server).await?;
         let weight = server.weight.min(256);
         Ok(Wanted { address, port: server.port, weight, mode: server.mode })
     }
@@ -144,10 +126,7 @@ impl HaproxyGateway {
     /// HAProxy's words, with what to do about them.
     fn refused(&self, said: &str) -> GatewayError {
         let backend = &self.backend;
-        let hint = if said.contains("find backend")
-            || said.contains("No such backend")
-            || said.contains("No such proxy")
-        {
+        let hint = if lacks_backend(said) {
             Some(format!(
                 "add to haproxy.cfg and reload HAProxy: `backend {backend}` with the line `balance roundrobin`, and a frontend with `default_backend {backend}`"
             ))
@@ -199,6 +178,32 @@ impl HaproxyGateway {
             what: "not the outputs of the gateway's commands".to_owned(),
         })
     }
+}
+
+/// Whether these words of `HAProxy`'s mean that it does not know the backend.
+pub fn lacks_backend(said: &str) -> bool {
+    ["find backend", "No such backend", "No such proxy"].iter().any(|words| said.contains(words))
+}
+
+/// The server's address: `HAProxy` on `host` does not resolve the name of a server that is added at
+/// run time, and does not start with one that cannot be resolved.
+pub async fn resolve(host: &HostName, server: &TrafficServer) -> Result<IpAddr, GatewayError> {
+    if let Ok(address) = server.address.parse() {
+        return Ok(address);
+    }
+    tokio::net::lookup_host((server.address.as_str(), server.port))
+        .await
+        .ok()
+        .and_then(|found| found.map(|a| a.ip()).min())
+        .ok_or_else(|| GatewayError::Gateway {
+            host: host.clone(),
+            message: format!(
+                "the address `{}` of {} cannot be resolved",
+                text::clean(&server.address, 100),
+                server.replica
+            ),
+            hint: Some("set `engine_address` of its host in deck.toml to an IP address".to_owned()),
+        })
 }
 
 #[async_trait]

@@ -3,9 +3,11 @@
 //!
 //! The trait, and HAProxy behind it. Nothing here decides a weight: that is for `rollout`.
 
+pub mod endpoints;
 pub mod haproxy;
 mod haproxy_plan;
 mod haproxy_text;
+pub mod section;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +16,7 @@ use async_trait::async_trait;
 use crate::base::{Hint, ReplicaId, TrafficServer};
 use crate::fleet::LinkError;
 
+pub use endpoints::Endpoints;
 pub use haproxy::HaproxyGateway;
 
 /// A gateway's backend of one service.

@@ -1,9 +1,21 @@
 //! Is the new release as good as the old one? What was measured, and the verdict.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::base::Timestamp;
+use super::checks::{CheckResult, CheckRun};
+use super::engine_samples::{self, EngineSamples};
+use crate::base::{Timestamp, text};
 use crate::spec::AnalysisSpec;
+
+/// Longest words of a measurement that are kept, in characters.
+const MAX_WHY: usize = 400;
+
+/// How long after its time golden prompts and queries may still be without a result. (Five tries
+/// 10 s apart, and time for slow answers.)
+const OVERTIME: Duration = Duration::from_secs(180);
 
 /// What was seen of some replicas over some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -61,6 +73,117 @@ pub enum VerdictResult {
     Failed,
     /// Too little was seen.
     Inconclusive,
+    /// It could not be measured.
+    Error,
+}
+
+/// The analysis under way, besides the [`Window`]s.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AnalysisRun {
+    /// When the first request reached the canary: the analysis's time counts from here.
+    pub began: Option<Timestamp>,
+    /// What the canary's engines said.
+    pub new: EngineSamples,
+    /// What stable's engines said over the same time.
+    pub old: EngineSamples,
+    /// Golden prompts and queries, by name.
+    pub checks: BTreeMap<String, CheckRun>,
+}
+
+impl AnalysisRun {
+    /// Takes a measurement of a golden prompt or query; an unknown one is left out.
+    pub fn check(&mut self, spec: &AnalysisSpec, name: &str, result: CheckResult, why: &str) {
+        if spec.checks().iter().any(|(known, _)| known == name) {
+            self.checks.entry(name.to_owned()).or_default().add(result, &text::clean(why, MAX_WHY));
+        }
+    }
+}
+
+/// Where an analysis stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judgement {
+    /// It goes on; a verdict is due then.
+    Wait {
+        /// The moment.
+        until: Timestamp,
+    },
+    /// It is over: how, and the number that decided.
+    Verdict(VerdictResult, String),
+}
+
+/// Judges an analysis as a whole: `since` is when its step began.
+///
+/// The time counts from the first request that reached the canary (`HAProxy` gives a server that was
+/// just added nothing until its round is over); without any it is over after twice its duration.
+/// A failure ends it at once (Argo's rule: Failed goes before Error before Inconclusive).
+pub fn judge(
+    spec: &AnalysisSpec,
+    run: &AnalysisRun,
+    (new, old): (&Window, &Window),
+    since: Timestamp,
+    now: Timestamp,
+) -> Judgement {
+    let until = match run.began {
+        Some(began) => began.plus(spec.duration),
+        None if spec.min_requests == 0 => since.plus(spec.duration),
+        None => since.plus(spec.duration.saturating_mul(2)),
+    };
+    let last = now >= until;
+    let checks = spec.checks();
+    let mut worst: BTreeMap<u8, (VerdictResult, String)> = BTreeMap::new();
+    let mut open = Vec::new();
+    let mut longest = Duration::ZERO;
+    let mut passed = Vec::new();
+    let none = CheckRun::default();
+    for (name, plan) in &checks {
+        let seen = run.checks.get(name).unwrap_or(&none);
+        longest = longest.max(plan.interval.saturating_mul(plan.count));
+        match seen.result(*plan, spec) {
+            None => open.push(name.clone()),
+            Some(VerdictResult::Success) => passed.push(format!("{name}: {}", seen.why)),
+            Some(result) => {
+                let rank = match result {
+                    VerdictResult::Failed => 0,
+                    VerdictResult::Error => 1,
+                    _ => 2,
+                };
+                worst.entry(rank).or_insert((result, format!("{name}: {}", seen.why)));
+            }
+        }
+    }
+    if let Some((result, why)) = worst.remove(&0) {
+        return Judgement::Verdict(result, why);
+    }
+    let window = evaluate(spec, new, old, last);
+    if let Some((VerdictResult::Failed, why)) = window {
+        return Judgement::Verdict(VerdictResult::Failed, why);
+    }
+    let engines = engine_samples::judge(spec, &run.new, &run.old, last);
+    let compared = match engines {
+        Ok(compared) => compared,
+        Err(why) => return Judgement::Verdict(VerdictResult::Failed, why),
+    };
+    if let Some((result, why)) = worst.remove(&1) {
+        return Judgement::Verdict(result, why);
+    }
+    let Some((result, why)) = window else { return Judgement::Wait { until } };
+    if !open.is_empty() {
+        let overtime = until.max(since.plus(longest)).plus(OVERTIME);
+        if now < overtime {
+            return Judgement::Wait { until: overtime };
+        }
+        let why = format!("{} has no result", open.join(", "));
+        return Judgement::Verdict(VerdictResult::Error, why);
+    }
+    if let Some((result, why)) = worst.remove(&2) {
+        return Judgement::Verdict(result, why);
+    }
+    if result != VerdictResult::Success {
+        return Judgement::Verdict(result, why);
+    }
+    let all: Vec<String> = std::iter::once(why).chain(compared).chain(passed).collect();
+    Judgement::Verdict(VerdictResult::Success, text::clean(&all.join("; "), 3 * MAX_WHY))
 }
 
 /// Judges what was measured. `last`: the time is over and a verdict is due; before that only a
@@ -73,6 +196,9 @@ pub fn evaluate(
     old: &Window,
     last: bool,
 ) -> Option<(VerdictResult, String)> {
+    if spec.min_requests == 0 && new.requests == 0 {
+        return last.then(|| (VerdictResult::Success, "no requests are asked for".to_owned()));
+    }
     let enough = spec.min_requests.max(1);
     if new.requests < enough {
         return last.then(|| {
@@ -185,6 +311,74 @@ mod tests {
         let (result, why) = judge(window(50, 0, 900.0), window(0, 0, 0.0), true).unwrap();
         assert_eq!(result, VerdictResult::Success);
         assert!(why.contains("not compared"), "{why}");
+    }
+
+    fn verdict(spec: &AnalysisSpec, run: &AnalysisRun, new: Window, at: u64) -> Judgement {
+        super::judge(spec, run, (&new, &window(400, 0, 100.0)), Timestamp(0), Timestamp(at))
+    }
+
+    #[test]
+    fn the_time_counts_from_the_first_request() {
+        let spec = AnalysisSpec { duration: Duration::from_secs(10), ..AnalysisSpec::default() };
+        let mut run = AnalysisRun::default();
+        let idle = verdict(&spec, &run, window(0, 0, 0.0), 15_000);
+        assert_eq!(idle, Judgement::Wait { until: Timestamp(20_000) });
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, window(0, 0, 0.0), 20_000)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive);
+        assert_eq!(why, "0 requests reached the canary < 10 needed");
+        run.began = Some(Timestamp(12_000));
+        let begun = verdict(&spec, &run, window(50, 0, 100.0), 20_000);
+        assert_eq!(begun, Judgement::Wait { until: Timestamp(22_000) });
+        let over = verdict(&spec, &run, window(50, 0, 100.0), 22_000);
+        assert!(matches!(over, Judgement::Verdict(VerdictResult::Success, _)), "{over:?}");
+        let unasked = AnalysisSpec { min_requests: 0, ..spec };
+        let over = verdict(&unasked, &AnalysisRun::default(), window(0, 0, 0.0), 10_000);
+        assert!(matches!(over, Judgement::Verdict(VerdictResult::Success, _)), "{over:?}");
+    }
+
+    #[test]
+    fn checks_decide_in_argos_order_and_are_waited_for() {
+        let spec: AnalysisSpec = toml::from_str(
+            "min_requests = 0\nduration = \"1s\"\n[[golden]]\nprompt = \"a\"\ncontains = \"b\"\n\
+             [[prometheus]]\nurl = \"http://p\"\nquery = \"q\"\nsuccess = \"result < 1\"\n",
+        )
+        .unwrap();
+        let mut run = AnalysisRun::default();
+        let none = window(0, 0, 0.0);
+        run.check(&spec, "golden 1", CheckResult::Successful, "r2-0-a1 said b");
+        run.check(&spec, "golden 7", CheckResult::Failed, "there is none");
+        assert_eq!(run.checks.len(), 1);
+        let waits = verdict(&spec, &run, none, 2_000);
+        assert_eq!(waits, Judgement::Wait { until: Timestamp(240_000) });
+        let late = verdict(&spec, &run, none, 240_000);
+        let expected =
+            Judgement::Verdict(VerdictResult::Error, "prometheus 1 has no result".to_owned());
+        assert_eq!(late, expected);
+        let mut good = run.clone();
+        good.check(&spec, "prometheus 1", CheckResult::Successful, "0.5 (result < 1)");
+        assert_eq!(
+            verdict(&spec, &good, none, 2_000),
+            Judgement::Verdict(
+                VerdictResult::Success,
+                "no requests are asked for; golden 1: r2-0-a1 said b; \
+                 prometheus 1: 0.5 (result < 1)"
+                    .to_owned()
+            )
+        );
+        for _ in 0..5 {
+            run.check(&spec, "prometheus 1", CheckResult::Error, "refused");
+        }
+        let error = Judgement::Verdict(VerdictResult::Error, "prometheus 1: refused".to_owned());
+        assert_eq!(verdict(&spec, &run, none, 100), error);
+        run.check(&spec, "golden 1", CheckResult::Failed, "r2-1-a1 said c, not `b` in it");
+        let failed = Judgement::Verdict(
+            VerdictResult::Failed,
+            "golden 1: r2-1-a1 said c, not `b` in it".to_owned(),
+        );
+        assert_eq!(verdict(&spec, &run, none, 100), failed);
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //! follows from it is found by the rounds after it.
 
 use super::action::Action;
-use super::analysis::Window;
+use super::analysis::{AnalysisRun, Window};
+use super::checks::CheckResult;
+use super::engine_samples::EngineSamples;
 use super::event::{EventKind, StartRefusal};
 use super::release::Release;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
 use super::step::Decider;
-use crate::base::{RankId, ReplicaId, ReplicaKey, text};
+use crate::base::{RankId, ReleaseNumber, ReplicaId, ReplicaKey, text};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Longest cause that is kept, in characters: the last lines of a log fit.
@@ -47,6 +50,10 @@ impl Decider<'_> {
                     self.measured(*replica, window);
                 }
             }
+            EventKind::Sampled { samples } => self.sampled(samples),
+            EventKind::Checked { release, step, check, result, why } => {
+                self.checked(*release, *step, check, *result, why);
+            }
         }
     }
 
@@ -76,6 +83,7 @@ impl Decider<'_> {
             by: text::clean(by, 100),
             measured_new: Window::default(),
             measured_old: Window::default(),
+            analysis: AnalysisRun::default(),
             verdict: None,
             outcome: None,
             ended: None,
@@ -103,6 +111,7 @@ impl Decider<'_> {
             let pause = now.since(since.max(rollout.step_since));
             rollout.step_since = rollout.step_since.plus(pause);
             rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
+            rollout.analysis.began = rollout.analysis.began.map(|t| t.plus(pause));
             rollout.progress = now;
         }
     }
@@ -267,14 +276,54 @@ impl Decider<'_> {
         if self.present(id).is_none() {
             return;
         }
+        let now = self.now();
         let Some(rollout) = self.active() else { return };
         if rollout.paused.is_some() || !matches!(rollout.gate, Some(Gate::Analyse { .. })) {
             return;
         }
         if id.release == rollout.to {
+            if window.requests > 0 {
+                rollout.analysis.began.get_or_insert(now);
+            }
             rollout.measured_new.add(window);
         } else {
             rollout.measured_old.add(window);
+        }
+    }
+
+    fn sampled(&mut self, samples: &BTreeMap<ReleaseNumber, EngineSamples>) {
+        let Some(rollout) = self.active() else { return };
+        if rollout.paused.is_some() || !matches!(rollout.gate, Some(Gate::Analyse { .. })) {
+            return;
+        }
+        for (release, seen) in samples {
+            let side = if *release == rollout.to {
+                &mut rollout.analysis.new
+            } else {
+                &mut rollout.analysis.old
+            };
+            side.add(seen);
+            if let Some(error) = &mut side.gpu.error {
+                *error = text::clean(error, MAX_CAUSE);
+            }
+        }
+    }
+
+    /// Also taken in a pause: whoever measured it does not measure it again.
+    fn checked(
+        &mut self,
+        release: ReleaseNumber,
+        step: usize,
+        check: &str,
+        result: CheckResult,
+        why: &str,
+    ) {
+        let Some((rollout, _, spec)) = self.state.analysing() else { return };
+        if rollout.to != release || rollout.step != step {
+            return;
+        }
+        if let Some(rollout) = self.active() {
+            rollout.analysis.check(&spec, check, result, why);
         }
     }
 

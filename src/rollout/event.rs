@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::Window;
 use super::moves::RequestedMove;
+use super::checks::CheckResult;
+use super::engine_samples::EngineSamples;
 use super::release::Release;
 use super::state::RolloutKind;
 use crate::base::{RankId, ReleaseNumber, ReplicaId, Timestamp};
@@ -139,6 +141,24 @@ pub enum EventKind {
     Measured {
         /// Increments, by replica.
         windows: BTreeMap<ReplicaId, Window>,
+    },
+    /// What engines and GPUs said since the last measurement, while an analysis is under way.
+    Sampled {
+        /// Increments, by release.
+        samples: BTreeMap<ReleaseNumber, EngineSamples>,
+    },
+    /// A golden prompt or a query of the analysis was measured.
+    Checked {
+        /// Of the rollout to this release.
+        release: ReleaseNumber,
+        /// At this step.
+        step: usize,
+        /// Which one, as the spec's order names it: `golden 1`, `prometheus 2`.
+        check: String,
+        /// What it said.
+        result: CheckResult,
+        /// The number or the answer, for people.
+        why: String,
     },
 }
 

@@ -1,7 +1,7 @@
 //! The rollout's way: steps and gates, its clocks, turning back, and its end.
 
 use super::action::Action;
-use super::analysis::{Verdict, VerdictResult, Window, evaluate};
+use super::analysis::{AnalysisRun, Judgement, Verdict, VerdictResult, Window, judge};
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, ServiceState};
 use super::step::Decider;
 use crate::base::{text, time};
@@ -81,12 +81,15 @@ impl Decider<'_> {
             .and_then(|r| r.spec.analysis.get(name))
             .cloned()
             .unwrap_or_else(AnalysisSpec::default);
-        let until = rollout.step_since.plus(spec.duration);
-        let verdict = evaluate(&spec, &rollout.measured_new, &rollout.measured_old, now >= until);
-        let Some((result, reason)) = verdict else {
-            self.set_gate(Some(Gate::Analyse { name: name.to_owned(), until }));
-            return;
-        };
+        let windows = (&rollout.measured_new, &rollout.measured_old);
+        let (result, reason) =
+            match judge(&spec, &rollout.analysis, windows, rollout.step_since, now) {
+                Judgement::Wait { until } => {
+                    self.set_gate(Some(Gate::Analyse { name: name.to_owned(), until }));
+                    return;
+                }
+                Judgement::Verdict(result, reason) => (result, reason),
+            };
         if let Some(rollout) = self.state.rollout.as_mut() {
             rollout.verdict = Some(Verdict {
                 analysis: name.to_owned(),
@@ -97,7 +100,10 @@ impl Decider<'_> {
         }
         match result {
             VerdictResult::Success => self.go_to_step(index + 1),
-            VerdictResult::Failed => self.fail_rollout(&format!("analysis {name}: {reason}")),
+            // Argo's rule: what cannot be measured is not let through.
+            VerdictResult::Failed | VerdictResult::Error => {
+                self.fail_rollout(&format!("analysis {name}: {reason}"));
+            }
             VerdictResult::Inconclusive => self.set_gate(Some(Gate::Inconclusive { why: reason })),
         }
     }
@@ -214,6 +220,7 @@ impl Decider<'_> {
             rollout.progress = now;
             rollout.measured_new = Window::default();
             rollout.measured_old = Window::default();
+            rollout.analysis = AnalysisRun::default();
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::action::Action;
 use super::analysis::Window;
+use super::checks::CheckResult;
 use super::event::{Event, EventKind};
 use super::forecast::{Forecast, How, Move, Stage, Timings, Verb, stage_titles};
 use super::release::{Release, ReplicaPlan};
@@ -158,6 +159,12 @@ impl World<'_> {
                 let ready = self.state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
                 let windows = ready.map(|(key, r)| (r.id(*key), good)).collect();
                 self.feed_at(self.state.now, EventKind::Measured { windows });
+                self.pass_checks();
+                // The time of the analysis counts from the first request.
+                let until = match self.state.active_rollout().and_then(|r| r.gate.as_ref()) {
+                    Some(Gate::Analyse { until, .. }) => *until,
+                    _ => until,
+                };
                 self.feed_at(until, EventKind::Tick);
             }
             _ => {
@@ -167,6 +174,20 @@ impl World<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Every golden prompt and query is as it should be.
+    fn pass_checks(&mut self) {
+        let Some((rollout, _, spec)) = self.state.analysing() else { return };
+        let (release, step) = (rollout.to, rollout.step);
+        for (check, plan) in spec.checks() {
+            for _ in 0..plan.count {
+                let (check, why) = (check.clone(), "forecast".to_owned());
+                let result = CheckResult::Successful;
+                let kind = EventKind::Checked { release, step, check, result, why };
+                self.feed_at(self.state.now, kind);
+            }
+        }
     }
 
     fn feed_at(&mut self, at: Timestamp, kind: EventKind) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::analysis::{Verdict, Window};
+use super::analysis::{AnalysisRun, Verdict, Window};
 use super::release::Release;
 use crate::base::{
     Attempt, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp, TrafficMode,
@@ -176,6 +176,9 @@ pub struct Rollout {
     pub measured_new: Window,
     /// See `measured_new`.
     pub measured_old: Window,
+    /// The rest of the analysis under way: engines, GPUs, golden prompts, queries.
+    #[serde(default)]
+    pub analysis: AnalysisRun,
     /// The verdict of the last analysis.
     pub verdict: Option<Verdict>,
     /// It is over.
@@ -331,6 +334,14 @@ impl ServiceState {
             move_trouble: None,
             now: Timestamp(0),
         }
+    }
+
+    /// The analysis that is being measured, if one is: of the rollout under way, at its gate.
+    pub fn analysing(&self) -> Option<(&Rollout, &str, crate::spec::AnalysisSpec)> {
+        let rollout = self.active_rollout()?;
+        let Some(Gate::Analyse { name, .. }) = &rollout.gate else { return None };
+        let spec = self.releases.get(&rollout.to).and_then(|r| r.spec.analysis.get(name));
+        Some((rollout, name, spec.cloned().unwrap_or_default()))
     }
 
     /// The rollout, if one is under way.

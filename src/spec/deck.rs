@@ -23,6 +23,34 @@ pub struct DeckSpec {
     /// The gateways, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub gateways: BTreeMap<ServiceName, GatewaySpec>,
+    /// Where endpoints are published, for whatever balances without a gateway of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<EndpointsSpec>,
+}
+
+/// Where endpoints are published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointsSpec {
+    /// A directory on the controller's machine: `SERVICE.json`, `SERVICE.file_sd.json`, and
+    /// `SERVICE.zone` if there is a zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// An address for `GET /v1/endpoints/SERVICE`. Nobody is asked who they are: keep it on
+    /// loopback or a network of your own. Read when the controller starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// The domain of the DNS-SD records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// How long whoever balances may take to follow a change. Without a gateway a replica is
+    /// drained only after this.
+    #[serde(default = "settle", with = "crate::base::time::text")]
+    pub settle: std::time::Duration,
+}
+
+const fn settle() -> std::time::Duration {
+    std::time::Duration::from_secs(5)
 }
 
 /// How a host is reached and what is known of it. What is left out comes from `~/.ssh/config`.
@@ -90,4 +118,45 @@ pub struct GatewaySpec {
     /// Where clients reach it, for showing: `http://10.0.0.5:8080`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// The same by service, where each has an address of its own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub urls: BTreeMap<ServiceName, String>,
+    /// A directory on that host for our parts of its configuration, `SERVICE.cfg`; HAProxy is
+    /// started with `-f` of it. Then a reload or restart loses nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// Write a frontend, too, for these services, at these addresses (`bind`'s words).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub listen: BTreeMap<ServiceName, String>,
+    /// The command that checks a configuration, to which `-f FILE` is added; empty: not checked.
+    #[serde(default = "check")]
+    pub check: Vec<String>,
+    /// The command that reloads HAProxy when more than servers changed; default: a person does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reload: Vec<String>,
+}
+
+fn check() -> Vec<String> {
+    ["haproxy", "-c", "-f", "/etc/haproxy/haproxy.cfg"].map(str::to_owned).to_vec()
+}
+
+impl GatewaySpec {
+    /// A HAProxy whose configuration is somebody else's.
+    pub fn new(host: HostName, socket: String) -> Self {
+        Self {
+            host,
+            socket,
+            url: None,
+            urls: BTreeMap::new(),
+            config: None,
+            listen: BTreeMap::new(),
+            check: check(),
+            reload: Vec::new(),
+        }
+    }
+
+    /// Where clients reach a service of it.
+    pub fn url_of(&self, service: &ServiceName) -> Option<&str> {
+        self.urls.get(service).or(self.url.as_ref()).map(String::as_str)
+    }
 }

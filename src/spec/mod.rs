@@ -3,11 +3,19 @@
 //! Reading files is for `revision`; here text becomes types, and a mistake becomes a message with
 //! its line and the nearest valid key.
 
+pub mod analysis;
+pub mod canary;
+pub mod condition;
 pub mod deck;
 pub mod parse;
 pub mod service;
 
-pub use deck::{DeckSpec, GatewaySpec, HostSpec, Transport};
+pub use analysis::{
+    CheckPlan, EngineAnalysis, EngineMetric, GoldenPrompt, GpuAnalysis, PrometheusCheck,
+};
+pub use canary::CanaryRule;
+pub use condition::Condition;
+pub use deck::{DeckSpec, EndpointsSpec, GatewaySpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use service::{
     AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,

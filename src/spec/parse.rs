@@ -49,7 +49,59 @@ pub fn parse_deck(content: &str, file: &str) -> Result<DeckSpec, SpecError> {
             });
         }
     }
+    check_gateways(&deck).map_err(|(needle, message, suggestion)| SpecError {
+        file: file.to_owned(),
+        line: find_line(content, needle),
+        message,
+        suggestion: Some(suggestion),
+    })?;
     Ok(deck)
+}
+
+fn check_gateways(deck: &DeckSpec) -> Result<(), Complaint> {
+    for (name, gateway) in &deck.gateways {
+        let one_line = |words: &str| !words.chars().any(char::is_control);
+        if !gateway.listen.values().all(|l| one_line(l) && !l.trim().is_empty()) {
+            return Err((
+                "listen",
+                format!("gateway `{name}`: `listen` is an address on one line"),
+                "write for example listen = { chat = \":8080\" }".to_owned(),
+            ));
+        }
+        if gateway.config.as_ref().is_some_and(|c| !c.starts_with('/')) {
+            return Err((
+                "config",
+                format!("gateway `{name}`: `config` is the absolute path of a directory"),
+                "write for example config = \"/etc/haproxy/gpudeck.d\"".to_owned(),
+            ));
+        }
+    }
+    if let Some(endpoints) = &deck.endpoints {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if endpoints.zone.as_ref().is_some_and(|z| z.is_empty() || !z.chars().all(plain)) {
+            return Err((
+                "zone",
+                "`zone` is a domain name".to_owned(),
+                "write for example zone = \"llm.example.org\"".to_owned(),
+            ));
+        }
+        let port = |l: &String| l.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
+        if !endpoints.listen.as_ref().is_none_or(port) {
+            return Err((
+                "listen",
+                "`listen` of the endpoints is an address with a port".to_owned(),
+                "write for example listen = \"127.0.0.1:9180\"".to_owned(),
+            ));
+        }
+        if endpoints.dir.as_ref().is_some_and(|d| !d.starts_with('/')) {
+            return Err((
+                "dir",
+                "`dir` of the endpoints is an absolute path".to_owned(),
+                "write for example dir = \"/var/lib/gpudeck/endpoints\"".to_owned(),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Reads a `services/NAME.toml`; `file` is its name in messages.
@@ -104,6 +156,20 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
             }
             _ => {}
         }
+    }
+    if let Err(message) = rollout.canary_rule() {
+        let suggestion = "write for example canary_header = \"x-canary: 1\"".to_owned();
+        return Err(("canary_", message, suggestion));
+    }
+    if !spec.gateways.is_empty() && spec.gateway.is_some() {
+        return Err((
+            "gateways",
+            "`gateway` and `gateways` are both given".to_owned(),
+            "write gateways = [\"a\", \"b\"] alone".to_owned(),
+        ));
+    }
+    if let Some(complaint) = spec.analysis.iter().find_map(|(name, a)| a.complaint(name)) {
+        return Err(complaint);
     }
     if let EngineSpec::Command(command) = &spec.engine
         && command.run.is_empty()

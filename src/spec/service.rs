@@ -47,6 +47,12 @@ pub struct ServiceSpec {
     /// The gateway of the deck to use; default: the only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<ServiceName>,
+    /// Several gateways of the deck that are kept equal, instead of `gateway`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<ServiceName>,
+    /// Where clients reach it, for showing; default: what the gateway says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// The gateway's backend; default: the service's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
@@ -95,6 +101,8 @@ pub struct CommandEngine {
 pub enum MetricNames {
     /// `vllm:…`
     Vllm,
+    /// `sglang:…`
+    Sglang,
     /// `llamacpp:…`
     LlamaCpp,
 }
@@ -305,6 +313,12 @@ pub struct RolloutSpec {
     /// How long an engine may take from SIGTERM to its end before SIGKILL.
     #[serde(with = "time::text")]
     pub stop_grace: Duration,
+    /// Requests with this header go to the canary whatever its weight: `x-canary: 1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary_header: Option<String>,
+    /// Requests with this cookie go to the canary whatever its weight: `canary=always`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary_cookie: Option<String>,
 }
 
 impl Default for RolloutSpec {
@@ -320,6 +334,8 @@ impl Default for RolloutSpec {
             progress_deadline: Duration::from_mins(30),
             drain_deadline: Duration::from_mins(5),
             stop_grace: Duration::from_secs(30),
+            canary_header: None,
+            canary_cookie: None,
         }
     }
 }
@@ -355,6 +371,25 @@ pub struct AnalysisSpec {
     /// Highest mean response time of the canary.
     #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
     pub max_latency: Option<Duration>,
+    /// What the engines' own metrics may look like.
+    pub engine: super::EngineAnalysis,
+    /// What the canary's GPUs may do.
+    pub gpu: super::GpuAnalysis,
+    /// Prompts whose answers are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub golden: Vec<super::GoldenPrompt>,
+    /// Queries to a Prometheus.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "super::analysis::one_or_many"
+    )]
+    pub prometheus: Vec<super::PrometheusCheck>,
+    /// A golden prompt or query fails when more measurements than this failed (Argo); -1: never.
+    pub failure_limit: i64,
+    /// It is inconclusive when more measurements than this were; -1: never.
+    pub inconclusive_limit: i64,
+    /// It ends in an error when more measurements in a row than this did; -1: never.
+    pub consecutive_error_limit: i64,
 }
 
 impl Default for AnalysisSpec {
@@ -365,6 +400,13 @@ impl Default for AnalysisSpec {
             max_error_rate: 0.02,
             max_latency_ratio: 2.0,
             max_latency: None,
+            engine: super::EngineAnalysis::default(),
+            gpu: super::GpuAnalysis::default(),
+            golden: Vec::new(),
+            prometheus: Vec::new(),
+            failure_limit: 0,
+            inconclusive_limit: 0,
+            consecutive_error_limit: 4,
         }
     }
 }

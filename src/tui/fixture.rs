@@ -198,6 +198,7 @@ pub fn rollout() -> Rollout {
         by: "ann".to_owned(),
         measured_new: Window { requests: 214, errors: 62, response_ms_sum: 38_948.0 },
         measured_old: Window { requests: 1_934, errors: 1, response_ms_sum: 350_054.0 },
+        analysis: crate::api::AnalysisRun::default(),
         verdict: None,
         outcome: None,
         ended: None,

@@ -160,11 +160,30 @@ pub enum Verb {
         /// The commands, one line each.
         commands: Vec<String>,
     },
+    /// Put our part of a HAProxy's configuration in place; answers with one word of what was done.
+    GatewayConfig(Box<GatewayConfig>),
     /// Keep this text (the compact state of a rollout, JSON, at most 1 MiB) for the deck.
     SaveState {
         /// What to keep.
         state: String,
     },
+}
+
+/// A file of a HAProxy's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayConfig {
+    /// The directory of such files; HAProxy is started with `-f DIRECTORY`.
+    pub directory: String,
+    /// The file's name there, `chat.cfg`.
+    pub name: String,
+    /// What is to be in it.
+    pub text: String,
+    /// The command that checks it; `-f FILE` is added for each file of the directory. Empty: none.
+    pub check: Vec<String>,
+    /// The command that reloads HAProxy; empty: somebody else does it.
+    pub reload: Vec<String>,
+    /// Reload it although nothing changed: HAProxy does not know what is in the file.
+    pub reload_now: bool,
 }
 
 /// Everything an agent needs to start a rank.

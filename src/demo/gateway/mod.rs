@@ -5,6 +5,7 @@
 //! `show info` calls it SIMULATED, and so does the `via` header of what it proxies.
 
 mod commands;
+mod config;
 mod proxy;
 mod state;
 
@@ -31,13 +32,41 @@ impl SimGateway {
     /// Starts it with its run-time socket at `socket` (one that is there is replaced) and one
     /// frontend a backend; port 0 takes a free port ([`Self::address`]).
     pub async fn start(socket: PathBuf, backends: &[(&str, SocketAddr)]) -> io::Result<Self> {
-        let state = Arc::new(Backends::new(backends.iter().map(|(name, _)| *name)));
+        Self::start_with(socket, backends, None).await
+    }
+
+    /// The same, with what the `*.cfg` files of a directory say besides.
+    pub async fn start_with(
+        socket: PathBuf,
+        backends: &[(&str, SocketAddr)],
+        sections: Option<&std::path::Path>,
+    ) -> io::Result<Self> {
+        let configured = sections.map(config::load).transpose()?.unwrap_or_default();
+        let names = backends.iter().map(|(name, _)| *name);
+        let state =
+            Arc::new(Backends::new(names.chain(configured.backends.keys().map(String::as_str))));
+        for (backend, servers) in &configured.backends {
+            for (name, address, weight) in servers {
+                state.configure_ours(backend, name, *address, *weight);
+            }
+        }
+        let mut entrances: Vec<config::Frontend> = backends
+            .iter()
+            .map(|(name, address)| config::Frontend {
+                name: (*name).to_owned(),
+                bind: Some(*address),
+                rules: Vec::new(),
+                default: (*name).to_owned(),
+            })
+            .collect();
+        entrances.extend(configured.frontends);
         let mut tasks = JoinSet::new();
         let mut frontends = Vec::new();
-        for (name, address) in backends {
+        for entrance in entrances {
+            let Some(address) = entrance.bind else { continue };
             let listener = TcpListener::bind(address).await?;
-            frontends.push(((*name).to_owned(), listener.local_addr()?));
-            tasks.spawn(proxy::serve(listener, Arc::clone(&state), (*name).to_owned()));
+            frontends.push((entrance.name.clone(), listener.local_addr()?));
+            tasks.spawn(proxy::serve(listener, Arc::clone(&state), Arc::new(entrance)));
         }
         match std::fs::remove_file(&socket) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use super::config::{Frontend, Rule};
 use super::state::{Backends, End, InFlight};
 
 /// HAProxy's `timeout connect`.
@@ -25,7 +26,7 @@ const MAX_CONNECTIONS: usize = 4096;
 type Answer = Either<Tracked, Full<Bytes>>;
 
 /// Serves one frontend until it is dropped.
-pub(super) async fn serve(listener: TcpListener, backends: Arc<Backends>, backend: String) {
+pub(super) async fn serve(listener: TcpListener, backends: Arc<Backends>, frontend: Arc<Frontend>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -39,12 +40,15 @@ pub(super) async fn serve(listener: TcpListener, backends: Arc<Backends>, backen
         };
         let _ = stream.set_nodelay(true);
         let backends = Arc::clone(&backends);
-        let backend = backend.clone();
+        let frontend = Arc::clone(&frontend);
         connections.spawn(async move {
             let service = service_fn(|request| {
                 let backends = Arc::clone(&backends);
-                let backend = backend.clone();
-                async move { Ok::<_, hyper::Error>(forward(request, &backends, &backend).await) }
+                let frontend = Arc::clone(&frontend);
+                async move {
+                    let backend = choose(&request, &backends, &frontend);
+                    Ok::<_, hyper::Error>(forward(request, &backends, backend).await)
+                }
             });
             // An error here is a client that went away; the request's guard has counted it.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -52,6 +56,25 @@ pub(super) async fn serve(listener: TcpListener, backends: Arc<Backends>, backen
                 .await;
         });
     }
+}
+
+/// The backend of the first rule that holds, else the default one.
+fn choose<'a>(request: &Request<Incoming>, backends: &Backends, frontend: &'a Frontend) -> &'a str {
+    let holds = |rule: &&Rule| {
+        let header = if rule.cookie { "cookie" } else { rule.name.as_str() };
+        let values = request.headers().get_all(header);
+        let said = values.iter().filter_map(|v| v.to_str().ok()).any(|text| {
+            if rule.cookie {
+                let pair =
+                    |p: &str| p.trim().split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()));
+                text.split(';').filter_map(pair).any(|(n, v)| n == rule.name && v == rule.value)
+            } else {
+                text.split(',').any(|v| v.trim() == rule.value)
+            }
+        });
+        said && backends.has_server(&rule.backend)
+    };
+    frontend.rules.iter().find(holds).map_or(&frontend.default, |rule| &rule.backend)
 }
 
 async fn forward(

@@ -97,6 +97,30 @@ impl Backends {
         }
     }
 
+    /// A server of a section that gpudeck wrote: like one that was added at run time, and in
+    /// service.
+    pub(super) fn configure_ours(
+        &self,
+        backend: &str,
+        name: &str,
+        address: SocketAddr,
+        weight: u16,
+    ) {
+        if let Some(servers) = self.lock().get_mut(backend)
+            && servers.len() < MAX_SERVERS
+        {
+            let server = Server::new(servers, address, weight.min(256));
+            servers.insert(name.to_owned(), Server { mode: Mode::Ready, ..server });
+        }
+    }
+
+    /// Whether a request would find a server there.
+    pub(super) fn has_server(&self, backend: &str) -> bool {
+        let all = self.lock();
+        let ready = |s: &Server| s.mode == Mode::Ready && s.weight > 0;
+        all.get(backend).is_some_and(|servers| servers.values().any(ready))
+    }
+
     /// The server whose turn it is, and a request of it begun.
     pub(super) fn take(self: &Arc<Self>, backend: &str) -> Option<(SocketAddr, InFlight)> {
         let mut all = self.lock();

@@ -96,17 +96,19 @@ impl World {
         }
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let gateway = SimGateway::start(socket.clone(), &[("chat", any), ("code", any)]).await?;
-        let gateway_spec = GatewaySpec {
-            host: parse(&host_name(1))?,
-            socket: text(&socket)?,
-            url: gateway.url("chat"),
-        };
+        let mut gateway_spec = GatewaySpec::new(parse(&host_name(1))?, text(&socket)?);
+        for name in ["chat", "code"] {
+            if let Some(url) = gateway.url(name) {
+                gateway_spec.urls.insert(parse(name)?, url);
+            }
+        }
         let deck = DeckSpec {
             id: DeckId(Uuid::new_v4()),
             name: "demo".to_owned(),
             simulated: true,
             hosts: host_specs,
             gateways: [(parse::<ServiceName>("edge")?, gateway_spec)].into(),
+            endpoints: None,
         };
         let world = Self { root, hosts, gateway: Some(gateway), deck, _ports: ports, temporary };
         world.write_deck()?;

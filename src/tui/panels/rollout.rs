@@ -396,7 +396,7 @@ fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     };
     let (mark, style) = match verdict.result {
         VerdictResult::Success => ("✔", theme.good),
-        VerdictResult::Failed => ("✖", theme.bad),
+        VerdictResult::Failed | VerdictResult::Error => ("✖", theme.bad),
         VerdictResult::Inconclusive => ("?", theme.warn),
     };
     let text = format!("{mark} {}: {}", verdict.analysis, verdict.reason);

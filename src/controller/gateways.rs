@@ -1,0 +1,337 @@
+//! The gateways of one service: all of them get the same table, and what they count is counted
+//! together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::actions::{Means, link};
+use crate::base::{Hint, HostName, ReplicaId, ServiceName, TrafficMode, TrafficServer, text};
+use crate::fleet::LinkError;
+use crate::gateway::section::{Section, SectionServer, canary_backend, canary_servers};
+use crate::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters, haproxy};
+use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
+use crate::wire::{GatewayConfig, Reply, Request, Verb};
+
+/// The file of a gateway is looked at again after so long, in case somebody changed it.
+const REWRITE: Duration = Duration::from_secs(30);
+
+/// HAProxy is asked to reload at most so often.
+const RELOAD: Duration = Duration::from_secs(20);
+
+/// Shortest time an answer may be silent, in a section that we write.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The gateways of one service, and what is to be told to them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateways {
+    deck: String,
+    service: ServiceName,
+    places: BTreeMap<ServiceName, GatewaySpec>,
+    unknown: Vec<ServiceName>,
+    backend: String,
+    canary: Option<CanaryRule>,
+    stream_timeout: Duration,
+}
+
+/// What was written to each gateway's file last, and when it was reloaded.
+#[derive(Default)]
+pub struct Written(BTreeMap<ServiceName, Kept>);
+
+struct Kept {
+    text: String,
+    at: Instant,
+    reloaded: Option<Instant>,
+}
+
+impl Gateways {
+    /// Those the spec names, else the deck's only one. None: the service has no gateway.
+    pub fn of(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<Self> {
+        let named: BTreeSet<&ServiceName> = spec.gateways.iter().chain(&spec.gateway).collect();
+        let mut gateways = BTreeMap::new();
+        let mut unknown = Vec::new();
+        for name in &named {
+            match deck.gateways.get(*name) {
+                Some(gateway) => {
+                    gateways.insert((*name).clone(), gateway.clone());
+                }
+                None => unknown.push((*name).clone()),
+            }
+        }
+        if named.is_empty() {
+            if deck.gateways.len() != 1 {
+                return None;
+            }
+            gateways.clone_from(&deck.gateways);
+        }
+        Some(Self {
+            deck: deck.name.clone(),
+            service: service.clone(),
+            places: gateways,
+            unknown,
+            backend: spec.backend.clone().unwrap_or_else(|| service.to_string()),
+            canary: spec.rollout.canary_rule().ok().flatten(),
+            stream_timeout: STREAM_TIMEOUT.max(spec.rollout.drain_deadline),
+        })
+    }
+
+    /// Where clients reach the service, for showing: the first gateway's address.
+    pub fn url(&self) -> Option<String> {
+        self.places.values().find_map(|g| g.url_of(&self.service)).map(str::to_owned)
+    }
+
+    /// Makes every gateway's table exactly this. `Err`: which of them is not as it should be, and
+    /// why; the others are.
+    pub async fn apply(
+        &self,
+        means: &Means,
+        servers: &[TrafficServer],
+        written: &mut Written,
+    ) -> Result<(), String> {
+        let mut kept: BTreeMap<ServiceName, Option<Kept>> =
+            self.places.keys().map(|name| (name.clone(), written.0.remove(name))).collect();
+        let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
+            let kept = kept.remove(name).flatten();
+            let (name, gateway) = (name.clone(), gateway.clone());
+            async move {
+                let (kept, result) = self.apply_to(means, &gateway, servers, kept).await;
+                (name, kept, result)
+            }
+        };
+        let all: Vec<_> = self.places.iter().map(one).collect();
+        let mut wrong = Vec::new();
+        for unknown in &self.unknown {
+            wrong.push(format!(
+                "deck.toml has no gateway `{unknown}`: add [gateways.{unknown}] or change the spec"
+            ));
+        }
+        let several = self.places.len() > 1;
+        for (name, kept, result) in futures::future::join_all(all).await {
+            if let Err(why) = result {
+                wrong.push(if several { format!("{name}: {why}") } else { why });
+            }
+            if let Some(kept) = kept {
+                written.0.insert(name, kept);
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+    }
+
+    async fn apply_to(
+        &self,
+        means: &Means,
+        gateway: &GatewaySpec,
+        servers: &[TrafficServer],
+        mut kept: Option<Kept>,
+    ) -> (Option<Kept>, Result<(), String>) {
+        // The file first: if a reload comes in between, it holds nothing that is not ready.
+        let filed = self.write(means, gateway, servers, &mut kept, false).await;
+        let mut applied = self.tell(means, gateway, servers).await;
+        if let Err(GatewayError::Gateway { message, .. }) = &applied
+            && filed.is_ok()
+            && !gateway.reload.is_empty()
+            && haproxy::lacks_backend(message)
+        {
+            let again = self.write(means, gateway, servers, &mut kept, true).await;
+            if again.is_ok() {
+                applied = self.tell(means, gateway, servers).await;
+            }
+        }
+        // What is told at run time counts now; a file that could not be written is still an error.
+        let result = applied.and(filed).map_err(|error| {
+            let unknown = matches!(&error, GatewayError::Gateway { message, .. }
+                if haproxy::lacks_backend(message));
+            let hint = match &gateway.config {
+                Some(directory) if unknown => Some(format!(
+                    "its section is written: start HAProxy with `-f {directory}` besides its own \
+                     configuration, and reload it"
+                )),
+                _ => error.hint(),
+            };
+            match hint {
+                Some(hint) => format!("{error} ({hint})"),
+                None => error.to_string(),
+            }
+        });
+        (kept, result)
+    }
+
+    async fn tell(
+        &self,
+        means: &Means,
+        gateway: &GatewaySpec,
+        servers: &[TrafficServer],
+    ) -> Result<(), GatewayError> {
+        let link = link(means, &gateway.host)?;
+        let epoch = means.claims.ensure(link.as_ref()).await?;
+        for (backend, servers) in self.backends(servers) {
+            let (link, socket) = (link.clone(), gateway.socket.clone());
+            let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
+            haproxy.apply(&servers).await?;
+        }
+        Ok(())
+    }
+
+    /// The backends and their servers: the service's, and the one of its canary.
+    fn backends(&self, servers: &[TrafficServer]) -> Vec<(String, Vec<TrafficServer>)> {
+        let mut out = vec![(self.backend.clone(), servers.to_vec())];
+        if self.canary.is_some() {
+            out.push((canary_backend(&self.backend), canary_servers(servers)));
+        }
+        out
+    }
+
+    /// The text of our part of this gateway's configuration.
+    pub async fn section(
+        &self,
+        gateway: &GatewaySpec,
+        servers: &[TrafficServer],
+    ) -> Result<String, GatewayError> {
+        let section = Section {
+            deck: &self.deck,
+            service: &self.service,
+            backend: &self.backend,
+            listen: gateway.listen.get(&self.service).map(String::as_str),
+            canary: self.canary.as_ref(),
+            stream_timeout: self.stream_timeout,
+        };
+        let main = resolved(&gateway.host, servers).await?;
+        let canary = resolved(&gateway.host, &canary_servers(servers)).await?;
+        Ok(section.text(&main, &canary))
+    }
+
+    /// Our part of each gateway's configuration, for people.
+    pub async fn sections(&self, servers: &[TrafficServer]) -> String {
+        let mut out = String::new();
+        for (name, gateway) in &self.places {
+            let place = match &gateway.config {
+                Some(directory) => format!("{directory}/{}.cfg on {}", self.service, gateway.host),
+                None => format!(
+                    "the configuration of HAProxy on {} (by hand: the gateway has no `config`)",
+                    gateway.host
+                ),
+            };
+            let text = match self.section(gateway, servers).await {
+                Ok(text) => text,
+                Err(error) => format!("# {error}\n"),
+            };
+            out.push_str(&format!("# gateway {name}: {place}\n{text}"));
+        }
+        for unknown in &self.unknown {
+            out.push_str(&format!("# deck.toml has no gateway {unknown}\n"));
+        }
+        out
+    }
+
+    async fn write(
+        &self,
+        means: &Means,
+        gateway: &GatewaySpec,
+        servers: &[TrafficServer],
+        kept: &mut Option<Kept>,
+        reload_now: bool,
+    ) -> Result<(), GatewayError> {
+        let Some(directory) = &gateway.config else { return Ok(()) };
+        let text = self.section(gateway, servers).await?;
+        let recently = |at: Option<Instant>, time| at.is_some_and(|at| at.elapsed() < time);
+        let fresh = kept.as_ref().filter(|k| k.text == text).map(|k| k.at);
+        let reloaded = kept.as_ref().and_then(|k| k.reloaded);
+        let done = if reload_now { recently(reloaded, RELOAD) } else { recently(fresh, REWRITE) };
+        if done {
+            return Ok(());
+        }
+        let link = link(means, &gateway.host)?;
+        let epoch = means.claims.ensure(link.as_ref()).await?.get();
+        let config = GatewayConfig {
+            directory: directory.clone(),
+            name: format!("{}.cfg", self.service),
+            text: text.clone(),
+            check: gateway.check.clone(),
+            reload: gateway.reload.clone(),
+            reload_now,
+        };
+        let verb = Verb::GatewayConfig(Box::new(config));
+        let refused = |error: LinkError| match error {
+            LinkError::Refused { host, refusal } => GatewayError::Gateway {
+                host,
+                message: text::clean(&refusal.to_string(), 400),
+                hint: Some(format!(
+                    "the directory {directory} must be there and writable, HAProxy be started with \
+                     `-f {directory}`, and `check` be right for it"
+                )),
+            },
+            other => GatewayError::Link(other),
+        };
+        let act = Request::Act { deck: means.deck, epoch, verb };
+        let said = match link.request(act).await.map_err(refused)? {
+            Reply::Texts(texts) => texts.into_iter().next().unwrap_or_default(),
+            _ => String::new(),
+        };
+        let now = Instant::now();
+        if said != "unchanged" {
+            tracing::info!(service = %self.service, host = %gateway.host, "configuration: {said}");
+        }
+        let reloaded = if said == "reloaded" { Some(now) } else { reloaded };
+        *kept = Some(Kept { text, at: now, reloaded });
+        Ok(())
+    }
+
+    /// What each backend of each gateway has counted; none unless all of them can be read, because
+    /// a part that is missing would look like requests that never were.
+    pub async fn counters(
+        &self,
+        means: &Means,
+    ) -> Option<Vec<BTreeMap<ReplicaId, ServerCounters>>> {
+        let mut out = Vec::new();
+        for gateway in self.places.values() {
+            let link = link(means, &gateway.host).ok()?;
+            let epoch = means.claims.cell(&gateway.host).await;
+            for (backend, _) in self.backends(&[]) {
+                let (link, socket) = (link.clone(), gateway.socket.clone());
+                let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
+                out.push(haproxy.counters().await.ok()?);
+            }
+        }
+        Some(out)
+    }
+}
+
+async fn resolved(
+    host: &HostName,
+    servers: &[TrafficServer],
+) -> Result<Vec<SectionServer>, GatewayError> {
+    let mut out = Vec::new();
+    for server in servers.iter().filter(|s| s.mode == TrafficMode::Ready) {
+        let address = haproxy::resolve(host, server).await?;
+        let (replica, port, weight) = (server.replica, server.port, server.weight);
+        out.push(SectionServer { replica, address, port, weight });
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::spec::{parse_deck, parse_service};
+
+    fn of(service: &str) -> Option<Gateways> {
+        let deck = "id = \"01936f6e-0000-7000-8000-000000000001\"\nname = \"prod\"\n[hosts.h]\n\
+            [gateways.a]\nhost = \"h\"\nsocket = \"/a\"\nurls = { chat = \"http://a:1\" }\n\
+            [gateways.b]\nhost = \"h\"\nsocket = \"/b\"\nurl = \"http://b\"\n";
+        let deck = parse_deck(deck, "deck.toml").unwrap();
+        let spec = format!("model = \"m\"\nengine = \"vllm\"\n{service}");
+        let spec = parse_service(&spec, "chat").unwrap();
+        Gateways::of(&deck, &"chat".parse().unwrap(), &spec)
+    }
+
+    #[test]
+    fn a_service_has_the_gateways_it_names() {
+        assert!(of("").is_none(), "two, and none is named");
+        assert_eq!(of("gateway = \"a\"").unwrap().url().as_deref(), Some("http://a:1"));
+        assert_eq!(of("gateway = \"b\"").unwrap().url().as_deref(), Some("http://b"));
+        let both = of("gateways = [\"a\", \"b\"]").unwrap();
+        assert_eq!((both.places.len(), both.unknown.len()), (2, 0));
+        let wrong = of("gateways = [\"a\", \"c\"]").unwrap();
+        assert_eq!(wrong.unknown, ["c".parse::<ServiceName>().unwrap()]);
+    }
+}

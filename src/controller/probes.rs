@@ -1,0 +1,328 @@
+//! What an analysis asks by itself: golden prompts of the canary's replicas, queries of a Prometheus.
+//!
+//! The gate is the order: while a service's analysis is measured, one task measures its checks;
+//! what it finds comes back as events. A restarted controller goes on with what is not yet measured.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, FutureExt};
+use tokio::task::JoinHandle;
+
+use super::actions::{self, Means};
+use super::core::{Core, Input};
+use super::sampling::{GpuUnder, Sampler};
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, text};
+use crate::engine::{self, EngineMetrics, TokenAnswer, TokenRequest};
+use crate::rollout::checks::ERROR_RETRY;
+use crate::rollout::{CheckResult, CheckRun, EventKind, Phase, ServiceState};
+use crate::spec::{AnalysisSpec, CheckPlan, EngineSpec, GoldenPrompt, PrometheusCheck};
+use crate::wire::{Gpu, Reply, Request};
+
+/// Time for the answer to a golden prompt.
+const ANSWER_MS: u64 = 120_000;
+
+/// The measuring tasks, and what was last read of the engines. Dropping it ends them.
+#[derive(Default)]
+pub struct Probes {
+    running: BTreeMap<ServiceName, Probe>,
+    samplers: BTreeMap<ServiceName, Sampler>,
+}
+
+struct Probe {
+    release: ReleaseNumber,
+    step: usize,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A replica of the canary.
+#[derive(Clone)]
+struct Target {
+    replica: ReplicaId,
+    host: HostName,
+    port: u16,
+}
+
+impl Core {
+    /// Begins what is to be measured, and ends what is not any more.
+    pub(super) fn tend_probes(&mut self) {
+        let means = Arc::clone(&self.means);
+        let services = &self.state.services;
+        let analysing = |name: &ServiceName| services.get(name).and_then(ServiceState::analysing);
+        self.probes.samplers.retain(|name, _| analysing(name).is_some());
+        self.probes.running.retain(|name, probe| {
+            analysing(name).is_some_and(|(r, ..)| r.to == probe.release && r.step == probe.step)
+        });
+        for (service, state) in services {
+            let Some((rollout, _, spec)) = state.analysing() else { continue };
+            if spec.checks().is_empty() || self.probes.running.contains_key(service) {
+                continue;
+            }
+            let Some(release) = state.releases.get(&rollout.to) else { continue };
+            let work = Work {
+                means: Arc::clone(&means),
+                service: service.clone(),
+                release: rollout.to,
+                stable: rollout.from,
+                step: rollout.step,
+                engine: release.spec.engine.clone(),
+                targets: targets(state, rollout.to),
+                seen: rollout.analysis.checks.clone(),
+                spec,
+            };
+            let probe =
+                Probe { release: rollout.to, step: rollout.step, task: tokio::spawn(work.run()) };
+            self.probes.running.insert(service.clone(), probe);
+        }
+    }
+
+    /// New readings of the engines of a service.
+    pub(super) fn scraped(
+        &mut self,
+        service: &ServiceName,
+        readings: BTreeMap<ReplicaId, EngineMetrics>,
+    ) {
+        let Some(state) = self.state.services.get(service) else { return };
+        if state.analysing().is_none() {
+            return;
+        }
+        let gpus = self.gpus_under(state);
+        let under: Vec<GpuUnder<'_>> = gpus
+            .iter()
+            .map(|(release, host, gpu)| GpuUnder { release: *release, host, gpu })
+            .collect();
+        let sampler = self.probes.samplers.entry(service.clone()).or_default();
+        let samples = sampler.observe(readings, &under);
+        if !samples.is_empty() {
+            self.happened(service, EventKind::Sampled { samples });
+        }
+    }
+
+    /// The GPUs under the ready replicas of a service, as last sampled.
+    fn gpus_under(&self, state: &ServiceState) -> Vec<(ReleaseNumber, HostName, Gpu)> {
+        let mut out = Vec::new();
+        let ready = state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
+        for (key, _) in ready {
+            let Some(release) = state.releases.get(&key.release) else { continue };
+            let Some(plan) = release.replica(key.replica) else { continue };
+            for rank in &plan.ranks {
+                self.hub.with(|snapshot| {
+                    let host = snapshot.hosts.get(&rank.host);
+                    let Some(sample) = host.and_then(|h| h.sample.as_ref()) else { return };
+                    let ours = sample.gpus.list().iter().filter(|gpu| {
+                        let device: DeviceId = gpu.device();
+                        rank.devices.contains(&device)
+                    });
+                    out.extend(ours.map(|gpu| (key.release, rank.host.clone(), gpu.clone())));
+                });
+            }
+        }
+        out
+    }
+}
+
+fn targets(state: &ServiceState, release: ReleaseNumber) -> Vec<Target> {
+    let of = |key: &crate::base::ReplicaKey| {
+        let plan = state.releases.get(&release)?.replica(key.replica)?;
+        let first = plan.ranks.first()?;
+        Some(Target {
+            replica: state.replica_id(release, key.replica)?,
+            host: first.host.clone(),
+            port: first.port,
+        })
+    };
+    state
+        .replicas
+        .iter()
+        .filter(|(key, r)| key.release == release && r.phase == Phase::Ready)
+        .filter_map(|(key, _)| of(key))
+        .collect()
+}
+
+/// Everything one task needs.
+struct Work {
+    means: Arc<Means>,
+    service: ServiceName,
+    release: ReleaseNumber,
+    stable: Option<ReleaseNumber>,
+    step: usize,
+    engine: EngineSpec,
+    targets: Vec<Target>,
+    seen: BTreeMap<String, CheckRun>,
+    spec: AnalysisSpec,
+}
+
+impl Work {
+    async fn run(self) {
+        let plans: BTreeMap<String, CheckPlan> = self.spec.checks().into_iter().collect();
+        // Prompts one after the other: they are not to be a load of their own.
+        let golden = async {
+            for (i, prompt) in self.spec.golden.iter().enumerate() {
+                let name = format!("golden {}", i + 1);
+                let Some(plan) = plans.get(&name) else { continue };
+                self.again_and_again(&name, *plan, || self.ask_all(prompt)).await;
+            }
+        };
+        let mut all: Vec<BoxFuture<'_, ()>> = vec![golden.boxed()];
+        for (i, check) in self.spec.prometheus.iter().enumerate() {
+            let name = format!("prometheus {}", i + 1);
+            let Some(plan) = plans.get(&name).copied() else { continue };
+            let work = &self;
+            let queries = async move {
+                // After one interval: by then the canary has something to show.
+                tokio::time::sleep(plan.interval).await;
+                work.again_and_again(&name, plan, || work.query(check)).await;
+            };
+            all.push(queries.boxed());
+        }
+        futures::future::join_all(all).await;
+    }
+
+    /// Measures until there is a result; an error is tried again after [`ERROR_RETRY`].
+    async fn again_and_again<F, Fut>(&self, name: &str, plan: CheckPlan, measure: F)
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = (CheckResult, String)>,
+    {
+        let mut run = self.seen.get(name).cloned().unwrap_or_default();
+        while run.result(plan, &self.spec).is_none() {
+            let (result, why) = measure().await;
+            run.add(result, &why);
+            let kind = EventKind::Checked {
+                release: self.release,
+                step: self.step,
+                check: name.to_owned(),
+                result,
+                why,
+            };
+            let input = Input::Happened { service: self.service.clone(), kind };
+            if self.means.inputs.send(input).await.is_err() {
+                return;
+            }
+            if run.result(plan, &self.spec).is_none() {
+                let pause = match result {
+                    CheckResult::Error => ERROR_RETRY,
+                    _ => plan.interval,
+                };
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// The prompt to every replica of the canary; the first bad answer decides.
+    async fn ask_all(&self, prompt: &GoldenPrompt) -> (CheckResult, String) {
+        let shown = text::clean(&prompt.prompt, 60);
+        let mut last = String::new();
+        for target in &self.targets {
+            match self.ask(prompt, target).await {
+                Ok(answer) => {
+                    let said = text::clean(answer.trim(), 80);
+                    if let Err(expected) = prompt.judge(&answer) {
+                        let why = format!(
+                            "{} answered “{said}” to “{shown}”, expected {expected}",
+                            target.replica
+                        );
+                        return (CheckResult::Failed, why);
+                    }
+                    last = said;
+                }
+                Err(why) => {
+                    let why = format!("{} did not answer “{shown}”: {why}", target.replica);
+                    return (CheckResult::Error, why);
+                }
+            }
+        }
+        match self.targets.len() {
+            0 => (CheckResult::Error, "no replica of the canary is ready".to_owned()),
+            n => (CheckResult::Successful, format!("“{shown}” → “{last}” ({n} replicas)")),
+        }
+    }
+
+    async fn ask(&self, prompt: &GoldenPrompt, target: &Target) -> Result<String, String> {
+        let engine = engine::of(&self.engine);
+        let link = actions::link(&self.means, &target.host).map_err(|e| e.to_string())?;
+        let mut why = "the engine offers no request for it".to_owned();
+        for ask in engine.prompt_requests(&self.service, &prompt.prompt, prompt.max_tokens) {
+            let request = Request::Http {
+                port: target.port,
+                address: None,
+                method: "POST".to_owned(),
+                path: ask.path.to_owned(),
+                body: Some(ask.body.clone()),
+                timeout_ms: ANSWER_MS,
+            };
+            let reply = match link.request(request).await {
+                Ok(Reply::Http(reply)) => reply,
+                Ok(_) => return Err("not an HTTP answer".to_owned()),
+                Err(error) => return Err(error.to_string()),
+            };
+            match ask.judge(reply.status, &reply.body) {
+                TokenAnswer::Token => return Ok(TokenRequest::text_of(&reply.body)),
+                TokenAnswer::NotYet { why } => return Err(why),
+                TokenAnswer::NotOffered { why: said } => why = said,
+            }
+        }
+        Err(why)
+    }
+
+    async fn query(&self, check: &PrometheusCheck) -> (CheckResult, String) {
+        let stable = self.stable.map(|r| r.to_string()).unwrap_or_default();
+        let query = check
+            .query
+            .replace("$service", self.service.as_str())
+            .replace("$canary", &self.release.to_string())
+            .replace("$stable", &stable);
+        let result = match super::prometheus::query(&check.url, &query).await {
+            Ok(result) => result,
+            Err(why) => return (CheckResult::Error, why),
+        };
+        judge_query(check, result)
+    }
+}
+
+/// Argo's rule: with both conditions, what holds neither is inconclusive.
+fn judge_query(check: &PrometheusCheck, result: f64) -> (CheckResult, String) {
+    if result.is_nan() {
+        return (CheckResult::Inconclusive, "the query gave NaN: nothing was measured".to_owned());
+    }
+    let failed = check.failure.as_ref().filter(|c| c.holds(result));
+    let success = check.success.as_ref().filter(|c| c.holds(result));
+    match (failed, success, &check.success, &check.failure) {
+        (Some(c), ..) => (CheckResult::Failed, format!("{result} ({c})")),
+        (None, Some(c), ..) => (CheckResult::Successful, format!("{result} ({c})")),
+        (None, None, Some(c), None) => (CheckResult::Failed, format!("{result}, not {c}")),
+        (None, None, None, Some(c)) => (CheckResult::Successful, format!("{result}, not {c}")),
+        (None, None, ..) => {
+            (CheckResult::Inconclusive, format!("{result} is neither success nor failure"))
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_decide_as_argos_do() {
+        let check = |conditions: &str| -> PrometheusCheck {
+            toml::from_str(&format!("url = \"http://p\"\nquery = \"q\"\n{conditions}")).unwrap()
+        };
+        let both = check("success = \"result < 1\"\nfailure = \"result > 2\"");
+        assert_eq!(judge_query(&both, 0.5), (CheckResult::Successful, "0.5 (result < 1)".into()));
+        assert_eq!(judge_query(&both, 3.0), (CheckResult::Failed, "3 (result > 2)".into()));
+        assert_eq!(judge_query(&both, 1.5).0, CheckResult::Inconclusive);
+        let success = check("success = \"result < 1\"");
+        assert_eq!(judge_query(&success, 1.5), (CheckResult::Failed, "1.5, not result < 1".into()));
+        assert_eq!(judge_query(&success, f64::NAN).0, CheckResult::Inconclusive);
+        let failure = check("failure = \"result > 2\"");
+        assert_eq!(judge_query(&failure, 1.5).0, CheckResult::Successful);
+    }
+}

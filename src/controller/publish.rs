@@ -1,0 +1,222 @@
+//! Endpoints for whatever balances without a gateway of ours: files, and an HTTP endpoint.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+use super::core::now;
+use crate::base::{ServiceName, TrafficServer};
+use crate::gateway::Endpoints;
+use crate::spec::EndpointsSpec;
+
+/// An address that is taken is tried again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The endpoints of all services, as last decided.
+#[derive(Clone, Debug, Default)]
+pub struct Published(Arc<Mutex<BTreeMap<ServiceName, Endpoints>>>);
+
+impl Published {
+    /// Publishes a table. `Err`: a file could not be written; the HTTP endpoint has it.
+    pub fn publish(
+        &self,
+        spec: &EndpointsSpec,
+        service: &ServiceName,
+        version: u64,
+        servers: &[TrafficServer],
+    ) -> Result<(), String> {
+        let endpoints = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match all.get(service) {
+                Some(old) if old.version == version && old.endpoints == servers => old.clone(),
+                _ => {
+                    let new = Endpoints {
+                        service: service.clone(),
+                        version,
+                        changed: now(),
+                        endpoints: servers.to_vec(),
+                    };
+                    all.insert(service.clone(), new.clone());
+                    new
+                }
+            }
+        };
+        let Some(dir) = &spec.dir else { return Ok(()) };
+        let mut files = vec![
+            (format!("{service}.json"), endpoints.json()),
+            (format!("{service}.file_sd.json"), endpoints.file_sd()),
+        ];
+        if let Some(zone) = &spec.zone {
+            files.push((format!("{service}.zone"), endpoints.zone(zone)));
+        }
+        for (name, text) in files {
+            let path = Path::new(dir).join(name);
+            write_whole(&path, &text).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn get(&self, service: &str) -> Option<Endpoints> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|(name, _)| name.as_str() == service).map(|(_, e)| e.clone())
+    }
+
+    fn all(&self) -> Vec<Endpoints> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// A reader sees all of it or what was there before; what is there already is left alone.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let beside = path.with_extension("gpudeck-new");
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+/// Serves `GET /v1/endpoints` and `GET /v1/endpoints/SERVICE?format=json|file_sd|zone` for ever.
+pub async fn serve(listen: String, zone: Option<String>, published: Published) {
+    let mut told = false;
+    let listener = loop {
+        match TcpListener::bind(&listen).await {
+            Ok(listener) => break listener,
+            Err(error) if !told => {
+                tracing::error!(%listen, %error, "the endpoints cannot be served");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    let shared = Arc::new(Shared { published, zone });
+    let router = Router::new()
+        .route("/v1/endpoints", get(list))
+        .route("/v1/endpoints/{service}", get(one))
+        .with_state(shared);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%listen, %error, "the endpoints are not served any more");
+    }
+}
+
+struct Shared {
+    published: Published,
+    zone: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    #[serde(default)]
+    format: String,
+}
+
+const JSON: &str = "application/json";
+
+async fn list(State(shared): State<Arc<Shared>>) -> Response {
+    let names: Vec<String> = shared.published.all().iter().map(|e| e.service.to_string()).collect();
+    let text = serde_json::json!({ "services": names }).to_string() + "\n";
+    ([(header::CONTENT_TYPE, JSON)], text).into_response()
+}
+
+async fn one(
+    State(shared): State<Arc<Shared>>,
+    UrlPath(service): UrlPath<String>,
+    Query(asked): Query<Asked>,
+) -> Response {
+    let Some(endpoints) = shared.published.get(&service) else {
+        return (StatusCode::NOT_FOUND, "no such service\n").into_response();
+    };
+    match (asked.format.as_str(), &shared.zone) {
+        ("" | "json", _) => ([(header::CONTENT_TYPE, JSON)], endpoints.json()).into_response(),
+        ("file_sd" | "http_sd", _) => {
+            ([(header::CONTENT_TYPE, JSON)], endpoints.file_sd()).into_response()
+        }
+        ("zone", Some(zone)) => endpoints.zone(zone).into_response(),
+        ("zone", None) => {
+            (StatusCode::BAD_REQUEST, "deck.toml has no `zone` under [endpoints]\n").into_response()
+        }
+        _ => (StatusCode::BAD_REQUEST, "format is json, file_sd or zone\n").into_response(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::base::TrafficMode;
+
+    fn table(weight: u16) -> Vec<TrafficServer> {
+        let replica = "r1-0-a1".parse().unwrap();
+        let address = "10.0.0.1".to_owned();
+        vec![TrafficServer { replica, address, port: 21000, weight, mode: TrafficMode::Ready }]
+    }
+
+    #[tokio::test]
+    async fn files_and_http_tell_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = EndpointsSpec {
+            dir: Some(dir.path().join("sd").to_str().unwrap().to_owned()),
+            listen: None,
+            zone: Some("llm.lan".to_owned()),
+            settle: Duration::ZERO,
+        };
+        let published = Published::default();
+        let chat: ServiceName = "chat".parse().unwrap();
+        published.publish(&spec, &chat, 1, &table(100)).unwrap();
+        published.publish(&spec, &chat, 2, &table(40)).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join("sd").join(name)).unwrap();
+        assert!(read("chat.file_sd.json").contains("\"__meta_gpudeck_weight\": \"40\""));
+        assert!(read("chat.zone").contains("_chat._tcp IN SRV 0 40 21000"));
+        assert_eq!(fs::read_dir(dir.path().join("sd")).unwrap().count(), 3);
+
+        let port = {
+            let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            free.local_addr().unwrap().port()
+        };
+        let listen = format!("127.0.0.1:{port}");
+        let server = tokio::spawn(serve(listen.clone(), None, published));
+        let ask = async |path: &str| {
+            let end = tokio::time::Instant::now() + Duration::from_secs(30);
+            let mut stream = loop {
+                match TcpStream::connect(&listen).await {
+                    Ok(stream) => break stream,
+                    Err(e) => assert!(tokio::time::Instant::now() < end, "{e}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+        };
+        assert_eq!(ask("/v1/endpoints/chat").await, ("200".into(), read("chat.json")));
+        let sd = ask("/v1/endpoints/chat?format=file_sd").await;
+        assert_eq!(sd, ("200".into(), read("chat.file_sd.json")));
+        assert_eq!(ask("/v1/endpoints").await.1, "{\"services\":[\"chat\"]}\n");
+        assert_eq!(ask("/v1/endpoints/other").await.0, "404");
+        assert_eq!(ask("/v1/endpoints/chat?format=zone").await.0, "400");
+        server.abort();
+    }
+}

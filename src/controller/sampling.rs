@@ -1,0 +1,173 @@
+//! From engines' and GPUs' running totals to what an analysis adds up: increments by release.
+
+use std::collections::BTreeMap;
+
+use crate::base::{HostName, ReleaseNumber, ReplicaId};
+use crate::engine::{EngineMetrics, Histogram};
+use crate::rollout::EngineSamples;
+use crate::wire::{Gpu, GpuHealth};
+
+/// Reasons for lower clocks that are trouble; reaching the power limit under load is not.
+const TROUBLE: [&str; 4] =
+    ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown"];
+
+/// What was last read of the replicas of one service, while an analysis is under way.
+#[derive(Default)]
+pub struct Sampler {
+    engines: BTreeMap<ReplicaId, EngineMetrics>,
+    gpus: BTreeMap<(HostName, String), Baseline>,
+}
+
+/// A GPU as it was when the analysis began.
+struct Baseline {
+    healthy: bool,
+    ecc_uncorrected: u64,
+}
+
+/// A GPU under a replica.
+pub struct GpuUnder<'a> {
+    /// The replica's release.
+    pub release: ReleaseNumber,
+    /// The GPU's host.
+    pub host: &'a HostName,
+    /// As it is now.
+    pub gpu: &'a Gpu,
+}
+
+impl Sampler {
+    /// Takes new readings; returns what was added since the last ones. The first reading of a
+    /// replica or GPU is where counting begins.
+    pub fn observe(
+        &mut self,
+        readings: BTreeMap<ReplicaId, EngineMetrics>,
+        gpus: &[GpuUnder<'_>],
+    ) -> BTreeMap<ReleaseNumber, EngineSamples> {
+        let mut out: BTreeMap<ReleaseNumber, EngineSamples> = BTreeMap::new();
+        for (replica, now) in readings {
+            let samples = out.entry(replica.release).or_default();
+            samples.sample_gauges(now.kv_usage, now.waiting);
+            if let Some(was) = self.engines.get(&replica) {
+                samples.add(&increments(&now, was));
+            }
+            self.engines.insert(replica, now);
+        }
+        for under in gpus {
+            let samples = out.entry(under.release).or_default();
+            self.gpu(under, samples);
+        }
+        out.retain(|_, samples| !samples.is_empty());
+        out
+    }
+
+    fn gpu(&mut self, under: &GpuUnder<'_>, samples: &mut EngineSamples) {
+        let GpuUnder { host, gpu, .. } = under;
+        let signals = &mut samples.gpu;
+        signals.samples += 1;
+        if gpu.throttle_reasons.iter().any(|r| TROUBLE.contains(&r.as_str())) {
+            signals.throttled += 1;
+        }
+        let errors = gpu.ecc_uncorrected.unwrap_or(0);
+        let key = ((*host).clone(), gpu.uuid.clone());
+        let baseline = self.gpus.entry(key).or_insert_with(|| Baseline {
+            healthy: gpu.health == GpuHealth::Ok,
+            ecc_uncorrected: errors,
+        });
+        let name = format!("{} on {host}", gpu.uuid);
+        let new_errors = errors.saturating_sub(baseline.ecc_uncorrected);
+        let error = match &gpu.health {
+            GpuHealth::Lost if baseline.healthy => Some(format!("{name} has fallen off the bus")),
+            _ if new_errors > 0 => {
+                Some(format!("{new_errors} new uncorrected memory errors of {name} > 0"))
+            }
+            GpuHealth::Degraded { why } if baseline.healthy => Some(format!("{name}: {why}")),
+            _ => None,
+        };
+        if signals.error.is_none() {
+            signals.error = error.map(|e| crate::base::text::clean(&e, 300));
+        }
+    }
+}
+
+fn increments(now: &EngineMetrics, was: &EngineMetrics) -> EngineSamples {
+    let counter = |now: Option<f64>, was: Option<f64>| -> u64 {
+        let (now, was) = (now.unwrap_or(0.0), was.unwrap_or(0.0));
+        // Counters of requests: whole numbers that were only written as decimals.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped
+        let grown = if now >= was { now - was } else { now }.clamp(0.0, 1e15) as u64;
+        grown
+    };
+    let histogram = |now: &Option<Histogram>, was: &Option<Histogram>| match (now, was) {
+        (Some(now), Some(was)) => now.since(was),
+        (Some(now), None) => now.clone(),
+        (None, _) => Histogram::default(),
+    };
+    let failed = counter(now.requests_error, was.requests_error);
+    EngineSamples {
+        finished: counter(now.requests_success, was.requests_success).saturating_add(failed),
+        failed,
+        preemptions: counter(now.preemptions, was.preemptions),
+        first_token: histogram(&now.first_token, &was.first_token),
+        inter_token: histogram(&now.inter_token, &was.inter_token),
+        end_to_end: histogram(&now.end_to_end, &was.end_to_end),
+        ..EngineSamples::default()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::engine::metrics::{VLLM, parse};
+
+    fn reading(count: u32, failed: u32, waiting: u32) -> BTreeMap<ReplicaId, EngineMetrics> {
+        let text = format!(
+            "vllm:request_success_total{{finished_reason=\"stop\"}} {count}\n\
+             vllm:request_success_total{{finished_reason=\"error\"}} {failed}\n\
+             vllm:num_requests_waiting {waiting}\n\
+             vllm:time_to_first_token_seconds_bucket{{le=\"0.1\"}} {count}\n\
+             vllm:time_to_first_token_seconds_bucket{{le=\"+Inf\"}} {count}\n\
+             vllm:time_to_first_token_seconds_sum {}\n",
+            f64::from(count) * 0.05
+        );
+        [("r2-0-a1".parse().unwrap(), parse(&text, &VLLM))].into()
+    }
+
+    #[test]
+    fn counts_from_the_first_reading_on_and_across_a_restart() {
+        let mut sampler = Sampler::default();
+        let release = ReleaseNumber(2);
+        let first = sampler.observe(reading(100, 5, 3), &[]).remove(&release).unwrap();
+        assert_eq!((first.finished, first.first_token.count(), first.waiting.count()), (0, 0, 1));
+        let second = sampler.observe(reading(110, 6, 3), &[]).remove(&release).unwrap();
+        assert_eq!((second.finished, second.failed, second.first_token.count()), (11, 1, 10));
+        let restarted = sampler.observe(reading(4, 0, 0), &[]).remove(&release).unwrap();
+        assert_eq!((restarted.finished, restarted.first_token.count()), (4, 4));
+    }
+
+    #[test]
+    fn only_new_trouble_of_a_gpu_counts() {
+        let host: HostName = "gpu1".parse().unwrap();
+        let gpu = |ecc: u64, health: &str, reasons: &str| -> Gpu {
+            let text = format!(
+                "{{\"index\":0,\"uuid\":\"GPU-1\",\"name\":\"x\",\"health\":{health},\
+                 \"ecc_uncorrected\":{ecc},\"throttle_reasons\":[{reasons}],\
+                 \"nvlink_peers\":[],\"processes\":[]}}"
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let mut sampler = Sampler::default();
+        let release = ReleaseNumber(2);
+        let mut look = |gpu: &Gpu| {
+            let under = [GpuUnder { release, host: &host, gpu }];
+            sampler.observe(BTreeMap::new(), &under).remove(&release).unwrap().gpu
+        };
+        assert_eq!(look(&gpu(7, "\"ok\"", "\"sw_power_cap\"")).error, None);
+        let hot = look(&gpu(7, "\"ok\"", "\"hw_thermal_slowdown\""));
+        assert_eq!((hot.samples, hot.throttled, hot.error), (1, 1, None));
+        let worse = look(&gpu(9, "\"ok\"", "")).error.unwrap();
+        assert_eq!(worse, "2 new uncorrected memory errors of GPU-1 on gpu1 > 0");
+        let xid = look(&gpu(7, "{\"degraded\":{\"why\":\"Xid 79\"}}", "")).error.unwrap();
+        assert_eq!(xid, "GPU-1 on gpu1: Xid 79");
+        assert!(look(&gpu(7, "\"lost\"", "")).error.unwrap().contains("off the bus"));
+    }
+}

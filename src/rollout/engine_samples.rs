@@ -1,0 +1,414 @@
+//! What the engines of one release, and the GPUs under them, said during an analysis, and whether
+//! that is good enough.
+//!
+//! Latencies are compared with stable's over the same time by a rank test on the engines' own
+//! buckets ([`super::rank_test`]). A difference counts only when it is both significant and large:
+//! the canary is slower with a probability of at least [`MIN_SUPERIORITY`], and by more than the
+//! spec's ratio in the mean or, provably from the buckets, in the median.
+
+use serde::{Deserialize, Serialize};
+
+use super::rank_test::mann_whitney;
+use crate::engine::Histogram;
+use crate::spec::{AnalysisSpec, EngineMetric};
+
+/// The probability that an observation of the canary is worse than one of stable's from which on a
+/// difference matters (0.5: none, 1: each one).
+pub const MIN_SUPERIORITY: f64 = 0.6;
+
+/// Before the end of an analysis only a fraction of the significance is enough: it is looked at
+/// again and again, and sooner or later chance would have its day.
+const EARLY: f64 = 0.1;
+
+/// Bounds of the samples of the KV cache's use.
+const KV_BOUNDS: [f64; 20] = [
+    0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85,
+    0.9, 0.95, 1.0,
+];
+
+/// Bounds of the samples of waiting requests.
+const WAITING_BOUNDS: [f64; 14] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
+
+/// Seen of the engines of one release.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineSamples {
+    /// Requests that ended, failed ones included.
+    pub finished: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Requests that were thrown out of the cache and began again.
+    pub preemptions: u64,
+    /// Time to the first token, seconds.
+    pub first_token: Histogram,
+    /// Time between two tokens, seconds.
+    pub inter_token: Histogram,
+    /// Time of whole requests, seconds.
+    pub end_to_end: Histogram,
+    /// Share of the KV cache in use, as sampled.
+    pub kv_usage: Histogram,
+    /// Waiting requests of a replica, as sampled.
+    pub waiting: Histogram,
+    /// The GPUs.
+    pub gpu: GpuSignals,
+}
+
+/// Seen of the GPUs of one release.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuSignals {
+    /// Samples of a GPU.
+    pub samples: u64,
+    /// Of these, slowed down by heat or by a power brake.
+    pub throttled: u64,
+    /// The first error: a new Xid, a new uncorrected memory error, a lost GPU. For people.
+    pub error: Option<String>,
+}
+
+impl EngineSamples {
+    /// Adds what was seen later or elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        self.finished = self.finished.saturating_add(other.finished);
+        self.failed = self.failed.saturating_add(other.failed.min(other.finished));
+        self.preemptions = self.preemptions.saturating_add(other.preemptions);
+        self.first_token.add(&other.first_token);
+        self.inter_token.add(&other.inter_token);
+        self.end_to_end.add(&other.end_to_end);
+        self.kv_usage.add(&other.kv_usage);
+        self.waiting.add(&other.waiting);
+        self.gpu.samples = self.gpu.samples.saturating_add(other.gpu.samples);
+        self.gpu.throttled = self.gpu.throttled.saturating_add(other.gpu.throttled);
+        if self.gpu.error.is_none() {
+            self.gpu.error.clone_from(&other.gpu.error);
+        }
+    }
+
+    /// One sample of the gauges.
+    pub fn sample_gauges(&mut self, kv_usage: Option<f64>, waiting: Option<f64>) {
+        let take = |histogram: &mut Histogram, bounds: &[f64], value: Option<f64>| {
+            let Some(value) = value else { return };
+            if histogram.count() == 0 {
+                *histogram = Histogram::with_bounds(bounds);
+            }
+            histogram.observe(value.clamp(0.0, 1e9));
+        };
+        take(&mut self.kv_usage, &KV_BOUNDS, kv_usage.map(|v| v.min(1.0)));
+        take(&mut self.waiting, &WAITING_BOUNDS, waiting);
+    }
+
+    /// Nothing was seen at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn of(&self, metric: EngineMetric) -> &Histogram {
+        match metric {
+            EngineMetric::FirstToken => &self.first_token,
+            EngineMetric::InterToken => &self.inter_token,
+            EngineMetric::EndToEnd => &self.end_to_end,
+            EngineMetric::KvUsage => &self.kv_usage,
+            EngineMetric::Waiting => &self.waiting,
+        }
+    }
+}
+
+/// What is wrong with the canary's engines or GPUs: the first number that decides. `last`: the time
+/// is over. `Ok` has what was compared, for the verdict's reason.
+pub(super) fn judge(
+    spec: &AnalysisSpec,
+    new: &EngineSamples,
+    old: &EngineSamples,
+    last: bool,
+) -> Result<Vec<String>, String> {
+    judge_gpus(spec, new, last)?;
+    judge_limits(spec, new, last)?;
+    let mut compared = Vec::new();
+    for metric in &spec.engine.compare {
+        compared.extend(compare(spec, *metric, new.of(*metric), old.of(*metric), last)?);
+    }
+    Ok(compared)
+}
+
+fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<(), String> {
+    let gpu = &new.gpu;
+    if spec.gpu.errors
+        && let Some(error) = &gpu.error
+    {
+        return Err(format!("GPU: {error}"));
+    }
+    let share = gpu.throttled as f64 / gpu.samples.max(1) as f64;
+    if last && gpu.samples > 0 && share > spec.gpu.max_throttled {
+        return Err(format!(
+            "GPU throttled in {} of {} samples ({}) > {}",
+            gpu.throttled,
+            gpu.samples,
+            percent(share),
+            percent(spec.gpu.max_throttled)
+        ));
+    }
+    Ok(())
+}
+
+fn judge_limits(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<(), String> {
+    let enough = spec.min_requests.max(1);
+    let limits = &spec.engine;
+    if new.finished >= enough {
+        let rate = new.failed as f64 / new.finished as f64;
+        if rate > spec.max_error_rate {
+            return Err(format!(
+                "error rate {} ({} of {}, counted by the engines) > {}",
+                percent(rate),
+                new.failed,
+                new.finished,
+                percent(spec.max_error_rate)
+            ));
+        }
+        let preemptions = new.preemptions as f64 / new.finished as f64;
+        if let Some(max) = limits.max_preemptions.filter(|max| last && preemptions > *max) {
+            return Err(format!(
+                "{preemptions:.2} preemptions a request ({} in {}) > {max:.2}",
+                new.preemptions, new.finished
+            ));
+        }
+    }
+    for (metric, max) in [
+        (EngineMetric::FirstToken, limits.max_first_token),
+        (EngineMetric::InterToken, limits.max_inter_token),
+        (EngineMetric::EndToEnd, limits.max_end_to_end),
+    ] {
+        let seen = new.of(metric);
+        if let (Some(max), Some(p95)) = (max, seen.quantile(0.95))
+            && seen.count() >= enough
+            && p95 > max.as_secs_f64()
+        {
+            return Err(format!(
+                "{}: 95th percentile {} > {} ({} samples)",
+                title(metric),
+                seconds(p95),
+                seconds(max.as_secs_f64()),
+                seen.count()
+            ));
+        }
+    }
+    for (metric, max) in
+        [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]
+    {
+        let seen = new.of(metric);
+        if let (true, Some(max), Some(mean)) = (last, max, seen.mean())
+            && mean > max
+        {
+            return Err(format!(
+                "{}: mean {mean:.2} > {max:.2} ({} samples)",
+                title(metric),
+                seen.count()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The canary against stable: worse, or (if there was enough) what was found.
+fn compare(
+    spec: &AnalysisSpec,
+    metric: EngineMetric,
+    new: &Histogram,
+    old: &Histogram,
+    last: bool,
+) -> Result<Option<String>, String> {
+    let enough = spec.engine.min_samples.max(2);
+    if new.count() < enough || old.count() < enough {
+        return Ok(None);
+    }
+    let (mine, theirs) = new.aligned(old);
+    let Some(test) = mann_whitney(&mine, &theirs) else { return Ok(None) };
+    let (Some(mean), Some(stable)) = (new.mean(), old.mean()) else { return Ok(None) };
+    let by_mean = if stable > 0.0 { mean / stable } else { f64::INFINITY };
+    let by_mean = if mean > 0.0 { by_mean } else { 1.0 };
+    let ratio = by_mean.max(provable_median_ratio(new, old));
+    let limit = spec.max_latency_ratio;
+    let alpha = spec.engine.significance * if last { 1.0 } else { EARLY };
+    let found = format!(
+        "{} {ratio:.2} times stable's ({} against {}; worse in {} of pairs, p {} at {} and {} samples)",
+        title(metric),
+        value(metric, mean),
+        value(metric, stable),
+        percent(test.superiority),
+        probability(test.p),
+        test.samples.0,
+        test.samples.1
+    );
+    if ratio > limit && test.p < alpha && test.superiority >= MIN_SUPERIORITY {
+        return Err(format!("{found} > {limit:.2}"));
+    }
+    let short = format!("{} {ratio:.2} times stable's (p {})", title(metric), probability(test.p));
+    Ok(Some(short))
+}
+
+/// How much larger the canary's median is at least, whatever the values within the buckets are.
+fn provable_median_ratio(new: &Histogram, old: &Histogram) -> f64 {
+    match (new.quantile_bucket(0.5), old.quantile_bucket(0.5)) {
+        (Some((bottom, _)), Some((_, Some(top)))) if top > 0.0 => bottom / top,
+        _ => 0.0,
+    }
+}
+
+const fn title(metric: EngineMetric) -> &'static str {
+    match metric {
+        EngineMetric::FirstToken => "time to first token",
+        EngineMetric::InterToken => "inter-token latency",
+        EngineMetric::EndToEnd => "end-to-end latency",
+        EngineMetric::KvUsage => "KV cache use",
+        EngineMetric::Waiting => "waiting requests",
+    }
+}
+
+fn value(metric: EngineMetric, value: f64) -> String {
+    match metric {
+        EngineMetric::FirstToken | EngineMetric::InterToken | EngineMetric::EndToEnd => {
+            seconds(value)
+        }
+        EngineMetric::KvUsage => percent(value),
+        EngineMetric::Waiting => format!("{value:.1}"),
+    }
+}
+
+fn seconds(value: f64) -> String {
+    if value < 0.01 {
+        format!("{:.1} ms", value * 1000.0)
+    } else if value < 10.0 {
+        format!("{:.0} ms", value * 1000.0)
+    } else {
+        format!("{value:.1} s")
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+fn probability(p: f64) -> String {
+    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOUNDS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+    fn seen(values: impl IntoIterator<Item = f64>) -> Histogram {
+        let mut histogram = Histogram::with_bounds(&BOUNDS);
+        values.into_iter().for_each(|v| histogram.observe(v));
+        histogram
+    }
+
+    fn first_token(histogram: Histogram) -> EngineSamples {
+        EngineSamples { first_token: histogram, ..EngineSamples::default() }
+    }
+
+    fn run(new: &EngineSamples, old: &EngineSamples) -> Result<Vec<String>, String> {
+        judge(&AnalysisSpec::default(), new, old, true)
+    }
+
+    #[test]
+    fn a_slow_canary_fails_with_its_numbers() {
+        let old = first_token(seen((0..200).map(|i| 0.08 + f64::from(i % 5) * 0.01)));
+        let new = first_token(seen((0..60).map(|i| 0.28 + f64::from(i % 5) * 0.02)));
+        let why = run(&new, &old).unwrap_err();
+        assert_eq!(
+            why,
+            "time to first token 3.20 times stable's (320 ms against 100 ms; worse in 100.0 % of \
+             pairs, p < 0.0001 at 60 and 200 samples) > 2.00"
+        );
+    }
+
+    #[test]
+    fn a_tiny_but_significant_difference_passes() {
+        // Every one of 5,000 is slower, by 2 %, and into the next bucket.
+        let old = first_token(seen(vec![0.0995; 5_000]));
+        let new = first_token(seen(vec![0.1015; 5_000]));
+        let compared = run(&new, &old).unwrap();
+        assert_eq!(compared, ["time to first token 1.02 times stable's (p < 0.0001)"]);
+    }
+
+    #[test]
+    fn a_large_difference_that_may_be_chance_passes() {
+        // One request in thirty took very long: the mean is far off, the ranks are not.
+        let old = first_token(seen(vec![0.08; 30]));
+        let mut values = vec![0.08; 29];
+        values.push(60.0);
+        let new = first_token(seen(values));
+        assert!(run(&new, &old).is_ok());
+        // Too few are not compared at all.
+        let few = first_token(seen(vec![2.0; 29]));
+        assert_eq!(run(&few, &old), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn an_outlier_of_stable_does_not_hide_a_slow_canary() {
+        let mut values = vec![0.04; 99];
+        values.push(100.0);
+        let old = first_token(seen(values));
+        let new = first_token(seen(vec![0.4; 100]));
+        assert!(run(&new, &old).unwrap_err().contains("5.00 times"));
+    }
+
+    #[test]
+    fn absolute_limits_and_gpus_decide_alone() {
+        let mut spec = AnalysisSpec::default();
+        spec.engine.max_first_token = Some(Duration::from_millis(300));
+        spec.engine.max_kv_usage = Some(0.9);
+        spec.engine.max_waiting = Some(5.0);
+        spec.engine.max_preemptions = Some(0.1);
+        let none = EngineSamples::default();
+        let judge = |new: &EngineSamples| judge(&spec, new, &none, true).unwrap_err();
+        let slow = first_token(seen(vec![0.4; 20]));
+        assert_eq!(
+            judge(&slow),
+            "time to first token: 95th percentile 488 ms > 300 ms (20 samples)"
+        );
+        let mut full = EngineSamples::default();
+        full.sample_gauges(Some(0.97), Some(7.0));
+        assert_eq!(judge(&full), "KV cache use: mean 0.97 > 0.90 (1 samples)");
+        full.kv_usage = Histogram::default();
+        assert_eq!(judge(&full), "waiting requests: mean 7.00 > 5.00 (1 samples)");
+        let failing = EngineSamples { finished: 100, failed: 3, ..none.clone() };
+        assert_eq!(judge(&failing), "error rate 3.0 % (3 of 100, counted by the engines) > 2.0 %");
+        let thrown = EngineSamples { finished: 100, preemptions: 30, ..none.clone() };
+        assert_eq!(judge(&thrown), "0.30 preemptions a request (30 in 100) > 0.10");
+        let mut gpu = none.clone();
+        gpu.gpu = GpuSignals { samples: 10, throttled: 6, error: None };
+        assert_eq!(judge(&gpu), "GPU throttled in 6 of 10 samples (60.0 %) > 50.0 %");
+        gpu.gpu.error = Some("gpu1 GPU-1: Xid 79".to_owned());
+        assert_eq!(judge(&gpu), "GPU: gpu1 GPU-1: Xid 79");
+    }
+
+    proptest! {
+        /// Samples of the same distribution hardly ever fail, at any look.
+        #[test]
+        fn the_same_is_not_worse(
+            x in prop::collection::vec(0.0f64..1.0, 30..200),
+            y in prop::collection::vec(0.0f64..1.0, 30..200),
+        ) {
+            prop_assert!(run(&first_token(seen(x)), &first_token(seen(y))).is_ok());
+        }
+
+        /// Whatever was counted, judging it does not break.
+        #[test]
+        fn no_numbers_break_it(
+            finished in any::<u64>(), failed in any::<u64>(), kv in any::<f64>(), n in 0usize..50,
+        ) {
+            let mut new = EngineSamples { finished, failed, ..first_token(seen(vec![kv; n])) };
+            new.sample_gauges(Some(kv), Some(kv));
+            let mut sum = new.clone();
+            sum.add(&new);
+            let _ = run(&sum, &new);
+        }
+    }
+}

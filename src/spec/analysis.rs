@@ -1,0 +1,355 @@
+//! The parts of an analysis besides what the gateway counts: the engines' own metrics, the GPUs,
+//! golden prompts, and queries to a Prometheus.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::AnalysisSpec;
+use super::condition::Condition;
+use crate::base::time;
+
+/// Largest compiled expression of a golden prompt, in bytes.
+const MAX_REGEX: usize = 1 << 20;
+
+/// Longest prompt, in bytes.
+const MAX_PROMPT: usize = 64 << 10;
+
+/// Most measurements of one query.
+const MAX_COUNT: u32 = 1_000;
+
+/// What the engines of the canary may look like; judged where the engine says it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineAnalysis {
+    /// Compared with stable over the same time by a rank test; it fails when the canary is worse by
+    /// more than the analysis's `max_latency_ratio` and that is significant.
+    pub compare: Vec<EngineMetric>,
+    /// The largest `p` that counts as significant (a tenth of it before the end).
+    pub significance: f64,
+    /// Fewest observations on each side for a comparison; fewer are not compared.
+    pub min_samples: u64,
+    /// Highest 95th percentile of the time to the first token.
+    #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
+    pub max_first_token: Option<Duration>,
+    /// Highest 95th percentile of the time between two tokens.
+    #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
+    pub max_inter_token: Option<Duration>,
+    /// Highest 95th percentile of the time of a whole request.
+    #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
+    pub max_end_to_end: Option<Duration>,
+    /// Highest mean share of the KV cache in use, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_kv_usage: Option<f64>,
+    /// Highest mean number of waiting requests of a replica.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_waiting: Option<f64>,
+    /// Highest number of preemptions for each finished request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_preemptions: Option<f64>,
+}
+
+impl Default for EngineAnalysis {
+    fn default() -> Self {
+        Self {
+            compare: vec![
+                EngineMetric::FirstToken,
+                EngineMetric::InterToken,
+                EngineMetric::EndToEnd,
+            ],
+            significance: 0.01,
+            min_samples: 30,
+            max_first_token: None,
+            max_inter_token: None,
+            max_end_to_end: None,
+            max_kv_usage: None,
+            max_waiting: None,
+            max_preemptions: None,
+        }
+    }
+}
+
+/// What can be compared between canary and stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineMetric {
+    /// Time to the first token.
+    FirstToken,
+    /// Time between two tokens.
+    InterToken,
+    /// Time of a whole request.
+    EndToEnd,
+    /// Share of the KV cache in use, as sampled.
+    KvUsage,
+    /// Waiting requests, as sampled.
+    Waiting,
+}
+
+/// What the GPUs of the canary may do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GpuAnalysis {
+    /// A new Xid, a new uncorrected memory error, or a GPU that is lost fails the analysis.
+    pub errors: bool,
+    /// Highest share of the samples in which a GPU was slowed down by heat or by a power brake.
+    pub max_throttled: f64,
+}
+
+impl Default for GpuAnalysis {
+    fn default() -> Self {
+        Self { errors: true, max_throttled: 0.5 }
+    }
+}
+
+/// A prompt whose answer is known, asked of every replica of the canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenPrompt {
+    /// What is asked; temperature 0.
+    pub prompt: String,
+    /// An expression that must match somewhere in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<String>,
+    /// Words that must be in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contains: Option<String>,
+    /// Longest answer, in tokens.
+    #[serde(default = "max_tokens")]
+    pub max_tokens: u32,
+}
+
+const fn max_tokens() -> u32 {
+    64
+}
+
+impl GoldenPrompt {
+    /// Whether an answer is as expected; `Err`: what was expected, for people.
+    pub fn judge(&self, answer: &str) -> Result<(), String> {
+        if let Some(words) = &self.contains
+            && !answer.contains(words.as_str())
+        {
+            return Err(format!("`{}` in it", crate::base::text::clean(words, 60)));
+        }
+        if let Some(expression) = &self.expect {
+            let matches = compile(expression).is_ok_and(|r| r.is_match(answer));
+            if !matches {
+                return Err(format!("/{}/", crate::base::text::clean(expression, 60)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn compile(expression: &str) -> Result<regex::Regex, String> {
+    regex::RegexBuilder::new(expression).size_limit(MAX_REGEX).build().map_err(|e| e.to_string())
+}
+
+/// A query to a Prometheus, asked by the controller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrometheusCheck {
+    /// Its address, `http://prometheus:9090`.
+    pub url: String,
+    /// The query; it must give one number. Filled in: `$service`, `$canary`, `$stable` (releases).
+    pub query: String,
+    /// Holds of a good result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success: Option<Condition>,
+    /// Holds of a bad result. With both, what is neither is inconclusive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Condition>,
+    /// Time between two measurements.
+    #[serde(default = "interval", with = "time::text")]
+    pub interval: Duration,
+    /// Number of measurements (without those that ended in an error).
+    #[serde(default = "count")]
+    pub count: u32,
+}
+
+const fn interval() -> Duration {
+    Duration::from_secs(60)
+}
+
+const fn count() -> u32 {
+    1
+}
+
+/// One table, or an array of them.
+pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<PrometheusCheck>, D::Error> {
+    struct Visitor;
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = Vec<PrometheusCheck>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a table with url and query, or an array of them")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            let one = serde::de::value::MapAccessDeserializer::new(map);
+            PrometheusCheck::deserialize(one).map(|check| vec![check])
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(seq))
+        }
+    }
+    deserializer.deserialize_any(Visitor)
+}
+
+/// What is measured again and again, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckPlan {
+    /// Number of measurements.
+    pub count: u32,
+    /// Time between two.
+    pub interval: Duration,
+}
+
+impl AnalysisSpec {
+    /// Its golden prompts and queries by name (`golden 1`, `prometheus 2`).
+    pub fn checks(&self) -> Vec<(String, CheckPlan)> {
+        let golden = (1..=self.golden.len())
+            .map(|n| (format!("golden {n}"), CheckPlan { count: 1, interval: Duration::ZERO }));
+        let queries = self.prometheus.iter().enumerate().map(|(i, check)| {
+            let plan = CheckPlan { count: check.count.max(1), interval: check.interval };
+            (format!("prometheus {}", i + 1), plan)
+        });
+        golden.chain(queries).collect()
+    }
+
+    /// What is wrong with it: a word to find the line by, the message, and what to write instead.
+    pub(super) fn complaint(&self, name: &str) -> Option<(&'static str, String, String)> {
+        let share = |value: f64| value.is_finite() && (0.0..=1.0).contains(&value);
+        if !share(self.max_error_rate) {
+            return Some((
+                "max_error_rate",
+                format!("analysis {name}: max_error_rate is a share"),
+                "write a number from 0 to 1, for example 0.02".to_owned(),
+            ));
+        }
+        if !share(self.engine.significance) || self.engine.significance == 0.0 {
+            return Some((
+                "significance",
+                format!("analysis {name}: significance is a probability"),
+                "write for example 0.01".to_owned(),
+            ));
+        }
+        for golden in &self.golden {
+            let complaint = match (&golden.expect, &golden.contains) {
+                (None, None) => Some("needs `expect` (an expression) or `contains`".to_owned()),
+                (Some(expression), _) => compile(expression).err(),
+                _ => None,
+            };
+            if let Some(complaint) = complaint {
+                return Some((
+                    if golden.expect.is_some() { "expect" } else { "prompt" },
+                    format!(
+                        "analysis {name}: golden prompt {}",
+                        crate::base::text::clean(&complaint, 300)
+                    ),
+                    "write for example contains = \"Paris\"".to_owned(),
+                ));
+            }
+            if golden.prompt.is_empty()
+                || golden.prompt.len() > MAX_PROMPT
+                || golden.max_tokens == 0
+            {
+                return Some((
+                    "prompt",
+                    format!(
+                        "analysis {name}: a golden prompt has 1 to {MAX_PROMPT} bytes and max_tokens at least 1"
+                    ),
+                    "write for example prompt = \"The capital of France is\"".to_owned(),
+                ));
+            }
+        }
+        for check in &self.prometheus {
+            if check.success.is_none() && check.failure.is_none() {
+                return Some((
+                    "query",
+                    format!("analysis {name}: the query has no condition"),
+                    "add for example success = \"result < 0.05\"".to_owned(),
+                ));
+            }
+            if check.count == 0 || check.count > MAX_COUNT {
+                return Some((
+                    "count",
+                    format!("analysis {name}: a query is asked 1 to {MAX_COUNT} times"),
+                    "write for example count = 5".to_owned(),
+                ));
+            }
+            if !check.url.starts_with("http://") {
+                return Some((
+                    "url",
+                    format!(
+                        "analysis {name}: `{}` is not an http:// address (https is not supported)",
+                        crate::base::text::clean(&check.url, 80)
+                    ),
+                    "give the plain HTTP port of the Prometheus, or of a proxy beside it"
+                        .to_owned(),
+                ));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<AnalysisSpec, String> {
+        let spec: AnalysisSpec = toml::from_str(text).map_err(|e| e.to_string())?;
+        spec.complaint("x").map_or(Ok(spec), |(_, message, _)| Err(message))
+    }
+
+    #[test]
+    fn reads_all_parts() {
+        let spec = parse(
+            r#"
+            duration = "5m"
+            engine = { max_first_token = "2s", max_kv_usage = 0.95, compare = ["first_token"] }
+            gpu = { max_throttled = 0.1 }
+            prometheus = { url = "http://p:9090", query = "up", success = "result < 0.05", count = 3 }
+            [[golden]]
+            prompt = "The capital of France is"
+            contains = "Paris"
+            [[golden]]
+            prompt = "2+2="
+            expect = "^ ?4"
+            max_tokens = 2
+            "#,
+        )
+        .unwrap();
+        assert_eq!(spec.engine.max_first_token, Some(Duration::from_secs(2)));
+        let names: Vec<String> = spec.checks().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["golden 1", "golden 2", "prometheus 1"]);
+        assert_eq!(spec.golden[0].judge("It is Paris."), Ok(()));
+        assert_eq!(spec.golden[1].judge("5"), Err("/^ ?4/".to_owned()));
+        let again: AnalysisSpec =
+            serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(again, spec);
+    }
+
+    #[test]
+    fn refuses_what_cannot_work() {
+        for (text, says) in [
+            ("[[golden]]\nprompt = \"a\"", "needs `expect`"),
+            ("[[golden]]\nprompt = \"a\"\nexpect = \"(\"", "golden prompt"),
+            ("prometheus = { url = \"http://p\", query = \"up\" }", "no condition"),
+            (
+                "prometheus = [{ url = \"https://p\", query = \"up\", success = \"result > 0\" }]",
+                "https is not supported",
+            ),
+            ("prometheus = { url = \"http://p\", query = \"up\", success = \"x\" }", "comparison"),
+            ("engine = { significance = 0.0 }", "probability"),
+            ("max_error_rate = 2.0", "share"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Two real gateways (HAProxy) in front of a simulated fleet, both kept equal by a controller that writes
+//! their sections: a reload and a kill in mid-rollout lose nothing, a header chooses the canary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use gpudeck::api::{Client, Condition, Door, Gate, Intent, Outcome, ServiceView};
+use gpudeck::controller::{self, Options, Paths, start_in_process};
+use gpudeck::demo::World;
+use gpudeck::spec::GatewaySpec;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A HAProxy in master-worker mode with a configuration of its own and a directory of ours.
+struct Haproxy {
+    dir: tempfile::TempDir,
+    address: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Haproxy {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        std::fs::create_dir(dir.path().join("gpudeck.d")).unwrap();
+        // Something to listen on, or HAProxy does not start before our first section is there.
+        let main = format!(
+            "global\n  stats socket {} mode 600 level admin\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\nfrontend own\n  bind unix@{}\n",
+            dir.path().join("admin.sock").display(),
+            dir.path().join("own.sock").display(),
+        );
+        std::fs::write(dir.path().join("haproxy.cfg"), main).unwrap();
+        let mut haproxy = Self { dir, address, child: None };
+        haproxy.run().await;
+        haproxy
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    async fn run(&mut self) {
+        self.kill();
+        let child = Command::new("haproxy")
+            .args(["-W", "-db", "-p"])
+            .arg(self.path("pid"))
+            .arg("-f")
+            .arg(self.path("haproxy.cfg"))
+            .arg("-f")
+            .arg(self.path("gpudeck.d"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::fs::write(self.path("pid"), child.id().to_string()).unwrap();
+        self.child = Some(child);
+        let socket = self.path("admin.sock");
+        until("haproxy listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
+    }
+
+    /// Every process of it at once, as a crash would.
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            for worker in children(child.id()) {
+                let _ = Command::new("kill").args(["-9", &worker.to_string()]).status();
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn gateway(&self) -> GatewaySpec {
+        let mut gateway = GatewaySpec::new("gpu-1".parse().unwrap(), self.text("admin.sock"));
+        gateway.config = Some(self.text("gpudeck.d"));
+        gateway.listen = BTreeMap::from([("chat".parse().unwrap(), self.address.to_string())]);
+        gateway.urls =
+            BTreeMap::from([("chat".parse().unwrap(), format!("http://{}", self.address))]);
+        gateway.check =
+            ["haproxy", "-c", "-f", &self.text("haproxy.cfg")].map(str::to_owned).to_vec();
+        let reload = format!("kill -USR2 $(cat {})", self.text("pid"));
+        gateway.reload = ["sh", "-c", &reload].map(str::to_owned).to_vec();
+        gateway
+    }
+
+    /// The servers of a backend with their weights.
+    async fn servers(&self, backend: &str) -> BTreeMap<String, u32> {
+        let Ok(mut stream) = tokio::net::UnixStream::connect(self.path("admin.sock")).await else {
+            return BTreeMap::new();
+        };
+        let _ = stream.write_all(format!("show servers state {backend}\n").as_bytes()).await;
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text).await;
+        text.lines()
+            .skip(2)
+            .filter_map(|line| {
+                let fields: Vec<&str> = line.split(' ').collect();
+                Some((fields.get(3)?.to_string(), fields.get(7)?.parse().ok()?))
+            })
+            .collect()
+    }
+}
+
+impl Drop for Haproxy {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().filter_map(|p| p.parse().ok()).collect()
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn spec(seed: u32) -> String {
+    format!(
+        r#"
+model    = "simulated/chat"
+replicas = 2
+memory   = "40GiB"
+gateways = ["east", "west"]
+
+[engine.command]
+run = [
+  "{{gpudeck}}", "sim-engine", "--address", "{{address}}", "--port", "{{port}}", "--model", "chat-{{release}}",
+  "--load-time", "200ms", "--gpu-memory", "40GiB", "--tokens", "2", "--seed", "{seed}",
+]
+metrics = "vllm"
+
+[rollout]
+max_unavailable   = 0
+max_surge         = 1
+steps             = [{{ weight = 50 }}, {{ approve = true }}]
+healthy_deadline  = "2m"
+progress_deadline = "3m"
+drain_deadline    = "20s"
+stop_grace        = "5s"
+canary_header     = "x-canary: 1"
+"#
+    )
+}
+
+/// The model that answered, which has its release in its name; none if nobody did.
+async fn ask(address: SocketAddr, header: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let body = r#"{"messages":[{"role":"user","content":"Hi"}],"max_tokens":1}"#;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{header}content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).await.ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.ok()?;
+    let (_, rest) = text.split_once("\"model\":\"chat-")?;
+    rest.split('"').next().map(str::to_owned)
+}
+
+async fn view(client: &Client) -> ServiceView {
+    client.snapshot().await.unwrap().services.remove(&"chat".parse().unwrap()).unwrap()
+}
+
+async fn wait<T>(client: &Client, what: &str, seen: impl Fn(&ServiceView) -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let now = view(client).await;
+        if let Some(found) = seen(&now) {
+            return found;
+        }
+        assert!(Instant::now() < end, "in vain: {what}: {now:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn apply(client: &Client, world: &World, seed: u32) {
+    std::fs::write(world.spec_path("chat"), spec(seed)).unwrap();
+    let intent =
+        Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    client.send(intent).await.unwrap();
+}
+
+fn haproxy_is_there() -> bool {
+    if Command::new("haproxy").arg("-v").stdout(Stdio::null()).status().is_ok() {
+        return true;
+    }
+    assert!(std::env::var("GPUDECK_LAB").as_deref() != Ok("1"), "haproxy is not installed");
+    println!("skipped: needs haproxy");
+    false
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() {
+    if !haproxy_is_there() {
+        return;
+    }
+    let (east, mut west) = (Haproxy::start().await, Haproxy::start().await);
+    let world = World::start(None).await.unwrap();
+    let mut deck = world.deck().clone();
+    deck.gateways =
+        [("east".parse().unwrap(), east.gateway()), ("west".parse().unwrap(), west.gateway())]
+            .into();
+    std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
+    std::fs::remove_file(world.spec_path("code")).unwrap();
+    std::fs::write(world.spec_path("chat"), spec(1)).unwrap();
+    controller::init_repository(&world.deck_dir()).unwrap();
+    let options = Options {
+        deck_dir: Some(world.deck_dir()),
+        deck,
+        agent_binary: Some(env!("CARGO_BIN_EXE_gpudeck").into()),
+        leave_when_idle: None,
+    };
+    let paths = Paths::in_dir(&world.root().join("controller"));
+    let running = start_in_process(options, &paths).await.unwrap();
+    let client = controller::connect(&running.socket).await.unwrap();
+    let end = Instant::now() + DEADLINE;
+    while !client.snapshot().await.unwrap().hosts.values().all(|h| h.sample.is_some()) {
+        assert!(Instant::now() < end, "the hosts do not come up");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    // HAProxy did not know the backend: the section was written, and it was told to reload.
+    apply(&client, &world, 1).await;
+    wait(&client, "r1 serves", |v| (v.condition == Condition::Serving).then_some(())).await;
+    for gateway in [&east, &west] {
+        assert_eq!(ask(gateway.address, "").await.as_deref(), Some("r1"));
+        assert_eq!(gateway.servers("chat").await.len(), 2);
+        // Nobody to choose: the header goes to all.
+        assert_eq!(ask(gateway.address, "x-canary: 1\r\n").await.as_deref(), Some("r1"));
+    }
+
+    apply(&client, &world, 2).await;
+    wait(&client, "the canary is there", |v| {
+        let gate = v.rollout.as_ref().and_then(|r| r.gate.as_ref());
+        matches!(gate, Some(Gate::Approve)).then_some(())
+    })
+    .await;
+    let table = east.servers("chat").await;
+    assert_eq!(table, west.servers("chat").await, "kept equal");
+    assert!(table.keys().any(|name| name.starts_with("r2-")), "{table:?}");
+    for gateway in [&east, &west] {
+        for _ in 0..6 {
+            assert_eq!(ask(gateway.address, "x-canary: 1\r\n").await.as_deref(), Some("r2"));
+        }
+    }
+
+    // A reload by hand, and a crash: what was told at run time is in the file.
+    let pid = east.child.as_ref().unwrap().id();
+    let workers = children(pid);
+    assert!(Command::new("kill").args(["-USR2", &pid.to_string()]).status().unwrap().success());
+    until("a new worker", || children(pid).iter().any(|w| !workers.contains(w))).await;
+    west.run().await;
+    for gateway in [&east, &west] {
+        let end = Instant::now() + DEADLINE;
+        while gateway.servers("chat").await != table {
+            assert!(Instant::now() < end, "{:?}", gateway.servers("chat").await);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(ask(gateway.address, "").await.is_some());
+        assert_eq!(ask(gateway.address, "x-canary: 1\r\n").await.as_deref(), Some("r2"));
+        let file = std::fs::read_to_string(gateway.path("gpudeck.d/chat.cfg")).unwrap();
+        for (name, weight) in &table {
+            assert!(file.contains(&format!("server {name} ")), "{file}");
+            assert!(file.contains(&format!("weight {weight}\n")), "{file}");
+        }
+    }
+    let shown = client.gateway_config(&"chat".parse().unwrap()).await.unwrap();
+    assert!(
+        shown.contains("# gateway east: ") && shown.contains("use_backend chat-canary"),
+        "{shown}"
+    );
+
+    // On to the end: what the file named at the reload is removed like any other.
+    let intent = Intent::Promote { service: "chat".parse().unwrap(), all: true };
+    client.send(intent).await.unwrap();
+    let outcome =
+        wait(&client, "the end", |v| v.rollout.as_ref().and_then(|r| r.outcome.clone())).await;
+    assert_eq!(outcome, Outcome::Completed);
+    for gateway in [&east, &west] {
+        let servers = gateway.servers("chat").await;
+        assert!(servers.len() == 2 && servers.keys().all(|n| n.starts_with("r2-")), "{servers:?}");
+        assert!(gateway.servers("chat-canary").await.is_empty());
+        assert_eq!(ask(gateway.address, "").await.as_deref(), Some("r2"));
+        let left = std::fs::read_dir(gateway.path("gpudeck.d")).unwrap().count();
+        assert_eq!(left, 1, "nothing lies beside the section");
+    }
+    assert!(Path::new(&east.text("gpudeck.d/chat.cfg")).exists());
+
+    drop(client);
+    running.stop().await;
+    tokio::task::spawn_blocking(move || drop(world)).await.unwrap();
+}
