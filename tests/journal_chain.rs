@@ -10,7 +10,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use gpudeck::base::Hint;
 use gpudeck::journal::{Journal, JournalError, RecordKind, verify};
@@ -99,10 +98,10 @@ fn lost_swapped_and_doubled_records_are_found() {
 fn an_unknown_version_is_refused_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let text = String::from_utf8(filled(dir.path(), 1)).unwrap();
-    fs::write(segment(dir.path(), 1), text.replace("gpudeck-journal 1", "gpudeck-journal 2"))
+    fs::write(segment(dir.path(), 1), text.replace("gpudeck-journal 2", "gpudeck-journal 3"))
         .unwrap();
     let error = Journal::open(dir.path()).err().unwrap();
-    assert!(matches!(error, JournalError::Version { found: 2, .. }), "{error}");
+    assert!(matches!(error, JournalError::Version { found: 3, .. }), "{error}");
     assert!(error.hint().unwrap().contains("newer"));
 }
 
@@ -213,24 +212,6 @@ fn fill_up(dir: &Path) {
     drop(journal);
     let (_, records) = Journal::open(&inner).unwrap();
     assert_eq!(records.len() as u64, kept + 1);
-}
-
-#[test]
-fn appending_is_fast_enough_for_a_loop() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, _) = Journal::open(dir.path()).unwrap();
-    let record = json!({ "event": "measured", "windows": vec!["r12-0-a1"; 8] });
-    let mut times: Vec<Duration> = (0..200)
-        .map(|_| {
-            let began = Instant::now();
-            journal.append(&[&record]).unwrap();
-            began.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    println!("append of one record: median {:?}, p99 {:?}", times[100], times[198]);
-    // Loose: it only has to catch an fsync gone quadratic, not judge the disk.
-    assert!(times[100] < Duration::from_millis(250));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

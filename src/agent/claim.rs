@@ -14,7 +14,7 @@ use super::error::{failed, io_refusal};
 use super::state::{self, LOCK_WAIT, StateDir};
 use crate::base::text::clean;
 use crate::base::{DeckId, Epoch, Timestamp};
-use crate::wire::Refusal;
+use crate::wire::{ClaimInfo, Refusal};
 
 /// Longest lease that is granted.
 const MAX_LEASE: Duration = Duration::from_hours(1);
@@ -30,6 +30,9 @@ pub struct Claim {
     pub holder: String,
     /// Until when, by this host's clock.
     pub until: Timestamp,
+    /// Since when it has this epoch, by this host's clock.
+    #[serde(default)]
+    pub since: Timestamp,
 }
 
 impl Claim {
@@ -55,11 +58,18 @@ pub struct Ask {
 fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refusal> {
     let until = now.plus(ask.lease.min(MAX_LEASE));
     let holder = clean(&ask.holder, 120);
-    let grant =
-        |epoch: u64| Claim { version: 1, epoch: Epoch(epoch), holder: holder.clone(), until };
+    let grant = |epoch: u64| Claim {
+        version: 1,
+        epoch: Epoch(epoch),
+        holder: holder.clone(),
+        until,
+        since: now,
+    };
     let held_epoch = held.map_or(0, |c| c.epoch.0);
     match (held, ask.epoch) {
-        (Some(claim), Some(asked)) if asked == claim.epoch => Ok(grant(asked.0)),
+        (Some(claim), Some(asked)) if asked == claim.epoch => {
+            Ok(Claim { since: claim.since, ..grant(asked.0) })
+        }
         // Somebody took the host since: even when that lease has ended the asker must notice.
         (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
         (Some(claim), _) if claim.until > now && claim.holder != holder && !ask.force => {
@@ -102,6 +112,20 @@ pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Resul
     Ok(granted.epoch)
 }
 
+/// Who may act for the deck, for people and other controllers.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn show(state: &StateDir, deck: DeckId, now: Timestamp) -> Result<Option<ClaimInfo>, Refusal> {
+    Ok(read(state, deck)?.map(|claim| ClaimInfo {
+        epoch: claim.epoch,
+        holder: claim.holder,
+        since: claim.since,
+        until: claim.until,
+        now,
+    }))
+}
+
 /// Whether `epoch` may act for the deck; to be asked under the host's lock.
 ///
 /// # Errors
@@ -131,7 +155,13 @@ mod tests {
     }
 
     fn held(until: u64) -> Claim {
-        Claim { version: 1, epoch: Epoch(4), holder: "a".to_owned(), until: Timestamp(until) }
+        Claim {
+            version: 1,
+            epoch: Epoch(4),
+            holder: "a".to_owned(),
+            until: Timestamp(until),
+            since: Timestamp(1),
+        }
     }
 
     #[test]
@@ -143,6 +173,13 @@ mod tests {
         assert_eq!(epoch(None, ask(None, "a", false)), Some(1));
         assert_eq!(epoch(Some(&running), ask(Some(4), "a", false)), Some(4));
         assert_eq!(epoch(Some(&ended), ask(Some(4), "a", false)), Some(4));
+        let since = |ask: Ask| decide(Some(&running), &ask, NOW).map(|c| c.since).ok();
+        assert_eq!(
+            since(ask(Some(4), "a", false)),
+            Some(Timestamp(1)),
+            "a renewal is no new claim"
+        );
+        assert_eq!(since(ask(None, "b", true)), Some(NOW));
         assert_eq!(epoch(Some(&running), ask(None, "a", false)), Some(5), "same holder, restarted");
         assert_eq!(epoch(Some(&running), ask(None, "b", false)), None);
         assert_eq!(epoch(Some(&running), ask(None, "b", true)), Some(5));

@@ -3,13 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 
 use super::error::{failed, io_refusal};
 use super::state::{self, StateDir};
-use crate::base::{Bytes, DeckId};
+use crate::base::{Bytes, DeckId, ServiceName};
 use crate::wire::{DirEntry, Refusal, Reply};
 
 /// Most entries of a directory.
@@ -99,17 +99,72 @@ pub fn save_state(dir: &StateDir, deck: DeckId, text: &str) -> Result<(), Refusa
     state::write_whole(&path, text.as_bytes()).map_err(|e| io_refusal(&e, "write", &path))
 }
 
+/// Keeps the state of one service; to be called under the host's lock.
+///
+/// # Errors
+/// As [`save_state`].
+pub fn save_service_state(
+    dir: &StateDir,
+    deck: DeckId,
+    service: &ServiceName,
+    text: &str,
+) -> Result<(), Refusal> {
+    if text.len() as u64 > MAX_STATE {
+        return Err(failed("the state is longer than 1 MiB"));
+    }
+    let path = service_state(dir, deck, service);
+    state::write_whole(&path, text.as_bytes()).map_err(|e| io_refusal(&e, "write", &path))
+}
+
+fn service_state(dir: &StateDir, deck: DeckId, service: &ServiceName) -> PathBuf {
+    dir.deck(deck).join(format!("service.{service}"))
+}
+
+/// The services whose state is kept for a deck.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn list_service_states(dir: &StateDir, deck: DeckId) -> Result<Vec<String>, Refusal> {
+    let path = dir.deck(deck);
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_refusal(&error, "read", &path)),
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|e| Some(e.file_name().to_str()?.strip_prefix("service.")?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// What was kept of a service last.
+///
+/// # Errors
+/// It cannot be read.
+pub fn load_service_state(
+    dir: &StateDir,
+    deck: DeckId,
+    service: &ServiceName,
+) -> Result<Option<String>, Refusal> {
+    load(&service_state(dir, deck, service))
+}
+
 /// What was kept for a deck last.
 ///
 /// # Errors
 /// It cannot be read.
 pub fn load_state(dir: &StateDir, deck: DeckId) -> Result<Option<String>, Refusal> {
-    let path = dir.deck(deck).join("state.json");
+    load(&dir.deck(deck).join("state.json"))
+}
+
+fn load(path: &Path) -> Result<Option<String>, Refusal> {
     let mut text = String::new();
-    match File::open(&path).and_then(|f| f.take(MAX_STATE).read_to_string(&mut text)) {
+    match File::open(path).and_then(|f| f.take(MAX_STATE).read_to_string(&mut text)) {
         Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_refusal(&error, "read", &path)),
+        Err(error) => Err(io_refusal(&error, "read", path)),
     }
 }
 

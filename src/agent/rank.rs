@@ -199,6 +199,21 @@ pub fn list(state: &StateDir, deck: Option<DeckId>) -> Result<Vec<RankReport>, R
     Ok(reports)
 }
 
+/// The command lines with which the ranks of a deck were started.
+///
+/// # Errors
+/// The ranks cannot be listed.
+pub fn commands(state: &StateDir, deck: DeckId) -> Result<Vec<(RankId, Vec<String>)>, Refusal> {
+    let reports = list(state, Some(deck))?;
+    Ok(reports
+        .into_iter()
+        .filter_map(|r| {
+            let file = RankFile::read(&state.rank(&r.rank))?;
+            Some((r.rank, file.argv))
+        })
+        .collect())
+}
+
 /// Forgets a rank that has ended.
 ///
 /// # Errors

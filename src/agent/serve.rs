@@ -299,6 +299,20 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
         Request::ReadLog { rank, offset, length } => {
             blocking(move || log::read(&state.rank(&rank), offset, length)).await.map(Reply::Log)
         }
+        Request::ShowClaim { deck } => {
+            blocking(move || claim::show(&state, deck, process::now())).await.map(Reply::Claim)
+        }
+        Request::RankCommands { deck } => {
+            blocking(move || rank::commands(&state, deck)).await.map(Reply::Commands)
+        }
+        Request::ListServiceStates { deck } => {
+            blocking(move || files::list_service_states(&state, deck)).await.map(Reply::Texts)
+        }
+        Request::LoadServiceState { deck, service } => {
+            blocking(move || files::load_service_state(&state, deck, &service))
+                .await
+                .map(Reply::State)
+        }
         Request::LoadState { deck } => {
             blocking(move || files::load_state(&state, deck)).await.map(Reply::State)
         }
@@ -355,6 +369,9 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
         }
         Verb::SaveState { state: text } => {
             blocking(move || files::save_state(&state, deck, &text)).await?;
+        }
+        Verb::SaveServiceState { service, state: text } => {
+            blocking(move || files::save_service_state(&state, deck, &service, &text)).await?;
         }
     }
     Ok(Reply::Done)

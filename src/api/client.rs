@@ -16,8 +16,10 @@ use tokio::net::UnixStream;
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
 use super::maintenance::DrainPlan;
+use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::{API_VERSION, LogRequest, Version};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
@@ -46,11 +48,16 @@ impl Client {
                     env!("CARGO_PKG_VERSION")
                 ),
                 hint: Some(
-                    "run `gpudeck controller restart`: what serves goes on serving".to_owned(),
+                    "run `gpudeck controller upgrade`: it hands over between two steps".to_owned(),
                 ),
             });
         }
         Ok(client)
+    }
+
+    /// Whatever is behind `socket`, without asking what interface it speaks.
+    pub fn unchecked(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
     }
 
     /// Who answers there.
@@ -73,6 +80,24 @@ impl Client {
         self.get(&format!("/v1/services/{service}/history")).await
     }
 
+    /// One release, whole.
+    pub async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {
+        self.get(&format!("/v1/releases/{number}")).await
+    }
+
+    /// Which release last changed each line of a service's spec.
+    pub async fn blame(&self, service: &ServiceName) -> Result<Vec<BlameLine>, ApiError> {
+        self.get(&format!("/v1/services/{service}/blame")).await
+    }
+
+    /// How the hosts differ from what the releases say.
+    pub async fn drift(&self, service: Option<&ServiceName>) -> Result<DriftView, ApiError> {
+        match service {
+            Some(service) => self.get(&format!("/v1/drift?service={service}")).await,
+            None => self.get("/v1/drift").await,
+        }
+    }
+
     /// Our part of the configuration of a service's gateways.
     pub async fn gateway_config(&self, service: &ServiceName) -> Result<String, ApiError> {
         self.get(&format!("/v1/services/{service}/gateway")).await
@@ -93,13 +118,18 @@ impl Client {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the socket, when the response's body is dropped.
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "gpudeck")
-            .header("content-type", "application/json")
-            .body(Full::new(BodyBytes::from(body)))
-            .map_err(|e| internal(&e))?;
+            .header("content-type", "application/json");
+        let session = who::own_session();
+        for (name, value) in [(who::KEY_HEADER, &session.key), (who::FROM_HEADER, &session.from)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let request = request.body(Full::new(BodyBytes::from(body))).map_err(|e| internal(&e))?;
         sender.send_request(request).await.map_err(broken)
     }
 

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
 use super::maintenance::DrainPlan;
+use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, PlanView, ReleaseView};
+use super::who::Who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
@@ -22,6 +24,11 @@ pub trait Desk: Send + Sync + 'static {
 
     /// A wish of `by` (a Unix user).
     async fn intent(&self, intent: Intent, by: String) -> Result<IntentReply, ApiError>;
+
+    /// The same with everything that is known of who asks.
+    async fn intent_of(&self, intent: Intent, who: Who) -> Result<IntentReply, ApiError> {
+        self.intent(intent, who.user).await
+    }
 
     /// What an apply would do.
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError>;
@@ -49,6 +56,15 @@ pub trait Desk: Send + Sync + 'static {
 
     /// The releases of a service, newest first.
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError>;
+
+    /// One release, whole.
+    async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError>;
+
+    /// Which release last changed each line of a service's spec.
+    async fn blame(&self, service: ServiceName) -> Result<Vec<BlameLine>, ApiError>;
+
+    /// How the hosts differ from what the releases say.
+    async fn drift(&self, service: Option<ServiceName>) -> Result<DriftView, ApiError>;
 
     /// A piece of a rank's log, as it was logged: doors clean it before they draw it.
     async fn log(

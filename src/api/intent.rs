@@ -111,13 +111,32 @@ pub enum Intent {
         /// `yes`, `no`, or the text asked for. Never logged, never journaled.
         answer: String,
     },
+    /// Take the deck's hosts over from another controller and go on from what it left there.
+    TakeOver {
+        /// Also from one whose lease has not ended, and although hosts are not reached.
+        force: bool,
+    },
     /// Read deck.toml and the specs again.
     Reload,
+    /// Come to the end of a step, write everything down and end, for another build to go on.
+    HandOver,
     /// End the controller; what serves goes on serving.
     Shutdown,
 }
 
 impl Intent {
+    /// Whether it changes hosts or several services at once.
+    pub const fn maintains(&self) -> bool {
+        matches!(
+            self,
+            Self::ApplyTogether { .. }
+                | Self::Cordon { .. }
+                | Self::Uncordon { .. }
+                | Self::Drain { .. }
+                | Self::UpgradeHosts { .. }
+        )
+    }
+
     /// The service it is about.
     pub fn service(&self) -> Option<&ServiceName> {
         match self {
@@ -134,6 +153,8 @@ impl Intent {
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
             | Self::Answer { .. }
+            | Self::TakeOver { .. }
+            | Self::HandOver
             | Self::Reload
             | Self::Shutdown => None,
         }

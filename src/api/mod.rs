@@ -4,6 +4,7 @@
 //! nothing else of gpudeck.
 
 pub mod client;
+pub mod condition;
 pub mod desk;
 pub mod door;
 pub mod group;
@@ -11,8 +12,10 @@ pub mod hub;
 pub mod intent;
 pub mod maintenance;
 pub mod plan;
+pub mod release;
 pub mod server;
 pub mod view;
+pub mod who;
 
 pub use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
@@ -27,6 +30,7 @@ pub use crate::wire::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
 };
 pub use client::Client;
+pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
 pub use group::{Group, GroupEntry, GroupState};
 pub use intent::{Intent, IntentReply};
@@ -39,3 +43,4 @@ pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
     QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
 };
+pub use who::Who;

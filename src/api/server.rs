@@ -10,6 +10,9 @@
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
 //! | `GET /v1/hosts/{name}/drain` | `DrainPlan` |
+//! | `GET /v1/services/{name}/blame` | list of `BlameLine` |
+//! | `GET /v1/releases/{number}` | `ReleaseDetail` |
+//! | `GET /v1/drift?service=chat` | `DriftView` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
@@ -23,7 +26,7 @@ use axum::Router;
 use axum::body::{Body, Bytes as BodyBytes};
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
@@ -35,7 +38,9 @@ use tokio::sync::broadcast::error::RecvError;
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
 use super::maintenance::DrainPlan;
+use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::who::{self, Who};
 use crate::base::{RankId, ReleaseNumber, ServiceName};
 use crate::wire::LogChunk;
 
@@ -68,11 +73,13 @@ pub struct LogRequest {
 #[derive(Clone, Debug)]
 struct Peer {
     uid: Option<u32>,
+    pid: Option<i32>,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self { uid: stream.io().peer_cred().ok().map(|c| c.uid()) }
+        let peer = stream.io().peer_cred().ok();
+        Self { uid: peer.map(|c| c.uid()), pid: peer.and_then(|c| c.pid()) }
     }
 }
 
@@ -105,6 +112,9 @@ pub async fn serve(
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
         .route("/v1/hosts/{name}/drain", get(plan_drain))
+        .route("/v1/services/{name}/blame", get(blame))
+        .route("/v1/releases/{number}", get(one_release))
+        .route("/v1/drift", get(drift))
         .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/log", post(log))
         .with_state(desk);
@@ -207,10 +217,19 @@ fn line(delta: &Delta) -> BodyBytes {
 async fn intent(
     ConnectInfo(peer): ConnectInfo<Peer>,
     State(desk): Shared,
+    headers: HeaderMap,
     Json(intent): Json<Intent>,
 ) -> Result<Json<IntentReply>, ApiError> {
-    let by = admit(&peer)?;
-    desk.intent(intent, by).await.map(Json)
+    let user = admit(&peer)?;
+    let said = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(who::claimed);
+    let who = Who {
+        user,
+        uid: peer.uid,
+        pid: peer.pid,
+        ssh_key: said(who::KEY_HEADER),
+        ssh_from: said(who::FROM_HEADER),
+    };
+    desk.intent_of(intent, who).await.map(Json)
 }
 
 #[derive(Deserialize)]
@@ -270,6 +289,38 @@ async fn plan_drain(
     admit(&peer)?;
     let host = name.parse().map_err(|e: crate::base::id::BadName| invalid(e.to_string()))?;
     desk.plan_drain(host).await.map(Json)
+}
+
+async fn blame(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<Vec<BlameLine>>, ApiError> {
+    admit(&peer)?;
+    desk.blame(service(&name)?).await.map(Json)
+}
+
+async fn one_release(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(number): UrlPath<String>,
+) -> Result<Json<ReleaseDetail>, ApiError> {
+    admit(&peer)?;
+    desk.release(release(&number)?).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct DriftQuery {
+    service: Option<String>,
+}
+
+async fn drift(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Query(query): Query<DriftQuery>,
+) -> Result<Json<DriftView>, ApiError> {
+    admit(&peer)?;
+    desk.drift(query.service.as_deref().map(service).transpose()?).await.map(Json)
 }
 
 async fn gateway_config(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::DeckCondition;
 use super::group::Group;
 use super::maintenance::{Maintenance, Upgrade};
 use super::plan::{PlanProgress, PlanStep, PlanTime};
@@ -177,6 +178,9 @@ pub struct DeckView {
     /// The services that are rolled out together, or were last.
     #[serde(default)]
     pub group: Option<Box<Group>>,
+    /// What keeps the deck from something, the gravest first; `trouble` is the first in words.
+    #[serde(default)]
+    pub conditions: Vec<DeckCondition>,
 }
 
 /// A host.
@@ -199,6 +203,22 @@ pub struct HostView {
     /// Cordons, drain, upgrade.
     #[serde(default)]
     pub maintenance: Maintenance,
+    /// Who may act on it for this deck; none: nobody yet, as far as is known.
+    #[serde(default)]
+    pub claim: Option<ClaimView>,
+}
+
+/// Who may act on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimView {
+    /// Which controller: `user@machine (directory)`.
+    pub holder: String,
+    /// It is this one.
+    pub ours: bool,
+    /// Since when another one holds it.
+    pub since: Option<Timestamp>,
+    /// When another one's lease ends, or ended.
+    pub until: Option<Timestamp>,
 }
 
 /// How the link to a host is.

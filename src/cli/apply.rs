@@ -84,6 +84,15 @@ fn agreed(planned: &PlanView) -> Result<bool, Failure> {
     Ok(!planned.nothing_to_do && ask("Go on?")?)
 }
 
+/// Asks for a line of text.
+pub fn ask_text(question: &str) -> Result<String, Failure> {
+    print!("{question}");
+    let _ = std::io::stdout().flush();
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(|e| Failure::other(e.to_string()))?;
+    Ok(answer.trim().to_owned())
+}
+
 /// Asks yes or no; no by default.
 pub fn ask(question: &str) -> Result<bool, Failure> {
     print!("{question} [y/N] ");

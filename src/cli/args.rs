@@ -132,6 +132,24 @@ pub enum Command {
         /// The newer release, as r7
         to: ReleaseNumber,
     },
+    /// One release: who, why, how it ended, and its spec
+    Show {
+        /// Which, as r3
+        release: ReleaseNumber,
+    },
+    /// Which release last changed each line of a service's spec
+    Blame {
+        /// Which service
+        service: ServiceName,
+    },
+    /// What the hosts run against what the releases say: exit code 0 the same, 2 it differs
+    Drift {
+        /// Only this service
+        service: Option<ServiceName>,
+    },
+    /// The deck's repository and its remote
+    #[command(subcommand)]
+    Deck(DeckCommand),
     /// What a rank logged: SERVICE/REPLICA/RANK, for example chat/0/0
     Logs {
         /// Which rank; /RANK and /REPLICA default to 0
@@ -158,6 +176,56 @@ pub enum Command {
     /// The deck's background process
     #[command(subcommand)]
     Controller(ControllerCommand),
+    /// What was decided and done, as the journal has it; needs no running controller
+    #[command(args_conflicts_with_subcommands = true)]
+    Journal {
+        /// What to do with it; default: show it
+        #[command(subcommand)]
+        command: Option<JournalCommand>,
+        /// What to show
+        #[command(flatten)]
+        options: super::journal::JournalOptions,
+    },
+    /// Who asked for what, when, why, and what came of it; needs no running controller
+    Audit {
+        /// What to do with it; default: show it
+        #[command(subcommand)]
+        command: Option<AuditCommand>,
+    },
+}
+
+/// The deck's repository and its remote.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DeckCommand {
+    /// Send the branch, the releases and how they ended; refused if the remote went another way
+    Push {
+        /// Which remote; default: that of deck.toml, of the branch, or the only one
+        remote: Option<String>,
+    },
+    /// Fetch them, and move forward where nothing of one's own is in the way
+    Fetch {
+        /// Which remote
+        remote: Option<String>,
+    },
+    /// What is not committed, not sent, or lacking here
+    Status {
+        /// Which remote
+        remote: Option<String>,
+    },
+}
+
+/// What can be done with the journal.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum JournalCommand {
+    /// Check its chain, its checksums and its tail: exit code 0 good, 1 damaged
+    Verify,
+}
+
+/// What can be done with the audit trail.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Check its chain: exit code 0 good, 1 with the first line that was changed, moved or removed
+    Verify,
 }
 
 /// Gateways.
@@ -312,4 +380,22 @@ pub enum ControllerCommand {
     Stop,
     /// End it and start this version
     Restart,
+    /// Write a systemd unit that runs it from boot on, and check lingering
+    Install {
+        /// Print the unit instead
+        #[arg(long)]
+        print: bool,
+    },
+    /// Hand over to this version between two steps; rollouts go on
+    Upgrade,
+    /// Take the deck's hosts over from another controller whose lease has ended, and go on from
+    /// what it left there
+    TakeOver {
+        /// Also while its lease runs, and although hosts are not reached; asks for the deck's name
+        #[arg(long)]
+        force: bool,
+        /// The deck's name, instead of typing it at the terminal
+        #[arg(long, value_name = "DECK", requires = "force")]
+        confirm: Option<String>,
+    },
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::Args;
+use super::args::{Args, Command, ControllerCommand, Output};
 use super::exit::Failure;
 use crate::api::{Client, Door, Hint, Intent};
 use crate::controller::{self, Deck, Paths};
@@ -36,9 +36,29 @@ pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
 pub async fn attach(args: &Args) -> Result<Client, Failure> {
     let (dir, spec) = deck(args)?;
     let client = controller::attach(&dir, &Paths::of(spec.id)).await?;
+    tell_another_build(args, &client).await;
     // A command speaks of the deck as it is now; a controller that nobody watches does not look.
     client.send(Intent::Reload).await?;
     Ok(client)
+}
+
+/// Says on standard error when the controller is of another build than this door.
+async fn tell_another_build(args: &Args, client: &Client) {
+    let upgrade = matches!(&args.command, Some(Command::Controller(ControllerCommand::Upgrade)));
+    if upgrade || args.output == Output::Json {
+        return;
+    }
+    if let Ok(version) = client.version().await
+        && !controller::handover::is_same_build(version.pid)
+    {
+        eprintln!(
+            "gpudeck: the controller (pid {}, gpudeck {}) is of another build than this gpudeck {}\n  \
+             → `gpudeck controller upgrade` hands over between two steps",
+            version.pid,
+            version.gpudeck,
+            env!("CARGO_PKG_VERSION")
+        );
+    }
 }
 
 /// The deck's controller, if one runs.

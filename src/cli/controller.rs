@@ -6,7 +6,8 @@ use super::args::{Args, ControllerCommand, Output};
 use super::attach::{attach, deck, running};
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::{Door, Hint, Intent};
+use crate::api::{Client, Door, ErrorKind, Hint, Intent};
+use crate::controller::handover::is_same_build;
 use crate::controller::{Options, Paths, start_in_process};
 
 /// How long a controller stays with nothing to serve and nobody attached.
@@ -16,6 +17,11 @@ const LEAVE_AFTER: Duration = Duration::from_secs(60);
 pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Failure> {
     match command {
         ControllerCommand::Run { detached } => run_here(args, *detached).await,
+        ControllerCommand::Install { print } => super::install::run(args, *print),
+        ControllerCommand::Upgrade => upgrade(args).await,
+        ControllerCommand::TakeOver { force, confirm } => {
+            take_over(args, *force, confirm.as_deref()).await
+        }
         ControllerCommand::Status => status(args).await,
         ControllerCommand::Stop => stop(args).await,
         ControllerCommand::Restart => {
@@ -67,11 +73,86 @@ async fn status(args: &Args) -> Result<Success, Failure> {
         }))?,
         Output::Text => {
             match version {
-                Some(v) => table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?,
+                Some(v) => {
+                    table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?;
+                    for condition in running(args).await?.snapshot().await?.deck.conditions {
+                        table::out(&format!("! {}: {}", condition.kind.name(), condition.text))?;
+                    }
+                }
                 None => table::out("no controller runs; any command starts one")?,
             }
             table::out(&format!("files in {}", paths.dir.display()))?;
         }
+    }
+    Ok(Success::Done)
+}
+
+/// Lets a controller of another build end between two steps and starts this one.
+async fn upgrade(args: &Args) -> Result<Success, Failure> {
+    let (_, spec) = deck(args)?;
+    let socket = Paths::of(spec.id).socket();
+    let client = Client::unchecked(&socket);
+    let Ok(before) = client.version().await else {
+        attach(args).await?;
+        return status(args).await;
+    };
+    if is_same_build(before.pid) {
+        if args.output == Output::Text {
+            table::out("the controller is of this build already")?;
+        }
+        return status(args).await;
+    }
+    if let Err(error) = client.send(Intent::HandOver).await {
+        match error.kind {
+            // So old that it does not know how: its journal is as good after a plain end.
+            ErrorKind::Internal | ErrorKind::Invalid if !error.message.contains("journal") => {
+                client.send(Intent::Shutdown).await?;
+            }
+            _ => return Err(error.into()),
+        }
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while client.version().await.is_ok_and(|v| v.pid == before.pid) {
+        if tokio::time::Instant::now() > deadline {
+            return Err(Failure::other("the old controller did not give way in a minute")
+                .with_hint("see what it waits for with `gpudeck events`"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    attach(args).await?;
+    status(args).await
+}
+
+/// Takes the hosts over; by force only when the deck was named.
+async fn take_over(args: &Args, force: bool, confirm: Option<&str>) -> Result<Success, Failure> {
+    let (_, spec) = deck(args)?;
+    let client = attach(args).await?;
+    let snapshot = super::show::settle(&client).await?;
+    if force {
+        let typed = match confirm {
+            Some(name) => name.to_owned(),
+            None if super::apply::must_ask(args, false) => {
+                for condition in &snapshot.deck.conditions {
+                    table::out(&format!("! {}: {}", condition.kind.name(), condition.text))?;
+                }
+                super::apply::ask_text(&format!(
+                    "Whoever holds the hosts is cut off in the middle of what it does. To take {} \
+                     over all the same, type its name: ",
+                    spec.name
+                ))?
+            }
+            None => {
+                return Err(Failure::other("--force cuts another controller off")
+                    .with_hint(format!("add --confirm {}", spec.name)));
+            }
+        };
+        if typed.trim() != spec.name {
+            return Err(Failure::other("the name is not the deck's: nothing was taken over"));
+        }
+    }
+    client.send(Intent::TakeOver { force }).await?;
+    if args.output == Output::Text {
+        table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
     }
     Ok(Success::Done)
 }

@@ -16,13 +16,7 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
     let rows: Vec<Vec<String>> = releases
         .iter()
         .map(|r| {
-            let outcome = match &r.outcome {
-                None => "under way or unknown".to_owned(),
-                Some(Outcome::Completed) => "completed".to_owned(),
-                Some(Outcome::RolledBack { why }) => format!("rolled back: {why}"),
-                Some(Outcome::Aborted { why }) => format!("aborted: {why}"),
-                Some(Outcome::Failed { why }) => format!("failed: {why}"),
-            };
+            let outcome = outcome_words(r.outcome.as_ref());
             vec![
                 r.number.to_string(),
                 r.revision.to_string(),
@@ -36,6 +30,17 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
         .collect();
     table::print(&["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "JOURNEY", "WHY"], &rows)?;
     Ok(Success::Done)
+}
+
+/// How a rollout ended, in words.
+pub fn outcome_words(outcome: Option<&Outcome>) -> String {
+    match outcome {
+        None => "under way or unknown".to_owned(),
+        Some(Outcome::Completed) => "completed".to_owned(),
+        Some(Outcome::RolledBack { why }) => format!("rolled back: {why}"),
+        Some(Outcome::Aborted { why }) => format!("aborted: {why}"),
+        Some(Outcome::Failed { why }) => format!("failed: {why}"),
+    }
 }
 
 /// The spec of one release against another's.

@@ -5,12 +5,16 @@
 pub mod apply;
 pub mod args;
 pub mod attach;
+pub mod audit;
 pub mod controller;
+pub mod deck;
 pub mod demo;
 pub mod exit;
 pub mod gateway;
 pub mod history;
 pub mod init;
+pub mod install;
+pub mod journal;
 pub mod logs;
 pub mod maintenance;
 pub mod plan;
@@ -108,7 +112,15 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,
+        Command::Show { release } => deck::show(args, *release).await,
+        Command::Blame { service } => deck::blame(args, service).await,
+        Command::Drift { service } => deck::drift(args, service.as_ref()).await,
+        Command::Deck(command) => deck::run(args, command).await,
         Command::Logs { rank, follow, lines } => logs::run(args, rank, *follow, *lines).await,
+        Command::Journal { command, options } => {
+            journal::run(args, command.as_ref(), options).await
+        }
+        Command::Audit { command } => audit::run(args, command.as_ref()),
         Command::Questions => questions::list(args).await,
         Command::Answer { question, answer } => {
             questions::answer(args, *question, answer.as_deref()).await

@@ -41,6 +41,9 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
                 super::together::print(group)?;
             }
+            for words in super::deck::standing(args).await {
+                table::out(&format!("deck: {words}"))?;
+            }
         }
         Some(name) => {
             let Some(view) = snapshot.services.get(name) else {
@@ -50,7 +53,10 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             };
             match args.output {
                 Output::Json => table::json(view)?,
-                Output::Text => one_service(view)?,
+                Output::Text => {
+                    conditions(&snapshot)?;
+                    one_service(view)?;
+                }
             }
         }
     }
@@ -59,6 +65,7 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
 
 fn services(snapshot: &Snapshot) -> Result<(), Failure> {
     simulated(snapshot)?;
+    conditions(snapshot)?;
     let rows: Vec<Vec<String>> = snapshot
         .services
         .values()
@@ -208,7 +215,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             }
         };
         let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), maintenance_note(host)),
+            HostLinkState::Up => ("up".to_owned(), up_note(host)),
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
             HostLinkState::Asking { question } => (
                 "asking".to_owned(),
@@ -286,6 +293,12 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
 }
 
 /// Who cordoned it and why, or what keeps it from being empty.
+/// What is to be said of a host that is reached: who else holds it comes before its maintenance.
+fn up_note(host: &HostView) -> String {
+    let held = held_by(host);
+    if held.is_empty() { maintenance_note(host) } else { held }
+}
+
 fn maintenance_note(host: &HostView) -> String {
     let maintenance = &host.maintenance;
     let trouble = maintenance.drain.as_ref().and_then(|d| d.trouble.clone());
@@ -303,6 +316,30 @@ fn maintenance_note(host: &HostView) -> String {
 fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
     if snapshot.deck.simulated {
         table::out("SIMULATED hosts, engines and gateway")?;
+    }
+    Ok(())
+}
+
+/// Who else may act on a host.
+fn held_by(host: &HostView) -> String {
+    match host.claim.as_ref().filter(|c| !c.ours) {
+        Some(claim) => {
+            let since = claim.since.map(|s| format!(" since {s}")).unwrap_or_default();
+            let until = claim.until.map(|u| format!(" until {u}")).unwrap_or_default();
+            format!("held by {}{since}{until}", claim.holder)
+        }
+        None => String::new(),
+    }
+}
+
+/// What keeps the deck from something.
+fn conditions(snapshot: &Snapshot) -> Result<(), Failure> {
+    for condition in &snapshot.deck.conditions {
+        let name = condition.kind.name();
+        table::out(&format!("! {name} since {}: {}", condition.since, condition.text))?;
+        if let Some(hint) = &condition.hint {
+            table::out(&format!("  → {hint}"))?;
+        }
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use super::core::Input;
 use super::gateways::{Gateways, Written};
 use super::observe::{EngineMetricsAt, read_engine};
 use super::publish::Published;
+use super::saved::{self, Saver};
 use crate::base::{
     Bytes, DeckId, DeviceId, EpochCell, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
 };
@@ -25,7 +26,7 @@ use crate::runtime::docker::DockerRuntime;
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::{DeckSpec, EndpointsSpec, RuntimeSpec, ServiceSpec};
-use crate::wire::{DeviceNeed, RankStart, Reply, Request};
+use crate::wire::{DeviceNeed, RankStart, Refusal, Reply, Request};
 
 /// Log kept of each rank.
 const LOG_LIMIT: Bytes = Bytes::mib(16);
@@ -38,6 +39,8 @@ pub struct Means {
     pub fleet: Fleet,
     /// The right to act on them.
     pub claims: Claims,
+    /// What is written to hosts before a step.
+    pub saver: Saver,
     /// How ranks are run.
     pub runtimes: Runtimes,
     /// Where results go.
@@ -137,6 +140,14 @@ impl Actions {
         }
     }
 
+    /// Whether no start and no stop is under way.
+    pub fn is_quiet(&self) -> bool {
+        !self
+            .running
+            .iter()
+            .any(|(key, task)| matches!(key, Key::Start(_) | Key::Stop(_)) && !task.is_finished())
+    }
+
     /// Ends the wait for tokens and drains that nobody waits for any more.
     pub fn keep_waiting_for(&mut self, service: &ServiceName, wanted: impl Fn(&ReplicaId) -> bool) {
         self.running.retain(|key, task| {
@@ -229,11 +240,23 @@ pub fn link(means: &Means, host: &HostName) -> Result<Arc<dyn HostLink>, LinkErr
 async fn acting_runtime(
     means: &Means,
     spec: &RuntimeSpec,
+    service: &ServiceName,
     host: &HostName,
 ) -> Result<Arc<dyn Runtime>, LinkError> {
     let link = link(means, host)?;
-    let epoch = means.claims.ensure(link.as_ref()).await?;
+    let epoch = right_to_act(means, service, link.as_ref()).await?;
     Ok(runtime(means, spec, &link, epoch))
+}
+
+/// The right to act on a host of a service: all of its hosts are held, and its state is on them.
+pub(super) async fn right_to_act(
+    means: &Means,
+    service: &ServiceName,
+    link: &dyn HostLink,
+) -> Result<EpochCell, LinkError> {
+    let epoch = means.claims.ensure_for(&means.fleet, service, link).await?;
+    saved::before_step(means, service, link, &epoch).await?;
+    Ok(epoch)
 }
 
 /// The runtime of a service on a host, to look only.
@@ -294,7 +317,7 @@ async fn start_rank(
         files: plan.files.clone(),
         log_limit: LOG_LIMIT,
     };
-    let result = match acting_runtime(means, spec, &plan.host).await {
+    let result = match acting_runtime(means, spec, &rank.service, &plan.host).await {
         Ok(runtime) => runtime.start(&start).await,
         Err(error) => Err(RuntimeError::Link(error)),
     };
@@ -329,7 +352,7 @@ async fn stop_rank(
 ) {
     let mut pause = Duration::from_millis(500);
     loop {
-        let result = match acting_runtime(means, spec, host).await {
+        let result = match acting_runtime(means, spec, &rank.service, host).await {
             Ok(runtime) => match runtime.stop(rank, grace).await {
                 Ok(()) => runtime.remove(rank).await,
                 Err(error) => Err(error),
@@ -340,14 +363,21 @@ async fn stop_rank(
             Ok(()) => return,
             Err(error) => {
                 tracing::warn!(%rank, %host, %error, "a rank could not be stopped yet");
-                let words = format!("{rank} on {host} could not be stopped yet: {error}");
-                let _ =
-                    means.inputs.send(Input::Say { service: rank.service.clone(), words }).await;
+                // That the hosts are another controller's is said once, for the whole deck.
+                if !is_held(&error) {
+                    let words = format!("{rank} on {host} could not be stopped yet: {error}");
+                    let say = Input::Say { service: rank.service.clone(), words };
+                    let _ = means.inputs.send(say).await;
+                }
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(15));
     }
+}
+
+fn is_held(error: &RuntimeError) -> bool {
+    matches!(error, RuntimeError::Link(LinkError::Refused { refusal: Refusal::Held { .. }, .. }))
 }
 
 async fn await_token(

@@ -1,13 +1,24 @@
 //! The leased epochs under which this controller may act on hosts.
+//!
+//! A controller acts on a service only while it holds all of its hosts. It *holds* a host when the
+//! host granted it an epoch and nobody has taken it since, as far as the host can be asked: a host that
+//! is not reached now stays held by whom it knew last, so a dead host does not stop its service, and
+//! whoever would take a service over has to reach all of its hosts (or be told to force it).
+//! What another controller holds, or held last, is never taken here: only [`super::company`] does that,
+//! because a person asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use crate::base::{DeckId, Epoch, EpochCell, HostName};
-use crate::fleet::{HostLink, LinkError};
-use crate::wire::{Reply, Request};
+use super::core::now;
+use crate::base::{DeckId, Epoch, EpochCell, HostName, ServiceName, Timestamp};
+use crate::fleet::{Fleet, HostLink, LinkError};
+use crate::wire::{ClaimInfo, Refusal, Reply, Request};
 
 /// How long a claim holds without being renewed.
 const LEASE: Duration = Duration::from_secs(30);
@@ -19,7 +30,24 @@ const RENEW_BEFORE: Duration = Duration::from_secs(20);
 pub struct Claims {
     deck: DeckId,
     holder: String,
+    /// Where it is written down which hosts are held, for the next life.
+    file: Option<PathBuf>,
     held: Mutex<BTreeMap<HostName, Claim>>,
+    known: PlainMutex<Known>,
+    /// Counts changes of what is known, so that the loop looks only then.
+    changes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The hosts that granted us an epoch which nobody took since.
+    ours: BTreeSet<HostName>,
+    /// The hosts that nobody else holds, as they said.
+    free: BTreeSet<HostName>,
+    /// Who else holds or held a host.
+    others: BTreeMap<HostName, Other>,
+    /// The hosts of each service.
+    services: BTreeMap<ServiceName, BTreeSet<HostName>>,
 }
 
 #[derive(Clone)]
@@ -28,13 +56,146 @@ struct Claim {
     until: Option<Instant>,
 }
 
-impl Claims {
-    /// No claims yet. `holder` names this controller to people and to its own next life.
-    pub fn new(deck: DeckId, holder: String) -> Self {
-        Self { deck, holder, held: Mutex::new(BTreeMap::new()) }
+/// Another controller's claim on a host, in this machine's time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Who.
+    pub holder: String,
+    /// Since when; none if the host did not say.
+    pub since: Option<Timestamp>,
+    /// When its lease ends, or ended.
+    pub until: Timestamp,
+    /// As the host said it.
+    held: Epoch,
+    until_there: Timestamp,
+}
+
+impl Other {
+    /// Whether its lease has ended.
+    pub fn has_lapsed(&self, now: Timestamp) -> bool {
+        self.until <= now
     }
 
-    /// The cell that holds the host's epoch, claimed or renewed if need be.
+    fn refusal(&self) -> Refusal {
+        Refusal::Held { held: self.held, holder: self.holder.clone(), until: self.until_there }
+    }
+
+    fn of(info: &ClaimInfo) -> Self {
+        let here = now();
+        // The clocks of two machines differ; ages do not.
+        let local = |there: Timestamp| {
+            if there >= info.now {
+                here.plus(there.since(info.now))
+            } else {
+                Timestamp(here.0.saturating_sub(info.now.0 - there.0))
+            }
+        };
+        Self {
+            holder: info.holder.clone(),
+            since: (info.since.0 > 0).then(|| local(info.since)),
+            until: local(info.until),
+            held: info.epoch,
+            until_there: info.until,
+        }
+    }
+}
+
+impl Claims {
+    /// No claims yet. `holder` names this controller to people and to its own next life; `file` is
+    /// where that one reads which hosts it held.
+    pub fn new(deck: DeckId, holder: String, file: Option<PathBuf>) -> Self {
+        let ours = file
+            .as_ref()
+            .and_then(|f| std::fs::read(f).ok())
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let known = Known { ours, ..Known::default() };
+        Self {
+            deck,
+            holder,
+            file,
+            held: Mutex::new(BTreeMap::new()),
+            known: PlainMutex::new(known),
+            changes: AtomicU64::new(1),
+        }
+    }
+
+    /// The name of this controller.
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Grows with each change of what is known of the hosts' claims.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Who else holds hosts of the deck, or held them last.
+    pub fn others(&self) -> BTreeMap<HostName, Other> {
+        self.known().others.clone()
+    }
+
+    /// The hosts that this controller holds.
+    pub fn ours(&self) -> BTreeSet<HostName> {
+        self.known().ours.clone()
+    }
+
+    /// The hosts that were asked who holds them, and said that nobody else does.
+    pub fn known_hosts(&self) -> BTreeSet<HostName> {
+        self.known().free.clone()
+    }
+
+    /// Forgets hosts that left the deck.
+    pub fn keep_hosts(&self, wanted: impl Fn(&HostName) -> bool) {
+        let mut known = self.known();
+        known.others.retain(|host, _| wanted(host));
+        known.ours.retain(|host| wanted(host));
+        known.free.retain(|host| wanted(host));
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Says on which hosts a service lives: they are held together or not at all.
+    pub fn set_hosts_of(&self, service: &ServiceName, hosts: BTreeSet<HostName>) {
+        self.known().services.insert(service.clone(), hosts);
+    }
+
+    fn note(&self, host: &HostName, other: Option<Other>) {
+        let ours = {
+            let mut known = self.known();
+            let before = (known.ours.contains(host), known.others.get(host).cloned());
+            match other {
+                None => {
+                    known.others.remove(host);
+                    known.ours.insert(host.clone());
+                }
+                Some(other) => {
+                    known.ours.remove(host);
+                    known.others.insert(host.clone(), other);
+                }
+            }
+            if before == (known.ours.contains(host), known.others.get(host).cloned()) {
+                return;
+            }
+            known.ours.clone()
+        };
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        let Some(file) = &self.file else { return };
+        let aside = file.with_extension("new");
+        let written = serde_json::to_vec(&ours)
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| std::fs::write(&aside, bytes))
+            .and_then(|()| std::fs::rename(&aside, file));
+        if let Err(error) = written {
+            tracing::warn!(%error, "which hosts are held could not be written down");
+        }
+    }
+
+    /// The cell that holds the host's epoch, claimed or renewed if need be. A host that another
+    /// controller holds, or held last, is refused.
     pub async fn ensure(&self, link: &dyn HostLink) -> Result<EpochCell, LinkError> {
         let known = self.held.lock().await.get(link.host()).cloned();
         if let Some(claim) = &known
@@ -44,40 +205,155 @@ impl Claims {
         {
             return Ok(claim.epoch.clone());
         }
+        let renewed = known.filter(|c| c.until.is_some()).map(|c| c.epoch.get());
+        // A new claim of ours would succeed where somebody's lease has ended: asked first, because
+        // that is for a person to decide.
+        if renewed.is_none()
+            && let Some(other) = self.survey(link).await?
+        {
+            return Err(LinkError::Refused { host: link.host().clone(), refusal: other.refusal() });
+        }
+        self.claim(link, renewed, LEASE, false).await
+    }
+
+    /// Asks a host who holds it; none: nobody, or we.
+    pub async fn survey(&self, link: &dyn HostLink) -> Result<Option<Other>, LinkError> {
+        match link.request(Request::ShowClaim { deck: self.deck }).await? {
+            Reply::Claim(info) => {
+                let other = info
+                    .filter(|i| i.holder != crate::base::text::clean(&self.holder, 120))
+                    .map(|i| Other::of(&i));
+                let known = self.known().others.get(link.host()).cloned();
+                if other.is_none() {
+                    self.known().free.insert(link.host().clone());
+                }
+                match &other {
+                    Some(other) => self.note(link.host(), Some(other.clone())),
+                    // It became free, but is not ours yet.
+                    None if known.is_some() => {
+                        self.known().others.remove(link.host());
+                        self.changes.fetch_add(1, Ordering::AcqRel);
+                    }
+                    None => {}
+                }
+                Ok(other)
+            }
+            other => Err(unexpected(link, &other)),
+        }
+    }
+
+    /// Asks a host for a claim.
+    pub async fn claim(
+        &self,
+        link: &dyn HostLink,
+        epoch: Option<Epoch>,
+        lease: Duration,
+        force: bool,
+    ) -> Result<EpochCell, LinkError> {
         let asked = Instant::now();
         let request = Request::Claim {
             deck: self.deck,
-            epoch: known.filter(|c| c.until.is_some()).map(|c| c.epoch.get()),
+            epoch,
             holder: self.holder.clone(),
-            lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX),
-            force: false,
+            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            force,
         };
-        match link.request(request).await? {
-            Reply::Claimed { epoch } => {
+        match link.request(request).await {
+            Ok(Reply::Claimed { epoch }) => {
+                self.note(link.host(), None);
                 let mut held = self.held.lock().await;
                 let claim = held
                     .entry(link.host().clone())
                     .or_insert_with(|| Claim { epoch: EpochCell::new(epoch), until: None });
                 claim.epoch.set(epoch);
-                claim.until = Some(asked + LEASE);
+                claim.until = Some(asked + lease);
                 Ok(claim.epoch.clone())
             }
-            other => Err(LinkError::Unexpected {
-                host: link.host().clone(),
-                what: format!("{other:?} instead of a claim").chars().take(120).collect(),
-            }),
+            Ok(other) => Err(unexpected(link, &other)),
+            Err(error) => {
+                if let LinkError::Refused { refusal: Refusal::Held { .. }, .. } = &error {
+                    self.lost(link).await;
+                }
+                Err(error)
+            }
         }
     }
 
-    /// The hosts on which something is claimed.
-    pub async fn hosts(&self) -> Vec<HostName> {
-        self.held
-            .lock()
-            .await
+    /// Somebody else has the host: nothing is done there any more, and who it is is asked.
+    async fn lost(&self, link: &dyn HostLink) {
+        if let Some(claim) = self.held.lock().await.get_mut(link.host()) {
+            claim.until = None;
+        }
+        if let Err(error) = self.survey(link).await {
+            tracing::warn!(host = %link.host(), %error, "who holds the host is not known");
+        }
+    }
+
+    /// The right to act on one host of a service: all of the service's hosts must be held.
+    pub async fn ensure_for(
+        &self,
+        fleet: &Fleet,
+        service: &ServiceName,
+        link: &dyn HostLink,
+    ) -> Result<EpochCell, LinkError> {
+        let (hosts, ours) = {
+            let known = self.known();
+            let hosts = known.services.get(service).cloned().unwrap_or_default();
+            let other = hosts.iter().find_map(|h| Some((h.clone(), known.others.get(h)?.clone())));
+            if let Some((host, other)) = other {
+                return Err(LinkError::Refused { host, refusal: other.refusal() });
+            }
+            (hosts, known.ours.clone())
+        };
+        let links: Vec<_> = hosts
             .iter()
-            .filter(|(_, c)| c.until.is_some())
-            .map(|(h, _)| h.clone())
-            .collect()
+            .filter(|host| *host != link.host())
+            .filter_map(|host| Some((host, fleet.link(host)?)))
+            .collect();
+        // What is new is looked at before anything of it is claimed: all of it or nothing.
+        let new = links.iter().filter(|(host, _)| !ours.contains(*host));
+        let looks = new.map(|(_, l)| async move {
+            match self.survey(l.as_ref()).await? {
+                None => Ok(()),
+                Some(other) => {
+                    Err(LinkError::Refused { host: l.host().clone(), refusal: other.refusal() })
+                }
+            }
+        });
+        futures::future::try_join_all(looks).await?;
+        let ours = &ours;
+        let claims = links.iter().map(|(host, l)| async move {
+            match self.ensure(l.as_ref()).await {
+                Ok(_) => Ok(()),
+                // Held, as far as anybody knows who can be asked.
+                Err(LinkError::Down { .. } | LinkError::Timeout { .. }) if ours.contains(*host) => {
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        });
+        futures::future::try_join_all(claims).await?;
+        self.ensure(link).await
+    }
+
+    /// Renews what is held, and asks about what is not.
+    pub async fn look_after(&self, link: &dyn HostLink) -> Result<(), LinkError> {
+        let claimed =
+            self.held.lock().await.get(link.host()).is_some_and(|claim| claim.until.is_some());
+        if claimed {
+            self.ensure(link).await.map(|_| ())
+        } else {
+            self.survey(link).await.map(|_| ())
+        }
+    }
+
+    /// Gives claims up that were just taken and are of no use alone.
+    pub async fn give_up(&self, link: &dyn HostLink) {
+        let epoch = self.held.lock().await.get(link.host()).map(|c| c.epoch.get());
+        let _ = self.claim(link, epoch, Duration::ZERO, false).await;
+        if let Some(claim) = self.held.lock().await.get_mut(link.host()) {
+            claim.until = None;
+        }
     }
 
     /// The cell of a host's epoch, claimed or not: what reads needs no claim.
@@ -85,5 +361,12 @@ impl Claims {
         let mut held = self.held.lock().await;
         let unclaimed = || Claim { epoch: EpochCell::new(Epoch(0)), until: None };
         held.entry(host.clone()).or_insert_with(unclaimed).epoch.clone()
+    }
+}
+
+fn unexpected(link: &dyn HostLink, reply: &Reply) -> LinkError {
+    LinkError::Unexpected {
+        host: link.host().clone(),
+        what: format!("{reply:?} instead of a claim").chars().take(120).collect(),
     }
 }

@@ -9,7 +9,9 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{Actions, Means};
-use super::ledger::{self, DeckEvent, DeckRecord};
+use super::auditor::Auditor;
+use super::conditions::Conditions;
+use super::deck_ledger::{self, DeckEvent, DeckRecord};
 use super::measured::Measured;
 use super::narrate::narrate;
 use super::plan_steps;
@@ -20,8 +22,7 @@ use super::traffic::Traffic;
 use super::upgrade;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
-    ApiError, DeckView, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView,
-    Severity,
+    ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView, Severity,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
 use crate::fleet::FleetEvent;
@@ -168,6 +169,10 @@ pub struct Core {
     pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
     pub(super) records_since_checkpoint: u64,
+    pub(super) conditions: Conditions,
+    pub(super) journal_tried: Timestamp,
+    pub(super) company_shown: (u64, u64),
+    pub(super) audit: Arc<Auditor>,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) measured: Measured,
@@ -246,7 +251,6 @@ impl Core {
         if let Err(error) = self.try_happened(service, kind) {
             // Nothing was applied, so nothing is lost: ticks and reports bring it again.
             tracing::error!(%service, %error, "the journal cannot be written");
-            self.set_deck_trouble(Some(format!("the journal cannot be written: {error}")));
         }
     }
 
@@ -268,7 +272,9 @@ impl Core {
             return Ok(());
         }
         let record = Record { service: service.clone(), event };
-        self.journal.append(std::slice::from_ref(&record))?;
+        let appended = self.journal.append(std::slice::from_ref(&record));
+        self.journal_answered(appended.as_ref().err());
+        appended?;
         self.records_since_checkpoint += 1;
         match &record.event.kind {
             EventKind::TrafficFailed { why, .. } => {
@@ -279,6 +285,7 @@ impl Core {
             }
             _ => {}
         }
+        self.audit_outcome(&before, &after);
         let lines = narrate(&before, &after, &record.event.kind);
         let hub = Arc::clone(&self.hub);
         self.measured
@@ -296,13 +303,17 @@ impl Core {
     /// The one way in which what concerns the whole deck changes: journal, then apply.
     pub(super) fn deck_happened(&mut self, event: DeckEvent) -> Result<(), JournalError> {
         let record = DeckRecord { deck_at: now(), deck_event: event };
-        self.journal.append(std::slice::from_ref(&record))?;
+        let appended = self.journal.append(std::slice::from_ref(&record));
+        self.journal_answered(appended.as_ref().err());
+        appended?;
         self.records_since_checkpoint += 1;
         self.state.ledger.apply(&record);
         Ok(())
     }
 
     pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+        let actions = if self.is_handing_over() { Vec::new() } else { actions };
+        self.prepare_hosts(service, &actions);
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
@@ -361,6 +372,7 @@ impl Core {
             let words = format!("the outcome of {release} could not be written to Git: {error}");
             self.say(Severity::Warning, Some(service), &words);
         }
+        self.share();
         if let Some(history) = self.files.history.get_mut(service) {
             for entry in history.iter_mut().filter(|e| e.number == release) {
                 entry.outcome = Some(outcome.clone());
@@ -373,9 +385,12 @@ impl Core {
         for service in services {
             self.happened(&service, EventKind::Tick);
         }
-        self.tend_drains();
-        self.tend_upgrade();
-        self.tend_group();
+        // What is another's, or could not be written down, is not brought on.
+        if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
+            self.tend_drains();
+            self.tend_upgrade();
+            self.tend_group();
+        }
         self.tend_probes();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
@@ -383,6 +398,9 @@ impl Core {
                 Err(error) => tracing::warn!(%error, "no checkpoint"),
             }
         }
+        self.recover_journal();
+        self.end_hand_over();
+        self.show_company();
         self.leave_when_idle();
     }
 
@@ -410,8 +428,43 @@ impl Core {
         reply: oneshot::Sender<Result<IntentReply, ApiError>>,
     ) {
         self.idle_since = None;
+        self.try_journal();
         let by = by.to_owned();
+        let maintains = intent.maintains();
+        let mut may = Ok(());
+        if intent.service().is_some() || maintains {
+            may = self.not_fenced();
+        }
+        if maintains && may.is_ok() {
+            may = self.takes_new_work();
+        }
+        if let Err(error) = may {
+            let _ = reply.send(Err(error));
+            return;
+        }
         let result = match intent {
+            Intent::TakeOver { force } => {
+                let work = super::company::take_over(
+                    Arc::clone(&self.means),
+                    self.deck.hosts.keys().cloned().collect(),
+                    force,
+                );
+                let inputs = self.means.inputs.clone();
+                tokio::spawn(async move {
+                    match work.await {
+                        Ok(found) => {
+                            let adopt = Box::new(move |core: &mut Core| {
+                                let _ = reply.send(core.adopt(found));
+                            });
+                            let _ = inputs.send(Input::Ask(adopt)).await;
+                        }
+                        Err(error) => {
+                            let _ = reply.send(Err(error));
+                        }
+                    }
+                });
+                return;
+            }
             Intent::Apply { service, reason, accept_outage } => {
                 let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
                 return self.prepare(service, None, request, reply);
@@ -470,6 +523,7 @@ impl Core {
                 self.reload();
                 Ok(IntentReply::Accepted)
             }
+            Intent::HandOver => self.hand_over(),
             Intent::Shutdown => {
                 self.shutdown = true;
                 Ok(IntentReply::Accepted)
@@ -562,6 +616,8 @@ impl Core {
     }
 
     pub(super) fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
+        self.takes_new_work()?;
+        self.not_fenced()?;
         if self.repo.is_none() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -598,11 +654,29 @@ impl Core {
     ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
         let means = Arc::clone(&self.means);
+        // Only a journal that begins with nothing can have lost something.
+        let knows_nothing = self.state.term == 0 && self.state.services.is_empty();
         let hosts: Vec<HostName> = self.hub.with(|s| {
             s.hosts.values().filter(|h| super::world::is_up(h)).map(|h| h.name.clone()).collect()
         });
         Box::pin(async move {
             let (spec, text, revision) = spec?;
+            // Who holds the hosts must be known before anything is begun.
+            let links: Vec<_> = hosts.iter().filter_map(|host| means.fleet.link(host)).collect();
+            let looks = links.iter().map(|link| means.claims.look_after(link.as_ref()));
+            futures::future::join_all(looks).await;
+            if knows_nothing && let Some(left) = super::saved::left_by_us(&means).await {
+                return Err(ApiError {
+                    kind: ErrorKind::Fenced,
+                    message: format!(
+                        "{left} was rolled out by an earlier controller whose journal is not here"
+                    ),
+                    hint: Some(
+                        "`gpudeck controller take-over` goes on from what it left on the hosts"
+                            .to_owned(),
+                    ),
+                });
+            }
             planning::draft(&means, service, spec, text, revision, hosts).await
         })
     }
@@ -627,6 +701,7 @@ impl Core {
                 }),
             });
         }
+        self.may_commit()?;
         let service = draft.service.clone();
         let mut release = planned.release;
         release.author.clone_from(&request.by);
@@ -635,6 +710,7 @@ impl Core {
         release.revision = planning::commit(repo, &draft, &release, request.kind)?;
         let number = release.number;
         self.state.last_release = self.state.last_release.max(number);
+        self.share();
         self.files.history.entry(service.clone()).or_default().insert(
             0,
             ReleaseView {
@@ -648,7 +724,7 @@ impl Core {
             },
         );
         let ready = self.state.services.get(&service).map_or(0, ServiceState::ready_total);
-        let progress = ledger::foreseen(&planned.view, ready, now());
+        let progress = deck_ledger::foreseen(&planned.view, ready, now());
         if let Err(error) =
             self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
         {
@@ -747,11 +823,6 @@ impl Core {
             line.text
         );
         self.hub.publish(Change::Event(line));
-    }
-
-    pub(super) fn set_deck_trouble(&self, trouble: Option<String>) {
-        let deck = self.hub.with(|s| s.deck.clone());
-        self.hub.publish(Change::Deck(DeckView { trouble, ..deck }));
     }
 }
 

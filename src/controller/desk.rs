@@ -1,16 +1,20 @@
 //! The front desk's way to the loop.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{self, Means};
+use super::auditor::Auditor;
 use super::core::{Core, Input};
 use super::planning;
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
-use crate::api::{ApiError, DrainPlan, ErrorKind, Intent, IntentReply, PlanView, ReleaseView};
+use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
+use crate::api::{ApiError, DrainPlan, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::rollout::RolloutKind;
 use crate::wire::LogChunk;
@@ -23,6 +27,36 @@ pub struct Handle {
     pub inputs: mpsc::Sender<Input>,
     /// For reading from hosts without the loop.
     pub means: Arc<Means>,
+    /// The audit trail.
+    pub audit: Arc<Auditor>,
+    /// Wishes that were not answered yet.
+    pub unanswered: Arc<AtomicUsize>,
+}
+
+/// Counts a wish as long as it lives.
+struct Unanswered(Arc<AtomicUsize>);
+
+impl Unanswered {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits a moment for the answers that are on their way when the loop has ended.
+pub async fn let_answers_go(unanswered: &AtomicUsize) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+    while unanswered.load(Ordering::Acquire) > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // From the handler to the socket.
+    tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
 fn gone() -> ApiError {
@@ -76,6 +110,23 @@ impl Desk for Handle {
         answer.await.map_err(|_| gone())?
     }
 
+    async fn intent_of(&self, intent: Intent, who: Who) -> Result<IntentReply, ApiError> {
+        let _unanswered = Unanswered::new(&self.unanswered);
+        let asked = match self.audit.asked(&intent, &who).await {
+            Ok(Some(asked)) => asked,
+            Ok(None) => return self.intent(intent, who.user).await,
+            Err(error) => {
+                // The journal lies on the same disk: the loop says so, and tries until it is well.
+                let answer = super::auditor::refusal(&error);
+                self.ask(move |core| core.journal_answered(Some(&error))).await?;
+                return Err(answer);
+            }
+        };
+        let result = self.intent(intent, who.user).await;
+        self.audit.answered(asked, &result).await;
+        result
+    }
+
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError> {
         self.plan_of(service, None, RolloutKind::Apply).await
     }
@@ -127,6 +178,27 @@ impl Desk for Handle {
             None => Err(planning::not_found(&service, core.known_services())),
         })
         .await?
+    }
+
+    async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {
+        self.ask(move |core| core.release_detail(number)).await?
+    }
+
+    async fn blame(&self, service: ServiceName) -> Result<Vec<BlameLine>, ApiError> {
+        self.ask(move |core| core.blame(&service)).await?
+    }
+
+    async fn drift(&self, service: Option<ServiceName>) -> Result<DriftView, ApiError> {
+        let name = service.clone();
+        let plan = self
+            .ask(move |core| match name {
+                Some(name) if !core.known_services().contains(&name) => {
+                    Err(planning::not_found(&name, core.known_services()))
+                }
+                _ => Ok(core.drift_plan()),
+            })
+            .await??;
+        super::drift::look(&self.means, plan, service.as_ref()).await
     }
 
     async fn log(

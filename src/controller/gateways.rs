@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::actions::{Means, link};
+use super::actions::{Means, link, right_to_act};
 use crate::base::{Hint, HostName, ReplicaId, ServiceName, TrafficMode, TrafficServer, text};
 use crate::fleet::LinkError;
 use crate::gateway::section::{Section, SectionServer, canary_backend, canary_servers};
@@ -72,6 +72,11 @@ impl Gateways {
             canary: spec.rollout.canary_rule().ok().flatten(),
             stream_timeout: STREAM_TIMEOUT.max(spec.rollout.drain_deadline),
         })
+    }
+
+    /// The hosts they run on.
+    pub fn hosts(&self) -> BTreeSet<HostName> {
+        self.places.values().map(|g| g.host.clone()).collect()
     }
 
     /// Where clients reach the service, for showing: the first gateway's address.
@@ -162,7 +167,7 @@ impl Gateways {
         servers: &[TrafficServer],
     ) -> Result<(), GatewayError> {
         let link = link(means, &gateway.host)?;
-        let epoch = means.claims.ensure(link.as_ref()).await?;
+        let epoch = right_to_act(means, &self.service, link.as_ref()).await?;
         for (backend, servers) in self.backends(servers) {
             let (link, socket) = (link.clone(), gateway.socket.clone());
             let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
@@ -240,7 +245,7 @@ impl Gateways {
             return Ok(());
         }
         let link = link(means, &gateway.host)?;
-        let epoch = means.claims.ensure(link.as_ref()).await?.get();
+        let epoch = right_to_act(means, &self.service, link.as_ref()).await?.get();
         let config = GatewayConfig {
             directory: directory.clone(),
             name: format!("{}.cfg", self.service),

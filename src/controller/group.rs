@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 
 use super::core::{Core, Input, Request, now};
-use super::ledger::DeckEvent;
+use super::deck_ledger::DeckEvent;
 use super::planning;
 use crate::api::hub::Change;
 use crate::api::{

@@ -1,250 +1,242 @@
-//! What a deck remembers besides its services' states: how rollouts went beside their plans, which hosts
-//! get no new ranks, and which are being emptied. Pure; part of the checkpoint, rebuilt by replay.
+//! The journal and the audit trail as people read them. Reads files; needs no running controller.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::api::group::{Group, GroupState};
-use crate::api::maintenance::{Cordon, CordonedGpu, Drain, Upgrade, UpgradeHost};
-use crate::api::plan::{PlanProgress, StepProgress};
-use crate::api::{PlanTime, PlanView};
-use crate::base::{HostName, ReleaseNumber, ServiceName, Timestamp};
-use crate::rollout::{Direction, ServiceState};
+use super::Paths;
+use super::deck_ledger::{DeckEvent, DeckRecord};
+use super::record::{DeckState, Record};
+use crate::base::{ServiceName, Timestamp, text};
+use crate::journal::{self, JournalError, Reader, RecordKind, audit};
+use crate::rollout::{EventKind, StartRefusal};
 
-/// Rollouts that are remembered of each service.
-const MAX_CHRONICLES: usize = 20;
-
-/// A line of the journal about the deck as a whole.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DeckRecord {
-    /// When, by the controller's clock.
-    pub deck_at: Timestamp,
-    /// What.
-    pub deck_event: DeckEvent,
+/// One record of the journal, for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LedgerLine {
+    /// Its number.
+    pub seq: u64,
+    /// When; none for a checkpoint.
+    pub at: Option<Timestamp>,
+    /// About which service; none for a checkpoint and for what concerns the deck.
+    pub service: Option<ServiceName>,
+    /// In words.
+    pub words: String,
+    /// What stands in the journal.
+    pub record: serde_json::Value,
 }
 
-/// What happened to the deck, or was asked of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum DeckEvent {
-    /// A rollout is about to begin, and this is foreseen of it.
-    Planned {
-        /// Of which service.
-        service: ServiceName,
-        /// What is foreseen; nothing has happened yet.
-        progress: PlanProgress,
-    },
-    /// No new ranks there.
-    Cordoned {
-        /// The host.
-        host: HostName,
-        /// Only this GPU.
-        gpu: Option<CordonedGpu>,
-        /// Who asked.
-        by: String,
-        /// Why.
-        reason: Option<String>,
-    },
-    /// New ranks are welcome again; a drain of the host ends.
-    Uncordoned {
-        /// The host.
-        host: HostName,
-        /// Only this GPU.
-        gpu: Option<CordonedGpu>,
-    },
-    /// The host is being emptied.
-    DrainBegun {
-        /// The host.
-        host: HostName,
-        /// Who asked.
-        by: String,
-    },
-    /// Nothing of ours is left there, or it could not be emptied.
-    DrainEnded {
-        /// The host.
-        host: HostName,
-        /// Why not.
-        trouble: Option<String>,
-    },
-    /// Several services are rolled out together.
-    GroupBegun {
-        /// All that is asked.
-        group: Group,
-    },
-    /// One of them has come further.
-    GroupWent {
-        /// Which.
-        service: ServiceName,
-        /// How far.
-        state: GroupState,
-    },
-    /// Hosts are upgraded one after the other.
-    UpgradeBegun {
-        /// All that is asked.
-        upgrade: Upgrade,
-    },
-    /// One of them has come further.
-    UpgradeWent {
-        /// Which.
-        host: HostName,
-        /// How far.
-        state: UpgradeHost,
-    },
-}
-
-/// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Ledger {
-    /// How rollouts went, the newest last.
-    pub chronicles: BTreeMap<ServiceName, VecDeque<PlanProgress>>,
-    /// Where no new ranks go.
-    pub cordons: BTreeMap<HostName, Vec<Cordon>>,
-    /// Hosts that are being emptied, or were and are cordoned still.
-    pub drains: BTreeMap<HostName, Drain>,
-    /// The services that are rolled out together, or were last.
-    pub group: Option<Group>,
-    /// The upgrade of hosts under way, or the last one.
-    pub upgrade: Option<Upgrade>,
-}
+/// Reads a deck's journal from its beginning, and goes on with what is appended.
+pub struct Ledger(Reader);
 
 impl Ledger {
-    /// Takes what the journal says.
-    pub fn apply(&mut self, record: &DeckRecord) {
-        let at = record.deck_at;
-        match &record.deck_event {
-            DeckEvent::Planned { service, progress } => {
-                let kept = self.chronicles.entry(service.clone()).or_default();
-                kept.retain(|c| c.release != progress.release);
-                kept.push_back(progress.clone());
-                while kept.len() > MAX_CHRONICLES {
-                    kept.pop_front();
-                }
-            }
-            DeckEvent::Cordoned { host, gpu, by, reason } => {
-                let cordons = self.cordons.entry(host.clone()).or_default();
-                cordons.retain(|c| c.gpu != *gpu);
-                let (by, reason) = (by.clone(), reason.clone());
-                cordons.push(Cordon { gpu: gpu.clone(), by, reason, since: at });
-            }
-            DeckEvent::Uncordoned { host, gpu } => {
-                if let Some(cordons) = self.cordons.get_mut(host) {
-                    cordons.retain(|c| gpu.is_some() && c.gpu != *gpu);
-                    if cordons.is_empty() {
-                        self.cordons.remove(host);
-                    }
-                }
-                if gpu.is_none() {
-                    self.drains.remove(host);
-                }
-            }
-            DeckEvent::DrainBegun { host, by } => {
-                let drain = Drain { by: by.clone(), since: at, ended: None, trouble: None };
-                self.drains.insert(host.clone(), drain);
-            }
-            DeckEvent::DrainEnded { host, trouble } => {
-                if let Some(drain) = self.drains.get_mut(host) {
-                    drain.ended = Some(at);
-                    drain.trouble.clone_from(trouble);
-                }
-            }
-            DeckEvent::GroupBegun { group } => self.group = Some(group.clone()),
-            DeckEvent::GroupWent { service, state } => {
-                if let Some(group) = &mut self.group {
-                    group.went(service, state, at);
-                }
-            }
-            DeckEvent::UpgradeBegun { upgrade } => self.upgrade = Some(upgrade.clone()),
-            DeckEvent::UpgradeWent { host, state } => {
-                if let Some(upgrade) = &mut self.upgrade {
-                    upgrade.went(host, state, at);
-                }
-            }
-        }
+    /// The journal of the deck whose controller keeps its files there.
+    pub fn open(paths: &Paths) -> Result<Self, JournalError> {
+        Ok(Self(Reader::new(&paths.journal())))
     }
 
-    /// The whole host gets no new ranks.
-    pub fn host_cordon(&self, host: &HostName) -> Option<&Cordon> {
-        self.cordons.get(host)?.iter().find(|c| c.gpu.is_none())
-    }
-
-    /// How the rollout of a release went.
-    pub fn chronicle(
-        &self,
-        service: &ServiceName,
-        release: ReleaseNumber,
-    ) -> Option<&PlanProgress> {
-        self.chronicles.get(service)?.iter().rev().find(|c| c.release == release)
-    }
-
-    /// Writes down what a change of a service's state means for the plan of its rollout. Harmless when
-    /// told twice.
-    pub fn observe(&mut self, after: &ServiceState) {
-        let Some(rollout) = &after.rollout else { return };
-        let Some(kept) = self.chronicles.get_mut(&after.service) else { return };
-        let Some(chronicle) = kept.iter_mut().find(|c| c.release == rollout.to) else { return };
-        if chronicle.ended.is_some() {
-            return;
-        }
-        let now = after.now;
-        let back = matches!(rollout.direction, Direction::Back { .. });
-        let planned = chronicle.steps.iter().filter(|s| s.predicted_lowest.is_some()).count();
-        if back && chronicle.steps.len() == planned {
-            chronicle.steps.push(StepProgress {
-                title: "way back".to_owned(),
-                predicted: PlanTime::default(),
-                predicted_lowest: None,
-                began: None,
-                ended: None,
-                lowest_ready: None,
-            });
-        }
-        let last = planned.saturating_sub(1);
-        let current = if back { planned } else { rollout.step.min(last) };
-        if chronicle.steps.iter().all(|s| s.began.is_none()) {
-            chronicle.began = rollout.began;
-        }
-        let ready = after.ready_total();
-        chronicle.lowest_ready = chronicle.lowest_ready.min(ready);
-        for (index, step) in chronicle.steps.iter_mut().enumerate() {
-            // A step whose end is the present one's begin has seen this capacity, too.
-            if index < current && step.ended.is_none() && (step.began.is_some() || !back) {
-                step.began.get_or_insert(now);
-                step.lowest_ready = Some(step.lowest_ready.map_or(ready, |low| low.min(ready)));
-                step.ended = Some(now);
-            }
-            if index == current {
-                step.began.get_or_insert(now);
-                step.lowest_ready = Some(step.lowest_ready.map_or(ready, |low| low.min(ready)));
-                if rollout.outcome.is_some() {
-                    step.ended = Some(rollout.ended.unwrap_or(now));
-                }
-            }
-        }
-        if rollout.outcome.is_some() {
-            chronicle.ended = Some(rollout.ended.unwrap_or(now));
-        }
+    /// What was not read yet.
+    pub fn more(&mut self) -> Result<Vec<LedgerLine>, JournalError> {
+        Ok(self.0.more()?.into_iter().map(line).collect())
     }
 }
 
-/// What is kept of a plan when its rollout begins.
-pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
-    let steps = plan.steps.iter().map(|step| StepProgress {
-        title: step.title.clone(),
-        predicted: step.time.clone(),
-        predicted_lowest: Some(step.lowest_ready),
-        began: None,
-        ended: None,
-        lowest_ready: None,
-    });
-    PlanProgress {
-        release: plan.to,
-        began: now,
-        steps: steps.collect(),
-        predicted: plan.total.clone(),
-        predicted_lowest: plan.forecast.lowest_ready,
-        lowest_ready: ready,
-        ended: None,
+const UNREADABLE: &str = "of a version that this gpudeck cannot read";
+
+fn line(record: journal::Record) -> LedgerLine {
+    let (at, service, words) = match record.kind {
+        RecordKind::Checkpoint => (None, None, checkpoint_words(&record)),
+        RecordKind::Appended if record.value.get("deck_event").is_some() => {
+            match record.read::<DeckRecord>() {
+                Ok(read) => (Some(read.deck_at), None, deck_words(&read.deck_event)),
+                Err(_) => (None, None, UNREADABLE.to_owned()),
+            }
+        }
+        RecordKind::Appended => match record.read::<Record>() {
+            Ok(read) => {
+                (Some(read.event.at), Some(read.service.clone()), event_words(&read.event.kind))
+            }
+            Err(_) => (None, None, UNREADABLE.to_owned()),
+        },
+    };
+    LedgerLine { seq: record.seq, at, service, words, record: record.value }
+}
+
+fn checkpoint_words(record: &journal::Record) -> String {
+    match record.read::<DeckState>() {
+        Ok(state) => {
+            let replicas: usize = state.services.values().map(|s| s.replicas.len()).sum();
+            let services = match state.services.len() {
+                1 => "1 service".to_owned(),
+                n => format!("{n} services"),
+            };
+            format!(
+                "checkpoint: {services}, {replicas} replicas, last release {}",
+                state.last_release
+            )
+        }
+        Err(_) => "checkpoint of a version that this gpudeck cannot read".to_owned(),
     }
+}
+
+/// What happened to the deck as a whole, in people's words.
+pub fn deck_words(event: &DeckEvent) -> String {
+    let on = |host: &crate::base::HostName, gpu: &Option<crate::api::CordonedGpu>| match gpu {
+        Some(gpu) => format!("GPU {} of {host}", gpu.index),
+        None => host.to_string(),
+    };
+    let because = |why: &Option<String>| why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+    let words = match event {
+        DeckEvent::Planned { service, progress } => {
+            format!(
+                "{} steps are foreseen for {} of {service}",
+                progress.steps.len(),
+                progress.release
+            )
+        }
+        DeckEvent::Cordoned { host, gpu, by, reason } => {
+            format!("{by} cordons {}{}", on(host, gpu), because(reason))
+        }
+        DeckEvent::Uncordoned { host, gpu } => format!("{} is uncordoned", on(host, gpu)),
+        DeckEvent::DrainBegun { host, by } => format!("{by} drains {host}"),
+        DeckEvent::DrainEnded { host, trouble: None } => format!("{host} is empty"),
+        DeckEvent::DrainEnded { host, trouble } => {
+            format!("{host} was not emptied{}", because(trouble))
+        }
+        DeckEvent::GroupBegun { group } => {
+            format!("{} services are rolled out together", group.services.len())
+        }
+        DeckEvent::GroupWent { service, state } => {
+            let (word, why) = state.words();
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            format!("together with others, {service}: {word}{why}")
+        }
+        DeckEvent::UpgradeBegun { upgrade } => {
+            format!("{} hosts are upgraded", upgrade.hosts.len())
+        }
+        DeckEvent::UpgradeWent { host, state } => format!("{host}: {}", state.word()),
+    };
+    text::clean(&words, 300)
+}
+
+/// What happened, in people's words.
+pub fn event_words(kind: &EventKind) -> String {
+    let words = match kind {
+        EventKind::RolloutRequested { release, by, .. } => {
+            let why = release.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+            let revision = release.revision.to_string();
+            format!(
+                "{by} asks for {} (revision {revision}, {} replicas){why}",
+                release.number,
+                release.replicas.len()
+            )
+        }
+        EventKind::Paused { by } => format!("{by} pauses the rollout"),
+        EventKind::Resumed { by } => format!("{by} resumes the rollout"),
+        EventKind::Promoted { by, all: false } => format!("{by} promotes"),
+        EventKind::Promoted { by, all: true } => format!("{by} promotes to the end"),
+        EventKind::Aborted { by, reason } => {
+            let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+            format!("{by} aborts the rollout{why}")
+        }
+        EventKind::StopRequested { by } => format!("{by} stops the service"),
+        EventKind::RankRunning { rank } => {
+            format!("rank {} of {} runs", rank.rank, rank.replica)
+        }
+        EventKind::RankRefused { rank, refusal: StartRefusal::NotYet { why } } => {
+            format!("rank {} of {} cannot start yet: {why}", rank.rank, rank.replica)
+        }
+        EventKind::RankRefused { rank, refusal: StartRefusal::Never { why } } => {
+            format!("rank {} of {} cannot start: {why}", rank.rank, rank.replica)
+        }
+        EventKind::RankEnded { rank, how } => {
+            format!("rank {} of {} has ended: {how}", rank.rank, rank.replica)
+        }
+        EventKind::ReplicaReady { replica } => format!("{replica} generated a token: it is ready"),
+        EventKind::ReplicaUnready { replica, why } => format!("{replica} does not answer: {why}"),
+        EventKind::TrafficApplied { version } => {
+            format!("the gateway has traffic table {version}")
+        }
+        EventKind::TrafficFailed { version, why } => {
+            format!("the gateway did not take traffic table {version}: {why}")
+        }
+        EventKind::Drained { replica } => format!("{replica} has no request in flight any more"),
+        EventKind::Measured { windows } => {
+            let requests: u64 = windows.values().map(|w| w.requests).sum();
+            let errors: u64 = windows.values().map(|w| w.errors).sum();
+            format!("measured: {requests} requests, {errors} failed")
+        }
+        // Time, and whatever has no words of its own: its name, and what stands in it.
+        other => plain_words(other),
+    };
+    text::clean(&words, 300)
+}
+
+fn plain_words(kind: &EventKind) -> String {
+    let value = serde_json::to_value(kind).unwrap_or_default();
+    let Some(fields) = value.as_object() else { return String::new() };
+    let name = fields.get("event").and_then(|e| e.as_str()).unwrap_or("event").replace('_', " ");
+    let rest: Vec<String> = fields
+        .iter()
+        .filter(|(key, value)| *key != "event" && !value.is_null())
+        .map(|(key, value)| match value.as_str() {
+            Some(word) => format!("{key} {word}"),
+            None => format!("{key} {value}"),
+        })
+        .collect();
+    if name == "tick" {
+        return "time has passed".to_owned();
+    }
+    if rest.is_empty() { name } else { format!("{name}: {}", rest.join(", ")) }
+}
+
+/// One segment of the journal, checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct SegmentCheck {
+    /// The file.
+    pub file: PathBuf,
+    /// The version of its format.
+    pub version: Option<u32>,
+    /// The gpudeck that wrote it.
+    pub written_by: String,
+    /// Whole records in it.
+    pub records: u64,
+    /// Number of the first.
+    pub first_seq: Option<u64>,
+    /// Number of the last.
+    pub last_seq: Option<u64>,
+    /// Bytes of a last record that was not written whole: it was never acted upon.
+    pub torn_bytes: u64,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// Checks the chain, the checksums and the tail of a deck's journal.
+pub fn verify_journal(paths: &Paths) -> Result<Vec<SegmentCheck>, JournalError> {
+    let dir = paths.journal();
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let report = journal::verify(&dir)?;
+    let checks = report.segments.into_iter().map(|s| SegmentCheck {
+        file: s.file,
+        version: s.version,
+        written_by: s.written_by,
+        records: s.records,
+        first_seq: s.first_seq,
+        last_seq: s.last_seq,
+        torn_bytes: s.torn_bytes,
+        problem: s.problem.map(|p| p.to_string()),
+    });
+    Ok(checks.collect())
+}
+
+/// The lines of a deck's audit trail, oldest first.
+pub fn read_audit(paths: &Paths) -> Result<Vec<audit::Line>, JournalError> {
+    audit::read(&paths.dir)
+}
+
+/// Checks a deck's audit trail.
+pub fn verify_audit(paths: &Paths) -> Result<audit::AuditReport, JournalError> {
+    audit::verify(&paths.dir)
 }

@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use super::core::{Core, Input};
-use super::ledger::DeckEvent;
+use super::deck_ledger::DeckEvent;
 use super::planning::{self, Draft, PortGiver};
 use super::{plan_steps, world};
 use crate::api::hub::Change;

@@ -5,14 +5,21 @@
 //! ([`actions`]) whose results come back as inputs. Nothing else changes anything.
 
 pub mod actions;
+pub mod auditor;
 pub mod claims;
+pub mod company;
+pub mod conditions;
 pub mod core;
+pub mod deck_ledger;
 pub mod desk;
+pub mod drift;
+pub mod durability;
+pub mod gateways;
 pub mod group;
+pub mod handover;
 pub mod ledger;
 pub mod maintenance;
 pub mod measured;
-pub mod gateways;
 pub mod narrate;
 pub mod observe;
 pub mod paths;
@@ -23,7 +30,9 @@ pub mod prometheus;
 pub mod publish;
 pub mod record;
 pub mod sampling;
+pub mod saved;
 pub mod service_view;
+pub mod sharing;
 pub mod start;
 pub mod throughput;
 pub mod traffic;

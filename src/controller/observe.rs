@@ -9,7 +9,8 @@ use super::core::{Core, DeckFiles, Input, now};
 use super::gateways::Gateways;
 use crate::api::hub::Change;
 use crate::api::{
-    ApiError, ErrorKind, EventLine, HostLinkState, HostView, Question, QuestionKind, Severity,
+    ApiError, DeckConditionKind, ErrorKind, EventLine, HostLinkState, HostView, Question,
+    QuestionKind, Severity,
 };
 use crate::base::{
     HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
@@ -118,6 +119,7 @@ impl Core {
             ranks: self.hub.with(|s| super::service_view::ranks_on(s.services.values(), host)),
             labels: spec.labels.clone(),
             maintenance: crate::api::Maintenance::default(),
+            claim: None,
         });
         change(&mut view);
         view.maintenance = self.maintenance_of(host);
@@ -222,6 +224,7 @@ impl Core {
             Some(Ok(deck)) if *deck != self.deck && deck.id == self.deck.id => {
                 self.deck = deck.clone();
                 self.means.fleet.set_hosts(&self.deck.hosts);
+                self.means.claims.keep_hosts(|host| deck.hosts.contains_key(host));
                 self.say(Severity::Info, None, "deck.toml was read again");
                 self.tell_traffic_again();
                 let gone: Vec<HostName> = self.hub.with(|s| {
@@ -238,11 +241,9 @@ impl Core {
             _ => {}
         }
         let view = self.hub.with(|s| s.deck.clone());
-        self.hub.publish(Change::Deck(crate::api::DeckView {
-            trouble,
-            name: self.deck.name.clone(),
-            ..view
-        }));
+        let name = self.deck.name.clone();
+        self.hub.publish(Change::Deck(crate::api::DeckView { name, ..view }));
+        self.set_condition(DeckConditionKind::DeckMistake, trouble.map(|text| (text, None)));
         self.files = files;
         let known = self.known_services();
         let gone: Vec<ServiceName> =

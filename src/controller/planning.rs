@@ -286,6 +286,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
+    warnings.extend(core.deck_warnings(service));
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{DeckRecord, Ledger};
+use super::deck_ledger::{DeckRecord, Ledger};
 use crate::base::{ReleaseNumber, ServiceName};
 use crate::journal::{self, JournalError};
 use crate::rollout::{Event, ServiceState, step};
@@ -28,6 +28,9 @@ pub struct DeckState {
     /// Plans and how they went, cordons, drains, upgrades.
     #[serde(default)]
     pub ledger: Ledger,
+    /// Counts how often the deck was taken over from another controller.
+    #[serde(default)]
+    pub term: u64,
 }
 
 impl DeckState {

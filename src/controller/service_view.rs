@@ -1,6 +1,6 @@
 //! A service as doors see it.
 
-use super::ledger::Ledger;
+use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{ReleaseView, ReplicaView, ServiceView};
 use crate::base::{ReleaseNumber, ServiceName, TrafficMode};

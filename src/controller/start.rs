@@ -9,7 +9,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::actions::{Actions, Means};
+use super::auditor::Auditor;
 use super::claims::Claims;
+use super::conditions::Conditions;
 use super::core::{Core, DeckFiles, Input, Options};
 use super::desk::Handle;
 use super::measured::Measured;
@@ -115,7 +117,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         move |error| ControllerError::File { path, error }
     };
     paths.create().map_err(file(&paths.dir))?;
-    let (journal, records) = Journal::open(&paths.journal())?;
+    let (mut journal, records) = Journal::open(&paths.journal())?;
     let mut state = DeckState::default();
     for record in &records {
         let unreadable = |e: JournalError| ControllerError::Record(e.to_string());
@@ -125,6 +127,11 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             state.replay_line(record).map_err(unreadable)?;
         }
     }
+    if journal.is_of_older_version() {
+        // Records of this version never stand in a segment of an older one.
+        journal.checkpoint(&state)?;
+    }
+    let audit = Arc::new(Auditor::open(&paths.dir)?);
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
     let socket = paths.socket();
@@ -145,7 +152,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
-        claims: Claims::new(options.deck.id, holder(paths)),
+        claims: Claims::new(options.deck.id, holder(paths), Some(paths.dir.join("claims.json"))),
+        saver: super::saved::Saver::default(),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
         published: published.clone(),
@@ -160,6 +168,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         controller_memory: own_memory(),
         upgrade: state.ledger.upgrade.clone().map(Box::new),
         group: state.ledger.group.clone().map(Box::new),
+        conditions: Vec::new(),
     }));
     let endpoints = options.deck.endpoints.clone();
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);
@@ -176,6 +185,10 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         probes: super::probes::Probes::default(),
         trouble: std::collections::BTreeMap::new(),
         records_since_checkpoint,
+        conditions: Conditions::default(),
+        company_shown: (0, 0),
+        journal_tried: crate::base::Timestamp(0),
+        audit: Arc::clone(&audit),
         idle_since: None,
         files_stamp: Vec::new(),
         group_asking: false,
@@ -203,16 +216,21 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     });
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
-    let renew_task = tokio::spawn(renew_claims(Arc::clone(&means)));
     let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
+    let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
+    let unanswered = Arc::default();
+    let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
     let publish_task = endpoints
         .and_then(|e| Some((e.listen?, e.zone)))
         .map(|(listen, zone)| tokio::spawn(super::publish::serve(listen, zone, published)));
-    let desk = Arc::new(Handle { hub, inputs, means });
+    let desk = Arc::new(Handle { hub, inputs, means, audit, unanswered: Arc::clone(&unanswered) });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
         tokio::select! {
-            () = core.run(received) => {}
+            () = async {
+                core.run(received).await;
+                super::desk::let_answers_go(&unanswered).await;
+            } => {}
             result = server::serve(listener, desk, stopped.clone().cancelled_owned()) => {
                 if let Err(error) = result {
                     tracing::error!(%error, "the socket cannot be served");
@@ -220,7 +238,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    let mut tasks = vec![fleet_task, watch_task, reload_task, renew_task, throughput_task];
+    let mut tasks =
+        vec![fleet_task, watch_task, reload_task, renew_task, drift_task, throughput_task];
     tasks.extend(publish_task);
     Ok(Running { socket, stop, tasks, main })
 }
@@ -254,19 +273,6 @@ async fn reload_again_and_again(inputs: mpsc::Sender<Input>, hub: Arc<Hub>) {
         });
         if inputs.send(Input::Ask(look)).await.is_err() {
             return;
-        }
-    }
-}
-
-async fn renew_claims(means: Arc<Means>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        for host in means.claims.hosts().await {
-            if let Some(link) = means.fleet.link(&host)
-                && let Err(error) = means.claims.ensure(link.as_ref()).await
-            {
-                tracing::warn!(%host, %error, "the claim could not be renewed");
-            }
         }
     }
 }
@@ -386,6 +392,7 @@ pub async fn start_on_this_machine(dir: &Path) -> Result<Running, ControllerErro
         simulated: false,
         hosts: std::collections::BTreeMap::from([(name, host)]),
         gateways: std::collections::BTreeMap::new(),
+        git: None,
         endpoints: None,
     };
     let options = Options { deck_dir: None, deck, agent_binary: None, leave_when_idle: None };

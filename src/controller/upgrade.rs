@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::actions::{self, Means};
 use super::core::{Core, Input, now};
-use super::ledger::DeckEvent;
+use super::deck_ledger::DeckEvent;
 use crate::api::{
     ApiError, ErrorKind, HostLinkState, IntentReply, Severity, Upgrade, UpgradeEntry, UpgradeHost,
 };

@@ -7,8 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::JournalError;
 
-/// Version of the format; a segment with another one is refused.
-pub const VERSION: u32 = 1;
+/// Version of the format that is written. Version 2 added who wrote a segment to its header; lines
+/// are the same since version 1.
+pub const VERSION: u32 = 2;
+
+/// The oldest version that is still read. A journal of it gets a checkpoint, and with that a segment
+/// of [`VERSION`], as soon as it is opened by a controller.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// Longest line, in bytes; nothing longer is written or read.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
@@ -53,6 +58,25 @@ pub struct Header {
     pub first_seq: u64,
     /// The link of the last record of the segment before.
     pub previous: String,
+    /// The gpudeck that wrote it: `gpudeck 0.1.0`; empty in version 1.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub written_by: String,
+    /// The version of its format, which stands before the JSON.
+    #[serde(skip)]
+    pub version: u32,
+}
+
+impl Header {
+    /// The header of a segment that this gpudeck writes.
+    pub fn new(segment: u32, first_seq: u64, previous: Link) -> Self {
+        Self {
+            segment,
+            first_seq,
+            previous: previous.as_str().to_owned(),
+            written_by: concat!("gpudeck ", env!("CARGO_PKG_VERSION")).to_owned(),
+            version: VERSION,
+        }
+    }
 }
 
 /// What one line of the journal holds.
@@ -121,7 +145,7 @@ pub fn parse_header(text: &str) -> Result<(Header, Link), BadHeader> {
         rest.split_once(' ').ok_or(BadHeader::Damaged("the header is incomplete"))?;
     let version: u32 =
         version.parse().map_err(|_| BadHeader::Damaged("the header has no version"))?;
-    if version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(BadHeader::Version(version));
     }
     let (stated, json) =
@@ -130,9 +154,9 @@ pub fn parse_header(text: &str) -> Result<(Header, Link), BadHeader> {
     if stated != link.as_str() {
         return Err(BadHeader::Damaged("the header does not match its hash"));
     }
-    let header =
+    let header: Header =
         serde_json::from_str(json).map_err(|_| BadHeader::Damaged("the header is not readable"))?;
-    Ok((header, link))
+    Ok((Header { version, ..header }, link))
 }
 
 /// Appends one record as a line to `out`; returns its link.
@@ -193,10 +217,10 @@ mod tests {
 
     #[test]
     fn another_version_is_told_apart_from_damage() {
-        let header = Header { segment: 1, first_seq: 1, previous: Link::START.as_str().to_owned() };
+        let header = Header::new(1, 1, Link::START);
         let (text, link) = header_line(&header).unwrap();
         assert_eq!(parse_header(text.trim_end()), Ok((header, link)));
-        let newer = text.trim_end().replace("gpudeck-journal 1 ", "gpudeck-journal 7 ");
+        let newer = text.trim_end().replace("gpudeck-journal 2 ", "gpudeck-journal 7 ");
         assert_eq!(parse_header(&newer), Err(BadHeader::Version(7)));
         assert!(matches!(
             parse_header(&text.trim_end().replace("segment", "segmemt")),

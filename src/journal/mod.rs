@@ -9,8 +9,12 @@
 //! - [`format`](self::format) — lines and hashes, pure.
 //! - [`segment`] — reading one segment: whole, torn at the end, or damaged.
 //! - [`store`] — [`Journal`]: the lock, appending, checkpoints.
+//! - [`reader`] — reading along while somebody else writes.
+//! - [`audit`] — the audit trail: who asked for what, in a chain of its own.
 
+pub mod audit;
 pub mod format;
+pub mod reader;
 pub mod segment;
 pub mod store;
 
@@ -20,6 +24,7 @@ use std::path::{Path, PathBuf};
 use crate::base::Hint;
 
 pub use format::{Record, RecordKind};
+pub use reader::Reader;
 pub use segment::{Report, SegmentReport, verify};
 pub use store::Journal;
 
@@ -45,7 +50,7 @@ pub enum JournalError {
         what: String,
     },
     /// It was written by a gpudeck of another time.
-    #[error("{} has journal version {found}; this gpudeck reads version {}", file.display(), format::VERSION)]
+    #[error("{} has journal version {found}; this gpudeck reads versions {} to {}", file.display(), format::OLDEST_VERSION, format::VERSION)]
     Version {
         /// The segment.
         file: PathBuf,
@@ -110,7 +115,8 @@ impl Hint for JournalError {
                     .to_owned()
             }
             Self::Corrupt { file, .. } => format!(
-                "move {} away and start again: the controller reads the state back from the hosts",
+                "move {} away and run `gpudeck controller take-over`: it reads the state back from \
+                 the hosts",
                 file.parent().unwrap_or(file).display()
             ),
             Self::Version { .. } => {

@@ -167,6 +167,10 @@ pub struct SegmentReport {
     pub last_seq: Option<u64>,
     /// Bytes of a torn last record.
     pub torn_bytes: u64,
+    /// The version of its format; none if its header cannot be read.
+    pub version: Option<u32>,
+    /// The gpudeck that wrote it, as its header says.
+    pub written_by: String,
     /// What is wrong with it.
     pub problem: Option<JournalError>,
 }
@@ -186,6 +190,8 @@ pub fn verify(dir: &Path) -> Result<Report, JournalError> {
                     first_seq: None,
                     last_seq: None,
                     torn_bytes: 0,
+                    version: None,
+                    written_by: String::new(),
                     problem: Some(problem),
                 });
             }
@@ -207,6 +213,8 @@ pub fn verify(dir: &Path) -> Result<Report, JournalError> {
                     first_seq: segment.records.first().map(|r| r.seq),
                     last_seq: segment.records.last().map(|r| r.seq),
                     torn_bytes: segment.torn.len() as u64,
+                    version: Some(segment.header.version),
+                    written_by: segment.header.written_by,
                     problem,
                 });
             }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::format::{Header, Link, Record, RecordKind, header_line, push_record};
+use super::format::{Header, Link, Record, RecordKind, VERSION, header_line, push_record};
 use super::{JournalError, is_full, segment};
 
 /// Segments kept besides the one in use.
@@ -39,6 +39,7 @@ pub struct Journal {
     file: PathBuf,
     medium: Box<dyn Medium>,
     segment: u32,
+    version: u32,
     length: u64,
     next_seq: u64,
     link: Link,
@@ -82,6 +83,7 @@ impl Journal {
             file,
             medium: Box::new(handle),
             segment: number,
+            version: found.header.version,
             length: found.good_bytes,
             next_seq: found.next_seq,
             link: found.link,
@@ -94,6 +96,11 @@ impl Journal {
     /// Number of the last record; 0 before the first.
     pub fn last_seq(&self) -> u64 {
         self.next_seq - 1
+    }
+
+    /// Whether the segment in use has an older format: a checkpoint begins one of the present format.
+    pub fn is_of_older_version(&self) -> bool {
+        self.version < VERSION
     }
 
     /// Bytes in the segment in use: when it has grown large, it is time for a checkpoint.
@@ -129,18 +136,34 @@ impl Journal {
     /// there. A few older segments are kept. On an error the segment in use stays in use.
     pub fn checkpoint<T: Serialize>(&mut self, state: &T) -> Result<u64, JournalError> {
         self.check_usable()?;
+        self.begin_segment(state)
+    }
+
+    /// Tries to write again after a failure: what could not be told for sure to be on disk is cut
+    /// off, and a new segment with the whole `state` makes what was read back meaningless.
+    pub fn recover<T: Serialize>(&mut self, state: &T) -> Result<u64, JournalError> {
+        if self.broken.is_some() {
+            // Only for `verify`: the new segment does not build on what this does.
+            let _ = OpenOptions::new()
+                .append(true)
+                .open(&self.file)
+                .and_then(|handle| handle.set_len(self.length));
+        }
+        let seq = self.begin_segment(state)?;
+        self.broken = None;
+        Ok(seq)
+    }
+
+    fn begin_segment<T: Serialize>(&mut self, state: &T) -> Result<u64, JournalError> {
         let number = self.segment + 1;
-        let header = Header {
-            segment: number,
-            first_seq: self.next_seq,
-            previous: self.link.as_str().to_owned(),
-        };
+        let header = Header::new(number, self.next_seq, self.link);
         let (mut text, link) = header_line(&header)?;
         let link = push_record(&mut text, self.next_seq, link, RecordKind::Checkpoint, state)?;
         let (file, handle) = write_whole(&self.dir, number, &text)?;
         self.file = file;
         self.medium = Box::new(handle);
         self.segment = number;
+        self.version = VERSION;
         self.length = text.len() as u64;
         self.link = link;
         self.next_seq += 1;
@@ -192,7 +215,7 @@ impl Drop for Journal {
 }
 
 fn begin_first(dir: &Path) -> Result<(u32, PathBuf), JournalError> {
-    let header = Header { segment: 1, first_seq: 1, previous: Link::START.as_str().to_owned() };
+    let header = Header::new(1, 1, Link::START);
     let (text, _) = header_line(&header)?;
     write_whole(dir, 1, &text).map(|(file, _)| (1, file))
 }
@@ -334,5 +357,21 @@ mod tests {
         assert_eq!(records.len(), 1);
         assert_eq!(fs::read(dir.path().join("journal.torn-1")).unwrap().len(), 7);
         assert_eq!(journal.append(&["two"]).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_broken_journal_goes_on_in_a_new_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        journal.append(&["one"]).unwrap();
+        failing(&mut journal, 7, io::ErrorKind::Other, true);
+        assert!(matches!(journal.append(&["two"]), Err(JournalError::Broken { .. })));
+        assert_eq!(journal.recover(&"the whole state").unwrap(), 2);
+        assert_eq!(journal.append(&["three"]).unwrap(), 3);
+        drop(journal);
+        let (_, records) = Journal::open(dir.path()).unwrap();
+        let values: Vec<_> = records.iter().map(|r| r.read::<String>().unwrap()).collect();
+        assert_eq!(values, ["the whole state", "three"]);
+        assert!(crate::journal::verify(dir.path()).unwrap().is_good());
     }
 }

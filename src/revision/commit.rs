@@ -6,6 +6,7 @@ use git2::{ErrorCode, Oid, Repository, RepositoryState, Signature};
 
 use super::files::{self, DECK_FILE};
 use super::repo::{DeckRepo, release_ref, revision};
+use super::sign::Signing;
 use super::{RevisionError, service_file};
 use crate::base::{ReleaseNumber, Revision, ServiceName, text};
 
@@ -69,11 +70,39 @@ impl DeckRepo {
         };
         let parents: Vec<&git2::Commit<'_>> = head.iter().collect();
         let tree = repo.find_tree(tree_id)?;
-        let oid =
-            repo.commit(Some("HEAD"), &author, &committer, &message(commit), &tree, &parents)?;
+        let words = message(commit);
+        let oid = match Signing::of(repo)? {
+            None => repo.commit(Some("HEAD"), &author, &committer, &words, &tree, &parents)?,
+            Some(signing) => {
+                let content =
+                    repo.commit_create_buffer(&author, &committer, &words, &tree, &parents)?;
+                let content = std::str::from_utf8(&content)
+                    .map_err(|_| RevisionError::Signing { why: "it is not text".to_owned() })?
+                    .to_owned();
+                let signature = signing.sign(&content)?;
+                let oid = repo.commit_signed(&content, signature.trim_end(), Some("gpgsig"))?;
+                self.advance_head(head.as_ref().map(git2::Commit::id), oid, commit.subject)?;
+                oid
+            }
+        };
         repo.reference(&release_ref(commit.release), oid, false, "gpudeck: release")?;
         self.refresh_index(&[DECK_FILE, &spec_file])?;
         Ok(revision(oid))
+    }
+
+    /// Moves the branch to a commit that was made aside, if it is still where it was.
+    fn advance_head(&self, from: Option<Oid>, to: Oid, what: &str) -> Result<(), RevisionError> {
+        let head = self.repo.find_reference("HEAD")?;
+        let branch = match head.symbolic_target() {
+            Ok(Some(branch)) => branch.to_owned(),
+            _ => return Err(RevisionError::Detached),
+        };
+        let log = format!("commit: {}", text::clean(what, 100));
+        match from {
+            Some(from) => self.repo.reference_matching(&branch, to, true, from, &log)?,
+            None => self.repo.reference(&branch, to, false, &log)?,
+        };
+        Ok(())
     }
 
     fn check_can_commit(&self) -> Result<(), RevisionError> {

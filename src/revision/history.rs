@@ -11,7 +11,7 @@ use super::repo::{DeckRepo, RELEASE_REFS, revision};
 use crate::base::{ReleaseNumber, Revision, ServiceName, Timestamp, text};
 use crate::rollout::Outcome;
 
-const NOTES_REF: &str = "refs/notes/gpudeck";
+pub(super) const NOTES_REF: &str = "refs/notes/gpudeck";
 /// Commits looked at for trailers; more than any deck has, and a bound all the same.
 const MAX_COMMITS: usize = 50_000;
 

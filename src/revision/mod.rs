@@ -11,20 +11,25 @@
 //! Git is the record for people; what a controller must not lose is in the journal first. Texts
 //! are returned as they are: parsing is for `spec`. Calls block on the disk.
 
+pub mod blame;
 pub mod commit;
 pub mod diff;
 pub mod files;
 pub mod history;
+pub mod remote;
 pub mod repo;
+pub mod sign;
 
 use std::path::PathBuf;
 
 use crate::base::{Hint, ReleaseNumber, ServiceName, text};
 
+pub use blame::{BlamedLine, ReleaseTexts};
 pub use commit::ReleaseCommit;
 pub use diff::diff_text;
 pub use files::DeckFiles;
 pub use history::HistoryEntry;
+pub use remote::{Fetched, RemoteStatus};
 pub use repo::DeckRepo;
 
 /// Why the deck cannot be read or committed.
@@ -100,6 +105,33 @@ pub enum RevisionError {
         /// Which.
         release: ReleaseNumber,
     },
+    /// The user's Git asks for signed commits, and this one could not be signed.
+    #[error("the commit cannot be signed: {why}")]
+    Signing {
+        /// Why.
+        why: String,
+    },
+    /// No remote, or not the one that was named.
+    #[error("the deck has no remote{}", name.as_ref().map(|n| format!(" `{n}`")).unwrap_or_default())]
+    NoRemote {
+        /// The one that was named.
+        name: Option<String>,
+    },
+    /// The remote has commits that are lacking here.
+    #[error(
+        "{remote} has {behind} commits that are not in this deck, which has {ahead} of its own"
+    )]
+    Diverged {
+        /// The remote's branch.
+        remote: String,
+        /// Commits of our own.
+        ahead: usize,
+        /// Commits that are lacking here.
+        behind: usize,
+    },
+    /// The remote needs a transport that only the user's `git` has.
+    #[error("this remote needs the `git` program, which is not installed here")]
+    NoGitProgram,
     /// Git.
     #[error("Git: {message}")]
     Git {
@@ -151,6 +183,20 @@ impl Hint for RevisionError {
             Self::NotFound { .. } => "see `gpudeck history` for what there is".to_owned(),
             Self::Taken { .. } => {
                 "restart the controller: it then counts on from the newest release".to_owned()
+            }
+            Self::Signing { .. } => {
+                "mend user.signingkey and gpg.format of your Git configuration, or `git config \
+                 commit.gpgsign false` in the deck"
+                    .to_owned()
+            }
+            Self::NoRemote { .. } => {
+                "add one: `git remote add origin ADDRESS` in the deck".to_owned()
+            }
+            Self::Diverged { remote, .. } => format!(
+                "`git fetch`, then `git rebase {remote}` or `git merge {remote}` in the deck"
+            ),
+            Self::NoGitProgram => {
+                "install git, or use a remote in a directory (file://…)".to_owned()
             }
             Self::Git { .. } => "see what `git status` says in the deck".to_owned(),
         })

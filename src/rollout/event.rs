@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Window;
-use super::moves::RequestedMove;
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
+use super::moves::RequestedMove;
 use super::release::Release;
 use super::state::RolloutKind;
 use crate::base::{RankId, ReleaseNumber, ReplicaId, Timestamp};

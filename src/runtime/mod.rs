@@ -14,7 +14,7 @@ use async_trait::async_trait;
 
 use crate::base::{Hint, RankId};
 use crate::fleet::LinkError;
-use crate::wire::{LogChunk, RankReport, RankStart, Refusal};
+use crate::wire::{LogChunk, RankReport, RankStart, RankStatus, Refusal};
 
 /// A way to run ranks on one host.
 #[async_trait]
@@ -32,6 +32,16 @@ pub trait Runtime: Send + Sync {
     /// Every rank of the deck that this runtime knows on the host, ended ones included.
     async fn list(&self) -> Result<Vec<RankReport>, RuntimeError>;
 
+    /// What runs with our labels, with how it was started as far as this runtime can tell.
+    async fn running(&self) -> Result<Vec<RunningRank>, RuntimeError> {
+        let reports = self.list().await?;
+        Ok(reports
+            .into_iter()
+            .filter(|r| matches!(r.status, RankStatus::Running { .. }))
+            .map(|r| RunningRank { rank: r.rank, argv: None, image: None })
+            .collect())
+    }
+
     /// A piece of a rank's log, from `offset` (none: the end), at most `length` bytes.
     async fn read_log(
         &self,
@@ -39,6 +49,17 @@ pub trait Runtime: Send + Sync {
         offset: Option<u64>,
         length: u32,
     ) -> Result<LogChunk, RuntimeError>;
+}
+
+/// A rank that runs, and how it was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningRank {
+    /// Which.
+    pub rank: RankId,
+    /// Program and arguments, where known.
+    pub argv: Option<Vec<String>>,
+    /// The container's image, where it is one.
+    pub image: Option<String>,
 }
 
 /// Why a runtime could not do something.

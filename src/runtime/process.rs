@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Runtime, RuntimeError};
+use super::{RunningRank, Runtime, RuntimeError};
 use crate::base::{DeckId, EpochCell, RankId, text};
 use crate::fleet::{HostLink, LinkError};
-use crate::wire::{LogChunk, RankReport, RankStart, Reply, Request, Verb};
+use crate::wire::{LogChunk, RankReport, RankStart, RankStatus, Reply, Request, Verb};
 
 /// Most log bytes the agent gives in one answer.
 const MAX_LOG_BYTES: u32 = 256 << 10;
@@ -64,6 +64,23 @@ impl Runtime for ProcessRuntime {
             }
             other => Err(self.misfit(&other)),
         }
+    }
+
+    async fn running(&self) -> Result<Vec<RunningRank>, RuntimeError> {
+        let reports = self.list().await?;
+        let request = Request::RankCommands { deck: self.deck };
+        let commands = match self.link.request(request).await? {
+            Reply::Commands(commands) => commands,
+            other => return Err(self.misfit(&other)),
+        };
+        Ok(reports
+            .into_iter()
+            .filter(|r| matches!(r.status, RankStatus::Running { .. }))
+            .map(|r| {
+                let argv = commands.iter().find(|(rank, _)| *rank == r.rank);
+                RunningRank { argv: argv.map(|(_, a)| a.clone()), rank: r.rank, image: None }
+            })
+            .collect())
     }
 
     async fn read_log(

@@ -23,9 +23,24 @@ pub struct DeckSpec {
     /// The gateways, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub gateways: BTreeMap<ServiceName, GatewaySpec>,
+    /// Where the deck's repository is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitSpec>,
     /// Where endpoints are published, for whatever balances without a gateway of ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointsSpec>,
+}
+
+/// `[git]`: how the deck's repository is shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitSpec {
+    /// The remote's name; default: that of the branch, or the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// Send every release to the remote, and apply nothing when the two have gone different ways.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub push: bool,
 }
 
 /// Where endpoints are published.

@@ -15,7 +15,7 @@ pub use analysis::{
 };
 pub use canary::CanaryRule;
 pub use condition::Condition;
-pub use deck::{DeckSpec, EndpointsSpec, GatewaySpec, HostSpec, Transport};
+pub use deck::{DeckSpec, EndpointsSpec, GatewaySpec, GitSpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use service::{
     AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,

@@ -120,6 +120,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
         ranks: Vec::new(),
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
         maintenance: crate::api::Maintenance::default(),
+        claim: None,
     }
 }
 
@@ -371,6 +372,7 @@ pub fn calm() -> Snapshot {
             controller_memory: Some(Bytes::mib(38)),
             upgrade: None,
             group: None,
+            conditions: Vec::new(),
         },
         hosts,
         services,

@@ -10,7 +10,7 @@ pub mod telemetry;
 
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use request::{
-    DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GatewayConfig, HttpReply, LogChunk,
-    RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
+    ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GatewayConfig, HttpReply,
+    LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
 };
 pub use telemetry::{Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, MemoryUse};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::telemetry::{HostFacts, HostSample};
-use crate::base::{Bytes, DeckId, DeviceId, Epoch, RankId, Timestamp};
+use crate::base::{Bytes, DeckId, DeviceId, Epoch, RankId, ServiceName, Timestamp};
 
 /// A line to the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +132,43 @@ pub enum Request {
         /// The deck.
         deck: DeckId,
     },
+    /// Who may act on this host for a deck, as the host knows.
+    ShowClaim {
+        /// The deck.
+        deck: DeckId,
+    },
+    /// The command lines with which the process ranks of a deck were started: `Commands`.
+    RankCommands {
+        /// The deck.
+        deck: DeckId,
+    },
+    /// The services of a deck whose state is saved on this host: `Texts`.
+    ListServiceStates {
+        /// The deck.
+        deck: DeckId,
+    },
+    /// The state of a service that was last saved on this host: `State`.
+    LoadServiceState {
+        /// The deck.
+        deck: DeckId,
+        /// The service.
+        service: ServiceName,
+    },
+}
+
+/// Who may act on a host for a deck.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimInfo {
+    /// The epoch that was granted last.
+    pub epoch: Epoch,
+    /// To whom.
+    pub holder: String,
+    /// When it was granted, by the host's clock.
+    pub since: Timestamp,
+    /// When the lease ends (or ended), by the host's clock.
+    pub until: Timestamp,
+    /// The host's clock now.
+    pub now: Timestamp,
 }
 
 /// A change on a host.
@@ -164,6 +201,13 @@ pub enum Verb {
     GatewayConfig(Box<GatewayConfig>),
     /// Keep this text (the compact state of a rollout, JSON, at most 1 MiB) for the deck.
     SaveState {
+        /// What to keep.
+        state: String,
+    },
+    /// Keep this text (the compact state of one service, at most 1 MiB) for the deck.
+    SaveServiceState {
+        /// Of which service.
+        service: ServiceName,
         /// What to keep.
         state: String,
     },
@@ -249,8 +293,12 @@ pub enum Reply {
     },
     /// To `ReadLog`.
     Log(LogChunk),
-    /// To `LoadState`.
+    /// To `LoadState` and `LoadServiceState`.
     State(Option<String>),
+    /// To `RankCommands`.
+    Commands(Vec<(RankId, Vec<String>)>),
+    /// To `ShowClaim`; none: nobody ever claimed the host for the deck.
+    Claim(Option<ClaimInfo>),
 }
 
 /// An engine's HTTP answer.

@@ -108,6 +108,7 @@ impl World {
             simulated: true,
             hosts: host_specs,
             gateways: [(parse::<ServiceName>("edge")?, gateway_spec)].into(),
+            git: None,
             endpoints: None,
         };
         let world = Self { root, hosts, gateway: Some(gateway), deck, _ports: ports, temporary };

@@ -33,7 +33,7 @@ use futures::StreamExt;
 
 use self::error::Engine;
 use self::log::Cursors;
-use super::{Runtime, RuntimeError};
+use super::{RunningRank, Runtime, RuntimeError};
 use crate::base::{DeckId, EpochCell, RankId, Timestamp, text};
 use crate::fleet::{HostLink, LinkError};
 use crate::spec::DockerRuntime as DockerSpec;
@@ -401,6 +401,21 @@ impl Runtime for DockerRuntime {
         *locked(&self.reports) = kept;
         reports.sort_by(|a, b| a.rank.cmp(&b.rank));
         Ok(reports)
+    }
+
+    async fn running(&self) -> Result<Vec<RunningRank>, RuntimeError> {
+        let filters = HashMap::from([("label", vec![format!("{}={}", labels::DECK, self.deck)])]);
+        let options = ListContainersOptionsBuilder::default().filters(&filters).build();
+        let listed = self.reader(QUICK)?.list_containers(Some(options)).await;
+        let listed = listed.map_err(|e| self.engine().error(e))?;
+        Ok(listed
+            .into_iter()
+            .filter_map(|container| {
+                let rank = labels::read(&container.labels?)?;
+                // An engine names the image by its digest when the tag has moved on.
+                Some(RunningRank { rank, argv: None, image: container.image })
+            })
+            .collect())
     }
 
     async fn read_log(

@@ -1,0 +1,53 @@
+//! Named states of the whole deck that a person should know of.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::Timestamp;
+
+/// A state of the deck that keeps something from happening.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeckCondition {
+    /// Which.
+    pub kind: DeckConditionKind,
+    /// Since when.
+    pub since: Timestamp,
+    /// What is so, in words.
+    pub text: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Which states there are; the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeckConditionKind {
+    /// The journal cannot be written (a full disk): no new work is taken, what runs goes on.
+    JournalUnwritable,
+    /// Another controller holds hosts of the deck, or held them last.
+    HostsHeld,
+    /// The controller gives way to another version.
+    HandingOver,
+    /// deck.toml or a spec has a mistake; the last good one stays in force.
+    DeckMistake,
+    /// The deck and its remote have gone different ways.
+    DeckDiverged,
+    /// Hosts run something else than the releases say.
+    Drift,
+    /// A rollout's state could not be written to hosts: nobody else could go on from there.
+    StateNotSaved,
+}
+
+impl DeckConditionKind {
+    /// Its name, as in JSON: `journal-unwritable`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::JournalUnwritable => "journal-unwritable",
+            Self::HostsHeld => "hosts-held",
+            Self::HandingOver => "handing-over",
+            Self::DeckMistake => "deck-mistake",
+            Self::DeckDiverged => "deck-diverged",
+            Self::Drift => "drift",
+            Self::StateNotSaved => "state-not-saved",
+        }
+    }
+}

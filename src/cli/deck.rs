@@ -1,0 +1,146 @@
+//! `gpudeck deck …`, `show`, `blame` and `drift`: the deck's releases, its remote, and how the hosts
+//! differ from it.
+
+use super::args::{Args, DeckCommand, Output};
+use super::attach::{attach, deck};
+use super::exit::{Failure, Success};
+use super::{history, table};
+use crate::api::{ReleaseNumber, ServiceName, text};
+use crate::controller::sharing;
+
+/// Sends, fetches, or shows how the deck stands to its remote. Runs here, with this session's keys.
+pub async fn run(args: &Args, command: &DeckCommand) -> Result<Success, Failure> {
+    let (dir, spec) = deck(args)?;
+    let remote = spec.git.and_then(|g| g.remote);
+    let wanted = match command {
+        DeckCommand::Push { remote: named }
+        | DeckCommand::Fetch { remote: named }
+        | DeckCommand::Status { remote: named } => named.clone().or(remote),
+    };
+    let fetch = matches!(command, DeckCommand::Fetch { .. });
+    let push = matches!(command, DeckCommand::Push { .. });
+    let work = tokio::task::spawn_blocking(move || {
+        let wanted = wanted.as_deref();
+        if push {
+            return sharing::push(&dir, wanted).map(|s| ("sent".to_owned(), s));
+        }
+        if fetch {
+            return sharing::fetch(&dir, wanted);
+        }
+        sharing::status(&dir, wanted).map(|s| (String::new(), s))
+    });
+    let (words, view) = work.await.map_err(|e| Failure::other(e.to_string()))??;
+    if args.output == Output::Json {
+        table::json(&view)?;
+        return Ok(Success::Done);
+    }
+    if !words.is_empty() {
+        table::out(&words)?;
+    }
+    match (&view.remote, &view.url) {
+        (Some(remote), url) => table::out(&format!(
+            "{} against {remote} ({}): {} commits to send, {} lacking here{}",
+            view.branch,
+            url.as_deref().unwrap_or("no address"),
+            view.ahead,
+            view.behind,
+            if view.diverged { ": DIVERGED" } else { "" }
+        ))?,
+        (None, _) => table::out(&format!("{}: no remote", view.branch))?,
+    }
+    for file in &view.dirty {
+        table::out(&format!("edited and not committed: {file}"))?;
+    }
+    Ok(Success::Done)
+}
+
+/// Whether the deck in this directory is edited, behind or diverged, in words.
+pub async fn standing(args: &Args) -> Vec<String> {
+    let Ok((dir, spec)) = deck(args) else { return Vec::new() };
+    let remote = spec.git.and_then(|g| g.remote);
+    let look = tokio::task::spawn_blocking(move || sharing::status(&dir, remote.as_deref()));
+    match look.await {
+        Ok(Ok(view)) => view.plainly(),
+        Ok(Err(error)) => vec![error.message],
+        Err(_) => Vec::new(),
+    }
+}
+
+/// One release: what it is, who, why, how it ended, and its spec.
+pub async fn show(args: &Args, number: ReleaseNumber) -> Result<Success, Failure> {
+    let detail = attach(args).await?.release(number).await?;
+    if args.output == Output::Json {
+        table::json(&detail)?;
+        return Ok(Success::Done);
+    }
+    let release = &detail.release;
+    let mark = if detail.stable { " (served)" } else { "" };
+    table::out(&format!("{} of {}{mark}", release.number, detail.service))?;
+    table::out(&format!("revision  {}", release.revision.0))?;
+    table::out(&format!("by        {} at {}", release.author, release.created))?;
+    if let Some(reason) = &release.reason {
+        table::out(&format!("reason    {reason}"))?;
+    }
+    table::out(&format!("outcome   {}", history::outcome_words(release.outcome.as_ref())))?;
+    table::out("")?;
+    for line in detail.spec.lines() {
+        table::out(&text::clean(line, 2_000))?;
+    }
+    Ok(Success::Done)
+}
+
+/// Which release last changed each line of a service's spec.
+pub async fn blame(args: &Args, service: &ServiceName) -> Result<Success, Failure> {
+    let lines = attach(args).await?.blame(service).await?;
+    if args.output == Output::Json {
+        table::json(&lines)?;
+        return Ok(Success::Done);
+    }
+    for line in &lines {
+        let (number, author, when) = match &line.release {
+            Some(r) => {
+                let day: String = r.created.to_string().chars().take(10).collect();
+                (r.number.to_string(), r.author.clone(), day)
+            }
+            None => ("–".to_owned(), "not applied".to_owned(), String::new()),
+        };
+        let shown = text::clean(&line.text, 2_000);
+        table::out(&format!("{number:<6} {author:<14} {when:<10} {:>4} {shown}", line.line))?;
+    }
+    Ok(Success::Done)
+}
+
+/// How the hosts differ from what the releases say: exit code 2 if they do.
+pub async fn drift(args: &Args, service: Option<&ServiceName>) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    super::show::settle(&client).await?;
+    let view = client.drift(service).await?;
+    let success = if view.items.is_empty() { Success::Done } else { Success::Changes };
+    if args.output == Output::Json {
+        table::json(&view)?;
+        return Ok(success);
+    }
+    if view.items.is_empty() {
+        table::out("the hosts run what the releases say")?;
+    } else {
+        let rows: Vec<Vec<String>> = view
+            .items
+            .iter()
+            .map(|i| {
+                let kind = serde_json::to_value(i.kind).unwrap_or_default();
+                vec![
+                    i.host.to_string(),
+                    i.rank.to_string(),
+                    i.rank.replica.to_string(),
+                    kind.as_str().unwrap_or_default().to_owned(),
+                    i.text.clone(),
+                ]
+            })
+            .collect();
+        table::print(&["HOST", "RANK", "REPLICA", "DRIFT", ""], &rows)?;
+    }
+    for why in &view.not_seen {
+        table::out(&format!("not looked at: {}", text::clean(why, 300)))?;
+    }
+    Ok(success)
+}

@@ -1,0 +1,135 @@
+//! `gpudeck journal`: what was decided and done, from the disk; no controller has to run.
+
+use std::time::Duration;
+
+use super::args::{Args, JournalCommand, Output};
+use super::attach::deck;
+use super::exit::{Failure, Success};
+use super::table;
+use crate::api::{Hint, ServiceName, Timestamp};
+use crate::controller::{Paths, ledger};
+
+/// What is shown of the journal.
+#[derive(Clone, Debug, clap::Args)]
+pub struct JournalOptions {
+    /// Go on as it is written
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only of this service
+    #[arg(long)]
+    pub service: Option<ServiceName>,
+    /// Only from then on: a time (2026-03-01T12:00:00Z) or an age (2h)
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<Timestamp>,
+}
+
+/// Reads a moment: RFC 3339, or so long ago.
+pub fn since(words: &str) -> Result<Timestamp, String> {
+    let now = std::time::SystemTime::now();
+    let moment = match humantime::parse_duration(words) {
+        Ok(age) => now.checked_sub(age).unwrap_or(std::time::UNIX_EPOCH),
+        Err(_) => humantime::parse_rfc3339_weak(words)
+            .map_err(|_| "write an age such as 2h, or a time such as 2026-03-01T12:00:00Z")?,
+    };
+    let millis = moment.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+    Ok(Timestamp(u64::try_from(millis).unwrap_or(u64::MAX)))
+}
+
+/// Shows or checks it.
+pub async fn run(
+    args: &Args,
+    command: Option<&JournalCommand>,
+    options: &JournalOptions,
+) -> Result<Success, Failure> {
+    let (_, spec) = deck(args)?;
+    let paths = Paths::of(spec.id);
+    match command {
+        Some(JournalCommand::Verify) => verify(args, &paths),
+        None => show(args, &paths, options).await,
+    }
+}
+
+/// A failure with the error's next step.
+pub fn failed<E: std::fmt::Display + Hint>(error: &E) -> Failure {
+    Failure { hint: error.hint(), ..Failure::other(error.to_string()) }
+}
+
+async fn show(args: &Args, paths: &Paths, options: &JournalOptions) -> Result<Success, Failure> {
+    if !paths.journal().is_dir() && !options.follow {
+        if args.output == Output::Text {
+            table::out("nothing was journaled for this deck yet")?;
+        }
+        return Ok(Success::Done);
+    }
+    let mut ledger = ledger::Ledger::open(paths).map_err(|e| failed(&e))?;
+    loop {
+        let lines = match ledger.more() {
+            Ok(lines) => lines,
+            // It is just about to be made.
+            Err(_) if options.follow && !paths.journal().is_dir() => Vec::new(),
+            Err(error) => return Err(failed(&error)),
+        };
+        for line in lines {
+            let other = options.service.is_some() && line.service != options.service;
+            let early = match (options.since, line.at) {
+                (Some(since), Some(at)) => at < since,
+                // A checkpoint has no time of its own.
+                (Some(_), None) => true,
+                (None, _) => false,
+            };
+            if other || early {
+                continue;
+            }
+            match args.output {
+                Output::Json => table::json_line(&line)?,
+                Output::Text => {
+                    let at = line.at.map_or_else(|| "–".repeat(24), |t| t.to_string());
+                    let service = line.service.as_ref().map_or("", |s| s.as_str());
+                    table::out(&format!("{:>7} {at} {service:<12} {}", line.seq, line.words))?;
+                }
+            }
+        }
+        if !options.follow {
+            return Ok(Success::Done);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
+    let segments = ledger::verify_journal(paths).map_err(|e| failed(&e))?;
+    let bad = segments.iter().find_map(|s| s.problem.clone());
+    match args.output {
+        Output::Json => {
+            table::json(&serde_json::json!({ "good": bad.is_none(), "segments": segments }))?;
+        }
+        Output::Text => {
+            for segment in &segments {
+                let name = segment.file.file_name().unwrap_or_default().to_string_lossy();
+                let range = match (segment.first_seq, segment.last_seq) {
+                    (Some(first), Some(last)) => format!("records {first} to {last}"),
+                    _ => "no records".to_owned(),
+                };
+                let version = segment.version.map_or_else(String::new, |v| format!(", format {v}"));
+                let torn = match segment.torn_bytes {
+                    0 => String::new(),
+                    n => format!(", {n} bytes of a torn last record (never acted upon)"),
+                };
+                let state = if segment.problem.is_some() { "DAMAGED" } else { "good" };
+                table::out(&format!("{state:<8} {name}: {range}{version}{torn}"))?;
+            }
+            if bad.is_none() {
+                let records: u64 = segments.iter().map(|s| s.records).sum();
+                table::out(&format!(
+                    "the journal is good: {records} records in {} segments",
+                    segments.len()
+                ))?;
+            }
+        }
+    }
+    match bad {
+        None => Ok(Success::Done),
+        Some(problem) => Err(Failure::other(problem)
+            .with_hint(format!("what is before it is good; see {}", paths.journal().display()))),
+    }
+}

@@ -1,0 +1,160 @@
+//! Writes the audit trail: every wish before it is looked at, what came of it, and how each rollout
+//! ended. A wish that cannot be written down is refused.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::core::{Core, now};
+use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Severity, Who};
+use crate::base::{Hint, ServiceName, Timestamp};
+use crate::journal::JournalError;
+use crate::journal::audit::Audit;
+use crate::rollout::{Outcome, ServiceState};
+
+/// Why nothing is done that cannot be written down.
+pub fn refusal(error: &JournalError) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Internal,
+        message: format!("the audit trail cannot be written, so nothing was done: {error}"),
+        hint: error.hint(),
+    }
+}
+
+/// The open trail, shared by the front desk and the loop.
+#[derive(Clone)]
+pub struct Auditor(Arc<Mutex<Audit>>);
+
+/// A wish that was written down; its answer refers to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked(u64);
+
+/// One line of the trail.
+#[derive(Debug, Serialize)]
+struct Entry<'a> {
+    at: Timestamp,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    who: Option<&'a Who>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    what: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<&'a ServiceName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Value>,
+}
+
+impl Entry<'_> {
+    fn new(event: &'static str) -> Self {
+        Self {
+            at: now(),
+            event,
+            who: None,
+            of: None,
+            what: None,
+            service: None,
+            why: None,
+            result: None,
+        }
+    }
+}
+
+impl Auditor {
+    /// Opens the trail in the deck's state directory.
+    pub fn open(dir: &Path) -> Result<Self, JournalError> {
+        Ok(Self(Arc::new(Mutex::new(Audit::open(dir)?))))
+    }
+
+    fn write<T: Serialize>(&self, entry: &T) -> Result<u64, JournalError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(entry)
+    }
+
+    /// The same without holding up the other tasks of this thread.
+    async fn write_aside(&self, entry: Value) -> Result<u64, JournalError> {
+        let trail = self.clone();
+        tokio::task::spawn_blocking(move || trail.write(&entry))
+            .await
+            .map_err(|e| JournalError::Record { what: format!("it was not written: {e}") })?
+    }
+
+    /// Writes a wish down. None: it changes nothing that anybody would ask about later.
+    pub async fn asked(&self, intent: &Intent, who: &Who) -> Result<Option<Asked>, JournalError> {
+        if matches!(intent, Intent::Reload) {
+            return Ok(None);
+        }
+        let mut what = serde_json::to_value(intent).unwrap_or_default();
+        let mut why = None;
+        if let Some(fields) = what.as_object_mut() {
+            // A passphrase is nobody's business, nor is whether a new key was trusted by "yes".
+            fields.remove("answer");
+            fields.remove("service");
+            why = fields.remove("reason").filter(|r| !r.is_null());
+        }
+        let entry = Entry {
+            who: Some(who),
+            what: Some(what),
+            service: intent.service(),
+            why,
+            ..Entry::new("asked")
+        };
+        let entry = serde_json::to_value(&entry).unwrap_or_default();
+        self.write_aside(entry).await.map(|seq| Some(Asked(seq)))
+    }
+
+    /// Writes down what came of it.
+    pub async fn answered(&self, asked: Asked, result: &Result<IntentReply, ApiError>) {
+        let result = match result {
+            Ok(IntentReply::RolloutBegun { release, .. }) => {
+                json!({ "result": "rollout_begun", "release": release })
+            }
+            Ok(reply) => serde_json::to_value(reply).unwrap_or_default(),
+            Err(error) => json!({ "refused": error.message, "kind": error.kind }),
+        };
+        let entry = Entry { of: Some(asked.0), result: Some(result), ..Entry::new("answered") };
+        let entry = serde_json::to_value(&entry).unwrap_or_default();
+        if let Err(error) = self.write_aside(entry).await {
+            tracing::error!(%error, "an answer is missing in the audit trail");
+        }
+    }
+
+    /// Writes down something that the controller did by itself.
+    pub fn happened(
+        &self,
+        event: &'static str,
+        service: Option<&ServiceName>,
+        result: Value,
+    ) -> Result<u64, JournalError> {
+        self.write(&Entry { service, result: Some(result), ..Entry::new(event) })
+    }
+}
+
+impl Core {
+    /// Writes down how a rollout ended, once.
+    pub(super) fn audit_outcome(&self, before: &ServiceState, after: &ServiceState) {
+        let ended = |state: &ServiceState| {
+            let rollout = state.rollout.as_ref()?;
+            Some((rollout.to, rollout.began, rollout.outcome.clone()?))
+        };
+        let Some((release, began, outcome)) = ended(after) else { return };
+        if ended(before).is_some_and(|(r, b, _)| (r, b) == (release, began)) {
+            return;
+        }
+        let (word, why) = match &outcome {
+            Outcome::Completed => ("completed", None),
+            Outcome::RolledBack { why } => ("rolled_back", Some(why)),
+            Outcome::Aborted { why } => ("aborted", Some(why)),
+            Outcome::Failed { why } => ("failed", Some(why)),
+        };
+        let result = json!({ "release": release, "outcome": word, "why": why });
+        if let Err(error) = self.audit.happened("rollout_ended", Some(&after.service), result) {
+            let words = format!("the end of {release} is missing in the audit trail: {error}");
+            self.say(Severity::Warning, Some(&after.service), &words);
+        }
+    }
+}

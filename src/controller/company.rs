@@ -1,0 +1,312 @@
+//! Other controllers of the same deck: who holds the hosts is shown, and taken over when a person says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::actions::{self, Means};
+use super::claims::Other;
+use super::core::{Core, Input, now};
+use super::gateways::Gateways;
+use super::saved::{self, Saved};
+use crate::api::view::ClaimView;
+use crate::api::{ApiError, DeckConditionKind, ErrorKind, IntentReply, Severity};
+use crate::base::{Hint, HostName, ServiceName};
+use crate::rollout::{Action, Phase, ServiceState};
+use crate::spec::DeckSpec;
+
+/// Looks after the claims of all hosts of the deck, for ever.
+pub async fn look_after_claims(means: Arc<Means>) {
+    loop {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let ask = Input::Ask(Box::new(move |core: &mut Core| {
+            let _ = reply.send(core.deck.hosts.keys().cloned().collect::<Vec<HostName>>());
+        }));
+        if means.inputs.send(ask).await.is_err() {
+            return;
+        }
+        let Ok(hosts) = answer.await else { return };
+        let looks = hosts.iter().filter_map(|host| means.fleet.link(host)).map(|link| {
+            let means = Arc::clone(&means);
+            async move {
+                if let Err(error) = means.claims.look_after(link.as_ref()).await {
+                    tracing::debug!(host = %link.host(), %error, "a claim was not looked after");
+                }
+            }
+        });
+        futures::future::join_all(looks).await;
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    }
+}
+
+/// The hosts a service lives on or goes to, its gateway's included.
+pub fn hosts_of(state: &ServiceState, deck: &DeckSpec) -> BTreeSet<HostName> {
+    let target = state.active_rollout().map(|r| r.to);
+    let live = state
+        .replicas
+        .iter()
+        .filter(|(_, replica)| replica.phase != Phase::Stopped)
+        .filter_map(|(key, _)| state.releases.get(&key.release)?.replica(key.replica));
+    let coming = target.and_then(|n| state.releases.get(&n)).into_iter().flat_map(|r| &r.replicas);
+    let mut hosts: BTreeSet<HostName> = live
+        .chain(coming)
+        .flat_map(|plan| &plan.ranks)
+        .map(|rank| rank.host.clone())
+        .filter(|host| deck.hosts.contains_key(host))
+        .collect();
+    let gateways =
+        state.releases.values().filter_map(|r| Gateways::of(deck, &state.service, &r.spec));
+    hosts.extend(gateways.flat_map(|g| g.hosts()).filter(|h| deck.hosts.contains_key(h)));
+    hosts
+}
+
+impl Core {
+    /// Before actions leave: which hosts have to be held, and what is to be written there first.
+    pub(super) fn prepare_hosts(&self, service: &ServiceName, actions: &[Action]) {
+        let Some(state) = self.state.services.get(service) else { return };
+        let hosts = hosts_of(state, &self.deck);
+        self.means.claims.set_hosts_of(service, hosts.clone());
+        let changes_hosts = actions.iter().any(|action| {
+            matches!(
+                action,
+                Action::StartRank { .. } | Action::StopRank { .. } | Action::ApplyTraffic { .. }
+            )
+        });
+        if changes_hosts {
+            let saved = Saved {
+                holder: self.means.claims.holder().to_owned(),
+                term: self.state.term,
+                seq: self.journal.last_seq(),
+                state: state.clone(),
+            };
+            self.means.saver.put(saved, hosts);
+        }
+    }
+
+    /// Refuses to steer what another controller holds or held last.
+    pub(super) fn not_fenced(&self) -> Result<(), ApiError> {
+        match self.who_holds() {
+            None => Ok(()),
+            Some((message, hint)) => {
+                Err(ApiError { kind: ErrorKind::Fenced, message, hint: Some(hint) })
+            }
+        }
+    }
+
+    /// Which hosts are another's, in words, and what to do.
+    fn who_holds(&self) -> Option<(String, String)> {
+        let mut others = self.means.claims.others();
+        others.retain(|host, _| self.deck.hosts.contains_key(host));
+        in_words(&others)
+    }
+
+    /// Shows what changed about the claims.
+    pub(super) fn show_company(&mut self) {
+        let changes = self.means.claims.changes();
+        // A lease that ends is no change, so it is looked at now and then all the same.
+        let moment = now().0 / 1_000;
+        if self.company_shown == (changes, moment) {
+            return;
+        }
+        let new = self.company_shown.0 != changes;
+        self.company_shown = (changes, moment);
+        let holds = self.who_holds().map(|(text, hint)| (text, Some(hint)));
+        self.set_condition(DeckConditionKind::HostsHeld, holds);
+        if !new {
+            return;
+        }
+        let (others, ours) = (self.means.claims.others(), self.means.claims.ours());
+        let hosts: Vec<HostName> = self.deck.hosts.keys().cloned().collect();
+        for host in hosts {
+            let claim = match others.get(&host) {
+                Some(other) => Some(ClaimView {
+                    holder: other.holder.clone(),
+                    ours: false,
+                    since: other.since,
+                    until: Some(other.until),
+                }),
+                None => ours.contains(&host).then(|| ClaimView {
+                    holder: self.means.claims.holder().to_owned(),
+                    ours: true,
+                    since: None,
+                    until: None,
+                }),
+            };
+            self.change_host(&host, |view| view.claim = claim);
+        }
+    }
+
+    /// Takes over what other controllers left on the hosts, with the next term.
+    pub(super) fn adopt(&mut self, found: Vec<Saved>) -> Result<IntentReply, ApiError> {
+        let mut newest: BTreeMap<ServiceName, Saved> = BTreeMap::new();
+        for saved in found {
+            let known = newest.get(&saved.state.service);
+            if known.is_none_or(|k| (k.term, k.seq) < (saved.term, saved.seq)) {
+                newest.insert(saved.state.service.clone(), saved);
+            }
+        }
+        let own = self.means.claims.holder().to_owned();
+        let term = newest.values().map(|s| s.term).max().unwrap_or(0).max(self.state.term);
+        let before = self.state.clone();
+        let mut adopted = Vec::new();
+        for (service, saved) in newest {
+            let unknown = !self.state.services.contains_key(&service);
+            // Our own writing is never newer than our journal.
+            if saved.holder == own && !unknown {
+                continue;
+            }
+            let last = saved.state.releases.keys().next_back().copied().unwrap_or_default();
+            self.state.last_release = self.state.last_release.max(last);
+            adopted.push(format!("{service} from {}", saved.holder));
+            self.state.services.insert(service, saved.state);
+        }
+        self.state.term = term.saturating_add(1);
+        // In the journal before anything of it is acted on.
+        let written = self.journal.checkpoint(&self.state);
+        self.journal_answered(written.as_ref().err());
+        if let Err(error) = written {
+            self.state = before;
+            return Err(ApiError {
+                kind: ErrorKind::Internal,
+                message: format!("the hosts are held, but their state was not taken over: {error}"),
+                hint: error.hint(),
+            });
+        }
+        self.records_since_checkpoint = 0;
+        let words = match adopted.as_slice() {
+            [] => "took the hosts over; nothing was left on them to go on with".to_owned(),
+            adopted => format!("took over and goes on with {}", adopted.join(", ")),
+        };
+        self.say(Severity::Warning, None, &words);
+        self.show_company();
+        self.files_stamp.clear();
+        self.reload();
+        self.ask_anew();
+        Ok(IntentReply::Accepted)
+    }
+}
+
+fn in_words(others: &BTreeMap<HostName, Other>) -> Option<(String, String)> {
+    let (_, first) = others.iter().next()?;
+    let here = now();
+    let mut by: BTreeMap<&str, Vec<(&HostName, &Other)>> = BTreeMap::new();
+    for (host, other) in others {
+        by.entry(&other.holder).or_default().push((host, other));
+    }
+    let parts: Vec<String> = by
+        .iter()
+        .map(|(holder, hosts)| {
+            let names: Vec<&str> = hosts.iter().map(|(h, _)| h.as_str()).collect();
+            let shown = match names.len() {
+                0..=5 => names.join(", "),
+                n => format!(
+                    "{} and {} more",
+                    names.iter().take(4).copied().collect::<Vec<_>>().join(", "),
+                    n - 4
+                ),
+            };
+            let verb = if hosts.len() == 1 { "is" } else { "are" };
+            let since = hosts
+                .iter()
+                .filter_map(|(_, o)| o.since)
+                .min()
+                .map(|s| format!(" since {s}"))
+                .unwrap_or_default();
+            let until = hosts.iter().map(|(_, o)| o.until).max().unwrap_or_default();
+            if hosts.iter().all(|(_, o)| o.has_lapsed(here)) {
+                let verb = if hosts.len() == 1 { "was" } else { "were" };
+                format!("{shown} {verb} held by {holder}{since}; its lease ended at {until}")
+            } else {
+                // Renewed every few seconds: to the second it would only flicker.
+                format!("{shown} {verb} held by {holder}{since}")
+            }
+        })
+        .collect();
+    let hint = if others.values().all(|o| o.has_lapsed(here)) {
+        "`gpudeck controller take-over` goes on from where it left".to_owned()
+    } else {
+        format!(
+            "work there, or end that controller: its lease runs {} without being renewed, then \
+             `gpudeck controller take-over`",
+            crate::base::time::short(
+                first.until.since(here).max(std::time::Duration::from_secs(1))
+            )
+        )
+    };
+    Some((parts.join("; "), hint))
+}
+
+/// Takes the deck's hosts over: all that are reached, or none.
+pub async fn take_over(
+    means: Arc<Means>,
+    hosts: Vec<HostName>,
+    force: bool,
+) -> Result<Vec<Saved>, ApiError> {
+    let fenced = |message: String, hint: &str| ApiError {
+        kind: ErrorKind::Fenced,
+        message,
+        hint: Some(hint.to_owned()),
+    };
+    let mut reached = Vec::new();
+    let mut others = BTreeMap::new();
+    let mut away = Vec::new();
+    for host in hosts {
+        let Ok(link) = actions::link(&means, &host) else { continue };
+        match means.claims.survey(link.as_ref()).await {
+            Ok(other) => {
+                others.extend(other.map(|o| (host.clone(), o)));
+                reached.push(link);
+            }
+            Err(error) => away.push(format!("{error}")),
+        }
+    }
+    let here = now();
+    let mut live = others.clone();
+    live.retain(|_, o| !o.has_lapsed(here));
+    if !force {
+        if let Some((words, hint)) = in_words(&live) {
+            return Err(fenced(words, &hint));
+        }
+        if !away.is_empty() {
+            return Err(fenced(
+                format!("whether another controller acts there is not known: {}", away.join("; ")),
+                "wait until all hosts are reached, or take over what is reached with --force",
+            ));
+        }
+    }
+    let mut taken = Vec::new();
+    for link in &reached {
+        match means.claims.claim(link.as_ref(), None, LEASE, force).await {
+            Ok(_) => taken.push(Arc::clone(link)),
+            Err(error) => {
+                for link in taken {
+                    means.claims.give_up(link.as_ref()).await;
+                }
+                return Err(fenced(error.to_string(), "try again in a moment"));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for link in taken {
+        match saved::read_all(means.deck, link.as_ref()).await {
+            Ok(states) => {
+                for state in states {
+                    match state {
+                        Ok(state) => found.push(state),
+                        Err(why) => tracing::warn!("{why}"),
+                    }
+                }
+            }
+            Err(error) => {
+                return Err(ApiError {
+                    kind: ErrorKind::Unreachable,
+                    message: format!("the state on {} was not read: {error}", link.host()),
+                    hint: error.hint().or_else(|| Some("take over again".to_owned())),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The first lease of a host that is taken over; renewed like any other.
+const LEASE: std::time::Duration = std::time::Duration::from_secs(30);

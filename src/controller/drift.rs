@@ -1,0 +1,252 @@
+//! What the hosts run against what the releases say: shown, never corrected unasked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::actions::{Means, reading_runtime};
+use super::core::{Core, Input};
+use super::record::DeckState;
+use crate::api::release::{DriftItem, DriftKind, DriftView};
+use crate::api::{ApiError, DeckConditionKind};
+use crate::base::{DeckId, HostName, RankId, ServiceName};
+use crate::rollout::Phase;
+use crate::runtime::RunningRank;
+use crate::spec::RuntimeSpec;
+
+/// Time between two looks of the controller itself.
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
+
+/// Longest time for one host.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the releases want on a host.
+#[derive(Clone, Debug)]
+struct Expected {
+    host: HostName,
+    rank: RankId,
+    argv: Vec<String>,
+    runtime: RuntimeSpec,
+    /// It must run; otherwise it may (it starts, stops, or waits to be started).
+    must_run: bool,
+}
+
+/// Everything a comparison needs, taken from the loop at one moment.
+pub struct Plan {
+    deck: DeckId,
+    expected: Vec<Expected>,
+    /// What each host is asked with: process always, container engines where a release has one.
+    runtimes: BTreeMap<HostName, Vec<RuntimeSpec>>,
+}
+
+fn expected(state: &DeckState) -> Vec<Expected> {
+    let mut found = Vec::new();
+    for service in state.services.values() {
+        for (key, replica) in &service.replicas {
+            let Some(release) = service.releases.get(&key.release) else { continue };
+            let Some(plan) = release.replica(key.replica) else { continue };
+            let must_run = matches!(replica.phase, Phase::Ready | Phase::Loading);
+            for (rank, plan) in
+                release.rank_ids(key.replica, replica.attempt).into_iter().zip(&plan.ranks)
+            {
+                found.push(Expected {
+                    host: plan.host.clone(),
+                    rank,
+                    argv: plan.argv.clone(),
+                    runtime: release.spec.runtime.clone(),
+                    must_run,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Compares; `seen` holds only hosts that could be looked at.
+fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -> Vec<DriftItem> {
+    let mut items = Vec::new();
+    let mut item = |host: &HostName, rank: &RankId, kind, text: String| {
+        items.push(DriftItem {
+            host: host.clone(),
+            rank: rank.clone(),
+            release: rank.replica.release,
+            kind,
+            text: crate::base::text::clean(&text, 400),
+        });
+    };
+    for (host, ranks) in seen {
+        for running in ranks {
+            let wanted = expected.iter().find(|e| e.rank == running.rank && e.host == *host);
+            let Some(wanted) = wanted else {
+                let words = format!(
+                    "{} of {} ({}) runs, and no release wants it",
+                    running.rank, running.rank.replica.release, running.rank.replica
+                );
+                item(host, &running.rank, DriftKind::Unknown, words);
+                continue;
+            };
+            if let Some(argv) = running.argv.as_ref().filter(|a| **a != wanted.argv) {
+                let words = format!("was started with `{}`", argv.join(" "));
+                item(host, &running.rank, DriftKind::Command, words);
+            }
+            if let RuntimeSpec::Docker(docker) = &wanted.runtime
+                && let Some(image) = running.image.as_ref().filter(|i| **i != docker.image)
+            {
+                let words = format!("has the image {image}, not {}", docker.image);
+                item(host, &running.rank, DriftKind::Image, words);
+            }
+        }
+        for wanted in expected.iter().filter(|e| e.must_run && e.host == *host) {
+            if !ranks.iter().any(|r| r.rank == wanted.rank) {
+                let words = format!("{} should run and does not", wanted.rank);
+                item(host, &wanted.rank, DriftKind::Missing, words);
+            }
+        }
+    }
+    items.sort_by(|a, b| (&a.host, &a.rank, a.kind).cmp(&(&b.host, &b.rank, b.kind)));
+    items
+}
+
+impl Core {
+    /// What is to be compared.
+    pub(super) fn drift_plan(&self) -> Plan {
+        let expected = expected(&self.state);
+        let mut runtimes: BTreeMap<HostName, Vec<RuntimeSpec>> = BTreeMap::new();
+        for host in self.deck.hosts.keys() {
+            runtimes.insert(host.clone(), vec![RuntimeSpec::Process]);
+        }
+        for release in self.state.services.values().flat_map(|s| s.releases.values()) {
+            if release.spec.runtime == RuntimeSpec::Process {
+                continue;
+            }
+            for rank in release.replicas.iter().flat_map(|r| &r.ranks) {
+                let asked = runtimes.entry(rank.host.clone()).or_default();
+                if !asked.contains(&release.spec.runtime) {
+                    asked.push(release.spec.runtime.clone());
+                }
+            }
+        }
+        Plan { deck: self.deck.id, expected, runtimes }
+    }
+}
+
+/// Looks at the hosts and compares, of one service or of all.
+pub async fn look(
+    means: &Arc<Means>,
+    plan: Plan,
+    service: Option<&ServiceName>,
+) -> Result<DriftView, ApiError> {
+    let looks = plan.runtimes.iter().map(|(host, runtimes)| async move {
+        let mut found = Vec::new();
+        for spec in runtimes {
+            let asked = async {
+                let runtime =
+                    reading_runtime(means, spec, host).await.map_err(|e| e.to_string())?;
+                runtime.running().await.map_err(|e| e.to_string())
+            };
+            match tokio::time::timeout(PATIENCE, asked).await {
+                Ok(Ok(ranks)) => found.extend(ranks),
+                Ok(Err(why)) => return Err(why),
+                Err(_) => return Err(format!("{host} did not answer in time")),
+            }
+        }
+        Ok((host.clone(), found))
+    });
+    let mut view = DriftView::default();
+    let mut seen = BTreeMap::new();
+    for result in futures::future::join_all(looks).await {
+        match result {
+            Ok((host, ranks)) => {
+                let mut known = BTreeSet::new();
+                let ours = ranks.into_iter().filter(|r| r.rank.deck == plan.deck);
+                // Several settings of one container engine list the same containers.
+                let ranks = ours.filter(|r| known.insert(r.rank.clone())).collect();
+                seen.insert(host, ranks);
+            }
+            Err(why) => view.not_seen.push(why),
+        }
+    }
+    view.items = compare(&plan.expected, &seen);
+    if let Some(service) = service {
+        view.items.retain(|i| i.rank.service == *service);
+    }
+    Ok(view)
+}
+
+/// Looks again and again, so that drift is seen without being asked for.
+pub async fn watch(means: Arc<Means>) {
+    // What is seen twice is drift; once it may be a start or a stop on its way.
+    let mut before: Vec<DriftItem> = Vec::new();
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let ask = Input::Ask(Box::new(move |core: &mut Core| {
+            let _ = reply.send(core.drift_plan());
+        }));
+        if means.inputs.send(ask).await.is_err() {
+            return;
+        }
+        let Ok(plan) = answer.await else { return };
+        let Ok(view) = look(&means, plan, None).await else { continue };
+        let lasting = view.items.iter().filter(|i| before.contains(i)).count();
+        before = view.items;
+        let holds = (lasting > 0).then(|| {
+            let noun = if lasting == 1 { "rank differs" } else { "ranks differ" };
+            (
+                format!("{lasting} {noun} on the hosts from what the releases say"),
+                Some("`gpudeck drift` lists them; nothing is corrected unasked".to_owned()),
+            )
+        });
+        let tell = Input::Ask(Box::new(move |core: &mut Core| {
+            core.set_condition(DeckConditionKind::Drift, holds);
+        }));
+        if means.inputs.send(tell).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn rank(n: u32) -> RankId {
+        RankId {
+            deck: DeckId(uuid::Uuid::from_u128(1)),
+            service: "chat".parse().unwrap(),
+            release_id: crate::base::ReleaseId(uuid::Uuid::from_u128(2)),
+            replica: "r1-0-a1".parse().unwrap(),
+            rank: n,
+        }
+    }
+
+    fn wanted(n: u32, must_run: bool) -> Expected {
+        Expected {
+            host: "h1".parse().unwrap(),
+            rank: rank(n),
+            argv: vec!["serve".to_owned()],
+            runtime: RuntimeSpec::Process,
+            must_run,
+        }
+    }
+
+    fn running(n: u32, argv: &str) -> RunningRank {
+        RunningRank { rank: rank(n), argv: Some(vec![argv.to_owned()]), image: None }
+    }
+
+    #[test]
+    fn tells_unknown_missing_and_changed() {
+        let host: HostName = "h1".parse().unwrap();
+        let seen = |ranks: Vec<RunningRank>| BTreeMap::from([(host.clone(), ranks)]);
+        let kinds = |expected: &[Expected], ranks| -> Vec<DriftKind> {
+            compare(expected, &seen(ranks)).into_iter().map(|i| i.kind).collect()
+        };
+        assert_eq!(kinds(&[wanted(0, true)], vec![running(0, "serve")]), []);
+        assert_eq!(kinds(&[wanted(0, true)], vec![]), [DriftKind::Missing]);
+        assert_eq!(kinds(&[wanted(0, false)], vec![]), []);
+        assert_eq!(kinds(&[], vec![running(0, "serve")]), [DriftKind::Unknown]);
+        assert_eq!(kinds(&[wanted(0, true)], vec![running(0, "other")]), [DriftKind::Command]);
+        assert!(compare(&[wanted(0, true)], &BTreeMap::new()).is_empty(), "not seen, not missing");
+    }
+}

@@ -1,0 +1,83 @@
+//! A journal that cannot be written: no new work is taken, what runs goes on, and when there is space
+//! again everything is asked for anew, because what happened meanwhile was not taken down.
+
+use std::time::Duration;
+
+use super::core::{Core, now};
+use crate::api::{ApiError, DeckConditionKind, Severity};
+use crate::base::{Hint, HostName, ServiceName};
+use crate::journal::JournalError;
+use crate::rollout::step;
+
+/// Time between two attempts to write again.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+impl Core {
+    /// Notes what became of a write to the journal.
+    pub(super) fn journal_answered(&mut self, error: Option<&JournalError>) {
+        // A record that cannot be written as such says nothing about the disk.
+        if matches!(error, Some(JournalError::Record { .. })) {
+            return;
+        }
+        let holds = error.map(|error| {
+            let words = format!("no new work is taken, what runs goes on: {error}");
+            (words, error.hint())
+        });
+        if holds.is_some() {
+            self.journal_tried = now();
+        }
+        self.set_condition(DeckConditionKind::JournalUnwritable, holds);
+    }
+
+    /// Refuses what could not be written down, or must not be begun just now.
+    pub(super) fn takes_new_work(&self) -> Result<(), ApiError> {
+        let refusing = [DeckConditionKind::JournalUnwritable, DeckConditionKind::HandingOver];
+        match refusing.iter().find_map(|kind| self.conditions.get(kind)) {
+            Some(condition) => Err(ApiError {
+                kind: crate::api::ErrorKind::Internal,
+                message: format!("{}: {}", condition.kind.name(), condition.text),
+                hint: condition.hint.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tries to write again, now and then, until it succeeds.
+    pub(super) fn recover_journal(&mut self) {
+        if now().since(self.journal_tried) >= TRY_AGAIN {
+            self.try_journal();
+        }
+    }
+
+    /// Tries at once: a person who made room and asks again does not wait for it.
+    pub(super) fn try_journal(&mut self) {
+        if !self.conditions.contains_key(&DeckConditionKind::JournalUnwritable) {
+            return;
+        }
+        // The whole state in a new segment: that it fits means that there is room, and nothing has
+        // to be believed of a file in which a write failed.
+        let written = self.journal.recover(&self.state);
+        self.journal_answered(written.as_ref().err());
+        if written.is_err() {
+            return;
+        }
+        self.records_since_checkpoint = 0;
+        self.say(Severity::Info, None, "the journal can be written again");
+        self.ask_anew();
+    }
+
+    /// Carries out again what is awaited, and asks the hosts what there is.
+    pub(super) fn ask_anew(&mut self) {
+        let services: Vec<ServiceName> = self.state.services.keys().cloned().collect();
+        for service in services {
+            let actions =
+                self.state.services.get(&service).map(step::outstanding).unwrap_or_default();
+            self.begin(&service, actions);
+            self.publish_service(&service);
+        }
+        let hosts: Vec<HostName> = self.deck.hosts.keys().cloned().collect();
+        for host in hosts {
+            self.look_at_ranks(&host);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The compact state of a service on its hosts, written before each step: whoever takes the hosts
+//! over goes on from it.
+//!
+//! The text is JSON, deflated and in base64 (`z1:…`), bounded by the agent at 1 MiB. It is written
+//! whole or not at all, under the host's lock and only with the host's epoch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde::{Deserialize, Serialize};
+
+use super::actions::{self, Means};
+use super::core::{Core, Input};
+use crate::api::DeckConditionKind;
+use crate::base::{DeckId, EpochCell, Hint, HostName, ServiceName};
+use crate::fleet::{HostLink, LinkError};
+use crate::rollout::ServiceState;
+use crate::wire::{Refusal, Reply, Request, Verb};
+
+/// How long other hosts than the one that is acted on are waited for.
+const OTHERS: Duration = Duration::from_secs(2);
+
+/// Largest state that is read back, unpacked.
+const MAX_UNPACKED: u64 = 64 << 20;
+
+/// What a host keeps of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Who wrote it.
+    pub holder: String,
+    /// Counts the take-overs of the deck: the higher one is newer.
+    pub term: u64,
+    /// Number of the journal's last record then: newer within a term.
+    pub seq: u64,
+    /// The state.
+    pub state: ServiceState,
+}
+
+impl Saved {
+    /// As a host keeps it.
+    pub fn pack(&self) -> std::io::Result<String> {
+        let json = serde_json::to_vec(self)?;
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&json)?;
+        let packed = encoder.finish()?;
+        Ok(format!("z1:{}", base64::engine::general_purpose::STANDARD.encode(packed)))
+    }
+
+    /// Reads what a host kept for a service of a deck: hostile bytes.
+    pub fn unpack(text: &str, deck: DeckId, service: &ServiceName) -> Result<Self, String> {
+        let packed = text.strip_prefix("z1:").ok_or("it is of another version")?;
+        let packed = base64::engine::general_purpose::STANDARD
+            .decode(packed)
+            .map_err(|e| format!("it is damaged: {e}"))?;
+        let mut json = Vec::new();
+        flate2::read::DeflateDecoder::new(packed.as_slice())
+            .take(MAX_UNPACKED)
+            .read_to_end(&mut json)
+            .map_err(|e| format!("it is damaged: {e}"))?;
+        let saved: Self =
+            serde_json::from_slice(&json).map_err(|e| format!("it cannot be read: {e}"))?;
+        let fits =
+            saved.state.service == *service
+                && saved.state.releases.iter().all(|(number, r)| {
+                    r.number == *number && r.deck == deck && r.service == *service
+                });
+        if fits { Ok(saved) } else { Err("it is of another deck or service".to_owned()) }
+    }
+}
+
+/// What is to be on the hosts of each service.
+#[derive(Default)]
+pub struct Saver {
+    wanted: Mutex<BTreeMap<ServiceName, Arc<Wanted>>>,
+    failed: AtomicBool,
+}
+
+struct Wanted {
+    saved: Saved,
+    hosts: BTreeSet<HostName>,
+    text: Mutex<Option<Arc<str>>>,
+    done: BTreeMap<HostName, Arc<tokio::sync::Mutex<bool>>>,
+}
+
+impl Saver {
+    /// From now on this is to be on these hosts before anything is done there.
+    pub fn put(&self, saved: Saved, hosts: BTreeSet<HostName>) {
+        let service = saved.state.service.clone();
+        let done = hosts.iter().map(|h| (h.clone(), Arc::default())).collect();
+        let wanted = Arc::new(Wanted { saved, hosts, text: Mutex::default(), done });
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(service, wanted);
+    }
+
+    fn wanted(&self, service: &ServiceName) -> Option<Arc<Wanted>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
+    }
+}
+
+impl Wanted {
+    fn text(&self) -> std::io::Result<Arc<str>> {
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = &*text {
+            return Ok(Arc::clone(text));
+        }
+        let packed: Arc<str> = self.saved.pack()?.into();
+        *text = Some(Arc::clone(&packed));
+        Ok(packed)
+    }
+}
+
+/// Writes the state of a service to its hosts, unless it is there. That it cannot be written (a full
+/// disk) does not hold a step up; that the host is another controller's does.
+pub async fn before_step(
+    means: &Means,
+    service: &ServiceName,
+    link: &dyn HostLink,
+    epoch: &EpochCell,
+) -> Result<(), LinkError> {
+    let Some(wanted) = means.saver.wanted(service) else { return Ok(()) };
+    let others = wanted.hosts.iter().filter(|host| *host != link.host()).map(|host| {
+        let wanted = &wanted;
+        async move {
+            let Ok(link) = actions::link(means, host) else { return };
+            let epoch = means.claims.cell(host).await;
+            let _ = write(means.deck, wanted, link.as_ref(), &epoch).await;
+        }
+    });
+    let others = tokio::time::timeout(OTHERS, futures::future::join_all(others));
+    let (own, _) = tokio::join!(write(means.deck, &wanted, link, epoch), others);
+    match own {
+        Err(LinkError::Refused { refusal: Refusal::Held { .. }, .. }) => own,
+        Err(error) => {
+            tracing::warn!(%service, host = %link.host(), %error, "the state could not be saved");
+            let words = format!("the state of {service} is not on {}: {error}", link.host());
+            tell(means, Some((words, error.hint()))).await;
+            Ok(())
+        }
+        Ok(()) => {
+            tell(means, None).await;
+            Ok(())
+        }
+    }
+}
+
+/// Shows that nobody else could go on from here, or that it is over; only changes are told.
+async fn tell(means: &Means, failed: Option<(String, Option<String>)>) {
+    if means.saver.failed.swap(failed.is_some(), Ordering::AcqRel) == failed.is_some() {
+        return;
+    }
+    let tell = Input::Ask(Box::new(move |core: &mut Core| {
+        core.set_condition(DeckConditionKind::StateNotSaved, failed);
+    }));
+    let _ = means.inputs.send(tell).await;
+}
+
+/// After the journal was lost: whether hosts keep what an earlier life of this controller did, which
+/// must be taken up before anything new is begun.
+pub async fn left_by_us(means: &Means) -> Option<ServiceName> {
+    for host in means.claims.known_hosts() {
+        let Ok(link) = actions::link(means, &host) else { continue };
+        let Ok(found) = read_all(means.deck, link.as_ref()).await else { continue };
+        let left = found.into_iter().flatten().find(|s| !s.state.replicas.is_empty());
+        if let Some(left) = left {
+            return Some(left.state.service);
+        }
+    }
+    None
+}
+
+async fn write(
+    deck: DeckId,
+    wanted: &Wanted,
+    link: &dyn HostLink,
+    epoch: &EpochCell,
+) -> Result<(), LinkError> {
+    let Some(done) = wanted.done.get(link.host()) else { return Ok(()) };
+    // Several actions of a step wait for one write.
+    let mut done = done.lock().await;
+    if *done || epoch.get().0 == 0 {
+        return Ok(());
+    }
+    let unexpected = |what: String| LinkError::Unexpected { host: link.host().clone(), what };
+    let state = wanted.text().map_err(|e| unexpected(e.to_string()))?.to_string();
+    let verb = Verb::SaveServiceState { service: wanted.saved.state.service.clone(), state };
+    match link.request(Request::Act { deck, epoch: epoch.get(), verb }).await? {
+        Reply::Done => {
+            *done = true;
+            Ok(())
+        }
+        other => Err(unexpected(format!("{other:?}").chars().take(80).collect())),
+    }
+}
+
+/// What a host keeps of the deck's services.
+pub async fn read_all(
+    deck: DeckId,
+    link: &dyn HostLink,
+) -> Result<Vec<Result<Saved, String>>, LinkError> {
+    let names = match link.request(Request::ListServiceStates { deck }).await? {
+        Reply::Texts(names) => names,
+        _ => Vec::new(),
+    };
+    let mut found = Vec::new();
+    for name in names {
+        let Ok(service) = name.parse::<ServiceName>() else { continue };
+        let asked = Request::LoadServiceState { deck, service: service.clone() };
+        if let Reply::State(Some(text)) = link.request(asked).await? {
+            found.push(
+                Saved::unpack(&text, deck, &service)
+                    .map_err(|why| format!("{}: state of {service}: {why}", link.host())),
+            );
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_is_read_back_and_nothing_else() {
+        let deck = DeckId(uuid::Uuid::from_u128(1));
+        let service: ServiceName = "chat".parse().unwrap();
+        let saved = Saved {
+            holder: "ada@m1".to_owned(),
+            term: 2,
+            seq: 17,
+            state: ServiceState::new(service.clone()),
+        };
+        let text = saved.pack().unwrap();
+        assert_eq!(Saved::unpack(&text, deck, &service), Ok(saved));
+        assert!(Saved::unpack(&text, deck, &"code".parse().unwrap()).is_err());
+        for bad in ["", "z1:", "z1:????", "z2:abcd", &text[..text.len() / 2]] {
+            assert!(Saved::unpack(bad, deck, &service).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The deck's repository beyond one rollout: its releases whole, who wrote which line, its remote.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::core::{Core, Input};
+use crate::api::release::{BlameLine, ReleaseDetail};
+use crate::api::{ApiError, DeckConditionKind, ErrorKind, ReleaseView};
+use crate::base::{Hint, ReleaseNumber, ServiceName};
+use crate::revision::{DeckRepo, Fetched, RemoteStatus, RevisionError};
+
+/// How the deck stands to its remote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SharingView {
+    /// The branch that is committed to.
+    pub branch: String,
+    /// The remote; none: the deck has none.
+    pub remote: Option<String>,
+    /// Its address.
+    pub url: Option<String>,
+    /// Commits that the remote lacks.
+    pub ahead: usize,
+    /// Commits that are lacking here.
+    pub behind: usize,
+    /// Both have commits that the other lacks.
+    pub diverged: bool,
+    /// Files that are edited and not committed.
+    pub dirty: Vec<String>,
+}
+
+impl SharingView {
+    /// What a person should know of it: behind, diverged, edited; nothing when all is well.
+    pub fn plainly(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        if let Some(remote) = self.remote.as_ref().filter(|_| self.behind > 0) {
+            let theirs = format!("{remote}/{}", self.branch);
+            words.push(if self.diverged {
+                format!(
+                    "the deck has DIVERGED from {theirs}: {} commits only here, {} only there",
+                    self.ahead, self.behind
+                )
+            } else {
+                format!("the deck is {} commits behind {theirs}", self.behind)
+            });
+        }
+        if !self.dirty.is_empty() {
+            words.push(format!("edited and not committed: {}", self.dirty.join(", ")));
+        }
+        words
+    }
+}
+
+impl From<RemoteStatus> for SharingView {
+    fn from(status: RemoteStatus) -> Self {
+        Self {
+            diverged: status.has_diverged(),
+            branch: status.branch,
+            remote: status.remote,
+            url: status.url,
+            ahead: status.ahead,
+            behind: status.behind,
+            dirty: status.dirty,
+        }
+    }
+}
+
+fn api_error(error: &RevisionError) -> ApiError {
+    let kind = match error {
+        RevisionError::NotFound { .. } => ErrorKind::NotFound,
+        RevisionError::Diverged { .. } | RevisionError::Detached | RevisionError::Busy { .. } => {
+            ErrorKind::Conflict
+        }
+        RevisionError::NoRemote { .. } => ErrorKind::NotFound,
+        _ => ErrorKind::Internal,
+    };
+    ApiError { kind, message: error.to_string(), hint: error.hint() }
+}
+
+/// How the deck in `dir` stands to its remote, as far as was fetched.
+pub fn status(dir: &Path, remote: Option<&str>) -> Result<SharingView, ApiError> {
+    let status = DeckRepo::open(dir).and_then(|repo| repo.remote_status(remote));
+    status.map(Into::into).map_err(|e| api_error(&e))
+}
+
+/// Fetches; what came of it in words, and how the deck stands then.
+pub fn fetch(dir: &Path, remote: Option<&str>) -> Result<(String, SharingView), ApiError> {
+    let done = DeckRepo::open(dir).and_then(|repo| {
+        let words = match repo.fetch(remote)? {
+            Fetched::UpToDate => "nothing new".to_owned(),
+            Fetched::Forwarded(1) => "moved forward by 1 commit".to_owned(),
+            Fetched::Forwarded(n) => format!("moved forward by {n} commits"),
+            Fetched::Diverged => {
+                "the deck and its remote have gone different ways: merge or rebase".to_owned()
+            }
+            Fetched::Dirty(files) => {
+                format!("not moved forward: edited and not committed: {}", files.join(", "))
+            }
+        };
+        Ok((words, repo.remote_status(remote)?.into()))
+    });
+    done.map_err(|e| api_error(&e))
+}
+
+/// Sends everything; refuses when the remote has commits that are lacking here.
+pub fn push(dir: &Path, remote: Option<&str>) -> Result<SharingView, ApiError> {
+    let done = DeckRepo::open(dir).and_then(|repo| repo.push(remote));
+    done.map(Into::into).map_err(|e| api_error(&e))
+}
+
+impl Core {
+    fn remote_name(&self) -> Option<&str> {
+        self.deck.git.as_ref().and_then(|g| g.remote.as_deref())
+    }
+
+    fn pushes(&self) -> bool {
+        self.deck.git.as_ref().is_some_and(|g| g.push)
+    }
+
+    /// What a person should know of the deck's repository before anything is applied.
+    pub(super) fn deck_warnings(&self, service: &ServiceName) -> Vec<String> {
+        let Some(repo) = &self.repo else { return Vec::new() };
+        let Ok(status) = repo.remote_status(self.remote_name()) else { return Vec::new() };
+        let mut view = SharingView::from(status);
+        // An apply commits the service's own file.
+        let own = crate::revision::service_file(service);
+        view.dirty.retain(|file| *file != own);
+        view.plainly()
+    }
+
+    /// Nothing is committed onto a deck whose remote went another way, if releases are sent there.
+    pub(super) fn may_commit(&self) -> Result<(), ApiError> {
+        let Some(repo) = self.repo.as_ref().filter(|_| self.pushes()) else { return Ok(()) };
+        let status = repo.remote_status(self.remote_name()).map_err(|e| api_error(&e))?;
+        match status.remote {
+            Some(remote) if status.behind > 0 => Err(api_error(&RevisionError::Diverged {
+                remote: format!("{remote}/{}", status.branch),
+                ahead: status.ahead,
+                behind: status.behind,
+            })),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends what was committed or noted, if the deck says so; what comes of it is a named state.
+    pub(super) fn share(&self) {
+        let Some(repo) = self.repo.as_ref().filter(|_| self.pushes()) else { return };
+        let dir = repo.root().to_owned();
+        let remote = self.remote_name().map(str::to_owned);
+        let inputs = self.means.inputs.clone();
+        tokio::spawn(async move {
+            let pushed = tokio::task::spawn_blocking(move || push(&dir, remote.as_deref())).await;
+            let holds = match pushed {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some((
+                    format!("the release is committed here and was not sent: {}", error.message),
+                    error.hint,
+                )),
+                Err(error) => Some((error.to_string(), None)),
+            };
+            let tell = Input::Ask(Box::new(move |core: &mut Core| {
+                core.set_condition(DeckConditionKind::DeckDiverged, holds);
+            }));
+            let _ = inputs.send(tell).await;
+        });
+    }
+
+    /// One release, whole.
+    pub(super) fn release_detail(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {
+        let missing = || ApiError {
+            kind: ErrorKind::NotFound,
+            message: format!("there is no release {number}"),
+            hint: Some("`gpudeck history SERVICE` lists them".to_owned()),
+        };
+        let repo = self.repo.as_ref().ok_or_else(missing)?;
+        let texts = repo.release_texts(number).map_err(|e| match e {
+            RevisionError::NotFound { .. } => missing(),
+            e => api_error(&e),
+        })?;
+        let release = self.release_view(&texts.service, number).ok_or_else(missing)?;
+        let stable = self.state.services.get(&texts.service).and_then(|s| s.stable) == Some(number);
+        Ok(ReleaseDetail { service: texts.service, release, stable, spec: texts.spec })
+    }
+
+    /// Also one that is too old for the list that doors get.
+    fn release_view(&self, service: &ServiceName, number: ReleaseNumber) -> Option<ReleaseView> {
+        let known = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
+        if let Some(view) = known.iter().find(|r| r.number == number) {
+            return Some(view.clone());
+        }
+        let entries = self.repo.as_ref()?.history(service, usize::MAX).ok()?;
+        entries.into_iter().find(|e| e.release == number).map(|e| ReleaseView {
+            number: e.release,
+            revision: e.revision,
+            created: e.time,
+            author: e.author,
+            reason: e.reason,
+            outcome: e.outcome,
+            progress: None,
+        })
+    }
+
+    /// Which release last changed each line of the spec.
+    pub(super) fn blame(&self, service: &ServiceName) -> Result<Vec<BlameLine>, ApiError> {
+        let Some(repo) = self.repo.as_ref() else {
+            return Err(super::planning::not_found(service, self.known_services()));
+        };
+        let lines = repo.blame(service).map_err(|e| match e {
+            RevisionError::NoFile { .. } => {
+                super::planning::not_found(service, self.known_services())
+            }
+            e => api_error(&e),
+        })?;
+        let mut views = std::collections::BTreeMap::new();
+        Ok(lines
+            .into_iter()
+            .map(|l| BlameLine {
+                line: l.line,
+                release: l.release.and_then(|number| {
+                    views
+                        .entry(number)
+                        .or_insert_with(|| self.release_view(service, number))
+                        .clone()
+                }),
+                text: l.text,
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,346 @@
+//! The audit trail: who asked for what, when, why, and what came of it. JSON lines in one file, each
+//! chained to the one before by a hash, so that an edit, a removal or another order is found.
+//!
+//! A line is one JSON object whose last field is `hash`: BLAKE3 over the hash before and the text of
+//! the line up to that field. Beside it `audit.head` names the last line, so that lines cut off at the
+//! end are missed too. Somebody who may write both files can make a new chain; copy the head elsewhere
+//! (`gpudeck audit verify --output json`) if that must be noticed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::JournalError;
+
+/// The file's name, in the deck's state directory.
+pub const FILE: &str = "audit.jsonl";
+
+/// Names the last line: `SEQUENCE HASH`.
+const HEAD_FILE: &str = "audit.head";
+
+/// Longest line that is written or read, in bytes.
+const MAX_LINE_BYTES: usize = 64 << 10;
+
+/// The hash before the first line.
+const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// One line, as read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its number, from 1.
+    pub seq: u64,
+    /// What was written: `at`, `who`, `what`, …
+    #[serde(flatten)]
+    pub entry: Value,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// The open trail.
+pub struct Audit {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    next_seq: u64,
+    hash: String,
+    /// A write failed in the middle and could not be taken back.
+    broken: bool,
+}
+
+#[derive(Serialize)]
+struct Out<'a, T> {
+    seq: u64,
+    #[serde(flatten)]
+    entry: &'a T,
+}
+
+fn chained(previous: &str, text: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(previous.as_bytes());
+    hasher.update(text.as_bytes());
+    hasher.finalize().to_hex().to_string()
+}
+
+impl Audit {
+    /// Opens (or begins) the trail in `dir`, whose lock the caller holds. A last line without its end
+    /// was never acknowledged and is cut off; the rest is not judged here.
+    pub fn open(dir: &Path) -> Result<Self, JournalError> {
+        let path = dir.join(FILE);
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(JournalError::io("cannot open", &path))?;
+        let mut audit =
+            Self { path, file, length: 0, next_seq: 1, hash: START.to_owned(), broken: false };
+        audit.find_end()?;
+        Ok(audit)
+    }
+
+    /// Where the last whole line ends, and what it says of itself.
+    fn find_end(&mut self) -> Result<(), JournalError> {
+        let path = self.path.clone();
+        let (mut end, mut last) = (0, None);
+        let file = File::open(&path).map_err(JournalError::io("cannot open", &path))?;
+        for_each_line(&path, BufReader::new(file), |_, bytes, line| {
+            if let Some(text) = line {
+                end = bytes;
+                last = Some(text.to_owned());
+            }
+            Ok(())
+        })?;
+        self.file.set_len(end).map_err(JournalError::io("cannot cut", &path))?;
+        self.length = end;
+        if let Some(line) = last.as_deref().and_then(|text| serde_json::from_str::<Line>(text).ok())
+        {
+            self.next_seq = line.seq.saturating_add(1);
+            self.hash = line.hash;
+        }
+        Ok(())
+    }
+
+    /// Appends one line; it is on disk when this returns its number.
+    pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<u64, JournalError> {
+        if self.broken {
+            // The file is read again: what stands there is what counts.
+            self.find_end()?;
+            self.broken = false;
+        }
+        let seq = self.next_seq;
+        let json = serde_json::to_string(&Out { seq, entry })
+            .map_err(|e| JournalError::Record { what: e.to_string() })?;
+        let Some(open) = json.strip_suffix('}').filter(|j| j.len() < MAX_LINE_BYTES - 128) else {
+            return Err(JournalError::Record { what: "it is too long for the audit trail".into() });
+        };
+        let hash = chained(&self.hash, open);
+        let line = format!("{open},\"hash\":\"{hash}\"}}\n");
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            self.broken = self.file.set_len(self.length).is_err();
+            return Err(JournalError::io("cannot write", &self.path)(error));
+        }
+        self.length += line.len() as u64;
+        self.next_seq += 1;
+        self.hash = hash;
+        // It may be one behind after a crash, which `verify` knows.
+        let head = self.path.with_file_name(HEAD_FILE);
+        if let Err(error) = write_head(&head, seq, &self.hash) {
+            tracing::warn!(path = %head.display(), %error, "the head of the audit trail is behind");
+        }
+        Ok(seq)
+    }
+}
+
+fn write_head(path: &Path, seq: u64, hash: &str) -> io::Result<()> {
+    let aside = path.with_extension("head.new");
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
+    file.write_all(format!("{seq} {hash}\n").as_bytes())?;
+    fs::rename(&aside, path)
+}
+
+/// Calls `look` with the number, the end in bytes and the text of each line; the text of a last
+/// line without its end is none, as is one that is no text.
+fn for_each_line(
+    path: &Path,
+    mut reader: impl BufRead,
+    mut look: impl FnMut(u64, u64, Option<&str>) -> Result<(), JournalError>,
+) -> Result<(), JournalError> {
+    let mut end = 0_u64;
+    for number in 1_u64.. {
+        let mut line = Vec::new();
+        let read = reader
+            .by_ref()
+            .take(MAX_LINE_BYTES as u64)
+            .read_until(b'\n', &mut line)
+            .map_err(JournalError::io("cannot read", path))?;
+        if read == 0 {
+            return Ok(());
+        }
+        end += read as u64;
+        let whole = line.pop() == Some(b'\n');
+        look(number, end, std::str::from_utf8(&line).ok().filter(|_| whole))?;
+    }
+    Ok(())
+}
+
+/// The lines of a trail, oldest first; none where there is no file. Lines that are no JSON are left
+/// out: [`verify`] is what judges.
+pub fn read(dir: &Path) -> Result<Vec<Line>, JournalError> {
+    let path = dir.join(FILE);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(JournalError::io("cannot open", &path)(e)),
+    };
+    let mut lines = Vec::new();
+    for_each_line(&path, BufReader::new(file), |_, _, text| {
+        lines.extend(text.and_then(|t| serde_json::from_str(t).ok()));
+        Ok(())
+    })?;
+    Ok(lines)
+}
+
+/// What [`verify`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AuditReport {
+    /// Lines that follow each other without a break from the first on.
+    pub lines: u64,
+    /// The hash of the last of them: write it down elsewhere to prove later what stood here.
+    pub head: Option<String>,
+    /// The first line (from 1) at which something is wrong, and what.
+    pub problem: Option<(u64, String)>,
+}
+
+/// Checks the whole chain; takes no lock and changes nothing.
+pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
+    let path = dir.join(FILE);
+    let head_path = dir.join(HEAD_FILE);
+    // Read first: a line that is appended meanwhile must not look like a missing one.
+    let head = fs::read_to_string(&head_path).ok();
+    let head = head.as_deref().and_then(|text| {
+        let (seq, hash) = text.trim().split_once(' ')?;
+        Some((seq.parse::<u64>().ok()?, hash.to_owned()))
+    });
+    let mut report = AuditReport::default();
+    let file = match File::open(&path) {
+        Ok(file) => Some(file),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(JournalError::io("cannot open", &path)(e)),
+    };
+    let mut hash = START.to_owned();
+    if let Some(file) = file {
+        for_each_line(&path, BufReader::new(file), |number, _, text| {
+            if report.problem.is_some() {
+                return Ok(());
+            }
+            match check_line(number, text, &hash) {
+                Ok(next) => {
+                    hash = next;
+                    report.lines = number;
+                    if let Some((seq, stated)) = &head
+                        && *seq == number
+                        && *stated != hash
+                    {
+                        let words = "it is not the line that stood here (audit.head)".to_owned();
+                        report.problem = Some((number, words));
+                    }
+                }
+                Err(words) => report.problem = Some((number, words)),
+            }
+            Ok(())
+        })?;
+    }
+    if let Some((seq, _)) = head
+        && report.problem.is_none()
+        && seq > report.lines
+    {
+        let gone = seq - report.lines;
+        let noun = if gone == 1 { "line is" } else { "lines are" };
+        let words = format!("{gone} {noun} missing at the end: the last one was number {seq}");
+        report.problem = Some((report.lines + 1, words));
+    }
+    report.head = (report.lines > 0).then_some(hash);
+    Ok(report)
+}
+
+/// The hash of line `number` if it is the one that follows `previous`.
+fn check_line(number: u64, text: Option<&str>, previous: &str) -> Result<String, String> {
+    let text = text.ok_or("it is torn, or not text")?;
+    let line: Line = serde_json::from_str(text).map_err(|_| "it is not a line of the trail")?;
+    if line.seq != number {
+        return Err(format!("line {number} was expected here, it says that it is {}", line.seq));
+    }
+    let end = format!(",\"hash\":\"{}\"}}", line.hash);
+    let open = text.strip_suffix(&end).ok_or("its hash is not where it belongs")?;
+    if chained(previous, open) != line.hash {
+        return Err("it was changed, or does not follow the line before it".to_owned());
+    }
+    Ok(line.hash)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn trail(count: usize) -> (tempfile::TempDir, Vec<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut audit = Audit::open(dir.path()).unwrap();
+        for n in 0..count {
+            audit
+                .append(&json!({ "who": { "user": "ada" }, "what": n, "why": "a \"b\"\n" }))
+                .unwrap();
+        }
+        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+        (dir, text.lines().map(str::to_owned).collect())
+    }
+
+    fn problem_of(dir: &Path, lines: &[String]) -> Option<u64> {
+        let text: String = lines.iter().flat_map(|l| [l.as_str(), "\n"]).collect();
+        fs::write(dir.join(FILE), text).unwrap();
+        verify(dir).unwrap().problem.map(|(line, _)| line)
+    }
+
+    #[test]
+    fn an_edit_a_removal_and_another_order_are_found_with_their_line() {
+        let (dir, lines) = trail(6);
+        assert_eq!(problem_of(dir.path(), &lines), None);
+        assert_eq!(read(dir.path()).unwrap().len(), 6);
+        for at in 0..6 {
+            let mut edited = lines.clone();
+            edited[at] = edited[at].replace("ada", "bob");
+            assert_eq!(problem_of(dir.path(), &edited), Some(at as u64 + 1), "edit of {at}");
+            let mut removed = lines.clone();
+            removed.remove(at);
+            assert_eq!(problem_of(dir.path(), &removed), Some(at as u64 + 1), "removal of {at}");
+            let mut doubled = lines.clone();
+            doubled.insert(at, lines[at].clone());
+            assert_eq!(problem_of(dir.path(), &doubled), Some(at as u64 + 2), "double of {at}");
+            if at < 5 {
+                let mut swapped = lines.clone();
+                swapped.swap(at, at + 1);
+                assert_eq!(problem_of(dir.path(), &swapped), Some(at as u64 + 1), "swap at {at}");
+            }
+        }
+        assert_eq!(problem_of(dir.path(), &lines), None);
+    }
+
+    #[test]
+    fn any_flipped_byte_is_found() {
+        let (dir, lines) = trail(3);
+        let whole = lines.join("\n") + "\n";
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone().into_bytes();
+            bytes[at] ^= 1;
+            fs::write(dir.path().join(FILE), &bytes).unwrap();
+            let line = whole[..at].matches('\n').count() as u64 + 1;
+            assert_eq!(verify(dir.path()).unwrap().problem.unwrap().0, line, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn goes_on_after_a_torn_line_and_after_a_restart() {
+        let (dir, lines) = trail(2);
+        fs::write(dir.path().join(FILE), format!("{}\n{}\n{{\"seq\":3,", lines[0], lines[1]))
+            .unwrap();
+        let mut audit = Audit::open(dir.path()).unwrap();
+        assert_eq!(audit.append(&json!({ "what": "again" })).unwrap(), 3);
+        let report = verify(dir.path()).unwrap();
+        assert_eq!((report.lines, report.problem), (3, None));
+    }
+
+    #[test]
+    fn no_trail_is_a_good_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(verify(dir.path()).unwrap(), AuditReport::default());
+    }
+}

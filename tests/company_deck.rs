@@ -1,0 +1,365 @@
+//! The deck as a company shares it: a remote in a directory and one behind the user's `git`, refusal
+//! when two went different ways, signed releases, one release whole, blame, and drift on the hosts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, Gpudeck, Traces, has_program, run, wait_until};
+use git2::Repository;
+use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
+use gpudeck::revision::{DeckRepo, Fetched, ReleaseCommit, RevisionError};
+use gpudeck::rollout::Outcome;
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(90);
+
+fn chat() -> ServiceName {
+    "chat".parse().unwrap()
+}
+
+fn write(deck: &DeckRepo, text: &str) {
+    std::fs::create_dir_all(deck.root().join("services")).unwrap();
+    std::fs::write(deck.root().join("services/chat.toml"), text).unwrap();
+}
+
+fn release(deck: &DeckRepo, text: &str) -> Revision {
+    write(deck, text);
+    let number = deck.next_release().unwrap();
+    deck.commit_service(&ReleaseCommit {
+        service: &chat(),
+        release: number,
+        subject: "Apply chat",
+        reason: None,
+        author: Some("ada"),
+        expected: None,
+    })
+    .unwrap()
+}
+
+/// A deck with a release, its bare remote, and a clone.
+fn shared() -> (tempfile::TempDir, DeckRepo, DeckRepo) {
+    let dir = tempfile::tempdir().unwrap();
+    let bare = dir.path().join("remote.git");
+    let mut options = git2::RepositoryInitOptions::new();
+    Repository::init_opts(&bare, options.bare(true).initial_head("main")).unwrap();
+    let first = DeckRepo::init(&dir.path().join("first")).unwrap();
+    std::fs::write(first.root().join("deck.toml"), "name = \"test\"\n").unwrap();
+    release(&first, "a = 1\nb = 2\n");
+    let url = format!("file://{}", bare.display());
+    Repository::open(first.root()).unwrap().remote("origin", &url).unwrap();
+    first.push(None).unwrap();
+    Repository::clone(&url, dir.path().join("second")).unwrap();
+    let second = DeckRepo::open(&dir.path().join("second")).unwrap();
+    (dir, first, second)
+}
+
+#[test]
+fn releases_outcomes_and_what_is_stable_travel_with_the_branch() {
+    let (_dir, first, second) = shared();
+    assert_eq!(second.fetch(None).unwrap(), Fetched::UpToDate);
+    let r1 = first.release(ReleaseNumber(1)).unwrap().unwrap();
+    first.set_outcome(&r1, &Outcome::Completed).unwrap();
+    first.set_stable(&chat(), &r1).unwrap();
+    let r2 = release(&first, "a = 1\nb = 3\n");
+    let status = first.remote_status(None).unwrap();
+    assert_eq!((status.ahead, status.behind, status.has_diverged()), (1, 0, false));
+    let status = first.push(None).unwrap();
+    assert_eq!((status.ahead, status.behind), (0, 0));
+
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(1));
+    assert_eq!(second.read_service(&chat()).unwrap(), "a = 1\nb = 3\n");
+    assert!(!second.is_dirty(&chat()).unwrap());
+    assert_eq!(second.release(ReleaseNumber(2)).unwrap(), Some(r2));
+    assert_eq!(second.stable(&chat()).unwrap(), Some(r1.clone()));
+    let history = second.history(&chat(), 10).unwrap();
+    assert_eq!(history[1].outcome, Some(Outcome::Completed));
+
+    // Each notes an outcome of its own: both are known to both afterwards.
+    let r2 = second.release(ReleaseNumber(2)).unwrap().unwrap();
+    second.set_outcome(&r2, &Outcome::Failed { why: "x".to_owned() }).unwrap();
+    second.push(None).unwrap();
+    first.fetch(None).unwrap();
+    let history = first.history(&chat(), 10).unwrap();
+    assert_eq!(history[0].outcome, Some(Outcome::Failed { why: "x".to_owned() }));
+    assert_eq!(history[1].outcome, Some(Outcome::Completed));
+}
+
+#[test]
+fn what_went_different_ways_is_refused_and_said() {
+    let (_dir, first, second) = shared();
+    release(&first, "a = 1\nb = 3\n");
+    first.push(None).unwrap();
+    release(&second, "a = 9\nb = 2\n");
+    let error = second.push(None).unwrap_err();
+    assert!(matches!(error, RevisionError::Diverged { ahead: 1, behind: 1, .. }), "{error}");
+    assert!(gpudeck::base::Hint::hint(&error).unwrap().contains("git rebase origin/main"));
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Diverged);
+    assert!(second.remote_status(None).unwrap().has_diverged());
+    assert_eq!(second.read_service(&chat()).unwrap(), "a = 9\nb = 2\n");
+
+    // Rebased by hand: the number that both gave out is not taken from whoever sent it first.
+    let repo = Repository::open(second.root()).unwrap();
+    let theirs = repo.refname_to_id("refs/remotes/origin/main").unwrap();
+    repo.reset(&repo.find_object(theirs, None).unwrap(), git2::ResetType::Hard, None).unwrap();
+    let error = second.push(None).unwrap_err();
+    assert!(error.to_string().contains("release r2 is another commit at origin"), "{error}");
+
+    // An edit in the way of what was fetched is left alone.
+    let (_dir, first, second) = shared();
+    release(&first, "a = 1\nb = 3\n");
+    first.push(None).unwrap();
+    write(&second, "a = 5\nb = 2\n");
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Dirty(vec!["services/chat.toml".to_owned()]));
+    assert_eq!(second.read_service(&chat()).unwrap(), "a = 5\nb = 2\n");
+    let status = second.remote_status(None).unwrap();
+    assert_eq!((status.ahead, status.behind), (0, 1));
+
+    let alone = tempfile::tempdir().unwrap();
+    let alone = DeckRepo::init(&alone.path().join("deck")).unwrap();
+    assert!(matches!(alone.push(None), Err(RevisionError::NoRemote { name: None })));
+    assert!(matches!(first.push(Some("nobody")), Err(RevisionError::NoRemote { .. })));
+}
+
+/// A remote that libgit2 does not reach, by way of the user's `git` (its `ext` transport needs no server).
+#[test]
+fn another_transport_goes_through_the_users_git() {
+    if !has_program("git") {
+        return;
+    }
+    let (dir, first, second) = shared();
+    let bare = dir.path().join("remote.git");
+    for deck in [&first, &second] {
+        let repo = Repository::open(deck.root()).unwrap();
+        repo.remote_set_url("origin", &format!("ext::git %s {}", bare.display())).unwrap();
+        repo.config().unwrap().set_str("protocol.ext.allow", "always").unwrap();
+    }
+    let r1 = first.release(ReleaseNumber(1)).unwrap().unwrap();
+    first.set_outcome(&r1, &Outcome::Completed).unwrap();
+    release(&first, "a = 1\nb = 3\n");
+    assert_eq!(first.push(None).unwrap().ahead, 0);
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(1));
+    assert_eq!(second.history(&chat(), 10).unwrap()[1].outcome, Some(Outcome::Completed));
+    let repo = Repository::open(first.root()).unwrap();
+    repo.remote_set_url("origin", "ext::false").unwrap();
+    let error = first.push(None).unwrap_err();
+    assert!(
+        matches!(&error, RevisionError::Git { message } if message.contains("git fetch")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_release_is_signed_where_git_is_set_up_so() {
+    if !has_program("ssh-keygen") || !has_program("git") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    run(
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key),
+        DEADLINE,
+    )
+    .expect_success();
+    let deck = DeckRepo::init(&dir.path().join("deck")).unwrap();
+    std::fs::write(deck.root().join("deck.toml"), "name = \"test\"\n").unwrap();
+    let repo = Repository::open(deck.root()).unwrap();
+    let mut config = repo.config().unwrap();
+    config.set_str("user.name", "Ada").unwrap();
+    config.set_str("user.email", "ada@example.org").unwrap();
+    config.set_str("gpg.format", "ssh").unwrap();
+    config.set_str("user.signingkey", key.to_str().unwrap()).unwrap();
+    config.set_bool("commit.gpgsign", true).unwrap();
+    let signers = dir.path().join("signers");
+    let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+    std::fs::write(&signers, format!("ada@example.org {public}")).unwrap();
+    config.set_str("gpg.ssh.allowedSignersFile", signers.to_str().unwrap()).unwrap();
+
+    for text in ["a = 1\n", "a = 2\n"] {
+        let revision = release(&deck, text);
+        assert_eq!(deck.head().unwrap(), Some(revision.clone()));
+        let mut git = Command::new("git");
+        git.arg("-C").arg(deck.root()).args(["verify-commit", &revision.0]);
+        let done = run(&mut git, DEADLINE).expect_success();
+        assert!(done.stderr.contains("Good \"git\" signature"), "{done:#?}");
+    }
+    assert_eq!(deck.history(&chat(), 10).unwrap().len(), 2);
+
+    // What cannot be signed is not committed.
+    config.set_str("user.signingkey", "/nonexistent/key").unwrap();
+    write(&deck, "a = 3\n");
+    let error = deck
+        .commit_service(&ReleaseCommit {
+            service: &chat(),
+            release: ReleaseNumber(3),
+            subject: "Apply chat",
+            reason: None,
+            author: None,
+            expected: None,
+        })
+        .unwrap_err();
+    assert!(matches!(error, RevisionError::Signing { .. }), "{error}");
+    assert_eq!(deck.history(&chat(), 10).unwrap().len(), 2);
+}
+
+/// The same by gpg, with a key and a home of its own.
+#[test]
+fn a_release_is_signed_by_gpg_too() {
+    use std::os::unix::fs::PermissionsExt;
+    if !has_program("gpg") || !has_program("git") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("gpg");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let program = dir.path().join("own-gpg");
+    let text = format!("#!/bin/sh\nexec gpg --homedir '{}' \"$@\"\n", home.display());
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut make = Command::new(&program);
+    make.args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]);
+    make.args(["--quick-generate-key", "ada@example.org", "ed25519", "sign", "never"]);
+    run(&mut make, DEADLINE).expect_success();
+    let deck = DeckRepo::init(&dir.path().join("deck")).unwrap();
+    std::fs::write(deck.root().join("deck.toml"), "name = \"test\"\n").unwrap();
+    let mut config = Repository::open(deck.root()).unwrap().config().unwrap();
+    config.set_str("user.name", "Ada").unwrap();
+    config.set_str("user.email", "ada@example.org").unwrap();
+    config.set_str("user.signingkey", "ada@example.org").unwrap();
+    config.set_str("gpg.program", program.to_str().unwrap()).unwrap();
+    config.set_bool("commit.gpgsign", true).unwrap();
+    let revision = release(&deck, "a = 1\n");
+    let mut git = Command::new("git");
+    git.arg("-C").arg(deck.root()).args(["verify-commit", &revision.0]);
+    let done = run(&mut git, DEADLINE).expect_success();
+    assert!(done.stderr.contains("Good signature from"), "{done:#?}");
+    let mut end = Command::new("gpgconf");
+    run(end.args(["--homedir"]).arg(&home).args(["--kill", "all"]), DEADLINE).expect_success();
+}
+
+const SERVICE: &str = r#"
+model  = "tiny"
+engine = { command = { run = ["{gpudeck}", "sim-engine", "--port", "{port}", "--load-time", "100ms"] } }
+device = "cpu"
+memory = "1MiB"
+"#;
+
+fn json(done: Finished, code: i32) -> Value {
+    assert_eq!(done.code(), Some(code), "{done:#?}");
+    serde_json::from_str(&done.stdout).unwrap()
+}
+
+fn state_file(agent: &Path, file: &str) -> PathBuf {
+    // `ranks/RANK` of the only rank, in the folder itself or in that of the machine's id.
+    let below = std::fs::read_dir(agent).unwrap().flatten().map(|e| e.path().join("ranks"));
+    let ranks = below.chain([agent.join("ranks")]).find(|p| p.is_dir()).unwrap();
+    let mut found = std::fs::read_dir(ranks).unwrap().flatten().map(|e| e.path());
+    found.find(|p| p.join(file).is_file()).unwrap().join(file)
+}
+
+#[test]
+fn show_blame_and_drift_say_what_runs_and_why() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    gpudeck("init").expect_success();
+    let agent = person.home().join("agent");
+    let port = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port();
+    let file = person.deck().join("deck.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let host = format!(
+        "\n[hosts.here]\ntransport = \"local\"\nfirst_engine_port = {port}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n\n[git]\npush = true\n",
+        agent.display()
+    );
+    std::fs::write(&file, before + &host).unwrap();
+    let bare = person.home().join("remote.git");
+    let mut options = git2::RepositoryInitOptions::new();
+    Repository::init_opts(&bare, options.bare(true).initial_head("main")).unwrap();
+    let repo = Repository::open(person.deck()).unwrap();
+    repo.remote("origin", &format!("file://{}", bare.display())).unwrap();
+    let spec = person.deck().join("services/chat.toml");
+    std::fs::write(&spec, SERVICE).unwrap();
+    gpudeck("apply chat -m first --wait --timeout 60s").expect_success();
+    std::fs::write(&spec, format!("{SERVICE}env = {{ GREETING = \"hello\" }}\n")).unwrap();
+    gpudeck("apply chat -m second --accept-outage --wait --timeout 60s").expect_success();
+
+    let shown = gpudeck("show r2").expect_success().stdout;
+    for part in ["r2 of chat (served)", "reason    second", "outcome   completed", "GREETING"] {
+        assert!(shown.contains(part), "`{part}` is not in:\n{shown}");
+    }
+    assert_eq!(json(gpudeck("show r1 --output json"), 0)["release"]["reason"], "first");
+    assert_eq!(gpudeck("show r9").code(), Some(8));
+    let text = std::fs::read_to_string(&spec).unwrap();
+    std::fs::write(&spec, format!("{text}# not applied yet\n")).unwrap();
+    let blame = json(gpudeck("blame chat --output json"), 0);
+    let numbers: Vec<&Value> =
+        blame.as_array().unwrap().iter().map(|l| &l["release"]["number"]).collect();
+    let expected = [1, 1, 1, 1, 1, 2].map(Value::from);
+    assert_eq!(numbers[..6], expected.iter().collect::<Vec<_>>(), "{blame:#}");
+    assert!(numbers[6].is_null(), "{blame:#}");
+    assert!(gpudeck("blame chat").expect_success().stdout.contains("not applied"));
+    std::fs::write(&spec, text).unwrap();
+
+    // Every release was sent, with what came of it.
+    let remote = Repository::open(&bare).unwrap();
+    wait_until("the push", DEADLINE, || {
+        let r2 = remote.refname_to_id("refs/gpudeck/releases/r2");
+        r2.is_ok_and(|r2| remote.find_note(Some("refs/notes/gpudeck"), r2).is_ok())
+    });
+    assert!(
+        gpudeck("deck status").expect_success().stdout.contains("0 commits to send, 0 lacking")
+    );
+
+    // Somebody else sends something: nothing is applied onto that unseen.
+    let clone = person.home().join("clone");
+    Repository::clone(&format!("file://{}", bare.display()), &clone).unwrap();
+    let other = DeckRepo::open(&clone).unwrap();
+    let number = other.next_release().unwrap();
+    std::fs::write(clone.join("services/chat.toml"), format!("{SERVICE}replicas = 1\n")).unwrap();
+    other
+        .commit_service(&ReleaseCommit {
+            service: &chat(),
+            release: number,
+            subject: "Apply chat",
+            reason: None,
+            author: Some("bob"),
+            expected: None,
+        })
+        .unwrap();
+    other.push(None).unwrap();
+    let ours = std::fs::read_to_string(&spec).unwrap();
+    std::fs::write(&spec, format!("{ours}# mine\n")).unwrap();
+    let fetched = gpudeck("deck fetch").expect_success().stdout;
+    assert!(fetched.contains("edited and not committed: services/chat.toml"), "{fetched}");
+    std::fs::write(&spec, ours.replace("hello", "ciao")).unwrap();
+    let plan = gpudeck("plan chat").stdout;
+    assert!(plan.contains("the deck is 1 commits behind origin/main"), "{plan}");
+    let status = gpudeck("status").expect_success().stdout;
+    assert!(status.contains("deck: the deck is 1 commits behind origin/main"), "{status}");
+    assert!(status.contains("deck: edited and not committed: services/chat.toml"), "{status}");
+    let refused = gpudeck("apply chat --accept-outage");
+    assert_eq!(refused.code(), Some(5), "{refused:#?}");
+    assert!(refused.stderr.contains("commits that are not in this deck"), "{refused:#?}");
+    std::fs::write(&spec, &ours).unwrap();
+
+    // Drift: none; then somebody's hand in what runs.
+    let none = gpudeck("drift").expect_success().stdout;
+    assert!(none.contains("the hosts run what the releases say"), "{none}");
+    let rank = state_file(&agent, "rank.json");
+    let known = std::fs::read_to_string(&rank).unwrap();
+    std::fs::write(&rank, known.replace("100ms", "900ms")).unwrap();
+    let drift = json(gpudeck("drift chat --output json"), 2);
+    assert_eq!(drift["items"][0]["kind"], "command", "{drift:#}");
+    std::fs::write(&rank, known).unwrap();
+    assert_eq!(gpudeck("drift nobody").code(), Some(8));
+
+    gpudeck("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}

@@ -1,0 +1,255 @@
+//! The journal and the audit trail as commands show and check them, a journal of an older gpudeck, and
+//! a disk that fills up under a running controller.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, Gpudeck, Traces, checkout, lab_is_wanted, run, wait_until};
+use gpudeck::controller::record::{DeckState, Record};
+use gpudeck::journal::{Journal, RecordKind, verify};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(90);
+
+fn service(greeting: &str) -> String {
+    format!(
+        r#"
+model  = "tiny"
+engine = {{ command = {{ run = ["{{gpudeck}}", "sim-engine", "--port", "{{port}}", "--load-time", "100ms"] }} }}
+device = "cpu"
+memory = "1MiB"
+env    = {{ GREETING = "{greeting}" }}
+"#
+    )
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A deck whose only host is this machine, with a service `chat` that was not applied yet.
+fn deck() -> Gpudeck {
+    let person = Gpudeck::new();
+    person.run(["init"], DEADLINE).expect_success();
+    let file = person.deck().join("deck.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let host = format!(
+        "\n[hosts.here]\ntransport = \"local\"\nfirst_engine_port = {}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
+        free_port(),
+        person.home().join("agent").display()
+    );
+    std::fs::write(&file, before + &host).unwrap();
+    std::fs::write(person.deck().join("services/chat.toml"), service("one")).unwrap();
+    person
+}
+
+/// Where the deck's controller keeps its files.
+fn state_dir(home: &Path) -> PathBuf {
+    let mut found = std::fs::read_dir(home).unwrap().flatten().map(|e| e.path());
+    found.find(|p| p.join("journal").is_dir()).expect("a state directory")
+}
+
+fn words(done: &Finished) -> String {
+    format!("{}{}", done.stdout, done.stderr)
+}
+
+#[test]
+fn the_journal_and_the_audit_trail_are_read_without_a_controller() {
+    let person = deck();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    assert_eq!(
+        gpudeck("journal").expect_success().stdout,
+        "nothing was journaled for this deck yet\n"
+    );
+    assert!(gpudeck("audit verify").expect_success().stdout.contains("good: 0 lines"));
+
+    let mut apply =
+        person.command(["apply", "chat", "-m", "the first", "--wait", "--timeout", "60s"]);
+    // What sshd with ExposeAuthInfo leaves in the environment of a session.
+    let info = person.home().join("auth-info");
+    let key = "AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+    std::fs::write(&info, format!("publickey ssh-ed25519 {key}\n")).unwrap();
+    apply.env("SSH_USER_AUTH", &info).env("SSH_CONNECTION", "10.0.0.7 50122 10.0.0.1 22");
+    run(&mut apply, DEADLINE).expect_success();
+    assert_eq!(gpudeck("rollout pause chat").code(), Some(5));
+    gpudeck("stop chat").expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
+    gpudeck("controller stop").expect_success();
+
+    let told = gpudeck("journal").expect_success().stdout;
+    for part in
+        ["asks for r1", ": the first", "rank 0 of r1-0-a1 runs", "it is ready", "stops the service"]
+    {
+        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+    }
+    assert_eq!(gpudeck("journal --service other").expect_success().stdout, "");
+    assert_eq!(gpudeck("journal --since 2100-01-01T00:00:00Z").expect_success().stdout, "");
+    assert_eq!(gpudeck("journal --since 1h").expect_success().stdout, told);
+    let json = gpudeck("journal --output json").expect_success().stdout;
+    for line in json.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert!(line["seq"].is_u64() && line["words"].is_string(), "{line}");
+    }
+    assert!(gpudeck("journal verify").expect_success().stdout.contains("the journal is good"));
+
+    let audit = gpudeck("audit --output json").expect_success().stdout;
+    let lines: Vec<Value> = audit.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let asked = lines.iter().find(|l| l["what"]["intent"] == "apply").unwrap();
+    let uid = rustix::process::getuid().as_raw();
+    assert_eq!(asked["who"]["uid"], uid, "{asked:#}");
+    assert_eq!(asked["who"]["ssh_key"], "SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU");
+    assert_eq!(asked["who"]["ssh_from"], "10.0.0.7 port 50122");
+    assert_eq!(asked["why"], "the first");
+    let answer = lines.iter().find(|l| l["of"] == asked["seq"]).unwrap();
+    assert_eq!(answer["result"]["release"], 1, "{answer:#}");
+    let ended = lines.iter().find(|l| l["event"] == "rollout_ended").unwrap();
+    assert_eq!(ended["result"]["outcome"], "completed", "{ended:#}");
+    let table = gpudeck("audit").expect_success().stdout;
+    for part in
+        ["apply", "rollout begun r1", "refused: no rollout of chat", "SHA256:+DiY", "the first"]
+    {
+        assert!(table.contains(part), "`{part}` is not in:\n{table}");
+    }
+    assert!(gpudeck("audit verify").expect_success().stdout.contains("the audit trail is good"));
+
+    // Whatever somebody does to either of them is told with the line.
+    let state = state_dir(&person.home().join(".local/state/gpudeck"));
+    let file = state.join("audit.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("the first", "the worst", 1)).unwrap();
+    let done = gpudeck("audit verify");
+    assert_eq!(done.code(), Some(1), "{done:#?}");
+    let line = asked["seq"].as_u64().unwrap();
+    assert!(done.stderr.contains(&format!("line {line}: it was changed")), "{done:#?}");
+    let file = state.join("journal/journal.000001.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("the first", "the worst", 1)).unwrap();
+    let done = gpudeck("journal verify");
+    assert_eq!(done.code(), Some(1), "{done:#?}");
+    assert!(
+        // What was foreseen of the rollout stands before the rollout itself.
+        words(&done).contains("journal.000001.jsonl:3: record 2 does not match its hash"),
+        "{done:#?}"
+    );
+    traces.expect_none(&person);
+}
+
+/// A journal that gpudeck 0.1.0 wrote in format 1 (the demo's story, to the good revision's rollout).
+#[test]
+fn a_journal_of_the_first_format_is_read_and_goes_on_in_the_present_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = checkout().join("tests/fixtures/journal-v1/journal.000001.jsonl");
+    std::fs::copy(fixture, dir.path().join("journal.000001.jsonl")).unwrap();
+    let replay = |records: &[gpudeck::journal::Record]| {
+        let mut state = DeckState::default();
+        for record in records {
+            match record.kind {
+                RecordKind::Checkpoint => state = record.read().unwrap(),
+                RecordKind::Appended => state.replay(&record.read::<Record>().unwrap()),
+            }
+        }
+        state
+    };
+    let (mut journal, records) = Journal::open(dir.path()).unwrap();
+    assert!(journal.is_of_older_version());
+    assert_eq!(records.len(), 59);
+    let state = replay(&records);
+    let chat = &state.services[&"chat".parse().unwrap()];
+    assert_eq!(chat.stable.map(|r| r.0), Some(1));
+    assert_eq!(chat.rollout.as_ref().map(|r| r.to.0), Some(4));
+    assert_eq!(state.last_release.0, 4);
+
+    journal.checkpoint(&state).unwrap();
+    assert!(!journal.is_of_older_version());
+    drop(journal);
+    let (journal, records) = Journal::open(dir.path()).unwrap();
+    assert!(!journal.is_of_older_version());
+    assert_eq!(replay(&records), state);
+    let report = verify(dir.path()).unwrap();
+    assert!(report.is_good());
+    let versions: Vec<_> = report.segments.iter().map(|s| s.version).collect();
+    assert_eq!(versions, [Some(1), Some(2)]);
+}
+
+/// The state directory on a file system of its own.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Option<Self> {
+        std::fs::create_dir(&at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m,mode=700", "gpudeck-test"])
+            .arg(&at)
+            .stderr(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success());
+        if !mounted {
+            assert!(!lab_is_wanted(), "a tmpfs could not be mounted, which the lab needs");
+            println!("skipped: needs root to mount a small tmpfs");
+            return None;
+        }
+        Some(Self(at))
+    }
+
+    fn fill(&self) {
+        use std::io::Write;
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        while file.write_all(&[7; 512]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a controller of a failed test may still be in there.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_new_work_keeps_what_runs_and_heals() {
+    let person = deck();
+    let traces = Traces::of(&person);
+    let Some(disk) = SmallDisk::mount(person.home().join("small")) else { return };
+    let gpudeck = |words: &[&str]| {
+        let mut command = person.command(words);
+        run(command.env("GPUDECK_HOME", &disk.0), DEADLINE)
+    };
+    gpudeck(&["apply", "chat", "--wait", "--timeout", "60s"]).expect_success();
+    let status = gpudeck(&["status", "chat", "--output", "json"]).expect_success().stdout;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let port = status["replicas"][0]["ranks"][0]["port"].as_u64().unwrap();
+    let port = u16::try_from(port).unwrap();
+
+    disk.fill();
+    std::fs::write(person.deck().join("services/chat.toml"), service("two")).unwrap();
+    // What still fits into a page is written, so the first wish may get through to the journal.
+    let long = "why ".repeat(1_500);
+    let refused = gpudeck(&["apply", "chat", "-m", &long]);
+    assert_eq!(refused.code(), Some(1), "{refused:#?}");
+    assert!(refused.stderr.contains("no space left"), "{refused:#?}");
+    let status = gpudeck(&["status"]).expect_success().stdout;
+    assert!(status.contains("! journal-unwritable since"), "{status}");
+    assert!(status.contains("→ free space on the disk"), "{status}");
+    assert!(status.contains("serving"), "{status}");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), "what ran was ended");
+
+    std::fs::remove_file(disk.0.join("filler")).unwrap();
+    wait_until("the journal's recovery", DEADLINE, || {
+        !gpudeck(&["status"]).stdout.contains("journal-unwritable")
+    });
+    gpudeck(&["apply", "chat", "--accept-outage", "--wait", "--timeout", "60s"]).expect_success();
+    assert!(
+        gpudeck(&["journal", "verify"]).expect_success().stdout.contains("the journal is good")
+    );
+    assert!(gpudeck(&["audit", "verify"]).expect_success().stdout.contains("is good"));
+    gpudeck(&["stop", "chat"]).expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck(&["status", "chat"]).stdout.contains("stopped"));
+    gpudeck(&["controller", "stop"]).expect_success();
+    traces.expect_none(&person);
+}

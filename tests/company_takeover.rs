@@ -1,0 +1,344 @@
+//! Two operators of one deck: the second waits and is told who holds the hosts, takes over when the
+//! first has fallen silent, goes on in the middle of its rollout, and the first is refused when it is back.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{Finished, Gpudeck, Traces, run, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The deck and its two operators, each with a state directory (and a working copy) of its own. The
+/// hosts are two agents of this machine.
+struct Company {
+    person: Gpudeck,
+}
+
+impl Company {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let person = Gpudeck::new();
+        person.run(["init", "--name", "shop"], DEADLINE).expect_success();
+        let file = person.deck().join("deck.toml");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        for host in ["h1", "h2"] {
+            let port = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
+            text.push_str(&format!(
+                "\n[hosts.{host}]\ntransport = \"local\"\nfirst_engine_port = {}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
+                port.local_addr().unwrap().port(),
+                person.home().join(host).display()
+            ));
+        }
+        std::fs::write(&file, text).unwrap();
+        // Notes every start before it becomes the engine.
+        let note = person.home().join("note");
+        std::fs::write(
+            &note,
+            "#!/bin/sh\necho \"$1\" >>\"$(dirname \"$0\")/starts\"\nshift\nexec \"$@\"\n",
+        )
+        .unwrap();
+        std::fs::set_permissions(&note, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let company = Self { person };
+        company.write_spec(&company.person.deck(), "one");
+        company
+    }
+
+    fn write_spec(&self, deck: &Path, greeting: &str) {
+        let spec = format!(
+            r#"
+model    = "tiny"
+replicas = 2
+device   = "cpu"
+memory   = "1MiB"
+env      = {{ GREETING = "{greeting}" }}
+
+[engine.command]
+run = ["{}", "{{release}}-{{replica}}", "{{gpudeck}}", "sim-engine", "--port", "{{port}}", "--load-time", "100ms"]
+
+[placement]
+spread = "host"
+
+[rollout]
+steps = [{{ weight = 50 }}, {{ approve = true }}]
+"#,
+            self.person.home().join("note").display()
+        );
+        std::fs::write(deck.join("services/chat.toml"), spec).unwrap();
+    }
+
+    fn home(&self, operator: &str) -> PathBuf {
+        self.person.home().join(operator)
+    }
+
+    fn run(&self, operator: &str, deck: &Path, words: &str) -> Finished {
+        let mut command = self.person.command(words.split(' '));
+        run(command.current_dir(deck).env("GPUDECK_HOME", self.home(operator)), DEADLINE)
+    }
+
+    fn a(&self, words: &str) -> Finished {
+        self.run("a", &self.person.deck(), words)
+    }
+
+    /// The second operator's working copy.
+    fn clone(&self) -> PathBuf {
+        self.person.home().join("clone")
+    }
+
+    fn b(&self, words: &str) -> Finished {
+        self.run("b", &self.clone(), words)
+    }
+
+    fn make_clone(&self) {
+        let from = self.person.deck();
+        let mut builder = git2::build::RepoBuilder::new();
+        builder.clone(from.to_str().unwrap(), &self.clone()).unwrap();
+    }
+
+    fn starts(&self) -> BTreeMap<String, usize> {
+        let text = std::fs::read_to_string(self.person.home().join("starts")).unwrap_or_default();
+        let mut counts = BTreeMap::new();
+        for line in text.lines() {
+            *counts.entry(line.trim_start_matches('r').to_owned()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn pid(done: &Finished) -> Pid {
+        let status: Value = serde_json::from_str(&done.stdout).unwrap();
+        Pid::from_raw(i32::try_from(status["version"]["pid"].as_i64().unwrap()).unwrap()).unwrap()
+    }
+}
+
+fn json(done: Finished) -> Value {
+    serde_json::from_str(&done.expect_success().stdout).unwrap()
+}
+
+#[test]
+fn a_second_operator_waits_takes_over_and_goes_on() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.make_clone();
+
+    // The second operator sees who works there, and can do nothing.
+    wait_until("the second operator's news", DEADLINE, || {
+        company.b("status").stdout.contains("! hosts-held since")
+    });
+    let status = company.b("status").expect_success().stdout;
+    assert!(status.contains("h1, h2 are held by") && status.contains("/a/"), "{status}");
+    let hosts = company.b("hosts").expect_success().stdout;
+    assert!(hosts.contains("held by") && hosts.contains(" until "), "{hosts}");
+    for words in ["apply chat", "stop chat --yes", "controller take-over"] {
+        let refused = company.b(words);
+        assert_eq!(refused.code(), Some(9), "{words}: {refused:#?}");
+        assert!(refused.stderr.contains("held by"), "{words}: {refused:#?}");
+    }
+    let refused = company.b("controller take-over --force --confirm other");
+    assert_eq!(refused.code(), Some(1), "{refused:#?}");
+
+    // The first begins a rollout and falls silent at its gate, with half of it done.
+    company.write_spec(&company.person.deck(), "two");
+    company.a("apply chat -m second").expect_success();
+    wait_until("the gate", DEADLINE, || {
+        company.a("status chat").stdout.contains("waits for approval")
+    });
+    let first = Company::pid(&company.a("controller status --output json"));
+    kill_process(first, Signal::STOP).unwrap();
+    wait_until("the end of the lease", DEADLINE, || {
+        company.b("status").stdout.contains("its lease ended at")
+    });
+    assert_eq!(company.b("apply chat").code(), Some(9), "taking over is for a person to say");
+    company.b("controller take-over").expect_success();
+
+    // It goes on from there: the same rollout, the same gate, the same replicas.
+    wait_until("the gate at the second operator", DEADLINE, || {
+        company.b("status chat").stdout.contains("waits for approval")
+    });
+    let chat = json(company.b("status chat --output json"));
+    assert_eq!(chat["rollout"]["to"], 2, "{chat:#}");
+    assert_eq!(chat["stable"], 1, "{chat:#}");
+    company.b("rollout promote chat").expect_success();
+    company.b("rollout status chat --wait --timeout 60s").expect_success();
+    let once: BTreeMap<String, usize> =
+        ["1-0", "1-1", "2-0", "2-1"].into_iter().map(|r| (r.to_owned(), 1)).collect();
+    assert_eq!(company.starts(), once);
+
+    // The first is back: it is told, refused, and touches nothing.
+    kill_process(first, Signal::CONT).unwrap();
+    wait_until("the first operator's news", DEADLINE, || {
+        company.a("status").stdout.contains("! hosts-held since")
+    });
+    for words in ["rollout promote chat", "rollout abort chat", "stop chat --yes", "apply chat"] {
+        let refused = company.a(words);
+        assert_eq!(refused.code(), Some(9), "{words}: {refused:#?}");
+    }
+    // Also in its next life it knows better than to act.
+    company.a("controller restart").expect_success();
+    wait_until("the first operator's news", DEADLINE, || {
+        company.a("status").stdout.contains("! hosts-held since")
+    });
+    assert_eq!(company.a("stop chat --yes").code(), Some(9));
+    let chat = json(company.b("status chat --output json"));
+    assert_eq!((&chat["ready"], &chat["stable"]), (&2.into(), &2.into()), "{chat:#}");
+    assert_eq!(company.starts(), once);
+
+    // Back again, by force, with what the second did.
+    let forced = company.a("controller take-over --force --confirm shop");
+    forced.expect_success();
+    wait_until("the state at the first operator", DEADLINE, || {
+        json(company.a("status chat --output json"))["stable"] == 2
+    });
+    wait_until("the second operator's news", DEADLINE, || {
+        company.b("status").stdout.contains("! hosts-held since")
+    });
+    assert_eq!(company.b("stop chat --yes").code(), Some(9));
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    assert_eq!(company.starts(), once);
+    company.a("controller stop").expect_success();
+    company.b("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+#[test]
+fn another_build_is_told_and_takes_over_between_two_steps() {
+    use std::io::Write;
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.write_spec(&company.person.deck(), "two");
+    company.a("apply chat").expect_success();
+    wait_until("the gate", DEADLINE, || {
+        company.a("status chat").stdout.contains("waits for approval")
+    });
+    let same = company.a("controller upgrade").expect_success();
+    assert!(same.stdout.contains("of this build already") && same.stderr.is_empty(), "{same:#?}");
+
+    // Another build: the same program with a byte more at its end.
+    let newer = company.person.home().join("gpudeck-new");
+    std::fs::copy(env!("CARGO_BIN_EXE_gpudeck"), &newer).unwrap();
+    std::fs::OpenOptions::new().append(true).open(&newer).unwrap().write_all(&[0]).unwrap();
+    let new = |words: &str| {
+        let mut command = std::process::Command::new(&newer);
+        let like = company.person.command(["x"]);
+        command.args(words.split(' ')).current_dir(company.person.deck()).env_clear();
+        command.envs(like.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        run(command.env("GPUDECK_HOME", company.home("a")), DEADLINE)
+    };
+    let told = new("status").expect_success();
+    assert!(told.stderr.contains("of another build"), "{told:#?}");
+    let before = Company::pid(&new("controller status --output json"));
+    new("rollout promote chat").expect_success();
+    let upgraded = new("controller upgrade").expect_success();
+    assert!(upgraded.stdout.contains("runs with pid"), "{upgraded:#?}");
+    assert_ne!(Company::pid(&new("controller status --output json")), before);
+    new("rollout status chat --wait --timeout 60s").expect_success();
+    let told = new("status").expect_success();
+    assert!(!told.stderr.contains("of another build"), "{told:#?}");
+    let chat = json(new("status chat --output json"));
+    assert_eq!((&chat["ready"], &chat["stable"]), (&2.into(), &2.into()), "{chat:#}");
+    let once: BTreeMap<String, usize> =
+        ["1-0", "1-1", "2-0", "2-1"].into_iter().map(|r| (r.to_owned(), 1)).collect();
+    assert_eq!(company.starts(), once);
+    new("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || new("status chat").stdout.contains("stopped"));
+    new("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+/// SIGKILL when the n-th record of a rollout is on the disk: a sample of n, or with `GPUDECK_NIGHTLY=1`
+/// each until a rollout ends with fewer records.
+#[test]
+fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
+    use gpudeck::journal::{Reader, verify};
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    let deck = company.person.deck();
+    let write = |greeting: &str| {
+        company.write_spec(&deck, greeting);
+        let file = deck.join("services/chat.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(", { approve = true }", "")).unwrap();
+    };
+    write("zero");
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    let state = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().path();
+    let mut reader = Reader::new(&state.join("journal"));
+    let nightly = std::env::var("GPUDECK_NIGHTLY").is_ok_and(|v| v == "1");
+    let sample: Vec<usize> = if nightly { (1..=200).collect() } else { vec![1, 3, 6, 9, 13] };
+    let mut expected: BTreeMap<String, usize> = company.starts();
+    let mut killed = 0;
+    for (round, at) in sample.into_iter().enumerate() {
+        let release = round + 2;
+        let _ = reader.more().unwrap();
+        write(&format!("round {round}"));
+        let controller = Company::pid(&company.a("controller status --output json"));
+        let began = company.a("apply chat --output json").expect_success();
+        let mut seen = 0;
+        let started = std::time::Instant::now();
+        // Without a pause, so that few more records come before the signal; a rollout may need fewer.
+        for look in 1_u64.. {
+            let records = reader.more().unwrap();
+            seen += records.iter().filter(|r| r.value.get("service").is_some()).count();
+            let done = || json(company.a("status chat --output json"))["stable"] == release;
+            if seen >= at || look % 2_000 == 0 && done() {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "neither record {at} nor the rollout's end");
+            std::thread::yield_now();
+        }
+        kill_process(controller, Signal::KILL).unwrap();
+        let done = company.a("rollout status chat --wait --timeout 60s");
+        assert_eq!(done.code(), Some(0), "killed at record {at}: {done:#?} after {began:#?}");
+        let chat = json(company.a("status chat --output json"));
+        assert_eq!(chat["stable"], release, "killed at record {at}: {chat:#}");
+        assert_eq!(chat["ready"], 2, "killed at record {at}: {chat:#}");
+        expected.extend([(format!("{release}-0"), 1), (format!("{release}-1"), 1)]);
+        assert_eq!(company.starts(), expected, "killed at record {at}");
+        assert!(verify(&state.join("journal")).unwrap().is_good(), "killed at record {at}");
+        if seen < at {
+            break;
+        }
+        killed += 1;
+    }
+    println!("killed at {killed} records");
+    assert!(killed >= 4, "the rollout has hardly any records: {killed}");
+    assert!(company.a("audit verify").expect_success().stdout.contains("is good"));
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+#[test]
+fn what_a_lost_journal_knew_is_read_back_from_the_hosts() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat").expect_success();
+    wait_until("the first release", DEADLINE, || {
+        company.a("status chat").stdout.contains("serving")
+    });
+    company.a("controller stop").expect_success();
+    let state = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().path();
+    std::fs::remove_dir_all(state.join("journal")).unwrap();
+    let refused = company.a("apply chat");
+    assert_eq!(refused.code(), Some(9), "{refused:#?}");
+    assert!(refused.stderr.contains("whose journal is not here"), "{refused:#?}");
+    company.a("controller take-over").expect_success();
+    wait_until("the first release", DEADLINE, || {
+        let chat = json(company.a("status chat --output json"));
+        chat["stable"] == 1 && chat["ready"] == 2
+    });
+    assert_eq!(company.starts().values().sum::<usize>(), 2, "{:?}", company.starts());
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
