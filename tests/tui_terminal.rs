@@ -49,6 +49,7 @@ fn snapshot() -> Snapshot {
         url: None,
         traffic: TrafficView::default(),
         trouble: None,
+        progress: None,
     };
     Snapshot {
         sequence: 0,
@@ -96,6 +97,8 @@ impl Door for Memory {
             reasons: Vec::new(),
             model: Vec::new(),
             forecast: Forecast::default(),
+            steps: Vec::new(),
+            total: gpudeck::api::PlanTime::default(),
             warnings: Vec::new(),
         })
     }

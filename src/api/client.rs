@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
+use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::{API_VERSION, InspectRequest, LogRequest, Version};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
@@ -68,6 +69,11 @@ impl Client {
     /// The snapshot as it is now.
     pub async fn snapshot(&self) -> Result<Snapshot, ApiError> {
         self.get("/v1/snapshot").await
+    }
+
+    /// What a drain of a host would do.
+    pub async fn plan_drain(&self, host: &HostName) -> Result<DrainPlan, ApiError> {
+        self.get(&format!("/v1/hosts/{host}/drain")).await
     }
 
     /// The releases of a service, newest first.

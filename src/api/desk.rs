@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
+use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, ErrorKind, PlanView, ReleaseView};
 use super::who::Who;
@@ -44,6 +45,9 @@ pub trait Desk: Send + Sync + 'static {
         service: ServiceName,
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
+
+    /// What a drain of a host would do.
+    async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError>;
 
     /// The spec of one release against another's, as a unified diff.
     async fn diff(

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::view::PlanView;
-use crate::base::{ReleaseNumber, ServiceName};
+use crate::base::{HostName, ReleaseNumber, ServiceName};
 
 /// A wish. `POST /v1/intents`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,18 @@ pub enum Intent {
         /// Why, for the history.
         reason: Option<String>,
         /// The person has read OUTAGE in the plan and wants it all the same.
+        accept_outage: bool,
+    },
+    /// Commit the specs of several services and roll them out, one after the other, in the order of their
+    /// `after`.
+    ApplyTogether {
+        /// Which services.
+        services: Vec<ServiceName>,
+        /// If one fails, those already rolled out are taken back, in reverse order.
+        atomic: bool,
+        /// Why, for the history.
+        reason: Option<String>,
+        /// The person has read OUTAGE in the plans and wants it all the same.
         accept_outage: bool,
     },
     /// Roll out an earlier revision again.
@@ -56,6 +68,42 @@ pub enum Intent {
         /// Which service.
         service: ServiceName,
     },
+    /// No new ranks on a host, or on one GPU of it; what runs there goes on.
+    Cordon {
+        /// The host.
+        host: HostName,
+        /// Only the GPU of this index.
+        gpu: Option<u32>,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// New ranks are welcome again; ends a drain.
+    Uncordon {
+        /// The host.
+        host: HostName,
+        /// Only the GPU of this index.
+        gpu: Option<u32>,
+    },
+    /// Cordon a host and move away what runs there, one replica of each service at a time.
+    Drain {
+        /// The host.
+        host: HostName,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Host after host: drain it, run a command there, wait until it is back whole, uncordon it.
+    UpgradeHosts {
+        /// The command, for `sh -c`.
+        command: String,
+        /// Which hosts, in order; none: all.
+        hosts: Vec<HostName>,
+        /// So many at a time.
+        max_parallel: u32,
+        /// Longest the command may run, milliseconds.
+        timeout_ms: u64,
+        /// Longest a host may be away, milliseconds.
+        return_ms: u64,
+    },
     /// Answer a question.
     Answer {
         /// The question's id.
@@ -77,6 +125,18 @@ pub enum Intent {
 }
 
 impl Intent {
+    /// Whether it changes hosts or several services at once.
+    pub const fn maintains(&self) -> bool {
+        matches!(
+            self,
+            Self::ApplyTogether { .. }
+                | Self::Cordon { .. }
+                | Self::Uncordon { .. }
+                | Self::Drain { .. }
+                | Self::UpgradeHosts { .. }
+        )
+    }
+
     /// The service it is about.
     pub fn service(&self) -> Option<&ServiceName> {
         match self {
@@ -87,7 +147,12 @@ impl Intent {
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
             | Self::Stop { service } => Some(service),
-            Self::Answer { .. }
+            Self::ApplyTogether { .. }
+            | Self::Cordon { .. }
+            | Self::Uncordon { .. }
+            | Self::Drain { .. }
+            | Self::UpgradeHosts { .. }
+            | Self::Answer { .. }
             | Self::TakeOver { .. }
             | Self::HandOver
             | Self::Reload
@@ -104,6 +169,9 @@ impl Intent {
                 | Self::Abort { .. }
                 | Self::Stop { .. }
                 | Self::Promote { .. }
+                | Self::ApplyTogether { .. }
+                | Self::Drain { .. }
+                | Self::UpgradeHosts { .. }
         )
     }
 }

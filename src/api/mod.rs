@@ -7,8 +7,11 @@ pub mod client;
 pub mod condition;
 pub mod desk;
 pub mod door;
+pub mod group;
 pub mod hub;
 pub mod intent;
+pub mod maintenance;
+pub mod plan;
 pub mod release;
 pub mod server;
 pub mod view;
@@ -19,7 +22,7 @@ pub use crate::base::{
     ReplicaKey, Revision, ServiceName, Timestamp, text, time,
 };
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
-pub use crate::rollout::forecast::{Forecast, Stage};
+pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
 };
@@ -29,7 +32,13 @@ pub use crate::wire::{
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
+pub use group::{Group, GroupEntry, GroupState};
 pub use intent::{Intent, IntentReply};
+pub use maintenance::{
+    Cordon, CordonedGpu, Drain, DrainMove, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
+    UpgradeHost,
+};
+pub use plan::{PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
 pub use view::{
     ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
     QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,

@@ -9,6 +9,7 @@
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
+//! | `GET /v1/hosts/{name}/drain` | `DrainPlan` |
 //! | `GET /v1/services/{name}/blame` | list of `BlameLine` |
 //! | `GET /v1/releases/{number}` | `ReleaseDetail` |
 //! | `GET /v1/drift?service=chat` | `DriftView` |
@@ -37,6 +38,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
+use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
 use super::who::{self, Who};
@@ -111,6 +113,7 @@ pub async fn serve(
         .route("/v1/services/{name}/plan", get(plan))
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
+        .route("/v1/hosts/{name}/drain", get(plan_drain))
         .route("/v1/services/{name}/blame", get(blame))
         .route("/v1/releases/{number}", get(one_release))
         .route("/v1/drift", get(drift))
@@ -279,6 +282,16 @@ async fn history(
 ) -> Result<Json<Vec<ReleaseView>>, ApiError> {
     admit(&peer)?;
     desk.history(service(&name)?).await.map(Json)
+}
+
+async fn plan_drain(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<DrainPlan>, ApiError> {
+    admit(&peer)?;
+    let host = name.parse().map_err(|e: crate::base::id::BadName| invalid(e.to_string()))?;
+    desk.plan_drain(host).await.map(Json)
 }
 
 async fn blame(

@@ -6,6 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::condition::DeckCondition;
+use super::group::Group;
+use super::maintenance::{Maintenance, Upgrade};
+use super::plan::{PlanProgress, PlanStep, PlanTime};
 use crate::base::{
     Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
     ServiceName, Timestamp,
@@ -169,6 +172,12 @@ pub struct DeckView {
     pub trouble: Option<String>,
     /// Memory of the controller.
     pub controller_memory: Option<Bytes>,
+    /// The upgrade of hosts under way, or the last one.
+    #[serde(default)]
+    pub upgrade: Option<Box<Upgrade>>,
+    /// The services that are rolled out together, or were last.
+    #[serde(default)]
+    pub group: Option<Box<Group>>,
     /// What keeps the deck from something, the gravest first; `trouble` is the first in words.
     #[serde(default)]
     pub conditions: Vec<DeckCondition>,
@@ -191,6 +200,9 @@ pub struct HostView {
     pub ranks: Vec<RankView>,
     /// Labels of the deck.
     pub labels: BTreeMap<String, String>,
+    /// Cordons, drain, upgrade.
+    #[serde(default)]
+    pub maintenance: Maintenance,
     /// Who may act on it for this deck; none: nobody yet, as far as is known.
     #[serde(default)]
     pub claim: Option<ClaimView>,
@@ -286,6 +298,9 @@ pub struct ServiceView {
     pub traffic: TrafficView,
     /// A mistake that keeps it from being applied or served, and what to do.
     pub trouble: Option<String>,
+    /// What was foreseen of the rollout under way, or of the last one, beside what happened.
+    #[serde(default)]
+    pub progress: Option<PlanProgress>,
 }
 
 /// Traffic of a service or replica over the last ten seconds, as the gateway saw it.
@@ -333,6 +348,9 @@ pub struct ReleaseView {
     pub reason: Option<String>,
     /// How its rollout ended; none while it is under way.
     pub outcome: Option<Outcome>,
+    /// What was foreseen of its rollout beside what happened; none if that is not known (any more).
+    #[serde(default)]
+    pub progress: Option<Box<PlanProgress>>,
 }
 
 /// Something that happened, for people.
@@ -408,6 +426,12 @@ pub struct PlanView {
     pub model: Vec<String>,
     /// The journey.
     pub forecast: Forecast,
+    /// The journey step by step, with hosts, devices, times and why.
+    #[serde(default)]
+    pub steps: Vec<PlanStep>,
+    /// How long all of it takes.
+    #[serde(default)]
+    pub total: PlanTime,
     /// What the person should know, in capitals where it hurts.
     pub warnings: Vec<String>,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::api::{ReleaseNumber, ServiceName};
+use crate::api::{HostName, ReleaseNumber, ServiceName};
 
 /// Run large models on your own GPU machines: no Kubernetes, nothing to install on the hosts.
 #[derive(Debug, Parser)]
@@ -79,8 +79,12 @@ pub enum Command {
     },
     /// Commit a service's spec and roll it out
     Apply {
-        /// Which service
-        service: ServiceName,
+        /// Which service; several are rolled out one after the other, in the order of their `after`
+        #[arg(required = true)]
+        services: Vec<ServiceName>,
+        /// If one of several fails, take back those already rolled out
+        #[arg(long)]
+        atomic: bool,
         /// How
         #[command(flatten)]
         options: BeginOptions,
@@ -103,7 +107,33 @@ pub enum Command {
         service: Option<ServiceName>,
     },
     /// Hosts and their GPUs
-    Hosts,
+    #[command(args_conflicts_with_subcommands = true)]
+    Hosts {
+        /// What to do with them; without it they are listed
+        #[command(subcommand)]
+        command: Option<HostsCommand>,
+    },
+    /// No new ranks on a host or GPU; what runs there goes on
+    Cordon {
+        /// HOST, or HOST/GPU for one GPU, for example node1/3
+        target: String,
+        /// Why
+        #[arg(long, short = 'm', value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// New ranks are welcome again; ends a drain
+    Uncordon {
+        /// HOST or HOST/GPU
+        target: String,
+    },
+    /// Cordon a host and move away what runs there, one replica at a time
+    Drain {
+        /// Which host
+        host: HostName,
+        /// How
+        #[command(flatten)]
+        options: DrainOptions,
+    },
     /// What happened
     Events {
         /// Go on as it happens
@@ -329,6 +359,59 @@ pub struct BeginOptions {
     /// Go on although no replica will be ready in between
     #[arg(long)]
     pub accept_outage: bool,
+}
+
+/// How a host is drained.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DrainOptions {
+    /// Only show what would move where: exit code 0 nothing, 2 moves
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Wait until the host is empty: exit code 0 drained, 3 not, 4 time is up
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "wait")]
+    pub timeout: Option<std::time::Duration>,
+    /// Why
+    #[arg(long, short = 'm', value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Do not ask (nothing is asked without a terminal)
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// What is done with hosts.
+#[derive(Debug, Subcommand)]
+pub enum HostsCommand {
+    /// Host after host: drain it, run a command there, wait until it is back, uncordon it
+    Upgrade(UpgradeOptions),
+}
+
+/// How hosts are upgraded.
+#[derive(Clone, Debug, clap::Args)]
+pub struct UpgradeOptions {
+    /// The command, for `sh -c` on each host; a reboot is waited for
+    #[arg(long, value_name = "COMMAND")]
+    pub run: String,
+    /// Which hosts, in order; default: all
+    #[arg(long, value_name = "HOST,…", value_delimiter = ',')]
+    pub hosts: Vec<HostName>,
+    /// So many hosts at a time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub max_parallel: u32,
+    /// Longest the command may run
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30m")]
+    pub timeout: std::time::Duration,
+    /// Longest a host may be away afterwards
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15m")]
+    pub return_timeout: std::time::Duration,
+    /// Do not wait for the end
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Do not ask (nothing is asked without a terminal)
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// Steering rollouts.

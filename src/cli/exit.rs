@@ -15,7 +15,7 @@ pub enum Success {
     Done,
     /// 2: `plan` found changes.
     Changes,
-    /// 3: the rollout that was waited for was taken back or failed.
+    /// 3: the rollout, drain or upgrade that was waited for was taken back or failed.
     TakenBack,
     /// 4: the time for waiting is up; the rollout goes on.
     TimeIsUp,

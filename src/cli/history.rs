@@ -23,11 +23,12 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
                 r.created.to_string(),
                 r.author.clone(),
                 outcome,
+                r.progress.as_ref().map(|p| p.summary(super::show::now())).unwrap_or_default(),
                 r.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    table::print(&["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "WHY"], &rows)?;
+    table::print(&["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "JOURNEY", "WHY"], &rows)?;
     Ok(Success::Done)
 }
 

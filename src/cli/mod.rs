@@ -16,6 +16,7 @@ pub mod init;
 pub mod install;
 pub mod journal;
 pub mod logs;
+pub mod maintenance;
 pub mod model;
 pub mod place;
 pub mod plan;
@@ -25,12 +26,13 @@ pub mod screen;
 pub mod show;
 pub mod ssh_config;
 pub mod table;
+pub mod together;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Args, Command, ControllerCommand, ModelCommand, RolloutCommand};
+use self::args::{Args, Command, ControllerCommand, HostsCommand, ModelCommand, RolloutCommand};
 use self::exit::{Failure, Success};
 
 /// Every door but the far end.
@@ -98,14 +100,25 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Gateway(command) => gateway::run(args, command).await,
         Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
         Command::Plan { service } => plan::run(args, service).await,
-        Command::Apply { service, options } => apply::apply(args, service, options).await,
+        Command::Apply { services, atomic, options } => match services.as_slice() {
+            [service] => apply::apply(args, service, options).await,
+            services => together::apply(args, services, *atomic, options).await,
+        },
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
             apply::undo(args, service, *to, options).await
         }
         Command::Rollout(command) => rollout::run(args, command).await,
         Command::Stop { service, yes } => rollout::stop(args, service, *yes).await,
         Command::Status { service } => show::status(args, service.as_ref()).await,
-        Command::Hosts => show::hosts(args).await,
+        Command::Hosts { command: None } => show::hosts(args).await,
+        Command::Hosts { command: Some(HostsCommand::Upgrade(options)) } => {
+            maintenance::upgrade(args, options).await
+        }
+        Command::Cordon { target, reason } => {
+            maintenance::cordon(args, target, reason.as_deref()).await
+        }
+        Command::Uncordon { target } => maintenance::uncordon(args, target).await,
+        Command::Drain { host, options } => maintenance::drain(args, host, options).await,
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,

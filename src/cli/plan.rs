@@ -24,6 +24,9 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
         return table::out(&format!("{}: nothing to do, {} is served", plan.service, served(plan)));
     }
     table::out(&format!("{}: {} → {}", plan.service, served(plan), plan.to))?;
+    if plan.diff.trim().is_empty() {
+        table::out("  (the spec is the same)")?;
+    }
     for line in plan.diff.lines() {
         table::out(&format!("  {line}"))?;
     }
@@ -47,30 +50,47 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
     for reason in &plan.reasons {
         table::out(&format!("  · {reason}"))?;
     }
-    table::out("journey")?;
-    let list = |ids: &[crate::api::ReplicaId]| {
-        ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-    };
-    for stage in &plan.forecast.stages {
-        let mut line = format!("  {:<22}", stage.title);
-        if !stage.starts.is_empty() {
-            line.push_str(&format!(" start {}", list(&stage.starts)));
-        }
-        if !stage.stops.is_empty() {
-            line.push_str(&format!(" stop {}", list(&stage.stops)));
-        }
-        line.push_str(&format!(
-            "  → {} ready (lowest {}), {} % new",
-            stage.ready_after, stage.lowest_ready, stage.new_weight_percent
-        ));
-        table::out(&line)?;
-    }
+    steps(plan)?;
     table::out(&format!(
         "lowest capacity on the way: {} ready, floor {}",
         plan.forecast.lowest_ready, plan.forecast.floor
     ))?;
     for warning in &plan.warnings {
         table::out(&format!("! {warning}"))?;
+    }
+    Ok(())
+}
+
+/// Every step with its starts and stops, capacity, time and gate.
+fn steps(plan: &PlanView) -> Result<(), Failure> {
+    table::out(&format!("journey: {} steps, {}", plan.steps.len(), plan.total.text()))?;
+    for (index, step) in (1..).zip(&plan.steps) {
+        table::out(&format!("  {index} {:<24} {}", step.title, step.time.text()))?;
+        for entry in &step.moves {
+            table::out(&format!(
+                "      {}: {} → {} ready",
+                entry.text(),
+                entry.how,
+                entry.ready_after
+            ))?;
+        }
+        if let Some(gate) = &step.gate {
+            table::out(&format!("      gate: {gate}"))?;
+        }
+        let tokens =
+            |rate: Option<f64>| rate.map(|r| format!(", {r:.0} tok/s")).unwrap_or_default();
+        let mark = if step.lowest { " ◀ lowest point" } else { "" };
+        table::out(&format!(
+            "      then {} ready{}, {} % of the traffic new (lowest {} ready{}{mark})",
+            step.ready_after,
+            tokens(step.tokens_per_s_after),
+            step.new_weight_percent,
+            step.lowest_ready,
+            tokens(step.tokens_per_s_lowest),
+        ))?;
+    }
+    for unknown in &plan.total.unknown {
+        table::out(&format!("  time not known: {unknown}"))?;
     }
     Ok(())
 }

@@ -9,8 +9,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, EventLine, Gate, Gpus, HostLinkState, HostView, Phase, Rollout,
-    ServiceName, ServiceView, Severity, Snapshot,
+    Client, Condition, Delta, Door, EventLine, Gate, Gpus, HostLinkState, HostView, Phase,
+    PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
 };
 
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
@@ -38,6 +38,9 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
         None if args.output == Output::Json => table::json(&snapshot.services)?,
         None => {
             services(&snapshot)?;
+            if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
+                super::together::print(group)?;
+            }
             for words in super::deck::standing(args).await {
                 table::out(&format!("deck: {words}"))?;
             }
@@ -128,6 +131,9 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             ))?;
         }
     }
+    if let Some(progress) = &view.progress {
+        foreseen(progress)?;
+    }
     let rows: Vec<Vec<String>> = view
         .replicas
         .iter()
@@ -152,6 +158,42 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
     )
 }
 
+/// What was foreseen of a rollout beside what happened.
+fn foreseen(progress: &PlanProgress) -> Result<(), Failure> {
+    let now = now();
+    let duration = |d: Option<Duration>| d.map_or_else(|| "–".to_owned(), time::short);
+    let count = |n: Option<u32>| n.map_or_else(|| "–".to_owned(), |n| n.to_string());
+    let mut rows: Vec<Vec<String>> = progress
+        .steps
+        .iter()
+        .map(|step| {
+            let way_back = step.predicted_lowest.is_none();
+            vec![
+                step.title.clone(),
+                if way_back { "–".to_owned() } else { step.predicted.text() },
+                duration(step.took(now)),
+                count(step.predicted_lowest),
+                count(step.lowest_ready),
+            ]
+        })
+        .collect();
+    rows.push(vec![
+        "all".to_owned(),
+        progress.predicted.text(),
+        time::short(progress.ended.unwrap_or(now).since(progress.began)),
+        progress.predicted_lowest.to_string(),
+        progress.lowest_ready.to_string(),
+    ]);
+    table::print(&["STEP", "FORESEEN", "TOOK", "LOWEST FORESEEN", "LOWEST SEEN"], &rows)
+}
+
+/// This machine's clock, as the controller's.
+pub fn now() -> crate::api::Timestamp {
+    let since_epoch =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    crate::api::Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// Hosts and their GPUs.
 pub async fn hosts(args: &Args) -> Result<Success, Failure> {
     let client = attach(args).await?;
@@ -173,7 +215,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             }
         };
         let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), held_by(host)),
+            HostLinkState::Up => ("up".to_owned(), up_note(host)),
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
             HostLinkState::Asking { question } => (
                 "asking".to_owned(),
@@ -197,7 +239,10 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
         );
         rows.push(vec![
             host.name.to_string(),
-            state,
+            match host.maintenance.word() {
+                Some(word) => format!("{state}, {word}"),
+                None => state,
+            },
             gpus,
             free,
             host.ranks.len().to_string(),
@@ -245,6 +290,27 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
         .or_else(|| line.host.as_ref().map(ToString::to_string))
         .unwrap_or_default();
     table::out(&format!("{} {mark} {about:<12} {}", line.at, line.text))
+}
+
+/// Who cordoned it and why, or what keeps it from being empty.
+/// What is to be said of a host that is reached: who else holds it comes before its maintenance.
+fn up_note(host: &HostView) -> String {
+    let held = held_by(host);
+    if held.is_empty() { maintenance_note(host) } else { held }
+}
+
+fn maintenance_note(host: &HostView) -> String {
+    let maintenance = &host.maintenance;
+    let trouble = maintenance.drain.as_ref().and_then(|d| d.trouble.clone());
+    let failed = match &maintenance.upgrade {
+        Some(crate::api::UpgradeHost::Failed { why }) => Some(why.clone()),
+        _ => None,
+    };
+    let cordon = maintenance.cordons.first().map(|c| {
+        let why = c.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        format!("cordoned by {}{why}", c.by)
+    });
+    failed.or(trouble).or(cordon).unwrap_or_default()
 }
 
 fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {

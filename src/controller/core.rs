@@ -11,12 +11,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::actions::{Actions, Means};
 use super::auditor::Auditor;
 use super::conditions::Conditions;
+use super::deck_ledger::{self, DeckEvent, DeckRecord};
+use super::measured::Measured;
 use super::narrate::narrate;
+use super::plan_steps;
 use super::planning::{self, Draft, Planned};
 use super::record::{DeckState, Record};
 use super::service_view::{self, Surroundings};
 use super::stale_views::StaleViews;
 use super::traffic::Traffic;
+use super::upgrade;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
     ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView, Severity,
@@ -174,6 +178,12 @@ pub struct Core {
     pub(super) audit: Arc<Auditor>,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
+    pub(super) measured: Measured,
+    /// A rollout of the group is being begun.
+    pub(super) group_asking: bool,
+    pub(super) upgrades: upgrade::UpgradeTasks,
+    /// Hosts whose replicas are being placed elsewhere off the loop.
+    pub(super) draining: std::collections::BTreeSet<HostName>,
     pub(super) shutdown: bool,
     pub(super) views: StaleViews,
 }
@@ -284,12 +294,27 @@ impl Core {
         }
         self.audit_outcome(&before, &after);
         let lines = narrate(&before, &after, &record.event.kind);
+        let hub = Arc::clone(&self.hub);
+        self.measured
+            .learn(&before, &after, |release, replica| plan_steps::key_of(&hub, release, replica));
+        self.state.ledger.observe(&after);
         self.state.services.insert(service.clone(), after);
         for line in lines {
             self.tell(line);
         }
         self.begin(service, actions);
         self.publish_service(service);
+        Ok(())
+    }
+
+    /// The one way in which what concerns the whole deck changes: journal, then apply.
+    pub(super) fn deck_happened(&mut self, event: DeckEvent) -> Result<(), JournalError> {
+        let record = DeckRecord { deck_at: now(), deck_event: event };
+        let appended = self.journal.append(std::slice::from_ref(&record));
+        self.journal_answered(appended.as_ref().err());
+        appended?;
+        self.records_since_checkpoint += 1;
+        self.state.ledger.apply(&record);
         Ok(())
     }
 
@@ -372,6 +397,12 @@ impl Core {
                 self.happened(&service, EventKind::Tick);
             }
         }
+        // What is another's, or could not be written down, is not brought on.
+        if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
+            self.tend_drains();
+            self.tend_upgrade();
+            self.tend_group();
+        }
         self.tend_probes();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
@@ -387,7 +418,10 @@ impl Core {
 
     fn leave_when_idle(&mut self) {
         let Some(limit) = self.options.leave_when_idle else { return };
-        let serves = self.state.services.values().any(|s| !s.replicas.is_empty());
+        let ledger = &self.state.ledger;
+        let upgrades = ledger.upgrade.as_ref().is_some_and(|u| u.ended.is_none())
+            || ledger.group.as_ref().is_some_and(|g| g.ended.is_none());
+        let serves = upgrades || self.state.services.values().any(|s| !s.replicas.is_empty());
         if serves || self.hub.readers() > 0 {
             self.idle_since = None;
             return;
@@ -408,9 +442,15 @@ impl Core {
         self.idle_since = None;
         self.try_journal();
         let by = by.to_owned();
-        if intent.service().is_some()
-            && let Err(error) = self.not_fenced()
-        {
+        let maintains = intent.maintains();
+        let mut may = Ok(());
+        if intent.service().is_some() || maintains {
+            may = self.not_fenced();
+        }
+        if maintains && may.is_ok() {
+            may = self.takes_new_work();
+        }
+        if let Err(error) = may {
             let _ = reply.send(Err(error));
             return;
         }
@@ -441,6 +481,9 @@ impl Core {
                 let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
                 return self.prepare(service, None, request, reply);
             }
+            Intent::ApplyTogether { services, atomic, reason, accept_outage } => {
+                self.begin_group(&services, atomic, reason, accept_outage, by)
+            }
             Intent::Undo { service, to, reason } => {
                 let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage: false };
                 match self.undo_target(&service, to) {
@@ -468,6 +511,13 @@ impl Core {
                 } else {
                     Err(planning::not_found(&service, self.known_services()))
                 }
+            }
+            Intent::Cordon { host, gpu, reason } => self.cordon(&host, gpu, &by, reason),
+            Intent::Uncordon { host, gpu } => self.uncordon(&host, gpu, &by),
+            Intent::Drain { host, reason } => return self.drain(host, by, reason, reply),
+            Intent::UpgradeHosts { command, hosts, max_parallel, timeout_ms, return_ms } => {
+                let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
+                self.begin_upgrade(wish, by)
             }
             Intent::Answer { question, answer } => {
                 if self.means.fleet.answer(question, answer.into()) {
@@ -551,7 +601,7 @@ impl Core {
     }
 
     /// Reads and inspects what is to be rolled out, off the loop; it comes back as `Begin`.
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         service: ServiceName,
         to: Option<ReleaseNumber>,
@@ -577,7 +627,7 @@ impl Core {
         });
     }
 
-    fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
+    pub(super) fn may_begin(&self, service: &ServiceName) -> Result<(), ApiError> {
         self.takes_new_work()?;
         self.not_fenced()?;
         if self.repo.is_none() {
@@ -657,10 +707,10 @@ impl Core {
             return Err(ApiError {
                 kind: ErrorKind::Outage,
                 message: format!("{}: OUTAGE: no replica would be ready in between", draft.service),
-                hint: Some(
-                    "give it a spare GPU or another replica, or accept it with --accept-outage"
-                        .to_owned(),
-                ),
+                hint: Some(match &planned.view.forecast.remedy {
+                    Some(change) => format!("{change}, or accept it with --accept-outage"),
+                    None => "give it another replica, or accept it with --accept-outage".to_owned(),
+                }),
             });
         }
         self.may_commit()?;
@@ -682,8 +732,18 @@ impl Core {
                 author: release.author.clone(),
                 reason: release.reason.clone(),
                 outcome: None,
+                progress: None,
             },
         );
+        let ready = self.state.services.get(&service).map_or(0, ServiceState::ready_total);
+        let progress = deck_ledger::foreseen(&planned.view, ready, now());
+        if let Err(error) =
+            self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
+        {
+            let why = format!("the journal could not be written: {error}");
+            self.record_outcome(&service, number, &Outcome::Failed { why });
+            return Err(journal_error(&error));
+        }
         let kind = EventKind::RolloutRequested {
             release: Box::new(release),
             kind: request.kind,
@@ -751,6 +811,7 @@ impl Core {
             traffic: self.traffic.get(service),
             history,
             trouble: self.trouble.get(service).map(String::as_str),
+            ledger: &self.state.ledger,
         };
         let view = service_view::view(service, self.state.services.get(service), &around);
         let before = self.hub.with(|s| s.services.get(service).map(|v| ids(&v.replicas)));
@@ -808,7 +869,7 @@ fn no_deck() -> ApiError {
 }
 
 /// A journal that cannot be written refuses new work; what runs goes on.
-fn journal_error(error: &JournalError) -> ApiError {
+pub(super) fn journal_error(error: &JournalError) -> ApiError {
     use crate::base::Hint;
     ApiError {
         kind: ErrorKind::Internal,

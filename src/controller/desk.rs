@@ -14,7 +14,7 @@ use super::planning;
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
 use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
-use crate::api::{ApiError, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
+use crate::api::{ApiError, DrainPlan, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
 use crate::rollout::RolloutKind;
@@ -168,6 +168,12 @@ impl Desk for Handle {
         self.plan_of(service, Some(to), RolloutKind::Undo).await
     }
 
+    async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError> {
+        let wanted = host.clone();
+        let drafts = self.ask(move |core| core.drain_drafts(&wanted)).await??.await?;
+        self.ask(move |core| core.drain_plan(&host, &drafts)).await?
+    }
+
     async fn diff(
         &self,
         service: ServiceName,
@@ -184,7 +190,17 @@ impl Desk for Handle {
 
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
         self.ask(move |core| match core.files.history.get(&service) {
-            Some(history) => Ok(history.clone()),
+            Some(history) => Ok(history
+                .iter()
+                .map(|release| ReleaseView {
+                    progress: core
+                        .state
+                        .ledger
+                        .chronicle(&service, release.number)
+                        .map(|c| Box::new(c.clone())),
+                    ..release.clone()
+                })
+                .collect()),
             None if core.known_services().contains(&service) => Ok(Vec::new()),
             None => Err(planning::not_found(&service, core.known_services())),
         })

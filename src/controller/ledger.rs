@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Paths;
+use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::record::{DeckState, Record};
 use crate::base::{ServiceName, Timestamp, text};
 use crate::journal::{self, JournalError, Reader, RecordKind, audit};
@@ -17,7 +18,7 @@ pub struct LedgerLine {
     pub seq: u64,
     /// When; none for a checkpoint.
     pub at: Option<Timestamp>,
-    /// About which service; none for a checkpoint.
+    /// About which service; none for a checkpoint and for what concerns the deck.
     pub service: Option<ServiceName>,
     /// In words.
     pub words: String,
@@ -40,14 +41,22 @@ impl Ledger {
     }
 }
 
+const UNREADABLE: &str = "of a version that this gpudeck cannot read";
+
 fn line(record: journal::Record) -> LedgerLine {
     let (at, service, words) = match record.kind {
         RecordKind::Checkpoint => (None, None, checkpoint_words(&record)),
+        RecordKind::Appended if record.value.get("deck_event").is_some() => {
+            match record.read::<DeckRecord>() {
+                Ok(read) => (Some(read.deck_at), None, deck_words(&read.deck_event)),
+                Err(_) => (None, None, UNREADABLE.to_owned()),
+            }
+        }
         RecordKind::Appended => match record.read::<Record>() {
             Ok(read) => {
                 (Some(read.event.at), Some(read.service.clone()), event_words(&read.event.kind))
             }
-            Err(_) => (None, None, "of a version that this gpudeck cannot read".to_owned()),
+            Err(_) => (None, None, UNREADABLE.to_owned()),
         },
     };
     LedgerLine { seq: record.seq, at, service, words, record: record.value }
@@ -68,6 +77,46 @@ fn checkpoint_words(record: &journal::Record) -> String {
         }
         Err(_) => "checkpoint of a version that this gpudeck cannot read".to_owned(),
     }
+}
+
+/// What happened to the deck as a whole, in people's words.
+pub fn deck_words(event: &DeckEvent) -> String {
+    let on = |host: &crate::base::HostName, gpu: &Option<crate::api::CordonedGpu>| match gpu {
+        Some(gpu) => format!("GPU {} of {host}", gpu.index),
+        None => host.to_string(),
+    };
+    let because = |why: &Option<String>| why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+    let words = match event {
+        DeckEvent::Planned { service, progress } => {
+            format!(
+                "{} steps are foreseen for {} of {service}",
+                progress.steps.len(),
+                progress.release
+            )
+        }
+        DeckEvent::Cordoned { host, gpu, by, reason } => {
+            format!("{by} cordons {}{}", on(host, gpu), because(reason))
+        }
+        DeckEvent::Uncordoned { host, gpu } => format!("{} is uncordoned", on(host, gpu)),
+        DeckEvent::DrainBegun { host, by } => format!("{by} drains {host}"),
+        DeckEvent::DrainEnded { host, trouble: None } => format!("{host} is empty"),
+        DeckEvent::DrainEnded { host, trouble } => {
+            format!("{host} was not emptied{}", because(trouble))
+        }
+        DeckEvent::GroupBegun { group } => {
+            format!("{} services are rolled out together", group.services.len())
+        }
+        DeckEvent::GroupWent { service, state } => {
+            let (word, why) = state.words();
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            format!("together with others, {service}: {word}{why}")
+        }
+        DeckEvent::UpgradeBegun { upgrade } => {
+            format!("{} hosts are upgraded", upgrade.hosts.len())
+        }
+        DeckEvent::UpgradeWent { host, state } => format!("{host}: {}", state.word()),
+    };
+    text::clean(&words, 300)
 }
 
 /// What happened, in people's words.

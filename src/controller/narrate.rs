@@ -25,6 +25,11 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
         EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
         EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
+        EventKind::MovesRequested { why, moves, .. } => {
+            let n = moves.len();
+            let s = if n == 1 { "" } else { "s" };
+            story.info(format!("{why}: {n} replica{s} to move away"));
+        }
         EventKind::TrafficFailed { why, .. } => {
             story.warn(format!("the gateway was not changed: {why}"));
         }
@@ -32,6 +37,7 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
     }
     // What was decided comes before what follows from it.
     rollout(&mut story, before, after);
+    moves(&mut story, before, after);
     replicas(&mut story, before, after);
     outcome(&mut story, before, after);
     if before.condition() != Condition::Down && after.condition() == Condition::Down {
@@ -104,6 +110,20 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
             }
             _ => {}
         }
+    }
+}
+
+fn moves(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
+    for vacated in after.vacated.difference(&before.vacated) {
+        let over = before.moves.first().filter(|m| m.from == vacated.replica);
+        if let Some(to) = over.and_then(|m| m.to) {
+            story.info(format!("{}-{to} has taken over from {vacated}", vacated.release));
+        }
+    }
+    if let Some(why) = &after.move_trouble
+        && before.move_trouble.as_ref() != Some(why)
+    {
+        story.error(format!("the moving away is given up: {why}"));
     }
 }
 

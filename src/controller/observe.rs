@@ -118,9 +118,11 @@ impl Core {
             sampled: None,
             ranks: self.hub.with(|s| super::service_view::ranks_on(s.services.values(), host)),
             labels: spec.labels.clone(),
+            maintenance: crate::api::Maintenance::default(),
             claim: None,
         });
         change(&mut view);
+        view.maintenance = self.maintenance_of(host);
         self.hub.publish(Change::Host(Box::new(view)));
     }
 

@@ -38,6 +38,11 @@ impl Paths {
         self.dir.join("journal")
     }
 
+    /// What was measured of loads, drains and throughput.
+    pub fn measured(&self) -> PathBuf {
+        self.dir.join("measured.json")
+    }
+
     /// What a background controller logs.
     pub fn log(&self) -> PathBuf {
         self.dir.join("controller.log")

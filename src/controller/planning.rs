@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::actions::{self, Means};
 use super::core::{Core, DeckFiles, now};
-use super::{service_view, world};
+use super::{plan_steps, service_view, world};
 use crate::api::view::{PlannedRank, PlannedReplica};
-use crate::api::{ApiError, ErrorKind, Forecast, PlanView, ReleaseView};
+use crate::api::{ApiError, ErrorKind, Forecast, PlanTime, PlanView, ReleaseView};
 use crate::base::{
     Bytes, DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, Revision, ServiceName, text,
 };
@@ -73,6 +73,7 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
                 author: e.author,
                 reason: e.reason,
                 outcome: e.outcome,
+                progress: None,
             })
             .collect();
         files.history.insert(service.clone(), views);
@@ -246,42 +247,15 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
 
     let mut warnings = draft.warnings.clone();
     let placed = place(core, draft)?;
-    let mut ports = PortGiver { core, used: world::used_ports(&core.state) };
+    let mut ports = PortGiver::new(core);
     let mut replicas = Vec::new();
     let mut planned_replicas = Vec::new();
     for (index, replica) in placed.replicas.iter().enumerate() {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        let address = world::engine_address(&core.deck, &replica.host);
-        let port = ports.next(&replica.host, &address)?;
-        let command = engine
-            .command(&RankContext {
-                service,
-                spec,
-                facts: draft.facts.as_ref(),
-                shape: replica.shape,
-                address: "0.0.0.0",
-                port,
-                devices: &replica.devices,
-                release: number,
-                replica: index,
-                rank: 0,
-                cores: None,
-                docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
-            })
-            .map_err(|e| invalid(&e))?;
-        planned_replicas.push(planned_replica(core, index, replica, &command.argv));
-        replicas.push(ReplicaPlan {
-            ranks: vec![RankPlan {
-                host: replica.host.clone(),
-                devices: replica.devices.clone(),
-                memory_per_device: replica.memory_per_device,
-                address,
-                port,
-                argv: command.argv,
-                env: command.env,
-                files: command.files,
-            }],
-        });
+        let plan = replica_plan(core, draft, number, index, replica, &mut ports)?;
+        let argv = plan.ranks.first().map(|r| r.argv.as_slice()).unwrap_or_default();
+        planned_replicas.push(planned_replica(core, index, replica, argv));
+        replicas.push(plan);
     }
     let release = Release {
         id: ReleaseId(uuid::Uuid::now_v7()),
@@ -296,17 +270,21 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         reason: None,
     };
     let nothing_to_do = served.is_some_and(|r| r.spec == *spec) && !state.stopping;
-    let forecast = if nothing_to_do {
-        Forecast::default()
+    let known = plan_steps::known(core, state, &release);
+    let (forecast, steps, total) = if nothing_to_do {
+        (Forecast::default(), Vec::new(), PlanTime::default())
     } else {
-        forecast::forecast(state, &release, kind).map_err(|e| ApiError {
-            kind: ErrorKind::Unplaceable,
-            message: e.to_string(),
-            hint: e.hint(),
-        })?
+        let forecast =
+            forecast::forecast_with(state, &release, kind, &known.timings).map_err(|e| {
+                ApiError { kind: ErrorKind::Unplaceable, message: e.to_string(), hint: e.hint() }
+            })?;
+        let (steps, total) = plan_steps::steps(core, state, &release, &forecast, &known);
+        warnings.extend(known.warnings);
+        (forecast, steps, total)
     };
     if forecast.outage {
-        warnings.insert(0, "OUTAGE: no replica is ready in between".to_owned());
+        let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
+        warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
     warnings.extend(core.deck_warnings(service));
     for (host, why) in &draft.lacking {
@@ -328,9 +306,53 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         reasons: placed.reasons,
         model: draft.facts.as_ref().map(ModelFacts::summary).unwrap_or_default(),
         forecast,
+        steps,
+        total,
         warnings,
     };
     Ok(Planned { release, view })
+}
+
+/// Where and how a placed replica runs.
+pub(super) fn replica_plan(
+    core: &Core,
+    draft: &Draft,
+    release: ReleaseNumber,
+    index: u32,
+    replica: &placement::PlacedReplica,
+    ports: &mut PortGiver<'_>,
+) -> Result<ReplicaPlan, ApiError> {
+    let spec = &draft.spec;
+    let address = world::engine_address(&core.deck, &replica.host);
+    let port = ports.next(&replica.host, &address)?;
+    let command = engine::of(&spec.engine)
+        .command(&RankContext {
+            service: &draft.service,
+            spec,
+            facts: draft.facts.as_ref(),
+            shape: replica.shape,
+            address: "0.0.0.0",
+            port,
+            devices: &replica.devices,
+            release,
+            replica: index,
+            rank: 0,
+            cores: None,
+            docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
+        })
+        .map_err(|e| invalid(&e))?;
+    Ok(ReplicaPlan {
+        ranks: vec![RankPlan {
+            host: replica.host.clone(),
+            devices: replica.devices.clone(),
+            memory_per_device: replica.memory_per_device,
+            address,
+            port,
+            argv: command.argv,
+            env: command.env,
+            files: command.files,
+        }],
+    })
 }
 
 /// The hosts and the gateway that a spec names must be in deck.toml: a slip of the pen is no wish to do
@@ -375,6 +397,19 @@ fn names_are_of_the_deck(
 }
 
 fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
+    let hosts = core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
+    let reuse = world::reusable(&core.state, &draft.service);
+    place_on(core, draft, draft.spec.replicas.get(), hosts, reuse)
+}
+
+/// Places so many replicas of a draft on these hosts.
+pub(super) fn place_on(
+    core: &Core,
+    draft: &Draft,
+    replicas: u32,
+    mut hosts: Vec<placement::HostCapacity>,
+    reuse: Vec<placement::Reuse>,
+) -> Result<placement::Placement, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
     let needs = engine.shapes(spec, draft.facts.as_ref()).into_iter().filter_map(|shape| {
@@ -397,16 +432,15 @@ fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
             )),
         });
     }
-    let mut hosts = core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
     hosts.retain(|h| !draft.lacking.contains_key(&h.name));
     let demand = Demand {
         service: draft.service.clone(),
-        replicas: spec.replicas.get(),
+        replicas,
         shapes,
         device: spec.device,
         memory_share: engine.memory_share(spec),
         placement: spec.placement.clone(),
-        reuse: world::reusable(&core.state, &draft.service),
+        reuse,
         prefer_spare: true,
     };
     placement::place(&World { hosts }, &demand).map_err(|refusal| {
@@ -450,12 +484,16 @@ fn planned_replica(
 }
 
 /// Gives out engine ports that no living release has.
-struct PortGiver<'a> {
+pub(super) struct PortGiver<'a> {
     core: &'a Core,
     used: std::collections::BTreeSet<(String, u16)>,
 }
 
-impl PortGiver<'_> {
+impl<'a> PortGiver<'a> {
+    pub(super) fn new(core: &'a Core) -> Self {
+        Self { core, used: world::used_ports(&core.state) }
+    }
+
     fn next(&mut self, host: &HostName, address: &str) -> Result<u16, ApiError> {
         let first = world::first_port(&self.core.deck, host);
         let port = (first..first.saturating_add(999))

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::deck_ledger::{DeckRecord, Ledger};
 use crate::base::{ReleaseNumber, ServiceName};
+use crate::journal::{self, JournalError};
 use crate::rollout::{Event, ServiceState, step};
 
 /// One line of the journal: something happened to a service.
@@ -23,12 +25,28 @@ pub struct DeckState {
     pub services: BTreeMap<ServiceName, ServiceState>,
     /// The highest release number ever given out.
     pub last_release: ReleaseNumber,
+    /// Plans and how they went, cordons, drains, upgrades.
+    #[serde(default)]
+    pub ledger: Ledger,
     /// Counts how often the deck was taken over from another controller.
     #[serde(default)]
     pub term: u64,
 }
 
 impl DeckState {
+    /// Takes a line of the journal of either kind.
+    ///
+    /// # Errors
+    /// A line that this version cannot read.
+    pub fn replay_line(&mut self, line: &journal::Record) -> Result<(), JournalError> {
+        if let Ok(record) = line.read::<DeckRecord>() {
+            self.ledger.apply(&record);
+            return Ok(());
+        }
+        self.replay(&line.read::<Record>()?);
+        Ok(())
+    }
+
     /// Applies a record whose actions were carried out in an earlier life.
     pub fn replay(&mut self, record: &Record) {
         if let crate::rollout::EventKind::RolloutRequested { release, .. } = &record.event.kind {
@@ -36,6 +54,9 @@ impl DeckState {
         }
         let state = self.service(&record.service);
         let _already_done = step::step(state, &record.event);
+        if let Some(state) = self.services.get(&record.service) {
+            self.ledger.observe(state);
+        }
     }
 
     /// A service's state, empty if nothing was known of it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ServiceName, TrafficMode};
@@ -20,6 +21,8 @@ pub struct Surroundings<'a> {
     pub history: &'a [ReleaseView],
     /// A mistake outside the rollout.
     pub trouble: Option<&'a str>,
+    /// Plans and how they went.
+    pub ledger: &'a Ledger,
 }
 
 /// Builds the view of one service.
@@ -62,6 +65,7 @@ pub fn view(
         url: shown_spec.and_then(|s| url(around.deck, name, s)),
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
+        progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
     }
 }
 

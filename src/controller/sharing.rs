@@ -196,6 +196,7 @@ impl Core {
             author: e.author,
             reason: e.reason,
             outcome: e.outcome,
+            progress: None,
         })
     }
 

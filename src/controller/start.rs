@@ -14,8 +14,9 @@ use super::claims::Claims;
 use super::conditions::Conditions;
 use super::core::{Core, DeckFiles, Input, Options};
 use super::desk::Handle;
-use super::record::{DeckState, Record};
-use super::{Paths, observe, planning};
+use super::measured::Measured;
+use super::record::DeckState;
+use super::{Paths, observe, planning, throughput};
 use crate::api::hub::{Change, Hub};
 use crate::api::{Client, DeckView, server};
 use crate::base::id::BadName;
@@ -123,7 +124,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         if record.kind == RecordKind::Checkpoint {
             state = record.read().map_err(unreadable)?;
         } else {
-            state.replay(&record.read::<Record>().map_err(unreadable)?);
+            state.replay_line(record).map_err(unreadable)?;
         }
     }
     if journal.is_of_older_version() {
@@ -166,6 +167,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         pid: std::process::id(),
         trouble: None,
         controller_memory: own_memory(),
+        upgrade: state.ledger.upgrade.clone().map(Box::new),
+        group: state.ledger.group.clone().map(Box::new),
         conditions: Vec::new(),
     }));
     let endpoints = options.deck.endpoints.clone();
@@ -189,6 +192,10 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         audit: Arc::clone(&audit),
         idle_since: None,
         files_stamp: Vec::new(),
+        group_asking: false,
+        upgrades: super::upgrade::UpgradeTasks::default(),
+        draining: std::collections::BTreeSet::new(),
+        measured: Measured::open(&paths.measured()),
         shutdown: false,
         views: super::stale_views::StaleViews::default(),
         options,
@@ -211,6 +218,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     });
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
+    let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
     let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
     let unanswered = Arc::default();
     let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
@@ -232,7 +240,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    let mut tasks = vec![fleet_task, watch_task, reload_task, renew_task, drift_task];
+    let mut tasks =
+        vec![fleet_task, watch_task, reload_task, renew_task, drift_task, throughput_task];
     tasks.extend(publish_task);
     Ok(Running { socket, stop, tasks, main })
 }

@@ -16,20 +16,45 @@ pub fn hosts<'a>(
     state: &DeckState,
     service: &ServiceName,
 ) -> Vec<HostCapacity> {
+    hosts_beside(views, state, Some(service))
+}
+
+/// The same; without a service everything that any replica holds is reserved.
+pub fn hosts_beside<'a>(
+    views: impl Iterator<Item = &'a HostView>,
+    state: &DeckState,
+    service: Option<&ServiceName>,
+) -> Vec<HostCapacity> {
     let reserved = reservations(state, service);
     let none = BTreeMap::new();
     views
         .map(|host| {
-            HostCapacity::observed(
+            let mut capacity = HostCapacity::observed(
                 host.name.clone(),
                 host.labels.clone(),
                 is_up(host),
                 host.facts.as_ref(),
                 host.sample.as_ref(),
                 reserved.get(&host.name).unwrap_or(&none),
-            )
+            );
+            apply_cordons(&mut capacity, state);
+            capacity
         })
         .collect()
+}
+
+/// No new ranks on a cordoned host, and none on a cordoned GPU.
+fn apply_cordons(capacity: &mut HostCapacity, state: &DeckState) {
+    let cordons = state.ledger.cordons.get(&capacity.name).map(Vec::as_slice).unwrap_or_default();
+    for cordon in cordons {
+        let Some(gpu) = &cordon.gpu else {
+            capacity.cordoned = true;
+            continue;
+        };
+        for found in capacity.gpus.iter_mut().filter(|g| g.device() == gpu.device) {
+            found.healthy = Err(format!("cordoned by {}", cordon.by));
+        }
+    }
 }
 
 /// Why the hosts that are not reached are not, and what to do about it: a line each.
@@ -50,12 +75,22 @@ pub fn why_down<'a>(views: impl Iterator<Item = &'a HostView>) -> Vec<String> {
 /// The GPUs that replicas of other services than `service` hold, by host, with who holds them.
 fn reservations(
     state: &DeckState,
-    service: &ServiceName,
+    service: Option<&ServiceName>,
 ) -> BTreeMap<HostName, BTreeMap<DeviceId, String>> {
     let mut held: BTreeMap<HostName, BTreeMap<DeviceId, String>> = BTreeMap::new();
-    for (holder, key, plan) in held_plans(state).filter(|(holder, _, _)| *holder != service) {
+    let others = |holder: &ServiceName| service.is_none_or(|s| s != holder);
+    for (holder, key, plan) in held_plans(state).filter(|(holder, _, _)| others(holder)) {
         for (host, device) in plan.gpus() {
             held.entry(host.clone()).or_default().insert(device.clone(), format!("{holder} {key}"));
+        }
+    }
+    // What is going to move somewhere has its place there already.
+    for (holder, state) in state.services.iter().filter(|(holder, _)| others(holder)) {
+        for entry in state.moves.iter().filter(|m| m.to.is_none()) {
+            for (host, device) in entry.plan.gpus() {
+                let by = format!("{holder}, which moves there");
+                held.entry(host.clone()).or_default().insert(device.clone(), by);
+            }
         }
     }
     held
@@ -96,6 +131,7 @@ pub fn used_ports(state: &DeckState) -> BTreeSet<(String, u16)> {
         .values()
         .flat_map(|s| s.releases.values())
         .flat_map(|r| &r.replicas)
+        .chain(state.services.values().flat_map(|s| s.moves.iter().map(|m| &m.plan)))
         .flat_map(|r| &r.ranks)
         .map(|rank| (rank.address.clone(), rank.port))
         .collect()

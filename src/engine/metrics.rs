@@ -29,6 +29,8 @@ pub struct Names {
     pub inter_token: Option<&'static str>,
     /// Histogram: time of a whole request, seconds.
     pub end_to_end: Option<&'static str>,
+    /// Counter of generated tokens.
+    pub generated: Option<&'static str>,
 }
 
 /// vLLM's names (`vllm/v1/metrics/loggers.py`).
@@ -42,6 +44,7 @@ pub const VLLM: Names = Names {
     first_token: Some("vllm:time_to_first_token_seconds"),
     inter_token: Some("vllm:inter_token_latency_seconds"),
     end_to_end: Some("vllm:e2e_request_latency_seconds"),
+    generated: Some("vllm:generation_tokens_total"),
 };
 
 /// SGLang's names (`sglang/srt/metrics/collector.py`, with `--enable-metrics`). An aborted request
@@ -56,6 +59,7 @@ pub const SGLANG: Names = Names {
     first_token: Some("sglang:time_to_first_token_seconds"),
     inter_token: Some("sglang:inter_token_latency_seconds"),
     end_to_end: Some("sglang:e2e_request_latency_seconds"),
+    generated: Some("sglang:generation_tokens_total"),
 };
 
 /// llama.cpp's names (`tools/server/server-context.cpp`): gauges only.
@@ -69,6 +73,7 @@ pub const LLAMA_CPP: Names = Names {
     first_token: None,
     inter_token: None,
     end_to_end: None,
+    generated: Some("llamacpp:tokens_predicted_total"),
 };
 
 /// What an engine says of itself; what it does not say is absent. Counters since its start.
@@ -92,6 +97,8 @@ pub struct EngineMetrics {
     pub inter_token: Option<Histogram>,
     /// Time of whole requests.
     pub end_to_end: Option<Histogram>,
+    /// Tokens generated.
+    pub generated: Option<f64>,
 }
 
 /// A histogram on its way: lines of several engine cores are added up by bound.
@@ -167,6 +174,8 @@ pub fn parse(text: &str, names: &Names) -> EngineMetrics {
             let failed = label(sample.labels, "finished_reason").is_some_and(|r| r == "error");
             let slot = if failed { &mut out.requests_error } else { &mut out.requests_success };
             add(slot, sample.value);
+        } else if is(names.generated) {
+            add(&mut out.generated, sample.value);
         } else if is(names.failed) {
             add(&mut out.requests_error, sample.value);
         } else {

@@ -31,6 +31,12 @@ impl Decider<'_> {
             EventKind::Promoted { all, .. } => self.promote(*all),
             EventKind::Aborted { by, reason } => self.abort(by, reason.as_deref()),
             EventKind::StopRequested { by } => self.stop_service(by),
+            EventKind::MovesRequested { release, moves, why, .. } => {
+                self.request_moves(*release, moves, why);
+            }
+            EventKind::MovesCancelled { by } => {
+                self.cancel_moves(Some(&format!("{by} cancelled it")));
+            }
             EventKind::RankRunning { rank } => self.rank_running(rank),
             EventKind::RankRefused { rank, refusal } => self.rank_refused(rank, refusal),
             EventKind::RankEnded { rank, how } => self.rank_ended(rank, how),

@@ -43,7 +43,9 @@ impl Decider<'_> {
             }
             return;
         };
-        for key in self.keys(|key, r| key.release == coming && r.retiring) {
+        let vacated = self.state.vacated.clone();
+        for key in self.keys(|key, r| key.release == coming && r.retiring && !vacated.contains(key))
+        {
             self.keep(key);
         }
         let stable = self.state.stable;
@@ -57,11 +59,16 @@ impl Decider<'_> {
             > u32::try_from(
                 self.state
                     .of(coming)
-                    .filter(|(_, r)| !matches!(r.phase, Phase::Pending { .. }))
+                    .filter(|(key, r)| {
+                        !vacated.contains(key) && !matches!(r.phase, Phase::Pending { .. })
+                    })
                     .count(),
             )
             .unwrap_or(u32::MAX);
         let mut budget = self.budget(&roles);
+        for key in self.keys(|key, r| vacated.contains(key) && !r.retiring) {
+            self.take_out(&[key], &roles, &mut budget);
+        }
         if missing_or_pending {
             let conflicts = self.conflicts(&roles);
             let order = self.choose(&roles, &conflicts);
@@ -111,7 +118,9 @@ impl Decider<'_> {
         }
         let mut conflicts = BTreeMap::new();
         let release = roles.coming.and_then(|c| self.state.releases.get(&c));
-        for (replica, release) in (0..roles.full).zip(release.iter().cycle()) {
+        let indexes =
+            roles.coming.map_or_else(Vec::new, |c| self.state.wanted_indexes(c, roles.full));
+        for (replica, release) in indexes.into_iter().zip(release.iter().cycle()) {
             let key = ReplicaKey { release: release.number, replica };
             let plan = release.replica(replica);
             let others: BTreeSet<ReplicaKey> = plan

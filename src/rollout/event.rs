@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::analysis::Window;
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
+use super::moves::RequestedMove;
 use super::release::Release;
 use super::state::RolloutKind;
 use crate::base::{RankId, ReleaseNumber, ReplicaId, Timestamp};
@@ -64,6 +65,23 @@ pub enum EventKind {
     },
     /// Drain and stop everything of this service.
     StopRequested {
+        /// Who.
+        by: String,
+    },
+
+    /// Move these replicas of the stable release to other devices.
+    MovesRequested {
+        /// The release.
+        release: ReleaseNumber,
+        /// Which, and where to.
+        moves: Vec<RequestedMove>,
+        /// Who.
+        by: String,
+        /// What for: `node1 is drained`.
+        why: String,
+    },
+    /// Do not move what was not moved yet.
+    MovesCancelled {
         /// Who.
         by: String,
     },

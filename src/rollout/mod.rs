@@ -20,9 +20,13 @@ pub mod count;
 pub mod engine_samples;
 pub mod event;
 pub mod forecast;
+pub mod group;
 mod journey;
+pub mod moves;
 pub mod rank_test;
+mod rehearsal;
 pub mod release;
+mod remedy;
 mod replicas;
 mod roles;
 pub mod state;
@@ -34,7 +38,8 @@ pub use analysis::{AnalysisRun, Verdict, Window};
 pub use checks::{CheckResult, CheckRun};
 pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};
-pub use forecast::{Forecast, ForecastError, Stage, forecast};
+pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
+pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use state::{
     Condition, Direction, Drain, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind,

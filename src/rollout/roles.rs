@@ -87,7 +87,8 @@ impl ServiceState {
             Some(r) => r.from,
             None => self.stable,
         };
-        let full = coming.map_or(0, |c| self.wanted(c));
+        let beside = if rollout.is_none() { self.moving_beside(coming) } else { 0 };
+        let full = coming.map_or(0, |c| self.wanted(c)).saturating_add(beside);
         let weight = rollout.filter(|_| forward).and_then(|r| self.step_weight(r));
         let target = weight.map_or(full, |w| count::canary_replicas(w, full));
         let (policy, most) = match rollout {

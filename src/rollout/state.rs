@@ -44,6 +44,15 @@ pub struct ServiceState {
     /// ever given the name of an earlier one.
     #[serde(default)]
     pub attempts: BTreeMap<ReplicaKey, Attempt>,
+    /// Replicas that are to be moved, the first one in work.
+    #[serde(default)]
+    pub moves: Vec<super::moves::ReplicaMove>,
+    /// Replicas whose place was given up for good: moved away, or successors that failed.
+    #[serde(default)]
+    pub vacated: BTreeSet<ReplicaKey>,
+    /// Why the last moves were given up.
+    #[serde(default)]
+    pub move_trouble: Option<String>,
     /// The time of the newest event.
     pub now: Timestamp,
 }
@@ -320,6 +329,9 @@ impl ServiceState {
             traffic_trouble: None,
             traffic_retry: None,
             attempts: BTreeMap::new(),
+            moves: Vec::new(),
+            vacated: BTreeSet::new(),
+            move_trouble: None,
             now: Timestamp(0),
         }
     }

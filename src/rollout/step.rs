@@ -23,6 +23,7 @@ pub fn step(state: &mut ServiceState, event: &Event) -> Vec<Action> {
         decider.moved = false;
         decider.tend_replicas();
         decider.tend_journey();
+        decider.tend_moves();
         decider.tend_capacity();
         if !decider.moved {
             break;
@@ -88,6 +89,7 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
             ),
         }
     }
+    moments.extend(state.move_deadline());
     // A deadline is passed when its moment is reached: only later ones are still to come.
     moments.into_iter().filter(|m| *m > state.now).min()
 }

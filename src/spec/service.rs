@@ -307,6 +307,9 @@ pub struct RolloutSpec {
     pub max_surge: Count,
     /// The stages of a canary, in order. Empty: replica by replica to the end.
     pub steps: Vec<StepSpec>,
+    /// When several services are applied together: only after these have been rolled out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<crate::base::ServiceName>,
     /// Return to the stable release by itself when the new one fails.
     pub auto_rollback: bool,
     /// How long a new replica must be ready without interruption to count as available.
@@ -338,6 +341,7 @@ impl Default for RolloutSpec {
             max_unavailable: Count::Number(1),
             max_surge: Count::Number(0),
             steps: Vec::new(),
+            after: Vec::new(),
             auto_rollback: true,
             min_healthy_time: Duration::from_secs(0),
             healthy_deadline: Duration::from_mins(20),

@@ -119,6 +119,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
         sampled: Some(before(1)),
         ranks: Vec::new(),
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+        maintenance: crate::api::Maintenance::default(),
         claim: None,
     }
 }
@@ -177,6 +178,7 @@ fn release(number: u64, ago: u64, reason: &str, outcome: Option<Outcome>) -> Rel
         author: "ann".to_owned(),
         reason: Some(reason.to_owned()),
         outcome,
+        progress: None,
     }
 }
 
@@ -275,6 +277,7 @@ fn chat() -> ServiceView {
         url: Some("http://gateway:8000/v1".to_owned()),
         traffic: traffic(41.2, 0.03, 182.0),
         trouble: None,
+        progress: None,
     }
 }
 
@@ -317,6 +320,7 @@ fn code() -> ServiceView {
         url: Some("http://gateway:8001/v1".to_owned()),
         traffic: traffic(12.1, 0.0, 95.0),
         trouble: None,
+        progress: None,
     }
 }
 
@@ -366,6 +370,8 @@ pub fn calm() -> Snapshot {
             pid: 4_711,
             trouble: None,
             controller_memory: Some(Bytes::mib(38)),
+            upgrade: None,
+            group: None,
             conditions: Vec::new(),
         },
         hosts,
@@ -479,6 +485,7 @@ pub fn plan(service: &str, outage: bool) -> PlanView {
         new_weight_percent: weight,
         ready_after: ready,
         lowest_ready: lowest,
+        ..Stage::default()
     };
     PlanView {
         service: service_name(service),
@@ -513,7 +520,10 @@ pub fn plan(service: &str, outage: bool) -> PlanView {
             lowest_ready: u32::from(!outage),
             floor: 1,
             outage,
+            remedy: None,
         },
+        steps: Vec::new(),
+        total: crate::api::PlanTime::default(),
         warnings: if outage {
             vec!["OUTAGE: one host only, code stops serving for about 2m".to_owned()]
         } else {

@@ -647,3 +647,88 @@ fn pictures() {
         }
     }
 }
+
+#[test]
+fn maintenance_and_what_was_foreseen_are_seen() {
+    use crate::api::plan::{PlanProgress, StepProgress};
+    use crate::api::{Cordon, PlanMove, PlanPlace, PlanStep, PlanTime, Verb};
+    let mut snapshot = rich();
+    let host = snapshot.hosts.values_mut().next().unwrap();
+    host.maintenance.cordons.push(Cordon {
+        gpu: None,
+        by: "ann".to_owned(),
+        reason: Some("fan".to_owned()),
+        since: NOW,
+    });
+    let time = |known_ms| PlanTime { known_ms, unknown: Vec::new() };
+    let chat = snapshot.services.get_mut(&service_name("chat")).unwrap();
+    let rollout = chat.rollout.clone().unwrap();
+    let step = |title: &str, began: Option<Timestamp>, ended| StepProgress {
+        title: title.to_owned(),
+        predicted: time(90_000),
+        predicted_lowest: Some(3),
+        began,
+        ended,
+        lowest_ready: began.map(|_| 2),
+    };
+    let first_ended = Timestamp(rollout.began.0 + 125_000);
+    chat.progress = Some(PlanProgress {
+        release: rollout.to,
+        began: rollout.began,
+        steps: vec![
+            step("weight 10 %", Some(rollout.began), Some(first_ended)),
+            step("analyse default", Some(first_ended), None),
+            step("weight 50 %", None, None),
+        ],
+        predicted: time(270_000),
+        predicted_lowest: 3,
+        lowest_ready: 2,
+        ended: None,
+    });
+    let mut seen = state(snapshot, LARGE);
+    press(&mut seen, "1");
+    assert!(text(&seen).contains("cordoned"), "{}", text(&seen));
+    press(&mut seen, "3+");
+    let screen = text(&seen);
+    assert!(screen.contains("2m05s (foreseen 1m30s), lowest 2 ready (foreseen 3)"), "{screen}");
+    assert!(screen.contains("foreseen 1m30s"), "{screen}");
+
+    let mut plan = fixture::plan("code", false);
+    plan.steps = plan
+        .forecast
+        .stages
+        .iter()
+        .map(|stage| PlanStep {
+            title: stage.title.clone(),
+            gate: None,
+            moves: vec![PlanMove {
+                replica: stage.starts[0],
+                verb: Verb::Start,
+                ranks: vec![PlanPlace {
+                    host: "node4".parse().unwrap(),
+                    devices: Vec::new(),
+                    devices_text: "GPU 2, GPU 3".to_owned(),
+                }],
+                how: "in place of r12-2".to_owned(),
+                at_ms: 0,
+                ready_after: 2,
+            }],
+            new_weight_percent: 10,
+            ready_after: 2,
+            lowest_ready: 2,
+            lowest: true,
+            tokens_per_s_after: Some(2_400.0),
+            tokens_per_s_lowest: None,
+            time: time(65_000),
+        })
+        .collect();
+    plan.total = time(195_000);
+    let effects = press(&mut seen, "+2Ga");
+    planned(&mut seen, &effects, plan);
+    let screen = text(&seen);
+    for wanted in
+        ["time 3m15s", "2400 tok/s", "1m05s", "start r13-0 on node4 GPU 2, GPU 3", "◀ lowest"]
+    {
+        assert!(screen.contains(wanted), "{wanted}: {screen}");
+    }
+}

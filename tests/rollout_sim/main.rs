@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 mod build;
+mod moves;
 mod planted;
 mod scenarios;
 mod simulation;

@@ -466,8 +466,12 @@ impl World {
         let mut expected = BTreeSet::new();
         if let Some(stable) = state.stable {
             let release = &state.releases[&stable];
-            for replica in 0..release.spec.replicas.get() {
-                let key = ReplicaKey { release: stable, replica };
+            let plans = u32::try_from(release.replicas.len()).unwrap();
+            let keys = (0..plans).map(|replica| ReplicaKey { release: stable, replica });
+            let wanted: Vec<_> = keys.filter(|key| !state.vacated.contains(key)).collect();
+            assert_eq!(wanted.len(), usize::try_from(release.spec.replicas.get()).unwrap());
+            for key in wanted {
+                let replica = key.replica;
                 let replica_state = &state.replicas[&key];
                 assert_eq!(replica_state.phase, Phase::Ready, "{key}");
                 expected.extend(release.rank_ids(replica, replica_state.attempt));

@@ -7,14 +7,15 @@
 //! PLACEMENT   llama, 80 layers, 39.6 GiB of weights
 //!   r12-0  node1  GPU 0-3  20.1 GiB each of 74.2 GiB free
 //! JOURNEY     never fewer than 1 ready, floor 1
-//!   1 weight 10 %      start r12-0   stop r11-1   10% new   2 ready (lowest 1)
+//!   1 weight 10 %       10% new   2 ready (lowest 1)  1m05s
+//!       + start r12-0 on node1 GPU 0, GPU 1 (in place of r11-1) → 2 ready
 //! ```
 
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::text::diff_lines;
-use crate::api::{PlanView, ReplicaId};
+use crate::api::{PlanView, ReplicaId, Verb};
 use crate::tui::theme::Theme;
 
 /// The plan in lines of at most `width` columns, what hurts first.
@@ -44,13 +45,13 @@ pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>>
         out.extend(diff_lines(&plan.diff, theme).into_iter().map(indented));
         out.push(Line::default());
     }
-    journey(plan, theme, &mut out);
+    journey(plan, theme, width, &mut out);
     out.push(Line::default());
     placement(plan, theme, width, &mut out);
     out
 }
 
-fn journey(plan: &PlanView, theme: &Theme, out: &mut Vec<Line<'static>>) {
+fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'static>>) {
     let forecast = &plan.forecast;
     let low = if forecast.lowest_ready < forecast.floor { theme.warn } else { theme.dim };
     let mut head = title(theme, "JOURNEY", "");
@@ -58,6 +59,9 @@ fn journey(plan: &PlanView, theme: &Theme, out: &mut Vec<Line<'static>>) {
         format!("never fewer than {} ready (floor {})", forecast.lowest_ready, forecast.floor),
         low,
     ));
+    if !plan.steps.is_empty() {
+        head.push_span(Span::raw(format!("  time {}", plan.total.text())));
+    }
     out.push(head);
     let wide = forecast.stages.iter().map(|s| s.title.chars().count()).max().unwrap_or(0).min(32);
     for (i, stage) in forecast.stages.iter().enumerate() {
@@ -70,13 +74,42 @@ fn journey(plan: &PlanView, theme: &Theme, out: &mut Vec<Line<'static>>) {
         let lowest = format!(" (lowest {})", stage.lowest_ready);
         let hurts = stage.lowest_ready < forecast.floor || stage.lowest_ready == 0;
         spans.push(Span::styled(lowest, if hurts { theme.warn } else { theme.dim }));
-        if !stage.starts.is_empty() {
-            spans.push(Span::styled(format!("  +{}", names(&stage.starts)), theme.good));
+        let Some(step) = plan.steps.get(i) else {
+            if !stage.starts.is_empty() {
+                spans.push(Span::styled(format!("  +{}", names(&stage.starts)), theme.good));
+            }
+            if !stage.stops.is_empty() {
+                spans.push(Span::styled(format!("  -{}", names(&stage.stops)), theme.dim));
+            }
+            out.push(Line::from(spans));
+            continue;
+        };
+        if let Some(rate) = step.tokens_per_s_after {
+            spans.push(Span::styled(format!("  {rate:.0} tok/s"), theme.dim));
         }
-        if !stage.stops.is_empty() {
-            spans.push(Span::styled(format!("  -{}", names(&stage.stops)), theme.dim));
+        spans.push(Span::styled(format!("  {}", step.time.text()), theme.accent));
+        if step.lowest {
+            spans.push(Span::styled("  ◀ lowest", if hurts { theme.warn } else { theme.dim }));
         }
         out.push(Line::from(spans));
+        let indent = |line: Line<'static>| indented(indented(indented(line)));
+        for entry in &step.moves {
+            let (mark, style) = match entry.verb {
+                Verb::Start => ("+", theme.good),
+                Verb::Stop => ("-", theme.dim),
+            };
+            let text =
+                format!("{mark} {} ({}) → {} ready", entry.text(), entry.how, entry.ready_after);
+            out.extend(wrapped(&text, width.saturating_sub(6), style).into_iter().map(indent));
+        }
+        if let Some(gate) = &step.gate {
+            let text = format!("gate: {gate}");
+            out.extend(wrapped(&text, width.saturating_sub(6), theme.dim).into_iter().map(indent));
+        }
+    }
+    for unknown in &plan.total.unknown {
+        let text = format!("time not known: {unknown}");
+        out.extend(wrapped(&text, width.saturating_sub(2), theme.dim).into_iter().map(indented));
     }
 }
 

@@ -219,6 +219,9 @@ fn figures(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rec
     if let Some(age) = age(host, state.now) {
         x = pen.put(x, y, end, &age, theme.warn) + 2;
     }
+    if let Some(word) = host.maintenance.word() {
+        x = pen.put(x, y, end, &word, theme.warn) + 2;
+    }
     if let Some(words) = link_words(&host.link, state.now) {
         let style = match host.link {
             HostLinkState::Down { .. } => theme.bad,
@@ -280,6 +283,9 @@ fn dense(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rect)
     let mut x = x;
     if let Some(age) = age(host, state.now) {
         x = pen.put(x, y, right, &age, pen.theme.warn) + 2;
+    }
+    if let Some(word) = host.maintenance.word() {
+        x = pen.put(x, y, right, &word, pen.theme.warn) + 2;
     }
     let numbers = numbers(host, false);
     let mut parts: Vec<&str> = numbers.split("  ").collect();

@@ -59,6 +59,25 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
             out.extend(crate::tui::dialogs::wrapped(&words, 96, style));
         }
     }
+    if let Some(word) = host.maintenance.word() {
+        let mut text = word;
+        for cordon in &host.maintenance.cordons {
+            let what = cordon
+                .gpu
+                .as_ref()
+                .map_or_else(|| "the host".to_owned(), |gpu| format!("GPU {}", gpu.index));
+            let since = words::ago(state.now, cordon.since);
+            let why = cordon.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+            text.push_str(&format!(" · {what} cordoned by {} {since} ago{why}", cordon.by));
+        }
+        if let Some(trouble) = host.maintenance.drain.as_ref().and_then(|d| d.trouble.as_ref()) {
+            text.push_str(&format!(" · {trouble}"));
+        }
+        if let Some(crate::api::UpgradeHost::Failed { why }) = &host.maintenance.upgrade {
+            text.push_str(&format!(" · {why}"));
+        }
+        out.extend(crate::tui::dialogs::wrapped(&text, 96, theme.warn));
+    }
     if let Some(age) = age(host, state.now) {
         out.push(Line::styled(format!("what follows is {age}"), theme.warn));
     }

@@ -125,12 +125,12 @@ fn journey(
         for row in left.y..left.bottom() {
             pen.put(left.right() + 1, row, right.x, "│", pen.theme.border);
         }
-        steps(pen, state, rollout, &titles, left);
+        steps(pen, state, service, rollout, &titles, left);
         measures(pen, rollout, right);
     } else {
         if rows > 0 {
             let y = take(rest, rows);
-            steps(pen, state, rollout, &titles, Rect { y, height: rows, ..*rest });
+            steps(pen, state, service, rollout, &titles, Rect { y, height: rows, ..*rest });
         }
         if measured {
             let y = take(rest, measure_rows);
@@ -264,7 +264,14 @@ fn titles(service: &ServiceView, rollout: &Rollout) -> Vec<String> {
     service.steps.clone()
 }
 
-fn steps(pen: &mut Pen<'_>, state: &State, rollout: &Rollout, titles: &[String], area: Rect) {
+fn steps(
+    pen: &mut Pen<'_>,
+    state: &State,
+    service: &ServiceView,
+    rollout: &Rollout,
+    titles: &[String],
+    area: Rect,
+) {
     let theme = pen.theme;
     let back = matches!(rollout.direction, Direction::Back { .. });
     let done = matches!(rollout.outcome, Some(crate::api::Outcome::Completed));
@@ -285,10 +292,14 @@ fn steps(pen: &mut Pen<'_>, state: &State, rollout: &Rollout, titles: &[String],
         let text = if is_current { theme.strong } else { style_of_text(i, current, theme.dim) };
         x = pen.put_cut(x, y, right, title, text) + 1;
         if !is_current {
+            if let Some(text) = beside_plan(state, service, rollout, i) {
+                pen.put_right(x, y, right, &text, theme.dim);
+            }
             continue;
         }
         let Some(gate) = &rollout.gate else {
-            let since = words::ago(state.now, rollout.step_since);
+            let since = beside_plan(state, service, rollout, i)
+                .unwrap_or_else(|| words::ago(state.now, rollout.step_since));
             pen.put_right(x, y, right, &since, theme.dim);
             continue;
         };
@@ -303,6 +314,27 @@ fn steps(pen: &mut Pen<'_>, state: &State, rollout: &Rollout, titles: &[String],
             pen.bar(end - width - 1, y, width, share, theme.accent);
         }
     }
+}
+
+/// The time a step took or has taken, and its lowest capacity, beside what was foreseen.
+fn beside_plan(
+    state: &State,
+    service: &ServiceView,
+    rollout: &Rollout,
+    index: usize,
+) -> Option<String> {
+    let progress = service.progress.as_ref().filter(|p| p.release == rollout.to)?;
+    let step = progress.steps.get(index)?;
+    let foreseen = step.predicted.text();
+    let Some(took) = step.took(state.now) else { return Some(format!("foreseen {foreseen}")) };
+    let took = time::short(took);
+    let lowest = match (step.lowest_ready, step.predicted_lowest) {
+        (Some(seen), Some(planned)) if seen < planned => {
+            format!(", lowest {seen} ready (foreseen {planned})")
+        }
+        _ => String::new(),
+    };
+    Some(format!("{took} (foreseen {foreseen}){lowest}"))
 }
 
 fn style_of_text(index: usize, current: usize, dim: Style) -> Style {

@@ -1,0 +1,157 @@
+//! The steps of a plan as doors show them, and how a rollout went beside what was foreseen.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, Timestamp, time};
+use crate::rollout::forecast::Verb;
+
+/// A step of a plan, in full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanStep {
+    /// What it is: `weight 10 %`, `analyse default (1m)`, `all replicas`.
+    pub title: String,
+    /// What passes it, where it is a gate.
+    pub gate: Option<String>,
+    /// Every start and stop, in order.
+    pub moves: Vec<PlanMove>,
+    /// Share of the traffic at the new release after it, percent.
+    pub new_weight_percent: u32,
+    /// Ready replicas after it.
+    pub ready_after: u32,
+    /// Fewest ready replicas during it.
+    pub lowest_ready: u32,
+    /// The capacity is lowest in this step (the first such one).
+    pub lowest: bool,
+    /// Capacity after it in tokens a second: ready replicas × the most that one was seen to generate.
+    pub tokens_per_s_after: Option<f64>,
+    /// Likewise at its lowest point.
+    pub tokens_per_s_lowest: Option<f64>,
+    /// How long it takes.
+    pub time: PlanTime,
+}
+
+/// The start or the stop of a replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanMove {
+    /// Which replica.
+    pub replica: ReplicaId,
+    /// What is done.
+    pub verb: Verb,
+    /// Its ranks and their devices.
+    pub ranks: Vec<PlanPlace>,
+    /// How its place was found or why it goes: `surge: on spare GPUs`, `in place of r1-0`.
+    pub how: String,
+    /// When it begins, milliseconds after the rollout's begin; a lower bound where times are unknown.
+    pub at_ms: u64,
+    /// Ready replicas when it is done.
+    pub ready_after: u32,
+}
+
+/// Where a rank is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanPlace {
+    /// The host.
+    pub host: HostName,
+    /// The devices there.
+    pub devices: Vec<DeviceId>,
+    /// The devices for people, by their index on the host: `GPU 0, GPU 1`.
+    pub devices_text: String,
+}
+
+/// A time that was worked out from measured ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanTime {
+    /// What is known of it, milliseconds.
+    pub known_ms: u64,
+    /// What is not in it, because it was never measured or a person decides.
+    pub unknown: Vec<String>,
+}
+
+impl PlanTime {
+    /// For people: `2m10s`, `at least 2m10s`, `unknown`.
+    pub fn text(&self) -> String {
+        let known = time::short(Duration::from_millis(self.known_ms));
+        match (self.unknown.is_empty(), self.known_ms) {
+            (true, _) => known,
+            (false, 0) => "unknown".to_owned(),
+            (false, _) => format!("at least {known}"),
+        }
+    }
+
+    /// The whole time, if all of it is known.
+    pub fn whole_ms(&self) -> Option<u64> {
+        self.unknown.is_empty().then_some(self.known_ms)
+    }
+}
+
+impl PlanMove {
+    /// `start r2-0 on node1 GPU 0, GPU 1`.
+    pub fn text(&self) -> String {
+        let verb = match self.verb {
+            Verb::Start => "start",
+            Verb::Stop => "stop",
+        };
+        let places: Vec<String> =
+            self.ranks.iter().map(|p| format!("{} {}", p.host, p.devices_text)).collect();
+        format!("{verb} {} on {}", self.replica.key(), places.join(" + "))
+    }
+}
+
+/// What was foreseen of a rollout beside what happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanProgress {
+    /// The release that was rolled out.
+    pub release: ReleaseNumber,
+    /// When it began.
+    pub began: Timestamp,
+    /// Its steps; the way back, if there was one, is the last.
+    pub steps: Vec<StepProgress>,
+    /// The time foreseen for all.
+    pub predicted: PlanTime,
+    /// The fewest ready replicas foreseen.
+    pub predicted_lowest: u32,
+    /// The fewest ready replicas seen so far.
+    pub lowest_ready: u32,
+    /// When it was over.
+    pub ended: Option<Timestamp>,
+}
+
+/// One step of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepProgress {
+    /// What it is.
+    pub title: String,
+    /// The time foreseen.
+    pub predicted: PlanTime,
+    /// The fewest ready replicas foreseen; none for the way back, which nobody planned.
+    pub predicted_lowest: Option<u32>,
+    /// When it began.
+    pub began: Option<Timestamp>,
+    /// When it was passed.
+    pub ended: Option<Timestamp>,
+    /// The fewest ready replicas seen in it.
+    pub lowest_ready: Option<u32>,
+}
+
+impl StepProgress {
+    /// How long it took, or has taken until `now`.
+    pub fn took(&self, now: Timestamp) -> Option<Duration> {
+        Some(self.ended.unwrap_or(now).since(self.began?))
+    }
+}
+
+impl PlanProgress {
+    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`.
+    pub fn summary(&self, now: Timestamp) -> String {
+        let took = time::short(self.ended.unwrap_or(now).since(self.began));
+        let verb = if self.ended.is_some() { "took" } else { "under way for" };
+        format!(
+            "{verb} {took} (foreseen {}), lowest {} ready (foreseen {})",
+            self.predicted.text(),
+            self.lowest_ready,
+            self.predicted_lowest
+        )
+    }
+}

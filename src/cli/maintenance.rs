@@ -1,0 +1,247 @@
+//! `gpudeck cordon`, `uncordon`, `drain` and `hosts upgrade`.
+
+use std::time::Duration;
+
+use super::args::{Args, DrainOptions, Output, UpgradeOptions};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::{apply, show, table};
+use crate::api::{
+    ApiError, Client, Door, DrainPlan, ErrorKind, HostName, Intent, IntentReply, Snapshot, Upgrade,
+    UpgradeHost, time,
+};
+
+/// A host, or one GPU of it: `node1`, `node1/3`.
+fn target(text: &str) -> Result<(HostName, Option<u32>), Failure> {
+    let wrong = || {
+        Failure::from(ApiError {
+            kind: ErrorKind::Invalid,
+            message: format!("`{text}` is no host and no GPU of one"),
+            hint: Some("write HOST or HOST/GPU, for example node1/3".to_owned()),
+        })
+    };
+    let (host, gpu) = match text.split_once('/') {
+        Some((host, gpu)) => (host, Some(gpu.parse().map_err(|_| wrong())?)),
+        None => (text, None),
+    };
+    Ok((host.parse().map_err(|_| wrong())?, gpu))
+}
+
+/// No new ranks there.
+pub async fn cordon(args: &Args, text: &str, reason: Option<&str>) -> Result<Success, Failure> {
+    let (host, gpu) = target(text)?;
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    let reply =
+        client.send(Intent::Cordon { host, gpu, reason: reason.map(str::to_owned) }).await?;
+    told(args, &reply, &format!("{text} is cordoned: no new ranks; what runs there goes on"))
+}
+
+/// New ranks are welcome again.
+pub async fn uncordon(args: &Args, text: &str) -> Result<Success, Failure> {
+    let (host, gpu) = target(text)?;
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    let reply = client.send(Intent::Uncordon { host, gpu }).await?;
+    told(args, &reply, &format!("{text} is not cordoned any more"))
+}
+
+pub(super) fn told(args: &Args, reply: &IntentReply, words: &str) -> Result<Success, Failure> {
+    match (args.output, reply) {
+        (Output::Json, reply) => table::json_line(reply)?,
+        (Output::Text, IntentReply::NothingToDo) => table::out("nothing to do")?,
+        (Output::Text, _) => table::out(words)?,
+    }
+    Ok(Success::Done)
+}
+
+/// Moves away what runs on a host.
+pub async fn drain(
+    args: &Args,
+    host: &HostName,
+    options: &DrainOptions,
+) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    let plan = client.plan_drain(host).await?;
+    if options.dry_run {
+        match args.output {
+            Output::Json => table::json(&plan)?,
+            Output::Text => print(&plan)?,
+        }
+        return Ok(if plan.moves.is_empty() { Success::Done } else { Success::Changes });
+    }
+    if args.output == Output::Text {
+        print(&plan)?;
+    }
+    if apply::must_ask(args, options.yes) && !apply::ask("Go on?")? {
+        return Ok(Success::Done);
+    }
+    let intent = Intent::Drain { host: host.clone(), reason: options.reason.clone() };
+    let reply = client.send(intent).await?;
+    if args.output == Output::Json && !options.wait {
+        table::json_line(&reply)?;
+    }
+    if !options.wait {
+        return Ok(Success::Done);
+    }
+    let ended = |snapshot: &Snapshot| {
+        let drain = snapshot.hosts.get(host)?.maintenance.drain.clone();
+        match drain {
+            None => Some(Err("it was uncordoned meanwhile".to_owned())),
+            Some(drain) => {
+                drain.ended?;
+                Some(drain.trouble.map_or(Ok(()), Err))
+            }
+        }
+    };
+    let Some(result) = wait(&client, options.timeout, ended).await? else {
+        return time_is_up(args, "the drain goes on (`gpudeck hosts` shows it)");
+    };
+    if args.output == Output::Json {
+        let trouble = result.as_ref().err();
+        table::json_line(
+            &serde_json::json!({ "host": host, "drained": result.is_ok(), "trouble": trouble }),
+        )?;
+    }
+    match result {
+        Ok(()) => {
+            if args.output == Output::Text {
+                table::out(&format!("{host} is drained"))?;
+            }
+            Ok(Success::Done)
+        }
+        Err(why) => {
+            if args.output == Output::Text {
+                table::out(&format!("{host} could not be drained: {why}"))?;
+            }
+            Ok(Success::TakenBack)
+        }
+    }
+}
+
+fn print(plan: &DrainPlan) -> Result<(), Failure> {
+    if plan.moves.is_empty() {
+        return table::out(&format!("{}: nothing runs there", plan.host));
+    }
+    table::out(&format!(
+        "{}: {} replica{} away, each ready elsewhere before it is drained here",
+        plan.host,
+        plan.moves.len(),
+        if plan.moves.len() == 1 { " moves" } else { "s move" }
+    ))?;
+    let places = |places: &[crate::api::PlanPlace]| {
+        let texts: Vec<String> =
+            places.iter().map(|p| format!("{} {}", p.host, p.devices_text)).collect();
+        texts.join(" + ")
+    };
+    for entry in &plan.moves {
+        let load = entry.load_ms.map_or_else(
+            || "load time never measured".to_owned(),
+            |ms| format!("loads {}", time::short(Duration::from_millis(ms))),
+        );
+        table::out(&format!(
+            "  {} {}  {} → {} {}  {load}",
+            entry.service,
+            entry.replica,
+            places(&entry.from),
+            entry.successor,
+            places(&entry.to)
+        ))?;
+    }
+    for warning in &plan.warnings {
+        table::out(&format!("! {warning}"))?;
+    }
+    Ok(())
+}
+
+/// Looks until `ended` says so; none: the time is up first.
+pub(super) async fn wait<T>(
+    client: &Client,
+    timeout: Option<Duration>,
+    ended: impl Fn(&Snapshot) -> Option<T>,
+) -> Result<Option<T>, Failure> {
+    let deadline = timeout.map(|t| tokio::time::Instant::now() + t);
+    let mut lost = 0;
+    loop {
+        match client.snapshot().await {
+            Ok(snapshot) => {
+                lost = 0;
+                if let Some(found) = ended(&snapshot) {
+                    return Ok(Some(found));
+                }
+            }
+            // The controller may be replaced in the middle.
+            Err(error) => {
+                lost += 1;
+                if lost > 50 {
+                    return Err(error.into());
+                }
+            }
+        }
+        if deadline.is_some_and(|d| tokio::time::Instant::now() > d) {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+pub(super) fn time_is_up(args: &Args, words: &str) -> Result<Success, Failure> {
+    if args.output == Output::Text {
+        table::out(&format!("time is up; {words}"))?;
+    }
+    Ok(Success::TimeIsUp)
+}
+
+/// Upgrades hosts one after the other.
+pub async fn upgrade(args: &Args, options: &UpgradeOptions) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    let which = if options.hosts.is_empty() {
+        "all hosts".to_owned()
+    } else {
+        options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let question = format!(
+        "Drain {which} one after the other and run `{}` there?",
+        crate::api::text::clean(&options.run, 200)
+    );
+    if apply::must_ask(args, options.yes) && !apply::ask(&question)? {
+        return Ok(Success::Done);
+    }
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let intent = Intent::UpgradeHosts {
+        command: options.run.clone(),
+        hosts: options.hosts.clone(),
+        max_parallel: options.max_parallel,
+        timeout_ms: millis(options.timeout),
+        return_ms: millis(options.return_timeout),
+    };
+    let reply = client.send(intent).await?;
+    if options.no_wait {
+        return told(args, &reply, "accepted; `gpudeck hosts` shows how far it is");
+    }
+    let ended = |snapshot: &Snapshot| snapshot.deck.upgrade.clone().filter(|u| u.ended.is_some());
+    let Some(upgrade) = wait(&client, None, ended).await? else { return Ok(Success::TimeIsUp) };
+    match args.output {
+        Output::Json => table::json(&upgrade)?,
+        Output::Text => print_upgrade(&upgrade)?,
+    }
+    let well = upgrade.hosts.iter().all(|h| h.state == UpgradeHost::Done);
+    Ok(if well { Success::Done } else { Success::TakenBack })
+}
+
+fn print_upgrade(upgrade: &Upgrade) -> Result<(), Failure> {
+    let rows: Vec<Vec<String>> = upgrade
+        .hosts
+        .iter()
+        .map(|entry| {
+            let why = match &entry.state {
+                UpgradeHost::Failed { why } => format!("{why}; it stays cordoned"),
+                _ => String::new(),
+            };
+            vec![entry.host.to_string(), entry.state.word().to_owned(), why]
+        })
+        .collect();
+    table::print(&["HOST", "UPGRADE", ""], &rows)
+}

@@ -1,0 +1,60 @@
+//! `gpudeck apply A B …`: several services in one rollout.
+
+use super::args::{Args, BeginOptions, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::{apply, maintenance, plan, show, table};
+use crate::api::{Door, Group, Intent, ServiceName, Snapshot};
+
+/// Rolls them out. Every plan is made first: what cannot be planned is refused before anything is touched.
+pub async fn apply(
+    args: &Args,
+    services: &[ServiceName],
+    atomic: bool,
+    options: &BeginOptions,
+) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    for service in services {
+        let planned = client.plan(service).await?;
+        if args.output == Output::Text {
+            plan::print(&planned)?;
+        }
+    }
+    if apply::must_ask(args, options.yes) && !apply::ask("Go on with all of them?")? {
+        return Ok(Success::Done);
+    }
+    let intent = Intent::ApplyTogether {
+        services: services.to_vec(),
+        atomic,
+        reason: options.reason.clone(),
+        accept_outage: options.accept_outage,
+    };
+    let reply = client.send(intent).await?;
+    if !options.wait {
+        return maintenance::told(args, &reply, "accepted; `gpudeck status` shows how far it is");
+    }
+    let ended = |snapshot: &Snapshot| snapshot.deck.group.clone().filter(|g| g.ended.is_some());
+    let Some(group) = maintenance::wait(&client, options.timeout, ended).await? else {
+        return maintenance::time_is_up(args, "the rollouts go on (`gpudeck status` shows them)");
+    };
+    match args.output {
+        Output::Json => table::json(&group)?,
+        Output::Text => print(&group)?,
+    }
+    let good = group.services.iter().all(|e| e.state.is_good());
+    Ok(if good { Success::Done } else { Success::TakenBack })
+}
+
+/// How far each service is.
+pub fn print(group: &Group) -> Result<(), Failure> {
+    let rows: Vec<Vec<String>> = group
+        .services
+        .iter()
+        .map(|entry| {
+            let (word, why) = entry.state.words();
+            vec![entry.service.to_string(), word.to_owned(), why.to_owned()]
+        })
+        .collect();
+    table::print(&["SERVICE", "TOGETHER", ""], &rows)
+}

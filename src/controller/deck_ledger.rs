@@ -1,0 +1,250 @@
+//! What a deck remembers besides its services' states: how rollouts went beside their plans, which hosts
+//! get no new ranks, and which are being emptied. Pure; part of the checkpoint, rebuilt by replay.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::group::{Group, GroupState};
+use crate::api::maintenance::{Cordon, CordonedGpu, Drain, Upgrade, UpgradeHost};
+use crate::api::plan::{PlanProgress, StepProgress};
+use crate::api::{PlanTime, PlanView};
+use crate::base::{HostName, ReleaseNumber, ServiceName, Timestamp};
+use crate::rollout::{Direction, ServiceState};
+
+/// Rollouts that are remembered of each service.
+const MAX_CHRONICLES: usize = 20;
+
+/// A line of the journal about the deck as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeckRecord {
+    /// When, by the controller's clock.
+    pub deck_at: Timestamp,
+    /// What.
+    pub deck_event: DeckEvent,
+}
+
+/// What happened to the deck, or was asked of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DeckEvent {
+    /// A rollout is about to begin, and this is foreseen of it.
+    Planned {
+        /// Of which service.
+        service: ServiceName,
+        /// What is foreseen; nothing has happened yet.
+        progress: PlanProgress,
+    },
+    /// No new ranks there.
+    Cordoned {
+        /// The host.
+        host: HostName,
+        /// Only this GPU.
+        gpu: Option<CordonedGpu>,
+        /// Who asked.
+        by: String,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// New ranks are welcome again; a drain of the host ends.
+    Uncordoned {
+        /// The host.
+        host: HostName,
+        /// Only this GPU.
+        gpu: Option<CordonedGpu>,
+    },
+    /// The host is being emptied.
+    DrainBegun {
+        /// The host.
+        host: HostName,
+        /// Who asked.
+        by: String,
+    },
+    /// Nothing of ours is left there, or it could not be emptied.
+    DrainEnded {
+        /// The host.
+        host: HostName,
+        /// Why not.
+        trouble: Option<String>,
+    },
+    /// Several services are rolled out together.
+    GroupBegun {
+        /// All that is asked.
+        group: Group,
+    },
+    /// One of them has come further.
+    GroupWent {
+        /// Which.
+        service: ServiceName,
+        /// How far.
+        state: GroupState,
+    },
+    /// Hosts are upgraded one after the other.
+    UpgradeBegun {
+        /// All that is asked.
+        upgrade: Upgrade,
+    },
+    /// One of them has come further.
+    UpgradeWent {
+        /// Which.
+        host: HostName,
+        /// How far.
+        state: UpgradeHost,
+    },
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ledger {
+    /// How rollouts went, the newest last.
+    pub chronicles: BTreeMap<ServiceName, VecDeque<PlanProgress>>,
+    /// Where no new ranks go.
+    pub cordons: BTreeMap<HostName, Vec<Cordon>>,
+    /// Hosts that are being emptied, or were and are cordoned still.
+    pub drains: BTreeMap<HostName, Drain>,
+    /// The services that are rolled out together, or were last.
+    pub group: Option<Group>,
+    /// The upgrade of hosts under way, or the last one.
+    pub upgrade: Option<Upgrade>,
+}
+
+impl Ledger {
+    /// Takes what the journal says.
+    pub fn apply(&mut self, record: &DeckRecord) {
+        let at = record.deck_at;
+        match &record.deck_event {
+            DeckEvent::Planned { service, progress } => {
+                let kept = self.chronicles.entry(service.clone()).or_default();
+                kept.retain(|c| c.release != progress.release);
+                kept.push_back(progress.clone());
+                while kept.len() > MAX_CHRONICLES {
+                    kept.pop_front();
+                }
+            }
+            DeckEvent::Cordoned { host, gpu, by, reason } => {
+                let cordons = self.cordons.entry(host.clone()).or_default();
+                cordons.retain(|c| c.gpu != *gpu);
+                let (by, reason) = (by.clone(), reason.clone());
+                cordons.push(Cordon { gpu: gpu.clone(), by, reason, since: at });
+            }
+            DeckEvent::Uncordoned { host, gpu } => {
+                if let Some(cordons) = self.cordons.get_mut(host) {
+                    cordons.retain(|c| gpu.is_some() && c.gpu != *gpu);
+                    if cordons.is_empty() {
+                        self.cordons.remove(host);
+                    }
+                }
+                if gpu.is_none() {
+                    self.drains.remove(host);
+                }
+            }
+            DeckEvent::DrainBegun { host, by } => {
+                let drain = Drain { by: by.clone(), since: at, ended: None, trouble: None };
+                self.drains.insert(host.clone(), drain);
+            }
+            DeckEvent::DrainEnded { host, trouble } => {
+                if let Some(drain) = self.drains.get_mut(host) {
+                    drain.ended = Some(at);
+                    drain.trouble.clone_from(trouble);
+                }
+            }
+            DeckEvent::GroupBegun { group } => self.group = Some(group.clone()),
+            DeckEvent::GroupWent { service, state } => {
+                if let Some(group) = &mut self.group {
+                    group.went(service, state, at);
+                }
+            }
+            DeckEvent::UpgradeBegun { upgrade } => self.upgrade = Some(upgrade.clone()),
+            DeckEvent::UpgradeWent { host, state } => {
+                if let Some(upgrade) = &mut self.upgrade {
+                    upgrade.went(host, state, at);
+                }
+            }
+        }
+    }
+
+    /// The whole host gets no new ranks.
+    pub fn host_cordon(&self, host: &HostName) -> Option<&Cordon> {
+        self.cordons.get(host)?.iter().find(|c| c.gpu.is_none())
+    }
+
+    /// How the rollout of a release went.
+    pub fn chronicle(
+        &self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+    ) -> Option<&PlanProgress> {
+        self.chronicles.get(service)?.iter().rev().find(|c| c.release == release)
+    }
+
+    /// Writes down what a change of a service's state means for the plan of its rollout. Harmless when
+    /// told twice.
+    pub fn observe(&mut self, after: &ServiceState) {
+        let Some(rollout) = &after.rollout else { return };
+        let Some(kept) = self.chronicles.get_mut(&after.service) else { return };
+        let Some(chronicle) = kept.iter_mut().find(|c| c.release == rollout.to) else { return };
+        if chronicle.ended.is_some() {
+            return;
+        }
+        let now = after.now;
+        let back = matches!(rollout.direction, Direction::Back { .. });
+        let planned = chronicle.steps.iter().filter(|s| s.predicted_lowest.is_some()).count();
+        if back && chronicle.steps.len() == planned {
+            chronicle.steps.push(StepProgress {
+                title: "way back".to_owned(),
+                predicted: PlanTime::default(),
+                predicted_lowest: None,
+                began: None,
+                ended: None,
+                lowest_ready: None,
+            });
+        }
+        let last = planned.saturating_sub(1);
+        let current = if back { planned } else { rollout.step.min(last) };
+        if chronicle.steps.iter().all(|s| s.began.is_none()) {
+            chronicle.began = rollout.began;
+        }
+        let ready = after.ready_total();
+        chronicle.lowest_ready = chronicle.lowest_ready.min(ready);
+        for (index, step) in chronicle.steps.iter_mut().enumerate() {
+            // A step whose end is the present one's begin has seen this capacity, too.
+            if index < current && step.ended.is_none() && (step.began.is_some() || !back) {
+                step.began.get_or_insert(now);
+                step.lowest_ready = Some(step.lowest_ready.map_or(ready, |low| low.min(ready)));
+                step.ended = Some(now);
+            }
+            if index == current {
+                step.began.get_or_insert(now);
+                step.lowest_ready = Some(step.lowest_ready.map_or(ready, |low| low.min(ready)));
+                if rollout.outcome.is_some() {
+                    step.ended = Some(rollout.ended.unwrap_or(now));
+                }
+            }
+        }
+        if rollout.outcome.is_some() {
+            chronicle.ended = Some(rollout.ended.unwrap_or(now));
+        }
+    }
+}
+
+/// What is kept of a plan when its rollout begins.
+pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
+    let steps = plan.steps.iter().map(|step| StepProgress {
+        title: step.title.clone(),
+        predicted: step.time.clone(),
+        predicted_lowest: Some(step.lowest_ready),
+        began: None,
+        ended: None,
+        lowest_ready: None,
+    });
+    PlanProgress {
+        release: plan.to,
+        began: now,
+        steps: steps.collect(),
+        predicted: plan.total.clone(),
+        predicted_lowest: plan.forecast.lowest_ready,
+        lowest_ready: ready,
+        ended: None,
+    }
+}

@@ -1,0 +1,268 @@
+//! Several services in one rollout: one after the other in the order of their `after`; atomic or as far as
+//! it goes. What has been reached is journaled; a controller that was killed goes on from there.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::oneshot;
+
+use super::core::{Core, Input, Request, now};
+use super::deck_ledger::DeckEvent;
+use super::planning;
+use crate::api::hub::Change;
+use crate::api::{
+    ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, IntentReply, Severity,
+};
+use crate::base::{Hint, ReleaseNumber, ServiceName};
+use crate::rollout::{EventKind, Outcome, RolloutKind, group};
+
+impl Core {
+    pub(super) fn begin_group(
+        &mut self,
+        services: &[ServiceName],
+        atomic: bool,
+        reason: Option<String>,
+        accept_outage: bool,
+        by: String,
+    ) -> Result<IntentReply, ApiError> {
+        if let Some(group) = self.state.ledger.group.as_ref().filter(|g| g.ended.is_none()) {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("{} applies several services since {}", group.by, group.began),
+                hint: Some("wait for its end; `gpudeck status` shows how far it is".to_owned()),
+            });
+        }
+        let mut after = BTreeMap::new();
+        for service in services {
+            let (spec, _, _) = planning::read_spec(self, service, None)?;
+            self.may_begin(service)?;
+            after.insert(service.clone(), spec.rollout.after);
+        }
+        let order = group::order(&after).map_err(|e| ApiError {
+            kind: ErrorKind::Invalid,
+            message: e.to_string(),
+            hint: e.hint(),
+        })?;
+        let began = now();
+        let entries = order.into_iter().map(|service| GroupEntry {
+            after: after.get(&service).cloned().unwrap_or_default(),
+            service,
+            state: GroupState::Waiting,
+            since: began,
+        });
+        let group = Group {
+            services: entries.collect(),
+            atomic,
+            by: by.clone(),
+            reason,
+            accept_outage,
+            began,
+            ended: None,
+        };
+        let names: Vec<&str> = group.services.iter().map(|e| e.service.as_str()).collect();
+        let words = format!("{by} rolls out {}, in this order", names.join(", "));
+        self.deck_told(DeckEvent::GroupBegun { group: group.clone() })?;
+        self.say(Severity::Info, None, &words);
+        self.publish_group();
+        Ok(IntentReply::Accepted)
+    }
+
+    fn publish_group(&self) {
+        let deck = self.hub.with(|s| s.deck.clone());
+        let group = self.state.ledger.group.clone().map(Box::new);
+        self.hub.publish(Change::Deck(DeckView { group, ..deck }));
+    }
+
+    fn group_went(&mut self, service: &ServiceName, state: GroupState) {
+        let event = DeckEvent::GroupWent { service: service.clone(), state: state.clone() };
+        if let Err(error) = self.deck_happened(event) {
+            tracing::error!(%error, "the journal cannot be written");
+            return;
+        }
+        let (word, why) = state.words();
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        let severity = match state {
+            GroupState::Failed { .. } | GroupState::NotUndone { .. } => Severity::Error,
+            GroupState::Skipped { .. } | GroupState::Undoing => Severity::Warning,
+            _ => Severity::Info,
+        };
+        self.say(severity, Some(service), &format!("together with others: {word}{why}"));
+        self.publish_group();
+    }
+
+    /// Brings the group on.
+    pub(super) fn tend_group(&mut self) {
+        let Some(group) = self.state.ledger.group.clone().filter(|g| g.ended.is_none()) else {
+            return;
+        };
+        if self.group_asking {
+            return;
+        }
+        if group.atomic && group.failed() {
+            self.take_group_back(&group);
+            return;
+        }
+        for entry in &group.services {
+            match &entry.state {
+                GroupState::Rolling { release } => {
+                    self.look_at_rollout(&entry.service, *release);
+                    return;
+                }
+                GroupState::Waiting => {
+                    self.begin_entry(&group, entry);
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn begin_entry(&mut self, group: &Group, entry: &GroupEntry) {
+        let stopped_by = group.services.iter().find(|other| {
+            let bad = matches!(other.state, GroupState::Failed { .. } | GroupState::Skipped { .. });
+            bad && entry.after.contains(&other.service)
+        });
+        if let Some(other) = stopped_by {
+            let why = format!("it comes after {}", other.service);
+            self.group_went(&entry.service, GroupState::Skipped { why });
+            return;
+        }
+        // Begun before the controller was killed, and not written down as such.
+        let begun = self.state.services.get(&entry.service).and_then(|s| s.rollout.as_ref());
+        if let Some(rollout) = begun.filter(|r| r.began >= entry.since && r.by == group.by) {
+            let release = rollout.to;
+            self.group_went(&entry.service, GroupState::Rolling { release });
+            return;
+        }
+        if !self.all_hosts_heard_of() {
+            return;
+        }
+        let request = Request {
+            kind: RolloutKind::Apply,
+            by: group.by.clone(),
+            reason: group.reason.clone(),
+            accept_outage: group.accept_outage,
+        };
+        self.ask_for(&entry.service, None, request, |reply| match reply {
+            Ok(IntentReply::RolloutBegun { release, .. }) => GroupState::Rolling { release },
+            Ok(_) => GroupState::NothingToDo,
+            Err(error) => GroupState::Failed { why: error.message },
+        });
+    }
+
+    fn all_hosts_heard_of(&self) -> bool {
+        self.hub.with(|s| s.hosts.values().all(super::maintenance::settled))
+    }
+
+    /// Begins a rollout; what comes of it becomes the state of the service in the group.
+    fn ask_for(
+        &mut self,
+        service: &ServiceName,
+        to: Option<ReleaseNumber>,
+        request: Request,
+        then: impl FnOnce(Result<IntentReply, ApiError>) -> GroupState + Send + 'static,
+    ) {
+        let (reply, answer) = oneshot::channel();
+        self.group_asking = true;
+        self.prepare(service.clone(), to, request, reply);
+        let (inputs, service) = (self.means.inputs.clone(), service.clone());
+        tokio::spawn(async move {
+            let answer = answer.await;
+            let tell = Box::new(move |core: &mut Core| {
+                core.group_asking = false;
+                // Without an answer the next tick asks again.
+                if let Ok(reply) = answer {
+                    core.group_went(&service, then(reply));
+                }
+            });
+            let _ = inputs.send(Input::Ask(tell)).await;
+        });
+    }
+
+    fn look_at_rollout(&mut self, service: &ServiceName, release: ReleaseNumber) {
+        let rollout = self.state.services.get(service).and_then(|s| s.rollout.clone());
+        let state = match rollout {
+            Some(rollout) if rollout.to == release => match rollout.outcome {
+                None => return,
+                Some(Outcome::Completed) => GroupState::Done { release, before: rollout.from },
+                Some(
+                    Outcome::RolledBack { why }
+                    | Outcome::Aborted { why }
+                    | Outcome::Failed { why },
+                ) => GroupState::Failed { why },
+            },
+            _ => GroupState::Failed { why: format!("{release} was replaced by another rollout") },
+        };
+        self.group_went(service, state);
+    }
+
+    /// Takes back what was rolled out, the last one first.
+    fn take_group_back(&mut self, group: &Group) {
+        let failed = group.services.iter().find(|e| matches!(e.state, GroupState::Failed { .. }));
+        let cause = failed.map_or_else(String::new, |e| format!("{} failed", e.service));
+        for entry in group.services.iter().filter(|e| e.state == GroupState::Waiting) {
+            self.group_went(&entry.service, GroupState::Skipped { why: cause.clone() });
+        }
+        for entry in group.services.iter().rev() {
+            let service = &entry.service;
+            let state = self.state.services.get(service);
+            match &entry.state {
+                GroupState::Undoing => {
+                    // What is served now tells: nothing, or the release of the undo.
+                    let Some(state) = state else { return };
+                    if state.active_rollout().is_some() || state.stopping {
+                        return;
+                    }
+                    let last = state.rollout.as_ref();
+                    let undone = last.filter(|r| r.kind == RolloutKind::Undo);
+                    let result = match undone.map(|r| &r.outcome) {
+                        _ if state.replicas.is_empty() => GroupState::Undone,
+                        Some(Some(Outcome::Completed)) => GroupState::Undone,
+                        _ => GroupState::NotUndone {
+                            why: "its undo did not complete; `gpudeck rollout undo` again"
+                                .to_owned(),
+                        },
+                    };
+                    self.group_went(service, result);
+                    return;
+                }
+                GroupState::Done { release, before } => {
+                    let begun = state.and_then(|s| s.rollout.as_ref()).filter(|r| {
+                        r.kind == RolloutKind::Undo
+                            && r.began >= entry.since
+                            && r.from == Some(*release)
+                    });
+                    if begun.is_some() || state.is_some_and(|s| s.stopping) {
+                        self.group_went(service, GroupState::Undoing);
+                        return;
+                    }
+                    let service = service.clone();
+                    match before {
+                        None => {
+                            let by = group.by.clone();
+                            self.happened(&service, EventKind::StopRequested { by });
+                            self.group_went(&service, GroupState::Undoing);
+                        }
+                        Some(before) => {
+                            if !self.all_hosts_heard_of() {
+                                return;
+                            }
+                            let request = Request {
+                                kind: RolloutKind::Undo,
+                                by: group.by.clone(),
+                                reason: Some(cause),
+                                accept_outage: group.accept_outage,
+                            };
+                            self.ask_for(&service, Some(*before), request, |reply| match reply {
+                                Ok(IntentReply::NothingToDo) => GroupState::Undone,
+                                Ok(_) => GroupState::Undoing,
+                                Err(error) => GroupState::NotUndone { why: error.message },
+                            });
+                        }
+                    }
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! Cordon, uncordon and drain. A drain is a cordon and a list of moves for each service; the services'
+//! deciders walk them, this file only notices when a host is empty or stays as it is.
+
+use std::collections::BTreeMap;
+
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::core::{Core, Input};
+use super::deck_ledger::DeckEvent;
+use super::planning::{self, Draft, PortGiver};
+use super::{plan_steps, world};
+use crate::api::hub::Change;
+use crate::api::{
+    ApiError, CordonedGpu, DeckView, DrainMove, DrainPlan, ErrorKind, IntentReply, Maintenance,
+    Severity, text,
+};
+use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
+use crate::placement::{HostCapacity, PlacedReplica};
+use crate::rollout::{EventKind, Phase, RequestedMove, ServiceState};
+use crate::spec::Spread;
+
+/// The moves of one service.
+struct ServiceMoves {
+    service: ServiceName,
+    release: ReleaseNumber,
+    moves: Vec<RequestedMove>,
+}
+
+/// What a drain would do, for people and for the services.
+pub struct Drainage {
+    plan: DrainPlan,
+    services: Vec<ServiceMoves>,
+}
+
+/// The drafts of the services that have something on a host.
+pub type Drafts = BoxFuture<'static, Result<Vec<Draft>, ApiError>>;
+
+fn conflict(message: String, hint: &str) -> ApiError {
+    ApiError { kind: ErrorKind::Conflict, message, hint: Some(hint.to_owned()) }
+}
+
+/// The replicas of a service that have a rank on a host.
+fn on_host(state: &ServiceState, host: &HostName) -> Vec<ReplicaKey> {
+    let here = |key: &ReplicaKey| {
+        let plan = state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+        plan.is_some_and(|p| p.ranks.iter().any(|rank| rank.host == *host))
+    };
+    let lives = state.replicas.iter().filter(|(_, r)| r.phase != Phase::Stopped);
+    lives.map(|(key, _)| *key).filter(here).collect()
+}
+
+impl Core {
+    pub(super) fn known_host(&self, host: &HostName) -> Result<(), ApiError> {
+        if self.deck.hosts.contains_key(host) {
+            return Ok(());
+        }
+        let near = text::nearest(host.as_str(), self.deck.hosts.keys().map(HostName::as_str));
+        Err(ApiError {
+            kind: ErrorKind::NotFound,
+            message: format!("there is no host {host}"),
+            hint: Some(match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "`gpudeck hosts` lists them".to_owned(),
+            }),
+        })
+    }
+
+    fn gpu_of(&self, host: &HostName, index: u32) -> Result<CordonedGpu, ApiError> {
+        let found = self.hub.with(|s| {
+            let sample = s.hosts.get(host)?.sample.as_ref()?;
+            sample.gpus.list().iter().find(|g| g.index == index).map(crate::api::Gpu::device)
+        });
+        // A GPU that fell off the bus can still be uncordoned by the index it had.
+        let known = || {
+            let cordons = self.state.ledger.cordons.get(host)?;
+            cordons.iter().find_map(|c| c.gpu.clone().filter(|g| g.index == index))
+        };
+        found.map(|device| CordonedGpu { device, index }).or_else(known).ok_or_else(|| ApiError {
+            kind: ErrorKind::NotFound,
+            message: format!("{host} has no GPU {index}, or it is not reached"),
+            hint: Some("`gpudeck hosts` shows what there is".to_owned()),
+        })
+    }
+
+    pub(super) fn deck_told(&mut self, event: DeckEvent) -> Result<(), ApiError> {
+        self.deck_happened(event).map_err(|e| super::core::journal_error(&e))
+    }
+
+    pub(super) fn cordon(
+        &mut self,
+        host: &HostName,
+        gpu: Option<u32>,
+        by: &str,
+        reason: Option<String>,
+    ) -> Result<IntentReply, ApiError> {
+        self.known_host(host)?;
+        let gpu = gpu.map(|index| self.gpu_of(host, index)).transpose()?;
+        let known = self.state.ledger.cordons.get(host);
+        if known.is_some_and(|c| c.iter().any(|c| c.gpu == gpu)) {
+            return Ok(IntentReply::NothingToDo);
+        }
+        let what = gpu.as_ref().map(|g| format!("GPU {} of ", g.index)).unwrap_or_default();
+        let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let (by_whom, host_name) = (by.to_owned(), host.clone());
+        self.deck_told(DeckEvent::Cordoned { host: host_name, gpu, by: by_whom, reason })?;
+        self.say(Severity::Info, None, &format!("{by} cordons {what}{host}{why}"));
+        self.publish_maintenance(host);
+        Ok(IntentReply::Accepted)
+    }
+
+    pub(super) fn uncordon(
+        &mut self,
+        host: &HostName,
+        gpu: Option<u32>,
+        by: &str,
+    ) -> Result<IntentReply, ApiError> {
+        self.known_host(host)?;
+        let gpu = gpu.map(|index| self.gpu_of(host, index)).transpose()?;
+        let known = self.state.ledger.cordons.get(host);
+        if !known.is_some_and(|c| gpu.is_none() || c.iter().any(|c| c.gpu == gpu)) {
+            return Ok(IntentReply::NothingToDo);
+        }
+        let upgrade = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none());
+        if gpu.is_none()
+            && upgrade
+                .is_some_and(|u| u.hosts.iter().any(|h| h.host == *host && h.state.is_under_way()))
+        {
+            return Err(conflict(
+                format!("{host} is being upgraded"),
+                "it is uncordoned by itself when it is back",
+            ));
+        }
+        let drains = self.state.ledger.drains.get(host).is_some_and(|d| d.ended.is_none());
+        let whole = gpu.is_none();
+        self.deck_told(DeckEvent::Uncordoned { host: host.clone(), gpu })?;
+        self.say(Severity::Info, None, &format!("{by} uncordons {host}"));
+        if whole && drains {
+            let services: Vec<ServiceName> = self
+                .state
+                .services
+                .iter()
+                .filter(|(_, s)| moves_from(s, host))
+                .map(|(name, _)| name.clone())
+                .collect();
+            for service in services {
+                self.happened(&service, EventKind::MovesCancelled { by: by.to_owned() });
+            }
+        }
+        self.publish_maintenance(host);
+        Ok(IntentReply::Accepted)
+    }
+
+    pub(super) fn maintenance_of(&self, host: &HostName) -> Maintenance {
+        let ledger = &self.state.ledger;
+        let entry = ledger.upgrade.as_ref().and_then(|u| u.hosts.iter().find(|h| h.host == *host));
+        Maintenance {
+            cordons: ledger.cordons.get(host).cloned().unwrap_or_default(),
+            drain: ledger.drains.get(host).cloned(),
+            upgrade: entry.map(|e| e.state.clone()),
+        }
+    }
+
+    pub(super) fn publish_maintenance(&self, host: &HostName) {
+        self.change_host(host, |_| {});
+        let upgrade = self.state.ledger.upgrade.clone().map(Box::new);
+        let deck = self.hub.with(|s| s.deck.clone());
+        if deck.upgrade != upgrade {
+            self.hub.publish(Change::Deck(DeckView { upgrade, ..deck }));
+        }
+    }
+
+    /// Reads what is needed to place the replicas of a host elsewhere, off the loop.
+    pub(super) fn drain_drafts(&self, host: &HostName) -> Result<Drafts, ApiError> {
+        self.known_host(host)?;
+        let hosts: Vec<HostName> = self.hub.with(|s| {
+            let others = s.hosts.values().filter(|h| h.name != *host && world::is_up(h));
+            others.map(|h| h.name.clone()).collect()
+        });
+        let mut work = Vec::new();
+        for (service, state) in &self.state.services {
+            if on_host(state, host).is_empty() || moves_from(state, host) {
+                continue;
+            }
+            if let Some(rollout) = state.active_rollout() {
+                return Err(conflict(
+                    format!("a rollout of {service} to {} is under way", rollout.to),
+                    "wait for its end; until then `gpudeck cordon` keeps new ranks away",
+                ));
+            }
+            let Some(release) = state.stable.and_then(|n| state.releases.get(&n)) else { continue };
+            let (service, spec) = (service.clone(), release.spec.clone());
+            let (means, hosts) = (std::sync::Arc::clone(&self.means), hosts.clone());
+            work.push(async move {
+                planning::draft(&means, service, spec, String::new(), None, hosts).await
+            });
+        }
+        Ok(Box::pin(async move {
+            futures::future::join_all(work).await.into_iter().collect::<Result<Vec<_>, _>>()
+        }))
+    }
+
+    /// Places every replica of a host elsewhere.
+    pub(super) fn drainage(&self, host: &HostName, drafts: &[Draft]) -> Result<Drainage, ApiError> {
+        let mut hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
+        for capacity in &mut hosts {
+            capacity.cordoned |= capacity.name == *host;
+        }
+        let mut ports = PortGiver::new(self);
+        let mut plan = DrainPlan { host: host.clone(), moves: Vec::new(), warnings: Vec::new() };
+        let mut services = Vec::new();
+        for draft in drafts {
+            let Some(state) = self.state.services.get(&draft.service) else { continue };
+            let Some(release) = state.stable.and_then(|n| state.releases.get(&n)) else { continue };
+            let mut leaving = on_host(state, host);
+            leaving.retain(|k| k.release == release.number && !state.vacated.contains(k));
+            let count = u32::try_from(leaving.len()).unwrap_or(u32::MAX);
+            if count == 0 {
+                continue;
+            }
+            // Replicas that are apart stay apart where that is possible.
+            let apart: Vec<HostCapacity> =
+                hosts.iter().filter(|h| on_host(state, &h.name).is_empty()).cloned().collect();
+            let spread = release.spec.placement.spread == Spread::Host;
+            let placed = Some(apart)
+                .filter(|_| spread)
+                .and_then(|apart| planning::place_on(self, draft, count, apart, Vec::new()).ok());
+            let anywhere = || planning::place_on(self, draft, count, hosts.clone(), Vec::new());
+            let placed = placed.map_or_else(anywhere, Ok).map_err(|e| ApiError {
+                message: format!("{host} cannot be drained: {}", e.message),
+                hint: e.hint.or_else(|| {
+                    Some("free GPUs on another host, or lower the replicas".to_owned())
+                }),
+                ..e
+            })?;
+            let first =
+                release.replicas.len() + state.moves.iter().filter(|m| m.to.is_none()).count();
+            let mut moves = Vec::new();
+            for ((from, place), index) in leaving.iter().zip(&placed.replicas).zip(first..) {
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                take(&mut hosts, place, &draft.service);
+                let to =
+                    planning::replica_plan(self, draft, release.number, index, place, &mut ports)?;
+                let key = plan_steps::key_for_plan(&self.hub, release, &to);
+                let load = self.measured.load(&key);
+                let present = release.replica(from.replica);
+                plan.moves.push(DrainMove {
+                    service: draft.service.clone(),
+                    replica: *from,
+                    successor: ReplicaKey { release: release.number, replica: index },
+                    from: present.map(|p| plan_steps::places(&self.hub, p)).unwrap_or_default(),
+                    to: plan_steps::places(&self.hub, &to),
+                    load_ms: load.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+                });
+                moves.push(RequestedMove { replica: from.replica, plan: to });
+            }
+            plan.warnings.extend(draft.warnings.iter().cloned());
+            services.push(ServiceMoves {
+                service: draft.service.clone(),
+                release: release.number,
+                moves,
+            });
+        }
+        Ok(Drainage { plan, services })
+    }
+
+    pub(super) fn drain_plan(
+        &self,
+        host: &HostName,
+        drafts: &[Draft],
+    ) -> Result<DrainPlan, ApiError> {
+        self.drainage(host, drafts).map(|d| d.plan)
+    }
+
+    /// Takes a wish to drain: the drafts are read off the loop, then it begins.
+    pub(super) fn drain(
+        &self,
+        host: HostName,
+        by: String,
+        reason: Option<String>,
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    ) {
+        let work = match self.drain_drafts(&host) {
+            Ok(work) => work,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let inputs = self.means.inputs.clone();
+        tokio::spawn(async move {
+            match work.await {
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                Ok(drafts) => {
+                    let begin = Box::new(move |core: &mut Core| {
+                        let _ = reply.send(core.begin_drain(&host, &drafts, &by, reason));
+                    });
+                    let _ = inputs.send(Input::Ask(begin)).await;
+                }
+            }
+        });
+    }
+
+    pub(super) fn begin_drain(
+        &mut self,
+        host: &HostName,
+        drafts: &[Draft],
+        by: &str,
+        reason: Option<String>,
+    ) -> Result<IntentReply, ApiError> {
+        let drainage = self.drainage(host, drafts)?;
+        if self.state.ledger.host_cordon(host).is_none() {
+            self.cordon(host, None, by, reason)?;
+        }
+        self.deck_told(DeckEvent::DrainBegun { host: host.clone(), by: by.to_owned() })?;
+        let count = drainage.plan.moves.len();
+        self.say(
+            Severity::Info,
+            None,
+            &format!("{by} drains {host}: {} to move away", replicas(count)),
+        );
+        self.request_moves(host, drainage, by);
+        self.publish_maintenance(host);
+        Ok(IntentReply::Accepted)
+    }
+
+    fn request_moves(&mut self, host: &HostName, drainage: Drainage, by: &str) {
+        for ServiceMoves { service, release, moves } in drainage.services {
+            let why = format!("{host} is drained");
+            let kind = EventKind::MovesRequested { release, moves, by: by.to_owned(), why };
+            self.happened(&service, kind);
+        }
+    }
+
+    /// Looks after the drains: which hosts are empty, which need moves again (after a rollout, or a
+    /// controller that was killed in between), which stay as they are.
+    pub(super) fn tend_drains(&mut self) {
+        let active: Vec<HostName> = self
+            .state
+            .ledger
+            .drains
+            .iter()
+            .filter(|(_, d)| d.ended.is_none())
+            .map(|(host, _)| host.clone())
+            .collect();
+        for host in active {
+            let here: BTreeMap<&ServiceName, &ServiceState> =
+                self.state.services.iter().filter(|(_, s)| !on_host(s, &host).is_empty()).collect();
+            let busy = |s: &&&ServiceState| {
+                s.active_rollout().is_some() || s.stopping || !s.moves.is_empty()
+            };
+            if here.values().any(|s| busy(&s)) {
+                continue;
+            }
+            // Whoever is vacated or retiring only has its end to come.
+            let stays = |s: &ServiceState| {
+                on_host(s, &host).iter().any(|k| {
+                    !s.vacated.contains(k) && s.replicas.get(k).is_some_and(|r| !r.retiring)
+                })
+            };
+            let trouble = here
+                .iter()
+                .filter(|(_, s)| stays(s))
+                .find_map(|(name, s)| s.move_trouble.as_ref().map(|why| format!("{name}: {why}")));
+            if here.is_empty() || trouble.is_some() {
+                self.end_drain(&host, trouble);
+            } else if here.values().any(|s| stays(s)) && self.draining.insert(host.clone()) {
+                self.drain_again(host);
+            }
+        }
+    }
+
+    fn end_drain(&mut self, host: &HostName, trouble: Option<String>) {
+        match &trouble {
+            None => self.say(Severity::Info, None, &format!("{host} is drained")),
+            Some(why) => {
+                self.say(Severity::Error, None, &format!("{host} could not be drained: {why}"));
+            }
+        }
+        let event = DeckEvent::DrainEnded { host: host.clone(), trouble };
+        if let Err(error) = self.deck_happened(event) {
+            tracing::error!(%error, "the journal cannot be written");
+        }
+        self.publish_maintenance(host);
+    }
+
+    fn drain_again(&mut self, host: HostName) {
+        let work = self.drain_drafts(&host);
+        let inputs = self.means.inputs.clone();
+        let by = self.state.ledger.drains.get(&host).map(|d| d.by.clone()).unwrap_or_default();
+        tokio::spawn(async move {
+            let drafts = match work {
+                Ok(work) => work.await,
+                Err(error) => Err(error),
+            };
+            let go_on = Box::new(move |core: &mut Core| {
+                core.draining.remove(&host);
+                match drafts.and_then(|drafts| core.drainage(&host, &drafts)) {
+                    Ok(drainage) => core.request_moves(&host, drainage, &by),
+                    // Right after a start not every host has been reached yet: that passes.
+                    Err(_) if core.hub.with(|s| !s.hosts.values().all(settled)) => {}
+                    Err(error) => core.end_drain(&host, Some(error.message)),
+                }
+            });
+            let _ = inputs.send(Input::Ask(go_on)).await;
+        });
+    }
+}
+
+fn replicas(n: usize) -> String {
+    if n == 1 { "1 replica".to_owned() } else { format!("{n} replicas") }
+}
+
+/// It was heard of once.
+pub(super) fn settled(host: &crate::api::HostView) -> bool {
+    use crate::api::HostLinkState;
+    match &host.link {
+        HostLinkState::Connecting { .. } => false,
+        HostLinkState::Up => host.sample.is_some(),
+        HostLinkState::Asking { .. } | HostLinkState::Down { .. } => true,
+    }
+}
+
+/// Something of a service is on its way from the host.
+fn moves_from(state: &ServiceState, host: &HostName) -> bool {
+    state.moves.iter().any(|m| {
+        let plan = state.releases.get(&m.release).and_then(|r| r.replica(m.from));
+        plan.is_some_and(|p| p.ranks.iter().any(|rank| rank.host == *host))
+    })
+}
+
+/// What was just placed is not free for the next one.
+fn take(hosts: &mut [HostCapacity], place: &PlacedReplica, service: &ServiceName) {
+    for capacity in hosts.iter_mut().filter(|h| h.name == place.host) {
+        for gpu in capacity.gpus.iter_mut().filter(|g| place.devices.contains(&g.device())) {
+            gpu.reserved_by = Some(service.to_string());
+        }
+        if place.devices == [crate::base::DeviceId::Cpu] {
+            capacity.memory_free = capacity.memory_free.saturating_sub(place.memory_per_device);
+        }
+    }
+}

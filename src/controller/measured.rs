@@ -1,0 +1,249 @@
+//! What was measured of loads, drains and throughput, by model, engine and kind of GPU: what plans take
+//! their times from. A small file of its own beside the journal; losing it loses no intention.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{ReplicaId, ReplicaKey, ServiceName, Timestamp};
+use crate::rollout::{Phase, Release, ServiceState, Timings};
+
+/// Measurements kept of each kind; the median of them is what plans say.
+const KEPT: usize = 9;
+
+/// Most combinations that are remembered; the one that was used longest ago goes first.
+const MAX_KEYS: usize = 500;
+
+/// The present format of the file.
+const FORMAT: u32 = 1;
+
+/// A model with an engine on a kind of device: `path | vllm | 2×NVIDIA H100`.
+pub type Key = String;
+
+/// Measurements of one combination.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Series {
+    /// From start to first token, milliseconds, the newest last.
+    loads: VecDeque<u64>,
+    /// From the first to the last moment of a drain.
+    drains: VecDeque<u64>,
+    /// From SIGTERM to the end.
+    stops: VecDeque<u64>,
+    /// The most tokens a second that one replica was seen to generate.
+    tokens_per_s: Option<f64>,
+    /// When it was last written to.
+    used: Timestamp,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct File {
+    format: u32,
+    series: BTreeMap<Key, Series>,
+}
+
+/// All measurements of a deck.
+#[derive(Debug, Default)]
+pub struct Measured {
+    path: Option<PathBuf>,
+    series: BTreeMap<Key, Series>,
+    tokens: BTreeMap<(ServiceName, ReplicaId), (Timestamp, f64)>,
+}
+
+impl Measured {
+    /// Reads the file; what cannot be read is forgotten, with a word in the log.
+    pub fn open(path: &Path) -> Self {
+        let series = match std::fs::read(path) {
+            Err(_) => BTreeMap::new(),
+            Ok(bytes) => match serde_json::from_slice::<File>(&bytes) {
+                Ok(file) if file.format == FORMAT => file.series,
+                Ok(_) => BTreeMap::new(),
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "measurements are forgotten");
+                    BTreeMap::new()
+                }
+            },
+        };
+        Self { path: Some(path.to_owned()), series, tokens: BTreeMap::new() }
+    }
+
+    fn save(&self) {
+        let Some(path) = &self.path else { return };
+        let file = File { format: FORMAT, series: self.series.clone() };
+        let written = serde_json::to_vec(&file).map_err(std::io::Error::from).and_then(|bytes| {
+            let new = path.with_extension("new");
+            std::fs::write(&new, bytes)?;
+            std::fs::rename(&new, path)
+        });
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "measurements cannot be written");
+        }
+    }
+
+    fn entry(&mut self, key: Key, now: Timestamp) -> &mut Series {
+        while self.series.len() >= MAX_KEYS && !self.series.contains_key(&key) {
+            let oldest = self.series.iter().min_by_key(|(_, s)| s.used).map(|(k, _)| k.clone());
+            let Some(oldest) = oldest else { break };
+            self.series.remove(&oldest);
+        }
+        let series = self.series.entry(key).or_default();
+        series.used = now;
+        series
+    }
+
+    /// Learns from a change of a service's state. `key_of` names the combination of a replica.
+    pub fn learn(
+        &mut self,
+        before: &ServiceState,
+        after: &ServiceState,
+        key_of: impl Fn(&Release, u32) -> Key,
+    ) {
+        let now = after.now;
+        let mut learnt = false;
+        for (key, was) in &before.replicas {
+            let Some(release) = before.releases.get(&key.release) else { continue };
+            let is = after.replicas.get(key).filter(|r| r.attempt == was.attempt);
+            let phase = is.map(|r| &r.phase);
+            let since = |t: Timestamp| u64::try_from(now.since(t).as_millis()).unwrap_or(u64::MAX);
+            let (which, took): (fn(&mut Series) -> &mut VecDeque<u64>, u64) =
+                match (&was.phase, phase) {
+                    (Phase::Loading, Some(Phase::Ready)) => match was.started {
+                        Some(started) => (|s| &mut s.loads, since(started)),
+                        None => continue,
+                    },
+                    (Phase::Draining { .. }, Some(Phase::Stopping)) if was.drain.done => {
+                        (|s| &mut s.drains, since(was.since))
+                    }
+                    // The drain's end and the stop come of one event: the end was not seen before.
+                    (Phase::Draining { deadline }, Some(Phase::Stopping)) if now < *deadline => {
+                        (|s| &mut s.drains, since(was.since))
+                    }
+                    (Phase::Stopping, None | Some(Phase::Stopped)) => {
+                        (|s| &mut s.stops, since(was.since))
+                    }
+                    _ => continue,
+                };
+            let series = self.entry(key_of(release, key.replica), now);
+            let series = which(series);
+            series.push_back(took);
+            while series.len() > KEPT {
+                series.pop_front();
+            }
+            learnt = true;
+        }
+        if learnt {
+            self.save();
+        }
+    }
+
+    /// Takes a replica's total of generated tokens.
+    pub fn tokens(
+        &mut self,
+        service: &ServiceName,
+        replica: ReplicaId,
+        key: Key,
+        total: f64,
+        now: Timestamp,
+    ) {
+        let last = self.tokens.insert((service.clone(), replica), (now, total));
+        let Some((at, before)) = last else { return };
+        let seconds = now.since(at).as_secs_f64();
+        // A restarted engine counts from zero; too short a time says nothing.
+        if seconds < 1.0 || total <= before {
+            return;
+        }
+        let rate = (total - before) / seconds;
+        let series = self.entry(key, now);
+        let known = series.tokens_per_s.unwrap_or(0.0);
+        if rate > known {
+            series.tokens_per_s = Some(rate);
+            // Small steps up are not worth a write each; a larger one brings them along.
+            if rate > known * 1.05 {
+                self.save();
+            }
+        }
+    }
+
+    /// Forgets the totals of replicas that are gone.
+    pub fn keep_tokens_of(&mut self, lives: impl Fn(&ServiceName, &ReplicaId) -> bool) {
+        self.tokens.retain(|(service, replica), _| lives(service, replica));
+    }
+
+    /// How long a load takes: the median.
+    pub fn load(&self, key: &str) -> Option<Duration> {
+        median(&self.series.get(key)?.loads)
+    }
+
+    /// Tokens a second of one replica, the most that was seen.
+    pub fn tokens_per_s(&self, key: &str) -> Option<f64> {
+        self.series.get(key)?.tokens_per_s
+    }
+
+    /// The times of a rollout: loads by the new replicas' combinations, drains and stops by the old one's.
+    pub fn timings(
+        &self,
+        release: &Release,
+        keys: &BTreeMap<ReplicaKey, Key>,
+        old: Option<&Key>,
+    ) -> Timings {
+        let indexes = 0..u32::try_from(release.replicas.len()).unwrap_or(0);
+        let loads = indexes.filter_map(|replica| {
+            let key = ReplicaKey { release: release.number, replica };
+            Some((key, self.load(keys.get(&key)?)?))
+        });
+        let series = old.and_then(|key| self.series.get(key));
+        Timings {
+            loads: loads.collect(),
+            drain: series.and_then(|s| median(&s.drains)),
+            stop: series.and_then(|s| median(&s.stops)),
+        }
+    }
+}
+
+fn median(series: &VecDeque<u64>) -> Option<Duration> {
+    let mut sorted: Vec<u64> = series.iter().copied().collect();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).map(|ms| Duration::from_millis(*ms))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::{Attempt, ReleaseNumber};
+
+    #[test]
+    fn the_median_of_what_was_measured_is_told_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("measured.json");
+        let mut measured = Measured::open(&path);
+        assert_eq!(measured.load("m | vllm | H100"), None);
+        let series = measured.entry("m | vllm | H100".to_owned(), Timestamp(1));
+        series.loads.extend([60_000, 61_000, 900_000]);
+        measured.save();
+        let again = Measured::open(&path);
+        assert_eq!(again.load("m | vllm | H100"), Some(Duration::from_secs(61)));
+        assert_eq!(again.load("m | vllm | A100"), None);
+    }
+
+    #[test]
+    fn the_highest_rate_of_tokens_counts_and_a_restarted_engine_does_not() {
+        let mut measured = Measured::default();
+        let service: ServiceName = "chat".parse().unwrap();
+        let id = ReplicaId { release: ReleaseNumber(1), replica: 0, attempt: Attempt::FIRST };
+        for (at, total) in [(0, 0.0), (5_000, 500.0), (10_000, 2_500.0), (15_000, 10.0)] {
+            measured.tokens(&service, id, "k".to_owned(), total, Timestamp(at));
+        }
+        assert_eq!(measured.tokens_per_s("k"), Some(400.0));
+    }
+
+    #[test]
+    fn a_broken_file_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("measured.json");
+        std::fs::write(&path, b"{ not json").unwrap();
+        assert_eq!(Measured::open(&path).load("k"), None);
+    }
+}

@@ -1,0 +1,436 @@
+//! An upgrade of hosts as a rollout of its own: cordon, drain, run a command there, wait until the host is
+//! back with all of its GPUs, uncordon, next. Every stage is journaled before it begins; the command runs
+//! under a supervisor of its own with a name that it has once, so a killed controller finds it again, and a
+//! link that breaks (a reboot) does not end it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::actions::{self, Means};
+use super::core::{Core, Input, now};
+use super::deck_ledger::DeckEvent;
+use crate::api::{
+    ApiError, ErrorKind, HostLinkState, IntentReply, Severity, Upgrade, UpgradeEntry, UpgradeHost,
+};
+use crate::base::{
+    Attempt, Bytes, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, Timestamp, text, time,
+};
+use crate::runtime::Runtime;
+use crate::runtime::process::ProcessRuntime;
+use crate::wire::{RankStart, RankStatus};
+
+/// A host must be up for so long after its command before it counts as back: a reboot that was asked for
+/// takes a moment to cut the link.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Log kept of the command.
+const LOG_LIMIT: Bytes = Bytes::mib(1);
+
+/// Time from SIGTERM to SIGKILL of a command that takes too long.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Hosts that may be named in one upgrade.
+const MAX_HOSTS: usize = 1_000;
+
+/// What is asked for.
+pub struct Wish {
+    /// See `Intent::UpgradeHosts`.
+    pub command: String,
+    /// Likewise.
+    pub hosts: Vec<HostName>,
+    /// Likewise.
+    pub max_parallel: u32,
+    /// Likewise.
+    pub timeout_ms: u64,
+    /// Likewise.
+    pub return_ms: u64,
+}
+
+/// What an upgrade needs to know between two ticks; nothing of it must survive.
+#[derive(Default)]
+pub struct UpgradeTasks {
+    running: BTreeMap<HostName, JoinHandle<()>>,
+    up_since: BTreeMap<HostName, Timestamp>,
+}
+
+impl Drop for UpgradeTasks {
+    fn drop(&mut self) {
+        for task in self.running.values() {
+            task.abort();
+        }
+    }
+}
+
+/// How the command ended.
+enum Ended {
+    Well { said: String },
+    Badly { why: String },
+}
+
+impl Core {
+    pub(super) fn begin_upgrade(
+        &mut self,
+        wish: Wish,
+        by: String,
+    ) -> Result<IntentReply, ApiError> {
+        let invalid = |message: String, hint: &str| ApiError {
+            kind: ErrorKind::Invalid,
+            message,
+            hint: Some(hint.to_owned()),
+        };
+        if let Some(upgrade) = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none()) {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("{} upgrades hosts since {}", upgrade.by, upgrade.began),
+                hint: Some("`gpudeck hosts` shows how far it is".to_owned()),
+            });
+        }
+        if wish.command.trim().is_empty() || wish.command.len() > 64 << 10 {
+            return Err(invalid("there is no command to run".to_owned(), "give one with --run"));
+        }
+        let mut hosts: Vec<HostName> = Vec::new();
+        let all = self.deck.hosts.keys().cloned();
+        let named = if wish.hosts.is_empty() { all.collect() } else { wish.hosts };
+        for host in named.into_iter().take(MAX_HOSTS) {
+            self.known_host(&host)?;
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        if hosts.is_empty() {
+            return Err(invalid("the deck has no hosts".to_owned(), "name some in deck.toml"));
+        }
+        for (name, gateway) in &self.deck.gateways {
+            if hosts.contains(&gateway.host) {
+                let words = format!(
+                    "the gateway {name} runs on {}: clients are cut off while that host is away",
+                    gateway.host
+                );
+                self.say(Severity::Warning, None, &words);
+            }
+        }
+        let entries = hosts.iter().map(|host| UpgradeEntry {
+            host: host.clone(),
+            state: UpgradeHost::Waiting,
+            since: now(),
+        });
+        let upgrade = Upgrade {
+            id: ReleaseId(uuid::Uuid::now_v7()),
+            command: wish.command,
+            hosts: entries.collect(),
+            max_parallel: wish.max_parallel.max(1),
+            timeout_ms: wish.timeout_ms,
+            return_ms: wish.return_ms,
+            by: by.clone(),
+            began: now(),
+            ended: None,
+        };
+        self.deck_told(DeckEvent::UpgradeBegun { upgrade })?;
+        let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        self.say(Severity::Info, None, &format!("{by} upgrades {}", names.join(", ")));
+        for host in &hosts {
+            self.publish_maintenance(host);
+        }
+        Ok(IntentReply::Accepted)
+    }
+
+    fn went(&mut self, host: &HostName, state: UpgradeHost) {
+        let line = match &state {
+            UpgradeHost::Failed { why } => {
+                (Severity::Error, format!("the upgrade of {host} failed: {why}; it stays cordoned"))
+            }
+            UpgradeHost::Running { .. } => {
+                (Severity::Info, format!("the upgrade's command runs on {host}"))
+            }
+            UpgradeHost::Returning { said, .. } => {
+                (Severity::Info, format!("{host} is waited for after the command ({said})"))
+            }
+            UpgradeHost::Done => (Severity::Info, format!("{host} is upgraded")),
+            state => (Severity::Info, format!("{host}: {}", state.word())),
+        };
+        if let Err(error) = self.deck_happened(DeckEvent::UpgradeWent { host: host.clone(), state })
+        {
+            // Nothing was applied: the next tick tries again.
+            tracing::error!(%error, "the journal cannot be written");
+            return;
+        }
+        self.say(line.0, None, &line.1);
+        self.upgrades.up_since.remove(host);
+        let hosts: Vec<HostName> = self
+            .state
+            .ledger
+            .upgrade
+            .iter()
+            .flat_map(|u| u.hosts.iter().map(|h| h.host.clone()))
+            .collect();
+        for host in hosts {
+            self.publish_maintenance(&host);
+        }
+    }
+
+    fn failed(&mut self, host: &HostName, why: &str) {
+        self.went(host, UpgradeHost::Failed { why: text::clean(why, 400) });
+    }
+
+    /// Brings the upgrade on.
+    pub(super) fn tend_upgrade(&mut self) {
+        let Some(upgrade) = self.state.ledger.upgrade.clone().filter(|u| u.ended.is_none()) else {
+            return;
+        };
+        self.upgrades.running.retain(|_, task| !task.is_finished());
+        let under_way = upgrade.hosts.iter().filter(|h| h.state.is_under_way()).count();
+        let most = usize::try_from(upgrade.max_parallel).unwrap_or(1);
+        let mut room = most.saturating_sub(under_way);
+        for entry in &upgrade.hosts {
+            let host = &entry.host;
+            match &entry.state {
+                UpgradeHost::Waiting if room > 0 && upgrade.failures().next().is_none() => {
+                    room -= 1;
+                    let cordoned_before = self.state.ledger.host_cordon(host).is_some();
+                    self.went(host, UpgradeHost::Draining { cordoned_before });
+                }
+                UpgradeHost::Draining { cordoned_before } => {
+                    self.tend_drained(&upgrade, host, *cordoned_before);
+                }
+                UpgradeHost::Running { gpus, cordoned_before, .. }
+                    if !self.upgrades.running.contains_key(host) =>
+                {
+                    self.run_command(&upgrade, entry, *gpus, *cordoned_before);
+                }
+                UpgradeHost::Returning { gpus, cordoned_before, .. } => {
+                    self.tend_return(&upgrade, entry, *gpus, *cordoned_before);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn tend_drained(&mut self, upgrade: &Upgrade, host: &HostName, cordoned_before: bool) {
+        match self.state.ledger.drains.get(host) {
+            Some(drain) if drain.ended.is_none() => {}
+            Some(drain) if drain.since >= upgrade.began => match drain.trouble.clone() {
+                Some(why) => self.failed(host, &why),
+                None => {
+                    let (gpus, boot, up) = self.hub.with(|s| {
+                        let view = s.hosts.get(host);
+                        let gpus =
+                            view.and_then(|h| h.sample.as_ref()).map_or(0, |s| s.gpus.list().len());
+                        let boot = view.and_then(|h| h.facts.as_ref()).map(|f| f.boot_id.clone());
+                        (gpus, boot, view.is_some_and(super::world::is_up))
+                    });
+                    if !up {
+                        self.failed(host, "it is not reached");
+                        return;
+                    }
+                    let gpus = u32::try_from(gpus).unwrap_or(u32::MAX);
+                    self.went(host, UpgradeHost::Running { gpus, boot, cordoned_before });
+                }
+            },
+            _ if self.upgrades.running.contains_key(host) => {}
+            // Right after a start not every host has been reached yet.
+            _ if !self.hub.with(|s| s.hosts.values().all(super::maintenance::settled)) => {}
+            _ => {
+                let by = upgrade.by.clone();
+                if let Err(error) = self.cordon(host, None, &by, Some("upgrade".to_owned())) {
+                    self.failed(host, &error.message);
+                    return;
+                }
+                let (reply, answer) = oneshot::channel();
+                self.drain(host.clone(), by, Some("upgrade".to_owned()), reply);
+                let (inputs, host_name) = (self.means.inputs.clone(), host.clone());
+                let task = tokio::spawn(async move {
+                    if let Ok(Err(error)) = answer.await {
+                        let tell = Box::new(move |core: &mut Core| {
+                            core.failed(&host_name, &error.message);
+                        });
+                        let _ = inputs.send(Input::Ask(tell)).await;
+                    }
+                });
+                self.upgrades.running.insert(host.clone(), task);
+            }
+        }
+    }
+
+    fn run_command(
+        &mut self,
+        upgrade: &Upgrade,
+        entry: &UpgradeEntry,
+        gpus: u32,
+        cordoned_before: bool,
+    ) {
+        let host = entry.host.clone();
+        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return };
+        let start = RankStart {
+            rank,
+            argv: ["sh", "-c", &upgrade.command].map(str::to_owned).to_vec(),
+            env: BTreeMap::from([("GPUDECK_HOST".to_owned(), host.to_string())]),
+            needs: Vec::new(),
+            ports: Vec::new(),
+            files: Vec::new(),
+            log_limit: LOG_LIMIT,
+        };
+        let means = Arc::clone(&self.means);
+        let deadline = entry.since.plus(Duration::from_millis(upgrade.timeout_ms));
+        let task_host = host.clone();
+        let task = tokio::spawn(async move {
+            let ended = run_there(&means, &task_host, &start, deadline).await;
+            let tell = Box::new(move |core: &mut Core| match ended {
+                Ended::Well { said } => {
+                    let state = UpgradeHost::Returning { gpus, said, cordoned_before };
+                    core.went(&task_host, state);
+                }
+                Ended::Badly { why } => core.failed(&task_host, &why),
+            });
+            let _ = means.inputs.send(Input::Ask(tell)).await;
+        });
+        self.upgrades.running.insert(host, task);
+    }
+
+    fn tend_return(
+        &mut self,
+        upgrade: &Upgrade,
+        entry: &UpgradeEntry,
+        gpus: u32,
+        cordoned_before: bool,
+    ) {
+        let host = &entry.host;
+        let (state, seen) = self.hub.with(|s| match s.hosts.get(host) {
+            None => ("it is not in the deck any more".to_owned(), None),
+            Some(view) => match (&view.link, &view.sample) {
+                (HostLinkState::Up, Some(sample)) if view.sampled > Some(entry.since) => {
+                    let healthy = sample.gpus.list().len();
+                    (String::new(), Some(u32::try_from(healthy).unwrap_or(u32::MAX)))
+                }
+                (HostLinkState::Down { cause, .. }, _) => (cause.clone(), None),
+                _ => ("it is not reached yet".to_owned(), None),
+            },
+        });
+        let why = match seen {
+            Some(seen) if seen >= gpus => {
+                let since = *self.upgrades.up_since.entry(host.clone()).or_insert_with(now);
+                if now().since(since) >= SETTLE {
+                    self.went(host, UpgradeHost::Done);
+                    self.forget_command(upgrade, host);
+                    if !cordoned_before && let Err(error) = self.uncordon(host, None, &upgrade.by) {
+                        self.say(Severity::Error, None, &error.message);
+                    }
+                }
+                return;
+            }
+            Some(seen) => format!("only {seen} of {gpus} GPUs are back"),
+            None => state,
+        };
+        self.upgrades.up_since.remove(host);
+        let patience = Duration::from_millis(upgrade.return_ms);
+        if now() > entry.since.plus(patience) {
+            self.failed(host, &format!("not back after {}: {why}", time::short(patience)));
+        }
+    }
+}
+
+/// What the command logged is not kept on a host that is done.
+impl Core {
+    fn forget_command(&mut self, upgrade: &Upgrade, host: &HostName) {
+        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return };
+        let (means, there) = (Arc::clone(&self.means), host.clone());
+        let task = tokio::spawn(async move {
+            let Ok(link) = actions::link(&means, &there) else { return };
+            let Ok(epoch) = means.claims.ensure(link.as_ref()).await else { return };
+            let _ = ProcessRuntime::new(link, means.deck, epoch).remove(&rank).await;
+        });
+        self.upgrades.running.insert(host.clone(), task);
+    }
+}
+
+/// The name under which the command runs: the same at every start of this upgrade.
+fn rank_of(deck: crate::base::DeckId, upgrade: ReleaseId) -> Option<RankId> {
+    let replica = ReplicaId { release: ReleaseNumber(0), replica: 0, attempt: Attempt::FIRST };
+    let service = "host-upgrade".parse().ok()?;
+    Some(RankId { deck, service, release_id: upgrade, replica, rank: 0 })
+}
+
+/// Starts the command (once) and waits for its end, through links that come and go.
+async fn run_there(
+    means: &Means,
+    host: &HostName,
+    start: &RankStart,
+    deadline: Timestamp,
+) -> Ended {
+    let mut last = "it is not reached".to_owned();
+    loop {
+        match look(means, host, start, deadline).await {
+            Ok(Some(ended)) => return ended,
+            Ok(None) => {}
+            Err(error) => last = error,
+        }
+        // A host that cannot be asked may take a little longer to tell how it ended.
+        if now() > deadline.plus(Duration::from_mins(5)) {
+            return Ended::Badly { why: format!("how the command ended is not known: {last}") };
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn look(
+    means: &Means,
+    host: &HostName,
+    start: &RankStart,
+    deadline: Timestamp,
+) -> Result<Option<Ended>, String> {
+    let link = actions::link(means, host).map_err(|e| e.to_string())?;
+    let epoch = means.claims.ensure(link.as_ref()).await.map_err(|e| e.to_string())?;
+    let runtime = ProcessRuntime::new(link, means.deck, epoch);
+    let find = || async {
+        let reports = runtime.list().await.map_err(|e| e.to_string())?;
+        Ok::<_, String>(reports.into_iter().find(|r| r.rank == start.rank).map(|r| r.status))
+    };
+    let Some(status) = find().await? else {
+        if now() > deadline {
+            return Ok(Some(Ended::Badly { why: "it was not reached in time".to_owned() }));
+        }
+        return match runtime.start(start).await {
+            Ok(()) => Ok(None),
+            Err(error) if error.is_transient() => Err(error.to_string()),
+            Err(error) => Ok(Some(Ended::Badly { why: error.to_string() })),
+        };
+    };
+    let ended = match status {
+        RankStatus::Running { .. } if now() > deadline => {
+            runtime.stop(&start.rank, GRACE).await.map_err(|e| e.to_string())?;
+            Ended::Badly { why: "the command took too long (--timeout) and was ended".to_owned() }
+        }
+        RankStatus::Running { .. } => return Ok(None),
+        RankStatus::Exited { code: Some(0), last_lines, .. } => {
+            Ended::Well { said: said("exit code 0", &last_lines) }
+        }
+        RankStatus::Exited { code, signal, last_lines, .. } => {
+            let how = match (code, signal) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("killed by signal {signal}"),
+                (None, None) => "it ended".to_owned(),
+            };
+            // A reboot ends the command that asked for it.
+            match (signal, rebooting(&start.argv)) {
+                (Some(_), true) => Ended::Well { said: how },
+                _ => Ended::Badly { why: said(&how, &last_lines) },
+            }
+        }
+        RankStatus::Lost => Ended::Well { said: "the host was restarted".to_owned() },
+    };
+    Ok(Some(ended))
+}
+
+/// Whether the command speaks of a restart of the host.
+fn rebooting(argv: &[String]) -> bool {
+    argv.iter().any(|a| ["reboot", "shutdown", "kexec"].iter().any(|word| a.contains(word)))
+}
+
+fn said(how: &str, last_lines: &str) -> String {
+    let line = last_lines.trim_end().lines().last().unwrap_or("");
+    let line = text::clean(line, 200);
+    if line.is_empty() { how.to_owned() } else { format!("{how}: {line}") }
+}

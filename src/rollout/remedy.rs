@@ -1,0 +1,97 @@
+//! The smallest change that would make a plan possible: candidates are tried with the same rehearsal,
+//! the first of each kind that works is told.
+
+use super::forecast::{Forecast, Timings};
+use super::rehearsal;
+use super::release::Release;
+use super::state::{RolloutKind, ServiceState};
+use crate::base::DeviceId;
+use crate::spec::Count;
+
+/// For a rollout that would stand still.
+pub(super) fn for_standstill(
+    state: &ServiceState,
+    release: &Release,
+    kind: RolloutKind,
+) -> Option<String> {
+    let desired = release.spec.replicas.get();
+    let less_ready = sizes(1, desired).find_map(|unavailable| {
+        let mut changed = release.clone();
+        changed.spec.rollout.max_unavailable = Count::Number(unavailable);
+        let forecast = attempt(state, &changed, kind)?;
+        let outage = if forecast.outage { ", an OUTAGE" } else { "" };
+        Some(format!(
+            "set max_unavailable = {unavailable} (then {} of {desired} stay ready{outage})",
+            forecast.lowest_ready
+        ))
+    });
+    joined([less_ready, freed(state, release, kind, |_| true)])
+}
+
+/// For a rollout in which the service stops serving.
+pub(super) fn for_outage(
+    state: &ServiceState,
+    release: &Release,
+    kind: RolloutKind,
+) -> Option<String> {
+    let desired = release.spec.replicas.get();
+    let more_ready =
+        sizes(1, desired.saturating_sub(1)).collect::<Vec<_>>().into_iter().rev().find_map(
+            |unavailable| {
+                let mut changed = release.clone();
+                changed.spec.rollout.max_unavailable = Count::Number(unavailable);
+                let forecast = attempt(state, &changed, kind).filter(|f| !f.outage)?;
+                Some(format!(
+                    "set max_unavailable = {unavailable} (then {} of {desired} stay ready)",
+                    forecast.lowest_ready
+                ))
+            },
+        );
+    joined([more_ready, freed(state, release, kind, |f| !f.outage)])
+}
+
+fn attempt(state: &ServiceState, release: &Release, kind: RolloutKind) -> Option<Forecast> {
+    rehearsal::run(state, release, kind, &Timings::default()).ok()
+}
+
+fn joined(changes: [Option<String>; 2]) -> Option<String> {
+    let found: Vec<String> = changes.into_iter().flatten().collect();
+    (!found.is_empty()).then(|| found.join(", or "))
+}
+
+/// Numbers to try: small ones one by one, then powers of two, to bound the work for large services.
+fn sizes(from: u32, to: u32) -> impl Iterator<Item = u32> {
+    (from..=to).filter(move |n| *n <= 16 || n.is_power_of_two() || *n == to)
+}
+
+/// What if the first `n` replicas had spare GPUs on their hosts?
+fn freed(
+    state: &ServiceState,
+    release: &Release,
+    kind: RolloutKind,
+    good: impl Fn(&Forecast) -> bool,
+) -> Option<String> {
+    let gpus = release.replicas.first()?.gpus().count();
+    if gpus == 0 {
+        return None;
+    }
+    let most = u32::try_from(release.replicas.len()).unwrap_or(u32::MAX);
+    let n = sizes(1, most).find(|n| {
+        let mut changed = release.clone();
+        let take = usize::try_from(*n).unwrap_or(usize::MAX);
+        for (index, plan) in changed.replicas.iter_mut().enumerate().take(take) {
+            for (rank, plan) in plan.ranks.iter_mut().enumerate() {
+                for (at, device) in plan.devices.iter_mut().enumerate() {
+                    // No driver gives a GPU this name.
+                    *device = DeviceId::Gpu(format!("spare {index} {rank} {at}"));
+                }
+            }
+        }
+        attempt(state, &changed, kind).is_some_and(|f| good(&f))
+    })?;
+    let s = if gpus == 1 { "" } else { "s" };
+    Some(match n {
+        1 => format!("free {gpus} more GPU{s} on one host"),
+        n => format!("free {gpus} more GPU{s} on one host for each of {n} replicas"),
+    })
+}

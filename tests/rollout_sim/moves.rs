@@ -1,0 +1,136 @@
+//! Replicas that are moved away for maintenance.
+
+use std::time::Duration;
+
+use gpudeck::base::{ReleaseNumber, ReplicaKey};
+use gpudeck::rollout::{EventKind, Outcome, Phase, RequestedMove, RolloutKind};
+
+use crate::build::{release, single, spec};
+use crate::world::{Nature, World};
+
+const HOUR: Duration = Duration::from_hours(1);
+const R1: ReleaseNumber = ReleaseNumber(1);
+
+/// Three replicas on host 0, with a floor of three.
+fn serving(seed: u64) -> World {
+    let mut world = World::new(seed);
+    let first = release(1, spec(3, 0, 1), &single(0, 3));
+    world.request(&first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none() && w.quiet()));
+    world.check_rest();
+    world.lowest_ready = u32::MAX;
+    world.actions.clear();
+    world
+}
+
+/// Replicas 0 and 2 are to go to host 1.
+fn move_away(world: &mut World) {
+    let there = release(1, spec(2, 0, 1), &[vec![(1, 0)], vec![(1, 1)]]);
+    let moves = [0, 2]
+        .into_iter()
+        .zip(there.replicas)
+        .map(|(replica, plan)| RequestedMove { replica, plan })
+        .collect();
+    let why = "h0 is drained".to_owned();
+    world.by_ada(|by| EventKind::MovesRequested { release: R1, moves, by, why });
+}
+
+fn at_rest(world: &World) -> bool {
+    world.state.moves.is_empty()
+        && world.state.active_rollout().is_none()
+        && world.quiet()
+        && world.state.condition() == gpudeck::rollout::Condition::Serving
+}
+
+fn key(replica: u32) -> ReplicaKey {
+    ReplicaKey { release: R1, replica }
+}
+
+#[test]
+fn replicas_move_one_at_a_time_and_the_capacity_never_falls() {
+    let mut world = serving(1);
+    move_away(&mut world);
+    let mut most = 0;
+    while !at_rest(&world) {
+        most = most.max(world.state.replicas.len());
+        world.turn();
+    }
+    assert_eq!(most, 4, "one at a time");
+    assert_eq!(world.lowest_ready, 3);
+    let keys: Vec<ReplicaKey> = world.state.replicas.keys().copied().collect();
+    assert_eq!(keys, [key(1), key(3), key(4)]);
+    assert_eq!(world.state.move_trouble, None);
+    world.check_rest();
+    world.check_replay();
+    // What was moved restarts where it is now.
+    let rank = world.running().into_iter().find(|r| r.replica.key() == key(3)).unwrap();
+    world.kill(&rank, "exit code 1");
+    assert!(world.run_until(HOUR, |w| w.state.ready_total() == 2));
+    assert!(world.run_until(HOUR, at_rest));
+    world.check_rest();
+    // And a new release replaces all of it.
+    let next = release(2, spec(3, 1, 0), &single(0, 3));
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, at_rest));
+    assert_eq!(world.state.stable, Some(ReleaseNumber(2)));
+    assert!(world.state.replicas.values().all(|r| r.phase == Phase::Ready));
+    world.check_rest();
+}
+
+#[test]
+fn a_successor_that_fails_ends_the_moves_and_the_predecessor_serves_on() {
+    let mut world = serving(1);
+    world.natures.insert(R1, Nature::Crashes);
+    move_away(&mut world);
+    assert!(world.run_until(HOUR, at_rest));
+    assert_eq!(world.lowest_ready, 3);
+    let trouble = world.state.move_trouble.clone().unwrap();
+    assert!(trouble.starts_with("r1-0: its successor r1-3 failed"), "{trouble}");
+    world.check_rest();
+    // Asked for again when the cause is gone, it works.
+    world.natures.insert(R1, Nature::Good);
+    move_away(&mut world);
+    assert!(world.run_until(HOUR, at_rest));
+    let keys: Vec<ReplicaKey> = world.state.replicas.keys().copied().collect();
+    assert_eq!(keys, [key(1), key(4), key(5)]);
+    world.check_rest();
+}
+
+#[test]
+fn a_rollout_or_a_person_ends_the_moves() {
+    let mut world = serving(1);
+    move_away(&mut world);
+    assert!(world.run_until(HOUR, |w| w.state.replicas.contains_key(&key(3))));
+    world.by_ada(|by| EventKind::MovesCancelled { by });
+    assert!(world.run_until(HOUR, at_rest));
+    world.check_rest();
+
+    move_away(&mut world);
+    assert!(world.run_until(HOUR, |w| w.state.replicas.contains_key(&key(4))));
+    let next = release(2, spec(3, 1, 0), &single(0, 3));
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, at_rest));
+    assert_eq!(world.state.rollout.as_ref().unwrap().outcome, Some(Outcome::Completed));
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn moves_with_random_faults_end_whole() {
+    let mut moved = 0;
+    for seed in 0..300 {
+        let mut world = serving(seed);
+        move_away(&mut world);
+        world.faults = true;
+        for _ in 0..80 {
+            world.turn();
+        }
+        world.calm();
+        assert!(world.run_until(HOUR * 3, at_rest), "seed {seed}: {:#?}", world.state);
+        world.check_rest();
+        world.check_replay();
+        moved += u32::from(world.state.move_trouble.is_none());
+    }
+    // Faults end most of them; some are walked to the end.
+    assert!(moved >= 10, "only {moved} of 300 were moved");
+}
