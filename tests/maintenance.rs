@@ -181,9 +181,18 @@ fn a_drain_moves_replicas_away_and_a_killed_controller_goes_on_with_it() {
     place.expect(&["drain", &host, "--yes"], 0);
     place.kill_controller();
     place.expect(&["hosts"], 0);
+    let lost = std::cell::Cell::new(0);
     wait_until("the host to be empty", Duration::from_mins(2), || {
         let hosts = place.json(&["hosts"], 0);
         let maintenance = &hosts[&host]["maintenance"];
+        // A start that the kill cut off half way may be lost. The drain ends and says so; a person asks again.
+        let trouble = maintenance["drain"]["trouble"].as_str().map(str::to_owned);
+        if let Some(trouble) = trouble.filter(|t| lost.get() < 2 && t.contains("nobody saw how")) {
+            println!("{trouble}: again");
+            lost.set(lost.get() + 1);
+            place.expect(&["drain", &host, "--yes"], 0);
+            return false;
+        }
         assert_eq!(maintenance["drain"]["trouble"], Value::Null, "{maintenance:#}");
         maintenance["drain"]["ended"].is_u64()
     });

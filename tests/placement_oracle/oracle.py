@@ -23,7 +23,7 @@ def place(program, world, *options):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(world, file)
         file.flush()
-        command = [program, *options[:0], "place", file.name, "--output", "json", *options]
+        command = [program, "place", file.name, "--output", "json", *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -38,7 +38,7 @@ def small(args):
         try:
             answer = place(args.program, world, "--time-limit", "20s", "--steps", "20000")
             levels = check.check(world, answer)
-            best, proven = cpsat.solve(world, limit=20, workers=2)
+            best, proven = cpsat.solve(world, limit=10, workers=2)
             ours += answer["proven_optimal"]
             if answer["proven_optimal"] and all(proven):
                 both += 1

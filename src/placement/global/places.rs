@@ -1,6 +1,6 @@
 //! Where in a JSON text a field stands: from a position to its path, and back.
 
-/// Calls `found(path, offset)` for each value of the text, in order, until it says to stop. Stops by itself at
+/// Calls `found(path, offset)` for each key and each value of the text, in order, until it says to stop. Stops by itself at
 /// what is no JSON. Paths look like `services[3].shapes[0].tensor`.
 fn walk(text: &str, found: &mut dyn FnMut(&str, usize) -> bool) {
     enum Level {
@@ -49,6 +49,9 @@ fn walk(text: &str, found: &mut dyn FnMut(&str, usize) -> bool) {
                     path.push('.');
                 }
                 path.push_str(text.get(i + 1..end).unwrap_or("?"));
+                if !found(&path, i) {
+                    return;
+                }
                 i = end + 1;
                 keyed = true;
                 continue;
