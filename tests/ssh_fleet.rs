@@ -44,13 +44,7 @@ fn fake_agent(dir: &Path, protocol: u32) -> PathBuf {
     let sample = json(&FromAgent::Sample(Box::new(HostSample {
         monotonic_ms: 1,
         gpus: Gpus::None { why: "fake".to_owned() },
-        cpu_percent: None,
-        load_1m: None,
-        memory: None,
-        disk: None,
-        net_rx_bytes_per_s: None,
-        net_tx_bytes_per_s: None,
-        uptime_s: None,
+        ..HostSample::default()
     })));
     let ranks = json(&FromAgent::Ranks(vec![RankReport {
         rank: RankId {

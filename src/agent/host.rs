@@ -43,6 +43,7 @@ pub fn facts(
         driver_version: versions.driver,
         cuda_version: versions.cuda,
         simulated,
+        ..HostFacts::default()
     }
 }
 
@@ -100,6 +101,7 @@ impl HostMeter {
         HostSample {
             monotonic_ms: process::since_boot_ms(),
             gpus,
+            gpus_age_ms: None,
             cpu_percent: self.cpu(),
             load_1m: System::load_average().ok().map(|l| l.one),
             memory: self.memory(),

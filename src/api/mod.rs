@@ -21,7 +21,8 @@ pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
 };
 pub use crate::wire::{
-    Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
+    Disk, Gpu, GpuHealth, GpuProcess, GpuVendor, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
+    MigInstance, Nic, NvLinks, PathKind, PcieLink, Xid, xid,
 };
 pub use client::Client;
 pub use door::Door;

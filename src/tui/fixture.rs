@@ -82,7 +82,7 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
             .map(|i| uuid(&format!("{host}-{i}")))
             .collect(),
         numa_node: Some(index / 4),
-        processes: Vec::new(),
+        ..Gpu::default()
     }
 }
 
@@ -104,8 +104,10 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
             driver_version: Some("550.54.15".to_owned()),
             cuda_version: Some("12.4".to_owned()),
             simulated: true,
+            ..HostFacts::default()
         }),
         sample: Some(HostSample {
+            gpus_age_ms: None,
             monotonic_ms: 1_000_000,
             gpus: Gpus::Some(gpus),
             cpu_percent: Some(23.4),
@@ -392,6 +394,7 @@ pub fn rich() -> Snapshot {
             name: evil.to_owned(),
             user: Some(evil.to_owned()),
             memory: Some(Bytes::gib(3)),
+            ..GpuProcess::default()
         }];
     }
     let node3 = snapshot.hosts.get_mut(&host_name("node3")).unwrap();

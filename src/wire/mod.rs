@@ -7,10 +7,15 @@
 pub mod codec;
 pub mod request;
 pub mod telemetry;
+pub mod xid;
 
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use request::{
     DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, HttpReply, LogChunk, RankReport,
     RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
 };
-pub use telemetry::{Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, MemoryUse};
+pub use telemetry::{
+    ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor, Gpus,
+    HostFacts, HostSample, MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind,
+    Xid,
+};

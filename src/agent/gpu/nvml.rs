@@ -200,22 +200,7 @@ fn gpu(index: u32, device: Result<Device<'_>, NvmlError>, known: Identity) -> Gp
         name: known.name,
         health: GpuHealth::Ok,
         pci_bus_id: known.pci_bus_id,
-        memory: None,
-        utilisation_percent: None,
-        memory_utilisation_percent: None,
-        temperature_c: None,
-        slowdown_temperature_c: None,
-        power_mw: None,
-        power_limit_mw: None,
-        fan_percent: None,
-        sm_clock_mhz: None,
-        memory_clock_mhz: None,
-        pstate: None,
-        throttle_reasons: Vec::new(),
-        ecc_uncorrected: None,
-        nvlink_peers: Vec::new(),
-        numa_node: None,
-        processes: Vec::new(),
+        ..Gpu::default()
     };
     let device = match device {
         Ok(device) => device,

@@ -120,10 +120,17 @@ fn gpu(script: &GpuScript, all: &[GpuScript], now: &Reading) -> Gpu {
         } else {
             Vec::new()
         },
+        ..Gpu::default()
     }
 }
 
 /// A process on a GPU, with what /proc says about it.
 pub fn describe(pid: u32, bytes: Option<u64>) -> GpuProcess {
-    GpuProcess { pid, name: process::name(pid), user: process::user(pid), memory: bytes.map(Bytes) }
+    GpuProcess {
+        pid,
+        name: process::name(pid),
+        user: process::user(pid),
+        memory: bytes.map(Bytes),
+        ..GpuProcess::default()
+    }
 }
