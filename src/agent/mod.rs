@@ -4,14 +4,17 @@
 //! under detached supervisors, and is the only thing that changes a host. `dial` splices a stream
 //! to a socket on the host. Nothing here knows a rollout, a placement or an engine's name.
 
+mod checkup;
 mod claim;
 mod command;
+mod containers;
 mod dial;
 mod error;
 mod files;
 pub mod gpu;
 mod group;
 mod haproxy;
+mod hardware;
 mod host;
 mod http;
 mod log;
@@ -19,6 +22,7 @@ mod needs;
 mod ports;
 mod process;
 mod rank;
+mod samples;
 mod serve;
 mod start;
 mod state;

@@ -15,10 +15,10 @@ use tokio::net::UnixStream;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
-use super::server::{API_VERSION, LogRequest, Version};
-use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::server::{API_VERSION, CheckupRequest, LogRequest, Version};
+use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
 use crate::base::{RankId, ReleaseNumber, ServiceName};
-use crate::wire::LogChunk;
+use crate::wire::{Checkup, LogChunk};
 
 /// Longest answer or line that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -65,6 +65,11 @@ impl Client {
     /// The releases of a service, newest first.
     pub async fn history(&self, service: &ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
         self.get(&format!("/v1/services/{service}/history")).await
+    }
+
+    /// How a host is, beyond its samples.
+    pub async fn check_up(&self, request: &CheckupRequest) -> Result<Checkup, ApiError> {
+        self.post("/v1/checkup", request).await
     }
 
     async fn exchange(
@@ -193,6 +198,10 @@ impl Door for Client {
         to: ReleaseNumber,
     ) -> Result<String, ApiError> {
         self.get(&format!("/v1/services/{service}/diff?from={from}&to={to}")).await
+    }
+
+    async fn look(&self, looking: &Looking) -> Result<(), ApiError> {
+        self.post("/v1/look", looking).await
     }
 
     async fn log(

@@ -6,9 +6,10 @@ use async_trait::async_trait;
 
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
-use super::view::{ApiError, PlanView, ReleaseView};
+use super::server::CheckupRequest;
+use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView};
 use crate::base::{RankId, ReleaseNumber, ServiceName};
-use crate::wire::LogChunk;
+use crate::wire::{Checkup, LogChunk};
 
 /// The controller as the front desk sees it.
 #[async_trait]
@@ -42,6 +43,21 @@ pub trait Desk: Send + Sync + 'static {
 
     /// The releases of a service, newest first.
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError>;
+
+    /// What a door shows now.
+    fn look(&self, looking: Looking) {
+        let _ = looking;
+    }
+
+    /// How a host is, beyond its samples. See [`Checkup`].
+    async fn check_up(&self, request: CheckupRequest) -> Result<Checkup, ApiError> {
+        let _ = request;
+        Err(ApiError {
+            kind: ErrorKind::Internal,
+            message: "this controller cannot check a host up".to_owned(),
+            hint: None,
+        })
+    }
 
     /// A piece of a rank's log, as it was logged: doors clean it before they draw it.
     async fn log(

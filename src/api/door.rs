@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use super::{
-    ApiError, Delta, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber, ServiceName,
+    ApiError, Delta, Intent, IntentReply, LogChunk, Looking, PlanView, RankId, ReleaseNumber,
+    ServiceName,
 };
 
 /// A way to the controller.
@@ -35,6 +36,12 @@ pub trait Door: Send + Sync {
         from: ReleaseNumber,
         to: ReleaseNumber,
     ) -> Result<String, ApiError>;
+
+    /// What this door shows now. See [`Looking`].
+    async fn look(&self, looking: &Looking) -> Result<(), ApiError> {
+        let _ = looking;
+        Ok(())
+    }
 
     /// A piece of a rank's log from `offset` (none: its end), at most `length` bytes.
     async fn log(

@@ -21,13 +21,15 @@ pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
 };
 pub use crate::wire::{
-    Disk, Gpu, GpuHealth, GpuProcess, GpuVendor, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
-    MigInstance, Nic, NvLinks, PathKind, PcieLink, Xid, xid,
+    Checkup, Disk, Gpu, GpuHealth, GpuProcess, GpuVendor, Gpus, HostFacts, HostSample, LogChunk,
+    MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind, Reached, Xid, xid,
 };
 pub use client::Client;
 pub use door::Door;
 pub use intent::{Intent, IntentReply};
+pub use server::CheckupRequest;
 pub use view::{
-    ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
-    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
+    ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
+    PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity,
+    Snapshot, TrafficView,
 };

@@ -10,6 +10,8 @@
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
+//! | `POST /v1/look` | `Looking` → nothing: what the door shows now |
+//! | `POST /v1/checkup` | [`CheckupRequest`] → `Checkup` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
 
@@ -33,9 +35,9 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
-use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
-use crate::base::{RankId, ReleaseNumber, ServiceName};
-use crate::wire::LogChunk;
+use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::wire::{Checkup, LogChunk};
 
 /// Version of this interface; doors and controller must agree.
 pub const API_VERSION: u32 = 1;
@@ -60,6 +62,15 @@ pub struct LogRequest {
     pub offset: Option<u64>,
     /// At most so many bytes.
     pub length: u32,
+}
+
+/// `POST /v1/checkup`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckupRequest {
+    /// Which host.
+    pub host: HostName,
+    /// Measure its disk with so many bytes.
+    pub disk_bytes: Option<u64>,
 }
 
 /// Who is at the other end of the socket.
@@ -103,6 +114,8 @@ pub async fn serve(
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
         .route("/v1/log", post(log))
+        .route("/v1/look", post(look))
+        .route("/v1/checkup", post(check_up))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
     tokio::select! {
@@ -265,6 +278,25 @@ async fn log(
 ) -> Result<Json<LogChunk>, ApiError> {
     admit(&peer)?;
     desk.log(request.rank, request.offset, request.length).await.map(Json)
+}
+
+async fn look(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(looking): Json<Looking>,
+) -> Result<Json<()>, ApiError> {
+    admit(&peer)?;
+    desk.look(looking);
+    Ok(Json(()))
+}
+
+async fn check_up(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(request): Json<CheckupRequest>,
+) -> Result<Json<Checkup>, ApiError> {
+    admit(&peer)?;
+    desk.check_up(request).await.map(Json)
 }
 
 fn service(name: &str) -> Result<ServiceName, ApiError> {

@@ -41,6 +41,8 @@ pub struct Means {
     pub runtimes: Runtimes,
     /// Where results go.
     pub inputs: mpsc::Sender<Input>,
+    /// Who looks at which host.
+    pub attention: super::attention::Attentions,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

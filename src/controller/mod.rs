@@ -5,9 +5,11 @@
 //! ([`actions`]) whose results come back as inputs. Nothing else changes anything.
 
 pub mod actions;
+pub mod attention;
 pub mod claims;
 pub mod core;
 pub mod desk;
+pub mod health;
 pub mod narrate;
 pub mod observe;
 pub mod paths;

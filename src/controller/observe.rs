@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::actions::{self, Means, reading_gateway, reading_runtime};
 use super::core::{Core, DeckFiles, Input, now};
 use crate::api::hub::Change;
-use crate::api::{EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
+use crate::api::{ClockView, EventLine, HostLinkState, HostView, Question, QuestionKind, Severity};
 use crate::base::{HostName, RankId, ReplicaId, ServiceName, Timestamp};
 use crate::engine;
 use crate::fleet::{FleetEvent, LinkState};
@@ -23,10 +23,25 @@ impl Core {
             FleetEvent::Facts { host, facts } => {
                 self.change_host(&host, |view| view.facts = Some(*facts));
             }
-            FleetEvent::Sample { host, sample } => self.change_host(&host, |view| {
-                view.sample = Some(*sample);
-                view.sampled = Some(now());
-            }),
+            FleetEvent::Sample { host, sample } => {
+                let told = self.hub.with(|s| {
+                    let before = s.hosts.get(&host).and_then(|h| h.sample.as_ref());
+                    super::health::lines(before, &sample)
+                });
+                for (severity, text) in told {
+                    let host = Some(host.clone());
+                    self.tell(EventLine { at: now(), severity, service: None, host, text });
+                }
+                self.change_host(&host, |view| {
+                    view.sample = Some(*sample);
+                    view.sampled = Some(now());
+                });
+            }
+            FleetEvent::Clock { host, offset_ms, round_trip_us } => {
+                self.change_host(&host, |view| {
+                    view.clock = Some(ClockView { offset_ms, round_trip_us });
+                });
+            }
             FleetEvent::Ranks { host, ranks } => {
                 // A pushed report may be older than a start that is under way, so it only adds
                 // knowledge; absence is concluded from answers to our own question.
@@ -84,6 +99,14 @@ impl Core {
                 self.look_at_ranks(&host);
                 HostLinkState::Up
             }
+            LinkState::Limited { why, hint } => {
+                if !matches!(before, Some(HostLinkState::Limited { .. })) {
+                    let hint = hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default();
+                    let text = format!("can only be looked at, without the agent: {why}{hint}");
+                    self.tell(line(Severity::Warning, text));
+                }
+                HostLinkState::Limited { why, hint }
+            }
             LinkState::Down { cause, hint, retry_in } => {
                 let since = match &before {
                     Some(HostLinkState::Down { since, .. }) => *since,
@@ -110,6 +133,7 @@ impl Core {
             facts: None,
             sample: None,
             sampled: None,
+            clock: None,
             ranks: self.hub.with(|s| super::service_view::ranks_on(s.services.values(), host)),
             labels: spec.labels.clone(),
         });
@@ -274,6 +298,7 @@ pub async fn watch(means: Arc<Means>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (reply, answer) = tokio::sync::oneshot::channel();
         let ask = Input::Ask(Box::new(move |core: &mut Core| {
+            core.pay_attention();
             let _ = reply.send(core.watched());
         }));
         if means.inputs.send(ask).await.is_err() {

@@ -146,6 +146,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         claims: Claims::new(options.deck.id, holder(paths)),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
+        attention: super::attention::Attentions::default(),
     });
     let hub = Arc::new(Hub::new(DeckView {
         name: options.deck.name.clone(),

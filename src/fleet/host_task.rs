@@ -9,6 +9,7 @@ use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 use super::desk::{Desk, HostQuestions};
+use super::following::{Attention, AttentionCell};
 use super::install::{InstallError, Source, install};
 use super::outbox::Outbox;
 use super::session::{DialError, Session, SessionError};
@@ -71,6 +72,8 @@ pub(super) struct Link {
     current: Mutex<Current>,
     /// Told to try again now.
     pub(super) told: Notify,
+    /// How closely it is followed.
+    pub(super) attention: AttentionCell,
 }
 
 enum Current {
@@ -81,7 +84,12 @@ enum Current {
 impl Link {
     pub(super) fn new(host: HostName) -> Arc<Self> {
         let current = Current::Down { why: "not connected yet".to_owned(), hint: None };
-        Arc::new(Self { host, current: Mutex::new(current), told: Notify::new() })
+        Arc::new(Self {
+            host,
+            current: Mutex::new(current),
+            told: Notify::new(),
+            attention: AttentionCell::new(Attention::default()),
+        })
     }
 
     fn down(&self, why: &str, hint: Option<String>) {
@@ -285,8 +293,9 @@ impl HostTask {
         };
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
+        let attention = self.link.attention.subscribe();
         let (session, facts, running) =
-            Session::start(host.clone(), Arc::clone(&connection), command).await?;
+            Session::start(host.clone(), Arc::clone(&connection), command, attention).await?;
         let session = Arc::new(session);
         self.link.up(Arc::clone(&session));
         self.outbox.put(FleetEvent::Facts { host, facts: Box::new(facts) });

@@ -8,6 +8,7 @@ pub mod binary;
 mod desk;
 mod dial;
 pub mod event;
+pub mod following;
 mod host_task;
 pub mod install;
 mod lines;
@@ -18,6 +19,7 @@ mod session;
 
 pub use binary::AgentBinary;
 pub use event::{FleetEvent, LinkState, QuestionKind};
+pub use following::Attention;
 pub use install::InstallError;
 pub use link::{DialStream, HostLink, LinkError};
 pub use manager::{Fleet, FleetOptions};

@@ -119,6 +119,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
             uptime_s: Some(1_040_400),
         }),
         sampled: Some(before(1)),
+        clock: None,
         ranks: Vec::new(),
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
     }

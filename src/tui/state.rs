@@ -370,7 +370,7 @@ impl State {
         let counts = self.controller != Controller::Live
             || self.notice.is_some()
             || snapshot.hosts.values().any(|h| {
-                !matches!(h.link, HostLinkState::Up)
+                !matches!(h.link, HostLinkState::Up | HostLinkState::Limited { .. })
                     || h.sampled.is_some_and(|s| self.now.since(s) > STALE)
             })
             || snapshot.services.values().any(|s| {
@@ -408,6 +408,7 @@ fn host_text(host: &HostView) -> String {
     }
     text.push_str(match host.link {
         HostLinkState::Up => " up",
+        HostLinkState::Limited { .. } => " limited",
         HostLinkState::Down { .. } => " down",
         HostLinkState::Connecting { .. } => " connecting",
         HostLinkState::Asking { .. } => " asking",

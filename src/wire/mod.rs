@@ -4,11 +4,14 @@
 //! its standard input. Whole streams (a container engine's socket) do not pass here: they have a
 //! channel of their own, `gpudeck agent dial`.
 
+pub mod change;
+pub mod checkup;
 pub mod codec;
 pub mod request;
 pub mod telemetry;
 pub mod xid;
 
+pub use checkup::{Checkup, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use request::{
     DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, HttpReply, LogChunk, RankReport,
