@@ -31,5 +31,5 @@ pub use server::CheckupRequest;
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
     PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity,
-    Snapshot, TrafficView,
+    Snapshot, TrafficView, age,
 };

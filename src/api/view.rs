@@ -177,6 +177,9 @@ pub struct HostView {
     pub name: HostName,
     /// How the link is.
     pub link: HostLinkState,
+    /// The phases that the present or last attempt to reach it has gone through, in order.
+    #[serde(default)]
+    pub way: Vec<String>,
     /// What it is, once known.
     pub facts: Option<HostFacts>,
     /// The newest sample; it stays when the link is lost, with its age.

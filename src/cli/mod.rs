@@ -7,6 +7,7 @@ pub mod args;
 pub mod attach;
 pub mod controller;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 pub mod history;
 pub mod init;
@@ -16,7 +17,9 @@ pub mod questions;
 pub mod rollout;
 pub mod screen;
 pub mod show;
+pub mod snapshot;
 pub mod table;
+pub mod top;
 
 use std::process::ExitCode;
 
@@ -27,7 +30,7 @@ use self::exit::{Failure, Success};
 
 /// Every door but the far end.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let args = match Args::try_parse_from(arguments) {
+    let args = match Args::try_parse_from(snapshot::normalise(arguments)) {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
@@ -90,6 +93,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Stop { service, yes } => rollout::stop(args, service, *yes).await,
         Command::Status { service } => show::status(args, service.as_ref()).await,
         Command::Hosts => show::hosts(args).await,
+        Command::Top { hosts, rounds, interval } => top::run(args, hosts, *rounds, *interval).await,
+        Command::Snapshot { format } => snapshot::run(args, *format).await,
+        Command::Doctor { host } => doctor::run(args, host).await,
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,

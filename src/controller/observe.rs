@@ -16,6 +16,9 @@ use crate::rollout::{EventKind, Phase, ServiceState};
 use crate::spec::{EngineSpec, GatewaySpec, RuntimeSpec};
 use crate::wire::{RankReport, RankStatus, Reply, Request};
 
+/// Most phases of one attempt to reach a host.
+const MAX_WAY: usize = 24;
+
 impl Core {
     pub(super) fn fleet_event(&mut self, event: FleetEvent) {
         match event {
@@ -122,7 +125,21 @@ impl Core {
                 HostLinkState::Down { cause, hint, since, retry_at }
             }
         };
-        self.change_host(&host, |view| view.link = link);
+        self.change_host(&host, |view| {
+            if let HostLinkState::Connecting { phase } = &link {
+                // `installing the agent 43%` is one phase.
+                let phase =
+                    phase.trim_end_matches(|c: char| c.is_ascii_digit() || " %".contains(c));
+                let first = phase == "connecting";
+                if first || view.way.len() > MAX_WAY {
+                    view.way.clear();
+                }
+                if view.way.last().is_none_or(|last| last != phase) {
+                    view.way.push(phase.to_owned());
+                }
+            }
+            view.link = link;
+        });
     }
 
     pub(super) fn change_host(&self, host: &HostName, change: impl FnOnce(&mut HostView)) {
@@ -130,6 +147,7 @@ impl Core {
         let mut view = self.hub.with(|s| s.hosts.get(host).cloned()).unwrap_or_else(|| HostView {
             name: host.clone(),
             link: HostLinkState::Connecting { phase: "connecting".to_owned() },
+            way: Vec::new(),
             facts: None,
             sample: None,
             sampled: None,

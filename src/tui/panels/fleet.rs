@@ -207,10 +207,16 @@ pub fn link_words(link: &HostLinkState, now: Timestamp) -> Option<String> {
     })
 }
 
-/// The age of a sample that is not fresh any more.
+/// The age of a sample that is not fresh any more; with the age that its GPU values had when it was
+/// taken.
 pub fn age(host: &HostView, now: Timestamp) -> Option<String> {
     let age = now.since(host.sampled?);
-    (age > STALE).then(|| format!("{} old", time::short(age)))
+    if age > STALE {
+        return Some(format!("{} old", time::short(age)));
+    }
+    let gpus = host.sample.as_ref().and_then(|sample| sample.gpus_age_ms)?;
+    let gpus = age + std::time::Duration::from_millis(gpus);
+    (gpus > STALE).then(|| format!("GPUs {} old", time::short(gpus)))
 }
 
 /// What a host is and how it is doing, behind its name.
