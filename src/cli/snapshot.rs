@@ -26,38 +26,26 @@ pub enum Format {
 /// `--output csv` and `--output prometheus` are forms of this command alone: they are read as
 /// `--format`.
 pub fn normalise(arguments: &[String]) -> Vec<String> {
-    let is_snapshot = arguments.iter().skip(1).any(|word| word == "snapshot");
     let other = |word: &str| matches!(word, "csv" | "prometheus");
+    if !arguments.iter().skip(1).any(|word| word == "snapshot") {
+        return arguments.to_vec();
+    }
     let mut out: Vec<String> = Vec::with_capacity(arguments.len());
-    for word in arguments {
-        let value = word.strip_prefix("--output=").or_else(|| word.strip_prefix("-o="));
-        match value {
-            Some(value) if is_snapshot && other(value) => out.push(format!("--format={value}")),
-            _ if is_snapshot && other(word) => {
-                if let Some(flag) = out.last_mut()
-                    && matches!(flag.as_str(), "--output" | "-o")
-                {
-                    "--format".clone_into(flag);
-                }
-                out.push(word.clone());
-            }
-            _ => out.push(word.clone()),
+    let mut format = None;
+    let mut words = arguments.iter().peekable();
+    while let Some(word) = words.next() {
+        let joined = word.strip_prefix("--output=").or_else(|| word.strip_prefix("-o="));
+        if let Some(value) = joined.filter(|value| other(value)) {
+            format = Some(value.to_owned());
+        } else if matches!(word.as_str(), "--output" | "-o")
+            && let Some(value) = words.next_if(|next| other(next))
+        {
+            format = Some(value.clone());
+        } else {
+            out.push(word.clone());
         }
     }
-    // Where a flag of the whole command line stands before the command, its own stands after it.
-    if let (Some(at), Some(command)) = (
-        out.iter().position(|w| w.starts_with("--format")),
-        out.iter().position(|w| w == "snapshot"),
-    ) && at < command
-    {
-        let flag = out.remove(at);
-        let command = command - 1;
-        if flag == "--format" && at < out.len() {
-            let value = out.remove(at);
-            out.insert(command.min(out.len()), value);
-        }
-        out.insert(command.min(out.len()), flag);
-    }
+    out.extend(format.into_iter().flat_map(|value| ["--format".to_owned(), value]));
     out
 }
 
@@ -330,9 +318,9 @@ mod tests {
         };
         assert_eq!(words("g snapshot --output csv").join(" "), "g snapshot --format csv");
         assert_eq!(words("g snapshot -o prometheus").join(" "), "g snapshot --format prometheus");
-        assert_eq!(words("g snapshot --output=csv").join(" "), "g snapshot --format=csv");
+        assert_eq!(words("g snapshot --output=csv").join(" "), "g snapshot --format csv");
         assert_eq!(words("g --output csv snapshot").join(" "), "g snapshot --format csv");
-        assert_eq!(words("g --output=csv snapshot").join(" "), "g snapshot --format=csv");
+        assert_eq!(words("g --output=csv snapshot").join(" "), "g snapshot --format csv");
         assert_eq!(words("g snapshot --output json").join(" "), "g snapshot --output json");
         assert_eq!(words("g plan --output csv").join(" "), "g plan --output csv");
     }

@@ -177,9 +177,13 @@ mod tests {
     #[test]
     fn every_line_says_of_what_it_speaks_and_steers_no_terminal() {
         let snapshot = fixture::rich();
-        let all: Vec<String> =
-            snapshot.hosts.values().flat_map(|h| lines(h, fixture::NOW)).collect();
-        assert!(all.iter().all(|line| line.starts_with("node") && !line.contains('\u{1b}')));
+        let mut all: Vec<String> = Vec::new();
+        for host in snapshot.hosts.values() {
+            let lines = lines(host, fixture::NOW);
+            assert!(lines.iter().all(|l| l.starts_with(host.name.as_str())), "{lines:#?}");
+            all.extend(lines);
+        }
+        assert!(all.iter().all(|line| !line.contains('\u{1b}')));
         let has = |what: &str| assert!(all.iter().any(|l| l.contains(what)), "{what}: {all:#?}");
         has(
             "node2 GPU 0: busy 84 %, memory 61.2 GiB of 80.0 GiB, 62 °C, 546 W of 700 W, 1980 MHz, chat/1/0",

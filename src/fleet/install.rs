@@ -117,6 +117,23 @@ pub enum InstallError {
 }
 
 impl InstallError {
+    /// The host can still be looked at without an agent.
+    pub fn leaves_looking(&self) -> bool {
+        match self {
+            Self::WrongArch { theirs, .. } => theirs.starts_with("Linux"),
+            Self::StateDir { .. }
+            | Self::Owner { .. }
+            | Self::NoSpace { .. }
+            | Self::NoExec { .. }
+            | Self::NoDigest => true,
+            Self::Ssh(_)
+            | Self::Damaged
+            | Self::Binary { .. }
+            | Self::Script { .. }
+            | Self::BadVariable { .. } => false,
+        }
+    }
+
     /// Trying again soon cannot help: a person has to change something first.
     pub fn needs_a_person(&self) -> bool {
         match self {

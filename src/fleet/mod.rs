@@ -8,6 +8,7 @@ pub mod binary;
 mod desk;
 mod dial;
 pub mod event;
+mod fallback;
 pub mod following;
 mod host_task;
 pub mod install;
@@ -16,6 +17,7 @@ pub mod link;
 mod manager;
 mod outbox;
 mod session;
+pub mod smi;
 
 pub use binary::AgentBinary;
 pub use event::{FleetEvent, LinkState, QuestionKind};
