@@ -44,13 +44,7 @@ fn fake_agent(dir: &Path, protocol: u32) -> PathBuf {
     let sample = json(&FromAgent::Sample(Box::new(HostSample {
         monotonic_ms: 1,
         gpus: Gpus::None { why: "fake".to_owned() },
-        cpu_percent: None,
-        load_1m: None,
-        memory: None,
-        disk: None,
-        net_rx_bytes_per_s: None,
-        net_tx_bytes_per_s: None,
-        uptime_s: None,
+        ..HostSample::default()
     })));
     let ranks = json(&FromAgent::Ranks(vec![RankReport {
         rank: RankId {
@@ -81,7 +75,7 @@ while IFS= read -r line; do
     id=${id%%,*}
     case $line in
     *'"hello"'*) say 'HELLO' "$id" ;;
-    *'"subscribe"'*) say 'DONE' "$id"; printf '%s\n' 'SAMPLE' 'RANKS' ;;
+    *'"follow"'*) say 'DONE' "$id"; printf '%s\n' 'SAMPLE' 'RANKS' ;;
     *'"list_dir"'*) say 'REFUSED' "$id" ;;
     *'"load_state"'*) exit 5 ;;
     *'"ranks"'*) ;;
@@ -163,6 +157,19 @@ impl Watched {
         )
         .await;
         self.fleet.link(&host).unwrap()
+    }
+
+    async fn limited(&mut self, host: &str) -> (String, Option<String>) {
+        let host = name(host);
+        let event = self
+            .next("Limited", |e| {
+                matches!(e, FleetEvent::Link { host: h, state: LinkState::Limited { .. } } if *h == host)
+            })
+            .await;
+        let FleetEvent::Link { state: LinkState::Limited { why, hint }, .. } = event else {
+            panic!("{event:?}")
+        };
+        (why, hint)
     }
 
     async fn down(&mut self, host: &str) -> (String, Option<String>, Option<Duration>) {
@@ -444,10 +451,10 @@ async fn a_directory_that_runs_no_programs_is_named() {
     let agent = fake_agent(server.dir.path(), PROTOCOL_VERSION);
     let mut watched = Watched::new(&agent, false);
     watched.hosts(&[("box", &spec(&server, &server.known_hosts("ed25519")))]);
-    let noexec = watched.down("box").await;
+    let noexec = watched.limited("box").await;
     tool("mount", &["-o", "remount,exec", mount]);
     watched.fleet.reconnect(&name("box"));
-    let full = watched.down("box").await;
+    let full = watched.limited("box").await;
     watched.fleet.shutdown().await;
     assert!(noexec.0.contains("noexec") && noexec.1.is_some(), "{noexec:?}");
     assert!(full.0.contains("no space left"), "{full:?}");

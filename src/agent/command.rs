@@ -40,11 +40,14 @@ enum Form {
         /// The rank's directory.
         rank_dir: PathBuf,
     },
-    /// Read the GPUs through NVML, a line for a line.
+    /// Read the GPUs through their drivers, a line for a line.
     Sample {
         /// The NVML library.
         #[arg(long)]
         library: Option<PathBuf>,
+        /// Where AMD's driver has its files.
+        #[arg(long, default_value = "/sys")]
+        sysfs: PathBuf,
     },
 }
 
@@ -65,7 +68,7 @@ pub fn main(args: &[String]) -> ExitCode {
     };
     match arguments.form {
         None => state_dir().map_or_else(|code| code, serve_stdio),
-        Some(Form::Sample { library }) => gpu::child::main(library),
+        Some(Form::Sample { library, sysfs }) => gpu::child::main(library, sysfs),
         Some(Form::Supervise { rank_dir }) => supervise::main(&rank_dir),
         Some(Form::Dial { deck, epoch, target }) => match (deck.zip(epoch), state_dir()) {
             (None, _) => dial::main(std::path::Path::new("/"), None, &target),

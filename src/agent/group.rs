@@ -104,7 +104,8 @@ mod tests {
     use super::*;
 
     fn proc(pid: u32, parent: u32, session: u32, start_ticks: u64) -> ProcStat {
-        ProcStat { pid, comm: String::new(), state: 'S', ppid: parent, session, start_ticks }
+        let comm = String::new();
+        ProcStat { pid, comm, state: 'S', ppid: parent, session, start_ticks, cpu_ticks: 0 }
     }
 
     #[test]

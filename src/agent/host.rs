@@ -10,13 +10,20 @@ use std::time::Instant;
 use sysinfo::{MemoryRefreshKind, System};
 
 use super::gpu::DriverVersions;
-use super::process;
+use super::{hardware, process};
 use crate::base::Bytes;
 use crate::base::text::clean;
 use crate::wire::{Gpus, HostFacts, HostSample, MemoryUse};
 
-/// What the host is.
+/// The device that holds a path, as `major:minor`.
+fn device_of(path: &Path) -> Option<(u32, u32)> {
+    let device = rustix::fs::stat(path).ok()?.st_dev;
+    Some((rustix::fs::major(device), rustix::fs::minor(device)))
+}
+
+/// What the host is; `sys` is `/sys`, but in tests. The container engine is asked by others.
 pub fn facts(
+    sys: &Path,
     state_dir: &Path,
     hostname: Option<String>,
     simulated: bool,
@@ -43,6 +50,10 @@ pub fn facts(
         driver_version: versions.driver,
         cuda_version: versions.cuda,
         simulated,
+        numa_nodes: hardware::numa_nodes(sys),
+        container_engine: None,
+        disks: hardware::disks(sys, device_of(state_dir)),
+        nics: hardware::nics(sys),
     }
 }
 
@@ -94,12 +105,13 @@ impl HostMeter {
         }
     }
 
-    /// The host now, together with GPU values that were read elsewhere.
-    pub fn sample(&mut self, state_dir: &Path, gpus: Gpus) -> HostSample {
+    /// The host now, together with GPU values that were read elsewhere, some time ago.
+    pub fn sample(&mut self, state_dir: &Path, gpus: Gpus, gpus_age_ms: Option<u64>) -> HostSample {
         let (rx, tx) = self.net_rates();
         HostSample {
             monotonic_ms: process::since_boot_ms(),
             gpus,
+            gpus_age_ms,
             cpu_percent: self.cpu(),
             load_1m: System::load_average().ok().map(|l| l.one),
             memory: self.memory(),
@@ -114,7 +126,9 @@ impl HostMeter {
         let system = self.system.as_mut()?;
         system.refresh_cpu_usage();
         // The first reading has nothing to differ from.
-        std::mem::replace(&mut self.cpu_read_before, true).then(|| system.global_cpu_usage())
+        // A tenth of a percent is fine enough, and shorter on the wire.
+        let percent = (system.global_cpu_usage() * 10.0).round() / 10.0;
+        std::mem::replace(&mut self.cpu_read_before, true).then_some(percent)
     }
 
     fn memory(&mut self) -> Option<MemoryUse> {
@@ -190,9 +204,9 @@ mod tests {
     fn samples_this_machine() {
         let mut meter = HostMeter::new();
         let none = || Gpus::None { why: String::new() };
-        let first = meter.sample(Path::new("/"), none());
+        let first = meter.sample(Path::new("/"), none(), None);
         assert_eq!((first.cpu_percent, first.net_rx_bytes_per_s), (None, None), "no rate yet");
-        let sample = meter.sample(Path::new("/"), none());
+        let sample = meter.sample(Path::new("/"), none(), None);
         assert!(sample.monotonic_ms >= first.monotonic_ms);
         assert!(sample.memory.is_some_and(|m| m.total > m.used && m.used.0 > 0));
         assert!(sample.disk.is_some_and(|d| d.total >= d.used && d.total.0 > 0));

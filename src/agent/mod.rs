@@ -4,8 +4,10 @@
 //! under detached supervisors, and is the only thing that changes a host. `dial` splices a stream
 //! to a socket on the host. Nothing here knows a rollout, a placement or an engine's name.
 
+mod checkup;
 mod claim;
 mod command;
+mod containers;
 mod dial;
 mod error;
 mod files;
@@ -13,6 +15,7 @@ pub mod gateway_config;
 pub mod gpu;
 mod group;
 mod haproxy;
+mod hardware;
 mod host;
 mod http;
 mod log;
@@ -20,6 +23,7 @@ mod needs;
 mod ports;
 mod process;
 mod rank;
+mod samples;
 mod serve;
 mod start;
 mod state;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::error::{blocking, failed};
+use super::gpu::Want;
 use super::gpu::monitor::GpuMonitor;
 use super::{host, ports};
 use crate::base::{Bytes, DeviceId};
@@ -23,7 +24,7 @@ pub async fn check(needs: &[DeviceNeed], ports: &[u16], gpus: &GpuMonitor) -> Re
         *sum = sum.saturating_add(need.memory);
     }
     let gpus = if sums.keys().any(|d| matches!(d, DeviceId::Gpu(_))) {
-        Some(gpus.read().await)
+        Some(gpus.read(Want::Fresh).await)
     } else {
         None
     };

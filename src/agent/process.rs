@@ -22,6 +22,8 @@ pub struct ProcStat {
     pub session: u32,
     /// When it started, in clock ticks since boot.
     pub start_ticks: u64,
+    /// Processor time it has had, in clock ticks.
+    pub cpu_ticks: u64,
 }
 
 impl ProcStat {
@@ -38,8 +40,11 @@ impl ProcStat {
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
-        // start time is field 22 of the line; 6 fields are behind us.
-        let start_ticks = fields.nth(15)?.parse().ok()?;
+        // utime and stime are fields 14 and 15 of the line; 6 fields are behind us.
+        let user: u64 = fields.nth(7)?.parse().ok()?;
+        let system: u64 = fields.next()?.parse().ok()?;
+        // start time is field 22.
+        let start_ticks = fields.nth(6)?.parse().ok()?;
         Some(Self {
             pid: pid.trim().parse().ok()?,
             comm: comm.to_owned(),
@@ -47,6 +52,7 @@ impl ProcStat {
             ppid: parent,
             session,
             start_ticks,
+            cpu_ticks: user.saturating_add(system),
         })
     }
 }
@@ -155,10 +161,11 @@ mod tests {
 
     #[test]
     fn reads_a_name_that_tries_to_fool() {
-        let line = "42 (a) S 1 (b) R 7 8 9 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
+        let line = "42 (a) S 1 (b) R 7 8 9 0 -1 4194560 0 0 0 0 3 4 0 0 20 0 1 0 777 0 0";
         let stat = ProcStat::parse(line).unwrap();
         assert_eq!((stat.pid, stat.comm.as_str(), stat.state), (42, "a) S 1 (b", 'R'));
         assert_eq!((stat.ppid, stat.session, stat.start_ticks), (7, 9, 777));
+        assert_eq!(stat.cpu_ticks, 7);
         assert_eq!(ProcStat::parse("nonsense"), None);
     }
 

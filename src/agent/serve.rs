@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use super::error::{blocking, failed};
-use super::gpu::DriverVersions;
 use super::gpu::monitor::GpuMonitor;
 use super::gpu::played::PlayedSource;
-use super::host::HostMeter;
+use super::gpu::{DriverVersions, Want};
 use super::rank::RankWatch;
+use super::samples::{self, Follow};
 use super::state::{LOCK_WAIT, StateDir};
 use super::{
-    claim, files, gateway_config, haproxy, host, http, log, needs, process, rank, start, stop,
+    checkup, claim, containers, files, gateway_config, haproxy, host, http, log, needs, process,
+    rank, start, stop,
 };
 use crate::base::{DeckId, Epoch};
 use crate::wire::{
@@ -36,9 +37,6 @@ const MAX_WAITING: usize = 256;
 /// Time between looks at the ranks.
 const RANKS_LOOK: Duration = Duration::from_millis(500);
 
-/// Longest a sample waits for its GPU values before it goes with the last ones.
-const GPU_WAIT: Duration = Duration::from_millis(500);
-
 /// When the channel closes, actions that were begun may take so long to reach their end.
 const LAST_ACTIONS: Duration = Duration::from_secs(5);
 
@@ -55,7 +53,7 @@ pub struct AgentConfig {
 
 impl AgentConfig {
     /// As the environment says: `GPUDECK_NVML` names another NVML library, `GPUDECK_SCENARIO` a
-    /// scenario (with both, the scenario is the library's).
+    /// scenario (with both, the scenario is the library's), `GPUDECK_SYSFS` another `/sys` for AMD's GPUs.
     ///
     /// # Errors
     /// This binary's own path is not known.
@@ -63,9 +61,10 @@ impl AgentConfig {
         let path = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let library = path("GPUDECK_NVML");
         let scenario = path("GPUDECK_SCENARIO");
+        let sysfs = path("GPUDECK_SYSFS");
         let gpus = match (library, scenario) {
             (None, Some(scenario)) => GpuChoice::Scenario(scenario),
-            (library, scenario) => GpuChoice::Nvml { library, scenario },
+            (library, scenario) => GpuChoice::Nvml { library, scenario, sysfs },
         };
         Ok(Self { state_dir, program: std::env::current_exe()?, gpus })
     }
@@ -80,6 +79,8 @@ struct Agent {
     hostname: Option<String>,
     /// Where engines tell a played scenario what they allocate.
     allocations: Option<PathBuf>,
+    /// Something has started or ended: the next sample is due now.
+    stirred: Notify,
 }
 
 /// Serves requests until `reader` ends. Supervisors go on living; everything else ends with this
@@ -101,6 +102,7 @@ where
         simulated: played.is_some(),
         hostname: played.as_mut().and_then(PlayedSource::hostname),
         allocations: played.as_mut().and_then(PlayedSource::allocations),
+        stirred: Notify::new(),
     });
     let (lines, to_write) = mpsc::channel(MAX_WAITING);
     let mut writing = Owned(tokio::spawn(write_lines(writer, to_write)));
@@ -136,11 +138,10 @@ where
                 continue;
             }
         };
-        if let Request::Subscribe { interval_ms } = message.request {
-            let interval = Duration::from_millis(interval_ms.clamp(100, 3_600_000));
+        if let Some(follow) = Follow::of(&message.request) {
             // Its answer comes before the first sample.
             reply(&lines, message.id, Ok(Reply::Done)).await;
-            subscribe.send_replace(Some(interval));
+            subscribe.send_replace(Some(follow));
             continue;
         }
         let set = if changes(&message.request) { &mut acting } else { &mut looking };
@@ -163,9 +164,9 @@ where
 }
 
 /// A task that ends with its owner.
-struct Owned(JoinHandle<()>);
+pub(super) struct Owned<T = ()>(pub(super) JoinHandle<T>);
 
-impl Drop for Owned {
+impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -202,46 +203,14 @@ async fn reply(lines: &mpsc::Sender<Vec<u8>>, id: u64, result: Result<Reply, Ref
 async fn tell(
     agent: Arc<Agent>,
     lines: mpsc::Sender<Vec<u8>>,
-    mut subscribed: watch::Receiver<Option<Duration>>,
+    mut subscribed: watch::Receiver<Option<Follow>>,
 ) {
     if subscribed.wait_for(Option::is_some).await.is_err() {
         return;
     }
-    tokio::join!(tell_samples(&agent, &lines, subscribed), tell_ranks(&agent, &lines));
-}
-
-async fn tell_samples(
-    agent: &Agent,
-    lines: &mpsc::Sender<Vec<u8>>,
-    mut subscribed: watch::Receiver<Option<Duration>>,
-) {
-    let mut meter = HostMeter::new();
-    // The first sample waits for the driver's first word (bounded by its watchdog), so that a
-    // host is never shown without the GPUs it has.
-    let mut gpus = agent.gpus.read().await;
-    loop {
-        let Some(interval) = *subscribed.borrow_and_update() else { return };
-        let mut ticks = tokio::time::interval(interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                changed = subscribed.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-            }
-            if let Ok(read) = tokio::time::timeout(interval.min(GPU_WAIT), agent.gpus.read()).await
-            {
-                gpus = read;
-            }
-            let sample = meter.sample(agent.state.root(), gpus.clone());
-            if let Ok(line) = encode_line(&FromAgent::Sample(Box::new(sample))) {
-                // A reader that is too slow misses samples; it is never told old ones.
-                let _ = lines.try_send(line);
-            }
-        }
-    }
+    let root = agent.state.root();
+    let samples = samples::tell(&agent.gpus, root, &lines, subscribed, &agent.stirred);
+    tokio::join!(samples, tell_ranks(&agent, &lines));
 }
 
 async fn tell_ranks(agent: &Agent, lines: &mpsc::Sender<Vec<u8>>) {
@@ -260,7 +229,10 @@ async fn tell_ranks(agent: &Agent, lines: &mpsc::Sender<Vec<u8>>) {
         {
             return;
         }
-        told = Some(reports);
+        // What has started or ended shows in the next sample, which is now.
+        if told.replace(reports).is_some() {
+            agent.stirred.notify_one();
+        }
     }
 }
 
@@ -268,8 +240,15 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
     let state = agent.state.clone();
     match request {
         Request::Hello { protocol } => hello(agent, protocol).await,
-        // Answered where it was read.
-        Request::Subscribe { .. } => Ok(Reply::Done),
+        // Answered where they were read.
+        Request::Subscribe { .. } | Request::Follow { .. } => Ok(Reply::Done),
+        Request::Clock => {
+            Ok(Reply::Clock { at: process::now(), monotonic_ms: process::since_boot_ms() })
+        }
+        Request::CheckUp { reach, disk_bytes } => {
+            let found = checkup::check_up(state.root().to_owned(), reach, disk_bytes).await?;
+            Ok(Reply::CheckUp(Box::new(found)))
+        }
         Request::Claim { deck, epoch, holder, lease_ms, force } => {
             let lease = Duration::from_millis(lease_ms);
             let ask = claim::Ask { epoch, holder, lease, force };
@@ -324,12 +303,15 @@ async fn hello(agent: &Agent, protocol: u32) -> Result<Reply, Refusal> {
         return Err(Refusal::Protocol { agent: PROTOCOL_VERSION, asked: protocol });
     }
     // The driver says its version with its first reading.
-    let gpus = agent.gpus.read().await;
+    let (gpus, (engine, _)) = tokio::join!(agent.gpus.read(Want::Due), containers::engine());
     let versions = match gpus {
         Gpus::None { .. } | Gpus::Some(_) => agent.gpus.versions(),
         Gpus::Hung { .. } => DriverVersions::default(),
     };
-    let facts = host::facts(agent.state.root(), agent.hostname.clone(), agent.simulated, versions);
+    let sys = Path::new("/sys");
+    let (root, hostname) = (agent.state.root(), agent.hostname.clone());
+    let mut facts = host::facts(sys, root, hostname, agent.simulated, versions);
+    facts.container_engine = engine;
     Ok(Reply::Hello { protocol: PROTOCOL_VERSION, facts: Box::new(facts) })
 }
 

@@ -17,12 +17,12 @@ use super::door::Door;
 use super::intent::{Intent, IntentReply};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::server::{API_VERSION, InspectRequest, LogRequest, Version};
-use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::server::{API_VERSION, CheckupRequest, InspectRequest, LogRequest, Version};
+use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
 use super::who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
-use crate::wire::LogChunk;
+use crate::wire::{Checkup, LogChunk};
 
 /// Longest answer or line that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -102,6 +102,11 @@ impl Client {
     /// Our part of the configuration of a service's gateways.
     pub async fn gateway_config(&self, service: &ServiceName) -> Result<String, ApiError> {
         self.get(&format!("/v1/services/{service}/gateway")).await
+    }
+
+    /// How a host is, beyond its samples.
+    pub async fn check_up(&self, request: &CheckupRequest) -> Result<Checkup, ApiError> {
+        self.post("/v1/checkup", request).await
     }
 
     async fn exchange(
@@ -240,6 +245,10 @@ impl Door for Client {
         to: ReleaseNumber,
     ) -> Result<String, ApiError> {
         self.get(&format!("/v1/services/{service}/diff?from={from}&to={to}")).await
+    }
+
+    async fn look(&self, looking: &Looking) -> Result<(), ApiError> {
+        self.post("/v1/look", looking).await
     }
 
     async fn log(

@@ -8,11 +8,12 @@ use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::view::{ApiError, ErrorKind, PlanView, ReleaseView};
+use super::server::CheckupRequest;
+use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView};
 use super::who::Who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
-use crate::wire::LogChunk;
+use crate::wire::{Checkup, LogChunk};
 
 /// The controller as the front desk sees it.
 #[async_trait]
@@ -71,6 +72,21 @@ pub trait Desk: Send + Sync + 'static {
 
     /// How the hosts differ from what the releases say.
     async fn drift(&self, service: Option<ServiceName>) -> Result<DriftView, ApiError>;
+
+    /// What a door shows now.
+    fn look(&self, looking: Looking) {
+        let _ = looking;
+    }
+
+    /// How a host is, beyond its samples. See [`Checkup`].
+    async fn check_up(&self, request: CheckupRequest) -> Result<Checkup, ApiError> {
+        let _ = request;
+        Err(ApiError {
+            kind: ErrorKind::Internal,
+            message: "this controller cannot check a host up".to_owned(),
+            hint: None,
+        })
+    }
 
     /// A piece of a rank's log, as it was logged: doors clean it before they draw it.
     async fn log(

@@ -7,8 +7,8 @@ use futures::stream::BoxStream;
 use crate::model::ModelFacts;
 
 use super::{
-    ApiError, Delta, HostName, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber,
-    ServiceName,
+    ApiError, Delta, HostName, Intent, IntentReply, LogChunk, Looking, PlanView, RankId,
+    ReleaseNumber, ServiceName,
 };
 
 /// A way to the controller.
@@ -43,6 +43,12 @@ pub trait Door: Send + Sync {
         from: ReleaseNumber,
         to: ReleaseNumber,
     ) -> Result<String, ApiError>;
+
+    /// What this door shows now. See [`Looking`].
+    async fn look(&self, looking: &Looking) -> Result<(), ApiError> {
+        let _ = looking;
+        Ok(())
+    }
 
     /// A piece of a rank's log from `offset` (none: its end), at most `length` bytes.
     async fn log(

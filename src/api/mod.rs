@@ -27,7 +27,8 @@ pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
 };
 pub use crate::wire::{
-    Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, LogChunk, MemoryUse,
+    Checkup, Disk, Gpu, GpuHealth, GpuProcess, GpuVendor, Gpus, HostFacts, HostSample, LogChunk,
+    MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind, Reached, Xid, xid,
 };
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};
@@ -39,8 +40,10 @@ pub use maintenance::{
     UpgradeHost,
 };
 pub use plan::{PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
+pub use server::CheckupRequest;
 pub use view::{
-    ApiError, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, PlanView, Question,
-    QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView,
+    ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
+    PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity,
+    Snapshot, TrafficView, age,
 };
 pub use who::Who;

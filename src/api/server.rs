@@ -15,6 +15,8 @@
 //! | `GET /v1/drift?service=chat` | `DriftView` |
 //! | `POST /v1/inspect` | [`InspectRequest`] → `ModelFacts` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
+//! | `POST /v1/look` | `Looking` → nothing: what the door shows now |
+//! | `POST /v1/checkup` | [`CheckupRequest`] → `Checkup` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
 
@@ -40,11 +42,11 @@ use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::view::{ApiError, Delta, ErrorKind, PlanView, ReleaseView, Snapshot};
+use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
 use super::who::{self, Who};
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
-use crate::wire::LogChunk;
+use crate::wire::{Checkup, LogChunk};
 
 /// Version of this interface; doors and controller must agree.
 pub const API_VERSION: u32 = 1;
@@ -69,6 +71,15 @@ pub struct LogRequest {
     pub offset: Option<u64>,
     /// At most so many bytes.
     pub length: u32,
+}
+
+/// `POST /v1/checkup`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckupRequest {
+    /// Which host.
+    pub host: HostName,
+    /// Measure its disk with so many bytes.
+    pub disk_bytes: Option<u64>,
 }
 
 /// Who is at the other end of the socket.
@@ -120,6 +131,8 @@ pub async fn serve(
         .route("/v1/inspect", post(inspect))
         .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/log", post(log))
+        .route("/v1/look", post(look))
+        .route("/v1/checkup", post(check_up))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
     tokio::select! {
@@ -360,6 +373,25 @@ async fn inspect(
 ) -> Result<Json<ModelFacts>, ApiError> {
     admit(&peer)?;
     desk.inspect(request.host, request.path).await.map(Json)
+}
+
+async fn look(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(looking): Json<Looking>,
+) -> Result<Json<()>, ApiError> {
+    admit(&peer)?;
+    desk.look(looking);
+    Ok(Json(()))
+}
+
+async fn check_up(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(request): Json<CheckupRequest>,
+) -> Result<Json<Checkup>, ApiError> {
+    admit(&peer)?;
+    desk.check_up(request).await.map(Json)
 }
 
 fn service(name: &str) -> Result<ServiceName, ApiError> {

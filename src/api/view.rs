@@ -190,12 +190,18 @@ pub struct HostView {
     pub name: HostName,
     /// How the link is.
     pub link: HostLinkState,
+    /// The phases that the present or last attempt to reach it has gone through, in order.
+    #[serde(default)]
+    pub way: Vec<String>,
     /// What it is, once known.
     pub facts: Option<HostFacts>,
     /// The newest sample; it stays when the link is lost, with its age.
     pub sample: Option<HostSample>,
     /// When that sample arrived, by the controller's clock.
     pub sampled: Option<Timestamp>,
+    /// How its clock differs from the controller's, once measured.
+    #[serde(default)]
+    pub clock: Option<ClockView>,
     /// Ranks of this deck on this host.
     pub ranks: Vec<RankView>,
     /// Labels of the deck.
@@ -221,6 +227,26 @@ pub struct ClaimView {
     pub until: Option<Timestamp>,
 }
 
+/// A host's clock against the controller's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockView {
+    /// The host's less ours, milliseconds.
+    pub offset_ms: i64,
+    /// The round trip it was measured over, microseconds: the offset is right to half of it.
+    pub round_trip_us: u64,
+}
+
+/// What a door shows at this moment: hosts that are looked at are sampled more often. Said again
+/// every few seconds; after fifteen without it the door counts as looking away.
+/// `POST /v1/look`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looking {
+    /// Hosts that can be seen.
+    pub hosts: Vec<HostName>,
+    /// The host whose details are open.
+    pub detail: Option<HostName>,
+}
+
 /// How the link to a host is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -232,6 +258,13 @@ pub enum HostLinkState {
     },
     /// The agent answers.
     Up,
+    /// The host is reached, and the agent cannot be there: only `nvidia-smi` and `/proc` are read.
+    Limited {
+        /// Why no agent.
+        why: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// A person has to answer a question first.
     Asking {
         /// The question.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::snapshot::Format;
 use crate::api::{HostName, ReleaseNumber, ServiceName};
 
 /// Run large models on your own GPU machines: no Kubernetes, nothing to install on the hosts.
@@ -133,6 +134,28 @@ pub enum Command {
         /// How
         #[command(flatten)]
         options: DrainOptions,
+    },
+    /// How hosts and GPUs do, again and again, as plain lines that are only ever added
+    Top {
+        /// Only these; default: all
+        hosts: Vec<HostName>,
+        /// So many rounds; default: until interrupted
+        #[arg(short = 'n', long = "rounds", value_name = "N")]
+        rounds: Option<u64>,
+        /// Between two rounds
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+        interval: std::time::Duration,
+    },
+    /// Hosts and GPUs at this moment, for programs: `--output json|csv|prometheus`
+    Snapshot {
+        /// The same as `--output`; default: csv
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+    },
+    /// Check a host: connection, agent, driver, GPUs, engine, ports, disk, clock, each with what to do
+    Doctor {
+        /// Which host
+        host: HostName,
     },
     /// What happened
     Events {

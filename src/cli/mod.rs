@@ -9,6 +9,7 @@ pub mod audit;
 pub mod controller;
 pub mod deck;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 pub mod gateway;
 pub mod history;
@@ -24,9 +25,11 @@ pub mod questions;
 pub mod rollout;
 pub mod screen;
 pub mod show;
+pub mod snapshot;
 pub mod ssh_config;
 pub mod table;
 pub mod together;
+pub mod top;
 
 use std::process::ExitCode;
 
@@ -37,7 +40,7 @@ use self::exit::{Failure, Success};
 
 /// Every door but the far end.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let args = match Args::try_parse_from(arguments) {
+    let args = match Args::try_parse_from(snapshot::normalise(arguments)) {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
@@ -119,6 +122,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         }
         Command::Uncordon { target } => maintenance::uncordon(args, target).await,
         Command::Drain { host, options } => maintenance::drain(args, host, options).await,
+        Command::Top { hosts, rounds, interval } => top::run(args, hosts, *rounds, *interval).await,
+        Command::Snapshot { format } => snapshot::run(args, *format).await,
+        Command::Doctor { host } => doctor::run(args, host).await,
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
         Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,

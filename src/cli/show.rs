@@ -20,7 +20,7 @@ pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
         let snapshot = client.snapshot().await?;
         let unsettled = |h: &HostView| match &h.link {
             HostLinkState::Connecting { .. } => true,
-            HostLinkState::Up => h.sample.is_none(),
+            HostLinkState::Up | HostLinkState::Limited { .. } => h.sample.is_none(),
             HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
         };
         if !snapshot.hosts.values().any(unsettled) || tokio::time::Instant::now() > deadline {
@@ -216,6 +216,10 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
         };
         let (state, note) = match &host.link {
             HostLinkState::Up => ("up".to_owned(), up_note(host)),
+            HostLinkState::Limited { why, hint } => {
+                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+                ("limited".to_owned(), format!("no agent: {why}{hint}"))
+            }
             HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
             HostLinkState::Asking { question } => (
                 "asking".to_owned(),

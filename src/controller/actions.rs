@@ -47,6 +47,8 @@ pub struct Means {
     pub inputs: mpsc::Sender<Input>,
     /// The endpoints as others see them.
     pub published: Published,
+    /// Who looks at which host.
+    pub attention: super::attention::Attentions,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

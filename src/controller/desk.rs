@@ -10,16 +10,19 @@ use tokio::sync::{mpsc, oneshot};
 use super::actions::{self, Means};
 use super::auditor::Auditor;
 use super::core::{Core, Input};
-use super::planning;
+use super::{planning, world};
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
 use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
-use crate::api::{ApiError, DrainPlan, ErrorKind, Intent, IntentReply, PlanView, ReleaseView, Who};
+use crate::api::{
+    ApiError, CheckupRequest, DrainPlan, ErrorKind, Intent, IntentReply, Looking, PlanView,
+    ReleaseView, Who,
+};
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
 use crate::rollout::RolloutKind;
 use crate::weights::{self, LinkFiles, WeightsError};
-use crate::wire::LogChunk;
+use crate::wire::{Checkup, LogChunk, Reply, Request};
 
 /// A handle on the loop.
 pub struct Handle {
@@ -226,6 +229,59 @@ impl Desk for Handle {
             })
             .await??;
         super::drift::look(&self.means, plan, service.as_ref()).await
+    }
+
+    fn look(&self, looking: Looking) {
+        let hosts: Vec<HostName> =
+            looking.hosts.iter().chain(&looking.detail).take(1024).cloned().collect();
+        self.means.attention.look(looking);
+        self.means.pay_attention(hosts.iter());
+    }
+
+    async fn check_up(&self, request: CheckupRequest) -> Result<Checkup, ApiError> {
+        let CheckupRequest { host, disk_bytes } = request;
+        let asked = host.clone();
+        let others = self
+            .ask(move |core| {
+                core.deck.hosts.contains_key(&asked).then(|| {
+                    let others = core.deck.hosts.keys().filter(|other| **other != asked);
+                    let place = |other: &HostName| {
+                        let address = world::engine_address(&core.deck, other);
+                        (
+                            other.clone(),
+                            format!("{address}:{}", world::first_port(&core.deck, other)),
+                        )
+                    };
+                    others.map(place).take(32).collect::<Vec<_>>()
+                })
+            })
+            .await?;
+        let Some(others) = others else {
+            return Err(ApiError {
+                kind: ErrorKind::NotFound,
+                message: format!("there is no host {host} in this deck"),
+                hint: Some("`gpudeck hosts` lists them".to_owned()),
+            });
+        };
+        let unreachable = |message: String, hint: Option<String>| ApiError {
+            kind: ErrorKind::Unreachable,
+            message,
+            hint,
+        };
+        let link =
+            actions::link(&self.means, &host).map_err(|e| unreachable(e.to_string(), e.hint()))?;
+        let reach = others.iter().map(|(_, address)| address.clone()).collect();
+        let reply = link
+            .request(Request::CheckUp { reach, disk_bytes })
+            .await
+            .map_err(|e| unreachable(e.to_string(), e.hint()))?;
+        let Reply::CheckUp(mut checkup) = reply else {
+            return Err(unreachable(format!("{host} answered something else"), None));
+        };
+        for ((name, address), reached) in others.iter().zip(&mut checkup.reached) {
+            reached.address = format!("{name} ({address})");
+        }
+        Ok(*checkup)
     }
 
     async fn log(

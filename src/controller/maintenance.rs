@@ -419,7 +419,9 @@ pub(super) fn settled(host: &crate::api::HostView) -> bool {
     match &host.link {
         HostLinkState::Connecting { .. } => false,
         HostLinkState::Up => host.sample.is_some(),
-        HostLinkState::Asking { .. } | HostLinkState::Down { .. } => true,
+        HostLinkState::Asking { .. }
+        | HostLinkState::Limited { .. }
+        | HostLinkState::Down { .. } => true,
     }
 }
 

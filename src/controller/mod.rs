@@ -5,6 +5,7 @@
 //! ([`actions`]) whose results come back as inputs. Nothing else changes anything.
 
 pub mod actions;
+pub mod attention;
 pub mod auditor;
 pub mod claims;
 pub mod company;
@@ -17,6 +18,7 @@ pub mod durability;
 pub mod gateways;
 pub mod group;
 pub mod handover;
+pub mod health;
 pub mod ledger;
 pub mod maintenance;
 pub mod measured;

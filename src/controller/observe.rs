@@ -9,8 +9,8 @@ use super::core::{Core, DeckFiles, Input, now};
 use super::gateways::Gateways;
 use crate::api::hub::Change;
 use crate::api::{
-    ApiError, DeckConditionKind, ErrorKind, EventLine, HostLinkState, HostView, Question,
-    QuestionKind, Severity,
+    ApiError, ClockView, DeckConditionKind, ErrorKind, EventLine, HostLinkState, HostView,
+    Question, QuestionKind, Severity,
 };
 use crate::base::{
     HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
@@ -22,6 +22,9 @@ use crate::rollout::{Action, EventKind, Phase, ServiceState, step};
 use crate::spec::{EngineSpec, RuntimeSpec};
 use crate::wire::{RankReport, RankStatus, Reply, Request};
 
+/// Most phases of one attempt to reach a host.
+const MAX_WAY: usize = 24;
+
 impl Core {
     pub(super) fn fleet_event(&mut self, event: FleetEvent) {
         match event {
@@ -29,10 +32,25 @@ impl Core {
             FleetEvent::Facts { host, facts } => {
                 self.change_host(&host, |view| view.facts = Some(*facts));
             }
-            FleetEvent::Sample { host, sample } => self.change_host(&host, |view| {
-                view.sample = Some(*sample);
-                view.sampled = Some(now());
-            }),
+            FleetEvent::Sample { host, sample } => {
+                let told = self.hub.with(|s| {
+                    let before = s.hosts.get(&host).and_then(|h| h.sample.as_ref());
+                    super::health::lines(before, &sample)
+                });
+                for (severity, text) in told {
+                    let host = Some(host.clone());
+                    self.tell(EventLine { at: now(), severity, service: None, host, text });
+                }
+                self.change_host(&host, |view| {
+                    view.sample = Some(*sample);
+                    view.sampled = Some(now());
+                });
+            }
+            FleetEvent::Clock { host, offset_ms, round_trip_us } => {
+                self.change_host(&host, |view| {
+                    view.clock = Some(ClockView { offset_ms, round_trip_us });
+                });
+            }
             FleetEvent::Ranks { host, ranks } => {
                 // A pushed report may be older than a start that is under way, so it only adds
                 // knowledge; absence is concluded from answers to our own question.
@@ -90,6 +108,14 @@ impl Core {
                 self.look_at_ranks(&host);
                 HostLinkState::Up
             }
+            LinkState::Limited { why, hint } => {
+                if !matches!(before, Some(HostLinkState::Limited { .. })) {
+                    let hint = hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default();
+                    let text = format!("can only be looked at, without the agent: {why}{hint}");
+                    self.tell(line(Severity::Warning, text));
+                }
+                HostLinkState::Limited { why, hint }
+            }
             LinkState::Down { cause, hint, retry_in } => {
                 let since = match &before {
                     Some(HostLinkState::Down { since, .. }) => *since,
@@ -105,7 +131,21 @@ impl Core {
                 HostLinkState::Down { cause, hint, since, retry_at }
             }
         };
-        self.change_host(&host, |view| view.link = link);
+        self.change_host(&host, |view| {
+            if let HostLinkState::Connecting { phase } = &link {
+                // `installing the agent 43%` is one phase.
+                let phase =
+                    phase.trim_end_matches(|c: char| c.is_ascii_digit() || " %".contains(c));
+                let first = phase == "connecting";
+                if first || view.way.len() > MAX_WAY {
+                    view.way.clear();
+                }
+                if view.way.last().is_none_or(|last| last != phase) {
+                    view.way.push(phase.to_owned());
+                }
+            }
+            view.link = link;
+        });
     }
 
     pub(super) fn change_host(&self, host: &HostName, change: impl FnOnce(&mut HostView)) {
@@ -113,9 +153,11 @@ impl Core {
         let mut view = self.hub.with(|s| s.hosts.get(host).cloned()).unwrap_or_else(|| HostView {
             name: host.clone(),
             link: HostLinkState::Connecting { phase: "connecting".to_owned() },
+            way: Vec::new(),
             facts: None,
             sample: None,
             sampled: None,
+            clock: None,
             ranks: self.hub.with(|s| super::service_view::ranks_on(s.services.values(), host)),
             labels: spec.labels.clone(),
             maintenance: crate::api::Maintenance::default(),
@@ -286,6 +328,7 @@ pub async fn watch(means: Arc<Means>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (reply, answer) = tokio::sync::oneshot::channel();
         let ask = Input::Ask(Box::new(move |core: &mut Core| {
+            core.pay_attention();
             let _ = reply.send(core.watched());
         }));
         if means.inputs.send(ask).await.is_err() {

@@ -158,6 +158,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
         published: published.clone(),
+        attention: super::attention::Attentions::default(),
     });
     let hub = Arc::new(Hub::new(DeckView {
         name: options.deck.name.clone(),

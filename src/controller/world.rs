@@ -67,6 +67,9 @@ pub fn why_down<'a>(views: impl Iterator<Item = &'a HostView>) -> Vec<String> {
             HostLinkState::Down { cause, hint: None, .. } => {
                 Some(format!("{}: {cause}", host.name))
             }
+            HostLinkState::Limited { why, .. } => {
+                Some(format!("{}: it can only be looked at, no agent: {why}", host.name))
+            }
             _ => None,
         })
         .collect()

@@ -30,6 +30,15 @@ pub enum FleetEvent {
         /// The newest one.
         sample: Box<HostSample>,
     },
+    /// How the host's clock differs from ours; now and then.
+    Clock {
+        /// Which host.
+        host: HostName,
+        /// Its wall clock less ours, milliseconds.
+        offset_ms: i64,
+        /// The round trip it was measured over, microseconds: the offset is right to half of it.
+        round_trip_us: u64,
+    },
     /// All process ranks on the host.
     Ranks {
         /// Which host.
@@ -86,6 +95,14 @@ pub enum LinkState {
     },
     /// The agent answers.
     Up,
+    /// The host is reached, and the agent cannot be there: only `nvidia-smi` and `/proc` are read,
+    /// nothing can be changed.
+    Limited {
+        /// Why no agent.
+        why: String,
+        /// What to do about it, where known.
+        hint: Option<String>,
+    },
     /// Not reached.
     Down {
         /// The named cause.

@@ -10,11 +10,14 @@ use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 use super::desk::{Desk, HostQuestions};
+use super::following::{Attention, AttentionCell};
 use super::install::{AgentCommand, InstallError, Source, install};
 use super::manager::InProcessHosts;
 use super::outbox::Outbox;
 use super::session::{DialError, Session, SessionError};
-use super::{AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary};
+use super::{
+    AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary, fallback,
+};
 use crate::base::{Hint, HostName, text};
 use crate::spec::{HostSpec, Transport};
 use crate::ssh::{
@@ -27,6 +30,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// What only a person can mend is tried again this slowly, so that logs do not fill.
 const SLOW_RETRY: Duration = Duration::from_mins(1);
+/// Where no agent could be it is tried again after so long.
+const AGENT_AGAIN: Duration = Duration::from_mins(5);
 /// A link that was up for so long starts again with the shortest wait.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -74,6 +79,8 @@ pub(super) struct Link {
     current: Mutex<Current>,
     /// Told to try again now.
     pub(super) told: Notify,
+    /// How closely it is followed.
+    pub(super) attention: AttentionCell,
 }
 
 enum Current {
@@ -84,7 +91,12 @@ enum Current {
 impl Link {
     pub(super) fn new(host: HostName) -> Arc<Self> {
         let current = Current::Down { why: "not connected yet".to_owned(), hint: None };
-        Arc::new(Self { host, current: Mutex::new(current), told: Notify::new() })
+        Arc::new(Self {
+            host,
+            current: Mutex::new(current),
+            told: Notify::new(),
+            attention: AttentionCell::new(Attention::default()),
+        })
     }
 
     fn down(&self, why: &str, hint: Option<String>) {
@@ -166,6 +178,13 @@ enum Retry {
     Soon,
     Slowly,
     WhenTold,
+}
+
+impl Cause {
+    /// It is tried at once whether the agent can be there now.
+    fn again(error: &InstallError) -> Self {
+        Self { why: error.to_string(), hint: error.hint(), retry: Retry::Soon }
+    }
 }
 
 impl From<SshError> for Cause {
@@ -284,16 +303,12 @@ impl HostTask {
         let progress = |percent: u8| {
             self.outbox.phase(format!("installing the agent {percent}%"));
         };
-        let env = &self.spec.agent_env;
-        let command = match self.spec.transport {
-            Transport::Local => {
-                let path = self.shared.binary_path()?;
-                install(&*connection, Source::InPlace(&path), env, &progress).await?
+        let command = match self.install(&*connection, &progress).await {
+            Ok(command) => command,
+            Err(error) if error.leaves_looking() => {
+                return Ok(self.only_look(&*connection, &error).await);
             }
-            Transport::Ssh => {
-                let binary = self.shared.binary().await?;
-                install(&*connection, Source::Copy(binary), env, &progress).await?
-            }
+            Err(error) => return Err(error.into()),
         };
         self.run_agent(connection, command).await
     }
@@ -306,8 +321,9 @@ impl HostTask {
     ) -> Result<(Cause, Duration), Cause> {
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
+        let attention = self.link.attention.subscribe();
         let (session, facts, running) =
-            Session::start(host.clone(), Arc::clone(&connection), command).await?;
+            Session::start(host.clone(), Arc::clone(&connection), command, attention).await?;
         let session = Arc::new(session);
         self.link.up(Arc::clone(&session));
         self.outbox.put(FleetEvent::Facts { host, facts: Box::new(facts) });
@@ -318,6 +334,47 @@ impl HostTask {
         self.link.down(&cause.why, cause.hint.clone());
         connection.close().await;
         Ok((cause, since.elapsed()))
+    }
+
+    async fn install(
+        &self,
+        connection: &dyn Connection,
+        progress: &(dyn Fn(u8) + Send + Sync),
+    ) -> Result<AgentCommand, InstallError> {
+        let env = &self.spec.agent_env;
+        match self.spec.transport {
+            Transport::Local => {
+                let path = self.shared.binary_path()?;
+                install(connection, Source::InPlace(&path), env, progress).await
+            }
+            Transport::Ssh => {
+                let binary = self.shared.binary().await?;
+                install(connection, Source::Copy(binary), env, progress).await
+            }
+        }
+    }
+
+    /// No agent can be there: reads the host without one, until the connection is lost or the agent
+    /// is worth another try.
+    async fn only_look(
+        &self,
+        connection: &dyn Connection,
+        error: &InstallError,
+    ) -> (Cause, Duration) {
+        let (why, hint) = (error.to_string(), error.hint());
+        self.link.down(&why, hint.clone());
+        self.outbox.phase("reading the host without an agent");
+        let since = Instant::now();
+        let limited = || self.outbox.link(LinkState::Limited { why, hint });
+        let look = fallback::follow(&self.link.host, connection, &self.outbox, limited);
+        let cause = tokio::select! {
+            lost = look => Cause::from(lost),
+            lost = connection.closed() => Cause::from(lost),
+            () = tokio::time::sleep(AGENT_AGAIN) => Cause::again(error),
+            () = self.link.told.notified() => Cause::again(error),
+        };
+        connection.close().await;
+        (cause, since.elapsed())
     }
 
     async fn connect(&self) -> Result<Arc<dyn Connection>, Cause> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom};
 use tokio::time::timeout;
 
 use super::AgentBinary;
@@ -35,12 +35,14 @@ digest() {
     elif command -v openssl >/dev/null 2>&1; then openssl dgst -sha256 -r <"$1"
     else echo none; fi | cut -c1-64
 }
+stamp() { stat -c '%s %y %z %i' "$1" 2>/dev/null; }
 "#;
 const FIND: &str = include_str!("install.sh");
 const FINISH: &str = r#"
 got=$(digest "$tmp")
 if [ "$got" != "$sum" ]; then rm -f "$tmp"; give_up digest "$got"; fi
 why=$({ chmod 700 "$tmp" && mv -f "$tmp" "$bin"; } 2>&1) || { rm -f "$tmp"; give_up write "$why"; }
+printf '%s' "$sum $(stamp "$bin")" >"${bin%/*}/.checked-${bin##*/}" 2>/dev/null
 say done 1
 "#;
 
@@ -117,6 +119,23 @@ pub enum InstallError {
 }
 
 impl InstallError {
+    /// The host can still be looked at without an agent.
+    pub fn leaves_looking(&self) -> bool {
+        match self {
+            Self::WrongArch { theirs, .. } => theirs.starts_with("Linux"),
+            Self::StateDir { .. }
+            | Self::Owner { .. }
+            | Self::NoSpace { .. }
+            | Self::NoExec { .. }
+            | Self::NoDigest => true,
+            Self::Ssh(_)
+            | Self::Damaged
+            | Self::Binary { .. }
+            | Self::Script { .. }
+            | Self::BadVariable { .. } => false,
+        }
+    }
+
     /// Trying again soon cannot help: a person has to change something first.
     pub fn needs_a_person(&self) -> bool {
         match self {
@@ -226,7 +245,12 @@ pub async fn install(
         Source::Copy(binary) => binary.installed_name(),
         Source::InPlace(_) => String::new(),
     };
-    let found = script(connection, &[("base", base), ("want", &want)], FIND).await?;
+    let sum = match &source {
+        Source::Copy(binary) => binary.sha256.as_str(),
+        Source::InPlace(_) => "",
+    };
+    let values = [("base", base), ("want", &want), ("sum", sum), ("mine", mine())];
+    let found = script(connection, &values, FIND).await?;
     let state_dir = found.value("state_dir")?.to_owned();
     let binary = match source {
         Source::InPlace(path) => path.display().to_string(),
@@ -235,6 +259,13 @@ pub async fn install(
         }
     };
     Ok(AgentCommand { binary, state_dir, env: env.clone() })
+}
+
+/// Names the uploads of this process, so that one that broke off is known again and two operators
+/// never write into one file.
+fn mine() -> &'static str {
+    static MINE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    MINE.get_or_init(|| uuid::Uuid::new_v4().simple().to_string())
 }
 
 async fn copy_if_needed(
@@ -272,8 +303,11 @@ async fn copy_if_needed(
     {
         return Err(no_space(Some(Bytes(free))));
     }
-    let temporary = format!("{state_dir}/bin/.upload-{}", uuid::Uuid::new_v4().simple());
-    let uploaded = upload(connection, binary, &temporary, progress).await;
+    let temporary = format!("{state_dir}/bin/.upload-{}-{}", binary.installed_name(), mine());
+    // A part that is longer than the whole is none of ours.
+    let there = found.get("part_bytes").and_then(|n| n.parse().ok());
+    let there = there.filter(|there| *there <= binary.bytes).unwrap_or(0);
+    let uploaded = upload(connection, binary, &temporary, there, progress).await;
     let finished = match uploaded {
         Ok(()) => {
             let values =
@@ -282,13 +316,20 @@ async fn copy_if_needed(
         }
         Err(error) => Err(error),
     };
-    if let Err(error) = finished {
-        let remove = format!("rm -f {}", quote::shell_word(&temporary));
-        let _ = run(connection, &remove, b"", 1024, Duration::from_secs(5)).await;
-        return Err(match error {
-            InstallError::StateDir { why, .. } if why.contains("No space left") => no_space(None),
-            other => other,
-        });
+    match finished {
+        Ok(()) => {}
+        // What is there already is not sent again the next time.
+        Err(error @ InstallError::Ssh(_)) => return Err(error),
+        Err(error) => {
+            let remove = format!("rm -f {}", quote::shell_word(&temporary));
+            let _ = run(connection, &remove, b"", 1024, Duration::from_secs(5)).await;
+            return Err(match error {
+                InstallError::StateDir { why, .. } if why.contains("No space left") => {
+                    no_space(None)
+                }
+                other => other,
+            });
+        }
     }
     Ok(path)
 }
@@ -297,13 +338,16 @@ async fn upload(
     connection: &dyn Connection,
     binary: &AgentBinary,
     temporary: &str,
+    there: u64,
     progress: &(dyn Fn(u8) + Send + Sync),
 ) -> Result<(), InstallError> {
     let unreadable =
         |why: String| InstallError::Binary { path: binary.path.display().to_string(), why };
     let mut file =
         tokio::fs::File::open(&binary.path).await.map_err(|e| unreadable(e.to_string()))?;
-    let command = format!("umask 077; cat > {}", quote::shell_word(temporary));
+    file.seek(SeekFrom::Start(there)).await.map_err(|e| unreadable(e.to_string()))?;
+    let how = if there > 0 { ">>" } else { ">" };
+    let command = format!("umask 077; cat {how} {}", quote::shell_word(temporary));
     // The login shell may be any; sh is asked for by name.
     let command = format!("exec sh -c {}", quote::shell_word(&command));
     let ExecChannel { mut stdin, control, stdout: _stdout } = connection.exec(&command).await?;
@@ -313,7 +357,7 @@ async fn upload(
         after: STALL_PATIENCE,
     };
     let mut buffer = vec![0; 64 << 10];
-    let mut sent = 0u64;
+    let mut sent = there;
     progress(0);
     loop {
         let n = file.read(&mut buffer).await.map_err(|e| unreadable(e.to_string()))?;
@@ -408,7 +452,7 @@ async fn script(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Mutex;
@@ -452,8 +496,88 @@ mod tests {
         std::fs::write(copy, "damaged").unwrap();
         install(&connection, Source::Copy(&agent), &env(&state), &progress).await.unwrap();
         assert_eq!(std::fs::read(copy).unwrap().len(), 300_000);
-        let left: Vec<_> = std::fs::read_dir(copy.parent().unwrap()).unwrap().collect();
-        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(left_in(copy.parent().unwrap()), [agent.installed_name()]);
+    }
+
+    /// What lies in a directory, notes about checked files left out.
+    fn left_in(dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap().flatten();
+        let mut names: Vec<String> =
+            entries.map(|e| e.file_name().into_string().unwrap()).collect();
+        names.retain(|name| !name.starts_with(".checked-"));
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn goes_on_where_it_broke_off_and_checks_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..400_000_u32).map(|n| (n % 251) as u8).collect();
+        let agent = binary(dir.path(), &content);
+        let connection = LocalConnection::new();
+        let env = env(&dir.path().join("state"));
+        let first = install(&connection, Source::Copy(&agent), &env, &|_| ()).await.unwrap();
+        let installed = Path::new(&first.binary);
+        let bin = installed.parent().unwrap();
+        let part = bin.join(format!(".upload-{}-{}", agent.installed_name(), mine()));
+        let percents = || Mutex::new(Vec::new());
+
+        // Half of it is there already: the other half is sent.
+        std::fs::remove_file(installed).unwrap();
+        std::fs::write(&part, &content[..300_000]).unwrap();
+        let told = percents();
+        let progress = |percent| told.lock().unwrap().push(percent);
+        install(&connection, Source::Copy(&agent), &env, &progress).await.unwrap();
+        assert_eq!(std::fs::read(installed).unwrap(), content);
+        assert!(told.lock().unwrap().get(1).is_some_and(|p| *p > 75), "{told:?}");
+        assert_eq!(left_in(bin), [agent.installed_name()]);
+
+        // A part that is not the beginning of it does not pass, and is sent anew.
+        std::fs::remove_file(installed).unwrap();
+        std::fs::write(&part, vec![b'?'; 200_000]).unwrap();
+        let error = install(&connection, Source::Copy(&agent), &env, &|_| ()).await.unwrap_err();
+        assert_eq!(error, InstallError::Damaged);
+        install(&connection, Source::Copy(&agent), &env, &|_| ()).await.unwrap();
+        assert_eq!(std::fs::read(installed).unwrap(), content);
+    }
+
+    #[tokio::test]
+    async fn old_versions_go_unless_they_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = binary(dir.path(), b"new");
+        let connection = LocalConnection::new();
+        let env = env(&dir.path().join("state"));
+        let command = install(&connection, Source::Copy(&agent), &env, &|_| ()).await.unwrap();
+        let bin = Path::new(&command.binary).parent().unwrap().to_owned();
+        let old = std::time::SystemTime::now() - Duration::from_secs(48 * 3600);
+        let put = |name: &str, aged: bool| {
+            let path = bin.join(name);
+            std::fs::copy("/bin/sleep", &path).unwrap();
+            if aged {
+                std::fs::File::options()
+                    .append(true)
+                    .open(&path)
+                    .unwrap()
+                    .set_modified(old)
+                    .unwrap();
+            }
+            path
+        };
+        put("gpudeck-0000000000000001", true);
+        let running = put("gpudeck-0000000000000002", true);
+        put("gpudeck-0000000000000003", false);
+        let mut child = std::process::Command::new(&running).arg("1000").spawn().unwrap();
+        let installed = install(&connection, Source::Copy(&agent), &env, &|_| ()).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        installed.unwrap();
+        let mut wanted = vec![
+            agent.installed_name(),
+            "gpudeck-0000000000000002".to_owned(),
+            "gpudeck-0000000000000003".to_owned(),
+        ];
+        wanted.sort();
+        assert_eq!(left_in(&bin), wanted);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 # Finds the host-local state directory of the agent and looks whether its binary is there.
-# The caller sets: base (may be empty), want (file name of the binary, may be empty).
+# The caller sets: base (may be empty), want (file name of the binary, may be empty), sum (its hash),
+# mine (names the uploads of this controller).
 umask 077
 uid=$(id -u)
 guarded=no
@@ -38,9 +39,38 @@ chmod 700 "$probe"
 rm -f "$probe"
 set -- $(df -Pk "$dir" 2>/dev/null | tail -n 1)
 say free_kib "${4:-}"
-if [ -n "$want" ] && [ -f "$dir/bin/$want" ]; then
-    say have "$(digest "$dir/bin/$want")"
+if [ -n "$want" ]; then
+    installed=$dir/bin/$want
+    if [ -f "$installed" ]; then
+        # Read whole again only when its stat says that it is not the file that was checked.
+        checked=$(cat "$dir/bin/.checked-$want" 2>/dev/null)
+        now=$(stamp "$installed")
+        if [ -n "$now" ] && [ "$checked" = "$sum $now" ]; then
+            say have "$sum"
+        else
+            got=$(digest "$installed")
+            say have "$got"
+            if [ "$got" = "$sum" ]; then printf '%s' "$sum $now" >"$dir/bin/.checked-$want"; fi
+        fi
+    fi
+    # An upload of ours that broke off goes on; one of somebody who is gone is taken over.
+    part=$dir/bin/.upload-$want-$mine
+    if [ ! -f "$part" ]; then
+        old=$(find "$dir/bin" -name ".upload-$want-*" -mmin +2 2>/dev/null | head -n 1)
+        if [ -n "$old" ]; then mv "$old" "$part" 2>/dev/null; fi
+    fi
+    if [ -f "$part" ]; then say part_bytes "$(wc -c <"$part" | tr -d ' ')"; fi
+    # Versions that nobody runs any more.
+    others=$(find "$dir/bin" -name 'gpudeck-*' ! -name "$want" -mmin +1440 2>/dev/null)
+    if [ -n "$others" ]; then
+        runs=$(ls -l /proc/[0-9]*/exe 2>/dev/null)
+        for other in "$dir"/bin/gpudeck-*; do
+            case $others in *"$other"*) ;; *) continue ;; esac
+            case $runs in *"-> $other"*) continue ;; esac
+            rm -f "$other" "$dir/bin/.checked-${other##*/}"
+        done
+    fi
 fi
 # What uploads that broke off have left.
-find "$dir/bin" -name '.upload-*' -mmin +60 -exec rm -f {} + 2>/dev/null
+find "$dir/bin" -name '.upload-*' -mmin +1440 -exec rm -f {} + 2>/dev/null
 say done 1

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::desk::Desk;
 use super::host_task::{HostTask, Link, Shared};
 use super::outbox::Outbox;
-use super::{FleetEvent, HostLink};
+use super::{Attention, FleetEvent, HostLink};
 use crate::base::HostName;
 use crate::spec::HostSpec;
 use crate::ssh::{ConnectOptions, Connection};
@@ -134,6 +134,18 @@ impl Fleet {
             entry.link.told.notify_one();
         }
         entry.is_some()
+    }
+
+    /// How closely a host is to be followed from now on.
+    pub fn follow(&self, host: &HostName, attention: Attention) {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = hosts.entries.get(host) {
+            entry.link.attention.send_if_modified(|known| {
+                let changed = *known != attention;
+                *known = attention;
+                changed
+            });
+        }
     }
 
     /// Answers a question; false when it is not asked (any more). A host key is accepted with

@@ -20,6 +20,7 @@ struct Slots {
     facts: Option<FleetEvent>,
     ranks: Option<FleetEvent>,
     sample: Option<FleetEvent>,
+    clock: Option<FleetEvent>,
     queue: VecDeque<FleetEvent>,
     /// The host was removed or replaced: only the ends of questions still go out.
     retired: bool,
@@ -57,6 +58,7 @@ impl Outbox {
             FleetEvent::Facts { .. } => slots.facts = Some(event),
             FleetEvent::Ranks { .. } => slots.ranks = Some(event),
             FleetEvent::Sample { .. } => slots.sample = Some(event),
+            FleetEvent::Clock { .. } => slots.clock = Some(event),
             FleetEvent::Question { .. }
             | FleetEvent::QuestionGone { .. }
             | FleetEvent::Warning { .. } => {
@@ -92,7 +94,8 @@ impl Outbox {
             .or_else(|| slots.facts.take())
             .or_else(|| slots.link.take())
             .or_else(|| slots.ranks.take())
-            .or_else(|| slots.sample.take());
+            .or_else(|| slots.sample.take())
+            .or_else(|| slots.clock.take());
         if next.is_none() && slots.closed { Err(()) } else { Ok(next) }
     }
 

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::dial::Dialled;
+use super::following::{Attention, Picture};
 use super::install::AgentCommand;
 use super::lines::LineReader;
 use super::outbox::Outbox;
@@ -28,10 +29,15 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_mins(1);
 const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 const DIAL_PATIENCE: Duration = Duration::from_secs(15);
-/// Time between samples.
-const SAMPLE_INTERVAL_MS: u64 = 1000;
+/// Between two looks at the host's clock.
+const CLOCK_AGAIN: Duration = Duration::from_mins(1);
+/// Questions in one look; the one with the shortest way counts.
+const CLOCK_TRIES: usize = 3;
 /// Lines before the first answer that are no JSON: what a login shell's start-up files print.
 const MAX_CHATTER_LINES: usize = 200;
+
+/// Requests about samples carry this id: nobody waits for their answers.
+const SAMPLES: u64 = 2;
 
 type Answer = Result<Reply, Refusal>;
 
@@ -45,6 +51,7 @@ pub(super) struct Session {
     pending: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
     next_id: AtomicU64,
     dials: Arc<Semaphore>,
+    attention: watch::Receiver<Attention>,
 }
 
 /// The two pipes of a running agent.
@@ -96,13 +103,14 @@ impl Session {
         host: HostName,
         connection: Arc<dyn Connection>,
         command: AgentCommand,
+        mut attention: watch::Receiver<Attention>,
     ) -> Result<(Self, HostFacts, Running), SessionError> {
         let ExecChannel { mut stdin, stdout, control } =
             connection.exec(&command.agent_line()).await?;
         let mut reader = LineReader::new(stdout, MAX_LINE_BYTES);
         let hello = async {
             let line = line_of(1, Request::Hello { protocol: PROTOCOL_VERSION })?;
-            let subscribe = line_of(2, Request::Subscribe { interval_ms: SAMPLE_INTERVAL_MS })?;
+            let subscribe = line_of(2, attention.borrow_and_update().request())?;
             // An agent that ended already says why below.
             if stdin.write_all(&line).await.is_ok() {
                 let _ = stdin.flush().await;
@@ -123,6 +131,7 @@ impl Session {
             pending: Mutex::new(Some(HashMap::new())),
             next_id: AtomicU64::new(10),
             dials: Arc::new(Semaphore::new(MAX_DIALS)),
+            attention,
         };
         Ok((session, facts, Running { stdin, reader, control, lines: receiver }))
     }
@@ -140,6 +149,7 @@ impl Session {
             std::future::pending::<()>().await;
         };
         let read = async {
+            let mut picture = Picture::default();
             loop {
                 match timeout(SILENCE, reader.next()).await {
                     Err(_) => {
@@ -153,7 +163,7 @@ impl Session {
                     }
                     Ok(Ok(None)) => return end_of(&control, &*self.connection).await,
                     Ok(Ok(Some(line))) => match serde_json::from_slice(line) {
-                        Ok(message) => self.take(message, outbox),
+                        Ok(message) => self.take(message, &mut picture, outbox),
                         Err(error) => {
                             let shown = text::clean(&String::from_utf8_lossy(line), 80);
                             return SessionError::Nonsense(format!("{error}: {shown}"));
@@ -165,13 +175,56 @@ impl Session {
         let why = tokio::select! {
             why = read => why,
             () = write => SessionError::Silent,
+            () = self.pay_attention() => SessionError::Silent,
+            () = self.watch_clock(outbox) => SessionError::Silent,
             error = self.connection.closed() => SessionError::Ssh(error),
         };
         self.fail_all();
         why
     }
 
-    fn take(&self, message: FromAgent, outbox: &Outbox) {
+    /// Tells the agent how closely it is followed, whenever that changes.
+    async fn pay_attention(&self) {
+        let mut attention = self.attention.clone();
+        while attention.changed().await.is_ok() {
+            let request = attention.borrow_and_update().request();
+            if let Ok(line) = line_of(SAMPLES, request)
+                && self.lines.send(line).await.is_err()
+            {
+                break;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Compares the host's clock with ours, now and then.
+    async fn watch_clock(&self, outbox: &Outbox) {
+        loop {
+            let mut best: Option<(Duration, i64)> = None;
+            for _ in 0..CLOCK_TRIES {
+                let asked = Instant::now();
+                let before = SystemTime::now();
+                let Ok(Some(Reply::Clock { at, .. })) = self.request(Request::Clock).await else {
+                    break;
+                };
+                let way = asked.elapsed();
+                let ours = before.duration_since(UNIX_EPOCH).unwrap_or_default() + way / 2;
+                let ours = i64::try_from(ours.as_millis()).unwrap_or(i64::MAX);
+                let offset = i64::try_from(at.0).unwrap_or(i64::MAX).saturating_sub(ours);
+                if best.is_none_or(|(shortest, _)| way < shortest) {
+                    best = Some((way, offset));
+                }
+            }
+            if let Some((way, offset_ms)) = best {
+                let round_trip_us = u64::try_from(way.as_micros()).unwrap_or(u64::MAX);
+                let host = self.host.clone();
+                outbox.put(FleetEvent::Clock { host, offset_ms, round_trip_us });
+            }
+            tokio::time::sleep(CLOCK_AGAIN).await;
+        }
+    }
+
+    fn take(&self, message: FromAgent, picture: &mut Picture, outbox: &Outbox) {
         let host = self.host.clone();
         match message {
             FromAgent::Reply { id, result } => {
@@ -181,7 +234,22 @@ impl Session {
                     let _ = asker.send(result);
                 }
             }
-            FromAgent::Sample(sample) => outbox.put(FleetEvent::Sample { host, sample }),
+            FromAgent::Sample(sample) => {
+                picture.whole(&sample);
+                outbox.put(FleetEvent::Sample { host, sample });
+            }
+            FromAgent::Change { since_ms, change } => match picture.change(since_ms, change) {
+                Some(sample) => {
+                    outbox.put(FleetEvent::Sample { host, sample: Box::new(sample) });
+                }
+                None => {
+                    // Asked again, it begins with a whole one. A full queue: the next change
+                    // does not fit either.
+                    if let Ok(line) = line_of(SAMPLES, self.attention.borrow().request()) {
+                        let _ = self.lines.try_send(line);
+                    }
+                }
+            },
             FromAgent::Ranks(ranks) => outbox.put(FleetEvent::Ranks { host, ranks }),
         }
     }

@@ -11,12 +11,16 @@ use super::state::{Look, State};
 use super::update::update;
 use crate::api::view::{PlannedRank, PlannedReplica};
 use crate::api::{
-    Bytes, Condition, DeckId, DeckView, Delta, DeviceId, Direction, EventLine, Forecast, Gate, Gpu,
-    GpuHealth, GpuProcess, Gpus, HostFacts, HostLinkState, HostName, HostSample, HostView,
-    MemoryUse, Outcome, Phase, PlanView, Question, QuestionKind, RankId, RankView, ReleaseId,
-    ReleaseNumber, ReleaseView, ReplicaId, ReplicaView, Revision, Rollout, RolloutKind,
+    Bytes, ClockView, Condition, DeckId, DeckView, Delta, DeviceId, Direction, EventLine, Forecast,
+    Gate, Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostLinkState, HostName, HostSample,
+    HostView, MemoryUse, Outcome, Phase, PlanView, Question, QuestionKind, RankId, RankView,
+    ReleaseId, ReleaseNumber, ReleaseView, ReplicaId, ReplicaView, Revision, Rollout, RolloutKind,
     ServiceName, ServiceView, Severity, Snapshot, Stage, Timestamp, TrafficView, Verdict,
     VerdictResult, Window,
+};
+use crate::wire::{
+    ContainerEngine, Disk, DiskClass, GpuPath, MigInstance, Nic, NvLinks, PathKind, PcieLink,
+    ProcessKind, Xid,
 };
 
 /// The time of all fixtures: 2026-01-15 14:05:00 UTC.
@@ -82,7 +86,48 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
             .map(|i| uuid(&format!("{host}-{i}")))
             .collect(),
         numa_node: Some(index / 4),
-        processes: Vec::new(),
+        shutdown_temperature_c: Some(92),
+        max_sm_clock_mhz: Some(1_980),
+        max_memory_clock_mhz: Some(2_619),
+        encoder_percent: Some(0),
+        decoder_percent: Some(0),
+        bar1: Some(MemoryUse { used: Bytes::gib(1), total: Bytes::gib(128) }),
+        pcie: PcieLink {
+            generation: Some(5),
+            max_generation: Some(5),
+            width: Some(16),
+            max_width: Some(16),
+            rx_bytes_per_s: Some(u64::from(busy) * 40_000_000),
+            tx_bytes_per_s: Some(u64::from(busy) * 10_000_000),
+        },
+        nvlink: NvLinks {
+            links: Some(18),
+            active: Some(18),
+            rx_bytes_per_s: Some(u64::from(busy) * 900_000_000),
+            tx_bytes_per_s: Some(u64::from(busy) * 900_000_000),
+        },
+        ecc_enabled: Some(true),
+        ecc_corrected: Some(0),
+        ecc_uncorrected_aggregate: Some(0),
+        ecc_corrected_aggregate: Some(12),
+        remapped_rows: Some(0),
+        row_remap_pending: Some(false),
+        row_remap_failed: Some(false),
+        compute_mode: Some("default".to_owned()),
+        persistence: Some(true),
+        mig: Some(false),
+        paths: (0..8)
+            .filter(|i| *i != index)
+            .map(|i| GpuPath {
+                to: uuid(&format!("{host}-{i}")),
+                over: match (i / 2 == index / 2, i / 4 == index / 4) {
+                    (true, _) => PathKind::Pix,
+                    (false, true) => PathKind::Node,
+                    (false, false) => PathKind::Sys,
+                },
+            })
+            .collect(),
+        ..Gpu::default()
     }
 }
 
@@ -90,6 +135,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
     HostView {
         name: host_name(name),
         link: HostLinkState::Up,
+        way: vec!["connecting".to_owned(), "logging in".to_owned()],
         facts: Some(HostFacts {
             hostname: name.to_owned(),
             os: "Debian GNU/Linux 12".to_owned(),
@@ -104,8 +150,36 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
             driver_version: Some("550.54.15".to_owned()),
             cuda_version: Some("12.4".to_owned()),
             simulated: true,
+            numa_nodes: Some(2),
+            container_engine: Some(ContainerEngine {
+                name: "docker".to_owned(),
+                version: Some("27.3.1".to_owned()),
+            }),
+            disks: vec![Disk {
+                name: "nvme0n1".to_owned(),
+                class: DiskClass::Nvme,
+                size: Some(Bytes::gib(3_576)),
+                model: None,
+                holds_state: true,
+            }],
+            nics: vec![
+                Nic {
+                    name: "eth0".to_owned(),
+                    up: true,
+                    speed_mbit_per_s: Some(25_000),
+                    ..Nic::default()
+                },
+                Nic {
+                    name: "ib0".to_owned(),
+                    up: true,
+                    speed_mbit_per_s: Some(400_000),
+                    rdma: Some("mlx5_0".to_owned()),
+                    numa_node: Some(0),
+                },
+            ],
         }),
         sample: Some(HostSample {
+            gpus_age_ms: None,
             monotonic_ms: 1_000_000,
             gpus: Gpus::Some(gpus),
             cpu_percent: Some(23.4),
@@ -117,6 +191,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
             uptime_s: Some(1_040_400),
         }),
         sampled: Some(before(1)),
+        clock: Some(ClockView { offset_ms: 412, round_trip_us: 900 }),
         ranks: Vec::new(),
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
         maintenance: crate::api::Maintenance::default(),
@@ -389,7 +464,37 @@ pub fn rich() -> Snapshot {
 
     let node2 = snapshot.hosts.get_mut(&host_name("node2")).unwrap();
     if let Some(Gpus::Some(gpus)) = node2.sample.as_mut().map(|s| &mut s.gpus) {
-        gpus[5].health = GpuHealth::Lost;
+        gpus[5] = Gpu {
+            index: 5,
+            uuid: gpus[5].uuid.clone(),
+            name: gpus[5].name.clone(),
+            pci_bus_id: gpus[5].pci_bus_id.clone(),
+            health: GpuHealth::Lost,
+            xid: Some(Xid { code: 79, monotonic_ms: 930_000, count: 2 }),
+            ..Gpu::default()
+        };
+        gpus[6].ecc_uncorrected = Some(2);
+        gpus[6].row_remap_pending = Some(true);
+        gpus[7].mig = Some(true);
+        gpus[7].mig_instances = vec![MigInstance {
+            uuid: "MIG-node2-7-1".to_owned(),
+            name: "NVIDIA H100 80GB HBM3 MIG 3g.40gb".to_owned(),
+            memory: Some(MemoryUse { used: Bytes::gib(3), total: Bytes::gib(40) }),
+        }];
+        gpus[0].processes = vec![GpuProcess {
+            pid: 4_711,
+            name: "python3".to_owned(),
+            command: Some("python3 -m vllm.entrypoints.openai.api_server --port 18001".to_owned()),
+            user: Some("llm".to_owned()),
+            container: Some("gpudeck-chat-r11-1-a1-0".to_owned()),
+            kind: Some(ProcessKind::Compute),
+            memory: Some(Bytes::gib(61)),
+            sm_percent: Some(82),
+            cpu_percent: Some(104.0),
+            host_memory: Some(Bytes::mib(7_300)),
+            running_s: Some(90_100),
+            ..GpuProcess::default()
+        }];
         gpus[6].health = GpuHealth::Degraded { why: "2 uncorrected errors".to_owned() };
         gpus[7].name = evil.to_owned();
         gpus[7].utilisation_percent = None;
@@ -401,6 +506,7 @@ pub fn rich() -> Snapshot {
             name: evil.to_owned(),
             user: Some(evil.to_owned()),
             memory: Some(Bytes::gib(3)),
+            ..GpuProcess::default()
         }];
     }
     let node3 = snapshot.hosts.get_mut(&host_name("node3")).unwrap();

@@ -22,7 +22,7 @@ use super::state::{Look, State};
 use super::terminal::Screen;
 use super::theme::Depth;
 use super::update::update;
-use crate::api::{ApiError, Door, ErrorKind, Hint, RankId, Timestamp};
+use crate::api::{ApiError, Door, ErrorKind, Hint, Looking, RankId, Timestamp};
 
 /// Shortest time between two frames.
 const FRAME: Duration = Duration::from_millis(33);
@@ -32,6 +32,8 @@ const QUEUE: usize = 256;
 const BURST: usize = 128;
 /// Between two tries to reach the controller: grows up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
+/// What is looked at is said again after so long (the controller believes it for 15 s).
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long one question to the controller may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -109,6 +111,7 @@ pub async fn run(door: Arc<dyn Door>, options: TuiOptions) -> Result<(), TuiErro
         stream: None,
         generation: 0,
         log: None,
+        looked: None,
         leaving: false,
         continued: signal(SignalKind::from_raw(Signal::CONT.as_raw()))?,
     };
@@ -138,6 +141,8 @@ struct Loop {
     stream: Option<AbortHandle>,
     generation: u64,
     log: Option<AbortHandle>,
+    /// What the controller was told last that is looked at, and when.
+    looked: Option<(Looking, Instant)>,
     leaving: bool,
     continued: SignalStream,
 }
@@ -167,6 +172,7 @@ impl Loop {
                     self.screen.draw(&self.state)?;
                     self.state.dirty = false;
                     drawn = Instant::now();
+                    self.say_looking();
                 }
                 letter = self.inbox.recv() => {
                     let mut next = letter;
@@ -261,6 +267,24 @@ impl Loop {
             Effect::Quit => self.leaving = true,
         }
         Ok(())
+    }
+
+    /// Tells the controller what is looked at, when that has changed and now and then.
+    fn say_looking(&mut self) {
+        if self.state.snapshot.is_none() {
+            return;
+        }
+        let looking = self.state.looking();
+        let known = self.looked.as_ref();
+        if known.is_some_and(|(what, said)| *what == looking && said.elapsed() < LOOK_AGAIN) {
+            return;
+        }
+        self.looked = Some((looking.clone(), Instant::now()));
+        let door = Arc::clone(&self.door);
+        // One that does not arrive is made good by the next.
+        self.tasks.spawn(async move {
+            let _ = patiently(door.look(&looking)).await;
+        });
     }
 
     fn task(&mut self, work: impl Future<Output = Message> + Send + 'static) {

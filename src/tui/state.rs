@@ -14,8 +14,8 @@ use super::filter::Filter;
 use super::logs::Follow;
 use super::theme::{Depth, Theme};
 use crate::api::{
-    HostLinkState, HostName, HostView, RankId, ReleaseNumber, ReplicaId, ServiceName, ServiceView,
-    Severity, Snapshot, Timestamp,
+    HostLinkState, HostName, HostView, Looking, RankId, ReleaseNumber, ReplicaId, ServiceName,
+    ServiceView, Severity, Snapshot, Timestamp,
 };
 
 /// How the screen looks, and what may be done on it.
@@ -219,6 +219,8 @@ pub struct Notice {
 
 /// How long a notice stays.
 pub const NOTICE_TIME: Duration = Duration::from_secs(8);
+/// More rows than any screen shows of the fleet.
+const ROWS: usize = 120;
 /// Age from which a sample is shown with its age.
 pub const STALE: Duration = Duration::from_secs(3);
 
@@ -300,6 +302,20 @@ impl State {
         rows
     }
 
+    /// What is looked at: the host whose details are open, and those around the selected one.
+    pub fn looking(&self) -> Looking {
+        let hosts = self.hosts();
+        let names: Vec<&HostName> = hosts.iter().map(|h| &h.name).collect();
+        let selected = self.host.row_in(&names.iter().map(|n| (*n).clone()).collect::<Vec<_>>());
+        let from = super::draw::window(names.len(), selected, ROWS);
+        let seen = names.iter().skip(from).take(ROWS).map(|name| (*name).clone()).collect();
+        let detail = match &self.detail {
+            Some(Detail { of: DetailOf::Host(name), .. }) => Some(name.clone()),
+            _ => None,
+        };
+        Looking { hosts: seen, detail }
+    }
+
     /// The selected host.
     pub fn selected_host(&self) -> Option<&HostView> {
         let hosts = self.hosts();
@@ -370,7 +386,7 @@ impl State {
         let counts = self.controller != Controller::Live
             || self.notice.is_some()
             || snapshot.hosts.values().any(|h| {
-                !matches!(h.link, HostLinkState::Up)
+                !matches!(h.link, HostLinkState::Up | HostLinkState::Limited { .. })
                     || h.sampled.is_some_and(|s| self.now.since(s) > STALE)
             })
             || snapshot.services.values().any(|s| {
@@ -408,6 +424,7 @@ fn host_text(host: &HostView) -> String {
     }
     text.push_str(match host.link {
         HostLinkState::Up => " up",
+        HostLinkState::Limited { .. } => " limited",
         HostLinkState::Down { .. } => " down",
         HostLinkState::Connecting { .. } => " connecting",
         HostLinkState::Asking { .. } => " asking",

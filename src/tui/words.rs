@@ -4,8 +4,8 @@ use ratatui::style::Style;
 
 use super::theme::Theme;
 use crate::api::{
-    Bytes, Condition, Gate, MemoryUse, Outcome, Phase, Rollout, Severity, Timestamp, TrafficView,
-    time,
+    Bytes, ClockView, Condition, Gate, MemoryUse, Outcome, Phase, Rollout, Severity, Timestamp,
+    TrafficView, time,
 };
 
 /// What stands where a value is not known.
@@ -207,6 +207,32 @@ pub fn watts(milliwatts: Option<u32>) -> String {
 /// Bytes a second, shortly.
 pub fn per_second(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| ABSENT.to_owned(), |b| format!("{}/s", Bytes(b)))
+}
+
+/// Speed of a network link, of megabits a second.
+pub fn link_speed(megabits: u32) -> String {
+    if megabits >= 1_000 && megabits.is_multiple_of(1_000) {
+        format!("{} Gbit/s", megabits / 1_000)
+    } else {
+        format!("{megabits} Mbit/s")
+    }
+}
+
+/// How a host's clock differs from ours.
+pub fn clock(clock: &ClockView) -> String {
+    let error_ms = clock.round_trip_us as f64 / 2_000.0;
+    // Less than what can be told apart.
+    if clock.offset_ms.unsigned_abs() as f64 <= error_ms.max(1.0) {
+        return format!("as ours (to {error_ms:.1} ms)");
+    }
+    let (side, ms) = (if clock.offset_ms > 0 { "ahead" } else { "behind" }, clock.offset_ms);
+    let ms = ms.unsigned_abs();
+    if ms >= 10_000 {
+        let time = crate::api::time::short(std::time::Duration::from_millis(ms));
+        format!("{time} {side} of ours")
+    } else {
+        format!("{ms} ms {side} of ours (to {error_ms:.1} ms)")
+    }
 }
 
 /// GPUs as people write them: `GPU 0-3,6`.

@@ -4,13 +4,21 @@
 //! its standard input. Whole streams (a container engine's socket) do not pass here: they have a
 //! channel of their own, `gpudeck agent dial`.
 
+pub mod change;
+pub mod checkup;
 pub mod codec;
 pub mod request;
 pub mod telemetry;
+pub mod xid;
 
+pub use checkup::{Checkup, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use request::{
     ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GatewayConfig, HttpReply,
     LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
 };
-pub use telemetry::{Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostSample, MemoryUse};
+pub use telemetry::{
+    ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor, Gpus,
+    HostFacts, HostSample, MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind,
+    Xid,
+};

@@ -29,6 +29,13 @@ pub enum FromAgent {
     },
     /// A sample, as subscribed to.
     Sample(Box<HostSample>),
+    /// What has changed since the sample before; to those who [`Request::Follow`].
+    Change {
+        /// `monotonic_ms` of the sample it is a change of.
+        since_ms: u64,
+        /// See [`super::change`].
+        change: serde_json::Value,
+    },
     /// All ranks of process supervisors on this host; sent after a subscription and on change.
     Ranks(Vec<RankReport>),
 }
@@ -47,6 +54,25 @@ pub enum Request {
     Subscribe {
         /// Time between samples, in milliseconds; at least 100.
         interval_ms: u64,
+    },
+    /// As `Subscribe`, and after a first whole sample only changes are sent. Asked again, it begins
+    /// again with a whole sample.
+    Follow {
+        /// Time between samples, in milliseconds; at least 100. A GPU whose health changes is told
+        /// at once.
+        interval_ms: u64,
+        /// A person looks at this host's details: also measure what costs much.
+        looked_at: bool,
+    },
+    /// The host's clocks, now.
+    Clock,
+    /// How the host is for this deck: engine, disk, ports. See [`super::Checkup`].
+    CheckUp {
+        /// TCP addresses `HOST:PORT` to try to connect to from the host (at most 32).
+        reach: Vec<String>,
+        /// Write and read a file of so many bytes in the state directory to measure its disk
+        /// (at most 256 MiB); none: do not.
+        disk_bytes: Option<u64>,
     },
     /// Become (or stay) the one controller that may act for this deck on this host.
     Claim {
@@ -299,6 +325,15 @@ pub enum Reply {
     Commands(Vec<(RankId, Vec<String>)>),
     /// To `ShowClaim`; none: nobody ever claimed the host for the deck.
     Claim(Option<ClaimInfo>),
+    /// To `Clock`.
+    Clock {
+        /// The wall clock.
+        at: Timestamp,
+        /// The monotonic clock, milliseconds since boot.
+        monotonic_ms: u64,
+    },
+    /// To `CheckUp`.
+    CheckUp(Box<super::Checkup>),
 }
 
 /// An engine's HTTP answer.

@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gpudeck::agent::gpu::GpuSource;
 use gpudeck::agent::gpu::nvml::NvmlSource;
 use gpudeck::agent::gpu::played::PlayedSource;
+use gpudeck::agent::gpu::{GpuSource, Want};
 use gpudeck::base::{Bytes, DeviceId};
-use gpudeck::wire::{DeviceNeed, Gpu, GpuHealth, Gpus, RankStart, Refusal, Reply};
+use gpudeck::wire::{DeviceNeed, Gpu, GpuHealth, GpuProcess, Gpus, RankStart, Refusal, Reply};
 use serde_json::{Value, json};
 
 use super::harness::{Agent, LONG, State, nvml_sim, rank, script, start_ticks, until};
@@ -121,6 +121,24 @@ fn the_driver_and_the_played_scenario_show_the_same() {
         ("pci_bus_id", json!("00000000:9A:00.0")),
         ("numa_node", json!(1)),
         ("nvlink_island", json!(4)),
+        ("shutdown_temperature_c", json!(92)),
+        ("max_sm_clock_mhz", json!(1980)),
+        ("max_memory_clock_mhz", json!(2619)),
+        ("encoder_percent", json!(11)),
+        ("decoder_percent", json!(12)),
+        ("bar1_total", json!(128 * GIB)),
+        ("bar1_used", json!(GIB)),
+        ("pcie", json!({ "generation": 4, "max_generation": 5, "width": 8, "max_width": 16 })),
+        ("ecc_enabled", json!(true)),
+        ("ecc_corrected", json!(3)),
+        ("ecc_uncorrected_aggregate", json!(1)),
+        ("ecc_corrected_aggregate", json!(40)),
+        ("remapped_rows", json!(2)),
+        ("row_remap_pending", json!(false)),
+        ("row_remap_failed", json!(false)),
+        ("compute_mode", json!(3)),
+        ("persistence", json!(true)),
+        ("mig", json!(false)),
     ] {
         gpus[1][key] = value;
     }
@@ -138,6 +156,15 @@ fn the_driver_and_the_played_scenario_show_the_same() {
     let played = gpus_of(&mut with_scenario(&second, &path));
     conformance(&driver, me);
     conformance(&played, me);
+    fn at_rest(process: &GpuProcess) -> GpuProcess {
+        GpuProcess {
+            cpu_percent: None,
+            sm_percent: None,
+            host_memory: None,
+            running_s: None,
+            ..process.clone()
+        }
+    }
     // And field by field; only what waves with time may differ.
     let still = |gpus: &[Gpu]| -> Vec<Gpu> {
         let calm = |gpu: &Gpu| Gpu {
@@ -145,6 +172,7 @@ fn the_driver_and_the_played_scenario_show_the_same() {
             memory_utilisation_percent: None,
             temperature_c: None,
             power_mw: None,
+            processes: gpu.processes.iter().map(at_rest).collect(),
             ..gpu.clone()
         };
         gpus.iter().map(calm).collect()
@@ -160,9 +188,9 @@ fn the_driver_and_the_played_scenario_show_the_same() {
 #[test]
 fn no_driver_and_a_broken_scenario_are_hosts_without_gpus() {
     let mut source = NvmlSource::new(Some("/nonexistent/libnvidia-ml.so.1".into()));
-    assert!(matches!(source.read(), Gpus::None { why } if why.contains("libnvidia-ml")));
+    assert!(matches!(source.read(Want::Due), Gpus::None { why } if why.contains("libnvidia-ml")));
     let mut source = PlayedSource::open(Path::new("/nonexistent/scenario.json"));
-    assert!(matches!(source.read(), Gpus::None { why } if why.contains("scenario.json")));
+    assert!(matches!(source.read(Want::Due), Gpus::None { why } if why.contains("scenario.json")));
 
     let state = State::new();
     let mut agent = Agent::start(state.path());
@@ -244,11 +272,8 @@ fn a_driver_that_hangs_stops_nothing_else() {
 
     scene["hang"] = json!(true);
     write(dir.path(), &scene);
-    let hangs = Instant::now();
     let before = agent.samples.len();
     agent.wait(LONG, |a| matches!(a.samples.last()?.gpus, Gpus::Hung { .. }).then_some(()));
-    let took = hangs.elapsed();
-    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(4), "{took:?}");
     // Samples went on meanwhile, with the host's own values.
     let meanwhile = &agent.samples[before..];
     assert!(meanwhile.len() >= 4, "{}", meanwhile.len());

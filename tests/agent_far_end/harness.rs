@@ -92,7 +92,7 @@ impl Agent {
                 match &message {
                     FromAgent::Sample(sample) => self.samples.push((**sample).clone()),
                     FromAgent::Ranks(reports) => self.ranks.push(reports.clone()),
-                    FromAgent::Reply { .. } => {}
+                    FromAgent::Reply { .. } | FromAgent::Change { .. } => {}
                 }
                 Some(message)
             }

@@ -1,6 +1,7 @@
-//! `gpudeck agent sample`: the child process in which NVML runs. Every line on its standard input
-//! asks for a reading, every reading is one line on its standard output. It ends with its input, or
-//! with its parent, or when it is killed because a call does not come back.
+//! `gpudeck agent sample`: the child process in which drivers are asked. A line on its standard input
+//! asks for a reading ([`Want`] is its letter), a reading is one line on its standard output; a line
+//! of its own accord says that something has happened to a GPU. It ends with its input, or with its
+//! parent, or when it is killed because a call does not come back.
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
@@ -8,11 +9,22 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use super::amd::AmdSource;
 use super::nvml::NvmlSource;
-use super::{DriverVersions, GpuSource};
+use super::{DriverVersions, GpuSource, Want};
 use crate::wire::Gpus;
 
-/// One answer of the child.
+/// What the child says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChildLine {
+    /// The answer to a line on its input.
+    Sample(Box<SampleLine>),
+    /// Something has happened to a GPU: read again.
+    Changed,
+}
+
+/// A reading.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleLine {
     /// The reading.
@@ -21,21 +33,80 @@ pub struct SampleLine {
     pub versions: DriverVersions,
 }
 
+/// The line that asks for a reading.
+pub const fn ask_line(want: Want) -> &'static [u8] {
+    match want {
+        Want::Due => b"d\n",
+        Want::LookedAt => b"l\n",
+        Want::Fresh => b"f\n",
+    }
+}
+
+fn want_of(line: &str) -> Want {
+    match line {
+        "l" => Want::LookedAt,
+        "f" => Want::Fresh,
+        _ => Want::Due,
+    }
+}
+
+/// All drivers of a host.
+#[derive(Debug)]
+pub struct Drivers {
+    nvidia: NvmlSource,
+    amd: AmdSource,
+}
+
+impl Drivers {
+    /// NVIDIA's library at `library` or where it is installed, AMD's files below `sysfs`.
+    pub fn new(library: Option<PathBuf>, sysfs: PathBuf) -> Self {
+        Self { nvidia: NvmlSource::new(library), amd: AmdSource::new(sysfs) }
+    }
+}
+
+impl GpuSource for Drivers {
+    fn read(&mut self, want: Want) -> Gpus {
+        let nvidia = self.nvidia.read(want);
+        match (nvidia, self.amd.read(want)) {
+            (Gpus::Some(mut gpus), Gpus::Some(more)) => {
+                let first = gpus.iter().map(|gpu| gpu.index + 1).max().unwrap_or(0);
+                gpus.extend(more.into_iter().map(|mut gpu| {
+                    gpu.index += first;
+                    gpu
+                }));
+                Gpus::Some(gpus)
+            }
+            (Gpus::Some(gpus), _) | (_, Gpus::Some(gpus)) => Gpus::Some(gpus),
+            (nvidia, _) => nvidia,
+        }
+    }
+
+    fn versions(&self) -> DriverVersions {
+        let nvidia = self.nvidia.versions();
+        if nvidia.driver.is_some() { nvidia } else { self.amd.versions() }
+    }
+}
+
+fn say(line: &ChildLine) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&text)?;
+    out.flush()
+}
+
 /// Runs the child.
-pub fn main(library: Option<PathBuf>) -> ExitCode {
+pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
     // A child that hangs in the driver does not notice that its input has ended.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let mut source = NvmlSource::new(library);
-    let mut out = io::stdout().lock();
+    let mut drivers = Drivers::new(library, sysfs);
+    // Nobody reads any more: the loop below finds that out as well.
+    drivers.nvidia = drivers.nvidia.watching(|| drop(say(&ChildLine::Changed)));
     for asked in io::stdin().lock().lines() {
-        if asked.is_err() {
-            break;
-        }
-        let gpus = source.read();
-        let line = SampleLine { gpus, versions: source.versions() };
-        let Ok(mut text) = serde_json::to_vec(&line) else { return ExitCode::FAILURE };
-        text.push(b'\n');
-        if out.write_all(&text).and_then(|()| out.flush()).is_err() {
+        let Ok(asked) = asked else { break };
+        let gpus = drivers.read(want_of(&asked));
+        let line = SampleLine { gpus, versions: drivers.versions() };
+        if say(&ChildLine::Sample(Box::new(line))).is_err() {
             break;
         }
     }

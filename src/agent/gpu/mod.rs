@@ -1,42 +1,74 @@
 //! The GPUs of a host, read from a driver or played from a scenario.
 //!
-//! One trait, one conformance suite (`tests/agent_far_end.rs`), two implementations. A driver can
-//! hang inside the kernel, so NVML runs in a child process that can be killed ([`child`]);
-//! [`monitor`] is what the agent asks.
+//! One trait ([`GpuSource`]), one conformance suite (`tests/agent_far_end.rs`), three implementations:
+//! NVIDIA's NVML, AMD's files in sysfs, a scenario. A driver can hang inside the kernel, so drivers
+//! are asked in a child process that can be killed ([`child`]); [`monitor`] is what the agent asks.
 
+pub mod amd;
+pub mod cgroup;
 pub mod child;
 pub mod monitor;
 pub mod nvml;
+pub mod nvml_events;
+pub mod nvml_identity;
 pub mod played;
+pub mod processes;
 pub mod scenario;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{GpuHealth, Gpus};
+use crate::wire::{Gpu, GpuHealth, Gpus, xid};
 
 /// Where GPU values come from.
 pub trait GpuSource: Send {
-    /// Reads everything now. May block for as long as the driver likes.
-    fn read(&mut self) -> Gpus;
+    /// Reads what is wanted now. May block for as long as the driver likes.
+    fn read(&mut self, want: Want) -> Gpus;
 
     /// Versions of what answers; known after the first good reading.
     fn versions(&self) -> DriverVersions;
 }
 
+/// How much of a reading must be new. What a driver call costs decides what is read when: memory,
+/// utilisation, temperature, power and clocks every time; processes, memory errors and the like
+/// every five seconds; who the GPUs are and how they are linked every minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Want {
+    /// What is due.
+    #[default]
+    Due,
+    /// A person looks at the details: also traffic over PCI Express and NVLink (20 ms a call), and
+    /// what takes turns more often.
+    LookedAt,
+    /// A decision hangs on it (or something has happened): all that can change, now.
+    Fresh,
+}
+
 /// Versions of a driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriverVersions {
-    /// Of the NVIDIA driver.
+    /// Of the NVIDIA driver (or AMD's, where there is no other).
     pub driver: Option<String>,
     /// Of CUDA, as the driver supports it: `12.4`.
     pub cuda: Option<String>,
 }
 
-/// What uncorrected memory errors say about a GPU's health.
-fn health_of(ecc_uncorrected: Option<u64>) -> GpuHealth {
-    match ecc_uncorrected {
-        None | Some(0) => GpuHealth::Ok,
-        Some(1) => GpuHealth::Degraded { why: "1 uncorrected memory error".to_owned() },
-        Some(n) => GpuHealth::Degraded { why: format!("{n} uncorrected memory errors") },
-    }
+/// What a GPU's counters and its last Xid error say about its health.
+pub fn health_of(gpu: &Gpu) -> GpuHealth {
+    let why = match (gpu.ecc_uncorrected, gpu.xid) {
+        (_, Some(last)) if last.code == 79 => return GpuHealth::Lost,
+        (_, Some(last)) if xid::meaning(last.code).degrades() => xid::describe(last.code),
+        (Some(1), _) => "1 uncorrected memory error".to_owned(),
+        (Some(n), _) if n > 0 => format!("{n} uncorrected memory errors"),
+        _ if gpu.row_remap_failed == Some(true) => {
+            "a broken memory row could not be replaced".to_owned()
+        }
+        _ if gpu.row_remap_pending == Some(true) => {
+            "memory rows wait for a reset of the GPU to be replaced".to_owned()
+        }
+        _ if gpu.retired_pages_pending == Some(true) => {
+            "memory pages wait for a reboot to be taken out of use".to_owned()
+        }
+        _ => return GpuHealth::Ok,
+    };
+    GpuHealth::Degraded { why }
 }

@@ -10,9 +10,9 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::child::SampleLine;
+use super::child::{ChildLine, SampleLine, ask_line};
 use super::played::PlayedSource;
-use super::{DriverVersions, GpuSource};
+use super::{DriverVersions, GpuSource, Want};
 use crate::wire::{Gpus, LineReader};
 
 /// A driver that has not answered for so long hangs.
@@ -39,6 +39,8 @@ pub enum Choice {
         library: Option<PathBuf>,
         /// The library is a simulated one and plays this.
         scenario: Option<PathBuf>,
+        /// Where AMD's driver has its files; none: `/sys`.
+        sysfs: Option<PathBuf>,
     },
     /// A scenario.
     Scenario(PathBuf),
@@ -54,11 +56,15 @@ impl Choice {
     }
 }
 
+/// Who asks, and for what.
+type Asked = (Want, oneshot::Sender<Gpus>);
+
 /// The GPUs of this host. Ends its child when dropped.
 #[derive(Debug)]
 pub struct GpuMonitor {
-    ask: mpsc::Sender<oneshot::Sender<Gpus>>,
+    ask: mpsc::Sender<Asked>,
     versions: watch::Receiver<DriverVersions>,
+    happened: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
@@ -71,24 +77,39 @@ impl GpuMonitor {
             Choice::Scenario(path) => {
                 Source::Played { source: PlayedSource::open(path), hung_since: None }
             }
-            Choice::Nvml { library, scenario } => Source::Child(Box::new(ChildSource::new(
-                program.to_owned(),
-                library.clone(),
-                scenario.clone(),
-            ))),
+            Choice::Nvml { library, scenario, sysfs } => {
+                Source::Child(Box::new(ChildSource::new(Start {
+                    program: program.to_owned(),
+                    library: library.clone(),
+                    scenario: scenario.clone(),
+                    sysfs: sysfs.clone(),
+                })))
+            }
         };
-        let task = tokio::spawn(run(source, asked, told));
-        Self { ask, versions, task }
+        let (tell, happened) = watch::channel(0);
+        let task = tokio::spawn(run(source, asked, told, tell));
+        Self { ask, versions, happened, task }
     }
 
     /// A fresh reading: begun after this call. Answers after [`WATCHDOG`] at the latest (and a
     /// little), with [`Gpus::Hung`] if the driver does not.
-    pub async fn read(&self) -> Gpus {
+    pub async fn read(&self, want: Want) -> Gpus {
         let (tell, told) = oneshot::channel();
-        if self.ask.send(tell).await.is_err() {
+        if self.ask.send((want, tell)).await.is_err() {
             return Gpus::None { why: "the agent is ending".to_owned() };
         }
         told.await.unwrap_or_else(|_| Gpus::None { why: "the agent is ending".to_owned() })
+    }
+
+    /// Asks for a fresh reading without waiting for it; none when too many wait already.
+    pub fn ask(&self, want: Want) -> Option<oneshot::Receiver<Gpus>> {
+        let (tell, told) = oneshot::channel();
+        self.ask.try_send((want, tell)).ok().map(|()| told)
+    }
+
+    /// Changes whenever the driver says that something has happened to a GPU.
+    pub fn happened(&self) -> watch::Receiver<u64> {
+        self.happened.clone()
     }
 
     /// Versions of the driver, as far as it has answered.
@@ -105,20 +126,32 @@ impl Drop for GpuMonitor {
 
 async fn run(
     mut source: Source,
-    mut asked: mpsc::Receiver<oneshot::Sender<Gpus>>,
+    mut asked: mpsc::Receiver<Asked>,
     versions: watch::Sender<DriverVersions>,
+    happened: watch::Sender<u64>,
 ) {
-    while let Some(first) = asked.recv().await {
+    loop {
+        let (mut want, first) = tokio::select! {
+            asked = asked.recv() => match asked {
+                Some(asked) => asked,
+                None => return,
+            },
+            () = source.happened() => {
+                happened.send_modify(|count| *count += 1);
+                continue;
+            }
+        };
         // Everybody who asked before this reading begins gets it.
         let mut waiting = vec![first];
-        while let Ok(next) = asked.try_recv() {
+        while let Ok((also, next)) = asked.try_recv() {
+            want = want.max(also);
             waiting.push(next);
         }
         waiting.retain(|w| !w.is_closed());
         if waiting.is_empty() {
             continue;
         }
-        let (gpus, seen) = source.read().await;
+        let (gpus, seen) = source.read(want).await;
         if let Some(seen) = seen {
             versions.send_if_modified(|known| {
                 let changed = *known != seen;
@@ -128,6 +161,9 @@ async fn run(
         }
         for waiter in waiting {
             let _ = waiter.send(gpus.clone());
+        }
+        if source.take_noted() {
+            happened.send_modify(|count| *count += 1);
         }
     }
 }
@@ -139,17 +175,33 @@ enum Source {
 }
 
 impl Source {
-    async fn read(&mut self) -> (Gpus, Option<DriverVersions>) {
+    async fn read(&mut self, want: Want) -> (Gpus, Option<DriverVersions>) {
         match self {
-            Self::Child(child) => child.read().await,
+            Self::Child(child) => child.read(want).await,
             Self::Played { source, hung_since } => {
                 if source.hangs() {
                     let since = hung_since.get_or_insert_with(Instant::now);
                     return (hung(*since), None);
                 }
                 *hung_since = None;
-                (source.read(), Some(source.versions()))
+                (source.read(want), Some(source.versions()))
             }
+        }
+    }
+
+    /// Comes back when the driver says that something has happened. May be dropped at any time.
+    async fn happened(&mut self) {
+        match self {
+            Self::Child(child) => child.happened().await,
+            Self::Played { .. } => std::future::pending().await,
+        }
+    }
+
+    /// Something happened while a reading was under way.
+    fn take_noted(&mut self) -> bool {
+        match self {
+            Self::Child(child) => std::mem::take(&mut child.noted),
+            Self::Played { .. } => false,
         }
     }
 }
@@ -158,17 +210,26 @@ fn hung(since: Instant) -> Gpus {
     Gpus::Hung { for_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX) }
 }
 
-/// NVML in a child process.
+/// How the child is started.
 #[derive(Debug)]
-struct ChildSource {
+struct Start {
     program: PathBuf,
     library: Option<PathBuf>,
     scenario: Option<PathBuf>,
+    sysfs: Option<PathBuf>,
+}
+
+/// The drivers in a child process.
+#[derive(Debug)]
+struct ChildSource {
+    start: Start,
     running: Option<Running>,
     /// No GPUs, and since when that is known.
     none: Option<(Gpus, Instant)>,
     /// The driver has not answered since.
     hung_since: Option<Instant>,
+    /// Something happened to a GPU that nobody was told of yet.
+    noted: bool,
     not_before: Instant,
     backoff: Duration,
     stuck: Vec<Child>,
@@ -191,17 +252,16 @@ enum Answer {
 }
 
 impl Running {
-    fn start(
-        program: &Path,
-        library: Option<&Path>,
-        scenario: Option<&Path>,
-    ) -> std::io::Result<Self> {
-        let mut command = Command::new(program);
+    fn start(start: &Start) -> std::io::Result<Self> {
+        let mut command = Command::new(&start.program);
         command.args(["agent", "sample"]);
-        if let Some(library) = library {
+        if let Some(library) = &start.library {
             command.arg("--library").arg(library);
         }
-        if let Some(scenario) = scenario {
+        if let Some(sysfs) = &start.sysfs {
+            command.arg("--sysfs").arg(sysfs);
+        }
+        if let Some(scenario) = &start.scenario {
             command.env("GPUDECK_SCENARIO", scenario);
         }
         let mut child = command
@@ -217,9 +277,10 @@ impl Running {
         Ok(Self { child, stdin, lines, pending: None, has_answered: false })
     }
 
-    async fn ask(&mut self) -> Answer {
+    /// Asks, and waits as long as may be; whatever else is said meanwhile sets `noted`.
+    async fn ask(&mut self, want: Want, noted: &mut bool) -> Answer {
         if self.pending.is_none() {
-            if self.stdin.write_all(b"\n").await.is_err() {
+            if self.stdin.write_all(ask_line(want)).await.is_err() {
                 return Answer::Ended;
             }
             self.pending = Some(Instant::now());
@@ -227,14 +288,18 @@ impl Running {
         let asked = self.pending.unwrap_or_else(Instant::now);
         // Whoever asks again while the driver is overdue gets a short answer.
         let left = WATCHDOG.saturating_sub(asked.elapsed()).max(Duration::from_millis(50));
-        match tokio::time::timeout(left, self.lines.next_message()).await {
-            Err(_) => Answer::Late,
-            Ok(Ok(Some(line))) => {
-                self.pending = None;
-                self.has_answered = true;
-                Answer::Line(Box::new(line))
+        let deadline = tokio::time::Instant::now() + left;
+        loop {
+            match tokio::time::timeout_at(deadline, self.lines.next_message()).await {
+                Err(_) => return Answer::Late,
+                Ok(Ok(Some(ChildLine::Sample(line)))) => {
+                    self.pending = None;
+                    self.has_answered = true;
+                    return Answer::Line(line);
+                }
+                Ok(Ok(Some(ChildLine::Changed))) => *noted = true,
+                Ok(Ok(None) | Err(_)) => return Answer::Ended,
             }
-            Ok(Ok(None) | Err(_)) => Answer::Ended,
         }
     }
 
@@ -245,21 +310,40 @@ impl Running {
 }
 
 impl ChildSource {
-    fn new(program: PathBuf, library: Option<PathBuf>, scenario: Option<PathBuf>) -> Self {
+    fn new(start: Start) -> Self {
         Self {
-            program,
-            library,
-            scenario,
+            start,
             running: None,
             none: None,
             hung_since: None,
+            noted: false,
             not_before: Instant::now(),
             backoff: BACKOFF.0,
             stuck: Vec::new(),
         }
     }
 
-    async fn read(&mut self) -> (Gpus, Option<DriverVersions>) {
+    /// Waits for what the child says of its own accord.
+    async fn happened(&mut self) {
+        loop {
+            let Some(running) = &mut self.running else { std::future::pending().await };
+            match running.lines.next_message().await {
+                Ok(Some(ChildLine::Changed)) => return,
+                Ok(Some(ChildLine::Sample(_))) => {
+                    // The late answer to a question that nobody waits for any more.
+                    running.pending = None;
+                    running.has_answered = true;
+                }
+                Ok(None) | Err(_) => {
+                    if let Some(running) = self.running.take() {
+                        self.give_up(running);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self, want: Want) -> (Gpus, Option<DriverVersions>) {
         if let Some((none, since)) = &self.none {
             if since.elapsed() < NONE_AGAIN {
                 return (none.clone(), None);
@@ -270,7 +354,7 @@ impl ChildSource {
         let Some(mut running) = self.running.take().or_else(|| self.start()) else {
             return (self.hung(), None);
         };
-        match running.ask().await {
+        match running.ask(want, &mut self.noted).await {
             Answer::Line(line) => {
                 self.hung_since = None;
                 self.backoff = BACKOFF.0;
@@ -302,8 +386,7 @@ impl ChildSource {
         if Instant::now() < self.not_before || self.stuck.len() >= MAX_STUCK {
             return None;
         }
-        let started =
-            Running::start(&self.program, self.library.as_deref(), self.scenario.as_deref());
+        let started = Running::start(&self.start);
         if started.is_err() {
             self.wait_longer();
         }

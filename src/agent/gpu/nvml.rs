@@ -1,59 +1,64 @@
 //! GPUs as NVML shows them. Only ever used inside the child process: any call may hang.
+//!
+//! What is read when is [`Want`]'s doc; `tests/nvml_scenarios.rs` counts the calls.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nvml_wrapper::enum_wrappers::device::{
-    Clock, EccCounter, MemoryError, PerformanceState, TemperatureSensor, TemperatureThreshold,
+    Clock, EccCounter, MemoryError, PcieUtilCounter, PerformanceState, TemperatureSensor,
 };
-use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvml_wrapper::structs::device::FieldId;
+use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml};
 
-use super::played::describe;
+use super::nvml_events::{self, Xids};
+use super::nvml_identity::identify;
+use super::processes::{Listed, ProcessTable};
 use super::scenario::THROTTLE_REASONS;
-use super::{DriverVersions, GpuSource, health_of};
+use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::base::Bytes;
 use crate::base::text::clean;
-use crate::wire::{Gpu, GpuHealth, Gpus, MemoryUse};
+use crate::wire::{Gpu, GpuHealth, GpuProcess, Gpus, MemoryUse, ProcessKind};
 
-/// What hardly ever changes is read again after so long.
-const REREAD: Duration = Duration::from_mins(1);
+/// Who the GPUs are is read again after so long.
+const IDENTITY: Duration = Duration::from_mins(1);
 
-/// `NVML_NVLINK_MAX_LINKS`.
-const MAX_LINKS: u32 = 18;
+/// What takes turns is read again after so long,
+const TURN: Duration = Duration::from_millis(4_900);
+
+/// and after so long while a person looks at it.
+const TURN_LOOKED_AT: Duration = Duration::from_millis(1_900);
 
 /// NVML, loaded at run time.
 #[derive(Debug)]
 pub struct NvmlSource {
     library: Option<PathBuf>,
-    nvml: Option<Nvml>,
+    nvml: Option<Arc<Nvml>>,
     versions: DriverVersions,
-    identities: BTreeMap<u32, Identity>,
-    identities_read: Option<Instant>,
+    cards: Vec<Card>,
+    identified: Option<Instant>,
+    turned: Option<Instant>,
+    processes: ProcessTable,
+    xids: Xids,
+    watched: Option<fn()>,
 }
 
-/// What hardly ever changes of a GPU; kept for when it falls off the bus.
-#[derive(Clone, Debug, Default)]
-struct Identity {
-    uuid: String,
-    name: String,
-    pci_bus_id: Option<String>,
-    power_limit_mw: Option<u32>,
-    slowdown_temperature_c: Option<u32>,
-    numa_node: Option<u32>,
-    nvlink_peers: Vec<String>,
-}
-
-/// The far ends of a GPU's NV-Links.
-#[derive(Debug, Default)]
-struct Links {
-    /// Bus ids of GPUs at the other end.
-    to: Vec<String>,
-    /// Links that are up.
-    active: usize,
+/// A GPU: what was read of it last, and what differences are taken against.
+#[derive(Debug)]
+struct Card {
+    gpu: Gpu,
+    /// The driver does not list it any more.
+    gone: bool,
+    /// Bytes over all `NVLinks` to and from the GPU, when.
+    nvlink_before: Option<(Instant, u64, u64)>,
+    /// Newest sample of processes' utilisation that was seen, microseconds.
+    utilisation_seen: u64,
 }
 
 impl NvmlSource {
@@ -63,9 +68,20 @@ impl NvmlSource {
             library,
             nvml: None,
             versions: DriverVersions::default(),
-            identities: BTreeMap::new(),
-            identities_read: None,
+            cards: Vec::new(),
+            identified: None,
+            turned: None,
+            processes: ProcessTable::default(),
+            xids: Xids::default(),
+            watched: None,
         }
+    }
+
+    /// Also waits for events, on a thread that lives as long as the process; each is told.
+    #[must_use]
+    pub fn watching(mut self, changed: fn()) -> Self {
+        self.watched = Some(changed);
+        self
     }
 
     fn load(&self) -> Result<Nvml, NvmlError> {
@@ -74,39 +90,116 @@ impl NvmlSource {
             None => Nvml::init(),
         }
     }
+
+    fn nvml(&mut self) -> Result<Arc<Nvml>, NvmlError> {
+        if let Some(nvml) = &self.nvml {
+            return Ok(Arc::clone(nvml));
+        }
+        let nvml = Arc::new(self.load()?);
+        self.versions = versions(&nvml);
+        if let Some(changed) = self.watched {
+            nvml_events::watch(Arc::clone(&nvml), self.xids.clone(), changed);
+        }
+        self.nvml = Some(Arc::clone(&nvml));
+        Ok(nvml)
+    }
+
+    /// Reads who the GPUs are. One that the driver does not list any more stays, as lost.
+    fn identify(&mut self, nvml: &Nvml, count: u32) {
+        let known: Vec<Gpu> = self.cards.iter().map(|card| card.gpu.clone()).collect();
+        let mut before = std::mem::take(&mut self.cards);
+        for gpu in identify(nvml, count, &known) {
+            let old = before.iter().position(|card| card.gpu.uuid == gpu.uuid);
+            let old = old.map(|at| before.swap_remove(at));
+            self.cards.push(Card {
+                nvlink_before: old.as_ref().and_then(|card| card.nvlink_before),
+                utilisation_seen: old.as_ref().map_or(0, |card| card.utilisation_seen),
+                gone: false,
+                gpu: match old {
+                    Some(card) => with_turns_of(gpu, card.gpu),
+                    None => gpu,
+                },
+            });
+        }
+        // A nameless stand-in is no GPU that was there.
+        before.retain(|card| !card.gpu.uuid.starts_with("index-"));
+        self.cards.extend(before.into_iter().map(|card| Card { gone: true, ..card }));
+        self.identified = Some(Instant::now());
+    }
 }
 
 impl GpuSource for NvmlSource {
-    fn read(&mut self) -> Gpus {
-        if self.nvml.is_none() {
-            match self.load() {
-                Ok(nvml) => {
-                    self.versions = versions(&nvml);
-                    self.nvml = Some(nvml);
-                }
-                Err(error) => return Gpus::None { why: clean(&error.to_string(), 300) },
-            }
-        }
-        let Some(nvml) = &self.nvml else { return Gpus::None { why: String::new() } };
-        let count = match nvml.device_count() {
-            Ok(0) => return Gpus::None { why: "the driver shows no GPU".to_owned() },
-            Ok(count) => count,
-            Err(error) => return Gpus::None { why: clean(&error.to_string(), 300) },
+    fn read(&mut self, want: Want) -> Gpus {
+        let nvml = match self.nvml() {
+            Ok(nvml) => nvml,
+            Err(error) => return Gpus::None { why: why_not(&error) },
         };
-        let stale = self.identities_read.is_none_or(|read| read.elapsed() >= REREAD);
-        if stale || self.identities.len() != count as usize {
-            identify(nvml, count, &mut self.identities);
-            self.identities_read = Some(Instant::now());
+        let count = match nvml.device_count() {
+            Ok(0) if self.cards.is_empty() => {
+                return Gpus::None { why: "the driver shows no GPU".to_owned() };
+            }
+            Ok(count) => count,
+            Err(error) => return Gpus::None { why: why_not(&error) },
+        };
+        let due = |read: Option<Instant>, after| read.is_none_or(|read| read.elapsed() >= after);
+        let listed = self.cards.iter().filter(|card| !card.gone).count();
+        if due(self.identified, IDENTITY) || listed != usize::try_from(count).unwrap_or(0) {
+            self.identify(&nvml, count);
         }
-        let gpus = (0..count).map(|index| {
-            let known = self.identities.get(&index).cloned().unwrap_or_default();
-            gpu(index, nvml.device_by_index(index), known)
-        });
-        Gpus::Some(gpus.collect())
+        let turn = match want {
+            Want::Due => due(self.turned, TURN),
+            Want::LookedAt => due(self.turned, TURN_LOOKED_AT),
+            Want::Fresh => true,
+        };
+        if turn {
+            self.processes.next_round();
+            self.turned = Some(Instant::now());
+        }
+        let mut gpus = Vec::with_capacity(self.cards.len());
+        for card in &mut self.cards {
+            card.gpu.xid = self.xids.last(&card.gpu.uuid);
+            let device = if card.gone {
+                Err(NvmlError::GpuLost)
+            } else {
+                nvml.device_by_index(card.gpu.index)
+            };
+            let health = match device {
+                Ok(device) => {
+                    let table = if turn { Some(&mut self.processes) } else { None };
+                    card.read(&device, want, table)
+                }
+                Err(error) => Err(error),
+            };
+            gpus.push(match health {
+                Ok(()) => Gpu { health: health_of(&card.gpu), ..card.gpu.clone() },
+                Err(NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotFound) => {
+                    lost(&card.gpu)
+                }
+                Err(error) => {
+                    let why = clean(&error.to_string(), 120);
+                    Gpu { health: GpuHealth::Degraded { why }, ..lost(&card.gpu) }
+                }
+            });
+        }
+        gpus.sort_by_key(|gpu| gpu.index);
+        Gpus::Some(gpus)
     }
 
     fn versions(&self) -> DriverVersions {
         self.versions.clone()
+    }
+}
+
+/// Why NVML cannot be used, with what to do where that is known.
+fn why_not(error: &NvmlError) -> String {
+    let words = clean(&error.to_string(), 250);
+    match error {
+        NvmlError::LibRmVersionMismatch => format!(
+            "{words}: the driver's library and the loaded kernel module differ; reboot the host or reload the module"
+        ),
+        NvmlError::DriverNotLoaded => format!("{words}: modprobe nvidia"),
+        NvmlError::NoPermission => format!("{words}: add the user to the group of /dev/nvidia*"),
+        _ => words,
     }
 }
 
@@ -118,172 +211,237 @@ fn versions(nvml: &Nvml) -> DriverVersions {
     }
 }
 
-/// Reads what hardly ever changes. What a lost GPU does not say any more is kept.
-fn identify(nvml: &Nvml, count: u32, known: &mut BTreeMap<u32, Identity>) {
-    known.retain(|index, _| *index < count);
-    let mut links: BTreeMap<u32, Links> = BTreeMap::new();
-    for index in 0..count {
-        let identity = known.entry(index).or_default();
-        if identity.uuid.is_empty() {
-            identity.uuid = format!("index-{index}");
-            "GPU".clone_into(&mut identity.name);
-        }
-        let Ok(device) = nvml.device_by_index(index) else { continue };
-        if let Ok(uuid) = device.uuid() {
-            identity.uuid = clean(&uuid, 80);
-        }
-        if let Ok(name) = device.name() {
-            identity.name = clean(&name, 96);
-        }
-        if let Ok(pci) = device.pci_info() {
-            identity.pci_bus_id = Some(clean(&pci.bus_id, 32));
-        }
-        identity.power_limit_mw =
-            device.enforced_power_limit().or_else(|_| device.power_management_limit()).ok();
-        identity.slowdown_temperature_c =
-            device.temperature_threshold(TemperatureThreshold::Slowdown).ok();
-        identity.numa_node = device.numa_node_id().ok();
-        links.insert(index, links_of(&device));
+/// What a lost GPU still tells: who it was.
+fn lost(gpu: &Gpu) -> Gpu {
+    Gpu {
+        index: gpu.index,
+        uuid: gpu.uuid.clone(),
+        name: gpu.name.clone(),
+        pci_bus_id: gpu.pci_bus_id.clone(),
+        xid: gpu.xid,
+        health: GpuHealth::Lost,
+        ..Gpu::default()
     }
-    link_up(known, &links);
 }
 
-fn links_of(device: &Device<'_>) -> Links {
-    let mut links = Links::default();
-    for number in 0..MAX_LINKS {
-        let link = device.link_wrapper_for(number);
-        match link.is_active() {
-            Ok(true) => {
-                links.active += 1;
-                links.to.extend(link.remote_pci_info().ok().map(|pci| pci.bus_id));
+/// A newly read identity with what takes turns of the reading before.
+fn with_turns_of(identity: Gpu, before: Gpu) -> Gpu {
+    Gpu {
+        uuid: identity.uuid,
+        name: identity.name,
+        index: identity.index,
+        pci_bus_id: identity.pci_bus_id,
+        power_limit_mw: identity.power_limit_mw,
+        slowdown_temperature_c: identity.slowdown_temperature_c,
+        shutdown_temperature_c: identity.shutdown_temperature_c,
+        max_sm_clock_mhz: identity.max_sm_clock_mhz,
+        max_memory_clock_mhz: identity.max_memory_clock_mhz,
+        pcie: crate::wire::PcieLink {
+            max_generation: identity.pcie.max_generation,
+            max_width: identity.pcie.max_width,
+            ..before.pcie
+        },
+        nvlink: crate::wire::NvLinks {
+            links: identity.nvlink.links,
+            active: identity.nvlink.active,
+            ..before.nvlink
+        },
+        ecc_enabled: identity.ecc_enabled,
+        compute_mode: identity.compute_mode,
+        persistence: identity.persistence,
+        mig: identity.mig,
+        mig_instances: identity.mig_instances,
+        nvlink_peers: identity.nvlink_peers,
+        paths: identity.paths,
+        numa_node: identity.numa_node,
+        ..before
+    }
+}
+
+impl Card {
+    /// Reads the GPU; with a table of processes also what takes turns.
+    fn read(
+        &mut self,
+        device: &Device<'_>,
+        want: Want,
+        table: Option<&mut ProcessTable>,
+    ) -> Result<(), NvmlError> {
+        let gpu = &mut self.gpu;
+        // Every GPU that answers knows its memory; one that has fallen off the bus says so here.
+        gpu.memory = match device.memory_info() {
+            Ok(memory) => {
+                let used = Bytes(memory.total.saturating_sub(memory.free));
+                Some(MemoryUse { used, total: Bytes(memory.total) })
             }
-            Ok(false) => {}
-            // No NVLink at all, or no link of that number.
-            Err(_) => break,
+            Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired)) => return Err(error),
+            Err(_) => None,
+        };
+        let rates = device.utilization_rates().ok();
+        gpu.utilisation_percent = rates.as_ref().map(|r| r.gpu);
+        gpu.memory_utilisation_percent = rates.as_ref().map(|r| r.memory);
+        gpu.temperature_c = device.temperature(TemperatureSensor::Gpu).ok();
+        gpu.power_mw = device.power_usage().ok();
+        gpu.sm_clock_mhz = device.clock_info(Clock::SM).ok();
+        let reasons = device.current_throttle_reasons().map_or(0, |r| r.bits());
+        gpu.throttle_reasons = THROTTLE_REASONS
+            .iter()
+            .filter(|(_, bit)| reasons & bit != 0)
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        if want == Want::LookedAt {
+            self.traffic(device);
+        } else if want == Want::Due {
+            let gpu = &mut self.gpu;
+            (gpu.pcie.rx_bytes_per_s, gpu.pcie.tx_bytes_per_s) = (None, None);
+            (gpu.nvlink.rx_bytes_per_s, gpu.nvlink.tx_bytes_per_s) = (None, None);
+            self.nvlink_before = None;
         }
+        if let Some(table) = table {
+            self.take_turn(device, table);
+        }
+        Ok(())
     }
-    links
+
+    /// What costs much: each PCI Express counter is watched for 20 ms by the driver.
+    fn traffic(&mut self, device: &Device<'_>) {
+        let gpu = &mut self.gpu;
+        let pcie = |way| device.pcie_throughput(way).ok().map(|kib| u64::from(kib) * 1024);
+        gpu.pcie.rx_bytes_per_s = pcie(PcieUtilCounter::Receive);
+        gpu.pcie.tx_bytes_per_s = pcie(PcieUtilCounter::Send);
+        if gpu.nvlink.active.unwrap_or(0) == 0 {
+            return;
+        }
+        let ids = [
+            field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
+            field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
+        ];
+        let now = Instant::now();
+        let counters = match fields(device, &ids).as_slice() {
+            [Some(rx), Some(tx)] => Some((now, *rx, *tx)),
+            _ => None,
+        };
+        let before = std::mem::replace(&mut self.nvlink_before, counters);
+        let rates = counters.zip(before).and_then(|((now, rx, tx), (then, rx_was, tx_was))| {
+            let millis = u64::try_from(now.duration_since(then).as_millis()).ok()?.max(1);
+            // The counters are in KiB.
+            let rate = |new: u64, old: u64| {
+                new.checked_sub(old).map(|kib| kib.saturating_mul(1024 * 1000) / millis)
+            };
+            Some((rate(rx, rx_was)?, rate(tx, tx_was)?))
+        });
+        gpu.nvlink.rx_bytes_per_s = rates.map(|r| r.0);
+        gpu.nvlink.tx_bytes_per_s = rates.map(|r| r.1);
+    }
+
+    fn take_turn(&mut self, device: &Device<'_>, table: &mut ProcessTable) {
+        let gpu = &mut self.gpu;
+        gpu.fan_percent = device.fan_speed(0).ok();
+        gpu.memory_clock_mhz = device.clock_info(Clock::Memory).ok();
+        gpu.pstate = device.performance_state().ok().and_then(pstate);
+        gpu.encoder_percent = device.encoder_utilization().ok().map(|u| u.utilization);
+        gpu.decoder_percent = device.decoder_utilization().ok().map(|u| u.utilization);
+        gpu.bar1 = device
+            .bar1_memory_info()
+            .ok()
+            .map(|b| MemoryUse { used: Bytes(b.used), total: Bytes(b.total) });
+        gpu.pcie.generation = device.current_pcie_link_gen().ok();
+        gpu.pcie.width = device.current_pcie_link_width().ok();
+        let ecc = |error, counter| device.total_ecc_errors(error, counter).ok();
+        gpu.ecc_uncorrected = ecc(MemoryError::Uncorrected, EccCounter::Volatile);
+        if gpu.ecc_uncorrected.is_some() {
+            gpu.ecc_corrected = ecc(MemoryError::Corrected, EccCounter::Volatile);
+            gpu.ecc_uncorrected_aggregate = ecc(MemoryError::Uncorrected, EccCounter::Aggregate);
+            gpu.ecc_corrected_aggregate = ecc(MemoryError::Corrected, EccCounter::Aggregate);
+        }
+        worn_out(device, gpu);
+        for (at, part) in (0..).zip(gpu.mig_instances.iter_mut()) {
+            let memory = device.mig_device_by_index(at).and_then(|d| d.memory_info()).ok();
+            part.memory = memory.map(|m| MemoryUse {
+                used: Bytes(m.total.saturating_sub(m.free)),
+                total: Bytes(m.total),
+            });
+        }
+        gpu.processes = processes(device, table, &mut self.utilisation_seen);
+    }
 }
 
-/// Who is linked with whom. Links that end in no GPU end in a switch, and all GPUs on switches
-/// reach each other.
-fn link_up(known: &mut BTreeMap<u32, Identity>, links: &BTreeMap<u32, Links>) {
-    let by_bus: BTreeMap<String, u32> = known
-        .iter()
-        .filter_map(|(index, k)| Some((k.pci_bus_id.as_ref()?.to_ascii_lowercase(), *index)))
-        .collect();
-    let far_end = |bus: &String| by_bus.get(&bus.to_ascii_lowercase()).copied();
-    let on_switch: Vec<u32> = links
-        .iter()
-        .filter(|(_, l)| l.active > l.to.iter().filter(|bus| far_end(bus).is_some()).count())
-        .map(|(index, _)| *index)
-        .collect();
-    let uuids: BTreeMap<u32, String> =
-        known.iter().map(|(index, k)| (*index, k.uuid.clone())).collect();
-    for (index, identity) in known {
-        let Some(own) = links.get(index) else { continue };
-        let mut peers: Vec<u32> = own.to.iter().filter_map(far_end).collect();
-        if on_switch.contains(index) {
-            peers.extend(&on_switch);
-        }
-        peers.sort_unstable();
-        peers.dedup();
-        peers.retain(|peer| peer != index);
-        identity.nvlink_peers = peers.iter().filter_map(|p| uuids.get(p).cloned()).collect();
-    }
-}
-
-fn gpu(index: u32, device: Result<Device<'_>, NvmlError>, known: Identity) -> Gpu {
-    let mut gpu = Gpu {
-        index,
-        uuid: known.uuid,
-        name: known.name,
-        health: GpuHealth::Ok,
-        pci_bus_id: known.pci_bus_id,
-        memory: None,
-        utilisation_percent: None,
-        memory_utilisation_percent: None,
-        temperature_c: None,
-        slowdown_temperature_c: None,
-        power_mw: None,
-        power_limit_mw: None,
-        fan_percent: None,
-        sm_clock_mhz: None,
-        memory_clock_mhz: None,
-        pstate: None,
-        throttle_reasons: Vec::new(),
-        ecc_uncorrected: None,
-        nvlink_peers: Vec::new(),
-        numa_node: None,
-        processes: Vec::new(),
+/// Memory that was taken out of use. GPUs answer for pages or for rows, by generation.
+fn worn_out(device: &Device<'_>, gpu: &mut Gpu) {
+    let ids = [
+        field_id::NVML_FI_DEV_RETIRED_SBE,
+        field_id::NVML_FI_DEV_RETIRED_DBE,
+        field_id::NVML_FI_DEV_RETIRED_PENDING,
+        field_id::NVML_FI_DEV_REMAPPED_COR,
+        field_id::NVML_FI_DEV_REMAPPED_UNC,
+        field_id::NVML_FI_DEV_REMAPPED_PENDING,
+        field_id::NVML_FI_DEV_REMAPPED_FAILURE,
+    ];
+    let values = fields(device, &ids);
+    let value = |at: usize| values.get(at).copied().flatten();
+    let sum = |a: usize, b: usize| {
+        let sum = value(a)?.saturating_add(value(b)?);
+        Some(u32::try_from(sum).unwrap_or(u32::MAX))
     };
-    let device = match device {
-        Ok(device) => device,
-        Err(error) => {
-            gpu.health = health_of_error(&error);
-            return gpu;
-        }
+    let flag = |at: usize| value(at).map(|v| v != 0);
+    gpu.retired_pages = sum(0, 1);
+    gpu.retired_pages_pending = flag(2);
+    gpu.remapped_rows = sum(3, 4);
+    gpu.row_remap_pending = flag(5);
+    gpu.row_remap_failed = flag(6);
+}
+
+/// Several values in one call; none where the GPU has no such value.
+fn fields(device: &Device<'_>, ids: &[u32]) -> Vec<Option<u64>> {
+    let ids: Vec<FieldId> = ids.iter().map(|id| FieldId(*id)).collect();
+    let number = |value: SampleValue| match value {
+        SampleValue::U32(v) => Some(u64::from(v)),
+        SampleValue::U64(v) => Some(v),
+        SampleValue::I64(v) => u64::try_from(v).ok(),
+        SampleValue::F64(_) => None,
     };
-    // Every GPU that answers knows its memory; one that has fallen off the bus says so here.
-    match device.memory_info() {
-        Ok(memory) => {
-            let used = Bytes(memory.total.saturating_sub(memory.free));
-            gpu.memory = Some(MemoryUse { used, total: Bytes(memory.total) });
+    match device.field_values_for(&ids) {
+        Ok(samples) => {
+            let value = |sample: Result<_, NvmlError>| -> Option<u64> {
+                let sample: nvml_wrapper::struct_wrappers::device::FieldValueSample =
+                    sample.ok()?;
+                number(sample.value.ok()?)
+            };
+            samples.into_iter().map(value).collect()
         }
-        Err(NvmlError::GpuLost | NvmlError::ResetRequired) => {
-            gpu.health = GpuHealth::Lost;
-            return gpu;
-        }
-        Err(_) => {}
-    }
-    if let Ok(utilisation) = device.utilization_rates() {
-        gpu.utilisation_percent = Some(utilisation.gpu);
-        gpu.memory_utilisation_percent = Some(utilisation.memory);
-    }
-    gpu.temperature_c = device.temperature(TemperatureSensor::Gpu).ok();
-    gpu.slowdown_temperature_c = known.slowdown_temperature_c;
-    gpu.power_mw = device.power_usage().ok();
-    gpu.power_limit_mw = known.power_limit_mw;
-    gpu.fan_percent = device.fan_speed(0).ok();
-    gpu.sm_clock_mhz = device.clock_info(Clock::SM).ok();
-    gpu.memory_clock_mhz = device.clock_info(Clock::Memory).ok();
-    gpu.pstate = device.performance_state().ok().and_then(pstate);
-    let reasons = device.current_throttle_reasons().map_or(0, |r| r.bits());
-    gpu.throttle_reasons = THROTTLE_REASONS
-        .iter()
-        .filter(|(_, bit)| reasons & bit != 0)
-        .map(|(name, _)| (*name).to_owned())
-        .collect();
-    gpu.ecc_uncorrected =
-        device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok();
-    gpu.health = health_of(gpu.ecc_uncorrected);
-    gpu.nvlink_peers = known.nvlink_peers;
-    gpu.numa_node = known.numa_node;
-    gpu.processes = processes(&device);
-    gpu
-}
-
-fn health_of_error(error: &NvmlError) -> GpuHealth {
-    match error {
-        NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotFound => GpuHealth::Lost,
-        other => GpuHealth::Degraded { why: clean(&other.to_string(), 120) },
+        Err(_) => Vec::new(),
     }
 }
 
-fn processes(device: &Device<'_>) -> Vec<crate::wire::GpuProcess> {
-    let mut by_pid: BTreeMap<u32, Option<u64>> = BTreeMap::new();
+fn processes(device: &Device<'_>, table: &mut ProcessTable, seen: &mut u64) -> Vec<GpuProcess> {
+    let mut by_pid: BTreeMap<u32, Listed> = BTreeMap::new();
     let compute = device.running_compute_processes().unwrap_or_default();
     let graphics = device.running_graphics_processes().unwrap_or_default();
-    for ProcessInfo { pid, used_gpu_memory, .. } in compute.into_iter().chain(graphics) {
+    let of = |list: Vec<ProcessInfo>, kind| list.into_iter().map(move |p| (p, kind));
+    for (ProcessInfo { pid, used_gpu_memory, .. }, kind) in
+        of(compute, ProcessKind::Compute).chain(of(graphics, ProcessKind::Graphics))
+    {
         let bytes = match used_gpu_memory {
             UsedGpuMemory::Used(bytes) => Some(bytes),
             UsedGpuMemory::Unavailable => None,
         };
         // A process that computes and draws is listed in both with the same memory.
         let entry = by_pid.entry(pid).or_default();
-        *entry = (*entry).max(bytes);
+        entry.bytes = entry.bytes.max(bytes);
+        entry.kind = match entry.kind {
+            Some(other) if other != kind => Some(ProcessKind::Both),
+            _ => Some(kind),
+        };
     }
-    by_pid.into_iter().map(|(pid, bytes)| describe(pid, bytes)).collect()
+    if !by_pid.is_empty() {
+        let samples = device.process_utilization_stats(*seen).unwrap_or_default();
+        for sample in samples {
+            *seen = (*seen).max(sample.timestamp);
+            if let Some(listed) = by_pid.get_mut(&sample.pid) {
+                listed.sm_percent = Some(sample.sm_util.min(100));
+            }
+        }
+    }
+    by_pid.into_iter().map(|(pid, listed)| table.describe(pid, listed)).collect()
 }
 
 fn pstate(state: PerformanceState) -> Option<String> {

@@ -1,18 +1,25 @@
 //! GPUs played from a scenario, without a driver: for the demo and for tests.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::processes::{Listed, ProcessTable};
 use super::scenario::{GpuScript, Health, Player, Reading};
-use super::{DriverVersions, GpuSource, health_of};
+use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::agent::process;
 use crate::base::Bytes;
 use crate::base::text::clean;
-use crate::wire::{Gpu, GpuHealth, GpuProcess, Gpus, MemoryUse};
+use crate::wire::{
+    Gpu, GpuHealth, GpuPath, Gpus, MemoryUse, MigInstance, NvLinks, PathKind, PcieLink,
+    ProcessKind, Xid,
+};
 
 /// Plays a scenario file.
 #[derive(Debug)]
 pub struct PlayedSource {
     player: Result<Player, String>,
+    processes: ProcessTable,
+    xids: BTreeMap<String, Xid>,
 }
 
 impl PlayedSource {
@@ -20,7 +27,7 @@ impl PlayedSource {
     pub fn open(path: &Path) -> Self {
         let player = Player::open(path)
             .map_err(|e| format!("scenario {}: {e}", clean(&path.to_string_lossy(), 200)));
-        Self { player }
+        Self { player, processes: ProcessTable::default(), xids: BTreeMap::new() }
     }
 
     /// The host's name, if the scenario gives one.
@@ -41,7 +48,7 @@ impl PlayedSource {
 }
 
 impl GpuSource for PlayedSource {
-    fn read(&mut self) -> Gpus {
+    fn read(&mut self, want: Want) -> Gpus {
         let player = match &mut self.player {
             Ok(player) => player,
             Err(why) => return Gpus::None { why: clean(why, 300) },
@@ -52,10 +59,21 @@ impl GpuSource for PlayedSource {
             return Gpus::None { why: "no GPU".to_owned() };
         }
         let default = Reading::default();
-        let gpus = scripts
-            .iter()
-            .map(|script| gpu(script, scripts, readings.get(&script.uuid).unwrap_or(&default)));
-        Gpus::Some(gpus.collect())
+        self.processes.next_round();
+        let mut gpus = Vec::with_capacity(scripts.len());
+        for script in scripts {
+            let count = u32::try_from(script.xids.len()).unwrap_or(u32::MAX);
+            if let Some(code) = script.xids.last().copied()
+                && self.xids.get(&script.uuid).is_none_or(|x| x.count != count)
+            {
+                let monotonic_ms = process::since_boot_ms();
+                self.xids.insert(script.uuid.clone(), Xid { code, monotonic_ms, count });
+            }
+            let now = readings.get(&script.uuid).unwrap_or(&default);
+            let xid = self.xids.get(&script.uuid).copied();
+            gpus.push(gpu(script, scripts, now, want, xid, &mut self.processes));
+        }
+        Gpus::Some(gpus)
     }
 
     fn versions(&self) -> DriverVersions {
@@ -76,32 +94,53 @@ impl Player {
     }
 }
 
-fn gpu(script: &GpuScript, all: &[GpuScript], now: &Reading) -> Gpu {
-    let lost = script.health == Health::Lost;
-    // What a driver says of a lost GPU is who it was.
-    let has = |field: &str| !lost && script.has(field);
-    let ecc = has("ecc").then(|| script.ecc());
-    let peers = script.peers(all).map(|p| clean(&p.uuid, 80));
-    Gpu {
+fn gpu(
+    script: &GpuScript,
+    all: &[GpuScript],
+    now: &Reading,
+    want: Want,
+    xid: Option<Xid>,
+    processes: &mut ProcessTable,
+) -> Gpu {
+    let identity = Gpu {
         index: script.index.unwrap_or_default(),
         uuid: clean(&script.uuid, 80),
         name: clean(&script.name, 96),
-        health: if lost { GpuHealth::Lost } else { health_of(ecc) },
         pci_bus_id: script.pci_bus_id.as_ref().filter(|_| script.has("pci_bus_id")).cloned(),
+        xid,
+        ..Gpu::default()
+    };
+    // What a driver says of a lost GPU is who it was.
+    if script.health == Health::Lost {
+        return Gpu { health: GpuHealth::Lost, ..identity };
+    }
+    let has = |field: &str| script.has(field);
+    let peers = script.peers(all).map(|p| clean(&p.uuid, 80));
+    let ecc = has("ecc");
+    let looked_at = want == Want::LookedAt;
+    let mut gpu = Gpu {
         memory: has("memory").then_some(MemoryUse {
             used: Bytes(now.memory_used),
             total: Bytes(script.memory_total),
         }),
+        bar1: script
+            .bar1_total
+            .map(|total| MemoryUse { used: Bytes(script.bar1_used), total: Bytes(total) }),
         utilisation_percent: has("utilisation").then_some(now.utilisation_percent),
         memory_utilisation_percent: has("utilisation").then_some(now.memory_utilisation_percent),
+        encoder_percent: script.encoder_percent,
+        decoder_percent: script.decoder_percent,
         temperature_c: has("temperature").then_some(now.temperature_c),
         slowdown_temperature_c: has("slowdown_temperature")
             .then_some(script.slowdown_temperature_c),
+        shutdown_temperature_c: script.shutdown_temperature_c,
         power_mw: has("power").then_some(now.power_mw),
         power_limit_mw: has("power_limit").then_some(script.power_limit_mw),
         fan_percent: script.fan_percent.filter(|_| has("fan")),
         sm_clock_mhz: has("clocks").then_some(script.sm_clock_mhz),
+        max_sm_clock_mhz: script.max_sm_clock_mhz,
         memory_clock_mhz: has("clocks").then_some(script.memory_clock_mhz),
+        max_memory_clock_mhz: script.max_memory_clock_mhz,
         pstate: has("pstate").then(|| format!("P{}", script.pstate)),
         throttle_reasons: if has("throttle") {
             super::scenario::THROTTLE_REASONS
@@ -112,18 +151,97 @@ fn gpu(script: &GpuScript, all: &[GpuScript], now: &Reading) -> Gpu {
         } else {
             Vec::new()
         },
-        ecc_uncorrected: ecc,
-        nvlink_peers: if lost { Vec::new() } else { peers.collect() },
+        pcie: script.pcie.map_or_else(PcieLink::default, |link| PcieLink {
+            generation: Some(link.generation),
+            max_generation: Some(link.max_generation),
+            width: Some(link.width),
+            max_width: Some(link.max_width),
+            rx_bytes_per_s: looked_at.then_some(u64::from(link.rx_kib_per_s) * 1024),
+            tx_bytes_per_s: looked_at.then_some(u64::from(link.tx_kib_per_s) * 1024),
+        }),
+        ecc_enabled: script.ecc_enabled,
+        ecc_uncorrected: ecc.then(|| script.ecc()),
+        ecc_corrected: ecc.then_some(script.ecc_corrected),
+        ecc_uncorrected_aggregate: ecc.then_some(script.ecc_uncorrected_aggregate),
+        ecc_corrected_aggregate: ecc.then_some(script.ecc_corrected_aggregate),
+        retired_pages: script.retired_pages,
+        retired_pages_pending: script.retired_pages_pending,
+        remapped_rows: script.remapped_rows,
+        row_remap_pending: script.row_remap_pending,
+        row_remap_failed: script.row_remap_failed,
+        compute_mode: script.compute_mode.map(|mode| compute_mode(mode).to_owned()),
+        persistence: script.persistence,
+        mig: script.mig,
+        mig_instances: script
+            .mig_instances
+            .iter()
+            .map(|part| MigInstance {
+                uuid: clean(&part.uuid, 80),
+                name: clean(&part.name, 96),
+                memory: Some(MemoryUse {
+                    used: Bytes(part.memory_used),
+                    total: Bytes(part.memory_total),
+                }),
+            })
+            .collect(),
+        nvlink_peers: peers.collect(),
+        paths: all
+            .iter()
+            .filter(|other| other.uuid != script.uuid && other.health != Health::Lost)
+            .filter(|_| has("topology"))
+            .map(|other| GpuPath {
+                to: clean(&other.uuid, 80),
+                over: path_kind(script.level(other)),
+            })
+            .collect(),
         numa_node: script.numa_node.filter(|_| has("numa")),
         processes: if has("processes") {
-            now.processes.iter().map(|(pid, bytes)| describe(*pid, Some(*bytes))).collect()
+            let listed = |bytes| Listed {
+                bytes: Some(bytes),
+                kind: Some(ProcessKind::Compute),
+                sm_percent: Some(now.utilisation_percent),
+            };
+            let list = now.processes.iter();
+            list.map(|(pid, bytes)| processes.describe(*pid, listed(*bytes))).collect()
         } else {
             Vec::new()
         },
+        ..identity
+    };
+    if let (Some(_), Some(links)) =
+        (script.nvlink_island, u32::try_from(gpu.nvlink_peers.len()).ok().filter(|_| has("nvlink")))
+    {
+        let rate = |way: usize| {
+            let rates = script.nvlink_kib_per_s.filter(|_| looked_at)?;
+            rates.get(way).map(|kib| kib * 1024)
+        };
+        gpu.nvlink = NvLinks {
+            links: Some(super::scenario::NVLINKS.max(links)),
+            active: Some(links),
+            rx_bytes_per_s: rate(0),
+            tx_bytes_per_s: rate(1),
+        };
+    }
+    gpu.health = health_of(&gpu);
+    gpu
+}
+
+const fn compute_mode(number: u32) -> &'static str {
+    match number {
+        1 => "exclusive_thread",
+        2 => "prohibited",
+        3 => "exclusive_process",
+        _ => "default",
     }
 }
 
-/// A process on a GPU, with what /proc says about it.
-pub fn describe(pid: u32, bytes: Option<u64>) -> GpuProcess {
-    GpuProcess { pid, name: process::name(pid), user: process::user(pid), memory: bytes.map(Bytes) }
+const fn path_kind(level: u32) -> PathKind {
+    match level {
+        0 => PathKind::Internal,
+        10 => PathKind::Pix,
+        20 => PathKind::Pxb,
+        30 => PathKind::Phb,
+        40 => PathKind::Node,
+        _ => PathKind::Sys,
+    }
 }

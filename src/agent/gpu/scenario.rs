@@ -34,6 +34,16 @@ pub struct Scenario {
     /// Every reading of a GPU blocks for ever, as a driver does that hangs.
     #[serde(default)]
     pub hang: bool,
+    /// The library's own start blocks for ever.
+    #[serde(default)]
+    pub hang_init: bool,
+    /// The library's start fails with this `nvmlReturn_t`: 18 is a driver that does not match it.
+    #[serde(default)]
+    pub init_error: Option<u32>,
+    /// The simulated library writes a line for each call into this file; relative to the
+    /// scenario's file.
+    #[serde(default)]
+    pub calls: Option<PathBuf>,
     /// Milliseconds from a process's death (as first seen) until its memory is free.
     #[serde(default)]
     pub free_delay_ms: u64,
@@ -91,6 +101,78 @@ pub struct GpuScript {
     /// Performance state, 0 to 15.
     #[serde(default)]
     pub pstate: u32,
+    /// Temperature at which it switches itself off.
+    #[serde(default)]
+    pub shutdown_temperature_c: Option<u32>,
+    /// The highest clock of the streaming multiprocessors.
+    #[serde(default)]
+    pub max_sm_clock_mhz: Option<u32>,
+    /// The highest clock of the memory.
+    #[serde(default)]
+    pub max_memory_clock_mhz: Option<u32>,
+    /// Use of the video encoder, percent.
+    #[serde(default)]
+    pub encoder_percent: Option<u32>,
+    /// Use of the video decoder, percent.
+    #[serde(default)]
+    pub decoder_percent: Option<u32>,
+    /// BAR1 window, bytes.
+    #[serde(default)]
+    pub bar1_total: Option<u64>,
+    /// Used of it, bytes.
+    #[serde(default)]
+    pub bar1_used: u64,
+    /// PCI Express link: generation and lanes, now and at most.
+    #[serde(default)]
+    pub pcie: Option<PcieScript>,
+    /// NVLink traffic to and from the GPU, KiB a second (counted from boot).
+    #[serde(default)]
+    pub nvlink_kib_per_s: Option<[u64; 2]>,
+    /// Error correction is on.
+    #[serde(default)]
+    pub ecc_enabled: Option<bool>,
+    /// Corrected errors since the driver was loaded.
+    #[serde(default)]
+    pub ecc_corrected: u64,
+    /// Uncorrected errors since it was made.
+    #[serde(default)]
+    pub ecc_uncorrected_aggregate: u64,
+    /// Corrected errors since it was made.
+    #[serde(default)]
+    pub ecc_corrected_aggregate: u64,
+    /// Pages taken out of use.
+    #[serde(default)]
+    pub retired_pages: Option<u32>,
+    /// Pages wait to be taken out of use.
+    #[serde(default)]
+    pub retired_pages_pending: Option<bool>,
+    /// Rows replaced.
+    #[serde(default)]
+    pub remapped_rows: Option<u32>,
+    /// Rows wait to be replaced.
+    #[serde(default)]
+    pub row_remap_pending: Option<bool>,
+    /// A row could not be replaced.
+    #[serde(default)]
+    pub row_remap_failed: Option<bool>,
+    /// Xid errors so far; one that is added is an event.
+    #[serde(default)]
+    pub xids: Vec<u64>,
+    /// 0 default, 2 prohibited, 3 exclusive process (`nvmlComputeMode_t`).
+    #[serde(default)]
+    pub compute_mode: Option<u32>,
+    /// The driver keeps it initialised.
+    #[serde(default)]
+    pub persistence: Option<bool>,
+    /// It is divided into MIG instances.
+    #[serde(default)]
+    pub mig: Option<bool>,
+    /// Its MIG instances.
+    #[serde(default)]
+    pub mig_instances: Vec<MigScript>,
+    /// GPUs with the same number are behind one PCI Express switch.
+    #[serde(default)]
+    pub pcie_switch: Option<u32>,
     /// Why clocks are lowered: names of [`THROTTLE_REASONS`].
     #[serde(default)]
     pub throttle_reasons: Vec<String>,
@@ -109,6 +191,41 @@ pub struct GpuScript {
     /// Names of fields the driver does not support on this GPU.
     #[serde(default)]
     pub absent: Vec<String>,
+}
+
+/// The PCI Express link of a GPU.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PcieScript {
+    /// Generation now.
+    pub generation: u32,
+    /// Generation at most.
+    pub max_generation: u32,
+    /// Lanes now.
+    pub width: u32,
+    /// Lanes at most.
+    pub max_width: u32,
+    /// To the GPU, KiB a second.
+    #[serde(default)]
+    pub rx_kib_per_s: u32,
+    /// From the GPU, KiB a second.
+    #[serde(default)]
+    pub tx_kib_per_s: u32,
+}
+
+/// A MIG instance.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigScript {
+    /// `MIG-…`.
+    pub uuid: String,
+    /// Product and profile.
+    pub name: String,
+    /// Bytes.
+    pub memory_total: u64,
+    /// Bytes.
+    #[serde(default)]
+    pub memory_used: u64,
 }
 
 /// Whether a GPU of a scenario can be used.
@@ -159,6 +276,9 @@ pub const THROTTLE_REASONS: [(&str, u64); 6] = [
     ("hw_power_brake", 0x80),
 ];
 
+/// Links of a GPU that has any: as many as peers are up.
+pub const NVLINKS: u32 = 18;
+
 impl GpuScript {
     /// The driver answers for this field.
     pub fn has(&self, field: &str) -> bool {
@@ -168,6 +288,20 @@ impl GpuScript {
     /// Uncorrected memory errors, as the health wants them.
     pub fn ecc(&self) -> u64 {
         if self.health == Health::Ecc { self.ecc_uncorrected.max(1) } else { self.ecc_uncorrected }
+    }
+
+    /// What lies between this GPU and another: a number of `nvmlGpuTopologyLevel_t`.
+    pub fn level(&self, other: &Self) -> u32 {
+        const SINGLE: u32 = 10;
+        const NODE: u32 = 40;
+        const SYSTEM: u32 = 50;
+        if self.pcie_switch.is_some() && self.pcie_switch == other.pcie_switch {
+            SINGLE
+        } else if self.numa_node == other.numa_node {
+            NODE
+        } else {
+            SYSTEM
+        }
     }
 
     /// The GPUs this one is linked with.
@@ -245,6 +379,9 @@ fn load(path: &Path) -> io::Result<Scenario> {
     let mut scenario: Scenario = serde_json::from_slice(&read_bounded(path)?)?;
     if let (Some(dir), Some(parent)) = (&scenario.allocations, path.parent()) {
         scenario.allocations = Some(parent.join(dir));
+    }
+    if let (Some(file), Some(parent)) = (&scenario.calls, path.parent()) {
+        scenario.calls = Some(parent.join(file));
     }
     for (position, gpu) in scenario.gpus.iter_mut().enumerate() {
         let position = u32::try_from(position).unwrap_or(u32::MAX);

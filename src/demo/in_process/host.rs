@@ -72,6 +72,7 @@ impl SimHostState {
             driver_version: Some("550.54.15-SIMULATED".to_owned()),
             cuda_version: Some("12.4".to_owned()),
             simulated: true,
+            ..HostFacts::default()
         }
     }
 

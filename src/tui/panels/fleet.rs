@@ -174,6 +174,7 @@ fn link_mark(host: &HostView, state: &State) -> (&'static str, Style) {
     match &host.link {
         HostLinkState::Up if hung => ("✖", theme.bad),
         HostLinkState::Up => ("●", theme.good),
+        HostLinkState::Limited { .. } => ("◐", theme.warn),
         HostLinkState::Connecting { .. } => ("◌", theme.accent),
         HostLinkState::Asking { .. } => ("?", theme.warn),
         HostLinkState::Down { .. } => ("✖", theme.bad),
@@ -184,6 +185,13 @@ fn link_mark(host: &HostView, state: &State) -> (&'static str, Style) {
 pub fn link_words(link: &HostLinkState, now: Timestamp) -> Option<String> {
     Some(match link {
         HostLinkState::Up => return None,
+        HostLinkState::Limited { why, hint } => {
+            let mut out = format!("only looked at, no agent: {why}");
+            if let Some(hint) = hint {
+                let _ = write!(out, " → {hint}");
+            }
+            out
+        }
         HostLinkState::Connecting { phase } => format!("{phase} …"),
         HostLinkState::Asking { .. } => "asks a question: press Q".to_owned(),
         HostLinkState::Down { cause, hint, since, retry_at } => {
@@ -199,10 +207,16 @@ pub fn link_words(link: &HostLinkState, now: Timestamp) -> Option<String> {
     })
 }
 
-/// The age of a sample that is not fresh any more.
+/// The age of a sample that is not fresh any more; with the age that its GPU values had when it was
+/// taken.
 pub fn age(host: &HostView, now: Timestamp) -> Option<String> {
     let age = now.since(host.sampled?);
-    (age > STALE).then(|| format!("{} old", time::short(age)))
+    if age > STALE {
+        return Some(format!("{} old", time::short(age)));
+    }
+    let gpus = host.sample.as_ref().and_then(|sample| sample.gpus_age_ms)?;
+    let gpus = age + std::time::Duration::from_millis(gpus);
+    (gpus > STALE).then(|| format!("GPUs {} old", time::short(gpus)))
 }
 
 /// What a host is and how it is doing, behind its name.
@@ -275,7 +289,7 @@ fn numbers(host: &HostView, wide: bool) -> String {
 fn dense(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rect) {
     let (y, right) = (block.y, block.right());
     let known = host.sample.as_ref().is_some_and(|s| !s.gpus.list().is_empty());
-    if !known || !matches!(host.link, HostLinkState::Up) {
+    if !known || !matches!(host.link, HostLinkState::Up | HostLinkState::Limited { .. }) {
         return figures(pen, state, host, x, block);
     }
     let gpus = host.sample.as_ref().map_or(&[][..], |s| s.gpus.list());

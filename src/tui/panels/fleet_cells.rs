@@ -119,7 +119,7 @@ fn utilisation(gpu: &Gpu) -> f64 {
 pub fn draw(pen: &mut Pen<'_>, state: &State, host: &HostView, block: Rect, density: Density) {
     let Some(sample) = &host.sample else { return };
     let gpus = sample.gpus.list();
-    let up = matches!(host.link, HostLinkState::Up);
+    let up = matches!(host.link, HostLinkState::Up | HostLinkState::Limited { .. });
     let (across, width, tall) = match density {
         Density::Roomy if block.width >= TWO => (2, (block.width - 2) / 2, 1),
         Density::Roomy => (1, block.width.saturating_sub(2), 1),

@@ -5,11 +5,10 @@
 //! │ Debian GNU/Linux 12 · 6.1.0 x86_64 · 128 CPUs · driver 550.54 · CUDA 12.4      │
 //! │ cpu 23%  load 12.0  mem 210/1008G  disk 1.2/3.5T  ↓1.2 MiB/s ↑3.4 MiB/s        │
 //! │                                                                                │
-//! │ GPU  NAME       UTIL  MEM  MEMORY     TEMP    POWER     FAN  SM MHZ  …         │
-//! │   0  H100 80GB   87%  61%  61.2/80G   64/90°  512/700W    –    1980  …         │
+//! │ GPU  UTIL   MEM  MEMORY     TEMP    POWER     FAN  SM MHZ  …                   │
+//! │   0   87%   61%  61.2/80G   64/90°  512/700W    –    1980  …                   │
 //! │                                                                                │
-//! │ PROCESSES                                                                      │
-//! │ GPU 0  4711  vllm  VLLM::Worker  61.0 GiB                                      │
+//! │ links, the way between GPUs, wear, MIG instances, processes: host_gpus.rs      │
 //! ╰────────────────────────────────────────────────────────────────────────────────╯
 //! ```
 
@@ -17,7 +16,8 @@ use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
 use super::fleet::{age, link_words};
-use crate::api::{Bytes, Gpu, GpuHealth, Gpus, HostLinkState, HostName, HostView, time};
+use super::host_gpus;
+use crate::api::{Disk, Gpus, HostFacts, HostLinkState, HostName, HostView, Nic, time};
 use crate::tui::draw::Pen;
 use crate::tui::state::State;
 use crate::tui::theme::Theme;
@@ -90,7 +90,7 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
         out.push(field(
             theme,
             "hardware",
-            &format!("{} · {} CPUs · {}", facts.hostname, facts.cpus, facts.memory),
+            &format!("{} · {} CPUs{} · {}", facts.hostname, facts.cpus, numa(facts), facts.memory),
         ));
         let driver = facts.driver_version.as_deref().unwrap_or(ABSENT);
         let cuda = facts.cuda_version.as_deref().unwrap_or(ABSENT);
@@ -100,6 +100,12 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
             "agent",
             &format!("{} as {} in {}", facts.agent_version, facts.user, facts.state_dir),
         ));
+    }
+    if let Some(facts) = &host.facts {
+        hardware(theme, facts, &mut out);
+    }
+    if let Some(clock) = &host.clock {
+        out.push(field(theme, "clock", &words::clock(clock)));
     }
     if !host.labels.is_empty() {
         let labels: Vec<String> = host.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -142,12 +148,50 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
             let time = time::short(std::time::Duration::from_millis(*for_ms));
             out.push(Line::styled(format!("✖ the driver has not answered for {time}"), theme.bad));
         }
-        Gpus::Some(gpus) => {
-            gpu_table(theme, gpus, &mut out);
-            processes(theme, gpus, &mut out);
-        }
+        Gpus::Some(_) => host_gpus::tables(theme, sample, &mut out),
     }
     out
+}
+
+fn numa(facts: &HostFacts) -> String {
+    match facts.numa_nodes {
+        Some(nodes) if nodes > 1 => format!(" on {nodes} NUMA nodes"),
+        _ => String::new(),
+    }
+}
+
+/// Engine, disks with their speed class, interfaces with speed and RDMA.
+fn hardware(theme: &Theme, facts: &HostFacts, out: &mut Vec<Line<'static>>) {
+    if let Some(engine) = &facts.container_engine {
+        let version = engine.version.as_deref().unwrap_or("does not let us ask");
+        out.push(field(theme, "engine", &format!("{} {version}", engine.name)));
+    }
+    let disk = |disk: &Disk| {
+        let size = disk.size.map(|s| format!(" {s}")).unwrap_or_default();
+        let holds = if disk.holds_state { " (state)" } else { "" };
+        format!("{} {}{size}{holds}", disk.name, disk.class.word())
+    };
+    if !facts.disks.is_empty() {
+        let disks: Vec<String> = facts.disks.iter().take(8).map(disk).collect();
+        out.push(field(theme, "disks", &more(disks, facts.disks.len())));
+    }
+    let nic = |nic: &Nic| {
+        let speed = nic.speed_mbit_per_s.map(|s| format!(" {}", words::link_speed(s)));
+        let rdma = nic.rdma.as_ref().map(|r| format!(" RDMA {r}")).unwrap_or_default();
+        let down = if nic.up { "" } else { " down" };
+        format!("{}{}{down}{rdma}", nic.name, speed.unwrap_or_default())
+    };
+    if !facts.nics.is_empty() {
+        let nics: Vec<String> = facts.nics.iter().take(8).map(nic).collect();
+        out.push(field(theme, "nics", &more(nics, facts.nics.len())));
+    }
+}
+
+/// A list, and how many it leaves out.
+fn more(shown: Vec<String>, all: usize) -> String {
+    let left = all.saturating_sub(shown.len());
+    let rest = if left > 0 { format!(" · {left} more") } else { String::new() };
+    format!("{}{rest}", shown.join(" · "))
 }
 
 fn field(theme: &Theme, name: &str, text: &str) -> Line<'static> {
@@ -155,85 +199,4 @@ fn field(theme: &Theme, name: &str, text: &str) -> Line<'static> {
         Span::styled(format!("{name:<9} "), theme.dim),
         Span::styled(text.to_owned(), theme.text),
     ])
-}
-
-fn gpu_table(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
-    let head = format!(
-        "{:>3} {:>5} {:>5} {:>9} {:>7} {:>9} {:>4} {:>6} {:>7} {:>4} {:>4} {:>4}  {}",
-        "GPU",
-        "UTIL",
-        "MEM",
-        "MEMORY",
-        "TEMP",
-        "POWER",
-        "FAN",
-        "SM",
-        "MEM MHZ",
-        "ST",
-        "ECC",
-        "NUMA",
-        "NAME"
-    );
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
-        let with = |a: Option<u32>, b: Option<u32>, unit: &str| match (a, b) {
-            (Some(a), Some(b)) => format!("{a}/{b}{unit}"),
-            (a, _) => number(a, unit),
-        };
-        let watts = |mw: Option<u32>| mw.map(|m| (m + 500) / 1_000);
-        let row = format!(
-            "{:>3} {:>5} {:>5} {:>9} {:>7} {:>9} {:>4} {:>6} {:>7} {:>4} {:>4} {:>4}  ",
-            gpu.index,
-            number(gpu.utilisation_percent, "%"),
-            number(gpu.memory_utilisation_percent, "%"),
-            words::memory(gpu.memory),
-            with(gpu.temperature_c, gpu.slowdown_temperature_c, "°"),
-            with(watts(gpu.power_mw), watts(gpu.power_limit_mw), "W"),
-            number(gpu.fan_percent, "%"),
-            number(gpu.sm_clock_mhz, ""),
-            number(gpu.memory_clock_mhz, ""),
-            gpu.pstate.as_deref().unwrap_or(ABSENT),
-            number(gpu.ecc_uncorrected, ""),
-            number(gpu.numa_node, ""),
-        );
-        out.push(Line::from(vec![Span::styled(row, theme.text), Span::raw(gpu.name.clone())]));
-        let mut more = Vec::new();
-        match &gpu.health {
-            GpuHealth::Ok => {}
-            GpuHealth::Degraded { why } => more.push(format!("DEGRADED: {why}")),
-            GpuHealth::Lost => more.push("LOST: fell off the bus".to_owned()),
-        }
-        if !gpu.throttle_reasons.is_empty() {
-            more.push(format!("slowed: {}", gpu.throttle_reasons.join(", ")));
-        }
-        if !more.is_empty() {
-            out.push(Line::styled(format!("    ▲ {}", more.join(" · ")), theme.bad));
-        }
-        let peers: Vec<u32> =
-            gpus.iter().filter(|g| gpu.nvlink_peers.contains(&g.uuid)).map(|g| g.index).collect();
-        let peers = if peers.is_empty() { ABSENT.to_owned() } else { words::ranges(peers) };
-        let bus = gpu.pci_bus_id.as_deref().unwrap_or(ABSENT);
-        out.push(Line::styled(format!("    {}  bus {bus}  NVLink {peers}", gpu.uuid), theme.dim));
-    }
-}
-
-fn processes(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
-    out.push(Line::default());
-    let any = gpus.iter().any(|g| !g.processes.is_empty());
-    if !any {
-        out.push(Line::styled("no process uses a GPU", theme.dim));
-        return;
-    }
-    let head = format!("{:>3} {:>8} {:<10} {:>10}  {}", "GPU", "PID", "USER", "MEMORY", "COMMAND");
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
-        for process in &gpu.processes {
-            let memory = process.memory.map_or_else(|| ABSENT.to_owned(), |m: Bytes| m.to_string());
-            let user = crate::api::text::clean(process.user.as_deref().unwrap_or(ABSENT), 10);
-            out.push(Line::from(vec![
-                Span::raw(format!("{:>3} {:>8} {user:<10} {memory:>10}  ", gpu.index, process.pid)),
-                Span::styled(process.name.clone(), theme.strong),
-            ]));
-        }
-    }
 }

@@ -4,6 +4,7 @@ pub mod events;
 pub mod fleet;
 pub mod fleet_cells;
 pub mod host;
+pub mod host_gpus;
 pub mod logs;
 pub mod rollout;
 pub mod service;

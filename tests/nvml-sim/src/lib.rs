@@ -25,11 +25,16 @@ const NOT_SUPPORTED: Return = 3;
 const NOT_FOUND: Return = 6;
 const INSUFFICIENT_SIZE: Return = 7;
 const DRIVER_NOT_LOADED: Return = 9;
+const TIMEOUT: Return = 10;
 const GPU_IS_LOST: Return = 15;
+const LIB_RM_VERSION_MISMATCH: Return = 18;
 const ARGUMENT_VERSION_MISMATCH: Return = 25;
 
-/// A device handle: the index in the scenario, plus one, as a pointer that is never followed.
+/// A device handle, as a pointer that is never followed: the index in the scenario, plus one; of a
+/// MIG instance also its index there, plus one, times [`PART`].
 type Device = usize;
+
+const PART: usize = 1 << 16;
 
 static PLAYER: Mutex<Option<Player>> = Mutex::new(None);
 
@@ -104,6 +109,20 @@ fn hang_if_told() {
     }
 }
 
+/// Notes a call for those who count them.
+fn record(player: &mut Player, name: &str) {
+    use std::io::Write;
+    let Some(path) = player.scenario().calls.clone() else { return };
+    if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(path) {
+        let _ = writeln!(file, "{name}");
+    }
+}
+
+/// The MIG instance that a handle is, if it is one.
+fn part<'a>(gpu: &'a GpuScript, device: Device) -> Option<&'a scenario::MigScript> {
+    gpu.mig_instances.get((device / PART).checked_sub(1)?)
+}
+
 /// A GPU of the scenario with all the others, and what it shows now; `field` as in `absent`.
 fn with_gpu(
     device: Device,
@@ -112,9 +131,10 @@ fn with_gpu(
 ) -> Return {
     hang_if_told();
     with_player(|player| {
+        record(player, field);
         let readings = player.read();
         let gpus = &player.scenario().gpus;
-        let Some(gpu) = device.checked_sub(1).and_then(|index| gpus.get(index)) else {
+        let Some(gpu) = (device % PART).checked_sub(1).and_then(|index| gpus.get(index)) else {
             return INVALID_ARGUMENT;
         };
         let identity = matches!(field, "uuid" | "name" | "index" | "pci_bus_id");
@@ -140,6 +160,18 @@ unsafe fn put<T>(to: *mut T, value: T) -> Return {
     // SAFETY: not null, and writable by this function's contract.
     unsafe { to.write(value) };
     SUCCESS
+}
+
+/// Writes a value that the scenario may not give.
+///
+/// # Safety
+/// As [`put`].
+unsafe fn put_some<T>(to: *mut T, value: Option<T>) -> Return {
+    match value {
+        // SAFETY: by this function's contract.
+        Some(value) => unsafe { put(to, value) },
+        None => NOT_SUPPORTED,
+    }
 }
 
 /// Writes `text` and a NUL to a buffer of `length` bytes.
@@ -185,6 +217,15 @@ fn pci_info(bus_id: &str) -> PciInfo {
 fn init() -> Return {
     let Some(path) = std::env::var_os("GPUDECK_SCENARIO") else { return DRIVER_NOT_LOADED };
     let Ok(player) = Player::open(Path::new(&path)) else { return DRIVER_NOT_LOADED };
+    let loaded = player.loaded();
+    if let Some(code) = loaded.init_error {
+        return code;
+    }
+    if loaded.hang_init {
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
     let mut slot = match PLAYER.lock() {
         Ok(slot) => slot,
         Err(poisoned) => poisoned.into_inner(),
@@ -221,6 +262,8 @@ pub extern "C" fn nvmlErrorString(result: Return) -> *const c_char {
         NOT_FOUND => c"Not Found",
         INSUFFICIENT_SIZE => c"Insufficient Size",
         DRIVER_NOT_LOADED => c"Driver Not Loaded",
+        TIMEOUT => c"Timeout",
+        LIB_RM_VERSION_MISMATCH => c"Driver/library version mismatch",
         GPU_IS_LOST => c"GPU is lost",
         _ => c"Unknown Error",
     };
@@ -254,6 +297,7 @@ pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion(to: *mut c_int) -> Retur
 pub unsafe extern "C" fn nvmlDeviceGetCount_v2(to: *mut c_uint) -> Return {
     hang_if_told();
     with_player(|player| {
+        record(player, "count");
         let count = c_uint::try_from(player.scenario().gpus.len()).unwrap_or(0);
         // SAFETY: NVML's contract.
         unsafe { put(to, count) }
@@ -263,6 +307,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCount_v2(to: *mut c_uint) -> Return {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, to: *mut Device) -> Return {
     with_player(|player| {
+        record(player, "handle");
         let position =
             player.scenario().gpus.iter().position(|gpu| gpu.index.unwrap_or(0) == index);
         match position {
@@ -302,7 +347,9 @@ pub unsafe extern "C" fn nvmlDeviceGetName(
     length: c_uint,
 ) -> Return {
     // SAFETY: NVML's contract.
-    with_gpu(device, "name", |gpu, _, _| unsafe { put_text(&gpu.name, to, length) })
+    with_gpu(device, "name", |gpu, _, _| unsafe {
+        put_text(part(gpu, device).map_or(&gpu.name, |p| &p.name), to, length)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -312,7 +359,9 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
     length: c_uint,
 ) -> Return {
     // SAFETY: NVML's contract.
-    with_gpu(device, "uuid", |gpu, _, _| unsafe { put_text(&gpu.uuid, to, length) })
+    with_gpu(device, "uuid", |gpu, _, _| unsafe {
+        put_text(part(gpu, device).map_or(&gpu.uuid, |p| &p.uuid), to, length)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -344,6 +393,12 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut Mem
         return ARGUMENT_VERSION_MISMATCH;
     }
     with_gpu(device, "memory", |gpu, _, now| {
+        if let Some(part) = part(gpu, device) {
+            let (total, used) = (part.memory_total, part.memory_used);
+            let free = total - used.min(total);
+            // SAFETY: NVML's contract.
+            return unsafe { put(to, MemoryV2 { version, total, reserved: 0, free, used }) };
+        }
         let total = gpu.memory_total;
         let free = total - now.memory_used.min(total);
         let reserved = gpu.memory_reserved.min(now.memory_used);
@@ -386,7 +441,13 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
     threshold: c_uint,
     to: *mut c_uint,
 ) -> Return {
+    const SHUTDOWN: c_uint = 0;
     const SLOWDOWN: c_uint = 1;
+    if threshold == SHUTDOWN {
+        // SAFETY: NVML's contract.
+        let shutdown = |gpu: &GpuScript| unsafe { put_some(to, gpu.shutdown_temperature_c) };
+        return with_gpu(device, "shutdown_temperature", |gpu, _, _| shutdown(gpu));
+    }
     if threshold != SLOWDOWN {
         return NOT_SUPPORTED;
     }
@@ -472,13 +533,20 @@ pub unsafe extern "C" fn nvmlDeviceGetCurrentClocksThrottleReasons(
 pub unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
     device: Device,
     error: c_uint,
-    _counter: c_uint,
+    counter: c_uint,
     to: *mut c_ulonglong,
 ) -> Return {
     const UNCORRECTED: c_uint = 1;
+    const AGGREGATE: c_uint = 1;
     with_gpu(device, "ecc", |gpu, _, _| {
+        let count = match (error == UNCORRECTED, counter == AGGREGATE) {
+            (true, false) => gpu.ecc(),
+            (false, false) => gpu.ecc_corrected,
+            (true, true) => gpu.ecc_uncorrected_aggregate,
+            (false, true) => gpu.ecc_corrected_aggregate,
+        };
         // SAFETY: NVML's contract.
-        unsafe { put(to, if error == UNCORRECTED { gpu.ecc() } else { 0 }) }
+        unsafe { put(to, count) }
     })
 }
 
@@ -565,4 +633,416 @@ pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
 ) -> Return {
     // SAFETY: NVML's contract.
     with_gpu(device, "processes", |_, _, _| unsafe { put(count, 0) })
+}
+
+/// `nvmlBAR1Memory_t`.
+#[repr(C)]
+pub struct Bar1 {
+    total: c_ulonglong,
+    free: c_ulonglong,
+    used: c_ulonglong,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetBAR1MemoryInfo(device: Device, to: *mut Bar1) -> Return {
+    with_gpu(device, "bar1", |gpu, _, _| {
+        let used = gpu.bar1_used;
+        let bar1 = gpu.bar1_total.map(|total| Bar1 { total, used, free: total - used.min(total) });
+        // SAFETY: NVML's contract.
+        unsafe { put_some(to, bar1) }
+    })
+}
+
+/// A value of a GPU and the time over which it was measured, microseconds.
+unsafe fn put_engine(value: Option<u32>, to: *mut c_uint, period: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    match unsafe { put_some(to, value) } {
+        // SAFETY: NVML's contract.
+        SUCCESS => unsafe { put(period, 167_000) },
+        other => other,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetEncoderUtilization(
+    device: Device,
+    to: *mut c_uint,
+    period: *mut c_uint,
+) -> Return {
+    with_gpu(device, "encoder", |gpu, _, _| {
+        // SAFETY: NVML's contract.
+        unsafe { put_engine(gpu.encoder_percent, to, period) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetDecoderUtilization(
+    device: Device,
+    to: *mut c_uint,
+    period: *mut c_uint,
+) -> Return {
+    with_gpu(device, "decoder", |gpu, _, _| {
+        // SAFETY: NVML's contract.
+        unsafe { put_engine(gpu.decoder_percent, to, period) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMaxClockInfo(
+    device: Device,
+    clock: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    with_gpu(device, "max_clocks", |gpu, _, _| {
+        let clock = match clock {
+            0 | 1 => gpu.max_sm_clock_mhz,
+            2 => gpu.max_memory_clock_mhz,
+            _ => None,
+        };
+        // SAFETY: NVML's contract.
+        unsafe { put_some(to, clock) }
+    })
+}
+
+/// One number of a GPU's PCI Express link.
+unsafe fn put_link(
+    device: Device,
+    field: &str,
+    to: *mut c_uint,
+    value: impl FnOnce(scenario::PcieScript) -> u32,
+) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, field, |gpu, _, _| unsafe { put_some(to, gpu.pcie.map(value)) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCurrPcieLinkGeneration(
+    device: Device,
+    to: *mut c_uint,
+) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { put_link(device, "pcie", to, |link| link.generation) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCurrPcieLinkWidth(device: Device, to: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { put_link(device, "pcie", to, |link| link.width) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMaxPcieLinkGeneration(
+    device: Device,
+    to: *mut c_uint,
+) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { put_link(device, "max_pcie", to, |link| link.max_generation) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMaxPcieLinkWidth(device: Device, to: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { put_link(device, "max_pcie", to, |link| link.max_width) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPcieThroughput(
+    device: Device,
+    counter: c_uint,
+    to: *mut c_uint,
+) -> Return {
+    const SENT: c_uint = 0;
+    // SAFETY: NVML's contract.
+    unsafe {
+        put_link(device, "pcie_throughput", to, |link| {
+            if counter == SENT { link.tx_kib_per_s } else { link.rx_kib_per_s }
+        })
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetEccMode(
+    device: Device,
+    current: *mut c_uint,
+    pending: *mut c_uint,
+) -> Return {
+    with_gpu(device, "ecc_mode", |gpu, _, _| {
+        let mode = gpu.ecc_enabled.map(c_uint::from);
+        // SAFETY: NVML's contract.
+        match unsafe { put_some(current, mode) } {
+            // SAFETY: NVML's contract.
+            SUCCESS => unsafe { put_some(pending, mode) },
+            other => other,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetComputeMode(device: Device, to: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "compute_mode", |gpu, _, _| unsafe { put_some(to, gpu.compute_mode) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPersistenceMode(device: Device, to: *mut c_uint) -> Return {
+    with_gpu(device, "persistence", |gpu, _, _| {
+        // SAFETY: NVML's contract.
+        unsafe { put_some(to, gpu.persistence.map(c_uint::from)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMigMode(
+    device: Device,
+    current: *mut c_uint,
+    pending: *mut c_uint,
+) -> Return {
+    with_gpu(device, "mig_mode", |gpu, _, _| {
+        let mode = gpu.mig.map(c_uint::from);
+        // SAFETY: NVML's contract.
+        match unsafe { put_some(current, mode) } {
+            // SAFETY: NVML's contract.
+            SUCCESS => unsafe { put_some(pending, mode) },
+            other => other,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMaxMigDeviceCount(device: Device, to: *mut c_uint) -> Return {
+    // As the hardware: seven places, whatever is in them.
+    // SAFETY: NVML's contract.
+    with_gpu(device, "mig", |_, _, _| unsafe { put(to, 7) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
+    device: Device,
+    index: c_uint,
+    to: *mut Device,
+) -> Return {
+    with_gpu(device, "mig", |gpu, _, _| {
+        let index = index as usize;
+        let handle = gpu.mig_instances.get(index).map(|_| device + (index + 1) * PART);
+        match handle {
+            // SAFETY: NVML's contract.
+            Some(handle) => unsafe { put(to, handle) },
+            None => NOT_FOUND,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTopologyCommonAncestor(
+    one: Device,
+    other: Device,
+    to: *mut c_uint,
+) -> Return {
+    with_gpu(one, "topology", |gpu, all, _| {
+        match other.checked_sub(1).and_then(|index| all.get(index)) {
+            Some(other) if other.health == Health::Lost => GPU_IS_LOST,
+            // SAFETY: NVML's contract.
+            Some(other) => unsafe { put(to, gpu.level(other)) },
+            None => INVALID_ARGUMENT,
+        }
+    })
+}
+
+/// `nvmlProcessUtilizationSample_t`.
+#[repr(C)]
+pub struct ProcessUtilization {
+    pid: c_uint,
+    time_stamp: c_ulonglong,
+    sm_util: c_uint,
+    mem_util: c_uint,
+    enc_util: c_uint,
+    dec_util: c_uint,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
+    device: Device,
+    samples: *mut ProcessUtilization,
+    count: *mut c_uint,
+    _last_seen: c_ulonglong,
+) -> Return {
+    if count.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    with_gpu(device, "process_utilisation", |_, _, now| {
+        let there = c_uint::try_from(now.processes.len()).unwrap_or(0);
+        // SAFETY: not null; the caller says there how many samples it has room for.
+        let room = unsafe { count.read() };
+        // SAFETY: as before.
+        unsafe { count.write(there) };
+        if samples.is_null() || room < there {
+            return INSUFFICIENT_SIZE;
+        }
+        for (at, (pid, _)) in now.processes.iter().enumerate() {
+            let sample = ProcessUtilization {
+                pid: *pid,
+                time_stamp: 1,
+                sm_util: now.utilisation_percent,
+                mem_util: now.memory_utilisation_percent,
+                enc_util: 0,
+                dec_util: 0,
+            };
+            // SAFETY: `at` is less than `room`.
+            unsafe { samples.add(at).write(sample) };
+        }
+        SUCCESS
+    })
+}
+
+/// `nvmlFieldValue_t`.
+#[repr(C)]
+pub struct FieldValue {
+    field_id: c_uint,
+    scope_id: c_uint,
+    timestamp: i64,
+    latency_us: i64,
+    value_type: c_uint,
+    result: Return,
+    value: u64,
+}
+
+/// A field by its number in nvml.h (`NVML_FI_DEV_…`).
+fn field(gpu: &GpuScript, id: c_uint) -> Option<u64> {
+    let traffic = |way: usize| -> Option<u64> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+        let rates = gpu.nvlink_kib_per_s.filter(|_| gpu.has("nvlink"))?;
+        let kib = u128::from(*rates.get(way)?) * now.as_millis() / 1000;
+        u64::try_from(kib).ok()
+    };
+    match id {
+        // Retired for two single-bit errors, and for one double-bit error.
+        29 => gpu.retired_pages.map(u64::from),
+        30 => gpu.retired_pages.map(|_| 0),
+        31 => gpu.retired_pages_pending.map(u64::from),
+        138 => traffic(1),
+        139 => traffic(0),
+        142 => gpu.remapped_rows.map(u64::from),
+        143 => gpu.remapped_rows.map(|_| 0),
+        144 => gpu.row_remap_pending.map(u64::from),
+        145 => gpu.row_remap_failed.map(u64::from),
+        _ => None,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
+    device: Device,
+    count: c_int,
+    values: *mut FieldValue,
+) -> Return {
+    const UNSIGNED_LONG_LONG: c_uint = 3;
+    if values.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    with_gpu(device, "fields", |gpu, _, _| {
+        for at in 0..usize::try_from(count).unwrap_or(0) {
+            // SAFETY: `values` points to `count` of them.
+            let value = unsafe { &mut *values.add(at) };
+            value.value_type = UNSIGNED_LONG_LONG;
+            match field(gpu, value.field_id) {
+                Some(number) => (value.result, value.value) = (SUCCESS, number),
+                None => value.result = NOT_SUPPORTED,
+            }
+        }
+        SUCCESS
+    })
+}
+
+const XID: c_ulonglong = 0x8;
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetSupportedEventTypes(
+    device: Device,
+    to: *mut c_ulonglong,
+) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "event_types", |_, _, _| unsafe { put(to, XID) })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceRegisterEvents(
+    device: Device,
+    _types: c_ulonglong,
+    _set: usize,
+) -> Return {
+    with_gpu(device, "register", |_, _, _| SUCCESS)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlEventSetCreate(to: *mut usize) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { put(to, 1) }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetFree(_set: usize) -> Return {
+    SUCCESS
+}
+
+/// `nvmlEventData_t`.
+#[repr(C)]
+pub struct EventData {
+    device: Device,
+    event_type: c_ulonglong,
+    event_data: c_ulonglong,
+    gpu_instance_id: c_uint,
+    compute_instance_id: c_uint,
+}
+
+/// How many Xid errors of each GPU were told.
+static TOLD: Mutex<Vec<(String, usize)>> = Mutex::new(Vec::new());
+
+/// The next Xid error that was not told yet.
+fn next_xid(player: &mut Player) -> Option<EventData> {
+    let mut told = match TOLD.lock() {
+        Ok(told) => told,
+        Err(poisoned) => poisoned.into_inner(),
+    };
+    for (index, gpu) in player.scenario().gpus.iter().enumerate() {
+        let at = told.iter().position(|(uuid, _)| *uuid == gpu.uuid).unwrap_or_else(|| {
+            told.push((gpu.uuid.clone(), 0));
+            told.len() - 1
+        });
+        let entry = told.get_mut(at)?;
+        if let Some(code) = gpu.xids.get(entry.1) {
+            entry.1 += 1;
+            return Some(EventData {
+                device: index + 1,
+                event_type: XID,
+                event_data: *code,
+                gpu_instance_id: c_uint::MAX,
+                compute_instance_id: c_uint::MAX,
+            });
+        }
+    }
+    None
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlEventSetWait_v2(
+    _set: usize,
+    to: *mut EventData,
+    timeout_ms: c_uint,
+) -> Return {
+    let deadline = std::time::Instant::now() + Duration::from_millis(u64::from(timeout_ms));
+    loop {
+        let mut event = None;
+        with_player(|player| {
+            event = next_xid(player);
+            SUCCESS
+        });
+        if let Some(event) = event {
+            // SAFETY: NVML's contract.
+            return unsafe { put(to, event) };
+        }
+        if std::time::Instant::now() >= deadline {
+            return TIMEOUT;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

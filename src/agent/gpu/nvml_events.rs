@@ -1,0 +1,116 @@
+//! Xid errors as the driver tells them: a thread of the child process that waits in NVML's event
+//! set, for as long as the process lives.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::event::EventSet;
+
+use crate::agent::process;
+use crate::wire::Xid;
+
+/// One wait in the driver; it comes back at once when something happens.
+const WAIT_MS: u32 = 60_000;
+
+/// After an event set that cannot be made or broke.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The last Xid error of each GPU, by UUID.
+#[derive(Clone, Debug, Default)]
+pub struct Xids(Arc<Mutex<BTreeMap<String, Xid>>>);
+
+impl Xids {
+    /// The last one of a GPU.
+    pub fn last(&self, uuid: &str) -> Option<Xid> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uuid).copied()
+    }
+
+    fn happened(&self, uuid: String, code: u64) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.get(&uuid).map_or(0, |x| x.count).saturating_add(1);
+        let monotonic_ms = process::since_boot_ms();
+        all.insert(uuid, Xid { code, monotonic_ms, count });
+    }
+}
+
+/// Waits for events from now on and tells `changed` of each. The thread ends with the process.
+pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn() + Send + 'static) {
+    let work = move || {
+        loop {
+            let set = match register(&nvml) {
+                Ok(Some(set)) => set,
+                // No GPU of this host tells events: there is nothing to wait for.
+                Ok(None) => return,
+                Err(_) => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+            };
+            wait(&set, &xids, &changed);
+            drop(set);
+            std::thread::sleep(PAUSE);
+        }
+    };
+    // Without the thread (no memory for its stack) Xid errors are missed; samples are not.
+    let _ = std::thread::Builder::new().name("nvml events".to_owned()).spawn(work);
+}
+
+/// Takes events until the set breaks.
+fn wait(set: &EventSet<'_>, xids: &Xids, changed: &impl Fn()) {
+    loop {
+        match set.wait(WAIT_MS) {
+            Ok(event) => {
+                if let Some(XidError::Value(code)) = event.event_data
+                    && let Ok(uuid) = event.device.uuid()
+                {
+                    xids.happened(crate::base::text::clean(&uuid, 80), code);
+                }
+                changed();
+            }
+            Err(NvmlError::Timeout) => {}
+            Err(error) => {
+                if matches!(error, NvmlError::GpuLost) {
+                    changed();
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// An event set with every GPU that tells events. A registration that fails takes the whole set
+/// with it (so the wrapper does), and the next try leaves that GPU out.
+fn register(nvml: &Nvml) -> Result<Option<EventSet<'_>>, NvmlError> {
+    let wanted = EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR;
+    let count = nvml.device_count()?;
+    let mut able: Vec<u32> = (0..count)
+        .filter(|index| {
+            let device = nvml.device_by_index(*index);
+            device.and_then(|d| d.supported_event_types()).is_ok_and(|t| t.intersects(wanted))
+        })
+        .collect();
+    'again: while !able.is_empty() {
+        let mut set = nvml.create_event_set()?;
+        for (at, index) in able.iter().enumerate() {
+            let Ok(device) = nvml.device_by_index(*index) else {
+                able.remove(at);
+                continue 'again;
+            };
+            let types = device.supported_event_types().unwrap_or(wanted) & wanted;
+            match device.register_events(types, set) {
+                Ok(same) => set = same,
+                Err(_) => {
+                    able.remove(at);
+                    continue 'again;
+                }
+            }
+        }
+        return Ok(Some(set));
+    }
+    Ok(None)
+}

@@ -1,0 +1,200 @@
+//! What hardly ever changes of NVIDIA GPUs: who they are, what they can, how they are linked.
+
+use std::collections::BTreeMap;
+
+use nvml_wrapper::enum_wrappers::device::{
+    Clock, ComputeMode, TemperatureThreshold, TopologyLevel,
+};
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+
+use crate::base::text::clean;
+use crate::wire::{Gpu, GpuPath, MigInstance, NvLinks, PathKind};
+
+/// `NVML_NVLINK_MAX_LINKS`.
+const MAX_LINKS: u32 = 18;
+
+/// Most MIG instances of a GPU that are looked at (the hardware has seven).
+const MAX_MIG: u32 = 16;
+
+/// The far ends of a GPU's `NVLinks`.
+#[derive(Debug, Default)]
+struct Links {
+    /// Bus ids of GPUs at the other end.
+    to: Vec<String>,
+    there: u32,
+    active: u32,
+}
+
+/// Reads who the GPUs are, in the driver's order. What a GPU does not say (any more) is taken
+/// from `known`, by index: a lost GPU is still the one it was.
+pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu]) -> Vec<Gpu> {
+    let mut links: BTreeMap<usize, Links> = BTreeMap::new();
+    let mut gpus = Vec::new();
+    for index in 0..count {
+        let before = known.iter().find(|k| k.index == index);
+        let nobody = || Gpu {
+            index,
+            uuid: format!("index-{index}"),
+            name: "GPU".to_owned(),
+            ..Gpu::default()
+        };
+        let gpu = match nvml.device_by_index(index) {
+            Ok(device) => {
+                links.insert(gpus.len(), links_of(&device));
+                let mut gpu = identity(index, &device);
+                if gpu.uuid.is_empty() {
+                    gpu = before.cloned().unwrap_or_else(nobody);
+                }
+                gpu
+            }
+            Err(_) => before.cloned().unwrap_or_else(nobody),
+        };
+        gpus.push(gpu);
+    }
+    link_up(&mut gpus, &links);
+    find_paths(nvml, &mut gpus);
+    gpus
+}
+
+fn identity(index: u32, device: &Device<'_>) -> Gpu {
+    let mode = device.mig_mode().ok();
+    let mig = mode.map(|m| m.current == 1);
+    Gpu {
+        index,
+        uuid: device.uuid().map(|uuid| clean(&uuid, 80)).unwrap_or_default(),
+        name: device.name().map_or_else(|_| "GPU".to_owned(), |name| clean(&name, 96)),
+        pci_bus_id: device.pci_info().ok().map(|pci| clean(&pci.bus_id, 32)),
+        power_limit_mw: device
+            .enforced_power_limit()
+            .or_else(|_| device.power_management_limit())
+            .ok(),
+        slowdown_temperature_c: device.temperature_threshold(TemperatureThreshold::Slowdown).ok(),
+        shutdown_temperature_c: device.temperature_threshold(TemperatureThreshold::Shutdown).ok(),
+        max_sm_clock_mhz: device.max_clock_info(Clock::SM).ok(),
+        max_memory_clock_mhz: device.max_clock_info(Clock::Memory).ok(),
+        pcie: crate::wire::PcieLink {
+            max_generation: device.max_pcie_link_gen().ok(),
+            max_width: device.max_pcie_link_width().ok(),
+            ..crate::wire::PcieLink::default()
+        },
+        ecc_enabled: device.is_ecc_enabled().ok().map(|state| state.currently_enabled),
+        compute_mode: device.compute_mode().ok().map(|mode| compute_mode(&mode).to_owned()),
+        persistence: device.is_in_persistent_mode().ok(),
+        mig,
+        mig_instances: if mig == Some(true) { mig_instances(device) } else { Vec::new() },
+        numa_node: device.numa_node_id().ok(),
+        ..Gpu::default()
+    }
+}
+
+const fn compute_mode(mode: &ComputeMode) -> &'static str {
+    match mode {
+        ComputeMode::Default => "default",
+        ComputeMode::ExclusiveThread => "exclusive_thread",
+        ComputeMode::Prohibited => "prohibited",
+        ComputeMode::ExclusiveProcess => "exclusive_process",
+    }
+}
+
+/// The MIG instances of a GPU; their memory is read with the rest that takes turns.
+fn mig_instances(device: &Device<'_>) -> Vec<MigInstance> {
+    let most = device.mig_device_count().unwrap_or(0).min(MAX_MIG);
+    let instances = (0..most).filter_map(|at| device.mig_device_by_index(at).ok());
+    let describe = |part: Device<'_>| MigInstance {
+        uuid: part.uuid().map(|u| clean(&u, 80)).unwrap_or_default(),
+        name: part.name().map(|n| clean(&n, 96)).unwrap_or_default(),
+        memory: None,
+    };
+    instances.map(describe).collect()
+}
+
+fn links_of(device: &Device<'_>) -> Links {
+    let mut links = Links::default();
+    for number in 0..MAX_LINKS {
+        let link = device.link_wrapper_for(number);
+        match link.is_active() {
+            Ok(true) => {
+                links.there += 1;
+                links.active += 1;
+                links.to.extend(link.remote_pci_info().ok().map(|pci| pci.bus_id));
+            }
+            Ok(false) => links.there += 1,
+            // No NVLink at all, or no link of that number.
+            Err(_) => break,
+        }
+    }
+    links
+}
+
+/// Who is linked with whom. Links that end in no GPU end in a switch, and all GPUs on switches
+/// reach each other.
+fn link_up(gpus: &mut [Gpu], links: &BTreeMap<usize, Links>) {
+    let by_bus: BTreeMap<String, usize> = gpus
+        .iter()
+        .enumerate()
+        .filter_map(|(at, gpu)| Some((gpu.pci_bus_id.as_ref()?.to_ascii_lowercase(), at)))
+        .collect();
+    let far_end = |bus: &String| by_bus.get(&bus.to_ascii_lowercase()).copied();
+    let to_gpus = |l: &Links| l.to.iter().filter(|bus| far_end(bus).is_some()).count();
+    let on_switch: Vec<usize> = links
+        .iter()
+        .filter(|(_, l)| usize::try_from(l.active).is_ok_and(|active| active > to_gpus(l)))
+        .map(|(at, _)| *at)
+        .collect();
+    let uuids: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+    for (at, gpu) in gpus.iter_mut().enumerate() {
+        let Some(own) = links.get(&at) else { continue };
+        if own.there > 0 {
+            gpu.nvlink =
+                NvLinks { links: Some(own.there), active: Some(own.active), ..NvLinks::default() };
+        }
+        let mut peers: Vec<usize> = own.to.iter().filter_map(far_end).collect();
+        if on_switch.contains(&at) {
+            peers.extend(&on_switch);
+        }
+        peers.sort_unstable();
+        peers.dedup();
+        peers.retain(|peer| *peer != at);
+        gpu.nvlink_peers = peers.iter().filter_map(|p| uuids.get(*p).cloned()).collect();
+    }
+}
+
+/// What lies between the GPUs; asked once for each pair.
+fn find_paths(nvml: &Nvml, gpus: &mut [Gpu]) {
+    let mut found: Vec<(usize, GpuPath)> = Vec::new();
+    let places: Vec<(u32, String)> = gpus.iter().map(|g| (g.index, g.uuid.clone())).collect();
+    'all: for (from, (index, uuid)) in places.iter().enumerate() {
+        for (to, (other_index, other_uuid)) in places.iter().enumerate().skip(from + 1) {
+            let (Ok(one), Ok(other)) =
+                (nvml.device_by_index(*index), nvml.device_by_index(*other_index))
+            else {
+                continue;
+            };
+            match one.topology_common_ancestor(other) {
+                Ok(level) => {
+                    let over = path_kind(&level);
+                    found.push((from, GpuPath { to: other_uuid.clone(), over }));
+                    found.push((to, GpuPath { to: uuid.clone(), over }));
+                }
+                Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_)) => break 'all,
+                Err(_) => {}
+            }
+        }
+    }
+    for (at, gpu) in gpus.iter_mut().enumerate() {
+        let own = found.iter().filter(|(from, _)| *from == at);
+        gpu.paths = own.map(|(_, path)| path.clone()).collect();
+    }
+}
+
+const fn path_kind(level: &TopologyLevel) -> PathKind {
+    match level {
+        TopologyLevel::Internal => PathKind::Internal,
+        TopologyLevel::Single => PathKind::Pix,
+        TopologyLevel::Multiple => PathKind::Pxb,
+        TopologyLevel::HostBridge => PathKind::Phb,
+        TopologyLevel::Node => PathKind::Node,
+        TopologyLevel::System => PathKind::Sys,
+    }
+}

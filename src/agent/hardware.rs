@@ -1,0 +1,203 @@
+//! What a host is built of, as sysfs shows it: disks and how fast their kind is, network interfaces
+//! and RDMA, NUMA nodes. Read once per connection.
+
+use std::fs;
+use std::path::Path;
+
+use crate::base::Bytes;
+use crate::base::text::clean;
+use crate::wire::{Disk, DiskClass, Nic};
+
+/// Most disks and interfaces that are told.
+const MAX: usize = 64;
+
+/// Sector size in `/sys/block/*/size`, whatever the disk's own is.
+const SECTOR: u64 = 512;
+
+fn text(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(clean(text.trim(), 80)).filter(|t| !t.is_empty())
+}
+
+fn number<T: std::str::FromStr>(path: &Path) -> Option<T> {
+    text(path)?.parse().ok()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).take(4096).collect();
+    names.sort();
+    names
+}
+
+/// Whole disks below `sys`; `state_device` is the device number of the disk (or partition) that
+/// holds the agent's state.
+pub fn disks(sys: &Path, state_device: Option<(u32, u32)>) -> Vec<Disk> {
+    let block = sys.join("block");
+    let disk = |name: String| -> Option<Disk> {
+        let dir = block.join(&name);
+        // Loops, RAM disks, CD drives and the layers of device mapper are no disks of their own.
+        let own = dir.join("device").exists() && !name.starts_with("sr");
+        let size = number::<u64>(&dir.join("size")).filter(|sectors| *sectors > 0)?;
+        let class = class(&name, number(&dir.join("queue/rotational")))?;
+        own.then(|| Disk {
+            class,
+            size: Some(Bytes(size.saturating_mul(SECTOR))),
+            model: text(&dir.join("device/model")),
+            holds_state: state_device.is_some_and(|device| holds(&dir, &name, device)),
+            name: clean(&name, 40),
+        })
+    };
+    names(&block).into_iter().filter_map(disk).take(MAX).collect()
+}
+
+fn class(name: &str, rotational: Option<u8>) -> Option<DiskClass> {
+    Some(match rotational {
+        _ if name.starts_with("nvme") => DiskClass::Nvme,
+        // What a hypervisor says about turning is a guess.
+        _ if name.starts_with("vd") || name.starts_with("xvd") => DiskClass::Virtual,
+        Some(0) => DiskClass::Ssd,
+        Some(_) => DiskClass::Hdd,
+        None => return None,
+    })
+}
+
+/// The disk, or a partition of it, has this device number.
+fn holds(dir: &Path, name: &str, device: (u32, u32)) -> bool {
+    let is = |dev: &Path| text(dev).is_some_and(|t| t == format!("{}:{}", device.0, device.1));
+    is(&dir.join("dev"))
+        || names(dir)
+            .iter()
+            .filter(|part| part.starts_with(name))
+            .any(|part| is(&dir.join(part).join("dev")))
+}
+
+/// Network interfaces below `sys` with hardware behind them.
+pub fn nics(sys: &Path) -> Vec<Nic> {
+    let net = sys.join("class/net");
+    let rdma = rdma(sys);
+    let nic = |name: String| -> Option<Nic> {
+        let dir = net.join(&name);
+        dir.join("device").exists().then(|| Nic {
+            up: text(&dir.join("operstate")).as_deref() == Some("up"),
+            // A link that is down has a speed of -1, which is none.
+            speed_mbit_per_s: number(&dir.join("speed")),
+            rdma: rdma.iter().find(|(_, of)| of.contains(&name)).map(|(device, _)| device.clone()),
+            numa_node: number(&dir.join("device/numa_node")),
+            name: clean(&name, 40),
+        })
+    };
+    names(&net).into_iter().filter_map(nic).take(MAX).collect()
+}
+
+/// RDMA devices, each with the network interfaces on the same hardware.
+fn rdma(sys: &Path) -> Vec<(String, Vec<String>)> {
+    let dir = sys.join("class/infiniband");
+    let of = |device: String| {
+        let interfaces = names(&dir.join(&device).join("device/net"));
+        (clean(&device, 40), interfaces)
+    };
+    names(&dir).into_iter().map(of).collect()
+}
+
+/// NUMA nodes that are online: `0-1`, `0,2-3`.
+pub fn numa_nodes(sys: &Path) -> Option<u32> {
+    let list = text(&sys.join("devices/system/node/online"))?;
+    list.split(',').try_fold(0_u32, |sum, part| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (from, to): (u32, u32) = (from.parse().ok()?, to.parse().ok()?);
+        sum.checked_add(to.checked_sub(from)?.checked_add(1)?)
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn put(sys: &Path, files: &[(&str, &str)]) {
+        for (name, content) in files {
+            let path = sys.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+
+    #[test]
+    fn disks_have_a_speed_class() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path();
+        put(
+            sys,
+            &[
+                ("block/nvme0n1/size", "7501476528\n"),
+                ("block/nvme0n1/queue/rotational", "0\n"),
+                ("block/nvme0n1/device/model", "SAMSUNG MZQL23T8HCLS-00A07   \n"),
+                ("block/nvme0n1/dev", "259:0\n"),
+                ("block/nvme0n1/nvme0n1p2/dev", "259:2\n"),
+                ("block/sda/size", "31251759104\n"),
+                ("block/sda/queue/rotational", "1\n"),
+                ("block/sda/device/model", "ST16000NM\u{1b}[31m001G\n"),
+                ("block/sdb/size", "1000\n"),
+                ("block/sdb/queue/rotational", "0\n"),
+                ("block/sdb/device/model", "SSD\n"),
+                ("block/vda/size", "1000\n"),
+                ("block/vda/queue/rotational", "1\n"),
+                ("block/vda/device/type", "0\n"),
+                ("block/loop0/size", "1000\n"),
+                ("block/loop0/queue/rotational", "1\n"),
+                ("block/sr0/size", "1000\n"),
+                ("block/sr0/device/model", "DVD\n"),
+                ("block/sdz/size", "0\n"),
+                ("block/sdz/device/model", "empty card reader\n"),
+            ],
+        );
+        let found = disks(sys, Some((259, 2)));
+        let seen: Vec<_> = found.iter().map(|d| (d.name.as_str(), d.class)).collect();
+        let wanted = [
+            ("nvme0n1", DiskClass::Nvme),
+            ("sda", DiskClass::Hdd),
+            ("sdb", DiskClass::Ssd),
+            ("vda", DiskClass::Virtual),
+        ];
+        assert_eq!(seen, wanted);
+        assert_eq!(found[0].size, Some(Bytes(7_501_476_528 * 512)));
+        assert!(found[0].holds_state && !found[1].holds_state);
+        assert_eq!(found[1].model.as_deref(), Some("ST16000NM001G"));
+        assert_eq!(found[3].model, None);
+    }
+
+    #[test]
+    fn interfaces_have_speed_and_rdma() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path();
+        put(
+            sys,
+            &[
+                ("class/net/ib0/operstate", "up\n"),
+                ("class/net/ib0/speed", "400000\n"),
+                ("class/net/ib0/device/numa_node", "1\n"),
+                ("class/infiniband/mlx5_0/device/net/ib0/mtu", "4092\n"),
+                ("class/net/eth0/operstate", "down\n"),
+                ("class/net/eth0/speed", "-1\n"),
+                ("class/net/eth0/device/numa_node", "-1\n"),
+                ("class/net/docker0/operstate", "up\n"),
+                ("devices/system/node/online", "0-1,4\n"),
+            ],
+        );
+        let eth0 = Nic { name: "eth0".to_owned(), ..Nic::default() };
+        let ib0 = Nic {
+            name: "ib0".to_owned(),
+            up: true,
+            speed_mbit_per_s: Some(400_000),
+            rdma: Some("mlx5_0".to_owned()),
+            numa_node: Some(1),
+        };
+        assert_eq!(nics(sys), [eth0, ib0]);
+        assert_eq!(numa_nodes(sys), Some(3));
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!((numa_nodes(empty.path()), nics(empty.path()).len()), (None, 0));
+        assert!(disks(empty.path(), None).is_empty());
+    }
+}

@@ -1,0 +1,175 @@
+//! Sends samples to whoever follows: whole ones, or a whole one and what changes after it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+
+use super::containers::{self, Names};
+use super::gpu::Want;
+use super::gpu::monitor::GpuMonitor;
+use super::host::HostMeter;
+use super::serve::Owned;
+use crate::wire::{FromAgent, Gpus, HostSample, Request, change, encode_line};
+
+/// Longest a sample waits for its GPU values before it goes with the last ones.
+const GPU_WAIT: Duration = Duration::from_millis(500);
+
+/// GPU values older than that carry their age.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How somebody follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follow {
+    /// Time between samples.
+    interval: Duration,
+    /// What costs much is measured as well.
+    looked_at: bool,
+    /// Only what changes is sent after the first.
+    changes: bool,
+}
+
+impl Follow {
+    /// What a request asks for, if it is one to follow.
+    pub fn of(request: &Request) -> Option<Self> {
+        let (interval_ms, looked_at, changes) = match request {
+            Request::Subscribe { interval_ms } => (interval_ms, false, false),
+            Request::Follow { interval_ms, looked_at } => (interval_ms, *looked_at, true),
+            _ => return None,
+        };
+        let interval = Duration::from_millis((*interval_ms).clamp(100, 3_600_000));
+        Some(Self { interval, looked_at, changes })
+    }
+}
+
+/// Sends samples until nobody follows. `stirred` says that one is due at once.
+pub async fn tell(
+    monitor: &GpuMonitor,
+    state_dir: &Path,
+    lines: &mpsc::Sender<Vec<u8>>,
+    mut subscribed: watch::Receiver<Option<Follow>>,
+    stirred: &Notify,
+) {
+    let mut meter = HostMeter::new();
+    let mut happened = monitor.happened();
+    // The first sample waits for the driver's first word (bounded by its watchdog), so that a
+    // host is never shown without the GPUs it has.
+    let mut reading = Reading::new(monitor.read(Want::Due).await);
+    let mut names = Names::default();
+    let mut looking_up: Option<Owned<Vec<(String, Option<String>)>>> = None;
+    loop {
+        let Some(follow) = *subscribed.borrow_and_update() else { return };
+        let mut told = Told::default();
+        let mut ticks = tokio::time::interval(follow.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            let usual = if follow.looked_at { Want::LookedAt } else { Want::Due };
+            let want = tokio::select! {
+                _ = ticks.tick() => usual,
+                () = stirred.notified() => usual,
+                // The task that tells lives as long as the monitor.
+                Ok(()) = happened.changed() => Want::Fresh,
+                changed = subscribed.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+            };
+            reading.renew(monitor, want, follow.interval.min(GPU_WAIT)).await;
+            let mut gpus = reading.gpus.clone();
+            let unknown = names.put_in(&mut gpus);
+            if looking_up.is_none() && !unknown.is_empty() {
+                looking_up = Some(Owned(tokio::spawn(containers::look_up(unknown))));
+            }
+            if looking_up.as_ref().is_some_and(|task| task.0.is_finished())
+                && let Some(mut task) = looking_up.take()
+                && let Ok(found) = (&mut task.0).await
+            {
+                names.learn(found);
+            }
+            let sample = meter.sample(state_dir, gpus, reading.age_ms());
+            if let Some(line) = told.line(sample, follow.changes) {
+                // A reader that is too slow misses samples; it is never told old ones.
+                match lines.try_send(line) {
+                    Ok(()) => told.sent(),
+                    Err(_) => told.missed(),
+                }
+            }
+        }
+    }
+}
+
+/// The last GPU values, and a reading that is under way.
+struct Reading {
+    gpus: Gpus,
+    at: Instant,
+    under_way: Option<oneshot::Receiver<Gpus>>,
+}
+
+impl Reading {
+    fn new(gpus: Gpus) -> Self {
+        Self { gpus, at: Instant::now(), under_way: None }
+    }
+
+    /// Waits a while for new values; those that take longer are taken the next time.
+    async fn renew(&mut self, monitor: &GpuMonitor, want: Want, patience: Duration) {
+        let mut answer = match self.under_way.take() {
+            Some(answer) => answer,
+            None => match monitor.ask(want) {
+                Some(answer) => answer,
+                None => return,
+            },
+        };
+        match tokio::time::timeout(patience, &mut answer).await {
+            Ok(Ok(gpus)) => *self = Self::new(gpus),
+            Ok(Err(_)) => {}
+            Err(_) => self.under_way = Some(answer),
+        }
+    }
+
+    fn age_ms(&self) -> Option<u64> {
+        let age = self.at.elapsed();
+        (age > FRESH).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// What the other side knows.
+#[derive(Default)]
+struct Told {
+    last: Option<(u64, Value)>,
+    next: Option<(u64, Value)>,
+}
+
+impl Told {
+    /// The line that tells a sample.
+    fn line(&mut self, sample: HostSample, changes: bool) -> Option<Vec<u8>> {
+        if !changes {
+            return encode_line(&FromAgent::Sample(Box::new(sample))).ok();
+        }
+        // Through its text, so that numbers are as short as they are there.
+        let text = serde_json::to_vec(&sample).ok()?;
+        let value: Value = serde_json::from_slice(&text).ok()?;
+        let message = match &self.last {
+            None => FromAgent::Sample(Box::new(sample.clone())),
+            Some((since_ms, before)) => {
+                let since_ms = *since_ms;
+                FromAgent::Change { since_ms, change: change::between(before, &value)? }
+            }
+        };
+        self.next = Some((sample.monotonic_ms, value));
+        encode_line(&message).ok()
+    }
+
+    /// The line is on its way: the next change is one from there.
+    fn sent(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.last = Some(next);
+        }
+    }
+
+    /// The line was dropped: the next change is one from the sample before.
+    fn missed(&mut self) {
+        self.next = None;
+    }
+}

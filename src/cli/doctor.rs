@@ -1,0 +1,417 @@
+//! `gpudeck doctor HOST`: everything that must be well for a host to serve, one check after another,
+//! each with what to do.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::args::{Args, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::{show, table};
+use crate::api::{
+    Bytes, Checkup, CheckupRequest, Disk, Door, Gpu, GpuHealth, Gpus, HostLinkState, HostName,
+    HostView, Looking, Timestamp, age, text, time, xid,
+};
+
+/// Bytes that are written to measure the disk.
+const DISK_BYTES: u64 = 64 << 20;
+
+/// A clock further off than that makes logs and leases hard to read, milliseconds.
+const CLOCK_OFF_MS: u64 = 1_000;
+
+/// Less space than that is soon none.
+const SPACE: Bytes = Bytes::gib(2);
+
+/// A disk slower than that loads a large model for hours, bytes a second.
+const SLOW_DISK: u64 = 100 << 20;
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It could not be looked at, or does not matter much.
+    Note,
+    /// It works, and should be better.
+    Poor,
+    /// It does not work.
+    Bad,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub what: &'static str,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// In words.
+    pub found: String,
+    /// What to do.
+    pub advice: Option<String>,
+}
+
+fn check(what: &'static str, verdict: Verdict, found: impl AsRef<str>) -> Check {
+    Check { what, verdict, found: text::clean(found.as_ref(), 300), advice: None }
+}
+
+impl Check {
+    fn advise(mut self, advice: impl AsRef<str>) -> Self {
+        self.advice = Some(text::clean(advice.as_ref(), 300));
+        self
+    }
+}
+
+/// Looks at a host; exit code 0 when nothing is bad, 1 when something is, 7 when it is not reached.
+pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let known = client.snapshot().await?;
+    if !known.hosts.contains_key(host) {
+        let names: Vec<&str> = known.hosts.keys().map(HostName::as_str).collect();
+        return Err(Failure { code: 8, ..Failure::other(format!("there is no host {host}")) }
+            .with_hint(format!("the deck has {}", names.join(", "))));
+    }
+    client.look(&Looking { hosts: Vec::new(), detail: Some(host.clone()) }).await?;
+    show::settle(&client).await?;
+    let request = CheckupRequest { host: host.clone(), disk_bytes: Some(DISK_BYTES) };
+    let checkup = client.check_up(&request).await;
+    // The clock is compared soon after the connection; and samples have come meanwhile.
+    let snapshot = client.snapshot().await?;
+    let Some(view) = snapshot.hosts.get(host) else {
+        return Err(Failure::other(format!("{host} has left the deck")));
+    };
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = Timestamp(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX));
+    let mut checks = of_view(view, now);
+    match &checkup {
+        Ok(checkup) => checks.extend(of_checkup(view, checkup)),
+        Err(error) => {
+            checks.push(check("engine, ports, disk speed", Verdict::Note, &error.message));
+        }
+    }
+    print(args, &checks)?;
+    let bad = checks.iter().filter(|c| c.verdict == Verdict::Bad).count();
+    let reached = matches!(view.link, HostLinkState::Up | HostLinkState::Limited { .. });
+    match bad {
+        0 => Ok(Success::Done),
+        _ if !reached => {
+            Err(Failure { code: 7, ..Failure::other(format!("{host} is not reached")) })
+        }
+        1 => Err(Failure::other(format!("one thing is wrong with {host}"))),
+        n => Err(Failure::other(format!("{n} things are wrong with {host}"))),
+    }
+}
+
+fn print(args: &Args, checks: &[Check]) -> Result<(), Failure> {
+    if args.output == Output::Json {
+        return table::json(&checks);
+    }
+    let width = checks.iter().map(|c| c.what.len()).max().unwrap_or(0);
+    for Check { what, verdict, found, advice } in checks {
+        let mark = match verdict {
+            Verdict::Good => "ok  ",
+            Verdict::Note => "note",
+            Verdict::Poor => "poor",
+            Verdict::Bad => "BAD ",
+        };
+        table::out(&format!("{mark}  {what:<width$}  {found}"))?;
+        if let Some(advice) = advice {
+            table::out(&format!("      {:<width$}  → {advice}", ""))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the snapshot says: the way there, the agent, the data, the driver, every GPU, disk, clock.
+pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
+    let mut checks = way(host);
+    if let Some(facts) = &host.facts {
+        let found = format!(
+            "{} as {} in {}; {} {}",
+            facts.agent_version, facts.user, facts.state_dir, facts.os, facts.kernel
+        );
+        checks.push(check("agent", Verdict::Good, found));
+    }
+    match (age(now, host.sampled), &host.sample) {
+        (Some(age), Some(sample)) => {
+            let found = format!("{} old", time::short(age));
+            let fresh = age < Duration::from_secs(15);
+            checks.push(if fresh {
+                check("data", Verdict::Good, found)
+            } else {
+                check("data", Verdict::Poor, found).advise("see why the link is slow or down")
+            });
+            checks.extend(driver(host, &sample.gpus));
+            checks.extend(sample.gpus.list().iter().flat_map(gpu));
+            if let Some(disk) = sample.disk {
+                let found = format!("{} free of {} for the agent's state", disk.free(), disk.total);
+                checks.push(if disk.free() < SPACE {
+                    check("disk space", Verdict::Bad, found).advise(
+                        "free space there, or set GPUDECK_STATE_DIR in agent_env of the host",
+                    )
+                } else {
+                    check("disk space", Verdict::Good, found)
+                });
+            }
+        }
+        _ => checks.push(check("data", Verdict::Bad, "no sample was received")),
+    }
+    checks.push(clock(host));
+    checks
+}
+
+/// The phases of the connection, as far as the last attempt came.
+fn way(host: &HostView) -> Vec<Check> {
+    let mut checks: Vec<Check> =
+        host.way.iter().map(|phase| check("connection", Verdict::Good, phase)).collect();
+    match &host.link {
+        HostLinkState::Up => checks.push(check("connection", Verdict::Good, "the agent answers")),
+        HostLinkState::Limited { why, hint } => {
+            let found = format!("only nvidia-smi and /proc are read, no agent: {why}");
+            let limited = check("connection", Verdict::Bad, found);
+            checks.push(limited.advise(hint.as_deref().unwrap_or("see the host's events")));
+        }
+        HostLinkState::Asking { question } => {
+            let found = format!("question {question} waits for a person");
+            let advice = format!("`gpudeck questions`, then `gpudeck answer {question} …`");
+            checks.push(check("connection", Verdict::Bad, found).advise(advice));
+        }
+        HostLinkState::Connecting { phase } => {
+            checks.pop();
+            let found = format!("still {phase}");
+            checks.push(check("connection", Verdict::Bad, found).advise("wait, and run it again"));
+        }
+        HostLinkState::Down { cause, hint, .. } => {
+            let last = checks.pop();
+            let phase = last.map(|c| format!("{}: ", c.found)).unwrap_or_default();
+            let down = check("connection", Verdict::Bad, format!("{phase}{cause}"));
+            checks.push(match hint {
+                Some(hint) => down.advise(hint),
+                None => down,
+            });
+        }
+    }
+    checks
+}
+
+fn driver(host: &HostView, gpus: &Gpus) -> Vec<Check> {
+    let facts = host.facts.as_ref();
+    let version = facts.and_then(|f| f.driver_version.as_deref()).unwrap_or("of unknown version");
+    let cuda = facts.and_then(|f| f.cuda_version.as_deref()).unwrap_or("–");
+    vec![match gpus {
+        Gpus::None { why } => check("driver", Verdict::Note, format!("no GPU: {why}"))
+            .advise("where there is one, install its driver and load its module"),
+        Gpus::Hung { for_ms } => {
+            let time = time::short(Duration::from_millis(*for_ms));
+            let found = format!("it does not answer for {time}");
+            let advice =
+                "look at `dmesg` for Xid errors and at processes in state D; a reboot ends it";
+            check("driver", Verdict::Bad, found).advise(advice)
+        }
+        Gpus::Some(list) => {
+            let found = format!("{version}, CUDA {cuda}, {} GPUs", list.len());
+            check("driver", Verdict::Good, found)
+        }
+    }]
+}
+
+/// What is to be said about a GPU.
+fn gpu(gpu: &Gpu) -> Vec<Check> {
+    let name = format!("{} ({})", gpu.index, gpu.name);
+    let mut checks = Vec::new();
+    let xid = gpu.xid.map(|last| (xid::describe(last.code), xid::meaning(last.code)));
+    match (&gpu.health, &xid) {
+        (GpuHealth::Lost, _) => {
+            let advice =
+                "look at its power, seat and cables; reboot the host; run nvidia-bug-report.sh";
+            let found = format!("{name} has fallen off the bus");
+            checks.push(check("GPU", Verdict::Bad, found).advise(advice));
+            return checks;
+        }
+        (GpuHealth::Degraded { why }, xid) => {
+            let advice = xid.as_ref().map_or(
+                "drain it and reset it: nvidia-smi --gpu-reset, or reboot the host",
+                |(_, meaning)| meaning.advice(),
+            );
+            let found = format!("{name}: {why}");
+            checks.push(check("GPU", Verdict::Bad, found).advise(advice));
+        }
+        (GpuHealth::Ok, Some((words, meaning))) => {
+            let found = format!("{name}: {words}");
+            checks.push(check("GPU", Verdict::Note, found).advise(meaning.advice()));
+        }
+        (GpuHealth::Ok, None) => checks.push(check("GPU", Verdict::Good, &name)),
+    }
+    let hot = ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake"];
+    let slowed: Vec<&str> =
+        gpu.throttle_reasons.iter().map(String::as_str).filter(|r| hot.contains(r)).collect();
+    if !slowed.is_empty() {
+        let found = format!("{name} is slowed by {}", slowed.join(", "));
+        let advice = "look at its cooling and its power supply";
+        checks.push(check("GPU", Verdict::Poor, found).advise(advice));
+    }
+    // The generation falls when nothing runs; lanes do not.
+    if let (Some(width), Some(most)) = (gpu.pcie.width, gpu.pcie.max_width)
+        && width < most
+    {
+        let found = format!("{name} uses {width} of {most} PCI Express lanes");
+        let advice =
+            "look at its seat and the slot; some slots have fewer lanes than they are long";
+        checks.push(check("GPU", Verdict::Poor, found).advise(advice));
+    }
+    if let (Some(active), Some(links)) = (gpu.nvlink.active, gpu.nvlink.links)
+        && active < links
+        && active > 0
+    {
+        let found = format!("{name} has {active} of {links} NVLinks up");
+        checks.push(check("GPU", Verdict::Note, found));
+    }
+    if gpu.persistence == Some(false) {
+        let found =
+            format!("{name}: persistence is off, each start of an engine waits for the driver");
+        checks.push(
+            check("GPU", Verdict::Poor, found).advise("nvidia-smi -pm 1, or nvidia-persistenced"),
+        );
+    }
+    checks
+}
+
+fn clock(host: &HostView) -> Check {
+    match host.clock {
+        None => check("clock", Verdict::Note, "not compared yet"),
+        Some(clock) => {
+            let off = clock.offset_ms.unsigned_abs();
+            let side = if clock.offset_ms < 0 { "behind" } else { "ahead of" };
+            let found = format!("{off} ms {side} this machine's");
+            if off > CLOCK_OFF_MS {
+                let advice = "let chrony or systemd-timesyncd keep the time, there and here";
+                check("clock", Verdict::Poor, found).advise(advice)
+            } else {
+                check("clock", Verdict::Good, found)
+            }
+        }
+    }
+}
+
+/// What the agent found out when it was asked: container engine, disk, ports of the other hosts.
+pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
+    let mut checks = Vec::new();
+    checks.push(match (&checkup.container_engine, &checkup.container_engine_trouble) {
+        (_, Some(trouble)) => check("container engine", Verdict::Poor, trouble)
+            .advise("add the user to the group `docker`, or use the runtime `process`"),
+        (Some(engine), None) => {
+            let version = engine.version.as_deref().unwrap_or("of unknown version");
+            check("container engine", Verdict::Good, format!("{} {version}", engine.name))
+        }
+        (None, None) => check("container engine", Verdict::Note, "none answers")
+            .advise("install docker or podman for services with a container; `process` needs none"),
+    });
+    let disks = host.facts.as_ref().map(|f| f.disks.as_slice()).unwrap_or_default();
+    let holds: Option<&Disk> = disks.iter().find(|d| d.holds_state);
+    let class = holds.map(|d| format!(" ({} {})", d.name, d.class.word())).unwrap_or_default();
+    checks.push(match (checkup.disk_write_bytes_per_s, &checkup.disk_trouble) {
+        (Some(speed), _) => {
+            let found = format!("writes {}/s{class}", Bytes(speed));
+            if speed < SLOW_DISK {
+                let advice = "keep models on a faster disk: a large one loads for hours from this";
+                check("disk speed", Verdict::Poor, found).advise(advice)
+            } else {
+                check("disk speed", Verdict::Good, found)
+            }
+        }
+        (None, Some(trouble)) => check("disk speed", Verdict::Bad, trouble)
+            .advise("the agent must be able to write in its state directory"),
+        (None, None) => check("disk speed", Verdict::Note, "not measured"),
+    });
+    for reached in &checkup.reached {
+        let to = &reached.address;
+        checks.push(match (reached.took_us, reached.refused) {
+            (Some(took), _) => {
+                let found = format!("to {to} in {:.1} ms", took as f64 / 1e3);
+                check("ports", Verdict::Good, found)
+            }
+            (None, true) => {
+                check("ports", Verdict::Good, format!("to {to}: open, nothing listens now"))
+            }
+            (None, false) => {
+                let why = reached.why.as_deref().unwrap_or("no answer");
+                let advice = "ranks of one replica and the gateway connect there: open the host's engine ports";
+                check("ports", Verdict::Poor, format!("to {to}: {why}")).advise(advice)
+            }
+        });
+    }
+    checks
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::api::Reached;
+    use crate::tui::fixture::{NOW, rich};
+
+    fn of(name: &str) -> Vec<Check> {
+        let snapshot = rich();
+        let host = snapshot.hosts.values().find(|h| h.name.as_str() == name).unwrap();
+        of_view(host, NOW)
+    }
+
+    fn bad(checks: &[Check]) -> Vec<&Check> {
+        checks.iter().filter(|c| c.verdict == Verdict::Bad).collect()
+    }
+
+    #[test]
+    fn a_well_host_has_nothing_bad() {
+        let checks = of("node1");
+        assert!(bad(&checks).is_empty(), "{checks:#?}");
+        let whats: Vec<&str> = checks.iter().map(|c| c.what).collect();
+        for what in ["connection", "agent", "data", "driver", "GPU", "disk space", "clock"] {
+            assert!(whats.contains(&what), "{what}: {whats:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_has_advice() {
+        let checks = of("node2");
+        let wrong = bad(&checks);
+        assert_eq!(wrong.len(), 2, "{wrong:#?}");
+        assert!(wrong.iter().all(|c| c.advice.is_some()));
+        let hung = of("node5");
+        assert!(bad(&hung).iter().any(|c| c.what == "driver"), "{hung:#?}");
+        let down = of("node4");
+        let down = bad(&down);
+        assert!(down[0].found.contains("connection refused") && down[0].advice.is_some());
+        let all = of("node2").into_iter().map(|c| c.found).collect::<String>();
+        assert!(!all.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_port_that_refuses_is_open_and_one_that_is_silent_is_not() {
+        let reached = |took_us, refused| Reached {
+            address: "b (10.0.0.2:21000)".to_owned(),
+            took_us,
+            refused,
+            why: Some("why".to_owned()),
+        };
+        let checkup = Checkup {
+            reached: vec![reached(Some(300), false), reached(None, true), reached(None, false)],
+            disk_write_bytes_per_s: Some(5 << 20),
+            ..Checkup::default()
+        };
+        let snapshot = rich();
+        let checks = of_checkup(snapshot.hosts.values().next().unwrap(), &checkup);
+        let verdicts: Vec<(&str, Verdict)> = checks.iter().map(|c| (c.what, c.verdict)).collect();
+        assert_eq!(
+            verdicts,
+            [
+                ("container engine", Verdict::Note),
+                ("disk speed", Verdict::Poor),
+                ("ports", Verdict::Good),
+                ("ports", Verdict::Good),
+                ("ports", Verdict::Poor),
+            ]
+        );
+    }
+}

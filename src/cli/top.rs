@@ -1,0 +1,199 @@
+//! `gpudeck top`: how hosts and GPUs do, again and again, as plain lines that are only ever added:
+//! for logs, pipes, slow lines and screen readers.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::args::{Args, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::{show, table};
+use crate::api::{
+    Delta, DeviceId, Door, Gpu, GpuHealth, Gpus, HostLinkState, HostName, HostView, Looking,
+    Snapshot, Timestamp, age, text, time, xid,
+};
+
+/// What is looked at is said again after so long.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// A sample older than that is shown with its age.
+const OLD: Duration = Duration::from_secs(8);
+
+/// Follows the deck's hosts (or only `hosts`), a round every `interval`; `rounds` of them, or for ever.
+pub async fn run(
+    args: &Args,
+    hosts: &[HostName],
+    rounds: Option<u64>,
+    interval: Duration,
+) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let mut snapshot = show::settle(&client).await?;
+    for name in hosts {
+        if !snapshot.hosts.contains_key(name) {
+            let known: Vec<&str> = snapshot.hosts.keys().map(HostName::as_str).collect();
+            let error = Failure { code: 8, ..Failure::other(format!("there is no host {name}")) };
+            return Err(error.with_hint(format!("the deck has {}", known.join(", "))));
+        }
+    }
+    let mut deltas = client.stream().await?;
+    let mut due = Instant::now();
+    let mut look_due = due;
+    let mut left = rounds;
+    let mut follows = false;
+    while left != Some(0) {
+        tokio::select! {
+            delta = deltas.next() => match delta {
+                Some(delta) => {
+                    follows |= matches!(delta, Delta::Snapshot(_));
+                    if !snapshot.apply(delta) {
+                        deltas = client.stream().await?;
+                    }
+                }
+                None => return Err(Failure::other("the controller has ended")),
+            },
+            () = tokio::time::sleep_until(look_due) => {
+                look_due = Instant::now() + LOOK_AGAIN;
+                let wanted = wanted(&snapshot, hosts).map(|h| h.name.clone()).collect();
+                client.look(&Looking { hosts: wanted, detail: None }).await?;
+            }
+            () = tokio::time::sleep_until(due), if follows => {
+                due = Instant::now() + interval;
+                round(args, &snapshot, hosts)?;
+                left = left.map(|n| n - 1);
+            }
+        }
+    }
+    Ok(Success::Done)
+}
+
+fn wanted<'a>(snapshot: &'a Snapshot, only: &'a [HostName]) -> impl Iterator<Item = &'a HostView> {
+    snapshot.hosts.values().filter(move |h| only.is_empty() || only.contains(&h.name))
+}
+
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Timestamp(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
+}
+
+fn round(args: &Args, snapshot: &Snapshot, only: &[HostName]) -> Result<(), Failure> {
+    let now = now();
+    if args.output == Output::Json {
+        let hosts: Vec<&HostView> = wanted(snapshot, only).collect();
+        return table::json_line(&serde_json::json!({ "at": now, "hosts": hosts }));
+    }
+    let simulated = if snapshot.deck.simulated { " SIMULATED" } else { "" };
+    table::out(&format!("{now}{simulated}"))?;
+    for host in wanted(snapshot, only) {
+        for line in lines(host, now) {
+            table::out(&line)?;
+        }
+    }
+    Ok(())
+}
+
+fn number<T: std::fmt::Display>(value: Option<T>, unit: &str) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| format!("{v}{unit}"))
+}
+
+/// A host and its GPUs, a line each; every line says of what it speaks.
+pub fn lines(host: &HostView, now: Timestamp) -> Vec<String> {
+    let name = &host.name;
+    let link = match &host.link {
+        HostLinkState::Up => String::new(),
+        HostLinkState::Limited { why, .. } => format!("only looked at (no agent: {why}), "),
+        HostLinkState::Connecting { phase } => format!("{phase}, "),
+        HostLinkState::Asking { question } => format!("asks question {question}, "),
+        HostLinkState::Down { cause, .. } => format!("DOWN ({cause}), "),
+    };
+    let Some(sample) = &host.sample else {
+        return vec![text::clean(&format!("{name}: {link}no sample yet"), 400)];
+    };
+    let old = age(now, host.sampled).filter(|age| *age > OLD);
+    let old = old.map(|age| format!(", {} old", time::short(age))).unwrap_or_default();
+    let memory = sample.memory.map(|m| format!("{} of {}", m.used, m.total));
+    let mut lines = vec![format!(
+        "{name}: {link}processors {}, load {}, memory {}{old}",
+        number(sample.cpu_percent.map(f32::round), " %"),
+        number(sample.load_1m.map(|l| format!("{l:.1}")), ""),
+        number(memory, ""),
+    )];
+    match &sample.gpus {
+        Gpus::None { why } => lines.push(format!("{name}: no GPU: {why}")),
+        Gpus::Hung { for_ms } => {
+            let time = time::short(Duration::from_millis(*for_ms));
+            lines.push(format!("{name}: the GPU DRIVER HANGS for {time}"));
+        }
+        Gpus::Some(gpus) => lines.extend(gpus.iter().map(|gpu| gpu_line(host, gpu))),
+    }
+    lines.iter().map(|line| text::clean(line, 400)).collect()
+}
+
+fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
+    let name = format!("{} GPU {}", host.name, gpu.index);
+    if gpu.health == GpuHealth::Lost {
+        let xid = gpu.xid.map(|x| format!(" ({})", xid::describe(x.code))).unwrap_or_default();
+        return format!("{name}: LOST{xid}");
+    }
+    let watts = |mw: Option<u32>| number(mw.map(|m| (m + 500) / 1_000), " W");
+    let memory = gpu.memory.map(|m| format!("{} of {}", m.used, m.total));
+    let mut line = format!(
+        "{name}: busy {}, memory {}, {}, {} of {}, {}",
+        number(gpu.utilisation_percent, " %"),
+        number(memory, ""),
+        number(gpu.temperature_c, " °C"),
+        watts(gpu.power_mw),
+        watts(gpu.power_limit_mw),
+        number(gpu.sm_clock_mhz, " MHz"),
+    );
+    if !gpu.throttle_reasons.is_empty() {
+        line.push_str(&format!(", slowed by {}", gpu.throttle_reasons.join(" and ")));
+    }
+    if let GpuHealth::Degraded { why } = &gpu.health {
+        line.push_str(&format!(", DEGRADED: {why}"));
+    } else if let Some(last) = gpu.xid {
+        line.push_str(&format!(", {}", xid::describe(last.code)));
+    }
+    let rank = host.ranks.iter().find(|rank| {
+        rank.devices.iter().any(|d| matches!(d, DeviceId::Gpu(uuid) if *uuid == gpu.uuid))
+    });
+    match (rank, gpu.processes.first()) {
+        (Some(rank), _) => line.push_str(&format!(", {}", rank.rank)),
+        (None, Some(process)) => {
+            let whose = process.user.as_deref().unwrap_or("–");
+            line.push_str(&format!(", {} of {whose} (pid {})", process.name, process.pid));
+        }
+        (None, None) => line.push_str(", free"),
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tui::fixture;
+
+    #[test]
+    fn every_line_says_of_what_it_speaks_and_steers_no_terminal() {
+        let snapshot = fixture::rich();
+        let mut all: Vec<String> = Vec::new();
+        for host in snapshot.hosts.values() {
+            let lines = lines(host, fixture::NOW);
+            assert!(lines.iter().all(|l| l.starts_with(host.name.as_str())), "{lines:#?}");
+            all.extend(lines);
+        }
+        assert!(all.iter().all(|line| !line.contains('\u{1b}')));
+        let has = |what: &str| assert!(all.iter().any(|l| l.contains(what)), "{what}: {all:#?}");
+        has(
+            "node2 GPU 0: busy 84 %, memory 61.2 GiB of 80.0 GiB, 62 °C, 546 W of 700 W, 1980 MHz, chat/1/0",
+        );
+        has("node2 GPU 5: LOST (Xid 79: the GPU has fallen off the bus)");
+        has("node2 GPU 6: busy 0 %");
+        has("DEGRADED: 2 uncorrected errors");
+        has("node2 GPU 7: busy –, memory –, –, – of 700 W");
+        has("node3: processors 23 %, load 12.0, memory 210 GiB of 1008 GiB, 12s old");
+        has("node4: DOWN (connection refused)");
+        has("the GPU DRIVER HANGS");
+    }
+}

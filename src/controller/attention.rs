@@ -1,0 +1,124 @@
+//! How closely each host is followed: as closely as somebody looks at it, or as what runs there asks.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::actions::Means;
+use super::core::Core;
+use crate::api::Looking;
+use crate::base::HostName;
+use crate::fleet::Attention;
+
+/// A door that has said nothing for so long does not look any more.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A host that ran something of ours is followed closely for so long after: memory becomes free.
+const AFTERWARDS: Duration = Duration::from_mins(1);
+
+/// Most hosts that one door can look at.
+const MAX_HOSTS: usize = 1024;
+
+/// Who looks at what, until when.
+#[derive(Debug, Default)]
+pub struct Attentions {
+    looks: Mutex<BTreeMap<HostName, (Attention, Instant)>>,
+}
+
+impl Attentions {
+    /// A door looks at these hosts.
+    pub fn look(&self, looking: Looking) {
+        let now = Instant::now();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let detail = looking.detail.into_iter().map(|host| (host, Attention::LookedAt));
+        let screen = looking.hosts.into_iter().take(MAX_HOSTS);
+        for (host, attention) in screen.map(|h| (h, Attention::OnScreen)).chain(detail) {
+            raise(&mut looks, host, attention, now, now + PATIENCE);
+        }
+    }
+
+    /// Something of ours runs there.
+    fn uses(&self, host: &HostName) {
+        let now = Instant::now();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        raise(&mut looks, host.clone(), Attention::OnScreen, now, now + AFTERWARDS);
+    }
+
+    /// What a host gets now.
+    pub fn of(&self, host: &HostName) -> Attention {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        looks.get(host).filter(|(_, until)| *until > now).map_or(Attention::Seldom, |(a, _)| *a)
+    }
+
+    fn forget(&self) {
+        let now = Instant::now();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.retain(|_, (_, until)| *until > now);
+    }
+}
+
+/// A closer look wins; one that has ended counts for nothing.
+fn raise(
+    looks: &mut BTreeMap<HostName, (Attention, Instant)>,
+    host: HostName,
+    attention: Attention,
+    now: Instant,
+    until: Instant,
+) {
+    let held = looks.entry(host).or_insert((attention, until));
+    if held.1 <= now || held.0 < attention {
+        *held = (attention, until);
+    } else if held.0 == attention {
+        held.1 = held.1.max(until);
+    }
+}
+
+impl Means {
+    /// Follows these hosts as closely as they are looked at.
+    pub fn pay_attention<'a>(&self, hosts: impl Iterator<Item = &'a HostName>) {
+        for host in hosts {
+            self.fleet.follow(host, self.attention.of(host));
+        }
+    }
+}
+
+impl Core {
+    /// Once a second: what nobody looks at any more is followed less closely.
+    pub(super) fn pay_attention(&self) {
+        self.means.attention.forget();
+        self.hub.with(|snapshot| {
+            for host in snapshot.hosts.values().filter(|host| !host.ranks.is_empty()) {
+                self.means.attention.uses(&host.name);
+            }
+        });
+        self.means.pay_attention(self.deck.hosts.keys());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closest_look_counts() {
+        let attentions = Attentions::default();
+        let host = |name: &str| -> HostName { name.parse().unwrap() };
+        attentions.look(Looking { hosts: vec![host("a"), host("b")], detail: Some(host("b")) });
+        attentions.look(Looking { hosts: vec![host("b")], detail: None });
+        attentions.uses(&host("c"));
+        assert_eq!(attentions.of(&host("a")), Attention::OnScreen);
+        assert_eq!(attentions.of(&host("b")), Attention::LookedAt, "another door still does");
+        assert_eq!(attentions.of(&host("c")), Attention::OnScreen);
+        assert_eq!(attentions.of(&host("d")), Attention::Seldom);
+    }
+
+    #[test]
+    fn a_look_that_has_ended_counts_for_nothing() {
+        let (now, name): (_, HostName) = (Instant::now(), "a".parse().unwrap());
+        let mut looks = BTreeMap::from([(name.clone(), (Attention::LookedAt, now))]);
+        raise(&mut looks, name.clone(), Attention::OnScreen, now, now + PATIENCE);
+        assert_eq!(looks.get(&name).unwrap().0, Attention::OnScreen);
+    }
+}

@@ -1,0 +1,33 @@
+//! What an agent finds out about its host when somebody asks how it is (`gpudeck doctor`).
+
+use serde::{Deserialize, Serialize};
+
+use super::telemetry::ContainerEngine;
+
+/// How a host is, beyond what its samples say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Checkup {
+    /// The container engine, if one answers.
+    pub container_engine: Option<ContainerEngine>,
+    /// Why the engine's socket could not be used, where there is one.
+    pub container_engine_trouble: Option<String>,
+    /// Which of the addresses asked about can be connected to.
+    pub reached: Vec<Reached>,
+    /// Bytes a second written to the state directory's disk (synchronised).
+    pub disk_write_bytes_per_s: Option<u64>,
+    /// Why the disk could not be measured.
+    pub disk_trouble: Option<String>,
+}
+
+/// One address that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// How long the connection took, microseconds; none: it did not come about.
+    pub took_us: Option<u64>,
+    /// Something answered: the connection was refused by the host itself, so packets get there.
+    pub refused: bool,
+    /// Why not, cleaned.
+    pub why: Option<String>,
+}

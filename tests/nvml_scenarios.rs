@@ -1,0 +1,300 @@
+//! What gpudeck shows of hosts in all kinds of trouble: the real agent and its NVML code over a
+//! simulated library (`tests/nvml-sim`), scenario by scenario.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "nvml_scenarios/follower.rs"]
+mod follower;
+#[path = "nvml_scenarios/scenes.rs"]
+mod scenes;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use gpudeck::agent::gpu::child::{ChildLine, ask_line};
+use gpudeck::agent::gpu::{GpuSource, Want, played::PlayedSource};
+use gpudeck::base::Bytes;
+use gpudeck::wire::{GpuHealth, Gpus, PathKind, ProcessKind};
+use serde_json::json;
+
+use follower::Follower;
+use scenes::{GIB, Scene, h100s, l40s, nvml_sim};
+
+#[test]
+fn eight_h100_on_nvlink() {
+    let mut scene = Scene::new(h100s(8));
+    scene.allocate(std::process::id(), 2, 40 * GIB);
+    let mut follower = Follower::start(&scene, true);
+    let gpus = follower.wait("traffic", |s| {
+        let gpus = s.gpus.list();
+        let rates = gpus.iter().all(|g| g.nvlink.rx_bytes_per_s.is_some());
+        (gpus.len() == 8 && rates).then(|| gpus.to_vec())
+    });
+    for gpu in &gpus {
+        assert_eq!((gpu.nvlink.links, gpu.nvlink.active), (Some(18), Some(7)));
+        assert_eq!(gpu.nvlink_peers.len(), 7);
+        assert_eq!(gpu.paths.len(), 7);
+        assert_eq!((gpu.pcie.generation, gpu.pcie.max_generation), (Some(5), Some(5)));
+        assert_eq!((gpu.pcie.width, gpu.pcie.rx_bytes_per_s), (Some(16), Some(2_048_000)));
+        assert_eq!((gpu.sm_clock_mhz, gpu.max_sm_clock_mhz), (Some(1980), Some(1980)));
+        assert_eq!((gpu.max_memory_clock_mhz, gpu.encoder_percent), (Some(2619), Some(0)));
+        assert_eq!((gpu.slowdown_temperature_c, gpu.shutdown_temperature_c), (Some(87), Some(92)));
+        assert_eq!(gpu.bar1.unwrap().total, Bytes::gib(128));
+        assert_eq!((gpu.persistence, gpu.compute_mode.as_deref()), (Some(true), Some("default")));
+        assert_eq!((gpu.ecc_enabled, gpu.ecc_corrected), (Some(true), Some(0)));
+        assert_eq!((gpu.row_remap_pending, gpu.remapped_rows), (Some(false), Some(0)));
+        // What this GPU does not have is absent, not zero.
+        assert_eq!((gpu.fan_percent, gpu.retired_pages), (None, None));
+        assert_eq!(gpu.mig, Some(false));
+    }
+    assert_eq!(gpus[0].paths[0].over, PathKind::Pix);
+    assert_eq!(gpus[0].paths[6].over, PathKind::Sys);
+    let process = &gpus[2].processes[0];
+    assert_eq!((process.pid, process.memory), (std::process::id(), Some(Bytes::gib(40))));
+    assert_eq!(process.kind, Some(ProcessKind::Compute));
+    assert!(process.sm_percent.is_some() && process.host_memory.is_some());
+    assert!(process.command.as_ref().is_some_and(|c| c.contains("nvml_scenarios")));
+    assert!(process.user.is_some() && process.running_s.is_some());
+    let process = follower.wait("processor use", |s| {
+        let process = s.gpus.list().get(2)?.processes.first()?;
+        process.cpu_percent.map(|_| process.clone())
+    });
+    assert_eq!(process.pid, std::process::id());
+}
+
+#[test]
+fn four_l40s_over_two_numa_nodes() {
+    let scene = Scene::new(l40s());
+    let mut follower = Follower::start(&scene, false);
+    let gpus = follower.gpus(4);
+    let nodes: Vec<_> = gpus.iter().map(|g| g.numa_node).collect();
+    assert_eq!(nodes, [Some(0), Some(0), Some(1), Some(1)]);
+    let over: Vec<_> = gpus[0].paths.iter().map(|p| p.over).collect();
+    assert_eq!(over, [PathKind::Node, PathKind::Sys, PathKind::Sys]);
+    assert!(gpus.iter().all(|g| g.nvlink_peers.is_empty() && g.nvlink.links.is_none()));
+    assert_eq!((gpus[0].pcie.generation, gpus[0].pcie.max_generation), (Some(1), Some(4)));
+    assert!(gpus.iter().all(|g| g.pcie.rx_bytes_per_s.is_none()), "nobody looks at it");
+    assert_eq!(gpus[0].fan_percent, Some(30));
+}
+
+#[test]
+fn mig_instances_are_devices() {
+    let mut gpus = h100s(1);
+    gpus[0]["mig"] = json!(true);
+    gpus[0]["mig_instances"] = json!([
+        { "uuid": "MIG-1", "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "memory_total": 40 * GIB, "memory_used": GIB },
+        { "uuid": "MIG-2", "name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "memory_total": 10 * GIB },
+    ]);
+    let scene = Scene::new(gpus);
+    let mut follower = Follower::start(&scene, false);
+    let gpu = follower.gpus(1).remove(0);
+    assert_eq!(gpu.mig, Some(true));
+    let [large, small] = &gpu.mig_instances[..] else { panic!("{:?}", gpu.mig_instances) };
+    assert_eq!((large.uuid.as_str(), large.name.ends_with("3g.40gb")), ("MIG-1", true));
+    let memory = large.memory.unwrap();
+    assert_eq!((memory.used, memory.total), (Bytes::gib(1), Bytes::gib(40)));
+    assert_eq!(small.memory.unwrap().used, Bytes::ZERO);
+    // The played source shows the same.
+    let Gpus::Some(played) = PlayedSource::open(&scene.path()).read(Want::Due) else { panic!() };
+    assert_eq!(played[0].mig_instances, gpu.mig_instances);
+}
+
+#[test]
+fn rising_memory_errors_degrade() {
+    let mut scene = Scene::new(h100s(2));
+    let mut follower = Follower::start(&scene, false);
+    assert!(follower.gpus(2).iter().all(|g| g.health == GpuHealth::Ok));
+    scene.change(|gpus| {
+        gpus[1]["ecc_corrected"] = json!(3);
+        gpus[1]["ecc_corrected_aggregate"] = json!(44);
+    });
+    let gpu = follower.wait("corrected errors", |s| {
+        s.gpus.list().get(1).filter(|g| g.ecc_corrected == Some(3)).cloned()
+    });
+    assert_eq!((&gpu.health, gpu.ecc_corrected_aggregate), (&GpuHealth::Ok, Some(44)));
+    scene.change(|gpus| {
+        gpus[1]["ecc_uncorrected"] = json!(2);
+        gpus[1]["row_remap_pending"] = json!(true);
+    });
+    let gpu = follower.wait("uncorrected errors", |s| {
+        s.gpus.list().get(1).filter(|g| g.health != GpuHealth::Ok).cloned()
+    });
+    assert_eq!((gpu.ecc_uncorrected, gpu.row_remap_pending), (Some(2), Some(true)));
+    assert!(matches!(&gpu.health, GpuHealth::Degraded { why } if why.starts_with("2 uncorrected")));
+}
+
+#[test]
+fn an_xid_is_told_at_once_and_79_is_a_lost_gpu() {
+    let mut scene = Scene::new(h100s(2));
+    // An hour between samples: what comes sooner comes because something happened.
+    let mut follower = Follower::start_every(&scene, 3_600_000, false);
+    assert_eq!(follower.gpus(2)[0].xid, None);
+    scene.change(|gpus| gpus[0]["xids"] = json!([31]));
+    let gpu =
+        follower.wait("the first Xid", |s| s.gpus.list()[0].xid.map(|_| s.gpus.list()[0].clone()));
+    assert_eq!((gpu.xid.unwrap().code, gpu.xid.unwrap().count), (31, 1));
+    assert_eq!(gpu.health, GpuHealth::Ok, "a program's own fault");
+    scene.change(|gpus| gpus[0]["xids"] = json!([31, 48]));
+    let gpu = follower.wait("the second Xid", |s| {
+        s.gpus.list()[0].xid.filter(|x| x.code == 48).map(|_| s.gpus.list()[0].clone())
+    });
+    assert_eq!(gpu.xid.unwrap().count, 2);
+    assert!(matches!(&gpu.health, GpuHealth::Degraded { why } if why.contains("uncorrectable")));
+    scene.change(|gpus| {
+        gpus[1]["xids"] = json!([79]);
+        gpus[1]["health"] = json!("lost");
+    });
+    let gpu = follower.wait("the lost GPU", |s| {
+        s.gpus.list().get(1).filter(|g| g.health == GpuHealth::Lost).cloned()
+    });
+    assert_eq!((gpu.uuid.as_str(), gpu.memory), (scene.uuid(1).as_str(), None));
+    assert_eq!(gpu.xid.map(|x| x.code), Some(79));
+}
+
+#[test]
+fn a_gpu_that_the_driver_lists_no_more_is_lost() {
+    let mut scene = Scene::new(h100s(3));
+    let mut follower = Follower::start(&scene, false);
+    follower.gpus(3);
+    scene.gpus.remove(1);
+    scene.write();
+    let gpus = follower.wait("the lost GPU", |s| {
+        let gpus = s.gpus.list();
+        gpus.iter().any(|g| g.health == GpuHealth::Lost).then(|| gpus.to_vec())
+    });
+    assert_eq!(gpus.len(), 3);
+    let lost: Vec<_> = gpus.iter().filter(|g| g.health == GpuHealth::Lost).collect();
+    assert_eq!((lost.len(), lost[0].uuid.ends_with("000001")), (1, true), "{lost:?}");
+}
+
+#[test]
+fn a_driver_that_hangs_at_its_start_stops_nothing_else() {
+    let mut scene = Scene::new(h100s(2));
+    scene.hang_init = true;
+    scene.write();
+    let mut follower = Follower::start(&scene, false);
+    let first = follower.wait("the hung driver", |s| {
+        matches!(s.gpus, Gpus::Hung { for_ms } if for_ms >= 2_900).then(|| s.clone())
+    });
+    assert!(first.memory.is_some() && first.uptime_s.is_some());
+    // The host's own values go on.
+    let later = follower.wait("another sample", |s| {
+        (s.monotonic_ms > first.monotonic_ms && s.cpu_percent.is_some()).then(|| s.clone())
+    });
+    assert!(matches!(later.gpus, Gpus::Hung { .. }));
+}
+
+#[test]
+fn a_library_that_does_not_fit_the_driver_is_named() {
+    let mut scene = Scene::new(h100s(1));
+    scene.init_error = Some(18);
+    scene.write();
+    let mut follower = Follower::start(&scene, false);
+    let why = follower.wait("why", |s| match &s.gpus {
+        Gpus::None { why } => Some(why.clone()),
+        _ => None,
+    });
+    assert!(why.contains("mismatch") && why.contains("reboot"), "{why}");
+}
+
+/// A sampler's child that is asked line by line, so that its driver calls can be counted.
+struct Counted {
+    child: std::process::Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    calls: std::path::PathBuf,
+    seen: usize,
+}
+
+impl Counted {
+    fn start(scene: &Scene) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gpudeck"))
+            .args(["agent", "sample", "--sysfs", "/nonexistent", "--library"])
+            .arg(nvml_sim())
+            .env("GPUDECK_SCENARIO", scene.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines, calls: scene.calls(), seen: 0 }
+    }
+
+    /// A reading, and the calls it took; those of the thread that waits for events left out.
+    fn calls_of(&mut self, want: Want) -> Vec<String> {
+        self.child.stdin.as_mut().unwrap().write_all(ask_line(want)).unwrap();
+        loop {
+            let line = self.lines.next().unwrap().unwrap();
+            match serde_json::from_str(&line).unwrap() {
+                ChildLine::Sample(line) => {
+                    assert_eq!(line.gpus.list().len(), 8);
+                    break;
+                }
+                ChildLine::Changed => {}
+            }
+        }
+        let text = std::fs::read_to_string(&self.calls).unwrap();
+        let all: Vec<String> = text.lines().map(str::to_owned).collect();
+        let new = all[self.seen..].to_vec();
+        self.seen = all.len();
+        let of_events = |call: &String| call == "event_types" || call == "register";
+        new.into_iter().filter(|call| !of_events(call)).collect()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_a_driver_call_costs_decides_how_often_it_is_made() {
+    let scene = Scene::new(h100s(8));
+    let mut counted = Counted::start(&scene);
+    let first = counted.calls_of(Want::Due);
+    let count = |calls: &[String], name: &str| calls.iter().filter(|c| *c == name).count();
+    assert_eq!((count(&first, "topology"), count(&first, "uuid")), (28, 8), "once a minute");
+    assert_eq!(count(&first, "processes"), 16);
+    assert_eq!(count(&first, "pcie_throughput"), 0);
+
+    // Whoever is slow may see what takes turns once more; three readings in a row cannot.
+    let usual = (0..20)
+        .map(|_| counted.calls_of(Want::Due))
+        .find(|calls| count(calls, "processes") == 0)
+        .expect("processes were read with every sample");
+    // The thread for events looks GPUs up once, at its start.
+    let work: Vec<&String> = usual.iter().filter(|c| *c != "handle" && *c != "count").collect();
+    assert_eq!(work.len(), 8 * 6, "{usual:?}");
+    for name in ["memory", "utilisation", "temperature", "power", "clocks", "throttle"] {
+        assert_eq!(count(&usual, name), 8, "{name}");
+    }
+
+    let looked_at = counted.calls_of(Want::LookedAt);
+    assert_eq!(count(&looked_at, "pcie_throughput"), 16);
+    let fresh = counted.calls_of(Want::Fresh);
+    assert_eq!((count(&fresh, "processes"), count(&fresh, "pcie_throughput")), (16, 0));
+    assert_eq!((count(&fresh, "ecc"), count(&fresh, "topology")), (32, 0));
+}
+
+#[test]
+fn a_host_with_eight_busy_gpus_costs_few_bytes() {
+    let mut scene = Scene::new(h100s(8));
+    for gpu in 0..8 {
+        scene.allocate(std::process::id(), gpu, 40 * GIB);
+    }
+    for looked_at in [false, true] {
+        let mut follower = Follower::start_every(&scene, 1_000, looked_at);
+        // The whole first sample, once a connection.
+        follower.gpus(8);
+        let samples = 12;
+        follower.wait_lines(samples);
+        let bytes: usize = follower.change_bytes.iter().sum();
+        let each = bytes / follower.change_bytes.len();
+        assert!(each <= 4096, "{each} bytes a sample (looked at: {looked_at})");
+        println!(
+            "{each} bytes a sample of 8 busy GPUs, looked at: {looked_at}; whole: {}",
+            follower.whole_bytes
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! Follows a real agent by whole samples and changes, as a controller does.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use gpudeck::wire::{FromAgent, Gpu, HostSample, Request, ToAgent, change};
+use serde_json::Value;
+
+use super::scenes::{Scene, nvml_sim};
+
+const LONG: Duration = Duration::from_secs(60);
+
+pub struct Follower {
+    child: Child,
+    lines: Receiver<String>,
+    state: Value,
+    at: u64,
+    pub sample: Option<HostSample>,
+    pub whole_bytes: usize,
+    pub change_bytes: Vec<usize>,
+    _state_dir: tempfile::TempDir,
+}
+
+impl Follower {
+    pub fn start(scene: &Scene, looked_at: bool) -> Self {
+        Self::start_every(scene, 200, looked_at)
+    }
+
+    pub fn start_every(scene: &Scene, interval_ms: u64, looked_at: bool) -> Self {
+        let state_dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gpudeck"))
+            .args(["agent", "--state-dir"])
+            .arg(state_dir.path())
+            .env("GPUDECK_NVML", nvml_sim())
+            .env("GPUDECK_SCENARIO", scene.path())
+            .env("GPUDECK_SYSFS", "/nonexistent")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let request = Request::Follow { interval_ms, looked_at };
+        let line = serde_json::to_string(&ToAgent { id: 1, request }).unwrap();
+        writeln!(child.stdin.as_mut().unwrap(), "{line}").unwrap();
+        Self {
+            child,
+            lines,
+            state: Value::Null,
+            at: 0,
+            sample: None,
+            whole_bytes: 0,
+            change_bytes: Vec::new(),
+            _state_dir: state_dir,
+        }
+    }
+
+    fn take(&mut self, line: &str) {
+        let sample: HostSample = match serde_json::from_str(line).unwrap() {
+            FromAgent::Sample(sample) => {
+                self.whole_bytes = line.len() + 1;
+                let text = serde_json::to_string(&*sample).unwrap();
+                self.state = serde_json::from_str(&text).unwrap();
+                *sample
+            }
+            FromAgent::Change { since_ms, change } => {
+                self.change_bytes.push(line.len() + 1);
+                assert_eq!(since_ms, self.at, "a change of another sample");
+                change::apply(&mut self.state, change).unwrap();
+                serde_json::from_value(self.state.clone()).unwrap()
+            }
+            _ => return,
+        };
+        self.at = sample.monotonic_ms;
+        self.sample = Some(sample);
+    }
+
+    /// Reads on until a sample shows it.
+    pub fn wait<T>(&mut self, what: &str, mut found: impl FnMut(&HostSample) -> Option<T>) -> T {
+        let deadline = Instant::now() + LONG;
+        loop {
+            if let Some(found) = self.sample.as_ref().and_then(&mut found) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("did not come: {what}; the last was {:?}", self.sample);
+            };
+            self.take(&line);
+        }
+    }
+
+    pub fn gpus(&mut self, count: usize) -> Vec<Gpu> {
+        self.wait("the GPUs", |s| {
+            let gpus = s.gpus.list();
+            (gpus.len() == count).then(|| gpus.to_vec())
+        })
+    }
+
+    /// Reads on until so many changes have come.
+    pub fn wait_lines(&mut self, count: usize) {
+        while self.change_bytes.len() < count {
+            let line = self.lines.recv_timeout(LONG).expect("a sample");
+            self.take(&line);
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
