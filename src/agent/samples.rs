@@ -44,6 +44,9 @@ impl Follow {
     }
 }
 
+/// The names of containers by their id; none: there is no such container.
+type LookedUp = Vec<(String, Option<String>)>;
+
 /// Sends samples until nobody follows. `stirred` says that one is due at once.
 pub async fn tell(
     monitor: &GpuMonitor,
@@ -58,7 +61,7 @@ pub async fn tell(
     // host is never shown without the GPUs it has.
     let mut reading = Reading::new(monitor.read(Want::Due).await);
     let mut names = Names::default();
-    let mut looking_up: Option<Owned<Vec<(String, Option<String>)>>> = None;
+    let mut looking_up: Option<Owned<LookedUp>> = None;
     loop {
         let Some(follow) = *subscribed.borrow_and_update() else { return };
         let mut told = Told::default();

@@ -194,7 +194,7 @@ impl Session {
                 break;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Compares the host's clock with ours, now and then.

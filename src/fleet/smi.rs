@@ -93,7 +93,7 @@ pub fn parse_gpus(text: &str) -> Result<Vec<Gpu>, String> {
     for at in 0..gpus.len() {
         let taken: Vec<u32> = gpus.iter().map(|g| g.index).collect();
         if let Some(gpu) = gpus.get_mut(at).filter(|g| g.index == u32::MAX) {
-            gpu.index = (0..).find(|i| !taken.contains(i)).unwrap_or(u32::MAX);
+            gpu.index = (0..=u32::MAX).find(|i| !taken.contains(i)).unwrap_or(u32::MAX);
         }
     }
     gpus.sort_by_key(|gpu| gpu.index);
@@ -171,7 +171,7 @@ pub fn parse_apps(text: &str) -> Vec<(String, GpuProcess)> {
         let program = cell(cells.next()?).unwrap_or_default();
         let name = clean(program.rsplit('/').next().unwrap_or(program), 40);
         let kind = Some(ProcessKind::Compute);
-        Some((uuid, GpuProcess { pid, name, memory, kind, ..GpuProcess::default() }))
+        Some((uuid, GpuProcess { pid, name, kind, memory, ..GpuProcess::default() }))
     };
     text.lines().take(MAX_PROCESSES).filter_map(app).collect()
 }

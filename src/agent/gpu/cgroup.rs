@@ -27,10 +27,8 @@ pub fn parse(text: &str) -> Group {
         for part in path.split('/').filter(|p| !p.is_empty()) {
             if let Some(id) = container(part) {
                 group.container.get_or_insert_with(|| id.to_owned());
-            } else if controllers.is_empty() || controllers == "name=systemd" {
-                if is_unit(part) {
-                    group.unit = Some(crate::base::text::clean(part, MAX_UNIT));
-                }
+            } else if (controllers.is_empty() || controllers == "name=systemd") && is_unit(part) {
+                group.unit = Some(crate::base::text::clean(part, MAX_UNIT));
             }
         }
     }
@@ -48,7 +46,8 @@ fn container(part: &str) -> Option<&str> {
 fn is_unit(part: &str) -> bool {
     // The user's own manager is not what a person started.
     let manager = part.starts_with("user@");
-    !manager && (part.ends_with(".service") || part.ends_with(".scope"))
+    let unit = |kind: &str| part.rsplit_once('.').is_some_and(|(_, ending)| ending == kind);
+    !manager && (unit("service") || unit("scope"))
 }
 
 #[cfg(test)]

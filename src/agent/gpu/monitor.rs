@@ -75,7 +75,7 @@ impl GpuMonitor {
         let (told, versions) = watch::channel(DriverVersions::default());
         let source = match choice {
             Choice::Scenario(path) => {
-                Source::Played { source: PlayedSource::open(path), hung_since: None }
+                Source::Played { source: Box::new(PlayedSource::open(path)), hung_since: None }
             }
             Choice::Nvml { library, scenario, sysfs } => {
                 Source::Child(Box::new(ChildSource::new(Start {
@@ -170,7 +170,7 @@ async fn run(
 
 #[derive(Debug)]
 enum Source {
-    Played { source: PlayedSource, hung_since: Option<Instant> },
+    Played { source: Box<PlayedSource>, hung_since: Option<Instant> },
     Child(Box<ChildSource>),
 }
 

@@ -119,7 +119,7 @@ fn record(player: &mut Player, name: &str) {
 }
 
 /// The MIG instance that a handle is, if it is one.
-fn part<'a>(gpu: &'a GpuScript, device: Device) -> Option<&'a scenario::MigScript> {
+fn part(gpu: &GpuScript, device: Device) -> Option<&scenario::MigScript> {
     gpu.mig_instances.get((device / PART).checked_sub(1)?)
 }
 
