@@ -27,8 +27,9 @@ pub use crate::rollout::{
     Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
 };
 pub use crate::wire::{
-    Checkup, Disk, Gpu, GpuHealth, GpuProcess, GpuVendor, Gpus, HostFacts, HostSample, LogChunk,
-    MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind, Reached, Xid, xid,
+    Checkup, ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
+    Gpus, HostFacts, HostSample, LogChunk, MemoryUse, MigInstance, Nic, NvLinks, PathKind,
+    PcieLink, ProcessKind, Reached, Xid, xid,
 };
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};

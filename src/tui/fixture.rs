@@ -18,7 +18,7 @@ use crate::api::{
     ServiceName, ServiceView, Severity, Snapshot, Stage, Timestamp, TrafficView, Verdict,
     VerdictResult, Window,
 };
-use crate::wire::{
+use crate::api::{
     ContainerEngine, Disk, DiskClass, GpuPath, MigInstance, Nic, NvLinks, PathKind, PcieLink,
     ProcessKind, Xid,
 };
