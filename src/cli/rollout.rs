@@ -149,6 +149,19 @@ fn ended(
             "service": view.name, "release": rollout.to, "outcome": outcome,
         }))?;
     }
+    // Whoever came late did not see the event that told why.
+    if args.output == Output::Text {
+        let ended = match outcome {
+            Outcome::Completed => None,
+            Outcome::RolledBack { why } => Some(("was taken back", why)),
+            Outcome::Aborted { why } => Some(("was aborted", why)),
+            Outcome::Failed { why } => Some(("failed", why)),
+        };
+        if let Some((how, why)) = ended {
+            let why = crate::base::text::clean(why, 300);
+            table::out(&format!("{}: {} {how}: {why}", view.name, rollout.to))?;
+        }
+    }
     Ok(Some(match outcome {
         Outcome::Completed => Success::Done,
         Outcome::RolledBack { .. } | Outcome::Aborted { .. } | Outcome::Failed { .. } => {
