@@ -10,6 +10,7 @@ pub mod door;
 pub mod group;
 pub mod hub;
 pub mod intent;
+pub mod lend;
 pub mod maintenance;
 pub mod plan;
 pub mod release;

@@ -24,6 +24,16 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::Promoted { by, all: false } => story.info(format!("{by} promotes")),
         EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
         EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
+        EventKind::HoldBegan { why } => {
+            if after.active_rollout().is_some() || !after.moves.is_empty() {
+                story.warn(format!("is held before its next step: {why}"));
+            }
+        }
+        EventKind::HoldEnded => {
+            if after.active_rollout().is_some() || !after.moves.is_empty() {
+                story.info("goes on: its hosts let us in again".to_owned());
+            }
+        }
         EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
         EventKind::MovesRequested { why, moves, .. } => {
             let n = moves.len();

@@ -40,7 +40,12 @@ pub fn view(
     let wanted = served.map_or(0, |r| r.spec.replicas.get());
     let trouble = match around.spec {
         Some(Err(mistake)) => Some(mistake.clone()),
-        _ => around.trouble.map(str::to_owned),
+        _ => state
+            .held
+            .as_ref()
+            .filter(|_| state.is_held())
+            .map(|held| format!("held before its next step: {}", held.why))
+            .or_else(|| around.trouble.map(str::to_owned)),
     };
     ServiceView {
         name: name.clone(),

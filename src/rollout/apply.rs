@@ -37,6 +37,8 @@ impl Decider<'_> {
             EventKind::MovesCancelled { by } => {
                 self.cancel_moves(Some(&format!("{by} cancelled it")));
             }
+            EventKind::HoldBegan { why } => self.hold(why),
+            EventKind::HoldEnded => self.release_hold(),
             EventKind::RankRunning { rank } => self.rank_running(rank),
             EventKind::RankRefused { rank, refusal } => self.rank_refused(rank, refusal),
             EventKind::RankEnded { rank, how } => self.rank_ended(rank, how),
@@ -109,6 +111,11 @@ impl Decider<'_> {
             // The time of the pause does not count: the step's clock is moved by it, the progress
             // clock starts again (Nomad's rule).
             let pause = now.since(since.max(rollout.step_since));
+            // What a hold lasts beyond the pause counts when it ends.
+            if let Some(held) = &mut self.state.held {
+                held.owed_from = now;
+            }
+            let Some(rollout) = self.active() else { return };
             rollout.step_since = rollout.step_since.plus(pause);
             rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
             rollout.analysis.began = rollout.analysis.began.map(|t| t.plus(pause));

@@ -36,7 +36,11 @@ struct Budget {
 impl Decider<'_> {
     pub(super) fn tend_capacity(&mut self) {
         let roles = self.state.roles();
+        let is_held = self.state.is_held();
         let Some(coming) = roles.coming else {
+            if is_held {
+                return;
+            }
             // Stopping, or taking back a first deployment: everything goes.
             for key in self.keys(|_, _| true) {
                 self.retire(key);
@@ -50,6 +54,9 @@ impl Decider<'_> {
         }
         let stable = self.state.stable;
         for key in self.keys(|key, r| {
+            if is_held {
+                return false;
+            }
             let serves_on = roles.forward && Some(key.release) == stable;
             key.release != coming && !serves_on && r.phase != Phase::Ready
         }) {
@@ -66,7 +73,7 @@ impl Decider<'_> {
             )
             .unwrap_or(u32::MAX);
         let mut budget = self.budget(&roles);
-        for key in self.keys(|key, r| vacated.contains(key) && !r.retiring) {
+        for key in self.keys(|key, r| !is_held && vacated.contains(key) && !r.retiring) {
             self.take_out(&[key], &roles, &mut budget);
         }
         if missing_or_pending {

@@ -80,6 +80,14 @@ pub enum EventKind {
         /// What for: `node1 is drained`.
         why: String,
     },
+    /// Hosts of the service cannot be acted on: take nothing out until [`EventKind::HoldEnded`].
+    HoldBegan {
+        /// Why, for people.
+        why: String,
+    },
+    /// They can be acted on again.
+    HoldEnded,
+
     /// Do not move what was not moved yet.
     MovesCancelled {
         /// Who.

@@ -20,7 +20,7 @@ impl Decider<'_> {
             self.forget_releases();
             return;
         };
-        if rollout.paused.is_some() {
+        if rollout.paused.is_some() || self.state.is_held() {
             return;
         }
         match rollout.direction {

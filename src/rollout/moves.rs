@@ -127,6 +127,9 @@ impl Decider<'_> {
             self.cancel_moves(None);
             return;
         }
+        if self.state.is_held() {
+            return;
+        }
         let now = self.now();
         let from = ReplicaKey { release: first.release, replica: first.from };
         let Some(to) = first.to else {

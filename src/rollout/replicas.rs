@@ -112,6 +112,7 @@ impl Decider<'_> {
         let ranks = release.ranks_of(key);
         let policy = &release.spec.rollout;
         let (healthy, drain) = (policy.healthy_deadline, policy.drain_deadline);
+        let held = self.state.is_held();
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         match replica.phase {
             Phase::Starting | Phase::Waiting { .. } if replica.running.len() >= ranks => {
@@ -122,7 +123,7 @@ impl Decider<'_> {
             }
             Phase::Waiting { retry_at, .. } if now >= retry_at => self.start_replica(key),
             Phase::Starting | Phase::Loading
-                if replica.started.is_some_and(|s| now >= s.plus(healthy)) =>
+                if !held && replica.started.is_some_and(|s| now >= s.plus(healthy)) =>
             {
                 let what = if replica.phase == Phase::Loading {
                     "no token was generated"
@@ -142,6 +143,8 @@ impl Decider<'_> {
                     let id = replica.id(key);
                     self.moved = true;
                     self.act(Action::AwaitDrained { replica: id });
+                } else if held {
+                    // It gets no new requests and is not ended until its hosts can be acted on.
                 } else if (applied && (replica.drain.done || now >= deadline))
                     // Whoever asked for the service's end is not kept waiting by a dead gateway.
                     || (self.state.stopping && now >= deadline)

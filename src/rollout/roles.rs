@@ -26,7 +26,7 @@ pub(super) struct Roles {
     pub forward: bool,
     /// Forward, and past all steps.
     pub last_stretch: bool,
-    /// Nothing new is begun: paused, or failed and waiting for a person.
+    /// Nothing new is begun: paused, held, or failed and waiting for a person.
     pub held: bool,
     /// Ready for so long counts as available.
     pub min_healthy: Duration,
@@ -95,9 +95,10 @@ impl ServiceState {
             Some(r) => (self.policy(r.to), full.max(r.from.map_or(0, |f| self.wanted(f)))),
             None => (coming.and_then(|c| self.policy(c)), full),
         };
-        let held = rollout.is_some_and(|r| {
-            r.paused.is_some() || (forward && matches!(r.gate, Some(Gate::Failed { .. })))
-        });
+        let held = self.is_held()
+            || rollout.is_some_and(|r| {
+                r.paused.is_some() || (forward && matches!(r.gate, Some(Gate::Failed { .. })))
+            });
         Roles {
             coming,
             target,

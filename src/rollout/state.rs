@@ -53,6 +53,9 @@ pub struct ServiceState {
     /// Why the last moves were given up.
     #[serde(default)]
     pub move_trouble: Option<String>,
+    /// Hosts of it cannot be acted on just now: nothing is taken out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<super::hold::Hold>,
     /// The time of the newest event.
     pub now: Timestamp,
 }
@@ -280,7 +283,7 @@ pub enum Condition {
     Down,
     /// A rollout goes forward.
     Rolling,
-    /// A rollout waits for a gate or a person.
+    /// A rollout waits: for a gate, a person, or hosts that can be acted on again.
     Held,
     /// A rollout goes back.
     RollingBack,
@@ -332,6 +335,7 @@ impl ServiceState {
             moves: Vec::new(),
             vacated: BTreeSet::new(),
             move_trouble: None,
+            held: None,
             now: Timestamp(0),
         }
     }
@@ -396,6 +400,9 @@ impl ServiceState {
     /// The service in one word.
     pub fn condition(&self) -> Condition {
         if let Some(rollout) = self.active_rollout() {
+            if self.is_held() {
+                return Condition::Held;
+            }
             return match (&rollout.direction, &rollout.gate, rollout.paused) {
                 (Direction::Back { .. }, _, _) => Condition::RollingBack,
                 (Direction::Forward, _, Some(_))

@@ -514,3 +514,70 @@ fn a_large_service_is_foreseen_in_reasonable_time() {
     assert_eq!((foreseen.lowest_ready, foreseen.floor), (90, 90));
     assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
 }
+
+#[test]
+fn while_held_nothing_is_taken_out_no_clock_runs_and_it_goes_on_by_itself() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    // In the middle: one drains.
+    assert!(world.run_until(HOUR, |w| {
+        w.state.replicas.values().any(|r| matches!(r.phase, Phase::Draining { .. }))
+    }));
+    world.tell(EventKind::HoldBegan { why: "login-lost: h0 does not let us in".to_owned() });
+    assert_eq!(world.state.condition(), Condition::Held);
+    let ready = world.state.ready_total();
+    world.actions.clear();
+    // Longer than every deadline there is.
+    assert!(!world.run_until(3 * HOUR, ended));
+    let stops = |w: &World| w.actions.iter().any(|a| matches!(a, Action::StopRank { .. }));
+    assert!(!stops(&world), "{:?}", world.actions);
+    assert!(world.state.ready_total() >= ready);
+    assert!(world.state.active_rollout().is_some_and(|r| r.direction == Direction::Forward));
+    world.tell(EventKind::HoldEnded);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.lowest_ready, 2);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_hold_stops_the_way_back_and_a_replica_that_cannot_be_asked_is_not_failed() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| {
+        w.state.replicas.iter().any(|(k, r)| k.release == R2 && r.phase == Phase::Ready)
+    }));
+    world.tell(EventKind::HoldBegan { why: "login-lost".to_owned() });
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    world.actions.clear();
+    assert!(!world.run_until(2 * HOUR, ended));
+    assert!(!world.actions.iter().any(|a| matches!(a, Action::StopRank { .. })));
+    assert_eq!(world.state.condition(), Condition::Held);
+    world.tell(EventKind::HoldEnded);
+    assert!(world.run_until(HOUR, ended));
+    assert!(matches!(outcome(&world), Outcome::Aborted { .. }));
+    world.check_rest();
+}
+
+#[test]
+fn a_hold_during_a_bake_does_not_count_and_a_service_can_still_be_ended() {
+    let mut world = serving(2, 1);
+    let bake = Duration::from_mins(10);
+    let steps = vec![StepSpec::Weight(50), StepSpec::Bake(bake)];
+    world.request(&with_steps(2, 0, steps), RolloutKind::Apply, Nature::Good);
+    let bakes = |w: &World| match w.state.active_rollout().and_then(|r| r.gate.clone()) {
+        Some(Gate::Bake { until }) => Some(until),
+        _ => None,
+    };
+    assert!(world.run_until(HOUR, |w| bakes(w).is_some()));
+    let until = bakes(&world).unwrap();
+    world.tell(EventKind::HoldBegan { why: "login-lost".to_owned() });
+    assert!(!world.run_until(HOUR, ended));
+    world.tell(EventKind::HoldEnded);
+    let now = bakes(&world).unwrap();
+    assert!(now.since(until) >= HOUR, "{until} {now}");
+    world.tell(EventKind::HoldBegan { why: "login-lost".to_owned() });
+    world.by_ada(|by| EventKind::StopRequested { by });
+    assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty()));
+}

@@ -1,7 +1,9 @@
 #![no_main]
+mod bounded;
+
 use gpudeck::engine::memory;
 use gpudeck::model::readers::{Reader, read};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    read(Reader::Gguf, bytes, memory::VLLM).unwrap();
+    bounded::run(|| read(Reader::Gguf, bytes, memory::VLLM).unwrap());
 });

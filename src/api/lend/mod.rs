@@ -1,0 +1,3 @@
+//! A door lends its SSH agent to the controller, for as long as it is attached.
+
+pub mod message;

@@ -1,0 +1,72 @@
+//! A hold: hosts of the service cannot be acted on just now, though they are there (their login is lost).
+//! Until it is over nothing is taken out and nothing new is begun, in whatever direction the rollout
+//! goes; what serves, serves on, and what has died is started again where that is possible. No
+//! deadline runs meanwhile: nobody could have kept it.
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{Phase, ServiceState};
+use super::step::Decider;
+use crate::base::{Timestamp, text};
+
+/// Longest reason that is kept, in characters.
+const MAX_WHY: usize = 300;
+
+/// Since when a service is held, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, for people: `login-lost: node1 does not let us in any more`.
+    pub why: String,
+    /// The step's clock stands since then; what stood before was made good at the end of a pause.
+    pub owed_from: Timestamp,
+}
+
+impl ServiceState {
+    /// Whether nothing may be taken out. A person who asks for the service's end is not held up.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some() && !self.stopping
+    }
+}
+
+impl Decider<'_> {
+    /// Begins a hold, or gives another reason for it.
+    pub(super) fn hold(&mut self, why: &str) {
+        let now = self.state.now;
+        let why = text::clean(why, MAX_WHY);
+        match &mut self.state.held {
+            Some(held) => held.why = why,
+            None => self.state.held = Some(Hold { since: now, why, owed_from: now }),
+        }
+    }
+
+    /// Ends it: every clock goes on where it stood.
+    pub(super) fn release_hold(&mut self) {
+        let Some(held) = self.state.held.take() else { return };
+        let now = self.state.now;
+        for replica in self.state.replicas.values_mut() {
+            let began = replica.since.max(held.since);
+            match &mut replica.phase {
+                Phase::Starting | Phase::Loading => {
+                    replica.started = replica.started.map(|t| t.plus(now.since(t.max(held.since))));
+                }
+                Phase::Draining { deadline } => *deadline = deadline.plus(now.since(began)),
+                _ => {}
+            }
+        }
+        for moved in &mut self.state.moves {
+            moved.began = moved.began.map(|t| t.plus(now.since(t.max(held.since))));
+        }
+        if let Some(rollout) = self.state.rollout.as_mut().filter(|r| r.outcome.is_none()) {
+            // A pause that goes on shifts the step's clock when it ends.
+            if rollout.paused.is_none() {
+                let pause = now.since(held.owed_from.max(rollout.step_since));
+                rollout.step_since = rollout.step_since.plus(pause);
+                rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
+                rollout.analysis.began = rollout.analysis.began.map(|t| t.plus(pause));
+            }
+            rollout.progress = now;
+        }
+    }
+}
