@@ -1,6 +1,7 @@
 //! The door's end of the socket.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -15,6 +16,7 @@ use tokio::net::UnixStream;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
+use super::lend::{AgentAnswer, Lending, ToLender};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::{API_VERSION, CheckupRequest, InspectRequest, LogRequest, Version};
@@ -27,16 +29,21 @@ use crate::wire::{Checkup, LogChunk};
 /// Longest answer or line that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
+/// Longest line of what is asked of a lent agent: a message of its protocol in base64.
+const MAX_ASKED_BYTES: usize = 2 * super::lend::message::MAX_MESSAGE_BYTES;
+
 /// A controller's socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// The agent that is lent as long as this, or a copy of it, is there.
+    lending: Option<Arc<Lending>>,
 }
 
 impl Client {
     /// The controller behind `socket`, if one answers there and speaks this interface.
     pub async fn connect(socket: &Path) -> Result<Self, ApiError> {
-        let client = Self { socket: socket.to_owned() };
+        let client = Self::unchecked(socket);
         let version: Version = client.get("/v1/version").await?;
         if version.api != API_VERSION {
             return Err(ApiError {
@@ -58,7 +65,22 @@ impl Client {
 
     /// Whatever is behind `socket`, without asking what interface it speaks.
     pub fn unchecked(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: socket.to_owned(), lending: None }
+    }
+
+    /// Lends this process's SSH agent, if it has one, to the controller for as long as this client, or
+    /// a copy of it, is there. To be called within a tokio runtime.
+    #[must_use]
+    pub fn lending_agent(mut self) -> Self {
+        self.lending = Lending::of_environment(&self).map(Arc::new);
+        self
+    }
+
+    /// Lends the agent behind `socket`.
+    #[must_use]
+    pub fn lending(mut self, socket: PathBuf) -> Self {
+        self.lending = Some(Arc::new(Lending::begin(&self, socket)));
+        self
     }
 
     /// Who answers there.
@@ -163,6 +185,47 @@ impl Client {
         Self::answer(self.exchange(Method::GET, path, Vec::new()).await?).await
     }
 
+    /// What is asked of the agent that this door lends.
+    pub(super) async fn asked_of_agent(&self) -> Result<BoxStream<'static, ToLender>, ApiError> {
+        self.lines("/v1/agent", MAX_ASKED_BYTES).await
+    }
+
+    /// What it answers.
+    pub(super) async fn agent_answers(&self, answer: &AgentAnswer) -> Result<(), ApiError> {
+        self.post("/v1/agent", answer).await
+    }
+
+    /// A response that goes on, one JSON message a line of at most `longest` bytes.
+    async fn lines<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &str,
+        longest: usize,
+    ) -> Result<BoxStream<'static, T>, ApiError> {
+        let response = self.exchange(Method::GET, path, Vec::new()).await?;
+        if response.status() != StatusCode::OK {
+            let refused: Result<serde_json::Value, ApiError> = Self::answer(response).await;
+            return Err(refused.err().unwrap_or_else(|| internal(&"no stream")));
+        }
+        let body = response.into_body().into_data_stream();
+        let state = (body, Vec::<u8>::new());
+        let messages = futures::stream::unfold(state, move |(mut body, mut buffer)| async move {
+            loop {
+                if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
+                    let rest = buffer.split_off(end + 1);
+                    let line = std::mem::replace(&mut buffer, rest);
+                    let message = serde_json::from_slice(&line).ok()?;
+                    return Some((message, (body, buffer)));
+                }
+                let piece = body.next().await?.ok()?;
+                if buffer.len() + piece.len() > longest {
+                    return None;
+                }
+                buffer.extend_from_slice(&piece);
+            }
+        });
+        Ok(messages.boxed())
+    }
+
     async fn post<B: Serialize + Sync, T: DeserializeOwned>(
         &self,
         path: &str,
@@ -191,29 +254,7 @@ fn internal(error: &dyn std::fmt::Display) -> ApiError {
 #[async_trait]
 impl Door for Client {
     async fn stream(&self) -> Result<BoxStream<'static, Delta>, ApiError> {
-        let response = self.exchange(Method::GET, "/v1/stream", Vec::new()).await?;
-        if response.status() != StatusCode::OK {
-            let refused: Result<serde_json::Value, ApiError> = Self::answer(response).await;
-            return Err(refused.err().unwrap_or_else(|| internal(&"no stream")));
-        }
-        let body = response.into_body().into_data_stream();
-        let state = (body, Vec::<u8>::new());
-        let deltas = futures::stream::unfold(state, |(mut body, mut buffer)| async move {
-            loop {
-                if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
-                    let rest = buffer.split_off(end + 1);
-                    let line = std::mem::replace(&mut buffer, rest);
-                    let delta = serde_json::from_slice(&line).ok()?;
-                    return Some((delta, (body, buffer)));
-                }
-                let piece = body.next().await?.ok()?;
-                if buffer.len() + piece.len() > MAX_ANSWER_BYTES {
-                    return None;
-                }
-                buffer.extend_from_slice(&piece);
-            }
-        });
-        Ok(deltas.boxed())
+        self.lines("/v1/stream", MAX_ANSWER_BYTES).await
     }
 
     async fn send(&self, intent: Intent) -> Result<IntentReply, ApiError> {

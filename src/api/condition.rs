@@ -25,6 +25,8 @@ pub enum DeckConditionKind {
     JournalUnwritable,
     /// Another controller holds hosts of the deck, or held them last.
     HostsHeld,
+    /// Hosts are there and do not let us in any more: rollouts on them are held before their next step.
+    LoginLost,
     /// The controller gives way to another version.
     HandingOver,
     /// deck.toml or a spec has a mistake; the last good one stays in force.
@@ -43,6 +45,7 @@ impl DeckConditionKind {
         match self {
             Self::JournalUnwritable => "journal-unwritable",
             Self::HostsHeld => "hosts-held",
+            Self::LoginLost => "login-lost",
             Self::HandingOver => "handing-over",
             Self::DeckMistake => "deck-mistake",
             Self::DeckDiverged => "deck-diverged",

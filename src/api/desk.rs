@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
+use super::lend::{AgentAnswer, ToLender};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::CheckupRequest;
@@ -76,6 +78,24 @@ pub trait Desk: Send + Sync + 'static {
     /// What a door shows now.
     fn look(&self, looking: Looking) {
         let _ = looking;
+    }
+
+    /// A door lends its SSH agent: what is asked of it, until the stream is dropped.
+    fn borrow_agent(&self) -> Result<BoxStream<'static, ToLender>, ApiError> {
+        Err(ApiError {
+            kind: ErrorKind::Conflict,
+            message: "no agents are lent here".to_owned(),
+            hint: None,
+        })
+    }
+
+    /// What a lent agent answers.
+    fn agent_answers(&self, answer: AgentAnswer) -> Result<(), ApiError> {
+        Err(ApiError {
+            kind: ErrorKind::NotFound,
+            message: format!("agent {} is not lent (any more)", answer.lease),
+            hint: None,
+        })
     }
 
     /// How a host is, beyond its samples. See [`Checkup`].

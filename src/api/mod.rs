@@ -19,8 +19,8 @@ pub mod view;
 pub mod who;
 
 pub use crate::base::{
-    Attempt, Bytes, DeckId, DeviceId, Hint, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
-    ReplicaKey, Revision, ServiceName, Timestamp, text, time,
+    Attempt, Bytes, DeckId, DeviceId, DownCause, Hint, HostName, RankId, ReleaseId, ReleaseNumber,
+    ReplicaId, ReplicaKey, Revision, ServiceName, Timestamp, text, time,
 };
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};

@@ -16,6 +16,8 @@
 //! | `POST /v1/inspect` | [`InspectRequest`] → `ModelFacts` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //! | `POST /v1/look` | `Looking` → nothing: what the door shows now |
+//! | `GET /v1/agent` | one JSON [`ToLender`] a line: what is asked of the SSH agent that the door lends |
+//! | `POST /v1/agent` | [`AgentAnswer`] → nothing |
 //! | `POST /v1/checkup` | [`CheckupRequest`] → `Checkup` |
 //!
 //! An error is an `ApiError` with the HTTP status of its kind.
@@ -40,6 +42,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
+use super::lend::AgentAnswer;
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
@@ -132,6 +135,7 @@ pub async fn serve(
         .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/log", post(log))
         .route("/v1/look", post(look))
+        .route("/v1/agent", get(borrow_agent).post(agent_answers))
         .route("/v1/checkup", post(check_up))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
@@ -217,17 +221,38 @@ async fn stream(
             Err(RecvError::Closed) => None,
         }
     });
-    let lines = futures::stream::once(async move { first }).chain(rest).map(Ok::<_, Infallible>);
-    Ok(Response::builder()
-        .header("content-type", "application/x-ndjson")
-        .body(Body::from_stream(lines))
-        .unwrap_or_default())
+    Ok(ndjson(futures::stream::once(async move { first }).chain(rest)))
 }
 
-fn line(delta: &Delta) -> BodyBytes {
-    let mut bytes = serde_json::to_vec(delta).unwrap_or_default();
+/// A response that goes on, line by line, until either end goes.
+fn ndjson(lines: impl futures::Stream<Item = BodyBytes> + Send + 'static) -> Response {
+    Response::builder()
+        .header("content-type", "application/x-ndjson")
+        .body(Body::from_stream(lines.map(Ok::<_, Infallible>)))
+        .unwrap_or_default()
+}
+
+fn line<T: Serialize>(message: &T) -> BodyBytes {
+    let mut bytes = serde_json::to_vec(message).unwrap_or_default();
     bytes.push(b'\n');
     bytes.into()
+}
+
+async fn borrow_agent(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+) -> Result<Response, ApiError> {
+    admit(&peer)?;
+    Ok(ndjson(desk.borrow_agent()?.map(|asked| line(&asked))))
+}
+
+async fn agent_answers(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(answer): Json<AgentAnswer>,
+) -> Result<Json<()>, ApiError> {
+    admit(&peer)?;
+    desk.agent_answers(answer).map(Json)
 }
 
 async fn intent(

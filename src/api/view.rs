@@ -10,8 +10,8 @@ use super::group::Group;
 use super::maintenance::{Maintenance, Upgrade};
 use super::plan::{PlanProgress, PlanStep, PlanTime};
 use crate::base::{
-    Attempt, Bytes, DeviceId, Hint, HostName, RankId, ReleaseNumber, ReplicaId, Revision,
-    ServiceName, Timestamp,
+    Attempt, Bytes, DeviceId, DownCause, Hint, HostName, RankId, ReleaseNumber, ReplicaId,
+    Revision, ServiceName, Timestamp,
 };
 use crate::rollout::forecast::Forecast;
 use crate::rollout::{Condition, Outcome, Phase, Rollout};
@@ -272,7 +272,10 @@ pub enum HostLinkState {
     },
     /// Not reached.
     Down {
-        /// The cause, one of a small set, for people.
+        /// Which of the named causes.
+        #[serde(default)]
+        kind: DownCause,
+        /// The cause in words.
         cause: String,
         /// What to do about it.
         hint: Option<String>,

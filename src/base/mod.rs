@@ -3,6 +3,7 @@
 //! Nothing here knows a clock, a disk, a network, or what a rollout is.
 
 pub mod bytes;
+pub mod cause;
 pub mod epoch_cell;
 pub mod hint;
 pub mod id;
@@ -12,6 +13,7 @@ pub mod time;
 pub mod traffic;
 
 pub use bytes::{Bytes, ParseBytesError};
+pub use cause::DownCause;
 pub use epoch_cell::EpochCell;
 pub use hint::Hint;
 pub use id::{

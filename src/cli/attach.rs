@@ -35,7 +35,8 @@ pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
 /// The deck's controller, started if there is none.
 pub async fn attach(args: &Args) -> Result<Client, Failure> {
     let (dir, spec) = deck(args)?;
-    let client = controller::attach(&dir, &Paths::of(spec.id)).await?;
+    // Whoever attaches lends its SSH agent meanwhile: the controller may have lost its own.
+    let client = controller::attach(&dir, &Paths::of(spec.id)).await?.lending_agent();
     tell_another_build(args, &client).await;
     // A command speaks of the deck as it is now; a controller that nobody watches does not look.
     client.send(Intent::Reload).await?;

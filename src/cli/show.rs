@@ -9,8 +9,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, EventLine, Gate, Gpus, HostLinkState, HostView, Phase,
-    PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
+    Client, Condition, Delta, Door, DownCause, EventLine, Gate, Gpus, HostLinkState, HostView,
+    Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
 };
 
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
@@ -225,9 +225,10 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
                 "asking".to_owned(),
                 format!("question {question}: `gpudeck answer {question} yes`"),
             ),
-            HostLinkState::Down { cause, hint, .. } => {
+            HostLinkState::Down { kind, cause, hint, .. } => {
                 let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
-                ("down".to_owned(), format!("{cause}{hint}"))
+                let state = if *kind == DownCause::LoginLost { kind.name() } else { "down" };
+                (state.to_owned(), format!("{cause}{hint}"))
             }
         };
         let free = host.sample.as_ref().map_or_else(

@@ -184,6 +184,8 @@ pub struct Core {
     pub(super) upgrades: upgrade::UpgradeTasks,
     /// Hosts whose replicas are being placed elsewhere off the loop.
     pub(super) draining: std::collections::BTreeSet<HostName>,
+    /// Hosts that do not let us in (any more), and why.
+    pub(super) lost_logins: BTreeMap<HostName, String>,
     pub(super) shutdown: bool,
     pub(super) views: StaleViews,
 }
@@ -403,6 +405,7 @@ impl Core {
             self.tend_upgrade();
             self.tend_group();
         }
+        self.tend_logins();
         self.tend_probes();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {

@@ -5,14 +5,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actions::{self, Means};
 use super::auditor::Auditor;
 use super::core::{Core, Input};
+use super::lent::LentAgents;
 use super::{planning, world};
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
+use crate::api::lend::{AgentAnswer, ToLender};
 use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
 use crate::api::{
     ApiError, CheckupRequest, DrainPlan, ErrorKind, Intent, IntentReply, Looking, PlanView,
@@ -36,6 +39,8 @@ pub struct Handle {
     pub audit: Arc<Auditor>,
     /// Wishes that were not answered yet.
     pub unanswered: Arc<AtomicUsize>,
+    /// The SSH agents that doors lend.
+    pub lent: Arc<LentAgents>,
 }
 
 /// Counts a wish as long as it lives.
@@ -236,6 +241,14 @@ impl Desk for Handle {
             looking.hosts.iter().chain(&looking.detail).take(1024).cloned().collect();
         self.means.attention.look(looking);
         self.means.pay_attention(hosts.iter());
+    }
+
+    fn borrow_agent(&self) -> Result<BoxStream<'static, ToLender>, ApiError> {
+        self.lent.borrow(&self.means)
+    }
+
+    fn agent_answers(&self, answer: AgentAnswer) -> Result<(), ApiError> {
+        self.lent.answered(answer)
     }
 
     async fn check_up(&self, request: CheckupRequest) -> Result<Checkup, ApiError> {

@@ -20,6 +20,8 @@ pub mod group;
 pub mod handover;
 pub mod health;
 pub mod ledger;
+pub mod lent;
+pub mod logins;
 pub mod maintenance;
 pub mod measured;
 pub mod narrate;

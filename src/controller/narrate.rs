@@ -24,15 +24,11 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::Promoted { by, all: false } => story.info(format!("{by} promotes")),
         EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
         EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
-        EventKind::HoldBegan { why } => {
-            if after.active_rollout().is_some() || !after.moves.is_empty() {
-                story.warn(format!("is held before its next step: {why}"));
-            }
+        EventKind::HoldBegan { why, .. } if has_steps(after) => {
+            story.warn(format!("is held before its next step: {why}"));
         }
-        EventKind::HoldEnded => {
-            if after.active_rollout().is_some() || !after.moves.is_empty() {
-                story.info("goes on: its hosts let us in again".to_owned());
-            }
+        EventKind::HoldEnded if has_steps(after) => {
+            story.info("goes on: its hosts let us in again".to_owned());
         }
         EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
         EventKind::MovesRequested { why, moves, .. } => {
@@ -54,6 +50,11 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         story.error("no replica is ready".to_owned());
     }
     story.lines
+}
+
+/// Whether there is a next step at all: a rollout, or replicas to move.
+fn has_steps(state: &ServiceState) -> bool {
+    state.active_rollout().is_some() || !state.moves.is_empty()
 }
 
 struct Story<'a> {

@@ -13,7 +13,7 @@ use crate::api::{
     Question, QuestionKind, Severity,
 };
 use crate::base::{
-    HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
+    DownCause, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
 };
 use crate::engine::{self, EngineMetrics};
 use crate::fleet::{FleetEvent, LinkState};
@@ -70,6 +70,9 @@ impl Core {
                     host: Some(host.clone()),
                     text: crate::base::text::clean(&text, 300),
                 });
+                if kind == QuestionKind::Secret {
+                    self.login_lost(&host, &format!("it waits for an answer: {text}"));
+                }
                 self.hub.publish(Change::Question(Question {
                     id,
                     host: Some(host),
@@ -116,7 +119,7 @@ impl Core {
                 }
                 HostLinkState::Limited { why, hint }
             }
-            LinkState::Down { cause, hint, retry_in } => {
+            LinkState::Down { kind, cause, hint, retry_in } => {
                 let since = match &before {
                     Some(HostLinkState::Down { since, .. }) => *since,
                     _ => now(),
@@ -128,7 +131,7 @@ impl Core {
                     self.tell(line(Severity::Warning, format!("is not reached: {cause}{hint}")));
                 }
                 let retry_at = retry_in.map(|d| now().plus(d));
-                HostLinkState::Down { cause, hint, since, retry_at }
+                HostLinkState::Down { kind, cause, hint, since, retry_at }
             }
         };
         self.change_host(&host, |view| {
@@ -144,8 +147,15 @@ impl Core {
                     view.way.push(phase.to_owned());
                 }
             }
-            view.link = link;
+            view.link = link.clone();
         });
+        match link {
+            HostLinkState::Up | HostLinkState::Limited { .. } => self.login_back(&host),
+            HostLinkState::Down { kind: DownCause::LoginLost, cause, .. } => {
+                self.login_lost(&host, &cause);
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn change_host(&self, host: &HostName, change: impl FnOnce(&mut HostView)) {

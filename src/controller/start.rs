@@ -197,11 +197,13 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         upgrades: super::upgrade::UpgradeTasks::default(),
         draining: std::collections::BTreeSet::new(),
         measured: Measured::open(&paths.measured()),
+        lost_logins: std::collections::BTreeMap::new(),
         shutdown: false,
         views: super::stale_views::StaleViews::default(),
         options,
     };
     core.take_files(files);
+    core.remember_lost_logins();
     // Known from the first moment, so that nobody takes a fresh controller's deck for empty.
     let hosts: Vec<_> = core.deck.hosts.keys().cloned().collect();
     for host in &hosts {
@@ -226,7 +228,14 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let publish_task = endpoints
         .and_then(|e| Some((e.listen?, e.zone)))
         .map(|(listen, zone)| tokio::spawn(super::publish::serve(listen, zone, published)));
-    let desk = Arc::new(Handle { hub, inputs, means, audit, unanswered: Arc::clone(&unanswered) });
+    let desk = Arc::new(Handle {
+        hub,
+        inputs,
+        means,
+        audit,
+        unanswered: Arc::clone(&unanswered),
+        lent: Arc::default(),
+    });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
         tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::HostName;
+use crate::base::{DownCause, HostName};
 use crate::wire::{HostFacts, HostSample, RankReport};
 
 /// Something happened on a link. States are newest-wins: a reader who is slow misses states in
@@ -105,7 +105,9 @@ pub enum LinkState {
     },
     /// Not reached.
     Down {
-        /// The named cause.
+        /// Which of the named causes.
+        kind: DownCause,
+        /// The cause in words.
         cause: String,
         /// What to do about it, where known.
         hint: Option<String>,

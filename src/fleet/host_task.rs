@@ -18,7 +18,7 @@ use super::session::{DialError, Session, SessionError};
 use super::{
     AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary, fallback,
 };
-use crate::base::{Hint, HostName, text};
+use crate::base::{DownCause, Hint, HostName, text};
 use crate::spec::{HostSpec, Transport};
 use crate::ssh::{
     ConnectOptions, Connection, Endpoint, LocalConnection, NoQuestions, Questions, SshError,
@@ -32,6 +32,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 const SLOW_RETRY: Duration = Duration::from_mins(1);
 /// Where no agent could be it is tried again after so long.
 const AGENT_AGAIN: Duration = Duration::from_mins(5);
+/// A lost login is not tried again for every agent that is lent, but at most so often.
+const LENT_AGAIN: Duration = Duration::from_secs(10);
 /// A link that was up for so long starts again with the shortest wait.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -79,6 +81,8 @@ pub(super) struct Link {
     current: Mutex<Current>,
     /// Told to try again now.
     pub(super) told: Notify,
+    /// Told that an agent was lent: where the login is lost it is tried again.
+    pub(super) lent: Notify,
     /// How closely it is followed.
     pub(super) attention: AttentionCell,
 }
@@ -95,6 +99,7 @@ impl Link {
             host,
             current: Mutex::new(current),
             told: Notify::new(),
+            lent: Notify::new(),
             attention: AttentionCell::new(Attention::default()),
         })
     }
@@ -169,6 +174,7 @@ impl HostLink for Link {
 
 /// Why a link is down, and how soon trying again makes sense.
 struct Cause {
+    kind: DownCause,
     why: String,
     hint: Option<String>,
     retry: Retry,
@@ -183,7 +189,12 @@ enum Retry {
 impl Cause {
     /// It is tried at once whether the agent can be there now.
     fn again(error: &InstallError) -> Self {
-        Self { why: error.to_string(), hint: error.hint(), retry: Retry::Soon }
+        Self {
+            kind: DownCause::Agent,
+            why: error.to_string(),
+            hint: error.hint(),
+            retry: Retry::Soon,
+        }
     }
 }
 
@@ -195,7 +206,7 @@ impl From<SshError> for Cause {
             e if e.needs_a_person() => Retry::Slowly,
             _ => Retry::Soon,
         };
-        Self { why: error.to_string(), hint: error.hint(), retry }
+        Self { kind: error.cause(), why: error.to_string(), hint: error.hint(), retry }
     }
 }
 
@@ -205,7 +216,7 @@ impl From<InstallError> for Cause {
             InstallError::Ssh(error) => error.into(),
             error => {
                 let retry = if error.needs_a_person() { Retry::Slowly } else { Retry::Soon };
-                Self { why: error.to_string(), hint: error.hint(), retry }
+                Self { kind: DownCause::Agent, why: error.to_string(), hint: error.hint(), retry }
             }
         }
     }
@@ -221,7 +232,7 @@ impl From<SessionError> for Cause {
                 Retry::Soon,
             ),
         };
-        Self { why: error.to_string(), hint, retry }
+        Self { kind: DownCause::Agent, why: error.to_string(), hint, retry }
     }
 }
 
@@ -253,6 +264,7 @@ impl HostTask {
 
     async fn keep(&self) {
         let mut failures: u32 = 0;
+        let mut woken: Option<tokio::time::Instant> = None;
         loop {
             let (cause, up_for) = match self.once().await {
                 Ok(lost) => lost,
@@ -270,6 +282,7 @@ impl HostTask {
             tracing::info!(host = %self.link.host, cause = %cause.why, "link down");
             self.link.down(&cause.why, cause.hint.clone());
             self.outbox.link(LinkState::Down {
+                kind: cause.kind,
                 cause: cause.why,
                 hint: cause.hint,
                 retry_in: wait,
@@ -283,7 +296,19 @@ impl HostTask {
             tokio::select! {
                 () = sleep => {}
                 () = self.link.told.notified() => failures = 0,
+                () = self.lent(woken), if cause.kind == DownCause::LoginLost => {
+                    woken = Some(tokio::time::Instant::now());
+                }
             }
+        }
+    }
+
+    /// An agent was lent since the last try, but not again right after the last one: a server counts
+    /// logins that fail.
+    async fn lent(&self, woken: Option<tokio::time::Instant>) {
+        self.link.lent.notified().await;
+        if let Some(woken) = woken {
+            tokio::time::sleep_until(woken + LENT_AGAIN).await;
         }
     }
 

@@ -16,6 +16,7 @@ use super::outbox::Outbox;
 use super::{Attention, FleetEvent, HostLink};
 use crate::base::HostName;
 use crate::spec::HostSpec;
+use crate::ssh::agents::{Lease, LentAgent};
 use crate::ssh::{ConnectOptions, Connection};
 
 /// How a fleet is reached.
@@ -134,6 +135,19 @@ impl Fleet {
             entry.link.told.notify_one();
         }
         entry.is_some()
+    }
+
+    /// Lends an SSH agent to all connections, until the lease is dropped.
+    pub fn lend(&self, agent: Arc<dyn LentAgent>) -> Lease {
+        self.shared.ssh.agents.lend(agent)
+    }
+
+    /// Tries the hosts again whose login is lost: an agent with keys was lent.
+    pub fn try_lost_logins(&self) {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in hosts.entries.values() {
+            entry.link.lent.notify_one();
+        }
     }
 
     /// How closely a host is to be followed from now on.

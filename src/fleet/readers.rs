@@ -31,7 +31,8 @@ pub const ALL: [Reader; 4] =
     [Reader::Messages, Reader::SshConfig, Reader::KnownHosts, Reader::NvidiaSmi];
 
 /// A key for `known_hosts` to be asked about.
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
 
 /// Reads `bytes`; says what does not hold.
 ///

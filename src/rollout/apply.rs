@@ -37,7 +37,7 @@ impl Decider<'_> {
             EventKind::MovesCancelled { by } => {
                 self.cancel_moves(Some(&format!("{by} cancelled it")));
             }
-            EventKind::HoldBegan { why } => self.hold(why),
+            EventKind::HoldBegan { hosts, why } => self.hold(hosts, why),
             EventKind::HoldEnded => self.release_hold(),
             EventKind::RankRunning { rank } => self.rank_running(rank),
             EventKind::RankRefused { rank, refusal } => self.rank_refused(rank, refusal),

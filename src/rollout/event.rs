@@ -1,6 +1,6 @@
 //! What happened, or was asked, to one service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::engine_samples::EngineSamples;
 use super::moves::RequestedMove;
 use super::release::Release;
 use super::state::RolloutKind;
-use crate::base::{RankId, ReleaseNumber, ReplicaId, Timestamp};
+use crate::base::{HostName, RankId, ReleaseNumber, ReplicaId, Timestamp};
 
 /// An event with its time. The time never comes from a clock inside the decider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +82,8 @@ pub enum EventKind {
     },
     /// Hosts of the service cannot be acted on: take nothing out until [`EventKind::HoldEnded`].
     HoldBegan {
+        /// Which hosts.
+        hosts: BTreeSet<HostName>,
         /// Why, for people.
         why: String,
     },

@@ -3,11 +3,13 @@
 //! goes; what serves, serves on, and what has died is started again where that is possible. No
 //! deadline runs meanwhile: nobody could have kept it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::state::{Phase, ServiceState};
 use super::step::Decider;
-use crate::base::{Timestamp, text};
+use crate::base::{HostName, Timestamp, text};
 
 /// Longest reason that is kept, in characters.
 const MAX_WHY: usize = 300;
@@ -17,6 +19,8 @@ const MAX_WHY: usize = 300;
 pub struct Hold {
     /// Since when.
     pub since: Timestamp,
+    /// The hosts that cannot be acted on.
+    pub hosts: BTreeSet<HostName>,
     /// Why, for people: `login-lost: node1 does not let us in any more`.
     pub why: String,
     /// The step's clock stands since then; what stood before was made good at the end of a pause.
@@ -32,12 +36,18 @@ impl ServiceState {
 
 impl Decider<'_> {
     /// Begins a hold, or gives another reason for it.
-    pub(super) fn hold(&mut self, why: &str) {
+    pub(super) fn hold(&mut self, hosts: &BTreeSet<HostName>, why: &str) {
         let now = self.state.now;
         let why = text::clean(why, MAX_WHY);
         match &mut self.state.held {
-            Some(held) => held.why = why,
-            None => self.state.held = Some(Hold { since: now, why, owed_from: now }),
+            Some(held) => {
+                held.why = why;
+                held.hosts.clone_from(hosts);
+            }
+            None => {
+                let hosts = hosts.clone();
+                self.state.held = Some(Hold { since: now, hosts, why, owed_from: now });
+            }
         }
     }
 

@@ -39,8 +39,8 @@ pub use analysis::{AnalysisRun, Verdict, Window};
 pub use checks::{CheckResult, CheckRun};
 pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};
-pub use hold::Hold;
 pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
+pub use hold::Hold;
 pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use state::{

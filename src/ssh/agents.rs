@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 
 use super::config::Place;
 
-/// Sockets of doors that are gone, which may live on, are remembered up to this number.
-const REMEMBERED: usize = 8;
+/// So many lent agents are asked, the newest first: more doors mostly lend the same one.
+const ASKED: usize = 8;
 
 /// A stream on which the agent's protocol is spoken.
 pub trait AgentStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -59,8 +59,8 @@ impl IdentityAgent {
 struct Inner {
     /// The newest last.
     lent: Vec<(u64, Arc<dyn LentAgent>)>,
-    /// The newest last.
-    sockets: Vec<PathBuf>,
+    /// This process's own.
+    own: Option<PathBuf>,
     last: u64,
 }
 
@@ -85,9 +85,7 @@ impl Drop for Lease {
 impl Agents {
     /// With the socket of this process's environment, if it has one.
     pub fn new(own: Option<PathBuf>) -> Self {
-        let agents = Self::default();
-        agents.lock().sockets.extend(own);
-        agents
+        Self { inner: Mutex::new(Inner { own, ..Inner::default() }) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -103,15 +101,6 @@ impl Agents {
         Lease { id, of: Arc::clone(self) }
     }
 
-    /// Remembers an agent's socket, which is tried as long as it exists.
-    pub fn remember(&self, socket: PathBuf) {
-        let mut inner = self.lock();
-        inner.sockets.retain(|known| *known != socket);
-        inner.sockets.push(socket);
-        let surplus = inner.sockets.len().saturating_sub(REMEMBERED);
-        inner.sockets.drain(..surplus);
-    }
-
     /// Streams to all agents for a host, the newest lent one first; those that do not answer are
     /// left out, and the reason of the last one is given when there is none at all.
     pub(super) async fn open(
@@ -123,9 +112,9 @@ impl Agents {
             IdentityAgent::Socket(path) => (Vec::new(), vec![path.clone()]),
             IdentityAgent::Usual => {
                 let inner = self.lock();
-                let lent: Vec<_> =
-                    inner.lent.iter().rev().map(|(_, agent)| Arc::clone(agent)).collect();
-                (lent, inner.sockets.iter().rev().cloned().collect())
+                let newest = inner.lent.iter().rev().take(ASKED);
+                let lent: Vec<_> = newest.map(|(_, agent)| Arc::clone(agent)).collect();
+                (lent, inner.own.iter().cloned().collect())
             }
         };
         let mut streams: Vec<Box<dyn AgentStream>> = Vec::new();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::base::{Hint, quote, text, time};
+use crate::base::{DownCause, Hint, quote, text, time};
 
 /// Why a connection, or something on it, failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -187,6 +187,32 @@ impl SshError {
         Self::Closed { why: text::clean(why, 200) }
     }
 
+    /// Which of the named causes it is.
+    pub fn cause(&self) -> DownCause {
+        match self {
+            Self::NameNotFound { .. } => DownCause::NameNotFound,
+            Self::Refused { .. } => DownCause::Refused,
+            Self::Timeout { .. } => DownCause::NoAnswer,
+            Self::Unreachable { .. } | Self::JumpRefused { .. } | Self::ProxyCommand { .. } => {
+                DownCause::NoRoute
+            }
+            Self::Protocol { .. } | Self::Algorithms { .. } => DownCause::NotSsh,
+            Self::HostKeyUnknown { .. }
+            | Self::HostKeyChanged { .. }
+            | Self::HostKeyRevoked { .. }
+            | Self::HostKeyRejected { .. }
+            | Self::HostKeyBad { .. } => DownCause::HostKey,
+            Self::AuthFailed { .. } => DownCause::LoginLost,
+            Self::KnownHosts { .. }
+            | Self::Config(_)
+            | Self::JumpLoop { .. }
+            | Self::File { .. } => DownCause::Configuration,
+            Self::Jump { error, .. } => error.cause(),
+            Self::ChannelRefused { .. } => DownCause::ChannelRefused,
+            Self::Closed { .. } => DownCause::ConnectionLost,
+        }
+    }
+
     /// Trying again soon cannot help: a person has to change something first.
     pub fn needs_a_person(&self) -> bool {
         matches!(
@@ -208,11 +234,7 @@ impl SshError {
     /// The login is lost: the host is there, and lets us in no more (or not yet). What runs on it
     /// is not touched until it does.
     pub fn login_lost(&self) -> bool {
-        match self {
-            Self::AuthFailed { .. } => true,
-            Self::Jump { error, .. } => error.login_lost(),
-            _ => false,
-        }
+        self.cause() == DownCause::LoginLost
     }
 }
 
@@ -257,7 +279,8 @@ impl Hint for SshError {
                 "make the file writable, or set `known_hosts` of the host".to_owned()
             }
             Self::AuthFailed { host, user, .. } => format!(
-                "try `ssh {}`; load a key with `ssh-add`, or set `identity_files` of the host",
+                "load its key with `ssh-add` and attach again (`gpudeck`): the agent is lent to the \
+                 controller; or set `identity_files` of the host, and try `ssh {}`",
                 quote::shell_word(&format!("{user}@{host}"))
             ),
             Self::HostKeyBad { .. } => {
@@ -283,7 +306,11 @@ impl Hint for SshError {
             Self::ChannelRefused { .. } => {
                 "look at MaxSessions and ForceCommand in the host's sshd_config".to_owned()
             }
-            Self::Closed { .. } => return None,
+            Self::Closed { .. } => {
+                "it is connected again by itself; if it goes on, look at the network and at the \
+                 host's sshd log"
+                    .to_owned()
+            }
         })
     }
 }

@@ -513,6 +513,7 @@ pub fn rich() -> Snapshot {
     node3.sampled = Some(before(12));
     let node4 = snapshot.hosts.get_mut(&host_name("node4")).unwrap();
     node4.link = HostLinkState::Down {
+        kind: crate::api::DownCause::Refused,
         cause: "connection refused".to_owned(),
         hint: Some("is sshd running on node4?".to_owned()),
         since: before(125),

@@ -352,6 +352,8 @@ fn events_keep_their_form_as_json() {
         EventKind::Aborted { by: "ada".to_owned(), reason: Some("x".to_owned()) },
         EventKind::Measured { windows: [(id, gpudeck::rollout::Window::default())].into() },
         EventKind::TrafficFailed { version: 3, why: "gone".to_owned() },
+        held("login-lost"),
+        EventKind::HoldEnded,
     ];
     for kind in kinds {
         let event = Event { at: gpudeck::base::Timestamp(9), kind };
@@ -515,6 +517,10 @@ fn a_large_service_is_foreseen_in_reasonable_time() {
     assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
 }
 
+fn held(why: &str) -> EventKind {
+    EventKind::HoldBegan { hosts: ["h0".parse().unwrap()].into(), why: why.to_owned() }
+}
+
 #[test]
 fn while_held_nothing_is_taken_out_no_clock_runs_and_it_goes_on_by_itself() {
     let mut world = serving(3, 1);
@@ -523,7 +529,7 @@ fn while_held_nothing_is_taken_out_no_clock_runs_and_it_goes_on_by_itself() {
     assert!(world.run_until(HOUR, |w| {
         w.state.replicas.values().any(|r| matches!(r.phase, Phase::Draining { .. }))
     }));
-    world.tell(EventKind::HoldBegan { why: "login-lost: h0 does not let us in".to_owned() });
+    world.tell(held("login-lost: h0 does not let us in"));
     assert_eq!(world.state.condition(), Condition::Held);
     let ready = world.state.ready_total();
     world.actions.clear();
@@ -548,7 +554,7 @@ fn a_hold_stops_the_way_back_and_a_replica_that_cannot_be_asked_is_not_failed() 
     assert!(world.run_until(HOUR, |w| {
         w.state.replicas.iter().any(|(k, r)| k.release == R2 && r.phase == Phase::Ready)
     }));
-    world.tell(EventKind::HoldBegan { why: "login-lost".to_owned() });
+    world.tell(held("login-lost"));
     world.by_ada(|by| EventKind::Aborted { by, reason: None });
     world.actions.clear();
     assert!(!world.run_until(2 * HOUR, ended));
@@ -572,12 +578,12 @@ fn a_hold_during_a_bake_does_not_count_and_a_service_can_still_be_ended() {
     };
     assert!(world.run_until(HOUR, |w| bakes(w).is_some()));
     let until = bakes(&world).unwrap();
-    world.tell(EventKind::HoldBegan { why: "login-lost".to_owned() });
+    world.tell(held("login-lost"));
     assert!(!world.run_until(HOUR, ended));
     world.tell(EventKind::HoldEnded);
     let now = bakes(&world).unwrap();
     assert!(now.since(until) >= HOUR, "{until} {now}");
-    world.tell(EventKind::HoldBegan { why: "login-lost".to_owned() });
+    world.tell(held("login-lost"));
     world.by_ada(|by| EventKind::StopRequested { by });
     assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty()));
 }

@@ -182,8 +182,7 @@ mod tests {
         assert_eq!(asked(&sign(b"other", &data)), None, "not the key that is offered");
         let with_more = [&data[..], b"x"].concat();
         assert_eq!(asked(&sign(b"key", &with_more)), None);
-        let certificate =
-            login_data(b"cert", "ssh-ed25519-cert-v01@openssh.com", "ssh-connection");
+        let certificate = login_data(b"cert", "ssh-ed25519-cert-v01@openssh.com", "ssh-connection");
         assert_eq!(asked(&sign(b"key", &certificate)), Some(Asked::Signature));
         let other = login_data(b"key", "ssh-ed25519", "ssh-other");
         assert_eq!(asked(&sign(b"key", &other)), None);

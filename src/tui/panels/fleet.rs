@@ -22,7 +22,7 @@ use ratatui::style::Style;
 
 use super::fleet_cells::{self as cells, Density};
 use super::{nothing, title};
-use crate::api::{Bytes, Gpus, HostLinkState, HostView, Timestamp, time};
+use crate::api::{Bytes, DownCause, Gpus, HostLinkState, HostView, Timestamp, time};
 use crate::tui::command::Panel;
 use crate::tui::draw::{Pen, window};
 use crate::tui::state::{STALE, State};
@@ -194,8 +194,9 @@ pub fn link_words(link: &HostLinkState, now: Timestamp) -> Option<String> {
         }
         HostLinkState::Connecting { phase } => format!("{phase} …"),
         HostLinkState::Asking { .. } => "asks a question: press Q".to_owned(),
-        HostLinkState::Down { cause, hint, since, retry_at } => {
-            let mut out = format!("down {}: {cause}", words::ago(now, *since));
+        HostLinkState::Down { kind, cause, hint, since, retry_at } => {
+            let state = if *kind == DownCause::LoginLost { "login lost" } else { "down" };
+            let mut out = format!("{state} {}: {cause}", words::ago(now, *since));
             if let Some(at) = retry_at {
                 let _ = write!(out, " (again in {})", words::left(now, *at));
             }
