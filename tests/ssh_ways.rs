@@ -610,6 +610,66 @@ async fn hosts_that_hang_in_any_phase_hold_up_nobody() {
     greeter.abort();
 }
 
+/// An address at which connecting hangs: the queue of connections that wait to be taken is full.
+fn full_house() -> (u16, impl Sized) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500))
+    {
+        waiting.push(stream);
+        assert!(waiting.len() < 100, "the queue is never full");
+    }
+    (address.port(), (listener, waiting))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_hang_in_tcp_or_at_a_channel_are_named_and_hold_up_nobody() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let dir = server.dir.path();
+    let key = server.path("host_ed25519");
+    let (full, _held) = full_house();
+    let mute = Asking::serve("no channel", &key).await;
+    let mut text = block("good", &server, "");
+    text += &asking_block(mute, dir).replace("Host box", "Host mute");
+    for n in 0..40 {
+        text += &asking_block(full, dir).replace("Host box", &format!("Host bad{n}"));
+    }
+    let mut options = options(dir, &text);
+    options.timeouts.tcp = Duration::from_secs(20);
+    options.timeouts.channel = Duration::from_secs(3);
+    let mut bad = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let options = options.clone();
+        bad.spawn(async move { to(&format!("bad{n}"), &options, &NoQuestions).await.err() });
+    }
+    // More that hang than may shake hands at once: the good one does not wait for a turn.
+    let good = tokio::time::timeout(Duration::from_secs(15), to("good", &options, &NoQuestions));
+    let connection = good.await.expect("held up").unwrap();
+    says(&connection, "true").await;
+    let person = Person::who_says(&["open sesame"]);
+    let silent = to("mute", &options, &person).await.unwrap();
+    let opening = silent.exec("true");
+    let (opened, alive) = tokio::join!(opening, says(&connection, "echo alive"));
+    assert_eq!(alive, "alive\n");
+    let error = opened.err().unwrap();
+    assert!(
+        matches!(&error, SshError::Timeout { phase, .. } if phase == "opening a channel"),
+        "{error}"
+    );
+    while let Some(error) = bad.join_next().await {
+        match error.unwrap().unwrap() {
+            SshError::Timeout { phase, .. } => assert_eq!(phase, "connecting"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_frozen_is_noticed() {
     if !lab() {

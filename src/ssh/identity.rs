@@ -1,6 +1,7 @@
 //! The keys and certificates we have for a host, in the order in which OpenSSH tries them
 //! (`pubkey_prepare` in its `sshconnect2.c`).
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +14,25 @@ use russh::keys::{
     ssh_encoding::Encode, ssh_key,
 };
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::agents::AgentStream;
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::keyring::read_key_file;
+use super::known_hosts;
 use crate::base::text;
 
 /// Time for the agents to list their keys.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// More keys are not tried: any server would have hung up long before.
 const MAX_AGENT_KEYS: usize = 256;
+/// As OpenSSH's `AGENT_MAX_LEN`.
+const MAX_AGENT_MESSAGE: usize = 256 << 10;
+
+const REQUEST_IDENTITIES: u8 = 11;
+const IDENTITIES_ANSWER: u8 = 12;
+/// In the name of a certificate's kind.
+const CERTIFIED: &[u8] = b"-cert-v01@openssh.com";
 
 /// An open agent.
 pub(super) type Agent = AgentClient<Box<dyn AgentStream>>;
@@ -262,13 +273,12 @@ async fn agent_keys(
         all.notes.push(format!("SSH agent ({})", text::clean(&why, 120)));
     }
     let mut held = Vec::new();
-    for stream in streams {
-        let mut agent = AgentClient::connect(stream);
-        match tokio::time::timeout(AGENT_PATIENCE, agent.request_identities()).await {
+    for mut stream in streams {
+        match tokio::time::timeout(AGENT_PATIENCE, list(&mut stream)).await {
             Ok(Ok(keys)) => {
                 let number = all.agents.len();
                 held.extend(keys.into_iter().map(|key| (number, key)));
-                all.agents.push(agent);
+                all.agents.push(AgentClient::connect(stream));
             }
             Ok(Err(error)) => {
                 all.notes.push(format!("SSH agent ({})", text::clean(&error.to_string(), 80)));
@@ -278,6 +288,54 @@ async fn agent_keys(
     }
     held.truncate(MAX_AGENT_KEYS);
     held
+}
+
+/// Asks an agent for its keys. A key of a kind that is not known here is left out; russh's own asking
+/// fails whole for one such key.
+async fn list(stream: &mut Box<dyn AgentStream>) -> io::Result<Vec<AgentIdentity>> {
+    stream.write_all(&[0, 0, 0, 1, REQUEST_IDENTITIES]).await?;
+    stream.flush().await?;
+    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
+    if length > MAX_AGENT_MESSAGE {
+        return Err(io::Error::other("its answer is too long"));
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer).await?;
+    Ok(identities(&answer))
+}
+
+/// The keys in an agent's answer, as far as it makes sense.
+fn identities(answer: &[u8]) -> Vec<AgentIdentity> {
+    fn number(rest: &mut &[u8]) -> Option<usize> {
+        let (head, tail) = rest.split_first_chunk::<4>()?;
+        *rest = tail;
+        usize::try_from(u32::from_be_bytes(*head)).ok()
+    }
+    let Some((&IDENTITIES_ANSWER, mut rest)) = answer.split_first() else { return Vec::new() };
+    let Some(count) = number(&mut rest) else { return Vec::new() };
+    let mut string = || {
+        let length = number(&mut rest)?;
+        let (head, tail) = rest.split_at_checked(length)?;
+        rest = tail;
+        Some(head)
+    };
+    let pairs = std::iter::from_fn(|| Some((string()?, string()?)));
+    let identity = |(blob, comment): (&[u8], &[u8])| {
+        let comment = String::from_utf8_lossy(comment).into_owned();
+        if known_hosts::is_nested(blob) {
+            return None;
+        }
+        // The kind stands first, with its length.
+        let certified = blob.get(4..64.min(blob.len())).unwrap_or_default();
+        if certified.windows(CERTIFIED.len()).any(|w| w == CERTIFIED)
+            && let Ok(certificate) = Certificate::from_bytes(blob)
+        {
+            return Some(AgentIdentity::Certificate { certificate, comment });
+        }
+        let key = PublicKey::from_bytes(blob).ok()?;
+        Some(AgentIdentity::PublicKey { key, comment })
+    };
+    pairs.take(count.min(MAX_AGENT_KEYS)).filter_map(identity).collect()
 }
 
 /// Signs for one identity, whoever holds its key.

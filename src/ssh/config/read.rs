@@ -21,6 +21,8 @@ const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 4096;
 /// As in OpenSSH.
 const MAX_IDENTITIES: usize = 100;
+/// As in OpenSSH (`SSH_MAX_HOSTS_FILES`).
+const MAX_HOST_FILES: usize = 32;
 
 /// A text file, at most [`MAX_CONFIG_BYTES`] of it; none if it does not exist.
 pub(super) fn bounded(path: &Path) -> io::Result<Option<String>> {
@@ -349,6 +351,9 @@ impl Pass<'_> {
         }
         if all.len() > 1 && all.iter().any(|v| v.eq_ignore_ascii_case("none")) {
             return Err(at.bad("`none` must stand alone"));
+        }
+        if all.len() > MAX_HOST_FILES && keyword.name.ends_with("knownhostsfile") {
+            return Err(at.bad("too many files"));
         }
         if active && !all.is_empty() {
             self.values.set.entry(keyword.name).or_insert(all);
