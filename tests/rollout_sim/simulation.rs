@@ -51,7 +51,13 @@ fn add(counts: &mut Counts, more: Counts) {
 
 /// Plays one seed, with a planted bug if one is given.
 pub fn seed(seed: u64, trace: bool, bug: Option<Bug>) -> Counts {
+    seed_with(seed, trace, bug, false)
+}
+
+/// The same; `holds`: hosts refuse our login now and then.
+fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
     let mut world = World::new(seed);
+    world.holds = holds.then_some(Rng(seed ^ 0x401D));
     world.trace = trace;
     world.bug = bug;
     let mut make = Rng(seed ^ 0xABCD);
@@ -155,6 +161,16 @@ fn at_rest(world: &World) -> bool {
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+#[test]
+fn while_logins_are_lost_nothing_is_taken_out_and_afterwards_all_comes_to_rest() {
+    let mut counts = Counts::new();
+    for one in 0..150 {
+        add(&mut counts, seed_with(one, false, None, true));
+    }
+    assert!(counts["login lost or back"] >= 300, "{counts:?}");
+    assert!(counts["completed"] >= 100 && counts["rolled back"] >= 10, "{counts:?}");
 }
 
 #[test]

@@ -101,6 +101,8 @@ pub struct World {
     durable: usize,
     /// A bug that was planted.
     pub bug: Option<Bug>,
+    /// Hosts refuse our login now and then; with dice of its own, so that other plays stay as they are.
+    pub holds: Option<Rng>,
 }
 
 impl World {
@@ -136,6 +138,7 @@ impl World {
             waiting: VecDeque::new(),
             durable: 0,
             bug: None,
+            holds: None,
         }
     }
 
@@ -301,6 +304,17 @@ impl World {
                 EventKind::ReplicaUnready { replica, .. } => replica == id,
                 _ => false,
             };
+            // While hosts cannot be acted on, nothing is taken out or ended by our own will.
+            let serves = matches!(phase, Phase::Ready | Phase::Draining { .. });
+            let leaves = match now_phase {
+                Some(Phase::Draining { .. }) => *phase == Phase::Ready,
+                Some(Phase::Stopping) => true,
+                _ => false,
+            };
+            assert!(
+                !(state.is_held() && serves && leaves) || by_fault,
+                "{id} is taken out during a hold"
+            );
             // From serving to stopping only by a fault of its own …
             if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Stopping)) {
                 assert!(by_fault, "{id} is stopped without a drain");
@@ -506,6 +520,14 @@ impl World {
     pub fn turn(&mut self) {
         if self.faults && self.rng.one_in(25) {
             self.fault();
+        }
+        let held = self.state.held.is_some();
+        if self.faults
+            && let Some(dice) = &mut self.holds
+            && dice.one_in(if held { 15 } else { 40 })
+        {
+            self.count("login lost or back");
+            self.tell(if held { EventKind::HoldEnded } else { Self::hold() });
         }
         let next_task = self.tasks.iter().map(|t| (t.due, t.sequence)).min();
         self.play_replaced();
@@ -723,6 +745,10 @@ impl World {
     }
 
     // ---- faults -------------------------------------------------------------------------------
+
+    fn hold() -> EventKind {
+        EventKind::HoldBegan { hosts: ["h0".parse().unwrap()].into(), why: "login-lost".to_owned() }
+    }
 
     fn fault(&mut self) {
         match self.rng.below(12) {
@@ -956,6 +982,9 @@ impl World {
         self.hosts_down.clear();
         self.disk_full_until = Timestamp(0);
         self.replaced = None;
+        if self.holds.is_some() {
+            self.tell(EventKind::HoldEnded);
+        }
         self.by_ada(|by| EventKind::Resumed { by });
     }
 
