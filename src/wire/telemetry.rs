@@ -316,19 +316,23 @@ pub struct Gpu {
     /// The last Xid error the driver reported since the agent was started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<Xid>,
+    /// How it is divided, as AMD's driver says it: compute and memory mode, `CPX/NPS4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
     /// `default`, `exclusive_process`, `prohibited`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compute_mode: Option<String>,
     /// The driver keeps it initialised while nobody uses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persistence: Option<bool>,
-    /// It is divided into MIG instances.
+    /// It is divided into MIG instances (of AMD: into compute partitions).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mig: Option<bool>,
     /// Its MIG instances: devices of their own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mig_instances: Vec<MigInstance>,
-    /// NVLink peers: UUIDs of GPUs on the same island, if links are up.
+    /// NVLink peers: UUIDs of GPUs on the same island, if links are up. Of AMD: those of the same
+    /// XGMI hive.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nvlink_peers: Vec<String>,
     /// The way to the other GPUs of the host over PCI Express.
@@ -516,6 +520,12 @@ pub struct GpuProcess {
     /// Its share of the streaming multiprocessors, percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sm_percent: Option<u32>,
+    /// Its share of the video encoder, percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_percent: Option<u32>,
+    /// Its share of the video decoder, percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_percent: Option<u32>,
     /// Processor use, percent of one processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f32>,

@@ -1,7 +1,8 @@
 //! GPUs of AMD, from the files of the amdgpu driver in sysfs.
 //!
 //! The files are those of the kernel's documentation: `Documentation/gpu/amdgpu/driver-misc.rst` (memory,
-//! product, unique id, link), `thermal.rst` (hwmon, clocks), `ras.rst` (memory errors); processes are
+//! product, unique id, link), `thermal.rst` (hwmon, clocks), `ras.rst` (memory errors, bad pages), `xgmi.rst` (who is
+//! linked with whom); partitions are those of `current_compute_partition` and `current_memory_partition`, processes
 //! those of the compute driver (`/sys/class/kfd`). A file that is not there is a value that is absent.
 
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ const VENDOR: &str = "0x1002";
 
 /// Longest file that is read.
 const MAX_FILE: u64 = 16 << 10;
+
+/// The same for the table of bad pages, 28 bytes each; a GPU with more is broken anyway.
+const MAX_BAD_PAGES: u64 = 128 << 10;
 
 /// Most GPUs, and most processes on them, that are looked at.
 const MAX_GPUS: usize = 64;
@@ -85,6 +89,9 @@ impl GpuSource for AmdSource {
                     if let Some(before) = self.known.get(device) {
                         gpu.ecc_corrected = before.ecc_corrected;
                         gpu.ecc_uncorrected = before.ecc_uncorrected;
+                        gpu.ecc_enabled = before.ecc_enabled;
+                        gpu.retired_pages = before.retired_pages;
+                        gpu.retired_pages_pending = before.retired_pages_pending;
                         gpu.processes.clone_from(&before.processes);
                     }
                 }
@@ -92,6 +99,7 @@ impl GpuSource for AmdSource {
             gpu.health = health_of(&gpu);
             self.known.insert(device.clone(), gpu);
         }
+        link_up(&devices, &mut self.known);
         let gone = |device: &PathBuf| !devices.contains(device);
         let mut gpus: Vec<Gpu> = self
             .known
@@ -114,11 +122,16 @@ fn is_card(name: &str) -> bool {
         .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// A file's text without its line end, cleaned.
-fn text(path: &Path) -> Option<String> {
+/// A file's beginning.
+fn content(path: &Path, most: u64) -> Option<String> {
     let mut content = Vec::new();
-    fs::File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut content).ok()?;
-    let text = String::from_utf8_lossy(&content);
+    fs::File::open(path).ok()?.take(most).read_to_end(&mut content).ok()?;
+    Some(String::from_utf8_lossy(&content).into_owned())
+}
+
+/// A file's text without its line end.
+fn text(path: &Path) -> Option<String> {
+    let text = content(path, MAX_FILE)?;
     Some(text.trim().to_owned()).filter(|t| !t.is_empty() && t.len() < 4096)
 }
 
@@ -173,6 +186,13 @@ fn read_gpu(index: u32, device: &Path) -> Gpu {
         numa_node: small(&file("numa_node")),
         ..Gpu::default()
     };
+    let mode = |kind: &str| text(&file(&format!("current_{kind}_partition")));
+    if let Some(compute) = mode("compute") {
+        // One partition is the whole GPU.
+        gpu.mig = Some(!compute.eq_ignore_ascii_case("SPX"));
+        let memory = mode("memory").map(|memory| format!("/{memory}")).unwrap_or_default();
+        gpu.partition = Some(clean(&format!("{compute}{memory}"), 24));
+    }
     let clocks = |name: &str| text(&file(name)).map(|t| levels(&t)).unwrap_or_default();
     (gpu.sm_clock_mhz, gpu.max_sm_clock_mhz) = clocks("pp_dpm_sclk");
     (gpu.memory_clock_mhz, gpu.max_memory_clock_mhz) = clocks("pp_dpm_mclk");
@@ -193,9 +213,13 @@ fn hwmon(sensors: &Path, gpu: &mut Gpu) {
     let degrees = |name: &str| value(name).and_then(|milli| u32::try_from(milli / 1000).ok());
     let milliwatts = |name: &str| value(name).and_then(|micro| u32::try_from(micro / 1000).ok());
     let megahertz = |name: &str| value(name).and_then(|hz| u32::try_from(hz / 1_000_000).ok());
-    gpu.temperature_c = degrees("temp1_input");
-    gpu.slowdown_temperature_c = degrees("temp1_crit");
-    gpu.shutdown_temperature_c = degrees("temp1_emergency");
+    // 1 is the edge of the die; where there is none (MI300) 2 is its junction.
+    let sensor = ["temp1", "temp2"].into_iter().find(|s| value(&format!("{s}_input")).is_some());
+    if let Some(sensor) = sensor {
+        gpu.temperature_c = degrees(&format!("{sensor}_input"));
+        gpu.slowdown_temperature_c = degrees(&format!("{sensor}_crit"));
+        gpu.shutdown_temperature_c = degrees(&format!("{sensor}_emergency"));
+    }
     gpu.power_mw = milliwatts("power1_average").or_else(|| milliwatts("power1_input"));
     gpu.power_limit_mw = milliwatts("power1_cap");
     gpu.sm_clock_mhz = megahertz("freq1_input").or(gpu.sm_clock_mhz);
@@ -228,8 +252,11 @@ pub fn generation(speed: &str) -> Option<u32> {
     })
 }
 
-/// Memory errors since the driver was loaded: `ue: 0`, `ce: 3`.
+/// Memory errors since the driver was loaded: `ue: 0`, `ce: 3`; and pages taken out of use.
 fn ras(device: &Path, gpu: &mut Gpu) {
+    if let Some(table) = content(&device.join("ras/gpu_vram_bad_pages"), MAX_BAD_PAGES) {
+        (gpu.retired_pages, gpu.retired_pages_pending) = bad_pages(&table);
+    }
     let Some(counts) = text(&device.join("ras/umc_err_count")) else { return };
     let count = |key: &str| -> Option<u64> {
         let line = counts.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
@@ -238,6 +265,34 @@ fn ras(device: &Path, gpu: &mut Gpu) {
     gpu.ecc_uncorrected = count("ue");
     gpu.ecc_corrected = count("ce");
     gpu.ecc_enabled = gpu.ecc_uncorrected.map(|_| true);
+}
+
+/// Pages that are out of use, and whether others are bad and not yet (or cannot be taken) out of use:
+/// `0x00000001 : 0x00001000 : R`, `P` pending, `F` failed.
+fn bad_pages(table: &str) -> (Option<u32>, Option<bool>) {
+    let flags =
+        || table.lines().filter_map(|line| line.rsplit_once(':')).map(|(_, flag)| flag.trim());
+    let reserved = u32::try_from(flags().filter(|flag| *flag == "R").count()).ok();
+    (reserved, Some(flags().any(|flag| flag == "P" || flag == "F")))
+}
+
+/// GPUs of one XGMI hive are linked with each other.
+fn link_up(devices: &[PathBuf], known: &mut BTreeMap<PathBuf, Gpu>) {
+    let hive = |device: &PathBuf| {
+        let id = text(&device.join("xgmi_hive_info/xgmi_hive_id")).filter(|id| id != "0");
+        Some((id?, known.get(device)?.uuid.clone()))
+    };
+    let hives: Vec<Option<(String, String)>> = devices.iter().map(hive).collect();
+    for (device, own) in devices.iter().zip(&hives) {
+        let Some(gpu) = known.get_mut(device) else { continue };
+        gpu.nvlink_peers = own
+            .iter()
+            .flat_map(|(hive, uuid)| {
+                let others = hives.iter().flatten().filter(move |(h, u)| h == hive && u != uuid);
+                others.map(|(_, uuid)| uuid.clone())
+            })
+            .collect();
+    }
 }
 
 fn lost(gpu: &Gpu) -> Gpu {
@@ -256,27 +311,30 @@ fn lost(gpu: &Gpu) -> Gpu {
 fn by_gpu(root: &Path) -> BTreeMap<String, Vec<(u32, Listed)>> {
     let kfd = root.join("class/kfd/kfd");
     let nodes = fs::read_dir(kfd.join("topology/nodes")).into_iter().flatten().flatten();
-    let mut bus_of: BTreeMap<u64, String> = BTreeMap::new();
+    let mut nodes_by_id: BTreeMap<u64, Node> = BTreeMap::new();
     for node in nodes.take(MAX_GPUS * 4) {
         let id = number(&node.path().join("gpu_id")).filter(|id| *id != 0);
         let Some(properties) = text(&node.path().join("properties")) else { continue };
         if let (Some(id), Some(bus)) = (id, location(&properties)) {
-            bus_of.insert(id, bus);
+            nodes_by_id.insert(id, Node { bus, units: units(&properties) });
         }
     }
     let mut held: BTreeMap<String, Vec<(u32, Listed)>> = BTreeMap::new();
     let processes = fs::read_dir(kfd.join("proc")).into_iter().flatten().flatten();
     for process in processes.take(MAX_PROCESSES) {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
-        for (id, bus) in &bus_of {
+        for (id, node) in &nodes_by_id {
             let bytes = number(&process.path().join(format!("vram_{id}"))).filter(|b| *b > 0);
             if let Some(bytes) = bytes {
+                let busy = number(&process.path().join(format!("stats_{id}/cu_occupancy")));
+                let percent = busy.zip(node.units).map(|(busy, units)| busy * 100 / units);
                 let listed = Listed {
                     bytes: Some(bytes),
                     kind: Some(ProcessKind::Compute),
-                    sm_percent: None,
+                    sm_percent: percent.and_then(|p| u32::try_from(p.min(100)).ok()),
+                    ..Listed::default()
                 };
-                held.entry(bus.clone()).or_default().push((pid, listed));
+                held.entry(node.bus.clone()).or_default().push((pid, listed));
             }
         }
     }
@@ -286,14 +344,29 @@ fn by_gpu(root: &Path) -> BTreeMap<String, Vec<(u32, Listed)>> {
     held
 }
 
+/// A GPU as the compute driver knows it.
+struct Node {
+    bus: String,
+    /// Compute units.
+    units: Option<u64>,
+}
+
+/// A number among a node's properties.
+fn property(properties: &str, key: &str) -> Option<u64> {
+    let line = properties.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+/// Compute units of a node.
+fn units(properties: &str) -> Option<u64> {
+    let lanes = property(properties, "simd_count")?;
+    lanes.checked_div(property(properties, "simd_per_cu")?).filter(|units| *units > 0)
+}
+
 /// The bus id in a node's properties: `location_id` is bus, device and function, `domain` the rest.
 fn location(properties: &str) -> Option<String> {
-    let value = |key: &str| -> Option<u64> {
-        let line = properties.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '))?;
-        line.trim().parse().ok()
-    };
-    let at = value("location_id")?;
-    let domain = value("domain").unwrap_or(0);
+    let at = property(properties, "location_id")?;
+    let domain = property(properties, "domain").unwrap_or(0);
     Some(format!("{domain:04x}:{:02x}:{:02x}.{}", at >> 8 & 0xff, at >> 3 & 0x1f, at & 7))
 }
 
@@ -337,6 +410,13 @@ mod tests {
                 ("pp_dpm_sclk", "0: 500Mhz\n1: 800Mhz *\n2: 2100Mhz\n"),
                 ("pp_dpm_mclk", "0: 900Mhz\n1: 1300Mhz *\n"),
                 ("ras/umc_err_count", "ue: 0\nce: 12\n"),
+                (
+                    "ras/gpu_vram_bad_pages",
+                    "0x027f5d43 : 0x00001000 : R\n0x027f5d4b : 0x00001000 : R\n",
+                ),
+                ("xgmi_hive_info/xgmi_hive_id", "11743423\n"),
+                ("current_compute_partition", "SPX\n"),
+                ("current_memory_partition", "NPS1\n"),
                 ("hwmon/hwmon4/temp1_input", "61000\n"),
                 ("hwmon/hwmon4/temp1_crit", "100000\n"),
                 ("hwmon/hwmon4/temp1_emergency", "105000\n"),
@@ -366,7 +446,11 @@ mod tests {
                 ("topology/nodes/0/gpu_id", "0\n"),
                 ("topology/nodes/0/properties", "cpu_cores_count 64\n"),
                 ("topology/nodes/1/gpu_id", "51140\n"),
-                ("topology/nodes/1/properties", "simd_count 1216\nlocation_id 1280\ndomain 0\n"),
+                (
+                    "topology/nodes/1/properties",
+                    "simd_count 1216\nsimd_per_cu 4\nlocation_id 1280\ndomain 0\n",
+                ),
+                (&format!("proc/{me}/stats_51140/cu_occupancy"), "76\n"),
                 (&format!("proc/{me}/vram_51140"), "4294967296\n"),
                 ("proc/notapid/vram_51140", "1\n"),
             ],
@@ -403,8 +487,11 @@ mod tests {
         assert_eq!((rich.fan_percent, rich.numa_node), (Some(50), Some(1)));
         assert_eq!((rich.pcie.generation, rich.pcie.width), (Some(5), Some(16)));
         assert_eq!((rich.ecc_uncorrected, rich.ecc_corrected), (Some(0), Some(12)));
+        assert_eq!((rich.retired_pages, rich.retired_pages_pending), (Some(2), Some(false)));
+        assert_eq!((rich.partition.as_deref(), rich.mig), (Some("SPX/NPS1"), Some(false)));
         assert_eq!(rich.health, GpuHealth::Ok);
         assert_eq!(rich.processes.len(), 1);
+        assert_eq!(rich.processes[0].sm_percent, Some(25), "76 of 304 compute units");
         assert_eq!(rich.processes[0].pid, std::process::id());
         assert_eq!(rich.processes[0].memory, Some(Bytes::gib(4)));
 
@@ -413,8 +500,48 @@ mod tests {
         assert_eq!(plain.name, "AMD GPU 0x73bf");
         assert!(plain.memory.is_none() && plain.utilisation_percent.is_none());
         assert!(plain.temperature_c.is_none() && plain.numa_node.is_none());
-        assert!(plain.processes.is_empty());
+        assert!(plain.processes.is_empty() && plain.nvlink_peers.is_empty());
+        assert!(plain.retired_pages.is_none() && plain.partition.is_none() && plain.mig.is_none());
         assert_eq!(source.versions().driver.as_deref(), Some("6.10.5"));
+    }
+
+    #[test]
+    fn a_hive_is_linked_and_a_hot_bad_divided_card_is_shown_as_such() {
+        let dir = tree();
+        let other = dir.path().join("class/drm/card0/device");
+        put(
+            &other,
+            &[
+                ("unique_id", "2f00\n"),
+                ("xgmi_hive_info/xgmi_hive_id", "11743423\n"),
+                ("ras/gpu_vram_bad_pages", "0x1 : 0x1000 : R\n0x2 : 0x1000 : P\nnonsense\n"),
+                ("current_compute_partition", "CPX\n"),
+                // No edge on this one: the junction.
+                ("hwmon/hwmon7/temp2_input", "71000\n"),
+                ("hwmon/hwmon7/temp2_crit", "100000\n"),
+                ("hwmon/hwmon7/temp2_label", "junction\n"),
+                ("hwmon/hwmon7/power1_input", "140000000\n"),
+            ],
+        );
+        let mut source = AmdSource::new(dir.path().to_owned());
+        let [one, two] = &gpus(&mut source, Want::Due)[..] else { panic!("not two") };
+        assert_eq!(
+            (&one.nvlink_peers, &two.nvlink_peers),
+            (&vec![two.uuid.clone()], &vec![one.uuid.clone()])
+        );
+        assert_eq!((one.temperature_c, one.slowdown_temperature_c), (Some(71), Some(100)));
+        assert_eq!(
+            (one.power_mw, one.mig, one.partition.as_deref()),
+            (Some(140_000), Some(true), Some("CPX"))
+        );
+        assert_eq!((one.retired_pages, one.retired_pages_pending), (Some(1), Some(true)));
+        assert!(matches!(&one.health, GpuHealth::Degraded { why } if why.contains("pages")));
+        // Between its turns nothing of it is forgotten.
+        let again = gpus(&mut source, Want::Due);
+        assert_eq!((&again[0].health, again[0].retired_pages), (&one.health, Some(1)));
+        // Another hive, another island.
+        put(&other, &[("xgmi_hive_info/xgmi_hive_id", "5\n")]);
+        assert!(gpus(&mut source, Want::Due).iter().all(|gpu| gpu.nvlink_peers.is_empty()));
     }
 
     #[test]

@@ -197,6 +197,9 @@ fn why_not(error: &NvmlError) -> String {
         NvmlError::LibRmVersionMismatch => format!(
             "{words}: the driver's library and the loaded kernel module differ; reboot the host or reload the module"
         ),
+        NvmlError::LibloadingError(_) if words.contains("No such file") => {
+            "libnvidia-ml.so.1 not found: no NVIDIA driver is installed".to_owned()
+        }
         NvmlError::DriverNotLoaded => format!("{words}: modprobe nvidia"),
         NvmlError::NoPermission => format!("{words}: add the user to the group of /dev/nvidia*"),
         _ => words,
@@ -438,6 +441,8 @@ fn processes(device: &Device<'_>, table: &mut ProcessTable, seen: &mut u64) -> V
             *seen = (*seen).max(sample.timestamp);
             if let Some(listed) = by_pid.get_mut(&sample.pid) {
                 listed.sm_percent = Some(sample.sm_util.min(100));
+                listed.encoder_percent = Some(sample.enc_util.min(100));
+                listed.decoder_percent = Some(sample.dec_util.min(100));
             }
         }
     }

@@ -200,6 +200,8 @@ fn gpu(
                 bytes: Some(bytes),
                 kind: Some(ProcessKind::Compute),
                 sm_percent: Some(now.utilisation_percent),
+                encoder_percent: Some(script.encoder_percent.unwrap_or(0)),
+                decoder_percent: Some(script.decoder_percent.unwrap_or(0)),
             };
             let list = now.processes.iter();
             list.map(|(pid, bytes)| processes.describe(*pid, listed(*bytes))).collect()

@@ -26,6 +26,10 @@ pub struct Listed {
     pub kind: Option<ProcessKind>,
     /// Share of the streaming multiprocessors, percent.
     pub sm_percent: Option<u32>,
+    /// Share of the video encoder, percent.
+    pub encoder_percent: Option<u32>,
+    /// Share of the video decoder, percent.
+    pub decoder_percent: Option<u32>,
 }
 
 /// Describes processes; processor use is against the round before.
@@ -66,6 +70,8 @@ impl ProcessTable {
             memory: listed.bytes.map(Bytes),
             kind: listed.kind,
             sm_percent: listed.sm_percent,
+            encoder_percent: listed.encoder_percent,
+            decoder_percent: listed.decoder_percent,
             ..known
         }
     }
@@ -166,9 +172,11 @@ mod tests {
     fn describes_this_process() {
         let mut table = ProcessTable::default();
         let me = std::process::id();
-        let listed = Listed { bytes: Some(7), kind: Some(ProcessKind::Compute), sm_percent: None };
+        let kind = Some(ProcessKind::Compute);
+        let listed = Listed { bytes: Some(7), kind, encoder_percent: Some(3), ..Listed::default() };
         let first = table.describe(me, listed);
         assert_eq!((first.pid, first.memory, first.cpu_percent), (me, Some(Bytes(7)), None));
+        assert_eq!((first.encoder_percent, first.decoder_percent), (Some(3), None));
         assert!(!first.name.is_empty() && first.command.is_some() && first.user.is_some());
         assert!(first.host_memory.is_some_and(|m| m.0 > 0) && first.running_s.is_some());
         std::thread::sleep(std::time::Duration::from_millis(60));

@@ -869,7 +869,7 @@ pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
     if count.is_null() {
         return INVALID_ARGUMENT;
     }
-    with_gpu(device, "process_utilisation", |_, _, now| {
+    with_gpu(device, "process_utilisation", |gpu, _, now| {
         let there = c_uint::try_from(now.processes.len()).unwrap_or(0);
         // SAFETY: not null; the caller says there how many samples it has room for.
         let room = unsafe { count.read() };
@@ -884,8 +884,8 @@ pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
                 time_stamp: 1,
                 sm_util: now.utilisation_percent,
                 mem_util: now.memory_utilisation_percent,
-                enc_util: 0,
-                dec_util: 0,
+                enc_util: gpu.encoder_percent.unwrap_or(0),
+                dec_util: gpu.decoder_percent.unwrap_or(0),
             };
             // SAFETY: `at` is less than `room`.
             unsafe { samples.add(at).write(sample) };
