@@ -22,7 +22,10 @@ use scenes::{GIB, Scene, h100s, l40s, nvml_sim};
 
 #[test]
 fn eight_h100_on_nvlink() {
-    let mut scene = Scene::new(h100s(8));
+    let mut gpus = h100s(8);
+    gpus[2]["encoder_percent"] = json!(4);
+    gpus[2]["decoder_percent"] = json!(7);
+    let mut scene = Scene::new(gpus);
     scene.allocate(std::process::id(), 2, 40 * GIB);
     let mut follower = Follower::start(&scene, true);
     let gpus = follower.wait("traffic", |s| {
@@ -37,7 +40,8 @@ fn eight_h100_on_nvlink() {
         assert_eq!((gpu.pcie.generation, gpu.pcie.max_generation), (Some(5), Some(5)));
         assert_eq!((gpu.pcie.width, gpu.pcie.rx_bytes_per_s), (Some(16), Some(2_048_000)));
         assert_eq!((gpu.sm_clock_mhz, gpu.max_sm_clock_mhz), (Some(1980), Some(1980)));
-        assert_eq!((gpu.max_memory_clock_mhz, gpu.encoder_percent), (Some(2619), Some(0)));
+        let encoder = if gpu.index == 2 { 4 } else { 0 };
+        assert_eq!((gpu.max_memory_clock_mhz, gpu.encoder_percent), (Some(2619), Some(encoder)));
         assert_eq!((gpu.slowdown_temperature_c, gpu.shutdown_temperature_c), (Some(87), Some(92)));
         assert_eq!(gpu.bar1.unwrap().total, Bytes::gib(128));
         assert_eq!((gpu.persistence, gpu.compute_mode.as_deref()), (Some(true), Some("default")));
@@ -53,6 +57,7 @@ fn eight_h100_on_nvlink() {
     assert_eq!((process.pid, process.memory), (std::process::id(), Some(Bytes::gib(40))));
     assert_eq!(process.kind, Some(ProcessKind::Compute));
     assert!(process.sm_percent.is_some() && process.host_memory.is_some());
+    assert_eq!((process.encoder_percent, process.decoder_percent), (Some(4), Some(7)));
     assert!(process.command.as_ref().is_some_and(|c| c.contains("nvml_scenarios")));
     assert!(process.user.is_some() && process.running_s.is_some());
     let process = follower.wait("processor use", |s| {
@@ -182,6 +187,37 @@ fn a_driver_that_hangs_at_its_start_stops_nothing_else() {
         (s.monotonic_ms > first.monotonic_ms && s.cpu_percent.is_some()).then(|| s.clone())
     });
     assert!(matches!(later.gpus, Gpus::Hung { .. }));
+    // A driver may take half a minute to begin; then its child is killed as well.
+    let hangs = follower.children();
+    assert_eq!(hangs.len(), 1, "one process asks the driver");
+    follower.until_ended(hangs[0]);
+}
+
+#[test]
+fn a_driver_that_hangs_is_told_at_once_and_its_child_killed() {
+    let mut scene = Scene::new(h100s(2));
+    // An hour between samples: nobody asks again after the driver has stopped to answer.
+    const HOUR: u64 = 3_600_000;
+    let mut follower = Follower::start_every(&scene, HOUR, false);
+    follower.gpus(2);
+    let child = follower.children();
+    assert_eq!(child.len(), 1, "one process asks the driver");
+    scene.hang = true;
+    scene.write();
+    follower.follow(HOUR, false);
+    let hung = follower.wait("the hung driver", |s| match s.gpus {
+        Gpus::Hung { for_ms } => Some((for_ms, s.clone())),
+        _ => None,
+    });
+    assert!((2_900..5_000).contains(&hung.0), "told after {} ms", hung.0);
+    assert!(hung.1.memory.is_some() && hung.1.disk.is_some(), "the host's own values go on");
+    follower.until_ended(child[0]);
+    // The driver answers again: another child asks it.
+    scene.hang = false;
+    scene.write();
+    follower.follow(200, false);
+    follower.gpus(2);
+    assert!(!follower.children().contains(&child[0]));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Sends samples to whoever follows: whole ones, or a whole one and what changes after it.
 
+use std::mem::{Discriminant, discriminant};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::gpu::Want;
 use super::gpu::monitor::GpuMonitor;
 use super::host::HostMeter;
 use super::serve::Owned;
-use crate::wire::{FromAgent, Gpus, HostSample, Request, change, encode_line};
+use crate::wire::{FromAgent, GpuHealth, Gpus, HostSample, Request, change, encode_line};
 
 /// Longest a sample waits for its GPU values before it goes with the last ones.
 const GPU_WAIT: Duration = Duration::from_millis(500);
@@ -70,16 +71,20 @@ pub async fn tell(
         loop {
             let usual = if follow.looked_at { Want::LookedAt } else { Want::Due };
             let want = tokio::select! {
-                _ = ticks.tick() => usual,
-                () = stirred.notified() => usual,
+                _ = ticks.tick() => Some(usual),
+                () = stirred.notified() => Some(usual),
                 // The task that tells lives as long as the monitor.
-                Ok(()) = happened.changed() => Want::Fresh,
+                Ok(()) = happened.changed() => Some(Want::Fresh),
+                // A driver that hangs is told when that is known, not with the next sample.
+                told_otherwise = reading.late() => if told_otherwise { None } else { continue },
                 changed = subscribed.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,
                 },
             };
-            reading.renew(monitor, want, follow.interval.min(GPU_WAIT)).await;
+            if let Some(want) = want {
+                reading.renew(monitor, want, follow.interval.min(GPU_WAIT)).await;
+            }
             let mut gpus = reading.gpus.clone();
             let unknown = names.put_in(&mut gpus);
             if looking_up.is_none() && !unknown.is_empty() {
@@ -131,10 +136,33 @@ impl Reading {
         }
     }
 
+    /// Takes an answer that the last sample did not wait for; whether it says anything else about the
+    /// health of driver and GPUs than the one before. Never comes back while none is under way; may be
+    /// dropped at any time.
+    async fn late(&mut self) -> bool {
+        let Some(answer) = &mut self.under_way else { return std::future::pending().await };
+        match answer.await {
+            Ok(gpus) => {
+                let otherwise = health(&gpus) != health(&self.gpus);
+                *self = Self::new(gpus);
+                otherwise
+            }
+            Err(_) => {
+                self.under_way = None;
+                false
+            }
+        }
+    }
+
     fn age_ms(&self) -> Option<u64> {
         let age = self.at.elapsed();
         (age > FRESH).then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
+}
+
+/// Whether the driver answers, and which of its GPUs are well.
+fn health(gpus: &Gpus) -> (Discriminant<Gpus>, Vec<&GpuHealth>) {
+    (discriminant(gpus), gpus.list().iter().map(|gpu| &gpu.health).collect())
 }
 
 /// What the other side knows.

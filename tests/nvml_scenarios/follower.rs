@@ -49,10 +49,7 @@ impl Follower {
                 }
             }
         });
-        let request = Request::Follow { interval_ms, looked_at };
-        let line = serde_json::to_string(&ToAgent { id: 1, request }).unwrap();
-        writeln!(child.stdin.as_mut().unwrap(), "{line}").unwrap();
-        Self {
+        let mut follower = Self {
             child,
             lines,
             state: Value::Null,
@@ -61,6 +58,38 @@ impl Follower {
             whole_bytes: 0,
             change_bytes: Vec::new(),
             _state_dir: state_dir,
+        };
+        follower.follow(interval_ms, looked_at);
+        follower
+    }
+
+    /// Follows anew: a whole sample now, changes after it.
+    pub fn follow(&mut self, interval_ms: u64, looked_at: bool) {
+        let request = Request::Follow { interval_ms, looked_at };
+        let line = serde_json::to_string(&ToAgent { id: 1, request }).unwrap();
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The processes that the agent has started and that still run (a zombie does not).
+    pub fn children(&self) -> Vec<u32> {
+        let of = |pid: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let mut words = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+            let state = words.next();
+            let parent = words.next().and_then(|word| word.parse::<u32>().ok());
+            state != Some("Z") && parent == Some(self.child.id())
+        };
+        let names = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(of).collect()
+    }
+
+    /// Waits until this process is no running child of the agent any more.
+    pub fn until_ended(&self, child: u32) {
+        let deadline = Instant::now() + LONG;
+        while self.children().contains(&child) {
+            assert!(Instant::now() < deadline, "process {child} was not ended");
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

@@ -64,6 +64,7 @@ pub fn l40s() -> Vec<Value> {
 pub struct Scene {
     dir: tempfile::TempDir,
     pub gpus: Vec<Value>,
+    pub hang: bool,
     pub hang_init: bool,
     pub init_error: Option<u32>,
 }
@@ -72,7 +73,7 @@ impl Scene {
     pub fn new(gpus: Vec<Value>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("allocations")).unwrap();
-        let scene = Self { dir, gpus, hang_init: false, init_error: None };
+        let scene = Self { dir, gpus, hang: false, hang_init: false, init_error: None };
         scene.write();
         scene
     }
@@ -93,6 +94,7 @@ impl Scene {
     /// Writes the file so that a reader sees the old or the new one.
     pub fn write(&self) {
         let scenario = json!({
+            "hang": self.hang,
             "hang_init": self.hang_init,
             "init_error": self.init_error,
             "calls": "calls",
