@@ -139,6 +139,10 @@ pub enum Command {
     Top {
         /// Only these; default: all
         hosts: Vec<HostName>,
+        /// Also what the host's details on the screen show: a line each for a GPU's clocks, links,
+        /// memory errors, instances and processes, for the system, disks and interfaces
+        #[arg(long)]
+        details: bool,
         /// So many rounds; default: until interrupted
         #[arg(short = 'n', long = "rounds", value_name = "N")]
         rounds: Option<u64>,

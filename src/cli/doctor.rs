@@ -10,8 +10,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{show, table};
 use crate::api::{
-    Bytes, Checkup, CheckupRequest, Disk, Door, Gpu, GpuHealth, Gpus, HostLinkState, HostName,
-    HostView, Looking, Timestamp, age, text, time, xid,
+    Bytes, Checkup, CheckupRequest, Disk, Door, Gpu, GpuHealth, Gpus, HostFacts, HostLinkState,
+    HostName, HostView, Looking, Timestamp, age, text, time, xid,
 };
 
 /// Bytes that are written to measure the disk.
@@ -128,11 +128,15 @@ fn print(args: &Args, checks: &[Check]) -> Result<(), Failure> {
 pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
     let mut checks = way(host);
     if let Some(facts) = &host.facts {
-        let found = format!(
-            "{} as {} in {}; {} {}",
-            facts.agent_version, facts.user, facts.state_dir, facts.os, facts.kernel
-        );
-        checks.push(check("agent", Verdict::Good, found));
+        let system = format!("{} {}", facts.os, facts.kernel);
+        // Where no agent can be there is none to speak of.
+        checks.push(if matches!(host.link, HostLinkState::Limited { .. }) {
+            check("system", Verdict::Good, format!("{system}, as {}", facts.user))
+        } else {
+            let HostFacts { agent_version, user, state_dir, .. } = facts;
+            let found = format!("{agent_version} as {user} in {state_dir}; {system}");
+            check("agent", Verdict::Good, found)
+        });
     }
     match (age(now, host.sampled), &host.sample) {
         (Some(age), Some(sample)) => {

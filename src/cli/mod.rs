@@ -26,10 +26,13 @@ pub mod rollout;
 pub mod screen;
 pub mod show;
 pub mod snapshot;
+pub mod snapshot_csv;
+pub mod snapshot_prometheus;
 pub mod ssh_config;
 pub mod table;
 pub mod together;
 pub mod top;
+mod top_details;
 
 use std::process::ExitCode;
 
@@ -122,7 +125,10 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         }
         Command::Uncordon { target } => maintenance::uncordon(args, target).await,
         Command::Drain { host, options } => maintenance::drain(args, host, options).await,
-        Command::Top { hosts, rounds, interval } => top::run(args, hosts, *rounds, *interval).await,
+        Command::Top { hosts, details, rounds, interval } => {
+            let show = top::Show { hosts, details: *details };
+            top::run(args, show, *rounds, *interval).await
+        }
         Command::Snapshot { format } => snapshot::run(args, *format).await,
         Command::Doctor { host } => doctor::run(args, host).await,
         Command::Events { follow } => show::events(args, *follow).await,

@@ -9,11 +9,14 @@ use tokio::time::Instant;
 use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
-use super::{show, table};
+use super::{show as seen, table, top_details};
 use crate::api::{
     Delta, DeviceId, Door, Gpu, GpuHealth, Gpus, HostLinkState, HostName, HostView, Looking,
     Snapshot, Timestamp, age, text, time, xid,
 };
+
+/// Longest line, in characters.
+const MAX_LINE: usize = 600;
 
 /// What is looked at is said again after so long.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -21,16 +24,25 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A sample older than that is shown with its age.
 const OLD: Duration = Duration::from_secs(8);
 
-/// Follows the deck's hosts (or only `hosts`), a round every `interval`; `rounds` of them, or for ever.
+/// What is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Show<'a> {
+    /// Only these; all, if there is none.
+    pub hosts: &'a [HostName],
+    /// Also what the details on the screen show.
+    pub details: bool,
+}
+
+/// Follows the deck's hosts, a round every `interval`; `rounds` of them, or for ever.
 pub async fn run(
     args: &Args,
-    hosts: &[HostName],
+    show: Show<'_>,
     rounds: Option<u64>,
     interval: Duration,
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
-    let mut snapshot = show::settle(&client).await?;
-    for name in hosts {
+    let mut snapshot = seen::settle(&client).await?;
+    for name in show.hosts {
         if !snapshot.hosts.contains_key(name) {
             let known: Vec<&str> = snapshot.hosts.keys().map(HostName::as_str).collect();
             let error = Failure { code: 8, ..Failure::other(format!("there is no host {name}")) };
@@ -55,12 +67,17 @@ pub async fn run(
             },
             () = tokio::time::sleep_until(look_due) => {
                 look_due = Instant::now() + LOOK_AGAIN;
-                let wanted = wanted(&snapshot, hosts).map(|h| h.name.clone()).collect();
-                client.look(&Looking { hosts: wanted, detail: None }).await?;
+                let wanted = wanted(&snapshot, show.hosts).map(|h| h.name.clone()).collect();
+                // What costs much is measured of one host at a time.
+                let detail = match show.hosts {
+                    [only] if show.details => Some(only.clone()),
+                    _ => None,
+                };
+                client.look(&Looking { hosts: wanted, detail }).await?;
             }
             () = tokio::time::sleep_until(due), if follows => {
                 due = Instant::now() + interval;
-                round(args, &snapshot, hosts)?;
+                round(args, &snapshot, show)?;
                 left = left.map(|n| n - 1);
             }
         }
@@ -77,16 +94,16 @@ fn now() -> Timestamp {
     Timestamp(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
 }
 
-fn round(args: &Args, snapshot: &Snapshot, only: &[HostName]) -> Result<(), Failure> {
+fn round(args: &Args, snapshot: &Snapshot, show: Show<'_>) -> Result<(), Failure> {
     let now = now();
     if args.output == Output::Json {
-        let hosts: Vec<&HostView> = wanted(snapshot, only).collect();
+        let hosts: Vec<&HostView> = wanted(snapshot, show.hosts).collect();
         return table::json_line(&serde_json::json!({ "at": now, "hosts": hosts }));
     }
     let simulated = if snapshot.deck.simulated { " SIMULATED" } else { "" };
     table::out(&format!("{now}{simulated}"))?;
-    for host in wanted(snapshot, only) {
-        for line in lines(host, now) {
+    for host in wanted(snapshot, show.hosts) {
+        for line in lines(host, now, show.details) {
             table::out(&line)?;
         }
     }
@@ -98,7 +115,7 @@ fn number<T: std::fmt::Display>(value: Option<T>, unit: &str) -> String {
 }
 
 /// A host and its GPUs, a line each; every line says of what it speaks.
-pub fn lines(host: &HostView, now: Timestamp) -> Vec<String> {
+pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
     let name = &host.name;
     let link = match &host.link {
         HostLinkState::Up => String::new(),
@@ -110,8 +127,15 @@ pub fn lines(host: &HostView, now: Timestamp) -> Vec<String> {
     let Some(sample) = &host.sample else {
         return vec![text::clean(&format!("{name}: {link}no sample yet"), 400)];
     };
-    let old = age(now, host.sampled).filter(|age| *age > OLD);
-    let old = old.map(|age| format!(", {} old", time::short(age))).unwrap_or_default();
+    let age = age(now, host.sampled).unwrap_or_default();
+    let gpus_age = age + Duration::from_millis(sample.gpus_age_ms.unwrap_or(0));
+    let old = if age > OLD {
+        format!(", {} old", time::short(age))
+    } else if gpus_age > OLD {
+        format!(", its GPUs {} old", time::short(gpus_age))
+    } else {
+        String::new()
+    };
     let memory = sample.memory.map(|m| format!("{} of {}", m.used, m.total));
     let mut lines = vec![format!(
         "{name}: {link}processors {}, load {}, memory {}{old}",
@@ -119,15 +143,25 @@ pub fn lines(host: &HostView, now: Timestamp) -> Vec<String> {
         number(sample.load_1m.map(|l| format!("{l:.1}")), ""),
         number(memory, ""),
     )];
+    if details {
+        lines.extend(top_details::of_host(host));
+    }
     match &sample.gpus {
         Gpus::None { why } => lines.push(format!("{name}: no GPU: {why}")),
         Gpus::Hung { for_ms } => {
             let time = time::short(Duration::from_millis(*for_ms));
             lines.push(format!("{name}: the GPU DRIVER HANGS for {time}"));
         }
-        Gpus::Some(gpus) => lines.extend(gpus.iter().map(|gpu| gpu_line(host, gpu))),
+        Gpus::Some(gpus) => {
+            for gpu in gpus {
+                lines.push(gpu_line(host, gpu));
+                if details && gpu.health != GpuHealth::Lost {
+                    lines.extend(top_details::of_gpu(host, gpus, gpu));
+                }
+            }
+        }
     }
-    lines.iter().map(|line| text::clean(line, 400)).collect()
+    lines.iter().map(|line| text::clean(line, MAX_LINE)).collect()
 }
 
 fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
@@ -170,6 +204,7 @@ fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::tui::fixture;
@@ -179,7 +214,7 @@ mod tests {
         let snapshot = fixture::rich();
         let mut all: Vec<String> = Vec::new();
         for host in snapshot.hosts.values() {
-            let lines = lines(host, fixture::NOW);
+            let lines = lines(host, fixture::NOW, false);
             assert!(lines.iter().all(|l| l.starts_with(host.name.as_str())), "{lines:#?}");
             all.extend(lines);
         }
@@ -195,5 +230,47 @@ mod tests {
         has("node3: processors 23 %, load 12.0, memory 210 GiB of 1008 GiB, 12s old");
         has("node4: DOWN (connection refused)");
         has("the GPU DRIVER HANGS");
+    }
+
+    #[test]
+    fn gpu_values_that_the_driver_was_slow_with_are_told_with_their_age() {
+        let mut snapshot = fixture::rich();
+        let host = snapshot.hosts.values_mut().find(|h| h.name.as_str() == "node1").unwrap();
+        host.sample.as_mut().unwrap().gpus_age_ms = Some(20_000);
+        let first = lines(host, fixture::NOW, false).remove(0);
+        assert!(first.contains("its GPUs 2") && first.ends_with("s old"), "{first}");
+    }
+
+    #[test]
+    fn details_are_lines_of_the_same_kind() {
+        let snapshot = fixture::rich();
+        let mut all: Vec<String> = Vec::new();
+        for host in snapshot.hosts.values() {
+            let lines = lines(host, fixture::NOW, true);
+            assert!(lines.iter().all(|l| l.starts_with(host.name.as_str())), "{lines:#?}");
+            all.extend(lines);
+        }
+        for part in [
+            "node1 system: ",
+            "kernel",
+            "CUDA ",
+            "node1 disk ",
+            "node1 interface ",
+            "since boot",
+            "clock",
+            "GPU 0 clocks: ",
+            "GPU 0 units: ",
+            "GPU 0 PCI Express: ",
+            "GPU 0 NVLink: ",
+            "GPU 0 ways",
+            "GPU 0 memory errors: ",
+            "GPU 0 wear: ",
+            "GPU 0 modes: ",
+            " process ",
+            "container ",
+            "unit ",
+        ] {
+            assert!(all.iter().any(|l| l.contains(part)), "{part}: {all:#?}");
+        }
     }
 }

@@ -1,0 +1,277 @@
+//! The snapshot as CSV: a row for each GPU, and one for each host without. New columns come last.
+
+use std::fmt::Write as _;
+
+use super::snapshot::gpus;
+use crate::api::{
+    Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostLinkState, HostSample, HostView, MemoryUse,
+    Snapshot, Timestamp, age, text,
+};
+
+/// Longest cell, in characters.
+const MAX_CELL: usize = 2_000;
+
+/// What is said of every row's host.
+const HOST: [&str; 3] = ["host", "link", "age_ms"];
+
+/// Where a host without GPUs says why.
+const HEALTH: &str = "health";
+
+/// A column about a GPU. What is not known is empty.
+type OfGpu = (&'static str, fn(&Gpu) -> String);
+
+/// The same about its host.
+type OfHost = (&'static str, fn(&Host<'_>) -> String);
+
+/// A host as its columns see it.
+struct Host<'a> {
+    view: &'a HostView,
+    facts: Option<&'a HostFacts>,
+    sample: Option<&'a HostSample>,
+}
+
+fn cell<T: ToString>(value: Option<T>) -> String {
+    value.map(|v| v.to_string()).unwrap_or_default()
+}
+
+fn used(memory: Option<MemoryUse>) -> String {
+    cell(memory.map(|m| m.used.0))
+}
+
+fn total(memory: Option<MemoryUse>) -> String {
+    cell(memory.map(|m| m.total.0))
+}
+
+const GPU: &[OfGpu] = &[
+    ("gpu", |g| g.index.to_string()),
+    ("uuid", |g| g.uuid.clone()),
+    ("vendor", |g| format!("{:?}", g.vendor).to_lowercase()),
+    ("name", |g| g.name.clone()),
+    (HEALTH, health),
+    ("utilisation_percent", |g| cell(g.utilisation_percent)),
+    ("memory_used_bytes", |g| used(g.memory)),
+    ("memory_total_bytes", |g| total(g.memory)),
+    ("temperature_celsius", |g| cell(g.temperature_c)),
+    ("power_milliwatts", |g| cell(g.power_mw)),
+    ("power_limit_milliwatts", |g| cell(g.power_limit_mw)),
+    ("sm_clock_mhz", |g| cell(g.sm_clock_mhz)),
+    ("memory_clock_mhz", |g| cell(g.memory_clock_mhz)),
+    ("fan_percent", |g| cell(g.fan_percent)),
+    ("pstate", |g| cell(g.pstate.as_ref())),
+    ("ecc_uncorrected", |g| cell(g.ecc_uncorrected)),
+    ("ecc_corrected", |g| cell(g.ecc_corrected)),
+    ("xid", |g| cell(g.xid.map(|x| x.code))),
+    ("throttle_reasons", |g| g.throttle_reasons.join(" ")),
+    ("processes", |g| g.processes.len().to_string()),
+    ("memory_utilisation_percent", |g| cell(g.memory_utilisation_percent)),
+    ("encoder_percent", |g| cell(g.encoder_percent)),
+    ("decoder_percent", |g| cell(g.decoder_percent)),
+    ("slowdown_temperature_celsius", |g| cell(g.slowdown_temperature_c)),
+    ("shutdown_temperature_celsius", |g| cell(g.shutdown_temperature_c)),
+    ("max_sm_clock_mhz", |g| cell(g.max_sm_clock_mhz)),
+    ("max_memory_clock_mhz", |g| cell(g.max_memory_clock_mhz)),
+    ("bar1_used_bytes", |g| used(g.bar1)),
+    ("bar1_total_bytes", |g| total(g.bar1)),
+    ("pci_bus_id", |g| cell(g.pci_bus_id.as_ref())),
+    ("numa_node", |g| cell(g.numa_node)),
+    ("pcie_generation", |g| cell(g.pcie.generation)),
+    ("pcie_max_generation", |g| cell(g.pcie.max_generation)),
+    ("pcie_width", |g| cell(g.pcie.width)),
+    ("pcie_max_width", |g| cell(g.pcie.max_width)),
+    ("pcie_rx_bytes_per_s", |g| cell(g.pcie.rx_bytes_per_s)),
+    ("pcie_tx_bytes_per_s", |g| cell(g.pcie.tx_bytes_per_s)),
+    ("nvlinks", |g| cell(g.nvlink.links)),
+    ("nvlinks_active", |g| cell(g.nvlink.active)),
+    ("nvlink_rx_bytes_per_s", |g| cell(g.nvlink.rx_bytes_per_s)),
+    ("nvlink_tx_bytes_per_s", |g| cell(g.nvlink.tx_bytes_per_s)),
+    ("nvlink_peers", |g| g.nvlink_peers.join(" ")),
+    ("ways", |g| {
+        let ways: Vec<String> =
+            g.paths.iter().map(|path| format!("{}:{}", path.over.word(), path.to)).collect();
+        ways.join(" ")
+    }),
+    ("ecc_enabled", |g| cell(g.ecc_enabled)),
+    ("ecc_uncorrected_aggregate", |g| cell(g.ecc_uncorrected_aggregate)),
+    ("ecc_corrected_aggregate", |g| cell(g.ecc_corrected_aggregate)),
+    ("retired_pages", |g| cell(g.retired_pages)),
+    ("retired_pages_pending", |g| cell(g.retired_pages_pending)),
+    ("remapped_rows", |g| cell(g.remapped_rows)),
+    ("row_remap_pending", |g| cell(g.row_remap_pending)),
+    ("row_remap_failed", |g| cell(g.row_remap_failed)),
+    ("xid_count", |g| cell(g.xid.map(|x| x.count))),
+    ("compute_mode", |g| cell(g.compute_mode.as_ref())),
+    ("persistence", |g| cell(g.persistence)),
+    ("mig", |g| cell(g.mig)),
+    ("partition", |g| cell(g.partition.as_ref())),
+    ("mig_instances", |g| {
+        let parts: Vec<&str> = g.mig_instances.iter().map(|part| part.uuid.as_str()).collect();
+        parts.join(" ")
+    }),
+    ("process_list", |g| {
+        let list: Vec<String> = g.processes.iter().map(process).collect();
+        list.join("; ")
+    }),
+];
+
+const OF_HOST: &[OfHost] = &[
+    ("host_gpu_age_ms", |h| cell(h.sample.and_then(|s| s.gpus_age_ms))),
+    ("host_cpu_percent", |h| cell(h.sample.and_then(|s| s.cpu_percent))),
+    ("host_load1", |h| cell(h.sample.and_then(|s| s.load_1m))),
+    ("host_memory_used_bytes", |h| used(h.sample.and_then(|s| s.memory))),
+    ("host_memory_total_bytes", |h| total(h.sample.and_then(|s| s.memory))),
+    ("host_disk_used_bytes", |h| used(h.sample.and_then(|s| s.disk))),
+    ("host_disk_total_bytes", |h| total(h.sample.and_then(|s| s.disk))),
+    ("host_net_rx_bytes_per_s", |h| cell(h.sample.and_then(|s| s.net_rx_bytes_per_s))),
+    ("host_net_tx_bytes_per_s", |h| cell(h.sample.and_then(|s| s.net_tx_bytes_per_s))),
+    ("host_uptime_s", |h| cell(h.sample.and_then(|s| s.uptime_s))),
+    ("host_monotonic_ms", |h| cell(h.sample.map(|s| s.monotonic_ms))),
+    ("host_clock_offset_ms", |h| cell(h.view.clock.map(|c| c.offset_ms))),
+    ("host_os", |h| cell(h.facts.map(|f| &f.os))),
+    ("host_kernel", |h| cell(h.facts.map(|f| &f.kernel))),
+    ("host_arch", |h| cell(h.facts.map(|f| &f.arch))),
+    ("host_cpus", |h| cell(h.facts.map(|f| f.cpus))),
+    ("host_numa_nodes", |h| cell(h.facts.and_then(|f| f.numa_nodes))),
+    ("host_driver", |h| cell(h.facts.and_then(|f| f.driver_version.as_ref()))),
+    ("host_cuda", |h| cell(h.facts.and_then(|f| f.cuda_version.as_ref()))),
+    ("host_engine", |h| {
+        let engine = h.facts.and_then(|f| f.container_engine.as_ref());
+        cell(engine.map(|e| format!("{} {}", e.name, e.version.as_deref().unwrap_or_default())))
+    }),
+    ("host_disks", |h| {
+        let disks = h.facts.map(|f| f.disks.as_slice()).unwrap_or_default();
+        let words = disks
+            .iter()
+            .map(|d| format!("{} {} {}", d.name, d.class.word(), cell(d.size.map(|s| s.0))));
+        words.collect::<Vec<_>>().join("; ")
+    }),
+    ("host_nics", |h| {
+        let nics = h.facts.map(|f| f.nics.as_slice()).unwrap_or_default();
+        let words = nics.iter().map(|n| {
+            let speed = n.speed_mbit_per_s.map(|s| format!(" {s}Mbit/s")).unwrap_or_default();
+            let rdma = n.rdma.as_ref().map(|r| format!(" rdma={r}")).unwrap_or_default();
+            format!("{} {}{speed}{rdma}", n.name, if n.up { "up" } else { "down" })
+        });
+        words.collect::<Vec<_>>().join("; ")
+    }),
+];
+
+fn health(gpu: &Gpu) -> String {
+    match &gpu.health {
+        GpuHealth::Ok => "ok".to_owned(),
+        GpuHealth::Degraded { why } => format!("degraded: {why}"),
+        GpuHealth::Lost => "lost".to_owned(),
+    }
+}
+
+/// `key=value` words; what is not known is left out.
+fn process(process: &GpuProcess) -> String {
+    let mut words = format!("pid={} name={}", process.pid, process.name);
+    let mut add = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = write!(words, " {key}={value}");
+        }
+    };
+    add("user", process.user.clone());
+    add("container", process.container.clone());
+    add("unit", process.unit.clone());
+    add("kind", process.kind.map(|kind| kind.word().to_owned()));
+    add("memory", process.memory.map(|m| m.0.to_string()));
+    add("sm", process.sm_percent.map(|p| format!("{p}%")));
+    words
+}
+
+fn link(host: &HostView) -> &'static str {
+    match host.link {
+        HostLinkState::Up => "up",
+        HostLinkState::Limited { .. } => "limited",
+        HostLinkState::Connecting { .. } => "connecting",
+        HostLinkState::Asking { .. } => "asking",
+        HostLinkState::Down { .. } => "down",
+    }
+}
+
+/// One row for each GPU, and one for each host without (RFC 4180). What is not known is empty.
+pub fn csv(snapshot: &Snapshot, now: Timestamp) -> String {
+    let mut out = String::new();
+    let headings =
+        HOST.iter().copied().chain(GPU.iter().map(|c| c.0)).chain(OF_HOST.iter().map(|c| c.0));
+    line(&mut out, headings.map(str::to_owned));
+    for view in snapshot.hosts.values() {
+        let age = age(now, view.sampled).map(|age| age.as_millis());
+        let head = [view.name.to_string(), link(view).to_owned(), cell(age)];
+        let host = Host { view, facts: view.facts.as_ref(), sample: view.sample.as_ref() };
+        let tail: Vec<String> = OF_HOST.iter().map(|(_, value)| value(&host)).collect();
+        if gpus(view).is_empty() {
+            let why = host.sample.map_or("", |sample| match sample.gpus {
+                Gpus::Hung { .. } => "driver hung",
+                Gpus::None { .. } | Gpus::Some(_) => "none",
+            });
+            let cells = GPU.iter().map(|(name, _)| if *name == HEALTH { why } else { "" });
+            line(
+                &mut out,
+                head.iter().cloned().chain(cells.map(str::to_owned)).chain(tail.clone()),
+            );
+        }
+        for gpu in gpus(view) {
+            let cells = GPU.iter().map(|(_, value)| value(gpu));
+            line(&mut out, head.iter().cloned().chain(cells).chain(tail.clone()));
+        }
+    }
+    out
+}
+
+fn line(out: &mut String, row: impl Iterator<Item = String>) {
+    let quoted = |cell: String| {
+        let cell = text::clean(&cell, MAX_CELL);
+        // A sheet would take what begins like this for a formula.
+        let cell = if cell.starts_with(['=', '+', '@']) { format!("'{cell}") } else { cell };
+        if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
+    };
+    let cells: Vec<String> = row.map(quoted).collect();
+    let _ = write!(out, "{}\r\n", cells.join(","));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::tui::fixture::{NOW, rich};
+
+    #[test]
+    fn absent_is_empty() {
+        let csv = csv(&rich(), NOW);
+        let rows: Vec<&str> = csv.lines().collect();
+        let columns = HOST.len() + GPU.len() + OF_HOST.len();
+        let whole = rows.iter().filter(|r| !r.contains('"'));
+        assert!(whole.clone().count() > 20);
+        assert!(whole.clone().all(|row| row.split(',').count() == columns), "{csv}");
+        let row = rows.iter().find(|r| r.starts_with("node2,up,1000,7,")).unwrap();
+        assert!(row.contains(",evilname,ok,,,,,,700000,"), "{row}");
+        assert!(rows.iter().any(|r| r.starts_with("node5,") && r.contains(",driver hung,")));
+        assert!(!csv.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn every_value_of_a_busy_gpu_and_its_host_has_its_column() {
+        let csv = csv(&rich(), NOW);
+        let rows: Vec<Vec<&str>> = csv.lines().map(|l| l.split(',').collect()).collect();
+        let row = rows.iter().find(|r| r[0] == "node1" && r[3] == "0").unwrap();
+        let of = |name: &str| row[rows[0].iter().position(|h| *h == name).unwrap()];
+        for name in ["pcie_generation", "nvlinks", "bar1_total_bytes", "ecc_corrected_aggregate"] {
+            assert!(of(name).parse::<u64>().is_ok(), "{name}: {}", of(name));
+        }
+        for name in [
+            "pci_bus_id",
+            "compute_mode",
+            "host_kernel",
+            "host_driver",
+            "host_cuda",
+            "host_nics",
+            "host_disks",
+        ] {
+            assert!(!of(name).is_empty(), "{name}");
+        }
+        let busy = csv.lines().find(|l| l.contains("pid=")).unwrap();
+        assert!(busy.contains("name=") && busy.contains("user="), "{busy}");
+    }
+}
