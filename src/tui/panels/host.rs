@@ -36,7 +36,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, name: &HostName, scroll: usize, ar
         return super::nothing(pen, inside, &["this host has left the deck"]);
     };
     let text = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
-    let lines = lines(state, host);
+    let lines = lines(state, host, usize::from(text.width));
     let most = pen.lines(text, &lines, scroll);
     if most > 0 {
         let at = scroll.min(most) + usize::from(text.height);
@@ -46,17 +46,17 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, name: &HostName, scroll: usize, ar
     }
 }
 
-fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
+fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
     let theme = &state.theme;
     let mut out = Vec::new();
     match link_words(&host.link, state.now) {
-        None => out.push(field(theme, "link", "up")),
+        None => out.extend(field(theme, width, "link", "up")),
         Some(words) => {
             let style = match host.link {
                 HostLinkState::Down { .. } => theme.bad,
                 _ => theme.warn,
             };
-            out.extend(crate::tui::dialogs::wrapped(&words, 96, style));
+            out.extend(crate::tui::dialogs::wrapped(&words, width, style));
         }
     }
     if let Some(word) = host.maintenance.word() {
@@ -76,47 +76,51 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
         if let Some(crate::api::UpgradeHost::Failed { why }) = &host.maintenance.upgrade {
             text.push_str(&format!(" · {why}"));
         }
-        out.extend(crate::tui::dialogs::wrapped(&text, 96, theme.warn));
+        out.extend(crate::tui::dialogs::wrapped(&text, width, theme.warn));
     }
     if let Some(age) = age(host, state.now) {
         out.push(Line::styled(format!("what follows is {age}"), theme.warn));
     }
     if let Some(facts) = &host.facts {
-        out.push(field(
+        out.extend(field(
             theme,
+            width,
             "system",
             &format!("{} · {} {}", facts.os, facts.kernel, facts.arch),
         ));
-        out.push(field(
+        out.extend(field(
             theme,
+            width,
             "hardware",
             &format!("{} · {} CPUs{} · {}", facts.hostname, facts.cpus, numa(facts), facts.memory),
         ));
         let driver = facts.driver_version.as_deref().unwrap_or(ABSENT);
         let cuda = facts.cuda_version.as_deref().unwrap_or(ABSENT);
-        out.push(field(theme, "driver", &format!("{driver} · CUDA {cuda}")));
-        out.push(field(
+        out.extend(field(theme, width, "driver", &format!("{driver} · CUDA {cuda}")));
+        out.extend(field(
             theme,
+            width,
             "agent",
             &format!("{} as {} in {}", facts.agent_version, facts.user, facts.state_dir),
         ));
     }
     if let Some(facts) = &host.facts {
-        hardware(theme, facts, &mut out);
+        hardware(theme, width, facts, &mut out);
     }
     if let Some(clock) = &host.clock {
-        out.push(field(theme, "clock", &words::clock(clock)));
+        out.extend(field(theme, width, "clock", &words::clock(clock)));
     }
     if !host.labels.is_empty() {
         let labels: Vec<String> = host.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        out.push(field(theme, "labels", &labels.join(" ")));
+        out.extend(field(theme, width, "labels", &labels.join(" ")));
     }
     let Some(sample) = &host.sample else {
         out.push(Line::styled("no sample yet", theme.dim));
         return out;
     };
-    out.push(field(
+    out.extend(field(
         theme,
+        width,
         "load",
         &format!(
             "cpu {}  load {}  mem {}  disk {}",
@@ -127,8 +131,9 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
         ),
     ));
     let uptime = sample.uptime_s.map(|s| time::short(std::time::Duration::from_secs(s)));
-    out.push(field(
+    out.extend(field(
         theme,
+        width,
         "network",
         &format!(
             "↓{} ↑{}  up {}",
@@ -139,7 +144,7 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
     ));
     for rank in &host.ranks {
         let text = format!("{} {} on port {}", rank.rank, rank.rank.replica, rank.port);
-        out.push(field(theme, "rank", &text));
+        out.extend(field(theme, width, "rank", &text));
     }
     out.push(Line::default());
     match &sample.gpus {
@@ -148,7 +153,7 @@ fn lines(state: &State, host: &HostView) -> Vec<Line<'static>> {
             let time = time::short(std::time::Duration::from_millis(*for_ms));
             out.push(Line::styled(format!("✖ the driver has not answered for {time}"), theme.bad));
         }
-        Gpus::Some(_) => host_gpus::tables(theme, sample, &mut out),
+        Gpus::Some(_) => host_gpus::tables(theme, sample, width, &mut out),
     }
     out
 }
@@ -161,10 +166,10 @@ fn numa(facts: &HostFacts) -> String {
 }
 
 /// Engine, disks with their speed class, interfaces with speed and RDMA.
-fn hardware(theme: &Theme, facts: &HostFacts, out: &mut Vec<Line<'static>>) {
+fn hardware(theme: &Theme, width: usize, facts: &HostFacts, out: &mut Vec<Line<'static>>) {
     if let Some(engine) = &facts.container_engine {
         let version = engine.version.as_deref().unwrap_or("does not let us ask");
-        out.push(field(theme, "engine", &format!("{} {version}", engine.name)));
+        out.extend(field(theme, width, "engine", &format!("{} {version}", engine.name)));
     }
     let disk = |disk: &Disk| {
         let size = disk.size.map(|s| format!(" {s}")).unwrap_or_default();
@@ -173,7 +178,7 @@ fn hardware(theme: &Theme, facts: &HostFacts, out: &mut Vec<Line<'static>>) {
     };
     if !facts.disks.is_empty() {
         let disks: Vec<String> = facts.disks.iter().take(8).map(disk).collect();
-        out.push(field(theme, "disks", &more(disks, facts.disks.len())));
+        out.extend(field(theme, width, "disks", &more(disks, facts.disks.len())));
     }
     let nic = |nic: &Nic| {
         let speed = nic.speed_mbit_per_s.map(|s| format!(" {}", words::link_speed(s)));
@@ -183,7 +188,7 @@ fn hardware(theme: &Theme, facts: &HostFacts, out: &mut Vec<Line<'static>>) {
     };
     if !facts.nics.is_empty() {
         let nics: Vec<String> = facts.nics.iter().take(8).map(nic).collect();
-        out.push(field(theme, "nics", &more(nics, facts.nics.len())));
+        out.extend(field(theme, width, "nics", &more(nics, facts.nics.len())));
     }
 }
 
@@ -194,9 +199,15 @@ fn more(shown: Vec<String>, all: usize) -> String {
     format!("{}{rest}", shown.join(" · "))
 }
 
-fn field(theme: &Theme, name: &str, text: &str) -> Line<'static> {
-    Line::from(vec![
-        Span::styled(format!("{name:<9} "), theme.dim),
-        Span::styled(text.to_owned(), theme.text),
-    ])
+/// A name and its value; what does not fit goes on below it.
+fn field(theme: &Theme, width: usize, name: &str, text: &str) -> Vec<Line<'static>> {
+    let values = crate::tui::dialogs::wrapped(text, width.saturating_sub(10).max(20), theme.text);
+    let line = |(at, value): (usize, Line<'static>)| {
+        let name = if at == 0 { name } else { "" };
+        let mut spans = vec![Span::styled(format!("{name:<9} "), theme.dim)];
+        let style = value.style;
+        spans.extend(value.spans.into_iter().map(|s| Span { style: style.patch(s.style), ..s }));
+        Line::from(spans)
+    };
+    values.into_iter().enumerate().map(line).collect()
 }

@@ -1,24 +1,29 @@
 //! The tables of one host's GPUs: how they do, how they are linked, how worn they are, who uses them.
-//! A value that the driver does not give is `–`, never 0.
+//! A value that the driver does not give is `–`, never 0. A screen that is too narrow for a table shows it in
+//! parts below each other.
 
-use ratatui::text::{Line, Span};
+use ratatui::style::Style;
+use ratatui::text::Line;
 
-use crate::api::{Bytes, Gpu, GpuHealth, GpuProcess, HostSample, MemoryUse, PathKind, time, xid};
+use super::columns::{Row, left, right, table};
+use crate::api::{
+    Bytes, Gpu, GpuHealth, GpuProcess, GpuVendor, HostSample, MigInstance, PathKind, time, xid,
+};
 use crate::tui::theme::Theme;
 use crate::tui::words::{self, ABSENT, number};
 
 /// Largest number of GPUs whose ways to each other are drawn as a matrix.
 const MATRIX: usize = 16;
 
-/// All tables, one after another.
-pub fn tables(theme: &Theme, sample: &HostSample, out: &mut Vec<Line<'static>>) {
+/// All tables, one after another, in so many cells.
+pub fn tables(theme: &Theme, sample: &HostSample, width: usize, out: &mut Vec<Line<'static>>) {
     let gpus = sample.gpus.list();
-    state(theme, sample, gpus, out);
-    links(theme, gpus, out);
-    matrix(theme, gpus, out);
-    wear(theme, gpus, out);
-    parts(theme, gpus, out);
-    processes(theme, gpus, out);
+    state(theme, sample, width, out);
+    links(theme, gpus, width, out);
+    matrix(theme, gpus, width, out);
+    wear(theme, gpus, width, out);
+    parts(theme, gpus, width, out);
+    processes(theme, gpus, width, out);
 }
 
 fn absent<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
@@ -33,117 +38,139 @@ fn of(a: Option<u32>, b: Option<u32>, unit: &str) -> String {
     }
 }
 
-fn state(theme: &Theme, sample: &HostSample, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
-    let head = format!(
-        "{:>3} {:>5} {:>5} {:>9} {:>7} {:>9} {:>4} {:>9} {:>9} {:>4} {:>4} {:>4} {:>4}  {}",
-        "GPU",
-        "UTIL",
-        "MEM",
-        "MEMORY",
-        "TEMP",
-        "POWER",
-        "FAN",
-        "SM MHZ",
-        "MEM MHZ",
-        "ST",
-        "ENC",
-        "DEC",
-        "OFF",
-        "NAME"
-    );
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
+fn state(theme: &Theme, sample: &HostSample, width: usize, out: &mut Vec<Line<'static>>) {
+    let columns = [
+        right("GPU", 3),
+        right("UTIL", 5),
+        right("MEM", 5),
+        right("MEMORY", 9),
+        right("TEMP", 7),
+        right("POWER", 9),
+        right("FAN", 4),
+        right("SM MHZ", 9),
+        right("MEM MHZ", 9),
+        right("ST", 4),
+        right("ENC", 4),
+        right("DEC", 4),
+        right("OFF", 4),
+        left("NAME", 24),
+    ];
+    let row = |gpu: &Gpu| {
         let watts = |mw: Option<u32>| mw.map(|m| (m + 500) / 1_000);
-        let row = format!(
-            "{:>3} {:>5} {:>5} {:>9} {:>7} {:>9} {:>4} {:>9} {:>9} {:>4} {:>4} {:>4} {:>4}  ",
-            gpu.index,
-            number(gpu.utilisation_percent, "%"),
-            number(gpu.memory_utilisation_percent, "%"),
-            words::memory(gpu.memory),
-            of(gpu.temperature_c, gpu.slowdown_temperature_c, "°"),
-            of(watts(gpu.power_mw), watts(gpu.power_limit_mw), "W"),
-            number(gpu.fan_percent, "%"),
-            of(gpu.sm_clock_mhz, gpu.max_sm_clock_mhz, ""),
-            of(gpu.memory_clock_mhz, gpu.max_memory_clock_mhz, ""),
-            gpu.pstate.as_deref().unwrap_or(ABSENT),
-            number(gpu.encoder_percent, "%"),
-            number(gpu.decoder_percent, "%"),
-            number(gpu.shutdown_temperature_c, "°"),
-        );
-        out.push(Line::from(vec![Span::styled(row, theme.text), Span::raw(gpu.name.clone())]));
-        let mut more = Vec::new();
-        match &gpu.health {
-            GpuHealth::Ok => {}
-            GpuHealth::Degraded { why } => more.push(format!("DEGRADED: {why}")),
-            GpuHealth::Lost => more.push("LOST: fell off the bus".to_owned()),
+        Row {
+            cells: vec![
+                gpu.index.to_string(),
+                number(gpu.utilisation_percent, "%"),
+                number(gpu.memory_utilisation_percent, "%"),
+                words::memory(gpu.memory),
+                of(gpu.temperature_c, gpu.slowdown_temperature_c, "°"),
+                of(watts(gpu.power_mw), watts(gpu.power_limit_mw), "W"),
+                number(gpu.fan_percent, "%"),
+                of(gpu.sm_clock_mhz, gpu.max_sm_clock_mhz, ""),
+                of(gpu.memory_clock_mhz, gpu.max_memory_clock_mhz, ""),
+                gpu.pstate.clone().unwrap_or_else(|| ABSENT.to_owned()),
+                number(gpu.encoder_percent, "%"),
+                number(gpu.decoder_percent, "%"),
+                number(gpu.shutdown_temperature_c, "°"),
+                gpu.name.clone(),
+            ],
+            style: theme.text,
+            below: troubles(theme, sample, gpu, width),
         }
-        if !gpu.throttle_reasons.is_empty() {
-            more.push(format!("slowed: {}", gpu.throttle_reasons.join(", ")));
-        }
-        if !more.is_empty() {
-            out.push(Line::styled(format!("    ▲ {}", more.join(" · ")), theme.bad));
-        }
-        if let Some(last) = gpu.xid {
-            let ago = sample.monotonic_ms.saturating_sub(last.monotonic_ms);
-            let ago = time::short(std::time::Duration::from_millis(ago));
-            let times =
-                if last.count > 1 { format!(", {} so far", last.count) } else { String::new() };
-            let meaning = xid::meaning(last.code);
-            let style = if meaning.degrades() { theme.bad } else { theme.warn };
-            let text = format!("    ▲ {} ({ago} ago{times})", xid::describe(last.code));
-            out.push(Line::styled(text, style));
-            out.push(Line::styled(format!("      → {}", meaning.advice()), theme.dim));
-        }
-    }
+    };
+    let rows = sample.gpus.list().iter().map(row).collect();
+    table(theme, width, 1, &columns, rows, out);
 }
 
-fn links(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
+/// What is wrong with a GPU, and what to do.
+fn troubles(theme: &Theme, sample: &HostSample, gpu: &Gpu, width: usize) -> Vec<Line<'static>> {
+    let mut out = Vec::new();
+    let mut more = Vec::new();
+    match &gpu.health {
+        GpuHealth::Ok => {}
+        GpuHealth::Degraded { why } => more.push(format!("DEGRADED: {why}")),
+        GpuHealth::Lost => more.push("LOST: fell off the bus".to_owned()),
+    }
+    if !gpu.throttle_reasons.is_empty() {
+        more.push(format!("slowed: {}", gpu.throttle_reasons.join(", ")));
+    }
+    if !more.is_empty() {
+        out.extend(below(width, 4, &format!("▲ {}", more.join(" · ")), theme.bad));
+    }
+    if let Some(last) = gpu.xid {
+        let ago = sample.monotonic_ms.saturating_sub(last.monotonic_ms);
+        let ago = time::short(std::time::Duration::from_millis(ago));
+        let times = if last.count > 1 { format!(", {} so far", last.count) } else { String::new() };
+        let meaning = xid::meaning(last.code);
+        let style = if meaning.degrades() { theme.bad } else { theme.warn };
+        let text = format!("▲ {} ({ago} ago{times})", xid::describe(last.code));
+        out.extend(below(width, 4, &text, style));
+        out.extend(below(width, 6, &format!("→ {}", meaning.advice()), theme.dim));
+    }
+    out
+}
+
+/// Words below a row, so far to the right, on as many lines as they need.
+fn below(width: usize, indent: usize, text: &str, style: Style) -> Vec<Line<'static>> {
+    let lines = crate::tui::dialogs::wrapped(text, width.saturating_sub(indent), style);
+    let moved = lines.into_iter().map(|mut line| {
+        line.spans.insert(0, " ".repeat(indent).into());
+        line
+    });
+    moved.collect()
+}
+
+fn links(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>) {
     out.push(Line::default());
-    let head = format!(
-        "{:>3} {:<13} {:>11} {:>11}  {:<6} {:>11} {:>11} {:>9} {:>4}  {}",
-        "GPU",
-        "PCIE GEN×W",
-        "TO GPU",
-        "FROM GPU",
-        "NVLINK",
-        "TO GPU",
-        "FROM GPU",
-        "BAR1",
-        "NUMA",
-        "BUS"
-    );
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
-        let link = |generation: Option<u32>, width: Option<u32>| match (generation, width) {
-            (None, None) => ABSENT.to_owned(),
-            (g, w) => format!("{}×{}", number(g, ""), number(w, "")),
-        };
+    let columns = [
+        right("GPU", 3),
+        left("PCIE GEN×W", 13),
+        right("TO GPU", 11),
+        right("FROM GPU", 11),
+        left("NVLINK", 6),
+        right("TO GPU", 11),
+        right("FROM GPU", 11),
+        right("BAR1", 9),
+        right("NUMA", 4),
+        left("BUS", 16),
+    ];
+    let link = |generation: Option<u32>, width: Option<u32>| match (generation, width) {
+        (None, None) => ABSENT.to_owned(),
+        (g, w) => format!("{}×{}", number(g, ""), number(w, "")),
+    };
+    let row = |gpu: &Gpu| {
         let now = link(gpu.pcie.generation, gpu.pcie.width);
         let most = link(gpu.pcie.max_generation, gpu.pcie.max_width);
         let pcie = if most == ABSENT || now == most { now } else { format!("{now} of {most}") };
-        let row = format!(
-            "{:>3} {:<13} {:>11} {:>11}  {:<6} {:>11} {:>11} {:>9} {:>4}  {}",
-            gpu.index,
-            pcie,
-            words::per_second(gpu.pcie.rx_bytes_per_s),
-            words::per_second(gpu.pcie.tx_bytes_per_s),
-            of(gpu.nvlink.active, gpu.nvlink.links, ""),
-            words::per_second(gpu.nvlink.rx_bytes_per_s),
-            words::per_second(gpu.nvlink.tx_bytes_per_s),
-            words::memory(gpu.bar1),
-            number(gpu.numa_node, ""),
-            gpu.pci_bus_id.as_deref().unwrap_or(ABSENT),
-        );
-        out.push(Line::styled(row, theme.text));
         let peers: Vec<u32> =
             gpus.iter().filter(|g| gpu.nvlink_peers.contains(&g.uuid)).map(|g| g.index).collect();
         let peers = if peers.is_empty() { ABSENT.to_owned() } else { words::ranges(peers) };
-        out.push(Line::styled(format!("    {}  NVLink {peers}", gpu.uuid), theme.dim));
-    }
+        let links = match gpu.vendor {
+            GpuVendor::Nvidia => "NVLink",
+            GpuVendor::Amd => "XGMI",
+        };
+        Row {
+            cells: vec![
+                gpu.index.to_string(),
+                pcie,
+                words::per_second(gpu.pcie.rx_bytes_per_s),
+                words::per_second(gpu.pcie.tx_bytes_per_s),
+                of(gpu.nvlink.active, gpu.nvlink.links, ""),
+                words::per_second(gpu.nvlink.rx_bytes_per_s),
+                words::per_second(gpu.nvlink.tx_bytes_per_s),
+                words::memory(gpu.bar1),
+                number(gpu.numa_node, ""),
+                gpu.pci_bus_id.clone().unwrap_or_else(|| ABSENT.to_owned()),
+            ],
+            style: theme.text,
+            below: vec![Line::styled(format!("    {}  {links} {peers}", gpu.uuid), theme.dim)],
+        }
+    };
+    table(theme, width, 1, &columns, gpus.iter().map(row).collect(), out);
 }
 
 /// What lies between each two GPUs, as `nvidia-smi topo -m` shows it.
-fn matrix(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
+fn matrix(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>) {
     if gpus.len() > MATRIX || gpus.iter().all(|gpu| gpu.paths.is_empty()) {
         return;
     }
@@ -156,7 +183,7 @@ fn matrix(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
         out.push(Line::styled(format!("{:>3} {cells}", gpu.index), theme.text));
     }
     let key = "NVL NVLink · PIX one switch · PXB switches · PHB host bridge · NODE one NUMA node · SYS two";
-    out.push(Line::styled(format!("    {key}"), theme.dim));
+    out.extend(below(width, 4, key, theme.dim));
 }
 
 fn between(gpu: &Gpu, other: &Gpu) -> &'static str {
@@ -170,128 +197,128 @@ fn between(gpu: &Gpu, other: &Gpu) -> &'static str {
     path.map_or(ABSENT, |path| PathKind::word(path.over))
 }
 
-fn wear(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
+fn wear(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>) {
     out.push(Line::default());
-    let head = format!(
-        "{:>3} {:<4} {:>13} {:>13} {:<16} {:<17} {:<8} {:<4} {}",
-        "GPU",
-        "ECC",
-        "UNCORRECTED",
-        "CORRECTED",
-        "PAGES RETIRED",
-        "ROWS REMAPPED",
-        "PERSIST",
-        "MIG",
-        "COMPUTE"
-    );
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
-        let yes = |flag: Option<bool>| absent(flag, |f| if f { "on" } else { "off" }.to_owned());
-        let errors = |now: Option<u64>, ever: Option<u64>| match (now, ever) {
-            (None, None) => ABSENT.to_owned(),
-            (now, ever) => format!("{} (ever {})", number(now, ""), number(ever, "")),
-        };
-        let waiting = |flag: Option<bool>, words: &str| match flag {
-            Some(true) => format!(" {words}"),
-            _ => String::new(),
-        };
-        let pages = format!(
-            "{}{}",
-            number(gpu.retired_pages, ""),
-            waiting(gpu.retired_pages_pending, "PENDING")
-        );
-        let rows = format!(
-            "{}{}{}",
-            number(gpu.remapped_rows, ""),
-            waiting(gpu.row_remap_pending, "PENDING"),
-            waiting(gpu.row_remap_failed, "FAILED")
-        );
-        let row = format!(
-            "{:>3} {:<4} {:>13} {:>13} {pages:<16} {rows:<17} {:<8} {:<4} {}",
-            gpu.index,
-            yes(gpu.ecc_enabled),
-            errors(gpu.ecc_uncorrected, gpu.ecc_uncorrected_aggregate),
-            errors(gpu.ecc_corrected, gpu.ecc_corrected_aggregate),
-            yes(gpu.persistence),
-            yes(gpu.mig),
-            gpu.compute_mode.as_deref().unwrap_or(ABSENT),
-        );
+    let columns = [
+        right("GPU", 3),
+        left("ECC", 4),
+        right("UNCORRECTED", 13),
+        right("CORRECTED", 13),
+        left("PAGES RETIRED", 16),
+        left("ROWS REMAPPED", 17),
+        left("PERSIST", 8),
+        left("MIG", 4),
+        left("COMPUTE", 9),
+    ];
+    let yes = |flag: Option<bool>| absent(flag, |f| if f { "on" } else { "off" }.to_owned());
+    let errors = |now: Option<u64>, ever: Option<u64>| match (now, ever) {
+        (None, None) => ABSENT.to_owned(),
+        (now, ever) => format!("{} (ever {})", number(now, ""), number(ever, "")),
+    };
+    let waiting = |flag: Option<bool>, words: &str| match flag {
+        Some(true) => format!(" {words}"),
+        _ => String::new(),
+    };
+    let row = |gpu: &Gpu| {
         let waits = gpu.retired_pages_pending == Some(true)
             || gpu.row_remap_pending == Some(true)
             || gpu.row_remap_failed == Some(true)
             || gpu.ecc_uncorrected.is_some_and(|n| n > 0);
-        out.push(Line::styled(row, if waits { theme.bad } else { theme.text }));
-    }
+        let mode = gpu.compute_mode.as_ref().or(gpu.partition.as_ref());
+        Row {
+            cells: vec![
+                gpu.index.to_string(),
+                yes(gpu.ecc_enabled),
+                errors(gpu.ecc_uncorrected, gpu.ecc_uncorrected_aggregate),
+                errors(gpu.ecc_corrected, gpu.ecc_corrected_aggregate),
+                format!(
+                    "{}{}",
+                    number(gpu.retired_pages, ""),
+                    waiting(gpu.retired_pages_pending, "PENDING")
+                ),
+                format!(
+                    "{}{}{}",
+                    number(gpu.remapped_rows, ""),
+                    waiting(gpu.row_remap_pending, "PENDING"),
+                    waiting(gpu.row_remap_failed, "FAILED")
+                ),
+                yes(gpu.persistence),
+                yes(gpu.mig),
+                absent(mode, Clone::clone),
+            ],
+            style: if waits { theme.bad } else { theme.text },
+            below: Vec::new(),
+        }
+    };
+    table(theme, width, 1, &columns, gpus.iter().map(row).collect(), out);
 }
 
-fn parts(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
+fn parts(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>) {
     if gpus.iter().all(|gpu| gpu.mig_instances.is_empty()) {
         return;
     }
     out.push(Line::default());
-    let head = format!("{:>3} {:>9}  {:<44} {}", "GPU", "MEMORY", "MIG INSTANCE", "UUID");
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
-        for part in &gpu.mig_instances {
-            let memory: Option<MemoryUse> = part.memory;
-            let row = format!(
-                "{:>3} {:>9}  {:<44} {}",
-                gpu.index,
-                words::memory(memory),
-                part.name,
-                part.uuid
-            );
-            out.push(Line::styled(row, theme.text));
-        }
-    }
+    let columns = [right("GPU", 3), right("MEMORY", 9), left("MIG INSTANCE", 44), left("UUID", 40)];
+    let rows = gpus.iter().flat_map(|gpu| gpu.mig_instances.iter().map(move |part| (gpu, part)));
+    let row = |(gpu, part): (&Gpu, &MigInstance)| Row {
+        cells: vec![
+            gpu.index.to_string(),
+            words::memory(part.memory),
+            part.name.clone(),
+            part.uuid.clone(),
+        ],
+        style: theme.text,
+        below: Vec::new(),
+    };
+    table(theme, width, 1, &columns, rows.map(row).collect(), out);
 }
 
-fn processes(theme: &Theme, gpus: &[Gpu], out: &mut Vec<Line<'static>>) {
+fn processes(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>) {
     out.push(Line::default());
     if gpus.iter().all(|g| g.processes.is_empty()) {
         out.push(Line::styled("no process uses a GPU", theme.dim));
         return;
     }
-    let head = format!(
-        "{:>3} {:>8} {:<10} {:<3} {:>10} {:>4} {:>5} {:>10} {:>7} {:<20} {}",
-        "GPU",
-        "PID",
-        "USER",
-        "",
-        "MEMORY",
-        "SM",
-        "CPU",
-        "HOST MEM",
-        "TIME",
-        "CONTAINER, UNIT",
-        "COMMAND"
-    );
-    out.push(Line::styled(head, theme.header));
-    for gpu in gpus {
-        for process in &gpu.processes {
-            out.push(process_line(theme, gpu, process));
-        }
-    }
+    let columns = [
+        right("GPU", 3),
+        right("PID", 8),
+        left("USER", 10),
+        left("", 3),
+        right("MEMORY", 10),
+        right("SM", 4),
+        right("VIDEO", 6),
+        right("CPU", 5),
+        right("HOST MEM", 10),
+        right("TIME", 7),
+        left("CONTAINER, UNIT", 20),
+        left("COMMAND", 40),
+    ];
+    let rows = gpus.iter().flat_map(|gpu| gpu.processes.iter().map(move |p| (gpu, p)));
+    let rows = rows.map(|(gpu, process)| process_row(theme, gpu, process)).collect();
+    table(theme, width, 2, &columns, rows, out);
 }
 
-fn process_line(theme: &Theme, gpu: &Gpu, process: &GpuProcess) -> Line<'static> {
+fn process_row(theme: &Theme, gpu: &Gpu, process: &GpuProcess) -> Row {
     let bytes = |memory: Option<Bytes>| absent(memory, |m| m.to_string());
     let clean = |text: &str, chars| crate::api::text::clean(text, chars);
     let home = process.container.as_deref().or(process.unit.as_deref()).unwrap_or(ABSENT);
     let time = process.running_s.map(|s| time::short(std::time::Duration::from_secs(s)));
-    let row = format!(
-        "{:>3} {:>8} {:<10} {:<3} {:>10} {:>4} {:>5} {:>10} {:>7} {:<20} ",
-        gpu.index,
-        process.pid,
-        clean(process.user.as_deref().unwrap_or(ABSENT), 10),
-        process.kind.map_or(ABSENT, crate::api::ProcessKind::word),
-        bytes(process.memory),
-        number(process.sm_percent, "%"),
-        number(process.cpu_percent.map(f32::round), "%"),
-        bytes(process.host_memory),
-        time.as_deref().unwrap_or(ABSENT),
-        clean(home, 20),
-    );
-    let command = process.command.as_deref().unwrap_or(&process.name).to_owned();
-    Line::from(vec![Span::raw(row), Span::styled(command, theme.strong)])
+    Row {
+        cells: vec![
+            gpu.index.to_string(),
+            process.pid.to_string(),
+            clean(process.user.as_deref().unwrap_or(ABSENT), 10),
+            process.kind.map_or(ABSENT, crate::api::ProcessKind::word).to_owned(),
+            bytes(process.memory),
+            number(process.sm_percent, "%"),
+            of(process.encoder_percent, process.decoder_percent, "%"),
+            number(process.cpu_percent.map(f32::round), "%"),
+            bytes(process.host_memory),
+            time.unwrap_or_else(|| ABSENT.to_owned()),
+            clean(home, 20),
+            process.command.as_deref().unwrap_or(&process.name).to_owned(),
+        ],
+        style: theme.text,
+        below: Vec::new(),
+    }
 }

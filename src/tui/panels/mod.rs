@@ -1,5 +1,6 @@
 //! One file per panel: each draws into the area it is given, from the state alone.
 
+mod columns;
 pub mod events;
 pub mod fleet;
 pub mod fleet_cells;
