@@ -421,6 +421,24 @@ async fn an_agent_of_another_version_is_named() {
     assert!(cause.contains("agent ended"), "{cause}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_system_is_too_old_for_the_agent_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = dir.path().join("agent");
+    let words = "agent: /lib64/libc.so.6: version `GLIBC_2.34' not found (required by agent)";
+    let script = format!("#!/bin/sh\ncat >&2 <<'END'\n{words}\nEND\nexit 1\n");
+    fs::write(&agent, script).unwrap();
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    let spec =
+        HostSpec { transport: Transport::Local, agent_env: env(dir.path()), ..HostSpec::default() };
+    let mut watched = Watched::new(&agent, false);
+    watched.hosts(&[("here", &spec)]);
+    let (why, hint) = watched.limited("here").await;
+    assert!(why.contains("too old") && why.contains("GLIBC_2.34"), "{why}");
+    assert!(hint.is_some_and(|hint| hint.contains("glibc 2.17")));
+    watched.fleet.shutdown().await;
+}
+
 /// A mount that ends with the test, however that ends.
 struct Mounted(String);
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::desk::{Desk, HostQuestions};
 use super::following::{Attention, AttentionCell};
-use super::install::{AgentCommand, InstallError, Source, install};
+use super::install::{AgentCommand, InstallError, Source, install, wants_newer_system};
 use super::manager::InProcessHosts;
 use super::outbox::Outbox;
 use super::session::{DialError, Session, SessionError};
@@ -347,8 +347,15 @@ impl HostTask {
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
         let attention = self.link.attention.subscribe();
-        let (session, facts, running) =
-            Session::start(host.clone(), Arc::clone(&connection), command, attention).await?;
+        let started =
+            Session::start(host.clone(), Arc::clone(&connection), command, attention).await;
+        let (session, facts, running) = match started {
+            Err(SessionError::Ended(words)) if wants_newer_system(&words) => {
+                let error = InstallError::OldSystem { why: words };
+                return Ok(self.only_look(&*connection, &error).await);
+            }
+            started => started?,
+        };
         let session = Arc::new(session);
         self.link.up(Arc::clone(&session));
         self.outbox.put(FleetEvent::Facts { host, facts: Box::new(facts) });

@@ -90,6 +90,12 @@ pub enum InstallError {
         /// Where.
         dir: String,
     },
+    /// The host's C library is older than the one the binary was built with.
+    #[error("the host's system is too old for this build of the agent: {why}")]
+    OldSystem {
+        /// The loader's words, cleaned.
+        why: String,
+    },
     /// The host cannot compute a SHA-256.
     #[error("the host has no sha256sum, shasum or openssl")]
     NoDigest,
@@ -127,6 +133,7 @@ impl InstallError {
             | Self::Owner { .. }
             | Self::NoSpace { .. }
             | Self::NoExec { .. }
+            | Self::OldSystem { .. }
             | Self::NoDigest => true,
             Self::Ssh(_)
             | Self::Damaged
@@ -160,6 +167,9 @@ impl Hint for InstallError {
                 format!(
                     "free space on the disk of {dir}, or set {STATE_DIR_VARIABLE} in agent_env of the host"
                 )
+            }
+            Self::OldSystem { .. } => {
+                "run the build that `tests/release` makes: it needs glibc 2.17 and newer".to_owned()
             }
             Self::NoDigest => "install coreutils on the host".to_owned(),
             Self::Damaged => "check the host's disk and memory".to_owned(),
@@ -324,9 +334,7 @@ async fn copy_if_needed(
             let remove = format!("rm -f {}", quote::shell_word(&temporary));
             let _ = run(connection, &remove, b"", 1024, Duration::from_secs(5)).await;
             return Err(match error {
-                InstallError::StateDir { why, .. } if why.contains("No space left") => {
-                    no_space(None)
-                }
+                InstallError::StateDir { why, .. } if is_full(&why) => no_space(None),
                 other => other,
             });
         }
@@ -388,6 +396,16 @@ async fn upload(
     }
 }
 
+/// The loader's words for a program that was built with a newer C library than the host has.
+pub(super) fn wants_newer_system(words: &str) -> bool {
+    words.contains("version `GLIBC_") && words.contains("not found")
+}
+
+/// The host's words for a full disk, or for a user's quota that is used up.
+fn is_full(words: &str) -> bool {
+    words.contains("No space left") || words.contains("quota exceeded")
+}
+
 /// What a script answered: `gpudeck:key=value` lines; everything else (a chatty start-up file)
 /// is passed over.
 struct Answer(BTreeMap<String, String>);
@@ -434,7 +452,7 @@ async fn script(
         Some("noexec") => return Err(InstallError::NoExec { dir: detail }),
         Some("digest") if detail == "none" => return Err(InstallError::NoDigest),
         Some("digest") => return Err(InstallError::Damaged),
-        Some("write") if detail.contains("No space left") => {
+        Some("write") if is_full(&detail) => {
             return Err(InstallError::NoSpace {
                 dir: dir(),
                 free: Some(Bytes::ZERO),
@@ -632,6 +650,13 @@ mod tests {
             "exec env 'A=b c' /s/bin/gpudeck-1 agent dial --deck 00000000-0000-0000-0000-000000000000 \
              --epoch 7 'unix:/run/x y' --state-dir '/s d'"
         );
+    }
+
+    #[test]
+    fn a_quota_is_a_lack_of_space() {
+        assert!(is_full("cat: write error: No space left on device"));
+        assert!(is_full("mkdir: cannot create directory 'x': Disk quota exceeded"));
+        assert!(!is_full("mkdir: cannot create directory 'x': Read-only file system"));
     }
 
     #[test]

@@ -19,11 +19,11 @@ dir=$base/$machine
 say system "$(uname -s)"
 say arch "$(uname -m)"
 say state_dir "$dir"
+# /var/tmp is everybody's: somebody else may have been there before us, or just now.
+foreign() { [ "$guarded" = yes ] && { [ -L "$base" ] || { [ -e "$base" ] && [ ! -O "$base" ]; }; }; }
+if foreign; then give_up owner "$base"; fi
 why=$(mkdir -p "$dir/bin" 2>&1) || give_up write "$why"
-# /var/tmp is everybody's: somebody else may have been there before us.
-if [ "$guarded" = yes ] && { [ -L "$base" ] || [ ! -O "$base" ]; }; then
-    give_up owner "$base"
-fi
+if foreign; then give_up owner "$base"; fi
 [ -O "$dir" ] || give_up owner "$dir"
 chmod 700 "$dir" 2>/dev/null
 probe=$dir/bin/.probe.$$
