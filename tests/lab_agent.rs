@@ -1,0 +1,287 @@
+//! The agent on real hosts that are awkward: a home that two hosts share, several users of one host, an sshd that
+//! forbids forwarding, two operators who come at the same moment, no room and no right to run programs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use common::lab::{Lab, llama_server, write_gguf, write_image};
+use common::operator::Operator;
+use common::{Gpudeck, run, wait_for};
+use serde_json::Value;
+
+const LONG: Duration = Duration::from_mins(2);
+
+/// An operator with a deck of these hosts: each a name, the address's number and more keys.
+fn person(lab: &Lab, hosts: &[(&str, u32, &str)]) -> Gpudeck {
+    let person = Gpudeck::new();
+    lab.deck(&person.deck());
+    let path = person.deck().join("deck.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let id = text.lines().find(|line| line.starts_with("id = ")).unwrap();
+    let mut deck = format!("{id}\nname = \"lab\"\n");
+    let (key, known) = (lab.dir().join("id_ed25519"), lab.dir().join("known_hosts"));
+    for (name, number, more) in hosts {
+        deck.push_str(&format!(
+            "\n[hosts.{name}]\naddress = \"{}\"\nidentity_files = [{key:?}]\nknown_hosts = {known:?}\n{more}\n",
+            lab.address(*number)
+        ));
+    }
+    std::fs::write(path, deck).unwrap();
+    person
+}
+
+fn snapshot(person: &Gpudeck) -> Option<Value> {
+    let said = person.run(["snapshot", "--output", "json"], LONG);
+    serde_json::from_str(&said.stdout).ok()
+}
+
+/// The hosts once all of them are in this state of the link.
+fn settled(person: &Gpudeck, link: &str) -> Value {
+    let mut last = None;
+    let seen = wait_for("the hosts", LONG, || {
+        last = snapshot(person);
+        let hosts = last.as_ref()?.as_object()?;
+        let all = hosts.values().all(|h| h["link"]["state"] == link && h["sample"].is_object());
+        all.then(|| last.clone())
+    });
+    seen.unwrap()
+}
+
+fn state_dir(hosts: &Value, name: &str) -> String {
+    hosts[name]["facts"]["state_dir"].as_str().unwrap().to_owned()
+}
+
+fn said(lab: &Lab, host: &str, command: &str) -> String {
+    lab.ssh(host, command).expect_success().stdout.trim().to_owned()
+}
+
+/// One host's disk folder mounted over another's, as seen from the machine.
+struct Bound(PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn hosts_that_share_a_home_keep_their_state_apart() {
+    let Some(lab) = Lab::up(2, &[]) else { return };
+    // A bind mount stands for the NFS server: both hosts have one /root, with their own machine ids.
+    lab.lab(&["kill", "h2"]);
+    let bound = Bound(lab.disk("h2", "/root"));
+    let mut mount = Command::new("mount");
+    mount.arg("--bind").arg(lab.disk("h1", "/root")).arg(&bound.0);
+    run(&mut mount, LONG).expect_success();
+    lab.lab(&["start", "h2"]);
+    // The host has its own mount of it now.
+    drop(bound);
+    said(&lab, "h1", "echo both >/root/shared");
+    assert_eq!(said(&lab, "h2", "cat /root/shared"), "both", "the home is not shared");
+
+    // By itself nothing of the agent is in the home; whoever wants it there has a directory for each host.
+    for (more, base) in [
+        ("", "/var/lib/gpudeck"),
+        ("agent_env = { GPUDECK_STATE_DIR = \"/root/.gpudeck\" }", "/root/.gpudeck"),
+    ] {
+        let person = person(&lab, &[("h1", 1, more), ("h2", 2, more)]);
+        let hosts = settled(&person, "up");
+        for host in ["h1", "h2"] {
+            let machine = said(&lab, host, "cat /etc/machine-id");
+            assert_eq!(state_dir(&hosts, host), format!("{base}/{machine}"));
+            let runs =
+                said(&lab, host, "ls -l /proc/[0-9]*/exe 2>/dev/null | grep -c /bin/gpudeck-");
+            assert_ne!(runs, "0", "no agent runs on {host}");
+        }
+        let home = said(&lab, "h1", "ls -A /root");
+        assert_eq!(home.contains(".gpudeck"), base.starts_with("/root"), "{home}");
+        person.run(["controller", "stop"], LONG).expect_success();
+    }
+    assert_eq!(said(&lab, "h1", "ls /root/.gpudeck | wc -l"), "2");
+}
+
+#[test]
+fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
+    let Some(lab) = Lab::up(1, &[]) else { return };
+    for (user, uid) in [("alice", 2001), ("bob", 2002), ("carol", 2003)] {
+        said(
+            &lab,
+            "h1",
+            &format!(
+                "/usr/sbin/useradd -m -u {uid} -s /bin/sh {user} && /usr/sbin/usermod -p '*' {user} && \
+                 mkdir -m 700 /home/{user}/.ssh && cp /root/.ssh/authorized_keys /home/{user}/.ssh/ && \
+                 chown -R {user} /home/{user}/.ssh"
+            ),
+        );
+    }
+    // Bob has made what would be Carol's.
+    said(&lab, "h1", "mkdir /var/tmp/gpudeck-2003 && chown bob /var/tmp/gpudeck-2003");
+    let well = person(
+        &lab,
+        &[
+            ("root", 1, "user = \"root\""),
+            ("alice", 1, "user = \"alice\""),
+            ("bob", 1, "user = \"bob\""),
+        ],
+    );
+    let hosts = settled(&well, "up");
+    let machine = said(&lab, "h1", "cat /etc/machine-id");
+    assert_eq!(state_dir(&hosts, "root"), format!("/var/lib/gpudeck/{machine}"));
+    for (user, uid) in [("alice", 2001), ("bob", 2002)] {
+        let dir = state_dir(&hosts, user);
+        assert_eq!(dir, format!("/var/tmp/gpudeck-{uid}/{machine}"));
+        assert_eq!(hosts[user]["facts"]["user"], user);
+        assert_eq!(said(&lab, "h1", &format!("stat -c '%U %a' {dir}")), format!("{user} 700"));
+    }
+    let runs = said(&lab, "h1", "stat -c %U $(ls -d /proc/[0-9]*) 2>/dev/null | sort -u");
+    assert!(runs.contains("alice") && runs.contains("bob"), "{runs}");
+    let alices = state_dir(&hosts, "alice");
+    let peeked = lab.ssh("h1", &format!("su bob -c 'ls {alices}'"));
+    assert_ne!(peeked.code(), Some(0), "bob reads alice's state");
+
+    let carols = person(&lab, &[("carol", 1, "user = \"carol\"")]);
+    let hosts = settled(&carols, "limited");
+    let why = hosts["carol"]["link"]["why"].as_str().unwrap();
+    assert!(why.contains("belongs to somebody else"), "{why}");
+}
+
+#[test]
+fn everything_works_where_sshd_forbids_forwarding() {
+    let Some(lab) = Lab::up(2, &["--haproxy", "1", "--dockerd", "2"]) else { return };
+    let image = "gpudeck-test/llama:1";
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("llama.tar");
+    write_image(&tar, &[&llama_server()]);
+    lab.lab(&["image", "h2", image, tar.to_str().unwrap()]);
+    write_gguf(&lab.disk("h2", "/srv/tiny.gguf"), 1, 100);
+    for host in ["h1", "h2"] {
+        let forbid = "echo 'DisableForwarding yes' >>/etc/ssh/sshd_config";
+        lab.lab(&["exec", host, "--", "/bin/sh", "-c", forbid]);
+        lab.lab(&["sshd", host, "stop"]);
+        lab.lab(&["sshd", host, "start"]);
+        let config = lab.dir().join("ssh_config");
+        let mut through = Command::new("ssh");
+        through.arg("-F").arg(config).args(["-W", "127.0.0.1:22", host]);
+        let refused = run(&mut through, LONG);
+        assert_ne!(refused.code(), Some(0), "{host} still forwards");
+    }
+    let operator = Operator::new(lab);
+    // The container engine's and the gateway's socket are both reached through the agent.
+    operator.write_spec(&format!(
+        r#"
+model    = "/srv/tiny.gguf"
+engine   = "llamacpp"
+program  = "/usr/local/bin/llama-server"
+runtime  = {{ docker = {{ image = "{image}" }} }}
+replicas = 1
+context  = 2048
+device   = "cpu"
+memory   = "256MiB"
+args     = ["-n", "64", "-t", "1"]
+
+[placement]
+hosts = ["h2"]
+
+[rollout]
+healthy_deadline  = "60s"
+progress_deadline = "120s"
+stop_grace        = "5s"
+"#
+    ));
+    operator.expect(&["apply", "chat", "--wait", "--timeout", "2m", "--yes"], 0);
+    let traffic = operator.load(4.0);
+    traffic.expect_none_failed("through the gateway", 10);
+    drop(traffic);
+    let log = operator.expect(&["logs", "chat/0/0"], 0).stdout;
+    assert!(!log.is_empty());
+    for host in ["h1", "h2"] {
+        let doctor = operator.expect(&["doctor", host], 0).stdout;
+        assert!(!doctor.contains("BAD"), "{doctor}");
+    }
+    operator.expect(&["stop", "chat", "--yes"], 0);
+}
+
+#[test]
+fn two_operators_who_come_at_once_do_not_collide() {
+    let Some(lab) = Lab::up(2, &[]) else { return };
+    let hosts = [("h1", 1, "user = \"root\""), ("h2", 2, "user = \"root\"")];
+    let (one, two) = (person(&lab, &hosts), person(&lab, &hosts));
+    std::thread::scope(|scope| {
+        let both = [&one, &two].map(|person| scope.spawn(|| settled(person, "up")));
+        for seen in both {
+            seen.join().unwrap();
+        }
+    });
+    let mut local = Command::new("sha256sum");
+    let local = run(local.arg(env!("CARGO_BIN_EXE_gpudeck")), LONG).expect_success().stdout;
+    let ours = &local[..64];
+    for host in ["h1", "h2"] {
+        // One whole copy, and nothing half done.
+        let files = said(&lab, host, "ls -A /var/lib/gpudeck/*/bin | grep -v ^.checked-");
+        assert_eq!(files, format!("gpudeck-{}", &ours[..16]));
+        let sum = said(&lab, host, "sha256sum /var/lib/gpudeck/*/bin/gpudeck-*");
+        assert_eq!(&sum[..64], ours);
+        let agents = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'agent --state-dir' | wc -l";
+        assert_eq!(said(&lab, host, agents), "2", "an agent for each operator");
+    }
+    // Both measure the same disk and ports at the same time.
+    std::thread::scope(|scope| {
+        let both = [&one, &two].map(|person| scope.spawn(|| person.run(["doctor", "h1"], LONG)));
+        for doctor in both {
+            let doctor = doctor.join().unwrap().expect_success().stdout;
+            assert!(!doctor.contains("BAD") && doctor.contains("disk speed"), "{doctor}");
+            for phase in ["connecting", "shaking hands", "logging in", "the agent answers", "to h2"]
+            {
+                assert!(doctor.contains(phase), "{phase}: {doctor}");
+            }
+        }
+    });
+}
+
+const NVIDIA_SMI: &str = r#"#!/bin/sh
+case $1 in
+--query-gpu=driver_version) echo 535.183.01 ;;
+--query-gpu=*) echo "0, GPU-a, NVIDIA L40S, 00000000:18:00.0, 46068, 1024, 37, 45, 112.50, 350.00" ;;
+--query-compute-apps=*) echo "GPU-a, 4711, 900, /opt/python" ;;
+esac
+"#;
+
+#[test]
+fn where_there_is_no_room_or_nothing_may_run_the_host_is_still_seen() {
+    let Some(lab) = Lab::up(2, &[]) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let smi = folder.path().join("nvidia-smi");
+    std::fs::write(&smi, NVIDIA_SMI).unwrap();
+    for (host, options) in [("h1", "size=1m"), ("h2", "noexec,size=1g")] {
+        lab.lab(&["put", host, smi.to_str().unwrap(), "/usr/local/bin/nvidia-smi"]);
+        let mount =
+            format!("chmod 755 /usr/local/bin/nvidia-smi; mount -t tmpfs -o {options} none /mnt");
+        lab.lab(&["exec", host, "--", "/bin/sh", "-c", &mount]);
+    }
+    let state = "user = \"root\"\nagent_env = { GPUDECK_STATE_DIR = \"/mnt\" }";
+    let person = person(&lab, &[("h1", 1, state), ("h2", 2, state)]);
+    let hosts = settled(&person, "limited");
+    let why: BTreeSet<&str> =
+        ["h1", "h2"].iter().map(|h| hosts[h]["link"]["why"].as_str().unwrap()).collect();
+    assert!(why.iter().any(|w| w.contains("no space left")), "{why:?}");
+    assert!(why.iter().any(|w| w.contains("noexec")), "{why:?}");
+    for host in ["h1", "h2"] {
+        let sample = &hosts[host]["sample"];
+        let gpu = &sample["gpus"]["some"][0];
+        assert_eq!((&gpu["uuid"], &gpu["utilisation_percent"]), (&"GPU-a".into(), &37.into()));
+        assert_eq!(gpu["processes"][0]["pid"], 4711);
+        assert!(sample["memory"]["total"].as_u64().unwrap() > 0 && sample["load_1m"].is_number());
+        assert_eq!(hosts[host]["facts"]["driver_version"], "535.183.01");
+        let left = said(&lab, host, "du -sk /mnt | cut -f1");
+        assert!(left.parse::<u32>().unwrap() < 100, "{left} KiB were left on {host}");
+        // The doctor says so, and what to do.
+        let doctor = person.run(["doctor", host], LONG);
+        assert!(doctor.stdout.contains("GPUDECK_STATE_DIR"), "{doctor:?}");
+    }
+}
