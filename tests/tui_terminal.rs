@@ -95,6 +95,7 @@ impl Door for Memory {
             diff: "-context = 1\n+context = 2\n".to_owned(),
             replicas: Vec::new(),
             reasons: Vec::new(),
+            borrows: Vec::new(),
             model: Vec::new(),
             forecast: Forecast::default(),
             steps: Vec::new(),

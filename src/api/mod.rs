@@ -41,7 +41,7 @@ pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
     UpgradeHost,
 };
-pub use plan::{PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
+pub use plan::{PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
 pub use server::CheckupRequest;
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,

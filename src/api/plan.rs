@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, Timestamp, time};
+use crate::base::{
+    DeviceId, HostName, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp, time,
+};
 use crate::rollout::forecast::Verb;
 
 /// A step of a plan, in full.
@@ -47,6 +49,37 @@ pub struct PlanMove {
     pub at_ms: u64,
     /// Ready replicas when it is done.
     pub ready_after: u32,
+}
+
+/// A replica of another service that stops for the time of the rollout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanBorrow {
+    /// Of which service.
+    pub lender: ServiceName,
+    /// Which replica.
+    pub replica: ReplicaKey,
+    /// Where it is.
+    pub from: Vec<PlanPlace>,
+    /// Where it comes back when the rollout completed (if it is taken back: where it was).
+    pub back: Vec<PlanPlace>,
+}
+
+impl PlanBorrow {
+    /// `batch r5-1 stops on node1 GPU 3 until the rollout is over, and comes back on node1 GPU 0`.
+    pub fn text(&self) -> String {
+        let on = |places: &[PlanPlace]| {
+            let places: Vec<String> =
+                places.iter().map(|p| format!("{} {}", p.host, p.devices_text)).collect();
+            places.join(" + ")
+        };
+        format!(
+            "{} {} stops on {} until the rollout is over, and comes back on {}",
+            self.lender,
+            self.replica,
+            on(&self.from),
+            on(&self.back)
+        )
+    }
 }
 
 /// Where a rank is.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::condition::DeckCondition;
 use super::group::Group;
 use super::maintenance::{Maintenance, Upgrade};
-use super::plan::{PlanProgress, PlanStep, PlanTime};
+use super::plan::{PlanBorrow, PlanProgress, PlanStep, PlanTime};
 use crate::base::{
     Attempt, Bytes, DeviceId, DownCause, Hint, HostName, RankId, ReleaseNumber, ReplicaId,
     Revision, ServiceName, Timestamp,
@@ -458,6 +458,9 @@ pub struct PlanView {
     pub replicas: Vec<PlannedReplica>,
     /// Why there: one line a decision, and a line for each host that was passed over.
     pub reasons: Vec<String>,
+    /// What stops elsewhere for the time of the rollout.
+    #[serde(default)]
+    pub borrows: Vec<PlanBorrow>,
     /// What is known of the model: `llama, 32 layers, 4.1 GiB of weights, context 8192`.
     pub model: Vec<String>,
     /// The journey.

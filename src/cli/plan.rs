@@ -89,6 +89,9 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
             tokens(step.tokens_per_s_lowest),
         ))?;
     }
+    for borrow in &plan.borrows {
+        table::out(&format!("  borrowed: {}", borrow.text()))?;
+    }
     for unknown in &plan.total.unknown {
         table::out(&format!("  time not known: {unknown}"))?;
     }

@@ -401,6 +401,7 @@ impl Core {
         }
         // What is another's, or could not be written down, is not brought on.
         if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
+            self.tend_loans();
             self.tend_drains();
             self.tend_upgrade();
             self.tend_group();
@@ -668,6 +669,7 @@ impl Core {
         to: Option<ReleaseNumber>,
     ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
+        let lender = spec.as_ref().ok().and_then(|(spec, _, _)| self.lender_of(spec));
         let means = Arc::clone(&self.means);
         // Only a journal that begins with nothing can have lost something.
         let knows_nothing = self.state.term == 0 && self.state.services.is_empty();
@@ -692,7 +694,15 @@ impl Core {
                     ),
                 });
             }
-            planning::draft(&means, service, spec, text, revision, hosts).await
+            let mut draft =
+                planning::draft(&means, service, spec, text, revision, hosts.clone()).await?;
+            if let Some((lender, spec)) = lender {
+                // Where its replicas come back is part of the plan. Without it nothing is borrowed.
+                let lenders =
+                    planning::draft(&means, lender, spec, String::new(), None, hosts).await;
+                draft.lender = lenders.ok().map(Box::new);
+            }
+            Ok(draft)
         })
     }
 

@@ -208,10 +208,10 @@ impl Ledger {
         let ready = after.ready_total();
         chronicle.lowest_ready = chronicle.lowest_ready.min(ready);
         for (index, step) in chronicle.steps.iter_mut().enumerate() {
-            // A step whose end is the present one's begin has seen this capacity, too.
+            // What the present step has set going at its begin is not the earlier one's.
             if index < current && step.ended.is_none() && (step.began.is_some() || !back) {
                 step.began.get_or_insert(now);
-                step.lowest_ready = Some(step.lowest_ready.map_or(ready, |low| low.min(ready)));
+                step.lowest_ready.get_or_insert(ready);
                 step.ended = Some(now);
             }
             if index == current {

@@ -17,7 +17,7 @@ use crate::api::{
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{HostCapacity, PlacedReplica};
-use crate::rollout::{EventKind, Phase, RequestedMove, ServiceState};
+use crate::rollout::{EventKind, Loan, Phase, RequestedMove, ServiceState};
 use crate::spec::Spread;
 
 /// The moves of one service.
@@ -179,6 +179,15 @@ impl Core {
         });
         let mut work = Vec::new();
         for (service, state) in &self.state.services {
+            if let Some(loan) = state.loans.iter().find(|l| comes_back_to(state, l, host)) {
+                return Err(conflict(
+                    format!(
+                        "{service} {} is lent to {}, and may come back there",
+                        loan.replica, loan.borrower
+                    ),
+                    "wait for the end of that rollout; until then `gpudeck cordon` keeps new ranks away",
+                ));
+            }
             if on_host(state, host).is_empty() || moves_from(state, host) {
                 continue;
             }
@@ -433,8 +442,15 @@ fn moves_from(state: &ServiceState, host: &HostName) -> bool {
     })
 }
 
+/// Whether a replica that is lent may come back to this host.
+fn comes_back_to(state: &ServiceState, loan: &Loan, host: &HostName) -> bool {
+    let own = state.releases.get(&loan.replica.release);
+    let own = own.and_then(|r| r.replica(loan.replica.replica));
+    own.into_iter().chain(&loan.back).flat_map(|p| &p.ranks).any(|rank| rank.host == *host)
+}
+
 /// What was just placed is not free for the next one.
-fn take(hosts: &mut [HostCapacity], place: &PlacedReplica, service: &ServiceName) {
+pub(super) fn take(hosts: &mut [HostCapacity], place: &PlacedReplica, service: &ServiceName) {
     for capacity in hosts.iter_mut().filter(|h| h.name == place.host) {
         for gpu in capacity.gpus.iter_mut().filter(|g| place.devices.contains(&g.device())) {
             gpu.reserved_by = Some(service.to_string());

@@ -7,6 +7,7 @@
 pub mod actions;
 pub mod attention;
 pub mod auditor;
+mod borrowing;
 pub mod claims;
 pub mod company;
 pub mod conditions;

@@ -163,9 +163,10 @@ pub fn steps(
     known: &Known,
 ) -> (Vec<PlanStep>, PlanTime) {
     let lowest = forecast.lowest_stage();
-    let specs = release.spec.rollout.steps.iter().map(Some).chain([None]);
+    let journey = release.spec.rollout.journey();
+    let specs = journey.iter().map(Some).chain([None]);
     // Where the steps are skipped there is just the last stretch.
-    let skipped = release.spec.rollout.steps.len() + 1 - forecast.stages.len().max(1);
+    let skipped = (journey.len() + 1).saturating_sub(forecast.stages.len().max(1));
     let steps: Vec<PlanStep> = forecast
         .stages
         .iter()
@@ -225,6 +226,8 @@ fn moves(core: &Core, state: &ServiceState, release: &Release, stage: &Stage) ->
     let names = |keys: &[ReplicaKey]| {
         keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
     };
+    let lent = release.borrowing.iter().flat_map(|b| &b.replicas);
+    let borrows = |key| plan(key).is_some_and(|p| lent.clone().any(|l| l.plan.conflicts_with(p)));
     stage
         .moves
         .iter()
@@ -233,9 +236,13 @@ fn moves(core: &Core, state: &ServiceState, release: &Release, stage: &Stage) ->
             verb: m.verb,
             ranks: plan(m.replica.key()).map(|p| places(&core.hub, p)).unwrap_or_default(),
             how: match &m.how {
+                How::Beside if borrows(m.replica.key()) => {
+                    "surge: beside the old ones, on what is borrowed".to_owned()
+                }
                 How::Beside if state.stable.is_none() => "on free devices".to_owned(),
                 How::Beside => "surge: beside the old ones, on spare devices".to_owned(),
                 How::InPlaceOf { replicas } => format!("in place of {}", names(replicas)),
+                How::GoesFirst => "recreate: all old ones go first".to_owned(),
                 How::MakesWay { for_replica } => format!("makes way for {for_replica}"),
                 How::MakesRoom => "makes room: no more may live at a time".to_owned(),
                 How::Surplus => "the new release is complete".to_owned(),

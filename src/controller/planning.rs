@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::actions::{self, Means};
 use super::core::{Core, DeckFiles, now};
-use super::{plan_steps, service_view, world};
+use super::{borrowing, plan_steps, service_view, world};
 use crate::api::view::{PlannedRank, PlannedReplica};
 use crate::api::{ApiError, ErrorKind, Forecast, PlanTime, PlanView, ReleaseView};
 use crate::base::{
@@ -17,8 +17,12 @@ use crate::engine::{self, RankContext};
 use crate::model::ModelFacts;
 use crate::placement::{self, Demand, ShapeNeed, World};
 use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
-use crate::rollout::{RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast};
-use crate::spec::{DeviceKind, Requirement, RuntimeSpec, ServiceSpec, parse_deck, parse_service};
+use crate::rollout::{
+    Borrowing, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
+};
+use crate::spec::{
+    DeviceKind, Requirement, RuntimeSpec, ServiceSpec, Strategy, parse_deck, parse_service,
+};
 use crate::weights::{self, LinkFiles};
 
 /// A spec that was read, with what was found of its model.
@@ -38,6 +42,17 @@ pub struct Draft {
     pub lacking: BTreeMap<HostName, String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// The service that it may borrow from, as it is served.
+    pub lender: Option<Box<Draft>>,
+}
+
+/// A draft that was placed, and its journey.
+pub(super) struct Laid {
+    release: Release,
+    replicas: Vec<PlannedReplica>,
+    reasons: Vec<String>,
+    pub(super) forecast: Forecast,
+    known: plan_steps::Known,
 }
 
 /// A plan and the release that it is of.
@@ -177,6 +192,7 @@ pub async fn draft(
         facts: None,
         lacking: BTreeMap::new(),
         warnings: Vec::new(),
+        lender: None,
     };
     let engine = engine::of(&draft.spec.engine);
     if !draft.spec.model.starts_with('/') && !engine.needs_model_files() {
@@ -239,48 +255,37 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let empty = ServiceState::new(service.clone());
     let state = core.state.services.get(service).unwrap_or(&empty);
     let served = state.stable.and_then(|n| state.releases.get(&n));
-    let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
-    let number = service_view::next_release(&core.state, in_git);
     let engine = engine::of(&spec.engine);
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
     names_are_of_the_deck(core, service, spec)?;
 
     let mut warnings = draft.warnings.clone();
-    let placed = place(core, draft)?;
-    let mut ports = PortGiver::new(core);
-    let mut replicas = Vec::new();
-    let mut planned_replicas = Vec::new();
-    for (index, replica) in placed.replicas.iter().enumerate() {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        let plan = replica_plan(core, draft, number, index, replica, &mut ports)?;
-        let argv = plan.ranks.first().map(|r| r.argv.as_slice()).unwrap_or_default();
-        planned_replicas.push(planned_replica(core, index, replica, argv));
-        replicas.push(plan);
-    }
-    let release = Release {
-        id: ReleaseId(uuid::Uuid::now_v7()),
-        number,
-        deck: core.deck.id,
-        service: service.clone(),
-        revision: draft.revision.clone().unwrap_or(Revision(String::new())),
-        spec: spec.clone(),
-        replicas,
-        created: now(),
-        author: String::new(),
-        reason: None,
-    };
-    let nothing_to_do = served.is_some_and(|r| r.spec == *spec) && !state.stopping;
-    let known = plan_steps::known(core, state, &release);
-    let (forecast, steps, total) = if nothing_to_do {
-        (Forecast::default(), Vec::new(), PlanTime::default())
+    let nothing_to_do = is_served(state, spec);
+    let placed = if beside(state, spec, kind) && !nothing_to_do {
+        place_beside(core, draft)
     } else {
-        let forecast =
-            forecast::forecast_with(state, &release, kind, &known.timings).map_err(|e| {
-                ApiError { kind: ErrorKind::Unplaceable, message: e.to_string(), hint: e.hint() }
-            })?;
-        let (steps, total) = plan_steps::steps(core, state, &release, &forecast, &known);
+        place(core, draft)
+    };
+    // What is served needs no place: it has one, or a part of it is lent.
+    let placed = match placed {
+        Err(_) if nothing_to_do => {
+            Ok(placement::Placement { replicas: Vec::new(), reasons: Vec::new() })
+        }
+        placed => placed,
+    };
+    let plain = placed.and_then(|placed| lay_out(core, draft, kind, placed, None));
+    let borrows =
+        if nothing_to_do { None } else { borrowing::better(core, draft, state, kind, &plain)? };
+    let Laid { release, replicas, reasons, forecast, known } = match borrows {
+        Some(laid) => laid,
+        None => plain?,
+    };
+    let (steps, total) = if nothing_to_do {
+        (Vec::new(), PlanTime::default())
+    } else {
+        let steps = plan_steps::steps(core, state, &release, &forecast, &known);
         warnings.extend(known.warnings);
-        (forecast, steps, total)
+        steps
     };
     if forecast.outage {
         let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
@@ -299,11 +304,12 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         service: service.clone(),
         nothing_to_do,
         from: state.stable,
-        to: number,
+        to: release.number,
         diff: diff_text(&before, &draft.text, &format!("services/{service}.toml"))
             .unwrap_or_default(),
-        replicas: planned_replicas,
-        reasons: placed.reasons,
+        replicas,
+        reasons,
+        borrows: borrowing::view(core, &release),
         model: draft.facts.as_ref().map(ModelFacts::summary).unwrap_or_default(),
         forecast,
         steps,
@@ -311,6 +317,64 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         warnings,
     };
     Ok(Planned { release, view })
+}
+
+/// The very spec is what is served.
+fn is_served(state: &ServiceState, spec: &ServiceSpec) -> bool {
+    let served = state.stable.and_then(|n| state.releases.get(&n));
+    served.is_some_and(|r| r.spec == *spec) && !state.stopping
+}
+
+/// A placement made a release, and its journey foreseen.
+pub(super) fn lay_out(
+    core: &Core,
+    draft: &Draft,
+    kind: RolloutKind,
+    placed: placement::Placement,
+    borrowing: Option<Borrowing>,
+) -> Result<Laid, ApiError> {
+    let (service, spec) = (&draft.service, &draft.spec);
+    let empty = ServiceState::new(service.clone());
+    let state = core.state.services.get(service).unwrap_or(&empty);
+    let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
+    let number = service_view::next_release(&core.state, in_git);
+    let mut ports = PortGiver::new(core);
+    for lent in borrowing.iter().flat_map(|b| &b.replicas) {
+        ports.occupy(lent.back.as_ref());
+    }
+    let mut replicas = Vec::new();
+    let mut planned_replicas = Vec::new();
+    for (index, replica) in placed.replicas.iter().enumerate() {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let plan = replica_plan(core, draft, number, index, replica, &mut ports)?;
+        let argv = plan.ranks.first().map(|r| r.argv.as_slice()).unwrap_or_default();
+        planned_replicas.push(planned_replica(core, index, replica, argv));
+        replicas.push(plan);
+    }
+    let release = Release {
+        id: ReleaseId(uuid::Uuid::now_v7()),
+        number,
+        deck: core.deck.id,
+        service: service.clone(),
+        revision: draft.revision.clone().unwrap_or(Revision(String::new())),
+        spec: spec.clone(),
+        replicas,
+        borrowing: borrowing.map(Box::new),
+        created: now(),
+        author: String::new(),
+        reason: None,
+    };
+    let known = plan_steps::known(core, state, &release);
+    let forecast =
+        if is_served(state, spec) {
+            Forecast::default()
+        } else {
+            forecast::forecast_with(state, &release, kind, &known.timings).map_err(|e| {
+                ApiError { kind: ErrorKind::Unplaceable, message: e.to_string(), hint: e.hint() }
+            })?
+        };
+    let reasons = placed.reasons;
+    Ok(Laid { release, replicas: planned_replicas, reasons, forecast, known })
 }
 
 /// Where and how a placed replica runs.
@@ -394,6 +458,44 @@ fn names_are_of_the_deck(
         }
         _ => Ok(()),
     }
+}
+
+/// Blue-green needs places for a whole second set.
+pub(super) fn beside(state: &ServiceState, spec: &ServiceSpec, kind: RolloutKind) -> bool {
+    spec.rollout.effective_strategy() == Strategy::BlueGreen
+        && kind == RolloutKind::Apply
+        && state.stable.is_some()
+}
+
+/// Places a draft on what nobody has, the present release of the service included.
+fn place_beside(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
+    let hosts = || core.hub.with(|s| world::hosts_beside(s.hosts.values(), &core.state, None));
+    let replicas = draft.spec.replicas.get();
+    let refused = match place_on(core, draft, replicas, hosts(), Vec::new()) {
+        Ok(placed) => return Ok(placed),
+        Err(error) => error,
+    };
+    // In place it may fit. If not, blue-green is not what is in the way.
+    let in_place = place(core, draft)?;
+    let fitting =
+        (1..replicas).rev().find(|n| place_on(core, draft, *n, hosts(), Vec::new()).is_ok());
+    let fitting = fitting.unwrap_or(0);
+    let each = in_place.replicas.first().map_or(1, |r| r.devices.len());
+    let missing = usize::try_from(replicas - fitting).unwrap_or(usize::MAX).saturating_mul(each);
+    let what = match draft.spec.device {
+        DeviceKind::Gpu if missing == 1 => "1 more GPU".to_owned(),
+        DeviceKind::Gpu => format!("{missing} more GPUs"),
+        DeviceKind::Cpu => "more host memory".to_owned(),
+    };
+    Err(ApiError {
+        message: format!(
+            "blue-green needs room for a whole second set beside the old one, and {fitting} of \
+             {replicas} replicas fit: {}",
+            refused.message
+        ),
+        hint: Some(format!("set strategy = \"rolling\" (it fits in place), or free {what}")),
+        ..refused
+    })
 }
 
 fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
@@ -492,6 +594,12 @@ pub(super) struct PortGiver<'a> {
 impl<'a> PortGiver<'a> {
     pub(super) fn new(core: &'a Core) -> Self {
         Self { core, used: world::used_ports(&core.state) }
+    }
+
+    /// These ports are spoken for.
+    fn occupy(&mut self, plan: Option<&ReplicaPlan>) {
+        let ranks = plan.into_iter().flat_map(|p| &p.ranks);
+        self.used.extend(ranks.map(|rank| (rank.address.clone(), rank.port)));
     }
 
     fn next(&mut self, host: &HostName, address: &str) -> Result<u16, ApiError> {

@@ -45,7 +45,8 @@ pub fn view(
             .as_ref()
             .filter(|_| state.is_held())
             .map(|held| format!("held before its next step: {}", held.why))
-            .or_else(|| around.trouble.map(str::to_owned)),
+            .or_else(|| around.trouble.map(str::to_owned))
+            .or_else(|| lends(state)),
     };
     ServiceView {
         name: name.clone(),
@@ -72,6 +73,15 @@ pub fn view(
         trouble,
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
     }
+}
+
+/// What it lends, in words.
+fn lends(state: &ServiceState) -> Option<String> {
+    let loan = state.loans.first()?;
+    Some(match state.loans.len() {
+        1 => format!("{} is lent to {}, until its rollout is over", loan.replica, loan.borrower),
+        n => format!("{n} replicas are lent to {}, until its rollout is over", loan.borrower),
+    })
 }
 
 fn url(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<String> {

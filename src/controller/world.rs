@@ -95,6 +95,15 @@ fn reservations(
                 held.entry(host.clone()).or_default().insert(device.clone(), by);
             }
         }
+        // What is lent comes back here or there.
+        for loan in &state.loans {
+            let own = state.releases.get(&loan.replica.release);
+            let own = own.and_then(|r| r.replica(loan.replica.replica));
+            for (host, device) in own.into_iter().chain(&loan.back).flat_map(ReplicaPlan::gpus) {
+                let by = format!("{holder} {}, lent to {}", loan.replica, loan.borrower);
+                held.entry(host.clone()).or_default().entry(device.clone()).or_insert(by);
+            }
+        }
     }
     held
 }
@@ -129,11 +138,11 @@ fn held_plans(state: &DeckState) -> impl Iterator<Item = (&ServiceName, ReplicaK
 
 /// Engine ports in use by releases that live, by the address they are bound on.
 pub fn used_ports(state: &DeckState) -> BTreeSet<(String, u16)> {
-    state
-        .services
-        .values()
-        .flat_map(|s| s.releases.values())
+    let releases = || state.services.values().flat_map(|s| s.releases.values());
+    let borrowed = releases().filter_map(|r| r.borrowing.as_ref()).flat_map(|b| &b.replicas);
+    releases()
         .flat_map(|r| &r.replicas)
+        .chain(borrowed.filter_map(|lent| lent.back.as_ref()))
         .chain(state.services.values().flat_map(|s| s.moves.iter().map(|m| &m.plan)))
         .flat_map(|r| &r.ranks)
         .map(|rank| (rank.address.clone(), rank.port))

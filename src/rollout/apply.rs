@@ -10,6 +10,7 @@ use super::release::Release;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
 use super::step::Decider;
 use crate::base::{RankId, ReleaseNumber, ReplicaId, ReplicaKey, text};
+use crate::spec::Strategy;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ impl Decider<'_> {
             }
             EventKind::HoldBegan { hosts, why } => self.hold(hosts, why),
             EventKind::HoldEnded => self.release_hold(),
+            EventKind::Lent { borrower, to, what } => self.lend(borrower, *to, what),
+            EventKind::LentReturned { replica, elsewhere } => self.take_back(*replica, *elsewhere),
+            EventKind::LoanReady { release } => self.loan_ready(*release),
             EventKind::RankRunning { rank } => self.rank_running(rank),
             EventKind::RankRefused { rank, refusal } => self.rank_refused(rank, refusal),
             EventKind::RankEnded { rank, how } => self.rank_ended(rank, how),
@@ -62,12 +66,14 @@ impl Decider<'_> {
     fn begin_rollout(&mut self, release: &Release, kind: RolloutKind, by: &str) {
         let number = release.number;
         let known = self.state.releases.contains_key(&number);
-        if known || self.state.stopping || self.state.active_rollout().is_some() {
+        // What is lent has to come back first: its place belongs to the stable release.
+        let lends = !self.state.loans.is_empty();
+        if known || lends || self.state.stopping || self.state.active_rollout().is_some() {
             return;
         }
         let from = self.state.stable;
         let now = self.now();
-        let steps = release.spec.rollout.steps.len();
+        let steps = release.spec.rollout.journey().len();
         self.state.releases.insert(number, release.clone());
         let first_step = if from.is_none() || kind == RolloutKind::Undo { steps } else { 0 };
         self.state.rollout = Some(Rollout {
@@ -126,10 +132,23 @@ impl Decider<'_> {
     fn promote(&mut self, all: bool) {
         self.resume();
         let steps = self.state.active_rollout().map_or(0, |r| self.state.steps(r).len());
+        let switch = self
+            .state
+            .active_rollout()
+            .filter(|r| self.state.strategy(r) == Strategy::BlueGreen)
+            .and_then(|r| Some(self.state.policy(r.to)?.switch_step()));
         let Some(rollout) = self.active() else { return };
         if rollout.direction != Direction::Forward
             || matches!(rollout.gate, Some(Gate::Failed { .. }))
         {
+            return;
+        }
+        // Nobody can wish the second set of blue-green whole: gates are passed, not its capacity.
+        if let Some(switch) = switch.filter(|s| rollout.step <= *s) {
+            let next = if all { switch } else { rollout.step + 1 };
+            if rollout.step < switch && (all || rollout.step > 0) {
+                self.go_to_step(next);
+            }
             return;
         }
         if all {
@@ -158,6 +177,7 @@ impl Decider<'_> {
             return;
         }
         self.state.stopping = true;
+        self.state.loans.clear();
         if self.active().is_some() {
             let why = text::clean(&format!("the service was stopped by {by}"), MAX_CAUSE);
             self.end_rollout(Outcome::Aborted { why });
@@ -232,9 +252,9 @@ impl Decider<'_> {
         let Some(key) = self.present(id) else { return };
         let now = self.now();
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        // Progress it is when it is available: `progressed_at`.
         if replica.phase == Phase::Loading {
             replica.enter(Phase::Ready, now);
-            self.progressed();
         }
     }
 

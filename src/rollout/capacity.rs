@@ -53,11 +53,16 @@ impl Decider<'_> {
             self.keep(key);
         }
         let stable = self.state.stable;
+        if roles.alone && !roles.held {
+            for key in self.keys(|key, r| key.release != coming && !r.retiring) {
+                self.retire(key);
+            }
+        }
         for key in self.keys(|key, r| {
             if is_held {
                 return false;
             }
-            let serves_on = roles.forward && Some(key.release) == stable;
+            let serves_on = roles.forward && !roles.alone && Some(key.release) == stable;
             key.release != coming && !serves_on && r.phase != Phase::Ready
         }) {
             self.retire(key);
@@ -87,7 +92,7 @@ impl Decider<'_> {
             self.relieve_memory(&roles, &mut budget);
             self.retire_surplus(&roles, &mut budget);
         }
-        if roles.forward {
+        if roles.forward && !roles.alone {
             self.restart_stable(&roles, &mut budget);
         }
     }
@@ -211,6 +216,12 @@ impl Decider<'_> {
         if now < not_before || (roles.held && !heals) {
             return;
         }
+        if self.state.waits_for_loan(key) {
+            return;
+        }
+        if roles.alone && self.state.replicas.keys().any(|other| other.release != key.release) {
+            return;
+        }
         let empty = BTreeSet::new();
         let others = conflicts.get(&key).unwrap_or(&empty);
         let (mine, theirs): (Vec<ReplicaKey>, Vec<ReplicaKey>) =
@@ -250,6 +261,12 @@ impl Decider<'_> {
     /// Takes all of these out, or none if the floor does not allow it.
     fn take_out(&mut self, keys: &[ReplicaKey], roles: &Roles, budget: &mut Budget) -> bool {
         let now = self.now();
+        let kept = |key: &&ReplicaKey| {
+            roles.keeps == Some(key.release) && !self.state.vacated.contains(key)
+        };
+        if keys.iter().any(|key| kept(&key)) {
+            return false;
+        }
         let victims: Vec<&ReplicaState> =
             keys.iter().filter_map(|key| self.state.replicas.get(key)).collect();
         let any_ready = victims.iter().any(|r| r.phase == Phase::Ready);
@@ -272,8 +289,10 @@ impl Decider<'_> {
     /// (Kubernetes' `cleanupUnhealthyReplicas`). One that is ready goes only when nothing is lost
     /// by waiting: either enough are available without it, or no coming one is on its way.
     fn make_room(&mut self, roles: &Roles, budget: &mut Budget) -> bool {
-        let going = self
-            .keys(|key, r| Some(key.release) != roles.coming && r.phase.is_live() && !r.retiring);
+        let going = self.keys(|key, r| {
+            let others = Some(key.release) != roles.coming && roles.keeps != Some(key.release);
+            others && r.phase.is_live() && !r.retiring
+        });
         let victim = going.into_iter().min_by_key(|key| {
             let ready = self.state.replicas.get(key).is_some_and(|r| r.phase == Phase::Ready);
             (ready, *key)
@@ -329,6 +348,7 @@ impl Decider<'_> {
         let near = self.keys(|key, r| {
             let plan = self.state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
             Some(key.release) != roles.coming
+                && roles.keeps != Some(key.release)
                 && r.phase.is_live()
                 && !r.retiring
                 && plan.is_some_and(|p| p.ranks.iter().any(|rank| hosts.contains(&rank.host)))

@@ -48,6 +48,14 @@ pub fn canary_replicas(percent: u32, replicas: u32) -> u32 {
     percent_up(percent.min(100), replicas)
 }
 
+/// Replicas of a canary of this scale: as with a surge, percentages round up.
+pub fn scale(scale: Count, replicas: u32) -> u32 {
+    match scale {
+        Count::Number(n) => n.min(replicas),
+        Count::Percent(percent) => canary_replicas(percent, replicas),
+    }
+}
+
 fn percent_up(percent: u32, of: u32) -> u32 {
     let product = u64::from(percent) * u64::from(of);
     u32::try_from(product.div_ceil(100)).unwrap_or(u32::MAX)

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::analysis::Window;
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
+use super::lending::Borrowing;
 use super::moves::RequestedMove;
 use super::release::Release;
 use super::state::RolloutKind;
-use crate::base::{HostName, RankId, ReleaseNumber, ReplicaId, Timestamp};
+use crate::base::{HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp};
 
 /// An event with its time. The time never comes from a clock inside the decider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +95,29 @@ pub enum EventKind {
     MovesCancelled {
         /// Who.
         by: String,
+    },
+
+    // What follows from a rollout of another service that borrows from this one, and the reverse.
+    /// Replicas of this service stop for the time of another's rollout.
+    Lent {
+        /// Whose.
+        borrower: ServiceName,
+        /// To which release of it.
+        to: ReleaseNumber,
+        /// Which replicas, and where they come back.
+        what: Box<Borrowing>,
+    },
+    /// A replica that was lent comes back.
+    LentReturned {
+        /// Which.
+        replica: ReplicaKey,
+        /// To the place that the plan found for it; its own is another's now.
+        elsewhere: bool,
+    },
+    /// The devices that this service's rollout borrows are free of their lender.
+    LoanReady {
+        /// The release that is rolled out.
+        release: ReleaseNumber,
     },
 
     // What the runtime reports.

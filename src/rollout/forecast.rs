@@ -13,7 +13,7 @@ use super::release::Release;
 use super::state::{RolloutKind, ServiceState};
 use super::{rehearsal, remedy};
 use crate::base::{Hint, ReplicaId, ReplicaKey, time};
-use crate::spec::{AnalysisSpec, ServiceSpec, StepSpec};
+use crate::spec::{AnalysisSpec, ServiceSpec, StepSpec, Strategy};
 
 /// How long things take, as measured. What was never measured is not guessed: it counts as no time
 /// and is told apart in [`Stage::unknown`].
@@ -118,6 +118,8 @@ pub enum How {
         /// Gone before.
         replicas: Vec<ReplicaKey>,
     },
+    /// Stop: the strategy is recreate, all old ones go first.
+    GoesFirst,
     /// Stop: its devices are needed.
     MakesWay {
         /// By this one.
@@ -188,10 +190,15 @@ pub fn forecast_with(
 /// The titles of a rollout's stages: one for each step, and `all replicas`. A first deployment and
 /// an undo have only the last.
 pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: bool) -> Vec<String> {
-    let steps: &[StepSpec] =
-        if first_deployment || kind == RolloutKind::Undo { &[] } else { &spec.rollout.steps };
+    let skipped = first_deployment || kind == RolloutKind::Undo;
+    let strategy = spec.rollout.effective_strategy();
+    let blue_green = !skipped && strategy == Strategy::BlueGreen;
+    let switch = spec.rollout.switch_step();
+    let journey = spec.rollout.journey();
+    let steps: &[StepSpec] = if skipped { &[] } else { &journey };
     let title = |step: &StepSpec| match step {
         StepSpec::Weight(w) => format!("weight {w} %"),
+        StepSpec::Scale(scale) => format!("scale {scale}"),
         StepSpec::Bake(d) => format!("bake {}", time::short(*d)),
         StepSpec::Analyse(name) => {
             let duration =
@@ -201,7 +208,20 @@ pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: boo
         StepSpec::Approve(true) => "approve".to_owned(),
         StepSpec::Approve(false) => "approve (off)".to_owned(),
     };
-    steps.iter().map(title).chain(["all replicas".to_owned()]).collect()
+    let last = match strategy {
+        Strategy::BlueGreen if !skipped => "the old set goes",
+        Strategy::Recreate if !first_deployment => "all old ones go, then all replicas",
+        _ => "all replicas",
+    };
+    let titles = steps.iter().enumerate().map(|(index, step)| match step {
+        StepSpec::Scale(_) if blue_green && index == 0 => "second set, no traffic".to_owned(),
+        StepSpec::Weight(_) if blue_green => "switch all traffic".to_owned(),
+        StepSpec::Bake(delay) if blue_green && index > switch => {
+            format!("keep the old set {}", time::short(*delay))
+        }
+        step => title(step),
+    });
+    titles.chain([last.to_owned()]).collect()
 }
 
 fn check(state: &ServiceState, release: &Release) -> Result<(), ForecastError> {
@@ -216,6 +236,12 @@ fn check(state: &ServiceState, release: &Release) -> Result<(), ForecastError> {
     }
     if state.stopping {
         return refuse("the service is being stopped".to_owned(), "wait until it has stopped");
+    }
+    if let Some(loan) = state.loans.first() {
+        return refuse(
+            format!("{} is lent to {} until its rollout is over", loan.replica, loan.borrower),
+            "wait for the end of that rollout, or take it back with `gpudeck rollout abort`",
+        );
     }
     if state.releases.contains_key(&release.number) {
         return refuse(

@@ -5,7 +5,7 @@ use super::analysis::{AnalysisRun, Judgement, Verdict, VerdictResult, Window, ju
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, ServiceState};
 use super::step::Decider;
 use crate::base::{text, time};
-use crate::spec::{AnalysisSpec, StepSpec};
+use crate::spec::{AnalysisSpec, RolloutSpec, StepSpec};
 
 /// Longest reason that is kept, in characters.
 const MAX_WHY: usize = 500;
@@ -40,7 +40,7 @@ impl Decider<'_> {
         let now = self.now();
         match self.state.steps(rollout).get(index).cloned() {
             _ if inconclusive => {}
-            Some(StepSpec::Weight(_)) => {
+            Some(StepSpec::Weight(_) | StepSpec::Scale(_)) => {
                 self.set_gate(None);
                 let available = self.state.available(to, roles.min_healthy);
                 if available >= roles.target && self.state.traffic_settled() {
@@ -114,10 +114,11 @@ impl Decider<'_> {
         if rollout.gate.is_some() || rollout.direction != Direction::Forward {
             return;
         }
-        let Some(deadline) = self.state.policy(rollout.to).map(|p| p.progress_deadline) else {
+        let Some(deadline) = self.state.policy(rollout.to).and_then(RolloutSpec::progress_limit)
+        else {
             return;
         };
-        if self.now() < rollout.progress.plus(deadline) {
+        if self.now() < self.state.progressed_at(rollout).plus(deadline) {
             return;
         }
         let (to, roles) = (rollout.to, self.state.roles());
@@ -143,8 +144,9 @@ impl Decider<'_> {
         let Direction::Back { why, asked } = rollout.direction.clone() else { return };
         let served = from.is_none_or(|f| self.state.available(f, roles.min_healthy) >= roles.full);
         let alone = self.state.replicas.keys().all(|key| Some(key.release) == from);
-        let deadline = self.state.policy(to).map(|p| p.progress_deadline);
-        let late = deadline.is_some_and(|d| self.now() >= rollout.progress.plus(d));
+        let deadline = self.state.policy(to).and_then(RolloutSpec::progress_limit);
+        let last = self.state.progressed_at(rollout);
+        let late = deadline.is_some_and(|d| self.now() >= last.plus(d));
         let mut why = why;
         if late && !(served && alone) {
             // The journey is over, the work is not: at rest the same rules go on bringing stable
@@ -203,7 +205,9 @@ impl Decider<'_> {
         let now = self.now();
         let Some(rollout) = self.state.active_rollout() else { return };
         let steps = self.state.steps(rollout);
-        let moves = |i: usize| matches!(steps.get(i), None | Some(StepSpec::Weight(_)));
+        let moves = |i: usize| {
+            matches!(steps.get(i), None | Some(StepSpec::Weight(_) | StepSpec::Scale(_)))
+        };
         let settled = if moves(step) {
             None
         } else if moves(rollout.step) {
@@ -280,6 +284,9 @@ impl ServiceState {
             return format!("the gateway was not changed: {trouble}");
         }
         let Some(coming) = roles.coming else { return "replicas to stop".to_owned() };
+        if let Some(loan) = self.awaited_loan() {
+            return loan;
+        }
         let id = |key, r: &ReplicaState| r.id(key);
         for (key, replica) in self.of(coming) {
             let id = id(*key, replica);
@@ -297,6 +304,11 @@ impl ServiceState {
                 Phase::Draining { .. } => format!("replica {id} drains"),
                 _ => format!("replica {id} is being stopped"),
             };
+        }
+        if self.ready(coming) < roles.target && roles.keeps.is_some() {
+            return "the devices of the next replica are held by the old set, which stays beside \
+                    the new one until the traffic has switched (blue-green)"
+                .to_owned();
         }
         if self.ready(coming) < roles.target {
             return format!(

@@ -23,6 +23,7 @@ pub mod forecast;
 pub mod group;
 pub mod hold;
 mod journey;
+pub mod lending;
 pub mod moves;
 pub mod rank_test;
 mod rehearsal;
@@ -41,6 +42,7 @@ pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};
 pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
 pub use hold::Hold;
+pub use lending::{Borrowing, LentReplica, Loan};
 pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use state::{

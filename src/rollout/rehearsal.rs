@@ -13,6 +13,7 @@ use super::release::{Release, ReplicaPlan};
 use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
 use super::step::{next_wake, outstanding, step};
 use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp};
+use crate::spec::Strategy;
 
 /// Events after which a forecast is given up; a rollout of a thousand replicas needs far fewer.
 const MAX_EVENTS: usize = 200_000;
@@ -128,6 +129,22 @@ impl World<'_> {
         let by = "forecast".to_owned();
         self.feed_at(self.began, EventKind::RolloutRequested { release, kind, by });
         self.forecast.floor = self.state.floor();
+        self.await_loan();
+    }
+
+    /// What is borrowed is free when the lender's replicas have drained and stopped.
+    fn await_loan(&mut self) {
+        let Some(to) = self.state.active_rollout().map(|r| r.to) else { return };
+        let borrowing = self.state.releases.get(&to).and_then(|r| r.borrowing.as_ref());
+        let Some(borrowing) = borrowing else { return };
+        let lent = u32::try_from(borrowing.replicas.len()).unwrap_or(u32::MAX);
+        if self.timings.drain.is_none()
+            && let Some(stage) = self.forecast.stages.get_mut(self.stage)
+        {
+            stage.unknown.drains += lent;
+        }
+        let away = self.timings.drain.unwrap_or_default() + self.timings.stop.unwrap_or_default();
+        self.later(away, EventKind::LoanReady { release: to });
     }
 
     /// The next thing happens: something begun comes to its end, or time goes on to where it matters.
@@ -222,7 +239,7 @@ impl World<'_> {
         }
     }
 
-    /// Writes the stage down that this event belongs to: the step that was current before it.
+    /// Writes the stage down that this event belongs to: the step that is current after it.
     fn note(&mut self, ready: u32, actions: &[Action]) {
         let Some(rollout) = self.state.rollout.as_ref() else { return };
         let steps = self.titles.len().saturating_sub(1);
@@ -232,6 +249,14 @@ impl World<'_> {
         let percent = self.state.release_weight_percent(to);
         let lowest_ready = self.forecast.lowest_ready.min(ready);
         self.forecast.lowest_ready = lowest_ready;
+        // What the event that passed a step sets going belongs to the next one.
+        if now_at != self.stage {
+            self.close_stage();
+            self.stage = now_at;
+            for stage in self.forecast.stages.iter_mut().skip(now_at) {
+                stage.lowest_ready = ready;
+            }
+        }
         // A step that was passed leaves everything as it is: later stages begin from here.
         for stage in self.forecast.stages.iter_mut().skip(self.stage) {
             stage.ready_after = ready;
@@ -239,13 +264,6 @@ impl World<'_> {
         }
         if let Some(stage) = self.forecast.stages.get_mut(self.stage) {
             stage.lowest_ready = stage.lowest_ready.min(ready);
-        }
-        if now_at != self.stage {
-            self.close_stage();
-            self.stage = now_at;
-            for stage in self.forecast.stages.iter_mut().skip(now_at) {
-                stage.lowest_ready = ready;
-            }
         }
         for action in actions {
             let entry = match action {
@@ -289,6 +307,10 @@ impl World<'_> {
 
     fn why_gone(&self, key: ReplicaKey) -> How {
         let Some(release) = self.state.releases.get(&key.release) else { return How::Surplus };
+        let rollout = self.state.rollout.as_ref();
+        if rollout.is_some_and(|r| self.state.strategy(r) == Strategy::Recreate) {
+            return How::GoesFirst;
+        }
         let plan = release.replica(key.replica);
         let needed_by = plan.into_iter().flat_map(ReplicaPlan::gpus).find_map(|(host, device)| {
             self.places.get(&(host.clone(), device.clone())).filter(|k| **k != key)

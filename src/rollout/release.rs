@@ -27,6 +27,9 @@ pub struct Release {
     pub spec: ServiceSpec,
     /// One plan a replica; as many as `spec.replicas`.
     pub replicas: Vec<ReplicaPlan>,
+    /// Room that it borrows while it is rolled out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrowing: Option<Box<super::lending::Borrowing>>,
     /// When it was made.
     pub created: Timestamp,
     /// Who asked for it: a Unix user.

@@ -6,7 +6,7 @@ use super::rehearsal;
 use super::release::Release;
 use super::state::{RolloutKind, ServiceState};
 use crate::base::DeviceId;
-use crate::spec::Count;
+use crate::spec::{Count, Strategy};
 
 /// For a rollout that would stand still.
 pub(super) fn for_standstill(
@@ -25,7 +25,10 @@ pub(super) fn for_standstill(
             forecast.lowest_ready
         ))
     });
-    joined([less_ready, freed(state, release, kind, |_| true)])
+    let rolling = rolling(state, release, kind, |_| true);
+    // Beside a strategy that changes all replicas at once `max_unavailable` says nothing.
+    let less_ready = less_ready.filter(|_| rolling.is_none());
+    joined([rolling, less_ready, freed(state, release, kind, |_| true)])
 }
 
 /// For a rollout in which the service stops serving.
@@ -47,14 +50,41 @@ pub(super) fn for_outage(
                 ))
             },
         );
-    joined([more_ready, freed(state, release, kind, |f| !f.outage)])
+    if let Some(rolling) = rolling(state, release, kind, |f| !f.outage) {
+        return Some(rolling);
+    }
+    joined([None, more_ready, freed(state, release, kind, |f| !f.outage)])
+}
+
+/// What if a strategy that changes all replicas at once were left out?
+fn rolling(
+    state: &ServiceState,
+    release: &Release,
+    kind: RolloutKind,
+    good: impl Fn(&Forecast) -> bool,
+) -> Option<String> {
+    let strategy = release.spec.rollout.effective_strategy();
+    if !matches!(strategy, Strategy::BlueGreen | Strategy::Recreate) {
+        return None;
+    }
+    let mut changed = release.clone();
+    let rollout = &mut changed.spec.rollout;
+    rollout.strategy = Some(Strategy::Rolling);
+    rollout.steps.clear();
+    let forecast = attempt(state, &changed, kind).filter(|f| good(f))?;
+    let outage = if forecast.outage { ", an OUTAGE" } else { "" };
+    let desired = release.spec.replicas;
+    Some(format!(
+        "set strategy = \"rolling\" (then {} of {desired} stay ready{outage})",
+        forecast.lowest_ready
+    ))
 }
 
 fn attempt(state: &ServiceState, release: &Release, kind: RolloutKind) -> Option<Forecast> {
     rehearsal::run(state, release, kind, &Timings::default()).ok()
 }
 
-fn joined(changes: [Option<String>; 2]) -> Option<String> {
+fn joined(changes: [Option<String>; 3]) -> Option<String> {
     let found: Vec<String> = changes.into_iter().flatten().collect();
     (!found.is_empty()).then(|| found.join(", or "))
 }

@@ -193,6 +193,15 @@ impl Decider<'_> {
     /// Tells the ranks that do not run to start.
     pub(super) fn start_replica(&mut self, key: ReplicaKey) {
         let now = self.now();
+        let is_new = self
+            .state
+            .active_rollout()
+            .is_some_and(|r| r.to == key.release && r.direction == Direction::Forward);
+        if is_new && !self.state.attempts.keys().any(|k| k.release == key.release) {
+            // Nomad's rule: the progress clock starts at the first allocation. (It runs before,
+            // too, so that a rollout that cannot even begin ends.)
+            self.progressed();
+        }
         let Some(release) = self.state.releases.get(&key.release) else { return };
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         replica.started = Some(now);

@@ -1,12 +1,13 @@
 //! Who is coming and who is going, and how many: the numbers that every decision starts from,
 //! derived from the state alone.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::count;
-use super::state::{Direction, Gate, Phase, ReplicaState, Rollout, ServiceState};
+use super::state::{Direction, Gate, Phase, ReplicaState, Rollout, RolloutKind, ServiceState};
 use crate::base::{ReleaseNumber, ReplicaKey, Timestamp};
-use crate::spec::{RolloutSpec, StepSpec};
+use crate::spec::{RolloutSpec, StepSpec, Strategy};
 
 /// What the present situation asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,10 @@ pub(super) struct Roles {
     pub forward: bool,
     /// Forward, and past all steps.
     pub last_stretch: bool,
+    /// Blue-green before the old set's end: nothing of this release is taken out.
+    pub keeps: Option<ReleaseNumber>,
+    /// Recreate: no replica of `coming` starts while one of another release is there.
+    pub alone: bool,
     /// Nothing new is begun: paused, held, or failed and waiting for a person.
     pub held: bool,
     /// Ready for so long counts as available.
@@ -49,11 +54,19 @@ impl ServiceState {
             Some(rollout) => {
                 let Some(from) = rollout.from else { return 0 };
                 let desired = self.wanted(from).min(self.wanted(rollout.to));
-                self.policy(rollout.to).map_or(desired, |p| count::floor(p, desired))
+                match self.strategy(rollout) {
+                    Strategy::Recreate => 0,
+                    Strategy::BlueGreen => desired,
+                    Strategy::Rolling | Strategy::Canary => {
+                        self.policy(rollout.to).map_or(desired, |p| count::floor(p, desired))
+                    }
+                }
             }
             None => self.stable.map_or(0, |stable| {
                 let desired = self.wanted(stable);
-                self.policy(stable).map_or(desired, |p| count::floor(p, desired))
+                let floor = self.policy(stable).map_or(desired, |p| count::floor(p, desired));
+                // Nobody stops serving for another's rollout.
+                if self.loans.is_empty() { floor } else { floor.max(1) }
             }),
         }
     }
@@ -62,8 +75,54 @@ impl ServiceState {
         self.releases.get(&release).map(|r| &r.spec.rollout)
     }
 
-    pub(super) fn steps(&self, rollout: &Rollout) -> &[StepSpec] {
-        self.policy(rollout.to).map_or(&[], |p| p.steps.as_slice())
+    pub(super) fn steps(&self, rollout: &Rollout) -> Cow<'_, [StepSpec]> {
+        self.policy(rollout.to).map_or(Cow::Borrowed(&[]), RolloutSpec::journey)
+    }
+
+    /// How this rollout goes. A first deployment has nothing to be careful of, and an undo goes
+    /// replica by replica, so that it needs no room for a second set.
+    pub(super) fn strategy(&self, rollout: &Rollout) -> Strategy {
+        let written = self.policy(rollout.to).map(RolloutSpec::effective_strategy);
+        match written {
+            Some(Strategy::Recreate) if rollout.from.is_some() => Strategy::Recreate,
+            Some(Strategy::BlueGreen)
+                if rollout.from.is_some() && rollout.kind == RolloutKind::Apply =>
+            {
+                Strategy::BlueGreen
+            }
+            Some(Strategy::Canary) => Strategy::Canary,
+            _ => Strategy::Rolling,
+        }
+    }
+
+    /// When something last went forward: what the rollout notes itself, or a replica of the coming
+    /// release became available (Nomad's rule: the progress clock is reset by each healthy one).
+    pub(super) fn progressed_at(&self, rollout: &Rollout) -> Timestamp {
+        let coming = match rollout.direction {
+            Direction::Forward => Some(rollout.to),
+            Direction::Back { .. } => rollout.from,
+        };
+        let min_healthy = self.policy(rollout.to).map_or(Duration::ZERO, |p| p.min_healthy_time);
+        coming
+            .into_iter()
+            .flat_map(|c| self.of(c))
+            .filter(|(_, r)| is_available(r, self.now, min_healthy))
+            .map(|(_, r)| r.since.plus(min_healthy))
+            .fold(rollout.progress, Timestamp::max)
+    }
+
+    /// Replicas of the new release that the steps up to the current one ask for. None: all.
+    fn step_scale(&self, rollout: &Rollout, full: u32) -> Option<u32> {
+        let weight = self.step_weight(rollout)?;
+        let steps = self.steps(rollout);
+        let scale = steps.get(..=rollout.step)?.iter().rev().find_map(|step| match step {
+            StepSpec::Scale(scale) => Some(*scale),
+            _ => None,
+        });
+        Some(match scale {
+            Some(scale) => count::scale(scale, full),
+            None => count::canary_replicas(weight, full),
+        })
     }
 
     /// The canary's share that the steps up to the current one ask for, percent. None: the steps
@@ -88,9 +147,12 @@ impl ServiceState {
             None => self.stable,
         };
         let beside = if rollout.is_none() { self.moving_beside(coming) } else { 0 };
-        let full = coming.map_or(0, |c| self.wanted(c)).saturating_add(beside);
-        let weight = rollout.filter(|_| forward).and_then(|r| self.step_weight(r));
-        let target = weight.map_or(full, |w| count::canary_replicas(w, full));
+        let lent = u32::try_from(self.loans.len()).unwrap_or(u32::MAX);
+        let full = coming.map_or(0, |c| self.wanted(c)).saturating_sub(lent).saturating_add(beside);
+        let scale = rollout.filter(|_| forward).and_then(|r| self.step_scale(r, full));
+        let target = scale.unwrap_or(full);
+        let strategy = rollout.map(|r| self.strategy(r));
+        let last_stretch = forward && scale.is_none();
         let (policy, most) = match rollout {
             Some(r) => (self.policy(r.to), full.max(r.from.map_or(0, |f| self.wanted(f)))),
             None => (coming.and_then(|c| self.policy(c)), full),
@@ -104,9 +166,18 @@ impl ServiceState {
             target,
             full,
             floor: self.floor(),
-            limit: most.saturating_add(policy.map_or(0, |p| count::extra(p, most))),
+            limit: most.saturating_add(match (strategy, rollout) {
+                (Some(Strategy::BlueGreen), Some(r)) => {
+                    self.wanted(r.to).min(r.from.map_or(0, |f| self.wanted(f)))
+                }
+                _ => policy.map_or(0, |p| count::extra(p, most)),
+            }),
             forward,
-            last_stretch: forward && weight.is_none(),
+            last_stretch,
+            keeps: rollout
+                .filter(|_| forward && !last_stretch && strategy == Some(Strategy::BlueGreen))
+                .and_then(|r| r.from),
+            alone: strategy == Some(Strategy::Recreate),
             held,
             min_healthy: policy.map_or(Duration::ZERO, |p| p.min_healthy_time),
         }

@@ -50,6 +50,12 @@ pub struct ServiceState {
     /// Replicas whose place was given up for good: moved away, or successors that failed.
     #[serde(default)]
     pub vacated: BTreeSet<ReplicaKey>,
+    /// Replicas that are lent to rollouts of other services; they are `vacated`, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loans: Vec<super::lending::Loan>,
+    /// What the rollout to this release borrows is free of its lender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrowed: Option<ReleaseNumber>,
     /// Why the last moves were given up.
     #[serde(default)]
     pub move_trouble: Option<String>,
@@ -334,6 +340,8 @@ impl ServiceState {
             attempts: BTreeMap::new(),
             moves: Vec::new(),
             vacated: BTreeSet::new(),
+            loans: Vec::new(),
+            borrowed: None,
             move_trouble: None,
             held: None,
             now: Timestamp(0),
@@ -415,7 +423,8 @@ impl ServiceState {
             };
         }
         let Some(stable) = self.stable else { return Condition::Stopped };
-        let wanted = self.releases.get(&stable).map_or(0, |r| r.spec.replicas.get());
+        let lent = u32::try_from(self.loans.len()).unwrap_or(u32::MAX);
+        let wanted = self.wanted(stable).saturating_sub(lent);
         match self.ready(stable) {
             0 => Condition::Down,
             n if n >= wanted => Condition::Serving,

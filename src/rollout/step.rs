@@ -6,6 +6,7 @@ use super::action::Action;
 use super::event::Event;
 use super::state::{Direction, Gate, Phase, ServiceState};
 use crate::base::Timestamp;
+use crate::spec::RolloutSpec;
 
 /// Rounds of deciding after one event. Every round moves something forward, so a few are enough;
 /// the bound is there so that a mistake in here costs a delay until the next event, not a hang.
@@ -85,7 +86,10 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
             Some(Gate::Bake { until } | Gate::Analyse { until, .. }) => moments.push(*until),
             Some(_) if rollout.direction == Direction::Forward => {}
             _ => moments.extend(
-                state.policy(rollout.to).map(|p| rollout.progress.plus(p.progress_deadline)),
+                state
+                    .policy(rollout.to)
+                    .and_then(RolloutSpec::progress_limit)
+                    .map(|limit| state.progressed_at(rollout).plus(limit)),
             ),
         }
     }

@@ -2,9 +2,10 @@
 
 use super::action::Action;
 use super::roles::Roles;
-use super::state::{Direction, Phase, ServiceState};
+use super::state::{Direction, Phase, Rollout, ServiceState};
 use super::step::Decider;
 use crate::base::{ReplicaId, TrafficMode, TrafficServer};
+use crate::spec::{RolloutSpec, Strategy};
 
 /// The largest weight of `HAProxy`.
 const MAX_WEIGHT: u32 = 256;
@@ -38,6 +39,13 @@ impl ServiceState {
             return (EVEN, EVEN);
         }
         let rollout = self.active_rollout();
+        if let Some(r) = rollout.filter(|r| self.strategy(r) == Strategy::BlueGreen) {
+            return if self.sends_to_coming(r, roles, coming, going) {
+                (EVEN, 0)
+            } else {
+                (0, EVEN)
+            };
+        }
         // The canary's share as the steps ask for it, but never more per replica than the other
         // side gets while the canary is not yet (or no longer) complete.
         let capped = |weight: Option<u32>, canaries: u32, others: u32| {
@@ -67,6 +75,20 @@ impl ServiceState {
                     None => (EVEN, EVEN),
                 }
             }
+        }
+    }
+
+    /// Blue-green: one of the two sets has all the traffic. Forward that is the new one once it was
+    /// whole at the switch; a set that loses replicas keeps it while it is the larger one. Back it is
+    /// stable as soon as it carries the floor, or as much as the other.
+    fn sends_to_coming(&self, rollout: &Rollout, roles: &Roles, coming: u32, going: u32) -> bool {
+        let switch = self.policy(rollout.to).map_or(0, RolloutSpec::switch_step);
+        match rollout.direction {
+            Direction::Forward if rollout.step < switch => false,
+            Direction::Forward if rollout.step == switch => coming >= roles.full,
+            Direction::Forward => coming >= roles.full || coming >= going,
+            Direction::Back { .. } if rollout.step < switch => true,
+            Direction::Back { .. } => coming >= roles.floor.max(1) || coming >= going,
         }
     }
 

@@ -10,6 +10,7 @@ pub mod deck;
 pub mod parse;
 pub mod require;
 pub mod service;
+pub mod strategy;
 
 pub use analysis::{
     CheckPlan, EngineAnalysis, EngineMetric, GoldenPrompt, GpuAnalysis, PrometheusCheck,
@@ -24,3 +25,4 @@ pub use service::{
     Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec, Spread,
     StepSpec,
 };
+pub use strategy::Strategy;

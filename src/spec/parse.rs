@@ -128,12 +128,8 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
             "set one of them to at least 1".to_owned(),
         ));
     }
-    if rollout.progress_deadline <= rollout.healthy_deadline {
-        return Err((
-            "progress_deadline",
-            "progress_deadline must be longer than healthy_deadline".to_owned(),
-            "raise progress_deadline or lower healthy_deadline".to_owned(),
-        ));
+    if let Some(complaint) = super::strategy::complaint(spec) {
+        return Err(complaint);
     }
     let mut last_weight = 0;
     for step in &rollout.steps {

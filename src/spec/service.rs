@@ -301,11 +301,21 @@ impl<'de> Deserialize<'de> for Count {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSpec {
+    /// How a new release replaces the old one; default: canary where there are steps, else rolling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<super::Strategy>,
+    /// Of blue-green: how long the old set stays after the switch; default 30 s.
+    #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
+    pub scale_down_delay: Option<Duration>,
     /// How far the ready replicas may fall below `replicas`; percentages round down.
     pub max_unavailable: Count,
     /// How many replicas may exist above `replicas`; percentages round up.
     pub max_surge: Count,
-    /// The stages of a canary, in order. Empty: replica by replica to the end.
+    /// A service of lower priority whose replicas may stop for the time of the rollout, where that
+    /// gives it room; they come back afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub borrow: Option<ServiceName>,
+    /// The stages of a canary, in order, or the gates before the switch of blue-green.
     pub steps: Vec<StepSpec>,
     /// When several services are applied together: only after these have been rolled out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -318,7 +328,8 @@ pub struct RolloutSpec {
     /// How long one replica may take from its start to its first token.
     #[serde(with = "time::text")]
     pub healthy_deadline: Duration,
-    /// How long the whole rollout may go without progress; must exceed `healthy_deadline`.
+    /// How long the whole rollout may go without progress; must exceed `healthy_deadline`. 0: for
+    /// ever.
     #[serde(with = "time::text")]
     pub progress_deadline: Duration,
     /// How long requests in flight may take to finish before a replica is stopped.
@@ -338,6 +349,9 @@ pub struct RolloutSpec {
 impl Default for RolloutSpec {
     fn default() -> Self {
         Self {
+            strategy: None,
+            scale_down_delay: None,
+            borrow: None,
             max_unavailable: Count::Number(1),
             max_surge: Count::Number(0),
             steps: Vec::new(),
@@ -360,6 +374,9 @@ impl Default for RolloutSpec {
 pub enum StepSpec {
     /// This share (percent) of the traffic to the new release, with ⌈share × replicas⌉ replicas.
     Weight(u32),
+    /// So many replicas of the new release (Argo's `setCanaryScale`), whatever its weight, until
+    /// the next such step; percentages round up.
+    Scale(Count),
     /// A gate: wait this long.
     Bake(#[serde(with = "time::text")] Duration),
     /// A gate: the named analysis must pass.

@@ -617,6 +617,7 @@ pub fn plan(service: &str, outage: bool) -> PlanView {
             "node4: 8 free GPUs, the most of all".to_owned(),
             "node1 passed over: 2 free GPUs, spread over hosts".to_owned(),
         ],
+        borrows: Vec::new(),
         model: vec!["qwen2, 64 layers, 61.0 GiB of weights".to_owned(), "context 32768".to_owned()],
         forecast: Forecast {
             stages: vec![

@@ -7,8 +7,10 @@
 #![allow(missing_docs)]
 
 mod build;
+mod lending;
 mod moves;
 mod planted;
 mod scenarios;
 mod simulation;
+mod strategies;
 mod world;

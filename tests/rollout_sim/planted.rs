@@ -6,8 +6,9 @@
 
 use std::time::Instant;
 
-use gpudeck::base::TrafficMode;
-use gpudeck::rollout::{Action, EventKind, Outcome, Phase, ServiceState};
+use gpudeck::base::{ReleaseNumber, TrafficMode};
+use gpudeck::rollout::{Action, Direction, EventKind, Outcome, Phase, RolloutKind, ServiceState};
+use gpudeck::spec::Strategy;
 
 use crate::build::Rng;
 use crate::simulation::seed;
@@ -56,10 +57,22 @@ pub enum Bug {
     StopTheClock,
     /// The canary keeps its traffic though stable carries the floor again.
     KeepCanaryTraffic,
+    /// Blue-green switches the traffic to what is ready of the second set.
+    SwitchEarly,
+    /// Blue-green takes the old set out at the switch: going back is not instant any more.
+    DropOldSet,
+    /// Recreate starts the new replicas while the old ones drain.
+    RecreateBeside,
+    /// A borrowed gang is never given back.
+    ForgetReturn,
+    /// A borrowed gang is given back while the rollout still needs its place.
+    ReturnEarly,
+    /// The rollout starts on borrowed GPUs before the lender is gone from them.
+    StartOnBorrowed,
 }
 
 /// All of them.
-pub const BUGS: [Bug; 19] = [
+pub const BUGS: [Bug; 25] = [
     Bug::SkipFsync,
     Bug::ReplayTwice,
     Bug::ForgetOutstanding,
@@ -79,9 +92,20 @@ pub const BUGS: [Bug; 19] = [
     Bug::LieAboutOutcome,
     Bug::StopTheClock,
     Bug::KeepCanaryTraffic,
+    Bug::SwitchEarly,
+    Bug::DropOldSet,
+    Bug::RecreateBeside,
+    Bug::ForgetReturn,
+    Bug::ReturnEarly,
+    Bug::StartOnBorrowed,
 ];
 
 impl Bug {
+    /// Planted between two services of which one borrows from the other.
+    pub fn is_of_lending(self) -> bool {
+        matches!(self, Self::ForgetReturn | Self::ReturnEarly | Self::StartOnBorrowed)
+    }
+
     /// Whether an event never reaches the decider.
     pub fn swallows(self, event: &EventKind, rng: &mut Rng) -> bool {
         match (self, event) {
@@ -162,6 +186,46 @@ impl Bug {
                     }
                 }
             }
+            Self::SwitchEarly => {
+                let Some(to) = of_strategy(state, Strategy::BlueGreen) else { return };
+                for action in actions.iter_mut() {
+                    let Action::ApplyTraffic { servers, .. } = action else { continue };
+                    if servers.iter().any(|s| s.replica.release == to) {
+                        for server in servers.iter_mut() {
+                            server.weight = if server.replica.release == to { 100 } else { 0 };
+                        }
+                    }
+                }
+            }
+            Self::DropOldSet => {
+                let Some(to) = of_strategy(state, Strategy::BlueGreen) else { return };
+                let switched =
+                    state.traffic.iter().any(|s| s.replica.release == to && s.weight > 0);
+                let old = state
+                    .replicas
+                    .iter()
+                    .find(|(key, r)| key.release != to && r.phase == Phase::Ready);
+                if let Some((key, _)) = old.filter(|_| switched)
+                    && let Some(id) = state.replica_id(key.release, key.replica)
+                {
+                    stop(state, actions, id);
+                }
+            }
+            Self::RecreateBeside => {
+                let Some(to) = of_strategy(state, Strategy::Recreate) else { return };
+                let Some(release) = state.releases.get(&to) else { return };
+                let pending = state.replicas.iter().filter(|(key, r)| {
+                    key.release == to && matches!(r.phase, Phase::Pending { .. })
+                });
+                for (key, _) in pending {
+                    let Some(id) = state.replica_id(to, key.replica) else { continue };
+                    let Some(plan) = release.replica(id.replica) else { continue };
+                    let ranks = release.rank_ids(id.replica, id.attempt).into_iter();
+                    for (rank, plan) in ranks.zip(&plan.ranks) {
+                        actions.push(Action::StartRank { rank, plan: Box::new(plan.clone()) });
+                    }
+                }
+            }
             Self::ForgetDrain => {
                 let draining: Vec<_> = actions
                     .iter()
@@ -185,6 +249,14 @@ impl Bug {
             _ => {}
         }
     }
+}
+
+/// The release that is being rolled out with this strategy, if one is.
+fn of_strategy(state: &ServiceState, strategy: Strategy) -> Option<ReleaseNumber> {
+    let rollout = state.active_rollout().filter(|r| r.from.is_some())?;
+    let forward = rollout.direction == Direction::Forward && rollout.kind == RolloutKind::Apply;
+    let written = state.releases.get(&rollout.to)?.spec.rollout.strategy;
+    (forward && written == Some(strategy)).then_some(rollout.to)
 }
 
 /// Stops the ranks of a replica, whatever it does.

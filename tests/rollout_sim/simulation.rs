@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gpudeck::rollout::{EventKind, Outcome, RolloutKind};
-use gpudeck::spec::{Count, StepSpec};
+use gpudeck::spec::{Count, StepSpec, Strategy};
 
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
 use crate::planted::{BUGS, Bug};
@@ -30,8 +30,15 @@ fn places(rng: &mut Rng, replicas: u32, per_replica: u32, shift: u64) -> Vec<Vec
 }
 
 fn steps(rng: &mut Rng) -> Vec<StepSpec> {
-    match rng.below(4) {
+    match rng.below(5) {
         0 => Vec::new(),
+        4 => vec![
+            StepSpec::Scale(Count::Percent(1 + u32::try_from(rng.below(60)).unwrap())),
+            StepSpec::Weight(5),
+            StepSpec::Bake(Duration::from_secs(rng.below(100))),
+            StepSpec::Scale(Count::Percent(100)),
+            StepSpec::Weight(60),
+        ],
         1 => canary(),
         2 => vec![
             StepSpec::Weight(1 + u32::try_from(rng.below(50)).unwrap()),
@@ -40,6 +47,27 @@ fn steps(rng: &mut Rng) -> Vec<StepSpec> {
             StepSpec::Bake(Duration::from_secs(rng.below(200))),
         ],
         _ => vec![StepSpec::Approve(rng.one_in(2)), StepSpec::Weight(40)],
+    }
+}
+
+/// Makes some of the rollouts blue-green or recreate.
+fn strategy(rng: &mut Rng, wanted: &mut gpudeck::spec::ServiceSpec) {
+    let rollout = &mut wanted.rollout;
+    match rng.below(8) {
+        0 => {
+            rollout.strategy = Some(Strategy::BlueGreen);
+            rollout.steps = match rng.below(3) {
+                0 => Vec::new(),
+                1 => vec![StepSpec::Approve(true)],
+                _ => vec![StepSpec::Bake(Duration::from_secs(rng.below(200)))],
+            };
+            rollout.scale_down_delay = Some(Duration::from_secs(rng.below(60)));
+        }
+        1 => {
+            rollout.strategy = Some(Strategy::Recreate);
+            rollout.steps = Vec::new();
+        }
+        _ => {}
     }
 }
 
@@ -56,6 +84,10 @@ pub fn seed(seed: u64, trace: bool, bug: Option<Bug>) -> Counts {
 
 /// The same; `holds`: hosts refuse our login now and then.
 fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
+    let lends = !holds && bug.map_or(seed % 5 == 4, Bug::is_of_lending);
+    if lends {
+        return crate::lending::seed(seed, trace, bug);
+    }
     let mut world = World::new(seed);
     world.holds = holds.then_some(Rng(seed ^ 0x401D));
     world.trace = trace;
@@ -77,6 +109,7 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
             wanted.rollout.max_unavailable = Count::Number(0);
             wanted.rollout.max_surge = Count::Number(1);
         }
+        strategy(&mut make, &mut wanted);
         let shift = make.below(3) * u64::from(replicas) * u64::from(per);
         let places = places(&mut make, replicas, per, shift);
         let release = release(number, wanted, &places);
@@ -138,6 +171,16 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
             None => "none",
         };
         *world.counts.entry(outcome).or_default() += 1;
+        if let Some(rollout) = world.state.rollout.as_ref().filter(|r| r.from.is_some())
+            && rollout.outcome == Some(Outcome::Completed)
+            && let Some(strategy) = world.state.releases[&rollout.to].spec.rollout.strategy
+        {
+            let what = match strategy {
+                Strategy::BlueGreen => "blue-green completed",
+                _ => "recreate completed",
+            };
+            *world.counts.entry(what).or_default() += 1;
+        }
     }
     world.check_replay();
     *world.counts.entry("events").or_default() += world.events();
@@ -227,6 +270,10 @@ fn seeds() {
             "host not reached",
             "late or doubled event",
             "memory not yet free",
+            "blue-green completed",
+            "recreate completed",
+            "borrowed and completed",
+            "borrowed and taken back",
             "rank dies",
         ] {
             assert!(

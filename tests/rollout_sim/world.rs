@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use gpudeck::base::{
-    DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, Timestamp, TrafficMode,
-    TrafficServer,
+    DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp,
+    TrafficMode, TrafficServer,
 };
 use gpudeck::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, RankPlan, Release,
-    RolloutKind, ServiceState, StartRefusal, Window, next_wake, outstanding, step,
+    Rollout, RolloutKind, ServiceState, StartRefusal, Window, next_wake, outstanding, step,
 };
+
+use gpudeck::spec::Strategy;
 
 use crate::build::{Rng, service};
 use crate::planted::Bug;
@@ -107,8 +109,13 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64) -> Self {
+        Self::of(service(), seed)
+    }
+
+    /// The world of one service.
+    pub fn of(service: ServiceName, seed: u64) -> Self {
         Self {
-            state: ServiceState::new(service()),
+            state: ServiceState::new(service.clone()),
             now: Timestamp(1_000_000),
             rng: Rng(seed),
             natures: BTreeMap::new(),
@@ -119,7 +126,7 @@ impl World {
             actions: Vec::new(),
             memory_for: None,
             journal: Vec::new(),
-            checkpoint: (0, ServiceState::new(service())),
+            checkpoint: (0, ServiceState::new(service)),
             tasks: Vec::new(),
             sequence: 0,
             ranks: BTreeMap::new(),
@@ -335,6 +342,7 @@ impl World {
                 assert!(now.attempt >= id.attempt, "{id} went back to attempt {}", now.attempt);
             }
         }
+        self.check_strategy(before, actions);
         if taken_out > 0 && !state.stopping && !was_stopping {
             let floor = self.own_floor();
             assert!(
@@ -358,6 +366,67 @@ impl World {
         }
     }
 
+    /// The strategy of the rollout under way, and its beginning: from the specs here.
+    fn strategy(&self) -> Option<(&Rollout, Strategy)> {
+        let rollout = self.state.rollout.as_ref().filter(|r| r.outcome.is_none())?;
+        let written = self.state.releases[&rollout.to].spec.rollout.strategy?;
+        rollout.from?;
+        let undo = rollout.kind == RolloutKind::Undo;
+        (written == Strategy::Recreate || !undo).then_some((rollout, written))
+    }
+
+    /// What each strategy promises.
+    fn check_strategy(&self, before: &[(ReplicaId, Phase)], actions: &[Action]) {
+        if self.state.stopping {
+            return;
+        }
+        let Some((rollout, strategy)) = self.strategy() else { return };
+        if strategy == Strategy::Recreate {
+            for action in actions {
+                let Action::StartRank { rank, .. } = action else { continue };
+                let mine = rank.replica.release;
+                let other = self.state.replicas.keys().find(|key| key.release != mine);
+                assert!(other.is_none(), "recreate: {rank:?} starts while {other:?} is there");
+            }
+        }
+        if strategy != Strategy::BlueGreen || rollout.direction != Direction::Forward {
+            return;
+        }
+        let spec = &self.state.releases[&rollout.to].spec;
+        let switch = spec.rollout.steps.len() + 1;
+        for (id, phase) in before.iter().filter(|(id, _)| Some(id.release) == rollout.from) {
+            let now = self.state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            let goes = now.is_some_and(|r| matches!(r.phase, Phase::Draining { .. }));
+            // After the switch and its delay.
+            assert!(
+                !(goes && *phase == Phase::Ready && rollout.step <= switch + 1),
+                "blue-green: {id} of the old set goes in step {}",
+                rollout.step
+            );
+        }
+        for action in actions {
+            let Action::ApplyTraffic { servers, .. } = action else { continue };
+            let gets = |new: bool| {
+                servers
+                    .iter()
+                    .filter(|s| (s.replica.release == rollout.to) == new)
+                    .any(|s| s.weight > 0 && s.mode == TrafficMode::Ready)
+            };
+            assert!(!(gets(true) && gets(false)), "blue-green: both sets get traffic");
+            let whole = self.state.ready(rollout.to) >= spec.replicas.get();
+            let old = rollout.from.map_or(0, |from| self.state.ready(from));
+            assert!(
+                !gets(true)
+                    || old == 0
+                    || rollout.step > switch
+                    || (rollout.step == switch && whole),
+                "blue-green: the switch comes in step {} with {} ready",
+                rollout.step,
+                self.state.ready(rollout.to)
+            );
+        }
+    }
+
     /// The floor, computed from the specs here and not by the decider.
     fn own_floor(&self) -> u32 {
         let state = &self.state;
@@ -373,7 +442,12 @@ impl World {
         let Some(from) = rollout.from else { return 0 };
         let desired = state.wanted(from).min(state.wanted(rollout.to));
         let policy = &state.releases[&rollout.to].spec.rollout;
-        let floor = desired.saturating_sub(self.may_be_missing(policy));
+        let floor = match self.strategy() {
+            // The person accepted its outage.
+            Some((_, Strategy::Recreate)) => 0,
+            Some((_, Strategy::BlueGreen)) => desired,
+            _ => desired.saturating_sub(self.may_be_missing(policy)),
+        };
         if ended.is_some() { floor.min(at_rest) } else { floor }
     }
 
@@ -433,7 +507,7 @@ impl World {
 
     /// The journal alone gives the same state, and the state survives JSON.
     pub fn check_replay(&self) {
-        let mut again = ServiceState::new(service());
+        let mut again = ServiceState::new(self.state.service.clone());
         for event in &self.journal {
             step(&mut again, event);
         }
@@ -707,6 +781,20 @@ impl World {
 
     pub fn running(&self) -> Vec<RankId> {
         self.ranks.iter().filter(|(_, r)| r.running).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The devices that running ranks hold.
+    pub fn held(&self) -> BTreeMap<(HostName, DeviceId), RankId> {
+        let running = self.ranks.iter().filter(|(_, r)| r.running);
+        running
+            .flat_map(|(id, r)| {
+                r.plan.devices.iter().map(|d| ((r.plan.host.clone(), d.clone()), id.clone()))
+            })
+            .collect()
+    }
+
+    pub fn disk_is_full(&self) -> bool {
+        self.disk_full_until > self.now || !self.waiting.is_empty()
     }
 
     pub fn table(&self) -> &[TrafficServer] {

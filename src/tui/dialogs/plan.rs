@@ -107,6 +107,11 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
             out.extend(wrapped(&text, width.saturating_sub(6), theme.dim).into_iter().map(indent));
         }
     }
+    for borrow in &plan.borrows {
+        let text = format!("borrowed: {}", borrow.text());
+        let lines = wrapped(&text, width.saturating_sub(2), theme.warn);
+        out.extend(lines.into_iter().map(indented));
+    }
     for unknown in &plan.total.unknown {
         let text = format!("time not known: {unknown}");
         out.extend(wrapped(&text, width.saturating_sub(2), theme.dim).into_iter().map(indented));

@@ -1,0 +1,205 @@
+//! Borrowing from a service of lower priority: which of its replicas would give a rollout the room it
+//! lacks, where they come back, and telling both services what is due. The rules are in
+//! `rollout::lending`.
+
+use std::collections::BTreeSet;
+
+use super::core::Core;
+use super::planning::{self, Draft, Laid, PortGiver};
+use super::{maintenance, plan_steps, world};
+use crate::api::{ApiError, ErrorKind, PlanBorrow};
+use crate::base::{DeviceId, HostName, ReplicaKey, ServiceName, text};
+use crate::placement::HostCapacity;
+use crate::rollout::{
+    Borrowing, LentReplica, Phase, Release, ReplicaPlan, RolloutKind, ServiceState, lending,
+};
+use crate::spec::{DeviceKind, ServiceSpec};
+
+/// Most choices of replicas that are tried.
+const MOST_TRIES: usize = 64;
+
+impl Core {
+    /// Tells services what is due between them: what is lent, given over, and comes back.
+    pub(super) fn tend_loans(&mut self) {
+        for (service, kind) in lending::due(&self.state.services) {
+            self.happened(&service, kind);
+        }
+    }
+
+    /// The service that a spec borrows from, with the spec of the release that it serves.
+    pub(super) fn lender_of(&self, spec: &ServiceSpec) -> Option<(ServiceName, ServiceSpec)> {
+        let name = spec.rollout.borrow.as_ref()?;
+        let state = self.state.services.get(name)?;
+        let release = state.releases.get(&state.stable?)?;
+        Some((name.clone(), release.spec.clone()))
+    }
+}
+
+/// A plan that borrows, where that makes a rollout possible or keeps more of it ready than `plain`.
+///
+/// # Errors
+/// A spec that names a service that it cannot borrow from.
+pub(super) fn better(
+    core: &Core,
+    draft: &Draft,
+    state: &ServiceState,
+    kind: RolloutKind,
+    plain: &Result<Laid, ApiError>,
+) -> Result<Option<Laid>, ApiError> {
+    let Some(name) = &draft.spec.rollout.borrow else { return Ok(None) };
+    check(core, draft, name)?;
+    let Some(from) = state.stable else { return Ok(None) };
+    let least = state.wanted(from).min(draft.spec.replicas.get());
+    let lowest =
+        plain.as_ref().ok().filter(|l| !l.forecast.outage).map(|l| l.forecast.lowest_ready);
+    if lowest.is_some_and(|lowest| lowest >= least) {
+        return Ok(None);
+    }
+    let (Some(lender), Some(lenders)) = (core.state.services.get(name), draft.lender.as_deref())
+    else {
+        return Ok(None);
+    };
+    let Some(release) = lender.stable.and_then(|n| lender.releases.get(&n)) else {
+        return Ok(None);
+    };
+    let there: Vec<u32> = lender
+        .replicas
+        .iter()
+        .filter(|(key, r)| key.release == release.number && r.phase == Phase::Ready)
+        .map(|(key, _)| key.replica)
+        .collect();
+    let most = usize::try_from(lender.can_lend()).unwrap_or(usize::MAX);
+    let choices = (1..=most.min(there.len())).flat_map(|n| there.windows(n));
+    for chosen in choices.take(MOST_TRIES) {
+        let Some(laid) = with(core, draft, (lenders, release), chosen, state, kind) else {
+            continue;
+        };
+        let helps = lowest.is_none_or(|lowest| laid.forecast.lowest_ready > lowest);
+        if helps && !laid.forecast.outage {
+            return Ok(Some(laid));
+        }
+    }
+    Ok(None)
+}
+
+/// Who may be borrowed from: another service of the deck, of lower priority, on GPUs.
+fn check(core: &Core, draft: &Draft, lender: &ServiceName) -> Result<(), ApiError> {
+    let service = &draft.service;
+    let invalid = |message: String, hint: String| ApiError {
+        kind: ErrorKind::Invalid,
+        message: format!("services/{service}.toml: borrow = \"{lender}\": {message}"),
+        hint: Some(hint),
+    };
+    let known = core.known_services();
+    if lender == service || !known.contains(lender) {
+        let others: Vec<&str> =
+            known.iter().filter(|s| *s != service).map(ServiceName::as_str).collect();
+        let hint = match text::nearest(lender.as_str(), others.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "name another service of this deck".to_owned(),
+        };
+        return Err(invalid("there is no such other service".to_owned(), hint));
+    }
+    // What it serves counts, not what is written; without either there is nothing to borrow.
+    let Some((_, spec)) = core.lender_of(&draft.spec) else { return Ok(()) };
+    let (mine, its) = (draft.spec.placement.priority, spec.placement.priority);
+    if its >= mine {
+        return Err(invalid(
+            format!("its priority {its} is not lower than {mine}"),
+            format!("write [placement] priority = {} or more", its.saturating_add(1)),
+        ));
+    }
+    if spec.device != DeviceKind::Gpu || draft.spec.device != DeviceKind::Gpu {
+        return Err(invalid(
+            "only GPUs can be borrowed".to_owned(),
+            "remove borrow from [rollout]".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The plan with these replicas of the lender gone, if there is one and they can come back after it.
+fn with(
+    core: &Core,
+    draft: &Draft,
+    (lenders, lender): (&Draft, &Release),
+    chosen: &[u32],
+    state: &ServiceState,
+    kind: RolloutKind,
+) -> Option<Laid> {
+    let beside = planning::beside(state, &draft.spec, kind);
+    let service = (!beside).then_some(&draft.service);
+    let reuse = if beside { Vec::new() } else { world::reusable(&core.state, &draft.service) };
+    let hosts_without = |service: Option<&ServiceName>| {
+        core.hub.with(|s| world::hosts_beside(s.hosts.values(), &core.state, service))
+    };
+    let lent: Vec<(u32, &ReplicaPlan)> =
+        chosen.iter().filter_map(|i| Some((*i, lender.replica(*i)?))).collect();
+    let mut hosts = hosts_without(service);
+    for (_, plan) in &lent {
+        release_devices(&mut hosts, plan);
+    }
+    let placed = planning::place_on(core, draft, draft.spec.replicas.get(), hosts, reuse).ok()?;
+    let used: BTreeSet<(&HostName, &DeviceId)> =
+        placed.replicas.iter().flat_map(|r| r.devices.iter().map(move |d| (&r.host, d))).collect();
+    let is_used = |plan: &ReplicaPlan| plan.gpus().any(|gpu| used.contains(&gpu));
+    if !lent.iter().all(|&(_, plan)| is_used(plan)) {
+        return None; // fewer do as well
+    }
+    // The world after it: the old release is gone, the new one is where it was placed.
+    let mut after = hosts_without(None);
+    for key in state.replicas.keys() {
+        let plan = state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+        if let Some(plan) = plan {
+            release_devices(&mut after, plan);
+        }
+    }
+    for (_, plan) in &lent {
+        release_devices(&mut after, plan);
+    }
+    for place in &placed.replicas {
+        maintenance::take(&mut after, place, &draft.service);
+    }
+    let count = u32::try_from(lent.len()).unwrap_or(u32::MAX);
+    let homes = planning::place_on(core, lenders, count, after, Vec::new()).ok()?;
+    let mut ports = PortGiver::new(core);
+    let mut replicas = Vec::new();
+    for ((replica, plan), (home, index)) in
+        lent.into_iter().zip(homes.replicas.iter().zip(lender.replicas.len()..))
+    {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let back =
+            planning::replica_plan(core, lenders, lender.number, index, home, &mut ports).ok()?;
+        replicas.push(LentReplica { replica, plan: plan.clone(), back: Some(back) });
+    }
+    let lender_name = lenders.service.clone();
+    let borrowing = Borrowing { lender: lender_name, of: lender.number, replicas };
+    planning::lay_out(core, draft, kind, placed, Some(borrowing)).ok()
+}
+
+/// As if nothing of ours were on these devices.
+fn release_devices(hosts: &mut [HostCapacity], plan: &ReplicaPlan) {
+    for rank in &plan.ranks {
+        for capacity in hosts.iter_mut().filter(|h| h.name == rank.host) {
+            for gpu in capacity.gpus.iter_mut().filter(|g| rank.devices.contains(&g.device())) {
+                gpu.reserved_by = None;
+                gpu.free = gpu.total.saturating_sub(gpu.foreign).max(gpu.free);
+            }
+        }
+    }
+}
+
+/// What a release borrows, for people.
+pub(super) fn view(core: &Core, release: &Release) -> Vec<PlanBorrow> {
+    let Some(borrowing) = &release.borrowing else { return Vec::new() };
+    borrowing
+        .replicas
+        .iter()
+        .map(|lent| PlanBorrow {
+            lender: borrowing.lender.clone(),
+            replica: ReplicaKey { release: borrowing.of, replica: lent.replica },
+            from: plan_steps::places(&core.hub, &lent.plan),
+            back: lent.back.iter().flat_map(|p| plan_steps::places(&core.hub, p)).collect(),
+        })
+        .collect()
+}

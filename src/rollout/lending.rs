@@ -1,0 +1,245 @@
+//! Borrowing: replicas of a service of lower priority stop for the time of a rollout, so that it has
+//! room beside what serves, and come back when the rollout is over, however it ended.
+//!
+//! A loan is part of the borrower's release, so the journal has it from the first moment. Everything
+//! else follows from the states of the two services ([`due`]): a controller that was killed at any
+//! moment goes on from there. Each service writes down its own side, as events of its own.
+//!
+//! The lender's side is like a move: a replica that is lent is not wanted (`vacated`), and it is
+//! drained under the lender's floor. It comes back to its own devices; when the new release stays on
+//! them, to the place that the plan found for it (where the borrower's old release was).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::count;
+use super::event::EventKind;
+use super::release::{Release, ReplicaPlan};
+use super::state::{Direction, Phase, ServiceState};
+use super::step::Decider;
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaKey, ServiceName};
+
+/// What a release borrows while it is rolled out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Borrowing {
+    /// From which service.
+    pub lender: ServiceName,
+    /// Of which release of the lender.
+    pub of: ReleaseNumber,
+    /// Which replicas stop for it.
+    pub replicas: Vec<LentReplica>,
+}
+
+/// A replica that is to stop for a while.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LentReplica {
+    /// Its index.
+    pub replica: u32,
+    /// Where it is.
+    pub plan: ReplicaPlan,
+    /// Where it comes back when the new release stays there.
+    pub back: Option<ReplicaPlan>,
+}
+
+/// A replica that a service has lent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Loan {
+    /// To which service.
+    pub borrower: ServiceName,
+    /// For its rollout to this release.
+    pub to: ReleaseNumber,
+    /// Which replica of ours.
+    pub replica: ReplicaKey,
+    /// Where it comes back when its own devices are another's.
+    pub back: Option<ReplicaPlan>,
+}
+
+impl Borrowing {
+    fn keys(&self) -> impl Iterator<Item = ReplicaKey> {
+        self.replicas.iter().map(|r| ReplicaKey { release: self.of, replica: r.replica })
+    }
+}
+
+impl ServiceState {
+    /// How many of its replicas this service can lend: those above its floor, and never the last.
+    pub fn can_lend(&self) -> u32 {
+        let Some(stable) = self.stable else { return 0 };
+        let busy = self.active_rollout().is_some() || !self.moves.is_empty();
+        if self.stopping || self.is_held() || busy {
+            return 0;
+        }
+        let wanted = self.wanted(stable);
+        let floor = self.policy(stable).map_or(wanted, |p| count::floor(p, wanted)).max(1);
+        let ready = self
+            .of(stable)
+            .filter(|(key, r)| r.phase == Phase::Ready && !self.vacated.contains(key))
+            .count();
+        u32::try_from(ready).unwrap_or(u32::MAX).saturating_sub(floor)
+    }
+
+    /// The new replica is to have devices that were not given over by their lender yet.
+    pub(super) fn waits_for_loan(&self, key: ReplicaKey) -> bool {
+        if self.borrowed == Some(key.release) {
+            return false;
+        }
+        let Some(release) = self.releases.get(&key.release) else { return false };
+        let (Some(borrowing), Some(plan)) = (&release.borrowing, release.replica(key.replica))
+        else {
+            return false;
+        };
+        borrowing.replicas.iter().any(|lent| lent.plan.conflicts_with(plan))
+    }
+
+    /// The loan that the rollout under way waits for, for people.
+    pub(super) fn awaited_loan(&self) -> Option<String> {
+        let rollout = self.active_rollout().filter(|r| r.direction == Direction::Forward)?;
+        let borrowing = self.releases.get(&rollout.to)?.borrowing.as_ref()?;
+        (self.borrowed != Some(rollout.to))
+            .then(|| format!("{} has not given over what is borrowed from it", borrowing.lender))
+    }
+}
+
+impl Decider<'_> {
+    /// Lends replicas, as far as they are this service's to lend.
+    pub(super) fn lend(&mut self, borrower: &ServiceName, to: ReleaseNumber, what: &Borrowing) {
+        if self.state.stable != Some(what.of) || what.lender != self.state.service {
+            return;
+        }
+        let wanted = self.state.wanted_indexes(what.of, self.state.wanted(what.of));
+        for lent in &what.replicas {
+            let replica = ReplicaKey { release: what.of, replica: lent.replica };
+            if self.state.can_lend() == 0 || !wanted.contains(&lent.replica) {
+                continue;
+            }
+            if self.state.vacated.insert(replica) {
+                let (borrower, back) = (borrower.clone(), lent.back.clone());
+                self.state.loans.push(Loan { borrower, to, replica, back });
+                self.moved = true;
+            }
+        }
+    }
+
+    /// A replica that was lent is wanted again.
+    pub(super) fn take_back(&mut self, replica: ReplicaKey, elsewhere: bool) {
+        let Some(index) = self.state.loans.iter().position(|l| l.replica == replica) else {
+            return;
+        };
+        let loan = self.state.loans.remove(index);
+        self.moved = true;
+        match loan.back.filter(|_| elsewhere) {
+            Some(plan) => {
+                if let Some(release) = self.state.releases.get_mut(&replica.release) {
+                    release.replicas.push(plan);
+                }
+            }
+            None => {
+                self.state.vacated.remove(&replica);
+            }
+        }
+    }
+
+    /// What is borrowed is free of its lender.
+    pub(super) fn loan_ready(&mut self, release: ReleaseNumber) {
+        if self.state.active_rollout().is_some_and(|r| r.to == release) {
+            self.state.borrowed = Some(release);
+            self.moved = true;
+            self.progressed();
+        }
+    }
+}
+
+/// What is to be told to which service about loans, from the states of all of them.
+pub fn due(services: &BTreeMap<ServiceName, ServiceState>) -> Vec<(ServiceName, EventKind)> {
+    let mut due = Vec::new();
+    for (name, state) in services {
+        due.extend(wanted_by(services, name, state));
+        for loan in &state.loans {
+            if let Some(elsewhere) = comes_back(services, name, state, loan) {
+                let kind = EventKind::LentReturned { replica: loan.replica, elsewhere };
+                due.push((name.clone(), kind));
+            }
+        }
+    }
+    due
+}
+
+/// The borrower's side: to be asked of the lender, or given over by it.
+fn wanted_by(
+    services: &BTreeMap<ServiceName, ServiceState>,
+    name: &ServiceName,
+    state: &ServiceState,
+) -> Option<(ServiceName, EventKind)> {
+    let rollout = state.active_rollout().filter(|r| r.direction == Direction::Forward)?;
+    let borrowing = state.releases.get(&rollout.to)?.borrowing.as_deref()?;
+    if state.borrowed == Some(rollout.to) {
+        return None;
+    }
+    let nobody = ServiceState::new(borrowing.lender.clone());
+    let lender = services.get(&borrowing.lender).unwrap_or(&nobody);
+    let lent = |key: &ReplicaKey| {
+        let is_it = |l: &Loan| l.replica == *key && l.borrower == *name && l.to == rollout.to;
+        // A lender that was stopped meanwhile has nothing there any more, either.
+        lender.loans.iter().any(is_it) || lender.stable != Some(borrowing.of)
+    };
+    if borrowing.keys().all(|key| lent(&key)) {
+        let gone = borrowing.keys().all(|key| !lender.replicas.contains_key(&key));
+        return gone.then(|| (name.clone(), EventKind::LoanReady { release: rollout.to }));
+    }
+    let free = borrowing.keys().any(|key| !lent(&key) && !lender.vacated.contains(&key));
+    (free && lender.can_lend() > 0).then(|| {
+        let (borrower, to) = (name.clone(), rollout.to);
+        let kind = EventKind::Lent { borrower, to, what: Box::new(borrowing.clone()) };
+        (borrowing.lender.clone(), kind)
+    })
+}
+
+/// A loan that is over: whether the replica comes back elsewhere than where it was. None: it is not
+/// over, or neither place is free yet.
+fn comes_back(
+    services: &BTreeMap<ServiceName, ServiceState>,
+    lender: &ServiceName,
+    state: &ServiceState,
+    loan: &Loan,
+) -> Option<bool> {
+    let borrower = services.get(&loan.borrower);
+    let under_way =
+        borrower.and_then(ServiceState::active_rollout).is_some_and(|r| r.to == loan.to);
+    if under_way {
+        return None;
+    }
+    let own = state.releases.get(&loan.replica.release)?.replica(loan.replica.replica)?;
+    let free = |plan: &ReplicaPlan| {
+        let devices: BTreeSet<(&HostName, &DeviceId)> = plan.gpus().collect();
+        !holders(services, lender, loan.replica)
+            .any(|other| other.gpus().any(|g| devices.contains(&g)))
+    };
+    if free(own) {
+        return Some(false);
+    }
+    loan.back.as_ref().filter(|back| free(back)).map(|_| true)
+}
+
+/// The places of all replicas that are there or are wanted at rest, but for the lent one.
+fn holders<'a>(
+    services: &'a BTreeMap<ServiceName, ServiceState>,
+    lender: &'a ServiceName,
+    lent: ReplicaKey,
+) -> impl Iterator<Item = &'a ReplicaPlan> {
+    services.iter().flat_map(move |(name, state)| {
+        let plan = |key: &ReplicaKey| -> Option<&'a ReplicaPlan> {
+            let release: &'a Release = state.releases.get(&key.release)?;
+            release.replica(key.replica)
+        };
+        let there = state
+            .replicas
+            .iter()
+            .filter(move |(key, r)| r.phase != Phase::Stopped && !(name == lender && **key == lent))
+            .filter_map(move |(key, _)| plan(key));
+        let wanted = state.stable.into_iter().flat_map(|release| {
+            let indexes = state.wanted_indexes(release, state.wanted(release));
+            indexes.into_iter().map(move |replica| ReplicaKey { release, replica })
+        });
+        there.chain(wanted.filter_map(move |key| plan(&key)))
+    })
+}

@@ -1,0 +1,367 @@
+//! Blue-green, recreate and explicit scales, told one by one; and the clocks.
+
+use std::time::Duration;
+
+use gpudeck::base::{ReleaseNumber, TrafficMode};
+use gpudeck::rollout::forecast::{How, Verb};
+use gpudeck::rollout::{
+    Action, Condition, EventKind, Gate, Outcome, Phase, Release, RolloutKind, forecast,
+};
+use gpudeck::spec::{Count, StepSpec, Strategy};
+
+use crate::build::{release, single, spec};
+use crate::world::{Nature, World};
+
+const HOUR: Duration = Duration::from_hours(1);
+const R1: ReleaseNumber = ReleaseNumber(1);
+const R2: ReleaseNumber = ReleaseNumber(2);
+
+fn ended(world: &World) -> bool {
+    world.state.active_rollout().is_none() && world.quiet()
+}
+
+fn outcome(world: &World) -> &Outcome {
+    world.state.rollout.as_ref().unwrap().outcome.as_ref().unwrap()
+}
+
+/// A world that serves `replicas` of r1 on GPUs 0.. of host 0.
+fn serving(replicas: u32) -> World {
+    let mut world = World::new(1);
+    let first = release(1, spec(replicas, 1, 0), &single(0, replicas));
+    world.request(&first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, ended));
+    world.check_rest();
+    world.lowest_ready = u32::MAX;
+    world.actions.clear();
+    world
+}
+
+fn blue_green(replicas: u32, first_gpu: u32, gates: Vec<StepSpec>) -> Release {
+    let mut spec = spec(replicas, 1, 0);
+    spec.rollout.strategy = Some(Strategy::BlueGreen);
+    spec.rollout.steps = gates;
+    release(2, spec, &single(first_gpu, replicas))
+}
+
+fn recreate(replicas: u32) -> Release {
+    let mut spec = spec(replicas, 1, 0);
+    spec.rollout.strategy = Some(Strategy::Recreate);
+    release(2, spec, &single(0, replicas))
+}
+
+/// Whether this release gets all of the traffic, by the gateway's own table.
+fn has_all(world: &World, number: ReleaseNumber) -> bool {
+    let servers = || world.table().iter().filter(|s| s.mode == TrafficMode::Ready && s.weight > 0);
+    servers().count() > 0 && servers().all(|s| s.replica.release == number)
+}
+
+fn new_started(world: &World) -> bool {
+    world.running().iter().any(|rank| rank.replica.release == R2)
+}
+
+fn at_gate(world: &World) -> bool {
+    let gate = world.state.active_rollout().and_then(|r| r.gate.as_ref());
+    matches!(gate, Some(Gate::Approve))
+}
+
+#[test]
+fn blue_green_brings_a_whole_second_set_up_and_switches_at_once() {
+    let mut world = serving(3);
+    let next = blue_green(3, 4, vec![StepSpec::Approve(true)]);
+    let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+    let titles: Vec<&str> = foreseen.stages.iter().map(|s| s.title.as_str()).collect();
+    assert_eq!(
+        titles,
+        [
+            "second set, no traffic",
+            "approve",
+            "switch all traffic",
+            "keep the old set 30s",
+            "the old set goes"
+        ]
+    );
+    assert_eq!((foreseen.floor, foreseen.lowest_ready, foreseen.outage), (3, 3, false));
+    let after: Vec<(u32, u32)> =
+        foreseen.stages.iter().map(|s| (s.ready_after, s.new_weight_percent)).collect();
+    assert_eq!(after, [(6, 0), (6, 0), (6, 100), (6, 100), (3, 100)]);
+    assert_eq!(foreseen.stages[3].took_ms, 30_000);
+
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, at_gate));
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (3, 3));
+    assert!(has_all(&world, R1), "before the switch all traffic is at the old set");
+    // A promotion passes the gate; from there on everything goes by itself.
+    world.by_ada(|by| EventKind::Promoted { all: false, by });
+    assert!(world.run_until(HOUR, |w| has_all(w, R2)));
+    let switched = world.now;
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (3, 3), "the old set is kept");
+    assert!(world.run_until(HOUR, |w| w.state.ready(R1) < 3));
+    assert!(world.now.since(switched) >= Duration::from_secs(29));
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.lowest_ready, foreseen.lowest_ready);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn going_back_after_the_switch_is_instant() {
+    let mut world = serving(3);
+    let next = blue_green(3, 4, Vec::new());
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| has_all(w, R2)));
+    world.actions.clear();
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    // With the very event.
+    let table = world.actions.iter().find_map(|a| match a {
+        Action::ApplyTraffic { servers, .. } => Some(servers.clone()),
+        _ => None,
+    });
+    assert!(table.unwrap().iter().all(|s| (s.weight > 0) == (s.replica.release == R1)));
+    assert!(world.run_until(HOUR, ended));
+    assert!(matches!(outcome(&world), Outcome::Aborted { .. }));
+    assert!(world.actions.iter().all(|a| !matches!(a, Action::StartRank { .. })));
+    assert!(world.lowest_ready >= 3);
+    world.check_rest();
+}
+
+#[test]
+fn promoting_everything_passes_the_gates_and_not_the_capacity() {
+    let mut world = serving(2);
+    let bake = StepSpec::Bake(Duration::from_hours(10));
+    let next = blue_green(2, 2, vec![StepSpec::Approve(true), bake]);
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.ready(R2) == 1));
+    world.by_ada(|by| EventKind::Promoted { all: true, by });
+    assert!(has_all(&world, R1), "one of two is not a set");
+    assert!(world.run_until(HOUR, |w| has_all(w, R2)));
+    assert_eq!(world.state.ready(R2), 2);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+}
+
+#[test]
+fn a_second_set_that_fails_never_had_traffic() {
+    for nature in [Nature::Crashes, Nature::Hangs, Nature::Never] {
+        let mut world = serving(2);
+        world.request(&blue_green(2, 2, Vec::new()), RolloutKind::Apply, nature);
+        assert!(world.run_until(HOUR, ended));
+        assert!(matches!(outcome(&world), Outcome::RolledBack { .. }), "{nature:?}");
+        let served = world.actions.iter().any(|a| match a {
+            Action::ApplyTraffic { servers, .. } => servers.iter().any(|s| s.replica.release == R2),
+            _ => false,
+        });
+        assert!(!served && world.lowest_ready == 2, "{nature:?}");
+        world.check_rest();
+    }
+}
+
+#[test]
+fn blue_green_without_room_is_refused_with_what_would_work() {
+    let world = serving(2);
+    let refused = forecast(&world.state, &blue_green(2, 0, Vec::new()), RolloutKind::Apply);
+    let refused = refused.unwrap_err();
+    assert!(refused.reason.contains("held by the old set"), "{refused}");
+    assert_eq!(
+        refused.change.as_deref(),
+        Some(
+            "set strategy = \"rolling\" (then 1 of 2 stay ready), or free 1 more GPU on one host \
+             for each of 2 replicas"
+        )
+    );
+    // An undo to it goes replica by replica and needs no second set.
+    let undo = forecast(&world.state, &blue_green(2, 0, Vec::new()), RolloutKind::Undo).unwrap();
+    assert_eq!((undo.stages.len(), undo.lowest_ready), (1, 1));
+}
+
+#[test]
+fn recreate_is_an_outage_and_never_has_both_releases() {
+    let mut world = serving(3);
+    let next = recreate(3);
+    let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+    assert_eq!((foreseen.floor, foreseen.lowest_ready, foreseen.outage), (0, 0, true));
+    assert_eq!(
+        foreseen.remedy.as_deref(),
+        Some("set strategy = \"rolling\" (then 2 of 3 stay ready)")
+    );
+    assert_eq!(foreseen.stages.len(), 1);
+    assert_eq!(foreseen.stages[0].title, "all old ones go, then all replicas");
+    assert_eq!((foreseen.stages[0].starts.len(), foreseen.stages[0].stops.len()), (3, 3));
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    while !ended(&world) {
+        let releases: Vec<ReleaseNumber> =
+            world.running().iter().map(|r| r.replica.release).collect();
+        assert!(!(releases.contains(&R1) && releases.contains(&R2)));
+        world.turn();
+    }
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.lowest_ready, 0);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_recreate_that_fails_comes_back_in_the_same_way() {
+    let mut world = serving(2);
+    world.request(&recreate(2), RolloutKind::Apply, Nature::Crashes);
+    assert!(world.run_until(HOUR, ended));
+    assert!(matches!(outcome(&world), Outcome::RolledBack { .. }));
+    assert_eq!(world.state.ready(R1), 2);
+    world.check_rest();
+    // Aborted while the old ones drain: they simply serve on.
+    let mut world = serving(2);
+    world.request(&recreate(2), RolloutKind::Apply, Nature::Good);
+    assert!(world.state.replicas.iter().any(|(_, r)| matches!(r.phase, Phase::Draining { .. })));
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert_eq!(world.state.ready(R1), 2);
+    assert!(world.run_until(HOUR, ended));
+    world.check_rest();
+}
+
+#[test]
+fn a_scale_holds_whatever_the_weight() {
+    let mut world = serving(4);
+    let mut spec = spec(4, 1, 0);
+    spec.rollout.steps = vec![
+        StepSpec::Scale(Count::Percent(30)),
+        StepSpec::Approve(true),
+        StepSpec::Weight(10),
+        StepSpec::Approve(true),
+        StepSpec::Scale(Count::Number(3)),
+        StepSpec::Approve(true),
+        StepSpec::Weight(50),
+        StepSpec::Approve(true),
+    ];
+    let next = release(2, spec, &single(4, 4));
+    let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+    assert_eq!(foreseen.stages[0].title, "scale 30%");
+    let starts: Vec<usize> = foreseen.stages.iter().map(|s| s.starts.len()).collect();
+    assert_eq!(starts, [2, 0, 0, 0, 1, 0, 0, 0, 1], "30 % of 4 is 2, rounded up");
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        assert!(world.run_until(HOUR, at_gate));
+        seen.push((world.state.ready(R2), world.state.release_weight_percent(R2)));
+        world.by_ada(|by| EventKind::Promoted { all: false, by });
+    }
+    assert_eq!(seen, [(2, 0), (2, 10), (3, 10), (3, 50)]);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+}
+
+/// In every step: beside where a spare gang fits, in place where not.
+#[test]
+fn each_step_takes_the_spare_gang_first_and_then_goes_in_place() {
+    let world = serving(3);
+    let mut spec = spec(3, 1, 0);
+    spec.rollout.steps = vec![StepSpec::Weight(30), StepSpec::Approve(true), StepSpec::Weight(60)];
+    // GPU 3 is spare; the first and the last replica are where old ones are.
+    let next = release(2, spec, &[vec![(0, 0)], vec![(0, 3)], vec![(0, 1)]]);
+    let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+    let told: Vec<Vec<String>> = foreseen
+        .stages
+        .iter()
+        .map(|stage| {
+            let one = |m: &gpudeck::rollout::forecast::Move| match (&m.verb, &m.how) {
+                (Verb::Start, How::Beside) => format!("{} beside", m.replica.key()),
+                (Verb::Start, How::InPlaceOf { replicas }) => {
+                    format!("{} in place of {}", m.replica.key(), replicas[0])
+                }
+                (_, how) => format!("{} goes: {how:?}", m.replica.key()),
+            };
+            stage.moves.iter().map(one).filter(|text| !text.contains("goes")).collect()
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            vec!["r2-1 beside".to_owned()],
+            vec![],
+            vec!["r2-0 in place of r1-0".to_owned()],
+            vec!["r2-2 in place of r1-1".to_owned()],
+        ]
+    );
+    let lowest: Vec<u32> = foreseen.stages.iter().map(|s| s.lowest_ready).collect();
+    assert_eq!((foreseen.floor, lowest), (2, vec![3, 4, 3, 3]));
+}
+
+#[test]
+fn a_canary_that_the_floor_does_not_leave_room_for_is_refused_with_what_would_work() {
+    let world = serving(3);
+    let mut spec = spec(3, 0, 1);
+    spec.rollout.steps = vec![StepSpec::Scale(Count::Number(2)), StepSpec::Weight(20)];
+    let next = release(2, spec, &single(0, 3));
+    let refused = forecast(&world.state, &next, RolloutKind::Apply).unwrap_err();
+    assert!(refused.reason.contains("while 3 of at least 3 are ready"), "{refused}");
+    assert_eq!(
+        refused.change.as_deref(),
+        Some("set max_unavailable = 1 (then 2 of 3 stay ready), or free 1 more GPU on one host")
+    );
+}
+
+// ---- the clocks -------------------------------------------------------------------------------
+
+/// Nomad: progress is a replica that is healthy, that is, ready for `min_healthy_time`; not one that
+/// only generated a token.
+#[test]
+fn the_progress_clock_is_reset_by_what_is_healthy() {
+    let mut world = serving(2);
+    let mut spec = spec(2, 1, 0);
+    spec.rollout.min_healthy_time = Duration::from_mins(4);
+    spec.rollout.healthy_deadline = Duration::from_mins(5);
+    spec.rollout.progress_deadline = Duration::from_mins(6);
+    world.request(&release(2, spec, &single(2, 2)), RolloutKind::Apply, Nature::Good);
+    let began = world.now;
+    // Two replicas after each other (one may live above two) need 8 minutes and more: longer than
+    // the deadline, but each one that is healthy resets the clock.
+    assert!(world.run_until(HOUR, ended));
+    assert!(world.now.since(began) > Duration::from_mins(6));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+}
+
+#[test]
+fn without_a_progress_deadline_only_the_first_unhealthy_replica_fails_it() {
+    let endless = |nature, hours| {
+        let mut world = serving(2);
+        let mut spec = spec(2, 1, 0);
+        spec.rollout.progress_deadline = Duration::ZERO;
+        world.break_gateway(Duration::from_hours(5));
+        world.request(&release(2, spec, &single(0, 2)), RolloutKind::Apply, nature);
+        world.run_until(HOUR * hours, ended);
+        world
+    };
+    let world = endless(Nature::Good, 4);
+    assert_eq!(world.state.condition(), Condition::Rolling, "it waits for the gateway, for ever");
+    let world = endless(Nature::Good, 7);
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    let world = endless(Nature::Hangs, 7);
+    assert!(
+        matches!(outcome(&world), Outcome::RolledBack { why } if why.contains("healthy_deadline"))
+    );
+    world.check_rest();
+}
+
+/// Nomad: the clock starts at the first allocation. What was needed for it (here the drain of an
+/// old replica behind a gateway that is away) does not count against its load.
+#[test]
+fn the_progress_clock_starts_again_with_the_first_start() {
+    let mut world = serving(2);
+    let mut spec = spec(2, 1, 0);
+    spec.rollout.healthy_deadline = Duration::from_mins(5);
+    spec.rollout.progress_deadline = Duration::from_mins(6);
+    world.break_gateway(Duration::from_mins(4));
+    world.request(&release(2, spec, &single(0, 2)), RolloutKind::Apply, Nature::Hangs);
+    assert!(world.run_until(HOUR, |w| w.state.ready(R1) == 1 && new_started(w)));
+    let started = world.now;
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::RollingBack));
+    let Outcome::RolledBack { why } = ({
+        assert!(world.run_until(HOUR, ended));
+        outcome(&world)
+    }) else {
+        panic!("{:?}", outcome(&world))
+    };
+    assert!(why.contains("healthy_deadline"), "the load has its full time: {why}");
+    assert!(world.now.since(started) >= Duration::from_mins(5));
+}
