@@ -7,6 +7,7 @@
 pub mod actions;
 pub mod attention;
 pub mod auditor;
+pub mod calibration;
 pub mod claims;
 pub mod company;
 pub mod conditions;
