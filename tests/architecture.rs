@@ -71,6 +71,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "rollout",
         "it keeps releases and how they ended, whose types are `rollout`'s",
     ),
+    (
+        "src/revision/history",
+        "model",
+        "it keeps what engines logged of their memory, whose type is `model`'s",
+    ),
     ("src/cli/place", "placement", "`place` solves a world from a file: there is no controller"),
     ("src/cli/model", "model", "`model inspect` works without a controller"),
     ("src/cli/model", "engine", "`model inspect` works without a controller"),

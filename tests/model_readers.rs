@@ -227,6 +227,8 @@ fn hostile_models_get_one_clear_error() {
     model("nested", "config.json", "[".repeat(200_000).as_bytes());
     model("large", "config.json", &vec![b' '; 2 << 20]);
     model("empty", "config.json", b"{}");
+    let words = br#"{"model_type":"llama","hidden_size":"many","num_hidden_layers":"2"}"#;
+    model("words", "config.json", words);
     model("parts", "model-00001-of-00003.safetensors", &safetensors("{}", 0));
     std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
     std::fs::create_dir(at("ring")).unwrap();
@@ -235,10 +237,11 @@ fn hostile_models_get_one_clear_error() {
     for (name, expected) in [
         ("many", "tensors"),
         ("long", "a key of"),
-        ("claims", "larger than"),
+        ("claims", "too large"),
         ("overlap", "overlaps"),
         ("nested", "not a config.json"),
-        ("large", "larger than"),
+        ("large", "too large"),
+        ("words", "`hidden_size` is \"many\", which is no count"),
         ("empty", "does not tell what it holds"),
         ("parts", "model-00002-of-00003.safetensors"),
         ("loop", "loop"),

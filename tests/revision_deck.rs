@@ -120,6 +120,42 @@ fn outcomes_and_the_stable_revision_are_kept_beside_the_branch() {
 }
 
 #[test]
+fn a_note_holds_the_outcome_and_what_engines_logged_of_their_memory() {
+    let (_dir, deck) = deck();
+    let seen = |n: u64| gpudeck::model::Observation {
+        architecture: "LlamaForCausalLM".to_owned(),
+        weight_bytes: gpudeck::base::Bytes(n),
+        place: gpudeck::model::observation::Where::default(),
+        tensor: 1,
+        pipeline: 1,
+        context: 4_096,
+        share: None,
+        cache_bits: None,
+        weights: None,
+        cache: None,
+        tokens: None,
+        activation: None,
+        graphs: None,
+        besides: None,
+        refused: false,
+    };
+    let at = commit(&deck, &chat(), None);
+    let entry = || deck.history(&chat(), 10).unwrap().remove(0);
+    deck.add_memory(&at, &seen(1)).unwrap();
+    assert_eq!((entry().outcome, entry().memory), (None, vec![seen(1)]));
+    deck.set_outcome(&at, &Outcome::Completed).unwrap();
+    deck.add_memory(&at, &seen(2)).unwrap();
+    deck.add_memory(&at, &seen(2)).unwrap();
+    assert_eq!(entry().outcome, Some(Outcome::Completed));
+    assert_eq!(entry().memory, [seen(1), seen(2)], "the same once more is not kept");
+    for n in 3..20 {
+        deck.add_memory(&at, &seen(n)).unwrap();
+    }
+    let kept: Vec<u64> = entry().memory.iter().map(|o| o.weight_bytes.0).collect();
+    assert_eq!(kept, (12..20).collect::<Vec<u64>>(), "the newest eight");
+}
+
+#[test]
 fn a_clone_counts_on_from_the_commits_alone() {
     let (dir, deck) = deck();
     commit(&deck, &chat(), None);

@@ -50,6 +50,7 @@ fn snapshot() -> Snapshot {
         traffic: TrafficView::default(),
         trouble: None,
         progress: None,
+        memory: Vec::new(),
     };
     Snapshot {
         sequence: 0,

@@ -45,7 +45,7 @@ pub use plan::{PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime
 pub use server::CheckupRequest;
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
-    PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView, Severity,
-    Snapshot, TrafficView, age,
+    MemoryView, PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView,
+    Severity, Snapshot, TrafficView, age,
 };
 pub use who::Who;

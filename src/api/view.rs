@@ -13,6 +13,7 @@ use crate::base::{
     Attempt, Bytes, DeviceId, DownCause, Hint, HostName, RankId, ReleaseNumber, ReplicaId,
     Revision, ServiceName, Timestamp,
 };
+use crate::model::Observation;
 use crate::rollout::forecast::Forecast;
 use crate::rollout::{Condition, Outcome, Phase, Rollout};
 use crate::wire::{HostFacts, HostSample};
@@ -337,6 +338,19 @@ pub struct ServiceView {
     /// What was foreseen of the rollout under way, or of the last one, beside what happened.
     #[serde(default)]
     pub progress: Option<PlanProgress>,
+    /// What its engines logged of their memory beside what was foreseen, the newest first (at most 8).
+    #[serde(default)]
+    pub memory: Vec<MemoryView>,
+}
+
+/// What an engine of a release logged of its memory when it had loaded, or refused to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryView {
+    /// The release.
+    pub release: ReleaseNumber,
+    /// Measured and foreseen.
+    #[serde(flatten)]
+    pub seen: Observation,
 }
 
 /// Traffic of a service or replica over the last ten seconds, as the gateway saw it.

@@ -10,7 +10,9 @@ use super::{attach, table};
 use crate::api::{Bytes, Door, Hint, HostName};
 use crate::engine::memory as engines;
 use crate::model::cache::CacheBits;
-use crate::model::{self, Bar, ModelFacts, ModelFormat, Prediction, Setup};
+use crate::model::{
+    self, Bar, Correction, ModelFacts, ModelFormat, Observation, Prediction, Setup,
+};
 use crate::weights::{self, LocalFiles};
 
 /// Inspects the model at `path`: here, or as `HOST:PATH` on a host of the deck.
@@ -19,21 +21,49 @@ pub async fn inspect(
     path: &str,
     options: &InspectOptions,
 ) -> Result<Success, Failure> {
+    let mut measured = Vec::new();
     let facts = match remote(path) {
         Some((host, path)) => {
             let client = attach::attach(args).await?;
-            super::show::settle(&client).await?;
+            let snapshot = super::show::settle(&client).await?;
+            measured = snapshot
+                .services
+                .into_values()
+                // The newest are first there.
+                .flat_map(|s| s.memory.into_iter().rev().map(|m| m.seen))
+                .collect();
             client.inspect(&host, path).await?
         }
         None => local(path).await?,
     };
-    let setup = setup(&facts, options)?;
+    let mut setup = setup(&facts, options)?;
+    measured.retain(|seen| seen.is_of(&facts) && seen.place.engine == setup.rules.engine);
+    let here: Vec<&Observation> =
+        measured.iter().filter(|seen| same_device(seen.place.device_memory, setup.gpu)).collect();
+    setup.correction = Correction::from(&here, setup.tensor, setup.pipeline);
     let prediction = model::predict(&facts, &setup);
     match args.output {
-        Output::Json => table::json(&as_json(path, &facts, &setup, &prediction))?,
-        Output::Text => print(&facts, &setup, &prediction)?,
+        Output::Json => {
+            table::json(&as_json(path, &facts, &setup, &prediction, &measured))?;
+        }
+        Output::Text => {
+            print(&facts, &setup, &prediction)?;
+            for seen in &measured {
+                table::out(&format!("measured: {}", seen.text()))?;
+            }
+        }
     }
     Ok(Success::Done)
+}
+
+/// Whether a device that was measured is the one that is asked about: a GPU is known by its memory,
+/// since names differ from tool to tool; host memory is where none is asked for.
+fn same_device(measured: Option<Bytes>, asked: Option<u64>) -> bool {
+    match (measured, asked) {
+        (Some(measured), Some(asked)) => measured.0.abs_diff(asked) <= asked / 50,
+        (None, None) => true,
+        _ => false,
+    }
 }
 
 /// `HOST:PATH`; a path that begins with `/` or `.`, or that exists here, is one of this machine.
@@ -121,7 +151,13 @@ fn bar(map: &mut Map<String, Value>, key: &str, bar: Option<Bar>) {
     map.insert(format!("{key}_high"), json!(bar.map(|b| b.high)));
 }
 
-fn as_json(path: &str, facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Value {
+fn as_json(
+    path: &str,
+    facts: &ModelFacts,
+    setup: &Setup,
+    prediction: &Prediction,
+    measured: &[Observation],
+) -> Value {
     let mut out = Map::new();
     let mut put = |key: &str, value: Value| {
         out.insert(key.to_owned(), value);
@@ -177,6 +213,7 @@ fn as_json(path: &str, facts: &ModelFacts, setup: &Setup, prediction: &Predictio
     out.insert("concurrent_requests_high".to_owned(), json!(requests.map(|b| hundredths(b.high))));
     out.insert("fits".to_owned(), json!(prediction.fits));
     out.insert("notes".to_owned(), json!(prediction.notes));
+    out.insert("measured".to_owned(), json!(measured));
     Value::Object(out)
 }
 

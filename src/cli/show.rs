@@ -134,6 +134,9 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
     if let Some(progress) = &view.progress {
         foreseen(progress)?;
     }
+    for memory in view.memory.iter().take(3) {
+        table::out(&format!("memory {}: {}", memory.release, memory.seen.text()))?;
+    }
     let rows: Vec<Vec<String>> = view
         .replicas
         .iter()

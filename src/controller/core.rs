@@ -23,7 +23,8 @@ use super::traffic::Traffic;
 use super::upgrade;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
-    ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, PlanView, ReleaseView, Severity,
+    ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, MemoryView, PlanView,
+    ReleaseView, Severity,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
 use crate::fleet::{FleetEvent, InProcessHosts};
@@ -142,6 +143,8 @@ pub struct DeckFiles {
     pub services: BTreeMap<ServiceName, Result<ServiceSpec, String>>,
     /// History by service.
     pub history: BTreeMap<ServiceName, Vec<ReleaseView>>,
+    /// What engines logged of their memory, by service, the oldest first.
+    pub memory: BTreeMap<ServiceName, Vec<MemoryView>>,
 }
 
 /// What a rollout is begun for.
@@ -179,6 +182,7 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) measured: Measured,
+    pub(super) memory: super::calibration::MemoryReader,
     /// A rollout of the group is being begun.
     pub(super) group_asking: bool,
     pub(super) upgrades: upgrade::UpgradeTasks,
@@ -301,6 +305,7 @@ impl Core {
             .learn(&before, &after, |release, replica| plan_steps::key_of(&hub, release, replica));
         self.state.ledger.observe(&after);
         self.state.services.insert(service.clone(), after);
+        self.look_at_memory(&before, &record.event.kind);
         for line in lines {
             self.tell(line);
         }
@@ -825,6 +830,7 @@ impl Core {
             history,
             trouble: self.trouble.get(service).map(String::as_str),
             ledger: &self.state.ledger,
+            memory: self.files.memory.get(service).map(Vec::as_slice).unwrap_or_default(),
         };
         let view = service_view::view(service, self.state.services.get(service), &around);
         let before = self.hub.with(|s| s.services.get(service).map(|v| ids(&v.replicas)));

@@ -8,6 +8,7 @@ pub mod actions;
 pub mod attention;
 pub mod auditor;
 mod borrowing;
+pub mod calibration;
 pub mod claims;
 pub mod company;
 pub mod conditions;

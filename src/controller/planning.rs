@@ -9,7 +9,7 @@ use super::actions::{self, Means};
 use super::core::{Core, DeckFiles, now};
 use super::{borrowing, plan_steps, service_view, world};
 use crate::api::view::{PlannedRank, PlannedReplica};
-use crate::api::{ApiError, ErrorKind, Forecast, PlanTime, PlanView, ReleaseView};
+use crate::api::{ApiError, ErrorKind, Forecast, MemoryView, PlanTime, PlanView, ReleaseView};
 use crate::base::{
     Bytes, DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, Revision, ServiceName, text,
 };
@@ -79,6 +79,13 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
     }
     for service in files.services.keys() {
         let Ok(entries) = repo.history(service, 50) else { continue };
+        let memory = entries.iter().rev().flat_map(|e| {
+            e.memory.iter().map(|seen| MemoryView { release: e.release, seen: seen.clone() })
+        });
+        let memory: Vec<MemoryView> = memory.collect();
+        if !memory.is_empty() {
+            files.memory.insert(service.clone(), memory);
+        }
         let views = entries
             .into_iter()
             .map(|e| ReleaseView {
@@ -310,7 +317,15 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         replicas,
         reasons,
         borrows: borrowing::view(core, &release),
-        model: draft.facts.as_ref().map(ModelFacts::summary).unwrap_or_default(),
+        model: draft
+            .facts
+            .as_ref()
+            .map(|facts| {
+                let mut lines = facts.summary();
+                lines.extend(core.memory_lines(facts));
+                lines
+            })
+            .unwrap_or_default(),
         forecast,
         steps,
         total,
@@ -515,7 +530,8 @@ pub(super) fn place_on(
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
     let needs = engine.shapes(spec, draft.facts.as_ref()).into_iter().filter_map(|shape| {
-        let estimated = || Some(engine.memory(spec, draft.facts.as_ref()?, shape).total);
+        let estimated =
+            || Some(core.memory_of(&*engine, spec, draft.facts.as_ref()?, shape, &hosts));
         let memory_per_device = match (spec.memory.or_else(estimated), spec.device) {
             (Some(memory), _) => memory,
             (None, DeviceKind::Cpu) => Bytes::ZERO,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
-use crate::api::{ReleaseView, ReplicaView, ServiceView};
+use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ServiceName, TrafficMode};
 use crate::rollout::{Phase, Release, ServiceState, count, forecast};
 use crate::spec::{DeckSpec, ServiceSpec};
@@ -23,6 +23,8 @@ pub struct Surroundings<'a> {
     pub trouble: Option<&'a str>,
     /// Plans and how they went.
     pub ledger: &'a Ledger,
+    /// What its engines logged of their memory, the oldest first.
+    pub memory: &'a [MemoryView],
 }
 
 /// Builds the view of one service.
@@ -72,6 +74,7 @@ pub fn view(
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
+        memory: around.memory.iter().rev().take(8).cloned().collect(),
     }
 }
 

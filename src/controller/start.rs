@@ -198,6 +198,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         draining: std::collections::BTreeSet::new(),
         measured: Measured::open(&paths.measured()),
         lost_logins: std::collections::BTreeMap::new(),
+        memory: super::calibration::MemoryReader::default(),
         shutdown: false,
         views: super::stale_views::StaleViews::default(),
         options,
@@ -302,6 +303,7 @@ impl Core {
         if self.files.deck != files.deck
             || self.files.services != files.services
             || self.files.history != files.history
+            || self.files.memory != files.memory
         {
             self.take_files(files);
         }

@@ -1,12 +1,15 @@
 //! Any engine with an OpenAI-compatible API, started by a command line of the user's.
 
 use super::{
-    Engine, EngineCommand, EngineError, RankContext, check_shape, fixed_memory, metrics,
-    shapes_where,
+    Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, memory,
+    metrics, shapes_where,
 };
 use crate::base::{Bytes, text};
-use crate::model::{MemoryEstimate, ModelFacts, Overheads, WeightSplit, per_device};
-use crate::spec::{CommandEngine, MetricNames, ParallelShape, ServiceSpec};
+use crate::model::cache::CacheBits;
+use crate::model::{
+    MemoryEstimate, ModelFacts, Overheads, Setup, WeightSplit, per_device, predict,
+};
+use crate::spec::{CommandEngine, DeviceKind, MetricNames, ParallelShape, ServiceSpec};
 
 /// The adapter, with the user's command line.
 #[derive(Debug)]
@@ -74,6 +77,9 @@ impl Engine for Command {
         if let Some(memory) = spec.memory {
             return fixed_memory(memory);
         }
+        if let Some(setup) = self.setup(spec, facts, shape) {
+            return memory::heaviest(&predict(facts, &setup));
+        }
         let overheads = Overheads {
             split: WeightSplit::Tensors,
             fixed: Bytes::gib(2),
@@ -87,6 +93,40 @@ impl Engine for Command {
             .notes
             .push("what this engine takes besides is not known: 2 GiB are assumed".to_owned());
         estimate
+    }
+
+    /// Whose metrics it has tells which engine it is.
+    fn setup(&self, spec: &ServiceSpec, facts: &ModelFacts, shape: ParallelShape) -> Option<Setup> {
+        let rules = match self.0.metrics? {
+            MetricNames::Vllm => memory::VLLM,
+            MetricNames::Sglang => memory::SGLANG,
+            MetricNames::LlamaCpp => memory::LLAMA_CPP,
+        };
+        if facts.tensors.is_empty() || facts.caches.is_empty() {
+            return None;
+        }
+        let words: Vec<String> = self.0.run.iter().chain(&spec.args).cloned().collect();
+        let number = |names: &[&str]| args::value(&words, names).and_then(|v| v.parse().ok());
+        let share = ["--mem-fraction-static", "--gpu-memory-utilization"];
+        let devices = u64::from(shape.tensor.get());
+        let (tensor, pipeline) = match rules.split {
+            WeightSplit::Layers => (1, devices),
+            WeightSplit::Tensors => (devices, 1),
+        };
+        Some(Setup {
+            tensor,
+            pipeline,
+            context: super::context_of(spec, Some(facts)),
+            cache: args::value(&words, &["--kv-cache-dtype", "-ctk", "--cache-type-k"])
+                .and_then(CacheBits::named),
+            block: number(&["--block-size", "--page-size"]),
+            batch: number(&["--max-num-batched-tokens", "--chunked-prefill-size", "-ub"]),
+            requests: number(&["--max-num-seqs", "--max-running-requests", "-np"]),
+            utilisation: args::value(&words, &share).and_then(|v| v.parse().ok()),
+            eager: args::has(&words, &["--enforce-eager", "--disable-cuda-graph"])
+                || spec.device == DeviceKind::Cpu,
+            ..Setup::new(rules)
+        })
     }
 
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {

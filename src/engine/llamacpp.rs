@@ -4,13 +4,13 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    memory, metrics, shapes_where,
+    loaded, memory, metrics, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
 use crate::model::{
-    Bar, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Rules, Setup, WeightSplit, per_device,
-    predict,
+    Bar, Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Rules, Setup, WeightSplit,
+    per_device, predict,
 };
 use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
 
@@ -28,6 +28,10 @@ const SLOTS: &str = "4";
 const GPU_FIXED: Bytes = Bytes::mib(768);
 const CPU_FIXED: Bytes = Bytes::mib(128);
 const BATCH: u32 = 512;
+
+/// How much it logs: `4` is "trace", one more than its default, without the texts of requests.
+const VERBOSITY: &str = "LLAMA_ARG_LOG_VERBOSITY";
+const TRACE: &str = "4";
 
 const OWNED: [(&str, &str); 8] = [
     ("-m", "set `model`"),
@@ -86,28 +90,8 @@ impl Engine for LlamaCpp {
         if let Some(memory) = spec.memory {
             return fixed_memory(memory);
         }
-        // llama.cpp takes a longer context than the model's as well, and 4096 where none is known.
-        let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
-        let cpu = spec.device == DeviceKind::Cpu;
-        if !facts.tensors.is_empty() && !facts.caches.is_empty() {
-            let number =
-                |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
-            let context = if cpu { Bar::mib(128, 20, 256) } else { memory::LLAMA_CPP.context };
-            return memory::heaviest(&predict(
-                facts,
-                &Setup {
-                    // Each GPU is a stage with layers of its own.
-                    pipeline: shape.tensor.get().into(),
-                    context: Some(tokens),
-                    cache: args::value(&spec.args, &["-ctk", "--cache-type-k"])
-                        .and_then(CacheBits::named),
-                    batch: number(&["-ub", "--ubatch-size"]),
-                    requests: number(&["-np", "--parallel"]),
-                    // On host memory there are no devices to keep apart.
-                    eager: cpu,
-                    ..Setup::new(Rules { context, ..memory::LLAMA_CPP })
-                },
-            ));
+        if let Some(setup) = self.setup(spec, facts, shape) {
+            return memory::heaviest(&predict(facts, &setup));
         }
         let fixed = if spec.device == DeviceKind::Cpu { CPU_FIXED } else { GPU_FIXED };
         let overheads = Overheads {
@@ -117,7 +101,31 @@ impl Engine for LlamaCpp {
             batch_tokens: BATCH,
             cache_value_bytes: 2,
         };
-        per_device(facts, shape, tokens, &overheads)
+        per_device(facts, shape, tokens(spec, facts), &overheads)
+    }
+
+    fn setup(&self, spec: &ServiceSpec, facts: &ModelFacts, shape: ParallelShape) -> Option<Setup> {
+        if facts.tensors.is_empty() || facts.caches.is_empty() {
+            return None;
+        }
+        let number = |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+        let cpu = spec.device == DeviceKind::Cpu;
+        let context = if cpu { Bar::mib(128, 20, 256) } else { memory::LLAMA_CPP.context };
+        Some(Setup {
+            // Each GPU is a stage with layers of its own.
+            pipeline: shape.tensor.get().into(),
+            context: Some(tokens(spec, facts)),
+            cache: args::value(&spec.args, &["-ctk", "--cache-type-k"]).and_then(CacheBits::named),
+            batch: number(&["-ub", "--ubatch-size"]),
+            requests: number(&["-np", "--parallel"]),
+            // On host memory there are no devices to keep apart.
+            eager: cpu,
+            ..Setup::new(Rules { context, ..memory::LLAMA_CPP })
+        })
+    }
+
+    fn read_loaded(&self, log: &str) -> Loaded {
+        loaded::llama_cpp(log)
     }
 
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
@@ -162,10 +170,21 @@ impl Engine for LlamaCpp {
         }
         argv.push("--metrics".to_owned());
         argv.extend(given.iter().cloned());
-        Ok(EngineCommand { argv, env: rank.env()?, files: rank.files() })
+        let mut env = rank.env()?;
+        // Since 2026 it says which buffers it makes only when asked for more words; a version that
+        // does not know the variable says it anyway.
+        if !args::has(given, &["-lv", "--verbosity", "--log-verbosity", "-v", "--verbose"]) {
+            env.entry(VERBOSITY.to_owned()).or_insert_with(|| TRACE.to_owned());
+        }
+        Ok(EngineCommand { argv, env, files: rank.files() })
     }
 
     fn metric_names(&self) -> Option<&'static metrics::Names> {
         Some(&metrics::LLAMA_CPP)
     }
+}
+
+/// llama.cpp takes a longer context than the model's as well, and 4096 where none is known.
+fn tokens(spec: &ServiceSpec, facts: &ModelFacts) -> u64 {
+    context_of(spec, Some(facts)).unwrap_or(4_096)
 }

@@ -8,6 +8,7 @@ pub mod command;
 pub mod error;
 pub mod histogram;
 pub mod llamacpp;
+pub mod loaded;
 pub mod memory;
 pub mod metrics;
 pub mod token;
@@ -16,7 +17,7 @@ pub mod vllm;
 use std::collections::BTreeMap;
 
 use crate::base::{Bytes, DeviceId, ReleaseNumber, ServiceName};
-use crate::model::{MemoryEstimate, ModelFacts};
+use crate::model::{Correction, Loaded, MemoryEstimate, ModelFacts, Setup, predict};
 use crate::spec::{DeviceKind, EngineSpec, Parallel, ParallelShape, ServiceSpec};
 
 pub use error::EngineError;
@@ -51,6 +52,21 @@ pub trait Engine: Send + Sync {
         facts: &ModelFacts,
         shape: ParallelShape,
     ) -> MemoryEstimate;
+
+    /// The question that [`Self::memory`] answers, where the model's files tell enough to ask it.
+    fn setup(
+        &self,
+        _spec: &ServiceSpec,
+        _facts: &ModelFacts,
+        _shape: ParallelShape,
+    ) -> Option<Setup> {
+        None
+    }
+
+    /// What a log says of the memory that the engine took once it had loaded, or why it refused to.
+    fn read_loaded(&self, log: &str) -> Loaded {
+        loaded::any(log)
+    }
 
     /// The share of each GPU's total memory that the engine takes whatever the model needs, 0 to 1.
     fn memory_share(&self, _spec: &ServiceSpec) -> Option<f64> {
@@ -97,6 +113,22 @@ pub fn of(spec: &EngineSpec) -> Box<dyn Engine> {
         EngineSpec::Vllm => Box::new(vllm::Vllm),
         EngineSpec::LlamaCpp => Box::new(llamacpp::LlamaCpp),
         EngineSpec::Command(settings) => Box::new(command::Command(settings.clone())),
+    }
+}
+
+/// What one rank takes on each of its devices, corrected by what was measured before.
+pub fn corrected_memory(
+    engine: &dyn Engine,
+    spec: &ServiceSpec,
+    facts: &ModelFacts,
+    shape: ParallelShape,
+    correction: Correction,
+) -> MemoryEstimate {
+    match engine.setup(spec, facts, shape) {
+        Some(setup) if spec.memory.is_none() => {
+            memory::heaviest(&predict(facts, &Setup { correction, ..setup }))
+        }
+        _ => engine.memory(spec, facts, shape),
     }
 }
 

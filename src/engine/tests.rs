@@ -123,7 +123,7 @@ fn vllm_takes_a_share_of_the_gpu() {
 fn llamacpp_on_gpus() {
     let s = spec("model='/models/m'\nengine='llamacpp'\nargs=['-np','8','--no-mmap']");
     let command = run(&s, Some(&facts(ModelFormat::Gguf)), &gpus(2), true).unwrap();
-    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 /app/llama-server -m /models/m/entry --alias chat --host 0.0.0.0 --port 21000 -c 32768 -ngl 999 -sm layer --kv-unified --metrics -np 8 --no-mmap");
+    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 LLAMA_ARG_LOG_VERBOSITY=4 /app/llama-server -m /models/m/entry --alias chat --host 0.0.0.0 --port 21000 -c 32768 -ngl 999 -sm layer --kv-unified --metrics -np 8 --no-mmap");
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn llamacpp_on_host_memory() {
             docker: false,
         })
         .unwrap();
-    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES= /opt/llama-server -m /m.gguf --alias chat --host 0.0.0.0 --port 21000 -c 512 -np 4 -ngl 0 --device none -t 2 --kv-unified --metrics");
+    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES= LLAMA_ARG_LOG_VERBOSITY=4 /opt/llama-server -m /m.gguf --alias chat --host 0.0.0.0 --port 21000 -c 512 -np 4 -ngl 0 --device none -t 2 --kv-unified --metrics");
 }
 
 #[test]

@@ -5,12 +5,13 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    memory, metrics, shapes_where,
+    loaded, memory, metrics, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
 use crate::model::{
-    MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device, predict,
+    Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device,
+    predict,
 };
 use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
 
@@ -113,33 +114,40 @@ impl Engine for Vllm {
         if let Some(memory) = spec.memory {
             return fixed_memory(memory);
         }
-        // At least one sequence of full length must fit, or vLLM refuses to start.
-        let tokens = context_of(spec, Some(facts)).unwrap_or(4_096);
-        let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
-        if !facts.tensors.is_empty() && !facts.caches.is_empty() {
-            let number =
-                |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
-            return memory::heaviest(&predict(
-                facts,
-                &Setup {
-                    tensor: shape.tensor.get().into(),
-                    pipeline: shape.pipeline.get().into(),
-                    data: shape.data.get().into(),
-                    context: Some(tokens),
-                    cache: cache.and_then(CacheBits::named),
-                    block: number(&["--block-size"]),
-                    batch: number(&["--max-num-batched-tokens"]),
-                    requests: number(&["--max-num-seqs"]),
-                    eager: args::has(&spec.args, &["--enforce-eager"]),
-                    ..Setup::new(memory::VLLM)
-                },
-            ));
+        if let Some(setup) = self.setup(spec, facts, shape) {
+            return memory::heaviest(&predict(facts, &setup));
         }
+        let tokens = tokens(spec, facts);
+        let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
         let mut overheads = OVERHEADS;
         if cache.is_some_and(|v| v.starts_with("fp8")) {
             overheads.cache_value_bytes = 1;
         }
         per_device(facts, shape, tokens, &overheads)
+    }
+
+    fn setup(&self, spec: &ServiceSpec, facts: &ModelFacts, shape: ParallelShape) -> Option<Setup> {
+        if facts.tensors.is_empty() || facts.caches.is_empty() {
+            return None;
+        }
+        let number = |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+        let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
+        Some(Setup {
+            tensor: shape.tensor.get().into(),
+            pipeline: shape.pipeline.get().into(),
+            data: shape.data.get().into(),
+            context: Some(tokens(spec, facts)),
+            cache: cache.and_then(CacheBits::named),
+            block: number(&["--block-size"]),
+            batch: number(&["--max-num-batched-tokens"]),
+            requests: number(&["--max-num-seqs"]),
+            eager: args::has(&spec.args, &["--enforce-eager"]),
+            ..Setup::new(memory::VLLM)
+        })
+    }
+
+    fn read_loaded(&self, log: &str) -> Loaded {
+        loaded::vllm(log)
     }
 
     fn memory_share(&self, spec: &ServiceSpec) -> Option<f64> {
@@ -168,6 +176,11 @@ impl Engine for Vllm {
     fn metric_names(&self) -> Option<&'static metrics::Names> {
         Some(&metrics::VLLM)
     }
+}
+
+/// At least one sequence of full length must fit, or vLLM refuses to start.
+fn tokens(spec: &ServiceSpec, facts: &ModelFacts) -> u64 {
+    context_of(spec, Some(facts)).unwrap_or(4_096)
 }
 
 /// Query heads must divide evenly; key/value heads too, or be replicated a whole number of times.

@@ -22,7 +22,7 @@ pub enum HeaderError {
     #[error("{0}")]
     NotThisFormat(String),
     /// Its header is larger than is read.
-    #[error("the header is larger than {limit}: {what}")]
+    #[error("too large: {what} (at most {limit})")]
     TooLarge {
         /// The limit.
         limit: Bytes,

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::cache::{CacheBits, Keeps, LayerCache};
+use super::calibration::Correction;
 use super::facts::{Certainty, ModelFacts};
 use super::memory::WeightSplit;
 use super::tensors::{self, Place, Ranks, Split, mul_div};
@@ -113,6 +114,8 @@ pub struct Rules {
     pub block: u64,
     /// Share of a GPU, unless asked for otherwise.
     pub utilisation: f64,
+    /// The least that this default was in any version.
+    pub utilisation_low: f64,
     /// Tokens of one step.
     pub batch: u64,
     /// Requests at a time.
@@ -123,6 +126,8 @@ pub struct Rules {
     pub communication: Bar,
     /// Graphs.
     pub graphs: Bar,
+    /// What loading takes besides the weights themselves, and is counted with them.
+    pub loading: Bar,
 }
 
 /// A question: this model, so divided.
@@ -156,6 +161,8 @@ pub struct Setup {
     pub requests: Option<u64>,
     /// No graphs are captured.
     pub eager: bool,
+    /// What was measured of this model with this engine on this GPU.
+    pub correction: Correction,
 }
 
 impl Setup {
@@ -176,7 +183,59 @@ impl Setup {
             batch: None,
             requests: None,
             eager: false,
+            correction: Correction::default(),
         }
+    }
+
+    /// The memory that the engine takes of a GPU, where that is given.
+    pub(super) fn budget(&self) -> Option<Bar> {
+        let total = self.gpu?;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u64
+        let of = |share: f64| (total as f64 * share.clamp(0.0, 1.0)) as u64;
+        Some(match (self.rules.budget, self.utilisation) {
+            (Budget::Needed, _) => Bar::exact(total),
+            (_, Some(share)) => Bar::exact(of(share)),
+            (Budget::Static, None) => {
+                let value = total.saturating_sub(self.static_reserve(total));
+                // With a vision tower a twentieth less (`adjust_mem_fraction_for_vlm`).
+                Bar { value, low: value - value / 20, high: value }
+            }
+            // The default has changed between versions.
+            (_, None) => Bar {
+                value: of(self.rules.utilisation),
+                low: of(self.rules.utilisation_low),
+                high: of(self.rules.utilisation),
+            },
+        })
+    }
+
+    /// What `SGLang` leaves outside of its static share of a GPU
+    /// (`server_args.py::_handle_gpu_memory_settings`).
+    fn static_reserve(&self, total: u64) -> u64 {
+        let wide = self.tensor >= 4;
+        let (chunk, graphs) = match total >> 30 {
+            0..20 => (2_048, 8),
+            20..35 => (2_048, if wide { 80 } else { 24 }),
+            35..60 => (4_096, if wide { 160 } else { 32 }),
+            60..160 => (8_192, if wide { 512 } else { 256 }),
+            _ => (16_384, 512),
+        };
+        let chunk = self.batch.unwrap_or(chunk).max(2_048);
+        let graphs = if self.eager { 0 } else { graphs };
+        let ranks = self.tensor.saturating_mul(self.pipeline);
+        let mib = 512 + chunk.saturating_mul(3) / 2 + 2 * graphs + ranks * 1_024 / 8;
+        let least = if total > 60 << 30 { 10 << 10 } else { 0 };
+        mib.max(least) << 20
+    }
+
+    /// The share of a GPU that the engine may take, where it has one.
+    pub(super) fn share_per_mille(&self) -> Option<u32> {
+        if self.rules.budget == Budget::Needed {
+            return None;
+        }
+        let share = self.utilisation.unwrap_or(self.rules.utilisation).clamp(0.0, 1.0);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 1000
+        Some((share * 1_000.0).round() as u32)
     }
 }
 
@@ -264,7 +323,7 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     let stored = match facts.certainty {
         Certainty::Exact => Bar::exact(facts.weight_bytes.0),
         Certainty::Close => Bar::around(facts.weight_bytes.0, 30),
-        Certainty::Guess => Bar::around(facts.weight_bytes.0, 250),
+        Certainty::Guess => Bar::around(facts.weight_bytes.0, 400),
     };
     let layers = facts.layers.map_or(0, u64::from);
     let context = setup.context.or(facts.context).unwrap_or(4_096).max(1);
@@ -315,10 +374,16 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
             high: each(|b| b.high, |b| b.low),
         }
     });
+    let refused = setup.correction.is_refused(setup, context);
+    if refused {
+        notes.push("the engine refused to start with as much and as little".to_owned());
+    }
+    notes.extend(setup.correction.text());
     let fits = known.then(|| {
         ranks
             .iter()
             .all(|r| r.cache_available.is_some_and(|a| a.low >= r.cache_needed.high && a.low > 0))
+            && !refused
     });
     notes.extend(facts.notes.iter().cloned());
     if facts.caches.is_empty() {
@@ -361,7 +426,7 @@ fn one_rank(
     let rules = &setup.rules;
     let by_layers = rules.split == WeightSplit::Layers;
     let tensor = if by_layers { 1 } else { setup.tensor.max(1) };
-    let weights = weights_of(facts, setup, stage, tensor);
+    let weights = setup.correction.weights(weights_of(facts, setup, stage, tensor));
     let caches: Vec<LayerCache> = facts
         .caches
         .iter()
@@ -376,29 +441,24 @@ fn one_rank(
             .fold(0u64, u64::saturating_add)
     };
     let state: u64 = caches.iter().map(|c| c.keeps.per_request(tensor)).sum();
-    let activation = activation_of(facts, setup, tensor);
+    let correction = &setup.correction;
+    let activation = correction.activation(activation_of(facts, setup, tensor));
     let many = setup.tensor * setup.pipeline > 1;
     let communication = if many { rules.context.plus(rules.communication) } else { rules.context };
-    let graphs = if setup.eager { Bar::default() } else { rules.graphs };
+    let communication = correction.communication(communication);
+    let graphs = correction.graphs(if setup.eager { Bar::default() } else { rules.graphs });
     let available = setup.cache_available.map(Bar::exact).or_else(|| {
-        let total = setup.gpu?;
-        let share = setup.utilisation.unwrap_or(rules.utilisation).clamp(0.0, 1.0);
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u64
-        let budget = match rules.budget {
-            Budget::Share | Budget::Static => (total as f64 * share) as u64,
-            Budget::Needed => total,
-        };
         let besides = match rules.budget {
             // Activations and graphs are outside of the static share.
-            Budget::Static => weights.plus(Bar::mib(300, 100, 1_200)),
+            Budget::Static => weights.plus(correction.besides(Bar::mib(300, 100, 1_200))),
             Budget::Share | Budget::Needed => {
                 weights.plus(activation).plus(graphs).plus(communication)
             }
         };
-        Some(Bar::exact(budget).minus(besides))
+        Some(setup.budget()?.minus(besides))
     });
     let pool = PoolOf { setup, caches: &caches, tensor, bits, block, context };
-    let needed = pool.needed();
+    let needed = correction.needed(pool.needed(), rules.pool);
     let all = per_token(false);
     let guessed = match facts.certainty {
         Certainty::Guess => Bar::around(all, 200),
@@ -417,7 +477,11 @@ fn one_rank(
         communication,
         cache_available: available,
         cache_needed: needed,
-        tokens: available.map(|a| pool.tokens(a)),
+        tokens: available.map(|a| {
+            // An engine prints what it has left with two decimals, and keeps a block or two aside.
+            let around = if setup.cache_available.is_some() { Bar::around(a.value, 10) } else { a };
+            correction.tokens(pool.tokens(Bar { value: a.value, ..around }))
+        }),
     }
 }
 
@@ -467,15 +531,17 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
         sum = sum.saturating_add(facts.rope_bytes);
         sum = sum.saturating_add(absorbed(facts, layers, tensor));
     }
-    match facts.certainty {
+    let loading = rules.loading;
+    let sure = match facts.certainty {
         Certainty::Exact => Bar {
             value: sum,
             low: mul_div(sum, 985, 1_000),
             high: mul_div(sum, 1_020, 1_000).saturating_add(64 << 20),
         },
         Certainty::Close => Bar::around(sum, 50),
-        Certainty::Guess => Bar::around(sum, 250),
-    }
+        Certainty::Guess => Bar::around(sum, 400),
+    };
+    sure.plus(loading)
 }
 
 /// Bytes on the device of a share of a tensor as stored.
@@ -498,7 +564,7 @@ fn loaded(
         return share / if tensor.dtype == "F64" { 4 } else { 2 };
     }
     // The index of GPTQ is dropped unless columns are reordered.
-    if tensor.name.ends_with("g_idx") {
+    if tensor.name.ends_with("g_idx") || tensor.name.ends_with(".zero_bias") {
         return 0;
     }
     // MXFP4 kernels pad both sides of an expert to whole tiles (vLLM `fused_moe/oracle/mxfp4.py`).

@@ -54,6 +54,37 @@ pub struct HfConfig {
     top: Map<String, Value>,
 }
 
+/// Numbers without which nothing can be counted: where one is there and is no number, the family's
+/// default must not stand in for it. (Some families have a list of them, one for each layer.)
+const COUNTS: [&str; 14] = [
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "vocab_size",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_embd",
+    "n_layer",
+    "n_head",
+];
+
+fn check_counts(place: &Map<String, Value>) -> Result<(), HeaderError> {
+    for key in COUNTS {
+        let Some(value) = place.get(key) else { continue };
+        let other = matches!(value, Value::String(_) | Value::Bool(_) | Value::Object(_));
+        if other && whole(value).is_none() {
+            let shown = text::clean(&value.to_string(), 40);
+            return Err(HeaderError::broken(format!("`{key}` is {shown}, which is no count")));
+        }
+    }
+    Ok(())
+}
+
 /// Reads a `config.json`.
 pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
     let read = serde_json::from_slice(json)
@@ -73,10 +104,13 @@ pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
         places.insert(0, inner);
         deepest = inner;
     }
+    for place in &places {
+        check_counts(place)?;
+    }
     let find = Places(places);
 
     let attention_heads = find.u32(&["num_attention_heads", "n_head", "n_heads", "num_heads"]);
-    let hidden_size = find.u32(&["hidden_size", "n_embd", "d_model", "dim"]);
+    let hidden_size = find.u32(&["hidden_size", "n_embd", "n_embed", "d_model", "dim"]);
     let multi_query = find.bool("multi_query").unwrap_or(false);
     let kv_heads = find
         .u32(&["num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"])

@@ -5,6 +5,7 @@
 
 pub mod arch;
 pub mod cache;
+pub mod calibration;
 pub mod error;
 pub mod estimate;
 pub mod facts;
@@ -14,16 +15,19 @@ mod gguf_facts;
 pub mod hf_config;
 pub mod inspect;
 pub mod memory;
+pub mod observation;
 pub mod quant;
 pub mod readers;
 pub mod safetensors;
 pub mod tensors;
 
+pub use calibration::Correction;
 pub use error::{HeaderError, ModelError};
 pub use estimate::{Bar, Prediction, RankMemory, Rules, Setup, predict};
 pub use facts::{ModelFacts, ModelFormat};
 pub use inspect::{Found, Inspection, Need};
 pub use memory::{MemoryEstimate, Overheads, WeightSplit, per_device};
+pub use observation::{Loaded, Observation};
 
 /// How far a header could be read from the beginning of a file.
 #[derive(Clone, Debug, PartialEq)]

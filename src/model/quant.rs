@@ -94,6 +94,9 @@ pub struct Quantisation {
     head: bool,
     /// It is not understood: the name says what it is.
     pub unknown: bool,
+    /// Linear layers without a bias have one of zeroes all the same, which engines skip: checkpoints
+    /// of `AutoGPTQ`, whose configuration has no `checkpoint_format` yet.
+    pub zero_bias: bool,
     exact: HashSet<String>,
     words: Vec<Vec<String>>,
     globs: Vec<String>,
@@ -114,6 +117,7 @@ impl Quantisation {
             decoder_only: false,
             head: false,
             unknown: false,
+            zero_bias: false,
             exact: HashSet::new(),
             words: Vec::new(),
             globs: Vec::new(),
@@ -169,6 +173,9 @@ impl Quantisation {
                 this.method = Method::Gptq { bits, group: group_size, ordered: on("desc_act") };
                 this.decoder_only = true;
                 this.head = on("lm_head");
+                this.zero_bias = method == "gptq"
+                    && !config.contains_key("checkpoint_format")
+                    && !config.contains_key("meta");
             }
             "mxfp4" => this.method = Method::Mxfp4,
             "bitsandbytes" => {

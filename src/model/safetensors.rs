@@ -297,7 +297,7 @@ pub(crate) mod tests {
                 ),
             ),
             (
-                "larger than",
+                "too large",
                 file("{}", 0)
                     .iter()
                     .enumerate()

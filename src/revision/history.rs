@@ -9,6 +9,7 @@ use super::RevisionError;
 use super::commit::{REASON_TRAILER, RELEASE_TRAILER, SERVICE_TRAILER, signature};
 use super::repo::{DeckRepo, RELEASE_REFS, revision};
 use crate::base::{ReleaseNumber, Revision, ServiceName, Timestamp, text};
+use crate::model::Observation;
 use crate::rollout::Outcome;
 
 pub(super) const NOTES_REF: &str = "refs/notes/gpudeck";
@@ -32,12 +33,22 @@ pub struct HistoryEntry {
     pub subject: String,
     /// How its rollout ended; none while that is open, or if nobody wrote it down.
     pub outcome: Option<Outcome>,
+    /// What its engines logged of their memory beside what was foreseen.
+    pub memory: Vec<Observation>,
 }
 
+/// Most measurements kept of one release, the newest.
+const MAX_MEMORY: usize = 8;
+/// Longest note that is read.
+const MAX_NOTE: usize = 64 << 10;
+
 /// What a note holds.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Note {
-    outcome: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    memory: Vec<Observation>,
 }
 
 /// The trailers of a commit of ours.
@@ -66,6 +77,7 @@ impl DeckRepo {
                 continue;
             }
             let seconds = u64::try_from(commit.time().seconds()).unwrap_or(0);
+            let note = self.note(oid);
             entries.push(HistoryEntry {
                 release,
                 revision: revision(oid),
@@ -76,7 +88,8 @@ impl DeckRepo {
                     &String::from_utf8_lossy(commit.summary_bytes().unwrap_or_default()),
                     100,
                 ),
-                outcome: self.outcome(oid),
+                outcome: note.outcome,
+                memory: note.memory,
             });
         }
         Ok(entries)
@@ -88,10 +101,28 @@ impl DeckRepo {
         Ok(ReleaseNumber(newest.saturating_add(1)))
     }
 
-    /// Writes down how a release ended, as a note on its commit; a later one replaces it.
+    /// Writes down how a release ended, in the note on its commit; a later one replaces it.
     pub fn set_outcome(&self, at: &Revision, outcome: &Outcome) -> Result<(), RevisionError> {
         let oid = self.oid(at)?;
-        let note = serde_json::to_string(&Note { outcome: outcome.clone() })
+        self.set_note(oid, &Note { outcome: Some(outcome.clone()), ..self.note(oid) })
+    }
+
+    /// Writes down what an engine of a release logged of its memory, in the note on its commit. The
+    /// same once more changes nothing.
+    pub fn add_memory(&self, at: &Revision, seen: &Observation) -> Result<(), RevisionError> {
+        let oid = self.oid(at)?;
+        let mut note = self.note(oid);
+        if note.memory.last() == Some(seen) {
+            return Ok(());
+        }
+        note.memory.push(seen.clone());
+        let over = note.memory.len().saturating_sub(MAX_MEMORY);
+        note.memory.drain(..over);
+        self.set_note(oid, &note)
+    }
+
+    fn set_note(&self, oid: Oid, note: &Note) -> Result<(), RevisionError> {
+        let note = serde_json::to_string(note)
             .map_err(|e| RevisionError::Git { message: e.to_string() })?;
         let by = signature(&self.repo, None)?;
         self.repo.note(&by, &by, Some(NOTES_REF), oid, &note, true)?;
@@ -126,16 +157,17 @@ impl DeckRepo {
         Ok(found.into_iter().rev().collect())
     }
 
-    /// A note that is missing or written by somebody else's hand is no outcome, not an error.
-    fn outcome(&self, oid: Oid) -> Option<Outcome> {
+    /// A note that is missing or written by somebody else's hand says nothing, and is no error.
+    fn note(&self, oid: Oid) -> Note {
         match self.repo.find_note(Some(NOTES_REF), oid) {
-            Ok(note) => {
-                serde_json::from_slice::<Note>(note.message_bytes()).ok().map(|n| n.outcome)
-            }
-            Err(e) if e.code() == ErrorCode::NotFound => None,
+            Ok(note) => Some(note.message_bytes())
+                .filter(|bytes| bytes.len() <= MAX_NOTE)
+                .and_then(|bytes| serde_json::from_slice::<Note>(bytes).ok())
+                .unwrap_or_default(),
+            Err(e) if e.code() == ErrorCode::NotFound => Note::default(),
             Err(error) => {
                 tracing::warn!(%error, "a note of the deck cannot be read");
-                None
+                Note::default()
             }
         }
     }

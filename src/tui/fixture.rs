@@ -353,6 +353,7 @@ fn chat() -> ServiceView {
         traffic: traffic(41.2, 0.03, 182.0),
         trouble: None,
         progress: None,
+        memory: Vec::new(),
     }
 }
 
@@ -396,6 +397,7 @@ fn code() -> ServiceView {
         traffic: traffic(12.1, 0.0, 95.0),
         trouble: None,
         progress: None,
+        memory: Vec::new(),
     }
 }
 

@@ -18,7 +18,7 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 const MAX_REQUESTS: usize = 8_000;
 
 /// Files whose beginnings are fetched at once, and their bytes together.
-const AHEAD: usize = 63;
+const AHEAD: usize = 255;
 const AHEAD_BYTES: u32 = 2 << 20;
 
 /// Why nothing is known of a model.

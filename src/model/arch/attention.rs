@@ -64,6 +64,7 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         | "qwen3_vl_moe_text"
         | "qwen3_omni_moe_text"
         | "gemma3_text"
+        | "gemma3n_text"
         | "apertus"
         | "exaone4"
         | "exaone_moe"
@@ -104,8 +105,10 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
     let every = conf.stated(&["sliding_window_pattern", "_sliding_window_pattern"]);
     match conf.kind.as_str() {
         "gemma2" => size("sliding_window").filter(|_| layer.is_multiple_of(2)),
-        "gemma3_text" | "gemma3n_text" => size("sliding_window")
+        "gemma3_text" => size("sliding_window")
             .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(6).max(1))),
+        "gemma3n_text" => size("sliding_window")
+            .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(5).max(1))),
         "cohere2" => size("sliding_window")
             .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(4).max(1))),
         "olmo3" | "exaone4" | "exaone_moe" => size("sliding_window")

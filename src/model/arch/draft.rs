@@ -28,6 +28,25 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
                 build.plain(&format!("{at}.shared_head.head.weight"), &[n.vocab, n.hidden], 1);
             }
         }
+        // `MiMo`: a layer of its own kind, with the two halves that it joins.
+        "mimo" => {
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            for layer in 0..count {
+                let at = format!("model.mtp_layers.{layer}");
+                build.attention(&at, "self_attn", n.layers);
+                build.mlp(&at, "mlp", n.inner);
+                build.linear(&format!("{at}.input_proj"), n.hidden, 2 * n.hidden, false);
+                for norm in [
+                    "input_layernorm",
+                    "post_attention_layernorm",
+                    "token_layernorm",
+                    "hidden_layernorm",
+                    "final_layernorm",
+                ] {
+                    build.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
+                }
+            }
+        }
         // A small model of its own under `mtp.`, sharing embedding and head.
         "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
             let usual = u64::from(conf.is(&["qwen3_next"]));

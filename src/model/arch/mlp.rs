@@ -154,6 +154,12 @@ impl Build<'_> {
             }
             "mpt" => conf.number(&["expansion_ratio"]).unwrap_or(4) * n.hidden,
             "chatglm" => conf.stated(&["ffn_hidden_size"]).unwrap_or(n.inner),
+            // A width for each layer.
+            "gemma3n_text" => conf
+                .list("intermediate_size")
+                .and_then(|list| list.get(usize::try_from(layer).ok()?))
+                .and_then(whole)
+                .map_or(n.inner, |width| width.min(1 << 24)),
             "qwen" => n.inner / 2,
             "nanochat" => n.inner,
             "lfm2" | "lfm2_moe" if conf.flag("block_auto_adjust_ff_dim") == Some(true) => {

@@ -7,6 +7,7 @@
 mod attention;
 pub mod conf;
 mod draft;
+mod gemma3n;
 mod mlp;
 mod state;
 mod vision;
@@ -124,6 +125,8 @@ impl Build<'_> {
         }
         if bias {
             self.plain(&format!("{module}.bias"), &[rows], count);
+        } else if self.quantisation.zero_bias && self.quantisation.covers(module) {
+            self.typed(&format!("{module}.zero_bias"), &[rows], count, ("F16", 2));
         }
     }
 
@@ -260,9 +263,8 @@ const KNOWN_ELSEWHERE: [&str; 22] = [
 ];
 
 /// Families whose defaults are known, but not all their parts.
-const PARTLY: [&str; 15] = [
+const PARTLY: [&str; 14] = [
     "doge",
-    "gemma3n_text",
     "gemma4_text",
     "gemma4_unified_text",
     "longcat_flash",
@@ -279,7 +281,10 @@ const PARTLY: [&str; 15] = [
 ];
 
 fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
-    let hidden = conf.number(&["hidden_size", "n_embd", "d_model", "dim"])?;
+    let hidden = conf
+        .stated(&["n_embed"])
+        .filter(|_| conf.is(&["bloom"]))
+        .or_else(|| conf.number(&["hidden_size", "n_embd", "d_model", "dim"]))?;
     let pattern = conf.text_of("hybrid_override_pattern");
     let listed = conf.list("layers_block_type").map(<[Value]>::len);
     let layers = conf
@@ -345,6 +350,7 @@ impl Build<'_> {
             "gpt2" | "gpt_bigcode" | "gpt_neo" => {
                 self.plain("model.wpe.weight", &[positions, n.hidden], 1);
             }
+            "gemma3n_text" => self.gemma3n_embedding(),
             "opt" => self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1),
             "bloom" => self.norm("model.word_embeddings_layernorm", n.hidden),
             "mpt"
@@ -387,6 +393,9 @@ impl Build<'_> {
         }
         self.layer_norms(&at, layer);
         self.feed_forward(&at, layer);
+        if conf.is(&["gemma3n_text"]) {
+            self.gemma3n_layer(&at, layer);
+        }
     }
 
     fn layer_norms(&mut self, at: &str, layer: u64) {
@@ -394,7 +403,7 @@ impl Build<'_> {
         let names: &[&str] = match self.conf.kind.as_str() {
             "olmo" | "nanochat" => &[],
             "cohere" | "cohere2" | "cohere2_moe" | "phi" | "gptj" => &["input_layernorm"],
-            "gemma2" | "gemma3_text" => &[
+            "gemma2" | "gemma3_text" | "gemma3n_text" => &[
                 "input_layernorm",
                 "post_attention_layernorm",
                 "pre_feedforward_layernorm",
@@ -435,7 +444,10 @@ impl Build<'_> {
         if !self.conf.is(&["olmo", "nanochat"]) && before {
             self.norm("model.norm", n.hidden);
         }
-        if !tied {
+        // Published checkpoints of Falcon hold the head, whose weights are the embedding's; engines
+        // leave it aside.
+        let held = self.conf.is(&["falcon"]) && self.conf.given("tie_word_embeddings").is_none();
+        if !tied || held {
             let bias = self.conf.is(&["phi", "gptj"]) || self.conf.on("lm_head_bias");
             self.linear("lm_head", n.vocab, n.hidden, bias);
         }

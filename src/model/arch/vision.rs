@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 use super::{Build, Certainty, conf::Conf};
 
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
+    if top.get("model_type").and_then(Value::as_str) == Some("gemma3n") {
+        return super::gemma3n::towers(build, top);
+    }
     let Some(vision) = Conf::part(top, "vision_config") else {
         for key in ["audio_config", "vision_tower", "mm_vision_tower", "visual"] {
             if top.get(key).is_some_and(|v| !v.is_null()) {

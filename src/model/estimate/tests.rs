@@ -20,15 +20,23 @@ fn rules(engine: &str) -> Rules {
         budget: Budget::Share,
         vocabulary: 64,
         block: 16,
-        utilisation: 0.9,
+        utilisation: 0.92,
+        utilisation_low: 0.9,
         batch: 8_192,
         requests: 256,
         context: Bar::mib(277, 50, 700),
         communication: Bar::mib(1_000, 300, 1_874),
         graphs: Bar::mib(1_024, 300, 2_300),
+        loading: Bar::default(),
     };
     match engine {
-        "sglang" => Rules { pool: Pool::Tokens, remainder: Remainder::Last, block: 1, ..base },
+        "sglang" => Rules {
+            pool: Pool::Tokens,
+            remainder: Remainder::Last,
+            block: 1,
+            loading: Bar::mib(145, 60, 320),
+            ..base
+        },
         "llamacpp" => Rules {
             pool: Pool::Cells,
             split: WeightSplit::Layers,
@@ -221,9 +229,9 @@ fn nothing_fits_unless_it_surely_does() {
     };
     let needed = 4_096 * 4 * 2 * 2 * 128 * 2;
     assert_eq!(exact(needed).fits, Some(true));
-    assert_eq!(exact(needed).tokens, Some(Bar::exact(4_096)));
+    assert_eq!(exact(needed).tokens.unwrap().value, 4_096);
     assert_eq!(exact(needed - 1).fits, Some(false));
-    assert_eq!(exact(needed - 1).tokens, Some(Bar::exact(4_080)), "whole blocks only");
+    assert_eq!(exact(needed - 1).tokens.unwrap().value, 4_080, "whole blocks only");
 }
 
 #[test]

@@ -106,6 +106,10 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
         ", as in the deck"
     };
     out.push(field("release", format!("{release}{change}"), theme.text));
+    if let Some(memory) = service.memory.first() {
+        let words = format!("memory     {}: {}", memory.release, memory.seen.text());
+        out.extend(crate::tui::dialogs::wrapped(&words, width, theme.dim));
+    }
     if let Some(rollout) = &service.rollout {
         let mut line = super::rollout::headline(state, service, rollout);
         line.spans.insert(0, Span::styled(format!("{:<10} ", "rollout"), theme.dim));

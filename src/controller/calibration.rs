@@ -1,0 +1,273 @@
+//! What engines log of their memory once they have loaded: read back from the ranks' logs, kept in the
+//! deck (the note on the release's commit), shown beside the prediction, and used for the next one.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::actions::{self, Means};
+use super::core::{Core, Input};
+use crate::api::{MemoryView, Severity};
+use crate::base::{Bytes, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName};
+use crate::engine::{self, Engine, loaded::MAX_LOG};
+use crate::model::observation::Where;
+use crate::model::{Correction, Loaded, ModelFacts, Observation, Setup};
+use crate::placement::HostCapacity;
+use crate::rollout::{EventKind, Phase, Release, ServiceState};
+use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
+use crate::weights::{self, LinkFiles};
+
+/// Piece of a log that is asked for at once.
+const PIECE: u32 = 256 << 10;
+/// Longest that reading the logs of a replica may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Replicas whose logs are read at a time.
+const AT_ONCE: usize = 4;
+/// Most measurements kept in memory of one service, the newest.
+const MOST: usize = 64;
+/// Most questions that are remembered as asked.
+const MOST_ASKED: usize = 10_000;
+
+/// What is not asked twice: a service's release on one kind of device, and whether it ran.
+type Asked = (ServiceName, ReleaseNumber, String, bool);
+
+/// Reads logs in tasks of its own, which end with it.
+#[derive(Debug)]
+pub struct MemoryReader {
+    tasks: JoinSet<()>,
+    turns: Arc<Semaphore>,
+    asked: BTreeSet<Asked>,
+}
+
+impl Default for MemoryReader {
+    fn default() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            asked: BTreeSet::new(),
+        }
+    }
+}
+
+/// What is to be read and compared.
+struct Question {
+    service: ServiceName,
+    release: ReleaseNumber,
+    spec: ServiceSpec,
+    shape: ParallelShape,
+    ranks: Vec<(RankId, HostName)>,
+    place: Where,
+}
+
+impl Core {
+    /// Begins to read what a replica's engine logged, where an event says that it has loaded, or that
+    /// it gave up before.
+    pub(super) fn look_at_memory(&mut self, before: &ServiceState, kind: &EventKind) {
+        let (replica, ran) = match kind {
+            EventKind::ReplicaReady { replica } => (*replica, true),
+            EventKind::RankEnded { rank, how } if how != "stopped" => (rank.replica, false),
+            _ => return,
+        };
+        let loading = before
+            .replicas
+            .get(&replica.key())
+            .is_some_and(|r| r.attempt == replica.attempt && r.phase == Phase::Loading);
+        if !loading || self.repo.is_none() || self.not_fenced().is_err() {
+            return;
+        }
+        let Some(question) = self.question(before, replica) else { return };
+        let asked = (before.service.clone(), replica.release, question.place.device.clone(), ran);
+        if self.memory.asked.len() >= MOST_ASKED {
+            self.memory.asked.clear();
+        }
+        if !self.memory.asked.insert(asked) {
+            return;
+        }
+        while self.memory.tasks.try_join_next().is_some() {}
+        let (means, turns) = (Arc::clone(&self.means), Arc::clone(&self.memory.turns));
+        self.memory.tasks.spawn(async move {
+            let Ok(_turn) = turns.acquire().await else { return };
+            let looked = tokio::time::timeout(DEADLINE, look(&means, &question, ran)).await;
+            let Ok(Some(seen)) = looked else { return };
+            let (service, release) = (question.service, question.release);
+            let keep = Input::Ask(Box::new(move |core: &mut Core| {
+                core.keep_memory(&service, release, seen);
+            }));
+            let _ = means.inputs.send(keep).await;
+        });
+    }
+
+    fn question(&self, state: &ServiceState, replica: ReplicaId) -> Option<Question> {
+        let release = state.releases.get(&replica.release)?;
+        let plan = release.replica(replica.replica)?;
+        let ids = release.rank_ids(replica.replica, replica.attempt);
+        let ranks = ids.into_iter().zip(plan.ranks.iter().map(|r| r.host.clone())).collect();
+        let first = plan.ranks.first()?;
+        let mut place = Where {
+            engine: engine::of(&release.spec.engine).name().to_owned(),
+            device: "cpu".to_owned(),
+            device_memory: None,
+        };
+        if release.spec.device == DeviceKind::Gpu {
+            let device = first.devices.first()?;
+            (place.device, place.device_memory) = self.gpu_named(&first.host, device)?;
+        }
+        Some(Question {
+            service: state.service.clone(),
+            release: replica.release,
+            spec: release.spec.clone(),
+            shape: shape_of(release, plan.ranks.iter().map(|r| r.devices.len()).sum()),
+            ranks,
+            place,
+        })
+    }
+
+    fn gpu_named(&self, host: &HostName, device: &DeviceId) -> Option<(String, Option<Bytes>)> {
+        self.hub.with(|s| {
+            let gpus = s.hosts.get(host)?.sample.as_ref()?.gpus.list();
+            let gpu = gpus.iter().find(|g| g.device() == *device)?;
+            Some((gpu.name.clone(), gpu.memory.map(|m| m.total)))
+        })
+    }
+
+    /// Writes down what was measured, and shows it.
+    fn keep_memory(&mut self, service: &ServiceName, release: ReleaseNumber, seen: Observation) {
+        let revision = self
+            .state
+            .services
+            .get(service)
+            .and_then(|s| s.releases.get(&release))
+            .map(|r| r.revision.clone());
+        let written = match (&self.repo, revision) {
+            (Some(repo), Some(revision)) => repo.add_memory(&revision, &seen),
+            _ => return,
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "what an engine logged of its memory is not kept in the deck");
+        }
+        self.say(Severity::Info, Some(service), &format!("{release}: {}", seen.text()));
+        let kept = self.files.memory.entry(service.clone()).or_default();
+        kept.push(MemoryView { release, seen });
+        let over = kept.len().saturating_sub(MOST);
+        kept.drain(..over);
+        self.publish_service(service);
+    }
+
+    /// What corrects a prediction for this model, engine and device. A service's own measurements
+    /// and those of others that serve the same model count alike.
+    pub(super) fn correction(&self, facts: &ModelFacts, device: &str, setup: &Setup) -> Correction {
+        let of = self.files.memory.values().flatten().map(|m| &m.seen).filter(|seen| {
+            seen.is_of(facts)
+                && seen.place.engine == setup.rules.engine
+                && seen.place.device == device
+        });
+        Correction::from(&of.collect::<Vec<_>>(), setup.tensor, setup.pipeline)
+    }
+
+    /// What a rank takes on each device, corrected by what was measured on the devices that the hosts
+    /// have: of several kinds, for the one that takes most.
+    pub(super) fn memory_of(
+        &self,
+        engine: &dyn Engine,
+        spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+        hosts: &[HostCapacity],
+    ) -> Bytes {
+        let Some(setup) = engine.setup(spec, facts, shape) else {
+            return engine.memory(spec, facts, shape).total;
+        };
+        let kinds: BTreeSet<&str> = match spec.device {
+            DeviceKind::Cpu => BTreeSet::from(["cpu"]),
+            DeviceKind::Gpu => {
+                hosts.iter().flat_map(|h| &h.gpus).map(|g| g.name.as_str()).collect()
+            }
+        };
+        kinds
+            .into_iter()
+            .map(|device| {
+                let correction = self.correction(facts, device, &setup);
+                engine::corrected_memory(engine, spec, facts, shape, correction).total
+            })
+            .max()
+            .unwrap_or_else(|| engine.memory(spec, facts, shape).total)
+    }
+
+    /// For a plan: what was measured of this model, the newest of each engine and kind of device.
+    pub(super) fn memory_lines(&self, facts: &ModelFacts) -> Vec<String> {
+        let mut shown = BTreeSet::new();
+        let all: Vec<_> = self.files.memory.iter().collect();
+        let of = all.iter().flat_map(|(service, list)| {
+            list.iter().rev().map(move |m| (service, m.release, &m.seen))
+        });
+        of.filter(|(_, _, seen)| seen.is_of(facts))
+            .filter(|(_, _, seen)| shown.insert((seen.place.clone(), seen.tensor, seen.refused)))
+            .take(4)
+            .map(|(service, release, seen)| {
+                format!("measured by {service} {release}: {}", seen.text())
+            })
+            .collect()
+    }
+}
+
+/// How a replica is divided: as its spec says, else tensor parallelism over all its devices.
+fn shape_of(release: &Release, devices: usize) -> ParallelShape {
+    match release.spec.parallel {
+        Parallel::Shape(shape) => shape,
+        Parallel::Auto => {
+            let tensor = u32::try_from(devices).ok().and_then(std::num::NonZeroU32::new);
+            let one = std::num::NonZeroU32::MIN;
+            ParallelShape { tensor: tensor.unwrap_or(one), pipeline: one, data: one }
+        }
+    }
+}
+
+/// Reads the logs of all ranks and the model's headers, and compares.
+async fn look(means: &Means, question: &Question, ran: bool) -> Option<Observation> {
+    let engine = engine::of(&question.spec.engine);
+    let mut loaded = Loaded::default();
+    for (rank, host) in &question.ranks {
+        let log = read_log(means, &question.spec, rank, host).await?;
+        loaded = loaded.with(engine.read_loaded(&log));
+    }
+    // Words of a refusal that it got over are none; and an engine that ended for another reason tells
+    // nothing for sure.
+    loaded.refused &= !ran;
+    if loaded.is_empty() || !ran && !loaded.refused {
+        return None;
+    }
+    let (_, host) = question.ranks.first()?;
+    let source = LinkFiles::new(actions::link(means, host).ok()?);
+    let facts = weights::inspect(&source, &question.spec.model).await.ok()?;
+    let setup = engine.setup(&question.spec, &facts, question.shape)?;
+    let setup = Setup {
+        gpu: question.place.device_memory.map(|b| b.0),
+        utilisation: engine.memory_share(&question.spec).or(setup.utilisation),
+        ..setup
+    };
+    Observation::new(&facts, &setup, question.place.clone(), &loaded)
+}
+
+/// The beginning of a rank's log: an engine says what it took before it serves.
+async fn read_log(
+    means: &Means,
+    spec: &ServiceSpec,
+    rank: &RankId,
+    host: &HostName,
+) -> Option<String> {
+    let runtime = actions::reading_runtime(means, &spec.runtime, host).await.ok()?;
+    let mut log = String::new();
+    let mut offset = 0;
+    while log.len() < MAX_LOG {
+        let piece = runtime.read_log(rank, Some(offset), PIECE).await.ok()?;
+        log.push_str(&piece.text);
+        if piece.text.is_empty() || piece.next_offset <= offset {
+            break;
+        }
+        offset = piece.next_offset;
+    }
+    Some(log)
+}
