@@ -114,7 +114,7 @@ fn command_lines_that_are_not_understood() {
         &["aply", "chat"][..],
         &["apply"],
         &["apply", "chat", "--timeout", "soon"],
-        &["diff", "chat", "x", "r2"],
+        &["diff", "x", "r2"],
     ] {
         let finished = person.run(words, DEADLINE);
         assert_eq!(finished.code(), Some(64), "{finished:#?}");

@@ -294,6 +294,9 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     }
     assert_eq!(json(gpudeck("show r1 --output json"), 0)["release"]["reason"], "first");
     assert_eq!(gpudeck("show r9").code(), Some(8));
+    let diff = gpudeck("diff r1 r2").expect_success().stdout;
+    assert!(diff.contains("\n+env = { GREETING"), "{diff}");
+    assert_eq!(gpudeck("diff r1 r9").code(), Some(8));
     let text = std::fs::read_to_string(&spec).unwrap();
     std::fs::write(&spec, format!("{text}# not applied yet\n")).unwrap();
     let blame = json(gpudeck("blame chat --output json"), 0);

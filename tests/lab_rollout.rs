@@ -68,7 +68,7 @@ fn a_service_is_rolled_forward_and_back_and_no_request_fails() {
     });
     traffic.expect_none_failed("after the undo", 60);
     operator.expect_history(&[("r1", "completed"), ("r2", "completed"), ("r3", "completed")]);
-    let diff = operator.run(&["diff", "chat", "r1", "r2"]).expect_success().stdout;
+    let diff = operator.run(&["diff", "r1", "r2"]).expect_success().stdout;
     assert!(
         diff.contains("-args = [\"-n\", \"600\"") && diff.contains("+args = [\"-n\", \"700\""),
         "{diff}"

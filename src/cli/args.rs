@@ -174,8 +174,6 @@ pub enum Command {
     },
     /// The spec of one release against another's
     Diff {
-        /// Which service
-        service: ServiceName,
         /// The older release, as r3
         from: ReleaseNumber,
         /// The newer release, as r7

@@ -43,14 +43,23 @@ pub fn outcome_words(outcome: Option<&Outcome>) -> String {
     }
 }
 
-/// The spec of one release against another's.
+/// The spec of one release against another's. Their numbers are the deck's, so they name the service.
 pub async fn diff(
     args: &Args,
-    service: &ServiceName,
     from: ReleaseNumber,
     to: ReleaseNumber,
 ) -> Result<Success, Failure> {
-    let diff = attach(args).await?.diff(service, from, to).await?;
+    let client = attach(args).await?;
+    let (older, newer) = (client.release(from).await?, client.release(to).await?);
+    if older.service != newer.service {
+        let message = format!(
+            "{from} is a release of {}, {to} one of {}: they have no spec in common",
+            older.service, newer.service
+        );
+        let hint = format!("`gpudeck history {}` lists its releases", newer.service);
+        return Err(Failure::other(message).with_hint(hint));
+    }
+    let diff = client.diff(&newer.service, from, to).await?;
     match args.output {
         Output::Json => table::json(&diff)?,
         Output::Text => table::out(diff.trim_end())?,

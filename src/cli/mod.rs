@@ -133,7 +133,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Doctor { host } => doctor::run(args, host).await,
         Command::Events { follow } => show::events(args, *follow).await,
         Command::History { service } => history::history(args, service).await,
-        Command::Diff { service, from, to } => history::diff(args, service, *from, *to).await,
+        Command::Diff { from, to } => history::diff(args, *from, *to).await,
         Command::Show { release } => deck::show(args, *release).await,
         Command::Blame { service } => deck::blame(args, service).await,
         Command::Drift { service } => deck::drift(args, service.as_ref()).await,
