@@ -179,7 +179,7 @@ impl Watched {
                 matches!(e, FleetEvent::Link { host: h, state: LinkState::Down { .. } } if *h == host)
             })
             .await;
-        let FleetEvent::Link { state: LinkState::Down { cause, hint, retry_in }, .. } = event
+        let FleetEvent::Link { state: LinkState::Down { cause, hint, retry_in, .. }, .. } = event
         else {
             panic!("{event:?}")
         };

@@ -44,11 +44,7 @@ pub fn outcome_words(outcome: Option<&Outcome>) -> String {
 }
 
 /// The spec of one release against another's. Their numbers are the deck's, so they name the service.
-pub async fn diff(
-    args: &Args,
-    from: ReleaseNumber,
-    to: ReleaseNumber,
-) -> Result<Success, Failure> {
+pub async fn diff(args: &Args, from: ReleaseNumber, to: ReleaseNumber) -> Result<Success, Failure> {
     let client = attach(args).await?;
     let (older, newer) = (client.release(from).await?, client.release(to).await?);
     if older.service != newer.service {
