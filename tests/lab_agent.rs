@@ -213,7 +213,7 @@ fn two_operators_who_come_at_once_do_not_collide() {
     let hosts = [("h1", 1, "user = \"root\""), ("h2", 2, "user = \"root\"")];
     let (one, two) = (person(&lab, &hosts), person(&lab, &hosts));
     std::thread::scope(|scope| {
-        let both = [&one, &two].map(|person| scope.spawn(|| settled(person, "up")));
+        let both = [&one, &two].map(|person| scope.spawn(move || settled(person, "up")));
         for seen in both {
             seen.join().unwrap();
         }
@@ -232,7 +232,8 @@ fn two_operators_who_come_at_once_do_not_collide() {
     }
     // Both measure the same disk and ports at the same time.
     std::thread::scope(|scope| {
-        let both = [&one, &two].map(|person| scope.spawn(|| person.run(["doctor", "h1"], LONG)));
+        let both =
+            [&one, &two].map(|person| scope.spawn(move || person.run(["doctor", "h1"], LONG)));
         for doctor in both {
             let doctor = doctor.join().unwrap().expect_success().stdout;
             assert!(!doctor.contains("BAD") && doctor.contains("disk speed"), "{doctor}");
