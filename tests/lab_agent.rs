@@ -53,6 +53,11 @@ fn settled(person: &Gpudeck, link: &str) -> Value {
     seen.unwrap()
 }
 
+/// Ends the deck's controller, before the lab goes.
+fn stop(person: &Gpudeck) {
+    person.run(["controller", "stop"], LONG).expect_success();
+}
+
 fn state_dir(hosts: &Value, name: &str) -> String {
     hosts[name]["facts"]["state_dir"].as_str().unwrap().to_owned()
 }
@@ -101,7 +106,7 @@ fn hosts_that_share_a_home_keep_their_state_apart() {
         }
         let home = said(&lab, "h1", "ls -A /root");
         assert_eq!(home.contains(".gpudeck"), base.starts_with("/root"), "{home}");
-        person.run(["controller", "stop"], LONG).expect_success();
+        stop(&person);
     }
     assert_eq!(said(&lab, "h1", "ls /root/.gpudeck | wc -l"), "2");
 }
@@ -149,6 +154,8 @@ fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
     let hosts = settled(&carols, "limited");
     let why = hosts["carol"]["link"]["why"].as_str().unwrap();
     assert!(why.contains("belongs to somebody else"), "{why}");
+    stop(&carols);
+    stop(&well);
 }
 
 #[test]
@@ -213,7 +220,7 @@ fn two_operators_who_come_at_once_do_not_collide() {
     let hosts = [("h1", 1, "user = \"root\""), ("h2", 2, "user = \"root\"")];
     let (one, two) = (person(&lab, &hosts), person(&lab, &hosts));
     std::thread::scope(|scope| {
-        let both = [&one, &two].map(|person| scope.spawn(|| settled(person, "up")));
+        let both = [&one, &two].map(|person| scope.spawn(move || settled(person, "up")));
         for seen in both {
             seen.join().unwrap();
         }
@@ -232,7 +239,8 @@ fn two_operators_who_come_at_once_do_not_collide() {
     }
     // Both measure the same disk and ports at the same time.
     std::thread::scope(|scope| {
-        let both = [&one, &two].map(|person| scope.spawn(|| person.run(["doctor", "h1"], LONG)));
+        let both =
+            [&one, &two].map(|person| scope.spawn(move || person.run(["doctor", "h1"], LONG)));
         for doctor in both {
             let doctor = doctor.join().unwrap().expect_success().stdout;
             assert!(!doctor.contains("BAD") && doctor.contains("disk speed"), "{doctor}");
@@ -242,6 +250,8 @@ fn two_operators_who_come_at_once_do_not_collide() {
             }
         }
     });
+    stop(&one);
+    stop(&two);
 }
 
 const NVIDIA_SMI: &str = r#"#!/bin/sh
@@ -284,4 +294,5 @@ fn where_there_is_no_room_or_nothing_may_run_the_host_is_still_seen() {
         let doctor = person.run(["doctor", host], LONG);
         assert!(doctor.stdout.contains("GPUDECK_STATE_DIR"), "{doctor:?}");
     }
+    stop(&person);
 }
