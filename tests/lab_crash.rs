@@ -98,7 +98,7 @@ fn killed_at(
         assert!(started.elapsed() < Duration::from_mins(1), "{what}: neither it nor the end");
         std::thread::yield_now();
     }
-    operator.kill_controller_with(controller);
+    Operator::kill_controller_with(controller);
     let code = if good { 0 } else { 3 };
     operator.expect(&["rollout", "status", "chat", "--wait", "--timeout", "1m"], code);
     let chat = operator.wait_until_chat("rest", |chat| chat.ready == 2 && chat.replicas.len() == 2);

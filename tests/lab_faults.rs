@@ -10,6 +10,8 @@
 //! their own; any other failed request fails the case.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::assigning_clones)] // a service line is easier to read whole
+#![allow(clippy::unused_self)] // that the stage is set is said by its being there
 
 #[path = "faults/cases.rs"]
 mod cases;

@@ -123,7 +123,7 @@ async fn what_the_engine_logged_corrects_the_next_prediction_and_stays_in_the_de
     running.stop().await;
     let repo = DeckRepo::open(&world.deck_dir()).unwrap();
     let history = repo.history(&"chat".parse().unwrap(), 5).unwrap();
-    assert_eq!(history[0].memory, [seen.clone()]);
+    assert_eq!(history[0].memory, std::slice::from_ref(&seen));
     assert_eq!(history[0].outcome, Some(Outcome::Completed));
     let (running, client) = controller(&world, &deck).await;
     let again = wait(&client, "the same", |v| Some(v.memory.first()?.seen.clone())).await;

@@ -11,7 +11,7 @@ use crate::wire::Refusal;
 ///
 /// # Errors
 /// [`Refusal::PortInUse`] where something listens (or is about to), [`Refusal::PortLingers`] where the
-/// port is just the near end of a connection that the host made, or of one in TIME_WAIT.
+/// port is just the near end of a connection that the host made, or of one in `TIME_WAIT`.
 pub fn check_free(port: u16) -> Result<(), Refusal> {
     match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -50,7 +50,7 @@ fn holder(sockets: &[Socket]) -> Option<String> {
     Some(format!("pid {pid} {}", process::name(pid)))
 }
 
-/// The sockets on `port`, from /proc/net/tcp (proc(5)); those in TIME_WAIT are among them.
+/// The sockets on `port`, from `/proc/net/tcp` (proc(5)); those in `TIME_WAIT` are among them.
 fn sockets_on(table: &str, port: u16) -> Vec<Socket> {
     const LISTEN: &str = "0A";
     let read = |line: &str| -> Option<Socket> {
@@ -93,7 +93,7 @@ mod tests {
         let (far, _) = listener.accept().unwrap();
         let port = near.local_addr().unwrap().port();
         assert_eq!(check_free(port), Err(Refusal::PortLingers { port }));
-        // Who closes first keeps the port in TIME_WAIT.
+        // Who closes first keeps the port in `TIME_WAIT`.
         drop(near);
         drop(far);
         assert_eq!(check_free(port), Err(Refusal::PortLingers { port }));

@@ -57,7 +57,7 @@ pub async fn run(args: &Args, format: Option<Format>) -> Result<Success, Failure
         Format::Json => table::json(&snapshot.hosts)?,
         Format::Csv => table::out(snapshot_csv::csv(&snapshot, now).trim_end())?,
         Format::Prometheus => {
-            table::out(snapshot_prometheus::prometheus(&snapshot, now).trim_end())?
+            table::out(snapshot_prometheus::prometheus(&snapshot, now).trim_end())?;
         }
     }
     Ok(Success::Done)

@@ -426,11 +426,11 @@ mod tests {
     fn what_another_release_has_already_is_not_told_twice() {
         let both = of("gateways = [\"a\", \"b\"]").unwrap();
         let (a, b) = (of("gateway = \"a\"").unwrap(), of("gateway = \"b\"").unwrap());
-        assert_eq!(a.beside(&[both.clone()]), None);
+        assert_eq!(a.beside(std::slice::from_ref(&both)), None);
         let names = |g: Option<Gateways>| g.map(|g| g.places.keys().cloned().collect::<Vec<_>>());
-        assert_eq!(names(both.beside(&[a.clone()])), names(Some(b)));
+        assert_eq!(names(both.beside(std::slice::from_ref(&a))), names(Some(b)));
         // Another backend of the same gateway is another table.
         let other = of("gateway = \"a\"\nbackend = \"old\"").unwrap();
-        assert_eq!(names(other.beside(&[a.clone()])), names(Some(a)));
+        assert_eq!(names(other.beside(std::slice::from_ref(&a))), names(Some(a)));
     }
 }

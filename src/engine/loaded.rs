@@ -176,12 +176,15 @@ struct Buffers {
     compute: u64,
 }
 
+/// Where a kind of buffer is summed up.
+type Slot = fn(&mut Buffers) -> &mut u64;
+
 /// llama.cpp: with several devices the one that holds most; with none, host memory.
 pub fn llama_cpp(log: &str) -> Loaded {
     let mut devices: BTreeMap<String, Buffers> = BTreeMap::new();
     let mut out = Loaded::default();
     for line in lines(log) {
-        let kinds: [(&[&str], fn(&mut Buffers) -> &mut u64); 3] = [
+        let kinds: [(&[&str], Slot); 3] = [
             // Until 2024 a model's buffers had no word before `buffer`.
             (&[" model buffer size", "llm_load_tensors:"], |b| &mut b.model),
             (&[" KV buffer size", " RS buffer size", " SWA KV buffer size"], |b| &mut b.cache),

@@ -192,12 +192,12 @@ impl Operator {
     /// Kills the controller with SIGKILL and waits until it is dead.
     #[track_caller]
     pub fn kill_controller(&self) {
-        self.kill_controller_with(self.controller_pid());
+        Self::kill_controller_with(self.controller_pid());
     }
 
     /// The same when its process is known already.
     #[track_caller]
-    pub fn kill_controller_with(&self, pid: i64) {
+    pub fn kill_controller_with(pid: i64) {
         let target = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         rustix::process::kill_process(target, rustix::process::Signal::KILL).unwrap();
         wait_until("the controller's death", Duration::from_secs(10), || {

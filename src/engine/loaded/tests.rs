@@ -1,6 +1,7 @@
 //! Lines as engines printed them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small numbers
+#![allow(clippy::unnecessary_wraps)] // as the fields have them
 use super::*;
 
 fn gib(n: f64) -> Option<Bytes> {
