@@ -33,9 +33,7 @@ impl Deck {
     fn new() -> Self {
         let person = Gpudeck::new();
         let traces = Traces::of(&person);
-        // The next ports are free too, most likely.
-        let free = TcpListener::bind(("0.0.0.0", 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
+        let port = common::engine_port();
         let deck = Self { traces, person, port };
         deck.run("init").expect_success();
         deck.write("deck.toml", &deck.deck_toml());

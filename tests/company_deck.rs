@@ -269,7 +269,7 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
     gpudeck("init").expect_success();
     let agent = person.home().join("agent");
-    let port = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port();
+    let port = common::engine_port();
     let file = person.deck().join("deck.toml");
     let before = std::fs::read_to_string(&file).unwrap();
     let host = format!(

@@ -28,10 +28,6 @@ env    = {{ GREETING = "{greeting}" }}
     )
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port()
-}
-
 /// A deck whose only host is this machine, with a service `chat` that was not applied yet.
 fn deck() -> Gpudeck {
     let person = Gpudeck::new();
@@ -40,7 +36,7 @@ fn deck() -> Gpudeck {
     let before = std::fs::read_to_string(&file).unwrap();
     let host = format!(
         "\n[hosts.here]\ntransport = \"local\"\nfirst_engine_port = {}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
-        free_port(),
+        common::engine_port(),
         person.home().join("agent").display()
     );
     std::fs::write(&file, before + &host).unwrap();

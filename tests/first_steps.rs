@@ -42,11 +42,6 @@ fn add(file: &Path, text: &str) {
     std::fs::write(file, before + text).unwrap();
 }
 
-/// A port of which the next ones are free too, most likely.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port()
-}
-
 const SERVICE: &str = r#"
 model  = "tiny"
 engine = { command = { run = ["{gpudeck}", "sim-engine", "--port", "{port}", "--load-time", "100ms"] } }
@@ -78,7 +73,7 @@ fn from_an_empty_directory_to_an_undo() {
     // This machine, without SSH. The running controller takes it up by itself.
     let host = format!(
         "\n[hosts.here]\ntransport = \"local\"\nfirst_engine_port = {}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
-        free_port(),
+        common::engine_port(),
         person.home().join("agent").display()
     );
     add(&deck_toml, &host);

@@ -7,28 +7,40 @@ use std::net::{Ipv4Addr, TcpListener};
 use super::process;
 use crate::wire::Refusal;
 
-/// Refuses a port on which something listens.
+/// Refuses a port that cannot be bound.
 ///
 /// # Errors
-/// [`Refusal::PortInUse`].
+/// [`Refusal::PortInUse`] where something listens (or is about to), [`Refusal::PortLingers`] where the
+/// port is just the near end of a connection that the host made, or of one in TIME_WAIT.
 pub fn check_free(port: u16) -> Result<(), Refusal> {
     match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(Refusal::PortInUse { port, holder: holder(port) })
+            let sockets: Vec<Socket> = ["/proc/net/tcp", "/proc/net/tcp6"]
+                .iter()
+                .filter_map(|path| fs::read_to_string(path).ok())
+                .flat_map(|table| sockets_on(&table, port))
+                .collect();
+            if !sockets.is_empty() && sockets.iter().all(|s| !s.listens) {
+                return Err(Refusal::PortLingers { port });
+            }
+            Err(Refusal::PortInUse { port, holder: holder(&sockets) })
         }
         // A privileged port may not be ours to try; the engine will say so itself.
         _ => Ok(()),
     }
 }
 
+/// A TCP socket whose near end is the port.
+#[derive(Debug, PartialEq, Eq)]
+struct Socket {
+    listens: bool,
+    inode: u64,
+}
+
 /// Who listens on a port: `pid 123 llama-server`. Processes of other users cannot be told.
-fn holder(port: u16) -> Option<String> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| listening_inodes(&table, port))
-        .map(|inode| format!("socket:[{inode}]"))
-        .collect();
+fn holder(sockets: &[Socket]) -> Option<String> {
+    let inodes: Vec<String> =
+        sockets.iter().filter(|s| s.listens).map(|s| format!("socket:[{}]", s.inode)).collect();
     let pid = process::pids().find(|pid| {
         fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().any(|fd| {
             fs::read_link(fd.path())
@@ -38,16 +50,17 @@ fn holder(port: u16) -> Option<String> {
     Some(format!("pid {pid} {}", process::name(pid)))
 }
 
-/// Inodes of the sockets that listen on `port`, from /proc/net/tcp (proc(5)).
-fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
+/// The sockets on `port`, from /proc/net/tcp (proc(5)); those in TIME_WAIT are among them.
+fn sockets_on(table: &str, port: u16) -> Vec<Socket> {
     const LISTEN: &str = "0A";
-    let read = |line: &str| -> Option<u64> {
+    let read = |line: &str| -> Option<Socket> {
         let mut fields = line.split_ascii_whitespace();
         let local = fields.nth(1)?;
         let state = fields.nth(1)?;
         let inode = fields.nth(5)?.parse().ok()?;
         let (_, hex) = local.rsplit_once(':')?;
-        (state == LISTEN && u16::from_str_radix(hex, 16).ok()? == port).then_some(inode)
+        let listens = state == LISTEN;
+        (u16::from_str_radix(hex, 16).ok()? == port).then_some(Socket { listens, inode })
     };
     table.lines().skip(1).filter_map(read).collect()
 }
@@ -71,12 +84,31 @@ mod tests {
         assert_eq!(check_free(port), Ok(()));
     }
 
+    /// What took an engine's port in a suite of tests: the kernel gives such ports to whoever connects, and
+    /// keeps them for a minute after the connection's end. No reason to give a release up.
+    #[test]
+    fn a_connections_near_end_is_free_soon() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let port = near.local_addr().unwrap().port();
+        assert_eq!(check_free(port), Err(Refusal::PortLingers { port }));
+        // Who closes first keeps the port in TIME_WAIT.
+        drop(near);
+        drop(far);
+        assert_eq!(check_free(port), Err(Refusal::PortLingers { port }));
+    }
+
     #[test]
     fn reads_the_kernels_table() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0\n   \
             1: 0100007F:1F90 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 777 1 0";
-        assert_eq!(listening_inodes(table, 8080), [12345]);
-        assert!(listening_inodes(table, 8081).is_empty());
+        let seen = sockets_on(table, 8080);
+        assert_eq!(
+            seen,
+            [Socket { listens: true, inode: 12345 }, Socket { listens: false, inode: 777 }]
+        );
+        assert!(sockets_on(table, 8081).is_empty());
     }
 }

@@ -94,6 +94,11 @@ impl Hint for Refusal {
                 "stop what listens there, or set `first_engine_port` of the host in deck.toml"
                     .to_owned()
             }
+            Self::PortLingers { .. } => {
+                "set `first_engine_port` of the host in deck.toml outside of its \
+                 net.ipv4.ip_local_port_range"
+                    .to_owned()
+            }
             Self::NoFile { path } => {
                 format!("put the file there or correct `model` in the service's spec ({path})")
             }

@@ -88,7 +88,10 @@ impl RuntimeError {
         match self {
             Self::Link(LinkError::Down { .. } | LinkError::Timeout { .. }) => true,
             Self::Link(LinkError::Refused { refusal, .. }) => {
-                matches!(refusal, Refusal::MemoryBusy { .. } | Refusal::Held { .. })
+                matches!(
+                    refusal,
+                    Refusal::MemoryBusy { .. } | Refusal::Held { .. } | Refusal::PortLingers { .. }
+                )
             }
             Self::Link(LinkError::Unexpected { .. }) => false,
             Self::Engine { transient, .. } => *transient,

@@ -445,6 +445,13 @@ pub enum Refusal {
         /// By whom, where known.
         holder: Option<String>,
     },
+    /// Nobody listens on a port, but a connection from this host has it as its near end, or had it a
+    /// minute ago: it is free soon.
+    #[error("port {port} is still taken by a connection that was made from the host")]
+    PortLingers {
+        /// Which port.
+        port: u16,
+    },
     /// A file or directory is not there.
     #[error("{path} does not exist on the host")]
     NoFile {

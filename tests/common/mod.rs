@@ -24,6 +24,27 @@ pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The first of fifty TCP ports for engines on this machine's loopback. They lie outside of the range from which
+/// the kernel takes the near ends of connections (32768 to 60999): a port in that one is taken by whatever
+/// connection comes along, and for a minute after its end.
+pub fn engine_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    // Blocks of two test processes are apart by their pids; a block whose ports are in use is passed over.
+    const FIRST: u32 = 10_000;
+    const BLOCKS: u32 = 220;
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let given = u32::from(GIVEN.fetch_add(1, Ordering::Relaxed));
+        assert!(given < BLOCKS, "no free ports from {FIRST} on");
+        let block = (std::process::id() * 4 + given) % BLOCKS;
+        let first = u16::try_from(FIRST + block * 50).unwrap();
+        let free = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).is_ok();
+        if (first..first + 50).all(free) {
+            return first;
+        }
+    }
+}
+
 /// Whether this run has root and the programs that the lab needs (tests/run sees to that).
 pub fn lab_is_wanted() -> bool {
     std::env::var("GPUDECK_LAB").as_deref() == Ok("1")
