@@ -103,12 +103,33 @@ uuid_type!(
     ReleaseId
 );
 
-/// A release's number within its deck, shown as `r12`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+/// A release's number within its deck, shown as `r12`. Read from a number, or from its digits as they are
+/// written where it is a map's key: inside of a tagged enum serde hands those over as text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ReleaseNumber(pub u64);
+
+impl<'de> Deserialize<'de> for ReleaseNumber {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Digits;
+        impl serde::de::Visitor<'_> for Digits {
+            type Value = ReleaseNumber;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a release's number")
+            }
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(ReleaseNumber(number))
+            }
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                u64::try_from(number).map(ReleaseNumber).map_err(E::custom)
+            }
+            fn visit_str<E: serde::de::Error>(self, digits: &str) -> Result<Self::Value, E> {
+                digits.parse().map(ReleaseNumber).map_err(E::custom)
+            }
+        }
+        from.deserialize_any(Digits)
+    }
+}
 
 impl fmt::Display for ReleaseNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

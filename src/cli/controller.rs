@@ -35,7 +35,12 @@ pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Fa
 async fn run_here(args: &Args, detached: bool) -> Result<Success, Failure> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GPUDECK_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,russh=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        // It would be said on standard error, which is the same file on the same full disk: a panic.
+        .log_internal_errors(false)
+        .init();
     let (dir, spec) = deck(args)?;
     let paths = Paths::of(spec.id);
     let options = Options {

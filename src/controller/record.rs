@@ -64,3 +64,25 @@ impl DeckState {
         self.services.entry(service.clone()).or_insert_with(|| ServiceState::new(service.clone()))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::Timestamp;
+    use crate::rollout::EventKind;
+    use crate::rollout::engine_samples::EngineSamples;
+
+    /// A number as a map's key is text in JSON, and in a tagged enum nothing makes it a number again.
+    #[test]
+    fn what_engines_said_is_read_back() {
+        let kind =
+            EventKind::Sampled { samples: [(ReleaseNumber(1), EngineSamples::default())].into() };
+        let service = "chat".parse().unwrap();
+        let record = Record { service, event: Event { at: Timestamp(7), kind } };
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::from_value::<Record>(value).unwrap(), record);
+    }
+}
