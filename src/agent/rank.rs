@@ -26,6 +26,9 @@ pub const VERSION: u32 = 1;
 /// A supervisor that has not started its engine by then does not do so any more.
 pub const START_WITHIN: Duration = Duration::from_secs(15);
 
+/// Ranks of a service that ended by themselves and are kept on a host.
+const ENDED_KEPT: usize = 16;
+
 /// `rank.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RankFile {
@@ -212,6 +215,27 @@ pub fn commands(state: &StateDir, deck: DeckId) -> Result<Vec<(RankId, Vec<Strin
             Some((r.rank, file.argv))
         })
         .collect())
+}
+
+/// Forgets the oldest ended ranks of a deck's service, all but the newest few; to be called under the host's
+/// lock. A rank that was stopped is removed by whoever stopped it. One that ended by itself stays, so that its
+/// log can be read and no second start of it succeeds: a service that fails again and again must not fill the
+/// disk with them.
+pub fn prune(state: &StateDir, of: &RankId) {
+    let Ok(mut ended) = list(state, Some(of.deck)) else { return };
+    ended.retain(|r| {
+        r.rank.service == of.service && !matches!(r.status, RankStatus::Running { .. })
+    });
+    let at = |r: &RankReport| match r.status {
+        RankStatus::Exited { at, .. } => at,
+        _ => Timestamp(0),
+    };
+    ended.sort_by_key(|r| std::cmp::Reverse((at(r), r.rank.clone())));
+    for report in ended.iter().skip(ENDED_KEPT) {
+        if let Err(error) = remove(state, &report.rank) {
+            tracing::debug!(rank = %report.rank, %error, "an ended rank was not removed");
+        }
+    }
 }
 
 /// Forgets a rank that has ended.

@@ -13,7 +13,7 @@ use super::error::{failed, io_refusal};
 use super::gpu::monitor::GpuMonitor;
 use super::rank::{RankFile, StatusFile, VERSION};
 use super::state::{self, StateDir};
-use super::{needs, process};
+use super::{needs, process, rank};
 use crate::wire::{RankStart, Refusal};
 
 /// Less than this on the disk of the state directory, and nothing is started.
@@ -46,6 +46,7 @@ pub async fn start(
         check_file(path)?;
     }
     needs::check(&start.needs, &start.ports, gpus).await?;
+    rank::prune(state, &start.rank);
     make_dir(state, &dir, &start)?;
     match supervise(program, &dir, &start).await {
         Ok(()) => Ok(()),

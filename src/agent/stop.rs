@@ -38,10 +38,11 @@ pub fn begin(state: &StateDir, rank: &RankId) -> Result<Option<Stopping>, Refusa
     // From here on its supervisor will not start it, if it has not yet.
     let _between_start_and_stop = state::lock_file(&dir.join("gate"), Duration::from_secs(10))?;
     let mark = dir.join("stop");
-    fs::write(&mark, b"").map_err(|e| io_refusal(&e, "write", &mark))?;
+    let marked = fs::write(&mark, b"").map_err(|e| io_refusal(&e, "write", &mark));
     let Some(status) = StatusFile::read(&dir).filter(StatusFile::is_of_this_boot) else {
-        return Ok(None);
+        return marked.map(|()| None);
     };
+    // It was started already: a full disk is no reason to let it run.
     let group = status.group;
     group.terminate();
     Ok(Some(Stopping { dir, group }))

@@ -26,6 +26,9 @@ const LEASE: Duration = Duration::from_secs(30);
 /// A claim is renewed when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::from_secs(20);
 
+/// How long a host that is held is waited for before something is done on another one of its service.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The claims of one controller.
 pub struct Claims {
     deck: DeckId,
@@ -205,7 +208,8 @@ impl Claims {
         {
             return Ok(claim.epoch.clone());
         }
-        let renewed = known.filter(|c| c.until.is_some()).map(|c| c.epoch.get());
+        let held = known.filter(|c| c.until.is_some());
+        let renewed = held.as_ref().map(|c| c.epoch.get());
         // A new claim of ours would succeed where somebody's lease has ended: asked first, because
         // that is for a person to decide.
         if renewed.is_none()
@@ -213,7 +217,14 @@ impl Claims {
         {
             return Err(LinkError::Refused { host: link.host().clone(), refusal: other.refusal() });
         }
-        self.claim(link, renewed, LEASE, false).await
+        match (self.claim(link, renewed, LEASE, false).await, held) {
+            // A full disk: the lease is not renewed, but its epoch is the host's until somebody takes it, and
+            // the host itself checks that.
+            (Err(LinkError::Refused { refusal: Refusal::NoSpace { .. }, .. }), Some(held)) => {
+                Ok(held.epoch)
+            }
+            (claimed, _) => claimed,
+        }
     }
 
     /// Asks a host who holds it; none: nobody, or we.
@@ -265,7 +276,10 @@ impl Claims {
                 let claim = held
                     .entry(link.host().clone())
                     .or_insert_with(|| Claim { epoch: EpochCell::new(epoch), until: None });
-                claim.epoch.set(epoch);
+                // Two that asked at once are answered in any order: the later epoch is the host's.
+                if claim.until.is_none() || epoch > claim.epoch.get() {
+                    claim.epoch.set(epoch);
+                }
                 claim.until = Some(asked + lease);
                 Ok(claim.epoch.clone())
             }
@@ -323,7 +337,18 @@ impl Claims {
         futures::future::try_join_all(looks).await?;
         let ours = &ours;
         let claims = links.iter().map(|(host, l)| async move {
-            match self.ensure(l.as_ref()).await {
+            let ensured = self.ensure(l.as_ref());
+            let ensured = if ours.contains(*host) {
+                // A host without power says nothing, not even that it is gone: what is done on the others
+                // (the gateway!) does not wait until its link is given up.
+                match tokio::time::timeout(PATIENCE, ensured).await {
+                    Ok(ensured) => ensured,
+                    Err(_) => return Ok(()),
+                }
+            } else {
+                ensured.await
+            };
+            match ensured {
                 Ok(_) => Ok(()),
                 // Held, as far as anybody knows who can be asked.
                 Err(LinkError::Down { .. } | LinkError::Timeout { .. }) if ours.contains(*host) => {
