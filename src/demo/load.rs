@@ -1,6 +1,7 @@
 //! A constant load of chat requests, every other one streamed, for as long as it is held.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,11 +15,42 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-/// Most requests in flight; beyond that a request is skipped, and counted as such.
-const MAX_IN_FLIGHT: usize = 512;
+/// How the requests of a load are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadShape {
+    /// Requests a second.
+    pub rate_per_s: f64,
+    /// Most requests in flight; beyond that a request is skipped, and counted as such.
+    pub max_in_flight: usize,
+    /// A request that takes longer has failed.
+    pub request_time: Duration,
+    /// Tokens asked for, evenly spread over the range; none: as many as the engine likes.
+    pub tokens: Option<RangeInclusive<u32>>,
+    /// Every request is streamed, not just every other one.
+    pub all_streamed: bool,
+}
 
-/// A request that takes longer has failed.
-const REQUEST_TIME: Duration = Duration::from_mins(1);
+impl LoadShape {
+    /// So many short requests a second.
+    pub fn of_rate(rate_per_s: f64) -> Self {
+        Self {
+            rate_per_s,
+            max_in_flight: 512,
+            request_time: Duration::from_mins(1),
+            tokens: None,
+            all_streamed: false,
+        }
+    }
+
+    /// The tokens of a request: the same for the same number.
+    fn tokens_of(&self, number: u64) -> Option<u32> {
+        let range = self.tokens.as_ref()?;
+        let width = u64::from(range.end().saturating_sub(*range.start())) + 1;
+        // A prime far from the usual widths: neighbours differ much.
+        let offset = number.wrapping_mul(7_919) % width;
+        Some(range.start().saturating_add(u32::try_from(offset).unwrap_or(0)))
+    }
+}
 
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
@@ -55,6 +87,11 @@ impl Load {
     /// Sends `rate_per_s` chat requests a second to `url` (`http://host:port`), for the model of
     /// that name, each on a connection of its own and whatever became of those before.
     pub fn start(url: &str, rate_per_s: f64, model: &str) -> io::Result<Self> {
+        Self::shaped(url, LoadShape::of_rate(rate_per_s), model)
+    }
+
+    /// The same with requests of another shape.
+    pub fn shaped(url: &str, shape: LoadShape, model: &str) -> io::Result<Self> {
         let authority = url
             .strip_prefix("http://")
             .map(|rest| rest.trim_end_matches('/'))
@@ -66,14 +103,13 @@ impl Load {
                 )
             })?
             .to_owned();
-        if !(0.01..=10_000.0).contains(&rate_per_s) {
+        if !(0.01..=10_000.0).contains(&shape.rate_per_s) {
             let words = "the load's rate is not between 0.01 and 10000 a second";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
         }
         let counts = Arc::new(Counts::default());
         let mut task = JoinSet::new();
-        let period = Duration::from_secs_f64(1.0 / rate_per_s);
-        task.spawn(send(authority, period, model.to_owned(), Arc::clone(&counts)));
+        task.spawn(send(authority, shape, model.to_owned(), Arc::clone(&counts)));
         Ok(Self { counts, _task: task })
     }
 
@@ -90,29 +126,33 @@ impl Load {
     }
 }
 
-async fn send(authority: String, period: Duration, model: String, counts: Arc<Counts>) {
-    let mut tick = tokio::time::interval(period);
+async fn send(authority: String, shape: LoadShape, model: String, counts: Arc<Counts>) {
+    let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / shape.rate_per_s));
     // After a pause of this process there is no burst.
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut requests = JoinSet::new();
     for number in 0_u64.. {
         tick.tick().await;
         while requests.try_join_next().is_some() {}
-        if requests.len() >= MAX_IN_FLIGHT {
+        if requests.len() >= shape.max_in_flight {
             counts.skipped.fetch_add(1, Ordering::SeqCst);
             continue;
         }
-        let stream = number % 2 == 1;
-        let body = serde_json::json!({
+        let stream = shape.all_streamed || number % 2 == 1;
+        let mut body = serde_json::json!({
             "model": model,
             "stream": stream,
             "messages": [{ "role": "user", "content": "Say something." }],
         });
+        if let (Some(tokens), Some(fields)) = (shape.tokens_of(number), body.as_object_mut()) {
+            fields.insert("max_tokens".to_owned(), tokens.into());
+        }
+        let limit = shape.request_time;
         counts.sent.fetch_add(1, Ordering::SeqCst);
         let (authority, counts) = (authority.clone(), Arc::clone(&counts));
         requests.spawn(async move {
             let asked = ask(&authority, body.to_string(), stream);
-            let good = matches!(tokio::time::timeout(REQUEST_TIME, asked).await, Ok(Some(())));
+            let good = matches!(tokio::time::timeout(limit, asked).await, Ok(Some(())));
             let count = if good { &counts.ok } else { &counts.failed };
             count.fetch_add(1, Ordering::SeqCst);
         });
@@ -145,5 +185,22 @@ async fn ask(authority: &str, body: String, stream: bool) -> Option<()> {
         answer = &mut answer => answer,
         // The connection may be over before the answer is read.
         _ = connection => answer.await,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_spread_over_the_whole_range() {
+        let shape = LoadShape { tokens: Some(10..=109), ..LoadShape::of_rate(1.0) };
+        let mut asked: Vec<u32> = (0..100).map(|n| shape.tokens_of(n).unwrap()).collect();
+        let first: u32 = asked.iter().take(10).sum();
+        assert!((300..900).contains(&first), "the first ten are of many kinds: {asked:?}");
+        asked.sort_unstable();
+        assert_eq!(asked, (10..=109).collect::<Vec<u32>>());
+        assert_eq!(LoadShape::of_rate(1.0).tokens_of(3), None);
     }
 }

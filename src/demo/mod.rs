@@ -12,6 +12,6 @@ pub mod world;
 
 pub use gateway::SimGateway;
 pub use in_process::{BigFleet, BigFleetShape};
-pub use load::{Load, LoadCounts};
+pub use load::{Load, LoadCounts, LoadShape};
 pub use ssh_server::{HostSetup, SimHost};
 pub use world::World;

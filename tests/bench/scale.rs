@@ -84,9 +84,51 @@ fn memory_mib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
+/// Waits until the `n`-th rollout has its new release alone: how many events that took, and the median and the
+/// largest time from a replica's "ready" to the next event.
+fn rollout_ends(journal: &std::path::Path, n: u32) -> Result<(usize, serde_json::Value), String> {
+    let deadline = Instant::now() + Duration::from_mins(10);
+    let mut reader = gpudeck::journal::Reader::new(journal);
+    let mut state = controller::record::DeckState::default();
+    let (mut events, mut waits, mut ready_at) = (0, Vec::new(), None);
+    let chat = "chat".parse().unwrap();
+    loop {
+        for record in reader.more().map_err(|e| e.to_string())? {
+            if record.kind == gpudeck::journal::RecordKind::Checkpoint {
+                state = record.read().map_err(|e| e.to_string())?;
+                continue;
+            }
+            state.replay_line(&record).map_err(|e| e.to_string())?;
+            let event = record.value.get("event");
+            let at = event.and_then(|e| e.get("at")?.as_u64());
+            if let (Some(ready), Some(at)) = (ready_at.take(), at) {
+                waits.push(at - ready);
+            }
+            let kind = event.and_then(|e| e.get("event")?.as_str());
+            ready_at = at.filter(|_| kind == Some("replica_ready"));
+            events += 1;
+        }
+        let over = state.services.get(&chat).is_some_and(|s| {
+            let rollout = s.rollout.as_ref();
+            rollout.is_some_and(|r| r.to.0 == u64::from(n) && r.outcome.is_some())
+        });
+        if over {
+            waits.sort_unstable();
+            let median = waits.get(waits.len() / 2);
+            return Ok((events, json!({ "median": median, "most": waits.last() })));
+        }
+        if Instant::now() > deadline {
+            let rollout = state.services.get(&chat).map(|s| format!("{:?}", s.rollout));
+            return Err(format!("no end within ten minutes: {rollout:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 struct Stage {
     _dir: tempfile::TempDir,
     deck: std::path::PathBuf,
+    journal: std::path::PathBuf,
     running: controller::Running,
     client: Client,
 }
@@ -105,13 +147,14 @@ async fn stage(shape: BigFleetShape, replicas: u32, hosts: tokio::runtime::Handl
         leave_when_idle: None,
         in_process: Some(Arc::new(fleet)),
     };
-    let running =
-        start_in_process(options, &Paths::in_dir(&dir.path().join("controller"))).await.unwrap();
+    let paths = Paths::in_dir(&dir.path().join("controller"));
+    let journal = paths.journal();
+    let running = start_in_process(options, &paths).await.unwrap();
     let client = controller::connect(&running.socket).await.unwrap();
-    Stage { _dir: dir, deck: deck_dir, running, client }
+    Stage { _dir: dir, deck: deck_dir, journal, running, client }
 }
 
-/// Waits by the stream of changes, as a door does; a snapshot only when something changed.
+/// Looks at snapshots until they are as they should be.
 async fn until(client: &Client, what: &str, seen: impl Fn(&Snapshot) -> bool) {
     let deadline = Instant::now() + Duration::from_mins(10);
     while !seen(&client.snapshot().await.unwrap()) {
@@ -129,7 +172,7 @@ async fn rollout(
     replicas: u32,
     hosts: tokio::runtime::Handle,
 ) -> serde_json::Value {
-    let stage = stage(shape, replicas, hosts).await;
+    let stage = stage(shape, replicas, hosts.clone()).await;
     let client = &stage.client;
     until(client, "fleet", all_up).await;
     let idle = (cpu(), Instant::now());
@@ -150,14 +193,10 @@ async fn rollout(
         };
         client.send(intent).await.unwrap();
         let accepted = began.elapsed();
-        until(client, "end of the rollout", |s| {
-            s.services.values().all(|s| {
-                s.condition == Condition::Serving
-                    && s.rollout.as_ref().is_some_and(|r| r.outcome.is_some())
-                    && s.rollout.as_ref().and_then(|r| s.stable.map(|n| n == r.to)) == Some(true)
-            })
-        })
-        .await;
+        // By reading the journal, as nobody looks at a screen for so long: what doors cost is `follow`'s.
+        let journal = stage.journal.clone();
+        let ended = hosts.spawn_blocking(move || rollout_ends(&journal, revision)).await.unwrap();
+        let (events, waits) = ended.unwrap_or_else(|why| panic!("{name}: {why}"));
         let (cpu_s, wall_s) = (spent(&before), began.elapsed().as_secs_f64());
         phases.push(json!({
             "rollout": name,
@@ -165,8 +204,15 @@ async fn rollout(
             "accepted_after_s": accepted.as_secs_f64(),
             "controller_cpu_s": cpu_s,
             "controller_cpu_percent_of_a_core": cpu_s / wall_s * 100.0,
+            "events": events,
+            "ready_to_next_event_ms": waits,
         }));
     }
+    let served = client.snapshot().await.unwrap();
+    assert!(
+        served.services.values().all(|s| s.condition == Condition::Serving),
+        "it does not serve"
+    );
     let memory = memory_mib();
     stage.running.stop().await;
     json!({

@@ -107,12 +107,19 @@ fn answer(state: &SimHostState, request: Request) -> Result<Reply, Refusal> {
                 Verb::StartRank(start) => state.start(*start),
                 Verb::StopRank { rank, .. } => Ok(state.stop(&rank)),
                 Verb::RemoveRank { rank } => Ok(state.remove(&rank)),
-                Verb::SaveState { state: text } => Ok(state.save(deck, text)),
+                Verb::SaveState { state: text } => Ok(state.save(deck, None, text)),
+                Verb::SaveServiceState { service, state: text } => {
+                    Ok(state.save(deck, Some(service), text))
+                }
                 _ => Err(failed("a simulated host does not do that")),
             }
         }
         Request::Ranks { .. } => Ok(Reply::Ranks(state.ranks())),
-        Request::LoadState { deck } => Ok(state.load(deck)),
+        Request::ShowClaim { deck } => Ok(state.show_claim(deck)),
+        Request::RankCommands { deck } => Ok(state.commands(deck)),
+        Request::LoadState { deck } => Ok(state.load(deck, None)),
+        Request::LoadServiceState { deck, service } => Ok(state.load(deck, Some(service))),
+        Request::ListServiceStates { deck } => Ok(state.saved_services(deck)),
         Request::Http { port, .. } => state.http(port),
         _ => Err(failed("a simulated host does not do that")),
     }

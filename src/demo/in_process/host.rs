@@ -6,14 +6,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use crate::base::{Bytes, DeckId, DeviceId, Epoch, HostName, RankId, Timestamp};
+use crate::base::{Bytes, DeckId, DeviceId, Epoch, HostName, RankId, ServiceName, Timestamp};
 use crate::wire::{
-    Gpu, Gpus, HostFacts, HostSample, HttpReply, MemoryUse, RankReport, RankStart, RankStatus,
-    Refusal, Reply,
+    ClaimInfo, Gpu, Gpus, HostFacts, HostSample, HttpReply, MemoryUse, RankReport, RankStart,
+    RankStatus, Refusal, Reply,
 };
 
 /// Memory of a simulated GPU.
 const GPU_MEMORY: Bytes = Bytes::mib(81_559);
+/// How long a claim is said to hold.
+const LEASE: Duration = Duration::from_secs(30);
 /// What its driver keeps.
 const RESERVED: Bytes = Bytes::mib(551);
 
@@ -30,8 +32,15 @@ pub(super) struct SimHostState {
 #[derive(Default)]
 struct Inner {
     ranks: BTreeMap<RankId, Rank>,
-    claims: BTreeMap<DeckId, (Epoch, String)>,
-    saved: BTreeMap<DeckId, String>,
+    claims: BTreeMap<DeckId, Claim>,
+    saved: BTreeMap<(DeckId, Option<ServiceName>), String>,
+}
+
+/// Who may act here; a lease does not end on a simulated host.
+struct Claim {
+    epoch: Epoch,
+    holder: String,
+    since: Timestamp,
 }
 
 struct Rank {
@@ -138,22 +147,34 @@ impl SimHostState {
         let mut inner = self.inner();
         let held = inner.claims.get(&deck);
         let epoch = match (held, asked) {
-            (Some((epoch, by)), _) if *by != holder && !force => {
-                let until = wall().plus(Duration::from_secs(30));
-                return Err(Refusal::Held { held: *epoch, holder: by.clone(), until });
+            (Some(held), _) if held.holder != holder && !force => {
+                let until = wall().plus(LEASE);
+                return Err(Refusal::Held { held: held.epoch, holder: held.holder.clone(), until });
             }
-            (Some((epoch, _)), Some(asked)) if *epoch == asked => asked,
-            (held, _) => Epoch(held.map_or(0, |(epoch, _)| epoch.0) + 1),
+            (Some(held), Some(asked)) if held.epoch == asked => {
+                return Ok(Reply::Claimed { epoch: asked });
+            }
+            (held, _) => Epoch(held.map_or(0, |held| held.epoch.0) + 1),
         };
-        inner.claims.insert(deck, (epoch, holder));
+        inner.claims.insert(deck, Claim { epoch, holder, since: wall() });
         Ok(Reply::Claimed { epoch })
+    }
+
+    pub(super) fn show_claim(&self, deck: DeckId) -> Reply {
+        Reply::Claim(self.inner().claims.get(&deck).map(|held| ClaimInfo {
+            epoch: held.epoch,
+            holder: held.holder.clone(),
+            since: held.since,
+            until: wall().plus(LEASE),
+            now: wall(),
+        }))
     }
 
     pub(super) fn may_act(&self, deck: DeckId, epoch: Epoch) -> Result<(), Refusal> {
         match self.inner().claims.get(&deck) {
-            Some((held, _)) if *held == epoch => Ok(()),
-            Some((held, holder)) => {
-                Err(Refusal::Held { held: *held, holder: holder.clone(), until: wall() })
+            Some(held) if held.epoch == epoch => Ok(()),
+            Some(held) => {
+                Err(Refusal::Held { held: held.epoch, holder: held.holder.clone(), until: wall() })
             }
             None => Err(failed("nobody has claimed this host")),
         }
@@ -197,13 +218,26 @@ impl SimHostState {
         Reply::Done
     }
 
-    pub(super) fn save(&self, deck: DeckId, state: String) -> Reply {
-        self.inner().saved.insert(deck, state);
+    /// Keeps the state of a service, or that of the deck.
+    pub(super) fn save(&self, deck: DeckId, of: Option<ServiceName>, state: String) -> Reply {
+        self.inner().saved.insert((deck, of), state);
         Reply::Done
     }
 
-    pub(super) fn load(&self, deck: DeckId) -> Reply {
-        Reply::State(self.inner().saved.get(&deck).cloned())
+    pub(super) fn load(&self, deck: DeckId, of: Option<ServiceName>) -> Reply {
+        Reply::State(self.inner().saved.get(&(deck, of)).cloned())
+    }
+
+    pub(super) fn saved_services(&self, deck: DeckId) -> Reply {
+        let inner = self.inner();
+        let ours = inner.saved.keys().filter(|(of, _)| *of == deck);
+        Reply::Texts(ours.filter_map(|(_, service)| Some(service.as_ref()?.to_string())).collect())
+    }
+
+    pub(super) fn commands(&self, deck: DeckId) -> Reply {
+        let inner = self.inner();
+        let ours = inner.ranks.iter().filter(|(rank, _)| rank.deck == deck);
+        Reply::Commands(ours.map(|(rank, r)| (rank.clone(), r.start.argv.clone())).collect())
     }
 
     pub(super) fn ranks(&self) -> Vec<RankReport> {
