@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Finished, Gpudeck, Traces, run, wait_until};
+use gpudeck::controller::saved_deck::SavedDeck;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -29,10 +30,9 @@ impl Company {
         let file = person.deck().join("deck.toml");
         let mut text = std::fs::read_to_string(&file).unwrap();
         for host in ["h1", "h2"] {
-            let port = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
             text.push_str(&format!(
                 "\n[hosts.{host}]\ntransport = \"local\"\nfirst_engine_port = {}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
-                port.local_addr().unwrap().port(),
+                common::engine_port(),
                 person.home().join(host).display()
             ));
         }
@@ -340,5 +340,65 @@ fn what_a_lost_journal_knew_is_read_back_from_the_hosts() {
     company.a("stop chat --yes").expect_success();
     wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
     company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+#[test]
+fn cordons_and_drains_go_on_at_whoever_takes_over() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    let file = company.person.deck().join("services/chat.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    // Long enough for the first operator to die while the successor loads.
+    std::fs::write(&file, text.replace("100ms", "6s")).unwrap();
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.make_clone();
+    company.a("drain h1 --reason fans --yes").expect_success();
+    company.a("cordon h2 --reason disk").expect_success();
+    // HOST/MACHINE/decks/DECK/state.json
+    let kept = |host: &str| -> Option<String> {
+        let within = |dir: PathBuf| std::fs::read_dir(dir).ok()?.flatten().next().map(|e| e.path());
+        let decks = within(company.person.home().join(host))?.join("decks");
+        std::fs::read_to_string(within(decks)?.join("state.json")).ok()
+    };
+    let deck = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().file_name();
+    let deck = gpudeck::base::DeckId(deck.to_string_lossy().parse().unwrap());
+    wait_until("both cordons on both hosts", DEADLINE, || {
+        ["h1", "h2"].into_iter().all(|host| {
+            let saved = kept(host).map(|text| SavedDeck::unpack(&text, deck).unwrap());
+            saved.is_some_and(|s| s.ledger.cordons.len() == 2)
+        })
+    });
+    let first = Company::pid(&company.a("controller status --output json"));
+    kill_process(first, Signal::KILL).unwrap();
+
+    company.b("controller take-over --force --confirm shop").expect_success();
+    let hosts = json(company.b("hosts --output json"));
+    for (host, why) in [("h1", "fans"), ("h2", "disk")] {
+        assert_eq!(hosts[host]["maintenance"]["cordons"][0]["reason"], why, "{hosts:#}");
+    }
+    wait_until("the end of the drain", DEADLINE, || {
+        let hosts = json(company.b("hosts --output json"));
+        let drain = &hosts["h1"]["maintenance"]["drain"];
+        assert!(drain["trouble"].is_null(), "{hosts:#}");
+        drain["ended"].is_u64()
+    });
+    let chat = json(company.b("status chat --output json"));
+    assert_eq!(chat["ready"], 2, "{chat:#}");
+    let places: Vec<&Value> = chat["replicas"].as_array().unwrap().iter().collect();
+    assert!(places.iter().all(|r| r["ranks"][0]["host"] == "h2"), "{chat:#}");
+    let once: BTreeMap<String, usize> =
+        ["1-0", "1-1", "1-2"].into_iter().map(|r| (r.to_owned(), 1)).collect();
+    assert_eq!(company.starts(), once);
+    // What was cordoned there is uncordoned here, and the hosts know that too.
+    company.b("uncordon h1").expect_success();
+    company.b("uncordon h2").expect_success();
+    company.b("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.b("status chat").stdout.contains("stopped"));
+    company.a("controller take-over --force --confirm shop").expect_success();
+    let hosts = json(company.a("hosts --output json"));
+    assert_eq!(hosts["h1"]["maintenance"]["cordons"], serde_json::json!([]), "{hosts:#}");
+    company.a("controller stop").expect_success();
+    company.b("controller stop").expect_success();
     traces.expect_none(&company.person);
 }

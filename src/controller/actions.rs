@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::claims::Claims;
 use super::core::Input;
-use super::gateways::{Gateways, Written};
+use super::gateways::{Routes, Written};
 use super::observe::{EngineMetricsAt, read_engine};
 use super::publish::Published;
 use super::saved::{self, Saver};
@@ -41,6 +41,8 @@ pub struct Means {
     pub claims: Claims,
     /// What is written to hosts before a step.
     pub saver: Saver,
+    /// What is written to all hosts of the deck.
+    pub deck_saver: super::saved_deck::DeckSaver,
     /// How ranks are run.
     pub runtimes: Runtimes,
     /// Where results go.
@@ -67,7 +69,7 @@ pub struct Actions {
 }
 
 struct TrafficWorker {
-    gateways: Option<Gateways>,
+    routes: Routes,
     endpoints: Option<EndpointsSpec>,
     table: watch::Sender<(u64, Vec<TrafficServer>)>,
     task: JoinHandle<()>,
@@ -97,6 +99,7 @@ impl Actions {
         service: &ServiceName,
         deck: &DeckSpec,
         spec: &ServiceSpec,
+        routes: &Routes,
         engine: Option<EngineMetricsAt>,
         action: Action,
     ) {
@@ -128,14 +131,14 @@ impl Actions {
             }
             Action::AwaitDrained { replica } => {
                 let key = Key::Drained(service.clone(), replica);
-                let gateways = Gateways::of(deck, service, spec);
+                let routes = routes.clone();
                 self.spawn(key, service, move |means| async move {
-                    await_drained(&means, gateways.as_ref(), engine.as_ref(), replica).await;
+                    await_drained(&means, &routes, engine.as_ref(), replica).await;
                     vec![EventKind::Drained { replica }]
                 });
             }
             Action::ApplyTraffic { version, servers } => {
-                self.apply_traffic(service, deck, spec, version, servers);
+                self.apply_traffic(service, deck, routes.clone(), version, servers);
             }
             // Recorded by the core, which owns the deck's repository.
             Action::RecordOutcome { .. } => {}
@@ -195,14 +198,13 @@ impl Actions {
         &mut self,
         service: &ServiceName,
         deck: &DeckSpec,
-        spec: &ServiceSpec,
+        routes: Routes,
         version: u64,
         servers: Vec<TrafficServer>,
     ) {
-        let gateways = Gateways::of(deck, service, spec);
         let endpoints = deck.endpoints.clone();
         if let Some(worker) = self.traffic.get(service) {
-            let same = worker.gateways == gateways && worker.endpoints == endpoints;
+            let same = worker.routes == routes && worker.endpoints == endpoints;
             if same && !worker.task.is_finished() {
                 worker.table.send_replace((version, servers));
                 return;
@@ -213,18 +215,20 @@ impl Actions {
         let keeper = Keeper {
             means: Arc::clone(&self.means),
             service: service.clone(),
-            gateways: gateways.clone(),
+            routes: routes.clone(),
             endpoints: endpoints.clone(),
         };
         let task = tokio::spawn(keeper.keep(receiver));
-        let worker = TrafficWorker { gateways, endpoints, table, task };
+        let worker = TrafficWorker { routes, endpoints, table, task };
         self.traffic.insert(service.clone(), worker);
     }
 
-    /// Ends the traffic worker of a service whose gateway settings may have changed.
-    pub fn forget_traffic(&mut self, service: &ServiceName) {
-        if let Some(worker) = self.traffic.remove(service) {
-            worker.task.abort();
+    /// The table of a service goes elsewhere now, if it goes anywhere.
+    pub fn reroute(&mut self, service: &ServiceName, deck: &DeckSpec, routes: Routes) {
+        let Some(worker) = self.traffic.get(service) else { return };
+        if worker.routes != routes {
+            let (version, servers) = worker.table.borrow().clone();
+            self.apply_traffic(service, deck, routes, version, servers);
         }
     }
 }
@@ -417,18 +421,16 @@ async fn await_token(
 /// waits no longer than the drain deadline.
 async fn await_drained(
     means: &Means,
-    gateways: Option<&Gateways>,
+    routes: &Routes,
     engine: Option<&EngineMetricsAt>,
     replica: ReplicaId,
 ) {
     loop {
-        let left = match gateways {
-            Some(gateways) => gateways.counters(means).await.is_some_and(|all| {
+        let left = routes.is_empty()
+            || routes.counters(means).await.is_some_and(|all| {
                 all.iter().all(|c| c.get(&replica).is_none_or(|c| c.in_flight == 0))
-            }),
-            None => true,
-        };
-        if left && engine_is_quiet(means, engine, gateways.is_none()).await {
+            });
+        if left && engine_is_quiet(means, engine, routes.is_empty()).await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
@@ -450,19 +452,29 @@ async fn engine_is_quiet(means: &Means, engine: Option<&EngineMetricsAt>, alone:
 struct Keeper {
     means: Arc<Means>,
     service: ServiceName,
-    gateways: Option<Gateways>,
+    routes: Routes,
     endpoints: Option<EndpointsSpec>,
+}
+
+/// What was written to the files of each of a service's gateways.
+struct Files {
+    serving: Vec<Written>,
+    /// Those that are left; none: nothing of the service is there any more.
+    leaving: Vec<Option<Written>>,
 }
 
 impl Keeper {
     async fn keep(self, mut table: watch::Receiver<(u64, Vec<TrafficServer>)>) {
         let mut told_failure = None;
         let mut told_success = None;
-        let mut written = Written::default();
+        let mut files = Files {
+            serving: self.routes.serving.iter().map(|_| Written::default()).collect(),
+            leaving: self.routes.leaving.iter().map(|_| Some(Written::default())).collect(),
+        };
         loop {
             let (version, servers) = table.borrow_and_update().clone();
             let news = told_success != Some(version);
-            let (kind, again) = match self.apply(version, &servers, &mut written, news).await {
+            let (kind, again) = match self.apply(version, &servers, &mut files, news).await {
                 Ok(()) => {
                     told_failure = None;
                     told_success = Some(version);
@@ -481,9 +493,27 @@ impl Keeper {
                     return;
                 }
             }
+            // Only what serves is waited for.
+            if told_failure.is_none() {
+                self.leave(&mut files).await;
+            }
             tokio::select! {
                 changed = table.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(again) => {}
+            }
+        }
+    }
+
+    /// Empties the gateways that the service has left, once each.
+    async fn leave(&self, files: &mut Files) {
+        for (gateways, written) in self.routes.leaving.iter().zip(&mut files.leaving) {
+            let Some(kept) = written else { continue };
+            match gateways.leave(&self.means, kept).await {
+                Ok(true) => *written = None,
+                Ok(false) => {}
+                Err(why) => {
+                    tracing::warn!(service = %self.service, why, "a gateway was not left yet");
+                }
             }
         }
     }
@@ -492,20 +522,27 @@ impl Keeper {
         &self,
         version: u64,
         servers: &[TrafficServer],
-        written: &mut Written,
+        files: &mut Files,
         news: bool,
     ) -> Result<(), String> {
         let published = match &self.endpoints {
             Some(spec) => self.means.published.publish(spec, &self.service, version, servers),
             None => Ok(()),
         };
-        match (&self.gateways, &self.endpoints) {
-            (Some(gateways), _) => gateways.apply(&self.means, servers, written).await?,
-            // Whoever balances reads the endpoints when it will.
-            (None, Some(spec)) if news && published.is_ok() => {
-                tokio::time::sleep(spec.settle).await;
-            }
-            (None, _) => {}
+        let mut wrong = Vec::new();
+        for (gateways, written) in self.routes.serving.iter().zip(&mut files.serving) {
+            wrong.extend(gateways.apply(&self.means, servers, written).await.err());
+        }
+        if !wrong.is_empty() {
+            return Err(wrong.join("; "));
+        }
+        // Whoever balances reads the endpoints when it will.
+        if let Some(spec) = &self.endpoints
+            && self.routes.is_empty()
+            && news
+            && published.is_ok()
+        {
+            tokio::time::sleep(spec.settle).await;
         }
         published
     }

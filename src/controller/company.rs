@@ -8,11 +8,19 @@ use super::claims::Other;
 use super::core::{Core, Input, now};
 use super::gateways::Gateways;
 use super::saved::{self, Saved};
+use super::saved_deck::{self, SavedDeck};
 use crate::api::view::ClaimView;
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, IntentReply, Severity};
 use crate::base::{Hint, HostName, ServiceName};
 use crate::rollout::{Action, Phase, ServiceState};
 use crate::spec::DeckSpec;
+
+/// What was left on the hosts that were taken over.
+#[derive(Default)]
+pub struct Found {
+    services: Vec<Saved>,
+    decks: Vec<SavedDeck>,
+}
 
 /// Looks after the claims of all hosts of the deck, for ever.
 pub async fn look_after_claims(means: Arc<Means>) {
@@ -63,23 +71,24 @@ impl Core {
     /// Before actions leave: which hosts have to be held, and what is to be written there first.
     pub(super) fn prepare_hosts(&self, service: &ServiceName, actions: &[Action]) {
         let Some(state) = self.state.services.get(service) else { return };
-        let hosts = hosts_of(state, &self.deck);
-        self.means.claims.set_hosts_of(service, hosts.clone());
         let changes_hosts = actions.iter().any(|action| {
             matches!(
                 action,
                 Action::StartRank { .. } | Action::StopRank { .. } | Action::ApplyTraffic { .. }
             )
         });
-        if changes_hosts {
-            let saved = Saved {
-                holder: self.means.claims.holder().to_owned(),
-                term: self.state.term,
-                seq: self.journal.last_seq(),
-                state: state.clone(),
-            };
-            self.means.saver.put(saved, hosts);
+        if !changes_hosts {
+            return;
         }
+        let hosts = hosts_of(state, &self.deck);
+        self.means.claims.set_hosts_of(service, hosts.clone());
+        let saved = Saved {
+            holder: self.means.claims.holder().to_owned(),
+            term: self.state.term,
+            seq: self.journal.last_seq(),
+            state: state.clone(),
+        };
+        self.means.saver.put(saved, hosts);
     }
 
     /// Refuses to steer what another controller holds or held last.
@@ -136,7 +145,8 @@ impl Core {
     }
 
     /// Takes over what other controllers left on the hosts, with the next term.
-    pub(super) fn adopt(&mut self, found: Vec<Saved>) -> Result<IntentReply, ApiError> {
+    pub(super) fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
+        let Found { services: found, decks } = found;
         let mut newest: BTreeMap<ServiceName, Saved> = BTreeMap::new();
         for saved in found {
             let known = newest.get(&saved.state.service);
@@ -145,8 +155,11 @@ impl Core {
             }
         }
         let own = self.means.claims.holder().to_owned();
-        let term = newest.values().map(|s| s.term).max().unwrap_or(0).max(self.state.term);
+        let terms = newest.values().map(|s| s.term).chain(decks.iter().map(|d| d.term));
+        let term = terms.max().unwrap_or(0).max(self.state.term);
         let before = self.state.clone();
+        let journal_is_new = self.state.term == 0 && self.state.services.is_empty();
+        let deck_adopted = self.adopt_deck(decks, journal_is_new);
         let mut adopted = Vec::new();
         for (service, saved) in newest {
             let unknown = !self.state.services.contains_key(&service);
@@ -177,6 +190,9 @@ impl Core {
             adopted => format!("took over and goes on with {}", adopted.join(", ")),
         };
         self.say(Severity::Warning, None, &words);
+        if deck_adopted {
+            self.show_adopted_deck();
+        }
         self.show_company();
         self.files_stamp.clear();
         self.reload();
@@ -240,7 +256,7 @@ pub async fn take_over(
     means: Arc<Means>,
     hosts: Vec<HostName>,
     force: bool,
-) -> Result<Vec<Saved>, ApiError> {
+) -> Result<Found, ApiError> {
     let fenced = |message: String, hint: &str| ApiError {
         kind: ErrorKind::Fenced,
         message,
@@ -285,18 +301,27 @@ pub async fn take_over(
             }
         }
     }
-    let mut found = Vec::new();
+    let mut found = Found::default();
     for link in taken {
-        match saved::read_all(means.deck, link.as_ref()).await {
-            Ok(states) => {
+        let read = async {
+            let states = saved::read_all(means.deck, link.as_ref()).await?;
+            Ok((states, saved_deck::read(means.deck, link.as_ref()).await?))
+        };
+        match read.await {
+            Ok((states, deck)) => {
                 for state in states {
                     match state {
-                        Ok(state) => found.push(state),
+                        Ok(state) => found.services.push(state),
                         Err(why) => tracing::warn!("{why}"),
                     }
                 }
+                match deck {
+                    Some(Ok(deck)) => found.decks.push(deck),
+                    Some(Err(why)) => tracing::warn!("{why}"),
+                    None => {}
+                }
             }
-            Err(error) => {
+            Err::<_, crate::fleet::LinkError>(error) => {
                 return Err(ApiError {
                     kind: ErrorKind::Unreachable,
                     message: format!("the state on {} was not read: {error}", link.host()),

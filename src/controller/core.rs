@@ -12,6 +12,7 @@ use super::actions::{Actions, Means};
 use super::auditor::Auditor;
 use super::conditions::Conditions;
 use super::deck_ledger::{self, DeckEvent, DeckRecord};
+use super::gateways::Routes;
 use super::measured::Measured;
 use super::narrate::narrate;
 use super::plan_steps;
@@ -227,6 +228,7 @@ impl Core {
             self.begin(&service, actions);
             self.publish_service(&service);
         }
+        self.save_deck_again();
     }
 
     fn take(&mut self, input: Input) {
@@ -264,26 +266,29 @@ impl Core {
     }
 
     fn try_happened(&mut self, service: &ServiceName, kind: EventKind) -> Result<(), JournalError> {
-        let before = match (self.state.services.get(service), &kind) {
-            (Some(state), _) => state.clone(),
+        // Out of its place meanwhile: a state of five hundred replicas is copied once an event, not more.
+        let before = match (self.state.services.remove(service), &kind) {
+            (Some(state), _) => state,
             (None, EventKind::RolloutRequested { .. }) => ServiceState::new(service.clone()),
             (None, _) => return Ok(()),
         };
         let event = Event { at: now(), kind };
         let mut after = before.clone();
         let actions = step::step(&mut after, &event);
-        let changed = {
-            let mut same_time = before.clone();
-            same_time.now = after.now;
-            same_time != after
-        };
+        let moment = std::mem::replace(&mut after.now, before.now);
+        let changed = after != before;
+        after.now = moment;
         if !changed && actions.is_empty() {
+            self.state.services.insert(service.clone(), before);
             return Ok(());
         }
         let record = Record { service: service.clone(), event };
         let appended = self.journal.append(std::slice::from_ref(&record));
-        self.journal_answered(appended.as_ref().err());
-        appended?;
+        if let Err(error) = appended {
+            self.state.services.insert(service.clone(), before);
+            self.journal_answered(Some(&error));
+            return Err(error);
+        }
         self.records_since_checkpoint += 1;
         match &record.event.kind {
             EventKind::TrafficFailed { why, .. } => {
@@ -301,6 +306,8 @@ impl Core {
             .learn(&before, &after, |release, replica| plan_steps::key_of(&hub, release, replica));
         self.state.ledger.observe(&after);
         self.state.services.insert(service.clone(), after);
+        // Only now: what it may lead to looks at the services.
+        self.journal_answered(None);
         for line in lines {
             self.tell(line);
         }
@@ -317,12 +324,17 @@ impl Core {
         appended?;
         self.records_since_checkpoint += 1;
         self.state.ledger.apply(&record);
+        if record.deck_event.is_shared() {
+            self.save_deck();
+        }
         Ok(())
     }
 
     pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
         let actions = if self.is_handing_over() { Vec::new() } else { actions };
         self.prepare_hosts(service, &actions);
+        let routes = self.state.services.get(service).map(|s| Routes::of(&self.deck, s));
+        let routes = routes.unwrap_or_default();
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
@@ -333,7 +345,10 @@ impl Core {
                 Action::AwaitDrained { replica } => self.engine_at(service, *replica),
                 _ => None,
             };
-            self.actions.begin(service, &self.deck, &spec, engine, action);
+            self.actions.begin(service, &self.deck, &spec, &routes, engine, action);
+        }
+        if !self.is_handing_over() {
+            self.actions.reroute(service, &self.deck, routes);
         }
         if let Some(state) = self.state.services.get(service) {
             self.actions.keep_waiting_for(service, |id| {
@@ -752,7 +767,6 @@ impl Core {
             kind: request.kind,
             by: request.by.clone(),
         };
-        self.actions.forget_traffic(&service);
         if let Err(error) = self.try_happened(&service, kind) {
             // The release is in Git already: there it must not look as if it were under way.
             let why = format!("the journal could not be written: {error}");

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::actions::{Means, link, right_to_act};
-use crate::base::{Hint, HostName, ReplicaId, ServiceName, TrafficMode, TrafficServer, text};
+use crate::base::{
+    Hint, HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer, text,
+};
 use crate::fleet::LinkError;
 use crate::gateway::section::{Section, SectionServer, canary_backend, canary_servers};
 use crate::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters, haproxy};
+use crate::rollout::ServiceState;
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
 use crate::wire::{GatewayConfig, Reply, Request, Verb};
 
@@ -31,6 +34,62 @@ pub struct Gateways {
     backend: String,
     canary: Option<CanaryRule>,
     stream_timeout: Duration,
+}
+
+/// Where a service's table goes. While releases with different gateways live, all of those have the table, so
+/// that nobody's clients are left without; those that only earlier releases had are emptied.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routes {
+    /// They have the table; the newest release's first.
+    pub serving: Vec<Gateways>,
+    /// What they have of the service is drained and removed.
+    pub leaving: Vec<Gateways>,
+}
+
+impl Routes {
+    /// Those of a service as it is now.
+    pub fn of(deck: &DeckSpec, state: &ServiceState) -> Self {
+        let rollout = state.active_rollout();
+        let lives = |number: &ReleaseNumber| {
+            state.stable == Some(*number)
+                || rollout.is_some_and(|r| r.to == *number || r.from == Some(*number))
+                || state.replicas.keys().any(|key| key.release == *number)
+        };
+        let of = |live: bool| {
+            let releases = state.releases.iter().rev().filter(move |(n, _)| lives(n) == live);
+            releases.filter_map(|(_, r)| Gateways::of(deck, &state.service, &r.spec))
+        };
+        let mut routes = Self::default();
+        for gateways in of(true) {
+            routes.serving.extend(gateways.beside(&routes.serving));
+        }
+        // Nothing that is served: the last release's table is the empty one.
+        if routes.serving.is_empty() {
+            routes.serving.extend(of(false).next());
+        }
+        for gateways in of(false) {
+            let rest = gateways.beside(&routes.serving);
+            routes.leaving.extend(rest.and_then(|rest| rest.beside(&routes.leaving)));
+        }
+        routes
+    }
+
+    /// Whether a gateway is in front of the service.
+    pub fn is_empty(&self) -> bool {
+        self.serving.is_empty()
+    }
+
+    /// What all of them count; none unless all can be read.
+    pub async fn counters(
+        &self,
+        means: &Means,
+    ) -> Option<Vec<BTreeMap<ReplicaId, ServerCounters>>> {
+        let mut all = Vec::new();
+        for gateways in &self.serving {
+            all.extend(gateways.counters(means).await?);
+        }
+        Some(all)
+    }
 }
 
 /// What was written to each gateway's file last, and when it was reloaded.
@@ -72,6 +131,29 @@ impl Gateways {
             canary: spec.rollout.canary_rule().ok().flatten(),
             stream_timeout: STREAM_TIMEOUT.max(spec.rollout.drain_deadline),
         })
+    }
+
+    /// Those of them that are not among `others` with the same backend. None: nothing is left.
+    fn beside(&self, others: &[Self]) -> Option<Self> {
+        let mut rest = self.clone();
+        for other in others {
+            if other.backend == self.backend {
+                rest.places.retain(|name, _| !other.places.contains_key(name));
+            } else {
+                // Its file there is the other's.
+                let shared = rest.places.iter_mut().filter(|(n, _)| other.places.contains_key(*n));
+                shared.for_each(|(_, gateway)| gateway.config = None);
+            }
+            rest.unknown.retain(|name| !other.unknown.contains(name));
+        }
+        (!rest.places.is_empty() || !rest.unknown.is_empty()).then_some(rest)
+    }
+
+    /// Takes everything of the service out; whether nothing is left there.
+    pub async fn leave(&self, means: &Means, written: &mut Written) -> Result<bool, String> {
+        self.apply(means, &[], written).await?;
+        let counters = self.counters(means).await;
+        Ok(counters.is_some_and(|all| all.iter().all(BTreeMap::is_empty)))
     }
 
     /// The hosts they run on.
@@ -338,5 +420,17 @@ mod tests {
         assert_eq!((both.places.len(), both.unknown.len()), (2, 0));
         let wrong = of("gateways = [\"a\", \"c\"]").unwrap();
         assert_eq!(wrong.unknown, ["c".parse::<ServiceName>().unwrap()]);
+    }
+
+    #[test]
+    fn what_another_release_has_already_is_not_told_twice() {
+        let both = of("gateways = [\"a\", \"b\"]").unwrap();
+        let (a, b) = (of("gateway = \"a\"").unwrap(), of("gateway = \"b\"").unwrap());
+        assert_eq!(a.beside(&[both.clone()]), None);
+        let names = |g: Option<Gateways>| g.map(|g| g.places.keys().cloned().collect::<Vec<_>>());
+        assert_eq!(names(both.beside(&[a.clone()])), names(Some(b)));
+        // Another backend of the same gateway is another table.
+        let other = of("gateway = \"a\"\nbackend = \"old\"").unwrap();
+        assert_eq!(names(other.beside(&[a.clone()])), names(Some(a)));
     }
 }

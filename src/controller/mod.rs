@@ -35,6 +35,7 @@ pub mod publish;
 pub mod record;
 pub mod sampling;
 pub mod saved;
+pub mod saved_deck;
 pub mod service_view;
 pub mod sharing;
 mod stale_views;

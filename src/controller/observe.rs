@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::actions::{self, Means, reading_runtime};
 use super::core::{Core, DeckFiles, Input, now};
-use super::gateways::Gateways;
+use super::gateways::{Gateways, Routes};
 use crate::api::hub::Change;
 use crate::api::{
     ApiError, ClockView, DeckConditionKind, ErrorKind, EventLine, HostLinkState, HostView,
@@ -245,6 +245,9 @@ impl Core {
         if report.rank.deck != self.deck.id {
             return;
         }
+        if self.is_old_news(report) {
+            return;
+        }
         let rank = report.rank.clone();
         let service = rank.service.clone();
         let kind = match &report.status {
@@ -267,6 +270,21 @@ impl Core {
             }
         };
         self.happened(&service, kind);
+    }
+
+    /// Agents tell all ranks of their host whenever one of them changes: what is known already, or is of an
+    /// earlier start, need not be decided about.
+    fn is_old_news(&self, report: &RankReport) -> bool {
+        let rank = &report.rank;
+        let Some(state) = self.state.services.get(&rank.service) else { return true };
+        let Some(replica) = state.replicas.get(&rank.replica.key()) else { return true };
+        if replica.attempt != rank.replica.attempt {
+            return true;
+        }
+        match report.status {
+            RankStatus::Running { .. } => replica.running.contains(&rank.rank),
+            RankStatus::Exited { .. } | RankStatus::Lost => replica.ended.contains(&rank.rank),
+        }
     }
 
     /// Takes over what was read of the deck's directory.
@@ -314,7 +332,7 @@ pub struct Watched {
     /// Which service.
     pub service: ServiceName,
     /// Its gateways.
-    pub gateways: Option<Gateways>,
+    pub routes: Routes,
     /// Where its engines' own metrics are, if no gateway sees its requests or an analysis is under
     /// way.
     pub metrics: Vec<EngineMetricsAt>,
@@ -352,9 +370,9 @@ pub async fn watch(means: Arc<Means>) {
 
 async fn look(means: Arc<Means>, watched: Watched) {
     let limit = Duration::from_secs(5);
-    let no_gateway = watched.gateways.is_none();
-    if let Some(gateways) = watched.gateways {
-        let reading = gateways.counters(&means);
+    let no_gateway = watched.routes.is_empty();
+    if !no_gateway {
+        let reading = watched.routes.counters(&means);
         if let Ok(Some(counters)) = tokio::time::timeout(limit, reading).await {
             let input = Input::Counters { service: watched.service.clone(), counters };
             let _ = means.inputs.send(input).await;
@@ -433,8 +451,8 @@ impl Core {
             .iter()
             .filter(|(_, state)| !state.replicas.is_empty())
             .filter_map(|(service, state)| {
-                let release = state.releases.values().next_back()?;
-                let gateways = Gateways::of(&self.deck, service, &release.spec);
+                state.releases.values().next_back()?;
+                let routes = Routes::of(&self.deck, state);
                 let mut docker: Vec<(HostName, RuntimeSpec)> = Vec::new();
                 for key in state.replicas.keys() {
                     let Some(release) = state.releases.get(&key.release) else { continue };
@@ -448,12 +466,12 @@ impl Core {
                     }
                 }
                 let analysing = state.analysing().is_some();
-                let metrics = if gateways.is_some() && !analysing {
+                let metrics = if !routes.is_empty() && !analysing {
                     Vec::new()
                 } else {
                     engine_metrics(state)
                 };
-                Some(Watched { service: service.clone(), gateways, metrics, analysing, docker })
+                Some(Watched { service: service.clone(), routes, metrics, analysing, docker })
             })
             .collect()
     }

@@ -16,13 +16,20 @@ use serde::{Deserialize, Serialize};
 use super::actions::{self, Means};
 use super::core::{Core, Input};
 use crate::api::DeckConditionKind;
-use crate::base::{DeckId, EpochCell, Hint, HostName, ServiceName};
+use crate::base::{DeckId, EpochCell, Hint, HostName, ReleaseNumber, ServiceName};
 use crate::fleet::{HostLink, LinkError};
-use crate::rollout::ServiceState;
+use crate::rollout::{Direction, ServiceState};
 use crate::wire::{Refusal, Reply, Request, Verb};
 
 /// How long other hosts than the one that is acted on are waited for.
 const OTHERS: Duration = Duration::from_secs(2);
+
+/// How the text of a service's state begins.
+const PREFIX: &str = "z1:";
+
+/// With every change of a service on many hosts, so many of them have the state beside the one that is acted on.
+/// All have it when a rollout begins, goes to another step, turns back, or ends.
+const BESIDE: usize = 5;
 
 /// Largest state that is read back, unpacked.
 const MAX_UNPACKED: u64 = 64 << 20;
@@ -43,27 +50,12 @@ pub struct Saved {
 impl Saved {
     /// As a host keeps it.
     pub fn pack(&self) -> std::io::Result<String> {
-        let json = serde_json::to_vec(self)?;
-        let mut encoder =
-            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&json)?;
-        let packed = encoder.finish()?;
-        Ok(format!("z1:{}", base64::engine::general_purpose::STANDARD.encode(packed)))
+        pack_json(PREFIX, self)
     }
 
     /// Reads what a host kept for a service of a deck: hostile bytes.
     pub fn unpack(text: &str, deck: DeckId, service: &ServiceName) -> Result<Self, String> {
-        let packed = text.strip_prefix("z1:").ok_or("it is of another version")?;
-        let packed = base64::engine::general_purpose::STANDARD
-            .decode(packed)
-            .map_err(|e| format!("it is damaged: {e}"))?;
-        let mut json = Vec::new();
-        flate2::read::DeflateDecoder::new(packed.as_slice())
-            .take(MAX_UNPACKED)
-            .read_to_end(&mut json)
-            .map_err(|e| format!("it is damaged: {e}"))?;
-        let saved: Self =
-            serde_json::from_slice(&json).map_err(|e| format!("it cannot be read: {e}"))?;
+        let saved: Self = unpack_json(PREFIX, text)?;
         let fits =
             saved.state.service == *service
                 && saved.state.releases.iter().all(|(number, r)| {
@@ -71,6 +63,32 @@ impl Saved {
                 });
         if fits { Ok(saved) } else { Err("it is of another deck or service".to_owned()) }
     }
+}
+
+/// JSON, deflated and in base64, behind a word for its version.
+pub(super) fn pack_json(prefix: &str, value: &impl Serialize) -> std::io::Result<String> {
+    let json = serde_json::to_vec(value)?;
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&json)?;
+    let packed = encoder.finish()?;
+    Ok(format!("{prefix}{}", base64::engine::general_purpose::STANDARD.encode(packed)))
+}
+
+/// Reads what [`pack_json`] made: hostile bytes.
+pub(super) fn unpack_json<T: serde::de::DeserializeOwned>(
+    prefix: &str,
+    text: &str,
+) -> Result<T, String> {
+    let packed = text.strip_prefix(prefix).ok_or("it is of another version")?;
+    let packed = base64::engine::general_purpose::STANDARD
+        .decode(packed)
+        .map_err(|e| format!("it is damaged: {e}"))?;
+    let mut json = Vec::new();
+    flate2::read::DeflateDecoder::new(packed.as_slice())
+        .take(MAX_UNPACKED)
+        .read_to_end(&mut json)
+        .map_err(|e| format!("it is damaged: {e}"))?;
+    serde_json::from_slice(&json).map_err(|e| format!("it cannot be read: {e}"))
 }
 
 /// What is to be on the hosts of each service.
@@ -83,6 +101,10 @@ pub struct Saver {
 struct Wanted {
     saved: Saved,
     hosts: BTreeSet<HostName>,
+    /// All hosts are to have it, not just some.
+    wants_all: bool,
+    /// All that are to have it have it, as far as they are reached.
+    is_whole: AtomicBool,
     text: Mutex<Option<Arc<str>>>,
     done: BTreeMap<HostName, Arc<tokio::sync::Mutex<bool>>>,
 }
@@ -92,8 +114,14 @@ impl Saver {
     pub fn put(&self, saved: Saved, hosts: BTreeSet<HostName>) {
         let service = saved.state.service.clone();
         let done = hosts.iter().map(|h| (h.clone(), Arc::default())).collect();
-        let wanted = Arc::new(Wanted { saved, hosts, text: Mutex::default(), done });
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(service, wanted);
+        let mut kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let wants_all = kept.get(&service).is_none_or(|before| {
+            stage(&before.saved.state) != stage(&saved.state)
+                || before.wants_all && !before.is_whole.load(Ordering::Acquire)
+        });
+        let (text, is_whole) = (Mutex::default(), AtomicBool::new(false));
+        let wanted = Wanted { saved, hosts, wants_all, is_whole, text, done };
+        kept.insert(service, Arc::new(wanted));
     }
 
     fn wanted(&self, service: &ServiceName) -> Option<Arc<Wanted>> {
@@ -101,7 +129,22 @@ impl Saver {
     }
 }
 
+/// How far a rollout is, coarsely.
+fn stage(state: &ServiceState) -> Option<(ReleaseNumber, usize, bool, bool)> {
+    let rollout = state.rollout.as_ref()?;
+    let back = matches!(rollout.direction, Direction::Back { .. });
+    Some((rollout.to, rollout.step, back, rollout.outcome.is_some()))
+}
+
 impl Wanted {
+    /// The hosts beside the one that is acted on which are to have it before the step.
+    fn others(&self, own: &HostName) -> Vec<&HostName> {
+        let after = self.hosts.iter().skip_while(|host| *host <= own);
+        let before = self.hosts.iter().take_while(|host| *host < own);
+        let most = if self.wants_all { self.hosts.len() } else { BESIDE };
+        after.chain(before).take(most).collect()
+    }
+
     fn text(&self) -> std::io::Result<Arc<str>> {
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(text) = &*text {
@@ -122,7 +165,7 @@ pub async fn before_step(
     epoch: &EpochCell,
 ) -> Result<(), LinkError> {
     let Some(wanted) = means.saver.wanted(service) else { return Ok(()) };
-    let others = wanted.hosts.iter().filter(|host| *host != link.host()).map(|host| {
+    let others = wanted.others(link.host()).into_iter().map(|host| {
         let wanted = &wanted;
         async move {
             let Ok(link) = actions::link(means, host) else { return };
@@ -131,7 +174,10 @@ pub async fn before_step(
         }
     });
     let others = tokio::time::timeout(OTHERS, futures::future::join_all(others));
-    let (own, _) = tokio::join!(write(means.deck, &wanted, link, epoch), others);
+    let (own, others) = tokio::join!(write(means.deck, &wanted, link, epoch), others);
+    if others.is_ok() {
+        wanted.is_whole.store(true, Ordering::Release);
+    }
     match own {
         Err(LinkError::Refused { refusal: Refusal::Held { .. }, .. }) => own,
         Err(error) => {
@@ -223,6 +269,28 @@ pub async fn read_all(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_goes_to_some_hosts_and_a_step_to_all() {
+        let hosts: BTreeSet<HostName> = (1..=9).map(|n| format!("h{n}").parse().unwrap()).collect();
+        let saver = Saver::default();
+        let service: ServiceName = "chat".parse().unwrap();
+        let state = ServiceState::new(service.clone());
+        let saved = Saved { holder: "ada@m1".to_owned(), term: 0, seq: 1, state };
+        let names = |own: &str| -> Vec<String> {
+            let wanted = saver.wanted(&service).unwrap();
+            let others = wanted.others(&own.parse().unwrap());
+            others.iter().map(ToString::to_string).collect()
+        };
+        saver.put(saved.clone(), hosts.clone());
+        assert_eq!(names("h4").len(), 8, "the first goes everywhere");
+        saver.put(saved.clone(), hosts.clone());
+        assert_eq!(names("h4").len(), 8, "which has not happened yet");
+        saver.wanted(&service).unwrap().is_whole.store(true, Ordering::Release);
+        saver.put(saved, hosts);
+        assert_eq!(names("h7"), ["h8", "h9", "h1", "h2", "h3"]);
+        assert_eq!(names("h4"), ["h5", "h6", "h7", "h8", "h9"]);
+    }
 
     #[test]
     fn what_is_packed_is_read_back_and_nothing_else() {

@@ -1,4 +1,4 @@
-//! Which services' views are behind their state. Showing is for people: it may take a twentieth of
+//! Which services' views are behind their state. Showing is for people: it may take a fiftieth of
 //! the time at most, so that five hundred replicas that come up at once are decided first.
 
 use std::collections::BTreeSet;
@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use crate::base::ServiceName;
 
 /// Showing rests this many times as long as it took.
-const REST_FACTOR: u32 = 20;
+const REST_FACTOR: u32 = 50;
 /// And no longer than this.
-const LONGEST_REST: Duration = Duration::from_millis(250);
+const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// The views that are behind, and when they may be shown again.
 #[derive(Debug, Default)]

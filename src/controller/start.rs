@@ -155,6 +155,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         fleet,
         claims: Claims::new(options.deck.id, holder(paths), Some(paths.dir.join("claims.json"))),
         saver: super::saved::Saver::default(),
+        deck_saver: super::saved_deck::DeckSaver::default(),
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
         published: published.clone(),
@@ -223,6 +224,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
     let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
+    let deck_task = tokio::spawn(super::saved_deck::keep(Arc::clone(&means)));
     let unanswered = Arc::default();
     let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
     let publish_task = endpoints
@@ -250,8 +252,15 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             }
         }
     });
-    let mut tasks =
-        vec![fleet_task, watch_task, reload_task, renew_task, drift_task, throughput_task];
+    let mut tasks = vec![
+        fleet_task,
+        watch_task,
+        reload_task,
+        renew_task,
+        deck_task,
+        drift_task,
+        throughput_task,
+    ];
     tasks.extend(publish_task);
     Ok(Running { socket, stop, tasks, main })
 }
