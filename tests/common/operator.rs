@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use gpudeck::api::{Client, ServiceView};
-use gpudeck::demo::{Load, LoadCounts};
+use gpudeck::demo::{Load, LoadCounts, LoadShape};
 use serde_json::Value;
 
 use super::lab::Lab;
@@ -21,6 +21,7 @@ pub struct Operator {
     runtime: tokio::runtime::Runtime,
     /// The hosts.
     pub lab: Lab,
+    mounted: Option<PathBuf>,
 }
 
 impl Operator {
@@ -33,7 +34,7 @@ impl Operator {
             .enable_all()
             .build()
             .unwrap();
-        Self { gpudeck, runtime, lab }
+        Self { gpudeck, runtime, lab, mounted: None }
     }
 
     /// Writes `services/chat.toml`.
@@ -81,14 +82,34 @@ impl Operator {
         self.gpudeck.spawn(arguments)
     }
 
-    /// The service `chat` as the running controller sees it; none while no controller runs.
-    pub fn look(&self) -> Option<ServiceView> {
+    /// The deck's folder.
+    pub fn deck(&self) -> PathBuf {
+        self.gpudeck.deck()
+    }
+
+    /// Where the controller keeps its files; there is one as soon as a command ran.
+    pub fn state(&self) -> PathBuf {
+        let decks = std::fs::read_dir(self.states()).unwrap();
+        decks.flatten().next().expect("a controller ran").path()
+    }
+
+    /// The folder of the folders that controllers keep their files in.
+    pub fn states(&self) -> PathBuf {
+        self.gpudeck.home().join(".local/state/gpudeck")
+    }
+
+    /// What the running controller shows; none while no controller runs.
+    pub fn snapshot(&self) -> Option<gpudeck::api::Snapshot> {
         let socket = self.socket()?;
-        let snapshot = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             let looking = async { Client::connect(&socket).await?.snapshot().await };
             tokio::time::timeout(Duration::from_secs(10), looking).await.ok()?.ok()
-        })?;
-        snapshot
+        })
+    }
+
+    /// The service `chat` as the running controller sees it; none while no controller runs.
+    pub fn look(&self) -> Option<ServiceView> {
+        self.snapshot()?
             .services
             .into_iter()
             .find(|(name, _)| name.as_str() == "chat")
@@ -117,11 +138,66 @@ impl Operator {
         decks.flatten().map(|deck| deck.path().join("controller.sock")).find(|p| p.exists())
     }
 
+    /// The process of the controller.
+    #[track_caller]
+    pub fn controller_pid(&self) -> i64 {
+        let status = self.json(&["controller", "status"]);
+        status["version"]["pid"].as_i64().expect("a controller runs")
+    }
+
+    /// The process of the controller as the machine knows it, also while it does not answer.
+    pub fn last_controller(&self) -> i64 {
+        let socket = self.states();
+        let wanted = socket.parent().and_then(|p| p.parent()).unwrap().display().to_string();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i64>().ok()) else {
+                continue;
+            };
+            let read = |file: &str| {
+                let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).replace('\0', " ")
+            };
+            if read("cmdline").contains(" controller run ") && read("environ").contains(&wanted) {
+                found.push(pid);
+            }
+        }
+        *found.last().expect("a controller's process")
+    }
+
+    /// Fills the file system that the controller writes to (a small one of its own, made at the first call), or
+    /// frees it again.
+    pub fn fill_state(&self, full: bool) {
+        let filler = self.state().join("filler");
+        if full {
+            let mut file = std::fs::File::create(&filler).unwrap();
+            let block = vec![0_u8; 1 << 20];
+            while std::io::Write::write_all(&mut file, &block).is_ok() {}
+            // The last bytes, too.
+            while std::io::Write::write_all(&mut file, &[0; 16]).is_ok() {}
+        } else {
+            std::fs::remove_file(filler).unwrap();
+        }
+    }
+
+    /// Puts the controllers' files onto a small file system of their own; before the first command.
+    pub fn state_on_small_disk(&mut self) {
+        std::fs::create_dir_all(self.states()).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64m", "gpudeck-test"]).arg(self.states());
+        super::run(&mut mount, Duration::from_secs(10)).expect_success();
+        self.mounted = Some(self.states());
+    }
+
     /// Kills the controller with SIGKILL and waits until it is dead.
     #[track_caller]
     pub fn kill_controller(&self) {
-        let status = self.json(&["controller", "status"]);
-        let pid = status["version"]["pid"].as_i64().expect("a controller runs");
+        self.kill_controller_with(self.controller_pid());
+    }
+
+    /// The same when its process is known already.
+    #[track_caller]
+    pub fn kill_controller_with(&self, pid: i64) {
         let target = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         rustix::process::kill_process(target, rustix::process::Signal::KILL).unwrap();
         wait_until("the controller's death", Duration::from_secs(10), || {
@@ -142,8 +218,13 @@ impl Operator {
 
     /// Begins to send chat requests through the gateway, every other one streamed.
     pub fn load(&self, per_second: f64) -> Traffic<'_> {
+        self.load_shaped(LoadShape::of_rate(per_second))
+    }
+
+    /// The same with requests of another shape.
+    pub fn load_shaped(&self, shape: LoadShape) -> Traffic<'_> {
         let _runtime = self.runtime.enter();
-        let load = Load::start(&self.lab.gateway(1), per_second, "chat").unwrap();
+        let load = Load::shaped(&self.lab.gateway(1), shape, "chat").unwrap();
         Traffic { load, operator: self }
     }
 
@@ -193,6 +274,11 @@ impl Drop for Operator {
     fn drop(&mut self) {
         let mut stop: Command = self.gpudeck.command(["controller", "stop"]);
         let done = super::run(&mut stop, Duration::from_secs(30));
+        if let Some(place) = &self.mounted {
+            // Lazily: whatever happened, nothing stays mounted.
+            let mut umount = Command::new("umount");
+            super::run(umount.arg("-l").arg(place), Duration::from_secs(10));
+        }
         if !std::thread::panicking() {
             done.expect_success();
         }

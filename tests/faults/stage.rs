@@ -1,0 +1,413 @@
+//! Where faults are played: a lab of three hosts with simulated GPUs, HAProxy on the first, a service on the
+//! other two, clients, and an eye on what each server of the gateway got wrong.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use gpudeck::api::{Phase, ServiceView};
+
+use crate::common::lab::{Lab, write_gguf};
+use crate::common::operator::Operator;
+use crate::common::{run, wait_until};
+
+pub const HOSTS: [&str; 2] = ["h2", "h3"];
+
+/// Notes every start of an engine on the host's disk before it becomes that engine.
+const NOTE: &str = "#!/bin/sh\necho \"$1\" >>/srv/starts\nshift\nexec \"$@\"\n";
+
+/// Serves, and is gone a moment after its first token.
+const SHORT: &str = "#!/bin/sh\n\"$@\" &\np=$!\nsleep 4\nkill -9 $p\nexit 3\n";
+
+/// The parts of a spec that faults change.
+#[derive(Clone)]
+pub struct Spec {
+    pub head: String,
+    pub before: String,
+    pub engine: String,
+    pub rollout: String,
+    pub analysis: String,
+    /// Counts up with every spec, so that there is always something to roll out.
+    pub revision: u32,
+}
+
+impl Spec {
+    pub fn good(revision: u32) -> Self {
+        Self {
+            head: "model = \"simulated\"\nreplicas = 2\nmemory = \"40GiB\"\n".to_owned(),
+            before: "\"/srv/note\", \"{release}-{replica}-{attempt}\", ".to_owned(),
+            engine: String::new(),
+            rollout: String::new(),
+            analysis: String::new(),
+            revision,
+        }
+    }
+
+    pub fn text(&self) -> String {
+        let Self { head, before, engine, rollout, analysis, revision } = self;
+        let before = before.replace("-{attempt}", "");
+        format!(
+            r#"
+{head}env = {{ REVISION = "{revision}" }}
+
+[engine.command]
+run = [
+  {before}"{{gpudeck}}", "sim-engine", "--address", "{{address}}", "--port", "{{port}}", "--model", "chat",
+  "--load-time", "1s", "--gpu-memory", "40GiB", "--tokens", "8", {engine}
+]
+metrics = "vllm"
+
+[placement]
+hosts  = ["h2", "h3"]
+spread = "host"
+
+[rollout]
+steps             = [{{ weight = 50 }}, {{ analyse = "quick" }}]
+healthy_deadline  = "8s"
+progress_deadline = "25s"
+drain_deadline    = "8s"
+stop_grace        = "3s"
+{rollout}
+[analysis.quick]
+duration          = "3s"
+min_requests      = 3
+max_latency_ratio = 50.0
+{analysis}
+"#
+        )
+    }
+}
+
+/// What one server of the gateway got wrong so far.
+#[derive(Clone, Debug, Default)]
+pub struct Server {
+    /// `r2-0-a1`.
+    pub name: String,
+    /// `h3`.
+    pub host: String,
+    /// Answers of the 500s, answers that broke off, and clients that gave up.
+    pub errors: u64,
+    /// Most requests that it had in flight at a time, since [`Eye::forget_peaks`].
+    pub peak: u64,
+    last: u64,
+}
+
+type Servers = Arc<Mutex<BTreeMap<String, Server>>>;
+
+/// Reads the gateway's counters five times a second, until dropped.
+pub struct Eye {
+    servers: Servers,
+    ended: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Eye {
+    fn open(host_dir: PathBuf) -> Self {
+        let servers: Servers = Arc::default();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (seen, end) = (Arc::clone(&servers), Arc::clone(&ended));
+        let thread = std::thread::spawn(move || {
+            while !end.load(Ordering::SeqCst) {
+                if let Some(text) = stat(&host_dir) {
+                    note(&mut seen.lock().unwrap(), &text);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        Self { servers, ended, thread: Some(thread) }
+    }
+
+    pub fn forget_peaks(&self) {
+        self.servers.lock().unwrap().values_mut().for_each(|server| server.peak = 0);
+    }
+
+    pub fn servers(&self) -> Vec<Server> {
+        self.servers.lock().unwrap().values().cloned().collect()
+    }
+}
+
+impl Drop for Eye {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// `show stat` at the run-time socket, through the host's root as the machine sees it.
+fn stat(host_dir: &std::path::Path) -> Option<String> {
+    let pid = std::fs::read_to_string(host_dir.join("init.pid")).ok()?;
+    let path = format!("/proc/{}/root/run/haproxy/admin.sock", pid.trim());
+    let mut stream = UnixStream::connect(path).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    stream.write_all(b"show stat chat 4 -1\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn note(servers: &mut BTreeMap<String, Server>, text: &str) {
+    let mut lines = text.lines();
+    let Some(head) = lines.next() else { return };
+    let names: Vec<&str> = head.trim_start_matches("# ").split(',').collect();
+    let column = |name: &str| names.iter().position(|n| *n == name);
+    for line in lines {
+        let fields: Vec<&str> = line.split(',').collect();
+        let field = |name: &str| column(name).and_then(|c| fields.get(c).copied());
+        let number = |name: &str| field(name).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+        let (Some(name), Some(address)) = (field("svname"), field("addr")) else { continue };
+        let Some(last) = address.split(':').next().and_then(|ip| ip.rsplit('.').next()) else {
+            continue;
+        };
+        let Ok(last) = last.parse::<u32>() else { continue };
+        let errors = number("hrsp_5xx") + number("eresp") + number("srv_abrt") + number("cli_abrt");
+        let server = servers.entry(name.to_owned()).or_default();
+        server.name = name.to_owned();
+        server.host = format!("h{}", last.saturating_sub(10));
+        // Counters begin anew when HAProxy does.
+        server.errors += if errors < server.last { errors } else { errors - server.last };
+        server.last = errors;
+        server.peak = server.peak.max(number("scur"));
+    }
+}
+
+/// The lab with the service, and its operator.
+pub struct Stage {
+    pub operator: Operator,
+    pub eye: Eye,
+    revision: u32,
+}
+
+impl Stage {
+    pub fn new() -> Option<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let lab = Lab::up(3, &["--haproxy", "1"])?;
+        for host in HOSTS {
+            for (name, text) in [("note", NOTE), ("short", SHORT)] {
+                let path = lab.disk(host, &format!("/srv/{name}"));
+                std::fs::write(&path, text).unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            std::fs::create_dir_all(lab.disk(host, "/srv/allocations")).unwrap();
+            std::fs::write(lab.disk(host, "/srv/scenario.json"), scenario(host)).unwrap();
+            write_gguf(&lab.disk(host, "/srv/cut.gguf"), 1, 50);
+        }
+        // A disk of its own that can be filled.
+        lab.lab(&[
+            "exec",
+            "h3",
+            "--",
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            "size=400m",
+            "lab",
+            "/var/lib/gpudeck",
+        ]);
+        let eye = Eye::open(lab.dir().join("h1"));
+        let mut operator = Operator::new(lab);
+        operator.state_on_small_disk();
+        let file = operator.deck().join("deck.toml");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        for host in HOSTS {
+            let section = format!("[hosts.{host}]\n");
+            let env = "agent_env = { GPUDECK_SCENARIO = \"/srv/scenario.json\", \
+                       GPUDECK_SIM_ALLOCATIONS = \"/srv/allocations\" }\n";
+            text = text.replace(&section, &format!("{section}{env}"));
+        }
+        std::fs::write(&file, text).unwrap();
+        let mut stage = Self { operator, eye, revision: 0 };
+        stage.write(|_| {});
+        stage.operator.expect(&["apply", "chat", "--wait", "--timeout", "2m", "--yes"], 0);
+        Some(stage)
+    }
+
+    pub fn write(&mut self, change: impl Fn(&mut Spec)) {
+        self.revision += 1;
+        let mut spec = Spec::good(self.revision);
+        change(&mut spec);
+        self.operator.write_spec(&spec.text());
+    }
+
+    pub fn lab(&self, arguments: &[&str]) {
+        self.operator.lab.lab(arguments);
+    }
+
+    /// A shell command in a host, not over SSH.
+    pub fn inside(&self, host: &str, script: &str) -> String {
+        self.operator.lab.lab(&["exec", host, "--", "sh", "-c", script])
+    }
+
+    /// The host of the coming release's replicas so far, once one of them `holds`.
+    pub fn await_new(&self, what: &str, holds: impl Fn(&Phase) -> bool) -> (String, u64) {
+        let chat =
+            self.operator.wait_until_chat(what, |chat| new_ones(chat).any(|r| holds(&r.phase)));
+        let replica = new_ones(&chat).find(|r| holds(&r.phase)).unwrap();
+        (replica.ranks[0].host.to_string(), u64::from(replica.ranks[0].port))
+    }
+
+    pub fn await_measuring(&self) -> ServiceView {
+        self.operator.wait_until_chat("the canary to be measured", |chat| {
+            chat.rollout.as_ref().is_some_and(|r| {
+                r.outcome.is_none() && matches!(r.gate, Some(gpudeck::api::Gate::Analyse { .. }))
+            })
+        })
+    }
+
+    pub fn pause(&self, seconds: u64) {
+        // The length of a fault, not a wait for something.
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+
+    /// A signal to every process of a host whose command line, with spaces, matches a shell pattern.
+    pub fn signal(&self, host: &str, signal: &str, pattern: &str) {
+        // Not to the shell that looks, which has the pattern on its own command line.
+        let script = format!(
+            "for f in /proc/[0-9]*/cmdline; do a=$(tr '\\0' ' ' <$f 2>/dev/null); case $a in sh\\ *) ;; \
+             {pattern}) p=${{f#/proc/}}; kill -{signal} ${{p%/cmdline}};; esac; done; true"
+        );
+        self.inside(host, &script);
+    }
+
+    /// The process of an engine on a port.
+    pub fn signal_engine(&self, host: &str, signal: &str, port: u64) {
+        self.signal(host, signal, &format!("*\\ sim-engine\\ *--port\\ {port}\\ *"));
+    }
+
+    /// Somebody else takes memory of the second GPU (or of both) of a host.
+    pub fn take_memory(&self, host: &str, gpus: std::ops::Range<u32>) {
+        let of = |gpu| {
+            format!(
+                r#"{{"pid":1,"gpu":"{}","bytes":{},"name":"stranger"}}"#,
+                uuid(host, gpu),
+                70_u64 << 30
+            )
+        };
+        let all: Vec<String> = gpus.map(of).collect();
+        let text = format!("[{}]", all.join(","));
+        let path = self.operator.lab.disk(host, "/srv/allocations");
+        std::fs::write(path.join("new"), text).unwrap();
+        std::fs::rename(path.join("new"), path.join("stranger.json")).unwrap();
+    }
+
+    pub fn give_memory_back(&self) {
+        for host in HOSTS {
+            let path = self.operator.lab.disk(host, "/srv/allocations/stranger.json");
+            if path.exists() {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+
+    /// Every host is reached and both replicas are ready, of one release; nothing is under way.
+    pub fn await_rest(&self, limit: Duration) -> Result<ServiceView, String> {
+        let began = Instant::now();
+        loop {
+            let seen = self.operator.snapshot();
+            if let Some(snapshot) = &seen {
+                let up = snapshot.hosts.values().all(|h| h.link == gpudeck::api::HostLinkState::Up);
+                let chat = snapshot.services.values().find(|s| s.name.as_str() == "chat");
+                if let Some(chat) = chat.filter(|_| up) {
+                    let whole = chat.ready == 2
+                        && chat.replicas.len() == 2
+                        && chat.replicas.iter().all(|r| Some(r.id.release) == chat.stable)
+                        && chat.rollout.as_ref().is_none_or(|r| r.outcome.is_some());
+                    if whole {
+                        return Ok(chat.clone());
+                    }
+                }
+            }
+            if began.elapsed() > limit {
+                let hosts = seen.as_ref().map(|s| {
+                    s.hosts.iter().map(|(n, h)| format!("{n} {:?}", h.link)).collect::<Vec<_>>()
+                });
+                let replicas = seen.as_ref().and_then(|s| s.services.values().next()).map(|s| {
+                    s.replicas
+                        .iter()
+                        .map(|r| format!("{} {:?} {:?}", r.id, r.phase, r.trouble))
+                        .collect::<Vec<_>>()
+                });
+                return Err(format!("not at rest within {limit:?}: {hosts:?} {replicas:?}"));
+            }
+            // Whoever was killed is started by the next command.
+            if seen.is_none() {
+                let _ = self.operator.run(&["status", "chat"]);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Fills the small disk of h3, or frees it again.
+    pub fn fill_disk(&self, full: bool) {
+        let script = if full {
+            "dd if=/dev/zero of=/var/lib/gpudeck/filler bs=1M 2>/dev/null; true"
+        } else {
+            "rm -f /var/lib/gpudeck/filler"
+        };
+        self.inside("h3", script);
+    }
+
+    pub fn haproxy_restarts(&self) {
+        self.lab(&["haproxy", "h1", "stop"]);
+        self.lab(&["haproxy", "h1", "start"]);
+    }
+
+    /// Every TCP port from which engines could be given one, and that nobody has, is taken.
+    pub fn take_ports(&self, taken: bool) {
+        for host in HOSTS {
+            if taken {
+                let python = "import socket, time\nkept = []\nfor p in range(21000, 21020):\n    s = socket.socket()\n    \
+                              try:\n        s.bind((\"0.0.0.0\", p)); s.listen(1); kept.append(s)\n    \
+                              except OSError: s.close()\nopen(\"/srv/ports-taken\", \"w\").close()\ntime.sleep(600)";
+                let script = format!(
+                    "rm -f /srv/ports-taken; setsid python3 -c '{python}' >/dev/null 2>&1 </dev/null &"
+                );
+                self.inside(host, &script);
+                let mark = self.operator.lab.disk(host, "/srv/ports-taken");
+                wait_until("the ports to be taken", Duration::from_secs(10), || mark.exists());
+            } else {
+                self.signal(host, "KILL", "python3*ports-taken*");
+            }
+        }
+    }
+
+    /// A signal to the controller.
+    pub fn signal_controller(&self, signal: &str) {
+        let pid = self.operator.controller_pid().to_string();
+        let done =
+            run(Command::new("kill").args([&format!("-{signal}"), &pid]), Duration::from_secs(5));
+        done.expect_success();
+    }
+}
+
+pub fn new_ones(chat: &ServiceView) -> impl Iterator<Item = &gpudeck::api::ReplicaView> {
+    let to = chat.rollout.as_ref().filter(|r| r.outcome.is_none()).map(|r| r.to);
+    chat.replicas.iter().filter(move |r| Some(r.id.release) == to)
+}
+
+fn uuid(host: &str, gpu: u32) -> String {
+    let number = host.trim_start_matches('h').parse::<u32>().unwrap();
+    format!("GPU-51500000-{number:04}-4000-8000-{gpu:012}")
+}
+
+/// What the simulated driver of a host says: two GPUs whose memory is free two seconds after a process' end.
+fn scenario(host: &str) -> String {
+    let gpus: Vec<serde_json::Value> = (0..2)
+        .map(|gpu| {
+            serde_json::json!({
+                "index": gpu, "uuid": uuid(host, gpu), "name": "SIMULATED H100 80GB",
+                "pci_bus_id": format!("00000000:{:02X}:00.0", 0x1b + 0x10 * gpu),
+                "memory_total": 80_u64 << 30,
+            })
+        })
+        .collect();
+    serde_json::json!({ "allocations": "allocations", "free_delay_ms": 2000, "gpus": gpus })
+        .to_string()
+}

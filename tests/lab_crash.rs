@@ -1,0 +1,160 @@
+//! SIGKILL of the real controller when the n-th journal record of a rollout is on the disk, on real hosts under
+//! load: for a good release, and for one that is taken back. After each the rollout has come to its end, nothing
+//! was started twice or forgotten, and no request failed.
+//!
+//! A sample of n, or with `GPUDECK_NIGHTLY=1` each until a rollout ends with fewer records.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use common::lab::Lab;
+use common::operator::{Operator, Traffic};
+use gpudeck::journal::{Reader, verify};
+
+const HOSTS: [&str; 2] = ["h2", "h3"];
+
+/// Notes every start of an engine on the host's disk before it becomes that engine.
+const NOTE: &str = "#!/bin/sh\necho \"$1\" >>/srv/starts\nshift\nexec \"$@\"\n";
+
+fn spec(tokens: usize, more: &str) -> String {
+    format!(
+        r#"
+model    = "simulated"
+device   = "cpu"
+memory   = "64MiB"
+replicas = 2
+
+[engine.command]
+run = [
+  "/srv/note", "{{release}}-{{replica}}", "{{gpudeck}}", "sim-engine", "--address", "{{address}}",
+  "--port", "{{port}}", "--model", "chat", "--load-time", "300ms", "--tokens", "{tokens}", {more}
+]
+
+[placement]
+hosts  = ["h2", "h3"]
+spread = "host"
+
+[rollout]
+steps             = [{{ weight = 50 }}, {{ bake = "300ms" }}]
+healthy_deadline  = "20s"
+progress_deadline = "40s"
+drain_deadline    = "10s"
+stop_grace        = "5s"
+"#
+    )
+}
+
+/// How often each replica of each release was started, over all hosts.
+fn starts(operator: &Operator) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for host in HOSTS {
+        let text = std::fs::read_to_string(operator.lab.disk(host, "/srv/starts"));
+        for line in text.unwrap_or_default().lines() {
+            *counts.entry(line.to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// The processes of engines on the hosts, by their command lines.
+fn engines(operator: &Operator) -> Vec<String> {
+    let look = "for f in /proc/[0-9]*/cmdline; do a=$(tr '\\0' ' ' <$f 2>/dev/null); \
+                case $a in sh\\ *) ;; *\\ sim-engine\\ *) echo \"$a\";; esac; done; true";
+    let on = |host: &&str| operator.lab.lab(&["exec", host, "--", "sh", "-c", look]);
+    let lines = HOSTS.iter().map(on).collect::<Vec<String>>();
+    lines.iter().flat_map(|said| said.lines()).map(str::to_owned).collect()
+}
+
+/// One rollout, killed at its `at`-th record; whether it had so many.
+fn killed_at(
+    operator: &Operator,
+    traffic: &Traffic<'_>,
+    reader: &mut Reader,
+    (at, tokens, good): (usize, usize, bool),
+    serving: &mut usize,
+) -> bool {
+    let what = format!("{} release, killed at record {at}", if good { "good" } else { "bad" });
+    let stable = operator.look().unwrap().stable;
+    let _ = reader.more().unwrap();
+    let controller = operator.controller_pid();
+    operator.expect(&["apply", "chat", "--yes"], 0);
+    let mut seen = 0;
+    let started = Instant::now();
+    // Without a pause, so that few more records come before the signal; a rollout may have fewer.
+    for look in 1_u64.. {
+        seen += reader.more().unwrap().iter().filter(|r| r.value.get("service").is_some()).count();
+        let over = || {
+            operator.look().is_some_and(|c| {
+                c.rollout.is_some_and(|r| Some(r.to) != stable && r.outcome.is_some())
+            })
+        };
+        if seen >= at || look % 2_000 == 0 && over() {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_mins(1), "{what}: neither it nor the end");
+        std::thread::yield_now();
+    }
+    operator.kill_controller_with(controller);
+    let code = if good { 0 } else { 3 };
+    operator.expect(&["rollout", "status", "chat", "--wait", "--timeout", "1m"], code);
+    let chat = operator.wait_until_chat("rest", |chat| chat.ready == 2 && chat.replicas.len() == 2);
+    let to = chat.rollout.as_ref().unwrap().to;
+    assert_eq!(chat.stable, if good { Some(to) } else { stable }, "{what}: {chat:#?}");
+    let twice: Vec<_> = starts(operator).into_iter().filter(|(_, n)| *n > 1).collect();
+    assert!(twice.is_empty(), "{what}: started again: {twice:?}\n{}", operator.story());
+    // Nothing else runs: what serves was started with the tokens of its spec.
+    let engines = engines(operator);
+    let wanted = format!("--tokens {} ", if good { tokens } else { *serving });
+    assert!(
+        engines.len() == 2 && engines.iter().all(|line| line.contains(&wanted)),
+        "{what}: {engines:#?} instead of two with {wanted}\n{}",
+        operator.story()
+    );
+    if good {
+        *serving = tokens;
+    }
+    assert!(verify(&operator.state().join("journal")).unwrap().is_good(), "{what}");
+    let counts = traffic.counts();
+    assert!(counts.failed == 0 && counts.skipped == 0, "{what}: {counts:?}\n{}", operator.story());
+    seen >= at
+}
+
+#[test]
+fn a_controller_killed_at_any_record_of_a_rollout_in_the_lab() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(lab) = Lab::up(3, &["--haproxy", "1"]) else { return };
+    for host in HOSTS {
+        let note = lab.disk(host, "/srv/note");
+        std::fs::write(&note, NOTE).unwrap();
+        std::fs::set_permissions(&note, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let operator = Operator::new(lab);
+    operator.write_spec(&spec(8, ""));
+    operator.expect(&["apply", "chat", "--wait", "--timeout", "2m", "--yes"], 0);
+    let mut reader = Reader::new(&operator.state().join("journal"));
+    let traffic = operator.load(10.0);
+    let nightly = std::env::var("GPUDECK_NIGHTLY").is_ok_and(|v| v == "1");
+    let (mut tokens, mut serving) = (8, 8);
+    for (good, more, sample) in
+        [(true, "", vec![2, 7, 12, 17]), (false, "\"--fail-load\",", vec![3, 6])]
+    {
+        let records: Vec<usize> = if nightly { (1..=200).collect() } else { sample };
+        let mut killed = 0;
+        for at in records {
+            tokens += 1;
+            operator.write_spec(&spec(tokens, more));
+            let round = (at, tokens, good);
+            if !killed_at(&operator, &traffic, &mut reader, round, &mut serving) {
+                break;
+            }
+            killed += 1;
+        }
+        println!("{} release: killed at {killed} records", if good { "good" } else { "bad" });
+        assert!(killed >= 2, "the rollout has hardly any records");
+    }
+    traffic.expect_none_failed("killed again and again", 50);
+}
