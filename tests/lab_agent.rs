@@ -26,9 +26,10 @@ fn person(lab: &Lab, hosts: &[(&str, u32, &str)]) -> Gpudeck {
     let id = text.lines().find(|line| line.starts_with("id = ")).unwrap();
     let mut deck = format!("{id}\nname = \"lab\"\n");
     let (key, known) = (lab.dir().join("id_ed25519"), lab.dir().join("known_hosts"));
+    let (key, known) = (key.display(), known.display());
     for (name, number, more) in hosts {
         deck.push_str(&format!(
-            "\n[hosts.{name}]\naddress = \"{}\"\nidentity_files = [{key:?}]\nknown_hosts = {known:?}\n{more}\n",
+            "\n[hosts.{name}]\naddress = \"{}\"\nidentity_files = [\"{key}\"]\nknown_hosts = \"{known}\"\n{more}\n",
             lab.address(*number)
         ));
     }

@@ -92,7 +92,7 @@ fn play(stage: &mut Stage, case: &Case) -> Row {
                         Some(format!("{} ready, the floor is {}", chat.ready, chat.floor));
                 }
                 let to = chat.rollout.as_ref().filter(|r| Some(r.to) != stable);
-                release = to.map_or(release, |r| u64::from(r.to.0));
+                release = to.map_or(release, |r| r.to.0);
                 if let Some(outcome) = to.and_then(|r| r.outcome.clone()) {
                     break Some(outcome);
                 }
