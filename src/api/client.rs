@@ -24,6 +24,7 @@ use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Sn
 use super::who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
+use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::wire::{Checkup, LogChunk};
 
 /// Longest answer or line that is read.
@@ -268,6 +269,10 @@ impl Door for Client {
     async fn inspect(&self, host: &HostName, path: &str) -> Result<ModelFacts, ApiError> {
         let request = InspectRequest { host: host.clone(), path: path.to_owned() };
         self.post("/v1/inspect", &request).await
+    }
+
+    async fn what_if(&self, question: &WhatIf) -> Result<WhatIfView, ApiError> {
+        self.post("/v1/what-if", question).await
     }
 
     async fn plan_undo(

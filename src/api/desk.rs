@@ -15,6 +15,7 @@ use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView};
 use super::who::Who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
+use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::wire::{Checkup, LogChunk};
 
 /// The controller as the front desk sees it.
@@ -48,6 +49,11 @@ pub trait Desk: Send + Sync + 'static {
         service: ServiceName,
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
+
+    /// Where everything would go if something were otherwise; nothing is touched.
+    async fn what_if(&self, _question: WhatIf) -> Result<WhatIfView, ApiError> {
+        Err(not_here())
+    }
 
     /// What a drain of a host would do.
     async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError>;
@@ -121,7 +127,7 @@ pub trait Desk: Send + Sync + 'static {
 pub(super) fn not_here() -> ApiError {
     ApiError {
         kind: ErrorKind::Internal,
-        message: "models cannot be inspected here".to_owned(),
+        message: "this cannot be asked here".to_owned(),
         hint: None,
     }
 }

@@ -8,7 +8,7 @@ use crate::model::ModelFacts;
 
 use super::{
     ApiError, Delta, HostName, Intent, IntentReply, LogChunk, Looking, PlanView, RankId,
-    ReleaseNumber, ServiceName,
+    ReleaseNumber, ServiceName, WhatIf, WhatIfView,
 };
 
 /// A way to the controller.
@@ -43,6 +43,11 @@ pub trait Door: Send + Sync {
         from: ReleaseNumber,
         to: ReleaseNumber,
     ) -> Result<String, ApiError>;
+
+    /// Where everything would go if something were otherwise; nothing is touched.
+    async fn what_if(&self, _question: &WhatIf) -> Result<WhatIfView, ApiError> {
+        Err(super::desk::not_here())
+    }
 
     /// What this door shows now. See [`Looking`].
     async fn look(&self, looking: &Looking) -> Result<(), ApiError> {

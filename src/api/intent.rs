@@ -91,6 +91,19 @@ pub enum Intent {
         /// Why.
         reason: Option<String>,
     },
+    /// Move one replica of the served release to other GPUs, by the rules of placement.
+    Move {
+        /// Which service.
+        service: ServiceName,
+        /// The replica's number in its release.
+        replica: u32,
+        /// The host it goes to.
+        host: HostName,
+        /// Indices of the GPUs there.
+        gpus: Vec<u32>,
+        /// Why.
+        reason: Option<String>,
+    },
     /// Host after host: drain it, run a command there, wait until it is back whole, uncordon it.
     UpgradeHosts {
         /// The command, for `sh -c`.
@@ -133,6 +146,7 @@ impl Intent {
                 | Self::Cordon { .. }
                 | Self::Uncordon { .. }
                 | Self::Drain { .. }
+                | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
         )
     }
@@ -146,7 +160,8 @@ impl Intent {
             | Self::Resume { service }
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
-            | Self::Stop { service } => Some(service),
+            | Self::Stop { service }
+            | Self::Move { service, .. } => Some(service),
             Self::ApplyTogether { .. }
             | Self::Cordon { .. }
             | Self::Uncordon { .. }
@@ -171,6 +186,7 @@ impl Intent {
                 | Self::Promote { .. }
                 | Self::ApplyTogether { .. }
                 | Self::Drain { .. }
+                | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
         )
     }

@@ -22,6 +22,12 @@ pub use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, DownCause, Hint, HostName, RankId, ReleaseId, ReleaseNumber,
     ReplicaId, ReplicaKey, Revision, ServiceName, Timestamp, text, time,
 };
+pub use crate::placement::global::answer::{
+    Copy as WeightsCopy, Level, Move, RankAnswer, ReplicaAnswer, ServiceAnswer,
+};
+pub use crate::placement::global::file::{Rank, Running, WorldFile, WorldGpu, WorldHost};
+pub use crate::placement::global::{Answer, read::check as check_world};
+pub use crate::placement::what_if::{Hole, NewHosts, PlaceCheck, ReplicaTo, WhatIf, WhatIfView};
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{

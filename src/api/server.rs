@@ -14,6 +14,7 @@
 //! | `GET /v1/releases/{number}` | `ReleaseDetail` |
 //! | `GET /v1/drift?service=chat` | `DriftView` |
 //! | `POST /v1/inspect` | [`InspectRequest`] → `ModelFacts` |
+//! | `POST /v1/what-if` | `WhatIf` → `WhatIfView` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
 //! | `POST /v1/look` | `Looking` → nothing: what the door shows now |
 //! | `GET /v1/agent` | one JSON [`ToLender`] a line: what is asked of the SSH agent that the door lends |
@@ -49,6 +50,7 @@ use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Sn
 use super::who::{self, Who};
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
+use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::wire::{Checkup, LogChunk};
 
 /// Version of this interface; doors and controller must agree.
@@ -133,6 +135,7 @@ pub async fn serve(
         .route("/v1/drift", get(drift))
         .route("/v1/inspect", post(inspect))
         .route("/v1/services/{name}/gateway", get(gateway_config))
+        .route("/v1/what-if", post(what_if))
         .route("/v1/log", post(log))
         .route("/v1/look", post(look))
         .route("/v1/agent", get(borrow_agent).post(agent_answers))
@@ -398,6 +401,15 @@ async fn inspect(
 ) -> Result<Json<ModelFacts>, ApiError> {
     admit(&peer)?;
     desk.inspect(request.host, request.path).await.map(Json)
+}
+
+async fn what_if(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(question): Json<WhatIf>,
+) -> Result<Json<WhatIfView>, ApiError> {
+    admit(&peer)?;
+    desk.what_if(question).await.map(Json)
 }
 
 async fn look(

@@ -33,6 +33,7 @@ pub mod table;
 pub mod together;
 pub mod top;
 mod top_details;
+pub mod what_if;
 
 use std::process::ExitCode;
 
@@ -105,7 +106,11 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         }
         Command::Gateway(command) => gateway::run(args, command).await,
         Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
-        Command::Plan { service } => plan::run(args, service).await,
+        Command::Plan { services, options } => match services.as_slice() {
+            [service] if !options.asks() => plan::run(args, service).await,
+            services => what_if::plan(args, services, options).await,
+        },
+        Command::Move(options) => what_if::move_replica(args, options).await,
         Command::Apply { services, atomic, options } => match services.as_slice() {
             [service] => apply::apply(args, service, options).await,
             services => together::apply(args, services, *atomic, options).await,

@@ -39,7 +39,12 @@ pub fn run(
     answer.search.elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
     match args.output {
         Output::Json => table::json(&answer)?,
-        Output::Text => print(&answer)?,
+        Output::Text => {
+            print(&answer)?;
+            if explain {
+                print_rejected(&answer)?;
+            }
+        }
     }
     Ok(Success::Done)
 }
@@ -83,37 +88,9 @@ fn replica(replica: &ReplicaAnswer) -> String {
 
 /// The answer for people.
 pub fn print(answer: &Answer) -> Result<(), Failure> {
-    let mut rows = Vec::new();
-    for service in &answer.services {
-        for placed in &service.replicas {
-            rows.push(vec![
-                format!("{}/{}", service.name, placed.replica),
-                placed.state.to_owned(),
-                replica(placed),
-                placed.reasons.join("; "),
-            ]);
-        }
-        if let Some(why) = &service.unplaced {
-            let missing = service.wanted - service.placed;
-            let name = format!("{} ({missing} of {})", service.name, service.wanted);
-            rows.push(vec![name, "NO PLACE".to_owned(), String::new(), why.clone()]);
-        }
-    }
-    table::print(&["REPLICA", "", "WHERE", "WHY"], &rows)?;
+    print_replicas(answer)?;
     table::out("")?;
-    let rows: Vec<Vec<String>> = answer
-        .objective
-        .iter()
-        .map(|level| {
-            let proven = if level.proven {
-                "best there is".to_owned()
-            } else {
-                format!("bound {} ({:.1} %)", level.bound, level.gap * 100.0)
-            };
-            vec![level.name.to_owned(), level.value.to_string(), level.unit.to_owned(), proven]
-        })
-        .collect();
-    table::print(&["LEVEL", "VALUE", "", ""], &rows)?;
+    print_levels(answer)?;
     table::out("")?;
     let search = &answer.search;
     table::out(&format!(
@@ -125,6 +102,58 @@ pub fn print(answer: &Answer) -> Result<(), Failure> {
         search.elapsed_ms,
         search.steps
     ))
+}
+
+/// Where each replica goes, and why some have no place.
+pub fn print_replicas(answer: &Answer) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    for service in &answer.services {
+        for placed in &service.replicas {
+            rows.push(vec![
+                format!("{}/{}", service.name, placed.replica),
+                placed.state.to_string(),
+                replica(placed),
+                placed.reasons.join("; "),
+            ]);
+        }
+        if let Some(why) = &service.unplaced {
+            let missing = service.wanted - service.placed;
+            let name = format!("{} ({missing} of {})", service.name, service.wanted);
+            rows.push(vec![name, "NO PLACE".to_owned(), String::new(), why.clone()]);
+        }
+    }
+    if rows.is_empty() {
+        return table::out("every replica stays where it is");
+    }
+    table::print(&["REPLICA", "", "WHERE", "WHY"], &rows)
+}
+
+/// What it is worth, level by level.
+pub fn print_levels(answer: &Answer) -> Result<(), Failure> {
+    let rows: Vec<Vec<String>> = answer
+        .objective
+        .iter()
+        .map(|level| {
+            let proven = if level.proven {
+                "best there is".to_owned()
+            } else {
+                format!("bound {} ({:.1} %)", level.bound, level.gap * 100.0)
+            };
+            vec![level.name.to_string(), level.value.to_string(), level.unit.to_string(), proven]
+        })
+        .collect();
+    table::print(&["LEVEL", "VALUE", "", ""], &rows)
+}
+
+/// Which hosts got nothing of a service, by the one reason that counts.
+pub fn print_rejected(answer: &Answer) -> Result<(), Failure> {
+    for service in &answer.services {
+        for rejected in &service.rejected {
+            let hosts = rejected.hosts.join(" ");
+            table::out(&format!("  {} not on {hosts}: {}", service.name, rejected.reason))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::upgrade;
 use crate::api::hub::{Change, Hub};
 use crate::api::{
     ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, MemoryView, PlanView,
-    ReleaseView, Severity,
+    ReleaseView, ReplicaTo, Severity,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
 use crate::fleet::{FleetEvent, InProcessHosts};
@@ -539,6 +539,10 @@ impl Core {
             Intent::Cordon { host, gpu, reason } => self.cordon(&host, gpu, &by, reason),
             Intent::Uncordon { host, gpu } => self.uncordon(&host, gpu, &by),
             Intent::Drain { host, reason } => return self.drain(host, by, reason, reply),
+            Intent::Move { service, replica, host, gpus, reason } => {
+                let to = ReplicaTo { service, replica, host, gpus };
+                return self.move_replica(to, by, reason, reply);
+            }
             Intent::UpgradeHosts { command, hosts, max_parallel, timeout_ms, return_ms } => {
                 let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
                 self.begin_upgrade(wish, by)

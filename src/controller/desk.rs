@@ -12,7 +12,7 @@ use super::actions::{self, Means};
 use super::auditor::Auditor;
 use super::core::{Core, Input};
 use super::lent::LentAgents;
-use super::{planning, world};
+use super::{planning, what_if, world};
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
 use crate::api::lend::{AgentAnswer, ToLender};
@@ -23,6 +23,7 @@ use crate::api::{
 };
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
+use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::rollout::RolloutKind;
 use crate::weights::{self, LinkFiles, WeightsError};
 use crate::wire::{Checkup, LogChunk, Reply, Request};
@@ -174,6 +175,19 @@ impl Desk for Handle {
         let name = service.clone();
         let to = self.ask(move |core| core.undo_target(&name, to)).await??;
         self.plan_of(service, Some(to), RolloutKind::Undo).await
+    }
+
+    async fn what_if(&self, question: WhatIf) -> Result<WhatIfView, ApiError> {
+        // The specs as they are now.
+        self.refresh().await?;
+        let asked = question.clone();
+        let drafts = self.ask(move |core| core.what_if_drafts(&asked)).await??.await;
+        let asked = question.clone();
+        let (world, left_out) = self.ask(move |core| core.live_world(drafts)).await?;
+        let view = tokio::task::spawn_blocking(move || what_if::answer(world, &asked))
+            .await
+            .map_err(|_| gone())??;
+        Ok(WhatIfView { left_out, ..view })
     }
 
     async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError> {

@@ -36,7 +36,7 @@ pub struct Drainage {
 /// The drafts of the services that have something on a host.
 pub type Drafts = BoxFuture<'static, Result<Vec<Draft>, ApiError>>;
 
-fn conflict(message: String, hint: &str) -> ApiError {
+pub(super) fn conflict(message: String, hint: &str) -> ApiError {
     ApiError { kind: ErrorKind::Conflict, message, hint: Some(hint.to_owned()) }
 }
 
@@ -227,15 +227,12 @@ impl Core {
             if count == 0 {
                 continue;
             }
-            // Replicas that are apart stay apart where that is possible.
-            let apart: Vec<HostCapacity> =
-                hosts.iter().filter(|h| on_host(state, &h.name).is_empty()).cloned().collect();
-            let spread = release.spec.placement.spread == Spread::Host;
-            let placed = Some(apart)
-                .filter(|_| spread)
-                .and_then(|apart| planning::place_on(self, draft, count, apart, Vec::new()).ok());
-            let anywhere = || planning::place_on(self, draft, count, hosts.clone(), Vec::new());
-            let placed = placed.map_or_else(anywhere, Ok).map_err(|e| ApiError {
+            let mut demand = planning::demand(draft, count)?;
+            // Those that stay are counted in their failure domains.
+            demand.staying = world::reusable(&self.state, &draft.service);
+            demand.staying.retain(|r| !leaving.contains(&r.replica));
+            let placed = planning::place_on(self, hosts.clone(), &demand);
+            let placed = placed.map_err(|e| ApiError {
                 message: format!("{host} cannot be drained: {}", e.message),
                 hint: e.hint.or_else(|| {
                     Some("free GPUs on another host, or lower the replicas".to_owned())

@@ -45,6 +45,7 @@ pub mod start;
 pub mod throughput;
 pub mod traffic;
 pub mod upgrade;
+pub mod what_if;
 pub mod world;
 
 pub use crate::spec::DeckSpec as Deck;

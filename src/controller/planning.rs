@@ -15,7 +15,7 @@ use crate::base::{
 };
 use crate::engine::{self, RankContext};
 use crate::model::ModelFacts;
-use crate::placement::{self, Demand, ShapeNeed, World};
+use crate::placement::{self, Demand, ShapeNeed};
 use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
 use crate::rollout::{
     Borrowing, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
@@ -38,6 +38,8 @@ pub struct Draft {
     pub revision: Option<Revision>,
     /// What the model is.
     pub facts: Option<ModelFacts>,
+    /// Hosts on which the model's files were seen.
+    pub looked_at: Vec<HostName>,
     /// Hosts on which the model's files are not, with the reason.
     pub lacking: BTreeMap<HostName, String>,
     /// What the person should know.
@@ -197,6 +199,7 @@ pub async fn draft(
         text,
         revision,
         facts: None,
+        looked_at: Vec::new(),
         lacking: BTreeMap::new(),
         warnings: Vec::new(),
         lender: None,
@@ -229,6 +232,7 @@ pub async fn draft(
                         .push(format!("the model on {host} is not the same as on the other hosts"));
                 }
                 draft.facts.get_or_insert(facts);
+                draft.looked_at.push(host);
             }
             Some(Err(error)) => {
                 draft.lacking.insert(host.clone(), error.to_string());
@@ -515,18 +519,13 @@ fn place_beside(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiE
 
 fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
     let hosts = core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
-    let reuse = world::reusable(&core.state, &draft.service);
-    place_on(core, draft, draft.spec.replicas.get(), hosts, reuse)
+    let mut demand = demand(draft, draft.spec.replicas.get())?;
+    demand.reuse = world::reusable(&core.state, &draft.service);
+    place_on(core, hosts, &demand)
 }
 
-/// Places so many replicas of a draft on these hosts.
-pub(super) fn place_on(
-    core: &Core,
-    draft: &Draft,
-    replicas: u32,
-    mut hosts: Vec<placement::HostCapacity>,
-    reuse: Vec<placement::Reuse>,
-) -> Result<placement::Placement, ApiError> {
+/// What so many replicas of a draft want, whatever runs now.
+pub(super) fn demand(draft: &Draft, replicas: u32) -> Result<Demand, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
     let needs = engine.shapes(spec, draft.facts.as_ref()).into_iter().filter_map(|shape| {
@@ -550,21 +549,40 @@ pub(super) fn place_on(
             )),
         });
     }
-    hosts.retain(|h| !draft.lacking.contains_key(&h.name));
-    let demand = Demand {
+    Ok(Demand {
         service: draft.service.clone(),
         replicas,
         shapes,
         device: spec.device,
         memory_share: engine.memory_share(spec),
         placement: spec.placement.clone(),
-        reuse,
-        prefer_spare: true,
+        reuse: Vec::new(),
+        staying: Vec::new(),
+        weights: draft.facts.as_ref().map_or(Bytes::ZERO, |f| f.weight_bytes),
+        weights_on: draft.looked_at.clone(),
+        lacking: draft.lacking.clone(),
+    })
+}
+
+/// How long placing one service may hold up the loop, and how often it may try for each shape.
+const PLACING: Duration = Duration::from_millis(200);
+const PLACING_STEPS: u64 = 20_000;
+
+/// Places a draft on these hosts.
+pub(super) fn place_on(
+    core: &Core,
+    hosts: Vec<placement::HostCapacity>,
+    demand: &Demand,
+) -> Result<placement::Placement, ApiError> {
+    let began = std::time::Instant::now();
+    let mut budget = placement::Budget {
+        used: &mut || began.elapsed().as_secs_f64() / PLACING.as_secs_f64(),
+        steps: PLACING_STEPS,
     };
-    placement::place(&World { hosts }, &demand).map_err(|refusal| {
+    placement::place(&placement::World { hosts }, demand, &mut budget).map_err(|refusal| {
         let mut message = refusal.to_string();
         let down = core.hub.with(|s| world::why_down(s.hosts.values()));
-        for reason in refusal.reasons.iter().chain(draft.lacking.values()).chain(&down).take(20) {
+        for reason in refusal.reasons.iter().chain(&down).take(20) {
             message.push_str("\n  · ");
             message.push_str(reason);
         }

@@ -46,6 +46,8 @@ pub fn hosts_beside<'a>(
 /// No new ranks on a cordoned host, and none on a cordoned GPU.
 fn apply_cordons(capacity: &mut HostCapacity, state: &DeckState) {
     let cordons = state.ledger.cordons.get(&capacity.name).map(Vec::as_slice).unwrap_or_default();
+    let drain = state.ledger.drains.get(&capacity.name);
+    capacity.draining = drain.is_some_and(|d| d.ended.is_none());
     for cordon in cordons {
         let Some(gpu) = &cordon.gpu else {
             capacity.cordoned = true;
@@ -82,7 +84,8 @@ fn reservations(
 ) -> BTreeMap<HostName, BTreeMap<DeviceId, String>> {
     let mut held: BTreeMap<HostName, BTreeMap<DeviceId, String>> = BTreeMap::new();
     let others = |holder: &ServiceName| service.is_none_or(|s| s != holder);
-    for (holder, key, plan) in held_plans(state).filter(|(holder, _, _)| others(holder)) {
+    let held_or_meant = held_plans(state).chain(meant_plans(state));
+    for (holder, key, plan) in held_or_meant.filter(|(holder, _, _)| others(holder)) {
         for (host, device) in plan.gpus() {
             held.entry(host.clone()).or_default().insert(device.clone(), format!("{holder} {key}"));
         }
@@ -121,6 +124,42 @@ pub fn reusable(state: &DeckState, service: &ServiceName) -> Vec<Reuse> {
             })
         })
         .collect()
+}
+
+/// The replicas of a service that are to go on: of the release that is served or rolled out.
+pub fn serving(state: &DeckState, service: &ServiceName) -> Vec<Reuse> {
+    let Some(of) = state.services.get(service) else { return Vec::new() };
+    let release = of.active_rollout().map(|r| r.to).or(of.stable);
+    let goes_on = |key: &ReplicaKey| {
+        Some(key.release) == release
+            && !of.vacated.contains(key)
+            && of.replicas.get(key).is_some_and(|r| !r.retiring)
+    };
+    let mut all = reusable(state, service);
+    all.retain(|r| goes_on(&r.replica));
+    all
+}
+
+/// The places of replicas that are not there (yet): a rollout under way takes them step by step, and goes back to those of
+/// the release before; what is served comes back to its own after a crash.
+fn meant_plans(
+    state: &DeckState,
+) -> impl Iterator<Item = (&ServiceName, ReplicaKey, &ReplicaPlan)> {
+    state.services.iter().filter(|(_, of)| !of.stopping).flat_map(|(service, of)| {
+        let releases: BTreeSet<_> =
+            of.active_rollout().map(|r| r.to).into_iter().chain(of.stable).collect();
+        releases.into_iter().filter_map(|number| of.releases.get(&number)).flat_map(
+            move |release| {
+                let plans = (0..).zip(&release.replicas);
+                let keyed = plans.map(move |(replica, plan)| {
+                    (ReplicaKey { release: release.number, replica }, plan)
+                });
+                keyed
+                    .filter(|(key, _)| !of.vacated.contains(key))
+                    .map(move |(key, plan)| (service, key, plan))
+            },
+        )
+    })
 }
 
 fn held_plans(state: &DeckState) -> impl Iterator<Item = (&ServiceName, ReplicaKey, &ReplicaPlan)> {

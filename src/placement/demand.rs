@@ -18,10 +18,16 @@ pub struct Demand {
     pub memory_share: Option<f64>,
     /// Where replicas may go.
     pub placement: PlacementSpec,
-    /// Present replicas of this service whose devices may be taken over.
+    /// Present replicas of this service whose devices may be taken over; free ones are taken first.
     pub reuse: Vec<Reuse>,
-    /// Take free devices before those of present replicas.
-    pub prefer_spare: bool,
+    /// Present replicas that stay beside those that are wanted.
+    pub staying: Vec<Reuse>,
+    /// The model's files: what is copied to a host that does not have them.
+    pub weights: Bytes,
+    /// Hosts that have them.
+    pub weights_on: Vec<HostName>,
+    /// Hosts on which it cannot run for want of the model, with the reason.
+    pub lacking: std::collections::BTreeMap<HostName, String>,
 }
 
 /// A shape and the memory that it needs on each device.
@@ -43,7 +49,7 @@ impl ShapeNeed {
     }
 }
 
-/// A present replica (or the part of it on one host) that may be replaced.
+/// A present replica, or the part of it on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reuse {
     /// Which.

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::demand::{Demand, PlacedReplica, Refusal, ShapeNeed};
-use super::solve::{available, excluded, fitting, needed_on, occupants, unmet};
-use super::topology::Distance;
+use super::global::answer::{Rejected, ServiceAnswer};
+use super::global::link_cost;
+use super::rules::{available, excluded, needed_on, occupants, unmet};
+use super::service::fitting;
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, ReplicaKey, text};
 use crate::spec::DeviceKind;
@@ -12,17 +14,21 @@ use crate::spec::DeviceKind;
 /// Why these GPUs, in one line.
 pub(super) fn chosen(
     gpus: &[&GpuCapacity],
+    groups: &[Vec<&GpuCapacity>],
     memory: Bytes,
-    distance: Distance,
     in_place_of: &BTreeSet<ReplicaKey>,
 ) -> String {
     let list: Vec<String> = gpus.iter().map(|g| g.index.to_string()).collect();
     let name = gpus.first().map_or(String::new(), |g| text::clean(&g.name, 40));
-    let near = match (gpus.len(), distance) {
+    let links = |group: &Vec<&GpuCapacity>| {
+        link_cost(&group.iter().map(|g| (g.island, g.numa)).collect::<Vec<_>>())
+    };
+    let worst = groups.iter().map(links).max().unwrap_or(0);
+    let near = match (groups.iter().map(Vec::len).max().unwrap_or(1), worst) {
         (1, _) => "",
-        (_, Distance::Near) => ", joined by NVLink",
-        (_, Distance::Numa) => ", on one NUMA node without NVLink",
-        (_, Distance::Far) => ", neither joined by NVLink nor on one NUMA node: slow",
+        (_, 0) => ", joined by NVLink",
+        (_, 1) => ", on one NUMA node without NVLink",
+        _ => ", neither joined by NVLink nor on one NUMA node: slow",
     };
     let word = if gpus.len() == 1 { "GPU" } else { "GPUs" };
     format!("{word} {} ({name}), {memory} on each{near}{}", list.join(", "), in_place(in_place_of))
@@ -43,11 +49,20 @@ pub(super) fn passed_over(
     demand: &Demand,
     need: ShapeNeed,
     placed: &[PlacedReplica],
+    answer: Option<&ServiceAnswer>,
 ) -> Vec<String> {
+    // Where it would fit, the solver knows on which level it would be worse.
+    let worse = |host: &HostCapacity| {
+        let rejected = &answer?.rejected;
+        let of_host = |r: &&Rejected| r.hosts.iter().any(|h| h == host.name.as_str());
+        rejected.iter().find(of_host).map(|r| r.reason.clone())
+    };
     let without = hosts.iter().filter(|h| placed.iter().all(|p| p.host != h.name));
     without
         .map(|host| {
-            let why = reason(host, demand, need).unwrap_or_else(|| "not needed".to_owned());
+            let why = reason(host, demand, need)
+                .or_else(|| worse(host))
+                .unwrap_or_else(|| "not needed".to_owned());
             format!("{}: {why}", host.name)
         })
         .collect()
@@ -250,10 +265,12 @@ fn change(
         }
     }
     let wanted = usize::try_from(demand.replicas).unwrap_or(usize::MAX);
-    let enough =
-        sizes.iter().rev().filter(|s| **s < need.memory_per_device && **s > Bytes::ZERO).find(
-            |s| fitting(hosts, demand, ShapeNeed { memory_per_device: **s, ..need }) >= wanted,
-        );
+    let sizes: Vec<Bytes> =
+        sizes.into_iter().filter(|s| *s < need.memory_per_device && *s > Bytes::ZERO).collect();
+    // What fits with more memory fits with less: the largest is found by halving.
+    let fits =
+        |s: &Bytes| fitting(hosts, demand, ShapeNeed { memory_per_device: *s, ..need }) >= wanted;
+    let enough = sizes.partition_point(fits).checked_sub(1).and_then(|at| sizes.get(at));
     let mut changes = Vec::new();
     if placed > 0 {
         changes.push(format!("lower replicas to {placed}"));

@@ -1,17 +1,21 @@
 //! Where replicas go: pure, deterministic, with reasons.
 //!
-//! [`world`] is what the hosts have, [`demand`] what a service wants, [`solve`] decides and
-//! [`explain`] says why a host was passed over. A replica stays on one host.
+//! [`world`] is what the hosts have and [`demand`] what a service wants; [`translate`] makes a world for the solver of it
+//! ([`global`], the only one for GPUs), `service` places one service with it, `memory` those that run on host memory,
+//! `what_if` answers what would be if, and `explain` says why a host was passed over. In a deck a replica stays on one host.
 
 pub mod demand;
 mod explain;
 pub mod global;
-pub mod solve;
-mod topology;
+mod memory;
+mod rules;
+mod service;
+pub mod translate;
+pub mod what_if;
 pub mod world;
 
 pub use demand::{Demand, PlacedReplica, Placement, Refusal, Reuse, ShapeNeed};
-pub use solve::place;
+pub use service::{Budget, place, sorted};
 pub use world::{GpuCapacity, HostCapacity, World};
 
 #[cfg(test)]

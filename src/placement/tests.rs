@@ -32,6 +32,8 @@ fn host(name: &str, gpus: Vec<GpuCapacity>) -> HostCapacity {
         labels: BTreeMap::new(),
         up: true,
         cordoned: false,
+        draining: false,
+        nics: Vec::new(),
         cpus: 8,
         memory_free: Bytes::gib(64),
         gpus,
@@ -68,7 +70,10 @@ fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
         memory_share: None,
         placement: PlacementSpec::default(),
         reuse: Vec::new(),
-        prefer_spare: true,
+        staying: Vec::new(),
+        weights: Bytes::ZERO,
+        weights_on: Vec::new(),
+        lacking: BTreeMap::new(),
     }
 }
 
@@ -83,6 +88,10 @@ fn present(release: u64, replica: u32, host: &str, indices: &[u32]) -> Reuse {
         devices: indices.iter().map(|i| DeviceId::Gpu(format!("{host}-{i}"))).collect(),
         memory_per_device: Bytes::gib(70),
     }
+}
+
+fn place(w: &World, d: &Demand) -> Result<Placement, Refusal> {
+    super::place(w, d, &mut Budget { used: &mut || 0.0, steps: 512 })
 }
 
 fn shown(placement: &Placement) -> String {
@@ -162,13 +171,11 @@ fn spare_devices_first_then_in_place() {
     let mut d = demand(2, vec![need(1, 70)]);
     d.reuse = vec![present(1, 0, "a", &[0]), present(1, 1, "a", &[1])];
     let w = world(vec![a]);
-    assert_eq!(shown(&place(&w, &d).unwrap()), "a-2 | a-0 <- r1-0");
-    d.prefer_spare = false;
-    assert_eq!(shown(&place(&w, &d).unwrap()), "a-0 <- r1-0 | a-1 <- r1-1");
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-2 | a-1 <- r1-1");
     // What others hold on the GPU does not become free with ours.
     let mut w = w;
-    w.hosts[0].gpus[0].foreign = Bytes::gib(20);
-    assert_eq!(shown(&place(&w, &d).unwrap()), "a-1 <- r1-1 | a-2");
+    w.hosts[0].gpus[1].foreign = Bytes::gib(20);
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-2 | a-0 <- r1-0");
     d.reuse.clear();
     assert_eq!(place(&w, &d).unwrap_err().fitting, 1);
 }
@@ -318,8 +325,8 @@ fn any_world() -> impl Strategy<Value = (World, Demand)> {
     );
     let a_host = (prop::collection::vec(a_gpu, 0..5), prop::bool::weighted(0.9));
     let hosts = prop::collection::vec(a_host, 0..4);
-    (hosts, 1u32..4, 1u32..4, 1u64..5, any::<bool>(), any::<bool>(), any::<u8>()).prop_map(
-        |(hosts, replicas, tensor, gib, pack, spare, reuse)| {
+    (hosts, 1u32..4, 1u32..4, 1u64..5, any::<bool>(), any::<u8>()).prop_map(
+        |(hosts, replicas, tensor, gib, pack, reuse)| {
             let hosts = hosts
                 .into_iter()
                 .enumerate()
@@ -341,7 +348,6 @@ fn any_world() -> impl Strategy<Value = (World, Demand)> {
                 .collect();
             let mut d = demand(replicas, vec![need(tensor, gib)]);
             d.placement.spread = if pack { Spread::Pack } else { Spread::Host };
-            d.prefer_spare = spare;
             if reuse & 1 == 1 {
                 d.reuse.push(present(1, 0, "a", &[0]));
             }
@@ -377,6 +383,12 @@ fn possible(w: &World, d: &Demand, taken: &mut BTreeSet<String>, replicas: u32) 
             .collect();
         for mask in 0u32..1 << free.len() {
             if mask.count_ones() as usize != need.devices() {
+                continue;
+            }
+            // Equal ranks: all GPUs of a replica are alike.
+            let totals: BTreeSet<Bytes> =
+                (0..free.len()).filter(|i| mask & (1 << i) != 0).map(|i| free[i].total).collect();
+            if totals.len() > 1 {
                 continue;
             }
             let chosen: Vec<String> = (0..free.len())
@@ -421,13 +433,19 @@ proptest! {
                     prop_assert_eq!(r.devices.len(), d.shapes[0].devices());
                     let gpus: Vec<&GpuCapacity> =
                         r.devices.iter().map(|u| h.gpus.iter().find(|g| g.device() == *u).unwrap()).collect();
-                    let size = |island: Option<u32>| {
+                    // What the other replicas do not take: were there an island of equal GPUs, it would lie there.
+                    let others: BTreeSet<String> = placement.replicas.iter()
+                        .filter(|o| *o != r)
+                        .flat_map(|o| o.devices.iter().map(ToString::to_string))
+                        .collect();
+                    let size = |island: u32, total: Bytes| {
                         h.gpus.iter().filter(|g| {
-                            island.is_some() && g.island == island && !taken.contains(&g.uuid)
+                            g.island == Some(island) && g.total == total && !others.contains(&g.uuid)
                                 && has(g, &d) >= d.shapes[0].memory_per_device
                         }).count()
                     };
-                    if gpus.len() > 1 && (0..2).any(|i| size(Some(i)) >= gpus.len()) {
+                    let islands = || (0..2).flat_map(|i| (1..5).map(move |gib| (i, Bytes::gib(gib))));
+                    if gpus.len() > 1 && islands().any(|(i, total)| size(i, total) >= gpus.len()) {
                         prop_assert!(gpus[0].island.is_some());
                         prop_assert!(gpus.iter().all(|g| g.island == gpus[0].island));
                     }
@@ -450,6 +468,7 @@ fn a_sample_becomes_a_capacity() {
     let sample: crate::wire::HostSample = serde_json::from_value(serde_json::json!({
         "monotonic_ms": 1, "net_rx_bytes_per_s": null, "gpus": { "some": (0..5).map(|i| serde_json::json!({
             "index": i, "uuid": format!("GPU-{i}"), "name": "H100", "memory": {"used": 1, "total": 10},
+            "mig": i == 3,
             "health": if i == 4 { serde_json::json!("lost") } else { serde_json::json!("ok") },
             "throttle_reasons": [], "processes": [],
             // 0-1 and 2-3 are linked, then 1-2 by a link that only one side reports.
@@ -467,6 +486,7 @@ fn a_sample_becomes_a_capacity() {
     assert_eq!(host.gpus[0].free, Bytes(9));
     assert_eq!(host.gpus[3].reserved_by.as_deref(), Some("embed"));
     assert!(host.up && host.gpus[4].healthy.is_err());
+    assert_eq!(host.gpus[3].healthy, Err("it is divided into MIG instances".to_owned()));
     let name = "a".parse().unwrap();
     let unseen = HostCapacity::observed(name, BTreeMap::new(), true, None, None, &held);
     assert!(!unseen.up);

@@ -24,6 +24,10 @@ pub struct HostCapacity {
     pub up: bool,
     /// It gets no new ranks.
     pub cordoned: bool,
+    /// Likewise, and what runs there leaves.
+    pub draining: bool,
+    /// Its network interfaces, with their speed in Gbit/s.
+    pub nics: Vec<(String, f64)>,
     /// Logical processors.
     pub cpus: u32,
     /// Host memory that is free, promises to ranks that are still loading taken off.
@@ -79,7 +83,10 @@ impl HostCapacity {
             Fact::GpuIsland => gpu?.island.map(|n| Value::Number(f64::from(n))),
             // MIG instances are not listed by the agent.
             Fact::GpuMig => gpu.map(|_| Value::Bool(false)),
-            Fact::GpuProfile | Fact::HostNic => None,
+            Fact::GpuProfile => None,
+            Fact::HostNic => {
+                self.nics.iter().map(|(_, gbit)| *gbit).reduce(f64::max).map(Value::Number)
+            }
             Fact::HostName => Some(Value::Text(self.name.as_str())),
             Fact::HostRack => label("rack"),
             Fact::HostZone => label("zone"),
@@ -114,6 +121,8 @@ impl HostCapacity {
             labels,
             up: up && sample.is_some(),
             cordoned: false,
+            draining: false,
+            nics: facts.map(nics).unwrap_or_default(),
             cpus: facts.map_or(0, |f| f.cpus),
             memory_free: sample.and_then(|s| s.memory).map_or(Bytes::ZERO, |m| m.free()),
             gpus: gpus
@@ -129,6 +138,10 @@ impl HostCapacity {
                         GpuHealth::Ok if gpu.memory.is_none() => {
                             Err("its memory cannot be read".to_owned())
                         }
+                        // Whole it cannot be used, and ranks are not given instances yet.
+                        GpuHealth::Ok if gpu.mig == Some(true) => {
+                            Err("it is divided into MIG instances".to_owned())
+                        }
                         GpuHealth::Ok => Ok(()),
                         GpuHealth::Degraded { why } => Err(why.clone()),
                         GpuHealth::Lost => Err("it has fallen off the bus".to_owned()),
@@ -141,6 +154,13 @@ impl HostCapacity {
             gpu_trouble,
         }
     }
+}
+
+/// Interfaces whose link is up and whose speed is known, in Gbit/s.
+fn nics(facts: &HostFacts) -> Vec<(String, f64)> {
+    let up = facts.nics.iter().filter(|nic| nic.up).take(64);
+    up.filter_map(|nic| Some((nic.name.clone(), f64::from(nic.speed_mbit_per_s?) / 1000.0)))
+        .collect()
 }
 
 /// Numbers the `NVLink` islands: GPUs that reach each other over links, directly or not.

@@ -1,13 +1,17 @@
 //! What each command does to the screen's state.
 
 use super::command::{Command, Danger, Panel};
-use super::dialogs::{Ask, AskWhat, Confirm, Deed, Palette, PlanState, QuestionDialog, TextView};
+use super::dialogs::{
+    Ask, AskWhat, Confirm, Deed, Map, Palette, PlanState, QuestionDialog, TextView,
+};
 use super::layout;
 use super::logs::Follow;
 use super::message::{Effect, Wish};
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
-use crate::api::{HostName, Intent, RankId, ReleaseNumber, ServiceName, ServiceView, Severity};
+use crate::api::{
+    HostName, Intent, RankId, ReleaseNumber, ReplicaTo, ServiceName, ServiceView, Severity,
+};
 
 /// Carries out `command`; about `service` when it was named, else about what is selected.
 pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) -> Vec<Effect> {
@@ -55,6 +59,11 @@ pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) ->
         Command::Logs => return logs(state, service.as_ref()),
         Command::NextRank => return next_rank(state, 1),
         Command::PreviousRank => return next_rank(state, -1),
+        Command::Map => {
+            let ticket = state.next_ticket();
+            state.mode = Mode::Map(Box::new(Map::new(ticket, state.look.read_only)));
+            return vec![Effect::WhatIf { ticket, question: Box::default() }];
+        }
         Command::Questions => questions(state),
         Command::Reload => state.mode = Mode::Ask(Ask::new(AskWhat::Reload)),
         Command::Shutdown => state.mode = Mode::Ask(Ask::new(AskWhat::Shutdown)),
@@ -401,6 +410,16 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
 fn step_title(view: &ServiceView) -> String {
     let step = view.rollout.as_ref().map_or(0, |r| r.step);
     view.steps.get(step).cloned().unwrap_or_else(|| "the current step".to_owned())
+}
+
+/// The dialog before a replica is moved by hand.
+pub fn confirm_move(state: &mut State, to: ReplicaTo, words: Vec<String>) {
+    let gpus: Vec<String> = to.gpus.iter().map(ToString::to_string).collect();
+    let target = format!("{}/{} to {} GPU {}", to.service, to.replica, to.host, gpus.join(", "));
+    let service = to.service.clone();
+    let mut dialog = Confirm::new(Deed::Move, service, target, PlanState::Words(words));
+    dialog.to = Some(Box::new(to));
+    state.mode = Mode::Confirm(Box::new(dialog));
 }
 
 fn confirm(state: &mut State, deed: Deed, name: &ServiceName, target: String, plan: PlanState) {

@@ -194,6 +194,8 @@ commands! {
     Abort, "abort", Serving, Service;
     /// drain and stop all replicas
     Stop, "stop", Serving, Service;
+    /// where every replica lies, and where it would better
+    Map, "map", None, Deck;
     /// answer what waits for a person
     Questions, "questions", Changes, Deck;
     /// read deck.toml and the specs again

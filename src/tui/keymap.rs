@@ -42,6 +42,7 @@ pub const BINDINGS: &[Binding] = &[
     bind(&[Char('x')], Command::Abort, ROLLS, Some("abort")),
     bind(&[Char('l')], Command::Logs, &[Fleet, Services, Rollout], Some("logs")),
     bind(&[Char('y')], Command::Diff, ROLLS, Some("diff")),
+    bind(&[Char('m')], Command::Map, &[Fleet, Services], Some("map")),
     bind(&[Char('S')], Command::Stop, &[Services], None),
     bind(&[Key::Left, Char('h')], Command::Left, &[Rollout], Some("service")),
     bind(&[Key::Right], Command::Right, &[Rollout], None),

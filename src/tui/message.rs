@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::key::Key;
 use crate::api::{
     ApiError, Delta, Intent, IntentReply, LogChunk, PlanView, RankId, ReleaseNumber, ServiceName,
-    Timestamp,
+    Timestamp, WhatIf, WhatIfView,
 };
 
 /// Something happened.
@@ -49,6 +49,13 @@ pub enum Message {
         /// The plan.
         result: Result<Box<PlanView>, ApiError>,
     },
+    /// The answer to `Effect::WhatIf`.
+    WhatIf {
+        /// The request it answers.
+        ticket: u64,
+        /// Where everything would be.
+        result: Result<Box<WhatIfView>, ApiError>,
+    },
     /// The answer to `Effect::Diff`.
     Diffed {
         /// The request it answers.
@@ -87,6 +94,13 @@ pub enum Effect {
         service: ServiceName,
         /// To undo, to this release (none: the one before), instead of to apply.
         undo: Option<Option<ReleaseNumber>>,
+    },
+    /// Ask where everything would be.
+    WhatIf {
+        /// To be returned with the answer.
+        ticket: u64,
+        /// If what.
+        question: Box<WhatIf>,
     },
     /// Fetch the difference of two releases.
     Diff {

@@ -247,6 +247,10 @@ impl Loop {
                 };
                 Message::Planned { ticket, result: result.map(Box::new) }
             }),
+            Effect::WhatIf { ticket, question } => self.task(async move {
+                let result = patiently(door.what_if(&question)).await;
+                Message::WhatIf { ticket, result: result.map(Box::new) }
+            }),
             Effect::Diff { ticket, service, from, to } => self.task(async move {
                 let result = patiently(door.diff(&service, from, to)).await;
                 Message::Diffed { ticket, result }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::command::Panel;
-use super::dialogs::{Ask, Confirm, Palette, QuestionDialog, TextView};
+use super::dialogs::{Ask, Confirm, Map, Palette, QuestionDialog, TextView};
 use super::field::Field;
 use super::filter::Filter;
 use super::logs::Follow;
@@ -153,6 +153,8 @@ pub enum Mode {
     Question(QuestionDialog),
     /// To a text to read.
     Text(TextView),
+    /// To the map.
+    Map(Box<Map>),
 }
 
 /// A selection that survives a refresh: the id, and the row it had, for when the id is gone.

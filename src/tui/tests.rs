@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod map;
+
 use std::time::Duration;
 
 use ratatui::Terminal;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::act;
 use super::command::{Command, Panel};
 use super::dialogs::{
-    ConfirmKey, PlanState, QuestionDialog, QuestionKey, TextView, diff_lines, help_lines,
+    ConfirmKey, MapKey, PlanState, QuestionDialog, QuestionKey, TextView, diff_lines, help_lines,
     plan_lines,
 };
 use super::field::Field;
@@ -52,6 +52,14 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
         }
         Message::Planned { ticket, result } => {
             planned(state, ticket, result);
+            Vec::new()
+        }
+        Message::WhatIf { ticket, result } => {
+            if let Mode::Map(map) = &mut state.mode
+                && map.ticket == Some(ticket)
+            {
+                map.answered(result);
+            }
             Vec::new()
         }
         Message::Diffed { ticket, result } => {
@@ -207,6 +215,20 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
             None => close = true,
         },
         Mode::Text(view) => close = !view.key(key, page),
+        Mode::Map(map) => match map.key(key, page) {
+            MapKey::Stay => {}
+            MapKey::Close => close = true,
+            MapKey::Ask => {
+                let question = Box::new(map.question.clone());
+                state.ticket += 1;
+                map.ticket = Some(state.ticket);
+                effects.push(Effect::WhatIf { ticket: state.ticket, question });
+            }
+            MapKey::Move(to) => {
+                let words = map.words(&to);
+                act::confirm_move(state, to, words);
+            }
+        },
         Mode::Ask(ask) => {
             if let Some(done) = ask.key(key) {
                 close = true;

@@ -11,7 +11,10 @@ import json
 import sys
 import time
 
-from ortools.sat.python import cp_model
+try:
+    from ortools.sat.python import cp_model
+except ImportError:  # Only HiGHS is asked.
+    cp_model = None
 
 from check import World
 
@@ -103,6 +106,29 @@ def optimum(world, levels, limit, workers=2):
         bounds.append(solver.best_objective_bound)
         m.add(goal <= value)
     return {"levels": values, "proven": proven, "bounds": bounds, "seconds": time.monotonic() - begun}
+
+
+def from_nothing(world, limit, cp=None, log=None, workers=2):
+    """Level after level without anything given; `cp` may be highs.py. For comparing solvers."""
+    cp = cp or cp_model
+    begun, cpu = time.monotonic(), time.process_time()
+    m = cp.CpModel()
+    values, proven = [], []
+    for goal in goals_of(World(world), m):
+        m.minimize(goal)
+        solver = cp.CpSolver()
+        solver.parameters.num_workers = workers
+        solver.parameters.max_time_in_seconds = limit
+        status = solver.solve(m)
+        if status not in (cp.OPTIMAL, cp.FEASIBLE):
+            break
+        values.append(round(solver.objective_value))
+        proven.append(status == cp.OPTIMAL)
+        m.add(goal <= values[-1])
+        if log:
+            log(f"{time.process_time() - cpu:6.1f} CPU s  {values[-1]} {solver.status_name(status)}")
+    seconds = {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
+    return {"levels": values, "proven": proven, **seconds}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
   oracle.py PROGRAM small FROM TO     every answer is allowed and says what is so; where both prove the optimum they agree
   oracle.py PROGRAM farm|lost FROM TO --limit MS     the figures: how far from CP-SAT's optimum, and how fast
   oracle.py - small|farm|lost SEED    print the world
+  oracle.py highs|cpsat farm FROM TO --cpsat S    how long HiGHS or CP-SAT takes, S seconds a level at most
 
 Ends with one line of JSON.
 """
@@ -85,6 +86,17 @@ def figures(args):
     return out
 
 
+def compare(args):
+    import farm
+
+    cp = __import__("highs") if args.program == "highs" else None
+    rows = []
+    for seed in range(args.first, args.last):
+        log = lambda text: print(f"seed {seed}: {text}", file=sys.stderr)
+        rows.append({"seed": seed, **farm.from_nothing(worlds.KINDS["farm"](seed), args.cpsat, cp, log)})
+    return {"solver": args.program, "worlds": rows}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
@@ -96,6 +108,9 @@ def main():
     args = parser.parse_args()
     if args.last is None:
         args.last = args.first + 1
+    if args.program in ("highs", "cpsat"):
+        print(json.dumps(compare(args)))
+        return
     if args.program == "-":
         print(json.dumps(worlds.KINDS[args.kind](args.first)))
         return

@@ -4,7 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 use super::compile::{NONE, Problem, link_cost};
 use super::file::{Rank, WorldFile, WorldShape};
@@ -15,7 +16,7 @@ use super::why;
 use crate::base::Bytes;
 
 /// The whole answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// The format; 1.
     pub version: u32,
@@ -40,14 +41,14 @@ pub struct Answer {
 }
 
 /// One level of the objective.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Level {
     /// `placed`, `domains`, `moves`, `link`, `headroom`, `weights`, `fragmentation`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What the value counts.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// `max` or `min`.
-    pub sense: &'static str,
+    pub sense: Cow<'static, str>,
     /// The value.
     pub value: i64,
     /// No placement that is as good on the levels before has a better value than this.
@@ -57,12 +58,12 @@ pub struct Level {
     /// They meet, here and on the levels before.
     pub proven: bool,
     /// For `placed`: by priority, the highest first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub by_priority: Vec<Priority>,
 }
 
 /// How many of one priority have a place.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Priority {
     /// The priority.
     pub priority: i32,
@@ -75,7 +76,7 @@ pub struct Priority {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceAnswer {
     /// Its name.
     pub name: String,
@@ -88,19 +89,19 @@ pub struct ServiceAnswer {
     /// Those that have a place.
     pub replicas: Vec<ReplicaAnswer>,
     /// Why the others have none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unplaced: Option<String>,
     /// Hosts that got no rank of it, by the one reason that counts.
     pub rejected: Vec<Rejected>,
 }
 
 /// A replica that has a place.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaAnswer {
     /// Its number.
     pub replica: u32,
     /// `stays`, `moves` or `starts`.
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
     /// How it is divided.
     pub shape: WorldShape,
     /// What it needs on each GPU.
@@ -112,7 +113,7 @@ pub struct ReplicaAnswer {
 }
 
 /// A rank: the GPUs of a replica on one host.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankAnswer {
     /// Its number.
     pub rank: u32,
@@ -121,14 +122,14 @@ pub struct RankAnswer {
     /// Indices of its GPUs.
     pub gpus: Vec<u32>,
     /// Their UUIDs, where the world has them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uuids: Vec<String>,
     /// The same GPUs by tensor-parallel group.
     pub groups: Vec<Vec<u32>>,
 }
 
 /// A replica that runs and does not stay.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Move {
     /// Whose.
     pub service: String,
@@ -143,7 +144,7 @@ pub struct Move {
 }
 
 /// Weights to be copied.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Copy {
     /// Whose.
     pub service: String,
@@ -154,7 +155,7 @@ pub struct Copy {
 }
 
 /// Hosts that were passed over for one reason.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rejected {
     /// The reason.
     pub reason: String,
@@ -165,7 +166,7 @@ pub struct Rejected {
 }
 
 /// How it was found.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Search {
     /// Attempts to better it.
     pub steps: u64,
@@ -198,7 +199,7 @@ pub(super) fn tell(
     let mut services = Vec::new();
     let mut moves = Vec::new();
     let mut copies = Vec::new();
-    for (s, service) in p.services.iter().enumerate() {
+    for (s, service) in p.services.iter().enumerate().take(world.services.len()) {
         let asked = &world.services[s];
         let (replicas, mut moved) = replicas(world, p, &state, s, &groups);
         moves.append(&mut moved);
@@ -231,7 +232,7 @@ pub(super) fn tell(
     Answer {
         version: 1,
         proven_optimal,
-        wanted: p.slots.len() as u64,
+        wanted: services.iter().map(|s| u64::from(s.wanted)).sum(),
         placed,
         objective,
         services,
@@ -244,8 +245,8 @@ pub(super) fn tell(
 
 fn levels(p: &Problem, score: &Score, bounds: &Score) -> Vec<Level> {
     let mut wanted = vec![0i64; p.classes.len()];
-    for slot in &p.slots {
-        wanted[p.services[*slot as usize].class as usize] += 1;
+    for service in p.slots.iter().map(|s| &p.services[*s as usize]).filter(|s| !s.outgoing) {
+        wanted[service.class as usize] += 1;
     }
     let sum = |unplaced: &[i64]| wanted.iter().zip(unplaced).map(|(w, u)| w - u).sum::<i64>();
     let by_priority: Vec<Priority> = p
@@ -265,6 +266,13 @@ fn levels(p: &Problem, score: &Score, bounds: &Score) -> Vec<Level> {
         ("domains", "replicas too many in a failure domain", "min", now.crowded, bound.crowded),
         ("moves", "serving ranks that stop", "min", now.moves, bound.moves),
         ("link", "link cost", "min", now.link, bound.link),
+        (
+            "in_place",
+            "ranks of earlier releases that go first",
+            "min",
+            now.displaced,
+            bound.displaced,
+        ),
         ("headroom", "GPUs without headroom", "min", now.tight, bound.tight),
         ("weights", "bytes to copy", "min", now.bytes, bound.bytes),
         (
@@ -276,7 +284,9 @@ fn levels(p: &Problem, score: &Score, bounds: &Score) -> Vec<Level> {
         ),
     ];
     let mut proven = true;
+    let gives_way = p.services.iter().any(|s| s.outgoing);
     all.into_iter()
+        .filter(|level| gives_way || level.0 != "in_place")
         .enumerate()
         .map(|(i, (name, unit, sense, value, bound))| {
             // A bound that was found for itself says nothing once a level before it is worse than its own.
@@ -288,9 +298,9 @@ fn levels(p: &Problem, score: &Score, bounds: &Score) -> Vec<Level> {
             };
             proven &= met;
             Level {
-                name,
-                unit,
-                sense,
+                name: name.into(),
+                unit: unit.into(),
+                sense: sense.into(),
                 value,
                 bound,
                 gap: if value == bound {
@@ -442,7 +452,8 @@ fn replicas(
                 (NONE, NONE) => "starts",
                 (NONE, _) => "moves",
                 _ => "stays",
-            },
+            }
+            .into(),
             shape,
             memory_per_gpu: Bytes(memory),
             ranks,

@@ -72,6 +72,7 @@ pub(super) fn ideal(p: &Problem) -> Score {
         crowded: 0,
         moves,
         link: sum(|l| l.link),
+        displaced: 0,
         tight: sum(|l| l.tight),
         bytes: sum(|l| l.bytes),
         closed: 64 - hole,
@@ -186,7 +187,9 @@ fn least(p: &Problem, s: usize) -> Option<Least> {
     };
     for i in service.incumbents.iter().map(|i| &p.incumbents[*i as usize]).filter(|i| i.can_stay) {
         let gpus: usize = i.pins.iter().map(|pin| pin.gpus.len()).sum();
-        offer(Least { link: i.link, tight: i.tight, bytes: 0, gpus: gpus as i64 });
+        // What gives way need not take any.
+        let gpus = if service.outgoing { 0 } else { gpus as i64 };
+        offer(Least { link: i.link, tight: i.tight, bytes: 0, gpus });
     }
     for kind in &service.kinds {
         let k = &p.kinds[*kind as usize];
@@ -258,7 +261,7 @@ pub(super) fn bytes(
         let mut used = vec![0.0f64; hosts];
         let mut value: f64 = -price.iter().zip(&room).map(|(a, b)| a * b).sum::<f64>();
         let mut by_class: Vec<Vec<(f64, Vec<(usize, f64)>)>> = vec![Vec::new(); p.classes.len()];
-        for (s, service) in p.services.iter().enumerate() {
+        for (s, service) in p.services.iter().enumerate().filter(|(_, s)| !s.outgoing) {
             let (cost, takes) = cheapest(p, s, &price);
             if cost.is_finite() {
                 let class = &mut by_class[service.class as usize];
@@ -269,7 +272,7 @@ pub(super) fn bytes(
             let wanted = p
                 .services
                 .iter()
-                .filter(|s| s.class as usize == class)
+                .filter(|s| s.class as usize == class && !s.outgoing)
                 .map(|s| i64::from(s.replicas))
                 .sum::<i64>();
             all.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -77,6 +77,8 @@ pub(super) struct Service {
     pub spread: WorldSpread,
     /// Replicas that each failure domain may hold before it counts as crowded.
     pub quota: u32,
+    /// Likewise each host, where replicas are kept apart by rack or zone and lie on one host each.
+    pub host_quota: u32,
     pub bytes: i64,
     /// Hosts that have the weights, or whose replica has them.
     pub has: Vec<bool>,
@@ -85,6 +87,8 @@ pub(super) struct Service {
     /// Its first slot, and how many.
     pub first: u32,
     pub replicas: u32,
+    /// Not a service of the world but the replicas of an earlier release of one: they stay or give way.
+    pub outgoing: bool,
 }
 
 /// The part of an incumbent on one host.
@@ -109,6 +113,8 @@ pub(super) struct Incumbent {
     pub tight: i64,
     /// Ranks that stop when it does not stay; 0 if it serves no more.
     pub ranks: i64,
+    /// The same for a replica of an earlier release.
+    pub displaced: i64,
     pub can_stay: bool,
     pub must_stay: bool,
 }
@@ -149,7 +155,7 @@ impl Problem {
     /// The failure domain of a host for a service.
     pub fn domain(&self, spread: WorldSpread, host: u32) -> u32 {
         match spread {
-            WorldSpread::None => 0,
+            WorldSpread::None | WorldSpread::Pack => 0,
             WorldSpread::Host => host,
             WorldSpread::Rack => self.hosts[host as usize].rack,
             WorldSpread::Zone => self.hosts[host as usize].zone,
@@ -158,7 +164,7 @@ impl Problem {
 }
 
 /// The link cost of a tensor-parallel group on these cells.
-pub(super) fn link_cost(group: &[(Option<u32>, Option<u32>)]) -> u32 {
+pub(in crate::placement) fn link_cost(group: &[(Option<u32>, Option<u32>)]) -> u32 {
     let same = |of: fn(&(Option<u32>, Option<u32>)) -> Option<u32>| {
         let first = group.first().and_then(of);
         first.is_some() && group.iter().all(|g| of(g) == first)
@@ -366,8 +372,10 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
     let model_masks: Vec<Vec<u64>> = (0..models.len() as u32)
         .map(|m| problem.hosts.iter().map(|host| mask(host, |c| c.model == m)).collect())
         .collect();
-    let mut made: BTreeMap<(WorldShape2, u64, u64, u32, WorldLink, &str, Vec<&str>), Option<u32>> =
-        BTreeMap::new();
+    let mut made: BTreeMap<
+        (WorldShape2, u64, u64, u32, WorldLink, bool, &str, Vec<&str>),
+        Option<u32>,
+    > = BTreeMap::new();
     for service in &world.services {
         let mut kinds = Vec::new();
         let only: BTreeSet<&str> = service.hosts.iter().map(String::as_str).collect();
@@ -381,6 +389,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
                     share.to_bits(),
                     model,
                     service.link,
+                    service.one_host,
                     service.require.as_deref().unwrap_or(""),
                     only.iter().copied().collect(),
                 );
@@ -412,16 +421,21 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
             kinds,
             spread: service.spread,
             quota: 0,
+            host_quota: u32::MAX,
             bytes: i64::try_from(service.weights_bytes.0).unwrap_or(i64::MAX),
             has,
             homes: Vec::new(),
             incumbents: Vec::new(),
             first,
             replicas: service.replicas,
+            outgoing: false,
         });
     }
+    let outgoing = add_outgoing(&mut problem, world, &service_at);
     for running in &world.placements {
-        add_incumbent(&mut problem, world, running, &host_at, &service_at, &free, &required);
+        let s = service_at[running.service.as_str()];
+        let to = if running.outgoing { outgoing[&s] } else { s };
+        add_incumbent(&mut problem, world, running, (s, to), &host_at, &free, &required);
     }
     for s in 0..problem.services.len() {
         let service = &problem.services[s];
@@ -430,12 +444,60 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         let domains: BTreeSet<u32> =
             all.iter().map(|h| problem.domain(service.spread, *h)).collect();
         let quota = service.replicas.div_ceil((domains.len() as u32).max(1));
-        let homes = all.into_iter().filter(|h| service.has[*h as usize]).collect();
+        let apart = matches!(service.spread, WorldSpread::Rack | WorldSpread::Zone);
+        let by_host = apart && world.services.get(s).is_some_and(|s| s.one_host);
+        let hosts = (all.len() as u32).max(1);
+        let host_quota = if by_host { service.replicas.div_ceil(hosts) } else { u32::MAX };
+        let mut homes: Vec<u32> = all.into_iter().filter(|h| service.has[*h as usize]).collect();
+        // Where its earlier release runs is room that it may take over.
+        if let Some(earlier) = outgoing.get(&s) {
+            let incumbents = problem.services[*earlier].incumbents.iter();
+            let pins = incumbents.flat_map(|i| &problem.incumbents[*i as usize].pins);
+            homes.extend(pins.map(|pin| pin.host).filter(|h| usable(*h)));
+            homes.sort_unstable();
+            homes.dedup();
+        }
         let service = &mut problem.services[s];
         service.quota = quota;
+        service.host_quota = host_quota;
         service.homes = homes;
     }
     problem
+}
+
+/// A service of its own for the replicas of each service's earlier releases; gives where it is. It has no way to be
+/// placed anew, so they stay where they are or are gone.
+fn add_outgoing(
+    problem: &mut Problem,
+    world: &WorldFile,
+    service_at: &BTreeMap<&str, usize>,
+) -> BTreeMap<usize, usize> {
+    let mut counts: BTreeMap<usize, u32> = BTreeMap::new();
+    for running in world.placements.iter().filter(|r| r.outgoing) {
+        *counts.entry(service_at[running.service.as_str()]).or_default() += 1;
+    }
+    let mut at = BTreeMap::new();
+    for (s, count) in counts {
+        let number = problem.services.len();
+        let first = problem.slots.len() as u32;
+        problem.slots.extend((0..count).map(|_| number as u32));
+        problem.services.push(Service {
+            class: problem.classes.len() as u32 - 1,
+            kinds: Vec::new(),
+            spread: WorldSpread::None,
+            quota: 0,
+            host_quota: u32::MAX,
+            bytes: 0,
+            has: vec![false; world.hosts.len()],
+            homes: Vec::new(),
+            incumbents: Vec::new(),
+            first,
+            replicas: count,
+            outgoing: true,
+        });
+        at.insert(s, number);
+    }
+    at
 }
 
 /// Island, NUMA node and GPUs of each cell.
@@ -506,8 +568,9 @@ fn add_kind(
         eligible.push(yes);
         tight.push(short);
     }
-    let splits: Vec<u32> =
-        (1..=units).filter(|m| units.is_multiple_of(*m) && units / m <= most).collect();
+    let splits: Vec<u32> = (1..=if service.one_host { 1 } else { units })
+        .filter(|m| units.is_multiple_of(*m) && units / m <= most)
+        .collect();
     if splits.is_empty() {
         return None;
     }
@@ -597,12 +660,11 @@ fn add_incumbent(
     problem: &mut Problem,
     world: &WorldFile,
     running: &Running,
+    (s, to): (usize, usize),
     host_at: &BTreeMap<&str, u32>,
-    service_at: &BTreeMap<&str, usize>,
     free: &[Vec<u64>],
     required: &BTreeMap<&str, Vec<u64>>,
 ) {
-    let s = service_at[running.service.as_str()];
     let service = &world.services[s];
     let must_stay = !running.movable.unwrap_or(service.movable);
     let shape = running_shape(service, running);
@@ -671,20 +733,35 @@ fn add_incumbent(
     let racks: BTreeSet<u32> = pins.iter().map(|p| problem.hosts[p.host as usize].rack).collect();
     link += span_cost(pins.len(), racks.len());
     let i = problem.incumbents.len() as u32;
-    let of = &mut problem.services[s];
+    let of = &mut problem.services[to];
     of.incumbents.push(i);
-    for pin in &pins {
-        of.has[pin.host as usize] |= world.hosts[pin.host as usize].up;
-    }
-    problem.incumbents.push(Incumbent {
-        service: s as u32,
+    let ranks = if alive { pins.len() as i64 } else { 0 };
+    let incumbent = Incumbent {
+        service: to as u32,
         replica: running.replica,
         shape: shape.unwrap_or(service.shapes[0]),
-        ranks: if alive { pins.len() as i64 } else { 0 },
+        ranks,
+        displaced: 0,
         pins,
         link,
         tight,
         can_stay: must_stay || (alive && allowed),
         must_stay,
-    });
+    };
+    if running.outgoing {
+        // It goes anyway: how it lies, and what the service wants now, is nothing to it.
+        problem.incumbents.push(Incumbent {
+            ranks: 0,
+            displaced: if must_stay { 0 } else { ranks },
+            link: 0,
+            tight: 0,
+            can_stay: must_stay || alive,
+            ..incumbent
+        });
+        return;
+    }
+    for pin in &incumbent.pins {
+        of.has[pin.host as usize] |= world.hosts[pin.host as usize].up;
+    }
+    problem.incumbents.push(incumbent);
 }

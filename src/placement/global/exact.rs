@@ -21,14 +21,14 @@ pub(super) fn search(p: &Problem, best: &mut Best, over: &mut dyn FnMut() -> boo
     order.sort_by_key(|slot| {
         let s = p.slots[*slot as usize];
         let service = &p.services[s as usize];
-        (service.class, positions[s as usize].len(), s, *slot)
+        (service.outgoing, service.class, positions[s as usize].len(), s, *slot)
     });
-    let spare: Vec<i64> = p
+    let spare: Vec<(i64, i64)> = p
         .services
         .iter()
         .map(|s| {
             let of = s.incumbents.iter().map(|i| &p.incumbents[*i as usize]);
-            of.filter(|i| i.can_stay).map(|i| i.ranks).sum()
+            of.filter(|i| i.can_stay).fold((0, 0), |(r, d), i| (r + i.ranks, d + i.displaced))
         })
         .collect();
     let mut walk = Walk {
@@ -117,7 +117,7 @@ struct Walk<'a, 'b> {
     steps: u64,
     stopped: bool,
     /// Ranks of incumbents of a service that could stay and do not yet.
-    spare: Vec<i64>,
+    spare: Vec<(i64, i64)>,
     /// Slots that were passed over, by priority.
     missing: Vec<i64>,
 }
@@ -130,7 +130,8 @@ impl Walk<'_, '_> {
         for slot in &self.order[at..] {
             let s = self.p.slots[*slot as usize];
             if s != last {
-                levels.moves -= self.spare[s as usize];
+                levels.moves -= self.spare[s as usize].0;
+                levels.displaced -= self.spare[s as usize].1;
                 last = s;
             }
         }
@@ -170,15 +171,20 @@ impl Walk<'_, '_> {
             if !self.state.place(slot, position.clone()) {
                 continue;
             }
-            let ranks = match position.keep {
-                NONE => 0,
-                keep => self.p.incumbents[keep as usize].ranks,
+            let (ranks, displaced) = match position.keep {
+                NONE => (0, 0),
+                keep => {
+                    let incumbent = &self.p.incumbents[keep as usize];
+                    (incumbent.ranks, incumbent.displaced)
+                }
             };
-            self.spare[s] -= ranks;
+            self.spare[s].0 -= ranks;
+            self.spare[s].1 -= displaced;
             // Two replicas may lie on the same host, so the same position comes again.
             let again = if must.is_some() { 0 } else { i };
             self.slot(at + 1, if next == Some(s) { again } else { 0 });
-            self.spare[s] += ranks;
+            self.spare[s].0 += ranks;
+            self.spare[s].1 += displaced;
             self.state.remove(slot);
             if self.stopped {
                 return;
@@ -191,8 +197,9 @@ impl Walk<'_, '_> {
         let class = self.p.services[s].class as usize;
         let rest = self.order[at..].iter().take_while(|o| self.p.slots[**o as usize] as usize == s);
         let rest = rest.count();
-        self.missing[class] += rest as i64;
+        let missing = if self.p.services[s].outgoing { 0 } else { rest as i64 };
+        self.missing[class] += missing;
         self.slot(at + rest, 0);
-        self.missing[class] -= rest as i64;
+        self.missing[class] -= missing;
     }
 }

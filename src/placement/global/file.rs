@@ -179,6 +179,9 @@ pub struct WorldService {
     /// Its running replicas may be moved.
     #[serde(default = "yes")]
     pub movable: bool,
+    /// A replica is never divided over hosts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_host: bool,
 }
 
 /// A way to divide a replica.
@@ -221,6 +224,8 @@ pub enum WorldSpread {
     Rack,
     /// Over zones.
     Zone,
+    /// On as few hosts as possible.
+    Pack,
 }
 
 impl From<SpecSpread> for WorldSpread {
@@ -229,7 +234,7 @@ impl From<SpecSpread> for WorldSpread {
             SpecSpread::Host => Self::Host,
             SpecSpread::Rack => Self::Rack,
             SpecSpread::Zone => Self::Zone,
-            SpecSpread::Pack => Self::None,
+            SpecSpread::Pack => Self::Pack,
         }
     }
 }
@@ -264,6 +269,10 @@ pub struct Running {
     /// It may be moved; default: as its service says.
     #[serde(default)]
     pub movable: Option<bool>,
+    /// It is of an earlier release: it is not one of the replicas that are wanted, and gives way where its GPUs
+    /// are needed for them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outgoing: bool,
     /// Its ranks, in order.
     pub ranks: Vec<Rank>,
 }

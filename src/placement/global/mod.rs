@@ -17,12 +17,14 @@ mod exact;
 pub mod file;
 mod layout;
 mod places;
+mod polish;
 pub mod read;
 mod search;
 mod state;
 mod why;
 
 pub use answer::{Answer, Level, Search as SearchFacts};
+pub(super) use compile::link_cost;
 pub use file::WorldFile;
 pub use read::{WorldError, Wrong, check, read};
 
@@ -87,6 +89,7 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
         }
         proven = best.score == ideal;
     }
+    polish::polish(&mut search, &mut best, &mut || used() >= BOUNDING);
     let bounds = bounds(&problem, &best, ideal, proven, &mut || used() >= BOUNDING);
     let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain);
     answer.search.steps = steps;
@@ -111,7 +114,7 @@ fn bounds(
         return best.score.clone();
     }
     let mut bounds = ideal;
-    let upper = |l: &Levels| (l.crowded, l.moves, l.link, l.tight);
+    let upper = |l: &Levels| (l.crowded, l.moves, l.link, l.displaced, l.tight);
     let same = bounds.unplaced == best.score.unplaced
         && upper(&bounds.levels) == upper(&best.score.levels);
     if same && bounds.levels.bytes < best.score.levels.bytes {

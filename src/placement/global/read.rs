@@ -283,7 +283,7 @@ fn check_running(
         let field = format!("placements[{p}]");
         let s = services.find(format!("{field}.service"), &running.service)?;
         let Some(service) = world.services.get(s) else { continue };
-        if !numbers.insert((s, running.replica)) {
+        if !numbers.insert((s, running.replica, running.outgoing)) {
             let message = format!("replica {} of {} runs twice", running.replica, service.name);
             return Err(wrong(format!("{field}.replica"), message));
         }
@@ -319,7 +319,7 @@ fn check_running(
                 return Err(wrong(format!("{field}.shape"), message));
             }
         }
-        if !running.movable.unwrap_or(service.movable) {
+        if !running.outgoing && !running.movable.unwrap_or(service.movable) {
             let n = immovable.entry(s).or_default();
             *n += 1;
             if *n > service.replicas {

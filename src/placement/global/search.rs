@@ -37,6 +37,7 @@ impl Dice {
 /// What the levels weigh while it is hot, in mean bytes of a service's weights.
 const TIGHT: f64 = 2.0;
 const LINK: f64 = 6.0;
+const DISPLACED: f64 = 4.0;
 const MOVE: f64 = 40.0;
 const CROWD: f64 = 160.0;
 /// The temperature at the beginning and at the end, in the same measure, and the share of the time that is hot. Found by
@@ -128,6 +129,49 @@ impl<'a> Search<'a> {
                 self.settle(slot);
             }
             room = (0..p.hosts.len() as u32).map(|h| i64::from(self.state.room(h))).sum();
+        }
+        self.take_over();
+    }
+
+    /// What has no place yet takes that of replicas of earlier releases: of one host, or else of all.
+    fn take_over(&mut self) {
+        let p = self.p;
+        if !p.services.iter().any(|s| s.outgoing) {
+            return;
+        }
+        let gives_way = |search: &Self, host: u32| -> Vec<u32> {
+            let parts = search.state.parts(host).iter().map(|part| part.slot);
+            parts.filter(|slot| p.services[p.slots[*slot as usize] as usize].outgoing).collect()
+        };
+        let mut waiting: Vec<u32> = (0..p.slots.len() as u32)
+            .filter(|slot| self.state.at[*slot as usize].is_none())
+            .filter(|slot| !p.services[p.slots[*slot as usize] as usize].outgoing)
+            .collect();
+        waiting.sort_by_key(|slot| {
+            let class = p.services[p.slots[*slot as usize] as usize].class;
+            (class, std::cmp::Reverse(gpus(p, *slot)), *slot)
+        });
+        for slot in waiting {
+            let hosts = 0..p.hosts.len() as u32;
+            let tries = hosts.clone().map(|h| h..h + 1).chain(std::iter::once(hosts));
+            for hosts in tries {
+                self.undo.clear();
+                let mut out: Vec<u32> = hosts.flat_map(|h| gives_way(self, h)).collect();
+                out.dedup();
+                if out.is_empty() {
+                    continue;
+                }
+                for victim in &out {
+                    self.take(*victim);
+                }
+                if self.settle(slot) {
+                    for victim in out {
+                        self.settle(victim);
+                    }
+                    break;
+                }
+                self.take_back();
+            }
         }
     }
 
@@ -438,6 +482,7 @@ impl<'a> Search<'a> {
         let grain = self.grain;
         let more = (now.bytes - before.bytes) as f64
             + (now.tight - before.tight) as f64 * grain * TIGHT
+            + (now.displaced - before.displaced) as f64 * grain * DISPLACED
             + (now.link - before.link) as f64 * grain * LINK
             + (now.moves - before.moves) as f64 * grain * MOVE
             + (now.crowded - before.crowded) as f64 * grain * CROWD;

@@ -30,6 +30,8 @@ pub(super) struct Levels {
     pub crowded: i64,
     pub moves: i64,
     pub link: i64,
+    /// Ranks of earlier releases that must go first.
+    pub displaced: i64,
     pub tight: i64,
     pub bytes: i64,
     /// 64 less the largest hole of all.
@@ -57,6 +59,8 @@ pub(super) struct State<'a> {
     on: Vec<u16>,
     /// Replicas of a service in a failure domain, for services that are spread.
     within: Vec<Vec<u16>>,
+    /// Hosts of each service.
+    used: Vec<i64>,
     /// Hosts with so many free GPUs, as bits.
     by_room: Vec<Vec<u64>>,
     most_room: u32,
@@ -84,15 +88,16 @@ impl<'a> State<'a> {
             by_room[host.room as usize][h / 64] |= 1 << (h % 64);
         }
         let mut unplaced = vec![0; p.classes.len()];
-        for s in &p.slots {
-            unplaced[p.services[*s as usize].class as usize] += 1;
+        for service in p.slots.iter().map(|s| &p.services[*s as usize]).filter(|s| !s.outgoing) {
+            unplaced[service.class as usize] += 1;
         }
+        let displaced = p.incumbents.iter().filter(|i| i.can_stay).map(|i| i.displaced).sum();
         let moves = p.incumbents.iter().map(|i| i.ranks).sum();
         let within = p
             .services
             .iter()
             .map(|s| match s.spread {
-                WorldSpread::None => Vec::new(),
+                WorldSpread::None | WorldSpread::Pack => Vec::new(),
                 WorldSpread::Host => vec![0; p.hosts.len()],
                 WorldSpread::Rack => vec![0; p.racks as usize],
                 WorldSpread::Zone => vec![0; p.zones as usize],
@@ -103,10 +108,11 @@ impl<'a> State<'a> {
             at: vec![None; p.slots.len()],
             hosts,
             stays: vec![false; p.incumbents.len()],
-            score: Score { unplaced, levels: Levels { moves, ..Levels::default() } },
+            score: Score { unplaced, levels: Levels { moves, displaced, ..Levels::default() } },
             holes,
             on: vec![0; p.services.len() * p.hosts.len()],
             within,
+            used: vec![0; p.services.len()],
             by_room,
             most_room: p.hosts.iter().map(|h| h.room).max().unwrap_or(0),
             scratch: Vec::new(),
@@ -187,9 +193,14 @@ impl<'a> State<'a> {
         let service = &self.p.services[s as usize];
         let crowded = match service.spread {
             WorldSpread::None => 0,
+            WorldSpread::Pack => i64::from(self.used[s as usize] > 0 && self.on(s, host) == 0),
             spread => {
                 let domain = self.p.domain(spread, host) as usize;
-                i64::from(u32::from(self.within[s as usize][domain]) >= service.quota)
+                let over = i64::from(u32::from(self.within[s as usize][domain]) >= service.quota);
+                match service.host_quota {
+                    u32::MAX => over,
+                    quota => 2 * over + i64::from(u32::from(self.on(s, host)) >= quota),
+                }
             }
         };
         let copy = !service.has[host as usize] && self.on(s, host) == 0;
@@ -304,7 +315,9 @@ impl<'a> State<'a> {
     fn count(&mut self, slot: u32, position: &Position, sign: i64) {
         let s = self.p.slots[slot as usize];
         let service = &self.p.services[s as usize];
-        self.score.unplaced[service.class as usize] -= sign;
+        if !service.outgoing {
+            self.score.unplaced[service.class as usize] -= sign;
+        }
         if position.keep == NONE {
             if position.hosts.len() > 1 {
                 let mut racks: Vec<u32> =
@@ -317,6 +330,7 @@ impl<'a> State<'a> {
             let incumbent = &self.p.incumbents[position.keep as usize];
             self.stays[position.keep as usize] = sign > 0;
             self.score.levels.moves -= sign * incumbent.ranks;
+            self.score.levels.displaced -= sign * incumbent.displaced;
             self.score.levels.link += sign * incumbent.link;
             self.score.levels.tight += sign * incumbent.tight;
         }
@@ -327,8 +341,20 @@ impl<'a> State<'a> {
             let copied =
                 |n: u16| if n > 0 && !service.has[*host as usize] { service.bytes } else { 0 };
             self.score.levels.bytes += copied(*on) - copied(before);
+            if service.host_quota != u32::MAX {
+                let over = |n: u16| (i64::from(n) - i64::from(service.host_quota)).max(0);
+                self.score.levels.crowded += over(*on) - over(before);
+            }
+            if (*on == 0) != (before == 0) {
+                let used = &mut self.used[s as usize];
+                let over = |n: i64| (n - 1).max(0);
+                if service.spread == WorldSpread::Pack {
+                    self.score.levels.crowded += over(*used + sign) - over(*used);
+                }
+                *used += sign;
+            }
         }
-        if service.spread != WorldSpread::None {
+        if !matches!(service.spread, WorldSpread::None | WorldSpread::Pack) {
             for (i, host) in position.hosts.iter().enumerate() {
                 let domain = self.p.domain(service.spread, *host);
                 let again =
@@ -340,7 +366,9 @@ impl<'a> State<'a> {
                 let over = |n: u16| (i64::from(n) - i64::from(service.quota)).max(0);
                 let before = over(*n);
                 *n = if sign > 0 { *n + 1 } else { *n - 1 };
-                self.score.levels.crowded += over(*n) - before;
+                // A rack or zone counts for more than a host.
+                let weight = if service.host_quota == u32::MAX { 1 } else { 2 };
+                self.score.levels.crowded += weight * (over(*n) - before);
             }
         }
     }

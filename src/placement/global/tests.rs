@@ -185,3 +185,103 @@ fn nothing_at_all_is_a_world_too() {
     assert!(answer.proven_optimal);
     assert_eq!(answer.largest_gang, 0);
 }
+
+#[test]
+fn replicas_of_an_earlier_release_give_way_only_where_they_must() {
+    let old = |replica: u32, host: &str, gpus: &[u32]| json!({"service": "chat", "replica": replica, "outgoing": true, "ranks": [{"host": host, "gpus": gpus}]});
+    let world = json!({
+        "hosts": [host("a", "r", 4, 4), host("b", "r", 4, 4)],
+        "services": [service("chat", 2, 2, 1)],
+        "placements": [old(0, "a", &[0, 1]), old(1, "b", &[0, 1])],
+    });
+    // There is room beside both.
+    let answer = solved(&world);
+    assert_eq!(shown(&answer), "chat/0 starts a[2, 3]\nchat/1 starts b[2, 3]");
+    assert_eq!(level(&answer, "in_place"), 0);
+    assert_eq!((answer.wanted, answer.placed), (2, 2));
+    assert!(answer.proven_optimal, "{:?}", answer.objective);
+    // One more than there is room for: one goes, and only one.
+    let three = with(world.clone(), "services", json!([service("chat", 3, 2, 1)]));
+    let answer = solved(&three);
+    assert_eq!((answer.placed, level(&answer, "in_place")), (3, 1), "{}", shown(&answer));
+    assert!(answer.proven_optimal, "{:?}", answer.objective);
+    // A gang that needs a whole host.
+    let whole = with(world, "services", json!([service("chat", 2, 4, 1)]));
+    let answer = solved(&whole);
+    assert_eq!((answer.placed, level(&answer, "in_place")), (2, 2), "{}", shown(&answer));
+    // A link is for life, an earlier release is not: it goes rather than that the ranks lie apart.
+    let islands = json!({
+        "hosts": [host("a", "r", 4, 2)],
+        "services": [service("chat", 1, 2, 1)],
+        "placements": [old(0, "a", &[0]), old(1, "a", &[2])],
+    });
+    let answer = solved(&islands);
+    assert_eq!((level(&answer, "link"), level(&answer, "in_place")), (0, 1), "{}", shown(&answer));
+}
+
+#[test]
+fn many_replicas_take_over_a_full_fleet() {
+    let count = 60u32;
+    let old = |i: u32| json!({"service": "chat", "replica": i, "outgoing": true, "ranks": [{"host": format!("h{i}"), "gpus": [0, 1, 2, 3]}]});
+    let world = json!({
+        "hosts": (0..count).map(|i| host(&format!("h{i}"), "r", 4, 4)).collect::<Vec<_>>(),
+        "services": [service("chat", 20, 4, 1)],
+        "placements": (0..count).map(old).collect::<Vec<_>>(),
+    });
+    let answer = solved(&world);
+    assert_eq!((answer.placed, level(&answer, "in_place")), (20, 20));
+}
+
+#[test]
+fn packed_replicas_lie_on_as_few_hosts_as_can_be() {
+    let mut half = host("half", "r", 4, 4);
+    half["gpus"].as_array_mut().unwrap().truncate(1);
+    let world = json!({
+        "hosts": [half, host("a", "r", 4, 4), host("b", "r", 4, 4)],
+        "services": [with(service("chat", 4, 1, 1), "spread", json!("pack"))],
+    });
+    let answer = solved(&world);
+    assert_eq!(level(&answer, "domains"), 0, "{}", shown(&answer));
+    let more =
+        with(world, "services", json!([with(service("chat", 6, 1, 1), "spread", json!("pack"))]));
+    let answer = solved(&more);
+    assert_eq!((answer.placed, level(&answer, "domains")), (6, 1), "{}", shown(&answer));
+    let why = &answer.services[0].rejected[0];
+    assert_eq!(
+        (why.reason.as_str(), why.hosts[0].as_str()),
+        ("its replicas would lie on more hosts", "half")
+    );
+}
+
+#[test]
+fn of_equal_places_the_smallest_gpus_and_racks_before_hosts() {
+    let mut small = host("z-small", "r1", 2, 2);
+    for gpu in small["gpus"].as_array_mut().unwrap() {
+        gpu["memory_total"] = json!("70GiB");
+        gpu["model"] = json!("small");
+    }
+    let world = json!({
+        "hosts": [host("a", "r1", 2, 2), small],
+        "services": [service("chat", 1, 2, 1)],
+    });
+    assert_eq!(shown(&solved(&world)), "chat/0 starts z-small[0, 1]");
+    // Two racks, four hosts, four replicas: two in each rack, and no two on one host.
+    let world = json!({
+        "hosts": [host("a", "r1", 4, 4), host("b", "r1", 4, 4), host("c", "r2", 4, 4), host("d", "r2", 4, 4)],
+        "services": [with(with(service("chat", 4, 1, 1), "spread", json!("rack")), "one_host", json!(true))],
+    });
+    let answer = solved(&world);
+    let hosts: std::collections::BTreeSet<&str> =
+        answer.services[0].replicas.iter().map(|r| r.ranks[0].host.as_str()).collect();
+    assert_eq!(hosts.len(), 4, "{}", shown(&answer));
+}
+
+#[test]
+fn a_replica_that_must_be_on_one_host_is_not_divided() {
+    let wide = service("chat", 1, 4, 2);
+    let hosts = json!([host("a", "r", 4, 4), host("b", "r", 4, 4)]);
+    let answer = solved(&json!({"hosts": hosts, "services": [wide]}));
+    assert_eq!(answer.services[0].replicas[0].ranks.len(), 2);
+    let one = with(wide, "one_host", json!(true));
+    assert_eq!(solved(&json!({"hosts": hosts, "services": [one]})).placed, 0);
+}

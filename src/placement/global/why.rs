@@ -191,11 +191,16 @@ fn worse(p: &Problem, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32
     if now.unplaced > before.unplaced {
         "fewer replicas would have a place".to_owned()
     } else if after.crowded > ahead.crowded {
-        "another replica is in the same failure domain".to_owned()
+        match p.services[s].spread {
+            super::file::WorldSpread::Pack => "its replicas would lie on more hosts".to_owned(),
+            _ => "another replica is in the same failure domain".to_owned(),
+        }
     } else if after.moves > ahead.moves {
         "more ranks would have to move".to_owned()
     } else if after.link > ahead.link {
         "its GPUs are further from each other".to_owned()
+    } else if after.displaced > ahead.displaced {
+        "more replicas of the present release would have to go first".to_owned()
     } else if after.tight > ahead.tight {
         "less memory would be left on its GPUs".to_owned()
     } else if after.bytes > ahead.bytes {

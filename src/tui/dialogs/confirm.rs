@@ -5,7 +5,7 @@ use ratatui::layout::{Position, Rect};
 use ratatui::text::{Line, Span};
 
 use super::{centre, draw_buttons, draw_field, plan};
-use crate::api::{ApiError, Hint as _, Intent, PlanView, ReleaseNumber, ServiceName};
+use crate::api::{ApiError, Hint as _, Intent, PlanView, ReleaseNumber, ReplicaTo, ServiceName};
 use crate::tui::draw::Pen;
 use crate::tui::field::Field;
 use crate::tui::key::Key;
@@ -30,6 +30,8 @@ pub enum Deed {
     Abort,
     /// Stop all replicas.
     Stop,
+    /// Move one replica.
+    Move,
 }
 
 impl Deed {
@@ -42,6 +44,7 @@ impl Deed {
             Self::Promote { all: true } => "Promote all",
             Self::Abort => "Abort",
             Self::Stop => "Stop",
+            Self::Move => "Move",
         }
     }
 }
@@ -68,6 +71,8 @@ pub struct Confirm {
     pub service: ServiceName,
     /// The exact target, in words, as it was when the key was pressed.
     pub target: String,
+    /// Where a replica that is moved goes.
+    pub to: Option<Box<ReplicaTo>>,
     /// What it would do.
     pub plan: PlanState,
     /// The name as typed.
@@ -100,6 +105,7 @@ impl Confirm {
             deed,
             service,
             target,
+            to: None,
             plan,
             name: Field::default(),
             reason: Field::default(),
@@ -132,21 +138,25 @@ impl Confirm {
         seen && !self.nothing_to_do() && self.matches()
     }
 
-    /// The wish that the dialog is about.
-    pub fn intent(&self) -> Intent {
+    /// The wish that the dialog is about; none: it lacks its target.
+    pub fn intent(&self) -> Option<Intent> {
         let service = self.service.clone();
         let reason = Some(self.reason.text().trim().to_owned()).filter(|r| !r.is_empty());
-        match self.deed {
+        Some(match self.deed {
             Deed::Apply => Intent::Apply { service, reason, accept_outage: self.outage() },
             Deed::Undo { to } => Intent::Undo { service, to, reason },
             Deed::Promote { all } => Intent::Promote { service, all },
             Deed::Abort => Intent::Abort { service, reason },
             Deed::Stop => Intent::Stop { service },
-        }
+            Deed::Move => {
+                let ReplicaTo { replica, host, gpus, .. } = self.to.as_deref().cloned()?;
+                Intent::Move { service, replica, host, gpus, reason }
+            }
+        })
     }
 
     const fn takes_reason(&self) -> bool {
-        matches!(self.deed, Deed::Apply | Deed::Undo { .. } | Deed::Abort)
+        matches!(self.deed, Deed::Apply | Deed::Undo { .. } | Deed::Abort | Deed::Move)
     }
 
     /// Handles a key.
@@ -170,7 +180,7 @@ impl Confirm {
 
     fn enter(&mut self) -> ConfirmKey {
         if self.armed() {
-            return ConfirmKey::Do(self.intent());
+            return self.intent().map_or(ConfirmKey::Cancel, ConfirmKey::Do);
         }
         // Nothing typed: Cancel is what is chosen. Nothing can be done: there is only Close.
         if self.name.text().is_empty()

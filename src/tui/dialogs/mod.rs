@@ -5,6 +5,7 @@
 mod ask;
 mod confirm;
 mod help;
+mod map;
 mod palette;
 mod plan;
 mod question;
@@ -13,6 +14,7 @@ mod text;
 pub use ask::{Ask, AskWhat};
 pub use confirm::{Confirm, ConfirmKey, Deed, PlanState};
 pub use help::lines as help_lines;
+pub use map::{Held, Map, MapKey};
 pub use palette::{Entry, Palette};
 pub use plan::{lines as plan_lines, wrapped};
 pub use question::{QuestionDialog, QuestionKey};
@@ -40,6 +42,10 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, body: Rect) -> Option<Position> {
             None
         }
         Mode::Question(question) => question.draw(pen, state, body),
+        Mode::Map(map) => {
+            map.draw(pen, state, body);
+            None
+        }
         Mode::Text(view) => {
             view.draw(pen, body);
             None

@@ -1,0 +1,258 @@
+//! The deck as one world, questions about it, and moving one replica by hand.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::core::{Core, Input};
+use super::maintenance::conflict;
+use super::planning::{self, Draft, PortGiver};
+use super::world;
+use crate::api::{ApiError, ErrorKind, IntentReply, ReplicaTo, Severity, WhatIf, WhatIfView};
+use crate::base::{Hint, HostName, ReplicaKey, ServiceName};
+use crate::placement::global::WorldFile;
+use crate::placement::translate::{Present, Wanted, usual_shapes, world_file};
+use crate::placement::what_if::WhatIfError;
+use crate::placement::{Demand, HostCapacity, World, sorted, what_if};
+use crate::rollout::{EventKind, RequestedMove, ServiceState};
+use crate::spec::DeviceKind;
+
+/// How long a question may be thought about, beside the loop, and how often something may be tried.
+const THINKING: Duration = Duration::from_millis(500);
+const THINKING_STEPS: u64 = 100_000;
+
+/// What was found of each service's spec and model.
+pub type Drafts = Vec<(ServiceName, Result<Draft, ApiError>)>;
+
+impl From<WhatIfError> for ApiError {
+    fn from(error: WhatIfError) -> Self {
+        Self { kind: ErrorKind::Invalid, hint: error.hint(), message: error.message }
+    }
+}
+
+/// Answers a question about the deck's world, within bounds.
+pub fn answer(world: WorldFile, question: &WhatIf) -> Result<WhatIfView, ApiError> {
+    let began = Instant::now();
+    let mut used = || began.elapsed().as_secs_f64() / THINKING.as_secs_f64();
+    Ok(what_if::answer(world, question, &mut used, THINKING_STEPS)?)
+}
+
+impl Core {
+    /// Reads the specs of all services and looks at their models, off the loop.
+    pub(super) fn what_if_drafts(
+        &self,
+        question: &WhatIf,
+    ) -> Result<BoxFuture<'static, Drafts>, ApiError> {
+        let named = question.to.iter().map(|to| &to.service);
+        for service in question.services.iter().chain(named) {
+            if !self.known_services().contains(service) {
+                return Err(planning::not_found(service, self.known_services()));
+            }
+        }
+        for host in question.without.iter().chain(question.to.iter().map(|to| &to.host)) {
+            self.known_host(host)?;
+        }
+        let hosts: Vec<HostName> = self.hub.with(|s| {
+            s.hosts.values().filter(|h| world::is_up(h)).map(|h| h.name.clone()).collect()
+        });
+        let mut services = self.known_services();
+        services.sort();
+        services.dedup();
+        let work: Vec<_> = services
+            .into_iter()
+            .map(|service| {
+                let spec = match (self.files.services.get(&service), self.served(&service)) {
+                    (Some(Ok(spec)), _) => Ok(spec.clone()),
+                    (_, Some(spec)) => Ok(spec),
+                    (Some(Err(why)), None) => Err(why.clone()),
+                    (None, None) => Err("there is no spec of it".to_owned()),
+                };
+                let (means, hosts) = (Arc::clone(&self.means), hosts.clone());
+                async move {
+                    let draft = match spec {
+                        Ok(spec) => {
+                            let of = service.clone();
+                            planning::draft(&means, of, spec, String::new(), None, hosts).await
+                        }
+                        Err(message) => {
+                            Err(ApiError { kind: ErrorKind::Invalid, message, hint: None })
+                        }
+                    };
+                    (service, draft)
+                }
+            })
+            .collect();
+        Ok(Box::pin(futures::future::join_all(work)))
+    }
+
+    fn served(&self, service: &ServiceName) -> Option<crate::spec::ServiceSpec> {
+        let state = self.state.services.get(service)?;
+        Some(state.releases.get(&state.stable?)?.spec.clone())
+    }
+
+    /// Everything that hosts have and services want, as one world; and who is not in it, with the reason.
+    pub(super) fn live_world(
+        &mut self,
+        drafts: Drafts,
+    ) -> (WorldFile, BTreeMap<ServiceName, String>) {
+        let hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
+        let hosts = World { hosts };
+        let hosts = sorted(&hosts);
+        let mut left_out = BTreeMap::new();
+        let mut demands: Vec<Demand> = Vec::new();
+        for (service, draft) in drafts {
+            let demand = draft.and_then(|draft| {
+                let mut demand = planning::demand(&draft, draft.spec.replicas.get())?;
+                demand.reuse = world::serving(&self.state, &service);
+                Ok(demand)
+            });
+            match demand {
+                Ok(demand) if demand.device == DeviceKind::Gpu => demands.push(demand),
+                Ok(_) => {
+                    let why = "it runs on host memory, of which any host has its own";
+                    left_out.insert(service, why.to_owned());
+                }
+                Err(error) => {
+                    left_out.insert(service, error.message);
+                }
+            }
+        }
+        let shapes: Vec<_> = demands.iter().map(|d| usual_shapes(&hosts, d)).collect();
+        let wanted: Vec<Wanted<'_>> = demands
+            .iter()
+            .zip(&shapes)
+            .map(|(demand, shapes)| Wanted { demand, shapes, present: Present::MayStay })
+            .collect();
+        (world_file(&hosts, &wanted), left_out)
+    }
+
+    /// Takes a wish to move one replica: its model is looked at off the loop, then it begins.
+    pub(super) fn move_replica(
+        &self,
+        to: ReplicaTo,
+        by: String,
+        reason: Option<String>,
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    ) {
+        let spec = self.may_move(&to).map(|(state, key)| {
+            state.releases.get(&key.release).map(|release| release.spec.clone())
+        });
+        let spec = match spec {
+            Ok(Some(spec)) => spec,
+            Ok(None) => {
+                let _ = reply.send(Err(not_running(&to)));
+                return;
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let (means, inputs) = (Arc::clone(&self.means), self.means.inputs.clone());
+        tokio::spawn(async move {
+            let (service, hosts) = (to.service.clone(), vec![to.host.clone()]);
+            match planning::draft(&means, service, spec, String::new(), None, hosts).await {
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                Ok(draft) => {
+                    let begin = Box::new(move |core: &mut Core| {
+                        let _ = reply.send(core.begin_move(&to, &draft, by, reason));
+                    });
+                    let _ = inputs.send(Input::Ask(begin)).await;
+                }
+            }
+        });
+    }
+
+    /// The replica, if it may be moved now.
+    fn may_move(&self, to: &ReplicaTo) -> Result<(&ServiceState, ReplicaKey), ApiError> {
+        self.known_host(&to.host)?;
+        let Some(state) = self.state.services.get(&to.service) else {
+            return Err(planning::not_found(&to.service, self.known_services()));
+        };
+        self.may_begin(&to.service)?;
+        let Some(release) = state.stable else { return Err(not_running(to)) };
+        let key = ReplicaKey { release, replica: to.replica };
+        if state.replicas.get(&key).is_none_or(|r| r.retiring) || state.vacated.contains(&key) {
+            return Err(not_running(to));
+        }
+        if state.moves.iter().any(|m| m.from == to.replica) {
+            let message = format!("{} {key} is being moved already", to.service);
+            return Err(conflict(message, "wait until it has moved"));
+        }
+        Ok((state, key))
+    }
+
+    fn begin_move(
+        &mut self,
+        to: &ReplicaTo,
+        draft: &Draft,
+        by: String,
+        reason: Option<String>,
+    ) -> Result<IntentReply, ApiError> {
+        let (state, key) = self.may_move(to)?;
+        let release = state.releases.get(&key.release).ok_or_else(|| not_running(to))?;
+        let mut hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
+        hosts.retain(|h| h.name == to.host);
+        for host in &mut hosts {
+            only(host, &to.gpus);
+        }
+        let mut demand = planning::demand(draft, 1)?;
+        demand.staying = world::reusable(&self.state, &to.service);
+        demand.staying.retain(|r| r.replica != key);
+        if demand.device == DeviceKind::Gpu {
+            demand.shapes.retain(|s| s.devices() == to.gpus.len());
+            if demand.shapes.is_empty() {
+                return Err(ApiError {
+                    kind: ErrorKind::Unplaceable,
+                    message: format!(
+                        "{} {key} cannot be moved: it cannot be divided over {} GPUs",
+                        to.service,
+                        to.gpus.len()
+                    ),
+                    hint: Some("name as many GPUs as it has now".to_owned()),
+                });
+            }
+        }
+        let placed = planning::place_on(self, hosts, &demand).map_err(|e| ApiError {
+            message: format!("{} {key} cannot be moved to {}: {}", to.service, to.host, e.message),
+            ..e
+        })?;
+        let place = placed.replicas.first().ok_or_else(|| not_running(to))?;
+        let index = release.replicas.len() + state.moves.iter().filter(|m| m.to.is_none()).count();
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let mut ports = PortGiver::new(self);
+        let plan = planning::replica_plan(self, draft, release.number, index, place, &mut ports)?;
+        let why = reason.unwrap_or_else(|| format!("moved to {} by hand", to.host));
+        let moves = vec![RequestedMove { replica: to.replica, plan }];
+        self.say(
+            Severity::Info,
+            Some(&to.service),
+            &format!("{by} moves {key} to {}: {why}", to.host),
+        );
+        self.happened(
+            &to.service,
+            EventKind::MovesRequested { release: key.release, moves, by, why },
+        );
+        Ok(IntentReply::Accepted)
+    }
+}
+
+/// Of a host's GPUs just these can be used.
+fn only(host: &mut HostCapacity, gpus: &[u32]) {
+    for gpu in host.gpus.iter_mut().filter(|g| !gpus.contains(&g.index)) {
+        gpu.reserved_by.get_or_insert_with(|| "nobody: not named for the move".to_owned());
+    }
+}
+
+fn not_running(to: &ReplicaTo) -> ApiError {
+    ApiError {
+        kind: ErrorKind::NotFound,
+        message: format!("no replica {} of {} is served", to.replica, to.service),
+        hint: Some(format!("`gpudeck status {}` lists its replicas", to.service)),
+    }
+}

@@ -1,0 +1,519 @@
+//! Questions about a world: what if a host were lost, hosts were added, a hole were wanted, a replica lay elsewhere.
+//! Worlds in, answers out; nothing is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::global::file::{
+    Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService,
+    WorldShape, WorldSpread,
+};
+use super::global::{Answer, Control, Wrong, solve};
+use crate::base::{Bytes, Hint, HostName, ServiceName};
+use crate::engine::memory::gpu_memory;
+
+/// The stand-in for a gang that is to find room; no service can have this name.
+pub const HOLE: &str = "_hole";
+/// A GPU of a hole is free when this share of its memory is.
+const FREE_SHARE: f64 = 0.9;
+/// Hosts that can be added at once.
+const MAX_NEW_HOSTS: u32 = 1024;
+
+/// A question. Without anything it asks for the best placement of all services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WhatIf {
+    /// Only these services may change, and what the lost hosts had; none: all.
+    pub services: Vec<ServiceName>,
+    /// As if these hosts were lost.
+    pub without: Vec<HostName>,
+    /// As if these hosts were there too.
+    pub add: Vec<NewHosts>,
+    /// Free so many GPUs that are joined; 0: the largest gang of any service.
+    pub defrag: Option<u32>,
+    /// As if this replica lay there.
+    pub to: Option<ReplicaTo>,
+    /// Name every host that was passed over, not just some.
+    pub explain: bool,
+}
+
+/// Hosts that are not there (yet).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewHosts {
+    /// How many.
+    pub hosts: u32,
+    /// GPUs of each, joined by `NVLink`.
+    pub gpus: u32,
+    /// Their model: `h200`.
+    pub model: String,
+}
+
+/// Another place for a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaTo {
+    /// The service.
+    pub service: ServiceName,
+    /// Its number in the release.
+    pub replica: u32,
+    /// The host.
+    pub host: HostName,
+    /// The indices of the GPUs there.
+    pub gpus: Vec<u32>,
+}
+
+/// The answer to a question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhatIfView {
+    /// The world that was solved: what runs now, with what is only supposed. `gpudeck place` takes it.
+    pub world: WorldFile,
+    /// The best placement that was found.
+    pub answer: Answer,
+    /// The largest gang that could be placed within one island as it is now.
+    pub largest_gang_before: u64,
+    /// The hole that was asked for.
+    pub hole: Option<Hole>,
+    /// What speaks against the place that was asked for.
+    pub check: Option<PlaceCheck>,
+    /// Services that could not be looked at, with the reason.
+    pub left_out: BTreeMap<ServiceName, String>,
+}
+
+/// A hole and what it costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hole {
+    /// GPUs wanted.
+    pub gpus: u32,
+    /// Where it is; none: not even moving makes one.
+    pub at: Option<Rank>,
+    /// Replicas that are restarted for it.
+    pub restarts: u32,
+    /// Weights that are copied for it.
+    pub copied: Bytes,
+}
+
+/// What speaks against a place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceCheck {
+    /// The rule that is violated: it cannot be there.
+    pub violated: Option<String>,
+    /// What becomes worse if it goes there.
+    pub worse: Vec<String>,
+    /// What becomes better.
+    pub better: Vec<String>,
+}
+
+/// A question that cannot be answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct WhatIfError {
+    /// Why.
+    pub message: String,
+    /// What to ask instead.
+    pub suggestion: Option<String>,
+}
+
+impl Hint for WhatIfError {
+    fn hint(&self) -> Option<String> {
+        self.suggestion.clone()
+    }
+}
+
+impl From<Wrong> for WhatIfError {
+    fn from(wrong: Wrong) -> Self {
+        Self { message: wrong.to_string(), suggestion: wrong.hint }
+    }
+}
+
+fn error(message: impl Into<String>, suggestion: &str) -> WhatIfError {
+    WhatIfError { message: message.into(), suggestion: Some(suggestion.to_owned()) }
+}
+
+impl FromStr for NewHosts {
+    type Err = WhatIfError;
+
+    /// `2xh200`: a host with two; `3x8xh200`: three hosts with eight each.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || {
+            error(
+                format!("`{}` is not a number of GPUs", crate::base::text::clean(text, 40)),
+                "write for example 2xh200 (a host with two) or 3x8xh200 (three hosts with eight)",
+            )
+        };
+        let number = |t: &str| t.parse::<u32>().ok().filter(|n| *n > 0);
+        let parts: Vec<&str> = text.splitn(3, 'x').collect();
+        let (hosts, gpus, model) = match parts.as_slice() {
+            [hosts, gpus, model] if number(gpus).is_some() => (*hosts, *gpus, (*model).to_owned()),
+            [gpus, model, rest] => ("1", *gpus, format!("{model}x{rest}")),
+            [gpus, model] => ("1", *gpus, (*model).to_owned()),
+            _ => return Err(bad()),
+        };
+        let (Some(hosts), Some(gpus)) = (number(hosts), number(gpus)) else { return Err(bad()) };
+        if model.is_empty() {
+            return Err(bad());
+        }
+        if gpus > 64 || hosts > MAX_NEW_HOSTS {
+            return Err(error(
+                format!("{text} is too much to suppose"),
+                "at most 1024 hosts with 64 GPUs each",
+            ));
+        }
+        Ok(Self { hosts, gpus, model })
+    }
+}
+
+/// Answers a question about a world.
+pub fn answer(
+    world: WorldFile,
+    question: &WhatIf,
+    used: &mut dyn FnMut() -> f64,
+    steps: u64,
+) -> Result<WhatIfView, WhatIfError> {
+    let now = as_it_is(&world)?;
+    let mut check = None;
+    let mut supposed = world;
+    for host in &mut supposed.hosts {
+        host.up &= !question.without.iter().any(|lost| lost.as_str() == host.name);
+    }
+    for new in &question.add {
+        add_hosts(&mut supposed, new)?;
+    }
+    if !question.services.is_empty() {
+        hold_others(&mut supposed, question);
+    }
+    let mut moved = None;
+    if let Some(to) = &question.to {
+        let moved = moved.insert(supposed.clone());
+        check = Some(check_place(moved, to, &now)?);
+    }
+    let wanted = question.defrag.map(|gpus| want_hole(&mut supposed, gpus));
+    let mut control =
+        Control { used, first: &mut || (), max_steps: steps, explain: question.explain };
+    let mut answer = match &moved {
+        // Where one replica is moved by hand nothing else moves.
+        Some(moved) => as_it_is(moved)?,
+        None => solve(&supposed, &mut control)?,
+    };
+    let hole = wanted.map(|gpus| take_hole(&mut supposed, &mut answer, gpus));
+    Ok(WhatIfView {
+        world: supposed,
+        answer,
+        largest_gang_before: now.largest_gang,
+        hole,
+        check,
+        left_out: BTreeMap::new(),
+    })
+}
+
+/// What the present placement is worth: nothing may be moved, nothing is started.
+fn as_it_is(world: &WorldFile) -> Result<Answer, WhatIfError> {
+    let mut still = world.clone();
+    for service in &mut still.services {
+        let here = still.placements.iter().filter(|p| p.service == service.name && !p.outgoing);
+        service.replicas = u32::try_from(here.count()).unwrap_or(u32::MAX);
+    }
+    for running in &mut still.placements {
+        running.movable = Some(false);
+    }
+    let mut control =
+        Control { used: &mut || 0.0, first: &mut || (), max_steps: 64, explain: false };
+    Ok(solve(&still, &mut control)?)
+}
+
+/// The services that are not asked about stay where they are, unless that host is lost.
+fn hold_others(world: &mut WorldFile, question: &WhatIf) {
+    let lost: BTreeSet<&str> = question.without.iter().map(HostName::as_str).collect();
+    let asked: BTreeSet<&str> = question.services.iter().map(ServiceName::as_str).collect();
+    for running in &mut world.placements {
+        let is_lost = running.ranks.iter().any(|r| lost.contains(r.host.as_str()));
+        if !asked.contains(running.service.as_str()) && !is_lost {
+            running.movable = Some(false);
+        }
+    }
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for running in world.placements.iter().filter(|p| !p.outgoing) {
+        *counts.entry(running.service.clone()).or_default() += 1;
+    }
+    for service in &mut world.services {
+        if !asked.contains(service.name.as_str()) {
+            service.replicas = counts.get(&service.name).copied().unwrap_or(0);
+        }
+    }
+}
+
+/// GPUs as the deck has them where it has that model, else by the table of models.
+fn add_hosts(world: &mut WorldFile, new: &NewHosts) -> Result<(), WhatIfError> {
+    let plain = |text: &str| {
+        text.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect::<String>()
+    };
+    let wanted = plain(&new.model);
+    let known =
+        world.hosts.iter().flat_map(|h| &h.gpus).find(|g| plain(&g.model).contains(&wanted));
+    let (model, total) = match (known, gpu_memory(&new.model)) {
+        (Some(gpu), _) => (gpu.model.clone(), gpu.memory_total),
+        (None, Some(memory)) => (new.model.to_uppercase(), memory),
+        (None, None) => {
+            return Err(error(
+                format!("what a `{}` is, is not known", crate::base::text::clean(&new.model, 40)),
+                "name a GPU as in `gpudeck model inspect --gpu`: h100-80, h200, a100-40, l40s",
+            ));
+        }
+    };
+    for _ in 0..new.hosts {
+        let taken: BTreeSet<&str> = world.hosts.iter().map(|h| h.name.as_str()).collect();
+        // One more than there are hosts: one of them is free.
+        let most = world.hosts.len() + 1;
+        let name = (1..=most).map(|n| format!("new{n}")).find(|n| !taken.contains(n.as_str()));
+        let gpu = |index: u32| WorldGpu {
+            index,
+            uuid: None,
+            model: model.clone(),
+            memory_total: total,
+            memory_free: None,
+            health: "ok".to_owned(),
+            island: (new.gpus > 1).then_some(0),
+            numa: None,
+            pcie_switch: None,
+            mig: None,
+        };
+        world.hosts.push(WorldHost {
+            name: name.unwrap_or_default(),
+            labels: BTreeMap::new(),
+            rack: None,
+            zone: None,
+            up: true,
+            cordoned: false,
+            draining: false,
+            cpus: None,
+            memory_free: None,
+            nics: Vec::new(),
+            gpus: (0..new.gpus).map(gpu).collect(),
+        });
+    }
+    Ok(())
+}
+
+/// Adds the stand-in for a gang: the last to be placed, and worth any move.
+fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
+    let of = |s: &WorldService| s.shapes.iter().map(|shape| shape.tensor).min().unwrap_or(1);
+    let gpus = match gpus {
+        0 => world.services.iter().map(of).max().unwrap_or(1),
+        n => n,
+    };
+    let islands = world.hosts.iter().any(|h| {
+        let on = |i: u32| h.gpus.iter().filter(|g| g.island == Some(i)).count() as u64;
+        h.gpus.iter().filter_map(|g| g.island).any(|i| on(i) >= u64::from(gpus))
+    });
+    let lowest = world.services.iter().map(|s| s.priority).min().unwrap_or(0);
+    world.services.push(WorldService {
+        name: HOLE.to_owned(),
+        replicas: 1,
+        shapes: vec![WorldShape { tensor: gpus, pipeline: 1, data: 1, memory: Bytes::ZERO }],
+        priority: lowest.saturating_sub(1),
+        require: None,
+        hosts: Vec::new(),
+        spread: WorldSpread::None,
+        link: if islands && gpus > 1 { WorldLink::Nvlink } else { WorldLink::Any },
+        heads: None,
+        kv_heads: None,
+        kv_bytes: Bytes::ZERO,
+        memory_share: Some(FREE_SHARE),
+        weights_bytes: Bytes::ZERO,
+        weights_on: Vec::new(),
+        movable: true,
+        one_host: true,
+    });
+    gpus
+}
+
+/// The stand-in is no service of anybody's: it is taken out of the answer again.
+fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
+    world.services.retain(|s| s.name != HOLE);
+    let stand_in = answer.services.iter().position(|s| s.name == HOLE);
+    let stand_in = stand_in.map(|at| answer.services.remove(at));
+    let rank = stand_in.as_ref().and_then(|s| s.replicas.first()?.ranks.first().cloned());
+    answer.wanted = answer.wanted.saturating_sub(1);
+    if rank.is_some() {
+        answer.placed = answer.placed.saturating_sub(1);
+        answer.largest_gang = answer.largest_gang.max(u64::from(gpus));
+    }
+    for level in answer.objective.iter_mut().filter(|l| l.name == "placed") {
+        level.value -= i64::from(rank.is_some());
+        level.bound -= i64::from(rank.is_some());
+        level.by_priority.pop();
+    }
+    Hole {
+        gpus,
+        at: rank.map(|r| Rank { host: r.host, gpus: r.gpus }),
+        restarts: u32::try_from(answer.moves.iter().filter(|m| m.serving).count())
+            .unwrap_or(u32::MAX),
+        copied: Bytes(answer.copies.iter().fold(0, |n, c| n.saturating_add(c.bytes.0))),
+    }
+}
+
+/// Puts a replica where it was asked for, and says what speaks against that.
+fn check_place(
+    world: &mut WorldFile,
+    to: &ReplicaTo,
+    now: &Answer,
+) -> Result<PlaceCheck, WhatIfError> {
+    let is_it =
+        |p: &Running| p.service == to.service.as_str() && p.replica == to.replica && !p.outgoing;
+    let Some(old) = world.placements.iter().find(|p| is_it(p)).cloned() else {
+        return Err(error(
+            format!("no replica {} of {} runs", to.replica, to.service),
+            "`gpudeck status` lists what runs",
+        ));
+    };
+    let mut trial = world.clone();
+    trial.placements.retain(|p| !is_it(p));
+    for running in &mut trial.placements {
+        running.movable = Some(false);
+    }
+    // The successor starts before the replica stops: its own GPUs are not free for it.
+    for rank in &old.ranks {
+        trial.reservations.push(Reservation {
+            host: rank.host.clone(),
+            gpus: Some(rank.gpus.clone()),
+            by: format!("{}/{} until it has moved", old.service, old.replica),
+        });
+    }
+    let others: Vec<(String, usize)> = trial
+        .services
+        .iter()
+        .map(|s| (s.name.clone(), trial.placements.iter().filter(|p| p.service == s.name).count()))
+        .collect();
+    for (service, (_, count)) in trial.services.iter_mut().zip(others) {
+        service.replicas = u32::try_from(count).unwrap_or(u32::MAX);
+        if service.name == to.service.as_str() {
+            service.replicas = service.replicas.saturating_add(1);
+            // Only the shape that it has.
+            let count: usize = old.ranks.iter().map(|r| r.gpus.len()).sum();
+            let same: Vec<WorldShape> =
+                service.shapes.iter().copied().filter(|s| s.gpus() == count as u64).collect();
+            if !same.is_empty() {
+                service.shapes = same;
+            }
+        }
+    }
+    let violated = violated(&mut trial, to)?;
+    let mut check = PlaceCheck { violated, ..PlaceCheck::default() };
+    if let Some(running) = world.placements.iter_mut().find(|p| is_it(p))
+        && check.violated.is_none()
+    {
+        running.ranks = vec![Rank { host: to.host.to_string(), gpus: to.gpus.clone() }];
+        let free: BTreeMap<(String, u32), Bytes> = old
+            .ranks
+            .iter()
+            .flat_map(|r| {
+                r.gpus.iter().map(|g| ((r.host.clone(), *g), old.memory.unwrap_or_default()))
+            })
+            .collect();
+        hand_over_memory(world, to, &free, old.memory.unwrap_or_default());
+        compare(now, &as_it_is(world)?, &mut check);
+    }
+    Ok(check)
+}
+
+/// The memory that a moved replica takes goes with it.
+fn hand_over_memory(
+    world: &mut WorldFile,
+    to: &ReplicaTo,
+    left: &BTreeMap<(String, u32), Bytes>,
+    memory: Bytes,
+) {
+    for host in &mut world.hosts {
+        let name = host.name.clone();
+        for gpu in &mut host.gpus {
+            let Some(free) = gpu.memory_free.as_mut() else { continue };
+            if let Some(more) = left.get(&(name.clone(), gpu.index)) {
+                *free = Bytes(free.0.saturating_add(more.0).min(gpu.memory_total.0));
+            }
+            if name == to.host.as_str() && to.gpus.contains(&gpu.index) {
+                *free = free.saturating_sub(memory);
+            }
+        }
+    }
+}
+
+/// The rule against a replica on just these GPUs; none: it can be there.
+fn violated(trial: &mut WorldFile, to: &ReplicaTo) -> Result<Option<String>, WhatIfError> {
+    let Some(host) = trial.hosts.iter().find(|h| h.name == to.host.as_str()) else {
+        return Ok(Some(format!("there is no host {}", to.host)));
+    };
+    if let Some(missing) = to.gpus.iter().find(|i| host.gpus.iter().all(|g| g.index != **i)) {
+        return Ok(Some(format!("{} has no GPU {missing}", to.host)));
+    }
+    let Some(service) = trial.services.iter_mut().find(|s| s.name == to.service.as_str()) else {
+        return Ok(Some(format!("{} is not known", to.service)));
+    };
+    let needed = service.shapes.iter().map(WorldShape::gpus).min().unwrap_or(0);
+    let has = to.gpus.iter().collect::<BTreeSet<_>>().len();
+    if needed != has as u64 {
+        return Ok(Some(format!("{has} GPUs are marked, it needs {needed}")));
+    }
+    if !service.hosts.is_empty() && !service.hosts.contains(&to.host.to_string()) {
+        return Ok(Some(format!("{} may not lie on {}", to.service, to.host)));
+    }
+    service.hosts = vec![to.host.to_string()];
+    service.replicas = 1;
+    let name = service.name.clone();
+    // What lies there is held by somebody; whatever else is free there is not what was asked for.
+    let mut held: Vec<Reservation> = Vec::new();
+    for rank in trial.placements.iter().flat_map(|p| p.ranks.iter().map(move |r| (p, r))) {
+        let (running, rank) = rank;
+        let by = format!("{}/{}", running.service, running.replica);
+        held.push(Reservation { host: rank.host.clone(), gpus: Some(rank.gpus.clone()), by });
+    }
+    trial.placements.clear();
+    trial.services.retain(|s| s.name == name);
+    trial.reservations.extend(held);
+    let here = |r: &&Reservation| r.host == to.host.as_str();
+    let marked = |r: &&Reservation| {
+        r.gpus.as_ref().is_none_or(|gpus| gpus.iter().any(|g| to.gpus.contains(g)))
+    };
+    if let Some(holder) = trial.reservations.iter().filter(here).find(marked) {
+        return Ok(Some(format!("held by {}", holder.by)));
+    }
+    let host = trial.hosts.iter().find(|h| h.name == to.host.as_str());
+    let sick = host
+        .into_iter()
+        .flat_map(|h| &h.gpus)
+        .find(|g| to.gpus.contains(&g.index) && g.health != "ok");
+    if let Some(gpu) = sick {
+        return Ok(Some(format!("GPU {} is not healthy: {}", gpu.index, gpu.health)));
+    }
+    let others = host.into_iter().flat_map(|h| &h.gpus).map(|g| g.index);
+    let others: Vec<u32> = others.filter(|i| !to.gpus.contains(i)).collect();
+    let host = to.host.to_string();
+    trial.reservations.push(Reservation { host, gpus: Some(others), by: "not marked".to_owned() });
+    let mut control =
+        Control { used: &mut || 0.0, first: &mut || (), max_steps: 256, explain: true };
+    let answer = solve(trial, &mut control)?;
+    let Some(service) = answer.services.first().filter(|s| s.placed == 0) else { return Ok(None) };
+    let of_host =
+        |r: &&super::global::answer::Rejected| r.hosts.iter().any(|h| h == to.host.as_str());
+    let why = service.rejected.iter().find(of_host).map(|r| r.reason.clone());
+    Ok(why.or_else(|| service.unplaced.clone()).or_else(|| Some("it does not fit".to_owned())))
+}
+
+/// Which levels of the objective get worse and which better.
+fn compare(before: &Answer, after: &Answer, check: &mut PlaceCheck) {
+    for (old, new) in before.objective.iter().zip(&after.objective) {
+        if old.value == new.value || old.name == "placed" || old.name == "moves" {
+            continue;
+        }
+        let value = |v: i64| match &*old.name {
+            "weights" => Bytes(v.unsigned_abs()).to_string(),
+            _ => v.to_string(),
+        };
+        let text = format!("{}: {} → {}", old.unit, value(old.value), value(new.value));
+        let better = (new.value < old.value) == (old.sense == "min");
+        if better { check.better.push(text) } else { check.worse.push(text) }
+    }
+}
+
+#[cfg(test)]
+#[path = "what_if_tests.rs"]
+mod tests;

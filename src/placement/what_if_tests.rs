@@ -1,0 +1,163 @@
+//! Questions about worlds made up by hand.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::placement::global::read;
+
+fn host(name: &str, gpus: u32) -> Value {
+    let gpu = |i: u32| json!({"index": i, "model": "NVIDIA H100 80GB HBM3", "memory_total": "80GiB", "island": i / 4});
+    json!({"name": name, "gpus": (0..gpus).map(gpu).collect::<Vec<_>>()})
+}
+
+fn service(name: &str, replicas: u32, tensor: u32) -> Value {
+    json!({"name": name, "replicas": replicas, "weights_bytes": "10GiB", "one_host": true,
+        "shapes": [{"tensor": tensor, "memory": "60GiB"}]})
+}
+
+fn running(service: &str, replica: u32, host: &str, gpus: &[u32]) -> Value {
+    json!({"service": service, "replica": replica, "ranks": [{"host": host, "gpus": gpus}]})
+}
+
+fn world(value: &Value) -> WorldFile {
+    read(&serde_json::to_string_pretty(value).unwrap(), "world").unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Four replicas, so that no island of four is whole.
+fn scattered() -> WorldFile {
+    world(&json!({
+        "hosts": [host("a", 8), host("b", 8)],
+        "services": [service("small", 4, 1)],
+        "placements": [
+            running("small", 0, "a", &[0]), running("small", 1, "a", &[4]),
+            running("small", 2, "b", &[1]), running("small", 3, "b", &[6]),
+        ],
+    }))
+}
+
+fn asked(world: WorldFile, question: &WhatIf) -> WhatIfView {
+    answer(world, question, &mut || 0.0, 4000).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn name<T: FromStr>(text: &str) -> T
+where
+    T::Err: std::fmt::Debug,
+{
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_hole_is_made_by_the_fewest_moves() {
+    let question = WhatIf { defrag: Some(4), ..WhatIf::default() };
+    let view = asked(scattered(), &question);
+    assert_eq!(view.largest_gang_before, 3);
+    let hole = view.hole.unwrap();
+    assert_eq!((hole.gpus, hole.restarts, hole.at.unwrap().gpus.len()), (4, 1, 4));
+    // It may move within its host, where its weights are.
+    assert_eq!(hole.copied, Bytes::ZERO);
+    assert_eq!((view.answer.placed, view.answer.wanted), (4, 4));
+    assert!(view.world.services.iter().all(|s| s.name != HOLE));
+    // No island has five, but a host has; nothing has nine.
+    let view = asked(scattered(), &WhatIf { defrag: Some(5), ..WhatIf::default() });
+    assert_eq!(view.hole.unwrap().at.unwrap().gpus.len(), 5);
+    let view = asked(scattered(), &WhatIf { defrag: Some(9), ..WhatIf::default() });
+    assert_eq!((view.hole.unwrap().at, view.answer.placed), (None, 4));
+    // Without a number: the largest gang of any service; there is room for one GPU as it is.
+    let view = asked(scattered(), &WhatIf { defrag: Some(0), ..WhatIf::default() });
+    assert_eq!((view.hole.unwrap().restarts, view.answer.moves.len()), (0, 0));
+}
+
+#[test]
+fn a_lost_host_and_new_ones() {
+    let lost = WhatIf { without: vec![name("a")], ..WhatIf::default() };
+    let view = asked(scattered(), &lost);
+    assert_eq!((view.answer.placed, view.answer.moves.len()), (4, 2));
+    // What was lost served nothing any more: moving it stops nothing.
+    assert!(view.answer.moves.iter().all(|m| !m.serving));
+    let all = WhatIf { without: vec![name("a"), name("b")], ..WhatIf::default() };
+    assert_eq!(asked(scattered(), &all).answer.placed, 0);
+    let new = WhatIf { add: vec![name("2x2xh100"), name("1xh200")], ..all };
+    let view = asked(scattered(), &new);
+    assert_eq!(view.answer.placed, 4);
+    let added: Vec<(&str, usize, &str)> = view.world.hosts[2..]
+        .iter()
+        .map(|h| (h.name.as_str(), h.gpus.len(), h.gpus[0].model.as_str()))
+        .collect();
+    // The deck's own H100; an H200 from the table.
+    let h100 = "NVIDIA H100 80GB HBM3";
+    assert_eq!(added, [("new1", 2, h100), ("new2", 2, h100), ("new3", 1, "H200")]);
+    for bad in ["", "h200", "0xh200", "2x", "axb", "65xh200", "9999x1xh200"] {
+        assert!(NewHosts::from_str(bad).is_err(), "{bad}");
+    }
+    let new = |text: &str| NewHosts::from_str(text).unwrap();
+    assert_eq!(new("2xrtx-4090"), NewHosts { hosts: 1, gpus: 2, model: "rtx-4090".into() });
+    let unknown = WhatIf { add: vec![new("2xabacus")], ..WhatIf::default() };
+    let error = answer(scattered(), &unknown, &mut || 0.0, 10).unwrap_err();
+    assert!(error.hint().unwrap().contains("h200"), "{error}");
+}
+
+#[test]
+fn only_what_is_asked_about_may_change() {
+    let mut value = json!({
+        "hosts": [host("a", 4), host("b", 4)],
+        "services": [service("one", 2, 2), service("two", 1, 2), service("big", 1, 4)],
+        "placements": [
+            running("one", 0, "a", &[0, 1]), running("one", 1, "b", &[0, 1]), running("two", 0, "b", &[2, 3]),
+        ],
+    });
+    value["services"][2]["priority"] = json!(5);
+    // Something must go for the large one: of the two that is asked about, one replica of `one`, to where it is free.
+    let big = WhatIf { services: vec![name("big")], ..WhatIf::default() };
+    let view = asked(world(&value), &big);
+    assert_eq!((view.answer.placed, view.answer.moves.len()), (3, 0));
+    let both = WhatIf { services: vec![name("big"), name("one")], ..WhatIf::default() };
+    let view = asked(world(&value), &both);
+    assert!(view.answer.services[2].placed == 1, "{:#?}", view.answer.services);
+    assert!(view.answer.moves.iter().all(|m| m.service == "one"));
+    // What a lost host had may go elsewhere all the same.
+    let lost = WhatIf { without: vec![name("b")], services: vec![name("one")], ..big };
+    let view = asked(world(&value), &lost);
+    assert_eq!((view.answer.placed, view.answer.wanted), (2, 3), "{:#?}", view.answer.services);
+    assert!(view.answer.services.iter().all(|s| s.name != "big" || s.wanted == 0));
+}
+
+#[test]
+fn a_place_by_hand_is_checked_by_the_same_rules() {
+    let mut value = json!({
+        "hosts": [host("a", 8), host("b", 8), host("c", 4)],
+        "services": [service("chat", 2, 2), service("other", 1, 1)],
+        "placements": [
+            running("chat", 0, "a", &[0, 1]), running("chat", 1, "b", &[0, 1]), running("other", 0, "b", &[7]),
+        ],
+    });
+    value["services"][0]["require"] = json!("host.name != 'c'");
+    value["services"][0]["spread"] = json!("host");
+    value["hosts"][1]["gpus"][5]["health"] = json!("Xid 79");
+    let check = |host: &str, gpus: &[u32]| {
+        let to =
+            ReplicaTo { service: name("chat"), replica: 0, host: name(host), gpus: gpus.to_vec() };
+        asked(world(&value), &WhatIf { to: Some(to), ..WhatIf::default() }).check.unwrap()
+    };
+    let violated = |host: &str, gpus: &[u32]| check(host, gpus).violated.unwrap_or_default();
+    assert_eq!(check("a", &[2, 3]), PlaceCheck::default());
+    let apart = check("a", &[3, 4]);
+    assert_eq!(apart.violated, None);
+    assert_eq!(apart.worse, ["link cost: 0 → 2"]);
+    let together = check("b", &[2, 3]);
+    assert_eq!(together.violated, None);
+    assert_eq!(together.worse, ["replicas too many in a failure domain: 0 → 1"]);
+    assert_eq!(violated("b", &[6, 7]), "held by other/0");
+    assert!(violated("b", &[4, 5]).contains("Xid 79"), "{}", violated("b", &[4, 5]));
+    assert!(
+        violated("c", &[0, 1]).contains("host.name != 'c' fails"),
+        "{}",
+        violated("c", &[0, 1])
+    );
+    assert_eq!(violated("a", &[2]), "1 GPUs are marked, it needs 2");
+    assert_eq!(violated("a", &[7, 8]), "a has no GPU 8");
+    assert!(violated("a", &[1, 2]).contains("until it has moved"), "{}", violated("a", &[1, 2]));
+    let nobody = ReplicaTo { service: name("chat"), replica: 9, host: name("a"), gpus: vec![0, 1] };
+    let question = WhatIf { to: Some(nobody), ..WhatIf::default() };
+    assert!(answer(world(&value), &question, &mut || 0.0, 10).is_err());
+}

@@ -1,0 +1,161 @@
+//! The map, as a person meets it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use serde_json::{Value, json};
+
+use crate::api::{Intent, WhatIf};
+use crate::placement::{global, what_if};
+use crate::tui::fixture::{calm, press, service_name, state};
+use crate::tui::message::{Effect, Message, Wish};
+use crate::tui::state::{Mode, State};
+use crate::tui::update::update;
+use crate::tui::view;
+
+fn host(name: &str) -> Value {
+    let gpu = |i: u32| json!({"index": i, "model": "NVIDIA H100 80GB HBM3", "memory_total": "80GiB", "island": i / 4});
+    json!({"name": name, "gpus": (0..8).map(gpu).collect::<Vec<_>>()})
+}
+
+fn running(service: &str, replica: u32, host: &str, gpus: &[u32]) -> Value {
+    json!({"service": service, "replica": replica, "ranks": [{"host": host, "gpus": gpus}]})
+}
+
+/// The deck of the fixture as a world: `chat` wants a third replica, `code` lies where it could.
+fn world() -> global::WorldFile {
+    let mut sick = host("node3");
+    sick["gpus"][6]["health"] = json!("Xid 79");
+    let value = json!({
+        "hosts": [host("node1"), host("node2"), sick, host("node4")],
+        "services": [
+            {"name": "chat", "replicas": 3, "priority": 5, "weights_bytes": "140GiB", "one_host": true, "spread": "host",
+                "shapes": [{"tensor": 4, "memory": "60GiB"}]},
+            {"name": "code", "replicas": 3, "weights_bytes": "40GiB", "one_host": true, "spread": "host",
+                "shapes": [{"tensor": 2, "memory": "38GiB"}]},
+        ],
+        "placements": [
+            running("chat", 0, "node1", &[0, 1, 2, 3]), running("chat", 1, "node2", &[0, 1, 2, 3]),
+            running("code", 0, "node1", &[4, 5]), running("code", 1, "node2", &[4, 5]),
+            running("code", 2, "node4", &[1, 2]),
+        ],
+        "reservations": [{"host": "node3", "gpus": [0, 1], "by": "training"}],
+        "cordons": [],
+    });
+    global::read(&value.to_string(), "world").unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Answers the newest question as the controller would.
+fn answer(state: &mut State, effects: &[Effect]) -> WhatIf {
+    let asked = effects.iter().rev().find_map(|e| match e {
+        Effect::WhatIf { ticket, question } => Some((*ticket, question.clone())),
+        _ => None,
+    });
+    let (ticket, question) = asked.unwrap_or_else(|| panic!("a question: {effects:?}"));
+    let view = what_if::answer(world(), &question, &mut || 0.0, 2000).unwrap();
+    update(state, Message::WhatIf { ticket, result: Ok(Box::new(view)) });
+    *question
+}
+
+fn open(size: (u16, u16)) -> State {
+    let mut state = state(calm(), size);
+    let effects = press(&mut state, "1m");
+    answer(&mut state, &effects);
+    state
+}
+
+fn text(state: &State) -> String {
+    let mut buffer = Buffer::empty(Rect::new(0, 0, state.size.0, state.size.1));
+    view::draw(state, &mut buffer);
+    let mut out = String::new();
+    for y in 0..buffer.area.height {
+        let row: String =
+            (0..buffer.area.width).map(|x| buffer.cell((x, y)).unwrap().symbol()).collect();
+        out.push_str(row.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+const SIZES: [((u16, u16), &str); 2] = [((80, 24), "80x24"), ((200, 50), "200x50")];
+
+#[test]
+fn before_and_after_beside_each_other() {
+    for (size, label) in SIZES {
+        let state = open(size);
+        insta::assert_snapshot!(format!("map_{label}"), text(&state));
+    }
+}
+
+#[test]
+fn a_replica_is_picked_up_checked_and_moved_as_a_wish() {
+    for (size, label) in SIZES {
+        let mut state = open(size);
+        // `code/0` lies on GPU 4 of node1; it goes onto what is reserved on node3, and that is said.
+        press(&mut state, "llll<enter>jjhhhh");
+        let effects = press(&mut state, "<enter>");
+        let asked = answer(&mut state, &effects).to.unwrap();
+        assert_eq!((asked.host.as_str(), asked.gpus.as_slice()), ("node3", &[0, 1][..]));
+        insta::assert_snapshot!(format!("map_violated_{label}"), text(&state));
+        assert!(press(&mut state, "<enter>").is_empty());
+        assert!(matches!(state.mode, Mode::Map(_)));
+
+        // Two GPUs marked one by one, one of each island: it may lie there, and what it costs is said.
+        let effects = press(&mut state, "jlll <right> <enter>");
+        let asked = answer(&mut state, &effects).to.unwrap();
+        assert_eq!((asked.host.as_str(), asked.gpus.as_slice()), ("node4", &[3, 4][..]));
+        insta::assert_snapshot!(format!("map_worse_{label}"), text(&state));
+        assert!(press(&mut state, "<enter>").is_empty());
+        let Mode::Confirm(_) = &state.mode else { panic!("{:?}", state.mode) };
+        // Enter alone cancels; the service's name makes it a wish.
+        let effects = press(&mut state, "code<enter>");
+        let Some(Effect::Send { intent: Wish(intent), .. }) = effects.first() else {
+            panic!("{effects:?}")
+        };
+        let expected = Intent::Move {
+            service: service_name("code"),
+            replica: 0,
+            host: "node4".parse().unwrap(),
+            gpus: vec![3, 4],
+            reason: None,
+        };
+        assert_eq!(*intent, expected);
+    }
+}
+
+#[test]
+fn holes_and_lost_hosts_are_one_key_away() {
+    let mut state = open((80, 24));
+    let effects = press(&mut state, "f");
+    assert_eq!(answer(&mut state, &effects).defrag, Some(0));
+    let effects = press(&mut state, "jw");
+    let asked = answer(&mut state, &effects);
+    assert_eq!(asked.without, ["node2".parse().unwrap()]);
+    assert!(text(&state).contains("without node2"), "{}", text(&state));
+    // Esc takes the suppositions away, then closes.
+    let effects = press(&mut state, "<esc>");
+    assert_eq!(answer(&mut state, &effects), WhatIf::default());
+    press(&mut state, "<esc>");
+    assert!(matches!(state.mode, Mode::Browse));
+}
+
+#[test]
+fn who_only_looks_picks_nothing_up() {
+    let mut state = state(calm(), (80, 24));
+    state.look.read_only = true;
+    let effects = press(&mut state, "1m");
+    answer(&mut state, &effects);
+    assert!(press(&mut state, "<enter>").is_empty());
+    let Mode::Map(map) = &state.mode else { panic!() };
+    assert_eq!(map.held, None);
+    // An answer to an older question is dropped.
+    let effects = press(&mut state, "r");
+    let Some(Effect::WhatIf { ticket, .. }) = effects.first() else { panic!("{effects:?}") };
+    let late = crate::api::ApiError {
+        kind: crate::api::ErrorKind::Internal,
+        message: "late".to_owned(),
+        hint: None,
+    };
+    update(&mut state, Message::WhatIf { ticket: ticket - 1, result: Err(late) });
+    assert!(!text(&state).contains("late"));
+}
