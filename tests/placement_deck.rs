@@ -199,7 +199,7 @@ async fn requirements_labels_spread_and_pack_are_kept_to() {
     let near = stage.hosts_of("near").await;
     assert_eq!(near[0], near[1], "{near:?}");
     let racks: BTreeSet<bool> =
-        stage.hosts_of("far").await.iter().map(|h| *h < "sim-0003".to_owned()).collect();
+        stage.hosts_of("far").await.iter().map(|h| h.as_str() < "sim-0003").collect();
     assert_eq!(racks.len(), 2);
     assert_eq!(stage.hosts_of("mine").await, ["sim-0002", "sim-0004"]);
     assert_eq!(stage.hosts_of("named").await, ["sim-0004"]);

@@ -139,7 +139,8 @@ fn with(
     for (_, plan) in &lent {
         release_devices(&mut hosts, plan);
     }
-    let placed = planning::place_on(core, draft, draft.spec.replicas.get(), hosts, reuse).ok()?;
+    let placed =
+        planning::place_draft(core, draft, draft.spec.replicas.get(), hosts, reuse).ok()?;
     let used: BTreeSet<(&HostName, &DeviceId)> =
         placed.replicas.iter().flat_map(|r| r.devices.iter().map(move |d| (&r.host, d))).collect();
     let is_used = |plan: &ReplicaPlan| plan.gpus().any(|gpu| used.contains(&gpu));
@@ -161,7 +162,7 @@ fn with(
         maintenance::take(&mut after, place, &draft.service);
     }
     let count = u32::try_from(lent.len()).unwrap_or(u32::MAX);
-    let homes = planning::place_on(core, lenders, count, after, Vec::new()).ok()?;
+    let homes = planning::place_draft(core, lenders, count, after, Vec::new()).ok()?;
     let mut ports = PortGiver::new(core);
     let mut replicas = Vec::new();
     for ((replica, plan), (home, index)) in

@@ -18,7 +18,6 @@ use crate::api::{
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{HostCapacity, PlacedReplica};
 use crate::rollout::{EventKind, Loan, Phase, RequestedMove, ServiceState};
-use crate::spec::Spread;
 
 /// The moves of one service.
 struct ServiceMoves {
@@ -227,7 +226,7 @@ impl Core {
             if count == 0 {
                 continue;
             }
-            let mut demand = planning::demand(draft, count)?;
+            let mut demand = planning::demand(self, draft, count, &hosts)?;
             // Those that stay are counted in their failure domains.
             demand.staying = world::reusable(&self.state, &draft.service);
             demand.staying.retain(|r| !leaving.contains(&r.replica));

@@ -490,14 +490,14 @@ pub(super) fn beside(state: &ServiceState, spec: &ServiceSpec, kind: RolloutKind
 fn place_beside(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
     let hosts = || core.hub.with(|s| world::hosts_beside(s.hosts.values(), &core.state, None));
     let replicas = draft.spec.replicas.get();
-    let refused = match place_on(core, draft, replicas, hosts(), Vec::new()) {
+    let refused = match place_draft(core, draft, replicas, hosts(), Vec::new()) {
         Ok(placed) => return Ok(placed),
         Err(error) => error,
     };
     // In place it may fit. If not, blue-green is not what is in the way.
     let in_place = place(core, draft)?;
     let fitting =
-        (1..replicas).rev().find(|n| place_on(core, draft, *n, hosts(), Vec::new()).is_ok());
+        (1..replicas).rev().find(|n| place_draft(core, draft, *n, hosts(), Vec::new()).is_ok());
     let fitting = fitting.unwrap_or(0);
     let each = in_place.replicas.first().map_or(1, |r| r.devices.len());
     let missing = usize::try_from(replicas - fitting).unwrap_or(usize::MAX).saturating_mul(each);
@@ -519,18 +519,35 @@ fn place_beside(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiE
 
 fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
     let hosts = core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
-    let mut demand = demand(draft, draft.spec.replicas.get())?;
-    demand.reuse = world::reusable(&core.state, &draft.service);
+    let reuse = world::reusable(&core.state, &draft.service);
+    place_draft(core, draft, draft.spec.replicas.get(), hosts, reuse)
+}
+
+/// Places so many replicas of a draft on these hosts, where those of `reuse` may give way.
+pub(super) fn place_draft(
+    core: &Core,
+    draft: &Draft,
+    replicas: u32,
+    hosts: Vec<placement::HostCapacity>,
+    reuse: Vec<placement::Reuse>,
+) -> Result<placement::Placement, ApiError> {
+    let mut demand = demand(core, draft, replicas, &hosts)?;
+    demand.reuse = reuse;
     place_on(core, hosts, &demand)
 }
 
-/// What so many replicas of a draft want, whatever runs now.
-pub(super) fn demand(draft: &Draft, replicas: u32) -> Result<Demand, ApiError> {
+/// What so many replicas of a draft want on hosts of these kinds, whatever runs now.
+pub(super) fn demand(
+    core: &Core,
+    draft: &Draft,
+    replicas: u32,
+    hosts: &[placement::HostCapacity],
+) -> Result<Demand, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
     let needs = engine.shapes(spec, draft.facts.as_ref()).into_iter().filter_map(|shape| {
         let estimated =
-            || Some(core.memory_of(&*engine, spec, draft.facts.as_ref()?, shape, &hosts));
+            || Some(core.memory_of(&*engine, spec, draft.facts.as_ref()?, shape, hosts));
         let memory_per_device = match (spec.memory.or_else(estimated), spec.device) {
             (Some(memory), _) => memory,
             (None, DeviceKind::Cpu) => Bytes::ZERO,

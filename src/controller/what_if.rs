@@ -99,13 +99,14 @@ impl Core {
         drafts: Drafts,
     ) -> (WorldFile, BTreeMap<ServiceName, String>) {
         let hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
-        let hosts = World { hosts };
-        let hosts = sorted(&hosts);
+        let present = World { hosts };
+        let hosts = sorted(&present);
         let mut left_out = BTreeMap::new();
         let mut demands: Vec<Demand> = Vec::new();
         for (service, draft) in drafts {
             let demand = draft.and_then(|draft| {
-                let mut demand = planning::demand(&draft, draft.spec.replicas.get())?;
+                let mut demand =
+                    planning::demand(self, &draft, draft.spec.replicas.get(), &present.hosts)?;
                 demand.reuse = world::serving(&self.state, &service);
                 Ok(demand)
             });
@@ -201,7 +202,7 @@ impl Core {
         for host in &mut hosts {
             only(host, &to.gpus);
         }
-        let mut demand = planning::demand(draft, 1)?;
+        let mut demand = planning::demand(self, draft, 1, &hosts)?;
         demand.staying = world::reusable(&self.state, &to.service);
         demand.staying.retain(|r| r.replica != key);
         if demand.device == DeviceKind::Gpu {
