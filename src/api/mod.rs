@@ -15,6 +15,8 @@ pub mod maintenance;
 pub mod plan;
 pub mod release;
 pub mod server;
+mod shared;
+mod thinned;
 pub mod view;
 pub mod who;
 

@@ -13,21 +13,40 @@ use crate::api::{
     Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
 };
 
+/// A fresh controller has so long to hear of its hosts.
+const SETTLE: Duration = Duration::from_secs(20);
+
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
 pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        let snapshot = client.snapshot().await?;
-        let unsettled = |h: &HostView| match &h.link {
-            HostLinkState::Connecting { .. } => true,
-            HostLinkState::Up | HostLinkState::Limited { .. } => h.sample.is_none(),
-            HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
-        };
-        if !snapshot.hosts.values().any(unsettled) || tokio::time::Instant::now() > deadline {
-            return Ok(snapshot);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let snapshot = client.snapshot().await?;
+    if settled(&snapshot) {
+        return Ok(snapshot);
     }
+    // By what changes: asking for everything again and again costs more than the hosts do.
+    let follow = async {
+        let mut deltas = client.stream().await?;
+        let mut seen = snapshot;
+        while let Some(delta) = deltas.next().await {
+            if !seen.apply(delta) {
+                deltas = client.stream().await?;
+            } else if settled(&seen) {
+                break;
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    if let Ok(followed) = tokio::time::timeout(SETTLE, follow).await {
+        followed?;
+    }
+    Ok(client.snapshot().await?)
+}
+
+fn settled(snapshot: &Snapshot) -> bool {
+    !snapshot.hosts.values().any(|host| match &host.link {
+        HostLinkState::Connecting { .. } => true,
+        HostLinkState::Up | HostLinkState::Limited { .. } => host.sample.is_none(),
+        HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
+    })
 }
 
 /// Services, or one service with its replicas.

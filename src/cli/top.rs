@@ -73,7 +73,7 @@ pub async fn run(
                     [only] if show.details => Some(only.clone()),
                     _ => None,
                 };
-                client.look(&Looking { hosts: wanted, detail }).await?;
+                client.look(&Looking { hosts: wanted, detail, ..Looking::default() }).await?;
             }
             () = tokio::time::sleep_until(due), if follows => {
                 due = Instant::now() + interval;
