@@ -111,6 +111,11 @@ pub enum Intent {
         /// `yes`, `no`, or the text asked for. Never logged, never journaled.
         answer: String,
     },
+    /// Try now to reach a host that is away, instead of when its time has come.
+    Reconnect {
+        /// Which.
+        host: HostName,
+    },
     /// Take the deck's hosts over from another controller and go on from what it left there.
     TakeOver {
         /// Also from one whose lease has not ended, and although hosts are not reached.
@@ -153,6 +158,7 @@ impl Intent {
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
             | Self::Answer { .. }
+            | Self::Reconnect { .. }
             | Self::TakeOver { .. }
             | Self::HandOver
             | Self::Reload

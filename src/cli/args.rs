@@ -135,6 +135,12 @@ pub enum Command {
         #[command(flatten)]
         options: DrainOptions,
     },
+    /// Try now to reach hosts that are away: after something was mended there
+    Reconnect {
+        /// Which hosts
+        #[arg(required = true)]
+        hosts: Vec<HostName>,
+    },
     /// How hosts and GPUs do, again and again, as plain lines that are only ever added
     Top {
         /// Only these; default: all

@@ -124,6 +124,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
             maintenance::cordon(args, target, reason.as_deref()).await
         }
         Command::Uncordon { target } => maintenance::uncordon(args, target).await,
+        Command::Reconnect { hosts } => maintenance::reconnect(args, hosts).await,
         Command::Drain { host, options } => maintenance::drain(args, host, options).await,
         Command::Top { hosts, details, rounds, interval } => {
             let show = top::Show { hosts, details: *details };

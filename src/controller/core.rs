@@ -554,6 +554,17 @@ impl Core {
                     })
                 }
             }
+            Intent::Reconnect { host } => {
+                if self.means.fleet.reconnect(&host) {
+                    Ok(IntentReply::Accepted)
+                } else {
+                    Err(ApiError {
+                        kind: ErrorKind::NotFound,
+                        message: format!("there is no host {host}"),
+                        hint: Some("`gpudeck hosts` lists the deck's hosts".to_owned()),
+                    })
+                }
+            }
             Intent::Reload => {
                 self.files_stamp.clear();
                 self.reload();
