@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::view::PlanView;
 use crate::base::{HostName, ReleaseNumber, ServiceName};
+use crate::spec::ConcurrencyPolicy;
 
 /// A wish. `POST /v1/intents`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub enum Intent {
         reason: Option<String>,
         /// The person has read OUTAGE in the plan and wants it all the same.
         accept_outage: bool,
+        /// What happens while another rollout is under way; none: what the spec says.
+        #[serde(default)]
+        concurrency: Option<ConcurrencyPolicy>,
     },
     /// Commit the specs of several services and roll them out, one after the other, in the order of their
     /// `after`.
@@ -38,6 +42,30 @@ pub enum Intent {
         to: Option<ReleaseNumber>,
         /// Why, for the history.
         reason: Option<String>,
+        /// The person has read OUTAGE in the plan and wants it all the same.
+        #[serde(default)]
+        accept_outage: bool,
+    },
+    /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
+    /// of the same revision.
+    Retry {
+        /// Which service.
+        service: ServiceName,
+        /// The person has read OUTAGE in the plan and wants it all the same.
+        #[serde(default)]
+        accept_outage: bool,
+    },
+    /// Do not wait for the gate that holds the rollout.
+    Skip {
+        /// Which service.
+        service: ServiceName,
+        /// Why; must not be empty.
+        reason: String,
+    },
+    /// Do not begin the rollout that is queued.
+    CancelQueued {
+        /// Which service.
+        service: ServiceName,
     },
     /// Hold the rollout.
     Pause {
@@ -147,6 +175,9 @@ impl Intent {
         match self {
             Self::Apply { service, .. }
             | Self::Undo { service, .. }
+            | Self::Retry { service, .. }
+            | Self::Skip { service, .. }
+            | Self::CancelQueued { service }
             | Self::Pause { service }
             | Self::Resume { service }
             | Self::Promote { service, .. }
@@ -172,6 +203,8 @@ impl Intent {
             self,
             Self::Apply { .. }
                 | Self::Undo { .. }
+                | Self::Retry { .. }
+                | Self::Skip { .. }
                 | Self::Abort { .. }
                 | Self::Stop { .. }
                 | Self::Promote { .. }
@@ -195,6 +228,13 @@ pub enum IntentReply {
     },
     /// The release that is served is just this; nothing to do.
     NothingToDo,
+    /// It begins when the rollout under way has ended.
+    Queued {
+        /// The release of that rollout.
+        behind: ReleaseNumber,
+        /// That rollout is being taken back for it.
+        replaces: bool,
+    },
     /// It is done or under way.
     Accepted,
 }

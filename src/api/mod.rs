@@ -27,8 +27,10 @@ pub use crate::base::{
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{
-    Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
+    Condition, Direction, Gate, Outcome, Phase, QueuedRollout, Rollout, RolloutKind, RunEnd,
+    SkippedGate, StepRun, Verdict, VerdictOf,
 };
+pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{
     Checkup, ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
     Gpus, HostFacts, HostSample, LogChunk, MemoryUse, MigInstance, Nic, NvLinks, PathKind,

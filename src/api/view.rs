@@ -18,7 +18,7 @@ use crate::base::{
 };
 use crate::model::Observation;
 use crate::rollout::forecast::Forecast;
-use crate::rollout::{Condition, Outcome, Phase, Rollout};
+use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout};
 use crate::wire::{HostFacts, HostSample};
 
 /// Everything a door shows, at one moment. `GET /v1/snapshot`; changes follow as [`Delta`]s on
@@ -367,6 +367,12 @@ pub struct ServiceView {
     pub floor: u32,
     /// The release served.
     pub stable: Option<ReleaseNumber>,
+    /// The rollout that begins when the present one has ended.
+    #[serde(default)]
+    pub queued: Option<QueuedRollout>,
+    /// Why the last queued one did not begin.
+    #[serde(default)]
+    pub queue_trouble: Option<String>,
     /// The rollout under way, or the last one.
     pub rollout: Option<Rollout>,
     /// Titles of the rollout's steps: `weight 10 %`, `analyse default`, …, `all replicas`.

@@ -106,10 +106,15 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Gateway(command) => gateway::run(args, command).await,
         Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
         Command::Plan { service } => plan::run(args, service).await,
-        Command::Apply { services, atomic, options } => match services.as_slice() {
-            [service] => apply::apply(args, service, options).await,
-            services => together::apply(args, services, *atomic, options).await,
-        },
+        Command::Apply { services, atomic, concurrency_policy, options } => {
+            match services.as_slice() {
+                [service] => apply::apply(args, service, *concurrency_policy, options).await,
+                _ if concurrency_policy.is_some() => Err(exit::Failure::other(
+                    "--concurrency-policy is for one service at a time".to_owned(),
+                )),
+                services => together::apply(args, services, *atomic, options).await,
+            }
+        }
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
             apply::undo(args, service, *to, options).await
         }

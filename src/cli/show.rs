@@ -10,7 +10,7 @@ use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
     Client, Condition, Delta, Door, DownCause, EventLine, Gate, Gpus, HostLinkState, HostView,
-    Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
+    Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, SkippedGate, Snapshot, time,
 };
 
 /// A fresh controller has so long to hear of its hosts.
@@ -144,11 +144,27 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             table::out(&format!("held: {held}"))?;
         }
         if let Some(verdict) = &rollout.verdict {
-            table::out(&format!(
-                "analysis {}: {:?}: {}",
-                verdict.analysis, verdict.result, verdict.reason
-            ))?;
+            let (title, result) = (verdict.title(), verdict.result);
+            table::out(&format!("{title}: {result:?}: {}", verdict.reason))?;
+            verdict.lines.iter().try_for_each(|line| table::out(&format!("  | {line}")))?;
         }
+        for skipped in &rollout.skipped {
+            let SkippedGate { gate, by, reason, at, .. } = skipped;
+            table::out(&format!("skipped by {by} at {at}: {gate}: {reason}"))?;
+        }
+    }
+    if let Some(queued) = &view.queued {
+        let why = queued.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        table::out(&format!(
+            "queued by {} at {}: {}{why} (`gpudeck rollout cancel-queued {}` takes it out)",
+            queued.by,
+            queued.asked,
+            queued.what(),
+            view.name
+        ))?;
+    }
+    if let Some(why) = &view.queue_trouble {
+        table::out(&format!("! the queued rollout did not begin: {why}"))?;
     }
     if let Some(progress) = &view.progress {
         foreseen(progress)?;
@@ -380,10 +396,13 @@ fn held(rollout: &Rollout) -> Option<String> {
         Gate::Bake { until } => format!("bakes until {until}"),
         Gate::Analyse { name, until } => format!("analysis {name} until {until}"),
         Gate::Inconclusive { why } => {
-            format!("the analysis is inconclusive ({why}): promote or abort")
+            format!("the analysis is inconclusive ({why}): retry, skip or abort")
         }
         Gate::Approve => "waits for approval: promote or abort".to_owned(),
-        Gate::Failed { why } => format!("failed ({why}): abort, undo, or apply a better revision"),
+        Gate::Run { command, attempt, until } => {
+            format!("runs {command} (attempt {attempt}), at most until {until}")
+        }
+        Gate::Failed { why } => format!("failed ({why}): retry or abort"),
     })
 }
 

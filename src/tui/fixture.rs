@@ -276,6 +276,8 @@ pub fn rollout() -> Rollout {
         measured_new: Window { requests: 214, errors: 62, response_ms_sum: 38_948.0 },
         measured_old: Window { requests: 1_934, errors: 1, response_ms_sum: 350_054.0 },
         analysis: crate::api::AnalysisRun::default(),
+        run: None,
+        skipped: Vec::new(),
         verdict: None,
         outcome: None,
         ended: None,
@@ -298,6 +300,8 @@ fn chat() -> ServiceView {
         ready: 3,
         floor: 2,
         stable: Some(ReleaseNumber(11)),
+        queued: None,
+        queue_trouble: None,
         rollout: Some(rollout()),
         steps: steps(),
         replicas: vec![
@@ -368,6 +372,8 @@ fn code() -> ServiceView {
         ready: 2,
         floor: 1,
         stable: Some(ReleaseNumber(9)),
+        queued: None,
+        queue_trouble: None,
         rollout: Some(Rollout {
             from: Some(ReleaseNumber(8)),
             to: ReleaseNumber(9),
@@ -377,6 +383,8 @@ fn code() -> ServiceView {
             outcome: Some(Outcome::Completed),
             ended: Some(before(500_000)),
             verdict: Some(Verdict {
+                of: crate::api::VerdictOf::Analysis,
+                lines: Vec::new(),
                 analysis: "default".to_owned(),
                 result: VerdictResult::Success,
                 reason: "error rate 0.000 (0 of 812) ≤ 0.02".to_owned(),

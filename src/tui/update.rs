@@ -335,6 +335,9 @@ fn replied(state: &mut State, what: &str, result: Result<Box<IntentReply>, ApiEr
         Ok(IntentReply::NothingToDo) => {
             state.say(Severity::Info, format!("{what}: nothing to do"));
         }
+        Ok(IntentReply::Queued { behind, .. }) => {
+            state.say(Severity::Info, format!("{what}: queued behind {behind}"));
+        }
         Ok(IntentReply::Accepted) => state.say(Severity::Info, format!("{what}: accepted")),
         Err(error) => {
             // Never over something that is being typed.

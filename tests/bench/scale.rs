@@ -196,6 +196,7 @@ async fn rollout(
             service: "chat".parse().unwrap(),
             reason: None,
             accept_outage: revision == 1,
+            concurrency: None,
         };
         client.send(intent).await.unwrap();
         let accepted = began.elapsed();
