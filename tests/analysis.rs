@@ -90,8 +90,12 @@ async fn roll(world: &World, client: &Client, text: &str) -> (Outcome, String) {
         s.services.values().next().and_then(|v| v.rollout.as_ref()).map(|r| (r.to, r.began))
     };
     let before = began(&before);
-    let intent =
-        Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    let intent = Intent::Apply {
+        service: "chat".parse().unwrap(),
+        reason: None,
+        accept_outage: false,
+        concurrency: None,
+    };
     client.send(intent).await.unwrap();
     until(client, "the rollout is over", |s| {
         let rollout = s.services.get(&"chat".parse().unwrap())?.rollout.as_ref()?;

@@ -191,8 +191,12 @@ async fn wait<T>(client: &Client, what: &str, seen: impl Fn(&ServiceView) -> Opt
 
 async fn apply(client: &Client, world: &World, seed: u32) {
     std::fs::write(world.spec_path("chat"), spec(seed)).unwrap();
-    let intent =
-        Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    let intent = Intent::Apply {
+        service: "chat".parse().unwrap(),
+        reason: None,
+        accept_outage: false,
+        concurrency: None,
+    };
     client.send(intent).await.unwrap();
 }
 
@@ -306,8 +310,12 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
     // The next release is in front of one gateway only. The other has the table until that one serves alone.
     let only_west = spec(3).replace("[\"east\", \"west\"]", "[\"west\"]");
     std::fs::write(world.spec_path("chat"), only_west).unwrap();
-    let intent =
-        Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    let intent = Intent::Apply {
+        service: "chat".parse().unwrap(),
+        reason: None,
+        accept_outage: false,
+        concurrency: None,
+    };
     client.send(intent).await.unwrap();
     wait(&client, "the next canary is there", |v| {
         let rollout = v.rollout.as_ref()?;

@@ -95,6 +95,11 @@ fn the_seeds_are_what_they_are_to_be() {
     assert_eq!((answers(Asked::Identities), answers(Asked::Signature)), (2, 2));
 }
 
+/// Inputs made of each seed; at night more.
+fn rounds() -> usize {
+    if std::env::var("GPUDECK_NIGHTLY").as_deref() == Ok("1") { 20_000 } else { 500 }
+}
+
 #[test]
 fn no_bytes_make_a_reader_fail() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
@@ -109,7 +114,7 @@ fn no_bytes_make_a_reader_fail() {
     for (reader, target) in targets {
         for seed in seeds(target) {
             readers::read(reader, &seed).unwrap();
-            for _ in 0..500 {
+            for _ in 0..rounds() {
                 let mut bytes = seed.clone();
                 mutate(&mut bytes, &mut random);
                 if let Err(why) = readers::read(reader, &bytes) {
@@ -121,7 +126,7 @@ fn no_bytes_make_a_reader_fail() {
     }
     assert!(read > 5_000);
     for seed in seeds("lent_agent") {
-        for _ in 0..500 {
+        for _ in 0..rounds() {
             let mut bytes = seed.clone();
             mutate(&mut bytes, &mut random);
             let _ = asked(&bytes);

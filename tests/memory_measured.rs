@@ -92,8 +92,12 @@ async fn what_the_engine_logged_corrects_the_next_prediction_and_stays_in_the_de
     let (before, lines) = needed(&client).await;
     assert!(!lines.iter().any(|l| l.contains("measured")), "{lines:?}");
 
-    let intent =
-        Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    let intent = Intent::Apply {
+        service: "chat".parse().unwrap(),
+        reason: None,
+        accept_outage: false,
+        concurrency: None,
+    };
     client.send(intent).await.unwrap();
     let outcome = |v: &ServiceView| v.rollout.as_ref().and_then(|r| r.outcome.clone());
     assert_eq!(wait(&client, "r1", outcome).await, Outcome::Completed);
@@ -229,8 +233,12 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
     controller::init_repository(&world.deck_dir()).unwrap();
     let (running, client) = controller(&world, &deck).await;
     let (before, _) = needed(&client).await;
-    let apply =
-        || Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    let apply = || Intent::Apply {
+        service: "chat".parse().unwrap(),
+        reason: None,
+        accept_outage: false,
+        concurrency: None,
+    };
     client.send(apply()).await.unwrap();
     let seen = wait(&client, "what it logged", |v| Some(v.memory.first()?.seen.clone())).await;
     assert_eq!((seen.place.engine.as_str(), seen.refused), ("vllm", false));

@@ -53,8 +53,12 @@ async fn wait<T>(client: &Client, what: &str, seen: impl Fn(&ServiceView) -> Opt
 }
 
 async fn roll(client: &Client) {
-    let intent =
-        Intent::Apply { service: "chat".parse().unwrap(), reason: None, accept_outage: false };
+    let intent = Intent::Apply {
+        service: "chat".parse().unwrap(),
+        reason: None,
+        accept_outage: false,
+        concurrency: None,
+    };
     client.send(intent).await.unwrap();
 }
 

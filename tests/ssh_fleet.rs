@@ -70,7 +70,7 @@ echo "$$" > "$3/pid"
 echo "$FAKE" > "$3/env"
 echo "Welcome to this host!"
 say() { printf '%s%s%s\n' "${1%%@*}" "$2" "${1#*@}"; }
-while IFS= read -r line; do
+answer() {
     id=${line#*\"id\":}
     id=${id%%,*}
     case $line in
@@ -81,7 +81,13 @@ while IFS= read -r line; do
     *'"ranks"'*) ;;
     *) say 'DONE' "$id" ;;
     esac
-done
+}
+if [ "$4" = --first ]; then
+    while IFS= read -r line; do [ -z "$line" ] || answer; done <<END
+$5
+END
+fi
+while IFS= read -r line; do answer; done
 "#;
     let quoted = |text: &str| text.replace('\'', r"'\''");
     let script = script

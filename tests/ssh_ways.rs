@@ -671,6 +671,38 @@ async fn hosts_that_hang_in_tcp_or_at_a_channel_are_named_and_hold_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_session_more_than_the_server_allows_is_refused_and_the_others_go_on() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    add_to(&mut server, "MaxSessions 2\n");
+    let options = options(server.dir.path(), &block("box", &server, ""));
+    let connection = to("box", &options, &NoQuestions).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(connection.exec("cat").await.unwrap());
+    }
+    let error = connection.exec("true").await.err().unwrap();
+    assert!(matches!(error, SshError::ChannelRefused { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("MaxSessions"));
+    for channel in &mut held {
+        tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, b"x").await.unwrap();
+        let read = tokio::io::AsyncReadExt::read_u8(&mut channel.stdout);
+        let read = tokio::time::timeout(Duration::from_secs(30), read).await.unwrap().unwrap();
+        assert_eq!(read, b'x');
+    }
+    drop(held);
+    // The server counts a session until it has seen its end.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while let Err(error) = connection.exec("true").await {
+        assert!(matches!(error, SshError::ChannelRefused { .. }), "{error}");
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_frozen_is_noticed() {
     if !lab() {
         return;

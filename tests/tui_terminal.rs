@@ -41,6 +41,8 @@ fn snapshot() -> Snapshot {
         ready: 2,
         floor: 1,
         stable: Some(ReleaseNumber(1)),
+        queued: None,
+        queue_trouble: None,
         rollout: None,
         steps: Vec::new(),
         replicas: Vec::new(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::io::AsyncReadExt as _;
 
 use super::serve::{AgentConfig, serve};
 use super::{dial, gpu, supervise};
@@ -17,6 +18,9 @@ struct Arguments {
     /// Where state is kept on this host.
     #[arg(long, global = true)]
     state_dir: Option<PathBuf>,
+    /// Requests that come before those of standard input, a line each: who starts it saves a round trip.
+    #[arg(long)]
+    first: Option<String>,
     #[command(subcommand)]
     form: Option<Form>,
 }
@@ -67,7 +71,10 @@ pub fn main(args: &[String]) -> ExitCode {
         })
     };
     match arguments.form {
-        None => state_dir().map_or_else(|code| code, serve_stdio),
+        None => {
+            let first = arguments.first.clone().unwrap_or_default();
+            state_dir().map_or_else(|code| code, |dir| serve_stdio(dir, first))
+        }
         Some(Form::Sample { library, sysfs }) => gpu::child::main(library, sysfs),
         Some(Form::Supervise { rank_dir }) => supervise::main(&rank_dir),
         Some(Form::Dial { deck, epoch, target }) => match (deck.zip(epoch), state_dir()) {
@@ -78,14 +85,15 @@ pub fn main(args: &[String]) -> ExitCode {
     }
 }
 
-fn serve_stdio(state_dir: PathBuf) -> ExitCode {
+fn serve_stdio(state_dir: PathBuf, first: String) -> ExitCode {
     let served = (|| -> Result<(), Box<dyn std::error::Error>> {
         let config = AgentConfig::from_env(state_dir)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(32)
             .build()?;
-        let result = runtime.block_on(serve(tokio::io::stdin(), tokio::io::stdout(), config));
+        let requests = std::io::Cursor::new(first.into_bytes()).chain(tokio::io::stdin());
+        let result = runtime.block_on(serve(requests, tokio::io::stdout(), config));
         // Standard input is read on a thread that only ends with the process.
         runtime.shutdown_background();
         Ok(result?)

@@ -10,6 +10,7 @@ mod command;
 mod containers;
 mod dial;
 mod error;
+mod fence;
 mod files;
 pub mod gateway_config;
 pub mod gpu;

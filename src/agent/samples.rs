@@ -4,7 +4,6 @@ use std::mem::{Discriminant, discriminant};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -13,7 +12,7 @@ use super::gpu::Want;
 use super::gpu::monitor::GpuMonitor;
 use super::host::HostMeter;
 use super::serve::Owned;
-use crate::wire::{FromAgent, GpuHealth, Gpus, HostSample, Request, change, encode_line};
+use crate::wire::{GpuHealth, Gpus, Request, Told};
 
 /// Longest a sample waits for its GPU values before it goes with the last ones.
 const GPU_WAIT: Duration = Duration::from_millis(500);
@@ -163,44 +162,4 @@ impl Reading {
 /// Whether the driver answers, and which of its GPUs are well.
 fn health(gpus: &Gpus) -> (Discriminant<Gpus>, Vec<&GpuHealth>) {
     (discriminant(gpus), gpus.list().iter().map(|gpu| &gpu.health).collect())
-}
-
-/// What the other side knows.
-#[derive(Default)]
-struct Told {
-    last: Option<(u64, Value)>,
-    next: Option<(u64, Value)>,
-}
-
-impl Told {
-    /// The line that tells a sample.
-    fn line(&mut self, sample: HostSample, changes: bool) -> Option<Vec<u8>> {
-        if !changes {
-            return encode_line(&FromAgent::Sample(Box::new(sample))).ok();
-        }
-        // Through its text, so that numbers are as short as they are there.
-        let text = serde_json::to_vec(&sample).ok()?;
-        let value: Value = serde_json::from_slice(&text).ok()?;
-        let message = match &self.last {
-            None => FromAgent::Sample(Box::new(sample.clone())),
-            Some((since_ms, before)) => {
-                let since_ms = *since_ms;
-                FromAgent::Change { since_ms, change: change::between(before, &value)? }
-            }
-        };
-        self.next = Some((sample.monotonic_ms, value));
-        encode_line(&message).ok()
-    }
-
-    /// The line is on its way: the next change is one from there.
-    fn sent(&mut self) {
-        if let Some(next) = self.next.take() {
-            self.last = Some(next);
-        }
-    }
-
-    /// The line was dropped: the next change is one from the sample before.
-    fn missed(&mut self) {
-        self.next = None;
-    }
 }

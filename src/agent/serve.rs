@@ -38,7 +38,7 @@ const MAX_WAITING: usize = 256;
 const RANKS_LOOK: Duration = Duration::from_millis(500);
 
 /// When the channel closes, actions that were begun may take so long to reach their end.
-const LAST_ACTIONS: Duration = Duration::from_secs(5);
+const LAST_ACTIONS: Duration = Duration::from_secs(15);
 
 /// How an agent is set up.
 #[derive(Clone, Debug)]
@@ -112,6 +112,7 @@ where
     let mut reader = LineReader::new(BufReader::with_capacity(64 << 10, reader));
     let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let (mut looking, mut acting) = (JoinSet::new(), JoinSet::new());
+    let mut unread = false;
     let result = loop {
         // Also what ended is taken out, so that the sets stay small.
         while looking.try_join_next().is_some() || acting.try_join_next().is_some() {}
@@ -121,8 +122,11 @@ where
         };
         let (permit, line) = tokio::select! {
             next = next => next,
-            // Nobody reads what we write: the other side is gone.
-            _ = &mut writing.0 => return Ok(()),
+            // Nobody reads what we write: the other side is gone. What it asked for is finished.
+            _ = &mut writing.0 => {
+                unread = true;
+                break Ok(());
+            }
         };
         let line = match line {
             Ok(Some(line)) => line,
@@ -159,7 +163,9 @@ where
     acting.shutdown().await;
     drop(lines);
     // What was answered last is still written, if anybody reads it.
-    let _ = tokio::time::timeout(Duration::from_secs(1), &mut writing.0).await;
+    if !unread {
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut writing.0).await;
+    }
     result
 }
 

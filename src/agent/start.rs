@@ -13,7 +13,7 @@ use super::error::{failed, io_refusal};
 use super::gpu::monitor::GpuMonitor;
 use super::rank::{RankFile, StatusFile, VERSION};
 use super::state::{self, StateDir};
-use super::{needs, process, rank};
+use super::{fence, needs, process, rank};
 use crate::wire::{RankStart, Refusal};
 
 /// Less than this on the disk of the state directory, and nothing is started.
@@ -37,6 +37,9 @@ pub async fn start(
     let dir = state.rank(&start.rank);
     if dir.exists() {
         return Ok(());
+    }
+    if fence::is_raised(state, &start.rank) {
+        return Err(failed(format!("{} was stopped before it was started", start.rank)));
     }
     if start.argv.is_empty() {
         return Err(failed("there is no program to start"));

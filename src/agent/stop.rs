@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::{blocking, failed, io_refusal};
+use super::fence;
 use super::group::Group;
 use super::process::ProcessId;
 use super::rank::StatusFile;
@@ -33,6 +34,8 @@ pub struct Stopping {
 pub fn begin(state: &StateDir, rank: &RankId) -> Result<Option<Stopping>, Refusal> {
     let dir = state.rank(rank);
     if !dir.exists() {
+        // Its start may still be under way.
+        fence::raise(state, rank)?;
         return Ok(None);
     }
     // From here on its supervisor will not start it, if it has not yet.

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use uuid::Uuid;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
@@ -39,6 +40,8 @@ pub struct Client {
     socket: PathBuf,
     /// The agent that is lent as long as this, or a copy of it, is there.
     lending: Option<Arc<Lending>>,
+    /// Ties what it looks at to its streams.
+    door: Uuid,
 }
 
 impl Client {
@@ -66,7 +69,7 @@ impl Client {
 
     /// Whatever is behind `socket`, without asking what interface it speaks.
     pub fn unchecked(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), lending: None }
+        Self { socket: socket.to_owned(), lending: None, door: Uuid::new_v4() }
     }
 
     /// Lends this process's SSH agent, if it has one, to the controller for as long as this client, or
@@ -255,7 +258,7 @@ fn internal(error: &dyn std::fmt::Display) -> ApiError {
 #[async_trait]
 impl Door for Client {
     async fn stream(&self) -> Result<BoxStream<'static, Delta>, ApiError> {
-        self.lines("/v1/stream", MAX_ANSWER_BYTES).await
+        self.lines(&format!("/v1/stream?door={}", self.door), MAX_ANSWER_BYTES).await
     }
 
     async fn send(&self, intent: Intent) -> Result<IntentReply, ApiError> {
@@ -294,7 +297,8 @@ impl Door for Client {
     }
 
     async fn look(&self, looking: &Looking) -> Result<(), ApiError> {
-        self.post("/v1/look", looking).await
+        let looking = Looking { door: Some(self.door), ..looking.clone() };
+        self.post("/v1/look", &looking).await
     }
 
     async fn log(

@@ -1,11 +1,12 @@
 //! The one current snapshot and its stream of changes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast;
 
 use super::view::{DeckView, Delta, EventLine, HostView, Question, ServiceView, Snapshot};
-use crate::base::{HostName, ServiceName};
+use crate::base::{HostName, ServiceName, Timestamp};
+use crate::wire::HostSample;
 
 /// Deltas a slow reader may lag behind before it gets a fresh snapshot instead.
 const BACKLOG: usize = 1024;
@@ -23,6 +24,15 @@ pub enum Change {
     Deck(DeckView),
     /// See [`Delta::Host`].
     Host(Box<HostView>),
+    /// See [`Delta::Sample`].
+    Sample {
+        /// Which host.
+        host: HostName,
+        /// When it arrived.
+        sampled: Timestamp,
+        /// The sample.
+        sample: Arc<HostSample>,
+    },
     /// See [`Delta::HostGone`].
     HostGone(HostName),
     /// See [`Delta::Service`].
@@ -88,6 +98,9 @@ impl Hub {
         let delta = match change {
             Change::Deck(deck) => Delta::Deck { sequence, deck },
             Change::Host(host) => Delta::Host { sequence, host },
+            Change::Sample { host, sampled, sample } => {
+                Delta::Sample { sequence, host, sampled, sample }
+            }
             Change::HostGone(host) => Delta::HostGone { sequence, host },
             Change::Service(service) => Delta::Service { sequence, service },
             Change::ServiceGone(service) => Delta::ServiceGone { sequence, service },
@@ -106,6 +119,8 @@ fn is_same(snapshot: &Snapshot, change: &Change) -> bool {
     match change {
         Change::Deck(deck) => snapshot.deck == *deck,
         Change::Host(host) => snapshot.hosts.get(&host.name) == Some(host),
+        // The time it came at is always another; of a host that is not there nothing is told.
+        Change::Sample { host, .. } => !snapshot.hosts.contains_key(host),
         Change::HostGone(host) => !snapshot.hosts.contains_key(host),
         Change::Service(service) => snapshot.services.get(&service.name) == Some(service),
         Change::ServiceGone(service) => !snapshot.services.contains_key(service),
@@ -119,7 +134,6 @@ fn is_same(snapshot: &Snapshot, change: &Change) -> bool {
 mod tests {
     use super::*;
     use crate::api::view::Severity;
-    use crate::base::Timestamp;
 
     fn event(text: &str) -> Change {
         Change::Event(EventLine {

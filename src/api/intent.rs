@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::view::PlanView;
 use crate::base::{HostName, ReleaseNumber, ServiceName};
+use crate::spec::ConcurrencyPolicy;
 
 /// A wish. `POST /v1/intents`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub enum Intent {
         reason: Option<String>,
         /// The person has read OUTAGE in the plan and wants it all the same.
         accept_outage: bool,
+        /// What happens while another rollout is under way; none: what the spec says.
+        #[serde(default)]
+        concurrency: Option<ConcurrencyPolicy>,
     },
     /// Commit the specs of several services and roll them out, one after the other, in the order of their
     /// `after`.
@@ -38,6 +42,30 @@ pub enum Intent {
         to: Option<ReleaseNumber>,
         /// Why, for the history.
         reason: Option<String>,
+        /// The person has read OUTAGE in the plan and wants it all the same.
+        #[serde(default)]
+        accept_outage: bool,
+    },
+    /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
+    /// of the same revision.
+    Retry {
+        /// Which service.
+        service: ServiceName,
+        /// The person has read OUTAGE in the plan and wants it all the same.
+        #[serde(default)]
+        accept_outage: bool,
+    },
+    /// Do not wait for the gate that holds the rollout.
+    Skip {
+        /// Which service.
+        service: ServiceName,
+        /// Why; must not be empty.
+        reason: String,
+    },
+    /// Do not begin the rollout that is queued.
+    CancelQueued {
+        /// Which service.
+        service: ServiceName,
     },
     /// Hold the rollout.
     Pause {
@@ -124,6 +152,11 @@ pub enum Intent {
         /// `yes`, `no`, or the text asked for. Never logged, never journaled.
         answer: String,
     },
+    /// Try now to reach a host that is away, instead of when its time has come.
+    Reconnect {
+        /// Which.
+        host: HostName,
+    },
     /// Take the deck's hosts over from another controller and go on from what it left there.
     TakeOver {
         /// Also from one whose lease has not ended, and although hosts are not reached.
@@ -156,6 +189,9 @@ impl Intent {
         match self {
             Self::Apply { service, .. }
             | Self::Undo { service, .. }
+            | Self::Retry { service, .. }
+            | Self::Skip { service, .. }
+            | Self::CancelQueued { service }
             | Self::Pause { service }
             | Self::Resume { service }
             | Self::Promote { service, .. }
@@ -168,6 +204,7 @@ impl Intent {
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
             | Self::Answer { .. }
+            | Self::Reconnect { .. }
             | Self::TakeOver { .. }
             | Self::HandOver
             | Self::Reload
@@ -181,6 +218,8 @@ impl Intent {
             self,
             Self::Apply { .. }
                 | Self::Undo { .. }
+                | Self::Retry { .. }
+                | Self::Skip { .. }
                 | Self::Abort { .. }
                 | Self::Stop { .. }
                 | Self::Promote { .. }
@@ -205,6 +244,13 @@ pub enum IntentReply {
     },
     /// The release that is served is just this; nothing to do.
     NothingToDo,
+    /// It begins when the rollout under way has ended.
+    Queued {
+        /// The release of that rollout.
+        behind: ReleaseNumber,
+        /// That rollout is being taken back for it.
+        replaces: bool,
+    },
     /// It is done or under way.
     Accepted,
 }

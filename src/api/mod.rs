@@ -15,6 +15,8 @@ pub mod maintenance;
 pub mod plan;
 pub mod release;
 pub mod server;
+mod shared;
+mod thinned;
 pub mod view;
 pub mod who;
 
@@ -31,8 +33,10 @@ pub use crate::placement::what_if::{Hole, NewHosts, PlaceCheck, ReplicaTo, WhatI
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{
-    Condition, Direction, Gate, Outcome, Phase, Rollout, RolloutKind, Verdict,
+    Condition, Direction, Gate, Outcome, Phase, QueuedRollout, Rollout, RolloutKind, RunEnd,
+    SkippedGate, StepRun, Verdict, VerdictOf,
 };
+pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{
     Checkup, ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
     Gpus, HostFacts, HostSample, LogChunk, MemoryUse, MigInstance, Nic, NvLinks, PathKind,

@@ -166,6 +166,9 @@ pub struct StepProgress {
     pub ended: Option<Timestamp>,
     /// The fewest ready replicas seen in it.
     pub lowest_ready: Option<u32>,
+    /// Its gate was not waited for: who skipped it, and why.
+    #[serde(default)]
+    pub skipped: Option<String>,
 }
 
 impl StepProgress {
@@ -176,12 +179,15 @@ impl StepProgress {
 }
 
 impl PlanProgress {
-    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`.
+    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`, and what was skipped.
     pub fn summary(&self, now: Timestamp) -> String {
         let took = time::short(self.ended.unwrap_or(now).since(self.began));
         let verb = if self.ended.is_some() { "took" } else { "under way for" };
+        let skipped = self.steps.iter().filter_map(|s| Some((&s.title, s.skipped.as_ref()?)));
+        let skipped: String =
+            skipped.map(|(title, who)| format!("; skipped {title} ({who})")).collect();
         format!(
-            "{verb} {took} (foreseen {}), lowest {} ready (foreseen {})",
+            "{verb} {took} (foreseen {}), lowest {} ready (foreseen {}){skipped}",
             self.predicted.text(),
             self.lowest_ready,
             self.predicted_lowest

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /v1/version` | [`Version`] |
 //! | `GET /v1/snapshot` | `Snapshot` |
-//! | `GET /v1/stream` | one JSON [`Delta`] a line, the first is the snapshot |
+//! | `GET /v1/stream?door=UUID` | one JSON `Delta` a line, the first is the snapshot |
 //! | `POST /v1/intents` | `Intent` → `IntentReply` |
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
@@ -27,6 +27,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes as BodyBytes};
@@ -39,14 +40,15 @@ use axum::serve::IncomingStream;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
-use tokio::sync::broadcast::error::RecvError;
+use uuid::Uuid;
 
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
 use super::lend::AgentAnswer;
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
+use super::thinned::{Shown, Thinned};
+use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
 use super::who::{self, Who};
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
@@ -102,6 +104,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 }
 
 type Shared = State<Arc<dyn Desk>>;
+type Looks = Extension<Arc<Shown>>;
 
 /// Binds the socket with mode 0600, replacing a dead one. The caller holds the deck's lock.
 pub fn bind(socket: &Path) -> std::io::Result<UnixListener> {
@@ -140,6 +143,7 @@ pub async fn serve(
         .route("/v1/look", post(look))
         .route("/v1/agent", get(borrow_agent).post(agent_answers))
         .route("/v1/checkup", post(check_up))
+        .layer(Extension(Arc::new(Shown::default())))
         .with_state(desk);
     // Streams never end by themselves, so the server is dropped rather than drained.
     tokio::select! {
@@ -206,25 +210,24 @@ async fn snapshot(
     Ok(Json(desk.hub().snapshot()))
 }
 
+#[derive(Deserialize)]
+struct StreamQuery {
+    door: Option<Uuid>,
+}
+
 async fn stream(
     ConnectInfo(peer): ConnectInfo<Peer>,
     State(desk): Shared,
+    Extension(shown): Looks,
+    Query(query): Query<StreamQuery>,
 ) -> Result<Response, ApiError> {
     admit(&peer)?;
-    let (snapshot, deltas) = desk.hub().subscribe();
-    let first = line(&Delta::Snapshot(Box::new(snapshot)));
-    let hub = Arc::clone(desk.hub());
-    let rest = futures::stream::unfold((hub, deltas), |(hub, mut deltas)| async move {
-        match deltas.recv().await {
-            Ok(delta) => Some((line(&delta), (hub, deltas))),
-            Err(RecvError::Lagged(_)) => {
-                let (snapshot, deltas) = hub.subscribe();
-                Some((line(&Delta::Snapshot(Box::new(snapshot))), (hub, deltas)))
-            }
-            Err(RecvError::Closed) => None,
-        }
+    let deltas = Thinned::new(Arc::clone(desk.hub()), query.door.map(|door| shown.opened(door)));
+    let lines = futures::stream::unfold(deltas, |mut deltas| async move {
+        let delta = deltas.next().await?;
+        Some((line(&delta), deltas))
     });
-    Ok(ndjson(futures::stream::once(async move { first }).chain(rest)))
+    Ok(ndjson(lines))
 }
 
 /// A response that goes on, line by line, until either end goes.
@@ -415,9 +418,11 @@ async fn what_if(
 async fn look(
     ConnectInfo(peer): ConnectInfo<Peer>,
     State(desk): Shared,
+    Extension(shown): Looks,
     Json(looking): Json<Looking>,
 ) -> Result<Json<()>, ApiError> {
     admit(&peer)?;
+    shown.says(&looking);
     desk.look(looking);
     Ok(Json(()))
 }

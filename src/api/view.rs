@@ -1,21 +1,24 @@
 //! What doors see.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::condition::DeckCondition;
 use super::group::Group;
 use super::maintenance::{Maintenance, Upgrade};
 use super::plan::{PlanBorrow, PlanProgress, PlanStep, PlanTime};
+use super::shared;
 use crate::base::{
     Attempt, Bytes, DeviceId, DownCause, Hint, HostName, RankId, ReleaseNumber, ReplicaId,
     Revision, ServiceName, Timestamp,
 };
 use crate::model::Observation;
 use crate::rollout::forecast::Forecast;
-use crate::rollout::{Condition, Outcome, Phase, Rollout};
+use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout};
 use crate::wire::{HostFacts, HostSample};
 
 /// Everything a door shows, at one moment. `GET /v1/snapshot`; changes follow as [`Delta`]s on
@@ -58,6 +61,18 @@ pub enum Delta {
         sequence: u64,
         /// What it is now.
         host: Box<HostView>,
+    },
+    /// A host was sampled, and nothing else about it has changed.
+    Sample {
+        /// The new sequence number.
+        sequence: u64,
+        /// Which host.
+        host: HostName,
+        /// When the sample arrived, by the controller's clock.
+        sampled: Timestamp,
+        /// The sample.
+        #[serde(with = "shared")]
+        sample: Arc<HostSample>,
     },
     /// A host left the deck.
     HostGone {
@@ -103,22 +118,45 @@ pub enum Delta {
     },
 }
 
+impl Delta {
+    /// Its number; none for a whole snapshot.
+    pub fn sequence(&self) -> Option<u64> {
+        match self {
+            Self::Snapshot(_) => None,
+            Self::Deck { sequence, .. }
+            | Self::Host { sequence, .. }
+            | Self::Sample { sequence, .. }
+            | Self::HostGone { sequence, .. }
+            | Self::Service { sequence, .. }
+            | Self::ServiceGone { sequence, .. }
+            | Self::Event { sequence, .. }
+            | Self::Question { sequence, .. }
+            | Self::QuestionGone { sequence, .. } => Some(*sequence),
+        }
+    }
+
+    /// Gives it another number: a reader who is spared some has numbers of his own.
+    pub fn renumber(&mut self, number: u64) {
+        match self {
+            Self::Snapshot(snapshot) => snapshot.sequence = number,
+            Self::Deck { sequence, .. }
+            | Self::Host { sequence, .. }
+            | Self::Sample { sequence, .. }
+            | Self::HostGone { sequence, .. }
+            | Self::Service { sequence, .. }
+            | Self::ServiceGone { sequence, .. }
+            | Self::Event { sequence, .. }
+            | Self::Question { sequence, .. }
+            | Self::QuestionGone { sequence, .. } => *sequence = number,
+        }
+    }
+}
+
 impl Snapshot {
     /// Applies a delta. `false`: there is a gap, fetch a snapshot again.
     #[must_use]
     pub fn apply(&mut self, delta: Delta) -> bool {
-        let next = match &delta {
-            Delta::Snapshot(_) => None,
-            Delta::Deck { sequence, .. }
-            | Delta::Host { sequence, .. }
-            | Delta::HostGone { sequence, .. }
-            | Delta::Service { sequence, .. }
-            | Delta::ServiceGone { sequence, .. }
-            | Delta::Event { sequence, .. }
-            | Delta::Question { sequence, .. }
-            | Delta::QuestionGone { sequence, .. } => Some(*sequence),
-        };
-        if let Some(next) = next {
+        if let Some(next) = delta.sequence() {
             if next != self.sequence + 1 {
                 return false;
             }
@@ -129,6 +167,12 @@ impl Snapshot {
             Delta::Deck { deck, .. } => self.deck = deck,
             Delta::Host { host, .. } => {
                 self.hosts.insert(host.name.clone(), *host);
+            }
+            Delta::Sample { host, sampled, sample, .. } => {
+                if let Some(view) = self.hosts.get_mut(&host) {
+                    view.sample = Some(sample);
+                    view.sampled = Some(sampled);
+                }
             }
             Delta::HostGone { host, .. } => {
                 self.hosts.remove(&host);
@@ -197,7 +241,8 @@ pub struct HostView {
     /// What it is, once known.
     pub facts: Option<HostFacts>,
     /// The newest sample; it stays when the link is lost, with its age.
-    pub sample: Option<HostSample>,
+    #[serde(default, with = "shared::maybe")]
+    pub sample: Option<Arc<HostSample>>,
     /// When that sample arrived, by the controller's clock.
     pub sampled: Option<Timestamp>,
     /// How its clock differs from the controller's, once measured.
@@ -246,6 +291,9 @@ pub struct Looking {
     pub hosts: Vec<HostName>,
     /// The host whose details are open.
     pub detail: Option<HostName>,
+    /// Which door says so: the samples of other hosts are told less often on its stream.
+    #[serde(default)]
+    pub door: Option<Uuid>,
 }
 
 /// How the link to a host is.
@@ -319,6 +367,12 @@ pub struct ServiceView {
     pub floor: u32,
     /// The release served.
     pub stable: Option<ReleaseNumber>,
+    /// The rollout that begins when the present one has ended.
+    #[serde(default)]
+    pub queued: Option<QueuedRollout>,
+    /// Why the last queued one did not begin.
+    #[serde(default)]
+    pub queue_trouble: Option<String>,
     /// The rollout under way, or the last one.
     pub rollout: Option<Rollout>,
     /// Titles of the rollout's steps: `weight 10 %`, `analyse default`, …, `all replicas`.

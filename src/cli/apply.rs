@@ -2,23 +2,29 @@
 
 use std::io::{IsTerminal, Write};
 
-use super::args::{Args, BeginOptions, Output};
+use super::args::{Args, BeginOptions, Concurrency, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{plan, rollout, table};
-use crate::api::{Client, Door, Intent, IntentReply, PlanView, ReleaseNumber, ServiceName};
+use crate::api::{
+    Client, ConcurrencyPolicy, Door, Intent, IntentReply, PlanView, ReleaseNumber, ServiceName,
+};
 
 /// Rolls out the spec as it is in the deck.
 pub async fn apply(
     args: &Args,
     service: &ServiceName,
+    concurrency: Option<Concurrency>,
     options: &BeginOptions,
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     super::show::settle(&client).await?;
     if must_ask(args, options.yes) {
-        let planned = client.plan(service).await?;
-        if !agreed(&planned)? {
+        let agreed = match under_way(&client, service).await? {
+            Some(present) => agreed_to_queue(service, present)?,
+            None => agreed(&client.plan(service).await?)?,
+        };
+        if !agreed {
             return Ok(Success::Done);
         }
     }
@@ -26,6 +32,11 @@ pub async fn apply(
         service: service.clone(),
         reason: options.reason.clone(),
         accept_outage: options.accept_outage,
+        concurrency: concurrency.map(|policy| match policy {
+            Concurrency::Forbid => ConcurrencyPolicy::Forbid,
+            Concurrency::Queue => ConcurrencyPolicy::Queue,
+            Concurrency::Replace => ConcurrencyPolicy::Replace,
+        }),
     };
     begin(args, &client, service, intent, options).await
 }
@@ -40,12 +51,20 @@ pub async fn undo(
     let client = attach(args).await?;
     super::show::settle(&client).await?;
     if must_ask(args, options.yes) {
-        let planned = client.plan_undo(service, to).await?;
-        if !agreed(&planned)? {
+        let agreed = match under_way(&client, service).await? {
+            Some(present) => ask(&format!("Take the rollout of {service} to {present} back?"))?,
+            None => agreed(&client.plan_undo(service, to).await?)?,
+        };
+        if !agreed {
             return Ok(Success::Done);
         }
     }
-    let intent = Intent::Undo { service: service.clone(), to, reason: options.reason.clone() };
+    let intent = Intent::Undo {
+        service: service.clone(),
+        to,
+        reason: options.reason.clone(),
+        accept_outage: options.accept_outage,
+    };
     begin(args, &client, service, intent, options).await
 }
 
@@ -62,14 +81,50 @@ async fn begin(
         (IntentReply::RolloutBegun { release, .. }, Output::Text) => {
             table::out(&format!("{service}: rolling out {release}"))?;
         }
-        (_, Output::Text) => table::out(&format!("{service}: nothing to do"))?,
-    }
-    match reply {
-        IntentReply::RolloutBegun { release, .. } if options.wait => {
-            rollout::wait(args, client, service, Some(release), options.timeout).await
+        (IntentReply::Queued { behind, replaces: false }, Output::Text) => {
+            table::out(&format!("{service}: queued; it begins when the rollout to {behind} ends"))?;
         }
-        _ => Ok(Success::Done),
+        (IntentReply::Queued { behind, replaces: true }, Output::Text) => {
+            table::out(&format!("{service}: {behind} is taken back first, then it begins"))?;
+        }
+        (IntentReply::Accepted, Output::Text) => {
+            table::out(&format!("{service}: the rollout under way is taken back"))?;
+        }
+        (IntentReply::NothingToDo, Output::Text) => {
+            table::out(&format!("{service}: nothing to do"))?;
+        }
     }
+    if !options.wait {
+        return Ok(Success::Done);
+    }
+    let what = match reply {
+        IntentReply::RolloutBegun { release, .. } => rollout::Awaited::Release(release),
+        IntentReply::Queued { behind, .. } => rollout::Awaited::After(behind),
+        IntentReply::Accepted => rollout::Awaited::Present,
+        IntentReply::NothingToDo => return Ok(Success::Done),
+    };
+    let taken_back_is_good = what == rollout::Awaited::Present;
+    match rollout::wait(args, client, service, what, options.timeout).await? {
+        Success::TakenBack if taken_back_is_good => Ok(Success::Done),
+        success => Ok(success),
+    }
+}
+
+/// The release of the rollout under way.
+async fn under_way(
+    client: &Client,
+    service: &ServiceName,
+) -> Result<Option<ReleaseNumber>, Failure> {
+    let snapshot = client.snapshot().await?;
+    let rollout = snapshot.services.get(service).and_then(|s| s.rollout.as_ref());
+    Ok(rollout.filter(|r| r.outcome.is_none()).map(|r| r.to))
+}
+
+fn agreed_to_queue(service: &ServiceName, present: ReleaseNumber) -> Result<bool, Failure> {
+    table::out(&format!(
+        "A rollout of {service} to {present} is under way: a plan is made after it."
+    ))?;
+    ask("Go on?")
 }
 
 /// A person is asked only at a terminal.

@@ -94,6 +94,9 @@ pub enum Command {
         /// If one of several fails, take back those already rolled out
         #[arg(long)]
         atomic: bool,
+        /// While another rollout of the service is under way; default: what its spec says
+        #[arg(long, value_enum, value_name = "POLICY")]
+        concurrency_policy: Option<Concurrency>,
         /// How
         #[command(flatten)]
         options: BeginOptions,
@@ -142,6 +145,12 @@ pub enum Command {
         /// How
         #[command(flatten)]
         options: DrainOptions,
+    },
+    /// Try now to reach hosts that are away: after something was mended there
+    Reconnect {
+        /// Which hosts
+        #[arg(required = true)]
+        hosts: Vec<HostName>,
     },
     /// How hosts and GPUs do, again and again, as plain lines that are only ever added
     Top {
@@ -522,6 +531,31 @@ pub struct UpgradeOptions {
     pub yes: bool,
 }
 
+/// How a failed rollout is tried again.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RetryOptions {
+    /// Wait until the rollout is over: exit code 0 completed, 3 taken back, 4 time is up
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "wait")]
+    pub timeout: Option<std::time::Duration>,
+    /// Go on although no replica will be ready in between
+    #[arg(long)]
+    pub accept_outage: bool,
+}
+
+/// What an apply does while another rollout of the service is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Concurrency {
+    /// It is refused
+    Forbid,
+    /// It begins when the present one has ended; the latest wish counts
+    Queue,
+    /// The present one is taken back first
+    Replace,
+}
+
 /// Steering rollouts.
 #[derive(Debug, Subcommand)]
 pub enum RolloutCommand {
@@ -555,6 +589,28 @@ pub enum RolloutCommand {
         #[arg(long)]
         all: bool,
     },
+    /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
+    /// of the same revision
+    Retry {
+        /// Which service
+        service: ServiceName,
+        /// How, if it takes a new rollout
+        #[command(flatten)]
+        options: RetryOptions,
+    },
+    /// Do not wait for the gate that holds it
+    Skip {
+        /// Which service
+        service: ServiceName,
+        /// Why, for the history and the audit trail
+        #[arg(long, short = 'm', value_name = "TEXT")]
+        reason: String,
+    },
+    /// Do not begin the rollout that is queued
+    CancelQueued {
+        /// Which service
+        service: ServiceName,
+    },
     /// Take it back
     Abort {
         /// Which service
@@ -563,7 +619,7 @@ pub enum RolloutCommand {
         #[arg(long, short = 'm', value_name = "TEXT")]
         reason: Option<String>,
     },
-    /// Roll out an earlier revision again
+    /// Roll out an earlier revision again; in mid-rollout: take that back first
     Undo {
         /// Which service
         service: ServiceName,

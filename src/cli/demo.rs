@@ -136,6 +136,7 @@ async fn apply(client: &Client, name: &str, reason: &str) -> Result<IntentReply,
         service: service(name)?,
         reason: Some(reason.to_owned()),
         accept_outage: false,
+        concurrency: None,
     };
     Ok(client.send(intent).await?)
 }
@@ -251,8 +252,12 @@ async fn scenes(
     let after_good = chat.counts();
     scene("the good revision serves", json!({}));
 
-    let undo =
-        Intent::Undo { service: service("chat")?, to: None, reason: Some("as before".to_owned()) };
+    let undo = Intent::Undo {
+        service: service("chat")?,
+        to: None,
+        reason: Some("as before".to_owned()),
+        accept_outage: false,
+    };
     let outcome = roll(client, client.send(undo).await?).await?;
     if outcome != Outcome::Completed {
         return Err(otherwise("the undo", &outcome));

@@ -73,7 +73,8 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
         return Err(Failure { code: 8, ..Failure::other(format!("there is no host {host}")) }
             .with_hint(format!("the deck has {}", names.join(", "))));
     }
-    client.look(&Looking { hosts: Vec::new(), detail: Some(host.clone()) }).await?;
+    let looking = Looking { detail: Some(host.clone()), ..Looking::default() };
+    client.look(&looking).await?;
     show::settle(&client).await?;
     let request = CheckupRequest { host: host.clone(), disk_bytes: Some(DISK_BYTES) };
     let checkup = client.check_up(&request).await;

@@ -46,6 +46,16 @@ pub async fn uncordon(args: &Args, text: &str) -> Result<Success, Failure> {
     told(args, &reply, &format!("{text} is not cordoned any more"))
 }
 
+/// Hosts that are away are tried at once.
+pub async fn reconnect(args: &Args, hosts: &[HostName]) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    for host in hosts {
+        let reply = client.send(Intent::Reconnect { host: host.clone() }).await?;
+        told(args, &reply, &format!("{host} is tried now"))?;
+    }
+    Ok(Success::Done)
+}
+
 pub(super) fn told(args: &Args, reply: &IntentReply, words: &str) -> Result<Success, Failure> {
     match (args.output, reply) {
         (Output::Json, reply) => table::json_line(reply)?,

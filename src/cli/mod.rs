@@ -111,10 +111,15 @@ async fn run(args: &Args) -> Result<Success, Failure> {
             services => what_if::plan(args, services, options).await,
         },
         Command::Move(options) => what_if::move_replica(args, options).await,
-        Command::Apply { services, atomic, options } => match services.as_slice() {
-            [service] => apply::apply(args, service, options).await,
-            services => together::apply(args, services, *atomic, options).await,
-        },
+        Command::Apply { services, atomic, concurrency_policy, options } => {
+            match services.as_slice() {
+                [service] => apply::apply(args, service, *concurrency_policy, options).await,
+                _ if concurrency_policy.is_some() => Err(exit::Failure::other(
+                    "--concurrency-policy is for one service at a time".to_owned(),
+                )),
+                services => together::apply(args, services, *atomic, options).await,
+            }
+        }
         Command::Rollout(RolloutCommand::Undo { service, to, options }) => {
             apply::undo(args, service, *to, options).await
         }
@@ -129,6 +134,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
             maintenance::cordon(args, target, reason.as_deref()).await
         }
         Command::Uncordon { target } => maintenance::uncordon(args, target).await,
+        Command::Reconnect { hosts } => maintenance::reconnect(args, hosts).await,
         Command::Drain { host, options } => maintenance::drain(args, host, options).await,
         Command::Top { hosts, details, rounds, interval } => {
             let show = top::Show { hosts, details: *details };

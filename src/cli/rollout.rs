@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use super::args::{Args, Output, RolloutCommand};
+use super::args::{Args, Output, RetryOptions, RolloutCommand};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, show, table};
 use crate::api::{
-    Client, Delta, Door, Intent, Outcome, ReleaseNumber, ServiceName, ServiceView, Snapshot,
+    Client, Delta, Door, Intent, IntentReply, Outcome, ReleaseNumber, ServiceName, ServiceView,
+    Snapshot,
 };
 
 /// Watches or steers a rollout.
@@ -17,13 +18,22 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
     let client = attach(args).await?;
     let intent = match command {
         RolloutCommand::Status { service, wait: true, timeout } => {
-            return wait(args, &client, service, None, *timeout).await;
+            return wait(args, &client, service, Awaited::Present, *timeout).await;
         }
         RolloutCommand::Status { service, .. } => return show::status(args, Some(service)).await,
         RolloutCommand::Pause { service } => Intent::Pause { service: service.clone() },
         RolloutCommand::Resume { service } => Intent::Resume { service: service.clone() },
         RolloutCommand::Promote { service, all } => {
             Intent::Promote { service: service.clone(), all: *all }
+        }
+        RolloutCommand::Retry { service, options } => {
+            return retry(args, &client, service, options).await;
+        }
+        RolloutCommand::Skip { service, reason } => {
+            Intent::Skip { service: service.clone(), reason: reason.clone() }
+        }
+        RolloutCommand::CancelQueued { service } => {
+            Intent::CancelQueued { service: service.clone() }
         }
         RolloutCommand::Abort { service, reason } => {
             Intent::Abort { service: service.clone(), reason: reason.clone() }
@@ -33,6 +43,37 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
         }
     };
     accepted(args, &client, intent).await
+}
+
+/// Tries again what failed.
+async fn retry(
+    args: &Args,
+    client: &Client,
+    service: &ServiceName,
+    options: &RetryOptions,
+) -> Result<Success, Failure> {
+    show::settle(client).await?;
+    let intent = Intent::Retry { service: service.clone(), accept_outage: options.accept_outage };
+    let reply = client.send(intent).await?;
+    match (&reply, args.output) {
+        (_, Output::Json) => table::json_line(&reply)?,
+        (IntentReply::RolloutBegun { release, .. }, Output::Text) => {
+            table::out(&format!("{service}: rolling out {release}"))?;
+        }
+        (IntentReply::NothingToDo, Output::Text) => {
+            table::out(&format!("{service}: nothing to do"))?;
+        }
+        (_, Output::Text) => table::out("accepted")?,
+    }
+    let what = match reply {
+        IntentReply::RolloutBegun { release, .. } => Awaited::Release(release),
+        IntentReply::NothingToDo => return Ok(Success::Done),
+        _ => Awaited::Present,
+    };
+    if options.wait {
+        return wait(args, client, service, what, options.timeout).await;
+    }
+    Ok(Success::Done)
 }
 
 /// Stops a service.
@@ -55,15 +96,26 @@ async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Succes
     Ok(Success::Done)
 }
 
+/// Which rollout is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// That under way, or the last one.
+    Present,
+    /// That to this release.
+    Release(ReleaseNumber),
+    /// The one that is queued behind that to this release.
+    After(ReleaseNumber),
+}
+
 /// Waits for the end of a rollout, telling its events.
 pub async fn wait(
     args: &Args,
     client: &Client,
     service: &ServiceName,
-    release: Option<ReleaseNumber>,
+    what: Awaited,
     timeout: Option<Duration>,
 ) -> Result<Success, Failure> {
-    let waiting = follow(args, client, service, release);
+    let waiting = follow(args, client, service, what);
     match timeout {
         None => waiting.await,
         Some(limit) => match tokio::time::timeout(limit, waiting).await {
@@ -84,7 +136,7 @@ async fn follow(
     args: &Args,
     client: &Client,
     service: &ServiceName,
-    release: Option<ReleaseNumber>,
+    what: Awaited,
 ) -> Result<Success, Failure> {
     let mut shown_until = None;
     let mut lost = 0;
@@ -117,7 +169,7 @@ async fn follow(
                     let Some(view) = snapshot.as_ref().and_then(|s| s.services.get(service)) else {
                         continue;
                     };
-                    if let Some(success) = ended(args, view, release)? {
+                    if let Some(success) = ended(args, view, what)? {
                         return Ok(success);
                     }
                 }
@@ -132,16 +184,20 @@ async fn follow(
     }
 }
 
-fn ended(
-    args: &Args,
-    view: &ServiceView,
-    release: Option<ReleaseNumber>,
-) -> Result<Option<Success>, Failure> {
+fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Success>, Failure> {
     let Some(rollout) = &view.rollout else {
-        return Ok(release.is_none().then_some(Success::Done));
+        return Ok((what == Awaited::Present).then_some(Success::Done));
     };
-    if release.is_some_and(|r| r != rollout.to) {
-        return Ok(None);
+    match what {
+        Awaited::Release(release) if release != rollout.to => return Ok(None),
+        Awaited::After(behind) if rollout.to <= behind => {
+            let why = view.queue_trouble.as_deref().unwrap_or("it was cancelled");
+            return match &view.queued {
+                Some(_) => Ok(None),
+                None => Err(Failure::other(format!("the queued rollout did not begin: {why}"))),
+            };
+        }
+        _ => {}
     }
     let Some(outcome) = &rollout.outcome else { return Ok(None) };
     if args.output == Output::Json {

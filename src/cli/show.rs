@@ -10,24 +10,43 @@ use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
     Client, Condition, Delta, Door, DownCause, EventLine, Gate, Gpus, HostLinkState, HostView,
-    Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, Snapshot, time,
+    Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, SkippedGate, Snapshot, time,
 };
+
+/// A fresh controller has so long to hear of its hosts.
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
 pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        let snapshot = client.snapshot().await?;
-        let unsettled = |h: &HostView| match &h.link {
-            HostLinkState::Connecting { .. } => true,
-            HostLinkState::Up | HostLinkState::Limited { .. } => h.sample.is_none(),
-            HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
-        };
-        if !snapshot.hosts.values().any(unsettled) || tokio::time::Instant::now() > deadline {
-            return Ok(snapshot);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let snapshot = client.snapshot().await?;
+    if settled(&snapshot) {
+        return Ok(snapshot);
     }
+    // By what changes: asking for everything again and again costs more than the hosts do.
+    let follow = async {
+        let mut deltas = client.stream().await?;
+        let mut seen = snapshot;
+        while let Some(delta) = deltas.next().await {
+            if !seen.apply(delta) {
+                deltas = client.stream().await?;
+            } else if settled(&seen) {
+                break;
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    if let Ok(followed) = tokio::time::timeout(SETTLE, follow).await {
+        followed?;
+    }
+    Ok(client.snapshot().await?)
+}
+
+fn settled(snapshot: &Snapshot) -> bool {
+    !snapshot.hosts.values().any(|host| match &host.link {
+        HostLinkState::Connecting { .. } => true,
+        HostLinkState::Up | HostLinkState::Limited { .. } => host.sample.is_none(),
+        HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
+    })
 }
 
 /// Services, or one service with its replicas.
@@ -125,11 +144,27 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             table::out(&format!("held: {held}"))?;
         }
         if let Some(verdict) = &rollout.verdict {
-            table::out(&format!(
-                "analysis {}: {:?}: {}",
-                verdict.analysis, verdict.result, verdict.reason
-            ))?;
+            let (title, result) = (verdict.title(), verdict.result);
+            table::out(&format!("{title}: {result:?}: {}", verdict.reason))?;
+            verdict.lines.iter().try_for_each(|line| table::out(&format!("  | {line}")))?;
         }
+        for skipped in &rollout.skipped {
+            let SkippedGate { gate, by, reason, at, .. } = skipped;
+            table::out(&format!("skipped by {by} at {at}: {gate}: {reason}"))?;
+        }
+    }
+    if let Some(queued) = &view.queued {
+        let why = queued.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        table::out(&format!(
+            "queued by {} at {}: {}{why} (`gpudeck rollout cancel-queued {}` takes it out)",
+            queued.by,
+            queued.asked,
+            queued.what(),
+            view.name
+        ))?;
+    }
+    if let Some(why) = &view.queue_trouble {
+        table::out(&format!("! the queued rollout did not begin: {why}"))?;
     }
     if let Some(progress) = &view.progress {
         foreseen(progress)?;
@@ -361,10 +396,13 @@ fn held(rollout: &Rollout) -> Option<String> {
         Gate::Bake { until } => format!("bakes until {until}"),
         Gate::Analyse { name, until } => format!("analysis {name} until {until}"),
         Gate::Inconclusive { why } => {
-            format!("the analysis is inconclusive ({why}): promote or abort")
+            format!("the analysis is inconclusive ({why}): retry, skip or abort")
         }
         Gate::Approve => "waits for approval: promote or abort".to_owned(),
-        Gate::Failed { why } => format!("failed ({why}): abort, undo, or apply a better revision"),
+        Gate::Run { command, attempt, until } => {
+            format!("runs {command} (attempt {attempt}), at most until {until}")
+        }
+        Gate::Failed { why } => format!("failed ({why}): retry or abort"),
     })
 }
 

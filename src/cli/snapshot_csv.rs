@@ -199,7 +199,7 @@ pub fn csv(snapshot: &Snapshot, now: Timestamp) -> String {
     for view in snapshot.hosts.values() {
         let age = age(now, view.sampled).map(|age| age.as_millis());
         let head = [view.name.to_string(), link(view).to_owned(), cell(age)];
-        let host = Host { view, facts: view.facts.as_ref(), sample: view.sample.as_ref() };
+        let host = Host { view, facts: view.facts.as_ref(), sample: view.sample.as_deref() };
         let tail: Vec<String> = OF_HOST.iter().map(|(_, value)| value(&host)).collect();
         if gpus(view).is_empty() {
             let why = host.sample.map_or("", |sample| match sample.gpus {

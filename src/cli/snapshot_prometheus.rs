@@ -425,7 +425,7 @@ mod tests {
         let mut snapshot = rich();
         // What no GPU of the fixture has.
         for host in snapshot.hosts.values_mut() {
-            let Some(sample) = &mut host.sample else { continue };
+            let Some(sample) = host.sample.as_mut().map(std::sync::Arc::make_mut) else { continue };
             sample.gpus_age_ms = Some(1_500);
             let Gpus::Some(gpus) = &mut sample.gpus else { continue };
             for gpu in gpus.iter_mut() {

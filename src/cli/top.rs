@@ -73,7 +73,7 @@ pub async fn run(
                     [only] if show.details => Some(only.clone()),
                     _ => None,
                 };
-                client.look(&Looking { hosts: wanted, detail }).await?;
+                client.look(&Looking { hosts: wanted, detail, ..Looking::default() }).await?;
             }
             () = tokio::time::sleep_until(due), if follows => {
                 due = Instant::now() + interval;
@@ -236,7 +236,7 @@ mod tests {
     fn gpu_values_that_the_driver_was_slow_with_are_told_with_their_age() {
         let mut snapshot = fixture::rich();
         let host = snapshot.hosts.values_mut().find(|h| h.name.as_str() == "node1").unwrap();
-        host.sample.as_mut().unwrap().gpus_age_ms = Some(20_000);
+        std::sync::Arc::make_mut(host.sample.as_mut().unwrap()).gpus_age_ms = Some(20_000);
         let first = lines(host, fixture::NOW, false).remove(0);
         assert!(first.contains("its GPUs 2") && first.ends_with("s old"), "{first}");
     }

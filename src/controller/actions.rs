@@ -140,8 +140,8 @@ impl Actions {
             Action::ApplyTraffic { version, servers } => {
                 self.apply_traffic(service, deck, routes.clone(), version, servers);
             }
-            // Recorded by the core, which owns the deck's repository.
-            Action::RecordOutcome { .. } => {}
+            // Done by the core, which owns the deck's repository and its commands.
+            Action::RunCommand { .. } | Action::RecordOutcome { .. } => {}
         }
     }
 

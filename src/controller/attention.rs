@@ -105,8 +105,9 @@ mod tests {
     fn the_closest_look_counts() {
         let attentions = Attentions::default();
         let host = |name: &str| -> HostName { name.parse().unwrap() };
-        attentions.look(Looking { hosts: vec![host("a"), host("b")], detail: Some(host("b")) });
-        attentions.look(Looking { hosts: vec![host("b")], detail: None });
+        let look = |hosts, detail| attentions.look(Looking { hosts, detail, door: None });
+        look(vec![host("a"), host("b")], Some(host("b")));
+        look(vec![host("b")], None);
         attentions.uses(&host("c"));
         assert_eq!(attentions.of(&host("a")), Attention::OnScreen);
         assert_eq!(attentions.of(&host("b")), Attention::LookedAt, "another door still does");

@@ -186,6 +186,9 @@ pub struct Core {
     pub(super) memory: super::calibration::MemoryReader,
     /// A rollout of the group is being begun.
     pub(super) group_asking: bool,
+    /// Services whose queued rollout is being begun.
+    pub(super) queue_asking: std::collections::BTreeSet<ServiceName>,
+    pub(super) runs: super::runs::Runs,
     pub(super) upgrades: upgrade::UpgradeTasks,
     /// Hosts whose replicas are being placed elsewhere off the loop.
     pub(super) draining: std::collections::BTreeSet<HostName>,
@@ -345,6 +348,10 @@ impl Core {
                 self.record_outcome(service, *release, outcome);
                 continue;
             }
+            if let Action::RunCommand { release, step, attempt, run } = &action {
+                self.begin_command(service, (*release, *step, *attempt), run);
+                continue;
+            }
             let Some(spec) = self.spec_for(service, &action) else { continue };
             let engine = match &action {
                 Action::AwaitDrained { replica } => self.engine_at(service, *replica),
@@ -355,6 +362,7 @@ impl Core {
         if !self.is_handing_over() {
             self.actions.reroute(service, &self.deck, routes);
         }
+        self.end_commands(service);
         if let Some(state) = self.state.services.get(service) {
             self.actions.keep_waiting_for(service, |id| {
                 state.replicas.get(&id.key()).is_some_and(|r| {
@@ -379,7 +387,7 @@ impl Core {
                 .max()
                 .or(state.rollout.as_ref().map(|r| r.to))
                 .or(state.stable)?,
-            Action::RecordOutcome { release, .. } => *release,
+            Action::RunCommand { release, .. } | Action::RecordOutcome { release, .. } => *release,
         };
         state
             .releases
@@ -425,9 +433,11 @@ impl Core {
             self.tend_drains();
             self.tend_upgrade();
             self.tend_group();
+            self.tend_queue();
         }
         self.tend_logins();
         self.tend_probes();
+        self.tend_runs();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
             match self.journal.checkpoint(&self.state) {
                 Ok(_) => self.records_since_checkpoint = 0,
@@ -501,20 +511,22 @@ impl Core {
                 });
                 return;
             }
-            Intent::Apply { service, reason, accept_outage } => {
+            Intent::Apply { service, reason, accept_outage, concurrency } => {
                 let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
-                return self.prepare(service, None, request, reply);
+                return self.ask_rollout(service, None, request, concurrency, reply);
             }
             Intent::ApplyTogether { services, atomic, reason, accept_outage } => {
                 self.begin_group(&services, atomic, reason, accept_outage, by)
             }
-            Intent::Undo { service, to, reason } => {
-                let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage: false };
-                match self.undo_target(&service, to) {
-                    Ok(to) => return self.prepare(service, Some(to), request, reply),
-                    Err(error) => Err(error),
-                }
+            Intent::Undo { service, to, reason, accept_outage } => {
+                let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage };
+                return self.undo(service, to, request, reply);
             }
+            Intent::Retry { service, accept_outage } => {
+                return self.retry(service, by, accept_outage, reply);
+            }
+            Intent::Skip { service, reason } => self.skip(&service, by, reason),
+            Intent::CancelQueued { service } => self.cancel_queued(&service, by),
             Intent::Pause { service } => self.on_rollout(&service, EventKind::Paused { by }),
             Intent::Resume { service } => self.on_rollout(&service, EventKind::Resumed { by }),
             Intent::Promote { service, all } => {
@@ -558,6 +570,17 @@ impl Core {
                     })
                 }
             }
+            Intent::Reconnect { host } => {
+                if self.means.fleet.reconnect(&host) {
+                    Ok(IntentReply::Accepted)
+                } else {
+                    Err(ApiError {
+                        kind: ErrorKind::NotFound,
+                        message: format!("there is no host {host}"),
+                        hint: Some("`gpudeck hosts` lists the deck's hosts".to_owned()),
+                    })
+                }
+            }
             Intent::Reload => {
                 self.files_stamp.clear();
                 self.reload();
@@ -572,7 +595,7 @@ impl Core {
         let _ = reply.send(result);
     }
 
-    fn on_rollout(
+    pub(super) fn on_rollout(
         &mut self,
         service: &ServiceName,
         kind: EventKind,
@@ -590,7 +613,7 @@ impl Core {
         self.on_service(service, kind)
     }
 
-    fn on_service(
+    pub(super) fn on_service(
         &mut self,
         service: &ServiceName,
         kind: EventKind,
@@ -608,13 +631,15 @@ impl Core {
         let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
         let present = self.state.services.get(service).and_then(|s| s.stable);
         if let Some(to) = to {
-            return match history.iter().find(|r| r.number == to) {
-                Some(_) => Ok(to),
-                None => Err(ApiError {
+            let shown = history.iter().any(|r| r.number == to);
+            return if shown || self.was_ever(service, to) {
+                Ok(to)
+            } else {
+                Err(ApiError {
                     kind: ErrorKind::NotFound,
                     message: format!("{service} has no release {to}"),
                     hint: Some(format!("`gpudeck history {service}` lists them")),
-                }),
+                })
             };
         }
         history
@@ -626,6 +651,12 @@ impl Core {
                 message: format!("{service} has no earlier release that was ever stable"),
                 hint: Some(format!("`gpudeck history {service}` shows what there is")),
             })
+    }
+
+    /// Whether Git has this release of the service, though it is older than what is shown.
+    fn was_ever(&self, service: &ServiceName, number: ReleaseNumber) -> bool {
+        let entries = self.repo.as_ref().and_then(|r| r.history(service, usize::MAX).ok());
+        entries.is_some_and(|entries| entries.iter().any(|e| e.release == number))
     }
 
     /// Reads and inspects what is to be rolled out, off the loop; it comes back as `Begin`.
@@ -672,7 +703,7 @@ impl Core {
                 kind: ErrorKind::Conflict,
                 message: format!("a rollout of {service} to {} is under way", rollout.to),
                 hint: Some(format!(
-                    "wait for it (`gpudeck rollout status {service} --wait`) or take it back (`gpudeck rollout abort {service}`)"
+                    "wait for it (`gpudeck rollout status {service} --wait`), take it back (`gpudeck rollout abort {service}`), or apply with --concurrency-policy queue or replace"
                 )),
             });
         }

@@ -198,6 +198,7 @@ impl Ledger {
                 began: None,
                 ended: None,
                 lowest_ready: None,
+                skipped: None,
             });
         }
         let last = planned.saturating_sub(1);
@@ -207,6 +208,11 @@ impl Ledger {
         }
         let ready = after.ready_total();
         chronicle.lowest_ready = chronicle.lowest_ready.min(ready);
+        for skipped in &rollout.skipped {
+            if let Some(step) = chronicle.steps.get_mut(skipped.step) {
+                step.skipped = Some(format!("{}: {}", skipped.by, skipped.reason));
+            }
+        }
         for (index, step) in chronicle.steps.iter_mut().enumerate() {
             // What the present step has set going at its begin is not the earlier one's.
             if index < current && step.ended.is_none() && (step.began.is_some() || !back) {
@@ -237,6 +243,7 @@ pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
         began: None,
         ended: None,
         lowest_ready: None,
+        skipped: None,
     });
     PlanProgress {
         release: plan.to,

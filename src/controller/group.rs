@@ -149,7 +149,7 @@ impl Core {
         });
     }
 
-    fn all_hosts_heard_of(&self) -> bool {
+    pub(super) fn all_hosts_heard_of(&self) -> bool {
         self.hub.with(|s| s.hosts.values().all(super::maintenance::settled))
     }
 

@@ -32,7 +32,8 @@ impl Core {
     /// Ends once nothing is under way and everything is written down.
     pub(super) fn end_hand_over(&mut self) {
         let Some(condition) = self.conditions.get(&DeckConditionKind::HandingOver) else { return };
-        if !self.actions.is_quiet() && now().since(condition.since) < PATIENCE {
+        let quiet = self.actions.is_quiet() && self.runs.is_quiet();
+        if !quiet && now().since(condition.since) < PATIENCE {
             return;
         }
         let written = self.journal.checkpoint(&self.state);

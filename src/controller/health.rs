@@ -1,7 +1,10 @@
 //! What has become better or worse on a host from one sample to the next, as lines for people.
 
+use std::time::Duration;
+
 use crate::api::Severity;
 use crate::base::text::clean;
+use crate::base::time::short;
 use crate::wire::{Gpu, GpuHealth, Gpus, HostSample, xid};
 
 /// The lines. Without a sample before, only what is wrong is told.
@@ -41,6 +44,26 @@ pub fn lines(before: Option<&HostSample>, after: &HostSample) -> Vec<(Severity, 
         }
     }
     lines
+}
+
+/// A clock that is so far off misleads whoever compares logs, and certificates soon do not hold.
+const CLOCK_OFF_MS: u64 = 5_000;
+
+/// What to tell of a host's clock, by how far it was off before and is now.
+pub fn clock_line(before: Option<i64>, after: i64) -> Option<(Severity, String)> {
+    let wrong = |offset: i64| offset.unsigned_abs() >= CLOCK_OFF_MS;
+    match (before.is_some_and(wrong), wrong(after)) {
+        (false, true) => {
+            let side = if after > 0 { "ahead of" } else { "behind" };
+            let off = short(Duration::from_millis(after.unsigned_abs()));
+            let text = format!(
+                "its clock is {off} {side} the controller's → start chrony or systemd-timesyncd there"
+            );
+            Some((Severity::Warning, text))
+        }
+        (true, false) => Some((Severity::Info, "its clock is right again".to_owned())),
+        _ => None,
+    }
 }
 
 /// The same words but for their numbers.
@@ -104,6 +127,17 @@ mod tests {
         assert_eq!(told(Some(&hung), &well), ["the GPU driver answers again"]);
         let program = lines_of_a_program();
         assert_eq!(program, [Severity::Warning]);
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told_once() {
+        let (severity, text) = clock_line(None, 90_000).unwrap();
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("ahead of the controller's"), "{text}");
+        assert_eq!(clock_line(Some(90_000), 91_000), None);
+        assert!(clock_line(Some(0), -7_000).unwrap().1.contains("behind"));
+        assert_eq!(clock_line(Some(-7_000), 3).unwrap().0, Severity::Info);
+        assert_eq!(clock_line(None, 400), None);
     }
 
     fn lines_of_a_program() -> Vec<Severity> {

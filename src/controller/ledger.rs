@@ -135,6 +135,20 @@ pub fn event_words(kind: &EventKind) -> String {
         EventKind::Resumed { by } => format!("{by} resumes the rollout"),
         EventKind::Promoted { by, all: false } => format!("{by} promotes"),
         EventKind::Promoted { by, all: true } => format!("{by} promotes to the end"),
+        EventKind::Retried { by } => format!("{by} tries again what failed"),
+        EventKind::Skipped { by, reason } => format!("{by} skips the gate: {reason}"),
+        EventKind::Queued { wish, replace } => {
+            let how = if *replace { "replaces the rollout" } else { "queues a rollout" };
+            format!("{} {how}: {}", wish.by, wish.what())
+        }
+        EventKind::QueueCancelled { by, .. } => format!("{by} cancels the queued rollout"),
+        EventKind::QueueRefused { why, .. } => format!("the queued rollout is refused: {why}"),
+        EventKind::RunEnded { attempt, end, .. } => {
+            format!("the command of the step has ended (attempt {attempt}): {end:?}")
+        }
+        EventKind::RunLost { attempt, .. } => {
+            format!("the command of the step (attempt {attempt}) was lost with its controller")
+        }
         EventKind::Aborted { by, reason } => {
             let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
             format!("{by} aborts the rollout{why}")

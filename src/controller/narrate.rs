@@ -23,6 +23,25 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::Resumed { by } => story.info(format!("{by} resumes the rollout")),
         EventKind::Promoted { by, all: false } => story.info(format!("{by} promotes")),
         EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
+        EventKind::Retried { by } => story.info(format!("{by} tries again what failed")),
+        EventKind::Skipped { by, reason } => {
+            let gate = before.skippable().unwrap_or_default();
+            story.warn(format!("{by} skips {gate}: {reason}"));
+        }
+        EventKind::Queued { wish, replace } => {
+            let (by, what) = (&wish.by, wish.what());
+            let how = if *replace { "in place of this one" } else { "after this one" };
+            story.info(format!("{by} queues a rollout {how}: {what}"));
+        }
+        EventKind::QueueCancelled { by, .. } => {
+            story.info(format!("{by} cancels the queued rollout"));
+        }
+        EventKind::QueueRefused { why, .. } => {
+            story.error(format!("the queued rollout does not begin: {why}"));
+        }
+        EventKind::RunLost { .. } => {
+            story.warn("the controller that ran the command is gone: it is run again".to_owned());
+        }
         EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
         EventKind::HoldBegan { why, .. } if has_steps(after) => {
             story.warn(format!("is held before its next step: {why}"));
@@ -163,8 +182,7 @@ fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
     if let Some(verdict) = &now.verdict
         && was.and_then(|w| w.verdict.as_ref()) != Some(verdict)
     {
-        let words =
-            format!("analysis {}: {:?}: {}", verdict.analysis, verdict.result, verdict.reason);
+        let words = format!("{}: {:?}: {}", verdict.title(), verdict.result, verdict.reason);
         match verdict.result {
             crate::rollout::analysis::VerdictResult::Success => story.info(words),
             _ => story.warn(words),
@@ -191,7 +209,14 @@ fn rollout(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
                 }
             }
             Some(Gate::Inconclusive { why }) => {
-                story.warn(format!("the analysis is inconclusive ({why}): promote or abort"));
+                story.warn(format!("the analysis is inconclusive ({why}): retry, skip or abort"));
+            }
+            Some(Gate::Run { command, attempt, .. }) => {
+                let again = match attempt.0.get() {
+                    1 => String::new(),
+                    n => format!(" (attempt {n})"),
+                };
+                story.info(format!("runs {command}{again}"));
             }
             Some(Gate::Approve) => story.warn("waits for approval: promote or abort".to_owned()),
             Some(Gate::Failed { why }) => story.error(format!("failed and held: {why}")),

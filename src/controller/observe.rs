@@ -33,20 +33,30 @@ impl Core {
                 self.change_host(&host, |view| view.facts = Some(*facts));
             }
             FleetEvent::Sample { host, sample } => {
-                let told = self.hub.with(|s| {
-                    let before = s.hosts.get(&host).and_then(|h| h.sample.as_ref());
-                    super::health::lines(before, &sample)
-                });
+                let before = self.hub.with(|s| s.hosts.get(&host).map(|view| view.sample.clone()));
+                let last = before.as_ref().and_then(|sample| sample.as_deref());
+                let told = super::health::lines(last, &sample);
                 for (severity, text) in told {
                     let host = Some(host.clone());
                     self.tell(EventLine { at: now(), severity, service: None, host, text });
                 }
-                self.change_host(&host, |view| {
-                    view.sample = Some(*sample);
-                    view.sampled = Some(now());
-                });
+                let (sample, sampled) = (Arc::new(*sample), now());
+                if before.is_some() {
+                    self.hub.publish(Change::Sample { host, sampled, sample });
+                } else {
+                    self.change_host(&host, |view| {
+                        view.sample = Some(sample);
+                        view.sampled = Some(sampled);
+                    });
+                }
             }
             FleetEvent::Clock { host, offset_ms, round_trip_us } => {
+                let before = self.hub.with(|s| s.hosts.get(&host).and_then(|view| view.clock));
+                let told = super::health::clock_line(before.map(|c| c.offset_ms), offset_ms);
+                if let Some((severity, text)) = told {
+                    let host = Some(host.clone());
+                    self.tell(EventLine { at: now(), severity, service: None, host, text });
+                }
                 self.change_host(&host, |view| {
                     view.clock = Some(ClockView { offset_ms, round_trip_us });
                 });

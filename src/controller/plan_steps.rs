@@ -143,6 +143,9 @@ impl Known {
                 count(unknown.drains)
             ));
         }
+        if unknown.commands > 0 {
+            out.push("the commands of its `run` steps".to_owned());
+        }
         if unknown.person {
             out.push("a person's approval".to_owned());
         }
@@ -191,6 +194,7 @@ pub fn steps(
     let sum = forecast.stages.iter().fold(Unknown::default(), |sum, stage| Unknown {
         loads: sum.loads + stage.unknown.loads,
         drains: sum.drains + stage.unknown.drains,
+        commands: sum.commands + stage.unknown.commands,
         person: sum.person || stage.unknown.person,
     });
     let known_ms = forecast.stages.iter().map(|s| s.took_ms).sum();
@@ -210,6 +214,9 @@ fn gate(step: &StepSpec, release: &Release) -> Option<String> {
             ))
         }
         StepSpec::Approve(true) => Some("a person promotes".to_owned()),
+        StepSpec::Run(run) => {
+            Some(format!("the command ends with exit code 0 within {}", time::short(run.timeout)))
+        }
         _ => None,
     }
 }

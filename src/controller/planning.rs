@@ -667,7 +667,7 @@ impl<'a> PortGiver<'a> {
     }
 }
 
-/// Commits what is rolled out. An undo puts the old spec back into the work tree first, so that the
+/// Commits what is rolled out. An earlier revision puts its spec back into the work tree first, so that the
 /// deck says what is served; an edit that was never committed is kept beside it.
 pub fn commit(
     repo: &DeckRepo,
@@ -675,7 +675,7 @@ pub fn commit(
     release: &Release,
     kind: RolloutKind,
 ) -> Result<Revision, ApiError> {
-    if kind == RolloutKind::Undo {
+    if draft.revision.is_some() {
         let present = repo.read_service(&draft.service).unwrap_or_default();
         if present != draft.text {
             let write = |path: &std::path::Path, content: &str| {

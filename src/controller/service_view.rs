@@ -61,6 +61,8 @@ pub fn view(
         ready: state.ready_total(),
         floor: served.map_or(0, |r| count::floor(&r.spec.rollout, r.spec.replicas.get())),
         stable: state.stable,
+        queued: state.queued.clone(),
+        queue_trouble: state.queue_trouble.clone(),
         rollout: state.rollout.clone(),
         steps: target.map(|r| step_titles(r, state)).unwrap_or_default(),
         replicas: replicas(state, around),
@@ -87,7 +89,7 @@ fn lends(state: &ServiceState) -> Option<String> {
     })
 }
 
-fn url(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<String> {
+pub(super) fn url(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<String> {
     let gateways = || super::gateways::Gateways::of(deck, service, spec);
     spec.url.clone().or_else(|| gateways()?.url())
 }

@@ -195,6 +195,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         idle_since: None,
         files_stamp: Vec::new(),
         group_asking: false,
+        queue_asking: std::collections::BTreeSet::new(),
+        runs: super::runs::Runs::new(paths.dir.clone()),
         upgrades: super::upgrade::UpgradeTasks::default(),
         draining: std::collections::BTreeSet::new(),
         measured: Measured::open(&paths.measured()),

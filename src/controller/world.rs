@@ -34,7 +34,7 @@ pub fn hosts_beside<'a>(
                 host.labels.clone(),
                 is_up(host),
                 host.facts.as_ref(),
-                host.sample.as_ref(),
+                host.sample.as_deref(),
                 reserved.get(&host.name).unwrap_or(&none),
             );
             apply_cordons(&mut capacity, state);

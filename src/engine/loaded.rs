@@ -252,7 +252,7 @@ pub fn any(log: &str) -> Loaded {
     [vllm, sglang, llama_cpp]
         .iter()
         .map(|read| read(log))
-        .find(|l| l.weights.is_some() || l.tokens.is_some() && l.cache.is_some())
+        .find(|l| l.weights.is_some() || l.refused || l.tokens.is_some() && l.cache.is_some())
         .unwrap_or_default()
 }
 

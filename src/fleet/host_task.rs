@@ -14,9 +14,9 @@ use super::following::{Attention, AttentionCell};
 use super::install::{AgentCommand, InstallError, Source, install, wants_newer_system};
 use super::manager::InProcessHosts;
 use super::outbox::Outbox;
-use super::session::{DialError, Session, SessionError};
+use super::session::{DialError, Running, Session, SessionError, first_words};
 use super::{
-    AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary, fallback,
+    AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary, fallback, quick,
 };
 use crate::base::{DownCause, Hint, HostName, text};
 use crate::spec::{HostSpec, Transport};
@@ -24,7 +24,7 @@ use crate::ssh::{
     ConnectOptions, Connection, Endpoint, LocalConnection, NoQuestions, Questions, SshError,
     Target, connect,
 };
-use crate::wire::{DialAccess, DialTarget, Reply, Request};
+use crate::wire::{DialAccess, DialTarget, HostFacts, Reply, Request};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -325,6 +325,9 @@ impl HostTask {
         }
         let connection = self.connect().await?;
         self.outbox.phase("looking for the agent");
+        if let Some(lost) = self.run_what_is_there(&connection).await? {
+            return Ok(lost);
+        }
         let progress = |percent: u8| {
             self.outbox.phase(format!("installing the agent {percent}%"));
         };
@@ -347,15 +350,51 @@ impl HostTask {
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
         let attention = self.link.attention.subscribe();
-        let started =
-            Session::start(host.clone(), Arc::clone(&connection), command, attention).await;
-        let (session, facts, running) = match started {
+        let started = Session::start(host, Arc::clone(&connection), command, attention).await;
+        self.go_on(&*connection, started).await
+    }
+
+    /// With an agent that runs, or without one where it cannot.
+    async fn go_on(
+        &self,
+        connection: &dyn Connection,
+        started: Result<(Session, HostFacts, Running), SessionError>,
+    ) -> Result<(Cause, Duration), Cause> {
+        match started {
             Err(SessionError::Ended(words)) if wants_newer_system(&words) => {
                 let error = InstallError::OldSystem { why: words };
-                return Ok(self.only_look(&*connection, &error).await);
+                Ok(self.only_look(connection, &error).await)
             }
-            started => started?,
-        };
+            started => Ok(self.serve(connection, started?).await),
+        }
+    }
+
+    /// Runs the agent that an earlier connection has left there; none: it is not there.
+    async fn run_what_is_there(
+        &self,
+        connection: &Arc<dyn Connection>,
+    ) -> Result<Option<(Cause, Duration)>, Cause> {
+        if self.spec.transport != Transport::Ssh {
+            return Ok(None);
+        }
+        let binary = self.shared.binary().await?;
+        let mut attention = self.link.attention.subscribe();
+        let first = first_words(&mut attention)?;
+        let begun = quick::start(&**connection, binary, &self.spec.agent_env, &first).await?;
+        let Some(begun) = begun else { return Ok(None) };
+        self.outbox.phase("starting the agent");
+        let host = self.link.host.clone();
+        let started = Session::shake_hands(host, Arc::clone(connection), begun, attention).await;
+        self.go_on(&**connection, started).await.map(Some)
+    }
+
+    /// Carries messages until the agent or the connection ends: why it did, and how long it was up.
+    async fn serve(
+        &self,
+        connection: &dyn Connection,
+        (session, facts, running): (Session, HostFacts, Running),
+    ) -> (Cause, Duration) {
+        let host = self.link.host.clone();
         let session = Arc::new(session);
         self.link.up(Arc::clone(&session));
         self.outbox.put(FleetEvent::Facts { host, facts: Box::new(facts) });
@@ -365,7 +404,7 @@ impl HostTask {
         let cause = Cause::from(why);
         self.link.down(&cause.why, cause.hint.clone());
         connection.close().await;
-        Ok((cause, since.elapsed()))
+        (cause, since.elapsed())
     }
 
     async fn install(

@@ -37,6 +37,8 @@ digest() {
 }
 stamp() { stat -c '%s %y %z %i' "$1" 2>/dev/null; }
 "#;
+/// Versions that nobody runs any more, and what uploads that broke off have left.
+pub(super) const TIDY: &str = include_str!("tidy.sh");
 const FIND: &str = include_str!("install.sh");
 const FINISH: &str = r#"
 got=$(digest "$tmp")
@@ -242,14 +244,7 @@ pub async fn install(
     env: &BTreeMap<String, String>,
     progress: &(dyn Fn(u8) + Send + Sync),
 ) -> Result<AgentCommand, InstallError> {
-    for name in env.keys() {
-        let good = !name.starts_with(|c: char| c.is_ascii_digit())
-            && !name.is_empty()
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !good {
-            return Err(InstallError::BadVariable { name: text::clean(name, 60) });
-        }
-    }
+    check_names(env)?;
     let base = env.get(STATE_DIR_VARIABLE).map_or("", String::as_str);
     let want = match &source {
         Source::Copy(binary) => binary.installed_name(),
@@ -269,6 +264,19 @@ pub async fn install(
         }
     };
     Ok(AgentCommand { binary, state_dir, env: env.clone() })
+}
+
+/// Only what a shell takes for a variable's name.
+pub(super) fn check_names(env: &BTreeMap<String, String>) -> Result<(), InstallError> {
+    let good = |name: &&String| {
+        !name.starts_with(|c: char| c.is_ascii_digit())
+            && !name.is_empty()
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    match env.keys().find(|name| !good(name)) {
+        None => Ok(()),
+        Some(name) => Err(InstallError::BadVariable { name: text::clean(name, 60) }),
+    }
 }
 
 /// Names the uploads of this process, so that one that broke off is known again and two operators
@@ -439,6 +447,7 @@ async fn script(
         program.extend([name, "=", &quote::shell_word(value), "\n"]);
     }
     program.push_str(PRELUDE);
+    program.push_str(TIDY);
     program.push_str(body);
     let output =
         run(connection, "exec sh -s", program.as_bytes(), MAX_ANSWER_BYTES, SCRIPT_PATIENCE)

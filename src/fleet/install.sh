@@ -29,6 +29,9 @@ chmod 700 "$dir" 2>/dev/null
 probe=$dir/bin/.probe.$$
 why=$({ printf '#!/bin/sh\nexit 0\n' >"$probe"; } 2>&1) || {
     rm -f "$probe"
+    # Of a full disk some shells say no more than "I/O error".
+    set -- $(df -Pk "$dir" 2>/dev/null | tail -n 1)
+    [ "${4:-1}" != 0 ] || why="No space left on device"
     give_up write "$why"
 }
 chmod 700 "$probe"
@@ -60,17 +63,6 @@ if [ -n "$want" ]; then
         if [ -n "$old" ]; then mv "$old" "$part" 2>/dev/null; fi
     fi
     if [ -f "$part" ]; then say part_bytes "$(wc -c <"$part" | tr -d ' ')"; fi
-    # Versions that nobody runs any more.
-    others=$(find "$dir/bin" -name 'gpudeck-*' ! -name "$want" -mmin +1440 2>/dev/null)
-    if [ -n "$others" ]; then
-        runs=$(ls -l /proc/[0-9]*/exe 2>/dev/null)
-        for other in "$dir"/bin/gpudeck-*; do
-            case $others in *"$other"*) ;; *) continue ;; esac
-            case $runs in *"-> $other"*) continue ;; esac
-            rm -f "$other" "$dir/bin/.checked-${other##*/}"
-        done
-    fi
 fi
-# What uploads that broke off have left.
-find "$dir/bin" -name '.upload-*' -mmin +1440 -exec rm -f {} + 2>/dev/null
+tidy
 say done 1

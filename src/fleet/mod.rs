@@ -16,6 +16,7 @@ mod lines;
 pub mod link;
 mod manager;
 mod outbox;
+mod quick;
 pub mod readers;
 mod session;
 pub mod smi;

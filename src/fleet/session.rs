@@ -36,6 +36,9 @@ const CLOCK_TRIES: usize = 3;
 /// Lines before the first answer that are no JSON: what a login shell's start-up files print.
 const MAX_CHATTER_LINES: usize = 200;
 
+/// Messages before its hello that are kept.
+const MAX_EARLY: usize = 16;
+
 /// Requests about samples carry this id: nobody waits for their answers.
 const SAMPLES: u64 = 2;
 
@@ -58,6 +61,8 @@ pub(super) struct Session {
 pub(super) struct Running {
     stdin: Box<dyn AsyncWrite + Send + Unpin>,
     reader: LineReader<Box<dyn AsyncRead + Send + Unpin>>,
+    /// What it said before its hello: a sample may be ready sooner than all facts.
+    early: Vec<FromAgent>,
     control: ExecControl,
     lines: mpsc::Receiver<Vec<u8>>,
 }
@@ -97,6 +102,24 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// An agent that runs and was told the first words; its answer is awaited.
+pub(super) struct Begun {
+    pub(super) command: AgentCommand,
+    pub(super) stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    pub(super) reader: LineReader<Box<dyn AsyncRead + Send + Unpin>>,
+    pub(super) control: ExecControl,
+}
+
+/// What an agent is told at once: hello, and what to send. Its first sample then comes without
+/// another round trip.
+pub(super) fn first_words(
+    attention: &mut watch::Receiver<Attention>,
+) -> Result<String, SessionError> {
+    let mut words = line_of(1, Request::Hello { protocol: PROTOCOL_VERSION })?;
+    words.extend(line_of(SAMPLES, attention.borrow_and_update().request())?);
+    String::from_utf8(words).map_err(|error| SessionError::Nonsense(error.to_string()))
+}
+
 impl Session {
     /// Runs the agent and shakes hands with it.
     pub(super) async fn start(
@@ -105,23 +128,29 @@ impl Session {
         command: AgentCommand,
         mut attention: watch::Receiver<Attention>,
     ) -> Result<(Self, HostFacts, Running), SessionError> {
+        let first = first_words(&mut attention)?;
         let ExecChannel { mut stdin, stdout, control } =
             connection.exec(&command.agent_line()).await?;
-        let mut reader = LineReader::new(stdout, MAX_LINE_BYTES);
-        let hello = async {
-            let line = line_of(1, Request::Hello { protocol: PROTOCOL_VERSION })?;
-            let subscribe = line_of(2, attention.borrow_and_update().request())?;
-            // An agent that ended already says why below.
-            if stdin.write_all(&line).await.is_ok() {
-                let _ = stdin.flush().await;
-            }
-            let facts = read_hello(&mut reader, &control, &*connection).await?;
-            let sent = stdin.write_all(&subscribe).await;
-            sent.map_err(|error| SessionError::Ended(text::clean(&error.to_string(), 200)))?;
+        // An agent that ended already says why by its end.
+        if stdin.write_all(first.as_bytes()).await.is_ok() {
             let _ = stdin.flush().await;
-            Ok::<_, SessionError>(facts)
-        };
-        let facts = timeout(HELLO_PATIENCE, hello).await.map_err(|_| SessionError::Silent)??;
+        }
+        let reader = LineReader::new(stdout, MAX_LINE_BYTES);
+        let begun = Begun { command, stdin, reader, control };
+        Self::shake_hands(host, connection, begun, attention).await
+    }
+
+    /// Hears the answer of an agent that was told the first words.
+    pub(super) async fn shake_hands(
+        host: HostName,
+        connection: Arc<dyn Connection>,
+        begun: Begun,
+        attention: watch::Receiver<Attention>,
+    ) -> Result<(Self, HostFacts, Running), SessionError> {
+        let Begun { command, stdin, mut reader, control } = begun;
+        let hello = read_hello(&mut reader, &control, &*connection);
+        let hello = timeout(HELLO_PATIENCE, hello).await;
+        let (facts, early) = hello.map_err(|_| SessionError::Silent)??;
         let (lines, receiver) = mpsc::channel(64);
         let session = Self {
             host,
@@ -133,12 +162,12 @@ impl Session {
             dials: Arc::new(Semaphore::new(MAX_DIALS)),
             attention,
         };
-        Ok((session, facts, Running { stdin, reader, control, lines: receiver }))
+        Ok((session, facts, Running { stdin, reader, early, control, lines: receiver }))
     }
 
     /// Carries messages until the agent or the connection is lost; returns why.
     pub(super) async fn serve(&self, running: Running, outbox: &Outbox) -> SessionError {
-        let Running { mut stdin, mut reader, control, mut lines } = running;
+        let Running { mut stdin, mut reader, early, control, mut lines } = running;
         let write = async {
             while let Some(line) = lines.recv().await {
                 if stdin.write_all(&line).await.is_err() || stdin.flush().await.is_err() {
@@ -150,6 +179,9 @@ impl Session {
         };
         let read = async {
             let mut picture = Picture::default();
+            for message in early {
+                self.take(message, &mut picture, outbox);
+            }
             loop {
                 match timeout(SILENCE, reader.next()).await {
                     Err(_) => {
@@ -344,7 +376,8 @@ async fn read_hello<R: AsyncRead + Unpin>(
     reader: &mut LineReader<R>,
     control: &ExecControl,
     connection: &dyn Connection,
-) -> Result<HostFacts, SessionError> {
+) -> Result<(HostFacts, Vec<FromAgent>), SessionError> {
+    let mut early = Vec::new();
     for _ in 0..MAX_CHATTER_LINES {
         let line = reader
             .next()
@@ -359,11 +392,12 @@ async fn read_hello<R: AsyncRead + Unpin>(
                         asked: PROTOCOL_VERSION,
                     }));
                 }
-                return Ok(*facts);
+                return Ok((*facts, early));
             }
             Ok(FromAgent::Reply { id: 1, result: Err(refusal) }) => {
                 return Err(SessionError::Refused(refusal));
             }
+            Ok(message) if early.len() < MAX_EARLY => early.push(message),
             Ok(_) | Err(_) => {}
         }
     }

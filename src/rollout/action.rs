@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::release::RankPlan;
 use super::state::Outcome;
-use crate::base::{HostName, RankId, ReleaseNumber, ReplicaId, TrafficServer};
+use crate::base::{Attempt, HostName, RankId, ReleaseNumber, ReplicaId, TrafficServer};
+use crate::spec::RunSpec;
 
 /// One thing to do; what comes of it returns as an event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,18 @@ pub enum Action {
     AwaitDrained {
         /// Which.
         replica: ReplicaId,
+    },
+    /// Run the command of a `run` step → `RunEnded`. Not asked for again after a restart: then
+    /// `RunLost` is told first.
+    RunCommand {
+        /// Of the rollout to this release.
+        release: ReleaseNumber,
+        /// At this step.
+        step: usize,
+        /// Which run of it.
+        attempt: Attempt,
+        /// The command.
+        run: Box<RunSpec>,
     },
     /// Write down how a rollout ended: in Git, as the outcome of its release.
     RecordOutcome {

@@ -53,14 +53,41 @@ impl Window {
 /// What an analysis says, and the number that decided.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Its name in the spec.
+    /// An analysis, or a command.
+    #[serde(default)]
+    pub of: VerdictOf,
+    /// Its name in the spec, or the command.
     pub analysis: String,
     /// Go on, go back, or ask a person.
     pub result: VerdictResult,
     /// The number that decided: `error rate 31.0 % (62 of 200) > 2.0 %`.
     pub reason: String,
+    /// The last lines of a command's output.
+    #[serde(default)]
+    pub lines: Vec<String>,
     /// When.
     pub at: Timestamp,
+}
+
+impl Verdict {
+    /// What was judged: `analysis default`, `run ./smoke.sh`.
+    pub fn title(&self) -> String {
+        match self.of {
+            VerdictOf::Analysis => format!("analysis {}", self.analysis),
+            VerdictOf::Run => format!("run {}", self.analysis),
+        }
+    }
+}
+
+/// What a verdict is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerdictOf {
+    /// An analysis of the spec.
+    #[default]
+    Analysis,
+    /// The command of a `run` step.
+    Run,
 }
 
 /// Go on, go back, or ask a person.

@@ -30,6 +30,17 @@ impl Decider<'_> {
             EventKind::Paused { .. } => self.pause(),
             EventKind::Resumed { .. } => self.resume(),
             EventKind::Promoted { all, .. } => self.promote(*all),
+            EventKind::Retried { .. } => self.retry(),
+            EventKind::Skipped { by, reason } => self.skip(by, reason),
+            EventKind::Queued { wish, replace } => self.queue(wish, *replace),
+            EventKind::QueueCancelled { asked, .. } => self.unqueue(*asked, None),
+            EventKind::QueueRefused { asked, why } => self.unqueue(*asked, Some(why)),
+            EventKind::RunEnded { release, step, attempt, end, output } => {
+                self.run_ended(*release, *step, *attempt, end, output);
+            }
+            EventKind::RunLost { release, step, attempt } => {
+                self.run_lost(*release, *step, *attempt);
+            }
             EventKind::Aborted { by, reason } => self.abort(by, reason.as_deref()),
             EventKind::StopRequested { by } => self.stop_service(by),
             EventKind::MovesRequested { release, moves, why, .. } => {
@@ -71,6 +82,9 @@ impl Decider<'_> {
         if known || lends || self.state.stopping || self.state.active_rollout().is_some() {
             return;
         }
+        // The latest wish counts: whatever waited is overtaken by what begins now.
+        self.state.queued = None;
+        self.state.queue_trouble = None;
         let from = self.state.stable;
         let now = self.now();
         let steps = release.spec.rollout.journey().len();
@@ -92,6 +106,8 @@ impl Decider<'_> {
             measured_new: Window::default(),
             measured_old: Window::default(),
             analysis: AnalysisRun::default(),
+            run: None,
+            skipped: Vec::new(),
             verdict: None,
             outcome: None,
             ended: None,
@@ -109,7 +125,7 @@ impl Decider<'_> {
         }
     }
 
-    fn resume(&mut self) {
+    pub(super) fn resume(&mut self) {
         let now = self.now();
         if let Some(rollout) = self.active()
             && let Some(since) = rollout.paused.take()
@@ -178,6 +194,7 @@ impl Decider<'_> {
         }
         self.state.stopping = true;
         self.state.loans.clear();
+        self.state.queued = None;
         if self.active().is_some() {
             let why = text::clean(&format!("the service was stopped by {by}"), MAX_CAUSE);
             self.end_rollout(Outcome::Aborted { why });

@@ -5,13 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Window;
+use super::by_hand::QueuedRollout;
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
 use super::lending::Borrowing;
 use super::moves::RequestedMove;
 use super::release::Release;
+use super::run_step::RunEnd;
 use super::state::RolloutKind;
-use crate::base::{HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp};
+use crate::base::{
+    Attempt, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp,
+};
 
 /// An event with its time. The time never comes from a clock inside the decider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +61,39 @@ pub enum EventKind {
         /// Who.
         by: String,
     },
+    /// Try again what failed or could not be judged.
+    Retried {
+        /// Who.
+        by: String,
+    },
+    /// Do not wait for the gate that holds it.
+    Skipped {
+        /// Who.
+        by: String,
+        /// Why, in their words.
+        reason: String,
+    },
+    /// Roll this out when the present rollout has ended.
+    Queued {
+        /// What.
+        wish: Box<QueuedRollout>,
+        /// Take the present one back now.
+        replace: bool,
+    },
+    /// Do not roll out what is queued.
+    QueueCancelled {
+        /// Which.
+        asked: Timestamp,
+        /// Who.
+        by: String,
+    },
+    /// What was queued cannot begin, or there is nothing to do.
+    QueueRefused {
+        /// Which.
+        asked: Timestamp,
+        /// Why.
+        why: String,
+    },
     /// Take it back.
     Aborted {
         /// Who.
@@ -95,6 +132,30 @@ pub enum EventKind {
     MovesCancelled {
         /// Who.
         by: String,
+    },
+
+    // What becomes of a `run` step's command.
+    /// It has ended.
+    RunEnded {
+        /// Of the rollout to this release.
+        release: ReleaseNumber,
+        /// At this step.
+        step: usize,
+        /// Which run of it.
+        attempt: Attempt,
+        /// How.
+        end: RunEnd,
+        /// The last lines of its output.
+        output: Vec<String>,
+    },
+    /// Whoever ran it is gone, and how it ended is not known.
+    RunLost {
+        /// Of the rollout to this release.
+        release: ReleaseNumber,
+        /// At this step.
+        step: usize,
+        /// Which run of it.
+        attempt: Attempt,
     },
 
     // What follows from a rollout of another service that borrows from this one, and the reverse.

@@ -76,6 +76,9 @@ pub struct Unknown {
     pub loads: u32,
     /// So many replicas drain, and how long that takes was never measured.
     pub drains: u32,
+    /// So many commands are run.
+    #[serde(default)]
+    pub commands: u32,
     /// A person is waited for.
     pub person: bool,
 }
@@ -207,6 +210,7 @@ pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: boo
         }
         StepSpec::Approve(true) => "approve".to_owned(),
         StepSpec::Approve(false) => "approve (off)".to_owned(),
+        StepSpec::Run(run) => format!("run {}", run.title()),
     };
     let last = match strategy {
         Strategy::BlueGreen if !skipped => "the old set goes",

@@ -1,7 +1,7 @@
 //! The rollout's way: steps and gates, its clocks, turning back, and its end.
 
 use super::action::Action;
-use super::analysis::{AnalysisRun, Judgement, Verdict, VerdictResult, Window, judge};
+use super::analysis::{AnalysisRun, Judgement, Verdict, VerdictOf, VerdictResult, Window, judge};
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, ServiceState};
 use super::step::Decider;
 use crate::base::{text, time};
@@ -58,6 +58,7 @@ impl Decider<'_> {
             Some(StepSpec::Analyse(name)) => self.analyse(&name, index),
             Some(StepSpec::Approve(true)) => self.set_gate(Some(Gate::Approve)),
             Some(StepSpec::Approve(false)) => self.go_to_step(index + 1),
+            Some(StepSpec::Run(run)) => self.tend_run(&run, index),
             None => {
                 self.set_gate(None);
                 let complete = self.state.available(to, roles.min_healthy) >= roles.full;
@@ -92,9 +93,11 @@ impl Decider<'_> {
             };
         if let Some(rollout) = self.state.rollout.as_mut() {
             rollout.verdict = Some(Verdict {
+                of: VerdictOf::Analysis,
                 analysis: name.to_owned(),
                 result,
                 reason: reason.clone(),
+                lines: Vec::new(),
                 at: now,
             });
         }
@@ -225,10 +228,11 @@ impl Decider<'_> {
             rollout.measured_new = Window::default();
             rollout.measured_old = Window::default();
             rollout.analysis = AnalysisRun::default();
+            rollout.run = None;
         }
     }
 
-    fn set_gate(&mut self, gate: Option<Gate>) {
+    pub(super) fn set_gate(&mut self, gate: Option<Gate>) {
         if let Some(rollout) = self.state.rollout.as_mut()
             && rollout.gate != gate
         {

@@ -14,6 +14,7 @@
 pub mod action;
 pub mod analysis;
 mod apply;
+pub mod by_hand;
 mod capacity;
 pub mod checks;
 pub mod count;
@@ -31,12 +32,14 @@ pub mod release;
 mod remedy;
 mod replicas;
 mod roles;
+pub mod run_step;
 pub mod state;
 pub mod step;
 mod traffic;
 
 pub use action::Action;
-pub use analysis::{AnalysisRun, Verdict, Window};
+pub use analysis::{AnalysisRun, Verdict, VerdictOf, Window};
+pub use by_hand::{QueuedRollout, SkippedGate};
 pub use checks::{CheckResult, CheckRun};
 pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};
@@ -45,6 +48,7 @@ pub use hold::Hold;
 pub use lending::{Borrowing, LentReplica, Loan};
 pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
+pub use run_step::{RunEnd, StepRun};
 pub use state::{
     Condition, Direction, Drain, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind,
     ServiceState,

@@ -10,6 +10,7 @@ use super::checks::CheckResult;
 use super::event::{Event, EventKind};
 use super::forecast::{Forecast, How, Move, Stage, Timings, Verb, stage_titles};
 use super::release::{Release, ReplicaPlan};
+use super::run_step::RunEnd;
 use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
 use super::step::{next_wake, outstanding, step};
 use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp};
@@ -368,6 +369,17 @@ impl World<'_> {
                     }
                     let drain = self.timings.drain.unwrap_or_default();
                     self.later(drain, EventKind::Drained { replica });
+                }
+                // How long a command takes is not known; a good one ends well.
+                Action::RunCommand { release, step, attempt, .. } => {
+                    if self.measuring
+                        && let Some(stage) = self.forecast.stages.get_mut(self.stage)
+                    {
+                        stage.unknown.commands += 1;
+                    }
+                    let (end, output) = (RunEnd::Exited { code: 0 }, Vec::new());
+                    let ended = EventKind::RunEnded { release, step, attempt, end, output };
+                    self.later(Duration::ZERO, ended);
                 }
                 Action::RecordOutcome { .. } => {}
             }

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::{AnalysisRun, Verdict, Window};
+use super::by_hand::{QueuedRollout, SkippedGate};
 use super::release::Release;
+use super::run_step::StepRun;
 use crate::base::{
     Attempt, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp, TrafficMode,
     TrafficServer,
@@ -44,6 +46,12 @@ pub struct ServiceState {
     /// ever given the name of an earlier one.
     #[serde(default)]
     pub attempts: BTreeMap<ReplicaKey, Attempt>,
+    /// The rollout that begins when the present one has ended.
+    #[serde(default)]
+    pub queued: Option<QueuedRollout>,
+    /// Why the last queued one did not begin.
+    #[serde(default)]
+    pub queue_trouble: Option<String>,
     /// Replicas that are to be moved, the first one in work.
     #[serde(default)]
     pub moves: Vec<super::moves::ReplicaMove>,
@@ -188,7 +196,13 @@ pub struct Rollout {
     /// The rest of the analysis under way: engines, GPUs, golden prompts, queries.
     #[serde(default)]
     pub analysis: AnalysisRun,
-    /// The verdict of the last analysis.
+    /// The command of the present step, if it is a `run` step.
+    #[serde(default)]
+    pub run: Option<StepRun>,
+    /// The gates that a person skipped.
+    #[serde(default)]
+    pub skipped: Vec<SkippedGate>,
+    /// The verdict of the last analysis or command.
     pub verdict: Option<Verdict>,
     /// It is over.
     pub outcome: Option<Outcome>,
@@ -244,8 +258,16 @@ pub enum Gate {
     },
     /// A person approves (promote) or refuses (abort).
     Approve,
-    /// It failed and the spec forbids automatic rollback: a person decides (retry by a new apply,
-    /// abort or undo).
+    /// A command of the user's runs.
+    Run {
+        /// The command, shortened.
+        command: String,
+        /// Which run of it.
+        attempt: Attempt,
+        /// Not longer than this.
+        until: Timestamp,
+    },
+    /// It failed and the spec forbids automatic rollback: a person decides (retry or abort).
     Failed {
         /// What failed.
         why: String,
@@ -338,6 +360,8 @@ impl ServiceState {
             traffic_trouble: None,
             traffic_retry: None,
             attempts: BTreeMap::new(),
+            queued: None,
+            queue_trouble: None,
             moves: Vec::new(),
             vacated: BTreeSet::new(),
             loans: Vec::new(),

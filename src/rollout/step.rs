@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::action::Action;
 use super::event::Event;
+use super::run_step::PATIENCE;
 use super::state::{Direction, Gate, Phase, ServiceState};
 use crate::base::Timestamp;
 use crate::spec::RolloutSpec;
@@ -84,6 +85,7 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
     if let Some(rollout) = state.active_rollout().filter(|r| r.paused.is_none()) {
         match &rollout.gate {
             Some(Gate::Bake { until } | Gate::Analyse { until, .. }) => moments.push(*until),
+            Some(Gate::Run { until, .. }) => moments.push(until.plus(PATIENCE)),
             Some(_) if rollout.direction == Direction::Forward => {}
             _ => moments.extend(
                 state

@@ -9,6 +9,7 @@ pub mod condition;
 pub mod deck;
 pub mod parse;
 pub mod require;
+pub mod run;
 pub mod service;
 pub mod strategy;
 
@@ -20,9 +21,10 @@ pub use condition::Condition;
 pub use deck::{DeckSpec, EndpointsSpec, GatewaySpec, GitSpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use require::{RequireError, Requirement};
+pub use run::RunSpec;
 pub use service::{
-    AnalysisSpec, CommandEngine, Count, DeviceKind, DockerRuntime, EngineSpec, MetricNames,
-    Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec, Spread,
-    StepSpec,
+    AnalysisSpec, CommandEngine, ConcurrencyPolicy, Count, DeviceKind, DockerRuntime, EngineSpec,
+    MetricNames, Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec,
+    Spread, StepSpec,
 };
 pub use strategy::Strategy;

@@ -150,6 +150,11 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
                 );
                 return Err(("analyse", format!("there is no analysis `{name}`"), suggestion));
             }
+            StepSpec::Run(run) => {
+                if let Some((message, suggestion)) = run.complaint() {
+                    return Err(("run", message, suggestion));
+                }
+            }
             _ => {}
         }
     }

@@ -320,6 +320,8 @@ pub struct RolloutSpec {
     /// When several services are applied together: only after these have been rolled out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<crate::base::ServiceName>,
+    /// What applying this does while another rollout of the service is under way.
+    pub concurrency_policy: ConcurrencyPolicy,
     /// Return to the stable release by itself when the new one fails.
     pub auto_rollback: bool,
     /// How long a new replica must be ready without interruption to count as available.
@@ -356,6 +358,7 @@ impl Default for RolloutSpec {
             max_surge: Count::Number(0),
             steps: Vec::new(),
             after: Vec::new(),
+            concurrency_policy: ConcurrencyPolicy::Forbid,
             auto_rollback: true,
             min_healthy_time: Duration::from_secs(0),
             healthy_deadline: Duration::from_mins(20),
@@ -383,6 +386,22 @@ pub enum StepSpec {
     Analyse(String),
     /// A gate: a person approves.
     Approve(bool),
+    /// A gate: a command of the user's must end with exit code 0.
+    Run(super::RunSpec),
+}
+
+/// What a new apply does while a rollout of the service is under way. The name is Kubernetes'
+/// (`CronJob`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConcurrencyPolicy {
+    /// It is refused.
+    #[default]
+    Forbid,
+    /// It waits for the end of the present one.
+    Queue,
+    /// The present one is taken back first.
+    Replace,
 }
 
 /// What an analysis measures and what it tolerates. The numbers come from the gateway; the

@@ -135,9 +135,10 @@ impl RusshConnection {
                 why: reason_text(reason),
             }),
             Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
+            // Not the jump host's address: that one answers.
             Err(_) => Err(SshError::Timeout {
-                address: self.address.clone(),
-                phase: format!("opening the way to {}", text::clean(host, 80)),
+                address: format!("{}:{port}", text::clean(host, 80)),
+                phase: "opening the way to it".to_owned(),
                 after: self.channel_timeout,
             }),
         }

@@ -322,3 +322,77 @@ fn split_name(host: &str) -> (&str, Option<&str>) {
         None => (host, None),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn every_kind() -> Vec<SshError> {
+        let text = || "x".to_owned();
+        let file = || PathBuf::from("/f");
+        let config =
+            super::super::config::ConfigError { file: file(), line: 1, why: "x".to_owned() };
+        let refused = SshError::AuthFailed { host: text(), user: text(), tried: Vec::new() };
+        vec![
+            SshError::NameNotFound { host: text() },
+            SshError::Refused { address: text() },
+            SshError::Timeout { address: text(), phase: text(), after: Duration::ZERO },
+            SshError::Unreachable { address: text(), why: text() },
+            SshError::Protocol { address: text(), why: text() },
+            SshError::HostKeyUnknown {
+                host: text(),
+                key_type: text(),
+                fingerprint: text(),
+                file: file(),
+            },
+            SshError::HostKeyChanged {
+                host: text(),
+                shown: text(),
+                known: text(),
+                file: file(),
+                line: 1,
+            },
+            SshError::HostKeyRevoked { host: text(), file: file(), line: 1 },
+            SshError::HostKeyRejected { host: text(), fingerprint: text() },
+            SshError::KnownHosts { file: file(), why: text() },
+            SshError::HostKeyBad { host: text(), why: text() },
+            SshError::Config(config),
+            SshError::Algorithms { keyword: text(), asked: text() },
+            SshError::JumpLoop { names: text() },
+            SshError::Jump { via: text(), error: Box::new(refused.clone()) },
+            SshError::JumpRefused { to: text(), why: text() },
+            SshError::ProxyCommand { why: text() },
+            SshError::File { file: file(), why: text() },
+            SshError::ChannelRefused { why: text() },
+            SshError::Closed { why: text() },
+            refused,
+        ]
+    }
+
+    #[test]
+    fn every_error_has_a_named_cause_and_a_next_step() {
+        let mut named = std::collections::BTreeSet::new();
+        for error in every_kind() {
+            assert_ne!(error.cause(), DownCause::Unnamed, "{error}");
+            let hint = error.hint().unwrap();
+            assert!(hint.len() > 20, "{error}: {hint}");
+            assert_eq!(error.login_lost(), error.cause() == DownCause::LoginLost);
+            named.insert(error.cause());
+        }
+        // What is left is said of our own agent on the host.
+        named.insert(DownCause::Agent);
+        assert_eq!(named, DownCause::ALL.into());
+    }
+
+    #[test]
+    fn a_bastion_that_refuses_us_is_a_lost_login_and_a_closed_way_is_not() {
+        let refused =
+            SshError::AuthFailed { host: "b".to_owned(), user: "u".to_owned(), tried: Vec::new() };
+        let over = SshError::Jump { via: "b".to_owned(), error: Box::new(refused) };
+        assert!(over.login_lost() && over.needs_a_person());
+        let closed = SshError::JumpRefused { to: "h:22".to_owned(), why: "no".to_owned() };
+        let over = SshError::Jump { via: "b".to_owned(), error: Box::new(closed) };
+        assert!(!over.login_lost() && over.cause() == DownCause::NoRoute);
+    }
+}

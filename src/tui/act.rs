@@ -10,7 +10,8 @@ use super::message::{Effect, Wish};
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
 use crate::api::{
-    HostName, Intent, RankId, ReleaseNumber, ReplicaTo, ServiceName, ServiceView, Severity,
+    Direction, Gate, HostName, Intent, Outcome, RankId, ReleaseNumber, ReplicaTo, Rollout,
+    ServiceName, ServiceView, Severity,
 };
 
 /// Carries out `command`; about `service` when it was named, else about what is selected.
@@ -76,6 +77,10 @@ pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) ->
         | Command::Resume
         | Command::Promote
         | Command::PromoteAll
+        | Command::Retry
+        | Command::Skip
+        | Command::Replace
+        | Command::CancelQueued
         | Command::Abort
         | Command::Stop => return on_service(state, command, service.as_ref()),
     }
@@ -314,6 +319,8 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
             | Command::Resume
             | Command::Promote
             | Command::PromoteAll
+            | Command::Skip
+            | Command::Replace
             | Command::Abort
     );
     let Some(command) = (if needs_rollout && active.is_none() { None } else { Some(command) })
@@ -333,6 +340,16 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
             vec![Effect::Plan { ticket, service: name, undo: None }]
         }
         Command::Diff => diff(state, &view, named),
+        Command::Apply | Command::Replace if active.is_some() => {
+            let replace = command == Command::Replace;
+            let target = journey.unwrap_or_else(|| name.to_string());
+            let words = queue_words(&view, replace);
+            confirm(state, Deed::Queue { replace }, &name, target, PlanState::Words(words));
+            Vec::new()
+        }
+        Command::Retry => retry(state, &view),
+        Command::Skip => skip(state, &view),
+        Command::CancelQueued => cancel_queued(state, &view),
         Command::Apply => {
             let ticket = state.next_ticket();
             confirm(state, Deed::Apply, &name, name.to_string(), PlanState::Waiting(ticket));
@@ -348,6 +365,11 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
                 Some(to) => format!("{name}: back to {to}"),
                 None => format!("{name}: back to the release before"),
             };
+            if let Some(rollout) = active {
+                let words = undo_words(rollout, chosen);
+                confirm(state, Deed::Undo { to: chosen }, &name, target, PlanState::Words(words));
+                return Vec::new();
+            }
             let ticket = state.next_ticket();
             let plan = PlanState::Waiting(ticket);
             confirm(state, Deed::Undo { to: chosen }, &name, target, plan);
@@ -405,6 +427,75 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
             Vec::new()
         }
     }
+}
+
+fn queue_words(view: &ServiceView, replace: bool) -> Vec<String> {
+    let first = if replace {
+        "The rollout under way is taken back: stable is scaled back first.".to_owned()
+    } else {
+        "A rollout is under way. This one begins when it has ended.".to_owned()
+    };
+    let mut words = vec![first, "The plan is made then.".to_owned()];
+    if let Some(queued) = &view.queued {
+        words.push(format!("What {} queued ({}) is given up.", queued.by, queued.what()));
+    }
+    words
+}
+
+fn undo_words(rollout: &Rollout, chosen: Option<ReleaseNumber>) -> Vec<String> {
+    let mut words = vec![format!("The rollout to {} is taken back.", rollout.to)];
+    if let Some(to) = chosen.filter(|to| Some(*to) != rollout.from) {
+        words.push(format!("Then a rollout back to {to} begins; its plan is made then."));
+    }
+    words
+}
+
+fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {
+    let name = view.name.clone();
+    let words = view.rollout.as_ref().and_then(|rollout| match (&rollout.outcome, &rollout.gate) {
+        (None, Some(Gate::Failed { why })) => Some(vec![format!("Tries again: {why}")]),
+        (None, Some(Gate::Inconclusive { why })) => Some(vec![format!("Measures again: {why}")]),
+        (None | Some(Outcome::Completed), _) => None,
+        (Some(_), _) => Some(vec![
+            format!("Rolls out the revision of {} again, as a new release,", rollout.to),
+            "through all its steps.".to_owned(),
+        ]),
+    });
+    let Some(words) = words else {
+        state.say(Severity::Warning, format!("nothing of {name} has failed"));
+        return Vec::new();
+    };
+    let target = view.rollout.as_ref().map_or_else(String::new, |r| format!("{name}: {}", r.to));
+    confirm(state, Deed::Retry, &name, target, PlanState::Words(words));
+    Vec::new()
+}
+
+fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
+    let name = view.name.clone();
+    let rollout = view.rollout.as_ref().filter(|r| r.direction == Direction::Forward);
+    let gate = rollout.and_then(|r| r.gate.as_ref());
+    if !gate.is_some_and(|g| !matches!(g, Gate::Failed { .. })) {
+        state.say(Severity::Warning, format!("no gate holds the rollout of {name}"));
+        return Vec::new();
+    }
+    let words = vec![
+        format!("Does not wait for: {}", step_title(view)),
+        "Who skipped it and why stays in the history and the audit trail.".to_owned(),
+    ];
+    let target = rollout.map_or_else(String::new, |r| format!("{name}: {}", r.to));
+    confirm(state, Deed::Skip, &name, target, PlanState::Words(words));
+    Vec::new()
+}
+
+fn cancel_queued(state: &mut State, view: &ServiceView) -> Vec<Effect> {
+    let name = view.name.clone();
+    let Some(queued) = &view.queued else {
+        state.say(Severity::Warning, format!("no rollout of {name} is queued"));
+        return Vec::new();
+    };
+    let words = vec![format!("{} queued {}; it does not begin.", queued.by, queued.what())];
+    confirm(state, Deed::CancelQueued, &name, name.to_string(), PlanState::Words(words));
+    Vec::new()
 }
 
 fn step_title(view: &ServiceView) -> String {

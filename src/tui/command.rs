@@ -190,6 +190,14 @@ commands! {
     Promote, "promote", Serving, Service;
     /// skip all remaining steps and gates
     PromoteAll, "promote-all", Serving, Service;
+    /// try again what failed, or roll the same revision out again
+    Retry, "retry", Serving, Service;
+    /// do not wait for the gate that holds the rollout
+    Skip, "skip", Serving, Service;
+    /// take the rollout back, then roll out the service's spec
+    Replace, "replace", Serving, Service;
+    /// do not begin the rollout that is queued
+    CancelQueued, "cancel-queued", Changes, Service;
     /// take the rollout back
     Abort, "abort", Serving, Service;
     /// drain and stop all replicas

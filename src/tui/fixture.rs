@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::key::Key;
 use super::message::{Effect, Message};
@@ -178,7 +179,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
                 },
             ],
         }),
-        sample: Some(HostSample {
+        sample: Some(Arc::new(HostSample {
             gpus_age_ms: None,
             monotonic_ms: 1_000_000,
             gpus: Gpus::Some(gpus),
@@ -189,7 +190,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
             net_rx_bytes_per_s: Some(1_300_000),
             net_tx_bytes_per_s: Some(3_600_000),
             uptime_s: Some(1_040_400),
-        }),
+        })),
         sampled: Some(before(1)),
         clock: Some(ClockView { offset_ms: 412, round_trip_us: 900 }),
         ranks: Vec::new(),
@@ -275,6 +276,8 @@ pub fn rollout() -> Rollout {
         measured_new: Window { requests: 214, errors: 62, response_ms_sum: 38_948.0 },
         measured_old: Window { requests: 1_934, errors: 1, response_ms_sum: 350_054.0 },
         analysis: crate::api::AnalysisRun::default(),
+        run: None,
+        skipped: Vec::new(),
         verdict: None,
         outcome: None,
         ended: None,
@@ -297,6 +300,8 @@ fn chat() -> ServiceView {
         ready: 3,
         floor: 2,
         stable: Some(ReleaseNumber(11)),
+        queued: None,
+        queue_trouble: None,
         rollout: Some(rollout()),
         steps: steps(),
         replicas: vec![
@@ -367,6 +372,8 @@ fn code() -> ServiceView {
         ready: 2,
         floor: 1,
         stable: Some(ReleaseNumber(9)),
+        queued: None,
+        queue_trouble: None,
         rollout: Some(Rollout {
             from: Some(ReleaseNumber(8)),
             to: ReleaseNumber(9),
@@ -376,6 +383,8 @@ fn code() -> ServiceView {
             outcome: Some(Outcome::Completed),
             ended: Some(before(500_000)),
             verdict: Some(Verdict {
+                of: crate::api::VerdictOf::Analysis,
+                lines: Vec::new(),
                 analysis: "default".to_owned(),
                 result: VerdictResult::Success,
                 reason: "error rate 0.000 (0 of 812) ≤ 0.02".to_owned(),
@@ -465,7 +474,7 @@ pub fn rich() -> Snapshot {
     let evil = "\u{1b}[31mevil\u{1b}[0m\u{202e}name\u{7}";
 
     let node2 = snapshot.hosts.get_mut(&host_name("node2")).unwrap();
-    if let Some(Gpus::Some(gpus)) = node2.sample.as_mut().map(|s| &mut s.gpus) {
+    if let Some(Gpus::Some(gpus)) = node2.sample.as_mut().map(|s| &mut Arc::make_mut(s).gpus) {
         gpus[5] = Gpu {
             index: 5,
             uuid: gpus[5].uuid.clone(),
@@ -522,10 +531,10 @@ pub fn rich() -> Snapshot {
         retry_at: Some(after(8)),
     };
     let mut hung = host("node5", Vec::new());
-    hung.sample.as_mut().unwrap().gpus = Gpus::Hung { for_ms: 45_000 };
+    Arc::make_mut(hung.sample.as_mut().unwrap()).gpus = Gpus::Hung { for_ms: 45_000 };
     snapshot.hosts.insert(hung.name.clone(), hung);
     let mut none = host("bastion", Vec::new());
-    none.sample.as_mut().unwrap().gpus =
+    Arc::make_mut(none.sample.as_mut().unwrap()).gpus =
         Gpus::None { why: "libnvidia-ml.so.1 not found".to_owned() };
     snapshot.hosts.insert(none.name.clone(), none);
     for (name, link) in [

@@ -26,6 +26,8 @@ use crate::api::{ApiError, Door, ErrorKind, Hint, Looking, RankId, Timestamp};
 
 /// Shortest time between two frames.
 const FRAME: Duration = Duration::from_millis(33);
+/// Shortest time between two frames when only numbers of hosts are newer.
+const CALM: Duration = Duration::from_millis(250);
 /// Messages on their way to the loop.
 const QUEUE: usize = 256;
 /// Messages taken in before the next frame, so that a flood does not starve the screen.
@@ -155,7 +157,7 @@ impl Loop {
         let mut drawn = Instant::now().checked_sub(FRAME).unwrap_or_else(Instant::now);
         let mut ticked = drawn;
         while !self.leaving {
-            let frame_due = drawn + FRAME;
+            let frame_due = drawn + if self.state.dirty { FRAME } else { CALM };
             let tick = sleep_until(drawn.max(ticked) + self.state.next_tick());
             tokio::select! {
                 biased;
@@ -167,10 +169,11 @@ impl Loop {
                     Some(Err(error)) => return Err(error.into()),
                     None => break,
                 },
-                () = sleep_until(frame_due), if self.state.dirty => {
+                () = sleep_until(frame_due), if self.state.dirty || self.state.fresh => {
                     self.state.now = now();
                     self.screen.draw(&self.state)?;
                     self.state.dirty = false;
+                    self.state.fresh = false;
                     drawn = Instant::now();
                     self.say_looking();
                 }

@@ -84,6 +84,8 @@ pub struct State {
     pub ticket: u64,
     /// What is on the screen is not what would be drawn.
     pub dirty: bool,
+    /// Newer numbers are there than are drawn: the next frame need not hurry.
+    pub fresh: bool,
 }
 
 /// How it is with the controller.
@@ -252,6 +254,7 @@ impl State {
             later: BTreeSet::new(),
             ticket: 0,
             dirty: true,
+            fresh: false,
         }
     }
 
@@ -315,7 +318,7 @@ impl State {
             Some(Detail { of: DetailOf::Host(name), .. }) => Some(name.clone()),
             _ => None,
         };
-        Looking { hosts: seen, detail }
+        Looking { hosts: seen, detail, door: None }
     }
 
     /// The selected host.

@@ -20,8 +20,8 @@ use super::theme::Depth;
 use super::update::update;
 use super::{picture, view};
 use crate::api::{
-    ApiError, Delta, ErrorKind, Intent, IntentReply, LogChunk, QuestionKind, ReleaseNumber,
-    Severity, Timestamp,
+    ApiError, ConcurrencyPolicy, Delta, ErrorKind, Gate, Intent, IntentReply, LogChunk,
+    QuestionKind, ReleaseNumber, Severity, Timestamp,
 };
 
 const SMALL: (u16, u16) = (80, 24);
@@ -201,7 +201,12 @@ fn two_keys_and_the_name_start_a_rollout() {
     let effects = press(&mut state, "code<enter>");
     assert_eq!(
         sent(&effects),
-        [Intent::Apply { service: service_name("code"), reason: None, accept_outage: false }]
+        [Intent::Apply {
+            service: service_name("code"),
+            reason: None,
+            accept_outage: false,
+            concurrency: None
+        }]
     );
     assert!(matches!(state.mode, Mode::Browse));
     let reply = IntentReply::RolloutBegun {
@@ -250,7 +255,8 @@ fn an_outage_has_to_be_typed() {
         [Intent::Apply {
             service: service_name("code"),
             reason: Some("it is night".to_owned()),
-            accept_outage: true
+            accept_outage: true,
+            concurrency: None
         }]
     );
 }
@@ -285,12 +291,134 @@ fn a_dialog_about_a_service_that_is_gone_closes() {
 #[test]
 fn undo_goes_to_the_release_chosen_in_the_history() {
     let mut state = state(calm(), LARGE);
+    let mut snapshot = calm();
+    let chat = snapshot.services.get_mut(&service_name("chat")).unwrap();
+    chat.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
+    update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))));
     let effects = press(&mut state, "3jjju");
     let Some(Effect::Plan { undo: Some(to), .. }) = effects.first() else { panic!("{effects:?}") };
     assert_eq!(*to, Some(ReleaseNumber(7)));
     planned(&mut state, &effects, fixture::plan("chat", false));
     let effects = press(&mut state, "chat<enter>");
     assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
+}
+
+/// `chat` in mid-rollout, as `change` makes it.
+fn rolling(change: impl FnOnce(&mut crate::api::ServiceView)) -> State {
+    let mut snapshot = calm();
+    change(snapshot.services.get_mut(&service_name("chat")).unwrap());
+    state(snapshot, LARGE)
+}
+
+#[test]
+fn an_undo_in_mid_rollout_says_that_it_takes_it_back() {
+    let mut state = rolling(|_| ());
+    // No plan can be made of what comes after a rollout that is under way.
+    assert!(press(&mut state, "3jjju").is_empty());
+    let screen = text(&state);
+    assert!(screen.contains("The rollout to r12 is taken back."), "{screen}");
+    assert!(screen.contains("Then a rollout back to r7 begins"), "{screen}");
+    let effects = press(&mut state, "chat<enter>");
+    assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
+}
+
+#[test]
+fn an_apply_in_mid_rollout_is_queued_or_replaces_it() {
+    for (key, policy, words) in [
+        ("a", ConcurrencyPolicy::Queue, "This one begins when it has ended"),
+        ("A", ConcurrencyPolicy::Replace, "stable is scaled back first"),
+    ] {
+        let mut state = rolling(|_| ());
+        assert!(press(&mut state, &format!("3{key}")).is_empty());
+        let screen = text(&state);
+        assert!(screen.contains(words), "{screen}");
+        let effects = press(&mut state, "chat<enter>");
+        let [Intent::Apply { concurrency: Some(asked), .. }] = &sent(&effects)[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(*asked, policy);
+    }
+    // Nothing is under way: there is nothing to replace.
+    let mut state = rolling(|v| v.rollout = None);
+    press(&mut state, "3A");
+    assert!(matches!(state.mode, Mode::Browse));
+}
+
+#[test]
+fn a_gate_is_skipped_only_with_a_reason() {
+    let mut state = rolling(|_| ());
+    press(&mut state, "3s");
+    assert!(sent(&press(&mut state, "chat<enter>")).is_empty());
+    assert!(text(&state).contains("a reason is needed"), "{}", text(&state));
+    let effects = press(&mut state, "it is known<enter>");
+    let reason = "it is known".to_owned();
+    assert_eq!(sent(&effects), [Intent::Skip { service: service_name("chat"), reason }]);
+    for gate in [None, Some(Gate::Failed { why: "bad".to_owned() })] {
+        let mut state = rolling(|v| v.rollout.as_mut().unwrap().gate = gate);
+        press(&mut state, "3s");
+        assert!(matches!(state.mode, Mode::Browse), "no gate to skip");
+    }
+}
+
+#[test]
+fn what_failed_is_tried_again() {
+    let failed = |v: &mut crate::api::ServiceView| {
+        v.rollout.as_mut().unwrap().gate = Some(Gate::Failed { why: "exit code 3".to_owned() });
+    };
+    let taken_back = |v: &mut crate::api::ServiceView| {
+        let why = "exit code 3".to_owned();
+        v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::RolledBack { why });
+    };
+    for (mut state, words) in [
+        (rolling(failed), "Tries again: exit code 3"),
+        (rolling(taken_back), "Rolls out the revision of r12 again"),
+    ] {
+        press(&mut state, "3r");
+        assert!(text(&state).contains(words), "{}", text(&state));
+        let effects = press(&mut state, "chat<enter>");
+        assert!(matches!(&sent(&effects)[..], [Intent::Retry { .. }]), "{effects:?}");
+    }
+    let mut state = rolling(|_| ());
+    press(&mut state, "3r");
+    assert!(matches!(state.mode, Mode::Browse), "nothing has failed");
+}
+
+#[test]
+fn what_is_queued_is_seen_and_taken_out() {
+    let queued = crate::api::QueuedRollout {
+        asked: NOW,
+        kind: crate::api::RolloutKind::Apply,
+        to: None,
+        digest: None,
+        by: "bob".to_owned(),
+        reason: Some("the fix".to_owned()),
+        accept_outage: false,
+    };
+    let run = Gate::Run {
+        command: "./smoke.sh --quick".to_owned(),
+        attempt: crate::api::Attempt::FIRST.next(),
+        until: Timestamp(NOW.0 + 95_000),
+    };
+    for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {
+        let (queued, run) = (queued.clone(), run.clone());
+        let mut state = rolling(|v| {
+            v.queued = Some(queued);
+            v.steps[1] = "run ./smoke.sh --quick".to_owned();
+            v.rollout.as_mut().unwrap().gate = Some(run);
+        });
+        state.size = size;
+        press(&mut state, "3");
+        insta::assert_snapshot!(format!("steered_{label}"), text(&state));
+        press(&mut state, "s");
+        insta::assert_snapshot!(format!("skip_{label}"), text(&state));
+        press(&mut state, "<esc>X");
+        let effects = press(&mut state, "chat<enter>");
+        let service = service_name("chat");
+        assert_eq!(sent(&effects), [Intent::CancelQueued { service }]);
+    }
+    let mut state = rolling(|_| ());
+    press(&mut state, "3X");
+    assert!(matches!(state.mode, Mode::Browse), "nothing is queued");
 }
 
 #[test]
@@ -672,6 +800,7 @@ fn maintenance_and_what_was_foreseen_are_seen() {
         began,
         ended,
         lowest_ready: began.map(|_| 2),
+        skipped: None,
     };
     let first_ended = Timestamp(rollout.began.0 + 125_000);
     chat.progress = Some(PlanProgress {

@@ -113,9 +113,17 @@ fn on_delta(state: &mut State, delta: Delta) -> Vec<Effect> {
                 _ => None,
             };
             let Some(snapshot) = &mut state.snapshot else { return Vec::new() };
+            let sample = matches!(delta, Delta::Sample { .. });
             if !snapshot.apply(delta) {
                 state.controller = Controller::Resync;
                 return vec![Effect::Resync];
+            }
+            if sample {
+                // Of many hosts one comes every few milliseconds: nothing else depends on them,
+                // and the eye does not either.
+                state.dirty = false;
+                state.fresh = true;
+                return Vec::new();
             }
             if let Some(event) = event {
                 hold_events(state, &event);
@@ -348,6 +356,9 @@ fn replied(state: &mut State, what: &str, result: Result<Box<IntentReply>, ApiEr
         }
         Ok(IntentReply::NothingToDo) => {
             state.say(Severity::Info, format!("{what}: nothing to do"));
+        }
+        Ok(IntentReply::Queued { behind, .. }) => {
+            state.say(Severity::Info, format!("{what}: queued behind {behind}"));
         }
         Ok(IntentReply::Accepted) => state.say(Severity::Info, format!("{what}: accepted")),
         Err(error) => {

@@ -111,16 +111,25 @@ pub fn gate(rollout: &Rollout, now: Timestamp) -> Option<String> {
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("baking, {} left", left(now, *until)),
         Gate::Analyse { name, until } => format!("analysing {name}, {} left", left(now, *until)),
-        Gate::Inconclusive { why } => format!("INCONCLUSIVE: {why}. Promote (P) or abort (x)"),
+        Gate::Run { command, attempt, until } => {
+            let again = match attempt.0.get() {
+                1 => String::new(),
+                n => format!(" (attempt {n})"),
+            };
+            format!("running {command}{again}, at most {} more", left(now, *until))
+        }
+        Gate::Inconclusive { why } => {
+            format!("INCONCLUSIVE: {why}. Retry (r), skip (s) or abort (x)")
+        }
         Gate::Approve => "WAITS FOR YOU: promote (P) or abort (x)".to_owned(),
-        Gate::Failed { why } => format!("FAILED: {why}. Abort (x) or apply a better one (a)"),
+        Gate::Failed { why } => format!("FAILED: {why}. Retry (r) or abort (x)"),
     })
 }
 
 /// The share of a timed gate that has passed.
 pub fn gate_share(rollout: &Rollout, now: Timestamp) -> Option<f64> {
     let until = match rollout.gate.as_ref()? {
-        Gate::Bake { until } | Gate::Analyse { until, .. } => *until,
+        Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. } => *until,
         Gate::Inconclusive { .. } | Gate::Approve | Gate::Failed { .. } => return None,
     };
     let from = rollout.step_settled.unwrap_or(rollout.step_since);

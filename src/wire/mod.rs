@@ -9,6 +9,7 @@ pub mod checkup;
 pub mod codec;
 pub mod request;
 pub mod telemetry;
+pub mod told;
 pub mod xid;
 
 pub use checkup::{Checkup, Reached};
@@ -22,3 +23,4 @@ pub use telemetry::{
     HostFacts, HostSample, MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind,
     Xid,
 };
+pub use told::Told;

@@ -67,6 +67,11 @@ impl Agent {
         id
     }
 
+    /// Closes the agent's output with the next thing it says.
+    pub fn stop_reading(&mut self) {
+        self.lines = channel().1;
+    }
+
     /// Sends a line as it is.
     pub fn send_line(&mut self, line: &str) {
         writeln!(self.stdin, "{line}").unwrap();

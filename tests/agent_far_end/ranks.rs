@@ -5,10 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use gpudeck::base::Bytes;
-use gpudeck::wire::{RankStatus, Refusal, Reply, Verb};
+use gpudeck::wire::{RankStatus, Refusal, Reply, Request, ToAgent, Verb};
 use rustix::process::Signal;
 
-use super::harness::{Agent, LONG, State, is_alive, kill, rank, script, until};
+use super::harness::{Agent, DECK, LONG, State, is_alive, kill, rank, script, until};
 
 #[test]
 fn a_rank_is_started_once_and_stopped_whole() {
@@ -62,6 +62,47 @@ fn a_rank_is_started_once_and_stopped_whole() {
     assert_eq!(agent.status(&rank(0)), None);
     assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
     assert_eq!(agent.stop_rank(epoch, &rank(9), 0), Ok(Reply::Done), "never was");
+}
+
+#[test]
+fn what_was_begun_is_finished_when_nobody_reads_any_more() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    agent.stop_reading();
+    let verb = Verb::StartRank(Box::new(script(0, "sleep 1000")));
+    let start = ToAgent { id: 100, request: Request::Act { deck: DECK, epoch, verb } };
+    // Their answers are written at once, and the second one finds the pipe closed.
+    let clocks = (101..130).map(|id| ToAgent { id, request: Request::Clock });
+    let lines = std::iter::once(start).chain(clocks).map(|m| serde_json::to_string(&m).unwrap());
+    agent.send_line(&lines.collect::<Vec<_>>().join("\n"));
+    until("the agent's end", || agent.child.try_wait().unwrap().is_some());
+    let mut next = Agent::start(state.path());
+    let status = next.status(&rank(0));
+    assert!(matches!(status, Some(RankStatus::Running { .. })), "{status:?}");
+    let epoch = next.claim(None, "test", false).unwrap();
+    assert_eq!(next.stop_rank(epoch, &rank(0), 0), Ok(Reply::Done));
+}
+
+#[test]
+fn a_start_that_its_stop_has_overtaken_starts_nothing() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 0), Ok(Reply::Done));
+    assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
+    let late = script(0, "sleep 1000");
+    for _ in 0..2 {
+        let refused = agent.start_rank(epoch, &late);
+        assert!(
+            matches!(&refused, Err(Refusal::Failed { message }) if message.contains("was stopped")),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(agent.status(&rank(0)), None);
+    // Other ranks are started as ever.
+    assert_eq!(agent.start_rank(epoch, &script(1, "sleep 1000")), Ok(Reply::Done));
+    assert_eq!(agent.stop_rank(epoch, &rank(1), 0), Ok(Reply::Done));
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //! threads of their own, whose time is not counted).
 //!
 //!     cargo bench --bench scale -- rollout [--hosts 200] [--replicas 500]
-//!     cargo bench --bench scale -- follow  [--hosts 1000] [--seconds 30]
+//!     cargo bench --bench scale -- follow  [--hosts 1000] [--seconds 30] [--seldom true]
 //!
-//! Prints one JSON object.
+//! `follow` looks at all hosts, so that each is sampled every second (`--seldom true`: as the screen alone
+//! does, what it shows every second and the others every five). All GPUs work. The screen runs beside it as
+//! people have it: another process, in a terminal of 200×50 (`in_terminal.py`). Prints one JSON object.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -12,8 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use gpudeck::api::{Client, Condition, Door, HostLinkState, Intent, Snapshot};
+use gpudeck::api::{Client, Condition, Door, HostLinkState, Intent, Looking, Snapshot};
 use gpudeck::controller::{self, Options, Paths, start_in_process};
 use gpudeck::demo::{BigFleet, BigFleetShape};
 use serde_json::json;
@@ -39,6 +40,7 @@ fn main() {
                 hosts: u16::try_from(number("--hosts", 200)).unwrap(),
                 gpus: 8,
                 load_time: Duration::from_secs(number("--load-time", 10)),
+                busy: false,
             };
             let replicas = u32::try_from(number("--replicas", 500)).unwrap();
             ours.block_on(rollout(shape, replicas, hosts.handle().clone()))
@@ -48,8 +50,10 @@ fn main() {
                 hosts: u16::try_from(number("--hosts", 1000)).unwrap(),
                 gpus: 8,
                 load_time: Duration::from_secs(1),
+                busy: true,
             };
-            ours.block_on(follow(shape, number("--seconds", 30), hosts.handle().clone()))
+            let look = !args.iter().any(|a| a == "--seldom");
+            ours.block_on(follow(shape, number("--seconds", 30), look, hosts.handle().clone()))
         }
         // `cargo test --all-targets` runs benches without arguments: there is nothing to measure.
         _ => json!({ "usage": "scale rollout|follow" }),
@@ -78,8 +82,8 @@ fn spent(before: &BTreeMap<String, f64>) -> f64 {
     of(&now) - of(before)
 }
 
-fn memory_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+fn memory_mib(pid: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
@@ -126,7 +130,7 @@ fn rollout_ends(journal: &std::path::Path, n: u32) -> Result<(usize, serde_json:
 }
 
 struct Stage {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     deck: std::path::PathBuf,
     journal: std::path::PathBuf,
     running: controller::Running,
@@ -147,11 +151,13 @@ async fn stage(shape: BigFleetShape, replicas: u32, hosts: tokio::runtime::Handl
         leave_when_idle: None,
         in_process: Some(Arc::new(fleet)),
     };
-    let paths = Paths::in_dir(&dir.path().join("controller"));
+    // Where the screen finds it.
+    let home = dir.path().join("home").join(options.deck.id.to_string());
+    let paths = Paths::in_dir(&home);
     let journal = paths.journal();
     let running = start_in_process(options, &paths).await.unwrap();
     let client = controller::connect(&running.socket).await.unwrap();
-    Stage { _dir: dir, deck: deck_dir, journal, running, client }
+    Stage { dir, deck: deck_dir, journal, running, client }
 }
 
 /// Looks at snapshots until they are as they should be.
@@ -190,6 +196,7 @@ async fn rollout(
             service: "chat".parse().unwrap(),
             reason: None,
             accept_outage: revision == 1,
+            concurrency: None,
         };
         client.send(intent).await.unwrap();
         let accepted = began.elapsed();
@@ -213,7 +220,7 @@ async fn rollout(
         served.services.values().all(|s| s.condition == Condition::Serving),
         "it does not serve"
     );
-    let memory = memory_mib();
+    let memory = memory_mib("self");
     stage.running.stop().await;
     json!({
         "hosts": shape.hosts, "replicas": replicas, "rollouts": phases,
@@ -221,35 +228,100 @@ async fn rollout(
     })
 }
 
+/// The screen in a terminal, as a process of its own.
+struct Screen {
+    terminal: std::process::Child,
+    pid: u32,
+}
+
+impl Screen {
+    fn open(stage: &Stage) -> Self {
+        use std::io::BufRead;
+        let program =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/in_terminal.py");
+        let mut terminal = std::process::Command::new("python3")
+            .arg(program)
+            .args(["50", "200", env!("CARGO_BIN_EXE_gpudeck"), "--deck"])
+            .arg(&stage.deck)
+            .env("GPUDECK_HOME", stage.dir.path().join("home"))
+            .env("TERM", "xterm-256color")
+            .env("COLORTERM", "truecolor")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let out = terminal.stdout.as_mut().unwrap();
+        std::io::BufReader::new(out).read_line(&mut line).unwrap();
+        let pid = line.trim().parse().unwrap_or_else(|_| panic!("no pid: {line:?}"));
+        Self { terminal, pid }
+    }
+
+    fn cpu_s(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+    }
+
+    /// Ends it: how many bytes it has drawn.
+    fn close(mut self) -> u64 {
+        use std::io::Read;
+        drop(self.terminal.stdin.take());
+        let mut said = String::new();
+        self.terminal.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        self.terminal.wait().unwrap();
+        said.trim().parse().unwrap_or(0)
+    }
+}
+
 async fn follow(
     shape: BigFleetShape,
     seconds: u64,
+    look: bool,
     hosts: tokio::runtime::Handle,
 ) -> serde_json::Value {
     let began = Instant::now();
     let stage = stage(shape, 2, hosts).await;
     until(&stage.client, "fleet", all_up).await;
     let up = began.elapsed();
-    // A door that reads every change, as the screen does.
-    let mut deltas = stage.client.stream().await.unwrap();
-    let reader = tokio::spawn(async move {
-        let mut count = 0u64;
-        while deltas.next().await.is_some() {
-            count += 1;
+    let screen = Screen::open(&stage);
+    // Another door that looks at everything, so that everything is sampled every second.
+    let everything = stage.client.snapshot().await.unwrap().hosts.into_keys().collect();
+    let looking = Looking { hosts: everything, ..Looking::default() };
+    let looker = controller::connect(&stage.running.socket).await.unwrap();
+    let looker = tokio::spawn(async move {
+        if look {
+            loop {
+                looker.look(&looking).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(6)).await;
+            }
         }
-        count
     });
-    let (before, began) = (cpu(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let (before, screen_before, began) = (cpu(), screen.cpu_s(), Instant::now());
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let (cpu_s, wall_s) = (spent(&before), began.elapsed().as_secs_f64());
-    let memory = memory_mib();
+    let screen_s = screen.cpu_s() - screen_before;
+    let memory = memory_mib("self");
+    let screen_memory = memory_mib(&screen.pid.to_string());
+    let (now, snapshot) = (std::time::UNIX_EPOCH.elapsed(), stage.client.snapshot().await);
+    let now = u64::try_from(now.unwrap().as_millis()).unwrap();
+    let oldest = snapshot.unwrap().hosts.values().map(|h| now - h.sampled.unwrap().0).max();
+    looker.abort();
+    let drawn = screen.close();
     stage.running.stop().await;
-    let deltas = tokio::time::timeout(Duration::from_secs(5), reader).await;
+    let samples = f64::from(shape.hosts) * wall_s / if look { 1.0 } else { 5.0 };
     json!({
         "hosts": shape.hosts, "gpus": shape.gpus, "up_after_s": up.as_secs_f64(),
-        "seconds": wall_s, "deltas": deltas.ok().and_then(Result::ok),
-        "cpu_percent_of_a_core": cpu_s / wall_s * 100.0,
-        "cpu_ms_per_host_sample": cpu_s * 1000.0 / wall_s / f64::from(shape.hosts),
-        "memory_mib_with_hosts": memory,
+        "every_host_every_second": look, "seconds": wall_s,
+        "oldest_sample_ms_at_the_end": oldest,
+        "controller_percent_of_a_core": cpu_s / wall_s * 100.0,
+        "screen_percent_of_a_core": screen_s / wall_s * 100.0,
+        "together_percent_of_a_core": (cpu_s + screen_s) / wall_s * 100.0,
+        "together_ms_per_host_sample": look.then_some((cpu_s + screen_s) * 1000.0 / samples),
+        "controller_memory_mib_with_simulated_hosts": memory,
+        "screen_memory_mib": screen_memory,
+        "screen_bytes_drawn": drawn,
+        "load_average": std::fs::read_to_string("/proc/loadavg").unwrap().trim(),
     })
 }

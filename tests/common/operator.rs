@@ -27,8 +27,14 @@ pub struct Operator {
 impl Operator {
     /// A new operator whose deck names the lab's hosts.
     pub fn new(lab: Lab) -> Self {
+        Self::with(lab, |_, _| ())
+    }
+
+    /// The same after something was prepared: in the deck, or in the home.
+    pub fn with(lab: Lab, prepare: impl FnOnce(&Gpudeck, &Lab)) -> Self {
         let gpudeck = Gpudeck::new();
         lab.deck(&gpudeck.deck());
+        prepare(&gpudeck, &lab);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -225,6 +225,13 @@ impl Stage {
         std::fs::write(&file, text).unwrap();
         let mut stage = Self { operator, eye, revision: 0 };
         stage.write(|_| {});
+        // On a busy machine the agents' first copies take longer than `apply` waits for hosts.
+        stage.operator.expect(&["status"], 0);
+        wait_until("the hosts", Duration::from_mins(1), || {
+            stage.operator.snapshot().is_some_and(|s| {
+                s.hosts.values().all(|h| h.link == gpudeck::api::HostLinkState::Up)
+            })
+        });
         stage.operator.expect(&["apply", "chat", "--wait", "--timeout", "2m", "--yes"], 0);
         Some(stage)
     }

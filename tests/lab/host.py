@@ -244,12 +244,9 @@ class Host:
     # --- services ---------------------------------------------------------------------------------
 
     def sshd_answers(self):
-        try:
-            with socket.create_connection((self.address, 22), timeout=2) as stream:
-                stream.settimeout(2)
-                return stream.recv(4) == b"SSH-"
-        except OSError:
-            return False
+        """Asked from inside: the operator may have no way to the host."""
+        words = f"exec 3<>/dev/tcp/{self.address}/22 && read -r -t 2 -n 4 said <&3 && [ \"$said\" = SSH- ]"
+        return in_ns(self.namespace, "bash", "-c", words, check=False).returncode == 0
 
     def start_sshd(self):
         if self.sshd_answers():
@@ -261,6 +258,59 @@ class Host:
     def stop_sshd(self):
         """The server and every session; what sessions left running in the background stays."""
         kill_and_wait(self.named("sshd"), f"sshd of {self.name}")
+
+    def tarpit(self, on):
+        """Something that accepts every connection to port 22 and never says a word, instead of sshd."""
+        for pid in self.named("tarpit"):
+            kill_and_wait([pid], f"the tarpit of {self.name}")
+        if not on:
+            return
+        self.stop_sshd()
+        script = ("import socket\n"
+                  "open('/proc/self/comm', 'w').write('tarpit')\n"
+                  f"s = socket.create_server(('{self.address}', 22))\n"
+                  "held = []\n"
+                  "while True: held.append(s.accept()[0])\n")
+        self.run(f"setsid python3 -c {shlex.quote(script)} >/dev/null 2>&1 </dev/null &")
+        wait_for(f"the tarpit of {self.name}", 20, lambda: self.listens(22))
+
+    def listens(self, port):
+        lines = machine.read(f"/proc/{self.up_pid()}/net/tcp").splitlines()[1:]
+        return any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in map(str.split, lines))
+
+    def change_key(self, which):
+        """Another host key with the next connection, or the one that clients know."""
+        key = "/etc/ssh/ssh_host_ed25519_key"
+        if which == "new":
+            self.run(f"cp {key} {key}.old && rm {key} && ssh-keygen -q -t ed25519 -N '' -f {key}")
+        else:
+            self.run(f"mv {key}.old {key}")
+        self.stop_sshd()
+        self.start_sshd()
+
+    def fill_disk(self, full):
+        """A small file system over the agent's folder, full to the last byte."""
+        place = "/var/lib/gpudeck"
+        if full:
+            self.run(f"mount -t tmpfs -o size=64k lab {place}; cat /dev/zero >{place}/full 2>/dev/null; true")
+        else:
+            self.run(f"umount -l {place}")
+
+    def place_agent(self, shared, digest):
+        """A second name for the agent's binary, where an agent that was copied would be."""
+        folder = self.path("disk", "var/lib/gpudeck", machine.read(self.path("etc", "machine-id")).strip())
+        os.makedirs(os.path.join(folder, "bin"), mode=0o700, exist_ok=True)
+        os.chmod(folder, 0o700)
+        name = f"gpudeck-{digest[:16]}"
+        path = os.path.join(folder, "bin", name)
+        if os.path.lexists(path):
+            os.unlink(path)
+        os.link(shared, path)
+        return os.path.join(folder, "bin", f".checked-{name}")
+
+    @staticmethod
+    def stamp(path):
+        return run("stat", "-c", "%s %y %z %i", path).stdout.strip()
 
     def start_haproxy(self, backends):
         if self.named("haproxy"):
@@ -359,6 +409,8 @@ class Host:
     def apply_rules(self, wanted):
         # Before routing and after it, so that containers' traffic is met as well as the host's own.
         inward, outward = [], []
+        if wanted.get("behind"):
+            inward.append(f'iifname "eth0" ip saddr {machine.OPERATOR_ADDRESS} drop')
         for port in wanted.get("cut", []):
             inward.append(f'iifname "eth0" tcp dport {port} drop')
             outward.append(f'oifname "eth0" tcp sport {port} drop')

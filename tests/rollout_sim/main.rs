@@ -12,5 +12,6 @@ mod moves;
 mod planted;
 mod scenarios;
 mod simulation;
+mod steering;
 mod strategies;
 mod world;

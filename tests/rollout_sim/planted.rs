@@ -7,7 +7,9 @@
 use std::time::Instant;
 
 use gpudeck::base::{ReleaseNumber, TrafficMode};
-use gpudeck::rollout::{Action, Direction, EventKind, Outcome, Phase, RolloutKind, ServiceState};
+use gpudeck::rollout::{
+    Action, Direction, EventKind, Outcome, Phase, RolloutKind, RunEnd, ServiceState,
+};
 use gpudeck::spec::Strategy;
 
 use crate::build::Rng;
@@ -69,10 +71,18 @@ pub enum Bug {
     ReturnEarly,
     /// The rollout starts on borrowed GPUs before the lender is gone from them.
     StartOnBorrowed,
+    /// Whatever a command's exit code is, it is taken for 0.
+    IgnoreExitCode,
+    /// A command that was lost with its controller is run again under the same attempt.
+    RunAgainUnderItsName,
+    /// What was queued is forgotten when the controller dies.
+    LoseQueued,
+    /// A rollout that is replaced has its ready replicas stopped at once.
+    ReplaceWithoutDrain,
 }
 
 /// All of them.
-pub const BUGS: [Bug; 25] = [
+pub const BUGS: [Bug; 29] = [
     Bug::SkipFsync,
     Bug::ReplayTwice,
     Bug::ForgetOutstanding,
@@ -98,6 +108,10 @@ pub const BUGS: [Bug; 25] = [
     Bug::ForgetReturn,
     Bug::ReturnEarly,
     Bug::StartOnBorrowed,
+    Bug::IgnoreExitCode,
+    Bug::RunAgainUnderItsName,
+    Bug::LoseQueued,
+    Bug::ReplaceWithoutDrain,
 ];
 
 impl Bug {
@@ -111,6 +125,15 @@ impl Bug {
         match (self, event) {
             (Self::MissEnd, EventKind::RankEnded { how, .. }) => how != "stopped" && rng.one_in(2),
             _ => false,
+        }
+    }
+
+    /// What reaches the decider instead.
+    pub fn alter(self, event: &mut EventKind) {
+        if let (Self::IgnoreExitCode, EventKind::RunEnded { end: RunEnd::Exited { code }, .. }) =
+            (self, event)
+        {
+            *code = 0;
         }
     }
 
@@ -235,6 +258,24 @@ impl Bug {
                     })
                     .collect();
                 for id in draining {
+                    stop(state, actions, id);
+                }
+            }
+            Self::ReplaceWithoutDrain => {
+                let Some(rollout) = &state.rollout else { return };
+                let replaced = matches!(&rollout.direction,
+                    Direction::Back { why, .. } if why.starts_with("replaced"));
+                if !replaced || rollout.progress != state.now {
+                    return;
+                }
+                let ready = state
+                    .replicas
+                    .iter()
+                    .filter(|(key, r)| key.release == rollout.to && r.phase == Phase::Ready);
+                let ids: Vec<_> = ready
+                    .filter_map(|(key, _)| state.replica_id(key.release, key.replica))
+                    .collect();
+                for id in ids {
                     stop(state, actions, id);
                 }
             }

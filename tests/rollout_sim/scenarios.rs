@@ -12,20 +12,20 @@ use gpudeck::spec::{Count, StepSpec};
 use crate::build::{canary, on_cpu, release, service, single, spec};
 use crate::world::{Nature, World};
 
-const HOUR: Duration = Duration::from_hours(1);
-const R1: ReleaseNumber = ReleaseNumber(1);
-const R2: ReleaseNumber = ReleaseNumber(2);
+pub const HOUR: Duration = Duration::from_hours(1);
+pub const R1: ReleaseNumber = ReleaseNumber(1);
+pub const R2: ReleaseNumber = ReleaseNumber(2);
 
-fn ended(world: &World) -> bool {
+pub fn ended(world: &World) -> bool {
     world.state.active_rollout().is_none() && world.quiet()
 }
 
-fn outcome(world: &World) -> &Outcome {
+pub fn outcome(world: &World) -> &Outcome {
     world.state.rollout.as_ref().unwrap().outcome.as_ref().unwrap()
 }
 
 /// A world that serves `replicas` of r1 on GPUs 0.. of host 0.
-fn serving(replicas: u32, unavailable: u32) -> World {
+pub fn serving(replicas: u32, unavailable: u32) -> World {
     let first = release(1, spec(replicas, unavailable, 0), &single(0, replicas));
     serve(&first)
 }
@@ -41,7 +41,7 @@ fn serve(first: &Release) -> World {
     world
 }
 
-fn with_steps(replicas: u32, first_gpu: u32, steps: Vec<StepSpec>) -> Release {
+pub fn with_steps(replicas: u32, first_gpu: u32, steps: Vec<StepSpec>) -> Release {
     let mut spec = spec(replicas, 1, 0);
     spec.rollout.steps = steps;
     release(2, spec, &single(first_gpu, replicas))

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use gpudeck::rollout::{EventKind, Outcome, RolloutKind};
-use gpudeck::spec::{Count, StepSpec, Strategy};
+use gpudeck::base::{ReleaseId, ReleaseNumber};
+use gpudeck::rollout::{EventKind, Outcome, Release, RolloutKind};
+use gpudeck::spec::{Count, RunSpec, StepSpec, Strategy};
 
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
 use crate::planted::{BUGS, Bug};
@@ -30,7 +31,7 @@ fn places(rng: &mut Rng, replicas: u32, per_replica: u32, shift: u64) -> Vec<Vec
 }
 
 fn steps(rng: &mut Rng) -> Vec<StepSpec> {
-    match rng.below(5) {
+    match rng.below(6) {
         0 => Vec::new(),
         4 => vec![
             StepSpec::Scale(Count::Percent(1 + u32::try_from(rng.below(60)).unwrap())),
@@ -38,6 +39,12 @@ fn steps(rng: &mut Rng) -> Vec<StepSpec> {
             StepSpec::Bake(Duration::from_secs(rng.below(100))),
             StepSpec::Scale(Count::Percent(100)),
             StepSpec::Weight(60),
+        ],
+        5 => vec![
+            StepSpec::Weight(10 + u32::try_from(rng.below(40)).unwrap()),
+            StepSpec::Run(command(rng)),
+            StepSpec::Weight(60),
+            StepSpec::Run(command(rng)),
         ],
         1 => canary(),
         2 => vec![
@@ -48,6 +55,18 @@ fn steps(rng: &mut Rng) -> Vec<StepSpec> {
         ],
         _ => vec![StepSpec::Approve(rng.one_in(2)), StepSpec::Weight(40)],
     }
+}
+
+/// A command that does what its name says.
+fn command(rng: &mut Rng) -> RunSpec {
+    let name = match rng.below(8) {
+        0 => "fails",
+        1 => "fails-once",
+        2 => "hangs",
+        _ => "ok",
+    };
+    let timeout = Duration::from_secs(30 + rng.below(600));
+    RunSpec { command: vec![name.to_owned()], timeout }
 }
 
 /// Makes some of the rollouts blue-green or recreate.
@@ -77,6 +96,37 @@ fn add(counts: &mut Counts, more: Counts) {
     }
 }
 
+/// A random release with what its engines do, and what it is rolled out for.
+fn draw(make: &mut Rng, number: u64, per_replica: u32) -> (Release, RolloutKind, Nature) {
+    let replicas = 1 + u32::try_from(make.below(4)).unwrap();
+    let per = if make.one_in(6) { 3 - per_replica } else { per_replica };
+    let unavailable = 1 + u32::try_from(make.below(2)).unwrap();
+    let surge = u32::try_from(make.below(2)).unwrap();
+    let mut wanted = spec(replicas, unavailable, surge);
+    wanted.rollout.steps = steps(make);
+    wanted.rollout.auto_rollback = !make.one_in(4);
+    wanted.rollout.min_healthy_time = Duration::from_secs(make.below(2) * 15);
+    if make.one_in(8) {
+        // No replica may be missing: works only where there are spare GPUs.
+        wanted.rollout.max_unavailable = Count::Number(0);
+        wanted.rollout.max_surge = Count::Number(1);
+    }
+    strategy(make, &mut wanted);
+    let shift = make.below(3) * u64::from(replicas) * u64::from(per);
+    let places = places(make, replicas, per, shift);
+    let release = release(number, wanted, &places);
+    let nature = match make.below(12) {
+        0 => Nature::Crashes,
+        1 => Nature::Hangs,
+        2 => Nature::Never,
+        3 => Nature::Errors,
+        4 => Nature::DiesLater,
+        _ => Nature::Good,
+    };
+    let kind = if make.one_in(6) { RolloutKind::Undo } else { RolloutKind::Apply };
+    (release, kind, nature)
+}
+
 /// Plays one seed, with a planted bug if one is given.
 pub fn seed(seed: u64, trace: bool, bug: Option<Bug>) -> Counts {
     seed_with(seed, trace, bug, false)
@@ -95,96 +145,90 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
     let mut make = Rng(seed ^ 0xABCD);
     let per_replica = 1 + u32::try_from(make.below(2)).unwrap();
     let rollouts = 2 + make.below(3);
-    for number in 1..=rollouts {
-        let replicas = 1 + u32::try_from(make.below(4)).unwrap();
-        let per = if make.one_in(6) { 3 - per_replica } else { per_replica };
-        let unavailable = 1 + u32::try_from(make.below(2)).unwrap();
-        let surge = u32::try_from(make.below(2)).unwrap();
-        let mut wanted = spec(replicas, unavailable, surge);
-        wanted.rollout.steps = steps(&mut make);
-        wanted.rollout.auto_rollback = !make.one_in(4);
-        wanted.rollout.min_healthy_time = Duration::from_secs(make.below(2) * 15);
-        if make.one_in(8) {
-            // No replica may be missing: works only where there are spare GPUs.
-            wanted.rollout.max_unavailable = Count::Number(0);
-            wanted.rollout.max_surge = Count::Number(1);
-        }
-        strategy(&mut make, &mut wanted);
-        let shift = make.below(3) * u64::from(replicas) * u64::from(per);
-        let places = places(&mut make, replicas, per, shift);
-        let release = release(number, wanted, &places);
-        let nature = match make.below(12) {
-            0 => Nature::Crashes,
-            1 => Nature::Hangs,
-            2 => Nature::Never,
-            3 => Nature::Errors,
-            4 => Nature::DiesLater,
-            _ => Nature::Good,
-        };
-        let kind = if make.one_in(6) { RolloutKind::Undo } else { RolloutKind::Apply };
-        // What lies can be told from what is good only by an analysis.
-        let first = world.state.stable.is_none();
-        let analysed = !first
-            && kind == RolloutKind::Apply
-            && release.spec.rollout.steps.contains(&StepSpec::Analyse("default".to_owned()));
-        let nature = match nature {
-            Nature::Errors | Nature::DiesLater if !analysed => Nature::Good,
-            nature => nature,
-        };
-        world.faults = !make.one_in(5);
-        world.request(&release, kind, nature);
-        let turns = 30 + make.below(250);
-        for turn in 0..turns {
-            world.turn();
-            if turn.is_multiple_of(20) {
-                world.person();
-            }
-        }
-        if make.one_in(25) {
-            world.by_ada(|by| EventKind::StopRequested { by });
-        }
-        world.calm();
-        let end = world.now.plus(REST);
-        let mut turn = 0u32;
-        while world.now < end && !at_rest(&world) {
-            world.turn();
-            turn += 1;
-            if turn.is_multiple_of(5) {
-                world.person();
-            }
-        }
-        if world.held_by_the_floor() {
-            // Faults and clashing shapes can lead here; it serves, and a person has to say that
-            // it may serve less. The next rollout goes on from here.
-            *world.counts.entry("held by the floor").or_default() += 1;
-        } else {
-            world.check_rest();
-        }
-        // An engine that lies (serves errors, dies later) may have been promoted by the person;
-        // from here on it behaves, so that it can be the stable one.
-        world.natures.insert(release.number, Nature::Good);
-        let outcome = match world.state.rollout.as_ref().and_then(|r| r.outcome.as_ref()) {
-            Some(Outcome::Completed) => "completed",
-            Some(Outcome::RolledBack { .. }) => "rolled back",
-            Some(Outcome::Aborted { .. }) => "aborted",
-            Some(Outcome::Failed { .. }) => "failed",
-            None => "none",
-        };
-        *world.counts.entry(outcome).or_default() += 1;
-        if let Some(rollout) = world.state.rollout.as_ref().filter(|r| r.from.is_some())
-            && rollout.outcome == Some(Outcome::Completed)
-            && let Some(strategy) = world.state.releases[&rollout.to].spec.rollout.strategy
-        {
-            let what = match strategy {
-                Strategy::BlueGreen => "blue-green completed",
-                _ => "recreate completed",
-            };
-            *world.counts.entry(what).or_default() += 1;
+    for _ in 1..=rollouts {
+        let number = world.fresh_number();
+        let (release, kind, nature) = draw(&mut make, number, per_replica);
+        play(&mut world, &mut make, per_replica, &release, kind, nature);
+        let outcome = world.state.rollout.as_ref().and_then(|r| r.outcome.clone());
+        if make.one_in(5) && !matches!(outcome, None | Some(Outcome::Completed)) {
+            // The person tries the same revision again, as a new rollout.
+            *world.counts.entry("person retries what was taken back").or_default() += 1;
+            let mut again = release;
+            again.number = ReleaseNumber(world.fresh_number());
+            again.id = ReleaseId(uuid::Uuid::from_u128(0x1000 + u128::from(again.number.0)));
+            play(&mut world, &mut make, per_replica, &again, kind, nature);
         }
     }
     world.check_replay();
     *world.counts.entry("events").or_default() += world.events();
     world.counts
+}
+
+/// One rollout, with faults, what people do meanwhile, and the rest after it.
+fn play(
+    world: &mut World,
+    make: &mut Rng,
+    per_replica: u32,
+    release: &Release,
+    kind: RolloutKind,
+    nature: Nature,
+) {
+    world.faults = !make.one_in(5);
+    let nature = world.tellable(release, kind, nature);
+    world.request(release, kind, nature);
+    let turns = 30 + make.below(250);
+    for turn in 0..turns {
+        world.turn();
+        if turn.is_multiple_of(20) {
+            world.person();
+        }
+        if make.one_in(250) {
+            let number = world.fresh_number();
+            let (next, kind, nature) = draw(make, number, per_replica);
+            world.wish(&next, kind, nature, make.one_in(2));
+        }
+    }
+    if make.one_in(25) {
+        world.by_ada(|by| EventKind::StopRequested { by });
+    }
+    world.calm();
+    let end = world.now.plus(REST);
+    let mut turn = 0u32;
+    while world.now < end && !at_rest(world) {
+        world.turn();
+        turn += 1;
+        if turn.is_multiple_of(5) {
+            world.person();
+        }
+    }
+    if world.held_by_the_floor() {
+        // Faults and clashing shapes can lead here; it serves, and a person has to say that
+        // it may serve less. The next rollout goes on from here.
+        *world.counts.entry("held by the floor").or_default() += 1;
+    } else {
+        world.check_rest();
+    }
+    // An engine that lies (serves errors, dies later) may have been promoted by the person;
+    // from here on it behaves, so that it can be the stable one.
+    world.all_behave();
+    let outcome = match world.state.rollout.as_ref().and_then(|r| r.outcome.as_ref()) {
+        Some(Outcome::Completed) => "completed",
+        Some(Outcome::RolledBack { .. }) => "rolled back",
+        Some(Outcome::Aborted { .. }) => "aborted",
+        Some(Outcome::Failed { .. }) => "failed",
+        None => "none",
+    };
+    *world.counts.entry(outcome).or_default() += 1;
+    if let Some(rollout) = world.state.rollout.as_ref().filter(|r| r.from.is_some())
+        && rollout.outcome == Some(Outcome::Completed)
+        && let Some(strategy) = world.state.releases[&rollout.to].spec.rollout.strategy
+    {
+        let what = match strategy {
+            Strategy::BlueGreen => "blue-green completed",
+            _ => "recreate completed",
+        };
+        *world.counts.entry(what).or_default() += 1;
+    }
 }
 
 fn at_rest(world: &World) -> bool {
@@ -194,6 +238,7 @@ fn at_rest(world: &World) -> bool {
     world.quiet()
         && state.active_rollout().is_none()
         && !state.stopping
+        && state.queued.is_none()
         && whole
         && state
             .replicas
@@ -275,6 +320,16 @@ fn seeds() {
             "borrowed and completed",
             "borrowed and taken back",
             "rank dies",
+            "command ends well",
+            "command fails",
+            "command hangs",
+            "command lost with its controller",
+            "person retries",
+            "person retries what was taken back",
+            "person skips",
+            "queued rollout refused",
+            "rollout queued",
+            "rollout replaced",
         ] {
             assert!(
                 counts.get(what).is_some_and(|n| *n >= 20),

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use gpudeck::base::{
-    DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp,
-    TrafficMode, TrafficServer,
+    Attempt, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName,
+    Timestamp, TrafficMode, TrafficServer,
 };
 use gpudeck::rollout::{
-    Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, RankPlan, Release,
-    Rollout, RolloutKind, ServiceState, StartRefusal, Window, next_wake, outstanding, step,
+    Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, RankPlan,
+    Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, next_wake,
+    outstanding, step,
 };
-
-use gpudeck::spec::Strategy;
+use gpudeck::spec::{StepSpec, Strategy};
 
 use crate::build::{Rng, service};
 use crate::planted::Bug;
@@ -61,6 +61,17 @@ struct Replaced {
     until: Timestamp,
 }
 
+/// A rollout that a person asked for while another one was under way.
+#[derive(Clone, Debug)]
+struct Wish {
+    release: Release,
+    kind: RolloutKind,
+    nature: Nature,
+}
+
+/// One run of a step's command.
+type Run = (ReleaseNumber, usize, Attempt);
+
 /// How often each kind of fault was met.
 pub type Counts = BTreeMap<&'static str, u64>;
 
@@ -101,6 +112,14 @@ pub struct World {
     waiting: VecDeque<EventKind>,
     /// Events of the journal that are on the disk.
     durable: usize,
+    /// What is in the deck for each queued rollout, by its digest.
+    wishes: BTreeMap<String, Wish>,
+    /// The newest run of each step's command that was ever asked for.
+    runs: BTreeMap<(ReleaseNumber, usize), Attempt>,
+    /// Runs whose command really ended with exit code 0.
+    good_runs: BTreeSet<Run>,
+    /// The number of the newest release.
+    last_number: u64,
     /// A bug that was planted.
     pub bug: Option<Bug>,
     /// Hosts refuse our login now and then; with dice of its own, so that other plays stay as they are.
@@ -144,6 +163,10 @@ impl World {
             disk_full_until: Timestamp(0),
             waiting: VecDeque::new(),
             durable: 0,
+            wishes: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            good_runs: BTreeSet::new(),
+            last_number: 0,
             bug: None,
             holds: None,
         }
@@ -159,7 +182,74 @@ impl World {
         }
     }
 
+    /// The number of the next release.
+    pub fn fresh_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// What lies can be told from what is good only by an analysis.
+    pub fn tellable(&self, release: &Release, kind: RolloutKind, nature: Nature) -> Nature {
+        let analysed = self.state.stable.is_some()
+            && kind == RolloutKind::Apply
+            && release.spec.rollout.steps.contains(&StepSpec::Analyse("default".to_owned()));
+        match nature {
+            Nature::Errors | Nature::DiesLater if !analysed => Nature::Good,
+            nature => nature,
+        }
+    }
+
+    /// What is rolled out, if anything is, behaves from here on.
+    pub fn all_behave(&mut self) {
+        self.natures.values_mut().for_each(|n| *n = Nature::Good);
+    }
+
+    /// A person asks for a rollout, whether or not one is under way.
+    pub fn wish(&mut self, release: &Release, kind: RolloutKind, nature: Nature, replace: bool) {
+        if self.state.active_rollout().is_none() {
+            return;
+        }
+        self.count(if replace { "rollout replaced" } else { "rollout queued" });
+        let digest = release.number.to_string();
+        let wish = Wish { release: release.clone(), kind, nature };
+        self.wishes.insert(digest.clone(), wish);
+        let wish = QueuedRollout {
+            asked: self.clock(),
+            kind,
+            to: None,
+            digest: Some(digest),
+            by: "ada".to_owned(),
+            reason: None,
+            accept_outage: false,
+        };
+        self.tell(EventKind::Queued { wish: Box::new(wish), replace });
+    }
+
+    /// The controller begins what is queued, some time after its turn has come, or refuses it: its plan
+    /// is made only now.
+    fn tend_queue(&mut self) {
+        if self.disk_full_until > self.now || !self.waiting.is_empty() {
+            return;
+        }
+        let Some(due) = self.state.queued_due().cloned().filter(|_| self.rng.one_in(3)) else {
+            return;
+        };
+        let Some(wish) = due.digest.as_ref().and_then(|d| self.wishes.get(d)).cloned() else {
+            return;
+        };
+        if self.rng.one_in(6) {
+            self.count("queued rollout refused");
+            let why = "it does not fit".to_owned();
+            self.tell(EventKind::QueueRefused { asked: due.asked, why });
+            return;
+        }
+        let nature = self.tellable(&wish.release, wish.kind, wish.nature);
+        self.request(&wish.release, wish.kind, nature);
+        assert!(self.state.queued.is_none(), "what has begun is still queued");
+    }
+
     pub fn request(&mut self, release: &Release, kind: RolloutKind, nature: Nature) {
+        self.last_number = self.last_number.max(release.number.0);
         self.natures.insert(release.number, nature);
         self.say(|| format!("-- {} is {nature:?}: {:?}", release.number, release.spec.rollout));
         let mut release = Box::new(release.clone());
@@ -192,8 +282,12 @@ impl World {
     }
 
     fn decide(&mut self, kind: EventKind) {
-        if self.bug.is_some_and(|bug| bug.swallows(&kind, &mut self.rng)) {
-            return;
+        let mut kind = kind;
+        if let Some(bug) = self.bug {
+            if bug.swallows(&kind, &mut self.rng) {
+                return;
+            }
+            bug.alter(&mut kind);
         }
         let event = Event { at: self.clock(), kind };
         self.journal.push(event.clone());
@@ -202,6 +296,7 @@ impl World {
         }
         let before: Vec<(ReplicaId, Phase)> = self.phases();
         let was_stopping = self.state.stopping;
+        let journey = self.journey();
         let mut actions = step(&mut self.state, &event);
         if let Some(bug) = self.bug {
             bug.spoil(&self.state, &mut actions, &mut self.rng);
@@ -215,6 +310,7 @@ impl World {
             self.say(|| format!("      → {}", brief(action)));
         }
         self.check_step(&event.kind, &before, &actions, was_stopping);
+        self.check_journey(&event.kind, journey, &actions);
         self.take(actions);
     }
 
@@ -246,6 +342,7 @@ impl World {
                 Action::AwaitToken { .. } => 5_000 + self.rng.below(60_000),
                 Action::ApplyTraffic { .. } => 50 + self.rng.below(1_000),
                 Action::AwaitDrained { .. } => self.rng.below(20_000),
+                Action::RunCommand { run, .. } => self.how_long(run),
                 Action::RecordOutcome { .. } => 0,
             };
             self.sequence += 1;
@@ -284,6 +381,14 @@ impl World {
         {
             self.silently(&task.action);
         }
+    }
+
+    /// How long a command runs; one that hangs is ended at its timeout.
+    fn how_long(&mut self, run: &gpudeck::spec::RunSpec) -> u64 {
+        if run.command == ["hangs"] {
+            return u64::try_from(run.timeout.as_millis()).unwrap();
+        }
+        self.rng.below(90_000)
     }
 
     // ---- what must always be true -------------------------------------------------------------
@@ -427,6 +532,56 @@ impl World {
         }
     }
 
+    /// The rollout under way, as far as it is checked from one event to the next.
+    fn journey(&self) -> Option<(ReleaseNumber, Timestamp, bool, usize, bool)> {
+        let rollout = self.state.rollout.as_ref()?;
+        let forward = rollout.direction == Direction::Forward;
+        Some((rollout.to, rollout.began, forward, rollout.step, rollout.outcome.is_some()))
+    }
+
+    /// Rollouts begin because a person asked, turn back at most once, to stable; a command's step is
+    /// passed only by a good end of its newest run or by a person, and no run has the number of another.
+    fn check_journey(
+        &mut self,
+        event: &EventKind,
+        before: Option<(ReleaseNumber, Timestamp, bool, usize, bool)>,
+        actions: &[Action],
+    ) {
+        for action in actions {
+            if let Action::RunCommand { release, step, attempt, .. } = action {
+                let last = self.runs.insert((*release, *step), *attempt);
+                assert!(
+                    last.is_none_or(|last| last < *attempt),
+                    "attempt {attempt} of a command after {last:?}"
+                );
+            }
+        }
+        let Some(rollout) = &self.state.rollout else { return };
+        let same = before.filter(|b| (b.0, b.1) == (rollout.to, rollout.began));
+        let Some((to, _, was_forward, step, was_over)) = same else {
+            let asked = matches!(event, EventKind::RolloutRequested { .. });
+            assert!(asked, "{} began by itself", rollout.to);
+            return;
+        };
+        let forward = rollout.direction == Direction::Forward;
+        assert!(was_forward || !forward, "{to} turned back and forward again");
+        assert!(!was_over || rollout.outcome.is_some(), "{to} had ended and goes on");
+        if !forward && rollout.outcome.is_none() {
+            assert_eq!(rollout.from, self.state.stable, "it goes back to something else");
+        }
+        let steps = &self.state.releases[&to].spec.rollout.steps;
+        let by_person = matches!(event, EventKind::Promoted { .. } | EventKind::Skipped { .. });
+        for (index, passed) in steps.iter().enumerate().take(rollout.step).skip(step) {
+            if let (StepSpec::Run(_), false, true) = (passed, by_person, forward) {
+                let run = self.runs.get(&(to, index)).copied();
+                assert!(
+                    run.is_some_and(|run| self.good_runs.contains(&(to, index, run))),
+                    "step {index} of {to} was passed without a good end of its command"
+                );
+            }
+        }
+    }
+
     /// The floor, computed from the specs here and not by the decider.
     fn own_floor(&self) -> u32 {
         let state = &self.state;
@@ -551,6 +706,7 @@ impl World {
             "the rollout has not ended: {:#?}",
             state.rollout
         );
+        assert!(state.queued.is_none(), "a queued rollout was never begun");
         let mut expected = BTreeSet::new();
         if let Some(stable) = state.stable {
             let release = &state.releases[&stable];
@@ -603,6 +759,7 @@ impl World {
             self.count("login lost or back");
             self.tell(if held { EventKind::HoldEnded } else { Self::hold() });
         }
+        self.tend_queue();
         let next_task = self.tasks.iter().map(|t| (t.due, t.sequence)).min();
         self.play_replaced();
         let tick = Timestamp(self.now.0 + if self.faults { 1_000 } else { 5_000 });
@@ -646,6 +803,7 @@ impl World {
                 task.action,
                 Action::AwaitToken { .. }
                     | Action::AwaitDrained { .. }
+                    | Action::RunCommand { .. }
                     | Action::RecordOutcome { .. }
             );
             if acts && self.bug != Some(Bug::AcceptOldEpoch) {
@@ -720,6 +878,29 @@ impl World {
                 self.tell(EventKind::TrafficApplied { version });
             }
             Action::AwaitDrained { replica } => self.tell(EventKind::Drained { replica }),
+            Action::RunCommand { release, step, attempt, run } => {
+                let first = attempt == Attempt::FIRST;
+                let end = match run.command.first().map(String::as_str) {
+                    Some("fails") => RunEnd::Exited { code: 3 },
+                    Some("fails-once") if first => RunEnd::Killed { signal: 11 },
+                    Some("hangs") => RunEnd::TimedOut,
+                    _ => RunEnd::Exited { code: 0 },
+                };
+                match end {
+                    RunEnd::Exited { code: 0 } => {
+                        self.count("command ends well");
+                        self.good_runs.insert((release, step, attempt));
+                    }
+                    RunEnd::TimedOut => self.count("command hangs"),
+                    _ => self.count("command fails"),
+                }
+                // Sometimes whoever runs it never says how a hanging one ended.
+                if end == RunEnd::TimedOut && self.rng.one_in(3) {
+                    return;
+                }
+                let output = vec!["the last line".to_owned()];
+                self.tell(EventKind::RunEnded { release, step, attempt, end, output });
+            }
             Action::RecordOutcome { release, outcome } => {
                 if let Some(other) = self.recorded.insert(release, outcome.clone()) {
                     assert_eq!(other, outcome, "two outcomes of {release}");
@@ -839,7 +1020,18 @@ impl World {
     }
 
     fn fault(&mut self) {
-        match self.rng.below(12) {
+        match self.rng.below(14) {
+            12 => {
+                if self.state.retryable() {
+                    self.count("person retries");
+                }
+                self.by_ada(|by| EventKind::Retried { by });
+            }
+            13 => {
+                if self.rng.one_in(3) {
+                    self.skip();
+                }
+            }
             8 => self.take_over(),
             9 => {
                 self.count("clock jumps");
@@ -909,6 +1101,7 @@ impl World {
                                 | EventKind::RankRefused { .. }
                                 | EventKind::TrafficApplied { .. }
                                 | EventKind::TrafficFailed { .. }
+                                | EventKind::RunEnded { .. }
                         )
                     })
                     .collect();
@@ -937,6 +1130,34 @@ impl World {
         }
     }
 
+    fn skip(&mut self) {
+        if self.state.skippable().is_some() {
+            self.count("person skips");
+        }
+        let reason = "it is known".to_owned();
+        self.by_ada(|by| EventKind::Skipped { by, reason });
+    }
+
+    /// Whoever ran a command is gone.
+    fn lose_command(&mut self) {
+        let Some((rollout, run)) = self.state.awaited_run() else { return };
+        let (release, step, attempt) = (rollout.to, rollout.step, run.attempt);
+        self.count("command lost with its controller");
+        if self.bug == Some(Bug::RunAgainUnderItsName) {
+            if let Some(StepSpec::Run(run)) =
+                self.state.releases[&release].spec.rollout.steps.get(step)
+            {
+                let run = Box::new(run.clone());
+                let again = vec![Action::RunCommand { release, step, attempt, run }];
+                let journey = self.journey();
+                self.check_journey(&EventKind::Tick, journey, &again);
+                self.take(again);
+            }
+            return;
+        }
+        self.tell(EventKind::RunLost { release, step, attempt });
+    }
+
     /// The controller dies: of what was under way some was done and nobody heard of it, some was
     /// never done, some goes on. A new one has the journal.
     pub fn crash(&mut self) {
@@ -958,6 +1179,8 @@ impl World {
         for task in tasks {
             match self.rng.below(3) {
                 0 => {}
+                // A command is ended before it is run again.
+                _ if matches!(task.action, Action::RunCommand { .. }) => {}
                 // What a replaced controller sent is refused also when nobody hears of it.
                 1 if task.epoch < self.epoch => {}
                 1 => self.silently(&task.action),
@@ -969,7 +1192,11 @@ impl World {
             actions.clear();
         }
         self.take(actions);
+        self.lose_command();
         self.hosts_report();
+        if self.bug == Some(Bug::LoseQueued) {
+            self.wishes.clear();
+        }
     }
 
     /// The hosts say what runs: whatever ended while nobody listened is told now.
@@ -1002,6 +1229,7 @@ impl World {
         self.epoch += 1;
         let actions = outstanding(&self.state);
         self.take(actions);
+        self.lose_command();
     }
 
     /// What a replaced controller does in its ignorance.
@@ -1088,6 +1316,15 @@ impl World {
             (Direction::Forward, Some(Gate::Approve)) => {
                 self.by_ada(|by| EventKind::Promoted { all: false, by });
             }
+            (Direction::Forward, Some(Gate::Inconclusive { .. } | Gate::Failed { .. }))
+                if self.rng.one_in(3) =>
+            {
+                self.count("person retries");
+                self.by_ada(|by| EventKind::Retried { by });
+            }
+            (Direction::Forward, Some(Gate::Inconclusive { .. })) if self.rng.one_in(2) => {
+                self.skip();
+            }
             (Direction::Forward, Some(Gate::Inconclusive { .. } | Gate::Failed { .. })) => {
                 self.by_ada(|by| EventKind::Aborted { by, reason: Some("no good".to_owned()) });
             }
@@ -1149,6 +1386,9 @@ fn brief(action: &Action) -> String {
             format!("traffic {version}: {}", servers.join(" "))
         }
         Action::AwaitDrained { replica } => format!("await drained {replica}"),
+        Action::RunCommand { step, attempt, run, .. } => {
+            format!("run {:?} of step {step}, attempt {attempt}", run.command)
+        }
         Action::RecordOutcome { release, outcome } => format!("record {release}: {outcome:?}"),
     }
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHal
 use super::host::{SimHostState, failed};
 use crate::ssh::Program;
 use crate::wire::{
-    FromAgent, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent, Verb, encode_line,
+    FromAgent, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent, Told, Verb, encode_line,
 };
 
 /// Shortest time between samples that is granted.
@@ -42,6 +42,8 @@ async fn serve(
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stdin).lines();
     let mut interval: Option<tokio::time::Interval> = None;
+    let mut changes = false;
+    let mut told = Told::default();
     loop {
         let tick = async {
             match &mut interval {
@@ -54,11 +56,15 @@ async fn serve(
                 let Some(line) = line? else { return Ok(()) };
                 let asked: ToAgent = serde_json::from_str(&line)?;
                 let changed;
+                let follows = matches!(asked.request, Request::Follow { .. });
                 let result = match asked.request {
-                    Request::Subscribe { interval_ms } => {
+                    Request::Subscribe { interval_ms } | Request::Follow { interval_ms, .. } => {
                         let period = Duration::from_millis(interval_ms).max(MIN_INTERVAL);
                         interval = Some(spread(period));
                         changed = true;
+                        // As the real one: whoever asks again begins with a whole sample.
+                        changes = follows;
+                        told = Told::default();
                         Ok(Reply::Done)
                     }
                     request => {
@@ -72,8 +78,9 @@ async fn serve(
                 }
             }
             _ = tick => {
-                if let Some(sample) = state.sample() {
-                    write(&mut stdout, &FromAgent::Sample(Box::new(sample))).await?;
+                if let Some(line) = state.sample().and_then(|sample| told.line(sample, changes)) {
+                    stdout.write_all(&line).await?;
+                    told.sent();
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::BigFleetShape;
 use crate::base::{Bytes, DeckId, DeviceId, Epoch, HostName, RankId, ServiceName, Timestamp};
 use crate::wire::{
     ClaimInfo, Gpu, Gpus, HostFacts, HostSample, HttpReply, MemoryUse, RankReport, RankStart,
@@ -25,6 +26,7 @@ pub(super) struct SimHostState {
     number: u16,
     gpus: Vec<Gpu>,
     load_time: Duration,
+    busy: bool,
     up_since: Instant,
     inner: Mutex<Inner>,
 }
@@ -51,12 +53,13 @@ struct Rank {
 }
 
 impl SimHostState {
-    pub(super) fn new(name: &HostName, number: u16, gpus: u16, load_time: Duration) -> Self {
+    pub(super) fn new(name: &HostName, number: u16, shape: BigFleetShape) -> Self {
         Self {
             name: name.clone(),
             number,
-            gpus: (0..gpus).filter_map(|gpu| simulated_gpu(number, gpu)).collect(),
-            load_time,
+            gpus: (0..shape.gpus).filter_map(|gpu| simulated_gpu(number, gpu)).collect(),
+            load_time: shape.load_time,
+            busy: shape.busy,
             up_since: Instant::now(),
             inner: Mutex::default(),
         }
@@ -95,7 +98,7 @@ impl SimHostState {
             .map(|gpu| {
                 let taken = used.get(&gpu.device()).copied().unwrap_or(Bytes::ZERO);
                 let wave = u32::try_from((beat + u64::from(gpu.index) * 13) % 50).unwrap_or(0);
-                let busy = taken > Bytes::ZERO;
+                let busy = self.busy || taken > Bytes::ZERO;
                 Gpu {
                     memory: Some(MemoryUse {
                         used: RESERVED.saturating_add(taken),

@@ -29,6 +29,8 @@ pub struct BigFleetShape {
     pub gpus: u16,
     /// Time from the start of an engine to its first token.
     pub load_time: Duration,
+    /// All GPUs work, so that their numbers change with every sample.
+    pub busy: bool,
 }
 
 /// The hosts of a simulated fleet. Their tasks run on the runtime it was made with.
@@ -55,7 +57,7 @@ impl BigFleet {
         let hosts = (1..=shape.hosts)
             .map(|number| {
                 let name: HostName = format!("sim-{number:04}").parse()?;
-                let state = SimHostState::new(&name, number, shape.gpus, shape.load_time);
+                let state = SimHostState::new(&name, number, shape);
                 Ok((name, Arc::new(state)))
             })
             .collect::<Result<_, _>>()?;

@@ -161,6 +161,7 @@ fn an_unknown_engine_is_read_by_whoever_understands_it() {
     assert!(any("Load weight end. type=X, mem usage=2.00 GB.").weights.is_some());
     assert!(any("load_tensors: CUDA0 model buffer size = 5.0 MiB").weights.is_some());
     assert!(any("a quiet engine").is_empty());
+    assert!(any("ValueError: No available memory for the cache blocks. Try").refused);
 }
 
 #[test]

@@ -5,7 +5,9 @@ use ratatui::layout::{Position, Rect};
 use ratatui::text::{Line, Span};
 
 use super::{centre, draw_buttons, draw_field, plan};
-use crate::api::{ApiError, Hint as _, Intent, PlanView, ReleaseNumber, ReplicaTo, ServiceName};
+use crate::api::{
+    ApiError, ConcurrencyPolicy, Hint as _, Intent, PlanView, ReleaseNumber, ReplicaTo, ServiceName,
+};
 use crate::tui::draw::Pen;
 use crate::tui::field::Field;
 use crate::tui::key::Key;
@@ -16,6 +18,11 @@ use crate::tui::state::State;
 pub enum Deed {
     /// Roll out the spec.
     Apply,
+    /// Roll out the spec when the rollout under way has ended.
+    Queue {
+        /// Which is taken back for it.
+        replace: bool,
+    },
     /// Roll out an earlier release again.
     Undo {
         /// Which; none: the one before.
@@ -26,6 +33,12 @@ pub enum Deed {
         /// Everything.
         all: bool,
     },
+    /// Try again what failed.
+    Retry,
+    /// Do not wait for the gate.
+    Skip,
+    /// Do not begin what is queued.
+    CancelQueued,
     /// Take the rollout back.
     Abort,
     /// Stop all replicas.
@@ -42,6 +55,11 @@ impl Deed {
             Self::Undo { .. } => "Undo",
             Self::Promote { all: false } => "Promote",
             Self::Promote { all: true } => "Promote all",
+            Self::Queue { replace: false } => "Queue",
+            Self::Queue { replace: true } => "Replace",
+            Self::Retry => "Retry",
+            Self::Skip => "Skip",
+            Self::CancelQueued => "Cancel queued",
             Self::Abort => "Abort",
             Self::Stop => "Stop",
             Self::Move => "Move",
@@ -135,7 +153,7 @@ impl Confirm {
     /// Whether Enter would do it now.
     pub fn armed(&self) -> bool {
         let seen = matches!(self.plan, PlanState::Words(_) | PlanState::Ready(_));
-        seen && !self.nothing_to_do() && self.matches()
+        seen && !self.nothing_to_do() && self.matches() && !self.lacks_reason()
     }
 
     /// The wish that the dialog is about; none: it lacks its target.
@@ -143,8 +161,23 @@ impl Confirm {
         let service = self.service.clone();
         let reason = Some(self.reason.text().trim().to_owned()).filter(|r| !r.is_empty());
         Some(match self.deed {
-            Deed::Apply => Intent::Apply { service, reason, accept_outage: self.outage() },
-            Deed::Undo { to } => Intent::Undo { service, to, reason },
+            Deed::Apply => {
+                Intent::Apply { service, reason, accept_outage: self.outage(), concurrency: None }
+            }
+            Deed::Queue { replace } => Intent::Apply {
+                service,
+                reason,
+                accept_outage: false,
+                concurrency: Some(if replace {
+                    ConcurrencyPolicy::Replace
+                } else {
+                    ConcurrencyPolicy::Queue
+                }),
+            },
+            Deed::Undo { to } => Intent::Undo { service, to, reason, accept_outage: self.outage() },
+            Deed::Retry => Intent::Retry { service, accept_outage: false },
+            Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
+            Deed::CancelQueued => Intent::CancelQueued { service },
             Deed::Promote { all } => Intent::Promote { service, all },
             Deed::Abort => Intent::Abort { service, reason },
             Deed::Stop => Intent::Stop { service },
@@ -156,7 +189,20 @@ impl Confirm {
     }
 
     const fn takes_reason(&self) -> bool {
-        matches!(self.deed, Deed::Apply | Deed::Undo { .. } | Deed::Abort | Deed::Move)
+        matches!(
+            self.deed,
+            Deed::Apply
+                | Deed::Queue { .. }
+                | Deed::Undo { .. }
+                | Deed::Skip
+                | Deed::Abort
+                | Deed::Move
+        )
+    }
+
+    /// A gate is skipped only with a reason.
+    fn lacks_reason(&self) -> bool {
+        self.deed == Deed::Skip && self.reason.text().trim().is_empty()
     }
 
     /// Handles a key.
@@ -191,6 +237,9 @@ impl Confirm {
         }
         self.said = Some(if matches!(self.plan, PlanState::Waiting(_)) {
             "the plan is not here yet".to_owned()
+        } else if self.matches() && self.lacks_reason() {
+            self.on_reason = true;
+            "a reason is needed: it stays in the history and the audit trail".to_owned()
         } else {
             format!("that is not `{}`", self.wanted())
         });
@@ -248,7 +297,11 @@ impl Confirm {
             cursor = draw_field(pen, (left, y), right, &label, &self.name, !self.on_reason);
             y += 1;
             if self.takes_reason() {
-                let label = "Reason (Tab): ";
+                let label = if self.deed == Deed::Skip {
+                    "Reason (Tab), needed: "
+                } else {
+                    "Reason (Tab): "
+                };
                 let at = draw_field(pen, (left, y), right, label, &self.reason, self.on_reason);
                 cursor = cursor.or(at);
             }

@@ -27,7 +27,7 @@ use super::services::replica_row;
 use super::{nothing, title};
 use crate::api::{
     Condition, Direction, Gate, ReleaseNumber, ReleaseView, Rollout, RolloutKind, ServiceView,
-    VerdictResult, Window, time,
+    VerdictOf, VerdictResult, Window, time,
 };
 
 use crate::tui::command::Panel;
@@ -97,6 +97,12 @@ fn journey(
     {
         let y = take(rest, 1);
         pen.line(rest.x, y, rest.right(), &line);
+    }
+    if let Some((text, style)) = queued(state, service)
+        && rest.height > 0
+    {
+        let y = take(rest, 1);
+        pen.put_cut(rest.x, y, rest.right(), &text, style);
     }
     let over = rollout.outcome.is_some();
     if !over && rest.height > 4 {
@@ -222,6 +228,18 @@ fn held(state: &State, rollout: &Rollout) -> Option<Line<'static>> {
     Some(Line::styled(format!("║ {text}"), theme.warn.patch(theme.strong)))
 }
 
+/// What comes after this rollout, or why it did not come.
+fn queued(state: &State, service: &ServiceView) -> Option<(String, Style)> {
+    let theme = &state.theme;
+    if let Some(queued) = &service.queued {
+        let why = queued.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        let text = format!("» next: {} by {}{why} (X cancels)", queued.what(), queued.by);
+        return Some((text, theme.accent));
+    }
+    let why = service.queue_trouble.as_ref()?;
+    Some((format!("✖ the queued rollout did not begin: {why}"), theme.bad))
+}
+
 /// How the requests are shared out between the two releases, by weight.
 fn traffic_bar(pen: &mut Pen<'_>, service: &ServiceView, rollout: &Rollout, rest: Rect, y: u16) {
     let share_of = |release: ReleaseNumber| -> u32 {
@@ -304,7 +322,9 @@ fn steps(
             continue;
         };
         let until = match gate {
-            Gate::Bake { until } | Gate::Analyse { until, .. } => words::left(state.now, *until),
+            Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. } => {
+                words::left(state.now, *until)
+            }
             _ => continue,
         };
         let end = pen.put_right(x, y, right, &format!("{until} left"), theme.accent);
@@ -399,7 +419,11 @@ fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
         VerdictResult::Failed | VerdictResult::Error => ("✖", theme.bad),
         VerdictResult::Inconclusive => ("?", theme.warn),
     };
-    let text = format!("{mark} {}: {}", verdict.analysis, verdict.reason);
+    let what = match verdict.of {
+        VerdictOf::Analysis => verdict.analysis.clone(),
+        VerdictOf::Run => verdict.title(),
+    };
+    let text = format!("{mark} {what}: {}", verdict.reason);
     // The number that decided is worth a second row.
     let lines = crate::tui::dialogs::wrapped(&text, usize::from(area.width), style);
     let room = Rect { y, height: area.bottom() - y, ..area };

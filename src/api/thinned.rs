@@ -1,0 +1,280 @@
+//! What a door is told: everything at once, but of hosts that it does not show only now and then
+//! a sample. At a thousand hosts most samples are of hosts that are not on the screen.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::hub::Hub;
+use super::view::{Delta, Looking};
+use crate::base::HostName;
+
+/// A host that is not shown is told so often: what is sampled every five seconds is told whole.
+const SELDOM: Duration = Duration::from_secs(4);
+
+/// Most hosts that one door can show.
+const MAX_SHOWN: usize = 1024;
+
+/// The hosts that a door shows; none: it has not said, and is told everything.
+type Hosts = Option<Arc<BTreeSet<HostName>>>;
+
+/// What every door shows that has a stream.
+#[derive(Default)]
+pub(super) struct Shown(Mutex<HashMap<Uuid, watch::Sender<Hosts>>>);
+
+impl Shown {
+    /// A door opens a stream.
+    pub(super) fn opened(&self, door: Uuid) -> watch::Receiver<Hosts> {
+        let mut doors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.retain(|_, hosts| !hosts.is_closed());
+        doors.entry(door).or_insert_with(|| watch::channel(None).0).subscribe()
+    }
+
+    /// A door says what it shows.
+    pub(super) fn says(&self, looking: &Looking) {
+        let doors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(hosts) = looking.door.and_then(|door| doors.get(&door)) else { return };
+        let all = looking.hosts.iter().chain(&looking.detail).take(MAX_SHOWN);
+        let all: BTreeSet<HostName> = all.cloned().collect();
+        hosts.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(&all);
+            if changed {
+                *known = Some(Arc::new(all));
+            }
+            changed
+        });
+    }
+}
+
+/// The changes as one door gets them, with numbers of their own.
+pub(super) struct Thinned {
+    hub: Arc<Hub>,
+    deltas: Option<broadcast::Receiver<Delta>>,
+    shown: Option<watch::Receiver<Hosts>>,
+    /// When a sample of a host was told last.
+    told: HashMap<HostName, Instant>,
+    /// The newest samples that were not told.
+    held: HashMap<HostName, Delta>,
+    due: VecDeque<Delta>,
+    sequence: u64,
+    /// [`SELDOM`].
+    seldom: Duration,
+}
+
+impl Thinned {
+    pub(super) fn new(hub: Arc<Hub>, shown: Option<watch::Receiver<Hosts>>) -> Self {
+        Self {
+            hub,
+            deltas: None,
+            shown,
+            told: HashMap::new(),
+            held: HashMap::new(),
+            due: VecDeque::new(),
+            sequence: 0,
+            seldom: SELDOM,
+        }
+    }
+
+    /// The next one; first, and after too many were missed, the snapshot. None: the controller ends.
+    pub(super) async fn next(&mut self) -> Option<Delta> {
+        loop {
+            let Some(deltas) = &mut self.deltas else { return Some(self.whole()) };
+            if let Some(delta) = self.due.pop_front() {
+                return Some(self.numbered(delta));
+            }
+            let looks = async {
+                let said = match &mut self.shown {
+                    Some(shown) => shown.changed().await.is_ok(),
+                    None => false,
+                };
+                // A door that is gone says nothing more.
+                if !said {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let delta = tokio::select! {
+                delta = deltas.recv() => delta,
+                () = looks => {
+                    self.catch_up();
+                    continue;
+                }
+            };
+            match delta {
+                Ok(delta) => {
+                    if let Some(delta) = self.pass(delta, Instant::now()) {
+                        return Some(self.numbered(delta));
+                    }
+                }
+                Err(RecvError::Lagged(_)) => return Some(self.whole()),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn whole(&mut self) -> Delta {
+        let (snapshot, deltas) = self.hub.subscribe();
+        self.deltas = Some(deltas);
+        self.told.clear();
+        self.held.clear();
+        self.due.clear();
+        self.sequence = snapshot.sequence;
+        Delta::Snapshot(Box::new(snapshot))
+    }
+
+    fn numbered(&mut self, mut delta: Delta) -> Delta {
+        self.sequence += 1;
+        delta.renumber(self.sequence);
+        delta
+    }
+
+    fn shows(&self, host: &HostName) -> bool {
+        let shown = self.shown.as_ref().and_then(|shown| shown.borrow().clone());
+        shown.is_none_or(|hosts| hosts.contains(host))
+    }
+
+    /// The change, if it is told now.
+    fn pass(&mut self, delta: Delta, now: Instant) -> Option<Delta> {
+        match &delta {
+            Delta::Sample { host, .. } => {
+                let fresh = self.told.get(host).is_some_and(|told| now - *told < self.seldom);
+                if fresh && !self.shows(host) {
+                    self.held.insert(host.clone(), delta);
+                    return None;
+                }
+                self.held.remove(host);
+                self.told.insert(host.clone(), now);
+            }
+            // Whole, with its newest sample.
+            Delta::Host { host, .. } => {
+                self.held.remove(&host.name);
+            }
+            Delta::HostGone { host, .. } => {
+                self.held.remove(host);
+                self.told.remove(host);
+            }
+            _ => {}
+        }
+        Some(delta)
+    }
+
+    /// Another part of the fleet is shown: at once as it is now.
+    fn catch_up(&mut self) {
+        let hosts: Vec<HostName> =
+            self.held.keys().filter(|host| self.shows(host)).cloned().collect();
+        for host in hosts {
+            self.due.extend(self.held.remove(&host));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::api::hub::Change;
+    use crate::api::{DeckView, HostLinkState, HostView, Snapshot};
+    use crate::base::Timestamp;
+    use crate::wire::HostSample;
+
+    fn host(name: &str) -> HostName {
+        name.parse().unwrap()
+    }
+
+    fn sample(hub: &Hub, name: &str, at: u64) {
+        let sample = HostSample { monotonic_ms: at, ..HostSample::default() };
+        let change =
+            Change::Sample { host: host(name), sampled: Timestamp(at), sample: Arc::new(sample) };
+        hub.publish(change);
+    }
+
+    fn hub() -> Arc<Hub> {
+        let hub = Hub::new(DeckView::default());
+        for name in ["a", "b"] {
+            hub.publish(Change::Host(Box::new(HostView {
+                name: host(name),
+                link: HostLinkState::Up,
+                way: Vec::new(),
+                facts: None,
+                sample: None,
+                sampled: None,
+                clock: None,
+                ranks: Vec::new(),
+                labels: std::collections::BTreeMap::new(),
+                maintenance: crate::api::Maintenance::default(),
+                claim: None,
+            })));
+        }
+        Arc::new(hub)
+    }
+
+    /// Takes in what is there, and checks that nothing is missing in between.
+    async fn read(deltas: &mut Thinned, into: &mut Snapshot) -> usize {
+        let mut count = 0;
+        // What is there comes without waiting.
+        while let Some(delta) = deltas.next().now_or_never() {
+            assert!(into.apply(delta.unwrap()), "a gap");
+            count += 1;
+        }
+        count
+    }
+
+    fn at(snapshot: &Snapshot, name: &str) -> Option<u64> {
+        snapshot.hosts.get(&host(name)).unwrap().sampled.map(|t| t.0)
+    }
+
+    #[tokio::test]
+    async fn what_is_not_shown_is_told_seldom_and_at_once_when_it_is() {
+        let (hub, shown, door) = (hub(), Shown::default(), Uuid::from_u128(1));
+        let mut deltas = Thinned::new(Arc::clone(&hub), Some(shown.opened(door)));
+        let Some(Delta::Snapshot(mut mine)) = deltas.next().await else { panic!() };
+        let both = |at| ["a", "b"].map(|name| sample(&hub, name, at));
+        both(1);
+        both(2);
+        assert_eq!(read(&mut deltas, &mut mine).await, 4, "a door that says nothing gets all");
+        let look = |names: &[&str]| {
+            let hosts = names.iter().map(|name| host(name)).collect();
+            shown.says(&Looking { hosts, detail: None, door: Some(door) });
+        };
+        look(&["a"]);
+        both(3);
+        both(4);
+        read(&mut deltas, &mut mine).await;
+        assert_eq!((at(&mine, "a"), at(&mine, "b")), (Some(4), Some(2)));
+        look(&["b"]);
+        read(&mut deltas, &mut mine).await;
+        assert_eq!(at(&mine, "b"), Some(4), "it is shown now");
+        deltas.seldom = Duration::ZERO;
+        both(5);
+        read(&mut deltas, &mut mine).await;
+        assert_eq!((at(&mine, "a"), at(&mine, "b")), (Some(5), Some(5)), "seldom, not never");
+        deltas.seldom = SELDOM;
+        both(6);
+        // A change of another kind comes with what was held back.
+        let mut view = hub.with(|s| s.hosts.get(&host("a")).cloned()).unwrap();
+        view.link = HostLinkState::Connecting { phase: "x".to_owned() };
+        hub.publish(Change::Host(Box::new(view)));
+        read(&mut deltas, &mut mine).await;
+        assert_eq!(mine.hosts, hub.snapshot().hosts);
+    }
+
+    #[tokio::test]
+    async fn who_was_too_slow_begins_again() {
+        let hub = hub();
+        let mut deltas = Thinned::new(Arc::clone(&hub), None);
+        let Some(Delta::Snapshot(mut mine)) = deltas.next().await else { panic!() };
+        for at in 0..5_000 {
+            sample(&hub, "a", at);
+        }
+        read(&mut deltas, &mut mine).await;
+        sample(&hub, "b", 9);
+        read(&mut deltas, &mut mine).await;
+        assert_eq!(mine.hosts, hub.snapshot().hosts);
+    }
+}

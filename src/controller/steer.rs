@@ -1,0 +1,298 @@
+//! What a person asks for in mid-rollout: the next rollout while one is under way (refused, queued, or
+//! in place of it), an undo, trying again, skipping a gate.
+
+use tokio::sync::oneshot;
+
+use super::core::{Core, Input, Request, now};
+use super::planning;
+use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
+use crate::base::{ReleaseNumber, ServiceName, Timestamp};
+use crate::rollout::{Direction, EventKind, Outcome, QueuedRollout, ServiceState};
+use crate::spec::ConcurrencyPolicy;
+
+type Reply = oneshot::Sender<Result<IntentReply, ApiError>>;
+
+/// What the deck says of a service, in few characters.
+fn digest(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+fn conflict(message: String, hint: Option<String>) -> ApiError {
+    ApiError { kind: ErrorKind::Conflict, message, hint }
+}
+
+impl Core {
+    /// Begins a rollout, or does what the policy says while another one is under way.
+    pub(super) fn ask_rollout(
+        &mut self,
+        service: ServiceName,
+        to: Option<ReleaseNumber>,
+        request: Request,
+        policy: Option<ConcurrencyPolicy>,
+        reply: Reply,
+    ) {
+        if self.state.services.get(&service).and_then(ServiceState::active_rollout).is_none() {
+            return self.prepare(service, to, request, reply);
+        }
+        let _ = reply.send(self.queue(&service, to, &request, policy));
+    }
+
+    fn queue(
+        &mut self,
+        service: &ServiceName,
+        to: Option<ReleaseNumber>,
+        request: &Request,
+        policy: Option<ConcurrencyPolicy>,
+    ) -> Result<IntentReply, ApiError> {
+        self.takes_new_work()?;
+        // What cannot be read now is refused now; the plan is made when its turn has come.
+        let (spec, text, _) = planning::read_spec(self, service, to)?;
+        let state = self.state.services.get(service);
+        let Some((state, rollout)) = state.and_then(|s| Some((s, s.active_rollout()?))) else {
+            return Err(conflict(format!("no rollout of {service} is under way"), None));
+        };
+        let (behind, forward) = (rollout.to, rollout.direction == Direction::Forward);
+        let policy = policy.unwrap_or(spec.rollout.concurrency_policy);
+        if policy == ConcurrencyPolicy::Forbid {
+            self.may_begin(service)?;
+        }
+        let same = state.releases.get(&behind).is_some_and(|r| r.spec == spec);
+        if policy == ConcurrencyPolicy::Replace && forward && same {
+            return Err(conflict(
+                format!("the rollout of {service} to {behind} under way is to just this spec"),
+                Some("`gpudeck rollout retry` tries again what failed in it".to_owned()),
+            ));
+        }
+        let wish = QueuedRollout {
+            asked: now(),
+            kind: request.kind,
+            to,
+            digest: to.is_none().then(|| digest(&text)),
+            by: request.by.clone(),
+            reason: request.reason.clone(),
+            accept_outage: request.accept_outage,
+        };
+        let replace = policy == ConcurrencyPolicy::Replace;
+        self.on_service(service, EventKind::Queued { wish: Box::new(wish), replace })?;
+        Ok(IntentReply::Queued { behind, replaces: replace && forward })
+    }
+
+    /// Takes a queued rollout out again.
+    pub(super) fn cancel_queued(
+        &mut self,
+        service: &ServiceName,
+        by: String,
+    ) -> Result<IntentReply, ApiError> {
+        let Some(state) = self.state.services.get(service) else {
+            return Err(planning::not_found(service, self.known_services()));
+        };
+        let Some(asked) = state.queued.as_ref().map(|q| q.asked) else {
+            return Err(conflict(format!("no rollout of {service} is queued"), None));
+        };
+        self.on_service(service, EventKind::QueueCancelled { asked, by })
+    }
+
+    /// Begins the queued rollouts whose turn it is.
+    pub(super) fn tend_queue(&mut self) {
+        let due: Vec<(ServiceName, QueuedRollout)> = self
+            .state
+            .services
+            .iter()
+            .filter(|(name, _)| !self.queue_asking.contains(*name))
+            .filter_map(|(name, state)| Some((name.clone(), state.queued_due()?.clone())))
+            .collect();
+        if due.is_empty() || self.is_handing_over() || !self.all_hosts_heard_of() {
+            return;
+        }
+        for (service, wish) in due {
+            self.begin_queued(service, wish);
+        }
+    }
+
+    fn begin_queued(&mut self, service: ServiceName, wish: QueuedRollout) {
+        if wish.to.is_none() {
+            let read = planning::read_spec(self, &service, None);
+            let changed = match read {
+                Ok((_, text, _)) => wish
+                    .digest
+                    .as_ref()
+                    .is_some_and(|then| *then != digest(&text))
+                    .then(|| format!("services/{service}.toml was changed since it was queued")),
+                Err(error) => Some(error.message),
+            };
+            if let Some(why) = changed {
+                self.refuse_queued(&service, wish.asked, why);
+                return;
+            }
+        }
+        let request = Request {
+            kind: wish.kind,
+            by: wish.by.clone(),
+            reason: wish.reason.clone(),
+            accept_outage: wish.accept_outage,
+        };
+        let (reply, answer) = oneshot::channel();
+        self.queue_asking.insert(service.clone());
+        self.prepare(service.clone(), wish.to, request, reply);
+        let inputs = self.means.inputs.clone();
+        tokio::spawn(async move {
+            let answer = answer.await;
+            let tell = Box::new(move |core: &mut Core| {
+                core.queue_asking.remove(&service);
+                core.queued_answer(&service, wish.asked, answer.ok());
+            });
+            let _ = inputs.send(Input::Ask(tell)).await;
+        });
+    }
+
+    fn queued_answer(
+        &mut self,
+        service: &ServiceName,
+        asked: Timestamp,
+        answer: Option<Result<IntentReply, ApiError>>,
+    ) {
+        match answer {
+            Some(Ok(IntentReply::NothingToDo)) => {
+                let why = "nothing to do: it is what is served".to_owned();
+                self.refuse_queued(service, asked, why);
+            }
+            // Somebody else was faster, or these hosts are not ours now: it waits on.
+            Some(Err(error)) if matches!(error.kind, ErrorKind::Conflict | ErrorKind::Fenced) => {
+                let waits = self
+                    .state
+                    .services
+                    .get(service)
+                    .is_some_and(|s| s.active_rollout().is_some() || s.stopping);
+                if !waits && error.kind == ErrorKind::Conflict {
+                    self.refuse_queued(service, asked, error.message);
+                }
+            }
+            Some(Err(error)) => self.refuse_queued(service, asked, error.message),
+            // It has begun, which ends the waiting; or there was no answer, and the next tick asks.
+            Some(Ok(_)) | None => {}
+        }
+    }
+
+    fn refuse_queued(&mut self, service: &ServiceName, asked: Timestamp, why: String) {
+        let result = serde_json::json!({ "queued": asked, "refused": why });
+        if let Err(error) = self.audit.happened("queued_refused", Some(service), result) {
+            let words = format!("a refusal is missing in the audit trail: {error}");
+            self.say(Severity::Warning, Some(service), &words);
+        }
+        self.happened(service, EventKind::QueueRefused { asked, why });
+    }
+
+    /// Goes back to an earlier release. In mid-rollout the one before the present is what the rollout
+    /// came from, so it is taken back; another one comes after that.
+    pub(super) fn undo(
+        &mut self,
+        service: ServiceName,
+        to: Option<ReleaseNumber>,
+        request: Request,
+        reply: Reply,
+    ) {
+        let state = self.state.services.get(&service);
+        let Some(rollout) = state.and_then(ServiceState::active_rollout) else {
+            match self.undo_target(&service, to) {
+                Ok(to) => self.prepare(service, Some(to), request, reply),
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            }
+            return;
+        };
+        let (from, present) = (rollout.from, rollout.to);
+        let forward = rollout.direction == Direction::Forward;
+        let result = match to {
+            _ if from.is_none() && to.is_none() => Err(conflict(
+                format!("the first rollout of {service} is under way: there is nothing before it"),
+                Some(format!("`gpudeck rollout abort {service}` stops what was started")),
+            )),
+            Some(to) if to == present && forward => Err(conflict(
+                format!("the rollout of {service} to {to} is under way"),
+                Some(format!("`gpudeck rollout abort {service}` takes it back")),
+            )),
+            Some(to) if from != Some(to) => self.undo_target(&service, Some(to)).and_then(|to| {
+                self.queue(&service, Some(to), &request, Some(ConcurrencyPolicy::Replace))
+            }),
+            _ if forward => {
+                let (by, reason) = (request.by, request.reason.or(Some("undo".to_owned())));
+                self.on_service(&service, EventKind::Aborted { by, reason })
+            }
+            // It goes back there already.
+            _ => Ok(IntentReply::Accepted),
+        };
+        let _ = reply.send(result);
+    }
+
+    /// Tries again what failed: within the rollout that is held, or by a new one of the same revision.
+    pub(super) fn retry(
+        &mut self,
+        service: ServiceName,
+        by: String,
+        accept_outage: bool,
+        reply: Reply,
+    ) {
+        let Some(state) = self.state.services.get(&service) else {
+            let _ = reply.send(Err(planning::not_found(&service, self.known_services())));
+            return;
+        };
+        let result = match &state.rollout {
+            _ if state.retryable() => self.on_service(&service, EventKind::Retried { by }),
+            Some(rollout) if rollout.outcome.is_none() => Err(match rollout.direction {
+                Direction::Forward => conflict(
+                    format!("nothing of the rollout of {service} to {} has failed", rollout.to),
+                    Some("`gpudeck rollout skip` or `promote` pass what holds it".to_owned()),
+                ),
+                Direction::Back { .. } => conflict(
+                    format!("{} is being taken back", rollout.to),
+                    Some(format!(
+                        "wait for its end (`gpudeck rollout status {service} --wait`), then retry"
+                    )),
+                ),
+            }),
+            Some(rollout) if !matches!(rollout.outcome, None | Some(Outcome::Completed)) => {
+                let (kind, to) = (rollout.kind, rollout.to);
+                let reason = Some(format!("retry of {to}"));
+                let request = Request { kind, by, reason, accept_outage };
+                return self.prepare(service, Some(to), request, reply);
+            }
+            _ => Err(conflict(
+                format!("the last rollout of {service} did not fail"),
+                Some(format!("`gpudeck apply {service}` rolls out its spec")),
+            )),
+        };
+        let _ = reply.send(result);
+    }
+
+    /// Does not wait for the present gate.
+    pub(super) fn skip(
+        &mut self,
+        service: &ServiceName,
+        by: String,
+        reason: String,
+    ) -> Result<IntentReply, ApiError> {
+        if reason.trim().is_empty() {
+            return Err(ApiError {
+                kind: ErrorKind::Invalid,
+                message: "a gate is skipped only with a reason".to_owned(),
+                hint: Some("--reason \"…\" stays in the history and the audit trail".to_owned()),
+            });
+        }
+        let state = self.state.services.get(service);
+        if let Some(state) = state.filter(|s| s.active_rollout().is_some())
+            && state.skippable().is_none()
+        {
+            let hint = if state.retryable() {
+                "it failed: `gpudeck rollout retry` or `abort`"
+            } else {
+                "`gpudeck rollout promote` goes on to the next step"
+            };
+            return Err(conflict(
+                format!("no gate holds the rollout of {service}"),
+                Some(hint.to_owned()),
+            ));
+        }
+        self.on_rollout(service, EventKind::Skipped { by, reason })
+    }
+}

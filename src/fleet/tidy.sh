@@ -1,0 +1,14 @@
+tidy() {
+    if [ -n "$want" ]; then
+        others=$(find "$dir/bin" -name 'gpudeck-*' ! -name "$want" -mmin +1440 2>/dev/null)
+        if [ -n "$others" ]; then
+            runs=$(ls -l /proc/[0-9]*/exe 2>/dev/null)
+            for other in "$dir"/bin/gpudeck-*; do
+                case $others in *"$other"*) ;; *) continue ;; esac
+                case $runs in *"-> $other"*) continue ;; esac
+                rm -f "$other" "$dir/bin/.checked-${other##*/}"
+            done
+        fi
+    fi
+    find "$dir/bin" -name '.upload-*' -mmin +1440 -exec rm -f {} + 2>/dev/null
+}

@@ -1,0 +1,376 @@
+//! What a person does in mid-rollout, and the step `run`, told one by one.
+
+use std::time::Duration;
+
+use gpudeck::base::{Attempt, ReleaseNumber};
+use gpudeck::rollout::{
+    Action, Condition, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, Release, RolloutKind,
+    RunEnd, VerdictOf, next_wake, outstanding, step,
+};
+use gpudeck::spec::{RunSpec, StepSpec};
+
+use crate::build::{release, single, spec};
+use crate::scenarios::{HOUR, R1, R2, ended, outcome, serving, with_steps};
+use crate::world::{Nature, World};
+
+const R3: ReleaseNumber = ReleaseNumber(3);
+
+fn command(name: &str) -> RunSpec {
+    RunSpec { command: vec![name.to_owned()], timeout: Duration::from_mins(2) }
+}
+
+fn smoke(name: &str) -> Vec<StepSpec> {
+    vec![StepSpec::Weight(30), StepSpec::Run(command(name)), StepSpec::Weight(60)]
+}
+
+fn gate(world: &World) -> Option<Gate> {
+    world.state.active_rollout().and_then(|r| r.gate.clone())
+}
+
+fn runs(world: &World) -> bool {
+    matches!(gate(world), Some(Gate::Run { .. }))
+}
+
+fn held(world: &World) -> bool {
+    world.quiet() && matches!(gate(world), Some(Gate::Failed { .. }))
+}
+
+fn wish(kind: RolloutKind) -> QueuedRollout {
+    QueuedRollout {
+        asked: gpudeck::base::Timestamp(0),
+        kind,
+        to: None,
+        digest: None,
+        by: "ada".to_owned(),
+        reason: None,
+        accept_outage: false,
+    }
+}
+
+/// On GPUs of its own, from `first` on.
+fn third(first: u32) -> Release {
+    release(3, spec(3, 1, 0), &single(first, 3))
+}
+
+#[test]
+fn a_command_that_ends_well_lets_the_rollout_go_on() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    assert_eq!(world.state.condition(), Condition::Rolling);
+    // The canary is there, with its traffic, before it is tested.
+    assert_eq!(world.state.ready(R2), 1);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    let verdict = world.state.rollout.as_ref().unwrap().verdict.clone().unwrap();
+    assert_eq!((verdict.of, verdict.title().as_str()), (VerdictOf::Run, "run ok"));
+    assert_eq!(verdict.reason, "exit code 0: the last line");
+    assert_eq!(verdict.lines, ["the last line"]);
+    let asked = world.actions.iter().filter(|a| matches!(a, Action::RunCommand { .. })).count();
+    assert_eq!(asked, 1);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_command_that_fails_or_hangs_takes_the_rollout_back_and_says_how() {
+    for (name, words) in [
+        ("fails", "run fails: exit code 3: the last line"),
+        ("fails-once", "run fails-once: killed by signal 11: the last line"),
+        ("hangs", "run hangs: took longer than 2m00s (timeout)"),
+    ] {
+        let mut world = serving(3, 1);
+        world.request(&with_steps(3, 3, smoke(name)), RolloutKind::Apply, Nature::Good);
+        assert!(world.run_until(HOUR, ended));
+        let Outcome::RolledBack { why } = outcome(&world) else { panic!("{name}") };
+        assert!(why.starts_with(words), "{why}");
+        assert_eq!(world.state.stable, Some(R1));
+        assert!(world.lowest_ready >= 2);
+        world.check_rest();
+    }
+}
+
+#[test]
+fn a_command_that_nobody_hears_of_does_not_hold_the_rollout_for_ever() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    let mut alone = world.state.clone();
+    let at = next_wake(&alone).unwrap();
+    // Two minutes of timeout, and one of patience.
+    assert!(at.since(alone.now) <= Duration::from_mins(3), "{at}");
+    let late = alone.now.plus(Duration::from_mins(3));
+    step(&mut alone, &Event { at: late, kind: EventKind::Tick });
+    assert_eq!(alone.condition(), Condition::RollingBack);
+}
+
+#[test]
+fn a_command_that_was_lost_with_its_controller_runs_again_under_the_next_attempt() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    // What is awaited after a restart does not name it: whether it ran is not known.
+    let again = outstanding(&world.state);
+    assert!(!again.iter().any(|a| matches!(a, Action::RunCommand { .. })));
+    let mut state = world.state.clone();
+    let now = state.now;
+    let lost = EventKind::RunLost { release: R2, step: 1, attempt: Attempt::FIRST };
+    let actions = step(&mut state, &Event { at: now, kind: lost.clone() });
+    let second = Attempt::FIRST.next();
+    assert!(
+        matches!(&actions[..], [Action::RunCommand { attempt, step: 1, .. }] if *attempt == second)
+    );
+    // Said twice it is lost once; and what the first run did is of no interest any more.
+    assert!(step(&mut state, &Event { at: now, kind: lost }).is_empty());
+    let (end, output) = (RunEnd::Exited { code: 1 }, Vec::new());
+    let stale = EventKind::RunEnded { release: R2, step: 1, attempt: Attempt::FIRST, end, output };
+    let before = state.clone();
+    step(&mut state, &Event { at: now, kind: stale });
+    assert_eq!(state, before);
+    world.crash();
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+}
+
+#[test]
+fn a_pause_keeps_a_commands_result_for_later() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    world.by_ada(|by| EventKind::Paused { by });
+    let over = |w: &World| {
+        w.state.rollout.as_ref().unwrap().run.as_ref().is_some_and(|r| r.ended.is_some())
+    };
+    assert!(world.run_until(HOUR, over));
+    assert_eq!(world.state.active_rollout().unwrap().step, 1);
+    world.by_ada(|by| EventKind::Resumed { by });
+    assert_eq!(world.state.active_rollout().unwrap().step, 2);
+}
+
+#[test]
+fn retry_runs_the_command_again_and_the_rollout_goes_on() {
+    let mut world = serving(3, 1);
+    let mut release = with_steps(3, 3, smoke("fails-once"));
+    release.spec.rollout.auto_rollback = false;
+    world.request(&release, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, held));
+    assert!(world.state.retryable() && world.state.skippable().is_none());
+    // A failed gate is not skipped.
+    let before = world.state.clone();
+    world.by_ada(|by| EventKind::Skipped { by, reason: "no".to_owned() });
+    assert_eq!(world.state, before);
+    world.by_ada(|by| EventKind::Retried { by });
+    let Some(Gate::Run { attempt, .. }) = gate(&world) else { panic!("{:?}", gate(&world)) };
+    assert_eq!(attempt, Attempt::FIRST.next());
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn retry_starts_the_replica_that_failed_again() {
+    let mut world = serving(3, 1);
+    let mut release = with_steps(3, 0, Vec::new());
+    release.spec.rollout.auto_rollback = false;
+    world.request(&release, RolloutKind::Apply, Nature::Crashes);
+    assert!(world.run_until(HOUR, held));
+    let failed = |w: &World| {
+        w.state
+            .replicas
+            .iter()
+            .any(|(k, r)| k.release == R2 && matches!(r.phase, Phase::Failed { .. }))
+    };
+    assert!(failed(&world));
+    // It still crashes, so it is held again, with a new attempt.
+    world.by_ada(|by| EventKind::Retried { by });
+    assert!(!failed(&world));
+    assert!(world.run_until(HOUR, held));
+    world.natures.insert(R2, Nature::Good);
+    world.by_ada(|by| EventKind::Retried { by });
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert!(world.lowest_ready >= 2);
+    world.check_rest();
+}
+
+#[test]
+fn retry_measures_an_inconclusive_analysis_again_and_changes_nothing_else() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, crate::build::canary()), RolloutKind::Apply, Nature::Good);
+    // Nothing has failed: there is nothing to try again.
+    assert!(world.run_until(HOUR, |w| matches!(gate(w), Some(Gate::Bake { .. }))));
+    let before = world.state.clone();
+    world.by_ada(|by| EventKind::Retried { by });
+    assert_eq!(world.state, before);
+    assert!(world.run_until(HOUR, |w| matches!(gate(w), Some(Gate::Analyse { .. }))));
+    // Without a request it is over after twice its duration.
+    let mut state = world.state.clone();
+    let late = state.now.plus(Duration::from_mins(2));
+    step(&mut state, &Event { at: late, kind: EventKind::Tick });
+    assert!(state.retryable(), "{:?}", state.rollout);
+    step(&mut state, &Event { at: late, kind: EventKind::Retried { by: "ada".to_owned() } });
+    let gate = state.active_rollout().unwrap().gate.clone();
+    assert!(matches!(gate, Some(Gate::Analyse { until, .. }) if until > late), "{gate:?}");
+}
+
+#[test]
+fn a_skipped_gate_is_passed_and_remembered_with_its_reason() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, crate::build::canary()), RolloutKind::Apply, Nature::Good);
+    for (wanted, step) in [("bake", 1), ("analyse default", 2), ("approve", 4)] {
+        assert!(world.run_until(HOUR, |w| w.state.skippable().is_some()));
+        assert_eq!(world.state.skippable().as_deref(), Some(wanted));
+        // Without a reason nothing is skipped.
+        let before = world.state.clone();
+        world.by_ada(|by| EventKind::Skipped { by, reason: "  ".to_owned() });
+        assert_eq!(world.state, before);
+        world.by_ada(|by| EventKind::Skipped { by, reason: "a\u{1b}[2J hurry".to_owned() });
+        let rollout = world.state.active_rollout().unwrap();
+        assert_eq!(rollout.step, step + 1);
+        let last = rollout.skipped.last().unwrap();
+        assert_eq!((last.step, last.gate.as_str()), (step, wanted));
+        assert_eq!((last.by.as_str(), last.reason.as_str()), ("ada", "a hurry"));
+    }
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.state.rollout.as_ref().unwrap().skipped.len(), 3);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_command_that_is_skipped_is_not_waited_for() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("hangs")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    assert!(world.state.awaited_run().is_some());
+    world.by_ada(|by| EventKind::Skipped { by, reason: "it hangs".to_owned() });
+    assert!(world.state.awaited_run().is_none());
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    world.check_rest();
+}
+
+#[test]
+fn what_is_queued_begins_after_the_present_rollout_and_the_latest_counts() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    let (first, second) = (third(6), release(4, spec(2, 1, 0), &single(9, 2)));
+    world.wish(&first, RolloutKind::Apply, Nature::Good, false);
+    let asked = world.state.queued.as_ref().unwrap().asked;
+    world.wish(&second, RolloutKind::Apply, Nature::Good, false);
+    assert!(world.state.queued.as_ref().unwrap().asked > asked);
+    assert!(world.state.queued_due().is_none());
+    // The first one's cancellation comes too late to hit the second.
+    world.by_ada(|by| EventKind::QueueCancelled { asked, by });
+    assert!(world.state.queued.is_some());
+    world.crash();
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none()));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.state.stable, Some(R2));
+    assert!(world.state.queued_due().is_some());
+    let rest = |w: &World| ended(w) && w.state.queued.is_none();
+    assert!(world.run_until(HOUR, rest));
+    if world.state.queue_trouble.is_none() {
+        assert_eq!(world.state.stable, Some(ReleaseNumber(4)));
+    }
+    assert!(!world.state.releases.contains_key(&R3));
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_queued_rollout_can_be_cancelled_refused_overtaken_and_stopped() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    let queue = |world: &mut World| {
+        world.by_ada(|_| EventKind::Queued {
+            wish: Box::new(wish(RolloutKind::Apply)),
+            replace: false,
+        });
+        world.state.queued.as_ref().unwrap().asked
+    };
+    let asked = queue(&mut world);
+    world.by_ada(|by| EventKind::QueueCancelled { asked, by });
+    assert!(world.state.queued.is_none() && world.state.queue_trouble.is_none());
+    let asked = queue(&mut world);
+    world.tell(EventKind::QueueRefused { asked, why: "it does not fit".to_owned() });
+    assert_eq!(world.state.queue_trouble.as_deref(), Some("it does not fit"));
+    queue(&mut world);
+    assert!(world.state.queue_trouble.is_none());
+    assert!(world.run_until(HOUR, ended));
+    // Somebody was faster with a newer wish.
+    world.request(&third(6), RolloutKind::Apply, Nature::Good);
+    assert!(world.state.queued.is_none());
+    queue(&mut world);
+    world.by_ada(|by| EventKind::StopRequested { by });
+    assert!(world.state.queued.is_none());
+    // At rest there is nothing to wait for.
+    assert!(world.run_until(HOUR, |w| ended(w) && !w.state.stopping));
+    world
+        .by_ada(|_| EventKind::Queued { wish: Box::new(wish(RolloutKind::Apply)), replace: false });
+    assert!(world.state.queued.is_none());
+}
+
+#[test]
+fn a_replacement_first_brings_stable_back_and_serves_throughout() {
+    // In place: the canary of r2 holds a GPU of r1's.
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, smoke("hangs")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (2, 1));
+    world.wish(&third(0), RolloutKind::Apply, Nature::Good, true);
+    assert_eq!(world.state.condition(), Condition::RollingBack);
+    assert!(world.state.awaited_run().is_none());
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none()));
+    let Outcome::Aborted { why } = outcome(&world) else { panic!("{:?}", outcome(&world)) };
+    assert_eq!(why, "replaced by a newer rollout of ada (the spec in the deck)");
+    // Nothing of the third one is there before stable is whole again.
+    assert_eq!((world.state.stable, world.state.ready(R1)), (Some(R1), 3));
+    assert!(!world.state.releases.contains_key(&R3));
+    let rest = |w: &World| ended(w) && w.state.queued.is_none();
+    assert!(world.run_until(HOUR, rest));
+    if world.state.queue_trouble.is_none() {
+        assert_eq!(world.state.stable, Some(R3));
+    }
+    assert_eq!(world.lowest_ready, 2);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_failed_release_is_taken_back_once_to_stable_and_nothing_begins_by_itself() {
+    // Stable itself fails again and again on the way back and at rest: that is healed, not rolled.
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Crashes);
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::RollingBack));
+    for _ in 0..5 {
+        if let Some(rank) = world.running().into_iter().find(|r| r.replica.release == R1) {
+            world.kill(&rank, "killed");
+        }
+        for _ in 0..10 {
+            world.turn();
+        }
+    }
+    assert!(world.run_until(HOUR, |w| ended(w) && w.state.ready(R1) == 3));
+    let rollout = world.state.rollout.clone().unwrap();
+    assert!(matches!(rollout.outcome, Some(Outcome::RolledBack { .. })));
+    let rank = world.running().into_iter().find(|r| r.replica.release == R1).unwrap();
+    world.kill(&rank, "killed");
+    assert!(world.run_until(HOUR, |w| w.state.ready(R1) == 3 && w.quiet()));
+    let later = world.now.plus(Duration::from_hours(3));
+    while world.now < later {
+        world.turn();
+    }
+    // The same rollout, ended the same way: one way back, one outcome, no other rollout.
+    assert_eq!(world.state.rollout.as_ref(), Some(&rollout));
+    let recorded =
+        world.actions.iter().filter(|a| matches!(a, Action::RecordOutcome { .. })).count();
+    assert_eq!(recorded, 1);
+    assert_eq!(world.state.stable, Some(R1));
+    world.check_rest();
+}

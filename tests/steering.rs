@@ -1,0 +1,319 @@
+//! What a person can do in mid-rollout, and the step `run`, on the simulated fleet with the real binary
+//! as controller and command line.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, run, wait_until};
+use gpudeck::demo::World;
+use serde_json::Value;
+
+const LONG: Duration = Duration::from_mins(3);
+
+/// A simulated fleet with a deck; its controller is a process of its own.
+struct Place {
+    world: Option<World>,
+    home: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Place {
+    /// `code` is served, in its first release.
+    fn serving() -> Self {
+        let home = tempfile::Builder::new().prefix("gds").tempdir_in("/tmp").unwrap();
+        std::fs::create_dir(home.path().join("w")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let world = runtime.block_on(World::start(Some(home.path().join("w")))).unwrap();
+        gpudeck::controller::init_repository(&world.deck_dir()).unwrap();
+        let place = Self { world: Some(world), home, _runtime: runtime };
+        place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+        place
+    }
+
+    fn deck(&self) -> PathBuf {
+        self.world.as_ref().unwrap().deck_dir()
+    }
+
+    fn gpudeck(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gpudeck"));
+        command
+            .arg("--deck")
+            .arg(self.deck())
+            .args(arguments)
+            .env("GPUDECK_HOME", self.home.path().join("s"))
+            .env("HOME", self.home.path())
+            .env("USER", "tester")
+            .env_remove("SSH_AUTH_SOCK");
+        run(&mut command, LONG)
+    }
+
+    #[track_caller]
+    fn expect(&self, arguments: &[&str], code: i32) -> Finished {
+        let done = self.gpudeck(arguments);
+        let story = || self.gpudeck(&["events"]).stdout;
+        assert!(done.code() == Some(code), "{arguments:?}: {done:#?}\n{}", story());
+        done
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> Value {
+        let done = self.expect(&[arguments, &["--output", "json"]].concat(), 0);
+        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {}", done.stdout))
+    }
+
+    fn status(&self) -> Value {
+        self.json(&["status", "code"])
+    }
+
+    /// The spec with another number for the engine, and with these steps.
+    fn edit(&self, tokens: &str, rollout: &str) {
+        let path = self.world.as_ref().unwrap().spec_path("code");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = text.split_once("\"--tokens\", \"").unwrap();
+        let (_, after) = rest.split_once('"').unwrap();
+        let kept: Vec<&str> = after.lines().filter(|l| !l.contains("# test")).collect();
+        let after = kept.join("\n").replace("[rollout]", &format!("[rollout]\n{rollout}"));
+        std::fs::write(path, format!("{before}\"--tokens\", \"{tokens}\"{after}\n")).unwrap();
+    }
+
+    fn script(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.deck().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn wait(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let last = std::cell::RefCell::new(Value::Null);
+        let look = || {
+            let view = self.status();
+            let good = holds(&view);
+            *last.borrow_mut() = view;
+            good
+        };
+        wait_until(what, LONG, look);
+        last.into_inner()
+    }
+
+    fn kill_controller(&self) {
+        let status = self.json(&["controller", "status"]);
+        let pid = i32::try_from(status["version"]["pid"].as_i64().unwrap()).unwrap();
+        let target = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(target, rustix::process::Signal::KILL).unwrap();
+        wait_until("the controller's death", Duration::from_secs(30), || {
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            !Path::new(&format!("/proc/{pid}")).exists() || state.contains(") Z ")
+        });
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.gpudeck(&["controller", "stop"]);
+        // Engines end with it.
+        self.world = None;
+    }
+}
+
+/// Who asks, as the controller's socket says.
+fn me() -> String {
+    gpudeck::api::server::user_name(rustix::process::getuid().as_raw())
+}
+
+fn runs(view: &Value) -> bool {
+    view["rollout"]["gate"]["run"].is_object()
+}
+
+#[test]
+fn a_command_decides_and_is_told_what_it_is_about() {
+    let place = Place::serving();
+    let seen = place.home.path().join("seen");
+    place.script(
+        "smoke.sh",
+        &format!("env | grep ^GPUDECK_ > {}; echo \"$1 is good\"", seen.display()),
+    );
+    let steps = "steps = [{ weight = 50 }, { run = [\"./smoke.sh\", \"a b\"] }] # test";
+    place.edit("13", steps);
+    let plan = place.expect(&["plan", "code"], 2).stdout;
+    assert!(plan.contains("run ./smoke.sh a b"), "{plan}");
+    assert!(plan.contains("exit code 0"), "{plan}");
+    place.expect(&["apply", "code", "-m", "try it", "--wait", "--timeout", "2m"], 0);
+    let env = std::fs::read_to_string(&seen).unwrap();
+    let has = |line: &str| env.lines().any(|l| l == line);
+    let by = format!("BY={}", me());
+    for line in ["SERVICE=code", "RELEASE=r2", "STABLE=r1", "STEP=2", "ATTEMPT=1", &by] {
+        assert!(has(&format!("GPUDECK_{line}")), "{line}: {env}");
+    }
+    assert!(has(&format!("GPUDECK_DECK={}", place.deck().display())), "{env}");
+    assert!(has("GPUDECK_REASON=try it"), "{env}");
+    let value = |name: &str| {
+        let line = env.lines().find_map(|l| l.strip_prefix(&format!("GPUDECK_{name}=")));
+        line.unwrap_or_else(|| panic!("{name}: {env}")).to_owned()
+    };
+    assert_eq!(value("REVISION").len(), 40);
+    assert_eq!(value("CANARY_ADDRESSES").split(' ').count(), 1);
+    assert!(value("CANARY_ADDRESSES").contains(':'));
+    assert!(value("URL").starts_with("http"), "{env}");
+    let verdict = &place.status()["rollout"]["verdict"];
+    assert_eq!(verdict["reason"], "exit code 0: a b is good", "{verdict:#}");
+
+    // A bad end takes the release back, and its last words are shown.
+    place.script("smoke.sh", "echo one; echo \"two is bad\" >&2; exit 7");
+    place.edit("14", steps);
+    let failed = place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 3);
+    assert!(failed.stdout.contains("run ./smoke.sh a b: exit code 7"), "{failed:#?}");
+    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    assert!(text.contains("| two is bad"), "{text}");
+    assert_eq!(place.status()["stable"], 2);
+
+    // The same revision once more, now that the test is mended.
+    place.script("smoke.sh", "exit 0");
+    let again = place.expect(&["rollout", "retry", "code", "--wait", "--timeout", "2m"], 0);
+    assert!(again.stdout.contains("r4"), "{again:#?}");
+    let history = place.json(&["history", "code"]);
+    assert_eq!(history[0]["reason"], "retry of r3", "{history:#}");
+    assert_eq!(place.status()["stable"], 4);
+    let nothing = place.expect(&["rollout", "retry", "code"], 5);
+    assert!(nothing.stderr.contains("did not fail"), "{nothing:#?}");
+}
+
+#[test]
+fn a_command_is_run_again_after_its_controller_was_killed_and_ended_when_nobody_waits() {
+    let place = Place::serving();
+    let pids = place.home.path().join("pids");
+    place.script(
+        "smoke.sh",
+        &format!("echo \"$GPUDECK_ATTEMPT $$\" >> {}; exec sleep 600", pids.display()),
+    );
+    let steps = "auto_rollback = false # test\nsteps = [{ weight = 50 }, { run = { command = [\"./smoke.sh\"], timeout = \"10m\" } }] # test";
+    place.edit("13", steps);
+    place.expect(&["apply", "code", "--yes"], 0);
+    let attempts = |n: usize| {
+        wait_until("the command to run", LONG, || {
+            std::fs::read_to_string(&pids).is_ok_and(|t| t.lines().count() == n)
+        });
+        let text = std::fs::read_to_string(&pids).unwrap();
+        let pid = |line: &str| line.split_once(' ').map(|(a, pid)| (a.to_owned(), pid.to_owned()));
+        text.lines().filter_map(pid).collect::<Vec<_>>()
+    };
+    let gone = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |s| s.contains(") Z "))
+    };
+    let first = attempts(1)[0].clone();
+    assert_eq!(first.0, "1");
+    place.kill_controller();
+    assert!(!gone(&first.1), "a kill leaves it running");
+    place.wait("the command to run again", |v| v["rollout"]["gate"]["run"]["attempt"] == 2);
+    let second = attempts(2)[1].clone();
+    assert_eq!(second.0, "2");
+    // Never two of them at a time.
+    assert!(gone(&first.1));
+    assert!(!gone(&second.1));
+    // A gate is skipped only with a reason.
+    place.expect(&["rollout", "skip", "code"], 64);
+    let empty = place.expect(&["rollout", "skip", "code", "--reason", " "], 1);
+    assert!(empty.stderr.contains("only with a reason"), "{empty:#?}");
+    place.expect(&["rollout", "skip", "code", "--reason", "it hangs"], 0);
+    wait_until("the command's end", Duration::from_secs(30), || gone(&second.1));
+    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
+    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    assert!(text.contains(&format!("skipped by {}", me())), "{text}");
+    assert!(text.contains("it hangs"), "{text}");
+    let audit = place.expect(&["audit"], 0).stdout;
+    assert!(audit.contains("it hangs"), "{audit}");
+    let history = place.json(&["history", "code"]);
+    let skipped = &history[0]["progress"]["steps"][1]["skipped"];
+    assert_eq!(*skipped, format!("{}: it hangs", me()), "{history:#}");
+}
+
+#[test]
+fn the_next_rollout_is_refused_queued_or_replaces_the_present_one() {
+    let place = Place::serving();
+    let held = "steps = [{ weight = 50 }, { approve = true }] # test";
+    place.edit("13", held);
+    place.expect(&["apply", "code", "--yes"], 0);
+    let waits = |v: &Value| v["rollout"]["gate"] == "approve";
+    place.wait("r2 to wait for approval", waits);
+
+    place.edit("14", "");
+    let refused = place.expect(&["apply", "code", "--yes"], 5);
+    assert!(refused.stderr.contains("--concurrency-policy queue or replace"), "{refused:#?}");
+    let queued = place.expect(&["apply", "code", "--concurrency-policy", "queue", "-m", "next"], 0);
+    assert!(queued.stdout.contains("it begins when the rollout to r2 ends"), "{queued:#?}");
+    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    assert!(text.contains(&format!("queued by {}", me())), "{text}");
+    place.expect(&["rollout", "cancel-queued", "code"], 0);
+    assert_eq!(place.status()["queued"], Value::Null);
+    place.expect(&["rollout", "cancel-queued", "code"], 5);
+
+    // What is queued survives the controller, and is what was in the deck then.
+    place.expect(&["apply", "code", "--concurrency-policy", "queue"], 0);
+    place.kill_controller();
+    assert!(place.status()["queued"].is_object());
+    place.edit("15", "");
+    place.expect(&["rollout", "promote", "code", "--all"], 0);
+    let view = place.wait("the refusal", |v| v["queue_trouble"].is_string());
+    assert!(view["queue_trouble"].as_str().unwrap().contains("was changed"), "{view:#}");
+    assert_eq!((&view["stable"], &view["queued"]), (&Value::from(2), &Value::Null));
+
+    place.edit("16", held);
+    place.expect(&["apply", "code", "--yes"], 0);
+    place.wait("r3 to wait for approval", waits);
+    place.edit("17", "");
+    place.expect(
+        &["apply", "code", "--concurrency-policy", "replace", "--wait", "--timeout", "3m"],
+        0,
+    );
+    let view = place.status();
+    assert_eq!(view["stable"], 4, "{view:#}");
+    let history = place.json(&["history", "code"]);
+    let third = history.as_array().unwrap().iter().find(|r| r["number"] == 3).unwrap();
+    let why = third["outcome"]["aborted"]["why"].as_str().unwrap();
+    assert!(why.starts_with(&format!("replaced by a newer rollout of {}", me())), "{third:#}");
+    // Stable served all along.
+    assert!(third["progress"]["lowest_ready"].as_u64().unwrap() >= 1, "{third:#}");
+}
+
+#[test]
+fn an_undo_in_mid_rollout_takes_it_back_or_goes_further_back() {
+    let place = Place::serving();
+    place.edit("13", "");
+    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let held = "steps = [{ weight = 50 }, { approve = true }] # test";
+    place.edit("14", held);
+    place.expect(&["apply", "code", "--yes"], 0);
+    let waits = |v: &Value| v["rollout"]["gate"] == "approve";
+    place.wait("r3 to wait for approval", waits);
+    // Without a release: what the rollout came from.
+    place.expect(&["rollout", "undo", "code", "--wait", "--timeout", "2m"], 0);
+    let view = place.status();
+    assert_eq!(view["stable"], 2, "{view:#}");
+    assert!(view["rollout"]["outcome"]["aborted"].is_object(), "{view:#}");
+
+    place.edit("15", held);
+    place.expect(&["apply", "code", "--yes"], 0);
+    place.wait("r4 to wait for approval", waits);
+    // To an older one, which the controller holds no longer: it comes from Git.
+    place.expect(&["rollout", "undo", "code", "--to", "r1", "--wait", "--timeout", "3m"], 0);
+    let view = place.status();
+    assert_eq!(view["stable"], 5, "{view:#}");
+    assert_eq!(view["rollout"]["kind"], "undo");
+    let shown = place.expect(&["show", "r5"], 0).stdout;
+    let first = place.expect(&["show", "r1"], 0).stdout;
+    let seed = |text: &str| {
+        text.split_once("--tokens").map(|(_, s)| s.chars().take(12).collect::<String>())
+    };
+    assert_eq!(seed(&shown), seed(&first));
+    assert!(runs(&view) || view["condition"] == "serving", "{view:#}");
+}
