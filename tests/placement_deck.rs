@@ -26,7 +26,7 @@ struct Stage {
 /// So many hosts of so many GPUs; every second host has the label `team = b`.
 async fn stage(hosts: u16, gpus: u16) -> Stage {
     let dir = tempfile::tempdir().unwrap();
-    let shape = BigFleetShape { hosts, gpus, load_time: Duration::from_millis(100) };
+    let shape = BigFleetShape { hosts, gpus, load_time: Duration::from_millis(100), busy: false };
     let fleet = BigFleet::new(shape, tokio::runtime::Handle::current()).unwrap();
     let mut deck = fleet.deck();
     for (number, host) in deck.hosts.values_mut().enumerate() {
@@ -127,7 +127,7 @@ fn outcome(view: &ServiceView) -> Option<Outcome> {
 
 async fn apply(client: &Client, service: &str) -> Result<IntentReply, ApiError> {
     let service = service.parse().unwrap();
-    client.send(Intent::Apply { service, reason: None, accept_outage: true }).await
+    client.send(Intent::Apply { service, reason: None, accept_outage: true, concurrency: None }).await
 }
 
 fn gpus_of(view: &ServiceView) -> Vec<String> {
