@@ -127,7 +127,9 @@ fn outcome(view: &ServiceView) -> Option<Outcome> {
 
 async fn apply(client: &Client, service: &str) -> Result<IntentReply, ApiError> {
     let service = service.parse().unwrap();
-    client.send(Intent::Apply { service, reason: None, accept_outage: true, concurrency: None }).await
+    client
+        .send(Intent::Apply { service, reason: None, accept_outage: true, concurrency: None })
+        .await
 }
 
 fn gpus_of(view: &ServiceView) -> Vec<String> {
