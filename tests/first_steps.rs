@@ -126,9 +126,9 @@ fn from_an_empty_directory_to_an_undo() {
     let history = json(&person, "history chat", 0);
     let numbers: Vec<&Value> = history.as_array().unwrap().iter().map(|r| &r["number"]).collect();
     assert_eq!(numbers, [2, 1], "{history:#}");
-    let diff = done(&person, "diff chat r1 r2");
+    let diff = done(&person, "diff r1 r2");
     says(&diff, &["+env = { GREETING = \"hello\" }"]);
-    assert!(json(&person, "diff chat r1 r2", 0).is_string());
+    assert!(json(&person, "diff r1 r2", 0).is_string());
 
     // Back, and the deck says what is served.
     let undone = done(&person, "rollout undo chat --wait --timeout 50s");

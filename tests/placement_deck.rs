@@ -300,7 +300,14 @@ async fn a_replica_is_moved_by_hand_by_the_rules() {
     let sample = snapshot.hosts[&to.parse().unwrap()].sample.clone().unwrap();
     let wanted: Vec<_> = sample.gpus.list().iter().filter(|g| g.index >= 2).collect();
     assert!(wanted.iter().all(|g| devices.contains(&g.device())), "{devices:?}");
-    // Held by the other: that rule is named too.
+    // Held by the other: that rule is named too. What has left gives its memory back a moment later.
+    stage
+        .until("free memory", |s| {
+            let sample = s.hosts.get(&from.parse().unwrap())?.sample.as_ref()?;
+            let free = |g: &gpudeck::wire::Gpu| g.memory.is_some_and(|m| m.free().0 > 40 << 30);
+            sample.gpus.list().iter().all(free).then_some(())
+        })
+        .await;
     stage.serve("other").await;
     let successor = snapshot.services[&"chat".parse().unwrap()].replicas[0].id.replica;
     let held = ReplicaTo { replica: successor, ..place(&from, &[0, 1]) };

@@ -151,7 +151,8 @@ impl Sshd {
         self.child = Some(child);
     }
 
-    /// Kills it with all connections it serves.
+    /// Kills it with all connections it serves. What has left its session for good stays, as it does when a
+    /// service manager restarts sshd.
     pub fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let all = descendants(child.id());
@@ -176,6 +177,10 @@ fn descendants(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(file).unwrap_or_default();
     let mut all = Vec::new();
     for child in children.split_whitespace().filter_map(|p| p.parse().ok()) {
+        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains("\0supervise\0") {
+            continue;
+        }
         all.push(child);
         all.extend(descendants(child));
     }
