@@ -235,7 +235,7 @@ fn two_operators_who_come_at_once_do_not_collide() {
         assert_eq!(files, format!("gpudeck-{}", &ours[..16]));
         let sum = said(&lab, host, "sha256sum /var/lib/gpudeck/*/bin/gpudeck-*");
         assert_eq!(&sum[..64], ours);
-        let agents = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'agent --state-dir' | wc -l";
+        let agents = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -oE 'gpudeck-[0-9a-f]+ agent --state-dir' | wc -l";
         assert_eq!(said(&lab, host, agents), "2", "an agent for each operator");
     }
     // Both measure the same disk and ports at the same time.

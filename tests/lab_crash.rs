@@ -140,7 +140,7 @@ fn a_controller_killed_at_any_record_of_a_rollout_in_the_lab() {
     let nightly = std::env::var("GPUDECK_NIGHTLY").is_ok_and(|v| v == "1");
     let (mut tokens, mut serving) = (8, 8);
     for (good, more, sample) in
-        [(true, "", vec![2, 7, 12, 17]), (false, "\"--fail-load\",", vec![3, 6])]
+        [(true, "", vec![2, 7, 12, 17]), (false, "\"--fail-load\",", vec![2, 3])]
     {
         let records: Vec<usize> = if nightly { (1..=200).collect() } else { sample };
         let mut killed = 0;
