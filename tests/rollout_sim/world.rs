@@ -490,7 +490,12 @@ impl World {
             for action in actions {
                 let Action::StartRank { rank, .. } = action else { continue };
                 let mine = rank.replica.release;
-                let other = self.state.replicas.keys().find(|key| key.release != mine);
+                // One that waits for its turn is no process yet.
+                let there = |key: &ReplicaKey, r: &gpudeck::rollout::ReplicaState| {
+                    key.release != mine && r.phase.is_live()
+                };
+                let other = self.state.replicas.iter().find(|(key, r)| there(key, r));
+                let other = other.map(|(key, _)| key);
                 assert!(other.is_none(), "recreate: {rank:?} starts while {other:?} is there");
             }
         }
