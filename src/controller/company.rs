@@ -144,8 +144,36 @@ impl Core {
         }
     }
 
+    /// What is under way ends: a start that waits for its host, of the state before, would be let in
+    /// as soon as the host is ours, beside the one that the adopted state asks for.
+    pub(super) fn begin_take_over(&mut self) -> Result<(), ApiError> {
+        if self.taking_over {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: "the hosts are being taken over already".to_owned(),
+                hint: Some("`gpudeck status` says when it is done".to_owned()),
+            });
+        }
+        self.taking_over = true;
+        self.actions = super::actions::Actions::new(std::sync::Arc::clone(&self.means));
+        Ok(())
+    }
+
+    /// Goes on with what was taken over, or with what was there before.
+    pub(super) fn end_take_over(
+        &mut self,
+        found: Result<Found, ApiError>,
+    ) -> Result<IntentReply, ApiError> {
+        self.taking_over = false;
+        let adopted = found.and_then(|found| self.adopt(found));
+        if adopted.is_err() {
+            self.ask_anew();
+        }
+        adopted
+    }
+
     /// Takes over what other controllers left on the hosts, with the next term.
-    pub(super) fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
+    fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
         let Found { services: found, decks } = found;
         let mut newest: BTreeMap<ServiceName, Saved> = BTreeMap::new();
         for saved in found {

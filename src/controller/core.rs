@@ -192,6 +192,8 @@ pub struct Core {
     pub(super) upgrades: upgrade::UpgradeTasks,
     /// Hosts whose replicas are being placed elsewhere off the loop.
     pub(super) draining: std::collections::BTreeSet<HostName>,
+    /// Hosts are being taken over: what was begun for the state before must not reach them any more.
+    pub(super) taking_over: bool,
     /// Hosts that do not let us in (any more), and why.
     pub(super) lost_logins: BTreeMap<HostName, String>,
     pub(super) shutdown: bool,
@@ -339,7 +341,8 @@ impl Core {
     }
 
     pub(super) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
-        let actions = if self.is_handing_over() { Vec::new() } else { actions };
+        let held = self.is_handing_over() || self.taking_over;
+        let actions = if held { Vec::new() } else { actions };
         self.prepare_hosts(service, &actions);
         let routes = self.state.services.get(service).map(|s| Routes::of(&self.deck, s));
         let routes = routes.unwrap_or_default();
@@ -359,7 +362,7 @@ impl Core {
             };
             self.actions.begin(service, &self.deck, &spec, &routes, engine, action);
         }
-        if !self.is_handing_over() {
+        if !held {
             self.actions.reroute(service, &self.deck, routes);
         }
         self.end_commands(service);
@@ -490,6 +493,10 @@ impl Core {
         }
         let result = match intent {
             Intent::TakeOver { force } => {
+                if let Err(error) = self.begin_take_over() {
+                    let _ = reply.send(Err(error));
+                    return;
+                }
                 let work = super::company::take_over(
                     Arc::clone(&self.means),
                     self.deck.hosts.keys().cloned().collect(),
@@ -497,17 +504,11 @@ impl Core {
                 );
                 let inputs = self.means.inputs.clone();
                 tokio::spawn(async move {
-                    match work.await {
-                        Ok(found) => {
-                            let adopt = Box::new(move |core: &mut Core| {
-                                let _ = reply.send(core.adopt(found));
-                            });
-                            let _ = inputs.send(Input::Ask(adopt)).await;
-                        }
-                        Err(error) => {
-                            let _ = reply.send(Err(error));
-                        }
-                    }
+                    let found = work.await;
+                    let end = Box::new(move |core: &mut Core| {
+                        let _ = reply.send(core.end_take_over(found));
+                    });
+                    let _ = inputs.send(Input::Ask(end)).await;
                 });
                 return;
             }
