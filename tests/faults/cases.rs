@@ -392,6 +392,8 @@ pub fn cases() -> Vec<Case> {
         },
         Case {
             name: "host: sshd stopped for 8 s",
+            // The token is asked for over SSH: it has to be back, and tried again, before that.
+            spec: |s| s.healthy_deadline = "24s",
             fault: |stage| {
                 stage.await_new("the canary to load", loading);
                 stage.lab(&["sshd", "h3", "stop"]);

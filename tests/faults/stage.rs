@@ -30,6 +30,7 @@ pub struct Spec {
     pub head: String,
     pub before: String,
     pub engine: String,
+    pub healthy_deadline: &'static str,
     pub rollout: String,
     pub analysis: String,
     /// Counts up with every spec, so that there is always something to roll out.
@@ -42,6 +43,7 @@ impl Spec {
             head: "model = \"simulated\"\nreplicas = 2\nmemory = \"40GiB\"\n".to_owned(),
             before: "\"/srv/note\", \"{release}-{replica}-{attempt}\", ".to_owned(),
             engine: String::new(),
+            healthy_deadline: "8s",
             rollout: String::new(),
             analysis: String::new(),
             revision,
@@ -49,7 +51,7 @@ impl Spec {
     }
 
     pub fn text(&self) -> String {
-        let Self { head, before, engine, rollout, analysis, revision } = self;
+        let Self { head, before, engine, healthy_deadline, rollout, analysis, revision } = self;
         let before = before.replace("-{attempt}", "");
         format!(
             r#"
@@ -68,7 +70,7 @@ spread = "host"
 
 [rollout]
 steps             = [{{ weight = 50 }}, {{ analyse = "quick" }}]
-healthy_deadline  = "8s"
+healthy_deadline  = "{healthy_deadline}"
 progress_deadline = "25s"
 drain_deadline    = "8s"
 stop_grace        = "3s"

@@ -155,9 +155,11 @@ impl Pair {
         rests(&self.borrower) && rests(&self.lender) && self.lender.state.loans.is_empty()
     }
 
-    /// The borrower was stopped, and the lender has everything back.
+    /// The borrower was stopped, the gateway knows it, and the lender has everything back.
     fn stopped(&self) -> bool {
-        self.borrower.state.condition() == Condition::Stopped
+        let borrower = &self.borrower.state;
+        borrower.condition() == Condition::Stopped
+            && borrower.traffic_applied == borrower.traffic_version
             && self.borrower.quiet()
             && rests(&self.lender)
             && self.lender.state.loans.is_empty()
