@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -17,9 +18,29 @@ use serde_json::Value;
 
 const LONG: Duration = Duration::from_mins(2);
 
+/// An operator, whose controller ends with the test, however it ends: another lab has the same addresses.
+struct Person(Gpudeck);
+
+impl Deref for Person {
+    type Target = Gpudeck;
+
+    fn deref(&self) -> &Gpudeck {
+        &self.0
+    }
+}
+
+impl Drop for Person {
+    fn drop(&mut self) {
+        let done = self.0.run(["controller", "stop"], LONG);
+        if !std::thread::panicking() {
+            done.expect_success();
+        }
+    }
+}
+
 /// An operator with a deck of these hosts: each a name, the address's number and more keys.
-fn person(lab: &Lab, hosts: &[(&str, u32, &str)]) -> Gpudeck {
-    let person = Gpudeck::new();
+fn person(lab: &Lab, hosts: &[(&str, u32, &str)]) -> Person {
+    let person = Person(Gpudeck::new());
     lab.deck(&person.deck());
     let path = person.deck().join("deck.toml");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -52,11 +73,6 @@ fn settled(person: &Gpudeck, link: &str) -> Value {
         all.then(|| last.clone())
     });
     seen.unwrap()
-}
-
-/// Ends the deck's controller, before the lab goes.
-fn stop(person: &Gpudeck) {
-    person.run(["controller", "stop"], LONG).expect_success();
 }
 
 fn state_dir(hosts: &Value, name: &str) -> String {
@@ -107,7 +123,6 @@ fn hosts_that_share_a_home_keep_their_state_apart() {
         }
         let home = said(&lab, "h1", "ls -A /root");
         assert_eq!(home.contains(".gpudeck"), base.starts_with("/root"), "{home}");
-        stop(&person);
     }
     assert_eq!(said(&lab, "h1", "ls /root/.gpudeck | wc -l"), "2");
 }
@@ -155,8 +170,6 @@ fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
     let hosts = settled(&carols, "limited");
     let why = hosts["carol"]["link"]["why"].as_str().unwrap();
     assert!(why.contains("belongs to somebody else"), "{why}");
-    stop(&carols);
-    stop(&well);
 }
 
 #[test]
@@ -251,8 +264,6 @@ fn two_operators_who_come_at_once_do_not_collide() {
             }
         }
     });
-    stop(&one);
-    stop(&two);
 }
 
 const NVIDIA_SMI: &str = r#"#!/bin/sh
@@ -295,5 +306,4 @@ fn where_there_is_no_room_or_nothing_may_run_the_host_is_still_seen() {
         let doctor = person.run(["doctor", host], LONG);
         assert!(doctor.stdout.contains("GPUDECK_STATE_DIR"), "{doctor:?}");
     }
-    stop(&person);
 }

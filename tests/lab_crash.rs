@@ -85,14 +85,21 @@ fn killed_at(
     let mut seen = 0;
     let started = Instant::now();
     // Without a pause, so that few more records come before the signal; a rollout may have fewer.
+    let mut more =
+        || reader.more().unwrap().iter().filter(|r| r.value.get("service").is_some()).count();
     for look in 1_u64.. {
-        seen += reader.more().unwrap().iter().filter(|r| r.value.get("service").is_some()).count();
+        seen += more();
         let over = || {
             operator.look().is_some_and(|c| {
                 c.rollout.is_some_and(|r| Some(r.to) != stable && r.outcome.is_some())
             })
         };
-        if seen >= at || look % 2_000 == 0 && over() {
+        if seen >= at {
+            break;
+        }
+        if look % 2_000 == 0 && over() {
+            // It may have written its last ones since they were read.
+            seen += more();
             break;
         }
         assert!(started.elapsed() < Duration::from_mins(1), "{what}: neither it nor the end");

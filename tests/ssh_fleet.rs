@@ -159,7 +159,7 @@ impl Watched {
         let host = name(host);
         self.next(
             "Up",
-            |e| matches!(e, FleetEvent::Link { host: h, state: LinkState::Up } if *h == host),
+            |e| matches!(e, FleetEvent::Link { host: h, state: LinkState::Up, .. } if *h == host),
         )
         .await;
         self.fleet.link(&host).unwrap()
@@ -169,7 +169,7 @@ impl Watched {
         let host = name(host);
         let event = self
             .next("Limited", |e| {
-                matches!(e, FleetEvent::Link { host: h, state: LinkState::Limited { .. } } if *h == host)
+                matches!(e, FleetEvent::Link { host: h, state: LinkState::Limited { .. }, .. } if *h == host)
             })
             .await;
         let FleetEvent::Link { state: LinkState::Limited { why, hint }, .. } = event else {
@@ -182,7 +182,7 @@ impl Watched {
         let host = name(host);
         let event = self
             .next("Down", |e| {
-                matches!(e, FleetEvent::Link { host: h, state: LinkState::Down { .. } } if *h == host)
+                matches!(e, FleetEvent::Link { host: h, state: LinkState::Down { .. }, .. } if *h == host)
             })
             .await;
         let FleetEvent::Link { state: LinkState::Down { cause, hint, retry_in, .. }, .. } = event

@@ -244,10 +244,8 @@ impl Core {
         match input {
             Input::Intent { intent, by, reply } => self.intent(intent, &by, reply),
             Input::Begin { draft, request, reply } => {
-                // An asker that went away does not undo what was begun.
                 let begun = self.begin_rollout(*draft, &request);
-                self.publish_stale();
-                let _ = reply.send(begun);
+                self.answer(reply, begun);
             }
             Input::Plan { draft, kind, reply } => {
                 let _ = reply.send(self.plan(&draft, kind).map(|planned| planned.view));
@@ -506,7 +504,8 @@ impl Core {
                 tokio::spawn(async move {
                     let found = work.await;
                     let end = Box::new(move |core: &mut Core| {
-                        let _ = reply.send(core.end_take_over(found));
+                        let ended = core.end_take_over(found);
+                        core.answer(reply, ended);
                     });
                     let _ = inputs.send(Input::Ask(end)).await;
                 });
@@ -593,6 +592,17 @@ impl Core {
                 Ok(IntentReply::Accepted)
             }
         };
+        self.answer(reply, result);
+    }
+
+    /// Answers an intent. Whoever asked and then looks sees what came of it.
+    pub(super) fn answer(
+        &mut self,
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+        result: Result<IntentReply, ApiError>,
+    ) {
+        self.publish_stale();
+        // An asker that went away does not undo what was done.
         let _ = reply.send(result);
     }
 

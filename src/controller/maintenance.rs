@@ -300,7 +300,8 @@ impl Core {
                 }
                 Ok(drafts) => {
                     let begin = Box::new(move |core: &mut Core| {
-                        let _ = reply.send(core.begin_drain(&host, &drafts, &by, reason));
+                        let begun = core.begin_drain(&host, &drafts, &by, reason);
+                        core.answer(reply, begun);
                     });
                     let _ = inputs.send(Input::Ask(begin)).await;
                 }

@@ -22,13 +22,10 @@ use crate::rollout::{Action, EventKind, Phase, ServiceState, step};
 use crate::spec::{EngineSpec, RuntimeSpec};
 use crate::wire::{RankReport, RankStatus, Reply, Request};
 
-/// Most phases of one attempt to reach a host.
-const MAX_WAY: usize = 24;
-
 impl Core {
     pub(super) fn fleet_event(&mut self, event: FleetEvent) {
         match event {
-            FleetEvent::Link { host, state } => self.link_changed(host, state),
+            FleetEvent::Link { host, state, way } => self.link_changed(host, state, way),
             FleetEvent::Facts { host, facts } => {
                 self.change_host(&host, |view| view.facts = Some(*facts));
             }
@@ -102,7 +99,7 @@ impl Core {
         }
     }
 
-    fn link_changed(&mut self, host: HostName, state: LinkState) {
+    fn link_changed(&mut self, host: HostName, state: LinkState, way: Vec<String>) {
         let before = self.hub.with(|s| s.hosts.get(&host).map(|h| h.link.clone()));
         let line = |severity, text: String| EventLine {
             at: now(),
@@ -145,18 +142,7 @@ impl Core {
             }
         };
         self.change_host(&host, |view| {
-            if let HostLinkState::Connecting { phase } = &link {
-                // `installing the agent 43%` is one phase.
-                let phase =
-                    phase.trim_end_matches(|c: char| c.is_ascii_digit() || " %".contains(c));
-                let first = phase == "connecting";
-                if first || view.way.len() > MAX_WAY {
-                    view.way.clear();
-                }
-                if view.way.last().is_none_or(|last| last != phase) {
-                    view.way.push(phase.to_owned());
-                }
-            }
+            view.way = way;
             view.link = link.clone();
         });
         match link {

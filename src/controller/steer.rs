@@ -34,7 +34,8 @@ impl Core {
         if self.state.services.get(&service).and_then(ServiceState::active_rollout).is_none() {
             return self.prepare(service, to, request, reply);
         }
-        let _ = reply.send(self.queue(&service, to, &request, policy));
+        let queued = self.queue(&service, to, &request, policy);
+        self.answer(reply, queued);
     }
 
     fn queue(
@@ -222,7 +223,7 @@ impl Core {
             // It goes back there already.
             _ => Ok(IntentReply::Accepted),
         };
-        let _ = reply.send(result);
+        self.answer(reply, result);
     }
 
     /// Tries again what failed: within the rollout that is held, or by a new one of the same revision.
@@ -262,7 +263,7 @@ impl Core {
                 Some(format!("`gpudeck apply {service}` rolls out its spec")),
             )),
         };
-        let _ = reply.send(result);
+        self.answer(reply, result);
     }
 
     /// Does not wait for the present gate.

@@ -161,7 +161,8 @@ impl Core {
                 }
                 Ok(draft) => {
                     let begin = Box::new(move |core: &mut Core| {
-                        let _ = reply.send(core.begin_move(&to, &draft, by, reason));
+                        let begun = core.begin_move(&to, &draft, by, reason);
+                        core.answer(reply, begun);
                     });
                     let _ = inputs.send(Input::Ask(begin)).await;
                 }

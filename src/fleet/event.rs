@@ -15,6 +15,9 @@ pub enum FleetEvent {
         host: HostName,
         /// How its link is now.
         state: LinkState,
+        /// The phases that the present or last attempt has gone through, in order; a slow reader
+        /// misses none of them.
+        way: Vec<String>,
     },
     /// What the host is; once per connection.
     Facts {

@@ -449,6 +449,7 @@ impl HostTask {
     }
 
     async fn connect(&self) -> Result<Arc<dyn Connection>, Cause> {
+        self.outbox.attempt();
         self.outbox.phase("connecting");
         if self.spec.transport == Transport::Local {
             return Ok(Arc::new(LocalConnection::new()));

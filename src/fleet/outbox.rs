@@ -13,6 +13,8 @@ use crate::base::HostName;
 
 /// Questions and warnings that may wait; older ones go.
 const MAX_QUEUED: usize = 64;
+/// Phases of one attempt that are kept.
+const MAX_WAY: usize = 24;
 
 #[derive(Default)]
 struct Slots {
@@ -22,6 +24,8 @@ struct Slots {
     sample: Option<FleetEvent>,
     clock: Option<FleetEvent>,
     queue: VecDeque<FleetEvent>,
+    /// The phases of the present attempt.
+    way: Vec<String>,
     /// The host was removed or replaced: only the ends of questions still go out.
     retired: bool,
     closed: bool,
@@ -40,11 +44,26 @@ impl Outbox {
     }
 
     pub(super) fn link(&self, state: LinkState) {
-        self.put(FleetEvent::Link { host: self.host.clone(), state });
+        let way = self.slots.lock().unwrap_or_else(PoisonError::into_inner).way.clone();
+        self.put(FleetEvent::Link { host: self.host.clone(), state, way });
+    }
+
+    /// A new attempt to reach the host begins.
+    pub(super) fn attempt(&self) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).way.clear();
     }
 
     pub(super) fn phase(&self, phase: impl Into<String>) {
-        self.link(LinkState::Connecting { phase: phase.into() });
+        let phase = phase.into();
+        // `installing the agent 43%` is one phase.
+        let step = phase.trim_end_matches(|c: char| c.is_ascii_digit() || " %".contains(c));
+        {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            if slots.way.last().is_none_or(|last| last != step) && slots.way.len() < MAX_WAY {
+                slots.way.push(step.to_owned());
+            }
+        }
+        self.link(LinkState::Connecting { phase });
     }
 
     /// Never waits.
@@ -124,8 +143,11 @@ mod tests {
     async fn the_newest_state_wins_and_a_full_listener_holds_up_nobody() {
         let outbox = Outbox::new("h".parse().unwrap());
         let (sender, mut events) = mpsc::channel(1);
-        for n in 0..1000 {
-            outbox.phase(format!("{n}"));
+        outbox.phase("of the attempt before");
+        outbox.attempt();
+        outbox.phase("connecting");
+        for percent in 0..=99 {
+            outbox.phase(format!("installing {percent}%"));
         }
         outbox.put(FleetEvent::QuestionGone { id: 7 });
         outbox.close();
@@ -138,8 +160,9 @@ mod tests {
             all
         };
         let ((), all) = tokio::join!(outbox.forward(sender), read);
-        let last = LinkState::Connecting { phase: "999".to_owned() };
-        let link = FleetEvent::Link { host: "h".parse().unwrap(), state: last };
+        let state = LinkState::Connecting { phase: "installing 99%".to_owned() };
+        let way = vec!["connecting".to_owned(), "installing".to_owned()];
+        let link = FleetEvent::Link { host: "h".parse().unwrap(), state, way };
         assert_eq!(all, [FleetEvent::QuestionGone { id: 7 }, link]);
     }
 }
