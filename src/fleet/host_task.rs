@@ -1,6 +1,6 @@
 //! The life of one link: connect, install, run the agent, carry messages, and again when lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ const AGENT_AGAIN: Duration = Duration::from_mins(5);
 const LENT_AGAIN: Duration = Duration::from_secs(10);
 /// A link that was up for so long starts again with the shortest wait.
 const STEADY: Duration = Duration::from_secs(10);
+/// Warnings that are remembered; what comes beyond them is told each time.
+const MAX_WARNED: usize = 4_096;
 
 /// What all links of a fleet share.
 pub(super) struct Shared {
@@ -47,6 +49,8 @@ pub(super) struct Shared {
     pub(super) ssh: ConnectOptions,
     /// Hashed once, when the first host needs it.
     pub(super) binary: OnceCell<AgentBinary>,
+    /// What was warned of in the SSH configuration: one line of a file may concern every host.
+    pub(super) warned: Mutex<BTreeSet<String>>,
 }
 
 impl Shared {
@@ -465,8 +469,12 @@ impl HostTask {
         };
         // Read again each time, so that a corrected configuration counts at the next try.
         let endpoint = Endpoint::resolve(&target, options)?;
-        if !endpoint.config.warnings.is_empty() {
-            let text = format!("SSH configuration: {}", endpoint.config.warnings.join("; "));
+        let warnings = {
+            let mut warned = self.shared.warned.lock().unwrap_or_else(PoisonError::into_inner);
+            untold(&mut warned, endpoint.config.warnings.clone())
+        };
+        if !warnings.is_empty() {
+            let text = format!("SSH configuration: {}", warnings.join("; "));
             self.outbox.put(FleetEvent::Warning {
                 host: self.link.host.clone(),
                 text: text::clean(&text, 600),
@@ -485,6 +493,14 @@ impl HostTask {
     }
 }
 
+/// Those warnings that nobody was told of yet; they are remembered.
+fn untold(told: &mut BTreeSet<String>, mut warnings: Vec<String>) -> Vec<String> {
+    warnings.retain(|warning| !told.contains(warning));
+    let room = MAX_WARNED.saturating_sub(told.len());
+    told.extend(warnings.iter().take(room).cloned());
+    warnings
+}
+
 /// The wait after `failures` failures in a row: doubled each time, with jitter so that a fleet
 /// that was lost at once does not come back at once. `random` is from 0 to 1.
 fn backoff(failures: u32, random: f64) -> Duration {
@@ -495,6 +511,19 @@ fn backoff(failures: u32, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_warning_is_told_once_and_never_ignored() {
+        let mut told = BTreeSet::new();
+        let of = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<String>>();
+        assert_eq!(untold(&mut told, of(&["a", "b"])), of(&["a", "b"]));
+        assert_eq!(untold(&mut told, of(&["b", "c"])), of(&["c"]));
+        let many: Vec<String> = (0..MAX_WARNED).map(|n| n.to_string()).collect();
+        assert_eq!(untold(&mut told, many.clone()), many);
+        assert_eq!(untold(&mut told, of(&["beyond"])), of(&["beyond"]));
+        assert_eq!(untold(&mut told, of(&["beyond"])), of(&["beyond"]), "full, so told again");
+        assert!(told.len() <= MAX_WARNED);
+    }
 
     #[test]
     fn backoff_doubles_to_its_limit() {

@@ -73,6 +73,7 @@ impl Fleet {
             desk: Arc::new(Desk::default()),
             ssh: ConnectOptions::from_env(options.ssh_config.as_deref()),
             binary: OnceCell::new(),
+            warned: Mutex::default(),
         };
         Self { shared: Arc::new(shared), events, hosts: Mutex::default() }
     }
