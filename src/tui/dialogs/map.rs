@@ -343,18 +343,17 @@ impl Map {
                 .map_or_else(String::new, |t| format!("{} [{}]", t.host, list(&t.gpus)));
             let checked = aims.is_some() && self.question.to == aims && self.ticket.is_none();
             let check = view.check.as_ref().filter(|_| checked);
+            let gpus = if held.gpus == 1 { "GPU" } else { "GPUs" };
             lines.push(Line::from(vec![
                 Span::styled(format!("{}/{}", held.service, held.replica), pen.theme.strong),
-                Span::raw(format!(" needs {} GPUs → {to}  ", held.gpus)),
-                Span::styled(
-                    match check {
-                        None => "Enter checks the rules · Space marks single GPUs · Esc drops it",
-                        Some(c) if c.violated.is_none() => "Enter moves it · Esc drops it",
-                        Some(_) => "choose another place · Esc drops it",
-                    },
-                    pen.theme.dim,
-                ),
+                Span::raw(format!(" needs {} {gpus} → {to}", held.gpus)),
             ]));
+            let next = match check {
+                None => "Enter checks the rules · Space marks single GPUs · Esc drops it",
+                Some(c) if c.violated.is_none() => "Enter moves it · Esc drops it",
+                Some(_) => "choose another place · Esc drops it",
+            };
+            lines.push(Line::styled(next, pen.theme.dim));
             if let Some(check) = check {
                 if let Some(why) = &check.violated {
                     lines.extend(wrapped(&format!("✖ rule violated: {why}"), width, pen.theme.bad));
