@@ -127,9 +127,12 @@ fn command_lines_that_are_not_understood() {
 #[test]
 fn no_deck_and_a_broken_one() {
     let empty = Gpudeck::new();
-    for words in [&["status"][..], &["plan", "chat"], &["controller", "status"]] {
+    // `plan` has 0, 2 and 1 only.
+    for (words, code) in
+        [(&["status"][..], 8), (&["plan", "chat"], 1), (&["controller", "status"], 8)]
+    {
         let finished = empty.run(words, DEADLINE);
-        assert_eq!(finished.code(), Some(8), "{finished:#?}");
+        assert_eq!(finished.code(), Some(code), "{finished:#?}");
         assert!(finished.stderr.contains("there is no deck here"), "{finished:#?}");
         assert!(finished.stderr.contains("→ run `gpudeck init`"), "{finished:#?}");
     }
@@ -173,7 +176,8 @@ fn specs_with_mistakes() {
     // A service that is not there: the nearest one is named, whatever is asked of it.
     deck.write("services/chat.toml", COMMAND);
     for verb in ["plan", "apply", "status", "history", "stop", "rollout pause", "rollout status"] {
-        deck.refused(&format!("{verb} chta"), 8, &["no service chta"], &["`chat`"]);
+        let code = if verb == "plan" { 1 } else { 8 };
+        deck.refused(&format!("{verb} chta"), code, &["no service chta"], &["`chat`"]);
     }
     deck.refused("logs chat/0/0", 8, &["chat has no rank 0/0"], &["gpudeck status"]);
     deck.refused("rollout pause nothing", 8, &["no service nothing"], &["chat"]);
@@ -263,8 +267,8 @@ fn no_gpu_is_large_enough() {
     deck.write("deck.toml", &deck_toml);
     let on_gpu = COMMAND.replace("\"cpu\"", "\"gpu\"");
     deck.write("services/chat.toml", &on_gpu.replace("1MiB", "40GiB"));
-    for verb in ["plan", "apply"] {
-        deck.refused(&format!("{verb} chat"), 6, &["chat", "here", "40", "24"], &[""]);
+    for (verb, code) in [("plan", 1), ("apply", 6)] {
+        deck.refused(&format!("{verb} chat"), code, &["chat", "here", "40", "24"], &[""]);
     }
     deck.nothing_was_done("chat");
     // What fits is planned.

@@ -58,6 +58,14 @@ impl Failure {
         }
     }
 
+    /// The same for `plan`, whose codes are 0, 2 and 1, as the plan commands of other tools have them: whatever
+    /// went wrong is 1.
+    #[must_use]
+    pub fn of_a_plan(self) -> Self {
+        let code = if (5..=9).contains(&self.code) { 1 } else { self.code };
+        Self { code, ..self }
+    }
+
     /// The same with what to do next.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {

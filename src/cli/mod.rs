@@ -106,10 +106,13 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         }
         Command::Gateway(command) => gateway::run(args, command).await,
         Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
-        Command::Plan { services, options } => match services.as_slice() {
-            [service] if !options.asks() => plan::run(args, service).await,
-            services => what_if::plan(args, services, options).await,
-        },
+        Command::Plan { services, options } => {
+            let planned = match services.as_slice() {
+                [service] if !options.asks() => plan::run(args, service).await,
+                services => what_if::plan(args, services, options).await,
+            };
+            planned.map_err(Failure::of_a_plan)
+        }
         Command::Move(options) => what_if::move_replica(args, options).await,
         Command::Apply { services, atomic, concurrency_policy, options } => {
             match services.as_slice() {

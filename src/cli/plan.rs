@@ -63,7 +63,8 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
 
 /// Every step with its starts and stops, capacity, time and gate.
 fn steps(plan: &PlanView) -> Result<(), Failure> {
-    table::out(&format!("journey: {} steps, {}", plan.steps.len(), plan.total.text()))?;
+    let steps = super::what_if::plural(plan.steps.len() as u64, "step");
+    table::out(&format!("journey: {steps}, {}", plan.total.text()))?;
     for (index, step) in (1..).zip(&plan.steps) {
         table::out(&format!("  {index} {:<24} {}", step.title, step.time.text()))?;
         for entry in &step.moves {

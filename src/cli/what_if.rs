@@ -38,23 +38,17 @@ pub async fn plan(
     code(&view)
 }
 
-/// 0: everything stays as it is; 2: something would change; 6: something has no place.
+/// 0: everything stays as it is; 2: something would change; 1: something has no place.
 fn code(view: &WhatIfView) -> Result<Success, Failure> {
     let answer = &view.answer;
     if answer.placed < answer.wanted {
         let missing = answer.wanted - answer.placed;
-        return Err(Failure {
-            code: 6,
-            message: format!("{missing} of {} replicas have no place", answer.wanted),
-            hint: Some("the table says why; --explain names every host".to_owned()),
-        });
+        let why = format!("{missing} of {} replicas have no place", answer.wanted);
+        return Err(Failure::other(why).with_hint("the table says why; --explain names every host"));
     }
     if let Some(hole) = view.hole.as_ref().filter(|h| h.at.is_none()) {
-        return Err(Failure {
-            code: 6,
-            message: format!("no moves free {} GPUs together", hole.gpus),
-            hint: Some("ask for fewer: --defrag=N".to_owned()),
-        });
+        let why = format!("no moves free {} GPUs together", hole.gpus);
+        return Err(Failure::other(why).with_hint("ask for fewer: --defrag=N"));
     }
     let stays = |r: &crate::api::ReplicaAnswer| r.state == "stays";
     let still = answer.services.iter().flat_map(|s| &s.replicas).all(stays);
@@ -145,7 +139,7 @@ fn rank(rank: &Rank) -> String {
     format!("{} [{}]", rank.host, gpus(&rank.gpus))
 }
 
-fn plural(n: u64, what: &str) -> String {
+pub(super) fn plural(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
