@@ -177,6 +177,8 @@ fn the_story_at_200x50() {
     terminal.until("change that waits", SOON, |s| s.contains("wait") && s.contains("press a"));
     terminal.press(&["a"]);
     terminal.sees("to confirm");
+    // Only a plan that is there can be confirmed.
+    terminal.sees("JOURNEY");
     terminal.tmux(&["send-keys", "-l", "cha"]);
     terminal.press(&["Enter"]);
     terminal.sees("that is not `chat`");
@@ -211,11 +213,13 @@ fn the_story_at_200x50() {
     terminal.until("change that waits", SOON, |s| s.contains("press a"));
     terminal.press(&["a"]);
     terminal.sees("to confirm");
+    terminal.sees("JOURNEY");
     terminal.tmux(&["send-keys", "-l", "chat"]);
     terminal.press(&["Enter"]);
     terminal.until("stable r4", ROLLOUT, |s| s.contains("r4 is stable"));
     terminal.press(&["u"]);
     terminal.sees("to confirm");
+    terminal.sees("JOURNEY");
     terminal.tmux(&["send-keys", "-l", "chat"]);
     terminal.press(&["Enter"]);
     terminal.until("stable r5", ROLLOUT, |s| s.contains("r5 is stable"));
