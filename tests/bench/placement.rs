@@ -12,10 +12,12 @@
 
 mod first_fit;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use gpudeck::base::Bytes;
 use gpudeck::placement::global::{Answer, Control, WorldFile, read, solve};
 use serde_json::{Value, json};
 
@@ -157,16 +159,45 @@ fn lost(worlds: u64, limit_ms: u64) -> Value {
     for seed in 0..worlds {
         let (file, answer, times) = timed(&world("lost", seed), limit_ms);
         let down = |host: &str| file.hosts.iter().any(|h| h.name == host && !h.up);
-        let must = file.placements.iter().flat_map(|p| &p.ranks).filter(|r| down(&r.host)).count();
+        let lost = file.placements.iter().flat_map(|p| &p.ranks).filter(|r| down(&r.host)).count();
         let serving = answer.moves.iter().filter(|m| m.serving);
         let moved: usize = serving.map(|m| m.from.len()).sum();
+        let forced = usize::from(lacks_a_hole(&file));
         rows.push(json!({
             "seed": seed, "times": times, "wanted": answer.wanted, "placed": answer.placed,
-            "ranks_lost": must, "serving_ranks_moved": moved,
-            "moves_to_lower_bound": (must + moved) as f64 / must.max(1) as f64,
+            "ranks_lost": lost, "serving_ranks_moved": moved, "serving_ranks_that_must_move": forced,
+            "moves_to_lower_bound": (lost + moved) as f64 / (lost + forced).max(1) as f64,
             "proven_optimal": answer.proven_optimal, "levels": levels(&answer),
             "bounds": answer.objective.iter().map(|l| l.bound).collect::<Vec<_>>(),
         }));
     }
     json!({ "worlds": rows })
+}
+
+/// Whether a rank that was lost fits nowhere as things are, so that at least one that serves has to move. The
+/// worlds of `lost` have ranks of one shape, and devices that are either whole and free or taken.
+fn lacks_a_hole(file: &WorldFile) -> bool {
+    let up = || file.hosts.iter().filter(|h| h.up);
+    let taken: BTreeSet<(&str, u32)> = file
+        .placements
+        .iter()
+        .flat_map(|p| &p.ranks)
+        .flat_map(|r| r.gpus.iter().map(|gpu| (r.host.as_str(), *gpu)))
+        .collect();
+    let fits = |tensor: u32, memory: Bytes| {
+        up().any(|host| {
+            let mut free: BTreeMap<Option<u32>, u32> = BTreeMap::new();
+            for gpu in &host.gpus {
+                let is_free = !taken.contains(&(host.name.as_str(), gpu.index));
+                if is_free && gpu.memory_total >= memory {
+                    *free.entry(gpu.island).or_default() += 1;
+                }
+            }
+            free.values().any(|count| *count >= tensor)
+        })
+    };
+    let is_up = |name: &str| up().any(|h| h.name == name);
+    let lost = file.placements.iter().filter(|p| p.ranks.iter().any(|r| !is_up(&r.host)));
+    lost.filter_map(|p| file.services.iter().find(|s| s.name == p.service))
+        .any(|service| !fits(service.shapes[0].tensor, service.shapes[0].memory))
 }
