@@ -50,13 +50,20 @@ pub struct Case {
     /// Once the rollout has ended.
     pub mend: fn(&Stage),
     pub end: End,
-    /// Part of the outcome's reason, or of the refusal.
+    /// Part of the outcome's reason, or of the refusal; with `|` between them, one of several.
     pub why: &'static str,
     pub broken: Broken,
     /// The rollout is over that soon after `apply`.
     pub within: Duration,
     /// In the sample of every run of the tests.
     pub sample: bool,
+}
+
+impl Case {
+    /// Whether this text gives the reason that the case is to have.
+    pub fn is_why(&self, text: &str) -> bool {
+        self.why.split('|').any(|why| text.contains(why))
+    }
 }
 
 const fn nothing(_: &Stage) {}
@@ -147,7 +154,7 @@ pub fn cases() -> Vec<Case> {
             spec: |s| s.before = "\"/srv/short\", ".to_owned(),
             end: RolledBack,
             // Its end, or the errors that it makes: whichever is seen first.
-            why: "",
+            why: "ended|error rate",
             broken: Canary,
             sample: true,
             ..PLAIN
@@ -238,7 +245,7 @@ pub fn cases() -> Vec<Case> {
             },
             end: RolledBack,
             // Its end, or the errors of the requests that it cut: whichever is seen first.
-            why: "",
+            why: "signal 9|error rate",
             broken: Canary,
             sample: true,
             ..PLAIN
