@@ -63,7 +63,7 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
 
 /// Every step with its starts and stops, capacity, time and gate.
 fn steps(plan: &PlanView) -> Result<(), Failure> {
-    let steps = super::what_if::plural(plan.steps.len() as u64, "step");
+    let steps = table::plural(plan.steps.len() as u64, "step");
     table::out(&format!("journey: {steps}, {}", plan.total.text()))?;
     for (index, step) in (1..).zip(&plan.steps) {
         table::out(&format!("  {index} {:<24} {}", step.title, step.time.text()))?;

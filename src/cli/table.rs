@@ -27,6 +27,11 @@ pub fn print(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A number of things: `1 step`, `2 steps`.
+pub fn plural(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 /// Prints one value as indented JSON.
 pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::other(e.to_string()))?;

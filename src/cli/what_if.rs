@@ -71,10 +71,11 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
         table::out(&format!("what if {host} were lost"))?;
     }
     for new in &question.add {
-        let hosts = if new.hosts == 1 { "a host" } else { "hosts" };
         table::out(&format!(
-            "what if there were {} more {hosts} with {} {}",
-            new.hosts, new.gpus, new.model
+            "what if there were also {} with {} {}",
+            table::plural(u64::from(new.hosts), "host"),
+            new.gpus,
+            new.model
         ))?;
     }
     let mut shown = view.answer.clone();
@@ -95,7 +96,7 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
                 "{} GPUs together on {}: {} restarted, {} to copy",
                 hole.gpus,
                 rank(at),
-                plural(u64::from(hole.restarts), "replica"),
+                table::plural(u64::from(hole.restarts), "replica"),
                 hole.copied
             ),
         })?;
@@ -137,10 +138,6 @@ fn one_move(answer: &Answer, moved: &Move) -> String {
 
 fn rank(rank: &Rank) -> String {
     format!("{} [{}]", rank.host, gpus(&rank.gpus))
-}
-
-pub(super) fn plural(n: u64, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 /// Moves one replica, after saying what speaks against it.
