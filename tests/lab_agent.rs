@@ -269,7 +269,7 @@ fn two_operators_who_come_at_once_do_not_collide() {
 const NVIDIA_SMI: &str = r#"#!/bin/sh
 case $1 in
 --query-gpu=driver_version) echo 535.183.01 ;;
---query-gpu=*) echo "0, GPU-a, NVIDIA L40S, 00000000:18:00.0, 46068, 1024, 37, 45, 112.50, 350.00" ;;
+--query-gpu=*) echo "0, GPU-a, NVIDIA L40S, 00000000:18:00.0, 46068, 45044, 37, 45, 112.50, 350.00" ;;
 --query-compute-apps=*) echo "GPU-a, 4711, 900, /opt/python" ;;
 esac
 "#;

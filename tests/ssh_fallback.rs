@@ -39,7 +39,7 @@ esac
     fs::write(
         bin.join("gpus"),
         "Unable to determine the device handle for GPU 0000:9A:00.0: GPU is lost.  Reboot the system\n\
-         0, GPU-a, NVIDIA A100\x1b[31m-SXM4, 00000000:18:00.0, 81920, 1024, 37, 45, 112.50, 400.00\n\
+         0, GPU-a, NVIDIA A100\x1b[31m-SXM4, 00000000:18:00.0, 81920, 80896, 37, 45, 112.50, 400.00\n\
          1, GPU-b, NVIDIA A100-SXM4, 00000000:3B:00.0, 81920, [N/A], [N/A], [N/A], [N/A], 400.00\n",
     )
     .unwrap();

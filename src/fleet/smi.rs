@@ -11,14 +11,15 @@ const MAX_PROCESSES: usize = 1024;
 const MAX_LINE: usize = 2000;
 
 /// What is asked of `nvidia-smi --query-gpu`, in this order. Old drivers do not know all of the
-/// second part, and refuse the whole question then.
+/// second part, and refuse the whole question then. Free memory and not used: what the driver
+/// keeps for itself (480 MiB of an H100) is in neither `memory.used` nor `memory.free`.
 pub const GPU_FIELDS: [&str; 10] = [
     "index",
     "uuid",
     "name",
     "pci.bus_id",
     "memory.total",
-    "memory.used",
+    "memory.free",
     "utilization.gpu",
     "temperature.gpu",
     "power.draw",
@@ -115,7 +116,7 @@ fn gpu(line: &str) -> Option<Gpu> {
         uuid: clean(uuid, 80),
         name: clean(cell(at(2)).unwrap_or("GPU"), 96),
         pci_bus_id: cell(at(3)).map(|bus| clean(bus, 32)),
-        memory: memory.map(|(total, used)| MemoryUse { used, total }),
+        memory: memory.map(|(total, free)| MemoryUse { used: total.saturating_sub(free), total }),
         utilisation_percent: number(at(6)),
         temperature_c: number(at(7)),
         power_mw: milliwatts(at(8)),
@@ -205,7 +206,7 @@ mod tests {
     use super::*;
 
     const TWO: &str = "\
-0, GPU-0a, NVIDIA H100 80GB HBM3, 00000000:18:00.0, 81559, 61234, 87, 61, 512.34, 700.00, 42, [N/A], 1980, 1980, 2619, 2619, P0, 0, 5, 5, 16, 16, Enabled, Default
+0, GPU-0a, NVIDIA H100 80GB HBM3, 00000000:18:00.0, 81559, 69573, 87, 61, 512.34, 700.00, 42, [N/A], 1980, 1980, 2619, 2619, P0, 0, 5, 5, 16, 16, Enabled, Default
 1, GPU-0b, NVIDIA L40S, 00000000:3B:00.0, 46068, [N/A], [Not Supported], [Unknown Error], [N/A], [N/A], [N/A], 30, [N/A], [N/A], [N/A], [N/A], P8, 2, 1, 4, 16, 16, Disabled, Exclusive_Process
 ";
 
@@ -218,7 +219,9 @@ mod tests {
             (0, "GPU-0a", Some("P0"))
         );
         let memory = full.memory.unwrap();
-        assert_eq!((memory.used, memory.total), (Bytes::mib(61_234), Bytes::mib(81_559)));
+        // `nvidia-smi` of this H100 shows 11,507 MiB used and 480 MiB reserved.
+        assert_eq!((memory.used, memory.total), (Bytes::mib(11_507 + 479), Bytes::mib(81_559)));
+        assert_eq!(memory.free(), Bytes::mib(69_573));
         assert_eq!((full.utilisation_percent, full.temperature_c), (Some(87), Some(61)));
         assert_eq!((full.power_mw, full.power_limit_mw), (Some(512_340), Some(700_000)));
         assert_eq!((full.fan_percent, full.persistence), (None, Some(true)));
@@ -232,7 +235,7 @@ mod tests {
     #[test]
     fn an_old_driver_answers_the_short_question() {
         let gpus =
-            parse_gpus("0, GPU-1, Tesla V100, 00000000:18:00.0, 32510, 0, 0, 33, 24.5, 300\n");
+            parse_gpus("0, GPU-1, Tesla V100, 00000000:18:00.0, 32510, 32507, 0, 33, 24.5, 300\n");
         let gpu = &gpus.unwrap()[0];
         assert_eq!(
             (gpu.power_mw, gpu.sm_clock_mhz, gpu.ecc_uncorrected),
