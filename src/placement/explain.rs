@@ -229,15 +229,27 @@ pub(super) fn refusal(
     let what = match demand.device {
         DeviceKind::Cpu => format!("no host has {} of memory free", need.memory_per_device),
         DeviceKind::Gpu if need.devices() == 1 => {
-            format!("no host has a GPU with {} free", need.memory_per_device)
+            format!("no host has a GPU with {} free", wanted_free(&eligible, demand, need))
         }
         DeviceKind::Gpu => format!(
             "no host has {} GPUs with {} free on each",
             need.devices(),
-            need.memory_per_device
+            wanted_free(&eligible, demand, need)
         ),
     };
     refuse(what, 0, reasons, change)
+}
+
+/// What must be free on a GPU: what the model needs, or the share that the engine takes anyhow.
+fn wanted_free(hosts: &[&&HostCapacity], demand: &Demand, need: ShapeNeed) -> String {
+    let mut gpus = hosts.iter().flat_map(|host| &host.gpus);
+    let share = demand
+        .memory_share
+        .filter(|_| gpus.all(|gpu| needed_on(gpu, demand, need) > need.memory_per_device));
+    share.map_or_else(
+        || need.memory_per_device.to_string(),
+        |share| format!("{:.0} % of the memory", share * 100.0),
+    )
 }
 
 fn need_with(demand: &Demand, memory: Option<Bytes>) -> Option<&ShapeNeed> {

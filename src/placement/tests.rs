@@ -161,6 +161,9 @@ fn an_engine_that_takes_a_share_needs_that_share_free() {
     let placement = place(&world(vec![a]), &d).unwrap();
     assert_eq!(shown(&placement), "a-1");
     assert_eq!(placement.replicas[0].memory_per_device, Bytes::gib(72));
+    let full = host("a", vec![gpu("a", 0, 24, 20), gpu("a", 1, 80, 71)]);
+    let refusal = place(&world(vec![full]), &d).unwrap_err();
+    assert_eq!(refusal.message, "no host has a GPU with 90 % of the memory free");
 }
 
 #[test]
