@@ -15,7 +15,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use super::error::io_refusal;
 use super::state;
 use crate::base::Bytes;
-use crate::base::text::clean;
+use crate::base::last_words::excerpt;
 use crate::wire::{LogChunk, Refusal};
 
 /// Largest piece of a log in one answer.
@@ -28,6 +28,10 @@ const MIN_LIMIT: u64 = 64 << 10;
 const MAX_LINE: usize = 8 << 10;
 
 const BLOCK: u64 = 4096;
+/// Bytes of the last lines that are told of a rank that ended, and of what is looked through for
+/// them: Python's traces of several processes follow upon the line that says why.
+const LAST_LINES: usize = 2 << 10;
+const LOOKED_THROUGH: u32 = 32 << 10;
 
 fn log_path(dir: &Path) -> PathBuf {
     dir.join("log")
@@ -146,18 +150,11 @@ fn rest_of_line(file: &File, from: u64) -> io::Result<u64> {
     Ok(ahead.iter().position(|b| *b == b'\n').map_or(0, |at| (at + 1 - skip.min(at + 1)) as u64))
 }
 
-/// The last lines, cleaned, at most 2 KiB: what a person should see of a rank that ended.
+/// The last lines, cleaned, at most 2 KiB, with the one that says why it ended: what a person
+/// should see of a rank that ended.
 pub fn last_lines(dir: &Path) -> String {
-    let Ok(chunk) = read(dir, None, 4096) else { return String::new() };
-    let mut lines: Vec<String> = Vec::new();
-    let mut left = 2048usize;
-    for line in chunk.text.lines().rev().map(|line| clean(line, 400)).filter(|l| !l.is_empty()) {
-        let Some(rest) = left.checked_sub(line.len() + 1) else { break };
-        left = rest;
-        lines.push(line);
-    }
-    lines.reverse();
-    lines.join("\n")
+    let Ok(chunk) = read(dir, None, LOOKED_THROUGH) else { return String::new() };
+    excerpt(&chunk.text, LAST_LINES)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod cause;
 pub mod epoch_cell;
 pub mod hint;
 pub mod id;
+pub mod last_words;
 pub mod quote;
 pub mod text;
 pub mod time;

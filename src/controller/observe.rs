@@ -12,6 +12,8 @@ use crate::api::{
     ApiError, ClockView, DeckConditionKind, ErrorKind, EventLine, HostLinkState, HostView,
     Question, QuestionKind, Severity,
 };
+use crate::base::last_words;
+use crate::base::text::clean;
 use crate::base::{
     DownCause, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
 };
@@ -254,10 +256,7 @@ impl Core {
                     (Some(code), None) => format!("exit code {code}"),
                     (None, None) => "it ended".to_owned(),
                 };
-                let last = crate::base::text::clean(
-                    last_lines.trim_end().lines().last().unwrap_or(""),
-                    160,
-                );
+                let last = clean(last_words::why(last_lines), 240);
                 let how = if last.is_empty() { how } else { format!("{how}: {last}") };
                 EventKind::RankEnded { rank, how }
             }

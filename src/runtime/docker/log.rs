@@ -25,7 +25,7 @@ const MAX_PIECE: usize = 256 << 10;
 /// Containers whose place is remembered.
 const MAX_CURSORS: usize = 256;
 /// Lines asked for when only the last ones are wanted.
-const TAIL_LINES: &str = "40";
+const TAIL_LINES: &str = "400";
 
 /// A place in a log from which it can be read on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

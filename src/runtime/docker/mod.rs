@@ -34,6 +34,7 @@ use futures::StreamExt;
 use self::error::Engine;
 use self::log::Cursors;
 use super::{RunningRank, Runtime, RuntimeError};
+use crate::base::last_words::excerpt;
 use crate::base::{DeckId, EpochCell, RankId, Timestamp, text};
 use crate::fleet::{HostLink, LinkError};
 use crate::spec::DockerRuntime as DockerSpec;
@@ -50,8 +51,9 @@ const QUICK: Duration = Duration::from_secs(30);
 const SLOW: Duration = Duration::from_mins(2);
 /// From SIGKILL to giving up; a process in a hung driver call cannot end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
-/// Most bytes of the last lines in a report.
+/// Most bytes of the last lines in a report, and of what is looked through for them.
 const LAST_LINES_BYTES: usize = 2 << 10;
+const LOOKED_THROUGH_BYTES: usize = 32 << 10;
 
 /// The `docker` runtime of one host with one engine and image.
 pub struct DockerRuntime {
@@ -285,9 +287,10 @@ impl DockerRuntime {
         let mut last_lines = if never_started {
             "the container was created and never started".to_owned()
         } else {
-            log::tail(&self.reader(QUICK)?, id, LAST_LINES_BYTES)
+            let text = log::tail(&self.reader(QUICK)?, id, LOOKED_THROUGH_BYTES)
                 .await
-                .map_err(|e| self.engine().error(e))?
+                .map_err(|e| self.engine().error(e))?;
+            excerpt(&text, LAST_LINES_BYTES)
         };
         for note in [
             state.oom_killed.filter(|o| *o).map(|_| "killed for lack of memory".to_owned()),
@@ -296,8 +299,8 @@ impl DockerRuntime {
         .into_iter()
         .flatten()
         {
+            last_lines.push_str("\ncontainer error: ");
             last_lines.push_str(&note);
-            last_lines.push('\n');
         }
         Ok(RankStatus::Exited {
             code: if signal.is_some() || never_started { None } else { exit },
