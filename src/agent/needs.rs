@@ -11,11 +11,16 @@ use super::{host, ports};
 use crate::base::{Bytes, DeviceId};
 use crate::wire::{DeviceNeed, Gpu, GpuHealth, Gpus, Refusal};
 
-/// Checks everything that must be free.
+/// Checks everything that must be free, and says what numbers the driver gives the GPUs of `needs`
+/// at this moment, in their order.
 ///
 /// # Errors
 /// The first thing that is not.
-pub async fn check(needs: &[DeviceNeed], ports: &[u16], gpus: &GpuMonitor) -> Result<(), Refusal> {
+pub async fn check(
+    needs: &[DeviceNeed],
+    ports: &[u16],
+    gpus: &GpuMonitor,
+) -> Result<Vec<u32>, Refusal> {
     let wanted = ports.to_vec();
     blocking(move || wanted.into_iter().try_for_each(ports::check_free)).await?;
     let mut sums: BTreeMap<&DeviceId, Bytes> = BTreeMap::new();
@@ -37,7 +42,13 @@ pub async fn check(needs: &[DeviceNeed], ports: &[u16], gpus: &GpuMonitor) -> Re
             }
         }
     }
-    Ok(())
+    let Some(Gpus::Some(gpus)) = gpus else { return Ok(Vec::new()) };
+    let number = |uuid: &str| gpus.iter().find(|gpu| gpu.uuid == uuid).map(|gpu| gpu.index);
+    let numbers = needs.iter().filter_map(|need| match &need.device {
+        DeviceId::Gpu(uuid) => number(uuid),
+        DeviceId::Cpu => None,
+    });
+    Ok(numbers.collect())
 }
 
 fn check_host_memory(needed: Bytes) -> Result<(), Refusal> {

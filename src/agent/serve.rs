@@ -266,7 +266,7 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             blocking(move || rank::list(&state, deck)).await.map(Reply::Ranks)
         }
         Request::CheckNeeds { needs, ports } => {
-            needs::check(&needs, &ports, &agent.gpus).await.map(|()| Reply::Done)
+            needs::check(&needs, &ports, &agent.gpus).await.map(|_| Reply::Done)
         }
         Request::Http { port, address, method, path, body, timeout_ms } => {
             let timeout = Duration::from_millis(timeout_ms);

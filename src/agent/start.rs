@@ -14,7 +14,7 @@ use super::gpu::monitor::GpuMonitor;
 use super::rank::{RankFile, StatusFile, VERSION};
 use super::state::{self, StateDir};
 use super::{fence, needs, process, rank};
-use crate::wire::{RankStart, Refusal};
+use crate::wire::{GPU_NUMBERS, RankStart, Refusal};
 
 /// Less than this on the disk of the state directory, and nothing is started.
 const MIN_FREE_DISK: u64 = 16 << 20;
@@ -32,7 +32,7 @@ pub async fn start(
     state: &StateDir,
     program: &Path,
     gpus: &GpuMonitor,
-    start: RankStart,
+    mut start: RankStart,
 ) -> Result<(), Refusal> {
     let dir = state.rank(&start.rank);
     if dir.exists() {
@@ -48,7 +48,11 @@ pub async fn start(
     for path in &start.files {
         check_file(path)?;
     }
-    needs::check(&start.needs, &start.ports, gpus).await?;
+    let numbers = needs::check(&start.needs, &start.ports, gpus).await?;
+    let numbers = numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    for value in start.env.values_mut().filter(|value| *value == GPU_NUMBERS) {
+        value.clone_from(&numbers);
+    }
     rank::prune(state, &start.rank);
     make_dir(state, &dir, &start)?;
     match supervise(program, &dir, &start).await {

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use crate::base::{Bytes, DeviceId, ReleaseNumber, ServiceName};
 use crate::model::{Correction, Loaded, MemoryEstimate, ModelFacts, Setup, predict};
 use crate::spec::{DeviceKind, EngineSpec, Parallel, ParallelShape, ServiceSpec};
+use crate::wire::GPU_NUMBERS;
 
 pub use error::EngineError;
 pub use histogram::Histogram;
@@ -150,6 +151,9 @@ pub fn needs(
     engine.shapes(spec, facts).into_iter().map(estimate).collect()
 }
 
+/// Which GPUs a CUDA program sees.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
 /// What a command line is made from.
 #[derive(Clone, Debug)]
 pub struct RankContext<'a> {
@@ -200,27 +204,46 @@ impl RankContext<'_> {
         self.facts.map(|f| f.files.clone()).unwrap_or_default()
     }
 
-    /// The spec's environment, and which GPUs the process sees: its own and no other.
+    /// The spec's environment, and which GPUs the process sees: its own and no other, by the
+    /// names that stay theirs whatever the driver counts.
     fn env(&self) -> Result<BTreeMap<String, String>, EngineError> {
-        const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
-        let mut env = self.spec.env.clone();
-        if env.contains_key(VISIBLE) {
+        let mut env = self.own_env()?;
+        let uuids: Vec<&str> = self.gpus().collect();
+        // Empty for a rank on host memory: it must not find a GPU that belongs to another.
+        env.insert(VISIBLE.to_owned(), uuids.join(","));
+        Ok(env)
+    }
+
+    /// The same for an engine that takes nothing but numbers. The host's agent fills them in when
+    /// it starts the rank: what a GPU is called by number can change with a reboot.
+    fn env_by_number(&self) -> Result<BTreeMap<String, String>, EngineError> {
+        let mut env = self.own_env()?;
+        if self.gpus().next().is_none() {
+            env.insert(VISIBLE.to_owned(), String::new());
+        } else if !self.docker {
+            env.insert(VISIBLE.to_owned(), GPU_NUMBERS.to_owned());
+            // As the driver counts. By default CUDA begins with the fastest.
+            env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+        }
+        // A container gets its GPUs from the Docker Engine, sees no others, and counts from 0.
+        Ok(env)
+    }
+
+    fn gpus(&self) -> impl Iterator<Item = &str> {
+        self.devices.iter().filter_map(|d| match d {
+            DeviceId::Gpu(uuid) => Some(uuid.as_str()),
+            DeviceId::Cpu => None,
+        })
+    }
+
+    fn own_env(&self) -> Result<BTreeMap<String, String>, EngineError> {
+        if self.spec.env.contains_key(VISIBLE) {
             return Err(EngineError::OwnedSetting {
                 setting: VISIBLE.to_owned(),
                 hint: "remove it from `env`: gpudeck gives each rank its GPUs".to_owned(),
             });
         }
-        let uuids: Vec<&str> = self
-            .devices
-            .iter()
-            .filter_map(|d| match d {
-                DeviceId::Gpu(uuid) => Some(uuid.as_str()),
-                DeviceId::Cpu => None,
-            })
-            .collect();
-        // Empty for a rank on host memory: it must not find a GPU that belongs to another.
-        env.insert(VISIBLE.to_owned(), uuids.join(","));
-        Ok(env)
+        Ok(self.spec.env.clone())
     }
 
     fn check_devices(&self) -> Result<(), EngineError> {

@@ -63,8 +63,11 @@ fn vllm() {
         "model='/models/m'\nengine='vllm'\ncontext=8192\nargs=['--enable-prefix-caching']\nparallel={tensor=2}",
     );
     let command = run(&s, Some(&facts(ModelFormat::Safetensors)), &gpus(2), false).unwrap();
-    insta::assert_snapshot!(line(&command), @"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 vllm serve /models/m/entry --served-model-name chat --host 0.0.0.0 --port 21000 --tensor-parallel-size 2 --max-model-len 8192 --enable-prefix-caching");
+    insta::assert_snapshot!(line(&command), @"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu_numbers} vllm serve /models/m/entry --served-model-name chat --host 0.0.0.0 --port 21000 --tensor-parallel-size 2 --max-model-len 8192 --enable-prefix-caching");
     assert_eq!(command.files, ["/models/m/one"]);
+    // In a container there are no other GPUs than its own.
+    let contained = run(&s, Some(&facts(ModelFormat::Safetensors)), &gpus(2), true).unwrap();
+    assert!(contained.env.is_empty(), "{contained:?}");
 }
 
 #[test]

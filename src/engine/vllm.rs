@@ -170,7 +170,8 @@ impl Engine for Vllm {
             option("--max-model-len", context.to_string());
         }
         argv.extend(rank.spec.args.iter().cloned());
-        Ok(EngineCommand { argv, env: rank.env()?, files: rank.files() })
+        // Until some version between 0.20 and 0.32 it read UUIDs as numbers, and failed.
+        Ok(EngineCommand { argv, env: rank.env_by_number()?, files: rank.files() })
     }
 
     fn metric_names(&self) -> Option<&'static metrics::Names> {

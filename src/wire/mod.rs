@@ -15,8 +15,8 @@ pub mod xid;
 pub use checkup::{Checkup, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use request::{
-    ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GatewayConfig, HttpReply,
-    LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
+    ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GPU_NUMBERS, GatewayConfig,
+    HttpReply, LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
 };
 pub use telemetry::{
     ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor, Gpus,

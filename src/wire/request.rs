@@ -256,6 +256,9 @@ pub struct GatewayConfig {
     pub reload_now: bool,
 }
 
+/// See [`RankStart::env`].
+pub const GPU_NUMBERS: &str = "{gpu_numbers}";
+
 /// Everything an agent needs to start a rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankStart {
@@ -263,7 +266,8 @@ pub struct RankStart {
     pub rank: RankId,
     /// Program and arguments. An element that is just `{gpudeck}` becomes the agent's own binary.
     pub argv: Vec<String>,
-    /// Environment added to the agent's own.
+    /// Environment added to the agent's own. A value that is just [`GPU_NUMBERS`] becomes the
+    /// numbers, `0,3`, that the driver gives the GPUs of `needs` at this moment.
     pub env: BTreeMap<String, String>,
     /// What must be free before it may start.
     pub needs: Vec<DeviceNeed>,

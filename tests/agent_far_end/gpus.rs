@@ -1,6 +1,7 @@
 //! GPUs: the driver's values and a scenario's agree; memory is really waited for; a driver that
 //! hangs stops nothing else.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,9 @@ use gpudeck::agent::gpu::nvml::NvmlSource;
 use gpudeck::agent::gpu::played::PlayedSource;
 use gpudeck::agent::gpu::{GpuSource, Want};
 use gpudeck::base::{Bytes, DeviceId};
-use gpudeck::wire::{DeviceNeed, Gpu, GpuHealth, GpuProcess, Gpus, RankStart, Refusal, Reply};
+use gpudeck::wire::{
+    DeviceNeed, GPU_NUMBERS, Gpu, GpuHealth, GpuProcess, Gpus, RankStart, Refusal, Reply,
+};
 use serde_json::{Value, json};
 
 use super::harness::{Agent, LONG, State, nvml_sim, rank, script, start_ticks, until};
@@ -249,6 +252,30 @@ fn memory_gate(start_agent: impl Fn(&State, &Path) -> Agent) {
     assert!(stopped.elapsed() + Duration::from_millis(100) >= delay, "{:?}", stopped.elapsed());
     assert!(!file.exists(), "the allocation is forgotten");
     agent.pid(&rank(1));
+}
+
+/// What an engine is told that knows its GPUs by nothing but numbers.
+fn numbers_are_filled_in(start_agent: impl Fn(&State, &Path) -> Agent) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), &scenario(&[h100(0), h100(1), h100(2)], 0));
+    let state = State::new();
+    let mut agent = start_agent(&state, &path);
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let need = |gpu| DeviceNeed { device: DeviceId::Gpu(uuid(gpu)), memory: Bytes::gib(1) };
+    let visible = "CUDA_VISIBLE_DEVICES".to_owned();
+    let start = RankStart {
+        needs: vec![need(2), need(0)],
+        env: BTreeMap::from([(visible, GPU_NUMBERS.to_owned())]),
+        ..script(0, "echo GPUs $CUDA_VISIBLE_DEVICES; exec sleep 1000")
+    };
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    until("it says its GPUs", || agent.log(&rank(0), Some(0), 1000).text == "GPUs 2,0\n");
+}
+
+#[test]
+fn gpus_are_given_by_number_as_the_driver_counts() {
+    numbers_are_filled_in(with_library);
+    numbers_are_filled_in(with_scenario);
 }
 
 #[test]
