@@ -124,6 +124,32 @@ fn command_lines_that_are_not_understood() {
     assert!(near.stderr.contains("apply"), "{near:#?}");
 }
 
+/// `gpudeck … | head`, when head has seen enough.
+#[test]
+fn an_output_that_nobody_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type":"llama"}"#).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ended = Command::new(env!("CARGO_BIN_EXE_gpudeck"))
+        .args(["model", "inspect"])
+        .arg(folder.path())
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(141), &b""[..]), "{ended:?}");
+
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = Command::new(env!("CARGO_BIN_EXE_gpudeck"))
+        .args(["model", "inspect"])
+        .arg(folder.path())
+        .stdout(full)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(1) && said.contains("cannot be written"), "{ended:?}");
+}
+
 #[test]
 fn no_deck_and_a_broken_one() {
     let empty = Gpudeck::new();

@@ -58,6 +58,12 @@ impl Failure {
         }
     }
 
+    /// Exit code 141, as shells have it for SIGPIPE: who read the output wants no more of it. Nothing is told, as
+    /// other tools tell nothing to `head` or `grep -q`.
+    pub fn unread() -> Self {
+        Self { code: 141, message: String::new(), hint: None }
+    }
+
     /// The same for `plan`, whose codes are 0, 2 and 1, as the plan commands of other tools have them: whatever
     /// went wrong is 1.
     #[must_use]
@@ -91,6 +97,7 @@ impl From<ApiError> for Failure {
 /// Tells the error on standard error and gives its code.
 pub fn report(args: &Args, failure: &Failure) -> ExitCode {
     match args.output {
+        _ if failure.message.is_empty() => {}
         Output::Json => {
             let value = serde_json::json!({
                 "error": failure.message, "hint": failure.hint, "exit_code": failure.code,

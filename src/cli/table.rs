@@ -44,7 +44,10 @@ pub fn json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
     out(&text)
 }
 
-/// Prints a line; a closed pipe ends the command like an interrupt.
+/// Prints a line; a closed pipe ends the command without a word, a full disk with one.
 pub fn out(line: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout().lock(), "{line}").map_err(|_| Failure::interrupted())
+    writeln!(std::io::stdout().lock(), "{line}").map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::unread(),
+        _ => Failure::other(format!("the output cannot be written: {error}")),
+    })
 }
