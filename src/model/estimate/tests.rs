@@ -9,6 +9,7 @@ use crate::model::{ModelFormat, hf_config};
 const TOTALS: &str = include_str!("../../../tests/vectors/totals.jsonl");
 const FAMILIES: &str = include_str!("../../../tests/vectors/families.jsonl");
 const ALLOCATIONS: &str = include_str!("../../../tests/vectors/allocations.jsonl");
+const H100: &str = include_str!("../../../tests/vectors/h100.jsonl");
 
 /// As `engine::memory` has them; this floor does not know that one.
 fn rules(engine: &str) -> Rules {
@@ -156,6 +157,44 @@ fn predictions_are_near_what_engines_logged() {
         );
         assert!(half <= median && most <= nine_of_ten, "{name}: {half} {most}");
     }
+}
+
+/// Nothing of the engine's own is given: the share of the GPU, and what was asked for.
+#[test]
+fn a_whole_h100_is_foreseen_as_vllm_found_it() {
+    let (mut weights, mut tokens) = (Vec::new(), Vec::new());
+    for row in rows(H100) {
+        let text = |i: usize| row[i].as_str().unwrap();
+        let number = |i: usize| row[i].as_f64().unwrap();
+        let some = |i: usize| (number(i) > 0.0).then(|| number(i) as u64);
+        let setup = Setup {
+            gpu: Some(81_090 << 20),
+            utilisation: Some(number(2)),
+            context: some(3),
+            requests: some(4),
+            batch: some(5),
+            eager: number(6) > 0.0,
+            cache: CacheBits::named(text(7)),
+            ..Setup::new(rules("vllm"))
+        };
+        let answer = predict(&facts(text(1)), &setup);
+        let gib = |i: usize| number(i) * (1u64 << 30) as f64;
+        let foreseen = answer.ranks[0].weights.value as f64;
+        weights.push((foreseen / gib(8) - 1.0).abs());
+        if number(12) > 0.0 {
+            assert_ne!(answer.fits, Some(true), "{}: it refused", text(0));
+            continue;
+        }
+        assert_eq!(answer.fits, Some(true), "{}", text(0));
+        let bar = answer.tokens.unwrap();
+        let error = bar.value as f64 / number(10) - 1.0;
+        println!("{:<18} tokens {:+.2} %", text(0), 100.0 * error);
+        assert!((bar.low as f64..=bar.high as f64).contains(&number(10)), "{}", text(0));
+        tokens.push(error.abs());
+    }
+    let (half, most) = (quantile(&mut tokens, 0.5), quantile(&mut tokens, 1.0));
+    assert!(half <= 0.015 && most <= 0.03, "{half} {most}");
+    assert!(quantile(&mut weights, 1.0) <= 0.005, "{weights:?}");
 }
 
 #[test]
