@@ -286,7 +286,9 @@ impl Core {
         let changed = after != before;
         after.now = moment;
         if !changed && actions.is_empty() {
-            self.state.services.insert(service.clone(), before);
+            // The same, but for what was found out for deciding.
+            after.now = before.now;
+            self.state.services.insert(service.clone(), after);
             return Ok(());
         }
         let record = Record { service: service.clone(), event };

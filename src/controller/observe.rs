@@ -506,7 +506,7 @@ impl Core {
             message: format!("{service} has no gateway"),
             hint: Some("add one to deck.toml and name it in the spec: gateway = \"…\"".to_owned()),
         })?;
-        Ok((gateways, state.map(|s| s.traffic.clone()).unwrap_or_default()))
+        Ok((gateways, state.map(|s| s.traffic.to_vec()).unwrap_or_default()))
     }
 
     /// Where the engine of a replica tells its metrics.

@@ -226,7 +226,7 @@ fn moves(core: &Core, state: &ServiceState, release: &Release, stage: &Stage) ->
         let of = if key.release == release.number {
             Some(release)
         } else {
-            state.releases.get(&key.release)
+            state.releases.get(&key.release).map(|known| &**known)
         };
         of.and_then(|r| r.replica(key.replica))
     };

@@ -88,7 +88,7 @@ impl Decider<'_> {
         let from = self.state.stable;
         let now = self.now();
         let steps = release.spec.rollout.journey().len();
-        self.state.releases.insert(number, release.clone());
+        self.state.releases.insert(number, release.clone().into());
         let first_step = if from.is_none() || kind == RolloutKind::Undo { steps } else { 0 };
         self.state.rollout = Some(Rollout {
             from,

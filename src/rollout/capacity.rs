@@ -10,9 +10,10 @@
 //! new one has proved itself, and one rule serves in-place, surge and mixed rollouts, and the way
 //! back, where the roles are swapped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::neighbours::{Candidate, Candidates};
 use super::roles::{Roles, is_available};
 use super::state::{Phase, ReplicaState};
 use super::step::Decider;
@@ -31,6 +32,8 @@ struct Budget {
     /// Places that are becoming free and for which a replica waits already.
     reserved: u32,
     limit: u32,
+    /// No going replica can make room as things are: not to be looked for again until one is taken out.
+    no_room: bool,
 }
 
 impl Decider<'_> {
@@ -82,10 +85,9 @@ impl Decider<'_> {
             self.take_out(&[key], &roles, &mut budget);
         }
         if missing_or_pending {
-            let conflicts = self.conflicts(&roles);
-            let order = self.choose(&roles, &conflicts);
-            for key in order {
-                self.try_start(key, &roles, &conflicts, &mut budget);
+            let Candidates { list, committed, others } = self.state.candidates(coming, roles.full);
+            for candidate in self.choose(&roles, list, committed) {
+                self.try_start(candidate.key, others.of(&candidate), &roles, &mut budget);
             }
         }
         if !roles.held {
@@ -110,6 +112,7 @@ impl Decider<'_> {
             leaving: 0,
             reserved: 0,
             limit: roles.limit,
+            no_room: false,
         };
         for replica in self.state.replicas.values() {
             budget.available += u32::from(is_available(replica, now, roles.min_healthy));
@@ -119,83 +122,30 @@ impl Decider<'_> {
         budget
     }
 
-    /// For every replica of the coming release: the other replicas of ours on its GPUs.
-    fn conflicts(&self, roles: &Roles) -> BTreeMap<ReplicaKey, BTreeSet<ReplicaKey>> {
-        let mut holders: BTreeMap<(&HostName, &DeviceId), Vec<ReplicaKey>> = BTreeMap::new();
-        for key in self.state.replicas.keys() {
-            let plan = self.state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
-            for gpu in plan.iter().flat_map(|plan| plan.gpus()) {
-                holders.entry(gpu).or_default().push(*key);
-            }
-        }
-        let mut conflicts = BTreeMap::new();
-        let release = roles.coming.and_then(|c| self.state.releases.get(&c));
-        let indexes =
-            roles.coming.map_or_else(Vec::new, |c| self.state.wanted_indexes(c, roles.full));
-        for (replica, release) in indexes.into_iter().zip(release.iter().cycle()) {
-            let key = ReplicaKey { release: release.number, replica };
-            let plan = release.replica(replica);
-            let others: BTreeSet<ReplicaKey> = plan
-                .iter()
-                .flat_map(|plan| plan.gpus())
-                .filter_map(|gpu| holders.get(&gpu))
-                .flatten()
-                .copied()
-                .filter(|other| *other != key)
-                .collect();
-            conflicts.insert(key, others);
-        }
-        conflicts
-    }
-
     /// Chooses which replicas of the coming release to have (a canary takes the cheapest places:
     /// those that cost the fewest ready replicas), enters them as pending, and returns all pending
     /// ones in the order in which to try them.
     fn choose(
         &mut self,
         roles: &Roles,
-        conflicts: &BTreeMap<ReplicaKey, BTreeSet<ReplicaKey>>,
-    ) -> Vec<ReplicaKey> {
+        candidates: Vec<Candidate>,
+        committed: u32,
+    ) -> Vec<Candidate> {
         let now = self.now();
-        let fresh = |r: &ReplicaState| matches!(r.phase, Phase::Pending { .. }) && r.failures == 0;
-        let mut free_choice = Vec::new();
-        let mut committed = 0;
-        for (key, others) in conflicts {
-            match self.state.replicas.get(key) {
-                Some(replica) if !fresh(replica) => committed += 1,
-                _ => {
-                    let replicas = others.iter().filter_map(|o| self.state.replicas.get(o));
-                    let staying = replicas.filter(|r| !r.retiring);
-                    let (ready, all) = staying.fold((0, 0), |(ready, all), r| {
-                        (ready + u32::from(r.phase == Phase::Ready), all + 1)
-                    });
-                    free_choice.push((ready, all, *key));
-                }
-            }
-        }
-        free_choice.sort_unstable();
+        let (again, mut order): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.failed);
+        order.sort_unstable_by_key(|c| (c.ready, c.staying, c.key));
         let places = usize::try_from(roles.target.saturating_sub(committed)).unwrap_or(0);
-        for (place, (_, _, key)) in free_choice.iter().enumerate() {
-            let is_there = self.state.replicas.contains_key(key);
-            if place >= places {
-                if is_there {
-                    self.state.replicas.remove(key);
-                    self.moved = true;
-                }
-            } else if !is_there && !roles.held {
-                let before = self.state.attempts.get(key);
-                let attempt = before.map_or(Attempt::FIRST, |last| last.next());
-                let replica = ReplicaState::pending(attempt, now, now);
-                self.state.replicas.insert(*key, replica);
-                self.moved = true;
-            }
+        for candidate in order.iter().take(places).filter(|c| !c.is_there && !roles.held) {
+            let before = self.state.attempts.get(&candidate.key);
+            let attempt = before.map_or(Attempt::FIRST, |last| last.next());
+            let replica = ReplicaState::pending(attempt, now, now);
+            self.state.replicas.insert(candidate.key, replica);
+            self.moved = true;
         }
-        let mut order: Vec<ReplicaKey> = free_choice.into_iter().map(|(_, _, key)| key).collect();
-        order.truncate(places);
-        let again = conflicts.keys().filter(|key| {
-            let replica = self.state.replicas.get(key);
-            replica.is_some_and(|r| matches!(r.phase, Phase::Pending { .. }) && r.failures > 0)
-        });
+        for candidate in order.drain(places.min(order.len())..).filter(|c| c.is_there) {
+            self.state.replicas.remove(&candidate.key);
+            self.moved = true;
+        }
         order.extend(again);
         order
     }
@@ -204,8 +154,8 @@ impl Decider<'_> {
     fn try_start(
         &mut self,
         key: ReplicaKey,
+        others: &[ReplicaKey],
         roles: &Roles,
-        conflicts: &BTreeMap<ReplicaKey, BTreeSet<ReplicaKey>>,
         budget: &mut Budget,
     ) {
         let now = self.now();
@@ -222,16 +172,18 @@ impl Decider<'_> {
         if roles.alone && self.state.replicas.keys().any(|other| other.release != key.release) {
             return;
         }
-        let empty = BTreeSet::new();
-        let others = conflicts.get(&key).unwrap_or(&empty);
-        let (mine, theirs): (Vec<ReplicaKey>, Vec<ReplicaKey>) =
-            others.iter().partition(|other| other.release == key.release);
-        if mine.iter().any(|other| self.is_live(*other)) {
+        let (mine, theirs) = (
+            |other: &&ReplicaKey| other.release == key.release,
+            |other: &&ReplicaKey| other.release != key.release,
+        );
+        let others = others.iter();
+        if others.clone().filter(mine).any(|other| self.is_live(*other)) {
             return;
         }
         if !roles.held {
-            let staying: Vec<ReplicaKey> = theirs
-                .iter()
+            let staying: Vec<ReplicaKey> = others
+                .clone()
+                .filter(theirs)
                 .filter(|other| self.state.replicas.get(other).is_some_and(|r| !r.retiring))
                 .copied()
                 .collect();
@@ -239,7 +191,7 @@ impl Decider<'_> {
                 return;
             }
         }
-        if theirs.iter().any(|other| self.is_live(*other)) {
+        if others.filter(theirs).any(|other| self.is_live(*other)) {
             return;
         }
         if budget.live >= budget.limit {
@@ -279,6 +231,7 @@ impl Decider<'_> {
         }
         budget.available = left;
         budget.leaving += u32::try_from(live).unwrap_or(0);
+        budget.no_room &= keys.is_empty();
         for key in keys {
             self.retire(*key);
         }
@@ -289,16 +242,20 @@ impl Decider<'_> {
     /// (Kubernetes' `cleanupUnhealthyReplicas`). One that is ready goes only when nothing is lost
     /// by waiting: either enough are available without it, or no coming one is on its way.
     fn make_room(&mut self, roles: &Roles, budget: &mut Budget) -> bool {
-        let going = self.keys(|key, r| {
+        // Every pending replica asks. What starts or is awaited meanwhile only makes it harder.
+        if !budget.no_room {
+            budget.no_room = !self.try_make_room(roles, budget);
+        }
+        !budget.no_room
+    }
+
+    fn try_make_room(&mut self, roles: &Roles, budget: &mut Budget) -> bool {
+        let going = self.state.replicas.iter().filter(|(key, r)| {
             let others = Some(key.release) != roles.coming && roles.keeps != Some(key.release);
             others && r.phase.is_live() && !r.retiring
         });
-        let victim = going.into_iter().min_by_key(|key| {
-            let ready = self.state.replicas.get(key).is_some_and(|r| r.phase == Phase::Ready);
-            (ready, *key)
-        });
-        let Some(victim) = victim else { return false };
-        let ready = self.state.replicas.get(&victim).is_some_and(|r| r.phase == Phase::Ready);
+        let victim = going.map(|(key, r)| (r.phase == Phase::Ready, *key)).min();
+        let Some((ready, victim)) = victim else { return false };
         let plenty = budget.available > roles.full;
         let on_its_way = |r: &ReplicaState| {
             matches!(r.phase, Phase::Starting | Phase::Waiting { .. } | Phase::Loading)
@@ -378,13 +335,16 @@ impl Decider<'_> {
             if budget.live >= budget.limit {
                 return;
             }
-            let plan = |k: &ReplicaKey| {
-                self.state.releases.get(&k.release).and_then(|r| r.replica(k.replica))
-            };
-            let Some(mine) = plan(&key) else { continue };
-            let taken = self.state.replicas.iter().any(|(other, r)| {
-                r.phase.is_live() && plan(other).is_some_and(|p| p.conflicts_with(mine))
-            });
+            let has_plan = self
+                .state
+                .releases
+                .get(&key.release)
+                .is_some_and(|r| r.replica(key.replica).is_some());
+            if !has_plan {
+                continue;
+            }
+            let neighbours = self.state.neighbours();
+            let taken = neighbours.of(key).iter().any(|other| self.is_live(*other));
             if !taken {
                 budget.live += 1;
                 self.start_replica(key);

@@ -130,7 +130,7 @@ impl Decider<'_> {
         match loan.back.filter(|_| elsewhere) {
             Some(plan) => {
                 if let Some(release) = self.state.releases.get_mut(&replica.release) {
-                    release.replicas.push(plan);
+                    release.change().replicas.push(plan);
                 }
             }
             None => {

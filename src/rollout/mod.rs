@@ -26,6 +26,7 @@ pub mod hold;
 mod journey;
 pub mod lending;
 pub mod moves;
+mod neighbours;
 pub mod rank_test;
 mod rehearsal;
 pub mod release;
@@ -33,6 +34,7 @@ mod remedy;
 mod replicas;
 mod roles;
 pub mod run_step;
+pub mod shared;
 pub mod state;
 pub mod step;
 mod traffic;
@@ -49,6 +51,7 @@ pub use lending::{Borrowing, LentReplica, Loan};
 pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use run_step::{RunEnd, StepRun};
+pub use shared::Shared;
 pub use state::{
     Condition, Direction, Drain, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind,
     ServiceState,

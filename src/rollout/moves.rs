@@ -135,7 +135,7 @@ impl Decider<'_> {
         let Some(to) = first.to else {
             let Some(release) = self.state.releases.get_mut(&first.release) else { return };
             let index = u32::try_from(release.replicas.len()).unwrap_or(u32::MAX);
-            release.replicas.push(first.plan.clone());
+            release.change().replicas.push(first.plan.clone());
             if let Some(entry) = self.state.moves.first_mut() {
                 entry.to = Some(index);
                 entry.began = Some(now);

@@ -94,7 +94,12 @@ impl Decider<'_> {
             .state
             .replicas
             .iter()
-            .filter(|(_, r)| r.phase != Phase::Ready)
+            .filter(|(key, r)| match r.phase {
+                Phase::Ready => false,
+                // Hundreds may be pending: nothing comes of that alone.
+                Phase::Pending { .. } => !self.state.releases.contains_key(&key.release),
+                _ => true,
+            })
             .map(|(key, _)| *key)
             .collect();
         for key in keys {

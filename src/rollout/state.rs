@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::{AnalysisRun, Verdict, Window};
 use super::by_hand::{QueuedRollout, SkippedGate};
+use super::neighbours::Neighbours;
 use super::release::Release;
 use super::run_step::StepRun;
+use super::shared::Shared;
 use crate::base::{
     Attempt, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp, TrafficMode,
     TrafficServer,
@@ -20,7 +22,7 @@ pub struct ServiceState {
     /// Its name.
     pub service: ServiceName,
     /// The releases that have replicas or that the rollout is between, by number.
-    pub releases: BTreeMap<ReleaseNumber, Release>,
+    pub releases: BTreeMap<ReleaseNumber, Shared<Release>>,
     /// The release that is served when no rollout is under way.
     pub stable: Option<ReleaseNumber>,
     /// Every replica that lives or is meant to live, by release and index.
@@ -35,7 +37,7 @@ pub struct ServiceState {
     pub traffic_applied: u64,
     /// The table of version `traffic_version`.
     #[serde(default)]
-    pub traffic: Vec<TrafficServer>,
+    pub traffic: Shared<Vec<TrafficServer>>,
     /// The gateway refused the table: why, for people.
     #[serde(default)]
     pub traffic_trouble: Option<String>,
@@ -72,6 +74,9 @@ pub struct ServiceState {
     pub held: Option<super::hold::Hold>,
     /// The time of the newest event.
     pub now: Timestamp,
+    /// What was found for `releases` already.
+    #[serde(skip)]
+    pub(super) neighbours: Neighbours,
 }
 
 /// One replica, in its current start.
@@ -356,7 +361,7 @@ impl ServiceState {
             stopping: false,
             traffic_version: 0,
             traffic_applied: 0,
-            traffic: Vec::new(),
+            traffic: Shared::default(),
             traffic_trouble: None,
             traffic_retry: None,
             attempts: BTreeMap::new(),
@@ -369,6 +374,7 @@ impl ServiceState {
             move_trouble: None,
             held: None,
             now: Timestamp(0),
+            neighbours: Neighbours::default(),
         }
     }
 

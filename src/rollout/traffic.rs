@@ -15,7 +15,7 @@ const EVEN: u16 = 100;
 
 impl ServiceState {
     pub(super) fn apply_traffic(&self) -> Action {
-        Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.clone() }
+        Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.to_vec() }
     }
 
     /// The table is at the gateway as it should be now.
@@ -27,7 +27,7 @@ impl ServiceState {
         table.len() == self.traffic.len()
             && table
                 .iter()
-                .zip(&self.traffic)
+                .zip(self.traffic.iter())
                 .all(|(new, old)| *new == (old.replica, old.weight, old.mode))
     }
 
@@ -118,7 +118,7 @@ impl Decider<'_> {
         let table = self.state.table(&self.state.roles());
         let now = self.now();
         if !self.state.is_current(&table) {
-            let servers = table
+            let servers: Vec<TrafficServer> = table
                 .into_iter()
                 .filter_map(|(replica, weight, mode)| {
                     let release = self.state.releases.get(&replica.release)?;
@@ -127,7 +127,7 @@ impl Decider<'_> {
                     Some(TrafficServer { replica, address, port, weight, mode })
                 })
                 .collect();
-            self.state.traffic = servers;
+            self.state.traffic = servers.into();
             self.state.traffic_version += 1;
             self.state.traffic_retry = None;
             let version = self.state.traffic_version;
