@@ -28,6 +28,7 @@ pub mod maintenance;
 pub mod measured;
 pub mod narrate;
 pub mod observe;
+mod packed;
 pub mod paths;
 pub mod plan_steps;
 pub mod planning;

@@ -5,16 +5,15 @@
 //! whole or not at all, under the host's lock and only with the host's epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
 use super::actions::{self, Means};
 use super::core::{Core, Input};
+use super::packed::{Releases, pack_with, unpack_json};
 use crate::api::DeckConditionKind;
 use crate::base::{DeckId, EpochCell, Hint, HostName, ReleaseNumber, ServiceName};
 use crate::fleet::{HostLink, LinkError};
@@ -31,9 +30,6 @@ const PREFIX: &str = "z1:";
 /// All have it when a rollout begins, goes to another step, turns back, or ends.
 const BESIDE: usize = 5;
 
-/// Largest state that is read back, unpacked.
-const MAX_UNPACKED: u64 = 64 << 20;
-
 /// What a host keeps of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
@@ -48,11 +44,6 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// As a host keeps it.
-    pub fn pack(&self) -> std::io::Result<String> {
-        pack_json(PREFIX, self)
-    }
-
     /// Reads what a host kept for a service of a deck: hostile bytes.
     pub fn unpack(text: &str, deck: DeckId, service: &ServiceName) -> Result<Self, String> {
         let saved: Self = unpack_json(PREFIX, text)?;
@@ -65,32 +56,6 @@ impl Saved {
     }
 }
 
-/// JSON, deflated and in base64, behind a word for its version.
-pub(super) fn pack_json(prefix: &str, value: &impl Serialize) -> std::io::Result<String> {
-    let json = serde_json::to_vec(value)?;
-    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(&json)?;
-    let packed = encoder.finish()?;
-    Ok(format!("{prefix}{}", base64::engine::general_purpose::STANDARD.encode(packed)))
-}
-
-/// Reads what [`pack_json`] made: hostile bytes.
-pub(super) fn unpack_json<T: serde::de::DeserializeOwned>(
-    prefix: &str,
-    text: &str,
-) -> Result<T, String> {
-    let packed = text.strip_prefix(prefix).ok_or("it is of another version")?;
-    let packed = base64::engine::general_purpose::STANDARD
-        .decode(packed)
-        .map_err(|e| format!("it is damaged: {e}"))?;
-    let mut json = Vec::new();
-    flate2::read::DeflateDecoder::new(packed.as_slice())
-        .take(MAX_UNPACKED)
-        .read_to_end(&mut json)
-        .map_err(|e| format!("it is damaged: {e}"))?;
-    serde_json::from_slice(&json).map_err(|e| format!("it cannot be read: {e}"))
-}
-
 /// What is to be on the hosts of each service.
 #[derive(Default)]
 pub struct Saver {
@@ -99,7 +64,9 @@ pub struct Saver {
 }
 
 struct Wanted {
+    /// Without the state's releases.
     saved: Saved,
+    releases: Arc<Releases>,
     hosts: BTreeSet<HostName>,
     /// All hosts are to have it, not just some.
     wants_all: bool,
@@ -111,7 +78,7 @@ struct Wanted {
 
 impl Saver {
     /// From now on this is to be on these hosts before anything is done there.
-    pub fn put(&self, saved: Saved, hosts: BTreeSet<HostName>) {
+    pub fn put(&self, mut saved: Saved, hosts: BTreeSet<HostName>) {
         let service = saved.state.service.clone();
         let done = hosts.iter().map(|h| (h.clone(), Arc::default())).collect();
         let mut kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,8 +86,14 @@ impl Saver {
             stage(&before.saved.state) != stage(&saved.state)
                 || before.wants_all && !before.is_whole.load(Ordering::Acquire)
         });
+        let releases = std::mem::take(&mut saved.state.releases);
+        let known = kept.get(&service).map(|before| &before.releases);
+        let releases = match known.filter(|known| known.is_of(&releases)) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Releases::new(releases)),
+        };
         let (text, is_whole) = (Mutex::default(), AtomicBool::new(false));
-        let wanted = Wanted { saved, hosts, wants_all, is_whole, text, done };
+        let wanted = Wanted { saved, releases, hosts, wants_all, is_whole, text, done };
         kept.insert(service, Arc::new(wanted));
     }
 
@@ -150,7 +123,7 @@ impl Wanted {
         if let Some(text) = &*text {
             return Ok(Arc::clone(text));
         }
-        let packed: Arc<str> = self.saved.pack()?.into();
+        let packed: Arc<str> = pack_with(PREFIX, &self.saved, &self.releases)?.into();
         *text = Some(Arc::clone(&packed));
         Ok(packed)
     }
@@ -269,6 +242,23 @@ pub async fn read_all(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::rollout::{Release, Shared};
+
+    fn release(deck: DeckId, service: &ServiceName) -> Release {
+        Release {
+            id: crate::base::ReleaseId(uuid::Uuid::from_u128(9)),
+            number: ReleaseNumber(3),
+            deck,
+            service: service.clone(),
+            revision: crate::base::Revision("c0ffee".to_owned()),
+            spec: crate::spec::parse_service("model = \"/m\"\nengine = \"vllm\"", "chat").unwrap(),
+            replicas: vec![crate::rollout::ReplicaPlan { ranks: Vec::new() }; 40],
+            borrowing: None,
+            created: crate::base::Timestamp(5),
+            author: "ada".to_owned(),
+            reason: None,
+        }
+    }
 
     #[test]
     fn a_change_goes_to_some_hosts_and_a_step_to_all() {
@@ -296,17 +286,34 @@ mod tests {
     fn what_is_packed_is_read_back_and_nothing_else() {
         let deck = DeckId(uuid::Uuid::from_u128(1));
         let service: ServiceName = "chat".parse().unwrap();
-        let saved = Saved {
-            holder: "ada@m1".to_owned(),
+        let mut saved = Saved {
+            // Looks like the place of the releases, and is none.
+            holder: "\"state\":{\"service\":\"chat\",\"releases\":{}".to_owned(),
             term: 2,
             seq: 17,
             state: ServiceState::new(service.clone()),
         };
-        let text = saved.pack().unwrap();
-        assert_eq!(Saved::unpack(&text, deck, &service), Ok(saved));
+        let release = Shared::from(release(deck, &service));
+        saved.state.releases.insert(release.number, release);
+        let saver = Saver::default();
+        saver.put(saved.clone(), BTreeSet::new());
+        let first = saver.wanted(&service).unwrap();
+        let text = first.text().unwrap();
+        assert_eq!(Saved::unpack(&text, deck, &service), Ok(saved.clone()));
         assert!(Saved::unpack(&text, deck, &"code".parse().unwrap()).is_err());
         for bad in ["", "z1:", "z1:????", "z2:abcd", &text[..text.len() / 2]] {
             assert!(Saved::unpack(bad, deck, &service).is_err(), "{bad}");
         }
+
+        saved.seq += 1;
+        saver.put(saved.clone(), BTreeSet::new());
+        let second = saver.wanted(&service).unwrap();
+        assert!(Arc::ptr_eq(&first.releases, &second.releases), "packed once");
+        assert_eq!(Saved::unpack(&second.text().unwrap(), deck, &service), Ok(saved.clone()));
+
+        saved.state.releases.get_mut(&ReleaseNumber(3)).unwrap().change().author = "bob".to_owned();
+        saver.put(saved.clone(), BTreeSet::new());
+        let third = saver.wanted(&service).unwrap().text().unwrap();
+        assert_eq!(Saved::unpack(&third, deck, &service), Ok(saved));
     }
 }

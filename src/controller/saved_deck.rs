@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::actions::Means;
 use super::core::{Core, Input};
 use super::deck_ledger::{DeckEvent, Ledger};
-use super::saved;
+use super::packed;
 use crate::api::hub::Change;
 use crate::api::{DeckView, Severity};
 use crate::base::{DeckId, HostName};
@@ -48,7 +48,7 @@ impl SavedDeck {
     /// # Errors
     /// In words, what is wrong with it.
     pub fn unpack(text: &str, deck: DeckId) -> Result<Self, String> {
-        let saved: Self = saved::unpack_json(Self::PREFIX, text)?;
+        let saved: Self = packed::unpack_json(Self::PREFIX, text)?;
         if saved.deck == deck { Ok(saved) } else { Err("it is of another deck".to_owned()) }
     }
 }
@@ -109,7 +109,7 @@ async fn bring(means: &Means, wanted: &Wanted, hosts: Vec<HostName>) {
     if lacking.is_empty() {
         return;
     }
-    let text = match saved::pack_json(SavedDeck::PREFIX, &wanted.saved) {
+    let text = match packed::pack_json(SavedDeck::PREFIX, &wanted.saved) {
         Ok(text) => text,
         Err(error) => {
             tracing::error!(%error, "the deck's state could not be packed");
@@ -248,7 +248,7 @@ mod tests {
             ledger.apply(&DeckRecord { deck_at: Timestamp(5), deck_event });
         }
         let saved = SavedDeck { deck, holder: "ada@m1".to_owned(), term: 2, seq: 17, ledger };
-        let text = saved::pack_json(SavedDeck::PREFIX, &saved).unwrap();
+        let text = packed::pack_json(SavedDeck::PREFIX, &saved).unwrap();
         assert_eq!(SavedDeck::unpack(&text, deck), Ok(saved));
         assert!(SavedDeck::unpack(&text, DeckId(uuid::Uuid::from_u128(2))).is_err());
         for bad in ["", "d1:", "d1:????", "z1:abcd", text.get(..text.len() / 2).unwrap()] {
