@@ -223,6 +223,7 @@ impl Core {
                 () = self.views.due() => self.publish_stale(),
             }
         }
+        self.measured.save();
     }
 
     /// Carries out again whatever the journal says is still awaited.
@@ -251,6 +252,8 @@ impl Core {
                 let _ = reply.send(self.plan(&draft, kind).map(|planned| planned.view));
             }
             Input::Fleet(event) => self.fleet_event(event),
+            Input::Happened { kind: EventKind::RankRunning { rank }, .. }
+                if self.is_known_to_run(&rank) => {}
             Input::Happened { service, kind } => self.happened(&service, kind),
             Input::Ranks { host, service, asked, reports } => {
                 self.rank_reports(&host, service.as_ref(), asked, &reports);
@@ -447,6 +450,7 @@ impl Core {
                 Err(error) => tracing::warn!(%error, "no checkpoint"),
             }
         }
+        self.measured.save();
         self.recover_journal();
         self.end_hand_over();
         self.show_company();

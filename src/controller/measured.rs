@@ -50,6 +50,8 @@ pub struct Measured {
     path: Option<PathBuf>,
     series: BTreeMap<Key, Series>,
     tokens: BTreeMap<(ServiceName, ReplicaId), (Timestamp, f64)>,
+    /// Something was learnt that is not in the file.
+    unsaved: bool,
 }
 
 impl Measured {
@@ -66,10 +68,15 @@ impl Measured {
                 }
             },
         };
-        Self { path: Some(path.to_owned()), series, tokens: BTreeMap::new() }
+        Self { path: Some(path.to_owned()), series, ..Self::default() }
     }
 
-    fn save(&self) {
+    /// Writes the file if something was learnt. Not with every measurement: hundreds of replicas that come up
+    /// together are one write.
+    pub fn save(&mut self) {
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
         let Some(path) = &self.path else { return };
         let file = File { format: FORMAT, series: self.series.clone() };
         let written = serde_json::to_vec(&file).map_err(std::io::Error::from).and_then(|bytes| {
@@ -101,8 +108,10 @@ impl Measured {
         key_of: impl Fn(&Release, u32) -> Key,
     ) {
         let now = after.now;
-        let mut learnt = false;
         for (key, was) in &before.replicas {
+            if !matches!(was.phase, Phase::Loading | Phase::Draining { .. } | Phase::Stopping) {
+                continue;
+            }
             let Some(release) = before.releases.get(&key.release) else { continue };
             let is = after.replicas.get(key).filter(|r| r.attempt == was.attempt);
             let phase = is.map(|r| &r.phase);
@@ -131,10 +140,7 @@ impl Measured {
             while series.len() > KEPT {
                 series.pop_front();
             }
-            learnt = true;
-        }
-        if learnt {
-            self.save();
+            self.unsaved = true;
         }
     }
 
@@ -160,9 +166,7 @@ impl Measured {
         if rate > known {
             series.tokens_per_s = Some(rate);
             // Small steps up are not worth a write each; a larger one brings them along.
-            if rate > known * 1.05 {
-                self.save();
-            }
+            self.unsaved |= rate > known * 1.05;
         }
     }
 
@@ -222,6 +226,7 @@ mod tests {
         assert_eq!(measured.load("m | vllm | H100"), None);
         let series = measured.entry("m | vllm | H100".to_owned(), Timestamp(1));
         series.loads.extend([60_000, 61_000, 900_000]);
+        measured.unsaved = true;
         measured.save();
         let again = Measured::open(&path);
         assert_eq!(again.load("m | vllm | H100"), Some(Duration::from_secs(61)));

@@ -277,9 +277,16 @@ impl Core {
             return true;
         }
         match report.status {
-            RankStatus::Running { .. } => replica.running.contains(&rank.rank),
+            RankStatus::Running { .. } => self.is_known_to_run(rank),
             RankStatus::Exited { .. } | RankStatus::Lost => replica.ended.contains(&rank.rank),
         }
+    }
+
+    /// Whoever starts a rank and its host's agent both tell that it runs: the second one says nothing new.
+    pub(super) fn is_known_to_run(&self, rank: &RankId) -> bool {
+        let state = self.state.services.get(&rank.service);
+        let replica = state.and_then(|s| s.replicas.get(&rank.replica.key()));
+        replica.is_some_and(|r| r.attempt == rank.replica.attempt && r.running.contains(&rank.rank))
     }
 
     /// Takes over what was read of the deck's directory.

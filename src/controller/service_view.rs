@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
-use crate::base::{HostName, ReleaseNumber, ServiceName, TrafficMode};
+use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode};
 use crate::rollout::{Phase, Release, ServiceState, count, forecast};
 use crate::spec::{DeckSpec, ServiceSpec};
 
@@ -103,6 +103,11 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
     let table = &state.traffic;
     let sum: u32 =
         table.iter().filter(|s| s.mode == TrafficMode::Ready).map(|s| u32::from(s.weight)).sum();
+    let weights: BTreeMap<ReplicaId, u32> = table
+        .iter()
+        .filter(|s| s.mode == TrafficMode::Ready)
+        .map(|s| (s.replica, u32::from(s.weight)))
+        .collect();
     let mut views: Vec<ReplicaView> = state
         .replicas
         .iter()
@@ -111,10 +116,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
             let release = state.releases.get(&key.release)?;
             let id = state.replica_id(key.release, key.replica)?;
             let plan = release.replica(key.replica)?;
-            let weight = table
-                .iter()
-                .find(|s| s.replica == id && s.mode == TrafficMode::Ready)
-                .map_or(0, |s| u32::from(s.weight));
+            let weight = weights.get(&id).copied().unwrap_or(0);
             Some(ReplicaView {
                 id,
                 phase: replica.phase.clone(),
@@ -132,7 +134,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
                     })
                     .collect(),
                 weight_percent: (weight * 100 + sum / 2).checked_div(sum).unwrap_or(0),
-                traffic: around.traffic.map(|t| t.view(|r| *r == id)).unwrap_or_default(),
+                traffic: around.traffic.map(|t| t.view_of(&id)).unwrap_or_default(),
             })
         })
         .collect();

@@ -59,6 +59,21 @@ impl Traffic {
 
     /// Rates over the last seconds of the replicas that `which` picks.
     pub fn view(&self, which: impl Fn(&ReplicaId) -> bool) -> TrafficView {
+        self.rates(|windows| {
+            let those = windows.iter().filter(|(replica, _)| which(replica));
+            those.fold(Window::default(), |mut sum, (_, window)| {
+                sum.add(window);
+                sum
+            })
+        })
+    }
+
+    /// Rates over the last seconds of one replica.
+    pub fn view_of(&self, replica: &ReplicaId) -> TrafficView {
+        self.rates(|windows| windows.get(replica).copied().unwrap_or_default())
+    }
+
+    fn rates(&self, of: impl Fn(&BTreeMap<ReplicaId, Window>) -> Window) -> TrafficView {
         let (Some((first, _)), Some((last, _))) = (self.recent.front(), self.recent.back()) else {
             return TrafficView::default();
         };
@@ -68,11 +83,7 @@ impl Traffic {
         let span_s = if readings > 1.0 { span_s * readings / (readings - 1.0) } else { 1.0 };
         let mut sum = Window::default();
         for (_, windows) in &self.recent {
-            for (_, window) in windows.iter().filter(|(replica, _)| which(replica)) {
-                sum.requests += window.requests;
-                sum.errors += window.errors;
-                sum.response_ms_sum += window.response_ms_sum;
-            }
+            sum.add(&of(windows));
         }
         let some = sum.requests > 0;
         let round = |value: f64| (value * 10.0).round() / 10.0;
@@ -130,5 +141,7 @@ mod tests {
         assert_eq!(first(traffic.observe(Timestamp(2000), totals(4, 0))).requests, 4);
         let view = traffic.view(|_| true);
         assert_eq!(view.error_rate, Some(0.0714));
+        let id = *one(0, 0).keys().next().unwrap();
+        assert_eq!(traffic.view_of(&id), view);
     }
 }
