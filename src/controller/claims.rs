@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex as PlainMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -50,13 +50,20 @@ struct Known {
     /// Who else holds or held a host.
     others: BTreeMap<HostName, Other>,
     /// The hosts of each service.
-    services: BTreeMap<ServiceName, BTreeSet<HostName>>,
+    services: BTreeMap<ServiceName, Arc<BTreeSet<HostName>>>,
 }
 
 #[derive(Clone)]
 struct Claim {
     epoch: EpochCell,
     until: Option<Instant>,
+}
+
+impl Claim {
+    /// It need not be renewed yet.
+    fn is_fresh(&self) -> bool {
+        self.until.is_some_and(|u| u.saturating_duration_since(Instant::now()) > RENEW_BEFORE)
+    }
 }
 
 /// Another controller's claim on a host, in this machine's time.
@@ -162,7 +169,7 @@ impl Claims {
     }
 
     /// Says on which hosts a service lives: they are held together or not at all.
-    pub fn set_hosts_of(&self, service: &ServiceName, hosts: BTreeSet<HostName>) {
+    pub fn set_hosts_of(&self, service: &ServiceName, hosts: Arc<BTreeSet<HostName>>) {
         self.known().services.insert(service.clone(), hosts);
     }
 
@@ -202,9 +209,7 @@ impl Claims {
     pub async fn ensure(&self, link: &dyn HostLink) -> Result<EpochCell, LinkError> {
         let known = self.held.lock().await.get(link.host()).cloned();
         if let Some(claim) = &known
-            && claim
-                .until
-                .is_some_and(|u| u.saturating_duration_since(Instant::now()) > RENEW_BEFORE)
+            && claim.is_fresh()
         {
             return Ok(claim.epoch.clone());
         }
@@ -310,20 +315,26 @@ impl Claims {
         service: &ServiceName,
         link: &dyn HostLink,
     ) -> Result<EpochCell, LinkError> {
-        let (hosts, ours) = {
+        // Of two hundred hosts hardly one is to be asked; each action goes through here.
+        let (stale, ours) = {
+            let held = self.held.lock().await;
             let known = self.known();
             let hosts = known.services.get(service).cloned().unwrap_or_default();
             let other = hosts.iter().find_map(|h| Some((h.clone(), known.others.get(h)?.clone())));
             if let Some((host, other)) = other {
                 return Err(LinkError::Refused { host, refusal: other.refusal() });
             }
-            (hosts, known.ours.clone())
+            let is_fresh = |host: &HostName| {
+                known.ours.contains(host) && held.get(host).is_some_and(Claim::is_fresh)
+            };
+            let others = hosts.iter().filter(|host| *host != link.host());
+            let stale: Vec<HostName> = others.filter(|host| !is_fresh(host)).cloned().collect();
+            let ours: BTreeSet<HostName> =
+                stale.iter().filter(|host| known.ours.contains(*host)).cloned().collect();
+            (stale, ours)
         };
-        let links: Vec<_> = hosts
-            .iter()
-            .filter(|host| *host != link.host())
-            .filter_map(|host| Some((host, fleet.link(host)?)))
-            .collect();
+        let links: Vec<_> =
+            stale.iter().filter_map(|host| Some((host, fleet.link(host)?))).collect();
         // What is new is looked at before anything of it is claimed: all of it or nothing.
         let new = links.iter().filter(|(host, _)| !ours.contains(*host));
         let looks = new.map(|(_, l)| async move {

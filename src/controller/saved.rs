@@ -67,20 +67,20 @@ struct Wanted {
     /// Without the state's releases.
     saved: Saved,
     releases: Arc<Releases>,
-    hosts: BTreeSet<HostName>,
+    hosts: Arc<BTreeSet<HostName>>,
     /// All hosts are to have it, not just some.
     wants_all: bool,
     /// All that are to have it have it, as far as they are reached.
     is_whole: AtomicBool,
     text: Mutex<Option<Arc<str>>>,
-    done: BTreeMap<HostName, Arc<tokio::sync::Mutex<bool>>>,
+    /// The hosts that were begun with, and whether they have it.
+    done: Mutex<BTreeMap<HostName, Arc<tokio::sync::Mutex<bool>>>>,
 }
 
 impl Saver {
     /// From now on this is to be on these hosts before anything is done there.
-    pub fn put(&self, mut saved: Saved, hosts: BTreeSet<HostName>) {
+    pub fn put(&self, mut saved: Saved, hosts: Arc<BTreeSet<HostName>>) {
         let service = saved.state.service.clone();
-        let done = hosts.iter().map(|h| (h.clone(), Arc::default())).collect();
         let mut kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let wants_all = kept.get(&service).is_none_or(|before| {
             stage(&before.saved.state) != stage(&saved.state)
@@ -93,7 +93,8 @@ impl Saver {
             None => Arc::new(Releases::new(releases)),
         };
         let (text, is_whole) = (Mutex::default(), AtomicBool::new(false));
-        let wanted = Wanted { saved, releases, hosts, wants_all, is_whole, text, done };
+        let wanted =
+            Wanted { saved, releases, hosts, wants_all, is_whole, text, done: Mutex::default() };
         kept.insert(service, Arc::new(wanted));
     }
 
@@ -197,7 +198,13 @@ async fn write(
     link: &dyn HostLink,
     epoch: &EpochCell,
 ) -> Result<(), LinkError> {
-    let Some(done) = wanted.done.get(link.host()) else { return Ok(()) };
+    if !wanted.hosts.contains(link.host()) {
+        return Ok(());
+    }
+    let done = {
+        let mut all = wanted.done.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(link.host().clone()).or_default())
+    };
     // Several actions of a step wait for one write.
     let mut done = done.lock().await;
     if *done || epoch.get().0 == 0 {
@@ -263,6 +270,7 @@ mod tests {
     #[test]
     fn a_change_goes_to_some_hosts_and_a_step_to_all() {
         let hosts: BTreeSet<HostName> = (1..=9).map(|n| format!("h{n}").parse().unwrap()).collect();
+        let hosts = Arc::new(hosts);
         let saver = Saver::default();
         let service: ServiceName = "chat".parse().unwrap();
         let state = ServiceState::new(service.clone());
@@ -296,7 +304,7 @@ mod tests {
         let release = Shared::from(release(deck, &service));
         saved.state.releases.insert(release.number, release);
         let saver = Saver::default();
-        saver.put(saved.clone(), BTreeSet::new());
+        saver.put(saved.clone(), Arc::default());
         let first = saver.wanted(&service).unwrap();
         let text = first.text().unwrap();
         assert_eq!(Saved::unpack(&text, deck, &service), Ok(saved.clone()));
@@ -306,13 +314,13 @@ mod tests {
         }
 
         saved.seq += 1;
-        saver.put(saved.clone(), BTreeSet::new());
+        saver.put(saved.clone(), Arc::default());
         let second = saver.wanted(&service).unwrap();
         assert!(Arc::ptr_eq(&first.releases, &second.releases), "packed once");
         assert_eq!(Saved::unpack(&second.text().unwrap(), deck, &service), Ok(saved.clone()));
 
         saved.state.releases.get_mut(&ReleaseNumber(3)).unwrap().change().author = "bob".to_owned();
-        saver.put(saved.clone(), BTreeSet::new());
+        saver.put(saved.clone(), Arc::default());
         let third = saver.wanted(&service).unwrap().text().unwrap();
         assert_eq!(Saved::unpack(&third, deck, &service), Ok(saved));
     }
