@@ -48,7 +48,7 @@ impl Engine for Vllm {
     }
 
     fn checked_with(&self) -> &'static str {
-        "vLLM 0.32"
+        "vLLM 0.20 and 0.32"
     }
 
     fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {

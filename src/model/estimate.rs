@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{CacheBits, Keeps, LayerCache};
 use super::calibration::Correction;
 use super::facts::{Certainty, ModelFacts};
+use super::graphs;
 use super::memory::WeightSplit;
 use super::tensors::{self, Place, Ranks, Split, mul_div};
 
@@ -116,10 +117,14 @@ pub struct Rules {
     pub utilisation: f64,
     /// The least that this default was in any version.
     pub utilisation_low: f64,
-    /// Tokens of one step.
+    /// Tokens of one step on a large GPU, and where nothing is known of it.
     pub batch: u64,
-    /// Requests at a time.
+    /// Tokens of one step on a GPU below 70 GiB.
+    pub batch_small: u64,
+    /// Requests at a time on a GPU below 70 GiB, and where nothing is known of it.
     pub requests: u64,
+    /// Requests at a time on a large GPU.
+    pub requests_large: u64,
     /// Memory outside of the engine's own pool: contexts, libraries.
     pub context: Bar,
     /// Communication buffers, with more than one rank.
@@ -446,7 +451,12 @@ fn one_rank(
     let many = setup.tensor * setup.pipeline > 1;
     let communication = if many { rules.context.plus(rules.communication) } else { rules.context };
     let communication = correction.communication(communication);
-    let graphs = correction.graphs(if setup.eager { Bar::default() } else { rules.graphs });
+    let graphs = match (rules.budget, setup.requests) {
+        _ if setup.eager => Bar::default(),
+        (Budget::Share, Some(requests)) => graphs::for_requests(rules.graphs, requests),
+        _ => rules.graphs,
+    };
+    let graphs = correction.graphs(graphs);
     let available = setup.cache_available.map(Bar::exact).or_else(|| {
         let besides = match rules.budget {
             // Activations and graphs are outside of the static share.
@@ -599,7 +609,7 @@ fn activation_of(facts: &ModelFacts, setup: &Setup, tensor: u64) -> Bar {
     let inner = facts.intermediate_size.map_or(4 * hidden, u64::from);
     if rules.pool == Pool::Cells {
         // Logits in 32 bits, hidden states, and scores of a physical batch.
-        let batch = setup.batch.unwrap_or(rules.batch);
+        let batch = setup.batch();
         let value = batch.saturating_mul(vocab * 4 + hidden * 24 + inner * 4);
         return Bar {
             value,
@@ -607,8 +617,8 @@ fn activation_of(facts: &ModelFacts, setup: &Setup, tensor: u64) -> Bar {
             high: value.saturating_mul(2).saturating_add(256 << 20),
         };
     }
-    let batch = setup.batch.unwrap_or(rules.batch);
-    let requests = setup.requests.unwrap_or(rules.requests).min(1_024);
+    let batch = setup.batch();
+    let requests = setup.requests();
     let wide = inner.saturating_mul(3) / tensor.max(1);
     let value = batch
         .saturating_mul(hidden.saturating_mul(6).saturating_add(wide))
@@ -629,7 +639,23 @@ fn activation_of(facts: &ModelFacts, setup: &Setup, tensor: u64) -> Bar {
     bar
 }
 
+/// From here on vLLM takes larger steps by default (`vllm/engine/arg_utils.py`, `get_batch_defaults`).
+const LARGE_GPU: u64 = 70 << 30;
+
 impl Setup {
+    /// Tokens of one step.
+    fn batch(&self) -> u64 {
+        let small = self.gpu.is_some_and(|gpu| gpu < LARGE_GPU);
+        self.batch.unwrap_or(if small { self.rules.batch_small } else { self.rules.batch })
+    }
+
+    /// Requests at a time.
+    fn requests(&self) -> u64 {
+        let large = self.gpu.is_some_and(|gpu| gpu >= LARGE_GPU);
+        let usual = if large { self.rules.requests_large } else { self.rules.requests };
+        self.requests.unwrap_or(usual).min(1_024)
+    }
+
     /// The same with numbers that no sum overflows with.
     fn bounded(&self) -> Self {
         let few = |n: u64| n.clamp(1, 1 << 12);
@@ -711,7 +737,7 @@ impl PoolOf<'_> {
     /// vLLM `_get_kv_cache_groups_uniform_page_size`.
     fn groups(&self) -> Groups {
         let kinds = self.kinds();
-        let batch = self.setup.batch.unwrap_or(self.setup.rules.batch);
+        let batch = self.setup.batch();
         let blocks = |kind: &Kind| match (kind.state, kind.window) {
             // A state, and the one it is being made from (`mamba_cache_mode = align`).
             (true, _) => 2,
@@ -767,7 +793,7 @@ impl PoolOf<'_> {
                     Pool::Cells => self.context.next_multiple_of(256),
                     _ => self.context.next_multiple_of(self.block),
                 };
-                let batch = self.setup.batch.unwrap_or(rules.batch);
+                let batch = self.setup.batch();
                 let tokens = |keeps: Keeps| match (rules.pool, keeps.window()) {
                     (Pool::Cells, Some(window)) => {
                         window.saturating_add(batch).next_multiple_of(256).min(context)
@@ -837,7 +863,7 @@ impl PoolOf<'_> {
                 (hybrid, plain, hybrid.max(plain))
             }
             Pool::Cells => {
-                let batch = self.setup.batch.unwrap_or(rules.batch);
+                let batch = self.setup.batch();
                 let sum = |windows: bool| -> u64 {
                     self.caches
                         .iter()

@@ -12,6 +12,7 @@ pub mod facts;
 pub mod ggml;
 pub mod gguf;
 mod gguf_facts;
+mod graphs;
 pub mod hf_config;
 pub mod inspect;
 pub mod memory;

@@ -24,10 +24,12 @@ fn rules(engine: &str) -> Rules {
         utilisation: 0.92,
         utilisation_low: 0.9,
         batch: 8_192,
+        batch_small: 2_048,
         requests: 256,
+        requests_large: 1_024,
         context: Bar::mib(277, 50, 700),
         communication: Bar::mib(1_000, 300, 1_874),
-        graphs: Bar::mib(1_024, 300, 2_300),
+        graphs: Bar::mib(700, 300, 2_300),
         loading: Bar::default(),
     };
     match engine {
@@ -44,6 +46,7 @@ fn rules(engine: &str) -> Rules {
             remainder: Remainder::WithOutput,
             block: 256,
             batch: 512,
+            batch_small: 512,
             ..base
         },
         _ => base,
