@@ -140,6 +140,13 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
         assert_eq!(refused.code(), Some(9), "{words}: {refused:#?}");
         assert!(refused.stderr.contains("held by"), "{words}: {refused:#?}");
     }
+    // It does not see what is served, so it plans nothing either.
+    for words in ["plan chat", "plan", "drain h1 --dry-run"] {
+        let refused = company.b(words);
+        assert!(refused.stderr.contains("held by"), "{words}: {refused:#?}");
+        let code = if words.starts_with("plan") { 1 } else { 9 };
+        assert_eq!(refused.code(), Some(code), "{words}: {refused:#?}");
+    }
     let refused = company.b("controller take-over --force --confirm other");
     assert_eq!(refused.code(), Some(1), "{refused:#?}");
 

@@ -26,6 +26,9 @@ const LEASE: Duration = Duration::from_secs(30);
 /// A claim is renewed when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::from_secs(20);
 
+/// How long a plan waits for hosts that were never asked who holds them.
+const SURVEYED_WITHIN: Duration = Duration::from_secs(3);
+
 /// How long a host that is held is waited for before something is done on another one of its service.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -256,6 +259,24 @@ impl Claims {
             }
             other => Err(unexpected(link, &other)),
         }
+    }
+
+    /// Asks those of these hosts of which nothing is known yet, and waits a moment for those that answer.
+    pub async fn survey_unknown(&self, fleet: &Fleet, hosts: &[HostName]) {
+        let unknown = |host: &&HostName| {
+            let known = self.known();
+            !(known.free.contains(*host)
+                || known.ours.contains(*host)
+                || known.others.contains_key(*host))
+        };
+        let links = hosts.iter().filter(unknown).filter_map(|host| fleet.link(host));
+        let surveys = links.map(|link| async move {
+            if let Err(error) = self.survey(link.as_ref()).await {
+                tracing::debug!(host = %link.host(), %error, "who holds it is not known");
+            }
+        });
+        let all = futures::future::join_all(surveys);
+        let _ = tokio::time::timeout(SURVEYED_WITHIN, all).await;
     }
 
     /// Asks a host for a claim.

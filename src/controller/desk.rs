@@ -91,6 +91,14 @@ impl Handle {
         answer.await.map_err(|_| gone())
     }
 
+    /// What another controller serves is not seen from here: a plan would count its GPUs as lost, and its
+    /// replicas as missing. Hosts that were not asked yet who holds them are asked now.
+    async fn not_fenced(&self) -> Result<(), ApiError> {
+        let hosts = self.ask(|core| core.deck.hosts.keys().cloned().collect::<Vec<_>>()).await?;
+        self.means.claims.survey_unknown(&self.means.fleet, &hosts).await;
+        self.ask(|core| core.not_fenced()).await?
+    }
+
     async fn plan_of(
         &self,
         service: ServiceName,
@@ -98,6 +106,7 @@ impl Handle {
         kind: RolloutKind,
     ) -> Result<PlanView, ApiError> {
         let draft = self.ask(move |core| core.draft(service, to)).await?.await?;
+        self.not_fenced().await?;
         let (reply, answer) = oneshot::channel();
         let input = Input::Plan { draft: Box::new(draft), kind, reply };
         self.inputs.send(input).await.map_err(|_| gone())?;
@@ -182,6 +191,7 @@ impl Desk for Handle {
         self.refresh().await?;
         let asked = question.clone();
         let drafts = self.ask(move |core| core.what_if_drafts(&asked)).await??.await;
+        self.not_fenced().await?;
         let asked = question.clone();
         let (world, left_out) = self.ask(move |core| core.live_world(drafts)).await?;
         let view = tokio::task::spawn_blocking(move || what_if::answer(world, &asked))
@@ -193,6 +203,7 @@ impl Desk for Handle {
     async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError> {
         let wanted = host.clone();
         let drafts = self.ask(move |core| core.drain_drafts(&wanted)).await??.await?;
+        self.not_fenced().await?;
         self.ask(move |core| core.drain_plan(&host, &drafts)).await?
     }
 
