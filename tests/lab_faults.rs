@@ -16,10 +16,15 @@
 #[path = "faults/cases.rs"]
 mod cases;
 mod common;
+#[path = "faults/eye.rs"]
+mod eye;
+#[path = "faults/rest.rs"]
+mod rest;
 #[path = "faults/stage.rs"]
 mod stage;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use cases::{Broken, Case, End, cases};
@@ -42,13 +47,37 @@ struct Row {
     wrong: Vec<String>,
 }
 
+/// Plays a case. One that breaks off (what it waits for never comes) is as wrong as any other.
 fn play(stage: &mut Stage, case: &Case) -> Row {
     let mut row = Row::default();
-    let rest = match stage.await_rest(Duration::from_secs(60)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| play_through(stage, case, &mut row))) {
+        row.wrong.push(format!("broke off: {}", words_of(panic.as_ref())));
+        // What is broken may still be; if that cannot be mended, the stage is made anew.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (case.mend)(stage))) {
+            row.wrong.push(format!("could not be mended: {}", words_of(panic.as_ref())));
+        }
+    }
+    if !row.wrong.is_empty() {
+        let events = stage.operator.run(&["events"]).stdout;
+        let last: Vec<&str> = events.lines().rev().take(40).collect();
+        row.wrong.push(last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    }
+    row
+}
+
+/// The first line of a panic's message: the rest is a whole view of the service.
+fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
+    let rest = match stage.come_to_rest() {
         Ok(rest) => rest,
         Err(why) => {
             row.wrong.push(format!("before the fault: {why}"));
-            return row;
+            return;
         }
     };
     let stable = rest.stable;
@@ -56,7 +85,7 @@ fn play(stage: &mut Stage, case: &Case) -> Row {
     std::thread::sleep(Duration::from_secs(1));
     (case.before)(stage);
     let shape = LoadShape { request_time: Duration::from_secs(20), ..LoadShape::of_rate(10.0) };
-    let errors = |stage: &Stage| -> BTreeMap<String, stage::Server> {
+    let errors = |stage: &Stage| -> BTreeMap<String, eye::Server> {
         stage.eye.servers().into_iter().map(|s| (s.name.clone(), s)).collect()
     };
     stage.eye.forget_peaks();
@@ -126,7 +155,7 @@ fn play(stage: &mut Stage, case: &Case) -> Row {
     }
     row.seconds = began.elapsed().as_secs_f64();
     (case.mend)(stage);
-    match stage.await_rest(Duration::from_secs(60)) {
+    match stage.come_to_rest() {
         Ok(rest) => {
             let kept = rest.stable == stable;
             if row.end != "completed" && !kept {
@@ -169,19 +198,6 @@ fn play(stage: &mut Stage, case: &Case) -> Row {
         }
         _ => {}
     }
-    if !row.wrong.is_empty() {
-        row.wrong.push(
-            stage
-                .operator
-                .run(&["events"])
-                .stdout
-                .lines()
-                .rev()
-                .take(25)
-                .fold(String::new(), |all, line| format!("{line}\n{all}")),
-        );
-    }
-    row
 }
 
 #[test]
@@ -204,6 +220,11 @@ fn rollouts_serve_throughout_whatever_breaks() {
     let mut bad = Vec::new();
     let mut played = 0;
     for case in cases().iter().filter(|c| chosen(c)) {
+        // Each begins from rest, whatever became of the one before.
+        if let Err(why) = stage.come_to_rest() {
+            println!("  the stage is made anew: {why}");
+            stage = stage.anew();
+        }
         let row = play(&mut stage, case);
         played += 1;
         let mark = if row.wrong.is_empty() { "✓" } else { "✗" };

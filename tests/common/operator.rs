@@ -153,22 +153,24 @@ impl Operator {
 
     /// The process of the controller as the machine knows it, also while it does not answer.
     pub fn last_controller(&self) -> i64 {
-        let socket = self.states();
-        let wanted = socket.parent().and_then(|p| p.parent()).unwrap().display().to_string();
+        *self.controllers().last().expect("a controller's process")
+    }
+
+    /// The processes of controllers of this operator.
+    fn controllers(&self) -> Vec<i64> {
+        let deck = format!(" --deck {} ", self.deck().display());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i64>().ok()) else {
                 continue;
             };
-            let read = |file: &str| {
-                let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
-                String::from_utf8_lossy(&bytes).replace('\0', " ")
-            };
-            if read("cmdline").contains(" controller run ") && read("environ").contains(&wanted) {
+            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words).replace('\0', " ");
+            if words.contains(" controller run ") && words.contains(&deck) {
                 found.push(pid);
             }
         }
-        *found.last().expect("a controller's process")
+        found
     }
 
     /// Fills the file system that the controller writes to (a small one of its own, made at the first call), or
@@ -280,6 +282,11 @@ impl Drop for Operator {
     fn drop(&mut self) {
         let mut stop: Command = self.gpudeck.command(["controller", "stop"]);
         let done = super::run(&mut stop, Duration::from_secs(30));
+        // One that a test froze, or that hangs, does not outlive it either.
+        for pid in if done.code() == Some(0) { Vec::new() } else { self.controllers() } {
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            let _ = pid.map(|p| rustix::process::kill_process(p, rustix::process::Signal::KILL));
+        }
         if let Some(place) = &self.mounted {
             // Lazily: whatever happened, nothing stays mounted.
             let mut umount = Command::new("umount");

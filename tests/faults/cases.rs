@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use gpudeck::api::Phase;
 
-use crate::stage::{Server, Spec, Stage};
+use crate::eye::Server;
+use crate::stage::{Spec, Stage};
 
 /// How a rollout must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,10 +88,10 @@ fn loading(phase: &Phase) -> bool {
     matches!(phase, Phase::Starting | Phase::Loading)
 }
 
-/// A CPU service of another engine, for what has nothing to do with GPUs.
-fn llama(spec: &mut Spec, model: &str) {
-    spec.head =
-        format!("model = \"{model}\"\nreplicas = 2\ndevice = \"cpu\"\nmemory = \"64MiB\"\n");
+/// An engine that reads its weights, as real ones do, before it serves.
+fn reads(spec: &mut Spec, model: &str) {
+    spec.head = spec.head.replace("simulated", model);
+    spec.before = "\"/srv/reader\", \"{model}\", ".to_owned();
 }
 
 fn image(spec: &mut Spec) {
@@ -354,10 +355,23 @@ pub fn cases() -> Vec<Case> {
             ..PLAIN
         },
         Case {
+            // Behind a command line of the user's own nobody but the engine knows that they are needed.
             name: "weights missing",
-            spec: |s| llama(s, "/srv/none.gguf"),
+            spec: |s| reads(s, "/srv/none.gguf"),
             end: RolledBack,
-            why: "",
+            why: "none.gguf: No such file",
+            ..PLAIN
+        },
+        Case {
+            name: "weights gone before the second replica",
+            spec: |s| reads(s, "/srv/model.gguf"),
+            before: |stage| stage.place_weights(true),
+            fault: |stage| {
+                stage.await_measuring();
+                stage.place_weights(false);
+            },
+            end: RolledBack,
+            why: "/srv/model.gguf",
             ..PLAIN
         },
         // Hosts.
@@ -589,13 +603,9 @@ pub fn cases() -> Vec<Case> {
                 stage.await_new("the canary to load", loading);
                 stage.signal_controller("STOP");
                 stage.pause(8);
-                let pid = stage.operator.last_controller();
-                crate::common::run(
-                    std::process::Command::new("kill").args(["-CONT", &pid.to_string()]),
-                    Duration::from_secs(5),
-                )
-                .expect_success();
+                stage.signal_controller("CONT");
             },
+            mend: |stage| stage.signal_controller("CONT"),
             ..PLAIN
         },
         Case {

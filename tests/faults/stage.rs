@@ -1,20 +1,15 @@
 //! Where faults are played: a lab of three hosts with simulated GPUs, HAProxy on the first, a service on the
-//! other two, clients, and an eye on what each server of the gateway got wrong.
+//! other two, and clients.
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gpudeck::api::{Phase, ServiceView};
 
 use crate::common::lab::{Lab, write_gguf};
 use crate::common::operator::Operator;
 use crate::common::{run, wait_until};
+use crate::eye::Eye;
 
 pub const HOSTS: [&str; 2] = ["h2", "h3"];
 
@@ -23,6 +18,9 @@ const NOTE: &str = "#!/bin/sh\necho \"$1\" >>/srv/starts\nshift\nexec \"$@\"\n";
 
 /// Serves, and is gone a moment after its first token.
 const SHORT: &str = "#!/bin/sh\n\"$@\" &\np=$!\nsleep 4\nkill -9 $p\nexit 3\n";
+
+/// Reads its weights before it becomes an engine.
+const READER: &str = "#!/bin/sh\ncat \"$1\" >/dev/null || exit 4\nshift\nexec \"$@\"\n";
 
 /// The parts of a spec that faults change.
 #[derive(Clone)]
@@ -85,100 +83,6 @@ max_latency_ratio = 50.0
     }
 }
 
-/// What one server of the gateway got wrong so far.
-#[derive(Clone, Debug, Default)]
-pub struct Server {
-    /// `r2-0-a1`.
-    pub name: String,
-    /// `h3`.
-    pub host: String,
-    /// Answers of the 500s, answers that broke off, and clients that gave up.
-    pub errors: u64,
-    /// Most requests that it had in flight at a time, since [`Eye::forget_peaks`].
-    pub peak: u64,
-    last: u64,
-}
-
-type Servers = Arc<Mutex<BTreeMap<String, Server>>>;
-
-/// Reads the gateway's counters five times a second, until dropped.
-pub struct Eye {
-    servers: Servers,
-    ended: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Eye {
-    fn open(host_dir: PathBuf) -> Self {
-        let servers: Servers = Arc::default();
-        let ended = Arc::new(AtomicBool::new(false));
-        let (seen, end) = (Arc::clone(&servers), Arc::clone(&ended));
-        let thread = std::thread::spawn(move || {
-            while !end.load(Ordering::SeqCst) {
-                if let Some(text) = stat(&host_dir) {
-                    note(&mut seen.lock().unwrap(), &text);
-                }
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        });
-        Self { servers, ended, thread: Some(thread) }
-    }
-
-    pub fn forget_peaks(&self) {
-        self.servers.lock().unwrap().values_mut().for_each(|server| server.peak = 0);
-    }
-
-    pub fn servers(&self) -> Vec<Server> {
-        self.servers.lock().unwrap().values().cloned().collect()
-    }
-}
-
-impl Drop for Eye {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// `show stat` at the run-time socket, through the host's root as the machine sees it.
-fn stat(host_dir: &std::path::Path) -> Option<String> {
-    let pid = std::fs::read_to_string(host_dir.join("init.pid")).ok()?;
-    let path = format!("/proc/{}/root/run/haproxy/admin.sock", pid.trim());
-    let mut stream = UnixStream::connect(path).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
-    stream.write_all(b"show stat chat 4 -1\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
-fn note(servers: &mut BTreeMap<String, Server>, text: &str) {
-    let mut lines = text.lines();
-    let Some(head) = lines.next() else { return };
-    let names: Vec<&str> = head.trim_start_matches("# ").split(',').collect();
-    let column = |name: &str| names.iter().position(|n| *n == name);
-    for line in lines {
-        let fields: Vec<&str> = line.split(',').collect();
-        let field = |name: &str| column(name).and_then(|c| fields.get(c).copied());
-        let number = |name: &str| field(name).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-        let (Some(name), Some(address)) = (field("svname"), field("addr")) else { continue };
-        let Some(last) = address.split(':').next().and_then(|ip| ip.rsplit('.').next()) else {
-            continue;
-        };
-        let Ok(last) = last.parse::<u32>() else { continue };
-        let errors = number("hrsp_5xx") + number("eresp") + number("srv_abrt") + number("cli_abrt");
-        let server = servers.entry(name.to_owned()).or_default();
-        server.name = name.to_owned();
-        server.host = format!("h{}", last.saturating_sub(10));
-        // Counters begin anew when HAProxy does.
-        server.errors += if errors < server.last { errors } else { errors - server.last };
-        server.last = errors;
-        server.peak = server.peak.max(number("scur"));
-    }
-}
-
 /// The lab with the service, and its operator.
 pub struct Stage {
     pub operator: Operator,
@@ -191,28 +95,22 @@ impl Stage {
         use std::os::unix::fs::PermissionsExt;
         let lab = Lab::up(3, &["--haproxy", "1"])?;
         for host in HOSTS {
-            for (name, text) in [("note", NOTE), ("short", SHORT)] {
+            for (name, text) in [("note", NOTE), ("short", SHORT), ("reader", READER)] {
                 let path = lab.disk(host, &format!("/srv/{name}"));
                 std::fs::write(&path, text).unwrap();
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
             }
             std::fs::create_dir_all(lab.disk(host, "/srv/allocations")).unwrap();
             std::fs::write(lab.disk(host, "/srv/scenario.json"), scenario(host)).unwrap();
-            write_gguf(&lab.disk(host, "/srv/cut.gguf"), 1, 50);
         }
-        // A disk of its own that can be filled.
-        lab.lab(&[
-            "exec",
-            "h3",
-            "--",
-            "mount",
-            "-t",
-            "tmpfs",
-            "-o",
-            "size=400m",
-            "lab",
-            "/var/lib/gpudeck",
-        ]);
+        // A disk of its own that can be filled; mounted outside of the host, so that what is on it outlives a
+        // power failure, and the machine's own disk is never the one that is filled.
+        lab.lab(&["kill", "h3"]);
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=400m", "lab"]);
+        mount.arg(lab.disk("h3", "/var/lib/gpudeck"));
+        run(&mut mount, Duration::from_secs(10)).expect_success();
+        lab.lab(&["start", "h3"]);
         let eye = Eye::open(lab.dir().join("h1"));
         let mut operator = Operator::new(lab);
         operator.state_on_small_disk();
@@ -315,52 +213,27 @@ impl Stage {
         }
     }
 
-    /// Every host is reached and both replicas are ready, of one release; nothing is under way.
-    pub fn await_rest(&self, limit: Duration) -> Result<ServiceView, String> {
-        let began = Instant::now();
-        loop {
-            let seen = self.operator.snapshot();
-            if let Some(snapshot) = &seen {
-                let up = snapshot.hosts.values().all(|h| h.link == gpudeck::api::HostLinkState::Up);
-                let chat = snapshot.services.values().find(|s| s.name.as_str() == "chat");
-                if let Some(chat) = chat.filter(|_| up) {
-                    let whole = chat.ready == 2
-                        && chat.replicas.len() == 2
-                        && chat.replicas.iter().all(|r| Some(r.id.release) == chat.stable)
-                        && chat.rollout.as_ref().is_none_or(|r| r.outcome.is_some());
-                    if whole {
-                        return Ok(chat.clone());
-                    }
-                }
-            }
-            if began.elapsed() > limit {
-                let hosts = seen.as_ref().map(|s| {
-                    s.hosts.iter().map(|(n, h)| format!("{n} {:?}", h.link)).collect::<Vec<_>>()
-                });
-                let replicas = seen.as_ref().and_then(|s| s.services.values().next()).map(|s| {
-                    s.replicas
-                        .iter()
-                        .map(|r| format!("{} {:?} {:?}", r.id, r.phase, r.trouble))
-                        .collect::<Vec<_>>()
-                });
-                return Err(format!("not at rest within {limit:?}: {hosts:?} {replicas:?}"));
-            }
-            // Whoever was killed is started by the next command.
-            if seen.is_none() {
-                let _ = self.operator.run(&["status", "chat"]);
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
     /// Fills the small disk of h3, or frees it again.
     pub fn fill_disk(&self, full: bool) {
         let script = if full {
-            "dd if=/dev/zero of=/var/lib/gpudeck/filler bs=1M 2>/dev/null; true"
+            "[ \"$(stat -f -c %T /var/lib/gpudeck)\" = tmpfs ] || exit 1; \
+             dd if=/dev/zero of=/var/lib/gpudeck/filler bs=1M 2>/dev/null; true"
         } else {
             "rm -f /var/lib/gpudeck/filler"
         };
         self.inside("h3", script);
+    }
+
+    /// Puts a small model onto the hosts, or takes it away.
+    pub fn place_weights(&self, there: bool) {
+        for host in HOSTS {
+            let path = self.operator.lab.disk(host, "/srv/model.gguf");
+            if there {
+                write_gguf(&path, 1, 100);
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
     }
 
     pub fn haproxy_restarts(&self) {
@@ -387,9 +260,9 @@ impl Stage {
         }
     }
 
-    /// A signal to the controller.
+    /// A signal to the controller, also to one that does not answer.
     pub fn signal_controller(&self, signal: &str) {
-        let pid = self.operator.controller_pid().to_string();
+        let pid = self.operator.last_controller().to_string();
         let done =
             run(Command::new("kill").args([&format!("-{signal}"), &pid]), Duration::from_secs(5));
         done.expect_success();
@@ -406,14 +279,16 @@ fn uuid(host: &str, gpu: u32) -> String {
     format!("GPU-51500000-{number:04}-4000-8000-{gpu:012}")
 }
 
-/// What the simulated driver of a host says: two GPUs whose memory is free two seconds after a process' end.
+/// What the simulated driver of a host says: two GPUs whose memory is free two seconds after a process' end. As
+/// on a real H100 it is a little less than 80 GiB: a replica of 40 GiB does not fit beside what an ended one
+/// still holds.
 fn scenario(host: &str) -> String {
     let gpus: Vec<serde_json::Value> = (0..2)
         .map(|gpu| {
             serde_json::json!({
                 "index": gpu, "uuid": uuid(host, gpu), "name": "SIMULATED H100 80GB",
                 "pci_bus_id": format!("00000000:{:02X}:00.0", 0x1b + 0x10 * gpu),
-                "memory_total": 80_u64 << 30,
+                "memory_total": 81_559_u64 << 20,
             })
         })
         .collect();
