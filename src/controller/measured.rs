@@ -16,6 +16,10 @@ const KEPT: usize = 9;
 /// Most combinations that are remembered; the one that was used longest ago goes first.
 const MAX_KEYS: usize = 500;
 
+/// Longest time that a killed engine takes to give its memory back. What took longer than that and the grace was
+/// an outage (nobody could tell the host to stop it), and says nothing of the next stop.
+const SLOWEST_KILL: Duration = Duration::from_secs(30);
+
 /// The present format of the file.
 const FORMAT: u32 = 1;
 
@@ -130,7 +134,12 @@ impl Measured {
                         (|s| &mut s.drains, since(was.since))
                     }
                     (Phase::Stopping, None | Some(Phase::Stopped)) => {
-                        (|s| &mut s.stops, since(was.since))
+                        let took = since(was.since);
+                        let most = release.spec.rollout.stop_grace + SLOWEST_KILL;
+                        if Duration::from_millis(took) > most {
+                            continue;
+                        }
+                        (|s| &mut s.stops, took)
                     }
                     _ => continue,
                 };

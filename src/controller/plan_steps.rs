@@ -122,6 +122,15 @@ pub fn known(core: &Core, state: &ServiceState, release: &Release) -> Known {
             ));
         }
     }
+    let out = timings.drain.unwrap_or_default() + timings.stop.unwrap_or_default();
+    if let Some(limit) = release.spec.rollout.progress_limit().filter(|limit| out >= *limit) {
+        warnings.push(format!(
+            "draining and stopping a replica took {} when measured, longer than progress_deadline = {}: the rollout would be taken back; set progress_deadline = \"{}m\"",
+            time::short(out),
+            time::short(limit),
+            out.as_secs() / 60 * 2 + 2,
+        ));
+    }
     let rates = distinct.iter().copied().chain(old.as_ref()).map(|k| core.measured.tokens_per_s(k));
     let tokens_per_s = rates.reduce(|a, b| Some(a?.min(b?))).flatten();
     let unmeasured =

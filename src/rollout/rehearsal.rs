@@ -14,7 +14,7 @@ use super::run_step::RunEnd;
 use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
 use super::step::{next_wake, outstanding, step};
 use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp};
-use crate::spec::Strategy;
+use crate::spec::{RolloutSpec, Strategy};
 
 /// Events after which a forecast is given up; a rollout of a thousand replicas needs far fewer.
 const MAX_EVENTS: usize = 200_000;
@@ -350,7 +350,7 @@ impl World<'_> {
                 }
                 Action::StopRank { rank, .. } => {
                     let how = "stopped".to_owned();
-                    let stop = self.timings.stop.unwrap_or_default();
+                    let (_, stop) = self.out_of_service();
                     self.later(stop, EventKind::RankEnded { rank, how });
                 }
                 Action::AwaitToken { replica, .. } => {
@@ -367,7 +367,7 @@ impl World<'_> {
                     {
                         stage.unknown.drains += 1;
                     }
-                    let drain = self.timings.drain.unwrap_or_default();
+                    let (drain, _) = self.out_of_service();
                     self.later(drain, EventKind::Drained { replica });
                 }
                 // How long a command takes is not known; a good one ends well.
@@ -384,6 +384,20 @@ impl World<'_> {
                 Action::RecordOutcome { .. } => {}
             }
         }
+    }
+
+    /// Drain and stop of a replica. Together longer than the progress deadline is told as a warning, too: a
+    /// journey that waits for something that ends does not stand still.
+    fn out_of_service(&self) -> (Duration, Duration) {
+        let (drain, stop) = (self.timings.drain, self.timings.stop);
+        let (drain, stop) = (drain.unwrap_or_default(), stop.unwrap_or_default());
+        let policy = self.state.active_rollout().and_then(|r| self.state.policy(r.to));
+        let Some(limit) = policy.and_then(RolloutSpec::progress_limit) else {
+            return (drain, stop);
+        };
+        let most = limit.saturating_sub(Duration::from_secs(1));
+        let drain = drain.min(most);
+        (drain, stop.min(most.saturating_sub(drain)))
     }
 
     /// A load that was measured to be longer than its deadline is told as a warning beside the plan;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gpudeck::base::{ReleaseNumber, TrafficMode};
 use gpudeck::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, Release, RolloutKind,
-    ServiceState, forecast, outstanding, step,
+    ServiceState, Timings, forecast, forecast_with, outstanding, step,
 };
 use gpudeck::spec::{Count, StepSpec};
 
@@ -332,6 +332,20 @@ fn after_a_restart_everything_awaited_is_told_again() {
     assert!(matches!(told.as_slice(), [Action::AwaitToken { .. }]));
     assert!(step(&mut state, &Event { at, kind: running }).is_empty(), "twice is once");
     assert_eq!(outstanding(&state).len(), 2);
+}
+
+#[test]
+fn a_stop_that_once_took_longer_than_the_progress_deadline_is_no_standstill() {
+    let world = serving(2, 1);
+    let release = with_steps(2, 0, Vec::new());
+    let limit = release.spec.rollout.progress_limit().unwrap();
+    let timings = Timings {
+        drain: Some(Duration::from_secs(5)),
+        stop: Some(limit + Duration::from_mins(1)),
+        ..Timings::default()
+    };
+    let foreseen = forecast_with(&world.state, &release, RolloutKind::Apply, &timings);
+    assert!(foreseen.is_ok(), "{foreseen:?}");
 }
 
 #[test]
