@@ -456,9 +456,10 @@ impl ServiceState {
         let lent = u32::try_from(self.loans.len()).unwrap_or(u32::MAX);
         let wanted = self.wanted(stable).saturating_sub(lent);
         match self.ready(stable) {
-            0 => Condition::Down,
             n if n >= wanted => Condition::Serving,
-            _ => Condition::Degraded,
+            // Remains of a release that was taken back serve until stable can.
+            _ if self.ready_total() > 0 => Condition::Degraded,
+            _ => Condition::Down,
         }
     }
 }

@@ -335,6 +335,17 @@ fn after_a_restart_everything_awaited_is_told_again() {
 }
 
 #[test]
+fn remains_that_serve_while_stable_does_not_are_no_outage() {
+    let mut state = serving(2, 1).state;
+    let (_, remains) = state.replicas.pop_first().unwrap();
+    state.replicas.clear();
+    state.replicas.insert(gpudeck::base::ReplicaKey { release: R2, replica: 0 }, remains);
+    assert_eq!(state.condition(), Condition::Degraded);
+    state.replicas.clear();
+    assert_eq!(state.condition(), Condition::Down);
+}
+
+#[test]
 fn a_stop_that_once_took_longer_than_the_progress_deadline_is_no_standstill() {
     let world = serving(2, 1);
     let release = with_steps(2, 0, Vec::new());
