@@ -1,6 +1,6 @@
 //! The one loop that owns everything that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +40,9 @@ use crate::wire::RankReport;
 
 /// Records after which the journal gets a checkpoint.
 const RECORDS_PER_CHECKPOINT: u64 = 2_000;
+
+/// The loop wakes every quarter of a second: after so long its process stood still.
+const STOOD_STILL: Duration = Duration::from_secs(3);
 
 /// How a controller is run.
 #[derive(Clone, Debug)]
@@ -213,15 +216,49 @@ impl Core {
         self.resume();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut awake = now();
         while !self.shutdown {
             tokio::select! {
                 input = inputs.recv() => match input {
-                    Some(input) => self.take(input),
+                    Some(input) => {
+                        self.make_good(awake);
+                        self.take(input);
+                    }
                     None => break,
                 },
-                _ = ticks.tick() => self.take(Input::Tick),
+                _ = ticks.tick() => {
+                    self.make_good(awake);
+                    self.take(Input::Tick);
+                }
                 () = self.views.due() => self.publish_stale(),
             }
+            awake = now();
+        }
+    }
+
+    /// This process stood still since `awake` (it was stopped, its machine was suspended): no deadline counts that
+    /// time. What hosts have to say of it is heard only after this.
+    fn make_good(&mut self, awake: Timestamp) {
+        let missed = now().since(awake);
+        if missed < STOOD_STILL {
+            return;
+        }
+        let why = format!("this controller stood still for {}", crate::base::time::short(missed));
+        tracing::warn!("{why}");
+        let waits = |s: &ServiceState| {
+            let all_ready = s.replicas.values().all(|r| r.phase == Phase::Ready);
+            s.held.is_none() && (s.active_rollout().is_some() || !all_ready)
+        };
+        let names: Vec<ServiceName> = self
+            .state
+            .services
+            .iter()
+            .filter_map(|(name, state)| waits(state).then_some(name.clone()))
+            .collect();
+        for service in names {
+            let began = EventKind::HoldBegan { hosts: BTreeSet::new(), why: why.clone() };
+            self.happened_at(&service, began, awake);
+            self.happened(&service, EventKind::HoldEnded);
         }
         self.measured.save();
     }
@@ -269,20 +306,29 @@ impl Core {
 
     /// The one way in which a service's state changes: decide, journal, apply, act, tell.
     pub(super) fn happened(&mut self, service: &ServiceName, kind: EventKind) {
-        if let Err(error) = self.try_happened(service, kind) {
+        self.happened_at(service, kind, now());
+    }
+
+    fn happened_at(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
+        if let Err(error) = self.try_happened(service, kind, at) {
             // Nothing was applied, so nothing is lost: ticks and reports bring it again.
             tracing::error!(%service, %error, "the journal cannot be written");
         }
     }
 
-    fn try_happened(&mut self, service: &ServiceName, kind: EventKind) -> Result<(), JournalError> {
+    fn try_happened(
+        &mut self,
+        service: &ServiceName,
+        kind: EventKind,
+        at: Timestamp,
+    ) -> Result<(), JournalError> {
         // Out of its place meanwhile: a state of five hundred replicas is copied once an event, not more.
         let before = match (self.state.services.remove(service), &kind) {
             (Some(state), _) => state,
             (None, EventKind::RolloutRequested { .. }) => ServiceState::new(service.clone()),
             (None, _) => return Ok(()),
         };
-        let event = Event { at: now(), kind };
+        let event = Event { at, kind };
         let mut after = before.clone();
         let actions = step::step(&mut after, &event);
         let moment = std::mem::replace(&mut after.now, before.now);
@@ -635,7 +681,7 @@ impl Core {
         service: &ServiceName,
         kind: EventKind,
     ) -> Result<IntentReply, ApiError> {
-        self.try_happened(service, kind).map_err(|e| journal_error(&e))?;
+        self.try_happened(service, kind, now()).map_err(|e| journal_error(&e))?;
         Ok(IntentReply::Accepted)
     }
 
@@ -834,7 +880,7 @@ impl Core {
             kind: request.kind,
             by: request.by.clone(),
         };
-        if let Err(error) = self.try_happened(&service, kind) {
+        if let Err(error) = self.try_happened(&service, kind, now()) {
             // The release is in Git already: there it must not look as if it were under way.
             let why = format!("the journal could not be written: {error}");
             self.record_outcome(&service, number, &Outcome::Failed { why });

@@ -46,6 +46,9 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::HoldBegan { why, .. } if has_steps(after) => {
             story.warn(format!("is held before its next step: {why}"));
         }
+        EventKind::HoldEnded if before.held.as_ref().is_some_and(|h| h.hosts.is_empty()) => {
+            story.info("goes on: no deadline counts that time".to_owned());
+        }
         EventKind::HoldEnded if has_steps(after) => {
             story.info("goes on: its hosts let us in again".to_owned());
         }
