@@ -123,6 +123,8 @@ impl Measured {
             let (which, took): (fn(&mut Series) -> &mut VecDeque<u64>, u64) =
                 match (&was.phase, phase) {
                     (Phase::Loading, Some(Phase::Ready)) => match was.started {
+                        // It had loaded long ago and was only not reached.
+                        _ if was.proved => continue,
                         Some(started) => (|s| &mut s.loads, since(started)),
                         None => continue,
                     },

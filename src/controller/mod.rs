@@ -49,6 +49,7 @@ mod steer;
 pub mod throughput;
 pub mod traffic;
 pub mod upgrade;
+mod vigil;
 pub mod what_if;
 pub mod world;
 

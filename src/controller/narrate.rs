@@ -147,6 +147,10 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
             Phase::Waiting { why, .. } if !matches!(was_phase, Some(Phase::Waiting { .. })) => {
                 story.info(format!("{key} waits: {why}"));
             }
+            Phase::Loading if matches!(was_phase, Some(Phase::Ready)) => {
+                let why = now.trouble.as_deref().unwrap_or("it does not answer any more");
+                story.error(format!("{key} gets no requests until it generates a token: {why}"));
+            }
             Phase::Ready => story.info(format!("{key} is ready: it generated a token")),
             Phase::Draining { .. } => story.info(format!("{key} drains")),
             Phase::Stopping => story.info(format!("{key} stops")),

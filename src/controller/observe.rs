@@ -468,11 +468,14 @@ impl Core {
                     }
                 }
                 let analysing = state.analysing().is_some();
-                let metrics = if !routes.is_empty() && !analysing {
+                let mut metrics = if !routes.is_empty() && !analysing {
                     Vec::new()
                 } else {
                     engine_metrics(state)
                 };
+                // Waiting for those would hold up the gateways' counters, which the analysis needs.
+                metrics.retain(|at| !self.is_silent(&at.host));
+                docker.retain(|(host, _)| !self.is_silent(host));
                 Some(Watched { service: service.clone(), routes, metrics, analysing, docker })
             })
             .collect()

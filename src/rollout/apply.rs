@@ -271,6 +271,7 @@ impl Decider<'_> {
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         // Progress it is when it is available: `progressed_at`.
         if replica.phase == Phase::Loading {
+            replica.trouble = None;
             replica.enter(Phase::Ready, now);
         }
     }
@@ -279,12 +280,33 @@ impl Decider<'_> {
         let Some(key) = self.present(id) else { return };
         match self.state.replicas.get(&key).map(|r| &r.phase) {
             Some(Phase::Ready) => {
-                self.replica_failed(key, &format!("it does not answer any more: {why}"));
+                let cause = format!("it does not answer any more: {why}");
+                let is_new = self
+                    .active()
+                    .is_some_and(|r| r.to == key.release && r.direction == Direction::Forward);
+                if is_new {
+                    self.replica_failed(key, &cause);
+                } else {
+                    self.ask_for_token_again(key, &cause);
+                }
             }
             // Nobody is answered any more, so there is nothing to wait for.
             Some(Phase::Draining { .. }) => self.stop_replica(key),
             _ => {}
         }
+    }
+
+    /// Out of the traffic until it generates a token. Its ranks may well run (a cable was pulled), and loading a
+    /// large model again would take longer than waiting; the healthy deadline bounds that.
+    fn ask_for_token_again(&mut self, key: ReplicaKey, cause: &str) {
+        let now = self.now();
+        let Some(release) = self.state.releases.get(&key.release) else { return };
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        replica.trouble = Some(text::clean(cause, MAX_CAUSE));
+        replica.started = Some(now);
+        replica.proved = true;
+        replica.enter(Phase::Loading, now);
+        self.actions.extend(release.await_token(key, replica));
     }
 
     fn traffic_applied(&mut self, version: u64) {

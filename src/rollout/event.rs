@@ -206,7 +206,7 @@ pub enum EventKind {
         /// Which.
         replica: ReplicaId,
     },
-    /// The replica that was ready does not answer any more, though its ranks run.
+    /// The replica that was ready does not answer any more; nothing is known of its ranks' end.
     ReplicaUnready {
         /// Which.
         replica: ReplicaId,

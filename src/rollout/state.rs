@@ -113,6 +113,9 @@ pub struct ReplicaState {
     /// How far the drain has come, while it drains.
     #[serde(default)]
     pub drain: Drain,
+    /// It was ready before in this attempt: a token is awaited that shows that it still serves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proved: bool,
 }
 
 /// How far the drain of one replica has come.
@@ -338,6 +341,7 @@ impl ReplicaState {
             started: None,
             waiting_since: None,
             drain: Drain::default(),
+            proved: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gpudeck::base::{ReleaseNumber, TrafficMode};
+use gpudeck::base::{ReleaseNumber, Timestamp, TrafficMode};
 use gpudeck::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, Release, RolloutKind,
     ServiceState, Timings, forecast, forecast_with, outstanding, step,
@@ -332,6 +332,57 @@ fn after_a_restart_everything_awaited_is_told_again() {
     assert!(matches!(told.as_slice(), [Action::AwaitToken { .. }]));
     assert!(step(&mut state, &Event { at, kind: running }).is_empty(), "twice is once");
     assert_eq!(outstanding(&state).len(), 2);
+}
+
+#[test]
+fn a_stable_replica_that_is_not_reached_is_asked_for_a_token_and_not_loaded_again() {
+    let mut world = serving(2, 1);
+    let unready = |world: &World| {
+        let replica = world.state.replica_id(R1, 0).unwrap();
+        EventKind::ReplicaUnready { replica, why: "nobody reaches it".to_owned() }
+    };
+    let told = unready(&world);
+    world.tell(told);
+    assert_eq!(world.state.condition(), Condition::Degraded);
+    let told: Vec<&Action> = world.actions.iter().collect();
+    assert!(told.iter().any(|a| matches!(a, Action::AwaitToken { .. })), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|a| matches!(a, Action::ApplyTraffic { servers, .. } if servers.len() == 1))
+    );
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Serving && w.quiet()));
+    assert!(!world.actions.iter().any(|a| matches!(a, Action::StopRank { .. })), "it served on");
+    world.check_rest();
+}
+
+#[test]
+fn a_stable_replica_that_stays_away_is_started_again_after_the_healthy_deadline() {
+    let first = release(1, spec(1, 0, 0), &single(0, 1));
+    let mut state = ServiceState::new(service());
+    let mut seconds = 0;
+    let mut tell = |state: &mut ServiceState, after: u64, kind: EventKind| {
+        seconds += after;
+        step(state, &Event { at: Timestamp(seconds * 1000), kind })
+    };
+    let (kind, by) = (RolloutKind::Apply, "ada".to_owned());
+    tell(&mut state, 1, EventKind::RolloutRequested { release: Box::new(first.clone()), kind, by });
+    let rank = first.rank_ids(0, gpudeck::base::Attempt::FIRST)[0].clone();
+    let replica = rank.replica;
+    tell(&mut state, 1, EventKind::RankRunning { rank });
+    tell(&mut state, 1, EventKind::ReplicaReady { replica });
+    tell(&mut state, 1, EventKind::TrafficApplied { version: 1 });
+    assert_eq!(state.stable, Some(R1));
+    let told = tell(
+        &mut state,
+        9_000,
+        EventKind::ReplicaUnready { replica, why: "nobody reaches it".to_owned() },
+    );
+    assert!(!told.iter().any(|a| matches!(a, Action::StopRank { .. })), "{told:?}");
+    assert!(outstanding(&state).iter().any(|a| matches!(a, Action::AwaitToken { .. })));
+    let healthy = first.spec.rollout.healthy_deadline.as_secs();
+    assert!(tell(&mut state, healthy - 1, EventKind::Tick).is_empty());
+    let told = tell(&mut state, 1, EventKind::Tick);
+    assert!(matches!(told.as_slice(), [Action::StopRank { .. }]), "{told:?}");
 }
 
 #[test]
