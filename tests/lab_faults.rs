@@ -176,7 +176,7 @@ fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
     std::thread::sleep(Duration::from_millis(500));
     for (name, server) in errors(stage) {
         let new = server.errors - before.get(&name).map_or(0, |b| b.errors);
-        if case.broken.is_of(&server, release) {
+        if case.broken.is_of(&server, release, stage.chosen()) {
             row.on_broken += new;
             // Of a host without power nobody hears what became of them, HAProxy neither.
             row.in_flight_there += if new == 0 { server.peak } else { 0 };
@@ -189,7 +189,9 @@ fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
     }
     match case.broken {
         Broken::Nothing if row.failed > 0 => row.wrong.push("requests failed".to_owned()),
-        Broken::Canary | Broken::Host(_) if row.failed > row.on_broken + row.in_flight_there => {
+        Broken::Canary | Broken::Host(_) | Broken::Chosen
+            if row.failed > row.on_broken + row.in_flight_there =>
+        {
             row.wrong.push("requests failed that no broken server had".to_owned());
         }
         // In flight then, and what came until it was back with its table.

@@ -1,6 +1,7 @@
 //! Where faults are played: a lab of three hosts with simulated GPUs, HAProxy on the first, a service on the
 //! other two, and clients.
 
+use std::cell::Cell;
 use std::process::Command;
 use std::time::Duration;
 
@@ -88,6 +89,7 @@ pub struct Stage {
     pub operator: Operator,
     pub eye: Eye,
     revision: u32,
+    chosen: Cell<&'static str>,
 }
 
 impl Stage {
@@ -123,7 +125,7 @@ impl Stage {
             text = text.replace(&section, &format!("{section}{env}"));
         }
         std::fs::write(&file, text).unwrap();
-        let mut stage = Self { operator, eye, revision: 0 };
+        let mut stage = Self { operator, eye, revision: 0, chosen: Cell::new("") };
         stage.write(|_| {});
         // On a busy machine the agents' first copies take longer than `apply` waits for hosts.
         stage.operator.expect(&["status"], 0);
@@ -166,6 +168,19 @@ impl Stage {
                 r.outcome.is_none() && matches!(r.gate, Some(gpudeck::api::Gate::Analyse { .. }))
             })
         })
+    }
+
+    /// The host that is to break: the one without a replica of the coming release.
+    pub fn choose_without_canary(&self, chat: &ServiceView) -> &'static str {
+        let has_canary = |host: &str| new_ones(chat).any(|r| r.ranks[0].host.as_str() == host);
+        let host = HOSTS.into_iter().find(|host| !has_canary(host));
+        self.chosen.set(host.expect("a host without the canary"));
+        self.chosen.get()
+    }
+
+    /// The host that was chosen last.
+    pub fn chosen(&self) -> &'static str {
+        self.chosen.get()
     }
 
     pub fn pause(&self, seconds: u64) {
