@@ -249,8 +249,11 @@ pub fn remove(state: &StateDir, rank: &RankId) -> Result<(), Refusal> {
     }
     match StatusFile::read(&dir) {
         Some(file) => {
-            let running = matches!(file.status(), RankStatus::Running { .. });
-            if running || (file.is_of_this_boot() && !file.group.members().is_empty()) {
+            // A supervisor alone is no rank: on a full disk it tries for a minute to write how its engine ended,
+            // and meanwhile nobody would know that the engine's devices are free.
+            let group = &file.group;
+            let may_run = file.exit.is_none() && group.engine.is_alive();
+            if file.is_of_this_boot() && (may_run || !group.members().is_empty()) {
                 return Err(failed(format!("{rank} still runs; stop it before it is removed")));
             }
         }
@@ -264,4 +267,51 @@ pub fn remove(state: &StateDir, rank: &RankId) -> Result<(), Refusal> {
     let _ = fs::remove_dir_all(&trash);
     fs::rename(&dir, &trash).map_err(|e| io_refusal(&e, "remove", &dir))?;
     fs::remove_dir_all(&trash).map_err(|e| io_refusal(&e, "remove", &trash))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::agent::process::ProcessId;
+    use crate::base::{Attempt, ReleaseId, ReleaseNumber, ReplicaId};
+
+    #[test]
+    fn a_rank_is_forgotten_while_its_supervisor_cannot_write_how_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let rank = RankId {
+            deck: DeckId(uuid::Uuid::from_u128(7)),
+            service: "chat".parse().unwrap(),
+            release_id: ReleaseId(uuid::Uuid::from_u128(8)),
+            replica: ReplicaId { release: ReleaseNumber(1), replica: 0, attempt: Attempt::FIRST },
+            rank: 0,
+        };
+        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+        let supervisor = ProcessId::of(sleeper.id()).unwrap();
+        let status = |engine| StatusFile {
+            version: VERSION,
+            boot_id: process::boot_id().to_owned(),
+            group: Group { supervisor, engine, own_session: false },
+            since: Timestamp(1),
+            exit: None,
+        };
+        let place = state.rank(&rank);
+        fs::create_dir_all(&place).unwrap();
+        let file = place.join("status.json");
+        // Its engine lives …
+        state::write_json(&file, &status(supervisor)).unwrap();
+        let refused = remove(&state, &rank);
+        // … and is gone: another process has its number now.
+        let gone = ProcessId { start_ticks: supervisor.start_ticks + 1, ..supervisor };
+        state::write_json(&file, &status(gone)).unwrap();
+        let removed = remove(&state, &rank);
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(refused.is_err(), "a running engine is not forgotten");
+        assert_eq!(removed, Ok(()));
+        assert!(!place.exists());
+    }
 }
