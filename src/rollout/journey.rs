@@ -296,6 +296,11 @@ impl ServiceState {
             let id = id(*key, replica);
             match &replica.phase {
                 Phase::Waiting { why, .. } => return format!("replica {id} waits: {why}"),
+                // It is being asked again, and that says less than why it was refused.
+                Phase::Starting if replica.waiting_since.is_some() => {
+                    let why = replica.trouble.as_deref().unwrap_or("it was refused for now");
+                    return format!("replica {id} waits: {why}");
+                }
                 Phase::Starting => return format!("replica {id} is starting"),
                 Phase::Loading => return format!("replica {id} has not generated a token"),
                 _ => {}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gpudeck::base::{ReleaseNumber, Timestamp, TrafficMode};
 use gpudeck::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, Release, RolloutKind,
-    ServiceState, Timings, forecast, forecast_with, outstanding, step,
+    ServiceState, StartRefusal, Timings, forecast, forecast_with, outstanding, step,
 };
 use gpudeck::spec::{Count, StepSpec};
 
@@ -383,6 +383,29 @@ fn a_stable_replica_that_stays_away_is_started_again_after_the_healthy_deadline(
     assert!(tell(&mut state, healthy - 1, EventKind::Tick).is_empty());
     let told = tell(&mut state, 1, EventKind::Tick);
     assert!(matches!(told.as_slice(), [Action::StopRank { .. }]), "{told:?}");
+}
+
+#[test]
+fn what_a_replica_was_refused_for_is_told_at_whatever_moment_the_deadline_passes() {
+    let first = release(1, spec(1, 0, 0), &single(0, 1));
+    let mut state = ServiceState::new(service());
+    let mut tell = |seconds: u64, kind: EventKind| {
+        step(&mut state, &Event { at: Timestamp(seconds * 1000), kind });
+        state.rollout.as_ref().and_then(|r| match &r.direction {
+            Direction::Back { why, .. } => Some(why.clone()),
+            Direction::Forward => None,
+        })
+    };
+    let (kind, by) = (RolloutKind::Apply, "ada".to_owned());
+    tell(1, EventKind::RolloutRequested { release: Box::new(first.clone()), kind, by });
+    let rank = first.rank_ids(0, gpudeck::base::Attempt::FIRST)[0].clone();
+    let refusal = StartRefusal::NotYet { why: "no container engine".to_owned() };
+    tell(2, EventKind::RankRefused { rank, refusal });
+    // It is asked again, and nobody answers before the deadline.
+    let limit = first.spec.rollout.progress_limit().unwrap().as_secs();
+    assert_eq!(tell(limit, EventKind::Tick), None);
+    let why = tell(limit + 10, EventKind::Tick).unwrap();
+    assert!(why.ends_with("waits: rank 0: no container engine"), "{why}");
 }
 
 #[test]
