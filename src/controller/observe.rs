@@ -352,59 +352,92 @@ pub struct EngineMetricsAt {
     engine: EngineSpec,
 }
 
-/// Asks gateways and container engines once a second for what concerns us.
+/// What is asked again and again, each in its own time: an engine on a host that has just died is waited for, and
+/// the gateways' counters must not wait with it.
+#[derive(Clone, Copy)]
+enum Source {
+    Gateways,
+    Engines,
+    Containers,
+}
+
+/// Asks gateways, engines and container engines once a second for what concerns us.
 pub async fn watch(means: Arc<Means>) {
+    futures::join!(
+        again_and_again(&means, Source::Gateways),
+        again_and_again(&means, Source::Engines),
+        again_and_again(&means, Source::Containers),
+    );
+}
+
+async fn again_and_again(means: &Means, source: Source) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (reply, answer) = tokio::sync::oneshot::channel();
         let ask = Input::Ask(Box::new(move |core: &mut Core| {
-            core.pay_attention();
+            if matches!(source, Source::Gateways) {
+                core.pay_attention();
+            }
             let _ = reply.send(core.watched());
         }));
         if means.inputs.send(ask).await.is_err() {
             return;
         }
         let Ok(watched) = answer.await else { return };
-        let rounds = watched.into_iter().map(|w| look(Arc::clone(&means), w));
+        let rounds = watched.into_iter().map(|w| async move {
+            match source {
+                Source::Gateways => look_at_gateways(means, w).await,
+                Source::Engines => look_at_engines(means, w).await,
+                Source::Containers => look_at_containers(means, w).await,
+            }
+        });
         futures::future::join_all(rounds).await;
     }
 }
 
-async fn look(means: Arc<Means>, watched: Watched) {
-    let limit = Duration::from_secs(5);
-    let no_gateway = watched.routes.is_empty();
-    if !no_gateway {
-        let reading = watched.routes.counters(&means);
-        if let Ok(Some(counters)) = tokio::time::timeout(limit, reading).await {
-            let input = Input::Counters { service: watched.service.clone(), counters };
-            let _ = means.inputs.send(input).await;
-        }
+/// Longest time for one look at a gateway or a container engine.
+const LOOK: Duration = Duration::from_secs(5);
+
+async fn look_at_gateways(means: &Means, watched: Watched) {
+    if watched.routes.is_empty() {
+        return;
     }
-    if !watched.metrics.is_empty() || watched.analysing {
-        let service = watched.service.clone();
-        let readings = watched.metrics.iter().map(|at| read_engine(&means, at));
-        let readings: BTreeMap<ReplicaId, EngineMetrics> =
-            futures::future::join_all(readings).await.into_iter().flatten().collect();
-        let counted =
-            |(id, seen): (&ReplicaId, &EngineMetrics)| Some((*id, engine_counters(seen)?));
-        let counters: BTreeMap<ReplicaId, ServerCounters> =
-            readings.iter().filter_map(counted).collect();
-        if no_gateway && !counters.is_empty() {
-            let input = Input::Counters { service: service.clone(), counters: vec![counters] };
-            let _ = means.inputs.send(input).await;
-        }
-        if watched.analysing {
-            // Without readings, too: the GPUs are looked at then.
-            let _ = means.inputs.send(Input::Scraped { service, readings }).await;
-        }
+    let reading = watched.routes.counters(means);
+    if let Ok(Some(counters)) = tokio::time::timeout(LOOK, reading).await {
+        let input = Input::Counters { service: watched.service, counters };
+        let _ = means.inputs.send(input).await;
     }
+}
+
+async fn look_at_engines(means: &Means, watched: Watched) {
+    if watched.metrics.is_empty() && !watched.analysing {
+        return;
+    }
+    let service = watched.service;
+    let readings = watched.metrics.iter().map(|at| read_engine(means, at));
+    let readings: BTreeMap<ReplicaId, EngineMetrics> =
+        futures::future::join_all(readings).await.into_iter().flatten().collect();
+    let counted = |(id, seen): (&ReplicaId, &EngineMetrics)| Some((*id, engine_counters(seen)?));
+    let counters: BTreeMap<ReplicaId, ServerCounters> =
+        readings.iter().filter_map(counted).collect();
+    if watched.routes.is_empty() && !counters.is_empty() {
+        let input = Input::Counters { service: service.clone(), counters: vec![counters] };
+        let _ = means.inputs.send(input).await;
+    }
+    if watched.analysing {
+        // Without readings, too: the GPUs are looked at then.
+        let _ = means.inputs.send(Input::Scraped { service, readings }).await;
+    }
+}
+
+async fn look_at_containers(means: &Means, watched: Watched) {
     for (host, spec) in watched.docker {
         let asked = now();
         let reading = async {
-            let runtime = reading_runtime(&means, &spec, &host).await.ok()?;
+            let runtime = reading_runtime(means, &spec, &host).await.ok()?;
             runtime.list().await.ok()
         };
-        if let Ok(Some(reports)) = tokio::time::timeout(limit, reading).await {
+        if let Ok(Some(reports)) = tokio::time::timeout(LOOK, reading).await {
             let service = Some(watched.service.clone());
             let _ = means.inputs.send(Input::Ranks { host, service, asked, reports }).await;
         }
@@ -473,7 +506,7 @@ impl Core {
                 } else {
                     engine_metrics(state)
                 };
-                // Waiting for those would hold up the gateways' counters, which the analysis needs.
+                // Whoever waits for those has nothing of the others meanwhile.
                 metrics.retain(|at| !self.is_silent(&at.host));
                 docker.retain(|(host, _)| !self.is_silent(host));
                 Some(Watched { service: service.clone(), routes, metrics, analysing, docker })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::actions::{self, Means};
 use super::core::{Core, Input, now};
-use super::gateways::Routes;
+use super::gateways::{Gateways, Routes};
 use crate::base::{HostName, ReplicaId, ServiceName};
 use crate::fleet::LinkError;
 use crate::rollout::{EventKind, Phase};
@@ -158,7 +158,7 @@ impl Core {
                     host: first.host.clone(),
                     address: first.address.clone(),
                     port: first.port,
-                    gateways: routes.serving.iter().flat_map(|g| g.hosts()).collect(),
+                    gateways: routes.serving.iter().flat_map(Gateways::hosts).collect(),
                 });
             }
         }
