@@ -407,7 +407,9 @@ pub fn cases() -> Vec<Case> {
             ..PLAIN
         },
         Case {
+            // The canary may be on it, and has to have its time after that.
             name: "host: frozen for 8 s",
+            spec: |s| s.healthy_deadline = "24s",
             fault: |stage| {
                 stage.await_new("the canary to load", loading);
                 stage.lab(&["freeze", "h3"]);

@@ -24,7 +24,8 @@ pub struct Server {
 
 type Servers = Arc<Mutex<BTreeMap<String, Server>>>;
 
-/// Reads the gateway's counters five times a second, until dropped.
+/// Reads the gateway's counters all the time, until dropped: those of a server are gone with it, and a canary that
+/// is taken back is removed a moment after its last answer.
 pub struct Eye {
     servers: Servers,
     ended: Arc<AtomicBool>,
@@ -41,7 +42,7 @@ impl Eye {
                 if let Some(text) = stat(&host_dir) {
                     note(&mut seen.lock().unwrap(), &text);
                 }
-                std::thread::sleep(Duration::from_millis(200));
+                std::thread::sleep(Duration::from_millis(20));
             }
         });
         Self { servers, ended, thread: Some(thread) }
