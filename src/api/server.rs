@@ -224,8 +224,9 @@ async fn stream(
     admit(&peer)?;
     let deltas = Thinned::new(Arc::clone(desk.hub()), query.door.map(|door| shown.opened(door)));
     let lines = futures::stream::unfold(deltas, |mut deltas| async move {
-        let delta = deltas.next().await?;
-        Some((line(&delta), deltas))
+        let together = deltas.together().await?;
+        let lines: Vec<u8> = together.iter().flat_map(line).collect();
+        Some((BodyBytes::from(lines), deltas))
     });
     Ok(ndjson(lines))
 }

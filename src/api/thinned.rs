@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
@@ -16,6 +17,10 @@ use crate::base::HostName;
 
 /// A host that is not shown is told so often: what is sampled every five seconds is told whole.
 const SELDOM: Duration = Duration::from_secs(4);
+
+/// So long a sample waits for others that are told with it, and most that are.
+const GATHERED: Duration = Duration::from_millis(50);
+const MOST_TOGETHER: usize = 256;
 
 /// Most hosts that one door can show.
 const MAX_SHOWN: usize = 1024;
@@ -116,6 +121,23 @@ impl Thinned {
         }
     }
 
+    /// The next ones that are told together. Samples wait a moment for others: a large fleet then wakes a door
+    /// twenty times a second, and not a thousand.
+    pub(super) async fn together(&mut self) -> Option<Vec<Delta>> {
+        let first = self.next().await?;
+        let is_sample = matches!(first, Delta::Sample { .. });
+        let mut all = vec![first];
+        if is_sample {
+            tokio::time::sleep(GATHERED).await;
+            while all.len() < MOST_TOGETHER
+                && let Some(Some(delta)) = self.next().now_or_never()
+            {
+                all.push(delta);
+            }
+        }
+        Some(all)
+    }
+
     fn whole(&mut self) -> Delta {
         let (snapshot, deltas) = self.hub.subscribe();
         self.deltas = Some(deltas);
@@ -175,8 +197,6 @@ impl Thinned {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
-    use futures::FutureExt as _;
-
     use super::*;
     use crate::api::hub::Change;
     use crate::api::{DeckView, HostLinkState, HostView, Snapshot};
@@ -276,5 +296,20 @@ mod tests {
         sample(&hub, "b", 9);
         read(&mut deltas, &mut mine).await;
         assert_eq!(mine.hosts, hub.snapshot().hosts);
+    }
+
+    #[tokio::test]
+    async fn samples_are_told_together_and_whatever_else_at_once() {
+        let hub = hub();
+        let mut deltas = Thinned::new(Arc::clone(&hub), None);
+        assert!(matches!(deltas.together().await.as_deref(), Some([Delta::Snapshot(_)])));
+        for (name, at) in [("a", 1), ("b", 1), ("a", 2)] {
+            sample(&hub, name, at);
+        }
+        let told = deltas.together().await.unwrap();
+        assert!(told.len() == 3 && told.iter().all(|d| matches!(d, Delta::Sample { .. })));
+        hub.publish(Change::HostGone(host("b")));
+        let told = deltas.together().now_or_never().flatten();
+        assert!(matches!(told.as_deref(), Some([Delta::HostGone { .. }])), "it does not wait");
     }
 }
