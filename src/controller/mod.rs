@@ -35,6 +35,7 @@ pub mod planning;
 pub mod probes;
 pub mod prometheus;
 pub mod publish;
+mod pulse;
 pub mod record;
 mod run_command;
 mod runs;

@@ -226,6 +226,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     });
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let vigil_task = tokio::spawn(super::vigil::watch(Arc::clone(&means)));
+    let pulse_task = tokio::spawn(super::pulse::watch(Arc::clone(&means)));
     let reload_task = tokio::spawn(reload_again_and_again(inputs.clone(), Arc::clone(&hub)));
     let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
     let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
@@ -261,6 +262,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         fleet_task,
         watch_task,
         vigil_task,
+        pulse_task,
         reload_task,
         renew_task,
         deck_task,

@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Time for the answer to one asking, milliseconds.
 const ASK_MS: u64 = 2_000;
 
-type Key = (ServiceName, ReplicaId);
+/// A replica in this start of it.
+pub(super) type Key = (ServiceName, ReplicaId);
 
 /// A ready replica on a silent host, and where to ask for it.
 struct Doubt {
@@ -34,8 +35,9 @@ struct Doubt {
     gateways: BTreeSet<HostName>,
 }
 
+/// What came of asking for a replica.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub(super) enum Answer {
     Reached,
     NotReached(String),
     /// Nobody could be asked.
@@ -44,7 +46,7 @@ enum Answer {
 
 /// Asks once a second.
 pub async fn watch(means: Arc<Means>) {
-    let mut vigil = Vigil::default();
+    let mut vigil = Vigil::new(PATIENCE);
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (reply, answer) = tokio::sync::oneshot::channel();
@@ -67,20 +69,24 @@ pub async fn watch(means: Arc<Means>) {
 }
 
 /// Since when nobody reaches which replica.
-#[derive(Default)]
-struct Vigil {
+pub(super) struct Vigil {
+    patience: Duration,
     unreached: BTreeMap<Key, Instant>,
 }
 
 impl Vigil {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, unreached: BTreeMap::new() }
+    }
+
     /// Takes a round of answers, and gives what was not reached for too long.
-    fn note(&mut self, at: Instant, answers: Vec<(Key, Answer)>) -> Vec<(Key, String)> {
+    pub(super) fn note(&mut self, at: Instant, answers: Vec<(Key, Answer)>) -> Vec<(Key, String)> {
         let mut before = std::mem::take(&mut self.unreached);
         let mut given_up = Vec::new();
         for (key, answer) in answers {
             let Answer::NotReached(why) = answer else { continue };
             let since = before.remove(&key).unwrap_or(at);
-            if at.duration_since(since) >= PATIENCE {
+            if at.duration_since(since) >= self.patience {
                 given_up.push((key, why));
             } else {
                 self.unreached.insert(key, since);
@@ -183,7 +189,7 @@ mod tests {
 
     #[test]
     fn only_what_nobody_reaches_for_the_whole_time_is_given_up() {
-        let mut vigil = Vigil::default();
+        let mut vigil = Vigil::new(PATIENCE);
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         assert!(vigil.note(at(0), vec![(key(0), away()), (key(1), away())]).is_empty());
