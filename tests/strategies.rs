@@ -1,0 +1,330 @@
+//! The strategies that are not replica by replica, and borrowing, with the real binary as controller and command
+//! line on the simulated fleet: what the rules promise is held against the engines' processes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use common::{Finished, run, wait_until};
+use gpudeck::demo::World;
+use serde_json::Value;
+
+const LONG: Duration = Duration::from_mins(3);
+
+/// What a simulated GPU shows as used when nothing is on it, and what counts as its engine's, MiB.
+const IDLE_MIB: u64 = 1_024;
+
+/// Everything of a service here is timed for a test.
+const TIMES: &str = "healthy_deadline = \"60s\"\nprogress_deadline = \"2m\"\n\
+                     drain_deadline = \"20s\"\nstop_grace = \"5s\"\n";
+
+/// One host of eight GPUs takes ranks; the other three are cordoned until a test needs them.
+struct Place {
+    world: Option<World>,
+    home: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Place {
+    fn new() -> Self {
+        let home = tempfile::Builder::new().prefix("gdt").tempdir_in("/tmp").unwrap();
+        std::fs::create_dir(home.path().join("w")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let world = runtime.block_on(World::start(Some(home.path().join("w")))).unwrap();
+        gpudeck::controller::init_repository(&world.deck_dir()).unwrap();
+        let place = Self { world: Some(world), home, _runtime: runtime };
+        for host in ["gpu-2", "gpu-3", "gpu-4"] {
+            place.expect(&["cordon", host, "-m", "not there"], 0);
+        }
+        place
+    }
+
+    fn root(&self) -> PathBuf {
+        self.world.as_ref().unwrap().root().to_owned()
+    }
+
+    fn gpudeck(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gpudeck"));
+        command
+            .arg("--deck")
+            .arg(self.world.as_ref().unwrap().deck_dir())
+            .args(arguments)
+            .env("GPUDECK_HOME", self.home.path().join("s"))
+            .env("HOME", self.home.path())
+            .env("USER", "tester")
+            .env_remove("SSH_AUTH_SOCK");
+        run(&mut command, LONG)
+    }
+
+    #[track_caller]
+    fn expect(&self, arguments: &[&str], code: i32) -> Finished {
+        let done = self.gpudeck(arguments);
+        let story = || self.gpudeck(&["events"]).stdout;
+        assert!(done.code() == Some(code), "{arguments:?}: {done:#?}\n{}", story());
+        done
+    }
+
+    #[track_caller]
+    fn apply(&self, service: &str, more: &[&str]) {
+        let arguments = ["apply", service, "--yes", "--wait", "--timeout", "2m"];
+        self.expect(&[&arguments[..], more].concat(), 0);
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str], code: i32) -> Value {
+        let done = self.expect(&[arguments, &["--output", "json"]].concat(), code);
+        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {}", done.stdout))
+    }
+
+    fn status(&self, service: &str) -> Value {
+        self.json(&["status", service], 0)
+    }
+
+    /// Writes a spec of two replicas; `tokens` tells its engines from those of another revision.
+    fn spec(&self, service: &str, tensor: u32, tokens: u32, top: &str, rollout: &str) {
+        let text = format!(
+            r#"# SIMULATED: the engine is a process that plays one; there is no model.
+model    = "simulated/{service}"
+replicas = 2
+parallel = {{ tensor = {tensor} }}
+memory   = "40GiB"
+{top}
+[engine.command]
+run = [
+  "{{gpudeck}}", "sim-engine", "--address", "{{address}}", "--port", "{{port}}", "--model", "{service}",
+  "--load-time", "500ms", "--gpu-memory", "40GiB", "--tokens", "{tokens}",
+]
+
+[rollout]
+{TIMES}{rollout}
+"#
+        );
+        std::fs::write(self.world.as_ref().unwrap().spec_path(service), text).unwrap();
+    }
+
+    /// Waits until so many GPUs of the deck hold an engine's memory: an ended engine's is free only a moment
+    /// later, and a plan counts what is free.
+    fn settle(&self, gpus: usize) {
+        wait_until("the GPUs' memory to be as the replicas are", LONG, || {
+            let hosts = self.json(&["hosts"], 0);
+            let samples = hosts.as_object().unwrap().values().map(|h| &h["sample"]["gpus"]["some"]);
+            let gpu = samples.flat_map(|s| s.as_array().cloned().unwrap_or_default());
+            let used = |g: &Value| g["memory"]["used"].as_u64().unwrap_or(0) >> 20 > IDLE_MIB;
+            gpu.filter(used).count() == gpus
+        });
+    }
+
+    fn watch(&self) -> Watch {
+        Watch::begin(self.root())
+    }
+
+    fn wait(&self, service: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let last = std::cell::RefCell::new(Value::Null);
+        wait_until(what, LONG, || {
+            let view = self.status(service);
+            let good = holds(&view);
+            *last.borrow_mut() = view;
+            good
+        });
+        last.into_inner()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.gpudeck(&["controller", "stop"]);
+        // Engines end with it.
+        self.world = None;
+    }
+}
+
+/// Looks at the engines' processes all the time. What it never saw may have been; what it saw was.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<BTreeSet<BTreeSet<String>>>>,
+}
+
+impl Watch {
+    fn begin(root: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut seen = BTreeSet::new();
+            while !stopped.load(Ordering::Acquire) {
+                seen.insert(engines(&root).into_iter().map(|e| e.what).collect());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            seen
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Every combination of `SERVICE TOKENS` that lived at a time.
+    fn end(mut self) -> BTreeSet<BTreeSet<String>> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Engine {
+    /// `SERVICE TOKENS`
+    what: String,
+    pid: u32,
+}
+
+/// The engines of this test's hosts that live now.
+fn engines(root: &Path) -> Vec<Engine> {
+    let root = root.to_str().unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        // A process may end while it is looked at: then it has no such file any more.
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let words: Vec<&str> = line.split('\0').collect();
+        let after = |name: &str| words.iter().skip_while(|w| **w != name).nth(1).copied();
+        if !words.first().is_some_and(|w| w.starts_with(root))
+            || words.get(1) != Some(&"sim-engine")
+        {
+            continue;
+        }
+        if let (Some(service), Some(tokens)) = (after("--model"), after("--tokens")) {
+            found.push(Engine { what: format!("{service} {tokens}"), pid });
+        }
+    }
+    found.sort();
+    found
+}
+
+fn set(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|w| (*w).to_owned()).collect()
+}
+
+#[test]
+fn recreate_asks_for_the_outage_and_never_runs_both_releases() {
+    let place = Place::new();
+    place.spec("code", 4, 12, "", "");
+    place.apply("code", &[]);
+    place.settle(8);
+
+    place.spec("code", 4, 13, "", "strategy = \"recreate\"");
+    let refused = place.expect(&["apply", "code", "--yes"], 6);
+    assert!(refused.stderr.contains("OUTAGE"), "{refused:#?}");
+    assert!(refused.stderr.contains("--accept-outage"), "{refused:#?}");
+    assert_eq!(place.status("code")["ready"], 2, "what is refused touches nothing");
+
+    let watch = place.watch();
+    place.apply("code", &["--accept-outage"]);
+    let seen = watch.end();
+    assert!(!seen.contains(&set(&["code 12", "code 13"])), "both ran: {seen:?}");
+    assert!(seen.contains(&set(&["code 12"])) && seen.contains(&set(&["code 13"])), "{seen:?}");
+    let view = place.status("code");
+    assert_eq!((&view["stable"], &view["ready"]), (&Value::from(2), &Value::from(2)), "{view:#}");
+    assert_eq!(view["progress"]["lowest_ready"], 0, "the outage is not hidden: {view:#}");
+}
+
+#[test]
+fn blue_green_needs_room_for_a_second_set_and_switches_all_traffic_at_once() {
+    let place = Place::new();
+    place.spec("code", 4, 12, "", "");
+    place.apply("code", &[]);
+    place.settle(8);
+    let old = engines(&place.root());
+
+    let strategy =
+        "strategy = \"blue-green\"\nsteps = [{ approve = true }]\nscale_down_delay = \"1s\"";
+    place.spec("code", 4, 13, "", strategy);
+    let refused = place.expect(&["apply", "code", "--yes"], 6);
+    assert!(
+        refused.stderr.contains("blue-green needs room for a whole second set"),
+        "{refused:#?}"
+    );
+    assert!(refused.stderr.contains("free 8 more GPUs"), "{refused:#?}");
+    assert_eq!(engines(&place.root()), old, "what is refused touches nothing");
+
+    // With a second host there is room.
+    place.expect(&["uncordon", "gpu-2"], 0);
+    let watch = place.watch();
+    place.expect(&["apply", "code", "--yes"], 0);
+    let view = place.wait("code", "the gate", |v| v["rollout"]["gate"] == "approve");
+    assert_eq!(view["ready"], 4, "two whole sets: {view:#}");
+    assert_eq!(traffic(&view), (100, 0), "before the switch the new set gets nothing: {view:#}");
+    place.expect(&["rollout", "promote", "code"], 0);
+    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
+    let seen = watch.end();
+    assert!(seen.contains(&set(&["code 12", "code 13"])), "{seen:?}");
+    let view = place.status("code");
+    assert_eq!((&view["stable"], &view["ready"]), (&Value::from(2), &Value::from(2)), "{view:#}");
+    assert_eq!(traffic(&view), (0, 100), "{view:#}");
+    assert_eq!(view["progress"]["lowest_ready"], 2, "{view:#}");
+}
+
+/// The shares of r1 and of r2, percent.
+fn traffic(view: &Value) -> (u64, u64) {
+    let of = |release: &str| {
+        let replicas = view["replicas"].as_array().unwrap().iter();
+        let ours = replicas.filter(|r| r["id"].as_str().unwrap().starts_with(release));
+        ours.map(|r| r["weight_percent"].as_u64().unwrap()).sum()
+    };
+    (of("r1-"), of("r2-"))
+}
+
+#[test]
+fn a_rollout_borrows_from_a_service_of_lower_priority_and_gives_back() {
+    let place = Place::new();
+    place.spec("chat", 2, 12, "placement = { priority = -1 }", "max_unavailable = 1");
+    place.apply("chat", &[]);
+    place.spec("code", 2, 12, "", "");
+    place.apply("code", &[]);
+    place.settle(8);
+
+    // All eight GPUs are taken, and not one replica of code may be missing.
+    let whole = "max_unavailable = 0\nmax_surge = 1";
+    place.spec("code", 2, 13, "", whole);
+    place.expect(&["apply", "code", "--yes"], 6);
+
+    place.spec("code", 2, 13, "", &format!("{whole}\nborrow = \"chat\""));
+    let plan = place.json(&["plan", "code"], 2);
+    let borrows = plan["borrows"].as_array().unwrap();
+    assert_eq!(borrows.len(), 1, "the fewest that help: {plan:#}");
+    assert_eq!(borrows[0]["lender"], "chat", "{plan:#}");
+    let before = engines(&place.root());
+    place.apply("code", &[]);
+    let view = place.status("code");
+    assert_eq!((&view["ready"], &view["progress"]["lowest_ready"]), (&2.into(), &2.into()));
+
+    // The loan ends with the rollout; chat is whole again, and only the one that was lent was ended.
+    let chat = place.wait("chat", "chat to be whole again", |v| v["ready"] == 2);
+    assert_eq!((&chat["stable"], &chat["condition"]), (&1.into(), &"serving".into()), "{chat:#}");
+    place.settle(8);
+    let after = engines(&place.root());
+    let chats = |all: &[Engine]| -> BTreeSet<u32> {
+        all.iter().filter(|e| e.what == "chat 12").map(|e| e.pid).collect()
+    };
+    assert_eq!((chats(&before).len(), chats(&after).len()), (2, 2), "{after:?}");
+    assert_eq!(chats(&before).intersection(&chats(&after)).count(), 1, "{before:?} {after:?}");
+    let codes: Vec<&str> =
+        after.iter().map(|e| e.what.as_str()).filter(|w| w.starts_with("code")).collect();
+    assert_eq!(codes, ["code 13", "code 13"]);
+    let events = place.expect(&["events"], 0).stdout;
+    assert!(events.contains("is lent to code until its rollout to"), "{events}");
+}
