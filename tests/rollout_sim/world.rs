@@ -43,6 +43,9 @@ struct Rank {
     freed: Timestamp,
 }
 
+/// The end of a hang that only a stop ends.
+const FOR_EVER: Timestamp = Timestamp(u64::MAX);
+
 /// Something under way: what the controller was told to do, due at a moment.
 #[derive(Clone, Debug)]
 struct Task {
@@ -105,6 +108,8 @@ pub struct World {
     replaced: Option<Replaced>,
     /// Replicas whose engine really generated a token.
     generated: BTreeSet<ReplicaId>,
+    /// Engines that were ready, live, and answer nothing before then.
+    hung: BTreeMap<ReplicaId, Timestamp>,
     /// What the controller's clock says more (or less) than the time.
     clock_error_ms: i64,
     /// The journal cannot be written until then; what happens waits in order.
@@ -159,6 +164,7 @@ impl World {
             epoch: 1,
             replaced: None,
             generated: BTreeSet::new(),
+            hung: BTreeMap::new(),
             clock_error_ms: 0,
             disk_full_until: Timestamp(0),
             waiting: VecDeque::new(),
@@ -848,12 +854,24 @@ impl World {
                     assert!(!serves, "a rank of {}, which is ready, is stopped", rank.replica);
                     there.running = false;
                     there.freed = freed;
+                    if self.hung.remove(&rank.replica).is_some() {
+                        self.count("hung engine stopped");
+                    }
                 }
                 self.tell(EventKind::RankEnded { rank, how: "stopped".to_owned() });
             }
             Action::AwaitToken { replica, .. } => {
                 if !self.replica_runs(replica) {
                     return; // its end is told by itself
+                }
+                match self.hung.get(&replica) {
+                    Some(&FOR_EVER) => return,
+                    Some(&until) if until > self.now => return self.later(task, until),
+                    Some(_) => {
+                        self.hung.remove(&replica);
+                        self.count("hung engine answers again");
+                    }
+                    None => {}
                 }
                 let nature = self.natures.get(&replica.release).copied().unwrap_or_default();
                 match nature {
@@ -1024,6 +1042,22 @@ impl World {
         EventKind::HoldBegan { hosts: ["h0".parse().unwrap()].into(), why: "login-lost".to_owned() }
     }
 
+    /// An engine lives on and answers nothing, for a while or until it is ended.
+    fn hang(&mut self, replica: ReplicaId) {
+        self.count("engine hangs after ready");
+        let for_ever = self.rng.one_in(2);
+        let until = self.now.plus(Duration::from_secs(self.rng.below(1_800)));
+        self.hung.insert(replica, if for_ever { FOR_EVER } else { until });
+        self.tell(EventKind::ReplicaUnready { replica, why: "timeout".to_owned() });
+        let state = self.state.replicas.get(&replica.key());
+        let serves = state.is_some_and(|r| r.attempt == replica.attempt && r.phase == Phase::Ready);
+        if !serves {
+            // From here on only a new token may bring traffic back. (It serves on where the full disk kept
+            // the controller from taking note.)
+            self.generated.remove(&replica);
+        }
+    }
+
     fn fault(&mut self) {
         match self.rng.below(14) {
             12 => {
@@ -1086,8 +1120,7 @@ impl World {
                     .collect();
                 if !ready.is_empty() && self.rng.one_in(3) {
                     let replica = ready[self.rng.index(ready.len())];
-                    self.count("replica stops answering");
-                    self.tell(EventKind::ReplicaUnready { replica, why: "timeout".to_owned() });
+                    self.hang(replica);
                 }
             }
             5 | 6 => {
