@@ -1,5 +1,6 @@
 //! HTTP requests from the host to an engine on it.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
@@ -10,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::error::failed;
+use crate::base::text::clean;
 use crate::wire::{HttpReply, Refusal};
 
 /// Longest body that is passed on.
@@ -43,7 +45,25 @@ pub async fn request(ask: Ask) -> Result<HttpReply, Refusal> {
     let timeout = ask.timeout.min(MAX_TIMEOUT);
     match tokio::time::timeout(timeout, exchange(ask)).await {
         Ok(result) => result,
-        Err(_) => Err(failed(format!("no answer in {}", crate::base::time::short(timeout)))),
+        Err(_) => Err(no_answer(format!("no answer in {}", crate::base::time::short(timeout)))),
+    }
+}
+
+fn no_answer(message: String) -> Refusal {
+    Refusal::NoAnswer { message: clean(&message, 500) }
+}
+
+/// It was not reached; or this host has no descriptor or port left to ask with, which is not its fault.
+fn not_connected(host: &str, error: &io::Error) -> Refusal {
+    use io::ErrorKind::{
+        ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+    };
+    let message = format!("{host}: {error}");
+    match error.kind() {
+        ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable | TimedOut => {
+            no_answer(message)
+        }
+        _ => failed(message),
     }
 }
 
@@ -70,9 +90,8 @@ async fn exchange(ask: Ask) -> Result<HttpReply, Refusal> {
     if request.uri().path_and_query().is_none() || !ask.path.starts_with('/') {
         return Err(failed("the path must begin with /"));
     }
-    let stream = TcpStream::connect((address, ask.port))
-        .await
-        .map_err(|e| failed(format!("{host}: {e}")))?;
+    let stream =
+        TcpStream::connect((address, ask.port)).await.map_err(|e| not_connected(&host, &e))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failed(format!("{host}: {e}")))?;
@@ -93,7 +112,7 @@ async fn exchange(ask: Ask) -> Result<HttpReply, Refusal> {
             _ = &mut connection, if driving => driving = false,
         }
     };
-    let (status, body) = result.map_err(|e| failed(format!("{host}: {e}")))?;
+    let (status, body) = result.map_err(|e| no_answer(format!("{host}: {e}")))?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(HttpReply { status, body: String::from_utf8_lossy(&body).into_owned(), took_ms })
 }
@@ -173,5 +192,18 @@ mod tests {
         let mut slow = ask(silent.local_addr().unwrap().port(), "/");
         slow.timeout = Duration::from_millis(50);
         assert!(request(slow).await.unwrap_err().to_string().contains("50ms"));
+    }
+
+    #[tokio::test]
+    async fn who_answers_nothing_is_told_from_who_cannot_be_asked() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let mut slow = ask(port, "/");
+        slow.timeout = Duration::from_millis(50);
+        assert!(matches!(request(slow).await, Err(Refusal::NoAnswer { .. })));
+        drop(silent);
+        assert!(matches!(request(ask(port, "/")).await, Err(Refusal::NoAnswer { .. })));
+        let full = io::Error::from_raw_os_error(24); // EMFILE
+        assert!(matches!(not_connected("127.0.0.1:1", &full), Refusal::Failed { .. }));
     }
 }

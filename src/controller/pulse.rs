@@ -71,7 +71,7 @@ async fn ask_engine(means: &Means, ready: Ready) -> (Key, Answer) {
     };
     let answer = match link.request(request).await {
         Ok(Reply::Http(_)) => Answer::Reached,
-        Err(LinkError::Refused { refusal: Refusal::Failed { .. }, .. }) => {
+        Err(LinkError::Refused { refusal: Refusal::NoAnswer { .. }, .. }) => {
             Answer::NotReached(format!("nothing for {} s, though it runs", PATIENCE.as_secs()))
         }
         _ => Answer::Unknown,

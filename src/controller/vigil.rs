@@ -128,7 +128,7 @@ async fn ask(means: &Means, gateway: &HostName, doubt: &Doubt) -> Answer {
     };
     match link.request(request).await {
         Ok(Reply::Http(_)) => Answer::Reached,
-        Err(LinkError::Refused { refusal: Refusal::Failed { .. }, .. }) => {
+        Err(LinkError::Refused { refusal: Refusal::NoAnswer { .. }, .. }) => {
             let host = &doubt.host;
             Answer::NotReached(format!("{host} is silent, and {gateway} does not reach it either"))
         }

@@ -106,7 +106,7 @@ impl Hint for Refusal {
             Self::Protocol { .. } => {
                 "restart the controller so that it installs its own agent".to_owned()
             }
-            Self::Failed { .. } => return None,
+            Self::NoAnswer { .. } | Self::Failed { .. } => return None,
         })
     }
 }

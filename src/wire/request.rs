@@ -456,6 +456,12 @@ pub enum Refusal {
         /// Which port.
         port: u16,
     },
+    /// Who was asked over HTTP answered nothing: in time, or at all. (That nobody could be asked is `Failed`.)
+    #[error("{message}")]
+    NoAnswer {
+        /// What came instead.
+        message: String,
+    },
     /// A file or directory is not there.
     #[error("{path} does not exist on the host")]
     NoFile {
