@@ -234,6 +234,7 @@ impl Core {
             }
             awake = now();
         }
+        self.measured.save();
     }
 
     /// This process stood still since `awake` (it was stopped, its machine was suspended): no deadline counts that
@@ -260,7 +261,6 @@ impl Core {
             self.happened_at(&service, began, awake);
             self.happened(&service, EventKind::HoldEnded);
         }
-        self.measured.save();
     }
 
     /// Carries out again whatever the journal says is still awaited.
