@@ -67,13 +67,13 @@ fn check_gpu(gpus: &Gpus, uuid: &str, needed: Bytes) -> Result<(), Refusal> {
             return Err(failed(format!("the GPU driver has not answered for {for_ms} ms")));
         }
         Gpus::None { .. } => None,
-        Gpus::Some(list) => list.iter().find(|g| g.uuid == uuid),
+        Gpus::Some(list) => list.iter().find_map(|g| Some((g, g.part(&device)?))),
     };
-    let Some(gpu) = gpu else { return Err(Refusal::NoDevice { device }) };
+    let Some((gpu, part)) = gpu else { return Err(Refusal::NoDevice { device }) };
     if gpu.health == GpuHealth::Lost {
         return Err(failed(format!("{uuid} has fallen off the bus")));
     }
-    let Some(memory) = gpu.memory else {
+    let Some(memory) = part.memory else {
         return Err(failed(format!("the driver does not say how much memory of {uuid} is free")));
     };
     if memory.free() >= needed {

@@ -11,8 +11,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{show as seen, table, top_details};
 use crate::api::{
-    Delta, DeviceId, Door, Gpu, GpuHealth, Gpus, HostLinkState, HostName, HostView, Looking,
-    Snapshot, Timestamp, age, text, time, xid,
+    Delta, Door, Gpu, GpuHealth, Gpus, HostLinkState, HostName, HostView, Looking, Snapshot,
+    Timestamp, age, text, time, xid,
 };
 
 /// Longest line, in characters.
@@ -189,9 +189,7 @@ fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
     } else if let Some(last) = gpu.xid {
         line.push_str(&format!(", {}", xid::describe(last.code)));
     }
-    let rank = host.ranks.iter().find(|rank| {
-        rank.devices.iter().any(|d| matches!(d, DeviceId::Gpu(uuid) if *uuid == gpu.uuid))
-    });
+    let rank = host.ranks.iter().find(|rank| rank.devices.iter().any(|d| gpu.has(d)));
     match (rank, gpu.processes.first()) {
         (Some(rank), _) => line.push_str(&format!(", {}", rank.rank)),
         (None, Some(process)) => {

@@ -128,8 +128,8 @@ impl Core {
     fn gpu_named(&self, host: &HostName, device: &DeviceId) -> Option<(String, Option<Bytes>)> {
         self.hub.with(|s| {
             let gpus = s.hosts.get(host)?.sample.as_ref()?.gpus.list();
-            let gpu = gpus.iter().find(|g| g.device() == *device)?;
-            Some((gpu.name.clone(), gpu.memory.map(|m| m.total)))
+            let gpu = gpus.iter().find_map(|g| g.part(device))?;
+            Some((gpu.name.to_owned(), gpu.memory.map(|m| m.total)))
         })
     }
 

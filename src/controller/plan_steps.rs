@@ -32,10 +32,10 @@ fn kind_of(hub: &Hub, plan: &ReplicaPlan) -> String {
         for rank in &plan.ranks {
             let sample = s.hosts.get(&rank.host).and_then(|h| h.sample.as_ref());
             for device in &rank.devices {
-                let gpu = sample.and_then(|s| s.gpus.list().iter().find(|g| g.device() == *device));
+                let gpu = sample.and_then(|s| s.gpus.list().iter().find_map(|g| g.part(device)));
                 let name = match (device, gpu) {
                     (DeviceId::Cpu, _) => "cpu".to_owned(),
-                    (_, Some(gpu)) => gpu.name.clone(),
+                    (_, Some(gpu)) => gpu.name.to_owned(),
                     (_, None) => "unknown GPU".to_owned(),
                 };
                 *names.entry(name).or_default() += 1;
@@ -58,8 +58,8 @@ pub fn devices_text(hub: &Hub, host: &HostName, devices: &[DeviceId]) -> String 
         let sample = s.hosts.get(host).and_then(|h| h.sample.as_ref());
         let gpus = sample.map(|s| s.gpus.list()).unwrap_or_default();
         gpus.iter()
-            .filter(|g| devices.contains(&g.device()))
-            .map(|g| format!("GPU {}", g.index))
+            .flat_map(|g| devices.iter().filter_map(|d| g.part(d)))
+            .map(|part| format!("GPU {}", part.label))
             .collect()
     });
     let lost = devices.len().saturating_sub(indexes.len());

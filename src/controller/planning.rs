@@ -572,6 +572,7 @@ pub(super) fn demand(
         shapes,
         device: spec.device,
         memory_share: engine.memory_share(spec),
+        whole_gpus: engine.needs_whole_gpus(spec).map(str::to_owned),
         placement: spec.placement.clone(),
         reuse: Vec::new(),
         staying: Vec::new(),
@@ -616,11 +617,12 @@ fn planned_replica(
     let (text, free) = core.hub.with(|s| {
         let sample = s.hosts.get(&replica.host).and_then(|h| h.sample.as_ref());
         let gpus = sample.map(|s| s.gpus.list()).unwrap_or_default();
-        let mine: Vec<_> = gpus.iter().filter(|g| replica.devices.contains(&g.device())).collect();
+        let parts = gpus.iter().flat_map(|g| replica.devices.iter().filter_map(|d| g.part(d)));
+        let mine: Vec<_> = parts.collect();
         if replica.devices == [DeviceId::Cpu] {
             return ("cpu".to_owned(), sample.and_then(|s| s.memory).map(|m| m.free()));
         }
-        let text = mine.iter().map(|g| format!("GPU {}", g.index)).collect::<Vec<_>>().join(", ");
+        let text = mine.iter().map(|g| format!("GPU {}", g.label)).collect::<Vec<_>>().join(", ");
         (text, mine.iter().filter_map(|g| g.memory).map(|m| m.free()).min())
     });
     PlannedReplica {

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::actions::{self, Means};
 use super::core::{Core, Input};
 use super::sampling::{GpuUnder, Sampler};
-use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, text};
+use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, text};
 use crate::engine::{self, EngineMetrics, TokenAnswer, TokenRequest};
 use crate::rollout::checks::ERROR_RETRY;
 use crate::rollout::{CheckResult, CheckRun, EventKind, Phase, ServiceState};
@@ -116,10 +116,8 @@ impl Core {
                 self.hub.with(|snapshot| {
                     let host = snapshot.hosts.get(&rank.host);
                     let Some(sample) = host.and_then(|h| h.sample.as_ref()) else { return };
-                    let ours = sample.gpus.list().iter().filter(|gpu| {
-                        let device: DeviceId = gpu.device();
-                        rank.devices.contains(&device)
-                    });
+                    let ours = sample.gpus.list().iter();
+                    let ours = ours.filter(|gpu| rank.devices.iter().any(|d| gpu.has(d)));
                     out.extend(ours.map(|gpu| (key.release, rank.host.clone(), gpu.clone())));
                 });
             }

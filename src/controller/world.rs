@@ -53,7 +53,7 @@ fn apply_cordons(capacity: &mut HostCapacity, state: &DeckState) {
             capacity.cordoned = true;
             continue;
         };
-        for found in capacity.gpus.iter_mut().filter(|g| g.device() == gpu.device) {
+        for found in capacity.gpus.iter_mut().filter(|g| g.is_of(&gpu.device)) {
             found.healthy = Err(format!("cordoned by {}", cordon.by));
         }
     }

@@ -74,6 +74,11 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// Why it cannot run on an instance of a GPU that MIG divides, where it cannot.
+    fn needs_whole_gpus(&self, _spec: &ServiceSpec) -> Option<&'static str> {
+        None
+    }
+
     /// The command line of a rank.
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError>;
 

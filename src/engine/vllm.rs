@@ -13,7 +13,7 @@ use crate::model::{
     Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device,
     predict,
 };
-use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
+use crate::spec::{DeviceKind, Parallel, ParallelShape, RuntimeSpec, ServiceSpec};
 
 /// The adapter.
 #[derive(Debug)]
@@ -154,6 +154,15 @@ impl Engine for Vllm {
         let given = args::value(&spec.args, &["--gpu-memory-utilization"]);
         let share = given.and_then(|v| v.parse::<f64>().ok()).unwrap_or(DEFAULT_UTILISATION);
         share.is_finite().then(|| share.clamp(0.0, 1.0))
+    }
+
+    fn needs_whole_gpus(&self, spec: &ServiceSpec) -> Option<&'static str> {
+        // vLLM 0.20 fails on anything but numbers in CUDA_VISIBLE_DEVICES (vllm issue 41848), and
+        // CUDA counts no more than the first instance of a GPU. In a container it is given nothing else.
+        match spec.runtime {
+            RuntimeSpec::Docker(_) => None,
+            _ => Some("outside containers vLLM takes GPUs by number, and those have none"),
+        }
     }
 
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {

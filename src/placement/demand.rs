@@ -16,6 +16,8 @@ pub struct Demand {
     pub device: DeviceKind,
     /// The share of each GPU's memory that the engine takes whatever the model needs, 0 to 1.
     pub memory_share: Option<f64>,
+    /// Why it cannot run on an instance of a divided GPU, if it cannot.
+    pub whole_gpus: Option<String>,
     /// Where replicas may go.
     pub placement: PlacementSpec,
     /// Present replicas of this service whose devices may be taken over; free ones are taken first.

@@ -18,7 +18,7 @@ pub(super) fn chosen(
     memory: Bytes,
     in_place_of: &BTreeSet<ReplicaKey>,
 ) -> String {
-    let list: Vec<String> = gpus.iter().map(|g| g.index.to_string()).collect();
+    let list: Vec<String> = gpus.iter().map(|g| g.label()).collect();
     let name = gpus.first().map_or(String::new(), |g| text::clean(&g.name, 40));
     let links = |group: &Vec<&GpuCapacity>| {
         link_cost(&group.iter().map(|g| (g.island, g.numa)).collect::<Vec<_>>())
@@ -87,24 +87,28 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
     if host.gpus.is_empty() {
         return Some(host.gpu_trouble.clone().unwrap_or_else(|| "it has no GPU".to_owned()));
     }
-    if host.gpus.len() < wanted {
-        let word = if host.gpus.len() == 1 { "GPU" } else { "GPUs" };
-        return Some(format!("it has {} {word}, {wanted} needed", host.gpus.len()));
+    let gpus: Vec<&GpuCapacity> = host.usable_by(wanted).collect();
+    if gpus.len() < wanted {
+        let word = if gpus.len() == 1 { "GPU" } else { "GPUs" };
+        let parts = match host.gpus.len() - gpus.len() {
+            0 => String::new(),
+            n => format!(" and {n} MIG instances, which are not joined"),
+        };
+        return Some(format!("it has {} {word}{parts}, {wanted} needed", gpus.len()));
     }
+    let all = gpus.len();
     let short = |gpus: &[&GpuCapacity], what: &str| {
         (gpus.len() < wanted)
-            .then(|| format!("GPUs {what}: {} of {}, {wanted} needed", gpus.len(), host.gpus.len()))
+            .then(|| format!("GPUs {what}: {} of {all}, {wanted} needed", gpus.len()))
     };
-    let wrong: Vec<String> =
-        host.gpus.iter().filter_map(|g| unmet(host, Some(g), demand)).collect();
-    if host.gpus.len() - wrong.len() < wanted
+    let wrong: Vec<String> = gpus.iter().filter_map(|g| unmet(host, Some(g), demand)).collect();
+    if gpus.len() - wrong.len() < wanted
         && let Some(why) = wrong.first()
     {
         return Some(why.clone());
     }
-    let large: Vec<&GpuCapacity> = host
-        .gpus
-        .iter()
+    let large: Vec<&GpuCapacity> = gpus
+        .into_iter()
         .filter(|g| unmet(host, Some(g), demand).is_none())
         .filter(|g| g.total >= needed_on(g, demand, need))
         .collect();
@@ -118,7 +122,7 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
     let healthy: Vec<&GpuCapacity> = large.into_iter().filter(|g| g.healthy.is_ok()).collect();
     if let Some(why) = short(&healthy, "that are large enough and healthy") {
         let sick = host.gpus.iter().find_map(|g| {
-            g.healthy.as_ref().err().map(|e| format!("; GPU {}: {}", g.index, text::clean(e, 80)))
+            g.healthy.as_ref().err().map(|e| format!("; GPU {}: {}", g.label(), text::clean(e, 80)))
         });
         return Some(why + &sick.unwrap_or_default());
     }
@@ -181,15 +185,16 @@ pub(super) fn refusal(
     }
     if demand.device == DeviceKind::Gpu {
         let wanted = demand.shapes.iter().map(ShapeNeed::devices).min().unwrap_or(1);
-        let most = eligible.iter().max_by_key(|h| h.gpus.len());
-        if let Some(host) = most.filter(|h| h.gpus.len() < wanted) {
+        let count = |h: &HostCapacity| h.usable_by(wanted).count();
+        let most = eligible.iter().max_by_key(|h| count(h));
+        if let Some(host) = most.filter(|h| count(h) < wanted) {
             let message = format!(
                 "a replica needs {wanted} GPUs, the largest host ({}) has {}; \
                  spanning hosts is not supported yet",
                 host.name,
-                host.gpus.len()
+                count(host)
             );
-            let change = match host.gpus.len() {
+            let change = match count(host) {
                 0 => {
                     "add a host with GPUs, or set device = \"cpu\" where the engine can".to_owned()
                 }

@@ -16,7 +16,7 @@ pub mod world;
 
 pub use demand::{Demand, PlacedReplica, Placement, Refusal, Reuse, ShapeNeed};
 pub use service::{Budget, place, sorted};
-pub use world::{GpuCapacity, HostCapacity, World};
+pub use world::{GpuCapacity, HostCapacity, Instance, World};
 
 #[cfg(test)]
 mod tests;

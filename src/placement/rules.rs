@@ -50,11 +50,26 @@ pub(super) fn unmet(
     gpu: Option<&GpuCapacity>,
     demand: &Demand,
 ) -> Option<String> {
+    if let Some(why) = &demand.whole_gpus
+        && gpu.is_some_and(|g| g.instance.is_some())
+    {
+        return Some(format!("it has MIG instances: {why}"));
+    }
     let requirement = match Requirement::parse(demand.placement.require.as_ref()?) {
         Ok(requirement) => requirement,
         Err(error) => return Some(format!("require, {error}")),
     };
     requirement.why_not(&|fact| host.fact(gpu, fact))
+}
+
+/// The same as a requirement, for a world.
+pub(super) fn requirement(demand: &Demand) -> Option<String> {
+    let own = demand.placement.require.clone();
+    match (own, &demand.whole_gpus) {
+        (own, None) => own,
+        (None, Some(_)) => Some("!gpu.mig".to_owned()),
+        (Some(own), Some(_)) => Some(format!("({own}) && !gpu.mig")),
+    }
 }
 
 /// What this GPU must have free for the need.

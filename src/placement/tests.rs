@@ -15,6 +15,7 @@ fn gpu(host: &str, index: u32, total: u64, free: u64) -> GpuCapacity {
     GpuCapacity {
         uuid: format!("{host}-{index}"),
         index,
+        instance: None,
         name: format!("H{total}"),
         total: Bytes::gib(total),
         free: Bytes::gib(free),
@@ -68,6 +69,7 @@ fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
         shapes,
         device: DeviceKind::Gpu,
         memory_share: None,
+        whole_gpus: None,
         placement: PlacementSpec::default(),
         reuse: Vec::new(),
         staying: Vec::new(),
@@ -111,6 +113,47 @@ fn spreads_or_packs() {
     assert_eq!(shown(&place(&w, &d).unwrap()), "a-0 | b-0 | a-1");
     d.placement.spread = Spread::Pack;
     assert_eq!(shown(&place(&w, &d).unwrap()), "a-0 | a-1 | a-2");
+}
+
+#[test]
+fn an_engine_that_cannot_be_told_an_instance_gets_whole_gpus() {
+    let instance = |at: u32| GpuCapacity {
+        instance: Some(Instance {
+            of: "a-1".to_owned(),
+            profile: "3g.40gb".to_owned(),
+            label: format!("1:{at}"),
+        }),
+        ..gpu("a", 2 + at, 40, 39)
+    };
+    let w = world(vec![host("a", vec![gpu("a", 0, 80, 79), instance(0), instance(1)])]);
+    let mut d = demand(1, vec![need(1, 30)]);
+    d.placement.require = Some("gpu.memory < 50GiB || gpu.index == 0".to_owned());
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-2", "the smallest that suffices");
+    d.whole_gpus = Some("it counts".to_owned());
+    assert_eq!(shown(&place(&w, &d).unwrap()), "a-0");
+    d.replicas = 2;
+    let refusal = place(&w, &d).unwrap_err();
+    assert_eq!(refusal.fitting, 1);
+    let w = world(vec![host("a", vec![instance(0), instance(1)])]);
+    let refusal = place(&w, &d).unwrap_err();
+    assert_eq!(refusal.reasons, ["a: it has MIG instances: it counts"]);
+}
+
+#[test]
+fn instances_are_not_joined_to_one_replica() {
+    let instance = |at: u32| GpuCapacity {
+        instance: Some(Instance {
+            of: "a-0".to_owned(),
+            profile: "1g.10gb".to_owned(),
+            label: format!("0:{at}"),
+        }),
+        ..gpu("a", 1 + at, 10, 10)
+    };
+    let w = world(vec![host("a", (0..7).map(instance).collect())]);
+    assert!(place(&w, &demand(7, vec![need(1, 8)])).is_ok());
+    let refusal = place(&w, &demand(1, vec![need(2, 8)])).unwrap_err();
+    let why = "a: it has 0 GPUs and 7 MIG instances, which are not joined, 2 needed";
+    assert_eq!(refusal.reasons, [why]);
 }
 
 #[test]
@@ -489,7 +532,7 @@ fn a_sample_becomes_a_capacity() {
     assert_eq!(host.gpus[0].free, Bytes(9));
     assert_eq!(host.gpus[3].reserved_by.as_deref(), Some("embed"));
     assert!(host.up && host.gpus[4].healthy.is_err());
-    assert_eq!(host.gpus[3].healthy, Err("it is divided into MIG instances".to_owned()));
+    assert_eq!(host.gpus[3].healthy, Err("it is to be divided, and has no instances".to_owned()));
     let name = "a".parse().unwrap();
     let unseen = HostCapacity::observed(name, BTreeMap::new(), true, None, None, &held);
     assert!(!unseen.up);

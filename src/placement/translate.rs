@@ -7,7 +7,7 @@ use super::global::file::{
     Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldNic, WorldService,
     WorldShape,
 };
-use super::rules::{available, excluded, excluded_by_spec, needed_on, unmet};
+use super::rules::{available, excluded, excluded_by_spec, needed_on, requirement, unmet};
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, DeviceId, ReplicaKey, text};
 
@@ -68,7 +68,7 @@ pub(super) fn possible_when_empty(
     need: ShapeNeed,
 ) -> bool {
     hosts.iter().filter(|h| excluded(h, demand).is_none()).any(|host| {
-        let large = host.gpus.iter().filter(|g| {
+        let large = host.usable_by(need.devices()).filter(|g| {
             g.total >= needed_on(g, demand, need) && unmet(host, Some(g), demand).is_none()
         });
         large.count() >= need.devices()
@@ -150,7 +150,7 @@ fn world_gpu(index: u32, gpu: &GpuCapacity, holder: Option<&Reuse>) -> WorldGpu 
         island: gpu.island,
         numa: gpu.numa,
         pcie_switch: None,
-        mig: None,
+        mig: gpu.instance.as_ref().map(|i| text::clean(&i.profile, 40)),
     }
 }
 
@@ -193,7 +193,7 @@ fn add_service(
         replicas: demand.replicas.saturating_add(staying),
         shapes,
         priority: demand.placement.priority,
-        require: demand.placement.require.clone(),
+        require: requirement(demand),
         hosts: if allowed.len() == hosts.len() { Vec::new() } else { allowed },
         spread: demand.placement.spread.into(),
         link: WorldLink::Any,

@@ -38,13 +38,15 @@ pub struct HostCapacity {
     pub gpu_trouble: Option<String>,
 }
 
-/// A GPU.
+/// A GPU, or an instance of one that is divided by MIG.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GpuCapacity {
     /// The driver's UUID.
     pub uuid: String,
-    /// Index in the driver's order, for people.
+    /// Index in the driver's order. Instances are numbered after the last GPU.
     pub index: u32,
+    /// Of which GPU it is an instance, if it is one.
+    pub instance: Option<Instance>,
     /// Product name.
     pub name: String,
     /// Its memory.
@@ -63,14 +65,123 @@ pub struct GpuCapacity {
     pub reserved_by: Option<String>,
 }
 
+/// What makes a device a MIG instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// UUID of the GPU that is divided.
+    pub of: String,
+    /// How much of it: `3g.40gb`.
+    pub profile: String,
+    /// As people call it: `7:1` is the second instance of GPU 7.
+    pub label: String,
+}
+
 impl GpuCapacity {
     /// Its id as a device.
     pub fn device(&self) -> DeviceId {
         DeviceId::Gpu(self.uuid.clone())
     }
+
+    /// How people call it: its index, of an instance that of its GPU and its own.
+    pub fn label(&self) -> String {
+        self.instance.as_ref().map_or_else(|| self.index.to_string(), |i| i.label.clone())
+    }
+
+    /// Whether it is this device, or an instance of it.
+    pub fn is_of(&self, device: &DeviceId) -> bool {
+        let DeviceId::Gpu(uuid) = device else { return false };
+        self.uuid == *uuid || self.instance.as_ref().is_some_and(|i| i.of == *uuid)
+    }
+
+    fn observed(
+        gpu: &Gpu,
+        islands: &BTreeMap<&str, u32>,
+        reserved: &BTreeMap<DeviceId, String>,
+    ) -> Self {
+        Self {
+            uuid: gpu.uuid.clone(),
+            index: gpu.index,
+            instance: None,
+            name: gpu.name.clone(),
+            total: gpu.memory.map_or(Bytes::ZERO, |m| m.total),
+            free: gpu.memory.map_or(Bytes::ZERO, |m| m.free()),
+            foreign: Bytes::ZERO,
+            healthy: match &gpu.health {
+                GpuHealth::Ok if gpu.memory.is_none() => {
+                    Err("its memory cannot be read".to_owned())
+                }
+                GpuHealth::Ok if gpu.mig == Some(true) => {
+                    Err("it is to be divided, and has no instances".to_owned())
+                }
+                GpuHealth::Ok => Ok(()),
+                GpuHealth::Degraded { why } => Err(why.clone()),
+                GpuHealth::Lost => Err("it has fallen off the bus".to_owned()),
+            },
+            island: islands.get(gpu.uuid.as_str()).copied(),
+            numa: gpu.numa_node,
+            reserved_by: reserved.get(&gpu.device()).cloned(),
+        }
+    }
+
+    /// The `at`th instance of a GPU. What is wrong with the GPU is wrong with it.
+    fn instance_of(
+        gpu: &Gpu,
+        at: usize,
+        index: u32,
+        reserved: &BTreeMap<DeviceId, String>,
+    ) -> Option<Self> {
+        let part = gpu.mig_instances.get(at)?;
+        Some(Self {
+            uuid: part.uuid.clone(),
+            index,
+            instance: Some(Instance {
+                of: gpu.uuid.clone(),
+                profile: part.profile().to_owned(),
+                label: format!("{}:{at}", gpu.index),
+            }),
+            name: part.name.clone(),
+            total: part.memory.map_or(Bytes::ZERO, |m| m.total),
+            free: part.memory.map_or(Bytes::ZERO, |m| m.free()),
+            foreign: Bytes::ZERO,
+            healthy: match &gpu.health {
+                GpuHealth::Ok if part.memory.is_none() => {
+                    Err("its memory cannot be read".to_owned())
+                }
+                GpuHealth::Ok => Ok(()),
+                GpuHealth::Degraded { why } => Err(why.clone()),
+                GpuHealth::Lost => Err("its GPU has fallen off the bus".to_owned()),
+            },
+            island: None,
+            numa: gpu.numa_node,
+            reserved_by: reserved.get(&part.device()).cloned(),
+        })
+    }
+}
+
+/// What ranks can be placed on: the GPUs, and in the place of those that are divided their instances.
+fn devices(gpus: &[Gpu], reserved: &BTreeMap<DeviceId, String>) -> Vec<GpuCapacity> {
+    let islands = islands(gpus);
+    let mut next = gpus.iter().map(|g| g.index.saturating_add(1)).max().unwrap_or(0);
+    let mut found = Vec::new();
+    for gpu in gpus {
+        if gpu.mig != Some(true) || gpu.mig_instances.is_empty() {
+            found.push(GpuCapacity::observed(gpu, &islands, reserved));
+            continue;
+        }
+        for at in 0..gpu.mig_instances.len() {
+            found.extend(GpuCapacity::instance_of(gpu, at, next, reserved));
+            next = next.saturating_add(1);
+        }
+    }
+    found
 }
 
 impl HostCapacity {
+    /// The devices that a replica of so many can have here: instances of divided GPUs are never joined.
+    pub fn usable_by(&self, devices: usize) -> impl Iterator<Item = &GpuCapacity> {
+        self.gpus.iter().filter(move |g| devices <= 1 || g.instance.is_none())
+    }
+
     /// What a requirement wants to know of this host and one of its GPUs.
     pub fn fact<'a>(&'a self, gpu: Option<&'a GpuCapacity>, fact: &Fact) -> Option<Value<'a>> {
         let label = |key: &str| self.labels.get(key).map(|v| Value::Text(v));
@@ -81,9 +192,8 @@ impl HostCapacity {
             Fact::GpuIndex => gpu.map(|g| Value::Number(f64::from(g.index))),
             Fact::GpuNuma => gpu?.numa.map(|n| Value::Number(f64::from(n))),
             Fact::GpuIsland => gpu?.island.map(|n| Value::Number(f64::from(n))),
-            // MIG instances are not listed by the agent.
-            Fact::GpuMig => gpu.map(|_| Value::Bool(false)),
-            Fact::GpuProfile => None,
+            Fact::GpuMig => gpu.map(|g| Value::Bool(g.instance.is_some())),
+            Fact::GpuProfile => gpu?.instance.as_ref().map(|i| Value::Text(&i.profile)),
             Fact::HostNic => {
                 self.nics.iter().map(|(_, gbit)| *gbit).reduce(f64::max).map(Value::Number)
             }
@@ -108,7 +218,6 @@ impl HostCapacity {
         reserved: &BTreeMap<DeviceId, String>,
     ) -> Self {
         let gpus = sample.map_or(&[][..], |s| s.gpus.list());
-        let islands = islands(gpus);
         let gpu_trouble = sample.and_then(|s| match &s.gpus {
             Gpus::None { why } => Some(format!("it has no GPU ({why})")),
             Gpus::Hung { for_ms } => {
@@ -125,32 +234,7 @@ impl HostCapacity {
             nics: facts.map(nics).unwrap_or_default(),
             cpus: facts.map_or(0, |f| f.cpus),
             memory_free: sample.and_then(|s| s.memory).map_or(Bytes::ZERO, |m| m.free()),
-            gpus: gpus
-                .iter()
-                .map(|gpu| GpuCapacity {
-                    uuid: gpu.uuid.clone(),
-                    index: gpu.index,
-                    name: gpu.name.clone(),
-                    total: gpu.memory.map_or(Bytes::ZERO, |m| m.total),
-                    free: gpu.memory.map_or(Bytes::ZERO, |m| m.free()),
-                    foreign: Bytes::ZERO,
-                    healthy: match &gpu.health {
-                        GpuHealth::Ok if gpu.memory.is_none() => {
-                            Err("its memory cannot be read".to_owned())
-                        }
-                        // Whole it cannot be used, and ranks are not given instances yet.
-                        GpuHealth::Ok if gpu.mig == Some(true) => {
-                            Err("it is divided into MIG instances".to_owned())
-                        }
-                        GpuHealth::Ok => Ok(()),
-                        GpuHealth::Degraded { why } => Err(why.clone()),
-                        GpuHealth::Lost => Err("it has fallen off the bus".to_owned()),
-                    },
-                    island: islands.get(gpu.uuid.as_str()).copied(),
-                    numa: gpu.numa_node,
-                    reserved_by: reserved.get(&gpu.device()).cloned(),
-                })
-                .collect(),
+            gpus: devices(gpus, reserved),
             gpu_trouble,
         }
     }

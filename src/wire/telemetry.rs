@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Bytes, DeviceId};
+use crate::base::Bytes;
 
 /// What a host is; it does not change while it is up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -344,13 +344,6 @@ pub struct Gpu {
     /// Who uses it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<GpuProcess>,
-}
-
-impl Gpu {
-    /// Its id as a device.
-    pub fn device(&self) -> DeviceId {
-        DeviceId::Gpu(self.uuid.clone())
-    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

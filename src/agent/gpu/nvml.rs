@@ -228,7 +228,11 @@ fn lost(gpu: &Gpu) -> Gpu {
 }
 
 /// A newly read identity with what takes turns of the reading before.
-fn with_turns_of(identity: Gpu, before: Gpu) -> Gpu {
+fn with_turns_of(mut identity: Gpu, before: Gpu) -> Gpu {
+    for part in &mut identity.mig_instances {
+        part.memory =
+            before.mig_instances.iter().find(|p| p.uuid == part.uuid).and_then(|p| p.memory);
+    }
     Gpu {
         uuid: identity.uuid,
         name: identity.name,

@@ -175,13 +175,11 @@ fn gpu(
         mig_instances: script
             .mig_instances
             .iter()
-            .map(|part| MigInstance {
+            .zip(&now.instances)
+            .map(|(part, used)| MigInstance {
                 uuid: clean(&part.uuid, 80),
                 name: clean(&part.name, 96),
-                memory: Some(MemoryUse {
-                    used: Bytes(part.memory_used),
-                    total: Bytes(part.memory_total),
-                }),
+                memory: Some(MemoryUse { used: Bytes(*used), total: Bytes(part.memory_total) }),
             })
             .collect(),
         nvlink_peers: peers.collect(),

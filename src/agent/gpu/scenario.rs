@@ -353,8 +353,10 @@ pub struct Reading {
     pub temperature_c: u32,
     /// Milliwatts.
     pub power_mw: u32,
-    /// Living processes and their bytes.
+    /// Living processes and their bytes, those on its MIG instances included.
     pub processes: Vec<(u32, u64)>,
+    /// Bytes in use of each MIG instance, in the order of the script.
+    pub instances: Vec<u64>,
 }
 
 /// Plays a scenario: reads its file again when it changed, and its allocations every time.
@@ -443,9 +445,17 @@ fn reading(gpu: &GpuScript, held: &[Held], seconds: f64) -> Reading {
         utilisation_percent: gpu.utilisation_percent.min(100),
         temperature_c: gpu.temperature_c,
         power_mw: gpu.power_mw,
+        instances: gpu.mig_instances.iter().map(|part| part.memory_used).collect(),
         ..Reading::default()
     };
-    for Held { allocation, alive } in held.iter().filter(|h| h.allocation.gpu == gpu.uuid) {
+    for Held { allocation, alive } in held {
+        let on = gpu.mig_instances.iter().position(|part| part.uuid == allocation.gpu);
+        if on.is_none() && allocation.gpu != gpu.uuid {
+            continue;
+        }
+        if let Some(used) = on.and_then(|at| reading.instances.get_mut(at)) {
+            *used = used.saturating_add(allocation.bytes);
+        }
         reading.memory_used = reading.memory_used.saturating_add(allocation.bytes);
         if *alive {
             reading.processes.push((allocation.pid, allocation.bytes));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
-use crate::api::{DeviceId, Gpu, GpuHealth, HostLinkState, HostView, RankView};
+use crate::api::{Gpu, GpuHealth, HostLinkState, HostView, RankView};
 use crate::tui::draw::{Pen, spark};
 use crate::tui::state::State;
 use crate::tui::words;
@@ -69,9 +69,7 @@ struct Owner {
 }
 
 fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
-    let holds = |rank: &&RankView| {
-        rank.devices.iter().any(|d| matches!(d, DeviceId::Gpu(uuid) if *uuid == gpu.uuid))
-    };
+    let holds = |rank: &&RankView| rank.devices.iter().any(|d| gpu.has(d));
     if let Some(rank) = host.ranks.iter().find(holds) {
         let index = state.service_index(&rank.rank.service);
         let replica = rank.rank.replica.key();

@@ -220,19 +220,22 @@ pub fn places_of(state: &State, replica: &ReplicaView) -> String {
     let place = |rank: &crate::api::RankView| {
         let host = state.snapshot.as_ref().and_then(|s| s.hosts.get(&rank.host));
         let gpus = host.and_then(|h| h.sample.as_ref()).map_or(&[][..], |s| s.gpus.list());
-        let mut indices = Vec::new();
-        for device in &rank.devices {
-            match device {
-                DeviceId::Cpu => return format!("{} cpu", rank.host),
-                DeviceId::Gpu(uuid) => {
-                    indices.extend(gpus.iter().find(|g| g.uuid == *uuid).map(|g| g.index));
-                }
-            }
+        if rank.devices.contains(&DeviceId::Cpu) {
+            return format!("{} cpu", rank.host);
         }
-        if indices.is_empty() {
+        let labels: Vec<String> = rank
+            .devices
+            .iter()
+            .filter_map(|d| gpus.iter().find_map(|g| g.part(d)))
+            .map(|part| part.label)
+            .collect();
+        if labels.is_empty() {
             return format!("{} ({} GPUs)", rank.host, rank.devices.len());
         }
-        format!("{} GPU {}", rank.host, words::ranges(indices))
+        // Instances of divided GPUs, `7:1`, are no numbers.
+        let indices: Result<Vec<u32>, _> = labels.iter().map(|l| l.parse::<u32>()).collect();
+        let which = indices.map_or_else(|_| labels.join(","), words::ranges);
+        format!("{} GPU {which}", rank.host)
     };
     replica.ranks.iter().map(place).collect::<Vec<_>>().join(", ")
 }

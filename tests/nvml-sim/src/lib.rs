@@ -394,7 +394,9 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut Mem
     }
     with_gpu(device, "memory", |gpu, _, now| {
         if let Some(part) = part(gpu, device) {
-            let (total, used) = (part.memory_total, part.memory_used);
+            let at = (device / PART).saturating_sub(1);
+            let used = now.instances.get(at).copied().unwrap_or_default();
+            let total = part.memory_total;
             let free = total - used.min(total);
             // SAFETY: NVML's contract.
             return unsafe { put(to, MemoryV2 { version, total, reserved: 0, free, used }) };
