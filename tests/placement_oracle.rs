@@ -66,6 +66,17 @@ fn agrees_with_cp_sat_on_small_worlds() {
 }
 
 #[test]
+fn what_columns_prove_is_never_beyond_the_optimum() {
+    let Some(python) = python() else { return };
+    let mut command = Command::new(python);
+    command.arg(checkout().join("tests/placement_oracle/oracle.py"));
+    command.args([env!("CARGO_BIN_EXE_gpudeck"), "columns", "0", "3"]);
+    let done = common::run(&mut command, Duration::from_secs(600)).expect_success();
+    let said: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(said["worlds"], 3, "{said}");
+}
+
+#[test]
 fn a_bad_world_is_one_clear_error() {
     let dir = tempfile::tempdir().unwrap();
     let host = r#"{"name": "h1", "gpus": [{"index": 0, "memory_total": "80GiB"}]}"#;

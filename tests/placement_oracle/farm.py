@@ -19,6 +19,38 @@ except ImportError:  # Only HiGHS is asked.
 from check import World
 
 
+def take(m, use, link, rooms, mine, t, each, x):
+    """`each` groups of `t` GPUs on one host, if `x`."""
+    if len(mine) == 1:
+        use[mine[0]].append(each * t * x)
+        return
+    # Whole groups in one of two islands, and groups over both. An island of the farm is a NUMA node.
+    assert len(mine) == 2
+    if each == 1:
+        inside = [m.new_bool_var("") if rooms[k] >= t else None for k in mine]
+        ways = [i for i in inside if i is not None]
+        for key, i in zip(mine, inside):
+            if i is not None:
+                use[key].append(t * i)
+        for left in range(1, t):
+            if left <= rooms[mine[0]] and t - left <= rooms[mine[1]]:
+                way = m.new_bool_var("")
+                ways.append(way)
+                use[mine[0]].append(left * way)
+                use[mine[1]].append((t - left) * way)
+                link.append(2 * way)
+        m.add(sum(ways) == x)
+        return
+    inside = [m.new_int_var(0, min(each, rooms[k] // t), "") for k in mine]
+    across = m.new_int_var(0, each, "")
+    m.add(sum(inside) + across == each * x)
+    left = m.new_int_var(0, each * t, "")
+    m.add(left <= t * across)
+    use[mine[0]] += [t * inside[0], left]
+    use[mine[1]] += [t * inside[1], t * across, -left]
+    link.append(2 * across)
+
+
 def goals_of(w, m):
     """Adds the farm to a model; the terms of each level."""
     rooms, islands = {}, {}
@@ -35,45 +67,46 @@ def goals_of(w, m):
         for split in [x for x in range(1, units + 1) if units % x == 0]:
             each = units // split
             for model in sorted({w.model(key) for key in w.gpus}):
-                parts, racks = [], {}
-                chosen = m.new_bool_var("")
+                fitting = []
                 for h, mine in islands.items():
                     first = (h, w.hosts[h]["gpus"][0]["index"])
-                    if w.model(first) != model or sum(rooms[k] for k in mine) < each * t:
+                    large = w.model(first) == model and sum(rooms[k] for k in mine) >= each * t
+                    if large and any(w.suits(s, shape, key) for key in w.gpus if key[0] == h):
+                        fitting.append(h)
+                # A way for each rack that has so many, and one that goes over racks. On no host lies more than one
+                # part: said of each host, it makes halves of two racks no cheaper than a whole (a cut).
+                racks = {}
+                for h in fitting:
+                    racks.setdefault(w.rack(h), []).append(h)
+                within = [hosts for hosts in racks.values() if len(hosts) >= split] if split > 1 else []
+                for hosts in [*within, fitting]:
+                    if len(hosts) < split:
                         continue
-                    if not any(w.suits(s, shape, key) for key in w.gpus if key[0] == h):
+                    over = split > 1 and hosts is fitting
+                    if over and len(racks) == 1:
                         continue
-                    x = m.new_bool_var("")
-                    parts.append(x)
-                    racks.setdefault(w.rack(h), []).append(x)
-                    if h not in w.has[name]:
-                        weights.append((s["weights_bytes"] >> 30) * x)
-                    if len(mine) == 1:
-                        use[mine[0]].append(each * t * x)
-                        continue
-                    # Whole groups in one of two islands, and groups over both. An island of the farm is a NUMA node.
-                    assert len(mine) == 2
-                    inside = [m.new_int_var(0, min(each, rooms[k] // t), "") for k in mine]
-                    across = m.new_int_var(0, each, "")
-                    m.add(sum(inside) + across == each * x)
-                    left = m.new_int_var(0, each * t, "")
-                    m.add(left <= t * across)
-                    use[mine[0]] += [t * inside[0], left]
-                    use[mine[1]] += [t * inside[1], t * across, -left]
-                    link.append(2 * across)
-                if len(parts) < split:
-                    m.add(chosen == 0)
-                    continue
-                m.add(sum(parts) == split * chosen)
-                ways.append(chosen)
-                if split > 1:
-                    touched = []
-                    for xs in racks.values():
-                        r = m.new_bool_var("")
-                        for x in xs:
-                            m.add(r >= x)
-                        touched.append(r)
-                    link.append(3 * (split - 1) * chosen + sum(touched) - chosen)
+                    chosen = m.new_bool_var("")
+                    ways.append(chosen)
+                    parts, touched = [], {}
+                    for h in hosts:
+                        x = m.new_bool_var("")
+                        parts.append(x)
+                        if split > 1:
+                            m.add(x <= chosen)
+                        if over:
+                            touched.setdefault(w.rack(h), []).append(x)
+                        if h not in w.has[name]:
+                            weights.append((s["weights_bytes"] >> 30) * x)
+                        take(m, use, link, rooms, islands[h], t, each, x)
+                    m.add(sum(parts) == split * chosen)
+                    if over:
+                        for rack, xs in touched.items():
+                            touched[rack] = m.new_bool_var("")
+                            for x in xs:
+                                m.add(touched[rack] >= x)
+                        link.append(sum(touched.values()) - chosen)
+                    if split > 1:
+                        link.append(3 * (split - 1) * chosen)
         m.add(sum(ways) <= 1)
         unplaced.setdefault(s["priority"], []).append(1 - sum(ways))
     for key, terms in use.items():

@@ -3,6 +3,8 @@
 
   oracle.py PROGRAM small FROM TO     every answer is allowed and says what is so; where both prove the optimum they agree
   oracle.py PROGRAM farm|lost FROM TO --limit MS     the figures: how far from CP-SAT's optimum, and how fast
+  oracle.py PROGRAM farm FROM TO --limit MS --columns S    how far from what columns.py proves in S seconds a level
+  oracle.py PROGRAM columns FROM TO   on small farms the bounds of columns.py are never beyond CP-SAT's optimum
   oracle.py - small|farm|lost SEED    print the world
   oracle.py highs|cpsat farm FROM TO --cpsat S    how long HiGHS or CP-SAT takes, S seconds a level at most
 
@@ -86,6 +88,48 @@ def figures(args):
     return out
 
 
+def columns_small(args):
+    """On farms that CP-SAT proves, the bounds of columns.py are never beyond the optimum."""
+    import columns
+    import farm
+
+    rows = []
+    for seed in range(args.first, args.last):
+        world = worlds.farm(seed, hosts=16, gangs=24)
+        levels = check.check(world, place(args.program, world, "--time-limit", "20s", "--steps", "60000"))
+        best = farm.optimum(world, levels, 10)
+        values, proven = best["levels"], best["proven"]
+        # The bound of the bytes holds for placements that are as good as the answer on all levels before.
+        assert not all(proven[:-2]) or values[:-2] == levels[:-6], f"seed {seed}: {levels}, CP-SAT {values}"
+        found = columns.bounds(world, levels, 60)
+        slack = 1e-3
+        if all(proven[:-1]):
+            assert found["link"]["bound"] <= values[-2] + slack, f"seed {seed}: {found}, CP-SAT {values}"
+        if values[-2] == levels[-4]:
+            assert found["bytes"]["bound"] <= values[-1] + slack, f"seed {seed}: {found}, CP-SAT {values}"
+        if all(proven):
+            rows.append(found["bytes"]["bound"] / max(1, values[-1]))
+    return {"worlds": args.last - args.first, "proven": len(rows), "nearest": min(rows, default=None)}
+
+
+def bounded(args):
+    """How far an answer is from what columns.py proves."""
+    import columns
+
+    rows = []
+    for seed in range(args.first, args.last):
+        world = worlds.farm(seed)
+        answer = place(args.program, world, "--time-limit", f"{args.limit}ms")
+        log = lambda text: print(f"seed {seed}: {text}", file=sys.stderr, flush=True)
+        row = {"seed": seed, "ms": answer["search"]["elapsed_ms"], "first_ms": answer["search"]["first_feasible_ms"]}
+        row.update(columns.bounds(world, check.check(world, answer), args.columns, log))
+        row["bytes_ratio"] = row["bytes"]["answer"] / max(1, row["bytes"]["bound"])
+        print(json.dumps(row), file=sys.stderr)
+        rows.append(row)
+    ratios = [row["bytes_ratio"] for row in rows]
+    return {"worlds": rows, "bytes_ratio_median": statistics.median(ratios), "bytes_ratio_worst": max(ratios)}
+
+
 def compare(args):
     import farm
 
@@ -100,16 +144,20 @@ def compare(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
-    parser.add_argument("kind", choices=sorted(worlds.KINDS))
+    parser.add_argument("kind", choices=[*sorted(worlds.KINDS), "columns"])
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int, nargs="?")
     parser.add_argument("--limit", type=int, default=100, help="milliseconds for gpudeck")
     parser.add_argument("--cpsat", type=float, default=60, help="seconds for CP-SAT")
+    parser.add_argument("--columns", type=float, help="seconds a level for columns.py")
     args = parser.parse_args()
     if args.last is None:
         args.last = args.first + 1
     if args.program in ("highs", "cpsat"):
         print(json.dumps(compare(args)))
+        return
+    if args.kind == "columns" or args.columns:
+        print(json.dumps(columns_small(args) if args.kind == "columns" else bounded(args)))
         return
     if args.program == "-":
         print(json.dumps(worlds.KINDS[args.kind](args.first)))
