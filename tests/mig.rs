@@ -7,13 +7,15 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Gpudeck, wait_until};
+use common::{Gpudeck, Traces, wait_until};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(90);
 const GIB: u64 = 1 << 30;
 
 struct Stage {
+    /// What is left of a test that fails ends with it.
+    _traces: Traces,
     person: Gpudeck,
 }
 
@@ -21,6 +23,7 @@ impl Stage {
     /// One host with GPU 0 whole (24 GiB) and GPU 1 divided into 40 and 10 GiB.
     fn new() -> Self {
         let person = Gpudeck::new();
+        let traces = Traces::of(&person);
         let home = person.home();
         std::fs::create_dir(home.join("held")).unwrap();
         let part = |name: &str, gib: u64| {
@@ -51,7 +54,7 @@ impl Stage {
             home.join("held").display(),
         );
         std::fs::write(person.deck().join("deck.toml"), deck).unwrap();
-        Self { person }
+        Self { _traces: traces, person }
     }
 
     fn write(&self, service: &str, gib: u64, more: &str) {
