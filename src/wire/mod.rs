@@ -7,6 +7,7 @@
 pub mod change;
 pub mod checkup;
 pub mod codec;
+pub mod lasting;
 pub mod request;
 pub mod telemetry;
 pub mod told;
@@ -14,6 +15,7 @@ pub mod xid;
 
 pub use checkup::{Checkup, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
+pub use lasting::Lasting;
 pub use request::{
     ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GPU_NUMBERS, GatewayConfig,
     HttpReply, LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
