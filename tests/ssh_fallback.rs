@@ -84,12 +84,12 @@ async fn a_host_without_room_for_an_agent_is_looked_at() {
         agent_binary: Some(PathBuf::from(env!("CARGO_BIN_EXE_gpudeck"))),
         ssh_config: Some(PathBuf::from("/dev/null")),
         interactive: false,
-        in_process: None,
+        ..FleetOptions::default()
     };
     let fleet = Fleet::new(options, sender);
     fleet.set_hosts(&BTreeMap::from([(host.clone(), spec)]));
 
-    let (mut limited, mut sample, mut facts) = (None, None::<Box<HostSample>>, None);
+    let (mut limited, mut sample, mut facts) = (None, None::<std::sync::Arc<HostSample>>, None);
     let looked = async {
         while limited.is_none() || sample.is_none() || facts.is_none() {
             match events.recv().await.unwrap() {

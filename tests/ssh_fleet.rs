@@ -123,7 +123,7 @@ impl Watched {
             agent_binary: Some(agent.to_owned()),
             ssh_config: Some(PathBuf::from("/dev/null")),
             interactive,
-            in_process: None,
+            ..FleetOptions::default()
         };
         Self { fleet: Fleet::new(options, sender), events, seen: Vec::new() }
     }

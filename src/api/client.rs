@@ -30,6 +30,8 @@ use crate::wire::{Checkup, LogChunk};
 
 /// Longest answer or line that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// Room for pieces of a stream that is kept.
+const LINES_KEPT: usize = 64 << 10;
 
 /// Longest line of what is asked of a lent agent: a message of its protocol in base64.
 const MAX_ASKED_BYTES: usize = 2 * super::lend::message::MAX_MESSAGE_BYTES;
@@ -211,20 +213,17 @@ impl Client {
             return Err(refused.err().unwrap_or_else(|| internal(&"no stream")));
         }
         let body = response.into_body().into_data_stream();
-        let state = (body, Vec::<u8>::new());
-        let messages = futures::stream::unfold(state, move |(mut body, mut buffer)| async move {
+        let state = (body, Lines::default());
+        let messages = futures::stream::unfold(state, move |(mut body, mut lines)| async move {
             loop {
-                if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
-                    let rest = buffer.split_off(end + 1);
-                    let line = std::mem::replace(&mut buffer, rest);
-                    let message = serde_json::from_slice(&line).ok()?;
-                    return Some((message, (body, buffer)));
+                if let Some(line) = lines.next() {
+                    let message = serde_json::from_slice(line).ok()?;
+                    return Some((message, (body, lines)));
                 }
                 let piece = body.next().await?.ok()?;
-                if buffer.len() + piece.len() > longest {
+                if !lines.push(&piece, longest) {
                     return None;
                 }
-                buffer.extend_from_slice(&piece);
             }
         });
         Ok(messages.boxed())
@@ -237,6 +236,47 @@ impl Client {
     ) -> Result<T, ApiError> {
         let body = serde_json::to_vec(body).map_err(|e| internal(&e))?;
         Self::answer(self.exchange(Method::POST, path, body).await?).await
+    }
+}
+
+/// What has come of a stream, cut into lines.
+#[derive(Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// Where the next line begins, and from where on its end is to be looked for: a snapshot comes
+    /// in hundreds of pieces.
+    begin: usize,
+    looked: usize,
+}
+
+impl Lines {
+    /// The next line that is there whole.
+    fn next(&mut self) -> Option<&[u8]> {
+        let unread = self.bytes.get(self.looked..)?;
+        let Some(length) = unread.iter().position(|b| *b == b'\n') else {
+            self.looked = self.bytes.len();
+            return None;
+        };
+        let end = self.looked + length;
+        let begin = std::mem::replace(&mut self.begin, end + 1);
+        self.looked = end + 1;
+        self.bytes.get(begin..end)
+    }
+
+    /// Takes in another piece; false: the line would be longer than `longest`.
+    fn push(&mut self, piece: &[u8], longest: usize) -> bool {
+        self.bytes.drain(..self.begin);
+        self.looked -= self.begin;
+        self.begin = 0;
+        if self.bytes.is_empty() {
+            // A snapshot's room is not kept for the changes after it.
+            self.bytes.shrink_to(LINES_KEPT);
+        }
+        if self.bytes.len() + piece.len() > longest {
+            return false;
+        }
+        self.bytes.extend_from_slice(piece);
+        true
     }
 }
 
@@ -258,7 +298,7 @@ fn internal(error: &dyn std::fmt::Display) -> ApiError {
 #[async_trait]
 impl Door for Client {
     async fn stream(&self) -> Result<BoxStream<'static, Delta>, ApiError> {
-        self.lines(&format!("/v1/stream?door={}", self.door), MAX_ANSWER_BYTES).await
+        self.lines(&format!("/v1/stream?door={}&changes=true", self.door), MAX_ANSWER_BYTES).await
     }
 
     async fn send(&self, intent: Intent) -> Result<IntentReply, ApiError> {
@@ -308,5 +348,27 @@ impl Door for Client {
         length: u32,
     ) -> Result<LogChunk, ApiError> {
         self.post("/v1/log", &LogRequest { rank: rank.clone(), offset, length }).await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_whole_however_they_are_cut() {
+        let text = b"{\"a\":1}\n\n{\"b\":22}\nrest";
+        for size in 1..text.len() {
+            let (mut lines, mut seen) = (Lines::default(), Vec::new());
+            for piece in text.chunks(size) {
+                assert!(lines.push(piece, 64));
+                while let Some(line) = lines.next() {
+                    seen.push(String::from_utf8(line.to_vec()).unwrap());
+                }
+            }
+            assert_eq!(seen, ["{\"a\":1}", "", "{\"b\":22}"], "in pieces of {size}");
+            assert!(!lines.push(&[b'x'; 61], 64), "too long");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /v1/version` | [`Version`] |
 //! | `GET /v1/snapshot` | `Snapshot` |
-//! | `GET /v1/stream?door=UUID` | one JSON `Delta` a line, the first is the snapshot |
+//! | `GET /v1/stream?door=UUID&changes=true` | one JSON `Delta` a line, the first is the snapshot; with `changes`, samples also as changes |
 //! | `POST /v1/intents` | `Intent` → `IntentReply` |
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
@@ -213,6 +213,8 @@ async fn snapshot(
 #[derive(Deserialize)]
 struct StreamQuery {
     door: Option<Uuid>,
+    #[serde(default)]
+    changes: bool,
 }
 
 async fn stream(
@@ -222,10 +224,14 @@ async fn stream(
     Query(query): Query<StreamQuery>,
 ) -> Result<Response, ApiError> {
     admit(&peer)?;
-    let deltas = Thinned::new(Arc::clone(desk.hub()), query.door.map(|door| shown.opened(door)));
+    let shown = query.door.map(|door| shown.opened(door));
+    let deltas = Thinned::new(Arc::clone(desk.hub()), shown, query.changes);
     let lines = futures::stream::unfold(deltas, |mut deltas| async move {
         let together = deltas.together().await?;
-        let lines: Vec<u8> = together.iter().flat_map(line).collect();
+        let mut lines = Vec::with_capacity(1 << 10);
+        for delta in &together {
+            put_line(&mut lines, delta);
+        }
         Some((BodyBytes::from(lines), deltas))
     });
     Ok(ndjson(lines))
@@ -240,9 +246,17 @@ fn ndjson(lines: impl futures::Stream<Item = BodyBytes> + Send + 'static) -> Res
 }
 
 fn line<T: Serialize>(message: &T) -> BodyBytes {
-    let mut bytes = serde_json::to_vec(message).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes.into()
+    let mut line = Vec::new();
+    put_line(&mut line, message);
+    line.into()
+}
+
+fn put_line<T: Serialize>(lines: &mut Vec<u8>, message: &T) {
+    let before = lines.len();
+    if serde_json::to_writer(&mut *lines, message).is_err() {
+        lines.truncate(before);
+    }
+    lines.push(b'\n');
 }
 
 async fn borrow_agent(

@@ -14,6 +14,8 @@ use uuid::Uuid;
 use super::hub::Hub;
 use super::view::{Delta, Looking};
 use crate::base::HostName;
+use crate::wire::HostSample;
+use crate::wire::change::SampleChange;
 
 /// A host that is not shown is told so often: what is sampled every five seconds is told whole.
 const SELDOM: Duration = Duration::from_secs(4);
@@ -61,8 +63,9 @@ pub(super) struct Thinned {
     hub: Arc<Hub>,
     deltas: Option<broadcast::Receiver<Delta>>,
     shown: Option<watch::Receiver<Hosts>>,
-    /// When a sample of a host was told last.
-    told: HashMap<HostName, Instant>,
+    /// The door takes changes of samples.
+    changes: bool,
+    told: HashMap<HostName, Told>,
     /// The newest samples that were not told.
     held: HashMap<HostName, Delta>,
     due: VecDeque<Delta>,
@@ -71,12 +74,21 @@ pub(super) struct Thinned {
     seldom: Duration,
 }
 
+/// What a door knows of a host.
+struct Told {
+    /// When it was told a sample last.
+    at: Instant,
+    /// The sample that it has, if only changes are told from there.
+    sample: Option<Arc<HostSample>>,
+}
+
 impl Thinned {
-    pub(super) fn new(hub: Arc<Hub>, shown: Option<watch::Receiver<Hosts>>) -> Self {
+    pub(super) fn new(hub: Arc<Hub>, shown: Option<watch::Receiver<Hosts>>, changes: bool) -> Self {
         Self {
             hub,
             deltas: None,
             shown,
+            changes,
             told: HashMap::new(),
             held: HashMap::new(),
             due: VecDeque::new(),
@@ -125,7 +137,7 @@ impl Thinned {
     /// twenty times a second, and not a thousand.
     pub(super) async fn together(&mut self) -> Option<Vec<Delta>> {
         let first = self.next().await?;
-        let is_sample = matches!(first, Delta::Sample { .. });
+        let is_sample = matches!(first, Delta::Sample { .. } | Delta::Change { .. });
         let mut all = vec![first];
         if is_sample {
             tokio::time::sleep(GATHERED).await;
@@ -162,18 +174,41 @@ impl Thinned {
     /// The change, if it is told now.
     fn pass(&mut self, delta: Delta, now: Instant) -> Option<Delta> {
         match &delta {
-            Delta::Sample { host, .. } => {
-                let fresh = self.told.get(host).is_some_and(|told| now - *told < self.seldom);
-                if fresh && !self.shows(host) {
-                    self.held.insert(host.clone(), delta);
-                    return None;
-                }
+            Delta::Sample { host, sampled, sample, sequence } => {
+                let shows = self.shows(host);
+                // Of what is told seldom no sample is kept only to tell the next one shorter.
+                let kept = (self.changes && shows).then(|| Arc::clone(sample));
+                let before = match self.told.get_mut(host) {
+                    Some(told) if !shows && now - told.at < self.seldom => {
+                        told.sample = None;
+                        self.held.insert(host.clone(), delta);
+                        return None;
+                    }
+                    Some(told) => {
+                        told.at = now;
+                        std::mem::replace(&mut told.sample, kept)
+                    }
+                    None => {
+                        self.told.insert(host.clone(), Told { at: now, sample: kept });
+                        None
+                    }
+                };
                 self.held.remove(host);
-                self.told.insert(host.clone(), now);
+                if let Some(before) = before {
+                    return Some(Delta::Change {
+                        sequence: *sequence,
+                        host: host.clone(),
+                        sampled: *sampled,
+                        change: SampleChange::Between(before, Arc::clone(sample)),
+                    });
+                }
             }
             // Whole, with its newest sample.
             Delta::Host { host, .. } => {
                 self.held.remove(&host.name);
+                if let Some(told) = self.told.get_mut(&host.name) {
+                    told.sample = host.sample.clone().filter(|_| self.changes);
+                }
             }
             Delta::HostGone { host, .. } => {
                 self.held.remove(host);
@@ -189,7 +224,11 @@ impl Thinned {
         let hosts: Vec<HostName> =
             self.held.keys().filter(|host| self.shows(host)).cloned().collect();
         for host in hosts {
-            self.due.extend(self.held.remove(&host));
+            let Some(held) = self.held.remove(&host) else { continue };
+            if let (Delta::Sample { sample, .. }, Some(told)) = (&held, self.told.get_mut(&host)) {
+                told.sample = self.changes.then(|| Arc::clone(sample));
+            }
+            self.due.push_back(held);
         }
     }
 }
@@ -201,7 +240,6 @@ mod tests {
     use crate::api::hub::Change;
     use crate::api::{DeckView, HostLinkState, HostView, Snapshot};
     use crate::base::Timestamp;
-    use crate::wire::HostSample;
 
     fn host(name: &str) -> HostName {
         name.parse().unwrap()
@@ -252,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_shown_is_told_seldom_and_at_once_when_it_is() {
         let (hub, shown, door) = (hub(), Shown::default(), Uuid::from_u128(1));
-        let mut deltas = Thinned::new(Arc::clone(&hub), Some(shown.opened(door)));
+        let mut deltas = Thinned::new(Arc::clone(&hub), Some(shown.opened(door)), true);
         let Some(Delta::Snapshot(mut mine)) = deltas.next().await else { panic!() };
         let both = |at| ["a", "b"].map(|name| sample(&hub, name, at));
         both(1);
@@ -284,10 +322,53 @@ mod tests {
         assert_eq!(mine.hosts, hub.snapshot().hosts);
     }
 
+    /// What comes over the socket leads to what the controller has, told whole or as changes.
+    #[tokio::test]
+    async fn changes_lead_to_the_same_samples() {
+        let (hub, shown, door) = (hub(), Shown::default(), Uuid::from_u128(1));
+        let mut deltas = Thinned::new(Arc::clone(&hub), Some(shown.opened(door)), true);
+        let Some(Delta::Snapshot(mut mine)) = deltas.next().await else { panic!() };
+        let look = |names: &[&str]| {
+            let hosts = names.iter().map(|name| host(name)).collect();
+            shown.says(&Looking { hosts, detail: None, door: Some(door) });
+        };
+        let mut changes = 0;
+        look(&["a"]);
+        for at in 1..40 {
+            match at {
+                10 | 30 => look(&["b"]),
+                20 => look(&["a", "b"]),
+                _ => {}
+            }
+            deltas.seldom = if at % 3 == 0 { Duration::ZERO } else { SELDOM };
+            for name in ["a", "b"] {
+                sample(&hub, name, at);
+            }
+            if at % 7 == 0 {
+                let mut view = hub.with(|s| s.hosts.get(&host("a")).cloned()).unwrap();
+                view.link = HostLinkState::Connecting { phase: at.to_string() };
+                view.sample = Some(Arc::new(HostSample::default())).filter(|_| at != 14);
+                hub.publish(Change::Host(Box::new(view)));
+            }
+            while let Some(delta) = deltas.next().now_or_never().flatten() {
+                changes += usize::from(matches!(delta, Delta::Change { .. }));
+                let line = serde_json::to_string(&delta).unwrap();
+                assert!(mine.apply(serde_json::from_str(&line).unwrap()), "{line}");
+            }
+            for name in ["a", "b"] {
+                let has = |s: &Snapshot| s.hosts.get(&host(name)).unwrap().sample.clone();
+                if deltas.shows(&host(name)) {
+                    assert_eq!(has(&mine), hub.with(has), "{name} at {at}");
+                }
+            }
+        }
+        assert!(changes > 20, "{changes}");
+    }
+
     #[tokio::test]
     async fn who_was_too_slow_begins_again() {
         let hub = hub();
-        let mut deltas = Thinned::new(Arc::clone(&hub), None);
+        let mut deltas = Thinned::new(Arc::clone(&hub), None, false);
         let Some(Delta::Snapshot(mut mine)) = deltas.next().await else { panic!() };
         for at in 0..5_000 {
             sample(&hub, "a", at);
@@ -301,7 +382,7 @@ mod tests {
     #[tokio::test]
     async fn samples_are_told_together_and_whatever_else_at_once() {
         let hub = hub();
-        let mut deltas = Thinned::new(Arc::clone(&hub), None);
+        let mut deltas = Thinned::new(Arc::clone(&hub), None, false);
         assert!(matches!(deltas.together().await.as_deref(), Some([Delta::Snapshot(_)])));
         for (name, at) in [("a", 1), ("b", 1), ("a", 2)] {
             sample(&hub, name, at);

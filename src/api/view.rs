@@ -19,6 +19,7 @@ use crate::base::{
 use crate::model::Observation;
 use crate::rollout::forecast::Forecast;
 use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout};
+use crate::wire::change::SampleChange;
 use crate::wire::{HostFacts, HostSample};
 
 /// Everything a door shows, at one moment. `GET /v1/snapshot`; changes follow as [`Delta`]s on
@@ -74,6 +75,18 @@ pub enum Delta {
         #[serde(with = "shared")]
         sample: Arc<HostSample>,
     },
+    /// As `Sample`, told as what has changed since the sample before that was told; only to doors
+    /// that ask for changes.
+    Change {
+        /// The new sequence number.
+        sequence: u64,
+        /// Which host.
+        host: HostName,
+        /// When the sample arrived, by the controller's clock.
+        sampled: Timestamp,
+        /// What has changed.
+        change: SampleChange,
+    },
     /// A host left the deck.
     HostGone {
         /// The new sequence number.
@@ -126,6 +139,7 @@ impl Delta {
             Self::Deck { sequence, .. }
             | Self::Host { sequence, .. }
             | Self::Sample { sequence, .. }
+            | Self::Change { sequence, .. }
             | Self::HostGone { sequence, .. }
             | Self::Service { sequence, .. }
             | Self::ServiceGone { sequence, .. }
@@ -142,6 +156,7 @@ impl Delta {
             Self::Deck { sequence, .. }
             | Self::Host { sequence, .. }
             | Self::Sample { sequence, .. }
+            | Self::Change { sequence, .. }
             | Self::HostGone { sequence, .. }
             | Self::Service { sequence, .. }
             | Self::ServiceGone { sequence, .. }
@@ -173,6 +188,14 @@ impl Snapshot {
                     view.sample = Some(sample);
                     view.sampled = Some(sampled);
                 }
+            }
+            Delta::Change { host, sampled, change, .. } => {
+                let Some(view) = self.hosts.get_mut(&host) else { return false };
+                let changed = view.sample.as_mut().map(|sample| change.apply(sample));
+                if !matches!(changed, Some(Ok(()))) {
+                    return false;
+                }
+                view.sampled = Some(sampled);
             }
             Delta::HostGone { host, .. } => {
                 self.hosts.remove(&host);

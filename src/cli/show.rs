@@ -23,9 +23,9 @@ pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
         return Ok(snapshot);
     }
     // By what changes: asking for everything again and again costs more than the hosts do.
+    let mut seen = snapshot;
     let follow = async {
         let mut deltas = client.stream().await?;
-        let mut seen = snapshot;
         while let Some(delta) = deltas.next().await {
             if !seen.apply(delta) {
                 deltas = client.stream().await?;
@@ -38,7 +38,7 @@ pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
     if let Ok(followed) = tokio::time::timeout(SETTLE, follow).await {
         followed?;
     }
-    Ok(client.snapshot().await?)
+    Ok(seen)
 }
 
 fn settled(snapshot: &Snapshot) -> bool {

@@ -346,7 +346,7 @@ fn of_gpu(families: &mut Families, host: &str, gpu: &Gpu) {
         let help = "Why clocks are lowered.";
         families.add("gpudeck_gpu_throttle_reason", help, &labels, Some(1.0));
     }
-    for peer in &gpu.nvlink_peers {
+    for peer in gpu.nvlink_peers.iter() {
         let labels = labels(&l, &[("to", Some(peer)), ("over", Some("NVL"))]);
         families.add("gpudeck_gpu_path_info", PATH, &labels, Some(1.0));
     }

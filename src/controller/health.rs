@@ -20,8 +20,15 @@ pub fn lines(before: Option<&HostSample>, after: &HostSample) -> Vec<(Severity, 
         lines.push((Severity::Info, "the GPU driver answers again".to_owned()));
     }
     let old = before.map_or(&[][..], |sample| sample.gpus.list());
-    for gpu in after.gpus.list() {
-        let old = old.iter().find(|o| o.uuid == gpu.uuid);
+    for (place, gpu) in after.gpus.list().iter().enumerate() {
+        // Nearly always at the same place as before, and nearly always nothing is to be told.
+        let is_it = |o: &&Gpu| o.uuid == gpu.uuid;
+        let old = old.get(place).filter(is_it).or_else(|| old.iter().find(is_it));
+        if old.map_or(&GpuHealth::Ok, |o| &o.health) == &gpu.health
+            && old.and_then(|o| o.xid) == gpu.xid
+        {
+            continue;
+        }
         let name = format!("GPU {} ({})", gpu.index, clean(&gpu.uuid, 20));
         if let Some(told) = xid_line(old, gpu, &name) {
             lines.push(told);

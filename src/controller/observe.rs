@@ -39,7 +39,7 @@ impl Core {
                     let host = Some(host.clone());
                     self.tell(EventLine { at: now(), severity, service: None, host, text });
                 }
-                let (sample, sampled) = (Arc::new(*sample), now());
+                let sampled = now();
                 if before.is_some() {
                     self.hub.publish(Change::Sample { host, sampled, sample });
                 } else {

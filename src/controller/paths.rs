@@ -43,6 +43,11 @@ impl Paths {
         self.dir.join("measured.json")
     }
 
+    /// The hash of the agent's binary, as long as its file does not change.
+    pub fn agent_memo(&self) -> PathBuf {
+        self.dir.join("agent-binary.json")
+    }
+
     /// What a background controller logs.
     pub fn log(&self) -> PathBuf {
         self.dir.join("controller.log")

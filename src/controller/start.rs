@@ -142,6 +142,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let fleet = Fleet::new(
         FleetOptions {
             agent_binary: options.agent_binary.clone(),
+            agent_memo: Some(paths.agent_memo()),
             ssh_config: None,
             interactive: true,
             in_process: options.in_process.clone(),

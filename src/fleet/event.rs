@@ -1,5 +1,6 @@
 //! What the links have to tell.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{DownCause, HostName};
@@ -31,7 +32,7 @@ pub enum FleetEvent {
         /// Which host.
         host: HostName,
         /// The newest one.
-        sample: Box<HostSample>,
+        sample: Arc<HostSample>,
     },
     /// How the host's clock differs from ours; now and then.
     Clock {

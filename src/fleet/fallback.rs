@@ -3,6 +3,7 @@
 //! be started there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
@@ -97,7 +98,7 @@ async fn read(
             let facts = Box::new(facts(&parts));
             outbox.put(FleetEvent::Facts { host: host.clone(), facts });
         }
-        let sample = Box::new(meter.sample(&parts));
+        let sample = Arc::new(meter.sample(&parts));
         outbox.put(FleetEvent::Sample { host: host.clone(), sample });
         if let Some(told) = told.take() {
             told();

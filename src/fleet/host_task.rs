@@ -42,6 +42,7 @@ const MAX_WARNED: usize = 4_096;
 /// What all links of a fleet share.
 pub(super) struct Shared {
     pub(super) agent_binary: Option<PathBuf>,
+    pub(super) agent_memo: Option<PathBuf>,
     pub(super) interactive: bool,
     pub(super) in_process: Option<Arc<dyn InProcessHosts>>,
     pub(super) desk: Arc<Desk>,
@@ -69,8 +70,12 @@ impl Shared {
             let path = self.binary_path()?;
             let failed =
                 |why: String| InstallError::Binary { path: path.display().to_string(), why };
-            let reading = path.clone();
-            tokio::task::spawn_blocking(move || AgentBinary::read(&reading))
+            let (reading, memo) = (path.clone(), self.agent_memo.clone());
+            let read = move || match memo {
+                Some(memo) => AgentBinary::read_once(&reading, &memo),
+                None => AgentBinary::read(&reading),
+            };
+            tokio::task::spawn_blocking(read)
                 .await
                 .map_err(|error| failed(error.to_string()))?
                 .map_err(|error| failed(error.to_string()))

@@ -24,6 +24,8 @@ use crate::ssh::{ConnectOptions, Connection};
 pub struct FleetOptions {
     /// The agent's binary; default: this program.
     pub agent_binary: Option<PathBuf>,
+    /// Where the hash of that binary is remembered; none: it is hashed each time.
+    pub agent_memo: Option<PathBuf>,
     /// The SSH configuration; default: `~/.ssh/config`.
     pub ssh_config: Option<PathBuf>,
     /// A person may be asked about host keys and passphrases.
@@ -68,6 +70,7 @@ impl Fleet {
     pub fn new(options: FleetOptions, events: mpsc::Sender<FleetEvent>) -> Self {
         let shared = Shared {
             agent_binary: options.agent_binary,
+            agent_memo: options.agent_memo,
             interactive: options.interactive,
             in_process: options.in_process,
             desk: Arc::new(Desk::default()),

@@ -11,7 +11,7 @@ use super::following::Picture;
 use super::smi;
 use crate::ssh::config::{self, ConfigFiles, Given, Place};
 use crate::ssh::known_hosts::{KnownHosts, Verdict};
-use crate::wire::{FromAgent, MAX_LINE_BYTES, ToAgent, encode_line};
+use crate::wire::{FromAgent, HostSample, MAX_LINE_BYTES, ToAgent, encode_line};
 
 /// One reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +68,10 @@ fn messages(bytes: &[u8]) -> Result<(), String> {
         if let Ok(message) = serde_json::from_slice::<FromAgent>(line) {
             again(&message)?;
             match message {
-                FromAgent::Sample(sample) => picture.whole(&sample),
+                FromAgent::Sample(sample) => picture.whole(Arc::from(sample)),
                 FromAgent::Change { since_ms, change } => {
                     if let Some(sample) = picture.change(since_ms, change) {
-                        again(&FromAgent::Sample(Box::new(sample)))?;
+                        again(&FromAgent::Sample(Box::new(HostSample::clone(&sample))))?;
                     }
                 }
                 FromAgent::Reply { .. } | FromAgent::Ranks(_) => {}

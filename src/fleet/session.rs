@@ -194,12 +194,17 @@ impl Session {
                         return SessionError::Nonsense(text::clean(&error.to_string(), 200));
                     }
                     Ok(Ok(None)) => return end_of(&control, &*self.connection).await,
-                    Ok(Ok(Some(line))) => match serde_json::from_slice(line) {
-                        Ok(message) => self.take(message, &mut picture, outbox),
-                        Err(error) => {
-                            let shown = text::clean(&String::from_utf8_lossy(line), 80);
-                            return SessionError::Nonsense(format!("{error}: {shown}"));
+                    Ok(Ok(Some(line))) => match picture.line(line) {
+                        Some(sample) => {
+                            outbox.put(FleetEvent::Sample { host: self.host.clone(), sample });
                         }
+                        None => match serde_json::from_slice(line) {
+                            Ok(message) => self.take(message, &mut picture, outbox),
+                            Err(error) => {
+                                let shown = text::clean(&String::from_utf8_lossy(line), 80);
+                                return SessionError::Nonsense(format!("{error}: {shown}"));
+                            }
+                        },
                     },
                 }
             }
@@ -267,13 +272,12 @@ impl Session {
                 }
             }
             FromAgent::Sample(sample) => {
-                picture.whole(&sample);
+                let sample = Arc::from(sample);
+                picture.whole(Arc::clone(&sample));
                 outbox.put(FleetEvent::Sample { host, sample });
             }
             FromAgent::Change { since_ms, change } => match picture.change(since_ms, change) {
-                Some(sample) => {
-                    outbox.put(FleetEvent::Sample { host, sample: Box::new(sample) });
-                }
+                Some(sample) => outbox.put(FleetEvent::Sample { host, sample }),
                 None => {
                     // Asked again, it begins with a whole one. A full queue: the next change
                     // does not fit either.

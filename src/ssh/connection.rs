@@ -136,7 +136,8 @@ async fn accept_key(
 
 /// Reads what the host's key is judged by.
 fn judge(endpoint: &Endpoint, loopback: bool) -> Result<(Judge, KnownKinds), SshError> {
-    let known = KnownHosts::load(&endpoint.known_hosts_files)
+    let (host, port) = (endpoint.host_key_name.clone(), endpoint.host_key_port);
+    let known = KnownHosts::load(&endpoint.known_hosts_files, &host, port)
         .map_err(|(file, error)| SshError::File { file, why: error.to_string() })?;
     let config = &endpoint.config;
     let (revoked, revoked_file) = match &config.revoked_host_keys {
@@ -147,7 +148,6 @@ fn judge(endpoint: &Endpoint, loopback: bool) -> Result<(Judge, KnownKinds), Ssh
             (keys, file.clone())
         }
     };
-    let (host, port) = (endpoint.host_key_name.clone(), endpoint.host_key_port);
     let kinds = KnownKinds {
         keys: known.algorithms(&host, port),
         has_authority: known.has_authority(&host, port),

@@ -37,6 +37,9 @@ impl Heard {
     }
 }
 
+/// So much is read at once.
+const PIECE: usize = 4096;
+
 type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// `S` until the token is cancelled, then the end of the stream.
@@ -47,7 +50,8 @@ pub(super) struct Cuttable<S> {
     heard: Arc<Heard>,
     /// What the first bytes wait for.
     turn: Option<Turn>,
-    first: Vec<u8>,
+    /// What was read and not asked for yet.
+    ahead: Vec<u8>,
 }
 
 impl<S> Cuttable<S> {
@@ -63,7 +67,7 @@ impl<S> Cuttable<S> {
             is_cut: false,
             heard,
             turn: Some(Box::pin(turn)),
-            first: Vec::new(),
+            ahead: Vec::new(),
         }
     }
 
@@ -86,25 +90,42 @@ impl<S: AsyncRead + Unpin> AsyncRead for Cuttable<S> {
         if self.poll_cut(cx) {
             return Poll::Ready(Ok(()));
         }
-        if self.turn.is_some() && self.first.is_empty() {
-            let mut piece = [0; 4096];
+        if self.turn.is_some() && self.ahead.is_empty() {
+            let mut piece = [0; PIECE];
             let mut read = ReadBuf::new(&mut piece);
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            self.first = read.filled().to_vec();
+            self.ahead = read.filled().to_vec();
             self.heard.now();
         }
         if let Some(turn) = &mut self.turn {
             ready!(turn.as_mut().poll(cx));
             self.turn = None;
         }
-        if !self.first.is_empty() {
-            let n = self.first.len().min(buf.remaining());
-            let rest = self.first.split_off(n);
-            buf.put_slice(&self.first);
-            self.first = rest;
+        if !self.ahead.is_empty() {
+            let n = self.ahead.len().min(buf.remaining());
+            let rest = self.ahead.split_off(n);
+            buf.put_slice(&self.ahead);
+            self.ahead = rest;
+            return Poll::Ready(Ok(()));
+        }
+        if buf.remaining() < PIECE {
+            // russh asks for the four bytes of a packet's length, and then for the packet: what is
+            // there of it is taken at once.
+            let mut piece = [0; PIECE];
+            let mut read = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+            let n = read.filled().len().min(buf.remaining());
+            let (now, later) = read.filled().split_at(n);
+            buf.put_slice(now);
+            if !later.is_empty() {
+                self.ahead = later.to_vec();
+            }
+            if n > 0 {
+                self.heard.now();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();

@@ -77,9 +77,12 @@ pub struct KnownHosts {
 }
 
 impl KnownHosts {
-    /// Reads files; those that do not exist are empty.
-    pub fn load(files: &[PathBuf]) -> Result<Self, (PathBuf, io::Error)> {
+    /// Reads of files what concerns one host; those that do not exist are empty. The keys of a
+    /// thousand other hosts are not read a thousand times.
+    pub fn load(files: &[PathBuf], host: &str, port: u16) -> Result<Self, (PathBuf, io::Error)> {
         let mut all = Self::default();
+        let names = [entry_name(host, port), entry_name(host, 22)];
+        let wanted = |hosts: &str| names.iter().any(|name| matches_hosts(hosts, name));
         for path in files {
             let file = match fs::File::open(path) {
                 Ok(file) => file,
@@ -90,15 +93,19 @@ impl KnownHosts {
             file.take(MAX_FILE_BYTES)
                 .read_to_end(&mut bytes)
                 .map_err(|error| (path.clone(), error))?;
-            all.add(path, &String::from_utf8_lossy(&bytes));
+            all.add_some(path, &String::from_utf8_lossy(&bytes), wanted);
         }
         Ok(all)
     }
 
     /// Adds the lines of one file; lines that make no sense are skipped, as OpenSSH does.
     pub fn add(&mut self, file: &Path, text: &str) {
+        self.add_some(file, text, |_| true);
+    }
+
+    fn add_some(&mut self, file: &Path, text: &str, wanted: impl Fn(&str) -> bool) {
         for (index, line) in text.lines().enumerate() {
-            if let Some((marker, hosts, key)) = parse_line(line) {
+            if let Some((marker, hosts, key)) = parse_line(line, &wanted) {
                 self.entries.push(Entry {
                     file: file.to_owned(),
                     line: index + 1,
@@ -319,7 +326,11 @@ fn ends_without_newline(file: &mut fs::File) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-fn parse_line(line: &str) -> Option<(Option<Marker>, String, KeyData)> {
+/// None: it makes no sense, or is of hosts that are not wanted.
+fn parse_line(
+    line: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Option<(Option<Marker>, String, KeyData)> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;
@@ -334,6 +345,9 @@ fn parse_line(line: &str) -> Option<(Option<Marker>, String, KeyData)> {
     };
     if marker.is_some() {
         hosts = words.next()?;
+    }
+    if !wanted(hosts) {
+        return None;
     }
     let (kind, data) = (words.next()?, words.next()?);
     // Only a line with a certificate can be nested; others are read by whoever reads keys.
@@ -507,5 +521,31 @@ mod tests {
         fn any_text_is_survived(text in "(.|\n){0,400}") {
             let _ = known(&text).check("h1", 22, &key(A));
         }
+    }
+
+    #[test]
+    fn of_the_files_is_read_what_concerns_the_host_as_if_all_were_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("known_hosts");
+        let hashed = hashed_name("web");
+        let text = format!(
+            "other {A}\n*.example.org,!bad.example.org {A}\n[web]:2222 {B}\n{hashed} {A}\n\
+             @revoked * {B}\n@cert-authority *.example.org {B}\nweb nonsense\nweb,x {A}\n"
+        );
+        fs::write(&file, &text).unwrap();
+        let mut all = KnownHosts::default();
+        all.add(&file, &text);
+        let names = ["web", "other", "a.example.org", "bad.example.org", "none"];
+        for (name, port) in names.iter().flat_map(|name| [(name, 22), (name, 2222), (name, 9)]) {
+            let some = KnownHosts::load(std::slice::from_ref(&file), name, port).unwrap();
+            for shown in [key(A), key(B)] {
+                let expected = all.check(name, port, &shown);
+                assert_eq!(some.check(name, port, &shown), expected, "{name}:{port}");
+            }
+            assert_eq!(some.algorithms(name, port), all.algorithms(name, port));
+            assert_eq!(some.has_authority(name, port), all.has_authority(name, port));
+        }
+        let some = KnownHosts::load(&[file], "none", 22).unwrap();
+        assert_eq!(some.entries.len(), 1, "only what is revoked for all");
     }
 }

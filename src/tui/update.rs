@@ -113,7 +113,7 @@ fn on_delta(state: &mut State, delta: Delta) -> Vec<Effect> {
                 _ => None,
             };
             let Some(snapshot) = &mut state.snapshot else { return Vec::new() };
-            let sample = matches!(delta, Delta::Sample { .. });
+            let sample = matches!(delta, Delta::Sample { .. } | Delta::Change { .. });
             if !snapshot.apply(delta) {
                 state.controller = Controller::Resync;
                 return vec![Effect::Resync];

@@ -8,6 +8,7 @@ pub mod change;
 pub mod checkup;
 pub mod codec;
 pub mod devices;
+pub mod lasting;
 pub mod request;
 pub mod telemetry;
 pub mod told;
@@ -16,6 +17,7 @@ pub mod xid;
 pub use checkup::{Checkup, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use devices::Part;
+pub use lasting::Lasting;
 pub use request::{
     ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GPU_NUMBERS, GatewayConfig,
     HttpReply, LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::change::SampleChange;
 use super::telemetry::{HostFacts, HostSample};
 use crate::base::{Bytes, DeckId, DeviceId, Epoch, RankId, ServiceName, Timestamp};
 
@@ -34,7 +35,7 @@ pub enum FromAgent {
         /// `monotonic_ms` of the sample it is a change of.
         since_ms: u64,
         /// See [`super::change`].
-        change: serde_json::Value,
+        change: SampleChange,
     },
     /// All ranks of process supervisors on this host; sent after a subscription and on change.
     Ranks(Vec<RankReport>),

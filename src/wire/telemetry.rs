@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Lasting;
 use crate::base::Bytes;
 
 /// What a host is; it does not change while it is up.
@@ -333,11 +334,11 @@ pub struct Gpu {
     pub mig_instances: Vec<MigInstance>,
     /// NVLink peers: UUIDs of GPUs on the same island, if links are up. Of AMD: those of the same
     /// XGMI hive.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub nvlink_peers: Vec<String>,
+    #[serde(skip_serializing_if = "Lasting::is_empty")]
+    pub nvlink_peers: Lasting<String>,
     /// The way to the other GPUs of the host over PCI Express.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<GpuPath>,
+    #[serde(skip_serializing_if = "Lasting::is_empty")]
+    pub paths: Lasting<GpuPath>,
     /// NUMA node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub numa_node: Option<u32>,

@@ -1,14 +1,15 @@
 //! Telling samples so that only the first is whole and the others are what has changed.
 
-use serde_json::Value;
+use std::sync::Arc;
 
-use super::{FromAgent, HostSample, change, encode_line};
+use super::change::SampleChange;
+use super::{FromAgent, HostSample, encode_line};
 
 /// What the other side knows.
 #[derive(Debug, Default)]
 pub struct Told {
-    last: Option<(u64, Value)>,
-    next: Option<(u64, Value)>,
+    last: Option<Arc<HostSample>>,
+    next: Option<Arc<HostSample>>,
 }
 
 impl Told {
@@ -17,17 +18,16 @@ impl Told {
         if !changes {
             return encode_line(&FromAgent::Sample(Box::new(sample))).ok();
         }
-        // Through its text, so that numbers are as short as they are there.
-        let text = serde_json::to_vec(&sample).ok()?;
-        let value: Value = serde_json::from_slice(&text).ok()?;
+        let sample = Arc::new(sample);
         let message = match &self.last {
-            None => FromAgent::Sample(Box::new(sample.clone())),
-            Some((since_ms, before)) => {
-                let since_ms = *since_ms;
-                FromAgent::Change { since_ms, change: change::between(before, &value)? }
-            }
+            None => FromAgent::Sample(Box::new(HostSample::clone(&sample))),
+            Some(before) if *before == sample => return None,
+            Some(before) => FromAgent::Change {
+                since_ms: before.monotonic_ms,
+                change: SampleChange::Between(Arc::clone(before), Arc::clone(&sample)),
+            },
         };
-        self.next = Some((sample.monotonic_ms, value));
+        self.next = Some(sample);
         encode_line(&message).ok()
     }
 

@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use gpudeck::wire::{FromAgent, Gpu, HostSample, Request, ToAgent, change};
-use serde_json::Value;
+use gpudeck::wire::{FromAgent, Gpu, HostSample, Request, ToAgent};
 
 use super::scenes::{Scene, nvml_sim};
 
@@ -15,9 +15,8 @@ const LONG: Duration = Duration::from_secs(60);
 pub struct Follower {
     child: Child,
     lines: Receiver<String>,
-    state: Value,
     at: u64,
-    pub sample: Option<HostSample>,
+    pub sample: Option<Arc<HostSample>>,
     pub whole_bytes: usize,
     pub change_bytes: Vec<usize>,
     _state_dir: tempfile::TempDir,
@@ -52,7 +51,6 @@ impl Follower {
         let mut follower = Self {
             child,
             lines,
-            state: Value::Null,
             at: 0,
             sample: None,
             whole_bytes: 0,
@@ -94,18 +92,17 @@ impl Follower {
     }
 
     fn take(&mut self, line: &str) {
-        let sample: HostSample = match serde_json::from_str(line).unwrap() {
+        let sample: Arc<HostSample> = match serde_json::from_str(line).unwrap() {
             FromAgent::Sample(sample) => {
                 self.whole_bytes = line.len() + 1;
-                let text = serde_json::to_string(&*sample).unwrap();
-                self.state = serde_json::from_str(&text).unwrap();
-                *sample
+                Arc::from(sample)
             }
             FromAgent::Change { since_ms, change } => {
                 self.change_bytes.push(line.len() + 1);
                 assert_eq!(since_ms, self.at, "a change of another sample");
-                change::apply(&mut self.state, change).unwrap();
-                serde_json::from_value(self.state.clone()).unwrap()
+                let mut sample = self.sample.take().unwrap();
+                change.apply(&mut sample).unwrap();
+                sample
             }
             _ => return,
         };
@@ -117,7 +114,7 @@ impl Follower {
     pub fn wait<T>(&mut self, what: &str, mut found: impl FnMut(&HostSample) -> Option<T>) -> T {
         let deadline = Instant::now() + LONG;
         loop {
-            if let Some(found) = self.sample.as_ref().and_then(&mut found) {
+            if let Some(found) = self.sample.as_deref().and_then(&mut found) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());

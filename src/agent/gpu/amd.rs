@@ -526,8 +526,8 @@ mod tests {
         let mut source = AmdSource::new(dir.path().to_owned());
         let [one, two] = &gpus(&mut source, Want::Due)[..] else { panic!("not two") };
         assert_eq!(
-            (&one.nvlink_peers, &two.nvlink_peers),
-            (&vec![two.uuid.clone()], &vec![one.uuid.clone()])
+            (&*one.nvlink_peers, &*two.nvlink_peers),
+            (&[two.uuid.clone()][..], &[one.uuid.clone()][..])
         );
         assert_eq!((one.temperature_c, one.slowdown_temperature_c), (Some(71), Some(100)));
         assert_eq!(
