@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::claims::Claims;
-use super::core::Input;
+use super::core::{Core, Input};
 use super::gateways::{Routes, Written};
 use super::observe::{EngineMetricsAt, read_engine};
 use super::publish::Published;
@@ -51,6 +51,22 @@ pub struct Means {
     pub published: Published,
     /// Who looks at which host.
     pub attention: super::attention::Attentions,
+}
+
+impl Means {
+    /// Asks the loop and waits for its answer; none: the controller ends.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Input::Ask(Box::new(move |core| {
+            // Whoever asked and went away needs no answer.
+            let _ = reply.send(look(core));
+        }));
+        self.inputs.send(ask).await.ok()?;
+        answer.await.ok()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

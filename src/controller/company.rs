@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::actions::{self, Means};
 use super::claims::Other;
-use super::core::{Core, Input, now};
+use super::core::{Core, now};
 use super::gateways::Gateways;
 use super::saved::{self, Saved};
 use super::saved_deck::{self, SavedDeck};
@@ -25,14 +25,8 @@ pub struct Found {
 /// Looks after the claims of all hosts of the deck, for ever.
 pub async fn look_after_claims(means: Arc<Means>) {
     loop {
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
-            let _ = reply.send(core.deck.hosts.keys().cloned().collect::<Vec<HostName>>());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(hosts) = answer.await else { return };
+        let hosts = means.ask(|core| core.deck.hosts.keys().cloned().collect::<Vec<HostName>>());
+        let Some(hosts) = hosts.await else { return };
         let looks = hosts.iter().filter_map(|host| means.fleet.link(host)).map(|link| {
             let means = Arc::clone(&means);
             async move {

@@ -373,17 +373,13 @@ pub async fn watch(means: Arc<Means>) {
 async fn again_and_again(means: &Means, source: Source) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
+        let look = move |core: &mut Core| {
             if matches!(source, Source::Gateways) {
                 core.pay_attention();
             }
-            let _ = reply.send(core.watched());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(watched) = answer.await else { return };
+            core.watched()
+        };
+        let Some(watched) = means.ask(look).await else { return };
         let rounds = watched.into_iter().map(|w| async move {
             match source {
                 Source::Gateways => look_at_gateways(means, w).await,
