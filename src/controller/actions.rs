@@ -19,7 +19,7 @@ use super::saved::{self, Saver};
 use crate::base::{
     Bytes, DeckId, DeviceId, EpochCell, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
 };
-use crate::engine::{self, TokenAnswer};
+use crate::engine::{self, TokenAnswer, TokenRequest};
 use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::rollout::{Action, EventKind, RankPlan, StartRefusal};
 use crate::runtime::docker::DockerRuntime;
@@ -410,23 +410,10 @@ async fn await_token(
 ) {
     let asks = engine::of(engine).token_requests(service);
     loop {
-        if let Ok(link) = link(means, &plan.host) {
-            for ask in &asks {
-                let request = Request::Http {
-                    port: plan.port,
-                    address: None,
-                    method: "POST".to_owned(),
-                    path: ask.path.to_owned(),
-                    body: Some(ask.body.clone()),
-                    timeout_ms: 20_000,
-                };
-                let Ok(Reply::Http(reply)) = link.request(request).await else { break };
-                match ask.judge(reply.status, &reply.body) {
-                    TokenAnswer::Token => return,
-                    TokenAnswer::NotYet { .. } => break,
-                    TokenAnswer::NotOffered { .. } => {}
-                }
-            }
+        if let Ok(link) = link(means, &plan.host)
+            && generates(link.as_ref(), &asks, plan.port).await == Ok(true)
+        {
+            return;
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -436,6 +423,31 @@ async fn await_token(
 /// an earlier process of a reloaded HAProxy still serves is known to the engine alone. The decider
 /// waits no longer than the drain deadline.
 async fn await_drained(
+/// Asks an engine once for a token, in the ways that it may offer: whether it generated one.
+pub(super) async fn generates(
+    link: &dyn HostLink,
+    asks: &[TokenRequest],
+    port: u16,
+) -> Result<bool, LinkError> {
+    for ask in asks {
+        let request = Request::Http {
+            port,
+            address: None,
+            method: "POST".to_owned(),
+            path: ask.path.to_owned(),
+            body: Some(ask.body.clone()),
+            timeout_ms: 20_000,
+        };
+        let Reply::Http(reply) = link.request(request).await? else { return Ok(false) };
+        match ask.judge(reply.status, &reply.body) {
+            TokenAnswer::Token => return Ok(true),
+            TokenAnswer::NotYet { .. } => return Ok(false),
+            TokenAnswer::NotOffered { .. } => {}
+        }
+    }
+    Ok(false)
+}
+
     means: &Means,
     routes: &Routes,
     engine: Option<&EngineMetricsAt>,
