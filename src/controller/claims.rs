@@ -21,7 +21,7 @@ use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::wire::{ClaimInfo, Refusal, Reply, Request};
 
 /// How long a claim holds without being renewed.
-const LEASE: Duration = Duration::from_secs(30);
+pub(super) const LEASE: Duration = Duration::from_secs(30);
 
 /// A claim is renewed when less than this is left of it.
 const RENEW_BEFORE: Duration = Duration::from_secs(20);

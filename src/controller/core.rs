@@ -1,6 +1,6 @@
 //! The one loop that owns everything that changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,9 +40,6 @@ use crate::wire::RankReport;
 
 /// Records after which the journal gets a checkpoint.
 const RECORDS_PER_CHECKPOINT: u64 = 2_000;
-
-/// The loop wakes every quarter of a second: after so long its process stood still.
-const STOOD_STILL: Duration = Duration::from_secs(3);
 
 /// How a controller is run.
 #[derive(Clone, Debug)]
@@ -186,6 +183,7 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) measured: Measured,
+    pub(super) alive: super::absence::Alive,
     pub(super) memory: super::calibration::MemoryReader,
     /// A rollout of the group is being begun.
     pub(super) group_asking: bool,
@@ -213,6 +211,7 @@ pub fn now() -> Timestamp {
 impl Core {
     /// Takes inputs until told to end.
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        self.make_good_absence();
         self.resume();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -235,32 +234,7 @@ impl Core {
             awake = now();
         }
         self.measured.save();
-    }
-
-    /// This process stood still since `awake` (it was stopped, its machine was suspended): no deadline counts that
-    /// time. What hosts have to say of it is heard only after this.
-    fn make_good(&mut self, awake: Timestamp) {
-        let missed = now().since(awake);
-        if missed < STOOD_STILL {
-            return;
-        }
-        let why = format!("this controller stood still for {}", crate::base::time::short(missed));
-        tracing::warn!("{why}");
-        let waits = |s: &ServiceState| {
-            let all_ready = s.replicas.values().all(|r| r.phase == Phase::Ready);
-            s.held.is_none() && (s.active_rollout().is_some() || !all_ready)
-        };
-        let names: Vec<ServiceName> = self
-            .state
-            .services
-            .iter()
-            .filter_map(|(name, state)| waits(state).then_some(name.clone()))
-            .collect();
-        for service in names {
-            let began = EventKind::HoldBegan { hosts: BTreeSet::new(), why: why.clone() };
-            self.happened_at(&service, began, awake);
-            self.happened(&service, EventKind::HoldEnded);
-        }
+        self.note_alive(true);
     }
 
     /// Carries out again whatever the journal says is still awaited.
@@ -309,7 +283,7 @@ impl Core {
         self.happened_at(service, kind, now());
     }
 
-    fn happened_at(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
+    pub(super) fn happened_at(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
         if let Err(error) = self.try_happened(service, kind, at) {
             // Nothing was applied, so nothing is lost: ticks and reports bring it again.
             tracing::error!(%service, %error, "the journal cannot be written");
@@ -497,6 +471,7 @@ impl Core {
             }
         }
         self.measured.save();
+        self.note_alive(false);
         self.recover_journal();
         self.end_hand_over();
         self.show_company();

@@ -200,6 +200,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         upgrades: super::upgrade::UpgradeTasks::default(),
         draining: std::collections::BTreeSet::new(),
         measured: Measured::open(&paths.measured()),
+        alive: super::absence::Alive::open(&paths.alive()),
         taking_over: false,
         lost_logins: std::collections::BTreeMap::new(),
         memory: super::calibration::MemoryReader::default(),

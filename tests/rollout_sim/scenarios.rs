@@ -686,3 +686,46 @@ fn a_hold_during_a_bake_does_not_count_and_a_service_can_still_be_ended() {
     world.by_ada(|by| EventKind::StopRequested { by });
     assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty()));
 }
+
+#[test]
+fn a_restart_after_hours_fails_nothing_that_was_fine() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| {
+        w.state.replicas.iter().any(|(k, r)| k.release == R2 && r.phase == Phase::Loading)
+    }));
+    // Longer than every deadline there is.
+    world.crash_for(5 * HOUR);
+    assert!(world.state.held.is_none() && world.state.active_rollout().is_some());
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.lowest_ready, 2);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_bake_and_the_time_to_be_healthy_do_not_go_on_while_nobody_looks() {
+    let mut world = serving(2, 1);
+    let bake = Duration::from_mins(10);
+    let mut next = with_steps(2, 2, vec![StepSpec::Weight(50), StepSpec::Bake(bake)]);
+    next.spec.rollout.min_healthy_time = Duration::from_mins(5);
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    let ready = |w: &World| w.state.ready(R2) == 1;
+    assert!(world.run_until(HOUR, ready));
+    world.crash_for(HOUR);
+    let back = world.now;
+    let bakes = |w: &World| match w.state.active_rollout().and_then(|r| r.gate.clone()) {
+        Some(Gate::Bake { until }) => Some(until),
+        _ => None,
+    };
+    assert!(world.run_until(HOUR, |w| bakes(w).is_some()));
+    let took = world.now.since(back);
+    assert!(took >= Duration::from_secs(290) && took < Duration::from_mins(6), "{took:?}");
+    world.crash_for(2 * HOUR);
+    let until = bakes(&world).unwrap();
+    let left = until.since(world.now) + Duration::from_secs(30);
+    assert!(left > bake, "{until} {}", world.now);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+}
