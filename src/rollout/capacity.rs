@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::neighbours::{Candidate, Candidates};
 use super::roles::{Roles, is_available};
+use super::shared::Shared;
 use super::state::{Phase, ReplicaState};
 use super::step::Decider;
 use crate::base::{Attempt, DeviceId, HostName, ReplicaKey};
@@ -139,7 +140,7 @@ impl Decider<'_> {
             let before = self.state.attempts.get(&candidate.key);
             let attempt = before.map_or(Attempt::FIRST, |last| last.next());
             let replica = ReplicaState::pending(attempt, now, now);
-            self.state.replicas.insert(candidate.key, replica);
+            self.state.replicas.insert(candidate.key, replica.into());
             self.moved = true;
         }
         for candidate in order.drain(places.min(order.len())..).filter(|c| c.is_there) {
@@ -219,7 +220,7 @@ impl Decider<'_> {
         if keys.iter().any(|key| kept(&key)) {
             return false;
         }
-        let victims: Vec<&ReplicaState> =
+        let victims: Vec<&Shared<ReplicaState>> =
             keys.iter().filter_map(|key| self.state.replicas.get(key)).collect();
         let any_ready = victims.iter().any(|r| r.phase == Phase::Ready);
         let available = victims.iter().filter(|r| is_available(r, now, roles.min_healthy)).count();

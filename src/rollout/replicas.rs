@@ -191,7 +191,7 @@ impl Decider<'_> {
                 trouble: replica.trouble.take(),
                 ..ReplicaState::pending(replica.attempt.next(), now, not_before)
             };
-            *replica = next;
+            **replica = next;
         }
     }
 

@@ -26,7 +26,7 @@ pub struct ServiceState {
     /// The release that is served when no rollout is under way.
     pub stable: Option<ReleaseNumber>,
     /// Every replica that lives or is meant to live, by release and index.
-    pub replicas: BTreeMap<ReplicaKey, ReplicaState>,
+    pub replicas: BTreeMap<ReplicaKey, Shared<ReplicaState>>,
     /// The rollout under way, or the last one.
     pub rollout: Option<Rollout>,
     /// The service is being ended: everything is drained and stopped.
