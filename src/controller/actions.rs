@@ -132,8 +132,8 @@ impl Actions {
                 // A start that is still being asked for must not win over the stop.
                 self.cancel(&Key::Start(rank.clone()));
                 self.spawn(Key::Stop(rank.clone()), service, move |means| async move {
-                    stop_rank(&means, &runtime, &rank, &host, grace).await;
-                    vec![EventKind::RankEnded { rank, how: "stopped".to_owned() }]
+                    let how = stop_rank(&means, &runtime, &rank, &host, grace).await;
+                    vec![EventKind::RankEnded { rank, how }]
                 });
             }
             Action::AwaitToken { replica, plan } => {
@@ -371,7 +371,7 @@ async fn stop_rank(
     rank: &RankId,
     host: &HostName,
     grace: Duration,
-) {
+) -> String {
     let mut pause = Duration::from_millis(500);
     loop {
         let result = match acting_runtime(means, spec, &rank.service, host).await {
@@ -382,7 +382,11 @@ async fn stop_rank(
             Err(error) => Err(RuntimeError::Link(error)),
         };
         match result {
-            Ok(()) => return,
+            Ok(()) => return "stopped".to_owned(),
+            // Whoever took the host out of the deck has said that it is gone, and what ran there with it.
+            Err(_) if means.fleet.link(host).is_none() => {
+                return format!("{host} is not in the deck any more");
+            }
             Err(error) => {
                 tracing::warn!(%rank, %host, %error, "a rank could not be stopped yet");
                 // That the hosts are another controller's is said once, for the whole deck.
@@ -419,10 +423,6 @@ async fn await_token(
     }
 }
 
-/// Waits until no gateway has a request of the replica in flight, and its engine none either: what
-/// an earlier process of a reloaded HAProxy still serves is known to the engine alone. The decider
-/// waits no longer than the drain deadline.
-async fn await_drained(
 /// Asks an engine once for a token, in the ways that it may offer: whether it generated one.
 pub(super) async fn generates(
     link: &dyn HostLink,
@@ -448,6 +448,10 @@ pub(super) async fn generates(
     Ok(false)
 }
 
+/// Waits until no gateway has a request of the replica in flight, and its engine none either: what
+/// an earlier process of a reloaded HAProxy still serves is known to the engine alone. The decider
+/// waits no longer than the drain deadline.
+async fn await_drained(
     means: &Means,
     routes: &Routes,
     engine: Option<&EngineMetricsAt>,

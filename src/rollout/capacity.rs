@@ -115,10 +115,13 @@ impl Decider<'_> {
             limit: roles.limit,
             no_room: false,
         };
-        for replica in self.state.replicas.values() {
+        for (key, replica) in &self.state.replicas {
             budget.available += u32::from(is_available(replica, now, roles.min_healthy));
-            budget.live += u32::from(replica.phase.is_live());
-            budget.leaving += u32::from(replica.phase.is_live() && replica.retiring);
+            // Kubernetes never counts a pod that terminates; here it counts as long as that takes no longer than
+            // it should. Whose host is away must not keep others from starting. (Its devices stay its own.)
+            let counts = replica.phase.is_live() && !self.state.stop_is_overdue(*key, replica);
+            budget.live += u32::from(counts);
+            budget.leaving += u32::from(counts && replica.retiring);
         }
         budget
     }
