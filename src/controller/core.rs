@@ -14,10 +14,8 @@ use super::conditions::Conditions;
 use super::deck_ledger::{self, DeckEvent, DeckRecord};
 use super::gateways::Routes;
 use super::measured::Measured;
-use super::narrate::narrate;
-use super::plan_steps;
 use super::planning::{self, Draft, Planned};
-use super::record::{DeckState, Record};
+use super::record::DeckState;
 use super::service_view::{self, Surroundings};
 use super::stale_views::StaleViews;
 use super::traffic::Traffic;
@@ -32,14 +30,15 @@ use crate::fleet::{FleetEvent, InProcessHosts};
 use crate::gateway::ServerCounters;
 use crate::journal::{Journal, JournalError};
 use crate::revision::DeckRepo;
-use crate::rollout::{
-    Action, Event, EventKind, Gate, Outcome, Phase, RolloutKind, ServiceState, step,
-};
+use crate::rollout::{Action, EventKind, Gate, Outcome, Phase, RolloutKind, ServiceState, step};
 use crate::spec::{DeckSpec, ServiceSpec};
 use crate::wire::RankReport;
 
 /// Records after which the journal gets a checkpoint.
 const RECORDS_PER_CHECKPOINT: u64 = 2_000;
+
+/// Most inputs that are taken before what they say is written down.
+const AT_ONCE: usize = 64;
 
 /// How a controller is run.
 #[derive(Clone, Debug)]
@@ -168,6 +167,7 @@ pub struct Core {
     pub(super) repo: Option<DeckRepo>,
     pub(super) state: DeckState,
     pub(super) journal: Journal,
+    pub(super) unwritten: super::happening::Unwritten,
     pub(super) means: Arc<Means>,
     pub(super) actions: Actions,
     pub(super) hub: Arc<Hub>,
@@ -216,18 +216,23 @@ impl Core {
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut awake = now();
+        let mut waiting = Vec::with_capacity(AT_ONCE);
         while !self.shutdown {
             tokio::select! {
-                input = inputs.recv() => match input {
-                    Some(input) => {
-                        self.make_good(awake);
+                taken = inputs.recv_many(&mut waiting, AT_ONCE) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.make_good(awake);
+                    for input in waiting.drain(..) {
                         self.take(input);
                     }
-                    None => break,
-                },
+                    self.settle();
+                }
                 _ = ticks.tick() => {
                     self.make_good(awake);
                     self.take(Input::Tick);
+                    self.settle();
                 }
                 () = self.views.due() => self.publish_stale(),
             }
@@ -254,6 +259,12 @@ impl Core {
 
     fn take(&mut self, input: Input) {
         match input {
+            // What hosts say is written down together; a sample has no part in it.
+            Input::Happened { .. } | Input::Ranks { .. } => {}
+            Input::Fleet(FleetEvent::Ranks { .. } | FleetEvent::Sample { .. }) => {}
+            _ => self.settle(),
+        }
+        match input {
             Input::Intent { intent, by, reply } => self.intent(intent, &by, reply),
             Input::Begin { draft, request, reply } => {
                 let begun = self.begin_rollout(*draft, &request);
@@ -265,7 +276,7 @@ impl Core {
             Input::Fleet(event) => self.fleet_event(event),
             Input::Happened { kind: EventKind::RankRunning { rank }, .. }
                 if self.is_known_to_run(&rank) => {}
-            Input::Happened { service, kind } => self.happened(&service, kind),
+            Input::Happened { service, kind } => self.note(&service, kind),
             Input::Ranks { host, service, asked, reports } => {
                 self.rank_reports(&host, service.as_ref(), asked, &reports);
             }
@@ -276,77 +287,6 @@ impl Core {
             Input::Ask(look) => look(self),
             Input::Tick => self.tick(),
         }
-    }
-
-    /// The one way in which a service's state changes: decide, journal, apply, act, tell.
-    pub(super) fn happened(&mut self, service: &ServiceName, kind: EventKind) {
-        self.happened_at(service, kind, now());
-    }
-
-    pub(super) fn happened_at(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
-        if let Err(error) = self.try_happened(service, kind, at) {
-            // Nothing was applied, so nothing is lost: ticks and reports bring it again.
-            tracing::error!(%service, %error, "the journal cannot be written");
-        }
-    }
-
-    fn try_happened(
-        &mut self,
-        service: &ServiceName,
-        kind: EventKind,
-        at: Timestamp,
-    ) -> Result<(), JournalError> {
-        // Out of its place meanwhile: a state of five hundred replicas is copied once an event, not more.
-        let before = match (self.state.services.remove(service), &kind) {
-            (Some(state), _) => state,
-            (None, EventKind::RolloutRequested { .. }) => ServiceState::new(service.clone()),
-            (None, _) => return Ok(()),
-        };
-        let event = Event { at, kind };
-        let mut after = before.clone();
-        let actions = step::step(&mut after, &event);
-        let moment = std::mem::replace(&mut after.now, before.now);
-        let changed = after != before;
-        after.now = moment;
-        if !changed && actions.is_empty() {
-            // The same, but for what was found out for deciding.
-            after.now = before.now;
-            self.state.services.insert(service.clone(), after);
-            return Ok(());
-        }
-        let record = Record { service: service.clone(), event };
-        let appended = self.journal.append(std::slice::from_ref(&record));
-        if let Err(error) = appended {
-            self.state.services.insert(service.clone(), before);
-            self.journal_answered(Some(&error));
-            return Err(error);
-        }
-        self.records_since_checkpoint += 1;
-        match &record.event.kind {
-            EventKind::TrafficFailed { why, .. } => {
-                self.trouble.insert(service.clone(), format!("the gateway was not changed: {why}"));
-            }
-            EventKind::TrafficApplied { .. } => {
-                self.trouble.remove(service);
-            }
-            _ => {}
-        }
-        self.audit_outcome(&before, &after);
-        let lines = narrate(&before, &after, &record.event.kind);
-        let hub = Arc::clone(&self.hub);
-        self.measured
-            .learn(&before, &after, |release, replica| plan_steps::key_of(&hub, release, replica));
-        self.state.ledger.observe(&after);
-        self.state.services.insert(service.clone(), after);
-        // Only now: what it may lead to looks at the services.
-        self.journal_answered(None);
-        self.look_at_memory(&before, &record.event.kind);
-        for line in lines {
-            self.tell(line);
-        }
-        self.begin(service, actions);
-        self.publish_service(service);
-        Ok(())
     }
 
     /// The one way in which what concerns the whole deck changes: journal, then apply.
@@ -450,9 +390,10 @@ impl Core {
             // Time alone changes nothing before the moment that the decider names.
             let due = self.state.services.get(&service).and_then(step::next_wake);
             if due.is_some_and(|due| due <= now) {
-                self.happened(&service, EventKind::Tick);
+                self.note(&service, EventKind::Tick);
             }
         }
+        self.settle();
         // What is another's, or could not be written down, is not brought on.
         if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
             self.tend_loans();

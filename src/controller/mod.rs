@@ -21,6 +21,7 @@ pub mod durability;
 pub mod gateways;
 pub mod group;
 pub mod handover;
+mod happening;
 pub mod health;
 pub mod ledger;
 pub mod lent;

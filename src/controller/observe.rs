@@ -235,7 +235,7 @@ impl Core {
         for rank in gone {
             let how = format!("it is not on {host} any more");
             let service = rank.service.clone();
-            self.happened(&service, EventKind::RankEnded { rank, how });
+            self.note(&service, EventKind::RankEnded { rank, how });
         }
     }
 
@@ -264,7 +264,7 @@ impl Core {
                 EventKind::RankEnded { rank, how: "it is gone, and nobody saw how".to_owned() }
             }
         };
-        self.happened(&service, kind);
+        self.note(&service, kind);
     }
 
     /// Agents tell all ranks of their host whenever one of them changes: what is known already, or is of an

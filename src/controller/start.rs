@@ -180,6 +180,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         repo,
         state,
         journal,
+        unwritten: super::happening::Unwritten::default(),
         means: Arc::clone(&means),
         actions: Actions::new(Arc::clone(&means)),
         hub: Arc::clone(&hub),
