@@ -13,7 +13,7 @@ use crate::fleet::LinkError;
 use crate::rollout::{EventKind, Phase};
 use crate::wire::{Refusal, Reply, Request};
 
-/// A host that has said nothing for so long is silent; hosts with ranks are sampled every second.
+/// A host that has said nothing for so long is silent; hosts with ranks are sampled every two seconds at least.
 const SILENT: Duration = Duration::from_secs(5);
 
 /// No gateway's host reaches the replica for so long: longer than a switch takes to come up again, shorter than
