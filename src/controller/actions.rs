@@ -21,12 +21,16 @@ use crate::base::{
 };
 use crate::engine::{self, TokenAnswer, TokenRequest};
 use crate::fleet::{Fleet, HostLink, LinkError};
-use crate::rollout::{Action, EventKind, RankPlan, StartRefusal};
+use crate::rollout::{Action, EventKind, RankPlan, Shared, StartRefusal};
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::{DeckSpec, EndpointsSpec, RuntimeSpec, ServiceSpec};
 use crate::wire::{DeviceNeed, RankStart, Refusal, Reply, Request};
+
+/// Pauses between two askings for the first token: a tenth of the time that it has taken so far.
+const TOKEN_SOONEST: Duration = Duration::from_millis(300);
+const TOKEN_LATEST: Duration = Duration::from_secs(1);
 
 /// Log kept of each rank.
 const LOG_LIMIT: Bytes = Bytes::mib(16);
@@ -84,10 +88,13 @@ pub struct Actions {
     traffic: HashMap<ServiceName, TrafficWorker>,
 }
 
+/// A traffic table and its version.
+type Table = (u64, Shared<Vec<TrafficServer>>);
+
 struct TrafficWorker {
     routes: Routes,
     endpoints: Option<EndpointsSpec>,
-    table: watch::Sender<(u64, Vec<TrafficServer>)>,
+    table: watch::Sender<Table>,
     task: JoinHandle<()>,
 }
 
@@ -216,7 +223,7 @@ impl Actions {
         deck: &DeckSpec,
         routes: Routes,
         version: u64,
-        servers: Vec<TrafficServer>,
+        servers: Shared<Vec<TrafficServer>>,
     ) {
         let endpoints = deck.endpoints.clone();
         if let Some(worker) = self.traffic.get(service) {
@@ -413,13 +420,14 @@ async fn await_token(
     plan: &RankPlan,
 ) {
     let asks = engine::of(engine).token_requests(service);
+    let began = tokio::time::Instant::now();
     loop {
         if let Ok(link) = link(means, &plan.host)
             && generates(link.as_ref(), &asks, plan.port).await == Ok(true)
         {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep((began.elapsed() / 10).clamp(TOKEN_SOONEST, TOKEN_LATEST)).await;
     }
 }
 
@@ -496,7 +504,7 @@ struct Files {
 }
 
 impl Keeper {
-    async fn keep(self, mut table: watch::Receiver<(u64, Vec<TrafficServer>)>) {
+    async fn keep(self, mut table: watch::Receiver<Table>) {
         let mut told_failure = None;
         let mut told_success = None;
         let mut files = Files {

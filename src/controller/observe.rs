@@ -377,7 +377,7 @@ async fn again_and_again(means: &Means, source: Source) {
             if matches!(source, Source::Gateways) {
                 core.pay_attention();
             }
-            core.watched()
+            core.watched(source)
         };
         let Some(watched) = means.ask(look).await else { return };
         let rounds = watched.into_iter().map(|w| async move {
@@ -476,7 +476,7 @@ fn engine_counters(metrics: &EngineMetrics) -> Option<ServerCounters> {
 }
 
 impl Core {
-    fn watched(&self) -> Vec<Watched> {
+    fn watched(&self, source: Source) -> Vec<Watched> {
         self.state
             .services
             .iter()
@@ -485,7 +485,8 @@ impl Core {
                 state.releases.values().next_back()?;
                 let routes = Routes::of(&self.deck, state);
                 let mut docker: Vec<(HostName, RuntimeSpec)> = Vec::new();
-                for key in state.replicas.keys() {
+                let containers = matches!(source, Source::Containers);
+                for key in state.replicas.keys().filter(|_| containers) {
                     let Some(release) = state.releases.get(&key.release) else { continue };
                     if let RuntimeSpec::Docker(_) = release.spec.runtime {
                         for rank in release.replica(key.replica).iter().flat_map(|p| &p.ranks) {
@@ -497,10 +498,11 @@ impl Core {
                     }
                 }
                 let analysing = state.analysing().is_some();
-                let mut metrics = if !routes.is_empty() && !analysing {
-                    Vec::new()
-                } else {
+                let engines = matches!(source, Source::Engines);
+                let mut metrics = if engines && (routes.is_empty() || analysing) {
                     engine_metrics(state)
+                } else {
+                    Vec::new()
                 };
                 // Whoever waits for those has nothing of the others meanwhile.
                 metrics.retain(|at| !self.is_silent(&at.host));
@@ -587,5 +589,6 @@ fn engine_metrics(state: &ServiceState) -> Vec<EngineMetricsAt> {
         .iter()
         .filter(|(_, replica)| replica.phase == Phase::Ready)
         .filter_map(|(key, _)| engine_at(state, key.release, key.replica))
+        .filter(EngineMetricsAt::has_metrics)
         .collect()
 }

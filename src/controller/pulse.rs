@@ -122,7 +122,6 @@ fn unanswered(error: &LinkError) -> Answer {
 impl Core {
     /// The ready replicas of a round, on hosts that answer.
     fn ready_of_round(&self, round: u32) -> Vec<Ready> {
-        let ours = self.means.claims.ours();
         let mut all = Vec::new();
         for (service, state) in &self.state.services {
             for (key, replica) in state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready) {
@@ -137,7 +136,7 @@ impl Core {
                 let Some(release) = release else { continue };
                 let plan = release.replica(key.replica);
                 let Some(first) = plan.and_then(|p| p.ranks.first()) else { continue };
-                if ours.contains(&first.host) && !self.is_silent(&first.host) {
+                if self.means.claims.holds(&first.host) && !self.is_silent(&first.host) {
                     all.push(Ready {
                         key: asked,
                         host: first.host.clone(),

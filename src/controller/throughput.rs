@@ -73,6 +73,7 @@ impl Core {
             state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready).filter_map(
                 move |(key, _)| {
                     let release = state.releases.get(&key.release)?;
+                    engine::of(&release.spec.engine).metrics_path()?;
                     let first = release.replica(key.replica)?.ranks.first()?;
                     Some(Target {
                         service: service.clone(),

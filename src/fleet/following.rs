@@ -53,7 +53,7 @@ impl Picture {
         if last.monotonic_ms != since_ms {
             return None;
         }
-        let gpus = changed_gpus(&last.gpus, &change);
+        let gpus = changed_gpus(last.gpus, &change);
         change::apply(&mut value, change).ok()?;
         let sample = match gpus {
             Some(gpus) => HostSample { gpus, ..without_gpus(&mut value)? },
@@ -81,9 +81,8 @@ fn without_gpus(value: &mut Value) -> Option<HostSample> {
 
 /// The GPUs after a change of nothing but what changes with nearly every sample: eight GPUs are by far the
 /// larger part of a sample, and most of what is said of them stays. None: they have to be read anew.
-fn changed_gpus(gpus: &Gpus, change: &Value) -> Option<Gpus> {
-    let Gpus::Some(list) = gpus else { return None };
-    let mut list = list.clone();
+fn changed_gpus(gpus: Gpus, change: &Value) -> Option<Gpus> {
+    let Gpus::Some(mut list) = gpus else { return None };
     if let Some(change) = change.get("gpus") {
         let change = change.as_object().filter(|all| all.len() == 1)?;
         for (index, change) in change.get("some")?.as_object()? {

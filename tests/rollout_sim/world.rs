@@ -941,7 +941,7 @@ impl World {
                 }
                 // Left over from a controller that was killed: it was overtaken.
                 if version >= self.table_version {
-                    self.table = servers;
+                    self.table = servers.to_vec();
                     self.table_version = version;
                 }
                 self.tell(EventKind::TrafficApplied { version });
