@@ -55,11 +55,13 @@ impl Core {
         self.decide(service, kind, now());
     }
 
-    /// Writes down what was heard, and lets it take effect.
-    pub(super) fn settle(&mut self) {
+    /// Writes down what was heard, and lets it take effect; whether there was anything.
+    pub(super) fn settle(&mut self) -> bool {
+        let something = !self.unwritten.0.is_empty();
         if let Err(error) = self.write_down() {
             not_written(&error);
         }
+        something
     }
 
     fn decide(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
