@@ -452,6 +452,9 @@ pub struct ReplicaView {
     pub since: Timestamp,
     /// The last thing that went wrong.
     pub trouble: Option<String>,
+    /// It was ready, does not serve any more though it runs, and gets no requests until it generates a token.
+    #[serde(default)]
+    pub silent: bool,
     /// Its ranks.
     pub ranks: Vec<RankView>,
     /// Its share of the service's traffic by weight, percent.

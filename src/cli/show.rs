@@ -10,7 +10,8 @@ use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
     Client, Condition, Delta, Door, DownCause, EventLine, Gate, Gpus, HostLinkState, HostView,
-    Phase, PlanProgress, Rollout, ServiceName, ServiceView, Severity, SkippedGate, Snapshot, time,
+    Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView, Severity, SkippedGate,
+    Snapshot, time,
 };
 
 /// A fresh controller has so long to hear of its hosts.
@@ -180,7 +181,7 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
                 vec![
                     rank.rank.to_string(),
                     r.id.release.to_string(),
-                    phase(&r.phase),
+                    phase(r),
                     rank.host.to_string(),
                     rank.devices.len().to_string(),
                     rank.port.to_string(),
@@ -419,8 +420,10 @@ pub fn condition(condition: Condition) -> &'static str {
     }
 }
 
-fn phase(phase: &Phase) -> String {
-    match phase {
+fn phase(replica: &ReplicaView) -> String {
+    match &replica.phase {
+        // It has loaded long ago.
+        Phase::Loading if replica.silent => "no token".to_owned(),
         Phase::Pending { .. } => "pending".to_owned(),
         Phase::Starting => "starting".to_owned(),
         Phase::Waiting { why, .. } => format!("waiting: {why}"),

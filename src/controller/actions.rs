@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::claims::Claims;
-use super::core::Input;
+use super::core::{Core, Input};
 use super::gateways::{Routes, Written};
 use super::observe::{EngineMetricsAt, read_engine};
 use super::publish::Published;
@@ -19,14 +19,18 @@ use super::saved::{self, Saver};
 use crate::base::{
     Bytes, DeckId, DeviceId, EpochCell, HostName, RankId, ReplicaId, ServiceName, TrafficServer,
 };
-use crate::engine::{self, TokenAnswer};
+use crate::engine::{self, TokenAnswer, TokenRequest};
 use crate::fleet::{Fleet, HostLink, LinkError};
-use crate::rollout::{Action, EventKind, RankPlan, StartRefusal};
+use crate::rollout::{Action, EventKind, RankPlan, Shared, StartRefusal};
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::{DeckSpec, EndpointsSpec, RuntimeSpec, ServiceSpec};
 use crate::wire::{DeviceNeed, RankStart, Refusal, Reply, Request};
+
+/// Pauses between two askings for the first token: a tenth of the time that it has taken so far.
+const TOKEN_SOONEST: Duration = Duration::from_millis(300);
+const TOKEN_LATEST: Duration = Duration::from_secs(1);
 
 /// Log kept of each rank.
 const LOG_LIMIT: Bytes = Bytes::mib(16);
@@ -53,6 +57,22 @@ pub struct Means {
     pub attention: super::attention::Attentions,
 }
 
+impl Means {
+    /// Asks the loop and waits for its answer; none: the controller ends.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Input::Ask(Box::new(move |core| {
+            // Whoever asked and went away needs no answer.
+            let _ = reply.send(look(core));
+        }));
+        self.inputs.send(ask).await.ok()?;
+        answer.await.ok()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Start(RankId),
@@ -68,10 +88,13 @@ pub struct Actions {
     traffic: HashMap<ServiceName, TrafficWorker>,
 }
 
+/// A traffic table and its version.
+type Table = (u64, Shared<Vec<TrafficServer>>);
+
 struct TrafficWorker {
     routes: Routes,
     endpoints: Option<EndpointsSpec>,
-    table: watch::Sender<(u64, Vec<TrafficServer>)>,
+    table: watch::Sender<Table>,
     task: JoinHandle<()>,
 }
 
@@ -116,8 +139,8 @@ impl Actions {
                 // A start that is still being asked for must not win over the stop.
                 self.cancel(&Key::Start(rank.clone()));
                 self.spawn(Key::Stop(rank.clone()), service, move |means| async move {
-                    stop_rank(&means, &runtime, &rank, &host, grace).await;
-                    vec![EventKind::RankEnded { rank, how: "stopped".to_owned() }]
+                    let how = stop_rank(&means, &runtime, &rank, &host, grace).await;
+                    vec![EventKind::RankEnded { rank, how }]
                 });
             }
             Action::AwaitToken { replica, plan } => {
@@ -200,7 +223,7 @@ impl Actions {
         deck: &DeckSpec,
         routes: Routes,
         version: u64,
-        servers: Vec<TrafficServer>,
+        servers: Shared<Vec<TrafficServer>>,
     ) {
         let endpoints = deck.endpoints.clone();
         if let Some(worker) = self.traffic.get(service) {
@@ -355,7 +378,7 @@ async fn stop_rank(
     rank: &RankId,
     host: &HostName,
     grace: Duration,
-) {
+) -> String {
     let mut pause = Duration::from_millis(500);
     loop {
         let result = match acting_runtime(means, spec, &rank.service, host).await {
@@ -366,7 +389,11 @@ async fn stop_rank(
             Err(error) => Err(RuntimeError::Link(error)),
         };
         match result {
-            Ok(()) => return,
+            Ok(()) => return "stopped".to_owned(),
+            // Whoever took the host out of the deck has said that it is gone, and what ran there with it.
+            Err(_) if means.fleet.link(host).is_none() => {
+                return format!("{host} is not in the deck any more");
+            }
             Err(error) => {
                 tracing::warn!(%rank, %host, %error, "a rank could not be stopped yet");
                 // That the hosts are another controller's is said once, for the whole deck.
@@ -393,27 +420,40 @@ async fn await_token(
     plan: &RankPlan,
 ) {
     let asks = engine::of(engine).token_requests(service);
+    let began = tokio::time::Instant::now();
     loop {
-        if let Ok(link) = link(means, &plan.host) {
-            for ask in &asks {
-                let request = Request::Http {
-                    port: plan.port,
-                    address: None,
-                    method: "POST".to_owned(),
-                    path: ask.path.to_owned(),
-                    body: Some(ask.body.clone()),
-                    timeout_ms: 20_000,
-                };
-                let Ok(Reply::Http(reply)) = link.request(request).await else { break };
-                match ask.judge(reply.status, &reply.body) {
-                    TokenAnswer::Token => return,
-                    TokenAnswer::NotYet { .. } => break,
-                    TokenAnswer::NotOffered { .. } => {}
-                }
-            }
+        if let Ok(link) = link(means, &plan.host)
+            && generates(link.as_ref(), &asks, plan.port).await == Ok(true)
+        {
+            return;
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep((began.elapsed() / 10).clamp(TOKEN_SOONEST, TOKEN_LATEST)).await;
     }
+}
+
+/// Asks an engine once for a token, in the ways that it may offer: whether it generated one.
+pub(super) async fn generates(
+    link: &dyn HostLink,
+    asks: &[TokenRequest],
+    port: u16,
+) -> Result<bool, LinkError> {
+    for ask in asks {
+        let request = Request::Http {
+            port,
+            address: None,
+            method: "POST".to_owned(),
+            path: ask.path.to_owned(),
+            body: Some(ask.body.clone()),
+            timeout_ms: 20_000,
+        };
+        let Reply::Http(reply) = link.request(request).await? else { return Ok(false) };
+        match ask.judge(reply.status, &reply.body) {
+            TokenAnswer::Token => return Ok(true),
+            TokenAnswer::NotYet { .. } => return Ok(false),
+            TokenAnswer::NotOffered { .. } => {}
+        }
+    }
+    Ok(false)
 }
 
 /// Waits until no gateway has a request of the replica in flight, and its engine none either: what
@@ -464,7 +504,7 @@ struct Files {
 }
 
 impl Keeper {
-    async fn keep(self, mut table: watch::Receiver<(u64, Vec<TrafficServer>)>) {
+    async fn keep(self, mut table: watch::Receiver<Table>) {
         let mut told_failure = None;
         let mut told_success = None;
         let mut files = Files {

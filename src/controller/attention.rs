@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::actions::Means;
+use super::company::hosts_of;
 use super::core::Core;
 use crate::api::Looking;
 use crate::base::HostName;
@@ -41,7 +42,14 @@ impl Attentions {
     fn uses(&self, host: &HostName) {
         let now = Instant::now();
         let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        raise(&mut looks, host.clone(), Attention::OnScreen, now, now + AFTERWARDS);
+        raise(&mut looks, host.clone(), Attention::Runs, now, now + AFTERWARDS);
+    }
+
+    /// What runs there is being judged, by its GPUs too.
+    fn judges(&self, host: &HostName) {
+        let now = Instant::now();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        raise(&mut looks, host.clone(), Attention::OnScreen, now, now + PATIENCE);
     }
 
     /// What a host gets now.
@@ -92,6 +100,11 @@ impl Core {
                 self.means.attention.uses(&host.name);
             }
         });
+        for state in self.state.services.values().filter(|s| s.analysing().is_some()) {
+            for host in hosts_of(state, &self.deck) {
+                self.means.attention.judges(&host);
+            }
+        }
         self.means.pay_attention(self.deck.hosts.keys());
     }
 }
@@ -109,9 +122,12 @@ mod tests {
         look(vec![host("a"), host("b")], Some(host("b")));
         look(vec![host("b")], None);
         attentions.uses(&host("c"));
+        attentions.uses(&host("e"));
+        attentions.judges(&host("e"));
         assert_eq!(attentions.of(&host("a")), Attention::OnScreen);
         assert_eq!(attentions.of(&host("b")), Attention::LookedAt, "another door still does");
-        assert_eq!(attentions.of(&host("c")), Attention::OnScreen);
+        assert_eq!(attentions.of(&host("c")), Attention::Runs);
+        assert_eq!(attentions.of(&host("e")), Attention::OnScreen);
         assert_eq!(attentions.of(&host("d")), Attention::Seldom);
     }
 

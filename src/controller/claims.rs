@@ -21,10 +21,14 @@ use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::wire::{ClaimInfo, Refusal, Reply, Request};
 
 /// How long a claim holds without being renewed.
-const LEASE: Duration = Duration::from_secs(30);
+pub(super) const LEASE: Duration = Duration::from_secs(30);
 
-/// A claim is renewed when less than this is left of it.
+/// A claim is renewed when less than this is left of it: every few seconds all claims are looked after.
 const RENEW_BEFORE: Duration = Duration::from_secs(20);
+
+/// What is to be done on a host renews its claim first when less than this is left of it: only where looking after it
+/// has failed. (Who acts with what is left is safe: the host itself refuses an epoch that is not its own.)
+const ACT_BEFORE: Duration = Duration::from_secs(10);
 
 /// How long a plan waits for hosts that were never asked who holds them.
 const SURVEYED_WITHIN: Duration = Duration::from_secs(3);
@@ -42,7 +46,12 @@ pub struct Claims {
     known: PlainMutex<Known>,
     /// Counts changes of what is known, so that the loop looks only then.
     changes: AtomicU64,
+    /// When it was last seen to that the hosts of a service are held.
+    rounds: PlainMutex<BTreeMap<ServiceName, Round>>,
 }
+
+/// The last round, when it ended and what came of it; and the turn of the next one.
+type Round = Arc<Mutex<Option<(Instant, Result<(), LinkError>)>>>;
 
 #[derive(Default)]
 struct Known {
@@ -63,9 +72,9 @@ struct Claim {
 }
 
 impl Claim {
-    /// It need not be renewed yet.
-    fn is_fresh(&self) -> bool {
-        self.until.is_some_and(|u| u.saturating_duration_since(Instant::now()) > RENEW_BEFORE)
+    /// More than this is left of it.
+    fn has_left(&self, least: Duration) -> bool {
+        self.until.is_some_and(|u| u.saturating_duration_since(Instant::now()) > least)
     }
 }
 
@@ -130,6 +139,7 @@ impl Claims {
             held: Mutex::new(BTreeMap::new()),
             known: PlainMutex::new(known),
             changes: AtomicU64::new(1),
+            rounds: PlainMutex::default(),
         }
     }
 
@@ -155,6 +165,11 @@ impl Claims {
     /// The hosts that this controller holds.
     pub fn ours(&self) -> BTreeSet<HostName> {
         self.known().ours.clone()
+    }
+
+    /// Whether this controller holds a host.
+    pub fn holds(&self, host: &HostName) -> bool {
+        self.known().ours.contains(host)
     }
 
     /// The hosts that were asked who holds them, and said that nobody else does.
@@ -210,9 +225,17 @@ impl Claims {
     /// The cell that holds the host's epoch, claimed or renewed if need be. A host that another
     /// controller holds, or held last, is refused.
     pub async fn ensure(&self, link: &dyn HostLink) -> Result<EpochCell, LinkError> {
+        self.ensure_left(link, ACT_BEFORE).await
+    }
+
+    async fn ensure_left(
+        &self,
+        link: &dyn HostLink,
+        least: Duration,
+    ) -> Result<EpochCell, LinkError> {
         let known = self.held.lock().await.get(link.host()).cloned();
         if let Some(claim) = &known
-            && claim.is_fresh()
+            && claim.has_left(least)
         {
             return Ok(claim.epoch.clone());
         }
@@ -336,20 +359,43 @@ impl Claims {
         service: &ServiceName,
         link: &dyn HostLink,
     ) -> Result<EpochCell, LinkError> {
+        let asked = Instant::now();
+        let round = Arc::clone(self.rounds().entry(service.clone()).or_default());
+        // Of hundreds of actions that begin at once one asks all hosts, and the others take its word.
+        let mut last = round.lock().await;
+        let held = match &*last {
+            Some((ended, held)) if *ended >= asked => held.clone(),
+            _ => {
+                let held = self.hold_all(fleet, service).await;
+                *last = Some((Instant::now(), held.clone()));
+                held
+            }
+        };
+        drop(last);
+        held?;
+        self.ensure(link).await
+    }
+
+    fn rounds(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Round>> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that all hosts of a service are held.
+    async fn hold_all(&self, fleet: &Fleet, service: &ServiceName) -> Result<(), LinkError> {
         // Of two hundred hosts hardly one is to be asked; each action goes through here.
         let (stale, ours) = {
             let held = self.held.lock().await;
             let known = self.known();
             let hosts = known.services.get(service).cloned().unwrap_or_default();
-            let other = hosts.iter().find_map(|h| Some((h.clone(), known.others.get(h)?.clone())));
+            let other = known.others.iter().find(|(host, _)| hosts.contains(*host));
             if let Some((host, other)) = other {
-                return Err(LinkError::Refused { host, refusal: other.refusal() });
+                return Err(LinkError::Refused { host: host.clone(), refusal: other.refusal() });
             }
             let is_fresh = |host: &HostName| {
-                known.ours.contains(host) && held.get(host).is_some_and(Claim::is_fresh)
+                known.ours.contains(host) && held.get(host).is_some_and(|c| c.has_left(ACT_BEFORE))
             };
-            let others = hosts.iter().filter(|host| *host != link.host());
-            let stale: Vec<HostName> = others.filter(|host| !is_fresh(host)).cloned().collect();
+            let stale: Vec<HostName> =
+                hosts.iter().filter(|host| !is_fresh(host)).cloned().collect();
             let ours: BTreeSet<HostName> =
                 stale.iter().filter(|host| known.ours.contains(*host)).cloned().collect();
             (stale, ours)
@@ -390,7 +436,7 @@ impl Claims {
             }
         });
         futures::future::try_join_all(claims).await?;
-        self.ensure(link).await
+        Ok(())
     }
 
     /// Renews what is held, and asks about what is not.
@@ -398,7 +444,7 @@ impl Claims {
         let claimed =
             self.held.lock().await.get(link.host()).is_some_and(|claim| claim.until.is_some());
         if claimed {
-            self.ensure(link).await.map(|_| ())
+            self.ensure_left(link, RENEW_BEFORE).await.map(|_| ())
         } else {
             self.survey(link).await.map(|_| ())
         }

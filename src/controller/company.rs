@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::actions::{self, Means};
 use super::claims::Other;
-use super::core::{Core, Input, now};
+use super::core::{Core, now};
 use super::gateways::Gateways;
 use super::saved::{self, Saved};
 use super::saved_deck::{self, SavedDeck};
 use crate::api::view::ClaimView;
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, IntentReply, Severity};
-use crate::base::{Hint, HostName, ServiceName};
+use crate::base::{Hint, HostName, ServiceName, Timestamp};
 use crate::rollout::{Action, Phase, ServiceState};
 use crate::spec::DeckSpec;
 
@@ -20,19 +20,15 @@ use crate::spec::DeckSpec;
 pub struct Found {
     services: Vec<Saved>,
     decks: Vec<SavedDeck>,
+    /// When the last of those who held the hosts renewed a claim, in this machine's time.
+    renewed: Timestamp,
 }
 
 /// Looks after the claims of all hosts of the deck, for ever.
 pub async fn look_after_claims(means: Arc<Means>) {
     loop {
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
-            let _ = reply.send(core.deck.hosts.keys().cloned().collect::<Vec<HostName>>());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(hosts) = answer.await else { return };
+        let hosts = means.ask(|core| core.deck.hosts.keys().cloned().collect::<Vec<HostName>>());
+        let Some(hosts) = hosts.await else { return };
         let looks = hosts.iter().filter_map(|host| means.fleet.link(host)).map(|link| {
             let means = Arc::clone(&means);
             async move {
@@ -176,7 +172,7 @@ impl Core {
 
     /// Takes over what other controllers left on the hosts, with the next term.
     fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
-        let Found { services: found, decks } = found;
+        let Found { services: found, decks, renewed } = found;
         let mut newest: BTreeMap<ServiceName, Saved> = BTreeMap::new();
         for saved in found {
             let known = newest.get(&saved.state.service);
@@ -190,7 +186,7 @@ impl Core {
         let before = self.state.clone();
         let journal_is_new = self.state.term == 0 && self.state.services.is_empty();
         let deck_adopted = self.adopt_deck(decks, journal_is_new);
-        let mut adopted = Vec::new();
+        let (mut adopted, mut names) = (Vec::new(), BTreeSet::new());
         for (service, saved) in newest {
             let unknown = !self.state.services.contains_key(&service);
             // Our own writing is never newer than our journal.
@@ -200,6 +196,7 @@ impl Core {
             let last = saved.state.releases.keys().next_back().copied().unwrap_or_default();
             self.state.last_release = self.state.last_release.max(last);
             adopted.push(format!("{service} from {}", saved.holder));
+            names.insert(service.clone());
             self.state.services.insert(service, saved.state);
         }
         self.state.term = term.saturating_add(1);
@@ -226,6 +223,7 @@ impl Core {
         self.show_company();
         self.files_stamp.clear();
         self.reload();
+        self.make_good_since(renewed, |service| names.contains(service));
         self.ask_anew();
         Ok(IntentReply::Accepted)
     }
@@ -331,7 +329,9 @@ pub async fn take_over(
             }
         }
     }
-    let mut found = Found::default();
+    let last = others.values().map(|o| o.until).max().unwrap_or_default();
+    let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+    let mut found = Found { renewed: Timestamp(last.0.saturating_sub(lease)), ..Found::default() };
     for link in taken {
         let read = async {
             let states = saved::read_all(means.deck, link.as_ref()).await?;
@@ -363,5 +363,5 @@ pub async fn take_over(
     Ok(found)
 }
 
-/// The first lease of a host that is taken over; renewed like any other.
-const LEASE: std::time::Duration = std::time::Duration::from_secs(30);
+/// The first lease of a host that is taken over; renewed like any other, and as long as those are.
+const LEASE: std::time::Duration = super::claims::LEASE;

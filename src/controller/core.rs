@@ -1,12 +1,13 @@
 //! The one loop that owns everything that changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::actions::{Actions, Means};
 use super::auditor::Auditor;
@@ -14,10 +15,8 @@ use super::conditions::Conditions;
 use super::deck_ledger::{self, DeckEvent, DeckRecord};
 use super::gateways::Routes;
 use super::measured::Measured;
-use super::narrate::narrate;
-use super::plan_steps;
 use super::planning::{self, Draft, Planned};
-use super::record::{DeckState, Record};
+use super::record::DeckState;
 use super::service_view::{self, Surroundings};
 use super::stale_views::StaleViews;
 use super::traffic::Traffic;
@@ -33,7 +32,7 @@ use crate::gateway::ServerCounters;
 use crate::journal::{Journal, JournalError};
 use crate::revision::DeckRepo;
 use crate::rollout::{
-    Action, Event, EventKind, Gate, Outcome, Phase, RolloutKind, ServiceState, step,
+    Action, EventKind, Gate, Outcome, Phase, Release, RolloutKind, ServiceState, Shared, step,
 };
 use crate::spec::{DeckSpec, ServiceSpec};
 use crate::wire::RankReport;
@@ -41,8 +40,14 @@ use crate::wire::RankReport;
 /// Records after which the journal gets a checkpoint.
 const RECORDS_PER_CHECKPOINT: u64 = 2_000;
 
-/// The loop wakes every quarter of a second: after so long its process stood still.
-const STOOD_STILL: Duration = Duration::from_secs(3);
+/// Most inputs that are taken before what they say is written down.
+const AT_ONCE: usize = 256;
+
+/// After writing down what was heard the loop rests so many times as long as that took, and no longer than this: what
+/// comes meanwhile is written down together. Nobody notices it, and of hundreds of replicas that come up at once
+/// many are decided for one fsync and one state on the hosts.
+const REST_FACTOR: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_millis(80);
 
 /// How a controller is run.
 #[derive(Clone, Debug)]
@@ -171,6 +176,7 @@ pub struct Core {
     pub(super) repo: Option<DeckRepo>,
     pub(super) state: DeckState,
     pub(super) journal: Journal,
+    pub(super) unwritten: super::happening::Unwritten,
     pub(super) means: Arc<Means>,
     pub(super) actions: Actions,
     pub(super) hub: Arc<Hub>,
@@ -186,6 +192,7 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) measured: Measured,
+    pub(super) alive: super::absence::Alive,
     pub(super) memory: super::calibration::MemoryReader,
     /// A rollout of the group is being begun.
     pub(super) group_asking: bool,
@@ -210,57 +217,54 @@ pub fn now() -> Timestamp {
     Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// What waits to be taken, once the loop has rested.
+async fn heard(
+    inputs: &mut mpsc::Receiver<Input>,
+    waiting: &mut Vec<Input>,
+    rested: Instant,
+) -> usize {
+    if Instant::now() < rested {
+        tokio::time::sleep_until(rested).await;
+    }
+    inputs.recv_many(waiting, AT_ONCE).await
+}
+
 impl Core {
     /// Takes inputs until told to end.
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        self.make_good_absence();
         self.resume();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut awake = now();
+        let mut waiting = Vec::with_capacity(AT_ONCE);
+        let mut rested = Instant::now();
         while !self.shutdown {
             tokio::select! {
-                input = inputs.recv() => match input {
-                    Some(input) => {
-                        self.make_good(awake);
+                taken = heard(&mut inputs, &mut waiting, rested) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.make_good(awake);
+                    let began = Instant::now();
+                    for input in waiting.drain(..) {
                         self.take(input);
                     }
-                    None => break,
-                },
+                    if self.settle() {
+                        rested = Instant::now() + (began.elapsed() * REST_FACTOR).min(LONGEST_REST);
+                    }
+                }
                 _ = ticks.tick() => {
                     self.make_good(awake);
                     self.take(Input::Tick);
+                    self.settle();
                 }
                 () = self.views.due() => self.publish_stale(),
             }
             awake = now();
         }
         self.measured.save();
-    }
-
-    /// This process stood still since `awake` (it was stopped, its machine was suspended): no deadline counts that
-    /// time. What hosts have to say of it is heard only after this.
-    fn make_good(&mut self, awake: Timestamp) {
-        let missed = now().since(awake);
-        if missed < STOOD_STILL {
-            return;
-        }
-        let why = format!("this controller stood still for {}", crate::base::time::short(missed));
-        tracing::warn!("{why}");
-        let waits = |s: &ServiceState| {
-            let all_ready = s.replicas.values().all(|r| r.phase == Phase::Ready);
-            s.held.is_none() && (s.active_rollout().is_some() || !all_ready)
-        };
-        let names: Vec<ServiceName> = self
-            .state
-            .services
-            .iter()
-            .filter_map(|(name, state)| waits(state).then_some(name.clone()))
-            .collect();
-        for service in names {
-            let began = EventKind::HoldBegan { hosts: BTreeSet::new(), why: why.clone() };
-            self.happened_at(&service, began, awake);
-            self.happened(&service, EventKind::HoldEnded);
-        }
+        self.note_alive(true);
     }
 
     /// Carries out again whatever the journal says is still awaited.
@@ -280,6 +284,14 @@ impl Core {
 
     fn take(&mut self, input: Input) {
         match input {
+            // What hosts say is written down together; a sample has no part in it.
+            Input::Happened { .. } | Input::Ranks { .. } => {}
+            Input::Fleet(FleetEvent::Ranks { .. } | FleetEvent::Sample { .. }) => {}
+            _ => {
+                self.settle();
+            }
+        }
+        match input {
             Input::Intent { intent, by, reply } => self.intent(intent, &by, reply),
             Input::Begin { draft, request, reply } => {
                 let begun = self.begin_rollout(*draft, &request);
@@ -291,7 +303,7 @@ impl Core {
             Input::Fleet(event) => self.fleet_event(event),
             Input::Happened { kind: EventKind::RankRunning { rank }, .. }
                 if self.is_known_to_run(&rank) => {}
-            Input::Happened { service, kind } => self.happened(&service, kind),
+            Input::Happened { service, kind } => self.note(&service, kind),
             Input::Ranks { host, service, asked, reports } => {
                 self.rank_reports(&host, service.as_ref(), asked, &reports);
             }
@@ -302,77 +314,6 @@ impl Core {
             Input::Ask(look) => look(self),
             Input::Tick => self.tick(),
         }
-    }
-
-    /// The one way in which a service's state changes: decide, journal, apply, act, tell.
-    pub(super) fn happened(&mut self, service: &ServiceName, kind: EventKind) {
-        self.happened_at(service, kind, now());
-    }
-
-    fn happened_at(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
-        if let Err(error) = self.try_happened(service, kind, at) {
-            // Nothing was applied, so nothing is lost: ticks and reports bring it again.
-            tracing::error!(%service, %error, "the journal cannot be written");
-        }
-    }
-
-    fn try_happened(
-        &mut self,
-        service: &ServiceName,
-        kind: EventKind,
-        at: Timestamp,
-    ) -> Result<(), JournalError> {
-        // Out of its place meanwhile: a state of five hundred replicas is copied once an event, not more.
-        let before = match (self.state.services.remove(service), &kind) {
-            (Some(state), _) => state,
-            (None, EventKind::RolloutRequested { .. }) => ServiceState::new(service.clone()),
-            (None, _) => return Ok(()),
-        };
-        let event = Event { at, kind };
-        let mut after = before.clone();
-        let actions = step::step(&mut after, &event);
-        let moment = std::mem::replace(&mut after.now, before.now);
-        let changed = after != before;
-        after.now = moment;
-        if !changed && actions.is_empty() {
-            // The same, but for what was found out for deciding.
-            after.now = before.now;
-            self.state.services.insert(service.clone(), after);
-            return Ok(());
-        }
-        let record = Record { service: service.clone(), event };
-        let appended = self.journal.append(std::slice::from_ref(&record));
-        if let Err(error) = appended {
-            self.state.services.insert(service.clone(), before);
-            self.journal_answered(Some(&error));
-            return Err(error);
-        }
-        self.records_since_checkpoint += 1;
-        match &record.event.kind {
-            EventKind::TrafficFailed { why, .. } => {
-                self.trouble.insert(service.clone(), format!("the gateway was not changed: {why}"));
-            }
-            EventKind::TrafficApplied { .. } => {
-                self.trouble.remove(service);
-            }
-            _ => {}
-        }
-        self.audit_outcome(&before, &after);
-        let lines = narrate(&before, &after, &record.event.kind);
-        let hub = Arc::clone(&self.hub);
-        self.measured
-            .learn(&before, &after, |release, replica| plan_steps::key_of(&hub, release, replica));
-        self.state.ledger.observe(&after);
-        self.state.services.insert(service.clone(), after);
-        // Only now: what it may lead to looks at the services.
-        self.journal_answered(None);
-        self.look_at_memory(&before, &record.event.kind);
-        for line in lines {
-            self.tell(line);
-        }
-        self.begin(service, actions);
-        self.publish_service(service);
-        Ok(())
     }
 
     /// The one way in which what concerns the whole deck changes: journal, then apply.
@@ -404,12 +345,12 @@ impl Core {
                 self.begin_command(service, (*release, *step, *attempt), run);
                 continue;
             }
-            let Some(spec) = self.spec_for(service, &action) else { continue };
+            let Some(release) = self.release_of(service, &action) else { continue };
             let engine = match &action {
                 Action::AwaitDrained { replica } => self.engine_at(service, *replica),
                 _ => None,
             };
-            self.actions.begin(service, &self.deck, &spec, &routes, engine, action);
+            self.actions.begin(service, &self.deck, &release.spec, &routes, engine, action);
         }
         if !held {
             self.actions.reroute(service, &self.deck, routes);
@@ -425,8 +366,8 @@ impl Core {
         }
     }
 
-    /// The spec of the release an action belongs to.
-    fn spec_for(&self, service: &ServiceName, action: &Action) -> Option<ServiceSpec> {
+    /// The release an action belongs to.
+    fn release_of(&self, service: &ServiceName, action: &Action) -> Option<Shared<Release>> {
         let state = self.state.services.get(service)?;
         let number = match action {
             Action::StartRank { rank, .. } | Action::StopRank { rank, .. } => rank.replica.release,
@@ -441,11 +382,7 @@ impl Core {
                 .or(state.stable)?,
             Action::RunCommand { release, .. } | Action::RecordOutcome { release, .. } => *release,
         };
-        state
-            .releases
-            .get(&number)
-            .or_else(|| state.releases.values().next_back())
-            .map(|r| r.spec.clone())
+        state.releases.get(&number).or_else(|| state.releases.values().next_back()).cloned()
     }
 
     fn record_outcome(&mut self, service: &ServiceName, release: ReleaseNumber, outcome: &Outcome) {
@@ -476,9 +413,10 @@ impl Core {
             // Time alone changes nothing before the moment that the decider names.
             let due = self.state.services.get(&service).and_then(step::next_wake);
             if due.is_some_and(|due| due <= now) {
-                self.happened(&service, EventKind::Tick);
+                self.note(&service, EventKind::Tick);
             }
         }
+        self.settle();
         // What is another's, or could not be written down, is not brought on.
         if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
             self.tend_loans();
@@ -497,6 +435,7 @@ impl Core {
             }
         }
         self.measured.save();
+        self.note_alive(false);
         self.recover_journal();
         self.end_hand_over();
         self.show_company();

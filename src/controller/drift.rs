@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::actions::{Means, reading_runtime};
-use super::core::{Core, Input};
+use super::core::Core;
 use super::record::DeckState;
 use crate::api::release::{DriftItem, DriftKind, DriftView};
 use crate::api::{ApiError, DeckConditionKind};
@@ -179,14 +179,7 @@ pub async fn watch(means: Arc<Means>) {
     let mut before: Vec<DriftItem> = Vec::new();
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
-            let _ = reply.send(core.drift_plan());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(plan) = answer.await else { return };
+        let Some(plan) = means.ask(|core| core.drift_plan()).await else { return };
         let Ok(view) = look(&means, plan, None).await else { continue };
         let lasting = view.items.iter().filter(|i| before.contains(i)).count();
         before = view.items;
@@ -197,10 +190,8 @@ pub async fn watch(means: Arc<Means>) {
                 Some("`gpudeck drift` lists them; nothing is corrected unasked".to_owned()),
             )
         });
-        let tell = Input::Ask(Box::new(move |core: &mut Core| {
-            core.set_condition(DeckConditionKind::Drift, holds);
-        }));
-        if means.inputs.send(tell).await.is_err() {
+        let tell = move |core: &mut Core| core.set_condition(DeckConditionKind::Drift, holds);
+        if means.ask(tell).await.is_none() {
             return;
         }
     }

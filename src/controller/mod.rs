@@ -4,6 +4,7 @@
 //! is journaled, then `rollout::step` decides, then the actions are carried out by tasks
 //! ([`actions`]) whose results come back as inputs. Nothing else changes anything.
 
+mod absence;
 pub mod actions;
 pub mod attention;
 pub mod auditor;
@@ -20,6 +21,7 @@ pub mod durability;
 pub mod gateways;
 pub mod group;
 pub mod handover;
+mod happening;
 pub mod health;
 pub mod ledger;
 pub mod lent;

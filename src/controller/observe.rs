@@ -235,7 +235,7 @@ impl Core {
         for rank in gone {
             let how = format!("it is not on {host} any more");
             let service = rank.service.clone();
-            self.happened(&service, EventKind::RankEnded { rank, how });
+            self.note(&service, EventKind::RankEnded { rank, how });
         }
     }
 
@@ -264,7 +264,7 @@ impl Core {
                 EventKind::RankEnded { rank, how: "it is gone, and nobody saw how".to_owned() }
             }
         };
-        self.happened(&service, kind);
+        self.note(&service, kind);
     }
 
     /// Agents tell all ranks of their host whenever one of them changes: what is known already, or is of an
@@ -373,17 +373,13 @@ pub async fn watch(means: Arc<Means>) {
 async fn again_and_again(means: &Means, source: Source) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
+        let look = move |core: &mut Core| {
             if matches!(source, Source::Gateways) {
                 core.pay_attention();
             }
-            let _ = reply.send(core.watched());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(watched) = answer.await else { return };
+            core.watched(source)
+        };
+        let Some(watched) = means.ask(look).await else { return };
         let rounds = watched.into_iter().map(|w| async move {
             match source {
                 Source::Gateways => look_at_gateways(means, w).await,
@@ -480,7 +476,7 @@ fn engine_counters(metrics: &EngineMetrics) -> Option<ServerCounters> {
 }
 
 impl Core {
-    fn watched(&self) -> Vec<Watched> {
+    fn watched(&self, source: Source) -> Vec<Watched> {
         self.state
             .services
             .iter()
@@ -489,7 +485,8 @@ impl Core {
                 state.releases.values().next_back()?;
                 let routes = Routes::of(&self.deck, state);
                 let mut docker: Vec<(HostName, RuntimeSpec)> = Vec::new();
-                for key in state.replicas.keys() {
+                let containers = matches!(source, Source::Containers);
+                for key in state.replicas.keys().filter(|_| containers) {
                     let Some(release) = state.releases.get(&key.release) else { continue };
                     if let RuntimeSpec::Docker(_) = release.spec.runtime {
                         for rank in release.replica(key.replica).iter().flat_map(|p| &p.ranks) {
@@ -501,10 +498,11 @@ impl Core {
                     }
                 }
                 let analysing = state.analysing().is_some();
-                let mut metrics = if !routes.is_empty() && !analysing {
-                    Vec::new()
-                } else {
+                let engines = matches!(source, Source::Engines);
+                let mut metrics = if engines && (routes.is_empty() || analysing) {
                     engine_metrics(state)
+                } else {
+                    Vec::new()
                 };
                 // Whoever waits for those has nothing of the others meanwhile.
                 metrics.retain(|at| !self.is_silent(&at.host));
@@ -591,5 +589,6 @@ fn engine_metrics(state: &ServiceState) -> Vec<EngineMetricsAt> {
         .iter()
         .filter(|(_, replica)| replica.phase == Phase::Ready)
         .filter_map(|(key, _)| engine_at(state, key.release, key.replica))
+        .filter(EngineMetricsAt::has_metrics)
         .collect()
 }

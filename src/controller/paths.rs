@@ -48,6 +48,11 @@ impl Paths {
         self.dir.join("agent-binary.json")
     }
 
+    /// When the controller was last seen alive.
+    pub fn alive(&self) -> PathBuf {
+        self.dir.join("alive")
+    }
+
     /// What a background controller logs.
     pub fn log(&self) -> PathBuf {
         self.dir.join("controller.log")

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ const OTHERS: Duration = Duration::from_secs(2);
 /// How the text of a service's state begins.
 const PREFIX: &str = "z1:";
 
-/// With every change of a service on many hosts, so many of them have the state beside the one that is acted on.
+/// With every change of a service on many hosts, so many of them have the state beside those that are acted on.
 /// All have it when a rollout begins, goes to another step, turns back, or ends.
 const BESIDE: usize = 5;
 
@@ -73,6 +73,8 @@ struct Wanted {
     /// All that are to have it have it, as far as they are reached.
     is_whole: AtomicBool,
     text: Mutex<Option<Arc<str>>>,
+    /// Those that have it beside the ones that are acted on; the same for all actions of it.
+    beside: OnceLock<Vec<HostName>>,
     /// The hosts that were begun with, and whether they have it.
     done: Mutex<BTreeMap<HostName, Arc<tokio::sync::Mutex<bool>>>>,
 }
@@ -92,9 +94,16 @@ impl Saver {
             Some(known) => Arc::clone(known),
             None => Arc::new(Releases::new(releases)),
         };
-        let (text, is_whole) = (Mutex::default(), AtomicBool::new(false));
-        let wanted =
-            Wanted { saved, releases, hosts, wants_all, is_whole, text, done: Mutex::default() };
+        let wanted = Wanted {
+            saved,
+            releases,
+            hosts,
+            wants_all,
+            is_whole: AtomicBool::new(false),
+            text: Mutex::default(),
+            beside: OnceLock::new(),
+            done: Mutex::default(),
+        };
         kept.insert(service, Arc::new(wanted));
     }
 
@@ -113,10 +122,15 @@ fn stage(state: &ServiceState) -> Option<(ReleaseNumber, usize, bool, bool)> {
 impl Wanted {
     /// The hosts beside the one that is acted on which are to have it before the step.
     fn others(&self, own: &HostName) -> Vec<&HostName> {
-        let after = self.hosts.iter().skip_while(|host| *host <= own);
-        let before = self.hosts.iter().take_while(|host| *host < own);
-        let most = if self.wants_all { self.hosts.len() } else { BESIDE };
-        after.chain(before).take(most).collect()
+        if self.wants_all {
+            return self.hosts.iter().filter(|host| *host != own).collect();
+        }
+        let beside = self.beside.get_or_init(|| {
+            let after = self.hosts.iter().skip_while(|host| *host <= own);
+            let before = self.hosts.iter().take_while(|host| *host < own);
+            after.chain(before).take(BESIDE).cloned().collect()
+        });
+        beside.iter().filter(|host| *host != own).collect()
     }
 
     fn text(&self) -> std::io::Result<Arc<str>> {
@@ -286,8 +300,10 @@ mod tests {
         assert_eq!(names("h4").len(), 8, "which has not happened yet");
         saver.wanted(&service).unwrap().is_whole.store(true, Ordering::Release);
         saver.put(saved, hosts);
-        assert_eq!(names("h7"), ["h8", "h9", "h1", "h2", "h3"]);
-        assert_eq!(names("h4"), ["h5", "h6", "h7", "h8", "h9"]);
+        let beside = ["h8", "h9", "h1", "h2", "h3"];
+        assert_eq!(names("h7"), beside);
+        assert_eq!(names("h4"), beside, "the same ones, whoever else is acted on");
+        assert_eq!(names("h9"), ["h8", "h1", "h2", "h3"]);
     }
 
     #[test]

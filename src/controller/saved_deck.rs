@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::actions::Means;
-use super::core::{Core, Input};
+use super::core::Core;
 use super::deck_ledger::{DeckEvent, Ledger};
 use super::packed;
 use crate::api::hub::Change;
@@ -81,16 +81,12 @@ impl DeckSaver {
 pub async fn keep(means: Arc<Means>) {
     loop {
         if let Some(wanted) = means.deck_saver.wanted() {
-            let (reply, answer) = tokio::sync::oneshot::channel();
-            let ask = Input::Ask(Box::new(move |core: &mut Core| {
-                // What is another's is not written to.
+            // What is another's is not written to.
+            let ours = |core: &mut Core| {
                 let hosts = core.not_fenced().map(|()| core.deck.hosts.keys().cloned().collect());
-                let _ = reply.send(hosts.unwrap_or_default());
-            }));
-            if means.inputs.send(ask).await.is_err() {
-                return;
-            }
-            let Ok(hosts) = answer.await else { return };
+                hosts.unwrap_or_default()
+            };
+            let Some(hosts) = means.ask(ours).await else { return };
             bring(&means, &wanted, hosts).await;
         }
         tokio::select! {

@@ -122,6 +122,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
                 phase: replica.phase.clone(),
                 since: replica.since,
                 trouble: replica.trouble.clone(),
+                silent: replica.proved && replica.phase == Phase::Loading,
                 ranks: release
                     .rank_ids(key.replica, replica.attempt)
                     .into_iter()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::actions::{self, Means};
-use super::core::{Core, Input, now};
+use super::core::{Core, now};
 use super::plan_steps;
 use crate::base::{HostName, ReplicaId, ServiceName};
 use crate::engine;
@@ -33,22 +33,14 @@ struct Target {
 pub async fn watch(means: Arc<Means>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
-            let _ = reply.send(core.throughput_targets());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(targets) = answer.await else { return };
+        let Some(targets) = means.ask(Core::throughput_targets).await else { return };
         let readings: Vec<(ServiceName, ReplicaId, f64)> = futures::stream::iter(targets)
             .map(|target| read(Arc::clone(&means), target))
             .buffer_unordered(AT_ONCE)
             .filter_map(std::future::ready)
             .collect()
             .await;
-        let note = Input::Ask(Box::new(move |core: &mut Core| core.note_tokens(&readings)));
-        if means.inputs.send(note).await.is_err() {
+        if means.ask(move |core| core.note_tokens(&readings)).await.is_none() {
             return;
         }
     }
@@ -81,6 +73,7 @@ impl Core {
             state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready).filter_map(
                 move |(key, _)| {
                     let release = state.releases.get(&key.release)?;
+                    engine::of(&release.spec.engine).metrics_path()?;
                     let first = release.replica(key.replica)?.ranks.first()?;
                     Some(Target {
                         service: service.clone(),

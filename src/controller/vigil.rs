@@ -13,7 +13,7 @@ use crate::fleet::LinkError;
 use crate::rollout::{EventKind, Phase};
 use crate::wire::{Refusal, Reply, Request};
 
-/// A host that has said nothing for so long is silent; hosts with ranks are sampled every second.
+/// A host that has said nothing for so long is silent; hosts with ranks are sampled every two seconds at least.
 const SILENT: Duration = Duration::from_secs(5);
 
 /// No gateway's host reaches the replica for so long: longer than a switch takes to come up again, shorter than
@@ -49,14 +49,7 @@ pub async fn watch(means: Arc<Means>) {
     let mut vigil = Vigil::new(PATIENCE);
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let ask = Input::Ask(Box::new(move |core: &mut Core| {
-            let _ = reply.send(core.doubts());
-        }));
-        if means.inputs.send(ask).await.is_err() {
-            return;
-        }
-        let Ok(doubts) = answer.await else { return };
+        let Some(doubts) = means.ask(|core| core.doubts()).await else { return };
         let asked = doubts.into_iter().map(|doubt| ask_gateways(&means, doubt));
         let answers = futures::future::join_all(asked).await;
         for ((service, replica), why) in vigil.note(Instant::now(), answers) {

@@ -161,7 +161,7 @@ impl Engine for Vllm {
         // CUDA counts no more than the first instance of a GPU. In a container it is given nothing else.
         match spec.runtime {
             RuntimeSpec::Docker(_) => None,
-            _ => Some("outside containers vLLM takes GPUs by number, and those have none"),
+            RuntimeSpec::Process => Some("outside containers vLLM takes GPUs by number, and those have none"),
         }
     }
 

@@ -13,7 +13,9 @@ pub enum Attention {
     /// Nobody looks and nothing of ours runs there: every five seconds.
     #[default]
     Seldom,
-    /// It is on somebody's screen, or runs something of ours: every second.
+    /// Nobody looks, but it runs something of ours: every two seconds, so that its silence is soon seen.
+    Runs,
+    /// It is on somebody's screen, or what runs there is being judged: every second.
     OnScreen,
     /// Somebody looks at its details: every second, with what costs much.
     LookedAt,
@@ -24,6 +26,7 @@ impl Attention {
     pub(super) const fn request(self) -> Request {
         match self {
             Self::Seldom => Request::Follow { interval_ms: 5_000, looked_at: false },
+            Self::Runs => Request::Follow { interval_ms: 2_000, looked_at: false },
             Self::OnScreen => Request::Follow { interval_ms: 1_000, looked_at: false },
             Self::LookedAt => Request::Follow { interval_ms: 1_000, looked_at: true },
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::release::RankPlan;
+use super::shared::Shared;
 use super::state::Outcome;
 use crate::base::{Attempt, HostName, RankId, ReleaseNumber, ReplicaId, TrafficServer};
 use crate::spec::RunSpec;
@@ -41,7 +42,7 @@ pub enum Action {
         /// Of this version.
         version: u64,
         /// All servers of the backend.
-        servers: Vec<TrafficServer>,
+        servers: Shared<Vec<TrafficServer>>,
     },
     /// Watch the requests in flight at a draining replica → `Drained`.
     AwaitDrained {

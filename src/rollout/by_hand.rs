@@ -129,7 +129,7 @@ impl Decider<'_> {
             .collect();
         for key in failed {
             if let Some(replica) = self.state.replicas.get_mut(&key) {
-                *replica = ReplicaState {
+                **replica = ReplicaState {
                     failures: replica.failures,
                     trouble: replica.trouble.take(),
                     ..ReplicaState::pending(replica.attempt.next(), now, now)

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::neighbours::{Candidate, Candidates};
 use super::roles::{Roles, is_available};
+use super::shared::Shared;
 use super::state::{Phase, ReplicaState};
 use super::step::Decider;
 use crate::base::{Attempt, DeviceId, HostName, ReplicaKey};
@@ -114,10 +115,13 @@ impl Decider<'_> {
             limit: roles.limit,
             no_room: false,
         };
-        for replica in self.state.replicas.values() {
+        for (key, replica) in &self.state.replicas {
             budget.available += u32::from(is_available(replica, now, roles.min_healthy));
-            budget.live += u32::from(replica.phase.is_live());
-            budget.leaving += u32::from(replica.phase.is_live() && replica.retiring);
+            // Kubernetes never counts a pod that terminates; here it counts as long as that takes no longer than
+            // it should. Whose host is away must not keep others from starting. (Its devices stay its own.)
+            let counts = replica.phase.is_live() && !self.state.stop_is_overdue(*key, replica);
+            budget.live += u32::from(counts);
+            budget.leaving += u32::from(counts && replica.retiring);
         }
         budget
     }
@@ -139,7 +143,7 @@ impl Decider<'_> {
             let before = self.state.attempts.get(&candidate.key);
             let attempt = before.map_or(Attempt::FIRST, |last| last.next());
             let replica = ReplicaState::pending(attempt, now, now);
-            self.state.replicas.insert(candidate.key, replica);
+            self.state.replicas.insert(candidate.key, replica.into());
             self.moved = true;
         }
         for candidate in order.drain(places.min(order.len())..).filter(|c| c.is_there) {
@@ -219,7 +223,7 @@ impl Decider<'_> {
         if keys.iter().any(|key| kept(&key)) {
             return false;
         }
-        let victims: Vec<&ReplicaState> =
+        let victims: Vec<&Shared<ReplicaState>> =
             keys.iter().filter_map(|key| self.state.replicas.get(key)).collect();
         let any_ready = victims.iter().any(|r| r.phase == Phase::Ready);
         let available = victims.iter().filter(|r| is_available(r, now, roles.min_healthy)).count();

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::roles::is_available;
 use super::state::{Phase, ServiceState};
 use super::step::Decider;
 use crate::base::{HostName, Timestamp, text};
@@ -55,7 +56,12 @@ impl Decider<'_> {
     pub(super) fn release_hold(&mut self) {
         let Some(held) = self.state.held.take() else { return };
         let now = self.state.now;
+        let min_healthy = self.state.roles().min_healthy;
         for replica in self.state.replicas.values_mut() {
+            // Nobody heard whether it went on without interruption, unless it had been long enough before.
+            if replica.phase == Phase::Ready && !is_available(replica, held.since, min_healthy) {
+                replica.since = replica.since.plus(now.since(replica.since.max(held.since)));
+            }
             let began = replica.since.max(held.since);
             match &mut replica.phase {
                 Phase::Starting | Phase::Loading => {

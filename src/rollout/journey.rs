@@ -311,7 +311,7 @@ impl ServiceState {
             let id = id(*key, replica);
             return match replica.phase {
                 Phase::Draining { .. } => format!("replica {id} drains"),
-                _ => format!("replica {id} is being stopped"),
+                _ => self.stopping_on(*key, replica),
             };
         }
         if self.ready(coming) < roles.target && roles.keeps.is_some() {

@@ -1,17 +1,21 @@
 //! One replica's way through its phases, as far as it concerns nobody else: asking refused starts
 //! again, deadlines, the end of a drain, and what comes after a stop.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::action::Action;
 use super::release::Release;
-use super::state::{Direction, Drain, Gate, Phase, ReplicaState};
+use super::state::{Direction, Drain, Gate, Phase, ReplicaState, ServiceState};
 use super::step::{Decider, backoff};
 use crate::base::{ReplicaKey, Timestamp, time};
 
 /// A replica that was ready for so long starts with a clean record (Kubernetes' rule for
 /// `CrashLoopBackOff`).
 const GOOD_RECORD: Duration = Duration::from_mins(10);
+
+/// So long beyond its grace a stop may take before it counts as one that nobody carries out: the host is away.
+const STOP_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Pauses between two askings of a host that refused for now.
 const RETRY_SHORTEST: Duration = Duration::from_secs(1);
@@ -85,6 +89,41 @@ impl Release {
         let first = self.replica(key.replica)?.ranks.first()?;
         let plan = Box::new(first.clone());
         Some(Action::AwaitToken { replica: replica.id(key), plan })
+    }
+}
+
+impl ServiceState {
+    /// When the stop of a replica that is being stopped will have taken longer than any host takes that can be asked.
+    pub(super) fn stop_overdue_at(
+        &self,
+        key: ReplicaKey,
+        replica: &ReplicaState,
+    ) -> Option<Timestamp> {
+        let grace = self.policy(key.release).map_or(Duration::ZERO, |p| p.stop_grace);
+        (replica.phase == Phase::Stopping).then(|| replica.since.plus(grace + STOP_PATIENCE))
+    }
+
+    /// Whether that moment has passed.
+    pub(super) fn stop_is_overdue(&self, key: ReplicaKey, replica: &ReplicaState) -> bool {
+        self.stop_overdue_at(key, replica).is_some_and(|at| self.now >= at)
+    }
+
+    /// What keeps a replica from being gone, for people.
+    pub(super) fn stopping_on(&self, key: ReplicaKey, replica: &ReplicaState) -> String {
+        let id = replica.id(key);
+        let plan = self.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+        let ranks = plan.map_or(&[][..], |plan| plan.ranks.as_slice());
+        let left = (0..).zip(ranks).filter(|(rank, _)| !replica.ended.contains(rank));
+        let hosts: BTreeSet<&str> = left.map(|(_, rank)| rank.host.as_str()).collect();
+        let hosts = hosts.into_iter().collect::<Vec<_>>().join(", ");
+        if !self.stop_is_overdue(key, replica) {
+            return format!("replica {id} is being stopped on {hosts}");
+        }
+        format!(
+            "{hosts} has not said for {} that replica {id} is stopped: bring the host back, or take it out of \
+             deck.toml if it is gone for good",
+            time::short(self.now.since(replica.since))
+        )
     }
 }
 
@@ -191,7 +230,7 @@ impl Decider<'_> {
                 trouble: replica.trouble.take(),
                 ..ReplicaState::pending(replica.attempt.next(), now, not_before)
             };
-            *replica = next;
+            **replica = next;
         }
     }
 

@@ -197,7 +197,7 @@ impl ServiceState {
     ) -> impl Iterator<Item = (&ReplicaKey, &ReplicaState)> {
         let first = ReplicaKey { release, replica: 0 };
         let last = ReplicaKey { release, replica: u32::MAX };
-        self.replicas.range(first..=last)
+        self.replicas.range(first..=last).map(|(key, replica)| (key, &**replica))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A value that many states hold and hardly any changes.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -21,6 +21,13 @@ impl<T: Clone> Shared<T> {
     /// The value, to be changed for this holder alone.
     pub fn change(&mut self) -> &mut T {
         Arc::make_mut(&mut self.0)
+    }
+}
+
+/// Whoever writes has a value of its own from then on.
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.change()
     }
 }
 

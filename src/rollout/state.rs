@@ -26,7 +26,7 @@ pub struct ServiceState {
     /// The release that is served when no rollout is under way.
     pub stable: Option<ReleaseNumber>,
     /// Every replica that lives or is meant to live, by release and index.
-    pub replicas: BTreeMap<ReplicaKey, ReplicaState>,
+    pub replicas: BTreeMap<ReplicaKey, Shared<ReplicaState>>,
     /// The rollout under way, or the last one.
     pub rollout: Option<Rollout>,
     /// The service is being ended: everything is drained and stopped.
@@ -95,23 +95,23 @@ pub struct ReplicaState {
     /// The last thing that went wrong, for people.
     pub trouble: Option<String>,
     /// The ranks that are known to run.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub running: BTreeSet<u32>,
     /// The ranks that are known to have ended in this attempt.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub ended: BTreeSet<u32>,
     /// It is on its way out: once stopped it is not started again.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retiring: bool,
     /// When its ranks were last told to start: the healthy deadline counts from here, so that
     /// waiting for memory does not count.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
     /// When a host first refused this attempt for now.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Timestamp>,
     /// How far the drain has come, while it drains.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Drain::is_none")]
     pub drain: Drain,
     /// It was ready before in this attempt: a token is awaited that shows that it still serves.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -127,6 +127,13 @@ pub struct Drain {
     pub watched: bool,
     /// No request is in flight any more.
     pub done: bool,
+}
+
+impl Drain {
+    /// It does not drain.
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How far a replica has come.

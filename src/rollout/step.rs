@@ -79,7 +79,8 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
             }
             Phase::Ready => moments.push(replica.since.plus(roles.min_healthy)),
             Phase::Draining { deadline } => moments.push(*deadline),
-            Phase::Stopping | Phase::Stopped | Phase::Failed { .. } => {}
+            Phase::Stopping => moments.extend(state.stop_overdue_at(*key, replica)),
+            Phase::Stopped | Phase::Failed { .. } => {}
         }
     }
     if let Some(rollout) = state.active_rollout().filter(|r| r.paused.is_none()) {

@@ -15,7 +15,7 @@ const EVEN: u16 = 100;
 
 impl ServiceState {
     pub(super) fn apply_traffic(&self) -> Action {
-        Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.to_vec() }
+        Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.clone() }
     }
 
     /// The table is at the gateway as it should be now.

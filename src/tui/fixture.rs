@@ -238,6 +238,7 @@ fn replica_view(
         phase,
         since,
         trouble: None,
+        silent: false,
         ranks: vec![rank_view(service, release, index, place.0, place.1)],
         weight_percent: weight,
         traffic: seen,

@@ -4,8 +4,8 @@ use ratatui::style::Style;
 
 use super::theme::Theme;
 use crate::api::{
-    Bytes, ClockView, Condition, Gate, MemoryUse, Outcome, Phase, Rollout, Severity, Timestamp,
-    TrafficView, time,
+    Bytes, ClockView, Condition, Gate, MemoryUse, Outcome, Phase, ReplicaView, Rollout, Severity,
+    Timestamp, TrafficView, time,
 };
 
 /// What stands where a value is not known.
@@ -38,8 +38,10 @@ pub const fn condition_mark(condition: Condition, theme: &Theme) -> (&'static st
 }
 
 /// A replica's phase: word, mark, colour, and how far it is from 0 to 4.
-pub fn phase(phase: &Phase, theme: &Theme) -> (&'static str, &'static str, Style, usize) {
-    match phase {
+pub fn phase(replica: &ReplicaView, theme: &Theme) -> (&'static str, &'static str, Style, usize) {
+    match replica.phase {
+        // It has loaded long ago, runs, and does not serve.
+        Phase::Loading if replica.silent => ("no token", "▲", theme.bad, 3),
         Phase::Pending { .. } => ("pending", "○", theme.dim, 0),
         Phase::Starting => ("starting", "◔", theme.accent, 1),
         Phase::Waiting { .. } => ("waiting", "║", theme.warn, 1),

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use gpudeck::api::{Client, Condition, Door, HostLinkState, Intent, Looking, Snapshot};
 use gpudeck::controller::{self, Options, Paths, start_in_process};
 use gpudeck::demo::{BigFleet, BigFleetShape};
+use gpudeck::rollout::Outcome;
 use serde_json::json;
 
 fn main() {
@@ -112,11 +113,12 @@ fn rollout_ends(journal: &std::path::Path, n: u32) -> Result<(usize, serde_json:
             ready_at = at.filter(|_| kind == Some("replica_ready"));
             events += 1;
         }
-        let over = state.services.get(&chat).is_some_and(|s| {
-            let rollout = s.rollout.as_ref();
-            rollout.is_some_and(|r| r.to.0 == u64::from(n) && r.outcome.is_some())
-        });
-        if over {
+        let rollout = state.services.get(&chat).and_then(|s| s.rollout.as_ref());
+        let outcome = rollout.filter(|r| r.to.0 == u64::from(n)).and_then(|r| r.outcome.clone());
+        if let Some(outcome) = outcome {
+            if outcome != Outcome::Completed {
+                return Err(format!("{outcome:?}"));
+            }
             waits.sort_unstable();
             let median = waits.get(waits.len() / 2);
             return Ok((events, json!({ "median": median, "most": waits.last() })));
@@ -215,11 +217,10 @@ async fn rollout(
             "ready_to_next_event_ms": waits,
         }));
     }
-    let served = client.snapshot().await.unwrap();
-    assert!(
-        served.services.values().all(|s| s.condition == Condition::Serving),
-        "it does not serve"
-    );
+    until(client, "service that serves", |s| {
+        s.services.values().all(|s| s.condition == Condition::Serving)
+    })
+    .await;
     let memory = memory_mib("self");
     stage.running.stop().await;
     json!({

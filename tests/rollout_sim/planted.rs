@@ -79,10 +79,12 @@ pub enum Bug {
     LoseQueued,
     /// A rollout that is replaced has its ready replicas stopped at once.
     ReplaceWithoutDrain,
+    /// The time in which there was no controller counts for deadlines.
+    CountTheAbsence,
 }
 
 /// All of them.
-pub const BUGS: [Bug; 29] = [
+pub const BUGS: [Bug; 30] = [
     Bug::SkipFsync,
     Bug::ReplayTwice,
     Bug::ForgetOutstanding,
@@ -112,6 +114,7 @@ pub const BUGS: [Bug; 29] = [
     Bug::RunAgainUnderItsName,
     Bug::LoseQueued,
     Bug::ReplaceWithoutDrain,
+    Bug::CountTheAbsence,
 ];
 
 impl Bug {

@@ -7,7 +7,7 @@ use gpudeck::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, Release, RolloutKind,
     ServiceState, StartRefusal, Timings, forecast, forecast_with, outstanding, step,
 };
-use gpudeck::spec::{Count, StepSpec};
+use gpudeck::spec::{Count, StepSpec, Strategy};
 
 use crate::build::{canary, on_cpu, release, service, single, spec};
 use crate::world::{Nature, World};
@@ -685,4 +685,89 @@ fn a_hold_during_a_bake_does_not_count_and_a_service_can_still_be_ended() {
     world.tell(held("login-lost"));
     world.by_ada(|by| EventKind::StopRequested { by });
     assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty()));
+}
+
+#[test]
+fn a_restart_after_hours_fails_nothing_that_was_fine() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| {
+        w.state.replicas.iter().any(|(k, r)| k.release == R2 && r.phase == Phase::Loading)
+    }));
+    // Longer than every deadline there is.
+    world.crash_for(5 * HOUR);
+    assert!(world.state.held.is_none() && world.state.active_rollout().is_some());
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert_eq!(world.lowest_ready, 2);
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
+fn a_bake_and_the_time_to_be_healthy_do_not_go_on_while_nobody_looks() {
+    let mut world = serving(2, 1);
+    let bake = Duration::from_mins(10);
+    let mut next = with_steps(2, 2, vec![StepSpec::Weight(50), StepSpec::Bake(bake)]);
+    next.spec.rollout.min_healthy_time = Duration::from_mins(5);
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    let ready = |w: &World| w.state.ready(R2) == 1;
+    assert!(world.run_until(HOUR, ready));
+    world.crash_for(HOUR);
+    let back = world.now;
+    let bakes = |w: &World| match w.state.active_rollout().and_then(|r| r.gate.clone()) {
+        Some(Gate::Bake { until }) => Some(until),
+        _ => None,
+    };
+    assert!(world.run_until(HOUR, |w| bakes(w).is_some()));
+    let took = world.now.since(back);
+    assert!(took >= Duration::from_secs(290) && took < Duration::from_mins(6), "{took:?}");
+    world.crash_for(2 * HOUR);
+    let until = bakes(&world).unwrap();
+    let left = until.since(world.now) + Duration::from_secs(30);
+    assert!(left > bake, "{until} {}", world.now);
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+}
+
+/// r1 on a host of its own each, r2 beside it on others.
+fn spread(strategy: Option<Strategy>) -> (World, Release) {
+    let mut world = serve(&release(1, spec(3, 1, 0), &[vec![(0, 0)], vec![(1, 0)], vec![(2, 0)]]));
+    let mut next = spec(3, 1, 0);
+    next.rollout.strategy = strategy;
+    world.lose_host("h0", 100 * HOUR);
+    (world, release(2, next, &single_on(3)))
+}
+
+fn single_on(host: u32) -> Vec<Vec<(u32, u32)>> {
+    (0..3).map(|gpu| vec![(host, gpu)]).collect()
+}
+
+#[test]
+fn a_host_that_is_away_for_good_does_not_keep_the_others_from_going_on() {
+    let (mut world, next) = spread(None);
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    let whole = |w: &World| w.state.ready(R2) == 3;
+    let began = world.now;
+    assert!(world.run_until(HOUR, whole), "{:#?}", world.state.replicas);
+    // Its stop counted until it had taken longer than any stop does.
+    let limit = next.spec.rollout.progress_limit().unwrap();
+    assert!(world.now.since(began) < limit, "{:?}", world.now.since(began));
+    assert!(world.run_until(2 * HOUR, |w| w.state.active_rollout().is_none()));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    assert!(world.lowest_ready >= 2);
+}
+
+#[test]
+fn what_cannot_go_on_without_a_host_says_which_and_what_to_do() {
+    let (mut world, next) = spread(Some(Strategy::Recreate));
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(2 * HOUR, |w| {
+        w.state.active_rollout().is_none_or(|r| r.direction != Direction::Forward)
+    }));
+    let Direction::Back { why, .. } = &world.state.rollout.as_ref().unwrap().direction else {
+        panic!("{:?}", world.state.rollout)
+    };
+    let says = "h0 has not said for ";
+    assert!(why.contains(says) && why.contains("take it out of deck.toml"), "{why}");
 }

@@ -318,6 +318,7 @@ fn seeds() {
             "hung engine stopped",
             "late or doubled event",
             "memory not yet free",
+            "nobody there for long",
             "blue-green completed",
             "recreate completed",
             "borrowed and completed",

@@ -125,6 +125,11 @@ pub struct World {
     good_runs: BTreeSet<Run>,
     /// The number of the newest release.
     last_number: u64,
+    /// So long no controller was there, in all.
+    away: Duration,
+    /// When the healthy deadline of a start began to count: the time, what the controller's clock said more, and how
+    /// long no controller had been there until then.
+    healthy_from: BTreeMap<ReplicaId, (Timestamp, i64, Duration)>,
     /// A bug that was planted.
     pub bug: Option<Bug>,
     /// Hosts refuse our login now and then; with dice of its own, so that other plays stay as they are.
@@ -173,6 +178,8 @@ impl World {
             runs: BTreeMap::new(),
             good_runs: BTreeSet::new(),
             last_number: 0,
+            away: Duration::ZERO,
+            healthy_from: BTreeMap::new(),
             bug: None,
             holds: None,
         }
@@ -288,6 +295,10 @@ impl World {
     }
 
     fn decide(&mut self, kind: EventKind) {
+        self.decide_at(kind, self.clock());
+    }
+
+    fn decide_at(&mut self, kind: EventKind, at: Timestamp) {
         let mut kind = kind;
         if let Some(bug) = self.bug {
             if bug.swallows(&kind, &mut self.rng) {
@@ -295,7 +306,7 @@ impl World {
             }
             bug.alter(&mut kind);
         }
-        let event = Event { at: self.clock(), kind };
+        let event = Event { at, kind };
         self.journal.push(event.clone());
         if self.bug != Some(Bug::SkipFsync) || self.journal.len().is_multiple_of(5) {
             self.durable = self.journal.len();
@@ -316,6 +327,7 @@ impl World {
             self.say(|| format!("      → {}", brief(action)));
         }
         self.check_step(&event.kind, &before, &actions, was_stopping);
+        self.check_healthy_deadline(&before, &actions);
         self.check_journey(&event.kind, journey, &actions);
         self.take(actions);
     }
@@ -474,6 +486,40 @@ impl World {
             if let Action::StopRank { rank, .. } = action {
                 self.stopped.insert(rank.clone());
             }
+        }
+    }
+
+    /// Nobody's time is over before it had all of it while a controller was there.
+    fn check_healthy_deadline(&mut self, before: &[(ReplicaId, Phase)], actions: &[Action]) {
+        for (id, phase) in before {
+            let now = self.state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            let late = now.is_some_and(|r| {
+                let why = r.trouble.as_deref().unwrap_or_default();
+                r.phase == Phase::Stopping && why.contains("(healthy_deadline)")
+            });
+            let from = self.healthy_from.get(id).filter(|_| late && *phase != Phase::Stopping);
+            let Some((since, clock, away)) = from else { continue };
+            // A clock that jumps makes deadlines come early or late.
+            if *clock == self.clock_error_ms {
+                let deadline = self.state.releases[&id.release].spec.rollout.healthy_deadline;
+                let had = self.now.since(*since).saturating_sub(self.away.saturating_sub(*away));
+                assert!(
+                    had >= deadline,
+                    "{id} had only {had:?} of {deadline:?} (healthy_deadline)"
+                );
+            }
+        }
+        for action in actions {
+            let began = match action {
+                Action::StartRank { rank, .. } => rank.replica,
+                Action::AwaitToken { replica, .. }
+                    if self.state.replicas.get(&replica.key()).is_some_and(|r| r.proved) =>
+                {
+                    *replica
+                }
+                _ => continue,
+            };
+            self.healthy_from.insert(began, (self.now, self.clock_error_ms, self.away));
         }
     }
 
@@ -895,7 +941,7 @@ impl World {
                 }
                 // Left over from a controller that was killed: it was overtaken.
                 if version >= self.table_version {
-                    self.table = servers;
+                    self.table = servers.to_vec();
                     self.table_version = version;
                 }
                 self.tell(EventKind::TrafficApplied { version });
@@ -1005,6 +1051,11 @@ impl World {
         &self.table
     }
 
+    /// A host is without power, and its ranks are not heard of.
+    pub fn lose_host(&mut self, host: &str, time: Duration) {
+        self.hosts_down.insert(host.parse().unwrap(), self.now.plus(time));
+    }
+
     pub fn break_gateway(&mut self, time: Duration) {
         self.gateway_down_until = self.now.plus(time);
     }
@@ -1110,7 +1161,11 @@ impl World {
                 }
                 self.hosts_down.insert(host, until);
             }
-            3 => self.crash(),
+            3 => {
+                let long = self.rng.one_in(3);
+                let away = if long { 60 + self.rng.below(5_400) } else { 0 };
+                self.crash_for(Duration::from_secs(away));
+            }
             4 => {
                 let ready: Vec<ReplicaId> = self
                     .phases()
@@ -1176,10 +1231,16 @@ impl World {
         self.by_ada(|by| EventKind::Skipped { by, reason });
     }
 
-    /// Whoever ran a command is gone.
-    fn lose_command(&mut self) {
-        let Some((rollout, run)) = self.state.awaited_run() else { return };
-        let (release, step, attempt) = (rollout.to, rollout.step, run.attempt);
+    fn awaited_run(&self) -> Option<Run> {
+        let (rollout, run) = self.state.awaited_run()?;
+        Some((rollout.to, rollout.step, run.attempt))
+    }
+
+    /// Whoever ran this command is gone.
+    fn lose_command(&mut self, lost: Option<Run>) {
+        let Some((release, step, attempt)) = lost.filter(|_| self.awaited_run() == lost) else {
+            return;
+        };
         self.count("command lost with its controller");
         if self.bug == Some(Bug::RunAgainUnderItsName) {
             if let Some(StepSpec::Run(run)) =
@@ -1199,8 +1260,13 @@ impl World {
     /// The controller dies: of what was under way some was done and nobody heard of it, some was
     /// never done, some goes on. A new one has the journal.
     pub fn crash(&mut self) {
+        self.crash_for(Duration::ZERO);
+    }
+
+    /// The same, and for so long there is no other one.
+    pub fn crash_for(&mut self, away: Duration) {
         self.count("controller killed");
-        self.say(|| "## the controller is killed".to_owned());
+        self.say(|| format!("## the controller is killed; the next one comes after {away:?}"));
         self.journal.truncate(self.durable);
         self.waiting.clear();
         let (read, mut again) = self.checkpoint.clone();
@@ -1213,6 +1279,8 @@ impl World {
         let text = serde_json::to_string(&again).unwrap();
         self.state = serde_json::from_str(&text).unwrap();
         self.checkpoint = (self.journal.len(), again);
+        let (seen_alive, lost) = (self.clock(), self.awaited_run());
+        self.now = self.now.plus(away);
         let tasks = std::mem::take(&mut self.tasks);
         for task in tasks {
             match self.rng.below(3) {
@@ -1225,15 +1293,33 @@ impl World {
                 _ => self.tasks.push(task),
             }
         }
+        self.make_good(seen_alive, away);
         let mut actions = outstanding(&self.state);
         if self.bug == Some(Bug::ForgetOutstanding) {
             actions.clear();
         }
         self.take(actions);
-        self.lose_command();
+        self.lose_command(lost);
         self.hosts_report();
         if self.bug == Some(Bug::LoseQueued) {
             self.wishes.clear();
+        }
+    }
+
+    /// What the next controller does first: it writes down that nobody was there. (Not on a full disk.)
+    fn make_good(&mut self, seen_alive: Timestamp, away: Duration) {
+        let runs = self.state.active_rollout().is_some()
+            || self.state.replicas.values().any(|r| r.phase != Phase::Ready);
+        let is_held = self.state.held.is_some();
+        if away.is_zero() || is_held || !runs || self.disk_full_until > self.now {
+            return;
+        }
+        self.count("nobody there for long");
+        self.away += away;
+        if self.bug != Some(Bug::CountTheAbsence) {
+            let why = "no controller was there".to_owned();
+            self.decide_at(EventKind::HoldBegan { hosts: BTreeSet::new(), why }, seen_alive);
+            self.decide(EventKind::HoldEnded);
         }
     }
 
@@ -1265,9 +1351,9 @@ impl World {
         let until = self.now.plus(Duration::from_mins(5));
         self.replaced = Some(Replaced { state: self.state.clone(), epoch: self.epoch, until });
         self.epoch += 1;
-        let actions = outstanding(&self.state);
+        let (actions, lost) = (outstanding(&self.state), self.awaited_run());
         self.take(actions);
-        self.lose_command();
+        self.lose_command(lost);
     }
 
     /// What a replaced controller does in its ignorance.

@@ -1,11 +1,13 @@
 //! The OpenAI-compatible endpoints of the simulated engine.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -46,6 +48,8 @@ pub(super) struct Engine {
     slots: Arc<Semaphore>,
     // Millionths of an error owed; one is paid when a whole one is reached.
     error_debt: Mutex<u64>,
+    // Its core has died, as it plays: everything is answered with a 503.
+    sick: AtomicBool,
 }
 
 impl Engine {
@@ -56,7 +60,13 @@ impl Engine {
             metrics: Mutex::new(Metrics::new()),
             slots: Arc::new(Semaphore::new(slots)),
             error_debt: Mutex::new(0),
+            sick: AtomicBool::new(false),
         }
+    }
+
+    /// From now on everything is answered with a 503, or no longer.
+    pub(super) fn turn(&self) -> bool {
+        !self.sick.fetch_xor(true, Ordering::AcqRel)
     }
 
     fn metrics(&self) -> MutexGuard<'_, Metrics> {
@@ -87,7 +97,15 @@ pub(super) fn router(engine: Arc<Engine>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .layer(from_fn_with_state(Arc::clone(&engine), unless_sick))
         .with_state(engine)
+}
+
+async fn unless_sick(State(engine): State<Arc<Engine>>, asked: Request, next: Next) -> Response {
+    if engine.sick.load(Ordering::Acquire) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    next.run(asked).await
 }
 
 async fn models(State(engine): State<Arc<Engine>>) -> Json<Value> {
@@ -189,18 +207,18 @@ fn usage_of(prompt: u64, made: u32) -> Value {
 
 /// Server-sent events: a chunk a token, a chunk with the reason, `[DONE]`.
 fn stream(running: Running, first: String, usage: Option<u64>) -> Response {
-    enum Next {
+    enum Then {
         Word(String),
         Token,
         Done,
     }
     let events = futures::stream::unfold(
-        (running, Next::Word(first)),
+        (running, Then::Word(first)),
         move |(mut running, next)| async move {
             let word = match next {
-                Next::Word(word) => Some(word),
-                Next::Token => running.token().await,
-                Next::Done => return None,
+                Then::Word(word) => Some(word),
+                Then::Token => running.token().await,
+                Then::Done => return None,
             };
             let Some(word) = word else {
                 let mut text = event(&running.chunk(None));
@@ -210,10 +228,10 @@ fn stream(running: Running, first: String, usage: Option<u64>) -> Response {
                 }
                 text.push_str("data: [DONE]\n\n");
                 running.end(running.finished());
-                return Some((Ok::<_, std::convert::Infallible>(text), (running, Next::Done)));
+                return Some((Ok::<_, std::convert::Infallible>(text), (running, Then::Done)));
             };
             let text = event(&running.chunk(Some(&word)));
-            Some((Ok(text), (running, Next::Token)))
+            Some((Ok(text), (running, Then::Token)))
         },
     );
     ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()

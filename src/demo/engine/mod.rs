@@ -21,7 +21,8 @@ use crate::base::Bytes;
 pub const ALLOCATIONS_ENV: &str = "GPUDECK_SIM_ALLOCATIONS";
 
 /// Plays an inference engine for demonstrations and tests. Generates filler words. Of an option
-/// given twice the last counts.
+/// given twice the last counts. SIGUSR1: everything is answered with a 503 from now on, as by an engine
+/// whose core has died; the next one ends that.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "gpudeck sim-engine", args_override_self = true)]
 pub(crate) struct Args {
@@ -111,6 +112,7 @@ fn log(line: &str) {
 async fn run(args: Args) -> io::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut turned = signal(SignalKind::user_defined1())?;
     log(&format!(
         "no model, filler words only; playing {} (pid {})",
         args.model,
@@ -154,6 +156,15 @@ async fn run(args: Args) -> io::Result<ExitCode> {
             std::future::pending::<()>().await;
         }
     };
+    let patient = Arc::clone(&state);
+    let turns = async move {
+        while turned.recv().await.is_some() {
+            let how =
+                if patient.turn() { "everything is answered with a 503" } else { "well again" };
+            log(how);
+        }
+        std::future::pending::<()>().await;
+    };
     let server =
         axum::serve(listener, api::router(Arc::clone(&state))).with_graceful_shutdown(shutdown);
     tokio::select! {
@@ -161,6 +172,7 @@ async fn run(args: Args) -> io::Result<ExitCode> {
             result?;
             Ok(stopped("all requests finished"))
         }
+        () = turns => Ok(stopped("no signals come any more")),
         () = overdue => Ok(stopped("requests were cut at the end of the grace")),
     }
 }

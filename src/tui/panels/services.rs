@@ -178,7 +178,7 @@ pub fn replica_row(
 ) {
     let theme = pen.theme;
     let release = if is_new(service, replica) { theme.new } else { theme.old };
-    let (word, mark, style, done) = words::phase(&replica.phase, theme);
+    let (word, mark, style, done) = words::phase(replica, theme);
     let weight = format!("{}%", replica.weight_percent);
     let (errors, errors_style) = words::errors(&replica.traffic, theme);
     let room = right.saturating_sub(x);

@@ -1,0 +1,140 @@
+//! Time in which this controller was not there: it stood still (its process was stopped, its machine suspended), or
+//! it was down. What runs on the hosts went on meanwhile, but nobody heard of it, so no deadline and no gate counts
+//! that time: each service whose clocks run is held from the beginning of it to its end.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::core::{Core, now};
+use crate::base::{ServiceName, Timestamp, time};
+use crate::rollout::{EventKind, Phase, ServiceState};
+
+/// The loop wakes every quarter of a second: after so long its process stood still.
+const STOOD_STILL: Duration = Duration::from_secs(3);
+
+/// So often is it written down that this controller lives.
+const NOTE_EVERY: Duration = Duration::from_secs(2);
+
+/// A restart within so long is none to speak of.
+const WAS_AWAY: Duration = Duration::from_secs(5);
+
+/// When this controller was last seen alive: a small file beside the journal. It need not be on disk: without it the
+/// newest event counts, and deadlines are longer by the time since then.
+#[derive(Debug)]
+pub struct Alive {
+    path: PathBuf,
+    file: Option<File>,
+    noted: Timestamp,
+}
+
+impl Alive {
+    /// Reads when the earlier life ended.
+    pub fn open(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let noted = text.trim().parse().map(Timestamp).unwrap_or_default();
+        Self { path: path.to_owned(), file: None, noted }
+    }
+
+    fn note(&mut self, at: Timestamp) {
+        self.noted = at;
+        if let Err(error) = self.write(at) {
+            tracing::debug!(%error, path = %self.path.display(), "that this controller lives is not noted");
+        }
+    }
+
+    /// Always as long, and never cut off first: a reader finds the old moment or the new one.
+    fn write(&mut self, at: Timestamp) -> io::Result<()> {
+        if self.file.is_none() {
+            let mut open = OpenOptions::new();
+            self.file = Some(open.create(true).write(true).mode(0o600).open(&self.path)?);
+        }
+        let text = format!("{:020}\n", at.0);
+        self.file.as_ref().map_or(Ok(()), |file| file.write_all_at(text.as_bytes(), 0))
+    }
+}
+
+/// Whether clocks of it run.
+fn has_clocks(state: &ServiceState) -> bool {
+    let all_ready = state.replicas.values().all(|r| r.phase == Phase::Ready);
+    state.held.is_none() && (state.active_rollout().is_some() || !all_ready)
+}
+
+impl Core {
+    /// This process stood still since `awake`. What hosts have to say of it is heard only after this.
+    pub(super) fn make_good(&mut self, awake: Timestamp) {
+        let missed = now().since(awake);
+        if missed >= STOOD_STILL {
+            let why = format!("this controller stood still for {}", time::short(missed));
+            self.forgive(|_| Some(awake), &why);
+        }
+    }
+
+    /// Before anything else in a new life: the time since the earlier one.
+    pub(super) fn make_good_absence(&mut self) {
+        let alive = self.alive.noted;
+        self.make_good_since(alive, |_| true);
+    }
+
+    /// Nobody looked after these services since `alive`, or since the newest event of each, whichever is later.
+    pub(super) fn make_good_since(
+        &mut self,
+        alive: Timestamp,
+        which: impl Fn(&ServiceName) -> bool,
+    ) {
+        let here = now();
+        let since = |state: &ServiceState| {
+            let last = alive.max(state.now);
+            (which(&state.service) && here.since(last) >= WAS_AWAY).then_some(last)
+        };
+        let away = self.state.services.values().filter_map(since).min();
+        let Some(away) = away else { return };
+        let why = format!("no controller was there for {}", time::short(here.since(away)));
+        self.forgive(since, &why);
+    }
+
+    fn forgive(&mut self, since: impl Fn(&ServiceState) -> Option<Timestamp>, why: &str) {
+        let services = self.state.services.iter().filter(|(_, state)| has_clocks(state));
+        let missed: Vec<(ServiceName, Timestamp)> =
+            services.filter_map(|(name, state)| Some((name.clone(), since(state)?))).collect();
+        if !missed.is_empty() {
+            tracing::warn!("{why}");
+        }
+        for (service, since) in missed {
+            let began = EventKind::HoldBegan { hosts: BTreeSet::new(), why: why.to_owned() };
+            self.happened_at(&service, began, since);
+            self.happened(&service, EventKind::HoldEnded);
+        }
+    }
+
+    /// Writes down that this controller lives, while clocks run; `last`: it ends.
+    pub(super) fn note_alive(&mut self, last: bool) {
+        let at = now();
+        let due = last || at.since(self.alive.noted) >= NOTE_EVERY || at < self.alive.noted;
+        if due && self.state.services.values().any(has_clocks) {
+            self.alive.note(at);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_life_reads_when_this_one_was_last_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("alive");
+        let mut first = Alive::open(&path);
+        assert_eq!(first.noted, Timestamp(0), "there was none");
+        first.note(Timestamp(1_700_000_000_000));
+        first.note(Timestamp(1_700_000_002_000));
+        assert_eq!(Alive::open(&path).noted, Timestamp(1_700_000_002_000));
+        std::fs::write(&path, "what?").unwrap();
+        assert_eq!(Alive::open(&path).noted, Timestamp(0));
+    }
+}
