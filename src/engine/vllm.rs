@@ -161,7 +161,9 @@ impl Engine for Vllm {
         // CUDA counts no more than the first instance of a GPU. In a container it is given nothing else.
         match spec.runtime {
             RuntimeSpec::Docker(_) => None,
-            RuntimeSpec::Process => Some("outside containers vLLM takes GPUs by number, and those have none"),
+            RuntimeSpec::Process => {
+                Some("outside containers vLLM takes GPUs by number, and those have none")
+            }
         }
     }
 
