@@ -110,14 +110,14 @@ impl Names {
         let mut unknown = Vec::new();
         for process in gpus.iter_mut().flat_map(|gpu| &mut gpu.processes) {
             let Some(container) = &mut process.container else { continue };
-            match self.known.get(container) {
-                Some(Some(name)) => container.clone_from(name),
+            match self.known.get(container.as_str()) {
+                Some(Some(name)) => *container = name.into(),
                 known => {
-                    if known.is_none() && !unknown.contains(container) {
-                        unknown.push(container.clone());
+                    if known.is_none() && !unknown.iter().any(|id| id == container) {
+                        unknown.push(container.to_string());
                     }
                     // Ids are ASCII.
-                    container.truncate(SHORT_ID);
+                    *container = container.get(..SHORT_ID).unwrap_or(container).into();
                 }
             }
         }
@@ -190,7 +190,10 @@ mod tests {
     #[test]
     fn names_stand_for_ids() {
         let id = |n: u8| char::from(b'a' + n).to_string().repeat(64);
-        let process = |container: Option<String>| GpuProcess { container, ..GpuProcess::default() };
+        let process = |container: Option<String>| GpuProcess {
+            container: container.map(Into::into),
+            ..GpuProcess::default()
+        };
         let processes = vec![process(Some(id(0))), process(Some(id(1))), process(None)];
         let mut gpus = Gpus::Some(vec![Gpu { processes, ..Gpu::default() }]);
         let mut names = Names::default();
@@ -198,6 +201,6 @@ mod tests {
         names.learn(vec![(id(0), Some("chat".to_owned())), (id(1), None)]);
         assert!(names.put_in(&mut gpus).is_empty());
         let shown: Vec<_> = gpus.list()[0].processes.iter().map(|p| p.container.clone()).collect();
-        assert_eq!(shown, [Some("chat".to_owned()), Some("b".repeat(12)), None]);
+        assert_eq!(shown, [Some("chat".into()), Some("b".repeat(12).into()), None]);
     }
 }

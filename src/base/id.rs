@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 use uuid::Uuid;
 
 /// Why a text is not a name.
@@ -29,8 +30,8 @@ macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[serde(try_from = "SmolStr", into = "SmolStr")]
+        pub struct $name(SmolStr);
 
         impl $name {
             /// The name as text.
@@ -42,19 +43,30 @@ macro_rules! name_type {
             type Err = BadName;
             fn from_str(text: &str) -> Result<Self, BadName> {
                 check_name(text, $what, $max)?;
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
         }
         impl TryFrom<String> for $name {
             type Error = BadName;
             fn try_from(text: String) -> Result<Self, BadName> {
+                text.parse()
+            }
+        }
+        impl TryFrom<SmolStr> for $name {
+            type Error = BadName;
+            fn try_from(text: SmolStr) -> Result<Self, BadName> {
                 check_name(&text, $what, $max)?;
                 Ok(Self(text))
             }
         }
-        impl From<$name> for String {
+        impl From<$name> for SmolStr {
             fn from(name: $name) -> Self {
                 name.0
+            }
+        }
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.into()
             }
         }
         impl fmt::Display for $name {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use super::args::{Args, Output};
 use super::attach::attach;
@@ -251,7 +252,7 @@ fn gpu(gpu: &Gpu) -> Vec<Check> {
     }
     let hot = ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake"];
     let slowed: Vec<&str> =
-        gpu.throttle_reasons.iter().map(String::as_str).filter(|r| hot.contains(r)).collect();
+        gpu.throttle_reasons.iter().map(SmolStr::as_str).filter(|r| hot.contains(r)).collect();
     if !slowed.is_empty() {
         let found = format!("{name} is slowed by {}", slowed.join(", "));
         let advice = "look at its cooling and its power supply";

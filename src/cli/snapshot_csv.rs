@@ -44,9 +44,9 @@ fn total(memory: Option<MemoryUse>) -> String {
 
 const GPU: &[OfGpu] = &[
     ("gpu", |g| g.index.to_string()),
-    ("uuid", |g| g.uuid.clone()),
+    ("uuid", |g| g.uuid.to_string()),
     ("vendor", |g| format!("{:?}", g.vendor).to_lowercase()),
-    ("name", |g| g.name.clone()),
+    ("name", |g| g.name.to_string()),
     (HEALTH, health),
     ("utilisation_percent", |g| cell(g.utilisation_percent)),
     ("memory_used_bytes", |g| used(g.memory)),
@@ -171,9 +171,9 @@ fn process(process: &GpuProcess) -> String {
             let _ = write!(words, " {key}={value}");
         }
     };
-    add("user", process.user.clone());
-    add("container", process.container.clone());
-    add("unit", process.unit.clone());
+    add("user", process.user.clone().map(Into::into));
+    add("container", process.container.clone().map(Into::into));
+    add("unit", process.unit.clone().map(Into::into));
     add("kind", process.kind.map(|kind| kind.word().to_owned()));
     add("memory", process.memory.map(|m| m.0.to_string()));
     add("sm", process.sm_percent.map(|p| format!("{p}%")));

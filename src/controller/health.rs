@@ -104,7 +104,7 @@ mod tests {
 
     fn one(health: GpuHealth, xid: Option<u64>) -> HostSample {
         let xid = xid.map(|code| Xid { code, monotonic_ms: code, count: 1 });
-        let gpu = Gpu { uuid: "GPU-1".to_owned(), health, xid, ..Gpu::default() };
+        let gpu = Gpu { uuid: "GPU-1".into(), health, xid, ..Gpu::default() };
         sample(Gpus::Some(vec![gpu]))
     }
 

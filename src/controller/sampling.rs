@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use smol_str::SmolStr;
+
 use crate::base::{HostName, ReleaseNumber, ReplicaId};
 use crate::engine::{EngineMetrics, Histogram};
 use crate::rollout::EngineSamples;
@@ -15,7 +17,7 @@ const TROUBLE: [&str; 4] =
 #[derive(Default)]
 pub struct Sampler {
     engines: BTreeMap<ReplicaId, EngineMetrics>,
-    gpus: BTreeMap<(HostName, String), Baseline>,
+    gpus: BTreeMap<(HostName, SmolStr), Baseline>,
 }
 
 /// A GPU as it was when the analysis began.

@@ -113,9 +113,9 @@ fn gpu(line: &str) -> Option<Gpu> {
     let uncorrected = cell(more(7)).and_then(|n| n.parse().ok());
     Some(Gpu {
         index: number(at(0))?,
-        uuid: clean(uuid, 80),
-        name: clean(cell(at(2)).unwrap_or("GPU"), 96),
-        pci_bus_id: cell(at(3)).map(|bus| clean(bus, 32)),
+        uuid: clean(uuid, 80).into(),
+        name: clean(cell(at(2)).unwrap_or("GPU"), 96).into(),
+        pci_bus_id: cell(at(3)).map(|bus| clean(bus, 32)).map(Into::into),
         memory: memory.map(|(total, free)| MemoryUse { used: total.saturating_sub(free), total }),
         utilisation_percent: number(at(6)),
         temperature_c: number(at(7)),
@@ -127,7 +127,7 @@ fn gpu(line: &str) -> Option<Gpu> {
         max_sm_clock_mhz: number(more(3)),
         memory_clock_mhz: number(more(4)),
         max_memory_clock_mhz: number(more(5)),
-        pstate: cell(more(6)).map(|p| clean(p, 4)),
+        pstate: cell(more(6)).map(|p| clean(p, 4)).map(Into::into),
         ecc_uncorrected: uncorrected,
         pcie: PcieLink {
             generation: number(more(8)),
@@ -137,7 +137,7 @@ fn gpu(line: &str) -> Option<Gpu> {
             ..PcieLink::default()
         },
         persistence: cell(more(12)).map(|mode| mode == "Enabled"),
-        compute_mode: cell(more(13)).map(|mode| clean(&mode.to_lowercase(), 20)),
+        compute_mode: cell(more(13)).map(|mode| clean(&mode.to_lowercase(), 20)).map(Into::into),
         health: match uncorrected {
             None | Some(0) => GpuHealth::Ok,
             Some(1) => GpuHealth::Degraded { why: "1 uncorrected memory error".to_owned() },
@@ -158,7 +158,14 @@ fn lost(line: &str) -> Option<Gpu> {
     let uuid = format!("PCI-{bus}");
     let name = "GPU".to_owned();
     let health = GpuHealth::Lost;
-    Some(Gpu { index: u32::MAX, uuid, name, pci_bus_id: Some(bus), health, ..Gpu::default() })
+    Some(Gpu {
+        index: u32::MAX,
+        uuid: uuid.into(),
+        name: name.into(),
+        pci_bus_id: Some(bus.into()),
+        health,
+        ..Gpu::default()
+    })
 }
 
 /// Reads `nvidia-smi --query-compute-apps=… --format=csv,noheader,nounits`: processes by their GPU's UUID.
@@ -172,7 +179,7 @@ pub fn parse_apps(text: &str) -> Vec<(String, GpuProcess)> {
         let program = cell(cells.next()?).unwrap_or_default();
         let name = clean(program.rsplit('/').next().unwrap_or(program), 40);
         let kind = Some(ProcessKind::Compute);
-        Some((uuid, GpuProcess { pid, name, kind, memory, ..GpuProcess::default() }))
+        Some((uuid, GpuProcess { pid, name: name.into(), kind, memory, ..GpuProcess::default() }))
     };
     text.lines().take(MAX_PROCESSES).filter_map(app).collect()
 }

@@ -99,10 +99,10 @@ impl GpuCapacity {
         reserved: &BTreeMap<DeviceId, String>,
     ) -> Self {
         Self {
-            uuid: gpu.uuid.clone(),
+            uuid: gpu.uuid.to_string(),
             index: gpu.index,
             instance: None,
-            name: gpu.name.clone(),
+            name: gpu.name.to_string(),
             total: gpu.memory.map_or(Bytes::ZERO, |m| m.total),
             free: gpu.memory.map_or(Bytes::ZERO, |m| m.free()),
             foreign: Bytes::ZERO,
@@ -132,14 +132,14 @@ impl GpuCapacity {
     ) -> Option<Self> {
         let part = gpu.mig_instances.get(at)?;
         Some(Self {
-            uuid: part.uuid.clone(),
+            uuid: part.uuid.to_string(),
             index,
             instance: Some(Instance {
-                of: gpu.uuid.clone(),
+                of: gpu.uuid.to_string(),
                 profile: part.profile().to_owned(),
                 label: format!("{}:{at}", gpu.index),
             }),
-            name: part.name.clone(),
+            name: part.name.to_string(),
             total: part.memory.map_or(Bytes::ZERO, |m| m.total),
             free: part.memory.map_or(Bytes::ZERO, |m| m.free()),
             foreign: Bytes::ZERO,

@@ -65,10 +65,10 @@ pub fn rank(service: &str, release: u64, index: u32) -> RankId {
 pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
     Gpu {
         index,
-        uuid: uuid(&format!("{host}-{index}")),
-        name: "NVIDIA H100 80GB HBM3".to_owned(),
+        uuid: uuid(&format!("{host}-{index}")).into(),
+        name: "NVIDIA H100 80GB HBM3".into(),
         health: GpuHealth::Ok,
-        pci_bus_id: Some(format!("00000000:{:02X}:00.0", 0x1b + index)),
+        pci_bus_id: Some(format!("00000000:{:02X}:00.0", 0x1b + index).into()),
         memory: Some(MemoryUse { used: Bytes::mib(used_gib * 1_024 + 220), total: Bytes::gib(80) }),
         utilisation_percent: Some(busy),
         memory_utilisation_percent: Some(busy / 2),
@@ -79,12 +79,12 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
         fan_percent: None,
         sm_clock_mhz: Some(1_980),
         memory_clock_mhz: Some(2_619),
-        pstate: Some("P0".to_owned()),
+        pstate: Some("P0".into()),
         throttle_reasons: Vec::new(),
         ecc_uncorrected: Some(0),
         nvlink_peers: (0..8)
             .filter(|i| *i != index)
-            .map(|i| uuid(&format!("{host}-{i}")))
+            .map(|i| uuid(&format!("{host}-{i}")).into())
             .collect(),
         numa_node: Some(index / 4),
         shutdown_temperature_c: Some(92),
@@ -114,13 +114,13 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
         remapped_rows: Some(0),
         row_remap_pending: Some(false),
         row_remap_failed: Some(false),
-        compute_mode: Some("default".to_owned()),
+        compute_mode: Some("default".into()),
         persistence: Some(true),
         mig: Some(false),
         paths: (0..8)
             .filter(|i| *i != index)
             .map(|i| GpuPath {
-                to: uuid(&format!("{host}-{i}")),
+                to: uuid(&format!("{host}-{i}")).into(),
                 over: match (i / 2 == index / 2, i / 4 == index / 4) {
                     (true, _) => PathKind::Pix,
                     (false, true) => PathKind::Node,
@@ -489,16 +489,16 @@ pub fn rich() -> Snapshot {
         gpus[6].row_remap_pending = Some(true);
         gpus[7].mig = Some(true);
         gpus[7].mig_instances = vec![MigInstance {
-            uuid: "MIG-node2-7-1".to_owned(),
-            name: "NVIDIA H100 80GB HBM3 MIG 3g.40gb".to_owned(),
+            uuid: "MIG-node2-7-1".into(),
+            name: "NVIDIA H100 80GB HBM3 MIG 3g.40gb".into(),
             memory: Some(MemoryUse { used: Bytes::gib(3), total: Bytes::gib(40) }),
         }];
         gpus[0].processes = vec![GpuProcess {
             pid: 4_711,
-            name: "python3".to_owned(),
-            command: Some("python3 -m vllm.entrypoints.openai.api_server --port 18001".to_owned()),
-            user: Some("llm".to_owned()),
-            container: Some("gpudeck-chat-r11-1-a1-0".to_owned()),
+            name: "python3".into(),
+            command: Some("python3 -m vllm.entrypoints.openai.api_server --port 18001".into()),
+            user: Some("llm".into()),
+            container: Some("gpudeck-chat-r11-1-a1-0".into()),
             kind: Some(ProcessKind::Compute),
             memory: Some(Bytes::gib(61)),
             sm_percent: Some(82),
@@ -508,15 +508,15 @@ pub fn rich() -> Snapshot {
             ..GpuProcess::default()
         }];
         gpus[6].health = GpuHealth::Degraded { why: "2 uncorrected errors".to_owned() };
-        gpus[7].name = evil.to_owned();
+        gpus[7].name = evil.to_owned().into();
         gpus[7].utilisation_percent = None;
         gpus[7].memory = None;
         gpus[7].temperature_c = None;
         gpus[7].power_mw = None;
         gpus[7].processes = vec![GpuProcess {
             pid: 999,
-            name: evil.to_owned(),
-            user: Some(evil.to_owned()),
+            name: evil.to_owned().into(),
+            user: Some(evil.to_owned().into()),
             memory: Some(Bytes::gib(3)),
             ..GpuProcess::default()
         }];

@@ -17,7 +17,7 @@ pub struct Part<'a> {
 impl Gpu {
     /// Its id as a device.
     pub fn device(&self) -> DeviceId {
-        DeviceId::Gpu(self.uuid.clone())
+        DeviceId::Gpu(self.uuid.to_string())
     }
 
     /// Whether a device is this GPU or one of its MIG instances.
@@ -42,7 +42,7 @@ impl Gpu {
 impl MigInstance {
     /// Its id as a device.
     pub fn device(&self) -> DeviceId {
-        DeviceId::Gpu(self.uuid.clone())
+        DeviceId::Gpu(self.uuid.to_string())
     }
 
     /// Its profile, as its name ends: `3g.40gb`.
@@ -60,15 +60,15 @@ mod tests {
     fn a_gpu_and_its_instances() {
         let memory = Some(MemoryUse { used: Bytes::ZERO, total: Bytes::gib(40) });
         let gpu = Gpu {
-            uuid: "GPU-1".to_owned(),
+            uuid: "GPU-1".into(),
             index: 7,
-            name: "NVIDIA H100 80GB HBM3".to_owned(),
+            name: "NVIDIA H100 80GB HBM3".into(),
             mig: Some(true),
             mig_instances: vec![
                 MigInstance::default(),
                 MigInstance {
-                    uuid: "MIG-2".to_owned(),
-                    name: "NVIDIA H100 80GB HBM3 MIG 3g.40gb".to_owned(),
+                    uuid: "MIG-2".into(),
+                    name: "NVIDIA H100 80GB HBM3 MIG 3g.40gb".into(),
                     memory,
                 },
             ],

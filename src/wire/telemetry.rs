@@ -1,6 +1,7 @@
 //! What an agent measures. A value that the driver or the kernel does not give is absent, never 0.
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use super::Lasting;
 use crate::base::Bytes;
@@ -213,9 +214,9 @@ pub struct Gpu {
     /// Index in the driver's order.
     pub index: u32,
     /// The driver's UUID, `GPU-…`.
-    pub uuid: String,
+    pub uuid: SmolStr,
     /// Product name.
-    pub name: String,
+    pub name: SmolStr,
     /// Who made it.
     #[serde(skip_serializing_if = "is_default")]
     pub vendor: GpuVendor,
@@ -223,7 +224,7 @@ pub struct Gpu {
     pub health: GpuHealth,
     /// PCI bus id.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pci_bus_id: Option<String>,
+    pub pci_bus_id: Option<SmolStr>,
     /// Frame buffer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryUse>,
@@ -274,10 +275,10 @@ pub struct Gpu {
     pub max_memory_clock_mhz: Option<u32>,
     /// Performance state, `P0` to `P15`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pstate: Option<String>,
+    pub pstate: Option<SmolStr>,
     /// Why clocks are lowered, if they are.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub throttle_reasons: Vec<String>,
+    pub throttle_reasons: Vec<SmolStr>,
     /// Its PCI Express link.
     #[serde(skip_serializing_if = "is_default")]
     pub pcie: PcieLink,
@@ -319,10 +320,10 @@ pub struct Gpu {
     pub xid: Option<Xid>,
     /// How it is divided, as AMD's driver says it: compute and memory mode, `CPX/NPS4`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub partition: Option<String>,
+    pub partition: Option<SmolStr>,
     /// `default`, `exclusive_process`, `prohibited`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub compute_mode: Option<String>,
+    pub compute_mode: Option<SmolStr>,
     /// The driver keeps it initialised while nobody uses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persistence: Option<bool>,
@@ -335,7 +336,7 @@ pub struct Gpu {
     /// NVLink peers: UUIDs of GPUs on the same island, if links are up. Of AMD: those of the same
     /// XGMI hive.
     #[serde(skip_serializing_if = "Lasting::is_empty")]
-    pub nvlink_peers: Lasting<String>,
+    pub nvlink_peers: Lasting<SmolStr>,
     /// The way to the other GPUs of the host over PCI Express.
     #[serde(skip_serializing_if = "Lasting::is_empty")]
     pub paths: Lasting<GpuPath>,
@@ -420,9 +421,9 @@ pub struct Xid {
 #[serde(default)]
 pub struct MigInstance {
     /// `MIG-…`.
-    pub uuid: String,
+    pub uuid: SmolStr,
     /// `NVIDIA H100 80GB HBM3 MIG 3g.40gb`.
-    pub name: String,
+    pub name: SmolStr,
     /// Its share of the frame buffer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryUse>,
@@ -432,7 +433,7 @@ pub struct MigInstance {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuPath {
     /// UUID of the other GPU.
-    pub to: String,
+    pub to: SmolStr,
     /// What lies between them.
     pub over: PathKind,
 }
@@ -492,19 +493,19 @@ pub struct GpuProcess {
     /// Pid on the host.
     pub pid: u32,
     /// Command name, cleaned.
-    pub name: String,
+    pub name: SmolStr,
     /// Command line, cleaned, at most 200 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub command: Option<String>,
+    pub command: Option<SmolStr>,
     /// User name, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
+    pub user: Option<SmolStr>,
     /// Name of its container, or the beginning of its id.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
+    pub container: Option<SmolStr>,
     /// Its systemd unit.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
+    pub unit: Option<SmolStr>,
     /// What it does there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<ProcessKind>,

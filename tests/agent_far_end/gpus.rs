@@ -93,7 +93,7 @@ fn conformance(gpus: &[Gpu], holder: u32) {
     assert_eq!((rich.fan_percent, rich.pstate.as_deref()), (Some(30), Some("P2")));
     assert_eq!(rich.throttle_reasons, ["sw_power_cap", "hw_thermal_slowdown"]);
     assert_eq!(rich.pci_bus_id.as_deref(), Some("00000000:9A:00.0"));
-    assert_eq!((rich.numa_node, rich.nvlink_peers.to_vec()), (Some(1), vec![uuid(2)]));
+    assert_eq!((rich.numa_node, rich.nvlink_peers.to_vec()), (Some(1), vec![uuid(2).into()]));
 
     assert_eq!(*sparse.nvlink_peers, [uuid(1)]);
     assert!(sparse.memory.is_none() && sparse.utilisation_percent.is_none());

@@ -11,6 +11,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use smol_str::SmolStr;
+
 use super::processes::{Listed, ProcessTable};
 use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::base::Bytes;
@@ -80,7 +82,7 @@ impl GpuSource for AmdSource {
             match &held {
                 Some(held) => {
                     ras(device, &mut gpu);
-                    let own = gpu.pci_bus_id.as_ref().and_then(|bus| held.get(bus));
+                    let own = gpu.pci_bus_id.as_ref().and_then(|bus| held.get(bus.as_str()));
                     let list = own.into_iter().flatten();
                     gpu.processes =
                         list.map(|(pid, listed)| self.processes.describe(*pid, *listed)).collect();
@@ -167,10 +169,10 @@ fn read_gpu(index: u32, device: &Path) -> Gpu {
     };
     let mut gpu = Gpu {
         index,
-        uuid,
-        name: name.unwrap_or_else(|| "AMD GPU".to_owned()),
+        uuid: uuid.into(),
+        name: name.unwrap_or_else(|| "AMD GPU".to_owned()).into(),
         vendor: GpuVendor::Amd,
-        pci_bus_id: bus,
+        pci_bus_id: bus.map(Into::into),
         memory: memory("vram"),
         // What the processors see of it: the same thing as NVIDIA's BAR1.
         bar1: memory("vis_vram"),
@@ -191,7 +193,7 @@ fn read_gpu(index: u32, device: &Path) -> Gpu {
         // One partition is the whole GPU.
         gpu.mig = Some(!compute.eq_ignore_ascii_case("SPX"));
         let memory = mode("memory").map(|memory| format!("/{memory}")).unwrap_or_default();
-        gpu.partition = Some(clean(&format!("{compute}{memory}"), 24));
+        gpu.partition = Some(clean(&format!("{compute}{memory}"), 24).into());
     }
     let clocks = |name: &str| text(&file(name)).map(|t| levels(&t)).unwrap_or_default();
     (gpu.sm_clock_mhz, gpu.max_sm_clock_mhz) = clocks("pp_dpm_sclk");
@@ -282,7 +284,7 @@ fn link_up(devices: &[PathBuf], known: &mut BTreeMap<PathBuf, Gpu>) {
         let id = text(&device.join("xgmi_hive_info/xgmi_hive_id")).filter(|id| id != "0");
         Some((id?, known.get(device)?.uuid.clone()))
     };
-    let hives: Vec<Option<(String, String)>> = devices.iter().map(hive).collect();
+    let hives: Vec<Option<(String, SmolStr)>> = devices.iter().map(hive).collect();
     for (device, own) in devices.iter().zip(&hives) {
         let Some(gpu) = known.get_mut(device) else { continue };
         gpu.nvlink_peers = own

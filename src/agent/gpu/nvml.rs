@@ -293,7 +293,7 @@ impl Card {
         gpu.throttle_reasons = THROTTLE_REASONS
             .iter()
             .filter(|(_, bit)| reasons & bit != 0)
-            .map(|(name, _)| (*name).to_owned())
+            .map(|(name, _)| (*name).into())
             .collect();
         if want == Want::LookedAt {
             self.traffic(device);
@@ -344,7 +344,7 @@ impl Card {
         let gpu = &mut self.gpu;
         gpu.fan_percent = device.fan_speed(0).ok();
         gpu.memory_clock_mhz = device.clock_info(Clock::Memory).ok();
-        gpu.pstate = device.performance_state().ok().and_then(pstate);
+        gpu.pstate = device.performance_state().ok().and_then(pstate).map(Into::into);
         gpu.encoder_percent = device.encoder_utilization().ok().map(|u| u.utilization);
         gpu.decoder_percent = device.decoder_utilization().ok().map(|u| u.utilization);
         gpu.bar1 = device

@@ -7,6 +7,7 @@ use nvml_wrapper::enum_wrappers::device::{
 };
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
+use smol_str::SmolStr;
 
 use crate::base::text::clean;
 use crate::wire::{Gpu, GpuPath, MigInstance, NvLinks, PathKind};
@@ -35,8 +36,8 @@ pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu]) -> Vec<Gpu> {
         let before = known.iter().find(|k| k.index == index);
         let nobody = || Gpu {
             index,
-            uuid: format!("index-{index}"),
-            name: "GPU".to_owned(),
+            uuid: format!("index-{index}").into(),
+            name: "GPU".into(),
             ..Gpu::default()
         };
         let gpu = match nvml.device_by_index(index) {
@@ -62,9 +63,9 @@ fn identity(index: u32, device: &Device<'_>) -> Gpu {
     let mig = mode.map(|m| m.current == 1);
     Gpu {
         index,
-        uuid: device.uuid().map(|uuid| clean(&uuid, 80)).unwrap_or_default(),
-        name: device.name().map_or_else(|_| "GPU".to_owned(), |name| clean(&name, 96)),
-        pci_bus_id: device.pci_info().ok().map(|pci| clean(&pci.bus_id, 32)),
+        uuid: device.uuid().map(|uuid| clean(&uuid, 80)).unwrap_or_default().into(),
+        name: device.name().map_or_else(|_| "GPU".to_owned(), |name| clean(&name, 96)).into(),
+        pci_bus_id: device.pci_info().ok().map(|pci| clean(&pci.bus_id, 32)).map(Into::into),
         power_limit_mw: device
             .enforced_power_limit()
             .or_else(|_| device.power_management_limit())
@@ -79,7 +80,11 @@ fn identity(index: u32, device: &Device<'_>) -> Gpu {
             ..crate::wire::PcieLink::default()
         },
         ecc_enabled: device.is_ecc_enabled().ok().map(|state| state.currently_enabled),
-        compute_mode: device.compute_mode().ok().map(|mode| compute_mode(&mode).to_owned()),
+        compute_mode: device
+            .compute_mode()
+            .ok()
+            .map(|mode| compute_mode(&mode).to_owned())
+            .map(Into::into),
         persistence: device.is_in_persistent_mode().ok(),
         mig,
         mig_instances: if mig == Some(true) { mig_instances(device) } else { Vec::new() },
@@ -102,8 +107,8 @@ fn mig_instances(device: &Device<'_>) -> Vec<MigInstance> {
     let most = device.mig_device_count().unwrap_or(0).min(MAX_MIG);
     let instances = (0..most).filter_map(|at| device.mig_device_by_index(at).ok());
     let describe = |part: Device<'_>| MigInstance {
-        uuid: part.uuid().map(|u| clean(&u, 80)).unwrap_or_default(),
-        name: part.name().map(|n| clean(&n, 96)).unwrap_or_default(),
+        uuid: part.uuid().map(|u| clean(&u, 80)).unwrap_or_default().into(),
+        name: part.name().map(|n| clean(&n, 96)).unwrap_or_default().into(),
         memory: None,
     };
     instances.map(describe).collect()
@@ -142,7 +147,7 @@ fn link_up(gpus: &mut [Gpu], links: &BTreeMap<usize, Links>) {
         .filter(|(_, l)| usize::try_from(l.active).is_ok_and(|active| active > to_gpus(l)))
         .map(|(at, _)| *at)
         .collect();
-    let uuids: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+    let uuids: Vec<SmolStr> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
     for (at, gpu) in gpus.iter_mut().enumerate() {
         let Some(own) = links.get(&at) else { continue };
         if own.there > 0 {
@@ -163,7 +168,7 @@ fn link_up(gpus: &mut [Gpu], links: &BTreeMap<usize, Links>) {
 /// What lies between the GPUs; asked once for each pair.
 fn find_paths(nvml: &Nvml, gpus: &mut [Gpu]) {
     let mut found: Vec<(usize, GpuPath)> = Vec::new();
-    let places: Vec<(u32, String)> = gpus.iter().map(|g| (g.index, g.uuid.clone())).collect();
+    let places: Vec<(u32, SmolStr)> = gpus.iter().map(|g| (g.index, g.uuid.clone())).collect();
     'all: for (from, (index, uuid)) in places.iter().enumerate() {
         for (to, (other_index, other_uuid)) in places.iter().enumerate().skip(from + 1) {
             let (Ok(one), Ok(other)) =
@@ -174,8 +179,8 @@ fn find_paths(nvml: &Nvml, gpus: &mut [Gpu]) {
             match one.topology_common_ancestor(other) {
                 Ok(level) => {
                     let over = path_kind(&level);
-                    found.push((from, GpuPath { to: other_uuid.clone(), over }));
-                    found.push((to, GpuPath { to: uuid.clone(), over }));
+                    found.push((from, GpuPath { to: other_uuid.clone().into(), over }));
+                    found.push((to, GpuPath { to: uuid.clone().into(), over }));
                 }
                 Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_)) => break 'all,
                 Err(_) => {}

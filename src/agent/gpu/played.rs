@@ -104,9 +104,14 @@ fn gpu(
 ) -> Gpu {
     let identity = Gpu {
         index: script.index.unwrap_or_default(),
-        uuid: clean(&script.uuid, 80),
-        name: clean(&script.name, 96),
-        pci_bus_id: script.pci_bus_id.as_ref().filter(|_| script.has("pci_bus_id")).cloned(),
+        uuid: clean(&script.uuid, 80).into(),
+        name: clean(&script.name, 96).into(),
+        pci_bus_id: script
+            .pci_bus_id
+            .as_ref()
+            .filter(|_| script.has("pci_bus_id"))
+            .cloned()
+            .map(Into::into),
         xid,
         ..Gpu::default()
     };
@@ -115,7 +120,7 @@ fn gpu(
         return Gpu { health: GpuHealth::Lost, ..identity };
     }
     let has = |field: &str| script.has(field);
-    let peers = script.peers(all).map(|p| clean(&p.uuid, 80));
+    let peers = script.peers(all).map(|p| clean(&p.uuid, 80).into());
     let ecc = has("ecc");
     let looked_at = want == Want::LookedAt;
     let mut gpu = Gpu {
@@ -141,12 +146,12 @@ fn gpu(
         max_sm_clock_mhz: script.max_sm_clock_mhz,
         memory_clock_mhz: has("clocks").then_some(script.memory_clock_mhz),
         max_memory_clock_mhz: script.max_memory_clock_mhz,
-        pstate: has("pstate").then(|| format!("P{}", script.pstate)),
+        pstate: has("pstate").then(|| format!("P{}", script.pstate)).map(Into::into),
         throttle_reasons: if has("throttle") {
             super::scenario::THROTTLE_REASONS
                 .iter()
                 .filter(|(name, _)| script.throttle_reasons.iter().any(|r| r == name))
-                .map(|(name, _)| (*name).to_owned())
+                .map(|(name, _)| (*name).into())
                 .collect()
         } else {
             Vec::new()
@@ -169,7 +174,7 @@ fn gpu(
         remapped_rows: script.remapped_rows,
         row_remap_pending: script.row_remap_pending,
         row_remap_failed: script.row_remap_failed,
-        compute_mode: script.compute_mode.map(|mode| compute_mode(mode).to_owned()),
+        compute_mode: script.compute_mode.map(|mode| compute_mode(mode).into()),
         persistence: script.persistence,
         mig: script.mig,
         mig_instances: script
@@ -177,8 +182,8 @@ fn gpu(
             .iter()
             .zip(&now.instances)
             .map(|(part, used)| MigInstance {
-                uuid: clean(&part.uuid, 80),
-                name: clean(&part.name, 96),
+                uuid: clean(&part.uuid, 80).into(),
+                name: clean(&part.name, 96).into(),
                 memory: Some(MemoryUse { used: Bytes(*used), total: Bytes(part.memory_total) }),
             })
             .collect(),
@@ -188,7 +193,7 @@ fn gpu(
             .filter(|other| other.uuid != script.uuid && other.health != Health::Lost)
             .filter(|_| has("topology"))
             .map(|other| GpuPath {
-                to: clean(&other.uuid, 80),
+                to: clean(&other.uuid, 80).into(),
                 over: path_kind(script.level(other)),
             })
             .collect(),

@@ -108,11 +108,12 @@ fn identify(pid: u32) -> GpuProcess {
     let group = cgroup::parse(&group);
     GpuProcess {
         pid,
-        name: process::name(pid),
-        user: process::user(pid),
-        command: command(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()),
-        container: group.container,
-        unit: group.unit,
+        name: process::name(pid).into(),
+        user: process::user(pid).map(Into::into),
+        command: command(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+            .map(Into::into),
+        container: group.container.map(Into::into),
+        unit: group.unit.map(Into::into),
         ..GpuProcess::default()
     }
 }

@@ -83,7 +83,7 @@ fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
     match gpu.processes.first() {
         Some(process) => {
             let label = process.name.clone();
-            Owner { letter: '?', style: state.theme.warn, label, service: None }
+            Owner { letter: '?', style: state.theme.warn, label: label.to_string(), service: None }
         }
         None => {
             Owner { letter: '·', style: state.theme.dim, label: "free".to_owned(), service: None }

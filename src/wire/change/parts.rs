@@ -10,6 +10,7 @@ use serde::de::{
 };
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::base::Bytes;
 use crate::wire::{
@@ -102,7 +103,7 @@ macro_rules! whole {
     )*};
 }
 
-whole!(bool, u32, u64, f32, f64, String, Bytes, GpuHealth, GpuVendor, PathKind, ProcessKind);
+whole!(bool, u32, u64, f32, f64, SmolStr, Bytes, GpuHealth, GpuVendor, PathKind, ProcessKind);
 
 /// A struct: members that are always there, and members that are not on the wire while they are
 /// what they are by default.
