@@ -24,15 +24,6 @@ pub enum Change {
     Deck(DeckView),
     /// See [`Delta::Host`].
     Host(Box<HostView>),
-    /// See [`Delta::Sample`].
-    Sample {
-        /// Which host.
-        host: HostName,
-        /// When it arrived.
-        sampled: Timestamp,
-        /// The sample.
-        sample: Arc<HostSample>,
-    },
     /// See [`Delta::HostGone`].
     HostGone(HostName),
     /// See [`Delta::Service`].
@@ -88,6 +79,26 @@ impl Hub {
         self.deltas.receiver_count()
     }
 
+    /// A host was sampled: the sample before it, if there was one. None: there is no such host, and nothing
+    /// is told.
+    #[allow(clippy::option_option)] // Two questions: is there such a host, and had it a sample?
+    pub fn sampled(
+        &self,
+        host: HostName,
+        sampled: Timestamp,
+        sample: Arc<HostSample>,
+    ) -> Option<Option<Arc<HostSample>>> {
+        let mut snapshot = self.lock();
+        let view = snapshot.hosts.get_mut(&host)?;
+        view.sampled = Some(sampled);
+        let before = view.sample.replace(Arc::clone(&sample));
+        snapshot.sequence += 1;
+        // No reader is no error.
+        let _ =
+            self.deltas.send(Delta::Sample { sequence: snapshot.sequence, host, sampled, sample });
+        Some(before)
+    }
+
     /// Makes a change and tells it. A change that changes nothing is not told.
     pub fn publish(&self, change: Change) {
         let mut snapshot = self.lock();
@@ -98,9 +109,6 @@ impl Hub {
         let delta = match change {
             Change::Deck(deck) => Delta::Deck { sequence, deck },
             Change::Host(host) => Delta::Host { sequence, host },
-            Change::Sample { host, sampled, sample } => {
-                Delta::Sample { sequence, host, sampled, sample }
-            }
             Change::HostGone(host) => Delta::HostGone { sequence, host },
             Change::Service(service) => Delta::Service { sequence, service },
             Change::ServiceGone(service) => Delta::ServiceGone { sequence, service },
@@ -119,8 +127,6 @@ fn is_same(snapshot: &Snapshot, change: &Change) -> bool {
     match change {
         Change::Deck(deck) => snapshot.deck == *deck,
         Change::Host(host) => snapshot.hosts.get(&host.name) == Some(host),
-        // The time it came at is always another; of a host that is not there nothing is told.
-        Change::Sample { host, .. } => !snapshot.hosts.contains_key(host),
         Change::HostGone(host) => !snapshot.hosts.contains_key(host),
         Change::Service(service) => snapshot.services.get(&service.name) == Some(service),
         Change::ServiceGone(service) => !snapshot.services.contains_key(service),

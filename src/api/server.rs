@@ -56,7 +56,7 @@ use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::wire::{Checkup, LogChunk};
 
 /// Version of this interface; doors and controller must agree.
-pub const API_VERSION: u32 = 1;
+pub const API_VERSION: u32 = 2;
 
 /// `GET /v1/version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -78,7 +78,7 @@ pub(super) struct Thinned {
 struct Told {
     /// When it was told a sample last.
     at: Instant,
-    /// The sample that it has, if only changes are told from there.
+    /// The sample that it has; none if it takes no changes, or has none yet.
     sample: Option<Arc<HostSample>>,
 }
 
@@ -153,7 +153,11 @@ impl Thinned {
     fn whole(&mut self) -> Delta {
         let (snapshot, deltas) = self.hub.subscribe();
         self.deltas = Some(deltas);
-        self.told.clear();
+        let now = Instant::now();
+        let kept = |sample: &Option<Arc<HostSample>>| sample.clone().filter(|_| self.changes);
+        let told = snapshot.hosts.iter().filter(|(_, host)| host.sample.is_some());
+        let told = told.map(|(name, h)| (name.clone(), Told { at: now, sample: kept(&h.sample) }));
+        self.told = told.collect();
         self.held.clear();
         self.due.clear();
         self.sequence = snapshot.sequence;
@@ -174,34 +178,14 @@ impl Thinned {
     /// The change, if it is told now.
     fn pass(&mut self, delta: Delta, now: Instant) -> Option<Delta> {
         match &delta {
-            Delta::Sample { host, sampled, sample, sequence } => {
-                let shows = self.shows(host);
-                // Of what is told seldom no sample is kept only to tell the next one shorter.
-                let kept = (self.changes && shows).then(|| Arc::clone(sample));
-                let before = match self.told.get_mut(host) {
-                    Some(told) if !shows && now - told.at < self.seldom => {
-                        told.sample = None;
-                        self.held.insert(host.clone(), delta);
-                        return None;
-                    }
-                    Some(told) => {
-                        told.at = now;
-                        std::mem::replace(&mut told.sample, kept)
-                    }
-                    None => {
-                        self.told.insert(host.clone(), Told { at: now, sample: kept });
-                        None
-                    }
-                };
-                self.held.remove(host);
-                if let Some(before) = before {
-                    return Some(Delta::Change {
-                        sequence: *sequence,
-                        host: host.clone(),
-                        sampled: *sampled,
-                        change: SampleChange::Between(before, Arc::clone(sample)),
-                    });
+            Delta::Sample { host, .. } => {
+                let early = self.told.get(host).is_some_and(|told| now - told.at < self.seldom);
+                if early && !self.shows(host) {
+                    self.held.insert(host.clone(), delta);
+                    return None;
                 }
+                self.held.remove(host);
+                return Some(self.told_shortly(delta, now));
             }
             // Whole, with its newest sample.
             Delta::Host { host, .. } => {
@@ -219,15 +203,37 @@ impl Thinned {
         Some(delta)
     }
 
+    /// A sample as the door gets it: what differs from the one that it has, if that is known.
+    fn told_shortly(&mut self, delta: Delta, now: Instant) -> Delta {
+        let Delta::Sample { sequence, host, sampled, sample } = delta else { return delta };
+        let kept = self.changes.then(|| Arc::clone(&sample));
+        let before = match self.told.get_mut(&host) {
+            Some(told) => {
+                told.at = now;
+                std::mem::replace(&mut told.sample, kept)
+            }
+            None => {
+                self.told.insert(host.clone(), Told { at: now, sample: kept });
+                None
+            }
+        };
+        match before {
+            Some(before) => {
+                let change = SampleChange::Between(before, sample);
+                Delta::Change { sequence, host, sampled, change }
+            }
+            None => Delta::Sample { sequence, host, sampled, sample },
+        }
+    }
+
     /// Another part of the fleet is shown: at once as it is now.
     fn catch_up(&mut self) {
+        let now = Instant::now();
         let hosts: Vec<HostName> =
             self.held.keys().filter(|host| self.shows(host)).cloned().collect();
         for host in hosts {
             let Some(held) = self.held.remove(&host) else { continue };
-            if let (Delta::Sample { sample, .. }, Some(told)) = (&held, self.told.get_mut(&host)) {
-                told.sample = self.changes.then(|| Arc::clone(sample));
-            }
+            let held = self.told_shortly(held, now);
             self.due.push_back(held);
         }
     }
@@ -247,9 +253,7 @@ mod tests {
 
     fn sample(hub: &Hub, name: &str, at: u64) {
         let sample = HostSample { monotonic_ms: at, ..HostSample::default() };
-        let change =
-            Change::Sample { host: host(name), sampled: Timestamp(at), sample: Arc::new(sample) };
-        hub.publish(change);
+        hub.sampled(host(name), Timestamp(at), Arc::new(sample));
     }
 
     fn hub() -> Arc<Hub> {

@@ -44,8 +44,11 @@ pub struct Snapshot {
 pub const MAX_EVENTS: usize = 1_000;
 
 /// A change of a snapshot.
+///
+/// On the wire its kind is the name of its only member: what comes after it is then read straight into its
+/// place. A kind that may stand anywhere would make every reader keep the whole line as a tree first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "delta", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Delta {
     /// The whole snapshot: the first line of a stream.
     Snapshot(Box<Snapshot>),

@@ -32,17 +32,14 @@ impl Core {
                 self.change_host(&host, |view| view.facts = Some(*facts));
             }
             FleetEvent::Sample { host, sample } => {
-                let before = self.hub.with(|s| s.hosts.get(&host).map(|view| view.sample.clone()));
+                let sampled = now();
+                let before = self.hub.sampled(host.clone(), sampled, Arc::clone(&sample));
                 let last = before.as_ref().and_then(|sample| sample.as_deref());
-                let told = super::health::lines(last, &sample);
-                for (severity, text) in told {
+                for (severity, text) in super::health::lines(last, &sample) {
                     let host = Some(host.clone());
                     self.tell(EventLine { at: now(), severity, service: None, host, text });
                 }
-                let sampled = now();
-                if before.is_some() {
-                    self.hub.publish(Change::Sample { host, sampled, sample });
-                } else {
+                if before.is_none() {
                     self.change_host(&host, |view| {
                         view.sample = Some(sample);
                         view.sampled = Some(sampled);

@@ -82,7 +82,7 @@ mod tests {
     use crate::wire::{FromAgent, Gpu, Gpus, encode_line};
 
     fn sample(at: u64, busy: Option<u32>) -> Arc<HostSample> {
-        let gpu = Gpu { utilisation_percent: busy, uuid: "GPU-1".to_owned(), ..Gpu::default() };
+        let gpu = Gpu { utilisation_percent: busy, uuid: "GPU-1".into(), ..Gpu::default() };
         Arc::new(HostSample {
             monotonic_ms: at,
             gpus: Gpus::Some(vec![gpu]),
@@ -111,7 +111,8 @@ mod tests {
         assert_eq!(picture.change(3, between(&third, &first)), None, "until a whole one comes");
         picture.whole(Arc::clone(&first));
         let hostile = serde_json::json!({ "gpus": { "some": { "7": { "index": 1 } } } });
-        assert_eq!(picture.change(1, SampleChange::Read(hostile)), None);
+        let hostile = SampleChange::Read(serde_json::value::to_raw_value(&hostile).unwrap());
+        assert_eq!(picture.change(1, hostile), None);
         picture.whole(Arc::clone(&first));
         let line = |since_ms| {
             let change = between(&first, &second);
