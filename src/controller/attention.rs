@@ -52,17 +52,12 @@ impl Attentions {
         raise(&mut looks, host.clone(), Attention::OnScreen, now, now + PATIENCE);
     }
 
-    /// What a host gets now.
-    pub fn of(&self, host: &HostName) -> Attention {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        looks.get(host).filter(|(_, until)| *until > now).map_or(Attention::Seldom, |(a, _)| *a)
-    }
-
-    fn forget(&self) {
+    /// What hosts get now that get more than the least; ended looks are forgotten.
+    fn all(&self) -> BTreeMap<HostName, Attention> {
         let now = Instant::now();
         let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
         looks.retain(|_, (_, until)| *until > now);
+        looks.iter().map(|(host, (attention, _))| (host.clone(), *attention)).collect()
     }
 }
 
@@ -83,29 +78,24 @@ fn raise(
 }
 
 impl Means {
-    /// Follows these hosts as closely as they are looked at.
-    pub fn pay_attention<'a>(&self, hosts: impl Iterator<Item = &'a HostName>) {
-        for host in hosts {
-            self.fleet.follow(host, self.attention.of(host));
-        }
+    /// Follows all hosts as closely as they are looked at.
+    pub fn pay_attention(&self) {
+        self.fleet.follow(self.attention.all());
     }
 }
 
 impl Core {
     /// Once a second: what nobody looks at any more is followed less closely.
     pub(super) fn pay_attention(&self) {
-        self.means.attention.forget();
-        self.hub.with(|snapshot| {
-            for host in snapshot.hosts.values().filter(|host| !host.ranks.is_empty()) {
-                self.means.attention.uses(&host.name);
-            }
-        });
-        for state in self.state.services.values().filter(|s| s.analysing().is_some()) {
+        for state in self.state.services.values() {
             for host in hosts_of(state, &self.deck) {
-                self.means.attention.judges(&host);
+                self.means.attention.uses(&host);
+                if state.analysing().is_some() {
+                    self.means.attention.judges(&host);
+                }
             }
         }
-        self.means.pay_attention(self.deck.hosts.keys());
+        self.means.pay_attention();
     }
 }
 
@@ -124,11 +114,13 @@ mod tests {
         attentions.uses(&host("c"));
         attentions.uses(&host("e"));
         attentions.judges(&host("e"));
-        assert_eq!(attentions.of(&host("a")), Attention::OnScreen);
-        assert_eq!(attentions.of(&host("b")), Attention::LookedAt, "another door still does");
-        assert_eq!(attentions.of(&host("c")), Attention::Runs);
-        assert_eq!(attentions.of(&host("e")), Attention::OnScreen);
-        assert_eq!(attentions.of(&host("d")), Attention::Seldom);
+        let all = attentions.all();
+        let of = |name: &str| all.get(&host(name)).copied();
+        assert_eq!(of("a"), Some(Attention::OnScreen));
+        assert_eq!(of("b"), Some(Attention::LookedAt), "another door still does");
+        assert_eq!(of("c"), Some(Attention::Runs));
+        assert_eq!(of("e"), Some(Attention::OnScreen));
+        assert_eq!(of("d"), None);
     }
 
     #[test]

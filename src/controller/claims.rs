@@ -284,6 +284,12 @@ impl Claims {
         }
     }
 
+    /// Nobody held it when it was asked last.
+    pub fn is_free(&self, host: &HostName) -> bool {
+        let known = self.known();
+        known.free.contains(host) && !known.ours.contains(host) && !known.others.contains_key(host)
+    }
+
     /// Asks those of these hosts of which nothing is known yet, and waits a moment for those that answer.
     pub async fn survey_unknown(&self, fleet: &Fleet, hosts: &[HostName]) {
         let unknown = |host: &&HostName| {

@@ -24,12 +24,18 @@ pub struct Found {
     renewed: Timestamp,
 }
 
+/// Of so many rounds one asks a host that nobody held: before something is begun all are asked anyway.
+const FREE_ROUNDS: usize = 6;
+
 /// Looks after the claims of all hosts of the deck, for ever.
 pub async fn look_after_claims(means: Arc<Means>) {
-    loop {
+    for round in (0..FREE_ROUNDS).cycle() {
         let hosts = means.ask(|core| core.deck.hosts.keys().cloned().collect::<Vec<HostName>>());
         let Some(hosts) = hosts.await else { return };
-        let looks = hosts.iter().filter_map(|host| means.fleet.link(host)).map(|link| {
+        let due = hosts.iter().enumerate().filter(|(place, host)| {
+            (place + round) % FREE_ROUNDS == 0 || !means.claims.is_free(host)
+        });
+        let looks = due.filter_map(|(_, host)| means.fleet.link(host)).map(|link| {
             let means = Arc::clone(&means);
             async move {
                 if let Err(error) = means.claims.look_after(link.as_ref()).await {

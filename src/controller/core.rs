@@ -49,6 +49,10 @@ const AT_ONCE: usize = 256;
 const REST_FACTOR: u32 = 10;
 const LONGEST_REST: Duration = Duration::from_millis(80);
 
+/// What links tell is taken so often: hundreds of hosts then wake the loop forty times a second, and not
+/// hundreds of times.
+const LINKS_REST: Duration = Duration::from_millis(25);
+
 /// How a controller is run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -218,11 +222,7 @@ pub fn now() -> Timestamp {
 }
 
 /// What waits to be taken, once the loop has rested.
-async fn heard(
-    inputs: &mut mpsc::Receiver<Input>,
-    waiting: &mut Vec<Input>,
-    rested: Instant,
-) -> usize {
+async fn heard<T>(inputs: &mut mpsc::Receiver<T>, waiting: &mut Vec<T>, rested: Instant) -> usize {
     if Instant::now() < rested {
         tokio::time::sleep_until(rested).await;
     }
@@ -230,15 +230,20 @@ async fn heard(
 }
 
 impl Core {
-    /// Takes inputs until told to end.
-    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    /// Takes inputs, and what the links tell, until told to end.
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut of_fleet: mpsc::Receiver<FleetEvent>,
+    ) {
         self.make_good_absence();
         self.resume();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut awake = now();
         let mut waiting = Vec::with_capacity(AT_ONCE);
-        let mut rested = Instant::now();
+        let mut told = Vec::with_capacity(AT_ONCE);
+        let (mut rested, mut links_rested) = (Instant::now(), Instant::now());
         while !self.shutdown {
             tokio::select! {
                 taken = heard(&mut inputs, &mut waiting, rested) => {
@@ -250,9 +255,19 @@ impl Core {
                     for input in waiting.drain(..) {
                         self.take(input);
                     }
-                    if self.settle() {
-                        rested = Instant::now() + (began.elapsed() * REST_FACTOR).min(LONGEST_REST);
+                    rested = self.settled(began);
+                }
+                taken = heard(&mut of_fleet, &mut told, rested.max(links_rested)) => {
+                    if taken == 0 {
+                        break;
                     }
+                    self.make_good(awake);
+                    let began = Instant::now();
+                    for event in told.drain(..) {
+                        self.take(Input::Fleet(event));
+                    }
+                    rested = self.settled(began);
+                    links_rested = Instant::now() + LINKS_REST;
                 }
                 _ = ticks.tick() => {
                     self.make_good(awake);
@@ -265,6 +280,12 @@ impl Core {
         }
         self.measured.save();
         self.note_alive(true);
+    }
+
+    /// Writes down what was heard since `began`; until when the loop rests then.
+    fn settled(&mut self, began: Instant) -> Instant {
+        let rest = if self.settle() { began.elapsed() * REST_FACTOR } else { Duration::ZERO };
+        Instant::now() + rest.min(LONGEST_REST)
     }
 
     /// Carries out again whatever the journal says is still awaited.

@@ -262,10 +262,8 @@ impl Desk for Handle {
     }
 
     fn look(&self, looking: Looking) {
-        let hosts: Vec<HostName> =
-            looking.hosts.iter().chain(&looking.detail).take(1024).cloned().collect();
         self.means.attention.look(looking);
-        self.means.pay_attention(hosts.iter());
+        self.means.pay_attention();
     }
 
     fn borrow_agent(&self) -> Result<BoxStream<'static, ToLender>, ApiError> {

@@ -138,7 +138,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let listener = server::bind(&socket).map_err(file(&socket))?;
 
     let (inputs, received) = mpsc::channel(1024);
-    let (fleet_events, mut fleet_received) = mpsc::channel(1024);
+    let (fleet_events, of_fleet) = mpsc::channel(1024);
     let fleet = Fleet::new(
         FleetOptions {
             agent_binary: options.agent_binary.clone(),
@@ -219,14 +219,6 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     }
 
     let stop = CancellationToken::new();
-    let forward = inputs.clone();
-    let fleet_task = tokio::spawn(async move {
-        while let Some(event) = fleet_received.recv().await {
-            if forward.send(Input::Fleet(event)).await.is_err() {
-                return;
-            }
-        }
-    });
     let watch_task = tokio::spawn(observe::watch(Arc::clone(&means)));
     let vigil_task = tokio::spawn(super::vigil::watch(Arc::clone(&means)));
     let pulse_task = tokio::spawn(super::pulse::watch(Arc::clone(&means)));
@@ -251,7 +243,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let main = tokio::spawn(async move {
         tokio::select! {
             () = async {
-                core.run(received).await;
+                core.run(received, of_fleet).await;
                 super::desk::let_answers_go(&unanswered).await;
             } => {}
             result = server::serve(listener, desk, stopped.clone().cancelled_owned()) => {
@@ -262,7 +254,6 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         }
     });
     let mut tasks = vec![
-        fleet_task,
         watch_task,
         vigil_task,
         pulse_task,

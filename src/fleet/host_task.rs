@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
@@ -111,6 +112,11 @@ impl Link {
             lent: Notify::new(),
             attention: AttentionCell::new(Attention::default()),
         })
+    }
+
+    /// It is to be followed so closely from now on.
+    pub(super) fn follow(&self, attention: Attention) {
+        self.attention.send_if_modified(|known| std::mem::replace(known, attention) != attention);
     }
 
     fn down(&self, why: &str, hint: Option<String>) {
@@ -265,9 +271,12 @@ impl Drop for HostTask {
 impl HostTask {
     /// Keeps the link until it is told to stop.
     pub(super) async fn run(self) {
+        // Asked only when it is woken, and not with every message of the host.
+        let mut stopped = FuturesUnordered::from_iter([self.stop.cancelled()]);
         tokio::select! {
-            () = self.stop.cancelled() => {}
+            biased;
             () = self.keep() => {}
+            _ = stopped.next() => {}
         }
     }
 

@@ -52,6 +52,8 @@ pub struct Fleet {
 #[derive(Default)]
 struct Hosts {
     entries: BTreeMap<HostName, Entry>,
+    /// The hosts that get more attention than the least.
+    attended: BTreeMap<HostName, Attention>,
     /// Tasks of hosts that are gone, on their way to their end.
     leaving: Vec<JoinHandle<()>>,
 }
@@ -102,14 +104,16 @@ impl Fleet {
         }
         for (name, spec) in wanted {
             if !hosts.entries.contains_key(name) {
-                hosts.entries.insert(name.clone(), self.start(name, spec));
+                let entry = self.start(name, spec);
+                entry.link.follow(hosts.attended.get(name).copied().unwrap_or_default());
+                hosts.entries.insert(name.clone(), entry);
             }
         }
     }
 
     fn start(&self, name: &HostName, spec: &HostSpec) -> Entry {
         let link = Link::new(name.clone());
-        let outbox = Outbox::new(name.clone());
+        let outbox = Outbox::new(name.clone(), self.events.clone());
         let stop = CancellationToken::new();
         let task = HostTask {
             spec: spec.clone(),
@@ -118,7 +122,7 @@ impl Fleet {
             shared: Arc::clone(&self.shared),
             stop: stop.clone(),
         };
-        let forward = Arc::clone(&outbox).forward(self.events.clone());
+        let forward = Arc::clone(&outbox).forward();
         let tasks = [tokio::spawn(task.run()), tokio::spawn(forward)];
         Entry { spec: spec.clone(), link, outbox, stop, tasks }
     }
@@ -154,15 +158,15 @@ impl Fleet {
         }
     }
 
-    /// How closely a host is to be followed from now on.
-    pub fn follow(&self, host: &HostName, attention: Attention) {
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = hosts.entries.get(host) {
-            entry.link.attention.send_if_modified(|known| {
-                let changed = *known != attention;
-                *known = attention;
-                changed
-            });
+    /// How closely hosts are to be followed from now on; those that are not named get the least.
+    pub fn follow(&self, attention: BTreeMap<HostName, Attention>) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut hosts.attended, attention);
+        // Only those: of a large fleet nearly all get the least, before and after.
+        for name in before.keys().chain(hosts.attended.keys()) {
+            if let Some(entry) = hosts.entries.get(name) {
+                entry.link.follow(hosts.attended.get(name).copied().unwrap_or_default());
+            }
         }
     }
 

@@ -1,11 +1,13 @@
 //! Between one link and whoever listens to the fleet: holds the newest of every kind of state.
 //!
 //! A listener that is slow, or that waits for a reply of this very link, must not hold up the
-//! reading of the link. So states wait in slots, the newest in each, and one task hands them on.
+//! reading of the link. So states wait in slots, the newest in each, and one task hands them on. What need
+//! not wait goes straight to the listener.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
 use super::{FleetEvent, LinkState};
@@ -29,6 +31,17 @@ struct Slots {
     /// The host was removed or replaced: only the ends of questions still go out.
     retired: bool,
     closed: bool,
+    /// The task has one on its way.
+    handing_on: bool,
+}
+
+impl Slots {
+    /// Nothing is there that has to go first.
+    fn is_empty(&self) -> bool {
+        let Self { link, facts, ranks, sample, clock, queue, .. } = self;
+        let states = [link, facts, ranks, sample, clock];
+        !self.handing_on && queue.is_empty() && states.iter().all(|slot| slot.is_none())
+    }
 }
 
 /// Where a link puts what it has to tell.
@@ -36,11 +49,12 @@ pub(super) struct Outbox {
     host: HostName,
     slots: Mutex<Slots>,
     changed: Notify,
+    events: mpsc::Sender<FleetEvent>,
 }
 
 impl Outbox {
-    pub(super) fn new(host: HostName) -> Arc<Self> {
-        Arc::new(Self { host, slots: Mutex::default(), changed: Notify::new() })
+    pub(super) fn new(host: HostName, events: mpsc::Sender<FleetEvent>) -> Arc<Self> {
+        Arc::new(Self { host, slots: Mutex::default(), changed: Notify::new(), events })
     }
 
     pub(super) fn link(&self, state: LinkState) {
@@ -72,6 +86,14 @@ impl Outbox {
         if slots.closed || (slots.retired && !matches!(event, FleetEvent::QuestionGone { .. })) {
             return;
         }
+        let event = if slots.is_empty() {
+            match self.events.try_send(event) {
+                Ok(()) | Err(TrySendError::Closed(_)) => return,
+                Err(TrySendError::Full(event)) => event,
+            }
+        } else {
+            event
+        };
         match event {
             FleetEvent::Link { .. } => slots.link = Some(event),
             FleetEvent::Facts { .. } => slots.facts = Some(event),
@@ -95,7 +117,8 @@ impl Outbox {
     pub(super) fn retire(&self) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = std::mem::take(&mut slots.queue);
-        *slots = Slots { queue, retired: true, closed: slots.closed, ..Slots::default() };
+        let Slots { closed, handing_on, .. } = *slots;
+        *slots = Slots { queue, retired: true, closed, handing_on, ..Slots::default() };
     }
 
     /// Nothing more will come: the task ends when all is handed on.
@@ -115,15 +138,16 @@ impl Outbox {
             .or_else(|| slots.ranks.take())
             .or_else(|| slots.sample.take())
             .or_else(|| slots.clock.take());
+        slots.handing_on = next.is_some();
         if next.is_none() && slots.closed { Err(()) } else { Ok(next) }
     }
 
     /// Hands events on until the outbox is closed or nobody listens.
-    pub(super) async fn forward(self: Arc<Self>, events: mpsc::Sender<FleetEvent>) {
+    pub(super) async fn forward(self: Arc<Self>) {
         loop {
             match self.take() {
                 Ok(Some(event)) => {
-                    if events.send(event).await.is_err() {
+                    if self.events.send(event).await.is_err() {
                         return;
                     }
                 }
@@ -141,8 +165,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_state_wins_and_a_full_listener_holds_up_nobody() {
-        let outbox = Outbox::new("h".parse().unwrap());
         let (sender, mut events) = mpsc::channel(1);
+        let outbox = Outbox::new("h".parse().unwrap(), sender);
+        outbox.phase("at once");
         outbox.phase("of the attempt before");
         outbox.attempt();
         outbox.phase("connecting");
@@ -154,15 +179,17 @@ mod tests {
         outbox.link(LinkState::Up);
         let read = async {
             let mut all = Vec::new();
-            while let Some(event) = events.recv().await {
-                all.push(event);
+            while all.len() < 3 {
+                all.extend(events.recv().await);
             }
             all
         };
-        let ((), all) = tokio::join!(outbox.forward(sender), read);
+        let ((), all) = tokio::join!(outbox.forward(), read);
         let state = LinkState::Connecting { phase: "installing 99%".to_owned() };
         let way = vec!["connecting".to_owned(), "installing".to_owned()];
-        let link = FleetEvent::Link { host: "h".parse().unwrap(), state, way };
-        assert_eq!(all, [FleetEvent::QuestionGone { id: 7 }, link]);
+        let link = |state, way| FleetEvent::Link { host: "h".parse().unwrap(), state, way };
+        let first = LinkState::Connecting { phase: "at once".to_owned() };
+        let first = link(first, vec!["at once".to_owned()]);
+        assert_eq!(all, [first, FleetEvent::QuestionGone { id: 7 }, link(state, way)]);
     }
 }

@@ -1,10 +1,13 @@
 //! One run of the agent on one connection: the handshake, the requests under way, what it tells.
 
 use std::collections::HashMap;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures::future::FutureExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -43,6 +46,37 @@ const MAX_EARLY: usize = 16;
 const SAMPLES: u64 = 2;
 
 type Answer = Result<Reply, Refusal>;
+
+/// Waits for something again and again, each time no longer than this. One timer serves all of it: it is
+/// looked at when it goes off, and not set anew for each message of each host.
+struct Patience {
+    longest: Duration,
+    timer: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Patience {
+    fn new(longest: Duration) -> Self {
+        Self { longest, timer: Box::pin(tokio::time::sleep(longest)) }
+    }
+
+    /// What comes of it; none: it took too long.
+    async fn wait_for<T>(&mut self, what: impl Future<Output = T>) -> Option<T> {
+        let until = tokio::time::Instant::now() + self.longest;
+        let mut what = pin!(what);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut what => return Some(done),
+                () = &mut self.timer => {
+                    if tokio::time::Instant::now() >= until {
+                        return None;
+                    }
+                    self.timer.as_mut().reset(until);
+                }
+            }
+        }
+    }
+}
 
 /// A running agent that has said hello.
 pub(super) struct Session {
@@ -182,19 +216,20 @@ impl Session {
             for message in early {
                 self.take(message, &mut picture, outbox);
             }
+            let mut patience = Patience::new(SILENCE);
             loop {
-                match timeout(SILENCE, reader.next()).await {
-                    Err(_) => {
+                match patience.wait_for(reader.next()).await {
+                    None => {
                         return SessionError::Nonsense(format!(
                             "nothing at all for {} s",
                             SILENCE.as_secs()
                         ));
                     }
-                    Ok(Err(error)) => {
+                    Some(Err(error)) => {
                         return SessionError::Nonsense(text::clean(&error.to_string(), 200));
                     }
-                    Ok(Ok(None)) => return end_of(&control, &*self.connection).await,
-                    Ok(Ok(Some(line))) => match picture.line(line) {
+                    Some(Ok(None)) => return end_of(&control, &*self.connection).await,
+                    Some(Ok(Some(line))) => match picture.line(line) {
                         Some(sample) => {
                             outbox.put(FleetEvent::Sample { host: self.host.clone(), sample });
                         }
@@ -209,13 +244,20 @@ impl Session {
                 }
             }
         };
+        let lost = async { SessionError::Ssh(self.connection.closed().await) };
+        // Each of them is asked only when it is woken itself, and not with every message of the host.
+        let mut beside = FuturesUnordered::from_iter([
+            lost.boxed(),
+            write.map(|()| SessionError::Silent).boxed(),
+            self.pay_attention().map(|()| SessionError::Silent).boxed(),
+            self.watch_clock(outbox).map(|()| SessionError::Silent).boxed(),
+        ]);
         let why = tokio::select! {
+            biased;
             why = read => why,
-            () = write => SessionError::Silent,
-            () = self.pay_attention() => SessionError::Silent,
-            () = self.watch_clock(outbox) => SessionError::Silent,
-            error = self.connection.closed() => SessionError::Ssh(error),
+            Some(why) = beside.next() => why,
         };
+        drop(beside);
         self.fail_all();
         why
     }
