@@ -21,6 +21,7 @@ pub mod panels;
 pub mod picture;
 pub mod run;
 pub mod state;
+pub mod sums;
 pub mod terminal;
 pub mod theme;
 pub mod update;

@@ -12,6 +12,7 @@ use super::dialogs::{Ask, Confirm, Map, Palette, QuestionDialog, TextView};
 use super::field::Field;
 use super::filter::Filter;
 use super::logs::Follow;
+use super::sums::KnownSums;
 use super::theme::{Depth, Theme};
 use crate::api::{
     HostLinkState, HostName, HostView, Looking, RankId, ReleaseNumber, ReplicaId, ServiceName,
@@ -86,6 +87,8 @@ pub struct State {
     pub dirty: bool,
     /// Newer numbers are there than are drawn: the next frame need not hurry.
     pub fresh: bool,
+    /// What the GPUs of each host come to.
+    pub sums: KnownSums,
 }
 
 /// How it is with the controller.
@@ -177,8 +180,17 @@ impl<T> Default for Selected<T> {
 impl<T: PartialEq + Clone> Selected<T> {
     /// The row of the selection in `rows`; the nearest one when it is gone.
     pub fn row_in(&self, rows: &[T]) -> usize {
-        let found = self.id.as_ref().and_then(|id| rows.iter().position(|r| r == id));
-        found.unwrap_or(self.row.min(rows.len().saturating_sub(1)))
+        self.row_among(rows.iter())
+    }
+
+    /// The same, of rows that are parts of something.
+    pub fn row_among<'a>(&self, mut rows: impl ExactSizeIterator<Item = &'a T>) -> usize
+    where
+        T: 'a,
+    {
+        let last = rows.len().saturating_sub(1);
+        let found = self.id.as_ref().and_then(|id| rows.position(|r| r == id));
+        found.unwrap_or(self.row.min(last))
     }
 
     /// Selects the row `by` away, staying within `rows`.
@@ -255,6 +267,7 @@ impl State {
             ticket: 0,
             dirty: true,
             fresh: false,
+            sums: KnownSums::default(),
         }
     }
 
@@ -310,10 +323,9 @@ impl State {
     /// What is looked at: the host whose details are open, and those around the selected one.
     pub fn looking(&self) -> Looking {
         let hosts = self.hosts();
-        let names: Vec<&HostName> = hosts.iter().map(|h| &h.name).collect();
-        let selected = self.host.row_in(&names.iter().map(|n| (*n).clone()).collect::<Vec<_>>());
-        let from = super::draw::window(names.len(), selected, ROWS);
-        let seen = names.iter().skip(from).take(ROWS).map(|name| (*name).clone()).collect();
+        let selected = self.host.row_among(hosts.iter().map(|h| &h.name));
+        let from = super::draw::window(hosts.len(), selected, ROWS);
+        let seen = hosts.iter().skip(from).take(ROWS).map(|h| h.name.clone()).collect();
         let detail = match &self.detail {
             Some(Detail { of: DetailOf::Host(name), .. }) => Some(name.clone()),
             _ => None,
@@ -324,8 +336,7 @@ impl State {
     /// The selected host.
     pub fn selected_host(&self) -> Option<&HostView> {
         let hosts = self.hosts();
-        let names: Vec<HostName> = hosts.iter().map(|h| h.name.clone()).collect();
-        hosts.get(self.host.row_in(&names)).copied()
+        hosts.get(self.host.row_among(hosts.iter().map(|h| &h.name))).copied()
     }
 
     /// The selected row of the services panel.

@@ -26,6 +26,7 @@ use crate::api::{Bytes, DownCause, Gpus, HostLinkState, HostView, Timestamp, tim
 use crate::tui::command::Panel;
 use crate::tui::draw::{Pen, window};
 use crate::tui::state::{STALE, State};
+use crate::tui::sums::GpuSums;
 use crate::tui::words;
 
 /// Rows that the panel would like to have.
@@ -33,17 +34,22 @@ pub fn height(state: &State, width: u16) -> u16 {
     let hosts = state.hosts();
     let inner = width.saturating_sub(2);
     let gaps = u16::try_from(hosts.len().saturating_sub(1)).unwrap_or(u16::MAX);
-    rows_of(&hosts, Density::Roomy, inner).saturating_add(gaps).saturating_add(2)
+    let rows = rows_within(&hosts, Density::Roomy, inner, state.size.1);
+    rows.map_or(u16::MAX, |rows| rows.saturating_add(gaps).saturating_add(2))
 }
 
-fn rows_of(hosts: &[&HostView], density: Density, width: u16) -> u16 {
-    hosts.iter().map(|h| cells::rows(h, density, width)).fold(0, u16::saturating_add)
+/// Rows that hosts take; none if that is more than `most`. Of a thousand hosts only the first few are asked.
+fn rows_within(hosts: &[&HostView], density: Density, width: u16, most: u16) -> Option<u16> {
+    hosts.iter().try_fold(0_u16, |rows, host| {
+        let rows = rows.saturating_add(cells::rows(host, density, width));
+        (rows <= most).then_some(rows)
+    })
 }
 
 /// Draws the panel.
 pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     let hosts = state.hosts();
-    let inside = pen.frame(area, focused, &title(state, Panel::Fleet, &summary(&hosts)));
+    let inside = pen.frame(area, focused, &title(state, Panel::Fleet, &summary(state, &hosts)));
     if hosts.is_empty() {
         let lines: &[&str] = if state.filter(Panel::Fleet).is_some() {
             &["no host matches the filter", "Esc clears it"]
@@ -55,10 +61,9 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     legend(pen, state, area);
     let density = [Density::Roomy, Density::Close]
         .into_iter()
-        .find(|d| rows_of(&hosts, *d, inside.width) <= inside.height)
+        .find(|d| rows_within(&hosts, *d, inside.width, inside.height).is_some())
         .unwrap_or(Density::Dense);
-    let names: Vec<_> = hosts.iter().map(|h| h.name.clone()).collect();
-    let selected = state.host.row_in(&names);
+    let selected = state.host.row_among(hosts.iter().map(|h| &h.name));
     let from = if density == Density::Dense {
         window(hosts.len(), selected, usize::from(inside.height))
     } else {
@@ -66,8 +71,10 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     };
     // A blank row between hosts where there is room for all of them.
     let count = u16::try_from(hosts.len()).unwrap_or(u16::MAX);
-    let needed = rows_of(&hosts, density, inside.width).saturating_add(count.saturating_sub(1));
-    let gap = u16::from(density != Density::Dense && needed <= inside.height);
+    let needed = rows_within(&hosts, density, inside.width, inside.height)
+        .map(|rows| rows.saturating_add(count.saturating_sub(1)));
+    let roomy = needed.is_some_and(|needed| needed <= inside.height);
+    let gap = u16::from(density != Density::Dense && roomy);
     let widest = hosts.iter().map(|h| h.name.as_str().len()).max().unwrap_or(0);
     let name_width = u16::try_from(widest).unwrap_or(u16::MAX).clamp(5, (inside.width / 5).max(5));
     let mut y = inside.y;
@@ -95,24 +102,8 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
 }
 
 /// The sums in the title.
-fn summary(hosts: &[&HostView]) -> String {
-    let mut gpus = 0_u32;
-    let mut used = Bytes::ZERO;
-    let mut total = Bytes::ZERO;
-    let mut milliwatts = 0_u64;
-    let (mut busy, mut measured) = (0_u32, 0_u32);
-    for gpu in hosts.iter().filter_map(|h| h.sample.as_ref()).flat_map(|s| s.gpus.list()) {
-        gpus += 1;
-        if let Some(memory) = gpu.memory {
-            used = used.saturating_add(memory.used);
-            total = total.saturating_add(memory.total);
-        }
-        milliwatts += u64::from(gpu.power_mw.unwrap_or(0));
-        if let Some(percent) = gpu.utilisation_percent {
-            busy = busy.saturating_add(percent);
-            measured += 1;
-        }
-    }
+fn summary(state: &State, hosts: &[&HostView]) -> String {
+    let GpuSums { gpus, used, total, milliwatts, busy_percent, measured } = state.sums.of(hosts);
     let mut out = format!("{} host{}", hosts.len(), if hosts.len() == 1 { "" } else { "s" });
     let away = hosts.iter().filter(|h| !matches!(h.link, HostLinkState::Up)).count();
     if away > 0 {
@@ -120,7 +111,7 @@ fn summary(hosts: &[&HostView]) -> String {
     }
     if gpus > 0 {
         let _ = write!(out, " · {gpus} GPU{}", if gpus == 1 { "" } else { "s" });
-        if let Some(mean) = busy.checked_div(measured) {
+        if let Some(mean) = busy_percent.checked_div(measured) {
             let _ = write!(out, " · util {mean}%");
         }
         let _ = write!(out, " · {used} of {total}");

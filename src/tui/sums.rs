@@ -1,0 +1,82 @@
+//! What the GPUs of a fleet come to, added up host by host.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use crate::api::{Bytes, HostName, HostView, Timestamp};
+
+/// GPUs added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuSums {
+    /// How many.
+    pub gpus: u32,
+    /// Memory in use, of those that say so.
+    pub used: Bytes,
+    /// Their memory.
+    pub total: Bytes,
+    /// Power drawn.
+    pub milliwatts: u64,
+    /// Utilisation, added up.
+    pub busy_percent: u32,
+    /// How many say their utilisation.
+    pub measured: u32,
+}
+
+impl GpuSums {
+    fn of_host(host: &HostView) -> Self {
+        let mut sums = Self::default();
+        for gpu in host.sample.iter().flat_map(|sample| sample.gpus.list()) {
+            let memory = gpu.memory;
+            sums.add(Self {
+                gpus: 1,
+                used: memory.map_or(Bytes::ZERO, |memory| memory.used),
+                total: memory.map_or(Bytes::ZERO, |memory| memory.total),
+                milliwatts: u64::from(gpu.power_mw.unwrap_or(0)),
+                busy_percent: gpu.utilisation_percent.unwrap_or(0),
+                measured: u32::from(gpu.utilisation_percent.is_some()),
+            });
+        }
+        sums
+    }
+
+    fn add(&mut self, more: Self) {
+        self.gpus = self.gpus.saturating_add(more.gpus);
+        self.used = self.used.saturating_add(more.used);
+        self.total = self.total.saturating_add(more.total);
+        self.milliwatts = self.milliwatts.saturating_add(more.milliwatts);
+        self.busy_percent = self.busy_percent.saturating_add(more.busy_percent);
+        self.measured = self.measured.saturating_add(more.measured);
+    }
+}
+
+/// Which sample it is: when it arrived, and the host's own clock in it.
+type Which = (Option<Timestamp>, Option<u64>);
+
+/// What is known of each host from the frame before: eight thousand GPUs are not looked at four times a second
+/// because fifty of them have changed.
+#[derive(Clone, Debug, Default)]
+pub struct KnownSums(RefCell<HashMap<HostName, (Which, GpuSums)>>);
+
+impl KnownSums {
+    /// The GPUs of these hosts.
+    pub fn of(&self, hosts: &[&HostView]) -> GpuSums {
+        let mut known = self.0.borrow_mut();
+        if known.len() > hosts.len().saturating_mul(2) {
+            known.clear();
+        }
+        let mut all = GpuSums::default();
+        for host in hosts {
+            let which = (host.sampled, host.sample.as_ref().map(|sample| sample.monotonic_ms));
+            let sums = match known.get(&host.name) {
+                Some((of, sums)) if *of == which => *sums,
+                _ => {
+                    let sums = GpuSums::of_host(host);
+                    known.insert(host.name.clone(), (which, sums));
+                    sums
+                }
+            };
+            all.add(sums);
+        }
+        all
+    }
+}
