@@ -245,6 +245,25 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
 }
 
 #[test]
+fn time_without_a_controller_is_not_the_hosts_that_are_upgraded() {
+    let place = Place::new();
+    let mark = place.home.path().join("mark");
+    // With its deadline after 4 s it would be ended, were the seconds without a controller counted.
+    let command = format!("touch {}; sleep 9", mark.display());
+    let arguments = ["--hosts", "gpu-3", "--timeout", "4s", "--no-wait", "--yes"];
+    place.expect(&[&["hosts", "upgrade", "--run", &command], &arguments[..]].concat(), 0);
+    wait_until("the command", LONG, || mark.exists());
+    place.kill_controller();
+    std::thread::sleep(Duration::from_secs(6));
+    let mut state = Value::Null;
+    wait_until("the end of the command", LONG, || {
+        state = place.json(&["hosts"], 0)["gpu-3"]["maintenance"]["upgrade"].clone();
+        state["state"] != "running" && state["state"] != "draining"
+    });
+    assert_ne!(state["state"], "failed", "{state:#}");
+}
+
+#[test]
 fn several_services_are_rolled_out_in_order_and_taken_back_together() {
     let place = Place::new();
     // chat comes after code; only code can be rolled out well.

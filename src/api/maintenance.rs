@@ -1,5 +1,7 @@
 //! Hosts under maintenance as doors see them: cordons, drains, upgrades.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::base::{DeviceId, HostName, ReplicaKey, ServiceName, Timestamp};
@@ -223,6 +225,13 @@ impl Upgrade {
         }
         if self.hosts.iter().all(|h| h.state.is_over()) {
             self.ended = Some(at);
+        }
+    }
+
+    /// Nobody looked after it for so long: what is under way began later by that.
+    pub fn missed(&mut self, time: Duration) {
+        for entry in self.hosts.iter_mut().filter(|entry| entry.state.is_under_way()) {
+            entry.since = entry.since.plus(time);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Time in which this controller was not there: it stood still (its process was stopped, its machine suspended), or
 //! it was down. What runs on the hosts went on meanwhile, but nobody heard of it, so no deadline and no gate counts
-//! that time: each service whose clocks run is held from the beginning of it to its end.
+//! that time: each service whose clocks run is held from the beginning of it to its end, and the deadlines of an
+//! upgrade of hosts are later by it.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::core::{Core, now};
+use super::deck_ledger::DeckEvent;
 use crate::base::{ServiceName, Timestamp, time};
 use crate::rollout::{EventKind, Phase, ServiceState};
 
@@ -70,6 +72,7 @@ impl Core {
         if missed >= STOOD_STILL {
             let why = format!("this controller stood still for {}", time::short(missed));
             self.forgive(|_| Some(awake), &why);
+            self.forgive_upgrade(missed);
         }
     }
 
@@ -77,6 +80,29 @@ impl Core {
     pub(super) fn make_good_absence(&mut self) {
         let alive = self.alive.noted;
         self.make_good_since(alive, |_| true);
+        let upgrade = self.state.ledger.upgrade.iter();
+        let newest = upgrade.flat_map(|u| &u.hosts).map(|entry| entry.since).max();
+        let missed = newest.map(|newest| now().since(newest.max(alive)));
+        if let Some(missed) = missed.filter(|missed| *missed >= WAS_AWAY) {
+            self.forgive_upgrade(missed);
+        }
+    }
+
+    /// Nobody looked after the upgrade of hosts for so long.
+    fn forgive_upgrade(&mut self, missed: Duration) {
+        if !self.upgrades_hosts() {
+            return;
+        }
+        let missed_ms = u64::try_from(missed.as_millis()).unwrap_or(u64::MAX);
+        match self.deck_happened(DeckEvent::UpgradeMissed { missed_ms }) {
+            Ok(()) => self.wait_anew_for_commands(),
+            Err(error) => tracing::error!(%error, "the journal cannot be written"),
+        }
+    }
+
+    /// Whether an upgrade of hosts is under way.
+    fn upgrades_hosts(&self) -> bool {
+        self.state.ledger.upgrade.as_ref().is_some_and(|upgrade| upgrade.ended.is_none())
     }
 
     /// Nobody looked after these services since `alive`, or since the newest event of each, whichever is later.
@@ -114,7 +140,7 @@ impl Core {
     pub(super) fn note_alive(&mut self, last: bool) {
         let at = now();
         let due = last || at.since(self.alive.noted) >= NOTE_EVERY || at < self.alive.noted;
-        if due && self.state.services.values().any(has_clocks) {
+        if due && (self.upgrades_hosts() || self.state.services.values().any(has_clocks)) {
             self.alive.note(at);
         }
     }

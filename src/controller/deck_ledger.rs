@@ -2,6 +2,7 @@
 //! get no new ranks, and which are being emptied. Pure; part of the checkpoint, rebuilt by replay.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +92,11 @@ pub enum DeckEvent {
         /// How far.
         state: UpgradeHost,
     },
+    /// Nobody looked after the upgrade of hosts for so long: its deadlines are later by that.
+    UpgradeMissed {
+        /// Milliseconds.
+        missed_ms: u64,
+    },
 }
 
 /// All of it.
@@ -159,6 +165,11 @@ impl Ledger {
             DeckEvent::UpgradeWent { host, state } => {
                 if let Some(upgrade) = &mut self.upgrade {
                     upgrade.went(host, state, at);
+                }
+            }
+            DeckEvent::UpgradeMissed { missed_ms } => {
+                if let Some(upgrade) = &mut self.upgrade {
+                    upgrade.missed(Duration::from_millis(*missed_ms));
                 }
             }
         }

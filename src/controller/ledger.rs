@@ -1,13 +1,14 @@
 //! The journal and the audit trail as people read them. Reads files; needs no running controller.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::Paths;
 use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::record::{DeckState, Record};
-use crate::base::{ServiceName, Timestamp, text};
+use crate::base::{ServiceName, Timestamp, text, time};
 use crate::journal::{self, JournalError, Reader, RecordKind, audit};
 use crate::rollout::{EventKind, StartRefusal};
 
@@ -115,6 +116,12 @@ pub fn deck_words(event: &DeckEvent) -> String {
             format!("{} hosts are upgraded", upgrade.hosts.len())
         }
         DeckEvent::UpgradeWent { host, state } => format!("{host}: {}", state.word()),
+        DeckEvent::UpgradeMissed { missed_ms } => {
+            let missed = time::short(Duration::from_millis(*missed_ms));
+            format!(
+                "nobody looked after the upgrade of hosts for {missed}: its deadlines are later"
+            )
+        }
     };
     text::clean(&words, 300)
 }

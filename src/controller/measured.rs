@@ -1,13 +1,13 @@
 //! What was measured of loads, drains and throughput, by model, engine and kind of GPU: what plans take
 //! their times from. A small file of its own beside the journal; losing it loses no intention.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{ReplicaId, ReplicaKey, ServiceName, Timestamp};
+use crate::base::{Attempt, ReplicaId, ReplicaKey, ServiceName, Timestamp};
 use crate::rollout::{Phase, Release, ServiceState, Timings};
 
 /// Measurements kept of each kind; the median of them is what plans say.
@@ -54,6 +54,8 @@ pub struct Measured {
     path: Option<PathBuf>,
     series: BTreeMap<Key, Series>,
     tokens: BTreeMap<(ServiceName, ReplicaId), (Timestamp, f64)>,
+    /// What was under way while its service was held: its clock stood then, what it did went on.
+    held: BTreeSet<(ServiceName, ReplicaKey, Attempt)>,
     /// Something was learnt that is not in the file.
     unsaved: bool,
 }
@@ -119,6 +121,14 @@ impl Measured {
             let Some(release) = before.releases.get(&key.release) else { continue };
             let is = after.replicas.get(key).filter(|r| r.attempt == was.attempt);
             let phase = is.map(|r| &r.phase);
+            let this = (before.service.clone(), *key, was.attempt);
+            if after.held.is_some() {
+                self.held.insert(this);
+                continue;
+            }
+            if phase != Some(&was.phase) && self.held.remove(&this) {
+                continue;
+            }
             let since = |t: Timestamp| u64::try_from(now.since(t).as_millis()).unwrap_or(u64::MAX);
             let (which, took): (fn(&mut Series) -> &mut VecDeque<u64>, u64) =
                 match (&was.phase, phase) {
@@ -228,6 +238,7 @@ fn median(series: &VecDeque<u64>) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::base::{Attempt, ReleaseNumber};
+    use crate::rollout::{Hold, ReplicaState};
 
     #[test]
     fn the_median_of_what_was_measured_is_told_and_survives_a_restart() {
@@ -253,6 +264,40 @@ mod tests {
             measured.tokens(&service, id, "k".to_owned(), total, Timestamp(at));
         }
         assert_eq!(measured.tokens_per_s("k"), Some(400.0));
+    }
+
+    #[test]
+    fn a_load_during_which_nobody_listened_says_nothing() {
+        let service: ServiceName = "chat".parse().unwrap();
+        let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
+        let release = crate::controller::saved::tests::release(deck, &service);
+        let key = ReplicaKey { release: release.number, replica: 0 };
+        let at = |phase, seconds: u64| {
+            let mut state = ServiceState::new(service.clone());
+            state.releases.insert(key.release, release.clone().into());
+            let mut replica = ReplicaState::pending(Attempt::FIRST, Timestamp(0), Timestamp(0));
+            replica.started = Some(Timestamp(0));
+            replica.phase = phase;
+            state.replicas.insert(key, replica.into());
+            state.now = Timestamp(seconds * 1_000);
+            state
+        };
+        let learnt = |held: bool| {
+            let mut measured = Measured::default();
+            let mut middle = at(Phase::Loading, 10);
+            if held {
+                let (since, why) = (Timestamp(6_000), "no controller was there".to_owned());
+                let hosts = BTreeSet::new();
+                middle.held = Some(Hold { since, hosts, why, owed_from: since });
+            }
+            measured.learn(&at(Phase::Loading, 5), &middle, |_, _| "k".to_owned());
+            middle.held = None;
+            measured.learn(&middle, &at(Phase::Ready, 60), |_, _| "k".to_owned());
+            assert!(measured.held.is_empty(), "what is over is forgotten");
+            measured.load("k")
+        };
+        assert_eq!(learnt(false), Some(Duration::from_secs(60)));
+        assert_eq!(learnt(true), None);
     }
 
     #[test]

@@ -261,11 +261,11 @@ pub async fn read_all(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::rollout::{Release, Shared};
 
-    fn release(deck: DeckId, service: &ServiceName) -> Release {
+    pub(in crate::controller) fn release(deck: DeckId, service: &ServiceName) -> Release {
         Release {
             id: crate::base::ReleaseId(uuid::Uuid::from_u128(9)),
             number: ReleaseNumber(3),

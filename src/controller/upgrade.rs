@@ -290,6 +290,17 @@ impl Core {
         self.upgrades.running.insert(host, task);
     }
 
+    /// The deadlines of running commands are other ones now: who waits for one waits anew.
+    pub(super) fn wait_anew_for_commands(&mut self) {
+        let Some(upgrade) = &self.state.ledger.upgrade else { return };
+        let runs = |state: &UpgradeHost| matches!(state, UpgradeHost::Running { .. });
+        for entry in upgrade.hosts.iter().filter(|entry| runs(&entry.state)) {
+            if let Some(waiting) = self.upgrades.running.remove(&entry.host) {
+                waiting.abort();
+            }
+        }
+    }
+
     fn tend_return(
         &mut self,
         upgrade: &Upgrade,
