@@ -1,5 +1,5 @@
-//! Time in which this controller was not there: it stood still (its process was stopped, its machine suspended), or
-//! it was down. What runs on the hosts went on meanwhile, but nobody heard of it, so no deadline and no gate counts
+//! Time in which this controller was not there: it stood still (its process was stopped, its machine suspended), it
+//! was down, or its journal could not be written. What runs on the hosts went on meanwhile, but nobody heard of it, so no deadline and no gate counts
 //! that time: each service whose clocks run is held from the beginning of it to its end, and the deadlines of an
 //! upgrade of hosts are later by it.
 
@@ -74,6 +74,14 @@ impl Core {
             self.forgive(|_| Some(awake), &why);
             self.forgive_upgrade(missed);
         }
+    }
+
+    /// Nothing that was heard since then could be written down.
+    pub(super) fn make_good_unwritten(&mut self, since: Timestamp) {
+        let missed = now().since(since);
+        let why = format!("the journal could not be written for {}", time::short(missed));
+        self.forgive(|_| Some(since), &why);
+        self.forgive_upgrade(missed);
     }
 
     /// Before anything else in a new life: the time since the earlier one.

@@ -340,7 +340,8 @@ impl Core {
     /// The one way in which what concerns the whole deck changes: journal, then apply.
     pub(super) fn deck_happened(&mut self, event: DeckEvent) -> Result<(), JournalError> {
         let record = DeckRecord { deck_at: now(), deck_event: event };
-        let appended = self.journal.append(std::slice::from_ref(&record));
+        let record_alone = std::slice::from_ref(&record);
+        let appended = self.journal_is_tried().and_then(|()| self.journal.append(record_alone));
         self.journal_answered(appended.as_ref().err());
         appended?;
         self.records_since_checkpoint += 1;

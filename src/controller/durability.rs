@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::core::{Core, now};
-use crate::api::{ApiError, DeckConditionKind, Severity};
+use crate::api::{ApiError, DeckCondition, DeckConditionKind, Severity};
 use crate::base::{Hint, HostName, ServiceName};
 use crate::journal::JournalError;
 use crate::rollout::step;
@@ -16,7 +16,8 @@ impl Core {
     /// Notes what became of a write to the journal.
     pub(super) fn journal_answered(&mut self, error: Option<&JournalError>) {
         // A record that cannot be written as such says nothing about the disk.
-        if matches!(error, Some(JournalError::Record { .. })) {
+        // Nor does one that was not tried.
+        if matches!(error, Some(JournalError::Record { .. } | JournalError::Waits { .. })) {
             return;
         }
         let holds = error.map(|error| {
@@ -42,6 +43,17 @@ impl Core {
         }
     }
 
+    /// Once it could not be written nothing is until [`Self::try_journal`] has made good the time in which nothing
+    /// was: the first record would else be that of a deadline that ran meanwhile.
+    pub(super) fn journal_is_tried(&self) -> Result<(), JournalError> {
+        match self.conditions.get(&DeckConditionKind::JournalUnwritable) {
+            Some(DeckCondition { text, hint, .. }) => {
+                Err(JournalError::Waits { what: text.clone(), hint: hint.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Tries to write again, now and then, until it succeeds.
     pub(super) fn recover_journal(&mut self) {
         if now().since(self.journal_tried) >= TRY_AGAIN {
@@ -51,9 +63,8 @@ impl Core {
 
     /// Tries at once: a person who made room and asks again does not wait for it.
     pub(super) fn try_journal(&mut self) {
-        if !self.conditions.contains_key(&DeckConditionKind::JournalUnwritable) {
-            return;
-        }
+        let unwritable = self.conditions.get(&DeckConditionKind::JournalUnwritable);
+        let Some(since) = unwritable.map(|condition| condition.since) else { return };
         // The whole state in a new segment: that it fits means that there is room, and nothing has
         // to be believed of a file in which a write failed.
         let written = self.journal.recover(&self.state);
@@ -63,6 +74,7 @@ impl Core {
         }
         self.records_since_checkpoint = 0;
         self.say(Severity::Info, None, "the journal can be written again");
+        self.make_good_unwritten(since);
         self.ask_anew();
     }
 

@@ -91,7 +91,7 @@ impl Core {
             return Ok(());
         }
         let records: Vec<&Record> = decided.iter().map(|d| &d.record).collect();
-        let appended = self.journal.append(&records);
+        let appended = self.journal_is_tried().and_then(|()| self.journal.append(&records));
         if let Err(error) = appended {
             return self.take_back(decided, error);
         }

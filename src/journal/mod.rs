@@ -77,6 +77,14 @@ pub enum JournalError {
         /// What failed.
         what: String,
     },
+    /// It could not be written a moment ago, and was not tried again yet.
+    #[error("{what} (it is tried again every two seconds)")]
+    Waits {
+        /// What was wrong.
+        what: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// The file system.
     #[error("{what} {}: {source}", path.display())]
     Io {
@@ -130,6 +138,7 @@ impl Hint for JournalError {
                     .to_owned()
             }
             Self::Record { .. } => return None,
+            Self::Waits { hint, .. } => return hint.clone(),
             Self::Io { path, .. } => {
                 format!("check that {} exists and belongs to you", path.display())
             }

@@ -556,11 +556,12 @@ pub fn cases() -> Vec<Case> {
             ..PLAIN
         },
         Case {
-            name: "disk: the controller's full for 6 s",
+            // Longer than the healthy deadline: nobody could write down that it was kept.
+            name: "disk: the controller's full for 10 s",
             fault: |stage| {
                 stage.await_new("the canary to load", loading);
                 stage.operator.fill_state(true);
-                stage.pause(6);
+                stage.pause(10);
                 stage.operator.fill_state(false);
             },
             within: slow,
