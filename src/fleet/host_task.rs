@@ -341,7 +341,8 @@ impl HostTask {
             };
             return self.run_agent(connection, command).await;
         }
-        let connection = self.connect().await?;
+        // A box of its own: all ways of connecting are many times as large as what is kept for hours.
+        let connection = Box::pin(self.connect()).await?;
         self.outbox.phase("looking for the agent");
         if let Some(lost) = self.run_what_is_there(&connection).await? {
             return Ok(lost);

@@ -4,6 +4,12 @@ use std::io;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
+/// Room that is kept: the first sample of a host is long, the changes after it are not.
+const LINE_KEPT: usize = 4 << 10;
+
+/// Read at once.
+const BUFFER: usize = 16 << 10;
+
 /// Reads line by line; a line longer than the limit is an error.
 pub(super) struct LineReader<R> {
     reader: BufReader<R>,
@@ -13,13 +19,14 @@ pub(super) struct LineReader<R> {
 
 impl<R: AsyncRead + Unpin> LineReader<R> {
     pub(super) fn new(reader: R, max_bytes: usize) -> Self {
-        Self { reader: BufReader::with_capacity(64 << 10, reader), line: Vec::new(), max_bytes }
+        Self { reader: BufReader::with_capacity(BUFFER, reader), line: Vec::new(), max_bytes }
     }
 
     /// The next line without its end; none at the end of the stream. Not to be called again
     /// after it was cancelled.
     pub(super) async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         self.line.clear();
+        self.line.shrink_to(LINE_KEPT);
         loop {
             let available = self.reader.fill_buf().await?;
             if available.is_empty() {

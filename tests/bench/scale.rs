@@ -3,10 +3,12 @@
 //!
 //!     cargo bench --bench scale -- rollout [--hosts 200] [--replicas 500]
 //!     cargo bench --bench scale -- follow  [--hosts 1000] [--seconds 30] [--seldom true]
+//!     cargo bench --bench scale -- hosts   [--hosts 1000] [--seconds 30] [--seldom true]
 //!
 //! `follow` looks at all hosts, so that each is sampled every second (`--seldom true`: as the screen alone
 //! does, what it shows every second and the others every five). All GPUs work. The screen runs beside it as
-//! people have it: another process, in a terminal of 200×50 (`in_terminal.py`). Prints one JSON object.
+//! people have it: another process, in a terminal of 200×50 (`in_terminal.py`). `hosts` is what these hosts alone
+//! take in memory: they are followed as by a controller, and what they say is thrown away. Prints one JSON object.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -17,8 +19,11 @@ use std::time::{Duration, Instant};
 use gpudeck::api::{Client, Condition, Door, HostLinkState, Intent, Looking, Snapshot};
 use gpudeck::controller::{self, Options, Paths, start_in_process};
 use gpudeck::demo::{BigFleet, BigFleetShape};
+use gpudeck::fleet::InProcessHosts;
 use gpudeck::rollout::Outcome;
+use gpudeck::wire::{PROTOCOL_VERSION, Request, ToAgent};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -56,8 +61,23 @@ fn main() {
             let look = !args.iter().any(|a| a == "--seldom");
             ours.block_on(follow(shape, number("--seconds", 30), look, hosts.handle().clone()))
         }
+        Some("hosts") => {
+            let shape = BigFleetShape {
+                hosts: u16::try_from(number("--hosts", 1000)).unwrap(),
+                gpus: 8,
+                load_time: Duration::from_secs(1),
+                busy: true,
+            };
+            let interval = if args.iter().any(|a| a == "--seldom") { 5_000 } else { 1_000 };
+            ours.block_on(hosts_alone(
+                shape,
+                interval,
+                number("--seconds", 30),
+                hosts.handle().clone(),
+            ))
+        }
         // `cargo test --all-targets` runs benches without arguments: there is nothing to measure.
-        _ => json!({ "usage": "scale rollout|follow" }),
+        _ => json!({ "usage": "scale rollout|follow|hosts" }),
     };
     println!("{result:#}");
 }
@@ -229,6 +249,37 @@ async fn rollout(
     })
 }
 
+async fn hosts_alone(
+    shape: BigFleetShape,
+    interval_ms: u64,
+    seconds: u64,
+    hosts: tokio::runtime::Handle,
+) -> serde_json::Value {
+    let before = memory_mib("self");
+    let fleet = BigFleet::new(shape, hosts).unwrap();
+    let mut followed = tokio::task::JoinSet::new();
+    for host in fleet.deck().hosts.keys() {
+        let connection = fleet.connect(host).unwrap();
+        followed.spawn(async move {
+            let mut channel = connection.exec("agent").await.unwrap();
+            let hello = Request::Hello { protocol: PROTOCOL_VERSION };
+            let follow = Request::Follow { interval_ms, looked_at: false };
+            for (id, request) in [(1, hello), (2, follow)] {
+                let mut line = serde_json::to_vec(&ToAgent { id, request }).unwrap();
+                line.push(b'\n');
+                channel.stdin.write_all(&line).await.unwrap();
+            }
+            tokio::io::copy(&mut channel.stdout, &mut tokio::io::sink()).await.unwrap()
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    assert!(followed.try_join_next().is_none(), "a simulated host has ended");
+    json!({
+        "hosts": shape.hosts, "gpus": shape.gpus, "interval_ms": interval_ms, "seconds": seconds,
+        "memory_mib_before": before, "memory_mib_of_simulated_hosts_alone": memory_mib("self"),
+    })
+}
+
 /// The screen in a terminal, as a process of its own.
 struct Screen {
     terminal: std::process::Child,
@@ -307,7 +358,8 @@ async fn follow(
     let screen_memory = memory_mib(&screen.pid.to_string());
     let (now, snapshot) = (std::time::UNIX_EPOCH.elapsed(), stage.client.snapshot().await);
     let now = u64::try_from(now.unwrap().as_millis()).unwrap();
-    let oldest = snapshot.unwrap().hosts.values().map(|h| now - h.sampled.unwrap().0).max();
+    let oldest =
+        snapshot.unwrap().hosts.values().map(|h| now.saturating_sub(h.sampled.unwrap().0)).max();
     looker.abort();
     let drawn = screen.close();
     stage.running.stop().await;
