@@ -179,8 +179,8 @@ fn find_paths(nvml: &Nvml, gpus: &mut [Gpu]) {
             match one.topology_common_ancestor(other) {
                 Ok(level) => {
                     let over = path_kind(&level);
-                    found.push((from, GpuPath { to: other_uuid.clone().into(), over }));
-                    found.push((to, GpuPath { to: uuid.clone().into(), over }));
+                    found.push((from, GpuPath { to: other_uuid.clone(), over }));
+                    found.push((to, GpuPath { to: uuid.clone(), over }));
                 }
                 Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_)) => break 'all,
                 Err(_) => {}
