@@ -1,7 +1,7 @@
 //! Time in which this controller was not there: it stood still (its process was stopped, its machine suspended), it
-//! was down, or its journal could not be written. What runs on the hosts went on meanwhile, but nobody heard of it, so no deadline and no gate counts
-//! that time: each service whose clocks run is held from the beginning of it to its end, and the deadlines of an
-//! upgrade of hosts are later by it.
+//! was down, or its journal could not be written. What runs on the hosts went on meanwhile, but nobody heard of it, so
+//! no deadline and no gate counts that time: each service whose clocks run is held from the beginning of it to its end,
+//! and the deadlines of an upgrade of hosts are later by it.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};

@@ -40,6 +40,12 @@ fn main() {
             .unwrap()
     };
     let (hosts, ours) = (runtime("sim-hosts"), runtime("controller"));
+    let busy = || BigFleetShape {
+        hosts: u16::try_from(number("--hosts", 1000)).unwrap(),
+        gpus: 8,
+        load_time: Duration::from_secs(1),
+        busy: true,
+    };
     let result = match args.first().map(String::as_str) {
         Some("rollout") => {
             let shape = BigFleetShape {
@@ -52,25 +58,13 @@ fn main() {
             ours.block_on(rollout(shape, replicas, hosts.handle().clone()))
         }
         Some("follow") => {
-            let shape = BigFleetShape {
-                hosts: u16::try_from(number("--hosts", 1000)).unwrap(),
-                gpus: 8,
-                load_time: Duration::from_secs(1),
-                busy: true,
-            };
             let look = !args.iter().any(|a| a == "--seldom");
-            ours.block_on(follow(shape, number("--seconds", 30), look, hosts.handle().clone()))
+            ours.block_on(follow(busy(), number("--seconds", 30), look, hosts.handle().clone()))
         }
         Some("hosts") => {
-            let shape = BigFleetShape {
-                hosts: u16::try_from(number("--hosts", 1000)).unwrap(),
-                gpus: 8,
-                load_time: Duration::from_secs(1),
-                busy: true,
-            };
             let interval = if args.iter().any(|a| a == "--seldom") { 5_000 } else { 1_000 };
             ours.block_on(hosts_alone(
-                shape,
+                busy(),
                 interval,
                 number("--seconds", 30),
                 hosts.handle().clone(),
