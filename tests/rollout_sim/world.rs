@@ -46,6 +46,9 @@ struct Rank {
 /// The end of a hang that only a stop ends.
 const FOR_EVER: Timestamp = Timestamp(u64::MAX);
 
+/// A person who retried a rollout so often gives it up: what cannot succeed would never end.
+const MOST_RETRIES: u32 = 4;
+
 /// Something under way: what the controller was told to do, due at a moment.
 #[derive(Clone, Debug)]
 struct Task {
@@ -125,6 +128,8 @@ pub struct World {
     good_runs: BTreeSet<Run>,
     /// The number of the newest release.
     last_number: u64,
+    /// How often the person retried the present rollout.
+    retries: u32,
     /// So long no controller was there, in all.
     away: Duration,
     /// When the healthy deadline of a start began to count: the time, what the controller's clock said more, and how
@@ -178,6 +183,7 @@ impl World {
             runs: BTreeMap::new(),
             good_runs: BTreeSet::new(),
             last_number: 0,
+            retries: 0,
             away: Duration::ZERO,
             healthy_from: BTreeMap::new(),
             bug: None,
@@ -264,6 +270,7 @@ impl World {
     pub fn request(&mut self, release: &Release, kind: RolloutKind, nature: Nature) {
         self.last_number = self.last_number.max(release.number.0);
         self.natures.insert(release.number, nature);
+        self.retries = 0;
         self.say(|| format!("-- {} is {nature:?}: {:?}", release.number, release.spec.rollout));
         let mut release = Box::new(release.clone());
         if let (Some(Bug::IgnoreFloor), gpudeck::spec::Count::Number(n)) =
@@ -312,6 +319,7 @@ impl World {
             self.durable = self.journal.len();
         }
         let before: Vec<(ReplicaId, Phase)> = self.phases();
+        let late_before = self.late_for_health();
         let was_stopping = self.state.stopping;
         let journey = self.journey();
         let mut actions = step(&mut self.state, &event);
@@ -327,7 +335,7 @@ impl World {
             self.say(|| format!("      → {}", brief(action)));
         }
         self.check_step(&event.kind, &before, &actions, was_stopping);
-        self.check_healthy_deadline(&before, &actions);
+        self.check_healthy_deadline(&before, &late_before, &actions);
         self.check_journey(&event.kind, journey, &actions);
         self.take(actions);
     }
@@ -489,14 +497,29 @@ impl World {
         }
     }
 
+    /// Replicas of which the last failed attempt, this one or one before it, did not become healthy in time,
+    /// with how many have failed.
+    fn late_for_health(&self) -> BTreeMap<ReplicaId, u32> {
+        let late = |trouble: &Option<String>| {
+            trouble.as_deref().is_some_and(|why| why.contains("(healthy_deadline)"))
+        };
+        let replicas = self.state.replicas.iter().filter(|(_, r)| late(&r.trouble));
+        let id = |key: &ReplicaKey| self.state.replica_id(key.release, key.replica);
+        replicas.filter_map(|(key, r)| Some((id(key)?, r.failures))).collect()
+    }
+
     /// Nobody's time is over before it had all of it while a controller was there.
-    fn check_healthy_deadline(&mut self, before: &[(ReplicaId, Phase)], actions: &[Action]) {
+    fn check_healthy_deadline(
+        &mut self,
+        before: &[(ReplicaId, Phase)],
+        late_before: &BTreeMap<ReplicaId, u32>,
+        actions: &[Action],
+    ) {
+        let late_now = self.late_for_health();
         for (id, phase) in before {
             let now = self.state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
-            let late = now.is_some_and(|r| {
-                let why = r.trouble.as_deref().unwrap_or_default();
-                r.phase == Phase::Stopping && why.contains("(healthy_deadline)")
-            });
+            let stops = now.is_some_and(|r| r.phase == Phase::Stopping);
+            let late = stops && late_now.get(id) != late_before.get(id);
             let from = self.healthy_from.get(id).filter(|_| late && *phase != Phase::Stopping);
             let Some((since, clock, away)) = from else { continue };
             // A clock that jumps makes deadlines come early or late.
@@ -1441,8 +1464,9 @@ impl World {
                 self.by_ada(|by| EventKind::Promoted { all: false, by });
             }
             (Direction::Forward, Some(Gate::Inconclusive { .. } | Gate::Failed { .. }))
-                if self.rng.one_in(3) =>
+                if self.rng.one_in(3) && self.retries < MOST_RETRIES =>
             {
+                self.retries += 1;
                 self.count("person retries");
                 self.by_ada(|by| EventKind::Retried { by });
             }
