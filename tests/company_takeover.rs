@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Finished, Gpudeck, Traces, run, wait_until};
+use gpudeck::base::DeckId;
+use gpudeck::controller::saved::Saved;
 use gpudeck::controller::saved_deck::SavedDeck;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -110,6 +112,18 @@ steps = [{{ weight = 50 }}, {{ approve = true }}]
         counts
     }
 
+    fn id(&self) -> DeckId {
+        let dir = std::fs::read_dir(self.home("a")).unwrap().flatten().next().unwrap().file_name();
+        DeckId(dir.to_string_lossy().parse().unwrap())
+    }
+
+    /// What a host keeps for whoever takes over: HOST/MACHINE/decks/DECK/NAME.
+    fn kept(&self, host: &str, name: &str) -> Option<String> {
+        let within = |dir: PathBuf| std::fs::read_dir(dir).ok()?.flatten().next().map(|e| e.path());
+        let decks = within(self.person.home().join(host))?.join("decks");
+        std::fs::read_to_string(within(decks)?.join(name)).ok()
+    }
+
     fn pid(done: &Finished) -> Pid {
         let status: Value = serde_json::from_str(&done.stdout).unwrap();
         Pid::from_raw(i32::try_from(status["version"]["pid"].as_i64().unwrap()).unwrap()).unwrap()
@@ -128,11 +142,12 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     company.make_clone();
 
     // The second operator sees who works there, and can do nothing.
-    wait_until("the second operator's news", DEADLINE, || {
-        company.b("status").stdout.contains("! hosts-held since")
+    wait_until("the second operator's news of both hosts", DEADLINE, || {
+        let status = company.b("status").stdout;
+        status.contains("! hosts-held since") && status.contains("h1, h2 are held by")
     });
     let status = company.b("status").expect_success().stdout;
-    assert!(status.contains("h1, h2 are held by") && status.contains("/a/"), "{status}");
+    assert!(status.contains("/a/"), "{status}");
     let hosts = company.b("hosts").expect_success().stdout;
     assert!(hosts.contains("held by") && hosts.contains(" until "), "{hosts}");
     for words in ["apply chat", "stop chat --yes", "controller take-over"] {
@@ -210,6 +225,42 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
     assert_eq!(company.starts(), once);
     company.a("controller stop").expect_success();
+    company.b("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+/// A pause leads to no action on any host, and is kept there all the same.
+#[test]
+fn what_a_person_decided_holds_at_whoever_takes_over() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.make_clone();
+    company.write_spec(&company.person.deck(), "two");
+    company.a("apply chat -m second").expect_success();
+    wait_until("the gate", DEADLINE, || {
+        company.a("status chat").stdout.contains("waits for approval")
+    });
+    company.a("rollout pause chat").expect_success();
+    let (deck, chat) = (company.id(), "chat".parse().unwrap());
+    wait_until("the pause on both hosts", DEADLINE, || {
+        ["h1", "h2"].into_iter().all(|host| {
+            let saved = company.kept(host, "service.chat").unwrap();
+            let saved = Saved::unpack(&saved, deck, &chat).unwrap();
+            saved.state.rollout.is_some_and(|r| r.paused.is_some())
+        })
+    });
+    let first = Company::pid(&company.a("controller status --output json"));
+    kill_process(first, Signal::KILL).unwrap();
+
+    company.b("controller take-over --force --confirm shop").expect_success();
+    let status = company.b("status chat").expect_success().stdout;
+    assert!(status.contains("paused"), "{status}");
+    company.b("rollout resume chat").expect_success();
+    company.b("rollout promote chat").expect_success();
+    company.b("rollout status chat --wait --timeout 60s").expect_success();
+    company.b("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.b("status chat").stdout.contains("stopped"));
     company.b("controller stop").expect_success();
     traces.expect_none(&company.person);
 }
@@ -362,17 +413,11 @@ fn cordons_and_drains_go_on_at_whoever_takes_over() {
     company.make_clone();
     company.a("drain h1 --reason fans --yes").expect_success();
     company.a("cordon h2 --reason disk").expect_success();
-    // HOST/MACHINE/decks/DECK/state.json
-    let kept = |host: &str| -> Option<String> {
-        let within = |dir: PathBuf| std::fs::read_dir(dir).ok()?.flatten().next().map(|e| e.path());
-        let decks = within(company.person.home().join(host))?.join("decks");
-        std::fs::read_to_string(within(decks)?.join("state.json")).ok()
-    };
-    let deck = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().file_name();
-    let deck = gpudeck::base::DeckId(deck.to_string_lossy().parse().unwrap());
+    let deck = company.id();
     wait_until("both cordons on both hosts", DEADLINE, || {
         ["h1", "h2"].into_iter().all(|host| {
-            let saved = kept(host).map(|text| SavedDeck::unpack(&text, deck).unwrap());
+            let kept = company.kept(host, "state.json");
+            let saved = kept.map(|text| SavedDeck::unpack(&text, deck).unwrap());
             saved.is_some_and(|s| s.ledger.cordons.len() == 2)
         })
     });

@@ -72,7 +72,8 @@ pub fn hosts_of(state: &ServiceState, deck: &DeckSpec) -> BTreeSet<HostName> {
 }
 
 impl Core {
-    /// Before actions leave: which hosts have to be held, and what is to be written there first.
+    /// Before actions leave, or when something was decided that leads to none: which hosts have to be held, and what
+    /// is to be written there.
     pub(super) fn prepare_hosts(&self, service: &ServiceName, actions: &[Action]) {
         let Some(state) = self.state.services.get(service) else { return };
         let changes_hosts = actions.iter().any(|action| {
@@ -81,7 +82,7 @@ impl Core {
                 Action::StartRank { .. } | Action::StopRank { .. } | Action::ApplyTraffic { .. }
             )
         });
-        if !changes_hosts {
+        if !changes_hosts && !self.means.saver.is_news(state) {
             return;
         }
         let hosts = Arc::new(hosts_of(state, &self.deck));

@@ -1,5 +1,5 @@
-//! The compact state of a service on its hosts, written before each step: whoever takes the hosts
-//! over goes on from it.
+//! The compact state of a service on its hosts, written before each step, and soon after what people decide
+//! (a pause, a promotion, a queued rollout) or a gate says: whoever takes the hosts over goes on from it.
 //!
 //! The text is JSON, deflated and in base64 (`z1:…`), bounded by the agent at 1 MiB. It is written
 //! whole or not at all, under the host's lock and only with the host's epoch.
@@ -10,15 +10,19 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::actions::{self, Means};
 use super::core::{Core, Input};
 use super::packed::{Releases, pack_with, unpack_json};
 use crate::api::DeckConditionKind;
-use crate::base::{DeckId, EpochCell, Hint, HostName, ReleaseNumber, ServiceName};
+use crate::base::{DeckId, EpochCell, Hint, HostName, ServiceName};
 use crate::fleet::{HostLink, LinkError};
-use crate::rollout::{Direction, ServiceState};
+use crate::rollout::{Direction, Rollout, ServiceState};
 use crate::wire::{Refusal, Reply, Request, Verb};
+
+/// Hosts that lack what people decided are tried again after so long.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// How long other hosts than the one that is acted on are waited for.
 const OTHERS: Duration = Duration::from_secs(2);
@@ -60,8 +64,15 @@ impl Saved {
 #[derive(Default)]
 pub struct Saver {
     wanted: Mutex<BTreeMap<ServiceName, Arc<Wanted>>>,
+    /// The newest that each host has of each service. One write at a time: an older state never lands after a newer.
+    written: Mutex<BTreeMap<(ServiceName, HostName), Arc<tokio::sync::Mutex<Age>>>>,
+    /// There is something that goes to all hosts.
+    changed: Notify,
     failed: AtomicBool,
 }
+
+/// Term and number of the journal's last record: the higher one is newer.
+type Age = (u64, u64);
 
 struct Wanted {
     /// Without the state's releases.
@@ -72,20 +83,30 @@ struct Wanted {
     wants_all: bool,
     /// All that are to have it have it, as far as they are reached.
     is_whole: AtomicBool,
+    /// All of its hosts have it, also those that were away at first.
+    is_everywhere: AtomicBool,
     text: Mutex<Option<Arc<str>>>,
     /// Those that have it beside the ones that are acted on; the same for all actions of it.
     beside: OnceLock<Vec<HostName>>,
-    /// The hosts that were begun with, and whether they have it.
-    done: Mutex<BTreeMap<HostName, Arc<tokio::sync::Mutex<bool>>>>,
 }
 
 impl Saver {
+    /// Whether people or gates have decided something since the last state that is to be on the hosts. What nobody
+    /// has to go on with is no news at a controller that has just begun.
+    pub fn is_news(&self, state: &ServiceState) -> bool {
+        let kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.get(&state.service) {
+            Some(before) => !stands_alike(&before.saved.state, state),
+            None => state.active_rollout().is_some() || state.queued.is_some(),
+        }
+    }
+
     /// From now on this is to be on these hosts before anything is done there.
     pub fn put(&self, mut saved: Saved, hosts: Arc<BTreeSet<HostName>>) {
         let service = saved.state.service.clone();
         let mut kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let wants_all = kept.get(&service).is_none_or(|before| {
-            stage(&before.saved.state) != stage(&saved.state)
+            !stands_alike(&before.saved.state, &saved.state)
                 || before.wants_all && !before.is_whole.load(Ordering::Acquire)
         });
         let releases = std::mem::take(&mut saved.state.releases);
@@ -100,11 +121,27 @@ impl Saver {
             hosts,
             wants_all,
             is_whole: AtomicBool::new(false),
+            is_everywhere: AtomicBool::new(false),
             text: Mutex::default(),
             beside: OnceLock::new(),
-            done: Mutex::default(),
         };
         kept.insert(service, Arc::new(wanted));
+        drop(kept);
+        if wants_all {
+            self.changed.notify_one();
+        }
+    }
+
+    /// What is to be on all hosts and is perhaps not on all yet.
+    fn incomplete(&self) -> Vec<Arc<Wanted>> {
+        let kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let lacks = |w: &&Arc<Wanted>| w.wants_all && !w.is_everywhere.load(Ordering::Acquire);
+        kept.values().filter(lacks).cloned().collect()
+    }
+
+    fn written(&self, service: &ServiceName, host: &HostName) -> Arc<tokio::sync::Mutex<Age>> {
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry((service.clone(), host.clone())).or_default())
     }
 
     fn wanted(&self, service: &ServiceName) -> Option<Arc<Wanted>> {
@@ -112,11 +149,25 @@ impl Saver {
     }
 }
 
-/// How far a rollout is, coarsely.
-fn stage(state: &ServiceState) -> Option<(ReleaseNumber, usize, bool, bool)> {
-    let rollout = state.rollout.as_ref()?;
-    let back = matches!(rollout.direction, Direction::Back { .. });
-    Some((rollout.to, rollout.step, back, rollout.outcome.is_some()))
+/// Whether a rollout is as far in both, coarsely, and people and gates have decided the same.
+fn stands_alike(a: &ServiceState, b: &ServiceState) -> bool {
+    let back = |r: &Rollout| matches!(r.direction, Direction::Back { .. });
+    let rollouts = match (&a.rollout, &b.rollout) {
+        (None, None) => true,
+        (Some(a), Some(b)) => {
+            (a.to, a.step, back(a), a.outcome.is_some())
+                == (b.to, b.step, back(b), b.outcome.is_some())
+                && a.paused == b.paused
+                && a.gate == b.gate
+                && a.skipped == b.skipped
+        }
+        _ => false,
+    };
+    rollouts
+        && a.queued == b.queued
+        && a.stopping == b.stopping
+        && a.moves.len() == b.moves.len()
+        && a.stable == b.stable
 }
 
 impl Wanted {
@@ -158,11 +209,11 @@ pub async fn before_step(
         async move {
             let Ok(link) = actions::link(means, host) else { return };
             let epoch = means.claims.cell(host).await;
-            let _ = write(means.deck, wanted, link.as_ref(), &epoch).await;
+            let _ = write(means, wanted, link.as_ref(), &epoch).await;
         }
     });
     let others = tokio::time::timeout(OTHERS, futures::future::join_all(others));
-    let (own, others) = tokio::join!(write(means.deck, &wanted, link, epoch), others);
+    let (own, others) = tokio::join!(write(means, &wanted, link, epoch), others);
     if others.is_ok() {
         wanted.is_whole.store(true, Ordering::Release);
     }
@@ -178,6 +229,47 @@ pub async fn before_step(
             tell(means, None).await;
             Ok(())
         }
+    }
+}
+
+/// Brings what people and gates decided to all hosts of the service, for ever: not every decision leads to an
+/// action, before which it would be written.
+pub async fn keep(means: Arc<Means>) {
+    loop {
+        let incomplete = means.saver.incomplete();
+        if !incomplete.is_empty() {
+            // What is another's is not written to.
+            let Some(fenced) = means.ask(|core| core.not_fenced().is_err()).await else { return };
+            if !fenced {
+                let brings = incomplete.iter().map(|wanted| bring(&means, wanted));
+                futures::future::join_all(brings).await;
+            }
+        }
+        tokio::select! {
+            () = means.saver.changed.notified() => {}
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
+
+async fn bring(means: &Means, wanted: &Wanted) {
+    let writes = wanted.hosts.iter().map(|host| async move {
+        let Ok(link) = actions::link(means, host) else { return false };
+        let written = async {
+            let epoch = means.claims.ensure(link.as_ref()).await?;
+            write(means, wanted, link.as_ref(), &epoch).await
+        };
+        match written.await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%host, %error, "the state is not there yet");
+                false
+            }
+        }
+    });
+    let written = futures::future::join_all(writes).await;
+    if written.into_iter().all(|done| done) {
+        wanted.is_everywhere.store(true, Ordering::Release);
     }
 }
 
@@ -207,7 +299,7 @@ pub async fn left_by_us(means: &Means) -> Option<ServiceName> {
 }
 
 async fn write(
-    deck: DeckId,
+    means: &Means,
     wanted: &Wanted,
     link: &dyn HostLink,
     epoch: &EpochCell,
@@ -215,21 +307,20 @@ async fn write(
     if !wanted.hosts.contains(link.host()) {
         return Ok(());
     }
-    let done = {
-        let mut all = wanted.done.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(all.entry(link.host().clone()).or_default())
-    };
+    let age = (wanted.saved.term, wanted.saved.seq);
+    let service = &wanted.saved.state.service;
+    let written = means.saver.written(service, link.host());
     // Several actions of a step wait for one write.
-    let mut done = done.lock().await;
-    if *done || epoch.get().0 == 0 {
+    let mut written = written.lock().await;
+    if *written >= age || epoch.get().0 == 0 {
         return Ok(());
     }
     let unexpected = |what: String| LinkError::Unexpected { host: link.host().clone(), what };
     let state = wanted.text().map_err(|e| unexpected(e.to_string()))?.to_string();
-    let verb = Verb::SaveServiceState { service: wanted.saved.state.service.clone(), state };
-    match link.request(Request::Act { deck, epoch: epoch.get(), verb }).await? {
+    let verb = Verb::SaveServiceState { service: service.clone(), state };
+    match link.request(Request::Act { deck: means.deck, epoch: epoch.get(), verb }).await? {
         Reply::Done => {
-            *done = true;
+            *written = age;
             Ok(())
         }
         other => Err(unexpected(format!("{other:?}").chars().take(80).collect())),
@@ -263,6 +354,7 @@ pub async fn read_all(
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
+    use crate::base::ReleaseNumber;
     use crate::rollout::{Release, Shared};
 
     pub(in crate::controller) fn release(deck: DeckId, service: &ServiceName) -> Release {

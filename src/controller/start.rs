@@ -226,6 +226,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let throughput_task = tokio::spawn(throughput::watch(Arc::clone(&means)));
     let renew_task = tokio::spawn(super::company::look_after_claims(Arc::clone(&means)));
     let deck_task = tokio::spawn(super::saved_deck::keep(Arc::clone(&means)));
+    let state_task = tokio::spawn(super::saved::keep(Arc::clone(&means)));
     let unanswered = Arc::default();
     let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
     let publish_task = endpoints
@@ -260,6 +261,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         reload_task,
         renew_task,
         deck_task,
+        state_task,
         drift_task,
         throughput_task,
     ];
