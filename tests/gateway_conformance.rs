@@ -110,7 +110,13 @@ impl Engine {
             port: self.address.port(),
             weight,
             mode: TrafficMode::Ready,
+            by_rule: false,
         }
+    }
+
+    /// The same, and reached by the canary's rule.
+    fn by_rule(&self, replica: &str, weight: u16) -> TrafficServer {
+        TrafficServer { by_rule: true, ..self.server(replica, weight) }
     }
 }
 
@@ -549,7 +555,7 @@ async fn sections_suite(rig: &mut dyn Rig) {
         canary: Some(&rule),
         stream_timeout: Duration::from_secs(60),
     };
-    let table = [a.server("r1-0-a1", 90), b.server("r2-0-a1", 10)];
+    let table = [a.server("r1-0-a1", 90), b.by_rule("r2-0-a1", 10)];
     let canary = canary_servers(&table);
     let written = |servers: &[TrafficServer]| -> Vec<SectionServer> {
         let one = |s: &TrafficServer| SectionServer {
@@ -586,6 +592,21 @@ async fn sections_suite(rig: &mut dyn Rig) {
     assert!(body.contains("engine-A"), "{body}");
     assert_eq!(main.gateway.counters().await.unwrap().len(), 1);
     assert!(chosen.gateway.counters().await.unwrap().is_empty());
+
+    // Before its first share the canary is reached by those who ask for it, and by nobody else.
+    let rule = CanaryRule::Cookie { name: "canary".into(), value: "always".into() };
+    let section = Section { canary: Some(&rule), ..section };
+    let table = [a.server("r1-0-a1", 100), b.by_rule("r2-0-a1", 0)];
+    let text = section.text(&written(&table), &written(&canary_servers(&table)));
+    std::fs::write(rig.sections().join("embed.cfg"), text).unwrap();
+    rig.restart().await;
+    for _ in 0..10 {
+        let asks = "Cookie: theme=dark; canary=always\r\n";
+        let (_, body) = get_with(address, "/", asks).await;
+        assert!(body.contains("engine-B"), "{body}");
+        let (_, body) = get_with(address, "/", "Cookie: canary=never\r\n").await;
+        assert!(body.contains("engine-A"), "{body}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,9 @@ pub struct TrafficServer {
     pub weight: u16,
     /// Whether it takes new requests.
     pub mode: TrafficMode,
+    /// Requests that ask for the canary (`canary_header`, `canary_cookie`) are sent to it, whatever its weight.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_rule: bool,
 }
 
 /// Whether a server takes new requests.

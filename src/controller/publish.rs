@@ -168,7 +168,14 @@ mod tests {
     fn table(weight: u16) -> Vec<TrafficServer> {
         let replica = "r1-0-a1".parse().unwrap();
         let address = "10.0.0.1".to_owned();
-        vec![TrafficServer { replica, address, port: 21000, weight, mode: TrafficMode::Ready }]
+        vec![TrafficServer {
+            replica,
+            address,
+            port: 21000,
+            weight,
+            mode: TrafficMode::Ready,
+            by_rule: false,
+        }]
     }
 
     #[tokio::test]

@@ -121,6 +121,7 @@ mod tests {
             port: 21000,
             weight,
             mode,
+            by_rule: false,
         };
         Endpoints {
             service: "chat".parse().unwrap(),

@@ -46,15 +46,11 @@ pub fn canary_backend(backend: &str) -> String {
     format!("{backend}-canary")
 }
 
-/// The servers of the canary's own backend: those of the newest release that get traffic at all,
-/// while another release is served beside it. Each the same weight.
+/// The servers of the canary's own backend, also while the canary's weight is 0. Each the same weight.
 pub fn canary_servers(servers: &[TrafficServer]) -> Vec<TrafficServer> {
-    let newest = servers.iter().map(|s| s.replica.release).max();
-    let alone = servers.iter().all(|s| Some(s.replica.release) == newest);
     servers
         .iter()
-        .filter(|s| !alone && Some(s.replica.release) == newest)
-        .filter(|s| s.mode == TrafficMode::Ready && s.weight > 0)
+        .filter(|s| s.by_rule && s.mode == TrafficMode::Ready)
         .map(|s| TrafficServer { weight: 100, ..s.clone() })
         .collect()
 }
@@ -129,23 +125,33 @@ mod tests {
 
     fn server(replica: &str, weight: u16, mode: TrafficMode) -> TrafficServer {
         let replica = replica.parse().unwrap();
-        TrafficServer { replica, address: "10.0.0.1".into(), port: 8000, weight, mode }
+        TrafficServer {
+            replica,
+            address: "10.0.0.1".into(),
+            port: 8000,
+            weight,
+            mode,
+            by_rule: false,
+        }
     }
 
     #[test]
-    fn the_canarys_backend_has_the_newest_release_only_beside_another() {
-        let table = [
-            server("r1-0-a1", 90, TrafficMode::Ready),
-            server("r2-0-a1", 10, TrafficMode::Ready),
-            server("r2-1-a1", 0, TrafficMode::Drain),
-        ];
-        let canary = canary_servers(&table);
-        assert_eq!(canary.len(), 1);
-        assert_eq!((canary[0].replica.to_string().as_str(), canary[0].weight), ("r2-0-a1", 100));
-        assert!(canary_servers(&table[1..]).is_empty(), "nothing to choose between");
-        // On the way back it has weight 0: nobody is sent there any more.
-        let back = [table[0].clone(), server("r2-0-a1", 0, TrafficMode::Ready)];
-        assert!(canary_servers(&back).is_empty());
+    fn the_canarys_backend_has_what_the_table_says_whatever_its_weight() {
+        let by_rule =
+            |weight, mode| TrafficServer { by_rule: true, ..server("r2-0-a1", weight, mode) };
+        for weight in [0, 10] {
+            let table = [
+                server("r1-0-a1", 90, TrafficMode::Ready),
+                by_rule(weight, TrafficMode::Ready),
+                by_rule(0, TrafficMode::Drain),
+            ];
+            let canary = canary_servers(&table);
+            assert_eq!(canary.len(), 1);
+            let (name, weight) = (canary[0].replica.to_string(), canary[0].weight);
+            assert_eq!((name.as_str(), weight), ("r2-0-a1", 100));
+        }
+        // On the way back nobody is sent there any more, though it may carry a share by weight.
+        assert!(canary_servers(&[server("r2-0-a1", 10, TrafficMode::Ready)]).is_empty());
     }
 
     #[test]

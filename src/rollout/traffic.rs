@@ -13,6 +13,9 @@ const MAX_WEIGHT: u32 = 256;
 /// The weight of every server when all get the same.
 const EVEN: u16 = 100;
 
+/// A server of the table: its weight, its mode, and whether requests are sent to it by the canary's rule.
+type Row = (ReplicaId, u16, TrafficMode, bool);
+
 impl ServiceState {
     pub(super) fn apply_traffic(&self) -> Action {
         Action::ApplyTraffic { version: self.traffic_version, servers: self.traffic.clone() }
@@ -23,12 +26,20 @@ impl ServiceState {
         self.traffic_applied == self.traffic_version && self.is_current(&self.table(&self.roles()))
     }
 
-    fn is_current(&self, table: &[(ReplicaId, u16, TrafficMode)]) -> bool {
+    fn is_current(&self, table: &[Row]) -> bool {
         table.len() == self.traffic.len()
             && table
                 .iter()
                 .zip(self.traffic.iter())
-                .all(|(new, old)| *new == (old.replica, old.weight, old.mode))
+                .all(|(new, old)| *new == (old.replica, old.weight, old.mode, old.by_rule))
+    }
+
+    /// Requests that ask for the canary are sent to the release that is coming: from its first ready replica on,
+    /// whatever the weights, until its rollout has ended or turns back.
+    fn goes_by_rule(&self) -> bool {
+        let forward = self.active_rollout().filter(|r| r.direction == Direction::Forward);
+        let policy = forward.filter(|r| r.from.is_some()).and_then(|r| self.policy(r.to));
+        policy.is_some_and(|p| p.canary_header.is_some() || p.canary_cookie.is_some())
     }
 
     /// Weights of one server of the release that is coming, and of one of any other.
@@ -92,8 +103,9 @@ impl ServiceState {
         }
     }
 
-    fn table(&self, roles: &Roles) -> Vec<(ReplicaId, u16, TrafficMode)> {
+    fn table(&self, roles: &Roles) -> Vec<Row> {
         let (coming, going) = self.weights(roles);
+        let by_rule = self.goes_by_rule();
         self.replicas
             .iter()
             .filter_map(|(key, replica)| {
@@ -101,9 +113,11 @@ impl ServiceState {
                 match replica.phase {
                     Phase::Ready => {
                         let weight = if is_coming { coming } else { going };
-                        Some((replica.id(*key), weight, TrafficMode::Ready))
+                        Some((replica.id(*key), weight, TrafficMode::Ready, by_rule && is_coming))
                     }
-                    Phase::Draining { .. } => Some((replica.id(*key), 0, TrafficMode::Drain)),
+                    Phase::Draining { .. } => {
+                        Some((replica.id(*key), 0, TrafficMode::Drain, false))
+                    }
                     _ => None,
                 }
             })
@@ -120,11 +134,11 @@ impl Decider<'_> {
         if !self.state.is_current(&table) {
             let servers: Vec<TrafficServer> = table
                 .into_iter()
-                .filter_map(|(replica, weight, mode)| {
+                .filter_map(|(replica, weight, mode, by_rule)| {
                     let release = self.state.releases.get(&replica.release)?;
                     let first = release.replica(replica.replica)?.ranks.first()?;
                     let (address, port) = (first.address.clone(), first.port);
-                    Some(TrafficServer { replica, address, port, weight, mode })
+                    Some(TrafficServer { replica, address, port, weight, mode, by_rule })
                 })
                 .collect();
             self.state.traffic = servers.into();

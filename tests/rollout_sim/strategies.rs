@@ -104,6 +104,35 @@ fn blue_green_brings_a_whole_second_set_up_and_switches_at_once() {
     world.check_replay();
 }
 
+/// Before it has any share by weight, the new set is there for those who ask for it; taken back, for nobody.
+#[test]
+fn who_asks_for_the_canary_reaches_it_until_it_is_taken_back() {
+    for steps in [None, Some(vec![StepSpec::Scale(Count::Number(1)), StepSpec::Approve(true)])] {
+        let mut world = serving(3);
+        let mut next = blue_green(3, 4, vec![StepSpec::Approve(true)]);
+        let policy = &mut next.spec.rollout;
+        policy.canary_header = Some("x-canary: 1".to_owned());
+        if let Some(steps) = steps {
+            (policy.strategy, policy.steps) = (None, steps);
+        }
+        world.request(&next, RolloutKind::Apply, Nature::Good);
+        assert!(world.run_until(HOUR, at_gate));
+        assert!(has_all(&world, R1), "by weight all traffic is at the old set");
+        let asked = |world: &World, number| -> Vec<bool> {
+            let of = world.table().iter().filter(|s| s.replica.release == number);
+            of.map(|s| s.by_rule).collect()
+        };
+        let new = asked(&world, R2);
+        assert!(!new.is_empty() && new.iter().all(|by_rule| *by_rule), "{new:?}");
+        assert!(asked(&world, R1).iter().all(|by_rule| !by_rule));
+        world.by_ada(|by| EventKind::Aborted { by, reason: None });
+        assert!(world.run_until(HOUR, |w| asked(w, R2).iter().all(|by_rule| !by_rule)));
+        assert!(world.run_until(HOUR, ended));
+        world.check_rest();
+        world.check_replay();
+    }
+}
+
 #[test]
 fn going_back_after_the_switch_is_instant() {
     let mut world = serving(3);
