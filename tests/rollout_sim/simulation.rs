@@ -200,6 +200,11 @@ fn play(
         if turn.is_multiple_of(5) {
             world.person();
         }
+        // An engine that lies (serves errors, dies later) may have been promoted by the person;
+        // once it is stable it behaves, or nothing would ever come to rest.
+        if world.state.active_rollout().is_none() {
+            world.all_behave();
+        }
     }
     if world.held_by_the_floor() {
         // Faults and clashing shapes can lead here; it serves, and a person has to say that
@@ -208,8 +213,6 @@ fn play(
     } else {
         world.check_rest();
     }
-    // An engine that lies (serves errors, dies later) may have been promoted by the person;
-    // from here on it behaves, so that it can be the stable one.
     world.all_behave();
     let outcome = match world.state.rollout.as_ref().and_then(|r| r.outcome.as_ref()) {
         Some(Outcome::Completed) => "completed",
