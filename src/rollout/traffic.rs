@@ -2,9 +2,9 @@
 
 use super::action::Action;
 use super::roles::Roles;
-use super::state::{Direction, Phase, Rollout, ServiceState};
+use super::state::{Direction, Phase, ReplicaState, Rollout, ServiceState};
 use super::step::Decider;
-use crate::base::{ReplicaId, TrafficMode, TrafficServer};
+use crate::base::{ReplicaId, ReplicaKey, TrafficMode, TrafficServer};
 use crate::spec::{RolloutSpec, Strategy};
 
 /// The largest weight of `HAProxy`.
@@ -72,9 +72,8 @@ impl ServiceState {
                 share.map_or((EVEN, EVEN), |w| share_weights(w, coming, going))
             }
             _ => {
-                // On the way back (or with remains of it): as soon as stable carries the floor
-                // alone, the others get nothing.
-                if coming >= roles.floor.max(1) {
+                // On the way back, or with remains of it.
+                if self.carries_all(roles, coming) {
                     return (EVEN, 0);
                 }
                 let weight = rollout.and_then(|r| self.step_weight(r));
@@ -91,7 +90,7 @@ impl ServiceState {
 
     /// Blue-green: one of the two sets has all the traffic. Forward that is the new one once it was
     /// whole at the switch; a set that loses replicas keeps it while it is the larger one. Back it is
-    /// stable as soon as it carries the floor, or as much as the other.
+    /// stable as soon as it carries all, or as much as the other and no more of it comes.
     fn sends_to_coming(&self, rollout: &Rollout, roles: &Roles, coming: u32, going: u32) -> bool {
         let switch = self.policy(rollout.to).map_or(0, RolloutSpec::switch_step);
         match rollout.direction {
@@ -99,8 +98,37 @@ impl ServiceState {
             Direction::Forward if rollout.step == switch => coming >= roles.full,
             Direction::Forward => coming >= roles.full || coming >= going,
             Direction::Back { .. } if rollout.step < switch => true,
-            Direction::Back { .. } => coming >= roles.floor.max(1) || coming >= going,
+            Direction::Back { .. } => {
+                self.carries_all(roles, coming) || coming >= going && !self.grows(roles)
+            }
         }
+    }
+
+    /// On the way back all traffic returns to stable once it is whole (Argo's rule), or carries the floor and nothing
+    /// more of it comes: what is missing waits for GPUs of the others, which only then may go.
+    fn carries_all(&self, roles: &Roles, coming: u32) -> bool {
+        coming >= roles.full.max(1) || coming >= roles.floor.max(1) && !self.grows(roles)
+    }
+
+    /// A replica of the release that is coming is on its way or about to be: its GPUs are free or becoming so, and
+    /// nothing speaks against it so far.
+    fn grows(&self, roles: &Roles) -> bool {
+        let plan = |key: &ReplicaKey| self.releases.get(&key.release)?.replica(key.replica);
+        let is_blocked = |key: &ReplicaKey| {
+            let mut others = self.replicas.iter().filter(|(other, r)| {
+                other.release != key.release && r.phase.is_live() && !r.retiring
+            });
+            others.any(|(other, _)| {
+                plan(key).zip(plan(other)).is_some_and(|(mine, theirs)| mine.conflicts_with(theirs))
+            })
+        };
+        let comes = |key: &ReplicaKey, r: &ReplicaState| match r.phase {
+            Phase::Starting | Phase::Loading => true,
+            Phase::Pending { .. } => !is_blocked(key),
+            _ => false,
+        };
+        let mut of_coming = roles.coming.into_iter().flat_map(|coming| self.of(coming));
+        of_coming.any(|(key, r)| r.failures == 0 && !r.retiring && comes(key, r))
     }
 
     fn table(&self, roles: &Roles) -> Vec<Row> {

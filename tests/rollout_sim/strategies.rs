@@ -133,6 +133,30 @@ fn who_asks_for_the_canary_reaches_it_until_it_is_taken_back() {
     }
 }
 
+/// Argo's rule: all traffic at a stable release that was scaled down in the meantime would be too much for it.
+#[test]
+fn all_traffic_returns_once_stable_is_whole_where_its_places_are_free() {
+    let mut world = serving(4);
+    let mut wanted = spec(4, 2, 2);
+    wanted.rollout.steps = vec![StepSpec::Weight(75), StepSpec::Approve(true)];
+    world.request(&release(2, wanted, &single(4, 4)), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| at_gate(w) && w.quiet()));
+    assert_eq!((world.state.ready(R1), world.state.ready(R2)), (3, 3), "one made room");
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    let serves = |world: &World| {
+        let mut servers = world.table().iter();
+        servers.any(|s| s.replica.release == R2 && s.weight > 0)
+    };
+    assert!(world.run_until(HOUR, |w| {
+        assert!(w.state.ready(R1) == 4 || serves(w), "with {} of 4", w.state.ready(R1));
+        w.state.ready(R1) == 4
+    }));
+    assert!(world.run_until(HOUR, |w| has_all(w, R1)));
+    assert!(world.run_until(HOUR, ended));
+    world.check_rest();
+    world.check_replay();
+}
+
 #[test]
 fn going_back_after_the_switch_is_instant() {
     let mut world = serving(3);
