@@ -242,6 +242,28 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     let hosts = place.json(&["hosts"], 0);
     assert_eq!(hosts["gpu-3"]["maintenance"]["cordons"][0]["reason"], "upgrade");
     assert_eq!(hosts["gpu-4"]["maintenance"]["cordons"], serde_json::json!([]));
+
+    // Nobody saw how this one ended: that is not a good end.
+    let command = "sleep 2; kill -9 $PPID";
+    let upgrade =
+        place.json(&["hosts", "upgrade", "--run", command, "--hosts", "gpu-4", "--yes"], 3);
+    let why = upgrade["hosts"][0]["state"]["why"].as_str().unwrap();
+    assert!(why.contains("how the command ended is not known"), "{why}");
+
+    // Stopped: what is begun is finished, and no other host is begun.
+    place.expect(&["uncordon", "gpu-4"], 0);
+    let command = ["hosts", "upgrade", "--run", "sleep 2", "--hosts", "gpu-4,gpu-2", "--yes"];
+    place.expect(&[&command[..], &["--no-wait"]].concat(), 0);
+    wait_until("the command on the first host", LONG, || {
+        place.json(&["hosts"], 0)["gpu-4"]["maintenance"]["upgrade"]["state"] == "running"
+    });
+    place.expect(&["hosts", "upgrade", "--stop"], 0);
+    wait_until("the end of the first host", LONG, || {
+        place.json(&["hosts"], 0)["gpu-4"]["maintenance"]["upgrade"]["state"] == "done"
+    });
+    let hosts = place.json(&["hosts"], 0);
+    assert_eq!(hosts["gpu-2"]["maintenance"]["upgrade"]["state"], "skipped", "{hosts:#}");
+    assert_eq!(hosts["gpu-2"]["maintenance"]["cordons"], serde_json::json!([]));
 }
 
 #[test]

@@ -145,6 +145,8 @@ pub enum Intent {
         /// Longest a host may be away, milliseconds.
         return_ms: u64,
     },
+    /// Begin no further host of the upgrade under way. Those that are begun are finished.
+    StopUpgrade,
     /// Answer a question.
     Answer {
         /// The question's id.
@@ -181,6 +183,7 @@ impl Intent {
                 | Self::Drain { .. }
                 | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
+                | Self::StopUpgrade
         )
     }
 
@@ -203,6 +206,7 @@ impl Intent {
             | Self::Uncordon { .. }
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
+            | Self::StopUpgrade
             | Self::Answer { .. }
             | Self::Reconnect { .. }
             | Self::TakeOver { .. }

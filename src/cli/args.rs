@@ -509,8 +509,11 @@ pub enum HostsCommand {
 #[derive(Clone, Debug, clap::Args)]
 pub struct UpgradeOptions {
     /// The command, for `sh -c` on each host; a reboot is waited for
-    #[arg(long, value_name = "COMMAND")]
-    pub run: String,
+    #[arg(long, value_name = "COMMAND", required_unless_present = "stop")]
+    pub run: Option<String>,
+    /// Begin no further host of the upgrade under way; those that are begun are finished
+    #[arg(long, conflicts_with_all = ["run", "hosts"])]
+    pub stop: bool,
     /// Which hosts, in order; default: all
     #[arg(long, value_name = "HOST,…", value_delimiter = ',')]
     pub hosts: Vec<HostName>,

@@ -206,6 +206,10 @@ pub(super) fn time_is_up(args: &Args, words: &str) -> Result<Success, Failure> {
 /// Upgrades hosts one after the other.
 pub async fn upgrade(args: &Args, options: &UpgradeOptions) -> Result<Success, Failure> {
     let client = attach(args).await?;
+    let Some(run) = &options.run else {
+        let reply = client.send(Intent::StopUpgrade).await?;
+        return told(args, &reply, "no further host is begun; `gpudeck hosts` shows the others");
+    };
     show::settle(&client).await?;
     let which = if options.hosts.is_empty() {
         "all hosts".to_owned()
@@ -214,14 +218,14 @@ pub async fn upgrade(args: &Args, options: &UpgradeOptions) -> Result<Success, F
     };
     let question = format!(
         "Drain {which} one after the other and run `{}` there?",
-        crate::api::text::clean(&options.run, 200)
+        crate::api::text::clean(run, 200)
     );
     if apply::must_ask(args, options.yes) && !apply::ask(&question)? {
         return Ok(Success::Done);
     }
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let intent = Intent::UpgradeHosts {
-        command: options.run.clone(),
+        command: run.clone(),
         hosts: options.hosts.clone(),
         max_parallel: options.max_parallel,
         timeout_ms: millis(options.timeout),

@@ -568,6 +568,7 @@ impl Core {
                 let to = ReplicaTo { service, replica, host, gpus };
                 return self.move_replica(to, by, reason, reply);
             }
+            Intent::StopUpgrade => Ok(self.stop_upgrade(&by)),
             Intent::UpgradeHosts { command, hosts, max_parallel, timeout_ms, return_ms } => {
                 let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
                 self.begin_upgrade(wish, by)

@@ -21,7 +21,7 @@ use crate::base::{
 };
 use crate::runtime::Runtime;
 use crate::runtime::process::ProcessRuntime;
-use crate::wire::{RankStart, RankStatus};
+use crate::wire::{GpuHealth, HostSample, PROTOCOL_VERSION, RankStart, RankStatus, Reply, Request};
 
 /// A host must be up for so long after its command before it counts as back: a reboot that was asked for
 /// takes a moment to cut the link.
@@ -138,6 +138,22 @@ impl Core {
         Ok(IntentReply::Accepted)
     }
 
+    /// Hosts whose turn has not come stay as they are.
+    pub(super) fn stop_upgrade(&mut self, by: &str) -> IntentReply {
+        let upgrade = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none());
+        let waiting = |entry: &&UpgradeEntry| entry.state == UpgradeHost::Waiting;
+        let waiting = upgrade.into_iter().flat_map(|u| u.hosts.iter().filter(waiting));
+        let waiting: Vec<HostName> = waiting.map(|entry| entry.host.clone()).collect();
+        if waiting.is_empty() {
+            return IntentReply::NothingToDo;
+        }
+        self.say(Severity::Info, None, &format!("{by} stops the upgrade of hosts"));
+        for host in waiting {
+            self.went(&host, UpgradeHost::Skipped);
+        }
+        IntentReply::Accepted
+    }
+
     fn went(&mut self, host: &HostName, state: UpgradeHost) {
         let line = match &state {
             UpgradeHost::Failed { why } => {
@@ -196,10 +212,10 @@ impl Core {
                 UpgradeHost::Draining { cordoned_before } => {
                     self.tend_drained(&upgrade, host, *cordoned_before);
                 }
-                UpgradeHost::Running { gpus, cordoned_before, .. }
+                UpgradeHost::Running { gpus, boot, cordoned_before }
                     if !self.upgrades.running.contains_key(host) =>
                 {
-                    self.run_command(&upgrade, entry, *gpus, *cordoned_before);
+                    self.run_command(&upgrade, entry, (*gpus, boot.clone()), *cordoned_before);
                 }
                 UpgradeHost::Returning { gpus, cordoned_before, .. } => {
                     self.tend_return(&upgrade, entry, *gpus, *cordoned_before);
@@ -218,7 +234,7 @@ impl Core {
                     let (gpus, boot, up) = self.hub.with(|s| {
                         let view = s.hosts.get(host);
                         let gpus =
-                            view.and_then(|h| h.sample.as_ref()).map_or(0, |s| s.gpus.list().len());
+                            view.and_then(|h| h.sample.as_ref()).map_or(0, |sample| well(sample));
                         let boot = view.and_then(|h| h.facts.as_ref()).map(|f| f.boot_id.clone());
                         (gpus, boot, view.is_some_and(super::world::is_up))
                     });
@@ -226,7 +242,6 @@ impl Core {
                         self.failed(host, "it is not reached");
                         return;
                     }
-                    let gpus = u32::try_from(gpus).unwrap_or(u32::MAX);
                     self.went(host, UpgradeHost::Running { gpus, boot, cordoned_before });
                 }
             },
@@ -259,7 +274,7 @@ impl Core {
         &mut self,
         upgrade: &Upgrade,
         entry: &UpgradeEntry,
-        gpus: u32,
+        (gpus, boot): (u32, Option<String>),
         cordoned_before: bool,
     ) {
         let host = entry.host.clone();
@@ -277,7 +292,7 @@ impl Core {
         let deadline = entry.since.plus(Duration::from_millis(upgrade.timeout_ms));
         let task_host = host.clone();
         let task = tokio::spawn(async move {
-            let ended = run_there(&means, &task_host, &start, deadline).await;
+            let ended = run_there(&means, &task_host, &start, boot.as_deref(), deadline).await;
             let tell = Box::new(move |core: &mut Core| match ended {
                 Ended::Well { said } => {
                     let state = UpgradeHost::Returning { gpus, said, cordoned_before };
@@ -313,8 +328,7 @@ impl Core {
             None => ("it is not in the deck any more".to_owned(), None),
             Some(view) => match (&view.link, &view.sample) {
                 (HostLinkState::Up, Some(sample)) if view.sampled > Some(entry.since) => {
-                    let healthy = sample.gpus.list().len();
-                    (String::new(), Some(u32::try_from(healthy).unwrap_or(u32::MAX)))
+                    (String::new(), Some(well(sample)))
                 }
                 (HostLinkState::Down { cause, .. }, _) => (cause.clone(), None),
                 _ => ("it is not reached yet".to_owned(), None),
@@ -332,7 +346,7 @@ impl Core {
                 }
                 return;
             }
-            Some(seen) => format!("only {seen} of {gpus} GPUs are back"),
+            Some(seen) => format!("only {seen} of {gpus} GPUs are back and well"),
             None => state,
         };
         self.upgrades.up_since.remove(host);
@@ -357,6 +371,12 @@ impl Core {
     }
 }
 
+/// GPUs that answer, and of which nothing bad is known.
+fn well(sample: &HostSample) -> u32 {
+    let well = sample.gpus.list().iter().filter(|gpu| gpu.health == GpuHealth::Ok);
+    u32::try_from(well.count()).unwrap_or(u32::MAX)
+}
+
 /// The name under which the command runs: the same at every start of this upgrade.
 fn rank_of(deck: crate::base::DeckId, upgrade: ReleaseId) -> Option<RankId> {
     let replica = ReplicaId { release: ReleaseNumber(0), replica: 0, attempt: Attempt::FIRST };
@@ -369,11 +389,12 @@ async fn run_there(
     means: &Means,
     host: &HostName,
     start: &RankStart,
+    boot: Option<&str>,
     deadline: Timestamp,
 ) -> Ended {
     let mut last = "it is not reached".to_owned();
     loop {
-        match look(means, host, start, deadline).await {
+        match look(means, host, start, boot, deadline).await {
             Ok(Some(ended)) => return ended,
             Ok(None) => {}
             Err(error) => last = error,
@@ -390,11 +411,12 @@ async fn look(
     means: &Means,
     host: &HostName,
     start: &RankStart,
+    boot: Option<&str>,
     deadline: Timestamp,
 ) -> Result<Option<Ended>, String> {
     let link = actions::link(means, host).map_err(|e| e.to_string())?;
     let epoch = means.claims.ensure(link.as_ref()).await.map_err(|e| e.to_string())?;
-    let runtime = ProcessRuntime::new(link, means.deck, epoch);
+    let runtime = ProcessRuntime::new(Arc::clone(&link), means.deck, epoch);
     let find = || async {
         let reports = runtime.list().await.map_err(|e| e.to_string())?;
         Ok::<_, String>(reports.into_iter().find(|r| r.rank == start.rank).map(|r| r.status))
@@ -430,7 +452,21 @@ async fn look(
                 _ => Ended::Badly { why: said(&how, &last_lines) },
             }
         }
-        RankStatus::Lost => Ended::Well { said: "the host was restarted".to_owned() },
+        // A restart of the host ends whatever asked for it. Without one somebody ended the supervisor.
+        RankStatus::Lost => {
+            let hello = Request::Hello { protocol: PROTOCOL_VERSION };
+            let now = match link.request(hello).await.map_err(|e| e.to_string())? {
+                Reply::Hello { facts, .. } => facts.boot_id,
+                other => return Err(text::clean(&format!("unexpected: {other:?}"), 80)),
+            };
+            match boot {
+                Some(before) if before == now => Ended::Badly {
+                    why: "its supervisor was ended, and how the command ended is not known"
+                        .to_owned(),
+                },
+                _ => Ended::Well { said: "the host was restarted".to_owned() },
+            }
+        }
     };
     Ok(Some(ended))
 }
