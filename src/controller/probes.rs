@@ -58,8 +58,15 @@ impl Core {
         let analysing = |name: &ServiceName| services.get(name).and_then(ServiceState::analysing);
         self.probes.samplers.retain(|name, _| analysing(name).is_some());
         self.probes.running.retain(|name, probe| {
-            analysing(name).is_some_and(|(r, ..)| r.to == probe.release && r.step == probe.step)
+            analysing(name).is_some_and(|(r, _, spec)| {
+                let same = r.to == probe.release && r.step == probe.step;
+                same && !(probe.task.is_finished() && lacks_results(&spec, &r.analysis.checks))
+            })
         });
+        // What is found could not be kept, and would be asked for again and again.
+        if self.journal_is_tried().is_err() {
+            return;
+        }
         for (service, state) in services {
             let Some((rollout, _, spec)) = state.analysing() else { continue };
             if spec.checks().is_empty() || self.probes.running.contains_key(service) {
@@ -124,6 +131,12 @@ impl Core {
         }
         out
     }
+}
+
+/// Something is still to be measured: also what a task has measured and the journal did not take.
+fn lacks_results(spec: &AnalysisSpec, seen: &BTreeMap<String, CheckRun>) -> bool {
+    let result = |(name, plan): (String, CheckPlan)| seen.get(&name)?.result(plan, spec);
+    spec.checks().into_iter().any(|check| result(check).is_none())
 }
 
 fn targets(state: &ServiceState, release: ReleaseNumber) -> Vec<Target> {
@@ -307,6 +320,20 @@ fn judge_query(check: &PrometheusCheck, result: f64) -> (CheckResult, String) {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
+
+    /// A full disk ate the answer to a golden prompt: the prompt is asked again.
+    #[test]
+    fn what_the_journal_did_not_take_is_measured_again() {
+        let text = "[[golden]]\nprompt = \"2+2\"\ncontains = \"4\"\n";
+        let spec: AnalysisSpec = toml::from_str(text).unwrap();
+        let (name, _) = spec.checks().into_iter().next().unwrap();
+        let mut seen = BTreeMap::new();
+        assert!(lacks_results(&spec, &seen));
+        let mut run = CheckRun::default();
+        run.add(CheckResult::Successful, "4");
+        seen.insert(name, run);
+        assert!(!lacks_results(&spec, &seen));
+    }
 
     #[test]
     fn conditions_decide_as_argos_do() {
