@@ -267,6 +267,11 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
     })
     .await;
     assert_eq!(no.context, 131_072);
+    // The same again would only fail again; what a person writes about the memory counts for more.
+    let refused = client.plan(&"chat".parse().unwrap()).await.unwrap_err().to_string();
+    assert!(refused.contains("the engine refused to start with as much"), "{refused}");
+    let known = format!("memory = \"20GiB\"\n{}", spec(131_072));
+    std::fs::write(world.spec_path("chat"), known).unwrap();
     let (_, lines) = needed(&client).await;
     assert!(lines.iter().any(|l| l.contains("refused to start for want of memory")), "{lines:?}");
     running.stop().await;

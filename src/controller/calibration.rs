@@ -196,6 +196,40 @@ impl Core {
             .unwrap_or_else(|| engine.memory(spec, facts, shape).total)
     }
 
+    /// Leaves out the shapes that the engine refused on some kind of GPU, if others are left; otherwise names the
+    /// kinds on which it refused. What a person wrote about the memory counts for more.
+    pub(super) fn without_refused(
+        &self,
+        engine: &dyn Engine,
+        spec: &ServiceSpec,
+        facts: Option<&ModelFacts>,
+        shapes: &mut Vec<ParallelShape>,
+        hosts: &[HostCapacity],
+    ) -> BTreeSet<String> {
+        let Some(facts) = facts.filter(|_| spec.memory.is_none()) else { return BTreeSet::new() };
+        let kinds: BTreeSet<&str> =
+            hosts.iter().flat_map(|h| &h.gpus).map(|g| g.name.as_str()).collect();
+        let refused = |shape: &ParallelShape| -> BTreeSet<String> {
+            let Some(setup) = engine.setup(spec, facts, *shape) else { return BTreeSet::new() };
+            let Some(context) = setup.context else { return BTreeSet::new() };
+            let refuses =
+                |device: &&str| self.correction(facts, device, &setup).is_refused(&setup, context);
+            kinds.iter().copied().filter(refuses).map(str::to_owned).collect()
+        };
+        let found: Vec<(ParallelShape, BTreeSet<String>)> =
+            shapes.iter().map(|shape| (*shape, refused(shape))).collect();
+        let good = || found.iter().filter(|(_, on)| on.is_empty()).map(|(shape, _)| *shape);
+        if good().next().is_some() {
+            *shapes = good().collect();
+            return BTreeSet::new();
+        }
+        let Some((shape, on)) = found.into_iter().min_by_key(|(_, on)| on.len()) else {
+            return BTreeSet::new();
+        };
+        *shapes = vec![shape];
+        on
+    }
+
     /// For a plan: what was measured of this model, the newest of each engine and kind of device.
     pub(super) fn memory_lines(&self, facts: &ModelFacts) -> Vec<String> {
         let mut shown = BTreeSet::new();

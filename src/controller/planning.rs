@@ -545,7 +545,9 @@ pub(super) fn demand(
 ) -> Result<Demand, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
-    let needs = engine.shapes(spec, draft.facts.as_ref()).into_iter().filter_map(|shape| {
+    let mut tried = engine.shapes(spec, draft.facts.as_ref());
+    let refused_on = core.without_refused(&*engine, spec, draft.facts.as_ref(), &mut tried, hosts);
+    let needs = tried.into_iter().filter_map(|shape| {
         let estimated =
             || Some(core.memory_of(&*engine, spec, draft.facts.as_ref()?, shape, hosts));
         let memory_per_device = match (spec.memory.or_else(estimated), spec.device) {
@@ -572,6 +574,9 @@ pub(super) fn demand(
         shapes,
         device: spec.device,
         memory_share: engine.memory_share(spec),
+        refused_on,
+        // What a person wrote is what they found out.
+        within_share: spec.memory.is_none(),
         whole_gpus: engine.needs_whole_gpus(spec).map(str::to_owned),
         placement: spec.placement.clone(),
         reuse: Vec::new(),

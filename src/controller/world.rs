@@ -54,7 +54,7 @@ fn apply_cordons(capacity: &mut HostCapacity, state: &DeckState) {
             continue;
         };
         for found in capacity.gpus.iter_mut().filter(|g| g.is_of(&gpu.device)) {
-            found.healthy = Err(format!("cordoned by {}", cordon.by));
+            found.cordoned = Some(cordon.by.clone());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What a service wants, and the answer: a placement, or a refusal.
 
+use std::collections::BTreeSet;
+
 use crate::base::{Bytes, DeviceId, Hint, HostName, ReplicaKey, ServiceName};
 use crate::spec::{DeviceKind, ParallelShape, PlacementSpec};
 
@@ -16,6 +18,10 @@ pub struct Demand {
     pub device: DeviceKind,
     /// The share of each GPU's memory that the engine takes whatever the model needs, 0 to 1.
     pub memory_share: Option<f64>,
+    /// What it needs must fit into that share: the engine refuses to start otherwise.
+    pub within_share: bool,
+    /// Names of GPUs on which the engine refused to start with as much.
+    pub refused_on: BTreeSet<String>,
     /// Why it cannot run on an instance of a divided GPU, if it cannot.
     pub whole_gpus: Option<String>,
     /// Where replicas may go.

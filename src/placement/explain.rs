@@ -113,16 +113,22 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         .filter(|g| g.total >= needed_on(g, demand, need))
         .collect();
     if large.is_empty() {
-        let largest = host.gpus.iter().map(|g| g.total).max().unwrap_or_default();
-        return Some(format!("its GPUs have {largest}, {} needed", need.memory_per_device));
+        let largest = host.gpus.iter().max_by_key(|g| g.total)?;
+        let why = match demand.memory_share.filter(|_| demand.within_share) {
+            Some(share) => format!(": the engine takes {:.0} % of a GPU", share * 100.0),
+            None => String::new(),
+        };
+        let needed = needed_on(largest, demand, need);
+        return Some(format!("its GPUs have {}, {needed} needed{why}", largest.total));
     }
     if let Some(why) = short(&large, &format!("of {}", need.memory_per_device)) {
         return Some(why);
     }
-    let healthy: Vec<&GpuCapacity> = large.into_iter().filter(|g| g.healthy.is_ok()).collect();
+    let healthy: Vec<&GpuCapacity> =
+        large.into_iter().filter(|g| g.refuses_new().is_none()).collect();
     if let Some(why) = short(&healthy, "that are large enough and healthy") {
         let sick = host.gpus.iter().find_map(|g| {
-            g.healthy.as_ref().err().map(|e| format!("; GPU {}: {}", g.label(), text::clean(e, 80)))
+            Some(format!("; GPU {}: {}", g.label(), text::clean(&g.refuses_new()?, 80)))
         });
         return Some(why + &sick.unwrap_or_default());
     }
@@ -207,20 +213,17 @@ pub(super) fn refusal(
             .flat_map(|h| h.gpus.iter().map(move |g| (g, *h)))
             .max_by_key(|(g, _)| g.total);
         // With every shape the GPUs are too small, even empty ones.
-        let too_large = |n: &ShapeNeed| largest.is_some_and(|(g, _)| g.total < n.memory_per_device);
+        let too_large =
+            |n: &ShapeNeed| largest.is_some_and(|(g, _)| g.total < needed_on(g, demand, *n));
         if demand.shapes.iter().all(too_large)
             && let Some((gpu, host)) = largest
         {
-            let smallest = demand.shapes.iter().map(|n| n.memory_per_device).min();
+            let smallest = demand.shapes.iter().min_by_key(|n| n.memory_per_device);
+            let devices = smallest.map_or(1, ShapeNeed::devices);
             let message = format!(
-                "no GPU is large enough: {} needed on each of {} GPU{}, the largest is {} on {} with {}",
-                smallest.unwrap_or_default(),
-                need_with(demand, smallest).map_or(1, ShapeNeed::devices),
-                if need_with(demand, smallest).is_some_and(|n| n.devices() == 1) {
-                    ""
-                } else {
-                    "s"
-                },
+                "no GPU is large enough: {} needed on each of {devices} GPU{}, the largest is {} on {} with {}",
+                smallest.map_or(Bytes::ZERO, |n| needed_on(gpu, demand, *n)),
+                if devices == 1 { "" } else { "s" },
                 text::clean(&gpu.name, 40),
                 host.name,
                 gpu.total
@@ -255,10 +258,6 @@ fn wanted_free(hosts: &[&&HostCapacity], demand: &Demand, need: ShapeNeed) -> St
         || need.memory_per_device.to_string(),
         |share| format!("{:.0} % of the memory", share * 100.0),
     )
-}
-
-fn need_with(demand: &Demand, memory: Option<Bytes>) -> Option<&ShapeNeed> {
-    demand.shapes.iter().find(|n| Some(n.memory_per_device) == memory)
 }
 
 /// Fewer replicas, or the largest memory with which all of them would fit.

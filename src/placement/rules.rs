@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::demand::{Demand, ShapeNeed};
+use super::global::Share;
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, DeviceId, ReplicaKey, text};
 use crate::spec::{DeviceKind, Requirement};
@@ -55,6 +56,9 @@ pub(super) fn unmet(
     {
         return Some(format!("it has MIG instances: {why}"));
     }
+    if gpu.is_some_and(|g| demand.refused_on.contains(&g.name)) {
+        return Some("the engine refused to start with as much on such a GPU".to_owned());
+    }
     let requirement = match Requirement::parse(demand.placement.require.as_ref()?) {
         Ok(requirement) => requirement,
         Err(error) => return Some(format!("require, {error}")),
@@ -64,21 +68,23 @@ pub(super) fn unmet(
 
 /// The same as a requirement, for a world.
 pub(super) fn requirement(demand: &Demand) -> Option<String> {
-    let own = demand.placement.require.clone();
-    match (own, &demand.whole_gpus) {
-        (own, None) => own,
-        (None, Some(_)) => Some("!gpu.mig".to_owned()),
-        (Some(own), Some(_)) => Some(format!("({own}) && !gpu.mig")),
-    }
+    let own = demand.placement.require.as_ref().map(|own| format!("({own})"));
+    let whole = demand.whole_gpus.as_ref().map(|_| "!gpu.mig".to_owned());
+    // A name that cannot be written as a text is of no GPU that exists.
+    let refused: Vec<String> = demand
+        .refused_on
+        .iter()
+        .filter(|name| !name.contains(['"', '\\']) && !name.contains(char::is_control))
+        .map(|name| format!("gpu.model != \"{name}\""))
+        .collect();
+    let all: Vec<String> = own.into_iter().chain(whole).chain(refused).collect();
+    (!all.is_empty()).then(|| all.join(" && "))
 }
 
 /// What this GPU must have free for the need.
 pub(super) fn needed_on(gpu: &GpuCapacity, demand: &Demand, need: ShapeNeed) -> Bytes {
-    let share = demand.memory_share.map_or(Bytes::ZERO, |share| {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // within 0 and total
-        Bytes((gpu.total.0 as f64 * share.clamp(0.0, 1.0)) as u64)
-    });
-    need.memory_per_device.max(share)
+    let share = Share { of_total: demand.memory_share, holds_need: demand.within_share };
+    Bytes(share.needed(need.memory_per_device.0, gpu.total.0))
 }
 
 /// What a GPU of this service's present replica has once that is gone, or what is free on it.

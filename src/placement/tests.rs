@@ -21,6 +21,7 @@ fn gpu(host: &str, index: u32, total: u64, free: u64) -> GpuCapacity {
         free: Bytes::gib(free),
         foreign: Bytes::ZERO,
         healthy: Ok(()),
+        cordoned: None,
         island: None,
         numa: None,
         reserved_by: None,
@@ -69,6 +70,8 @@ fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
         shapes,
         device: DeviceKind::Gpu,
         memory_share: None,
+        within_share: false,
+        refused_on: BTreeSet::default(),
         whole_gpus: None,
         placement: PlacementSpec::default(),
         reuse: Vec::new(),
@@ -207,6 +210,57 @@ fn an_engine_that_takes_a_share_needs_that_share_free() {
     let full = host("a", vec![gpu("a", 0, 24, 20), gpu("a", 1, 80, 71)]);
     let refusal = place(&world(vec![full]), &d).unwrap_err();
     assert_eq!(refusal.message, "no host has a GPU with 90 % of the memory free");
+}
+
+#[test]
+fn what_does_not_fit_into_the_engines_share_needs_a_larger_gpu() {
+    let mut d = demand(1, vec![need(1, 74)]);
+    d.memory_share = Some(0.9);
+    let empty = host("a", vec![gpu("a", 0, 80, 79)]);
+    assert_eq!(shown(&place(&world(vec![empty.clone()]), &d).unwrap()), "a-0");
+    d.within_share = true;
+    let refusal = place(&world(vec![empty.clone()]), &d).unwrap_err();
+    let words = "its GPUs have 80.0 GiB, 82.2 GiB needed: the engine takes 90 % of a GPU";
+    assert!(refusal.reasons.iter().any(|r| r.contains(words)), "{refusal:?}");
+    let larger = host("b", vec![gpu("b", 0, 94, 93)]);
+    assert_eq!(shown(&place(&world(vec![empty, larger]), &d).unwrap()), "b-0");
+}
+
+/// A cordon keeps new ranks away; what runs there is as well as before.
+#[test]
+fn a_cordoned_gpu_takes_nothing_new_and_keeps_what_it_has() {
+    let mut a = box_of("a", 2, 2);
+    a.gpus[0].cordoned = Some("bob".to_owned());
+    a.gpus[0].free = Bytes::gib(9);
+    let refusal = place(&world(vec![a.clone()]), &demand(1, vec![need(2, 70)])).unwrap_err();
+    assert!(refusal.reasons.iter().any(|r| r.contains("cordoned by bob")), "{refusal:?}");
+    let shapes = [need(1, 70)];
+    let mut d = demand(2, shapes.to_vec());
+    d.reuse = vec![present(1, 0, "a", &[0])];
+    let hosts = [&a];
+    let present = translate::Present::MayStay;
+    let wanted = translate::Wanted { demand: &d, shapes: &shapes, present };
+    let file = translate::world_file(&hosts, &[wanted]);
+    assert_eq!((file.cordons.len(), file.hosts[0].gpus[0].health.as_str()), (1, "ok"));
+    let mut control =
+        global::Control { used: &mut || 0.0, first: &mut || (), max_steps: 1000, explain: false };
+    let answer = global::solve(&file, &mut control).unwrap();
+    let states: Vec<String> =
+        answer.services[0].replicas.iter().map(|r| r.state.to_string()).collect();
+    assert_eq!(states, ["stays", "starts"]);
+}
+
+#[test]
+fn where_the_engine_refused_nothing_is_placed() {
+    let mut d = demand(1, vec![need(1, 20)]);
+    let small = host("a", vec![gpu("a", 0, 24, 23)]);
+    let large = host("b", vec![gpu("b", 0, 80, 79)]);
+    d.refused_on = [small.gpus[0].name.clone()].into();
+    let refusal = place(&world(vec![small.clone()]), &d).unwrap_err();
+    assert!(refusal.reasons.iter().any(|r| r.contains("refused to start")), "{refusal:?}");
+    let mut large = large;
+    "H100".clone_into(&mut large.gpus[0].name);
+    assert_eq!(shown(&place(&world(vec![small, large]), &d).unwrap()), "b-0");
 }
 
 #[test]
@@ -385,6 +439,7 @@ fn any_world() -> impl Strategy<Value = (World, Demand)> {
                             island,
                             numa: Some(i as u32 % 2),
                             healthy: if healthy { Ok(()) } else { Err("lost".into()) },
+                            cordoned: None,
                             reserved_by: (!ours).then(|| "other".into()),
                             ..gpu(name, i as u32, total, free.min(total))
                         })

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{Demand, Reuse, ShapeNeed};
 use super::global::file::{
-    Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldNic, WorldService,
-    WorldShape,
+    Cordon, Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldNic,
+    WorldService, WorldShape,
 };
 use super::rules::{available, excluded, excluded_by_spec, needed_on, requirement, unmet};
 use super::world::{GpuCapacity, HostCapacity};
@@ -86,6 +86,10 @@ pub fn world_file(hosts: &[&HostCapacity], wanted: &[Wanted<'_>]) -> WorldFile {
     for host in hosts {
         let gpus = numbered(host);
         for (index, gpu) in &gpus {
+            if gpu.cordoned.is_some() {
+                let (host, gpus) = (host.name.to_string(), Some(vec![*index]));
+                world.cordons.push(Cordon { host, gpus });
+            }
             let holder = held.get(&(host.name.as_str(), gpu.device()));
             if let (Some(by), None) = (&gpu.reserved_by, holder) {
                 world.reservations.push(Reservation {
@@ -201,6 +205,7 @@ fn add_service(
         kv_heads: None,
         kv_bytes: Bytes::ZERO,
         memory_share: demand.memory_share,
+        within_share: demand.within_share,
         weights_bytes: Bytes(demand.weights.0.min(MAX_MEMORY)),
         weights_on: hosts.iter().map(|h| h.name.to_string()).filter(|h| on.contains(h)).collect(),
         movable: true,

@@ -319,6 +319,7 @@ fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
         kv_heads: None,
         kv_bytes: Bytes::ZERO,
         memory_share: Some(FREE_SHARE),
+        within_share: false,
         weights_bytes: Bytes::ZERO,
         weights_on: Vec::new(),
         movable: true,

@@ -57,6 +57,8 @@ pub struct GpuCapacity {
     pub foreign: Bytes,
     /// Whether it can be used, or what is wrong with it.
     pub healthy: Result<(), String>,
+    /// No new ranks there: by whom it was cordoned. What runs there serves on.
+    pub cordoned: Option<String>,
     /// Its `NVLink` island on this host; none: no links.
     pub island: Option<u32>,
     /// Its NUMA node.
@@ -77,6 +79,12 @@ pub struct Instance {
 }
 
 impl GpuCapacity {
+    /// Why nothing new may come there, if so.
+    pub fn refuses_new(&self) -> Option<String> {
+        let cordon = self.cordoned.as_ref().map(|by| format!("cordoned by {by}"));
+        self.healthy.clone().err().or(cordon)
+    }
+
     /// Its id as a device.
     pub fn device(&self) -> DeviceId {
         DeviceId::Gpu(self.uuid.clone())
@@ -117,6 +125,7 @@ impl GpuCapacity {
                 GpuHealth::Degraded { why } => Err(why.clone()),
                 GpuHealth::Lost => Err("it has fallen off the bus".to_owned()),
             },
+            cordoned: None,
             island: islands.get(gpu.uuid.as_str()).copied(),
             numa: gpu.numa_node,
             reserved_by: reserved.get(&gpu.device()).cloned(),
@@ -151,6 +160,7 @@ impl GpuCapacity {
                 GpuHealth::Degraded { why } => Err(why.clone()),
                 GpuHealth::Lost => Err("its GPU has fallen off the bus".to_owned()),
             },
+            cordoned: None,
             island: None,
             numa: gpu.numa_node,
             reserved_by: reserved.get(&part.device()).cloned(),

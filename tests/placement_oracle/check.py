@@ -98,7 +98,10 @@ class World:
 
     def needed(self, service, shape, key):
         share = int(self.gpus[key]["memory_total"] * service.get("memory_share", 0))
-        return max(shape_need(service, shape), share)
+        need = shape_need(service, shape)
+        if service.get("within_share") and 0 < share < need:
+            return self.gpus[key]["memory_total"] + 1
+        return max(need, share)
 
     def meets(self, service, key):
         require = service.get("require")

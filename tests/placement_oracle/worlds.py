@@ -73,6 +73,7 @@ def small(seed):
             services[-1]["hosts"] = [rng.choice(hosts)["name"]]
         if rng.random() < 0.1:
             services[-1]["memory_share"] = 0.9
+            services[-1]["within_share"] = len(services) % 2 == 0
     world = {"hosts": hosts, "services": services, "placements": [], "reservations": [], "cordons": []}
     taken = set()
     for s in services:

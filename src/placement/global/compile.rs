@@ -7,8 +7,9 @@
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::alike::{Alike, Mark};
 use super::file::{
     Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService, WorldShape, WorldSpread,
 };
@@ -20,19 +21,27 @@ use crate::spec::require::{Fact, Value};
 pub(super) const NONE: u32 = u32::MAX;
 
 /// GPUs of one host that nothing tells apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Cell {
     pub island: Option<u32>,
     pub numa: Option<u32>,
     pub model: u32,
     pub total: u64,
-    /// Free once what may be moved is gone.
+    /// Free once what may be moved is gone, on the GPU of them that has most.
     pub free: u64,
+    mark: Mark,
     pub mig: Option<String>,
-    /// Index, where a requirement asks for it.
-    index: Option<u32>,
     /// Positions in the host's list.
     pub gpus: Vec<u32>,
+}
+
+impl Cell {
+    fn is_like(&self, other: &Self) -> bool {
+        (self.island, self.numa, self.model, self.total)
+            == (other.island, other.numa, other.model, other.total)
+            && self.mark == other.mark
+            && self.mig == other.mig
+    }
 }
 
 /// A host.
@@ -141,6 +150,8 @@ pub(super) struct Problem {
     pub outside: Vec<BTreeMap<u32, String>>,
     /// Divisions that were worked out, by pattern and sizes.
     pub divided: RefCell<BTreeMap<(u32, u64), Option<HostCost>>>,
+    /// The same for hosts with unlike GPUs, by host and parts (kind, groups, incumbent).
+    pub divided_unlike: RefCell<HashMap<(u32, Vec<(u32, u32, u32)>), Option<HostCost>>>,
 }
 
 impl Problem {
@@ -279,7 +290,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         .iter()
         .map(|s| s.require.as_ref().and_then(|r| Requirement::parse(r).ok()))
         .collect();
-    let by_index = requirements.iter().flatten().any(|r| r.mentions(&Fact::GpuIndex));
+    let alike = Alike::new(world, &requirements);
     let mut models: BTreeMap<(&str, u64), u32> = BTreeMap::new();
     for gpu in world.hosts.iter().flat_map(|h| &h.gpus) {
         let next = models.len() as u32;
@@ -318,15 +329,16 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
                     model: models[&(gpu.model.as_str(), gpu.memory_total.0)],
                     total: gpu.memory_total.0,
                     free: free[h][g],
+                    mark: alike.mark(h, gpu, free[h][g]),
                     mig: gpu.mig.clone(),
-                    index: by_index.then_some(gpu.index),
-                    gpus: Vec::new(),
+                    gpus: vec![g as u32],
                 };
-                let same =
-                    cells.iter_mut().find(|c| Cell { gpus: Vec::new(), ..(*c).clone() } == cell);
-                match same {
-                    Some(known) => known.gpus.push(g as u32),
-                    None => cells.push(Cell { gpus: vec![g as u32], ..cell }),
+                match cells.iter_mut().find(|known| known.is_like(&cell)) {
+                    Some(known) => {
+                        known.gpus.push(g as u32);
+                        known.free = known.free.max(cell.free);
+                    }
+                    None => cells.push(cell),
                 }
             }
             let room = cells.iter().map(|c| c.gpus.len() as u32).sum();
@@ -356,6 +368,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         in_rack,
         outside,
         divided: RefCell::default(),
+        divided_unlike: RefCell::default(),
     };
     // The cells on which each different requirement holds, with the model of each cell.
     let mut required: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -373,7 +386,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         .map(|m| problem.hosts.iter().map(|host| mask(host, |c| c.model == m)).collect())
         .collect();
     let mut made: BTreeMap<
-        (WorldShape2, u64, u64, u32, WorldLink, bool, &str, Vec<&str>),
+        (WorldShape2, u64, (u64, bool), u32, WorldLink, bool, &str, Vec<&str>),
         Option<u32>,
     > = BTreeMap::new();
     for service in &world.services {
@@ -382,11 +395,11 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         for shape in service.shapes.iter().filter(|s| shape_trouble(service, s).is_none()) {
             for model in 0..models.len() as u32 {
                 let need = need(service, shape);
-                let share = service.memory_share.unwrap_or(0.0);
+                let share = (service.memory_share.unwrap_or(0.0).to_bits(), service.within_share);
                 let key = (
                     (shape.tensor, shape.pipeline, shape.data, shape.memory.0),
                     need,
-                    share.to_bits(),
+                    share,
                     model,
                     service.link,
                     service.one_host,
@@ -504,8 +517,8 @@ fn add_outgoing(
 type Pattern = Vec<(Option<u32>, Option<u32>, usize)>;
 
 fn pattern(cells: &[Cell], known: &mut BTreeMap<Pattern, u32>) -> u32 {
-    let bare = |c: &Cell| (c.model, c.total, c.free, c.mig.clone(), c.index);
-    if cells.iter().any(|c| bare(c) != bare(&cells[0])) {
+    let unlinked = |c: &Cell| Cell { island: None, numa: None, ..c.clone() };
+    if cells.iter().any(|c| !unlinked(c).is_like(&unlinked(&cells[0]))) {
         return NONE;
     }
     let links = cells.iter().map(|c| (c.island, c.numa, c.gpus.len())).collect();
@@ -520,16 +533,45 @@ fn mask(host: &Host, is: impl Fn(&Cell) -> bool) -> u64 {
     host.cells.iter().enumerate().filter(|(_, c)| is(c)).fold(0, |m, (i, _)| m | 1 << i)
 }
 
-/// What a GPU must have for a service: its need, or the engine's share.
-pub(super) fn needed(need: u64, share: Option<f64>, total: u64) -> u64 {
-    #[allow(clippy::cast_sign_loss)] // between 0 and the total
-    let share = share.map_or(0, |s| (total as f64 * s.clamp(0.0, 1.0)) as u64);
-    need.max(share)
+/// What an engine takes of each GPU.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::placement) struct Share {
+    /// This share of its memory whatever the model needs.
+    pub of_total: Option<f64>,
+    /// And no more: the need has to fit into it.
+    pub holds_need: bool,
+}
+
+impl Share {
+    /// What a GPU of so much memory must have free for a need. More than it has where the need does not fit into
+    /// the share: the least that a GPU would have to have.
+    #[allow(clippy::cast_sign_loss)] // shares are between 0 and 1
+    pub fn needed(self, need: u64, total: u64) -> u64 {
+        let Some(share) = self.of_total.map(|s| s.clamp(0.0, 1.0)).filter(|s| *s > 0.0) else {
+            return need;
+        };
+        let taken = (total as f64 * share) as u64;
+        if !self.holds_need || need <= taken {
+            return need.max(taken);
+        }
+        ((need as f64 / share).ceil() as u64).max(total.saturating_add(1))
+    }
+}
+
+/// What a GPU of so much memory must have free for a shape of a service.
+pub(super) fn needed(service: &WorldService, shape: &WorldShape, total: u64) -> u64 {
+    let share = Share { of_total: service.memory_share, holds_need: service.within_share };
+    share.needed(need(service, shape), total)
+}
+
+/// Free memory beyond its need with which a GPU has headroom.
+pub(super) fn headroom(world: &WorldFile, total: u64) -> u64 {
+    let share = u128::from(total) * u128::from(world.headroom_percent);
+    u64::try_from(share.div_ceil(100)).unwrap_or(u64::MAX)
 }
 
 fn lacks_headroom(world: &WorldFile, total: u64, free: u64, needed: u64) -> bool {
-    let left = u128::from(free.saturating_sub(needed));
-    left * 100 < u128::from(total) * u128::from(world.headroom_percent)
+    free.saturating_sub(needed) < headroom(world, total)
 }
 
 /// A kind, if any host could hold a part of it.
@@ -550,7 +592,7 @@ fn add_kind(
         let (mut yes, mut short) = (0u64, 0u64);
         let mut count = 0;
         for (c, cell) in host.cells.iter().enumerate() {
-            let needed = needed(need, service.memory_share, cell.total);
+            let needed = needed(service, shape, cell.total);
             if may & (1 << c) == 0 || cell.free < needed || (cell.mig.is_some() && shape.gpus() > 1)
             {
                 continue;
@@ -708,7 +750,7 @@ fn add_incumbent(
                 };
             }
             if let Some(shape) = &shape {
-                let needed = needed(need(service, shape), service.memory_share, gpu.memory_total.0);
+                let needed = needed(service, shape, gpu.memory_total.0);
                 let free = free[h as usize][g];
                 tight += i64::from(lacks_headroom(world, gpu.memory_total.0, free, needed));
             }

@@ -170,6 +170,9 @@ pub struct WorldService {
     /// The share of each GPU that the engine takes whatever the model needs, 0 to 1.
     #[serde(default)]
     pub memory_share: Option<f64>,
+    /// The need must fit into that share: the engine takes no more.
+    #[serde(default)]
+    pub within_share: bool,
     /// The model's files: what is copied to a host that does not have them.
     #[serde(default)]
     pub weights_bytes: Bytes,

@@ -30,11 +30,23 @@ impl HostCost {
     }
 }
 
-/// More than this many steps and the best division so far is taken.
-const STEPS: u32 = 3000;
+/// How long a division is looked for.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// More than this many steps and the best division so far is taken.
+    steps: u32,
+    /// And after so many it is given up: what is so entangled does not fit.
+    most: u32,
+}
 
-/// And after so many it is given up: what is so entangled does not fit.
-const MOST_STEPS: u32 = 100_000;
+/// Of a division that other hosts share.
+const SHARED: Patience = Patience { steps: 30_000, most: 1_000_000 };
+
+/// Of a host with GPUs that differ: what is found is of use there alone, and there may be hundreds of them.
+const ALONE: Patience = Patience { steps: 2_000, most: 20_000 };
+
+/// Divisions of hosts with unlike GPUs that are remembered.
+const MOST_KNOWN: usize = 100_000;
 
 /// Free GPUs by cell.
 pub(super) type Counts = [u8; 64];
@@ -64,7 +76,16 @@ pub(super) fn divide(
         });
         return cost.map(|c| HostCost { tight, ..c });
     }
-    search(problem, host, parts, out)
+    if out.is_some() {
+        return search(problem, host, parts, out);
+    }
+    let mut what: Vec<(u32, u32, u32)> = parts.iter().map(|p| (p.kind, p.units, p.pin)).collect();
+    what.sort_unstable();
+    let mut known = problem.divided_unlike.borrow_mut();
+    if known.len() > MOST_KNOWN {
+        known.clear();
+    }
+    *known.entry((host, what)).or_insert_with(|| search(problem, host, parts, None))
 }
 
 /// The number of groups of each size, four bits each, and GPUs without headroom; none if that does not say all.
@@ -111,29 +132,41 @@ fn search(
             }
         }
     }
-    // Groups, the largest first: they have the fewest choices.
     let mut groups: Vec<(u32, u32, usize)> = Vec::new();
     for (i, part) in parts.iter().enumerate().filter(|(_, p)| p.pin == NONE) {
         let tensor = problem.kinds[part.kind as usize].tensor;
         groups.extend((0..part.units).map(|_| (tensor, part.kind, i)));
     }
-    groups.sort_by_key(|(tensor, kind, i)| (std::cmp::Reverse(*tensor), *kind, *i));
-    let wanted: u32 = groups.iter().map(|g| g.0).sum();
-    let has: u32 = free.iter().map(|f| u32::from(*f)).sum();
-    if wanted > has {
-        return None;
+    let has = |mask: u64| -> u32 {
+        let of_mask = free.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0);
+        of_mask.map(|(_, f)| u32::from(*f)).sum()
+    };
+    // What may only be on some of the GPUs must find room on those.
+    for mask in groups.iter().map(|g| problem.eligible(g.1, host)).chain([u64::MAX]) {
+        let within = groups.iter().filter(|g| problem.eligible(g.1, host) & !mask == 0);
+        if within.map(|g| g.0).sum::<u32>() > has(mask) {
+            return None;
+        }
     }
+    // Those with the fewest choices first: few GPUs suffice for them, or they are large.
+    groups.sort_by_key(|(tensor, kind, i)| {
+        (has(problem.eligible(*kind, host)), std::cmp::Reverse(*tensor), *kind, *i)
+    });
+    let islands = Islands::new(cells, &free);
     let mut search = Search {
         problem,
         host,
         cells,
         groups: &groups,
+        islands,
+        near: [mates(cells, |c| c.island), mates(cells, |c| c.numa)],
         free,
         now: HostCost::default(),
         chosen: vec![[0; 64]; groups.len()],
         best: None,
         best_chosen: Vec::new(),
         steps: 0,
+        patience: if problem.hosts[host as usize].pattern == NONE { ALONE } else { SHARED },
         keep: out.is_some(),
     };
     search.group(0);
@@ -182,23 +215,63 @@ fn one_cell(problem: &Problem, host: u32, parts: &[Part], cell: &Cell) -> Option
     Some(cost)
 }
 
-/// The most free GPUs of one island; a GPU without links is an island of its own.
-fn hole(cells: &[Cell], free: &Counts) -> u32 {
-    let mut most = 0;
-    for (i, cell) in cells.iter().enumerate().filter(|(i, _)| free[*i] > 0) {
-        let size = match cell.island {
-            None => 1,
-            Some(_) => cells
-                .iter()
-                .zip(free)
-                .skip(i)
-                .filter(|(c, _)| c.island == cell.island)
-                .map(|(_, f)| u32::from(*f))
-                .sum(),
-        };
-        most = most.max(size);
+/// Free GPUs by island; a GPU without links is an island of its own.
+struct Islands {
+    /// The island of each cell, as a position in `free`.
+    of: Vec<Option<usize>>,
+    free: Vec<u32>,
+    alone: u32,
+}
+
+impl Islands {
+    fn new(cells: &[Cell], free: &Counts) -> Self {
+        let mut known: Vec<u32> = Vec::new();
+        let mut islands = Self { of: Vec::new(), free: Vec::new(), alone: 0 };
+        for cell in cells {
+            let at = cell.island.map(|island| match known.iter().position(|k| *k == island) {
+                Some(at) => at,
+                None => {
+                    known.push(island);
+                    islands.free.push(0);
+                    known.len() - 1
+                }
+            });
+            islands.of.push(at);
+        }
+        for (cell, free) in (0..cells.len()).zip(free) {
+            islands.give(cell, u32::from(*free));
+        }
+        islands
     }
-    most
+
+    fn at(&mut self, cell: usize) -> &mut u32 {
+        match self.of[cell] {
+            Some(at) => &mut self.free[at],
+            None => &mut self.alone,
+        }
+    }
+
+    fn take(&mut self, cell: usize, count: u32) {
+        *self.at(cell) -= count;
+    }
+
+    fn give(&mut self, cell: usize, count: u32) {
+        *self.at(cell) += count;
+    }
+
+    /// The most free GPUs of one island.
+    fn hole(&self) -> u32 {
+        self.free.iter().copied().max().unwrap_or(0).max(self.alone.min(1))
+    }
+}
+
+/// For each cell those that have the same, itself among them.
+fn mates(cells: &[Cell], of: fn(&Cell) -> Option<u32>) -> Vec<u64> {
+    let same = |cell: &Cell| {
+        let like = cells.iter().enumerate().filter(|(_, c)| of(c) == of(cell));
+        like.fold(0, |mask, (i, _)| mask | 1 << i)
+    };
+    cells.iter().map(same).collect()
 }
 
 struct Search<'a> {
@@ -206,23 +279,23 @@ struct Search<'a> {
     host: u32,
     cells: &'a [Cell],
     groups: &'a [(u32, u32, usize)],
+    islands: Islands,
+    /// For each cell those of its island, and those of its NUMA node.
+    near: [Vec<u64>; 2],
     free: Counts,
     now: HostCost,
     chosen: Vec<Counts>,
     best: Option<HostCost>,
     best_chosen: Vec<Counts>,
     steps: u32,
+    patience: Patience,
     keep: bool,
 }
 
 impl Search<'_> {
     fn group(&mut self, at: usize) {
-        self.steps += 1;
-        if self.steps > MOST_STEPS {
-            return;
-        }
         let Some((tensor, kind, _)) = self.groups.get(at).copied() else {
-            let cost = HostCost { closed: 64 - hole(self.cells, &self.free), ..self.now };
+            let cost = HostCost { closed: 64 - self.islands.hole(), ..self.now };
             if self.best.is_none_or(|best| cost < best) {
                 self.best = Some(cost);
                 if self.keep {
@@ -245,7 +318,7 @@ impl Search<'_> {
             let mates = match island {
                 None if tensor == 1 => 1 << i,
                 None => continue,
-                Some(_) => self.mates(|c| c.island == island),
+                Some(_) => self.near[0][i],
             };
             if done & (1 << i) != 0 {
                 continue;
@@ -263,7 +336,7 @@ impl Search<'_> {
                 if numa.is_none() || done & (1 << i) != 0 {
                     continue;
                 }
-                let mates = self.mates(|c| c.numa == numa);
+                let mates = self.near[1][i];
                 done |= mates;
                 self.take_from(at, eligible & mates, from, 1);
             }
@@ -271,10 +344,6 @@ impl Search<'_> {
         if max_link >= 2 {
             self.take_from(at, eligible, from, 2);
         }
-    }
-
-    fn mates(&self, is: impl Fn(&Cell) -> bool) -> u64 {
-        self.cells.iter().enumerate().filter(|(_, c)| is(c)).fold(0, |m, (i, _)| m | 1 << i)
     }
 
     /// All ways to take the group from these cells whose link cost is just this.
@@ -297,8 +366,8 @@ impl Search<'_> {
         // Whatever comes can only add to link and tight; the hole is at best what is free now.
         let now = HostCost { link: self.now.link + link, ..self.now };
         self.best.is_some_and(|best| {
-            self.steps > STEPS
-                || HostCost { closed: 64 - hole(self.cells, &self.free), ..now } >= best
+            self.steps > self.patience.steps
+                || HostCost { closed: 64 - self.islands.hole(), ..now } >= best
         })
     }
 
@@ -310,7 +379,8 @@ impl Search<'_> {
             self.group(at + 1);
             return;
         }
-        if cell >= self.cells.len() || self.hopeless(0) {
+        self.steps += 1;
+        if cell >= self.cells.len() || self.steps > self.patience.most || self.hopeless(0) {
             return;
         }
         let most =
@@ -319,12 +389,14 @@ impl Search<'_> {
         // The first cell of a like group is at or after its predecessor's.
         for count in (0..=most).rev() {
             self.free[cell] -= count as u8;
+            self.islands.take(cell, count);
             self.chosen[at][cell] = count as u8;
             self.now.tight += if tight { count } else { 0 };
             self.take(at, cells, cell + 1, wanted - count, link);
             self.now.tight -= if tight { count } else { 0 };
             self.chosen[at][cell] = 0;
             self.free[cell] += count as u8;
+            self.islands.give(cell, count);
         }
     }
 

@@ -10,6 +10,7 @@
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::needless_range_loop)]
 #![allow(clippy::type_complexity)]
 
+mod alike;
 pub mod answer;
 mod bound;
 mod compile;
@@ -24,7 +25,7 @@ mod state;
 mod why;
 
 pub use answer::{Answer, Level, Search as SearchFacts};
-pub(super) use compile::link_cost;
+pub(super) use compile::{Share, link_cost};
 pub use file::WorldFile;
 pub use read::{WorldError, Wrong, check, read};
 
@@ -45,6 +46,8 @@ pub struct Control<'a> {
 
 /// Attempts before every placement of a small world is looked at.
 const STEPS_BEFORE_EXACT: u64 = 1024;
+/// Of the time, the share after which the first placement is not to take much longer.
+const PLACING: f64 = 0.25;
 /// Of the time, the share for improving; what is left is for the bounds.
 const IMPROVING: f64 = 0.8;
 /// And until here for the bounds.
@@ -55,7 +58,7 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
     check(world)?;
     let problem = compile::compile(world);
     let mut search = search::Search::new(&problem);
-    search.construct();
+    search.construct(&mut || (control.used)() >= PLACING);
     (control.first)();
     let ideal = bound::ideal(&problem);
     let max_steps = control.max_steps.max(1);

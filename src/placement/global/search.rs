@@ -59,6 +59,8 @@ pub(super) struct Search<'a> {
     restless: Vec<u32>,
     /// The mean bytes of a service that has any: what the other levels are weighed in.
     grain: f64,
+    /// The first host will do.
+    hurries: bool,
 }
 
 enum Undo {
@@ -82,12 +84,13 @@ impl<'a> Search<'a> {
             before: Vec::new(),
             restless: Vec::new(),
             grain: grain(p),
+            hurries: false,
         }
     }
 
     /// A first placement: what runs stays, the rest goes by priority, the largest first. Of a priority for which
-    /// there is not room the smallest are tried.
-    pub fn construct(&mut self) {
+    /// there is not room the smallest are tried. Once `hurry` says so, each goes to the first host where it fits.
+    pub fn construct(&mut self, hurry: &mut dyn FnMut() -> bool) {
         let p = self.p;
         for (s, service) in p.services.iter().enumerate() {
             let mut stay: Vec<u32> = service
@@ -126,11 +129,13 @@ impl<'a> Search<'a> {
             }
             now.sort_by_key(|s| (std::cmp::Reverse(gpus(p, *s)), *s));
             for slot in now.into_iter().chain(later) {
+                self.hurries = self.hurries || hurry();
                 self.settle(slot);
             }
             room = (0..p.hosts.len() as u32).map(|h| i64::from(self.state.room(h))).sum();
         }
         self.take_over();
+        self.hurries = false;
     }
 
     /// What has no place yet takes that of replicas of earlier releases: of one host, or else of all.
@@ -301,8 +306,12 @@ impl<'a> Search<'a> {
             Some((price, h))
         };
         // Nothing better can come than what is as near and roomy as can be.
+        let hurries = self.hurries;
         let good = |price: &[i64; 5]| {
-            price[0] == 0 && (price[1] == 0 || !k.has_near) && (price[2] == 0 || !k.has_roomy)
+            hurries
+                || price[0] == 0
+                    && (price[1] == 0 || !k.has_near)
+                    && (price[2] == 0 || !k.has_roomy)
         };
         let homes = &p.services[s as usize].homes;
         let mut best: Option<([i64; 5], u32)> = None;
@@ -577,9 +586,13 @@ pub(super) fn improve(
         let heat =
             if done > HOT { 0.0 } else { grain * HOTTEST * (COOLEST / HOTTEST).powf(done / HOT) };
         search.look_around();
-        for _ in 0..64 {
+        for n in 1..=64 {
             search.attempt(heat);
             steps += 1;
+            // Where GPUs differ much, an attempt can take a millisecond.
+            if n % 8 == 0 && progress(steps) >= 1.0 {
+                break;
+            }
         }
         let now = (search.state.unplaced(), search.state.levels());
         if now < (best.score.unplaced.as_slice(), best.score.levels) {

@@ -285,3 +285,59 @@ fn a_replica_that_must_be_on_one_host_is_not_divided() {
     let one = with(wide, "one_host", json!(true));
     assert_eq!(solved(&json!({"hosts": hosts, "services": [one]})).placed, 0);
 }
+
+/// A driver never says the same twice: GPUs are told apart by what fits on them, not by their last MiB.
+#[test]
+fn free_memory_tells_gpus_apart_only_where_it_matters() {
+    let hosts: Vec<Value> = (0..4).map(|h| host(&format!("h{h}"), "r", 8, 8)).collect();
+    let services: Vec<Value> = (0..6).map(|s| service(&format!("s{s}"), 1, 4, 1)).collect();
+    let even = json!({"hosts": hosts, "services": services});
+    let mut uneven = even.clone();
+    for (h, host) in uneven["hosts"].as_array_mut().unwrap().iter_mut().enumerate() {
+        for (g, gpu) in host["gpus"].as_array_mut().unwrap().iter_mut().enumerate() {
+            gpu["memory_free"] = json!(format!("{}MiB", 79 * 1024 - 37 * (8 * h + g)));
+        }
+    }
+    let compiled = |world: &Value| {
+        let world = read(&world.to_string(), "world").unwrap();
+        compile::compile(&world)
+    };
+    // What is not told apart is one cell for each NUMA node.
+    assert!(compiled(&uneven).hosts.iter().all(|h| h.cells.len() == 2));
+    let (a, b) = (solved(&even), solved(&uneven));
+    assert_eq!(a.objective, b.objective);
+    assert_eq!(shown(&a), shown(&b));
+    // A service for which it matters makes two of one.
+    uneven["services"][0]["shapes"][0]["memory"] = json!(format!("{}MiB", 79 * 1024 - 37 * 4));
+    let cells: Vec<usize> = compiled(&uneven).hosts.iter().map(|h| h.cells.len()).collect();
+    assert_eq!(cells, [3, 2, 2, 2]);
+    assert_eq!(level(&solved(&uneven), "placed"), 6);
+}
+
+/// Each GPU is unlike all others: looked through to the end, one host would take longer than anybody waits.
+#[test]
+fn hosts_of_unlike_gpus_are_divided_as_well_as_a_few_steps_allow() {
+    let mut dice = search::Dice::new(11);
+    let mut hosts: Vec<Value> = (0..4).map(|h| host(&format!("h{h}"), "r", 64, 64)).collect();
+    for gpu in hosts.iter_mut().flat_map(|h| h["gpus"].as_array_mut().unwrap()) {
+        let (free, island, numa) = (20 + dice.below(60), dice.below(8), dice.below(4));
+        gpu["memory_free"] = json!(format!("{free}GiB"));
+        (gpu["island"], gpu["numa"]) = (json!(island), json!(numa));
+    }
+    let services: Vec<Value> = (0..24)
+        .map(|s| {
+            let need = format!("{}GiB", 30 + dice.below(40));
+            with(
+                service(&format!("s{s}"), 1, 8, 1),
+                "shapes",
+                json!([{"tensor": 8, "memory": need}]),
+            )
+        })
+        .collect();
+    let text = json!({"hosts": hosts, "services": services}).to_string();
+    let world = read(&text, "world").unwrap();
+    let mut control =
+        Control { used: &mut || 0.0, first: &mut || (), max_steps: 64, explain: false };
+    let answer = solve(&world, &mut control).unwrap();
+    assert!(level(&answer, "placed") >= 12, "{}", shown(&answer));
+}

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::answer::Rejected;
-use super::compile::{NONE, Problem, fact, need, needed, shape_trouble};
+use super::compile::{NONE, Problem, fact, needed, shape_trouble};
 use super::file::{WorldFile, WorldService};
 use super::state::{Position, State};
 use crate::base::{Bytes, text};
@@ -121,11 +121,15 @@ fn memory(service: &WorldService, cells: &[super::compile::Cell]) -> Option<Stri
     let largest = cells.iter().map(|c| c.total).max()?;
     let needs = |total: u64| {
         let all = service.shapes.iter().filter(|s| shape_trouble(service, s).is_none());
-        all.map(|shape| needed(need(service, shape), service.memory_share, total)).min()
+        all.map(|shape| needed(service, shape, total)).min()
     };
     let wanted = needs(largest)?;
     if largest < wanted {
-        return Some(format!("its GPUs have {}, {} needed", Bytes(largest), Bytes(wanted)));
+        let why = match service.memory_share.filter(|_| service.within_share) {
+            Some(share) => format!(": the engine takes {:.0} % of a GPU", share * 100.0),
+            None => String::new(),
+        };
+        return Some(format!("its GPUs have {}, {} needed{why}", Bytes(largest), Bytes(wanted)));
     }
     let free = cells.iter().map(|c| c.free).max()?;
     (free < wanted).then(|| format!("{} free on its GPUs, {} needed", Bytes(free), Bytes(wanted)))
