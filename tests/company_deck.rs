@@ -89,6 +89,48 @@ fn releases_outcomes_and_what_is_stable_travel_with_the_branch() {
     assert_eq!(history[1].outcome, Some(Outcome::Completed));
 }
 
+/// The newest release that was ever stable is what is stable, whoever of two operators sends it and however
+/// late the other one hears of it.
+fn stable_goes_to_newer_releases_only(first: &DeckRepo, second: &DeckRepo) {
+    let number = |n| first.release(ReleaseNumber(n)).unwrap().unwrap();
+    let stable_of = |deck: &DeckRepo| deck.stable(&chat()).unwrap();
+    let r1 = number(1);
+    first.set_stable(&chat(), &r1).unwrap();
+    first.push(None).unwrap();
+    second.fetch(None).unwrap();
+    assert_eq!(stable_of(second), Some(r1.clone()));
+    // The second stable release is sent, too, and not set back to the first by what is fetched before.
+    let r2 = release(first, "a = 1\nb = 3\n");
+    first.push(None).unwrap();
+    first.set_stable(&chat(), &r2).unwrap();
+    first.push(None).unwrap();
+    assert_eq!(stable_of(first), Some(r2.clone()));
+
+    // Who has not heard of it says once more what was stable: that takes nothing back, here or there.
+    second.set_stable(&chat(), &r1).unwrap();
+    second.push(None).unwrap();
+    assert_eq!(stable_of(second), Some(r2.clone()));
+    second.set_stable(&chat(), &r1).unwrap();
+    assert_eq!(stable_of(second), Some(r2.clone()));
+    first.fetch(None).unwrap();
+    assert_eq!(stable_of(first), Some(r2));
+
+    // The other one takes over and goes on; an undo is a newer release, too.
+    let r3 = release(second, "a = 1\nb = 2\n");
+    second.set_stable(&chat(), &r3).unwrap();
+    second.push(None).unwrap();
+    first.push(None).unwrap();
+    assert_eq!(stable_of(first), Some(r3.clone()));
+    let bare = Repository::open(first.root().parent().unwrap().join("remote.git")).unwrap();
+    assert_eq!(bare.refname_to_id("refs/gpudeck/stable/chat").unwrap().to_string(), r3.0);
+}
+
+#[test]
+fn what_is_stable_goes_to_newer_releases_only() {
+    let (_dir, first, second) = shared();
+    stable_goes_to_newer_releases_only(&first, &second);
+}
+
 #[test]
 fn what_went_different_ways_is_refused_and_said() {
     let (_dir, first, second) = shared();
@@ -138,12 +180,13 @@ fn another_transport_goes_through_the_users_git() {
         repo.remote_set_url("origin", &format!("ext::git %s {}", bare.display())).unwrap();
         repo.config().unwrap().set_str("protocol.ext.allow", "always").unwrap();
     }
+    stable_goes_to_newer_releases_only(&first, &second);
     let r1 = first.release(ReleaseNumber(1)).unwrap().unwrap();
     first.set_outcome(&r1, &Outcome::Completed).unwrap();
     release(&first, "a = 1\nb = 3\n");
     assert_eq!(first.push(None).unwrap().ahead, 0);
     assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(1));
-    assert_eq!(second.history(&chat(), 10).unwrap()[1].outcome, Some(Outcome::Completed));
+    assert_eq!(second.history(&chat(), 10).unwrap()[3].outcome, Some(Outcome::Completed));
     let repo = Repository::open(first.root()).unwrap();
     repo.remote_set_url("origin", "ext::false").unwrap();
     let error = first.push(None).unwrap_err();
@@ -312,7 +355,10 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     let remote = Repository::open(&bare).unwrap();
     wait_until("the push", DEADLINE, || {
         let r2 = remote.refname_to_id("refs/gpudeck/releases/r2");
-        r2.is_ok_and(|r2| remote.find_note(Some("refs/notes/gpudeck"), r2).is_ok())
+        r2.is_ok_and(|r2| {
+            remote.find_note(Some("refs/notes/gpudeck"), r2).is_ok()
+                && remote.refname_to_id("refs/gpudeck/stable/chat").is_ok_and(|id| id == r2)
+        })
     });
     assert!(
         gpudeck("deck status").expect_success().stdout.contains("0 commits to send, 0 lacking")

@@ -5,7 +5,7 @@
 //! of a service is a list of commits. Kept beside the branch:
 //!
 //! - `refs/gpudeck/releases/r12` — the commit of a release, safe from rebases;
-//! - `refs/gpudeck/stable/SERVICE` — the commit that is served;
+//! - `refs/gpudeck/stable/SERVICE` — the commit that is served; of ours and the remote's the newer release;
 //! - `refs/notes/gpudeck` — how each release ended, as JSON.
 //!
 //! Git is the record for people; what a controller must not lose is in the journal first. Texts

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use git2::{BranchType, Direction, ErrorCode, FetchOptions, Oid, PushOptions, RemoteCallbacks};
 
 use super::history::NOTES_REF;
-use super::repo::{DeckRepo, RELEASE_REFS};
+use super::repo::{DeckRepo, RELEASE_REFS, STABLE_REFS};
 use super::{RevisionError, files};
 use crate::base::text;
 
@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where notes of the remote are kept until they are joined with ours.
 const THEIR_NOTES: &str = "refs/gpudeck-remote/notes";
+
+/// Where what is stable at the remote is kept until it is joined with ours.
+const THEIR_STABLE_REFS: &str = "refs/gpudeck-remote/stable/";
 
 /// How the deck stands to its remote, as far as was fetched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,7 +144,7 @@ impl DeckRepo {
             format!("+refs/heads/*:refs/remotes/{name}/*"),
             // A release is given out once: one that differs stays as it is here.
             "refs/gpudeck/releases/*:refs/gpudeck/releases/*".to_owned(),
-            "+refs/gpudeck/stable/*:refs/gpudeck/stable/*".to_owned(),
+            format!("+{STABLE_REFS}*:{THEIR_STABLE_REFS}*"),
             format!("+{NOTES_REF}:{THEIR_NOTES}"),
         ];
         let mut remote = self.repo.find_remote(&name)?;
@@ -157,6 +160,7 @@ impl DeckRepo {
             let _ = self.git(&["fetch", "--no-tags", &name, notes]);
         }
         self.join_notes()?;
+        self.join_stable()?;
         let status = self.remote_status(Some(&name))?;
         match (status.ahead, status.behind) {
             (_, 0) => Ok(Fetched::UpToDate),
@@ -203,6 +207,19 @@ impl DeckRepo {
             let Ok(words) = std::str::from_utf8(note.message_bytes()) else { continue };
             let by = super::commit::signature(&self.repo, None)?;
             self.repo.note(&by, &by, Some(NOTES_REF), about, words, false)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what is stable at the remote where that is a newer release than ours.
+    fn join_stable(&self) -> Result<(), RevisionError> {
+        for theirs in self.repo.references_glob(&format!("{THEIR_STABLE_REFS}*"))? {
+            let theirs = theirs?;
+            let name = std::str::from_utf8(theirs.name_bytes()).ok();
+            let name = name.and_then(|n| n.strip_prefix(THEIR_STABLE_REFS));
+            if let (Some(service), Ok(commit)) = (name, theirs.peel_to_commit()) {
+                self.move_stable(&format!("{STABLE_REFS}{service}"), commit.id())?;
+            }
         }
         Ok(())
     }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
 
 use super::files::{self, DECK_FILE, DeckFiles};
+use super::history::trailers;
 use super::{RevisionError, service_file};
 use crate::base::{ReleaseNumber, Revision, ServiceName, text};
 use crate::spec::parse::MAX_SPEC_BYTES;
 
-const STABLE_REFS: &str = "refs/gpudeck/stable/";
+pub(super) const STABLE_REFS: &str = "refs/gpudeck/stable/";
 pub(super) const RELEASE_REFS: &str = "refs/gpudeck/releases/";
 
 /// A deck: a Git repository whose root holds `deck.toml` and `services/`.
@@ -123,15 +124,41 @@ impl DeckRepo {
         }
     }
 
-    /// Says that this revision is served now.
+    /// Says that this revision is served now. What is stable only goes to newer releases (an undo is a
+    /// newer one, too), so an older one changes nothing: whoever says it has not heard of the newer one.
     pub fn set_stable(
         &self,
         service: &ServiceName,
         revision: &Revision,
     ) -> Result<(), RevisionError> {
-        let oid = self.oid(revision)?;
-        self.repo.reference(&stable_ref(service), oid, true, "gpudeck: stable")?;
-        Ok(())
+        self.move_stable(&stable_ref(service), self.oid(revision)?)
+    }
+
+    /// Moves a reference below [`STABLE_REFS`] to a commit, unless it is at a newer release.
+    pub(super) fn move_stable(&self, name: &str, to: Oid) -> Result<(), RevisionError> {
+        let from = match self.repo.refname_to_id(name) {
+            Ok(oid) => Some(oid),
+            Err(e) if e.code() == ErrorCode::NotFound => None,
+            Err(e) => return Err(e.into()),
+        };
+        if let Some(from) = from {
+            let number = |oid| self.repo.find_commit(oid).ok().and_then(|c| trailers(&c).release);
+            if number(from) > number(to) {
+                return Ok(());
+            }
+        }
+        let moved = match from {
+            Some(from) => self.repo.reference_matching(name, to, true, from, "gpudeck: stable"),
+            None => self.repo.reference(name, to, false, "gpudeck: stable"),
+        };
+        match moved {
+            Ok(_) => Ok(()),
+            // Somebody else moved it just now: what is newer of both is found out anew.
+            Err(e) if matches!(e.code(), ErrorCode::Modified | ErrorCode::Exists) => {
+                self.move_stable(name, to)
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// The commit of a release, whichever service it is of.
