@@ -305,12 +305,10 @@ fn state_file(agent: &Path, file: &str) -> PathBuf {
     found.find(|p| p.join(file).is_file()).unwrap().join(file)
 }
 
-#[test]
-fn show_blame_and_drift_say_what_runs_and_why() {
-    let person = Gpudeck::new();
-    let traces = Traces::of(&person);
-    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
-    gpudeck("init").expect_success();
+/// A deck of this machine with a bare remote to which every release is sent; the remote, and where the agent's
+/// files are.
+fn pushing_deck(person: &Gpudeck) -> (PathBuf, PathBuf) {
+    person.run(["init"], DEADLINE).expect_success();
     let agent = person.home().join("agent");
     let port = common::engine_port();
     let file = person.deck().join("deck.toml");
@@ -325,6 +323,88 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     Repository::init_opts(&bare, options.bare(true).initial_head("main")).unwrap();
     let repo = Repository::open(person.deck()).unwrap();
     repo.remote("origin", &format!("file://{}", bare.display())).unwrap();
+    (bare, agent)
+}
+
+#[test]
+fn sending_in_the_background_moves_no_files() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let (bare, _) = pushing_deck(&person);
+    let remote = Repository::open(&bare).unwrap();
+    let spec = person.deck().join("services/chat.toml");
+    std::fs::write(&spec, SERVICE).unwrap();
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    let gate = "[rollout]\nsteps = [{ approve = true }]\n";
+    std::fs::write(&spec, format!("{SERVICE}env = {{ A = \"b\" }}\n{gate}")).unwrap();
+    gpudeck("apply chat --accept-outage").expect_success();
+    wait_until("the gate, and the release at the remote", DEADLINE, || {
+        gpudeck("status chat").stdout.contains("waits for approval")
+            && remote.refname_to_id("refs/gpudeck/releases/r2").is_ok()
+    });
+
+    // Meanwhile a colleague changes the deck.
+    let clone = person.home().join("clone");
+    Repository::clone(&format!("file://{}", bare.display()), &clone).unwrap();
+    let other = DeckRepo::open(&clone).unwrap();
+    let theirs = std::fs::read_to_string(clone.join("deck.toml")).unwrap() + "# theirs\n";
+    std::fs::write(clone.join("deck.toml"), &theirs).unwrap();
+    let number = other.next_release().unwrap();
+    let (subject, author) = ("Apply chat", Some("bob"));
+    let commit = ReleaseCommit {
+        service: &chat(),
+        release: number,
+        subject,
+        reason: None,
+        author,
+        expected: None,
+    };
+    other.commit_service(&commit).unwrap();
+    other.push(None).unwrap();
+
+    // The rollout ends, which is sent; the files here stay, and it is said what lacks here.
+    let file = person.deck().join("deck.toml");
+    let ours = std::fs::read_to_string(&file).unwrap();
+    gpudeck("rollout promote chat").expect_success();
+    gpudeck("rollout status chat --wait --timeout 60s").expect_success();
+    wait_until("the outcome at the remote", DEADLINE, || {
+        let r2 = remote.refname_to_id("refs/gpudeck/releases/r2").unwrap();
+        remote.find_note(Some("refs/notes/gpudeck"), r2).is_ok()
+    });
+    wait_until("what the deck lacks", DEADLINE, || {
+        gpudeck("status").stdout.contains("! deck-diverged")
+    });
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), ours);
+    let status = gpudeck("status").expect_success().stdout;
+    for part in ["origin/main has 1 commit that is not in this deck", "`gpudeck deck fetch`"] {
+        assert!(status.contains(part), "`{part}` is not in:\n{status}");
+    }
+    std::fs::write(&spec, format!("{SERVICE}env = {{ A = \"c\" }}\n")).unwrap();
+    let refused = gpudeck("apply chat --accept-outage");
+    assert_eq!(refused.code(), Some(5), "{refused:#?}");
+    assert!(refused.stderr.contains("`gpudeck deck fetch` takes it"), "{refused:#?}");
+    std::fs::write(&spec, other.read_service(&chat()).unwrap()).unwrap();
+
+    // Asked for, they move, and all is well again.
+    let fetched = gpudeck("deck fetch").expect_success().stdout;
+    assert!(fetched.contains("moved forward by 1 commit"), "{fetched}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), theirs);
+    wait_until("the end of the state", DEADLINE, || {
+        !gpudeck("status").stdout.contains("deck-diverged")
+    });
+    gpudeck("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}
+
+#[test]
+fn show_blame_and_drift_say_what_runs_and_why() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let (bare, agent) = pushing_deck(&person);
     let spec = person.deck().join("services/chat.toml");
     std::fs::write(&spec, SERVICE).unwrap();
     gpudeck("apply chat -m first --wait --timeout 60s").expect_success();
@@ -393,7 +473,7 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     assert!(status.contains("deck: edited and not committed: services/chat.toml"), "{status}");
     let refused = gpudeck("apply chat --accept-outage");
     assert_eq!(refused.code(), Some(5), "{refused:#?}");
-    assert!(refused.stderr.contains("commits that are not in this deck"), "{refused:#?}");
+    assert!(refused.stderr.contains("1 commit that is not in this deck"), "{refused:#?}");
     std::fs::write(&spec, &ours).unwrap();
 
     // Drift: none; then somebody's hand in what runs.

@@ -195,6 +195,7 @@ pub struct Core {
     pub(super) audit: Arc<Auditor>,
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
+    pub(super) sharing: super::sharing::Sharing,
     pub(super) measured: Measured,
     pub(super) alive: super::absence::Alive,
     pub(super) memory: super::calibration::MemoryReader,

@@ -65,6 +65,16 @@ impl From<RemoteStatus> for SharingView {
     }
 }
 
+/// Whether something is being sent to the deck's remote: one at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sharing {
+    #[default]
+    Idle,
+    Once,
+    /// There is more to send since that was begun.
+    Again,
+}
+
 fn api_error(error: &RevisionError) -> ApiError {
     let kind = match error {
         RevisionError::NotFound { .. } => ErrorKind::NotFound,
@@ -142,27 +152,49 @@ impl Core {
         }
     }
 
-    /// Sends what was committed or noted, if the deck says so; what comes of it is a named state.
-    pub(super) fn share(&self) {
+    /// Sends what was committed or noted, if the deck says so; what comes of it is a named state. Files of
+    /// the deck move only when a person says so.
+    pub(super) fn share(&mut self) {
         let Some(repo) = self.repo.as_ref().filter(|_| self.pushes()) else { return };
+        if self.sharing != Sharing::Idle {
+            self.sharing = Sharing::Again;
+            return;
+        }
         let dir = repo.root().to_owned();
         let remote = self.remote_name().map(str::to_owned);
         let inputs = self.means.inputs.clone();
+        self.sharing = Sharing::Once;
         tokio::spawn(async move {
-            let pushed = tokio::task::spawn_blocking(move || push(&dir, remote.as_deref())).await;
-            let holds = match pushed {
+            let share = move || DeckRepo::open(&dir)?.share(remote.as_deref());
+            let holds = match tokio::task::spawn_blocking(share).await {
                 Ok(Ok(_)) => None,
+                Ok(Err(error @ RevisionError::Diverged { ahead: 0, .. })) => {
+                    Some((format!("{error}; files move only when asked"), error.hint()))
+                }
                 Ok(Err(error)) => Some((
-                    format!("the release is committed here and was not sent: {}", error.message),
-                    error.hint,
+                    format!("the release is committed here and was not sent: {error}"),
+                    error.hint(),
                 )),
                 Err(error) => Some((error.to_string(), None)),
             };
-            let tell = Input::Ask(Box::new(move |core: &mut Core| {
-                core.set_condition(DeckConditionKind::DeckDiverged, holds);
-            }));
+            let tell = Input::Ask(Box::new(move |core: &mut Core| core.shared(holds)));
             let _ = inputs.send(tell).await;
         });
+    }
+
+    fn shared(&mut self, holds: Option<(String, Option<String>)>) {
+        self.set_condition(DeckConditionKind::DeckDiverged, holds);
+        if std::mem::take(&mut self.sharing) == Sharing::Again {
+            self.share();
+        }
+    }
+
+    /// The deck has changed: what could not be sent is tried again, and what was lacking may be here.
+    pub(super) fn share_again(&mut self) {
+        let failed = self.conditions.contains_key(&DeckConditionKind::DeckDiverged);
+        if failed && self.sharing == Sharing::Idle {
+            self.share();
+        }
     }
 
     /// One release, whole.

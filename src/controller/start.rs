@@ -196,6 +196,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         audit: Arc::clone(&audit),
         idle_since: None,
         files_stamp: Vec::new(),
+        sharing: super::sharing::Sharing::default(),
         group_asking: false,
         queue_asking: std::collections::BTreeSet::new(),
         runs: super::runs::Runs::new(paths.dir.clone()),
@@ -312,6 +313,7 @@ impl Core {
         }
         self.files_stamp = stamp;
         let files = planning::read_files(repo);
+        self.share_again();
         if self.files.deck != files.deck
             || self.files.services != files.services
             || self.files.history != files.history

@@ -118,9 +118,7 @@ pub enum RevisionError {
         name: Option<String>,
     },
     /// The remote has commits that are lacking here.
-    #[error(
-        "{remote} has {behind} commits that are not in this deck, which has {ahead} of its own"
-    )]
+    #[error("{remote} has {} this deck{}", not_in(*behind), own(*ahead))]
     Diverged {
         /// The remote's branch.
         remote: String,
@@ -138,6 +136,20 @@ pub enum RevisionError {
         /// What it said, cleaned.
         message: String,
     },
+}
+
+fn not_in(behind: usize) -> String {
+    match behind {
+        1 => "1 commit that is not in".to_owned(),
+        n => format!("{n} commits that are not in"),
+    }
+}
+
+fn own(ahead: usize) -> String {
+    match ahead {
+        0 => String::new(),
+        n => format!(", which has {n} of its own"),
+    }
 }
 
 impl From<git2::Error> for RevisionError {
@@ -192,6 +204,10 @@ impl Hint for RevisionError {
             Self::NoRemote { .. } => {
                 "add one: `git remote add origin ADDRESS` in the deck".to_owned()
             }
+            Self::Diverged { ahead: 0, behind: 1, .. } => {
+                "`gpudeck deck fetch` takes it".to_owned()
+            }
+            Self::Diverged { ahead: 0, .. } => "`gpudeck deck fetch` takes them".to_owned(),
             Self::Diverged { remote, .. } => format!(
                 "`git fetch`, then `git rebase {remote}` or `git merge {remote}` in the deck"
             ),

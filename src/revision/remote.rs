@@ -139,7 +139,16 @@ impl DeckRepo {
     /// nothing of one's own is in the way.
     pub fn fetch(&self, wanted: Option<&str>) -> Result<Fetched, RevisionError> {
         let name = self.remote_name(wanted)?.ok_or(RevisionError::NoRemote { name: None })?;
-        let branch = self.branch()?;
+        let status = self.look(&name)?;
+        match (status.ahead, status.behind) {
+            (_, 0) => Ok(Fetched::UpToDate),
+            (0, behind) => self.forward(&name, &status.branch, behind),
+            _ => Ok(Fetched::Diverged),
+        }
+    }
+
+    /// Fetches and joins everything; branch and files stay where they are.
+    fn look(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
         let specs = [
             format!("+refs/heads/*:refs/remotes/{name}/*"),
             // A release is given out once: one that differs stays as it is here.
@@ -147,7 +156,7 @@ impl DeckRepo {
             format!("+{STABLE_REFS}*:{THEIR_STABLE_REFS}*"),
             format!("+{NOTES_REF}:{THEIR_NOTES}"),
         ];
-        let mut remote = self.repo.find_remote(&name)?;
+        let mut remote = self.repo.find_remote(name)?;
         if is_local(remote.url().unwrap_or_default()) {
             let mut options = FetchOptions::new();
             options.download_tags(git2::AutotagOption::None);
@@ -156,17 +165,12 @@ impl DeckRepo {
             // `git` refuses to fetch a reference that is not there.
             let all: Vec<&str> = specs.iter().map(String::as_str).collect();
             let (notes, rest) = all.split_last().unwrap_or((&"", &[]));
-            self.git(&[&["fetch", "--no-tags", &name], rest].concat())?;
-            let _ = self.git(&["fetch", "--no-tags", &name, notes]);
+            self.git(&[&["fetch", "--no-tags", name], rest].concat())?;
+            let _ = self.git(&["fetch", "--no-tags", name, notes]);
         }
         self.join_notes()?;
         self.join_stable()?;
-        let status = self.remote_status(Some(&name))?;
-        match (status.ahead, status.behind) {
-            (_, 0) => Ok(Fetched::UpToDate),
-            (0, behind) => self.forward(&name, &branch, behind),
-            _ => Ok(Fetched::Diverged),
-        }
+        self.remote_status(Some(name))
     }
 
     /// Moves branch and work tree to what was fetched.
@@ -224,47 +228,62 @@ impl DeckRepo {
         Ok(())
     }
 
-    /// Sends the branch, the releases, what is stable and the notes. Asks first, and refuses when the
-    /// remote has commits that are lacking here.
+    /// Sends the branch, the releases, what is stable and the notes. Fetches first, and refuses when the
+    /// remote has commits that are lacking here and could not be taken.
     pub fn push(&self, wanted: Option<&str>) -> Result<RemoteStatus, RevisionError> {
         let name = self.remote_name(wanted)?.ok_or(RevisionError::NoRemote { name: None })?;
         self.fetch(Some(&name))?;
-        let status = self.remote_status(Some(&name))?;
-        if status.behind > 0 {
-            return Err(RevisionError::Diverged {
-                remote: format!("{name}/{}", status.branch),
-                ahead: status.ahead,
-                behind: status.behind,
-            });
-        }
-        let url = self.repo.find_remote(&name)?.url().unwrap_or_default().to_owned();
-        if is_local(&url) {
-            self.push_local(&name, &status.branch)?;
-        } else {
-            let branch = format!("refs/heads/{0}:refs/heads/{0}", status.branch);
-            self.git(&[
-                "push",
-                "--quiet",
-                &name,
-                &branch,
-                "refs/gpudeck/releases/*:refs/gpudeck/releases/*",
-                "+refs/gpudeck/stable/*:refs/gpudeck/stable/*",
-            ])?;
-            if self.repo.find_reference(NOTES_REF).is_ok() {
-                // Joined just now: what the remote has is in ours, though not below it.
-                self.git(&["push", "--quiet", &name, &format!("+{NOTES_REF}:{NOTES_REF}")])?;
-            }
-            self.git(&["fetch", "--no-tags", "--quiet", &name])?;
-        }
-        self.remote_status(Some(&name))
+        self.send(&name)
     }
 
-    fn push_local(&self, name: &str, branch: &str) -> Result<(), RevisionError> {
+    /// Sends the same unasked: never moves the branch or a file. Where the remote only has moved on,
+    /// everything but the branch is sent, and what is lacking here is told all the same.
+    pub fn share(&self, wanted: Option<&str>) -> Result<RemoteStatus, RevisionError> {
+        let name = self.remote_name(wanted)?.ok_or(RevisionError::NoRemote { name: None })?;
+        self.look(&name)?;
+        self.send(&name)
+    }
+
+    fn send(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
+        let status = self.remote_status(Some(name))?;
+        let lacking = || RevisionError::Diverged {
+            remote: format!("{name}/{}", status.branch),
+            ahead: status.ahead,
+            behind: status.behind,
+        };
+        if status.has_diverged() {
+            return Err(lacking());
+        }
+        let branch = format!("refs/heads/{0}:refs/heads/{0}", status.branch);
+        let branch = (status.behind == 0).then_some(branch);
+        let url = self.repo.find_remote(name)?.url().unwrap_or_default().to_owned();
+        if is_local(&url) {
+            self.push_local(name, branch)?;
+        } else {
+            let refs = [
+                "refs/gpudeck/releases/*:refs/gpudeck/releases/*".to_owned(),
+                format!("+{STABLE_REFS}*:{STABLE_REFS}*"),
+            ];
+            let specs = branch.iter().chain(&refs).map(String::as_str);
+            self.git(&["push", "--quiet", name].into_iter().chain(specs).collect::<Vec<_>>())?;
+            if self.repo.find_reference(NOTES_REF).is_ok() {
+                // Joined just now: what the remote has is in ours, though not below it.
+                self.git(&["push", "--quiet", name, &format!("+{NOTES_REF}:{NOTES_REF}")])?;
+            }
+            self.git(&["fetch", "--no-tags", "--quiet", name])?;
+        }
+        if status.behind > 0 {
+            return Err(lacking());
+        }
+        self.remote_status(Some(name))
+    }
+
+    fn push_local(&self, name: &str, branch: Option<String>) -> Result<(), RevisionError> {
         let mut remote = self.repo.find_remote(name)?;
         remote.connect(Direction::Push)?;
         let there: std::collections::BTreeMap<String, Oid> =
             remote.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect();
-        let mut specs = vec![format!("refs/heads/{branch}:refs/heads/{branch}")];
+        let mut specs = Vec::from_iter(branch);
         for reference in self.repo.references()? {
             let reference = reference?;
             let Ok(full) = reference.name() else { continue };
@@ -281,6 +300,9 @@ impl DeckRepo {
                 });
             }
             specs.push(format!("+{full}:{full}"));
+        }
+        if specs.is_empty() {
+            return Ok(());
         }
         let refused = std::cell::RefCell::new(None);
         {
