@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::claims::Claims;
 use super::core::{Core, Input};
+use super::fence::Doubt;
 use super::gateways::{Routes, Written};
 use super::observe::{EngineMetricsAt, read_engine};
 use super::publish::Published;
@@ -31,6 +32,11 @@ use crate::wire::{DeviceNeed, RankStart, Refusal, Reply, Request};
 /// Pauses between two askings for the first token: a tenth of the time that it has taken so far.
 const TOKEN_SOONEST: Duration = Duration::from_millis(300);
 const TOKEN_LATEST: Duration = Duration::from_secs(1);
+
+/// So long a table that is to be published waits for hosts that were not asked yet who holds them, before it is
+/// told that it is not published: a controller that has just begun has no links yet.
+const LINKS_UP: Duration = Duration::from_secs(3);
+const LINKS_ASKED: Duration = Duration::from_millis(200);
 
 /// Log kept of each rank.
 const LOG_LIMIT: Bytes = Bytes::mib(16);
@@ -53,6 +59,8 @@ pub struct Means {
     pub inputs: mpsc::Sender<Input>,
     /// The endpoints as others see them.
     pub published: Published,
+    /// Whether they may be told.
+    pub fence: super::fence::Fence,
     /// Who looks at which host.
     pub attention: super::attention::Attentions,
 }
@@ -558,6 +566,34 @@ impl Keeper {
         }
     }
 
+    /// Tells the endpoints, if this controller may speak for the service. Before anything is written its hosts
+    /// are asked; what is out already is looked at every time.
+    async fn publish(&self, version: u64, servers: &[TrafficServer]) -> Result<(), String> {
+        let Some(spec) = &self.endpoints else { return Ok(()) };
+        let (means, service) = (&self.means, &self.service);
+        if means.published.is_current(spec, service, version, servers)
+            && means.doubt(service).is_none()
+        {
+            return Ok(());
+        }
+        let end = tokio::time::Instant::now() + LINKS_UP;
+        let doubt = loop {
+            match means.may_speak_for(service, Duration::ZERO).await {
+                Ok(()) => return means.published.publish(spec, service, version, servers),
+                Err(doubt @ Doubt::Unknown { .. }) => {
+                    means.published.withhold(service, &doubt.to_string());
+                    if tokio::time::Instant::now() > end {
+                        break doubt;
+                    }
+                    tokio::time::sleep(LINKS_ASKED).await;
+                }
+                Err(doubt @ Doubt::Held { .. }) => break doubt,
+            }
+        };
+        means.published.withhold(service, &doubt.to_string());
+        Err(format!("the endpoints are not published: {doubt}"))
+    }
+
     async fn apply(
         &self,
         version: u64,
@@ -565,14 +601,15 @@ impl Keeper {
         files: &mut Files,
         news: bool,
     ) -> Result<(), String> {
-        let published = match &self.endpoints {
-            Some(spec) => self.means.published.publish(spec, &self.service, version, servers),
-            None => Ok(()),
+        let tell = async {
+            let mut wrong = Vec::new();
+            for (gateways, written) in self.routes.serving.iter().zip(&mut files.serving) {
+                wrong.extend(gateways.apply(&self.means, servers, written).await.err());
+            }
+            wrong
         };
-        let mut wrong = Vec::new();
-        for (gateways, written) in self.routes.serving.iter().zip(&mut files.serving) {
-            wrong.extend(gateways.apply(&self.means, servers, written).await.err());
-        }
+        // Beside each other: a host that is waited for here may be another's matter there.
+        let (published, wrong) = tokio::join!(self.publish(version, servers), tell);
         if !wrong.is_empty() {
             return Err(wrong.join("; "));
         }

@@ -186,6 +186,11 @@ impl Claims {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// The hosts on which a service lives, as was said last.
+    pub fn hosts_of(&self, service: &ServiceName) -> Arc<BTreeSet<HostName>> {
+        self.known().services.get(service).cloned().unwrap_or_default()
+    }
+
     /// Says on which hosts a service lives: they are held together or not at all.
     pub fn set_hosts_of(&self, service: &ServiceName, hosts: Arc<BTreeSet<HostName>>) {
         self.known().services.insert(service.clone(), hosts);
@@ -327,6 +332,7 @@ impl Claims {
         match link.request(request).await {
             Ok(Reply::Claimed { epoch }) => {
                 self.note(link.host(), None);
+                self.known().free.insert(link.host().clone());
                 let mut held = self.held.lock().await;
                 let claim = held
                     .entry(link.host().clone())

@@ -18,6 +18,7 @@ pub mod deck_ledger;
 pub mod desk;
 pub mod drift;
 pub mod durability;
+pub mod fence;
 pub mod gateways;
 pub mod group;
 pub mod handover;

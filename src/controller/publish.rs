@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
@@ -23,9 +24,16 @@ use crate::spec::EndpointsSpec;
 /// An address that is taken is tried again after this long.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The endpoints of all services, as last decided.
+/// Knows whether this controller may speak for a service.
+#[async_trait]
+pub trait Speaker: Send + Sync {
+    /// `Err`: why not.
+    async fn may_speak(&self, service: &ServiceName) -> Result<(), String>;
+}
+
+/// The endpoints of all services, as last decided; or why those of one are not told.
 #[derive(Clone, Debug, Default)]
-pub struct Published(Arc<Mutex<BTreeMap<ServiceName, Endpoints>>>);
+pub struct Published(Arc<Mutex<BTreeMap<ServiceName, Result<Endpoints, String>>>>);
 
 impl Published {
     /// Publishes a table. `Err`: a file could not be written; the HTTP endpoint has it.
@@ -37,9 +45,9 @@ impl Published {
         servers: &[TrafficServer],
     ) -> Result<(), String> {
         let endpoints = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.all();
             match all.get(service) {
-                Some(old) if old.version == version && old.endpoints == servers => old.clone(),
+                Some(Ok(old)) if old.version == version && old.endpoints == servers => old.clone(),
                 _ => {
                     let new = Endpoints {
                         service: service.clone(),
@@ -47,39 +55,66 @@ impl Published {
                         changed: now(),
                         endpoints: servers.to_vec(),
                     };
-                    all.insert(service.clone(), new.clone());
+                    all.insert(service.clone(), Ok(new.clone()));
                     new
                 }
             }
         };
-        let Some(dir) = &spec.dir else { return Ok(()) };
-        let mut files = vec![
-            (format!("{service}.json"), endpoints.json()),
-            (format!("{service}.file_sd.json"), endpoints.file_sd()),
-        ];
-        if let Some(zone) = &spec.zone {
-            files.push((format!("{service}.zone"), endpoints.zone(zone)));
-        }
-        for (name, text) in files {
-            let path = Path::new(dir).join(name);
+        for (path, text) in files(spec, &endpoints) {
             write_whole(&path, &text).map_err(|e| format!("{}: {e}", path.display()))?;
         }
         Ok(())
     }
 
-    fn get(&self, service: &str) -> Option<Endpoints> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().find(|(name, _)| name.as_str() == service).map(|(_, e)| e.clone())
+    /// Whether just this table is published, and nothing would be written.
+    pub fn is_current(
+        &self,
+        spec: &EndpointsSpec,
+        service: &ServiceName,
+        version: u64,
+        servers: &[TrafficServer],
+    ) -> bool {
+        let Some(Ok(endpoints)) = self.get(service) else { return false };
+        endpoints.version == version
+            && endpoints.endpoints == servers
+            && files(spec, &endpoints).iter().all(|(path, text)| is_there(path, text))
     }
 
-    fn all(&self) -> Vec<Endpoints> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// Tells those of a service to nobody any more, and why. Its files stay as they are: others may write them.
+    pub fn withhold(&self, service: &ServiceName, why: &str) {
+        self.all().insert(service.clone(), Err(why.to_owned()));
     }
+
+    fn get(&self, service: &ServiceName) -> Option<Result<Endpoints, String>> {
+        self.all().get(service).cloned()
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Result<Endpoints, String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The files of a service and what is to be in them.
+fn files(spec: &EndpointsSpec, endpoints: &Endpoints) -> Vec<(PathBuf, String)> {
+    let Some(dir) = spec.dir.as_ref().map(Path::new) else { return Vec::new() };
+    let service = &endpoints.service;
+    let mut files = vec![
+        (dir.join(format!("{service}.json")), endpoints.json()),
+        (dir.join(format!("{service}.file_sd.json")), endpoints.file_sd()),
+    ];
+    if let Some(zone) = &spec.zone {
+        files.push((dir.join(format!("{service}.zone")), endpoints.zone(zone)));
+    }
+    files
+}
+
+fn is_there(path: &Path, text: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|there| there == text)
 }
 
 /// A reader sees all of it or what was there before; what is there already is left alone.
 fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+    if is_there(path, text) {
         return Ok(());
     }
     if let Some(dir) = path.parent() {
@@ -92,8 +127,14 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
-/// Serves `GET /v1/endpoints` and `GET /v1/endpoints/SERVICE?format=json|file_sd|zone` for ever.
-pub async fn serve(listen: String, zone: Option<String>, published: Published) {
+/// Serves `GET /v1/endpoints` and `GET /v1/endpoints/SERVICE?format=json|file_sd|zone` for ever; 503 for what this
+/// controller may not speak for.
+pub async fn serve(
+    listen: String,
+    zone: Option<String>,
+    published: Published,
+    speaker: Arc<dyn Speaker>,
+) {
     let mut told = false;
     let listener = loop {
         match TcpListener::bind(&listen).await {
@@ -106,7 +147,7 @@ pub async fn serve(listen: String, zone: Option<String>, published: Published) {
         }
         tokio::time::sleep(RETRY).await;
     };
-    let shared = Arc::new(Shared { published, zone });
+    let shared = Arc::new(Shared { published, zone, speaker });
     let router = Router::new()
         .route("/v1/endpoints", get(list))
         .route("/v1/endpoints/{service}", get(one))
@@ -119,6 +160,7 @@ pub async fn serve(listen: String, zone: Option<String>, published: Published) {
 struct Shared {
     published: Published,
     zone: Option<String>,
+    speaker: Arc<dyn Speaker>,
 }
 
 #[derive(Deserialize)]
@@ -130,7 +172,7 @@ struct Asked {
 const JSON: &str = "application/json";
 
 async fn list(State(shared): State<Arc<Shared>>) -> Response {
-    let names: Vec<String> = shared.published.all().iter().map(|e| e.service.to_string()).collect();
+    let names: Vec<String> = shared.published.all().keys().map(ToString::to_string).collect();
     let text = serde_json::json!({ "services": names }).to_string() + "\n";
     ([(header::CONTENT_TYPE, JSON)], text).into_response()
 }
@@ -140,8 +182,20 @@ async fn one(
     UrlPath(service): UrlPath<String>,
     Query(asked): Query<Asked>,
 ) -> Response {
-    let Some(endpoints) = shared.published.get(&service) else {
-        return (StatusCode::NOT_FOUND, "no such service\n").into_response();
+    let unknown = || (StatusCode::NOT_FOUND, "no such service\n").into_response();
+    let Ok(service) = service.parse::<ServiceName>() else { return unknown() };
+    let withheld = |why: &str| {
+        let words = format!("the endpoints of {service} are not told here: {why}\n");
+        (StatusCode::SERVICE_UNAVAILABLE, words).into_response()
+    };
+    // Asked at each time: what is in memory was true when it was written.
+    if let Err(why) = shared.speaker.may_speak(&service).await {
+        return withheld(&why);
+    }
+    let endpoints = match shared.published.get(&service) {
+        Some(Ok(endpoints)) => endpoints,
+        Some(Err(why)) => return withheld(&why),
+        None => return unknown(),
     };
     match (asked.format.as_str(), &shared.zone) {
         ("" | "json", _) => ([(header::CONTENT_TYPE, JSON)], endpoints.json()).into_response(),
@@ -178,6 +232,16 @@ mod tests {
         }]
     }
 
+    /// May speak for all but one.
+    struct AllBut(&'static str);
+
+    #[async_trait]
+    impl Speaker for AllBut {
+        async fn may_speak(&self, service: &ServiceName) -> Result<(), String> {
+            if service.as_str() == self.0 { Err("h1 is held by bob".to_owned()) } else { Ok(()) }
+        }
+    }
+
     #[tokio::test]
     async fn files_and_http_tell_the_same() {
         let dir = tempfile::tempdir().unwrap();
@@ -201,7 +265,13 @@ mod tests {
             free.local_addr().unwrap().port()
         };
         let listen = format!("127.0.0.1:{port}");
-        let server = tokio::spawn(serve(listen.clone(), None, published));
+        let fenced: ServiceName = "fenced".parse().unwrap();
+        published.publish(&spec, &fenced, 1, &table(100)).unwrap();
+        assert!(published.is_current(&spec, &fenced, 1, &table(100)));
+        fs::write(dir.path().join("sd/fenced.json"), "another's").unwrap();
+        assert!(!published.is_current(&spec, &fenced, 1, &table(100)));
+        let speaker = Arc::new(AllBut("fenced"));
+        let server = tokio::spawn(serve(listen.clone(), None, published.clone(), speaker));
         let ask = async |path: &str| {
             let end = tokio::time::Instant::now() + Duration::from_secs(30);
             let mut stream = loop {
@@ -221,9 +291,15 @@ mod tests {
         assert_eq!(ask("/v1/endpoints/chat").await, ("200".into(), read("chat.json")));
         let sd = ask("/v1/endpoints/chat?format=file_sd").await;
         assert_eq!(sd, ("200".into(), read("chat.file_sd.json")));
-        assert_eq!(ask("/v1/endpoints").await.1, "{\"services\":[\"chat\"]}\n");
+        assert_eq!(ask("/v1/endpoints").await.1, "{\"services\":[\"chat\",\"fenced\"]}\n");
+        let (code, why) = ask("/v1/endpoints/fenced").await;
+        assert_eq!(code, "503");
+        assert!(why.contains("h1 is held by bob"), "{why}");
         assert_eq!(ask("/v1/endpoints/other").await.0, "404");
         assert_eq!(ask("/v1/endpoints/chat?format=zone").await.0, "400");
+        published.withhold(&chat, "because");
+        assert_eq!(ask("/v1/endpoints/chat").await.0, "503");
+        assert_eq!(read("chat.json").matches("r1-0-a1").count(), 1, "the file stays");
         server.abort();
     }
 }

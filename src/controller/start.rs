@@ -160,6 +160,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         runtimes: super::actions::Runtimes::default(),
         inputs: inputs.clone(),
         published: published.clone(),
+        fence: super::fence::Fence::default(),
         attention: super::attention::Attentions::default(),
     });
     let hub = Arc::new(Hub::new(DeckView {
@@ -230,9 +231,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let state_task = tokio::spawn(super::saved::keep(Arc::clone(&means)));
     let unanswered = Arc::default();
     let drift_task = tokio::spawn(super::drift::watch(Arc::clone(&means)));
-    let publish_task = endpoints
-        .and_then(|e| Some((e.listen?, e.zone)))
-        .map(|(listen, zone)| tokio::spawn(super::publish::serve(listen, zone, published)));
+    let publish_task = endpoints.and_then(|e| Some((e.listen?, e.zone))).map(|(listen, zone)| {
+        tokio::spawn(super::publish::serve(listen, zone, published, Arc::clone(&means) as _))
+    });
     let desk = Arc::new(Handle {
         hub,
         inputs,

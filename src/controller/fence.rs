@@ -1,0 +1,119 @@
+//! Whether this controller may still speak for a service: nobody else has its hosts, as far as they can be asked.
+//!
+//! What is done on a host is refused there when it is another's. What is only said here (the endpoints) nobody
+//! refuses, so the hosts are asked first. One that is not reached stays held by whom it knew last, as everywhere:
+//! a dead host does not stop what is said of the others.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use super::actions::Means;
+use super::publish::Speaker;
+use crate::base::{HostName, ServiceName};
+
+/// How long hosts are waited for when they are asked.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// An asker of the endpoints is content with what the hosts said so long ago.
+const RECENTLY: Duration = Duration::from_secs(2);
+
+/// A host that was not reached for so long since this controller began counts as before: until then another may
+/// have taken it while this controller was not there.
+const REACHED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why this controller may not speak for a service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// Another has a host of it, or had it last.
+    #[error("{host} is held by {holder}")]
+    Held {
+        /// Which host.
+        host: HostName,
+        /// By whom.
+        holder: String,
+    },
+    /// A host of it was not asked yet.
+    #[error("who holds {host} is not known yet")]
+    Unknown {
+        /// Which host.
+        host: HostName,
+    },
+}
+
+/// When the hosts of each service were asked last.
+pub struct Fence {
+    born: Instant,
+    rounds: PlainMutex<BTreeMap<ServiceName, Round>>,
+}
+
+type Round = Arc<Mutex<Option<Instant>>>;
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self { born: Instant::now(), rounds: PlainMutex::default() }
+    }
+}
+
+impl Fence {
+    fn rounds(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Round>> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Means {
+    /// Whether this controller may speak for a service, as its hosts said no longer ago than `age`.
+    pub(super) async fn may_speak_for(
+        &self,
+        service: &ServiceName,
+        age: Duration,
+    ) -> Result<(), Doubt> {
+        let wanted = Instant::now();
+        let hosts = self.claims.hosts_of(service);
+        if hosts.is_empty() || matches!(self.doubt(service), Some(Doubt::Held { .. })) {
+            return self.doubt(service).map_or(Ok(()), Err);
+        }
+        let round = Arc::clone(self.fence.rounds().entry(service.clone()).or_default());
+        let mut last = round.lock().await;
+        if last.is_none_or(|began| began + age < wanted) {
+            let began = Instant::now();
+            let links: Vec<_> = hosts.iter().filter_map(|host| self.fleet.link(host)).collect();
+            let asked = links.iter().map(|link| async move {
+                let asked = tokio::time::timeout(PATIENCE, self.claims.survey(link.as_ref()));
+                if let Ok(Err(error)) = asked.await {
+                    tracing::debug!(host = %link.host(), %error, "who holds it is not known");
+                }
+            });
+            futures::future::join_all(asked).await;
+            *last = Some(began);
+        }
+        drop(last);
+        self.doubt(service).map_or(Ok(()), Err)
+    }
+
+    /// What speaks against it as far as is known, without asking. For a service that is nowhere any host of the
+    /// deck counts: another controller may have begun it anew.
+    pub(super) fn doubt(&self, service: &ServiceName) -> Option<Doubt> {
+        let hosts = self.claims.hosts_of(service);
+        let others = self.claims.others();
+        let mut of_it = others.iter().filter(|(host, _)| hosts.is_empty() || hosts.contains(*host));
+        if let Some((host, other)) = of_it.next() {
+            return Some(Doubt::Held { host: host.clone(), holder: other.holder.clone() });
+        }
+        let (asked, ours) = (self.claims.known_hosts(), self.claims.ours());
+        let is_early = self.fence.born.elapsed() < REACHED_WITHIN;
+        let mut unasked = hosts.iter().filter(|host| !asked.contains(*host));
+        let host = unasked.find(|host| is_early || !ours.contains(*host))?;
+        Some(Doubt::Unknown { host: host.clone() })
+    }
+}
+
+#[async_trait]
+impl Speaker for Means {
+    async fn may_speak(&self, service: &ServiceName) -> Result<(), String> {
+        self.may_speak_for(service, RECENTLY).await.map_err(|doubt| doubt.to_string())
+    }
+}
