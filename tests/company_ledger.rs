@@ -10,8 +10,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Finished, Gpudeck, Traces, checkout, lab_is_wanted, run, wait_until};
+use gpudeck::base::ReleaseNumber;
 use gpudeck::controller::record::{DeckState, Record};
 use gpudeck::journal::{Journal, RecordKind, verify};
+use gpudeck::revision::{DeckRepo, ReleaseCommit};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -207,6 +209,74 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A release that was committed and whose rollout never got into the journal: history says so, and what comes
+/// after it works.
+#[test]
+fn a_release_that_never_began_is_noted_and_the_next_one_works() {
+    let person = deck();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    let history = || -> Value {
+        let done = gpudeck("history chat --output json").expect_success();
+        serde_json::from_str(&done.stdout).unwrap()
+    };
+
+    // A commit that is made and then fails, as when another Git program has the reference. It is refused, and
+    // not under way.
+    std::fs::write(person.deck().join("services/chat.toml"), service("two")).unwrap();
+    let releases = person.deck().join(".git/refs/gpudeck/releases");
+    std::fs::write(releases.join("r2.lock"), "").unwrap();
+    let refused = gpudeck("apply chat --accept-outage");
+    assert_eq!(refused.code(), Some(1), "{refused:#?}");
+    std::fs::remove_file(releases.join("r2.lock")).unwrap();
+    let never = |entry: &Value| {
+        let why = entry["outcome"]["failed"]["why"].as_str().unwrap_or_default();
+        why.contains("it was never begun")
+    };
+    let seen = history();
+    assert!(seen[0]["number"] == 2 && never(&seen[0]), "{seen:#}");
+
+    // What a crash after the commit leaves: the plan in the journal, the commit, nothing else.
+    gpudeck("controller stop").expect_success();
+    let deck = DeckRepo::open(&person.deck()).unwrap();
+    let commit = |number| {
+        deck.commit_service(&ReleaseCommit {
+            service: &"chat".parse().unwrap(),
+            release: ReleaseNumber(number),
+            subject: "Apply chat",
+            reason: None,
+            author: None,
+            expected: None,
+        })
+        .unwrap();
+    };
+    {
+        let home = person.home().join(".local/state/gpudeck");
+        let (mut journal, records) = Journal::open(&state_dir(&home).join("journal")).unwrap();
+        let mut values = records.iter().map(|r| &r.value);
+        let mut planned = values.find(|v| v["deck_event"]["kind"] == "planned").unwrap().clone();
+        planned["deck_event"]["progress"]["release"] = 3.into();
+        journal.append(&[planned]).unwrap();
+        commit(3);
+    }
+    // And one that somebody else committed, of whom nothing is known here.
+    commit(4);
+    let seen = history();
+    assert!(seen[0]["number"] == 4 && seen[0]["outcome"].is_null(), "{seen:#}");
+    assert!(seen[1]["number"] == 3 && never(&seen[1]), "{seen:#}");
+    assert!(gpudeck("history chat").stdout.contains("failed: it was never begun"));
+
+    let begun = gpudeck("apply chat --accept-outage --wait --timeout 60s").expect_success();
+    assert!(words(&begun).contains("r5"), "{begun:#?}");
+    assert_eq!(history()[0]["outcome"], "completed");
+    assert_eq!(gpudeck("rollout retry chat").code(), Some(5), "nothing failed since");
+    gpudeck("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}
+
 #[test]
 fn a_full_disk_refuses_new_work_keeps_what_runs_and_heals() {
     let person = deck();
@@ -233,6 +303,9 @@ fn a_full_disk_refuses_new_work_keeps_what_runs_and_heals() {
     assert!(status.contains("! journal-unwritable since"), "{status}");
     assert!(status.contains("→ free space on the disk"), "{status}");
     assert!(status.contains("serving"), "{status}");
+    let history = gpudeck(&["history", "chat", "--output", "json"]).expect_success().stdout;
+    let history: Value = serde_json::from_str(&history).unwrap();
+    assert_eq!(history.as_array().unwrap().len(), 1, "nothing is committed: {history:#}");
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), "what ran was ended");
 
     std::fs::remove_file(disk.0.join("filler")).unwrap();

@@ -238,6 +238,7 @@ impl Core {
         mut of_fleet: mpsc::Receiver<FleetEvent>,
     ) {
         self.make_good_absence();
+        self.note_never_begun();
         self.resume();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -425,6 +426,21 @@ impl Core {
         if let Some(history) = self.files.history.get_mut(service) {
             for entry in history.iter_mut().filter(|e| e.number == release) {
                 entry.outcome = Some(outcome.clone());
+            }
+        }
+    }
+
+    /// Notes in Git that releases were never begun which were committed here, and whose rollout did not get into the
+    /// journal: this controller ended in between, or the commit failed half made.
+    fn note_never_begun(&mut self) {
+        for (service, number) in self.state.ledger.never_begun(&self.state.services) {
+            let entries = self.repo.as_ref().and_then(|r| r.history(&service, usize::MAX).ok());
+            let is_open = entries
+                .is_some_and(|all| all.iter().any(|e| e.release == number && e.outcome.is_none()));
+            if is_open {
+                let why = "it was never begun: its rollout did not get into the journal".to_owned();
+                self.say(Severity::Warning, Some(&service), &format!("{number}: {why}"));
+                self.record_outcome(&service, number, &Outcome::Failed { why });
             }
         }
     }
@@ -812,9 +828,20 @@ impl Core {
         let mut release = planned.release;
         release.author.clone_from(&request.by);
         release.reason.clone_from(&request.reason);
-        let repo = self.repo.as_ref().ok_or_else(no_deck)?;
-        release.revision = planning::commit(repo, &draft, &release, request.kind)?;
         let number = release.number;
+        let ready = self.state.services.get(&service).map_or(0, ServiceState::ready_total);
+        let progress = deck_ledger::foreseen(&planned.view, ready, now());
+        // Before the commit: of a release of which only this is known nothing was ever begun.
+        self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
+            .map_err(|e| journal_error(&e))?;
+        let repo = self.repo.as_ref().ok_or_else(no_deck)?;
+        release.revision = match planning::commit(repo, &draft, &release, request.kind) {
+            Ok(revision) => revision,
+            Err(error) => {
+                self.note_never_begun();
+                return Err(error);
+            }
+        };
         self.state.last_release = self.state.last_release.max(number);
         self.share();
         self.files.history.entry(service.clone()).or_default().insert(
@@ -829,15 +856,6 @@ impl Core {
                 progress: None,
             },
         );
-        let ready = self.state.services.get(&service).map_or(0, ServiceState::ready_total);
-        let progress = deck_ledger::foreseen(&planned.view, ready, now());
-        if let Err(error) =
-            self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
-        {
-            let why = format!("the journal could not be written: {error}");
-            self.record_outcome(&service, number, &Outcome::Failed { why });
-            return Err(journal_error(&error));
-        }
         let kind = EventKind::RolloutRequested {
             release: Box::new(release),
             kind: request.kind,

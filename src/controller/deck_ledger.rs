@@ -189,6 +189,21 @@ impl Ledger {
         self.chronicles.get(service)?.iter().rev().find(|c| c.release == release)
     }
 
+    /// Releases that were planned, and whose rollout nothing was heard of since.
+    pub fn never_begun(
+        &self,
+        services: &BTreeMap<ServiceName, ServiceState>,
+    ) -> Vec<(ServiceName, ReleaseNumber)> {
+        let is_known = |service, number: &ReleaseNumber| {
+            services.get(service).is_some_and(|s: &ServiceState| s.releases.contains_key(number))
+        };
+        let all = self.chronicles.iter().flat_map(|(s, kept)| kept.iter().map(move |c| (s, c)));
+        all.filter(|(_, c)| c.ended.is_none() && c.steps.iter().all(|step| step.began.is_none()))
+            .filter(|(service, c)| !is_known(*service, &c.release))
+            .map(|(service, c)| (service.clone(), c.release))
+            .collect()
+    }
+
     /// Writes down what a change of a service's state means for the plan of its rollout. Harmless when
     /// told twice.
     pub fn observe(&mut self, after: &ServiceState) {
