@@ -140,6 +140,66 @@ fn a_checkpoint_is_where_reading_begins() {
     assert_eq!(report.segments.len(), 4, "older segments go");
 }
 
+/// Four segments, of which the first was removed as the oldest.
+fn segmented(dir: &Path) {
+    let (mut journal, _) = Journal::open(dir).unwrap();
+    for n in 0..4 {
+        journal.append(&[json!(n)]).unwrap();
+        journal.checkpoint(&json!({ "state": n })).unwrap();
+    }
+}
+
+#[test]
+fn a_missing_segment_is_told_and_the_newest_is_not_done_without() {
+    for gone in [vec![3], vec![4], vec![3, 4]] {
+        let dir = tempfile::tempdir().unwrap();
+        segmented(dir.path());
+        assert!(verify(dir.path()).unwrap().is_good());
+        for n in &gone {
+            fs::remove_file(segment(dir.path(), *n)).unwrap();
+        }
+        let report = verify(dir.path()).unwrap();
+        let problems: Vec<_> = report.segments.iter().filter_map(|s| s.problem.as_ref()).collect();
+        let [problem] = problems.as_slice() else { panic!("{gone:?}: {report:#?}") };
+        let (first, last) = (gone[0], gone[gone.len() - 1]);
+        assert!(
+            matches!(problem, JournalError::Missing { from, to, is_newest: false, .. }
+                if (*from, *to) == (first, last)),
+            "{problem}"
+        );
+        assert!(problem.hint().unwrap().contains("the present state is whole"));
+        // The state is that of the newest segment all the same.
+        let (journal, records) = Journal::open(dir.path()).unwrap();
+        assert_eq!(records[0].value, json!({ "state": 3 }));
+        assert!(matches!(journal.lacks(), Some(JournalError::Missing { .. })));
+    }
+    for gone in [vec![5], vec![4, 5], vec![2, 3, 4, 5]] {
+        let dir = tempfile::tempdir().unwrap();
+        segmented(dir.path());
+        for n in &gone {
+            fs::remove_file(segment(dir.path(), *n)).unwrap();
+        }
+        assert!(!verify(dir.path()).unwrap().is_good(), "{gone:?}");
+        let error = Journal::open(dir.path()).err().expect("an older state");
+        assert!(matches!(error, JournalError::Missing { is_newest: true, .. }), "{error}");
+        assert!(error.hint().unwrap().contains("take-over"));
+    }
+    // A head that is behind, lacking or nonsense (a crash, an older gpudeck) hinders nobody, and is mended.
+    for head in [None, Some("4\n"), Some("what?")] {
+        let dir = tempfile::tempdir().unwrap();
+        segmented(dir.path());
+        let file = dir.path().join("journal.head");
+        match head {
+            None => fs::remove_file(&file).unwrap(),
+            Some(text) => fs::write(&file, text).unwrap(),
+        }
+        assert!(verify(dir.path()).unwrap().is_good());
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        assert!(journal.lacks().is_none());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "5\n");
+    }
+}
+
 #[test]
 fn a_checkpoint_that_was_cut_off_leaves_the_segment_before_in_use() {
     let dir = tempfile::tempdir().unwrap();

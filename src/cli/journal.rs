@@ -98,7 +98,7 @@ async fn show(args: &Args, paths: &Paths, options: &JournalOptions) -> Result<Su
 
 fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
     let segments = ledger::verify_journal(paths).map_err(|e| failed(&e))?;
-    let bad = segments.iter().find_map(|s| s.problem.clone());
+    let bad = segments.iter().find_map(|s| Some((s.problem.clone()?, s.hint.clone())));
     match args.output {
         Output::Json => {
             table::json(&serde_json::json!({ "good": bad.is_none(), "segments": segments }))?;
@@ -129,7 +129,10 @@ fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
     }
     match bad {
         None => Ok(Success::Done),
-        Some(problem) => Err(Failure::other(problem)
-            .with_hint(format!("what is before it is good; see {}", paths.journal().display()))),
+        Some((problem, hint)) => {
+            Err(Failure::other(problem).with_hint(hint.unwrap_or_else(|| {
+                format!("what is before it is good; see {}", paths.journal().display())
+            })))
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Paths;
 use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::record::{DeckState, Record};
-use crate::base::{ServiceName, Timestamp, text, time};
+use crate::base::{Hint, ServiceName, Timestamp, text, time};
 use crate::journal::{self, JournalError, Reader, RecordKind, audit};
 use crate::rollout::{EventKind, StartRefusal};
 
@@ -230,6 +230,9 @@ pub struct SegmentCheck {
     pub torn_bytes: u64,
     /// What is wrong with it.
     pub problem: Option<String>,
+    /// What to do about it, where that depends on what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// Checks the chain, the checksums and the tail of a deck's journal.
@@ -247,6 +250,11 @@ pub fn verify_journal(paths: &Paths) -> Result<Vec<SegmentCheck>, JournalError> 
         first_seq: s.first_seq,
         last_seq: s.last_seq,
         torn_bytes: s.torn_bytes,
+        hint: s
+            .problem
+            .as_ref()
+            .filter(|p| matches!(p, JournalError::Missing { .. }))
+            .and_then(Hint::hint),
         problem: s.problem.map(|p| p.to_string()),
     });
     Ok(checks.collect())

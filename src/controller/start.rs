@@ -18,7 +18,7 @@ use super::measured::Measured;
 use super::record::DeckState;
 use super::{Paths, observe, planning, throughput};
 use crate::api::hub::{Change, Hub};
-use crate::api::{Client, DeckView, server};
+use crate::api::{Client, DeckView, Severity, server};
 use crate::base::id::BadName;
 use crate::base::{Bytes, DeckId, Hint, HostName};
 use crate::fleet::{Fleet, FleetOptions};
@@ -214,6 +214,10 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     };
     core.take_files(files);
     core.remember_lost_logins();
+    let lacks = core.journal.lacks().map(|e| format!("{e} → {}", e.hint().unwrap_or_default()));
+    if let Some(words) = lacks {
+        core.say(Severity::Warning, None, &words);
+    }
     // Known from the first moment, so that nobody takes a fresh controller's deck for empty.
     let hosts: Vec<_> = core.deck.hosts.keys().cloned().collect();
     for host in &hosts {

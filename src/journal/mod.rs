@@ -10,10 +10,12 @@
 //! - [`segment`] — reading one segment: whole, torn at the end, or damaged.
 //! - [`store`] — [`Journal`]: the lock, appending, checkpoints.
 //! - [`reader`] — reading along while somebody else writes.
+//! - [`head`] — the number of the newest segment, so that one that was removed is missed.
 //! - [`audit`] — the audit trail: who asked for what, in a chain of its own.
 
 pub mod audit;
 pub mod format;
+pub mod head;
 pub mod reader;
 pub mod segment;
 pub mod store;
@@ -48,6 +50,18 @@ pub enum JournalError {
         line: u64,
         /// What does not fit.
         what: String,
+    },
+    /// Segments are gone that gpudeck did not remove.
+    #[error("{} in the journal {}: only the oldest are ever removed", lacking(*from, *to), dir.display())]
+    Missing {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// The first segment that is missing.
+        from: u32,
+        /// The last one.
+        to: u32,
+        /// There is none after it: the newest state is lost, too.
+        is_newest: bool,
     },
     /// It was written by a gpudeck of another time.
     #[error("{} has journal version {found}; this gpudeck reads versions {} to {}", file.display(), format::OLDEST_VERSION, format::VERSION)]
@@ -109,6 +123,14 @@ impl JournalError {
     }
 }
 
+fn lacking(from: u32, to: u32) -> String {
+    if from == to {
+        format!("segment {from} is missing")
+    } else {
+        format!("segments {from} to {to} are missing")
+    }
+}
+
 /// Whether a write failed for want of space or quota.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -127,6 +149,16 @@ impl Hint for JournalError {
                  the hosts",
                 file.parent().unwrap_or(file).display()
             ),
+            Self::Missing { dir, is_newest: true, .. } => format!(
+                "put it back; or move {} away and run `gpudeck controller take-over`: it reads the \
+                 state back from the hosts",
+                dir.display()
+            ),
+            Self::Missing { .. } => {
+                "put it back if there is a copy: what happened in it is lacking in `gpudeck journal`; \
+                 the present state is whole, since every segment begins with all of it"
+                    .to_owned()
+            }
             Self::Version { .. } => {
                 "use the gpudeck that wrote it, or the newer one of the two".to_owned()
             }

@@ -8,10 +8,10 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::JournalError;
 use super::format::{
     BadHeader, Header, Link, MAX_LINE_BYTES, Record, RecordKind, parse_header, parse_record,
 };
+use super::{JournalError, head};
 
 /// The file name of a segment.
 pub fn file_name(segment: u32) -> String {
@@ -35,6 +35,26 @@ pub fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, JournalError> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// What is missing between the segments that are there, and after them up to the newest that was written down
+/// (`head`). Only the oldest are ever removed, so a gap is damage.
+pub(super) fn missing(
+    dir: &Path,
+    segments: &[(u32, PathBuf)],
+    head: Option<u32>,
+) -> Vec<JournalError> {
+    let gap =
+        |from, to, is_newest| JournalError::Missing { dir: dir.to_owned(), from, to, is_newest };
+    let pairs = segments.iter().zip(segments.iter().skip(1));
+    let between = pairs.map(|((before, _), (after, _))| (before.saturating_add(1), *after));
+    let mut missing: Vec<JournalError> = between
+        .filter(|(next, after)| next < after)
+        .map(|(next, after)| gap(next, after - 1, false))
+        .collect();
+    let last = segments.last().map_or(0, |(number, _)| *number);
+    missing.extend(head.filter(|head| *head > last).map(|head| gap(last + 1, head, true)));
+    missing
 }
 
 /// One segment as read.
@@ -175,29 +195,53 @@ pub struct SegmentReport {
     pub problem: Option<JournalError>,
 }
 
+impl SegmentReport {
+    /// One that cannot be read, or is not there.
+    fn of_damage(dir: &Path, problem: JournalError) -> Self {
+        let file = match &problem {
+            JournalError::Missing { from, .. } => dir.join(file_name(*from)),
+            _ => dir.to_owned(),
+        };
+        Self {
+            file,
+            records: 0,
+            first_seq: None,
+            last_seq: None,
+            torn_bytes: 0,
+            version: None,
+            written_by: String::new(),
+            problem: Some(problem),
+        }
+    }
+}
+
 /// Checks every segment of a directory and the chain between them; changes nothing and takes no
 /// lock, so the last record may be just being written and show as torn.
 pub fn verify(dir: &Path) -> Result<Report, JournalError> {
     let mut report = Report::default();
     let mut before: Option<(u32, Link, u64)> = None;
-    for (number, file) in list(dir)? {
+    // The head first: a segment that is begun meanwhile is not missed then.
+    let head = head::read(dir);
+    let segments = list(dir)?;
+    let mut gaps = missing(dir, &segments, head).into_iter().peekable();
+    let begins_before = |gap: &JournalError, number: u32| match gap {
+        JournalError::Missing { from, .. } => *from < number,
+        _ => false,
+    };
+    for (number, file) in segments {
+        while let Some(gap) = gaps.next_if(|gap| begins_before(gap, number)) {
+            report.segments.push(SegmentReport::of_damage(dir, gap));
+        }
         match read(&file, number) {
             Err(problem) => {
                 before = None;
-                report.segments.push(SegmentReport {
-                    file,
-                    records: 0,
-                    first_seq: None,
-                    last_seq: None,
-                    torn_bytes: 0,
-                    version: None,
-                    written_by: String::new(),
-                    problem: Some(problem),
-                });
+                let damaged = SegmentReport::of_damage(dir, problem);
+                report.segments.push(SegmentReport { file, ..damaged });
             }
             Ok(segment) => {
                 let follows = before.is_none_or(|(previous, link, next_seq)| {
-                    previous + 1 != number
+                    // What is missing between them was told.
+                    previous.saturating_add(1) != number
                         || (segment.header.previous == link.as_str()
                             && segment.header.first_seq == next_seq)
                 });
@@ -220,5 +264,6 @@ pub fn verify(dir: &Path) -> Result<Report, JournalError> {
             }
         }
     }
+    report.segments.extend(gaps.map(|gap| SegmentReport::of_damage(dir, gap)));
     Ok(report)
 }

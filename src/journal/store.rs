@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::format::{Header, Link, Record, RecordKind, VERSION, header_line, push_record};
-use super::{JournalError, is_full, segment};
+use super::{JournalError, head, is_full, segment};
 
 /// Segments kept besides the one in use.
 const OLD_SEGMENTS_KEPT: usize = 3;
@@ -44,13 +44,15 @@ pub struct Journal {
     next_seq: u64,
     link: Link,
     broken: Option<String>,
+    lacks: Option<JournalError>,
     /// Held for as long as the journal is open.
     lock: File,
 }
 
 impl Journal {
     /// Opens (or begins) the journal in `dir` and returns the records from the latest checkpoint
-    /// on. A torn last record is moved to `journal.torn-N`; a damaged one is refused.
+    /// on. A torn last record is moved to `journal.torn-N`; a damaged one is refused, and so is a journal whose
+    /// newest segments are gone. See [`Self::lacks`] for earlier ones.
     pub fn open(dir: &Path) -> Result<(Self, Vec<Record>), JournalError> {
         if !dir.is_dir() {
             DirBuilder::new()
@@ -63,7 +65,15 @@ impl Journal {
             }
         }
         let lock = lock(dir)?;
-        let latest = match segment::list(dir)?.pop() {
+        let mut segments = segment::list(dir)?;
+        let head = head::read(dir);
+        let mut missing = segment::missing(dir, &segments, head);
+        if let Some(error) =
+            missing.pop_if(|gap| matches!(gap, JournalError::Missing { is_newest: true, .. }))
+        {
+            return Err(error);
+        }
+        let latest = match segments.pop() {
             Some(latest) => latest,
             None => begin_first(dir)?,
         };
@@ -88,9 +98,18 @@ impl Journal {
             next_seq: found.next_seq,
             link: found.link,
             broken: None,
+            lacks: missing.pop(),
             lock,
         };
+        if head != Some(number) {
+            journal.note_head();
+        }
         Ok((journal, found.records))
+    }
+
+    /// An earlier segment that is missing. What is read does not need it.
+    pub fn lacks(&self) -> Option<&JournalError> {
+        self.lacks.as_ref()
     }
 
     /// Number of the last record; 0 before the first.
@@ -167,6 +186,7 @@ impl Journal {
         self.length = text.len() as u64;
         self.link = link;
         self.next_seq += 1;
+        self.note_head();
         self.forget_old();
         Ok(self.last_seq())
     }
@@ -194,13 +214,22 @@ impl Journal {
         JournalError::Broken { file: self.file.clone(), what }
     }
 
-    /// A segment that cannot be deleted only takes space: that must not fail a checkpoint.
+    /// That it is behind only means that fewer segments would be missed.
+    fn note_head(&self) {
+        if let Err(error) = head::write(&self.dir, self.segment) {
+            tracing::warn!(%error, "the newest segment of the journal is not noted");
+        }
+    }
+
+    /// A segment that cannot be deleted only takes space: that must not fail a checkpoint. Those after it stay, too,
+    /// since a gap is taken for damage.
     fn forget_old(&self) {
         let Ok(segments) = segment::list(&self.dir) else { return };
         let surplus = segments.len().saturating_sub(OLD_SEGMENTS_KEPT + 1);
         for (_, path) in segments.into_iter().take(surplus) {
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "an old journal segment stays");
+                return;
             }
         }
     }
