@@ -424,6 +424,7 @@ fn drained(mut server: TrafficServer) -> TrafficServer {
 
 async fn suite(rig: &mut dyn Rig, foreign: &Engine) {
     let bench = Bench::new(rig, "chat");
+    assert_eq!(bench.gateway.balance().await.unwrap().as_deref(), Some("roundrobin"));
     let address = rig.address();
     let (a, b) = (Engine::start("engine-A").await, Engine::start("engine-B").await);
 

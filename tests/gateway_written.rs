@@ -9,9 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gpudeck::api::{Client, Condition, Door, Gate, Intent, Outcome, ServiceView};
-use gpudeck::controller::{self, Options, Paths, start_in_process};
+use gpudeck::controller::{self, Options, Paths, Running, start_in_process};
 use gpudeck::demo::World;
-use gpudeck::spec::GatewaySpec;
+use gpudeck::spec::{DeckSpec, GatewaySpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -210,20 +210,52 @@ fn haproxy_is_there() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() {
+async fn a_backend_that_does_not_follow_weights_is_warned_of() {
     if !haproxy_is_there() {
         return;
     }
-    let (east, mut west) = (Haproxy::start().await, Haproxy::start().await);
+    let by_hand = async |balance: &str| {
+        let mut haproxy = Haproxy::start().await;
+        let main = std::fs::read_to_string(haproxy.path("haproxy.cfg")).unwrap();
+        let main = format!("{main}backend chat\n  balance {balance}\n");
+        std::fs::write(haproxy.path("haproxy.cfg"), main).unwrap();
+        haproxy.run().await;
+        let gateway = GatewaySpec::new("gpu-1".parse().unwrap(), haproxy.text("admin.sock"));
+        (haproxy, gateway)
+    };
+    let (east, of_east) = by_hand("leastconn").await;
+    let (west, of_west) = by_hand("roundrobin").await;
     let world = World::start(None).await.unwrap();
     let mut deck = world.deck().clone();
-    deck.gateways =
-        [("east".parse().unwrap(), east.gateway()), ("west".parse().unwrap(), west.gateway())]
-            .into();
+    deck.gateways = [("east".parse().unwrap(), of_east), ("west".parse().unwrap(), of_west)].into();
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
     std::fs::remove_file(world.spec_path("code")).unwrap();
     std::fs::write(world.spec_path("chat"), spec(1)).unwrap();
     controller::init_repository(&world.deck_dir()).unwrap();
+    let (running, client) = begin(&world, deck).await;
+    let weights = async || {
+        let plan = client.plan(&"chat".parse().unwrap()).await.unwrap();
+        plan.warnings.into_iter().filter(|w| w.contains("weight")).collect::<Vec<_>>()
+    };
+    let warned = weights().await;
+    assert_eq!(warned.len(), 1, "{warned:#?}");
+    assert!(warned[0].contains("the gateway east balances by `leastconn`"), "{warned:#?}");
+    assert!(warned[0].contains("`balance roundrobin`"), "{warned:#?}");
+    // Replica by replica no share of the traffic matters.
+    let rolling = spec(1).replace("steps ", "strategy = \"rolling\"\n# steps ");
+    let rolling = rolling.replace("canary_header ", "# canary_header ");
+    std::fs::write(world.spec_path("chat"), rolling).unwrap();
+    client.send(Intent::Reload).await.unwrap();
+    assert_eq!(weights().await, Vec::<String>::new());
+
+    drop(client);
+    running.stop().await;
+    drop((east, west));
+    tokio::task::spawn_blocking(move || drop(world)).await.unwrap();
+}
+
+/// A controller of the world's deck, when it sees all hosts.
+async fn begin(world: &World, deck: DeckSpec) -> (Running, Client) {
     let options = Options {
         deck_dir: Some(world.deck_dir()),
         deck,
@@ -239,6 +271,25 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
         assert!(Instant::now() < end, "the hosts do not come up");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    (running, client)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() {
+    if !haproxy_is_there() {
+        return;
+    }
+    let (east, mut west) = (Haproxy::start().await, Haproxy::start().await);
+    let world = World::start(None).await.unwrap();
+    let mut deck = world.deck().clone();
+    deck.gateways =
+        [("east".parse().unwrap(), east.gateway()), ("west".parse().unwrap(), west.gateway())]
+            .into();
+    std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
+    std::fs::remove_file(world.spec_path("code")).unwrap();
+    std::fs::write(world.spec_path("chat"), spec(1)).unwrap();
+    controller::init_repository(&world.deck_dir()).unwrap();
+    let (running, client) = begin(&world, deck).await;
 
     // HAProxy did not know the backend: the section was written, and it was told to reload.
     apply(&client, &world, 1).await;

@@ -13,7 +13,7 @@ use super::actions::{Actions, Means};
 use super::auditor::Auditor;
 use super::conditions::Conditions;
 use super::deck_ledger::{self, DeckEvent, DeckRecord};
-use super::gateways::Routes;
+use super::gateways::{Gateways, Routes};
 use super::measured::Measured;
 use super::planning::{self, Draft, Planned};
 use super::record::DeckState;
@@ -34,7 +34,7 @@ use crate::revision::DeckRepo;
 use crate::rollout::{
     Action, EventKind, Gate, Outcome, Phase, Release, RolloutKind, ServiceState, Shared, step,
 };
-use crate::spec::{DeckSpec, ServiceSpec};
+use crate::spec::{DeckSpec, ServiceSpec, Strategy};
 use crate::wire::RankReport;
 
 /// Records after which the journal gets a checkpoint.
@@ -767,6 +767,11 @@ impl Core {
     ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
         let lender = spec.as_ref().ok().and_then(|(spec, _, _)| self.lender_of(spec));
+        // Only a canary lives by its weight.
+        let weighed = spec.as_ref().ok().and_then(|(spec, _, _)| {
+            let canary = spec.rollout.effective_strategy() == Strategy::Canary;
+            canary.then(|| Gateways::of(&self.deck, &service, spec)).flatten()
+        });
         let means = Arc::clone(&self.means);
         // Only a journal that begins with nothing can have lost something.
         let knows_nothing = self.state.term == 0 && self.state.services.is_empty();
@@ -793,6 +798,9 @@ impl Core {
             }
             let mut draft =
                 planning::draft(&means, service, spec, text, revision, hosts.clone()).await?;
+            if let Some(gateways) = weighed {
+                draft.warnings.extend(gateways.balance_warnings(&means).await);
+            }
             if let Some((lender, spec)) = lender {
                 // Where its replicas come back is part of the plan. Without it nothing is borrowed.
                 let lenders =

@@ -21,6 +21,9 @@ const REWRITE: Duration = Duration::from_secs(30);
 /// HAProxy is asked to reload at most so often.
 const RELOAD: Duration = Duration::from_secs(20);
 
+/// How long a plan waits for a gateway's word.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Shortest time an answer may be silent, in a section that we write.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -256,6 +259,31 @@ impl Gateways {
             haproxy.apply(&servers).await?;
         }
         Ok(())
+    }
+
+    /// Backends in which the weights that a canary is given do not count, of the gateways that can be asked now.
+    pub async fn balance_warnings(&self, means: &Means) -> Vec<String> {
+        let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
+            let (name, gateway) = (name.clone(), gateway.clone());
+            async move {
+                let link = link(means, &gateway.host).ok()?;
+                let epoch = means.claims.cell(&gateway.host).await;
+                let backend = self.backend.clone();
+                let haproxy = HaproxyGateway::new(link, gateway.socket, backend, means.deck, epoch);
+                let asked = tokio::time::timeout(PATIENCE, haproxy.balance()).await;
+                let balance = asked.ok()?.ok()??;
+                (!haproxy::follows_weights(&balance)).then(|| {
+                    format!(
+                        "backend {} of the gateway {name} balances by `{balance}`, which does not \
+                         follow weights: the canary's share of the requests will not be its \
+                         weight; write `balance roundrobin` in that section of haproxy.cfg",
+                        self.backend
+                    )
+                })
+            }
+        };
+        let all = futures::future::join_all(self.places.iter().map(one)).await;
+        all.into_iter().flatten().collect()
     }
 
     /// The backends and their servers: the service's, and the one of its canary.

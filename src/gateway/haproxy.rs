@@ -185,6 +185,13 @@ pub fn lacks_backend(said: &str) -> bool {
     ["find backend", "No such backend", "No such proxy"].iter().any(|words| said.contains(words))
 }
 
+/// Whether a backend that balances so sends requests to its servers in the proportion of their weights. `leastconn` goes
+/// by connections (few at a time: one after the other), `first` fills one server after the other, and the rest choose by
+/// something of the request or its client. 2.6 has no word for `random`.
+pub fn follows_weights(balance: &str) -> bool {
+    matches!(balance, "roundrobin" | "static-rr" | "random" | "unknown")
+}
+
 /// The server's address: `HAProxy` on `host` does not resolve the name of a server that is added at
 /// run time, and does not start with one that cannot be resolved.
 pub async fn resolve(host: &HostName, server: &TrafficServer) -> Result<IpAddr, GatewayError> {
@@ -226,6 +233,12 @@ impl Gateway for HaproxyGateway {
         let unwanted: Vec<ReplicaId> =
             have.keys().filter(|replica| !want.contains_key(replica)).copied().collect();
         if unwanted.is_empty() { Ok(()) } else { self.remove_idle(&unwanted).await }
+    }
+
+    async fn balance(&self) -> Result<Option<String>, GatewayError> {
+        // 2: backends.
+        let answer = self.show("show stat -1 2 -1".to_owned()).await?;
+        haproxy_text::balance(&answer, &self.backend).map_err(|message| self.refused(&message))
     }
 
     async fn counters(&self) -> Result<BTreeMap<ReplicaId, ServerCounters>, GatewayError> {

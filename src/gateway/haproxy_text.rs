@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::ServerCounters;
-use crate::base::ReplicaId;
+use crate::base::{ReplicaId, text};
 
 /// Most lines of an answer that are looked at.
 const MAX_LINES: usize = 16_384;
@@ -103,6 +103,24 @@ pub(super) fn counters(
     if found { Ok(servers) } else { Err("No such backend.".to_owned()) }
 }
 
+/// `show stat` (CSV): how `backend` balances; none if the table does not say. `Err` is HAProxy's own words.
+pub(super) fn balance(text: &str, backend: &str) -> Result<Option<String>, String> {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let header = lines.next().and_then(|line| line.strip_prefix("# "));
+    let columns = Columns::new(header.ok_or_else(|| message_or_silence(text))?.split(','));
+    for line in lines.take(MAX_LINES) {
+        let fields = csv_fields(line);
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let of_backend = columns.get(&fields, "pxname") == Some(backend)
+            && columns.get(&fields, "svname") == Some("BACKEND");
+        if of_backend {
+            let word = columns.get(&fields, "algo").filter(|word| !word.is_empty());
+            return Ok(word.map(|word| text::clean(word, 40)));
+        }
+    }
+    Err("No such backend.".to_owned())
+}
+
 /// Positions of named columns; more columns than we know, or fewer, are fine.
 struct Columns(BTreeMap<String, usize>);
 
@@ -181,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn says_how_a_backend_balances() {
+        let text =
+            "# pxname,svname,algo,\nchat,r1-0-a1,,\nchat,BACKEND,leastconn,\ncode,BACKEND,,\n";
+        assert_eq!(balance(text, "chat"), Ok(Some("leastconn".to_owned())));
+        assert_eq!(balance(text, "code"), Ok(None));
+        assert_eq!(balance(text, "draft"), Err("No such backend.".to_owned()));
+        assert_eq!(balance("# pxname,svname\nchat,BACKEND\n", "chat"), Ok(None));
+    }
+
+    #[test]
     fn counts_by_column_name_wherever_it_stands() {
         let text = "# rtime,svname,new_one,pxname,scur,stot,hrsp_5xx,econ,eresp,note\n\
             12,r1-0-a1,x,chat,2,10,1,2,3,\"a,b\"\n9,r1-0-a1,x,other,2,10,1,2,3,\n\
@@ -204,6 +232,7 @@ mod tests {
             let _ = servers_state(&text);
             let _ = servers_state(&format!("1\n# srv_name srv_addr\n{tail}"));
             let _ = counters(&text, "chat");
+            let _ = balance(&format!("# pxname,svname,algo\n{tail}"), "chat");
             let _ = counters(&format!("# pxname,svname\n{tail}"), "chat");
         }
     }

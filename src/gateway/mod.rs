@@ -26,6 +26,9 @@ pub trait Gateway: Send + Sync {
     /// removes what is not named (only once it is drained; until then it stays in drain mode).
     async fn apply(&self, servers: &[TrafficServer]) -> Result<(), GatewayError>;
 
+    /// How the backend balances, in the gateway's own word; none if it does not say.
+    async fn balance(&self) -> Result<Option<String>, GatewayError>;
+
     /// What the gateway has counted of each of our servers since it knows them.
     async fn counters(&self) -> Result<BTreeMap<ReplicaId, ServerCounters>, GatewayError>;
 }

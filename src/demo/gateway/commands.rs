@@ -263,6 +263,7 @@ fn show_stat(backends: &Backends, only: Option<&str>, kind: u32) -> Output {
                 ("weight", weight.to_string()),
                 ("iid", number.to_string()),
                 ("type", "1".to_owned()),
+                ("algo", "roundrobin".to_owned()),
             ])));
         }
     }
