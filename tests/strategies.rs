@@ -328,3 +328,40 @@ fn a_rollout_borrows_from_a_service_of_lower_priority_and_gives_back() {
     let events = place.expect(&["events"], 0).stdout;
     assert!(events.contains("is lent to code until its rollout to"), "{events}");
 }
+
+#[test]
+fn services_together_are_planned_in_their_order_and_refused_whole() {
+    let place = Place::new();
+    let together = ["apply", "chat", "code", "--yes"];
+    let untouched = |view: &Value| view["stable"].is_null() && view["ready"] == 0;
+    // Each alone has room on the eight GPUs, both have not.
+    place.spec("chat", 4, 12, "", "");
+    place.spec("code", 4, 12, "", "");
+    let refused = place.expect(&together, 6);
+    assert!(refused.stderr.contains("code, after chat"), "{refused:#?}");
+    assert!(refused.stderr.contains('→'), "the smallest change is told: {refused:#?}");
+    assert_eq!(engines(&place.root()), [], "what is refused touches nothing");
+    assert!(untouched(&place.status("chat")));
+
+    // chat gives back half of its GPUs, and code comes after it: only so do both fit.
+    place.apply("chat", &[]);
+    place.settle(8);
+    place.spec("chat", 2, 13, "", "");
+    place.spec("code", 2, 12, "", "");
+    place.expect(&["plan", "code"], 1);
+    let done =
+        place.expect(&["apply", "chat", "code", "--yes", "--wait", "--timeout", "2m"], 0).stdout;
+    assert!(done.contains("chat: r1 → r2") && done.contains("code: nothing → r3"), "{done}");
+    place.settle(8);
+
+    // An OUTAGE of the second is found before the first begins.
+    place.spec("chat", 2, 14, "", "");
+    place.spec("code", 2, 13, "", "strategy = \"recreate\"");
+    let refused = place.expect(&together, 6);
+    assert!(refused.stderr.contains("code, after chat: OUTAGE"), "{refused:#?}");
+    assert!(refused.stderr.contains("--accept-outage"), "{refused:#?}");
+    let chat = place.status("chat");
+    assert_eq!((&chat["stable"], &chat["rollout"]["to"]), (&2.into(), &2.into()), "{chat:#}");
+    place.expect(&[&together[..], &["--accept-outage", "--wait", "--timeout", "2m"]].concat(), 0);
+    assert_eq!(place.status("code")["stable"], 5);
+}

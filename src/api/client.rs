@@ -99,6 +99,11 @@ impl Client {
         self.get("/v1/snapshot").await
     }
 
+    /// What an apply of several services would do, in their order.
+    pub async fn plan_together(&self, services: &[ServiceName]) -> Result<Vec<PlanView>, ApiError> {
+        self.post("/v1/plan-together", &services).await
+    }
+
     /// What a drain of a host would do.
     pub async fn plan_drain(&self, host: &HostName) -> Result<DrainPlan, ApiError> {
         self.get(&format!("/v1/hosts/{host}/drain")).await

@@ -50,6 +50,12 @@ pub trait Desk: Send + Sync + 'static {
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
 
+    /// What an apply of several services would do: the plan of each, in their order, in the world that those before
+    /// it leave.
+    async fn plan_together(&self, _services: Vec<ServiceName>) -> Result<Vec<PlanView>, ApiError> {
+        Err(not_here())
+    }
+
     /// Where everything would go if something were otherwise; nothing is touched.
     async fn what_if(&self, _question: WhatIf) -> Result<WhatIfView, ApiError> {
         Err(not_here())

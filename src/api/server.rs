@@ -7,6 +7,7 @@
 //! | `GET /v1/stream?door=UUID&changes=true` | one JSON `Delta` a line, the first is the snapshot; with `changes`, samples also as changes |
 //! | `POST /v1/intents` | `Intent` → `IntentReply` |
 //! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
+//! | `POST /v1/plan-together` | names of services → list of `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
 //! | `GET /v1/hosts/{name}/drain` | `DrainPlan` |
@@ -130,6 +131,7 @@ pub async fn serve(
         .route("/v1/stream", get(stream))
         .route("/v1/intents", post(intent))
         .route("/v1/services/{name}/plan", get(plan))
+        .route("/v1/plan-together", post(plan_together))
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
         .route("/v1/hosts/{name}/drain", get(plan_drain))
@@ -316,6 +318,15 @@ async fn plan(
         desk.plan(service).await?
     };
     Ok(Json(plan))
+}
+
+async fn plan_together(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(services): Json<Vec<ServiceName>>,
+) -> Result<Json<Vec<PlanView>>, ApiError> {
+    admit(&peer)?;
+    desk.plan_together(services).await.map(Json)
 }
 
 #[derive(Deserialize)]

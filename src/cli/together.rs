@@ -4,9 +4,10 @@ use super::args::{Args, BeginOptions, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, plan, show, table};
-use crate::api::{Door, Group, Intent, ServiceName, Snapshot};
+use crate::api::{Door as _, Group, Intent, ServiceName, Snapshot};
 
-/// Rolls them out. Every plan is made first: what cannot be planned is refused before anything is touched.
+/// Rolls them out. Every plan is made first, in their order: what cannot be planned is refused before anything is
+/// touched.
 pub async fn apply(
     args: &Args,
     services: &[ServiceName],
@@ -15,11 +16,9 @@ pub async fn apply(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     show::settle(&client).await?;
-    for service in services {
-        let planned = client.plan(service).await?;
-        if args.output == Output::Text {
-            plan::print(&planned)?;
-        }
+    let plans = client.plan_together(services).await?;
+    for planned in plans.iter().filter(|_| args.output == Output::Text) {
+        plan::print(planned)?;
     }
     if apply::must_ask(args, options.yes) && !apply::ask("Go on with all of them?")? {
         return Ok(Success::Done);

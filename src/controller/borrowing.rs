@@ -130,12 +130,9 @@ fn with(
     let beside = planning::beside(state, &draft.spec, kind);
     let service = (!beside).then_some(&draft.service);
     let reuse = if beside { Vec::new() } else { world::reusable(&core.state, &draft.service) };
-    let hosts_without = |service: Option<&ServiceName>| {
-        core.hub.with(|s| world::hosts_beside(s.hosts.values(), &core.state, service))
-    };
     let lent: Vec<(u32, &ReplicaPlan)> =
         chosen.iter().filter_map(|i| Some((*i, lender.replica(*i)?))).collect();
-    let mut hosts = hosts_without(service);
+    let mut hosts = core.capacities(service);
     for (_, plan) in &lent {
         release_devices(&mut hosts, plan);
     }
@@ -148,7 +145,7 @@ fn with(
         return None; // fewer do as well
     }
     // The world after it: the old release is gone, the new one is where it was placed.
-    let mut after = hosts_without(None);
+    let mut after = core.capacities(None);
     for key in state.replicas.keys() {
         let plan = state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
         if let Some(plan) = plan {

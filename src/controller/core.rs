@@ -213,6 +213,8 @@ pub struct Core {
     pub(super) lost_logins: BTreeMap<HostName, String>,
     pub(super) shutdown: bool,
     pub(super) views: StaleViews,
+    /// While several services are planned together: what those before will have changed.
+    pub(super) ahead: super::world::Ahead,
 }
 
 /// The controller's clock.
@@ -546,7 +548,8 @@ impl Core {
                 return self.ask_rollout(service, None, request, concurrency, reply);
             }
             Intent::ApplyTogether { services, atomic, reason, accept_outage } => {
-                self.begin_group(&services, atomic, reason, accept_outage, by)
+                let wish = super::group::Wish { atomic, reason, accept_outage, by };
+                return self.apply_together(&services, wish, reply);
             }
             Intent::Undo { service, to, reason, accept_outage } => {
                 let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage };
@@ -822,14 +825,7 @@ impl Core {
             return Ok(IntentReply::NothingToDo);
         }
         if planned.view.forecast.outage && !request.accept_outage {
-            return Err(ApiError {
-                kind: ErrorKind::Outage,
-                message: format!("{}: OUTAGE: no replica would be ready in between", draft.service),
-                hint: Some(match &planned.view.forecast.remedy {
-                    Some(change) => format!("{change}, or accept it with --accept-outage"),
-                    None => "give it another replica, or accept it with --accept-outage".to_owned(),
-                }),
-            });
+            return Err(super::together::outage_refusal(draft.service.as_str(), &planned.view));
         }
         self.may_commit()?;
         let service = draft.service.clone();

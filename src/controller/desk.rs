@@ -186,6 +186,12 @@ impl Desk for Handle {
         self.plan_of(service, Some(to), RolloutKind::Undo).await
     }
 
+    async fn plan_together(&self, services: Vec<ServiceName>) -> Result<Vec<PlanView>, ApiError> {
+        let drafts = self.ask(move |core| core.together_drafts(&services)).await??.await?;
+        self.not_fenced().await?;
+        self.ask(move |core| core.plan_together(&drafts)).await?
+    }
+
     async fn what_if(&self, question: WhatIf) -> Result<WhatIfView, ApiError> {
         // The specs as they are now.
         self.refresh().await?;

@@ -1,29 +1,66 @@
 //! Several services in one rollout: one after the other in the order of their `after`; atomic or as far as
 //! it goes. What has been reached is journaled; a controller that was killed goes on from there.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::core::{Core, Input, Request, now};
 use super::deck_ledger::DeckEvent;
-use super::planning;
+use super::planning::Draft;
+use super::together;
 use crate::api::hub::Change;
 use crate::api::{
     ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, IntentReply, Severity,
 };
-use crate::base::{Hint, ReleaseNumber, ServiceName};
-use crate::rollout::{EventKind, Outcome, RolloutKind, group};
+use crate::base::{ReleaseNumber, ServiceName, Timestamp};
+use crate::rollout::{EventKind, Outcome, RolloutKind};
+
+/// What a service has left is free when its hosts say so: until then the next one finds no room.
+const SETTLES: Duration = Duration::from_secs(15);
+
+/// What found no room yet is asked for again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How several services are to be rolled out.
+pub(super) struct Wish {
+    /// All or none.
+    pub atomic: bool,
+    /// Why.
+    pub reason: Option<String>,
+    /// Outages were accepted.
+    pub accept_outage: bool,
+    /// Who asked.
+    pub by: String,
+}
 
 impl Core {
-    pub(super) fn begin_group(
+    /// Takes a wish for several services: they are planned together, and then begun or refused whole.
+    pub(super) fn apply_together(
         &mut self,
         services: &[ServiceName],
-        atomic: bool,
-        reason: Option<String>,
-        accept_outage: bool,
-        by: String,
-    ) -> Result<IntentReply, ApiError> {
+        wish: Wish,
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    ) {
+        let work = match self.no_group().and_then(|()| self.together_drafts(services)) {
+            Ok(work) => work,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let inputs = self.means.inputs.clone();
+        tokio::spawn(async move {
+            let drafts = work.await;
+            let begin = Box::new(move |core: &mut Self| {
+                let begun = drafts.and_then(|drafts| core.begin_group(&drafts, wish));
+                core.answer(reply, begun);
+            });
+            let _ = inputs.send(Input::Ask(begin)).await;
+        });
+    }
+
+    fn no_group(&self) -> Result<(), ApiError> {
         if let Some(group) = self.state.ledger.group.as_ref().filter(|g| g.ended.is_none()) {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -31,21 +68,24 @@ impl Core {
                 hint: Some("wait for its end; `gpudeck status` shows how far it is".to_owned()),
             });
         }
-        let mut after = BTreeMap::new();
-        for service in services {
-            let (spec, _, _) = planning::read_spec(self, service, None)?;
-            self.may_begin(service)?;
-            after.insert(service.clone(), spec.rollout.after);
+        Ok(())
+    }
+
+    fn begin_group(&mut self, drafts: &[Draft], wish: Wish) -> Result<IntentReply, ApiError> {
+        let Wish { atomic, reason, accept_outage, by } = wish;
+        // While the models were looked at something else may have begun.
+        self.no_group()?;
+        for draft in drafts {
+            self.may_begin(&draft.service)?;
         }
-        let order = group::order(&after).map_err(|e| ApiError {
-            kind: ErrorKind::Invalid,
-            message: e.to_string(),
-            hint: e.hint(),
-        })?;
+        let plans = self.plan_together(drafts)?;
+        if !accept_outage {
+            together::no_outage(drafts, &plans)?;
+        }
         let began = now();
-        let entries = order.into_iter().map(|service| GroupEntry {
-            after: after.get(&service).cloned().unwrap_or_default(),
-            service,
+        let entries = drafts.iter().map(|draft| GroupEntry {
+            after: draft.spec.rollout.after.clone(),
+            service: draft.service.clone(),
             state: GroupState::Waiting,
             since: began,
         });
@@ -142,10 +182,14 @@ impl Core {
             reason: group.reason.clone(),
             accept_outage: group.accept_outage,
         };
-        self.ask_for(&entry.service, None, request, |reply| match reply {
-            Ok(IntentReply::RolloutBegun { release, .. }) => GroupState::Rolling { release },
-            Ok(_) => GroupState::NothingToDo,
-            Err(error) => GroupState::Failed { why: error.message },
+        let settles = settles(group, &entry.service);
+        self.ask_for(&entry.service, None, request, move |reply| {
+            Some(match reply {
+                Ok(IntentReply::RolloutBegun { release, .. }) => GroupState::Rolling { release },
+                Ok(_) => GroupState::NothingToDo,
+                Err(error) if no_room_yet(&error, settles) => return None,
+                Err(error) => GroupState::Failed { why: error.message },
+            })
         });
     }
 
@@ -153,25 +197,28 @@ impl Core {
         self.hub.with(|s| s.hosts.values().all(super::maintenance::settled))
     }
 
-    /// Begins a rollout; what comes of it becomes the state of the service in the group.
+    /// Begins a rollout; what comes of it becomes the state of the service in the group. None: it is asked for again.
     fn ask_for(
         &mut self,
         service: &ServiceName,
         to: Option<ReleaseNumber>,
         request: Request,
-        then: impl FnOnce(Result<IntentReply, ApiError>) -> GroupState + Send + 'static,
+        then: impl FnOnce(Result<IntentReply, ApiError>) -> Option<GroupState> + Send + 'static,
     ) {
         let (reply, answer) = oneshot::channel();
         self.group_asking = true;
         self.prepare(service.clone(), to, request, reply);
         let (inputs, service) = (self.means.inputs.clone(), service.clone());
         tokio::spawn(async move {
-            let answer = answer.await;
+            // Without an answer the next tick asks again.
+            let state = answer.await.ok().and_then(then);
+            if state.is_none() {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
             let tell = Box::new(move |core: &mut Core| {
                 core.group_asking = false;
-                // Without an answer the next tick asks again.
-                if let Ok(reply) = answer {
-                    core.group_went(&service, then(reply));
+                if let Some(state) = state {
+                    core.group_went(&service, state);
                 }
             });
             let _ = inputs.send(Input::Ask(tell)).await;
@@ -252,10 +299,14 @@ impl Core {
                                 reason: Some(cause),
                                 accept_outage: group.accept_outage,
                             };
-                            self.ask_for(&service, Some(*before), request, |reply| match reply {
-                                Ok(IntentReply::NothingToDo) => GroupState::Undone,
-                                Ok(_) => GroupState::Undoing,
-                                Err(error) => GroupState::NotUndone { why: error.message },
+                            let settles = settles(group, &service);
+                            self.ask_for(&service, Some(*before), request, move |reply| {
+                                Some(match reply {
+                                    Ok(IntentReply::NothingToDo) => GroupState::Undone,
+                                    Ok(_) => GroupState::Undoing,
+                                    Err(error) if no_room_yet(&error, settles) => return None,
+                                    Err(error) => GroupState::NotUndone { why: error.message },
+                                })
                             });
                         }
                     }
@@ -265,4 +316,14 @@ impl Core {
             }
         }
     }
+}
+
+/// Until when what the others of the group have left may not be seen as free.
+fn settles(group: &Group, service: &ServiceName) -> Timestamp {
+    let others = group.services.iter().filter(|e| e.service != *service);
+    others.map(|e| e.since).max().unwrap_or(group.began).plus(SETTLES)
+}
+
+fn no_room_yet(error: &ApiError, settles: Timestamp) -> bool {
+    error.kind == ErrorKind::Unplaceable && now() < settles
 }

@@ -51,6 +51,7 @@ mod stale_views;
 pub mod start;
 mod steer;
 pub mod throughput;
+mod together;
 pub mod traffic;
 pub mod upgrade;
 mod vigil;

@@ -488,7 +488,7 @@ pub(super) fn beside(state: &ServiceState, spec: &ServiceSpec, kind: RolloutKind
 
 /// Places a draft on what nobody has, the present release of the service included.
 fn place_beside(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
-    let hosts = || core.hub.with(|s| world::hosts_beside(s.hosts.values(), &core.state, None));
+    let hosts = || core.capacities(None);
     let replicas = draft.spec.replicas.get();
     let refused = match place_draft(core, draft, replicas, hosts(), Vec::new()) {
         Ok(placed) => return Ok(placed),
@@ -518,7 +518,7 @@ fn place_beside(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiE
 }
 
 fn place(core: &Core, draft: &Draft) -> Result<placement::Placement, ApiError> {
-    let hosts = core.hub.with(|s| world::hosts(s.hosts.values(), &core.state, &draft.service));
+    let hosts = core.capacities(Some(&draft.service));
     let reuse = world::reusable(&core.state, &draft.service);
     place_draft(core, draft, draft.spec.replicas.get(), hosts, reuse)
 }

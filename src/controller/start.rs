@@ -210,6 +210,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         memory: super::calibration::MemoryReader::default(),
         shutdown: false,
         views: super::stale_views::StaleViews::default(),
+        ahead: super::world::Ahead::default(),
         options,
     };
     core.take_files(files);

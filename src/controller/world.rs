@@ -9,17 +9,8 @@ use crate::placement::{HostCapacity, Reuse};
 use crate::rollout::{Phase, ReplicaPlan};
 use crate::spec::DeckSpec;
 
-/// What each host has, as placement sees it. GPUs of other services are reserved;
-/// nothing is reserved against itself.
-pub fn hosts<'a>(
-    views: impl Iterator<Item = &'a HostView>,
-    state: &DeckState,
-    service: &ServiceName,
-) -> Vec<HostCapacity> {
-    hosts_beside(views, state, Some(service))
-}
-
-/// The same; without a service everything that any replica holds is reserved.
+/// What each host has, as placement sees it. GPUs of other services than this are reserved; without one everything
+/// that any replica holds is.
 pub fn hosts_beside<'a>(
     views: impl Iterator<Item = &'a HostView>,
     state: &DeckState,
@@ -109,6 +100,39 @@ fn reservations(
         }
     }
     held
+}
+
+/// What rollouts that come first will have changed on the hosts when a later one begins: what only the hosts
+/// themselves say, memory, is as it will be then. Who holds which GPU is in the state.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    gone: Vec<Reuse>,
+    come: Vec<Reuse>,
+}
+
+impl Ahead {
+    /// A service holds this instead of that.
+    pub fn goes(&mut self, before: Vec<Reuse>, after: Vec<Reuse>) {
+        self.gone.extend(before.iter().filter(|held| !after.contains(held)).cloned());
+        self.come.extend(after.into_iter().filter(|held| !before.contains(held)));
+    }
+
+    /// The hosts as they will be.
+    pub fn on(&self, hosts: &mut [HostCapacity]) {
+        for (held, gone) in
+            self.gone.iter().map(|r| (r, true)).chain(self.come.iter().map(|r| (r, false)))
+        {
+            let Some(host) = hosts.iter_mut().find(|h| h.name == held.host) else { continue };
+            if held.devices == [DeviceId::Cpu] {
+                let (free, memory) = (host.memory_free, held.memory_per_device);
+                host.memory_free =
+                    if gone { free.saturating_add(memory) } else { free.saturating_sub(memory) };
+            }
+            for gpu in host.gpus.iter_mut().filter(|g| gone && held.devices.contains(&g.device())) {
+                gpu.free = gpu.total.saturating_sub(gpu.foreign).max(gpu.free);
+            }
+        }
+    }
 }
 
 /// What the present replicas of a service hold and a new release may take over.
@@ -208,4 +232,38 @@ pub fn engine_address(deck: &DeckSpec, host: &HostName) -> String {
 /// The first engine port of a host.
 pub fn first_port(deck: &DeckSpec, host: &HostName) -> u16 {
     deck.hosts.get(host).and_then(|h| h.first_engine_port).unwrap_or(21_000)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::base::Bytes;
+
+    #[test]
+    fn what_comes_first_has_left_its_memory_and_holds_what_it_took() {
+        let key =
+            |release: u64| ReplicaKey { release: crate::base::ReleaseNumber(release), replica: 0 };
+        let held = |release, gib| Reuse {
+            replica: key(release),
+            host: "h".parse().unwrap(),
+            devices: vec![DeviceId::Cpu],
+            memory_per_device: Bytes::gib(gib),
+        };
+        let none = BTreeMap::new();
+        let mut hosts = vec![HostCapacity::observed(
+            "h".parse().unwrap(),
+            BTreeMap::new(),
+            true,
+            None,
+            None,
+            &none,
+        )];
+        hosts[0].memory_free = Bytes::gib(10);
+        let mut ahead = Ahead::default();
+        // What stays as it is changes nothing.
+        ahead.goes(vec![held(1, 4), held(9, 1)], vec![held(2, 7), held(9, 1)]);
+        ahead.on(&mut hosts);
+        assert_eq!(hosts[0].memory_free, Bytes::gib(7));
+    }
 }

@@ -190,6 +190,11 @@ pub fn forecast_with(
     Ok(forecast)
 }
 
+/// The service as it is when `release` is rolled out; none: it would not come to its end.
+pub fn state_after(state: &ServiceState, release: &Release) -> Option<ServiceState> {
+    rehearsal::end(state, release).ok()
+}
+
 /// The titles of a rollout's stages: one for each step, and `all replicas`. A first deployment and
 /// an undo have only the last.
 pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: bool) -> Vec<String> {

@@ -26,6 +26,20 @@ pub(super) fn run(
     kind: RolloutKind,
     timings: &Timings,
 ) -> Result<Forecast, String> {
+    travel(state, release, kind, timings).map(|world| world.forecast)
+}
+
+/// The state at the end of the journey.
+pub(super) fn end(state: &ServiceState, release: &Release) -> Result<ServiceState, String> {
+    travel(state, release, RolloutKind::Apply, &Timings::default()).map(|world| world.state)
+}
+
+fn travel<'a>(
+    state: &ServiceState,
+    release: &Release,
+    kind: RolloutKind,
+    timings: &'a Timings,
+) -> Result<World<'a>, String> {
     let mut world = World {
         state: state.clone(),
         queue: BTreeMap::new(),
@@ -55,7 +69,7 @@ pub(super) fn run(
     }
     world.close_stage();
     match world.state.rollout.as_ref().and_then(|r| r.outcome.as_ref()) {
-        Some(Outcome::Completed) => Ok(world.forecast),
+        Some(Outcome::Completed) => Ok(world),
         Some(Outcome::RolledBack { why } | Outcome::Failed { why } | Outcome::Aborted { why }) => {
             Err(standstill(why))
         }
