@@ -317,3 +317,19 @@ fn an_undo_in_mid_rollout_takes_it_back_or_goes_further_back() {
     assert_eq!(seed(&shown), seed(&first));
     assert!(runs(&view) || view["condition"] == "serving", "{view:#}");
 }
+
+#[test]
+fn a_plan_refuses_a_gateway_that_the_deck_has_not() {
+    let place = Place::serving();
+    let path = place.world.as_ref().unwrap().spec_path("code");
+    let good = std::fs::read_to_string(&path).unwrap();
+    for wrong in ["gateways = [\"edge\", \"egde\"]", "gateway = \"egde\""] {
+        std::fs::write(&path, format!("{wrong}\n{good}")).unwrap();
+        for arguments in [&["plan", "code"][..], &["apply", "code", "--yes"]] {
+            let refused = place.expect(arguments, 1);
+            assert!(refused.stderr.contains("names the gateway `egde`"), "{refused:#?}");
+            assert!(refused.stderr.contains("did you mean `edge`?"), "{refused:#?}");
+        }
+    }
+    assert_eq!(place.status()["rollout"]["to"], 1, "nothing was begun");
+}

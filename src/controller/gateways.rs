@@ -136,6 +136,25 @@ impl Gateways {
         })
     }
 
+    /// What to know of a service that has no gateway because the deck has several and it names none.
+    pub fn none_named(
+        deck: &DeckSpec,
+        service: &ServiceName,
+        spec: &ServiceSpec,
+    ) -> Option<String> {
+        let names: Vec<&str> = deck.gateways.keys().map(ServiceName::as_str).collect();
+        let first = names.first().filter(|_| names.len() > 1)?;
+        Self::of(deck, service, spec).is_none().then(|| {
+            format!(
+                "no gateway switches its traffic: deck.toml has {} ({}), and services/{service}.toml \
+                 names none → write gateway = \"{first}\", or several as gateways = [\"{}\"]",
+                names.len(),
+                names.join(", "),
+                names.join("\", \"")
+            )
+        })
+    }
+
     /// Those of them that are not among `others` with the same backend. None: nothing is left.
     fn beside(&self, others: &[Self]) -> Option<Self> {
         let mut rest = self.clone();
@@ -429,14 +448,36 @@ mod tests {
     use super::*;
     use crate::spec::{parse_deck, parse_service};
 
-    fn of(service: &str) -> Option<Gateways> {
+    fn read(service: &str) -> (DeckSpec, ServiceSpec) {
         let deck = "id = \"01936f6e-0000-7000-8000-000000000001\"\nname = \"prod\"\n[hosts.h]\n\
             [gateways.a]\nhost = \"h\"\nsocket = \"/a\"\nurls = { chat = \"http://a:1\" }\n\
             [gateways.b]\nhost = \"h\"\nsocket = \"/b\"\nurl = \"http://b\"\n";
         let deck = parse_deck(deck, "deck.toml").unwrap();
         let spec = format!("model = \"m\"\nengine = \"vllm\"\n{service}");
-        let spec = parse_service(&spec, "chat").unwrap();
+        (deck, parse_service(&spec, "chat").unwrap())
+    }
+
+    fn of(service: &str) -> Option<Gateways> {
+        let (deck, spec) = read(service);
         Gateways::of(&deck, &"chat".parse().unwrap(), &spec)
+    }
+
+    #[test]
+    fn a_service_that_names_none_of_several_is_told() {
+        let told = |change: fn(&mut DeckSpec), service: &str| {
+            let (mut deck, spec) = read(service);
+            change(&mut deck);
+            Gateways::none_named(&deck, &"chat".parse().unwrap(), &spec)
+        };
+        assert_eq!(
+            told(|_| (), "").unwrap(),
+            "no gateway switches its traffic: deck.toml has 2 (a, b), and services/chat.toml names \
+             none → write gateway = \"a\", or several as gateways = [\"a\", \"b\"]"
+        );
+        assert_eq!(told(|_| (), "gateway = \"b\""), None);
+        assert_eq!(told(|_| (), "gateways = [\"b\"]"), None);
+        assert_eq!(told(|deck| deck.gateways.retain(|n, _| n.as_str() == "a"), ""), None);
+        assert_eq!(told(|deck| deck.gateways.clear(), ""), None, "it is done without one");
     }
 
     #[test]

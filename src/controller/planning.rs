@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::actions::{self, Means};
 use super::core::{Core, DeckFiles, now};
+use super::gateways::Gateways;
 use super::{borrowing, plan_steps, service_view, world};
 use crate::api::view::{PlannedRank, PlannedReplica};
 use crate::api::{ApiError, ErrorKind, Forecast, MemoryView, PlanTime, PlanView, ReleaseView};
@@ -302,6 +303,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
+    warnings.extend(Gateways::none_named(&core.deck, service, spec));
     warnings.extend(core.deck_warnings(service));
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
@@ -438,7 +440,7 @@ pub(super) fn replica_plan(
     })
 }
 
-/// The hosts and the gateway that a spec names must be in deck.toml: a slip of the pen is no wish to do
+/// The hosts and the gateways that a spec names must be in deck.toml: a slip of the pen is no wish to do
 /// without them.
 fn names_are_of_the_deck(
     core: &Core,
@@ -470,12 +472,13 @@ fn names_are_of_the_deck(
             hint: e.hint(),
         })?;
     }
-    match &spec.gateway {
-        Some(gateway) if !core.deck.gateways.contains_key(gateway) => {
-            let known = core.deck.gateways.keys().map(ServiceName::as_str).collect();
+    let known = &core.deck.gateways;
+    match spec.gateway.iter().chain(&spec.gateways).find(|name| !known.contains_key(*name)) {
+        Some(gateway) => {
+            let known = known.keys().map(ServiceName::as_str).collect();
             Err(unknown("gateway", gateway.as_str(), known))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
