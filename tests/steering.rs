@@ -333,3 +333,29 @@ fn a_plan_refuses_a_gateway_that_the_deck_has_not() {
     }
     assert_eq!(place.status()["rollout"]["to"], 1, "nothing was begun");
 }
+
+#[test]
+fn what_would_change_nothing_is_refused_with_the_next_step() {
+    let place = Place::serving();
+    let steps = "steps = [{ weight = 50 }, { run = [\"/bin/false\"] }] # test";
+    place.edit("13", &format!("auto_rollback = false # test\n{steps}"));
+    place.expect(&["apply", "code", "--yes"], 0);
+    let resume = place.expect(&["rollout", "resume", "code"], 5);
+    assert!(resume.stderr.contains("is not paused"), "{resume:#?}");
+    place.wait("the command to fail", |v| v["rollout"]["gate"]["failed"].is_object());
+    let promote = place.expect(&["rollout", "promote", "code"], 5);
+    assert!(promote.stderr.contains("/bin/false: exit code 1"), "{promote:#?}");
+    assert!(promote.stderr.contains("gpudeck rollout retry code"), "{promote:#?}");
+
+    // One way back is enough, and nothing of it is promoted.
+    place.edit("14", "steps = [{ weight = 50 }, { approve = true }] # test");
+    place.expect(&["rollout", "abort", "code"], 0);
+    let place_back = |v: &Value| v["rollout"]["direction"]["back"].is_object();
+    let view = place.status();
+    assert!(place_back(&view) || view["rollout"]["outcome"].is_object(), "{view:#}");
+    for what in ["abort", "promote"] {
+        let refused = place.expect(&["rollout", what, "code"], 5);
+        let says = |words: &str| refused.stderr.contains(words);
+        assert!(says("is being taken back") || says("no rollout of code"), "{refused:#?}");
+    }
+}

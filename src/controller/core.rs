@@ -32,7 +32,7 @@ use crate::gateway::ServerCounters;
 use crate::journal::{Journal, JournalError};
 use crate::revision::DeckRepo;
 use crate::rollout::{
-    Action, EventKind, Gate, Outcome, Phase, Release, RolloutKind, ServiceState, Shared, step,
+    Action, EventKind, Futile, Gate, Outcome, Phase, Release, RolloutKind, ServiceState, Shared, step,
 };
 use crate::spec::{DeckSpec, ServiceSpec, Strategy};
 use crate::wire::RankReport;
@@ -654,6 +654,9 @@ impl Core {
                 message: format!("no rollout of {service} is under way"),
                 hint: Some(format!("`gpudeck apply {service}` begins one")),
             });
+        }
+        if let Some(Futile { why, instead }) = state.futile(&kind) {
+            return Err(super::maintenance::conflict(why, &instead));
         }
         self.on_service(service, kind)
     }

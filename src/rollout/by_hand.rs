@@ -4,10 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::analysis::{AnalysisRun, Window};
-use super::state::{Direction, Gate, Phase, ReplicaState, RolloutKind, ServiceState};
+use super::event::EventKind;
+use super::state::{Direction, Gate, Phase, ReplicaState, Rollout, RolloutKind, ServiceState};
 use super::step::Decider;
 use crate::base::{ReleaseNumber, ReplicaKey, Timestamp, text};
-use crate::spec::{RunSpec, StepSpec};
+use crate::spec::{RolloutSpec, RunSpec, StepSpec, Strategy};
 
 /// Longest reason that is kept, in characters.
 const MAX_WHY: usize = 500;
@@ -61,7 +62,85 @@ impl QueuedRollout {
     }
 }
 
+/// A wish that would change nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Futile {
+    /// Why it would not.
+    pub why: String,
+    /// What would.
+    pub instead: String,
+}
+
 impl ServiceState {
+    /// Why this wish of a person would change nothing in the rollout under way; none: it would.
+    pub fn futile(&self, wish: &EventKind) -> Option<Futile> {
+        let rollout = self.active_rollout()?;
+        match wish {
+            EventKind::Promoted { all, .. } => self.futile_promotion(rollout, *all),
+            EventKind::Resumed { .. } if rollout.paused.is_none() => Some(Futile {
+                why: format!("the rollout of {} is not paused", self.service),
+                instead: self.what_holds(rollout),
+            }),
+            EventKind::Aborted { .. } => self.already_goes_back(rollout),
+            _ => None,
+        }
+    }
+
+    fn futile_promotion(&self, rollout: &Rollout, all: bool) -> Option<Futile> {
+        if let Some(back) = self.already_goes_back(rollout) {
+            return Some(back);
+        }
+        let (service, to) = (&self.service, rollout.to);
+        if let Some(Gate::Failed { why }) = &rollout.gate {
+            let why = format!("the rollout of {service} to {to} has failed: {why}");
+            return Some(Futile { why, instead: self.what_holds(rollout) });
+        }
+        if rollout.paused.is_some() {
+            return None;
+        }
+        let switch = self.policy(rollout.to).map_or(0, RolloutSpec::switch_step);
+        let held_by = match rollout.step {
+            step if self.strategy(rollout) == Strategy::BlueGreen && step <= switch => {
+                if step == switch {
+                    "the switch of all traffic is under way"
+                } else if step == 0 && !all {
+                    "the second set is not whole yet"
+                } else {
+                    return None;
+                }
+            }
+            step if step >= self.steps(rollout).len() => "the last replicas are on their way",
+            _ => return None,
+        };
+        Some(Futile {
+            why: format!("no gate holds the rollout of {service} to {to}: {held_by}"),
+            instead: self.what_holds(rollout),
+        })
+    }
+
+    fn already_goes_back(&self, rollout: &Rollout) -> Option<Futile> {
+        matches!(rollout.direction, Direction::Back { .. }).then(|| Futile {
+            why: format!("{} of {} is being taken back", rollout.to, self.service),
+            instead: self.what_holds(rollout),
+        })
+    }
+
+    /// What brings the rollout on.
+    fn what_holds(&self, rollout: &Rollout) -> String {
+        let service = &self.service;
+        let command = |verb: &str| format!("`gpudeck rollout {verb} {service}`");
+        match (&rollout.gate, &rollout.direction) {
+            _ if rollout.paused.is_some() => format!("{} ends the pause", command("resume")),
+            (Some(Gate::Failed { .. }), _) => format!(
+                "{} tries again, {} takes it back",
+                command("retry"),
+                command("abort")
+            ),
+            (Some(_), Direction::Forward) => format!("{} passes its gate", command("promote")),
+            _ => format!("wait for its end: {}", command("status --wait")),
+        }
+    }
+
     /// The command of the present step.
     pub(super) fn present_command(&self) -> Option<RunSpec> {
         let rollout = self.active_rollout()?;

@@ -374,3 +374,47 @@ fn a_failed_release_is_taken_back_once_to_stable_and_nothing_begins_by_itself() 
     assert_eq!(world.state.stable, Some(R1));
     world.check_rest();
 }
+
+/// What the front desk refuses as futile is what the decider would pass over, and nothing else.
+#[test]
+fn a_wish_that_is_called_futile_changes_nothing() {
+    let by = || "ada".to_owned();
+    let wishes = || {
+        [
+            EventKind::Promoted { all: false, by: by() },
+            EventKind::Promoted { all: true, by: by() },
+            EventKind::Resumed { by: by() },
+            EventKind::Aborted { by: by(), reason: None },
+        ]
+    };
+    let futile = |world: &World| wishes().map(|w| world.state.futile(&w).is_some());
+    let agrees = |world: &World| {
+        for wish in wishes() {
+            let mut after = world.state.clone();
+            step(&mut after, &Event { at: world.state.now, kind: wish.clone() });
+            let changes = after != world.state;
+            assert_ne!(world.state.futile(&wish).is_some(), changes, "{wish:?}");
+        }
+    };
+    let mut world = serving(3, 1);
+    assert_eq!(futile(&world), [false; 4], "without a rollout that is what is said");
+    let mut release = with_steps(3, 3, smoke("fails"));
+    release.spec.rollout.auto_rollback = false;
+    world.request(&release, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    assert_eq!(futile(&world), [false, false, true, false]);
+    agrees(&world);
+    assert!(world.run_until(HOUR, held));
+    assert_eq!(futile(&world), [true, true, true, false]);
+    agrees(&world);
+    let refused = world.state.futile(&wishes()[0]).unwrap();
+    assert!(refused.why.contains("has failed: run fails: exit code 3"), "{refused:?}");
+    assert!(refused.instead.contains("`gpudeck rollout retry"), "{refused:?}");
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert_eq!(futile(&world), [true; 4]);
+    agrees(&world);
+    // A pause of the way back is ended by a resume.
+    world.by_ada(|by| EventKind::Paused { by });
+    assert_eq!(futile(&world), [true, true, false, true]);
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_some()));
+}
