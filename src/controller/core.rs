@@ -32,7 +32,8 @@ use crate::gateway::ServerCounters;
 use crate::journal::{Journal, JournalError};
 use crate::revision::DeckRepo;
 use crate::rollout::{
-    Action, EventKind, Futile, Gate, Outcome, Phase, Release, RolloutKind, ServiceState, Shared, step,
+    Action, EventKind, Futile, Gate, Outcome, Phase, Release, RolloutKind, ServiceState, Shared,
+    step,
 };
 use crate::spec::{DeckSpec, ServiceSpec, Strategy};
 use crate::wire::RankReport;

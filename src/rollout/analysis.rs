@@ -187,8 +187,8 @@ pub fn judge(
         return Judgement::Verdict(VerdictResult::Failed, why);
     }
     let engines = engine_samples::judge(spec, &run.new, &run.old, last);
-    let compared = match engines {
-        Ok(compared) => compared,
+    let seen = match engines {
+        Ok(seen) => seen,
         Err(why) => return Judgement::Verdict(VerdictResult::Failed, why),
     };
     if let Some((result, why)) = worst.remove(&1) {
@@ -209,7 +209,12 @@ pub fn judge(
     if result != VerdictResult::Success {
         return Judgement::Verdict(result, why);
     }
-    let all: Vec<String> = std::iter::once(why).chain(compared).chain(passed).collect();
+    // What was asked for and could not be measured was not kept.
+    if !seen.unmeasured.is_empty() {
+        let why = text::clean(&seen.unmeasured.join("; "), 3 * MAX_WHY);
+        return Judgement::Verdict(VerdictResult::Inconclusive, why);
+    }
+    let all: Vec<String> = std::iter::once(why).chain(seen.compared).chain(passed).collect();
     Judgement::Verdict(VerdictResult::Success, text::clean(&all.join("; "), 3 * MAX_WHY))
 }
 
@@ -367,6 +372,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_asked_for_and_not_measured_is_no_success() {
+        let spec: AnalysisSpec =
+            toml::from_str("duration = \"10s\"\n[engine]\nmax_first_token = \"2s\"\n").unwrap();
+        // The gateway counted enough; the engines' metrics could not be read.
+        let run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, window(50, 0, 100.0), 10_000)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive);
+        assert!(why.starts_with("max_first_token could not be judged"), "{why}");
+        // A comparison without enough samples is left out, and the verdict says so.
+        let unasked = AnalysisSpec { engine: crate::spec::EngineAnalysis::default(), ..spec };
+        let Judgement::Verdict(result, why) = verdict(&unasked, &run, window(12, 0, 100.0), 10_000)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Success);
+        assert!(why.contains("end-to-end latency not compared: 0 samples"), "{why}");
+    }
+
+    #[test]
     fn checks_decide_in_argos_order_and_are_waited_for() {
         let spec: AnalysisSpec = toml::from_str(
             "min_requests = 0\nduration = \"1s\"\n[[golden]]\nprompt = \"a\"\ncontains = \"b\"\n\
@@ -390,8 +417,9 @@ mod tests {
             verdict(&spec, &good, none, 2_000),
             Judgement::Verdict(
                 VerdictResult::Success,
-                "no requests are asked for; golden 1: r2-0-a1 said b; \
-                 prometheus 1: 0.5 (result < 1)"
+                "no requests are asked for; time to first token, inter-token latency, end-to-end \
+                 latency not compared: 0 samples of the canary and 0 of stable, 30 needed of each; \
+                 golden 1: r2-0-a1 said b; prometheus 1: 0.5 (result < 1)"
                     .to_owned()
             )
         );

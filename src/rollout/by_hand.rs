@@ -131,11 +131,9 @@ impl ServiceState {
         let command = |verb: &str| format!("`gpudeck rollout {verb} {service}`");
         match (&rollout.gate, &rollout.direction) {
             _ if rollout.paused.is_some() => format!("{} ends the pause", command("resume")),
-            (Some(Gate::Failed { .. }), _) => format!(
-                "{} tries again, {} takes it back",
-                command("retry"),
-                command("abort")
-            ),
+            (Some(Gate::Failed { .. }), _) => {
+                format!("{} tries again, {} takes it back", command("retry"), command("abort"))
+            }
             (Some(_), Direction::Forward) => format!("{} passes its gate", command("promote")),
             _ => format!("wait for its end: {}", command("status --wait")),
         }

@@ -113,21 +113,73 @@ impl EngineSamples {
     }
 }
 
+/// What engines and GPUs said, where nothing of it is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// What was compared with stable and what was not, for the verdict's reason.
+    pub compared: Vec<String>,
+    /// Limits of the spec for which too little was measured: nobody can say that they were kept.
+    pub unmeasured: Vec<String>,
+}
+
 /// What is wrong with the canary's engines or GPUs: the first number that decides. `last`: the time
-/// is over. `Ok` has what was compared, for the verdict's reason.
+/// is over.
 pub(super) fn judge(
     spec: &AnalysisSpec,
     new: &EngineSamples,
     old: &EngineSamples,
     last: bool,
-) -> Result<Vec<String>, String> {
+) -> Result<Seen, String> {
     judge_gpus(spec, new, last)?;
     judge_limits(spec, new, last)?;
     let mut compared = Vec::new();
+    // Those with the same number of samples are told together.
+    let mut too_few: Vec<((u64, u64), Vec<&str>)> = Vec::new();
     for metric in &spec.engine.compare {
-        compared.extend(compare(spec, *metric, new.of(*metric), old.of(*metric), last)?);
+        let (new, old) = (new.of(*metric), old.of(*metric));
+        if let Some(found) = compare(spec, *metric, new, old, last)? {
+            compared.push(found);
+            continue;
+        }
+        let counts = (new.count(), old.count());
+        match too_few.iter_mut().find(|(seen, _)| *seen == counts) {
+            Some((_, titles)) => titles.push(title(*metric)),
+            None => too_few.push((counts, vec![title(*metric)])),
+        }
     }
-    Ok(compared)
+    compared.extend(too_few.into_iter().map(|((mine, theirs), titles)| {
+        format!(
+            "{} not compared: {mine} samples of the canary and {theirs} of stable, {} needed of each",
+            titles.join(", "),
+            enough_to_compare(spec)
+        )
+    }));
+    Ok(Seen { compared, unmeasured: unmeasured(spec, new) })
+}
+
+/// The limits that were written and could not be judged, with what is missing.
+fn unmeasured(spec: &AnalysisSpec, new: &EngineSamples) -> Vec<String> {
+    let limits = &spec.engine;
+    // Who asks for no requests asks for no latencies of them, either, as long as there are none.
+    let enough = spec.min_requests;
+    let of_requests = [
+        ("max_first_token", limits.max_first_token.is_some(), new.first_token.count()),
+        ("max_inter_token", limits.max_inter_token.is_some(), new.inter_token.count()),
+        ("max_end_to_end", limits.max_end_to_end.is_some(), new.end_to_end.count()),
+        ("max_preemptions", limits.max_preemptions.is_some(), new.finished),
+    ];
+    let of_samples = [
+        ("max_kv_usage", limits.max_kv_usage.is_some(), new.kv_usage.count()),
+        ("max_waiting", limits.max_waiting.is_some(), new.waiting.count()),
+    ];
+    let needed = of_requests.map(|limit| (limit, enough));
+    let needed = needed.into_iter().chain(of_samples.map(|limit| (limit, 1)));
+    needed
+        .filter(|((_, asked, seen), enough)| *asked && seen < enough)
+        .map(|((name, _, seen), enough)| {
+            format!("{name} could not be judged: the canary's engines gave {seen} samples < {enough} needed")
+        })
+        .collect()
 }
 
 fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<(), String> {
@@ -208,6 +260,11 @@ fn judge_limits(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<
     Ok(())
 }
 
+/// Observations that a comparison needs of each side.
+fn enough_to_compare(spec: &AnalysisSpec) -> u64 {
+    spec.engine.min_samples.max(2)
+}
+
 /// The canary against stable: worse, or (if there was enough) what was found.
 fn compare(
     spec: &AnalysisSpec,
@@ -216,7 +273,7 @@ fn compare(
     old: &Histogram,
     last: bool,
 ) -> Result<Option<String>, String> {
-    let enough = spec.engine.min_samples.max(2);
+    let enough = enough_to_compare(spec);
     if new.count() < enough || old.count() < enough {
         return Ok(None);
     }
@@ -312,8 +369,11 @@ mod tests {
         EngineSamples { first_token: histogram, ..EngineSamples::default() }
     }
 
+    /// The verdict on the time to the first token alone.
     fn run(new: &EngineSamples, old: &EngineSamples) -> Result<Vec<String>, String> {
-        judge(&AnalysisSpec::default(), new, old, true)
+        let mut spec = AnalysisSpec::default();
+        spec.engine.compare = vec![EngineMetric::FirstToken];
+        judge(&spec, new, old, true).map(|seen| seen.compared)
     }
 
     #[test]
@@ -345,9 +405,59 @@ mod tests {
         values.push(60.0);
         let new = first_token(seen(values));
         assert!(run(&new, &old).is_ok());
-        // Too few are not compared at all.
+        // Too few are not compared at all, which the verdict says.
         let few = first_token(seen(vec![2.0; 29]));
-        assert_eq!(run(&few, &old), Ok(Vec::new()));
+        let said = "time to first token not compared: 29 samples of the canary and 30 of stable, \
+                    30 needed of each";
+        assert_eq!(run(&few, &old), Ok(vec![said.to_owned()]));
+    }
+
+    #[test]
+    fn what_is_not_compared_is_told_once_for_each_number_of_samples() {
+        let old = first_token(seen(vec![0.08; 200]));
+        let new = first_token(seen(vec![0.08; 12]));
+        let compared = judge(&AnalysisSpec::default(), &new, &old, true).unwrap().compared;
+        let needed = "30 needed of each";
+        assert_eq!(
+            compared,
+            [
+                format!(
+                    "time to first token not compared: 12 samples of the canary and 200 of stable, \
+                     {needed}"
+                ),
+                format!(
+                    "inter-token latency, end-to-end latency not compared: 0 samples of the canary \
+                     and 0 of stable, {needed}"
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_limit_that_was_written_needs_something_to_judge() {
+        let spec: AnalysisSpec = toml::from_str(
+            "min_requests = 10\n[engine]\nmax_first_token = \"2s\"\nmax_kv_usage = 0.9\n\
+             max_preemptions = 0.1\n",
+        )
+        .unwrap();
+        let none = EngineSamples::default();
+        let missing = |spec: &AnalysisSpec, new| judge(spec, new, &none, true).unwrap().unmeasured;
+        assert_eq!(
+            missing(&spec, &none),
+            [
+                "max_first_token could not be judged: the canary's engines gave 0 samples < 10 needed",
+                "max_preemptions could not be judged: the canary's engines gave 0 samples < 10 needed",
+                "max_kv_usage could not be judged: the canary's engines gave 0 samples < 1 needed",
+            ]
+        );
+        let mut some = first_token(seen(vec![0.1; 10]));
+        some.finished = 10;
+        some.sample_gauges(Some(0.2), None);
+        assert_eq!(missing(&spec, &some), Vec::<String>::new());
+        // Without requests there are no latencies of them; the cache is there all the same.
+        let unasked = AnalysisSpec { min_requests: 0, ..spec };
+        assert_eq!(missing(&unasked, &none).len(), 1);
+        assert_eq!(missing(&AnalysisSpec::default(), &none), Vec::<String>::new());
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct EngineAnalysis {
     pub compare: Vec<EngineMetric>,
     /// The largest `p` that counts as significant (a tenth of it before the end).
     pub significance: f64,
-    /// Fewest observations on each side for a comparison; fewer are not compared.
+    /// Fewest observations on each side for a comparison; fewer are not compared, which the verdict says.
     pub min_samples: u64,
     /// Highest 95th percentile of the time to the first token.
     #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
