@@ -359,3 +359,31 @@ fn what_would_change_nothing_is_refused_with_the_next_step() {
         assert!(says("is being taken back") || says("no rollout of code"), "{refused:#?}");
     }
 }
+
+#[test]
+fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
+    if !common::has_program("script") {
+        return;
+    }
+    let place = Place::serving();
+    let steps = "steps = [{ weight = 50 }, { run = [\"/bin/false\"] }] # test";
+    place.edit("13", steps);
+    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 3);
+    // At a terminal a person is asked, and says no.
+    let gpudeck = env!("CARGO_BIN_EXE_gpudeck");
+    let mut terminal = Command::new("script");
+    terminal
+        .args(["-qec", &format!("{gpudeck} rollout retry code"), "/dev/null"])
+        .current_dir(place.deck())
+        .env("GPUDECK_HOME", place.home.path().join("s"))
+        .env("HOME", place.home.path())
+        .env("USER", "tester")
+        .env_remove("SSH_AUTH_SOCK");
+    let asked = common::run_with_input(&mut terminal, b"n\n", LONG);
+    assert!(asked.stdout.contains("code: r1 → r3"), "{asked:#?}");
+    assert!(asked.stdout.contains("run /bin/false"), "{asked:#?}");
+    assert!(asked.stdout.contains("Go on? [y/N]"), "{asked:#?}");
+    assert_eq!(place.status()["rollout"]["to"], 2, "nothing was begun");
+    place.expect(&["rollout", "retry", "code", "--yes", "--wait", "--timeout", "2m"], 3);
+    assert_eq!(place.status()["rollout"]["to"], 3);
+}

@@ -332,6 +332,10 @@ impl Door for Client {
         self.get(&format!("/v1/services/{service}/plan?undo=true{to}")).await
     }
 
+    async fn plan_retry(&self, service: &ServiceName) -> Result<PlanView, ApiError> {
+        self.get(&format!("/v1/services/{service}/plan?retry=true")).await
+    }
+
     async fn diff(
         &self,
         service: &ServiceName,

@@ -50,6 +50,11 @@ pub trait Desk: Send + Sync + 'static {
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
 
+    /// What a retry would do after a rollout that was taken back.
+    async fn plan_retry(&self, _service: ServiceName) -> Result<PlanView, ApiError> {
+        Err(not_here())
+    }
+
     /// What an apply of several services would do: the plan of each, in their order, in the world that those before
     /// it leave.
     async fn plan_together(&self, _services: Vec<ServiceName>) -> Result<Vec<PlanView>, ApiError> {

@@ -36,6 +36,11 @@ pub trait Door: Send + Sync {
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
 
+    /// What a retry would do after a rollout that was taken back.
+    async fn plan_retry(&self, _service: &ServiceName) -> Result<PlanView, ApiError> {
+        Err(super::desk::not_here())
+    }
+
     /// The difference between the specs of two releases, unified.
     async fn diff(
         &self,

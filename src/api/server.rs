@@ -6,7 +6,7 @@
 //! | `GET /v1/snapshot` | `Snapshot` |
 //! | `GET /v1/stream?door=UUID&changes=true` | one JSON `Delta` a line, the first is the snapshot; with `changes`, samples also as changes |
 //! | `POST /v1/intents` | `Intent` → `IntentReply` |
-//! | `GET /v1/services/{name}/plan?undo=true&to=r3` | `PlanView` |
+//! | `GET /v1/services/{name}/plan?undo=true&to=r3`, `plan?retry=true` | `PlanView` |
 //! | `POST /v1/plan-together` | names of services → list of `PlanView` |
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
@@ -301,6 +301,8 @@ struct PlanQuery {
     #[serde(default)]
     undo: bool,
     to: Option<String>,
+    #[serde(default)]
+    retry: bool,
 }
 
 async fn plan(
@@ -314,6 +316,8 @@ async fn plan(
     let plan = if query.undo {
         let to = query.to.as_deref().map(release).transpose()?;
         desk.plan_undo(service, to).await?
+    } else if query.retry {
+        desk.plan_retry(service).await?
     } else {
         desk.plan(service).await?
     };

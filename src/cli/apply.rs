@@ -111,7 +111,7 @@ async fn begin(
 }
 
 /// The release of the rollout under way.
-async fn under_way(
+pub async fn under_way(
     client: &Client,
     service: &ServiceName,
 ) -> Result<Option<ReleaseNumber>, Failure> {
@@ -134,7 +134,8 @@ pub fn must_ask(args: &Args, yes: bool) -> bool {
         && std::io::stdout().is_terminal()
 }
 
-fn agreed(planned: &PlanView) -> Result<bool, Failure> {
+/// Shows a plan and asks whether to go on.
+pub fn agreed(planned: &PlanView) -> Result<bool, Failure> {
     plan::print(planned)?;
     Ok(!planned.nothing_to_do && ask("Go on?")?)
 }

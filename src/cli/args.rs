@@ -537,6 +537,9 @@ pub struct UpgradeOptions {
 /// How a failed rollout is tried again.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RetryOptions {
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
     /// Wait until the rollout is over: exit code 0 completed, 3 taken back, 4 time is up
     #[arg(long)]
     pub wait: bool,

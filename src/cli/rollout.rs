@@ -53,6 +53,13 @@ async fn retry(
     options: &RetryOptions,
 ) -> Result<Success, Failure> {
     show::settle(client).await?;
+    // What is held goes on within its plan; what is over begins anew, with a new one.
+    if apply::must_ask(args, options.yes)
+        && apply::under_way(client, service).await?.is_none()
+        && !apply::agreed(&client.plan_retry(service).await?)?
+    {
+        return Ok(Success::Done);
+    }
     let intent = Intent::Retry { service: service.clone(), accept_outage: options.accept_outage };
     let reply = client.send(intent).await?;
     match (&reply, args.output) {

@@ -186,6 +186,12 @@ impl Desk for Handle {
         self.plan_of(service, Some(to), RolloutKind::Undo).await
     }
 
+    async fn plan_retry(&self, service: ServiceName) -> Result<PlanView, ApiError> {
+        let name = service.clone();
+        let (to, kind) = self.ask(move |core| core.retry_target(&name)).await??;
+        self.plan_of(service, Some(to), kind).await
+    }
+
     async fn plan_together(&self, services: Vec<ServiceName>) -> Result<Vec<PlanView>, ApiError> {
         let drafts = self.ask(move |core| core.together_drafts(&services)).await??.await?;
         self.not_fenced().await?;

@@ -7,7 +7,7 @@ use super::core::{Core, Input, Request, now};
 use super::planning;
 use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
-use crate::rollout::{Direction, EventKind, Outcome, QueuedRollout, ServiceState};
+use crate::rollout::{Direction, EventKind, Outcome, QueuedRollout, RolloutKind, ServiceState};
 use crate::spec::ConcurrencyPolicy;
 
 type Reply = oneshot::Sender<Result<IntentReply, ApiError>>;
@@ -234,12 +234,36 @@ impl Core {
         accept_outage: bool,
         reply: Reply,
     ) {
-        let Some(state) = self.state.services.get(&service) else {
-            let _ = reply.send(Err(planning::not_found(&service, self.known_services())));
-            return;
+        if self.state.services.get(&service).is_some_and(ServiceState::retryable) {
+            let retried = self.on_service(&service, EventKind::Retried { by });
+            return self.answer(reply, retried);
+        }
+        match self.retry_target(&service) {
+            Ok((to, kind)) => {
+                let reason = Some(format!("retry of {to}"));
+                let request = Request { kind, by, reason, accept_outage };
+                self.prepare(service, Some(to), request, reply);
+            }
+            Err(error) => self.answer(reply, Err(error)),
+        }
+    }
+
+    /// What a retry begins anew after a rollout that was taken back, aborted or failed.
+    pub(super) fn retry_target(
+        &self,
+        service: &ServiceName,
+    ) -> Result<(ReleaseNumber, RolloutKind), ApiError> {
+        let Some(state) = self.state.services.get(service) else {
+            return Err(planning::not_found(service, self.known_services()));
         };
-        let result = match &state.rollout {
-            _ if state.retryable() => self.on_service(&service, EventKind::Retried { by }),
+        match &state.rollout {
+            Some(rollout) if state.retryable() => Err(conflict(
+                format!(
+                    "what failed in the rollout of {service} to {} needs no new plan",
+                    rollout.to
+                ),
+                Some(format!("`gpudeck rollout retry {service}` tries it again")),
+            )),
             Some(rollout) if rollout.outcome.is_none() => Err(match rollout.direction {
                 Direction::Forward => conflict(
                     format!("nothing of the rollout of {service} to {} has failed", rollout.to),
@@ -253,17 +277,13 @@ impl Core {
                 ),
             }),
             Some(rollout) if !matches!(rollout.outcome, None | Some(Outcome::Completed)) => {
-                let (kind, to) = (rollout.kind, rollout.to);
-                let reason = Some(format!("retry of {to}"));
-                let request = Request { kind, by, reason, accept_outage };
-                return self.prepare(service, Some(to), request, reply);
+                Ok((rollout.to, rollout.kind))
             }
             _ => Err(conflict(
                 format!("the last rollout of {service} did not fail"),
                 Some(format!("`gpudeck apply {service}` rolls out its spec")),
             )),
-        };
-        self.answer(reply, result);
+        }
     }
 
     /// Does not wait for the present gate.

@@ -6,7 +6,7 @@ use super::dialogs::{
 };
 use super::layout;
 use super::logs::Follow;
-use super::message::{Effect, Wish};
+use super::message::{Effect, PlanOf, Wish};
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
 use crate::api::{
@@ -337,14 +337,14 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
         Command::Plan => {
             let ticket = state.next_ticket();
             state.mode = Mode::Text(TextView::waiting(format!("Plan for {name}"), ticket));
-            vec![Effect::Plan { ticket, service: name, undo: None }]
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Apply }]
         }
         Command::Diff => diff(state, &view, named),
         Command::Apply | Command::Replace if active.is_some() => {
             let replace = command == Command::Replace;
             let target = journey.unwrap_or_else(|| name.to_string());
             let words = queue_words(&view, replace);
-            confirm(state, Deed::Queue { replace }, &name, target, PlanState::Words(words));
+            confirm_in_advance(state, Deed::Queue { replace }, &name, target, words);
             Vec::new()
         }
         Command::Retry => retry(state, &view),
@@ -353,7 +353,7 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
         Command::Apply => {
             let ticket = state.next_ticket();
             confirm(state, Deed::Apply, &name, name.to_string(), PlanState::Waiting(ticket));
-            vec![Effect::Plan { ticket, service: name, undo: None }]
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Apply }]
         }
         Command::Undo => {
             // Only who looks at the history and has chosen another release means that one.
@@ -367,13 +367,18 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
             };
             if let Some(rollout) = active {
                 let words = undo_words(rollout, chosen);
-                confirm(state, Deed::Undo { to: chosen }, &name, target, PlanState::Words(words));
+                let deed = Deed::Undo { to: chosen };
+                if chosen.is_some_and(|to| Some(to) != rollout.from) {
+                    confirm_in_advance(state, deed, &name, target, words);
+                } else {
+                    confirm(state, deed, &name, target, PlanState::Words(words));
+                }
                 return Vec::new();
             }
             let ticket = state.next_ticket();
             let plan = PlanState::Waiting(ticket);
             confirm(state, Deed::Undo { to: chosen }, &name, target, plan);
-            vec![Effect::Plan { ticket, service: name, undo: Some(chosen) }]
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Undo(chosen) }]
         }
         Command::PauseResume | Command::Resume if paused => {
             state.mode = Mode::Ask(Ask::new(AskWhat::Resume(name)));
@@ -455,19 +460,22 @@ fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {
     let words = view.rollout.as_ref().and_then(|rollout| match (&rollout.outcome, &rollout.gate) {
         (None, Some(Gate::Failed { why })) => Some(vec![format!("Tries again: {why}")]),
         (None, Some(Gate::Inconclusive { why })) => Some(vec![format!("Measures again: {why}")]),
-        (None | Some(Outcome::Completed), _) => None,
-        (Some(_), _) => Some(vec![
-            format!("Rolls out the revision of {} again, as a new release,", rollout.to),
-            "through all its steps.".to_owned(),
-        ]),
+        (_, _) => None,
     });
-    let Some(words) = words else {
+    let target = view.rollout.as_ref().map_or_else(String::new, |r| format!("{name}: {}", r.to));
+    if let Some(words) = words {
+        confirm(state, Deed::Retry, &name, target, PlanState::Words(words));
+        return Vec::new();
+    }
+    // What is over begins anew, with a plan of its own.
+    let outcome = view.rollout.as_ref().and_then(|r| r.outcome.as_ref());
+    if outcome.is_none_or(|o| *o == Outcome::Completed) {
         state.say(Severity::Warning, format!("nothing of {name} has failed"));
         return Vec::new();
-    };
-    let target = view.rollout.as_ref().map_or_else(String::new, |r| format!("{name}: {}", r.to));
-    confirm(state, Deed::Retry, &name, target, PlanState::Words(words));
-    Vec::new()
+    }
+    let ticket = state.next_ticket();
+    confirm(state, Deed::Retry, &name, format!("{target} again"), PlanState::Waiting(ticket));
+    vec![Effect::Plan { ticket, service: name, of: PlanOf::Retry }]
 }
 
 fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
@@ -517,12 +525,26 @@ fn confirm(state: &mut State, deed: Deed, name: &ServiceName, target: String, pl
     state.mode = Mode::Confirm(Box::new(Confirm::new(deed, name.clone(), target, plan)));
 }
 
+/// The same for what is planned only when its turn has come: an OUTAGE can be accepted now, or it is refused then.
+fn confirm_in_advance(
+    state: &mut State,
+    deed: Deed,
+    name: &ServiceName,
+    target: String,
+    mut words: Vec<String>,
+) {
+    words.push(format!("With an OUTAGE in it, it begins only if you type `{name} outage` here."));
+    let mut dialog = Confirm::new(deed, name.clone(), target, PlanState::Words(words));
+    dialog.in_advance = true;
+    state.mode = Mode::Confirm(Box::new(dialog));
+}
+
 fn diff(state: &mut State, view: &ServiceView, named: bool) -> Vec<Effect> {
     let name = view.name.clone();
     let ticket = state.next_ticket();
     if (state.panel != Panel::Rollout || named) && view.pending_change {
         state.mode = Mode::Text(TextView::waiting(format!("What waits for {name}"), ticket));
-        return vec![Effect::Plan { ticket, service: name, undo: None }];
+        return vec![Effect::Plan { ticket, service: name, of: PlanOf::Apply }];
     }
     // The selected release against the one before it.
     let newer = state.selected_release().filter(|_| state.panel == Panel::Rollout && !named);

@@ -92,8 +92,8 @@ pub enum Effect {
         ticket: u64,
         /// Of which service.
         service: ServiceName,
-        /// To undo, to this release (none: the one before), instead of to apply.
-        undo: Option<Option<ReleaseNumber>>,
+        /// Of what.
+        of: PlanOf,
     },
     /// Ask where everything would be.
     WhatIf {
@@ -138,6 +138,17 @@ pub enum Effect {
     Suspend,
     /// Leave.
     Quit,
+}
+
+/// Of what a plan is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanOf {
+    /// Rolling out the spec.
+    Apply,
+    /// Going back to this release; none: the one before.
+    Undo(Option<ReleaseNumber>),
+    /// Rolling out again what was taken back.
+    Retry,
 }
 
 /// An intent whose text a log may show: an answer is left out.

@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::key::Key;
-use super::message::{Effect, Message};
+use super::message::{Effect, Message, PlanOf};
 use super::picture;
 use super::state::{Look, State};
 use super::terminal::Screen;
@@ -243,10 +243,11 @@ impl Loop {
                 let result = patiently(door.send(intent.0)).await.map(Box::new);
                 Message::Replied { what, result }
             }),
-            Effect::Plan { ticket, service, undo } => self.task(async move {
-                let result = match undo {
-                    None => patiently(door.plan(&service)).await,
-                    Some(to) => patiently(door.plan_undo(&service, to)).await,
+            Effect::Plan { ticket, service, of } => self.task(async move {
+                let result = match of {
+                    PlanOf::Apply => patiently(door.plan(&service)).await,
+                    PlanOf::Undo(to) => patiently(door.plan_undo(&service, to)).await,
+                    PlanOf::Retry => patiently(door.plan_retry(&service)).await,
                 };
                 Message::Planned { ticket, result: result.map(Box::new) }
             }),

@@ -14,7 +14,7 @@ use ratatui::layout::Rect;
 use super::command::Panel;
 use super::dialogs::PlanState;
 use super::fixture::{self, NOW, calm, press, rich, service_name, state};
-use super::message::{Effect, Message, Wish};
+use super::message::{Effect, Message, PlanOf, Wish};
 use super::state::{Controller, Look, Mode, ServiceRow, State};
 use super::theme::Depth;
 use super::update::update;
@@ -296,7 +296,9 @@ fn undo_goes_to_the_release_chosen_in_the_history() {
     chat.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
     update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))));
     let effects = press(&mut state, "3jjju");
-    let Some(Effect::Plan { undo: Some(to), .. }) = effects.first() else { panic!("{effects:?}") };
+    let Some(Effect::Plan { of: PlanOf::Undo(to), .. }) = effects.first() else {
+        panic!("{effects:?}")
+    };
     assert_eq!(*to, Some(ReleaseNumber(7)));
     planned(&mut state, &effects, fixture::plan("chat", false));
     let effects = press(&mut state, "chat<enter>");
@@ -333,10 +335,22 @@ fn an_apply_in_mid_rollout_is_queued_or_replaces_it() {
         let screen = text(&state);
         assert!(screen.contains(words), "{screen}");
         let effects = press(&mut state, "chat<enter>");
-        let [Intent::Apply { concurrency: Some(asked), .. }] = &sent(&effects)[..] else {
+        let [Intent::Apply { concurrency: Some(asked), accept_outage: false, .. }] =
+            &sent(&effects)[..]
+        else {
             panic!("{effects:?}")
         };
         assert_eq!(*asked, policy);
+        // Its plan is made later: whether it may have an OUTAGE is said now.
+        let mut state = rolling(|_| ());
+        press(&mut state, &format!("3{key}"));
+        assert!(text(&state).contains("type `chat outage` here"), "{}", text(&state));
+        assert!(sent(&press(&mut state, "chat outag<enter>")).is_empty());
+        let effects = press(&mut state, "e<enter>");
+        assert!(
+            matches!(&sent(&effects)[..], [Intent::Apply { accept_outage: true, .. }]),
+            "{effects:?}"
+        );
     }
     // Nothing is under way: there is nothing to replace.
     let mut state = rolling(|v| v.rollout = None);
@@ -369,14 +383,24 @@ fn what_failed_is_tried_again() {
         let why = "exit code 3".to_owned();
         v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::RolledBack { why });
     };
-    for (mut state, words) in [
-        (rolling(failed), "Tries again: exit code 3"),
-        (rolling(taken_back), "Rolls out the revision of r12 again"),
-    ] {
-        press(&mut state, "3r");
-        assert!(text(&state).contains(words), "{}", text(&state));
-        let effects = press(&mut state, "chat<enter>");
-        assert!(matches!(&sent(&effects)[..], [Intent::Retry { .. }]), "{effects:?}");
+    let mut state = rolling(failed);
+    assert!(press(&mut state, "3r").is_empty(), "it goes on within its plan");
+    assert!(text(&state).contains("Tries again: exit code 3"), "{}", text(&state));
+    let effects = press(&mut state, "chat<enter>");
+    let service = service_name("chat");
+    let retry = |accept_outage| Intent::Retry { service: service.clone(), accept_outage };
+    assert_eq!(sent(&effects), [retry(false)]);
+    // What was taken back begins anew: its plan is shown, and its OUTAGE accepted as that of an apply.
+    for outage in [false, true] {
+        let mut state = rolling(taken_back);
+        let effects = press(&mut state, "3r");
+        assert!(matches!(&effects[..], [Effect::Plan { of: PlanOf::Retry, .. }]), "{effects:?}");
+        planned(&mut state, &effects, fixture::plan("chat", outage));
+        let screen = text(&state);
+        assert!(screen.contains("chat: r9 → r13 (chat: r12 again)"), "{screen}");
+        assert!(screen.contains("JOURNEY"), "{screen}");
+        let typed = if outage { "chat outage<enter>" } else { "chat<enter>" };
+        assert_eq!(sent(&press(&mut state, typed)), [retry(outage)]);
     }
     let mut state = rolling(|_| ());
     press(&mut state, "3r");
@@ -460,7 +484,7 @@ fn the_palette_finds_commands_for_services() {
     let effects = press(&mut state, ":plco<enter>");
     assert!(matches!(
         &effects[..],
-        [Effect::Plan { service, undo: None, .. }] if service.as_str() == "code"
+        [Effect::Plan { service, of: PlanOf::Apply, .. }] if service.as_str() == "code"
     ));
     press(&mut state, "<esc>");
     assert_eq!(press(&mut state, ":q<enter>"), [Effect::Quit]);

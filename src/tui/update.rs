@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::act;
 use super::command::{Command, Panel};
 use super::dialogs::{
-    ConfirmKey, MapKey, PlanState, QuestionDialog, QuestionKey, TextView, diff_lines, help_lines,
-    plan_lines,
+    ConfirmKey, Deed, MapKey, PlanState, QuestionDialog, QuestionKey, TextView, diff_lines,
+    help_lines, plan_lines,
 };
 use super::field::Field;
 use super::filter::Filter;
@@ -392,9 +392,14 @@ fn planned(state: &mut State, ticket: u64, result: Result<Box<PlanView>, ApiErro
     match &mut state.mode {
         Mode::Confirm(confirm) if matches!(confirm.plan, PlanState::Waiting(t) if t == ticket) => {
             if let Ok(plan) = &result
-                && let (super::dialogs::Deed::Apply, Some(from)) = (confirm.deed, plan.from)
+                && let Some(from) = plan.from
             {
-                confirm.target = format!("{}: {from} → {}", confirm.service, plan.to);
+                let journey = format!("{}: {from} → {}", confirm.service, plan.to);
+                match confirm.deed {
+                    Deed::Apply => confirm.target = journey,
+                    Deed::Retry => confirm.target = format!("{journey} ({})", confirm.target),
+                    _ => {}
+                }
             }
             confirm.plan = match result {
                 Ok(plan) => PlanState::Ready(plan),

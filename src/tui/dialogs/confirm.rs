@@ -93,6 +93,8 @@ pub struct Confirm {
     pub to: Option<Box<ReplicaTo>>,
     /// What it would do.
     pub plan: PlanState,
+    /// Its plan is made when its turn has come: whether an OUTAGE is accepted is said now.
+    pub in_advance: bool,
     /// The name as typed.
     pub name: Field,
     /// Why, for the history.
@@ -125,6 +127,7 @@ impl Confirm {
             target,
             to: None,
             plan,
+            in_advance: false,
             name: Field::default(),
             reason: Field::default(),
             on_reason: false,
@@ -135,7 +138,16 @@ impl Confirm {
 
     /// What has to be typed: the service's name, and `outage` after it where there will be one.
     pub fn wanted(&self) -> String {
-        if self.outage() { format!("{} outage", self.service) } else { self.service.to_string() }
+        if self.outage() { self.with_outage() } else { self.service.to_string() }
+    }
+
+    fn with_outage(&self) -> String {
+        format!("{} outage", self.service)
+    }
+
+    /// An outage was seen in the plan, or is accepted before there is one.
+    fn accepts_outage(&self) -> bool {
+        self.outage() || self.in_advance && self.name.text().trim() == self.with_outage()
     }
 
     fn outage(&self) -> bool {
@@ -147,7 +159,7 @@ impl Confirm {
     }
 
     fn matches(&self) -> bool {
-        self.name.text().trim() == self.wanted()
+        self.name.text().trim() == self.wanted() || self.accepts_outage() && self.in_advance
     }
 
     /// Whether Enter would do it now.
@@ -161,21 +173,26 @@ impl Confirm {
         let service = self.service.clone();
         let reason = Some(self.reason.text().trim().to_owned()).filter(|r| !r.is_empty());
         Some(match self.deed {
-            Deed::Apply => {
-                Intent::Apply { service, reason, accept_outage: self.outage(), concurrency: None }
-            }
+            Deed::Apply => Intent::Apply {
+                service,
+                reason,
+                accept_outage: self.accepts_outage(),
+                concurrency: None,
+            },
             Deed::Queue { replace } => Intent::Apply {
                 service,
                 reason,
-                accept_outage: false,
+                accept_outage: self.accepts_outage(),
                 concurrency: Some(if replace {
                     ConcurrencyPolicy::Replace
                 } else {
                     ConcurrencyPolicy::Queue
                 }),
             },
-            Deed::Undo { to } => Intent::Undo { service, to, reason, accept_outage: self.outage() },
-            Deed::Retry => Intent::Retry { service, accept_outage: false },
+            Deed::Undo { to } => {
+                Intent::Undo { service, to, reason, accept_outage: self.accepts_outage() }
+            }
+            Deed::Retry => Intent::Retry { service, accept_outage: self.accepts_outage() },
             Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
             Deed::CancelQueued => Intent::CancelQueued { service },
             Deed::Promote { all } => Intent::Promote { service, all },
