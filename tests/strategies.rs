@@ -94,10 +94,22 @@ impl Place {
 
     /// Writes a spec of two replicas; `tokens` tells its engines from those of another revision.
     fn spec(&self, service: &str, tensor: u32, tokens: u32, top: &str, rollout: &str) {
+        self.spec_of(service, (2, tensor), tokens, top, rollout);
+    }
+
+    /// The same with so many replicas of so many GPUs.
+    fn spec_of(
+        &self,
+        service: &str,
+        (replicas, tensor): (u32, u32),
+        tokens: u32,
+        top: &str,
+        rollout: &str,
+    ) {
         let text = format!(
             r#"# SIMULATED: the engine is a process that plays one; there is no model.
 model    = "simulated/{service}"
-replicas = 2
+replicas = {replicas}
 parallel = {{ tensor = {tensor} }}
 memory   = "40GiB"
 {top}
@@ -364,4 +376,26 @@ fn services_together_are_planned_in_their_order_and_refused_whole() {
     assert_eq!((&chat["stable"], &chat["rollout"]["to"]), (&2.into(), &2.into()), "{chat:#}");
     place.expect(&[&together[..], &["--accept-outage", "--wait", "--timeout", "2m"]].concat(), 0);
     assert_eq!(place.status("code")["stable"], 5);
+}
+
+#[test]
+fn a_rollout_borrows_from_one_host_where_the_lender_is_spread_over_two() {
+    let place = Place::new();
+    place.expect(&["uncordon", "gpu-2"], 0);
+    // Four replicas of four GPUs fill both hosts: 0 and 2 are on one, 1 and 3 on the other.
+    place.spec_of("chat", (4, 4), 12, "placement = { priority = -1 }", "max_unavailable = 2");
+    place.apply("chat", &[]);
+    place.expect(&["uncordon", "gpu-3"], 0);
+    place.spec_of("code", (1, 8), 12, "", "");
+    place.apply("code", &[]);
+    place.settle(24);
+
+    // The next replica of code wants eight GPUs of one host, and not one replica may be missing.
+    place.spec_of("code", (1, 8), 13, "", "max_unavailable = 0\nmax_surge = 1\nborrow = \"chat\"");
+    let plan = place.json(&["plan", "code"], 2);
+    let borrows = plan["borrows"].as_array().unwrap();
+    let from: BTreeSet<&str> =
+        borrows.iter().map(|b| b["from"][0]["host"].as_str().unwrap()).collect();
+    assert_eq!((borrows.len(), from.len()), (2, 1), "two replicas of one host: {plan:#}");
+    assert_eq!(plan["forecast"]["lowest_ready"], 1, "{plan:#}");
 }

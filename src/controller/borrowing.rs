@@ -2,14 +2,15 @@
 //! lacks, where they come back, and telling both services what is due. The rules are in
 //! `rollout::lending`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::core::Core;
 use super::planning::{self, Draft, Laid, PortGiver};
 use super::{maintenance, plan_steps, world};
 use crate::api::{ApiError, ErrorKind, PlanBorrow};
 use crate::base::{DeviceId, HostName, ReplicaKey, ServiceName, text};
-use crate::placement::HostCapacity;
+use crate::placement::{HostCapacity, ShapeNeed};
+use crate::rollout::offers::{self, Offer};
 use crate::rollout::{
     Borrowing, LentReplica, Phase, Release, ReplicaPlan, RolloutKind, ServiceState, lending,
 };
@@ -62,16 +63,19 @@ pub(super) fn better(
     let Some(release) = lender.stable.and_then(|n| lender.releases.get(&n)) else {
         return Ok(None);
     };
-    let there: Vec<u32> = lender
+    let there = lender
         .replicas
         .iter()
         .filter(|(key, r)| key.release == release.number && r.phase == Phase::Ready)
-        .map(|(key, _)| key.replica)
-        .collect();
+        .filter_map(|(key, _)| Some(offer(key.replica, release.replica(key.replica)?)));
+    let offers: Vec<Offer> = there.collect();
     let most = usize::try_from(lender.can_lend()).unwrap_or(usize::MAX);
-    let choices = (1..=most.min(there.len())).flat_map(|n| there.windows(n));
-    for chosen in choices.take(MOST_TRIES) {
-        let Some(laid) = with(core, draft, (lenders, release), chosen, state, kind) else {
+    let hosts = core.capacities(Some(&draft.service));
+    let shapes = planning::demand(core, draft, 1, &hosts)?.shapes;
+    let needed = shapes.iter().map(ShapeNeed::devices).min().unwrap_or(1);
+    let choices = offers::choices(&offers, &free(&hosts), needed, most);
+    for chosen in choices.into_iter().take(MOST_TRIES) {
+        let Some(laid) = with(core, draft, (lenders, release), &chosen, state, kind) else {
             continue;
         };
         let helps = lowest.is_none_or(|lowest| laid.forecast.lowest_ready > lowest);
@@ -80,6 +84,23 @@ pub(super) fn better(
         }
     }
     Ok(None)
+}
+
+fn offer(replica: u32, plan: &ReplicaPlan) -> Offer {
+    let mut gpus: BTreeMap<HostName, usize> = BTreeMap::new();
+    for (host, _) in plan.gpus() {
+        *gpus.entry(host.clone()).or_default() += 1;
+    }
+    Offer { replica, gpus }
+}
+
+/// GPUs that nobody else has, by host.
+fn free(hosts: &[HostCapacity]) -> BTreeMap<HostName, usize> {
+    let usable = hosts.iter().filter(|h| h.up && !h.cordoned && !h.draining);
+    let count = |h: &HostCapacity| {
+        h.gpus.iter().filter(|g| g.reserved_by.is_none() && g.healthy.is_ok()).count()
+    };
+    usable.map(|h| (h.name.clone(), count(h))).collect()
 }
 
 /// Who may be borrowed from: another service of the deck, of lower priority, on GPUs.
@@ -130,7 +151,7 @@ fn with(
     let beside = planning::beside(state, &draft.spec, kind);
     let service = (!beside).then_some(&draft.service);
     let reuse = if beside { Vec::new() } else { world::reusable(&core.state, &draft.service) };
-    let lent: Vec<(u32, &ReplicaPlan)> =
+    let mut lent: Vec<(u32, &ReplicaPlan)> =
         chosen.iter().filter_map(|i| Some((*i, lender.replica(*i)?))).collect();
     let mut hosts = core.capacities(service);
     for (_, plan) in &lent {
@@ -141,8 +162,10 @@ fn with(
     let used: BTreeSet<(&HostName, &DeviceId)> =
         placed.replicas.iter().flat_map(|r| r.devices.iter().map(move |d| (&r.host, d))).collect();
     let is_used = |plan: &ReplicaPlan| plan.gpus().any(|gpu| used.contains(&gpu));
-    if !lent.iter().all(|&(_, plan)| is_used(plan)) {
-        return None; // fewer do as well
+    // Fewer may do as well.
+    lent.retain(|&(_, plan)| is_used(plan));
+    if lent.is_empty() {
+        return None;
     }
     // The world after it: the old release is gone, the new one is where it was placed.
     let mut after = core.capacities(None);

@@ -27,6 +27,7 @@ mod journey;
 pub mod lending;
 pub mod moves;
 mod neighbours;
+pub mod offers;
 pub mod rank_test;
 mod rehearsal;
 pub mod release;
