@@ -387,3 +387,26 @@ fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
     place.expect(&["rollout", "retry", "code", "--yes", "--wait", "--timeout", "2m"], 3);
     assert_eq!(place.status()["rollout"]["to"], 3);
 }
+
+#[test]
+fn a_plan_names_everything_an_analysis_judges_and_how_long_it_takes() {
+    let place = Place::serving();
+    let path = place.world.as_ref().unwrap().spec_path("code");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let analysis = "\n[analysis.all]\nduration = \"1m\"\nengine = { max_first_token = \"2s\" }\n\
+        [[analysis.all.golden]]\nprompt = \"The capital of France is\"\ncontains = \"Paris\"\n\
+        [[analysis.all.prometheus]]\nurl = \"http://127.0.0.1:9\"\nquery = \"up\"\n\
+        success = \"result > 0\"\ninterval = \"1m\"\ncount = 5\n";
+    let steps = "[rollout]\nsteps = [{ weight = 50 }, { analyse = \"all\" }]";
+    std::fs::write(&path, format!("{}{analysis}", good.replace("[rollout]", steps))).unwrap();
+    let plan = place.expect(&["plan", "code"], 2).stdout;
+    for gate in [
+        "time to first token ≤ 2s (95th percentile)",
+        "`The capital of France is` → `Paris`",
+        "`up`: result > 0 (5 times, every 1m)",
+    ] {
+        assert!(plan.contains(gate), "{gate}: {plan}");
+    }
+    let step = plan.lines().find(|l| l.contains("analyse all")).unwrap();
+    assert!(step.trim_end().ends_with("5m00s"), "{step}");
+}

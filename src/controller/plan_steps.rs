@@ -215,12 +215,7 @@ fn gate(step: &StepSpec, release: &Release) -> Option<String> {
         StepSpec::Bake(d) => Some(format!("{} pass and nothing fails", time::short(*d))),
         StepSpec::Analyse(name) => {
             let spec = release.spec.analysis.get(name).cloned().unwrap_or_default();
-            Some(format!(
-                "errors ≤ {:.1} %, latency ≤ {:.1}× the old release's, over ≥ {} requests",
-                spec.max_error_rate * 100.0,
-                spec.max_latency_ratio,
-                spec.min_requests
-            ))
+            Some(spec.gates(release.spec.device).join("; "))
         }
         StepSpec::Approve(true) => Some("a person promotes".to_owned()),
         StepSpec::Run(run) => {

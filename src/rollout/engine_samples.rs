@@ -143,8 +143,8 @@ pub(super) fn judge(
         }
         let counts = (new.count(), old.count());
         match too_few.iter_mut().find(|(seen, _)| *seen == counts) {
-            Some((_, titles)) => titles.push(title(*metric)),
-            None => too_few.push((counts, vec![title(*metric)])),
+            Some((_, titles)) => titles.push(metric.title()),
+            None => too_few.push((counts, vec![metric.title()])),
         }
     }
     compared.extend(too_few.into_iter().map(|((mine, theirs), titles)| {
@@ -236,7 +236,7 @@ fn judge_limits(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<
         {
             return Err(format!(
                 "{}: 95th percentile {} > {} ({} samples)",
-                title(metric),
+                metric.title(),
                 seconds(p95),
                 seconds(max.as_secs_f64()),
                 seen.count()
@@ -252,7 +252,7 @@ fn judge_limits(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<
         {
             return Err(format!(
                 "{}: mean {mean:.2} > {max:.2} ({} samples)",
-                title(metric),
+                metric.title(),
                 seen.count()
             ));
         }
@@ -287,7 +287,7 @@ fn compare(
     let alpha = spec.engine.significance * if last { 1.0 } else { EARLY };
     let found = format!(
         "{} {ratio:.2} times stable's ({} against {}; worse in {} of pairs, p {} at {} and {} samples)",
-        title(metric),
+        metric.title(),
         value(metric, mean),
         value(metric, stable),
         percent(test.superiority),
@@ -298,7 +298,7 @@ fn compare(
     if ratio > limit && test.p < alpha && test.superiority >= MIN_SUPERIORITY {
         return Err(format!("{found} > {limit:.2}"));
     }
-    let short = format!("{} {ratio:.2} times stable's (p {})", title(metric), probability(test.p));
+    let short = format!("{} {ratio:.2} times stable's (p {})", metric.title(), probability(test.p));
     Ok(Some(short))
 }
 
@@ -307,16 +307,6 @@ fn provable_median_ratio(new: &Histogram, old: &Histogram) -> f64 {
     match (new.quantile_bucket(0.5), old.quantile_bucket(0.5)) {
         (Some((bottom, _)), Some((_, Some(top)))) if top > 0.0 => bottom / top,
         _ => 0.0,
-    }
-}
-
-const fn title(metric: EngineMetric) -> &'static str {
-    match metric {
-        EngineMetric::FirstToken => "time to first token",
-        EngineMetric::InterToken => "inter-token latency",
-        EngineMetric::EndToEnd => "end-to-end latency",
-        EngineMetric::KvUsage => "KV cache use",
-        EngineMetric::Waiting => "waiting requests",
     }
 }
 

@@ -53,6 +53,7 @@ fn travel<'a>(
         measuring: false,
         places: places(release),
         stopped: BTreeSet::new(),
+        checked: None,
     };
     world.take(outstanding(&world.state));
     world.settle(MAX_EVENTS / 10);
@@ -113,6 +114,8 @@ struct World<'a> {
     measuring: bool,
     places: Places,
     stopped: BTreeSet<ReplicaKey>,
+    /// The step whose golden prompts and queries are under way.
+    checked: Option<usize>,
 }
 
 impl World<'_> {
@@ -191,7 +194,9 @@ impl World<'_> {
                 let ready = self.state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
                 let windows = ready.map(|(key, r)| (r.id(*key), good)).collect();
                 self.feed_at(self.state.now, EventKind::Measured { windows });
-                self.pass_checks();
+                if self.begin_checks() {
+                    return Ok(());
+                }
                 // The time of the analysis counts from the first request.
                 let until = match self.state.active_rollout().and_then(|r| r.gate.as_ref()) {
                     Some(Gate::Analyse { until, .. }) => *until,
@@ -208,18 +213,24 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Every golden prompt and query is as it should be.
-    fn pass_checks(&mut self) {
-        let Some((rollout, _, spec)) = self.state.analysing() else { return };
+    /// Every golden prompt and query of the step will be as it should be, a query after each of its intervals.
+    /// Whether there are any that were not begun before.
+    fn begin_checks(&mut self) -> bool {
+        let Some((rollout, _, spec)) = self.state.analysing() else { return false };
         let (release, step) = (rollout.to, rollout.step);
-        for (check, plan) in spec.checks() {
-            for _ in 0..plan.count {
+        if self.checked.replace(step) == Some(step) {
+            return false;
+        }
+        let checks = spec.checks();
+        for (check, plan) in &checks {
+            for nth in 1..=plan.count {
                 let (check, why) = (check.clone(), "forecast".to_owned());
                 let result = CheckResult::Successful;
                 let kind = EventKind::Checked { release, step, check, result, why };
-                self.feed_at(self.state.now, kind);
+                self.later(plan.interval.saturating_mul(nth), kind);
             }
         }
+        !checks.is_empty()
     }
 
     fn feed_at(&mut self, at: Timestamp, kind: EventKind) {

@@ -7,6 +7,7 @@ pub mod analysis;
 pub mod canary;
 pub mod condition;
 pub mod deck;
+mod gates;
 pub mod parse;
 pub mod require;
 pub mod run;

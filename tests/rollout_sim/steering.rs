@@ -5,7 +5,7 @@ use std::time::Duration;
 use gpudeck::base::{Attempt, ReleaseNumber};
 use gpudeck::rollout::{
     Action, Condition, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, Release, RolloutKind,
-    RunEnd, VerdictOf, next_wake, outstanding, step,
+    RunEnd, VerdictOf, forecast, next_wake, outstanding, step,
 };
 use gpudeck::spec::{RunSpec, StepSpec};
 
@@ -417,4 +417,28 @@ fn a_wish_that_is_called_futile_changes_nothing() {
     world.by_ada(|by| EventKind::Paused { by });
     assert_eq!(futile(&world), [true, true, false, true]);
     assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_some()));
+}
+
+#[test]
+fn a_plan_foresees_how_long_queries_take() {
+    let steps = vec![StepSpec::Weight(30), StepSpec::Analyse("a".to_owned())];
+    let took = |analysis: &str| {
+        let mut release = with_steps(3, 3, steps.clone());
+        release.spec.analysis.insert("a".to_owned(), toml::from_str(analysis).unwrap());
+        let foreseen = forecast(&serving(3, 1).state, &release, RolloutKind::Apply).unwrap();
+        foreseen.stages[1].took_ms
+    };
+    let query = |more: &str| {
+        format!(
+            "duration = \"1m\"\nprometheus = {{ url = \"http://p\", query = \"up\", \
+             success = \"result > 0\"{more} }}"
+        )
+    };
+    assert_eq!(took("duration = \"1m\""), 60_000);
+    // One after each interval: within its duration, at its end, and beyond it.
+    assert_eq!(took(&query(", interval = \"10s\", count = 3")), 60_000);
+    assert_eq!(took(&query("")), 60_000);
+    assert_eq!(took(&query(", interval = \"1m\", count = 5")), 300_000);
+    let golden = "duration = \"1m\"\n[[golden]]\nprompt = \"a\"\ncontains = \"b\"\n";
+    assert_eq!(took(golden), 60_000);
 }
