@@ -215,6 +215,45 @@ fn a_drain_moves_replicas_away_and_a_killed_controller_goes_on_with_it() {
     place.expect(&["cordon", "nosuch"], 8);
 }
 
+/// A fleet whose GPUs are all in use can be maintained, too, as far as the floors allow.
+#[test]
+fn what_has_no_other_place_stops_until_its_host_is_back() {
+    let place = Place::new();
+    place.edit("max_unavailable   = 0", "max_unavailable   = 1");
+    place.edit("[rollout]", "[placement]\nspread = \"host\"\n\n[rollout]");
+    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let on = place.code_is_on();
+    let (first, second) = (on[0].as_str(), on[1].as_str());
+    assert_ne!(first, second);
+    for other in ["gpu-1", "gpu-2", "gpu-3", "gpu-4"].into_iter().filter(|h| *h != first) {
+        place.expect(&["cordon", other], 0);
+    }
+    let plan = place.json(&["drain", first, "--dry-run"], 2);
+    assert_eq!(plan["moves"].as_array().unwrap().len(), 0, "{plan:#}");
+    assert_eq!(plan["out"].as_array().unwrap().len(), 1, "{plan:#}");
+    place.expect(&["drain", first, "--yes"], 0);
+    let view = place.json(&["status", "code"], 0);
+    assert_eq!(view["ready"], 1, "{view:#}");
+    let text = place.expect(&["status", "code"], 0).stdout;
+    assert!(text.contains(&format!("is out until {first} is uncordoned")), "{text}");
+    // The other one is all that serves.
+    let refused = place.expect(&["drain", second, "--yes"], 6);
+    assert!(refused.stderr.contains("0 may stop meanwhile"), "{refused:#?}");
+
+    place.kill_controller();
+    place.expect(&["uncordon", first], 0);
+    wait_until("what was out", LONG, || place.json(&["status", "code"], 0)["ready"] == 2);
+    assert_eq!(place.code_is_on(), on);
+
+    // Both hosts one after the other, and never fewer than one.
+    place.expect(&["uncordon", second], 0);
+    let hosts = format!("{first},{second}");
+    let upgrade = place.json(&["hosts", "upgrade", "--run", "true", "--hosts", &hosts, "--yes"], 0);
+    assert_eq!(upgrade["hosts"][1]["state"]["state"], "done", "{upgrade:#}");
+    wait_until("what was out", LONG, || place.json(&["status", "code"], 0)["ready"] == 2);
+    assert!(!place.expect(&["events"], 0).stdout.contains("is down"), "it served throughout");
+}
+
 #[test]
 fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     let place = Place::new();

@@ -338,7 +338,7 @@ fn a_rollout_borrows_from_a_service_of_lower_priority_and_gives_back() {
         after.iter().map(|e| e.what.as_str()).filter(|w| w.starts_with("code")).collect();
     assert_eq!(codes, ["code 13", "code 13"]);
     let events = place.expect(&["events"], 0).stdout;
-    assert!(events.contains("is lent to code until its rollout to"), "{events}");
+    assert!(events.contains("is lent to code until its rollout is over"), "{events}");
 }
 
 #[test]

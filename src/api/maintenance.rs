@@ -90,8 +90,22 @@ pub struct DrainPlan {
     pub host: HostName,
     /// Where each replica goes, in order; those of one service one after the other.
     pub moves: Vec<DrainMove>,
+    /// What stops until the host is uncordoned, since there is no other place for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub out: Vec<DrainOut>,
     /// What the person should know.
     pub warnings: Vec<String>,
+}
+
+/// A replica that is out while its host is maintained, as far as its service's floor allows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DrainOut {
+    /// The service.
+    pub service: ServiceName,
+    /// The replica on the host.
+    pub replica: ReplicaKey,
+    /// Where it is.
+    pub from: Vec<PlanPlace>,
 }
 
 /// A replica that is moved: its successor starts elsewhere and is ready before it is drained.

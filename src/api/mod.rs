@@ -48,7 +48,7 @@ pub use door::Door;
 pub use group::{Group, GroupEntry, GroupState};
 pub use intent::{Intent, IntentReply};
 pub use maintenance::{
-    Cordon, CordonedGpu, Drain, DrainMove, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
+    Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
     UpgradeHost,
 };
 pub use plan::{PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};

@@ -79,7 +79,8 @@ pub async fn drain(
             Output::Json => table::json(&plan)?,
             Output::Text => print(&plan)?,
         }
-        return Ok(if plan.moves.is_empty() { Success::Done } else { Success::Changes });
+        let nothing = plan.moves.is_empty() && plan.out.is_empty();
+        return Ok(if nothing { Success::Done } else { Success::Changes });
     }
     if args.output == Output::Text {
         print(&plan)?;
@@ -131,15 +132,17 @@ pub async fn drain(
 }
 
 fn print(plan: &DrainPlan) -> Result<(), Failure> {
-    if plan.moves.is_empty() {
+    if plan.moves.is_empty() && plan.out.is_empty() {
         return table::out(&format!("{}: nothing runs there", plan.host));
     }
-    table::out(&format!(
-        "{}: {} replica{} away, each ready elsewhere before it is drained here",
-        plan.host,
-        plan.moves.len(),
-        if plan.moves.len() == 1 { " moves" } else { "s move" }
-    ))?;
+    if !plan.moves.is_empty() {
+        table::out(&format!(
+            "{}: {} replica{} away, each ready elsewhere before it is drained here",
+            plan.host,
+            plan.moves.len(),
+            if plan.moves.len() == 1 { " moves" } else { "s move" }
+        ))?;
+    }
     let places = |places: &[crate::api::PlanPlace]| {
         let texts: Vec<String> =
             places.iter().map(|p| format!("{} {}", p.host, p.devices_text)).collect();
@@ -157,6 +160,15 @@ fn print(plan: &DrainPlan) -> Result<(), Failure> {
             places(&entry.from),
             entry.successor,
             places(&entry.to)
+        ))?;
+    }
+    for entry in &plan.out {
+        table::out(&format!(
+            "  {} {}  {}  stops until {} is uncordoned: there is no other place",
+            entry.service,
+            entry.replica,
+            places(&entry.from),
+            plan.host
         ))?;
     }
     for warning in &plan.warnings {

@@ -462,6 +462,7 @@ impl Core {
         // What is another's, or could not be written down, is not brought on.
         if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
             self.tend_loans();
+            self.tend_taken_out();
             self.tend_drains();
             self.tend_upgrade();
             self.tend_group();

@@ -12,18 +12,20 @@ use super::planning::{self, Draft, PortGiver};
 use super::{plan_steps, world};
 use crate::api::hub::Change;
 use crate::api::{
-    ApiError, CordonedGpu, DeckView, DrainMove, DrainPlan, ErrorKind, IntentReply, Maintenance,
-    Severity, text,
+    ApiError, CordonedGpu, DeckView, DrainMove, DrainOut, DrainPlan, ErrorKind, IntentReply,
+    Maintenance, Severity, text,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
-use crate::placement::{HostCapacity, PlacedReplica};
-use crate::rollout::{EventKind, Loan, Phase, RequestedMove, ServiceState};
+use crate::placement::{Demand, HostCapacity, PlacedReplica};
+use crate::rollout::{EventKind, LentTo, Loan, Phase, RequestedMove, ServiceState};
 
-/// The moves of one service.
+/// What of one service leaves a host.
 struct ServiceMoves {
     service: ServiceName,
     release: ReleaseNumber,
     moves: Vec<RequestedMove>,
+    /// Those for which there is no other place: they come back when the host does.
+    out: Vec<u32>,
 }
 
 /// What a drain would do, for people and for the services.
@@ -180,10 +182,7 @@ impl Core {
         for (service, state) in &self.state.services {
             if let Some(loan) = state.loans.iter().find(|l| comes_back_to(state, l, host)) {
                 return Err(conflict(
-                    format!(
-                        "{service} {} is lent to {}, and may come back there",
-                        loan.replica, loan.borrower
-                    ),
+                    format!("{service} {} is {}, and may come back there", loan.replica, loan.to),
                     "wait for the end of that rollout; until then `gpudeck cordon` keeps new ranks away",
                 ));
             }
@@ -215,7 +214,12 @@ impl Core {
             capacity.cordoned |= capacity.name == *host;
         }
         let mut ports = PortGiver::new(self);
-        let mut plan = DrainPlan { host: host.clone(), moves: Vec::new(), warnings: Vec::new() };
+        let mut plan = DrainPlan {
+            host: host.clone(),
+            moves: Vec::new(),
+            out: Vec::new(),
+            warnings: Vec::new(),
+        };
         let mut services = Vec::new();
         for draft in drafts {
             let Some(state) = self.state.services.get(&draft.service) else { continue };
@@ -230,18 +234,20 @@ impl Core {
             // Those that stay are counted in their failure domains.
             demand.staying = world::reusable(&self.state, &draft.service);
             demand.staying.retain(|r| !leaving.contains(&r.replica));
-            let placed = planning::place_on(self, hosts.clone(), &demand);
-            let placed = placed.map_err(|e| ApiError {
-                message: format!("{host} cannot be drained: {}", e.message),
-                hint: e.hint.or_else(|| {
-                    Some("free GPUs on another host, or lower the replicas".to_owned())
-                }),
-                ..e
-            })?;
+            let places = self.places_elsewhere(host, state, &mut demand, &hosts)?;
+            let out = leaving.split_off(places.len().min(leaving.len()));
+            for key in &out {
+                let present = release.replica(key.replica);
+                plan.out.push(DrainOut {
+                    service: draft.service.clone(),
+                    replica: *key,
+                    from: present.map(|p| plan_steps::places(&self.hub, p)).unwrap_or_default(),
+                });
+            }
             let first =
                 release.replicas.len() + state.moves.iter().filter(|m| m.to.is_none()).count();
             let mut moves = Vec::new();
-            for ((from, place), index) in leaving.iter().zip(&placed.replicas).zip(first..) {
+            for ((from, place), index) in leaving.iter().zip(&places).zip(first..) {
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
                 take(&mut hosts, place, &draft.service);
                 let to =
@@ -264,9 +270,45 @@ impl Core {
                 service: draft.service.clone(),
                 release: release.number,
                 moves,
+                out: out.iter().map(|key| key.replica).collect(),
             });
         }
         Ok(Drainage { plan, services })
+    }
+
+    /// Places for as many of the wanted replicas as there is room for. The others may only stop as far as the
+    /// service's floor allows.
+    fn places_elsewhere(
+        &self,
+        host: &HostName,
+        state: &ServiceState,
+        demand: &mut Demand,
+        hosts: &[HostCapacity],
+    ) -> Result<Vec<PlacedReplica>, ApiError> {
+        let count = demand.replicas;
+        let mut first = None;
+        let may_stop = state.can_lend();
+        for out in 0..=count.min(may_stop) {
+            demand.replicas = count - out;
+            if demand.replicas == 0 {
+                return Ok(Vec::new());
+            }
+            match planning::place_on(self, hosts.to_vec(), demand) {
+                Ok(placed) => return Ok(placed.replicas),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        let error = first.unwrap_or_else(|| conflict("it is busy".to_owned(), "wait"));
+        Err(ApiError {
+            message: format!(
+                "{host} cannot be drained: {}; of {count} replicas of {} there {may_stop} may stop meanwhile",
+                error.message, demand.service
+            ),
+            hint: error
+                .hint
+                .or_else(|| Some("free GPUs on another host, or raise max_unavailable".to_owned())),
+            ..error
+        })
     }
 
     pub(super) fn drain_plan(
@@ -321,23 +363,56 @@ impl Core {
             self.cordon(host, None, by, reason)?;
         }
         self.deck_told(DeckEvent::DrainBegun { host: host.clone(), by: by.to_owned() })?;
-        let count = drainage.plan.moves.len();
-        self.say(
-            Severity::Info,
-            None,
-            &format!("{by} drains {host}: {} to move away", replicas(count)),
-        );
+        let (moves, out) = (drainage.plan.moves.len(), drainage.plan.out.len());
+        let mut words = format!("{by} drains {host}: {} to move away", replicas(moves));
+        if out > 0 {
+            words.push_str(&format!(", {} to stop until it is uncordoned", replicas(out)));
+        }
+        self.say(Severity::Info, None, &words);
         self.request_moves(host, drainage, by);
         self.publish_maintenance(host);
         Ok(IntentReply::Accepted)
     }
 
     fn request_moves(&mut self, host: &HostName, drainage: Drainage, by: &str) {
-        for ServiceMoves { service, release, moves } in drainage.services {
+        for ServiceMoves { service, release, moves, out } in drainage.services {
             let why = format!("{host} is drained");
-            let kind = EventKind::MovesRequested { release, moves, by: by.to_owned(), why };
+            // What moves goes first; then it is looked again at what is left.
+            let kind = if moves.is_empty() {
+                EventKind::TakenOut { release, replicas: out, host: host.clone() }
+            } else {
+                EventKind::MovesRequested { release, moves, by: by.to_owned(), why }
+            };
             self.happened(&service, kind);
         }
+    }
+
+    /// What was out while its host was maintained comes back when the host is uncordoned, or is none of ours any more.
+    pub(super) fn tend_taken_out(&mut self) {
+        let mut back = Vec::new();
+        for (service, state) in &self.state.services {
+            for loan in &state.loans {
+                let LentTo::Maintenance { host } = &loan.to else { continue };
+                let known = self.deck.hosts.contains_key(host);
+                if !known || self.state.ledger.host_cordon(host).is_none() {
+                    back.push((service.clone(), loan.replica));
+                }
+            }
+        }
+        for (service, replica) in back {
+            self.happened(&service, EventKind::LentReturned { replica, elsewhere: false });
+        }
+    }
+
+    /// Something of a service that was on this host is not ready there yet.
+    pub(super) fn is_coming_back(&self, host: &HostName) -> bool {
+        self.state.services.values().any(|state| {
+            let out = |l: &Loan| matches!(&l.to, LentTo::Maintenance { host: of } if of == host);
+            let loads = |key: &ReplicaKey| {
+                state.replicas.get(key).is_some_and(|r| r.phase != Phase::Ready && !r.retiring)
+            };
+            state.loans.iter().any(out) || on_host(state, host).iter().any(loads)
+        })
     }
 
     /// Looks after the drains: which hosts are empty, which need moves again (after a rollout, or a
@@ -439,8 +514,11 @@ fn moves_from(state: &ServiceState, host: &HostName) -> bool {
     })
 }
 
-/// Whether a replica that is lent may come back to this host.
+/// Whether a replica that is lent may come back to this host at any moment.
 fn comes_back_to(state: &ServiceState, loan: &Loan, host: &HostName) -> bool {
+    if matches!(&loan.to, LentTo::Maintenance { host: of } if of == host) {
+        return false;
+    }
     let own = state.releases.get(&loan.replica.release);
     let own = own.and_then(|r| r.replica(loan.replica.replica));
     own.into_iter().chain(&loan.back).flat_map(|p| &p.ranks).any(|rank| rank.host == *host)

@@ -58,16 +58,14 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
             let s = if n == 1 { "" } else { "s" };
             story.info(format!("{why}: {n} replica{s} to move away"));
         }
-        EventKind::Lent { borrower, to, .. } => {
+        EventKind::Lent { .. } | EventKind::TakenOut { .. } => {
             for loan in after.loans.iter().filter(|l| !before.loans.contains(l)) {
-                let key = loan.replica;
-                story
-                    .warn(format!("{key} is lent to {borrower} until its rollout to {to} is over"));
+                story.warn(format!("{} is {}", loan.replica, loan.to));
             }
         }
         EventKind::LentReturned { replica, elsewhere } => {
             let place = if *elsewhere { "at another place" } else { "where it was" };
-            story.info(format!("{replica} was lent and comes back {place}"));
+            story.info(format!("{replica} comes back {place}"));
         }
         EventKind::LoanReady { .. } => {
             story.info("what is borrowed is free of its lender".to_owned());

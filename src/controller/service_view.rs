@@ -84,8 +84,8 @@ pub fn view(
 fn lends(state: &ServiceState) -> Option<String> {
     let loan = state.loans.first()?;
     Some(match state.loans.len() {
-        1 => format!("{} is lent to {}, until its rollout is over", loan.replica, loan.borrower),
-        n => format!("{n} replicas are lent to {}, until its rollout is over", loan.borrower),
+        1 => format!("{} is {}", loan.replica, loan.to),
+        n => format!("{n} replicas are {}", loan.to),
     })
 }
 

@@ -204,7 +204,11 @@ impl Core {
         for entry in &upgrade.hosts {
             let host = &entry.host;
             match &entry.state {
-                UpgradeHost::Waiting if room > 0 && upgrade.failures().next().is_none() => {
+                UpgradeHost::Waiting
+                    if room > 0
+                        && upgrade.failures().next().is_none()
+                        && !self.waits_for_the_last(&upgrade) =>
+                {
                     room -= 1;
                     let cordoned_before = self.state.ledger.host_cordon(host).is_some();
                     self.went(host, UpgradeHost::Draining { cordoned_before });
@@ -223,6 +227,14 @@ impl Core {
                 _ => {}
             }
         }
+    }
+
+    /// What stopped for the hosts before is to serve again before more is stopped, for as long as a host may be away.
+    fn waits_for_the_last(&self, upgrade: &Upgrade) -> bool {
+        let patience = Duration::from_millis(upgrade.return_ms);
+        let done = upgrade.hosts.iter().filter(|entry| entry.state == UpgradeHost::Done);
+        done.filter(|entry| now() <= entry.since.plus(patience))
+            .any(|entry| self.is_coming_back(&entry.host))
     }
 
     fn tend_drained(&mut self, upgrade: &Upgrade, host: &HostName, cordoned_before: bool) {

@@ -94,7 +94,7 @@ fn reservations(
             let own = state.releases.get(&loan.replica.release);
             let own = own.and_then(|r| r.replica(loan.replica.replica));
             for (host, device) in own.into_iter().chain(&loan.back).flat_map(ReplicaPlan::gpus) {
-                let by = format!("{holder} {}, lent to {}", loan.replica, loan.borrower);
+                let by = format!("{holder} {}, {}", loan.replica, loan.to);
                 held.entry(host.clone()).or_default().entry(device.clone()).or_insert(by);
             }
         }

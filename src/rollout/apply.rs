@@ -52,6 +52,9 @@ impl Decider<'_> {
             EventKind::HoldBegan { hosts, why } => self.hold(hosts, why),
             EventKind::HoldEnded => self.release_hold(),
             EventKind::Lent { borrower, to, what } => self.lend(borrower, *to, what),
+            EventKind::TakenOut { release, replicas, host } => {
+                self.take_out_for(*release, replicas, host);
+            }
             EventKind::LentReturned { replica, elsewhere } => self.take_back(*replica, *elsewhere),
             EventKind::LoanReady { release } => self.loan_ready(*release),
             EventKind::RankRunning { rank } => self.rank_running(rank),

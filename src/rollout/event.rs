@@ -168,7 +168,16 @@ pub enum EventKind {
         /// Which replicas, and where they come back.
         what: Box<Borrowing>,
     },
-    /// A replica that was lent comes back.
+    /// Replicas stop while their host is maintained: there is no other place for them.
+    TakenOut {
+        /// Of which release.
+        release: ReleaseNumber,
+        /// Their indexes.
+        replicas: Vec<u32>,
+        /// Which host.
+        host: HostName,
+    },
+    /// A replica that was lent or taken out comes back.
     LentReturned {
         /// Which.
         replica: ReplicaKey,

@@ -247,10 +247,7 @@ fn check(state: &ServiceState, release: &Release) -> Result<(), ForecastError> {
         return refuse("the service is being stopped".to_owned(), "wait until it has stopped");
     }
     if let Some(loan) = state.loans.first() {
-        return refuse(
-            format!("{} is lent to {} until its rollout is over", loan.replica, loan.borrower),
-            "wait for the end of that rollout, or take it back with `gpudeck rollout abort`",
-        );
+        return refuse(format!("{} is {}", loan.replica, loan.to), &loan.to.way_back());
     }
     if state.releases.contains_key(&release.number) {
         return refuse(

@@ -8,8 +8,12 @@
 //! The lender's side is like a move: a replica that is lent is not wanted (`vacated`), and it is
 //! drained under the lender's floor. It comes back to its own devices; when the new release stays on
 //! them, to the place that the plan found for it (where the borrower's old release was).
+//!
+//! A host that is drained takes replicas in the same way when there is no other place for them: they are out until the
+//! host is uncordoned.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,14 +49,55 @@ pub struct LentReplica {
 /// A replica that a service has lent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loan {
-    /// To which service.
-    pub borrower: ServiceName,
-    /// For its rollout to this release.
-    pub to: ReleaseNumber,
+    /// What for.
+    #[serde(flatten)]
+    pub to: LentTo,
     /// Which replica of ours.
     pub replica: ReplicaKey,
     /// Where it comes back when its own devices are another's.
     pub back: Option<ReplicaPlan>,
+}
+
+/// What a replica is lent for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LentTo {
+    /// Another service's rollout.
+    Rollout {
+        /// Which service.
+        borrower: ServiceName,
+        /// To this release.
+        to: ReleaseNumber,
+    },
+    /// The maintenance of its host.
+    Maintenance {
+        /// Which host.
+        host: HostName,
+    },
+}
+
+impl LentTo {
+    /// How it ends, for people.
+    pub fn way_back(&self) -> String {
+        match self {
+            Self::Rollout { .. } => {
+                "wait for the end of that rollout, or take it back with `gpudeck rollout abort`"
+                    .to_owned()
+            }
+            Self::Maintenance { host } => format!("`gpudeck uncordon {host}` brings it back"),
+        }
+    }
+}
+
+impl fmt::Display for LentTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rollout { borrower, .. } => {
+                write!(f, "lent to {borrower} until its rollout is over")
+            }
+            Self::Maintenance { host } => write!(f, "out until {host} is uncordoned"),
+        }
+    }
 }
 
 impl Borrowing {
@@ -114,7 +159,29 @@ impl Decider<'_> {
             }
             if self.state.vacated.insert(replica) {
                 let (borrower, back) = (borrower.clone(), lent.back.clone());
-                self.state.loans.push(Loan { borrower, to, replica, back });
+                let to = LentTo::Rollout { borrower, to };
+                self.state.loans.push(Loan { to, replica, back });
+                self.moved = true;
+            }
+        }
+    }
+
+    /// Takes replicas out for the time in which their host is maintained, as far as the floor allows.
+    pub(super) fn take_out_for(
+        &mut self,
+        release: ReleaseNumber,
+        replicas: &[u32],
+        host: &HostName,
+    ) {
+        if self.state.stable != Some(release) {
+            return;
+        }
+        let wanted = self.state.wanted_indexes(release, self.state.wanted(release));
+        for replica in replicas.iter().filter(|replica| wanted.contains(replica)) {
+            let key = ReplicaKey { release, replica: *replica };
+            if self.state.can_lend() > 0 && self.state.vacated.insert(key) {
+                let to = LentTo::Maintenance { host: host.clone() };
+                self.state.loans.push(Loan { to, replica: key, back: None });
                 self.moved = true;
             }
         }
@@ -178,7 +245,8 @@ fn wanted_by(
     let nobody = ServiceState::new(borrowing.lender.clone());
     let lender = services.get(&borrowing.lender).unwrap_or(&nobody);
     let lent = |key: &ReplicaKey| {
-        let is_it = |l: &Loan| l.replica == *key && l.borrower == *name && l.to == rollout.to;
+        let to = LentTo::Rollout { borrower: name.clone(), to: rollout.to };
+        let is_it = |l: &Loan| l.replica == *key && l.to == to;
         // A lender that was stopped meanwhile has nothing there any more, either.
         lender.loans.iter().any(is_it) || lender.stable != Some(borrowing.of)
     };
@@ -202,10 +270,10 @@ fn comes_back(
     state: &ServiceState,
     loan: &Loan,
 ) -> Option<bool> {
-    let borrower = services.get(&loan.borrower);
-    let under_way =
-        borrower.and_then(ServiceState::active_rollout).is_some_and(|r| r.to == loan.to);
-    if under_way {
+    // Of a host's maintenance its cordon tells the end, which is nothing of the services.
+    let LentTo::Rollout { borrower, to } = &loan.to else { return None };
+    let rollout = services.get(borrower).and_then(ServiceState::active_rollout);
+    if rollout.is_some_and(|r| r.to == *to) {
         return None;
     }
     let own = state.releases.get(&loan.replica.release)?.replica(loan.replica.replica)?;

@@ -48,7 +48,7 @@ pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};
 pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
 pub use hold::Hold;
-pub use lending::{Borrowing, LentReplica, Loan};
+pub use lending::{Borrowing, LentReplica, LentTo, Loan};
 pub use moves::{ReplicaMove, RequestedMove};
 pub use release::{RankPlan, Release, ReplicaPlan};
 pub use run_step::{RunEnd, StepRun};

@@ -134,3 +134,35 @@ fn moves_with_random_faults_end_whole() {
     // Faults end most of them; some are walked to the end.
     assert!(moved >= 10, "only {moved} of 300 were moved");
 }
+
+/// With no other place a replica stops for its host's maintenance: from the traffic first, under the floor, and back
+/// where it was.
+#[test]
+fn what_is_taken_out_comes_back_where_it_was() {
+    let mut world = World::new(3);
+    let first = release(1, spec(3, 1, 0), &single(0, 3));
+    world.request(&first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none() && w.quiet()));
+    world.lowest_ready = u32::MAX;
+    let host = first.replicas[0].ranks[0].host.clone();
+    // The floor lets one of the two go.
+    world.tell(EventKind::TakenOut { release: R1, replicas: vec![0, 1], host });
+    assert!(world.run_until(HOUR, |w| !w.state.replicas.contains_key(&key(0)) && w.quiet()));
+    assert!(world.run_until(HOUR, |w| w.table().len() == 2));
+    assert_eq!((world.state.ready_total(), world.lowest_ready), (2, 2));
+    assert_eq!(world.state.loans.len(), 1, "{:?}", world.state.loans);
+    let next = release(2, spec(3, 1, 0), &single(4, 3));
+    let refused = gpudeck::rollout::forecast(&world.state, &next, RolloutKind::Apply).unwrap_err();
+    assert!(refused.change.as_ref().is_some_and(|c| c.contains("gpudeck uncordon")), "{refused}");
+    let text = serde_json::to_string(&world.state.loans).unwrap();
+    let again: Vec<gpudeck::rollout::Loan> = serde_json::from_str(&text).unwrap();
+    assert_eq!(again, world.state.loans);
+    // A loan as it was written before there were any for a host's maintenance.
+    let old = r#"{"borrower":"chat","to":3,"replica":"r1-0","back":null}"#;
+    let old: gpudeck::rollout::Loan = serde_json::from_str(old).unwrap();
+    assert_eq!(old.to.to_string(), "lent to chat until its rollout is over");
+    world.tell(EventKind::LentReturned { replica: key(0), elsewhere: false });
+    assert!(world.run_until(HOUR, |w| w.state.ready_total() == 3 && w.quiet()));
+    world.check_rest();
+    world.check_replay();
+}
