@@ -65,7 +65,7 @@ impl Saved {
 pub struct Saver {
     wanted: Mutex<BTreeMap<ServiceName, Arc<Wanted>>>,
     /// The newest that each host has of each service. One write at a time: an older state never lands after a newer.
-    written: Mutex<BTreeMap<(ServiceName, HostName), Arc<tokio::sync::Mutex<Age>>>>,
+    written: Mutex<BTreeMap<(ServiceName, HostName), Written>>,
     /// There is something that goes to all hosts.
     changed: Notify,
     failed: AtomicBool,
@@ -73,6 +73,9 @@ pub struct Saver {
 
 /// Term and number of the journal's last record: the higher one is newer.
 type Age = (u64, u64);
+
+/// What one host has.
+type Written = Arc<tokio::sync::Mutex<Age>>;
 
 struct Wanted {
     /// Without the state's releases.
@@ -139,7 +142,7 @@ impl Saver {
         kept.values().filter(lacks).cloned().collect()
     }
 
-    fn written(&self, service: &ServiceName, host: &HostName) -> Arc<tokio::sync::Mutex<Age>> {
+    fn written(&self, service: &ServiceName, host: &HostName) -> Written {
         let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry((service.clone(), host.clone())).or_default())
     }
