@@ -326,6 +326,7 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     let rules = &setup.rules;
     let mut notes = Vec::new();
     let stored = match facts.certainty {
+        _ if facts.parts > 0 => Bar::exact(facts.weight_bytes.0),
         Certainty::Exact => Bar::exact(facts.weight_bytes.0),
         Certainty::Close => Bar::around(facts.weight_bytes.0, 30),
         Certainty::Guess => Bar::around(facts.weight_bytes.0, 400),
@@ -499,9 +500,12 @@ fn one_rank(
 fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> Bar {
     let rules = &setup.rules;
     let by_layers = rules.split == WeightSplit::Layers;
-    if facts.tensors.is_empty() {
-        let devices = tensor.saturating_mul(setup.pipeline.max(1)).max(1);
-        return Bar::around(facts.weight_bytes.0.div_ceil(devices), 150);
+    let devices =
+        if by_layers { setup.pipeline } else { tensor.saturating_mul(setup.pipeline) }.max(1);
+    if facts.tensors.is_empty() || facts.layout.layers == 0 && devices > 1 {
+        // Not known which layers there are: plainly, with what engines replicate above it.
+        let plain = facts.weight_bytes.0.div_ceil(devices);
+        return Bar::around(plain, if devices > 1 { 250 } else { 150 }).plus(rules.loading);
     }
     let all = if by_layers { 1 } else { tensor.saturating_mul(setup.data.max(1)) };
     let ranks = Ranks {
@@ -549,6 +553,8 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
             high: mul_div(sum, 1_020, 1_000).saturating_add(64 << 20),
         },
         Certainty::Close => Bar::around(sum, 50),
+        // Tensors were read, only how the engine divides them is not known.
+        Certainty::Guess if facts.parts > 0 => Bar::around(sum, if devices > 1 { 150 } else { 50 }),
         Certainty::Guess => Bar::around(sum, 400),
     };
     sure.plus(loading)
@@ -886,4 +892,4 @@ impl PoolOf<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use super::gguf::{self, GgufHeader};
 use super::hf_config::{self, HfConfig};
 use super::safetensors::{self, SafetensorsHeader};
 use super::tensors::Tensor;
-use super::{HeaderError, ModelError, ModelFacts, ModelFormat, Progress, gguf_facts};
+use super::{HeaderError, ModelError, ModelFacts, ModelFormat, Progress, gguf_facts, shapes};
 use crate::base::{Bytes, text};
 use crate::wire::DirEntry;
 
@@ -24,6 +24,8 @@ pub const MAX_READ: u64 = 1 << 20;
 pub const MAX_TOTAL: u64 = 64 << 20;
 /// Most files of one model.
 const MAX_PARTS: usize = 2_000;
+/// What stands in the place of `config.json` beside weights in Mistral's own format.
+const MISTRAL_CONFIG: &str = "params.json";
 
 /// What an inspection needs next.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +77,7 @@ pub struct Inspection {
     total: u64,
     facts: ModelFacts,
     config: Option<HfConfig>,
+    config_name: &'static str,
     quantisation: Option<serde_json::Map<String, serde_json::Value>>,
     /// A directory without weights will do.
     config_alone: bool,
@@ -112,6 +115,8 @@ enum What {
     Gguf,
     Shard,
     Config,
+    /// `params.json`, in Mistral's own format.
+    Params,
     /// `hf_quant_config.json`, which `ModelOpt` writes beside it.
     Quantisation,
     Index,
@@ -136,6 +141,7 @@ impl Inspection {
             path,
             total: 0,
             config: None,
+            config_name: "config.json",
             quantisation: None,
             config_alone: false,
             sizes: BTreeMap::new(),
@@ -325,6 +331,9 @@ impl Inspection {
             .collect();
         if files.contains_key("config.json") {
             self.queue_config(path, files);
+        } else if files.contains_key(MISTRAL_CONFIG) {
+            self.config_name = MISTRAL_CONFIG;
+            self.queue.push_back(Job { path: join(path, MISTRAL_CONFIG), what: What::Params });
         } else {
             self.facts.notes.push("there is no config.json beside the weights".to_owned());
         }
@@ -415,7 +424,7 @@ impl Inspection {
             return self.go_on(job, have, want, file_bytes);
         }
         let limit = match job.what {
-            What::Config | What::Quantisation => Some(hf_config::MAX_CONFIG),
+            What::Config | What::Params | What::Quantisation => Some(hf_config::MAX_CONFIG),
             What::Index => Some(safetensors::MAX_INDEX),
             What::Ref => Some(128),
             What::Gguf | What::Shard | What::Guess => None,
@@ -480,6 +489,11 @@ impl Inspection {
             }
             What::Config => {
                 let config = hf_config::parse(&have).map_err(|e| wrap(e, &job.path))?;
+                self.config = Some(config);
+                return self.next_job();
+            }
+            What::Params => {
+                let config = hf_config::parse_params(&have).map_err(|e| wrap(e, &job.path))?;
                 self.config = Some(config);
                 return self.next_job();
             }
@@ -623,9 +637,14 @@ impl Inspection {
         if let Some(config) = &self.config {
             config.fill(&mut facts);
             if facts.files.len() < 2_000 {
-                facts.files.push(join(&facts.entry, "config.json"));
+                facts.files.push(join(&facts.entry, self.config_name));
             }
             self.draw(config, &mut facts);
+        } else if facts.format == ModelFormat::Safetensors {
+            facts.certainty = Certainty::Guess;
+        }
+        if facts.format == ModelFormat::Safetensors {
+            shapes::complete(&mut facts);
         }
         if let Some(header) = &self.gguf_first {
             gguf_facts::fill(&mut facts, header);
@@ -760,4 +779,4 @@ fn missing_of_numbered(names: &[&str]) -> Option<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,6 +20,7 @@ pub mod observation;
 pub mod quant;
 pub mod readers;
 pub mod safetensors;
+mod shapes;
 pub mod tensors;
 
 pub use calibration::Correction;

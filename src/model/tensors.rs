@@ -240,6 +240,26 @@ pub fn module(name: &str) -> &str {
     name
 }
 
+/// Whether the module's last word names a table of the vocabulary.
+pub(super) fn is_vocabulary(word: &str) -> bool {
+    matches!(
+        word,
+        "embed_tokens"
+            | "lm_head"
+            | "wte"
+            | "embed_in"
+            | "embed_out"
+            | "word_embeddings"
+            | "embeddings"
+            | "token_embd"
+            | "output"
+            | "tok_embeddings"
+            | "embedding"
+            | "output_layer"
+            | "head"
+    )
+}
+
 /// How tensor parallelism divides a tensor.
 pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
     let name = tensor.name.as_str();
@@ -259,9 +279,7 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
         return Split::Whole;
     }
     match word {
-        "embed_tokens" | "lm_head" | "wte" | "embed_in" | "embed_out" | "word_embeddings"
-        | "embeddings" | "token_embd" | "output" | "tok_embeddings" | "embedding"
-        | "output_layer" | "head" => Split::Vocabulary,
+        _ if is_vocabulary(word) => Split::Vocabulary,
         "q_a_proj" | "kv_a_proj_with_mqa" | "attn_q_a" | "attn_kv_a_mqa" | "gate" | "router"
         | "shared_expert_gate" | "wpe" | "embed_positions" | "ffn_gate_inp" | "classifier"
         | "eh_proj" | "f_a_proj" | "g_a_proj" | "patch_embed" | "pos_embed" | "patch_conv"
@@ -316,8 +334,12 @@ pub fn share(tensor: &Tensor, split: Split, layout: &Layout, ranks: Ranks, pad: 
                 all.div_ceil(divided)
             }
         }
+        // Where the numbers are not known: plainly.
+        Split::Vocabulary if layout.vocab == 0 => all.div_ceil(tp),
+        Split::KeyValue if layout.kv_heads == 0 => all.div_ceil(tp),
+        Split::Fused if layout.heads == 0 => all.div_ceil(tp),
         Split::Vocabulary => {
-            let rows = layout.vocab.max(1);
+            let rows = layout.vocab;
             let padded = rows.next_multiple_of(pad.max(1)).next_multiple_of(tp);
             mul_div(all, padded, rows).div_ceil(tp)
         }

@@ -12,7 +12,7 @@ const ALLOCATIONS: &str = include_str!("../../../tests/vectors/allocations.jsonl
 const H100: &str = include_str!("../../../tests/vectors/h100.jsonl");
 
 /// As `engine::memory` has them; this floor does not know that one.
-fn rules(engine: &str) -> Rules {
+pub(crate) fn rules(engine: &str) -> Rules {
     let base = Rules {
         engine: "vllm",
         split: WeightSplit::Tensors,
@@ -54,7 +54,7 @@ fn rules(engine: &str) -> Rules {
 }
 
 /// Facts from a configuration alone, as an inspection of such a directory finds them.
-fn facts(config: &str) -> ModelFacts {
+pub(crate) fn facts(config: &str) -> ModelFacts {
     let read = hf_config::parse(config.as_bytes()).unwrap();
     let mut facts = ModelFacts::unknown(ModelFormat::Safetensors, "/m".to_owned());
     read.fill(&mut facts);

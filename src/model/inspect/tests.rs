@@ -6,9 +6,9 @@ use crate::base::Hint;
 use crate::model::gguf::tests::{Builder, llama};
 use crate::model::safetensors::tests::file as shard;
 
-type Files = BTreeMap<String, Vec<u8>>;
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-fn files(list: &[(&str, &[u8])]) -> Files {
+pub(crate) fn files(list: &[(&str, &[u8])]) -> Files {
     list.iter().map(|(p, b)| ((*p).to_owned(), b.to_vec())).collect()
 }
 
@@ -31,7 +31,7 @@ fn list(files: &Files, path: &str) -> Found {
     }
 }
 
-fn inspect(files: &Files, path: &str) -> Result<ModelFacts, ModelError> {
+pub(crate) fn inspect(files: &Files, path: &str) -> Result<ModelFacts, ModelError> {
     let mut inspection = Inspection::new(path);
     for _ in 0..1_000 {
         let found = match inspection.next() {
@@ -167,7 +167,8 @@ fn safetensors_without_an_index() {
     let all = files(&[("/m/model.safetensors", &a_shard(4)), ("/m/x.safetensors", &a_shard(2))]);
     let facts = inspect(&all, "/m").unwrap();
     assert_eq!(facts.weight_bytes, Bytes(4));
-    assert_eq!(facts.notes.len(), 2);
+    // No config.json, a file left aside, no layers.
+    assert_eq!(facts.notes.len(), 3);
 }
 
 #[test]

@@ -1,0 +1,164 @@
+//! What the names and shapes of stored tensors tell of a model whose configuration does not say it:
+//! layers, vocabulary, heads. Names are those that `tensors` knows.
+
+use std::collections::BTreeMap;
+
+use super::ModelFacts;
+use super::facts::Certainty;
+use super::tensors::{self, Place, Tensor};
+
+/// Head sizes that are tried, the most usual first.
+const USUAL_HEADS: [u64; 3] = [128, 64, 256];
+
+/// One layer's attention, as far as its tensors tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Attention {
+    /// Outputs of the projections: queries, keys, values.
+    pub(super) query: u64,
+    /// Likewise.
+    pub(super) key: u64,
+    /// Likewise.
+    pub(super) value: u64,
+    /// Inputs of the output's projection: the values of all heads.
+    out: u64,
+    /// Width of the norm of a head.
+    norm: u64,
+}
+
+/// What tensors tell.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shapes {
+    layers: u32,
+    vocab: u64,
+    hidden: u64,
+    /// Layers with attention of their own keys and values.
+    pub(super) attention: BTreeMap<u32, Attention>,
+}
+
+/// Outputs of a linear layer, from any of its stored parts that tells.
+fn rows(tensor: &Tensor) -> Option<u64> {
+    let part = tensor.name.rsplit('.').next()?;
+    match (part, tensor.shape.as_slice()) {
+        // bitsandbytes stores a column of packed values, which tells nothing.
+        ("weight" | "weight_packed", [rows, columns]) if *columns > 1 => Some(*rows),
+        ("scales", [_, rows]) | ("bias", [rows]) => Some(*rows),
+        _ => None,
+    }
+}
+
+/// Inputs of a linear layer that is stored a value at a time.
+fn columns(tensor: &Tensor) -> Option<u64> {
+    let plain = tensor.dtype.contains('F') || tensor.dtype == "I8";
+    match tensor.shape.as_slice() {
+        [_, columns] if plain && tensor.name.ends_with(".weight") => Some(*columns),
+        _ => None,
+    }
+}
+
+impl Shapes {
+    /// Reads them.
+    pub(super) fn read(list: &[Tensor]) -> Self {
+        let mut this = Self::default();
+        let mut draft = u32::MAX;
+        for tensor in list {
+            let place = tensors::place(&tensor.name, 0);
+            let module = tensors::module(&tensor.name);
+            let word = module.rsplit('.').next().unwrap_or(module);
+            match place {
+                Place::Embedding | Place::Head
+                    if tensors::is_vocabulary(word) && tensor.shape.len() == 2 =>
+                {
+                    this.vocab = this.vocab.max(rows(tensor).unwrap_or(0));
+                    this.hidden = this.hidden.max(columns(tensor).unwrap_or(0));
+                }
+                Place::Layer(layer) => {
+                    // What joins the halves of a layer for speculative decoding.
+                    if matches!(word, "eh_proj" | "enorm" | "hnorm") {
+                        draft = draft.min(layer);
+                    }
+                    this.layers = this.layers.max(layer.saturating_add(1));
+                    this.layer(layer, word, tensor);
+                }
+                _ => {}
+            }
+        }
+        this.layers = this.layers.min(draft);
+        this.attention.retain(|layer, a| *layer < draft && a.key > 0);
+        this
+    }
+
+    fn layer(&mut self, layer: u32, word: &str, tensor: &Tensor) {
+        let mut put = |field: fn(&mut Attention) -> &mut u64, value: Option<u64>| {
+            if let Some(value) = value {
+                *field(self.attention.entry(layer).or_default()) = value;
+            }
+        };
+        match word {
+            "q_proj" | "wq" => put(|a| &mut a.query, rows(tensor)),
+            "k_proj" | "wk" => put(|a| &mut a.key, rows(tensor)),
+            "v_proj" | "wv" => put(|a| &mut a.value, rows(tensor)),
+            "o_proj" | "wo" => put(|a| &mut a.out, columns(tensor)),
+            "q_norm" | "k_norm" | "q_layernorm" | "k_layernorm" if tensor.shape.len() == 1 => {
+                put(|a| &mut a.norm, tensor.shape.first().copied());
+            }
+            _ => {}
+        }
+    }
+
+    /// Values of a key, with what the configuration says of heads; whether that is known, not guessed.
+    pub(super) fn head(&self, facts: &ModelFacts, of: &Attention) -> (u64, bool) {
+        let fits = |n: u64| n > 0 && of.key.is_multiple_of(n);
+        let heads = facts.attention_heads.map_or(0, u64::from);
+        let by_heads = [of.out, of.query].into_iter().filter_map(|n| {
+            (heads > 0 && n.is_multiple_of(heads)).then(|| n.checked_div(heads)).flatten()
+        });
+        let stated = facts.head_dim.map(u64::from);
+        let known = stated.into_iter().chain(by_heads).chain([of.norm]).find(|n| fits(*n));
+        match known {
+            Some(n) => (n, true),
+            None => (USUAL_HEADS.into_iter().find(|n| fits(*n)).unwrap_or(of.key).max(1), false),
+        }
+    }
+}
+
+/// Puts what tensors tell where the configuration was silent.
+pub(super) fn complete(facts: &mut ModelFacts) {
+    let shapes = Shapes::read(&facts.tensors);
+    let small = |n: u64| u32::try_from(n).ok().filter(|n| *n > 0);
+    if facts.layers.is_none_or(|n| n == 0) {
+        facts.layers = Some(shapes.layers).filter(|n| *n > 0);
+    }
+    facts.vocab_size = facts.vocab_size.or(small(shapes.vocab));
+    facts.hidden_size = facts.hidden_size.or(small(shapes.hidden));
+    let mut guessed = None;
+    if let Some(first) = shapes.attention.values().next() {
+        let (head, known) = shapes.head(facts, first);
+        let heads = (small(first.query / head), small(first.key / head));
+        if known {
+            facts.head_dim = facts.head_dim.or(small(head));
+            facts.attention_heads = facts.attention_heads.or(heads.0);
+            facts.kv_heads = facts.kv_heads.or(heads.1);
+        } else if facts.attention_heads.is_none() {
+            guessed = heads.0.zip(heads.1);
+        }
+    }
+    let layout = &mut facts.layout;
+    let fill = |to: &mut u64, from: Option<u32>| {
+        if *to == 0 {
+            *to = from.map_or(0, u64::from);
+        }
+    };
+    if layout.layers == 0 {
+        layout.layers = facts.layers.unwrap_or(0);
+    }
+    fill(&mut layout.vocab, facts.vocab_size);
+    fill(&mut layout.heads, facts.attention_heads.or(guessed.map(|g| g.0)));
+    fill(&mut layout.kv_heads, facts.kv_heads.or(guessed.map(|g| g.1)));
+    if layout.layers == 0 {
+        facts.certainty = facts.certainty.max(Certainty::Guess);
+        facts.notes.push("the names of its tensors do not tell its layers".to_owned());
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,147 @@
+//! Models whose configuration says too little, beside files whose tensors tell.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+use super::*;
+use crate::model::estimate::tests::rules;
+use crate::model::inspect::tests::{files, inspect};
+use crate::model::safetensors::tests::file;
+use crate::model::{Setup, predict};
+
+/// A file with tensors of these names and shapes, in BF16.
+pub(crate) fn stored(list: &[(String, Vec<u64>)]) -> Vec<u8> {
+    let mut entries = Vec::new();
+    let mut at = 0;
+    for (name, shape) in list {
+        let end = at + 2 * shape.iter().product::<u64>();
+        entries.push(format!(
+            r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{at},{end}]}}"#
+        ));
+        at = end;
+    }
+    file(&format!("{{{}}}", entries.join(",")), usize::try_from(at).unwrap())
+}
+
+/// Three layers of 4 heads of 16 values, two of them for keys and values, in the shape of Llama.
+pub(crate) fn llama(prefix: &str) -> Vec<(String, Vec<u64>)> {
+    let mut list = vec![
+        (format!("{prefix}embed_tokens.weight"), vec![640, 64]),
+        (format!("{prefix}norm.weight"), vec![64]),
+        ("lm_head.weight".to_owned(), vec![640, 64]),
+    ];
+    for layer in 0..3 {
+        let at = format!("{prefix}layers.{layer}");
+        for (name, shape) in [
+            ("input_layernorm", vec![64]),
+            ("self_attn.q_proj", vec![64, 64]),
+            ("self_attn.k_proj", vec![32, 64]),
+            ("self_attn.v_proj", vec![32, 64]),
+            ("self_attn.o_proj", vec![64, 64]),
+            ("mlp.gate_proj", vec![256, 64]),
+            ("mlp.up_proj", vec![256, 64]),
+            ("mlp.down_proj", vec![64, 256]),
+        ] {
+            list.push((format!("{at}.{name}.weight"), shape));
+        }
+    }
+    list
+}
+
+fn bytes(list: &[(String, Vec<u64>)]) -> u64 {
+    list.iter().map(|(_, shape)| 2 * shape.iter().product::<u64>()).sum()
+}
+
+/// What a rank of the first stage holds, but for the table of positions.
+fn rank(facts: &ModelFacts, tensor: u64, pipeline: u64) -> crate::model::Bar {
+    let facts = ModelFacts { rope_bytes: 0, ..facts.clone() };
+    predict(&facts, &Setup { tensor, pipeline, ..Setup::new(rules("vllm")) }).ranks[0].weights
+}
+
+#[test]
+fn a_vocabulary_that_is_not_stated_is_read_from_its_table() {
+    let all = llama("model.");
+    let config = br#"{"model_type":"never_heard_of","hidden_size":64,"num_hidden_layers":3,
+        "num_attention_heads":4,"num_key_value_heads":2,"intermediate_size":256}"#;
+    let there =
+        files(&[("/m/config.json", &config[..]), ("/m/model.safetensors", &stored(&all)[..])]);
+    let facts = inspect(&there, "/m").unwrap();
+    assert_eq!((facts.vocab_size, facts.layout.vocab), (Some(640), 640));
+    assert_eq!(rank(&facts, 1, 1).value, bytes(&all));
+    let replicated = 2 * (64 + 3 * 64);
+    assert_eq!(rank(&facts, 2, 1).value, (bytes(&all) - replicated) / 2 + replicated);
+}
+
+#[test]
+fn without_a_config_json_tensors_tell_layers_and_heads() {
+    let all = llama("model.");
+    let file = stored(&all);
+    let there = files(&[("/m/model.safetensors", &file), ("/one.safetensors", &file)]);
+    for path in ["/m", "/one.safetensors"] {
+        let facts = inspect(&there, path).unwrap();
+        assert_eq!(facts.layers, Some(3), "{path}");
+        assert_eq!(facts.certainty, Certainty::Guess, "{path}");
+        // How heads are divided is not known: the bar says so.
+        let half = rank(&facts, 2, 1);
+        assert!(half.value >= bytes(&all) / 2 && half.value < bytes(&all) * 55 / 100, "{half:?}");
+        assert!(half.low < half.value * 9 / 10 && half.high > half.value * 11 / 10, "{half:?}");
+        assert_eq!(rank(&facts, 1, 1).value, bytes(&all), "{path}");
+        let halves: u64 = predict(&facts, &Setup { pipeline: 2, ..Setup::new(rules("vllm")) })
+            .ranks
+            .iter()
+            .map(|r| r.weights.value)
+            .sum();
+        assert_eq!(halves, bytes(&all), "{path}");
+    }
+}
+
+#[test]
+fn names_that_tell_nothing_are_divided_plainly() {
+    let all = vec![("a".to_owned(), vec![100, 10]), ("b".to_owned(), vec![100, 30])];
+    let there = files(&[("/m/model.safetensors", &stored(&all))]);
+    let facts = inspect(&there, "/m").unwrap();
+    assert_eq!(rank(&facts, 1, 1).value, 8_000);
+    for (tensor, pipeline) in [(4, 1), (1, 4)] {
+        let bar = rank(&facts, tensor, pipeline);
+        assert_eq!((bar.low, bar.value, bar.high), (1_500, 2_000, 2_500));
+    }
+}
+
+#[test]
+fn mistral_s_own_format_is_read() {
+    let rename = |name: &str| {
+        let name = name.replace("self_attn", "attention").replace("mlp", "feed_forward");
+        [
+            ("model.", ""),
+            ("embed_tokens", "tok_embeddings"),
+            ("lm_head", "output"),
+            ("input_layernorm", "attention_norm"),
+            ("q_proj", "wq"),
+            ("k_proj", "wk"),
+            ("v_proj", "wv"),
+            ("o_proj", "wo"),
+            ("gate_proj", "w1"),
+            ("down_proj", "w2"),
+            ("up_proj", "w3"),
+        ]
+        .iter()
+        .fold(name, |name, (from, to)| name.replace(from, to))
+    };
+    let all: Vec<_> = llama("model.").into_iter().map(|(n, s)| (rename(&n), s)).collect();
+    let params =
+        br#"{"dim":64,"n_layers":3,"head_dim":16,"hidden_dim":256,"n_heads":4,"n_kv_heads":2,
+        "norm_eps":1e-05,"vocab_size":640}"#;
+    let there = files(&[
+        ("/m/params.json", &params[..]),
+        ("/m/consolidated.safetensors", &stored(&all)[..]),
+    ]);
+    let facts = inspect(&there, "/m").unwrap();
+    assert_eq!((facts.layers, facts.kv_heads, facts.head_dim), (Some(3), Some(2), Some(16)));
+    assert_eq!(facts.context, Some(128_000));
+    assert_eq!(facts.certainty, Certainty::Exact);
+    assert!(facts.files.contains(&"/m/params.json".to_owned()));
+    let replicated = 2 * (64 + 3 * 64);
+    assert_eq!(rank(&facts, 2, 1).value, (bytes(&all) - replicated) / 2 + replicated);
+    // Keys and values of two heads of 16, in three layers, in 16 bits.
+    assert_eq!(
+        predict(&facts, &Setup::new(rules("vllm"))).ranks[0].cache_per_token.value,
+        2 * 2 * 16 * 3 * 2
+    );
+}
