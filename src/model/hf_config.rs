@@ -205,15 +205,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
             .map(|rank| rank.saturating_add(find.u32(&["qk_rope_head_dim"]).unwrap_or(0))),
         hidden_size,
         vocab_size: find.u32(&["vocab_size", "padded_vocab_size"]),
-        context: find.number(&[
-            "max_position_embeddings",
-            "n_positions",
-            "max_sequence_length",
-            "seq_length",
-            "model_max_length",
-            "n_ctx",
-            "max_seq_len",
-        ]),
+        context: find.context(),
         // Qwen2 states a window and `use_sliding_window: false`.
         sliding_window: find
             .number(&["sliding_window"])
@@ -307,6 +299,16 @@ impl HfConfig {
     }
 }
 
+/// Where configurations state the longest sequence.
+const CONTEXT_KEYS: [&str; 6] = [
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "seq_len",
+];
+
 /// The objects to look in, the innermost first.
 struct Places<'a>(Vec<&'a Map<String, Value>>);
 
@@ -343,6 +345,43 @@ impl<'a> Places<'a> {
         let nested = ["rope_parameters", "rope_scaling"];
         let inside = || nested.iter().find_map(|n| self.object(n)?.get(key));
         self.get(key).or_else(inside)?.as_f64()
+    }
+
+    /// The longest sequence, as vLLM derives it (`config/model.py`, `_get_and_verify_max_len`): the
+    /// least of what is stated, times what scaled positions add to it.
+    fn context(&self) -> Option<u64> {
+        let least = CONTEXT_KEYS.iter().filter_map(|key| whole(self.get(key)?)).min();
+        // Of Command R this is the whole, and `max_position_embeddings` a part.
+        let own = self.number(&["model_max_length"]);
+        let stated = own.or(least).or_else(|| self.number(&["n_ctx", "max_seq_length"]))?;
+        // Gemma 3 states its length already scaled.
+        if self.string("model_type").is_some_and(|kind| kind.contains("gemma3")) {
+            return Some(stated);
+        }
+        let outer = self.object("rope_parameters").or_else(|| self.object("rope_scaling"));
+        let Some(outer) = outer else { return Some(stated) };
+        // Since transformers 5 there may be one for each kind of layer.
+        let nested = outer.values().filter_map(Value::as_object);
+        let mut length = stated;
+        let mut factor = 1.0;
+        for scaling in std::iter::once(outer).chain(nested) {
+            let kind = ["rope_type", "type"].iter().find_map(|k| scaling.get(*k)?.as_str());
+            let number = |key: &str| match scaling.get(key)? {
+                Value::String(text) => text.trim().parse().ok(),
+                value => value.as_f64(),
+            };
+            // Lengths of these are stated as they are after scaling.
+            if matches!(kind, None | Some("su" | "longrope" | "llama3" | "default" | "mrope")) {
+                continue;
+            }
+            factor = number("factor").filter(|f| (1.0..=4_096.0).contains(f)).unwrap_or(factor);
+            if kind == Some("yarn") {
+                let original = scaling.get("original_max_position_embeddings").and_then(whole);
+                length = original.unwrap_or(length);
+            }
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // both are bounded
+        Some((length.min(1 << 40) as f64 * factor) as u64)
     }
 
     fn layers_with_growing_cache(&self) -> Option<u32> {
@@ -424,6 +463,46 @@ mod tests {
         .unwrap();
         assert_eq!(config.architecture.as_deref(), Some(r#"a " Infinity"#));
         assert_eq!(config.layers, Some(2));
+    }
+
+    #[test]
+    fn scaled_positions_make_the_context_longer() {
+        let of = |scaling: &str| {
+            let json = format!(r#"{{"max_position_embeddings":40960,"rope_scaling":{scaling}}}"#);
+            parse(json.as_bytes()).unwrap().context
+        };
+        let yarn = r#"{"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}"#;
+        for (scaling, context) in [
+            (yarn, 131_072),
+            (&yarn.replace("rope_type", "type"), 131_072),
+            (r#"{"type":"yarn","factor":"4"}"#, 163_840),
+            (r#"{"type":"dynamic","factor":2.0}"#, 81_920),
+            (r#"{"rope_type":"linear","factor":8}"#, 327_680),
+            (r#"{"type":"dynamic","alpha":1000.0}"#, 40_960),
+            // Stated as they are after scaling.
+            (
+                r#"{"rope_type":"llama3","factor":8.0,"original_max_position_embeddings":8192}"#,
+                40_960,
+            ),
+            (r#"{"type":"longrope","factor":32,"original_max_position_embeddings":4096}"#, 40_960),
+            (r#"{"type":"su","original_max_position_embeddings":4096}"#, 40_960),
+            (r#"{"type":"mrope","mrope_section":[16,24,24]}"#, 40_960),
+            (r#"{"type":"yarn","factor":1e300}"#, 40_960),
+            ("null", 40_960),
+        ] {
+            assert_eq!(of(scaling), Some(context), "{scaling}");
+        }
+        // One of each kind of layer; a length for all of it beside that of a part.
+        let more = br#"{"max_position_embeddings":8192,"rope_parameters":{
+            "full_attention":{"rope_type":"yarn","factor":8.0,"original_max_position_embeddings":8192},
+            "sliding_attention":{"rope_type":"default","rope_theta":10000.0}}}"#;
+        assert_eq!(parse(more).unwrap().context, Some(65_536));
+        let command = br#"{"max_position_embeddings":8192,"model_max_length":131072}"#;
+        assert_eq!(parse(command).unwrap().context, Some(131_072));
+        let gemma =
+            br#"{"text_config":{"model_type":"gemma3_text","max_position_embeddings":131072,
+            "rope_scaling":{"rope_type":"linear","factor":8.0}}}"#;
+        assert_eq!(parse(gemma).unwrap().context, Some(131_072));
     }
 
     #[test]
