@@ -469,18 +469,14 @@ fn one_rank(
         Some(setup.budget()?.minus(besides))
     });
     let pool = PoolOf { setup, caches: &caches, tensor, bits, block, context };
-    let needed = correction.needed(pool.needed(), rules.pool);
-    let all = per_token(false);
-    let guessed = match facts.certainty {
-        Certainty::Guess => Bar::around(all, 200),
-        _ => Bar::exact(all),
-    };
+    let doubted = |bar: Bar| doubted(bar, facts.cache_certainty);
+    let needed = correction.needed(doubted(pool.needed()), rules.pool);
     RankMemory {
         stage: 0,
         tensor: 0,
         layers: stage.range,
         weights,
-        cache_per_token: guessed,
+        cache_per_token: doubted(Bar::exact(per_token(false))),
         cache_beyond_windows: per_token(true),
         state_per_request: state,
         activation,
@@ -491,8 +487,31 @@ fn one_rank(
         tokens: available.map(|a| {
             // An engine prints what it has left with two decimals, and keeps a block or two aside.
             let around = if setup.cache_available.is_some() { Bar::around(a.value, 10) } else { a };
-            correction.tokens(pool.tokens(Bar { value: a.value, ..around }))
+            let tokens = pool.tokens(Bar { value: a.value, ..around });
+            // Where a token may take less, more of them fit.
+            let (less, more) =
+                (doubted(Bar::exact(1 << 20)).low, doubted(Bar::exact(1 << 20)).high);
+            correction.tokens(Bar {
+                low: mul_div(tokens.low, 1 << 20, more),
+                high: mul_div(tokens.high, 1 << 20, less),
+                ..tokens
+            })
         }),
+    }
+}
+
+/// A figure of the cache, as sure as the caches are: a model that is not known may share caches
+/// between layers, keep windows or latent vectors (less), or something besides (more).
+fn doubted(bar: Bar, certainty: Certainty) -> Bar {
+    let (less, more) = match certainty {
+        Certainty::Exact => return bar,
+        Certainty::Close => (50, 50),
+        Certainty::Guess => (600, 400),
+    };
+    Bar {
+        value: bar.value,
+        low: bar.low.saturating_sub(mul_div(bar.low, less, 1_000)),
+        high: bar.high.saturating_add(mul_div(bar.high, more, 1_000)),
     }
 }
 

@@ -87,6 +87,9 @@ pub struct ModelFacts {
     /// How sure the weights are.
     #[serde(default)]
     pub certainty: Certainty,
+    /// How sure the caches are.
+    #[serde(default)]
+    pub cache_certainty: Certainty,
     /// Width of the widest feed-forward layer, of an expert those that a token passes through.
     #[serde(default)]
     pub intermediate_size: Option<u32>,
@@ -136,6 +139,7 @@ impl ModelFacts {
             layout: Layout::default(),
             tied: false,
             certainty: Certainty::Exact,
+            cache_certainty: Certainty::Exact,
             intermediate_size: None,
             cache_fp8: false,
             vision: false,

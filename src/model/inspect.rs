@@ -642,6 +642,7 @@ impl Inspection {
             self.draw(config, &mut facts);
         } else if facts.format == ModelFormat::Safetensors {
             facts.certainty = Certainty::Guess;
+            facts.cache_certainty = Certainty::Guess;
         }
         if facts.format == ModelFormat::Safetensors {
             shapes::complete(&mut facts);
@@ -672,21 +673,25 @@ impl Inspection {
         if !quantisation.name.is_empty() {
             facts.quantisation = Some(quantisation.name.clone());
         }
-        let Some(blueprint) = blueprint else { return };
+        let Some(blueprint) = blueprint else {
+            facts.certainty = Certainty::Guess;
+            facts.cache_certainty = Certainty::Guess;
+            return;
+        };
         facts.caches = blueprint.caches;
         facts.layout = blueprint.layout;
         facts.tied = blueprint.tied;
         facts.layers = Some(blueprint.layout.layers);
+        facts.cache_certainty = blueprint.family;
         if facts.parts == 0 {
             facts.weight_bytes = Bytes(super::tensors::total(&blueprint.tensors));
             facts.tensors = blueprint.tensors;
             facts.certainty = blueprint.certainty;
             facts.notes.push("there are no weights here: counted from config.json".to_owned());
             facts.notes.extend(blueprint.notes);
-        } else if blueprint.certainty == Certainty::Guess {
-            facts.notes.push(
-                "its architecture is not known: its cache is that of a usual decoder".to_owned(),
-            );
+        } else {
+            // What was estimated of the tensors does not matter: they are here.
+            facts.certainty = blueprint.family;
         }
     }
 }

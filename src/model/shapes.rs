@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::ModelFacts;
+use super::cache::{Keeps, LayerCache};
 use super::facts::Certainty;
 use super::tensors::{self, Place, Tensor};
 
@@ -23,6 +24,10 @@ pub(super) struct Attention {
     out: u64,
     /// Width of the norm of a head.
     norm: u64,
+    /// Outputs of a projection to a latent vector and its rotary part, and the vector alone.
+    latent: u64,
+    /// Likewise.
+    rank: u64,
 }
 
 /// What tensors tell.
@@ -83,7 +88,7 @@ impl Shapes {
             }
         }
         this.layers = this.layers.min(draft);
-        this.attention.retain(|layer, a| *layer < draft && a.key > 0);
+        this.attention.retain(|layer, a| *layer < draft && (a.key > 0 || a.latent > 0));
         this
     }
 
@@ -98,6 +103,8 @@ impl Shapes {
             "k_proj" | "wk" => put(|a| &mut a.key, rows(tensor)),
             "v_proj" | "wv" => put(|a| &mut a.value, rows(tensor)),
             "o_proj" | "wo" => put(|a| &mut a.out, columns(tensor)),
+            "kv_a_proj_with_mqa" => put(|a| &mut a.latent, rows(tensor)),
+            "kv_a_layernorm" => put(|a| &mut a.rank, tensor.shape.first().copied()),
             "q_norm" | "k_norm" | "q_layernorm" | "k_layernorm" if tensor.shape.len() == 1 => {
                 put(|a| &mut a.norm, tensor.shape.first().copied());
             }
@@ -118,6 +125,42 @@ impl Shapes {
             Some(n) => (n, true),
             None => (USUAL_HEADS.into_iter().find(|n| fits(*n)).unwrap_or(of.key).max(1), false),
         }
+    }
+}
+
+impl Shapes {
+    /// What layers keep, where the architecture does not tell, and how sure that is. Windows are those
+    /// of `usual`, the caches of a usual decoder.
+    fn caches(&self, facts: &ModelFacts, usual: &[LayerCache]) -> (Vec<LayerCache>, Certainty) {
+        let mut sure = Certainty::Exact;
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let list = self.attention.iter().map(|(layer, of)| {
+            let keeps = if of.latent > 0 {
+                let rotary = of.latent.saturating_sub(of.rank);
+                Keeps::Latent { width: small(of.latent), rotary: small(rotary), index: 0 }
+            } else {
+                let (key, known) = self.head(facts, of);
+                if !known {
+                    sure = sure.max(Certainty::Close);
+                }
+                let kv_heads = of.key / key;
+                let value = if of.value > 0 { of.value / kv_heads.max(1) } else { key };
+                let own = usual.iter().find(|c| c.layer == *layer);
+                Keeps::Attention {
+                    kv_heads: small(kv_heads),
+                    key: small(key),
+                    value: small(value),
+                    window: own.and_then(|c| c.keeps.window()).map(small),
+                }
+            };
+            LayerCache { layer: *layer, keeps }
+        });
+        let list: Vec<LayerCache> = list.collect();
+        // Layers without keys of their own share another's, or keep something else.
+        if list.len() < self.layers as usize {
+            sure = Certainty::Guess;
+        }
+        (list, sure)
     }
 }
 
@@ -154,7 +197,36 @@ pub(super) fn complete(facts: &mut ModelFacts) {
     fill(&mut layout.vocab, facts.vocab_size);
     fill(&mut layout.heads, facts.attention_heads.or(guessed.map(|g| g.0)));
     fill(&mut layout.kv_heads, facts.kv_heads.or(guessed.map(|g| g.1)));
-    if layout.layers == 0 {
+    if facts.cache_certainty == Certainty::Guess && facts.parts > 0 {
+        let (caches, sure) = shapes.caches(facts, &facts.caches);
+        if caches.is_empty() {
+            if !facts.caches.is_empty() {
+                facts.notes.push(
+                    "its architecture is not known: its cache is that of a usual decoder"
+                        .to_owned(),
+                );
+            }
+        } else {
+            facts.notes.push(match sure {
+                Certainty::Guess => "its architecture is not known: its cache is that of the \
+                    layers whose keys its tensors tell"
+                    .to_owned(),
+                _ => "its architecture is not known: its cache is what its tensors tell".to_owned(),
+            });
+            let widest = caches.iter().filter_map(|c| match c.keeps {
+                Keeps::Attention { kv_heads, .. } => Some(kv_heads),
+                _ => None,
+            });
+            if let Some(kv_heads) = widest.max() {
+                facts.kv_heads = Some(kv_heads);
+                facts.layout.kv_heads = kv_heads.into();
+            }
+            facts.layout.latent = caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
+            facts.caches = caches;
+            facts.cache_certainty = sure;
+        }
+    }
+    if facts.layout.layers == 0 {
         facts.certainty = facts.certainty.max(Certainty::Guess);
         facts.notes.push("the names of its tensors do not tell its layers".to_owned());
     }

@@ -59,6 +59,8 @@ pub struct Blueprint {
     pub tied: bool,
     /// How sure this is.
     pub certainty: Certainty,
+    /// How sure the family is, and with it the caches and how tensors are divided.
+    pub family: Certainty,
     /// What is estimated, and why.
     pub notes: Vec<String>,
 }
@@ -203,6 +205,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             "its architecture is known in part: weights are those of a usual decoder with its numbers",
         );
     }
+    let family = build.certainty;
     if quantisation.unknown {
         build.doubt(Certainty::Guess, "its quantisation is not known: weights may be smaller");
     }
@@ -232,6 +235,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         caches: build.caches,
         tied,
         certainty: build.certainty,
+        family,
         notes: build.notes,
     })
 }

@@ -145,3 +145,54 @@ fn mistral_s_own_format_is_read() {
         2 * 2 * 16 * 3 * 2
     );
 }
+
+#[test]
+fn the_cache_of_an_unknown_architecture_is_what_its_keys_tell() {
+    let known = br#"{"model_type":"never_heard_of","hidden_size":64,"num_hidden_layers":3,
+        "num_attention_heads":4,"intermediate_size":256,"vocab_size":640}"#;
+    let mut all = llama("model.");
+    let of = |all: &[(String, Vec<u64>)], config: &[u8]| {
+        let there = files(&[("/m/config.json", config), ("/m/model.safetensors", &stored(all))]);
+        inspect(&there, "/m").unwrap()
+    };
+    let bar = |facts: &ModelFacts, tensor| {
+        predict(facts, &Setup { tensor, ..Setup::new(rules("vllm")) }).ranks[0].cache_per_token
+    };
+    let facts = of(&all, known);
+    // What is stored is exact, how it is divided is not.
+    assert_eq!(facts.certainty, Certainty::Guess);
+    let prediction = predict(&facts, &Setup { tensor: 2, ..Setup::new(rules("vllm")) });
+    assert_eq!(prediction.weights, crate::model::Bar::exact(bytes(&all)));
+    let rank = prediction.ranks[0].weights;
+    assert!(rank.high >= rank.value * 114 / 100 && rank.low <= rank.value * 86 / 100);
+    // Its two heads of keys are not in config.json: the tensors have them.
+    assert_eq!(facts.cache_certainty, Certainty::Exact);
+    assert_eq!(facts.kv_heads, Some(2));
+    assert_eq!(bar(&facts, 1), crate::model::Bar::exact(2 * 2 * 16 * 3 * 2));
+    assert_eq!(bar(&facts, 4), crate::model::Bar::exact(2 * 16 * 3 * 2));
+
+    // Layers that keep something else: a guess, and wide.
+    all.retain(|(name, _)| !name.contains("layers.1.self_attn.k_proj"));
+    let facts = of(&all, known);
+    assert_eq!(facts.cache_certainty, Certainty::Guess);
+    let wide = bar(&facts, 1);
+    assert!(wide.low * 2 < wide.value && wide.high * 10 > wide.value * 13, "{wide:?}");
+
+    // Latent vectors, without a word of them in config.json.
+    let mut latent: Vec<_> = llama("model.")
+        .into_iter()
+        .filter(|(n, _)| !n.contains("k_proj") && !n.contains("v_proj"))
+        .collect();
+    for layer in 0..3 {
+        let at = format!("model.layers.{layer}.self_attn");
+        latent.push((format!("{at}.kv_a_proj_with_mqa.weight"), vec![40, 64]));
+        latent.push((format!("{at}.kv_a_layernorm.weight"), vec![32]));
+    }
+    let facts = of(&latent, known);
+    assert_eq!(bar(&facts, 4), crate::model::Bar::exact(40 * 3 * 2));
+
+    // Nothing to go by but config.json: a usual decoder's cache under a wide bar.
+    let alone = of(&[("w".to_owned(), vec![64, 64])], known);
+    let wide = bar(&alone, 1);
+    assert!(wide.low < wide.value && wide.high > wide.value, "{wide:?}");
+}
