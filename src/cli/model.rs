@@ -181,6 +181,7 @@ fn as_json(
     put("pipeline", json!(setup.pipeline));
     put("data", json!(setup.data));
     put("expert", json!(setup.expert));
+    put("gpus", json!(setup.gpus(facts)));
     put("context", json!(prediction.context));
     put("block_size", json!(prediction.block));
     bar(&mut out, "weights_bytes", Some(prediction.weights));

@@ -14,6 +14,7 @@ use super::MemoryEstimate;
 pub const VLLM: Rules = Rules {
     engine: "vllm",
     split: WeightSplit::Tensors,
+    data_inside: false,
     remainder: Remainder::BeforeLast,
     pool: Pool::Groups,
     budget: Budget::Share,
@@ -37,6 +38,7 @@ pub const VLLM: Rules = Rules {
 pub const SGLANG: Rules = Rules {
     engine: "sglang",
     split: WeightSplit::Tensors,
+    data_inside: true,
     remainder: Remainder::Last,
     pool: Pool::Tokens,
     budget: Budget::Static,
@@ -60,6 +62,7 @@ pub const SGLANG: Rules = Rules {
 pub const LLAMA_CPP: Rules = Rules {
     engine: "llamacpp",
     split: WeightSplit::Layers,
+    data_inside: false,
     remainder: Remainder::WithOutput,
     pool: Pool::Cells,
     budget: Budget::Needed,

@@ -103,6 +103,9 @@ pub struct Rules {
     pub engine: &'static str,
     /// How weights are divided.
     pub split: WeightSplit,
+    /// Data parallelism divides the ranks of tensor parallelism instead of multiplying them, for models
+    /// with latent attention or experts (`SGLang`'s DP attention).
+    pub data_inside: bool,
     /// Pipeline stages.
     pub remainder: Remainder,
     /// The cache.
@@ -146,6 +149,8 @@ pub struct Setup {
     pub pipeline: u64,
     /// Data parallelism: copies of attention; experts are divided over all.
     pub data: u64,
+    /// Whether those copies are among the ranks of `tensor`; none: as the engine has it for such a model.
+    pub data_inside: Option<bool>,
     /// Ranks that whole experts are divided over; 1: no expert parallelism.
     pub expert: u64,
     /// Longest sequence; none: the model's.
@@ -178,6 +183,7 @@ impl Setup {
             tensor: 1,
             pipeline: 1,
             data: 1,
+            data_inside: None,
             expert: 1,
             context: None,
             cache: None,
@@ -190,6 +196,26 @@ impl Setup {
             eager: false,
             correction: Correction::default(),
         }
+    }
+
+    /// Ranks that divide a copy of attention, its cache and the embedding.
+    pub fn attention(&self, facts: &ModelFacts) -> u64 {
+        if self.is_inside(facts) { self.tensor / self.data.max(1) } else { self.tensor }
+    }
+
+    /// GPUs of one replica.
+    pub fn gpus(&self, facts: &ModelFacts) -> u64 {
+        let copies = if self.is_inside(facts) { 1 } else { self.data };
+        self.tensor.saturating_mul(self.pipeline).saturating_mul(copies)
+    }
+
+    /// Copies of attention are among the ranks of tensor parallelism, which `SGLang` asks to be a
+    /// multiple of them (`--enable-dp-attention`, `server_args.py::_handle_data_parallelism`).
+    fn is_inside(&self, facts: &ModelFacts) -> bool {
+        let usual = || self.rules.data_inside && (facts.layout.latent || facts.experts.is_some());
+        self.data > 1
+            && self.tensor.is_multiple_of(self.data)
+            && self.data_inside.unwrap_or_else(usual)
     }
 
     /// The memory that the engine takes of a GPU, where that is given.
@@ -228,7 +254,11 @@ impl Setup {
         let chunk = self.batch.unwrap_or(chunk).max(2_048);
         let graphs = if self.eager { 0 } else { graphs };
         let ranks = self.tensor.saturating_mul(self.pipeline);
-        let mib = 512 + chunk.saturating_mul(3) / 2 + 2 * graphs + ranks * 1_024 / 8;
+        let mut mib = 512 + chunk.saturating_mul(3) / 2 + 2 * graphs + ranks * 1_024 / 8;
+        if self.data_inside == Some(true) {
+            let each = if graphs > 300 { 9 } else { 6 };
+            mib += graphs * self.data * each / 2;
+        }
         let least = if total > 60 << 30 { 10 << 10 } else { 0 };
         mib.max(least) << 20
     }
@@ -322,9 +352,19 @@ pub fn stages(layers: u64, pipeline: u64, remainder: Remainder) -> Vec<(u64, u64
 
 /// Predicts the memory of a replica.
 pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
-    let setup = &setup.bounded();
+    let mut setup = setup.bounded();
+    setup.data_inside = Some(setup.is_inside(facts));
+    let setup = &setup;
     let rules = &setup.rules;
     let mut notes = Vec::new();
+    if setup.data_inside == Some(true) {
+        notes.push(format!(
+            "DP attention is assumed: {} copies of attention on {} ranks, {} each",
+            setup.data,
+            setup.tensor,
+            setup.attention(facts)
+        ));
+    }
     let stored = match facts.certainty {
         _ if facts.parts > 0 => Bar::exact(facts.weight_bytes.0),
         Certainty::Exact => Bar::exact(facts.weight_bytes.0),
@@ -353,8 +393,10 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
             ranks.push(RankMemory { stage: stage as u64, tensor, ..rank.clone() });
         }
     }
+    // A stage of layers that keep nothing holds as many tokens as the others.
+    let keeping = |r: &&RankMemory| r.cache_needed.value > 0;
     let least = |pick: fn(&Bar) -> u64| {
-        ranks.iter().filter_map(|r| r.tokens.as_ref().map(pick)).min().unwrap_or(0)
+        ranks.iter().filter(keeping).filter_map(|r| r.tokens.as_ref().map(pick)).min().unwrap_or(0)
     };
     let known = ranks.iter().all(|r| r.tokens.is_some()) && !ranks.is_empty();
     let tokens = known.then(|| Bar {
@@ -389,6 +431,7 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         ranks
             .iter()
             .all(|r| r.cache_available.is_some_and(|a| a.low >= r.cache_needed.high && a.low > 0))
+            && tokens.is_some_and(|t| t.low > 0)
             && !refused
     });
     notes.extend(facts.notes.iter().cloned());
@@ -411,8 +454,9 @@ fn block_of(facts: &ModelFacts, setup: &Setup, bits: CacheBits) -> u64 {
     if setup.rules.pool != Pool::Groups {
         return block;
     }
-    let state = facts.caches.iter().map(|c| c.keeps.per_request(setup.tensor)).max().unwrap_or(0);
-    let token = facts.caches.iter().filter_map(|c| c.keeps.per_token(setup.tensor, bits)).max();
+    let ranks = setup.attention(facts);
+    let state = facts.caches.iter().map(|c| c.keeps.per_request(ranks)).max().unwrap_or(0);
+    let token = facts.caches.iter().filter_map(|c| c.keeps.per_token(ranks, bits)).max();
     let latent = facts.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
     let step = if latent { block.max(128) } else { block };
     match token.filter(|t| *t > 0 && state > 0) {
@@ -433,6 +477,7 @@ fn one_rank(
     let by_layers = rules.split == WeightSplit::Layers;
     let tensor = if by_layers { 1 } else { setup.tensor.max(1) };
     let weights = setup.correction.weights(weights_of(facts, setup, stage, tensor));
+    let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
     let caches: Vec<LayerCache> = facts
         .caches
         .iter()
@@ -443,10 +488,10 @@ fn one_rank(
         caches
             .iter()
             .filter(|c| !(beyond && c.keeps.window().is_some()))
-            .filter_map(|c| c.keeps.per_token(tensor, bits))
+            .filter_map(|c| c.keeps.per_token(attention, bits))
             .fold(0u64, u64::saturating_add)
     };
-    let state: u64 = caches.iter().map(|c| c.keeps.per_request(tensor)).sum();
+    let state: u64 = caches.iter().map(|c| c.keeps.per_request(attention)).sum();
     let correction = &setup.correction;
     let activation = correction.activation(activation_of(facts, setup, tensor));
     let many = setup.tensor * setup.pipeline > 1;
@@ -468,7 +513,7 @@ fn one_rank(
         };
         Some(setup.budget()?.minus(besides))
     });
-    let pool = PoolOf { setup, caches: &caches, tensor, bits, block, context };
+    let pool = PoolOf { setup, caches: &caches, tensor: attention, bits, block, context };
     let doubted = |bar: Bar| doubted(bar, facts.cache_certainty);
     let needed = correction.needed(doubted(pool.needed()), rules.pool);
     RankMemory {
@@ -526,7 +571,8 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
         let plain = facts.weight_bytes.0.div_ceil(devices);
         return Bar::around(plain, if devices > 1 { 250 } else { 150 }).plus(rules.loading);
     }
-    let all = if by_layers { 1 } else { tensor.saturating_mul(setup.data.max(1)) };
+    let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
+    let all = if by_layers { 1 } else { attention.saturating_mul(setup.data.max(1)) };
     let ranks = Ranks {
         tensor,
         expert: all.max(if by_layers { 1 } else { setup.expert }),
@@ -555,6 +601,12 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
             Place::Draft => false,
         };
         if here {
+            let divided = match place {
+                Place::Embedding => attention,
+                _ if tensors::is_mixer(&tensor.name) => attention,
+                _ => ranks.tensor,
+            };
+            let ranks = Ranks { tensor: divided, ..ranks };
             let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
             sum = sum.saturating_add(loaded(facts, rules, tensor, split, share));
         }
@@ -562,7 +614,7 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
     let layers = stage.range.1.saturating_sub(stage.range.0);
     if rules.pool == Pool::Groups && layers > 0 {
         sum = sum.saturating_add(facts.rope_bytes);
-        sum = sum.saturating_add(absorbed(facts, layers, tensor));
+        sum = sum.saturating_add(absorbed(facts, layers, attention));
     }
     let loading = rules.loading;
     let sure = match facts.certainty {
@@ -808,6 +860,9 @@ impl PoolOf<'_> {
     /// Cache of one request of full length.
     fn needed(&self) -> Bar {
         let rules = &self.setup.rules;
+        if self.caches.is_empty() {
+            return Bar::default();
+        }
         match rules.pool {
             Pool::Groups => {
                 let groups = self.groups();

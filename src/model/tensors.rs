@@ -240,6 +240,13 @@ pub fn module(name: &str) -> &str {
     name
 }
 
+/// Whether a tensor belongs to what mixes tokens: attention, or a state in its place.
+pub(super) fn is_mixer(name: &str) -> bool {
+    ["attn", "attention", "mamba", "mixer"].iter().any(|part| name.contains(part))
+        && !name.contains(".experts.")
+        && !name.contains("shared_expert")
+}
+
 /// Whether the module's last word names a table of the vocabulary.
 pub(super) fn is_vocabulary(word: &str) -> bool {
     matches!(
@@ -280,10 +287,26 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
     }
     match word {
         _ if is_vocabulary(word) => Split::Vocabulary,
-        "q_a_proj" | "kv_a_proj_with_mqa" | "attn_q_a" | "attn_kv_a_mqa" | "gate" | "router"
-        | "shared_expert_gate" | "wpe" | "embed_positions" | "ffn_gate_inp" | "classifier"
-        | "eh_proj" | "f_a_proj" | "g_a_proj" | "patch_embed" | "pos_embed" | "patch_conv"
-        | "patch_embedding" | "position_embedding" => Split::Whole,
+        "q_a_proj"
+        | "kv_a_proj_with_mqa"
+        | "attn_q_a"
+        | "attn_kv_a_mqa"
+        | "gate"
+        | "router"
+        | "shared_expert_gate"
+        | "wpe"
+        | "embed_positions"
+        | "ffn_gate_inp"
+        | "classifier"
+        | "eh_proj"
+        | "f_a_proj"
+        | "g_a_proj"
+        | "patch_embed"
+        | "pos_embed"
+        | "patch_conv"
+        | "patch_embedding"
+        | "position_embedding"
+        | "e_score_correction_bias" => Split::Whole,
         "k_proj" | "v_proj" | "attn_k" | "attn_v" | "wk" | "wv"
             if !layout.latent && place(name, layout.layers) != Place::Beside =>
         {

@@ -16,6 +16,7 @@ pub(crate) fn rules(engine: &str) -> Rules {
     let base = Rules {
         engine: "vllm",
         split: WeightSplit::Tensors,
+        data_inside: false,
         remainder: Remainder::BeforeLast,
         pool: Pool::Groups,
         budget: Budget::Share,
@@ -35,6 +36,7 @@ pub(crate) fn rules(engine: &str) -> Rules {
     match engine {
         "sglang" => Rules {
             pool: Pool::Tokens,
+            data_inside: true,
             remainder: Remainder::Last,
             block: 1,
             loading: Bar::mib(145, 60, 320),
@@ -257,6 +259,63 @@ fn experts_are_divided_over_all_ranks_of_a_replica() {
     assert_eq!(of(1, 4, 1) + expert / 2, of(1, 4, 4));
     assert_eq!(of(1, 1, 1) - of(1, 1, 4), 7 * expert);
     assert!(of(4, 1, 1) < of(1, 4, 1), "attention is copied by data parallelism");
+}
+
+/// `SGLang`'s `--tp 8 --dp 8 --enable-dp-attention` is eight GPUs, not sixty-four.
+#[test]
+fn dp_attention_is_inside_tensor_parallelism() {
+    let latent = r#"{"model_type":"deepseek_v3","torch_dtype":"bfloat16","hidden_size":1024,"num_hidden_layers":2,
+        "num_attention_heads":16,"num_key_value_heads":16,"intermediate_size":2048,"vocab_size":1024,
+        "n_routed_experts":16,"n_shared_experts":1,"moe_intermediate_size":512,"first_k_dense_replace":1,
+        "num_nextn_predict_layers":0,"q_lora_rank":256,"kv_lora_rank":128,"qk_rope_head_dim":32,
+        "qk_nope_head_dim":64,"v_head_dim":64,"max_position_embeddings":4096,"tie_word_embeddings":false}"#;
+    let setup = |tensor, data, engine| Setup { tensor, data, ..Setup::new(rules(engine)) };
+    let of = |facts: &ModelFacts, tensor, data, engine| {
+        predict(facts, &setup(tensor, data, engine)).ranks
+    };
+    let facts_ = facts(latent);
+    let share = |t: &tensors::Tensor, rank: u64| {
+        let name = t.name.as_str();
+        // Attention and the embedding are whole on each of the eight copies, norms and routers too.
+        let all = tensors::is_mixer(name)
+            || name.contains("embed_tokens")
+            || name.contains("norm")
+            || name.contains("gate.");
+        if all { t.total() } else { t.total() / rank }
+    };
+    let expected: u64 = facts_.tensors.iter().map(|t| share(t, 8)).sum();
+    let inside = of(&facts_, 8, 8, "sglang");
+    assert_eq!(inside.len(), 8);
+    assert_eq!(inside[0].weights.value, expected + (145 << 20));
+    assert_eq!(setup(8, 8, "sglang").gpus(&facts_), 8);
+    assert_eq!(setup(8, 8, "vllm").gpus(&facts_), 64);
+    assert!(of(&facts_, 8, 8, "vllm")[0].weights.value < expected);
+
+    // Grouped queries: the heads of a copy are divided over the ranks of that copy alone.
+    let grouped = r#"{"model_type":"qwen3_moe","torch_dtype":"bfloat16","num_hidden_layers":2,"hidden_size":1024,
+        "num_attention_heads":16,"num_key_value_heads":8,"head_dim":64,"intermediate_size":2048,"vocab_size":1024,
+        "num_experts":16,"moe_intermediate_size":512,"max_position_embeddings":4096}"#;
+    let facts_ = facts(grouped);
+    let of = |tensor, data| of(&facts_, tensor, data, "sglang")[0].cache_per_token.value;
+    assert_eq!(of(8, 4), of(2, 1));
+    assert_eq!(of(8, 8), of(1, 1));
+    // A copy each on GPUs of its own, where they do not divide the ranks, or without experts.
+    assert_eq!(of(1, 8), of(1, 1));
+    let dense = facts(LLAMA);
+    assert_eq!(setup(2, 2, "sglang").gpus(&dense), 4);
+}
+
+#[test]
+fn what_keeps_nothing_does_not_fit_for_that() {
+    let mut facts = facts(LLAMA);
+    let setup = |pipeline| Setup { gpu: Some(80 << 30), pipeline, ..Setup::new(rules("vllm")) };
+    // The last stage has no attention: it holds as many tokens as the first.
+    facts.caches.retain(|c| c.layer < 2);
+    assert!(predict(&facts, &setup(2)).tokens.unwrap().value > 0);
+    assert_eq!(predict(&facts, &setup(2)).fits, Some(true));
+    facts.caches.clear();
+    let unknown = predict(&facts, &setup(1));
+    assert_eq!((unknown.tokens.unwrap().value, unknown.fits), (0, Some(false)));
 }
 
 #[test]
