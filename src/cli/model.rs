@@ -8,7 +8,7 @@ use super::args::{Args, InspectOptions, Output};
 use super::exit::{Failure, Success};
 use super::{attach, table};
 use crate::api::{Bytes, Door, Hint, HostName};
-use crate::engine::memory as engines;
+use crate::engine::{limits, memory as engines};
 use crate::model::cache::CacheBits;
 use crate::model::{
     self, Bar, Correction, ModelFacts, ModelFormat, Observation, Prediction, Setup,
@@ -41,13 +41,19 @@ pub async fn inspect(
     let here: Vec<&Observation> =
         measured.iter().filter(|seen| same_device(seen.place.device_memory, setup.gpu)).collect();
     setup.correction = Correction::from(&here, setup.tensor, setup.pipeline);
-    let prediction = model::predict(&facts, &setup);
+    let mut prediction = model::predict(&facts, &setup);
+    let refused = limits::refusal(&facts, &setup).map(|error| error.to_string());
+    if refused.is_some() {
+        prediction.fits = Some(false);
+    }
+    let prediction = prediction;
+    let refused = refused.as_deref();
     match args.output {
         Output::Json => {
-            table::json(&as_json(path, &facts, &setup, &prediction, &measured))?;
+            table::json(&as_json(path, &facts, &setup, &prediction, refused, &measured))?;
         }
         Output::Text => {
-            print(&facts, &setup, &prediction)?;
+            print(&facts, &setup, &prediction, refused)?;
             for seen in &measured {
                 table::out(&format!("measured: {}", seen.text()))?;
             }
@@ -156,6 +162,7 @@ fn as_json(
     facts: &ModelFacts,
     setup: &Setup,
     prediction: &Prediction,
+    refused: Option<&str>,
     measured: &[Observation],
 ) -> Value {
     let mut out = Map::new();
@@ -213,6 +220,7 @@ fn as_json(
     out.insert("concurrent_requests_low".to_owned(), json!(requests.map(|b| hundredths(b.low))));
     out.insert("concurrent_requests_high".to_owned(), json!(requests.map(|b| hundredths(b.high))));
     out.insert("fits".to_owned(), json!(prediction.fits));
+    out.insert("refused".to_owned(), json!(refused));
     out.insert("notes".to_owned(), json!(prediction.notes));
     out.insert("measured".to_owned(), json!(measured));
     Value::Object(out)
@@ -226,7 +234,12 @@ fn size(bar: Bar) -> String {
     format!("{} ({} to {})", Bytes(bar.value), Bytes(bar.low), Bytes(bar.high))
 }
 
-fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(), Failure> {
+fn print(
+    facts: &ModelFacts,
+    setup: &Setup,
+    prediction: &Prediction,
+    refused: Option<&str>,
+) -> Result<(), Failure> {
     for line in facts.summary() {
         table::out(&line)?;
     }
@@ -281,7 +294,11 @@ fn print(facts: &ModelFacts, setup: &Setup, prediction: &Prediction) -> Result<(
             of(requests.high)
         ))?;
     }
+    if let Some(why) = refused {
+        table::out(&format!("{} would not start: {why}", setup.rules.engine))?;
+    }
     match prediction.fits {
+        _ if refused.is_some() => {}
         Some(true) => table::out("it fits")?,
         Some(false) => {
             table::out("it does not surely fit: one request of full length may not find room")?;

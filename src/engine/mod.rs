@@ -7,6 +7,7 @@ mod args;
 pub mod command;
 pub mod error;
 pub mod histogram;
+pub mod limits;
 pub mod llamacpp;
 pub mod loaded;
 pub mod memory;

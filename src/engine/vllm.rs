@@ -5,7 +5,7 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    loaded, memory, metrics, shapes_where,
+    limits, loaded, memory, metrics, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
@@ -69,40 +69,21 @@ impl Engine for Vllm {
                 hint: "use engine = \"llamacpp\", or give a directory with safetensors".to_owned(),
             });
         }
-        if let Some((context, limit)) = spec.context.zip(facts.context)
-            && context > limit
-            && !args::has(&spec.args, &["--hf-overrides", "--rope-scaling"])
+        if !args::has(&spec.args, &["--hf-overrides", "--rope-scaling"])
+            && let Some(error) = limits::context(facts, spec.context)
         {
-            return Err(EngineError::Context { context, limit });
+            return Err(error);
         }
-        if let Parallel::Shape(shape) = spec.parallel {
-            let tensor = shape.tensor.get();
-            if let Some(heads) = facts.attention_heads
-                && !divides(facts, tensor)
-            {
-                let good: Vec<String> = (1..=64)
-                    .filter(|n| divides(facts, *n))
-                    .take(8)
-                    .map(|n| n.to_string())
-                    .collect();
-                return Err(EngineError::Indivisible {
-                    what: format!(
-                        "{heads} attention heads{} cannot be divided over tensor = {tensor}",
-                        facts
-                            .kv_heads
-                            .filter(|kv| *kv != heads)
-                            .map(|kv| format!(" ({kv} for keys and values)"))
-                            .unwrap_or_default()
-                    ),
-                    hint: format!("use tensor = {}", good.join(", ")),
-                });
-            }
+        if let Parallel::Shape(shape) = spec.parallel
+            && let Some(error) = limits::heads(facts, shape.tensor.get().into())
+        {
+            return Err(error);
         }
         Ok(())
     }
 
     fn shapes(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
-        shapes_where(spec, |n| facts.is_none_or(|f| divides(f, n)))
+        shapes_where(spec, |n| facts.is_none_or(|f| limits::divides(f, n)))
     }
 
     fn memory(
@@ -195,14 +176,4 @@ impl Engine for Vllm {
 /// At least one sequence of full length must fit, or vLLM refuses to start.
 fn tokens(spec: &ServiceSpec, facts: &ModelFacts) -> u64 {
     context_of(spec, Some(facts)).unwrap_or(4_096)
-}
-
-/// Query heads must divide evenly; key/value heads too, or be replicated a whole number of times.
-fn divides(facts: &ModelFacts, tensor: u32) -> bool {
-    let even = |heads: u32| {
-        heads.is_multiple_of(tensor)
-            || (heads > 0 && tensor > heads && tensor.is_multiple_of(heads))
-    };
-    facts.attention_heads.is_none_or(|h| h.is_multiple_of(tensor))
-        && (facts.latent_cache_width.is_some() || facts.kv_heads.is_none_or(even))
 }

@@ -1,0 +1,97 @@
+//! What an engine refuses of a model so divided, however much memory there is: asked for before a
+//! release is planned, and by `gpudeck model inspect`.
+
+use super::EngineError;
+use crate::model::estimate::Pool;
+use crate::model::{ModelFacts, Setup, WeightSplit};
+
+/// Why the engine of `setup` would not start with it; none where nothing speaks against it.
+///
+/// vLLM `config/model.py` (`verify_with_parallel_config`, `_get_and_verify_max_len`), `SGLang`
+/// `layers/dp_attention.py` and `configs/model_config.py` alike. llama.cpp takes whole layers and warns
+/// of a long context.
+pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    if setup.rules.split == WeightSplit::Layers || setup.rules.pool == Pool::Cells {
+        return None;
+    }
+    context(facts, setup.context).or_else(|| heads(facts, setup.attention(facts))).or_else(|| {
+        let layers = u64::from(facts.layers.filter(|n| *n > 0)?);
+        (setup.pipeline > layers).then(|| EngineError::Indivisible {
+            what: format!("{layers} layers cannot be divided over {} stages", setup.pipeline),
+            hint: format!("use at most {layers} stages"),
+        })
+    })
+}
+
+/// A context that is longer than the model was made for.
+pub(super) fn context(facts: &ModelFacts, asked: Option<u64>) -> Option<EngineError> {
+    let (context, limit) = asked.zip(facts.context)?;
+    (context > limit).then_some(EngineError::Context { context, limit })
+}
+
+/// Attention heads that cannot be divided over `tensor` ranks.
+pub(super) fn heads(facts: &ModelFacts, tensor: u64) -> Option<EngineError> {
+    let heads = facts.attention_heads?;
+    let tensor = u32::try_from(tensor).unwrap_or(u32::MAX);
+    if divides(facts, tensor) {
+        return None;
+    }
+    let good: Vec<String> =
+        (1..=64).filter(|n| divides(facts, *n)).take(8).map(|n| n.to_string()).collect();
+    let cached = facts.kv_heads.filter(|kv| *kv != heads);
+    Some(EngineError::Indivisible {
+        what: format!(
+            "{heads} attention heads{} cannot be divided over tensor = {tensor}",
+            cached.map(|kv| format!(" ({kv} for keys and values)")).unwrap_or_default()
+        ),
+        hint: format!("use tensor = {}", good.join(", ")),
+    })
+}
+
+/// Query heads must divide evenly; key/value heads too, or be replicated a whole number of times.
+pub(super) fn divides(facts: &ModelFacts, tensor: u32) -> bool {
+    let even = |heads: u32| {
+        heads.is_multiple_of(tensor)
+            || (heads > 0 && tensor > heads && tensor.is_multiple_of(heads))
+    };
+    facts.attention_heads.is_none_or(|h| h.is_multiple_of(tensor))
+        && (facts.latent_cache_width.is_some() || facts.kv_heads.is_none_or(even))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::engine::memory::{LLAMA_CPP, SGLANG, VLLM};
+    use crate::model::ModelFormat;
+
+    #[test]
+    fn what_engines_refuse_whatever_the_memory() {
+        let facts = ModelFacts {
+            layers: Some(80),
+            attention_heads: Some(64),
+            kv_heads: Some(8),
+            experts: Some(8),
+            context: Some(8_192),
+            ..ModelFacts::unknown(ModelFormat::Safetensors, "/m".to_owned())
+        };
+        let plain = |rules| Setup::new(rules);
+        let why = |setup: &Setup| refusal(&facts, setup).map(|e| e.to_string());
+        for rules in [VLLM, SGLANG] {
+            assert_eq!(why(&plain(rules)), None);
+            for (setup, words) in [
+                (Setup { tensor: 3, ..plain(rules) }, "64 attention heads (8 for keys and values)"),
+                (Setup { tensor: 6, ..plain(rules) }, "over tensor = 6"),
+                (Setup { pipeline: 81, ..plain(rules) }, "80 layers cannot be divided"),
+                (Setup { context: Some(8_193), ..plain(rules) }, "longer than the model's 8192"),
+            ] {
+                assert!(why(&setup).is_some_and(|w| w.contains(words)), "{words}");
+            }
+            assert_eq!(why(&Setup { tensor: 16, context: Some(8_192), ..plain(rules) }), None);
+        }
+        // Two copies of attention over six ranks: three each.
+        let three = Setup { tensor: 6, data: 2, ..plain(SGLANG) };
+        assert!(why(&three).unwrap().contains("tensor = 3"));
+        assert_eq!(why(&Setup { pipeline: 3, context: Some(1 << 20), ..plain(LLAMA_CPP) }), None);
+    }
+}
