@@ -37,6 +37,16 @@ impl Bar {
         Self { value, low: value.saturating_sub(off), high: value.saturating_add(off) }
     }
 
+    /// Less or more by so many per mille.
+    #[must_use]
+    pub fn spread(self, (less, more): (u64, u64)) -> Self {
+        Self {
+            low: self.low.saturating_sub(mul_div(self.low, less, 1_000)),
+            high: self.high.saturating_add(mul_div(self.high, more, 1_000)),
+            ..self
+        }
+    }
+
     /// MiB: best, least, most.
     pub const fn mib(value: u64, low: u64, high: u64) -> Self {
         Self { value: value << 20, low: low << 20, high: high << 20 }
@@ -368,8 +378,10 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     let stored = match facts.certainty {
         _ if facts.parts > 0 => Bar::exact(facts.weight_bytes.0),
         Certainty::Exact => Bar::exact(facts.weight_bytes.0),
-        Certainty::Close => Bar::around(facts.weight_bytes.0, 30),
-        Certainty::Guess => Bar::around(facts.weight_bytes.0, 400),
+        certainty => {
+            let spread = facts.spread.unwrap_or(certainty.usual_spread());
+            Bar::exact(facts.weight_bytes.0).spread(spread)
+        }
     };
     let layers = facts.layers.map_or(0, u64::from);
     let context = setup.context.or(facts.context).unwrap_or(4_096).max(1);
@@ -548,16 +560,11 @@ fn one_rank(
 /// A figure of the cache, as sure as the caches are: a model that is not known may share caches
 /// between layers, keep windows or latent vectors (less), or something besides (more).
 fn doubted(bar: Bar, certainty: Certainty) -> Bar {
-    let (less, more) = match certainty {
-        Certainty::Exact => return bar,
+    bar.spread(match certainty {
+        Certainty::Exact => (0, 0),
         Certainty::Close => (50, 50),
         Certainty::Guess => (600, 400),
-    };
-    Bar {
-        value: bar.value,
-        low: bar.low.saturating_sub(mul_div(bar.low, less, 1_000)),
-        high: bar.high.saturating_add(mul_div(bar.high, more, 1_000)),
-    }
+    })
 }
 
 /// What a rank loads, and how sure that is.
@@ -623,10 +630,12 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
             low: mul_div(sum, 985, 1_000),
             high: mul_div(sum, 1_020, 1_000).saturating_add(64 << 20),
         },
-        Certainty::Close => Bar::around(sum, 50),
         // Tensors were read, only how the engine divides them is not known.
         Certainty::Guess if facts.parts > 0 => Bar::around(sum, if devices > 1 { 150 } else { 50 }),
-        Certainty::Guess => Bar::around(sum, 400),
+        certainty => {
+            let (less, more) = facts.spread.unwrap_or(certainty.usual_spread());
+            Bar::exact(sum).spread((less + 20, more + 20))
+        }
     };
     sure.plus(loading)
 }

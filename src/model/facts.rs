@@ -87,6 +87,10 @@ pub struct ModelFacts {
     /// How sure the weights are.
     #[serde(default)]
     pub certainty: Certainty,
+    /// Per mille that weights counted from the architecture may be less, and more, where `certainty`
+    /// alone does not say it.
+    #[serde(default)]
+    pub spread: Option<(u64, u64)>,
     /// How sure the caches are.
     #[serde(default)]
     pub cache_certainty: Certainty,
@@ -139,6 +143,7 @@ impl ModelFacts {
             layout: Layout::default(),
             tied: false,
             certainty: Certainty::Exact,
+            spread: None,
             cache_certainty: Certainty::Exact,
             intermediate_size: None,
             cache_fp8: false,

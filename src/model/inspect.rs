@@ -687,6 +687,7 @@ impl Inspection {
             facts.weight_bytes = Bytes(super::tensors::total(&blueprint.tensors));
             facts.tensors = blueprint.tensors;
             facts.certainty = blueprint.certainty;
+            facts.spread = Some(blueprint.spread);
             facts.notes.push("there are no weights here: counted from config.json".to_owned());
             facts.notes.extend(blueprint.notes);
         } else {

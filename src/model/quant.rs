@@ -4,18 +4,21 @@
 //! Sources: vLLM `model_executor/layers/quantization/*.py` (`create_weights`), `AutoGPTQ`, `AutoAWQ`,
 //! `compressed-tensors`, `ModelOpt`'s export, `bitsandbytes`' `QuantState`.
 
-use std::collections::HashSet;
+mod names;
+mod stored;
 
-use regex::Regex;
+use std::cell::Cell;
+
 use serde_json::{Map, Value};
 
+use self::names::{Names, general};
+pub use self::stored::Stored;
 use super::arch::conf::whole;
+use super::tensors;
 use crate::base::text;
 
-/// Most patterns of a list of exceptions that are compiled; the rest is compared as plain names.
-const MAX_PATTERNS: usize = 2_000;
-/// Longest pattern.
-const MAX_PATTERN: usize = 300;
+/// Most groups of layers that are stored differently.
+const MAX_GROUPS: usize = 16;
 
 /// How a linear layer is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,23 @@ pub enum Method {
     },
     /// bitsandbytes' eight bits.
     Int8,
+    /// So many bits a weight with a 16-bit scale a group: roughly, of a method not known better.
+    Bits {
+        /// Bits of a weight.
+        bits: u64,
+        /// Weights of one scale; 0: a whole row.
+        group: u64,
+    },
+}
+
+/// Layers that are stored alike.
+#[derive(Clone, Debug)]
+struct Group {
+    method: Method,
+    /// Those of these names.
+    names: Names,
+    /// All linear layers that no group names.
+    linear: bool,
 }
 
 /// A `quantization_config`.
@@ -94,18 +114,17 @@ pub struct Quantisation {
     head: bool,
     /// It is not understood: the name says what it is.
     pub unknown: bool,
+    /// It is understood but for details: bytes are near.
+    pub rough: bool,
     /// Linear layers without a bias have one of zeroes all the same, which engines skip: checkpoints
     /// of `AutoGPTQ`, whose configuration has no `checkpoint_format` yet.
     pub zero_bias: bool,
-    exact: HashSet<String>,
-    words: Vec<Vec<String>>,
-    globs: Vec<String>,
-    patterns: Vec<Regex>,
-    targets: Vec<Regex>,
+    exceptions: Names,
+    /// Other than `method` for all linear layers.
+    groups: Vec<Group>,
+    /// What is left of [`names::BUDGET`].
+    left: Cell<u32>,
 }
-
-/// One tensor of a stored linear layer: suffix, type, shape, bytes.
-pub type Stored = (&'static str, &'static str, Vec<u64>, u64);
 
 impl Quantisation {
     /// Nothing is quantised.
@@ -118,11 +137,10 @@ impl Quantisation {
             head: false,
             unknown: false,
             zero_bias: false,
-            exact: HashSet::new(),
-            words: Vec::new(),
-            globs: Vec::new(),
-            patterns: Vec::new(),
-            targets: Vec::new(),
+            rough: false,
+            exceptions: Names::default(),
+            groups: Vec::new(),
+            left: Cell::new(names::BUDGET),
         }
     }
 
@@ -186,6 +204,32 @@ impl Quantisation {
                 };
             }
             "compressed-tensors" => this.compressed(config),
+            "auto-round" | "auto_round" | "intel/auto-round" if number("bits").is_some() => {
+                let awq = word("packing_format").is_some_and(|f| f.contains("awq"));
+                this.method = if awq {
+                    Method::Awq { bits, group: group_size }
+                } else {
+                    Method::Gptq { bits, group: group_size, ordered: false }
+                };
+                this.decoder_only = true;
+                this.rough = true;
+            }
+            "eetq" => {
+                this.method = Method::Channel { integer: true, static_input: false };
+                this.rough = true;
+            }
+            "quark" | "torchao" | "hqq" => this.by_bits(config),
+            _ if algorithm == "mixed_precision" => this.mixed(config),
+            _ if algorithm == "fp8_pb_wo" => {
+                this.method = Method::Fp8Block(128, 128);
+                this.head = true;
+                this.rough = true;
+            }
+            _ if algorithm.starts_with("fp8_pc") => {
+                this.method = Method::Channel { integer: false, static_input: false };
+                this.head = true;
+                this.rough = true;
+            }
             _ if algorithm.contains("nvfp4") => {
                 this.method = Method::Nvfp4 { group: group_size.max(1).max(16) };
                 this.head = true;
@@ -220,251 +264,173 @@ impl Quantisation {
         this
     }
 
-    fn compressed(&mut self, config: &Map<String, Value>) {
-        let format = config.get("format").and_then(Value::as_str).unwrap_or_default();
-        let groups = config.get("config_groups").and_then(Value::as_object);
-        let first = groups.and_then(|g| g.values().next()).and_then(Value::as_object);
-        let part = |name: &str| first.and_then(|g| g.get(name)).and_then(Value::as_object);
-        self.head = true;
-        let Some(weights) = part("weights") else {
-            self.unknown = true;
-            return;
+    /// Methods whose files say the bits of a weight, in one way or another.
+    fn by_bits(&mut self, config: &Map<String, Value>) {
+        let inside = |value: Option<&Value>, keys: &[&str]| -> Option<Value> {
+            keys.iter().try_fold(value?.clone(), |at, key| at.get(*key).cloned())
         };
-        let text = |key: &str| weights.get(key).and_then(Value::as_str).unwrap_or_default();
-        let bits = weights.get("num_bits").and_then(whole).unwrap_or(8).min(16);
-        let group = weights.get("group_size").and_then(whole).unwrap_or(0);
-        let strategy = text("strategy");
-        let group = if strategy == "channel" { 0 } else { group };
-        let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
-        let ordered = weights.get("actorder").is_some_and(|a| match a {
-            Value::String(s) => s == "group" || s == "weight" || s == "dynamic",
-            Value::Bool(b) => *b,
-            _ => false,
-        });
-        let static_input = part("input_activations")
-            .is_some_and(|a| a.get("dynamic") == Some(&Value::Bool(false)));
-        let float = text("type") == "float";
-        self.name = format!("compressed-tensors {}{bits}", if float { "fp" } else { "int" });
-        let block = weights.get("block_structure").and_then(Value::as_array);
-        let block: Option<Vec<u64>> = block.and_then(|b| b.iter().map(whole).collect());
-        self.method = match (float, bits) {
-            (true, 4) => Method::Nvfp4 { group: group.max(16) },
-            (true, _) => match block.as_deref() {
-                Some([rows, columns]) if *rows > 0 && *columns > 0 => {
-                    Method::Fp8Block(*rows, *columns)
-                }
-                _ if strategy == "tensor" => Method::Fp8Tensor { static_input },
-                _ => Method::Channel { integer: false, static_input },
-            },
-            (false, 8) if format.starts_with("int-quantized") || format.starts_with("naive") => {
-                Method::Channel { integer: true, static_input }
+        let quark = inside(config.get("global_quant_config"), &["weight"]);
+        let hqq = inside(config.get("quant_config"), &["weight_quant_params"]);
+        let part = quark.as_ref().or(hqq.as_ref());
+        let words = match part.and_then(|p| p.get("dtype")) {
+            Some(dtype) => dtype.to_string(),
+            None => config.get("quant_type").map(Value::to_string).unwrap_or_default(),
+        };
+        let words = text::clean(&words, 300).to_ascii_lowercase();
+        let named = [("int4", 4), ("fp4", 4), ("int8", 8), ("fp8", 8), ("float8", 8), ("fp6", 6)];
+        let bits = part
+            .and_then(|p| p.get("nbits"))
+            .and_then(whole)
+            .or_else(|| named.iter().find(|(w, _)| words.contains(w)).map(|(_, bits)| *bits));
+        match bits.filter(|bits| (1..=16).contains(bits)) {
+            Some(bits) => {
+                let group = part.and_then(|p| p.get("group_size")).and_then(whole);
+                let group = group.unwrap_or(if bits < 8 { 128 } else { 0 });
+                self.name = format!("{} {bits} bits", self.name);
+                self.method = Method::Bits { bits, group };
+                self.rough = true;
             }
-            (false, _) => Method::Packed { bits, group, symmetric, ordered },
-        };
-        let targets = first.and_then(|g| g.get("targets")).and_then(Value::as_array);
-        for target in targets.into_iter().flatten().filter_map(Value::as_str).take(50) {
-            if let Some(pattern) = target.strip_prefix("re:").filter(|p| p.len() <= MAX_PATTERN)
-                && let Ok(regex) = Regex::new(&format!("^(?:{pattern})"))
-            {
-                self.targets.push(regex);
+            None => self.unknown = true,
+        }
+    }
+
+    /// `ModelOpt`'s list of layers, each with its own method.
+    fn mixed(&mut self, config: &Map<String, Value>) {
+        let layers = config.get("quantized_layers").and_then(Value::as_object);
+        for (name, settings) in layers.into_iter().flatten() {
+            let algorithm = settings.get("quant_algo").and_then(Value::as_str).unwrap_or_default();
+            let group = settings.get("group_size").and_then(whole).unwrap_or(0);
+            let algorithm = algorithm.to_ascii_lowercase();
+            let method = match algorithm.as_str() {
+                a if a.contains("nvfp4") => Method::Nvfp4 { group: group.max(16) },
+                "fp8" => Method::Fp8Tensor { static_input: true },
+                a if a.contains("w4a16_awq") => {
+                    Method::Packed { bits: 4, group, symmetric: true, ordered: false }
+                }
+                _ => {
+                    self.unknown = true;
+                    continue;
+                }
+            };
+            let name = tensors::general_name(name);
+            if let Some(of) = self.groups.iter_mut().find(|g| g.method == method) {
+                of.names.add_module(&name);
+            } else if self.groups.len() < MAX_GROUPS {
+                let mut names = Names::default();
+                names.add_module(&name);
+                self.groups.push(Group { method, names, linear: false });
+            } else {
+                self.unknown = true;
             }
         }
+        self.head = true;
+        self.unknown |= self.groups.is_empty();
+        self.method = self.groups.first().map_or(Method::Plain, |g| g.method);
+    }
+
+    /// Groups of layers, each with its own method (`compressed_tensors`' `QuantizationConfig`).
+    fn compressed(&mut self, config: &Map<String, Value>) {
+        let format = config.get("format").and_then(Value::as_str).unwrap_or_default();
+        self.head = true;
+        let mut named = Vec::new();
+        let groups = config.get("config_groups").and_then(Value::as_object);
+        let groups = groups.into_iter().flat_map(Map::values).filter_map(Value::as_object);
+        for group in groups {
+            // Only activations, or the cache.
+            let Some((method, name)) = scheme(group, format) else { continue };
+            if self.groups.len() >= MAX_GROUPS {
+                self.unknown = true;
+                break;
+            }
+            let mut names = Names::default();
+            let targets = group.get("targets").and_then(Value::as_array);
+            let targets = || targets.into_iter().flatten().filter_map(Value::as_str);
+            // A name without a dot is one of a class: linear layers are those that matter.
+            let class = |t: &&str| !t.contains('.') && !t.starts_with("re:");
+            names.extend(targets().filter(|t| !class(t)));
+            let linear = targets().next().is_none() || targets().any(|t| class(&t));
+            if !named.contains(&name) {
+                named.push(name);
+            }
+            self.groups.push(Group { method, names, linear });
+        }
+        self.unknown |= self.groups.is_empty();
+        self.name = format!("compressed-tensors {}", named.join(" + ")).trim_end().to_owned();
+        self.method = self.groups.first().map_or(Method::Plain, |g| g.method);
     }
 
     fn except(&mut self, list: Option<&Value>) {
         let names = list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        for name in names.take(100_000) {
-            if let Some(pattern) = name.strip_prefix("re:") {
-                if self.patterns.len() < 200
-                    && pattern.len() <= MAX_PATTERN
-                    && let Ok(regex) = Regex::new(&format!("^(?:{pattern})"))
-                {
-                    self.patterns.push(regex);
-                }
-                continue;
-            }
-            let name = general(name);
-            if name.contains('*') {
-                if self.globs.len() < MAX_PATTERNS {
-                    self.globs.push(name.to_owned());
-                }
-            } else if name.split('.').count() <= 3 && !name.starts_with("layers.") {
-                if self.words.len() < MAX_PATTERNS {
-                    self.words.push(name.split('.').map(str::to_owned).collect());
-                }
-            } else {
-                self.exact.insert(name.to_owned());
-            }
-        }
+        self.exceptions.extend(names);
     }
 
-    /// Whether the linear layer of this name is quantised.
-    pub fn covers(&self, module: &str) -> bool {
+    /// How the linear layer of this name is stored.
+    pub fn of(&self, module: &str) -> Method {
         let name = general(module);
         let in_decoder = name.starts_with("layers.") || name.starts_with("h.");
         if self.method == Method::Plain
             || self.decoder_only && !in_decoder
             || name == "lm_head" && !self.head
+            || self.exceptions.contain(module, &self.left)
         {
-            return false;
+            return Method::Plain;
         }
-        let raw = format!("model.{name}");
-        if !self.targets.is_empty()
-            && !self.targets.iter().any(|t| t.is_match(name) || t.is_match(&raw))
-        {
-            return false;
+        if self.groups.is_empty() {
+            return self.method;
         }
-        // A list may name a parent: every ancestor is looked up.
-        let mut ancestor = Some(name);
-        while let Some(a) = ancestor {
-            if self.exact.contains(a) {
-                return false;
-            }
-            ancestor = a.rsplit_once('.').map(|(parent, _)| parent);
-        }
-        let parts: Vec<&str> = name.split('.').collect();
-        let named = |words: &Vec<String>| {
-            parts.windows(words.len()).any(|w| w.iter().zip(words).all(|(a, b)| *a == b.as_str()))
-        };
-        !(self.words.iter().any(named)
-            || self.globs.iter().any(|g| glob(g, name) || glob(g, module))
-            || self.patterns.iter().any(|p| p.is_match(name) || p.is_match(&raw)))
+        // By name first, then by class (vLLM `compressed_tensors/utils.py`, `find_matched_target`).
+        let by_name = self.groups.iter().find(|g| g.names.contain(module, &self.left));
+        by_name
+            .or_else(|| self.groups.iter().find(|g| g.linear))
+            .map_or(Method::Plain, |g| g.method)
     }
 
-    /// The tensors of a stored linear layer of `rows` outputs and `columns` inputs, where it is
-    /// quantised.
-    pub fn stored(&self, rows: u64, columns: u64) -> Vec<Stored> {
-        let each = |count: u64, bytes: u64| count.saturating_mul(bytes);
-        let weight = |dtype, bytes| ("weight", dtype, vec![rows, columns], bytes);
-        let all = rows.saturating_mul(columns);
-        let scalar = |name: &'static str| (name, "F32", vec![1], 4);
-        match self.method {
-            Method::Plain | Method::Mxfp4 => Vec::new(),
-            Method::Fp8Block(r, c) => {
-                let (r, c) = (rows.div_ceil(r), columns.div_ceil(c));
-                vec![
-                    weight("F8_E4M3", all),
-                    ("weight_scale_inv", "F32", vec![r, c], each(r * c, 4)),
-                ]
-            }
-            Method::Fp8Tensor { static_input } => {
-                let mut out = vec![weight("F8_E4M3", all), scalar("weight_scale")];
-                if static_input {
-                    out.push(scalar("input_scale"));
-                }
-                out
-            }
-            Method::Channel { integer, static_input } => {
-                let kind = if integer { "I8" } else { "F8_E4M3" };
-                let mut out =
-                    vec![weight(kind, all), ("weight_scale", "BF16", vec![rows, 1], each(rows, 2))];
-                if static_input {
-                    out.push(scalar("input_scale"));
-                }
-                out
-            }
-            Method::Awq { bits, group } => {
-                let packed = (rows * bits).div_ceil(32);
-                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
-                vec![
-                    ("qweight", "I32", vec![columns, packed], each(columns * packed, 4)),
-                    ("qzeros", "I32", vec![groups, packed], each(groups * packed, 4)),
-                    ("scales", "F16", vec![groups, rows], each(groups * rows, 2)),
-                ]
-            }
-            Method::Gptq { bits, group, .. } => {
-                let packed = (columns * bits).div_ceil(32);
-                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
-                let zeros = (rows * bits).div_ceil(32);
-                vec![
-                    ("qweight", "I32", vec![packed, rows], each(packed * rows, 4)),
-                    ("qzeros", "I32", vec![groups, zeros], each(groups * zeros, 4)),
-                    ("scales", "F16", vec![groups, rows], each(groups * rows, 2)),
-                    ("g_idx", "I32", vec![columns], each(columns, 4)),
-                ]
-            }
-            Method::Packed { bits, group, symmetric, ordered } => {
-                let packed = (columns * bits).div_ceil(32);
-                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
-                let mut out = vec![
-                    ("weight_packed", "I32", vec![rows, packed], each(rows * packed, 4)),
-                    ("weight_scale", "BF16", vec![rows, groups], each(rows * groups, 2)),
-                    ("weight_shape", "I64", vec![2], 16),
-                ];
-                if !symmetric {
-                    let zeros = (rows * bits).div_ceil(32);
-                    out.push((
-                        "weight_zero_point",
-                        "I32",
-                        vec![zeros, groups],
-                        each(zeros * groups, 4),
-                    ));
-                }
-                if ordered {
-                    out.push(("weight_g_idx", "I32", vec![columns], each(columns, 4)));
-                }
-                out
-            }
-            Method::Nvfp4 { group } => {
-                let groups = columns.div_ceil(group.max(1));
-                vec![
-                    ("weight", "U8", vec![rows, columns / 2], all / 2),
-                    ("weight_scale", "F8_E4M3", vec![rows, groups], rows * groups),
-                    scalar("weight_scale_2"),
-                    scalar("input_scale"),
-                ]
-            }
-            Method::Nf4 { nested } => {
-                let blocks = all.div_ceil(64);
-                let mut out = vec![
-                    ("weight", "U8", vec![all.div_ceil(2), 1], all.div_ceil(2)),
-                    ("weight.quant_map", "F32", vec![16], 64),
-                ];
-                if nested {
-                    let outer = blocks.div_ceil(256);
-                    out.push(("weight.absmax", "U8", vec![blocks], blocks));
-                    out.push(("weight.nested_absmax", "F32", vec![outer], outer * 4));
-                    out.push(("weight.nested_quant_map", "F32", vec![256], 1_024));
-                } else {
-                    out.push(("weight.absmax", "F32", vec![blocks], blocks * 4));
-                }
-                // Its length varies by a few bytes with the numbers it holds.
-                out.push(("weight.quant_state.bitsandbytes__nf4", "U8", vec![80], 80));
-                out
-            }
-            Method::Int8 => {
-                vec![weight("I8", all), ("SCB", "F32", vec![rows], rows * 4)]
-            }
-        }
+    /// Whether the linear layer of this name is quantised.
+    pub fn covers(&self, module: &str) -> bool {
+        self.of(module) != Method::Plain
+    }
+
+    /// Whether its lists of names were followed to their end.
+    pub fn is_followed(&self) -> bool {
+        let cut = self.exceptions.cut || self.groups.iter().any(|g| g.names.cut);
+        !cut && self.left.get() > 0
     }
 }
 
-/// A module's name without what comes before its layers, which differs from wrapper to wrapper.
-fn general(name: &str) -> &str {
-    let mut name = name;
-    while let Some((first, rest)) = name.split_once('.') {
-        if !["model", "language_model", "text_model", "backbone", "transformer"].contains(&first) {
-            break;
+/// The method of one of `compressed-tensors`' groups, and its name.
+fn scheme(group: &Map<String, Value>, format: &str) -> Option<(Method, String)> {
+    let part = |name: &str| group.get(name).and_then(Value::as_object);
+    let weights = part("weights")?;
+    let format = group.get("format").and_then(Value::as_str).unwrap_or(format);
+    let text = |key: &str| weights.get(key).and_then(Value::as_str).unwrap_or_default();
+    let bits = weights.get("num_bits").and_then(whole).unwrap_or(8).min(16);
+    let strategy = text("strategy");
+    let group = weights.get("group_size").and_then(whole).filter(|_| strategy != "channel");
+    let group = group.unwrap_or(0);
+    let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    let ordered = weights.get("actorder").is_some_and(|a| match a {
+        Value::String(s) => s == "group" || s == "weight" || s == "dynamic",
+        Value::Bool(b) => *b,
+        _ => false,
+    });
+    let static_input =
+        part("input_activations").is_some_and(|a| a.get("dynamic") == Some(&Value::Bool(false)));
+    let float = text("type") == "float";
+    let block = weights.get("block_structure").and_then(Value::as_array);
+    let block: Option<Vec<u64>> = block.and_then(|b| b.iter().map(whole).collect());
+    let method = match (float, bits) {
+        (true, 4) => Method::Nvfp4 { group: group.max(16) },
+        (true, _) => match block.as_deref() {
+            Some([rows, columns]) if *rows > 0 && *columns > 0 => Method::Fp8Block(*rows, *columns),
+            _ if strategy == "tensor" => Method::Fp8Tensor { static_input },
+            _ => Method::Channel { integer: false, static_input },
+        },
+        (false, 8) if format.starts_with("int-quantized") || format.starts_with("naive") => {
+            Method::Channel { integer: true, static_input }
         }
-        name = rest;
-    }
-    name
-}
-
-/// Shell-like matching with `*` alone.
-fn glob(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(first) = parts.next() else { return false };
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
-    for part in middle {
-        match rest.find(part) {
-            Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
-            None => return false,
-        }
-    }
-    rest.len() >= last.len() && rest.ends_with(last)
+        (false, _) => Method::Packed { bits, group, symmetric, ordered },
+    };
+    Some((method, format!("{}{bits}", if float { "fp" } else { "int" })))
 }
 
 #[cfg(test)]
@@ -477,7 +443,7 @@ mod tests {
     }
 
     fn bytes(q: &Quantisation, rows: u64, columns: u64) -> u64 {
-        q.stored(rows, columns).iter().map(|s| s.3).sum()
+        q.method.stored(rows, columns).iter().map(|s| s.3).sum()
     }
 
     #[test]
@@ -528,5 +494,120 @@ mod tests {
             assert!(q.covers(covered), "{covered}");
         }
         assert!(!read(r#"{"quant_method":"awq"}"#).covers("visual.blocks.1.attn.qkv"));
+    }
+
+    #[test]
+    fn every_group_has_its_own_targets() {
+        let groups = |first: &str, second: &str| {
+            read(&format!(
+                r#"{{"quant_method":"compressed-tensors","format":"mixed-precision",
+                "config_groups":{{"group_0":{first},"group_1":{second}}},"ignore":["lm_head"]}}"#
+            ))
+        };
+        let nvfp4 = r#"{"targets":["re:.*mlp.*"],"weights":{"num_bits":4,"type":"float","strategy":"tensor_group",
+            "group_size":16}}"#;
+        let fp8 = r#"{"targets":["re:.*self_attn.*"],"weights":{"num_bits":8,"type":"float","strategy":"channel"}}"#;
+        let all = fp8.replace("re:.*self_attn.*", "Linear");
+        let channel = Method::Channel { integer: false, static_input: false };
+        for q in [groups(nvfp4, fp8), groups(fp8, nvfp4), groups(&all, nvfp4)] {
+            assert!(q.name.contains("fp4") && q.name.contains("fp8"), "{}", q.name);
+            assert_eq!(q.of("model.layers.3.mlp.up_proj"), Method::Nvfp4 { group: 16 });
+            assert_eq!(q.of("model.layers.3.self_attn.q_proj"), channel);
+            assert_eq!(q.of("lm_head"), Method::Plain);
+            assert!(q.is_followed());
+        }
+        assert_eq!(groups(nvfp4, fp8).of("model.layers.3.linear_attn.in_proj"), Method::Plain);
+        assert_eq!(groups(nvfp4, &all).of("model.layers.3.linear_attn.in_proj"), channel);
+        let experts = nvfp4.replace("re:.*mlp.*", r"re:.*experts\\.\\d+\\.(gate|up|down)_proj$");
+        let q = groups(&experts, &all);
+        assert_eq!(q.of("model.layers.3.mlp.experts.*.up_proj"), Method::Nvfp4 { group: 16 });
+        assert_eq!(q.of("model.layers.3.mlp.shared_expert.up_proj"), channel);
+        let mixed = read(
+            r#"{"quant_algo":"MIXED_PRECISION","quantized_layers":{
+            "model.layers.0.mlp.up_proj":{"quant_algo":"NVFP4","group_size":16},
+            "model.layers.0.mlp.experts.7.down_proj":{"quant_algo":"FP8"}}}"#,
+        );
+        assert_eq!(mixed.of("model.layers.0.mlp.up_proj"), Method::Nvfp4 { group: 16 });
+        let fp8 = Method::Fp8Tensor { static_input: true };
+        assert_eq!(mixed.of("model.layers.0.mlp.experts.*.down_proj"), fp8);
+        assert_eq!(mixed.of("model.layers.1.mlp.up_proj"), Method::Plain);
+    }
+
+    #[test]
+    fn methods_not_known_well_are_counted_by_their_bits() {
+        for (json, method) in [
+            (
+                r#"{"quant_method":"auto-round","bits":4,"group_size":128,"packing_format":"auto_round:auto_gptq"}"#,
+                Method::Gptq { bits: 4, group: 128, ordered: false },
+            ),
+            (
+                r#"{"quant_method":"auto-round","bits":4,"group_size":128,"packing_format":"auto_round:auto_awq"}"#,
+                Method::Awq { bits: 4, group: 128 },
+            ),
+            (
+                r#"{"quant_method":"quark","global_quant_config":{"weight":{"dtype":"fp4","group_size":32}}}"#,
+                Method::Bits { bits: 4, group: 32 },
+            ),
+            (
+                r#"{"quant_method":"quark","global_quant_config":{"weight":{"dtype":"fp8_e4m3"}}}"#,
+                Method::Bits { bits: 8, group: 0 },
+            ),
+            (
+                r#"{"quant_method":"torchao","quant_type":{"default":{"_type":"Int4WeightOnlyConfig"}}}"#,
+                Method::Bits { bits: 4, group: 128 },
+            ),
+            (
+                r#"{"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":3,"group_size":64}}}"#,
+                Method::Bits { bits: 3, group: 64 },
+            ),
+            (
+                r#"{"quant_method":"eetq","weights":"int8"}"#,
+                Method::Channel { integer: true, static_input: false },
+            ),
+        ] {
+            let q = read(json);
+            assert_eq!((q.method, q.rough, q.unknown), (method, true, false), "{json}");
+        }
+        assert!(read(r#"{"quant_method":"quark"}"#).unknown);
+        assert_eq!(
+            bytes(
+                &read(
+                    r#"{"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":4,"group_size":100}}}"#
+                ),
+                256,
+                300
+            ),
+            256 * 150 + 256 * 3 * 2
+        );
+    }
+
+    #[test]
+    fn lists_are_followed_as_far_as_they_are_cheap() {
+        let list = |names: &[String]| {
+            let names = serde_json::to_string(names).unwrap();
+            read(&format!(r#"{{"quant_method":"fp8","ignore":{names}}}"#))
+        };
+        let many =
+            |make: &dyn Fn(usize) -> String| -> Vec<String> { (0..2_000).map(make).collect() };
+        // One star at an end costs nothing, however many there are.
+        let q = list(&many(&|i| format!("model.layers.{i}.self_attn*")));
+        assert!(!q.covers("model.layers.17.self_attn.q_proj") && q.covers("layers.17.mlp.up_proj"));
+        let q = list(&many(&|i| format!("*.{i}.mlp.gate")));
+        assert!(!q.covers("model.layers.17.mlp.gate") && q.covers("model.layers.17.mlp.gate_proj"));
+        assert!(q.is_followed());
+        // Others are counted, and so is the work.
+        let q = list(&many(&|i| format!("*l*a*y*q*x{i}")));
+        assert!(!q.is_followed());
+        let q = list(&(0..200).map(|i| format!("*l*a*y*q*x{i}")).collect::<Vec<_>>());
+        for layer in 0..20_000 {
+            assert!(q.covers(&format!("model.layers.{layer}.mlp.up_proj")));
+        }
+        assert!(!q.is_followed());
+        // An expression too large, or none that is known here (Python's look-ahead).
+        for pattern in ["re:(?:.{0,900}.{0,900}.{0,100})", "re:^(?!.*mlp).*", "re:(", "re:a)|(?:b"]
+        {
+            assert!(!list(&[pattern.to_owned()]).is_followed(), "{pattern}");
+        }
+        assert!(list(&["re:.*mlp.*".to_owned(), "re:.*gate$".to_owned()]).is_followed());
     }
 }

@@ -72,7 +72,7 @@ impl Tensors {
 }
 
 /// `…experts.17.up_proj…` as `…experts.*.up_proj…`.
-fn general_name(name: &str) -> String {
+pub(super) fn general_name(name: &str) -> String {
     for marker in [".experts.", ".local_experts."] {
         if let Some((before, after)) = name.split_once(marker) {
             let (number, rest) = after.split_once('.').unwrap_or((after, ""));

@@ -46,6 +46,17 @@ pub enum Certainty {
     Guess,
 }
 
+impl Certainty {
+    /// Per mille that weights may be less, and more.
+    pub const fn usual_spread(self) -> (u64, u64) {
+        match self {
+            Self::Exact => (0, 0),
+            Self::Close => (30, 30),
+            Self::Guess => (400, 400),
+        }
+    }
+}
+
 /// What a `config.json` decides.
 #[derive(Clone, Debug)]
 pub struct Blueprint {
@@ -59,6 +70,8 @@ pub struct Blueprint {
     pub tied: bool,
     /// How sure this is.
     pub certainty: Certainty,
+    /// Per mille that weights may be less, and more.
+    pub spread: (u64, u64),
     /// How sure the family is, and with it the caches and how tensors are divided.
     pub family: Certainty,
     /// What is estimated, and why.
@@ -73,6 +86,7 @@ struct Build<'a> {
     tensors: Vec<Tensor>,
     caches: Vec<LayerCache>,
     certainty: Certainty,
+    spread: (u64, u64),
     notes: Vec<String>,
     n: Numbers,
 }
@@ -117,8 +131,10 @@ impl Build<'_> {
 
     /// `count` of them: experts.
     fn linears(&mut self, module: &str, rows: u64, columns: u64, bias: bool, count: u64) {
-        if self.quantisation.covers(module) && self.quantisation.method != Method::Mxfp4 {
-            for (suffix, dtype, shape, bytes) in self.quantisation.stored(rows, columns) {
+        let method = self.quantisation.of(module);
+        let quantised = !matches!(method, Method::Plain | Method::Mxfp4);
+        if quantised {
+            for (suffix, dtype, shape, bytes) in method.stored(rows, columns) {
                 let name = format!("{module}.{suffix}");
                 self.tensors.push(Tensor { name, dtype: dtype.to_owned(), shape, count, bytes });
             }
@@ -127,7 +143,7 @@ impl Build<'_> {
         }
         if bias {
             self.plain(&format!("{module}.bias"), &[rows], count);
-        } else if self.quantisation.zero_bias && self.quantisation.covers(module) {
+        } else if quantised && self.quantisation.zero_bias {
             self.typed(&format!("{module}.zero_bias"), &[rows], count, ("F16", 2));
         }
     }
@@ -145,7 +161,13 @@ impl Build<'_> {
     }
 
     fn doubt(&mut self, certainty: Certainty, why: &str) {
+        self.doubt_by(certainty, certainty.usual_spread(), why);
+    }
+
+    /// Weights may be less or more by so many per mille.
+    fn doubt_by(&mut self, certainty: Certainty, (less, more): (u64, u64), why: &str) {
         self.certainty = self.certainty.max(certainty);
+        self.spread = (self.spread.0.max(less), self.spread.1.max(more));
         if !self.notes.iter().any(|n| n == why) {
             self.notes.push(why.to_owned());
         }
@@ -190,6 +212,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         tensors: Vec::new(),
         caches: Vec::new(),
         certainty: Certainty::Exact,
+        spread: (0, 0),
         notes: Vec::new(),
         n,
     };
@@ -207,7 +230,19 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     }
     let family = build.certainty;
     if quantisation.unknown {
-        build.doubt(Certainty::Guess, "its quantisation is not known: weights may be smaller");
+        build.doubt_by(
+            Certainty::Guess,
+            (800, 50),
+            "its quantisation is not known: weights may be much smaller",
+        );
+    } else if quantisation.rough {
+        build.doubt_by(Certainty::Close, (100, 100), "its quantisation is counted by its bits");
+    } else if quantisation.method == Method::Mxfp4 && !conf.is(&["gpt_oss"]) {
+        build.doubt_by(
+            Certainty::Guess,
+            (750, 50),
+            "which of its layers are stored in MXFP4 is not known: weights may be much smaller",
+        );
     }
     // The whole model's word counts before that of its part.
     let stated = top.get("tie_word_embeddings").and_then(Value::as_bool);
@@ -219,6 +254,13 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     build.end(tied);
     draft::add(&mut build, top);
     vision::add(&mut build, top);
+    if !quantisation.is_followed() {
+        build.doubt_by(
+            Certainty::Guess,
+            (750, 300),
+            "the names that its quantisation lists are too many or too involved to follow",
+        );
+    }
     let latent = build.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
     Some(Blueprint {
         layout: Layout {
@@ -235,6 +277,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         caches: build.caches,
         tied,
         certainty: build.certainty,
+        spread: build.spread,
         family,
         notes: build.notes,
     })

@@ -11,7 +11,8 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     let Some(vision) = Conf::part(top, "vision_config") else {
         for key in ["audio_config", "vision_tower", "mm_vision_tower", "visual"] {
             if top.get(key).is_some_and(|v| !v.is_null()) {
-                build.doubt(Certainty::Close, "its tower for other media is not counted");
+                let why = "its tower for other media is not counted";
+                build.doubt_by(Certainty::Close, (30, 300), why);
             }
         }
         return;
@@ -410,6 +411,7 @@ impl Tower<'_, '_> {
             self.lin(&format!("blocks.{l}.mlp.fc1"), inner, width, true);
             self.lin(&format!("blocks.{l}.mlp.fc2"), width, inner, true);
         }
-        self.build.doubt(Certainty::Close, "its vision tower is not known: its size is estimated");
+        let why = "its vision tower is not known: its size is estimated";
+        self.build.doubt_by(Certainty::Close, (50, 100), why);
     }
 }

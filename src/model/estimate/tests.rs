@@ -68,6 +68,7 @@ pub(crate) fn facts(config: &str) -> ModelFacts {
     facts.layout = blueprint.layout;
     facts.tied = blueprint.tied;
     facts.certainty = blueprint.certainty;
+    facts.spread = Some(blueprint.spread);
     facts.cache_certainty = blueprint.family;
     facts.layers = Some(blueprint.layout.layers);
     facts.cache_fp8 = quantisation.cache_fp8;

@@ -1,0 +1,123 @@
+//! The tensors of one linear layer, as each method stores it.
+
+use super::Method;
+
+/// One tensor of a stored linear layer: suffix, type, shape, bytes.
+pub type Stored = (&'static str, &'static str, Vec<u64>, u64);
+
+impl Method {
+    /// The tensors of a stored linear layer of `rows` outputs and `columns` inputs; none where it is
+    /// stored as it is.
+    pub fn stored(self, rows: u64, columns: u64) -> Vec<Stored> {
+        let each = |count: u64, bytes: u64| count.saturating_mul(bytes);
+        let weight = |dtype, bytes| ("weight", dtype, vec![rows, columns], bytes);
+        let all = rows.saturating_mul(columns);
+        let scalar = |name: &'static str| (name, "F32", vec![1], 4);
+        match self {
+            Method::Plain | Method::Mxfp4 => Vec::new(),
+            Method::Fp8Block(r, c) => {
+                let (r, c) = (rows.div_ceil(r), columns.div_ceil(c));
+                vec![
+                    weight("F8_E4M3", all),
+                    ("weight_scale_inv", "F32", vec![r, c], each(r * c, 4)),
+                ]
+            }
+            Method::Fp8Tensor { static_input } => {
+                let mut out = vec![weight("F8_E4M3", all), scalar("weight_scale")];
+                if static_input {
+                    out.push(scalar("input_scale"));
+                }
+                out
+            }
+            Method::Channel { integer, static_input } => {
+                let kind = if integer { "I8" } else { "F8_E4M3" };
+                let mut out =
+                    vec![weight(kind, all), ("weight_scale", "BF16", vec![rows, 1], each(rows, 2))];
+                if static_input {
+                    out.push(scalar("input_scale"));
+                }
+                out
+            }
+            Method::Awq { bits, group } => {
+                let packed = (rows * bits).div_ceil(32);
+                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
+                vec![
+                    ("qweight", "I32", vec![columns, packed], each(columns * packed, 4)),
+                    ("qzeros", "I32", vec![groups, packed], each(groups * packed, 4)),
+                    ("scales", "F16", vec![groups, rows], each(groups * rows, 2)),
+                ]
+            }
+            Method::Gptq { bits, group, .. } => {
+                let packed = (columns * bits).div_ceil(32);
+                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
+                let zeros = (rows * bits).div_ceil(32);
+                vec![
+                    ("qweight", "I32", vec![packed, rows], each(packed * rows, 4)),
+                    ("qzeros", "I32", vec![groups, zeros], each(groups * zeros, 4)),
+                    ("scales", "F16", vec![groups, rows], each(groups * rows, 2)),
+                    ("g_idx", "I32", vec![columns], each(columns, 4)),
+                ]
+            }
+            Method::Packed { bits, group, symmetric, ordered } => {
+                let packed = (columns * bits).div_ceil(32);
+                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
+                let mut out = vec![
+                    ("weight_packed", "I32", vec![rows, packed], each(rows * packed, 4)),
+                    ("weight_scale", "BF16", vec![rows, groups], each(rows * groups, 2)),
+                    ("weight_shape", "I64", vec![2], 16),
+                ];
+                if !symmetric {
+                    let zeros = (rows * bits).div_ceil(32);
+                    out.push((
+                        "weight_zero_point",
+                        "I32",
+                        vec![zeros, groups],
+                        each(zeros * groups, 4),
+                    ));
+                }
+                if ordered {
+                    out.push(("weight_g_idx", "I32", vec![columns], each(columns, 4)));
+                }
+                out
+            }
+            Method::Nvfp4 { group } => {
+                let groups = columns.div_ceil(group.max(1));
+                vec![
+                    ("weight", "U8", vec![rows, columns / 2], all / 2),
+                    ("weight_scale", "F8_E4M3", vec![rows, groups], rows * groups),
+                    scalar("weight_scale_2"),
+                    scalar("input_scale"),
+                ]
+            }
+            Method::Nf4 { nested } => {
+                let blocks = all.div_ceil(64);
+                let mut out = vec![
+                    ("weight", "U8", vec![all.div_ceil(2), 1], all.div_ceil(2)),
+                    ("weight.quant_map", "F32", vec![16], 64),
+                ];
+                if nested {
+                    let outer = blocks.div_ceil(256);
+                    out.push(("weight.absmax", "U8", vec![blocks], blocks));
+                    out.push(("weight.nested_absmax", "F32", vec![outer], outer * 4));
+                    out.push(("weight.nested_quant_map", "F32", vec![256], 1_024));
+                } else {
+                    out.push(("weight.absmax", "F32", vec![blocks], blocks * 4));
+                }
+                // Its length varies by a few bytes with the numbers it holds.
+                out.push(("weight.quant_state.bitsandbytes__nf4", "U8", vec![80], 80));
+                out
+            }
+            Method::Bits { bits, group } => {
+                let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
+                let packed = (columns * bits).div_ceil(8);
+                vec![
+                    ("weight", "U8", vec![rows, packed], each(rows, packed)),
+                    ("scales", "F16", vec![rows, groups], each(rows * groups, 2)),
+                ]
+            }
+            Method::Int8 => {
+                vec![weight("I8", all), ("SCB", "F32", vec![rows], rows * 4)]
+            }
+        }
+    }
+}
