@@ -54,32 +54,82 @@ pub struct HfConfig {
     top: Map<String, Value>,
 }
 
-/// Numbers without which nothing can be counted: where one is there and is no number, the family's
-/// default must not stand in for it. (Some families have a list of them, one for each layer.)
-const COUNTS: [&str; 14] = [
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "moe_intermediate_size",
-    "vocab_size",
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "n_embd",
-    "n_layer",
-    "n_head",
+/// A number that decides what a model holds.
+struct Count {
+    keys: &'static [&'static str],
+    /// More is absurd.
+    most: u64,
+    /// Some families have a list of them, one for each layer.
+    listed: bool,
+}
+
+/// Where one of these is there and is no number, the family's default must not stand in for it.
+const COUNTS: [Count; 7] = [
+    Count {
+        keys: &["num_hidden_layers", "n_layer", "n_layers"],
+        most: arch::MAX_LAYERS,
+        listed: false,
+    },
+    Count { keys: &["hidden_size", "n_embd", "d_model"], most: 1 << 20, listed: false },
+    Count { keys: &["vocab_size", "padded_vocab_size"], most: 1 << 22, listed: false },
+    Count {
+        keys: &[
+            "head_dim",
+            "v_head_dim",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "kv_lora_rank",
+            "q_lora_rank",
+        ],
+        most: 1 << 16,
+        listed: false,
+    },
+    Count {
+        keys: &["num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "n_kv_heads"],
+        most: 1 << 14,
+        listed: true,
+    },
+    Count {
+        keys: &[
+            "intermediate_size",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "n_inner",
+            "ffn_dim",
+        ],
+        most: 1 << 22,
+        listed: true,
+    },
+    Count {
+        keys: &[
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "n_shared_experts",
+            "num_experts_per_tok",
+            "first_k_dense_replace",
+            "num_nextn_predict_layers",
+        ],
+        most: 1 << 16,
+        listed: true,
+    },
 ];
 
 fn check_counts(place: &Map<String, Value>) -> Result<(), HeaderError> {
-    for key in COUNTS {
-        let Some(value) = place.get(key) else { continue };
-        let other = matches!(value, Value::String(_) | Value::Bool(_) | Value::Object(_));
-        if other && whole(value).is_none() {
+    let counts = COUNTS.iter().flat_map(|count| count.keys.iter().map(move |key| (*key, count)));
+    for (key, count) in counts {
+        let Some(value) = place.get(key).filter(|v| !v.is_null()) else { continue };
+        let good = |value: &Value| whole(value).is_some_and(|n| n <= count.most);
+        let all = match value {
+            Value::Array(list) if count.listed => list.iter().all(|v| v.is_null() || good(v)),
+            _ => good(value),
+        };
+        if !all {
             let shown = text::clean(&value.to_string(), 40);
-            return Err(HeaderError::broken(format!("`{key}` is {shown}, which is no count")));
+            let most = count.most;
+            return Err(HeaderError::broken(format!(
+                "`{key}` is {shown}, which is no count (a whole number of at most {most})"
+            )));
         }
     }
     Ok(())
@@ -442,17 +492,51 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_absurd_values_are_absent() {
-        let config = parse(
-            br#"{"num_hidden_layers":-3,"hidden_size":1e300,"num_attention_heads":0,
-                "vocab_size":99999999999,"quantization_config":null}"#,
-        )
-        .unwrap();
-        assert_eq!((config.layers, config.hidden_size, config.vocab_size), (None, None, None));
+    fn what_is_no_count_is_named() {
+        for (key, value) in [
+            ("num_hidden_layers", "-3"),
+            ("num_hidden_layers", "[80]"),
+            ("num_hidden_layers", "2001"),
+            ("num_hidden_layers", "true"),
+            ("hidden_size", "4096.5"),
+            ("hidden_size", "1e300"),
+            ("vocab_size", "1000000000"),
+            ("kv_lora_rank", "\"many\""),
+            ("num_attention_heads", "\"32.5\""),
+            ("num_key_value_heads", "[8,-1]"),
+            ("moe_intermediate_size", "{}"),
+            ("first_k_dense_replace", "\"x\""),
+        ] {
+            for json in [
+                format!(r#"{{"{key}":{value}}}"#),
+                format!(r#"{{"text_config":{{"{key}":{value}}}}}"#),
+            ] {
+                let error = parse(json.as_bytes()).unwrap_err().to_string();
+                assert!(error.contains(&format!("`{key}` is {}", &value[..2])), "{json}: {error}");
+            }
+        }
+        let good = br#"{"num_hidden_layers":"32","hidden_size":4096.0,"num_key_value_heads":[8,4],
+            "head_dim":null,"moe_intermediate_size":[1536,512],"quantization_config":null}"#;
+        let config = parse(good).unwrap();
+        assert_eq!((config.layers, config.hidden_size), (Some(32), Some(4096)));
         assert_eq!(config.head_dim, None);
         for bad in [&b"[]"[..], b"", b"{", b"nul\0"] {
             assert!(parse(bad).is_err());
         }
+    }
+
+    #[test]
+    fn heads_that_differ_from_layer_to_layer_are_no_default() {
+        let of = |heads: &str| {
+            let json = format!(
+                r#"{{"model_type":"llama","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,
+                "num_key_value_heads":{heads},"intermediate_size":128,"vocab_size":100}}"#
+            );
+            parse(json.as_bytes()).unwrap().blueprint(None).0.unwrap()
+        };
+        assert_eq!(of("[2,2]").tensors, of("2").tensors);
+        assert_eq!(of("[2,2]").certainty, arch::Certainty::Exact);
+        assert_eq!(of("[2,1]").certainty, arch::Certainty::Guess);
     }
 
     #[test]

@@ -86,9 +86,15 @@ impl<'a> Conf<'a> {
         self.places.iter().find_map(|place| place.get(key).filter(|v| !v.is_null()))
     }
 
-    /// The first of these keys that the file states as a whole number.
+    /// The first of these keys that the file states as a whole number, or as a list of the same one.
     pub fn stated(&self, keys: &[&str]) -> Option<u64> {
-        keys.iter().find_map(|key| whole(self.given(key)?))
+        keys.iter().find_map(|key| match self.given(key)? {
+            Value::Array(list) => {
+                let first = whole(list.first()?)?;
+                list.iter().all(|v| whole(v) == Some(first)).then_some(first)
+            }
+            value => whole(value),
+        })
     }
 
     /// The first of these keys, from the file or else the family's default; at most 2²².
@@ -98,6 +104,8 @@ impl<'a> Conf<'a> {
         let silenced = keys
             .iter()
             .any(|k| self.places.first().is_some_and(|p| p.get(*k) == Some(&Value::Null)));
+        // What differs from layer to layer is no default either.
+        let silenced = silenced || keys.iter().any(|k| self.list(k).is_some());
         self.stated(keys)
             .or_else(|| if silenced { None } else { usual() })
             .filter(|n| *n <= 1 << 22)

@@ -20,7 +20,7 @@ use super::quant::{Method, Quantisation};
 use super::tensors::{Layout, Tensor};
 
 /// Most layers that are believed.
-const MAX_LAYERS: u64 = 2_000;
+pub(super) const MAX_LAYERS: u64 = 2_000;
 
 /// How sure the list of tensors is.
 #[derive(
@@ -227,6 +227,12 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             Certainty::Guess,
             "its architecture is known in part: weights are those of a usual decoder with its numbers",
         );
+    }
+    for key in ["num_attention_heads", "num_key_value_heads", "intermediate_size"] {
+        let apart = conf.is(&["gemma3n_text", "nemotron-nas"]);
+        if conf.list(key).is_some() && conf.stated(&[key]).is_none() && !apart {
+            build.doubt(Certainty::Guess, "its layers differ in their heads or widths");
+        }
     }
     let family = build.certainty;
     if quantisation.unknown {
