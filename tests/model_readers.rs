@@ -252,3 +252,108 @@ fn a_config_alone_is_enough_and_answers_in_json() {
     let (good, out, _) = inspect(dir.path(), &["--gpu", "h100-80"]);
     assert!(good && out.contains("it fits"), "{out}");
 }
+
+/// Models whose few bytes would make much work.
+fn costly(dir: &std::path::Path, case: &str) -> std::path::PathBuf {
+    let dir = dir.join(case);
+    std::fs::create_dir_all(&dir).unwrap();
+    let shape = r#""model_type":"llama","hidden_size":4096,"num_hidden_layers":2000,"num_attention_heads":32,
+        "num_key_value_heads":8,"intermediate_size":14336,"vocab_size":128256"#;
+    let ignoring = |make: &dyn Fn(usize) -> String, count: usize| {
+        let list: Vec<String> = (0..count).map(|i| format!("\"{}\"", make(i))).collect();
+        let list = list.join(",");
+        let text = format!(
+            r#"{{{shape},"quantization_config":{{"quant_method":"fp8","weight_block_size":[128,128],"ignore":[{list}]}}}}"#
+        );
+        std::fs::write(dir.join("config.json"), text).unwrap();
+    };
+    match case {
+        "stars" => ignoring(&|i| format!("*l*a*y*e*r*s*.*q*x{i}"), 2_000),
+        "expressions" => ignoring(&|i| format!("re:(?:.{{0,900}}.{{0,900}}.{{0,100}}){i}"), 200),
+        "lists" => {
+            let list = (0..120_000).map(|i| (1_000_000 + i).to_string()).collect::<Vec<_>>();
+            let text = format!(
+                r#"{{{},"num_experts":8,"moe_intermediate_size":64,"mlp_only_layers":[{}]}}"#,
+                shape.replace("llama", "qwen3_moe"),
+                list.join(",")
+            );
+            std::fs::write(dir.join("config.json"), text).unwrap();
+        }
+        "headers" => {
+            for file in 0..60 {
+                let entry = |i| {
+                    format!(
+                        r#""l{file}_{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#,
+                        i + 1
+                    )
+                };
+                let json = (0..17_000).map(entry).collect::<Vec<_>>().join(",");
+                let name = format!("model-{:05}-of-00060.safetensors", file + 1);
+                let bytes = safetensors(&format!("{{{json}}}"), 17_000);
+                std::fs::write(dir.join(name), bytes).unwrap();
+            }
+        }
+        _ => {
+            let count = 200_000u64;
+            let mut out = b"GGUF\x03\0\0\0".to_vec();
+            out.extend(count.to_le_bytes());
+            out.extend(0u64.to_le_bytes());
+            for i in 0..count {
+                out.extend(106u64.to_le_bytes());
+                out.extend(format!("{i:06}{}", "x".repeat(100)).as_bytes());
+                out.extend(1u32.to_le_bytes());
+                out.extend(32u64.to_le_bytes());
+                out.extend(0u32.to_le_bytes());
+                out.extend((i * 128).to_le_bytes());
+            }
+            let length = out.len().next_multiple_of(32) as u64 + count * 128;
+            let file = std::fs::File::create(dir.join("m.gguf")).unwrap();
+            std::io::Write::write_all(&mut &file, &out).unwrap();
+            file.set_len(length).unwrap();
+        }
+    }
+    dir
+}
+
+/// The largest this process has been, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// What one of those costs, in a process of its own: the test below starts it.
+#[test]
+#[ignore = "started by costly_models_are_bounded"]
+fn one_costly_model() {
+    let path = std::env::var("GPUDECK_COSTLY").unwrap();
+    let before = peak();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let files = gpudeck::weights::LocalFiles;
+    let began = std::time::Instant::now();
+    if let Ok(facts) = runtime.block_on(gpudeck::weights::describe(&files, &path)) {
+        let _ = gpudeck::model::predict(&facts, &gpudeck::model::Setup::new(memory::VLLM));
+    }
+    println!("cost: {} {}", peak() - before, began.elapsed().as_millis());
+}
+
+#[test]
+fn costly_models_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["stars", "expressions", "lists", "headers", "tensors"] {
+        let path = costly(dir.path(), case);
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "one_costly_model", "--ignored", "--nocapture"])
+            .env("GPUDECK_COSTLY", &path)
+            .output()
+            .unwrap();
+        let out = String::from_utf8_lossy(&output.stdout);
+        let cost =
+            out.lines().find_map(|l| l.split_once("cost: ")).unwrap_or_else(|| panic!("{out}")).1;
+        let (kib, ms) = cost.split_once(' ').unwrap();
+        assert!(kib.parse::<u64>().unwrap() < 64 << 10, "{case}: {kib} KiB");
+        // Without optimisation on a busy machine it takes some twenty times as long.
+        let most = if cfg!(debug_assertions) { 20_000 } else { 1_000 };
+        assert!(ms.parse::<u64>().unwrap() < most, "{case}: {ms} ms");
+    }
+}

@@ -10,8 +10,8 @@ use super::ggml::{self, TensorType};
 use super::{HeaderError, Progress};
 use crate::base::{Bytes, text};
 
-/// Most tensors of a file.
-pub const MAX_TENSORS: u64 = 200_000;
+/// Most tensors of a file (the largest models have some thousands).
+pub const MAX_TENSORS: u64 = 32_768;
 /// Most key/value pairs of a file.
 pub const MAX_PAIRS: u64 = 100_000;
 /// Longest string value; longer than any chat template or licence.
@@ -628,7 +628,7 @@ pub(crate) mod tests {
         let one = Builder::default;
         let cases = [
             ("tensors", head(1 << 60, 0)),
-            ("truncated", head(150_000, 0)),
+            ("truncated", head(30_000, 0)),
             ("key/value pairs", head(0, u64::MAX)),
             ("a key of", long_key),
             ("array entries", array),

@@ -31,7 +31,7 @@ pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) {
     let expert = small("expert_feed_forward_length").zip(facts.experts_used);
     facts.intermediate_size =
         expert.map(|(n, k)| n.saturating_mul(k)).or_else(|| small("feed_forward_length"));
-    facts.quantisation = header.quantisation();
+    facts.quantisation = facts.quantisation.take().or_else(|| header.quantisation());
     facts.tokenizer = header.tokens.is_some();
     facts.tied = !facts.tensors.iter().any(|t| t.name == "output.weight");
     facts.layout = Layout {

@@ -85,6 +85,10 @@ pub struct Inspection {
     queue: VecDeque<Job>,
     gguf_first: Option<GgufHeader>,
     by_dtype: BTreeMap<String, u64>,
+    /// Tensors so far.
+    count: u64,
+    /// There are more of them than were kept.
+    cut: bool,
 }
 
 #[derive(Debug)]
@@ -148,6 +152,8 @@ impl Inspection {
             queue: VecDeque::new(),
             gguf_first: None,
             by_dtype: BTreeMap::new(),
+            count: 0,
+            cut: false,
         };
         let first = if has_ending(&this.path, ".gguf") {
             this.begin_gguf(&this.path.clone())
@@ -481,7 +487,7 @@ impl Inspection {
             What::Shard => {
                 match safetensors::parse(&have, file_bytes).map_err(|e| wrap(e, &job.path))? {
                     Progress::Parsed(header) => {
-                        self.shard(&job.path, &header);
+                        self.shard(&job.path, *header)?;
                         return self.next_job();
                     }
                     Progress::NeedMore { at_least } => at_least,
@@ -596,37 +602,63 @@ impl Inspection {
         if header.tensors.iter().any(|t| t.kind.is_none()) {
             self.facts.notes.push("it has tensors of a type unknown to this version".to_owned());
         }
-        let tensors = header.tensors.iter().map(|t| Tensor {
-            name: t.name.clone(),
+        let mut header = header;
+        if self.gguf_first.is_none() {
+            self.facts.quantisation = header.quantisation();
+        }
+        let tensors = std::mem::take(&mut header.tensors).into_iter().map(|t| Tensor {
+            name: t.name,
             dtype: t.kind.map_or("unknown", |k| k.name).to_owned(),
-            shape: t.dims.clone(),
+            shape: t.dims,
             count: 1,
             bytes: t.bytes,
         });
-        self.facts.tensors.extend(tensors);
+        self.keep(path, tensors)?;
         if self.gguf_first.is_none() {
             self.gguf_first = Some(header);
         }
         self.next_job()
     }
 
+    /// Keeps a file's tensors, as far as there is room: they are few, or it is no model.
+    fn keep(
+        &mut self,
+        path: &str,
+        tensors: impl ExactSizeIterator<Item = Tensor>,
+    ) -> Result<(), ModelError> {
+        self.count = self.count.saturating_add(tensors.len() as u64);
+        if self.count > super::tensors::MAX_TENSORS {
+            let most = super::tensors::MAX_TENSORS;
+            let error = HeaderError::broken(format!(
+                "with it the model has {} tensors (at most {most})",
+                self.count
+            ));
+            return Err(ModelError::Header { path: path.to_owned(), error });
+        }
+        let room = super::tensors::MAX_GROUPS.saturating_sub(self.facts.tensors.len());
+        self.cut |= tensors.len() > room;
+        self.facts.tensors.extend(tensors.take(room));
+        Ok(())
+    }
+
     // ── the end ────────────────────────────────────────────────────────────────────────────────
 
-    fn shard(&mut self, path: &str, header: &SafetensorsHeader) {
+    fn shard(&mut self, path: &str, header: SafetensorsHeader) -> Result<(), ModelError> {
         self.facts.parts += 1;
         self.facts.files.push(path.to_owned());
         self.facts.weight_bytes =
             self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes));
-        for tensor in &header.list {
-            if self.facts.tensors.len() < super::tensors::MAX_GROUPS {
-                self.facts.tensors.push(tensor.clone());
-            }
-        }
+        self.cut |= header.cut;
+        // Experts of one name are one there.
+        self.count =
+            self.count.saturating_add(u64::from(header.tensors) - header.list.len() as u64);
+        self.keep(path, header.list.into_iter())?;
         for (dtype, bytes) in &header.by_dtype {
             if self.by_dtype.len() < 64 || self.by_dtype.contains_key(dtype) {
                 *self.by_dtype.entry(dtype.clone()).or_default() += bytes;
             }
         }
+        Ok(())
     }
 
     fn finish(&mut self) -> Step {
@@ -634,6 +666,11 @@ impl Inspection {
             &mut self.facts,
             ModelFacts::unknown(ModelFormat::Gguf, self.path.clone()),
         );
+        if self.cut {
+            // A part would be taken for the whole.
+            facts.tensors = Vec::new();
+            facts.notes.push("it has more tensors than are told apart".to_owned());
+        }
         if let Some(config) = &self.config {
             config.fill(&mut facts);
             if facts.files.len() < 2_000 {

@@ -3,7 +3,8 @@
 //! The format is `safetensors/README.md`; what is refused follows `safetensors/src/tensor.rs`:
 //! names may not repeat, data may neither overlap nor have gaps, and the file ends with the data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
@@ -35,42 +36,42 @@ pub struct SafetensorsHeader {
     pub by_dtype: BTreeMap<String, u64>,
     /// The tensors.
     pub list: Vec<Tensor>,
+    /// There are more than the list has.
+    pub cut: bool,
 }
 
 #[derive(Deserialize)]
-struct Info {
-    dtype: String,
+struct Info<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }
 
-/// The header's JSON object, with repeated names found out.
-struct Entries(Vec<(String, Info)>);
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Entries {
+/// The header's JSON object.
+struct Entries<'a>(Vec<(Cow<'a, str>, Info<'a>)>);
+
+impl<'de> Deserialize<'de> for Entries<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Map;
         impl<'de> Visitor<'de> for Map {
-            type Value = Entries;
+            type Value = Entries<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with one entry a tensor")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut seen = BTreeSet::new();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
+                let mut described = false;
+                while let Some(Name(name)) = map.next_key()? {
                     if entries.len() >= MAX_TENSORS {
                         return Err(serde::de::Error::custom(format!(
                             "more than {MAX_TENSORS} tensors"
                         )));
                     }
-                    if !seen.insert(name.clone()) {
-                        return Err(serde::de::Error::custom(format!(
-                            "`{}` occurs twice",
-                            text::clean(&name, 120)
-                        )));
-                    }
-                    if name == "__metadata__" {
+                    if name == "__metadata__" && !std::mem::replace(&mut described, true) {
                         map.next_value::<IgnoredAny>()?;
                     } else {
                         entries.push((name, map.next_value()?));
@@ -130,11 +131,16 @@ pub fn parse(prefix: &[u8], file_bytes: u64) -> Result<Progress<SafetensorsHeade
             text::clean(&e.to_string(), 200)
         ))
     })?;
+    let mut seen = HashSet::with_capacity(entries.len());
+    if let Some((twice, _)) = entries.iter().find(|(name, _)| !seen.insert(name.as_ref())) {
+        return Err(HeaderError::broken(format!("`{}` occurs twice", text::clean(twice, 120))));
+    }
+    drop(seen);
     check(entries, end, file_bytes).map(|header| Progress::Parsed(Box::new(header)))
 }
 
 fn check(
-    mut entries: Vec<(String, Info)>,
+    mut entries: Vec<(Cow<'_, str>, Info<'_>)>,
     data_start: u64,
     file_bytes: u64,
 ) -> Result<SafetensorsHeader, HeaderError> {
@@ -168,6 +174,7 @@ fn check(
         at = end;
     }
     header.weight_bytes = at;
+    header.cut = list.cut;
     header.list = list.finish();
     match data_start.checked_add(at) {
         Some(end) if end > file_bytes => Err(HeaderError::truncated(file_bytes, end)),

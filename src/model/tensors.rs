@@ -7,8 +7,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Most groups of tensors that are kept of one model.
-pub const MAX_GROUPS: usize = 400_000;
+/// Most groups of tensors that are kept of one model (the largest have some thousands).
+pub const MAX_GROUPS: usize = 50_000;
+/// Most tensors of one model (a trillion parameters in NVFP4 have 280,000).
+pub const MAX_TENSORS: u64 = 400_000;
 
 /// A tensor, or all experts' tensors of one name and shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,8 @@ pub fn total(tensors: &[Tensor]) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub struct Tensors {
     list: Vec<Tensor>,
+    /// There were more than [`MAX_GROUPS`].
+    pub cut: bool,
     experts: std::collections::HashMap<(String, String), usize>,
 }
 
@@ -48,6 +52,10 @@ impl Tensors {
     /// Adds one.
     pub fn add(&mut self, name: &str, dtype: &str, shape: &[u64], bytes: u64) {
         let name = general_name(name);
+        if self.list.len() >= MAX_GROUPS {
+            self.cut = true;
+            return;
+        }
         if name.contains(".*") {
             let key = (name.clone(), dtype.to_owned());
             if let Some(tensor) = self.experts.get(&key).and_then(|i| self.list.get_mut(*i))
@@ -58,11 +66,8 @@ impl Tensors {
             }
             self.experts.insert(key, self.list.len());
         }
-        if self.list.len() < MAX_GROUPS {
-            let tensor =
-                Tensor { name, dtype: dtype.to_owned(), shape: shape.to_vec(), count: 1, bytes };
-            self.list.push(tensor);
-        }
+        let dtype = dtype.to_owned();
+        self.list.push(Tensor { name, dtype, shape: shape.to_vec(), count: 1, bytes });
     }
 
     /// Those collected.

@@ -12,6 +12,9 @@ use serde_json::{Map, Value};
 /// One family a line: its `model_type`, then `key=value`.
 const DEFAULTS: &str = include_str!("defaults.txt");
 
+/// Longest list that is read: more than there are layers.
+pub const MAX_LIST: usize = 4_096;
+
 type Row = BTreeMap<&'static str, &'static str>;
 
 fn defaults() -> &'static BTreeMap<&'static str, Row> {
@@ -133,7 +136,8 @@ impl<'a> Conf<'a> {
 
     /// A list, from the file alone.
     pub fn list(&self, key: &str) -> Option<&'a [Value]> {
-        self.given(key)?.as_array().map(Vec::as_slice)
+        let list = self.given(key)?.as_array()?;
+        Some(list.get(..MAX_LIST).unwrap_or(list))
     }
 
     /// A list of whole numbers, from the file or else the family's default.

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, Keeps, conf::Conf, conf::whole};
+use super::{Build, Certainty, Keeps, conf::Conf, conf::MAX_LIST, conf::whole};
 
 /// What mixes tokens in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
             let delta = conf.object("linear_attn_config").and_then(|c| c.get("kda_layers"));
             let delta = delta.and_then(Value::as_array);
             let is_delta = match delta {
-                Some(list) => list.iter().filter_map(whole).any(|n| n == layer + 1),
+                Some(list) => list.iter().take(MAX_LIST).filter_map(whole).any(|n| n == layer + 1),
                 None => listed("layer_types")
                     .map_or(!(layer + 1).is_multiple_of(4), |t| t != "full_attention"),
             };

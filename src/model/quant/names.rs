@@ -10,7 +10,7 @@ use regex::bytes::{Regex, RegexBuilder};
 /// Most names of a list.
 const MAX_NAMES: usize = 100_000;
 /// Most names with more than one `*`, or one in the middle.
-const MAX_GLOBS: usize = 256;
+const MAX_GLOBS: usize = 64;
 /// Most regular expressions of a list.
 const MAX_PATTERNS: usize = 64;
 /// Longest pattern.
@@ -18,9 +18,9 @@ const MAX_PATTERN: usize = 300;
 /// Most bytes of all expressions of a list, once compiled.
 const MAX_COMPILED: usize = 24 << 10;
 /// Steps of comparing that one model's modules may take together: a few thousand expressions.
-pub(super) const BUDGET: u32 = 1_600_000;
+pub(super) const BUDGET: u32 = 400_000;
 /// Steps that an expression takes.
-const PATTERN_STEPS: u32 = 200;
+const PATTERN_STEPS: u32 = 50;
 
 /// A list of names.
 #[derive(Clone, Debug, Default)]
