@@ -96,6 +96,11 @@ impl GgufHeader {
         if number.each.is_empty() { Some(number.largest) } else { number.each.get(layer).copied() }
     }
 
+    /// `{architecture}.{suffix}`, where it is one number for all layers.
+    pub fn number_of_all(&self, suffix: &str) -> Option<u64> {
+        self.find(suffix).filter(|n| n.each.is_empty()).map(|n| n.largest)
+    }
+
     fn find(&self, suffix: &str) -> Option<&Number> {
         self.numbers.get(&format!("{}.{suffix}", self.architecture.as_deref()?))
     }
@@ -119,7 +124,7 @@ impl GgufHeader {
 }
 
 /// Keys whose numbers are kept, after `{architecture}.`.
-const KEPT: [&str; 26] = [
+const KEPT: [&str; 31] = [
     "block_count",
     "context_length",
     "embedding_length",
@@ -146,6 +151,11 @@ const KEPT: [&str; 26] = [
     "ssm.group_count",
     "ssm.time_step_rank",
     "full_attention_interval",
+    "attention.shared_kv_layers",
+    "attention.key_length_swa",
+    "attention.value_length_swa",
+    "shortconv.l_cache",
+    "kda.head_dim",
 ];
 
 /// Reads the header from `prefix`, the beginning of a file of `file_bytes`.

@@ -12,7 +12,10 @@ const MAX_LAYERS: u32 = 4_096;
 pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) {
     let small = |key: &str| header.number(key).and_then(|n| u32::try_from(n).ok());
     facts.architecture.clone_from(&header.architecture);
-    facts.layers = small("block_count");
+    // Those for speculative decoding are counted there, and not loaded (`TENSOR_SKIP`).
+    let draft = small("nextn_predict_layers").unwrap_or(0);
+    facts.layers =
+        small("block_count").map(|n| n.checked_sub(draft).filter(|n| *n > 0).unwrap_or(n));
     facts.attention_heads = small("attention.head_count");
     facts.kv_heads = small("attention.head_count_kv").or(facts.attention_heads);
     facts.kv_heads_total = header.number_sum_if_differing("attention.head_count_kv");
@@ -44,43 +47,99 @@ pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) {
     facts.caches = caches(facts, header);
 }
 
-/// What each layer keeps.
+/// What each layer keeps (llama.cpp `llama-model.cpp`, `load_hparams` and `create_memory`).
 fn caches(facts: &ModelFacts, header: &GgufHeader) -> Vec<LayerCache> {
     let layers = facts.layers.unwrap_or(0).min(MAX_LAYERS);
-    let draft = header.number("nextn_predict_layers").unwrap_or(0);
-    let layers = layers.saturating_sub(u32::try_from(draft).unwrap_or(0));
-    let (Some(key), Some(_)) = (facts.head_dim, facts.layers) else { return Vec::new() };
-    let value = facts.value_head_dim.unwrap_or(key);
-    let recurrent = header.number("ssm.state_size").is_some();
-    (0..layers)
-        .filter_map(|layer| {
-            let at = layer as usize;
-            let kv_heads = header
-                .number_of("attention.head_count_kv", at)
-                .map_or(facts.kv_heads?, |n| u32::try_from(n).unwrap_or(0));
-            let every = header.number("full_attention_interval").filter(|n| *n > 0);
-            let is_state = recurrent
-                && (kv_heads == 0
-                    || every.is_some_and(|n| !(u64::from(layer) + 1).is_multiple_of(n))
-                    || header.number("attention.head_count_kv").is_none());
-            let keeps = if is_state {
-                state(header)
-            } else if kv_heads == 0 {
-                return None;
-            } else if let Some(width) = facts
-                .latent_cache_width
-                .filter(|_| header.number("attention.key_length_mla").is_some())
-            {
-                let rotary = header.number("rope.dimension_count").unwrap_or(0);
-                Keeps::Latent { width, rotary: u32::try_from(rotary).unwrap_or(0), index: 0 }
-            } else {
-                Keeps::Attention { kv_heads, key, value, window: window(header, at) }
-            };
-            Some(LayerCache { layer, keeps })
-        })
-        .collect()
+    // Layers from here on read what an earlier one has kept.
+    let own = match (header.number("attention.shared_kv_layers"), architecture(header)) {
+        (Some(shared), _) => layers.saturating_sub(u32::try_from(shared).unwrap_or(0)),
+        (None, "gemma3n") => layers.min(20),
+        _ => layers,
+    };
+    let mut caches = Vec::new();
+    for layer in 0..layers {
+        let at = layer as usize;
+        let heads = header.number_of("attention.head_count_kv", at);
+        let heads = heads.map_or(facts.kv_heads, |n| u32::try_from(n).ok()).unwrap_or(0);
+        let (attends, state) = kind(header, facts, at, heads);
+        if attends && heads > 0 && layer < own {
+            caches.extend(
+                attention(header, facts, at, heads).map(|keeps| LayerCache { layer, keeps }),
+            );
+        }
+        caches.extend(state.map(|keeps| LayerCache { layer, keeps }));
+    }
+    caches
 }
 
+fn architecture(header: &GgufHeader) -> &str {
+    header.architecture.as_deref().unwrap_or_default()
+}
+
+/// Whether a layer has attention, and the state that it keeps.
+fn kind(
+    header: &GgufHeader,
+    facts: &ModelFacts,
+    layer: usize,
+    kv_heads: u32,
+) -> (bool, Option<Keeps>) {
+    let has = |key: &str| header.number(key).is_some_and(|n| n > 0);
+    let either = |recurrent: bool| (!recurrent, recurrent.then(|| state(header)));
+    match architecture(header) {
+        "falcon-h1" => (true, Some(state(header))),
+        // One thing a layer: where it has a feed-forward layer, nothing else.
+        "nemotron_h" | "nemotron_h_moe" => {
+            match header.number_of("feed_forward_length", layer).unwrap_or(0) {
+                0 => either(kv_heads == 0),
+                _ => (false, None),
+            }
+        }
+        "mamba" | "mamba2" => either(true),
+        "qwen3next" | "qwen35" | "qwen35moe" => {
+            let every = header.number("full_attention_interval").filter(|n| *n > 0).unwrap_or(4);
+            either(!(layer as u64 + 1).is_multiple_of(every))
+        }
+        _ if has("shortconv.l_cache") => {
+            let kernel = header.number("shortconv.l_cache").unwrap_or(0).min(1 << 10);
+            let values = facts.hidden_size.map_or(0, u64::from) * kernel.saturating_sub(1);
+            let keeps = Keeps::State { conv: 2 * values, recurrent: 0, recurrent_bytes: 4 };
+            (kv_heads > 0, (kv_heads == 0).then_some(keeps))
+        }
+        _ if has("kda.head_dim") => (kv_heads > 0, (kv_heads == 0).then(|| delta(header, facts))),
+        _ if has("ssm.state_size") => {
+            let every = header.number("full_attention_interval").filter(|n| *n > 0);
+            let between = every.is_some_and(|n| !(layer as u64 + 1).is_multiple_of(n));
+            either(between || kv_heads == 0 || header.number("attention.head_count_kv").is_none())
+        }
+        _ => (true, None),
+    }
+}
+
+fn attention(
+    header: &GgufHeader,
+    facts: &ModelFacts,
+    layer: usize,
+    kv_heads: u32,
+) -> Option<Keeps> {
+    let small = |key: &str| header.number(key).and_then(|n| u32::try_from(n).ok());
+    if let Some(width) =
+        facts.latent_cache_width.filter(|_| header.number("attention.key_length_mla").is_some())
+    {
+        let rotary = small("rope.dimension_count").unwrap_or(0);
+        return Some(Keeps::Latent { width, rotary, index: 0 });
+    }
+    let window = window(header, layer);
+    // Gemma 4 has heads of another size in layers with a window.
+    let within = |key: &str| small(key).filter(|_| window.is_some());
+    let key = within("attention.key_length_swa").or(facts.head_dim)?;
+    let value = within("attention.value_length_swa")
+        .or(facts.value_head_dim)
+        .or(facts.head_dim)
+        .unwrap_or(key);
+    Some(Keeps::Attention { kv_heads, key, value, window })
+}
+
+/// A state of Mamba and its like; all of it in 32 bits.
 fn state(header: &GgufHeader) -> Keeps {
     let get = |key: &str| header.number(key).unwrap_or(0).min(1 << 20);
     let (inner, state) = (get("ssm.inner_size"), get("ssm.state_size"));
@@ -92,22 +151,43 @@ fn state(header: &GgufHeader) -> Keeps {
     }
 }
 
-/// The window of a layer, by the pattern of its architecture (llama.cpp `llama-model.cpp`,
-/// `set_swa_pattern`).
-fn window(header: &GgufHeader, layer: usize) -> Option<u32> {
-    let size = header.number("attention.sliding_window").filter(|n| *n > 0)?;
-    let size = u32::try_from(size).ok()?;
-    if let Some(pattern) = header.number_of("attention.sliding_window_pattern", layer) {
-        return (pattern != 0).then_some(size);
+/// A state of Kimi's delta attention.
+fn delta(header: &GgufHeader, facts: &ModelFacts) -> Keeps {
+    let get = |key: &str| header.number(key).unwrap_or(0).min(1 << 16);
+    let heads = facts.attention_heads.map_or(0, u64::from).min(1 << 14);
+    let (width, kernel) = (get("kda.head_dim"), get("ssm.conv_kernel"));
+    Keeps::State {
+        conv: 2 * 3 * heads * width * kernel.saturating_sub(1),
+        recurrent: heads * width * width,
+        recurrent_bytes: 4,
     }
-    let every = match header.architecture.as_deref()? {
-        "gemma2" | "gpt-oss" => 2,
-        "gemma3" => 6,
-        "gemma3n" => 5,
-        "cohere2" | "llama4" | "olmo2" | "exaone4" => 4,
-        // The file states a window that llama.cpp does not use.
-        _ => return None,
-    };
-    let windowed = !(layer + 1).is_multiple_of(every);
-    windowed.then_some(size)
 }
+
+/// The window of a layer, by the pattern of its architecture (`set_swa_pattern`).
+fn window(header: &GgufHeader, layer: usize) -> Option<u32> {
+    let stated = header.number("attention.sliding_window");
+    // Llama 4's chunks are not in its files; one of 0 says that it has none.
+    let usual = (architecture(header) == "llama4").then_some(8_192);
+    let size = u32::try_from(stated.or(usual)?).ok().filter(|n| *n > 0)?;
+    let size = if usual.is_some() { 8_192 } else { size };
+    let key = "attention.sliding_window_pattern";
+    let every = match (header.number_of_all(key), header.number_of(key, layer)) {
+        // One number: every so manieth layer sees everything.
+        (Some(every), _) if every > 1 => usize::try_from(every).ok()?,
+        (_, Some(pattern)) => return (pattern != 0).then_some(size),
+        _ => match architecture(header) {
+            "gemma2" | "gpt-oss" => 2,
+            "gemma3" => 6,
+            "gemma3n" => 5,
+            "cohere2" | "llama4" | "olmo2" | "exaone4" | "exaone-moe" | "afmoe" => 4,
+            // The first of four.
+            "smallthinker" => return (!layer.is_multiple_of(4)).then_some(size),
+            // The file states a window that llama.cpp does not use.
+            _ => return None,
+        },
+    };
+    (!(layer + 1).is_multiple_of(every)).then_some(size)
+}
+
+#[cfg(test)]
+mod tests;
