@@ -102,7 +102,7 @@ pub enum Place {
     Head,
     /// Beside the layers: a vision tower, a projector. With the first stage.
     Beside,
-    /// Only for speculative decoding: not loaded unless asked for.
+    /// Only for speculative decoding or for speaking: not loaded unless asked for.
     Draft,
 }
 
@@ -155,8 +155,15 @@ const BESIDE: [&str; 14] = [
     "v.",
 ];
 
+/// Parts of models that speak, which engines do not load (`skip_prefixes` in vLLM's
+/// `qwen2_5_omni_thinker.py` and `qwen3_omni_moe_thinker.py`; SGLang likewise).
+const SPEAKING: [&str; 3] = ["talker.", "token2wav.", "code2wav."];
+
 /// Where a tensor belongs.
 pub fn place(name: &str, layers: u32) -> Place {
+    if SPEAKING.iter().any(|part| name.starts_with(part)) {
+        return Place::Draft;
+    }
     if BESIDE.iter().any(|b| match b.strip_suffix('.') {
         Some(_) => name.starts_with(b),
         None => name.contains(b),

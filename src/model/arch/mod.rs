@@ -252,12 +252,22 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     }
     // The whole model's word counts before that of its part.
     let stated = top.get("tie_word_embeddings").and_then(Value::as_bool);
-    let tied = stated.or_else(|| conf.flag("tie_word_embeddings")).unwrap_or(false);
+    let usual = || conf.flag("tie_word_embeddings").or_else(|| tied_elsewhere(&conf.kind));
+    let known = stated.or_else(usual);
+    let tied = known.unwrap_or(false);
     build.embedding();
     for layer in 0..n.layers {
         build.layer(layer);
     }
     build.end(tied);
+    if known.is_none() && !conf.is_known() {
+        // The head is counted, and may not be there.
+        let all = super::tensors::total(&build.tensors);
+        let head = n.vocab.saturating_mul(n.hidden).saturating_mul(dtype.1);
+        let less = super::tensors::mul_div(head, 1_000, all).min(1_000);
+        let why = "whether its head shares the embedding is not stated: it is counted";
+        build.doubt_by(Certainty::Close, (30 + less, 30), why);
+    }
     draft::add(&mut build, top);
     vision::add(&mut build, top);
     if !quantisation.is_followed() {
@@ -290,7 +300,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
 }
 
 /// Families that only their own code knows, but which are built like one that is known.
-const KNOWN_ELSEWHERE: [&str; 22] = [
+const KNOWN_ELSEWHERE: [&str; 24] = [
+    "qwen2_5_omni_text",
+    "qwen3_omni_moe_text",
     "kimi_k2",
     "chatglm",
     "baichuan",
@@ -314,6 +326,34 @@ const KNOWN_ELSEWHERE: [&str; 22] = [
     "hunyuan",
     "mpt_",
 ];
+
+/// Whether the head shares the embedding where the file of a family of [`KNOWN_ELSEWHERE`] does not
+/// say, as the family's own `configuration_*.py` has it; none where that is not known here.
+fn tied_elsewhere(kind: &str) -> Option<bool> {
+    match kind {
+        "minicpm" => Some(true),
+        "kimi_k2"
+        | "chatglm"
+        | "baichuan"
+        | "internlm"
+        | "internlm2"
+        | "qwen"
+        | "yi"
+        | "aquila"
+        | "minimax_text_01"
+        | "minimax_m1"
+        | "nemotron-nas"
+        | "bailing_moe"
+        | "bailing_moe_v2"
+        | "orion"
+        | "xverse"
+        | "deepseek"
+        | "mimo"
+        | "qwen2_5_omni_text"
+        | "qwen3_omni_moe_text" => Some(false),
+        _ => None,
+    }
+}
 
 /// Families whose defaults are known, but not all their parts.
 const PARTLY: [&str; 14] = [

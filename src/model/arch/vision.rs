@@ -8,15 +8,22 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     if top.get("model_type").and_then(Value::as_str) == Some("gemma3n") {
         return super::gemma3n::towers(build, top);
     }
-    let Some(vision) = Conf::part(top, "vision_config") else {
-        for key in ["audio_config", "vision_tower", "mm_vision_tower", "visual"] {
-            if top.get(key).is_some_and(|v| !v.is_null()) {
-                let why = "its tower for other media is not counted";
-                build.doubt_by(Certainty::Close, (30, 300), why);
-            }
-        }
-        return;
+    let has = |key: &str| top.get(key).is_some_and(|v| !v.is_null());
+    // A thinker with towers of its own, a talker, a vocoder.
+    if has("thinker_config") {
+        let why = "its towers for other media, and what speaks, are not counted";
+        return build.doubt_by(Certainty::Close, (30, 600), why);
+    }
+    let vision = Conf::part(top, "vision_config");
+    let others: &[&str] = match &vision {
+        Some(_) => &["audio_config"],
+        None => &["audio_config", "vision_tower", "mm_vision_tower", "visual", "vision_config"],
     };
+    if others.iter().any(|key| has(key)) {
+        let why = "its tower for other media is not counted";
+        build.doubt_by(Certainty::Close, (30, 300), why);
+    }
+    let Some(vision) = vision else { return };
     let whole = Conf::text(top);
     let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let mut tower = Tower { build, c: &vision, out: whole.number(&["hidden_size"]).unwrap_or(0) };

@@ -320,6 +320,63 @@ fn what_keeps_nothing_does_not_fit_for_that() {
 }
 
 #[test]
+fn a_head_that_may_be_tied_is_no_exact_figure() {
+    let of = |kind: &str, more: &str| {
+        let json = LLAMA
+            .replace("\"llama\"", &format!("\"{kind}\""))
+            .replace(",\"tie_word_embeddings\":false", more);
+        facts(&json)
+    };
+    let head = 32_001 * 4_096 * 2;
+    let untied = of("llama", ",\"tie_word_embeddings\":false");
+    // Known to be tied, or not, without a word.
+    let minicpm = of("minicpm", "");
+    assert!(minicpm.tied && minicpm.certainty == Certainty::Exact);
+    assert_eq!(minicpm.weight_bytes.0 + head, untied.weight_bytes.0);
+    let orion = of("orion", "");
+    assert!(!orion.tied && orion.certainty == Certainty::Exact);
+    // Not known: with the head, and a bar that reaches to what it is without.
+    let exaone = of("exaone", "");
+    assert_eq!(exaone.certainty, Certainty::Close);
+    let bar = predict(&exaone, &Setup::new(rules("vllm"))).weights;
+    assert_eq!(bar.value, untied.weight_bytes.0);
+    assert!(bar.low <= minicpm.weight_bytes.0 && bar.high < bar.value * 105 / 100, "{bar:?}");
+    assert_eq!(of("exaone", ",\"tie_word_embeddings\":true").certainty, Certainty::Exact);
+}
+
+#[test]
+fn what_is_not_counted_widens_the_bar() {
+    let with = |more: &str| {
+        let facts = facts(&LLAMA.replacen('{', &format!("{{{more},"), 1));
+        (facts.certainty, predict(&facts, &Setup::new(rules("vllm"))).weights)
+    };
+    let (exact, plain) = with("\"x\":1");
+    assert_eq!((exact, plain.low), (Certainty::Exact, plain.high));
+    for (more, low, high) in [
+        // A whole tower.
+        (r#""audio_config":{"hidden_size":64}"#, 0.97, 1.3),
+        (
+            r#""vision_config":{"model_type":"nobody_knows","hidden_size":64},"audio_config":{}"#,
+            0.95,
+            1.3,
+        ),
+        // Bits are stated, details are not known; not even bits.
+        (
+            r#""quantization_config":{"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":4,"group_size":64}}}"#,
+            0.9,
+            1.1,
+        ),
+        (r#""quantization_config":{"quant_method":"never_heard_of"}"#, 0.2, 1.05),
+    ] {
+        let (certainty, bar) = with(more);
+        assert_ne!(certainty, Certainty::Exact, "{more}");
+        let share = |n: u64| n as f64 / bar.value as f64;
+        assert!((share(bar.low) - low).abs() < 0.01, "{more}: {bar:?}");
+        assert!((share(bar.high) - high).abs() < 0.01, "{more}: {bar:?}");
+    }
+}
+
+#[test]
 fn nothing_fits_unless_it_surely_does() {
     let facts = facts(LLAMA);
     let setup = |gpu_gib: u64| Setup { gpu: Some(gpu_gib << 30), ..Setup::new(rules("vllm")) };

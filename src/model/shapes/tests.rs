@@ -196,3 +196,24 @@ fn the_cache_of_an_unknown_architecture_is_what_its_keys_tell() {
     let wide = bar(&alone, 1);
     assert!(wide.low < wide.value && wide.high > wide.value, "{wide:?}");
 }
+
+#[test]
+fn what_only_speaks_is_not_loaded() {
+    let thinker = llama("thinker.model.");
+    let mut all = thinker.clone();
+    all.extend(llama("talker.model.").into_iter().filter(|(n, _)| n.starts_with("talker")));
+    all.push((
+        "token2wav.code2wav_dit_model.transformer_blocks.0.attn.to_q.weight".into(),
+        vec![64, 64],
+    ));
+    all.push(("code2wav.decoder.0.weight".into(), vec![64, 64]));
+    let config = br#"{"model_type":"qwen2_5_omni","thinker_config":{"text_config":{"model_type":"qwen2_5_omni_text",
+        "hidden_size":64,"num_hidden_layers":3,"num_attention_heads":4,"num_key_value_heads":2,
+        "intermediate_size":256,"vocab_size":640}}}"#;
+    let there =
+        files(&[("/m/config.json", &config[..]), ("/m/model.safetensors", &stored(&all)[..])]);
+    let facts = inspect(&there, "/m").unwrap();
+    assert_eq!(facts.certainty, Certainty::Exact);
+    assert_eq!(facts.weight_bytes.0, bytes(&all));
+    assert_eq!(rank(&facts, 1, 1).value, bytes(&thinker));
+}
