@@ -253,6 +253,85 @@ fn a_config_alone_is_enough_and_answers_in_json() {
     assert!(good && out.contains("it fits"), "{out}");
 }
 
+/// The answer in JSON.
+fn ask(path: &std::path::Path, more: &str) -> serde_json::Value {
+    let mut words: Vec<&str> = more.split_whitespace().collect();
+    words.extend(["--output", "json"]);
+    let (good, out, error) = inspect(path, &words);
+    assert!(good, "{more}: {error}");
+    serde_json::from_str(&out).unwrap()
+}
+
+#[test]
+fn the_flags_of_an_engine_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"model_type":"qwen3_moe","num_hidden_layers":8,"hidden_size":1024,"num_attention_heads":16,
+        "num_key_value_heads":4,"head_dim":64,"intermediate_size":2048,"vocab_size":1024,"num_experts":16,
+        "moe_intermediate_size":512,"max_position_embeddings":4096,"torch_dtype":"bfloat16",
+        "tie_word_embeddings":false}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let ask = |more: &str| ask(dir.path(), more);
+    let weights =
+        |answer: &serde_json::Value| answer["ranks"][0]["weights_bytes"].as_u64().unwrap();
+    let one = ask("");
+    assert_eq!((one["gpus"].as_u64(), one["fits"].as_bool()), (Some(1), None));
+    // What is stored, for people and programs.
+    assert_eq!(one["bytes_by_type"]["BF16"], one["weights_bytes"]);
+    assert_eq!((one["tied"].as_bool(), one["head_size"].as_u64()), (Some(false), Some(64)));
+    assert_eq!(one["tensors"], 8 * (9 + 3 * 16) + 3);
+    assert_eq!(one["windows"], serde_json::json!([]));
+    let (_, text, _) = inspect(dir.path(), &[]);
+    assert!(text.contains("459 tensors: BF16 "), "{text}");
+
+    let stages = ask("--pp 2");
+    let ranks = stages["ranks"].as_array().unwrap();
+    assert_eq!((ranks.len(), &ranks[1]["layers"]), (2, &serde_json::json!([4, 8])));
+    assert_eq!(ranks[0]["kv_bytes_per_token"], 4 * 2 * 4 * 64 * 2);
+    // Three experts on the fullest of seven ranks, of sixteen.
+    let expert = 3 * 1024 * 512 * 2 * 8;
+    assert_eq!(weights(&one) - weights(&ask("--ep 7")), 13 * expert);
+    // Copies of attention beside each other share the experts.
+    let copies = ask("--dp 4 --ep 4");
+    assert_eq!((copies["gpus"].as_u64(), weights(&one) - weights(&copies)), (Some(4), 12 * expert));
+    // SGLang's are among the ranks of tensor parallelism.
+    let inside = ask("--engine sglang --tp 4 --dp 4");
+    assert_eq!(inside["gpus"], 4);
+    assert_eq!(inside["ranks"][0]["kv_bytes_per_token"], one["ranks"][0]["kv_bytes_per_token"]);
+    assert!(weights(&inside) < weights(&copies) + (200 << 20));
+    assert!(inside["notes"].to_string().contains("DP attention"), "{inside}");
+
+    let available = |more: &str| {
+        ask(&format!("--gpu h100-80 {more}"))["ranks"][0]["kv_available_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(
+        available("--utilisation 0.9") - available("--utilisation 0.8"),
+        (81_090 << 20) / 10
+    );
+    let graphs = |more: &str| ask(more)["ranks"][0]["graphs_bytes"].as_u64().unwrap();
+    assert_eq!(graphs("--enforce-eager"), 0);
+    assert!(graphs("--max-num-seqs 16") < graphs("--max-num-seqs 512"));
+    assert!(available("--enforce-eager") > available(""));
+
+    // What vLLM refuses does not fit, and why is said.
+    for (more, why) in [
+        ("--tp 3", "16 attention heads (4 for keys and values) cannot be divided"),
+        ("--context 4097", "longer than the model's 4096"),
+        ("--pp 9", "8 layers cannot be divided over 9 stages"),
+    ] {
+        let answer = ask(&format!("--gpu h100-80 {more}"));
+        assert_eq!(answer["fits"], false, "{more}");
+        assert!(answer["refused"].as_str().unwrap().contains(why), "{more}: {answer}");
+        let mut words = vec!["--gpu", "h100-80"];
+        words.extend(more.split(' '));
+        let (_, text, _) = inspect(dir.path(), &words);
+        assert!(text.contains("vllm would not start: ") && !text.contains("it fits"), "{text}");
+    }
+    let good = ask("--gpu h100-80 --tp 8 --pp 8 --context 4096");
+    assert_eq!((good["fits"].as_bool(), &good["refused"]), (Some(true), &serde_json::Value::Null));
+    assert!(!inspect(dir.path(), &["--utilisation", "1.5"]).0);
+    assert!(!inspect(dir.path(), &["--pp", "0"]).0);
+}
+
 /// Models whose few bytes would make much work.
 fn costly(dir: &std::path::Path, case: &str) -> std::path::PathBuf {
     let dir = dir.join(case);

@@ -39,9 +39,10 @@ pub fn list(path: &str) -> Result<Vec<DirEntry>, Refusal> {
         if name.chars().any(char::is_control) {
             continue;
         }
-        // A link that leads nowhere is not there.
-        let Ok(meta) = fs::metadata(entry.path()) else { continue };
-        entries.push(DirEntry { name, size: Bytes(meta.len()), is_dir: meta.is_dir() });
+        // A link that leads nowhere is an empty file, which cannot be read.
+        let meta = fs::metadata(entry.path()).ok();
+        let size = Bytes(meta.as_ref().map_or(0, fs::Metadata::len));
+        entries.push(DirEntry { name, size, is_dir: meta.is_some_and(|m| m.is_dir()) });
         if entries.len() >= MAX_ENTRIES {
             break;
         }
@@ -183,7 +184,9 @@ mod tests {
         let root = dir.path().to_str().unwrap();
         let entries = list(root).unwrap();
         let names: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.is_dir)).collect();
-        assert_eq!(names, [("a", true), ("b.gguf", false)]);
+        assert_eq!(names, [("a", true), ("b.gguf", false), ("dangling", false)]);
+        let nowhere = read(&format!("{root}/dangling"), 0, 100);
+        assert!(matches!(nowhere, Err(Refusal::NoFile { .. })), "{nowhere:?}");
         assert_eq!(
             read(&format!("{root}/b.gguf"), 8, 100).unwrap(),
             Reply::FilePiece { data: "ODk=".to_owned(), file_bytes: Bytes(10) }

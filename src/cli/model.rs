@@ -183,6 +183,15 @@ fn as_json(
     put("tokenizer", json!(facts.tokenizer));
     put("generation_config", json!(facts.generation_config));
     put("weight_files", json!(facts.parts));
+    let stored = facts.stored();
+    put("tensors", json!(stored.as_ref().map(|s| s.0)));
+    put("bytes_by_type", json!(stored.map(|s| s.1)));
+    put("head_size", json!(facts.head_dim));
+    put("tied", json!(facts.tied));
+    let windows = facts.windows();
+    let windows =
+        windows.iter().map(|(tokens, layers)| json!({"tokens": tokens, "layers": layers}));
+    put("windows", windows.collect());
     put("engine", json!(setup.rules.engine));
     put("tensor", json!(setup.tensor));
     put("pipeline", json!(setup.pipeline));
@@ -249,6 +258,15 @@ fn print(
         yes(facts.tokenizer),
         yes(facts.generation_config)
     ))?;
+    if let Some((count, by_type)) = facts.stored() {
+        let each: Vec<String> =
+            by_type.iter().map(|(kind, bytes)| format!("{kind} {}", Bytes(*bytes))).collect();
+        let tied = if facts.tied { ", the head is the embedding" } else { "" };
+        table::out(&format!("{count} tensors: {}{tied}", each.join(", ")))?;
+    }
+    for (tokens, layers) in facts.windows() {
+        table::out(&format!("{layers} layers look back {tokens} tokens"))?;
+    }
     table::out("")?;
     table::out(&format!(
         "{} with tensor {}, pipeline {}, context {}",

@@ -125,7 +125,10 @@ impl Hint for ModelError {
             Self::Header { .. } => {
                 "copy the file again; if it stays so, the model itself is damaged".to_owned()
             }
-            Self::MissingParts { .. } => "copy the missing files to the host".to_owned(),
+            Self::MissingParts { .. } => {
+                "copy the missing files to the host; links that lead nowhere count as missing"
+                    .to_owned()
+            }
             Self::Unreadable { .. } => {
                 "see that the user gpudeck logs in as may read the model's files".to_owned()
             }

@@ -1,5 +1,7 @@
 //! What is known of a model once its headers are read.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::cache::LayerCache;
@@ -171,6 +173,29 @@ impl ModelFacts {
             None => layers.saturating_mul((kv_heads / divisor).max(1)),
         };
         Some(heads_total.saturating_mul(width))
+    }
+
+    /// How many tensors there are, and their bytes by stored type; none where they are not known.
+    pub fn stored(&self) -> Option<(u64, BTreeMap<&str, u64>)> {
+        if self.tensors.is_empty() {
+            return None;
+        }
+        let mut by_type: BTreeMap<&str, u64> = BTreeMap::new();
+        for tensor in &self.tensors {
+            let bytes = by_type.entry(tensor.dtype.as_str()).or_default();
+            *bytes = bytes.saturating_add(tensor.total());
+        }
+        let count = self.tensors.iter().fold(0, |sum: u64, t| sum.saturating_add(t.count));
+        Some((count, by_type))
+    }
+
+    /// Layers by the tokens that they look back, of those that do not look at everything.
+    pub fn windows(&self) -> BTreeMap<u64, u64> {
+        let mut windows = BTreeMap::new();
+        for window in self.caches.iter().filter_map(|c| c.keeps.window()) {
+            *windows.entry(window).or_default() += 1;
+        }
+        windows
     }
 
     /// The facts as lines for people.

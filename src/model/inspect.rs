@@ -411,6 +411,12 @@ impl Inspection {
                     "give the path of one directory under `snapshots`",
                 ));
             }
+            // It was listed: a link that leads nowhere, as in a cache whose files were cleared away.
+            Found::Missing if job.path != self.path => {
+                let name = base_name(&job.path).to_owned();
+                let path = parent(&job.path).to_owned();
+                return Err(ModelError::MissingParts { path, names: vec![name] });
+            }
             Found::Missing => return Err(ModelError::NotFound { path: job.path }),
             Found::Failed { why } => return Err(unreadable(&job.path, &why)),
             Found::Entries(_) => return Err(unreadable(&job.path, "an answer that does not fit")),

@@ -125,9 +125,11 @@ impl FileSource for LocalFiles {
                 break;
             }
             let Ok(name) = entry.file_name().into_string() else { continue };
-            // Links are followed: a Hugging Face cache consists of them. A dangling one is left out.
-            let Ok(meta) = tokio::fs::metadata(entry.path()).await else { continue };
-            out.push(DirEntry { name, size: Bytes(meta.len()), is_dir: meta.is_dir() });
+            // Links are followed: a Hugging Face cache consists of them. One that leads nowhere is an
+            // empty file, which cannot be read.
+            let meta = tokio::fs::metadata(entry.path()).await.ok();
+            let size = Bytes(meta.as_ref().map_or(0, std::fs::Metadata::len));
+            out.push(DirEntry { name, size, is_dir: meta.is_some_and(|m| m.is_dir()) });
         }
         out.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(out)

@@ -36,14 +36,18 @@ pub fn write(dir: &Path) -> Vec<(&'static str, &'static str)> {
     model("nested", "config.json", "[".repeat(200_000).as_bytes());
     model("large", "config.json", &vec![b' '; 2 << 20]);
     model("empty", "config.json", b"{}");
-    let words = br#"{"model_type":"llama","hidden_size":"many","num_hidden_layers":"2"}"#;
-    model("words", "config.json", words);
+    let words = r#"{"model_type":"llama","hidden_size":"many","num_hidden_layers":"2"}"#;
+    model("words", "config.json", words.as_bytes());
     model("parts", "model-00001-of-00003.safetensors", &safetensors("{}", 0));
     std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
     std::fs::create_dir(at("ring")).unwrap();
     std::os::unix::fs::symlink(at("ring"), at("ring").join("ring")).unwrap();
     std::os::unix::fs::symlink(at("ring").join("x.gguf"), at("ring").join("x.gguf")).unwrap();
+    model("dangling", "config.json", words.replace("\"many\"", "64").as_bytes());
+    let nowhere = at("dangling").join("blob");
+    std::os::unix::fs::symlink(&nowhere, at("dangling").join("model.safetensors")).unwrap();
     vec![
+        ("dangling", "is incomplete: model.safetensors is missing"),
         ("many", "tensors"),
         ("long", "a key of"),
         ("claims", "too large"),
@@ -54,7 +58,7 @@ pub fn write(dir: &Path) -> Vec<(&'static str, &'static str)> {
         ("empty", "does not tell what it holds"),
         ("parts", "model-00002-of-00003.safetensors"),
         ("loop", "loop"),
-        ("ring", "neither a .gguf nor"),
+        ("ring", "x.gguf cannot be read"),
         ("nowhere", "does not exist"),
     ]
 }
