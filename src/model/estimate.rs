@@ -589,6 +589,9 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
     let has_head =
         facts.tensors.iter().any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
     let mut sum = 0u64;
+    // What more it is where options of DP attention (`--moe-dense-tp-size 1`, `--enable-dp-lm-head`,
+    // DeepEP) keep the rest whole as well.
+    let mut whole = 0u64;
     for tensor in &facts.tensors {
         let place = tensors::place(&tensor.name, layout.layers);
         let split = tensors::split(tensor, layout);
@@ -613,9 +616,14 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
                 _ if tensors::is_mixer(&tensor.name) => attention,
                 _ => ranks.tensor,
             };
-            let ranks = Ranks { tensor: divided, ..ranks };
-            let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
-            sum = sum.saturating_add(loaded(facts, rules, tensor, split, share));
+            let held = |tensor_ranks| {
+                let ranks = Ranks { tensor: tensor_ranks, ..ranks };
+                let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
+                loaded(facts, rules, tensor, split, share)
+            };
+            let share = held(divided);
+            sum = sum.saturating_add(share);
+            whole = whole.saturating_add(held(attention).saturating_sub(share));
         }
     }
     let layers = stage.range.1.saturating_sub(stage.range.0);
@@ -637,7 +645,7 @@ fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> 
             Bar::exact(sum).spread((less + 20, more + 20))
         }
     };
-    sure.plus(loading)
+    Bar { high: sure.high.saturating_add(whole), ..sure }.plus(loading)
 }
 
 /// Bytes on the device of a share of a tensor as stored.

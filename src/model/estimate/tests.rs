@@ -288,6 +288,15 @@ fn dp_attention_is_inside_tensor_parallelism() {
     let inside = of(&facts_, 8, 8, "sglang");
     assert_eq!(inside.len(), 8);
     assert_eq!(inside[0].weights.value, expected + (145 << 20));
+    // Options keep dense layers, shared experts and the head whole, too.
+    let rest: u64 = facts_
+        .tensors
+        .iter()
+        .filter(|t| !t.name.contains(".experts.") && share(t, 8) < t.total())
+        .map(|t| t.total() - share(t, 8))
+        .sum();
+    let high = crate::model::tensors::mul_div(expected, 1_020, 1_000) + (64 << 20) + rest;
+    assert_eq!(inside[0].weights.high, high + (320 << 20));
     assert_eq!(setup(8, 8, "sglang").gpus(&facts_), 8);
     assert_eq!(setup(8, 8, "vllm").gpus(&facts_), 64);
     assert!(of(&facts_, 8, 8, "vllm")[0].weights.value < expected);
