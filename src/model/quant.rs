@@ -355,7 +355,7 @@ impl Quantisation {
             self.groups.push(Group { method, names, linear });
         }
         self.unknown |= self.groups.is_empty();
-        self.name = format!("compressed-tensors {}", named.join(" + ")).trim_end().to_owned();
+        self.name = ["compressed-tensors", named.join(" + ").as_str()].join(" ");
         self.method = self.groups.first().map_or(Method::Plain, |g| g.method);
     }
 

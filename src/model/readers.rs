@@ -59,8 +59,13 @@ pub fn read(reader: Reader, bytes: &[u8], rules: super::Rules) -> Result<(), Str
             Ok(())
         }
         Reader::Config => {
-            let all = [("config.json", bytes)];
-            inspect(&all, rules)
+            inspect(&[("config.json", bytes)], rules)?;
+            // The same as Mistral's own, which stands beside weights.
+            let header = br#"{"layers.0.attention.wk.weight":{"dtype":"U8","shape":[1,1],"data_offsets":[0,1]}}"#;
+            let mut weights = (header.len() as u64).to_le_bytes().to_vec();
+            weights.extend(header);
+            weights.push(0);
+            inspect(&[("consolidated.safetensors", &weights), ("params.json", bytes)], rules)
         }
         Reader::Directory => {
             let names = [

@@ -13,13 +13,13 @@ const USUAL_HEADS: [u64; 3] = [128, 64, 256];
 
 /// One layer's attention, as far as its tensors tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attention {
+struct Attention {
     /// Outputs of the projections: queries, keys, values.
-    pub(super) query: u64,
+    query: u64,
     /// Likewise.
-    pub(super) key: u64,
+    key: u64,
     /// Likewise.
-    pub(super) value: u64,
+    value: u64,
     /// Inputs of the output's projection: the values of all heads.
     out: u64,
     /// Width of the norm of a head.
@@ -32,12 +32,30 @@ pub(super) struct Attention {
 
 /// What tensors tell.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shapes {
+struct Shapes {
     layers: u32,
     vocab: u64,
     hidden: u64,
     /// Layers with attention of their own keys and values.
-    pub(super) attention: BTreeMap<u32, Attention>,
+    attention: BTreeMap<u32, Attention>,
+}
+
+impl Attention {
+    /// Values of a key, with what the configuration says of heads; whether that is known, not guessed.
+    fn head(self, facts: &ModelFacts) -> (u64, bool) {
+        let fits = |n: u64| n > 0 && self.key.is_multiple_of(n);
+        let heads = facts.attention_heads.map_or(0, u64::from);
+        let by_heads = |n: u64| n.checked_div(heads).filter(|each| each * heads == n);
+        // A configuration's own may be no more than a share of the hidden size, and queries may come
+        // with gates.
+        let stated = facts.head_dim.map(u64::from);
+        let tried = [by_heads(self.out), stated, by_heads(self.query), Some(self.norm)];
+        let known = tried.into_iter().flatten().find(|n| fits(*n));
+        match known {
+            Some(n) => (n, true),
+            None => (USUAL_HEADS.into_iter().find(|n| fits(*n)).unwrap_or(self.key).max(1), false),
+        }
+    }
 }
 
 /// Outputs of a linear layer, from any of its stored parts that tells.
@@ -62,7 +80,7 @@ fn columns(tensor: &Tensor) -> Option<u64> {
 
 impl Shapes {
     /// Reads them.
-    pub(super) fn read(list: &[Tensor]) -> Self {
+    fn read(list: &[Tensor]) -> Self {
         let mut this = Self::default();
         let mut draft = u32::MAX;
         for tensor in list {
@@ -111,21 +129,6 @@ impl Shapes {
             _ => {}
         }
     }
-
-    /// Values of a key, with what the configuration says of heads; whether that is known, not guessed.
-    pub(super) fn head(&self, facts: &ModelFacts, of: &Attention) -> (u64, bool) {
-        let fits = |n: u64| n > 0 && of.key.is_multiple_of(n);
-        let heads = facts.attention_heads.map_or(0, u64::from);
-        let by_heads = [of.out, of.query].into_iter().filter_map(|n| {
-            (heads > 0 && n.is_multiple_of(heads)).then(|| n.checked_div(heads)).flatten()
-        });
-        let stated = facts.head_dim.map(u64::from);
-        let known = stated.into_iter().chain(by_heads).chain([of.norm]).find(|n| fits(*n));
-        match known {
-            Some(n) => (n, true),
-            None => (USUAL_HEADS.into_iter().find(|n| fits(*n)).unwrap_or(of.key).max(1), false),
-        }
-    }
 }
 
 impl Shapes {
@@ -139,7 +142,7 @@ impl Shapes {
                 let rotary = of.latent.saturating_sub(of.rank);
                 Keeps::Latent { width: small(of.latent), rotary: small(rotary), index: 0 }
             } else {
-                let (key, known) = self.head(facts, of);
+                let (key, known) = of.head(facts);
                 if !known {
                     sure = sure.max(Certainty::Close);
                 }
@@ -175,10 +178,11 @@ pub(super) fn complete(facts: &mut ModelFacts) {
     facts.hidden_size = facts.hidden_size.or(small(shapes.hidden));
     let mut guessed = None;
     if let Some(first) = shapes.attention.values().next() {
-        let (head, known) = shapes.head(facts, first);
+        let (head, known) = first.head(facts);
         let heads = (small(first.query / head), small(first.key / head));
         if known {
-            facts.head_dim = facts.head_dim.or(small(head));
+            let stated = facts.head_dim.filter(|_| facts.cache_certainty != Certainty::Guess);
+            facts.head_dim = stated.or(small(head));
             facts.attention_heads = facts.attention_heads.or(heads.0);
             facts.kv_heads = facts.kv_heads.or(heads.1);
         } else if facts.attention_heads.is_none() {

@@ -191,6 +191,19 @@ fn the_cache_of_an_unknown_architecture_is_what_its_keys_tell() {
     let facts = of(&latent, known);
     assert_eq!(bar(&facts, 4), crate::model::Bar::exact(40 * 3 * 2));
 
+    // Heads wider than their share of the hidden size, which config.json does not say.
+    let mut wide = llama("model.");
+    for (name, shape) in &mut wide {
+        if name.contains("q_proj") || name.contains("k_proj") || name.contains("v_proj") {
+            shape[0] *= 2;
+        } else if name.contains("o_proj") {
+            shape[1] *= 2;
+        }
+    }
+    let facts = of(&wide, known);
+    assert_eq!((facts.head_dim, facts.kv_heads), (Some(32), Some(2)));
+    assert_eq!(bar(&facts, 2), crate::model::Bar::exact(2 * 32 * 3 * 2));
+
     // Nothing to go by but config.json: a usual decoder's cache under a wide bar.
     let alone = of(&[("w".to_owned(), vec![64, 64])], known);
     let wide = bar(&alone, 1);
