@@ -22,6 +22,8 @@ struct Attention {
     value: u64,
     /// Inputs of the output's projection: the values of all heads.
     out: u64,
+    /// Outputs of one projection to all three.
+    fused: u64,
     /// Width of the norm of a head.
     norm: u64,
     /// Outputs of a projection to a latent vector and its rotary part, and the vector alone.
@@ -106,6 +108,12 @@ impl Shapes {
             }
         }
         this.layers = this.layers.min(draft);
+        for of in this.attention.values_mut().filter(|a| a.key == 0 && a.out > 0) {
+            // What is not queries is half keys, half values.
+            if let Some(rest) = of.fused.checked_sub(of.out).filter(|n| n.is_multiple_of(2)) {
+                (of.query, of.key, of.value) = (of.out, rest / 2, rest / 2);
+            }
+        }
         this.attention.retain(|layer, a| *layer < draft && (a.key > 0 || a.latent > 0));
         this
     }
@@ -120,7 +128,10 @@ impl Shapes {
             "q_proj" | "wq" => put(|a| &mut a.query, rows(tensor)),
             "k_proj" | "wk" => put(|a| &mut a.key, rows(tensor)),
             "v_proj" | "wv" => put(|a| &mut a.value, rows(tensor)),
-            "o_proj" | "wo" => put(|a| &mut a.out, columns(tensor)),
+            "qkv_proj" | "query_key_value" | "Wqkv" | "wqkv" | "W_pack" => {
+                put(|a| &mut a.fused, rows(tensor));
+            }
+            "o_proj" | "wo" | "out_proj" | "dense" => put(|a| &mut a.out, columns(tensor)),
             "kv_a_proj_with_mqa" => put(|a| &mut a.latent, rows(tensor)),
             "kv_a_layernorm" => put(|a| &mut a.rank, tensor.shape.first().copied()),
             "q_norm" | "k_norm" | "q_layernorm" | "k_layernorm" if tensor.shape.len() == 1 => {

@@ -191,6 +191,17 @@ fn the_cache_of_an_unknown_architecture_is_what_its_keys_tell() {
     let facts = of(&latent, known);
     assert_eq!(bar(&facts, 4), crate::model::Bar::exact(40 * 3 * 2));
 
+    // Queries, keys and values in one projection.
+    let mut fused = llama("model.");
+    fused.retain(|(name, _)| !name.contains("k_proj") && !name.contains("v_proj"));
+    for (name, shape) in fused.iter_mut().filter(|(name, _)| name.contains("q_proj")) {
+        *name = name.replace("q_proj", "qkv_proj");
+        shape[0] += 64;
+    }
+    let facts = of(&fused, known);
+    assert_eq!((facts.kv_heads, facts.cache_certainty), (Some(2), Certainty::Exact));
+    assert_eq!(bar(&facts, 1), crate::model::Bar::exact(2 * 2 * 16 * 3 * 2));
+
     // Heads wider than their share of the hidden size, which config.json does not say.
     let mut wide = llama("model.");
     for (name, shape) in &mut wide {
