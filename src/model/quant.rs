@@ -68,8 +68,10 @@ pub enum Method {
     },
     /// NVFP4: four bits, FP8 scales of 16, a global scale and one for the input.
     Nvfp4 {
-        /// Weights of one scale.
+        /// Weights of one scale; 32: MXFP4, without the global ones.
         group: u64,
+        /// Inputs have a scale.
+        input: bool,
     },
     /// MXFP4 of experts: four bits, a shared exponent of 32.
     Mxfp4,
@@ -231,7 +233,8 @@ impl Quantisation {
                 this.rough = true;
             }
             _ if algorithm.contains("nvfp4") => {
-                this.method = Method::Nvfp4 { group: group_size.max(1).max(16) };
+                let input = !algorithm.contains("a16");
+                this.method = Method::Nvfp4 { group: group_size.max(16), input };
                 this.head = true;
             }
             _ if algorithm.starts_with("fp8") => {
@@ -302,7 +305,9 @@ impl Quantisation {
             let group = settings.get("group_size").and_then(whole).unwrap_or(0);
             let algorithm = algorithm.to_ascii_lowercase();
             let method = match algorithm.as_str() {
-                a if a.contains("nvfp4") => Method::Nvfp4 { group: group.max(16) },
+                a if a.contains("nvfp4") => {
+                    Method::Nvfp4 { group: group.max(16), input: !a.contains("a16") }
+                }
                 "fp8" => Method::Fp8Tensor { static_input: true },
                 a if a.contains("w4a16_awq") => {
                     Method::Packed { bits: 4, group, symmetric: true, ordered: false }
@@ -345,10 +350,11 @@ impl Quantisation {
             let mut names = Names::default();
             let targets = group.get("targets").and_then(Value::as_array);
             let targets = || targets.into_iter().flatten().filter_map(Value::as_str);
-            // A name without a dot is one of a class: linear layers are those that matter.
-            let class = |t: &&str| !t.contains('.') && !t.starts_with("re:");
+            // A capital begins the name of a class: linear layers are those that matter.
+            let class = |t: &&str| t.starts_with(char::is_uppercase);
             names.extend(targets().filter(|t| !class(t)));
-            let linear = targets().next().is_none() || targets().any(|t| class(&t));
+            let other = |t: &str| t.contains("Embedding") || t.contains("Attention");
+            let linear = targets().next().is_none() || targets().any(|t| class(&t) && !other(t));
             if !named.contains(&name) {
                 named.push(name);
             }
@@ -419,7 +425,9 @@ fn scheme(group: &Map<String, Value>, format: &str) -> Option<(Method, String)> 
     let block = weights.get("block_structure").and_then(Value::as_array);
     let block: Option<Vec<u64>> = block.and_then(|b| b.iter().map(whole).collect());
     let method = match (float, bits) {
-        (true, 4) => Method::Nvfp4 { group: group.max(16) },
+        (true, 4) => {
+            Method::Nvfp4 { group: group.max(16), input: part("input_activations").is_some() }
+        }
         (true, _) => match block.as_deref() {
             Some([rows, columns]) if *rows > 0 && *columns > 0 => Method::Fp8Block(*rows, *columns),
             _ if strategy == "tensor" => Method::Fp8Tensor { static_input },
@@ -505,13 +513,16 @@ mod tests {
             ))
         };
         let nvfp4 = r#"{"targets":["re:.*mlp.*"],"weights":{"num_bits":4,"type":"float","strategy":"tensor_group",
-            "group_size":16}}"#;
+            "group_size":16},"input_activations":{"dynamic":"local"}}"#;
         let fp8 = r#"{"targets":["re:.*self_attn.*"],"weights":{"num_bits":8,"type":"float","strategy":"channel"}}"#;
         let all = fp8.replace("re:.*self_attn.*", "Linear");
         let channel = Method::Channel { integer: false, static_input: false };
         for q in [groups(nvfp4, fp8), groups(fp8, nvfp4), groups(&all, nvfp4)] {
             assert!(q.name.contains("fp4") && q.name.contains("fp8"), "{}", q.name);
-            assert_eq!(q.of("model.layers.3.mlp.up_proj"), Method::Nvfp4 { group: 16 });
+            assert_eq!(
+                q.of("model.layers.3.mlp.up_proj"),
+                Method::Nvfp4 { group: 16, input: true }
+            );
             assert_eq!(q.of("model.layers.3.self_attn.q_proj"), channel);
             assert_eq!(q.of("lm_head"), Method::Plain);
             assert!(q.is_followed());
@@ -520,14 +531,33 @@ mod tests {
         assert_eq!(groups(nvfp4, &all).of("model.layers.3.linear_attn.in_proj"), channel);
         let experts = nvfp4.replace("re:.*mlp.*", r"re:.*experts\\.\\d+\\.(gate|up|down)_proj$");
         let q = groups(&experts, &all);
-        assert_eq!(q.of("model.layers.3.mlp.experts.*.up_proj"), Method::Nvfp4 { group: 16 });
+        assert_eq!(
+            q.of("model.layers.3.mlp.experts.*.up_proj"),
+            Method::Nvfp4 { group: 16, input: true }
+        );
         assert_eq!(q.of("model.layers.3.mlp.shared_expert.up_proj"), channel);
+        // The head by its name, before a class; weights alone have no scale of their input.
+        let head = fp8.replace("re:.*self_attn.*", "lm_head");
+        let alone = nvfp4.replace("re:.*mlp.*", "Linear").replace("input_activations", "x");
+        let q = read(&format!(
+            r#"{{"quant_method":"compressed-tensors","config_groups":{{"group_0":{head},"group_1":{alone}}}}}"#
+        ));
+        assert_eq!(q.of("lm_head"), channel);
+        let method = Method::Nvfp4 { group: 16, input: false };
+        assert_eq!(q.of("model.layers.3.mlp.up_proj"), method);
+        let bytes = |method: Method| method.stored(256, 320).iter().map(|s| s.3).sum::<u64>();
+        assert_eq!(bytes(method), 256 * 160 + 256 * 20 + 4);
+        // MXFP4 has one scale of 32, and no other.
+        assert_eq!(bytes(Method::Nvfp4 { group: 32, input: true }), 256 * 160 + 256 * 10);
         let mixed = read(
             r#"{"quant_algo":"MIXED_PRECISION","quantized_layers":{
             "model.layers.0.mlp.up_proj":{"quant_algo":"NVFP4","group_size":16},
             "model.layers.0.mlp.experts.7.down_proj":{"quant_algo":"FP8"}}}"#,
         );
-        assert_eq!(mixed.of("model.layers.0.mlp.up_proj"), Method::Nvfp4 { group: 16 });
+        assert_eq!(
+            mixed.of("model.layers.0.mlp.up_proj"),
+            Method::Nvfp4 { group: 16, input: true }
+        );
         let fp8 = Method::Fp8Tensor { static_input: true };
         assert_eq!(mixed.of("model.layers.0.mlp.experts.*.down_proj"), fp8);
         assert_eq!(mixed.of("model.layers.1.mlp.up_proj"), Method::Plain);

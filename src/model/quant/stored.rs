@@ -80,14 +80,17 @@ impl Method {
                 }
                 out
             }
-            Method::Nvfp4 { group } => {
+            Method::Nvfp4 { group, input } => {
                 let groups = columns.div_ceil(group.max(1));
-                vec![
+                let mut out = vec![
                     ("weight", "U8", vec![rows, columns / 2], all / 2),
-                    ("weight_scale", "F8_E4M3", vec![rows, groups], rows * groups),
-                    scalar("weight_scale_2"),
-                    scalar("input_scale"),
-                ]
+                    ("weight_scale", "F8_E4M3", vec![rows, groups], each(rows, groups)),
+                ];
+                if group < 32 {
+                    out.push(scalar("weight_scale_2"));
+                    out.extend(input.then(|| scalar("input_scale")));
+                }
+                out
             }
             Method::Nf4 { nested } => {
                 let blocks = all.div_ceil(64);
