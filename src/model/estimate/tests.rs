@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::*;
+use crate::model::tensors;
 use crate::model::{ModelFormat, hf_config};
 
 const TOTALS: &str = include_str!("../../../tests/vectors/totals.jsonl");

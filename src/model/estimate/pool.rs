@@ -1,0 +1,215 @@
+//! The cache of one rank: how an engine groups its layers, and the tokens that fit.
+
+use super::{Bar, Pool, Setup};
+use crate::model::cache::{CacheBits, Keeps, LayerCache};
+use crate::model::tensors::mul_div;
+
+/// The cache of one rank.
+pub(super) struct PoolOf<'a> {
+    pub(super) setup: &'a Setup,
+    pub(super) caches: &'a [LayerCache],
+    pub(super) tensor: u64,
+    pub(super) bits: CacheBits,
+    pub(super) block: u64,
+    pub(super) context: u64,
+}
+
+/// Layers of one kind.
+struct Kind {
+    layers: u64,
+    window: Option<u64>,
+    state: bool,
+}
+
+/// How vLLM groups a rank's layers.
+struct Groups {
+    /// Bytes of one block of one group.
+    bytes_per_block: u64,
+    count: u64,
+    /// Blocks of a request of full length.
+    blocks_per_request: u64,
+}
+
+impl PoolOf<'_> {
+    fn per_token(&self, keeps: Keeps) -> u64 {
+        keeps.per_token(self.tensor, self.bits).unwrap_or(0)
+    }
+
+    fn all_tokens(&self) -> u64 {
+        self.caches.iter().map(|c| self.per_token(c.keeps)).fold(0, u64::saturating_add)
+    }
+
+    fn states(&self) -> u64 {
+        self.caches.iter().map(|c| c.keeps.per_request(self.tensor)).sum()
+    }
+
+    fn windows(&self) -> bool {
+        self.caches.iter().any(|c| c.keeps.window().is_some_and(|w| w < self.context))
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        let mut kinds: Vec<Kind> = Vec::new();
+        for cache in self.caches {
+            let state = matches!(cache.keeps, Keeps::State { .. });
+            let window = cache.keeps.window();
+            match kinds.iter_mut().find(|k| k.state == state && k.window == window) {
+                Some(kind) => kind.layers += 1,
+                None => kinds.push(Kind { layers: 1, window, state }),
+            }
+        }
+        kinds
+    }
+
+    /// vLLM `_get_kv_cache_groups_uniform_page_size`.
+    fn groups(&self) -> Groups {
+        let kinds = self.kinds();
+        let batch = self.setup.batch();
+        let blocks = |kind: &Kind| match (kind.state, kind.window) {
+            // A state, and the one it is being made from (`mamba_cache_mode = align`).
+            (true, _) => 2,
+            (false, Some(window)) => {
+                (window.saturating_sub(1) + batch).min(self.context).div_ceil(self.block) + 1
+            }
+            (false, None) => self.context.div_ceil(self.block),
+        };
+        if kinds.len() <= 1 {
+            return Groups {
+                bytes_per_block: match kinds.first() {
+                    Some(k) if k.state => self.states().max(1),
+                    _ => self.all_tokens().saturating_mul(self.block).max(1),
+                },
+                count: 1,
+                blocks_per_request: kinds.first().map_or(1, blocks).max(1),
+            };
+        }
+        let least = kinds.iter().map(|k| k.layers).min().unwrap_or(1).max(1);
+        let most = kinds.iter().map(|k| k.layers).max().unwrap_or(1);
+        let size = if 2 * most < 3 * least { most } else { least };
+        let page = self
+            .caches
+            .iter()
+            .map(|c| {
+                self.per_token(c.keeps)
+                    .saturating_mul(self.block)
+                    .max(c.keeps.per_request(self.tensor))
+            })
+            .max()
+            .unwrap_or(1);
+        Groups {
+            bytes_per_block: page.saturating_mul(size).max(1),
+            count: kinds.iter().map(|k| k.layers.div_ceil(size)).sum(),
+            blocks_per_request: kinds
+                .iter()
+                .map(|k| k.layers.div_ceil(size).saturating_mul(blocks(k)))
+                .fold(0, u64::saturating_add)
+                .max(1),
+        }
+    }
+
+    /// Cache of one request of full length.
+    pub(super) fn needed(&self) -> Bar {
+        let rules = &self.setup.rules;
+        if self.caches.is_empty() {
+            return Bar::default();
+        }
+        match rules.pool {
+            Pool::Groups => {
+                let groups = self.groups();
+                Bar::exact(groups.blocks_per_request.saturating_mul(groups.bytes_per_block))
+            }
+            Pool::Tokens | Pool::Cells => {
+                let context = match rules.pool {
+                    Pool::Cells => self.context.next_multiple_of(256),
+                    _ => self.context.next_multiple_of(self.block),
+                };
+                let batch = self.setup.batch();
+                let tokens = |keeps: Keeps| match (rules.pool, keeps.window()) {
+                    (Pool::Cells, Some(window)) => {
+                        window.saturating_add(batch).next_multiple_of(256).min(context)
+                    }
+                    _ => context,
+                };
+                let sum = self
+                    .caches
+                    .iter()
+                    .map(|c| self.per_token(c.keeps).saturating_mul(tokens(c.keeps)))
+                    .fold(0, u64::saturating_add);
+                Bar::exact(sum.saturating_add(self.states()))
+            }
+        }
+    }
+
+    /// Tokens that fit into so much memory.
+    pub(super) fn tokens(&self, available: Bar) -> Bar {
+        let (value, low, high) =
+            (self.within(available.value), self.within(available.low), self.within(available.high));
+        Bar { value: value.0, low: low.1.min(value.1), high: high.2.max(value.2) }
+    }
+
+    /// Tokens that fit: the engine's own count, and the least and most that its versions say.
+    fn within(&self, available: u64) -> (u64, u64, u64) {
+        let rules = &self.setup.rules;
+        let all = self.all_tokens();
+        if all == 0 {
+            // Only states: as many tokens as one likes, for so many requests.
+            let requests = available.checked_div(self.states()).unwrap_or(0);
+            let tokens = requests.saturating_mul(self.context);
+            return (tokens, tokens, tokens);
+        }
+        match rules.pool {
+            Pool::Groups => {
+                let groups = self.groups();
+                let blocks = available / groups.bytes_per_block;
+                // Until about 0.20: blocks of one group. Since then: what requests of full length
+                // could hold.
+                let plain = (blocks / groups.count.max(1)).saturating_mul(self.block);
+                if groups.count <= 1 {
+                    return (plain, plain, plain);
+                }
+                let requests = mul_div(blocks, self.context, groups.blocks_per_request);
+                let value = if self.states() > 0 { requests } else { plain };
+                (value, plain.min(requests), plain.max(requests))
+            }
+            Pool::Tokens => {
+                let mut left = available;
+                if self.states() > 0 {
+                    // `--mamba-full-memory-ratio 0.9`.
+                    left = mul_div(available, 10, 19);
+                }
+                let whole = |per: u64| left / per.max(1) / self.block * self.block;
+                let plain = whole(all);
+                if !self.windows() {
+                    return (plain, plain, plain);
+                }
+                // `--swa-full-tokens-ratio 0.8`.
+                let windows: u64 = self
+                    .caches
+                    .iter()
+                    .filter(|c| c.keeps.window().is_some())
+                    .map(|c| self.per_token(c.keeps))
+                    .sum();
+                let hybrid = whole(all - windows + mul_div(windows, 8, 10));
+                (hybrid, plain, hybrid.max(plain))
+            }
+            Pool::Cells => {
+                let batch = self.setup.batch();
+                let sum = |windows: bool| -> u64 {
+                    self.caches
+                        .iter()
+                        .filter(|c| c.keeps.window().is_some() == windows)
+                        .map(|c| {
+                            let cells = c
+                                .keeps
+                                .window()
+                                .map_or(1, |w| w.saturating_add(batch).next_multiple_of(256));
+                            self.per_token(c.keeps).saturating_mul(cells)
+                        })
+                        .fold(0, u64::saturating_add)
+                };
+                let left = available.saturating_sub(sum(true)).saturating_sub(self.states());
+                let tokens = left.checked_div(sum(false)).unwrap_or(0) / 256 * 256;
+                (tokens, tokens, tokens)
+            }
+        }
+    }
+}

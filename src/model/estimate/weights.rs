@@ -1,0 +1,134 @@
+//! What a rank loads of the model's tensors.
+
+use super::{Bar, Pool, Rules, Setup, Stage};
+use crate::model::facts::{Certainty, ModelFacts};
+use crate::model::memory::WeightSplit;
+use crate::model::tensors::{self, Place, Ranks, Split, mul_div};
+
+/// What a rank loads, and how sure that is.
+pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> Bar {
+    let rules = &setup.rules;
+    let by_layers = rules.split == WeightSplit::Layers;
+    let devices =
+        if by_layers { setup.pipeline } else { tensor.saturating_mul(setup.pipeline) }.max(1);
+    if facts.tensors.is_empty() || facts.layout.layers == 0 && devices > 1 {
+        // Not known which layers there are: plainly, with what engines replicate above it.
+        let plain = facts.weight_bytes.0.div_ceil(devices);
+        return Bar::around(plain, if devices > 1 { 250 } else { 150 }).plus(rules.loading);
+    }
+    let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
+    let all = if by_layers { 1 } else { attention.saturating_mul(setup.data.max(1)) };
+    let ranks = Ranks {
+        tensor,
+        expert: all.max(if by_layers { 1 } else { setup.expert }),
+        whole_experts: setup.expert > 1,
+    };
+    let layout = &facts.layout;
+    let has_head =
+        facts.tensors.iter().any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
+    let mut sum = 0u64;
+    // What more it is where options of DP attention (`--moe-dense-tp-size 1`, `--enable-dp-lm-head`,
+    // DeepEP) keep the rest whole as well.
+    let mut whole = 0u64;
+    for tensor in &facts.tensors {
+        let place = tensors::place(&tensor.name, layout.layers);
+        let split = tensors::split(tensor, layout);
+        let here = match place {
+            // llama.cpp reads rows of the embedding on the host; a tied head is copied to a device.
+            Place::Embedding if by_layers => {
+                stage.last && !has_head && split == Split::Vocabulary && setup.gpu_like()
+                    || !setup.gpu_like() && stage.first
+            }
+            Place::Embedding => {
+                stage.first || stage.last && facts.tied && split == Split::Vocabulary
+            }
+            Place::Layer(n) => (stage.range.0..stage.range.1).contains(&u64::from(n)),
+            Place::Head => stage.last && (by_layers || !facts.tied),
+            Place::Norm => stage.last,
+            Place::Beside => stage.first,
+            Place::Draft => false,
+        };
+        if here {
+            let divided = match place {
+                Place::Embedding => attention,
+                _ if tensors::is_mixer(&tensor.name) => attention,
+                _ => ranks.tensor,
+            };
+            let held = |tensor_ranks| {
+                let ranks = Ranks { tensor: tensor_ranks, ..ranks };
+                let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
+                loaded(facts, rules, tensor, split, share)
+            };
+            let share = held(divided);
+            sum = sum.saturating_add(share);
+            whole = whole.saturating_add(held(attention).saturating_sub(share));
+        }
+    }
+    let layers = stage.range.1.saturating_sub(stage.range.0);
+    if rules.pool == Pool::Groups && layers > 0 {
+        sum = sum.saturating_add(facts.rope_bytes);
+        sum = sum.saturating_add(absorbed(facts, layers, attention));
+    }
+    let loading = rules.loading;
+    let sure = match facts.certainty {
+        Certainty::Exact => Bar {
+            value: sum,
+            low: mul_div(sum, 985, 1_000),
+            high: mul_div(sum, 1_020, 1_000).saturating_add(64 << 20),
+        },
+        // Tensors were read, only how the engine divides them is not known.
+        Certainty::Guess if facts.parts > 0 => Bar::around(sum, if devices > 1 { 150 } else { 50 }),
+        certainty => {
+            let (less, more) = facts.spread.unwrap_or(certainty.usual_spread());
+            Bar::exact(sum).spread((less + 20, more + 20))
+        }
+    };
+    Bar { high: sure.high.saturating_add(whole), ..sure }.plus(loading)
+}
+
+/// Bytes on the device of a share of a tensor as stored.
+fn loaded(
+    facts: &ModelFacts,
+    rules: &Rules,
+    tensor: &tensors::Tensor,
+    split: Split,
+    share: u64,
+) -> u64 {
+    if rules.pool == Pool::Cells {
+        return share;
+    }
+    // Weights in 32 bits are loaded in 16.
+    if matches!(tensor.dtype.as_str(), "F32" | "F64")
+        && tensor.shape.len() >= 2
+        && !tensor.name.contains("scale")
+        && !tensor.name.contains("absmax")
+    {
+        return share / if tensor.dtype == "F64" { 4 } else { 2 };
+    }
+    // The index of GPTQ is dropped unless columns are reordered.
+    if tensor.name.ends_with("g_idx") || tensor.name.ends_with(".zero_bias") {
+        return 0;
+    }
+    // MXFP4 kernels pad both sides of an expert to whole tiles (vLLM `fused_moe/oracle/mxfp4.py`).
+    if split == Split::Experts && tensor.dtype == "U8" && tensor.name.ends_with("_blocks") {
+        let hidden = facts.hidden_size.map_or(1, u64::from).max(1);
+        return mul_div(share, hidden.next_multiple_of(256), hidden);
+    }
+    share
+}
+
+/// vLLM keeps the two halves of `kv_b_proj` once more in 16 bits, ready to be multiplied
+/// (`MLACommonImpl.process_weights_after_loading`).
+fn absorbed(facts: &ModelFacts, layers: u64, tensor: u64) -> u64 {
+    let latent = facts.layout.latent;
+    let one = facts.tensors.iter().find(|t| {
+        latent
+            && tensors::module(&t.name).ends_with("kv_b_proj")
+            && t.shape.len() == 2
+            && !t.name.contains("scale")
+    });
+    one.map_or(0, |t| {
+        let values = t.shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+        (values / tensor.max(1)).saturating_mul(2).saturating_mul(layers)
+    })
+}
