@@ -170,6 +170,39 @@ async fn the_number_that_decided_is_told() {
     assert!(said.contains("prometheus 1: 0.01 (result < 0.05)"), "{said}");
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 
+    // A limit on what an engine says of its cache.
+    let full = spec(
+        "\"--seed\", \"4\"",
+        "duration = \"2m\"\nmin_requests = 100000\n[analysis.a.engine]\nmax_kv_usage = 0.0000001\n",
+    );
+    let (outcome, said) = roll(&world, &client, &full).await;
+    assert!(matches!(outcome, Outcome::RolledBack { .. }), "{outcome:?}");
+    assert!(said.contains("KV"), "{said}");
+
+    // A GPU of the canary breaks in the middle of its analysis. (Last: it is of no use any more.)
+    let breaks = spec("\"--seed\", \"5\"", "duration = \"2m\"\nmin_requests = 100000");
+    let broken = async {
+        // What was wrong with a GPU before is not the canary's doing: it is looked at once first.
+        until(&client, "the analysis", |s| {
+            let rollout = s.services.values().next()?.rollout.as_ref()?;
+            let looked_at = rollout.analysis.new.gpu.samples > 0;
+            (rollout.outcome.is_none() && looked_at).then_some(())
+        })
+        .await;
+        for host in 1..=4 {
+            let file = world.root().join(format!("hosts/gpu-{host}/scenario.json"));
+            let mut scenario: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            for gpu in scenario["gpus"].as_array_mut().unwrap() {
+                gpu["xids"] = serde_json::json!([79]);
+            }
+            std::fs::write(&file, scenario.to_string()).unwrap();
+        }
+    };
+    let ((outcome, said), ()) = tokio::join!(roll(&world, &client, &breaks), broken);
+    assert!(matches!(outcome, Outcome::RolledBack { .. }), "{outcome:?}");
+    assert!(said.starts_with("GPU: ") && said.contains("has fallen off the bus"), "{said}");
+
     drop(client);
     running.stop().await;
     tokio::task::spawn_blocking(move || drop(world)).await.unwrap();
