@@ -173,7 +173,7 @@ async fn the_number_that_decided_is_told() {
     // A limit on what an engine says of its cache.
     let full = spec(
         "\"--seed\", \"4\"",
-        "duration = \"2m\"\nmin_requests = 100000\n[analysis.a.engine]\nmax_kv_usage = 0.0000001\n",
+        "duration = \"4s\"\nmin_requests = 5\nmax_latency_ratio = 50.0\n[analysis.a.engine]\nmax_kv_usage = 0.0000001\n",
     );
     let (outcome, said) = roll(&world, &client, &full).await;
     assert!(matches!(outcome, Outcome::RolledBack { .. }), "{outcome:?}");
