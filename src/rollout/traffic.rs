@@ -35,7 +35,7 @@ impl ServiceState {
     }
 
     /// Requests that ask for the canary are sent to the release that is coming: from its first ready replica on,
-    /// whatever the weights, until its rollout has ended or turns back.
+    /// whatever the weights, until it serves alone or its rollout turns back.
     fn goes_by_rule(&self) -> bool {
         let forward = self.active_rollout().filter(|r| r.direction == Direction::Forward);
         let policy = forward.filter(|r| r.from.is_some()).and_then(|r| self.policy(r.to));
@@ -133,7 +133,9 @@ impl ServiceState {
 
     fn table(&self, roles: &Roles) -> Vec<Row> {
         let (coming, going) = self.weights(roles);
-        let by_rule = self.goes_by_rule();
+        // Alone it is reached by all: so the end of a rollout changes nothing at the gateway any more.
+        let beside = roles.coming.is_some_and(|c| self.ready_total() > self.ready(c));
+        let by_rule = beside && self.goes_by_rule();
         self.replicas
             .iter()
             .filter_map(|(key, replica)| {

@@ -125,6 +125,16 @@ fn who_asks_for_the_canary_reaches_it_until_it_is_taken_back() {
         let new = asked(&world, R2);
         assert!(!new.is_empty() && new.iter().all(|by_rule| *by_rule), "{new:?}");
         assert!(asked(&world, R1).iter().all(|by_rule| !by_rule));
+        let mut promoted = world;
+        promoted.by_ada(|by| EventKind::Promoted { all: true, by });
+        assert!(promoted.run_until(HOUR, |w| w.state.active_rollout().is_none()));
+        // What is left alone is reached by all: its end is nothing to the gateway.
+        assert!(promoted.table().iter().all(|s| !s.by_rule), "{:?}", promoted.table());
+        promoted.check_replay();
+
+        let mut world = serving(3);
+        world.request(&next, RolloutKind::Apply, Nature::Good);
+        assert!(world.run_until(HOUR, at_gate));
         world.by_ada(|by| EventKind::Aborted { by, reason: None });
         assert!(world.run_until(HOUR, |w| asked(w, R2).iter().all(|by_rule| !by_rule)));
         assert!(world.run_until(HOUR, ended));
