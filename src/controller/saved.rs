@@ -262,12 +262,14 @@ async fn bring(means: &Means, wanted: &Wanted) {
             let epoch = means.claims.ensure(link.as_ref()).await?;
             write(means, wanted, link.as_ref(), &epoch).await
         };
-        match written.await {
-            Ok(()) => true,
-            Err(error) => {
+        // One that hangs does not keep the next decision from the others.
+        match tokio::time::timeout(OTHERS, written).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
                 tracing::debug!(%host, %error, "the state is not there yet");
                 false
             }
+            Err(_) => false,
         }
     });
     let written = futures::future::join_all(writes).await;
