@@ -105,9 +105,18 @@ impl ServiceState {
     }
 
     /// On the way back all traffic returns to stable once it is whole (Argo's rule), or carries the floor and nothing
-    /// more of it comes: what is missing waits for GPUs of the others, which only then may go.
+    /// more of it comes: what is missing waits for GPUs of the others, which only then may go. What has returned does
+    /// not go to the others again as long as the floor is carried; nor does it at rest, where nobody watches them.
     fn carries_all(&self, roles: &Roles, coming: u32) -> bool {
-        coming >= roles.full.max(1) || coming >= roles.floor.max(1) && !self.grows(roles)
+        let at_rest = self.active_rollout().is_none();
+        let suffices = || at_rest || self.has_all(roles) || !self.grows(roles);
+        coming >= roles.full.max(1) || coming >= roles.floor.max(1) && suffices()
+    }
+
+    /// The release that is coming gets all of the traffic by the table as it was last.
+    fn has_all(&self, roles: &Roles) -> bool {
+        let mut served = self.traffic.iter().filter(|server| server.weight > 0).peekable();
+        served.peek().is_some() && served.all(|server| Some(server.replica.release) == roles.coming)
     }
 
     /// A replica of the release that is coming is on its way or about to be: its GPUs are free or becoming so, and
@@ -116,14 +125,18 @@ impl ServiceState {
         let plan = |key: &ReplicaKey| self.releases.get(&key.release)?.replica(key.replica);
         let is_blocked = |key: &ReplicaKey| {
             let mut others = self.replicas.iter().filter(|(other, r)| {
-                other.release != key.release && r.phase.is_live() && !r.retiring
+                // What should have stopped long ago is not waited for.
+                let leaves = r.retiring && !self.stop_is_overdue(**other, r);
+                other.release != key.release && r.phase.is_live() && !leaves
             });
             others.any(|(other, _)| {
                 plan(key).zip(plan(other)).is_some_and(|(mine, theirs)| mine.conflicts_with(theirs))
             })
         };
         let comes = |key: &ReplicaKey, r: &ReplicaState| match r.phase {
-            Phase::Starting | Phase::Loading => true,
+            Phase::Starting => r.waiting_since.is_none(),
+            // One that served and fell silent is not on its way.
+            Phase::Loading => !r.proved,
             Phase::Pending { .. } => !is_blocked(key),
             _ => false,
         };

@@ -102,6 +102,8 @@ pub struct World {
     stopped: BTreeSet<RankId>,
     table: Vec<TrafficServer>,
     table_version: u64,
+    /// What the decider wanted the table to be last.
+    wanted_table: Vec<TrafficServer>,
     gateway_down_until: Timestamp,
     hosts_down: BTreeMap<HostName, Timestamp>,
     recorded: BTreeMap<ReleaseNumber, Outcome>,
@@ -166,6 +168,7 @@ impl World {
             ranks: BTreeMap::new(),
             stopped: BTreeSet::new(),
             table: Vec::new(),
+            wanted_table: Vec::new(),
             table_version: 0,
             gateway_down_until: Timestamp(0),
             hosts_down: BTreeMap::new(),
@@ -692,7 +695,7 @@ impl World {
         n - u32::from(self.bug == Some(Bug::IgnoreFloor))
     }
 
-    fn check_table(&self, servers: &[TrafficServer]) {
+    fn check_table(&mut self, servers: &[TrafficServer]) {
         let mut sum = 0u32;
         for server in servers {
             let replica = self.state.replicas.get(&server.replica.key());
@@ -722,6 +725,22 @@ impl World {
                 "stable carries the floor, no more of it comes, and traffic goes to {canary:?}"
             );
         }
+        let forward =
+            self.state.active_rollout().is_some_and(|r| r.direction == Direction::Forward);
+        let other =
+            |s: &&TrafficServer| s.weight > 0 && Some(s.replica.release) != self.state.stable;
+        if let Some(stable) = self.state.stable.filter(|_| !forward)
+            && self.state.ready(stable) >= self.own_floor().max(1)
+            && let Some(canary) = servers.iter().find(other)
+        {
+            let had_none = !self.wanted_table.iter().any(|s| other(&s));
+            assert!(
+                !had_none,
+                "all traffic had returned to stable, and {canary:?} gets some again"
+            );
+            assert!(self.state.active_rollout().is_some(), "at rest {canary:?} gets traffic");
+        }
+        self.wanted_table = servers.to_vec();
         assert!(
             sum > 0 || self.state.ready_total() == 0,
             "replicas are ready and none of them gets traffic"
