@@ -305,6 +305,13 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     }
     warnings.extend(Gateways::none_named(&core.deck, service, spec));
     warnings.extend(core.deck_warnings(service));
+    let untold = crate::rollout::untold_limits(spec);
+    if !untold.is_empty() {
+        warnings.push(format!(
+            "the engine's metrics do not tell {}: the analysis cannot pass by itself and waits for a person",
+            untold.join(", ")
+        ));
+    }
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
     }

@@ -38,6 +38,7 @@ pub mod run_step;
 pub mod shared;
 pub mod state;
 pub mod step;
+mod told;
 mod traffic;
 
 pub use action::Action;
@@ -58,3 +59,4 @@ pub use state::{
     ServiceState,
 };
 pub use step::{next_wake, outstanding, step};
+pub use told::untold_limits;

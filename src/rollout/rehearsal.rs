@@ -13,6 +13,7 @@ use super::release::{Release, ReplicaPlan};
 use super::run_step::RunEnd;
 use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
 use super::step::{next_wake, outstanding, step};
+use super::told;
 use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp};
 use crate::spec::{RolloutSpec, Strategy};
 
@@ -143,7 +144,8 @@ impl World<'_> {
                 ..Stage::default()
             })
             .collect();
-        let release = Box::new(release.clone());
+        let mut release = Box::new(release.clone());
+        release.spec = told::within_limits(release.spec);
         let by = "forecast".to_owned();
         self.feed_at(self.began, EventKind::RolloutRequested { release, kind, by });
         self.forecast.floor = self.state.floor();

@@ -419,6 +419,26 @@ fn a_wish_that_is_called_futile_changes_nothing() {
     assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_some()));
 }
 
+/// A limit on what the engine tells needs nobody; one on what it does not tell is named in the plan.
+#[test]
+fn a_plan_foresees_which_limits_wait_for_a_person() {
+    let steps = vec![StepSpec::Weight(30), StepSpec::Analyse("a".to_owned())];
+    let foreseen = |engine: &str| {
+        let mut release = with_steps(3, 3, steps.clone());
+        let analysis = "duration = \"1m\"\n[engine]\nmax_first_token = \"1s\"";
+        release.spec.analysis.insert("a".to_owned(), toml::from_str(analysis).unwrap());
+        let text = format!("model = \"/m\"\nengine = \"{engine}\"");
+        release.spec.engine = gpudeck::spec::parse_service(&text, "chat").unwrap().engine;
+        let stage = forecast(&serving(3, 1).state, &release, RolloutKind::Apply).unwrap();
+        let stage = &stage.stages[1];
+        (stage.unknown.person, stage.took_ms, gpudeck::rollout::untold_limits(&release.spec))
+    };
+    assert_eq!(foreseen("vllm"), (false, 60_000, Vec::new()));
+    let (person, _, untold) = foreseen("llamacpp");
+    assert!(person);
+    assert_eq!(untold, ["max_first_token of analysis a"]);
+}
+
 #[test]
 fn a_plan_foresees_how_long_queries_take() {
     let steps = vec![StepSpec::Weight(30), StepSpec::Analyse("a".to_owned())];
