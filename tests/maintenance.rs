@@ -262,12 +262,15 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     let mark = place.home.path().join("mark");
     let command = format!("echo \"$GPUDECK_HOST\" >> {}", mark.display());
     let arguments = ["hosts", "upgrade", "--run", &command, "--hosts", &host, "--yes"];
+    place.expect(&["cordon", &format!("{host}/3"), "-m", "ECC"], 0);
     let upgrade = place.json(&arguments, 0);
     assert_eq!(upgrade["hosts"][0]["state"]["state"], "done", "{upgrade:#}");
-    // Once, on that host, which is welcome again.
+    // Once, on that host, which is welcome again, but for the GPU that was not before.
     assert_eq!(std::fs::read_to_string(&mark).unwrap(), format!("{host}\n"));
-    let hosts = place.json(&["hosts"], 0);
-    assert_eq!(hosts[&host]["maintenance"]["cordons"], serde_json::json!([]));
+    let cordons = place.json(&["hosts"], 0)[&host]["maintenance"]["cordons"].clone();
+    assert_eq!(cordons.as_array().unwrap().len(), 1, "{cordons:#}");
+    assert_eq!(cordons[0]["reason"], "ECC", "{cordons:#}");
+    place.expect(&["uncordon", &format!("{host}/3")], 0);
     assert_eq!(place.json(&["status", "code"], 0)["ready"], 2);
 
     let bad =
@@ -303,6 +306,36 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     let hosts = place.json(&["hosts"], 0);
     assert_eq!(hosts["gpu-2"]["maintenance"]["upgrade"]["state"], "skipped", "{hosts:#}");
     assert_eq!(hosts["gpu-2"]["maintenance"]["cordons"], serde_json::json!([]));
+}
+
+/// A host is not told to be empty while a rollout that waits for a person will still start something there.
+#[test]
+fn a_host_on_which_a_rollout_is_about_to_start_something_is_not_drained() {
+    let place = Place::new();
+    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    place.edit(
+        "[rollout]",
+        "[placement]\nspread = \"host\"\n\n[rollout]\nsteps = [{ weight = 50 }, { approve = true }]",
+    );
+    place.edit("\"12\",", "\"11\",");
+    for host in place.code_is_on() {
+        place.expect(&["cordon", &host], 0);
+    }
+    let plan = place.json(&["plan", "code"], 2);
+    place.expect(&["apply", "code"], 0);
+    wait_until("the gate", LONG, || {
+        place.json(&["status", "code"], 0)["rollout"]["gate"].to_string().contains("approve")
+    });
+    let on = place.code_is_on();
+    let steps = plan["steps"].as_array().unwrap();
+    let moves = steps.iter().flat_map(|step| step["moves"].as_array().unwrap());
+    let starts = moves.filter(|m| m["verb"] == "start");
+    let mut places = starts.map(|m| m["ranks"][0]["host"].as_str().unwrap());
+    let later = places.find(|host| !on.iter().any(|h| h == host));
+    let later = later.unwrap_or_else(|| panic!("no host is used later: {plan:#}"));
+    let refused = place.expect(&["drain", later, "--yes"], 5);
+    assert!(refused.stderr.contains("will start a replica there"), "{refused:#?}");
+    place.expect(&["rollout", "abort", "code"], 0);
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl Ledger {
             }
             DeckEvent::Uncordoned { host, gpu } => {
                 if let Some(cordons) = self.cordons.get_mut(host) {
-                    cordons.retain(|c| gpu.is_some() && c.gpu != *gpu);
+                    cordons.retain(|c| c.gpu != *gpu);
                     if cordons.is_empty() {
                         self.cordons.remove(host);
                     }

@@ -2,6 +2,7 @@
 //! deciders walk them, this file only notices when a host is empty or stays as it is.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -13,11 +14,14 @@ use super::{plan_steps, world};
 use crate::api::hub::Change;
 use crate::api::{
     ApiError, CordonedGpu, DeckView, DrainMove, DrainOut, DrainPlan, ErrorKind, IntentReply,
-    Maintenance, Severity, text,
+    Maintenance, Severity, UpgradeHost, text,
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{Demand, HostCapacity, PlacedReplica};
-use crate::rollout::{EventKind, LentTo, Loan, Phase, RequestedMove, ServiceState};
+use crate::rollout::{EventKind, LentTo, Loan, Phase, ReplicaPlan, RequestedMove, ServiceState};
+
+/// Between two looks at what a drain can do about what is still there.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What of one service leaves a host.
 struct ServiceMoves {
@@ -116,17 +120,24 @@ impl Core {
         gpu: Option<u32>,
         by: &str,
     ) -> Result<IntentReply, ApiError> {
-        self.known_host(host)?;
+        // A host that left the deck while it was cordoned can be let go, too: something may be out because of it.
+        if !self.state.ledger.cordons.contains_key(host) {
+            self.known_host(host)?;
+        }
         let gpu = gpu.map(|index| self.gpu_of(host, index)).transpose()?;
-        let known = self.state.ledger.cordons.get(host);
-        if !known.is_some_and(|c| gpu.is_none() || c.iter().any(|c| c.gpu == gpu)) {
+        let cordons = self.state.ledger.cordons.get(host).map_or(&[][..], Vec::as_slice);
+        if !cordons.iter().any(|c| c.gpu == gpu) {
             return Ok(IntentReply::NothingToDo);
         }
+        let mut stay: Vec<u32> =
+            cordons.iter().filter_map(|c| Some(c.gpu.as_ref()?.index)).collect();
+        stay.retain(|index| gpu.as_ref().is_none_or(|gpu| gpu.index != *index));
         let upgrade = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none());
-        if gpu.is_none()
-            && upgrade
-                .is_some_and(|u| u.hosts.iter().any(|h| h.host == *host && h.state.is_under_way()))
-        {
+        let entry = upgrade.and_then(|u| u.hosts.iter().find(|h| h.host == *host));
+        let under_way = entry.map(|e| &e.state).filter(|s| gpu.is_none() && s.is_under_way());
+        // While it drains nothing was done to it yet: then this is the way out of it.
+        let ends_upgrade = matches!(under_way, Some(UpgradeHost::Draining { .. }));
+        if under_way.is_some() && !ends_upgrade {
             return Err(conflict(
                 format!("{host} is being upgraded"),
                 "it is uncordoned by itself when it is back",
@@ -134,8 +145,17 @@ impl Core {
         }
         let drains = self.state.ledger.drains.get(host).is_some_and(|d| d.ended.is_none());
         let whole = gpu.is_none();
+        let what = gpu.as_ref().map(|g| format!("GPU {} of ", g.index)).unwrap_or_default();
         self.deck_told(DeckEvent::Uncordoned { host: host.clone(), gpu })?;
-        self.say(Severity::Info, None, &format!("{by} uncordons {host}"));
+        let mut words = format!("{by} uncordons {what}{host}");
+        if whole && !stay.is_empty() {
+            let stay = stay.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            words.push_str(&format!("; its GPU {stay} stays cordoned"));
+        }
+        self.say(Severity::Info, None, &words);
+        if ends_upgrade {
+            self.upgrade_failed(host, &format!("{by} uncordoned it"));
+        }
         if whole && drains {
             let services: Vec<ServiceName> = self
                 .state
@@ -183,17 +203,24 @@ impl Core {
             if let Some(loan) = state.loans.iter().find(|l| comes_back_to(state, l, host)) {
                 return Err(conflict(
                     format!("{service} {} is {}, and may come back there", loan.replica, loan.to),
-                    "wait for the end of that rollout; until then `gpudeck cordon` keeps new ranks away",
+                    &format!(
+                        "{}; until then `gpudeck cordon` keeps new ranks away",
+                        loan.to.way_back()
+                    ),
                 ));
             }
-            if on_host(state, host).is_empty() || moves_from(state, host) {
-                continue;
-            }
-            if let Some(rollout) = state.active_rollout() {
+            let nothing_here = on_host(state, host).is_empty();
+            if let Some(rollout) = state.active_rollout()
+                && (!nothing_here || goes_to(state, host))
+            {
+                let starts = if nothing_here { ", and will start a replica there" } else { "" };
                 return Err(conflict(
-                    format!("a rollout of {service} to {} is under way", rollout.to),
-                    "wait for its end; until then `gpudeck cordon` keeps new ranks away",
+                    format!("a rollout of {service} to {} is under way{starts}", rollout.to),
+                    "wait for its end; until then `gpudeck cordon` keeps what is planned later away",
                 ));
+            }
+            if nothing_here || moves_from(state, host) {
+                continue;
             }
             let Some(release) = state.stable.and_then(|n| state.releases.get(&n)) else { continue };
             let (service, spec) = (service.clone(), release.spec.clone());
@@ -226,6 +253,8 @@ impl Core {
             let Some(release) = state.stable.and_then(|n| state.releases.get(&n)) else { continue };
             let mut leaving = on_host(state, host);
             leaving.retain(|k| k.release == release.number && !state.vacated.contains(k));
+            // Where not all have another place, those that serve nothing are the first to stop.
+            leaving.sort_by_key(|k| state.is_idle(*k));
             let count = u32::try_from(leaving.len()).unwrap_or(u32::MAX);
             if count == 0 {
                 continue;
@@ -234,7 +263,9 @@ impl Core {
             // Those that stay are counted in their failure domains.
             demand.staying = world::reusable(&self.state, &draft.service);
             demand.staying.retain(|r| !leaving.contains(&r.replica));
-            let places = self.places_elsewhere(host, state, &mut demand, &hosts)?;
+            let idle = leaving.iter().filter(|k| state.is_idle(**k)).count();
+            let may_stop = state.can_lend() + u32::try_from(idle).unwrap_or(u32::MAX);
+            let places = self.places_elsewhere(host, may_stop, &mut demand, &hosts)?;
             let out = leaving.split_off(places.len().min(leaving.len()));
             for key in &out {
                 let present = release.replica(key.replica);
@@ -281,13 +312,12 @@ impl Core {
     fn places_elsewhere(
         &self,
         host: &HostName,
-        state: &ServiceState,
+        may_stop: u32,
         demand: &mut Demand,
         hosts: &[HostCapacity],
     ) -> Result<Vec<PlacedReplica>, ApiError> {
         let count = demand.replicas;
         let mut first = None;
-        let may_stop = state.can_lend();
         for out in 0..=count.min(may_stop) {
             demand.replicas = count - out;
             if demand.replicas == 0 {
@@ -387,14 +417,14 @@ impl Core {
         }
     }
 
-    /// What was out while its host was maintained comes back when the host is uncordoned, or is none of ours any more.
+    /// What was out while its host was maintained comes back when the host is uncordoned. A host that is not in the deck
+    /// for a while is not yet: somebody may still be at work there.
     pub(super) fn tend_taken_out(&mut self) {
         let mut back = Vec::new();
         for (service, state) in &self.state.services {
             for loan in &state.loans {
                 let LentTo::Maintenance { host } = &loan.to else { continue };
-                let known = self.deck.hosts.contains_key(host);
-                if !known || self.state.ledger.host_cordon(host).is_none() {
+                if self.state.ledger.host_cordon(host).is_none() {
                     back.push((service.clone(), loan.replica));
                 }
             }
@@ -427,8 +457,9 @@ impl Core {
             .map(|(host, _)| host.clone())
             .collect();
         for host in active {
+            let concerns = |s: &ServiceState| !on_host(s, &host).is_empty() || goes_to(s, &host);
             let here: BTreeMap<&ServiceName, &ServiceState> =
-                self.state.services.iter().filter(|(_, s)| !on_host(s, &host).is_empty()).collect();
+                self.state.services.iter().filter(|(_, s)| concerns(s)).collect();
             let busy = |s: &&&ServiceState| {
                 s.active_rollout().is_some() || s.stopping || !s.moves.is_empty()
             };
@@ -445,9 +476,16 @@ impl Core {
                 .iter()
                 .filter(|(_, s)| stays(s))
                 .find_map(|(name, s)| s.move_trouble.as_ref().map(|why| format!("{name}: {why}")));
+            let any_stays = here.values().any(|s| stays(s));
+            // The host may be dead: it will not say that the rest has stopped.
+            let overdue = || {
+                let mut of = here.iter().map(|(name, s)| (name, s.overdue_stop_on(&host)));
+                of.find_map(|(name, why)| Some(format!("{name}: {}", why?)))
+            };
+            let trouble = trouble.or_else(|| if any_stays { None } else { overdue() });
             if here.is_empty() || trouble.is_some() {
                 self.end_drain(&host, trouble);
-            } else if here.values().any(|s| stays(s)) && self.draining.insert(host.clone()) {
+            } else if any_stays && self.draining.insert(host.clone()) {
                 self.drain_again(host);
             }
         }
@@ -476,9 +514,14 @@ impl Core {
                 Ok(work) => work.await,
                 Err(error) => Err(error),
             };
+            let looked = host.clone();
             let go_on = Box::new(move |core: &mut Core| {
-                core.draining.remove(&host);
+                // It may have been uncordoned meanwhile.
+                if core.state.ledger.drains.get(&host).is_none_or(|d| d.ended.is_some()) {
+                    return;
+                }
                 match drafts.and_then(|drafts| core.drainage(&host, &drafts)) {
+                    Ok(drainage) if drainage.services.is_empty() => core.drain_is_stuck(&host),
                     Ok(drainage) => core.request_moves(&host, drainage, &by),
                     // Right after a start not every host has been reached yet: that passes.
                     Err(_) if core.hub.with(|s| !s.hosts.values().all(settled)) => {}
@@ -486,7 +529,28 @@ impl Core {
                 }
             });
             let _ = inputs.send(Input::Ask(go_on)).await;
+            // To look asks the hosts: not four times a second while it does not help.
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let again = Box::new(move |core: &mut Core| {
+                core.draining.remove(&looked);
+            });
+            let _ = inputs.send(Input::Ask(again)).await;
         });
+    }
+
+    /// What is left on the host is none of what a drain moves: it ends, and says so.
+    fn drain_is_stuck(&mut self, host: &HostName) {
+        let left = self.state.services.iter().find_map(|(service, state)| {
+            let stays = |k: &ReplicaKey| {
+                Some(k.release) != state.stable
+                    && state.replicas.get(k).is_some_and(|r| !r.retiring)
+            };
+            let key = on_host(state, host).into_iter().find(stays)?;
+            Some(format!("{service} {key} is left of a rollout, until the stable release is whole"))
+        });
+        if left.is_some() {
+            self.end_drain(host, left);
+        }
     }
 }
 
@@ -512,6 +576,21 @@ fn moves_from(state: &ServiceState, host: &HostName) -> bool {
         let plan = state.releases.get(&m.release).and_then(|r| r.replica(m.from));
         plan.is_some_and(|p| p.ranks.iter().any(|rank| rank.host == *host))
     })
+}
+
+/// Something of a service is to be started on the host: a move that is not over, or what a rollout under way starts or
+/// would go back to.
+fn goes_to(state: &ServiceState, host: &HostName) -> bool {
+    let is_there = |plan: &ReplicaPlan| plan.ranks.iter().any(|rank| rank.host == *host);
+    let planned = |number: ReleaseNumber| {
+        let plans = state.releases.get(&number).map_or(&[][..], |r| r.replicas.as_slice());
+        (0..).zip(plans).any(|(replica, plan)| {
+            is_there(plan) && !state.vacated.contains(&ReplicaKey { release: number, replica })
+        })
+    };
+    let rollout = state.active_rollout();
+    state.moves.iter().any(|m| is_there(&m.plan))
+        || rollout.is_some_and(|r| planned(r.to) || r.from.is_some_and(planned))
 }
 
 /// Whether a replica that is lent may come back to this host at any moment.

@@ -55,6 +55,8 @@ pub struct Wish {
 pub struct UpgradeTasks {
     running: BTreeMap<HostName, JoinHandle<()>>,
     up_since: BTreeMap<HostName, Timestamp>,
+    /// The host whose replicas the next one waits for, as it was told last.
+    waits_for: Option<HostName>,
 }
 
 impl Drop for UpgradeTasks {
@@ -157,7 +159,9 @@ impl Core {
     fn went(&mut self, host: &HostName, state: UpgradeHost) {
         let line = match &state {
             UpgradeHost::Failed { why } => {
-                (Severity::Error, format!("the upgrade of {host} failed: {why}; it stays cordoned"))
+                let cordoned = self.state.ledger.host_cordon(host).is_some();
+                let stays = if cordoned { "; it stays cordoned" } else { "" };
+                (Severity::Error, format!("the upgrade of {host} failed: {why}{stays}"))
             }
             UpgradeHost::Running { .. } => {
                 (Severity::Info, format!("the upgrade's command runs on {host}"))
@@ -168,6 +172,8 @@ impl Core {
             UpgradeHost::Done => (Severity::Info, format!("{host} is upgraded")),
             state => (Severity::Info, format!("{host}: {}", state.word())),
         };
+        // A failure is told of those whose turn had not come, too.
+        let is_of_all = matches!(state, UpgradeHost::Failed { .. });
         if let Err(error) = self.deck_happened(DeckEvent::UpgradeWent { host: host.clone(), state })
         {
             // Nothing was applied: the next tick tries again.
@@ -182,13 +188,14 @@ impl Core {
             .upgrade
             .iter()
             .flat_map(|u| u.hosts.iter().map(|h| h.host.clone()))
+            .filter(|of| is_of_all || of == host)
             .collect();
         for host in hosts {
             self.publish_maintenance(&host);
         }
     }
 
-    fn failed(&mut self, host: &HostName, why: &str) {
+    pub(super) fn upgrade_failed(&mut self, host: &HostName, why: &str) {
         self.went(host, UpgradeHost::Failed { why: text::clean(why, 400) });
     }
 
@@ -201,13 +208,18 @@ impl Core {
         let under_way = upgrade.hosts.iter().filter(|h| h.state.is_under_way()).count();
         let most = usize::try_from(upgrade.max_parallel).unwrap_or(1);
         let mut room = most.saturating_sub(under_way);
+        let next = upgrade.hosts.iter().any(|h| h.state == UpgradeHost::Waiting);
+        let last = self.waits_for_the_last(&upgrade).filter(|_| next && room > 0);
+        if let Some(last) = last.clone().filter(|_| self.upgrades.waits_for != last) {
+            let words = format!("the next host waits until what stopped for {last} serves again");
+            self.say(Severity::Info, None, &words);
+        }
+        self.upgrades.waits_for.clone_from(&last);
         for entry in &upgrade.hosts {
             let host = &entry.host;
             match &entry.state {
                 UpgradeHost::Waiting
-                    if room > 0
-                        && upgrade.failures().next().is_none()
-                        && !self.waits_for_the_last(&upgrade) =>
+                    if room > 0 && upgrade.failures().next().is_none() && last.is_none() =>
                 {
                     room -= 1;
                     let cordoned_before = self.state.ledger.host_cordon(host).is_some();
@@ -230,18 +242,22 @@ impl Core {
     }
 
     /// What stopped for the hosts before is to serve again before more is stopped, for as long as a host may be away.
-    fn waits_for_the_last(&self, upgrade: &Upgrade) -> bool {
+    /// On one that stays cordoned nothing comes back.
+    fn waits_for_the_last(&self, upgrade: &Upgrade) -> Option<HostName> {
         let patience = Duration::from_millis(upgrade.return_ms);
         let done = upgrade.hosts.iter().filter(|entry| entry.state == UpgradeHost::Done);
         done.filter(|entry| now() <= entry.since.plus(patience))
-            .any(|entry| self.is_coming_back(&entry.host))
+            .map(|entry| &entry.host)
+            .filter(|host| self.state.ledger.host_cordon(host).is_none())
+            .find(|host| self.is_coming_back(host))
+            .cloned()
     }
 
     fn tend_drained(&mut self, upgrade: &Upgrade, host: &HostName, cordoned_before: bool) {
         match self.state.ledger.drains.get(host) {
             Some(drain) if drain.ended.is_none() => {}
             Some(drain) if drain.since >= upgrade.began => match drain.trouble.clone() {
-                Some(why) => self.failed(host, &why),
+                Some(why) => self.upgrade_failed(host, &why),
                 None => {
                     let (gpus, boot, up) = self.hub.with(|s| {
                         let view = s.hosts.get(host);
@@ -251,7 +267,7 @@ impl Core {
                         (gpus, boot, view.is_some_and(super::world::is_up))
                     });
                     if !up {
-                        self.failed(host, "it is not reached");
+                        self.upgrade_failed(host, "it is not reached");
                         return;
                     }
                     self.went(host, UpgradeHost::Running { gpus, boot, cordoned_before });
@@ -263,7 +279,7 @@ impl Core {
             _ => {
                 let by = upgrade.by.clone();
                 if let Err(error) = self.cordon(host, None, &by, Some("upgrade".to_owned())) {
-                    self.failed(host, &error.message);
+                    self.upgrade_failed(host, &error.message);
                     return;
                 }
                 let (reply, answer) = oneshot::channel();
@@ -272,7 +288,7 @@ impl Core {
                 let task = tokio::spawn(async move {
                     if let Ok(Err(error)) = answer.await {
                         let tell = Box::new(move |core: &mut Core| {
-                            core.failed(&host_name, &error.message);
+                            core.upgrade_failed(&host_name, &error.message);
                         });
                         let _ = inputs.send(Input::Ask(tell)).await;
                     }
@@ -310,7 +326,7 @@ impl Core {
                     let state = UpgradeHost::Returning { gpus, said, cordoned_before };
                     core.went(&task_host, state);
                 }
-                Ended::Badly { why } => core.failed(&task_host, &why),
+                Ended::Badly { why } => core.upgrade_failed(&task_host, &why),
             });
             let _ = means.inputs.send(Input::Ask(tell)).await;
         });
@@ -350,11 +366,18 @@ impl Core {
             Some(seen) if seen >= gpus => {
                 let since = *self.upgrades.up_since.entry(host.clone()).or_insert_with(now);
                 if now().since(since) >= SETTLE {
+                    // First: killed between the two, it is looked at once more. The other way round it would stay
+                    // cordoned, and what was out for it would never come back.
+                    let (host_name, gpu) = (host.clone(), None);
+                    if !cordoned_before
+                        && let Err(error) =
+                            self.deck_told(DeckEvent::Uncordoned { host: host_name, gpu })
+                    {
+                        self.say(Severity::Error, None, &error.message);
+                        return;
+                    }
                     self.went(host, UpgradeHost::Done);
                     self.forget_command(upgrade, host);
-                    if !cordoned_before && let Err(error) = self.uncordon(host, None, &upgrade.by) {
-                        self.say(Severity::Error, None, &error.message);
-                    }
                 }
                 return;
             }
@@ -364,7 +387,7 @@ impl Core {
         self.upgrades.up_since.remove(host);
         let patience = Duration::from_millis(upgrade.return_ms);
         if now() > entry.since.plus(patience) {
-            self.failed(host, &format!("not back after {}: {why}", time::short(patience)));
+            self.upgrade_failed(host, &format!("not back after {}: {why}", time::short(patience)));
         }
     }
 }

@@ -109,11 +109,7 @@ impl Borrowing {
 impl ServiceState {
     /// How many of its replicas this service can lend: those above its floor, and never the last.
     pub fn can_lend(&self) -> u32 {
-        let Some(stable) = self.stable else { return 0 };
-        let busy = self.active_rollout().is_some() || !self.moves.is_empty();
-        if self.stopping || self.is_held() || busy {
-            return 0;
-        }
+        let Some(stable) = self.stable.filter(|_| self.rests()) else { return 0 };
         let wanted = self.wanted(stable);
         let floor = self.policy(stable).map_or(wanted, |p| count::floor(p, wanted)).max(1);
         let ready = self
@@ -121,6 +117,17 @@ impl ServiceState {
             .filter(|(key, r)| r.phase == Phase::Ready && !self.vacated.contains(key))
             .count();
         u32::try_from(ready).unwrap_or(u32::MAX).saturating_sub(floor)
+    }
+
+    /// Nothing is being changed, so that a replica can be taken out.
+    fn rests(&self) -> bool {
+        let busy = self.active_rollout().is_some() || !self.moves.is_empty();
+        !self.stopping && !self.is_held() && !busy
+    }
+
+    /// A replica that can stop for its host's maintenance without the service's losing anything: it serves nothing.
+    pub fn is_idle(&self, key: ReplicaKey) -> bool {
+        self.rests() && self.replicas.get(&key).is_some_and(|r| r.phase != Phase::Ready)
     }
 
     /// The new replica is to have devices that were not given over by their lender yet.
@@ -179,7 +186,10 @@ impl Decider<'_> {
         let wanted = self.state.wanted_indexes(release, self.state.wanted(release));
         for replica in replicas.iter().filter(|replica| wanted.contains(replica)) {
             let key = ReplicaKey { release, replica: *replica };
-            if self.state.can_lend() > 0 && self.state.vacated.insert(key) {
+            let may_stop = self.state.can_lend() > 0 || self.state.is_idle(key);
+            if may_stop && self.state.vacated.insert(key) {
+                // Of an earlier maintenance; a drain that goes on looks here for its own.
+                self.state.move_trouble = None;
                 let to = LentTo::Maintenance { host: host.clone() };
                 self.state.loans.push(Loan { to, replica: key, back: None });
                 self.moved = true;

@@ -145,7 +145,9 @@ impl Decider<'_> {
         };
         let to = ReplicaKey { release: first.release, replica: to };
         if self.state.vacated.contains(&from) {
-            if !self.state.replicas.contains_key(&from) {
+            // A host that died meanwhile will not say that it stopped: the others on it are not to wait for that.
+            let leaving = self.state.replicas.get(&from);
+            if leaving.is_none_or(|replica| self.state.stop_is_overdue(from, replica)) {
                 self.state.moves.remove(0);
                 self.moved = true;
             }

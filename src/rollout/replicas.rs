@@ -8,7 +8,7 @@ use super::action::Action;
 use super::release::Release;
 use super::state::{Direction, Drain, Gate, Phase, ReplicaState, ServiceState};
 use super::step::{Decider, backoff};
-use crate::base::{ReplicaKey, Timestamp, time};
+use crate::base::{HostName, ReplicaKey, Timestamp, time};
 
 /// A replica that was ready for so long starts with a clean record (Kubernetes' rule for
 /// `CrashLoopBackOff`).
@@ -106,6 +106,17 @@ impl ServiceState {
     /// Whether that moment has passed.
     pub(super) fn stop_is_overdue(&self, key: ReplicaKey, replica: &ReplicaState) -> bool {
         self.stop_overdue_at(key, replica).is_some_and(|at| self.now >= at)
+    }
+
+    /// What should have stopped on this host long ago, for people.
+    pub fn overdue_stop_on(&self, host: &HostName) -> Option<String> {
+        let overdue = self.replicas.iter().filter(|(key, r)| self.stop_is_overdue(**key, r));
+        let is_there = |key: &ReplicaKey| {
+            let plan = self.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+            plan.is_some_and(|plan| plan.ranks.iter().any(|rank| rank.host == *host))
+        };
+        let mut there = overdue.filter(|(key, _)| is_there(key));
+        there.next().map(|(key, replica)| self.stopping_on(*key, replica))
     }
 
     /// What keeps a replica from being gone, for people.

@@ -135,6 +135,49 @@ fn moves_with_random_faults_end_whole() {
     assert!(moved >= 10, "only {moved} of 300 were moved");
 }
 
+/// A host that dies while it is emptied does not keep what else was on it from finding another place.
+#[test]
+fn a_host_that_dies_in_the_middle_of_its_moves_keeps_nothing() {
+    let mut world = serving(1);
+    move_away(&mut world);
+    let stops =
+        |w: &World| w.state.replicas.get(&key(0)).is_some_and(|r| r.phase == Phase::Stopping);
+    assert!(world.run_until(HOUR, stops));
+    world.lose_host("h0", HOUR * 2);
+    let moved = |w: &World| w.state.replicas.get(&key(4)).is_some_and(|r| r.phase == Phase::Ready);
+    assert!(world.run_until(HOUR, moved), "{:#?}", world.state);
+    assert!(world.state.overdue_stop_on(&"h0".parse().unwrap()).is_some());
+    assert!(world.run_until(HOUR * 4, at_rest), "{:#?}", world.state);
+    world.check_rest();
+    world.check_replay();
+}
+
+/// What serves nothing can be taken out whatever the floor: nothing is lost by it.
+#[test]
+fn a_broken_replica_is_taken_out_though_the_floor_lets_none_go() {
+    let mut world = World::new(3);
+    let first = release(1, spec(2, 1, 0), &single(0, 2));
+    world.request(&first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none() && w.quiet()));
+    world.natures.insert(R1, Nature::Crashes);
+    let rank = world.running().into_iter().find(|r| r.replica.key() == key(0)).unwrap();
+    world.kill(&rank, "a GPU is broken");
+    assert!(world.run_until(HOUR, |w| w.state.ready_total() == 1));
+    assert_eq!(world.state.can_lend(), 0);
+    assert!(world.state.is_idle(key(0)) && !world.state.is_idle(key(1)));
+    world.lowest_ready = u32::MAX;
+    let host = first.replicas[0].ranks[0].host.clone();
+    world.tell(EventKind::TakenOut { release: R1, replicas: vec![0, 1], host });
+    assert!(world.run_until(HOUR, |w| !w.state.replicas.contains_key(&key(0)) && w.quiet()));
+    assert_eq!(world.state.loans.len(), 1, "{:?}", world.state.loans);
+    assert_eq!(world.lowest_ready, 1);
+    world.natures.insert(R1, Nature::Good);
+    world.tell(EventKind::LentReturned { replica: key(0), elsewhere: false });
+    assert!(world.run_until(HOUR, |w| w.state.ready_total() == 2 && w.quiet()));
+    world.check_rest();
+    world.check_replay();
+}
+
 /// With no other place a replica stops for its host's maintenance: from the traffic first, under the floor, and back
 /// where it was.
 #[test]

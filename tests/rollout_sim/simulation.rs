@@ -159,9 +159,47 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
             play(&mut world, &mut make, per_replica, &again, kind, nature);
         }
     }
+    maintain(&mut world, seed);
     world.check_replay();
     *world.counts.entry("events").or_default() += world.events();
     world.counts
+}
+
+/// A host is maintained: what is there stops as far as the floor allows, with faults, and comes back when they are over.
+/// With dice of its own, so that other plays stay as they are.
+fn maintain(world: &mut World, seed: u64) {
+    let mut dice = Rng(seed ^ 0x4057);
+    let Some(stable) = world.state.stable.filter(|_| at_rest(world)) else { return };
+    let plans = &world.state.releases[&stable].replicas;
+    let plan = &plans[dice.index(plans.len())];
+    let host = plan.ranks[0].host.clone();
+    let there = |plan: &gpudeck::rollout::ReplicaPlan| plan.ranks.iter().any(|r| r.host == host);
+    let replicas = (0..).zip(plans).filter(|(_, plan)| there(plan)).map(|(n, _)| n).collect();
+    world.faults = dice.one_in(2);
+    world.tell(EventKind::TakenOut { release: stable, replicas, host });
+    for _ in 0..dice.below(60) {
+        world.turn();
+    }
+    world.faults = !dice.one_in(3);
+    let out: Vec<_> = world.state.loans.iter().map(|loan| loan.replica).collect();
+    *world.counts.entry("out while a host is maintained").or_default() += out.len() as u64;
+    for replica in out {
+        world.tell(EventKind::LentReturned { replica, elsewhere: false });
+        for _ in 0..dice.below(20) {
+            world.turn();
+        }
+    }
+    world.calm();
+    // What happened while the disk was full is told now.
+    let out: Vec<_> = world.state.loans.iter().map(|loan| loan.replica).collect();
+    for replica in out {
+        world.tell(EventKind::LentReturned { replica, elsewhere: false });
+    }
+    let end = world.now.plus(REST);
+    while world.now < end && !at_rest(world) {
+        world.turn();
+    }
+    world.check_rest();
 }
 
 /// One rollout, with faults, what people do meanwhile, and the rest after it.
