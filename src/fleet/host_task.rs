@@ -460,11 +460,25 @@ impl HostTask {
         let cause = tokio::select! {
             lost = look => Cause::from(lost),
             lost = connection.closed() => Cause::from(lost),
-            () = tokio::time::sleep(AGENT_AGAIN) => Cause::again(error),
+            () = self.can_be_installed(connection, error) => Cause::again(error),
             () = self.link.told.notified() => Cause::again(error),
         };
         connection.close().await;
         (cause, since.elapsed())
+    }
+
+    /// Returns once the agent can be there after all. Tried on the connection that there is, so that a host without
+    /// one is not thrown out and logged in again for it.
+    async fn can_be_installed(&self, connection: &dyn Connection, error: &InstallError) {
+        if !error.may_pass() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(AGENT_AGAIN).await;
+            if self.install(connection, &|_| {}).await.is_ok() {
+                return;
+            }
+        }
     }
 
     async fn connect(&self) -> Result<Arc<dyn Connection>, Cause> {

@@ -127,6 +127,11 @@ pub enum InstallError {
 }
 
 impl InstallError {
+    /// Somebody at the host can mend it, so that it is worth another try with the same binary.
+    pub const fn may_pass(&self) -> bool {
+        !matches!(self, Self::WrongArch { .. } | Self::OldSystem { .. })
+    }
+
     /// The host can still be looked at without an agent.
     pub fn leaves_looking(&self) -> bool {
         match self {
