@@ -9,9 +9,9 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, DownCause, EventLine, Gate, Gpus, HostLinkState, HostView,
-    Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView, Severity, SkippedGate,
-    Snapshot, time,
+    Client, Condition, Delta, Door, DownCause, EventLine, Gate, GpuHealth, Gpus, HostLinkState,
+    HostView, Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView, Severity,
+    SkippedGate, Snapshot, time,
 };
 
 /// A fresh controller has so long to hear of its hosts.
@@ -275,8 +275,9 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             |s| match s.gpus.list() {
                 [] => s.memory.map_or_else(|| "–".to_owned(), |m| m.free().to_string()),
                 gpus => {
-                    let free =
-                        gpus.iter().filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
+                    // Nothing is placed on the others.
+                    let well = gpus.iter().filter(|g| g.health == GpuHealth::Ok);
+                    let free = well.filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
                     crate::api::Bytes(free).to_string()
                 }
             },
@@ -336,13 +337,30 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
     table::out(&format!("{} {mark} {about:<12} {}", line.at, line.text))
 }
 
-/// Who cordoned it and why, or what keeps it from being empty.
-/// What is to be said of a host that is reached: who else holds it comes before its maintenance.
+/// What is to be said of a host that is reached: who else holds it comes before its GPUs and its maintenance.
 fn up_note(host: &HostView) -> String {
     let held = held_by(host);
-    if held.is_empty() { maintenance_note(host) } else { held }
+    if !held.is_empty() {
+        return held;
+    }
+    let mut notes = gpus_note(host);
+    notes.push(maintenance_note(host));
+    notes.retain(|note| !note.is_empty());
+    notes.join("; ")
 }
 
+/// GPUs that nothing is placed on.
+fn gpus_note(host: &HostView) -> Vec<String> {
+    let gpus = host.sample.iter().flat_map(|sample| sample.gpus.list());
+    gpus.filter_map(|gpu| match &gpu.health {
+        GpuHealth::Ok => None,
+        GpuHealth::Degraded { why } => Some(format!("GPU {} DEGRADED: {why}", gpu.index)),
+        GpuHealth::Lost => Some(format!("GPU {} LOST", gpu.index)),
+    })
+    .collect()
+}
+
+/// Who cordoned it and why, or what keeps it from being empty.
 fn maintenance_note(host: &HostView) -> String {
     let maintenance = &host.maintenance;
     let trouble = maintenance.drain.as_ref().and_then(|d| d.trouble.clone());

@@ -3,19 +3,21 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use crate::api::{Bytes, HostName, HostView, Timestamp};
+use crate::api::{Bytes, HostLinkState, HostName, HostView, Timestamp};
 
 /// GPUs added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GpuSums {
     /// How many.
     pub gpus: u32,
+    /// Those of hosts that are not reached, which count for nothing else.
+    pub unknown: u32,
     /// Memory in use, of those that say so.
     pub used: Bytes,
     /// Their memory.
     pub total: Bytes,
-    /// Power drawn.
-    pub milliwatts: u64,
+    /// Power drawn, of those that say so.
+    pub milliwatts: Option<u64>,
     /// Utilisation, added up.
     pub busy_percent: u32,
     /// How many say their utilisation.
@@ -29,9 +31,10 @@ impl GpuSums {
             let memory = gpu.memory;
             sums.add(Self {
                 gpus: 1,
+                unknown: 0,
                 used: memory.map_or(Bytes::ZERO, |memory| memory.used),
                 total: memory.map_or(Bytes::ZERO, |memory| memory.total),
-                milliwatts: u64::from(gpu.power_mw.unwrap_or(0)),
+                milliwatts: gpu.power_mw.map(u64::from),
                 busy_percent: gpu.utilisation_percent.unwrap_or(0),
                 measured: u32::from(gpu.utilisation_percent.is_some()),
             });
@@ -41,9 +44,12 @@ impl GpuSums {
 
     fn add(&mut self, more: Self) {
         self.gpus = self.gpus.saturating_add(more.gpus);
+        self.unknown = self.unknown.saturating_add(more.unknown);
         self.used = self.used.saturating_add(more.used);
         self.total = self.total.saturating_add(more.total);
-        self.milliwatts = self.milliwatts.saturating_add(more.milliwatts);
+        if let Some(more) = more.milliwatts {
+            self.milliwatts = Some(self.milliwatts.unwrap_or(0).saturating_add(more));
+        }
         self.busy_percent = self.busy_percent.saturating_add(more.busy_percent);
         self.measured = self.measured.saturating_add(more.measured);
     }
@@ -75,7 +81,13 @@ impl KnownSums {
                     sums
                 }
             };
-            all.add(sums);
+            // What a host said before it was lost is not what it does now.
+            let is_reached = matches!(host.link, HostLinkState::Up | HostLinkState::Limited { .. });
+            all.add(if is_reached {
+                sums
+            } else {
+                GpuSums { gpus: sums.gpus, unknown: sums.gpus, ..GpuSums::default() }
+            });
         }
         all
     }

@@ -75,6 +75,34 @@ fn fleet() {
     snapshots("fleet", "1");
 }
 
+/// A line for each host still tells what is broken from what is idle, and what is not known from zero.
+#[test]
+fn a_dense_fleet_marks_broken_gpus_and_unknown_values() {
+    let mut snapshot = rich();
+    let node1 = snapshot.hosts[&fixture::host_name("node1")].clone();
+    let node2 = snapshot.hosts[&fixture::host_name("node2")].clone();
+    for n in 0..20 {
+        let mut host = node1.clone();
+        host.name = fixture::host_name(&format!("m{n:02}"));
+        snapshot.hosts.insert(host.name.clone(), host);
+    }
+    let mut sick = node2;
+    sick.name = fixture::host_name("b0");
+    let gpus = std::sync::Arc::make_mut(sick.sample.as_mut().unwrap());
+    if let crate::api::Gpus::Some(gpus) = &mut gpus.gpus {
+        gpus[5].health = crate::api::GpuHealth::Ok;
+    }
+    snapshot.hosts.insert(sick.name.clone(), sick);
+    let mut state = state(snapshot, SMALL);
+    press(&mut state, "1");
+    let text = text(&state);
+    let row = text.lines().find(|line| line.contains(" b0 ")).unwrap();
+    assert!(row.contains('▲') && row.contains("DEGRADED"), "{row}");
+    assert!(row.contains('–'), "{row}");
+    let row = text.lines().find(|line| line.contains(" m00 ")).unwrap();
+    assert!(!row.contains('▲') && !row.contains('–'), "{row}");
+}
+
 #[test]
 fn fleet_host_detail() {
     snapshots("fleet_detail", "1jjd");

@@ -103,7 +103,8 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
 
 /// The sums in the title.
 fn summary(state: &State, hosts: &[&HostView]) -> String {
-    let GpuSums { gpus, used, total, milliwatts, busy_percent, measured } = state.sums.of(hosts);
+    let sums = state.sums.of(hosts);
+    let GpuSums { gpus, unknown, used, total, milliwatts, busy_percent, measured } = sums;
     let mut out = format!("{} host{}", hosts.len(), if hosts.len() == 1 { "" } else { "s" });
     let away = hosts.iter().filter(|h| !matches!(h.link, HostLinkState::Up)).count();
     if away > 0 {
@@ -111,11 +112,18 @@ fn summary(state: &State, hosts: &[&HostView]) -> String {
     }
     if gpus > 0 {
         let _ = write!(out, " · {gpus} GPU{}", if gpus == 1 { "" } else { "s" });
+        if unknown > 0 {
+            let _ = write!(out, " ({unknown} unknown)");
+        }
         if let Some(mean) = busy_percent.checked_div(measured) {
             let _ = write!(out, " · util {mean}%");
         }
-        let _ = write!(out, " · {used} of {total}");
-        let _ = write!(out, " · {:.1} kW", milliwatts as f64 / 1e6);
+        if total > Bytes::ZERO {
+            let _ = write!(out, " · {used} of {total}");
+        }
+        if let Some(milliwatts) = milliwatts {
+            let _ = write!(out, " · {:.1} kW", milliwatts as f64 / 1e6);
+        }
     }
     out
 }

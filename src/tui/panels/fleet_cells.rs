@@ -91,6 +91,10 @@ fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
     }
 }
 
+fn is_degraded(gpu: &Gpu) -> bool {
+    matches!(gpu.health, GpuHealth::Degraded { .. })
+}
+
 /// Why a GPU has no numbers or false ones.
 fn trouble(gpu: &Gpu) -> Option<String> {
     match &gpu.health {
@@ -109,8 +113,13 @@ fn temperature_style(gpu: &Gpu, state: &State) -> Style {
     }
 }
 
-fn utilisation(gpu: &Gpu) -> f64 {
-    f64::from(gpu.utilisation_percent.unwrap_or(0)) / 100.0
+fn utilisation(gpu: &Gpu) -> Option<f64> {
+    Some(f64::from(gpu.utilisation_percent?) / 100.0)
+}
+
+/// A share as one character; what is not known is not little.
+fn level(share: Option<f64>) -> &'static str {
+    share.map_or(words::ABSENT, spark)
 }
 
 /// Draws the GPUs below the host's line.
@@ -160,7 +169,7 @@ fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
         _ => 16,
     };
     let bar = (spare.saturating_sub(label) / 2).clamp(2, 16);
-    pen.bar(x, y, bar, utilisation(gpu), old(owner.style));
+    pen.bar(x, y, bar, utilisation(gpu).unwrap_or(0.0), old(owner.style));
     x += bar;
     let percent = words::number(gpu.utilisation_percent, "%");
     pen.put_right(x, y, x + 5, &percent, old(theme.text));
@@ -195,21 +204,20 @@ fn close(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
         pen.put(x, area.y, right, "✖ LOST", theme.bad);
         return;
     }
-    pen.put(x, area.y, right, spark(utilisation(gpu)), old(owner.style));
+    pen.put(x, area.y, right, level(utilisation(gpu)), old(owner.style));
     let percent = words::number(gpu.utilisation_percent, "%");
     pen.put_right(x + 1, area.y, area.x + 7, &percent, old(theme.text));
     if area.height < 2 {
         return;
     }
     let x = pen.put(area.x, below, right, &owner.letter.to_string(), owner.style);
-    if matches!(gpu.health, GpuHealth::Degraded { .. }) {
+    if is_degraded(gpu) {
         pen.put(x, below, right, "▲ DEGR", theme.bad);
         return;
     }
     // A two-digit index stands over a letter and a blank.
     let x = if gpu.index > 9 { x + 1 } else { x };
-    let share = gpu.memory.map_or(0.0, words::share);
-    pen.put(x, below, right, spark(share), old(owner.style));
+    pen.put(x, below, right, level(gpu.memory.map(words::share)), old(owner.style));
     let used = gpu
         .memory
         .map_or_else(|| words::ABSENT.to_owned(), |m| format!("{:.0}G", m.used.as_gib_f64()));
@@ -234,11 +242,9 @@ pub fn strips(
             let lost = gpu.health == GpuHealth::Lost;
             x = match strip {
                 _ if lost => pen.put(x, y, right, "✖", theme.bad),
-                0 => pen.put(x, y, right, spark(utilisation(gpu)), owner.style),
-                1 => {
-                    let share = gpu.memory.map_or(0.0, words::share);
-                    pen.put(x, y, right, spark(share), owner.style)
-                }
+                0 if is_degraded(gpu) => pen.put(x, y, right, "▲", theme.bad),
+                0 => pen.put(x, y, right, level(utilisation(gpu)), owner.style),
+                1 => pen.put(x, y, right, level(gpu.memory.map(words::share)), owner.style),
                 _ => pen.put(x, y, right, &owner.letter.to_string(), owner.style),
             };
         }
@@ -253,6 +259,10 @@ pub fn strips(
     }
     if gpus.iter().any(|g| g.health == GpuHealth::Lost) {
         x = pen.put(x, y, right, "GPU LOST", theme.bad) + 1;
+    }
+    match gpus.iter().filter(|g| is_degraded(g)).count() {
+        0 => {}
+        n => x = pen.put(x, y, right, &format!("{n} DEGRADED"), theme.bad) + 1,
     }
     x
 }
