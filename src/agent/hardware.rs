@@ -35,6 +35,7 @@ fn names(dir: &Path) -> Vec<String> {
 /// holds the agent's state.
 pub fn disks(sys: &Path, state_device: Option<(u32, u32)>) -> Vec<Disk> {
     let block = sys.join("block");
+    let devices = state_device.map_or_else(Vec::new, |device| underneath(sys, device));
     let disk = |name: String| -> Option<Disk> {
         let dir = block.join(&name);
         // Loops, RAM disks, CD drives and the layers of device mapper are no disks of their own.
@@ -45,7 +46,7 @@ pub fn disks(sys: &Path, state_device: Option<(u32, u32)>) -> Vec<Disk> {
             class,
             size: Some(Bytes(size.saturating_mul(SECTOR))),
             model: text(&dir.join("device/model")),
-            holds_state: state_device.is_some_and(|device| holds(&dir, &name, device)),
+            holds_state: devices.iter().any(|device| holds(&dir, &name, *device)),
             name: clean(&name, 40),
         })
     };
@@ -61,6 +62,25 @@ fn class(name: &str, rotational: Option<u8>) -> Option<DiskClass> {
         Some(_) => DiskClass::Hdd,
         None => return None,
     })
+}
+
+/// A device with all that it lies on: the partitions and disks below LVM, RAID and encryption.
+fn underneath(sys: &Path, device: (u32, u32)) -> Vec<(u32, u32)> {
+    let mut found = vec![device];
+    let mut next = 0;
+    while let Some((major, minor)) = found.get(next).copied() {
+        next += 1;
+        let slaves = sys.join(format!("dev/block/{major}:{minor}/slaves"));
+        for slave in names(&slaves) {
+            let number = text(&slaves.join(slave).join("dev"));
+            let number = number.as_deref().and_then(|text| text.split_once(':'));
+            let number = number.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+            if let Some(number) = number.filter(|n| found.len() < 1024 && !found.contains(n)) {
+                found.push(number);
+            }
+        }
+    }
+    found
 }
 
 /// The disk, or a partition of it, has this device number.
@@ -88,7 +108,27 @@ pub fn nics(sys: &Path) -> Vec<Nic> {
             name: clean(&name, 40),
         })
     };
-    names(&net).into_iter().filter_map(nic).take(MAX).collect()
+    let bare = rdma.iter().filter(|(_, interfaces)| interfaces.is_empty());
+    let bare = bare.flat_map(|(device, _)| ports(sys, device));
+    names(&net).into_iter().filter_map(nic).chain(bare).take(MAX).collect()
+}
+
+/// The ports of an RDMA device without a network interface (InfiniBand without IP): `mlx5_0`, further ones `mlx5_0:2`.
+fn ports(sys: &Path, device: &str) -> Vec<Nic> {
+    let dir = sys.join("class/infiniband").join(device);
+    let port = |port: String| Nic {
+        // `4: ACTIVE`, `400 Gb/sec (4X NDR)`.
+        up: text(&dir.join("ports").join(&port).join("state")).is_some_and(|s| s.starts_with('4')),
+        speed_mbit_per_s: text(&dir.join("ports").join(&port).join("rate")).and_then(|rate| {
+            let gbit: f64 = rate.split_once(" Gb")?.0.parse().ok()?;
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked
+            (0.0..1e6).contains(&gbit).then_some((gbit * 1000.0) as u32)
+        }),
+        rdma: Some(device.to_owned()),
+        numa_node: number(&dir.join("device/numa_node")),
+        name: if port == "1" { device.to_owned() } else { clean(&format!("{device}:{port}"), 40) },
+    };
+    names(&dir.join("ports")).into_iter().map(port).collect()
 }
 
 /// RDMA devices, each with the network interfaces on the same hardware.
@@ -166,6 +206,55 @@ mod tests {
         assert!(found[0].holds_state && !found[1].holds_state);
         assert_eq!(found[1].model.as_deref(), Some("ST16000NM001G"));
         assert_eq!(found[3].model, None);
+    }
+
+    #[test]
+    fn the_disk_below_lvm_on_raid_holds_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path();
+        put(
+            sys,
+            &[
+                ("block/nvme0n1/size", "1000\n"),
+                ("block/nvme0n1/queue/rotational", "0\n"),
+                ("block/nvme0n1/device/model", "A\n"),
+                ("block/nvme0n1/nvme0n1p2/dev", "259:2\n"),
+                ("block/sda/size", "1000\n"),
+                ("block/sda/queue/rotational", "1\n"),
+                ("block/sda/device/model", "B\n"),
+                ("block/sda/dev", "8:0\n"),
+                ("dev/block/253:1/slaves/md0/dev", "9:0\n"),
+                ("dev/block/9:0/slaves/nvme0n1p2/dev", "259:2\n"),
+                // A circle, which the kernel does not make, ends.
+                ("dev/block/259:2/slaves/dm-1/dev", "253:1\n"),
+            ],
+        );
+        let holds: Vec<bool> = disks(sys, Some((253, 1))).iter().map(|d| d.holds_state).collect();
+        assert_eq!(holds, [true, false]);
+    }
+
+    #[test]
+    fn infiniband_without_ip_is_shown_by_its_ports() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path();
+        put(
+            sys,
+            &[
+                ("class/infiniband/mlx5_0/device/numa_node", "1\n"),
+                ("class/infiniband/mlx5_0/ports/1/state", "4: ACTIVE\n"),
+                ("class/infiniband/mlx5_0/ports/1/rate", "400 Gb/sec (4X NDR)\n"),
+                ("class/infiniband/mlx5_0/ports/2/state", "1: DOWN\n"),
+                ("class/infiniband/mlx5_0/ports/2/rate", "2.5 Gb/sec (1X SDR)\n"),
+            ],
+        );
+        let port = |name: &str, up, speed| Nic {
+            name: name.to_owned(),
+            up,
+            speed_mbit_per_s: Some(speed),
+            rdma: Some("mlx5_0".to_owned()),
+            numa_node: Some(1),
+        };
+        assert_eq!(nics(sys), [port("mlx5_0", true, 400_000), port("mlx5_0:2", false, 2_500)]);
     }
 
     #[test]

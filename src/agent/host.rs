@@ -18,7 +18,26 @@ use crate::wire::{Gpus, HostFacts, HostSample, MemoryUse};
 /// The device that holds a path, as `major:minor`.
 fn device_of(path: &Path) -> Option<(u32, u32)> {
     let device = rustix::fs::stat(path).ok()?.st_dev;
-    Some((rustix::fs::major(device), rustix::fs::minor(device)))
+    let number = |device| (rustix::fs::major(device), rustix::fs::minor(device));
+    match number(device) {
+        // A file system that names no device of its own (btrfs): the one it is mounted from.
+        (0, minor) => {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+            let source = mounted_from(&mounts, minor)?;
+            Some(number(rustix::fs::stat(source).ok()?.st_rdev))
+        }
+        found => Some(found),
+    }
+}
+
+/// The device file that the file system with the anonymous number `0:minor` is mounted from.
+fn mounted_from(mountinfo: &str, minor: u32) -> Option<&str> {
+    let device = format!("0:{minor}");
+    mountinfo.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        (mount.split_ascii_whitespace().nth(2)? == device).then_some(())?;
+        file_system.split_ascii_whitespace().nth(1).filter(|source| source.starts_with("/dev/"))
+    })
 }
 
 /// What the host is; `sys` is `/sys`, but in tests. The container engine is asked by others.
@@ -85,12 +104,15 @@ fn memory(meminfo: &str) -> Option<MemoryUse> {
     Some(MemoryUse { used: total.saturating_sub(value("MemAvailable")?), total })
 }
 
+/// Bytes received and sent since an interface came up, by its name.
+type Counters = BTreeMap<String, (u64, u64)>;
+
 /// Samples the host; differences are against the sample before.
 #[derive(Debug)]
 pub struct HostMeter {
     system: Option<System>,
     cpu_read_before: bool,
-    net_before: Option<(Instant, u64, u64)>,
+    net_before: Option<(Instant, Counters)>,
     physical: BTreeMap<String, bool>,
 }
 
@@ -139,24 +161,37 @@ impl HostMeter {
     }
 
     fn net_rates(&mut self) -> (Option<u64>, Option<u64>) {
-        let Ok(table) = fs::read_to_string("/proc/net/dev") else { return (None, None) };
-        let now = Instant::now();
-        let (rx, tx) = self.net_totals(&table);
-        let before = self.net_before.replace((now, rx, tx));
-        let Some((then, rx_before, tx_before)) = before else { return (None, None) };
-        let millis = now.duration_since(then).as_millis().max(1);
-        let rate = |now: u64, before: u64| {
-            let bytes = u128::from(now.saturating_sub(before));
-            u64::try_from(bytes * 1000 / millis).ok()
-        };
-        (rate(rx, rx_before), rate(tx, tx_before))
+        match fs::read_to_string("/proc/net/dev") {
+            Ok(table) => self.net_rates_of(&table, Instant::now()),
+            Err(_) => (None, None),
+        }
     }
 
-    /// Bytes received and sent over interfaces with hardware behind them; in a container or a
-    /// virtual host, which has none, over all but the loopback.
-    fn net_totals(&mut self, table: &str) -> (u64, u64) {
-        let mut hardware = (0u64, 0u64, false);
-        let mut others = (0u64, 0u64);
+    /// Bytes a second, added up over the interfaces that were there before. One that is new (a virtual function that
+    /// came back from a container brings its whole life) or was reset has no rate yet.
+    fn net_rates_of(&mut self, table: &str, now: Instant) -> (Option<u64>, Option<u64>) {
+        let counters = self.net_counters(table);
+        let mut moved: Option<(u64, u64)> = None;
+        let mut millis = 1;
+        if let Some((then, before)) = &self.net_before {
+            millis = now.duration_since(*then).as_millis().max(1);
+            for (name, (rx, tx)) in &counters {
+                let Some((rx_before, tx_before)) = before.get(name) else { continue };
+                let grown = rx.checked_sub(*rx_before).zip(tx.checked_sub(*tx_before));
+                let Some((rx, tx)) = grown else { continue };
+                let (all_rx, all_tx) = moved.unwrap_or_default();
+                moved = Some((all_rx.saturating_add(rx), all_tx.saturating_add(tx)));
+            }
+        }
+        self.net_before = Some((now, counters));
+        let rate = |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / millis).ok();
+        (moved.and_then(|m| rate(m.0)), moved.and_then(|m| rate(m.1)))
+    }
+
+    /// Bytes received and sent over each interface with hardware behind it; in a container or a
+    /// virtual host, which has none, over each but the loopback.
+    fn net_counters(&mut self, table: &str) -> Counters {
+        let (mut hardware, mut others) = (Counters::new(), Counters::new());
         for (name, rx, tx) in table.lines().filter_map(interface).filter(|i| i.0 != "lo") {
             let known = self.physical.get(name).copied();
             let physical = known.unwrap_or_else(|| has_hardware(name));
@@ -164,13 +199,12 @@ impl HostMeter {
             if known.is_none() && self.physical.len() < 1024 {
                 self.physical.insert(name.to_owned(), physical);
             }
-            if physical {
-                hardware = (hardware.0.saturating_add(rx), hardware.1.saturating_add(tx), true);
-            } else {
-                others = (others.0.saturating_add(rx), others.1.saturating_add(tx));
+            let counters = if physical { &mut hardware } else { &mut others };
+            if counters.len() < 1024 {
+                counters.insert(name.to_owned(), (rx, tx));
             }
         }
-        if hardware.2 { (hardware.0, hardware.1) } else { others }
+        if hardware.is_empty() { others } else { hardware }
     }
 }
 
@@ -199,6 +233,37 @@ fn disk(path: &Path) -> Option<MemoryUse> {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_device_of_a_file_system_without_one_is_what_it_is_mounted_from() {
+        let mounts = "\
+            22 1 0:21 / /proc rw - proc proc rw\n\
+            29 1 0:25 /@ / rw,relatime shared:1 - btrfs /dev/nvme0n1p2 rw,ssd\n\
+            30 1 0:26 / /net rw - nfs4 server:/export rw\n";
+        assert_eq!(mounted_from(mounts, 25), Some("/dev/nvme0n1p2"));
+        assert_eq!(mounted_from(mounts, 26), None);
+        assert_eq!(mounted_from("29 1 0:25", 25), None);
+    }
+
+    #[test]
+    fn an_interface_that_comes_or_is_reset_makes_no_rate() {
+        let mut meter = HostMeter::new();
+        let line =
+            |name: &str, rx: u64, tx: u64| format!("{name}: {rx} 0 0 0 0 0 0 0 {tx} 0 0 0\n");
+        let start = Instant::now();
+        let mut at = 0;
+        let mut rates = |table: String| {
+            at += 1;
+            meter.net_rates_of(&table, start + std::time::Duration::from_secs(at))
+        };
+        assert_eq!(rates(line("x0", 1_000, 10)), (None, None));
+        assert_eq!(rates(line("x0", 3_000, 20)), (Some(2_000), Some(10)));
+        let both = |rx, tx| line("x0", rx, tx) + &line("x1", 1 << 50, 1 << 40);
+        assert_eq!(rates(both(4_000, 30)), (Some(1_000), Some(10)), "x1 has just come");
+        assert_eq!(rates(both(5_000, 40)), (Some(1_000), Some(10)));
+        assert_eq!(rates(line("x0", 7, 7)), (None, None), "its driver was loaded again");
+        assert_eq!(rates(line("x0", 8, 9)), (Some(1), Some(2)));
+    }
 
     #[test]
     fn samples_this_machine() {
