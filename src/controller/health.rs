@@ -50,7 +50,35 @@ pub fn lines(before: Option<&HostSample>, after: &HostSample) -> Vec<(Severity, 
             }
         }
     }
+    if !hung(after) {
+        lines.extend(gone(old, after));
+    }
     lines
+}
+
+/// GPUs that were there in the sample before, perhaps on an earlier connection, and are not any more.
+fn gone(before: &[Gpu], after: &HostSample) -> Vec<(Severity, String)> {
+    let now = after.gpus.list();
+    let same = before.len() == now.len() && before.iter().zip(now).all(|(a, b)| a.uuid == b.uuid);
+    if same || before.is_empty() {
+        return Vec::new();
+    }
+    if let Gpus::None { why } = &after.gpus {
+        let words =
+            format!("none of its {} GPUs is there any more: {}", before.len(), clean(why, 160));
+        return vec![(Severity::Error, words)];
+    }
+    let is_gone = |gpu: &&Gpu| !now.iter().any(|n| n.uuid == gpu.uuid);
+    let words = |gpu: &Gpu| {
+        let uuid = clean(&gpu.uuid, 20);
+        format!(
+            "GPU {} ({uuid}) is gone: of {} GPUs {} are left",
+            gpu.index,
+            before.len(),
+            now.len()
+        )
+    };
+    before.iter().filter(is_gone).map(|gpu| (Severity::Error, words(gpu))).collect()
 }
 
 /// A clock that is so far off misleads whoever compares logs, and certificates soon do not hold.
@@ -134,6 +162,21 @@ mod tests {
         assert_eq!(told(Some(&hung), &well), ["the GPU driver answers again"]);
         let program = lines_of_a_program();
         assert_eq!(program, [Severity::Warning]);
+    }
+
+    #[test]
+    fn what_is_not_there_any_more_is_told() {
+        let gpu = |n: u32| Gpu { index: n, uuid: format!("GPU-{n}").into(), ..Gpu::default() };
+        let some = |all: &[u32]| sample(Gpus::Some(all.iter().map(|n| gpu(*n)).collect()));
+        let both = some(&[0, 1]);
+        assert_eq!(told(Some(&both), &some(&[1])), ["GPU 0 (GPU-0) is gone: of 2 GPUs 1 are left"]);
+        assert!(told(Some(&some(&[1])), &both).is_empty());
+        assert!(told(Some(&both), &some(&[1, 0])).is_empty());
+        let none = sample(Gpus::None { why: "version mismatch".to_owned() });
+        let lines = told(Some(&both), &none);
+        assert_eq!(lines, ["none of its 2 GPUs is there any more: version mismatch"]);
+        assert!(told(Some(&none), &none).is_empty() && told(None, &none).is_empty());
+        assert!(told(Some(&both), &sample(Gpus::Hung { for_ms: 1 })).len() == 1);
     }
 
     #[test]
