@@ -1,7 +1,8 @@
 //! The agent's loop: requests in, answers and samples out, everything bounded.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -20,7 +21,7 @@ use super::{
     checkup, claim, containers, files, gateway_config, haproxy, host, http, log, needs, process,
     rank, start, stop,
 };
-use crate::base::{DeckId, Epoch};
+use crate::base::{DeckId, Epoch, ServiceName};
 use crate::wire::{
     CodecError, FromAgent, Gpus, LineReader, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent,
     Verb, encode_line,
@@ -33,6 +34,9 @@ const MAX_IN_FLIGHT: usize = 64;
 
 /// Lines that wait for the writer; samples beyond are dropped, answers wait.
 const MAX_WAITING: usize = 256;
+
+/// Services whose states' ages are known.
+const MAX_KEPT: usize = 4_096;
 
 /// Time between looks at the ranks.
 const RANKS_LOOK: Duration = Duration::from_millis(500);
@@ -81,6 +85,24 @@ struct Agent {
     allocations: Option<PathBuf>,
     /// Something has started or ended: the next sample is due now.
     stirred: Notify,
+    /// The age of the newest state that was kept, of a service or of the deck.
+    kept: Mutex<BTreeMap<(DeckId, Option<ServiceName>), (u64, u64)>>,
+}
+
+impl Agent {
+    /// Whether a state is newer than what was kept. Requests wait for the host's lock side by side, so the order in
+    /// which they were sent is not the order in which they come; asked under the lock.
+    fn is_newer(&self, of: &(DeckId, Option<ServiceName>), age: (u64, u64)) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(of).is_none_or(|kept| *kept <= age)
+    }
+
+    fn is_kept(&self, of: (DeckId, Option<ServiceName>), age: (u64, u64)) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MAX_KEPT || kept.contains_key(&of) {
+            kept.insert(of, age);
+        }
+    }
 }
 
 /// Serves requests until `reader` ends. Supervisors go on living; everything else ends with this
@@ -103,6 +125,7 @@ where
         hostname: played.as_mut().and_then(PlayedSource::hostname),
         allocations: played.as_mut().and_then(PlayedSource::allocations),
         stirred: Notify::new(),
+        kept: Mutex::default(),
     });
     let (lines, to_write) = mpsc::channel(MAX_WAITING);
     let mut writing = Owned(tokio::spawn(write_lines(writer, to_write)));
@@ -355,11 +378,18 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
             let said = gateway_config::write(*config).await?;
             return Ok(Reply::Texts(vec![said]));
         }
-        Verb::SaveState { state: text } => {
-            blocking(move || files::save_state(&state, deck, &text)).await?;
+        Verb::SaveState { state: text, age } => {
+            if agent.is_newer(&(deck, None), age) {
+                blocking(move || files::save_state(&state, deck, &text)).await?;
+                agent.is_kept((deck, None), age);
+            }
         }
-        Verb::SaveServiceState { service, state: text } => {
-            blocking(move || files::save_service_state(&state, deck, &service, &text)).await?;
+        Verb::SaveServiceState { service, state: text, age } => {
+            let of = (deck, Some(service.clone()));
+            if agent.is_newer(&of, age) {
+                blocking(move || files::save_service_state(&state, deck, &service, &text)).await?;
+                agent.is_kept(of, age);
+            }
         }
     }
     Ok(Reply::Done)

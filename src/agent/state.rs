@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::error::{failed, io_refusal};
+use super::error::io_refusal;
 use crate::base::{DeckId, RankId};
 use crate::wire::Refusal;
 
@@ -118,10 +118,8 @@ pub fn lock_file(path: &Path, wait: Duration) -> Result<HostLock, Refusal> {
 }
 
 fn lock_busy(wait: Duration) -> Refusal {
-    failed(format!(
-        "another action has held the host's lock for {}",
-        crate::base::time::short(wait)
-    ))
+    let wait = crate::base::time::short(wait);
+    Refusal::Busy { message: format!("another action has held the host's lock for {wait}") }
 }
 
 fn open_lock(path: &Path) -> Result<File, Refusal> {

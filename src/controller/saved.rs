@@ -25,7 +25,7 @@ use crate::wire::{Refusal, Reply, Request, Verb};
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// How long other hosts than the one that is acted on are waited for.
-const OTHERS: Duration = Duration::from_secs(2);
+pub(super) const OTHERS: Duration = Duration::from_secs(2);
 
 /// How the text of a service's state begins.
 const PREFIX: &str = "z1:";
@@ -170,6 +170,7 @@ fn stands_alike(a: &ServiceState, b: &ServiceState) -> bool {
         && a.queued == b.queued
         && a.stopping == b.stopping
         && a.moves.len() == b.moves.len()
+        && a.loans == b.loans
         && a.stable == b.stable
 }
 
@@ -322,7 +323,7 @@ async fn write(
     }
     let unexpected = |what: String| LinkError::Unexpected { host: link.host().clone(), what };
     let state = wanted.text().map_err(|e| unexpected(e.to_string()))?.to_string();
-    let verb = Verb::SaveServiceState { service: service.clone(), state };
+    let verb = Verb::SaveServiceState { service: service.clone(), state, age };
     match link.request(Request::Act { deck: means.deck, epoch: epoch.get(), verb }).await? {
         Reply::Done => {
             *written = age;
@@ -332,11 +333,20 @@ async fn write(
     }
 }
 
+/// A state on a host that this gpudeck cannot read.
+#[derive(Clone, Debug)]
+pub struct Unread {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Where it is, and why.
+    pub why: String,
+}
+
 /// What a host keeps of the deck's services.
 pub async fn read_all(
     deck: DeckId,
     link: &dyn HostLink,
-) -> Result<Vec<Result<Saved, String>>, LinkError> {
+) -> Result<Vec<Result<Saved, Unread>>, LinkError> {
     let names = match link.request(Request::ListServiceStates { deck }).await? {
         Reply::Texts(names) => names,
         _ => Vec::new(),
@@ -346,10 +356,10 @@ pub async fn read_all(
         let Ok(service) = name.parse::<ServiceName>() else { continue };
         let asked = Request::LoadServiceState { deck, service: service.clone() };
         if let Reply::State(Some(text)) = link.request(asked).await? {
-            found.push(
-                Saved::unpack(&text, deck, &service)
-                    .map_err(|why| format!("{}: state of {service}: {why}", link.host())),
-            );
+            found.push(Saved::unpack(&text, deck, &service).map_err(|why| Unread {
+                why: format!("{}: state of {service}: {why}", link.host()),
+                service,
+            }));
         }
     }
     Ok(found)

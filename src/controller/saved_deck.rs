@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::actions::Means;
 use super::core::Core;
 use super::deck_ledger::{DeckEvent, Ledger};
-use super::packed;
+use super::{packed, saved};
 use crate::api::hub::Change;
 use crate::api::{DeckView, Severity};
 use crate::base::{DeckId, HostName};
@@ -115,7 +115,10 @@ async fn bring(means: &Means, wanted: &Wanted, hosts: Vec<HostName>) {
     let writes = lacking.iter().map(|link| {
         let text = text.clone();
         async move {
-            match write(means, link.as_ref(), text).await {
+            let write = write(means, link.as_ref(), wanted, text);
+            // One that hangs does not keep the next decision from the others.
+            let Ok(written) = tokio::time::timeout(saved::OTHERS, write).await else { return };
+            match written {
                 Ok(()) => {
                     let mut done = wanted.done.lock().unwrap_or_else(PoisonError::into_inner);
                     done.insert(link.host().clone());
@@ -129,9 +132,14 @@ async fn bring(means: &Means, wanted: &Wanted, hosts: Vec<HostName>) {
     futures::future::join_all(writes).await;
 }
 
-async fn write(means: &Means, link: &dyn HostLink, state: String) -> Result<(), LinkError> {
+async fn write(
+    means: &Means,
+    link: &dyn HostLink,
+    wanted: &Wanted,
+    state: String,
+) -> Result<(), LinkError> {
     let epoch = means.claims.ensure(link).await?;
-    let verb = Verb::SaveState { state };
+    let verb = Verb::SaveState { state, age: (wanted.saved.term, wanted.saved.seq) };
     let act = Request::Act { deck: means.deck, epoch: epoch.get(), verb };
     match link.request(act).await? {
         Reply::Done => Ok(()),

@@ -106,6 +106,7 @@ impl Hint for Refusal {
             Self::Protocol { .. } => {
                 "restart the controller so that it installs its own agent".to_owned()
             }
+            Self::Busy { .. } => "try again in a moment".to_owned(),
             Self::NoAnswer { .. } | Self::Failed { .. } => return None,
         })
     }

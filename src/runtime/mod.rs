@@ -90,7 +90,10 @@ impl RuntimeError {
             Self::Link(LinkError::Refused { refusal, .. }) => {
                 matches!(
                     refusal,
-                    Refusal::MemoryBusy { .. } | Refusal::Held { .. } | Refusal::PortLingers { .. }
+                    Refusal::MemoryBusy { .. }
+                        | Refusal::Held { .. }
+                        | Refusal::PortLingers { .. }
+                        | Refusal::Busy { .. }
                 )
             }
             Self::Link(LinkError::Unexpected { .. }) => false,

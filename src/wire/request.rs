@@ -230,6 +230,9 @@ pub enum Verb {
     SaveState {
         /// What to keep.
         state: String,
+        /// See `SaveServiceState`.
+        #[serde(default)]
+        age: (u64, u64),
     },
     /// Keep this text (the compact state of one service, at most 1 MiB) for the deck.
     SaveServiceState {
@@ -237,6 +240,9 @@ pub enum Verb {
         service: ServiceName,
         /// What to keep.
         state: String,
+        /// Term and number of the newest journal record in it: one that comes after a newer one is dropped.
+        #[serde(default)]
+        age: (u64, u64),
     },
 }
 
@@ -482,6 +488,12 @@ pub enum Refusal {
         agent: u32,
         /// What was asked for.
         asked: u32,
+    },
+    /// Something else is being done on the host for longer than was waited: asking again later can help.
+    #[error("{message}")]
+    Busy {
+        /// What is.
+        message: String,
     },
     /// Anything else, in words.
     #[error("{message}")]

@@ -37,6 +37,30 @@ fn a_request_of_a_newer_controller_is_refused_and_the_link_goes_on() {
     }
 }
 
+/// Requests of one controller wait for the lock side by side: the newest is what stays.
+#[test]
+fn an_older_state_that_comes_late_is_dropped() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "a@here pid 1", false).unwrap();
+    let service: gpudeck::base::ServiceName = "chat".parse().unwrap();
+    let of_deck = |text: &str, age| Verb::SaveState { state: text.to_owned(), age };
+    let of_service = |text: &str, age| {
+        let service = service.clone();
+        Verb::SaveServiceState { service, state: text.to_owned(), age }
+    };
+    for (text, age) in [("newer", (2, 7)), ("older", (2, 6)), ("old", (1, 9))] {
+        assert_eq!(agent.act(epoch, of_deck(text, age)), Ok(Reply::Done));
+        assert_eq!(agent.act(epoch, of_service(text, age)), Ok(Reply::Done));
+    }
+    let newer = || Ok(Reply::State(Some("newer".to_owned())));
+    assert_eq!(agent.ask(Request::LoadState { deck: DECK }), newer());
+    let ask = Request::LoadServiceState { deck: DECK, service: service.clone() };
+    assert_eq!(agent.ask(ask.clone()), newer());
+    assert_eq!(agent.act(epoch, of_service("newest", (3, 1))), Ok(Reply::Done));
+    assert_eq!(agent.ask(ask), Ok(Reply::State(Some("newest".to_owned()))));
+}
+
 #[test]
 fn only_one_controller_acts() {
     let state = State::new();
@@ -47,7 +71,7 @@ fn only_one_controller_acts() {
     assert_eq!((held, holder.as_str()), (one, "a@here pid 1"));
     assert_eq!(first.claim(Some(one), "a@here pid 1", false), Ok(one), "renewed");
 
-    let save = |text: &str| Verb::SaveState { state: text.to_owned() };
+    let save = |text: &str| Verb::SaveState { state: text.to_owned(), age: (0, 0) };
     assert_eq!(first.act(one, save("first")), Ok(Reply::Done));
     let two = second.claim(None, "b@there pid 2", true).unwrap();
     assert!(two > one);

@@ -127,7 +127,7 @@ fn a_stream_that_acts_holds_the_lock_and_an_old_epoch_gets_none() {
     let id = agent.send(gpudeck::wire::Request::Act {
         deck: DECK,
         epoch,
-        verb: Verb::SaveState { state: "x".to_owned() },
+        verb: Verb::SaveState { state: "x".to_owned(), age: (0, 0) },
     });
     assert_eq!(agent.claim(Some(epoch), "test", false), Ok(epoch));
     assert_eq!(

@@ -114,8 +114,8 @@ fn answer(state: &SimHostState, request: Request) -> Result<Reply, Refusal> {
                 Verb::StartRank(start) => state.start(*start),
                 Verb::StopRank { rank, .. } => Ok(state.stop(&rank)),
                 Verb::RemoveRank { rank } => Ok(state.remove(&rank)),
-                Verb::SaveState { state: text } => Ok(state.save(deck, None, text)),
-                Verb::SaveServiceState { service, state: text } => {
+                Verb::SaveState { state: text, .. } => Ok(state.save(deck, None, text)),
+                Verb::SaveServiceState { service, state: text, .. } => {
                     Ok(state.save(deck, Some(service), text))
                 }
                 _ => Err(failed("a simulated host does not do that")),
