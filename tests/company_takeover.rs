@@ -118,10 +118,14 @@ steps = [{{ weight = 50 }}, {{ approve = true }}]
     }
 
     /// What a host keeps for whoever takes over: HOST/MACHINE/decks/DECK/NAME.
-    fn kept(&self, host: &str, name: &str) -> Option<String> {
+    fn kept_at(&self, host: &str, name: &str) -> Option<PathBuf> {
         let within = |dir: PathBuf| std::fs::read_dir(dir).ok()?.flatten().next().map(|e| e.path());
         let decks = within(self.person.home().join(host))?.join("decks");
-        std::fs::read_to_string(within(decks)?.join(name)).ok()
+        Some(within(decks)?.join(name))
+    }
+
+    fn kept(&self, host: &str, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.kept_at(host, name)?).ok()
     }
 
     fn pid(done: &Finished) -> Pid {
@@ -398,6 +402,39 @@ fn what_a_lost_journal_knew_is_read_back_from_the_hosts() {
     company.a("stop chat --yes").expect_success();
     wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
     company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
+/// Who cannot read what is served is not to believe that nothing is.
+#[test]
+fn a_state_that_cannot_be_read_is_not_taken_for_none() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.make_clone();
+    company.a("controller stop").expect_success();
+    let places: Vec<PathBuf> =
+        ["h1", "h2"].iter().map(|host| company.kept_at(host, "service.chat").unwrap()).collect();
+    let good: Vec<String> = places.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+    for place in &places {
+        std::fs::write(place, "z1:AAAA").unwrap();
+    }
+    let mut refused = company.b("controller take-over");
+    wait_until("the end of the first one's lease", DEADLINE, || {
+        refused = company.b("controller take-over");
+        !refused.stderr.contains("are held by")
+    });
+    assert!(refused.code() != Some(0), "{refused:#?}");
+    assert!(refused.stderr.contains("what is served there cannot be read"), "{refused:#?}");
+    assert!(refused.stderr.contains("newer one"), "{refused:#?}");
+    // One copy that can be read is enough.
+    std::fs::write(&places[1], &good[1]).unwrap();
+    company.b("controller take-over --force --confirm shop").expect_success();
+    let chat = json(company.b("status chat --output json"));
+    assert_eq!(chat["ready"], 2, "{chat:#}");
+    company.b("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.b("status chat").stdout.contains("stopped"));
+    company.b("controller stop").expect_success();
     traces.expect_none(&company.person);
 }
 

@@ -7,7 +7,7 @@ use super::actions::{self, Means};
 use super::claims::Other;
 use super::core::{Core, now};
 use super::gateways::Gateways;
-use super::saved::{self, Saved};
+use super::saved::{self, Saved, Unread};
 use super::saved_deck::{self, SavedDeck};
 use crate::api::view::ClaimView;
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, IntentReply, Severity};
@@ -19,6 +19,8 @@ use crate::spec::DeckSpec;
 #[derive(Default)]
 pub struct Found {
     services: Vec<Saved>,
+    /// What was not read, of services of which no host has anything that was.
+    unread: Vec<Unread>,
     decks: Vec<SavedDeck>,
     /// When the last of those who held the hosts renewed a claim, in this machine's time.
     renewed: Timestamp,
@@ -179,7 +181,7 @@ impl Core {
 
     /// Takes over what other controllers left on the hosts, with the next term.
     fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
-        let Found { services: found, decks, renewed } = found;
+        let Found { services: found, unread, decks, renewed } = found;
         let mut newest: BTreeMap<ServiceName, Saved> = BTreeMap::new();
         for saved in found {
             let known = newest.get(&saved.state.service);
@@ -224,6 +226,10 @@ impl Core {
             adopted => format!("took over and goes on with {}", adopted.join(", ")),
         };
         self.say(Severity::Warning, None, &words);
+        for unread in unread {
+            let words = format!("taken over without what it serves: {}", unread.why);
+            self.say(Severity::Error, Some(&unread.service), &words);
+        }
         if deck_adopted {
             self.show_adopted_deck();
         }
@@ -339,7 +345,7 @@ pub async fn take_over(
     let last = others.values().map(|o| o.until).max().unwrap_or_default();
     let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
     let mut found = Found { renewed: Timestamp(last.0.saturating_sub(lease)), ..Found::default() };
-    for link in taken {
+    for link in &taken {
         let read = async {
             let states = saved::read_all(means.deck, link.as_ref()).await?;
             Ok((states, saved_deck::read(means.deck, link.as_ref()).await?))
@@ -349,7 +355,10 @@ pub async fn take_over(
                 for state in states {
                     match state {
                         Ok(state) => found.services.push(state),
-                        Err(why) => tracing::warn!("{why}"),
+                        Err(unread) => {
+                            tracing::warn!("{}", unread.why);
+                            found.unread.push(unread);
+                        }
                     }
                 }
                 match deck {
@@ -367,6 +376,21 @@ pub async fn take_over(
             }
         }
     }
+    let is_read = |of: &Unread| found.services.iter().any(|s| s.state.service == of.service);
+    let mut seen = BTreeSet::new();
+    let unread = std::mem::take(&mut found.unread);
+    let lacking = unread.into_iter().filter(|of| !is_read(of));
+    let lacking: Vec<Unread> = lacking.filter(|of| seen.insert(of.service.clone())).collect();
+    if let Some(first) = lacking.first().filter(|_| !force) {
+        for link in &taken {
+            means.claims.give_up(link.as_ref()).await;
+        }
+        return Err(fenced(
+            format!("what is served there cannot be read: {}", first.why),
+            "take over with the gpudeck that wrote it, or a newer one; with --force without that service",
+        ));
+    }
+    found.unread = lacking;
     Ok(found)
 }
 
