@@ -202,13 +202,25 @@ fn way(host: &HostView) -> Vec<Check> {
     checks
 }
 
+/// A host that has no GPU, as against one whose driver does not let its GPUs be read.
+fn is_without_gpu(why: &str) -> bool {
+    ["no NVIDIA driver is installed", "no GPU", "libnvidia-ml.so.1 not found"]
+        .iter()
+        .any(|words| why.contains(words))
+        || why.is_empty()
+}
+
 fn driver(host: &HostView, gpus: &Gpus) -> Vec<Check> {
     let facts = host.facts.as_ref();
     let version = facts.and_then(|f| f.driver_version.as_deref()).unwrap_or("of unknown version");
     let cuda = facts.and_then(|f| f.cuda_version.as_deref()).unwrap_or("–");
     vec![match gpus {
-        Gpus::None { why } => check("driver", Verdict::Note, format!("no GPU: {why}"))
-            .advise("where there is one, install its driver and load its module"),
+        Gpus::None { why } if is_without_gpu(why) => {
+            check("driver", Verdict::Note, format!("no GPU: {why}"))
+                .advise("where there is one, install its driver and load its module")
+        }
+        Gpus::None { why } => check("driver", Verdict::Bad, format!("no GPU can be read: {why}"))
+            .advise("mend what the driver says, or reboot the host; `nvidia-smi` there says the same until then"),
         Gpus::Hung { for_ms } => {
             let time = time::short(Duration::from_millis(*for_ms));
             let found = format!("it does not answer for {time}");
@@ -391,6 +403,20 @@ mod tests {
         assert!(down[0].found.contains("connection refused") && down[0].advice.is_some());
         let all = of("node2").into_iter().map(|c| c.found).collect::<String>();
         assert!(!all.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_driver_that_cannot_be_used_is_bad_and_no_gpu_is_not() {
+        let snapshot = rich();
+        let host = snapshot.hosts.values().find(|h| h.name.as_str() == "node1").unwrap();
+        let verdict = |why: &str| driver(host, &Gpus::None { why: why.to_owned() })[0].verdict;
+        let broken =
+            "RM detects a driver/library version mismatch: reboot the host or reload the module";
+        assert_eq!(verdict(broken), Verdict::Bad);
+        assert_eq!(verdict("driver not loaded: modprobe nvidia"), Verdict::Bad);
+        let none = "libnvidia-ml.so.1 not found: no NVIDIA driver is installed";
+        assert_eq!(verdict(none), Verdict::Note);
+        assert_eq!(verdict("the driver shows no GPU"), Verdict::Note);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The snapshot in Prometheus' text format. Units are its base units; what is not known has no sample.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::api::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostLinkState, HostSample, HostView, MemoryUse,
@@ -253,6 +254,9 @@ pub fn prometheus(snapshot: &Snapshot, now: Timestamp) -> String {
     families.text()
 }
 
+/// Samples that are older are not told.
+const FRESH: Duration = Duration::from_secs(30);
+
 fn of_host(families: &mut Families, host: &HostView, now: Timestamp) {
     let labels = labels("", &[("host", Some(host.name.as_str()))]);
     let l = labels.as_str();
@@ -266,7 +270,9 @@ fn of_host(families: &mut Families, host: &HostView, now: Timestamp) {
     if let Some(facts) = &host.facts {
         of_facts(families, l, facts);
     }
-    let Some(sample) = &host.sample else { return };
+    // What a host said before it was lost is not what it does now: a gap says so, a flat line would not.
+    let is_fresh = up && age(now, host.sampled).is_none_or(|age| age <= FRESH);
+    let Some(sample) = host.sample.as_ref().filter(|_| is_fresh) else { return };
     for (name, help, value) in HOST {
         families.add(name, help, l, value(sample));
     }
@@ -413,6 +419,11 @@ mod tests {
         assert!(names.contains(&"gpudeck_gpu_power_limit_watts"));
         assert!(text.contains("gpudeck_gpu_last_xid{host=\"node2\",gpu=\"5\""));
         assert!(text.contains("gpudeck_host_up{host=\"node4\"} 0\n"));
+        assert!(text.contains("gpudeck_gpu_utilization_ratio{host=\"node1\""));
+        // It is down: what it said before is not told as if it were so now.
+        let told = text.lines().filter(|line| line.contains("host=\"node4\""));
+        let told: Vec<&str> = told.filter(|line| !line.starts_with("gpudeck_host_")).collect();
+        assert!(told.is_empty(), "{told:?}");
         assert!(text.contains("gpudeck_host_gpu_driver_hung{host=\"node5\"} 1\n"));
         for name in text.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
             let name = name.split(' ').next().unwrap();

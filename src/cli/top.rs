@@ -129,7 +129,8 @@ pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
     };
     let age = age(now, host.sampled).unwrap_or_default();
     let gpus_age = age + Duration::from_millis(sample.gpus_age_ms.unwrap_or(0));
-    let old = if age > OLD {
+    let is_down = matches!(host.link, HostLinkState::Down { .. });
+    let old = if age > OLD || is_down {
         format!(", {} old", time::short(age))
     } else if gpus_age > OLD {
         format!(", its GPUs {} old", time::short(gpus_age))
@@ -154,7 +155,8 @@ pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
         }
         Gpus::Some(gpus) => {
             for gpu in gpus {
-                lines.push(gpu_line(host, gpu));
+                // Each line stands for itself: who looks for one GPU does not see the host's.
+                lines.push(format!("{}{old}", gpu_line(host, gpu)));
                 if details && gpu.health != GpuHealth::Lost {
                     lines.extend(top_details::of_gpu(host, gpus, gpu));
                 }
@@ -227,6 +229,10 @@ mod tests {
         has("node2 GPU 7: busy –, memory –, –, – of 700 W");
         has("node3: processors 23 %, load 12.0, memory 210 GiB of 1008 GiB, 12s old");
         has("node4: DOWN (connection refused)");
+        // Who looks for one GPU alone is told as well that its values are not of now.
+        let stale = |l: &&String| l.starts_with("node4 GPU") || l.starts_with("node3 GPU");
+        assert!(all.iter().filter(stale).all(|l| l.ends_with(" old")), "{all:#?}");
+        assert!(all.iter().filter(stale).count() >= 8);
         has("the GPU DRIVER HANGS");
     }
 
