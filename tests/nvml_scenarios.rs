@@ -157,6 +157,32 @@ fn an_xid_is_told_at_once_and_79_is_a_lost_gpu() {
 }
 
 #[test]
+fn what_a_driver_logs_after_a_grave_xid_does_not_make_the_gpu_well() {
+    let mut scene = Scene::new(h100s(3));
+    let mut follower = Follower::start_every(&scene, 3_600_000, false);
+    assert!(follower.gpus(3).iter().all(|g| g.health == GpuHealth::Ok));
+    scene.change(|gpus| {
+        gpus[0]["xids"] = json!([48, 45]);
+        gpus[1]["xids"] = json!([79, 45]);
+        gpus[2]["xids"] = json!([119, 154, 45]);
+    });
+    let gpus = follower.wait("the last Xids", |s| {
+        let gpus = s.gpus.list();
+        gpus.iter().all(|g| g.xid.is_some_and(|x| x.code == 45)).then(|| gpus.to_vec())
+    });
+    let degraded = |gpu: &gpudeck::wire::Gpu, code: &str| matches!(&gpu.health, GpuHealth::Degraded { why } if why.starts_with(code));
+    assert!(degraded(&gpus[0], "Xid 48:"), "{:?}", gpus[0].health);
+    assert_eq!(gpus[1].health, GpuHealth::Lost);
+    assert!(degraded(&gpus[2], "Xid 119:"), "{:?}", gpus[2].health);
+    assert_eq!(gpus[2].grave_xid.map(|x| x.count), Some(1));
+    // The played source shows the same.
+    let Gpus::Some(played) = PlayedSource::open(&scene.path()).read(Want::Due) else { panic!() };
+    let health =
+        |gpus: &[gpudeck::wire::Gpu]| gpus.iter().map(|g| g.health.clone()).collect::<Vec<_>>();
+    assert_eq!(health(&played), health(&gpus));
+}
+
+#[test]
 fn a_gpu_that_the_driver_lists_no_more_is_lost() {
     let mut scene = Scene::new(h100s(3));
     let mut follower = Follower::start(&scene, false);

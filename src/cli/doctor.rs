@@ -248,10 +248,10 @@ fn gpu(gpu: &Gpu) -> Vec<Check> {
             checks.push(check("GPU", Verdict::Bad, found).advise(advice));
             return checks;
         }
-        (GpuHealth::Degraded { why }, xid) => {
-            let advice = xid.as_ref().map_or(
+        (GpuHealth::Degraded { why }, _) => {
+            let advice = gpu.judged_xid().map_or(
                 "drain it and reset it: nvidia-smi --gpu-reset, or reboot the host",
-                |(_, meaning)| meaning.advice(),
+                |grave| xid::meaning(grave.code).advice(),
             );
             let found = format!("{name}: {why}");
             checks.push(check("GPU", Verdict::Bad, found).advise(advice));

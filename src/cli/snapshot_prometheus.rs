@@ -209,6 +209,9 @@ const GPU: &[Metric<Gpu>] = &[
         flag(g.row_remap_failed)
     }),
     ("gpudeck_gpu_last_xid", "Number of the last Xid error.", |g| g.xid.map(|x| x.code as f64)),
+    ("gpudeck_gpu_grave_xid", "Number of the gravest Xid error, if one degrades it.", |g| {
+        g.judged_xid().map(|x| x.code as f64)
+    }),
     ("gpudeck_gpu_xid_errors_total", "Xid errors since the agent was started.", |g| {
         g.xid.map(|x| f64::from(x.count))
     }),

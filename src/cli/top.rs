@@ -169,7 +169,11 @@ pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
 fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
     let name = format!("{} GPU {}", host.name, gpu.index);
     if gpu.health == GpuHealth::Lost {
-        let xid = gpu.xid.map(|x| format!(" ({})", xid::describe(x.code))).unwrap_or_default();
+        let xid = gpu
+            .judged_xid()
+            .or(gpu.xid)
+            .map(|x| format!(" ({})", xid::describe(x.code)))
+            .unwrap_or_default();
         return format!("{name}: LOST{xid}");
     }
     let watts = |mw: Option<u32>| number(mw.map(|m| (m + 500) / 1_000), " W");

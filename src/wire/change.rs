@@ -126,7 +126,8 @@ mod tests {
                   "ecc_uncorrected_aggregate": 3, "ecc_corrected_aggregate": 4,
                   "retired_pages": 5, "retired_pages_pending": true, "remapped_rows": 6,
                   "row_remap_pending": false, "row_remap_failed": false,
-                  "xid": { "code": 79, "monotonic_ms": 5, "count": 1 }, "partition": "CPX",
+                  "xid": { "code": 79, "monotonic_ms": 5, "count": 1 },
+                  "grave_xid": { "code": 48, "monotonic_ms": 4, "count": 1 }, "partition": "CPX",
                   "compute_mode": "default", "persistence": true, "mig": true,
                   "mig_instances": [
                     { "uuid": "MIG-1", "name": "3g", "memory": { "used": 5, "total": 80 } }],

@@ -318,6 +318,10 @@ pub struct Gpu {
     /// The last Xid error the driver reported since the agent was started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<Xid>,
+    /// The gravest of its Xid errors since the host was started, if one degrades it: a harmless one
+    /// after it (the programs that are ended, memory that is taken out of use) does not make it well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grave_xid: Option<Xid>,
     /// How it is divided, as AMD's driver says it: compute and memory mode, `CPX/NPS4`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<SmolStr>,
@@ -403,6 +407,13 @@ pub struct NvLinks {
     /// Bytes a second from the GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tx_bytes_per_s: Option<u64>,
+}
+
+impl Gpu {
+    /// The Xid error that its health hangs on, if there is one. Older agents tell only the last.
+    pub fn judged_xid(&self) -> Option<Xid> {
+        self.grave_xid.or(self.xid).filter(|x| super::xid::meaning(x.code).degrades())
+    }
 }
 
 /// An Xid error: what the driver writes to the kernel's log when a GPU or a program on it fails.

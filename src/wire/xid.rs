@@ -1,5 +1,7 @@
 //! What Xid errors mean. The numbers and their causes are those of NVIDIA's "Xid Errors" catalogue.
 
+use super::Xid;
+
 /// Whose fault an Xid error is, for what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -86,6 +88,25 @@ pub const fn meaning(code: u64) -> Meaning {
     Meaning { words, blame }
 }
 
+/// How much an Xid error says against a GPU, for comparing: 0 nothing, 1 it should be reset, 2 it needs
+/// a look, 3 it has fallen off the bus.
+pub const fn gravity(code: u64) -> u8 {
+    match meaning(code).blame {
+        _ if code == 79 => 3,
+        Blame::Hardware => 2,
+        Blame::Reset => 1,
+        Blame::Program | Blame::Notice => 0,
+    }
+}
+
+/// The graver of two; the first of two that are equal, because what follows is mostly its
+/// consequence. None: neither degrades the GPU.
+pub fn graver(before: Option<Xid>, after: Option<Xid>) -> Option<Xid> {
+    let weight = |xid: &Option<Xid>| xid.map_or(0, |x| gravity(x.code));
+    let graver = if weight(&after) > weight(&before) { after } else { before };
+    graver.filter(|x| gravity(x.code) > 0)
+}
+
 /// `Xid 79: the GPU has fallen off the bus`.
 pub fn describe(code: u64) -> String {
     format!("Xid {code}: {}", meaning(code).words)
@@ -101,5 +122,18 @@ mod tests {
         assert!(meaning(79).degrades() && meaning(48).degrades() && meaning(74).degrades());
         assert!(!meaning(9_999).degrades(), "an unknown number empties no host");
         assert_eq!(describe(79), "Xid 79: the GPU has fallen off the bus");
+    }
+
+    #[test]
+    fn the_gravest_stays() {
+        let gravest = |codes: &[u64]| {
+            let xids = codes.iter().map(|code| Xid { code: *code, monotonic_ms: 1, count: 1 });
+            xids.fold(None, |grave, xid| graver(grave, Some(xid))).map(|x| x.code)
+        };
+        assert_eq!(gravest(&[48, 45]), Some(48));
+        assert_eq!(gravest(&[79, 45]), Some(79));
+        assert_eq!(gravest(&[119, 154, 45]), Some(119));
+        assert_eq!(gravest(&[48, 74, 79, 74, 63]), Some(79));
+        assert_eq!(gravest(&[13, 45, 63]), None);
     }
 }

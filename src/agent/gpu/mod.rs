@@ -52,11 +52,11 @@ pub struct DriverVersions {
     pub cuda: Option<String>,
 }
 
-/// What a GPU's counters and its last Xid error say about its health.
+/// What a GPU's counters and the gravest of its Xid errors say about its health.
 pub fn health_of(gpu: &Gpu) -> GpuHealth {
-    let why = match (gpu.ecc_uncorrected, gpu.xid) {
-        (_, Some(last)) if last.code == 79 => return GpuHealth::Lost,
-        (_, Some(last)) if xid::meaning(last.code).degrades() => xid::describe(last.code),
+    let why = match (gpu.ecc_uncorrected, gpu.judged_xid()) {
+        (_, Some(grave)) if grave.code == 79 => return GpuHealth::Lost,
+        (_, Some(grave)) => xid::describe(grave.code),
         (Some(1), _) => "1 uncorrected memory error".to_owned(),
         (Some(n), _) if n > 0 => format!("{n} uncorrected memory errors"),
         _ if gpu.row_remap_failed == Some(true) => {
@@ -71,4 +71,27 @@ pub fn health_of(gpu: &Gpu) -> GpuHealth {
         _ => return GpuHealth::Ok,
     };
     GpuHealth::Degraded { why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Xid;
+
+    #[test]
+    fn a_harmless_xid_does_not_hide_a_grave_one() {
+        let health = |codes: &[u64]| {
+            let mut gpu = Gpu::default();
+            for code in codes {
+                gpu.xid = Some(Xid { code: *code, monotonic_ms: 1, count: 1 });
+                gpu.grave_xid = xid::graver(gpu.grave_xid, gpu.xid);
+            }
+            health_of(&gpu)
+        };
+        let degraded = |code| GpuHealth::Degraded { why: xid::describe(code) };
+        assert_eq!(health(&[48, 45]), degraded(48));
+        assert_eq!(health(&[119, 154, 45]), degraded(119));
+        assert_eq!(health(&[79, 45]), GpuHealth::Lost);
+        assert_eq!(health(&[45, 43, 63]), GpuHealth::Ok);
+    }
 }

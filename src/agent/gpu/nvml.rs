@@ -157,7 +157,8 @@ impl GpuSource for NvmlSource {
         }
         let mut gpus = Vec::with_capacity(self.cards.len());
         for card in &mut self.cards {
-            card.gpu.xid = self.xids.last(&card.gpu.uuid);
+            let seen = self.xids.of(&card.gpu.uuid);
+            (card.gpu.xid, card.gpu.grave_xid) = (seen.last, seen.grave);
             let device = if card.gone {
                 Err(NvmlError::GpuLost)
             } else {
@@ -222,6 +223,7 @@ fn lost(gpu: &Gpu) -> Gpu {
         name: gpu.name.clone(),
         pci_bus_id: gpu.pci_bus_id.clone(),
         xid: gpu.xid,
+        grave_xid: gpu.grave_xid,
         health: GpuHealth::Lost,
         ..Gpu::default()
     }

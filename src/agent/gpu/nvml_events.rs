@@ -12,7 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
 
 use crate::agent::process;
-use crate::wire::Xid;
+use crate::wire::{Xid, xid};
 
 /// One wait in the driver; it comes back at once when something happens.
 const WAIT_MS: u32 = 60_000;
@@ -20,21 +20,31 @@ const WAIT_MS: u32 = 60_000;
 /// After an event set that cannot be made or broke.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The last Xid error of each GPU, by UUID.
+/// The Xid errors of each GPU, by UUID.
 #[derive(Clone, Debug, Default)]
-pub struct Xids(Arc<Mutex<BTreeMap<String, Xid>>>);
+pub struct Xids(Arc<Mutex<BTreeMap<String, Seen>>>);
+
+/// Of one GPU: the last and the gravest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// The last one.
+    pub last: Option<Xid>,
+    /// The gravest, if one degrades the GPU.
+    pub grave: Option<Xid>,
+}
 
 impl Xids {
-    /// The last one of a GPU.
-    pub fn last(&self, uuid: &str) -> Option<Xid> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uuid).copied()
+    /// Those of a GPU.
+    pub fn of(&self, uuid: &str) -> Seen {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uuid).copied().unwrap_or_default()
     }
 
     fn happened(&self, uuid: String, code: u64) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.get(&uuid).map_or(0, |x| x.count).saturating_add(1);
-        let monotonic_ms = process::since_boot_ms();
-        all.insert(uuid, Xid { code, monotonic_ms, count });
+        let seen = all.entry(uuid).or_default();
+        let count = seen.last.map_or(0, |x| x.count).saturating_add(1);
+        seen.last = Some(Xid { code, monotonic_ms: process::since_boot_ms(), count });
+        seen.grave = xid::graver(seen.grave, seen.last);
     }
 }
 

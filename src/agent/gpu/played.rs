@@ -11,7 +11,7 @@ use crate::base::Bytes;
 use crate::base::text::clean;
 use crate::wire::{
     Gpu, GpuHealth, GpuPath, Gpus, MemoryUse, MigInstance, NvLinks, PathKind, PcieLink,
-    ProcessKind, Xid,
+    ProcessKind, Xid, xid::graver,
 };
 
 /// Plays a scenario file.
@@ -71,7 +71,10 @@ impl GpuSource for PlayedSource {
             }
             let now = readings.get(&script.uuid).unwrap_or(&default);
             let xid = self.xids.get(&script.uuid).copied();
-            gpus.push(gpu(script, scripts, now, want, xid, &mut self.processes));
+            let all = script.xids.iter().filter_map(|code| Some(Xid { code: *code, ..xid? }));
+            let grave_xid = all.fold(None, |grave, xid| graver(grave, Some(xid)));
+            let xids = (xid, grave_xid);
+            gpus.push(gpu(script, scripts, now, want, xids, &mut self.processes));
         }
         Gpus::Some(gpus)
     }
@@ -99,7 +102,7 @@ fn gpu(
     all: &[GpuScript],
     now: &Reading,
     want: Want,
-    xid: Option<Xid>,
+    (xid, grave_xid): (Option<Xid>, Option<Xid>),
     processes: &mut ProcessTable,
 ) -> Gpu {
     let identity = Gpu {
@@ -113,6 +116,7 @@ fn gpu(
             .cloned()
             .map(Into::into),
         xid,
+        grave_xid,
         ..Gpu::default()
     };
     // What a driver says of a lost GPU is who it was.

@@ -173,7 +173,7 @@ members!(Gpu {
     memory_clock_mhz, max_memory_clock_mhz, pstate, throttle_reasons, pcie, nvlink, ecc_enabled,
     ecc_uncorrected, ecc_corrected, ecc_uncorrected_aggregate, ecc_corrected_aggregate,
     retired_pages, retired_pages_pending, remapped_rows, row_remap_pending, row_remap_failed, xid,
-    partition, compute_mode, persistence, mig, mig_instances, nvlink_peers, paths, numa_node,
+    grave_xid, partition, compute_mode, persistence, mig, mig_instances, nvlink_peers, paths, numa_node,
     processes,
 });
 members!(PcieLink { ; generation, max_generation, width, max_width, rx_bytes_per_s, tx_bytes_per_s });
