@@ -183,6 +183,49 @@ fn what_a_driver_logs_after_a_grave_xid_does_not_make_the_gpu_well() {
 }
 
 #[test]
+fn a_grave_xid_is_not_forgotten_with_the_process_that_was_told() {
+    let mut scene = Scene::new(h100s(2));
+    let mut follower = Follower::start(&scene, false);
+    follower.gpus(2);
+    let file = follower.state_dir().join("xids.json");
+    scene.change(|gpus| gpus[0]["xids"] = json!([13, 48, 45]));
+    let last = |s: &gpudeck::wire::HostSample| {
+        s.gpus.list().first().filter(|g| g.xid.is_some_and(|x| x.count == 3)).cloned()
+    };
+    let gpu = follower.wait("all Xids", last);
+    assert_eq!(gpu.grave_xid.map(|x| x.code), Some(48));
+
+    // The child is killed: another one knows what the driver will not tell again.
+    let child = follower.children();
+    assert_eq!(child.len(), 1, "one process asks the driver");
+    Command::new("kill").args(["-9", &child[0].to_string()]).status().unwrap();
+    follower.until_ended(child[0]);
+    follower.wait("the end of the child", |s| matches!(s.gpus, Gpus::Hung { .. }).then_some(()));
+    let gpu = follower.gpus(2).remove(0);
+    assert!(matches!(&gpu.health, GpuHealth::Degraded { why } if why.starts_with("Xid 48:")));
+    assert_eq!(gpu.xid.map(|x| (x.code, x.count)), Some((45, 3)));
+
+    // Another agent as well, on the same boot.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !file.exists() {
+        assert!(std::time::Instant::now() < deadline, "nothing was kept");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let mut follower = follower.again(&scene, 200);
+    let gpu = follower.gpus(2).remove(0);
+    assert!(matches!(&gpu.health, GpuHealth::Degraded { why } if why.starts_with("Xid 48:")));
+    assert_eq!(gpu.xid.map(|x| x.code), Some(48));
+
+    // Not after another one.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    std::fs::write(&file, text.replace(boot.trim(), "another")).unwrap();
+    let mut follower = follower.again(&scene, 200);
+    let gpu = follower.gpus(2).remove(0);
+    assert_eq!((gpu.health, gpu.xid, gpu.grave_xid), (GpuHealth::Ok, None, None));
+}
+
+#[test]
 fn a_gpu_that_the_driver_lists_no_more_is_lost() {
     let mut scene = Scene::new(h100s(3));
     let mut follower = Follower::start(&scene, false);
@@ -291,7 +334,7 @@ impl Counted {
                     assert_eq!(line.gpus.list().len(), 8);
                     break;
                 }
-                ChildLine::Changed => {}
+                ChildLine::Changed { .. } => {}
             }
         }
         let text = std::fs::read_to_string(&self.calls).unwrap();

@@ -118,8 +118,8 @@ where
     let state = StateDir::open(&config.state_dir)?;
     let mut played = config.gpus.scenario().map(PlayedSource::open);
     let agent = Arc::new(Agent {
+        gpus: GpuMonitor::start(&config.gpus, &config.program, state.root()),
         state,
-        gpus: GpuMonitor::start(&config.gpus, &config.program),
         program: config.program,
         simulated: played.is_some(),
         hostname: played.as_mut().and_then(PlayedSource::hostname),

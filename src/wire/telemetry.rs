@@ -315,7 +315,8 @@ pub struct Gpu {
     /// A row could not be replaced: no spare ones are left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub row_remap_failed: Option<bool>,
-    /// The last Xid error the driver reported since the agent was started.
+    /// The last Xid error the driver reported since the agent was started; before it told one, the
+    /// gravest since the host was started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<Xid>,
     /// The gravest of its Xid errors since the host was started, if one degrades it: a harmless one
@@ -423,7 +424,7 @@ pub struct Xid {
     pub code: u64,
     /// When, by the host's monotonic clock, milliseconds.
     pub monotonic_ms: u64,
-    /// How many Xid errors of any kind this GPU has had since the agent was started.
+    /// How many Xid errors of any kind this GPU has had since then.
     pub count: u32,
 }
 

@@ -19,7 +19,7 @@ pub struct Follower {
     pub sample: Option<Arc<HostSample>>,
     pub whole_bytes: usize,
     pub change_bytes: Vec<usize>,
-    _state_dir: tempfile::TempDir,
+    state_dir: Option<tempfile::TempDir>,
 }
 
 impl Follower {
@@ -28,7 +28,27 @@ impl Follower {
     }
 
     pub fn start_every(scene: &Scene, interval_ms: u64, looked_at: bool) -> Self {
-        let state_dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), scene, interval_ms, looked_at)
+    }
+
+    /// Ends this agent and starts another one on its state.
+    pub fn again(mut self, scene: &Scene, interval_ms: u64) -> Self {
+        let state_dir = self.state_dir.take().unwrap();
+        drop(self);
+        Self::start_in(state_dir, scene, interval_ms, false)
+    }
+
+    /// Where the agent keeps its state.
+    pub fn state_dir(&self) -> &std::path::Path {
+        self.state_dir.as_ref().unwrap().path()
+    }
+
+    fn start_in(
+        state_dir: tempfile::TempDir,
+        scene: &Scene,
+        interval_ms: u64,
+        looked_at: bool,
+    ) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_gpudeck"))
             .args(["agent", "--state-dir"])
             .arg(state_dir.path())
@@ -55,7 +75,7 @@ impl Follower {
             sample: None,
             whole_bytes: 0,
             change_bytes: Vec::new(),
-            _state_dir: state_dir,
+            state_dir: Some(state_dir),
         };
         follower.follow(interval_ms, looked_at);
         follower

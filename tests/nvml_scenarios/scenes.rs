@@ -98,6 +98,7 @@ impl Scene {
             "hang_init": self.hang_init,
             "init_error": self.init_error,
             "calls": "calls",
+            "xids_told": "xids_told",
             "allocations": "allocations",
             "gpus": self.gpus,
         });

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::amd::AmdSource;
 use super::nvml::NvmlSource;
+use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want};
 use crate::wire::Gpus;
 
@@ -21,7 +22,11 @@ pub enum ChildLine {
     /// The answer to a line on its input.
     Sample(Box<SampleLine>),
     /// Something has happened to a GPU: read again.
-    Changed,
+    Changed {
+        /// All Xid errors that are known now.
+        #[serde(default)]
+        xids: XidTable,
+    },
 }
 
 /// A reading.
@@ -32,6 +37,17 @@ pub struct SampleLine {
     /// Versions of the driver.
     pub versions: DriverVersions,
 }
+
+/// The line that tells the child what Xid errors are known already. It is not answered.
+pub fn known_line(known: &XidTable) -> Vec<u8> {
+    let mut line = vec![KNOWN];
+    line.extend(serde_json::to_vec(known).unwrap_or_default());
+    line.push(b'\n');
+    line
+}
+
+/// How that line begins.
+const KNOWN: u8 = b'x';
 
 /// The line that asks for a reading.
 pub const fn ask_line(want: Want) -> &'static [u8] {
@@ -101,9 +117,13 @@ pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let mut drivers = Drivers::new(library, sysfs);
     // Nobody reads any more: the loop below finds that out as well.
-    drivers.nvidia = drivers.nvidia.watching(|| drop(say(&ChildLine::Changed)));
+    drivers.nvidia = drivers.nvidia.watching(|xids| drop(say(&ChildLine::Changed { xids })));
     for asked in io::stdin().lock().lines() {
         let Ok(asked) = asked else { break };
+        if let Some(known) = asked.strip_prefix(char::from(KNOWN)) {
+            drivers.nvidia.learn(&serde_json::from_str(known).unwrap_or_default());
+            continue;
+        }
         let gpus = drivers.read(want_of(&asked));
         let line = SampleLine { gpus, versions: drivers.versions() };
         if say(&ChildLine::Sample(Box::new(line))).is_err() {

@@ -14,6 +14,7 @@ pub mod nvml_identity;
 pub mod played;
 pub mod processes;
 pub mod scenario;
+pub mod xids;
 
 use serde::{Deserialize, Serialize};
 

@@ -10,9 +10,11 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::child::{ChildLine, SampleLine, ask_line};
+use super::child::{ChildLine, SampleLine, ask_line, known_line};
 use super::played::PlayedSource;
+use super::xids::{self, XidTable};
 use super::{DriverVersions, GpuSource, Want};
+use crate::agent::process;
 use crate::wire::{Gpus, LineReader};
 
 /// A driver that has not answered for so long hangs.
@@ -24,6 +26,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// A host without a driver is asked again after so long: one may have been loaded.
 const NONE_AGAIN: Duration = Duration::from_mins(1);
+
+/// Xid errors that could not be kept are written again after so long.
+const KEEP_AGAIN: Duration = Duration::from_mins(1);
 
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
@@ -69,22 +74,24 @@ pub struct GpuMonitor {
 }
 
 impl GpuMonitor {
-    /// Starts the task; `program` is the binary the child is started from.
-    pub fn start(choice: &Choice, program: &Path) -> Self {
+    /// Starts the task; `program` is the binary the child is started from, `state_dir` where Xid errors
+    /// are kept.
+    pub fn start(choice: &Choice, program: &Path, state_dir: &Path) -> Self {
         let (ask, asked) = mpsc::channel(64);
         let (told, versions) = watch::channel(DriverVersions::default());
         let source = match choice {
             Choice::Scenario(path) => {
                 Source::Played { source: Box::new(PlayedSource::open(path)), hung_since: None }
             }
-            Choice::Nvml { library, scenario, sysfs } => {
-                Source::Child(Box::new(ChildSource::new(Start {
+            Choice::Nvml { library, scenario, sysfs } => Source::Child(Box::new(ChildSource::new(
+                Start {
                     program: program.to_owned(),
                     library: library.clone(),
                     scenario: scenario.clone(),
                     sysfs: sysfs.clone(),
-                })))
-            }
+                },
+                state_dir.join(xids::FILE),
+            ))),
         };
         let (tell, happened) = watch::channel(0);
         let task = tokio::spawn(run(source, asked, told, tell));
@@ -168,6 +175,21 @@ async fn run(
     }
 }
 
+/// Keeps grave Xid errors in a file: written when there is another one, and never else.
+async fn keep(path: PathBuf, mut grave: watch::Receiver<XidTable>) {
+    while grave.changed().await.is_ok() {
+        loop {
+            let (now, path) = (grave.borrow_and_update().clone(), path.clone());
+            let write = move || now.keep(&path, process::boot_id(), process::since_boot_ms());
+            let kept = matches!(tokio::task::spawn_blocking(write).await, Ok(Ok(())));
+            if kept || grave.has_changed().is_err() {
+                break;
+            }
+            tokio::time::sleep(KEEP_AGAIN).await;
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Source {
     Played { source: Box<PlayedSource>, hung_since: Option<Instant> },
@@ -200,7 +222,7 @@ impl Source {
     /// Something happened while a reading was under way.
     fn take_noted(&mut self) -> bool {
         match self {
-            Self::Child(child) => std::mem::take(&mut child.noted),
+            Self::Child(child) => child.take_noted(),
             Self::Played { .. } => false,
         }
     }
@@ -230,6 +252,10 @@ struct ChildSource {
     hung_since: Option<Instant>,
     /// Something happened to a GPU that nobody was told of yet.
     noted: bool,
+    /// All Xid errors that a child has told of, and those that were kept.
+    xids: XidTable,
+    /// The grave ones, for who keeps them.
+    grave: watch::Sender<XidTable>,
     not_before: Instant,
     backoff: Duration,
     stuck: Vec<Child>,
@@ -240,6 +266,8 @@ struct Running {
     child: Child,
     stdin: ChildStdin,
     lines: LineReader<BufReader<ChildStdout>>,
+    /// What it is to be told before it is asked.
+    to_tell: Option<Vec<u8>>,
     /// Asked and not answered since.
     pending: Option<Instant>,
     has_answered: bool,
@@ -252,7 +280,7 @@ enum Answer {
 }
 
 impl Running {
-    fn start(start: &Start) -> std::io::Result<Self> {
+    fn start(start: &Start, known: &XidTable) -> std::io::Result<Self> {
         let mut command = Command::new(&start.program);
         command.args(["agent", "sample"]);
         if let Some(library) = &start.library {
@@ -274,11 +302,17 @@ impl Running {
         let stdin = child.stdin.take().ok_or_else(no_pipe)?;
         let stdout = child.stdout.take().ok_or_else(no_pipe)?;
         let lines = LineReader::new(BufReader::new(stdout));
-        Ok(Self { child, stdin, lines, pending: None, has_answered: false })
+        let to_tell = Some(known_line(known));
+        Ok(Self { child, stdin, lines, to_tell, pending: None, has_answered: false })
     }
 
-    /// Asks, and waits as long as may be; whatever else is said meanwhile sets `noted`.
-    async fn ask(&mut self, want: Want, noted: &mut bool) -> Answer {
+    /// Asks, and waits as long as may be; what else is said meanwhile goes to `heard`.
+    async fn ask(&mut self, want: Want, heard: &mut Option<XidTable>) -> Answer {
+        if let Some(known) = self.to_tell.take()
+            && self.stdin.write_all(&known).await.is_err()
+        {
+            return Answer::Ended;
+        }
         if self.pending.is_none() {
             if self.stdin.write_all(ask_line(want)).await.is_err() {
                 return Answer::Ended;
@@ -297,7 +331,7 @@ impl Running {
                     self.has_answered = true;
                     return Answer::Line(line);
                 }
-                Ok(Ok(Some(ChildLine::Changed))) => *noted = true,
+                Ok(Ok(Some(ChildLine::Changed { xids }))) => *heard = Some(xids),
                 Ok(Ok(None) | Err(_)) => return Answer::Ended,
             }
         }
@@ -310,8 +344,14 @@ impl Running {
 }
 
 impl ChildSource {
-    fn new(start: Start) -> Self {
+    fn new(start: Start, kept: PathBuf) -> Self {
+        let xids = XidTable::load(&kept, process::boot_id(), process::since_boot_ms());
+        let (grave, to_keep) = watch::channel(xids.grave());
+        // It ends with this source, after the last one is written.
+        tokio::spawn(keep(kept, to_keep));
         Self {
+            xids,
+            grave,
             start,
             running: None,
             none: None,
@@ -328,7 +368,10 @@ impl ChildSource {
         loop {
             let Some(running) = &mut self.running else { std::future::pending().await };
             match running.lines.next_message().await {
-                Ok(Some(ChildLine::Changed)) => return,
+                Ok(Some(ChildLine::Changed { xids })) => {
+                    self.learn(&xids);
+                    return;
+                }
                 Ok(Some(ChildLine::Sample(_))) => {
                     // The late answer to a question that nobody waits for any more.
                     running.pending = None;
@@ -354,7 +397,13 @@ impl ChildSource {
         let Some(mut running) = self.running.take().or_else(|| self.start()) else {
             return (self.hung(), None);
         };
-        match running.ask(want, &mut self.noted).await {
+        let mut heard = None;
+        let answer = running.ask(want, &mut heard).await;
+        if let Some(xids) = heard {
+            self.noted = true;
+            self.learn(&xids);
+        }
+        match answer {
             Answer::Line(line) => {
                 self.hung_since = None;
                 self.backoff = BACKOFF.0;
@@ -386,11 +435,26 @@ impl ChildSource {
         if Instant::now() < self.not_before || self.stuck.len() >= MAX_STUCK {
             return None;
         }
-        let started = Running::start(&self.start);
+        let started = Running::start(&self.start, &self.xids);
         if started.is_err() {
             self.wait_longer();
         }
         started.ok()
+    }
+
+    /// What a child has heard from the driver outlives it.
+    fn learn(&mut self, xids: &XidTable) {
+        self.xids.learn(xids);
+        let now = self.xids.grave();
+        self.grave.send_if_modified(|grave| {
+            let changed = *grave != now;
+            *grave = now;
+            changed
+        });
+    }
+
+    fn take_noted(&mut self) -> bool {
+        std::mem::take(&mut self.noted)
     }
 
     fn give_up(&mut self, mut running: Running) {

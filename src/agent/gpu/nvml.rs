@@ -21,6 +21,7 @@ use super::nvml_events::{self, Xids};
 use super::nvml_identity::identify;
 use super::processes::{Listed, ProcessTable};
 use super::scenario::THROTTLE_REASONS;
+use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::base::Bytes;
 use crate::base::text::clean;
@@ -46,7 +47,7 @@ pub struct NvmlSource {
     turned: Option<Instant>,
     processes: ProcessTable,
     xids: Xids,
-    watched: Option<fn()>,
+    watched: Option<fn(XidTable)>,
 }
 
 /// A GPU: what was read of it last, and what differences are taken against.
@@ -79,9 +80,14 @@ impl NvmlSource {
 
     /// Also waits for events, on a thread that lives as long as the process; each is told.
     #[must_use]
-    pub fn watching(mut self, changed: fn()) -> Self {
+    pub fn watching(mut self, changed: fn(XidTable)) -> Self {
         self.watched = Some(changed);
         self
+    }
+
+    /// Takes over Xid errors that were told to an earlier process.
+    pub fn learn(&self, known: &XidTable) {
+        self.xids.learn(known);
     }
 
     fn load(&self) -> Result<Nvml, NvmlError> {

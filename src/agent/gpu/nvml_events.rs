@@ -1,8 +1,7 @@
 //! Xid errors as the driver tells them: a thread of the child process that waits in NVML's event
 //! set, for as long as the process lives.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nvml_wrapper::Nvml;
@@ -11,8 +10,8 @@ use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
 
+use super::xids::{Seen, XidTable};
 use crate::agent::process;
-use crate::wire::{Xid, xid};
 
 /// One wait in the driver; it comes back at once when something happens.
 const WAIT_MS: u32 = 60_000;
@@ -20,36 +19,28 @@ const WAIT_MS: u32 = 60_000;
 /// After an event set that cannot be made or broke.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The Xid errors of each GPU, by UUID.
+/// The Xid errors of each GPU, shared with the thread that waits for them.
 #[derive(Clone, Debug, Default)]
-pub struct Xids(Arc<Mutex<BTreeMap<String, Seen>>>);
-
-/// Of one GPU: the last and the gravest.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
-    /// The last one.
-    pub last: Option<Xid>,
-    /// The gravest, if one degrades the GPU.
-    pub grave: Option<Xid>,
-}
+pub struct Xids(Arc<Mutex<XidTable>>);
 
 impl Xids {
-    /// Those of a GPU.
-    pub fn of(&self, uuid: &str) -> Seen {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uuid).copied().unwrap_or_default()
+    fn table(&self) -> MutexGuard<'_, XidTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn happened(&self, uuid: String, code: u64) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = all.entry(uuid).or_default();
-        let count = seen.last.map_or(0, |x| x.count).saturating_add(1);
-        seen.last = Some(Xid { code, monotonic_ms: process::since_boot_ms(), count });
-        seen.grave = xid::graver(seen.grave, seen.last);
+    /// Those of a GPU.
+    pub fn of(&self, uuid: &str) -> Seen {
+        self.table().of(uuid)
+    }
+
+    /// Takes over what is known already.
+    pub fn learn(&self, known: &XidTable) {
+        self.table().learn(known);
     }
 }
 
-/// Waits for events from now on and tells `changed` of each. The thread ends with the process.
-pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn() + Send + 'static) {
+/// Waits for events from now on and tells `changed` of each, with all that are known. The thread ends with the process.
+pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn(XidTable) + Send + 'static) {
     let work = move || {
         loop {
             let set = match register(&nvml) {
@@ -71,21 +62,21 @@ pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn() + Send + 'static) {
 }
 
 /// Takes events until the set breaks.
-fn wait(set: &EventSet<'_>, xids: &Xids, changed: &impl Fn()) {
+fn wait(set: &EventSet<'_>, xids: &Xids, changed: &impl Fn(XidTable)) {
     loop {
         match set.wait(WAIT_MS) {
             Ok(event) => {
                 if let Some(XidError::Value(code)) = event.event_data
                     && let Ok(uuid) = event.device.uuid()
                 {
-                    xids.happened(crate::base::text::clean(&uuid, 80), code);
+                    xids.table().happened(&uuid, code, process::since_boot_ms());
                 }
-                changed();
+                changed(xids.table().clone());
             }
             Err(NvmlError::Timeout) => {}
             Err(error) => {
                 if matches!(error, NvmlError::GpuLost) {
-                    changed();
+                    changed(xids.table().clone());
                 }
                 return;
             }

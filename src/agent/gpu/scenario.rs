@@ -44,6 +44,10 @@ pub struct Scenario {
     /// scenario's file.
     #[serde(default)]
     pub calls: Option<PathBuf>,
+    /// The simulated library notes in this file which Xid errors it has told, and tells them to no later
+    /// process, as a driver does; relative to the scenario's file.
+    #[serde(default)]
+    pub xids_told: Option<PathBuf>,
     /// Milliseconds from a process's death (as first seen) until its memory is free.
     #[serde(default)]
     pub free_delay_ms: u64,
@@ -384,6 +388,9 @@ fn load(path: &Path) -> io::Result<Scenario> {
     }
     if let (Some(file), Some(parent)) = (&scenario.calls, path.parent()) {
         scenario.calls = Some(parent.join(file));
+    }
+    if let (Some(file), Some(parent)) = (&scenario.xids_told, path.parent()) {
+        scenario.xids_told = Some(parent.join(file));
     }
     for (position, gpu) in scenario.gpus.iter_mut().enumerate() {
         let position = u32::try_from(position).unwrap_or(u32::MAX);

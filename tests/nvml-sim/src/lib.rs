@@ -111,8 +111,13 @@ fn hang_if_told() {
 
 /// Notes a call for those who count them.
 fn record(player: &mut Player, name: &str) {
-    use std::io::Write;
     let Some(path) = player.scenario().calls.clone() else { return };
+    note(&path, name);
+}
+
+/// Adds a line to a file.
+fn note(path: &Path, name: &str) {
+    use std::io::Write;
     if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(path) {
         let _ = writeln!(file, "{name}");
     }
@@ -1005,14 +1010,20 @@ fn next_xid(player: &mut Player) -> Option<EventData> {
         Ok(told) => told,
         Err(poisoned) => poisoned.into_inner(),
     };
+    let noted = player.scenario().xids_told.clone();
+    let lines = noted.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let before = |uuid: &str| lines.iter().flat_map(|l| l.lines()).filter(|l| *l == uuid).count();
     for (index, gpu) in player.scenario().gpus.iter().enumerate() {
         let at = told.iter().position(|(uuid, _)| *uuid == gpu.uuid).unwrap_or_else(|| {
-            told.push((gpu.uuid.clone(), 0));
+            told.push((gpu.uuid.clone(), before(&gpu.uuid)));
             told.len() - 1
         });
         let entry = told.get_mut(at)?;
         if let Some(code) = gpu.xids.get(entry.1) {
             entry.1 += 1;
+            if let Some(path) = noted {
+                note(&path, &gpu.uuid);
+            }
             return Some(EventData {
                 device: index + 1,
                 event_type: XID,
