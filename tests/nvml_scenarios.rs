@@ -148,12 +148,31 @@ fn an_xid_is_told_at_once_and_79_is_a_lost_gpu() {
     scene.change(|gpus| {
         gpus[1]["xids"] = json!([79]);
         gpus[1]["health"] = json!("lost");
+        // It does not say any more who it is.
+        gpus[1]["absent"] = json!(["identity_of_lost"]);
     });
-    let gpu = follower.wait("the lost GPU", |s| {
-        s.gpus.list().get(1).filter(|g| g.health == GpuHealth::Lost).cloned()
+    let gpu = follower.wait("the lost GPU and why", |s| {
+        let gpu = s.gpus.list().get(1).filter(|g| g.health == GpuHealth::Lost);
+        gpu.filter(|g| g.xid.is_some()).cloned()
     });
     assert_eq!((gpu.uuid.as_str(), gpu.memory), (scene.uuid(1).as_str(), None));
     assert_eq!(gpu.xid.map(|x| x.code), Some(79));
+}
+
+#[test]
+fn events_are_waited_for_also_where_no_gpu_tells_them_at_first() {
+    let mut gpus = h100s(1);
+    gpus[0]["absent"] = json!(["event_types"]);
+    let mut scene = Scene::new(gpus);
+    let mut follower = Follower::start(&scene, false);
+    follower.gpus(1);
+    scene.change(|gpus| {
+        gpus[0]["absent"] = json!([]);
+        gpus[0]["xids"] = json!([48]);
+    });
+    let gpu =
+        follower.wait("the Xid", |s| s.gpus.list().first().filter(|g| g.xid.is_some()).cloned());
+    assert_eq!(gpu.xid.map(|x| x.code), Some(48));
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Xid errors as the driver tells them: a thread of the child process that waits in NVML's event
 //! set, for as long as the process lives.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
+use nvml_wrapper::{Device, Nvml};
 
 use super::xids::{Seen, XidTable};
 use crate::agent::process;
@@ -43,16 +44,15 @@ impl Xids {
 pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn(XidTable) + Send + 'static) {
     let work = move || {
         loop {
-            let set = match register(&nvml) {
-                Ok(Some(set)) => set,
-                // No GPU of this host tells events: there is nothing to wait for.
-                Ok(None) => return,
-                Err(_) => {
+            let (set, handles) = match register(&nvml) {
+                Ok(Some(registered)) => registered,
+                // No GPU of this host tells events now; one that is being reset may do so later.
+                Ok(None) | Err(_) => {
                     std::thread::sleep(PAUSE);
                     continue;
                 }
             };
-            wait(&set, &xids, &changed);
+            wait(&set, &handles, &xids, &changed);
             drop(set);
             std::thread::sleep(PAUSE);
         }
@@ -61,13 +61,26 @@ pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn(XidTable) + Send + 's
     let _ = std::thread::Builder::new().name("nvml events".to_owned()).spawn(work);
 }
 
+/// UUIDs of GPUs by the handles that events carry. A GPU that is lost does not say any more who it is,
+/// and an Xid error is just how it is lost.
+type Handles = BTreeMap<usize, String>;
+
+#[allow(unsafe_code)]
+fn handle(device: &Device<'_>) -> usize {
+    // SAFETY: the pointer is only compared, never followed.
+    unsafe { device.handle() }.addr()
+}
+
 /// Takes events until the set breaks.
-fn wait(set: &EventSet<'_>, xids: &Xids, changed: &impl Fn(XidTable)) {
+fn wait(set: &EventSet<'_>, handles: &Handles, xids: &Xids, changed: &impl Fn(XidTable)) {
     loop {
         match set.wait(WAIT_MS) {
             Ok(event) => {
                 if let Some(XidError::Value(code)) = event.event_data
-                    && let Ok(uuid) = event.device.uuid()
+                    && let Some(uuid) = handles
+                        .get(&handle(&event.device))
+                        .cloned()
+                        .or_else(|| event.device.uuid().ok())
                 {
                     xids.table().happened(&uuid, code, process::since_boot_ms());
                 }
@@ -86,7 +99,7 @@ fn wait(set: &EventSet<'_>, xids: &Xids, changed: &impl Fn(XidTable)) {
 
 /// An event set with every GPU that tells events. A registration that fails takes the whole set
 /// with it (so the wrapper does), and the next try leaves that GPU out.
-fn register(nvml: &Nvml) -> Result<Option<EventSet<'_>>, NvmlError> {
+fn register(nvml: &Nvml) -> Result<Option<(EventSet<'_>, Handles)>, NvmlError> {
     let wanted = EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR;
     let count = nvml.device_count()?;
     let mut able: Vec<u32> = (0..count)
@@ -97,11 +110,15 @@ fn register(nvml: &Nvml) -> Result<Option<EventSet<'_>>, NvmlError> {
         .collect();
     'again: while !able.is_empty() {
         let mut set = nvml.create_event_set()?;
+        let mut handles = Handles::new();
         for (at, index) in able.iter().enumerate() {
             let Ok(device) = nvml.device_by_index(*index) else {
                 able.remove(at);
                 continue 'again;
             };
+            if let Ok(uuid) = device.uuid() {
+                handles.insert(handle(&device), uuid);
+            }
             let types = device.supported_event_types().unwrap_or(wanted) & wanted;
             match device.register_events(types, set) {
                 Ok(same) => set = same,
@@ -111,7 +128,7 @@ fn register(nvml: &Nvml) -> Result<Option<EventSet<'_>>, NvmlError> {
                 }
             }
         }
-        return Ok(Some(set));
+        return Ok(Some((set, handles)));
     }
     Ok(None)
 }

@@ -142,7 +142,8 @@ fn with_gpu(
         let Some(gpu) = (device % PART).checked_sub(1).and_then(|index| gpus.get(index)) else {
             return INVALID_ARGUMENT;
         };
-        let identity = matches!(field, "uuid" | "name" | "index" | "pci_bus_id");
+        let identity = matches!(field, "uuid" | "name" | "index" | "pci_bus_id")
+            && gpu.has("identity_of_lost");
         if gpu.health == Health::Lost && !identity {
             return GPU_IS_LOST;
         }
