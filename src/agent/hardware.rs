@@ -19,7 +19,8 @@ fn text(path: &Path) -> Option<String> {
     Some(clean(text.trim(), 80)).filter(|t| !t.is_empty())
 }
 
-fn number<T: std::str::FromStr>(path: &Path) -> Option<T> {
+/// The number in a small file.
+pub(super) fn number<T: std::str::FromStr>(path: &Path) -> Option<T> {
     text(path)?.parse().ok()
 }
 

@@ -57,7 +57,7 @@ pub struct AgentConfig {
 
 impl AgentConfig {
     /// As the environment says: `GPUDECK_NVML` names another NVML library, `GPUDECK_SCENARIO` a
-    /// scenario (with both, the scenario is the library's), `GPUDECK_SYSFS` another `/sys` for AMD's GPUs.
+    /// scenario (with both, the scenario is the library's), `GPUDECK_SYSFS` another `/sys` for GPUs.
     ///
     /// # Errors
     /// This binary's own path is not known.

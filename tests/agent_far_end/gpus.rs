@@ -40,6 +40,15 @@ fn write(dir: &Path, scenario: &Value) -> PathBuf {
     let temp = dir.join("scenario.new");
     std::fs::write(&temp, scenario.to_string()).unwrap();
     std::fs::rename(&temp, &path).unwrap();
+    // The kernel's files: on which NUMA node a GPU is.
+    for gpu in scenario["gpus"].as_array().unwrap() {
+        if let (Some(bus), Some(node)) = (gpu["pci_bus_id"].as_str(), gpu["numa_node"].as_u64()) {
+            let name = bus.trim_start_matches("0000").to_lowercase();
+            let device = dir.join("sys/bus/pci/devices").join(format!("0000{name}"));
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("numa_node"), format!("{node}\n")).unwrap();
+        }
+    }
     path
 }
 
@@ -56,7 +65,13 @@ fn allocate(dir: &Path, pid: u32, gpu: &str, bytes: u64) -> PathBuf {
 
 fn with_library(state: &State, scenario: &Path) -> Agent {
     let library = nvml_sim();
-    Agent::start_with(state.path(), &[("GPUDECK_NVML", &library), ("GPUDECK_SCENARIO", scenario)])
+    let sysfs = scenario.parent().unwrap().join("sys");
+    let env = [
+        ("GPUDECK_NVML", library.as_path()),
+        ("GPUDECK_SCENARIO", scenario),
+        ("GPUDECK_SYSFS", &sysfs),
+    ];
+    Agent::start_with(state.path(), &env)
 }
 
 fn with_scenario(state: &State, scenario: &Path) -> Agent {
@@ -190,7 +205,7 @@ fn the_driver_and_the_played_scenario_show_the_same() {
 
 #[test]
 fn no_driver_and_a_broken_scenario_are_hosts_without_gpus() {
-    let mut source = NvmlSource::new(Some("/nonexistent/libnvidia-ml.so.1".into()));
+    let mut source = NvmlSource::new(Some("/nonexistent/libnvidia-ml.so.1".into()), "/sys".into());
     assert!(matches!(source.read(Want::Due), Gpus::None { why } if why.contains("libnvidia-ml")));
     let mut source = PlayedSource::open(Path::new("/nonexistent/scenario.json"));
     assert!(matches!(source.read(Want::Due), Gpus::None { why } if why.contains("scenario.json")));

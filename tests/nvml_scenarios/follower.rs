@@ -54,7 +54,7 @@ impl Follower {
             .arg(state_dir.path())
             .env("GPUDECK_NVML", nvml_sim())
             .env("GPUDECK_SCENARIO", scene.path())
-            .env("GPUDECK_SYSFS", "/nonexistent")
+            .env("GPUDECK_SYSFS", scene.sysfs())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -91,6 +91,18 @@ impl Scene {
         self.gpus[index]["uuid"].as_str().unwrap().to_owned()
     }
 
+    /// The kernel's files: on which NUMA node each GPU is.
+    pub fn sysfs(&self) -> PathBuf {
+        let root = self.dir.path().join("sys");
+        for (index, gpu) in self.gpus.iter().enumerate() {
+            let device = root.join(format!("bus/pci/devices/0000:{:02x}:00.0", 0x10 + index));
+            std::fs::create_dir_all(&device).unwrap();
+            let node = gpu["numa_node"].as_i64().unwrap_or(-1);
+            std::fs::write(device.join("numa_node"), format!("{node}\n")).unwrap();
+        }
+        root
+    }
+
     /// Writes the file so that a reader sees the old or the new one.
     pub fn write(&self) {
         let scenario = json!({

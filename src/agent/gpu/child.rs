@@ -74,9 +74,9 @@ pub struct Drivers {
 }
 
 impl Drivers {
-    /// NVIDIA's library at `library` or where it is installed, AMD's files below `sysfs`.
+    /// NVIDIA's library at `library` or where it is installed, the kernel's files below `sysfs`.
     pub fn new(library: Option<PathBuf>, sysfs: PathBuf) -> Self {
-        Self { nvidia: NvmlSource::new(library), amd: AmdSource::new(sysfs) }
+        Self { nvidia: NvmlSource::new(library, sysfs.clone()), amd: AmdSource::new(sysfs) }
     }
 }
 

@@ -44,7 +44,7 @@ pub enum Choice {
         library: Option<PathBuf>,
         /// The library is a simulated one and plays this.
         scenario: Option<PathBuf>,
-        /// Where AMD's driver has its files; none: `/sys`.
+        /// Where the kernel and AMD's driver have their files; none: `/sys`.
         sysfs: Option<PathBuf>,
     },
     /// A scenario.

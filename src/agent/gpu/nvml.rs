@@ -40,6 +40,7 @@ const TURN_LOOKED_AT: Duration = Duration::from_millis(1_900);
 #[derive(Debug)]
 pub struct NvmlSource {
     library: Option<PathBuf>,
+    sysfs: PathBuf,
     nvml: Option<Arc<Nvml>>,
     versions: DriverVersions,
     cards: Vec<Card>,
@@ -63,10 +64,12 @@ struct Card {
 }
 
 impl NvmlSource {
-    /// From the library at `library`, or from where the driver installs it.
-    pub fn new(library: Option<PathBuf>) -> Self {
+    /// From the library at `library`, or from where the driver installs it; what the kernel knows of the
+    /// GPUs' slots is read below `sysfs`, `/sys` on a host.
+    pub fn new(library: Option<PathBuf>, sysfs: PathBuf) -> Self {
         Self {
             library,
+            sysfs,
             nvml: None,
             versions: DriverVersions::default(),
             cards: Vec::new(),
@@ -114,7 +117,7 @@ impl NvmlSource {
     fn identify(&mut self, nvml: &Nvml, count: u32) {
         let known: Vec<Gpu> = self.cards.iter().map(|card| card.gpu.clone()).collect();
         let mut before = std::mem::take(&mut self.cards);
-        for gpu in identify(nvml, count, &known) {
+        for gpu in identify(nvml, count, &known, &self.sysfs) {
             let old = before.iter().position(|card| card.gpu.uuid == gpu.uuid);
             let old = old.map(|at| before.swap_remove(at));
             self.cards.push(Card {

@@ -1,6 +1,7 @@
 //! What hardly ever changes of NVIDIA GPUs: who they are, what they can, how they are linked.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use nvml_wrapper::enum_wrappers::device::{
     Clock, ComputeMode, TemperatureThreshold, TopologyLevel,
@@ -9,6 +10,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use smol_str::SmolStr;
 
+use crate::agent::hardware;
 use crate::base::text::clean;
 use crate::wire::{Gpu, GpuPath, MigInstance, NvLinks, PathKind};
 
@@ -29,7 +31,8 @@ struct Links {
 
 /// Reads who the GPUs are, in the driver's order. What a GPU does not say (any more) is taken
 /// from `known`, by index: a lost GPU is still the one it was.
-pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu]) -> Vec<Gpu> {
+/// NUMA nodes are in `sysfs` (`/sys` on a host).
+pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu], sysfs: &Path) -> Vec<Gpu> {
     let mut links: BTreeMap<usize, Links> = BTreeMap::new();
     let mut gpus = Vec::new();
     for index in 0..count {
@@ -43,7 +46,7 @@ pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu]) -> Vec<Gpu> {
         let gpu = match nvml.device_by_index(index) {
             Ok(device) => {
                 links.insert(gpus.len(), links_of(&device));
-                let mut gpu = identity(index, &device);
+                let mut gpu = identity(index, &device, sysfs);
                 if gpu.uuid.is_empty() {
                     gpu = before.cloned().unwrap_or_else(nobody);
                 }
@@ -58,14 +61,15 @@ pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu]) -> Vec<Gpu> {
     gpus
 }
 
-fn identity(index: u32, device: &Device<'_>) -> Gpu {
+fn identity(index: u32, device: &Device<'_>, sysfs: &Path) -> Gpu {
+    let bus = device.pci_info().ok().map(|pci| clean(&pci.bus_id, 32));
     let mode = device.mig_mode().ok();
     let mig = mode.map(|m| m.current == 1);
     Gpu {
         index,
         uuid: device.uuid().map(|uuid| clean(&uuid, 80)).unwrap_or_default().into(),
         name: device.name().map_or_else(|_| "GPU".to_owned(), |name| clean(&name, 96)).into(),
-        pci_bus_id: device.pci_info().ok().map(|pci| clean(&pci.bus_id, 32)).map(Into::into),
+        pci_bus_id: bus.as_deref().map(Into::into),
         power_limit_mw: device
             .enforced_power_limit()
             .or_else(|_| device.power_management_limit())
@@ -88,9 +92,24 @@ fn identity(index: u32, device: &Device<'_>) -> Gpu {
         persistence: device.is_in_persistent_mode().ok(),
         mig,
         mig_instances: if mig == Some(true) { mig_instances(device) } else { Vec::new() },
-        numa_node: device.numa_node_id().ok(),
+        numa_node: numa_node(sysfs, bus.as_deref()).or_else(|| device.numa_node_id().ok()),
         ..Gpu::default()
     }
+}
+
+/// The NUMA node of the slot. NVML tells one only where the GPU's own memory is a node.
+fn numa_node(sysfs: &Path, bus: Option<&str>) -> Option<u32> {
+    let device = sysfs.join("bus/pci/devices").join(kernels_name(bus?)?);
+    // On a machine with one node it is -1: none.
+    hardware::number(&device.join("numa_node"))
+}
+
+/// `00000000:3B:00.0`, as the kernel writes it: `0000:3b:00.0`.
+fn kernels_name(bus: &str) -> Option<String> {
+    let mut parts = bus.split([':', '.']).map(|part| u32::from_str_radix(part, 16).ok());
+    let mut next = || parts.next().flatten();
+    let (domain, bus, device, function) = (next()?, next()?, next()?, next()?);
+    Some(format!("{domain:04x}:{bus:02x}:{device:02x}.{function:x}"))
 }
 
 const fn compute_mode(mode: &ComputeMode) -> &'static str {
@@ -201,5 +220,28 @@ const fn path_kind(level: &TopologyLevel) -> PathKind {
         TopologyLevel::HostBridge => PathKind::Phb,
         TopologyLevel::Node => PathKind::Node,
         TopologyLevel::System => PathKind::Sys,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_on_which_node_a_slot_is() {
+        let dir = tempfile::tempdir().unwrap();
+        for (bus, node) in
+            [("0000:3b:00.0", "1\n"), ("0000:18:00.0", "-1\n"), ("10000:01:00.0", "3\n")]
+        {
+            let device = dir.path().join("bus/pci/devices").join(bus);
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("numa_node"), node).unwrap();
+        }
+        let node = |bus| numa_node(dir.path(), Some(bus));
+        assert_eq!(node("00000000:3B:00.0"), Some(1));
+        assert_eq!(node("00010000:01:00.0"), Some(3));
+        assert_eq!((node("00000000:18:00.0"), node("00000000:19:00.0")), (None, None));
+        assert_eq!((node("../../x"), node(""), numa_node(dir.path(), None)), (None, None, None));
     }
 }

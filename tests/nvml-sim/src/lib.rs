@@ -560,11 +560,9 @@ pub unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetNumaNodeId(device: Device, to: *mut c_uint) -> Return {
-    with_gpu(device, "numa", |gpu, _, _| match gpu.numa_node {
-        // SAFETY: NVML's contract.
-        Some(node) => unsafe { put(to, node) },
-        None => NOT_SUPPORTED,
-    })
+    // As on hosts whose GPUs are no NUMA nodes of their own; the slot's node is in sysfs.
+    // SAFETY: NVML's contract.
+    with_gpu(device, "numa", |_, _, _| unsafe { put_some(to, None) })
 }
 
 #[unsafe(no_mangle)]
