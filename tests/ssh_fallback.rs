@@ -40,7 +40,9 @@ esac
         bin.join("gpus"),
         "Unable to determine the device handle for GPU 0000:9A:00.0: GPU is lost.  Reboot the system\n\
          0, GPU-a, NVIDIA A100\x1b[31m-SXM4, 00000000:18:00.0, 81920, 80896, 37, 45, 112.50, 400.00\n\
-         1, GPU-b, NVIDIA A100-SXM4, 00000000:3B:00.0, 81920, [N/A], [N/A], [N/A], [N/A], 400.00\n",
+         1, GPU-b, NVIDIA A100-SXM4, 00000000:3B:00.0, 81920, [N/A], [N/A], [N/A], [N/A], 400.00\n\
+         3, [GPU is lost], [GPU is lost], 00000000:5E:00.0, [GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost]\n\
+         4, GPU-e, NVIDIA A100-SXM4, 00000000:86:00.0, 81920, [GPU requires reset], [GPU requires reset], 41, 60.00, 400.00\n",
     )
     .unwrap();
     fs::write(bin.join("apps"), "GPU-a, 4711, 900, /opt/py\x1b[2Jthon\n").unwrap();
@@ -113,12 +115,13 @@ async fn a_host_without_room_for_an_agent_is_looked_at() {
     let sample = sample.unwrap();
     assert!(sample.memory.is_some() && sample.load_1m.is_some() && sample.uptime_s.is_some());
     let Gpus::Some(gpus) = &sample.gpus else { panic!("{:?}", sample.gpus) };
-    assert_eq!(gpus.len(), 3, "{gpus:?}");
+    assert_eq!(gpus.len(), 5, "{gpus:?}");
     assert_eq!(gpus[0].name, "NVIDIA A100-SXM4", "cleaned");
     assert_eq!((gpus[0].utilisation_percent, gpus[0].power_mw), (Some(37), Some(112_500)));
     assert_eq!((gpus[0].processes[0].pid, gpus[0].processes[0].name.as_str()), (4711, "python"));
     assert!(gpus[1].memory.is_none() && gpus[1].power_mw.is_none(), "absent, not zero");
-    assert_eq!(gpus[2].health, GpuHealth::Lost);
+    assert!(gpus[2..].iter().all(|gpu| gpu.health == GpuHealth::Lost), "{gpus:?}");
+    assert_eq!((gpus[3].uuid.as_str(), gpus[4].uuid.as_str()), ("PCI-00000000:5E:00.0", "GPU-e"));
 
     // Nothing can be asked of it, and nothing was written there.
     let link = fleet.link(&host).unwrap();

@@ -54,6 +54,12 @@ fn cell(text: &str) -> Option<&str> {
     (!absent).then_some(text)
 }
 
+/// `[GPU is lost]`, `[GPU requires reset]`: there is no use in it before a reset or a reboot.
+fn is_gone(text: &str) -> bool {
+    let text = text.trim();
+    text.starts_with('[') && (text.contains("is lost") || text.contains("requires reset"))
+}
+
 fn number(text: &str) -> Option<u32> {
     cell(text)?.parse().ok()
 }
@@ -108,14 +114,34 @@ fn gpu(line: &str) -> Option<Gpu> {
     }
     let at = |index: usize| cells.get(index).copied().unwrap_or_default();
     let more = |index: usize| at(GPU_FIELDS.len() + index);
-    let uuid = cell(at(1)).filter(|uuid| uuid.starts_with("GPU-"))?;
+    let bus = cell(at(3)).map(|bus| clean(bus, 32));
+    let gone = cells.iter().any(|cell| is_gone(cell));
+    // Who it is, some drivers do not say any more of a GPU that is lost; where it is, they do.
+    let uuid = match cell(at(1)) {
+        Some(uuid) if uuid.starts_with("GPU-") => clean(uuid, 80),
+        None if at(1).trim().starts_with('[') => match &bus {
+            Some(bus) => format!("PCI-{bus}"),
+            None => format!("index-{}", number(at(0))?),
+        },
+        _ => return None,
+    };
+    if gone {
+        return Some(Gpu {
+            index: number(at(0)).unwrap_or(u32::MAX),
+            uuid: uuid.into(),
+            name: clean(cell(at(2)).unwrap_or("GPU"), 96).into(),
+            pci_bus_id: bus.map(Into::into),
+            health: GpuHealth::Lost,
+            ..Gpu::default()
+        });
+    }
     let memory = mebibytes(at(4)).zip(mebibytes(at(5)));
     let uncorrected = cell(more(7)).and_then(|n| n.parse().ok());
     Some(Gpu {
         index: number(at(0))?,
-        uuid: clean(uuid, 80).into(),
+        uuid: uuid.into(),
         name: clean(cell(at(2)).unwrap_or("GPU"), 96).into(),
-        pci_bus_id: cell(at(3)).map(|bus| clean(bus, 32)).map(Into::into),
+        pci_bus_id: bus.map(Into::into),
         memory: memory.map(|(total, free)| MemoryUse { used: total.saturating_sub(free), total }),
         utilisation_percent: number(at(6)),
         temperature_c: number(at(7)),
@@ -258,6 +284,23 @@ mod tests {
         let gpus = parse_gpus(&text).unwrap();
         assert_eq!((gpus.len(), gpus[2].index, gpus[2].health.clone()), (3, 2, GpuHealth::Lost));
         assert_eq!(gpus[2].pci_bus_id.as_deref(), Some("0000:9A:00.0"));
+
+        // The same told cell by cell.
+        let cells = ", [GPU is lost]".repeat(6);
+        let reset = TWO.replace("30, [N/A]", "[GPU requires reset], [N/A]");
+        let text = format!(
+            "3, GPU-0d, NVIDIA H100, 00000000:9B:00.0{cells}\n4, [GPU is lost], [GPU is lost], 00000000:9C:00.0{cells}\n5, [Unknown Error], NVIDIA H100, [N/A]{cells}\n{reset}"
+        );
+        let gpus = parse_gpus(&text).unwrap();
+        let seen: Vec<_> = gpus.iter().map(|g| (g.index, g.uuid.as_str(), &g.health)).collect();
+        let lost = &GpuHealth::Lost;
+        let wanted = [
+            (1, "GPU-0b", lost),
+            (3, "GPU-0d", lost),
+            (4, "PCI-00000000:9C:00.0", lost),
+            (5, "index-5", lost),
+        ];
+        assert_eq!((&seen[1..], seen[0].2), (&wanted[..], &GpuHealth::Ok));
         let words = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\u{1b}[2J";
         let why = parse_gpus(words).unwrap_err();
         assert!(why.contains("communicate") && !why.contains('\u{1b}'));
