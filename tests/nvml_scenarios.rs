@@ -53,7 +53,7 @@ fn eight_h100_on_nvlink() {
     }
     assert_eq!(gpus[0].paths[0].over, PathKind::Pix);
     assert_eq!(gpus[0].paths[6].over, PathKind::Sys);
-    let process = &gpus[2].processes[0];
+    let process = &gpus[2].listed()[0];
     assert_eq!((process.pid, process.memory), (std::process::id(), Some(Bytes::gib(40))));
     assert_eq!(process.kind, Some(ProcessKind::Compute));
     assert!(process.sm_percent.is_some() && process.host_memory.is_some());
@@ -61,7 +61,7 @@ fn eight_h100_on_nvlink() {
     assert!(process.command.as_ref().is_some_and(|c| c.contains("nvml_scenarios")));
     assert!(process.user.is_some() && process.running_s.is_some());
     let process = follower.wait("processor use", |s| {
-        let process = s.gpus.list().get(2)?.processes.first()?;
+        let process = s.gpus.list().get(2)?.listed().first()?;
         process.cpu_percent.map(|_| process.clone())
     });
     assert_eq!(process.pid, std::process::id());
@@ -80,6 +80,23 @@ fn four_l40s_over_two_numa_nodes() {
     assert_eq!((gpus[0].pcie.generation, gpus[0].pcie.max_generation), (Some(1), Some(4)));
     assert!(gpus.iter().all(|g| g.pcie.rx_bytes_per_s.is_none()), "nobody looks at it");
     assert_eq!(gpus[0].fan_percent, Some(30));
+}
+
+#[test]
+fn processes_that_a_driver_does_not_tell_are_not_none() {
+    let mut gpus = h100s(4);
+    // As of a divided GPU that is asked by somebody else than root, and of a driver before R510.
+    gpus[0]["absent"] = json!(["processes"]);
+    gpus[1]["absent"] = json!(["processes_v3"]);
+    gpus[3]["health"] = json!("lost");
+    let mut scene = Scene::new(gpus);
+    for gpu in 0..2 {
+        scene.allocate(std::process::id(), gpu, 40 * GIB);
+    }
+    let mut follower = Follower::start(&scene, false);
+    let gpus = follower.gpus(4);
+    let counts: Vec<_> = gpus.iter().map(|g| g.processes.as_ref().map(Vec::len)).collect();
+    assert_eq!(counts, [None, Some(1), Some(0), None]);
 }
 
 #[test]

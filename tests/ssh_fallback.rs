@@ -118,7 +118,7 @@ async fn a_host_without_room_for_an_agent_is_looked_at() {
     assert_eq!(gpus.len(), 5, "{gpus:?}");
     assert_eq!(gpus[0].name, "NVIDIA A100-SXM4", "cleaned");
     assert_eq!((gpus[0].utilisation_percent, gpus[0].power_mw), (Some(37), Some(112_500)));
-    assert_eq!((gpus[0].processes[0].pid, gpus[0].processes[0].name.as_str()), (4711, "python"));
+    assert_eq!((gpus[0].listed()[0].pid, gpus[0].listed()[0].name.as_str()), (4711, "python"));
     assert!(gpus[1].memory.is_none() && gpus[1].power_mw.is_none(), "absent, not zero");
     assert!(gpus[2..].iter().all(|gpu| gpu.health == GpuHealth::Lost), "{gpus:?}");
     assert_eq!((gpus[3].uuid.as_str(), gpus[4].uuid.as_str()), ("PCI-00000000:5E:00.0", "GPU-e"));

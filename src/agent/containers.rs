@@ -108,7 +108,7 @@ impl Names {
     pub fn put_in(&self, gpus: &mut Gpus) -> Vec<String> {
         let Gpus::Some(gpus) = gpus else { return Vec::new() };
         let mut unknown = Vec::new();
-        for process in gpus.iter_mut().flat_map(|gpu| &mut gpu.processes) {
+        for process in gpus.iter_mut().flat_map(|gpu| &mut gpu.processes).flatten() {
             let Some(container) = &mut process.container else { continue };
             match self.known.get(container.as_str()) {
                 Some(Some(name)) => *container = name.into(),
@@ -195,12 +195,12 @@ mod tests {
             ..GpuProcess::default()
         };
         let processes = vec![process(Some(id(0))), process(Some(id(1))), process(None)];
-        let mut gpus = Gpus::Some(vec![Gpu { processes, ..Gpu::default() }]);
+        let mut gpus = Gpus::Some(vec![Gpu { processes: Some(processes), ..Gpu::default() }]);
         let mut names = Names::default();
         assert_eq!(names.put_in(&mut gpus.clone()), [id(0), id(1)]);
         names.learn(vec![(id(0), Some("chat".to_owned())), (id(1), None)]);
         assert!(names.put_in(&mut gpus).is_empty());
-        let shown: Vec<_> = gpus.list()[0].processes.iter().map(|p| p.container.clone()).collect();
+        let shown: Vec<_> = gpus.list()[0].listed().iter().map(|p| p.container.clone()).collect();
         assert_eq!(shown, [Some("chat".into()), Some("b".repeat(12).into()), None]);
     }
 }

@@ -87,5 +87,5 @@ fn holders(gpu: &Gpu) -> Vec<String> {
         Some(memory) => format!("pid {} {} {memory}", p.pid, p.name),
         None => format!("pid {} {}", p.pid, p.name),
     };
-    gpu.processes.iter().take(8).map(say).collect()
+    gpu.listed().iter().take(8).map(say).collect()
 }

@@ -62,7 +62,7 @@ const GPU: &[OfGpu] = &[
     ("ecc_corrected", |g| cell(g.ecc_corrected)),
     ("xid", |g| cell(g.xid.map(|x| x.code))),
     ("throttle_reasons", |g| g.throttle_reasons.join(" ")),
-    ("processes", |g| g.processes.len().to_string()),
+    ("processes", |g| cell(g.processes.as_ref().map(Vec::len))),
     ("memory_utilisation_percent", |g| cell(g.memory_utilisation_percent)),
     ("encoder_percent", |g| cell(g.encoder_percent)),
     ("decoder_percent", |g| cell(g.decoder_percent)),
@@ -108,7 +108,7 @@ const GPU: &[OfGpu] = &[
         parts.join(" ")
     }),
     ("process_list", |g| {
-        let list: Vec<String> = g.processes.iter().map(process).collect();
+        let list: Vec<String> = g.listed().iter().map(process).collect();
         list.join("; ")
     }),
 ];

@@ -218,6 +218,9 @@ const GPU: &[Metric<Gpu>] = &[
     ("gpudeck_gpu_throttled", "Whether clocks are lowered.", |g| {
         flag((g.health != GpuHealth::Lost).then_some(!g.throttle_reasons.is_empty()))
     }),
+    ("gpudeck_gpu_processes", "Processes on it; absent where they are not known.", |g| {
+        g.processes.as_ref().map(|list| list.len() as f64)
+    }),
     ("gpudeck_gpu_persistence", "Whether the driver keeps it initialised.", |g| {
         flag(g.persistence)
     }),
@@ -370,7 +373,7 @@ fn of_gpu(families: &mut Families, host: &str, gpu: &Gpu) {
         let help = "Frame buffer of a MIG instance.";
         families.add("gpudeck_gpu_mig_memory_total_bytes", help, &labels, total(part.memory));
     }
-    for process in &gpu.processes {
+    for process in gpu.listed() {
         let pid = process.pid.to_string();
         let labels = labels(
             &l,
@@ -445,7 +448,7 @@ mod tests {
             for gpu in gpus.iter_mut() {
                 gpu.fan_percent = Some(30);
                 (gpu.retired_pages, gpu.retired_pages_pending) = (Some(1), Some(false));
-                for process in &mut gpu.processes {
+                for process in gpu.processes.iter_mut().flatten() {
                     (process.encoder_percent, process.decoder_percent) = (Some(1), Some(2));
                 }
             }

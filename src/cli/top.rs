@@ -196,12 +196,13 @@ fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
         line.push_str(&format!(", {}", xid::describe(last.code)));
     }
     let rank = host.ranks.iter().find(|rank| rank.devices.iter().any(|d| gpu.has(d)));
-    match (rank, gpu.processes.first()) {
+    match (rank, gpu.listed().first()) {
         (Some(rank), _) => line.push_str(&format!(", {}", rank.rank)),
         (None, Some(process)) => {
             let whose = process.user.as_deref().unwrap_or("–");
             line.push_str(&format!(", {} of {whose} (pid {})", process.name, process.pid));
         }
+        (None, None) if gpu.processes.is_none() => line.push_str(", processes –"),
         (None, None) => line.push_str(", free"),
     }
     line
@@ -238,6 +239,18 @@ mod tests {
         assert!(all.iter().filter(stale).all(|l| l.ends_with(" old")), "{all:#?}");
         assert!(all.iter().filter(stale).count() >= 8);
         has("the GPU DRIVER HANGS");
+    }
+
+    #[test]
+    fn a_gpu_whose_processes_are_not_known_is_not_called_free() {
+        let mut gpu = fixture::gpu("node1", 7, 0, 0);
+        gpu.processes = Some(Vec::new());
+        let snapshot = fixture::rich();
+        let mut host = snapshot.hosts.values().next().unwrap().clone();
+        host.ranks.clear();
+        assert!(gpu_line(&host, &gpu).ends_with(", free"));
+        gpu.processes = None;
+        assert!(gpu_line(&host, &gpu).ends_with(", processes –"));
     }
 
     #[test]

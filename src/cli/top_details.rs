@@ -161,7 +161,7 @@ pub(super) fn of_gpu(host: &HostView, all: &[Gpu], gpu: &Gpu) -> Vec<String> {
         let (id, memory) = (&part.uuid, memory(part.memory));
         lines.push(format!("{name} instance {id}: {}, memory {memory}", part.name));
     }
-    lines.extend(gpu.processes.iter().map(|p| process(&name, p)));
+    lines.extend(gpu.listed().iter().map(|p| process(&name, p)));
     lines
 }
 

@@ -14,7 +14,7 @@ use super::outbox::Outbox;
 use super::{FleetEvent, smi};
 use crate::base::{HostName, quote, text};
 use crate::ssh::{Connection, ExecChannel, SshError};
-use crate::wire::{Gpus, HostFacts, HostSample};
+use crate::wire::{Gpu, GpuHealth, Gpus, HostFacts, HostSample};
 
 const SCRIPT: &str = include_str!("fallback.sh");
 
@@ -177,9 +177,14 @@ impl Meter {
             Ok(gpus) => gpus,
             Err(why) => return Gpus::None { why },
         };
-        for (uuid, process) in smi::parse_apps(parts.get("apps").map_or("", String::as_str)) {
+        let apps = parts.get("apps").map_or("", String::as_str);
+        if smi::knows_apps(apps) {
+            let whole = |gpu: &&mut Gpu| gpu.health != GpuHealth::Lost;
+            gpus.iter_mut().filter(whole).for_each(|gpu| gpu.processes = Some(Vec::new()));
+        }
+        for (uuid, process) in smi::parse_apps(apps) {
             if let Some(gpu) = gpus.iter_mut().find(|gpu| gpu.uuid == uuid) {
-                gpu.processes.push(process);
+                gpu.processes.get_or_insert_default().push(process);
             }
         }
         Gpus::Some(gpus)

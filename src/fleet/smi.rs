@@ -194,6 +194,13 @@ fn lost(line: &str) -> Option<Gpu> {
     })
 }
 
+/// An answer about processes, and not words of why there is none.
+pub fn knows_apps(text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(MAX_PROCESSES);
+    // A driver that hides processes says so in the place of the GPU.
+    lines.all(|line| line.starts_with("GPU-") || line.starts_with("MIG-"))
+}
+
 /// Reads `nvidia-smi --query-compute-apps=… --format=csv,noheader,nounits`: processes by their GPU's UUID.
 pub fn parse_apps(text: &str) -> Vec<(String, GpuProcess)> {
     let app = |line: &str| -> Option<(String, GpuProcess)> {
@@ -314,6 +321,10 @@ mod tests {
         assert_eq!(apps.len(), 2);
         assert_eq!((apps[0].0.as_str(), apps[0].1.pid), ("GPU-0a", 4711));
         assert_eq!(apps[0].1.name, "python3, with a comma");
+        assert!(knows_apps("GPU-0a, 4711, 61000, /usr/bin/python3\n") && knows_apps("\n"));
+        assert!(
+            !knows_apps("[Insufficient Permissions]\n") && !knows_apps("No devices were found")
+        );
         assert_eq!((apps[1].1.memory, apps[1].1.name.as_str()), (None, ""));
     }
 

@@ -81,6 +81,7 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
         memory_clock_mhz: Some(2_619),
         pstate: Some("P0".into()),
         throttle_reasons: Vec::new(),
+        processes: Some(Vec::new()),
         ecc_uncorrected: Some(0),
         nvlink_peers: (0..8)
             .filter(|i| *i != index)
@@ -493,7 +494,7 @@ pub fn rich() -> Snapshot {
             name: "NVIDIA H100 80GB HBM3 MIG 3g.40gb".into(),
             memory: Some(MemoryUse { used: Bytes::gib(3), total: Bytes::gib(40) }),
         }];
-        gpus[0].processes = vec![GpuProcess {
+        gpus[0].processes = Some(vec![GpuProcess {
             pid: 4_711,
             name: "python3".into(),
             command: Some("python3 -m vllm.entrypoints.openai.api_server --port 18001".into()),
@@ -506,20 +507,20 @@ pub fn rich() -> Snapshot {
             host_memory: Some(Bytes::mib(7_300)),
             running_s: Some(90_100),
             ..GpuProcess::default()
-        }];
+        }]);
         gpus[6].health = GpuHealth::Degraded { why: "2 uncorrected errors".to_owned() };
         gpus[7].name = evil.to_owned().into();
         gpus[7].utilisation_percent = None;
         gpus[7].memory = None;
         gpus[7].temperature_c = None;
         gpus[7].power_mw = None;
-        gpus[7].processes = vec![GpuProcess {
+        gpus[7].processes = Some(vec![GpuProcess {
             pid: 999,
             name: evil.to_owned().into(),
             user: Some(evil.to_owned().into()),
             memory: Some(Bytes::gib(3)),
             ..GpuProcess::default()
-        }];
+        }]);
     }
     let node3 = snapshot.hosts.get_mut(&host_name("node3")).unwrap();
     node3.sampled = Some(before(12));

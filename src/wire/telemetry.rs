@@ -348,9 +348,10 @@ pub struct Gpu {
     /// NUMA node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub numa_node: Option<u32>,
-    /// Who uses it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub processes: Vec<GpuProcess>,
+    /// Who uses it; none where that is not known (no right to ask, an old driver, an older agent on a
+    /// GPU that nobody uses), which does not mean that it is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Vec<GpuProcess>>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -411,6 +412,11 @@ pub struct NvLinks {
 }
 
 impl Gpu {
+    /// The processes that are known to use it.
+    pub fn listed(&self) -> &[GpuProcess] {
+        self.processes.as_deref().unwrap_or_default()
+    }
+
     /// The Xid error that its health hangs on, if there is one. Older agents tell only the last.
     pub fn judged_xid(&self) -> Option<Xid> {
         self.grave_xid.or(self.xid).filter(|x| super::xid::meaning(x.code).degrades())

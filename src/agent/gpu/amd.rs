@@ -77,6 +77,8 @@ impl GpuSource for AmdSource {
             self.processes.next_round();
             by_gpu(&self.root)
         });
+        // Without the compute driver nobody says who uses them.
+        let has_kfd = self.root.join("class/kfd/kfd").exists();
         for (index, device) in (0..).zip(&devices) {
             let mut gpu = read_gpu(index, device);
             match &held {
@@ -84,8 +86,8 @@ impl GpuSource for AmdSource {
                     ras(device, &mut gpu);
                     let own = gpu.pci_bus_id.as_ref().and_then(|bus| held.get(bus.as_str()));
                     let list = own.into_iter().flatten();
-                    gpu.processes =
-                        list.map(|(pid, listed)| self.processes.describe(*pid, *listed)).collect();
+                    let list = list.map(|(pid, listed)| self.processes.describe(*pid, *listed));
+                    gpu.processes = has_kfd.then(|| list.collect());
                 }
                 None => {
                     if let Some(before) = self.known.get(device) {
@@ -492,17 +494,17 @@ mod tests {
         assert_eq!((rich.retired_pages, rich.retired_pages_pending), (Some(2), Some(false)));
         assert_eq!((rich.partition.as_deref(), rich.mig), (Some("SPX/NPS1"), Some(false)));
         assert_eq!(rich.health, GpuHealth::Ok);
-        assert_eq!(rich.processes.len(), 1);
-        assert_eq!(rich.processes[0].sm_percent, Some(25), "76 of 304 compute units");
-        assert_eq!(rich.processes[0].pid, std::process::id());
-        assert_eq!(rich.processes[0].memory, Some(Bytes::gib(4)));
+        assert_eq!(rich.listed().len(), 1);
+        assert_eq!(rich.listed()[0].sm_percent, Some(25), "76 of 304 compute units");
+        assert_eq!(rich.listed()[0].pid, std::process::id());
+        assert_eq!(rich.listed()[0].memory, Some(Bytes::gib(4)));
 
         // What is not there is absent, not zero.
         assert_eq!((plain.index, plain.uuid.as_str()), (0, "PCI-0000:03:00.0"));
         assert_eq!(plain.name, "AMD GPU 0x73bf");
         assert!(plain.memory.is_none() && plain.utilisation_percent.is_none());
         assert!(plain.temperature_c.is_none() && plain.numa_node.is_none());
-        assert!(plain.processes.is_empty() && plain.nvlink_peers.is_empty());
+        assert!(plain.listed().is_empty() && plain.nvlink_peers.is_empty());
         assert!(plain.retired_pages.is_none() && plain.partition.is_none() && plain.mig.is_none());
         assert_eq!(source.versions().driver.as_deref(), Some("6.10.5"));
     }

@@ -430,10 +430,31 @@ fn fields(device: &Device<'_>, ids: &[u32]) -> Vec<Option<u64>> {
     }
 }
 
-fn processes(device: &Device<'_>, table: &mut ProcessTable, seen: &mut u64) -> Vec<GpuProcess> {
+/// Who uses a GPU; none where the driver does not say: a divided GPU's processes are told to root alone.
+fn processes(
+    device: &Device<'_>,
+    table: &mut ProcessTable,
+    seen: &mut u64,
+) -> Option<Vec<GpuProcess>> {
+    // Drivers before R510 have the second version of these calls alone.
+    let is_old = |error: &NvmlError| {
+        matches!(error, NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound)
+    };
+    let compute = match device.running_compute_processes() {
+        Err(error) if is_old(&error) => device.running_compute_processes_v2(),
+        answer => answer,
+    };
+    let graphics = match device.running_graphics_processes() {
+        Err(error) if is_old(&error) => device.running_graphics_processes_v2(),
+        answer => answer,
+    };
+    let compute = compute.ok()?;
+    let graphics = match graphics {
+        // Nothing can draw on it.
+        Err(NvmlError::NotSupported) => Vec::new(),
+        answer => answer.ok()?,
+    };
     let mut by_pid: BTreeMap<u32, Listed> = BTreeMap::new();
-    let compute = device.running_compute_processes().unwrap_or_default();
-    let graphics = device.running_graphics_processes().unwrap_or_default();
     let of = |list: Vec<ProcessInfo>, kind| list.into_iter().map(move |p| (p, kind));
     for (ProcessInfo { pid, used_gpu_memory, .. }, kind) in
         of(compute, ProcessKind::Compute).chain(of(graphics, ProcessKind::Graphics))
@@ -461,7 +482,7 @@ fn processes(device: &Device<'_>, table: &mut ProcessTable, seen: &mut u64) -> V
             }
         }
     }
-    by_pid.into_iter().map(|(pid, listed)| table.describe(pid, listed)).collect()
+    Some(by_pid.into_iter().map(|(pid, listed)| table.describe(pid, listed)).collect())
 }
 
 fn pstate(state: PerformanceState) -> Option<String> {

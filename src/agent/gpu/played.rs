@@ -211,9 +211,9 @@ fn gpu(
                 decoder_percent: Some(script.decoder_percent.unwrap_or(0)),
             };
             let list = now.processes.iter();
-            list.map(|(pid, bytes)| processes.describe(*pid, listed(*bytes))).collect()
+            Some(list.map(|(pid, bytes)| processes.describe(*pid, listed(*bytes))).collect())
         } else {
-            Vec::new()
+            None
         },
         ..identity
     };

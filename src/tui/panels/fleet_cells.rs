@@ -80,10 +80,13 @@ fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
             service: Some(rank.rank.service.to_string()),
         };
     }
-    match gpu.processes.first() {
+    match gpu.listed().first() {
         Some(process) => {
             let label = process.name.clone();
             Owner { letter: '?', style: state.theme.warn, label: label.to_string(), service: None }
+        }
+        None if gpu.processes.is_none() => {
+            Owner { letter: '·', style: state.theme.dim, label: "–".to_owned(), service: None }
         }
         None => {
             Owner { letter: '·', style: state.theme.dim, label: "free".to_owned(), service: None }

@@ -275,8 +275,10 @@ fn parts(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>
 
 fn processes(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>) {
     out.push(Line::default());
-    if gpus.iter().all(|g| g.processes.is_empty()) {
-        out.push(Line::styled("no process uses a GPU", theme.dim));
+    if gpus.iter().all(|g| g.listed().is_empty()) {
+        let known = gpus.iter().any(|g| g.processes.is_some());
+        let words = if known { "no process uses a GPU" } else { "processes: –" };
+        out.push(Line::styled(words, theme.dim));
         return;
     }
     let columns = [
@@ -293,7 +295,7 @@ fn processes(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'stat
         left("CONTAINER, UNIT", 20),
         left("COMMAND", 40),
     ];
-    let rows = gpus.iter().flat_map(|gpu| gpu.processes.iter().map(move |p| (gpu, p)));
+    let rows = gpus.iter().flat_map(|gpu| gpu.listed().iter().map(move |p| (gpu, p)));
     let rows = rows.map(|(gpu, process)| process_row(theme, gpu, process)).collect();
     table(theme, width, 2, &columns, rows, out);
 }

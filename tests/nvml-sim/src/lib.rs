@@ -26,6 +26,7 @@ const NOT_FOUND: Return = 6;
 const INSUFFICIENT_SIZE: Return = 7;
 const DRIVER_NOT_LOADED: Return = 9;
 const TIMEOUT: Return = 10;
+const FUNCTION_NOT_FOUND: Return = 13;
 const GPU_IS_LOST: Return = 15;
 const LIB_RM_VERSION_MISMATCH: Return = 18;
 const ARGUMENT_VERSION_MISMATCH: Return = 25;
@@ -596,12 +597,7 @@ pub unsafe extern "C" fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
     })
 }
 
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
-    device: Device,
-    count: *mut c_uint,
-    infos: *mut ProcessInfo,
-) -> Return {
+unsafe fn compute_processes(device: Device, count: *mut c_uint, infos: *mut ProcessInfo) -> Return {
     if count.is_null() {
         return INVALID_ARGUMENT;
     }
@@ -631,14 +627,67 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     })
 }
 
+unsafe fn graphics_processes(device: Device, count: *mut c_uint) -> Return {
+    // SAFETY: NVML's contract.
+    with_gpu(device, "processes", |_, _, _| unsafe { put(count, 0) })
+}
+
+/// The third version of the calls is not there, as in drivers before R510.
+fn is_old(device: Device) -> bool {
+    let mut old = false;
+    with_player(|player| {
+        let gpus = &player.scenario().gpus;
+        let gpu = (device % PART).checked_sub(1).and_then(|index| gpus.get(index));
+        old = gpu.is_some_and(|gpu| !gpu.has("processes_v3"));
+        SUCCESS
+    });
+    old
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    device: Device,
+    count: *mut c_uint,
+    infos: *mut ProcessInfo,
+) -> Return {
+    if is_old(device) {
+        return FUNCTION_NOT_FOUND;
+    }
+    // SAFETY: NVML's contract.
+    unsafe { compute_processes(device, count, infos) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v2(
+    device: Device,
+    count: *mut c_uint,
+    infos: *mut ProcessInfo,
+) -> Return {
+    // SAFETY: NVML's contract; both versions have the same structure.
+    unsafe { compute_processes(device, count, infos) }
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     device: Device,
     count: *mut c_uint,
     _infos: *mut ProcessInfo,
 ) -> Return {
+    if is_old(device) {
+        return FUNCTION_NOT_FOUND;
+    }
     // SAFETY: NVML's contract.
-    with_gpu(device, "processes", |_, _, _| unsafe { put(count, 0) })
+    unsafe { graphics_processes(device, count) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v2(
+    device: Device,
+    count: *mut c_uint,
+    _infos: *mut ProcessInfo,
+) -> Return {
+    // SAFETY: NVML's contract.
+    unsafe { graphics_processes(device, count) }
 }
 
 /// `nvmlBAR1Memory_t`.
