@@ -252,6 +252,17 @@ fn a_grave_xid_is_not_forgotten_with_the_process_that_was_told() {
     assert!(matches!(&gpu.health, GpuHealth::Degraded { why } if why.starts_with("Xid 48:")));
     assert_eq!(gpu.xid.map(|x| x.code), Some(48));
 
+    // Nor is it known any more once who has reset the GPU has removed the file.
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    follower.wait("the GPU that was reset", |s| {
+        s.gpus.list().first().filter(|g| g.health == GpuHealth::Ok && g.xid.is_none()).map(|_| ())
+    });
+    std::fs::write(&file, &text).unwrap();
+    let mut follower = follower.again(&scene, 200);
+    let gpu = follower.gpus(2).remove(0);
+    assert_eq!(gpu.grave_xid.map(|x| x.code), Some(48));
+
     // Not after another one.
     let text = std::fs::read_to_string(&file).unwrap();
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();

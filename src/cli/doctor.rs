@@ -250,7 +250,7 @@ fn gpu(gpu: &Gpu) -> Vec<Check> {
         }
         (GpuHealth::Degraded { why }, _) => {
             let advice = gpu.judged_xid().map_or(
-                "drain it and reset it: nvidia-smi --gpu-reset, or reboot the host",
+                "drain it and reboot the host, or reset it: nvidia-smi --gpu-reset; where no spare rows are left, have it replaced",
                 |grave| xid::meaning(grave.code).advice(),
             );
             let found = format!("{name}: {why}");

@@ -35,7 +35,7 @@ impl Meaning {
         match self.blame {
             Blame::Program => "look at the program's log; the GPU itself is good",
             Blame::Reset => {
-                "drain the GPU and reset it: nvidia-smi --gpu-reset, or reboot the host"
+                "drain the GPU and reboot the host, or reset it (nvidia-smi --gpu-reset) and remove xids.json from the agent's directory"
             }
             Blame::Hardware => {
                 "drain the host; look at the GPU, its power and its seat; run nvidia-bug-report.sh"

@@ -27,6 +27,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 /// A host without a driver is asked again after so long: one may have been loaded.
 const NONE_AGAIN: Duration = Duration::from_mins(1);
 
+/// While grave Xid errors are known, their file is looked for so often.
+const LOOK_FOR_FILE: Duration = Duration::from_secs(2);
+
 /// Xid errors that could not be kept are written again after so long.
 const KEEP_AGAIN: Duration = Duration::from_mins(1);
 
@@ -256,6 +259,10 @@ struct ChildSource {
     xids: XidTable,
     /// The grave ones, for who keeps them.
     grave: watch::Sender<XidTable>,
+    /// Their file; it was there at the last look, which was then.
+    kept: PathBuf,
+    was_kept: bool,
+    looked_for: Instant,
     not_before: Instant,
     backoff: Duration,
     stuck: Vec<Child>,
@@ -348,8 +355,11 @@ impl ChildSource {
         let xids = XidTable::load(&kept, process::boot_id(), process::since_boot_ms());
         let (grave, to_keep) = watch::channel(xids.grave());
         // It ends with this source, after the last one is written.
-        tokio::spawn(keep(kept, to_keep));
+        tokio::spawn(keep(kept.clone(), to_keep));
         Self {
+            kept,
+            was_kept: !xids.is_empty(),
+            looked_for: Instant::now(),
             xids,
             grave,
             start,
@@ -394,6 +404,7 @@ impl ChildSource {
             self.none = None;
         }
         self.stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        self.forget_if_removed();
         let Some(mut running) = self.running.take().or_else(|| self.start()) else {
             return (self.hung(), None);
         };
@@ -451,6 +462,30 @@ impl ChildSource {
             *grave = now;
             changed
         });
+    }
+
+    /// A GPU that was reset is good again, of which the driver says nothing: whoever did it removes the file.
+    fn forget_if_removed(&mut self) {
+        if self.looked_for.elapsed() < LOOK_FOR_FILE || self.grave.borrow().is_empty() {
+            return;
+        }
+        self.looked_for = Instant::now();
+        match self.kept.try_exists() {
+            Ok(true) => self.was_kept = true,
+            Ok(false) if std::mem::take(&mut self.was_kept) => {
+                self.xids = XidTable::default();
+                self.grave.send_if_modified(|grave| {
+                    *grave = XidTable::default();
+                    false
+                });
+                // The child knows them, too.
+                if let Some(mut running) = self.running.take() {
+                    let _ = running.child.start_kill();
+                    self.stuck.push(running.child);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn take_noted(&mut self) -> bool {

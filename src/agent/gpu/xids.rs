@@ -51,6 +51,11 @@ struct Kept {
 }
 
 impl XidTable {
+    /// None is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those of a GPU.
     pub fn of(&self, uuid: &str) -> Seen {
         self.0.get(uuid).copied().unwrap_or_default()
