@@ -122,6 +122,36 @@ fn mig_instances_are_devices() {
 }
 
 #[test]
+fn memory_is_that_of_the_instance_also_where_one_is_missing_before_it() {
+    let part = |name: &str, gib: u64, place: usize| {
+        let uuid = format!("MIG-{name}");
+        let used = gib * GIB / 2;
+        json!({ "uuid": uuid, "name": name, "memory_total": gib * GIB, "memory_used": used, "place": place })
+    };
+    let mut gpus = h100s(2);
+    gpus[0]["mig"] = json!(true);
+    gpus[0]["mig_instances"] = json!([part("a", 20, 0), part("c", 40, 2)]);
+    let mut scene = Scene::new(gpus);
+    let mut child = Counted::start(&scene);
+    let seen = |gpus: &[gpudeck::wire::Gpu], gpu: usize| -> Vec<(String, Option<Bytes>)> {
+        let parts = gpus[gpu].mig_instances.iter();
+        parts.map(|p| (p.uuid.to_string(), p.memory.map(|m| m.total))).collect()
+    };
+    let is = |name: &str, gib: u64| (format!("MIG-{name}"), Some(Bytes::gib(gib)));
+    assert_eq!(seen(&child.read(Want::Due), 0), [is("a", 20), is("c", 40)]);
+
+    // Instances change, and another GPU is divided: what a decision hangs on is of now.
+    scene.change(|gpus| {
+        gpus[0]["mig_instances"] = json!([part("b", 10, 1), part("c", 40, 2)]);
+        gpus[1]["mig"] = json!(true);
+        gpus[1]["mig_instances"] = json!([part("d", 30, 3)]);
+    });
+    let gpus = child.read(Want::Fresh);
+    assert_eq!(seen(&gpus, 0), [is("b", 10), is("c", 40)]);
+    assert_eq!(seen(&gpus, 1), [is("d", 30)]);
+}
+
+#[test]
 fn rising_memory_errors_degrade() {
     let mut scene = Scene::new(h100s(2));
     let mut follower = Follower::start(&scene, false);
@@ -371,19 +401,20 @@ impl Counted {
         Self { child, lines, calls: scene.calls(), seen: 0 }
     }
 
-    /// A reading, and the calls it took; those of the thread that waits for events left out.
-    fn calls_of(&mut self, want: Want) -> Vec<String> {
+    /// A reading.
+    fn read(&mut self, want: Want) -> Vec<gpudeck::wire::Gpu> {
         self.child.stdin.as_mut().unwrap().write_all(ask_line(want)).unwrap();
         loop {
             let line = self.lines.next().unwrap().unwrap();
-            match serde_json::from_str(&line).unwrap() {
-                ChildLine::Sample(line) => {
-                    assert_eq!(line.gpus.list().len(), 8);
-                    break;
-                }
-                ChildLine::Changed { .. } => {}
+            if let ChildLine::Sample(line) = serde_json::from_str(&line).unwrap() {
+                return line.gpus.list().to_vec();
             }
         }
+    }
+
+    /// A reading, and the calls it took; those of the thread that waits for events left out.
+    fn calls_of(&mut self, want: Want) -> Vec<String> {
+        assert_eq!(self.read(want).len(), 8);
         let text = std::fs::read_to_string(&self.calls).unwrap();
         let all: Vec<String> = text.lines().map(str::to_owned).collect();
         let new = all[self.seen..].to_vec();

@@ -18,7 +18,7 @@ use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml};
 
 use super::nvml_events::{self, Xids};
-use super::nvml_identity::identify;
+use super::nvml_identity::{identify, is_divided, parts};
 use super::processes::{Listed, ProcessTable};
 use super::scenario::THROTTLE_REASONS;
 use super::xids::XidTable;
@@ -160,6 +160,10 @@ impl GpuSource for NvmlSource {
             Want::LookedAt => due(self.turned, TURN_LOOKED_AT),
             Want::Fresh => true,
         };
+        // A decision that hangs on it must not be about instances that are gone.
+        if want == Want::Fresh && self.cards.iter().any(|card| card.is_divided_otherwise(&nvml)) {
+            self.identify(&nvml, count);
+        }
         if turn {
             self.processes.next_round();
             self.turned = Some(Instant::now());
@@ -277,6 +281,18 @@ fn with_turns_of(mut identity: Gpu, before: Gpu) -> Gpu {
 }
 
 impl Card {
+    /// The GPU is divided in another way than when it was identified.
+    fn is_divided_otherwise(&self, nvml: &Nvml) -> bool {
+        let Ok(device) = nvml.device_by_index(self.gpu.index) else { return false };
+        let mode = is_divided(&device);
+        let known = self.gpu.mig_instances.iter().map(|part| &part.uuid);
+        // A GPU that does not answer is as it was.
+        !self.gone
+            && mode.is_some()
+            && (mode != self.gpu.mig
+                || mode == Some(true) && !known.eq(parts(&device).iter().map(|(uuid, _)| uuid)))
+    }
+
     /// Reads the GPU; with a table of processes also what takes turns.
     fn read(
         &mut self,
@@ -372,8 +388,10 @@ impl Card {
             gpu.ecc_corrected_aggregate = ecc(MemoryError::Corrected, EccCounter::Aggregate);
         }
         worn_out(device, gpu);
-        for (at, part) in (0..).zip(gpu.mig_instances.iter_mut()) {
-            let memory = device.mig_device_by_index(at).and_then(|d| d.memory_info()).ok();
+        let parts = if gpu.mig == Some(true) { parts(device) } else { Vec::new() };
+        for part in &mut gpu.mig_instances {
+            let there = parts.iter().find(|(uuid, _)| *uuid == part.uuid);
+            let memory = there.and_then(|(_, device)| device.memory_info().ok());
             part.memory = memory.map(|m| MemoryUse {
                 used: Bytes(m.total.saturating_sub(m.free)),
                 total: Bytes(m.total),

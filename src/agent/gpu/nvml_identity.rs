@@ -63,8 +63,7 @@ pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu], sysfs: &Path) -> Vec<Gpu
 
 fn identity(index: u32, device: &Device<'_>, sysfs: &Path) -> Gpu {
     let bus = device.pci_info().ok().map(|pci| clean(&pci.bus_id, 32));
-    let mode = device.mig_mode().ok();
-    let mig = mode.map(|m| m.current == 1);
+    let mig = is_divided(device);
     Gpu {
         index,
         uuid: device.uuid().map(|uuid| clean(&uuid, 80)).unwrap_or_default().into(),
@@ -121,16 +120,31 @@ const fn compute_mode(mode: &ComputeMode) -> &'static str {
     }
 }
 
-/// The MIG instances of a GPU; their memory is read with the rest that takes turns.
-fn mig_instances(device: &Device<'_>) -> Vec<MigInstance> {
+/// Whether the GPU is divided now.
+pub fn is_divided(device: &Device<'_>) -> Option<bool> {
+    device.mig_mode().ok().map(|mode| mode.current == 1)
+}
+
+/// The MIG instances that are there now, by UUID. An instance that was removed leaves its place empty
+/// for the next one of its kind, so a place is nothing to know an instance by.
+pub fn parts<'nvml>(device: &Device<'nvml>) -> Vec<(SmolStr, Device<'nvml>)> {
     let most = device.mig_device_count().unwrap_or(0).min(MAX_MIG);
     let instances = (0..most).filter_map(|at| device.mig_device_by_index(at).ok());
-    let describe = |part: Device<'_>| MigInstance {
-        uuid: part.uuid().map(|u| clean(&u, 80)).unwrap_or_default().into(),
+    let known = |part: Device<'nvml>| {
+        let uuid = part.uuid().map(|u| clean(&u, 80)).unwrap_or_default();
+        (uuid.into(), part)
+    };
+    instances.map(known).collect()
+}
+
+/// The MIG instances of a GPU; their memory is read with the rest that takes turns.
+fn mig_instances(device: &Device<'_>) -> Vec<MigInstance> {
+    let describe = |(uuid, part): (SmolStr, Device<'_>)| MigInstance {
+        uuid,
         name: part.name().map(|n| clean(&n, 96)).unwrap_or_default().into(),
         memory: None,
     };
-    instances.map(describe).collect()
+    parts(device).into_iter().map(describe).collect()
 }
 
 fn links_of(device: &Device<'_>) -> Links {

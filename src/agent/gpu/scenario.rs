@@ -225,6 +225,9 @@ pub struct MigScript {
     pub uuid: String,
     /// Product and profile.
     pub name: String,
+    /// Its place in the driver's list; the position in this one by default.
+    #[serde(default)]
+    pub place: Option<usize>,
     /// Bytes.
     pub memory_total: u64,
     /// Bytes.

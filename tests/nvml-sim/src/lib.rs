@@ -877,9 +877,9 @@ pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
     to: *mut Device,
 ) -> Return {
     with_gpu(device, "mig", |gpu, _, _| {
-        let index = index as usize;
-        let handle = gpu.mig_instances.get(index).map(|_| device + (index + 1) * PART);
-        match handle {
+        let mut parts = gpu.mig_instances.iter().enumerate();
+        let found = parts.find(|(at, part)| part.place.unwrap_or(*at) == index as usize);
+        match found.map(|(at, _)| device + (at + 1) * PART) {
             // SAFETY: NVML's contract.
             Some(handle) => unsafe { put(to, handle) },
             None => NOT_FOUND,
