@@ -133,6 +133,7 @@ impl HostMeter {
         HostSample {
             monotonic_ms: process::since_boot_ms(),
             gpus,
+            gpu_trouble: None,
             gpus_age_ms,
             cpu_percent: self.cpu(),
             load_1m: System::load_average().ok().map(|l| l.one),

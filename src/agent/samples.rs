@@ -95,7 +95,8 @@ pub async fn tell(
             {
                 names.learn(found);
             }
-            let sample = meter.sample(state_dir, gpus, reading.age_ms());
+            let mut sample = meter.sample(state_dir, gpus, reading.age_ms());
+            sample.gpu_trouble = monitor.trouble().map(Into::into);
             if let Some(line) = told.line(sample, follow.changes) {
                 // A reader that is too slow misses samples; it is never told old ones.
                 match lines.try_send(line) {

@@ -150,6 +150,9 @@ pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
                 check("data", Verdict::Poor, found).advise("see why the link is slow or down")
             });
             checks.extend(driver(host, &sample.gpus));
+            checks.extend(sample.gpu_trouble.as_ref().map(|why| {
+                check("driver", Verdict::Bad, format!("NVIDIA's GPUs are not shown: {why}"))
+            }));
             checks.extend(sample.gpus.list().iter().flat_map(gpu));
             if let Some(disk) = sample.disk {
                 let found = format!("{} free of {} for the agent's state", disk.free(), disk.total);

@@ -147,6 +147,9 @@ pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
     if details {
         lines.extend(top_details::of_host(host));
     }
+    if let Some(why) = &sample.gpu_trouble {
+        lines.push(format!("{name}: NVIDIA's GPUs are not shown: {why}"));
+    }
     match &sample.gpus {
         Gpus::None { why } => lines.push(format!("{name}: no GPU: {why}")),
         Gpus::Hung { for_ms } => {

@@ -181,6 +181,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
             ],
         }),
         sample: Some(Arc::new(HostSample {
+            gpu_trouble: None,
             gpus_age_ms: None,
             monotonic_ms: 1_000_000,
             gpus: Gpus::Some(gpus),

@@ -104,7 +104,7 @@ mod tests {
     fn whole() -> Value {
         serde_json::from_str(
             r#"{
-              "monotonic_ms": 17, "gpus_age_ms": 3, "cpu_percent": 12.3, "load_1m": 0.1,
+              "monotonic_ms": 17, "gpu_trouble": "x", "gpus_age_ms": 3, "cpu_percent": 12.3, "load_1m": 0.1,
               "memory": { "used": 5, "total": 80 }, "disk": { "used": 6, "total": 80 },
               "net_rx_bytes_per_s": 5, "net_tx_bytes_per_s": 6, "uptime_s": 7,
               "gpus": { "some": [

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use super::amd::AmdSource;
-use super::nvml::NvmlSource;
+use super::nvml::{self, NvmlSource};
 use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want};
 use crate::wire::Gpus;
@@ -36,6 +36,9 @@ pub struct SampleLine {
     pub gpus: Gpus,
     /// Versions of the driver.
     pub versions: DriverVersions,
+    /// Why other GPUs cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// The line that tells the child what Xid errors are known already. It is not answered.
@@ -71,30 +74,50 @@ fn want_of(line: &str) -> Want {
 pub struct Drivers {
     nvidia: NvmlSource,
     amd: AmdSource,
+    trouble: Option<String>,
+}
+
+/// Two makers' GPUs as one list; with why those of NVIDIA are not in it, if their driver is there.
+fn together(nvidia: Gpus, amd: Gpus) -> (Gpus, Option<String>) {
+    match (nvidia, amd) {
+        (Gpus::Some(mut gpus), Gpus::Some(more)) => {
+            let first = gpus.iter().map(|gpu| gpu.index + 1).max().unwrap_or(0);
+            gpus.extend(more.into_iter().map(|mut gpu| {
+                gpu.index += first;
+                gpu
+            }));
+            (Gpus::Some(gpus), None)
+        }
+        (Gpus::None { why }, Gpus::Some(gpus)) => {
+            let trouble = (why != nvml::NO_LIBRARY && why != nvml::NO_GPU).then_some(why);
+            (Gpus::Some(gpus), trouble)
+        }
+        (Gpus::Some(gpus), _) | (_, Gpus::Some(gpus)) => (Gpus::Some(gpus), None),
+        (nvidia, _) => (nvidia, None),
+    }
 }
 
 impl Drivers {
     /// NVIDIA's library at `library` or where it is installed, the kernel's files below `sysfs`.
     pub fn new(library: Option<PathBuf>, sysfs: PathBuf) -> Self {
-        Self { nvidia: NvmlSource::new(library, sysfs.clone()), amd: AmdSource::new(sysfs) }
+        Self {
+            nvidia: NvmlSource::new(library, sysfs.clone()),
+            amd: AmdSource::new(sysfs),
+            trouble: None,
+        }
     }
 }
 
 impl GpuSource for Drivers {
     fn read(&mut self, want: Want) -> Gpus {
         let nvidia = self.nvidia.read(want);
-        match (nvidia, self.amd.read(want)) {
-            (Gpus::Some(mut gpus), Gpus::Some(more)) => {
-                let first = gpus.iter().map(|gpu| gpu.index + 1).max().unwrap_or(0);
-                gpus.extend(more.into_iter().map(|mut gpu| {
-                    gpu.index += first;
-                    gpu
-                }));
-                Gpus::Some(gpus)
-            }
-            (Gpus::Some(gpus), _) | (_, Gpus::Some(gpus)) => Gpus::Some(gpus),
-            (nvidia, _) => nvidia,
-        }
+        let (gpus, trouble) = together(nvidia, self.amd.read(want));
+        self.trouble = trouble;
+        gpus
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.clone()
     }
 
     fn versions(&self) -> DriverVersions {
@@ -125,10 +148,31 @@ pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
             continue;
         }
         let gpus = drivers.read(want_of(&asked));
-        let line = SampleLine { gpus, versions: drivers.versions() };
+        let (versions, trouble) = (drivers.versions(), drivers.trouble());
+        let line = SampleLine { gpus, versions, trouble };
         if say(&ChildLine::Sample(Box::new(line))).is_err() {
             break;
         }
     }
     ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Gpu;
+
+    #[test]
+    fn a_display_gpu_of_another_maker_does_not_hide_why_nvidias_are_missing() {
+        let none = |why: &str| Gpus::None { why: why.to_owned() };
+        let amd = || Gpus::Some(vec![Gpu::default()]);
+        let mismatch = "Driver/library version mismatch";
+        assert_eq!(together(none(mismatch), amd()), (amd(), Some(mismatch.to_owned())));
+        // Where there is nothing of NVIDIA, nothing is missing.
+        assert_eq!(together(none(nvml::NO_LIBRARY), amd()), (amd(), None));
+        assert_eq!(together(none(nvml::NO_GPU), amd()), (amd(), None));
+        assert_eq!(together(none("a"), none("b")), (none("a"), None));
+        let (both, trouble) = together(amd(), amd());
+        assert_eq!((both.list().len(), trouble), (2, None));
+    }
 }

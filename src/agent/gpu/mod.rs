@@ -27,6 +27,11 @@ pub trait GpuSource: Send {
 
     /// Versions of what answers; known after the first good reading.
     fn versions(&self) -> DriverVersions;
+
+    /// Why GPUs that are beside those of the last reading cannot be read, if there are any.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// How much of a reading must be new. What a driver call costs decides what is read when: memory,

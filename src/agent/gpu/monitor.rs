@@ -72,6 +72,7 @@ type Asked = (Want, oneshot::Sender<Gpus>);
 pub struct GpuMonitor {
     ask: mpsc::Sender<Asked>,
     versions: watch::Receiver<DriverVersions>,
+    trouble: watch::Receiver<Option<String>>,
     happened: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
@@ -97,8 +98,9 @@ impl GpuMonitor {
             ))),
         };
         let (tell, happened) = watch::channel(0);
-        let task = tokio::spawn(run(source, asked, told, tell));
-        Self { ask, versions, happened, task }
+        let (tell_trouble, trouble) = watch::channel(None);
+        let task = tokio::spawn(run(source, asked, told, tell_trouble, tell));
+        Self { ask, versions, trouble, happened, task }
     }
 
     /// A fresh reading: begun after this call. Answers after [`WATCHDOG`] at the latest (and a
@@ -122,6 +124,11 @@ impl GpuMonitor {
         self.happened.clone()
     }
 
+    /// Why GPUs beside those of the last reading cannot be read, if there are any.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
     /// Versions of the driver, as far as it has answered.
     pub fn versions(&self) -> DriverVersions {
         self.versions.borrow().clone()
@@ -138,6 +145,7 @@ async fn run(
     mut source: Source,
     mut asked: mpsc::Receiver<Asked>,
     versions: watch::Sender<DriverVersions>,
+    trouble: watch::Sender<Option<String>>,
     happened: watch::Sender<u64>,
 ) {
     loop {
@@ -169,6 +177,7 @@ async fn run(
                 changed
             });
         }
+        trouble.send_replace(source.trouble());
         for waiter in waiting {
             let _ = waiter.send(gpus.clone());
         }
@@ -214,6 +223,13 @@ impl Source {
         }
     }
 
+    fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Child(child) => child.trouble.clone(),
+            Self::Played { source, .. } => source.trouble(),
+        }
+    }
+
     /// Comes back when the driver says that something has happened. May be dropped at any time.
     async fn happened(&mut self) {
         match self {
@@ -253,6 +269,8 @@ struct ChildSource {
     none: Option<(Gpus, Instant)>,
     /// The driver has not answered since.
     hung_since: Option<Instant>,
+    /// Why other GPUs than those of the last reading cannot be read.
+    trouble: Option<String>,
     /// Something happened to a GPU that nobody was told of yet.
     noted: bool,
     /// All Xid errors that a child has told of, and those that were kept.
@@ -366,6 +384,7 @@ impl ChildSource {
             running: None,
             none: None,
             hung_since: None,
+            trouble: None,
             noted: false,
             not_before: Instant::now(),
             backoff: BACKOFF.0,
@@ -418,6 +437,7 @@ impl ChildSource {
             Answer::Line(line) => {
                 self.hung_since = None;
                 self.backoff = BACKOFF.0;
+                self.trouble = line.trouble;
                 if matches!(line.gpus, Gpus::None { .. }) {
                     // Nothing to keep a process for; dropping it ends it.
                     self.none = Some((line.gpus.clone(), Instant::now()));

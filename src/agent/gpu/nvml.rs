@@ -27,6 +27,12 @@ use crate::base::Bytes;
 use crate::base::text::clean;
 use crate::wire::{Gpu, GpuHealth, GpuProcess, Gpus, MemoryUse, ProcessKind};
 
+/// Why there is no GPU of NVIDIA: nothing of it is installed,
+pub const NO_LIBRARY: &str = "libnvidia-ml.so.1 not found: no NVIDIA driver is installed";
+
+/// or its driver is there for none.
+pub const NO_GPU: &str = "the driver shows no GPU";
+
 /// Who the GPUs are is read again after so long.
 const IDENTITY: Duration = Duration::from_mins(1);
 
@@ -145,7 +151,7 @@ impl GpuSource for NvmlSource {
         };
         let count = match nvml.device_count() {
             Ok(0) if self.cards.is_empty() => {
-                return Gpus::None { why: "the driver shows no GPU".to_owned() };
+                return Gpus::None { why: NO_GPU.to_owned() };
             }
             Ok(count) => count,
             Err(error) => return Gpus::None { why: why_not(&error) },
@@ -211,9 +217,7 @@ fn why_not(error: &NvmlError) -> String {
         NvmlError::LibRmVersionMismatch => format!(
             "{words}: the driver's library and the loaded kernel module differ; reboot the host or reload the module"
         ),
-        NvmlError::LibloadingError(_) if words.contains("No such file") => {
-            "libnvidia-ml.so.1 not found: no NVIDIA driver is installed".to_owned()
-        }
+        NvmlError::LibloadingError(_) if words.contains("No such file") => NO_LIBRARY.to_owned(),
         NvmlError::DriverNotLoaded => format!("{words}: modprobe nvidia"),
         NvmlError::NoPermission => format!("{words}: add the user to the group of /dev/nvidia*"),
         _ => words,

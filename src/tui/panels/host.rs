@@ -147,6 +147,10 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
         out.extend(field(theme, width, "rank", &text));
     }
     out.push(Line::default());
+    if let Some(why) = &sample.gpu_trouble {
+        let words = format!("▲ NVIDIA's GPUs are not shown: {}", crate::api::text::clean(why, 300));
+        out.extend(crate::tui::dialogs::wrapped(&words, width, theme.bad));
+    }
     match &sample.gpus {
         Gpus::None { why } => out.push(Line::styled(format!("no GPU: {why}"), theme.dim)),
         Gpus::Hung { for_ms } => {

@@ -162,7 +162,7 @@ macro_rules! members {
 
 members!(HostSample {
     monotonic_ms, gpus;
-    gpus_age_ms, cpu_percent, load_1m, memory, disk, net_rx_bytes_per_s, net_tx_bytes_per_s, uptime_s,
+    gpu_trouble, gpus_age_ms, cpu_percent, load_1m, memory, disk, net_rx_bytes_per_s, net_tx_bytes_per_s, uptime_s,
 });
 members!(MemoryUse { used, total; });
 members!(Gpu {
