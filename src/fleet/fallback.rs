@@ -21,7 +21,10 @@ const SCRIPT: &str = include_str!("fallback.sh");
 /// Seconds between samples: `nvidia-smi` itself takes one on a large host.
 const EVERY_S: u32 = 5;
 
-/// A script that says nothing for so long hangs; `nvidia-smi` may take ten seconds, three times.
+/// A driver that has not answered for so many seconds hangs.
+const PATIENCE_S: u32 = 10;
+
+/// A script that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(45);
 
 /// Longest line, and most lines of a part.
@@ -53,17 +56,7 @@ async fn read(
 ) -> Result<(), SshError> {
     let ExecChannel { mut stdin, stdout, control: _control } =
         connection.exec("exec sh -s").await?;
-    let values = [
-        ("fields", smi::GPU_FIELDS.join(",")),
-        ("more", smi::MORE_FIELDS.join(",")),
-        ("apps", smi::APP_FIELDS.join(",")),
-        ("every", EVERY_S.to_string()),
-    ];
-    let mut program = String::new();
-    for (name, value) in &values {
-        program.extend([name, "=", &quote::shell_word(value), "\n"]);
-    }
-    program.push_str(SCRIPT);
+    let program = program(EVERY_S, PATIENCE_S);
     let lost = |error: std::io::Error| SshError::closed(&text::clean(&error.to_string(), 200));
     stdin.write_all(program.as_bytes()).await.map_err(lost)?;
     // The shell reads its program from there: its end would be the script's.
@@ -107,6 +100,23 @@ async fn read(
         part.clear();
         count = 0;
     }
+}
+
+/// The script with what it is to ask for, a round every so many seconds.
+fn program(every_s: u32, patience_s: u32) -> String {
+    let values = [
+        ("fields", smi::GPU_FIELDS.join(",")),
+        ("more", smi::MORE_FIELDS.join(",")),
+        ("apps", smi::APP_FIELDS.join(",")),
+        ("every", every_s.to_string()),
+        ("patience", patience_s.to_string()),
+    ];
+    let mut program = String::new();
+    for (name, value) in &values {
+        program.extend([name, "=", &quote::shell_word(value), "\n"]);
+    }
+    program.push_str(SCRIPT);
+    program
 }
 
 fn facts(parts: &Parts) -> HostFacts {
@@ -165,8 +175,9 @@ impl Meter {
     fn gpus(&mut self, parts: &Parts) -> Gpus {
         if parts.contains_key("hung") {
             let since = *self.hung_since.get_or_insert_with(Instant::now);
-            // It had ten seconds before it was given up.
-            let for_ms = since.elapsed().saturating_add(Duration::from_secs(10)).as_millis();
+            // It had some seconds before it was given up.
+            let for_ms =
+                since.elapsed().saturating_add(Duration::from_secs(PATIENCE_S.into())).as_millis();
             return Gpus::Hung { for_ms: u64::try_from(for_ms).unwrap_or(u64::MAX) };
         }
         self.hung_since = None;
@@ -188,5 +199,113 @@ impl Meter {
             }
         }
         Gpus::Some(gpus)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// The script beside an `nvidia-smi`, round by round.
+    struct Script {
+        child: Child,
+        lines: Receiver<String>,
+        dir: tempfile::TempDir,
+    }
+
+    impl Script {
+        fn start(smi: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("nvidia-smi");
+            std::fs::write(&path, format!("#!/bin/sh\nhere=${{0%/*}}\n{smi}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let mut child = Command::new("sh")
+                .arg("-s")
+                .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.as_mut().unwrap().write_all(program(1, 2).as_bytes()).unwrap();
+            let stdout = BufReader::new(child.stdout.take().unwrap());
+            let (send, lines) = channel();
+            std::thread::spawn(move || {
+                stdout
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|l| send.send(l.clone()).is_ok())
+                    .count()
+            });
+            Self { child, lines, dir }
+        }
+
+        fn round(&self) -> Parts {
+            let (mut parts, mut part) = (Parts::new(), String::new());
+            loop {
+                let line = self.lines.recv_timeout(Duration::from_secs(10)).unwrap();
+                match line.strip_prefix("gpudeck:") {
+                    Some("end") => return parts,
+                    Some(name) => {
+                        part = name.to_owned();
+                        parts.insert(part.clone(), String::new());
+                    }
+                    None => parts.get_mut(&part).unwrap().extend([&line, "\n"]),
+                }
+            }
+        }
+    }
+
+    impl Drop for Script {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn a_driver_that_keeps_its_pipes_open_does_not_stop_the_hosts_values() {
+        // Killing the program does not close what it writes to: as of a process in state D.
+        let script = Script::start(
+            "echo x >> $here/asked; if [ -e $here/well ]; then echo 0, GPU-1; else setsid sleep 12; fi",
+        );
+        let first = script.round();
+        assert!(first.contains_key("hung") && first.contains_key("uptime"), "{first:?}");
+        assert!(first.contains_key("facts") && !first.contains_key("gpus"), "{first:?}");
+        let second = script.round();
+        assert!(second.contains_key("hung") && second.contains_key("stat"), "{second:?}");
+        let asked = || std::fs::read_to_string(script.dir.path().join("asked")).unwrap().len();
+        assert_eq!(asked(), 2, "no other one is started beside it");
+
+        // It answers again: what is late is not told, what is asked anew is.
+        std::fs::write(script.dir.path().join("well"), "").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let well = loop {
+            let round = script.round();
+            if !round.contains_key("hung") {
+                break round;
+            }
+            assert!(Instant::now() < deadline, "{round:?}");
+        };
+        assert_eq!(well.get("gpus").map(String::as_str), Some("0, GPU-1\n"), "{well:?}");
+        assert!(well.contains_key("driver") && well.contains_key("apps"), "{well:?}");
+    }
+
+    #[test]
+    fn an_old_driver_is_asked_the_short_question_from_then_on() {
+        let script = Script::start(
+            "case $1 in *driver_version) echo 470.1 ;; *compute_mode*) echo long >> $here/long; echo 'is not a valid field'; exit 2 ;; --query-gpu*) echo 0, GPU-1 ;; esac",
+        );
+        let first = script.round();
+        assert_eq!(first.get("driver").map(String::as_str), Some("470.1\n"), "{first:?}");
+        let second = script.round();
+        assert_eq!(second.get("gpus").map(String::as_str), Some("0, GPU-1\n"), "{second:?}");
+        let long = std::fs::read_to_string(script.dir.path().join("long")).unwrap();
+        assert_eq!(long.lines().count(), 1);
     }
 }

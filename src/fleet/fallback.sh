@@ -1,8 +1,8 @@
 # Reads a host on which the agent cannot be: only programs that are there anyway, nothing is written.
-# The caller sets: fields, more, apps (what nvidia-smi is asked for), every (seconds).
+# The caller sets: fields, more, apps (what nvidia-smi is asked for), every (seconds between rounds), patience
+# (seconds after which the driver hangs).
 have() { command -v "$1" >/dev/null 2>&1; }
-# A driver that hangs must not stop the host's own values.
-smi() { if have timeout; then timeout -s KILL 10 nvidia-smi "$@" 2>&1; else nvidia-smi "$@" 2>&1; fi; }
+smi() { if have timeout; then timeout -s KILL "$patience" nvidia-smi "$@" 2>&1; else nvidia-smi "$@" 2>&1; fi; }
 part() { printf 'gpudeck:%s\n' "$1"; }
 part facts
 uname -n
@@ -14,9 +14,43 @@ part cpus
 grep -c '^processor' /proc/cpuinfo 2>/dev/null
 part boot
 cat /proc/sys/kernel/random/boot_id 2>/dev/null
-part driver
-if have nvidia-smi; then smi --query-gpu=driver_version --format=csv,noheader | head -n 1; fi
+# Asks the driver, in a process of its own: one that hangs in the kernel is not ended by any signal, keeps
+# its pipes open, and must not stop the host's own values. Whoever is told to be late says nothing more.
+ask() {
+    late=
+    trap 'late=yes' USR1
+    version=
+    if [ -z "$driver" ]; then version=$(smi --query-gpu=driver_version --format=csv,noheader); fi
+    if [ -n "$late" ]; then exit 1; fi
+    short=0
+    answer=$(smi --query-gpu="$known" --format=csv,noheader,nounits)
+    status=$?
+    case $answer in
+    *'not a valid field'*)
+        short=3
+        answer=$(smi --query-gpu="$fields" --format=csv,noheader,nounits)
+        status=$?
+        ;;
+    esac
+    if [ "$status" = 137 ] || [ "$status" = 124 ]; then
+        [ -n "$late" ] || part hung
+        exit 1
+    fi
+    if [ -n "$late" ]; then exit 1; fi
+    programs=$(smi --query-compute-apps="$apps" --format=csv,noheader,nounits)
+    if [ -n "$late" ]; then exit 1; fi
+    part driver
+    printf '%s\n' "$version" | head -n 1
+    part gpus
+    printf '%s\n' "$answer"
+    part apps
+    printf '%s\n' "$programs"
+    exit "$short"
+}
+asked=
+driver=
 known=$fields,$more
+trap : USR1
 while :; do
     part stat
     head -n 1 /proc/stat
@@ -27,22 +61,28 @@ while :; do
     part uptime
     cat /proc/uptime
     if have nvidia-smi; then
-        answer=$(smi --query-gpu="$known" --format=csv,noheader,nounits)
-        status=$?
-        case $answer in
-        *'not a valid field'*)
-            known=$fields
-            answer=$(smi --query-gpu="$known" --format=csv,noheader,nounits)
-            status=$?
-            ;;
-        esac
-        if [ "$status" = 137 ] || [ "$status" = 124 ]; then
+        # The one before still hangs: another one would hang as well.
+        if [ -n "$asked" ] && kill -0 "$asked" 2>/dev/null; then
             part hung
         else
-            part gpus
-            printf '%s\n' "$answer"
-            part apps
-            smi --query-compute-apps="$apps" --format=csv,noheader,nounits
+            ask &
+            asked=$!
+            # Ends the wait below; what it waits for may be done by then.
+            { sleep "$patience"; kill -USR1 $$; } >/dev/null 2>&1 &
+            timer=$!
+            wait "$asked"
+            status=$?
+            kill "$timer" 2>/dev/null
+            if kill -0 "$asked" 2>/dev/null; then
+                kill -USR1 "$asked" 2>/dev/null
+                part hung
+            else
+                asked=
+                case $status in
+                0) driver=known ;;
+                3) driver=known known=$fields ;;
+                esac
+            fi
         fi
     else
         part none
