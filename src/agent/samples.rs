@@ -44,8 +44,8 @@ impl Follow {
     }
 }
 
-/// The names of containers by their id; none: there is no such container.
-type LookedUp = Vec<(String, Option<String>)>;
+/// The names of containers by their id.
+type LookedUp = Vec<(String, containers::Found)>;
 
 /// Sends samples until nobody follows. `stirred` says that one is due at once.
 pub async fn tell(
