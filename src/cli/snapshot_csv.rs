@@ -223,12 +223,21 @@ pub fn csv(snapshot: &Snapshot, now: Timestamp) -> String {
 fn line(out: &mut String, row: impl Iterator<Item = String>) {
     let quoted = |cell: String| {
         let cell = text::clean(&cell, MAX_CELL);
-        // A sheet would take what begins like this for a formula.
-        let cell = if cell.starts_with(['=', '+', '@']) { format!("'{cell}") } else { cell };
+        // A sheet would take what begins like this for a formula; numbers are none.
+        let formula = cell.starts_with(['=', '+', '@', '-']) && !is_number(&cell);
+        let cell = if formula { format!("'{cell}") } else { cell };
         if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
     };
     let cells: Vec<String> = row.map(quoted).collect();
     let _ = write!(out, "{}\r\n", cells.join(","));
+}
+
+/// A number as this table writes them: `-12`, `0.5`.
+fn is_number(cell: &str) -> bool {
+    let digits = cell.strip_prefix('-').unwrap_or(cell);
+    digits.starts_with(|c: char| c.is_ascii_digit())
+        && digits.chars().all(|c| c.is_ascii_digit() || c == '.')
+        && cell.parse::<f64>().is_ok()
 }
 
 #[cfg(test)]
@@ -249,6 +258,26 @@ mod tests {
         assert!(row.contains(",evilname,ok,,,,,,700000,"), "{row}");
         assert!(rows.iter().any(|r| r.starts_with("node5,") && r.contains(",driver hung,")));
         assert!(!csv.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn no_cell_is_a_formula() {
+        let cells = [
+            "-12",
+            "-0.5",
+            "-1+cmd|' /C calc'!A0",
+            "-@SUM(A1)",
+            "+1",
+            "=1",
+            "@x",
+            "-inf",
+            "-",
+            "a-b",
+        ];
+        let mut out = String::new();
+        line(&mut out, cells.iter().map(|c| (*c).to_owned()));
+        let wanted = "-12,-0.5,'-1+cmd|' /C calc'!A0,'-@SUM(A1),'+1,'=1,'@x,'-inf,'-,a-b\r\n";
+        assert_eq!(out, wanted);
     }
 
     #[test]
