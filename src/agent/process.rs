@@ -124,15 +124,26 @@ pub fn now() -> crate::base::Timestamp {
 
 /// Command name of a process, cleaned; empty if it is gone.
 pub fn name(pid: u32) -> String {
-    // The kernel cuts the name at 15 characters; the program's own file name is better.
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let program = cmdline.split(|b| *b == 0).next().unwrap_or_default();
-    let program = String::from_utf8_lossy(program);
-    let base = program.split(' ').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
-    if base.is_empty() {
-        return stat(pid).map(|s| clean(&s.comm, 40)).unwrap_or_default();
-    }
-    clean(base, 40)
+    let comm = stat(pid).map(|s| s.comm).unwrap_or_default();
+    name_of(&cmdline, &comm)
+}
+
+/// Where the kernel cuts a command's name, bytes.
+const COMM: usize = 15;
+
+/// The program's own file name, which is better than what the kernel cut. A process may have written a
+/// title of many words over its command line; a path may hold blanks as well.
+fn name_of(cmdline: &[u8], comm: &str) -> String {
+    let mut words = cmdline.split(|b| *b == 0);
+    let program = String::from_utf8_lossy(words.next().unwrap_or_default());
+    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let whole = file(&program);
+    let is_path = words.any(|word| !word.is_empty())
+        || whole == comm
+        || comm.len() == COMM && whole.starts_with(comm);
+    let name = if is_path { whole } else { file(program.split(' ').next().unwrap_or_default()) };
+    clean(if name.is_empty() { comm } else { &name }, 40)
 }
 
 /// Name of the user a process runs as.
@@ -167,6 +178,24 @@ mod tests {
         assert_eq!((stat.ppid, stat.session, stat.start_ticks), (7, 9, 777));
         assert_eq!(stat.cpu_ticks, 7);
         assert_eq!(ProcStat::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn a_program_is_called_by_its_file_whatever_blanks_its_path_holds() {
+        assert_eq!(name_of(b"/opt/My App/server\0--port\x001\0", "server"), "server");
+        assert_eq!(name_of(b"/opt/My App/server\0", "server"), "server");
+        assert_eq!(
+            name_of(b"/opt/My App/a long server name\0", "a long server n"),
+            "a long server name"
+        );
+        // Titles that processes give themselves.
+        assert_eq!(name_of(b"/usr/bin/python3 -m x/y\0\0\0", "python3"), "python3");
+        assert_eq!(name_of(b"nginx: worker process\0\0", "nginx"), "nginx:");
+        assert_eq!(name_of(b"/usr/bin/python3\0-m\0vllm\0", "pt_main_thread"), "python3");
+        assert_eq!(
+            (name_of(b"", "kworker/0:1"), name_of(b"", "")),
+            ("kworker/0:1".into(), "".into())
+        );
     }
 
     #[test]

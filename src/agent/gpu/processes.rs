@@ -126,10 +126,11 @@ fn resident(pid: u32) -> Option<Bytes> {
 }
 
 /// A command line from /proc/PID/cmdline, cleaned and bounded. What looks like a secret is not
-/// shown: the value of an option whose name says so.
+/// shown: the value of an option, a variable or a header whose name says so, also where it is within
+/// one argument (`sh -c "…"`, `--header "…"`).
 fn command(cmdline: &[u8]) -> Option<String> {
     let mut shown = String::new();
-    let mut hide_next = false;
+    let mut hide = Hide::No;
     for word in cmdline.split(|b| *b == 0).filter(|w| !w.is_empty()) {
         if shown.chars().count() > MAX_COMMAND {
             break;
@@ -138,29 +139,97 @@ fn command(cmdline: &[u8]) -> Option<String> {
             shown.push(' ');
         }
         let word = String::from_utf8_lossy(word.get(..4096).unwrap_or(word));
-        if std::mem::take(&mut hide_next) && !word.starts_with('-') {
+        if hide == Hide::Next && !word.starts_with('-') {
             shown.push_str("***");
+            hide = Hide::No;
             continue;
         }
-        match word.split_once('=') {
-            Some((name, _)) if is_secret(name) => {
-                shown.push_str(name);
-                shown.push_str("=***");
-            }
-            Some(_) => shown.push_str(&word),
-            None => {
-                hide_next = word.starts_with('-') && is_secret(&word);
-                shown.push_str(&word);
-            }
+        // Quotes do not reach from one argument into the next.
+        hide = Hide::No;
+        for part in word.split_inclusive(char::is_whitespace) {
+            hide = show_part(part, hide, &mut shown);
         }
     }
     Some(clean(&shown, MAX_COMMAND)).filter(|c| !c.is_empty())
 }
 
+/// What of the next part is a secret.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hide {
+    No,
+    /// All of it.
+    Next,
+    /// All up to this quote.
+    Until(char),
+}
+
+const QUOTES: [char; 2] = ['"', '\''];
+
+/// Shows a part of an argument, which ends with a blank or with the argument; what of the next one is
+/// to be hidden.
+fn show_part(part: &str, hide: Hide, shown: &mut String) -> Hide {
+    let word = part.trim_end();
+    let bare = word.trim_matches(QUOTES);
+    let next = match hide {
+        Hide::Until(quote) if word.ends_with(quote) => Hide::No,
+        Hide::Until(_) => return hide,
+        Hide::Next if word.is_empty() => return hide,
+        // `Authorization: Bearer …`
+        _ if ["bearer", "basic"].iter().any(|scheme| bare.eq_ignore_ascii_case(scheme)) => {
+            shown.push_str(word);
+            Hide::Next
+        }
+        Hide::Next if !word.starts_with('-') => hidden(word, shown),
+        Hide::Next | Hide::No => {
+            // `NAME=value`, `Name:value`, `--header=Name:value`.
+            let secret = word.match_indices(['=', ':']).find(|(at, _)| {
+                let name = word.get(..*at).unwrap_or_default();
+                is_secret(name.trim_matches(QUOTES))
+            });
+            match secret.and_then(|(at, _)| word.split_at_checked(at + 1)) {
+                Some((name, "")) => {
+                    shown.push_str(name);
+                    Hide::Next
+                }
+                Some((name, value)) => {
+                    shown.push_str(name);
+                    hidden(value, shown)
+                }
+                None => {
+                    shown.push_str(word);
+                    let option = bare.starts_with('-') && is_secret(bare);
+                    if option { Hide::Next } else { Hide::No }
+                }
+            }
+        }
+    };
+    if word.len() < part.len() {
+        shown.push(' ');
+    }
+    next
+}
+
+/// Three stars for a value; one that begins with a quote reaches to the next.
+fn hidden(value: &str, shown: &mut String) -> Hide {
+    shown.push_str("***");
+    let quote = value.chars().next().filter(|c| QUOTES.contains(c));
+    let open = |quote: &char| !value.get(1..).unwrap_or_default().contains(*quote);
+    quote.filter(open).map_or(Hide::No, Hide::Until)
+}
+
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     // `--max-tokens` and `--tokenizer` are no secrets.
-    let ends = ["key", "token", "secret", "password", "passwd", "credential", "credentials"];
+    let ends = [
+        "key",
+        "token",
+        "secret",
+        "password",
+        "passwd",
+        "credential",
+        "credentials",
+        "authorization",
+    ];
     ends.iter().any(|end| name.ends_with(end))
 }
 
@@ -198,6 +267,28 @@ mod tests {
         );
         assert_eq!(shown(&["x", "--hf-token=abc", "A_KEY=1"]), "x --hf-token=*** A_KEY=***");
         assert_eq!(shown(&["x", "--use-key", "--flag"]), "x --use-key --flag");
+        // Within one argument.
+        for (words, wanted) in [
+            (
+                ["sh", "-c", "vllm serve --api-key S3CRET --port 1"],
+                "sh -c vllm serve --api-key *** --port 1",
+            ),
+            (["sh", "-c", "HF_TOKEN='S3CRET S3CRET' vllm x"], "sh -c HF_TOKEN=*** vllm x"),
+            (["sh", "-c", "x --token \"S3CRET\"; y"], "sh -c x --token *** y"),
+            (
+                ["curl", "--header", "Authorization: Bearer S3CRET"],
+                "curl --header Authorization: Bearer ***",
+            ),
+            (["curl", "--header", "X-Api-Key: S3CRET"], "curl --header X-Api-Key: ***"),
+            (["curl", "--header=X-Api-Key:S3CRET", "x"], "curl --header=X-Api-Key:*** x"),
+            (
+                ["sh", "-c", "curl -H 'Authorization: Basic S3CRET' h"],
+                "sh -c curl -H 'Authorization: Basic *** h",
+            ),
+            (["x", "--max-tokens", "http://a:1/b"], "x --max-tokens http://a:1/b"),
+        ] {
+            assert_eq!(shown(&words), wanted);
+        }
         assert_eq!(shown(&["evil\u{1b}[2J\n", "b"]), "evil  b");
         assert!(shown(&["y".repeat(100_000).as_str()]).chars().count() <= MAX_COMMAND);
         assert_eq!(command(b""), None);
