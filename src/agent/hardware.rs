@@ -142,9 +142,19 @@ fn rdma(sys: &Path) -> Vec<(String, Vec<String>)> {
     names(&dir).into_iter().map(of).collect()
 }
 
-/// NUMA nodes that are online: `0-1`, `0,2-3`.
+/// NUMA nodes that are online.
 pub fn numa_nodes(sys: &Path) -> Option<u32> {
-    let list = text(&sys.join("devices/system/node/online"))?;
+    count(&text(&sys.join("devices/system/node/online"))?)
+}
+
+/// Logical processors that are online, whatever of them this session may use.
+pub fn processors(sys: &Path) -> Option<u32> {
+    let list = fs::read_to_string(sys.join("devices/system/cpu/online")).ok()?;
+    count(list.trim()).filter(|count| *count > 0)
+}
+
+/// How many are in a list of the kernel's: `0-1`, `0,2-3`.
+fn count(list: &str) -> Option<u32> {
     list.split(',').try_fold(0_u32, |sum, part| {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         let (from, to): (u32, u32) = (from.parse().ok()?, to.parse().ok()?);
@@ -274,6 +284,7 @@ mod tests {
                 ("class/net/eth0/device/numa_node", "-1\n"),
                 ("class/net/docker0/operstate", "up\n"),
                 ("devices/system/node/online", "0-1,4\n"),
+                ("devices/system/cpu/online", "0-95,128-223\n"),
             ],
         );
         let eth0 = Nic { name: "eth0".to_owned(), ..Nic::default() };
@@ -286,6 +297,7 @@ mod tests {
         };
         assert_eq!(nics(sys), [eth0, ib0]);
         assert_eq!(numa_nodes(sys), Some(3));
+        assert_eq!(processors(sys), Some(192));
         let empty = tempfile::tempdir().unwrap();
         assert_eq!((numa_nodes(empty.path()), nics(empty.path()).len()), (None, 0));
         assert!(disks(empty.path(), None).is_empty());

@@ -61,9 +61,9 @@ pub fn facts(
         user: process::user_name(rustix::process::getuid().as_raw()),
         state_dir: clean(&state_dir.to_string_lossy(), 1000),
         boot_id: process::boot_id().to_owned(),
-        cpus: std::thread::available_parallelism()
-            .ok()
-            .and_then(|n| u32::try_from(n.get()).ok())
+        // Of the host, not what the quota of this session leaves.
+        cpus: hardware::processors(sys)
+            .or_else(|| u32::try_from(std::thread::available_parallelism().ok()?.get()).ok())
             .unwrap_or(0),
         memory: memory(&meminfo()).map_or(Bytes::ZERO, |m| m.total),
         driver_version: versions.driver,
