@@ -21,6 +21,46 @@ pub struct Group {
     pub began: Timestamp,
     /// When it was over.
     pub ended: Option<Timestamp>,
+    /// A person holds it.
+    #[serde(default)]
+    pub paused: Option<Steered>,
+    /// A person had it taken back.
+    #[serde(default)]
+    pub aborted: Option<Steered>,
+}
+
+/// Who asked for something in the middle of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steered {
+    /// Who.
+    pub by: String,
+    /// When.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// What a person wants of several services that are being rolled out together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupSteer {
+    /// Hold the one that is rolled out, and begin no other.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Take back the one that is rolled out and begin no other; if it is atomic, take back all.
+    Abort,
+}
+
+impl GroupSteer {
+    /// What a person does who asks for it.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::Pause => "pauses",
+            Self::Resume => "resumes",
+            Self::Abort => "aborts",
+        }
+    }
 }
 
 /// One service of a group.
@@ -100,9 +140,38 @@ impl GroupState {
 }
 
 impl Group {
-    /// Whether one of them failed.
+    /// Whether one of them failed, or a person aborted all.
     pub fn failed(&self) -> bool {
-        self.services.iter().any(|e| matches!(e.state, GroupState::Failed { .. }))
+        self.aborted.is_some()
+            || self.services.iter().any(|e| matches!(e.state, GroupState::Failed { .. }))
+    }
+
+    /// What was rolled out is taken back.
+    pub fn goes_back(&self) -> bool {
+        self.atomic && self.failed()
+    }
+
+    /// Who aborted it and why, in words.
+    pub fn abort_words(&self) -> Option<String> {
+        let aborted = self.aborted.as_ref()?;
+        let reason = aborted.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        Some(format!("aborted by {}{reason}", aborted.by))
+    }
+
+    /// A person held it, let it go on, or aborted it.
+    pub fn steered(&mut self, what: GroupSteer, by: &str, reason: Option<&str>, at: Timestamp) {
+        let reason = reason.filter(|r| !r.trim().is_empty()).map(str::to_owned);
+        let steered = Steered { by: by.to_owned(), since: at, reason };
+        match what {
+            GroupSteer::Pause => {
+                self.paused.get_or_insert(steered);
+            }
+            GroupSteer::Resume => self.paused = None,
+            GroupSteer::Abort => {
+                self.aborted.get_or_insert(steered);
+            }
+        }
+        self.settle(at);
     }
 
     /// One of them has come further.
@@ -111,14 +180,24 @@ impl Group {
             entry.state = state.clone();
             entry.since = at;
         }
-        let undo = self.atomic && self.failed();
+        self.settle(at);
+    }
+
+    /// What follows from how far each is.
+    fn settle(&mut self, at: Timestamp) {
+        let undo = self.goes_back();
+        // Nothing is held on the way back.
+        if undo || self.aborted.is_some() {
+            self.paused = None;
+        }
         let over = self.services.iter().all(|e| match e.state {
             GroupState::Waiting | GroupState::Rolling { .. } | GroupState::Undoing => false,
             GroupState::Done { .. } => !undo,
             _ => true,
         });
         if over {
-            self.ended = Some(at);
+            self.ended.get_or_insert(at);
+            self.paused = None;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::group::GroupSteer;
 use super::view::PlanView;
 use crate::base::{HostName, ReleaseNumber, ServiceName};
 use crate::spec::ConcurrencyPolicy;
@@ -33,6 +34,13 @@ pub enum Intent {
         reason: Option<String>,
         /// The person has read OUTAGE in the plans and wants it all the same.
         accept_outage: bool,
+    },
+    /// Hold, let go on or take back all of the services that are being rolled out together.
+    SteerGroup {
+        /// Which of it.
+        what: GroupSteer,
+        /// Why, for the history.
+        reason: Option<String>,
     },
     /// Roll out an earlier revision again.
     Undo {
@@ -178,6 +186,7 @@ impl Intent {
         matches!(
             self,
             Self::ApplyTogether { .. }
+                | Self::SteerGroup { .. }
                 | Self::Cordon { .. }
                 | Self::Uncordon { .. }
                 | Self::Drain { .. }
@@ -202,6 +211,7 @@ impl Intent {
             | Self::Stop { service }
             | Self::Move { service, .. } => Some(service),
             Self::ApplyTogether { .. }
+            | Self::SteerGroup { .. }
             | Self::Cordon { .. }
             | Self::Uncordon { .. }
             | Self::Drain { .. }
@@ -228,6 +238,7 @@ impl Intent {
                 | Self::Stop { .. }
                 | Self::Promote { .. }
                 | Self::ApplyTogether { .. }
+                | Self::SteerGroup { what: GroupSteer::Abort, .. }
                 | Self::Drain { .. }
                 | Self::Move { .. }
                 | Self::UpgradeHosts { .. }

@@ -45,7 +45,7 @@ pub use crate::wire::{
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
-pub use group::{Group, GroupEntry, GroupState};
+pub use group::{Group, GroupEntry, GroupState, GroupSteer, Steered};
 pub use intent::{Intent, IntentReply};
 pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, Upgrade, UpgradeEntry,

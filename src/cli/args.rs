@@ -562,6 +562,17 @@ pub enum Concurrency {
     Replace,
 }
 
+/// One service's rollout, or that of several.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SteerWhich {
+    /// Which service
+    #[arg(required_unless_present = "together", conflicts_with = "together")]
+    pub service: Option<ServiceName>,
+    /// All of the services that are being rolled out together
+    #[arg(long)]
+    pub together: bool,
+}
+
 /// Steering rollouts.
 #[derive(Debug, Subcommand)]
 pub enum RolloutCommand {
@@ -577,15 +588,9 @@ pub enum RolloutCommand {
         timeout: Option<std::time::Duration>,
     },
     /// Hold it where it is
-    Pause {
-        /// Which service
-        service: ServiceName,
-    },
+    Pause(SteerWhich),
     /// Go on after a pause
-    Resume {
-        /// Which service
-        service: ServiceName,
-    },
+    Resume(SteerWhich),
     /// Pass the gate or step that holds it
     #[command(visible_alias = "approve")]
     Promote {
@@ -619,8 +624,9 @@ pub enum RolloutCommand {
     },
     /// Take it back
     Abort {
-        /// Which service
-        service: ServiceName,
+        /// Which
+        #[command(flatten)]
+        which: SteerWhich,
         /// Why, for the history
         #[arg(long, short = 'm', value_name = "TEXT")]
         reason: Option<String>,

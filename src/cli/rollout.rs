@@ -7,10 +7,10 @@ use futures::StreamExt;
 use super::args::{Args, Output, RetryOptions, RolloutCommand};
 use super::attach::attach;
 use super::exit::{Failure, Success};
-use super::{apply, show, table};
+use super::{apply, maintenance, show, table};
 use crate::api::{
-    Client, Delta, Door, Intent, IntentReply, Outcome, ReleaseNumber, ServiceName, ServiceView,
-    Snapshot,
+    Client, Delta, Door, GroupSteer, Intent, IntentReply, Outcome, ReleaseNumber, ServiceName,
+    ServiceView, Snapshot,
 };
 
 /// Watches or steers a rollout.
@@ -21,8 +21,14 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
             return wait(args, &client, service, Awaited::Present, *timeout).await;
         }
         RolloutCommand::Status { service, .. } => return show::status(args, Some(service)).await,
-        RolloutCommand::Pause { service } => Intent::Pause { service: service.clone() },
-        RolloutCommand::Resume { service } => Intent::Resume { service: service.clone() },
+        RolloutCommand::Pause(which) => match which.service.clone() {
+            Some(service) => Intent::Pause { service },
+            None => Intent::SteerGroup { what: GroupSteer::Pause, reason: None },
+        },
+        RolloutCommand::Resume(which) => match which.service.clone() {
+            Some(service) => Intent::Resume { service },
+            None => Intent::SteerGroup { what: GroupSteer::Resume, reason: None },
+        },
         RolloutCommand::Promote { service, all } => {
             Intent::Promote { service: service.clone(), all: *all }
         }
@@ -35,13 +41,19 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
         RolloutCommand::CancelQueued { service } => {
             Intent::CancelQueued { service: service.clone() }
         }
-        RolloutCommand::Abort { service, reason } => {
-            Intent::Abort { service: service.clone(), reason: reason.clone() }
-        }
+        RolloutCommand::Abort { which, reason } => match which.service.clone() {
+            Some(service) => Intent::Abort { service, reason: reason.clone() },
+            None => Intent::SteerGroup { what: GroupSteer::Abort, reason: reason.clone() },
+        },
         RolloutCommand::Undo { service, to, options } => {
             return apply::undo(args, service, *to, options).await;
         }
     };
+    if matches!(intent, Intent::SteerGroup { .. }) {
+        let reply = client.send(intent).await?;
+        let words = "accepted; `gpudeck status` shows how far they are";
+        return maintenance::told(args, &reply, words);
+    }
     accepted(args, &client, intent).await
 }
 

@@ -4,6 +4,7 @@ use super::args::{Args, BeginOptions, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, plan, show, table};
+use crate::api::text::clean;
 use crate::api::{Door as _, Group, Intent, ServiceName, Snapshot};
 
 /// Rolls them out. Every plan is made first, in their order: what cannot be planned is refused before anything is
@@ -47,6 +48,14 @@ pub async fn apply(
 
 /// How far each service is.
 pub fn print(group: &Group) -> Result<(), Failure> {
+    if let Some(paused) = &group.paused {
+        let reason = paused.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let words = format!("paused by {} since {}{reason}", paused.by, paused.since);
+        table::out(&clean(&words, 300))?;
+    }
+    if let Some(words) = group.abort_words() {
+        table::out(&clean(&words, 300))?;
+    }
     let rows: Vec<Vec<String>> = group
         .services
         .iter()

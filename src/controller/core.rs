@@ -553,6 +553,7 @@ impl Core {
                 let wish = super::group::Wish { atomic, reason, accept_outage, by };
                 return self.apply_together(&services, wish, reply);
             }
+            Intent::SteerGroup { what, reason } => self.steer_group(what, &by, reason),
             Intent::Undo { service, to, reason, accept_outage } => {
                 let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage };
                 return self.undo(service, to, request, reply);
@@ -823,7 +824,11 @@ impl Core {
         planning::plan(self, draft, kind)
     }
 
-    fn begin_rollout(&mut self, draft: Draft, request: &Request) -> Result<IntentReply, ApiError> {
+    pub(super) fn begin_rollout(
+        &mut self,
+        draft: Draft,
+        request: &Request,
+    ) -> Result<IntentReply, ApiError> {
         self.may_begin(&draft.service)?;
         let planned = self.plan(&draft, request.kind)?;
         if planned.view.nothing_to_do {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::group::{Group, GroupState};
+use crate::api::group::{Group, GroupState, GroupSteer};
 use crate::api::maintenance::{Cordon, CordonedGpu, Drain, Upgrade, UpgradeHost};
 use crate::api::plan::{PlanProgress, StepProgress};
 use crate::api::{PlanTime, PlanView};
@@ -79,6 +79,15 @@ pub enum DeckEvent {
         service: ServiceName,
         /// How far.
         state: GroupState,
+    },
+    /// A person held them, let them go on, or aborted them.
+    GroupSteered {
+        /// Which of it.
+        what: GroupSteer,
+        /// Who asked.
+        by: String,
+        /// Why.
+        reason: Option<String>,
     },
     /// Hosts are upgraded one after the other.
     UpgradeBegun {
@@ -159,6 +168,11 @@ impl Ledger {
             DeckEvent::GroupWent { service, state } => {
                 if let Some(group) = &mut self.group {
                     group.went(service, state, at);
+                }
+            }
+            DeckEvent::GroupSteered { what, by, reason } => {
+                if let Some(group) = &mut self.group {
+                    group.steered(*what, by, reason.as_deref(), at);
                 }
             }
             DeckEvent::UpgradeBegun { upgrade } => self.upgrade = Some(upgrade.clone()),
@@ -279,5 +293,117 @@ pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
         predicted_lowest: plan.forecast.lowest_ready,
         lowest_ready: ready,
         ended: None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn group(services: &[&str], atomic: bool) -> serde_json::Value {
+        let services: Vec<_> = services
+            .iter()
+            .map(|service| {
+                let state = serde_json::json!({ "state": "waiting" });
+                serde_json::json!({ "service": service, "after": [], "state": state, "since": 1 })
+            })
+            .collect();
+        // As it was written before a group could be steered.
+        serde_json::json!({
+            "services": services, "atomic": atomic, "by": "ada", "reason": null,
+            "accept_outage": false, "began": 1, "ended": null,
+        })
+    }
+
+    struct Told(Ledger, u64);
+
+    impl Told {
+        fn group(services: &[&str], atomic: bool) -> Self {
+            let group = serde_json::from_value(group(services, atomic)).unwrap();
+            let mut told = Self(Ledger::default(), 1);
+            told.tell(DeckEvent::GroupBegun { group });
+            told
+        }
+
+        fn tell(&mut self, deck_event: DeckEvent) -> Group {
+            self.1 += 1;
+            let record = DeckRecord { deck_at: Timestamp(self.1), deck_event };
+            // Through the journal.
+            let text = serde_json::to_string(&record).unwrap();
+            assert_eq!(serde_json::from_str::<DeckRecord>(&text).unwrap(), record);
+            self.0.apply(&record);
+            self.0.group.clone().unwrap()
+        }
+
+        fn steer(&mut self, what: GroupSteer) -> Group {
+            let reason = Some("why".to_owned());
+            self.tell(DeckEvent::GroupSteered { what, by: "bob".to_owned(), reason })
+        }
+
+        fn went(&mut self, service: &str, state: GroupState) -> Group {
+            self.tell(DeckEvent::GroupWent { service: service.parse().unwrap(), state })
+        }
+    }
+
+    fn rolling(release: u64) -> GroupState {
+        GroupState::Rolling { release: ReleaseNumber(release) }
+    }
+
+    fn done(release: u64) -> GroupState {
+        GroupState::Done { release: ReleaseNumber(release), before: None }
+    }
+
+    fn failed() -> GroupState {
+        GroupState::Failed { why: "no token".to_owned() }
+    }
+
+    #[test]
+    fn a_pause_is_the_first_ones_until_it_is_ended() {
+        let mut told = Told::group(&["a", "b"], true);
+        let paused = told.steer(GroupSteer::Pause).paused.unwrap();
+        assert_eq!((paused.by.as_str(), paused.since), ("bob", Timestamp(3)));
+        assert_eq!(told.steer(GroupSteer::Pause).paused, Some(paused.clone()));
+        told.went("a", rolling(1));
+        assert_eq!(told.went("a", done(1)).paused, Some(paused));
+        assert_eq!(told.steer(GroupSteer::Resume).paused, None);
+        let over = told.went("b", done(2));
+        assert!(over.ended.is_some() && !over.failed());
+    }
+
+    #[test]
+    fn a_failure_ends_the_pause_of_what_is_atomic_only() {
+        for atomic in [true, false] {
+            let mut told = Told::group(&["a", "b"], atomic);
+            told.steer(GroupSteer::Pause);
+            let group = told.went("a", failed());
+            assert_eq!(group.paused.is_none(), atomic, "the others are not begun meanwhile");
+            assert_eq!(group.ended, None);
+        }
+    }
+
+    #[test]
+    fn an_abort_ends_the_pause_and_is_over_when_all_are() {
+        for atomic in [true, false] {
+            let mut told = Told::group(&["a", "b", "c"], atomic);
+            told.went("a", done(1));
+            told.went("b", rolling(2));
+            told.steer(GroupSteer::Pause);
+            let group = told.steer(GroupSteer::Abort);
+            assert_eq!((group.paused.is_none(), group.failed()), (true, true));
+            assert_eq!(group.abort_words().unwrap(), "aborted by bob: why");
+            assert_eq!(group.goes_back(), atomic);
+            told.went("c", GroupState::Skipped { why: String::new() });
+            let group = told.went("b", failed());
+            assert_eq!(group.ended.is_none(), atomic, "what was rolled out is taken back");
+            assert!(told.went("a", GroupState::Undone).ended.is_some());
+        }
+    }
+
+    #[test]
+    fn a_group_of_no_services_ends_with_an_abort() {
+        let mut told = Told::group(&[], false);
+        assert_eq!(told.0.group.as_ref().unwrap().ended, None);
+        assert!(told.steer(GroupSteer::Abort).ended.is_some());
     }
 }

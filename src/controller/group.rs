@@ -7,14 +7,15 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, Input, Request, now};
 use super::deck_ledger::DeckEvent;
+use super::maintenance::conflict;
 use super::planning::Draft;
 use super::together;
 use crate::api::hub::Change;
 use crate::api::{
-    ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, IntentReply, Severity,
+    ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, GroupSteer, IntentReply, Severity,
 };
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
-use crate::rollout::{EventKind, Outcome, RolloutKind};
+use crate::rollout::{Direction, EventKind, Outcome, Rollout, RolloutKind};
 
 /// What a service has left is free when its hosts say so: until then the next one finds no room.
 const SETTLES: Duration = Duration::from_secs(15);
@@ -65,10 +66,18 @@ impl Core {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
                 message: format!("{} applies several services since {}", group.by, group.began),
-                hint: Some("wait for its end; `gpudeck status` shows how far it is".to_owned()),
+                hint: Some(
+                    "wait for its end (`gpudeck status` shows how far it is), or take it back with `gpudeck rollout abort --together`"
+                        .to_owned(),
+                ),
             });
         }
         Ok(())
+    }
+
+    /// The services that are being rolled out together.
+    fn present_group(&self) -> Option<Group> {
+        self.state.ledger.group.clone().filter(|g| g.ended.is_none())
     }
 
     fn begin_group(&mut self, drafts: &[Draft], wish: Wish) -> Result<IntentReply, ApiError> {
@@ -97,6 +106,8 @@ impl Core {
             accept_outage,
             began,
             ended: None,
+            paused: None,
+            aborted: None,
         };
         let names: Vec<&str> = group.services.iter().map(|e| e.service.as_str()).collect();
         let words = format!("{by} rolls out {}, in this order", names.join(", "));
@@ -129,48 +140,137 @@ impl Core {
         self.publish_group();
     }
 
-    /// Brings the group on.
-    pub(super) fn tend_group(&mut self) {
-        let Some(group) = self.state.ledger.group.clone().filter(|g| g.ended.is_none()) else {
-            return;
+    /// Holds the group, lets it go on, or takes it back.
+    pub(super) fn steer_group(
+        &mut self,
+        what: GroupSteer,
+        by: &str,
+        reason: Option<String>,
+    ) -> Result<IntentReply, ApiError> {
+        self.note_begun();
+        let Some(group) = self.present_group() else {
+            return Err(conflict(
+                "no services are being rolled out together".to_owned(),
+                "`gpudeck apply A B` begins that; with SERVICE instead of --together it is about that one's rollout",
+            ));
         };
-        if self.group_asking {
+        if what != GroupSteer::Resume && (group.goes_back() || group.aborted.is_some()) {
+            return Err(conflict(
+                "the services are being taken back already".to_owned(),
+                "wait for its end; `gpudeck status` shows how far it is",
+            ));
+        }
+        // The one that is rolled out is held, or goes on, with the others.
+        let rolling = group.services.iter().filter_map(|entry| {
+            let GroupState::Rolling { release } = entry.state else { return None };
+            Some((&entry.service, self.forward(&entry.service, release)?.paused.is_some()))
+        });
+        let rolling: Vec<_> = rolling.map(|(service, paused)| (service.clone(), paused)).collect();
+        let by_whom = || by.to_owned();
+        let mut changes = match what {
+            GroupSteer::Pause => group.paused.is_none(),
+            GroupSteer::Resume => group.paused.is_some(),
+            GroupSteer::Abort => true,
+        };
+        for (service, paused) in rolling {
+            let kind = match what {
+                GroupSteer::Pause if !paused => EventKind::Paused { by: by_whom() },
+                GroupSteer::Resume if paused => EventKind::Resumed { by: by_whom() },
+                _ => continue,
+            };
+            self.on_service(&service, kind)?;
+            changes = true;
+        }
+        if !changes && what == GroupSteer::Resume {
+            return Err(conflict(
+                "the rollout of several services is not paused".to_owned(),
+                "`gpudeck status` shows how far it is",
+            ));
+        }
+        if !changes {
+            return Ok(IntentReply::NothingToDo);
+        }
+        let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let words = format!("{by} {} the rollout of several services{why}", what.verb());
+        self.deck_told(DeckEvent::GroupSteered { what, by: by_whom(), reason })?;
+        let severity = match what {
+            GroupSteer::Abort => Severity::Warning,
+            GroupSteer::Pause | GroupSteer::Resume => Severity::Info,
+        };
+        self.say(severity, None, &words);
+        self.carry_abort_out();
+        self.publish_group();
+        Ok(IntentReply::Accepted)
+    }
+
+    /// The rollout to this release, while it goes forward.
+    fn forward(&self, service: &ServiceName, release: ReleaseNumber) -> Option<&Rollout> {
+        let rollout = self.state.services.get(service)?.active_rollout()?;
+        (rollout.to == release && rollout.direction == Direction::Forward).then_some(rollout)
+    }
+
+    /// Begun before the controller was killed, and not written down as such.
+    fn note_begun(&mut self) {
+        let Some(group) = self.present_group() else { return };
+        let rolls = group.services.iter().any(|e| matches!(e.state, GroupState::Rolling { .. }));
+        let none_begins = group.aborted.is_none() && group.goes_back();
+        let next = group.services.iter().find(|e| e.state == GroupState::Waiting);
+        let Some(entry) = next.filter(|_| !rolls && !none_begins) else { return };
+        if stopped_by(&group, entry).is_some() {
             return;
         }
-        if group.atomic && group.failed() {
-            self.take_group_back(&group);
-            return;
+        let rollout = self.state.services.get(&entry.service).and_then(|s| s.rollout.as_ref());
+        if let Some(begun) = rollout.filter(|r| r.began >= entry.since && r.by == group.by) {
+            let release = begun.to;
+            self.group_went(&entry.service, GroupState::Rolling { release });
         }
+    }
+
+    /// After an abort no other one is begun, and the one that is rolled out is taken back.
+    fn carry_abort_out(&mut self) {
+        let Some(group) = self.present_group() else { return };
+        let (Some(why), Some(aborted)) = (group.abort_words(), &group.aborted) else { return };
         for entry in &group.services {
-            match &entry.state {
-                GroupState::Rolling { release } => {
-                    self.look_at_rollout(&entry.service, *release);
-                    return;
-                }
+            match entry.state {
                 GroupState::Waiting => {
-                    self.begin_entry(&group, entry);
-                    return;
+                    self.group_went(&entry.service, GroupState::Skipped { why: why.clone() });
+                }
+                GroupState::Rolling { release }
+                    if self.forward(&entry.service, release).is_some() =>
+                {
+                    let (by, reason) = (aborted.by.clone(), aborted.reason.clone());
+                    self.happened(&entry.service, EventKind::Aborted { by, reason });
                 }
                 _ => {}
             }
         }
     }
 
-    fn begin_entry(&mut self, group: &Group, entry: &GroupEntry) {
-        let stopped_by = group.services.iter().find(|other| {
-            let bad = matches!(other.state, GroupState::Failed { .. } | GroupState::Skipped { .. });
-            bad && entry.after.contains(&other.service)
-        });
-        if let Some(other) = stopped_by {
-            let why = format!("it comes after {}", other.service);
-            self.group_went(&entry.service, GroupState::Skipped { why });
+    /// Brings the group on.
+    pub(super) fn tend_group(&mut self) {
+        self.note_begun();
+        self.carry_abort_out();
+        let Some(group) = self.present_group().filter(|_| !self.group_asking) else { return };
+        for entry in &group.services {
+            if let GroupState::Rolling { release } = entry.state {
+                self.look_at_rollout(&entry.service, release);
+                return;
+            }
+        }
+        if group.goes_back() {
+            self.take_group_back(&group);
             return;
         }
-        // Begun before the controller was killed, and not written down as such.
-        let begun = self.state.services.get(&entry.service).and_then(|s| s.rollout.as_ref());
-        if let Some(rollout) = begun.filter(|r| r.began >= entry.since && r.by == group.by) {
-            let release = rollout.to;
-            self.group_went(&entry.service, GroupState::Rolling { release });
+        let next = group.services.iter().find(|e| e.state == GroupState::Waiting);
+        if let Some(entry) = next.filter(|_| group.paused.is_none()) {
+            self.begin_entry(&group, entry);
+        }
+    }
+
+    fn begin_entry(&mut self, group: &Group, entry: &GroupEntry) {
+        if let Some(other) = stopped_by(group, entry) {
+            let why = format!("it comes after {}", other.service);
+            self.group_went(&entry.service, GroupState::Skipped { why });
             return;
         }
         if !self.all_hosts_heard_of() {
@@ -193,6 +293,15 @@ impl Core {
         });
     }
 
+    /// What has changed since the next one was asked for: it is not begun now.
+    fn is_held_up(&self, kind: RolloutKind) -> bool {
+        let group = self.state.ledger.group.as_ref();
+        let steered = group.is_none_or(|g| g.paused.is_some() || g.aborted.is_some());
+        // What is another's, or could not be written down, is not brought on.
+        let ours = self.takes_new_work().and_then(|()| self.not_fenced()).is_ok();
+        !ours || (steered && kind == RolloutKind::Apply)
+    }
+
     pub(super) fn all_hosts_heard_of(&self) -> bool {
         self.hub.with(|s| s.hosts.values().all(super::maintenance::settled))
     }
@@ -205,23 +314,33 @@ impl Core {
         request: Request,
         then: impl FnOnce(Result<IntentReply, ApiError>) -> Option<GroupState> + Send + 'static,
     ) {
-        let (reply, answer) = oneshot::channel();
+        let work = self.may_begin(service).map(|()| self.draft(service.clone(), to));
         self.group_asking = true;
-        self.prepare(service.clone(), to, request, reply);
         let (inputs, service) = (self.means.inputs.clone(), service.clone());
         tokio::spawn(async move {
-            // Without an answer the next tick asks again.
-            let state = answer.await.ok().and_then(then);
-            if state.is_none() {
-                tokio::time::sleep(ASK_AGAIN).await;
-            }
-            let tell = Box::new(move |core: &mut Core| {
-                core.group_asking = false;
-                if let Some(state) = state {
-                    core.group_went(&service, state);
+            let draft = match work {
+                Ok(work) => work.await,
+                Err(error) => Err(error),
+            };
+            let begin = Box::new(move |core: &mut Core| {
+                // A pause or an abort that was answered meanwhile holds.
+                if !core.is_held_up(request.kind) {
+                    let begun = draft.and_then(|draft| core.begin_rollout(draft, &request));
+                    core.publish_stale();
+                    if let Some(state) = then(begun) {
+                        core.group_asking = false;
+                        core.group_went(&service, state);
+                        return;
+                    }
                 }
+                let inputs = core.means.inputs.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    let again = Box::new(|core: &mut Core| core.group_asking = false);
+                    let _ = inputs.send(Input::Ask(again)).await;
+                });
             });
-            let _ = inputs.send(Input::Ask(tell)).await;
+            let _ = inputs.send(Input::Ask(begin)).await;
         });
     }
 
@@ -245,7 +364,8 @@ impl Core {
     /// Takes back what was rolled out, the last one first.
     fn take_group_back(&mut self, group: &Group) {
         let failed = group.services.iter().find(|e| matches!(e.state, GroupState::Failed { .. }));
-        let cause = failed.map_or_else(String::new, |e| format!("{} failed", e.service));
+        let failed = || failed.map(|e| format!("{} failed", e.service));
+        let cause = group.abort_words().or_else(failed).unwrap_or_default();
         for entry in group.services.iter().filter(|e| e.state == GroupState::Waiting) {
             self.group_went(&entry.service, GroupState::Skipped { why: cause.clone() });
         }
@@ -316,6 +436,14 @@ impl Core {
             }
         }
     }
+}
+
+/// What failed or was skipped, and comes before it.
+fn stopped_by<'a>(group: &'a Group, entry: &GroupEntry) -> Option<&'a GroupEntry> {
+    group.services.iter().find(|other| {
+        let bad = matches!(other.state, GroupState::Failed { .. } | GroupState::Skipped { .. });
+        bad && entry.after.contains(&other.service)
+    })
 }
 
 /// Until when what the others of the group have left may not be seen as free.

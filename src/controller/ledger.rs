@@ -112,6 +112,10 @@ pub fn deck_words(event: &DeckEvent) -> String {
             let why = if why.is_empty() { String::new() } else { format!(": {why}") };
             format!("together with others, {service}: {word}{why}")
         }
+        DeckEvent::GroupSteered { what, by, reason } => {
+            let verb = what.verb();
+            format!("{by} {verb} the rollout of several services{}", because(reason))
+        }
         DeckEvent::UpgradeBegun { upgrade } => {
             format!("{} hosts are upgraded", upgrade.hosts.len())
         }

@@ -1,0 +1,201 @@
+//! Several services rolled out together: holding them, going on and taking them back as a whole, also by a
+//! controller that comes after one that was killed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{Finished, Gpudeck, Traces, wait_until};
+use gpudeck::api::{Client, Group, GroupState};
+
+const LONG: Duration = Duration::from_mins(2);
+
+/// A deck whose only host is this machine. What is left of it is killed at the end.
+struct Deck {
+    _traces: Traces,
+    person: Gpudeck,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Deck {
+    fn new() -> Self {
+        let person = Gpudeck::new();
+        person.run(["init"], LONG).expect_success();
+        let file = person.deck().join("deck.toml");
+        let before = std::fs::read_to_string(&file).unwrap();
+        let host = format!(
+            "\n[hosts.here]\ntransport = \"local\"\nfirst_engine_port = {}\nagent_env = {{ GPUDECK_STATE_DIR = \"{}\" }}\n",
+            common::engine_port(),
+            person.home().join("agent").display()
+        );
+        std::fs::write(&file, before + &host).unwrap();
+        Self { _traces: Traces::of(&person), person, runtime: runtime() }
+    }
+
+    /// Writes a spec; `greeting` tells its engine from that of another revision.
+    fn spec(&self, service: &str, after: &str, greeting: &str, load_time: &str) {
+        let text = format!(
+            r#"
+model  = "tiny"
+engine = {{ command = {{ run = ["{{gpudeck}}", "sim-engine", "--port", "{{port}}", "--load-time", "{load_time}"] }} }}
+device = "cpu"
+memory = "1MiB"
+env    = {{ GREETING = "{greeting}" }}
+
+[rollout]
+after = [{after}]
+"#
+        );
+        std::fs::write(self.spec_path(service), text).unwrap();
+    }
+
+    fn spec_path(&self, service: &str) -> PathBuf {
+        self.person.deck().join(format!("services/{service}.toml"))
+    }
+
+    #[track_caller]
+    fn expect(&self, arguments: &str, code: i32) -> Finished {
+        let done = self.person.run(arguments.split(' '), LONG);
+        let story = || self.person.run(["events"], LONG).stdout;
+        assert!(done.code() == Some(code), "{arguments}: {done:#?}\n{}", story());
+        done
+    }
+
+    /// A connection to the controller, which is started if none runs.
+    fn client(&self) -> Client {
+        self.expect("status", 0);
+        let decks = std::fs::read_dir(self.person.home().join(".local/state/gpudeck")).unwrap();
+        let socket = decks.flatten().map(|d| d.path().join("controller.sock")).find(|p| p.exists());
+        self.runtime.block_on(Client::connect(&socket.expect("a controller"))).unwrap()
+    }
+
+    fn group(&self, client: &Client) -> Group {
+        let snapshot = self.runtime.block_on(client.snapshot()).unwrap();
+        *snapshot.deck.group.expect("several services were applied")
+    }
+
+    /// Waits until the group looks as described.
+    #[track_caller]
+    fn wait_until(&self, what: &str, holds: impl Fn(&Group) -> bool) -> Group {
+        let client = self.client();
+        wait_until(what, LONG, || holds(&self.group(&client)));
+        self.group(&client)
+    }
+
+    fn kill_controller(&self) {
+        let status = self.expect("controller status --output json", 0).stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let pid = i32::try_from(status["version"]["pid"].as_i64().unwrap()).unwrap();
+        let target = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(target, rustix::process::Signal::KILL).unwrap();
+        wait_until("the controller's death", Duration::from_secs(30), || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        });
+    }
+}
+
+impl Drop for Deck {
+    fn drop(&mut self) {
+        let _ = self.person.run(["controller", "stop"], LONG);
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn state<'a>(group: &'a Group, service: &str) -> &'a GroupState {
+    &group.services.iter().find(|e| e.service.as_str() == service).unwrap().state
+}
+
+fn is_rolling(group: &Group, service: &str) -> bool {
+    matches!(state(group, service), GroupState::Rolling { .. })
+}
+
+fn is_done(group: &Group, service: &str) -> bool {
+    matches!(state(group, service), GroupState::Done { .. })
+}
+
+#[test]
+fn between_two_services_a_pause_holds_until_it_is_ended() {
+    let deck = Deck::new();
+    deck.spec("code", "", "one", "1s");
+    deck.spec("chat", "\"code\"", "one", "100ms");
+    let none = deck.expect("rollout pause --together", 5);
+    assert!(none.stderr.contains("gpudeck apply"), "{none:#?}");
+    deck.expect("rollout pause", 64);
+    deck.expect("rollout pause code --together", 64);
+
+    deck.expect("apply code chat", 0);
+    deck.wait_until("the first one to begin", |g| is_rolling(g, "code"));
+    deck.expect("rollout pause --together", 0);
+    let held = deck.expect("rollout status code --output json", 0).stdout;
+    let held: serde_json::Value = serde_json::from_str(&held).unwrap();
+    assert!(held["rollout"]["paused"].is_u64(), "{held:#}");
+    deck.kill_controller();
+    let text = deck.expect("status", 0).stdout;
+    let by = deck.group(&deck.client()).by;
+    assert!(text.contains(&format!("paused by {by} since")), "{text}");
+
+    // The first one alone goes on; the other one's turn does not come.
+    deck.expect("rollout resume code", 0);
+    deck.wait_until("the first one", |g| is_done(g, "code"));
+    let turns = || std::thread::sleep(Duration::from_secs(2));
+    turns();
+    deck.kill_controller();
+    deck.client();
+    turns();
+    let group = deck.group(&deck.client());
+    assert_eq!(*state(&group, "chat"), GroupState::Waiting, "{group:#?}");
+    assert_eq!(group.paused.as_ref().map(|p| &p.by), Some(&by), "{group:#?}");
+    // It is held already.
+    assert!(deck.expect("rollout pause --together", 0).stdout.contains("nothing to do"));
+
+    deck.expect("rollout resume --together", 0);
+    let group = deck.wait_until("the end", |g| g.ended.is_some());
+    assert!(is_done(&group, "chat"), "{group:#?}");
+    assert_eq!(group.paused, None);
+    deck.expect("rollout resume --together", 5);
+}
+
+#[test]
+fn an_abort_takes_back_what_was_atomic_and_ends_what_was_not() {
+    let deck = Deck::new();
+    let specs = |greeting: &str, load_time: &str| {
+        deck.spec("code", "", greeting, "100ms");
+        deck.spec("chat", "\"code\"", greeting, load_time);
+        deck.spec("late", "\"chat\"", greeting, "100ms");
+    };
+    specs("one", "100ms");
+    deck.expect("apply code chat late --wait --timeout 2m", 0);
+    let under_way = |g: &Group| is_done(g, "code") && is_rolling(g, "chat");
+
+    // Paused when it is aborted: that ends with it.
+    specs("two", "10m");
+    deck.expect("apply code chat late --atomic", 0);
+    deck.wait_until("the second one to begin", under_way);
+    deck.expect("rollout pause --together", 0);
+    deck.expect("rollout abort --together -m wrong", 0);
+    deck.kill_controller();
+    let group = deck.wait_until("the end", |g| g.ended.is_some());
+    let aborted = format!("aborted by {}: wrong", group.by);
+    assert_eq!(*state(&group, "code"), GroupState::Undone, "{group:#?}");
+    assert_eq!(*state(&group, "chat"), GroupState::Failed { why: aborted.clone() });
+    assert_eq!(*state(&group, "late"), GroupState::Skipped { why: aborted.clone() });
+    let code = std::fs::read_to_string(deck.spec_path("code")).unwrap();
+    assert!(code.contains("\"one\""), "{code}");
+    deck.expect("rollout abort --together", 5);
+
+    specs("three", "10m");
+    deck.expect("apply code chat late", 0);
+    deck.wait_until("the second one to begin", under_way);
+    deck.expect("rollout abort --together -m wrong", 0);
+    deck.kill_controller();
+    let group = deck.wait_until("the end", |g| g.ended.is_some());
+    assert!(is_done(&group, "code"), "{group:#?}");
+    assert_eq!(*state(&group, "chat"), GroupState::Failed { why: aborted.clone() });
+    assert_eq!(*state(&group, "late"), GroupState::Skipped { why: aborted });
+}
