@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{Finished, Gpudeck, Traces, wait_until};
-use gpudeck::api::{Client, Group, GroupState};
+use gpudeck::api::{Client, Door as _, ErrorKind, Group, GroupState, Intent};
 
 const LONG: Duration = Duration::from_mins(2);
 
@@ -117,6 +117,26 @@ fn is_rolling(group: &Group, service: &str) -> bool {
 
 fn is_done(group: &Group, service: &str) -> bool {
     matches!(state(group, service), GroupState::Done { .. })
+}
+
+/// Without an end such a group would refuse all that come after it.
+#[test]
+fn no_services_are_no_group() {
+    let deck = Deck::new();
+    deck.spec("code", "", "one", "100ms");
+    deck.spec("chat", "\"code\"", "one", "100ms");
+    let none = Intent::ApplyTogether {
+        services: Vec::new(),
+        atomic: true,
+        reason: None,
+        accept_outage: false,
+    };
+    let client = deck.client();
+    let refused = deck.runtime.block_on(client.send(none));
+    let error = refused.expect_err("nothing was asked for");
+    assert_eq!(error.kind, ErrorKind::Invalid, "{error:?}");
+    assert!(error.hint.is_some(), "{error:?}");
+    deck.expect("apply code chat --wait --timeout 2m", 0);
 }
 
 #[test]

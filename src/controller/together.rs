@@ -25,6 +25,13 @@ impl Core {
 
     /// Orders the services by the `after` of their specs, and reads what is needed to plan them, off the loop.
     pub(super) fn together_drafts(&self, services: &[ServiceName]) -> Result<Drafts, ApiError> {
+        if services.is_empty() {
+            return Err(ApiError {
+                kind: ErrorKind::Invalid,
+                message: "no services are named".to_owned(),
+                hint: Some("name those that are to be rolled out together".to_owned()),
+            });
+        }
         let mut after = std::collections::BTreeMap::new();
         for service in services {
             let (spec, _, _) = planning::read_spec(self, service, None)?;
