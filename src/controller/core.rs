@@ -202,6 +202,8 @@ pub struct Core {
     pub(super) memory: super::calibration::MemoryReader,
     /// A rollout of the group is being begun.
     pub(super) group_asking: bool,
+    /// What the next one of them waits for, as it was told.
+    pub(super) group_waits: Option<String>,
     /// Services whose queued rollout is being begun.
     pub(super) queue_asking: std::collections::BTreeSet<ServiceName>,
     pub(super) runs: super::runs::Runs,

@@ -273,7 +273,7 @@ impl Core {
             self.group_went(&entry.service, GroupState::Skipped { why });
             return;
         }
-        if !self.all_hosts_heard_of() {
+        if !self.all_hosts_heard_of() || self.waits_for_loans(&entry.service) {
             return;
         }
         let request = Request {
@@ -293,13 +293,29 @@ impl Core {
         });
     }
 
+    /// What of a service is lent, or out while its host is maintained, has to come back before anything of it is
+    /// rolled out. Told once.
+    fn waits_for_loans(&mut self, service: &ServiceName) -> bool {
+        let loan = self.state.services.get(service).and_then(|s| s.loans.first());
+        let words = loan.map(|loan| {
+            let (replica, to) = (loan.replica, &loan.to);
+            format!("together with others: waits, since {replica} is {to}; {}", to.way_back())
+        });
+        let told = std::mem::replace(&mut self.group_waits, words.clone());
+        if let Some(words) = words.as_ref().filter(|w| told.as_ref() != Some(w)) {
+            self.say(Severity::Warning, Some(service), words);
+        }
+        words.is_some()
+    }
+
     /// What has changed since the next one was asked for: it is not begun now.
-    fn is_held_up(&self, kind: RolloutKind) -> bool {
+    fn is_held_up(&self, service: &ServiceName, kind: RolloutKind) -> bool {
         let group = self.state.ledger.group.as_ref();
         let steered = group.is_none_or(|g| g.paused.is_some() || g.aborted.is_some());
+        let lends = self.state.services.get(service).is_some_and(|s| !s.loans.is_empty());
         // What is another's, or could not be written down, is not brought on.
         let ours = self.takes_new_work().and_then(|()| self.not_fenced()).is_ok();
-        !ours || (steered && kind == RolloutKind::Apply)
+        !ours || lends || (steered && kind == RolloutKind::Apply)
     }
 
     pub(super) fn all_hosts_heard_of(&self) -> bool {
@@ -324,7 +340,7 @@ impl Core {
             };
             let begin = Box::new(move |core: &mut Core| {
                 // A pause or an abort that was answered meanwhile holds.
-                if !core.is_held_up(request.kind) {
+                if !core.is_held_up(&service, request.kind) {
                     let begun = draft.and_then(|draft| core.begin_rollout(draft, &request));
                     core.publish_stale();
                     if let Some(state) = then(begun) {
@@ -410,7 +426,7 @@ impl Core {
                             self.group_went(&service, GroupState::Undoing);
                         }
                         Some(before) => {
-                            if !self.all_hosts_heard_of() {
+                            if !self.all_hosts_heard_of() || self.waits_for_loans(&service) {
                                 return;
                             }
                             let request = Request {
