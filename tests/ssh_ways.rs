@@ -367,6 +367,24 @@ async fn the_configuration_decides_algorithms_ways_and_what_is_written() {
     assert!(fs::read_to_string(&known).unwrap().starts_with("|1|"));
     let name = format!("[127.0.0.1]:{}", server.port);
     tool("ssh-keygen", &["-F", &name, "-f", known.to_str().unwrap()]);
+    // Where nothing is kept, nothing can be written, or only the system has a file: accepted all the same, and nobody
+    // else's file is touched.
+    let system = server.path("system");
+    fs::write(&system, "").unwrap();
+    for user_file in ["/dev/null".to_owned(), format!("{}/x/y", known.display()), "none".to_owned()]
+    {
+        let text = format!(
+            "UserKnownHostsFile {user_file}\nGlobalKnownHostsFile {}\nStrictHostKeyChecking accept-new\n{}",
+            system.display(),
+            block("box", &server, "")
+        );
+        let options = options(server.dir.path(), &text);
+        for _ in 0..2 {
+            let reached = to("box", &options, &NoQuestions).await;
+            assert!(reached.is_ok(), "{user_file}: {:?}", reached.err());
+        }
+    }
+    assert_eq!(fs::read_to_string(&system).unwrap(), "");
     // Under another name, and a list of revoked keys.
     let alias = text.replace("HashKnownHosts yes", "HostKeyAlias The-Box");
     to("box", &options(server.dir.path(), &alias), &NoQuestions).await.unwrap();

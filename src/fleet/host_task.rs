@@ -217,7 +217,7 @@ impl From<SshError> for Cause {
     fn from(error: SshError) -> Self {
         let retry = match &error {
             // A person has said no: asking again every minute would be a nuisance.
-            SshError::HostKeyRejected { .. } => Retry::WhenTold,
+            e if e.is_rejected() => Retry::WhenTold,
             e if e.needs_a_person() => Retry::Slowly,
             _ => Retry::Soon,
         };

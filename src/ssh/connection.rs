@@ -1,5 +1,6 @@
 //! Making an SSH connection, phase by phase.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ pub async fn connect(
             Ok(connection) => return Ok(connection),
             Err(Stop::Error(error)) => return Err(error),
             Err(Stop::UnknownKey(key)) => {
-                accept_key(endpoint, &key, questions, attempts_left > 0).await?;
+                accept_key(endpoint, options, &key, questions, attempts_left > 0).await?;
             }
             Err(Stop::Locked { files, tried }) => {
                 let mut unlocked = false;
@@ -110,11 +111,12 @@ pub async fn connect(
 
 async fn accept_key(
     endpoint: &Endpoint,
+    options: &ConnectOptions,
     key: &PublicKey,
     questions: &dyn Questions,
     again: bool,
 ) -> Result<(), SshError> {
-    let file = endpoint.known_hosts_file();
+    let file = endpoint.known_hosts_file.clone();
     let host = endpoint.key_name();
     let key_type = key.algorithm().to_string();
     let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
@@ -124,21 +126,32 @@ async fn accept_key(
         && questions.can_ask()
         && !config.batch_mode;
     if !again || !(without_asking || may_ask) {
+        let file = file.unwrap_or_else(|| PathBuf::from("known_hosts"));
         return Err(SshError::HostKeyUnknown { host, key_type, fingerprint, file });
     }
     if !without_asking && !questions.host_key(&host, &key_type, &fingerprint).await {
         return Err(SshError::HostKeyRejected { host, fingerprint });
     }
+    // Kept in memory as well: `/dev/null` keeps nothing, and a file that cannot be written is no reason to stay away.
+    options.key_ring.accept(&host, key.key_data());
     let (name, port) = (&endpoint.host_key_name, endpoint.host_key_port);
-    known_hosts::append(&file, name, port, config.hash_known_hosts, key)
-        .map_err(|error| SshError::KnownHosts { file, why: error.to_string() })
+    if let Some(file) = file
+        && let Err(error) = known_hosts::append(&file, name, port, config.hash_known_hosts, key)
+    {
+        let file = file.display();
+        tracing::warn!(%host, %file, %error, "the accepted host key could not be written down");
+    }
+    Ok(())
 }
 
 /// Reads what the host's key is judged by.
-fn judge(endpoint: &Endpoint, loopback: bool) -> Result<(Judge, KnownKinds), SshError> {
+fn judge(
+    endpoint: &Endpoint,
+    options: &ConnectOptions,
+    loopback: bool,
+) -> Result<(Judge, KnownKinds), SshError> {
     let (host, port) = (endpoint.host_key_name.clone(), endpoint.host_key_port);
-    let known = KnownHosts::load(&endpoint.known_hosts_files, &host, port)
-        .map_err(|(file, error)| SshError::File { file, why: error.to_string() })?;
+    let known = KnownHosts::load(&endpoint.known_hosts_files, &host, port);
     let config = &endpoint.config;
     let (revoked, revoked_file) = match &config.revoked_host_keys {
         None => (Vec::new(), std::path::PathBuf::new()),
@@ -153,6 +166,7 @@ fn judge(endpoint: &Endpoint, loopback: bool) -> Result<(Judge, KnownKinds), Ssh
         has_authority: known.has_authority(&host, port),
     };
     let judge = Judge {
+        accepted: options.key_ring.accepted(&endpoint.key_name()),
         known,
         host,
         port,
@@ -178,7 +192,7 @@ async fn attempt(
         way::open(endpoint, options, questions, on_phase).await?;
 
     on_phase(Phase::Handshake);
-    let (judge, kinds) = judge(endpoint, loopback)?;
+    let (judge, kinds) = judge(endpoint, options, loopback)?;
     let config = client_config(endpoint, &kinds)?;
     let alive = config.keepalive_interval.unwrap_or(ALIVE_INTERVAL);
     let count = u32::try_from(config.keepalive_max).unwrap_or(3);

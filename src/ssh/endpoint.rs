@@ -99,6 +99,8 @@ pub struct Endpoint {
     pub agent: IdentityAgent,
     /// Files of known keys; the first is written to.
     pub known_hosts_files: Vec<PathBuf>,
+    /// Where accepted ones are written: the user's own, never the system's.
+    pub known_hosts_file: Option<PathBuf>,
     /// The name under which the host key is known.
     pub host_key_name: String,
     /// The port under which the host key is known.
@@ -137,7 +139,9 @@ impl Endpoint {
             endpoint.config.identity_files_named = true;
         }
         if let Some(file) = &target.known_hosts {
-            endpoint.known_hosts_files = vec![config::expand_home(file, home)];
+            let file = config::expand_home(file, home);
+            endpoint.known_hosts_file = Some(file.clone());
+            endpoint.known_hosts_files = vec![file];
         }
         Ok(endpoint)
     }
@@ -155,6 +159,7 @@ impl Endpoint {
         Ok(Self {
             name: given.name.clone(),
             agent,
+            known_hosts_file: config.user_known_hosts_files.first().cloned(),
             known_hosts_files,
             host_key_name,
             host_key_port,
@@ -197,10 +202,6 @@ impl Endpoint {
         } else {
             format!("{host_name}:{port}")
         }
-    }
-
-    pub(super) fn known_hosts_file(&self) -> PathBuf {
-        self.known_hosts_files.first().cloned().unwrap_or_else(|| PathBuf::from("known_hosts"))
     }
 
     /// The name in the known-hosts file.

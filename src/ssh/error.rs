@@ -94,14 +94,6 @@ pub enum SshError {
         /// `SHA256:…`.
         fingerprint: String,
     },
-    /// The accepted key could not be written down.
-    #[error("the host key could not be written to {}: {why}", file.display())]
-    KnownHosts {
-        /// Which file.
-        file: PathBuf,
-        /// The system's words.
-        why: String,
-    },
     /// The server takes none of our keys.
     #[error("{host} does not let `{user}` in (tried: {})", if tried.is_empty() { "nothing, no key was found".to_owned() } else { tried.join(", ") })]
     AuthFailed {
@@ -203,13 +195,19 @@ impl SshError {
             | Self::HostKeyRejected { .. }
             | Self::HostKeyBad { .. } => DownCause::HostKey,
             Self::AuthFailed { .. } => DownCause::LoginLost,
-            Self::KnownHosts { .. }
-            | Self::Config(_)
-            | Self::JumpLoop { .. }
-            | Self::File { .. } => DownCause::Configuration,
+            Self::Config(_) | Self::JumpLoop { .. } | Self::File { .. } => DownCause::Configuration,
             Self::Jump { error, .. } => error.cause(),
             Self::ChannelRefused { .. } => DownCause::ChannelRefused,
             Self::Closed { .. } => DownCause::ConnectionLost,
+        }
+    }
+
+    /// A person has said no to a host key, of the host or of one on the way.
+    pub fn is_rejected(&self) -> bool {
+        match self {
+            Self::HostKeyRejected { .. } => true,
+            Self::Jump { error, .. } => error.is_rejected(),
+            _ => false,
         }
     }
 
@@ -221,7 +219,6 @@ impl SshError {
                 | Self::HostKeyChanged { .. }
                 | Self::HostKeyRevoked { .. }
                 | Self::HostKeyRejected { .. }
-                | Self::KnownHosts { .. }
                 | Self::AuthFailed { .. }
                 | Self::HostKeyBad { .. }
                 | Self::Config(_)
@@ -274,9 +271,6 @@ impl Hint for SshError {
             }
             Self::HostKeyRejected { .. } => {
                 "compare the fingerprint with the host's keeper and reconnect".to_owned()
-            }
-            Self::KnownHosts { .. } => {
-                "make the file writable, or set `known_hosts` of the host".to_owned()
             }
             Self::AuthFailed { host, user, .. } => format!(
                 "load its key with `ssh-add` and attach again (`gpudeck`): the agent is lent to the \
@@ -355,7 +349,6 @@ mod tests {
             },
             SshError::HostKeyRevoked { host: text(), file: file(), line: 1 },
             SshError::HostKeyRejected { host: text(), fingerprint: text() },
-            SshError::KnownHosts { file: file(), why: text() },
             SshError::HostKeyBad { host: text(), why: text() },
             SshError::Config(config),
             SshError::Algorithms { keyword: text(), asked: text() },

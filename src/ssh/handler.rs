@@ -15,6 +15,8 @@ use crate::base::text;
 /// What a host key is judged by.
 pub(super) struct Judge {
     pub(super) known: KnownHosts,
+    /// Keys of this host that were accepted before and that no file keeps.
+    pub(super) accepted: Vec<KeyData>,
     pub(super) host: String,
     pub(super) port: u16,
     /// Keys that are refused whoever shows them.
@@ -56,7 +58,12 @@ impl Judge {
                 )
             }
         };
-        (key, verdict)
+        match verdict {
+            Verdict::Unknown { .. } if self.accepted.contains(key.key_data()) => {
+                (key, Verdict::Known)
+            }
+            verdict => (key, verdict),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{PrivateKey, decode_secret_key};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
@@ -27,7 +28,12 @@ pub struct KeyRing {
     slots: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<Slot>>>>,
     /// By `user@host:port`.
     passwords: Mutex<HashMap<String, Password>>,
+    /// Host keys that were accepted, by the host's name in a known-hosts file: not every such file keeps them.
+    accepted: Mutex<HashMap<String, Vec<KeyData>>>,
 }
+
+/// Most host keys that are remembered of one host.
+const MAX_ACCEPTED: usize = 8;
 
 #[derive(Default)]
 enum Slot {
@@ -43,6 +49,22 @@ enum Password {
 }
 
 impl KeyRing {
+    /// From now on this key of the host is no unknown one.
+    pub(super) fn accept(&self, host: &str, key: &KeyData) {
+        let mut all = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = all.entry(host.to_owned()).or_default();
+        if !keys.contains(key) {
+            keys.truncate(MAX_ACCEPTED - 1);
+            keys.push(key.clone());
+        }
+    }
+
+    /// The keys of a host that were accepted.
+    pub(super) fn accepted(&self, host: &str) -> Vec<KeyData> {
+        let all = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(host).cloned().unwrap_or_default()
+    }
+
     fn slot(&self, path: &Path) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(path.to_owned()).or_default())

@@ -79,23 +79,27 @@ pub struct KnownHosts {
 impl KnownHosts {
     /// Reads of files what concerns one host; those that do not exist are empty. The keys of a
     /// thousand other hosts are not read a thousand times.
-    pub fn load(files: &[PathBuf], host: &str, port: u16) -> Result<Self, (PathBuf, io::Error)> {
+    ///
+    /// One that cannot be read is passed over, as OpenSSH does: what it knew is unknown then.
+    pub fn load(files: &[PathBuf], host: &str, port: u16) -> Self {
         let mut all = Self::default();
         let names = [entry_name(host, port), entry_name(host, 22)];
         let wanted = |hosts: &str| names.iter().any(|name| matches_hosts(hosts, name));
         for path in files {
-            let file = match fs::File::open(path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err((path.clone(), error)),
-            };
             let mut bytes = Vec::new();
-            file.take(MAX_FILE_BYTES)
-                .read_to_end(&mut bytes)
-                .map_err(|error| (path.clone(), error))?;
+            let read = fs::File::open(path)
+                .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes));
+            match read {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "known hosts cannot be read");
+                    continue;
+                }
+            }
             all.add_some(path, &String::from_utf8_lossy(&bytes), wanted);
         }
-        Ok(all)
+        all
     }
 
     /// Adds the lines of one file; lines that make no sense are skipped, as OpenSSH does.
@@ -537,7 +541,7 @@ mod tests {
         all.add(&file, &text);
         let names = ["web", "other", "a.example.org", "bad.example.org", "none"];
         for (name, port) in names.iter().flat_map(|name| [(name, 22), (name, 2222), (name, 9)]) {
-            let some = KnownHosts::load(std::slice::from_ref(&file), name, port).unwrap();
+            let some = KnownHosts::load(std::slice::from_ref(&file), name, port);
             for shown in [key(A), key(B)] {
                 let expected = all.check(name, port, &shown);
                 assert_eq!(some.check(name, port, &shown), expected, "{name}:{port}");
@@ -545,7 +549,7 @@ mod tests {
             assert_eq!(some.algorithms(name, port), all.algorithms(name, port));
             assert_eq!(some.has_authority(name, port), all.has_authority(name, port));
         }
-        let some = KnownHosts::load(&[file], "none", 22).unwrap();
+        let some = KnownHosts::load(&[file], "none", 22);
         assert_eq!(some.entries.len(), 1, "only what is revoked for all");
     }
 }

@@ -14,7 +14,7 @@ use super::{ConfigError, Place, algorithms, glob, words};
 use crate::base::text;
 
 /// Longest configuration file that is read, in bytes.
-pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Files within files.
 const MAX_DEPTH: usize = 16;
 /// All files together, so that includes cannot multiply without end.
@@ -24,7 +24,8 @@ const MAX_IDENTITIES: usize = 100;
 /// As in OpenSSH (`SSH_MAX_HOSTS_FILES`).
 const MAX_HOST_FILES: usize = 32;
 
-/// A text file, at most [`MAX_CONFIG_BYTES`] of it; none if it does not exist.
+/// A text file of at most [`MAX_CONFIG_BYTES`]; none if it does not exist. Of a longer one nothing is read: what is
+/// cut off might be how a host is reached.
 pub(super) fn bounded(path: &Path) -> io::Result<Option<String>> {
     let file = match fs::File::open(path) {
         Ok(file) => file,
@@ -32,7 +33,10 @@ pub(super) fn bounded(path: &Path) -> io::Result<Option<String>> {
         Err(error) => return Err(error),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes)?;
+    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(io::Error::other(format!("it is longer than {} MiB", MAX_CONFIG_BYTES >> 20)));
+    }
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
