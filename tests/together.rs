@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Finished, Gpudeck, Traces, run, wait_until};
-use gpudeck::api::{Client, Door as _, ErrorKind, Group, GroupState, Intent};
+use gpudeck::api::{Client, Door as _, ErrorKind, Group, GroupState, GroupSteer, Intent};
 use gpudeck::demo::World;
 
 const LONG: Duration = Duration::from_mins(2);
@@ -183,6 +183,38 @@ fn between_two_services_a_pause_holds_until_it_is_ended() {
     deck.expect("rollout resume --together", 5);
 }
 
+/// Whenever the answer comes while a plan is prepared: nothing begins after it.
+#[test]
+fn a_pause_holds_what_is_just_being_begun() {
+    let deck = Deck::new();
+    let client = deck.client();
+    let send = |intent| deck.runtime.block_on(client.send(intent)).unwrap();
+    let paused = || {
+        let snapshot = deck.runtime.block_on(client.snapshot()).unwrap();
+        let code = snapshot.services.values().find(|s| s.name.as_str() == "code").unwrap();
+        code.rollout.as_ref().is_some_and(|r| r.outcome.is_none() && r.paused.is_some())
+    };
+    for delay in [0, 10, 50, 100, 150, 200, 250, 300] {
+        deck.spec("code", "", &format!("after {delay}"), "1m");
+        deck.spec("chat", "\"code\"", &format!("after {delay}"), "100ms");
+        send(Intent::ApplyTogether {
+            services: ["code", "chat"].map(|s| s.parse().unwrap()).to_vec(),
+            atomic: false,
+            reason: None,
+            accept_outage: true,
+        });
+        std::thread::sleep(Duration::from_millis(delay));
+        send(Intent::SteerGroup { what: GroupSteer::Pause, reason: None });
+        let held = deck.group(&client);
+        std::thread::sleep(Duration::from_secs(1));
+        let still = deck.group(&client);
+        assert_eq!(still.services, held.services, "after {delay} ms");
+        assert!(!is_rolling(&still, "code") || paused(), "after {delay} ms: {still:#?}");
+        deck.expect("rollout abort --together", 0);
+        deck.wait_until("the end", |g| g.ended.is_some());
+    }
+}
+
 #[test]
 fn an_abort_takes_back_what_was_atomic_and_ends_what_was_not() {
     let deck = Deck::new();
@@ -318,6 +350,10 @@ fn a_service_of_which_something_is_out_waits_for_it() {
     wait_until("a replica to be out", LONG, || {
         place.expect(&["status", "code"], 0).stdout.contains("is out until")
     });
+    // From now on there is room; what is out stays out.
+    for other in others {
+        place.expect(&["uncordon", other], 0);
+    }
     place.expect(&["rollout", "resume", "chat"], 0);
 
     let waits = || {
@@ -326,11 +362,9 @@ fn a_service_of_which_something_is_out_waits_for_it() {
         events.lines().filter(|l| l.contains("waits") && l.contains("is out until")).count()
     };
     wait_until("the second one's turn", LONG, || waits() > 0);
-    std::thread::sleep(Duration::from_secs(2));
+    // Longer than what only has no room yet is asked for again.
+    std::thread::sleep(Duration::from_secs(17));
     assert_eq!(waits(), 1, "it is told once");
-    for other in others {
-        place.expect(&["uncordon", other], 0);
-    }
     place.expect(&["uncordon", &host], 0);
     wait_until("the second one", LONG, || json(&["status", "code"])["stable"] == 4);
     assert_eq!(json(&["status", "chat"])["stable"], 3);

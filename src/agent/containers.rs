@@ -315,7 +315,7 @@ mod tests {
         names.learn(vec![(id.clone(), Found::Unknown)]);
         assert!(asked(&names).is_empty());
         names.known.insert(id.clone(), Known::Again(Instant::now(), AGAIN.0));
-        assert_eq!(asked(&names), [id.clone()]);
+        assert_eq!(asked(&names), std::slice::from_ref(&id));
         names.learn(vec![(id.clone(), Found::Unknown)]);
         let Some(Known::Again(_, after)) = names.known.get(&id) else { panic!() };
         assert_eq!(*after, AGAIN.0 * 2);

@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(name_of(b"/usr/bin/python3\0-m\0vllm\0", "pt_main_thread"), "python3");
         assert_eq!(
             (name_of(b"", "kworker/0:1"), name_of(b"", "")),
-            ("kworker/0:1".into(), "".into())
+            ("kworker/0:1".into(), String::new())
         );
     }
 

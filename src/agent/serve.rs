@@ -86,18 +86,21 @@ struct Agent {
     /// Something has started or ended: the next sample is due now.
     stirred: Notify,
     /// The age of the newest state that was kept, of a service or of the deck.
-    kept: Mutex<BTreeMap<(DeckId, Option<ServiceName>), (u64, u64)>>,
+    kept: Mutex<BTreeMap<StateOf, (u64, u64)>>,
 }
+
+/// Whose state: a service's, or the deck's own.
+type StateOf = (DeckId, Option<ServiceName>);
 
 impl Agent {
     /// Whether a state is newer than what was kept. Requests wait for the host's lock side by side, so the order in
     /// which they were sent is not the order in which they come; asked under the lock.
-    fn is_newer(&self, of: &(DeckId, Option<ServiceName>), age: (u64, u64)) -> bool {
+    fn is_newer(&self, of: &StateOf, age: (u64, u64)) -> bool {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.get(of).is_none_or(|kept| *kept <= age)
     }
 
-    fn is_kept(&self, of: (DeckId, Option<ServiceName>), age: (u64, u64)) {
+    fn is_kept(&self, of: StateOf, age: (u64, u64)) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < MAX_KEPT || kept.contains_key(&of) {
             kept.insert(of, age);

@@ -44,13 +44,10 @@ impl Xids {
 pub fn watch(nvml: Arc<Nvml>, xids: Xids, changed: impl Fn(XidTable) + Send + 'static) {
     let work = move || {
         loop {
-            let (set, handles) = match register(&nvml) {
-                Ok(Some(registered)) => registered,
-                // No GPU of this host tells events now; one that is being reset may do so later.
-                Ok(None) | Err(_) => {
-                    std::thread::sleep(PAUSE);
-                    continue;
-                }
+            // No GPU of this host tells events now; one that is being reset may do so later.
+            let Ok(Some((set, handles))) = register(&nvml) else {
+                std::thread::sleep(PAUSE);
+                continue;
             };
             wait(&set, &handles, &xids, &changed);
             drop(set);

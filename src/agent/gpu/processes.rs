@@ -171,7 +171,7 @@ fn show_part(part: &str, hide: Hide, shown: &mut String) -> Hide {
     let word = part.trim_end();
     let bare = word.trim_matches(QUOTES);
     let next = match hide {
-        Hide::Until(quote) if word.ends_with(quote) => Hide::No,
+        Hide::Until(quote) if word.ends_with(quote) => return Hide::No,
         Hide::Until(_) => return hide,
         Hide::Next if word.is_empty() => return hide,
         // `Authorization: Bearer …`

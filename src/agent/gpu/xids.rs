@@ -200,7 +200,7 @@ mod tests {
         let none = XidTable::default();
         let xid = r#"{"code":48,"monotonic_ms":99,"count":1}"#;
         for text in [
-            "".to_owned(),
+            String::new(),
             "nonsense".to_owned(),
             r#"{"boot_id":"boot","gpus":[]}"#.to_owned(),
             r#"{"boot_id":"boot","gpus":{"GPU-1":{"code":31,"monotonic_ms":1,"count":1}}}"#
