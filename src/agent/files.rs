@@ -1,15 +1,14 @@
-//! Looking at files of the host, and the small state a controller keeps on it.
+//! Looking at files of the host.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 
 use super::error::{failed, io_refusal};
-use super::state::{self, StateDir};
-use crate::base::{Bytes, DeckId, ServiceName};
+use crate::base::Bytes;
 use crate::wire::{DirEntry, Refusal, Reply};
 
 /// Most entries of a directory.
@@ -17,9 +16,6 @@ const MAX_ENTRIES: usize = 10_000;
 
 /// Longest piece of a file.
 const MAX_PIECE: u32 = 1 << 20;
-
-/// Longest state that is kept.
-const MAX_STATE: u64 = 1 << 20;
 
 fn absolute(path: &str) -> Result<&Path, Refusal> {
     let path = Path::new(path);
@@ -86,87 +82,6 @@ fn read_exactly(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> 
     }
     buffer.truncate(filled);
     Ok(buffer)
-}
-
-/// Keeps a deck's state; to be called under the host's lock.
-///
-/// # Errors
-/// It is too long, or cannot be written; what was kept before is still there.
-pub fn save_state(dir: &StateDir, deck: DeckId, text: &str) -> Result<(), Refusal> {
-    if text.len() as u64 > MAX_STATE {
-        return Err(failed("the state is longer than 1 MiB"));
-    }
-    let path = dir.deck(deck).join("state.json");
-    state::write_whole(&path, text.as_bytes()).map_err(|e| io_refusal(&e, "write", &path))
-}
-
-/// Keeps the state of one service; to be called under the host's lock.
-///
-/// # Errors
-/// As [`save_state`].
-pub fn save_service_state(
-    dir: &StateDir,
-    deck: DeckId,
-    service: &ServiceName,
-    text: &str,
-) -> Result<(), Refusal> {
-    if text.len() as u64 > MAX_STATE {
-        return Err(failed("the state is longer than 1 MiB"));
-    }
-    let path = service_state(dir, deck, service);
-    state::write_whole(&path, text.as_bytes()).map_err(|e| io_refusal(&e, "write", &path))
-}
-
-fn service_state(dir: &StateDir, deck: DeckId, service: &ServiceName) -> PathBuf {
-    dir.deck(deck).join(format!("service.{service}"))
-}
-
-/// The services whose state is kept for a deck.
-///
-/// # Errors
-/// The directory cannot be read.
-pub fn list_service_states(dir: &StateDir, deck: DeckId) -> Result<Vec<String>, Refusal> {
-    let path = dir.deck(deck);
-    let entries = match fs::read_dir(&path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(io_refusal(&error, "read", &path)),
-    };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter_map(|e| Some(e.file_name().to_str()?.strip_prefix("service.")?.to_owned()))
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-/// What was kept of a service last.
-///
-/// # Errors
-/// It cannot be read.
-pub fn load_service_state(
-    dir: &StateDir,
-    deck: DeckId,
-    service: &ServiceName,
-) -> Result<Option<String>, Refusal> {
-    load(&service_state(dir, deck, service))
-}
-
-/// What was kept for a deck last.
-///
-/// # Errors
-/// It cannot be read.
-pub fn load_state(dir: &StateDir, deck: DeckId) -> Result<Option<String>, Refusal> {
-    load(&dir.deck(deck).join("state.json"))
-}
-
-fn load(path: &Path) -> Result<Option<String>, Refusal> {
-    let mut text = String::new();
-    match File::open(path).and_then(|f| f.take(MAX_STATE).read_to_string(&mut text)) {
-        Ok(_) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_refusal(&error, "read", path)),
-    }
 }
 
 #[cfg(test)]

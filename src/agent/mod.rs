@@ -19,6 +19,7 @@ mod haproxy;
 mod hardware;
 mod host;
 mod http;
+mod kept;
 mod log;
 mod needs;
 mod ports;

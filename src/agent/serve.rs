@@ -1,8 +1,7 @@
 //! The agent's loop: requests in, answers and samples out, everything bounded.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -14,6 +13,7 @@ use super::error::{blocking, failed};
 use super::gpu::monitor::GpuMonitor;
 use super::gpu::played::PlayedSource;
 use super::gpu::{DriverVersions, Want};
+use super::kept::{self, KeptAge};
 use super::rank::RankWatch;
 use super::samples::{self, Follow};
 use super::state::{LOCK_WAIT, StateDir};
@@ -21,7 +21,7 @@ use super::{
     checkup, claim, containers, files, gateway_config, haproxy, host, http, log, needs, process,
     rank, start, stop,
 };
-use crate::base::{DeckId, Epoch, ServiceName};
+use crate::base::{DeckId, Epoch};
 use crate::wire::{
     CodecError, FromAgent, Gpus, LineReader, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent,
     Verb, encode_line,
@@ -34,9 +34,6 @@ const MAX_IN_FLIGHT: usize = 64;
 
 /// Lines that wait for the writer; samples beyond are dropped, answers wait.
 const MAX_WAITING: usize = 256;
-
-/// Services whose states' ages are known.
-const MAX_KEPT: usize = 4_096;
 
 /// Time between looks at the ranks.
 const RANKS_LOOK: Duration = Duration::from_millis(500);
@@ -85,27 +82,6 @@ struct Agent {
     allocations: Option<PathBuf>,
     /// Something has started or ended: the next sample is due now.
     stirred: Notify,
-    /// The age of the newest state that was kept, of a service or of the deck.
-    kept: Mutex<BTreeMap<StateOf, (u64, u64)>>,
-}
-
-/// Whose state: a service's, or the deck's own.
-type StateOf = (DeckId, Option<ServiceName>);
-
-impl Agent {
-    /// Whether a state is newer than what was kept. Requests wait for the host's lock side by side, so the order in
-    /// which they were sent is not the order in which they come; asked under the lock.
-    fn is_newer(&self, of: &StateOf, age: (u64, u64)) -> bool {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(of).is_none_or(|kept| *kept <= age)
-    }
-
-    fn is_kept(&self, of: StateOf, age: (u64, u64)) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < MAX_KEPT || kept.contains_key(&of) {
-            kept.insert(of, age);
-        }
-    }
 }
 
 /// Serves requests until `reader` ends. Supervisors go on living; everything else ends with this
@@ -128,7 +104,6 @@ where
         hostname: played.as_mut().and_then(PlayedSource::hostname),
         allocations: played.as_mut().and_then(PlayedSource::allocations),
         stirred: Notify::new(),
-        kept: Mutex::default(),
     });
     let (lines, to_write) = mpsc::channel(MAX_WAITING);
     let mut writing = Owned(tokio::spawn(write_lines(writer, to_write)));
@@ -317,15 +292,13 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             blocking(move || rank::commands(&state, deck)).await.map(Reply::Commands)
         }
         Request::ListServiceStates { deck } => {
-            blocking(move || files::list_service_states(&state, deck)).await.map(Reply::Texts)
+            blocking(move || kept::services(&state, deck)).await.map(Reply::Texts)
         }
         Request::LoadServiceState { deck, service } => {
-            blocking(move || files::load_service_state(&state, deck, &service))
-                .await
-                .map(Reply::State)
+            blocking(move || kept::load(&state, deck, Some(&service))).await.map(Reply::State)
         }
         Request::LoadState { deck } => {
-            blocking(move || files::load_state(&state, deck)).await.map(Reply::State)
+            blocking(move || kept::load(&state, deck, None)).await.map(Reply::State)
         }
     }
 }
@@ -382,17 +355,12 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
             return Ok(Reply::Texts(vec![said]));
         }
         Verb::SaveState { state: text, age } => {
-            if agent.is_newer(&(deck, None), age) {
-                blocking(move || files::save_state(&state, deck, &text)).await?;
-                agent.is_kept((deck, None), age);
-            }
+            let age = KeptAge { epoch, written: age };
+            blocking(move || kept::save(&state, deck, None, &text, age)).await?;
         }
         Verb::SaveServiceState { service, state: text, age } => {
-            let of = (deck, Some(service.clone()));
-            if agent.is_newer(&of, age) {
-                blocking(move || files::save_service_state(&state, deck, &service, &text)).await?;
-                agent.is_kept(of, age);
-            }
+            let age = KeptAge { epoch, written: age };
+            blocking(move || kept::save(&state, deck, Some(&service), &text, age)).await?;
         }
     }
     Ok(Reply::Done)

@@ -58,7 +58,12 @@ fn an_older_state_that_comes_late_is_dropped() {
     let ask = Request::LoadServiceState { deck: DECK, service: service.clone() };
     assert_eq!(agent.ask(ask.clone()), newer());
     assert_eq!(agent.act(epoch, of_service("newest", (3, 1))), Ok(Reply::Done));
-    assert_eq!(agent.ask(ask), Ok(Reply::State(Some("newest".to_owned()))));
+    assert_eq!(agent.ask(ask.clone()), Ok(Reply::State(Some("newest".to_owned()))));
+    // One that waited in an agent whose connection is gone comes after what the next agent wrote.
+    let mut next = Agent::start(state.path());
+    assert_eq!(next.act(epoch, of_service("of the next", (3, 2))), Ok(Reply::Done));
+    assert_eq!(agent.act(epoch, of_service("late", (3, 1))), Ok(Reply::Done));
+    assert_eq!(next.ask(ask), Ok(Reply::State(Some("of the next".to_owned()))));
 }
 
 #[test]
