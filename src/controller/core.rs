@@ -531,7 +531,7 @@ impl Core {
                     let _ = reply.send(Err(error));
                     return;
                 }
-                let work = super::company::take_over(
+                let work = super::take_over::take_over(
                     Arc::clone(&self.means),
                     self.deck.hosts.keys().cloned().collect(),
                     force,

@@ -50,6 +50,7 @@ pub mod sharing;
 mod stale_views;
 pub mod start;
 mod steer;
+pub mod take_over;
 pub mod throughput;
 mod together;
 pub mod traffic;

@@ -72,7 +72,7 @@ pub struct Saver {
 }
 
 /// Term and number of the journal's last record: the higher one is newer.
-type Age = (u64, u64);
+pub type Age = (u64, u64);
 
 /// What one host has.
 type Written = Arc<tokio::sync::Mutex<Age>>;
@@ -82,11 +82,13 @@ struct Wanted {
     saved: Saved,
     releases: Arc<Releases>,
     hosts: Arc<BTreeSet<HostName>>,
-    /// All hosts are to have it, not just some.
+    /// Of the last decision in it: all hosts are to have what is as new as that, also those that are away now.
+    decided: Age,
+    /// All hosts are to have this very state before the step, not just some.
     wants_all: bool,
     /// All that are to have it have it, as far as they are reached.
     is_whole: AtomicBool,
-    /// All of its hosts have it, also those that were away at first.
+    /// All of its hosts have the last decision, also those that were away at first.
     is_everywhere: AtomicBool,
     text: Mutex<Option<Arc<str>>>,
     /// Those that have it beside the ones that are acted on; the same for all actions of it.
@@ -108,12 +110,16 @@ impl Saver {
     pub fn put(&self, mut saved: Saved, hosts: Arc<BTreeSet<HostName>>) {
         let service = saved.state.service.clone();
         let mut kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let wants_all = kept.get(&service).is_none_or(|before| {
-            !stands_alike(&before.saved.state, &saved.state)
-                || before.wants_all && !before.is_whole.load(Ordering::Acquire)
+        let before = kept.get(&service);
+        let alike = before.filter(|before| stands_alike(&before.saved.state, &saved.state));
+        let wants_all = alike.is_none_or(|b| b.wants_all && !b.is_whole.load(Ordering::Acquire));
+        // A host that was away when it was decided still lacks it.
+        let decided = alike.map_or((saved.term, saved.seq), |before| before.decided);
+        let is_everywhere = alike.is_some_and(|before| {
+            before.is_everywhere.load(Ordering::Acquire) && hosts.is_subset(&before.hosts)
         });
         let releases = std::mem::take(&mut saved.state.releases);
-        let known = kept.get(&service).map(|before| &before.releases);
+        let known = before.map(|before| &before.releases);
         let releases = match known.filter(|known| known.is_of(&releases)) {
             Some(known) => Arc::clone(known),
             None => Arc::new(Releases::new(releases)),
@@ -122,9 +128,10 @@ impl Saver {
             saved,
             releases,
             hosts,
+            decided,
             wants_all,
             is_whole: AtomicBool::new(false),
-            is_everywhere: AtomicBool::new(false),
+            is_everywhere: AtomicBool::new(is_everywhere),
             text: Mutex::default(),
             beside: OnceLock::new(),
         };
@@ -135,10 +142,10 @@ impl Saver {
         }
     }
 
-    /// What is to be on all hosts and is perhaps not on all yet.
+    /// What was decided and is perhaps not on all hosts yet.
     fn incomplete(&self) -> Vec<Arc<Wanted>> {
         let kept = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let lacks = |w: &&Arc<Wanted>| w.wants_all && !w.is_everywhere.load(Ordering::Acquire);
+        let lacks = |w: &&Arc<Wanted>| !w.is_everywhere.load(Ordering::Acquire);
         kept.values().filter(lacks).cloned().collect()
     }
 
@@ -260,6 +267,10 @@ async fn bring(means: &Means, wanted: &Wanted) {
     let writes = wanted.hosts.iter().map(|host| async move {
         let Ok(link) = actions::link(means, host) else { return false };
         let written = async {
+            let known = means.saver.written(&wanted.saved.state.service, host);
+            if *known.lock().await >= wanted.decided {
+                return Ok(());
+            }
             let epoch = means.claims.ensure(link.as_ref()).await?;
             write(means, wanted, link.as_ref(), &epoch).await
         };
@@ -291,14 +302,18 @@ async fn tell(means: &Means, failed: Option<(String, Option<String>)>) {
 }
 
 /// After the journal was lost: whether hosts keep what an earlier life of this controller did, which
-/// must be taken up before anything new is begun.
+/// must be taken up before anything new is begun. What cannot be read may be just that.
 pub async fn left_by_us(means: &Means) -> Option<ServiceName> {
     for host in means.claims.known_hosts() {
         let Ok(link) = actions::link(means, &host) else { continue };
         let Ok(found) = read_all(means.deck, link.as_ref()).await else { continue };
-        let left = found.into_iter().flatten().find(|s| !s.state.replicas.is_empty());
-        if let Some(left) = left {
-            return Some(left.state.service);
+        let is_left = |kept: &Result<Saved, Unread>| match kept {
+            Ok(saved) => !saved.state.replicas.is_empty(),
+            Err(_) => true,
+        };
+        let left = found.into_iter().find(|(_, kept)| is_left(kept));
+        if let Some((service, _)) = left {
+            return Some(service);
         }
     }
     None
@@ -334,19 +349,30 @@ async fn write(
 }
 
 /// A state on a host that this gpudeck cannot read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
-    /// Of which service.
-    pub service: ServiceName,
-    /// Where it is, and why.
+    /// When it was written, as far as that can be read.
+    pub age: Option<Age>,
+    /// Where it is, of what, and why.
     pub why: String,
+}
+
+/// The age of a state, also of one whose rest a newer gpudeck writes otherwise.
+pub(super) fn age_of(prefix: &str, text: &str) -> Option<Age> {
+    #[derive(Deserialize)]
+    struct Head {
+        term: u64,
+        seq: u64,
+    }
+    let head: Head = unpack_json(prefix, text).ok()?;
+    Some((head.term, head.seq))
 }
 
 /// What a host keeps of the deck's services.
 pub async fn read_all(
     deck: DeckId,
     link: &dyn HostLink,
-) -> Result<Vec<Result<Saved, Unread>>, LinkError> {
+) -> Result<Vec<(ServiceName, Result<Saved, Unread>)>, LinkError> {
     let names = match link.request(Request::ListServiceStates { deck }).await? {
         Reply::Texts(names) => names,
         _ => Vec::new(),
@@ -356,17 +382,18 @@ pub async fn read_all(
         let Ok(service) = name.parse::<ServiceName>() else { continue };
         let asked = Request::LoadServiceState { deck, service: service.clone() };
         if let Reply::State(Some(text)) = link.request(asked).await? {
-            found.push(Saved::unpack(&text, deck, &service).map_err(|why| Unread {
+            let kept = Saved::unpack(&text, deck, &service).map_err(|why| Unread {
+                age: age_of(PREFIX, &text),
                 why: format!("{}: state of {service}: {why}", link.host()),
-                service,
-            }));
+            });
+            found.push((service, kept));
         }
     }
     Ok(found)
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
     use crate::base::ReleaseNumber;
@@ -411,6 +438,52 @@ pub(super) mod tests {
         assert_eq!(names("h7"), beside);
         assert_eq!(names("h4"), beside, "the same ones, whoever else is acted on");
         assert_eq!(names("h9"), ["h8", "h1", "h2", "h3"]);
+    }
+
+    #[test]
+    fn a_decision_goes_to_those_that_were_away_when_it_was_made() {
+        let of = |names: &[&str]| Arc::new(names.iter().map(|n| n.parse().unwrap()).collect());
+        let (hosts, more) = (of(&["h1", "h2"]), of(&["h1", "h2", "h3"]));
+        let saver = Saver::default();
+        let service: ServiceName = "chat".parse().unwrap();
+        let state = ServiceState::new(service.clone());
+        let mut saved = Saved { holder: "ada@m1".to_owned(), term: 0, seq: 7, state };
+        saver.put(saved.clone(), Arc::clone(&hosts));
+        saver.wanted(&service).unwrap().is_whole.store(true, Ordering::Release);
+        // Things go on while h2 is away.
+        saved.seq = 9;
+        saver.put(saved.clone(), Arc::clone(&hosts));
+        let lacking = saver.incomplete();
+        assert_eq!(lacking.len(), 1);
+        assert_eq!((lacking[0].saved.seq, lacking[0].decided), (9, (0, 7)));
+        lacking[0].is_everywhere.store(true, Ordering::Release);
+        assert!(saver.incomplete().is_empty());
+        saved.seq = 10;
+        saver.put(saved.clone(), hosts);
+        assert!(saver.incomplete().is_empty(), "nothing was decided since");
+        saver.put(saved.clone(), Arc::clone(&more));
+        assert_eq!(saver.incomplete().len(), 1, "a host that came lacks it");
+        saver.incomplete()[0].is_everywhere.store(true, Ordering::Release);
+        saved.state.stopping = true;
+        saver.put(saved, more);
+        assert_eq!(saver.incomplete()[0].decided, (0, 10));
+    }
+
+    #[test]
+    fn the_age_of_what_cannot_be_read() {
+        #[derive(Serialize)]
+        struct Newer {
+            holder: &'static str,
+            term: u64,
+            seq: u64,
+            state: &'static str,
+        }
+        let newer = Newer { holder: "bob@m2", term: 3, seq: 4, state: "what will be thought of" };
+        let text = super::super::packed::pack_json(PREFIX, &newer).unwrap();
+        let deck = DeckId(uuid::Uuid::from_u128(1));
+        assert!(Saved::unpack(&text, deck, &"chat".parse().unwrap()).is_err());
+        assert_eq!(age_of(PREFIX, &text), Some((3, 4)));
+        assert_eq!(age_of(PREFIX, "z2:AAAA"), None);
     }
 
     #[test]

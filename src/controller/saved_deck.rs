@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use super::actions::Means;
 use super::core::Core;
 use super::deck_ledger::{DeckEvent, Ledger};
-use super::{packed, saved};
+use super::packed;
+use super::saved::{self, Age, Unread};
 use crate::api::hub::Change;
 use crate::api::{DeckView, Severity};
 use crate::base::{DeckId, HostName};
@@ -157,12 +158,14 @@ async fn write(
 pub async fn read(
     deck: DeckId,
     link: &dyn HostLink,
-) -> Result<Option<Result<SavedDeck, String>>, LinkError> {
+) -> Result<Option<Result<SavedDeck, Unread>>, LinkError> {
     match link.request(Request::LoadState { deck }).await? {
-        Reply::State(Some(text)) => Ok(Some(
-            SavedDeck::unpack(&text, deck)
-                .map_err(|why| format!("{}: state of the deck: {why}", link.host())),
-        )),
+        Reply::State(Some(text)) => {
+            Ok(Some(SavedDeck::unpack(&text, deck).map_err(|why| Unread {
+                age: saved::age_of(SavedDeck::PREFIX, &text),
+                why: format!("{}: state of the deck: {why}", link.host()),
+            })))
+        }
         _ => Ok(None),
     }
 }
@@ -196,16 +199,21 @@ impl Core {
         }
     }
 
-    /// Takes the newest of what other controllers left; whether there was any.
-    pub(super) fn adopt_deck(&mut self, found: Vec<SavedDeck>, journal_is_new: bool) -> bool {
-        let Some(newest) = found.into_iter().max_by_key(|s| (s.term, s.seq)) else { return false };
-        // Our own writing is never newer than our journal.
-        if newest.holder == self.means.claims.holder() && !journal_is_new {
-            return false;
+    /// Takes what another controller left, unless what is here is newer; its age when it was taken.
+    pub(super) fn adopt_deck(
+        &mut self,
+        newest: Option<SavedDeck>,
+        journal_is_new: bool,
+    ) -> Option<Age> {
+        let newest = newest?;
+        // Our own writing is never newer than our journal, nor is what was written before we took over last.
+        let is_older = newest.holder == self.means.claims.holder() || newest.term < self.state.term;
+        if is_older && !journal_is_new {
+            return None;
         }
         let chronicles = std::mem::take(&mut self.state.ledger.chronicles);
         self.state.ledger = Ledger { chronicles, ..newest.ledger };
-        true
+        Some((newest.term, newest.seq))
     }
 
     /// Shows cordons, drains, upgrade and group as they were taken over, and has them written anew.
