@@ -362,9 +362,9 @@ mod tests {
     use crate::base::{ReleaseNumber, ReplicaKey};
     use crate::rollout::Loan;
 
-    fn saved(term: u64, seq: u64) -> Result<Saved, Unread> {
+    fn saved(term: u64, seq: u64) -> Saved {
         let state = ServiceState::new("chat".parse().unwrap());
-        Ok(Saved { holder: "ada@m1".to_owned(), term, seq, state })
+        Saved { holder: "ada@m1".to_owned(), term, seq, state }
     }
 
     fn unread(age: Option<Age>) -> Result<Saved, Unread> {
@@ -375,10 +375,12 @@ mod tests {
     fn the_newest_is_taken_and_what_may_be_newer_is_known() {
         let newest = |kept: &[Result<Saved, Unread>]| {
             let mut newest = Newest::default();
-            kept.iter().for_each(|kept| newest.see(kept.clone()));
+            for kept in kept {
+                newest.see(kept.clone());
+            }
             (newest.read.map(|s: Saved| s.age()), newest.unread.map(|u| u.age))
         };
-        let all = [saved(1, 9), saved(2, 3), saved(2, 2)];
+        let all = [saved(1, 9), saved(2, 3), saved(2, 2)].map(Ok);
         assert_eq!(newest(&all), (Some((2, 3)), None));
         for (age, is_newer) in [
             (None, true),
@@ -394,7 +396,7 @@ mod tests {
             assert_eq!((newest(&first), newest(&last)), (expected, expected), "{age:?}");
         }
         // Of several the one that may be the newest counts.
-        let several = [unread(Some((1, 1))), unread(None), unread(Some((9, 9))), saved(2, 3)];
+        let several = [unread(Some((1, 1))), unread(None), unread(Some((9, 9))), Ok(saved(2, 3))];
         assert_eq!(newest(&several), (Some((2, 3)), Some(None)));
         assert_eq!(newest(&[unread(Some((1, 1)))]), (None, Some(Some((1, 1)))));
     }

@@ -8,6 +8,7 @@
 
 mod build;
 mod lending;
+mod maintenance;
 mod moves;
 mod planted;
 mod scenarios;

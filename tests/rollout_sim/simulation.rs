@@ -7,11 +7,12 @@ use gpudeck::rollout::{EventKind, Outcome, Release, RolloutKind};
 use gpudeck::spec::{Count, RunSpec, StepSpec, Strategy};
 
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
+use crate::maintenance;
 use crate::planted::{BUGS, Bug};
 use crate::world::{Counts, Nature, World};
 
 /// Longest time after the last fault in which everything must have come to rest.
-const REST: Duration = Duration::from_hours(4);
+pub const REST: Duration = Duration::from_hours(4);
 
 fn places(rng: &mut Rng, replicas: u32, per_replica: u32, shift: u64) -> Vec<Vec<Place>> {
     // Four hosts of four GPUs; a replica has its GPUs on one host or on two.
@@ -159,47 +160,24 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
             play(&mut world, &mut make, per_replica, &again, kind, nature);
         }
     }
-    maintain(&mut world, seed);
+    maintenance::take_out(&mut world, seed);
+    if maintenance::begin_moves(&mut world, seed) {
+        let mut dice = Rng(seed ^ 0x30E5);
+        if dice.one_in(2) {
+            // A rollout begins in the middle of them.
+            for _ in 0..dice.below(20) {
+                world.turn();
+            }
+            let number = world.fresh_number();
+            let (release, kind, nature) = draw(&mut dice, number, per_replica);
+            play(&mut world, &mut dice, per_replica, &release, kind, nature);
+        } else {
+            maintenance::end_moves(&mut world, seed);
+        }
+    }
     world.check_replay();
     *world.counts.entry("events").or_default() += world.events();
     world.counts
-}
-
-/// A host is maintained: what is there stops as far as the floor allows, with faults, and comes back when they are over.
-/// With dice of its own, so that other plays stay as they are.
-fn maintain(world: &mut World, seed: u64) {
-    let mut dice = Rng(seed ^ 0x4057);
-    let Some(stable) = world.state.stable.filter(|_| at_rest(world)) else { return };
-    let plans = &world.state.releases[&stable].replicas;
-    let plan = &plans[dice.index(plans.len())];
-    let host = plan.ranks[0].host.clone();
-    let there = |plan: &gpudeck::rollout::ReplicaPlan| plan.ranks.iter().any(|r| r.host == host);
-    let replicas = (0..).zip(plans).filter(|(_, plan)| there(plan)).map(|(n, _)| n).collect();
-    world.faults = dice.one_in(2);
-    world.tell(EventKind::TakenOut { release: stable, replicas, host });
-    for _ in 0..dice.below(60) {
-        world.turn();
-    }
-    world.faults = !dice.one_in(3);
-    let out: Vec<_> = world.state.loans.iter().map(|loan| loan.replica).collect();
-    *world.counts.entry("out while a host is maintained").or_default() += out.len() as u64;
-    for replica in out {
-        world.tell(EventKind::LentReturned { replica, elsewhere: false });
-        for _ in 0..dice.below(20) {
-            world.turn();
-        }
-    }
-    world.calm();
-    // What happened while the disk was full is told now.
-    let out: Vec<_> = world.state.loans.iter().map(|loan| loan.replica).collect();
-    for replica in out {
-        world.tell(EventKind::LentReturned { replica, elsewhere: false });
-    }
-    let end = world.now.plus(REST);
-    while world.now < end && !at_rest(world) {
-        world.turn();
-    }
-    world.check_rest();
 }
 
 /// One rollout, with faults, what people do meanwhile, and the rest after it.
@@ -272,7 +250,8 @@ fn play(
     }
 }
 
-fn at_rest(world: &World) -> bool {
+/// Nothing is under way, and what is wanted is there.
+pub fn at_rest(world: &World) -> bool {
     use gpudeck::rollout::Phase;
     let state = &world.state;
     let whole = state.stable.is_none_or(|stable| state.ready(stable) == state.wanted(stable));
@@ -280,6 +259,7 @@ fn at_rest(world: &World) -> bool {
         && state.active_rollout().is_none()
         && !state.stopping
         && state.queued.is_none()
+        && state.moves.is_empty()
         && whole
         && state
             .replicas
@@ -354,6 +334,8 @@ fn seeds() {
             "engine lies in /health",
             "gateway away",
             "host dies",
+            "moved while a host is emptied",
+            "out while a host is maintained",
             "host not reached",
             "hung engine answers again",
             "hung engine stopped",

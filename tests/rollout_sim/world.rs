@@ -582,7 +582,11 @@ impl World {
         }
         let spec = &self.state.releases[&rollout.to].spec;
         let switch = spec.rollout.steps.len() + 1;
-        for (id, phase) in before.iter().filter(|(id, _)| Some(id.release) == rollout.from) {
+        // The successor of a move that the rollout ended is one more than the old set has.
+        let of_old_set = |id: &ReplicaId| {
+            Some(id.release) == rollout.from && !self.state.vacated.contains(&id.key())
+        };
+        for (id, phase) in before.iter().filter(|(id, _)| of_old_set(id)) {
             let now = self.state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
             let goes = now.is_some_and(|r| matches!(r.phase, Phase::Draining { .. }));
             // After the switch and its delay.
