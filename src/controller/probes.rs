@@ -13,7 +13,8 @@ use tokio::task::JoinHandle;
 use super::actions::{self, Means};
 use super::core::{Core, Input};
 use super::sampling::{GpuUnder, Sampler};
-use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, text};
+use super::world::is_up;
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, text};
 use crate::engine::{self, EngineMetrics, TokenAnswer, TokenRequest};
 use crate::rollout::checks::ERROR_RETRY;
 use crate::rollout::{CheckResult, CheckRun, EventKind, Phase, ServiceState};
@@ -103,7 +104,7 @@ impl Core {
         let gpus = self.gpus_under(state);
         let under: Vec<GpuUnder<'_>> = gpus
             .iter()
-            .map(|(release, host, gpu)| GpuUnder { release: *release, host, gpu })
+            .map(|(release, host, gpu)| GpuUnder { release: *release, host, gpu: gpu.as_ref() })
             .collect();
         let sampler = self.probes.samplers.entry(service.clone()).or_default();
         let samples = sampler.observe(readings, &under);
@@ -112,8 +113,8 @@ impl Core {
         }
     }
 
-    /// The GPUs under the ready replicas of a service, as last sampled.
-    fn gpus_under(&self, state: &ServiceState) -> Vec<(ReleaseNumber, HostName, Gpu)> {
+    /// The GPUs under the ready replicas of a service, as they are now; none for one that is not seen.
+    fn gpus_under(&self, state: &ServiceState) -> Vec<(ReleaseNumber, HostName, Option<Gpu>)> {
         let mut out = Vec::new();
         let ready = state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
         for (key, _) in ready {
@@ -121,11 +122,14 @@ impl Core {
             let Some(plan) = release.replica(key.replica) else { continue };
             for rank in &plan.ranks {
                 self.hub.with(|snapshot| {
-                    let host = snapshot.hosts.get(&rank.host);
-                    let Some(sample) = host.and_then(|h| h.sample.as_ref()) else { return };
-                    let ours = sample.gpus.list().iter();
-                    let ours = ours.filter(|gpu| rank.devices.iter().any(|d| gpu.has(d)));
-                    out.extend(ours.map(|gpu| (key.release, rank.host.clone(), gpu.clone())));
+                    // The last words of a host that is away say nothing of now.
+                    let host = snapshot.hosts.get(&rank.host).filter(|host| is_up(host));
+                    let sample = host.and_then(|h| h.sample.as_ref());
+                    let seen = sample.map_or(&[][..], |sample| sample.gpus.list());
+                    for device in rank.devices.iter().filter(|d| **d != DeviceId::Cpu) {
+                        let gpu = seen.iter().find(|gpu| gpu.has(device)).cloned();
+                        out.push((key.release, rank.host.clone(), gpu));
+                    }
                 });
             }
         }

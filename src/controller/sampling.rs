@@ -22,8 +22,9 @@ pub struct Sampler {
 
 /// A GPU as it was when the analysis began.
 struct Baseline {
-    healthy: bool,
+    health: GpuHealth,
     ecc_uncorrected: u64,
+    grave_xid: Option<u64>,
 }
 
 /// A GPU under a replica.
@@ -32,8 +33,8 @@ pub struct GpuUnder<'a> {
     pub release: ReleaseNumber,
     /// The GPU's host.
     pub host: &'a HostName,
-    /// As it is now.
-    pub gpu: &'a Gpu,
+    /// As it is now; none: it is not seen.
+    pub gpu: Option<&'a Gpu>,
 }
 
 impl Sampler {
@@ -62,26 +63,37 @@ impl Sampler {
     }
 
     fn gpu(&mut self, under: &GpuUnder<'_>, samples: &mut EngineSamples) {
-        let GpuUnder { host, gpu, .. } = under;
         let signals = &mut samples.gpu;
+        let (host, Some(gpu)) = (under.host, under.gpu) else {
+            signals.unseen += 1;
+            return;
+        };
         signals.samples += 1;
         if gpu.throttle_reasons.iter().any(|r| TROUBLE.contains(&r.as_str())) {
             signals.throttled += 1;
         }
         let errors = gpu.ecc_uncorrected.unwrap_or(0);
-        let key = ((*host).clone(), gpu.uuid.clone());
+        let xid = gpu.judged_xid().map(|xid| xid.code);
+        let key = (host.clone(), gpu.uuid.clone());
         let baseline = self.gpus.entry(key).or_insert_with(|| Baseline {
-            healthy: gpu.health == GpuHealth::Ok,
+            health: gpu.health.clone(),
             ecc_uncorrected: errors,
+            grave_xid: xid,
         });
         let name = format!("{} on {host}", gpu.uuid);
         let new_errors = errors.saturating_sub(baseline.ecc_uncorrected);
+        let was_well = baseline.health == GpuHealth::Ok;
         let error = match &gpu.health {
-            GpuHealth::Lost if baseline.healthy => Some(format!("{name} has fallen off the bus")),
+            // Also one that was in trouble before: it can do nothing now.
+            GpuHealth::Lost if baseline.health != GpuHealth::Lost => {
+                Some(format!("{name} has fallen off the bus"))
+            }
             _ if new_errors > 0 => {
                 Some(format!("{new_errors} new uncorrected memory errors of {name} > 0"))
             }
-            GpuHealth::Degraded { why } if baseline.healthy => Some(format!("{name}: {why}")),
+            GpuHealth::Degraded { why } if was_well || xid != baseline.grave_xid => {
+                Some(format!("{name}: {why}"))
+            }
             _ => None,
         };
         if signals.error.is_none() {
@@ -160,7 +172,7 @@ mod tests {
         let mut sampler = Sampler::default();
         let release = ReleaseNumber(2);
         let mut look = |gpu: &Gpu| {
-            let under = [GpuUnder { release, host: &host, gpu }];
+            let under = [GpuUnder { release, host: &host, gpu: Some(gpu) }];
             sampler.observe(BTreeMap::new(), &under).remove(&release).unwrap().gpu
         };
         assert_eq!(look(&gpu(7, "\"ok\"", "\"sw_power_cap\"")).error, None);
@@ -171,5 +183,31 @@ mod tests {
         let xid = look(&gpu(7, "{\"degraded\":{\"why\":\"Xid 79\"}}", "")).error.unwrap();
         assert_eq!(xid, "GPU-1 on gpu1: Xid 79");
         assert!(look(&gpu(7, "\"lost\"", "")).error.unwrap().contains("off the bus"));
+    }
+
+    #[test]
+    fn one_that_was_in_trouble_can_still_get_worse_and_one_that_is_not_seen_is_counted() {
+        let host: HostName = "gpu1".parse().unwrap();
+        let gpu = |health: &str, xid: u64| -> Gpu {
+            let text = format!(
+                "{{\"index\":0,\"uuid\":\"GPU-1\",\"name\":\"x\",\"health\":{health},\
+                 \"grave_xid\":{{\"code\":{xid},\"monotonic_ms\":1,\"count\":1}},\
+                 \"throttle_reasons\":[],\"nvlink_peers\":[],\"processes\":[]}}"
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let mut sampler = Sampler::default();
+        let release = ReleaseNumber(2);
+        let mut look = |gpu: Option<&Gpu>| {
+            let under = [GpuUnder { release, host: &host, gpu }];
+            sampler.observe(BTreeMap::new(), &under).remove(&release).unwrap().gpu
+        };
+        let degraded = |xid| gpu(&format!("{{\"degraded\":{{\"why\":\"Xid {xid}\"}}}}"), xid);
+        assert_eq!(look(Some(&degraded(63))).error, None);
+        assert_eq!(look(Some(&degraded(48))).error.unwrap(), "GPU-1 on gpu1: Xid 48");
+        let lost = look(Some(&gpu("\"lost\"", 48)));
+        assert!(lost.error.unwrap().contains("off the bus"));
+        let unseen = look(None);
+        assert_eq!((unseen.samples, unseen.unseen, unseen.error), (0, 1, None));
     }
 }

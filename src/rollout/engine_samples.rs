@@ -62,6 +62,8 @@ pub struct GpuSignals {
     pub samples: u64,
     /// Of these, slowed down by heat or by a power brake.
     pub throttled: u64,
+    /// Times at which a GPU should have been sampled and was not seen.
+    pub unseen: u64,
     /// The first error: a new Xid, a new uncorrected memory error, a lost GPU. For people.
     pub error: Option<String>,
 }
@@ -79,6 +81,7 @@ impl EngineSamples {
         self.waiting.add(&other.waiting);
         self.gpu.samples = self.gpu.samples.saturating_add(other.gpu.samples);
         self.gpu.throttled = self.gpu.throttled.saturating_add(other.gpu.throttled);
+        self.gpu.unseen = self.gpu.unseen.saturating_add(other.gpu.unseen);
         if self.gpu.error.is_none() {
             self.gpu.error.clone_from(&other.gpu.error);
         }
@@ -174,12 +177,23 @@ fn unmeasured(spec: &AnalysisSpec, new: &EngineSamples) -> Vec<String> {
     ];
     let needed = of_requests.map(|limit| (limit, enough));
     let needed = needed.into_iter().chain(of_samples.map(|limit| (limit, 1)));
-    needed
-        .filter(|((_, asked, seen), enough)| *asked && seen < enough)
-        .map(|((name, _, seen), enough)| {
+    let engines =
+        needed.filter(|((_, asked, seen), enough)| *asked && seen < enough).map(|((name, _, seen), enough)| {
             format!("{name} could not be judged: the canary's engines gave {seen} samples < {enough} needed")
-        })
-        .collect()
+        });
+    engines.chain(unseen_gpus(spec, &new.gpu)).collect()
+}
+
+/// GPUs that were hidden most of the time: what they did is not known. (A host may be asked anew now and then.)
+fn unseen_gpus(spec: &AnalysisSpec, gpu: &GpuSignals) -> Option<String> {
+    let asked = spec.gpu.errors || spec.gpu.max_throttled < 1.0;
+    let all = gpu.samples.saturating_add(gpu.unseen);
+    (asked && gpu.unseen > gpu.samples).then(|| {
+        format!(
+            "GPUs could not be judged: the canary's were not seen in {} of {all} samples",
+            gpu.unseen
+        )
+    })
 }
 
 fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<(), String> {
@@ -424,6 +438,21 @@ mod tests {
     }
 
     #[test]
+    fn gpus_that_are_hardly_seen_are_not_judged_as_well() {
+        let unmeasured = |spec: &AnalysisSpec, samples, unseen| {
+            let gpu = GpuSignals { samples, unseen, ..GpuSignals::default() };
+            let new = EngineSamples { gpu, ..EngineSamples::default() };
+            super::judge(spec, &new, &EngineSamples::default(), true).unwrap().unmeasured
+        };
+        let mut spec = AnalysisSpec::default();
+        assert_eq!(unmeasured(&spec, 10, 4), [""; 0]);
+        let said = "GPUs could not be judged: the canary's were not seen in 7 of 10 samples";
+        assert_eq!(unmeasured(&spec, 3, 7), [said]);
+        (spec.gpu.errors, spec.gpu.max_throttled) = (false, 1.0);
+        assert_eq!(unmeasured(&spec, 0, 10), [""; 0], "nobody asked for it");
+    }
+
+    #[test]
     fn a_limit_that_was_written_needs_something_to_judge() {
         let spec: AnalysisSpec = toml::from_str(
             "min_requests = 10\n[engine]\nmax_first_token = \"2s\"\nmax_kv_usage = 0.9\n\
@@ -483,7 +512,7 @@ mod tests {
         let thrown = EngineSamples { finished: 100, preemptions: 30, ..none.clone() };
         assert_eq!(judge(&thrown), "0.30 preemptions a request (30 in 100) > 0.10");
         let mut gpu = none.clone();
-        gpu.gpu = GpuSignals { samples: 10, throttled: 6, error: None };
+        gpu.gpu = GpuSignals { samples: 10, throttled: 6, unseen: 0, error: None };
         assert_eq!(judge(&gpu), "GPU throttled in 6 of 10 samples (60.0 %) > 50.0 %");
         gpu.gpu.error = Some("gpu1 GPU-1: Xid 79".to_owned());
         assert_eq!(judge(&gpu), "GPU: gpu1 GPU-1: Xid 79");
