@@ -173,11 +173,14 @@ async fn ask(authority: &str, body: String, stream: bool) -> Option<()> {
     let answer = async {
         let response = sender.send_request(request).await.ok()?;
         let good = response.status().is_success();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.ok()?;
-        let body = body.to_bytes();
-        let text = String::from_utf8_lossy(&body);
-        // An engine that fails in a stream says so in it (vLLM).
-        let whole = !stream || (text.trim_end().ends_with("[DONE]") && !text.contains("\"error\""));
+        let mut body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+        let mut read = Read::default();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.ok()?.into_data() {
+                read.take(&data);
+            }
+        }
+        let whole = !stream || read.is_whole_stream();
         (good && whole).then_some(())
     };
     tokio::pin!(answer);
@@ -185,6 +188,32 @@ async fn ask(authority: &str, body: String, stream: bool) -> Option<()> {
         answer = &mut answer => answer,
         // The connection may be over before the answer is read.
         _ = connection => answer.await,
+    }
+}
+
+/// What counts of an answer: five hundred long ones in flight are not kept.
+#[derive(Default)]
+struct Read {
+    /// The last bytes.
+    tail: Vec<u8>,
+    has_error: bool,
+}
+
+impl Read {
+    /// How an engine that fails in a stream says so in it (vLLM).
+    const ERROR: &[u8] = b"\"error\"";
+    /// Longer than what is looked for, with the line's end behind it.
+    const TAIL_BYTES: usize = 32;
+
+    fn take(&mut self, piece: &[u8]) {
+        self.tail.extend_from_slice(piece);
+        let has = |bytes: &[u8]| bytes.windows(Self::ERROR.len()).any(|part| part == Self::ERROR);
+        self.has_error = self.has_error || has(&self.tail);
+        self.tail.drain(..self.tail.len().saturating_sub(Self::TAIL_BYTES));
+    }
+
+    fn is_whole_stream(&self) -> bool {
+        !self.has_error && self.tail.trim_ascii_end().ends_with(b"[DONE]")
     }
 }
 
@@ -202,5 +231,24 @@ mod tests {
         asked.sort_unstable();
         assert_eq!(asked, (10..=109).collect::<Vec<u32>>());
         assert_eq!(LoadShape::of_rate(1.0).tokens_of(3), None);
+    }
+
+    #[test]
+    fn an_answer_is_read_in_pieces_of_any_size() {
+        let whole = |text: &str, size: usize| {
+            let mut read = Read::default();
+            text.as_bytes().chunks(size).for_each(|piece| read.take(piece));
+            assert!(read.tail.len() <= Read::TAIL_BYTES);
+            read.is_whole_stream()
+        };
+        let tokens = "data: {\"choices\":[{\"delta\":{\"content\":\" a\"}}]}\n\n".repeat(40);
+        for size in [1, 3, 64, 10_000] {
+            assert!(whole(&format!("{tokens}data: [DONE]\n\n"), size));
+            assert!(!whole(&tokens, size));
+            assert!(!whole(
+                &format!("{tokens}data: {{\"error\":{{}}}}\n\n{tokens}data: [DONE]\n"),
+                size
+            ));
+        }
     }
 }
