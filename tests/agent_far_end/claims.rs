@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gpudeck::base::{Bytes, DeckId, DeviceId, Epoch};
+use gpudeck::fleet::LinkError;
 use gpudeck::wire::{DeviceNeed, Refusal, Reply, Request, Verb};
 
 use super::harness::{Agent, DECK, LONG, State, rank, script};
@@ -64,6 +65,26 @@ fn an_older_state_that_comes_late_is_dropped() {
     assert_eq!(next.act(epoch, of_service("of the next", (3, 2))), Ok(Reply::Done));
     assert_eq!(agent.act(epoch, of_service("late", (3, 1))), Ok(Reply::Done));
     assert_eq!(next.ask(ask), Ok(Reply::State(Some("of the next".to_owned()))));
+}
+
+/// Somebody streams something large under the host's lock: what waits too long for it failed for now, not for good.
+#[test]
+fn a_host_that_is_busy_for_long_says_so() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "a@here pid 1", false).unwrap();
+    let lock = std::fs::File::open(state.path().join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let refused = agent.start_rank(epoch, &script(0, "exec sleep 1000"));
+    let Err(refusal @ Refusal::Busy { .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!(refusal.to_string(), "another action has held the host's lock for 10s");
+    let host = "h1".parse().unwrap();
+    let error = gpudeck::runtime::RuntimeError::Link(LinkError::Refused { host, refusal });
+    assert!(error.is_transient());
+    drop(lock);
+    assert_eq!(agent.status(&rank(0)), None, "nothing was started");
+    let saved = agent.act(epoch, Verb::SaveState { state: "x".to_owned(), age: (0, 0) });
+    assert_eq!(saved, Ok(Reply::Done));
 }
 
 #[test]
