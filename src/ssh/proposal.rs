@@ -107,6 +107,12 @@ pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Prefer
         if !known.has_authority {
             certificates.clear();
         }
+        if !config.host_key_order_given {
+            // Stable: what is known first, and both parts in the order of the list.
+            let is_unknown = |a: &Algorithm| !known.keys.iter().any(|k| same_kind(a, k));
+            keys.sort_by_key(is_unknown);
+            certificates.sort_by_key(is_unknown);
+        }
     } else {
         // What is known first, then what is left.
         for algorithm in &known.keys {
@@ -136,4 +142,34 @@ pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Prefer
 /// `ssh-ed25519-cert-v01@openssh.com` and the like.
 pub(super) fn certificate_name(algorithm: &Algorithm) -> String {
     algorithm.to_certificate_type()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::super::config::{ConfigFiles, Given, Place, resolve};
+    use super::*;
+
+    /// The kinds of host key that are asked for, of a host whose RSA key is known.
+    fn asked(line: &str) -> Vec<String> {
+        let files = ConfigFiles::Text(line.into());
+        let given = Given { name: "h".to_owned(), ..Given::default() };
+        let config = resolve(&files, &given, &Place::here()).unwrap();
+        let keys = vec![Algorithm::Rsa { hash: None }];
+        let all = proposal(&config, &KnownKinds { keys, has_authority: false }).unwrap();
+        all.key.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_known_key_comes_first_unless_a_person_gave_an_order() {
+        // As `ssh -vvv` says it: order_hostkeyalgs with none, `+` and `-`, and not otherwise.
+        for line in ["", "HostKeyAlgorithms +ssh-dss", "HostKeyAlgorithms -ssh-dss,*nistp521"] {
+            let asked = asked(line);
+            assert_eq!(asked[..3], ["rsa-sha2-512", "rsa-sha2-256", "ssh-ed25519"], "{line}");
+            assert_eq!(asked.contains(&"ecdsa-sha2-nistp521".to_owned()), !line.contains("521"));
+        }
+        assert_eq!(asked("HostKeyAlgorithms ^ecdsa*")[0], "ecdsa-sha2-nistp256");
+        let own = asked("HostKeyAlgorithms ssh-ed25519,rsa-sha2-512");
+        assert_eq!(own, ["ssh-ed25519", "rsa-sha2-512"]);
+    }
 }

@@ -149,6 +149,8 @@ pub struct HostConfig {
     pub kex_algorithms: Option<Vec<String>>,
     /// Allowed host key algorithms, where they are given.
     pub host_key_algorithms: Option<Vec<String>>,
+    /// Their order is the person's; else the kinds of key that are known of a host come first.
+    pub host_key_order_given: bool,
     /// Allowed signatures of user keys, where they are given.
     pub pubkey_accepted_algorithms: Option<Vec<String>>,
     /// Allowed signatures of certificate authorities.
@@ -462,6 +464,10 @@ fn finish(
         macs: given_algorithms("macs", Kind::Mac)?,
         kex_algorithms: given_algorithms("kexalgorithms", Kind::Kex)?,
         host_key_algorithms: given_algorithms("hostkeyalgorithms", Kind::Key)?,
+        // OpenSSH (ssh_kex2 in sshconnect2.c): what is only added or taken away is no order.
+        host_key_order_given: values
+            .first("hostkeyalgorithms")
+            .is_some_and(|list| !list.starts_with(['+', '-'])),
         pubkey_accepted_algorithms: given_algorithms("pubkeyacceptedalgorithms", Kind::Key)?,
         ca_signature_algorithms: algorithms("casignaturealgorithms", Kind::CaSignature)?,
         warnings,
