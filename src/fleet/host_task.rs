@@ -29,8 +29,10 @@ use crate::wire::{DialAccess, DialTarget, HostFacts, Reply, Request};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// What only a person can mend is tried again this slowly, so that logs do not fill.
+/// What only a person can mend is tried again this slowly, so that logs do not fill; the longer it
+/// stays, the more slowly.
 const SLOW_RETRY: Duration = Duration::from_mins(1);
+const SLOWEST_RETRY: Duration = Duration::from_mins(5);
 /// Where no agent could be it is tried again after so long.
 const AGENT_AGAIN: Duration = Duration::from_mins(5);
 /// A lost login is not tried again for every agent that is lent, but at most so often.
@@ -282,6 +284,8 @@ impl HostTask {
 
     async fn keep(&self) {
         let mut failures: u32 = 0;
+        // In a row that only a person can mend.
+        let mut waited: u32 = 0;
         let mut woken: Option<tokio::time::Instant> = None;
         loop {
             let (cause, up_for) = match self.once().await {
@@ -293,9 +297,11 @@ impl HostTask {
             }
             let wait = match cause.retry {
                 Retry::Soon => Some(backoff(failures, rand::random())),
-                Retry::Slowly => Some(SLOW_RETRY),
+                Retry::Slowly => Some(slowly(waited, rand::random())),
                 Retry::WhenTold => None,
             };
+            let slow = matches!(cause.retry, Retry::Slowly);
+            waited = if slow { waited.saturating_add(1) } else { 0 };
             failures = failures.saturating_add(1);
             tracing::info!(host = %self.link.host, cause = %cause.why, "link down");
             self.link.down(&cause.why, cause.hint.clone());
@@ -313,7 +319,7 @@ impl HostTask {
             };
             tokio::select! {
                 () = sleep => {}
-                () = self.link.told.notified() => failures = 0,
+                () = self.link.told.notified() => (failures, waited) = (0, 0),
                 () = self.lent(woken), if cause.kind == DownCause::LoginLost => {
                     woken = Some(tokio::time::Instant::now());
                 }
@@ -537,9 +543,24 @@ fn backoff(failures: u32, random: f64) -> Duration {
     doubled.min(LONGEST_RETRY).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
+/// The wait after so many waits in a row for a person: a minute and more, never the same for all
+/// hosts that one mistake has closed.
+fn slowly(times: u32, random: f64) -> Duration {
+    let doubled = SLOW_RETRY.saturating_mul(2u32.saturating_pow((times / 5).min(16)));
+    doubled.mul_f64(1.0 + random.clamp(0.0, 1.0) / 2.0).min(SLOWEST_RETRY)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waiting_for_a_person_grows_longer_and_is_not_the_same_for_all() {
+        assert_eq!(slowly(0, 0.0), SLOW_RETRY);
+        assert_eq!(slowly(0, 1.0), SLOW_RETRY * 3 / 2);
+        assert_eq!(slowly(5, 0.0), SLOW_RETRY * 2);
+        assert!(slowly(u32::MAX, 0.0) == SLOWEST_RETRY && slowly(u32::MAX, 1.0) == SLOWEST_RETRY);
+    }
 
     #[test]
     fn a_warning_is_told_once_and_never_ignored() {
