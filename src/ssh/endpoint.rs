@@ -19,7 +19,7 @@ const MAX_JUMPS: usize = 16;
 pub struct Target {
     /// The name, as `ssh` would be given it.
     pub name: String,
-    /// Address to connect to instead.
+    /// Address to connect to instead: what `HostName` would say, and nothing else.
     pub address: Option<String>,
     /// Port of the server.
     pub port: Option<u16>,
@@ -120,10 +120,6 @@ impl Endpoint {
             ..Given::default()
         };
         let mut endpoint = Self::of(&given, options)?;
-        // A jump is for reaching the configured name; an address of the deck's own is direct.
-        if target.address.is_some() {
-            endpoint.config.route = Route::Direct;
-        }
         let home = &options.place.home;
         let mut named: Vec<PathBuf> =
             target.identity_files.iter().map(|f| config::expand_home(f, home)).collect();
@@ -217,5 +213,27 @@ impl Endpoint {
             timeouts.handshake = limit;
         }
         timeouts
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_the_deck_replaces_the_host_name_and_not_the_way_there() {
+        let text = "Host box\n HostName 10.0.0.1\n ProxyJump bastion\n Port 2222\n";
+        let mut options = ConnectOptions::from_env(None);
+        options.config = ConfigFiles::Text(text.into());
+        let target = Target {
+            name: "box".to_owned(),
+            address: Some("10.0.0.9".to_owned()),
+            ..Target::default()
+        };
+        let endpoint = Endpoint::resolve(&target, &options).unwrap();
+        assert_eq!(endpoint.address(), "10.0.0.9:2222");
+        let jump = endpoint.jump(&options).unwrap().unwrap();
+        assert_eq!(jump.name, "bastion");
     }
 }
