@@ -296,6 +296,9 @@ async fn host_certificates_are_believed_as_far_as_they_go() {
     add_to(&mut server, &format!("HostCertificate {}-cert.pub\n", host.display()));
     let public = fs::read_to_string(format!("{}.pub", ca.display())).unwrap();
     let block = block("box", &server, "");
+    let plain = server.known_hosts_line("ed25519");
+    let other_key = fs::read_to_string(server.path("user_key.pub")).unwrap();
+    let other_key = format!("[127.0.0.1]:{} {other_key}", server.port);
     let authority = format!("@cert-authority [127.0.0.1]:* {public}");
     let mut known = |lines: &str, args: &[&str]| {
         sign(&ca, &host, &[&["-h"], args].concat());
@@ -315,6 +318,13 @@ async fn host_certificates_are_believed_as_far_as_they_go() {
         assert!(matches!(error, SshError::HostKeyBad { .. }), "{error}");
         assert!(error.to_string().contains(word), "{error}");
     }
+    // Where the plain key is known as well, that is enough, and that it has changed is said.
+    let expired = &["-n", "127.0.0.1", "-V", "20200101:20200102"];
+    let both = known(&(authority.clone() + &plain), expired);
+    to("box", &both, &NoQuestions).await.unwrap();
+    let changed = known(&(authority.clone() + &other_key), expired);
+    let error = to("box", &changed, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyChanged { line: 2, .. }), "{error}");
     let revoked = known(&format!("{authority}@revoked * {public}"), &["-n", "127.0.0.1"]);
     let error = to("box", &revoked, &NoQuestions).await.err().unwrap();
     assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");

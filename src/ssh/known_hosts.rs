@@ -166,8 +166,10 @@ impl KnownHosts {
     }
 
     /// Judges the certificate that `host` shows on `port`: by the authorities that are known for
-    /// it, or, where there is none, by the key in it alone. `now` is in seconds since 1970, and
-    /// `allowed` names the algorithms an authority may sign with.
+    /// it, or, where there is none, by the key in it alone. So it is, too, when the certificate is
+    /// not valid (any more) and something is known of the plain key, as OpenSSH goes about it
+    /// (`check_host_key`): the host has proved that it holds that key. `now` is in seconds since
+    /// 1970, and `allowed` names the algorithms an authority may sign with.
     pub fn check_certificate(
         &self,
         host: &str,
@@ -192,8 +194,13 @@ impl KnownHosts {
             return self.check(host, port, &key);
         }
         match certificate_fault(certificate, host, now, allowed) {
-            Some(why) => Verdict::Bad { why },
             None => Verdict::Known,
+            Some(why) if why == FORGED => Verdict::Bad { why },
+            Some(why) => match self.check(host, port, &key) {
+                // Nothing is known of it: what is wrong with the certificate says more.
+                Verdict::Unknown { .. } => Verdict::Bad { why },
+                verdict => verdict,
+            },
         }
     }
 
@@ -229,6 +236,9 @@ impl KnownHosts {
     }
 }
 
+/// OpenSSH does not even read such a certificate.
+const FORGED: &str = "its signature is wrong";
+
 /// What is wrong with a host certificate of a known authority (`sshkey_cert_check_authority` in
 /// OpenSSH).
 fn certificate_fault(
@@ -252,7 +262,7 @@ fn certificate_fault(
         return Some("it has expired".to_owned());
     }
     if certificate.validate_at(now, [&print]).is_err() {
-        return Some("its signature is wrong".to_owned());
+        return Some(FORGED.to_owned());
     }
     if !certificate.critical_options().is_empty() {
         return Some("it has options that are not understood".to_owned());
