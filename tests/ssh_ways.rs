@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use gpudeck::base::Hint;
+use gpudeck::base::{DownCause, Hint};
 use gpudeck::ssh::{
     Agents, ConfigFiles, ConnectOptions, Connection, Endpoint, NoQuestions, Place, Questions,
     RusshConnection, SshError, Target, Timeouts, connect, run,
@@ -165,6 +165,21 @@ async fn a_bastion_that_forbids_forwarding_says_so() {
     let error = to("inner", &options(bastion.dir.path(), &text), &NoQuestions).await.err().unwrap();
     assert!(error.to_string().contains("forbids forwarding"), "{error}");
     assert!(error.hint().unwrap().contains("AllowTcpForwarding"));
+    assert_eq!(error.cause(), DownCause::NoRoute);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_behind_a_bastion_on_which_nothing_listens_is_named_and_not_the_bastion() {
+    if !lab() {
+        return;
+    }
+    let (bastion, mut inner) = (Sshd::start(), Sshd::start());
+    let text = block("bastion", &bastion, "") + &block("inner", &inner, " ProxyJump bastion");
+    inner.kill();
+    let error = to("inner", &options(bastion.dir.path(), &text), &NoQuestions).await.err().unwrap();
+    assert_eq!(error.cause(), DownCause::Refused, "{error}");
+    let hint = error.hint().unwrap();
+    assert!(hint.contains(&inner.port.to_string()) && !hint.contains("sshd_config"), "{hint}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

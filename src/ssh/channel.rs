@@ -88,14 +88,6 @@ async fn watch_over(
     }
 }
 
-fn reason_text(reason: russh::ChannelOpenFailure) -> String {
-    match reason {
-        russh::ChannelOpenFailure::AdministrativelyProhibited => "it forbids forwarding".to_owned(),
-        russh::ChannelOpenFailure::ConnectFailed => "it cannot connect there".to_owned(),
-        other => format!("{other:?}"),
-    }
-}
-
 impl RusshConnection {
     pub(super) fn new(parts: Parts) -> Self {
         let watch = watch_over(parts.heard, parts.silence, parts.cut.clone(), parts.end_sender);
@@ -131,8 +123,8 @@ impl RusshConnection {
         match timeout(self.channel_timeout, opening).await {
             Ok(Ok(channel)) => Ok(channel.into_stream()),
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(SshError::JumpRefused {
-                to: format!("{host}:{port}"),
-                why: reason_text(reason),
+                to: format!("{}:{port}", text::clean(host, 80)),
+                why: reason.into(),
             }),
             Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
             // Not the jump host's address: that one answers.

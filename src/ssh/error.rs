@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::refusal::JumpRefusal;
 use crate::base::{DownCause, Hint, quote, text, time};
 
 /// Why a connection, or something on it, failed.
@@ -143,7 +144,7 @@ pub enum SshError {
         /// `host:port`.
         to: String,
         /// Its reason.
-        why: String,
+        why: JumpRefusal,
     },
     /// A `ProxyCommand` that does not run.
     #[error("the ProxyCommand: {why}")]
@@ -183,7 +184,9 @@ impl SshError {
     pub fn cause(&self) -> DownCause {
         match self {
             Self::NameNotFound { .. } => DownCause::NameNotFound,
-            Self::Refused { .. } => DownCause::Refused,
+            Self::Refused { .. } | Self::JumpRefused { why: JumpRefusal::CannotConnect, .. } => {
+                DownCause::Refused
+            }
             Self::Timeout { .. } => DownCause::NoAnswer,
             Self::Unreachable { .. } | Self::JumpRefused { .. } | Self::ProxyCommand { .. } => {
                 DownCause::NoRoute
@@ -288,11 +291,7 @@ impl Hint for SshError {
             }
             Self::JumpLoop { .. } => "correct ProxyJump in the SSH configuration".to_owned(),
             Self::Jump { error, .. } => return error.hint(),
-            Self::JumpRefused { .. } => {
-                "look at AllowTcpForwarding and PermitOpen in the jump host's sshd_config, and at \
-                 the way from there to the host"
-                    .to_owned()
-            }
+            Self::JumpRefused { to, why } => why.hint(to),
             Self::ProxyCommand { .. } => {
                 "run the command by hand; `gpudeck ssh-config HOST` shows it".to_owned()
             }
@@ -354,7 +353,10 @@ mod tests {
             SshError::Algorithms { keyword: text(), asked: text() },
             SshError::JumpLoop { names: text() },
             SshError::Jump { via: text(), error: Box::new(refused.clone()) },
-            SshError::JumpRefused { to: text(), why: text() },
+            SshError::JumpRefused { to: text(), why: JumpRefusal::Forbidden },
+            SshError::JumpRefused { to: text(), why: JumpRefusal::CannotConnect },
+            SshError::JumpRefused { to: text(), why: JumpRefusal::UnknownKind },
+            SshError::JumpRefused { to: text(), why: JumpRefusal::Shortage },
             SshError::ProxyCommand { why: text() },
             SshError::File { file: file(), why: text() },
             SshError::ChannelRefused { why: text() },
@@ -384,7 +386,7 @@ mod tests {
             SshError::AuthFailed { host: "b".to_owned(), user: "u".to_owned(), tried: Vec::new() };
         let over = SshError::Jump { via: "b".to_owned(), error: Box::new(refused) };
         assert!(over.login_lost() && over.needs_a_person());
-        let closed = SshError::JumpRefused { to: "h:22".to_owned(), why: "no".to_owned() };
+        let closed = SshError::JumpRefused { to: "h:22".to_owned(), why: JumpRefusal::Forbidden };
         let over = SshError::Jump { via: "b".to_owned(), error: Box::new(closed) };
         assert!(!over.login_lost() && over.cause() == DownCause::NoRoute);
     }

@@ -23,6 +23,7 @@ pub mod local;
 pub mod pace;
 mod proposal;
 pub mod questions;
+mod refusal;
 mod way;
 
 pub use agents::Agents;
@@ -38,3 +39,4 @@ pub use keyring::KeyRing;
 pub use local::LocalConnection;
 pub use pace::Pace;
 pub use questions::{NoQuestions, Questions};
+pub use refusal::JumpRefusal;
