@@ -237,12 +237,22 @@ async fn an_encrypted_key_asks_once_for_its_passphrase() {
         let mut target = target(&server, &server.known_hosts("ed25519"));
         target.identity_files = vec![key.display().to_string()];
         let options = options(server.dir.path());
-        let person = Person::knowing(&["wrong", "correct horse"]);
+        let person = Person::knowing(&["wrong", "correct horse", "battery staple"]);
         try_connect(&target, &options, &person).await.unwrap();
         assert_eq!(person.asked(), 2);
         // The key is open now, for this host and all others.
         try_connect(&target, &options, &person).await.unwrap();
         assert_eq!(person.asked(), 2);
+        // Another one in its place is not: the old one may be what somebody wanted out of the way.
+        let new = server.path(&format!("new_{kind}"));
+        keygen(&new, kind, "battery staple");
+        server.authorize(&new);
+        for suffix in ["", ".pub"] {
+            let moved = |path: &Path| format!("{}{suffix}", path.display());
+            fs::rename(moved(&new), moved(&key)).unwrap();
+        }
+        try_connect(&target, &options, &person).await.unwrap();
+        assert_eq!(person.asked(), 3);
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,8 +40,45 @@ const MAX_ACCEPTED: usize = 8;
 enum Slot {
     #[default]
     Locked,
-    Unlocked(Arc<PrivateKey>),
+    Unlocked {
+        key: Arc<PrivateKey>,
+        /// Of the file that it was unlocked from.
+        stamp: Stamp,
+    },
     Declined(Instant),
+}
+
+/// What tells a file from the one that has taken its place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        Some(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            bytes: meta.size(),
+            changed: (meta.mtime(), meta.mtime_nsec()),
+        })
+    }
+}
+
+impl Slot {
+    /// The unlocked key of `path`; one whose file was replaced is forgotten.
+    fn key(&mut self, path: &Path) -> Option<Arc<PrivateKey>> {
+        let Self::Unlocked { key, stamp } = &*self else { return None };
+        if Stamp::of(path).as_ref() == Some(stamp) {
+            return Some(Arc::clone(key));
+        }
+        *self = Self::Locked;
+        None
+    }
 }
 
 enum Password {
@@ -72,10 +110,7 @@ impl KeyRing {
 
     /// The key of `path` if it was unlocked before. Does not wait for a question in progress.
     pub(super) fn unlocked(&self, path: &Path) -> Option<Arc<PrivateKey>> {
-        match &*self.slot(path).try_lock().ok()? {
-            Slot::Unlocked(key) => Some(Arc::clone(key)),
-            Slot::Locked | Slot::Declined(_) => None,
-        }
+        self.slot(path).try_lock().ok()?.key(path)
     }
 
     /// Unlocks the key of `path`, asking at most three times; none when nobody knows the
@@ -84,11 +119,14 @@ impl KeyRing {
         let slot = self.slot(path);
         // A queue of askers, not a lock over state others need: every key has its own.
         let mut slot = slot.lock().await;
-        match &*slot {
-            Slot::Unlocked(key) => return Some(Arc::clone(key)),
-            Slot::Declined(at) if at.elapsed() < DECLINED_FOR => return None,
-            Slot::Locked | Slot::Declined(_) => {}
+        if let Some(key) = slot.key(path) {
+            return Some(key);
         }
+        if matches!(&*slot, Slot::Declined(at) if at.elapsed() < DECLINED_FOR) {
+            return None;
+        }
+        // Before it is read: what is replaced in between is asked about once more, and never kept.
+        let stamp = Stamp::of(path)?;
         let text = Arc::new(read_key_file(path).ok()?);
         let shown = text::clean(&path.display().to_string(), 120);
         let mut prompt = format!("passphrase of {shown}");
@@ -104,7 +142,7 @@ impl KeyRing {
                 && !key.is_encrypted()
             {
                 let key = Arc::new(key);
-                *slot = Slot::Unlocked(Arc::clone(&key));
+                *slot = Slot::Unlocked { key: Arc::clone(&key), stamp };
                 return Some(key);
             }
             prompt = format!("wrong passphrase; passphrase of {shown}");
