@@ -14,13 +14,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use gpudeck::base::{DownCause, Hint};
 use gpudeck::ssh::{
-    Agents, ConfigFiles, ConnectOptions, Connection, Endpoint, NoQuestions, Place, Questions,
-    RusshConnection, SshError, Target, Timeouts, connect, run,
+    Agents, ConfigFiles, ConnectOptions, Connection, Endpoint, Jumps, NoQuestions, Place,
+    Questions, RusshConnection, SshError, Target, Timeouts, connect, run,
 };
 use russh::server::{self, Auth, Msg, Server as _, Session};
 use russh::{Channel, ChannelId, MethodKind, MethodSet};
 use secrecy::SecretString;
-use ssh_support::{Sshd, keygen, lab, tool, until};
+use ssh_support::{Relay, Sshd, keygen, lab, tool, until};
 
 fn options(home: &Path, config: &str) -> ConnectOptions {
     let mut place = Place::here();
@@ -151,6 +151,54 @@ async fn many_hosts_behind_a_bastion_open_it_once_and_once_again() {
     }
     assert!(again.iter().all(Result::is_ok));
     assert_eq!(logins(&bastion), 2, "opened once for all of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_is_kept_for_a_while_after_its_last_use() {
+    if !lab() {
+        return;
+    }
+    let (bastion, inner) = (Sshd::start(), Sshd::start());
+    let text = block("bastion", &bastion, "") + &block("inner", &inner, " ProxyJump bastion");
+    let mut options = options(bastion.dir.path(), &text);
+    for _ in 0..3 {
+        to("inner", &options, &NoQuestions).await.unwrap();
+    }
+    assert_eq!((logins(&bastion), logins(&inner)), (1, 3));
+    // And not for ever.
+    let _kept = Arc::clone(&options.jumps);
+    options.jumps = Arc::new(Jumps::lingering(Duration::from_millis(100)));
+    let left = || fs::read_to_string(bastion.path("log")).unwrap().matches("losed by").count();
+    let before = left();
+    to("inner", &options, &NoQuestions).await.unwrap();
+    until("it is left", Duration::from_secs(30), || left() > before).await;
+    to("inner", &options, &NoQuestions).await.unwrap();
+    assert_eq!(logins(&bastion), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_whose_flow_was_cut_is_opened_anew_by_the_next_that_needs_it() {
+    if !lab() {
+        return;
+    }
+    let (bastion, inner) = (Sshd::start(), Sshd::start());
+    let relay = Relay::to(bastion.port).await;
+    let over =
+        block("bastion", &bastion, " HostKeyAlias bastion\n StrictHostKeyChecking accept-new")
+            .replace(&format!("Port {}", bastion.port), &format!("Port {}", relay.port));
+    let text = over + &block("inner", &inner, " ProxyJump bastion");
+    let mut options = options(bastion.dir.path(), &text);
+    options.timeouts.channel = Duration::from_secs(5);
+    let first = to("inner", &options, &NoQuestions).await.unwrap();
+    relay.freeze();
+    let error = to("inner", &options, &NoQuestions).await.err().unwrap();
+    assert!(error.to_string().contains("jump host bastion: "), "{error}");
+    assert!(error.to_string().contains("no longer answers"), "{error}");
+    // What went over it knows at once, and nobody waits for its keepalives.
+    tokio::time::timeout(Duration::from_secs(10), first.closed()).await.expect("not noticed");
+    options.timeouts.channel = Duration::from_secs(30);
+    to("inner", &options, &NoQuestions).await.unwrap();
+    assert_eq!(logins(&bastion), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,10 +27,14 @@ use crate::base::text;
 /// would stall every other channel.
 pub const MAX_UNREAD_BYTES: usize = 64 << 20;
 
+/// A server that is there answers within this time.
+const PONG: Duration = Duration::from_secs(5);
+
 /// A connection that is logged in. Dropping it cuts the socket.
 pub struct RusshConnection {
     handle: Handle<Client>,
     end: watch::Receiver<Option<String>>,
+    end_sender: watch::Sender<Option<String>>,
     cut: CancellationToken,
     channel_timeout: Duration,
     address: String,
@@ -62,6 +66,15 @@ impl Drop for RusshConnection {
     }
 }
 
+fn fell_silent(cut: &CancellationToken, end: &watch::Sender<Option<String>>) {
+    end.send_if_modified(|end| {
+        let first = end.is_none();
+        end.get_or_insert_with(|| "the host no longer answers".to_owned());
+        first
+    });
+    cut.cancel();
+}
+
 /// Cuts a connection whose other end has fallen silent. russh has a timer of its own for that,
 /// which does not run while it cannot write.
 async fn watch_over(
@@ -73,12 +86,7 @@ async fn watch_over(
     loop {
         let left = silence.saturating_sub(heard.silence());
         if left.is_zero() {
-            end.send_if_modified(|end| {
-                let first = end.is_none();
-                end.get_or_insert_with(|| "the host no longer answers".to_owned());
-                first
-            });
-            cut.cancel();
+            fell_silent(&cut, &end);
             return;
         }
         tokio::select! {
@@ -90,11 +98,13 @@ async fn watch_over(
 
 impl RusshConnection {
     pub(super) fn new(parts: Parts) -> Self {
-        let watch = watch_over(parts.heard, parts.silence, parts.cut.clone(), parts.end_sender);
+        let end_sender = parts.end_sender.clone();
+        let watch = watch_over(parts.heard, parts.silence, parts.cut.clone(), end_sender);
         Self {
             watchdog: tokio::spawn(watch),
             handle: parts.handle,
             end: parts.end,
+            end_sender: parts.end_sender,
             cut: parts.cut,
             channel_timeout: parts.channel_timeout,
             address: parts.address,
@@ -127,6 +137,7 @@ impl RusshConnection {
                 why: reason.into(),
             }),
             Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
+            Err(_) if !self.answers().await => Err(SshError::closed("it no longer answers")),
             // Not the jump host's address: that one answers.
             Err(_) => Err(SshError::Timeout {
                 address: format!("{}:{port}", text::clean(host, 80)),
@@ -134,6 +145,17 @@ impl RusshConnection {
                 after: self.channel_timeout,
             }),
         }
+    }
+
+    /// Asks the other end whether it is there, and cuts the connection if it does not say so soon:
+    /// its own keepalives would take a minute, in which nobody gets through.
+    async fn answers(&self) -> bool {
+        let pong = timeout(PONG.min(self.channel_timeout), self.handle.send_ping()).await;
+        let answers = matches!(pong, Ok(Ok(()))) && !self.has_ended();
+        if !answers {
+            fell_silent(&self.cut, &self.end_sender);
+        }
+        answers
     }
 
     async fn open(&self, command: &str) -> Result<ExecChannel, SshError> {

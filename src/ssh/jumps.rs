@@ -1,12 +1,14 @@
 //! Connections that others go over (`ProxyJump`): one for each place, however many hosts are
 //! behind it.
 //!
-//! A place is held by the hosts behind it and ends with the last of them. When it is lost, the
-//! first host that comes back opens it again and the others wait for that; what came of it is
-//! everybody's answer.
+//! A place is held by the hosts behind it, and for a while after the last of them, so that one host
+//! that comes and goes does not log in there each time. When it is lost, the first host that comes
+//! back opens it again and the others wait for that; what came of it is everybody's answer.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use tokio_util::task::AbortOnDropHandle;
 
 use super::channel::RusshConnection;
 use super::connection::connect;
@@ -16,12 +18,18 @@ use super::{Questions, SshError};
 /// The answer to a failed attempt holds for so long at first, doubled with each further failure.
 const FIRST_HOLD: Duration = Duration::from_millis(250);
 const LONGEST_HOLD: Duration = Duration::from_secs(4);
+/// A place that nobody uses is kept for so long.
+const LINGER: Duration = Duration::from_secs(90);
 
 #[derive(Default)]
 enum Slot {
     #[default]
     Idle,
-    Up(Weak<RusshConnection>),
+    Up {
+        connection: Weak<RusshConnection>,
+        /// Holds the connection while it lingers.
+        _linger: AbortOnDropHandle<()>,
+    },
     Failed {
         at: Instant,
         times: u32,
@@ -30,12 +38,40 @@ enum Slot {
 }
 
 /// All places.
-#[derive(Default)]
 pub struct Jumps {
     slots: Mutex<Vec<(Endpoint, Arc<tokio::sync::Mutex<Slot>>)>>,
+    linger: Duration,
+}
+
+impl Default for Jumps {
+    fn default() -> Self {
+        Self::lingering(LINGER)
+    }
+}
+
+/// Holds a connection until it ends, or nobody else has held it for so long.
+async fn hold(connection: Arc<RusshConnection>, linger: Duration) {
+    let mut end = connection.end();
+    let ended = end.wait_for(Option::is_some);
+    tokio::pin!(ended);
+    let mut unused = Duration::ZERO;
+    let step = linger / 8;
+    while unused < linger {
+        tokio::select! {
+            _ = &mut ended => return,
+            () = tokio::time::sleep(step) => {}
+        }
+        let used = Arc::strong_count(&connection) > 1;
+        unused = if used { Duration::ZERO } else { unused + step };
+    }
 }
 
 impl Jumps {
+    /// Keeps places for so long after their last use.
+    pub fn lingering(linger: Duration) -> Self {
+        Self { slots: Mutex::default(), linger: linger.max(Duration::from_millis(8)) }
+    }
+
     fn slot(&self, endpoint: &Endpoint) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, slot)) = slots.iter().find(|(known, _)| known == endpoint) {
@@ -46,7 +82,7 @@ impl Jumps {
             Arc::strong_count(slot) > 1
                 || slot.try_lock().is_ok_and(|slot| match &*slot {
                     Slot::Idle => false,
-                    Slot::Up(connection) => connection.strong_count() > 0,
+                    Slot::Up { connection, .. } => connection.strong_count() > 0,
                     Slot::Failed { at, .. } => at.elapsed() < LONGEST_HOLD,
                 })
         });
@@ -68,7 +104,7 @@ impl Jumps {
         let mut slot = slot.lock().await;
         let mut times = 0;
         match &*slot {
-            Slot::Up(connection) => {
+            Slot::Up { connection, .. } => {
                 if let Some(connection) = connection.upgrade().filter(|c| !c.has_ended()) {
                     return Ok(connection);
                 }
@@ -86,7 +122,11 @@ impl Jumps {
         match Box::pin(connect(endpoint, options, questions, &|_| ())).await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
-                *slot = Slot::Up(Arc::downgrade(&connection));
+                let linger = tokio::spawn(hold(Arc::clone(&connection), self.linger));
+                *slot = Slot::Up {
+                    connection: Arc::downgrade(&connection),
+                    _linger: AbortOnDropHandle::new(linger),
+                };
                 Ok(connection)
             }
             Err(error) => {

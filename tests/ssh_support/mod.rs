@@ -200,3 +200,45 @@ impl Tarpit {
         Self { port: listener.local_addr().unwrap().port(), _listener: listener }
     }
 }
+
+/// A way to a port of this machine that can be frozen: what goes over it then gets no further, as over a flow that a
+/// firewall has forgotten, and what comes anew is let through.
+pub struct Relay {
+    pub port: u16,
+    frozen: tokio::sync::watch::Sender<u64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Relay {
+    pub async fn to(port: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let (frozen, watch) = tokio::sync::watch::channel(0);
+        let task = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut watch = watch.clone();
+                watch.mark_unchanged();
+                tokio::spawn(async move {
+                    let far = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+                    let Ok(mut far) = far else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = watch.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { port: own, frozen, task }
+    }
+
+    /// Nothing of what is open now goes on.
+    pub fn freeze(&self) {
+        self.frozen.send_modify(|n| *n += 1);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
