@@ -210,6 +210,32 @@ fn a_lost_login_holds_the_rollout_until_an_agent_is_lent_again() {
     deck.end();
 }
 
+#[test]
+fn all_hosts_that_wait_for_one_passphrase_are_held() {
+    if !lab() {
+        return;
+    }
+    let mut deck = Deck::new();
+    // The key is a file now, and encrypted once the service runs.
+    let file = deck.person.deck().join("deck.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let user = format!("user = \"root\"\nidentity_files = [\"{}\"]", deck.key.display());
+    fs::write(&file, text.replace("user = \"root\"", &user)).unwrap();
+    deck.run(None, "apply chat --wait --timeout 100s").expect_success();
+    let key = deck.key.display().to_string();
+    ssh_support::tool("ssh-keygen", &["-q", "-p", "-P", "", "-N", "open sesame", "-f", &key]);
+    for host in &mut deck.hosts {
+        host.kill();
+        host.up();
+    }
+    // One of them asks, and the other one is no less lost.
+    let status = || deck.run(None, "status").stdout;
+    wait_until("both", DEADLINE, || status().contains("h1, h2 do not let us in any more"));
+    let questions = deck.run(None, "questions --output json").expect_success().stdout;
+    assert_eq!(questions.matches("passphrase of").count(), 1, "{questions}");
+    deck.end();
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }

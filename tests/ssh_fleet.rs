@@ -386,6 +386,40 @@ async fn an_unknown_key_is_a_question_to_a_person_or_a_named_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_waits_for_the_answer_to_anothers_question_says_so() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let agent = fake_agent(server.dir.path(), PROTOCOL_VERSION);
+    let mut spec = spec(&server, &server.known_hosts("ed25519"));
+    let key = server.path("locked");
+    ssh_support::keygen(&key, "ed25519", "open sesame");
+    server.authorize(&key);
+    spec.identity_files = vec![key.display().to_string()];
+
+    let mut watched = Watched::new(&agent, true);
+    watched.hosts(&[("one", &spec), ("two", &spec)]);
+    let asks = |e: &FleetEvent| matches!(e, FleetEvent::Question { .. });
+    let event = watched.next("the question", asks).await;
+    let FleetEvent::Question { id, host: asking, .. } = event else { panic!("{event:?}") };
+    let waits = |e: &FleetEvent| matches!(e, FleetEvent::Waits { .. });
+    let event = watched.next("the one that waits", waits).await;
+    let FleetEvent::Waits { host, question } = event else { panic!("{event:?}") };
+    assert!(host != asking && question.starts_with("passphrase of "), "{host}: {question}");
+    assert!(watched.fleet.answer(id, "open sesame".to_owned().into()));
+    let up = |wanted: HostName| {
+        move |e: &FleetEvent| {
+            // Two names of one machine may be in each other's way there.
+            let in_it = |s: &LinkState| matches!(s, LinkState::Up | LinkState::Limited { .. });
+            matches!(e, FleetEvent::Link { host, state, .. } if *host == wanted && in_it(state))
+        }
+    };
+    watched.sees("one", up(name("one"))).await;
+    watched.sees("two", up(name("two"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn this_machine_needs_no_ssh_and_a_host_that_is_let_go_is_left_clean() {
     let dir = tempfile::tempdir().unwrap();
     let agent = fake_agent(dir.path(), PROTOCOL_VERSION);

@@ -87,6 +87,9 @@ impl Core {
                     asked: now(),
                 }));
             }
+            FleetEvent::Waits { host, question } => {
+                self.login_lost(&host, &format!("it waits for an answer: {question}"));
+            }
             FleetEvent::QuestionGone { id } => self.hub.publish(Change::QuestionGone(id)),
             FleetEvent::Warning { host, text } => self.tell(EventLine {
                 at: now(),

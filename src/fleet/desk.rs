@@ -84,4 +84,10 @@ impl Questions for HostQuestions {
         let answer = self.ask(QuestionKind::Secret, text::clean(prompt, 300)).await?;
         if answer.expose_secret().is_empty() { None } else { Some(answer) }
     }
+
+    fn waits_for(&self, question: &str) {
+        self.outbox.phase("waiting for an answer that another host asks for");
+        let (host, question) = (self.host.clone(), text::clean(question, 300));
+        self.outbox.put(FleetEvent::Waits { host, question });
+    }
 }

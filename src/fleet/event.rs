@@ -66,6 +66,14 @@ pub enum FleetEvent {
         /// Number of the question.
         id: u64,
     },
+    /// The host is not reached before a person has answered what another one asks: a bastion's code, the
+    /// passphrase of a key that both use.
+    Waits {
+        /// Which host.
+        host: HostName,
+        /// That question, cleaned.
+        question: String,
+    },
     /// Something about the host that works otherwise than its configuration asks.
     Warning {
         /// Which host.

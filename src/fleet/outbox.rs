@@ -102,6 +102,7 @@ impl Outbox {
             FleetEvent::Clock { .. } => slots.clock = Some(event),
             FleetEvent::Question { .. }
             | FleetEvent::QuestionGone { .. }
+            | FleetEvent::Waits { .. }
             | FleetEvent::Warning { .. } => {
                 if slots.queue.len() >= MAX_QUEUED {
                     slots.queue.pop_front();

@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::channel::RusshConnection;
 use super::connection::connect;
 use super::endpoint::{ConnectOptions, Endpoint};
+use super::queue::Queue;
 use super::{Questions, SshError};
 
 /// The answer to a failed attempt holds for so long at first, doubled with each further failure.
@@ -39,7 +40,7 @@ enum Slot {
 
 /// All places.
 pub struct Jumps {
-    slots: Mutex<Vec<(Endpoint, Arc<tokio::sync::Mutex<Slot>>)>>,
+    slots: Mutex<Vec<(Endpoint, Arc<Queue<Slot>>)>>,
     linger: Duration,
 }
 
@@ -72,7 +73,7 @@ impl Jumps {
         Self { slots: Mutex::default(), linger: linger.max(Duration::from_millis(8)) }
     }
 
-    fn slot(&self, endpoint: &Endpoint) -> Arc<tokio::sync::Mutex<Slot>> {
+    fn slot(&self, endpoint: &Endpoint) -> Arc<Queue<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, slot)) = slots.iter().find(|(known, _)| known == endpoint) {
             return Arc::clone(slot);
@@ -80,7 +81,7 @@ impl Jumps {
         // What nobody waits for and nobody holds is forgotten.
         slots.retain(|(_, slot)| {
             Arc::strong_count(slot) > 1
-                || slot.try_lock().is_ok_and(|slot| match &*slot {
+                || slot.try_turn().is_ok_and(|slot| match &*slot {
                     Slot::Idle => false,
                     Slot::Up { connection, .. } => connection.strong_count() > 0,
                     Slot::Failed { at, .. } => at.elapsed() < LONGEST_HOLD,
@@ -98,10 +99,10 @@ impl Jumps {
         options: &ConnectOptions,
         questions: &dyn Questions,
     ) -> Result<Arc<RusshConnection>, SshError> {
-        let slot = self.slot(endpoint);
+        let queue = self.slot(endpoint);
         let since = Instant::now();
         // A queue of those who want the same connection, not a lock over state others need.
-        let mut slot = slot.lock().await;
+        let mut slot = queue.turn(questions).await;
         let mut times = 0;
         match &*slot {
             Slot::Up { connection, .. } => {
@@ -119,7 +120,8 @@ impl Jumps {
             Slot::Idle => {}
         }
         // A jump may have a jump of its own: the way there is a connection like any other.
-        match Box::pin(connect(endpoint, options, questions, &|_| ())).await {
+        let asking = queue.asking(questions);
+        match Box::pin(connect(endpoint, options, &asking, &|_| ())).await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
                 let linger = tokio::spawn(hold(Arc::clone(&connection), self.linger));

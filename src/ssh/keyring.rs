@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use super::Questions;
+use super::queue::Queue;
 use crate::base::text;
 
 /// Longest key or certificate file that is read, in bytes.
@@ -26,7 +27,7 @@ const DECLINED_FOR: Duration = Duration::from_mins(5);
 /// Keys that were unlocked with a passphrase, and passwords that a server has taken.
 #[derive(Default)]
 pub struct KeyRing {
-    slots: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<Slot>>>>,
+    slots: Mutex<HashMap<PathBuf, Arc<Queue<Slot>>>>,
     /// By `user@host:port`.
     passwords: Mutex<HashMap<String, Password>>,
     /// Host keys that were accepted, by the host's name in a known-hosts file: not every such file keeps them.
@@ -103,22 +104,23 @@ impl KeyRing {
         all.get(host).cloned().unwrap_or_default()
     }
 
-    fn slot(&self, path: &Path) -> Arc<tokio::sync::Mutex<Slot>> {
+    fn slot(&self, path: &Path) -> Arc<Queue<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(path.to_owned()).or_default())
     }
 
     /// The key of `path` if it was unlocked before. Does not wait for a question in progress.
     pub(super) fn unlocked(&self, path: &Path) -> Option<Arc<PrivateKey>> {
-        self.slot(path).try_lock().ok()?.key(path)
+        self.slot(path).try_turn().ok()?.key(path)
     }
 
     /// Unlocks the key of `path`, asking at most three times; none when nobody knows the
     /// passphrase. Others who need the same key wait for this answer.
     pub async fn unlock(&self, path: &Path, questions: &dyn Questions) -> Option<Arc<PrivateKey>> {
-        let slot = self.slot(path);
+        let queue = self.slot(path);
         // A queue of askers, not a lock over state others need: every key has its own.
-        let mut slot = slot.lock().await;
+        let mut slot = queue.turn(questions).await;
+        let questions = queue.asking(questions);
         if let Some(key) = slot.key(path) {
             return Some(key);
         }
@@ -189,7 +191,7 @@ impl KeyRing {
             slots.values().cloned().collect()
         };
         for slot in slots {
-            if let Ok(mut slot) = slot.try_lock()
+            if let Ok(mut slot) = slot.try_turn()
                 && matches!(*slot, Slot::Declined(_))
             {
                 *slot = Slot::Locked;

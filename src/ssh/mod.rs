@@ -23,6 +23,7 @@ pub mod local;
 pub mod pace;
 mod proposal;
 pub mod questions;
+mod queue;
 mod refusal;
 mod way;
 

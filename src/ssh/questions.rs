@@ -17,6 +17,9 @@ pub trait Questions: Send + Sync {
 
     /// A passphrase; none when the person does not give one.
     async fn secret(&self, prompt: &str) -> Option<SecretString>;
+
+    /// The way goes on when a person has answered what another connection asks.
+    fn waits_for(&self, _question: &str) {}
 }
 
 /// Nobody is there: no key is trusted, no passphrase given.

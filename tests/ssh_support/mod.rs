@@ -151,6 +151,11 @@ impl Sshd {
         self.child = Some(child);
     }
 
+    /// How many processes serve its connections.
+    pub fn sessions(&self) -> usize {
+        self.child.as_ref().map_or(0, |child| descendants(child.id()).len())
+    }
+
     /// Kills it with all connections it serves. What has left its session for good stays, as it does when a
     /// service manager restarts sshd.
     pub fn kill(&mut self) {
