@@ -101,36 +101,36 @@ impl Agents {
         Lease { id, of: Arc::clone(self) }
     }
 
-    /// Streams to all agents for a host, the newest lent one first; those that do not answer are
-    /// left out, and the reason of the last one is given when there is none at all.
-    pub(super) async fn open(
-        &self,
-        wanted: &IdentityAgent,
-    ) -> (Vec<Box<dyn AgentStream>>, Option<String>) {
-        let (lent, sockets) = match wanted {
-            IdentityAgent::None => return (Vec::new(), None),
-            IdentityAgent::Socket(path) => (Vec::new(), vec![path.clone()]),
+    /// The agents for a host, in the order in which they are asked: the newest lent one first.
+    pub(super) fn sources(&self, wanted: &IdentityAgent) -> Vec<Source> {
+        match wanted {
+            IdentityAgent::None => Vec::new(),
+            IdentityAgent::Socket(path) => vec![Source::Socket(path.clone())],
             IdentityAgent::Usual => {
                 let inner = self.lock();
                 let newest = inner.lent.iter().rev().take(ASKED);
-                let lent: Vec<_> = newest.map(|(_, agent)| Arc::clone(agent)).collect();
-                (lent, inner.own.iter().cloned().collect())
-            }
-        };
-        let mut streams: Vec<Box<dyn AgentStream>> = Vec::new();
-        let mut why = None;
-        for agent in lent {
-            match agent.open().await {
-                Ok(stream) => streams.push(stream),
-                Err(error) => why = Some(error.to_string()),
+                let lent = newest.map(|(_, agent)| Source::Lent(Arc::clone(agent)));
+                lent.chain(inner.own.iter().cloned().map(Source::Socket)).collect()
             }
         }
-        for socket in sockets {
-            match UnixStream::connect(&socket).await {
-                Ok(stream) => streams.push(Box::new(stream)),
-                Err(error) => why = Some(format!("{}: {error}", socket.display())),
-            }
+    }
+}
+
+/// Where an agent is.
+pub(super) enum Source {
+    Lent(Arc<dyn LentAgent>),
+    Socket(PathBuf),
+}
+
+impl Source {
+    /// Opens a stream to it.
+    pub(super) async fn open(&self) -> io::Result<Box<dyn AgentStream>> {
+        match self {
+            Self::Lent(agent) => agent.open().await,
+            Self::Socket(path) => match UnixStream::connect(path).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => Err(io::Error::other(format!("{}: {error}", path.display()))),
+            },
         }
-        (streams, why)
     }
 }

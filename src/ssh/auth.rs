@@ -5,21 +5,21 @@
 //! connection is made again. What a server itself asks must be asked while it waits.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use russh::client::{AuthResult, Handle, Handler, KeyboardInteractiveAuthResponse as Reply};
 use russh::keys::HashAlg;
 use russh::{MethodKind, MethodSet};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::endpoint::{ConnectOptions, Endpoint};
-use super::identity::{Identities, Identity, Signer, algorithm_name, gather};
+use super::identity::{Holder, Identities, Identity, algorithm_name, gather};
+use super::signer::{Outcome, Patience, Signer};
 use super::{Questions, SshError};
-use crate::base::text;
+use crate::base::{text, time};
 
-/// A key that wants to be touched gets so much more time.
-const TOUCH: Duration = Duration::from_secs(45);
 /// A server that asks on and on is left.
 const MAX_QUESTIONS: usize = 20;
 /// A server that wants more factors than this is left.
@@ -54,6 +54,7 @@ pub(super) async fn authenticate<H: Handler>(
     endpoint: &Endpoint,
     options: &ConnectOptions,
     questions: &dyn Questions,
+    ended: watch::Receiver<Option<String>>,
     skip_locked: bool,
 ) -> Result<Login, SshError> {
     let identities = if endpoint.config.pubkey_authentication {
@@ -69,6 +70,7 @@ pub(super) async fn authenticate<H: Handler>(
         questions,
         identities,
         next_identity: 0,
+        ended,
         skip_locked,
     };
     attempt.run(handle).await
@@ -82,6 +84,8 @@ struct Attempt<'a> {
     tried: Vec<String>,
     identities: Identities,
     next_identity: usize,
+    /// Why the connection ended, once it has.
+    ended: watch::Receiver<Option<String>>,
     skip_locked: bool,
 }
 
@@ -246,10 +250,21 @@ impl Attempt<'_> {
         identity: &Identity,
         hash: Option<HashAlg>,
     ) -> Result<Option<Step>, SshError> {
-        let touched = identity.key.algorithm().as_str().starts_with("sk-");
-        let limit = self.limit + if touched { TOUCH } else { Duration::ZERO };
+        let patience = Patience { first: self.limit, last: self.options.timeouts.sign };
+        let agents = match &identity.holder {
+            Holder::Agents(agents) => agents.len(),
+            Holder::Us(_) => 0,
+        };
+        let limit = self.limit + patience.whole(agents);
         let user = self.endpoint.config.user.clone();
-        let mut signer = Signer { identity, agents: &mut self.identities.agents };
+        let since = Instant::now();
+        let mut signer = Signer {
+            identity,
+            agents: &mut self.identities.agents,
+            patience,
+            ended: self.ended.clone(),
+            outcome: Outcome::default(),
+        };
         let offered = async {
             match &identity.certificate {
                 Some(certificate) => {
@@ -262,9 +277,22 @@ impl Attempt<'_> {
                 }
             }
         };
-        match timeout(limit, offered).await {
+        let offered = timeout(limit, offered).await;
+        let outcome = signer.outcome;
+        match offered {
             Err(_) => Err(self.late()),
+            Ok(Err(_)) if outcome == Outcome::HungUp => {
+                Err(self.unanswered("an agent's signature", since))
+            }
             Ok(Err(_)) if handle.is_closed() => Err(SshError::closed("while logging in")),
+            Ok(Err(_)) if outcome == Outcome::Late => {
+                let limit = time::short(patience.last);
+                self.tried.push(format!(
+                    "which its agent did not sign with within {limit} (it may want a touch, a \
+                     PIN or a yes)"
+                ));
+                Ok(None)
+            }
             Ok(Err(_)) => {
                 self.tried.push("which its agent would not sign with".to_owned());
                 Ok(None)
@@ -307,12 +335,25 @@ impl Attempt<'_> {
             && !self.options.key_ring.declined(&self.whom())
     }
 
-    async fn ask(&mut self, prompt: &str) -> Option<SecretString> {
-        let answer = self.questions.secret(&text::clean(prompt, 300)).await;
+    fn unanswered(&self, what: &'static str, since: Instant) -> SshError {
+        SshError::Unanswered { host: self.endpoint.name.clone(), what, after: since.elapsed() }
+    }
+
+    /// Asks a person for as long as the server waits.
+    async fn ask(&mut self, prompt: &str) -> Result<Option<SecretString>, SshError> {
+        let since = Instant::now();
+        let prompt = text::clean(prompt, 300);
+        let mut ended = self.ended.clone();
+        let answer = tokio::select! {
+            answer = self.questions.secret(&prompt) => answer,
+            _ = ended.wait_for(Option::is_some) => {
+                return Err(self.unanswered("an answer", since));
+            }
+        };
         if answer.is_none() {
             self.options.key_ring.decline(&self.whom());
         }
-        answer
+        Ok(answer)
     }
 
     /// Answers what the server asks (keyboard-interactive): passwords and one-time codes.
@@ -352,7 +393,7 @@ impl Attempt<'_> {
                         for prompt in prompts {
                             let question =
                                 format!("{} asks: {about} {}", self.whom(), prompt.prompt.trim());
-                            let Some(answer) = self.ask(&question).await else {
+                            let Some(answer) = self.ask(&question).await? else {
                                 self.tried.push("which nobody answered".to_owned());
                                 return Ok(Step::Over);
                             };
@@ -385,7 +426,7 @@ impl Attempt<'_> {
             let password = if let Some(password) = known.take() {
                 password
             } else if self.may_ask() {
-                match self.ask(&format!("{wrong}password of {whom}")).await {
+                match self.ask(&format!("{wrong}password of {whom}")).await? {
                     Some(password) => password,
                     None => {
                         self.tried.push("password (not given)".to_owned());

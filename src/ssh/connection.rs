@@ -229,8 +229,10 @@ async fn attempt(
             }
         };
         on_phase(Phase::Auth);
+        let ended = end.clone();
         let login =
-            auth::authenticate(&mut handle, endpoint, options, questions, skip_locked).await?;
+            auth::authenticate(&mut handle, endpoint, options, questions, ended, skip_locked)
+                .await?;
         Ok((handle, login))
     };
     let (handle, login) = turn.during(work).await?;

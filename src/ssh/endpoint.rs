@@ -59,6 +59,8 @@ pub struct Timeouts {
     pub handshake: Duration,
     /// Logging in, without what a person takes to answer.
     pub auth: Duration,
+    /// An agent's signature: somebody may have to touch a key, type a PIN or confirm.
+    pub sign: Duration,
     /// Opening a channel and starting a command on it.
     pub channel: Duration,
 }
@@ -69,6 +71,7 @@ impl Default for Timeouts {
             tcp: Duration::from_secs(10),
             handshake: Duration::from_secs(15),
             auth: Duration::from_secs(15),
+            sign: Duration::from_mins(1),
             channel: Duration::from_secs(15),
         }
     }

@@ -105,6 +105,16 @@ pub enum SshError {
         /// What was tried, for people.
         tried: Vec<String>,
     },
+    /// The server did not wait for what a person had to do.
+    #[error("{host} hung up after {} of waiting for {what}", time::short(*after))]
+    Unanswered {
+        /// Which host.
+        host: String,
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        after: Duration,
+    },
     /// A host key or host certificate that cannot be relied upon.
     #[error("the host key of {host} cannot be relied upon: {why}")]
     HostKeyBad {
@@ -197,7 +207,7 @@ impl SshError {
             | Self::HostKeyRevoked { .. }
             | Self::HostKeyRejected { .. }
             | Self::HostKeyBad { .. } => DownCause::HostKey,
-            Self::AuthFailed { .. } => DownCause::LoginLost,
+            Self::AuthFailed { .. } | Self::Unanswered { .. } => DownCause::LoginLost,
             Self::Config(_) | Self::JumpLoop { .. } | Self::File { .. } => DownCause::Configuration,
             Self::Jump { error, .. } => error.cause(),
             Self::ChannelRefused { .. } => DownCause::ChannelRefused,
@@ -280,6 +290,11 @@ impl Hint for SshError {
                  controller; or set `identity_files` of the host, and try `ssh {}`",
                 quote::shell_word(&format!("{user}@{host}"))
             ),
+            Self::Unanswered { .. } => {
+                "it is asked again by itself; answer sooner, or raise LoginGraceTime in the \
+                 host's sshd_config"
+                    .to_owned()
+            }
             Self::HostKeyBad { .. } => {
                 "ask the host's keeper for a new host key or certificate".to_owned()
             }
@@ -347,6 +362,7 @@ mod tests {
                 line: 1,
             },
             SshError::HostKeyRevoked { host: text(), file: file(), line: 1 },
+            SshError::Unanswered { host: text(), what: "x", after: Duration::ZERO },
             SshError::HostKeyRejected { host: text(), fingerprint: text() },
             SshError::HostKeyBad { host: text(), why: text() },
             SshError::Config(config),

@@ -1,47 +1,26 @@
 //! The keys and certificates we have for a host, in the order in which OpenSSH tries them
 //! (`pubkey_prepare` in its `sshconnect2.c`).
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use russh::keys::agent::AgentIdentity;
-use russh::keys::agent::client::AgentClient;
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{
     Algorithm, Certificate, HashAlg, PrivateKey, PublicKey, decode_secret_key, signature,
     ssh_encoding::Encode, ssh_key,
 };
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use super::agents::AgentStream;
+use super::agent_keys::{self, Agent};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::keyring::read_key_file;
-use super::known_hosts;
 use crate::base::text;
-
-/// Time for the agents to list their keys.
-const AGENT_PATIENCE: Duration = Duration::from_secs(5);
-/// More keys are not tried: any server would have hung up long before.
-const MAX_AGENT_KEYS: usize = 256;
-/// As OpenSSH's `AGENT_MAX_LEN`.
-const MAX_AGENT_MESSAGE: usize = 256 << 10;
-
-const REQUEST_IDENTITIES: u8 = 11;
-const IDENTITIES_ANSWER: u8 = 12;
-/// In the name of a certificate's kind.
-const CERTIFIED: &[u8] = b"-cert-v01@openssh.com";
-
-/// An open agent.
-pub(super) type Agent = AgentClient<Box<dyn AgentStream>>;
 
 /// Who signs with a key.
 #[derive(Clone)]
 pub(super) enum Holder {
-    /// The agent with this number.
-    Agent(usize),
+    /// The agents with these numbers: the first that will.
+    Agents(Vec<usize>),
     /// We do.
     Us(Arc<PrivateKey>),
 }
@@ -59,7 +38,8 @@ pub(super) struct Identity {
 /// Everything there is to offer.
 #[derive(Default)]
 pub(super) struct Identities {
-    pub(super) agents: Vec<Agent>,
+    /// None: it has not answered a question in time, and what it says now would be taken for the answer to another.
+    pub(super) agents: Vec<Option<Agent>>,
     pub(super) list: Vec<Identity>,
     /// Encrypted keys for which nobody else signs.
     pub(super) locked: Vec<PathBuf>,
@@ -163,7 +143,7 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
             }
         }
     }
-    let held = agent_keys(endpoint, options, &mut all).await;
+    let held = agent_keys::all(endpoint, options, &mut all).await;
     let wanted = |identity: &AgentIdentity| match identity {
         AgentIdentity::PublicKey { key, .. } => {
             files.iter().any(|f| f.public.as_ref() == Some(key.key_data()))
@@ -173,7 +153,16 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
                 || beside.iter().any(|(_, _, c)| c == certificate)
         }
     };
-    let from_agent = |number: usize, identity: &AgentIdentity| {
+    // Whichever way it knows the key: who has it plain signs for its certificate, too.
+    let agents_of = |data: &KeyData| {
+        let having = held.iter().filter(|held| held.identity.public_key().key_data() == data);
+        let mut agents: Vec<usize> = having.flat_map(|held| held.agents.iter().copied()).collect();
+        agents.sort_unstable();
+        agents.dedup();
+        agents
+    };
+    let in_agent = |data: &KeyData| !agents_of(data).is_empty();
+    let from_agent = |identity: &AgentIdentity| {
         let comment = text::clean(identity.comment(), 60);
         Identity {
             key: identity.public_key().into_owned(),
@@ -181,16 +170,16 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
                 AgentIdentity::Certificate { certificate, .. } => Some(certificate.clone()),
                 AgentIdentity::PublicKey { .. } => None,
             },
-            holder: Holder::Agent(number),
+            holder: Holder::Agents(agents_of(identity.public_key().key_data())),
             label: format!("agent key {comment}"),
         }
     };
-    let in_agent =
-        |data: &KeyData| held.iter().find(|(_, identity)| identity.public_key().key_data() == data);
     let holder_of = |data: &KeyData| {
         let file = files.iter().find(|f| f.public.as_ref() == Some(data));
-        let agent = || in_agent(data).map(|(number, _)| Holder::Agent(*number));
-        agent().or_else(|| file?.private.clone().map(Holder::Us))
+        match agents_of(data) {
+            agents if agents.is_empty() => file?.private.clone().map(Holder::Us),
+            agents => Some(Holder::Agents(agents)),
+        }
     };
     let certified = |label: &str, certificate: &Certificate| {
         let holder = holder_of(certificate.public_key())?;
@@ -213,17 +202,14 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
         }
     }
     // Named keys that an agent holds, the agent's other keys, then the files.
-    let (named, other): (Vec<_>, Vec<_>) = held.iter().partition(|(_, i)| wanted(i));
-    for (number, identity) in named {
-        all.list.push(from_agent(*number, identity));
-    }
+    let held_keys = held.iter().map(|held| &held.identity);
+    let (named, other): (Vec<_>, Vec<_>) = held_keys.partition(|identity| wanted(identity));
+    all.list.extend(named.into_iter().map(from_agent));
     if !config.identities_only {
-        for (number, identity) in other {
-            all.list.push(from_agent(*number, identity));
-        }
+        all.list.extend(other.into_iter().map(from_agent));
     }
     for (index, file) in files.iter().enumerate() {
-        let agent_has = file.public.as_ref().is_some_and(|data| in_agent(data).is_some());
+        let agent_has = file.public.as_ref().is_some_and(in_agent);
         if !agent_has {
             if let Some(private) = &file.private {
                 all.list.push(Identity {
@@ -257,136 +243,8 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
     all
 }
 
-async fn agent_keys(
-    endpoint: &Endpoint,
-    options: &ConnectOptions,
-    all: &mut Identities,
-) -> Vec<(usize, AgentIdentity)> {
-    let opening = options.agents.open(&endpoint.agent);
-    let Ok((streams, why)) = tokio::time::timeout(AGENT_PATIENCE, opening).await else {
-        all.notes.push("SSH agent (does not answer)".to_owned());
-        return Vec::new();
-    };
-    if streams.is_empty()
-        && let Some(why) = why
-    {
-        all.notes.push(format!("SSH agent ({})", text::clean(&why, 120)));
-    }
-    let mut held = Vec::new();
-    for mut stream in streams {
-        match tokio::time::timeout(AGENT_PATIENCE, list(&mut stream)).await {
-            Ok(Ok(keys)) => {
-                let number = all.agents.len();
-                held.extend(keys.into_iter().map(|key| (number, key)));
-                all.agents.push(AgentClient::connect(stream));
-            }
-            Ok(Err(error)) => {
-                all.notes.push(format!("SSH agent ({})", text::clean(&error.to_string(), 80)));
-            }
-            Err(_) => all.notes.push("SSH agent (does not answer)".to_owned()),
-        }
-    }
-    held.truncate(MAX_AGENT_KEYS);
-    held
-}
-
-/// Asks an agent for its keys. A key of a kind that is not known here is left out; russh's own asking
-/// fails whole for one such key.
-async fn list(stream: &mut Box<dyn AgentStream>) -> io::Result<Vec<AgentIdentity>> {
-    stream.write_all(&[0, 0, 0, 1, REQUEST_IDENTITIES]).await?;
-    stream.flush().await?;
-    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
-    if length > MAX_AGENT_MESSAGE {
-        return Err(io::Error::other("its answer is too long"));
-    }
-    let mut answer = vec![0; length];
-    stream.read_exact(&mut answer).await?;
-    Ok(identities(&answer))
-}
-
-/// The keys in an agent's answer, as far as it makes sense.
-fn identities(answer: &[u8]) -> Vec<AgentIdentity> {
-    fn number(rest: &mut &[u8]) -> Option<usize> {
-        let (head, tail) = rest.split_first_chunk::<4>()?;
-        *rest = tail;
-        usize::try_from(u32::from_be_bytes(*head)).ok()
-    }
-    let Some((&IDENTITIES_ANSWER, mut rest)) = answer.split_first() else { return Vec::new() };
-    let Some(count) = number(&mut rest) else { return Vec::new() };
-    let mut string = || {
-        let length = number(&mut rest)?;
-        let (head, tail) = rest.split_at_checked(length)?;
-        rest = tail;
-        Some(head)
-    };
-    let pairs = std::iter::from_fn(|| Some((string()?, string()?)));
-    let identity = |(blob, comment): (&[u8], &[u8])| {
-        let comment = String::from_utf8_lossy(comment).into_owned();
-        if known_hosts::is_nested(blob) {
-            return None;
-        }
-        // The kind stands first, with its length.
-        let certified = blob.get(4..64.min(blob.len())).unwrap_or_default();
-        if certified.windows(CERTIFIED.len()).any(|w| w == CERTIFIED)
-            && let Ok(certificate) = Certificate::from_bytes(blob)
-        {
-            return Some(AgentIdentity::Certificate { certificate, comment });
-        }
-        let key = PublicKey::from_bytes(blob).ok()?;
-        Some(AgentIdentity::PublicKey { key, comment })
-    };
-    pairs.take(count.min(MAX_AGENT_KEYS)).filter_map(identity).collect()
-}
-
-/// Signs for one identity, whoever holds its key.
-pub(super) struct Signer<'a> {
-    pub(super) identity: &'a Identity,
-    pub(super) agents: &'a mut [Agent],
-}
-
-/// Why there is no signature.
-#[derive(Debug)]
-pub(super) struct NoSignature;
-
-impl From<russh::SendError> for NoSignature {
-    fn from(_: russh::SendError) -> Self {
-        Self
-    }
-}
-
-impl russh::Signer for Signer<'_> {
-    type Error = NoSignature;
-
-    async fn auth_sign(
-        &mut self,
-        _key: &AgentIdentity,
-        hash: Option<HashAlg>,
-        data: Vec<u8>,
-    ) -> Result<Vec<u8>, Self::Error> {
-        match &self.identity.holder {
-            // An agent that holds only the plain key signs for its certificate as well.
-            Holder::Agent(number) => {
-                let agent = self.agents.get_mut(*number).ok_or(NoSignature)?;
-                let plain = AgentIdentity::from(self.identity.key.clone());
-                let held = match &self.identity.certificate {
-                    Some(certificate) => {
-                        let whole = AgentIdentity::from(certificate.clone());
-                        if let Ok(signed) = agent.sign_request(&whole, hash, data.clone()).await {
-                            return Ok(signed);
-                        }
-                        plain
-                    }
-                    None => plain,
-                };
-                agent.sign_request(&held, hash, data).await.map_err(|_| NoSignature)
-            }
-            Holder::Us(key) => sign(key, hash, data).map_err(|_| NoSignature),
-        }
-    }
-}
-
 /// `data` with our signature behind it.
-fn sign(
+pub(super) fn sign(
     key: &PrivateKey,
     hash: Option<HashAlg>,
     mut data: Vec<u8>,

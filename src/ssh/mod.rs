@@ -4,6 +4,7 @@
 //! know what a GPU or an agent is. russh's one catch-all error is turned into [`SshError`] here
 //! and nowhere else.
 
+mod agent_keys;
 pub mod agents;
 mod auth;
 pub mod channel;
@@ -25,6 +26,7 @@ mod proposal;
 pub mod questions;
 mod queue;
 mod refusal;
+mod signer;
 mod way;
 
 pub use agents::Agents;
