@@ -8,8 +8,8 @@ use super::args::{Args, Output};
 use super::exit::{Failure, Success};
 use super::table;
 use crate::base::Hint;
-use crate::ssh::SshError;
-use crate::ssh::config::{ConfigFiles, Given, Place, resolve};
+use crate::ssh::config::{ConfigFiles, Given, Place};
+use crate::ssh::{ConnectOptions, Endpoint};
 
 /// Prints what the SSH configuration says about `host`; what we do not follow is a warning on
 /// standard error.
@@ -19,13 +19,14 @@ pub fn run(args: &Args, host: &str, file: Option<&Path>) -> Result<Success, Fail
     };
     let files = file.map_or(ConfigFiles::Usual, |file| ConfigFiles::Only(file.to_owned()));
     let place = Place::as_ssh();
-    let config = resolve(&files, &given, &place).map_err(|error| {
-        let error = SshError::from(error);
-        Failure { hint: error.hint(), ..Failure::other(error.to_string()) }
-    })?;
-    for warning in &config.warnings {
+    let options =
+        ConnectOptions { config: files, place: place.clone(), ..ConnectOptions::from_env(None) };
+    let endpoint = Endpoint::of(&given, &options)
+        .map_err(|error| Failure { hint: error.hint(), ..Failure::other(error.to_string()) })?;
+    for warning in endpoint.warnings(&options) {
         eprintln!("warning: {warning}");
     }
+    let config = endpoint.config;
     if place.home != Place::here().home {
         eprintln!(
             "warning: $HOME is another directory than that of the user database, which is shown \

@@ -503,10 +503,10 @@ impl HostTask {
             known_hosts: self.spec.known_hosts.clone(),
         };
         // Read again each time, so that a corrected configuration counts at the next try.
-        let endpoint = Endpoint::resolve(&target, options)?;
+        let (endpoint, warnings) = Endpoint::find(&target, options).await?;
         let warnings = {
             let mut warned = self.shared.warned.lock().unwrap_or_else(PoisonError::into_inner);
-            untold(&mut warned, endpoint.config.warnings.clone())
+            untold(&mut warned, warnings)
         };
         if !warnings.is_empty() {
             let text = format!("SSH configuration: {}", warnings.join("; "));

@@ -145,6 +145,35 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// [`Self::resolve`] where others must not be held up: files are read, and `Match exec` may run
+    /// commands. With it comes what the configuration asks for in vain, here and of all places on the way.
+    pub async fn find(
+        target: &Target,
+        options: &ConnectOptions,
+    ) -> Result<(Self, Vec<String>), SshError> {
+        let (target, options) = (target.clone(), options.clone());
+        aside(move || {
+            let endpoint = Self::resolve(&target, &options)?;
+            let warnings = endpoint.warnings(&options);
+            Ok((endpoint, warnings))
+        })
+        .await
+    }
+
+    /// What the configuration asks for in vain, of this place and of those on the way.
+    pub fn warnings(&self, options: &ConnectOptions) -> Vec<String> {
+        let mut all = self.config.warnings.clone();
+        // A way that makes no sense is told when it is gone.
+        for place in self.chain(options).unwrap_or_default().into_iter().skip(1) {
+            for warning in place.config.warnings {
+                if !all.contains(&warning) {
+                    all.push(warning);
+                }
+            }
+        }
+        all
+    }
+
     /// What the configuration alone says.
     pub fn of(given: &Given, options: &ConnectOptions) -> Result<Self, SshError> {
         let config = config::resolve(&options.config, given, &options.place)?;
@@ -167,7 +196,7 @@ impl Endpoint {
     }
 
     /// The place to go over, as an endpoint of its own; none when the way is direct or a command.
-    pub(super) fn jump(&self, options: &ConnectOptions) -> Result<Option<Self>, SshError> {
+    fn jump(&self, options: &ConnectOptions) -> Result<Option<Self>, SshError> {
         let Route::Jump { last, before } = &self.config.route else { return Ok(None) };
         let given = Given {
             name: last.host.clone(),
@@ -180,8 +209,15 @@ impl Endpoint {
         Self::of(&given, options).map(Some)
     }
 
-    /// Follows the jumps to their end: none may come round to where it began.
-    pub(super) fn check_chain(&self, options: &ConnectOptions) -> Result<(), SshError> {
+    /// The place to go over, if the whole way makes sense; others are not held up by it.
+    pub(super) async fn over(&self, options: &ConnectOptions) -> Result<Option<Self>, SshError> {
+        let (endpoint, options) = (self.clone(), options.clone());
+        aside(move || Ok(endpoint.chain(&options)?.into_iter().nth(1))).await
+    }
+
+    /// This place and those it is reached over, the nearest to it first: none may come round to where
+    /// it began.
+    fn chain(&self, options: &ConnectOptions) -> Result<Vec<Self>, SshError> {
         let mut seen = vec![self.clone()];
         while let Some(next) = seen.last().map(|last| last.jump(options)).transpose()?.flatten() {
             if seen.contains(&next) || seen.len() > MAX_JUMPS {
@@ -190,7 +226,7 @@ impl Endpoint {
             }
             seen.push(next);
         }
-        Ok(())
+        Ok(seen)
     }
 
     /// `host:port`, for messages.
@@ -219,10 +255,49 @@ impl Endpoint {
     }
 }
 
+/// Does what may block on a thread where it holds up nobody.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SshError> + Send + 'static,
+) -> Result<T, SshError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(_) => Err(SshError::closed("the SSH configuration could not be read")),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_command_of_the_configuration_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("go");
+        let command = format!("until test -e {}; do sleep 0.02; done", file.display());
+        let mut options = ConnectOptions::from_env(None);
+        options.place.run_match_exec = true;
+        let text = format!("Match exec \"{command}\"\n Port 2222\n");
+        options.config = ConfigFiles::Text(text.as_str().into());
+        let target = Target { name: "box".to_owned(), ..Target::default() };
+        // The file is made on the same thread, after the command was begun.
+        let finding = Endpoint::find(&target, &options);
+        let making = async { std::fs::write(&file, "").unwrap() };
+        let (found, ()) = tokio::join!(biased; finding, making);
+        assert_eq!(found.unwrap().0.config.port, 2222);
+    }
+
+    #[tokio::test]
+    async fn what_the_places_on_the_way_ask_for_in_vain_is_told() {
+        let text = "Host box\n ProxyJump two\nHost two\n ProxyJump one\n Compression yes\n\
+                    Host one\n Compression yes\n";
+        let mut options = ConnectOptions::from_env(None);
+        options.config = ConfigFiles::Text(text.into());
+        let target = Target { name: "box".to_owned(), ..Target::default() };
+        let (_, warnings) = Endpoint::find(&target, &options).await.unwrap();
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings.iter().all(|w| w.contains("compression yes")), "{warnings:?}");
+    }
 
     #[test]
     fn an_address_of_the_deck_replaces_the_host_name_and_not_the_way_there() {

@@ -93,8 +93,7 @@ pub(super) async fn open(
             Ok(Way { stream: Box::new(socket), kept: Kept::default(), loopback })
         }
         Route::Jump { .. } => {
-            endpoint.check_chain(options)?;
-            let Some(jump) = endpoint.jump(options)? else {
+            let Some(jump) = endpoint.over(options).await? else {
                 return Err(SshError::closed("no place to jump over"));
             };
             on_phase(Phase::Jump);
