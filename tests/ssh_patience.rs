@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use gpudeck::base::{DownCause, Hint};
 use gpudeck::ssh::agents::{AgentStream, LentAgent};
 use gpudeck::ssh::{
-    Agents, ConfigFiles, ConnectOptions, Endpoint, NoQuestions, Place, Questions, RusshConnection,
-    SshError, Target, Timeouts, connect,
+    Agents, ConfigFiles, ConnectOptions, Endpoint, NoQuestions, Pace, Place, Questions,
+    RusshConnection, SshError, Target, Timeouts, connect,
 };
 use secrecy::SecretString;
 use ssh_support::{Sshd, keygen, lab, tool};
@@ -242,5 +242,66 @@ async fn a_question_goes_with_the_server_that_did_not_wait_for_its_answer() {
         assert_eq!(person.open.load(Ordering::SeqCst), 0);
         // And nobody has declined: it is asked again.
         assert_eq!(person.asked.load(Ordering::SeqCst), 1, "time {asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxy_commands_are_not_started_all_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (started, go) = (dir.path().join("started"), dir.path().join("go"));
+    let command = format!(
+        "sh -c 'echo %h >> {}; until test -e {}; do sleep 0.05; done'",
+        started.display(),
+        go.display()
+    );
+    let mut place = Place::here();
+    dir.path().clone_into(&mut place.home);
+    let options = ConnectOptions {
+        config: ConfigFiles::Text(format!("ProxyCommand {command}\n").as_str().into()),
+        place,
+        agents: Arc::default(),
+        key_ring: Arc::default(),
+        jumps: Arc::default(),
+        pace: Arc::new(Pace::keeping(Duration::from_mins(10))),
+        timeouts: Timeouts { handshake: Duration::from_mins(2), ..Timeouts::default() },
+    };
+    let mut all = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let options = options.clone();
+        all.spawn(async move {
+            let target = Target { name: format!("h{n}"), ..Target::default() };
+            let endpoint = Endpoint::resolve(&target, &options).unwrap();
+            connect(&endpoint, &options, &NoQuestions, &|_| ()).await.err().unwrap()
+        });
+    }
+    let count = || std::fs::read_to_string(&started).unwrap_or_default().lines().count();
+    ssh_support::until("the first", Duration::from_mins(1), || count() >= 8).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(count(), 8);
+    std::fs::write(&go, "").unwrap();
+    while let Some(error) = all.join_next().await {
+        error.unwrap();
+    }
+    assert_eq!(count(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lets_only_some_wait_drops_nobody() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    server.kill();
+    let config = server.path("sshd_config");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("MaxStartups 200", "MaxStartups 14:100:14")).unwrap();
+    server.up();
+    let key = format!(" IdentityFile {}", server.user_key().display());
+    let mut options = options(&server, &key);
+    // Not given back before the login is done, however slow this machine is.
+    options.pace = Arc::new(Pace::keeping(Duration::from_mins(10)));
+    let each = (0..40).map(|_| to_box(&options, &NoQuestions));
+    for done in futures::future::join_all(each).await {
+        done.unwrap();
     }
 }

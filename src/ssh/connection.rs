@@ -7,7 +7,6 @@ use std::time::Duration;
 use russh::client;
 use russh::keys::{HashAlg, PublicKey};
 use tokio::sync::watch;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::auth::{self, Login};
@@ -186,10 +185,24 @@ async fn attempt(
     on_phase: &(dyn Fn(Phase) + Send + Sync),
     skip_locked: bool,
 ) -> Result<RusshConnection, Stop> {
+    let door = options.pace.turn();
+    // Boxed: with a jump over a jump they lie within each other on one stack.
+    let work = Box::pin(go_in(endpoint, options, questions, on_phase, &door, skip_locked));
+    door.during(work).await
+}
+
+async fn go_in(
+    endpoint: &Endpoint,
+    options: &ConnectOptions,
+    questions: &dyn Questions,
+    on_phase: &(dyn Fn(Phase) + Send + Sync),
+    door: &Turn,
+    skip_locked: bool,
+) -> Result<RusshConnection, Stop> {
     let limits = endpoint.timeouts(options);
     on_phase(Phase::Tcp);
     let Way { stream, mut kept, loopback } =
-        way::open(endpoint, options, questions, on_phase).await?;
+        way::open(endpoint, options, questions, on_phase, door).await?;
 
     on_phase(Phase::Handshake);
     let (judge, kinds) = judge(endpoint, options, loopback)?;
@@ -208,16 +221,16 @@ async fn attempt(
     let cut = CancellationToken::new();
     let guard = cut.clone().drop_guard();
     kept.end_together(cut.clone(), end_sender.clone());
-    let turn = Arc::new(Turn::default());
+    let turn = Arc::new(options.pace.turn());
     let heard = Heard::new();
-    let waiting = options.pace.take(&endpoint.address(), Arc::clone(&turn));
+    let waiting = options.pace.shake_hands(Arc::clone(&turn));
     let stream = Cuttable::new(stream, cut.clone(), Arc::clone(&heard), waiting);
     let work = async {
-        let handshake = client::connect_stream(Arc::new(config), stream, handler);
-        let mut handle = match timeout(limits.handshake, handshake).await {
-            Err(_) => return Err(timed_out(endpoint, Phase::Handshake, limits.handshake).into()),
-            Ok(Ok(handle)) => handle,
-            Ok(Err(error)) => {
+        let handshake = Box::pin(client::connect_stream(Arc::new(config), stream, handler));
+        let mut handle = match turn.within(limits.handshake, handshake).await {
+            None => return Err(timed_out(endpoint, Phase::Handshake, limits.handshake).into()),
+            Some(Ok(handle)) => handle,
+            Some(Err(error)) => {
                 let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(stop) = refused_key(endpoint, shown) {
                     return Err(stop);

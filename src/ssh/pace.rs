@@ -1,72 +1,142 @@
 //! Not too many handshakes at once, and none held up by a host that hangs.
 //!
-//! A handshake costs this machine and the server computing time, and a server lets only some
-//! connections wait for their login (`MaxStartups`). So they take turns. Nobody takes one before
-//! the server has said its first word, and nobody keeps one for long: hosts that hang, in whatever
-//! phase, do not use them up.
+//! A server lets only some connections wait for their login, counted from their first byte
+//! (`MaxStartups`). So only some stand at one door, which is an address or the server that a
+//! `ProxyCommand` leads to. And a handshake costs this machine computing time: all hosts together
+//! take turns, and nobody takes one before the server has said its first word. Neither is kept for
+//! long: hosts that hang, in whatever phase, do not use them up.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 /// Handshakes at once, all hosts together.
 const AT_ONCE: usize = 32;
-/// Handshakes at once with one address: below sshd's `MaxStartups 10:30:100`.
-const AT_ONCE_PER_ADDRESS: usize = 8;
+/// At one door at once: below sshd's `MaxStartups 10:30:100`.
+const AT_ONE_DOOR: usize = 8;
 /// Whoever takes longer goes on without a turn.
 const KEPT_FOR: Duration = Duration::from_secs(2);
 
 /// Who may shake hands.
 pub struct Pace {
-    all: Arc<Semaphore>,
-    addresses: Mutex<HashMap<String, Weak<Semaphore>>>,
+    hands: Arc<Semaphore>,
+    doors: Mutex<HashMap<String, Weak<Semaphore>>>,
+    kept_for: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(AT_ONCE)), addresses: Mutex::default() }
+        Self::keeping(KEPT_FOR)
     }
 }
 
 /// One connection's turn: not taken yet, held, or given back.
-#[derive(Default)]
 pub(super) struct Turn {
-    held: Mutex<Vec<OwnedSemaphorePermit>>,
+    held: Mutex<Option<OwnedSemaphorePermit>>,
     taken: Notify,
+    kept_for: Duration,
+    waited: Mutex<Waited>,
+}
+
+/// How long a turn was waited for.
+#[derive(Default)]
+struct Waited {
+    whole: Duration,
+    since: Option<Instant>,
 }
 
 impl Pace {
-    fn address(&self, address: &str) -> Arc<Semaphore> {
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        addresses.retain(|_, places| places.strong_count() > 0);
-        if let Some(places) = addresses.get(address).and_then(Weak::upgrade) {
+    /// Turns are given back after so long at the latest.
+    pub fn keeping(kept_for: Duration) -> Self {
+        let hands = Arc::new(Semaphore::new(AT_ONCE));
+        Self { hands, doors: Mutex::default(), kept_for }
+    }
+
+    /// A turn to be waited for.
+    pub(super) fn turn(&self) -> Turn {
+        Turn {
+            held: Mutex::default(),
+            taken: Notify::new(),
+            kept_for: self.kept_for,
+            waited: Mutex::default(),
+        }
+    }
+
+    fn places(&self, door: &str) -> Arc<Semaphore> {
+        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.retain(|_, places| places.strong_count() > 0);
+        if let Some(places) = doors.get(door).and_then(Weak::upgrade) {
             return places;
         }
-        let places = Arc::new(Semaphore::new(AT_ONCE_PER_ADDRESS));
-        addresses.insert(address.to_owned(), Arc::downgrade(&places));
+        let places = Arc::new(Semaphore::new(AT_ONE_DOOR));
+        doors.insert(door.to_owned(), Arc::downgrade(&places));
         places
     }
 
-    /// Waits for a turn.
-    pub(super) fn take(
+    /// Waits for a place at a door.
+    pub(super) async fn enter(&self, door: &str, turn: &Turn) {
+        turn.take(self.places(door)).await;
+    }
+
+    /// Waits for a turn to shake hands.
+    pub(super) fn shake_hands(
         &self,
-        address: &str,
         turn: Arc<Turn>,
     ) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let (here, all) = (self.address(address), Arc::clone(&self.all));
-        async move {
-            // A closed semaphore does not happen, and would only mean that nothing is paced.
-            let permits = [here.acquire_owned().await.ok(), all.acquire_owned().await.ok()];
-            let permits: Vec<_> = permits.into_iter().flatten().collect();
-            turn.held.lock().unwrap_or_else(PoisonError::into_inner).extend(permits);
-            turn.taken.notify_one();
-        }
+        let hands = Arc::clone(&self.hands);
+        async move { turn.take(hands).await }
     }
 }
 
 impl Turn {
+    async fn take(&self, of: Arc<Semaphore>) {
+        self.waited().since = Some(Instant::now());
+        // A closed semaphore does not happen, and would only mean that nothing is paced.
+        let permit = of.acquire_owned().await.ok();
+        {
+            let mut waited = self.waited();
+            let last = waited.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            waited.whole += last;
+        }
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+        self.taken.notify_one();
+    }
+
+    fn waited(&self) -> std::sync::MutexGuard<'_, Waited> {
+        self.waited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `work` within `limit`, in which waiting for this turn does not count: it is our doing and
+    /// not the server's. None: it took longer.
+    pub(super) async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let start = Instant::now();
+        let deadline = || {
+            let waited = self.waited();
+            let now = waited.since.map_or(Duration::ZERO, |since| since.elapsed());
+            start + limit + waited.whole + now
+        };
+        tokio::pin!(work);
+        loop {
+            // While it waits the deadline moves on: not to be looked at all the time.
+            let until = deadline().max(Instant::now() + Duration::from_millis(10));
+            tokio::select! {
+                biased;
+                done = &mut work => return Some(done),
+                () = tokio::time::sleep_until(until) => {}
+            }
+            if deadline() <= Instant::now() {
+                return None;
+            }
+        }
+    }
+
     /// Does `work`, in which the turn may be taken; gives it back afterwards, or soon.
     pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         struct GiveBack<'a>(&'a Turn);
@@ -78,7 +148,7 @@ impl Turn {
         let _give_back = GiveBack(self);
         let lease = async {
             self.taken.notified().await;
-            tokio::time::sleep(KEPT_FOR).await;
+            tokio::time::sleep(self.kept_for).await;
             self.give_back();
             std::future::pending::<()>().await;
         };
@@ -90,7 +160,7 @@ impl Turn {
     }
 
     fn give_back(&self) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -100,13 +170,37 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     async fn one<T>(pace: &Pace, address: &str, work: impl Future<Output = T>) -> T {
-        let turn = Arc::new(Turn::default());
-        let taking = pace.take(address, Arc::clone(&turn));
-        turn.during(async {
-            taking.await;
-            work.await
+        let (door, turn) = (pace.turn(), Arc::new(pace.turn()));
+        let shaking = pace.shake_hands(Arc::clone(&turn));
+        door.during(async {
+            pace.enter(address, &door).await;
+            turn.during(async {
+                shaking.await;
+                work.await
+            })
+            .await
         })
         .await
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_turn_does_not_count_as_the_servers_time() {
+        let pace = Pace::keeping(Duration::from_secs(3));
+        let mut others = Vec::new();
+        for _ in 0..AT_ONCE {
+            others.push(Arc::clone(&pace.hands).acquire_owned().await);
+        }
+        let turn = Arc::new(pace.turn());
+        let shaking = pace.shake_hands(Arc::clone(&turn));
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            others.clear();
+        };
+        let mine = turn.within(Duration::from_secs(1), shaking);
+        assert_eq!(tokio::join!(mine, others).0, Some(()));
+        // What the server takes does.
+        let never = turn.within(Duration::from_millis(10), std::future::pending::<()>());
+        assert_eq!(never.await, None);
     }
 
     #[tokio::test]
@@ -142,6 +236,6 @@ mod tests {
             });
         }
         while all.join_next().await.is_some() {}
-        assert_eq!(most.load(Ordering::SeqCst), AT_ONCE_PER_ADDRESS);
+        assert_eq!(most.load(Ordering::SeqCst), AT_ONE_DOOR);
     }
 }

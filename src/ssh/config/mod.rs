@@ -71,7 +71,12 @@ pub enum Route {
         before: Option<String>,
     },
     /// By a command whose input and output are the connection.
-    Command(String),
+    Command {
+        /// What is run.
+        line: String,
+        /// As it was written: the same for all hosts that a line of the configuration serves.
+        written: String,
+    },
 }
 
 /// What a configuration says about one host, with all defaults filled in.
@@ -531,8 +536,8 @@ fn route(
                 Ok(Route::Direct)
             }
             Some(command) => {
-                let expanded = few(command).unwrap_or_else(|_| command.to_owned());
-                Ok(Route::Command(expanded))
+                let line = few(command).unwrap_or_else(|_| command.to_owned());
+                Ok(Route::Command { line, written: command.to_owned() })
             }
         },
     }

@@ -79,9 +79,11 @@ fn mistakes_are_errors_with_their_line() {
 #[test]
 fn ways() {
     let route = |text: &str| of(text, "x").unwrap().route;
+    let command =
+        |line: &str, written: &str| Route::Command { line: line.into(), written: written.into() };
     assert_eq!(route("ProxyJump none\nProxyJump b"), Route::Direct);
-    assert_eq!(route("ProxyJump none\nProxyCommand nc %h"), Route::Command("nc x".to_owned()));
-    assert_eq!(route("ProxyCommand nc %h %p # all"), Route::Command("nc x 22 # all".to_owned()));
+    assert_eq!(route("ProxyJump none\nProxyCommand nc %h"), command("nc x", "nc %h"));
+    assert_eq!(route("ProxyCommand nc %h %p # all"), command("nc x 22 # all", "nc %h %p # all"));
     assert_eq!(route("ProxyCommand none\nProxyJump b"), Route::Direct);
     let last = Jump { user: Some("v".into()), host: "c".into(), port: Some(9) };
     assert_eq!(
