@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
@@ -28,6 +29,8 @@ use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::wire::{Checkup, LogChunk};
 
+/// Most wishes are shorter, in bytes.
+const ROOM: usize = 8 << 10;
 /// Longest answer or line that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Room for pieces of a stream that is kept.
@@ -146,7 +149,7 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Vec<u8>,
+        body: BodyBytes,
     ) -> Result<Response<Incoming>, ApiError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| ApiError {
             kind: ErrorKind::Unreachable,
@@ -168,7 +171,7 @@ impl Client {
                 request = request.header(name, value);
             }
         }
-        let request = request.body(Full::new(BodyBytes::from(body))).map_err(|e| internal(&e))?;
+        let request = request.body(Full::new(body)).map_err(|e| internal(&e))?;
         sender.send_request(request).await.map_err(broken)
     }
 
@@ -193,7 +196,7 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        Self::answer(self.exchange(Method::GET, path, Vec::new()).await?).await
+        Self::answer(self.exchange(Method::GET, path, BodyBytes::new()).await?).await
     }
 
     /// What is asked of the agent that this door lends.
@@ -212,7 +215,7 @@ impl Client {
         path: &str,
         longest: usize,
     ) -> Result<BoxStream<'static, T>, ApiError> {
-        let response = self.exchange(Method::GET, path, Vec::new()).await?;
+        let response = self.exchange(Method::GET, path, BodyBytes::new()).await?;
         if response.status() != StatusCode::OK {
             let refused: Result<serde_json::Value, ApiError> = Self::answer(response).await;
             return Err(refused.err().unwrap_or_else(|| internal(&"no stream")));
@@ -239,7 +242,10 @@ impl Client {
         path: &str,
         body: &B,
     ) -> Result<T, ApiError> {
-        let body = serde_json::to_vec(body).map_err(|e| internal(&e))?;
+        // It may be a secret: wiped when it is sent, and roomy, so that it does not move while it grows.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
+        serde_json::to_writer(&mut *bytes, body).map_err(|e| internal(&e))?;
+        let body = BodyBytes::from_owner(bytes);
         Self::answer(self.exchange(Method::POST, path, body).await?).await
     }
 }

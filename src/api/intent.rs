@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::group::GroupSteer;
+use super::secret::Secret;
 use super::view::PlanView;
 use crate::base::{HostName, ReleaseNumber, ServiceName};
 use crate::spec::ConcurrencyPolicy;
@@ -160,7 +161,7 @@ pub enum Intent {
         /// The question's id.
         question: u64,
         /// `yes`, `no`, or the text asked for. Never logged, never journaled.
-        answer: String,
+        answer: Secret,
     },
     /// Try now to reach a host that is away, instead of when its time has come.
     Reconnect {

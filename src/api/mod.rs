@@ -14,6 +14,7 @@ pub mod lend;
 pub mod maintenance;
 pub mod plan;
 pub mod release;
+pub mod secret;
 pub mod server;
 mod shared;
 mod thinned;
@@ -52,6 +53,7 @@ pub use maintenance::{
     UpgradeHost,
 };
 pub use plan::{PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
+pub use secret::Secret;
 pub use server::CheckupRequest;
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,

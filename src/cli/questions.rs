@@ -2,11 +2,16 @@
 
 use std::io::{IsTerminal, Read};
 
+use zeroize::Zeroizing;
+
 use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::{Door, Intent, QuestionKind};
+use crate::api::{Door, Intent, QuestionKind, Secret};
+
+/// Longest answer, in bytes.
+const LONGEST: usize = 4096;
 
 /// What waits for a person.
 pub async fn list(args: &Args) -> Result<Success, Failure> {
@@ -37,7 +42,7 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
             return Err(Failure::other("a secret does not belong on a command line")
                 .with_hint("leave it out: it is read from the terminal or from standard input"));
         }
-        Some(answer) => answer.to_owned(),
+        Some(answer) => answer.into(),
         None => read_hidden()?,
     };
     client.send(Intent::Answer { question: id, answer }).await?;
@@ -48,14 +53,15 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
 }
 
 /// Reads a line without showing it.
-fn read_hidden() -> Result<String, Failure> {
+fn read_hidden() -> Result<Secret, Failure> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     let stdin = std::io::stdin();
-    let mut text = String::new();
+    // Wiped, and roomy, so that it does not move while it is read.
+    let mut text = Zeroizing::new(String::with_capacity(2 * LONGEST));
     let failed = |e: std::io::Error| Failure::other(format!("nothing could be read: {e}"));
     if !stdin.is_terminal() {
-        stdin.take(4096).read_to_string(&mut text).map_err(failed)?;
-        return Ok(text.trim_end_matches('\n').to_owned());
+        stdin.take(LONGEST as u64).read_to_string(&mut text).map_err(failed)?;
+        return Ok(text.trim_end_matches('\n').into());
     }
     eprint!("answer (not shown): ");
     let shown = tcgetattr(&stdin).map_err(|e| failed(e.into()))?;
@@ -66,5 +72,5 @@ fn read_hidden() -> Result<String, Failure> {
     let _ = tcsetattr(&stdin, OptionalActions::Now, &shown);
     eprintln!();
     read.map_err(failed)?;
-    Ok(text.trim_end_matches('\n').to_owned())
+    Ok(text.trim_end_matches('\n').into())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::core::{Core, now};
-use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Severity, Who};
+use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Severity, Who};
 use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::JournalError;
 use crate::journal::audit::Audit;
@@ -88,10 +88,17 @@ impl Auditor {
         if matches!(intent, Intent::Reload) {
             return Ok(None);
         }
-        let mut what = serde_json::to_value(intent).unwrap_or_default();
+        // A passphrase is nobody's business, nor is whether a new key was trusted by "yes".
+        let hidden = match intent {
+            Intent::Answer { question, .. } => {
+                Some(Intent::Answer { question: *question, answer: Secret::default() })
+            }
+            _ => None,
+        };
+        let shown = hidden.as_ref().unwrap_or(intent);
+        let mut what = serde_json::to_value(shown).unwrap_or_default();
         let mut why = None;
         if let Some(fields) = what.as_object_mut() {
-            // A passphrase is nobody's business, nor is whether a new key was trusted by "yes".
             fields.remove("answer");
             fields.remove("service");
             why = fields.remove("reason").filter(|r| !r.is_null());

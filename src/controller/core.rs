@@ -599,7 +599,7 @@ impl Core {
                 self.begin_upgrade(wish, by)
             }
             Intent::Answer { question, answer } => {
-                if self.means.fleet.answer(question, answer.into()) {
+                if self.means.fleet.answer(question, answer.into_answer()) {
                     Ok(IntentReply::Accepted)
                 } else {
                     Err(ApiError {

@@ -545,7 +545,7 @@ fn a_question_comes_up_and_only_a_whole_word_answers_it() {
     assert!(text(&state).contains("node7 asks"));
     assert!(sent(&press(&mut state, "y<enter>")).is_empty());
     let effects = press(&mut state, "es<enter>");
-    assert_eq!(sent(&effects), [Intent::Answer { question: 3, answer: "yes".to_owned() }]);
+    assert_eq!(sent(&effects), [Intent::Answer { question: 3, answer: "yes".into() }]);
     assert!(matches!(state.mode, Mode::Browse), "it does not come up again by itself");
     assert!(text(&state).contains("?1 Q") || text(&state).contains("1 question"));
 }
@@ -561,7 +561,7 @@ fn a_secret_is_neither_drawn_nor_logged() {
     assert!(!format!("{state:?}").contains("hunter2"));
     let effects = press(&mut state, "<enter>");
     assert!(!format!("{effects:?}").contains("hunter2"));
-    assert_eq!(sent(&effects), [Intent::Answer { question: 4, answer: "hunter2".to_owned() }]);
+    assert_eq!(sent(&effects), [Intent::Answer { question: 4, answer: "hunter2".into() }]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use ratatui::layout::{Position, Rect};
 use ratatui::text::Line;
 
 use super::{centre, draw_buttons, draw_field, plan};
-use crate::api::QuestionKind;
+use crate::api::{QuestionKind, Secret};
 use crate::tui::draw::Pen;
 use crate::tui::field::Field;
 use crate::tui::key::Key;
@@ -35,7 +35,7 @@ pub enum QuestionKey {
     /// It is left for later.
     Later,
     /// This is the answer.
-    Answer(String),
+    Answer(Secret),
 }
 
 impl QuestionDialog {
@@ -58,14 +58,14 @@ impl QuestionDialog {
                 match (self.kind, text.trim()) {
                     (_, "") => QuestionKey::Later,
                     (QuestionKind::HostKey, "yes" | "no") => {
-                        QuestionKey::Answer(text.trim().to_owned())
+                        QuestionKey::Answer(text.trim().into())
                     }
                     (QuestionKind::HostKey, _) => {
                         self.said = Some("type yes or no in full");
                         QuestionKey::Stay
                     }
                     // A passphrase may begin or end with a blank.
-                    (QuestionKind::Secret, _) => QuestionKey::Answer(text.to_owned()),
+                    (QuestionKind::Secret, _) => QuestionKey::Answer(text.into()),
                 }
             }
             other => {
