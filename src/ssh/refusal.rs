@@ -23,7 +23,7 @@ impl From<russh::ChannelOpenFailure> for JumpRefusal {
             Reason::ConnectFailed => Self::CannotConnect,
             Reason::UnknownChannelType => Self::UnknownKind,
             Reason::ResourceShortage => Self::Shortage,
-            _ => Self::Unnamed,
+            Reason::Other { .. } => Self::Unnamed,
         }
     }
 }
