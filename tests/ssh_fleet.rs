@@ -38,6 +38,7 @@ fn fake_agent(dir: &Path, protocol: u32) -> PathBuf {
     let facts = HostFacts { hostname: "it's a fake".to_owned(), ..HostFacts::default() };
     let hello = Reply::Hello { protocol, facts: Box::new(facts) };
     let hello = json(&FromAgent::Reply { id: 0, result: Ok(hello) });
+    let hullo = hello.replace("it's a fake", "it's another");
     let done = json(&FromAgent::Reply { id: 0, result: Ok(Reply::Done) });
     let refused = Refusal::NoFile { path: "/x".to_owned() };
     let refused = json(&FromAgent::Reply { id: 0, result: Err(refused) });
@@ -74,7 +75,7 @@ answer() {
     id=${line#*\"id\":}
     id=${id%%,*}
     case $line in
-    *'"hello"'*) say 'HELLO' "$id" ;;
+    *'"hello"'*) if [ -e "CHANGED" ]; then say 'HULLO' "$id"; else say 'HELLO' "$id"; fi ;;
     *'"follow"'*) say 'DONE' "$id"; printf '%s\n' 'SAMPLE' 'RANKS' ;;
     *'"list_dir"'*) say 'REFUSED' "$id" ;;
     *'"load_state"'*) exit 5 ;;
@@ -92,6 +93,8 @@ while IFS= read -r line; do answer; done
     let quoted = |text: &str| text.replace('\'', r"'\''");
     let script = script
         .replace("HELLO", &quoted(&hello))
+        .replace("HULLO", &quoted(&hullo))
+        .replace("CHANGED", &dir.join("changed").display().to_string())
         .replace("DONE", &quoted(&done))
         .replace("REFUSED", &quoted(&refused))
         .replace("SAMPLE", &quoted(&sample))
@@ -118,12 +121,19 @@ struct Watched {
 
 impl Watched {
     fn new(agent: &Path, interactive: bool) -> Self {
+        Self::with(FleetOptions { interactive, ..FleetOptions::default() }, agent)
+    }
+
+    fn asking_every(every: Duration, agent: &Path) -> Self {
+        Self::with(FleetOptions { facts_every: Some(every), ..FleetOptions::default() }, agent)
+    }
+
+    fn with(options: FleetOptions, agent: &Path) -> Self {
         let (sender, events) = mpsc::channel(8);
         let options = FleetOptions {
             agent_binary: Some(agent.to_owned()),
             ssh_config: Some(PathBuf::from("/dev/null")),
-            interactive,
-            ..FleetOptions::default()
+            ..options
         };
         Self { fleet: Fleet::new(options, sender), events, seen: Vec::new() }
     }
@@ -383,6 +393,27 @@ async fn an_unknown_key_is_a_question_to_a_person_or_a_named_cause() {
     watched.next("its end", |e| *e == FleetEvent::QuestionGone { id }).await;
     watched.up("box").await;
     assert!(known.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_is_may_change_while_it_is_connected() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let agent = fake_agent(server.dir.path(), PROTOCOL_VERSION);
+    let mut watched = Watched::asking_every(Duration::from_millis(200), &agent);
+    watched.hosts(&[("box", &spec(&server, &server.known_hosts("ed25519")))]);
+    watched.up("box").await;
+    fs::write(server.path("changed"), "").unwrap();
+    let is_new = |e: &FleetEvent| matches!(e, FleetEvent::Facts { facts, .. } if facts.hostname == "it's another");
+    watched.next("what it is now", is_new).await;
+    // Told when it changes, and not with every answer.
+    fs::remove_file(server.path("changed")).unwrap();
+    let any = |e: &FleetEvent| matches!(e, FleetEvent::Facts { .. });
+    let event = watched.next("what it is again", any).await;
+    let FleetEvent::Facts { facts, .. } = event else { panic!("{event:?}") };
+    assert_eq!(facts.hostname, "it's a fake");
 }
 
 #[tokio::test(flavor = "multi_thread")]

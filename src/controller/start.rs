@@ -143,9 +143,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         FleetOptions {
             agent_binary: options.agent_binary.clone(),
             agent_memo: Some(paths.agent_memo()),
-            ssh_config: None,
             interactive: true,
             in_process: options.in_process.clone(),
+            ..FleetOptions::default()
         },
         fleet_events,
     );

@@ -20,7 +20,7 @@ pub enum FleetEvent {
         /// misses none of them.
         way: Vec<String>,
     },
-    /// What the host is; once per connection.
+    /// What the host is; with each connection, and when it has changed.
     Facts {
         /// Which host.
         host: HostName,

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 use super::desk::{Desk, HostQuestions};
+use super::facts::WatchedFacts;
 use super::following::{Attention, AttentionCell};
 use super::install::{AgentCommand, InstallError, Source, install, wants_newer_system};
 use super::manager::InProcessHosts;
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     pub(super) agent_memo: Option<PathBuf>,
     pub(super) interactive: bool,
     pub(super) in_process: Option<Arc<dyn InProcessHosts>>,
+    pub(super) facts_every: Duration,
     pub(super) desk: Arc<Desk>,
     /// What all connections share: unlocked keys, agents, jump hosts.
     pub(super) ssh: ConnectOptions,
@@ -422,10 +424,11 @@ impl HostTask {
         let host = self.link.host.clone();
         let session = Arc::new(session);
         self.link.up(Arc::clone(&session));
+        let watched = WatchedFacts { known: facts.clone(), every: self.shared.facts_every };
         self.outbox.put(FleetEvent::Facts { host, facts: Box::new(facts) });
         self.outbox.link(LinkState::Up);
         let since = Instant::now();
-        let why = session.serve(running, &self.outbox).await;
+        let why = session.serve(running, watched, &self.outbox).await;
         let cause = Cause::from(why);
         self.link.down(&cause.why, cause.hint.clone());
         connection.close().await;

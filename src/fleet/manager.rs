@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
+use super::facts;
 use super::host_task::{HostTask, Link, Shared};
 use super::outbox::Outbox;
 use super::{Attention, FleetEvent, HostLink};
@@ -32,6 +33,8 @@ pub struct FleetOptions {
     pub interactive: bool,
     /// Hosts that are played in this process; the others are reached as their specs say.
     pub in_process: Option<Arc<dyn InProcessHosts>>,
+    /// How often hosts are asked again what they are; none: every minute.
+    pub facts_every: Option<Duration>,
 }
 
 /// Simulated hosts in this very process: an agent that is a task, without SSH or installation.
@@ -75,6 +78,7 @@ impl Fleet {
             agent_memo: options.agent_memo,
             interactive: options.interactive,
             in_process: options.in_process,
+            facts_every: options.facts_every.unwrap_or(facts::ASK_AGAIN),
             desk: Arc::new(Desk::default()),
             ssh: ConnectOptions::from_env(options.ssh_config.as_deref()),
             binary: OnceCell::new(),

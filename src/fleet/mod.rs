@@ -8,6 +8,7 @@ pub mod binary;
 mod desk;
 mod dial;
 pub mod event;
+mod facts;
 mod fallback;
 pub mod following;
 mod host_task;

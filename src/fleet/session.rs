@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::dial::Dialled;
+use super::facts::WatchedFacts;
 use super::following::{Attention, Picture};
 use super::install::AgentCommand;
 use super::lines::LineReader;
@@ -80,7 +81,7 @@ impl Patience {
 
 /// A running agent that has said hello.
 pub(super) struct Session {
-    host: HostName,
+    pub(super) host: HostName,
     connection: Arc<dyn Connection>,
     command: AgentCommand,
     lines: mpsc::Sender<Vec<u8>>,
@@ -200,7 +201,12 @@ impl Session {
     }
 
     /// Carries messages until the agent or the connection is lost; returns why.
-    pub(super) async fn serve(&self, running: Running, outbox: &Outbox) -> SessionError {
+    pub(super) async fn serve(
+        &self,
+        running: Running,
+        facts: WatchedFacts,
+        outbox: &Outbox,
+    ) -> SessionError {
         let Running { mut stdin, mut reader, early, control, mut lines } = running;
         let write = async {
             while let Some(line) = lines.recv().await {
@@ -251,6 +257,7 @@ impl Session {
             write.map(|()| SessionError::Silent).boxed(),
             self.pay_attention().map(|()| SessionError::Silent).boxed(),
             self.watch_clock(outbox).map(|()| SessionError::Silent).boxed(),
+            self.watch_facts(facts, outbox).map(|()| SessionError::Silent).boxed(),
         ]);
         let why = tokio::select! {
             biased;
