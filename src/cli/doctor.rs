@@ -266,8 +266,8 @@ fn gpu(gpu: &Gpu) -> Vec<Check> {
         (GpuHealth::Ok, None) => checks.push(check("GPU", Verdict::Good, &name)),
     }
     let hot = ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake"];
-    let slowed: Vec<&str> =
-        gpu.throttle_reasons.iter().map(SmolStr::as_str).filter(|r| hot.contains(r)).collect();
+    let reasons = gpu.throttle_reasons.iter().flatten();
+    let slowed: Vec<&str> = reasons.map(SmolStr::as_str).filter(|r| hot.contains(r)).collect();
     if !slowed.is_empty() {
         let found = format!("{name} is slowed by {}", slowed.join(", "));
         let advice = "look at its cooling and its power supply";

@@ -61,7 +61,13 @@ const GPU: &[OfGpu] = &[
     ("ecc_uncorrected", |g| cell(g.ecc_uncorrected)),
     ("ecc_corrected", |g| cell(g.ecc_corrected)),
     ("xid", |g| cell(g.xid.map(|x| x.code))),
-    ("throttle_reasons", |g| g.throttle_reasons.join(" ")),
+    ("throttle_reasons", |g| {
+        // Nothing lowers the clocks, or nobody knows.
+        g.throttle_reasons.as_ref().map_or_else(String::new, |reasons| match reasons.as_slice() {
+            [] => "none".to_owned(),
+            reasons => reasons.join(" "),
+        })
+    }),
     ("processes", |g| cell(g.processes.as_ref().map(Vec::len))),
     ("memory_utilisation_percent", |g| cell(g.memory_utilisation_percent)),
     ("encoder_percent", |g| cell(g.encoder_percent)),

@@ -216,7 +216,8 @@ const GPU: &[Metric<Gpu>] = &[
         g.xid.map(|x| f64::from(x.count))
     }),
     ("gpudeck_gpu_throttled", "Whether clocks are lowered.", |g| {
-        flag((g.health != GpuHealth::Lost).then_some(!g.throttle_reasons.is_empty()))
+        let reasons = g.throttle_reasons.as_ref().filter(|_| g.health != GpuHealth::Lost);
+        flag(reasons.map(|r| !r.is_empty()))
     }),
     ("gpudeck_gpu_processes", "Processes on it; absent where they are not known.", |g| {
         g.processes.as_ref().map(|list| list.len() as f64)
@@ -353,7 +354,7 @@ fn of_gpu(families: &mut Families, host: &str, gpu: &Gpu) {
     for (name, help, value) in GPU {
         families.add(name, help, &l, value(gpu));
     }
-    for reason in &gpu.throttle_reasons {
+    for reason in gpu.throttle_reasons.iter().flatten() {
         let labels = labels(&l, &[("reason", Some(reason))]);
         let help = "Why clocks are lowered.";
         families.add("gpudeck_gpu_throttle_reason", help, &labels, Some(1.0));

@@ -190,8 +190,8 @@ fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
         watts(gpu.power_limit_mw),
         number(gpu.sm_clock_mhz, " MHz"),
     );
-    if !gpu.throttle_reasons.is_empty() {
-        line.push_str(&format!(", slowed by {}", gpu.throttle_reasons.join(" and ")));
+    if let Some(reasons) = gpu.throttle_reasons.as_ref().filter(|r| !r.is_empty()) {
+        line.push_str(&format!(", slowed by {}", reasons.join(" and ")));
     }
     if let GpuHealth::Degraded { why } = &gpu.health {
         line.push_str(&format!(", DEGRADED: {why}"));

@@ -69,8 +69,12 @@ impl Sampler {
             return;
         };
         signals.samples += 1;
-        if gpu.throttle_reasons.iter().any(|r| TROUBLE.contains(&r.as_str())) {
-            signals.throttled += 1;
+        match &gpu.throttle_reasons {
+            None => signals.untold += 1,
+            Some(reasons) if reasons.iter().any(|r| TROUBLE.contains(&r.as_str())) => {
+                signals.throttled += 1;
+            }
+            Some(_) => {}
         }
         let errors = gpu.ecc_uncorrected.unwrap_or(0);
         let xid = gpu.judged_xid().map(|xid| xid.code);
@@ -177,9 +181,13 @@ mod tests {
         };
         assert_eq!(look(&gpu(7, "\"ok\"", "\"sw_power_cap\"")).error, None);
         let hot = look(&gpu(7, "\"ok\"", "\"hw_thermal_slowdown\""));
-        assert_eq!((hot.samples, hot.throttled, hot.error), (1, 1, None));
+        assert_eq!((hot.samples, hot.untold, hot.throttled, hot.error), (1, 0, 1, None));
         let worse = look(&gpu(9, "\"ok\"", "")).error.unwrap();
         assert_eq!(worse, "2 new uncorrected memory errors of GPU-1 on gpu1 > 0");
+        // A driver that does not tell is not one whose GPUs run free.
+        let unknown = Gpu { throttle_reasons: None, ..gpu(7, "\"ok\"", "") };
+        let mute = look(&unknown);
+        assert_eq!((mute.samples, mute.untold, mute.throttled), (1, 1, 0));
         let xid = look(&gpu(7, "{\"degraded\":{\"why\":\"Xid 79\"}}", "")).error.unwrap();
         assert_eq!(xid, "GPU-1 on gpu1: Xid 79");
         assert!(look(&gpu(7, "\"lost\"", "")).error.unwrap().contains("off the bus"));

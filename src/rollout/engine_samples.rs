@@ -64,6 +64,8 @@ pub struct GpuSignals {
     pub throttled: u64,
     /// Times at which a GPU should have been sampled and was not seen.
     pub unseen: u64,
+    /// Of these, of a driver that does not tell whether it was.
+    pub untold: u64,
     /// The first error: a new Xid, a new uncorrected memory error, a lost GPU. For people.
     pub error: Option<String>,
 }
@@ -82,6 +84,7 @@ impl EngineSamples {
         self.gpu.samples = self.gpu.samples.saturating_add(other.gpu.samples);
         self.gpu.throttled = self.gpu.throttled.saturating_add(other.gpu.throttled);
         self.gpu.unseen = self.gpu.unseen.saturating_add(other.gpu.unseen);
+        self.gpu.untold = self.gpu.untold.saturating_add(other.gpu.untold);
         if self.gpu.error.is_none() {
             self.gpu.error.clone_from(&other.gpu.error);
         }
@@ -203,12 +206,13 @@ fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<()
     {
         return Err(format!("GPU: {error}"));
     }
-    let share = gpu.throttled as f64 / gpu.samples.max(1) as f64;
-    if last && gpu.samples > 0 && share > spec.gpu.max_throttled {
+    let told = gpu.samples.saturating_sub(gpu.untold);
+    let share = gpu.throttled as f64 / told.max(1) as f64;
+    if last && told > 0 && share > spec.gpu.max_throttled {
         return Err(format!(
             "GPU throttled in {} of {} samples ({}) > {}",
             gpu.throttled,
-            gpu.samples,
+            told,
             percent(share),
             percent(spec.gpu.max_throttled)
         ));
@@ -512,7 +516,7 @@ mod tests {
         let thrown = EngineSamples { finished: 100, preemptions: 30, ..none.clone() };
         assert_eq!(judge(&thrown), "0.30 preemptions a request (30 in 100) > 0.10");
         let mut gpu = none.clone();
-        gpu.gpu = GpuSignals { samples: 10, throttled: 6, unseen: 0, error: None };
+        gpu.gpu = GpuSignals { samples: 14, throttled: 6, unseen: 0, untold: 4, error: None };
         assert_eq!(judge(&gpu), "GPU throttled in 6 of 10 samples (60.0 %) > 50.0 %");
         gpu.gpu.error = Some("gpu1 GPU-1: Xid 79".to_owned());
         assert_eq!(judge(&gpu), "GPU: gpu1 GPU-1: Xid 79");

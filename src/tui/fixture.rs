@@ -80,7 +80,7 @@ pub fn gpu(host: &str, index: u32, busy: u32, used_gib: u64) -> Gpu {
         sm_clock_mhz: Some(1_980),
         memory_clock_mhz: Some(2_619),
         pstate: Some("P0".into()),
-        throttle_reasons: Vec::new(),
+        throttle_reasons: Some(Vec::new()),
         processes: Some(Vec::new()),
         ecc_uncorrected: Some(0),
         nvlink_peers: (0..8)

@@ -279,9 +279,9 @@ pub struct Gpu {
     /// Performance state, `P0` to `P15`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pstate: Option<SmolStr>,
-    /// Why clocks are lowered, if they are.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub throttle_reasons: Vec<SmolStr>,
+    /// Why clocks are lowered: nothing, if they are not; none: the driver does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle_reasons: Option<Vec<SmolStr>>,
     /// Its PCI Express link.
     #[serde(skip_serializing_if = "is_default")]
     pub pcie: PcieLink,

@@ -320,12 +320,10 @@ impl Card {
         gpu.temperature_c = device.temperature(TemperatureSensor::Gpu).ok();
         gpu.power_mw = device.power_usage().ok();
         gpu.sm_clock_mhz = device.clock_info(Clock::SM).ok();
-        let reasons = device.current_throttle_reasons().map_or(0, |r| r.bits());
-        gpu.throttle_reasons = THROTTLE_REASONS
-            .iter()
-            .filter(|(_, bit)| reasons & bit != 0)
-            .map(|(name, _)| (*name).into())
-            .collect();
+        gpu.throttle_reasons = device.current_throttle_reasons().ok().map(|reasons| {
+            let told = |(_, bit): &&(&str, u64)| reasons.bits() & bit != 0;
+            THROTTLE_REASONS.iter().filter(told).map(|(name, _)| (*name).into()).collect()
+        });
         if want == Want::LookedAt {
             self.traffic(device);
         } else if want == Want::Due {

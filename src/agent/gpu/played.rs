@@ -151,15 +151,13 @@ fn gpu(
         memory_clock_mhz: has("clocks").then_some(script.memory_clock_mhz),
         max_memory_clock_mhz: script.max_memory_clock_mhz,
         pstate: has("pstate").then(|| format!("P{}", script.pstate)).map(Into::into),
-        throttle_reasons: if has("throttle") {
+        throttle_reasons: has("throttle").then(|| {
             super::scenario::THROTTLE_REASONS
                 .iter()
                 .filter(|(name, _)| script.throttle_reasons.iter().any(|r| r == name))
                 .map(|(name, _)| (*name).into())
                 .collect()
-        } else {
-            Vec::new()
-        },
+        }),
         pcie: script.pcie.map_or_else(PcieLink::default, |link| PcieLink {
             generation: Some(link.generation),
             max_generation: Some(link.max_generation),

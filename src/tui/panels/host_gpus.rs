@@ -91,8 +91,8 @@ fn troubles(theme: &Theme, sample: &HostSample, gpu: &Gpu, width: usize) -> Vec<
         GpuHealth::Degraded { why } => more.push(format!("DEGRADED: {why}")),
         GpuHealth::Lost => more.push("LOST: fell off the bus".to_owned()),
     }
-    if !gpu.throttle_reasons.is_empty() {
-        more.push(format!("slowed: {}", gpu.throttle_reasons.join(", ")));
+    if let Some(reasons) = gpu.throttle_reasons.as_ref().filter(|r| !r.is_empty()) {
+        more.push(format!("slowed: {}", reasons.join(", ")));
     }
     if !more.is_empty() {
         out.extend(below(width, 4, &format!("▲ {}", more.join(" · ")), theme.bad));
