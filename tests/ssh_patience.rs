@@ -142,6 +142,40 @@ async fn to_box(
     connect(&endpoint, options, questions, &|_| ()).await
 }
 
+/// Another configuration for a server.
+fn change(server: &mut Sshd, change: impl Fn(String) -> String) {
+    server.kill();
+    let config = server.path("sshd_config");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, change(text)).unwrap();
+    server.up();
+}
+
+/// It takes passwords, and waits four seconds for a login.
+fn impatient(server: &mut Sshd) {
+    change(server, |text| {
+        let text = text.replace("PasswordAuthentication no", "PasswordAuthentication yes");
+        text + "LoginGraceTime 4\n"
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_wait_for_an_agent_is_a_lost_login() {
+    if !lab() {
+        return;
+    }
+    let (mut server, agent, mut options) = only_agents().await;
+    impatient(&mut server);
+    options.timeouts.sign = Duration::from_secs(7);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let untouched = Untouched { real: agent.socket.clone(), asked: Arc::clone(&asked) };
+    let _lease = options.agents.lend(Arc::new(untouched));
+    let error = to_box(&options, &NoQuestions).await.err().unwrap();
+    // The end of the connection is seen at once or with the next try to log in.
+    assert!(error.login_lost(), "{error}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_does_not_sign_in_time_is_a_lost_login() {
     if !lab() {
@@ -226,12 +260,7 @@ async fn a_question_goes_with_the_server_that_did_not_wait_for_its_answer() {
         return;
     }
     let mut server = Sshd::start();
-    server.kill();
-    let config = server.path("sshd_config");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let text = text.replace("PasswordAuthentication no", "PasswordAuthentication yes");
-    std::fs::write(&config, text + "LoginGraceTime 4\n").unwrap();
-    server.up();
+    impatient(&mut server);
     let options = options(&server, " PreferredAuthentications password\n IdentityFile none");
     for asked in 1..=2 {
         let person = Elsewhere::default();
@@ -291,11 +320,7 @@ async fn a_server_that_lets_only_some_wait_drops_nobody() {
         return;
     }
     let mut server = Sshd::start();
-    server.kill();
-    let config = server.path("sshd_config");
-    let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replace("MaxStartups 200", "MaxStartups 14:100:14")).unwrap();
-    server.up();
+    change(&mut server, |text| text.replace("MaxStartups 200", "MaxStartups 14:100:14"));
     let key = format!(" IdentityFile {}", server.user_key().display());
     let mut options = options(&server, &key);
     // Not given back before the login is done, however slow this machine is.

@@ -20,6 +20,8 @@ use super::signer::{Outcome, Patience, Signer};
 use super::{Questions, SshError};
 use crate::base::{text, time};
 
+/// The end of a connection is noticed within this time.
+const NOTICED: Duration = Duration::from_secs(1);
 /// A server that asks on and on is left.
 const MAX_QUESTIONS: usize = 20;
 /// A server that wants more factors than this is left.
@@ -278,7 +280,13 @@ impl Attempt<'_> {
             }
         };
         let offered = timeout(limit, offered).await;
-        let outcome = signer.outcome;
+        let mut outcome = signer.outcome;
+        if outcome == Outcome::Late {
+            // russh does not listen to the server while a signature is waited for: what it has said
+            // meanwhile is heard now.
+            let ended = timeout(NOTICED, self.ended.wait_for(Option::is_some)).await;
+            outcome = if ended.is_ok() { Outcome::HungUp } else { Outcome::Late };
+        }
         match offered {
             Err(_) => Err(self.late()),
             Ok(Err(_)) if outcome == Outcome::HungUp => {

@@ -46,7 +46,7 @@ pub(super) enum Outcome {
     Answered,
     /// An agent did not answer in time.
     Late,
-    /// The server did not wait for it.
+    /// The way to the server ended before.
     HungUp,
 }
 
