@@ -55,6 +55,8 @@ pub(super) struct Host {
     /// Hosts whose cells differ in nothing but their links, and have the same links, have the same number; [`NONE`]
     /// for a host whose GPUs differ otherwise.
     pub pattern: u32,
+    /// All of it is one island, and every kind may use all of it or nothing: counting GPUs is enough.
+    pub whole: bool,
 }
 
 /// One way to divide a replica, on one GPU model.
@@ -343,7 +345,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
             }
             let room = cells.iter().map(|c| c.gpus.len() as u32).sum();
             let pattern = pattern(&cells, &mut patterns);
-            Host { cells, rack: rack_of[h], zone: zone_of[h], room, pattern }
+            Host { cells, rack: rack_of[h], zone: zone_of[h], room, pattern, whole: false }
         })
         .collect();
 
@@ -475,7 +477,21 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         service.host_quota = host_quota;
         service.homes = homes;
     }
+    for h in 0..problem.hosts.len() {
+        problem.hosts[h].whole = is_whole(&problem, h as u32);
+    }
     problem
+}
+
+fn is_whole(problem: &Problem, host: u32) -> bool {
+    let cells = &problem.hosts[host as usize].cells;
+    let all = mask(&problem.hosts[host as usize], |_| true);
+    let island = cells.first().and_then(|c| c.island);
+    let alike = |mask: u64| mask == 0 || mask == all;
+    island.is_some()
+        && cells.iter().all(|c| c.island == island)
+        && (0..problem.kinds.len() as u32)
+            .all(|k| alike(problem.eligible(k, host)) && alike(problem.tight(k, host)))
 }
 
 /// A service of its own for the replicas of each service's earlier releases; gives where it is. It has no way to be

@@ -71,7 +71,11 @@ fn positions(p: &Problem) -> Option<Vec<Vec<Position>>> {
             for split in &p.kinds[*kind as usize].splits {
                 let mut chosen = Vec::new();
                 combine(&hosts, *split as usize, 0, &mut chosen, &mut |hosts| {
-                    list.push(Position { kind: *kind, keep: NONE, hosts: hosts.to_vec() });
+                    list.push(Position {
+                        kind: *kind,
+                        keep: NONE,
+                        hosts: hosts.iter().copied().collect(),
+                    });
                     list.len() <= MAX_POSITIONS
                 });
             }

@@ -15,6 +15,7 @@ pub mod answer;
 mod bound;
 mod compile;
 mod exact;
+mod few;
 pub mod file;
 mod layout;
 mod places;

@@ -41,7 +41,8 @@ fn better(state: &mut State<'_>, slot: u32, old: Position, over: &mut dyn FnMut(
             continue;
         }
         for h in 0..p.hosts.len() as u32 {
-            let position = Position { kind: *kind, keep: NONE, hosts: vec![h] };
+            let position =
+                Position { kind: *kind, keep: NONE, hosts: std::iter::once(h).collect() };
             if p.eligible(*kind, h) == 0 || size(p, &position) >= least {
                 continue;
             }

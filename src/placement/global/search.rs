@@ -5,6 +5,7 @@
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
 use super::compile::{NONE, Problem, Service};
+use super::few::Few;
 use super::state::{Levels, Position, Score, State};
 
 /// A small generator of numbers that look random: the same on every machine (Vigna's xorshift64*).
@@ -265,9 +266,9 @@ impl<'a> Search<'a> {
         kind: u32,
         split: u32,
         first: Option<u32>,
-    ) -> Option<([i64; 5], Vec<u32>)> {
+    ) -> Option<([i64; 5], Few)> {
         let units = self.p.kinds[kind as usize].units / split;
-        let mut hosts: Vec<u32> = Vec::with_capacity(split as usize);
+        let mut hosts = Few::default();
         let mut total = [0; 5];
         if let Some(first) = first {
             total = self.state.price(self.p.slots[slot as usize], kind, units, first)?;
@@ -339,9 +340,9 @@ impl<'a> Search<'a> {
     fn drive(&mut self, slot: u32, host: u32, depth: u32) {
         let p = self.p;
         let service = &p.services[p.slots[slot as usize] as usize];
-        let kinds = service.kinds.iter().copied().filter(|k| p.eligible(*k, host) != 0);
-        let kinds: Vec<u32> = kinds.collect();
-        let Some(kind) = kinds.get(self.dice.below(kinds.len())).copied() else { return };
+        let kinds = || service.kinds.iter().copied().filter(|k| p.eligible(*k, host) != 0);
+        let turn = self.dice.below(kinds().count());
+        let Some(kind) = kinds().nth(turn) else { return };
         let k = &p.kinds[kind as usize];
         let room = p.hosts[host as usize].room;
         let fits = |m: &&u32| k.units / **m * k.tensor <= room;
@@ -385,9 +386,10 @@ impl<'a> Search<'a> {
     }
 
     /// The hosts of a replica of which one is given: the others in its rack, if that has so many.
-    fn targets(&mut self, kind: u32, units: u32, host: u32, split: usize) -> Option<Vec<u32>> {
+    fn targets(&mut self, kind: u32, units: u32, host: u32, split: usize) -> Option<Few> {
         let p = self.p;
-        let mut hosts = vec![host];
+        let mut hosts = Few::default();
+        hosts.push(host);
         let gpus = units * p.kinds[kind as usize].tensor;
         let fits = |h: u32| p.eligible(kind, h) != 0 && p.hosts[h as usize].room >= gpus;
         for near in [true, false] {

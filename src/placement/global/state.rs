@@ -3,6 +3,7 @@
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
 use super::compile::{NONE, Problem, span_cost};
+use super::few::Few;
 use super::file::WorldSpread;
 use super::layout::{HostCost, Part, divide};
 
@@ -13,7 +14,7 @@ pub(super) struct Position {
     /// The incumbent that it continues, or [`NONE`].
     pub keep: u32,
     /// Its hosts in order; the groups are divided evenly.
-    pub hosts: Vec<u32>,
+    pub hosts: Few,
 }
 
 /// What a placement is worth, compared in this order; less is better.
@@ -63,6 +64,8 @@ pub(super) struct State<'a> {
     used: Vec<i64>,
     /// Hosts with so many free GPUs, as bits.
     by_room: Vec<Vec<u64>>,
+    /// How many.
+    with_room: [u32; 65],
     most_room: u32,
     scratch: Vec<Part>,
 }
@@ -83,9 +86,11 @@ impl<'a> State<'a> {
                 OnHost { parts: Vec::new(), used: 0, cost }
             })
             .collect();
+        let mut with_room = [0; 65];
         let mut by_room = vec![vec![0u64; p.hosts.len().div_ceil(64)]; 65];
         for (h, host) in p.hosts.iter().enumerate() {
             by_room[host.room as usize][h / 64] |= 1 << (h % 64);
+            with_room[host.room as usize] += 1;
         }
         let mut unplaced = vec![0; p.classes.len()];
         for service in p.slots.iter().map(|s| &p.services[*s as usize]).filter(|s| !s.outgoing) {
@@ -114,6 +119,7 @@ impl<'a> State<'a> {
             within,
             used: vec![0; p.services.len()],
             by_room,
+            with_room,
             most_room: p.hosts.iter().map(|h| h.room).max().unwrap_or(0),
             scratch: Vec::new(),
         }
@@ -124,7 +130,7 @@ impl<'a> State<'a> {
     }
 
     pub fn levels(&self) -> Levels {
-        let hole = (0..65).rev().find(|n| self.holes[*n] > 0).unwrap_or(0);
+        let hole = (0..=self.most_room as usize).rev().find(|n| self.holes[*n] > 0).unwrap_or(0);
         Levels { closed: 64 - hole as i64, ..self.score.levels }
     }
 
@@ -158,12 +164,28 @@ impl<'a> State<'a> {
         self.on[service as usize * self.p.hosts.len() + host as usize]
     }
 
+    /// GPUs of a part that lack headroom, on a host that is `whole`.
+    fn tight(&self, host: u32, part: &Part) -> u32 {
+        if part.pin == NONE && self.p.tight(part.kind, host) != 0 {
+            part.units * self.p.kinds[part.kind as usize].tensor
+        } else {
+            0
+        }
+    }
+
     /// What the host would cost with one part more; none if it does not fit.
     fn with(&mut self, host: u32, part: Part) -> Option<HostCost> {
         let size = self.size(host, &part);
         let on = &self.hosts[host as usize];
         if self.p.hosts[host as usize].room < on.used + size {
             return None;
+        }
+        if self.p.hosts[host as usize].whole {
+            // Whatever else is there, it lies in the one island.
+            let free = self.room(host) - size;
+            let tight = on.cost.tight + self.tight(host, &part);
+            let fits = part.pin != NONE || self.p.eligible(part.kind, host) != 0;
+            return fits.then_some(HostCost { link: 0, tight, closed: 64 - free });
         }
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
@@ -182,14 +204,7 @@ impl<'a> State<'a> {
         }
         let gpus = units * k.tensor;
         let old = self.hosts[host as usize].cost;
-        let cells = &self.p.hosts[host as usize].cells;
-        let cost = if cells.len() == 1 && cells[0].island.is_some() {
-            // Whatever else is there, it lies in the one island.
-            let tight = if self.p.tight(kind, host) == 0 { 0 } else { gpus };
-            HostCost { tight: old.tight + tight, ..old }
-        } else {
-            self.with(host, Part { slot: NONE, kind, units, pin: NONE })?
-        };
+        let cost = self.with(host, Part { slot: NONE, kind, units, pin: NONE })?;
         let service = &self.p.services[s as usize];
         let crowded = match service.spread {
             WorldSpread::None => 0,
@@ -254,21 +269,30 @@ impl<'a> State<'a> {
     fn take_part(&mut self, slot: u32, host: u32) {
         let parts = &self.hosts[host as usize].parts;
         let Some(i) = parts.iter().position(|p| p.slot == slot) else { return };
-        let size = self.size(host, &parts[i]);
+        let part = parts[i];
+        let size = self.size(host, &part);
         self.hosts[host as usize].parts.swap_remove(i);
         self.use_gpus(host, -i64::from(size));
-        let cost = divide(self.p, host, &self.hosts[host as usize].parts, None);
-        self.set_cost(host, cost.unwrap_or_default());
+        let cost = if self.p.hosts[host as usize].whole {
+            let old = self.hosts[host as usize].cost;
+            let tight = old.tight - self.tight(host, &part);
+            HostCost { link: 0, tight, closed: 64 - self.room(host) }
+        } else {
+            divide(self.p, host, &self.hosts[host as usize].parts, None).unwrap_or_default()
+        };
+        self.set_cost(host, cost);
     }
 
     fn use_gpus(&mut self, host: u32, more: i64) {
         let (word, bit) = (host as usize / 64, 1u64 << (host % 64));
         let before = self.room(host) as usize;
         self.by_room[before][word] &= !bit;
+        self.with_room[before] -= 1;
         let used = &mut self.hosts[host as usize].used;
         *used = used.saturating_add_signed(more as i32);
         let now = self.room(host) as usize;
         self.by_room[now][word] |= bit;
+        self.with_room[now] += 1;
     }
 
     /// Hosts that a kind may use, from those with just enough free GPUs up. Among equals it begins at `turn`.
@@ -282,6 +306,9 @@ impl<'a> State<'a> {
     ) {
         let words = self.p.hosts.len().div_ceil(64);
         for room in gpus..=self.most_room {
+            if self.with_room[room as usize] == 0 {
+                continue;
+            }
             // From the middle of the first word on, and its beginning at the end.
             for n in 0..=words {
                 let word = (turn / 64 + n) % words;
@@ -369,6 +396,64 @@ impl<'a> State<'a> {
                 // A rack or zone counts for more than a host.
                 let weight = if service.host_quota == u32::MAX { 1 } else { 2 };
                 self.score.levels.crowded += weight * (over(*n) - before);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::compile::compile;
+    use super::super::read::read;
+    use super::super::search::Dice;
+    use super::*;
+
+    /// What is counted from part to part is what dividing the host anew gives.
+    #[test]
+    fn a_host_of_one_island_is_counted_as_it_would_be_divided() {
+        let gpu = |host: usize, i: u32| {
+            let island = if host % 4 == 3 { i / 4 } else { 0 };
+            let free = format!("{}GiB", 60 + 19 * (host % 2));
+            json!({"index": i, "memory_total": "80GiB", "memory_free": free, "numa": i / 4, "island": island})
+        };
+        let hosts: Vec<_> = (0..8)
+            .map(|h| json!({"name": format!("h{h}"), "gpus": (0..8).map(|i| gpu(h, i)).collect::<Vec<_>>()}))
+            .collect();
+        let services: Vec<_> = (0..12)
+            .map(|s| {
+                let (memory, tensor) = (["20GiB", "57GiB", "78GiB"][s % 3], [1, 2, 4, 3][s % 4]);
+                json!({"name": format!("s{s}"), "replicas": 3, "shapes": [{"tensor": tensor, "memory": memory}]})
+            })
+            .collect();
+        let running = json!([{"service": "s0", "replica": 0, "memory": 0, "ranks": [{"host": "h0", "gpus": [5]}]}]);
+        let mut world = json!({"hosts": hosts, "services": services, "placements": running});
+        // A requirement that looks at links tells GPUs of one island apart.
+        for picky in [false, true] {
+            if picky {
+                world["services"][1]["require"] = json!("host.name != 'h1' || gpu.numa == 0");
+            }
+            let p = compile(&read(&world.to_string(), "world").unwrap());
+            let whole = p.hosts.iter().filter(|h| h.whole).count();
+            assert_eq!(whole, if picky { 5 } else { 6 });
+            let mut state = State::new(&p);
+            let mut dice = Dice::new(3);
+            for _ in 0..2000 {
+                let slot = dice.below(p.slots.len()) as u32;
+                let service = &p.services[p.slots[slot as usize] as usize];
+                state.remove(slot);
+                let keep = service.incumbents.first().copied().filter(|_| dice.below(2) == 0);
+                let position = Position {
+                    kind: service.kinds[0],
+                    keep: keep.unwrap_or(NONE),
+                    hosts: std::iter::once(if keep.is_some() { 0 } else { dice.below(8) as u32 })
+                        .collect(),
+                };
+                state.place(slot, position);
+                for (h, on) in state.hosts.iter().enumerate() {
+                    assert_eq!(Some(on.cost), divide(&p, h as u32, &on.parts, None));
+                }
             }
         }
     }

@@ -179,7 +179,10 @@ fn worse(p: &Problem, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32
             hosts.extend(old.hosts.iter().copied().skip(1).filter(|o| *o != h));
             hosts.truncate(*split as usize);
             if hosts.len() == *split as usize
-                && state.place(slot, Position { kind: *kind, keep: NONE, hosts })
+                && state.place(
+                    slot,
+                    Position { kind: *kind, keep: NONE, hosts: hosts.into_iter().collect() },
+                )
             {
                 let score = state.score();
                 if best.as_ref().is_none_or(|b| score < *b) {
