@@ -12,6 +12,7 @@
 
 mod alike;
 pub mod answer;
+mod bar;
 mod bound;
 mod compile;
 mod exact;

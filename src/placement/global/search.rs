@@ -4,9 +4,10 @@
 #![allow(clippy::indexing_slicing)] // hosts, slots and kinds are numbered by `compile`
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
+use super::bar::Bar;
 use super::compile::{NONE, Problem, Service};
 use super::few::Few;
-use super::state::{Levels, Position, Score, State};
+use super::state::{Position, Score, State};
 
 /// A small generator of numbers that look random: the same on every machine (Vigna's xorshift64*).
 #[derive(Clone, Debug)]
@@ -30,21 +31,15 @@ impl Dice {
     }
 
     /// From 0 to less than 1.
-    fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
-/// What the levels weigh while it is hot, in mean bytes of a service's weights.
-const TIGHT: f64 = 2.0;
-const LINK: f64 = 6.0;
-const DISPLACED: f64 = 4.0;
-const MOVE: f64 = 40.0;
-const CROWD: f64 = 160.0;
-/// The temperature at the beginning and at the end, in the same measure, and the share of the time that is hot. Found by
+/// The temperature at the beginning and at the end, in mean bytes of a service's weights, and the share of the time that is hot. Found by
 /// trying on the worlds of `tests/placement_oracle`.
-const HOTTEST: f64 = 0.6;
-const COOLEST: f64 = 0.02;
+const HOTTEST: f64 = 0.9;
+const COOLEST: f64 = 0.04;
 const HOT: f64 = 0.85;
 
 /// The search and what it knows.
@@ -54,12 +49,16 @@ pub(super) struct Search<'a> {
     dice: Dice,
     /// What was done in this attempt, to take it back.
     undo: Vec<Undo>,
-    /// Before this attempt.
-    before: Vec<i64>,
+    /// What the result of this attempt has to meet.
+    bar: Bar,
+    /// The slot of this attempt had a place: then all have to keep theirs.
+    placed: bool,
+    /// Where it was.
+    left: Vec<u32>,
     /// Slots that have a reason to be elsewhere, as of the last look.
     restless: Vec<u32>,
-    /// The mean bytes of a service that has any: what the other levels are weighed in.
-    grain: f64,
+    /// Those of them that have no place.
+    waiting: Vec<u32>,
     /// The first host will do.
     hurries: bool,
 }
@@ -82,9 +81,11 @@ impl<'a> Search<'a> {
             p,
             dice: Dice::new(0x9E37_79B9_7F4A_7C15),
             undo: Vec::new(),
-            before: Vec::new(),
+            bar: Bar::new(grain(p)),
+            placed: false,
+            left: Vec::new(),
             restless: Vec::new(),
-            grain: grain(p),
+            waiting: Vec::new(),
             hurries: false,
         }
     }
@@ -367,16 +368,27 @@ impl<'a> Search<'a> {
         self.resettle(out, depth);
     }
 
-    /// Finds other places for those that were driven out.
+    /// Finds other places for those that were driven out, as long as that can still come to any good.
     fn resettle(&mut self, mut out: Vec<u32>, depth: u32) {
         let p = self.p;
         out.sort_by_key(|s| std::cmp::Reverse(gpus(p, *s)));
         for other in out {
-            if self.settle(other) || depth == 0 {
+            if self.placed && !self.bar.promises(&self.state) {
+                return;
+            }
+            if self.settle(other) {
+                continue;
+            }
+            if depth == 0 {
+                if self.placed {
+                    return;
+                }
                 continue;
             }
             let hosts = &p.services[p.slots[other as usize] as usize].homes;
-            let to = if hosts.is_empty() || self.dice.below(2) == 0 {
+            let to = if !self.left.is_empty() && self.dice.below(2) == 0 {
+                self.left[self.dice.below(self.left.len())]
+            } else if hosts.is_empty() || self.dice.below(2) == 0 {
                 self.dice.below(p.hosts.len()) as u32
             } else {
                 hosts[self.dice.below(hosts.len())]
@@ -438,10 +450,13 @@ impl<'a> Search<'a> {
         if p.slots.is_empty() || p.hosts.is_empty() {
             return;
         }
-        self.before.clear();
-        self.before.extend_from_slice(self.state.unplaced());
-        let levels = self.state.levels();
+        self.bar.set(&self.state, heat, &mut self.dice);
         let slot = self.pick();
+        self.left.clear();
+        if let Some(at) = &self.state.at[slot as usize] {
+            self.left.extend_from_slice(&at.hosts);
+        }
+        self.placed = self.state.at[slot as usize].is_some();
         let service = &p.services[p.slots[slot as usize] as usize];
         if matches!(&self.state.at[slot as usize],
             Some(Position { keep, .. }) if *keep != NONE && p.incumbents[*keep as usize].must_stay)
@@ -466,42 +481,28 @@ impl<'a> Search<'a> {
             && self.dice.below(2) == 0
         {
             self.drive_back(slot, incumbent);
-            if !self.accepts(levels, heat) {
+            if !self.bar.accepts(&self.state) {
                 self.take_back();
             }
             return;
         }
-        let depth =
-            u32::from(self.dice.below(3) == 0) + u32::from(self.state.at[slot as usize].is_none());
+        let depth = 1
+            + u32::from(self.dice.below(2) == 0)
+            + u32::from(self.state.at[slot as usize].is_none());
         self.drive(slot, host, depth);
         if self.state.at[slot as usize].is_none() {
             self.settle(slot);
         }
-        if !self.accepts(levels, heat) {
+        if !self.bar.accepts(&self.state) {
             self.take_back();
         }
     }
 
-    /// Whether what an attempt made of it is kept. Replicas are never given up; as long as it is hot, the other levels
-    /// are weighed against each other, the more important the heavier.
-    fn accepts(&mut self, before: Levels, heat: f64) -> bool {
-        let now = self.state.levels();
-        let order = self.state.unplaced().cmp(self.before.as_slice());
-        if order.is_ne() || heat <= 0.0 {
-            return order.then(now.cmp(&before)).is_le();
-        }
-        let grain = self.grain;
-        let more = (now.bytes - before.bytes) as f64
-            + (now.tight - before.tight) as f64 * grain * TIGHT
-            + (now.displaced - before.displaced) as f64 * grain * DISPLACED
-            + (now.link - before.link) as f64 * grain * LINK
-            + (now.moves - before.moves) as f64 * grain * MOVE
-            + (now.crowded - before.crowded) as f64 * grain * CROWD;
-        more <= 0.0 || self.dice.unit() < (-more / heat).exp()
-    }
-
-    /// A slot that has a reason to be elsewhere, mostly.
+    /// A slot that has a reason to be elsewhere, mostly. Those without a place are few and count for most.
     fn pick(&mut self) -> u32 {
+        if !self.waiting.is_empty() && self.dice.below(10) == 0 {
+            return self.waiting[self.dice.below(self.waiting.len())];
+        }
         if self.restless.is_empty() || self.dice.below(8) == 0 {
             return self.dice.below(self.p.slots.len()) as u32;
         }
@@ -512,18 +513,24 @@ impl<'a> Search<'a> {
     pub fn look_around(&mut self) {
         let p = self.p;
         self.restless.clear();
+        self.waiting.clear();
         for (slot, at) in self.state.at.iter().enumerate() {
             let service = &p.services[p.slots[slot] as usize];
+            let moved = at.as_ref().is_some_and(|at| at.keep == NONE);
+            let stray = if moved { self.could_stay(service) } else { None };
             let restless = at.as_ref().is_none_or(|at| {
                 let rack = |h: &u32| p.hosts[*h as usize].rack;
                 let away = |h: &u32| service.bytes > 0 && !service.has[*h as usize];
                 at.keep == NONE
                     && ((!service.homes.is_empty() && at.hosts.iter().any(away))
                         || at.hosts.iter().any(|h| rack(h) != rack(&at.hosts[0]))
-                        || self.could_stay(service).is_some())
+                        || stray.is_some())
             });
             if restless {
                 self.restless.push(slot as u32);
+                if at.is_none() && !service.outgoing {
+                    self.waiting.push(slot as u32);
+                }
             }
         }
     }
@@ -580,7 +587,7 @@ pub(super) fn improve(
     progress: &mut dyn FnMut(u64) -> f64,
 ) -> (Best, u64) {
     let mut best = Best { score: search.state.score(), at: search.state.at.clone() };
-    let grain = search.grain;
+    let grain = search.bar.grain;
     let mut steps = 0;
     let mut done = progress(0);
     while done < 1.0 && best.score > *ideal {

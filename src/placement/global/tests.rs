@@ -341,3 +341,36 @@ fn hosts_of_unlike_gpus_are_divided_as_well_as_a_few_steps_allow() {
     let answer = solve(&world, &mut control).unwrap();
     assert!(level(&answer, "placed") >= 12, "{}", shown(&answer));
 }
+
+/// Whatever an attempt tries, nothing is lost by it, and what is counted is what is there.
+#[test]
+fn an_attempt_is_kept_only_where_it_loses_nothing() {
+    let world = json!({
+        "hosts": (0..9).map(|i| host(&format!("h{i}"), &format!("r{}", i / 3), 8, if i % 3 == 0 { 4 } else { 8 })).collect::<Vec<_>>(),
+        "services": (0..30).map(|i| {
+            let (tensor, pipeline) = [(1, 1), (2, 1), (4, 1), (8, 1), (2, 3), (4, 3)][i % 6];
+            let s = with(service(&format!("s{i}"), 1, tensor, pipeline), "priority", json!(i % 2));
+            with(with(s, "weights_bytes", json!(format!("{}GiB", 5 + i))), "weights_on", json!([format!("h{}", i % 9)]))
+        }).collect::<Vec<_>>(),
+    });
+    let p = compile::compile(&read(&world.to_string(), "world").unwrap());
+    let mut search = search::Search::new(&p);
+    search.construct(&mut || false);
+    for n in 0..3000 {
+        let heat = if n < 2000 { 1e10 } else { 0.0 };
+        if n % 16 == 0 {
+            search.look_around();
+        }
+        let before = search.state.score();
+        search.attempt(heat);
+        let after = search.state.score();
+        assert!(after.unplaced <= before.unplaced);
+        assert!(heat > 0.0 || after <= before);
+        let mut anew = state::State::new(&p);
+        for (slot, position) in search.state.at.iter().enumerate() {
+            let Some(position) = position else { continue };
+            assert!(anew.place(slot as u32, position.clone()));
+        }
+        assert_eq!(anew.score(), after);
+    }
+}
