@@ -57,6 +57,8 @@ pub(super) struct Search<'a> {
     left: Vec<u32>,
     /// Slots that have a reason to be elsewhere, as of the last look.
     restless: Vec<u32>,
+    /// Those of them that run elsewhere and could stay there.
+    strays: Vec<(u32, u32)>,
     /// Those of them that have no place.
     waiting: Vec<u32>,
     /// The first host will do.
@@ -85,6 +87,7 @@ impl<'a> Search<'a> {
             placed: false,
             left: Vec::new(),
             restless: Vec::new(),
+            strays: Vec::new(),
             waiting: Vec::new(),
             hurries: false,
         }
@@ -493,6 +496,7 @@ impl<'a> Search<'a> {
         if self.state.at[slot as usize].is_none() {
             self.settle(slot);
         }
+        self.come_home();
         if !self.bar.accepts(&self.state) {
             self.take_back();
         }
@@ -514,10 +518,12 @@ impl<'a> Search<'a> {
         let p = self.p;
         self.restless.clear();
         self.waiting.clear();
+        self.strays.clear();
         for (slot, at) in self.state.at.iter().enumerate() {
             let service = &p.services[p.slots[slot] as usize];
             let moved = at.as_ref().is_some_and(|at| at.keep == NONE);
             let stray = if moved { self.could_stay(service) } else { None };
+            self.strays.extend(stray.map(|incumbent| (slot as u32, incumbent)));
             let restless = at.as_ref().is_none_or(|at| {
                 let rack = |h: &u32| p.hosts[*h as usize].rack;
                 let away = |h: &u32| service.bytes > 0 && !service.has[*h as usize];
@@ -539,6 +545,27 @@ impl<'a> Search<'a> {
     fn could_stay(&self, service: &Service) -> Option<u32> {
         let mut of = service.incumbents.iter().copied();
         of.find(|i| self.p.incumbents[*i as usize].can_stay && !self.state.stays(*i))
+    }
+
+    /// Replicas that had to move for the slot of this attempt stay after all, now that it is elsewhere.
+    fn come_home(&mut self) {
+        let p = self.p;
+        for n in 0..self.strays.len() {
+            let (slot, incumbent) = self.strays[n];
+            let pins = &p.incumbents[incumbent as usize].pins;
+            if self.state.stays(incumbent) || !pins.iter().any(|pin| self.left.contains(&pin.host))
+            {
+                continue;
+            }
+            let Some(old) = self.state.at[slot as usize].clone() else { continue };
+            if old.keep == NONE {
+                self.take(slot);
+                let position = self.staying(p.slots[slot as usize], incumbent);
+                if !self.put(slot, position) {
+                    self.put(slot, old);
+                }
+            }
+        }
     }
 
     /// Lets a replica that runs stay after all: what lies on its GPUs goes elsewhere.

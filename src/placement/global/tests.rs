@@ -342,6 +342,10 @@ fn hosts_of_unlike_gpus_are_divided_as_well_as_a_few_steps_allow() {
     assert!(level(&answer, "placed") >= 12, "{}", shown(&answer));
 }
 
+fn at(kind: u32, hosts: &[u32]) -> state::Position {
+    state::Position { kind, keep: compile::NONE, hosts: hosts.iter().copied().collect() }
+}
+
 /// Whatever an attempt tries, nothing is lost by it, and what is counted is what is there.
 #[test]
 fn an_attempt_is_kept_only_where_it_loses_nothing() {
@@ -373,4 +377,30 @@ fn an_attempt_is_kept_only_where_it_loses_nothing() {
         }
         assert_eq!(anew.score(), after);
     }
+}
+
+/// Two had to move for a gang; elsewhere only one would have to. Neither of the two can go back before the gang is
+/// there, and as long as they do not that is one more.
+#[test]
+fn what_moved_for_a_gang_comes_back_when_that_goes_elsewhere() {
+    let running = |service: &str, replica: u32, host: &str, gpus: &[u32]| json!({"service": service, "replica": replica, "ranks": [{"host": host, "gpus": gpus}]});
+    let world = json!({
+        "hosts": [host("a", "r", 4, 4), host("b", "r", 4, 4), host("c", "r", 4, 2)],
+        "services": [with(service("two", 2, 2, 1), "hosts", json!(["a", "c"])), service("one", 1, 2, 1), with(service("gang", 1, 4, 1), "link", json!("nvlink"))],
+        "placements": [running("two", 0, "a", &[0, 1]), running("two", 1, "a", &[2, 3]), running("one", 0, "b", &[0, 1])],
+    });
+    let p = compile::compile(&read(&world.to_string(), "world").unwrap());
+    let mut search = search::Search::new(&p);
+    let kind = |slot: usize| p.services[p.slots[slot] as usize].kinds[0];
+    for (slot, host) in [(0, 2), (1, 2), (3, 0)] {
+        assert!(search.state.place(slot, at(kind(slot as usize), &[host])));
+    }
+    let stays = search.staying(p.slots[2], p.services[1].incumbents[0]);
+    assert!(search.state.place(2, stays));
+    assert_eq!(search.state.levels().moves, 2);
+    for _ in 0..2000 {
+        search.look_around();
+        search.attempt(0.0);
+    }
+    assert_eq!(search.state.levels().moves, 1);
 }
