@@ -125,6 +125,8 @@ fn the_journal_and_the_audit_trail_are_read_without_a_controller() {
     assert_eq!(done.code(), Some(1), "{done:#?}");
     let line = asked["seq"].as_u64().unwrap();
     assert!(done.stderr.contains(&format!("line {line}: it was changed")), "{done:#?}");
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(gpudeck("audit verify").code(), Some(0));
     let file = state.join("journal/journal.000001.jsonl");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replacen("the first", "the worst", 1)).unwrap();
@@ -135,6 +137,22 @@ fn the_journal_and_the_audit_trail_are_read_without_a_controller() {
         words(&done).contains("journal.000001.jsonl:3: record 2 does not match its hash"),
         "{done:#?}"
     );
+    std::fs::write(&file, text).unwrap();
+
+    // Lines that are cut off are told for ever, also when the controller goes on with the trail.
+    let file = state.join("audit.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let kept = text.lines().count() - 3;
+    let cut: String = text.lines().take(kept).flat_map(|l| [l, "\n"]).collect();
+    std::fs::write(&file, cut).unwrap();
+    assert_eq!(gpudeck("rollout pause chat").code(), Some(5));
+    let events = gpudeck("events").expect_success().stdout;
+    assert!(events.contains("the audit trail: 3 lines are missing at the end"), "{events}");
+    gpudeck("controller stop").expect_success();
+    let done = gpudeck("audit verify");
+    assert_eq!(done.code(), Some(1), "{done:#?}");
+    let told = format!("line {}: it was found when the trail was opened: 3 lines", kept + 1);
+    assert!(done.stderr.contains(&told), "{done:#?}");
     traces.expect_none(&person);
 }
 

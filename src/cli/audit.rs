@@ -94,14 +94,14 @@ fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
     let report = ledger::verify_audit(paths).map_err(|e| failed(&e))?;
     match args.output {
         Output::Json => table::json(&report)?,
-        Output::Text if report.problem.is_none() => table::out(&format!(
+        Output::Text if report.worst().is_none() => table::out(&format!(
             "the audit trail is good: {} lines{}",
             report.lines,
             report.head.as_deref().map(|h| format!(", the last one is {h}")).unwrap_or_default()
         ))?,
         Output::Text => {}
     }
-    match report.problem {
+    match report.worst() {
         None => Ok(Success::Done),
         Some((line, what)) => Err(Failure::other(format!("audit trail, line {line}: {what}"))
             .with_hint(format!("lines 1 to {} are as they were written", line.saturating_sub(1)))),

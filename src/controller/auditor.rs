@@ -71,6 +71,11 @@ impl Auditor {
         Ok(Self(Arc::new(Mutex::new(Audit::open(dir)?))))
     }
 
+    /// What was missing at its end when it was opened.
+    pub fn found_gap(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).found_gap().map(str::to_owned)
+    }
+
     fn write<T: Serialize>(&self, entry: &T) -> Result<u64, JournalError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).append(entry)
     }
@@ -142,6 +147,15 @@ impl Auditor {
 }
 
 impl Core {
+    /// Says that lines were missing in the trail.
+    pub(super) fn tell_gap(&self) {
+        if let Some(what) = self.audit.found_gap() {
+            let words =
+                format!("the audit trail: {what}; `gpudeck audit verify` says so from now on");
+            self.say(Severity::Error, None, &words);
+        }
+    }
+
     /// Writes down how a rollout ended, once.
     pub(super) fn audit_outcome(&self, before: &ServiceState, after: &ServiceState) {
         let ended = |state: &ServiceState| {

@@ -243,6 +243,7 @@ impl Core {
         mut of_fleet: mpsc::Receiver<FleetEvent>,
     ) {
         self.make_good_absence();
+        self.tell_gap();
         self.note_never_begun();
         self.resume();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));

@@ -3,7 +3,8 @@
 //!
 //! A line is one JSON object whose last field is `hash`: BLAKE3 over the hash before and the text of
 //! the line up to that field. Beside it `audit.head` names the last line, so that lines cut off at the
-//! end are missed too. Somebody who may write both files can make a new chain; copy the head elsewhere
+//! end are missed too: whoever opens such a trail writes a line of it (`gap`) that [`verify`] tells for ever.
+//! Somebody who may write both files can make a new chain; copy the head elsewhere
 //! (`gpudeck audit verify --output json`) if that must be noticed.
 
 use std::fs::{self, File, OpenOptions};
@@ -15,12 +16,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::JournalError;
+use crate::base::{Timestamp, text};
 
 /// The file's name, in the deck's state directory.
 pub const FILE: &str = "audit.jsonl";
 
 /// Names the last line: `SEQUENCE HASH`.
 const HEAD_FILE: &str = "audit.head";
+
+/// The event of a line that says that lines are missing before it.
+const GAP: &str = "gap";
 
 /// Longest line that is written or read, in bytes.
 const MAX_LINE_BYTES: usize = 64 << 10;
@@ -49,6 +54,41 @@ pub struct Audit {
     hash: String,
     /// A write failed in the middle and could not be taken back.
     broken: bool,
+    /// Lines are missing, and that is not written down yet.
+    gap: Option<Gap>,
+    /// What was missing when it was opened.
+    found: Option<String>,
+}
+
+/// The line that stands where lines are missing.
+#[derive(Clone, Debug, Serialize)]
+struct Gap {
+    at: Timestamp,
+    event: &'static str,
+    /// What [`HEAD_FILE`] said.
+    head: Head,
+    result: String,
+}
+
+/// The line that was written last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Head {
+    seq: u64,
+    hash: String,
+}
+
+impl Head {
+    /// None: there is none, or it says nothing.
+    fn read(dir: &Path) -> Option<Self> {
+        let text = fs::read_to_string(dir.join(HEAD_FILE)).ok()?;
+        let (seq, hash) = text.trim().split_once(' ')?;
+        Some(Self { seq: seq.parse().ok()?, hash: hash.to_owned() })
+    }
+}
+
+fn missing_words(count: u64, last: u64) -> String {
+    let noun = if count == 1 { "line is" } else { "lines are" };
+    format!("{count} {noun} missing at the end: the last one was number {last}")
 }
 
 #[derive(Serialize)]
@@ -67,7 +107,8 @@ fn chained(previous: &str, text: &str) -> String {
 
 impl Audit {
     /// Opens (or begins) the trail in `dir`, whose lock the caller holds. A last line without its end
-    /// was never acknowledged and is cut off; the rest is not judged here.
+    /// was never acknowledged and is cut off. Where the end is not what was written last, that is written
+    /// down before anything else; the rest is not judged here.
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let path = dir.join(FILE);
         let file = OpenOptions::new()
@@ -77,21 +118,68 @@ impl Audit {
             .mode(0o600)
             .open(&path)
             .map_err(JournalError::io("cannot open", &path))?;
-        let mut audit =
-            Self { path, file, length: 0, next_seq: 1, hash: START.to_owned(), broken: false };
-        audit.find_end()?;
+        let mut audit = Self {
+            path,
+            file,
+            length: 0,
+            next_seq: 1,
+            hash: START.to_owned(),
+            broken: false,
+            gap: None,
+            found: None,
+        };
+        let head = Head::read(dir);
+        let at_head = audit.find_end(head.as_ref().map(|h| h.seq))?;
+        audit.gap = head.and_then(|head| audit.gap_to(head, at_head));
+        audit.found = audit.gap.as_ref().map(|g| g.result.clone());
+        // On a full disk it waits for the next line, which is not written without it.
+        if let Err(error) = audit.write_gap() {
+            tracing::error!(%error, "lines are missing in the audit trail, and that is not written down");
+        }
         Ok(audit)
     }
 
-    /// Where the last whole line ends, and what it says of itself.
-    fn find_end(&mut self) -> Result<(), JournalError> {
+    /// What was missing at the end of the trail when it was opened.
+    pub fn found_gap(&self) -> Option<&str> {
+        self.found.as_deref()
+    }
+
+    /// What is missing if `head` was the last line; `at_head` is the hash of the line with its number. A head
+    /// that is behind is none: it is written after the line.
+    fn gap_to(&self, head: Head, at_head: Option<String>) -> Option<Gap> {
+        let last = self.next_seq - 1;
+        let result = if head.seq > last {
+            missing_words(head.seq - last, head.seq)
+        } else if head.seq > 0 && at_head.as_ref() != Some(&head.hash) {
+            format!("line {} is not the one that stood here", head.seq)
+        } else {
+            return None;
+        };
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+        Some(Gap { at: Timestamp(at), event: GAP, head, result })
+    }
+
+    fn write_gap(&mut self) -> Result<(), JournalError> {
+        if let Some(gap) = self.gap.clone() {
+            self.write(&gap)?;
+            self.gap = None;
+        }
+        Ok(())
+    }
+
+    /// Where the last whole line ends, and what it says of itself; the hash of line number `wanted`.
+    fn find_end(&mut self, wanted: Option<u64>) -> Result<Option<String>, JournalError> {
         let path = self.path.clone();
-        let (mut end, mut last) = (0, None);
+        let (mut end, mut last, mut found) = (0, None, None);
         let file = File::open(&path).map_err(JournalError::io("cannot open", &path))?;
-        for_each_line(&path, BufReader::new(file), |_, bytes, line| {
+        for_each_line(&path, BufReader::new(file), |number, bytes, line| {
             if let Some(text) = line {
                 end = bytes;
                 last = Some(text.to_owned());
+                if Some(number) == wanted {
+                    found = serde_json::from_str::<Line>(text).ok().map(|line| line.hash);
+                }
             }
             Ok(())
         })?;
@@ -102,14 +190,19 @@ impl Audit {
             self.next_seq = line.seq.saturating_add(1);
             self.hash = line.hash;
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Appends one line; it is on disk when this returns its number.
     pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<u64, JournalError> {
+        self.write_gap()?;
+        self.write(entry)
+    }
+
+    fn write<T: Serialize>(&mut self, entry: &T) -> Result<u64, JournalError> {
         if self.broken {
             // The file is read again: what stands there is what counts.
-            self.find_end()?;
+            self.find_end(None)?;
             self.broken = false;
         }
         let seq = self.next_seq;
@@ -196,18 +289,23 @@ pub struct AuditReport {
     pub head: Option<String>,
     /// The first line (from 1) at which something is wrong, and what.
     pub problem: Option<(u64, String)>,
+    /// Lines that say that others are missing before them, and what: that was found when the trail was opened.
+    pub gaps: Vec<(u64, String)>,
+}
+
+impl AuditReport {
+    /// The first thing that is wrong: a line, and what.
+    pub fn worst(&self) -> Option<(u64, &str)> {
+        let all = self.gaps.first().into_iter().chain(&self.problem);
+        all.map(|(line, what)| (*line, what.as_str())).min()
+    }
 }
 
 /// Checks the whole chain; takes no lock and changes nothing.
 pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
     let path = dir.join(FILE);
-    let head_path = dir.join(HEAD_FILE);
     // Read first: a line that is appended meanwhile must not look like a missing one.
-    let head = fs::read_to_string(&head_path).ok();
-    let head = head.as_deref().and_then(|text| {
-        let (seq, hash) = text.trim().split_once(' ')?;
-        Some((seq.parse::<u64>().ok()?, hash.to_owned()))
-    });
+    let head = Head::read(dir);
     let mut report = AuditReport::default();
     let file = match File::open(&path) {
         Ok(file) => Some(file),
@@ -221,12 +319,13 @@ pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
                 return Ok(());
             }
             match check_line(number, text, &hash) {
-                Ok(next) => {
-                    hash = next;
+                Ok(line) => {
+                    report.gaps.extend(gap_in(&line));
+                    hash = line.hash;
                     report.lines = number;
-                    if let Some((seq, stated)) = &head
-                        && *seq == number
-                        && *stated != hash
+                    if let Some(head) = &head
+                        && head.seq == number
+                        && head.hash != hash
                     {
                         let words = "it is not the line that stood here (audit.head)".to_owned();
                         report.problem = Some((number, words));
@@ -237,21 +336,28 @@ pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
             Ok(())
         })?;
     }
-    if let Some((seq, _)) = head
+    if let Some(head) = head
         && report.problem.is_none()
-        && seq > report.lines
+        && head.seq > report.lines
     {
-        let gone = seq - report.lines;
-        let noun = if gone == 1 { "line is" } else { "lines are" };
-        let words = format!("{gone} {noun} missing at the end: the last one was number {seq}");
+        let words = missing_words(head.seq - report.lines, head.seq);
         report.problem = Some((report.lines + 1, words));
     }
     report.head = (report.lines > 0).then_some(hash);
     Ok(report)
 }
 
-/// The hash of line `number` if it is the one that follows `previous`.
-fn check_line(number: u64, text: Option<&str>, previous: &str) -> Result<String, String> {
+/// What a line tells of lines that are missing before it.
+fn gap_in(line: &Line) -> Option<(u64, String)> {
+    (line.entry.get("event")?.as_str()? == GAP).then(|| {
+        let what = line.entry.get("result").and_then(Value::as_str);
+        let what = text::clean(what.unwrap_or("lines are missing"), 200);
+        (line.seq, format!("it was found when the trail was opened: {what}"))
+    })
+}
+
+/// Line `number` if it is the one that follows `previous`.
+fn check_line(number: u64, text: Option<&str>, previous: &str) -> Result<Line, String> {
     let text = text.ok_or("it is torn, or not text")?;
     let line: Line = serde_json::from_str(text).map_err(|_| "it is not a line of the trail")?;
     if line.seq != number {
@@ -262,7 +368,7 @@ fn check_line(number: u64, text: Option<&str>, previous: &str) -> Result<String,
     if chained(previous, open) != line.hash {
         return Err("it was changed, or does not follow the line before it".to_owned());
     }
-    Ok(line.hash)
+    Ok(line)
 }
 
 #[cfg(test)]
@@ -336,6 +442,62 @@ mod tests {
         assert_eq!(audit.append(&json!({ "what": "again" })).unwrap(), 3);
         let report = verify(dir.path()).unwrap();
         assert_eq!((report.lines, report.problem), (3, None));
+    }
+
+    #[test]
+    fn lines_cut_off_at_the_end_are_told_for_ever() {
+        for kept in [0, 3, 5] {
+            let (dir, lines) = trail(6);
+            assert_eq!(problem_of(dir.path(), &lines[..kept]), Some(kept as u64 + 1));
+            let mut audit = Audit::open(dir.path()).unwrap();
+            let found = audit.found_gap().unwrap();
+            assert!(found.contains(&format!("{} line", 6 - kept)), "{found}");
+            audit.append(&json!({ "what": "goes on" })).unwrap();
+            drop(audit);
+            let mut audit = Audit::open(dir.path()).unwrap();
+            assert_eq!(audit.found_gap(), None, "it is written down once");
+            audit.append(&json!({ "what": "goes on" })).unwrap();
+            let report = verify(dir.path()).unwrap();
+            assert_eq!((report.lines, &report.problem), (kept as u64 + 3, &None));
+            let (line, what) = report.worst().unwrap();
+            assert_eq!(line, kept as u64 + 1);
+            assert!(what.contains("the last one was number 6"), "{what}");
+            let read = read(dir.path()).unwrap();
+            assert!(lines[5].contains(read[kept].entry["head"]["hash"].as_str().unwrap()));
+        }
+    }
+
+    #[test]
+    fn another_line_in_place_of_the_last_is_told_for_ever() {
+        let (dir, lines) = trail(3);
+        fs::write(dir.path().join(FILE), lines[..2].join("\n") + "\n").unwrap();
+        let head = fs::read(dir.path().join(HEAD_FILE)).unwrap();
+        fs::remove_file(dir.path().join(HEAD_FILE)).unwrap();
+        let mut forged = Audit::open(dir.path()).unwrap();
+        for _ in 0..2 {
+            forged.append(&json!({ "what": "something else" })).unwrap();
+        }
+        fs::write(dir.path().join(HEAD_FILE), head).unwrap();
+        Audit::open(dir.path()).unwrap().append(&json!({ "what": "goes on" })).unwrap();
+        let report = verify(dir.path()).unwrap();
+        assert_eq!(report.worst().unwrap().0, 5, "{report:?}");
+    }
+
+    #[test]
+    fn a_crash_between_a_line_and_the_head_is_no_gap() {
+        let (dir, _) = trail(4);
+        let behind = fs::read(dir.path().join(HEAD_FILE)).unwrap();
+        Audit::open(dir.path()).unwrap().append(&json!({ "what": "the last" })).unwrap();
+        for head in [Some(behind), Some(Vec::new()), None] {
+            match head {
+                Some(head) => fs::write(dir.path().join(HEAD_FILE), head).unwrap(),
+                None => fs::remove_file(dir.path().join(HEAD_FILE)).unwrap(),
+            }
+            let audit = Audit::open(dir.path()).unwrap();
+            assert_eq!(audit.found_gap(), None);
+            let report = verify(dir.path()).unwrap();
+            assert_eq!((report.lines, report.worst()), (5, None));
+        }
     }
 
     #[test]
