@@ -4,13 +4,19 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+use git2::{ConfigLevel, ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
 
 use super::files::{self, DECK_FILE, DeckFiles};
 use super::history::trailers;
 use super::{RevisionError, service_file};
 use crate::base::{ReleaseNumber, Revision, ServiceName, text};
 use crate::spec::parse::MAX_SPEC_BYTES;
+
+/// What libgit2 goes by when it writes objects and references. `git` has another one (`core.fsync`) and
+/// complains of this.
+const FSYNC: &str = "core.fsyncObjectFiles";
+/// Settings for libgit2 alone, in the repository's own directory.
+const OWN_CONFIG: &str = "gpudeck.config";
 
 pub(super) const STABLE_REFS: &str = "refs/gpudeck/stable/";
 pub(super) const RELEASE_REFS: &str = "refs/gpudeck/releases/";
@@ -39,17 +45,20 @@ impl DeckRepo {
         } else {
             let mut options = RepositoryInitOptions::new();
             options.no_reinit(true).mkpath(true).initial_head("main").external_template(false);
-            let repo = Repository::init_opts(path, &options)?;
-            // libgit2 syncs loose objects only when told to.
-            repo.config()?.set_bool("core.fsyncObjectFiles", true)?;
-            repo
+            Repository::init_opts(path, &options)?
         };
+        // Earlier versions set it here, and `git` warned of it with every command.
+        match repo.config()?.open_level(ConfigLevel::Local)?.remove(FSYNC) {
+            Err(e) if e.code() != ErrorCode::NotFound => return Err(e.into()),
+            _ => {}
+        }
         let deck = Self::over(repo, path)?;
         deck.ignore_own_files()?;
         Ok(deck)
     }
 
     fn over(repo: Repository, path: &Path) -> Result<Self, RevisionError> {
+        sync_what_is_written(&repo)?;
         match repo.workdir().map(Path::to_owned) {
             Some(root) => Ok(Self { repo, root }),
             None => Err(RevisionError::Bare { path: path.to_owned() }),
@@ -272,4 +281,37 @@ pub(super) fn release_ref(number: ReleaseNumber) -> String {
 /// Git forbids some dots in references (`a..b`, `x.lock`, a dot at the end): all are written `%2E`.
 fn stable_ref(service: &ServiceName) -> String {
     format!("{STABLE_REFS}{}", service.as_str().replace('.', "%2E"))
+}
+
+/// Lets libgit2 sync what it writes, in every deck, without a word in a file that `git` reads.
+fn sync_what_is_written(repo: &Repository) -> Result<(), RevisionError> {
+    let path = repo.path().join(OWN_CONFIG);
+    if !path.exists()
+        && let Err(error) = fs::write(&path, "[core]\n\tfsyncObjectFiles = true\n")
+    {
+        // A deck that cannot be written can be read.
+        tracing::debug!(path = %path.display(), %error, "settings for libgit2 are not written");
+        return Ok(());
+    }
+    repo.config()?.add_file(&path, ConfigLevel::App, true)?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_synced_and_git_reads_nothing_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        Repository::init(dir.path()).unwrap().config().unwrap().set_bool(FSYNC, true).unwrap();
+        DeckRepo::init(dir.path()).unwrap();
+        for _ in 0..2 {
+            let deck = DeckRepo::open(dir.path()).unwrap();
+            assert!(deck.repo.config().unwrap().get_bool(FSYNC).unwrap());
+        }
+        let read_by_git = fs::read_to_string(dir.path().join(".git/config")).unwrap();
+        assert!(!read_by_git.to_lowercase().contains("fsync"), "{read_by_git}");
+    }
 }
