@@ -144,13 +144,6 @@ fn what_went_different_ways_is_refused_and_said() {
     assert!(second.remote_status(None).unwrap().has_diverged());
     assert_eq!(second.read_service(&chat()).unwrap(), "a = 9\nb = 2\n");
 
-    // Rebased by hand: the number that both gave out is not taken from whoever sent it first.
-    let repo = Repository::open(second.root()).unwrap();
-    let theirs = repo.refname_to_id("refs/remotes/origin/main").unwrap();
-    repo.reset(&repo.find_object(theirs, None).unwrap(), git2::ResetType::Hard, None).unwrap();
-    let error = second.push(None).unwrap_err();
-    assert!(error.to_string().contains("release r2 is another commit at origin"), "{error}");
-
     // An edit in the way of what was fetched is left alone.
     let (_dir, first, second) = shared();
     release(&first, "a = 1\nb = 3\n");
@@ -165,6 +158,174 @@ fn what_went_different_ways_is_refused_and_said() {
     let alone = DeckRepo::init(&alone.path().join("deck")).unwrap();
     assert!(matches!(alone.push(None), Err(RevisionError::NoRemote { name: None })));
     assert!(matches!(first.push(Some("nobody")), Err(RevisionError::NoRemote { .. })));
+}
+
+/// Two decks gave out one number: after the merge everything else travels, and it is said which one it is.
+fn a_number_given_out_twice_holds_nothing_else_up(first: &DeckRepo, second: &DeckRepo) {
+    let bare = Repository::open(first.root().parent().unwrap().join("remote.git")).unwrap();
+    let number = first.next_release().unwrap();
+    let theirs = release(first, "a = 1\nb = 3\n");
+    first.push(None).unwrap();
+    second.fetch(None).unwrap();
+    let repo = Repository::open(second.root()).unwrap();
+    let collision = format!("refs/gpudeck/releases/{number}");
+    let base = repo.find_reference("refs/heads/main").unwrap().peel_to_commit().unwrap();
+    if base.id().to_string() == theirs.0 {
+        let parent = base.parent(0).unwrap();
+        repo.reset(parent.as_object(), git2::ResetType::Hard, None).unwrap();
+        repo.find_reference(&collision).unwrap().delete().unwrap();
+    }
+    let ours = release(second, "a = 9\nb = 2\n");
+    assert_eq!(second.release(number).unwrap(), Some(ours.clone()));
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Diverged);
+    assert_eq!(second.colliding().unwrap(), [number]);
+
+    // Merged by hand, as the hint says.
+    let commit = |r: &Revision| repo.find_commit(git2::Oid::from_str(&r.0).unwrap()).unwrap();
+    let (mine, other) = (commit(&ours), commit(&theirs));
+    let by = git2::Signature::now("ada", "ada@example.org").unwrap();
+    let tree = mine.tree().unwrap();
+    repo.commit(Some("HEAD"), &by, &by, "Merge", &tree, &[&mine, &other]).unwrap();
+    second.set_outcome(&ours, &Outcome::Completed).unwrap();
+    let next = release(second, "a = 9\nb = 4\n");
+    let error = second.push(None).unwrap_err();
+    let (words, hint) = (error.to_string(), gpudeck::base::Hint::hint(&error).unwrap());
+    assert_eq!(words, format!("release {number} is another commit at origin"));
+    assert!(hint.contains(&format!("git update-ref {collision}")), "{hint}");
+    let there = |name: &str| bare.refname_to_id(name).unwrap().to_string();
+    assert_eq!(there("refs/heads/main"), next.0);
+    let after = ReleaseNumber(number.0 + 1);
+    assert_eq!(there(&format!("refs/gpudeck/releases/{after}")), next.0);
+    assert_eq!(there(&collision), theirs.0);
+    assert!(bare.find_note(Some("refs/notes/gpudeck"), mine.id()).is_ok());
+    assert_eq!(second.fetch(None).unwrap(), Fetched::UpToDate);
+
+    // What the hint says ends it.
+    repo.reference(&collision, other.id(), true, "by hand").unwrap();
+    assert_eq!(second.push(None).unwrap().ahead, 0);
+    assert_eq!(second.colliding().unwrap(), []);
+    first.fetch(None).unwrap();
+    assert_eq!(first.colliding().unwrap(), []);
+}
+
+#[test]
+fn a_number_given_out_twice_holds_nothing_up() {
+    let (_dir, first, second) = shared();
+    a_number_given_out_twice_holds_nothing_else_up(&first, &second);
+}
+
+fn memory(context: u64) -> gpudeck::model::Observation {
+    serde_json::from_value(serde_json::json!({
+        "architecture": "LlamaForCausalLM", "weight_bytes": 1, "engine": "vllm", "device": "cpu",
+        "tensor": 1, "pipeline": 1, "context": context,
+    }))
+    .unwrap()
+}
+
+/// What each of two decks wrote of a release is kept, here and at the remote, whoever sends it first.
+fn notes_are_joined(first: &DeckRepo, second: &DeckRepo) {
+    let newest = ReleaseNumber(first.next_release().unwrap().0 - 1);
+    let release = first.release(newest).unwrap().unwrap();
+    let told = |deck: &DeckRepo| {
+        let history = deck.history(&chat(), 1).unwrap();
+        (history[0].outcome.clone(), history[0].memory.len())
+    };
+    first.add_memory(&release, &memory(1)).unwrap();
+    first.push(None).unwrap();
+    second.fetch(None).unwrap();
+    assert_eq!(told(second), (None, 1));
+    first.set_outcome(&release, &Outcome::Completed).unwrap();
+    first.push(None).unwrap();
+    second.fetch(None).unwrap();
+    assert_eq!(told(second), (Some(Outcome::Completed), 1), "a note that was known is taken anew");
+
+    // Both write before they have heard of each other.
+    let failed = Outcome::Failed { why: "x".to_owned() };
+    first.set_outcome(&release, &failed).unwrap();
+    first.push(None).unwrap();
+    second.add_memory(&release, &memory(2)).unwrap();
+    second.push(None).unwrap();
+    assert_eq!(told(second), (Some(failed.clone()), 2));
+    first.add_memory(&release, &memory(3)).unwrap();
+    first.push(None).unwrap();
+    assert_eq!(told(first), (Some(failed.clone()), 3));
+    second.push(None).unwrap();
+    assert_eq!(told(second), (Some(failed.clone()), 3));
+    first.fetch(None).unwrap();
+    assert_eq!(told(first), (Some(failed), 3));
+}
+
+#[test]
+fn what_two_decks_note_of_a_release_is_joined() {
+    let (_dir, first, second) = shared();
+    notes_are_joined(&first, &second);
+}
+
+/// Two decks that send at the same moment, again and again, lose nothing.
+#[test]
+fn notes_sent_at_the_same_moment_are_all_there() {
+    let (dir, first, second) = shared();
+    let r1 = first.release(ReleaseNumber(1)).unwrap().unwrap();
+    drop((first, second));
+    let send = |name: &str, from: u64| {
+        let (path, r1) = (dir.path().join(name), r1.clone());
+        std::thread::spawn(move || {
+            let deck = DeckRepo::open(&path).unwrap();
+            for n in from..from + 4 {
+                deck.add_memory(&r1, &memory(n)).unwrap();
+                match deck.share(None) {
+                    Ok(_) | Err(RevisionError::Outrun { .. } | RevisionError::Locked { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        })
+    };
+    let both = [send("first", 1), send("second", 11)];
+    for thread in both {
+        thread.join().unwrap();
+    }
+    for name in ["first", "second", "first"] {
+        DeckRepo::open(&dir.path().join(name)).unwrap().push(None).unwrap();
+    }
+    for name in ["first", "second"] {
+        let deck = DeckRepo::open(&dir.path().join(name)).unwrap();
+        assert_eq!(deck.history(&chat(), 1).unwrap()[0].memory.len(), 8, "{name}");
+    }
+}
+
+/// What was stopped is served no more, at the remote and in every deck; a deck that has not heard of it does
+/// not bring it back, a newer release does.
+fn what_is_stopped_is_not_stable(first: &DeckRepo, second: &DeckRepo) {
+    let bare = Repository::open(first.root().parent().unwrap().join("remote.git")).unwrap();
+    let there = || bare.refname_to_id("refs/gpudeck/stable/chat").ok();
+    let served = release(first, "a = 1\nb = 7\n");
+    first.set_stable(&chat(), &served).unwrap();
+    first.push(None).unwrap();
+    second.fetch(None).unwrap();
+    assert_eq!(second.stable(&chat()).unwrap(), Some(served.clone()));
+
+    first.clear_stable(&chat()).unwrap();
+    assert_eq!(first.stable(&chat()).unwrap(), None);
+    first.fetch(None).unwrap();
+    assert_eq!(first.stable(&chat()).unwrap(), None, "the remote does not bring it back");
+    first.push(None).unwrap();
+    assert_eq!(there(), None);
+    second.set_stable(&chat(), &served).unwrap();
+    second.push(None).unwrap();
+    assert_eq!((second.stable(&chat()).unwrap(), there()), (None, None));
+
+    let again = release(second, "a = 1\nb = 8\n");
+    second.set_stable(&chat(), &again).unwrap();
+    second.push(None).unwrap();
+    first.fetch(None).unwrap();
+    assert_eq!(first.stable(&chat()).unwrap(), Some(again.clone()));
+    assert_eq!(there().unwrap().to_string(), again.0);
+}
+
+#[test]
+fn what_is_stopped_is_stable_nowhere() {
+    let (_dir, first, second) = shared();
+    what_is_stopped_is_not_stable(&first, &second);
 }
 
 /// A remote that libgit2 does not reach, by way of the user's `git` (its `ext` transport needs no server).
@@ -187,6 +348,9 @@ fn another_transport_goes_through_the_users_git() {
     assert_eq!(first.push(None).unwrap().ahead, 0);
     assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(1));
     assert_eq!(second.history(&chat(), 10).unwrap()[3].outcome, Some(Outcome::Completed));
+    notes_are_joined(&first, &second);
+    what_is_stopped_is_not_stable(&first, &second);
+    a_number_given_out_twice_holds_nothing_else_up(&first, &second);
     let repo = Repository::open(first.root()).unwrap();
     repo.remote_set_url("origin", "ext::false").unwrap();
     let error = first.push(None).unwrap_err();

@@ -436,6 +436,19 @@ impl Core {
         }
     }
 
+    /// What was stopped is not what is served any more: in Git neither, here and at the remote.
+    pub(super) fn note_stopped(&mut self, before: &ServiceState, after: &ServiceState) {
+        if !before.stopping || after.stopping {
+            return;
+        }
+        let cleared = self.repo.as_ref().map_or(Ok(()), |repo| repo.clear_stable(&after.service));
+        if let Err(error) = cleared {
+            let words = format!("Git still says that it is served: {error}");
+            self.say(Severity::Warning, Some(&after.service), &words);
+        }
+        self.share();
+    }
+
     /// Notes in Git that releases were never begun which were committed here, and whose rollout did not get into the
     /// journal: this controller ended in between, or the commit failed half made.
     fn note_never_begun(&mut self) {

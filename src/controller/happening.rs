@@ -170,6 +170,7 @@ impl Core {
                 _ => {}
             }
             self.audit_outcome(before, after);
+            self.note_stopped(before, after);
             lines.extend(narrate(before, after, &record.event.kind));
             let hub = Arc::clone(&self.hub);
             self.measured.learn(before, after, |release, replica| {

@@ -78,9 +78,11 @@ pub(super) enum Sharing {
 fn api_error(error: &RevisionError) -> ApiError {
     let kind = match error {
         RevisionError::NotFound { .. } => ErrorKind::NotFound,
-        RevisionError::Diverged { .. } | RevisionError::Detached | RevisionError::Busy { .. } => {
-            ErrorKind::Conflict
-        }
+        RevisionError::Diverged { .. }
+        | RevisionError::Collides { .. }
+        | RevisionError::Outrun { .. }
+        | RevisionError::Detached
+        | RevisionError::Busy { .. } => ErrorKind::Conflict,
         RevisionError::NoRemote { .. } => ErrorKind::NotFound,
         _ => ErrorKind::Internal,
     };
@@ -96,7 +98,7 @@ pub fn status(dir: &Path, remote: Option<&str>) -> Result<SharingView, ApiError>
 /// Fetches; what came of it in words, and how the deck stands then.
 pub fn fetch(dir: &Path, remote: Option<&str>) -> Result<(String, SharingView), ApiError> {
     let done = DeckRepo::open(dir).and_then(|repo| {
-        let words = match repo.fetch(remote)? {
+        let mut words = match repo.fetch(remote)? {
             Fetched::UpToDate => "nothing new".to_owned(),
             Fetched::Forwarded(1) => "moved forward by 1 commit".to_owned(),
             Fetched::Forwarded(n) => format!("moved forward by {n} commits"),
@@ -107,7 +109,14 @@ pub fn fetch(dir: &Path, remote: Option<&str>) -> Result<(String, SharingView), 
                 format!("not moved forward: edited and not committed: {}", files.join(", "))
             }
         };
-        Ok((words, repo.remote_status(remote)?.into()))
+        let status = repo.remote_status(remote)?;
+        let releases = repo.colliding()?;
+        if let Some(remote) = status.remote.clone().filter(|_| !releases.is_empty()) {
+            let collides = RevisionError::Collides { remote, releases };
+            let hint = collides.hint().unwrap_or_default();
+            words = format!("{words}\n{collides}: {hint}");
+        }
+        Ok((words, status.into()))
     });
     done.map_err(|e| api_error(&e))
 }
@@ -170,6 +179,9 @@ impl Core {
                 Ok(Ok(_)) => None,
                 Ok(Err(error @ RevisionError::Diverged { ahead: 0, .. })) => {
                     Some((format!("{error}; files move only when asked"), error.hint()))
+                }
+                Ok(Err(error @ RevisionError::Collides { .. })) => {
+                    Some((error.to_string(), error.hint()))
                 }
                 Ok(Err(error)) => Some((
                     format!("the release is committed here and was not sent: {error}"),

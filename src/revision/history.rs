@@ -38,17 +38,17 @@ pub struct HistoryEntry {
 }
 
 /// Most measurements kept of one release, the newest.
-const MAX_MEMORY: usize = 8;
+pub(super) const MAX_MEMORY: usize = 8;
 /// Longest note that is read.
-const MAX_NOTE: usize = 64 << 10;
+pub(super) const MAX_NOTE: usize = 64 << 10;
 
 /// What a note holds.
 #[derive(Default, Serialize, Deserialize)]
-struct Note {
+pub(super) struct Note {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    outcome: Option<Outcome>,
+    pub(super) outcome: Option<Outcome>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    memory: Vec<Observation>,
+    pub(super) memory: Vec<Observation>,
 }
 
 /// The trailers of a commit of ours.
@@ -103,30 +103,38 @@ impl DeckRepo {
 
     /// Writes down how a release ended, in the note on its commit; a later one replaces it.
     pub fn set_outcome(&self, at: &Revision, outcome: &Outcome) -> Result<(), RevisionError> {
-        let oid = self.oid(at)?;
-        self.set_note(oid, &Note { outcome: Some(outcome.clone()), ..self.note(oid) })
+        self.change_note(at, |note| note.outcome = Some(outcome.clone()))
     }
 
     /// Writes down what an engine of a release logged of its memory, in the note on its commit. The
     /// same once more changes nothing.
     pub fn add_memory(&self, at: &Revision, seen: &Observation) -> Result<(), RevisionError> {
-        let oid = self.oid(at)?;
-        let mut note = self.note(oid);
-        if note.memory.last() == Some(seen) {
+        if self.note(self.oid(at)?).memory.last() == Some(seen) {
             return Ok(());
         }
-        note.memory.push(seen.clone());
-        let over = note.memory.len().saturating_sub(MAX_MEMORY);
-        note.memory.drain(..over);
-        self.set_note(oid, &note)
+        self.change_note(at, |note| {
+            note.memory.push(seen.clone());
+            let over = note.memory.len().saturating_sub(MAX_MEMORY);
+            note.memory.drain(..over);
+        })
     }
 
-    fn set_note(&self, oid: Oid, note: &Note) -> Result<(), RevisionError> {
-        let note = serde_json::to_string(note)
-            .map_err(|e| RevisionError::Git { message: e.to_string() })?;
+    /// Reads, changes and writes a note; anew where the remote's notes were joined in between.
+    fn change_note(&self, at: &Revision, change: impl Fn(&mut Note)) -> Result<(), RevisionError> {
+        let oid = self.oid(at)?;
         let by = signature(&self.repo, None)?;
-        self.repo.note(&by, &by, Some(NOTES_REF), oid, &note, true)?;
-        Ok(())
+        let mut left = 5;
+        loop {
+            left -= 1;
+            let mut note = self.note(oid);
+            change(&mut note);
+            let note = serde_json::to_string(&note)
+                .map_err(|e| RevisionError::Git { message: e.to_string() })?;
+            match self.repo.note(&by, &by, Some(NOTES_REF), oid, &note, true) {
+                Err(e) if e.code() == ErrorCode::Modified && left > 0 => {}
+                written => return Ok(written.map(drop)?),
+            }
+        }
     }
 
     /// Every release with its commit, newest number first. A clone has the commits but not our

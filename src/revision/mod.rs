@@ -6,6 +6,8 @@
 //!
 //! - `refs/gpudeck/releases/r12` — the commit of a release, safe from rebases;
 //! - `refs/gpudeck/stable/SERVICE` — the commit that is served; of ours and the remote's the newer release;
+//! - `refs/gpudeck/stopped/SERVICE` — the commit that was served when the service was stopped: neither it nor an
+//!   older release is taken for what is served any more;
 //! - `refs/notes/gpudeck` — how each release ended, as JSON.
 //!
 //! Git is the record for people; what a controller must not lose is in the journal first. Texts
@@ -16,6 +18,7 @@ pub mod commit;
 pub mod diff;
 pub mod files;
 pub mod history;
+mod notes;
 pub mod remote;
 pub mod repo;
 pub mod sign;
@@ -127,6 +130,20 @@ pub enum RevisionError {
         /// Commits that are lacking here.
         behind: usize,
     },
+    /// Two decks gave out one number.
+    #[error("{} at {remote}", others(releases))]
+    Collides {
+        /// The remote.
+        remote: String,
+        /// The releases that are other commits there.
+        releases: Vec<ReleaseNumber>,
+    },
+    /// Somebody else was faster, more than once.
+    #[error("somebody else sends to {remote} at the same moment")]
+    Outrun {
+        /// The remote.
+        remote: String,
+    },
     /// The remote needs a transport that only the user's `git` has.
     #[error("this remote needs the `git` program, which is not installed here")]
     NoGitProgram,
@@ -142,6 +159,16 @@ fn not_in(behind: usize) -> String {
     match behind {
         1 => "1 commit that is not in".to_owned(),
         n => format!("{n} commits that are not in"),
+    }
+}
+
+fn others(releases: &[ReleaseNumber]) -> String {
+    match releases {
+        [only] => format!("release {only} is another commit"),
+        many => {
+            let names: Vec<String> = many.iter().map(ToString::to_string).collect();
+            format!("releases {} are other commits", names.join(", "))
+        }
     }
 }
 
@@ -211,6 +238,15 @@ impl Hint for RevisionError {
             Self::Diverged { remote, .. } => format!(
                 "`git fetch`, then `git rebase {remote}` or `git merge {remote}` in the deck"
             ),
+            Self::Collides { releases, .. } => {
+                let release = releases.first().copied().unwrap_or_default();
+                format!(
+                    "two decks gave out the same number, which holds nothing else up; to let the remote's be {release} \
+                     here: `git update-ref refs/gpudeck/releases/{release} \
+                     refs/gpudeck-remote/releases/{release}` in the deck (the commit of yours stays in the branch)"
+                )
+            }
+            Self::Outrun { .. } => "run `gpudeck deck push` again".to_owned(),
             Self::NoGitProgram => {
                 "install git, or use a remote in a directory (file://…)".to_owned()
             }

@@ -3,6 +3,7 @@
 //! A remote in a directory is reached by libgit2. Any other (ssh, https) needs the user's own `git`,
 //! with its keys and its helpers: gpudeck does not ask for passwords of remotes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,18 +11,30 @@ use std::time::{Duration, Instant};
 use git2::{BranchType, Direction, ErrorCode, FetchOptions, Oid, PushOptions, RemoteCallbacks};
 
 use super::history::NOTES_REF;
-use super::repo::{DeckRepo, RELEASE_REFS, STABLE_REFS};
+use super::repo::{DeckRepo, RELEASE_REFS, STABLE_REFS, STOPPED_REFS};
 use super::{RevisionError, files};
-use crate::base::text;
+use crate::base::{ReleaseNumber, text};
 
 /// Longest time for the user's `git`.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Longest answer of the user's `git` that is read: a list of references, at most.
+const MAX_SAID: u64 = 16 << 20;
+
+/// How often sending is tried again when somebody else has sent something at the same moment.
+const ATTEMPTS: usize = 5;
+
 /// Where notes of the remote are kept until they are joined with ours.
 const THEIR_NOTES: &str = "refs/gpudeck-remote/notes";
 
+/// Where the remote's releases are kept: ours are not overwritten by them.
+const THEIR_RELEASE_REFS: &str = "refs/gpudeck-remote/releases/";
+
 /// Where what is stable at the remote is kept until it is joined with ours.
 const THEIR_STABLE_REFS: &str = "refs/gpudeck-remote/stable/";
+
+/// Where what was stopped at the remote is kept until it is joined with ours.
+const THEIR_STOPPED_REFS: &str = "refs/gpudeck-remote/stopped/";
 
 /// How the deck stands to its remote, as far as was fetched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -142,41 +155,54 @@ impl DeckRepo {
         let status = self.look(&name)?;
         match (status.ahead, status.behind) {
             (_, 0) => Ok(Fetched::UpToDate),
-            (0, behind) => self.forward(&name, &status.branch, behind),
+            (0, _) => self.forward(&name, &status.branch),
             _ => Ok(Fetched::Diverged),
         }
     }
 
     /// Fetches and joins everything; branch and files stay where they are.
     fn look(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
+        let mut remote = self.repo.find_remote(name)?;
+        let local = is_local(remote.url().unwrap_or_default());
+        // `git` refuses to fetch a reference that is not there, but not a pattern.
+        let notes = if local { "" } else { "*" };
         let specs = [
             format!("+refs/heads/*:refs/remotes/{name}/*"),
-            // A release is given out once: one that differs stays as it is here.
-            "refs/gpudeck/releases/*:refs/gpudeck/releases/*".to_owned(),
+            format!("+{RELEASE_REFS}*:{THEIR_RELEASE_REFS}*"),
             format!("+{STABLE_REFS}*:{THEIR_STABLE_REFS}*"),
-            format!("+{NOTES_REF}:{THEIR_NOTES}"),
+            format!("+{STOPPED_REFS}*:{THEIR_STOPPED_REFS}*"),
+            format!("+{NOTES_REF}{notes}:{THEIR_NOTES}{notes}"),
         ];
-        let mut remote = self.repo.find_remote(name)?;
-        if is_local(remote.url().unwrap_or_default()) {
+        if local {
             let mut options = FetchOptions::new();
             options.download_tags(git2::AutotagOption::None);
             remote.fetch(&specs, Some(&mut options), Some("gpudeck: fetch"))?;
         } else {
-            // `git` refuses to fetch a reference that is not there.
-            let all: Vec<&str> = specs.iter().map(String::as_str).collect();
-            let (notes, rest) = all.split_last().unwrap_or((&"", &[]));
-            self.git(&[&["fetch", "--no-tags", name], rest].concat())?;
-            let _ = self.git(&["fetch", "--no-tags", name, notes]);
+            let specs = specs.iter().map(String::as_str);
+            self.git(&["fetch", "--no-tags", name].into_iter().chain(specs).collect::<Vec<_>>())?;
         }
-        self.join_notes()?;
+        self.join_releases()?;
+        self.join_notes(THEIR_NOTES)?;
         self.join_stable()?;
         self.remote_status(Some(name))
     }
 
     /// Moves branch and work tree to what was fetched.
-    fn forward(&self, name: &str, branch: &str, by: usize) -> Result<Fetched, RevisionError> {
+    fn forward(&self, name: &str, branch: &str) -> Result<Fetched, RevisionError> {
         let theirs = self.repo.find_branch(&format!("{name}/{branch}"), BranchType::Remote)?;
         let Some(target) = theirs.get().target() else { return Ok(Fetched::UpToDate) };
+        let ours = format!("refs/heads/{branch}");
+        // Nobody commits to it from here until the files are there: the controller may have done so since
+        // the two were compared, and that release would be lost from the branch.
+        let mut held = self.repo.transaction()?;
+        held.lock_ref(&ours)?;
+        let (ahead, behind) =
+            self.repo.graph_ahead_behind(self.repo.refname_to_id(&ours)?, target)?;
+        match (ahead, behind) {
+            (_, 0) => return Ok(Fetched::UpToDate),
+            (0, _) => {}
+            _ => return Ok(Fetched::Diverged),
+        }
         let commit = self.repo.find_object(target, None)?;
         let mut checkout = git2::build::CheckoutBuilder::new();
         // Safe: a file that is edited here and changed there stops it before anything is touched.
@@ -186,44 +212,63 @@ impl DeckRepo {
             Err(e) if e.code() == ErrorCode::Conflict => return Ok(Fetched::Dirty(self.dirty()?)),
             Err(e) => return Err(e.into()),
         }
-        self.repo.reference(
-            &format!("refs/heads/{branch}"),
-            target,
-            true,
-            "gpudeck: fast-forward",
-        )?;
-        Ok(Fetched::Forwarded(by))
+        let by = super::commit::signature(&self.repo, None)?;
+        held.set_target(&ours, target, Some(&by), "gpudeck: fast-forward")?;
+        held.commit()?;
+        Ok(Fetched::Forwarded(behind))
     }
 
-    /// Adds the remote's notes that we lack to ours.
-    fn join_notes(&self) -> Result<(), RevisionError> {
-        let theirs = match self.repo.notes(Some(THEIR_NOTES)) {
-            Ok(notes) => notes,
-            Err(e) if e.code() == ErrorCode::NotFound => return Ok(()),
-            Err(e) => return Err(e.into()),
-        };
-        let pairs: Vec<(Oid, Oid)> = theirs.filter_map(Result::ok).collect();
-        for (_, about) in pairs {
-            if self.repo.find_note(Some(NOTES_REF), about).is_ok() {
-                continue;
+    /// What the remote has below `prefix`, as fetched: the rest of each name, and its commit.
+    fn fetched(&self, prefix: &str) -> Result<Vec<(String, Oid)>, RevisionError> {
+        let mut found = Vec::new();
+        for theirs in self.repo.references_glob(&format!("{prefix}*"))? {
+            let theirs = theirs?;
+            let part = std::str::from_utf8(theirs.name_bytes()).ok();
+            let part = part.and_then(|n| n.strip_prefix(prefix)).map(str::to_owned);
+            if let (Some(part), Ok(commit)) = (part, theirs.peel_to_commit()) {
+                found.push((part, commit.id()));
             }
-            let note = self.repo.find_note(Some(THEIR_NOTES), about)?;
-            let Ok(words) = std::str::from_utf8(note.message_bytes()) else { continue };
-            let by = super::commit::signature(&self.repo, None)?;
-            self.repo.note(&by, &by, Some(NOTES_REF), about, words, false)?;
+        }
+        Ok(found)
+    }
+
+    /// Takes over the remote's releases that are lacking here. A release is given out once: one that differs
+    /// stays as it is here.
+    fn join_releases(&self) -> Result<(), RevisionError> {
+        for (part, commit) in self.fetched(THEIR_RELEASE_REFS)? {
+            match self.repo.reference(
+                &format!("{RELEASE_REFS}{part}"),
+                commit,
+                false,
+                "gpudeck: fetch",
+            ) {
+                Err(e) if e.code() != ErrorCode::Exists => return Err(e.into()),
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    /// Takes over what is stable at the remote where that is a newer release than ours.
-    fn join_stable(&self) -> Result<(), RevisionError> {
-        for theirs in self.repo.references_glob(&format!("{THEIR_STABLE_REFS}*"))? {
-            let theirs = theirs?;
-            let name = std::str::from_utf8(theirs.name_bytes()).ok();
-            let name = name.and_then(|n| n.strip_prefix(THEIR_STABLE_REFS));
-            if let (Some(service), Ok(commit)) = (name, theirs.peel_to_commit()) {
-                self.move_stable(&format!("{STABLE_REFS}{service}"), commit.id())?;
+    /// Releases that are other commits at the remote, as far as was fetched.
+    pub fn colliding(&self) -> Result<Vec<ReleaseNumber>, RevisionError> {
+        let mut found = Vec::new();
+        for (part, theirs) in self.fetched(THEIR_RELEASE_REFS)? {
+            let ours = self.maybe_oid(&format!("{RELEASE_REFS}{part}"))?;
+            if ours.is_some_and(|ours| ours != theirs) {
+                found.extend(part.parse::<ReleaseNumber>());
             }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Takes over what is stable at the remote where that is a newer release than ours, unless it was stopped.
+    fn join_stable(&self) -> Result<(), RevisionError> {
+        for (part, commit) in self.fetched(THEIR_STOPPED_REFS)? {
+            self.set_stopped_of(&part, commit)?;
+        }
+        for (part, commit) in self.fetched(THEIR_STABLE_REFS)? {
+            self.set_stable_of(&part, commit)?;
         }
         Ok(())
     }
@@ -245,63 +290,109 @@ impl DeckRepo {
     }
 
     fn send(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
-        let status = self.remote_status(Some(name))?;
-        let lacking = || RevisionError::Diverged {
-            remote: format!("{name}/{}", status.branch),
-            ahead: status.ahead,
-            behind: status.behind,
-        };
-        if status.has_diverged() {
-            return Err(lacking());
-        }
-        let branch = format!("refs/heads/{0}:refs/heads/{0}", status.branch);
-        let branch = (status.behind == 0).then_some(branch);
-        let url = self.repo.find_remote(name)?.url().unwrap_or_default().to_owned();
-        if is_local(&url) {
-            self.push_local(name, branch)?;
-        } else {
-            let refs = [
-                "refs/gpudeck/releases/*:refs/gpudeck/releases/*".to_owned(),
-                format!("+{STABLE_REFS}*:{STABLE_REFS}*"),
-            ];
-            let specs = branch.iter().chain(&refs).map(String::as_str);
-            self.git(&["push", "--quiet", name].into_iter().chain(specs).collect::<Vec<_>>())?;
-            if self.repo.find_reference(NOTES_REF).is_ok() {
-                // Joined just now: what the remote has is in ours, though not below it.
-                self.git(&["push", "--quiet", name, &format!("+{NOTES_REF}:{NOTES_REF}")])?;
+        let mut left = ATTEMPTS;
+        loop {
+            left -= 1;
+            let status = self.remote_status(Some(name))?;
+            let lacking = || RevisionError::Diverged {
+                remote: format!("{name}/{}", status.branch),
+                ahead: status.ahead,
+                behind: status.behind,
+            };
+            if status.has_diverged() {
+                return Err(lacking());
             }
-            self.git(&["fetch", "--no-tags", "--quiet", name])?;
+            let (specs, releases) = self.to_send(name, &status)?;
+            match self.send_these(name, &specs) {
+                // What was sent meanwhile is joined first: nothing of it is put back.
+                Err(RevisionError::Outrun { .. }) if left > 0 => {
+                    self.look(name)?;
+                    continue;
+                }
+                sent => sent?,
+            }
+            if status.behind > 0 {
+                return Err(lacking());
+            }
+            if !releases.is_empty() {
+                return Err(RevisionError::Collides { remote: name.to_owned(), releases });
+            }
+            return self.remote_status(Some(name));
         }
-        if status.behind > 0 {
-            return Err(lacking());
-        }
-        self.remote_status(Some(name))
     }
 
-    fn push_local(&self, name: &str, branch: Option<String>) -> Result<(), RevisionError> {
-        let mut remote = self.repo.find_remote(name)?;
-        remote.connect(Direction::Push)?;
-        let there: std::collections::BTreeMap<String, Oid> =
-            remote.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect();
-        let mut specs = Vec::from_iter(branch);
+    /// What the remote lacks, and the releases that are other commits there.
+    fn to_send(
+        &self,
+        name: &str,
+        status: &RemoteStatus,
+    ) -> Result<(Vec<String>, Vec<ReleaseNumber>), RevisionError> {
+        let there = self.list(name, &status.branch)?;
+        let (mut specs, mut colliding) = (Vec::new(), Vec::new());
+        let branch = format!("refs/heads/{}", status.branch);
+        if status.behind == 0 && self.maybe_oid(&branch)? != there.get(&branch).copied() {
+            specs.push(format!("{branch}:{branch}"));
+        }
         for reference in self.repo.references()? {
             let reference = reference?;
             let Ok(full) = reference.name() else { continue };
-            if !full.starts_with("refs/gpudeck/") && full != NOTES_REF {
-                continue;
-            }
             let known = there.get(full).copied();
             if reference.target() == known {
                 continue;
             }
-            if let Some(release) = full.strip_prefix(RELEASE_REFS).filter(|_| known.is_some()) {
-                return Err(RevisionError::Git {
-                    message: format!("release {release} is another commit at {name}"),
-                });
+            if let Some(release) = full.strip_prefix(RELEASE_REFS) {
+                match known {
+                    None => specs.push(format!("{full}:{full}")),
+                    Some(_) => colliding.extend(release.parse::<ReleaseNumber>()),
+                }
+            } else if full == NOTES_REF {
+                // Joined just now, so ours come after the remote's. If not any more, it is refused.
+                specs.push(format!("{full}:{full}"));
+            } else if full.starts_with(STABLE_REFS) || full.starts_with(STOPPED_REFS) {
+                specs.push(format!("+{full}:{full}"));
             }
-            specs.push(format!("+{full}:{full}"));
         }
+        for (full, commit) in &there {
+            let Some(part) = full.strip_prefix(STABLE_REFS) else { continue };
+            if self.maybe_oid(full)?.is_none() && self.is_stopped(part, *commit)? {
+                specs.push(format!(":{full}"));
+            }
+        }
+        colliding.sort();
+        Ok((specs, colliding))
+    }
+
+    /// The remote's references as they are now.
+    fn list(&self, name: &str, branch: &str) -> Result<BTreeMap<String, Oid>, RevisionError> {
+        let mut remote = self.repo.find_remote(name)?;
+        if is_local(remote.url().unwrap_or_default()) {
+            remote.connect(Direction::Fetch)?;
+            let there = remote.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect();
+            let _ = remote.disconnect();
+            return Ok(there);
+        }
+        let branch = format!("refs/heads/{branch}");
+        let told =
+            self.git(&["ls-remote", "--refs", name, &branch, "refs/gpudeck/*", NOTES_REF])?;
+        let pairs = told.lines().filter_map(|line| line.split_once('\t'));
+        Ok(pairs.filter_map(|(oid, full)| Some((full.to_owned(), oid.parse().ok()?))).collect())
+    }
+
+    fn send_these(&self, name: &str, specs: &[String]) -> Result<(), RevisionError> {
         if specs.is_empty() {
+            return Ok(());
+        }
+        let mut remote = self.repo.find_remote(name)?;
+        if !is_local(remote.url().unwrap_or_default()) {
+            let specs = specs.iter().map(String::as_str);
+            self.git(&["push", "--quiet", name].into_iter().chain(specs).collect::<Vec<_>>())
+                .map_err(|e| match e {
+                    RevisionError::Git { message } if is_outrun(&message) => {
+                        RevisionError::Outrun { remote: name.to_owned() }
+                    }
+                    e => e,
+                })?;
+            self.git(&["fetch", "--no-tags", "--quiet", name])?;
             return Ok(());
         }
         let refused = std::cell::RefCell::new(None);
@@ -315,12 +406,19 @@ impl DeckRepo {
             });
             let mut options = PushOptions::new();
             options.remote_callbacks(callbacks);
-            remote.push(&specs, Some(&mut options))?;
+            remote.push(specs, Some(&mut options)).map_err(|e| match e.code() {
+                ErrorCode::NotFastForward | ErrorCode::Locked => {
+                    RevisionError::Outrun { remote: name.to_owned() }
+                }
+                _ => e.into(),
+            })?;
         }
         if let Some(why) = refused.into_inner() {
+            if is_outrun(&why) {
+                return Err(RevisionError::Outrun { remote: name.to_owned() });
+            }
             return Err(RevisionError::Git { message: text::clean(&why, 300) });
         }
-        let _ = remote.disconnect();
         self.repo
             .find_remote(name)?
             .fetch::<&str>(&[], None, Some("gpudeck: push"))
@@ -332,6 +430,14 @@ impl DeckRepo {
         let dir = self.root().to_owned();
         run_git(&dir, arguments)
     }
+}
+
+/// Whether a push was refused because somebody else has sent something at the same moment.
+fn is_outrun(message: &str) -> bool {
+    let by_git = ["[rejected]", "cannot lock ref", "failed to update ref", "incorrect old value"];
+    let by_libgit2 = ["a reference with that name already exists", "failed to lock"];
+    let mut words = by_git.iter().chain(&by_libgit2);
+    words.any(|w| message.contains(w))
 }
 
 /// Whether libgit2 reaches the remote by itself.
@@ -366,7 +472,7 @@ fn run_git(dir: &Path, arguments: &[&str]) -> Result<String, RevisionError> {
             use std::io::Read as _;
             let mut text = Vec::new();
             if let Some(stream) = stream {
-                let _ = stream.take(1 << 20).read_to_end(&mut text);
+                let _ = stream.take(MAX_SAID).read_to_end(&mut text);
             }
             String::from_utf8_lossy(&text).into_owned()
         })
@@ -390,13 +496,67 @@ fn run_git(dir: &Path, arguments: &[&str]) -> Result<String, RevisionError> {
     if status.success() {
         return Ok(out.join().unwrap_or_default());
     }
-    let last = said.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
+    // A push says what was refused, and then that something was.
+    let refused = said.lines().find(|l| l.trim_start().starts_with("! ["));
+    let last = said.lines().rev().find(|l| !l.trim().is_empty());
+    let last = refused.or(last).unwrap_or("no message").trim();
     Err(failed(format!("git {}: {}", arguments.first().unwrap_or(&""), text::clean(last, 300))))
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::revision::ReleaseCommit;
+
+    fn release(deck: &DeckRepo, text: &str) -> Oid {
+        std::fs::create_dir_all(deck.root().join("services")).unwrap();
+        std::fs::write(deck.root().join("services/chat.toml"), text).unwrap();
+        let made = deck.commit_service(&ReleaseCommit {
+            service: &"chat".parse().unwrap(),
+            release: deck.next_release().unwrap(),
+            subject: "Apply chat",
+            reason: None,
+            author: None,
+            expected: None,
+        });
+        deck.oid(&made.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_release_that_is_committed_during_a_fetch_stays_on_the_branch() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DeckRepo::init(&dir.path().join("first")).unwrap();
+        std::fs::write(first.root().join("deck.toml"), "name = \"test\"\n").unwrap();
+        release(&first, "a = 1\n");
+        let bare = dir.path().join("bare");
+        git2::Repository::init_bare(&bare).unwrap();
+        let url = bare.display().to_string();
+        first.repo.remote("origin", &url).unwrap();
+        first.push(None).unwrap();
+        let second = dir.path().join("second");
+        git2::build::RepoBuilder::new().branch("main").clone(&url, &second).unwrap();
+        let second = DeckRepo::open(&second).unwrap();
+        release(&first, "a = 2\n");
+        first.push(None).unwrap();
+
+        // Another program holds the branch: nothing is touched.
+        let status = second.look("origin").unwrap();
+        assert_eq!((status.ahead, status.behind), (0, 1));
+        let lock = second.root().join(".git/refs/heads/main.lock");
+        std::fs::write(&lock, "").unwrap();
+        let refused = second.forward("origin", "main").unwrap_err();
+        assert!(matches!(refused, RevisionError::Locked { .. }), "{refused}");
+        let file = second.root().join("services/chat.toml");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "a = 1\n");
+        std::fs::remove_file(&lock).unwrap();
+
+        // The controller commits after the two were compared.
+        let ours = release(&second, "a = 3\n");
+        assert_eq!(second.forward("origin", "main").unwrap(), Fetched::Diverged);
+        assert_eq!(second.head_oid().unwrap(), Some(ours));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "a = 3\n");
+    }
 
     #[test]
     fn paths_need_no_git_program() {

@@ -19,6 +19,7 @@ const FSYNC: &str = "core.fsyncObjectFiles";
 const OWN_CONFIG: &str = "gpudeck.config";
 
 pub(super) const STABLE_REFS: &str = "refs/gpudeck/stable/";
+pub(super) const STOPPED_REFS: &str = "refs/gpudeck/stopped/";
 pub(super) const RELEASE_REFS: &str = "refs/gpudeck/releases/";
 
 /// A deck: a Git repository whose root holds `deck.toml` and `services/`.
@@ -126,11 +127,7 @@ impl DeckRepo {
 
     /// The revision that is served, as [`Self::set_stable`] last said.
     pub fn stable(&self, service: &ServiceName) -> Result<Option<Revision>, RevisionError> {
-        match self.repo.refname_to_id(&stable_ref(service)) {
-            Ok(oid) => Ok(Some(revision(oid))),
-            Err(e) if e.code() == ErrorCode::NotFound => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+        Ok(self.maybe_oid(&format!("{STABLE_REFS}{}", ref_part(service)))?.map(revision))
     }
 
     /// Says that this revision is served now. What is stable only goes to newer releases (an undo is a
@@ -140,21 +137,60 @@ impl DeckRepo {
         service: &ServiceName,
         revision: &Revision,
     ) -> Result<(), RevisionError> {
-        self.move_stable(&stable_ref(service), self.oid(revision)?)
+        self.set_stable_of(&ref_part(service), self.oid(revision)?)
     }
 
-    /// Moves a reference below [`STABLE_REFS`] to a commit, unless it is at a newer release.
-    pub(super) fn move_stable(&self, name: &str, to: Oid) -> Result<(), RevisionError> {
-        let from = match self.repo.refname_to_id(name) {
-            Ok(oid) => Some(oid),
-            Err(e) if e.code() == ErrorCode::NotFound => None,
-            Err(e) => return Err(e.into()),
-        };
-        if let Some(from) = from {
-            let number = |oid| self.repo.find_commit(oid).ok().and_then(|c| trailers(&c).release);
-            if number(from) > number(to) {
-                return Ok(());
+    /// Says that nothing of the service is served any more.
+    pub fn clear_stable(&self, service: &ServiceName) -> Result<(), RevisionError> {
+        let part = ref_part(service);
+        let Some(served) = self.maybe_oid(&format!("{STABLE_REFS}{part}"))? else { return Ok(()) };
+        self.set_stopped_of(&part, served)
+    }
+
+    /// The same by the service's part of a reference's name.
+    pub(super) fn set_stable_of(&self, part: &str, to: Oid) -> Result<(), RevisionError> {
+        if self.is_stopped(part, to)? {
+            return Ok(());
+        }
+        self.move_newer(&format!("{STABLE_REFS}{part}"), to)
+    }
+
+    /// The service was stopped while this commit was served. That is written down, or a remote that still has
+    /// the commit as what is served would bring it back.
+    pub(super) fn set_stopped_of(&self, part: &str, at: Oid) -> Result<(), RevisionError> {
+        self.move_newer(&format!("{STOPPED_REFS}{part}"), at)?;
+        let stable = format!("{STABLE_REFS}{part}");
+        let Some(served) = self.maybe_oid(&stable)? else { return Ok(()) };
+        if self.is_stopped(part, served)? {
+            match self.repo.find_reference(&stable) {
+                Ok(mut found) if found.target() == Some(served) => found.delete()?,
+                Ok(_) => {}
+                Err(e) if e.code() == ErrorCode::NotFound => {}
+                Err(e) => return Err(e.into()),
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the service was stopped after this commit was served.
+    pub(super) fn is_stopped(&self, part: &str, commit: Oid) -> Result<bool, RevisionError> {
+        let stopped = self.maybe_oid(&format!("{STOPPED_REFS}{part}"))?;
+        Ok(stopped.is_some_and(|at| {
+            at == commit
+                || matches!((self.number_of(commit), self.number_of(at)),
+                    (Some(commit), Some(at)) if commit <= at)
+        }))
+    }
+
+    fn number_of(&self, commit: Oid) -> Option<ReleaseNumber> {
+        self.repo.find_commit(commit).ok().and_then(|c| trailers(&c).release)
+    }
+
+    /// Moves a reference to the commit of a release, unless it is at a newer one.
+    fn move_newer(&self, name: &str, to: Oid) -> Result<(), RevisionError> {
+        let from = self.maybe_oid(name)?;
+        if from.is_some_and(|from| self.number_of(from) > self.number_of(to)) {
+            return Ok(());
         }
         let moved = match from {
             Some(from) => self.repo.reference_matching(name, to, true, from, "gpudeck: stable"),
@@ -164,8 +200,17 @@ impl DeckRepo {
             Ok(_) => Ok(()),
             // Somebody else moved it just now: what is newer of both is found out anew.
             Err(e) if matches!(e.code(), ErrorCode::Modified | ErrorCode::Exists) => {
-                self.move_stable(name, to)
+                self.move_newer(name, to)
             }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The commit that a reference names; none: there is no such reference.
+    pub(super) fn maybe_oid(&self, name: &str) -> Result<Option<Oid>, RevisionError> {
+        match self.repo.refname_to_id(name) {
+            Ok(oid) => Ok(Some(oid)),
+            Err(e) if e.code() == ErrorCode::NotFound => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
@@ -279,8 +324,8 @@ pub(super) fn release_ref(number: ReleaseNumber) -> String {
 }
 
 /// Git forbids some dots in references (`a..b`, `x.lock`, a dot at the end): all are written `%2E`.
-fn stable_ref(service: &ServiceName) -> String {
-    format!("{STABLE_REFS}{}", service.as_str().replace('.', "%2E"))
+fn ref_part(service: &ServiceName) -> String {
+    service.as_str().replace('.', "%2E")
 }
 
 /// Lets libgit2 sync what it writes, in every deck, without a word in a file that `git` reads.
