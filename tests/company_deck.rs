@@ -656,3 +656,50 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     gpudeck("controller stop").expect_success();
     traces.expect_none(&person);
 }
+
+/// An undo says what it goes back to, what it commits beside the spec, and where an edit went that was in its way.
+#[test]
+fn an_undo_takes_nothing_away_unsaid() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let (bare, _) = pushing_deck(&person);
+    let remote = Repository::open(&bare).unwrap();
+    let spec = person.deck().join("services/chat.toml");
+    std::fs::write(&spec, SERVICE).unwrap();
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    std::fs::write(&spec, format!("{SERVICE}env = {{ A = \"b\" }}\n")).unwrap();
+    gpudeck("apply chat --accept-outage --wait --timeout 60s").expect_success();
+
+    let edit = format!("{SERVICE}# hours of work\n");
+    std::fs::write(&spec, &edit).unwrap();
+    let file = person.deck().join("deck.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text + "# not done yet\n").unwrap();
+    let undone = gpudeck("rollout undo chat --yes --accept-outage --wait --timeout 60s");
+    let words = undone.expect_success();
+    for part in [
+        "services/chat.toml is edited and not committed: the edit moves to .gpudeck/chat.before-r3.toml",
+        "deck.toml is edited and will be committed with it",
+    ] {
+        assert!(words.stderr.contains(part), "`{part}` is not in:\n{words:#?}");
+    }
+    assert!(!words.stderr.contains("edited and not committed: deck.toml"), "{words:#?}");
+    let kept = person.deck().join(".gpudeck/chat.before-r3.toml");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), edit);
+    let events = gpudeck("events").expect_success().stdout;
+    assert!(events.contains("the edit moves to .gpudeck/chat.before-r3.toml"), "{events}");
+    let shown = gpudeck("show r3").expect_success().stdout;
+    assert!(shown.contains("reason    back to r1"), "{shown}");
+
+    // What is stopped is served no more, at the remote too.
+    let stable = || remote.refname_to_id("refs/gpudeck/stable/chat").is_ok();
+    wait_until("what is stable at the remote", DEADLINE, stable);
+    gpudeck("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
+    wait_until("the end of what is stable", DEADLINE, || !stable());
+    let ours = Repository::open(person.deck()).unwrap();
+    assert!(ours.refname_to_id("refs/gpudeck/stable/chat").is_err());
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}

@@ -78,7 +78,11 @@ async fn begin(
     let reply = client.send(intent).await?;
     match (&reply, args.output) {
         (_, Output::Json) => table::json_line(&reply)?,
-        (IntentReply::RolloutBegun { release, .. }, Output::Text) => {
+        (IntentReply::RolloutBegun { release, plan }, Output::Text) => {
+            // Whoever was asked has read them in the plan.
+            if !must_ask(args, options.yes) {
+                warn(plan);
+            }
             table::out(&format!("{service}: rolling out {release}"))?;
         }
         (IntentReply::Queued { behind, replaces: false }, Output::Text) => {
@@ -132,6 +136,13 @@ pub fn must_ask(args: &Args, yes: bool) -> bool {
     !yes && args.output == Output::Text
         && std::io::stdin().is_terminal()
         && std::io::stdout().is_terminal()
+}
+
+/// Says on standard error what a plan warns of that nobody has read.
+pub fn warn(planned: &PlanView) {
+    for warning in &planned.warnings {
+        eprintln!("! {}", crate::api::text::clean(warning, 400));
+    }
 }
 
 /// Shows a plan and asks whether to go on.

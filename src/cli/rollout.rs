@@ -76,7 +76,10 @@ async fn retry(
     let reply = client.send(intent).await?;
     match (&reply, args.output) {
         (_, Output::Json) => table::json_line(&reply)?,
-        (IntentReply::RolloutBegun { release, .. }, Output::Text) => {
+        (IntentReply::RolloutBegun { release, plan }, Output::Text) => {
+            if !apply::must_ask(args, options.yes) {
+                apply::warn(plan);
+            }
             table::out(&format!("{service}: rolling out {release}"))?;
         }
         (IntentReply::NothingToDo, Output::Text) => {

@@ -864,6 +864,7 @@ impl Core {
         // Before the commit: of a release of which only this is known nothing was ever begun.
         self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
             .map_err(|e| journal_error(&e))?;
+        let moved_edit = self.edit_warnings(&draft, number);
         let repo = self.repo.as_ref().ok_or_else(no_deck)?;
         release.revision = match planning::commit(repo, &draft, &release, request.kind) {
             Ok(revision) => revision,
@@ -873,6 +874,9 @@ impl Core {
             }
         };
         self.state.last_release = self.state.last_release.max(number);
+        if let Some(words) = moved_edit {
+            self.say(Severity::Warning, Some(&service), &words);
+        }
         self.share();
         self.files.history.entry(service.clone()).or_default().insert(
             0,

@@ -304,7 +304,10 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
     warnings.extend(Gateways::none_named(&core.deck, service, spec));
-    warnings.extend(core.deck_warnings(service));
+    if !nothing_to_do {
+        warnings.extend(core.edit_warnings(draft, release.number));
+    }
+    warnings.extend(core.deck_warnings(service, !nothing_to_do));
     let untold = crate::rollout::untold_limits(spec);
     if !untold.is_empty() {
         warnings.push(format!(
@@ -684,6 +687,17 @@ impl<'a> PortGiver<'a> {
     }
 }
 
+/// Where an edit that was never committed is kept (below the deck's directory) when an earlier revision's spec
+/// takes its place; none: there is no such edit.
+pub(super) fn kept_edit(repo: &DeckRepo, draft: &Draft, number: ReleaseNumber) -> Option<String> {
+    draft.revision.as_ref()?;
+    let present = repo.read_service(&draft.service).ok().filter(|text| *text != draft.text)?;
+    let head = repo.head().ok().flatten();
+    let committed = head.and_then(|head| repo.spec_at(&head, &draft.service).ok());
+    (committed.as_ref() != Some(&present))
+        .then(|| format!(".gpudeck/{}.before-{number}.toml", draft.service))
+}
+
 /// Commits what is rolled out. An earlier revision puts its spec back into the work tree first, so that the
 /// deck says what is served; an edit that was never committed is kept beside it.
 pub fn commit(
@@ -702,13 +716,12 @@ pub fn commit(
                     hint: None,
                 })
             };
-            if repo.is_dirty(&draft.service).unwrap_or(true) {
-                let kept = repo.root().join(".gpudeck");
-                let _ = std::fs::create_dir_all(&kept);
-                write(
-                    &kept.join(format!("{}.before-{}.toml", draft.service, release.number)),
-                    &present,
-                )?;
+            if let Some(kept) = kept_edit(repo, draft, release.number) {
+                let kept = repo.root().join(kept);
+                if let Some(dir) = kept.parent() {
+                    let _ = std::fs::create_dir_all(dir);
+                }
+                write(&kept, &present)?;
             }
             let file = repo.root().join("services").join(format!("{}.toml", draft.service));
             write(&file, &draft.text)?;

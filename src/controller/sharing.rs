@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::core::{Core, Input};
+use super::planning::Draft;
 use crate::api::release::{BlameLine, ReleaseDetail};
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, ReleaseView};
 use crate::base::{Hint, ReleaseNumber, ServiceName};
@@ -137,14 +138,27 @@ impl Core {
     }
 
     /// What a person should know of the deck's repository before anything is applied.
-    pub(super) fn deck_warnings(&self, service: &ServiceName) -> Vec<String> {
+    pub(super) fn deck_warnings(&self, service: &ServiceName, commits: bool) -> Vec<String> {
         let Some(repo) = &self.repo else { return Vec::new() };
         let Ok(status) = repo.remote_status(self.remote_name()) else { return Vec::new() };
         let mut view = SharingView::from(status);
-        // An apply commits the service's own file.
+        // A release's commit holds the service's own file and the deck's.
         let own = crate::revision::service_file(service);
-        view.dirty.retain(|file| *file != own);
-        view.plainly()
+        let deck = crate::revision::files::DECK_FILE;
+        let deck_too = commits && view.dirty.iter().any(|file| file == deck);
+        view.dirty.retain(|file| *file != own && !(deck_too && file == deck));
+        let mut words = view.plainly();
+        if deck_too {
+            words.push(format!("{deck} is edited and will be committed with it"));
+        }
+        words
+    }
+
+    /// An edit of the spec that an undo or a retry moves out of its way.
+    pub(super) fn edit_warnings(&self, draft: &Draft, number: ReleaseNumber) -> Option<String> {
+        let kept = super::planning::kept_edit(self.repo.as_ref()?, draft, number)?;
+        let file = crate::revision::service_file(&draft.service);
+        Some(format!("{file} is edited and not committed: the edit moves to {kept}"))
     }
 
     /// Nothing is committed onto a deck whose remote went another way, if releases are sent there.

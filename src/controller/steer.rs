@@ -21,6 +21,12 @@ fn conflict(message: String, hint: Option<String>) -> ApiError {
     ApiError { kind: ErrorKind::Conflict, message, hint }
 }
 
+/// An undo whose reason nobody gave says at least what it goes back to.
+fn back_to(to: ReleaseNumber, request: Request) -> Request {
+    let reason = request.reason.filter(|r| !r.trim().is_empty());
+    Request { reason: Some(reason.unwrap_or_else(|| format!("back to {to}"))), ..request }
+}
+
 impl Core {
     /// Begins a rollout, or does what the policy says while another one is under way.
     pub(super) fn ask_rollout(
@@ -195,7 +201,7 @@ impl Core {
         let state = self.state.services.get(&service);
         let Some(rollout) = state.and_then(ServiceState::active_rollout) else {
             match self.undo_target(&service, to) {
-                Ok(to) => self.prepare(service, Some(to), request, reply),
+                Ok(to) => self.prepare(service, Some(to), back_to(to, request), reply),
                 Err(error) => {
                     let _ = reply.send(Err(error));
                 }
@@ -214,6 +220,7 @@ impl Core {
                 Some(format!("`gpudeck rollout abort {service}` takes it back")),
             )),
             Some(to) if from != Some(to) => self.undo_target(&service, Some(to)).and_then(|to| {
+                let request = back_to(to, request);
                 self.queue(&service, Some(to), &request, Some(ConcurrencyPolicy::Replace))
             }),
             _ if forward => {
