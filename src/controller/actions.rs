@@ -521,7 +521,7 @@ impl Keeper {
         };
         loop {
             let (version, servers) = table.borrow_and_update().clone();
-            let news = told_success != Some(version);
+            let news = told_success != Some(version) || told_failure.is_some();
             let (kind, again) = match self.apply(version, &servers, &mut files, news).await {
                 Ok(()) => {
                     told_failure = None;

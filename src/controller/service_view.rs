@@ -48,6 +48,10 @@ pub fn view(
             .filter(|_| state.is_held())
             .map(|held| format!("held before its next step: {}", held.why))
             .or_else(|| around.trouble.map(str::to_owned))
+            .or_else(|| {
+                let why = state.traffic_trouble.as_ref()?;
+                Some(format!("the gateway does not do as it is told: {why}"))
+            })
             .or_else(|| lends(state)),
     };
     ServiceView {

@@ -9,9 +9,9 @@ use super::event::{EventKind, StartRefusal};
 use super::release::Release;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
 use super::step::Decider;
-use crate::base::{RankId, ReleaseNumber, ReplicaId, ReplicaKey, text};
+use crate::base::{RankId, ReleaseNumber, ReplicaId, ReplicaKey, TrafficMode, TrafficServer, text};
 use crate::spec::Strategy;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Longest cause that is kept, in characters: the last lines of a log fit.
@@ -320,13 +320,23 @@ impl Decider<'_> {
         if version == self.state.traffic_version {
             self.state.traffic_trouble = None;
             self.state.traffic_retry = None;
+            let gets_some = |s: &&TrafficServer| s.mode == TrafficMode::Ready && s.weight > 0;
+            let reached: BTreeSet<_> =
+                self.state.traffic.iter().filter(gets_some).map(|s| s.replica).collect();
+            if *self.state.traffic_reached != reached {
+                self.state.traffic_reached = reached.into();
+            }
         }
     }
 
     fn traffic_failed(&mut self, version: u64, why: &str) {
         // An older table is overtaken by a newer one that is on its way already.
-        if version == self.state.traffic_version && self.state.traffic_applied < version {
-            self.state.traffic_trouble = Some(text::clean(why, MAX_CAUSE));
+        if version != self.state.traffic_version {
+            return;
+        }
+        self.state.traffic_trouble = Some(text::clean(why, MAX_CAUSE));
+        // One that was taken before is kept by whoever carries it out.
+        if self.state.traffic_applied < version {
             self.state.traffic_retry = Some(self.now().plus(TRAFFIC_RETRY));
         }
     }

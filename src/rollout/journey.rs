@@ -127,7 +127,10 @@ impl Decider<'_> {
         let (to, roles) = (rollout.to, self.state.roles());
         // All of the new release serves, only an old replica cannot be ended (its host or the
         // gateway is away): no reason to take a good release back. The rest goes when it can.
-        if roles.last_stretch && self.state.available(to, roles.min_healthy) >= roles.full {
+        if roles.last_stretch
+            && self.state.available(to, roles.min_healthy) >= roles.full
+            && self.state.reached(to) >= roles.full
+        {
             self.state.stable = Some(to);
             self.end_rollout(Outcome::Completed);
             return;

@@ -38,6 +38,9 @@ pub struct ServiceState {
     /// The table of version `traffic_version`.
     #[serde(default)]
     pub traffic: Shared<Vec<TrafficServer>>,
+    /// The replicas that got requests by the last table that the gateway took while it was the newest.
+    #[serde(default)]
+    pub traffic_reached: Shared<BTreeSet<ReplicaId>>,
     /// The gateway refused the table: why, for people.
     #[serde(default)]
     pub traffic_trouble: Option<String>,
@@ -373,6 +376,7 @@ impl ServiceState {
             traffic_version: 0,
             traffic_applied: 0,
             traffic: Shared::default(),
+            traffic_reached: Shared::default(),
             traffic_trouble: None,
             traffic_retry: None,
             attempts: BTreeMap::new(),

@@ -2,9 +2,9 @@
 
 use super::action::Action;
 use super::roles::Roles;
-use super::state::{Direction, Phase, ReplicaState, Rollout, ServiceState};
+use super::state::{Direction, Gate, Phase, ReplicaState, Rollout, ServiceState};
 use super::step::Decider;
-use crate::base::{ReplicaId, ReplicaKey, TrafficMode, TrafficServer};
+use crate::base::{ReleaseNumber, ReplicaId, ReplicaKey, TrafficMode, TrafficServer};
 use crate::spec::{RolloutSpec, Strategy};
 
 /// The largest weight of `HAProxy`.
@@ -26,6 +26,15 @@ impl ServiceState {
         self.traffic_applied == self.traffic_version && self.is_current(&self.table(&self.roles()))
     }
 
+    /// Ready replicas of a release that the gateway was last known to send requests to.
+    pub(super) fn reached(&self, release: ReleaseNumber) -> u32 {
+        let ready = |id: &&ReplicaId| {
+            let state = self.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            id.release == release && state.is_some_and(|r| r.phase == Phase::Ready)
+        };
+        u32::try_from(self.traffic_reached.iter().filter(ready).count()).unwrap_or(u32::MAX)
+    }
+
     fn is_current(&self, table: &[Row]) -> bool {
         table.len() == self.traffic.len()
             && table
@@ -38,6 +47,7 @@ impl ServiceState {
     /// whatever the weights, until it serves alone or its rollout turns back.
     fn goes_by_rule(&self) -> bool {
         let forward = self.active_rollout().filter(|r| r.direction == Direction::Forward);
+        let forward = forward.filter(|r| !matches!(r.gate, Some(Gate::Failed { .. })));
         let policy = forward.filter(|r| r.from.is_some()).and_then(|r| self.policy(r.to));
         policy.is_some_and(|p| p.canary_header.is_some() || p.canary_cookie.is_some())
     }
@@ -65,6 +75,12 @@ impl ServiceState {
             })
         };
         match rollout {
+            // It waits for a person, who may sleep: what failed gets nothing as long as the others carry the floor.
+            Some(r)
+                if matches!(r.gate, Some(Gate::Failed { .. })) && going >= roles.floor.max(1) =>
+            {
+                (0, EVEN)
+            }
             Some(r) if r.direction == Direction::Forward => {
                 let weight = self.step_weight(r);
                 let share =

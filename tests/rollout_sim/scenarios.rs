@@ -193,6 +193,44 @@ fn without_auto_rollback_a_failure_holds_until_a_person_decides() {
     world.check_rest();
 }
 
+/// Nobody may be awake: what was found bad gets no more requests while it waits for a person.
+#[test]
+fn a_canary_that_failed_its_analysis_gets_nothing_while_it_is_held() {
+    let mut world = serving(4, 1);
+    let mut release = with_steps(4, 0, canary());
+    release.spec.rollout.auto_rollback = false;
+    world.request(&release, RolloutKind::Apply, Nature::Errors);
+    let failed = |w: &World| {
+        let rollout = w.state.active_rollout();
+        rollout.is_some_and(|r| matches!(r.gate, Some(Gate::Failed { .. })))
+    };
+    assert!(world.run_until(HOUR, failed));
+    assert!(world.table().iter().any(|s| s.replica.release != R1 && s.weight > 0));
+    assert!(
+        world.run_until(HOUR, |w| {
+            w.state.traffic_applied == w.state.traffic_version && w.quiet()
+        })
+    );
+    let canary = world.table().iter().find(|s| s.replica.release != R1).unwrap();
+    assert_eq!(canary.weight, 0, "it lives, and is asked nothing");
+    assert!(world.table().iter().any(|s| s.replica.release == R1 && s.weight > 0));
+    assert!(failed(&world) && world.state.ready(ReleaseNumber(2)) == 1);
+}
+
+/// Its replicas are ready, and nobody can reach them.
+#[test]
+fn what_the_gateway_never_took_is_not_completed() {
+    let mut world = World::new(5);
+    world.break_gateway(HOUR * 3);
+    let first = release(1, spec(2, 1, 0), &single(0, 2));
+    world.request(&first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.ready_total() == 2));
+    world.run_until(HOUR * 2, ended);
+    let Outcome::Failed { why } = outcome(&world) else { panic!("{:?}", outcome(&world)) };
+    assert!(why.contains("no such socket"), "{why}");
+    assert_eq!(world.state.stable, None);
+}
+
 #[test]
 fn a_first_deployment_that_fails_leaves_nothing_behind() {
     let mut world = World::new(3);
