@@ -373,7 +373,7 @@ fn an_attempt_is_kept_only_where_it_loses_nothing() {
         let mut anew = state::State::new(&p);
         for (slot, position) in search.state.at.iter().enumerate() {
             let Some(position) = position else { continue };
-            assert!(anew.place(slot as u32, position.clone()));
+            assert!(anew.place(u32::try_from(slot).unwrap(), position.clone()));
         }
         assert_eq!(anew.score(), after);
     }
