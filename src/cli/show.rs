@@ -135,7 +135,7 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
     if let Some(rollout) = &view.rollout {
         let step = view.steps.get(rollout.step).cloned().unwrap_or_default();
         let state = match &rollout.outcome {
-            Some(outcome) => format!("{outcome:?}"),
+            Some(outcome) => super::history::outcome_words(Some(outcome)),
             None => format!("step {} of {}: {step}", rollout.step + 1, view.steps.len()),
         };
         table::out(&format!("rollout to {}: {state}", rollout.to))?;

@@ -1,6 +1,6 @@
 //! The one loop that owns everything that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,8 +123,8 @@ pub enum Input {
     Counters {
         /// Which service.
         service: ServiceName,
-        /// The totals, by the place that counts.
-        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
+        /// The totals, by the place that counts; none: not all of them can be read.
+        counters: Option<Vec<BTreeMap<ReplicaId, ServerCounters>>>,
     },
     /// What the engines of a service say of themselves, while its analysis is under way.
     Scraped {
@@ -665,7 +665,14 @@ impl Core {
         kind: EventKind,
     ) -> Result<IntentReply, ApiError> {
         let Some(state) = self.state.services.get(service) else {
-            return Err(planning::not_found(service, self.known_services()));
+            return Err(if self.files.services.contains_key(service) {
+                super::maintenance::conflict(
+                    format!("no rollout of {service} is under way"),
+                    &format!("`gpudeck apply {service}` begins one"),
+                )
+            } else {
+                planning::not_found(service, self.known_services())
+            });
         };
         if state.active_rollout().is_none() {
             return Err(ApiError {
@@ -709,7 +716,7 @@ impl Core {
                 })
             };
         }
-        history
+        let target = history
             .iter()
             .find(|r| Some(r.number) != present && r.outcome == Some(Outcome::Completed))
             .map(|r| r.number)
@@ -717,7 +724,24 @@ impl Core {
                 kind: ErrorKind::Conflict,
                 message: format!("{service} has no earlier release that was ever stable"),
                 hint: Some(format!("`gpudeck history {service}` shows what there is")),
-            })
+            })?;
+        // Who means the release that failed a moment ago must not take back the good one.
+        let last = self.state.services.get(service).and_then(|s| s.rollout.as_ref());
+        let taken_back =
+            last.filter(|r| r.outcome.as_ref().is_some_and(|o| *o != Outcome::Completed));
+        match (taken_back, present) {
+            (Some(rollout), Some(present)) if rollout.to > present => Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!(
+                    "{} of {service} was taken back already; {present} is served",
+                    rollout.to
+                ),
+                hint: Some(format!(
+                    "`gpudeck rollout undo {service} --to {target}` goes further back"
+                )),
+            }),
+            _ => Ok(target),
+        }
     }
 
     /// Whether Git has this release of the service, though it is older than what is shown.
@@ -907,8 +931,16 @@ impl Core {
     fn counters(
         &mut self,
         service: &ServiceName,
-        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
+        counters: Option<Vec<BTreeMap<ReplicaId, ServerCounters>>>,
     ) {
+        let Some(counters) = counters else {
+            // Counting begins anew when they can be read again.
+            if self.traffic.get(service).is_some_and(|traffic| traffic.is_old(now())) {
+                self.traffic.remove(service);
+                self.publish_service(service);
+            }
+            return;
+        };
         let windows = self.traffic.entry(service.clone()).or_default().observe(now(), counters);
         let measuring = self
             .state
@@ -924,7 +956,9 @@ impl Core {
 
     /// Names of all services, of the deck and of the journal.
     pub(super) fn known_services(&self) -> Vec<ServiceName> {
-        self.files.services.keys().chain(self.state.services.keys()).cloned().collect()
+        let all: BTreeSet<_> =
+            self.files.services.keys().chain(self.state.services.keys()).cloned().collect();
+        all.into_iter().collect()
     }
 
     /// Shows a service as it is now, or soon when showing it took long lately.

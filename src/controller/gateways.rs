@@ -136,6 +136,18 @@ impl Gateways {
         })
     }
 
+    /// The gateway and backend that this service and another one both would fill: each would drain the other's servers.
+    pub fn shared_with(&self, other: &Self) -> Option<(&ServiceName, String)> {
+        let backends = |of: &Self| {
+            let canary = of.canary.is_some().then(|| canary_backend(&of.backend));
+            std::iter::once(of.backend.clone()).chain(canary).collect::<Vec<_>>()
+        };
+        let gateway = self.places.keys().find(|gateway| other.places.contains_key(*gateway))?;
+        let theirs = backends(other);
+        let backend = backends(self).into_iter().find(|backend| theirs.contains(backend))?;
+        Some((gateway, backend))
+    }
+
     /// What to know of a service that has no gateway because the deck has several and it names none.
     pub fn none_named(
         deck: &DeckSpec,

@@ -399,10 +399,8 @@ async fn look_at_gateways(means: &Means, watched: Watched) {
         return;
     }
     let reading = watched.routes.counters(means);
-    if let Ok(Some(counters)) = tokio::time::timeout(LOOK, reading).await {
-        let input = Input::Counters { service: watched.service, counters };
-        let _ = means.inputs.send(input).await;
-    }
+    let read = tokio::time::timeout(LOOK, reading).await.ok().flatten();
+    let _ = means.inputs.send(Input::Counters { service: watched.service, counters: read }).await;
 }
 
 async fn look_at_engines(means: &Means, watched: Watched) {
@@ -417,7 +415,7 @@ async fn look_at_engines(means: &Means, watched: Watched) {
     let counters: BTreeMap<ReplicaId, ServerCounters> =
         readings.iter().filter_map(counted).collect();
     if watched.routes.is_empty() && !counters.is_empty() {
-        let input = Input::Counters { service: service.clone(), counters: vec![counters] };
+        let input = Input::Counters { service: service.clone(), counters: Some(vec![counters]) };
         let _ = means.inputs.send(input).await;
     }
     if watched.analysing {

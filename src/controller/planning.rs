@@ -353,7 +353,8 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
 /// The very spec is what is served.
 fn is_served(state: &ServiceState, spec: &ServiceSpec) -> bool {
     let served = state.stable.and_then(|n| state.releases.get(&n));
-    served.is_some_and(|r| r.spec == *spec) && !state.stopping
+    // While another release is rolled out it is about to be replaced.
+    served.is_some_and(|r| r.spec == *spec) && !state.stopping && state.active_rollout().is_none()
 }
 
 /// A placement made a release, and its journey foreseen.
@@ -483,13 +484,45 @@ fn names_are_of_the_deck(
         })?;
     }
     let known = &core.deck.gateways;
-    match spec.gateway.iter().chain(&spec.gateways).find(|name| !known.contains_key(*name)) {
-        Some(gateway) => {
-            let known = known.keys().map(ServiceName::as_str).collect();
-            Err(unknown("gateway", gateway.as_str(), known))
-        }
-        None => Ok(()),
+    if let Some(gateway) =
+        spec.gateway.iter().chain(&spec.gateways).find(|name| !known.contains_key(*name))
+    {
+        let known = known.keys().map(ServiceName::as_str).collect();
+        return Err(unknown("gateway", gateway.as_str(), known));
     }
+    backend_is_its_own(core, service, spec)
+}
+
+/// Two services in one backend would drain each other's servers in turn, and clients would get the other's model.
+fn backend_is_its_own(
+    core: &Core,
+    service: &ServiceName,
+    spec: &ServiceSpec,
+) -> Result<(), ApiError> {
+    let Some(own) = Gateways::of(&core.deck, service, spec) else { return Ok(()) };
+    let written =
+        core.files.services.iter().filter_map(|(name, spec)| Some((name, spec.as_ref().ok()?)));
+    let lives = core.state.services.iter().flat_map(|(name, state)| {
+        let live = state
+            .releases
+            .values()
+            .filter(|release| state.replicas.keys().any(|key| key.release == release.number));
+        live.map(move |release| (name, &release.spec))
+    });
+    for (other, theirs) in written.chain(lives).filter(|(other, _)| *other != service) {
+        let theirs = Gateways::of(&core.deck, other, theirs);
+        if let Some((gateway, backend)) = theirs.as_ref().and_then(|theirs| own.shared_with(theirs))
+        {
+            return Err(ApiError {
+                kind: ErrorKind::Invalid,
+                message: format!(
+                    "{service} and {other} would both fill the backend {backend} of the gateway {gateway}"
+                ),
+                hint: Some(format!("give services/{service}.toml a `backend` of its own")),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Blue-green needs places for a whole second set.

@@ -64,7 +64,7 @@ impl Core {
             self.may_begin(service)?;
         }
         let same = state.releases.get(&behind).is_some_and(|r| r.spec == spec);
-        if policy == ConcurrencyPolicy::Replace && forward && same {
+        if policy != ConcurrencyPolicy::Forbid && forward && same {
             return Err(conflict(
                 format!("the rollout of {service} to {behind} under way is to just this spec"),
                 Some("`gpudeck rollout retry` tries again what failed in it".to_owned()),

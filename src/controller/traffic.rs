@@ -57,6 +57,11 @@ impl Traffic {
         windows
     }
 
+    /// Nothing was read for so long that the last figures say nothing of now.
+    pub fn is_old(&self, now: Timestamp) -> bool {
+        self.recent.back().is_some_and(|(at, _)| now.0.saturating_sub(at.0) > SHOWN_MS)
+    }
+
     /// Rates over the last seconds of the replicas that `which` picks.
     pub fn view(&self, which: impl Fn(&ReplicaId) -> bool) -> TrafficView {
         self.rates(|windows| {
