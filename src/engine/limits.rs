@@ -1,6 +1,8 @@
 //! What an engine refuses of a model so divided, however much memory there is: asked for before a
 //! release is planned, and by `gpudeck model inspect`.
 
+mod tiles;
+
 use super::EngineError;
 use crate::model::estimate::Pool;
 use crate::model::{ModelFacts, Setup, WeightSplit};
@@ -14,19 +16,31 @@ pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     if setup.rules.split == WeightSplit::Layers || setup.rules.pool == Pool::Cells {
         return None;
     }
-    context(facts, setup.context).or_else(|| heads(facts, setup.attention(facts))).or_else(|| {
+    let tokens = setup.rules.pool == Pool::Tokens;
+    let limit = if tokens { facts.context_stated.or(facts.context) } else { facts.context };
+    let stages = || {
         let layers = u64::from(facts.layers.filter(|n| *n > 0)?);
         (setup.pipeline > layers).then(|| EngineError::Indivisible {
             what: format!("{layers} layers cannot be divided over {} stages", setup.pipeline),
             hint: format!("use at most {layers} stages"),
         })
-    })
+    };
+    too_long(setup.context, limit)
+        .or_else(|| heads(facts, setup.attention(facts)))
+        .or_else(stages)
+        .or_else(|| if tokens { tiles::experts(facts, setup) } else { None })
+        .or_else(|| tiles::states(facts, setup))
+        .or_else(|| tiles::refusal(facts, setup))
+}
+
+fn too_long(asked: Option<u64>, limit: Option<u64>) -> Option<EngineError> {
+    let (context, limit) = asked.zip(limit)?;
+    (context > limit).then_some(EngineError::Context { context, limit })
 }
 
 /// A context that is longer than the model was made for.
 pub(super) fn context(facts: &ModelFacts, asked: Option<u64>) -> Option<EngineError> {
-    let (context, limit) = asked.zip(facts.context)?;
-    (context > limit).then_some(EngineError::Context { context, limit })
+    too_long(asked, facts.context)
 }
 
 /// Attention heads that cannot be divided over `tensor` ranks.
@@ -89,6 +103,11 @@ mod tests {
             }
             assert_eq!(why(&Setup { tensor: 16, context: Some(8_192), ..plain(rules) }), None);
         }
+        // `SGLang` does not count what YaRN adds.
+        let scaled = ModelFacts { context_stated: Some(2_048), ..facts.clone() };
+        let long = |rules| Setup { context: Some(4_096), ..plain(rules) };
+        assert!(refusal(&scaled, &long(SGLANG)).is_some());
+        assert_eq!(refusal(&scaled, &long(VLLM)).map(|e| e.to_string()), None);
         // Two copies of attention over six ranks: three each.
         let three = Setup { tensor: 6, data: 2, ..plain(SGLANG) };
         assert!(why(&three).unwrap().contains("tensor = 3"));

@@ -120,7 +120,8 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         }
     };
     let layers = facts.layers.map_or(0, u64::from);
-    let context = setup.context.or(facts.context).unwrap_or(4_096).max(1);
+    let longest = facts.context_stated.filter(|_| rules.pool == Pool::Tokens).or(facts.context);
+    let context = setup.context.or(longest).unwrap_or(4_096).max(1);
     let mut bits = setup.cache.unwrap_or(CacheBits::HALF);
     if setup.cache.is_none() && facts.cache_fp8 && rules.pool != Pool::Cells {
         bits = CacheBits::named("fp8").unwrap_or(bits);

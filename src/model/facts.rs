@@ -62,6 +62,9 @@ pub struct ModelFacts {
     pub vocab_size: Option<u32>,
     /// Longest sequence the model was made for, in tokens.
     pub context: Option<u64>,
+    /// The same as `SGLang` derives it, where that differs: without what YaRN adds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_stated: Option<u64>,
     /// Experts of a layer, for mixtures of experts.
     pub experts: Option<u32>,
     /// Experts that a token passes through.
@@ -134,6 +137,7 @@ impl ModelFacts {
             hidden_size: None,
             vocab_size: None,
             context: None,
+            context_stated: None,
             experts: None,
             experts_used: None,
             quantisation: None,

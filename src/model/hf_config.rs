@@ -32,6 +32,8 @@ pub struct HfConfig {
     pub vocab_size: Option<u32>,
     /// Longest sequence, in tokens.
     pub context: Option<u64>,
+    /// The same as `SGLang` derives it, where that differs.
+    pub context_stated: Option<u64>,
     /// Tokens that layers with a sliding window look back.
     pub sliding_window: Option<u64>,
     /// Layers whose cache grows with the sequence, where `layer_types` tells.
@@ -256,6 +258,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         hidden_size,
         vocab_size: find.u32(&["vocab_size", "padded_vocab_size"]),
         context: find.context(),
+        context_stated: find.context_stated().filter(|n| Some(*n) != find.context()),
         // Qwen2 states a window and `use_sliding_window: false`.
         sliding_window: find
             .number(&["sliding_window"])
@@ -340,6 +343,7 @@ impl HfConfig {
         facts.hidden_size = self.hidden_size;
         facts.vocab_size = self.vocab_size;
         facts.context = self.context;
+        facts.context_stated = self.context_stated;
         facts.experts = self.experts;
         facts.experts_used = self.experts.and(self.experts_used);
         facts.quantisation = self.quantisation.clone().or_else(|| self.dtype.clone());
@@ -432,6 +436,28 @@ impl<'a> Places<'a> {
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // both are bounded
         Some((length.min(1 << 40) as f64 * factor) as u64)
+    }
+
+    /// The longest sequence, as `SGLang` derives it (`hf_transformers_utils.py`,
+    /// `get_context_length`): what is stated first, times a factor only where no original length is.
+    fn context_stated(&self) -> Option<u64> {
+        let keys = [
+            "max_sequence_length",
+            "seq_length",
+            "max_seq_len",
+            "model_max_length",
+            "max_position_embeddings",
+        ];
+        let stated = keys.iter().find_map(|key| whole(self.get(key)?))?;
+        let scaling = self.object("rope_scaling").or_else(|| self.object("rope_parameters"));
+        let factor = scaling
+            .filter(|s| !s.contains_key("original_max_position_embeddings"))
+            .filter(|s| s.get("rope_type").and_then(Value::as_str) != Some("llama3"))
+            .and_then(|s| s.get("factor")?.as_f64())
+            .filter(|f| (1.0..=4_096.0).contains(f))
+            .unwrap_or(1.0);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // both are bounded
+        Some((stated.min(1 << 40) as f64 * factor) as u64)
     }
 
     fn layers_with_growing_cache(&self) -> Option<u32> {

@@ -1,0 +1,222 @@
+//! Matrices that an engine cannot cut into so many pieces: widths that do not divide, and pieces
+//! that are no whole blocks or groups of their quantisation.
+//!
+//! vLLM `distributed/utils.py` (`divide`), `quantization/utils/fp8_utils.py`
+//! (`validate_fp8_block_shape`), `quantization/fp8.py` (`Fp8MoEMethod.create_weights`),
+//! `quantization/awq.py` and `gptq.py` (`create_weights`), `compressed_tensors_wNa16.py`; `SGLang`'s
+//! copies of these say the same.
+
+use std::collections::HashMap;
+
+use super::EngineError;
+use crate::model::tensors::{Place, Tensor, module, place};
+use crate::model::{ModelFacts, Setup};
+
+/// Rows and columns of a block with one scale.
+const BLOCK: u64 = 128;
+
+/// Which side of a matrix is cut.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    Rows,
+    /// Rows, of one of several matrices that are loaded as one.
+    Merged,
+    Columns,
+}
+
+/// Ranks that cut a matrix, and how; none where it stays whole.
+fn cut(facts: &ModelFacts, setup: &Setup, module: &str) -> Option<(Cut, u64)> {
+    let word = module.rsplit('.').next().unwrap_or(module);
+    let expert = module.contains(".experts.") && !module.contains("shared_expert");
+    let attention = setup.attention(facts);
+    let ranks = match (expert, setup.expert > 1) {
+        (true, true) => 1,
+        (true, false) => attention.saturating_mul(setup.data.max(1)),
+        _ => setup.tensor,
+    };
+    let kv_heads = facts.layout.kv_heads.max(1);
+    Some(match word {
+        "gate_proj" | "up_proj" | "w1" | "w3" => (Cut::Merged, ranks),
+        "down_proj" | "w2" => (Cut::Columns, ranks),
+        "q_proj" => (Cut::Merged, attention),
+        "k_proj" | "v_proj" if !facts.layout.latent => (Cut::Merged, attention.min(kv_heads)),
+        "q_b_proj" | "kv_b_proj" => (Cut::Rows, attention),
+        "o_proj" => (Cut::Columns, attention),
+        _ => return None,
+    })
+}
+
+fn sides(tensor: &Tensor) -> Option<(u64, u64)> {
+    match tensor.shape.as_slice() {
+        [rows, columns] => Some((*rows, *columns)),
+        _ => None,
+    }
+}
+
+/// A matrix of the language model that cannot be cut as `setup` asks.
+pub(super) fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    let layers = facts.layout.layers;
+    let in_layers = |t: &&Tensor| matches!(place(&t.name, layers), Place::Layer(_));
+    let scaled: HashMap<&str, &Tensor> = facts
+        .tensors
+        .iter()
+        .filter(|t| t.name.ends_with(".weight_scale_inv"))
+        .map(|t| (module(&t.name), t))
+        .collect();
+    // Layers are alike: one of each shape is enough.
+    let mut seen: Vec<(&str, &[u64])> = Vec::new();
+    for tensor in facts.tensors.iter().filter(in_layers) {
+        let module = module(&tensor.name);
+        let Some((how, ranks)) = cut(facts, setup, module) else { continue };
+        let Some((rows, columns)) = sides(tensor) else { continue };
+        let part = tensor.name.rsplit('.').next().unwrap_or_default();
+        let word = module.rsplit('.').next().unwrap_or(module);
+        let key = (word, tensor.shape.as_slice());
+        if part != "weight" && part != "scales" && part != "weight_scale" || seen.contains(&key) {
+            continue;
+        }
+        if seen.len() < 256 {
+            seen.push(key);
+        }
+        let why = match part {
+            // AWQ and GPTQ: a row of scales for each group of the input.
+            "scales" => (how == Cut::Columns && rows > 1 && !rows.is_multiple_of(ranks))
+                .then(|| format!("{rows} groups of {word}")),
+            // compressed-tensors' packed integers: likewise, by columns.
+            "weight_scale" => {
+                let grouped = tensor.dtype != "F8_E4M3" && columns > 1;
+                (how == Cut::Columns && grouped && !columns.is_multiple_of(ranks))
+                    .then(|| format!("{columns} groups of {word}"))
+            }
+            // bitsandbytes' values are in one row, which is cut anywhere.
+            _ if columns == 1 => None,
+            _ => {
+                let side = if how == Cut::Columns { columns } else { rows };
+                // Four-bit values lie two in a byte; groups are of sixteen at least.
+                let by_blocks = scaled.get(module).and_then(|s| sides(s)).is_some_and(|(r, c)| {
+                    r == rows.div_ceil(BLOCK) && c == columns.div_ceil(BLOCK)
+                });
+                let piece = side.checked_div(ranks).unwrap_or(0);
+                if !side.is_multiple_of(ranks.max(1)) {
+                    Some(format!(
+                        "{side} {} of {word}",
+                        if how == Cut::Columns { "columns" } else { "rows" }
+                    ))
+                } else if by_blocks
+                    && !piece.is_multiple_of(BLOCK)
+                    && (ranks > 1 || how == Cut::Merged && word != "up_proj")
+                {
+                    Some(format!("{word}, in blocks of {BLOCK} and {side} wide,"))
+                } else {
+                    None
+                }
+            }
+        };
+        if let Some(what) = why {
+            let experts = module.contains(".experts.") && setup.expert <= 1;
+            return Some(EngineError::Indivisible {
+                what: format!("{what} cannot be divided over tensor = {ranks}"),
+                hint: if experts {
+                    "use expert parallelism, or fewer ranks".to_owned()
+                } else {
+                    "use fewer ranks, and more stages or replicas".to_owned()
+                },
+            });
+        }
+    }
+    None
+}
+
+/// Experts that cannot be divided over the ranks of expert parallelism (`SGLang`
+/// `layers/moe/fused_moe_triton/layer.py`; vLLM gives some ranks one more).
+pub(super) fn experts(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    let experts = u64::from(facts.experts.filter(|n| *n > 0)?);
+    (setup.expert > 1 && !experts.is_multiple_of(setup.expert)).then(|| EngineError::Indivisible {
+        what: format!("{experts} experts cannot be divided over expert = {}", setup.expert),
+        hint: format!("use a number of ranks that divides {experts}"),
+    })
+}
+
+/// Heads of recurrent states (vLLM `mamba_mixer2.py`, `qwen3_next.py`).
+pub(super) fn states(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    let ranks = setup.attention(facts);
+    let log = facts.tensors.iter().find(|t| t.name.ends_with(".A_log"))?;
+    let heads = log.shape.first().copied().filter(|n| *n > 1)?;
+    (!heads.is_multiple_of(ranks.max(1))).then(|| EngineError::Indivisible {
+        what: format!("{heads} heads of recurrent states cannot be divided over tensor = {ranks}"),
+        hint: format!("use a number of ranks that divides {heads}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::super::refusal;
+    use crate::engine::memory::{SGLANG, VLLM};
+    use crate::model::Setup;
+    use crate::model::estimate::tests::facts;
+
+    fn why(config: &str, setup: &Setup) -> Option<String> {
+        refusal(&facts(config), setup).map(|e| e.to_string())
+    }
+
+    const QWEN3_MOE: &str = r#"{"architectures":["Qwen3MoeForCausalLM"],"model_type":"qwen3_moe",
+        "hidden_size":4096,"intermediate_size":12288,"moe_intermediate_size":1536,"num_hidden_layers":2,
+        "num_attention_heads":64,"num_key_value_heads":4,"head_dim":128,"num_experts":128,
+        "num_experts_per_tok":8,"vocab_size":151936,"torch_dtype":"bfloat16","quantization_config":
+        {"quant_method":"fp8","activation_scheme":"dynamic","weight_block_size":[128,128]}}"#;
+
+    /// vLLM #17569, #25292: 1536 / 8 = 192 is no whole number of blocks.
+    #[test]
+    fn blocks_of_eight_bits_are_not_cut() {
+        for rules in [VLLM, SGLANG] {
+            let of =
+                |tensor, expert| why(QWEN3_MOE, &Setup { tensor, expert, ..Setup::new(rules) });
+            assert_eq!(of(4, 1), None);
+            assert!(of(8, 1).unwrap().contains("gate_proj, in blocks of 128"));
+            assert_eq!(of(8, 8), None);
+        }
+        let plain = QWEN3_MOE.replace("quantization_config", "none");
+        assert_eq!(why(&plain, &Setup { tensor: 8, ..Setup::new(VLLM) }), None);
+    }
+
+    /// Qwen2.5-72B in four bits as first published: 29568 / 128 = 231 groups.
+    #[test]
+    fn widths_and_groups_that_do_not_divide_are_refused() {
+        let awq = r#"{"architectures":["Qwen2ForCausalLM"],"model_type":"qwen2","hidden_size":8192,
+            "intermediate_size":29568,"num_hidden_layers":2,"num_attention_heads":64,
+            "num_key_value_heads":8,"vocab_size":152064,"torch_dtype":"float16","quantization_config":
+            {"quant_method":"awq","bits":4,"group_size":128}}"#;
+        let of = |config: &str, tensor| why(config, &Setup { tensor, ..Setup::new(VLLM) });
+        assert_eq!(of(awq, 1), None);
+        assert!(of(awq, 2).unwrap().contains("231 groups of down_proj"));
+        assert_eq!(of(&awq.replace("29568", "29696"), 8), None);
+        let seven = r#"{"architectures":["Qwen2ForCausalLM"],"model_type":"qwen2","hidden_size":3584,
+            "intermediate_size":18944,"num_hidden_layers":2,"num_attention_heads":28,
+            "num_key_value_heads":4,"vocab_size":152064,"torch_dtype":"bfloat16"}"#;
+        assert_eq!(of(seven, 4), None);
+        assert!(
+            of(&seven.replace("\"num_key_value_heads\":4", "\"num_key_value_heads\":7"), 7)
+                .unwrap()
+                .contains("18944 rows")
+        );
+    }
+
+    #[test]
+    fn experts_and_states_divide_evenly_or_not_at_all() {
+        let of = |rules, expert| {
+            let config = QWEN3_MOE.replace("\"num_experts\":128", "\"num_experts\":60");
+            why(&config, &Setup { tensor: 8, expert, ..Setup::new(rules) })
+        };
+        assert!(of(SGLANG, 8).unwrap().contains("60 experts"));
+        assert_eq!(of(VLLM, 8), None);
+        let hybrid = r#"{"architectures":["FalconH1ForCausalLM"],"model_type":"falcon_h1","hidden_size":3072,
+            "intermediate_size":12288,"num_hidden_layers":2,"num_attention_heads":16,"num_key_value_heads":2,
+            "head_dim":128,"vocab_size":130048,"mamba_d_ssm":3072,"mamba_d_state":256,"mamba_n_heads":24,
+            "mamba_d_head":128,"mamba_n_groups":1,"torch_dtype":"bfloat16"}"#;
+        assert_eq!(why(hybrid, &Setup { tensor: 8, ..Setup::new(VLLM) }), None);
+        assert!(
+            why(hybrid, &Setup { tensor: 16, ..Setup::new(VLLM) }).unwrap().contains("24 heads")
+        );
+    }
+}
