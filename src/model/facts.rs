@@ -62,7 +62,7 @@ pub struct ModelFacts {
     pub vocab_size: Option<u32>,
     /// Longest sequence the model was made for, in tokens.
     pub context: Option<u64>,
-    /// The same as `SGLang` derives it, where that differs: without what YaRN adds.
+    /// The same as `SGLang` derives it, where that differs: without what `YaRN` adds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_stated: Option<u64>,
     /// Experts of a layer, for mixtures of experts.
