@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, Keeps, conf::Conf, state};
+use super::{Build, Certainty, Keeps, conf::Conf, gemma4, state};
 
 /// Biases of the projections: of queries, keys and values, and of the output.
 fn biases(conf: &Conf<'_>) -> (bool, bool) {
@@ -65,6 +65,8 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         | "qwen3_omni_moe_text"
         | "gemma3_text"
         | "gemma3n_text"
+        | "gemma4_text"
+        | "gemma4_unified_text"
         | "apertus"
         | "exaone4"
         | "exaone_moe"
@@ -78,7 +80,7 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         "hunyuan_v1_dense" | "hunyuan_v1_moe" | "hunyuan" => {
             if conf.flag("use_qk_norm") == Some(false) { QueryNorm::None } else { QueryNorm::Head }
         }
-        "olmo2" | "olmo3" | "olmoe" | "flex_olmo" => QueryNorm::Full,
+        "olmo2" | "olmo3" | "olmoe" | "flex_olmo" | "olmo_hybrid" => QueryNorm::Full,
         "minimax_m2" if conf.flag("use_qk_norm") != Some(false) => QueryNorm::Full,
         "llama4_text" => QueryNorm::None,
         "cohere" if conf.on("use_qk_norm") => QueryNorm::Full,
@@ -94,6 +96,10 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
 fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
     let size =
         |key: &str| conf.number(&[key]).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+    if conf.is(&gemma4::KINDS) {
+        let layers = conf.number(&["num_hidden_layers"]).unwrap_or(0);
+        return size("sliding_window").filter(|_| gemma4::slides(conf, layer, layers));
+    }
     if let Some(types) = conf.list("layer_types") {
         let kind = usize::try_from(layer).ok().and_then(|i| types.get(i)).and_then(Value::as_str);
         return match kind {
@@ -113,6 +119,10 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
             .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(4).max(1))),
         "olmo3" | "exaone4" | "exaone_moe" => size("sliding_window")
             .filter(|_| !(layer + 1).is_multiple_of(every.unwrap_or(4).max(1))),
+        "afmoe" => {
+            let every = conf.number(&["global_attn_every_n_layers"]).unwrap_or(4).max(1);
+            size("sliding_window").filter(|_| !(layer + 1).is_multiple_of(every))
+        }
         "gpt_oss" => size("sliding_window").filter(|_| layer.is_multiple_of(2)),
         "llama4_text" => {
             // Every fourth layer attends to everything (`no_rope_layers`).
@@ -157,6 +167,12 @@ impl Build<'_> {
             let Some(group) = state::nas_block(conf, layer).heads_in_group else { return };
             kv_heads = n.heads.checked_div(group).unwrap_or(n.heads);
         }
+        let mut keys_alone = false;
+        if conf.is(&gemma4::KINDS) {
+            let heads = self.gemma4_heads(layer);
+            (kv_heads, key, value) = (heads.shared, heads.width, heads.width);
+            keys_alone = heads.keys_alone;
+        }
         let window = if conf.is(&["mimo_v2_flash"]) {
             let listed = conf.numbers("hybrid_layer_pattern");
             let at = usize::try_from(layer).unwrap_or(usize::MAX);
@@ -191,7 +207,9 @@ impl Build<'_> {
             _ => {
                 self.linear(&format!("{at}.q_proj"), query, n.hidden, bias);
                 self.linear(&format!("{at}.k_proj"), kv_heads * key, n.hidden, bias);
-                self.linear(&format!("{at}.v_proj"), kv_heads * value, n.hidden, bias);
+                if !keys_alone {
+                    self.linear(&format!("{at}.v_proj"), kv_heads * value, n.hidden, bias);
+                }
             }
         }
         self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * value, out_bias);
@@ -216,6 +234,7 @@ impl Build<'_> {
             "mimo_v2_flash" if window.is_some() => {
                 self.plain(&format!("{at}.sinks"), &[n.heads], 1);
             }
+            "afmoe" => self.linear(&format!("{at}.gate_proj"), query, n.hidden, false),
             "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), n.heads, n.hidden, false),
             _ => {}
         }

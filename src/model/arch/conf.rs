@@ -74,7 +74,8 @@ impl<'a> Conf<'a> {
         let inner = top.get(key)?.as_object()?;
         let stated = word(inner, "model_type");
         let usual = nested_kind(&word(top, "model_type"), key);
-        let known = defaults().contains_key(stated.as_str());
+        // Some parts bear the name of the whole.
+        let known = defaults().contains_key(stated.as_str()) && stated != word(top, "model_type");
         let kind = if known || usual.is_empty() { stated } else { usual };
         Some(Self { row: defaults().get(kind.as_str()), kind, places: vec![inner] })
     }

@@ -47,6 +47,39 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
                 }
             }
         }
+        // A dense layer, and what joins embedding and hidden state (vLLM `ernie_mtp.py`).
+        "ernie4_5_moe" => {
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            for layer in 0..count {
+                let at = format!("model.mtp_block.{layer}");
+                build.attention(&at, "self_attn", n.layers);
+                build.mlp(&at, "mlp", n.inner);
+                build.plain(&format!("{at}.input_layernorm.weight"), &[n.hidden], 1);
+                build.plain(&format!("{at}.post_attention_layernorm.weight"), &[n.hidden], 1);
+                build.plain(&format!("model.mtp_emb_norm.{layer}.weight"), &[n.hidden], 1);
+                build.plain(&format!("model.mtp_hidden_norm.{layer}.weight"), &[n.hidden], 1);
+                let joined = format!("model.mtp_linear_proj.{layer}");
+                build.linear(&joined, n.hidden, 2 * n.hidden, false);
+            }
+        }
+        // Likewise with latent attention, and an embedding of its own (vLLM `longcat_flash_mtp.py`).
+        "longcat_flash" => {
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            let inner = conf.number(&["ffn_hidden_size"]).unwrap_or(n.inner);
+            for layer in 0..count {
+                let at = format!("model.mtp.layers.{layer}");
+                build.latent(&format!("{at}.self_attn"), n.layers, false);
+                build.mlp(&at, "transformer_layer.mlp", inner);
+                for norm in ["input_layernorm", "post_attention_layernorm", "enorm.m", "hnorm.m"] {
+                    build.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
+                }
+                build.linear(&format!("{at}.eh_proj"), n.hidden, 2 * n.hidden, false);
+            }
+            if count > 0 {
+                build.plain("model.mtp.embed_tokens.weight", &[n.vocab, n.hidden], 1);
+                build.plain("model.mtp.norm.weight", &[n.hidden], 1);
+            }
+        }
         // A small model of its own under `mtp.`, sharing embedding and head.
         "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
             let usual = u64::from(conf.is(&["qwen3_next"]));

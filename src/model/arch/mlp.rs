@@ -138,6 +138,9 @@ impl Build<'_> {
             }
             return;
         }
+        if conf.is(&super::gemma4::KINDS) {
+            return self.gemma4_feed_forward(at, layer);
+        }
         if experts(conf).is_some() && is_sparse(conf, layer) {
             return self.experts(at);
         }
@@ -217,12 +220,26 @@ impl Build<'_> {
             return self.gpt_oss_experts(&at, number, width);
         }
         self.correction(&at, number);
+        if conf.is(&["ernie4_5_moe", "ernie4_5_vl_moe_text"]) {
+            let why = "whether its routers are stored in 32 bits is not known";
+            self.doubt_by(Certainty::Close, (1, 1), why);
+        }
         if !ungated(conf) {
             self.linears(&format!("{at}.experts.*.gate_proj"), width, hidden, false, number);
         }
         self.linears(&format!("{at}.experts.*.up_proj"), width, hidden, false, number);
         self.linears(&format!("{at}.experts.*.down_proj"), hidden, width, false, number);
         self.shared(&at, base, width);
+        // ERNIE's models for images have as many experts for these, of another width.
+        let second = conf.numbers("moe_intermediate_size").and_then(|l| l.get(1).copied());
+        if let Some(width) = second.filter(|_| conf.is(&["ernie4_5_vl_moe_text"])) {
+            self.plain(&format!("{at}.vision_moe.gate.weight"), &[number, hidden], 1);
+            self.correction(&format!("{at}.vision_moe"), number);
+            let at = format!("{at}.vision_moe.experts.*");
+            self.linears(&format!("{at}.gate_proj"), width, hidden, false, number);
+            self.linears(&format!("{at}.up_proj"), width, hidden, false, number);
+            self.linears(&format!("{at}.down_proj"), hidden, width, false, number);
+        }
     }
 
     /// Routers that balance without a loss have a bias of their own.

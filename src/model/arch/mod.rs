@@ -6,8 +6,10 @@
 
 mod attention;
 pub mod conf;
+mod doubled;
 mod draft;
 mod gemma3n;
+mod gemma4;
 mod mlp;
 mod state;
 mod vision;
@@ -356,22 +358,7 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
 }
 
 /// Families whose defaults are known, but not all their parts.
-const PARTLY: [&str; 14] = [
-    "doge",
-    "gemma4_text",
-    "gemma4_unified_text",
-    "longcat_flash",
-    "olmo_hybrid",
-    "zamba",
-    "zamba2",
-    "afmoe",
-    "aria_text",
-    "ernie4_5_vl_moe_text",
-    "bailing_hybrid",
-    "diffllama",
-    "bitnet",
-    "mistral4",
-];
+const PARTLY: [&str; 6] = ["doge", "zamba", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];
 
 fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
     let hidden = conf
@@ -444,6 +431,7 @@ impl Build<'_> {
                 self.plain("model.wpe.weight", &[positions, n.hidden], 1);
             }
             "gemma3n_text" => self.gemma3n_embedding(),
+            "gemma4_text" | "gemma4_unified_text" => self.gemma4_embedding(),
             "opt" => self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1),
             "bloom" => self.norm("model.word_embeddings_layernorm", n.hidden),
             "mpt"
@@ -462,6 +450,14 @@ impl Build<'_> {
         let at = format!("model.layers.{layer}");
         let n = self.n;
         let conf = self.conf;
+        match conf.kind.as_str() {
+            "longcat_flash" => return self.longcat(&at, layer),
+            "zamba2" => {
+                self.state(&at, layer, state::Mixer::Mamba2);
+                return self.zamba(&at, layer);
+            }
+            _ => {}
+        }
         match state::kind(conf, layer) {
             state::Kind::Only(mixer) => {
                 // Nemotron-H and Mamba: one mixer a layer, with one norm.
@@ -496,7 +492,12 @@ impl Build<'_> {
         let names: &[&str] = match self.conf.kind.as_str() {
             "olmo" | "nanochat" => &[],
             "cohere" | "cohere2" | "cohere2_moe" | "phi" | "gptj" => &["input_layernorm"],
-            "gemma2" | "gemma3_text" | "gemma3n_text" => &[
+            "gemma2"
+            | "gemma3_text"
+            | "gemma3n_text"
+            | "gemma4_text"
+            | "gemma4_unified_text"
+            | "afmoe" => &[
                 "input_layernorm",
                 "post_attention_layernorm",
                 "pre_feedforward_layernorm",

@@ -67,7 +67,7 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
             Mixer::Mamba2,
         ),
         "falcon_h1" => Kind::Decoder(Mixer::Mamba2),
-        "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
+        "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" | "olmo_hybrid" => {
             let every = get("full_attention_interval", 4).max(1);
             either(
                 listed("layer_types")
@@ -213,12 +213,16 @@ impl Build<'_> {
         let hidden = self.n.hidden;
         let get = |keys: &[&str], usual: u64| conf.number(keys).unwrap_or(usual);
         let alone = conf.is(&["mamba2", "nemotron_h"]);
+        let bias = conf.on("mamba_proj_bias") || conf.on("use_bias") || conf.on("add_bias_linear");
         let own = conf.is(&["mamba2"]);
         let expand = get(&["mamba_expand", "expand"], 2).min(64);
-        let heads_keys: &[&str] =
-            if own { &["num_heads"] } else { &["mamba_num_heads", "mamba_n_heads"] };
+        let heads_keys: &[&str] = if own {
+            &["num_heads"]
+        } else {
+            &["mamba_num_heads", "mamba_n_heads", "n_mamba_heads"]
+        };
         let width_keys: &[&str] =
-            if own { &["head_dim"] } else { &["mamba_head_dim", "mamba_d_head"] };
+            if own { &["head_dim"] } else { &["mamba_head_dim", "mamba_d_head", "mamba_headdim"] };
         let heads = get(heads_keys, 128);
         let width = conf
             .stated(width_keys)
@@ -233,7 +237,7 @@ impl Build<'_> {
         };
         let state = get(&["ssm_state_size", "mamba_d_state", "state_size"], 128).min(1 << 16);
         let kernel = get(&["conv_kernel", "mamba_d_conv"], 4).min(1 << 10);
-        let groups = get(&["n_groups", "mamba_n_groups"], 1).min(1 << 12);
+        let groups = get(&["n_groups", "mamba_n_groups", "mamba_ngroups"], 1).min(1 << 12);
         let channels = inner + 2 * groups * state;
         let at = format!("{at}.{}", if alone { "mixer" } else { "mamba" });
         self.plain(&format!("{at}.dt_bias"), &[heads], 1);
@@ -244,7 +248,6 @@ impl Build<'_> {
         {
             self.plain(&format!("{at}.conv1d.bias"), &[channels], 1);
         }
-        let bias = conf.on("mamba_proj_bias") || conf.on("use_bias");
         self.linear(&format!("{at}.in_proj"), inner + channels + heads, hidden, bias);
         if !conf.is(&["falcon_h1"]) || conf.on("mamba_rms_norm") {
             self.plain(&format!("{at}.norm.weight"), &[inner], 1);

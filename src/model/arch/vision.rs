@@ -1,21 +1,30 @@
 //! Vision towers and what joins them to the language model.
 
+mod audio;
+mod joiners;
+
 use serde_json::{Map, Value};
 
 use super::{Build, Certainty, conf::Conf};
 
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
-    if top.get("model_type").and_then(Value::as_str) == Some("gemma3n") {
-        return super::gemma3n::towers(build, top);
+    let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    match kind {
+        "gemma3n" => return super::gemma3n::towers(build, top),
+        "gemma4" => return super::gemma4::towers(build, top),
+        _ => {}
     }
     let has = |key: &str| top.get(key).is_some_and(|v| !v.is_null());
     // A thinker with towers of its own, a talker, a vocoder.
-    if has("thinker_config") {
-        let why = "its towers for other media, and what speaks, are not counted";
-        return build.doubt_by(Certainty::Close, (30, 600), why);
+    if let Some(thinker) = top.get("thinker_config").and_then(Value::as_object) {
+        add(build, thinker);
+        let why = "what speaks is not counted; engines leave it aside";
+        return build.doubt_by(Certainty::Close, (30, 300), why);
     }
     let vision = Conf::part(top, "vision_config");
+    let heard = audio::add(build, top);
     let others: &[&str] = match &vision {
+        _ if heard => &[],
         Some(_) => &["audio_config"],
         None => &["audio_config", "vision_tower", "mm_vision_tower", "visual", "vision_config"],
     };
@@ -25,14 +34,22 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     }
     let Some(vision) = vision else { return };
     let whole = Conf::text(top);
-    let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let mut tower = Tower { build, c: &vision, out: whole.number(&["hidden_size"]).unwrap_or(0) };
     match (kind, vision.kind.as_str()) {
         (_, "qwen2_vl_vision") | ("qwen2_vl", _) => tower.qwen2(),
         (_, "qwen2_5_vl_vision") | ("qwen2_5_vl", _) => tower.qwen25(),
-        ("qwen3_vl" | "qwen3_vl_moe" | "qwen3_5" | "qwen3_5_moe", _) => tower.qwen3(),
-        (_, "siglip_vision_model" | "clip_vision_model") => {
-            tower.clip(vision.is(&["siglip_vision_model"]), kind);
+        ("qwen3_vl" | "qwen3_vl_moe" | "qwen3_5" | "qwen3_5_moe" | "qwen3_omni_moe_thinker", _) => {
+            tower.qwen3();
+        }
+        ("qwen2_5_omni_thinker", _) => tower.qwen25(),
+        ("ernie4_5_vl_moe", _) => tower.ernie(),
+        ("ovis2", _) => tower.ovis(top),
+        ("idefics3" | "smolvlm", _) => {
+            tower.clip(true, kind);
+            tower.projector(kind, top);
+        }
+        (_, "siglip_vision_model" | "siglip2_vision_model" | "clip_vision_model") => {
+            tower.clip(!vision.is(&["clip_vision_model"]), kind);
             tower.projector(kind, top);
         }
         (_, "pixtral") => {
@@ -156,7 +173,10 @@ impl Tower<'_, '_> {
     fn clip(&mut self, siglip: bool, kind: &str) {
         let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
         let patch = self.n(&["patch_size"]).max(1);
-        let patches = (self.n(&["image_size"]) / patch).pow(2);
+        let patches = match self.c.number(&["num_patches"]) {
+            Some(patches) if self.c.is(&["siglip2_vision_model"]) => patches.min(1 << 14),
+            _ => (self.n(&["image_size"]) / patch).pow(2),
+        };
         let at = "vision_model";
         self.w(&format!("{at}.embeddings.patch_embedding.weight"), &[width, 3, patch, patch]);
         if siglip {
@@ -181,7 +201,7 @@ impl Tower<'_, '_> {
         // A pooling head that no language model uses; files of some families hold it all the same.
         let head = self.c.flag("vision_use_head") != Some(false)
             && siglip
-            && !["paligemma", "llava_onevision", "gemma3"].contains(&kind);
+            && !["paligemma", "llava_onevision", "gemma3", "idefics3", "smolvlm"].contains(&kind);
         if head || kind == "gemma3" && self.c.given("vision_use_head") == Some(&Value::Bool(true)) {
             self.w(&format!("{at}.head.probe"), &[1, 1, width]);
             self.lin(&format!("{at}.head.attention.in_proj"), 3 * width, width, true);
@@ -207,37 +227,6 @@ impl Tower<'_, '_> {
             self.lin(&format!("{at}.feed_forward.gate_proj"), inner, width, false);
             self.lin(&format!("{at}.feed_forward.up_proj"), inner, width, false);
             self.lin(&format!("{at}.feed_forward.down_proj"), width, inner, false);
-        }
-    }
-
-    fn projector(&mut self, kind: &str, top: &Map<String, Value>) {
-        let (width, out) = (self.n(&["hidden_size"]), self.out);
-        match kind {
-            "gemma3" => {
-                self.w("multi_modal_projector.mm_input_projection_weight", &[width, out]);
-                self.norm("multi_modal_projector.mm_soft_emb_norm", width, false);
-            }
-            "mistral3" => {
-                let merge = top.get("spatial_merge_size").and_then(super::conf::whole).unwrap_or(2);
-                self.norm("multi_modal_projector.norm", width, false);
-                let merged = width.saturating_mul(merge.min(16).pow(2));
-                self.lin("multi_modal_projector.patch_merger.merging_layer", width, merged, false);
-                let bias = top.get("multimodal_projector_bias") == Some(&Value::Bool(true));
-                self.lin("multi_modal_projector.linear_1", out, width, bias);
-                self.lin("multi_modal_projector.linear_2", out, out, bias);
-            }
-            "paligemma" => self.lin("multi_modal_projector.linear", out, width, true),
-            "llava" | "llava_next" | "llava_onevision" | "llava_next_video" => {
-                self.lin("multi_modal_projector.linear_1", out, width, true);
-                self.lin("multi_modal_projector.linear_2", out, out, true);
-                if kind != "llava" {
-                    self.w("image_newline", &[out]);
-                }
-            }
-            _ => self.build.doubt(
-                Certainty::Close,
-                "what joins its vision tower to the language model is not counted",
-            ),
         }
     }
 

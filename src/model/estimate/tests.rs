@@ -423,3 +423,23 @@ fn absurd_setups_do_not_overflow() {
         let _ = predict(&facts, &Setup { rules: rules(engine), ..huge.clone() });
     }
 }
+
+/// ERNIE 4.5's layer for speculative decoding is a dense one (vLLM `ernie_mtp.py`); it is stored, and
+/// not loaded.
+#[test]
+fn ernie_s_layer_for_speculative_decoding_is_stored_and_not_loaded() {
+    let ernie = |drafts: u64| {
+        facts(&format!(
+            r#"{{"model_type":"ernie4_5_moe","hidden_size":2560,"intermediate_size":12288,
+            "num_hidden_layers":28,"num_attention_heads":20,"num_key_value_heads":4,"vocab_size":103424,
+            "moe_num_experts":64,"moe_num_shared_experts":2,"moe_intermediate_size":1536,
+            "moe_layer_start_index":1,"moe_layer_end_index":27,"num_nextn_predict_layers":{drafts}}}"#
+        ))
+    };
+    let (plain, drafting) = (ernie(0), ernie(1));
+    let (h, kv, inner) = (2_560u64, 512, 12_288);
+    let layer = 2 * h * h + 2 * kv * h + 3 * h * inner + 2 * h * h + 4 * h;
+    assert_eq!(drafting.weight_bytes.0 - plain.weight_bytes.0, 2 * layer);
+    let loaded = |f: &ModelFacts| predict(f, &Setup::new(rules("vllm"))).ranks[0].weights.value;
+    assert_eq!(loaded(&plain), loaded(&drafting));
+}
