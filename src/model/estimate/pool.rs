@@ -19,6 +19,8 @@ struct Kind {
     layers: u64,
     window: Option<u64>,
     state: bool,
+    /// Bytes of a token in one of them.
+    token: u64,
 }
 
 /// How vLLM groups a rank's layers.
@@ -52,25 +54,45 @@ impl PoolOf<'_> {
         for cache in self.caches {
             let state = matches!(cache.keeps, Keeps::State { .. });
             let window = cache.keeps.window();
-            match kinds.iter_mut().find(|k| k.state == state && k.window == window) {
+            let token = self.per_token(cache.keeps);
+            let alike = |k: &&mut Kind| k.state == state && k.window == window && k.token == token;
+            match kinds.iter_mut().find(alike) {
                 Some(kind) => kind.layers += 1,
-                None => kinds.push(Kind { layers: 1, window, state }),
+                None => kinds.push(Kind { layers: 1, window, state, token }),
+            }
+        }
+        // Where all see alike, layers with more heads have larger pages of the same tokens.
+        let one = kinds.first().map(|k| (k.state, k.window));
+        if kinds.iter().all(|k| Some((k.state, k.window)) == one) {
+            kinds.truncate(1);
+            for kind in &mut kinds {
+                kind.layers = self.caches.len() as u64;
             }
         }
         kinds
+    }
+
+    /// Tokens of a block of these layers, where a page has so many bytes: layers whose tokens take less
+    /// have more of them in a page (`unify_kv_cache_spec_page_size`).
+    fn block_of(&self, kind: &Kind, page: u64) -> u64 {
+        let own = kind.token.saturating_mul(self.block);
+        match page.checked_div(own) {
+            Some(times) if own > 0 && page.is_multiple_of(own) => self.block.saturating_mul(times),
+            _ => self.block,
+        }
     }
 
     /// vLLM `_get_kv_cache_groups_uniform_page_size`.
     fn groups(&self) -> Groups {
         let kinds = self.kinds();
         let batch = self.setup.batch();
-        let blocks = |kind: &Kind| match (kind.state, kind.window) {
+        let blocks = |kind: &Kind, block: u64| match (kind.state, kind.window) {
             // A state, and the one it is being made from (`mamba_cache_mode = align`).
             (true, _) => 2,
             (false, Some(window)) => {
-                (window.saturating_sub(1) + batch).min(self.context).div_ceil(self.block) + 1
+                (window.saturating_sub(1) + batch).min(self.context).div_ceil(block) + 1
             }
-            (false, None) => self.context.div_ceil(self.block),
+            (false, None) => self.context.div_ceil(block),
         };
         if kinds.len() <= 1 {
             return Groups {
@@ -79,7 +101,7 @@ impl PoolOf<'_> {
                     _ => self.all_tokens().saturating_mul(self.block).max(1),
                 },
                 count: 1,
-                blocks_per_request: kinds.first().map_or(1, blocks).max(1),
+                blocks_per_request: kinds.first().map_or(1, |k| blocks(k, self.block)).max(1),
             };
         }
         let least = kinds.iter().map(|k| k.layers).min().unwrap_or(1).max(1);
@@ -100,7 +122,10 @@ impl PoolOf<'_> {
             count: kinds.iter().map(|k| k.layers.div_ceil(size)).sum(),
             blocks_per_request: kinds
                 .iter()
-                .map(|k| k.layers.div_ceil(size).saturating_mul(blocks(k)))
+                .map(|k| {
+                    let block = self.block_of(k, page);
+                    k.layers.div_ceil(size).saturating_mul(blocks(k, block))
+                })
                 .fold(0, u64::saturating_add)
                 .max(1),
         }

@@ -424,6 +424,20 @@ fn absurd_setups_do_not_overflow() {
     }
 }
 
+/// vLLM `unify_kv_cache_spec_page_size`: layers with fewer heads get longer blocks, not emptier ones.
+#[test]
+fn layers_whose_tokens_take_less_have_more_of_them_in_a_page() {
+    let gemma = r#"{"model_type":"gemma4_text","num_hidden_layers":6,"hidden_size":5376,
+        "num_attention_heads":32,"num_key_value_heads":16,"head_dim":256,"sliding_window":1024,
+        "num_global_key_value_heads":4,"attention_k_eq_v":true,"hidden_size_per_layer_input":0}"#;
+    let setup = Setup { context: Some(32_768), ..Setup::new(rules("vllm")) };
+    let rank = predict(&facts(gemma), &setup).ranks[0].clone();
+    assert_eq!(rank.cache_per_token, Bar::exact(5 * 16_384 + 8_192));
+    // Five groups with a window of 1024, in blocks of 16; one that sees all, in blocks of 32.
+    let blocks = 5 * ((1_023u64 + 8_192).div_ceil(16) + 1) + 32_768 / 32;
+    assert_eq!(rank.cache_needed, Bar::exact(blocks * 16 * 16_384));
+}
+
 /// ERNIE 4.5's layer for speculative decoding is a dense one (vLLM `ernie_mtp.py`); it is stored, and
 /// not loaded.
 #[test]
