@@ -44,6 +44,10 @@ pub struct Conf<'a> {
 pub const NESTED: [&str; 5] =
     ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
+/// Families by another name: the same layers, and the same numbers stated.
+const ALIASES: [(&str, &str); 4] =
+    [("phi3_v", "phi3"), ("phi4mm", "phi3"), ("skywork", "llama"), ("iquestcoder", "llama")];
+
 impl<'a> Conf<'a> {
     /// The language model's settings in a `config.json`.
     pub fn text(top: &'a Map<String, Value>) -> Self {
@@ -65,6 +69,9 @@ impl<'a> Conf<'a> {
             && let Some(inner) = row.get("text_config")
         {
             kind = (*inner).to_owned();
+        }
+        if let Some((_, family)) = ALIASES.iter().find(|(own, _)| *own == kind) {
+            kind = (*family).to_owned();
         }
         Self { row: defaults().get(kind.as_str()), kind, places }
     }

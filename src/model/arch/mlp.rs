@@ -83,7 +83,8 @@ pub(super) fn experts(conf: &Conf<'_>) -> Option<(u64, u64)> {
 fn is_sparse(conf: &Conf<'_>, layer: u64) -> bool {
     if let Some(types) = conf.list("mlp_layer_types") {
         let kind = usize::try_from(layer).ok().and_then(|i| types.get(i)).and_then(Value::as_str);
-        return kind == Some("sparse");
+        // What is not dense has experts, whatever routes to them.
+        return kind.is_some_and(|kind| kind != "dense");
     }
     if conf.numbers("mlp_only_layers").is_some_and(|dense| dense.contains(&layer)) {
         return false;

@@ -26,11 +26,30 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     let others: &[&str] = match &vision {
         _ if heard => &[],
         Some(_) => &["audio_config"],
-        None => &["audio_config", "vision_tower", "mm_vision_tower", "visual", "vision_config"],
+        None => &[
+            "audio_config",
+            "vision_tower",
+            "mm_vision_tower",
+            "visual",
+            "vision_config",
+            "img_processor",
+            "embd_layer",
+        ],
     };
-    if others.iter().any(|key| has(key)) {
+    let parts = ["encoder_config", "projector_config", "speech_config", "codec_config"];
+    let more = top.iter().any(|(key, value)| {
+        value.is_object() && parts.iter().any(|part| key.ends_with(part)) && !heard
+    });
+    if more || others.iter().any(|key| has(key)) {
+        // Phi-4-multimodal has adapters for each medium besides.
+        let most = if kind == "phi4mm" { 500 } else { 300 };
         let why = "its tower for other media is not counted";
-        build.doubt_by(Certainty::Close, (30, 300), why);
+        build.doubt_by(Certainty::Close, (30, most), why);
+    }
+    if kind == "fuyu" {
+        let patch = Conf::text(top).number(&["patch_size"]).unwrap_or(30).min(1 << 10);
+        let out = build.n.hidden;
+        build.linear("visual.vision_embed_tokens", out, 3 * patch * patch, true);
     }
     let Some(vision) = vision else { return };
     let whole = Conf::text(top);

@@ -457,3 +457,30 @@ fn ernie_s_layer_for_speculative_decoding_is_stored_and_not_loaded() {
     let loaded = |f: &ModelFacts| predict(f, &Setup::new(rules("vllm"))).ranks[0].weights.value;
     assert_eq!(loaded(&plain), loaded(&drafting));
 }
+
+/// What is not known of a model's other parts is never called exact.
+#[test]
+fn parts_that_are_not_counted_are_told() {
+    let llama = r#""hidden_size":2048,"intermediate_size":8192,"num_hidden_layers":4,
+        "num_attention_heads":32,"num_key_value_heads":8,"vocab_size":49160"#;
+    let speech = facts(&format!(
+        r#"{{"model_type":"granite_speech","text_config":{{"model_type":"granite",{llama}}},
+        "encoder_config":{{"num_layers":10}},"projector_config":{{}}}}"#
+    ));
+    let phi = facts(&format!(r#"{{"model_type":"phi3_v",{llama},"img_processor":{{}}}}"#));
+    for facts in [speech, phi] {
+        assert_eq!(facts.certainty, Certainty::Close);
+        assert_eq!(facts.cache_certainty, Certainty::Exact);
+    }
+    // Layers that are not dense have experts, also where a hash routes to them (DeepSeek V4).
+    let experts = |kinds: &str| {
+        let config = format!(
+            r#"{{"model_type":"deepseek_v4",{llama},"n_routed_experts":64,"moe_intermediate_size":512,
+            "mlp_layer_types":[{kinds}]}}"#
+        );
+        facts(&config).weight_bytes.0
+    };
+    let dense = r#""dense","dense","dense","dense""#;
+    let hashed = r#""hash_moe","hash_moe","moe","moe""#;
+    assert!(experts(hashed) > 2 * experts(dense));
+}
