@@ -84,6 +84,7 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         "minimax_m2" if conf.flag("use_qk_norm") != Some(false) => QueryNorm::Full,
         "llama4_text" => QueryNorm::None,
         "cohere" if conf.on("use_qk_norm") => QueryNorm::Full,
+        "molmo" if conf.on("attention_layer_norm") => QueryNorm::Full,
         "stablelm" if conf.on("qk_layernorm") => QueryNorm::Full,
         "phi" if conf.on("qk_layernorm") => QueryNorm::HeadWithBias,
         "persimmon" if conf.flag("qk_layernorm") != Some(false) => QueryNorm::HeadWithBias,

@@ -45,8 +45,13 @@ pub const NESTED: [&str; 5] =
     ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
 /// Families by another name: the same layers, and the same numbers stated.
-const ALIASES: [(&str, &str); 4] =
-    [("phi3_v", "phi3"), ("phi4mm", "phi3"), ("skywork", "llama"), ("iquestcoder", "llama")];
+const ALIASES: [(&str, &str); 5] = [
+    ("solar", "llama"),
+    ("phi3_v", "phi3"),
+    ("phi4mm", "phi3"),
+    ("skywork", "llama"),
+    ("iquestcoder", "llama"),
+];
 
 impl<'a> Conf<'a> {
     /// The language model's settings in a `config.json`.
@@ -68,10 +73,15 @@ impl<'a> Conf<'a> {
             && let Some(row) = defaults().get(kind.as_str())
             && let Some(inner) = row.get("text_config")
         {
-            kind = (*inner).to_owned();
+            (*inner).clone_into(&mut kind);
+        }
+        // `MiniCPM-V` is one name for several language models.
+        let version = top.get("version").map(|v| v.to_string().replace('"', ""));
+        if kind == "minicpmv" && version.as_deref() == Some("2.6") {
+            "qwen2".clone_into(&mut kind);
         }
         if let Some((_, family)) = ALIASES.iter().find(|(own, _)| *own == kind) {
-            kind = (*family).to_owned();
+            (*family).clone_into(&mut kind);
         }
         Self { row: defaults().get(kind.as_str()), kind, places }
     }

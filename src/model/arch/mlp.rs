@@ -164,7 +164,7 @@ impl Build<'_> {
                 .and_then(|list| list.get(usize::try_from(layer).ok()?))
                 .and_then(whole)
                 .map_or(n.inner, |width| width.min(1 << 24)),
-            "qwen" => n.inner / 2,
+            "qwen" | "molmo" => n.inner / 2,
             "nanochat" => n.inner,
             "lfm2" | "lfm2_moe" if conf.flag("block_auto_adjust_ff_dim") == Some(true) => {
                 let inner = conf.number(&["block_ff_dim", "intermediate_size"]).unwrap_or(n.inner);

@@ -302,7 +302,8 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
 }
 
 /// Families that only their own code knows, but which are built like one that is known.
-const KNOWN_ELSEWHERE: [&str; 24] = [
+const KNOWN_ELSEWHERE: [&str; 25] = [
+    "molmo",
     "qwen2_5_omni_text",
     "qwen3_omni_moe_text",
     "kimi_k2",
@@ -351,6 +352,7 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
         | "xverse"
         | "deepseek"
         | "mimo"
+        | "molmo"
         | "qwen2_5_omni_text"
         | "qwen3_omni_moe_text" => Some(false),
         _ => None,
@@ -412,8 +414,12 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
 impl Build<'_> {
     fn embedding(&mut self) {
         let n = self.n;
-        // mllama's embedding has eight special tokens that its head has not.
-        let more = if self.conf.is(&["mllama_text_model"]) { 8 } else { 0 };
+        // mllama's embedding has eight special tokens that its head has not; Molmo's has 128.
+        let more = match self.conf.kind.as_str() {
+            "mllama_text_model" => 8,
+            "molmo" => self.conf.number(&["additional_vocab_size"]).unwrap_or(128),
+            _ => 0,
+        };
         let padded = if self.conf.is(&["chatglm"]) {
             self.conf.number(&["padded_vocab_size"]).unwrap_or(n.vocab)
         } else {

@@ -2,6 +2,7 @@
 
 mod audio;
 mod joiners;
+mod own_code;
 
 use serde_json::{Map, Value};
 
@@ -22,7 +23,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         return build.doubt_by(Certainty::Close, (30, 300), why);
     }
     let vision = Conf::part(top, "vision_config");
-    let heard = audio::add(build, top);
+    let heard = audio::add(build, top) || own_code::add(build, top);
     let others: &[&str] = match &vision {
         _ if heard => &[],
         Some(_) => &["audio_config"],
@@ -62,6 +63,10 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         }
         ("qwen2_5_omni_thinker", _) => tower.qwen25(),
         ("ernie4_5_vl_moe", _) => tower.ernie(),
+        ("minicpmv", _) if whole.is(&["qwen2"]) => {
+            tower.clip(true, kind);
+            tower.resampler(top);
+        }
         ("ovis2", _) => tower.ovis(top),
         ("idefics3" | "smolvlm", _) => {
             tower.clip(true, kind);
@@ -220,7 +225,8 @@ impl Tower<'_, '_> {
         // A pooling head that no language model uses; files of some families hold it all the same.
         let head = self.c.flag("vision_use_head") != Some(false)
             && siglip
-            && !["paligemma", "llava_onevision", "gemma3", "idefics3", "smolvlm"].contains(&kind);
+            && !["paligemma", "llava_onevision", "gemma3", "idefics3", "smolvlm", "minicpmv"]
+                .contains(&kind);
         if head || kind == "gemma3" && self.c.given("vision_use_head") == Some(&Value::Bool(true)) {
             self.w(&format!("{at}.head.probe"), &[1, 1, width]);
             self.lin(&format!("{at}.head.attention.in_proj"), 3 * width, width, true);

@@ -467,7 +467,7 @@ fn parts_that_are_not_counted_are_told() {
         r#"{{"model_type":"granite_speech","text_config":{{"model_type":"granite",{llama}}},
         "encoder_config":{{"num_layers":10}},"projector_config":{{}}}}"#
     ));
-    let phi = facts(&format!(r#"{{"model_type":"phi3_v",{llama},"img_processor":{{}}}}"#));
+    let phi = facts(&format!(r#"{{"model_type":"phi4mm",{llama},"img_processor":{{}}}}"#));
     for facts in [speech, phi] {
         assert_eq!(facts.certainty, Certainty::Close);
         assert_eq!(facts.cache_certainty, Certainty::Exact);
