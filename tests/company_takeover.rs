@@ -233,6 +233,42 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     traces.expect_none(&company.person);
 }
 
+/// A controller that was just started knows nothing of what runs: it asks who holds the hosts before it answers.
+#[test]
+fn what_another_operator_runs_is_never_taken_for_nothing_or_for_a_stranger() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.make_clone();
+    // Each asks one thing, as the first thing in its life.
+    let first = |operator: &str, words: &str| company.run(operator, &company.clone(), words);
+
+    let status = first("b", "status").expect_success().stdout;
+    let line = status.lines().find(|l| l.starts_with("chat")).unwrap_or_default();
+    assert!(line.contains("elsewhere") && !line.contains("0/"), "{status}");
+    assert!(status.contains("! chat: h1, h2 are held by"), "{status}");
+    let chat = json(first("c", "status chat --output json"));
+    assert_eq!(chat["condition"], "elsewhere", "{chat:#}");
+    assert!(chat["trouble"].as_str().unwrap_or_default().contains("held by"), "{chat:#}");
+    let drift = json(first("d", "drift --output json"));
+    assert_eq!(drift["items"], serde_json::json!([]), "{drift:#}");
+    assert_eq!(drift["not_seen"].as_array().map(Vec::len), Some(2), "{drift:#}");
+    assert!(drift["not_seen"][0].as_str().unwrap_or_default().contains("is held by"), "{drift:#}");
+    let stop = first("e", "stop chat --yes");
+    assert_eq!(stop.code(), Some(9), "{stop:#?}");
+    assert!(stop.stderr.contains("held by"), "{stop:#?}");
+
+    for operator in ["b", "c", "d", "e"] {
+        first(operator, "controller stop").expect_success();
+    }
+    let chat = json(company.a("status chat --output json"));
+    assert_eq!((&chat["condition"], &chat["ready"]), (&"serving".into(), &2.into()), "{chat:#}");
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
 /// A pause leads to no action on any host, and is kept there all the same.
 #[test]
 fn what_a_person_decided_holds_at_whoever_takes_over() {

@@ -271,6 +271,7 @@ mod tests {
                 labels: std::collections::BTreeMap::new(),
                 maintenance: crate::api::Maintenance::default(),
                 claim: None,
+                claim_known: false,
             })));
         }
         Arc::new(hub)

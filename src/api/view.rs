@@ -284,6 +284,9 @@ pub struct HostView {
     /// Who may act on it for this deck; none: nobody yet, as far as is known.
     #[serde(default)]
     pub claim: Option<ClaimView>,
+    /// This controller has asked it who may act on it.
+    #[serde(default)]
+    pub claim_known: bool,
 }
 
 /// Who may act on a host.

@@ -110,6 +110,14 @@ pub async fn stop(args: &Args, service: &ServiceName, yes: bool) -> Result<Succe
 }
 
 async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Success, Failure> {
+    if let Some(service) = intent.service() {
+        let snapshot = client.snapshot().await?;
+        let view = snapshot.services.get(service);
+        // That nothing runs is only said when the hosts have told whether another controller runs it.
+        if view.is_none_or(|v| v.replicas.is_empty() && v.rollout.is_none()) {
+            show::settle(client).await?;
+        }
+    }
     let reply = client.send(intent).await?;
     match args.output {
         Output::Json => table::json_line(&reply)?,

@@ -45,7 +45,8 @@ pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
 fn settled(snapshot: &Snapshot) -> bool {
     !snapshot.hosts.values().any(|host| match &host.link {
         HostLinkState::Connecting { .. } => true,
-        HostLinkState::Up | HostLinkState::Limited { .. } => host.sample.is_none(),
+        HostLinkState::Up => host.sample.is_none() || !host.claim_known,
+        HostLinkState::Limited { .. } => host.sample.is_none(),
         HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
     })
 }
@@ -58,6 +59,11 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
         None if args.output == Output::Json => table::json(&snapshot.services)?,
         None => {
             services(&snapshot)?;
+            for view in snapshot.services.values() {
+                if let Some(trouble) = &view.trouble {
+                    table::out(&format!("! {}: {trouble}", view.name))?;
+                }
+            }
             if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
                 super::together::print(group)?;
             }
@@ -92,8 +98,8 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
         .map(|s| {
             vec![
                 s.name.to_string(),
-                condition(s.condition).to_owned(),
-                format!("{}/{}", s.ready, s.wanted),
+                s.condition.word().to_owned(),
+                ready(s),
                 s.stable.map_or_else(|| "–".to_owned(), |r| r.to_string()),
                 s.engine.clone(),
                 number(s.traffic.requests_per_s),
@@ -120,15 +126,18 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
 }
 
 fn one_service(view: &ServiceView) -> Result<(), Failure> {
-    table::out(&format!(
-        "{}: {}, {}/{} ready (floor {}), release {}",
-        view.name,
-        condition(view.condition),
-        view.ready,
-        view.wanted,
-        view.floor,
-        view.stable.map_or_else(|| "–".to_owned(), |r| r.to_string()),
-    ))?;
+    let name = &view.name;
+    if view.condition == Condition::Elsewhere {
+        table::out(&format!("{name}: {}", view.condition.word()))?;
+    } else {
+        table::out(&format!(
+            "{name}: {}, {} ready (floor {}), release {}",
+            view.condition.word(),
+            ready(view),
+            view.floor,
+            view.stable.map_or_else(|| "–".to_owned(), |r| r.to_string()),
+        ))?;
+    }
     if let Some(trouble) = &view.trouble {
         table::out(&format!("! {trouble}"))?;
     }
@@ -195,6 +204,14 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
         &["RANK", "RELEASE", "PHASE", "HOST", "DEVICES", "PORT", "WEIGHT", "TROUBLE"],
         &rows,
     )
+}
+
+/// How many replicas of how many are ready; not known of what another controller holds.
+fn ready(view: &ServiceView) -> String {
+    match view.condition {
+        Condition::Elsewhere => "–".to_owned(),
+        _ => format!("{}/{}", view.ready, view.wanted),
+    }
 }
 
 /// What was foreseen of a rollout beside what happened.
@@ -423,19 +440,6 @@ fn held(rollout: &Rollout) -> Option<String> {
         }
         Gate::Failed { why } => format!("failed ({why}): retry or abort"),
     })
-}
-
-/// A condition in the words used everywhere.
-pub fn condition(condition: Condition) -> &'static str {
-    match condition {
-        Condition::Stopped => "stopped",
-        Condition::Serving => "serving",
-        Condition::Degraded => "degraded",
-        Condition::Down => "DOWN",
-        Condition::Rolling => "rolling",
-        Condition::Held => "held",
-        Condition::RollingBack => "rolling back",
-    }
 }
 
 fn phase(replica: &ReplicaView) -> String {

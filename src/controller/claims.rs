@@ -57,6 +57,8 @@ type Round = Arc<Mutex<Option<(Instant, Result<(), LinkError>)>>>;
 struct Known {
     /// The hosts that granted us an epoch which nobody took since.
     ours: BTreeSet<HostName>,
+    /// The hosts that were asked in this life who holds them.
+    asked: BTreeSet<HostName>,
     /// The hosts that nobody else holds, as they said.
     free: BTreeSet<HostName>,
     /// Who else holds or held a host.
@@ -177,12 +179,18 @@ impl Claims {
         self.known().free.clone()
     }
 
+    /// The host said in this life who holds it: what an earlier one knew may be another's by now.
+    pub fn was_asked(&self, host: &HostName) -> bool {
+        self.known().asked.contains(host)
+    }
+
     /// Forgets hosts that left the deck.
     pub fn keep_hosts(&self, wanted: impl Fn(&HostName) -> bool) {
         let mut known = self.known();
         known.others.retain(|host, _| wanted(host));
         known.ours.retain(|host| wanted(host));
         known.free.retain(|host| wanted(host));
+        known.asked.retain(|host| wanted(host));
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -271,6 +279,9 @@ impl Claims {
                     .filter(|i| i.holder != crate::base::text::clean(&self.holder, 120))
                     .map(|i| Other::of(&i));
                 let known = self.known().others.get(link.host()).cloned();
+                if self.known().asked.insert(link.host().clone()) {
+                    self.changes.fetch_add(1, Ordering::AcqRel);
+                }
                 if other.is_none() {
                     self.known().free.insert(link.host().clone());
                 }
@@ -289,6 +300,20 @@ impl Claims {
         }
     }
 
+    /// Asks a host who holds it unless it was asked before; whether something new was heard.
+    pub async fn survey_first(&self, link: &dyn HostLink) -> bool {
+        if self.was_asked(link.host()) {
+            return false;
+        }
+        match self.survey(link).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(host = %link.host(), %error, "who holds it is not known");
+                false
+            }
+        }
+    }
+
     /// Nobody held it when it was asked last.
     pub fn is_free(&self, host: &HostName) -> bool {
         let known = self.known();
@@ -297,17 +322,10 @@ impl Claims {
 
     /// Asks those of these hosts of which nothing is known yet, and waits a moment for those that answer.
     pub async fn survey_unknown(&self, fleet: &Fleet, hosts: &[HostName]) {
-        let unknown = |host: &&HostName| {
-            let known = self.known();
-            !(known.free.contains(*host)
-                || known.ours.contains(*host)
-                || known.others.contains_key(*host))
-        };
+        let unknown = |host: &&HostName| !self.was_asked(host);
         let links = hosts.iter().filter(unknown).filter_map(|host| fleet.link(host));
         let surveys = links.map(|link| async move {
-            if let Err(error) = self.survey(link.as_ref()).await {
-                tracing::debug!(host = %link.host(), %error, "who holds it is not known");
-            }
+            self.survey_first(link.as_ref()).await;
         });
         let all = futures::future::join_all(surveys);
         let _ = tokio::time::timeout(SURVEYED_WITHIN, all).await;
@@ -331,6 +349,7 @@ impl Claims {
         };
         match link.request(request).await {
             Ok(Reply::Claimed { epoch }) => {
+                self.known().asked.insert(link.host().clone());
                 self.note(link.host(), None);
                 self.known().free.insert(link.host().clone());
                 let mut held = self.held.lock().await;

@@ -97,6 +97,22 @@ impl Core {
         }
     }
 
+    /// Who else holds hosts on which a service lives, in words. Of one of which nothing runs here, any host of the deck
+    /// may be such a one.
+    pub(super) fn held_elsewhere(&self, service: &ServiceName) -> Option<String> {
+        let mut others = self.means.claims.others();
+        others.retain(|host, _| self.deck.hosts.contains_key(host));
+        if others.is_empty() {
+            return None;
+        }
+        let state = self.state.services.get(service).filter(|s| !s.replicas.is_empty());
+        if let Some(state) = state {
+            let hosts = hosts_of(state, &self.deck);
+            others.retain(|host, _| hosts.contains(host));
+        }
+        Some(in_words(&others)?.0)
+    }
+
     /// Which hosts are another's, in words, and what to do.
     fn who_holds(&self) -> Option<(String, String)> {
         let mut others = self.means.claims.others();
@@ -119,6 +135,10 @@ impl Core {
         if !new {
             return;
         }
+        // Whose the services are has changed, too.
+        for service in self.known_services() {
+            self.publish_service(&service);
+        }
         let (others, ours) = (self.means.claims.others(), self.means.claims.ours());
         let hosts: Vec<HostName> = self.deck.hosts.keys().cloned().collect();
         for host in hosts {
@@ -136,7 +156,11 @@ impl Core {
                     until: None,
                 }),
             };
-            self.change_host(&host, |view| view.claim = claim);
+            let claim_known = self.means.claims.was_asked(&host);
+            self.change_host(&host, |view| {
+                view.claim = claim;
+                view.claim_known = claim_known;
+            });
         }
     }
 }

@@ -984,8 +984,10 @@ impl Core {
 
     fn show_service(&self, service: &ServiceName) {
         let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
+        let elsewhere = self.held_elsewhere(service);
         let around = Surroundings {
             deck: &self.deck,
+            elsewhere: elsewhere.as_deref(),
             spec: self.files.services.get(service),
             traffic: self.traffic.get(service),
             history,

@@ -94,9 +94,15 @@ impl Handle {
     /// What another controller serves is not seen from here: a plan would count its GPUs as lost, and its
     /// replicas as missing. Hosts that were not asked yet who holds them are asked now.
     async fn not_fenced(&self) -> Result<(), ApiError> {
+        self.survey().await?;
+        self.ask(|core| core.not_fenced()).await?
+    }
+
+    /// Asks the hosts that this controller has never asked who holds them.
+    async fn survey(&self) -> Result<(), ApiError> {
         let hosts = self.ask(|core| core.deck.hosts.keys().cloned().collect::<Vec<_>>()).await?;
         self.means.claims.survey_unknown(&self.means.fleet, &hosts).await;
-        self.ask(|core| core.not_fenced()).await?
+        Ok(())
     }
 
     async fn plan_of(
@@ -125,6 +131,9 @@ impl Desk for Handle {
     }
 
     async fn intent(&self, intent: Intent, by: String) -> Result<IntentReply, ApiError> {
+        if intent.service().is_some() || intent.maintains() {
+            self.survey().await?;
+        }
         let (reply, answer) = oneshot::channel();
         self.inputs.send(Input::Intent { intent, by, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -261,6 +270,7 @@ impl Desk for Handle {
     }
 
     async fn drift(&self, service: Option<ServiceName>) -> Result<DriftView, ApiError> {
+        self.survey().await?;
         let name = service.clone();
         let plan = self
             .ask(move |core| match name {

@@ -37,6 +37,8 @@ pub struct Plan {
     expected: Vec<Expected>,
     /// What each host is asked with: process always, container engines where a release has one.
     runtimes: BTreeMap<HostName, Vec<RuntimeSpec>>,
+    /// Hosts of which it is not known here what should run there, and why.
+    elsewhere: Vec<String>,
 }
 
 fn expected(state: &DeckState) -> Vec<Expected> {
@@ -112,21 +114,34 @@ impl Core {
     pub(super) fn drift_plan(&self) -> Plan {
         let expected = expected(&self.state);
         let mut runtimes: BTreeMap<HostName, Vec<RuntimeSpec>> = BTreeMap::new();
+        let mut elsewhere = Vec::new();
+        let others = self.means.claims.others();
         for host in self.deck.hosts.keys() {
-            runtimes.insert(host.clone(), vec![RuntimeSpec::Process]);
+            match others.get(host) {
+                Some(other) => elsewhere.push(format!(
+                    "{host} is held by {}: what should run there is known to that controller",
+                    other.holder
+                )),
+                None if !self.means.claims.was_asked(host) => {
+                    elsewhere.push(format!("{host} has not said yet who holds it"));
+                }
+                None => {
+                    runtimes.insert(host.clone(), vec![RuntimeSpec::Process]);
+                }
+            }
         }
         for release in self.state.services.values().flat_map(|s| s.releases.values()) {
             if release.spec.runtime == RuntimeSpec::Process {
                 continue;
             }
             for rank in release.replicas.iter().flat_map(|r| &r.ranks) {
-                let asked = runtimes.entry(rank.host.clone()).or_default();
+                let Some(asked) = runtimes.get_mut(&rank.host) else { continue };
                 if !asked.contains(&release.spec.runtime) {
                     asked.push(release.spec.runtime.clone());
                 }
             }
         }
-        Plan { deck: self.deck.id, expected, runtimes }
+        Plan { deck: self.deck.id, expected, runtimes, elsewhere }
     }
 }
 
@@ -152,7 +167,7 @@ pub async fn look(
         }
         Ok((host.clone(), found))
     });
-    let mut view = DriftView::default();
+    let mut view = DriftView { not_seen: plan.elsewhere, ..DriftView::default() };
     let mut seen = BTreeMap::new();
     for result in futures::future::join_all(looks).await {
         match result {

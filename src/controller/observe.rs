@@ -170,6 +170,7 @@ impl Core {
             labels: spec.labels.clone(),
             maintenance: crate::api::Maintenance::default(),
             claim: None,
+            claim_known: false,
         });
         change(&mut view);
         view.maintenance = self.maintenance_of(host);
@@ -182,8 +183,12 @@ impl Core {
         let host = host.clone();
         let deck = self.deck.id;
         tokio::spawn(async move {
-            let asked = now();
             let Ok(link) = actions::link(&means, &host) else { return };
+            // Whose the host is comes first: what runs there may be another's.
+            if means.claims.survey_first(link.as_ref()).await {
+                means.ask(Core::show_company).await;
+            }
+            let asked = now();
             if let Ok(Reply::Ranks(reports)) =
                 link.request(Request::Ranks { deck: Some(deck) }).await
             {

@@ -6,7 +6,7 @@ use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode};
-use crate::rollout::{Phase, Release, ServiceState, count, forecast};
+use crate::rollout::{Condition, Phase, Release, ServiceState, count, forecast};
 use crate::spec::{DeckSpec, ServiceSpec};
 
 /// What the view needs besides the state.
@@ -21,6 +21,8 @@ pub struct Surroundings<'a> {
     pub history: &'a [ReleaseView],
     /// A mistake outside the rollout.
     pub trouble: Option<&'a str>,
+    /// Who else holds hosts of it, in words: what is served is known there, not here.
+    pub elsewhere: Option<&'a str>,
     /// Plans and how they went.
     pub ledger: &'a Ledger,
     /// What its engines logged of their memory, the oldest first.
@@ -34,7 +36,7 @@ pub fn view(
     around: &Surroundings<'_>,
 ) -> ServiceView {
     let empty = ServiceState::new(name.clone());
-    let state = state.unwrap_or(&empty);
+    let state = state.filter(|_| around.elsewhere.is_none()).unwrap_or(&empty);
     let served = state.stable.and_then(|n| state.releases.get(&n));
     let target = state.rollout.as_ref().and_then(|r| state.releases.get(&r.to));
     let written = around.spec.and_then(|s| s.as_ref().ok());
@@ -47,6 +49,7 @@ pub fn view(
             .as_ref()
             .filter(|_| state.is_held())
             .map(|held| format!("held before its next step: {}", held.why))
+            .or_else(|| around.elsewhere.map(str::to_owned))
             .or_else(|| around.trouble.map(str::to_owned))
             .or_else(|| {
                 let why = state.traffic_trouble.as_ref()?;
@@ -56,7 +59,10 @@ pub fn view(
     };
     ServiceView {
         name: name.clone(),
-        condition: state.condition(),
+        condition: match around.elsewhere {
+            Some(_) => Condition::Elsewhere,
+            None => state.condition(),
+        },
         model: shown_spec.map(|s| s.model.clone()).unwrap_or_default(),
         engine: shown_spec
             .map(|s| crate::engine::of(&s.engine).name().to_owned())
@@ -73,7 +79,7 @@ pub fn view(
         history: around.history.iter().take(50).cloned().collect(),
         pending_change: match (written, served) {
             (Some(written), Some(served)) => *written != served.spec,
-            (Some(_), None) => true,
+            (Some(_), None) => around.elsewhere.is_none(),
             (None, _) => false,
         },
         url: shown_spec.and_then(|s| url(around.deck, name, s)),

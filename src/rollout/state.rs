@@ -333,6 +333,27 @@ pub enum Condition {
     Held,
     /// A rollout goes back.
     RollingBack,
+    /// A person stops it, and something of it runs yet.
+    Stopping,
+    /// Another controller holds its hosts: what it does is known there. The decider never says so.
+    Elsewhere,
+}
+
+impl Condition {
+    /// The same word everywhere.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Serving => "serving",
+            Self::Degraded => "degraded",
+            Self::Down => "DOWN",
+            Self::Rolling => "rolling",
+            Self::Held => "held",
+            Self::RollingBack => "rolling back",
+            Self::Stopping => "stopping",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
 }
 
 impl ReplicaState {
@@ -452,6 +473,9 @@ impl ServiceState {
 
     /// The service in one word.
     pub fn condition(&self) -> Condition {
+        if self.stopping {
+            return Condition::Stopping;
+        }
         if let Some(rollout) = self.active_rollout() {
             if self.is_held() {
                 return Condition::Held;

@@ -199,6 +199,7 @@ pub fn host(name: &str, gpus: Vec<Gpu>) -> HostView {
         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
         maintenance: crate::api::Maintenance::default(),
         claim: None,
+        claim_known: true,
     }
 }
 

@@ -450,6 +450,6 @@ fn host_text(host: &HostView) -> String {
 
 /// What the filter of the services looks at.
 fn service_text(service: &ServiceView) -> String {
-    let condition = super::words::condition(service.condition);
+    let condition = service.condition.word();
     format!("{} {condition} {} {}", service.name, service.engine, service.model)
 }

@@ -11,19 +11,6 @@ use crate::api::{
 /// What stands where a value is not known.
 pub const ABSENT: &str = "–";
 
-/// A service's condition.
-pub const fn condition(condition: Condition) -> &'static str {
-    match condition {
-        Condition::Stopped => "stopped",
-        Condition::Serving => "serving",
-        Condition::Degraded => "degraded",
-        Condition::Down => "DOWN",
-        Condition::Rolling => "rolling",
-        Condition::Held => "held",
-        Condition::RollingBack => "rolling back",
-    }
-}
-
 /// Mark and colour of a condition.
 pub const fn condition_mark(condition: Condition, theme: &Theme) -> (&'static str, Style) {
     match condition {
@@ -34,6 +21,8 @@ pub const fn condition_mark(condition: Condition, theme: &Theme) -> (&'static st
         Condition::Rolling => ("▶", theme.accent),
         Condition::Held => ("║", theme.warn),
         Condition::RollingBack => ("◀", theme.warn),
+        Condition::Stopping => ("◌", theme.dim),
+        Condition::Elsewhere => ("?", theme.warn),
     }
 }
 

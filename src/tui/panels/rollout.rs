@@ -60,6 +60,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
         let y = take(&mut top, 1);
         let text = match service.condition {
             Condition::Stopped => "nothing runs; a rolls it out",
+            Condition::Elsewhere => "another controller holds its hosts",
             _ => "no rollout yet; a rolls out the spec",
         };
         pen.put(rest.x, y, rest.right(), text, pen.theme.dim);

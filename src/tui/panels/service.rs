@@ -18,7 +18,7 @@ use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
 use super::services::replica_row;
-use crate::api::{ServiceName, ServiceView};
+use crate::api::{Condition, ServiceName, ServiceView};
 use crate::tui::draw::Pen;
 use crate::tui::state::State;
 use crate::tui::words;
@@ -72,17 +72,15 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
         Line::from(vec![Span::styled(format!("{name:<10} "), theme.dim), Span::styled(text, style)])
     };
     let (mark, style) = words::condition_mark(service.condition, theme);
-    let mut out = vec![field(
-        "condition",
-        format!(
-            "{mark} {}, {} of {} ready, floor {}",
-            words::condition(service.condition),
-            service.ready,
-            service.wanted,
-            service.floor
+    let word = service.condition.word();
+    let standing = match service.condition {
+        Condition::Elsewhere => format!("{mark} {word}"),
+        _ => format!(
+            "{mark} {word}, {} of {} ready, floor {}",
+            service.ready, service.wanted, service.floor
         ),
-        style,
-    )];
+    };
+    let mut out = vec![field("condition", standing, style)];
     if let Some(trouble) = &service.trouble {
         out.extend(crate::tui::dialogs::wrapped(&format!("▲ {trouble}"), width, theme.warn));
     }

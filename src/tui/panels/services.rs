@@ -17,7 +17,7 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::{nothing, title};
-use crate::api::{DeviceId, ReplicaView, ServiceView};
+use crate::api::{Condition, DeviceId, ReplicaView, ServiceView};
 use crate::tui::command::Panel;
 use crate::tui::draw::{Column, Pen, col, grow, num, places, window};
 use crate::tui::state::{ServiceRow, State};
@@ -126,11 +126,14 @@ fn service_row(
         theme.text
     };
     let (errors, errors_style) = words::errors(&service.traffic, theme);
-    let ready = format!("{}/{} ≥{}", service.ready, service.wanted, service.floor);
+    let ready = match service.condition {
+        Condition::Elsewhere => words::ABSENT.to_owned(),
+        _ => format!("{}/{} ≥{}", service.ready, service.wanted, service.floor),
+    };
     let mut cell = |i, text: &str, style| pen.cell(&COLUMNS, at, i, y, text, style);
     cell(0, mark, style);
     cell(1, service.name.as_str(), name);
-    cell(2, words::condition(service.condition), style);
+    cell(2, service.condition.word(), style);
     cell(3, &ready, ready_style);
     cell(4, &release_words(service), theme.text);
     cell(5, &words::rate(&service.traffic), theme.text);
