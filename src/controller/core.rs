@@ -11,8 +11,9 @@ use tokio::time::Instant;
 
 use super::actions::{Actions, Means};
 use super::auditor::Auditor;
+use super::begin::{Beginning, Beginnings};
 use super::conditions::Conditions;
-use super::deck_ledger::{self, DeckEvent, DeckRecord};
+use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::gateways::{Gateways, Routes};
 use super::measured::Measured;
 use super::planning::{self, Draft, Planned};
@@ -206,6 +207,8 @@ pub struct Core {
     pub(super) group_waits: Option<String>,
     /// Services whose queued rollout is being begun.
     pub(super) queue_asking: std::collections::BTreeSet<ServiceName>,
+    /// Releases on their way into Git.
+    pub(super) beginnings: Beginnings,
     pub(super) runs: super::runs::Runs,
     pub(super) upgrades: upgrade::UpgradeTasks,
     /// Hosts whose replicas are being placed elsewhere off the loop.
@@ -323,8 +326,8 @@ impl Core {
         match input {
             Input::Intent { intent, by, reply } => self.intent(intent, &by, reply),
             Input::Begin { draft, request, reply } => {
-                let begun = self.begin_rollout(*draft, &request);
-                self.answer(reply, begun);
+                let then = Box::new(move |core: &mut Self, begun| core.answer(reply, begun));
+                self.begin_rollout(Beginning { draft, request, of_group: false, then });
             }
             Input::Plan { draft, kind, reply } => {
                 let _ = reply.send(self.plan(&draft, kind).map(|planned| planned.view));
@@ -415,7 +418,12 @@ impl Core {
         state.releases.get(&number).or_else(|| state.releases.values().next_back()).cloned()
     }
 
-    fn record_outcome(&mut self, service: &ServiceName, release: ReleaseNumber, outcome: &Outcome) {
+    pub(super) fn record_outcome(
+        &mut self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+        outcome: &Outcome,
+    ) {
         let written = self.repo.as_ref().map_or(Ok(()), |repo| {
             let Some(revision) = repo.release(release)? else { return Ok(()) };
             repo.set_outcome(&revision, outcome)?;
@@ -451,7 +459,7 @@ impl Core {
 
     /// Notes in Git that releases were never begun which were committed here, and whose rollout did not get into the
     /// journal: this controller ended in between, or the commit failed half made.
-    fn note_never_begun(&mut self) {
+    pub(super) fn note_never_begun(&mut self) {
         for (service, number) in self.state.ledger.never_begun(&self.state.services) {
             let entries = self.repo.as_ref().and_then(|r| r.history(&service, usize::MAX).ok());
             let is_open = entries
@@ -506,7 +514,9 @@ impl Core {
         let ledger = &self.state.ledger;
         let upgrades = ledger.upgrade.as_ref().is_some_and(|u| u.ended.is_none())
             || ledger.group.as_ref().is_some_and(|g| g.ended.is_none());
-        let serves = upgrades || self.state.services.values().any(|s| !s.replicas.is_empty());
+        let serves = upgrades
+            || self.beginnings.is_busy()
+            || self.state.services.values().any(|s| !s.replicas.is_empty());
         if serves || self.hub.readers() > 0 {
             self.idle_since = None;
             return;
@@ -864,70 +874,6 @@ impl Core {
         planning::plan(self, draft, kind)
     }
 
-    pub(super) fn begin_rollout(
-        &mut self,
-        draft: Draft,
-        request: &Request,
-    ) -> Result<IntentReply, ApiError> {
-        self.may_begin(&draft.service)?;
-        let planned = self.plan(&draft, request.kind)?;
-        if planned.view.nothing_to_do {
-            return Ok(IntentReply::NothingToDo);
-        }
-        if planned.view.forecast.outage && !request.accept_outage {
-            return Err(super::together::outage_refusal(draft.service.as_str(), &planned.view));
-        }
-        self.may_commit()?;
-        let service = draft.service.clone();
-        let mut release = planned.release;
-        release.author.clone_from(&request.by);
-        release.reason.clone_from(&request.reason);
-        let number = release.number;
-        let ready = self.state.services.get(&service).map_or(0, ServiceState::ready_total);
-        let progress = deck_ledger::foreseen(&planned.view, ready, now());
-        // Before the commit: of a release of which only this is known nothing was ever begun.
-        self.deck_happened(DeckEvent::Planned { service: service.clone(), progress })
-            .map_err(|e| journal_error(&e))?;
-        let moved_edit = self.edit_warnings(&draft, number);
-        let repo = self.repo.as_ref().ok_or_else(no_deck)?;
-        release.revision = match planning::commit(repo, &draft, &release, request.kind) {
-            Ok(revision) => revision,
-            Err(error) => {
-                self.note_never_begun();
-                return Err(error);
-            }
-        };
-        self.state.last_release = self.state.last_release.max(number);
-        if let Some(words) = moved_edit {
-            self.say(Severity::Warning, Some(&service), &words);
-        }
-        self.share();
-        self.files.history.entry(service.clone()).or_default().insert(
-            0,
-            ReleaseView {
-                number,
-                revision: release.revision.clone(),
-                created: release.created,
-                author: release.author.clone(),
-                reason: release.reason.clone(),
-                outcome: None,
-                progress: None,
-            },
-        );
-        let kind = EventKind::RolloutRequested {
-            release: Box::new(release),
-            kind: request.kind,
-            by: request.by.clone(),
-        };
-        if let Err(error) = self.try_happened(&service, kind, now()) {
-            // The release is in Git already: there it must not look as if it were under way.
-            let why = format!("the journal could not be written: {error}");
-            self.record_outcome(&service, number, &Outcome::Failed { why });
-            return Err(journal_error(&error));
-        }
-        Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(planned.view) })
-    }
-
     fn counters(
         &mut self,
         service: &ServiceName,
@@ -1046,7 +992,7 @@ fn ids(replicas: &[crate::api::ReplicaView]) -> Vec<ReplicaId> {
     replicas.iter().map(|r| r.id).collect()
 }
 
-fn no_deck() -> ApiError {
+pub(super) fn no_deck() -> ApiError {
     ApiError { kind: ErrorKind::Conflict, message: "there is no deck".to_owned(), hint: None }
 }
 

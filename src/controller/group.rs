@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::begin::Beginning;
 use super::core::{Core, Input, Request, now};
 use super::deck_ledger::DeckEvent;
 use super::maintenance::conflict;
@@ -309,7 +310,7 @@ impl Core {
     }
 
     /// What has changed since the next one was asked for: it is not begun now.
-    fn is_held_up(&self, service: &ServiceName, kind: RolloutKind) -> bool {
+    pub(super) fn is_held_up(&self, service: &ServiceName, kind: RolloutKind) -> bool {
         let group = self.state.ledger.group.as_ref();
         let steered = group.is_none_or(|g| g.paused.is_some() || g.aborted.is_some());
         let lends = self.state.services.get(service).is_some_and(|s| !s.loans.is_empty());
@@ -340,23 +341,42 @@ impl Core {
             };
             let begin = Box::new(move |core: &mut Core| {
                 // A pause or an abort that was answered meanwhile holds.
-                if !core.is_held_up(&service, request.kind) {
-                    let begun = draft.and_then(|draft| core.begin_rollout(draft, &request));
-                    core.publish_stale();
-                    if let Some(state) = then(begun) {
-                        core.group_asking = false;
-                        core.group_went(&service, state);
-                        return;
-                    }
+                if core.is_held_up(&service, request.kind) {
+                    return core.ask_group_again();
                 }
-                let inputs = core.means.inputs.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(ASK_AGAIN).await;
-                    let again = Box::new(|core: &mut Core| core.group_asking = false);
-                    let _ = inputs.send(Input::Ask(again)).await;
-                });
+                let kind = request.kind;
+                let then = move |core: &mut Core, begun: Result<IntentReply, ApiError>| {
+                    core.publish_stale();
+                    let held_up = begun.is_err() && core.is_held_up(&service, kind);
+                    match then(begun).filter(|_| !held_up) {
+                        Some(state) => {
+                            core.group_asking = false;
+                            core.group_went(&service, state);
+                        }
+                        None => core.ask_group_again(),
+                    }
+                };
+                match draft {
+                    Ok(draft) => core.begin_rollout(Beginning {
+                        draft: Box::new(draft),
+                        request,
+                        of_group: true,
+                        then: Box::new(then),
+                    }),
+                    Err(error) => then(core, Err(error)),
+                }
             });
             let _ = inputs.send(Input::Ask(begin)).await;
+        });
+    }
+
+    /// What could not begin now is asked for again in a moment.
+    fn ask_group_again(&self) {
+        let inputs = self.means.inputs.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(ASK_AGAIN).await;
+            let again = Box::new(|core: &mut Self| core.group_asking = false);
+            let _ = inputs.send(Input::Ask(again)).await;
         });
     }
 

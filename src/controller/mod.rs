@@ -8,6 +8,7 @@ mod absence;
 pub mod actions;
 pub mod attention;
 pub mod auditor;
+mod begin;
 mod borrowing;
 pub mod calibration;
 pub mod claims;

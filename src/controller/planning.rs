@@ -368,8 +368,11 @@ pub(super) fn lay_out(
     let (service, spec) = (&draft.service, &draft.spec);
     let empty = ServiceState::new(service.clone());
     let state = core.state.services.get(service).unwrap_or(&empty);
-    let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
-    let number = service_view::next_release(&core.state, in_git);
+    let next = || {
+        let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
+        service_view::next_release(&core.state, in_git)
+    };
+    let number = core.beginnings.number_of(service).unwrap_or_else(next);
     let mut ports = PortGiver::new(core);
     for lent in borrowing.iter().flat_map(|b| &b.replicas) {
         ports.occupy(lent.back.as_ref());
@@ -773,14 +776,19 @@ pub fn commit(
         author: Some(&release.author),
         expected: Some(&draft.text),
     })
-    .map_err(|e| ApiError {
-        kind: match e {
+    .map_err(|e| commit_error(&e))
+}
+
+/// Why a release was not committed.
+pub(super) fn commit_error(error: &RevisionError) -> ApiError {
+    ApiError {
+        kind: match error {
             RevisionError::Changed { .. } => ErrorKind::Conflict,
             _ => ErrorKind::Internal,
         },
-        message: e.to_string(),
-        hint: e.hint(),
-    })
+        message: error.to_string(),
+        hint: error.hint(),
+    }
 }
 
 /// The spec of one release against another's.

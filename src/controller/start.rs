@@ -200,6 +200,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         sharing: super::sharing::Sharing::default(),
         group_asking: false,
         group_waits: None,
+        beginnings: super::begin::Beginnings::default(),
         queue_asking: std::collections::BTreeSet::new(),
         runs: super::runs::Runs::new(paths.dir.clone()),
         upgrades: super::upgrade::UpgradeTasks::default(),
