@@ -6,10 +6,9 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use common::{Finished, Gpudeck, Traces, has_program, run, wait_until};
+use common::{Finished, Gpudeck, Traces, has_program, wait_until};
 use git2::Repository;
 use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
 use gpudeck::revision::{DeckRepo, Fetched, ReleaseCommit, RevisionError};

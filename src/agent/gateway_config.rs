@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use super::error::{blocking, failed, io_refusal};
 use crate::base::text::clean;
-use crate::wire::{GatewayConfig, Refusal};
+use crate::wire::{GatewayConfig, RELOAD_FAILED, RELOAD_NEEDED, Refusal};
 
 /// Longest configuration.
 const MAX_TEXT: usize = 1 << 20;
@@ -25,11 +25,11 @@ const MAX_WORDS: u64 = 64 << 10;
 const MAX_FILES: usize = 1_000;
 
 /// Writes the file if it differs, and reloads HAProxy if more than its servers did (those are
-/// changed at run time) or if it is asked for. Answers `unchanged`, `written`, `reloaded`, or
-/// `reload needed` if no command for that is known.
+/// changed at run time), if the last reload failed, or if it is asked for. Answers `unchanged`, `written`, `reloaded`,
+/// [`RELOAD_NEEDED`] if no command for that is known, or [`RELOAD_FAILED`] and why.
 ///
 /// # Errors
-/// The directory or the check refuses it (the old file stays), or the reload fails.
+/// The directory or the check refuses it; the old file stays.
 pub async fn write(config: GatewayConfig) -> Result<String, Refusal> {
     let directory = PathBuf::from(&config.directory);
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -53,25 +53,41 @@ pub async fn write(config: GatewayConfig) -> Result<String, Refusal> {
         .await?
     };
     let changed = old.as_deref() != Some(config.text.as_str());
-    if changed {
-        put(&config, &directory, &path).await?;
-    }
     let structure = |text: &str| -> Vec<String> {
         let kept =
             |line: &&str| !line.trim_start().starts_with("server ") && !line.starts_with('#');
         text.lines().filter(kept).map(str::to_owned).collect()
     };
     let deeper = old.as_deref().map(structure) != Some(structure(&config.text));
-    if !(changed && deeper || config.reload_now) {
+    let (due, reload) = (directory.join(format!(".{}.reload-due", config.name)), &config.reload);
+    // What is written counts only when HAProxy has read it: that outlives the agent, and a reload that fails.
+    let was_due = due.exists();
+    if changed && deeper && !reload.is_empty() && !was_due {
+        let due = due.clone();
+        blocking(move || std::fs::write(&due, "").map_err(|e| io_refusal(&e, "write", &due)))
+            .await?;
+    }
+    if changed && let Err(refusal) = put(&config, &directory, &path).await {
+        if !was_due {
+            let _ = std::fs::remove_file(&due);
+        }
+        return Err(refusal);
+    }
+    if !(changed && deeper || config.reload_now || was_due) {
         return Ok(if changed { "written" } else { "unchanged" }.to_owned());
     }
-    if config.reload.is_empty() {
-        return Ok("reload needed".to_owned());
+    if reload.is_empty() {
+        // Whoever took the command out of deck.toml reloads it himself.
+        let _ = std::fs::remove_file(&due);
+        return Ok(RELOAD_NEEDED.to_owned());
     }
-    run(&config.reload)
-        .await
-        .map_err(|said| failed(format!("`{}`: {said}", config.reload.join(" "))))?;
-    Ok("reloaded".to_owned())
+    match run(reload).await {
+        Ok(()) => {
+            let _ = std::fs::remove_file(&due);
+            Ok("reloaded".to_owned())
+        }
+        Err(said) => Ok(format!("{RELOAD_FAILED}`{}`: {said}", reload.join(" "))),
+    }
 }
 
 /// Beside it, checked, renamed over it.
@@ -187,7 +203,7 @@ mod tests {
             ..config(dir.path(), text)
         };
         let first = "backend chat\n  server a 1.1.1.1:1 weight 1\n";
-        assert_eq!(write(config(dir.path(), first)).await.unwrap(), "reload needed");
+        assert_eq!(write(config(dir.path(), first)).await.unwrap(), RELOAD_NEEDED);
         let other = "backend chat\n  server b 1.1.1.1:1 weight 9\n";
         assert_eq!(write(with(other)).await.unwrap(), "written");
         assert_eq!(write(with(other)).await.unwrap(), "unchanged");
@@ -197,6 +213,29 @@ mod tests {
         assert!(marker.exists());
         let again = GatewayConfig { reload_now: true, ..with(deeper) };
         assert_eq!(write(again).await.unwrap(), "reloaded");
+    }
+
+    #[tokio::test]
+    async fn a_reload_that_failed_is_tried_again_until_it_succeeds() {
+        let dir = tempfile::tempdir().unwrap();
+        let works = dir.path().join("works");
+        let with = |text: &str| GatewayConfig {
+            reload: vec!["test".to_owned(), "-e".to_owned(), works.to_str().unwrap().to_owned()],
+            ..config(dir.path(), text)
+        };
+        let text = "backend chat\n  balance roundrobin\n";
+        for _ in 0..2 {
+            let said = write(with(text)).await.unwrap();
+            assert!(said.starts_with(RELOAD_FAILED) && said.contains("test -e"), "{said}");
+        }
+        // Servers alone are no reason for a reload, but one is due.
+        let servers = format!("{text}  server a 1.1.1.1:1 weight 1\n");
+        assert!(write(with(&servers)).await.unwrap().starts_with(RELOAD_FAILED));
+        std::fs::write(&works, "").unwrap();
+        assert_eq!(write(with(&servers)).await.unwrap(), "reloaded");
+        assert_eq!(write(with(&servers)).await.unwrap(), "unchanged");
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
+        assert_eq!(names.len(), 2, "{names:?}");
     }
 
     #[tokio::test]

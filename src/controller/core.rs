@@ -190,6 +190,8 @@ pub struct Core {
     pub(super) traffic: BTreeMap<ServiceName, Traffic>,
     pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
+    /// What gateways have not read of their files, by service and host.
+    pub(super) gateway_files: BTreeMap<ServiceName, BTreeMap<HostName, String>>,
     pub(super) records_since_checkpoint: u64,
     pub(super) conditions: Conditions,
     pub(super) journal_tried: Timestamp,
@@ -938,6 +940,7 @@ impl Core {
             traffic: self.traffic.get(service),
             history,
             trouble: self.trouble.get(service).map(String::as_str),
+            gateway_file: self.gateway_files.get(service).and_then(|f| f.values().next()),
             ledger: &self.state.ledger,
             memory: self.files.memory.get(service).map(Vec::as_slice).unwrap_or_default(),
         };

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::actions::{Means, link, right_to_act};
+use super::core::{Core, Input};
+use crate::api::Severity;
 use crate::base::{
     Hint, HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer, text,
 };
@@ -13,7 +15,7 @@ use crate::gateway::section::{Section, SectionServer, canary_backend, canary_ser
 use crate::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters, haproxy};
 use crate::rollout::ServiceState;
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
-use crate::wire::{GatewayConfig, Reply, Request, Verb};
+use crate::wire::{GatewayConfig, RELOAD_FAILED, RELOAD_NEEDED, Reply, Request, Verb};
 
 /// The file of a gateway is looked at again after so long, in case somebody changed it.
 const REWRITE: Duration = Duration::from_secs(30);
@@ -103,6 +105,8 @@ struct Kept {
     text: String,
     at: Instant,
     reloaded: Option<Instant>,
+    /// HAProxy has not read it yet: why, as it was told.
+    unread: Option<String>,
 }
 
 impl Gateways {
@@ -417,7 +421,14 @@ impl Gateways {
             tracing::info!(service = %self.service, host = %gateway.host, "configuration: {said}");
         }
         let reloaded = if said == "reloaded" { Some(now) } else { reloaded };
-        *kept = Some(Kept { text, at: now, reloaded });
+        let unread = not_read(gateway, &self.service, &said);
+        if unread != kept.as_ref().and_then(|k| k.unread.clone()) {
+            let (service, host, unread) =
+                (self.service.clone(), gateway.host.clone(), unread.clone());
+            let tell = move |core: &mut Core| core.gateway_file(service, host, unread);
+            let _ = means.inputs.send(Input::Ask(Box::new(tell))).await;
+        }
+        *kept = Some(Kept { text, at: now, reloaded, unread });
         Ok(())
     }
 
@@ -438,6 +449,37 @@ impl Gateways {
             }
         }
         Some(out)
+    }
+}
+
+/// Why HAProxy has not read what was written, and what to do; from the agent's answer.
+fn not_read(gateway: &GatewaySpec, service: &ServiceName, said: &str) -> Option<String> {
+    let host = &gateway.host;
+    if let Some(how) = said.strip_prefix(RELOAD_FAILED) {
+        let how = text::clean(how, 300);
+        return Some(format!(
+            "HAProxy on {host} was not reloaded, and goes on with its configuration before: {how}; tried again twice a minute"
+        ));
+    }
+    (said == RELOAD_NEEDED).then(|| {
+        format!(
+            "{service}.cfg has changed: reload HAProxy on {host} by hand, or name the command in deck.toml: reload = [\"systemctl\", \"reload\", \"haproxy\"]"
+        )
+    })
+}
+
+impl Core {
+    /// What was heard of the configuration file of a service at one of its gateways.
+    fn gateway_file(&mut self, service: ServiceName, host: HostName, unread: Option<String>) {
+        if let Some(words) = &unread {
+            self.say(Severity::Warning, Some(&service), words);
+        }
+        let kept = self.gateway_files.entry(service.clone()).or_default();
+        match unread {
+            Some(words) => kept.insert(host, words),
+            None => kept.remove(&host),
+        };
+        self.publish_service(&service);
     }
 }
 
@@ -490,6 +532,19 @@ mod tests {
         assert_eq!(told(|_| (), "gateways = [\"b\"]"), None);
         assert_eq!(told(|deck| deck.gateways.retain(|n, _| n.as_str() == "a"), ""), None);
         assert_eq!(told(|deck| deck.gateways.clear(), ""), None, "it is done without one");
+    }
+
+    #[test]
+    fn what_haproxy_has_not_read_is_told() {
+        let (deck, _) = read("");
+        let gateway = deck.gateways.values().next().unwrap();
+        let told = |said: &str| not_read(gateway, &"chat".parse().unwrap(), said);
+        let failed = told(&format!("{RELOAD_FAILED}`systemctl reload haproxy`: exit status: 1"));
+        assert!(failed.unwrap().starts_with(
+            "HAProxy on h was not reloaded, and goes on with its configuration before: `systemctl"
+        ));
+        assert!(told(RELOAD_NEEDED).unwrap().contains("reload HAProxy on h by hand"));
+        assert_eq!((told("reloaded"), told("written"), told("unchanged")), (None, None, None));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Surroundings<'a> {
     pub trouble: Option<&'a str>,
     /// Who else holds hosts of it, in words: what is served is known there, not here.
     pub elsewhere: Option<&'a str>,
+    /// What a gateway has not read of its file, in words.
+    pub gateway_file: Option<&'a String>,
     /// Plans and how they went.
     pub ledger: &'a Ledger,
     /// What its engines logged of their memory, the oldest first.
@@ -55,6 +57,7 @@ pub fn view(
                 let why = state.traffic_trouble.as_ref()?;
                 Some(format!("the gateway does not do as it is told: {why}"))
             })
+            .or_else(|| around.gateway_file.cloned())
             .or_else(|| lends(state)),
     };
     ServiceView {

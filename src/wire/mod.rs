@@ -20,7 +20,8 @@ pub use devices::Part;
 pub use lasting::Lasting;
 pub use request::{
     ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GPU_NUMBERS, GatewayConfig,
-    HttpReply, LogChunk, RankReport, RankStart, RankStatus, Refusal, Reply, Request, ToAgent, Verb,
+    HttpReply, LogChunk, RELOAD_FAILED, RELOAD_NEEDED, RankReport, RankStart, RankStatus, Refusal,
+    Reply, Request, ToAgent, Verb,
 };
 pub use telemetry::{
     ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor, Gpus,

@@ -263,6 +263,12 @@ pub struct GatewayConfig {
     pub reload_now: bool,
 }
 
+/// The answer to a [`GatewayConfig`] that HAProxy has to read and nothing is there to make it.
+pub const RELOAD_NEEDED: &str = "reload needed";
+
+/// So begins the answer to a [`GatewayConfig`] that was written, and HAProxy was not reloaded; how comes after it.
+pub const RELOAD_FAILED: &str = "reload failed: ";
+
 /// See [`RankStart::env`].
 pub const GPU_NUMBERS: &str = "{gpu_numbers}";
 
