@@ -215,6 +215,45 @@ fn a_drain_moves_replicas_away_and_a_killed_controller_goes_on_with_it() {
     place.expect(&["cordon", "nosuch"], 8);
 }
 
+/// While a host is maintained its services can be rolled out and undone where there is room beside it.
+#[test]
+fn a_rollout_goes_around_a_host_that_is_maintained() {
+    let place = Place::new();
+    place.edit("max_unavailable   = 0", "max_unavailable   = 1");
+    place.edit("[rollout]", "[placement]\nspread = \"host\"\n\n[rollout]");
+    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let on = place.code_is_on();
+    let (first, second) = (on[0].as_str(), on[1].as_str());
+    let others: Vec<&str> = ["gpu-1", "gpu-2", "gpu-3", "gpu-4"]
+        .into_iter()
+        .filter(|h| *h != first && *h != second)
+        .collect();
+    for other in others.iter().chain([&second]) {
+        place.expect(&["cordon", other], 0);
+    }
+    place.expect(&["drain", first, "--yes"], 0);
+    assert_eq!(place.json(&["status", "code"], 0)["ready"], 1);
+
+    // Nowhere to go: which host would make room is said.
+    place.edit("1500ms", "1400ms");
+    let refused = place.expect(&["apply", "code", "--yes"], 6);
+    assert!(refused.stderr.contains(&format!("gpudeck uncordon {first}")), "{refused:#?}");
+
+    // Room beside it: rolled out whole, and back again.
+    place.expect(&["uncordon", others[0]], 0);
+    place.expect(&["uncordon", second], 0);
+    place.expect(&["apply", "code", "--yes", "--wait", "--timeout", "2m"], 0);
+    let view = place.json(&["status", "code"], 0);
+    assert_eq!((&view["ready"], &view["stable"]), (&2.into(), &2.into()), "{view:#}");
+    place.expect(&["rollout", "undo", "code", "--yes", "--wait", "--timeout", "2m"], 0);
+    assert!(!place.code_is_on().iter().any(|host| host == first));
+    // What was out is nothing any more.
+    place.expect(&["uncordon", first], 0);
+    let view = place.json(&["status", "code"], 0);
+    assert_eq!((&view["ready"], &view["trouble"]), (&2.into(), &Value::Null), "{view:#}");
+    assert!(!place.expect(&["events"], 0).stdout.contains("no replica is ready"));
+}
+
 /// A fleet whose GPUs are all in use can be maintained, too, as far as the floors allow.
 #[test]
 fn what_has_no_other_place_stops_until_its_host_is_back() {

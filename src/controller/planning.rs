@@ -19,7 +19,7 @@ use crate::model::ModelFacts;
 use crate::placement::{self, Demand, ShapeNeed};
 use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
 use crate::rollout::{
-    Borrowing, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
+    Borrowing, LentTo, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
 };
 use crate::spec::{
     DeviceKind, Requirement, RuntimeSpec, ServiceSpec, Strategy, parse_deck, parse_service,
@@ -290,7 +290,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         if nothing_to_do { None } else { borrowing::better(core, draft, state, kind, &plain)? };
     let Laid { release, replicas, reasons, forecast, known } = match borrows {
         Some(laid) => laid,
-        None => plain?,
+        None => plain.map_err(|error| or_uncordon(state, error))?,
     };
     let (steps, total) = if nothing_to_do {
         (Vec::new(), PlanTime::default())
@@ -355,6 +355,18 @@ fn is_served(state: &ServiceState, spec: &ServiceSpec) -> bool {
     let served = state.stable.and_then(|n| state.releases.get(&n));
     // While another release is rolled out it is about to be replaced.
     served.is_some_and(|r| r.spec == *spec) && !state.stopping && state.active_rollout().is_none()
+}
+
+/// What a host in maintenance would have room for is a way, too.
+fn or_uncordon(state: &ServiceState, error: ApiError) -> ApiError {
+    let Some(loan) = state.loans.iter().find(|l| matches!(l.to, LentTo::Maintenance { .. })) else {
+        return error;
+    };
+    let way = format!("{} is {}: {}", loan.replica, loan.to, loan.to.way_back());
+    ApiError {
+        hint: Some(error.hint.map_or_else(|| way.clone(), |h| format!("{h}; {way}"))),
+        ..error
+    }
 }
 
 /// A placement made a release, and its journey foreseen.

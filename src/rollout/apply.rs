@@ -81,7 +81,7 @@ impl Decider<'_> {
         let number = release.number;
         let known = self.state.releases.contains_key(&number);
         // What is lent has to come back first: its place belongs to the stable release.
-        let lends = !self.state.loans.is_empty();
+        let lends = self.state.binding_loan().is_some();
         if known || lends || self.state.stopping || self.state.active_rollout().is_some() {
             return;
         }

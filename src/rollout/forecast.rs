@@ -246,7 +246,7 @@ fn check(state: &ServiceState, release: &Release) -> Result<(), ForecastError> {
     if state.stopping {
         return refuse("the service is being stopped".to_owned(), "wait until it has stopped");
     }
-    if let Some(loan) = state.loans.first() {
+    if let Some(loan) = state.binding_loan() {
         return refuse(format!("{} is {}", loan.replica, loan.to), &loan.to.way_back());
     }
     if state.releases.contains_key(&release.number) {

@@ -253,6 +253,9 @@ impl Decider<'_> {
         rollout.ended = Some(now);
         let release = rollout.to;
         self.moved = true;
+        // What is not served any more does not come back from a maintenance.
+        let stable = self.state.stable;
+        self.state.loans.retain(|loan| Some(loan.replica.release) == stable);
         self.act(Action::RecordOutcome { release, outcome });
     }
 

@@ -10,7 +10,8 @@
 //! them, to the place that the plan found for it (where the borrower's old release was).
 //!
 //! A host that is drained takes replicas in the same way when there is no other place for them: they are out until the
-//! host is uncordoned.
+//! host is uncordoned. A rollout that begins meanwhile does without that host; when it is completed, nothing of the release
+//! before comes back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -107,6 +108,18 @@ impl Borrowing {
 }
 
 impl ServiceState {
+    /// How many replicas of a release are lent.
+    pub fn lent(&self, release: ReleaseNumber) -> u32 {
+        let n = self.loans.iter().filter(|l| l.replica.release == release).count();
+        u32::try_from(n).unwrap_or(u32::MAX)
+    }
+
+    /// The loan that keeps another release from being rolled out: what is lent to a rollout comes back to its own place.
+    /// A replica that is out for its host's maintenance does not: what comes after it has places of its own.
+    pub fn binding_loan(&self) -> Option<&Loan> {
+        self.loans.iter().find(|l| matches!(l.to, LentTo::Rollout { .. }))
+    }
+
     /// How many of its replicas this service can lend: those above its floor, and never the last.
     pub fn can_lend(&self) -> u32 {
         let Some(stable) = self.stable.filter(|_| self.rests()) else { return 0 };

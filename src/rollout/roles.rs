@@ -147,8 +147,9 @@ impl ServiceState {
             None => self.stable,
         };
         let beside = if rollout.is_none() { self.moving_beside(coming) } else { 0 };
-        let lent = u32::try_from(self.loans.len()).unwrap_or(u32::MAX);
-        let full = coming.map_or(0, |c| self.wanted(c)).saturating_sub(lent).saturating_add(beside);
+        let full = coming
+            .map_or(0, |c| self.wanted(c).saturating_sub(self.lent(c)))
+            .saturating_add(beside);
         let scale = rollout.filter(|_| forward).and_then(|r| self.step_scale(r, full));
         let target = scale.unwrap_or(full);
         let strategy = rollout.map(|r| self.strategy(r));

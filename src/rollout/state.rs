@@ -492,8 +492,7 @@ impl ServiceState {
             };
         }
         let Some(stable) = self.stable else { return Condition::Stopped };
-        let lent = u32::try_from(self.loans.len()).unwrap_or(u32::MAX);
-        let wanted = self.wanted(stable).saturating_sub(lent);
+        let wanted = self.wanted(stable).saturating_sub(self.lent(stable));
         match self.ready(stable) {
             n if n >= wanted => Condition::Serving,
             // Remains of a release that was taken back serve until stable can.

@@ -8,8 +8,7 @@ use crate::build::{Place, Rng, release};
 use crate::simulation::{REST, at_rest};
 use crate::world::World;
 
-/// A host is maintained: what is there stops as far as the floor allows, with faults, and comes back when they are over.
-/// With dice of its own, so that other plays stay as they are.
+/// A host is maintained: what is there stops as far as the floor allows, with faults.
 pub fn take_out(world: &mut World, seed: u64) {
     let mut dice = Rng(seed ^ 0x4057);
     let Some(stable) = world.state.stable.filter(|_| at_rest(world)) else { return };
@@ -23,6 +22,11 @@ pub fn take_out(world: &mut World, seed: u64) {
     for _ in 0..dice.below(60) {
         world.turn();
     }
+}
+
+/// What is out comes back, with faults, and everything comes to rest when they are over.
+pub fn bring_back(world: &mut World, seed: u64) {
+    let mut dice = Rng(seed ^ 0x4058);
     world.faults = !dice.one_in(3);
     let out: Vec<_> = world.state.loans.iter().map(|loan| loan.replica).collect();
     *world.counts.entry("out while a host is maintained").or_default() += out.len() as u64;

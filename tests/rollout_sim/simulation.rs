@@ -161,6 +161,15 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
         }
     }
     maintenance::take_out(&mut world, seed);
+    let mut dice = Rng(seed ^ 0x4059);
+    if !world.state.loans.is_empty() && dice.one_in(3) {
+        // A rollout begins while something is out.
+        *world.counts.entry("rollout while something is out").or_default() += 1;
+        let number = world.fresh_number();
+        let (release, kind, nature) = draw(&mut dice, number, per_replica);
+        play(&mut world, &mut dice, per_replica, &release, kind, nature);
+    }
+    maintenance::bring_back(&mut world, seed);
     if maintenance::begin_moves(&mut world, seed) {
         let mut dice = Rng(seed ^ 0x30E5);
         if dice.one_in(2) {
@@ -336,6 +345,7 @@ fn seeds() {
             "host dies",
             "moved while a host is emptied",
             "out while a host is maintained",
+            "rollout while something is out",
             "host not reached",
             "hung engine answers again",
             "hung engine stopped",
