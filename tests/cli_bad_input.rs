@@ -115,13 +115,48 @@ fn command_lines_that_are_not_understood() {
         &["apply"],
         &["apply", "chat", "--timeout", "soon"],
         &["diff", "x", "r2"],
+        &["top", "--interval", "0s"],
+        &["top", "-n", "0"],
     ] {
         let finished = person.run(words, DEADLINE);
         assert_eq!(finished.code(), Some(64), "{finished:#?}");
         assert!(finished.stderr.contains("error:"), "{finished:#?}");
+        for json in [&["--output", "json"][..], &["--output=json"], &["-o", "json"]] {
+            let finished = person.run([words, json].concat(), DEADLINE);
+            assert_eq!(finished.code(), Some(64), "{finished:#?}");
+            let error: Value = serde_json::from_str(finished.stderr.trim()).unwrap();
+            assert_eq!(error["exit_code"], 64, "{error}");
+        }
     }
     let near = person.run(["aply", "chat"], DEADLINE);
     assert!(near.stderr.contains("apply"), "{near:#?}");
+}
+
+/// deck.toml comes first, as on the connections themselves; what is not of the deck is as `ssh` has it.
+#[test]
+fn how_a_host_of_the_deck_is_reached() {
+    let person = Gpudeck::new();
+    person.run(["init"], DEADLINE).expect_success();
+    let file = person.deck().join("deck.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let host = "\n[hosts.box]\naddress = \"192.0.2.7\"\nport = 2201\nuser = \"ada\"\n\
+                identity_files = [\"/keys/one\"]\nknown_hosts = \"/keys/known\"\n";
+    std::fs::write(&file, before + host).unwrap();
+    let shown = |words: &str| person.run(words.split(' '), DEADLINE).expect_success().stdout;
+    let own = shown("ssh-config box");
+    for line in [
+        "hostname 192.0.2.7",
+        "port 2201",
+        "user ada",
+        "identityfile /keys/one",
+        "userknownhostsfile /keys/known",
+    ] {
+        assert_eq!(own.lines().filter(|l| *l == line).count(), 1, "{line}: {own}");
+    }
+    assert_eq!(own.lines().filter(|l| l.starts_with("identityfile ")).count(), 1, "{own}");
+    for plain in [shown("ssh-config box --plain"), shown("ssh-config other")] {
+        assert!(plain.contains("port 22\n") && !plain.contains("/keys/"), "{plain}");
+    }
 }
 
 /// `gpudeck … | head`, when head has seen enough.
@@ -165,6 +200,13 @@ fn no_deck_and_a_broken_one() {
     let finished = empty.run(["status", "--deck", "/nowhere"], DEADLINE);
     assert_eq!(finished.code(), Some(8), "{finished:#?}");
     assert!(finished.stderr.contains("/nowhere"), "{finished:#?}");
+    let finished = empty.run(
+        [std::ffi::OsStr::new("hosts"), "--deck".as_ref(), empty.home().as_os_str()],
+        DEADLINE,
+    );
+    assert_eq!(finished.code(), Some(8), "{finished:#?}");
+    assert!(finished.stderr.contains("there is no deck in"), "{finished:#?}");
+    assert!(finished.stderr.contains("→ `gpudeck init "), "{finished:#?}");
     // The screen is never opened without a terminal.
     let finished = empty.run::<&str>([], DEADLINE);
     assert_eq!(finished.code(), Some(1), "{finished:#?}");
@@ -198,6 +240,11 @@ fn specs_with_mistakes() {
     deck.nothing_was_done("chat");
     let status = deck.status("chat");
     assert!(status["trouble"].as_str().unwrap().contains("memry"), "{status:#}");
+    // What is asked of all leaves it out, and says so.
+    deck.refused("plan chat --explain", 1, &["services/chat.toml, line 5"], &["`memory`"]);
+    let all = deck.run("plan --output json");
+    let all: Value = serde_json::from_str(&all.stdout).unwrap();
+    assert!(all["left_out"]["chat"].as_str().unwrap_or_default().contains("memry"), "{all:#}");
 
     // A service that is not there: the nearest one is named, whatever is asked of it.
     deck.write("services/chat.toml", COMMAND);

@@ -47,7 +47,8 @@ pub enum Command {
         /// Tell the story without a terminal: one JSON line per event, and a summary
         #[arg(long)]
         script: bool,
-        /// Keep the demo's files here instead of in a temporary directory
+        /// Keep the demo's files here instead of in a temporary directory. Meanwhile
+        /// `GPUDECK_HOME=DIR/home gpudeck --deck DIR/deck status` looks at it from another terminal
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
@@ -66,9 +67,14 @@ pub enum Command {
         explain: bool,
     },
     /// Show how a host is reached, in the format of `ssh -G`
+    ///
+    /// Of a host of the deck here with what deck.toml says of it; of any other as `ssh` would reach it.
     SshConfig {
         /// As `ssh` takes it: [USER@]HOST
         host: String,
+        /// Without what deck.toml says
+        #[arg(long)]
+        plain: bool,
         /// Read this file instead of ~/.ssh/config and the system's
         #[arg(short = 'F', value_name = "FILE")]
         file: Option<PathBuf>,
@@ -161,10 +167,10 @@ pub enum Command {
         #[arg(long)]
         details: bool,
         /// So many rounds; default: until interrupted
-        #[arg(short = 'n', long = "rounds", value_name = "N")]
+        #[arg(short = 'n', long = "rounds", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         rounds: Option<u64>,
-        /// Between two rounds
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+        /// Between two rounds, at least 200 ms
+        #[arg(long, value_name = "DURATION", value_parser = interval, default_value = "5s")]
         interval: std::time::Duration,
     },
     /// Hosts and GPUs at this moment, for programs: `--output json|csv|prometheus`
@@ -428,6 +434,17 @@ pub struct InspectOptions {
     /// No graphs are captured
     #[arg(long)]
     pub enforce_eager: bool,
+}
+
+/// Shorter than this a round would only cost.
+const SHORTEST_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
+
+fn interval(text: &str) -> Result<std::time::Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if interval < SHORTEST_INTERVAL {
+        return Err("at least 200ms".to_owned());
+    }
+    Ok(interval)
 }
 
 /// A number of tokens: `32768`, `32k` (× 1024), `1M`.

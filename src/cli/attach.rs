@@ -15,6 +15,11 @@ pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
             "run `gpudeck init` to make one, or name one with --deck DIR; `gpudeck demo` needs none",
         )
     })?;
+    if !dir.join("deck.toml").exists() {
+        let missing = Failure::other(format!("there is no deck in {}", dir.display()));
+        return Err(Failure { code: 8, ..missing }
+            .with_hint(format!("`gpudeck init {}` makes one", dir.display())));
+    }
     let spec = controller::read_deck(&dir)
         .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
     Ok((dir, spec))

@@ -86,7 +86,9 @@ impl Stage {
             leave_when_idle: None,
             in_process: None,
         };
-        let paths = Paths::in_dir(&world.root().join("controller"));
+        // As GPUDECK_HOME names it: another terminal can look at the same controller.
+        let home = world.root().join("home");
+        let paths = Paths::in_dir(&home.join(world.deck().id.to_string()));
         let running =
             start_in_process(options, &paths).await.map_err(|e| failed("controller", &e))?;
         let client = controller::connect(&running.socket).await?;

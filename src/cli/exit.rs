@@ -94,16 +94,20 @@ impl From<ApiError> for Failure {
     }
 }
 
+/// Tells the error as a JSON object on standard error and gives its code.
+pub fn report_json(failure: &Failure) -> ExitCode {
+    let value = serde_json::json!({
+        "error": failure.message, "hint": failure.hint, "exit_code": failure.code,
+    });
+    eprintln!("{value}");
+    ExitCode::from(failure.code)
+}
+
 /// Tells the error on standard error and gives its code.
 pub fn report(args: &Args, failure: &Failure) -> ExitCode {
     match args.output {
         _ if failure.message.is_empty() => {}
-        Output::Json => {
-            let value = serde_json::json!({
-                "error": failure.message, "hint": failure.hint, "exit_code": failure.code,
-            });
-            eprintln!("{value}");
-        }
+        Output::Json => return report_json(failure),
         Output::Text => {
             eprintln!("gpudeck: {}", failure.message);
             if let Some(hint) = &failure.hint {

@@ -46,6 +46,13 @@ use self::exit::{Failure, Success};
 pub fn main(arguments: &[String]) -> ExitCode {
     let args = match Args::try_parse_from(snapshot::normalise(arguments)) {
         Ok(args) => args,
+        Err(error) if error.use_stderr() && wants_json(arguments) => {
+            return exit::report_json(&Failure {
+                code: exit::USAGE,
+                hint: Some("`gpudeck help` names the commands, `--help` their options".to_owned()),
+                ..Failure::other(error.to_string().trim_end().to_owned())
+            });
+        }
         Err(error) => {
             let _ = error.print();
             // 2 is «there are changes» (see docs/cli.md), so usage errors have a code of their own.
@@ -80,6 +87,13 @@ pub fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
+/// Whether JSON was asked for, on a command line that was not understood.
+fn wants_json(arguments: &[String]) -> bool {
+    let joined = |word: &String| matches!(word.as_str(), "--output=json" | "-o=json" | "-ojson");
+    let apart = |pair: &[String]| matches!(pair, [name, value] if (name == "-o" || name == "--output") && value == "json");
+    arguments.iter().any(joined) || arguments.windows(2).any(apart)
+}
+
 /// Ctrl-C ends a command; the screen and the controller handle it themselves.
 async fn interrupted(args: &Args) {
     match args.command {
@@ -105,7 +119,9 @@ async fn run(args: &Args) -> Result<Success, Failure> {
             model::inspect(args, path, options).await
         }
         Command::Gateway(command) => gateway::run(args, command).await,
-        Command::SshConfig { host, file } => ssh_config::run(args, host, file.as_deref()),
+        Command::SshConfig { host, plain, file } => {
+            ssh_config::run(args, host, *plain, file.as_deref())
+        }
         Command::Plan { services, options } => {
             let planned = match services.as_slice() {
                 [service] if !options.asks() => plan::run(args, service).await,

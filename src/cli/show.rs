@@ -259,6 +259,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
         return Ok(Success::Done);
     }
     simulated(&snapshot)?;
+    conditions(&snapshot)?;
     let mut rows = Vec::new();
     for host in snapshot.hosts.values() {
         let gpus = match host.sample.as_ref().map(|s| &s.gpus) {

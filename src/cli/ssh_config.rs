@@ -1,19 +1,60 @@
 //! `gpudeck ssh-config HOST`: how a host is reached, in the format of `ssh -G`. Needs no deck and
-//! no controller.
+//! no controller; of a host of the deck here it has what deck.toml says, too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::args::{Args, Output};
+use super::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::base::Hint;
 use crate::ssh::config::{ConfigFiles, Given, Place};
-use crate::ssh::{ConnectOptions, Endpoint};
+use crate::ssh::{ConnectOptions, Endpoint, Target};
+
+/// What deck.toml says of the host, if there is a deck here and it is one of its hosts.
+fn of_deck(args: &Args, host: &str) -> Result<Option<Target>, Failure> {
+    if attach::find(args)?.is_none() {
+        return Ok(None);
+    }
+    let (_, deck) = attach::deck(args)?;
+    let named = deck.hosts.iter().find(|(name, _)| name.as_str() == host);
+    Ok(named.map(|(name, spec)| Target {
+        name: name.to_string(),
+        address: spec.address.clone(),
+        port: spec.port,
+        user: spec.user.clone(),
+        identity_files: spec.identity_files.clone(),
+        known_hosts: spec.known_hosts.clone(),
+    }))
+}
+
+/// Keys and known hosts of deck.toml come first, or instead.
+fn overlay(endpoint: &mut Endpoint, target: &Target) {
+    let path = |file: &std::path::PathBuf| file.display().to_string();
+    let printed = &mut endpoint.config.printed;
+    if !target.identity_files.is_empty() {
+        let keys = endpoint.config.identity_files.iter().map(path).collect();
+        replace(printed, "identityfile", keys);
+    }
+    if target.known_hosts.is_some() {
+        let known: Vec<String> = endpoint.known_hosts_files.iter().map(path).collect();
+        replace(printed, "userknownhostsfile", vec![known.join(" ")]);
+    }
+}
+
+/// Other values of a key, where it stood.
+fn replace(printed: &mut Vec<(String, String)>, key: &str, values: Vec<String>) {
+    let at = printed.iter().position(|(k, _)| k == key).unwrap_or(printed.len());
+    printed.retain(|(k, _)| k != key);
+    let rest = printed.split_off(at.min(printed.len()));
+    printed.extend(values.into_iter().map(|value| (key.to_owned(), value)));
+    printed.extend(rest);
+}
 
 /// Prints what the SSH configuration says about `host`; what we do not follow is a warning on
 /// standard error.
-pub fn run(args: &Args, host: &str, file: Option<&Path>) -> Result<Success, Failure> {
+pub fn run(args: &Args, host: &str, plain: bool, file: Option<&Path>) -> Result<Success, Failure> {
     let Some(given) = Given::destination(host) else {
         return Err(Failure::other(format!("`{host}` is no host")));
     };
@@ -21,8 +62,17 @@ pub fn run(args: &Args, host: &str, file: Option<&Path>) -> Result<Success, Fail
     let place = Place::as_ssh();
     let options =
         ConnectOptions { config: files, place: place.clone(), ..ConnectOptions::from_env(None) };
-    let endpoint = Endpoint::of(&given, &options)
+    let of_deck = if plain || file.is_some() { None } else { of_deck(args, host)? };
+    let endpoint = match &of_deck {
+        Some(target) => Endpoint::resolve(target, &options),
+        None => Endpoint::of(&given, &options),
+    };
+    let mut endpoint = endpoint
         .map_err(|error| Failure { hint: error.hint(), ..Failure::other(error.to_string()) })?;
+    if let Some(target) = &of_deck {
+        eprintln!("gpudeck: with what deck.toml says of {host}; --plain leaves it out");
+        overlay(&mut endpoint, target);
+    }
     for warning in endpoint.warnings(&options) {
         eprintln!("warning: {warning}");
     }

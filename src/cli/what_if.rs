@@ -18,7 +18,10 @@ pub async fn plan(
     options: &PlanOptions,
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
-    super::show::settle(&client).await?;
+    let snapshot = super::show::settle(&client).await?;
+    let asked = |name: &ServiceName| services.is_empty() || services.contains(name);
+    let edited = snapshot.services.values().filter(|s| s.pending_change && s.stable.is_some());
+    let waiting = edited.map(|s| &s.name).filter(|name| asked(name));
     let question = WhatIf {
         services: services.to_vec(),
         without: options.without.clone(),
@@ -33,7 +36,13 @@ pub async fn plan(
     }
     match args.output {
         Output::Json => table::json(&view)?,
-        Output::Text => print(&view, &question)?,
+        Output::Text => {
+            print(&view, &question)?;
+            for name in waiting {
+                let words = format!("{name}: an edited spec waits: `gpudeck plan {name}` shows it");
+                table::out(&words)?;
+            }
+        }
     }
     code(&view)
 }

@@ -51,6 +51,13 @@ impl Core {
             if !self.known_services().contains(service) {
                 return Err(planning::not_found(service, self.known_services()));
             }
+            // Who asks about it means its spec as it is written.
+            if let Some(Err(message)) = self.files.services.get(service) {
+                let (message, hint) = message.split_once(" → ").unwrap_or((message, ""));
+                let hint = (!hint.is_empty()).then(|| hint.to_owned());
+                let message = message.to_owned();
+                return Err(ApiError { kind: ErrorKind::Invalid, message, hint });
+            }
         }
         for host in question.without.iter().chain(question.to.iter().map(|to| &to.host)) {
             self.known_host(host)?;
@@ -66,8 +73,8 @@ impl Core {
             .map(|service| {
                 let spec = match (self.files.services.get(&service), self.served(&service)) {
                     (Some(Ok(spec)), _) => Ok(spec.clone()),
-                    (_, Some(spec)) => Ok(spec),
-                    (Some(Err(why)), None) => Err(why.clone()),
+                    (Some(Err(why)), _) => Err(why.clone()),
+                    (None, Some(spec)) => Ok(spec),
                     (None, None) => Err("there is no spec of it".to_owned()),
                 };
                 let (means, hosts) = (Arc::clone(&self.means), hosts.clone());
