@@ -90,7 +90,18 @@ fn a_host_and_its_gpus_for_people_and_programs() {
     );
     assert_eq!(run(&person, "hosts --output csv").code(), Some(64));
 
+    let program = dir.join("llama-server");
+    std::fs::write(&program, "#!/bin/sh\necho 'version: 6000 (abcdef)' >&2\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let services = person.deck().join("services");
+    let spec = format!("model = \"/m.gguf\"\nengine = \"llamacpp\"\nprogram = {program:?}\n");
+    std::fs::write(services.join("chat.toml"), spec).unwrap();
+    let spec = "model = \"/m\"\nengine = \"vllm\"\nenv = { PATH = \"/nowhere\" }\n";
+    std::fs::write(services.join("code.toml"), spec).unwrap();
     let well = run(&person, "doctor here").expect_success().stdout;
+    let engine = format!("{0}: {0}, version: 6000 (abcdef)", program.display());
+    assert!(well.contains(&engine) && well.contains("vllm is not there"), "{well}");
     for what in ["connection", "agent", "driver", "GPU", "disk speed", "container engine"] {
         assert!(well.contains(what), "{what}: {well}");
     }

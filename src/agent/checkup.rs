@@ -10,8 +10,9 @@ use tokio::time::timeout;
 
 use super::containers;
 use super::error::blocking;
+use super::programs;
 use crate::base::text::clean;
-use crate::wire::{Checkup, Reached, Refusal};
+use crate::wire::{Checkup, ProgramSought, Reached, Refusal};
 
 /// Most addresses that are tried.
 const MAX_ADDRESSES: usize = 32;
@@ -31,6 +32,7 @@ pub async fn check_up(
     state_dir: PathBuf,
     reach: Vec<String>,
     disk_bytes: Option<u64>,
+    programs: Vec<ProgramSought>,
 ) -> Result<Checkup, Refusal> {
     let disk = async {
         match disk_bytes {
@@ -38,8 +40,8 @@ pub async fn check_up(
             Some(bytes) => blocking(move || Ok(write_speed(state_dir, bytes.min(MAX_DISK)))).await,
         }
     };
-    let ((engine, trouble), reached, disk) =
-        tokio::join!(containers::engine(), reach_all(reach), disk);
+    let ((engine, trouble), reached, disk, programs) =
+        tokio::join!(containers::engine(), reach_all(reach), disk, programs::find_all(programs));
     let (disk_write_bytes_per_s, disk_trouble) = disk?;
     Ok(Checkup {
         container_engine: engine,
@@ -47,6 +49,7 @@ pub async fn check_up(
         reached,
         disk_write_bytes_per_s,
         disk_trouble,
+        programs,
     })
 }
 
@@ -118,14 +121,15 @@ mod tests {
         let shut = closed.local_addr().unwrap().to_string();
         drop(closed);
         let reach = vec![open.clone(), shut, "nonsense".to_owned()];
-        let found = check_up(dir.path().to_owned(), reach, Some(1)).await.unwrap();
+        let found = check_up(dir.path().to_owned(), reach, Some(1), Vec::new()).await.unwrap();
         assert!(found.disk_write_bytes_per_s.is_some_and(|s| s > 0), "{found:?}");
         assert_eq!((found.reached[0].address.clone(), found.reached[0].why.clone()), (open, None));
         assert!(found.reached[0].took_us.is_some() && found.reached[1].refused);
         assert!(!found.reached[2].refused && found.reached[2].why.is_some());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
 
-        let gone = check_up(dir.path().join("gone"), Vec::new(), Some(1)).await.unwrap();
+        let gone =
+            check_up(dir.path().join("gone"), Vec::new(), Some(1), Vec::new()).await.unwrap();
         assert!(gone.disk_write_bytes_per_s.is_none() && gone.disk_trouble.is_some());
     }
 }

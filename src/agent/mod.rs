@@ -24,6 +24,7 @@ mod log;
 mod needs;
 mod ports;
 mod process;
+mod programs;
 mod rank;
 mod samples;
 mod serve;

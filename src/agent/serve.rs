@@ -252,8 +252,9 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
         Request::Clock => {
             Ok(Reply::Clock { at: process::now(), monotonic_ms: process::since_boot_ms() })
         }
-        Request::CheckUp { reach, disk_bytes } => {
-            let found = checkup::check_up(state.root().to_owned(), reach, disk_bytes).await?;
+        Request::CheckUp { reach, disk_bytes, programs } => {
+            let root = state.root().to_owned();
+            let found = checkup::check_up(root, reach, disk_bytes, programs).await?;
             Ok(Reply::CheckUp(Box::new(found)))
         }
         Request::Claim { deck, epoch, holder, lease_ms, force } => {

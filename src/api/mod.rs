@@ -41,7 +41,7 @@ pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{
     Checkup, ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
     Gpus, HostFacts, HostSample, LogChunk, MemoryUse, MigInstance, Nic, NvLinks, PathKind,
-    PcieLink, ProcessKind, Reached, Xid, xid,
+    PcieLink, ProcessKind, ProgramFound, Reached, Xid, xid,
 };
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};

@@ -287,7 +287,9 @@ fn gpu(gpu: &Gpu) -> Vec<Check> {
         && active > 0
     {
         let found = format!("{name} has {active} of {links} NVLinks up");
-        checks.push(check("GPU", Verdict::Note, found));
+        let advice =
+            "`nvidia-smi nvlink --status` names them; boards without an NVSwitch wire only some";
+        checks.push(check("GPU", Verdict::Note, found).advise(advice));
     }
     if gpu.persistence == Some(false) {
         let found =
@@ -329,6 +331,17 @@ pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
         (None, None) => check("container engine", Verdict::Note, "none answers")
             .advise("install docker or podman for services with a container; `process` needs none"),
     });
+    for program in &checkup.programs {
+        let name = &program.program;
+        checks.push(match &program.file {
+            Some(file) => {
+                let version = program.version.as_deref().map(|v| format!(", {v}")).unwrap_or_default();
+                check("engine", Verdict::Good, format!("{name}: {file}{version}"))
+            }
+            None => check("engine", Verdict::Poor, format!("{name} is not there: services with it cannot start here"))
+                .advise("install it, give its place in the spec (program = \"/…\", or PATH in env), or keep them elsewhere with placement.hosts"),
+        });
+    }
     let disks = host.facts.as_ref().map(|f| f.disks.as_slice()).unwrap_or_default();
     let holds: Option<&Disk> = disks.iter().find(|d| d.holds_state);
     let class = holds.map(|d| format!(" ({} {})", d.name, d.class.word())).unwrap_or_default();
@@ -370,7 +383,7 @@ pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::api::Reached;
+    use crate::api::{ProgramFound, Reached};
     use crate::tui::fixture::{NOW, rich};
 
     fn of(name: &str) -> Vec<Check> {
@@ -424,6 +437,11 @@ mod tests {
 
     #[test]
     fn a_port_that_refuses_is_open_and_one_that_is_silent_is_not() {
+        let program = |name: &str, file: Option<&str>, version: Option<&str>| ProgramFound {
+            program: name.to_owned(),
+            file: file.map(str::to_owned),
+            version: version.map(str::to_owned),
+        };
         let reached = |took_us, refused| Reached {
             address: "b (10.0.0.2:21000)".to_owned(),
             took_us,
@@ -433,15 +451,22 @@ mod tests {
         let checkup = Checkup {
             reached: vec![reached(Some(300), false), reached(None, true), reached(None, false)],
             disk_write_bytes_per_s: Some(5 << 20),
+            programs: vec![
+                program("vllm", Some("/opt/vllm/bin/vllm"), Some("0.20.1")),
+                program("llama-server", None, None),
+            ],
             ..Checkup::default()
         };
         let snapshot = rich();
         let checks = of_checkup(snapshot.hosts.values().next().unwrap(), &checkup);
+        assert_eq!(checks[1].found, "vllm: /opt/vllm/bin/vllm, 0.20.1");
         let verdicts: Vec<(&str, Verdict)> = checks.iter().map(|c| (c.what, c.verdict)).collect();
         assert_eq!(
             verdicts,
             [
                 ("container engine", Verdict::Note),
+                ("engine", Verdict::Good),
+                ("engine", Verdict::Poor),
                 ("disk speed", Verdict::Poor),
                 ("ports", Verdict::Good),
                 ("ports", Verdict::Good),

@@ -299,9 +299,10 @@ impl Desk for Handle {
     async fn check_up(&self, request: CheckupRequest) -> Result<Checkup, ApiError> {
         let CheckupRequest { host, disk_bytes } = request;
         let asked = host.clone();
-        let others = self
+        let found = self
             .ask(move |core| {
                 core.deck.hosts.contains_key(&asked).then(|| {
+                    let programs = core.programs_on(&asked);
                     let others = core.deck.hosts.keys().filter(|other| **other != asked);
                     let place = |other: &HostName| {
                         let address = world::engine_address(&core.deck, other);
@@ -310,11 +311,11 @@ impl Desk for Handle {
                             format!("{address}:{}", world::first_port(&core.deck, other)),
                         )
                     };
-                    others.map(place).take(32).collect::<Vec<_>>()
+                    (others.map(place).take(32).collect::<Vec<_>>(), programs)
                 })
             })
             .await?;
-        let Some(others) = others else {
+        let Some((others, programs)) = found else {
             return Err(ApiError {
                 kind: ErrorKind::NotFound,
                 message: format!("there is no host {host} in this deck"),
@@ -330,7 +331,7 @@ impl Desk for Handle {
             actions::link(&self.means, &host).map_err(|e| unreachable(e.to_string(), e.hint()))?;
         let reach = others.iter().map(|(_, address)| address.clone()).collect();
         let reply = link
-            .request(Request::CheckUp { reach, disk_bytes })
+            .request(Request::CheckUp { reach, disk_bytes, programs })
             .await
             .map_err(|e| unreachable(e.to_string(), e.hint()))?;
         let Reply::CheckUp(mut checkup) = reply else {

@@ -19,6 +19,7 @@ pub mod deck_ledger;
 pub mod desk;
 pub mod drift;
 pub mod durability;
+mod engines_on;
 pub mod fence;
 pub mod gateways;
 pub mod group;

@@ -129,6 +129,10 @@ impl Engine for Command {
         })
     }
 
+    fn program(&self, _spec: &ServiceSpec) -> Option<String> {
+        self.0.run.first().filter(|program| !program.contains('{')).cloned()
+    }
+
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
         self.check(rank.spec, rank.facts)?;
         rank.check_devices()?;

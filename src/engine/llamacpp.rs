@@ -128,14 +128,18 @@ impl Engine for LlamaCpp {
         loaded::llama_cpp(log)
     }
 
+    fn program(&self, spec: &ServiceSpec) -> Option<String> {
+        Some(spec.program.clone().unwrap_or_else(|| "llama-server".to_owned()))
+    }
+
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
         self.check(rank.spec, rank.facts)?;
         rank.check_devices()?;
-        // The image has its program in /app and no other path to it.
-        let usual = if rank.docker { "/app/llama-server" } else { "llama-server" };
-        let program = rank.spec.program.clone().unwrap_or_else(|| usual.to_owned());
         let given = &rank.spec.args;
-        let mut argv = vec![program];
+        // The image has its program in /app and no other path to it.
+        let of_image = rank.docker.then(|| "/app/llama-server".to_owned());
+        let own = rank.spec.program.clone().or(of_image);
+        let mut argv: Vec<String> = own.or_else(|| self.program(rank.spec)).into_iter().collect();
         let mut option = |name: &str, value: String| argv.extend([name.to_owned(), value]);
         option("-m", rank.model().to_owned());
         option("--alias", rank.service.to_string());

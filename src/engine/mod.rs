@@ -80,6 +80,9 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// The program that a plain process of it runs on the host; none: our own binary, or not known before its turn.
+    fn program(&self, spec: &ServiceSpec) -> Option<String>;
+
     /// The command line of a rank.
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError>;
 

@@ -150,11 +150,15 @@ impl Engine for Vllm {
         }
     }
 
+    fn program(&self, spec: &ServiceSpec) -> Option<String> {
+        Some(spec.program.clone().unwrap_or_else(|| "vllm".to_owned()))
+    }
+
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
         self.check(rank.spec, rank.facts)?;
         rank.check_devices()?;
-        let program = rank.spec.program.clone().unwrap_or_else(|| "vllm".to_owned());
-        let mut argv = vec![program, "serve".to_owned(), rank.model().to_owned()];
+        let mut argv: Vec<String> = self.program(rank.spec).into_iter().collect();
+        argv.extend(["serve".to_owned(), rank.model().to_owned()]);
         let mut option = |name: &str, value: String| argv.extend([name.to_owned(), value]);
         option("--served-model-name", rank.service.to_string());
         option("--host", rank.address.to_owned());

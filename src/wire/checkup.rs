@@ -17,6 +17,31 @@ pub struct Checkup {
     pub disk_write_bytes_per_s: Option<u64>,
     /// Why the disk could not be measured.
     pub disk_trouble: Option<String>,
+    /// The programs asked about, in their order.
+    #[serde(default)]
+    pub programs: Vec<ProgramFound>,
+}
+
+/// A program to look for on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramSought {
+    /// A name to look for on the path, or a file.
+    pub program: String,
+    /// The path that counts for it; none: the agent's.
+    pub path: Option<String>,
+    /// Its `--version` tells a version and does nothing else.
+    pub tells_version: bool,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramFound {
+    /// As it was asked for.
+    pub program: String,
+    /// The file that would be run; none: there is none.
+    pub file: Option<String>,
+    /// What it says of its version, cleaned.
+    pub version: Option<String>,
 }
 
 /// One address that was tried.

@@ -14,7 +14,7 @@ pub mod telemetry;
 pub mod told;
 pub mod xid;
 
-pub use checkup::{Checkup, Reached};
+pub use checkup::{Checkup, ProgramFound, ProgramSought, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use devices::Part;
 pub use lasting::Lasting;

@@ -74,6 +74,9 @@ pub enum Request {
         /// Write and read a file of so many bytes in the state directory to measure its disk
         /// (at most 256 MiB); none: do not.
         disk_bytes: Option<u64>,
+        /// Programs of engines to look for (at most 16).
+        #[serde(default)]
+        programs: Vec<super::ProgramSought>,
     },
     /// Become (or stay) the one controller that may act for this deck on this host.
     Claim {
