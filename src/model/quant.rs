@@ -4,6 +4,8 @@
 //! Sources: vLLM `model_executor/layers/quantization/*.py` (`create_weights`), `AutoGPTQ`, `AutoAWQ`,
 //! `compressed-tensors`, `ModelOpt`'s export, `bitsandbytes`' `QuantState`.
 
+mod compressed;
+mod eight;
 mod names;
 mod stored;
 
@@ -11,6 +13,7 @@ use std::cell::Cell;
 
 use serde_json::{Map, Value};
 
+pub use self::eight::{Eight, Input, Piece, Scale};
 use self::names::{Names, general};
 pub use self::stored::Stored;
 use super::arch::conf::whole;
@@ -20,25 +23,16 @@ use crate::base::text;
 /// Most groups of layers that are stored differently.
 const MAX_GROUPS: usize = 16;
 
+/// FP8 of `ModelOpt`: one scale a layer, and one for its input.
+const FP8_TENSOR: Eight = Eight::float(Piece::Tensor, Scale::Float).with_input(true);
+
 /// How a linear layer is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// In the model's own type.
     Plain,
-    /// FP8 with a 32-bit scale for each block of so many rows and columns.
-    Fp8Block(u64, u64),
-    /// FP8 with one scale a layer, and one for its input.
-    Fp8Tensor {
-        /// Inputs have a stored scale.
-        static_input: bool,
-    },
-    /// Eight bits with one 16-bit scale a row.
-    Channel {
-        /// Integers, else FP8.
-        integer: bool,
-        /// Inputs have a stored scale.
-        static_input: bool,
-    },
+    /// Eight bits: FP8, or integers.
+    Eight(Eight),
     /// `AutoAWQ`: packed columns, zero points.
     Awq {
         /// Bits of a weight.
@@ -101,6 +95,19 @@ struct Group {
     linear: bool,
 }
 
+/// Scales of keys and values in the files of a layer whose cache is FP8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheScales {
+    /// None: they are found as the engine runs.
+    None,
+    /// One, of 32 bits, beside each projection that is quantised (`ModelOpt`).
+    Projections,
+    /// One beside the attention, in the model's own type (`compressed-tensors`).
+    Attention,
+    /// One for each of its heads, likewise.
+    Heads,
+}
+
 /// A `quantization_config`.
 #[derive(Clone, Debug)]
 pub struct Quantisation {
@@ -110,6 +117,8 @@ pub struct Quantisation {
     pub method: Method,
     /// Whether the checkpoint's own scheme for the cache is FP8.
     pub cache_fp8: bool,
+    /// The scales that its files hold for the cache.
+    pub cache_scales: CacheScales,
     /// Only layers of the decoder are quantised.
     decoder_only: bool,
     /// The head is quantised unless excepted.
@@ -135,6 +144,7 @@ impl Quantisation {
             name: String::new(),
             method: Method::Plain,
             cache_fp8: false,
+            cache_scales: CacheScales::None,
             decoder_only: false,
             head: false,
             unknown: false,
@@ -175,15 +185,15 @@ impl Quantisation {
             "fp8" | "fbgemm_fp8" => {
                 let block = config.get("weight_block_size").and_then(Value::as_array);
                 let block: Option<Vec<u64>> = block.and_then(|b| b.iter().map(whole).collect());
-                this.method = match block.as_deref() {
+                let piece = match block.as_deref() {
                     Some([rows, columns]) if *rows > 0 && *columns > 0 => {
-                        Method::Fp8Block(*rows, *columns)
+                        Piece::Block(*rows, *columns)
                     }
-                    _ if method == "fbgemm_fp8" => {
-                        Method::Channel { integer: false, static_input: false }
-                    }
-                    _ => Method::Fp8Tensor { static_input },
+                    _ if method == "fbgemm_fp8" => Piece::Row,
+                    _ => Piece::Tensor,
                 };
+                let fixed = static_input && piece == Piece::Tensor;
+                this.method = Method::Eight(Eight::float(piece, Scale::Float).with_input(fixed));
             }
             "awq" | "awq_marlin" => {
                 this.method = Method::Awq { bits, group: group_size };
@@ -198,6 +208,7 @@ impl Quantisation {
                     && !config.contains_key("meta");
             }
             "mxfp4" => this.method = Method::Mxfp4,
+            "mxfp8" => this.method = Method::Eight(Eight::MX),
             "bitsandbytes" => {
                 this.method = if on("load_in_8bit") || on("_load_in_8bit") {
                     Method::Int8
@@ -217,28 +228,31 @@ impl Quantisation {
                 this.rough = true;
             }
             "eetq" => {
-                this.method = Method::Channel { integer: true, static_input: false };
+                let float = Eight::float(Piece::Row, Scale::Model);
+                this.method = Method::Eight(Eight { integer: true, ..float });
                 this.rough = true;
             }
             "quark" | "torchao" | "hqq" => this.by_bits(config),
             _ if algorithm == "mixed_precision" => this.mixed(config),
             _ if algorithm == "fp8_pb_wo" => {
-                this.method = Method::Fp8Block(128, 128);
+                this.method = Method::Eight(Eight::float(Piece::Block(128, 128), Scale::Float));
                 this.head = true;
-                this.rough = true;
             }
-            _ if algorithm.starts_with("fp8_pc") => {
-                this.method = Method::Channel { integer: false, static_input: false };
+            _ if algorithm.starts_with("fp8_per_channel") || algorithm.starts_with("fp8_pc") => {
+                this.method = Method::Eight(Eight::float(Piece::Row, Scale::Float));
                 this.head = true;
-                this.rough = true;
             }
             _ if algorithm.contains("nvfp4") => {
                 let input = !algorithm.contains("a16");
                 this.method = Method::Nvfp4 { group: group_size.max(16), input };
                 this.head = true;
             }
+            _ if algorithm == "mxfp8" => {
+                this.method = Method::Eight(Eight::MX);
+                this.head = true;
+            }
             _ if algorithm.starts_with("fp8") => {
-                this.method = Method::Fp8Tensor { static_input: true };
+                this.method = Method::Eight(FP8_TENSOR);
                 this.head = true;
             }
             _ if algorithm.contains("w4a16_awq") => {
@@ -255,6 +269,19 @@ impl Quantisation {
                 .and_then(Value::as_object)
                 .is_some_and(|s| s.get("num_bits").and_then(whole) == Some(8));
         this.cache_fp8 = cache;
+        let scheme = config.get("kv_cache_scheme").and_then(Value::as_object);
+        let scheme = |key: &str| scheme.and_then(|s| s.get(key));
+        this.cache_scales = match (cache, method.as_str()) {
+            (false, _) => CacheScales::None,
+            (_, "compressed-tensors") => match scheme("dynamic") {
+                Some(Value::Bool(true)) => CacheScales::None,
+                _ if scheme("strategy").and_then(Value::as_str) == Some("attn_head") => {
+                    CacheScales::Heads
+                }
+                _ => CacheScales::Attention,
+            },
+            _ => CacheScales::Projections,
+        };
         for key in [
             "modules_to_not_convert",
             "ignored_layers",
@@ -308,7 +335,8 @@ impl Quantisation {
                 a if a.contains("nvfp4") => {
                     Method::Nvfp4 { group: group.max(16), input: !a.contains("a16") }
                 }
-                "fp8" => Method::Fp8Tensor { static_input: true },
+                "fp8" => Method::Eight(FP8_TENSOR),
+                "mxfp8" => Method::Eight(Eight::MX),
                 a if a.contains("w4a16_awq") => {
                     Method::Packed { bits: 4, group, symmetric: true, ordered: false }
                 }
@@ -330,38 +358,6 @@ impl Quantisation {
         }
         self.head = true;
         self.unknown |= self.groups.is_empty();
-        self.method = self.groups.first().map_or(Method::Plain, |g| g.method);
-    }
-
-    /// Groups of layers, each with its own method (`compressed_tensors`' `QuantizationConfig`).
-    fn compressed(&mut self, config: &Map<String, Value>) {
-        let format = config.get("format").and_then(Value::as_str).unwrap_or_default();
-        self.head = true;
-        let mut named = Vec::new();
-        let groups = config.get("config_groups").and_then(Value::as_object);
-        let groups = groups.into_iter().flat_map(Map::values).filter_map(Value::as_object);
-        for group in groups {
-            // Only activations, or the cache.
-            let Some((method, name)) = scheme(group, format) else { continue };
-            if self.groups.len() >= MAX_GROUPS {
-                self.unknown = true;
-                break;
-            }
-            let mut names = Names::default();
-            let targets = group.get("targets").and_then(Value::as_array);
-            let targets = || targets.into_iter().flatten().filter_map(Value::as_str);
-            // A capital begins the name of a class: linear layers are those that matter.
-            let class = |t: &&str| t.starts_with(char::is_uppercase);
-            names.extend(targets().filter(|t| !class(t)));
-            let other = |t: &str| t.contains("Embedding") || t.contains("Attention");
-            let linear = targets().next().is_none() || targets().any(|t| class(&t) && !other(t));
-            if !named.contains(&name) {
-                named.push(name);
-            }
-            self.groups.push(Group { method, names, linear });
-        }
-        self.unknown |= self.groups.is_empty();
-        self.name = ["compressed-tensors", named.join(" + ").as_str()].join(" ");
         self.method = self.groups.first().map_or(Method::Plain, |g| g.method);
     }
 
@@ -401,44 +397,6 @@ impl Quantisation {
         let cut = self.exceptions.cut || self.groups.iter().any(|g| g.names.cut);
         !cut && self.left.get() > 0
     }
-}
-
-/// The method of one of `compressed-tensors`' groups, and its name.
-fn scheme(group: &Map<String, Value>, format: &str) -> Option<(Method, String)> {
-    let part = |name: &str| group.get(name).and_then(Value::as_object);
-    let weights = part("weights")?;
-    let format = group.get("format").and_then(Value::as_str).unwrap_or(format);
-    let text = |key: &str| weights.get(key).and_then(Value::as_str).unwrap_or_default();
-    let bits = weights.get("num_bits").and_then(whole).unwrap_or(8).min(16);
-    let strategy = text("strategy");
-    let group = weights.get("group_size").and_then(whole).filter(|_| strategy != "channel");
-    let group = group.unwrap_or(0);
-    let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
-    let ordered = weights.get("actorder").is_some_and(|a| match a {
-        Value::String(s) => s == "group" || s == "weight" || s == "dynamic",
-        Value::Bool(b) => *b,
-        _ => false,
-    });
-    let static_input =
-        part("input_activations").is_some_and(|a| a.get("dynamic") == Some(&Value::Bool(false)));
-    let float = text("type") == "float";
-    let block = weights.get("block_structure").and_then(Value::as_array);
-    let block: Option<Vec<u64>> = block.and_then(|b| b.iter().map(whole).collect());
-    let method = match (float, bits) {
-        (true, 4) => {
-            Method::Nvfp4 { group: group.max(16), input: part("input_activations").is_some() }
-        }
-        (true, _) => match block.as_deref() {
-            Some([rows, columns]) if *rows > 0 && *columns > 0 => Method::Fp8Block(*rows, *columns),
-            _ if strategy == "tensor" => Method::Fp8Tensor { static_input },
-            _ => Method::Channel { integer: false, static_input },
-        },
-        (false, 8) if format.starts_with("int-quantized") || format.starts_with("naive") => {
-            Method::Channel { integer: true, static_input }
-        }
-        (false, _) => Method::Packed { bits, group, symmetric, ordered },
-    };
-    Some((method, format!("{}{bits}", if float { "fp" } else { "int" })))
 }
 
 #[cfg(test)]

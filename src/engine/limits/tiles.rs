@@ -57,12 +57,13 @@ fn sides(tensor: &Tensor) -> Option<(u64, u64)> {
 pub(super) fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     let layers = facts.layout.layers;
     let in_layers = |t: &&Tensor| matches!(place(&t.name, layers), Place::Layer(_));
-    let scaled: HashMap<&str, &Tensor> = facts
-        .tensors
-        .iter()
-        .filter(|t| t.name.ends_with(".weight_scale_inv"))
-        .map(|t| (module(&t.name), t))
-        .collect();
+    let parts = |ends: &[&str]| -> HashMap<&str, &Tensor> {
+        let those = facts.tensors.iter().filter(|t| ends.iter().any(|end| t.name.ends_with(end)));
+        those.map(|t| (module(&t.name), t)).collect()
+    };
+    // DeepSeek's name for them, and that of compressed-tensors.
+    let scaled = parts(&[".weight_scale_inv", ".weight_scale"]);
+    let weights = parts(&[".weight", ".weight_packed"]);
     // Layers are alike: one of each shape is enough.
     let mut seen: Vec<(&str, &[u64])> = Vec::new();
     for tensor in facts.tensors.iter().filter(in_layers) {
@@ -82,9 +83,15 @@ pub(super) fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> 
             // AWQ and GPTQ: a row of scales for each group of the input.
             "scales" => (how == Cut::Columns && rows > 1 && !rows.is_multiple_of(ranks))
                 .then(|| format!("{rows} groups of {word}")),
-            // compressed-tensors' packed integers: likewise, by columns.
+            // compressed-tensors' packed integers and MXFP8: likewise, by columns. Scales of blocks
+            // have fewer rows than the weight; those of four-bit floats are padded.
             "weight_scale" => {
-                let grouped = tensor.dtype != "F8_E4M3" && columns > 1;
+                let grouped = tensor.dtype != "F8_E4M3"
+                    && columns > 1
+                    && weights.get(module).is_none_or(|w| {
+                        let four = tensor.dtype == "U8" && w.dtype == "U8";
+                        w.shape.first() == Some(&rows) && !four
+                    });
                 (how == Cut::Columns && grouped && !columns.is_multiple_of(ranks))
                     .then(|| format!("{columns} groups of {word}"))
             }
@@ -176,6 +183,23 @@ mod tests {
             assert!(of(8, 1).unwrap().contains("gate_proj, in blocks of 128"));
             assert_eq!(of(8, 8), None);
         }
+        // The same blocks as compressed-tensors stores them.
+        let compressed = QWEN3_MOE.replace(
+            r#"{"quant_method":"fp8","activation_scheme":"dynamic","weight_block_size":[128,128]}"#,
+            r#"{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{"group_0":
+            {"targets":["Linear"],"weights":{"num_bits":8,"type":"float","strategy":"block",
+            "block_structure":[128,128]}}}}"#,
+        );
+        let of = |tensor| why(&compressed, &Setup { tensor, ..Setup::new(VLLM) });
+        assert_eq!(of(4), None);
+        assert!(of(8).unwrap().contains("gate_proj, in blocks of 128"));
+        // MXFP8: 1536 / 32 = 48 groups.
+        let mx = compressed
+            .replace(r#""strategy":"block""#, r#""strategy":"group","group_size":32"#)
+            .replace(r#""block_structure":[128,128]"#, r#""scale_dtype":"torch.uint8""#);
+        let of = |tensor| why(&mx, &Setup { tensor, ..Setup::new(VLLM) });
+        assert_eq!(of(16), None);
+        assert!(of(32).unwrap().contains("48 groups of down_proj"));
         let plain = QWEN3_MOE.replace("quantization_config", "none");
         assert_eq!(why(&plain, &Setup { tensor: 8, ..Setup::new(VLLM) }), None);
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Build, Certainty, Keeps, conf::Conf, gemma4, state};
+use crate::model::quant::CacheScales;
 
 /// Biases of the projections: of queries, keys and values, and of the output.
 fn biases(conf: &Conf<'_>) -> (bool, bool) {
@@ -239,9 +240,18 @@ impl Build<'_> {
             "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), n.heads, n.hidden, false),
             _ => {}
         }
-        if self.quantisation.cache_fp8 && self.quantisation.covers(&format!("{at}.k_proj")) {
-            self.typed(&format!("{at}.k_proj.k_scale"), &[1], 1, ("F32", 4));
-            self.typed(&format!("{at}.v_proj.v_scale"), &[1], 1, ("F32", 4));
+        for part in ["k", "v"] {
+            match self.quantisation.cache_scales {
+                CacheScales::Projections if self.quantisation.covers(&format!("{at}.k_proj")) => {
+                    let name = format!("{at}.{part}_proj.{part}_scale");
+                    self.typed(&name, &[1], 1, ("F32", 4));
+                }
+                CacheScales::Attention => self.plain(&format!("{at}.{part}_scale"), &[1], 1),
+                CacheScales::Heads => {
+                    self.plain(&format!("{at}.{part}_scale"), &[kv_heads, 1, 1], 1);
+                }
+                _ => {}
+            }
         }
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let keeps = Keeps::Attention {

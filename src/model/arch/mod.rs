@@ -136,7 +136,7 @@ impl Build<'_> {
         let method = self.quantisation.of(module);
         let quantised = !matches!(method, Method::Plain | Method::Mxfp4);
         if quantised {
-            for (suffix, dtype, shape, bytes) in method.stored(rows, columns) {
+            for (suffix, dtype, shape, bytes) in method.stored(rows, columns, self.dtype) {
                 let name = format!("{module}.{suffix}");
                 self.tensors.push(Tensor { name, dtype: dtype.to_owned(), shape, count, bytes });
             }

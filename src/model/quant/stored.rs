@@ -7,37 +7,15 @@ pub type Stored = (&'static str, &'static str, Vec<u64>, u64);
 
 impl Method {
     /// The tensors of a stored linear layer of `rows` outputs and `columns` inputs; none where it is
-    /// stored as it is.
-    pub fn stored(self, rows: u64, columns: u64) -> Vec<Stored> {
+    /// stored as it is. `dtype` is the model's own type and its bytes.
+    pub fn stored(self, rows: u64, columns: u64, dtype: (&'static str, u64)) -> Vec<Stored> {
         let each = |count: u64, bytes: u64| count.saturating_mul(bytes);
         let weight = |dtype, bytes| ("weight", dtype, vec![rows, columns], bytes);
         let all = rows.saturating_mul(columns);
         let scalar = |name: &'static str| (name, "F32", vec![1], 4);
         match self {
             Method::Plain | Method::Mxfp4 => Vec::new(),
-            Method::Fp8Block(r, c) => {
-                let (r, c) = (rows.div_ceil(r), columns.div_ceil(c));
-                vec![
-                    weight("F8_E4M3", all),
-                    ("weight_scale_inv", "F32", vec![r, c], each(r * c, 4)),
-                ]
-            }
-            Method::Fp8Tensor { static_input } => {
-                let mut out = vec![weight("F8_E4M3", all), scalar("weight_scale")];
-                if static_input {
-                    out.push(scalar("input_scale"));
-                }
-                out
-            }
-            Method::Channel { integer, static_input } => {
-                let kind = if integer { "I8" } else { "F8_E4M3" };
-                let mut out =
-                    vec![weight(kind, all), ("weight_scale", "BF16", vec![rows, 1], each(rows, 2))];
-                if static_input {
-                    out.push(scalar("input_scale"));
-                }
-                out
-            }
+            Method::Eight(eight) => eight.stored(rows, columns, dtype),
             Method::Awq { bits, group } => {
                 let packed = (rows * bits).div_ceil(32);
                 let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
@@ -63,7 +41,7 @@ impl Method {
                 let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
                 let mut out = vec![
                     ("weight_packed", "I32", vec![rows, packed], each(rows * packed, 4)),
-                    ("weight_scale", "BF16", vec![rows, groups], each(rows * groups, 2)),
+                    ("weight_scale", dtype.0, vec![rows, groups], each(rows * groups, dtype.1)),
                     ("weight_shape", "I64", vec![2], 16),
                 ];
                 if !symmetric {
@@ -84,7 +62,12 @@ impl Method {
                 let groups = columns.div_ceil(group.max(1));
                 let mut out = vec![
                     ("weight", "U8", vec![rows, columns / 2], all / 2),
-                    ("weight_scale", "F8_E4M3", vec![rows, groups], each(rows, groups)),
+                    (
+                        "weight_scale",
+                        if group < 32 { "F8_E4M3" } else { "U8" },
+                        vec![rows, groups],
+                        each(rows, groups),
+                    ),
                 ];
                 if group < 32 {
                     out.push(scalar("weight_scale_2"));

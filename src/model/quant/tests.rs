@@ -7,7 +7,7 @@ fn read(json: &str) -> Quantisation {
 }
 
 fn bytes(q: &Quantisation, rows: u64, columns: u64) -> u64 {
-    q.method.stored(rows, columns).iter().map(|s| s.3).sum()
+    q.method.stored(rows, columns, ("BF16", 2)).iter().map(|s| s.3).sum()
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn every_group_has_its_own_targets() {
         "group_size":16},"input_activations":{"dynamic":"local"}}"#;
     let fp8 = r#"{"targets":["re:.*self_attn.*"],"weights":{"num_bits":8,"type":"float","strategy":"channel"}}"#;
     let all = fp8.replace("re:.*self_attn.*", "Linear");
-    let channel = Method::Channel { integer: false, static_input: false };
+    let channel = Method::Eight(Eight::float(Piece::Row, Scale::Model));
     for q in [groups(nvfp4, fp8), groups(fp8, nvfp4), groups(&all, nvfp4)] {
         assert!(q.name.contains("fp4") && q.name.contains("fp8"), "{}", q.name);
         assert_eq!(q.of("model.layers.3.mlp.up_proj"), Method::Nvfp4 { group: 16, input: true });
@@ -96,7 +96,8 @@ fn every_group_has_its_own_targets() {
     assert_eq!(q.of("lm_head"), channel);
     let method = Method::Nvfp4 { group: 16, input: false };
     assert_eq!(q.of("model.layers.3.mlp.up_proj"), method);
-    let bytes = |method: Method| method.stored(256, 320).iter().map(|s| s.3).sum::<u64>();
+    let bytes =
+        |method: Method| method.stored(256, 320, ("BF16", 2)).iter().map(|s| s.3).sum::<u64>();
     assert_eq!(bytes(method), 256 * 160 + 256 * 20 + 4);
     // MXFP4 has one scale of 32, and no other.
     assert_eq!(bytes(Method::Nvfp4 { group: 32, input: true }), 256 * 160 + 256 * 10);
@@ -106,7 +107,7 @@ fn every_group_has_its_own_targets() {
         "model.layers.0.mlp.experts.7.down_proj":{"quant_algo":"FP8"}}}"#,
     );
     assert_eq!(mixed.of("model.layers.0.mlp.up_proj"), Method::Nvfp4 { group: 16, input: true });
-    let fp8 = Method::Fp8Tensor { static_input: true };
+    let fp8 = Method::Eight(FP8_TENSOR);
     assert_eq!(mixed.of("model.layers.0.mlp.experts.*.down_proj"), fp8);
     assert_eq!(mixed.of("model.layers.1.mlp.up_proj"), Method::Plain);
 }
@@ -140,7 +141,7 @@ fn methods_not_known_well_are_counted_by_their_bits() {
         ),
         (
             r#"{"quant_method":"eetq","weights":"int8"}"#,
-            Method::Channel { integer: true, static_input: false },
+            Method::Eight(Eight { integer: true, ..Eight::float(Piece::Row, Scale::Model) }),
         ),
     ] {
         let q = read(json);
@@ -185,4 +186,126 @@ fn lists_are_followed_as_far_as_they_are_cheap() {
         assert!(!list(&[pattern.to_owned()]).is_followed(), "{pattern}");
     }
     assert!(list(&["re:.*mlp.*".to_owned(), "re:.*gate$".to_owned()]).is_followed());
+}
+
+/// Type and bytes of every tensor of a layer of 256 rows and 320 columns besides its weight.
+fn beside(json: &str, dtype: (&'static str, u64)) -> Vec<(&'static str, &'static str, u64)> {
+    let stored = read(json).method.stored(256, 320, dtype).into_iter();
+    stored.filter(|s| s.0 != "weight" && s.0 != "weight_packed").map(|s| (s.0, s.1, s.3)).collect()
+}
+
+/// `compressed-tensors` keeps scales in the model's own type; `initialize.py`, `compressors/*/base.py`.
+#[test]
+fn scales_have_the_type_and_shape_of_their_method() {
+    let of = |weights: &str, more: &str, format: &str| {
+        format!(
+            r#"{{"quant_method":"compressed-tensors","format":"{format}","config_groups":{{"group_0":
+            {{"targets":["Linear"],"weights":{{{weights}}}{more}}}}}}}"#
+        )
+    };
+    let half = ("F16", 2);
+    let static_input = r#","input_activations":{"dynamic":false,"num_bits":8,"type":"float"}"#;
+    let fp8 = |strategy: &str| format!(r#""num_bits":8,"type":"float","strategy":"{strategy}""#);
+    let tensor = of(&fp8("tensor"), static_input, "float-quantized");
+    let two = [("weight_scale", "F16", 2), ("input_scale", "F16", 2)];
+    assert_eq!(beside(&tensor, half), two);
+    assert_eq!(beside(&tensor, ("F32", 4))[0], ("weight_scale", "F32", 4));
+    let channel = of(&fp8("channel"), r#","input_activations":{"dynamic":true}"#, "x");
+    assert_eq!(beside(&channel, half), [("weight_scale", "F16", 512)]);
+    assert_eq!(beside(&channel, ("F32", 4)), [("weight_scale", "F32", 1_024)]);
+    let block = format!(r#"{},"block_structure":[128,128]"#, fp8("block"));
+    assert_eq!(beside(&of(&block, "", "x"), half), [("weight_scale", "F16", 2 * 3 * 2)]);
+    let group = format!(r#"{},"group_size":64"#, fp8("group"));
+    assert_eq!(beside(&of(&group, "", "x"), half), [("weight_scale", "F16", 256 * 5 * 2)]);
+    // MXFP8: a shared exponent of 32, in a byte.
+    let mx = format!(r#"{},"group_size":32,"scale_dtype":"torch.uint8""#, fp8("group"));
+    let exponents = [("weight_scale", "U8", 256 * 10)];
+    assert_eq!(beside(&of(&mx, "", "mxfp8-quantized"), half), exponents);
+    assert_eq!(
+        beside(&of(&mx.replace("scale_dtype", "x"), "", "mxfp8-quantized"), half),
+        exponents
+    );
+    for json in
+        [r#"{"quant_method":"modelopt","quant_algo":"MXFP8"}"#, r#"{"quant_method":"mxfp8"}"#]
+    {
+        assert_eq!(beside(json, half), exponents, "{json}");
+        assert!(!read(json).rough && !read(json).unknown);
+    }
+    // Integers with zero points.
+    let uneven = r#""num_bits":8,"type":"int","strategy":"channel","symmetric":false"#;
+    assert_eq!(
+        beside(&of(uneven, "", "int-quantized"), half),
+        [("weight_scale", "F16", 512), ("weight_zero_point", "I8", 256)]
+    );
+    let static_input =
+        r#","input_activations":{"dynamic":false,"num_bits":8,"type":"int","symmetric":false}"#;
+    let whole = r#""num_bits":8,"type":"int","strategy":"tensor""#;
+    assert_eq!(
+        beside(&of(whole, static_input, "int-quantized"), half),
+        [("weight_scale", "F16", 2), ("input_scale", "F16", 2), ("input_zero_point", "I8", 1)]
+    );
+    // An index only where groups follow it.
+    let packed = |order: &str| {
+        let weights = format!(
+            r#""num_bits":4,"type":"int","strategy":"group","group_size":64,"actorder":{order}"#
+        );
+        beside(&of(&weights, "", "pack-quantized"), half)
+    };
+    let usual = [("weight_scale", "F16", 256 * 5 * 2), ("weight_shape", "I64", 16)];
+    for order in ["null", r#""weight""#, r#""static""#, "false"] {
+        assert_eq!(packed(order), usual, "{order}");
+    }
+    for order in [r#""group""#, r#""dynamic""#, "true"] {
+        assert_eq!(packed(order)[2], ("weight_g_idx", "I32", 1_280), "{order}");
+    }
+    // FBGEMM and `ModelOpt` have floats for each row and block.
+    let rows = [("weight_scale", "F32", 1_024)];
+    assert_eq!(beside(r#"{"quant_method":"fbgemm_fp8"}"#, half), rows);
+    let modelopt = |name: &str| format!(r#"{{"quant_method":"modelopt","quant_algo":"{name}"}}"#);
+    assert_eq!(beside(&modelopt("FP8_PER_CHANNEL_PER_TOKEN"), half), rows);
+    assert!(!read(&modelopt("FP8_PER_CHANNEL_PER_TOKEN")).rough);
+    assert_eq!(beside(&modelopt("FP8_PB_WO"), half)[0].2, 2 * 3 * 4);
+    // Four bits whose inputs are scaled as they come have no scale of their own.
+    let nvfp4 = r#""num_bits":4,"type":"float","strategy":"tensor_group","group_size":16"#;
+    let with = |dynamic: &str| {
+        let input = format!(r#","input_activations":{{"dynamic":{dynamic}}}"#);
+        beside(&of(nvfp4, &input, "nvfp4-pack-quantized"), half).len()
+    };
+    assert_eq!((with("true"), with(r#""local""#), with("false")), (2, 3, 3));
+    // Half of the weights are left out, in a way that is not followed.
+    assert!(read(&of(&fp8("channel"), "", "marlin-24")).unknown);
+}
+
+#[test]
+fn scales_of_the_cache_are_stored_where_they_are_fixed() {
+    let of = |scheme: &str| {
+        let json = format!(
+            r#"{{"model_type":"llama","torch_dtype":"bfloat16","hidden_size":64,"num_hidden_layers":2,
+            "num_attention_heads":4,"num_key_value_heads":2,"intermediate_size":128,"vocab_size":100,
+            "quantization_config":{scheme}}}"#
+        );
+        let config = crate::model::hf_config::parse(json.as_bytes()).unwrap();
+        let tensors = config.blueprint(None).0.unwrap().tensors;
+        let named = |end: &str| -> u64 {
+            tensors.iter().filter(|t| t.name.ends_with(end)).map(|t| t.bytes).sum()
+        };
+        (named(".k_scale"), named(".v_scale"))
+    };
+    let compressed = |cache: &str| {
+        of(&format!(
+            r#"{{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{{"group_0":
+            {{"targets":["Linear"],"weights":{{"num_bits":8,"type":"float","strategy":"channel"}}}}}},
+            "kv_cache_scheme":{cache}}}"#
+        ))
+    };
+    assert_eq!(
+        compressed(r#"{"num_bits":8,"type":"float","dynamic":false,"strategy":"tensor"}"#),
+        (4, 4)
+    );
+    assert_eq!(compressed(r#"{"num_bits":8,"type":"float","dynamic":true}"#), (0, 0));
+    assert_eq!(compressed(r#"{"num_bits":8,"dynamic":false,"strategy":"attn_head"}"#), (8, 8));
+    assert_eq!(compressed("null"), (0, 0));
+    let modelopt = r#"{"quant_method":"modelopt","quant_algo":"FP8","kv_cache_scheme":{"num_bits":8,
+        "dynamic":false,"type":"float"}}"#;
+    assert_eq!(of(modelopt), (8, 8));
 }
