@@ -6,8 +6,10 @@
 
 mod compressed;
 mod eight;
+mod gptq;
 mod names;
 mod stored;
+mod towers;
 
 use std::cell::Cell;
 
@@ -121,6 +123,8 @@ pub struct Quantisation {
     pub cache_scales: CacheScales,
     /// Only layers of the decoder are quantised.
     decoder_only: bool,
+    /// Towers are not, listed or not.
+    towers_apart: bool,
     /// The head is quantised unless excepted.
     head: bool,
     /// It is not understood: the name says what it is.
@@ -146,6 +150,7 @@ impl Quantisation {
             cache_fp8: false,
             cache_scales: CacheScales::None,
             decoder_only: false,
+            towers_apart: false,
             head: false,
             unknown: false,
             zero_bias: false,
@@ -203,6 +208,7 @@ impl Quantisation {
                 this.method = Method::Gptq { bits, group: group_size, ordered: on("desc_act") };
                 this.decoder_only = true;
                 this.head = on("lm_head");
+                this.named_by_gptq(config);
                 this.zero_bias = method == "gptq"
                     && !config.contains_key("checkpoint_format")
                     && !config.contains_key("meta");
@@ -262,6 +268,8 @@ impl Quantisation {
             "" if algorithm.is_empty() => {}
             _ => this.unknown = true,
         }
+        // `ModelOpt` leaves towers alone (vLLM `modelopt.py`, `get_quant_method`).
+        this.towers_apart = !algorithm.is_empty();
         let cache = word("kv_cache_quant_algo").is_some_and(|a| a.contains("fp8"))
             || word("kv_cache_scheme").is_some_and(|a| a.contains("fp8"))
             || config
@@ -288,6 +296,8 @@ impl Quantisation {
             "ignore",
             "exclude_modules",
             "llm_int8_skip_modules",
+            "exclude",
+            "skip_modules",
         ] {
             this.except(config.get(key));
         }
@@ -362,8 +372,12 @@ impl Quantisation {
     }
 
     fn except(&mut self, list: Option<&Value>) {
-        let names = list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        self.exceptions.extend(names);
+        let names = match list {
+            Some(Value::Array(names)) => names.as_slice(),
+            Some(one) => std::slice::from_ref(one),
+            None => return,
+        };
+        self.exceptions.extend(names.iter().filter_map(Value::as_str));
     }
 
     /// How the linear layer of this name is stored.
@@ -372,6 +386,7 @@ impl Quantisation {
         let in_decoder = name.starts_with("layers.") || name.starts_with("h.");
         if self.method == Method::Plain
             || self.decoder_only && !in_decoder
+            || self.towers_apart && towers::is_tower(module)
             || name == "lm_head" && !self.head
             || self.exceptions.contain(module, &self.left)
         {
@@ -399,5 +414,7 @@ impl Quantisation {
     }
 }
 
+#[cfg(test)]
+mod exceptions_tests;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,8 @@ use std::collections::HashSet;
 
 use regex::bytes::{Regex, RegexBuilder};
 
+use super::towers;
+
 /// Most names of a list.
 const MAX_NAMES: usize = 100_000;
 /// Most names with more than one `*`, or one in the middle.
@@ -35,9 +37,14 @@ pub(super) struct Names {
     globs: Vec<String>,
     sources: Vec<String>,
     pattern: Option<Regex>,
+    /// One of the expressions speaks of a wrapper around the language model.
+    wrapped: bool,
     /// A part of the list is not followed.
     pub(super) cut: bool,
 }
+
+/// What wrappers have before a module of the language model.
+const WRAPPERS: [&str; 2] = ["model.language_model.", "language_model.model."];
 
 impl Names {
     /// Adds names as checkpoints list them. A short one names a word anywhere, or else a module and all
@@ -79,7 +86,10 @@ impl Names {
         }
     }
 
-    fn add_pattern(&mut self, pattern: &str) {
+    /// Adds a regular expression, which begins where the module's name does.
+    pub(super) fn add_pattern(&mut self, pattern: &str) {
+        // It begins where a name does, with or without `model.` before it.
+        let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
         // Alone first: what is no expression of its own must not become one among others.
         let mut sources = self.sources.clone();
         sources.push(format!("(?:{pattern})"));
@@ -89,6 +99,7 @@ impl Names {
             && compiled(pattern).is_some();
         match compiled(&format!("^(?:model\\.)?(?:{whole})")).filter(|_| sound) {
             Some(regex) => {
+                self.wrapped |= pattern.contains("language_model");
                 self.pattern = Some(regex);
                 self.sources = sources;
             }
@@ -98,6 +109,13 @@ impl Names {
 
     /// Whether the module of this name is in the list; no more once `left` is used up.
     pub(super) fn contain(&self, module: &str, left: &Cell<u32>) -> bool {
+        match towers::names(module) {
+            None => self.has(module, left),
+            Some(names) => names.iter().any(|name| self.has(name, left)),
+        }
+    }
+
+    fn has(&self, module: &str, left: &Cell<u32>) -> bool {
         let name = general(module);
         // A list may name a parent: every ancestor is looked up.
         let mut ancestor = Some(name);
@@ -117,19 +135,26 @@ impl Names {
         {
             return true;
         }
-        // Experts of one name are one: any number stands for all.
-        let one = |name: &str| name.replace(".*.", ".0.");
+        let wrapped = |wrapper: &&str| format!("{wrapper}{name}");
         for pattern in &self.globs {
             if !spend(left, 1) {
                 return false;
             }
-            if glob(pattern, name) || glob(pattern, module) {
+            if glob(pattern, name)
+                || glob(pattern, &format!("model.{name}"))
+                || pattern.contains("language_model")
+                    && WRAPPERS.iter().any(|wrapper| glob(pattern, &wrapped(&wrapper)))
+            {
                 return true;
             }
         }
-        self.pattern.as_ref().is_some_and(|regex| {
-            spend(left, PATTERN_STEPS) && regex.is_match(format!("model.{}", one(name)).as_bytes())
-        })
+        let Some(regex) = &self.pattern else { return false };
+        // Experts of one name are one: any number stands for all.
+        let matches = |name: &str| {
+            spend(left, PATTERN_STEPS) && regex.is_match(name.replace(".*.", ".0.").as_bytes())
+        };
+        matches(&format!("model.{name}"))
+            || self.wrapped && WRAPPERS.iter().any(|wrapper| matches(&wrapped(&wrapper)))
     }
 }
 
@@ -172,11 +197,15 @@ fn begins(list: &[String], name: &str) -> bool {
     after.checked_sub(1).and_then(|at| list.get(at)).is_some_and(|b| name.starts_with(b.as_str()))
 }
 
+/// What stands before the layers of a language model, or before a tower.
+const WRAPS: [&str; 7] =
+    ["model", "language_model", "text_model", "backbone", "transformer", "thinker", "llm"];
+
 /// A module's name without what comes before its layers, which differs from wrapper to wrapper.
 pub(super) fn general(name: &str) -> &str {
     let mut name = name;
     while let Some((first, rest)) = name.split_once('.') {
-        if !["model", "language_model", "text_model", "backbone", "transformer"].contains(&first) {
+        if !WRAPS.contains(&first) {
             break;
         }
         name = rest;

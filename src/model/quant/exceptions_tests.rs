@@ -1,0 +1,139 @@
+//! What configurations leave out of a quantisation, by whatever name.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+use super::*;
+
+fn read(json: &str) -> Quantisation {
+    Quantisation::read(serde_json::from_str::<Value>(json).unwrap().as_object().unwrap())
+}
+
+/// Every way in which published configurations leave out a tower, and what they do not leave out.
+#[test]
+fn towers_are_left_out_by_any_of_their_names() {
+    let of = |key: &str, list: &str| {
+        read(&format!(
+            r#"{{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{{"group_0":
+            {{"targets":["Linear"],"weights":{{"num_bits":8,"type":"float","strategy":"channel"}}}}}},
+            "{key}":{list}}}"#
+        ))
+    };
+    let clip = "visual.vision_model.encoder.layers.3.self_attn.q_proj";
+    let joiner = "visual.multi_modal_projector.linear_1";
+    let qwen = "visual.blocks.3.attn.qkv";
+    let kimi = "visual.encoder.blocks.3.wqkv";
+    let layer = "model.layers.3.mlp.up_proj";
+    for (list, out, stays) in [
+        (
+            r#"["re:vision_tower.*","re:.*lm_head"]"#,
+            &[clip, qwen, kimi, "lm_head"][..],
+            &[joiner][..],
+        ),
+        (
+            r#"["re:.*vision_model.*","re:.*multi_modal_projector.*"]"#,
+            &[clip, joiner],
+            &["lm_head"],
+        ),
+        (r#"["re:model\\.visual\\..*"]"#, &[qwen], &[joiner]),
+        (r#"["re:^visual.*"]"#, &[qwen], &[joiner]),
+        (r#"["re:model.vision_tower.*","re:model.multi_modal_projector.*"]"#, &[clip, joiner], &[]),
+        (r#"["model.visual"]"#, &[qwen, "visual.merger.mlp.0"], &[joiner]),
+        (r#"["vision_tower","multi_modal_projector","lm_head"]"#, &[clip, kimi, joiner], &[]),
+        (r#"["vision_model*","multi_modal_projector*"]"#, &[clip, joiner, qwen], &["lm_head"]),
+        (r#"["*visual*"]"#, &[qwen, "visual.merger.mlp.0"], &[joiner]),
+        (r#"["*.vision_tower.*","*.mm_projector.*"]"#, &[kimi, joiner], &[]),
+        (
+            r#"["re:vision_tower.*","re:mm_projector.*"]"#,
+            &[kimi, "visual.mm_projector.proj.0"],
+            &[],
+        ),
+        (
+            r#"["language_model.lm_head","vision_tower.encoder.blocks.3.wqkv"]"#,
+            &["lm_head", kimi],
+            &["visual.encoder.blocks.4.wqkv"],
+        ),
+        (
+            r#"["model.vision_tower.vision_model.encoder.layers.3.self_attn.q_proj"]"#,
+            &[clip],
+            &["visual.vision_model.encoder.layers.4.self_attn.q_proj"],
+        ),
+        (r#"["vision_tower.vision_model.encoder.layers.3.self_attn.q_proj"]"#, &[clip], &[joiner]),
+        (
+            r#"["re:.*audio_tower.*","model.embed_audio.embedding_projection"]"#,
+            &["visual.audio_tower.layers.2.fc1", "visual.embed_audio.embedding_projection"],
+            &[clip],
+        ),
+        (r#"["thinker.visual","thinker.audio_tower"]"#, &[qwen, "visual.audio_tower.proj1"], &[]),
+        // A word instead of a list.
+        (r#""lm_head""#, &["lm_head"], &[clip]),
+    ] {
+        for key in [
+            "ignore",
+            "modules_to_not_convert",
+            "ignored_layers",
+            "exclude_modules",
+            "llm_int8_skip_modules",
+            "exclude",
+            "skip_modules",
+        ] {
+            let q = of(key, list);
+            for name in out {
+                assert!(!q.covers(name), "{key} {list}: {name}");
+            }
+            for name in stays.iter().chain([&layer]) {
+                assert!(q.covers(name), "{key} {list}: {name}");
+            }
+            assert!(q.is_followed());
+        }
+    }
+}
+
+#[test]
+fn layers_are_found_behind_any_wrapper() {
+    let of = |list: &str| read(&format!(r#"{{"quant_method":"fp8","ignore":{list}}}"#));
+    let (up, other) = ("model.layers.3.mlp.up_proj", "model.layers.4.mlp.up_proj");
+    for list in [
+        r#"["re:model\\.language_model\\.layers\\.3\\..*"]"#,
+        r#"["re:language_model.model.layers.3.*"]"#,
+        r#"["re:^layers\\.3\\..*"]"#,
+        r#"["re:.*\\.layers\\.3\\.mlp.*"]"#,
+        r#"["model.language_model.layers.3.mlp"]"#,
+        r#"["language_model.model.layers.3.mlp.up_proj"]"#,
+        r#"["llm.model.layers.3.mlp.up_proj"]"#,
+        r#"["thinker.model.layers.3.mlp"]"#,
+        r#"["language_model.model.layers.3.*"]"#,
+        r#"["*language_model*layers.3.*"]"#,
+    ] {
+        let q = of(list);
+        assert!(!q.covers(up), "{list}");
+        assert!(q.covers(other), "{list}");
+    }
+    // `ModelOpt` never quantises what it does not list of a tower (vLLM `modelopt.py`).
+    let modelopt = read(r#"{"quant_method":"modelopt","quant_algo":"FP8","ignore":["lm_head"]}"#);
+    assert!(!modelopt.covers("visual.vision_model.encoder.layers.3.mlp.fc1"));
+    assert!(modelopt.covers(up));
+}
+
+/// `AutoGPTQ`'s modules in a block, and what `GPTQModel` says of single ones.
+#[test]
+fn gptq_names_what_it_quantises() {
+    let q = read(
+        r#"{"quant_method":"gptq","bits":4,"group_size":128,"modules_in_block_to_quantize":
+        [["self_attn.k_proj","self_attn.q_proj"],["mlp.up_proj"]]}"#,
+    );
+    assert!(q.covers("model.layers.3.self_attn.q_proj") && q.covers("model.layers.3.mlp.up_proj"));
+    assert!(!q.covers("model.layers.3.self_attn.v_proj") && !q.covers("lm_head"));
+    let q = read(
+        r#"{"quant_method":"gptq","bits":4,"group_size":128,"dynamic":{"-:.*attn.*":{},
+        "-:.*shared_expert.*":{},"+:.*\\.layers\\.5\\..*down_proj.*":{"bits":8},
+        ".*\\.layers\\.6\\..*down_proj.*":{"group_size":32}}}"#,
+    );
+    let usual = Method::Gptq { bits: 4, group: 128, ordered: false };
+    assert!(!q.covers("model.layers.3.self_attn.q_proj"));
+    assert!(!q.covers("model.layers.3.mlp.shared_expert.up_proj"));
+    assert_eq!(q.of("model.layers.3.mlp.down_proj"), usual);
+    assert_eq!(q.of("model.layers.3.mlp.experts.*.up_proj"), usual);
+    let eight = Method::Gptq { bits: 8, group: 128, ordered: false };
+    assert_eq!(q.of("model.layers.5.mlp.down_proj"), eight);
+    let small = Method::Gptq { bits: 4, group: 32, ordered: false };
+    assert_eq!(q.of("model.layers.6.mlp.down_proj"), small);
+    assert!(!q.covers("visual.blocks.3.attn.qkv"));
+}
