@@ -1,8 +1,8 @@
 //! Any engine with an OpenAI-compatible API, started by a command line of the user's.
 
 use super::{
-    Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, memory,
-    metrics, shapes_where,
+    Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, limits,
+    memory, metrics, shapes_where,
 };
 use crate::base::{Bytes, text};
 use crate::model::cache::CacheBits;
@@ -41,6 +41,15 @@ impl Engine for Command {
                     .to_owned(),
                 hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
             });
+        }
+        // Whose metrics it has tells which engine it is.
+        let known = match self.0.metrics {
+            Some(MetricNames::Vllm) => Some("vllm"),
+            Some(MetricNames::Sglang) => Some("sglang"),
+            _ => None,
+        };
+        if let Some(error) = facts.zip(known).and_then(|(f, name)| limits::form(f, name)) {
+            return Err(error);
         }
         match self.0.run.first() {
             None => Err(EngineError::Template {

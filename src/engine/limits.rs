@@ -25,12 +25,23 @@ pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
             hint: format!("use at most {layers} stages"),
         })
     };
-    too_long(setup.context, limit)
+    form(facts, setup.rules.engine)
+        .or_else(|| too_long(setup.context, limit))
         .or_else(|| heads(facts, setup.attention(facts)))
         .or_else(stages)
         .or_else(|| if tokens { tiles::experts(facts, setup) } else { None })
         .or_else(|| tiles::states(facts, setup))
         .or_else(|| tiles::refusal(facts, setup))
+}
+
+/// Weights in a form that no engine of GPU hosts reads.
+pub(super) fn form(facts: &ModelFacts, engine: &'static str) -> Option<EngineError> {
+    facts.is_mlx().then(|| EngineError::Format {
+        engine,
+        what: "its weights are quantised for MLX, which runs on Apple silicon alone".to_owned(),
+        hint: "use the model itself, an FP8, AWQ or GPTQ version of it, or a GGUF with llama.cpp"
+            .to_owned(),
+    })
 }
 
 fn too_long(asked: Option<u64>, limit: Option<u64>) -> Option<EngineError> {
@@ -76,6 +87,7 @@ pub(super) fn divides(facts: &ModelFacts, tensor: u32) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
+    use crate::base::Hint;
     use crate::engine::memory::{LLAMA_CPP, SGLANG, VLLM};
     use crate::model::ModelFormat;
 
@@ -108,6 +120,13 @@ mod tests {
         let long = |rules| Setup { context: Some(4_096), ..plain(rules) };
         assert!(refusal(&scaled, &long(SGLANG)).is_some());
         assert_eq!(refusal(&scaled, &long(VLLM)).map(|e| e.to_string()), None);
+        // Only Apple's machines read these.
+        let mlx = ModelFacts { quantisation: Some("mlx 4 bits".to_owned()), ..facts.clone() };
+        for rules in [VLLM, SGLANG] {
+            let error = refusal(&mlx, &plain(rules)).unwrap();
+            assert!(error.to_string().contains("quantised for MLX"), "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("GGUF")));
+        }
         // Two copies of attention over six ranks: three each.
         let three = Setup { tensor: 6, data: 2, ..plain(SGLANG) };
         assert!(why(&three).unwrap().contains("tensor = 3"));

@@ -69,6 +69,9 @@ impl Engine for Vllm {
                 hint: "use engine = \"llamacpp\", or give a directory with safetensors".to_owned(),
             });
         }
+        if let Some(error) = limits::form(facts, "vllm") {
+            return Err(error);
+        }
         if !args::has(&spec.args, &["--hf-overrides", "--rope-scaling"])
             && let Some(error) = limits::context(facts, spec.context)
         {

@@ -193,6 +193,13 @@ impl ModelFacts {
         Some((count, by_type))
     }
 
+    /// Whether its weights are quantised as only MLX reads them, on Apple silicon.
+    pub fn is_mlx(&self) -> bool {
+        self.format == ModelFormat::Safetensors
+            && (self.quantisation.as_deref().is_some_and(|name| name.starts_with("mlx "))
+                || self.tensors.iter().any(|t| t.dtype == "U32" && t.name.ends_with(".weight")))
+    }
+
     /// Layers by the tokens that they look back, of those that do not look at everything.
     pub fn windows(&self) -> BTreeMap<u64, u64> {
         let mut windows = BTreeMap::new();

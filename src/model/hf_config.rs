@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::arch::{self, Blueprint, conf::NESTED, conf::whole};
-use super::quant::Quantisation;
+use super::quant::{self, Quantisation};
 use super::{HeaderError, ModelFacts};
 use crate::base::text;
 
@@ -314,7 +314,12 @@ impl HfConfig {
         more: Option<&Map<String, Value>>,
     ) -> (Option<Blueprint>, Quantisation) {
         let own = Places(self.places()).object("quantization_config");
-        let nested = self.top.get("quantization_config").and_then(Value::as_object).or(own);
+        let mlx = [&self.top].into_iter().chain(self.places());
+        let mlx = mlx
+            .filter_map(|place| place.get("quantization").and_then(Value::as_object))
+            .find(|settings| quant::mlx::is_mlx(settings));
+        let stated = self.top.get("quantization_config").and_then(Value::as_object);
+        let nested = mlx.or(stated).or(own);
         let beside = more.map(|m| m.get("quantization").and_then(Value::as_object).unwrap_or(m));
         let quantisation = nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
         (arch::blueprint(&self.top, &quantisation), quantisation)

@@ -7,6 +7,7 @@
 mod compressed;
 mod eight;
 mod gptq;
+pub(super) mod mlx;
 mod names;
 mod stored;
 mod towers;
@@ -78,6 +79,15 @@ pub enum Method {
     },
     /// bitsandbytes' eight bits.
     Int8,
+    /// MLX: packed values with a scale and a bias for each group.
+    Mlx {
+        /// Bits of a weight.
+        bits: u64,
+        /// Weights of one scale.
+        group: u64,
+        /// Scales are bytes, and there are no biases.
+        exponent: bool,
+    },
     /// So many bits a weight with a 16-bit scale a group: roughly, of a method not known better.
     Bits {
         /// Bits of a weight.
@@ -127,6 +137,8 @@ pub struct Quantisation {
     towers_apart: bool,
     /// The head is quantised unless excepted.
     head: bool,
+    /// It is that of MLX, which only Apple's machines run.
+    mlx: bool,
     /// It is not understood: the name says what it is.
     pub unknown: bool,
     /// It is understood but for details: bytes are near.
@@ -152,6 +164,7 @@ impl Quantisation {
             decoder_only: false,
             towers_apart: false,
             head: false,
+            mlx: false,
             unknown: false,
             zero_bias: false,
             rough: false,
@@ -163,6 +176,9 @@ impl Quantisation {
 
     /// Reads a `quantization_config`, or the `quantization` of an `hf_quant_config.json`.
     pub fn read(config: &Map<String, Value>) -> Self {
+        if mlx::is_mlx(config) {
+            return Self::mlx(config);
+        }
         let word = |key: &str| {
             config.get(key).and_then(Value::as_str).map(|s| text::clean(s, 60).to_ascii_lowercase())
         };
@@ -400,6 +416,11 @@ impl Quantisation {
         by_name
             .or_else(|| self.groups.iter().find(|g| g.linear))
             .map_or(Method::Plain, |g| g.method)
+    }
+
+    /// Whether it is that of MLX, which quantises embeddings and routers too.
+    pub const fn is_mlx(&self) -> bool {
+        self.mlx
     }
 
     /// Whether the linear layer of this name is quantised.

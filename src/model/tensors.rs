@@ -211,12 +211,13 @@ pub fn place(name: &str, layers: u32) -> Place {
 }
 
 /// The parts of a stored weight, after its module's name.
-const SUFFIXES: [&str; 26] = [
+const SUFFIXES: [&str; 27] = [
     "weight",
     "bias",
     "qweight",
     "qzeros",
     "scales",
+    "biases",
     "g_idx",
     "weight_scale",
     "weight_scale_inv",

@@ -215,7 +215,7 @@ impl Build<'_> {
         let Some((number, width)) = experts(conf) else { return };
         let base = at;
         let at = format!("{at}.{}", experts_name(conf));
-        self.plain(&format!("{at}.gate.weight"), &[number, hidden], 1);
+        self.table(&format!("{at}.gate"), number, hidden);
         if conf.is(&["gpt_oss"]) {
             self.plain(&format!("{at}.router.bias"), &[number], 1);
             return self.gpt_oss_experts(&at, number, width);
@@ -288,6 +288,15 @@ impl Build<'_> {
                 self.typed(&format!("{at}.{name}_blocks"), &blocks, 1, ("U8", 1));
                 self.typed(&format!("{at}.{name}_scales"), &[number, rows, groups], 1, ("U8", 1));
             }
+        } else if self.quantisation.is_mlx() {
+            for (name, rows, columns) in [
+                ("gate_proj", width, hidden),
+                ("up_proj", width, hidden),
+                ("down_proj", hidden, width),
+            ] {
+                self.linears(&format!("{at}.*.{name}"), rows, columns, true, number);
+            }
+            return;
         } else {
             self.plain(&format!("{at}.gate_up_proj"), &[number, hidden, 2 * width], 1);
             self.plain(&format!("{at}.down_proj"), &[number, width, hidden], 1);
@@ -349,7 +358,7 @@ impl Build<'_> {
         self.linear(&format!("{at_shared}.up_proj"), width, hidden, false);
         self.linear(&format!("{at_shared}.down_proj"), hidden, width, false);
         if conf.is(&["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]) {
-            self.plain(&format!("{at}.shared_expert_gate.weight"), &[1, hidden], 1);
+            self.table(&format!("{at}.shared_expert_gate"), 1, hidden);
         }
     }
 }

@@ -131,6 +131,15 @@ impl Build<'_> {
         self.linears(module, rows, columns, bias, 1);
     }
 
+    /// A table or a router: what only MLX quantises.
+    fn table(&mut self, module: &str, rows: u64, columns: u64) {
+        if self.quantisation.is_mlx() {
+            self.linear(module, rows, columns, false);
+        } else {
+            self.plain(&format!("{module}.weight"), &[rows, columns], 1);
+        }
+    }
+
     /// `count` of them: experts.
     fn linears(&mut self, module: &str, rows: u64, columns: u64, bias: bool, count: u64) {
         let method = self.quantisation.of(module);
@@ -270,8 +279,13 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         let why = "whether its head shares the embedding is not stated: it is counted";
         build.doubt_by(Certainty::Close, (30 + less, 30), why);
     }
-    draft::add(&mut build, top);
-    vision::add(&mut build, top);
+    if quantisation.is_mlx() {
+        // It leaves out layers for speculative decoding, and often towers.
+        build.mlx(top);
+    } else {
+        draft::add(&mut build, top);
+        vision::add(&mut build, top);
+    }
     if !quantisation.is_followed() {
         build.doubt_by(
             Certainty::Guess,
@@ -426,7 +440,7 @@ impl Build<'_> {
             n.vocab
         };
         let width = self.conf.number(&["word_embed_proj_dim"]).unwrap_or(n.hidden);
-        self.plain("model.embed_tokens.weight", &[padded + more, width], 1);
+        self.table("model.embed_tokens", padded + more, width);
         if width != n.hidden {
             self.plain("model.project_in.weight", &[n.hidden, width], 1);
             self.plain("model.project_out.weight", &[width, n.hidden], 1);
@@ -550,6 +564,27 @@ impl Build<'_> {
         if !tied || held {
             let bias = self.conf.is(&["phi", "gptj"]) || self.conf.on("lm_head_bias");
             self.linear("lm_head", n.vocab, n.hidden, bias);
+        }
+    }
+}
+
+impl Build<'_> {
+    /// What MLX stores besides or otherwise.
+    fn mlx(&mut self, top: &Map<String, Value>) {
+        let before = super::tensors::total(&self.tensors);
+        vision::add(self, top);
+        let towers = super::tensors::total(&self.tensors) - before;
+        if towers > 0 {
+            // A converter for text alone leaves the tower out; one for images leaves it as it is.
+            let all = before + towers;
+            let less = super::tensors::mul_div(towers, 1_000, all).min(1_000);
+            let why = "whether MLX kept its tower is not known: it is counted";
+            self.doubt_by(Certainty::Close, (less + 10, 10), why);
+        }
+        let other = |c: &LayerCache| !matches!(c.keeps, Keeps::Attention { .. });
+        if self.caches.iter().any(other) {
+            let why = "how MLX divides its states or latent vectors is estimated";
+            self.doubt_by(Certainty::Close, (20, 20), why);
         }
     }
 }

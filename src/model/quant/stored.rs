@@ -93,6 +93,18 @@ impl Method {
                 out.push(("weight.quant_state.bitsandbytes__nf4", "U8", vec![80], 80));
                 out
             }
+            Method::Mlx { bits, group, exponent } => {
+                if group == 0 || !columns.is_multiple_of(group) {
+                    return vec![weight(dtype.0, each(all, dtype.1))];
+                }
+                let (packed, groups) = ((columns * bits).div_ceil(32), columns / group);
+                let (kind, size) = if exponent { ("U8", 1) } else { dtype };
+                let scales = |name| (name, kind, vec![rows, groups], each(rows * groups, size));
+                let mut out = vec![("weight", "U32", vec![rows, packed], each(rows * packed, 4))];
+                out.push(scales("scales"));
+                out.extend((!exponent).then(|| scales("biases")));
+                out
+            }
             Method::Bits { bits, group } => {
                 let groups = columns.div_ceil(if group == 0 { columns.max(1) } else { group });
                 let packed = (columns * bits).div_ceil(8);

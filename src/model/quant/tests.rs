@@ -309,3 +309,39 @@ fn scales_of_the_cache_are_stored_where_they_are_fixed() {
         "dynamic":false,"type":"float"}}"#;
     assert_eq!(of(modelopt), (8, 8));
 }
+
+/// MLX on Apple silicon: `mlx-lm`'s `quantize_model`, with settings for single layers.
+#[test]
+fn mlx_states_its_bits_and_nothing_more() {
+    let q = read(
+        r#"{"group_size":64,"bits":4,"model.layers.0.mlp.gate":{"group_size":64,"bits":8},
+        "language_model.model.layers.1.mlp.switch_mlp.down_proj":{"group_size":32,"bits":6},
+        "model.layers.2.mlp.down_proj":false,"lm_head":true}"#,
+    );
+    assert!(q.is_mlx() && !q.unknown && !q.rough);
+    assert_eq!(q.name, "mlx 4 bits");
+    let mlx = |bits, group| Method::Mlx { bits, group, exponent: false };
+    assert_eq!(q.of("model.layers.0.mlp.up_proj"), mlx(4, 64));
+    assert_eq!(q.of("model.layers.0.mlp.gate"), mlx(8, 64));
+    assert_eq!(q.of("model.layers.1.mlp.experts.*.down_proj"), mlx(6, 32));
+    assert_eq!(q.of("model.layers.2.mlp.down_proj"), Method::Plain);
+    assert_eq!((q.of("lm_head"), q.of("model.embed_tokens")), (mlx(4, 64), mlx(4, 64)));
+    // Packed, with a scale and a bias for each group; what groups do not divide stays as it is.
+    let bytes = |method: Method, columns| {
+        method.stored(256, columns, ("BF16", 2)).iter().map(|s| s.3).sum::<u64>()
+    };
+    assert_eq!(bytes(mlx(4, 64), 320), 256 * 160 + 2 * 256 * 5 * 2);
+    assert_eq!(bytes(mlx(4, 64), 300), 256 * 300 * 2);
+    for (mode, method, expected) in [
+        ("mxfp4", Method::Mlx { bits: 4, group: 32, exponent: true }, 256 * 160 + 256 * 10),
+        ("nvfp4", Method::Mlx { bits: 4, group: 16, exponent: true }, 256 * 160 + 256 * 20),
+        ("mxfp8", Method::Mlx { bits: 8, group: 32, exponent: true }, 256 * 320 + 256 * 10),
+    ] {
+        let q = read(&format!(r#"{{"mode":"{mode}"}}"#));
+        assert_eq!(q.method, method, "{mode}");
+        assert_eq!(bytes(q.method, 320), expected, "{mode}");
+    }
+    // AutoGPTQ's own file says as little, but what MLX never does.
+    assert!(!read(r#"{"bits":4,"group_size":128,"desc_act":false}"#).is_mlx());
+    assert!(!read(r#"{"quant_method":"gptq","bits":4,"group_size":128}"#).is_mlx());
+}
