@@ -138,7 +138,7 @@ pub struct Layout {
     pub vocab: u64,
 }
 
-const BESIDE: [&str; 14] = [
+const BESIDE: [&str; 18] = [
     "visual",
     "vision",
     "mm_projector",
@@ -152,6 +152,10 @@ const BESIDE: [&str; 14] = [
     "img_",
     "resampler",
     "aligner",
+    "projector",
+    "sam_model",
+    "qwen2_model",
+    "view_seperator",
     "v.",
 ];
 

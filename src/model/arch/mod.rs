@@ -411,6 +411,11 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
     if hidden == 0 || layers == 0 || layers > MAX_LAYERS || hidden > 1 << 20 || heads > 1 << 14 {
         return None;
     }
+    // Small models of this family have neither latent vectors nor the numbers of such.
+    let plain = conf.is(&["deepseek_v2"]) && conf.number(&["kv_lora_rank"]).is_none();
+    if plain && conf.stated(&["head_dim"]).is_none() {
+        head_dim = None;
+    }
     let head_dim = head_dim.or_else(|| hidden.checked_div(heads)).unwrap_or(0).min(1 << 14);
     let kv_heads = kv_heads.unwrap_or(heads).min(1 << 14);
     Some(Numbers {
@@ -419,7 +424,7 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
         heads,
         kv_heads,
         head_dim,
-        value_dim: conf.number(&["v_head_dim"]).unwrap_or(head_dim).min(1 << 14),
+        value_dim: conf.number(&["v_head_dim"]).filter(|_| !plain).unwrap_or(head_dim).min(1 << 14),
         vocab: conf.number(&["vocab_size", "padded_vocab_size"]).unwrap_or(0).min(1 << 28),
         inner: conf.number(&["intermediate_size", "n_inner", "ffn_dim"]).unwrap_or(0).min(1 << 24),
     })

@@ -1,6 +1,7 @@
 //! Vision towers and what joins them to the language model.
 
 mod audio;
+mod deepseek_ocr;
 mod joiners;
 mod own_code;
 
@@ -14,6 +15,9 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         "gemma3n" => return super::gemma3n::towers(build, top),
         "gemma4" => return super::gemma4::towers(build, top),
         _ => {}
+    }
+    if deepseek_ocr::add(build, top) {
+        return;
     }
     let has = |key: &str| top.get(key).is_some_and(|v| !v.is_null());
     // A thinker with towers of its own, a talker, a vocoder.

@@ -24,7 +24,7 @@ const JOINERS: [&str; 8] = [
 ];
 
 /// Parts that have one name, outside the tower.
-const APART: [&str; 7] = [
+const APART: [&str; 10] = [
     "resampler",
     "embed_vision",
     "embed_audio",
@@ -32,6 +32,9 @@ const APART: [&str; 7] = [
     "image_pooling_2d",
     "image_projector",
     "vision_embed_tokens",
+    "sam_model",
+    "qwen2_model",
+    "projector",
 ];
 
 /// All names of a module that `arch` has under `visual.`; none where it is another.

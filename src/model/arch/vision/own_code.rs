@@ -6,8 +6,11 @@ use serde_json::{Map, Value};
 use super::super::{Build, conf::Conf, conf::whole};
 use super::Tower;
 
-/// Width, inner width, layers and side of a patch of CLIP's large tower, and its places: 24² and one.
-const CLIP: (u64, u64, u64, u64, u64) = (1_024, 4_096, 24, 14, 577);
+/// Width, inner width, layers and side of a patch of CLIP's large tower.
+const CLIP: (u64, u64, u64, u64) = (1_024, 4_096, 24, 14);
+/// Its places in an image of 336 dots, 24² and one, and in one of 224.
+const PLACES: u64 = 577;
+pub(super) const PLACES_SMALL: u64 = 257;
 
 /// The tower, where it is one that is known; whether it was.
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) -> bool {
@@ -37,8 +40,8 @@ impl Tower<'_, '_> {
         self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
     }
 
-    fn clip_large(&mut self, layers: u64) {
-        let (width, _, _, patch, places) = CLIP;
+    pub(super) fn clip_large(&mut self, layers: u64, places: u64) {
+        let (width, _, _, patch) = CLIP;
         self.w("embeddings.class_embedding", &[width]);
         self.w("embeddings.patch_embedding.weight", &[width, 3, patch, patch]);
         self.w("embeddings.position_embedding.weight", &[places, width]);
@@ -50,7 +53,7 @@ impl Tower<'_, '_> {
 
     fn phi3(&mut self) {
         let (width, out) = (CLIP.0, self.out);
-        self.clip_large(CLIP.2);
+        self.clip_large(CLIP.2, PLACES);
         self.norm("post_layernorm", width, true);
         // Four patches side by side, and what stands between rows and crops.
         let seen = 4 * width;
@@ -63,7 +66,7 @@ impl Tower<'_, '_> {
     /// The last layer but one is seen, beside an earlier one; the last is left out.
     fn molmo(&mut self, inner: u64) {
         let (width, out) = (CLIP.0, self.out);
-        self.clip_large(CLIP.2 - 1);
+        self.clip_large(CLIP.2 - 1, PLACES);
         let seen = 2 * width;
         self.w("pad_embed", &[2, seen]);
         for name in ["wq", "wk", "wv"] {
