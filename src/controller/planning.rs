@@ -606,7 +606,15 @@ pub(super) fn demand(
 ) -> Result<Demand, ApiError> {
     let spec = &draft.spec;
     let engine = engine::of(&spec.engine);
-    let mut tried = engine.shapes(spec, draft.facts.as_ref());
+    let engine::Shapes { good: mut tried, refused } =
+        engine::shapes(&*engine, spec, draft.facts.as_ref());
+    if let (true, Some((_, why))) = (tried.is_empty(), refused.first()) {
+        return Err(invalid(why));
+    }
+    let refused_shapes = refused
+        .iter()
+        .map(|(shape, why)| format!("not on {} GPUs each: {why}", shape.tensor))
+        .collect();
     let refused_on = core.without_refused(&*engine, spec, draft.facts.as_ref(), &mut tried, hosts);
     let needs = tried.into_iter().filter_map(|shape| {
         let estimated =
@@ -633,6 +641,7 @@ pub(super) fn demand(
         service: draft.service.clone(),
         replicas,
         shapes,
+        refused_shapes,
         device: spec.device,
         memory_share: engine.memory_share(spec),
         refused_on,

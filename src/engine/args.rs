@@ -22,6 +22,22 @@ pub(super) fn has(args: &[String], names: &[&str]) -> bool {
     args.iter().any(|arg| names.contains(&arg.split_once('=').map_or(arg.as_str(), |(n, _)| n)))
 }
 
+/// A number of ranks that one of these options asks for, where `{tensor}` stands for `all`.
+pub(super) fn ranks(args: &[String], names: &[&str], all: u64) -> Option<u64> {
+    match value(args, names)? {
+        "{tensor}" => Some(all),
+        number => number.parse().ok().filter(|n| *n > 0),
+    }
+}
+
+/// The ranks that whole experts are spread over, of `all` of a replica: 1 where experts are cut.
+pub(super) fn experts(args: &[String], all: u64) -> u64 {
+    if has(args, &["--enable-expert-parallel", "-ep", "--enable-ep-moe"]) {
+        return all;
+    }
+    ranks(args, &["--ep-size", "--expert-parallel-size", "--ep"], all).unwrap_or(1)
+}
+
 /// Refuses options that the adapter sets itself; each with where to set it instead.
 pub(super) fn refuse_owned(args: &[String], owned: &[(&str, &str)]) -> Result<(), EngineError> {
     for (option, instead) in owned {

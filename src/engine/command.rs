@@ -9,7 +9,7 @@ use crate::model::cache::CacheBits;
 use crate::model::{
     MemoryEstimate, ModelFacts, Overheads, Setup, WeightSplit, per_device, predict,
 };
-use crate::spec::{CommandEngine, DeviceKind, MetricNames, ParallelShape, ServiceSpec};
+use crate::spec::{CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, ServiceSpec};
 
 /// The adapter, with the user's command line.
 #[derive(Debug)]
@@ -49,6 +49,11 @@ impl Engine for Command {
             _ => None,
         };
         if let Some(error) = facts.zip(known).and_then(|(f, name)| limits::form(f, name)) {
+            return Err(error);
+        }
+        if let (Some(facts), Parallel::Shape(shape)) = (facts, spec.parallel)
+            && let Some(error) = self.refuses(spec, facts, shape)
+        {
             return Err(error);
         }
         match self.0.run.first() {
@@ -122,9 +127,16 @@ impl Engine for Command {
             WeightSplit::Layers => (1, devices),
             WeightSplit::Tensors => (devices, 1),
         };
+        // `SGLang`'s copies of attention among the ranks.
+        let copies = ["--dp-size", "--dp", "--data-parallel-size"];
+        let inside = rules.data_inside && args::has(&words, &["--enable-dp-attention"]);
+        let data = args::ranks(&words, &copies, devices).filter(|_| inside);
         Some(Setup {
             tensor,
             pipeline,
+            data: data.unwrap_or(1),
+            data_inside: data.map(|_| true),
+            expert: if tensor > 1 { args::experts(&words, devices) } else { 1 },
             context: super::context_of(spec, Some(facts)),
             cache: args::value(&words, &["--kv-cache-dtype", "-ctk", "--cache-type-k"])
                 .and_then(CacheBits::named),

@@ -13,11 +13,27 @@ use crate::model::{ModelFacts, Setup, WeightSplit};
 /// `layers/dp_attention.py` and `configs/model_config.py` alike. llama.cpp takes whole layers and warns
 /// of a long context.
 pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
-    if setup.rules.split == WeightSplit::Layers || setup.rules.pool == Pool::Cells {
+    if is_by_layers(setup) {
         return None;
     }
     let tokens = setup.rules.pool == Pool::Tokens;
     let limit = if tokens { facts.context_stated.or(facts.context) } else { facts.context };
+    form(facts, setup.rules.engine)
+        .or_else(|| too_long(setup.context, limit))
+        .or_else(|| cuts(facts, setup))
+}
+
+fn is_by_layers(setup: &Setup) -> bool {
+    setup.rules.split == WeightSplit::Layers || setup.rules.pool == Pool::Cells
+}
+
+/// What cannot be cut into so many pieces as `setup` asks: asked for every shape that a service may
+/// have.
+pub(super) fn cuts(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    if is_by_layers(setup) {
+        return None;
+    }
+    let tokens = setup.rules.pool == Pool::Tokens;
     let stages = || {
         let layers = u64::from(facts.layers.filter(|n| *n > 0)?);
         (setup.pipeline > layers).then(|| EngineError::Indivisible {
@@ -25,9 +41,7 @@ pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
             hint: format!("use at most {layers} stages"),
         })
     };
-    form(facts, setup.rules.engine)
-        .or_else(|| too_long(setup.context, limit))
-        .or_else(|| heads(facts, setup.attention(facts)))
+    heads(facts, setup.attention(facts))
         .or_else(stages)
         .or_else(|| if tokens { tiles::experts(facts, setup) } else { None })
         .or_else(|| tiles::states(facts, setup))

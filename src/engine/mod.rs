@@ -44,7 +44,8 @@ pub trait Engine: Send + Sync {
     /// Whether this engine can serve the model as the spec says. With `facts` where known.
     fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError>;
 
-    /// The shapes to try, in order: the spec's own, or those this engine can divide the model into.
+    /// The shapes to try, in order: the spec's own, or the usual ones. [`shapes`] leaves out those that
+    /// it refuses.
     fn shapes(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Vec<ParallelShape>;
 
     /// What one rank takes on each of its devices.
@@ -63,6 +64,17 @@ pub trait Engine: Send + Sync {
         _shape: ParallelShape,
     ) -> Option<Setup> {
         None
+    }
+
+    /// Why it would not start with the model so divided, however much memory there is; none where
+    /// nothing is known that speaks against it.
+    fn refuses(
+        &self,
+        spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+    ) -> Option<EngineError> {
+        limits::cuts(facts, &self.setup(spec, facts, shape)?)
     }
 
     /// What a log says of the memory that the engine took once it had loaded, or why it refused to.
@@ -142,6 +154,27 @@ pub fn corrected_memory(
     }
 }
 
+/// The shapes that a replica may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shapes {
+    /// To be tried in this order.
+    pub good: Vec<ParallelShape>,
+    /// Those that the engine would not start with, and why.
+    pub refused: Vec<(ParallelShape, EngineError)>,
+}
+
+/// The shapes to try, and those that the engine refuses of what is known of the model.
+pub fn shapes(engine: &dyn Engine, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Shapes {
+    let mut found = Shapes::default();
+    for shape in engine.shapes(spec, facts) {
+        match facts.and_then(|facts| engine.refuses(spec, facts, shape)) {
+            Some(why) => found.refused.push((shape, why)),
+            None => found.good.push(shape),
+        }
+    }
+    found
+}
+
 /// The shapes to try, in order, each with what a rank takes on each device: what placing asks for.
 pub fn needs(
     engine: &dyn Engine,
@@ -157,7 +190,7 @@ pub fn needs(
             hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
         }),
     };
-    engine.shapes(spec, facts).into_iter().map(estimate).collect()
+    shapes(engine, spec, facts).good.into_iter().map(estimate).collect()
 }
 
 /// Which GPUs a CUDA program sees.

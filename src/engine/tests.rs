@@ -97,18 +97,65 @@ fn vllm_refuses_what_it_cannot_do() {
 #[test]
 fn vllm_tries_only_shapes_that_divide() {
     let s = spec("model='/m'\nengine='vllm'");
-    let shapes = |heads, kv| -> Vec<u32> {
+    let tried = |heads, kv| -> Vec<u32> {
         let f = ModelFacts {
             attention_heads: Some(heads),
             kv_heads: Some(kv),
             ..facts(ModelFormat::Safetensors)
         };
-        of(&s.engine).shapes(&s, Some(&f)).iter().map(|s| s.tensor.get()).collect()
+        let found = shapes(&*of(&s.engine), &s, Some(&f));
+        let refused = found.refused.len();
+        let good: Vec<u32> = found.good.iter().map(|s| s.tensor.get()).collect();
+        assert_eq!(good.len() + refused, 4);
+        good
     };
-    assert_eq!(shapes(40, 8), [1, 2, 4, 8]);
-    assert_eq!(shapes(28, 4), [1, 2, 4]);
-    assert_eq!(shapes(64, 4), [1, 2, 4, 8]);
-    assert_eq!(shapes(7, 7), [1]);
+    assert_eq!(tried(40, 8), [1, 2, 4, 8]);
+    assert_eq!(tried(28, 4), [1, 2, 4]);
+    assert_eq!(tried(64, 4), [1, 2, 4, 8]);
+    assert_eq!(tried(7, 7), [1]);
+    // Nothing is refused of a model that is not known.
+    assert_eq!(shapes(&*of(&s.engine), &s, None).good.len(), 4);
+}
+
+/// A service asks what `model inspect` does: vLLM #17569, 1536 / 8 = 192 is no whole block.
+#[test]
+fn shapes_that_an_engine_cannot_cut_are_not_tried() {
+    let config = r#"{"architectures":["Qwen3MoeForCausalLM"],"model_type":"qwen3_moe",
+        "hidden_size":4096,"intermediate_size":12288,"moe_intermediate_size":1536,"num_hidden_layers":2,
+        "num_attention_heads":64,"num_key_value_heads":4,"head_dim":128,"num_experts":128,
+        "num_experts_per_tok":8,"vocab_size":151936,"torch_dtype":"bfloat16","quantization_config":
+        {"quant_method":"fp8","activation_scheme":"dynamic","weight_block_size":[128,128]}}"#;
+    let facts = crate::model::estimate::tests::facts(config);
+    let tried = |more: &str| -> (Vec<u32>, Vec<String>) {
+        let s = spec(&format!("model='/m'\n{more}"));
+        let found = shapes(&*of(&s.engine), &s, Some(&facts));
+        let why = |(shape, why): &(ParallelShape, EngineError)| format!("{}: {why}", shape.tensor);
+        (
+            found.good.iter().map(|s| s.tensor.get()).collect(),
+            found.refused.iter().map(why).collect(),
+        )
+    };
+    let (good, refused) = tried("engine='vllm'");
+    assert_eq!(good, [1, 2, 4]);
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].starts_with("8: gate_proj, in blocks of 128"), "{refused:?}");
+    // Whole experts are not cut.
+    assert_eq!(tried("engine='vllm'\nargs=['--enable-expert-parallel']").0, [1, 2, 4, 8]);
+    let sglang = |more: &str| {
+        tried(&format!(
+            "engine={{command={{run=['x','--tp','{{tensor}}','--port','{{port}}',{more}],metrics='sglang'}}}}"
+        ))
+    };
+    assert_eq!(sglang("").0, [1, 2, 4]);
+    assert_eq!(sglang("'--ep-size','{tensor}'").0, [1, 2, 4, 8]);
+    // Without metrics nothing is known of the engine.
+    let unknown = tried("engine={command={run=['x','--tp','{tensor}','--port','{port}']}}");
+    assert_eq!(unknown.0, [1, 2, 4, 8]);
+    // A shape that the spec asks for is refused, with the reason.
+    let s = spec("model='/m'\nengine='vllm'\nparallel={tensor=8}");
+    let error = of(&s.engine).check(&s, Some(&facts)).unwrap_err();
+    assert!(error.to_string().contains("in blocks of 128"), "{error}");
+    assert!(error.hint().is_some());
 }
 
 #[test]

@@ -78,15 +78,28 @@ impl Engine for Vllm {
             return Err(error);
         }
         if let Parallel::Shape(shape) = spec.parallel
-            && let Some(error) = limits::heads(facts, shape.tensor.get().into())
+            && let Some(error) = self.refuses(spec, facts, shape)
         {
             return Err(error);
         }
         Ok(())
     }
 
-    fn shapes(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
-        shapes_where(spec, |n| facts.is_none_or(|f| limits::divides(f, n)))
+    fn shapes(&self, spec: &ServiceSpec, _facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
+        shapes_where(spec, |_| true)
+    }
+
+    fn refuses(
+        &self,
+        spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+    ) -> Option<EngineError> {
+        match self.setup(spec, facts, shape) {
+            Some(setup) => limits::cuts(facts, &setup),
+            // Of a model whose tensors are not known.
+            None => limits::heads(facts, shape.tensor.get().into()),
+        }
     }
 
     fn memory(
@@ -120,6 +133,7 @@ impl Engine for Vllm {
             tensor: shape.tensor.get().into(),
             pipeline: shape.pipeline.get().into(),
             data: shape.data.get().into(),
+            expert: args::experts(&spec.args, shape.tensor.get().into()),
             context: Some(tokens(spec, facts)),
             cache: cache.and_then(CacheBits::named),
             block: number(&["--block-size"]),

@@ -14,6 +14,8 @@ pub struct Demand {
     pub replicas: u32,
     /// Shapes with their memory, to be tried in order; the first that fits is taken for all.
     pub shapes: Vec<ShapeNeed>,
+    /// Shapes that the engine refuses whatever the memory, a line each.
+    pub refused_shapes: Vec<String>,
     /// GPUs, or host memory.
     pub device: DeviceKind,
     /// The share of each GPU's memory that the engine takes whatever the model needs, 0 to 1.
@@ -75,7 +77,8 @@ pub struct Reuse {
 pub struct Placement {
     /// The replicas, in order.
     pub replicas: Vec<PlacedReplica>,
-    /// One line a decision, and one for each host that was passed over.
+    /// One line a decision, one for each host that was passed over, and one for each shape that the
+    /// engine refuses.
     pub reasons: Vec<String>,
 }
 

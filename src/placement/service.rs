@@ -24,8 +24,26 @@ pub struct Budget<'a> {
 /// Attempts that are enough to know how many replicas of one service fit.
 const COUNTING_STEPS: u64 = 64;
 
-/// Finds a place for every replica, or says why there is none.
+/// Finds a place for every replica, or says why there is none. Either says which shapes were left out.
 pub fn place(
+    world: &World,
+    demand: &Demand,
+    budget: &mut Budget<'_>,
+) -> Result<Placement, Refusal> {
+    let left_out = || demand.refused_shapes.iter().cloned();
+    match place_shapes(world, demand, budget) {
+        Ok(mut placement) => {
+            placement.reasons.extend(left_out());
+            Ok(placement)
+        }
+        Err(mut refusal) => {
+            refusal.reasons.extend(left_out());
+            Err(refusal)
+        }
+    }
+}
+
+fn place_shapes(
     world: &World,
     demand: &Demand,
     budget: &mut Budget<'_>,

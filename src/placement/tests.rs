@@ -68,6 +68,7 @@ fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
         service: "chat".parse().unwrap(),
         replicas,
         shapes,
+        refused_shapes: Vec::new(),
         device: DeviceKind::Gpu,
         memory_share: None,
         within_share: false,
@@ -591,4 +592,14 @@ fn a_sample_becomes_a_capacity() {
     let name = "a".parse().unwrap();
     let unseen = HostCapacity::observed(name, BTreeMap::new(), true, None, None, &held);
     assert!(!unseen.up);
+}
+
+#[test]
+fn shapes_that_the_engine_refuses_are_told_either_way() {
+    let w = world(vec![box_of("a", 2, 1)]);
+    let mut d = demand(1, vec![need(1, 40)]);
+    d.refused_shapes = vec!["not on 8 GPUs each: 20 heads cannot be divided".to_owned()];
+    assert_eq!(place(&w, &d).unwrap().reasons.last(), d.refused_shapes.last());
+    d.replicas = 9;
+    assert_eq!(place(&w, &d).unwrap_err().reasons.last(), d.refused_shapes.last());
 }
