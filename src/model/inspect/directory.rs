@@ -1,0 +1,169 @@
+//! What lies in a directory: one model, several, a cache of them, or none.
+
+use std::collections::BTreeMap;
+
+use super::names::{has_ending, join, missing_of_numbered, numbered, one_model, parent, shown};
+use super::{
+    FIRST_READ, Found, Inspection, Job, ListFor, MAX_PARTS, MISTRAL_CONFIG, State, Step, What,
+    read, unreadable,
+};
+use crate::base::Bytes;
+use crate::model::{ModelError, ModelFormat};
+use crate::wire::DirEntry;
+
+impl Inspection {
+    pub(super) fn listed(&mut self, path: &str, why: ListFor, found: Found) -> Step {
+        match (found, why) {
+            (Found::Entries(entries), ListFor::Model) => self.directory(path, &entries),
+            (Found::Entries(entries), ListFor::Snapshots) => self.snapshots(path, &entries),
+            (Found::Entries(entries), ListFor::Parts) => self.gguf_parts(path, &entries),
+            // A file without a telling name is read; agents differ in what they say of it here.
+            (Found::Failed { .. } | Found::Missing, ListFor::Model) if path == self.path => {
+                Ok(read(Job { path: path.to_owned(), what: What::Guess }, FIRST_READ))
+            }
+            (Found::Missing, _) => Err(ModelError::NotFound { path: path.to_owned() }),
+            (Found::Failed { why }, _) => Err(unreadable(path, &why)),
+            (Found::Piece { .. }, _) => Err(unreadable(path, "an answer that does not fit")),
+        }
+    }
+
+    pub(super) fn directory(&mut self, path: &str, entries: &[DirEntry]) -> Step {
+        let files: BTreeMap<&str, Bytes> =
+            entries.iter().filter(|e| !e.is_dir).map(|e| (e.name.as_str(), e.size)).collect();
+        let ending =
+            |end: &str| files.keys().copied().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
+        let shards = ending(".safetensors");
+        let index = ending(".safetensors.index.json");
+        self.facts.tokenizer =
+            ["tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "tekken.json"]
+                .iter()
+                .any(|n| files.contains_key(n));
+        self.facts.generation_config = files.contains_key("generation_config.json");
+        if !shards.is_empty() || !index.is_empty() {
+            return self.safetensors_directory(path, &files, &shards, &index);
+        }
+        let mut ggufs = ending(".gguf");
+        // Projectors of multimodal models lie beside the model itself.
+        ggufs.retain(|n| !n.starts_with("mmproj"));
+        if let Some(first) = one_model(&ggufs) {
+            return self.begin_gguf(&join(path, first));
+        }
+        if !ggufs.is_empty() {
+            return Err(self.not_a_model(
+                format!("the directory holds {} GGUF files: {}", ggufs.len(), shown(&ggufs)),
+                "give the path of one of the files",
+            ));
+        }
+        if entries.iter().any(|e| e.is_dir && e.name == "snapshots") {
+            return Ok(State::List { path: join(path, "snapshots"), why: ListFor::Snapshots });
+        }
+        let caches: Vec<&str> = entries
+            .iter()
+            .filter(|e| e.is_dir && e.name.starts_with("models--"))
+            .map(|e| e.name.as_str())
+            .collect();
+        if !caches.is_empty() {
+            return Err(self.not_a_model(
+                format!("it is a cache of {} models: {}", caches.len(), shown(&caches)),
+                "give the path of one model's directory in it",
+            ));
+        }
+        if self.config_alone && files.contains_key("config.json") {
+            self.facts.format = ModelFormat::Safetensors;
+            path.clone_into(&mut self.facts.entry);
+            self.queue_config(path, &files);
+            return self.next_job();
+        }
+        if files.keys().any(|n| [".bin", ".pth", ".pt"].iter().any(|e| has_ending(n, e))) {
+            return Err(self.not_a_model(
+                "its weights are PyTorch pickles",
+                "convert them to safetensors or GGUF: pickles can run any code and are not read",
+            ));
+        }
+        Err(self.not_a_model(
+            "the directory holds neither a .gguf nor a .safetensors file",
+            "give the path of a .gguf file or of a directory with safetensors and config.json",
+        ))
+    }
+
+    pub(super) fn snapshots(&mut self, path: &str, entries: &[DirEntry]) -> Step {
+        let hashes: Vec<&str> =
+            entries.iter().filter(|e| e.is_dir).map(|e| e.name.as_str()).collect();
+        match hashes.as_slice() {
+            [] => Err(self.not_a_model(
+                "the Hugging Face cache holds no snapshot of it",
+                "finish the download first",
+            )),
+            [one] => Ok(State::List { path: join(path, one), why: ListFor::Model }),
+            _ => {
+                let refs = join(&join(parent(path), "refs"), "main");
+                Ok(read(Job { path: refs, what: What::Ref }, 128))
+            }
+        }
+    }
+
+    pub(super) fn safetensors_directory(
+        &mut self,
+        path: &str,
+        files: &BTreeMap<&str, Bytes>,
+        shards: &[&str],
+        index: &[&str],
+    ) -> Step {
+        self.facts.format = ModelFormat::Safetensors;
+        path.clone_into(&mut self.facts.entry);
+        self.sizes = shards
+            .iter()
+            .map(|n| (join(path, n), files.get(n).copied().unwrap_or_default()))
+            .collect();
+        if files.contains_key("config.json") {
+            self.queue_config(path, files);
+        } else if files.contains_key(MISTRAL_CONFIG) {
+            self.config_name = MISTRAL_CONFIG;
+            self.queue.push_back(Job { path: join(path, MISTRAL_CONFIG), what: What::Params });
+        } else {
+            self.facts.notes.push("there is no config.json beside the weights".to_owned());
+        }
+        // Several indexes (variants such as fp16): the one the engines take.
+        let index = index.iter().find(|n| **n == "model.safetensors.index.json").or(index.first());
+        // Parts that count themselves need no index, which may be large.
+        let counted = shards.first().is_some_and(|n| n.contains("-of-"))
+            && shards.iter().all(|n| n.starts_with("model-"))
+            && missing_of_numbered(shards).is_none_or(|m| m.is_empty())
+            && numbered(shards) == Some(shards.len());
+        if let Some(index) = index.filter(|_| !counted) {
+            self.queue.push_back(Job { path: join(path, index), what: What::Index });
+            return self.next_job();
+        }
+        // `consolidated.safetensors` holds the same weights once more.
+        let named: Vec<&str> = shards.iter().copied().filter(|n| n.starts_with("model")).collect();
+        let chosen = if named.is_empty() { shards } else { named.as_slice() };
+        if chosen.len() < shards.len() {
+            let left: Vec<&str> = shards.iter().copied().filter(|n| !chosen.contains(n)).collect();
+            self.facts.notes.push(format!("not counted: {}", shown(&left)));
+        }
+        if let Some(missing) = missing_of_numbered(chosen) {
+            return Err(ModelError::MissingParts { path: path.to_owned(), names: missing });
+        }
+        self.queue_shards(chosen.iter().map(|n| join(path, n)).collect())?;
+        self.next_job()
+    }
+
+    pub(super) fn queue_config(&mut self, path: &str, files: &BTreeMap<&str, Bytes>) {
+        self.queue.push_back(Job { path: join(path, "config.json"), what: What::Config });
+        if files.contains_key("hf_quant_config.json") {
+            let path = join(path, "hf_quant_config.json");
+            self.queue.push_back(Job { path, what: What::Quantisation });
+        }
+    }
+
+    pub(super) fn queue_shards(&mut self, paths: Vec<String>) -> Result<(), ModelError> {
+        if paths.len() > MAX_PARTS {
+            return Err(self.not_a_model(
+                format!("{} files (at most {MAX_PARTS})", paths.len()),
+                "give the path of one model's directory",
+            ));
+        }
+        self.queue.extend(paths.into_iter().map(|path| Job { path, what: What::Shard }));
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! What all headers together say: the facts of a model.
+
+use super::names::join;
+use super::{Inspection, State, Step};
+use crate::base::Bytes;
+use crate::model::facts::Certainty;
+use crate::model::hf_config::HfConfig;
+use crate::model::safetensors::SafetensorsHeader;
+use crate::model::tensors::{self, Tensor};
+use crate::model::{HeaderError, ModelError, ModelFacts, ModelFormat, gguf_facts, shapes};
+
+impl Inspection {
+    /// Keeps a file's tensors, as far as there is room: they are few, or it is no model.
+    pub(super) fn keep(
+        &mut self,
+        path: &str,
+        tensors: impl ExactSizeIterator<Item = Tensor>,
+    ) -> Result<(), ModelError> {
+        self.count = self.count.saturating_add(tensors.len() as u64);
+        if self.count > tensors::MAX_TENSORS {
+            let most = tensors::MAX_TENSORS;
+            let error = HeaderError::broken(format!(
+                "with it the model has {} tensors (at most {most})",
+                self.count
+            ));
+            return Err(ModelError::Header { path: path.to_owned(), error });
+        }
+        let room = tensors::MAX_GROUPS.saturating_sub(self.facts.tensors.len());
+        self.cut |= tensors.len() > room;
+        self.facts.tensors.extend(tensors.take(room));
+        Ok(())
+    }
+
+    pub(super) fn shard(
+        &mut self,
+        path: &str,
+        header: SafetensorsHeader,
+    ) -> Result<(), ModelError> {
+        self.facts.parts += 1;
+        self.facts.files.push(path.to_owned());
+        self.facts.weight_bytes =
+            self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes));
+        self.cut |= header.cut;
+        // Experts of one name are one there.
+        self.count =
+            self.count.saturating_add(u64::from(header.tensors) - header.list.len() as u64);
+        self.keep(path, header.list.into_iter())?;
+        for (dtype, bytes) in &header.by_dtype {
+            if self.by_dtype.len() < 64 || self.by_dtype.contains_key(dtype) {
+                *self.by_dtype.entry(dtype.clone()).or_default() += bytes;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> Step {
+        let mut facts = std::mem::replace(
+            &mut self.facts,
+            ModelFacts::unknown(ModelFormat::Gguf, self.path.clone()),
+        );
+        if self.cut {
+            // A part would be taken for the whole.
+            facts.tensors = Vec::new();
+            facts.notes.push("it has more tensors than are told apart".to_owned());
+        }
+        if let Some(config) = &self.config {
+            config.fill(&mut facts);
+            if facts.files.len() < 2_000 {
+                facts.files.push(join(&facts.entry, self.config_name));
+            }
+            self.draw(config, &mut facts);
+        } else if facts.format == ModelFormat::Safetensors {
+            facts.certainty = Certainty::Guess;
+            facts.cache_certainty = Certainty::Guess;
+        }
+        if facts.format == ModelFormat::Safetensors {
+            shapes::complete(&mut facts);
+        }
+        if let Some(header) = &self.gguf_first {
+            gguf_facts::fill(&mut facts, header);
+        }
+        if facts.weight_bytes == Bytes::ZERO {
+            let why = if facts.parts == 0 && self.config.is_some() {
+                "its config.json does not tell what it holds"
+            } else {
+                "it holds no weights"
+            };
+            return Err(self.not_a_model(why, "see whether the file is whole"));
+        }
+        if facts.quantisation.is_none() {
+            facts.quantisation =
+                self.by_dtype.iter().max_by_key(|(_, b)| **b).map(|(name, _)| name.clone());
+        }
+        Ok(State::Done(Box::new(Ok(facts))))
+    }
+
+    /// What the architecture decides: caches, how tensors are divided, and the tensors themselves
+    /// where there are no files with weights.
+    pub(super) fn draw(&self, config: &HfConfig, facts: &mut ModelFacts) {
+        let (blueprint, quantisation) = config.blueprint(self.quantisation.as_ref());
+        facts.cache_fp8 = quantisation.cache_fp8;
+        if !quantisation.name.is_empty() {
+            facts.quantisation = Some(quantisation.name.clone());
+        }
+        let Some(blueprint) = blueprint else {
+            facts.certainty = Certainty::Guess;
+            facts.cache_certainty = Certainty::Guess;
+            return;
+        };
+        facts.caches = blueprint.caches;
+        facts.layout = blueprint.layout;
+        facts.tied = blueprint.tied;
+        facts.layers = Some(blueprint.layout.layers);
+        facts.cache_certainty = blueprint.family;
+        if facts.parts == 0 {
+            facts.weight_bytes = Bytes(tensors::total(&blueprint.tensors));
+            facts.tensors = blueprint.tensors;
+            facts.certainty = blueprint.certainty;
+            facts.spread = Some(blueprint.spread);
+            facts.notes.push("there are no weights here: counted from config.json".to_owned());
+            facts.notes.extend(blueprint.notes);
+        } else {
+            // What was estimated of the tensors does not matter: they are here.
+            facts.certainty = blueprint.family;
+        }
+    }
+}
