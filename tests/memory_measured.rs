@@ -138,10 +138,10 @@ async fn what_the_engine_logged_corrects_the_next_prediction_and_stays_in_the_de
     running.stop().await;
 }
 
-/// A directory with a small llama whose data is a hole.
-fn write_llama(dir: &std::path::Path) {
+/// A directory with a small llama, `inner` wide in its feed-forward layers, whose data is a hole.
+fn write_llama(dir: &std::path::Path, inner: u64) {
     std::fs::create_dir_all(dir).unwrap();
-    let (hidden, inner, kv, vocab, layers) = (2_048u64, 5_632u64, 512u64, 32_000u64, 4);
+    let (hidden, kv, vocab, layers) = (2_048u64, 512u64, 32_000u64, 4);
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
@@ -194,7 +194,7 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
     std::fs::remove_file(world.spec_path("code")).unwrap();
     let model = world.root().join("llama");
-    write_llama(&model);
+    write_llama(&model, 5_632);
     let said = |context: &str, words: &str| {
         std::fs::write(world.root().join(format!("log-{context}")), words).unwrap();
     };
@@ -274,5 +274,45 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
     std::fs::write(world.spec_path("chat"), known).unwrap();
     let (_, lines) = needed(&client).await;
     assert!(lines.iter().any(|l| l.contains("refused to start for want of memory")), "{lines:?}");
+    running.stop().await;
+}
+
+/// What `model inspect` refuses is not chosen for a service either, and its plan says why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_leaves_out_what_the_engine_cannot_cut() {
+    let world = World::start(None).await.unwrap();
+    let mut deck = world.deck().clone();
+    deck.gateways.clear();
+    std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
+    std::fs::remove_file(world.spec_path("code")).unwrap();
+    let model = world.root().join("llama");
+    // Heads divide over four; these widths do not.
+    write_llama(&model, 5_634);
+    let spec = |more: &str| {
+        let text = format!(
+            "model = \"{}\"\ncontext = 4096\nreplicas = 1\n{more}\n[engine.command]\n\
+             run = [\"{{gpudeck}}\", \"sim-engine\", \"--port\", \"{{port}}\", \"--tp\", \"{{tensor}}\"]\n\
+             metrics = \"vllm\"\n",
+            model.display(),
+        );
+        std::fs::write(world.spec_path("chat"), text).unwrap();
+    };
+    spec("");
+    controller::init_repository(&world.deck_dir()).unwrap();
+    let (running, client) = controller(&world, &deck).await;
+    let plan = client.plan(&"chat".parse().unwrap()).await.unwrap();
+    let left_out: Vec<&String> = plan.reasons.iter().filter(|r| r.starts_with("not on ")).collect();
+    assert_eq!(left_out.len(), 2, "{:?}", plan.reasons);
+    for (line, gpus) in left_out.iter().zip([4, 8]) {
+        let why = format!("not on {gpus} GPUs each: 5634 rows of gate_proj cannot be divided");
+        assert!(line.starts_with(&why), "{line}");
+    }
+    // Asked for, it is refused with the same reason and a way out.
+    spec("parallel = { tensor = 4 }\n");
+    let refused = client.plan(&"chat".parse().unwrap()).await.unwrap_err();
+    assert!(refused.to_string().contains("5634 rows of gate_proj"), "{refused}");
+    spec("parallel = { tensor = 2 }\n");
+    let plan = client.plan(&"chat".parse().unwrap()).await.unwrap();
+    assert!(!plan.reasons.iter().any(|r| r.starts_with("not on ")), "{:?}", plan.reasons);
     running.stop().await;
 }
