@@ -9,7 +9,7 @@ use super::names::Names;
 use super::{Group, MAX_GROUPS, Method, Quantisation};
 use crate::model::arch::conf::whole;
 
-/// Layers of one scheme.
+/// Values that share an exponent in MXFP4 and MXFP8.
 const MX_GROUP: u64 = 32;
 
 impl Quantisation {
@@ -17,6 +17,7 @@ impl Quantisation {
     pub(super) fn compressed(&mut self, config: &Map<String, Value>) {
         let format = config.get("format").and_then(Value::as_str).unwrap_or_default();
         self.head = true;
+        self.exceptions = Names::strict();
         let mut named = Vec::new();
         let groups = config.get("config_groups").and_then(Value::as_object);
         let groups = groups.into_iter().flat_map(Map::values).filter_map(Value::as_object);
@@ -27,7 +28,7 @@ impl Quantisation {
                 self.unknown = true;
                 break;
             }
-            let mut names = Names::default();
+            let mut names = Names::strict();
             let targets = group.get("targets").and_then(Value::as_array);
             let targets = || targets.into_iter().flatten().filter_map(Value::as_str);
             // A capital begins the name of a class: linear layers are those that matter.

@@ -1,5 +1,7 @@
 //! What configurations leave out of a quantisation, by whatever name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+use serde_json::Value;
+
 use super::*;
 
 fn read(json: &str) -> Quantisation {
@@ -10,11 +12,7 @@ fn read(json: &str) -> Quantisation {
 #[test]
 fn towers_are_left_out_by_any_of_their_names() {
     let of = |key: &str, list: &str| {
-        read(&format!(
-            r#"{{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{{"group_0":
-            {{"targets":["Linear"],"weights":{{"num_bits":8,"type":"float","strategy":"channel"}}}}}},
-            "{key}":{list}}}"#
-        ))
+        read(&format!(r#"{{"quant_method":"fp8","weight_block_size":[128,128],"{key}":{list}}}"#))
     };
     let clip = "visual.vision_model.encoder.layers.3.self_attn.q_proj";
     let joiner = "visual.multi_modal_projector.linear_1";
@@ -27,17 +25,13 @@ fn towers_are_left_out_by_any_of_their_names() {
             &[clip, qwen, kimi, "lm_head"][..],
             &[joiner][..],
         ),
-        (
-            r#"["re:.*vision_model.*","re:.*multi_modal_projector.*"]"#,
-            &[clip, joiner],
-            &["lm_head"],
-        ),
+        (r#"["re:.*vision_model.*","re:.*multi_modal_projector.*"]"#, &[clip, joiner], &[]),
         (r#"["re:model\\.visual\\..*"]"#, &[qwen], &[joiner]),
         (r#"["re:^visual.*"]"#, &[qwen], &[joiner]),
         (r#"["re:model.vision_tower.*","re:model.multi_modal_projector.*"]"#, &[clip, joiner], &[]),
         (r#"["model.visual"]"#, &[qwen, "visual.merger.mlp.0"], &[joiner]),
         (r#"["vision_tower","multi_modal_projector","lm_head"]"#, &[clip, kimi, joiner], &[]),
-        (r#"["vision_model*","multi_modal_projector*"]"#, &[clip, joiner, qwen], &["lm_head"]),
+        (r#"["vision_model*","multi_modal_projector*"]"#, &[clip, joiner, qwen], &[]),
         (r#"["*visual*"]"#, &[qwen, "visual.merger.mlp.0"], &[joiner]),
         (r#"["*.vision_tower.*","*.mm_projector.*"]"#, &[kimi, joiner], &[]),
         (
@@ -136,4 +130,37 @@ fn gptq_names_what_it_quantises() {
     let small = Method::Gptq { bits: 4, group: 32, ordered: false };
     assert_eq!(q.of("model.layers.6.mlp.down_proj"), small);
     assert!(!q.covers("visual.blocks.3.attn.qkv"));
+}
+
+/// A plain name of `compressed-tensors` is that of one layer: `llm-compressor` lists containers whose
+/// other layers it quantises.
+#[test]
+fn compressed_tensors_leave_out_just_the_layers_of_these_names() {
+    let q = read(
+        r#"{"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{"group_0":
+        {"targets":["Linear"],"weights":{"num_bits":4,"type":"int","strategy":"group","group_size":128}},
+        "group_mtp":{"targets":["re:.*mtp\\..*proj$"],"weights":{"num_bits":4,"type":"int",
+        "strategy":"group","group_size":32}}},"ignore":["model.visual.blocks.0.attn.qkv","visual",
+        "model.language_model.layers.0.linear_attn","model.language_model.layers.0.linear_attn.in_proj_a",
+        "re:.*layers\\.7\\.","language_model.lm_head"]}"#,
+    );
+    for out in [
+        "visual.blocks.0.attn.qkv",
+        "model.layers.0.linear_attn.in_proj_a",
+        "model.layers.7.mlp.up_proj",
+        "lm_head",
+    ] {
+        assert!(!q.covers(out), "{out}");
+    }
+    let usual = Method::Packed { bits: 4, group: 128, symmetric: true, ordered: false };
+    for covered in [
+        "visual.blocks.0.attn.proj",
+        "model.layers.0.linear_attn.in_proj_qkv",
+        "model.layers.0.linear_attn.out_proj",
+        "model.layers.1.linear_attn.in_proj_a",
+    ] {
+        assert_eq!(q.of(covered), usual, "{covered}");
+    }
+    let small = Method::Packed { bits: 4, group: 32, symmetric: true, ordered: false };
+    assert_eq!(q.of("mtp.layers.0.mlp.up_proj"), small);
 }

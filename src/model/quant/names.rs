@@ -39,6 +39,8 @@ pub(super) struct Names {
     pattern: Option<Regex>,
     /// One of the expressions speaks of a wrapper around the language model.
     wrapped: bool,
+    /// Plain names are those of layers, not of what is in them, nor words.
+    strict: bool,
     /// A part of the list is not followed.
     pub(super) cut: bool,
 }
@@ -47,6 +49,12 @@ pub(super) struct Names {
 const WRAPPERS: [&str; 2] = ["model.language_model.", "language_model.model."];
 
 impl Names {
+    /// A list whose plain names mean just the layers of these names, as those of `compressed-tensors`
+    /// (`utils/match.py`, `match_name`).
+    pub(super) fn strict() -> Self {
+        Self { strict: true, ..Self::default() }
+    }
+
     /// Adds names as checkpoints list them. A short one names a word anywhere, or else a module and all
     /// in it.
     pub(super) fn extend<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
@@ -61,7 +69,11 @@ impl Names {
             }
             let name = general(name);
             match (name.matches('*').count(), name.strip_prefix('*'), name.strip_suffix('*')) {
-                (0, ..) if name.split('.').count() <= 3 && !name.starts_with("layers.") => {
+                (0, ..)
+                    if !self.strict
+                        && name.split('.').count() <= 3
+                        && !name.starts_with("layers.") =>
+                {
                     self.words.insert(name.to_owned());
                 }
                 (0, ..) => {
@@ -123,7 +135,7 @@ impl Names {
             if self.exact.contains(a) {
                 return true;
             }
-            ancestor = a.rsplit_once('.').map(|(parent, _)| parent);
+            ancestor = a.rsplit_once('.').map(|(parent, _)| parent).filter(|_| !self.strict);
         }
         if !self.words.is_empty() && runs_of_words(name).any(|run| self.words.contains(run)) {
             return true;
@@ -135,7 +147,7 @@ impl Names {
         {
             return true;
         }
-        let wrapped = |wrapper: &&str| format!("{wrapper}{name}");
+        let wrapped = |wrapper: &str| format!("{wrapper}{name}");
         for pattern in &self.globs {
             if !spend(left, 1) {
                 return false;
@@ -143,7 +155,7 @@ impl Names {
             if glob(pattern, name)
                 || glob(pattern, &format!("model.{name}"))
                 || pattern.contains("language_model")
-                    && WRAPPERS.iter().any(|wrapper| glob(pattern, &wrapped(&wrapper)))
+                    && WRAPPERS.iter().any(|wrapper| glob(pattern, &wrapped(wrapper)))
             {
                 return true;
             }
@@ -154,7 +166,7 @@ impl Names {
             spend(left, PATTERN_STEPS) && regex.is_match(name.replace(".*.", ".0.").as_bytes())
         };
         matches(&format!("model.{name}"))
-            || self.wrapped && WRAPPERS.iter().any(|wrapper| matches(&wrapped(&wrapper)))
+            || self.wrapped && WRAPPERS.iter().any(|wrapper| matches(&wrapped(wrapper)))
     }
 }
 
