@@ -272,7 +272,10 @@ impl Build<'_> {
         let (keys, values) = (key_heads * key, heads * value);
         let at = format!("{at}.linear_attn");
         self.plain(&format!("{at}.dt_bias"), &[heads], 1);
-        self.plain(&format!("{at}.A_log"), &[heads], 1);
+        // MLX keeps what the original has in 32 bits (`cast_predicate`).
+        let wide = self.quantisation.is_mlx() && !conf.is(&["qwen3_next"]);
+        let dtype = if wide { ("F32", 4) } else { self.dtype };
+        self.typed(&format!("{at}.A_log"), &[heads], 1, dtype);
         self.plain(&format!("{at}.conv1d.weight"), &[2 * keys + values, 1, kernel], 1);
         if conf.is(&["qwen3_next"]) {
             self.linear(&format!("{at}.in_proj_qkvz"), 2 * keys + 2 * values, hidden, false);

@@ -50,14 +50,19 @@ impl Quantisation {
             return this;
         };
         this.mlx = true;
+        // `mlx-vlm` leaves towers as they are (`skip_multimodal_module`).
+        this.towers_apart = true;
         this.head = true;
         this.method = usual;
         if let Method::Mlx { bits, .. } = usual {
             this.name = format!("mlx {bits} bits");
         }
         for (name, settings) in config {
-            // Experts lie in one tensor there.
-            let name = name.replace(".switch_mlp.", ".experts.*.");
+            // Experts lie in one tensor there, and routers have two names.
+            let mut name = name.replace(".switch_mlp.", ".experts.*.");
+            if let Some(before) = name.strip_suffix(".router") {
+                name = format!("{before}.gate");
+            }
             match settings {
                 Value::Bool(false) => this.exceptions.add_module(&name),
                 Value::Object(settings) => {

@@ -60,10 +60,11 @@ pub(super) fn names(module: &str) -> Option<Vec<String>> {
     Some(all)
 }
 
-/// Whether a module under `visual.` is part of a tower for images, not of what joins it.
+/// Whether a module under `visual.` is part of a tower, not of what joins it.
 pub(super) fn is_tower(module: &str) -> bool {
     module.strip_prefix("visual.").is_some_and(|own| {
         let first = own.split('.').next().unwrap_or_default();
-        !JOINERS.contains(&first) && !APART.contains(&first)
+        let tower = ["audio_tower", "sam_model", "qwen2_model"].contains(&first);
+        tower || !JOINERS.contains(&first) && !APART.contains(&first)
     })
 }
