@@ -60,6 +60,7 @@ impl Eight {
     }
 
     /// The same with a stored scale for the input, if `fixed`.
+    #[must_use]
     pub const fn with_input(mut self, fixed: bool) -> Self {
         self.input = if fixed { Input::Static } else { Input::Dynamic };
         self

@@ -1,5 +1,8 @@
 //! What checkpoints' configurations say of their quantisation.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+use serde_json::Value;
+
+use super::read::FP8_TENSOR;
 use super::*;
 
 fn read(json: &str) -> Quantisation {
