@@ -102,7 +102,7 @@ pub enum Place {
     Head,
     /// Beside the layers: a vision tower, a projector. With the first stage.
     Beside,
-    /// Only for speculative decoding or for speaking: not loaded unless asked for.
+    /// Only for speculative decoding or for speaking, or an adapter: not loaded unless asked for.
     Draft,
 }
 
@@ -168,6 +168,10 @@ pub fn place(name: &str, layers: u32) -> Place {
     if SPEAKING.iter().any(|part| name.starts_with(part)) {
         return Place::Draft;
     }
+    // Adapters for a medium (vLLM's `phi4mm.py` skips them).
+    if name.contains(".lora_A.") || name.contains(".lora_B.") {
+        return Place::Draft;
+    }
     if BESIDE.iter().any(|b| match b.strip_suffix('.') {
         Some(_) => name.starts_with(b),
         None => name.contains(b),
@@ -215,9 +219,10 @@ pub fn place(name: &str, layers: u32) -> Place {
 }
 
 /// The parts of a stored weight, after its module's name.
-const SUFFIXES: [&str; 27] = [
+const SUFFIXES: [&str; 28] = [
     "weight",
     "bias",
+    "base_layer",
     "qweight",
     "qzeros",
     "scales",

@@ -4,6 +4,7 @@ mod audio;
 mod deepseek_ocr;
 mod joiners;
 mod own_code;
+mod phi4mm;
 
 use serde_json::{Map, Value};
 
@@ -46,10 +47,8 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         value.is_object() && parts.iter().any(|part| key.ends_with(part)) && !heard
     });
     if more || others.iter().any(|key| has(key)) {
-        // Phi-4-multimodal has adapters for each medium besides.
-        let most = if kind == "phi4mm" { 500 } else { 300 };
         let why = "its tower for other media is not counted";
-        build.doubt_by(Certainty::Close, (30, most), why);
+        build.doubt_by(Certainty::Close, (30, 300), why);
     }
     if kind == "fuyu" {
         let patch = Conf::text(top).number(&["patch_size"]).unwrap_or(30).min(1 << 10);

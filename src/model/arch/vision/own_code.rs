@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::super::{Build, conf::Conf, conf::whole};
-use super::Tower;
+use super::{Tower, phi4mm};
 
 /// Width, inner width, layers and side of a patch of CLIP's large tower.
 const CLIP: (u64, u64, u64, u64) = (1_024, 4_096, 24, 14);
@@ -22,6 +22,9 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) -> bool {
     match kind {
         "phi3_v" if top.get("img_processor").is_some_and(Value::is_object) => tower.phi3(),
         "molmo" => tower.molmo(inner),
+        "phi4mm" if top.get("embd_layer").is_some_and(Value::is_object) => {
+            phi4mm::add(&mut tower, top);
+        }
         _ => return false,
     }
     true
