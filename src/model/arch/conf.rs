@@ -45,12 +45,13 @@ pub const NESTED: [&str; 5] =
     ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
 /// Families by another name: the same layers, and the same numbers stated.
-const ALIASES: [(&str, &str); 5] = [
+const ALIASES: [(&str, &str); 6] = [
     ("solar", "llama"),
     ("phi3_v", "phi3"),
     ("phi4mm", "phi3"),
     ("skywork", "llama"),
     ("iquestcoder", "llama"),
+    ("grok-1", "grok1"),
 ];
 
 impl<'a> Conf<'a> {
@@ -79,6 +80,11 @@ impl<'a> Conf<'a> {
         let version = top.get("version").map(|v| v.to_string().replace('"', ""));
         if kind == "minicpmv" && version.as_deref() == Some("2.6") {
             "qwen2".clone_into(&mut kind);
+        }
+        // Grok 2 bears the name of a model for captions.
+        let first = top.get("architectures").and_then(Value::as_array).and_then(|l| l.first());
+        if kind == "git" && first.and_then(Value::as_str) == Some("Grok1ForCausalLM") {
+            "grok1".clone_into(&mut kind);
         }
         if let Some((_, family)) = ALIASES.iter().find(|(own, _)| *own == kind) {
             (*family).clone_into(&mut kind);

@@ -45,7 +45,9 @@ fn bias(conf: &Conf<'_>) -> bool {
 fn experts_name(conf: &Conf<'_>) -> &'static str {
     match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
-        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" => "block_sparse_moe",
+        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "grok1" => {
+            "block_sparse_moe"
+        }
         "llama4_text" | "jamba" | "lfm2_moe" => "feed_forward",
         "nemotron_h" => "mixer",
         "dbrx" => "ffn",
@@ -143,7 +145,12 @@ impl Build<'_> {
             return self.gemma4_feed_forward(at, layer);
         }
         if experts(conf).is_some() && is_sparse(conf, layer) {
-            return self.experts(at);
+            self.experts(at);
+            // Grok 2 has a dense layer beside its experts.
+            if conf.is(&["grok1"]) && conf.on("residual_moe") {
+                self.mlp(at, "mlp", n.inner);
+            }
+            return;
         }
         let width = match conf.kind.as_str() {
             "llama4_text" if experts(conf).is_some() => {

@@ -316,7 +316,8 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
 }
 
 /// Families that only their own code knows, but which are built like one that is known.
-const KNOWN_ELSEWHERE: [&str; 25] = [
+const KNOWN_ELSEWHERE: [&str; 26] = [
+    "grok1",
     "molmo",
     "qwen2_5_omni_text",
     "qwen3_omni_moe_text",
@@ -367,6 +368,7 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
         | "deepseek"
         | "mimo"
         | "molmo"
+        | "grok1"
         | "qwen2_5_omni_text"
         | "qwen3_omni_moe_text" => Some(false),
         _ => None,
@@ -528,6 +530,7 @@ impl Build<'_> {
                 "pre_feedforward_layernorm",
                 "post_feedforward_layernorm",
             ],
+            "grok1" => &["pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm"],
             "glm4" | "glm4v_text" => &[
                 "input_layernorm",
                 "post_attention_layernorm",
