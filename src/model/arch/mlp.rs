@@ -222,7 +222,7 @@ impl Build<'_> {
         let Some((number, width)) = experts(conf) else { return };
         let base = at;
         let at = format!("{at}.{}", experts_name(conf));
-        self.table(&format!("{at}.gate"), number, hidden);
+        self.router(&at, number);
         if conf.is(&["gpt_oss"]) {
             self.plain(&format!("{at}.router.bias"), &[number], 1);
             return self.gpt_oss_experts(&at, number, width);
@@ -248,6 +248,26 @@ impl Build<'_> {
             self.linears(&format!("{at}.up_proj"), width, hidden, false, number);
             self.linears(&format!("{at}.down_proj"), hidden, width, false, number);
         }
+    }
+
+    /// What chooses the experts. MiniMax M2's own files have it in 32 bits (as vLLM's `minimax_m2.py`
+    /// loads it), and so has MLX unless the configuration states a type that it makes of everything.
+    fn router(&mut self, at: &str, number: u64) {
+        let conf = self.conf;
+        let usual = self.dtype;
+        if conf.is(&["minimax_m2"]) {
+            let mlx = self.quantisation.is_mlx();
+            let stated = ["torch_dtype", "dtype"].iter().any(|key| conf.text_of(key).is_some());
+            if !mlx || !stated {
+                self.dtype = ("F32", 4);
+            }
+            if !mlx && !self.quantisation.name.starts_with("fp8") {
+                let why = "whether its routers are stored in 32 bits is not known";
+                self.doubt_by(Certainty::Close, (1, 1), why);
+            }
+        }
+        self.table(&format!("{at}.gate"), number, self.n.hidden);
+        self.dtype = usual;
     }
 
     /// Routers that balance without a loss have a bias of their own.
