@@ -209,4 +209,6 @@ impl Quantisation {
 #[cfg(test)]
 mod exceptions_tests;
 #[cfg(test)]
+mod scales_tests;
+#[cfg(test)]
 mod tests;

@@ -250,7 +250,7 @@ impl Build<'_> {
         }
     }
 
-    /// What chooses the experts. MiniMax M2's own files have it in 32 bits (as vLLM's `minimax_m2.py`
+    /// What chooses the experts. `MiniMax` M2's own files have it in 32 bits (as vLLM's `minimax_m2.py`
     /// loads it), and so has MLX unless the configuration states a type that it makes of everything.
     fn router(&mut self, at: &str, number: u64) {
         let conf = self.conf;
