@@ -122,13 +122,13 @@ pub fn known(core: &Core, state: &ServiceState, release: &Release) -> Known {
             ));
         }
     }
-    let out = timings.drain.unwrap_or_default() + timings.stop.unwrap_or_default();
-    if let Some(limit) = release.spec.rollout.progress_limit().filter(|limit| out >= *limit) {
+    let stop = timings.stop.unwrap_or_default();
+    if let Some(limit) = release.spec.rollout.progress_limit().filter(|limit| stop >= *limit) {
         warnings.push(format!(
-            "draining and stopping a replica took {} when measured, longer than progress_deadline = {}: the rollout would be taken back; set progress_deadline = \"{}m\"",
-            time::short(out),
+            "stopping a replica took {} when measured, longer than progress_deadline = {}: the rollout would be taken back; set progress_deadline = \"{}m\"",
+            time::short(stop),
             time::short(limit),
-            out.as_secs() / 60 * 2 + 2,
+            stop.as_secs() / 60 * 2 + 2,
         ));
     }
     let rates = distinct.iter().copied().chain(old.as_ref()).map(|k| core.measured.tokens_per_s(k));

@@ -427,7 +427,13 @@ impl Decider<'_> {
         self.moved = true;
         let now = self.now();
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        let drained = replica.drained_until(now);
         replica.enter(Phase::Stopping, now);
+        // The progress clock, which stood while it drained, goes on from here.
+        if let Some((until, rollout)) = drained.zip(self.active()) {
+            rollout.progress = rollout.progress.max(until);
+        }
+        let Some(replica) = self.state.replicas.get(&key) else { return };
         if let Some(release) = self.state.releases.get(&key.release) {
             let stops = release.stop_ranks(key, replica);
             self.actions.extend(stops);

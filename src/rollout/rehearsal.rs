@@ -413,18 +413,15 @@ impl World<'_> {
         }
     }
 
-    /// Drain and stop of a replica. Together longer than the progress deadline is told as a warning, too: a
-    /// journey that waits for something that ends does not stand still.
+    /// Drain and stop of a replica. A stop longer than the progress deadline is told as a warning, too: a
+    /// journey that waits for something that ends does not stand still. (A drain does not count.)
     fn out_of_service(&self) -> (Duration, Duration) {
         let (drain, stop) = (self.timings.drain, self.timings.stop);
         let (drain, stop) = (drain.unwrap_or_default(), stop.unwrap_or_default());
         let policy = self.state.active_rollout().and_then(|r| self.state.policy(r.to));
-        let Some(limit) = policy.and_then(RolloutSpec::progress_limit) else {
-            return (drain, stop);
-        };
-        let most = limit.saturating_sub(Duration::from_secs(1));
-        let drain = drain.min(most);
-        (drain, stop.min(most.saturating_sub(drain)))
+        let limit = policy.and_then(RolloutSpec::progress_limit);
+        let most = limit.map(|limit| limit.saturating_sub(Duration::from_secs(1)));
+        (drain, most.map_or(stop, |most| stop.min(most)))
     }
 
     /// A load that was measured to be longer than its deadline is told as a warning beside the plan;

@@ -47,6 +47,14 @@ impl ReplicaState {
         self.enter(Phase::Waiting { why, retry_at: now.plus(pause), began }, now);
     }
 
+    /// Until when it has drained so far, or until its deadline if that is over; none: it does not drain.
+    pub(super) fn drained_until(&self, now: Timestamp) -> Option<Timestamp> {
+        match self.phase {
+            Phase::Draining { deadline } => Some(now.min(deadline)),
+            _ => None,
+        }
+    }
+
     /// Writes a failure into the record.
     pub(super) fn failed(&mut self, now: Timestamp, cause: String) {
         if self.phase == Phase::Ready && now.since(self.since) >= GOOD_RECORD {

@@ -96,7 +96,9 @@ impl ServiceState {
     }
 
     /// When something last went forward: what the rollout notes itself, or a replica of the coming
-    /// release became available (Nomad's rule: the progress clock is reset by each healthy one).
+    /// release became available (Nomad's rule: the progress clock is reset by each healthy one). While a
+    /// replica drains within its `drain_deadline` the clock does not run: nothing hangs, answers are
+    /// given to their end.
     pub(super) fn progressed_at(&self, rollout: &Rollout) -> Timestamp {
         let coming = match rollout.direction {
             Direction::Forward => Some(rollout.to),
@@ -108,6 +110,7 @@ impl ServiceState {
             .flat_map(|c| self.of(c))
             .filter(|(_, r)| is_available(r, self.now, min_healthy))
             .map(|(_, r)| r.since.plus(min_healthy))
+            .chain(self.replicas.values().filter_map(|r| r.drained_until(self.now)))
             .fold(rollout.progress, Timestamp::max)
     }
 

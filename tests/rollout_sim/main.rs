@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 mod build;
+mod clocks;
 mod lending;
 mod maintenance;
 mod moves;
