@@ -52,7 +52,9 @@ pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
     UpgradeHost,
 };
-pub use plan::{PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress};
+pub use plan::{
+    PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress, ready_text,
+};
 pub use secret::Secret;
 pub use server::CheckupRequest;
 pub use view::{

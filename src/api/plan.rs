@@ -22,6 +22,9 @@ pub struct PlanStep {
     pub new_weight_percent: u32,
     /// Ready replicas after it.
     pub ready_after: u32,
+    /// Of these, so many get no requests: no capacity.
+    #[serde(default)]
+    pub idle_after: u32,
     /// Fewest ready replicas during it.
     pub lowest_ready: u32,
     /// The capacity is lowest in this step (the first such one).
@@ -116,6 +119,14 @@ impl PlanTime {
     /// The whole time, if all of it is known.
     pub fn whole_ms(&self) -> Option<u64> {
         self.unknown.is_empty().then_some(self.known_ms)
+    }
+}
+
+/// `4 ready`, `6 ready (2 without traffic)`.
+pub fn ready_text(ready: u32, idle: u32) -> String {
+    match idle {
+        0 => format!("{ready} ready"),
+        idle => format!("{ready} ready ({idle} without traffic)"),
     }
 }
 

@@ -4,7 +4,7 @@ use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::{Door, PlanView, ServiceName};
+use crate::api::{Door, PlanView, ServiceName, ready_text};
 
 /// Shows what an apply would do.
 pub async fn run(args: &Args, service: &ServiceName) -> Result<Success, Failure> {
@@ -82,8 +82,8 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
             |rate: Option<f64>| rate.map(|r| format!(", {r:.0} tok/s")).unwrap_or_default();
         let mark = if step.lowest { " ◀ lowest point" } else { "" };
         table::out(&format!(
-            "      then {} ready{}, {} % of the traffic new (lowest {} ready{}{mark})",
-            step.ready_after,
+            "      then {}{}, {} % of the traffic new (lowest {} ready{}{mark})",
+            ready_text(step.ready_after, step.idle_after),
             tokens(step.tokens_per_s_after),
             step.new_weight_percent,
             step.lowest_ready,

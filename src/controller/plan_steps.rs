@@ -190,10 +190,13 @@ pub fn steps(
             moves: moves(core, state, release, stage),
             new_weight_percent: stage.new_weight_percent,
             ready_after: stage.ready_after,
+            idle_after: stage.idle_after,
             lowest_ready: stage.lowest_ready,
             lowest: lowest == Some(index),
-            tokens_per_s_after: known.tokens_per_s.map(|t| t * f64::from(stage.ready_after)),
-            tokens_per_s_lowest: known.tokens_per_s.map(|t| t * f64::from(stage.lowest_ready)),
+            tokens_per_s_after: known
+                .tokens_per_s
+                .map(|t| t * f64::from(stage.ready_after.saturating_sub(stage.idle_after))),
+            tokens_per_s_lowest: known.tokens_per_s.map(|t| t * f64::from(stage.lowest_serving)),
             time: PlanTime {
                 known_ms: stage.took_ms,
                 unknown: known.unknown(&stage.unknown, release),

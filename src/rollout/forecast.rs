@@ -58,6 +58,12 @@ pub struct Stage {
     pub ready_after: u32,
     /// Fewest ready replicas during it.
     pub lowest_ready: u32,
+    /// Of `ready_after`, those that get no requests: no capacity. Not those that only a canary's rule reaches.
+    #[serde(default)]
+    pub idle_after: u32,
+    /// Fewest replicas during it that are ready and get requests.
+    #[serde(default)]
+    pub lowest_serving: u32,
     /// Every start and stop, in order.
     #[serde(default)]
     pub moves: Vec<Move>,
@@ -138,6 +144,25 @@ impl Forecast {
     /// The first stage in which the capacity is lowest.
     pub fn lowest_stage(&self) -> Option<usize> {
         self.stages.iter().position(|s| s.lowest_ready == self.lowest_ready)
+    }
+
+    /// Fewest replicas on the way that are ready and get requests.
+    pub(super) fn lowest_serving(&self) -> u32 {
+        self.stages.iter().map(|s| s.lowest_serving).min().unwrap_or(self.lowest_ready)
+    }
+
+    /// The first step at which enough replicas are ready, and fewer than `needed` get requests, in words.
+    pub(super) fn starved(&self, needed: u32) -> Option<String> {
+        let stage = self.stages.get(self.starved_stage(needed)?)?;
+        Some(format!(
+            "at its step `{}` only {} of {} ready replicas would get requests, fewer than the floor of {}",
+            stage.title, stage.lowest_serving, stage.ready_after, self.floor
+        ))
+    }
+
+    /// The index of that step. (Where too few are ready is another matter: the floor, and OUTAGE.)
+    pub(super) fn starved_stage(&self, needed: u32) -> Option<usize> {
+        self.stages.iter().position(|s| s.lowest_serving < needed.min(s.lowest_ready))
     }
 }
 

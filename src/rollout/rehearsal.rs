@@ -27,7 +27,12 @@ pub(super) fn run(
     kind: RolloutKind,
     timings: &Timings,
 ) -> Result<Forecast, String> {
-    travel(state, release, kind, timings).map(|world| world.forecast)
+    let forecast = travel(state, release, kind, timings)?.forecast;
+    // What was ready before counts: nobody asks a plan for more than there is.
+    match forecast.starved(forecast.floor.min(state.ready_total())) {
+        Some(why) => Err(why),
+        None => Ok(forecast),
+    }
 }
 
 /// The state at the end of the journey.
@@ -141,6 +146,7 @@ impl World<'_> {
                 title: title.clone(),
                 ready_after: ready,
                 lowest_ready: ready,
+                lowest_serving: ready,
                 ..Stage::default()
             })
             .collect();
@@ -275,6 +281,7 @@ impl World<'_> {
         let now_at = if steps == 0 { 0 } else { rollout.step.min(steps) };
         let to = rollout.to;
         let percent = self.state.release_weight_percent(to);
+        let serving = self.state.serving_total();
         let lowest_ready = self.forecast.lowest_ready.min(ready);
         self.forecast.lowest_ready = lowest_ready;
         // What the event that passed a step sets going belongs to the next one.
@@ -283,15 +290,18 @@ impl World<'_> {
             self.stage = now_at;
             for stage in self.forecast.stages.iter_mut().skip(now_at) {
                 stage.lowest_ready = ready;
+                stage.lowest_serving = serving;
             }
         }
         // A step that was passed leaves everything as it is: later stages begin from here.
         for stage in self.forecast.stages.iter_mut().skip(self.stage) {
             stage.ready_after = ready;
+            stage.idle_after = ready.saturating_sub(serving);
             stage.new_weight_percent = percent;
         }
         if let Some(stage) = self.forecast.stages.get_mut(self.stage) {
             stage.lowest_ready = stage.lowest_ready.min(ready);
+            stage.lowest_serving = stage.lowest_serving.min(serving);
         }
         for action in actions {
             let entry = match action {

@@ -1,12 +1,15 @@
 //! The smallest change that would make a plan possible: candidates are tried with the same rehearsal,
 //! the first of each kind that works is told.
 
+use std::cmp::Ordering;
+
+use super::count;
 use super::forecast::{Forecast, Timings};
 use super::rehearsal;
 use super::release::Release;
 use super::state::{RolloutKind, ServiceState};
 use crate::base::DeviceId;
-use crate::spec::{Count, Strategy};
+use crate::spec::{Count, StepSpec, Strategy};
 
 /// For a rollout that would stand still.
 pub(super) fn for_standstill(
@@ -20,15 +23,21 @@ pub(super) fn for_standstill(
         changed.spec.rollout.max_unavailable = Count::Number(unavailable);
         let forecast = attempt(state, &changed, kind)?;
         let outage = if forecast.outage { ", an OUTAGE" } else { "" };
-        Some(format!(
-            "set max_unavailable = {unavailable} (then {} of {desired} stay ready{outage})",
-            forecast.lowest_ready
-        ))
+        let ready = forecast.lowest_ready;
+        Some(match forecast.lowest_serving() {
+            serving if serving < ready => format!(
+                "set max_unavailable = {unavailable} (then only {serving} of {desired} get requests at times)"
+            ),
+            _ => format!(
+                "set max_unavailable = {unavailable} (then {ready} of {desired} stay ready{outage})"
+            ),
+        })
     });
+    let scaled = scaled(state, release, kind);
     let rolling = rolling(state, release, kind, |_| true);
     // Beside a strategy that changes all replicas at once `max_unavailable` says nothing.
     let less_ready = less_ready.filter(|_| rolling.is_none());
-    joined([rolling, less_ready, freed(state, release, kind, |_| true)])
+    joined([scaled, rolling, less_ready, freed(state, release, kind, |_| true)])
 }
 
 /// For a rollout in which the service stops serving.
@@ -53,7 +62,52 @@ pub(super) fn for_outage(
     if let Some(rolling) = rolling(state, release, kind, |f| !f.outage) {
         return Some(rolling);
     }
-    joined([None, more_ready, freed(state, release, kind, |f| !f.outage)])
+    joined([None, None, more_ready, freed(state, release, kind, |f| !f.outage)])
+}
+
+/// What if one `scale` were another number (the nearest that works; the other scales stay in order), or
+/// left out, so that the canary's size follows from its weight?
+fn scaled(state: &ServiceState, release: &Release, kind: RolloutKind) -> Option<String> {
+    let desired = release.spec.replicas.get();
+    let scales: Vec<(usize, Count)> = scales(&release.spec.rollout.steps).collect();
+    let works = |steps: Vec<StepSpec>| {
+        let mut changed = release.clone();
+        changed.spec.rollout.steps = steps;
+        attempt(state, &changed, kind).is_some_and(|f| !f.outage)
+    };
+    scales.iter().find_map(|(index, written)| {
+        let present = count::scale(*written, desired);
+        let mut others: Vec<u32> = sizes(1, desired).filter(|n| *n != present).collect();
+        others.sort_by_key(|n| (n.abs_diff(present), *n));
+        let other = others.into_iter().find(|n| {
+            let mut steps = release.spec.rollout.steps.clone();
+            for (at, scale) in &scales {
+                let size = count::scale(*scale, desired);
+                let size = match at.cmp(index) {
+                    Ordering::Less => size.min(*n),
+                    Ordering::Equal => *n,
+                    Ordering::Greater => size.max(*n),
+                };
+                steps.splice(*at..=*at, [StepSpec::Scale(Count::Number(size))]);
+            }
+            works(steps)
+        });
+        if let Some(n) = other {
+            return Some(format!("write scale = {n} instead of scale = {written}"));
+        }
+        let mut steps = release.spec.rollout.steps.clone();
+        steps.remove(*index);
+        works(steps).then(|| {
+            format!("leave out scale = {written} (the canary is then as large as its weight)")
+        })
+    })
+}
+
+fn scales(steps: &[StepSpec]) -> impl Iterator<Item = (usize, Count)> {
+    steps.iter().enumerate().filter_map(|(index, step)| match step {
+        StepSpec::Scale(scale) => Some((index, *scale)),
+        _ => None,
+    })
 }
 
 /// What if a strategy that changes all replicas at once were left out?
@@ -84,7 +138,7 @@ fn attempt(state: &ServiceState, release: &Release, kind: RolloutKind) -> Option
     rehearsal::run(state, release, kind, &Timings::default()).ok()
 }
 
-fn joined(changes: [Option<String>; 3]) -> Option<String> {
+fn joined(changes: [Option<String>; 4]) -> Option<String> {
     let found: Vec<String> = changes.into_iter().flatten().collect();
     (!found.is_empty()).then(|| found.join(", or "))
 }

@@ -437,6 +437,17 @@ impl ServiceState {
         self.count(|_, replica| replica.phase == Phase::Ready)
     }
 
+    /// Ready replicas that get requests by the traffic table as it is wanted. (Not those that only a
+    /// canary's header or cookie reaches: they carry nothing of the others' traffic.)
+    pub fn serving_total(&self) -> u32 {
+        let serves = |s: &&TrafficServer| {
+            let replica = self.replicas.get(&s.replica.key());
+            let is_ready = replica.is_some_and(|r| r.phase == Phase::Ready);
+            is_ready && s.mode == TrafficMode::Ready && s.weight > 0
+        };
+        u32::try_from(self.traffic.iter().filter(serves).count()).unwrap_or(u32::MAX)
+    }
+
     fn count(&self, which: impl Fn(ReleaseNumber, &ReplicaState) -> bool) -> u32 {
         let n = self.replicas.iter().filter(|(key, r)| which(key.release, r)).count();
         u32::try_from(n).unwrap_or(u32::MAX)

@@ -898,6 +898,7 @@ fn maintenance_and_what_was_foreseen_are_seen() {
             }],
             new_weight_percent: 10,
             ready_after: 2,
+            idle_after: 0,
             lowest_ready: 2,
             lowest: true,
             tokens_per_s_after: Some(2_400.0),

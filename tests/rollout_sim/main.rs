@@ -8,6 +8,7 @@
 
 mod build;
 mod clocks;
+mod foreseen;
 mod lending;
 mod maintenance;
 mod moves;

@@ -15,7 +15,7 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::text::diff_lines;
-use crate::api::{PlanView, ReplicaId, Verb};
+use crate::api::{PlanView, ReplicaId, Verb, ready_text};
 use crate::tui::theme::Theme;
 
 /// The plan in lines of at most `width` columns, what hurts first.
@@ -69,7 +69,7 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
             Span::styled(format!("  {:>2} ", i + 1), theme.dim),
             Span::styled(format!("{:<wide$.32}", stage.title), theme.text),
             Span::styled(format!("  {:>3}% new", stage.new_weight_percent), theme.new),
-            Span::raw(format!("  {} ready", stage.ready_after)),
+            Span::raw(format!("  {}", ready_text(stage.ready_after, stage.idle_after))),
         ];
         let lowest = format!(" (lowest {})", stage.lowest_ready);
         let hurts = stage.lowest_ready < forecast.floor || stage.lowest_ready == 0;

@@ -1,0 +1,48 @@
+//! What a plan says of replicas without traffic.
+
+use gpudeck::rollout::{RolloutKind, forecast};
+use gpudeck::spec::{Count, StepSpec};
+
+use crate::build::{release, single, spec};
+use crate::scenarios::{serving, with_steps};
+
+fn scale(n: u32) -> StepSpec {
+    StepSpec::Scale(Count::Number(n))
+}
+
+/// One new replica with all of the traffic: the old ones are ready and serve nothing.
+#[test]
+fn replicas_without_traffic_are_no_capacity() {
+    let world = serving(4, 1);
+    for first_gpu in [0, 4] {
+        let next = with_steps(4, first_gpu, vec![scale(1), StepSpec::Weight(100)]);
+        let refused = forecast(&world.state, &next, RolloutKind::Apply).unwrap_err();
+        // Beside the old ones all five are ready, and one serves.
+        let ready = if first_gpu == 0 { 4 } else { 5 };
+        assert_eq!(
+            refused.reason,
+            format!(
+                "at its step `weight 100 %` only 1 of {ready} ready replicas would get requests, \
+                 fewer than the floor of 3"
+            ),
+        );
+        let change = refused.change.unwrap();
+        assert!(change.starts_with("leave out scale = 1 (the canary is then as"), "{change}");
+        let better = with_steps(4, first_gpu, vec![StepSpec::Weight(100)]);
+        assert!(forecast(&world.state, &better, RolloutKind::Apply).is_ok());
+        // As an undo it goes replica by replica, without its steps.
+        assert!(forecast(&world.state, &next, RolloutKind::Undo).is_ok());
+    }
+    // Two new ones in place of old ones, and no weight yet.
+    let next = with_steps(4, 0, vec![scale(2), StepSpec::Weight(50)]);
+    let refused = forecast(&world.state, &next, RolloutKind::Apply).unwrap_err();
+    assert!(refused.reason.contains("at its step `scale 2` only 2 of"), "{refused}");
+    assert!(refused.change.unwrap().starts_with("write scale = 1 instead of scale = 2"));
+    // Beside them nothing is lost.
+    let mut beside = spec(4, 1, 2);
+    beside.rollout.steps = vec![scale(2), StepSpec::Weight(50)];
+    let beside = release(2, beside, &single(4, 4));
+    let foreseen = forecast(&world.state, &beside, RolloutKind::Apply).unwrap();
+    assert_eq!((foreseen.stages[0].ready_after, foreseen.stages[0].idle_after), (6, 2));
+    assert_eq!((foreseen.stages[1].ready_after, foreseen.stages[1].idle_after), (6, 0));
+}
