@@ -186,7 +186,10 @@ pub fn steps(
         .enumerate()
         .map(|(index, (stage, spec))| PlanStep {
             title: stage.title.clone(),
-            gate: spec.and_then(|s| gate(s, release)),
+            gate: spec.and_then(|s| gate(s, release)).map(|gate| match &stage.inconclusive {
+                Some(why) => format!("{gate}; foreseen: inconclusive, a person decides ({why})"),
+                None => gate,
+            }),
             moves: moves(core, state, release, stage),
             new_weight_percent: stage.new_weight_percent,
             ready_after: stage.ready_after,

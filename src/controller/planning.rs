@@ -315,6 +315,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
             untold.join(", ")
         ));
     }
+    warnings.extend(forecast.blind_analyses());
     for (host, why) in &draft.lacking {
         warnings.push(format!("{host} was left out: {why}"));
     }

@@ -64,6 +64,9 @@ pub struct Stage {
     /// Fewest replicas during it that are ready and get requests.
     #[serde(default)]
     pub lowest_serving: u32,
+    /// Its analysis is foreseen to be inconclusive: what will be missing, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inconclusive: Option<String>,
     /// Every start and stop, in order.
     #[serde(default)]
     pub moves: Vec<Move>,
@@ -144,6 +147,21 @@ impl Forecast {
     /// The first stage in which the capacity is lowest.
     pub fn lowest_stage(&self) -> Option<usize> {
         self.stages.iter().position(|s| s.lowest_ready == self.lowest_ready)
+    }
+
+    /// Analyses to which nothing is sent, for people: they cannot pass by themselves.
+    pub fn blind_analyses(&self) -> Vec<String> {
+        let blind = self.stages.iter().filter(|s| s.new_weight_percent == 0);
+        blind
+            .filter_map(|stage| {
+                let why = stage.inconclusive.as_ref()?;
+                Some(format!(
+                    "`{}` will be inconclusive and wait for a person, since nothing is sent to the new release before \
+                     it ({why}) → put a weight before it, or write min_requests = 0 in its analysis",
+                    stage.title
+                ))
+            })
+            .collect()
     }
 
     /// Fewest replicas on the way that are ready and get requests.

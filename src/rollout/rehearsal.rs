@@ -11,10 +11,10 @@ use super::event::{Event, EventKind};
 use super::forecast::{Forecast, How, Move, Stage, Timings, Verb, stage_titles};
 use super::release::{Release, ReplicaPlan};
 use super::run_step::RunEnd;
-use super::state::{Direction, Gate, Outcome, Phase, RolloutKind, ServiceState};
+use super::state::{Direction, Gate, Outcome, RolloutKind, ServiceState};
 use super::step::{next_wake, outstanding, step};
 use super::told;
-use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp};
+use crate::base::{DeviceId, HostName, ReplicaId, ReplicaKey, Timestamp, TrafficMode};
 use crate::spec::{RolloutSpec, Strategy};
 
 /// Events after which a forecast is given up; a rollout of a thousand replicas needs far fewer.
@@ -190,17 +190,23 @@ impl World<'_> {
             return Ok(());
         }
         match gate {
-            Some(Gate::Approve | Gate::Inconclusive { .. }) => {
+            Some(gate @ (Gate::Approve | Gate::Inconclusive { .. })) => {
                 if let Some(stage) = self.forecast.stages.get_mut(self.stage) {
                     stage.unknown.person = true;
+                    if let Gate::Inconclusive { why } = gate {
+                        stage.inconclusive = Some(why);
+                    }
                 }
                 let by = "forecast".to_owned();
                 self.feed_at(self.state.now, EventKind::Promoted { all: false, by });
             }
             Some(Gate::Analyse { until, .. }) => {
                 let good = Window { requests: 1_000_000, errors: 0, response_ms_sum: 1.0 };
-                let ready = self.state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
-                let windows = ready.map(|(key, r)| (r.id(*key), good)).collect();
+                // Requests reach who has a weight or is asked for by the canary's rule, nobody else.
+                let reached = self.state.traffic.iter().filter(|server| {
+                    server.mode == TrafficMode::Ready && (server.weight > 0 || server.by_rule)
+                });
+                let windows = reached.map(|server| (server.replica, good)).collect();
                 self.feed_at(self.state.now, EventKind::Measured { windows });
                 if self.begin_checks() {
                     return Ok(());
@@ -229,7 +235,10 @@ impl World<'_> {
         if self.checked.replace(step) == Some(step) {
             return false;
         }
-        let checks = spec.checks();
+        // Without a replica of the canary there is nobody to ask a golden prompt.
+        let is_there = self.state.ready(release) > 0;
+        let is_asked = |check: &str| is_there || !check.starts_with("golden ");
+        let checks: Vec<_> = spec.checks().into_iter().filter(|(c, _)| is_asked(c)).collect();
         for (check, plan) in &checks {
             for nth in 1..=plan.count {
                 let (check, why) = (check.clone(), "forecast".to_owned());

@@ -1,4 +1,4 @@
-//! What a plan says of replicas without traffic.
+//! What a plan says of replicas without traffic, and of an analysis that will see nothing.
 
 use gpudeck::rollout::{RolloutKind, forecast};
 use gpudeck::spec::{Count, StepSpec};
@@ -45,4 +45,31 @@ fn replicas_without_traffic_are_no_capacity() {
     let foreseen = forecast(&world.state, &beside, RolloutKind::Apply).unwrap();
     assert_eq!((foreseen.stages[0].ready_after, foreseen.stages[0].idle_after), (6, 2));
     assert_eq!((foreseen.stages[1].ready_after, foreseen.stages[1].idle_after), (6, 0));
+}
+
+/// Before the first weight nothing is sent to the canary: no plan says that an analysis passes there.
+#[test]
+fn an_analysis_without_requests_is_foreseen_as_inconclusive() {
+    let world = serving(3, 1);
+    let analyse = || StepSpec::Analyse("default".to_owned());
+    for steps in [vec![analyse(), StepSpec::Weight(10)], vec![scale(1), analyse()]] {
+        let at = steps.iter().position(|s| *s == analyse()).unwrap();
+        let mut next = with_steps(3, 3, steps);
+        let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+        let stage = &foreseen.stages[at];
+        assert!(stage.unknown.person, "{stage:?}");
+        assert_eq!(
+            stage.inconclusive.as_deref(),
+            Some("0 requests reached the canary < 10 needed")
+        );
+        let told = foreseen.blind_analyses();
+        assert!(told.len() == 1 && told[0].contains("put a weight before it"), "{told:?}");
+        // By its header it is reached, as soon as there is a replica of it.
+        next.spec.rollout.canary_header = Some("x-canary: 1".to_owned());
+        let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+        assert_eq!(foreseen.stages[at].inconclusive.is_some(), at == 0);
+    }
+    let next = with_steps(3, 3, vec![StepSpec::Weight(10), analyse()]);
+    let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+    assert!(foreseen.stages.iter().all(|s| s.inconclusive.is_none() && !s.unknown.person));
 }
