@@ -101,6 +101,14 @@ impl Histogram {
         Some((bottom.unwrap_or(0.0), self.bounds.get(bucket).copied()))
     }
 
+    /// Observations that are provably above `limit`: in buckets that begin there or higher.
+    pub fn above(&self, limit: f64) -> u64 {
+        let begins = |bucket: usize| bucket.checked_sub(1).and_then(|i| self.bounds.get(i));
+        let counts = self.counts.iter().enumerate();
+        let above = counts.filter(|(bucket, _)| begins(*bucket).is_some_and(|b| *b >= limit));
+        above.fold(0, |all, (_, n)| all.saturating_add(*n))
+    }
+
     /// The bucket of a quantile, and how far into it, 0 to 1.
     fn find(&self, q: f64) -> Option<(usize, f64)> {
         let all = self.count();

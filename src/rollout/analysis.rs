@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::checks::{CheckResult, CheckRun};
-use super::engine_samples::{self, EngineSamples};
+use super::engine_limits::{Standing, standing};
+use super::engine_samples::{self, EngineSamples, percent};
 use crate::base::{Timestamp, text};
 use crate::spec::AnalysisSpec;
 
@@ -219,9 +220,9 @@ pub fn judge(
 }
 
 /// Judges what was measured. `last`: the time is over and a verdict is due; before that only a
-/// failure is final (enough requests, and a limit exceeded), anything else is none.
+/// failure is final: a share of errors above its limit that can hardly be chance ([`super::excess`]).
 ///
-/// The latency ratio is judged only when stable, too, had `min_requests`.
+/// Means are judged only at the end, and with `min_samples` requests (the ratio: on both sides).
 pub fn evaluate(
     spec: &AnalysisSpec,
     new: &Window,
@@ -243,50 +244,63 @@ pub fn evaluate(
     let error_rate = new.error_rate().unwrap_or(0.0);
     let errors = format!("({} of {})", new.errors, new.requests);
     let limit = spec.max_error_rate;
-    if error_rate > limit {
-        let why = format!("error rate {} {errors} > {}", percent(error_rate), percent(limit));
-        return Some((VerdictResult::Failed, why));
+    let share = (new.errors as f64, new.requests as f64);
+    let above = format!("error rate {} {errors} > {}", percent(error_rate), percent(limit));
+    match standing(spec, share, limit, error_rate > limit, (new.requests, last)) {
+        Standing::Kept => {}
+        Standing::Above(how) => return Some((VerdictResult::Failed, format!("{above}{how}"))),
+        Standing::Doubtful(why) => {
+            return Some((VerdictResult::Inconclusive, format!("{above}{why}")));
+        }
     }
+    last.then(|| {
+        let errors = format!("error rate {} {errors} ≤ {}", percent(error_rate), percent(limit));
+        match latency(spec, new, old) {
+            Ok(latency) => (VerdictResult::Success, format!("{errors}; {latency}")),
+            Err(decided) => decided,
+        }
+    })
+}
+
+/// The mean response at the end: within its limits, or what decided.
+fn latency(
+    spec: &AnalysisSpec,
+    new: &Window,
+    old: &Window,
+) -> Result<String, (VerdictResult, String)> {
+    let enough = spec.min_requests.max(spec.engine.min_samples).max(1);
     let mean = new.mean_response_ms().unwrap_or(0.0);
     if let Some(max) = spec.max_latency {
         let max = max.as_secs_f64() * 1000.0;
         if mean > max {
             let why = format!("mean response {} > {}", millis(mean), millis(max));
-            return Some((VerdictResult::Failed, why));
+            return Err(if new.requests >= enough {
+                (VerdictResult::Failed, why)
+            } else {
+                let few = format!("{} requests < {enough} needed", new.requests);
+                (VerdictResult::Inconclusive, format!("{why}: may be chance, {few}"))
+            });
         }
     }
-    let stable_mean = old.mean_response_ms().filter(|m| old.requests >= enough && *m > 0.0);
-    let ratio = stable_mean.map(|stable| (mean / stable, stable));
-    if let Some((ratio, stable)) = ratio
-        && ratio > spec.max_latency_ratio
-    {
+    let stable_mean = old.mean_response_ms().filter(|stable| *stable > 0.0);
+    let Some(stable) = stable_mean.filter(|_| new.requests.min(old.requests) >= enough) else {
+        return Ok(format!(
+            "mean response {}, not compared: {} requests at the canary and {} at stable, {enough} needed of each",
+            millis(mean),
+            new.requests,
+            old.requests
+        ));
+    };
+    let (ratio, limit) = (mean / stable, spec.max_latency_ratio);
+    if ratio > limit {
         let why = format!(
-            "mean response {ratio:.2} times stable's ({} against {}) > {:.2}",
+            "mean response {ratio:.2} times stable's ({} against {}) > {limit:.2}",
             millis(mean),
             millis(stable),
-            spec.max_latency_ratio
         );
-        return Some((VerdictResult::Failed, why));
+        return Err((VerdictResult::Failed, why));
     }
-    last.then(|| {
-        let latency = match ratio {
-            Some((ratio, _)) => {
-                format!("mean response {ratio:.2} times stable's ≤ {:.2}", spec.max_latency_ratio)
-            }
-            None => format!(
-                "mean response {}, not compared: {} requests at stable < {enough}",
-                millis(mean),
-                old.requests
-            ),
-        };
-        let why =
-            format!("error rate {} {errors} ≤ {}; {latency}", percent(error_rate), percent(limit));
-        (VerdictResult::Success, why)
-    })
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
+    Ok(format!("mean response {ratio:.2} times stable's ≤ {limit:.2}"))
 }
 
 fn millis(ms: f64) -> String {
@@ -315,10 +329,12 @@ mod tests {
         let old = window(400, 0, 100.0);
         let (result, why) = judge(window(200, 62, 100.0), old, false).unwrap();
         assert_eq!(result, VerdictResult::Failed);
+        assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 % (p < 0.0001 before the end)");
+        let (_, why) = judge(window(200, 62, 100.0), old, true).unwrap();
         assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 %");
-        let (_, why) = judge(window(200, 0, 250.0), old, false).unwrap();
+        let (_, why) = judge(window(200, 0, 250.0), old, true).unwrap();
         assert_eq!(why, "mean response 2.50 times stable's (250 ms against 100 ms) > 2.00");
-        let (_, why) = judge(window(200, 0, 2500.0), window(400, 0, 2000.0), false).unwrap();
+        let (_, why) = judge(window(200, 0, 2500.0), window(400, 0, 2000.0), true).unwrap();
         assert_eq!(why, "mean response 2500 ms > 2000 ms");
         let (result, why) = judge(window(200, 1, 110.0), old, true).unwrap();
         assert_eq!(result, VerdictResult::Success);
@@ -333,9 +349,32 @@ mod tests {
         let old = window(400, 0, 100.0);
         assert_eq!(judge(window(200, 0, 100.0), old, false), None);
         assert_eq!(judge(window(9, 9, 100.0), old, false), None);
+        // Above its limit by chance; so are means, which one long answer changes.
+        assert_eq!(judge(window(25, 1, 100.0), old, false), None);
+        assert_eq!(judge(window(200, 0, 2500.0), old, false), None);
         let (result, why) = judge(window(9, 9, 100.0), old, true).unwrap();
         assert_eq!(result, VerdictResult::Inconclusive);
         assert_eq!(why, "9 requests reached the canary < 10 needed");
+    }
+
+    #[test]
+    fn what_may_be_chance_is_no_verdict_of_few_requests() {
+        let old = window(400, 0, 100.0);
+        let (result, why) = judge(window(12, 1, 100.0), old, true).unwrap();
+        assert_eq!(result, VerdictResult::Inconclusive);
+        assert!(why.starts_with("error rate 8.3 % (1 of 12) > 2.0 %: may be chance (p "), "{why}");
+        assert!(why.ends_with("12 samples < 30 needed"), "{why}");
+        // Half of twelve are no chance, and of thirty the plain comparison counts.
+        for (requests, errors) in [(12, 6), (30, 1)] {
+            let (result, why) = judge(window(requests, errors, 100.0), old, true).unwrap();
+            assert_eq!(result, VerdictResult::Failed, "{why}");
+        }
+        let (result, why) = judge(window(12, 0, 2500.0), old, true).unwrap();
+        assert_eq!(result, VerdictResult::Inconclusive);
+        assert_eq!(why, "mean response 2500 ms > 2000 ms: may be chance, 12 requests < 30 needed");
+        let (result, why) = judge(window(12, 0, 500.0), old, true).unwrap();
+        assert_eq!(result, VerdictResult::Success);
+        assert!(why.contains("not compared: 12 requests at the canary and 400"), "{why}");
     }
 
     #[test]

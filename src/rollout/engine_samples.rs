@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::engine_limits;
+use super::excess::probability;
 use super::rank_test::mann_whitney;
 use crate::engine::Histogram;
 use crate::spec::{AnalysisSpec, EngineMetric};
@@ -108,7 +110,7 @@ impl EngineSamples {
         *self == Self::default()
     }
 
-    fn of(&self, metric: EngineMetric) -> &Histogram {
+    pub(super) fn of(&self, metric: EngineMetric) -> &Histogram {
         match metric {
             EngineMetric::FirstToken => &self.first_token,
             EngineMetric::InterToken => &self.inter_token,
@@ -124,7 +126,7 @@ impl EngineSamples {
 pub(super) struct Seen {
     /// What was compared with stable and what was not, for the verdict's reason.
     pub compared: Vec<String>,
-    /// Limits of the spec for which too little was measured: nobody can say that they were kept.
+    /// Limits of the spec for which too little was measured: nobody can say whether they were kept.
     pub unmeasured: Vec<String>,
 }
 
@@ -137,7 +139,7 @@ pub(super) fn judge(
     last: bool,
 ) -> Result<Seen, String> {
     judge_gpus(spec, new, last)?;
-    judge_limits(spec, new, last)?;
+    let limits = engine_limits::judge(spec, new, last)?;
     let mut compared = Vec::new();
     // Those with the same number of samples are told together.
     let mut too_few: Vec<((u64, u64), Vec<&str>)> = Vec::new();
@@ -160,7 +162,9 @@ pub(super) fn judge(
             enough_to_compare(spec)
         )
     }));
-    Ok(Seen { compared, unmeasured: unmeasured(spec, new) })
+    let mut unmeasured = unmeasured(spec, new);
+    unmeasured.extend(limits.doubtful);
+    Ok(Seen { compared, unmeasured })
 }
 
 /// The limits that were written and could not be judged, with what is missing.
@@ -220,64 +224,6 @@ fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<()
     Ok(())
 }
 
-fn judge_limits(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<(), String> {
-    let enough = spec.min_requests.max(1);
-    let limits = &spec.engine;
-    if new.finished >= enough {
-        let rate = new.failed as f64 / new.finished as f64;
-        if rate > spec.max_error_rate {
-            return Err(format!(
-                "error rate {} ({} of {}, counted by the engines) > {}",
-                percent(rate),
-                new.failed,
-                new.finished,
-                percent(spec.max_error_rate)
-            ));
-        }
-        let preemptions = new.preemptions as f64 / new.finished as f64;
-        if let Some(max) = limits.max_preemptions.filter(|max| last && preemptions > *max) {
-            return Err(format!(
-                "{preemptions:.2} preemptions a request ({} in {}) > {max:.2}",
-                new.preemptions, new.finished
-            ));
-        }
-    }
-    for (metric, max) in [
-        (EngineMetric::FirstToken, limits.max_first_token),
-        (EngineMetric::InterToken, limits.max_inter_token),
-        (EngineMetric::EndToEnd, limits.max_end_to_end),
-    ] {
-        let seen = new.of(metric);
-        if let (Some(max), Some(p95)) = (max, seen.quantile(0.95))
-            && seen.count() >= enough
-            && p95 > max.as_secs_f64()
-        {
-            return Err(format!(
-                "{}: 95th percentile {} > {} ({} samples)",
-                metric.title(),
-                seconds(p95),
-                seconds(max.as_secs_f64()),
-                seen.count()
-            ));
-        }
-    }
-    for (metric, max) in
-        [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]
-    {
-        let seen = new.of(metric);
-        if let (true, Some(max), Some(mean)) = (last, max, seen.mean())
-            && mean > max
-        {
-            return Err(format!(
-                "{}: mean {mean:.2} > {max:.2} ({} samples)",
-                metric.title(),
-                seen.count()
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Observations that a comparison needs of each side.
 fn enough_to_compare(spec: &AnalysisSpec) -> u64 {
     spec.engine.min_samples.max(2)
@@ -304,7 +250,7 @@ fn compare(
     let limit = spec.max_latency_ratio;
     let alpha = spec.engine.significance * if last { 1.0 } else { EARLY };
     let found = format!(
-        "{} {ratio:.2} times stable's ({} against {}; worse in {} of pairs, p {} at {} and {} samples)",
+        "{} {ratio:.2} times stable's ({} against {}; worse in {} of pairs, {} at {} and {} samples)",
         metric.title(),
         value(metric, mean),
         value(metric, stable),
@@ -316,7 +262,7 @@ fn compare(
     if ratio > limit && test.p < alpha && test.superiority >= MIN_SUPERIORITY {
         return Err(format!("{found} > {limit:.2}"));
     }
-    let short = format!("{} {ratio:.2} times stable's (p {})", metric.title(), probability(test.p));
+    let short = format!("{} {ratio:.2} times stable's ({})", metric.title(), probability(test.p));
     Ok(Some(short))
 }
 
@@ -338,7 +284,7 @@ fn value(metric: EngineMetric, value: f64) -> String {
     }
 }
 
-fn seconds(value: f64) -> String {
+pub(super) fn seconds(value: f64) -> String {
     if value < 0.01 {
         format!("{:.1} ms", value * 1000.0)
     } else if value < 10.0 {
@@ -348,12 +294,8 @@ fn seconds(value: f64) -> String {
     }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
-}
-
-fn probability(p: f64) -> String {
-    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
 }
 
 #[cfg(test)]
@@ -501,10 +443,10 @@ mod tests {
         spec.engine.max_preemptions = Some(0.1);
         let none = EngineSamples::default();
         let judge = |new: &EngineSamples| judge(&spec, new, &none, true).unwrap_err();
-        let slow = first_token(seen(vec![0.4; 20]));
+        let slow = first_token(seen(vec![0.4; 40]));
         assert_eq!(
             judge(&slow),
-            "time to first token: 95th percentile 488 ms > 300 ms (20 samples)"
+            "time to first token: 95th percentile 488 ms > 300 ms (40 samples)"
         );
         let mut full = EngineSamples::default();
         full.sample_gauges(Some(0.97), Some(7.0));

@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 mod build;
+mod chance;
 mod clocks;
 mod foreseen;
 mod lending;

@@ -1,0 +1,185 @@
+//! The limits of an analysis on what the canary's engines say: error rate, latencies, cache, queue.
+//!
+//! A share (of failed requests, of samples above a latency's limit) decides before the end only when it can
+//! hardly be chance ([`super::excess`]). At the end the plain comparison counts, given enough samples.
+
+use std::time::Duration;
+
+use super::engine_samples::{EngineSamples, percent, seconds};
+use super::excess::{chance, probability};
+use crate::engine::Histogram;
+use crate::spec::{AnalysisSpec, EngineMetric};
+
+/// Share of the samples that may be above the limit of a 95th percentile.
+const ABOVE_P95: f64 = 0.05;
+
+/// What the limits say, where none is exceeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// Limits that are exceeded by what may be chance, with too few samples to say.
+    pub doubtful: Vec<String>,
+}
+
+/// How a share stands to its limit.
+pub(super) enum Standing {
+    /// Within it, or not to be told before the end.
+    Kept,
+    /// Above it: how that is known, to be said after the numbers.
+    Above(String),
+    /// Above it at the end, and that may be chance: what is missing.
+    Doubtful(String),
+}
+
+/// Judges a share: `hits` of `of` against `limit`; `plainly`: it is above by plain comparison.
+pub(super) fn standing(
+    spec: &AnalysisSpec,
+    (hits, of): (f64, f64),
+    limit: f64,
+    plainly: bool,
+    (samples, last): (u64, bool),
+) -> Standing {
+    if !plainly {
+        return Standing::Kept;
+    }
+    let p = chance(hits, of, limit);
+    let is_sure = p < spec.engine.significance;
+    let enough = spec.engine.min_samples;
+    match (is_sure, last) {
+        (true, false) => Standing::Above(format!(" ({} before the end)", probability(p))),
+        (false, false) => Standing::Kept,
+        (true, true) => Standing::Above(String::new()),
+        (false, true) if samples >= enough => Standing::Above(String::new()),
+        (false, true) => Standing::Doubtful(format!(
+            ": may be chance ({}), and {samples} samples < {enough} needed",
+            probability(p)
+        )),
+    }
+}
+
+/// The first limit that is exceeded, with its numbers, or what is doubtful.
+pub(super) fn judge(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<Kept, String> {
+    let mut kept = Kept::default();
+    let mut take = |standing: Standing, numbers: String| match standing {
+        Standing::Kept => Ok(()),
+        Standing::Above(how) => Err(format!("{numbers}{how}")),
+        Standing::Doubtful(why) => {
+            kept.doubtful.push(format!("{numbers}{why}"));
+            Ok(())
+        }
+    };
+    let enough = spec.min_requests.max(1);
+    let limits = &spec.engine;
+    if new.finished >= enough {
+        let (failed, finished) = (new.failed as f64, new.finished as f64);
+        let rate = failed / finished;
+        let max = spec.max_error_rate;
+        let shown = format!(
+            "error rate {} ({} of {}, counted by the engines) > {}",
+            percent(rate),
+            new.failed,
+            new.finished,
+            percent(max)
+        );
+        let when = (new.finished, last);
+        take(standing(spec, (failed, finished), max, rate > max, when), shown)?;
+        let preemptions = new.preemptions as f64 / finished;
+        if let Some(max) = limits.max_preemptions.filter(|max| last && preemptions > *max) {
+            return Err(format!(
+                "{preemptions:.2} preemptions a request ({} in {}) > {max:.2}",
+                new.preemptions, new.finished
+            ));
+        }
+    }
+    for (metric, max) in [
+        (EngineMetric::FirstToken, limits.max_first_token),
+        (EngineMetric::InterToken, limits.max_inter_token),
+        (EngineMetric::EndToEnd, limits.max_end_to_end),
+    ] {
+        let seen = new.of(metric);
+        let Some((max, p95)) = max.zip(seen.quantile(0.95)).filter(|_| seen.count() >= enough)
+        else {
+            continue;
+        };
+        let shown = format!(
+            "{}: 95th percentile {} > {} ({} samples)",
+            metric.title(),
+            seconds(p95),
+            seconds(max.as_secs_f64()),
+            seen.count()
+        );
+        let late = late(metric, seen, max, new.finished);
+        let plainly = p95 > max.as_secs_f64();
+        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), last)), shown)?;
+    }
+    for (metric, max) in
+        [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]
+    {
+        let seen = new.of(metric);
+        if let (true, Some(max), Some(mean)) = (last, max, seen.mean())
+            && mean > max
+        {
+            return Err(format!(
+                "{}: mean {mean:.2} > {max:.2} ({} samples)",
+                metric.title(),
+                seen.count()
+            ));
+        }
+    }
+    Ok(kept)
+}
+
+/// Samples that are provably above the limit (from the bounds of their buckets), and all of them. The tokens of one
+/// answer are slow together: all of its pauses count as one sample.
+fn late(metric: EngineMetric, seen: &Histogram, max: Duration, answers: u64) -> (f64, f64) {
+    let (above, all) = (seen.above(max.as_secs_f64()) as f64, seen.count() as f64);
+    match metric {
+        EngineMetric::InterToken if all > 0.0 => {
+            let independent = (answers as f64 / all).min(1.0);
+            (above * independent, all * independent)
+        }
+        _ => (above, all),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn slow(times: usize, of: usize) -> Histogram {
+        let mut seen = Histogram::with_bounds(&[0.1, 0.3, 1.0]);
+        (0..of).for_each(|i| seen.observe(if i < times { 0.6 } else { 0.05 }));
+        seen
+    }
+
+    #[test]
+    fn a_percentile_fails_early_only_when_it_can_hardly_be_chance() {
+        let mut spec = AnalysisSpec::default();
+        spec.engine.max_first_token = Some(Duration::from_millis(300));
+        let judge = |slow_ones, of, last| {
+            let new =
+                EngineSamples { first_token: slow(slow_ones, of), ..EngineSamples::default() };
+            judge(&spec, &new, last)
+        };
+        // Two of thirty: a percentile above the limit, and quite likely with one in twenty.
+        assert_eq!(judge(2, 30, false), Ok(Kept::default()));
+        let plain = "time to first token: 95th percentile 475 ms > 300 ms (30 samples)";
+        assert_eq!(judge(2, 30, true), Err(plain.to_owned()));
+        let doubtful = judge(2, 20, true).unwrap().doubtful.join("; ");
+        assert!(doubtful.contains("may be chance (p ") && doubtful.contains("20 samples < 30"));
+        let early = judge(15, 30, false).unwrap_err();
+        assert!(early.ends_with("> 300 ms (30 samples) (p < 0.0001 before the end)"), "{early}");
+    }
+
+    /// One long answer whose tokens were all slow is one sample, not five hundred.
+    #[test]
+    fn the_tokens_of_one_answer_are_no_crowd() {
+        let mut spec = AnalysisSpec::default();
+        spec.engine.max_inter_token = Some(Duration::from_millis(300));
+        let inter_token = slow(500, 5_000);
+        let few = EngineSamples { finished: 10, inter_token, ..EngineSamples::default() };
+        assert_eq!(judge(&spec, &few, false), Ok(Kept::default()));
+        let many = EngineSamples { finished: 5_000, ..few };
+        assert!(judge(&spec, &many, false).is_err());
+    }
+}

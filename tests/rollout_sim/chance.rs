@@ -1,0 +1,96 @@
+//! Limits on rates are looked at after every sample: how often chance ends a good canary, and how soon a
+//! broken one is ended. Draws are pseudo-random and the same in each run.
+
+use gpudeck::base::Timestamp;
+use gpudeck::engine::Histogram;
+use gpudeck::rollout::analysis::{AnalysisRun, Judgement, VerdictResult, judge};
+use gpudeck::rollout::{EngineSamples, Window};
+use gpudeck::spec::AnalysisSpec;
+
+use crate::build::Rng;
+
+const REQUESTS: u32 = 600;
+
+/// A limit of 2 % on errors and of 300 ms on the first token, nothing else; it goes on for long.
+fn spec() -> AnalysisSpec {
+    let text = "duration = \"10h\"\nmax_error_rate = 0.02\ngpu = { errors = false, max_throttled = 1.0 }\n\
+                [engine]\ncompare = []\nmax_first_token = \"300ms\"\n";
+    toml::from_str(text).unwrap()
+}
+
+/// True so often in a million.
+fn happens(rng: &mut Rng, per_million: u64) -> bool {
+    rng.below(1_000_000) < per_million
+}
+
+/// After how many requests the analysis ends, if it ends before its time: errors as often as that are
+/// counted by the gateway or by the engines, or first tokens come too late as often as that.
+fn ends_early(rng: &mut Rng, spec: &AnalysisSpec, how: How, per_million: u64) -> Option<u32> {
+    let mut window = Window::default();
+    let mut run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+    for n in 1..=REQUESTS {
+        let bad = happens(rng, per_million);
+        let errors = u64::from(bad && how == How::Gateway);
+        window.add(&Window { requests: 1, errors, response_ms_sum: 100.0 });
+        let mut first_token = Histogram::with_bounds(&[0.1, 0.3, 1.0]);
+        first_token.observe(if bad && how == How::FirstToken { 0.6 } else { 0.05 });
+        let failed = u64::from(bad && how == How::Engines);
+        let seen = EngineSamples { finished: 1, failed, first_token, ..EngineSamples::default() };
+        run.new.add(&seen);
+        let windows = (&window, &Window::default());
+        match judge(spec, &run, windows, Timestamp(0), Timestamp(u64::from(n))) {
+            Judgement::Wait { .. } => {}
+            Judgement::Verdict(VerdictResult::Failed, why) => {
+                assert!(why.contains(" > "), "{why}");
+                return Some(n);
+            }
+            other @ Judgement::Verdict(..) => panic!("{other:?}"),
+        }
+    }
+    None
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Gateway,
+    Engines,
+    FirstToken,
+}
+
+#[test]
+fn chance_hardly_ever_ends_a_good_canary_early() {
+    let spec = spec();
+    let runs = 300;
+    // Well within the limit, and just at it: 0.5 and 2 % of errors, 3.5 and 5 % of late first tokens.
+    for (how, per_million) in [
+        (How::Gateway, 5_000),
+        (How::Gateway, 20_000),
+        (How::Engines, 5_000),
+        (How::FirstToken, 35_000),
+        (How::FirstToken, 50_000),
+    ] {
+        let mut rng = Rng(17 + per_million);
+        let ended =
+            (0..runs).filter(|_| ends_early(&mut rng, &spec, how, per_million).is_some()).count();
+        let most = 2.0 * spec.engine.significance * f64::from(runs);
+        assert!(ended as f64 <= most, "{how:?} {per_million}: {ended} of {runs}");
+    }
+}
+
+#[test]
+fn a_broken_canary_is_ended_early() {
+    let spec = spec();
+    // Half of all: at once; ten per cent: before the end.
+    for (how, per_million, within) in [
+        (How::Gateway, 500_000, 20),
+        (How::Engines, 500_000, 20),
+        (How::FirstToken, 500_000, 30),
+        (How::Gateway, 100_000, 400),
+    ] {
+        let mut rng = Rng(99);
+        for _ in 0..100 {
+            let ended = ends_early(&mut rng, &spec, how, per_million);
+            assert!(ended.is_some_and(|n| n <= within), "{how:?} {per_million}: {ended:?}");
+        }
+    }
+}
