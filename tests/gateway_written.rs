@@ -343,7 +343,8 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
     );
 
     // On to the end: what the file named at the reload is removed like any other.
-    let intent = Intent::Promote { service: "chat".parse().unwrap(), all: true };
+    let intent =
+        Intent::Promote { service: "chat".parse().unwrap(), all: true, step: None, reason: None };
     client.send(intent).await.unwrap();
     let outcome =
         wait(&client, "the end", |v| v.rollout.as_ref().and_then(|r| r.outcome.clone())).await;
@@ -377,7 +378,15 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
     assert_eq!(table, west.servers("chat").await, "kept equal");
     assert!(table.keys().any(|name| name.starts_with("r3-")), "{table:?}");
     assert!(ask(east.address, "").await.is_some(), "clients of the old gateway are served");
-    client.send(Intent::Promote { service: "chat".parse().unwrap(), all: true }).await.unwrap();
+    client
+        .send(Intent::Promote {
+            service: "chat".parse().unwrap(),
+            all: true,
+            step: None,
+            reason: None,
+        })
+        .await
+        .unwrap();
     let outcome = wait(&client, "the end", |v| {
         let rollout = v.rollout.as_ref().filter(|r| r.to.0 == 3)?;
         rollout.outcome.clone()

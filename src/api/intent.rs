@@ -92,6 +92,12 @@ pub enum Intent {
         service: ServiceName,
         /// Skip everything that is left.
         all: bool,
+        /// The index of the step that the person saw: another one is not passed. None: the present one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<usize>,
+        /// Why, for the history.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Take the rollout back.
     Abort {
@@ -266,6 +272,11 @@ pub enum IntentReply {
         behind: ReleaseNumber,
         /// That rollout is being taken back for it.
         replaces: bool,
+    },
+    /// The step that was to be promoted is passed already: nothing was done.
+    AlreadyPassed {
+        /// Its number, from 1.
+        step: usize,
     },
     /// It is done or under way.
     Accepted,

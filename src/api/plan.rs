@@ -180,6 +180,9 @@ pub struct StepProgress {
     /// Its gate was not waited for: who skipped it, and why.
     #[serde(default)]
     pub skipped: Option<String>,
+    /// A person promoted it: who, and why if they said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<String>,
 }
 
 impl StepProgress {
@@ -190,15 +193,19 @@ impl StepProgress {
 }
 
 impl PlanProgress {
-    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`, and what was skipped.
+    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`, and what a person passed.
     pub fn summary(&self, now: Timestamp) -> String {
         let took = time::short(self.ended.unwrap_or(now).since(self.began));
         let verb = if self.ended.is_some() { "took" } else { "under way for" };
-        let skipped = self.steps.iter().filter_map(|s| Some((&s.title, s.skipped.as_ref()?)));
-        let skipped: String =
-            skipped.map(|(title, who)| format!("; skipped {title} ({who})")).collect();
+        let by_hand = |step: &StepProgress| {
+            let title = &step.title;
+            let skipped = step.skipped.as_ref().map(|who| format!("; skipped {title} ({who})"));
+            let promoted = step.promoted.as_ref().map(|who| format!("; promoted {title} ({who})"));
+            skipped.into_iter().chain(promoted).collect::<String>()
+        };
+        let by_hand: String = self.steps.iter().map(by_hand).collect();
         format!(
-            "{verb} {took} (foreseen {}), lowest {} ready (foreseen {}){skipped}",
+            "{verb} {took} (foreseen {}), lowest {} ready (foreseen {}){by_hand}",
             self.predicted.text(),
             self.lowest_ready,
             self.predicted_lowest

@@ -94,6 +94,8 @@ async fn begin(
         (IntentReply::Accepted, Output::Text) => {
             table::out(&format!("{service}: the rollout under way is taken back"))?;
         }
+        // Answers a promotion only.
+        (IntentReply::AlreadyPassed { .. }, Output::Text) => {}
         (IntentReply::NothingToDo, Output::Text) => {
             table::out(&format!("{service}: nothing to do"))?;
         }
@@ -105,7 +107,7 @@ async fn begin(
         IntentReply::RolloutBegun { release, .. } => rollout::Awaited::Release(release),
         IntentReply::Queued { behind, .. } => rollout::Awaited::After(behind),
         IntentReply::Accepted => rollout::Awaited::Present,
-        IntentReply::NothingToDo => return Ok(Success::Done),
+        IntentReply::NothingToDo | IntentReply::AlreadyPassed { .. } => return Ok(Success::Done),
     };
     let taken_back_is_good = what == rollout::Awaited::Present;
     match rollout::wait(args, client, service, what, options.timeout).await? {

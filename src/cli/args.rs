@@ -616,6 +616,12 @@ pub enum RolloutCommand {
         /// Skip all that is left
         #[arg(long)]
         all: bool,
+        /// Only this step, as `rollout status` numbers it; without it, the one that is present now
+        #[arg(long, value_name = "NUMBER")]
+        step: Option<std::num::NonZeroUsize>,
+        /// Why, for the history and the audit trail
+        #[arg(long, short = 'm', value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
     /// of the same revision

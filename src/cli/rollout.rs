@@ -29,8 +29,12 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
             Some(service) => Intent::Resume { service },
             None => Intent::SteerGroup { what: GroupSteer::Resume, reason: None },
         },
-        RolloutCommand::Promote { service, all } => {
-            Intent::Promote { service: service.clone(), all: *all }
+        RolloutCommand::Promote { service, all, step, reason } => {
+            let step = match step {
+                Some(step) => Some(step.get() - 1),
+                None => present_step(&client, service).await?,
+            };
+            Intent::Promote { service: service.clone(), all: *all, step, reason: reason.clone() }
         }
         RolloutCommand::Retry { service, options } => {
             return retry(args, &client, service, options).await;
@@ -55,6 +59,13 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
         return maintenance::told(args, &reply, words);
     }
     accepted(args, &client, intent).await
+}
+
+/// The index of the step at which the rollout under way is.
+async fn present_step(client: &Client, service: &ServiceName) -> Result<Option<usize>, Failure> {
+    let snapshot = client.snapshot().await?;
+    let rollout = snapshot.services.get(service).and_then(|s| s.rollout.as_ref());
+    Ok(rollout.filter(|r| r.outcome.is_none()).map(|r| r.step))
 }
 
 /// Tries again what failed.
@@ -119,9 +130,12 @@ async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Succes
         }
     }
     let reply = client.send(intent).await?;
-    match args.output {
-        Output::Json => table::json_line(&reply)?,
-        Output::Text => table::out("accepted")?,
+    match (&reply, args.output) {
+        (_, Output::Json) => table::json_line(&reply)?,
+        (IntentReply::AlreadyPassed { step }, Output::Text) => {
+            table::out(&format!("step {step} is already passed"))?;
+        }
+        (_, Output::Text) => table::out("accepted")?,
     }
     Ok(Success::Done)
 }

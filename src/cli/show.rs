@@ -159,8 +159,10 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             verdict.lines.iter().try_for_each(|line| table::out(&format!("  | {line}")))?;
         }
         for skipped in &rollout.skipped {
-            let SkippedGate { gate, by, reason, at, .. } = skipped;
-            table::out(&format!("skipped by {by} at {at}: {gate}: {reason}"))?;
+            let SkippedGate { gate, by, reason, at, promoted, .. } = skipped;
+            let verb = if *promoted { "promoted" } else { "skipped" };
+            let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+            table::out(&format!("{verb} by {by} at {at}: {gate}{why}"))?;
         }
     }
     if let Some(queued) = &view.queued {

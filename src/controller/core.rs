@@ -593,8 +593,8 @@ impl Core {
             Intent::CancelQueued { service } => self.cancel_queued(&service, by),
             Intent::Pause { service } => self.on_rollout(&service, EventKind::Paused { by }),
             Intent::Resume { service } => self.on_rollout(&service, EventKind::Resumed { by }),
-            Intent::Promote { service, all } => {
-                self.on_rollout(&service, EventKind::Promoted { all, by })
+            Intent::Promote { service, all, step, reason } => {
+                self.promote(&service, EventKind::Promoted { all, by, step, reason })
             }
             Intent::Abort { service, reason } => {
                 self.on_rollout(&service, EventKind::Aborted { by, reason })

@@ -239,6 +239,7 @@ impl Ledger {
                 ended: None,
                 lowest_ready: None,
                 skipped: None,
+                promoted: None,
             });
         }
         let last = planned.saturating_sub(1);
@@ -250,7 +251,10 @@ impl Ledger {
         chronicle.lowest_ready = chronicle.lowest_ready.min(ready);
         for skipped in &rollout.skipped {
             if let Some(step) = chronicle.steps.get_mut(skipped.step) {
-                step.skipped = Some(format!("{}: {}", skipped.by, skipped.reason));
+                let why = if skipped.reason.is_empty() { "" } else { ": " };
+                let who = Some(format!("{}{why}{}", skipped.by, skipped.reason));
+                let slot = if skipped.promoted { &mut step.promoted } else { &mut step.skipped };
+                *slot = who;
             }
         }
         for (index, step) in chronicle.steps.iter_mut().enumerate() {
@@ -284,6 +288,7 @@ pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
         ended: None,
         lowest_ready: None,
         skipped: None,
+        promoted: None,
     });
     PlanProgress {
         release: plan.to,

@@ -144,8 +144,8 @@ pub fn event_words(kind: &EventKind) -> String {
         }
         EventKind::Paused { by } => format!("{by} pauses the rollout"),
         EventKind::Resumed { by } => format!("{by} resumes the rollout"),
-        EventKind::Promoted { by, all: false } => format!("{by} promotes"),
-        EventKind::Promoted { by, all: true } => format!("{by} promotes to the end"),
+        EventKind::Promoted { by, all: false, .. } => format!("{by} promotes"),
+        EventKind::Promoted { by, all: true, .. } => format!("{by} promotes to the end"),
         EventKind::Retried { by } => format!("{by} tries again what failed"),
         EventKind::Skipped { by, reason } => format!("{by} skips the gate: {reason}"),
         EventKind::Queued { wish, replace } => {

@@ -21,8 +21,10 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
     match kind {
         EventKind::Paused { by } => story.info(format!("{by} pauses the rollout")),
         EventKind::Resumed { by } => story.info(format!("{by} resumes the rollout")),
-        EventKind::Promoted { by, all: false } => story.info(format!("{by} promotes")),
-        EventKind::Promoted { by, all: true } => story.info(format!("{by} promotes to the end")),
+        EventKind::Promoted { by, all: false, .. } => story.info(format!("{by} promotes")),
+        EventKind::Promoted { by, all: true, .. } => {
+            story.info(format!("{by} promotes to the end"));
+        }
         EventKind::Retried { by } => story.info(format!("{by} tries again what failed")),
         EventKind::Skipped { by, reason } => {
             let gate = before.skippable().unwrap_or_default();

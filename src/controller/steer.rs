@@ -293,6 +293,22 @@ impl Core {
         }
     }
 
+    /// Passes the present step. Who asks twice for the same one has what they asked for.
+    pub(super) fn promote(
+        &mut self,
+        service: &ServiceName,
+        wish: EventKind,
+    ) -> Result<IntentReply, ApiError> {
+        if let (EventKind::Promoted { step: Some(step), .. }, Some(state)) =
+            (&wish, self.state.services.get(service))
+            && state.already_passed(*step)
+            && state.active_rollout().is_none_or(|_| state.futile(&wish).is_some())
+        {
+            return Ok(IntentReply::AlreadyPassed { step: *step + 1 });
+        }
+        self.on_rollout(service, wish)
+    }
+
     /// Does not wait for the present gate.
     pub(super) fn skip(
         &mut self,

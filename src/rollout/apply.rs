@@ -10,7 +10,6 @@ use super::release::Release;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
 use super::step::Decider;
 use crate::base::{RankId, ReleaseNumber, ReplicaId, ReplicaKey, TrafficMode, TrafficServer, text};
-use crate::spec::Strategy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -29,7 +28,9 @@ impl Decider<'_> {
             }
             EventKind::Paused { .. } => self.pause(),
             EventKind::Resumed { .. } => self.resume(),
-            EventKind::Promoted { all, .. } => self.promote(*all),
+            EventKind::Promoted { all, by, step, reason } => {
+                self.promote(*all, *step, by, reason.as_deref());
+            }
             EventKind::Retried { .. } => self.retry(),
             EventKind::Skipped { by, reason } => self.skip(by, reason),
             EventKind::Queued { wish, replace } => self.queue(wish, *replace),
@@ -145,36 +146,6 @@ impl Decider<'_> {
             rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
             rollout.analysis.began = rollout.analysis.began.map(|t| t.plus(pause));
             rollout.progress = now;
-        }
-    }
-
-    fn promote(&mut self, all: bool) {
-        self.resume();
-        let steps = self.state.active_rollout().map_or(0, |r| self.state.steps(r).len());
-        let switch = self
-            .state
-            .active_rollout()
-            .filter(|r| self.state.strategy(r) == Strategy::BlueGreen)
-            .and_then(|r| Some(self.state.policy(r.to)?.switch_step()));
-        let Some(rollout) = self.active() else { return };
-        if rollout.direction != Direction::Forward
-            || matches!(rollout.gate, Some(Gate::Failed { .. }))
-        {
-            return;
-        }
-        // Nobody can wish the second set of blue-green whole: gates are passed, not its capacity.
-        if let Some(switch) = switch.filter(|s| rollout.step <= *s) {
-            let next = if all { switch } else { rollout.step + 1 };
-            if rollout.step < switch && (all || rollout.step > 0) {
-                self.go_to_step(next);
-            }
-            return;
-        }
-        if all {
-            self.go_to_step(steps);
-        } else if rollout.step < steps {
-            let next = rollout.step + 1;
-            self.go_to_step(next);
         }
     }
 

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::{AnalysisRun, Window};
 use super::event::EventKind;
-use super::state::{Direction, Gate, Phase, ReplicaState, Rollout, RolloutKind, ServiceState};
+use super::state::{
+    Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind, ServiceState,
+};
 use super::step::Decider;
 use crate::base::{ReleaseNumber, ReplicaKey, Timestamp, text};
 use crate::spec::{RolloutSpec, RunSpec, StepSpec, Strategy};
@@ -16,7 +18,7 @@ const MAX_WHY: usize = 500;
 /// Skipped gates that are remembered of one rollout.
 const MAX_SKIPPED: usize = 100;
 
-/// A gate that a person did not wait for.
+/// A gate or step that a person passed: skipped, or promoted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedGate {
     /// The index of its step.
@@ -25,10 +27,13 @@ pub struct SkippedGate {
     pub gate: String,
     /// Who.
     pub by: String,
-    /// Why, in their words.
+    /// Why, in their words; a promotion needs none.
     pub reason: String,
     /// When.
     pub at: Timestamp,
+    /// It was passed by a promotion: an approval, or on to the next step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub promoted: bool,
 }
 
 /// A rollout that was asked for while another one was under way. It begins when that one has ended;
@@ -62,6 +67,18 @@ impl QueuedRollout {
     }
 }
 
+/// A step as it is remembered when a person passes it.
+fn gate_words(step: &StepSpec) -> String {
+    match step {
+        StepSpec::Weight(weight) => format!("weight {weight} %"),
+        StepSpec::Scale(scale) => format!("scale {scale}"),
+        StepSpec::Bake(_) => "bake".to_owned(),
+        StepSpec::Analyse(name) => format!("analyse {name}"),
+        StepSpec::Approve(_) => "approve".to_owned(),
+        StepSpec::Run(run) => format!("run {}", run.title()),
+    }
+}
+
 /// A wish that would change nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Futile {
@@ -76,7 +93,7 @@ impl ServiceState {
     pub fn futile(&self, wish: &EventKind) -> Option<Futile> {
         let rollout = self.active_rollout()?;
         match wish {
-            EventKind::Promoted { all, .. } => self.futile_promotion(rollout, *all),
+            EventKind::Promoted { all, step, .. } => self.futile_promotion(rollout, *all, *step),
             EventKind::Resumed { .. } if rollout.paused.is_none() => Some(Futile {
                 why: format!("the rollout of {} is not paused", self.service),
                 instead: self.what_holds(rollout),
@@ -86,9 +103,25 @@ impl ServiceState {
         }
     }
 
-    fn futile_promotion(&self, rollout: &Rollout, all: bool) -> Option<Futile> {
+    fn futile_promotion(
+        &self,
+        rollout: &Rollout,
+        all: bool,
+        seen: Option<usize>,
+    ) -> Option<Futile> {
         if let Some(back) = self.already_goes_back(rollout) {
             return Some(back);
+        }
+        if let Some(seen) = seen.filter(|_| self.is_other_step(rollout, all, seen)) {
+            let (seen, present) = (seen + 1, rollout.step + 1);
+            let how = if seen < present { "is already passed" } else { "has not come yet" };
+            return Some(Futile {
+                why: format!(
+                    "step {seen} {how}: the rollout of {} is at step {present}",
+                    self.service
+                ),
+                instead: self.what_holds(rollout),
+            });
         }
         let (service, to) = (&self.service, rollout.to);
         if let Some(Gate::Failed { why }) = &rollout.gate {
@@ -116,6 +149,54 @@ impl ServiceState {
             why: format!("no gate holds the rollout of {service} to {to}: {held_by}"),
             instead: self.what_holds(rollout),
         })
+    }
+
+    /// The person meant another step than the present one: a key pressed twice, a screen of before. Who wants all
+    /// that is left passed means what is left then, too.
+    fn is_other_step(&self, rollout: &Rollout, all: bool, seen: Option<usize>) -> bool {
+        let over = rollout.step >= self.steps(rollout).len();
+        seen.is_some_and(|seen| seen > rollout.step || (seen < rollout.step && (!all || over)))
+    }
+
+    /// The step that was promoted is behind the rollout already: there is nothing left to do for who asks twice.
+    pub fn already_passed(&self, seen: usize) -> bool {
+        self.rollout.as_ref().is_some_and(|rollout| {
+            let forward = rollout.direction == Direction::Forward;
+            let goes_on = matches!(rollout.outcome, None | Some(Outcome::Completed));
+            let steps = self.steps(rollout).len();
+            forward && goes_on && seen < rollout.step.min(steps)
+        })
+    }
+
+    /// Where a promotion leads; none: there is nothing to promote.
+    fn promoted_to(&self, rollout: &Rollout, all: bool) -> Option<usize> {
+        if rollout.direction != Direction::Forward
+            || matches!(rollout.gate, Some(Gate::Failed { .. }))
+        {
+            return None;
+        }
+        let (step, steps) = (rollout.step, self.steps(rollout).len());
+        let switch = self.policy(rollout.to).map_or(0, RolloutSpec::switch_step);
+        if self.strategy(rollout) == Strategy::BlueGreen && step <= switch {
+            // Nobody can wish the second set of blue-green whole: gates are passed, not its capacity.
+            let next = if all { switch } else { step + 1 };
+            return (step < switch && (all || step > 0)).then_some(next);
+        }
+        let next = if all { steps } else { step + 1 };
+        (step < steps).then_some(next)
+    }
+
+    /// The steps from the present one to before `next`, in words.
+    fn passed_on_the_way(&self, rollout: &Rollout, next: usize) -> Vec<(usize, String)> {
+        let steps = self.steps(rollout);
+        let present = rollout.step;
+        let ahead = steps.iter().enumerate().take(next).skip(present);
+        ahead
+            .map(|(index, step)| {
+                let gate = if index == present { self.skippable() } else { None };
+                (index, gate.unwrap_or_else(|| gate_words(step)))
+            })
+            .collect()
     }
 
     fn already_goes_back(&self, rollout: &Rollout) -> Option<Futile> {
@@ -215,18 +296,46 @@ impl Decider<'_> {
         }
     }
 
+    /// Passes the present gate or step, or all that is left, and ends a pause. `seen`: the step that the
+    /// person meant; another one is not passed.
+    pub(super) fn promote(
+        &mut self,
+        all: bool,
+        seen: Option<usize>,
+        by: &str,
+        reason: Option<&str>,
+    ) {
+        let Some(rollout) = self.state.active_rollout() else { return };
+        if self.state.is_other_step(rollout, all, seen) {
+            return;
+        }
+        self.resume();
+        let Some(rollout) = self.state.active_rollout() else { return };
+        let Some(next) = self.state.promoted_to(rollout, all) else { return };
+        let reason = text::clean(reason.unwrap_or_default().trim(), MAX_WHY);
+        let passed = self.state.passed_on_the_way(rollout, next);
+        for (step, gate) in passed {
+            self.note_passed(step, gate, by, reason.clone(), true);
+        }
+        self.go_to_step(next);
+    }
+
+    fn note_passed(&mut self, step: usize, gate: String, by: &str, reason: String, promoted: bool) {
+        let at = self.now();
+        let Some(rollout) = self.state.rollout.as_mut() else { return };
+        if rollout.skipped.len() < MAX_SKIPPED {
+            let by = text::clean(by, 100);
+            rollout.skipped.push(SkippedGate { step, gate, by, reason, at, promoted });
+        }
+    }
+
     /// Does not wait for the present gate.
     pub(super) fn skip(&mut self, by: &str, reason: &str) {
         let reason = text::clean(reason.trim(), MAX_WHY);
         let Some(gate) = self.state.skippable().filter(|_| !reason.is_empty()) else { return };
         self.resume();
-        let now = self.now();
-        let Some(rollout) = self.state.rollout.as_mut() else { return };
-        let step = rollout.step;
-        if rollout.skipped.len() < MAX_SKIPPED {
-            let by = text::clean(by, 100);
-            rollout.skipped.push(SkippedGate { step, gate, by, reason, at: now });
-        }
+        let Some(step) = self.state.active_rollout().map(|r| r.step) else { return };
+        self.note_passed(step, gate, by, reason, false);
         self.go_to_step(step + 1);
     }
 

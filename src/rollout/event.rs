@@ -60,6 +60,12 @@ pub enum EventKind {
         all: bool,
         /// Who.
         by: String,
+        /// The step that they saw; none: whichever is the present one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<usize>,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Try again what failed or could not be judged.
     Retried {

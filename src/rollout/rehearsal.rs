@@ -198,7 +198,10 @@ impl World<'_> {
                     }
                 }
                 let by = "forecast".to_owned();
-                self.feed_at(self.state.now, EventKind::Promoted { all: false, by });
+                self.feed_at(
+                    self.state.now,
+                    EventKind::Promoted { all: false, by, step: None, reason: None },
+                );
             }
             Some(Gate::Analyse { until, .. }) => {
                 let good = Window { requests: 1_000_000, errors: 0, response_ms_sum: 1.0 };

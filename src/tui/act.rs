@@ -400,7 +400,8 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
                 vec![format!("Passes: {}", step_title(&view))]
             };
             let target = journey.unwrap_or_else(|| name.to_string());
-            confirm(state, Deed::Promote { all }, &name, target, PlanState::Words(words));
+            let step = active.map(|r| r.step);
+            confirm(state, Deed::Promote { all, step }, &name, target, PlanState::Words(words));
             Vec::new()
         }
         Command::Abort => {

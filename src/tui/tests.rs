@@ -506,6 +506,25 @@ fn abort_stop_and_promote_want_the_name() {
     }
 }
 
+/// The step that the dialog was opened for, wherever the rollout is when the name is typed.
+#[test]
+fn a_promotion_names_the_step_that_was_seen() {
+    let mut state = state(calm(), SMALL);
+    let seen = state
+        .snapshot
+        .as_ref()
+        .unwrap()
+        .services
+        .values()
+        .find_map(|s| s.rollout.clone())
+        .unwrap()
+        .step;
+    press(&mut state, "3P");
+    let intents = sent(&press(&mut state, "chat<enter>"));
+    let [Intent::Promote { step, all: false, .. }] = &intents[..] else { panic!("{intents:?}") };
+    assert_eq!(*step, Some(seen));
+}
+
 #[test]
 fn the_palette_finds_commands_for_services() {
     let mut state = state(calm(), LARGE);
@@ -853,6 +872,7 @@ fn maintenance_and_what_was_foreseen_are_seen() {
         ended,
         lowest_ready: began.map(|_| 2),
         skipped: None,
+        promoted: None,
     };
     let first_ended = Timestamp(rollout.began.0 + 125_000);
     chat.progress = Some(PlanProgress {

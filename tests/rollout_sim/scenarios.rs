@@ -61,7 +61,7 @@ fn approve(world: &mut World) {
         w.state.active_rollout().and_then(|r| r.gate.as_ref()),
         Some(Gate::Approve)
     )));
-    world.by_ada(|by| EventKind::Promoted { all: false, by });
+    world.by_ada(|by| EventKind::Promoted { all: false, by, step: None, reason: None });
 }
 
 #[test]

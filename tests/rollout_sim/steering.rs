@@ -381,8 +381,8 @@ fn a_wish_that_is_called_futile_changes_nothing() {
     let by = || "ada".to_owned();
     let wishes = || {
         [
-            EventKind::Promoted { all: false, by: by() },
-            EventKind::Promoted { all: true, by: by() },
+            EventKind::Promoted { all: false, by: by(), step: None, reason: None },
+            EventKind::Promoted { all: true, by: by(), step: None, reason: None },
             EventKind::Resumed { by: by() },
             EventKind::Aborted { by: by(), reason: None },
         ]
@@ -461,4 +461,42 @@ fn a_plan_foresees_how_long_queries_take() {
     assert_eq!(took(&query(", interval = \"1m\", count = 5")), 300_000);
     let golden = "duration = \"1m\"\n[[golden]]\nprompt = \"a\"\ncontains = \"b\"\n";
     assert_eq!(took(golden), 60_000);
+}
+
+/// Who presses twice means the step that they saw; and what was passed is remembered.
+#[test]
+fn a_promotion_passes_the_step_that_was_seen_once_and_is_remembered() {
+    let promoted = |step, reason: Option<&str>| {
+        let reason = reason.map(str::to_owned);
+        EventKind::Promoted { all: false, by: "ada".to_owned(), step, reason }
+    };
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, crate::build::canary()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| matches!(gate(w), Some(Gate::Bake { .. }))));
+    world.tell(promoted(Some(1), Some("the graphs\u{1b}[2J are fine")));
+    assert_eq!(world.state.active_rollout().unwrap().step, 2);
+    // The second press of the same key, and one that runs ahead.
+    for step in [Some(1), Some(4)] {
+        assert!(world.state.futile(&promoted(step, None)).is_some());
+        let before = world.state.clone();
+        world.tell(promoted(step, None));
+        assert_eq!(world.state, before);
+    }
+    world.by_ada(|by| EventKind::Promoted { all: true, by, step: Some(2), reason: None });
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(*outcome(&world), Outcome::Completed);
+    let passed = &world.state.rollout.as_ref().unwrap().skipped;
+    let told: Vec<(usize, &str, &str)> =
+        passed.iter().map(|s| (s.step, s.gate.as_str(), s.reason.as_str())).collect();
+    assert_eq!(
+        told,
+        [
+            (1, "bake", "the graphs are fine"),
+            (2, "analyse default", ""),
+            (3, "weight 50 %", ""),
+            (4, "approve", ""),
+        ]
+    );
+    assert!(passed.iter().all(|s| s.promoted && s.by == "ada"));
+    world.check_replay();
 }

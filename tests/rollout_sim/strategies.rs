@@ -91,7 +91,7 @@ fn blue_green_brings_a_whole_second_set_up_and_switches_at_once() {
     assert_eq!((world.state.ready(R1), world.state.ready(R2)), (3, 3));
     assert!(has_all(&world, R1), "before the switch all traffic is at the old set");
     // A promotion passes the gate; from there on everything goes by itself.
-    world.by_ada(|by| EventKind::Promoted { all: false, by });
+    world.by_ada(|by| EventKind::Promoted { all: false, by, step: None, reason: None });
     assert!(world.run_until(HOUR, |w| has_all(w, R2)));
     let switched = world.now;
     assert_eq!((world.state.ready(R1), world.state.ready(R2)), (3, 3), "the old set is kept");
@@ -126,7 +126,7 @@ fn who_asks_for_the_canary_reaches_it_until_it_is_taken_back() {
         assert!(!new.is_empty() && new.iter().all(|by_rule| *by_rule), "{new:?}");
         assert!(asked(&world, R1).iter().all(|by_rule| !by_rule));
         let mut promoted = world;
-        promoted.by_ada(|by| EventKind::Promoted { all: true, by });
+        promoted.by_ada(|by| EventKind::Promoted { all: true, by, step: None, reason: None });
         assert!(promoted.run_until(HOUR, |w| w.state.active_rollout().is_none()));
         // What is left alone is reached by all: its end is nothing to the gateway.
         assert!(promoted.table().iter().all(|s| !s.by_rule), "{:?}", promoted.table());
@@ -195,7 +195,7 @@ fn promoting_everything_passes_the_gates_and_not_the_capacity() {
     let next = blue_green(2, 2, vec![StepSpec::Approve(true), bake]);
     world.request(&next, RolloutKind::Apply, Nature::Good);
     assert!(world.run_until(HOUR, |w| w.state.ready(R2) == 1));
-    world.by_ada(|by| EventKind::Promoted { all: true, by });
+    world.by_ada(|by| EventKind::Promoted { all: true, by, step: None, reason: None });
     assert!(has_all(&world, R1), "one of two is not a set");
     assert!(world.run_until(HOUR, |w| has_all(w, R2)));
     assert_eq!(world.state.ready(R2), 2);
@@ -306,7 +306,7 @@ fn a_scale_holds_whatever_the_weight() {
     for _ in 0..4 {
         assert!(world.run_until(HOUR, at_gate));
         seen.push((world.state.ready(R2), world.state.release_weight_percent(R2)));
-        world.by_ada(|by| EventKind::Promoted { all: false, by });
+        world.by_ada(|by| EventKind::Promoted { all: false, by, step: None, reason: None });
     }
     assert_eq!(seen, [(2, 0), (2, 10), (3, 10), (3, 50)]);
     assert!(world.run_until(HOUR, ended));

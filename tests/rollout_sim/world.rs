@@ -1279,7 +1279,7 @@ impl World {
                 self.count("person resumes or promotes");
                 if self.rng.one_in(4) {
                     let all = self.rng.one_in(3);
-                    self.by_ada(|by| EventKind::Promoted { all, by });
+                    self.by_ada(|by| EventKind::Promoted { all, by, step: None, reason: None });
                 } else if self.rng.one_in(8) {
                     self.count("person aborts");
                     self.by_ada(|by| EventKind::Aborted { by, reason: None });
@@ -1505,7 +1505,7 @@ impl World {
         }
         match (&rollout.direction, &rollout.gate) {
             (Direction::Forward, Some(Gate::Approve)) => {
-                self.by_ada(|by| EventKind::Promoted { all: false, by });
+                self.by_ada(|by| EventKind::Promoted { all: false, by, step: None, reason: None });
             }
             (Direction::Forward, Some(Gate::Inconclusive { .. } | Gate::Failed { .. }))
                 if self.rng.one_in(3) && self.retries < MOST_RETRIES =>

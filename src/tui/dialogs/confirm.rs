@@ -32,6 +32,8 @@ pub enum Deed {
     Promote {
         /// Everything.
         all: bool,
+        /// The step that was seen.
+        step: Option<usize>,
     },
     /// Try again what failed.
     Retry,
@@ -53,8 +55,8 @@ impl Deed {
         match self {
             Self::Apply => "Apply",
             Self::Undo { .. } => "Undo",
-            Self::Promote { all: false } => "Promote",
-            Self::Promote { all: true } => "Promote all",
+            Self::Promote { all: false, .. } => "Promote",
+            Self::Promote { all: true, .. } => "Promote all",
             Self::Queue { replace: false } => "Queue",
             Self::Queue { replace: true } => "Replace",
             Self::Retry => "Retry",
@@ -195,7 +197,7 @@ impl Confirm {
             Deed::Retry => Intent::Retry { service, accept_outage: self.accepts_outage() },
             Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
             Deed::CancelQueued => Intent::CancelQueued { service },
-            Deed::Promote { all } => Intent::Promote { service, all },
+            Deed::Promote { all, step } => Intent::Promote { service, all, step, reason },
             Deed::Abort => Intent::Abort { service, reason },
             Deed::Stop => Intent::Stop { service },
             Deed::Move => {
