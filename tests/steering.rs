@@ -316,6 +316,21 @@ fn an_undo_in_mid_rollout_takes_it_back_or_goes_further_back() {
     };
     assert_eq!(seed(&shown), seed(&first));
     assert!(runs(&view) || view["condition"] == "serving", "{view:#}");
+
+    // r3 was taken back before anybody saw that it is good: there is no short way to it.
+    place.expect(&["rollout", "undo", "code", "--to", "r3"], 0);
+    place.wait("r6 to wait for approval", waits);
+    let early = place.expect(&["rollout", "promote", "code", "--step", "3"], 5);
+    assert!(early.stderr.contains("step 3 has not come yet"), "{early:#?}");
+    // A key pressed twice means the same step.
+    place.expect(&["rollout", "promote", "code", "--step", "2", "-m", "seen"], 0);
+    let again = place.expect(&["rollout", "promote", "code", "--step", "2"], 0);
+    assert!(again.stdout.contains("step 2 is already passed"), "{again:#?}");
+    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "3m"], 0);
+    assert_eq!(place.status()["stable"], 6);
+    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    let (promoted, why) = (format!("promoted by {}", me()), "approve: seen");
+    assert!(text.contains(&promoted) && text.contains(why), "{text}");
 }
 
 #[test]

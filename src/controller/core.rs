@@ -756,6 +756,20 @@ impl Core {
         }
     }
 
+    /// The fast way back, if the release was ever stable; else through its steps.
+    pub(super) fn undo_kind(&self, service: &ServiceName, to: ReleaseNumber) -> RolloutKind {
+        if self.state.services.get(service).is_some_and(|s| s.stable == Some(to)) {
+            return RolloutKind::Undo;
+        }
+        let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
+        if let Some(shown) = history.iter().find(|r| r.number == to) {
+            return RolloutKind::of_undo(shown.outcome.as_ref());
+        }
+        let entries = self.repo.as_ref().and_then(|r| r.history(service, usize::MAX).ok());
+        let entry = entries.and_then(|all| all.into_iter().find(|e| e.release == to));
+        RolloutKind::of_undo(entry.and_then(|e| e.outcome).as_ref())
+    }
+
     /// Whether Git has this release of the service, though it is older than what is shown.
     fn was_ever(&self, service: &ServiceName, number: ReleaseNumber) -> bool {
         let entries = self.repo.as_ref().and_then(|r| r.history(service, usize::MAX).ok());

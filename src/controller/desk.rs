@@ -191,8 +191,16 @@ impl Desk for Handle {
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError> {
         let name = service.clone();
-        let to = self.ask(move |core| core.undo_target(&name, to)).await??;
-        self.plan_of(service, Some(to), RolloutKind::Undo).await
+        let target = move |core: &mut Core| {
+            let to = core.undo_target(&name, to)?;
+            Ok::<_, ApiError>((to, core.undo_kind(&name, to)))
+        };
+        let (to, kind) = self.ask(target).await??;
+        let mut plan = self.plan_of(service, Some(to), kind).await?;
+        if kind == RolloutKind::Apply && plan.steps.len() > 1 {
+            plan.warnings.insert(0, super::steer::was_never_stable(to));
+        }
+        Ok(plan)
     }
 
     async fn plan_retry(&self, service: ServiceName) -> Result<PlanView, ApiError> {

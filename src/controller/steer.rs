@@ -27,6 +27,11 @@ fn back_to(to: ReleaseNumber, request: Request) -> Request {
     Request { reason: Some(reason.unwrap_or_else(|| format!("back to {to}"))), ..request }
 }
 
+/// Why an undo is not the fast one, for people.
+pub(super) fn was_never_stable(to: ReleaseNumber) -> String {
+    format!("{to} was never stable: it goes through the steps of its spec, like an apply")
+}
+
 impl Core {
     /// Begins a rollout, or does what the policy says while another one is under way.
     pub(super) fn ask_rollout(
@@ -201,7 +206,10 @@ impl Core {
         let state = self.state.services.get(&service);
         let Some(rollout) = state.and_then(ServiceState::active_rollout) else {
             match self.undo_target(&service, to) {
-                Ok(to) => self.prepare(service, Some(to), back_to(to, request), reply),
+                Ok(to) => {
+                    let request = self.undo_request(&service, to, request);
+                    self.prepare(service, Some(to), request, reply);
+                }
                 Err(error) => {
                     let _ = reply.send(Err(error));
                 }
@@ -220,7 +228,7 @@ impl Core {
                 Some(format!("`gpudeck rollout abort {service}` takes it back")),
             )),
             Some(to) if from != Some(to) => self.undo_target(&service, Some(to)).and_then(|to| {
-                let request = back_to(to, request);
+                let request = self.undo_request(&service, to, request);
                 self.queue(&service, Some(to), &request, Some(ConcurrencyPolicy::Replace))
             }),
             _ if forward => {
@@ -231,6 +239,20 @@ impl Core {
             _ => Ok(IntentReply::Accepted),
         };
         self.answer(reply, result);
+    }
+
+    /// With what an undo has to say, and as the kind that it is.
+    fn undo_request(
+        &mut self,
+        service: &ServiceName,
+        to: ReleaseNumber,
+        request: Request,
+    ) -> Request {
+        let kind = self.undo_kind(service, to);
+        if kind == RolloutKind::Apply {
+            self.say(Severity::Info, Some(service), &was_never_stable(to));
+        }
+        Request { kind, ..back_to(to, request) }
     }
 
     /// Tries again what failed: within the rollout that is held, or by a new one of the same revision.

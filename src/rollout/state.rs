@@ -234,8 +234,19 @@ pub struct Rollout {
 pub enum RolloutKind {
     /// A new revision, through all steps.
     Apply,
-    /// Back to an earlier revision: no canary steps, replica by replica.
+    /// Back to an earlier revision that was stable: no canary steps, replica by replica.
     Undo,
+}
+
+impl RolloutKind {
+    /// How one goes back to a release whose rollout ended so. Only what was stable before is known to be good;
+    /// anything else is rolled out through its steps, as if it were new.
+    pub fn of_undo(outcome: Option<&Outcome>) -> Self {
+        match outcome {
+            Some(Outcome::Completed) => Self::Undo,
+            _ => Self::Apply,
+        }
+    }
 }
 
 /// Onwards or back.
