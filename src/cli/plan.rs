@@ -78,8 +78,10 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
         if let Some(gate) = &step.gate {
             table::out(&format!("      gate: {gate}"))?;
         }
-        let tokens =
-            |rate: Option<f64>| rate.map(|r| format!(", {r:.0} tok/s")).unwrap_or_default();
+        // The most that one replica was ever seen to generate, times those that serve.
+        let tokens = |rate: Option<f64>| {
+            rate.map(|r| format!(", seen at most {r:.0} tok/s")).unwrap_or_default()
+        };
         let mark = if step.lowest { " ◀ lowest point" } else { "" };
         table::out(&format!(
             "      then {}{}, {} % of the traffic new (lowest {} ready{}{mark})",

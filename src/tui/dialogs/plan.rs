@@ -85,7 +85,7 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
             continue;
         };
         if let Some(rate) = step.tokens_per_s_after {
-            spans.push(Span::styled(format!("  {rate:.0} tok/s"), theme.dim));
+            spans.push(Span::styled(format!("  seen at most {rate:.0} tok/s"), theme.dim));
         }
         spans.push(Span::styled(format!("  {}", step.time.text()), theme.accent));
         if step.lowest {
