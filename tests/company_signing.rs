@@ -1,4 +1,4 @@
-//! Signed releases: by OpenSSH and by GnuPG, and a program that waits for a person holds nothing up but its own release.
+//! Signed releases: by `ssh-keygen` and by `gpg`, and a program that waits for a person holds nothing up but its own release.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 #[path = "common/mod.rs"]

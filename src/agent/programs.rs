@@ -14,7 +14,7 @@ use crate::wire::{ProgramFound, ProgramSought};
 /// Most programs that are looked for.
 const MAX_PROGRAMS: usize = 16;
 
-/// vLLM loads half of PyTorch before it says its version.
+/// `vllm` loads half of its libraries before it says its version.
 const VERSION: Duration = Duration::from_secs(20);
 
 /// Looks for all of them side by side.

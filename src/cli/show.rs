@@ -142,10 +142,9 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
         table::out(&format!("! {trouble}"))?;
     }
     if let Some(rollout) = &view.rollout {
-        let step = view.steps.get(rollout.step).cloned().unwrap_or_default();
         let state = match &rollout.outcome {
             Some(outcome) => super::history::outcome_words(Some(outcome)),
-            None => format!("step {} of {}: {step}", rollout.step + 1, view.steps.len()),
+            None => step_words(&view.steps, rollout.step),
         };
         table::out(&format!("rollout to {}: {state}", rollout.to))?;
         if rollout.outcome.is_none()
@@ -214,6 +213,14 @@ fn ready(view: &ServiceView) -> String {
         Condition::Elsewhere => "–".to_owned(),
         _ => format!("{}/{}", view.ready, view.wanted),
     }
+}
+
+/// `step 2 of 5: bake 5m`. A first deployment and an undo skip the steps: they are at the last stretch from the
+/// beginning, which is the only one that they have.
+fn step_words(titles: &[String], step: usize) -> String {
+    let at = step.min(titles.len().saturating_sub(1));
+    let title = titles.get(at).map_or("all replicas", String::as_str);
+    format!("step {} of {}: {title}", at + 1, titles.len().max(1))
 }
 
 /// What was foreseen of a rollout beside what happened.
@@ -467,4 +474,21 @@ fn number(value: Option<f64>) -> String {
 
 fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |v| format!("{:.1} %", v * 100.0))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_that_skips_its_steps_is_at_its_only_one() {
+        let titles = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let canary = titles(&["weight 10 %", "bake 5m", "all replicas"]);
+        assert_eq!(step_words(&canary, 1), "step 2 of 3: bake 5m");
+        assert_eq!(step_words(&canary, 2), "step 3 of 3: all replicas");
+        // An undo of a spec with four steps.
+        assert_eq!(step_words(&titles(&["all replicas"]), 4), "step 1 of 1: all replicas");
+        assert_eq!(step_words(&[], 0), "step 1 of 1: all replicas");
+    }
 }
