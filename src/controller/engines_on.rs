@@ -3,7 +3,7 @@
 use super::core::Core;
 use crate::base::HostName;
 use crate::engine;
-use crate::spec::{EngineSpec, RuntimeSpec};
+use crate::spec::RuntimeSpec;
 use crate::wire::ProgramSought;
 
 impl Core {
@@ -23,7 +23,7 @@ impl Core {
                 program,
                 path: spec.env.get("PATH").cloned(),
                 // What a program of the user's does with it is not known.
-                tells_version: !matches!(spec.engine, EngineSpec::Command(_)),
+                tells_version: engine.tells_version(),
             };
             if !sought.contains(&program) {
                 sought.push(program);

@@ -154,6 +154,10 @@ impl Engine for Command {
         self.0.run.first().filter(|program| !program.contains('{')).cloned()
     }
 
+    fn tells_version(&self) -> bool {
+        false
+    }
+
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
         self.check(rank.spec, rank.facts)?;
         rank.check_devices()?;

@@ -95,6 +95,11 @@ pub trait Engine: Send + Sync {
     /// The program that a plain process of it runs on the host; none: our own binary, or not known before its turn.
     fn program(&self, spec: &ServiceSpec) -> Option<String>;
 
+    /// Whether `--version` of its program tells a version and does nothing else.
+    fn tells_version(&self) -> bool {
+        true
+    }
+
     /// The command line of a rank.
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError>;
 
