@@ -66,6 +66,17 @@ fn agrees_with_cp_sat_on_small_worlds() {
 }
 
 #[test]
+fn agrees_with_cp_sat_where_an_earlier_release_gives_way() {
+    let Some(python) = python() else { return };
+    let mut command = Command::new(python);
+    command.arg(checkout().join("tests/placement_oracle/oracle.py"));
+    command.args([env!("CARGO_BIN_EXE_gpudeck"), "outgoing", "0", "40"]);
+    let done = common::run(&mut command, Duration::from_secs(600)).expect_success();
+    let said: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert!(said["proven_by_both"].as_u64().unwrap() >= 15, "{said}");
+}
+
+#[test]
 fn what_columns_prove_is_never_beyond_the_optimum() {
     let Some(python) = python() else { return };
     let mut command = Command::new(python);

@@ -4,6 +4,9 @@ import math
 
 from worlds import REQUIREMENTS
 
+# The levels between `placed` and `fragmentation`; `in_place` only in a world with replicas of earlier releases.
+LEVELS = ("domains", "moves", "link", "in_place", "headroom", "weights")
+
 
 def shape_need(service, shape):
     kv = service.get("kv_heads")
@@ -75,7 +78,10 @@ class World:
                 and all(self.gpus[x["host"], g].get("health", "ok") == "ok" for g in x["gpus"])
                 for x in r["ranks"])
             r["ranks_count"] = len(r["ranks"]) if r["alive"] else 0
-            r["can_stay"] = not r["movable"] or self.may_stay(r)
+            # What goes anyway is asked nothing but whether it still runs.
+            r["can_stay"] = not r["movable"] or (r["alive"] if r.get("outgoing") else self.may_stay(r))
+        self.outgoing = [r for r in self.running if r.get("outgoing")]
+        self.running = [r for r in self.running if not r.get("outgoing")]
         self.has = {}
         for name, s in self.services.items():
             self.has[name] = set(s.get("weights_on", []))
@@ -227,11 +233,22 @@ def check(world, answer):
     moves = sum(r["ranks_count"] for r in w.running if (r["service"], r["replica"]) not in stay)
     copies = {(s, h) for s, hosts in on.items() for h in hosts - w.has[s] if w.services[s].get("weights_bytes", 0)}
     assert copies == {(c["service"], c["host"]) for c in answer["copies"]}
-    hole = max([len(keys - set(taken)) for keys in w.islands().values()] or [0])
+    # Replicas of earlier releases stay where nothing took their GPUs.
+    in_place = 0
+    free_of = set(taken)
+    for r in w.outgoing:
+        keys = {(x["host"], g) for x in r["ranks"] for g in x["gpus"]}
+        if r["can_stay"] and (not r["movable"] or not keys & set(taken)):
+            assert not keys & set(taken), f"{r['service']}/{r['replica']} was moved"
+            free_of |= keys
+        elif r["can_stay"]:
+            in_place += r["ranks_count"]
+    hole = max([len(keys - free_of) for keys in w.islands().values()] or [0])
     levels = {
         "domains": sum(max(0, n - w.quota[s]) for (s, _), n in crowded.items()),
         "moves": moves,
         "link": link,
+        **({"in_place": in_place} if w.outgoing else {}),
         "headroom": tight,
         "weights": sum(w.services[s]["weights_bytes"] for s, _ in copies),
         "fragmentation": hole,
@@ -242,4 +259,4 @@ def check(world, answer):
     for name, value in levels.items():
         assert said[name]["value"] == value, f"{name} is {value}, said {said[name]['value']}"
     return [unplaced[p] for p in sorted(unplaced, reverse=True)] + [
-        levels[x] for x in ("domains", "moves", "link", "headroom", "weights")] + [-hole]
+        levels[x] for x in LEVELS if x in levels] + [-hole]

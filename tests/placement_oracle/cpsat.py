@@ -146,6 +146,15 @@ def solve(world, limit=60.0, workers=2, log=None):
                     # In GiB: numbers that the solver likes.
                     assert s["weights_bytes"] % (1 << 30) == 0
                     copies.append((s["weights_bytes"] >> 30) * c)
+    in_place = []
+    for i, r in enumerate(r for r in w.outgoing if r["can_stay"] and r["movable"]):
+        b = m.new_bool_var(f"stay outgoing {i}")
+        in_place.append(r["ranks_count"] * (1 - b))
+        for rank in r["ranks"]:
+            for c, cell in enumerate(cells.get(rank["host"], [])):
+                n = len({(rank["host"], g) for g in rank["gpus"]} & set(cell))
+                if n:
+                    use[rank["host"], c].append(n * b)
     for (h, c), terms in use.items():
         m.add(sum(terms) <= len(cells[h][c]))
     moves = sum(r["ranks_count"] * (1 - stays.get(id(r), 0)) for r in w.running)
@@ -162,7 +171,8 @@ def solve(world, limit=60.0, workers=2, log=None):
     else:
         m.add(hole == 0)
     goals = [sum(unplaced[p]) for p in sorted(unplaced, reverse=True)]
-    goals += [sum(crowded), moves, sum(link), sum(tight), sum(copies), -hole]
+    goals += [sum(crowded), moves, sum(link)] + ([sum(in_place)] if w.outgoing else [])
+    goals += [sum(tight), sum(copies), -hole]
     values, proven = [], []
     end = time.monotonic() + limit
     for i, goal in enumerate(goals):

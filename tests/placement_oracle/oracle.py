@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Compares `gpudeck place` with CP-SAT on random worlds.
 
-  oracle.py PROGRAM small FROM TO     every answer is allowed and says what is so; where both prove the optimum they agree
+  oracle.py PROGRAM small|outgoing FROM TO     every answer is allowed and says what is so; where both prove the
+                                      optimum they agree (outgoing: half of what runs is of an earlier release)
   oracle.py PROGRAM farm|lost FROM TO --limit MS     the figures: how far from CP-SAT's optimum, and how fast
   oracle.py PROGRAM farm FROM TO --limit MS --columns S    how far from what columns.py proves in S seconds a level
   oracle.py PROGRAM columns FROM TO   on small farms the bounds of columns.py are never beyond CP-SAT's optimum
-  oracle.py - small|farm|lost SEED    print the world
+  oracle.py - small|outgoing|farm|lost SEED    print the world
   oracle.py highs|cpsat farm FROM TO --cpsat S    how long HiGHS or CP-SAT takes, S seconds a level at most
 
 Ends with one line of JSON.
@@ -37,7 +38,7 @@ def small(args):
 
     both = ours = 0
     for seed in range(args.first, args.last):
-        world = worlds.small(seed)
+        world = worlds.KINDS[args.kind](seed)
         try:
             answer = place(args.program, world, "--time-limit", "20s", "--steps", "20000")
             levels = check.check(world, answer)
@@ -50,7 +51,7 @@ def small(args):
             bounds = {x["name"]: x["bound"] for x in answer["objective"]}
             if all(proven):
                 said = [p["wanted"] - p["bound"] for p in answer["objective"][0]["by_priority"]]
-                said += [bounds[n] for n in ("domains", "moves", "link", "headroom", "weights")]
+                said += [bounds[n] for n in check.LEVELS if n in bounds]
                 said.append(-bounds["fragmentation"])
                 assert said <= best, f"bounds {said} beyond the optimum {best}"
         except AssertionError as error:
@@ -162,7 +163,7 @@ def main():
     if args.program == "-":
         print(json.dumps(worlds.KINDS[args.kind](args.first)))
         return
-    print(json.dumps(small(args) if args.kind == "small" else figures(args)))
+    print(json.dumps(small(args) if args.kind in ("small", "outgoing") else figures(args)))
 
 
 if __name__ == "__main__":

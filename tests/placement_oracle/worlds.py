@@ -108,6 +108,33 @@ def small(seed):
     return world
 
 
+def outgoing(seed):
+    """Half of what runs is of an earlier release, and hosts are lost and GPUs sick under it; every second world is
+    small and tight."""
+    rng = random.Random(seed + 1_000_000)
+    if seed % 2:
+        hosts = [host(f"h{h}", f"r{h % 2}", "a", rng.randint(1, 3), rng.choice([0, 3]), *rng.choice(
+            [("H100", 80 * GIB), ("A100", 40 * GIB)])) for h in range(rng.randint(3, 4))]
+        services = [{
+            "name": f"s{s}", "replicas": rng.randint(1, 2),
+            "shapes": [{"tensor": t, "pipeline": p, "data": 1, "memory": rng.choice([30, 30, 75]) * GIB}],
+        } for s, (t, p) in enumerate(rng.choices([(1, 1), (1, 2), (2, 1), (1, 3)], k=rng.randint(2, 4)))]
+        hosts[0]["up"] = False
+        ranks = [{"host": "h0", "gpus": [0]}]
+        running = [{"service": "s0", "replica": 0, "shape": {"tensor": 1, "memory": 0}, "outgoing": True, "ranks": ranks}]
+        return {"hosts": hosts, "services": services, "placements": running, "headroom_percent": 0}
+    world = small(seed)
+    for h in world["hosts"]:
+        h["up"] = h["up"] and rng.random() > 0.15
+        for gpu in h["gpus"]:
+            if rng.random() < 0.1:
+                gpu["health"] = "Xid 79"
+    for running in world["placements"]:
+        if rng.random() < 0.5:
+            running["outgoing"] = True
+    return world
+
+
 def farm(seed, hosts=128, gangs=200, load=None):
     """Gangs of 1-16 GPUs on hosts of 8: three in four with one island of 8, the others with two of 4; racks of 8
     hosts, two memory sizes, priorities, weights lying about, `load` of the free GPUs wanted."""
@@ -184,4 +211,4 @@ def lost(seed, hosts=1000, services=500, load=0.9):
     return world
 
 
-KINDS = {"small": small, "farm": farm, "lost": lost}
+KINDS = {"small": small, "outgoing": outgoing, "farm": farm, "lost": lost}

@@ -24,19 +24,10 @@ pub(super) fn ideal(p: &Problem) -> Score {
     let sum = |of: fn(&Least) -> i64| -> i64 {
         (0..p.classes.len())
             .map(|class| {
-                let mut costs: Vec<i64> = p
-                    .slots
-                    .iter()
-                    .filter(|s| p.services[**s as usize].class as usize == class)
-                    .filter_map(|s| least[*s as usize].as_ref().map(of))
-                    .collect();
+                let all = || wanted(p).filter(move |s| p.services[*s].class as usize == class);
+                let mut costs: Vec<i64> = all().filter_map(|s| least[s].as_ref().map(of)).collect();
                 costs.sort_unstable();
-                let all = p
-                    .slots
-                    .iter()
-                    .filter(|s| p.services[**s as usize].class as usize == class)
-                    .count();
-                let placed = all.saturating_sub(unplaced[class] as usize);
+                let placed = all().count().saturating_sub(unplaced[class] as usize);
                 costs.iter().take(placed).sum::<i64>()
             })
             .sum()
@@ -80,6 +71,12 @@ pub(super) fn ideal(p: &Problem) -> Score {
     Score { unplaced, levels }
 }
 
+/// The service of every slot that wants a place. Replicas of earlier releases do not: whether they stay or are gone,
+/// none of them is missed.
+fn wanted(p: &Problem) -> impl Iterator<Item = usize> {
+    p.slots.iter().map(|s| *s as usize).filter(|s| !p.services[*s].outgoing)
+}
+
 /// How many of the slots of each priority, highest first, cannot have a place.
 ///
 /// For each set of GPUs that some kinds are confined to, and each size `g`: groups count `⌊part / g⌋`, hosts hold
@@ -96,8 +93,7 @@ fn unplaced(p: &Problem) -> Vec<i64> {
         |s: usize| p.services[s].incumbents.iter().any(|i| p.incumbents[*i as usize].can_stay);
     let sets: BTreeSet<&Vec<u64>> = usable.iter().collect();
     let mut placed: Vec<i64> = vec![0; p.classes.len()];
-    for slot in &p.slots {
-        let s = *slot as usize;
+    for s in wanted(p) {
         if !p.services[s].kinds.is_empty() || pinned(s) {
             placed[p.services[s].class as usize] += 1;
         }
@@ -128,7 +124,7 @@ fn unplaced(p: &Problem) -> Vec<i64> {
                     let (mut inside, mut others) = (Vec::new(), 0i64);
                     for (s, service) in p.services.iter().enumerate() {
                         let n = i64::from(service.replicas);
-                        if service.class as usize != c {
+                        if service.class as usize != c || service.outgoing {
                             continue;
                         }
                         // What may stay outside the cells takes no room there.
@@ -164,11 +160,11 @@ fn unplaced(p: &Problem) -> Vec<i64> {
             }
         }
     }
-    let mut wanted = vec![0; p.classes.len()];
-    for slot in &p.slots {
-        wanted[p.services[*slot as usize].class as usize] += 1;
+    let mut all = vec![0; p.classes.len()];
+    for s in wanted(p) {
+        all[p.services[s].class as usize] += 1;
     }
-    wanted.iter().zip(&placed).map(|(w, n)| w - n).collect()
+    all.iter().zip(&placed).map(|(w, n)| w - n).collect()
 }
 
 fn subset(inner: &[u64], outer: &[u64]) -> bool {

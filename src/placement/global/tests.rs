@@ -219,6 +219,31 @@ fn replicas_of_an_earlier_release_give_way_only_where_they_must() {
     assert_eq!((level(&answer, "link"), level(&answer, "in_place")), (0, 1), "{}", shown(&answer));
 }
 
+/// One that cannot stay, because its host is lost or a GPU of it is not healthy, stands in nobody's way.
+#[test]
+fn a_lost_replica_of_an_earlier_release_is_not_counted_as_wanting_a_place() {
+    let old = json!({"service": "chat", "replica": 0, "outgoing": true, "ranks": [{"host": "lost", "gpus": [0]}]});
+    let mut small = host("small", "r", 2, 2);
+    for gpu in small["gpus"].as_array_mut().unwrap() {
+        gpu["memory_total"] = json!("40GiB");
+    }
+    let world = |lost: Value| {
+        json!({
+            "hosts": [lost, host("a", "r", 3, 3), host("b", "r", 1, 1), small],
+            "services": [service("chat", 1, 1, 2), service("pair", 1, 2, 1)],
+            "placements": [old],
+        })
+    };
+    let mut sick = host("lost", "r", 1, 1);
+    sick["gpus"][0]["health"] = json!("Xid 79");
+    for lost in [with(host("lost", "r", 1, 1), "up", json!(false)), sick] {
+        let answer = solved(&world(lost));
+        // Both fit once the stages lie on two hosts; at first they are put on one.
+        assert_eq!((answer.placed, answer.wanted), (2, 2), "{}", shown(&answer));
+        assert!(answer.proven_optimal, "{:?}", answer.objective);
+    }
+}
+
 #[test]
 fn many_replicas_take_over_a_full_fleet() {
     let count = 60u32;
