@@ -49,7 +49,7 @@ class World:
             if shape:
                 shape = full(shape)
                 same = [x for x in service["shapes"] if all(x[k] == shape[k] for k in ("tensor", "pipeline", "data"))]
-                shape = same[0] if same else shape
+                shape = same[0] if same and shape not in service["shapes"] else shape
             else:
                 shape = next((x for x in service["shapes"] if gpus_of(x) == count), None)
             memory = r.get("memory", shape_need(service, shape) if shape else 0)

@@ -264,16 +264,17 @@ pub(super) fn free_memory(world: &WorldFile) -> Vec<Vec<u64>> {
     world.hosts.iter().map(|h| h.gpus.iter().map(|g| free(h, g)).collect()).collect()
 }
 
-/// The shape a replica runs with: as it says, or the first of its service's with as many GPUs.
+/// The shape a replica runs with: as it says, else the first of its service's with the same degrees, or, where it says
+/// nothing, with as many GPUs.
 pub(super) fn running_shape(service: &WorldService, running: &Running) -> Option<WorldShape> {
     let count: usize = running.ranks.iter().map(|r| r.gpus.len()).sum();
     let same = |shape: &&WorldShape| shape.gpus() == count as u64;
     match running.shape {
         Some(shape) => {
-            let known = |s: &&WorldShape| {
-                (s.tensor, s.pipeline, s.data) == (shape.tensor, shape.pipeline, shape.data)
-            };
-            Some(service.shapes.iter().find(known).copied().unwrap_or(shape))
+            let degrees = |s: &WorldShape| (s.tensor, s.pipeline, s.data);
+            let like = service.shapes.iter().find(|s| degrees(s) == degrees(&shape)).copied();
+            let known = service.shapes.contains(&shape);
+            Some(if known { shape } else { like.unwrap_or(shape) })
         }
         None => service.shapes.iter().find(same).copied(),
     }

@@ -244,6 +244,27 @@ fn a_lost_replica_of_an_earlier_release_is_not_counted_as_wanting_a_place() {
     }
 }
 
+/// Two shapes of the same degrees: what it says it takes is given back when it goes.
+#[test]
+fn a_running_replica_has_its_own_shape_and_not_the_first_like_it() {
+    let mut one = host("a", "r", 1, 1);
+    one["gpus"][0]["memory_free"] = json!("2GiB");
+    let shapes = json!([{"tensor": 1, "memory": "40GiB"}, {"tensor": 1, "memory": "78GiB"}]);
+    let large = json!([{"tensor": 1, "memory": "80GiB"}]);
+    let world = json!({
+        "hosts": [one],
+        "services": [with(service("small", 1, 1, 1), "shapes", shapes),
+            with(with(service("large", 1, 1, 1), "shapes", large), "priority", json!(9))],
+        "placements": [{"service": "small", "replica": 0, "shape": {"tensor": 1, "memory": "78GiB"},
+            "ranks": [{"host": "a", "gpus": [0]}]}],
+    });
+    assert_eq!(shown(&solved(&world)), "large/0 starts a[0]");
+    // A shape that the service has no more is the one of these degrees.
+    let mut other = world;
+    other["placements"][0]["shape"]["memory"] = json!("60GiB");
+    assert_eq!(shown(&solved(&other)), "small/0 stays a[0]");
+}
+
 #[test]
 fn many_replicas_take_over_a_full_fleet() {
     let count = 60u32;
