@@ -101,7 +101,13 @@ pub fn print(answer: &Answer) -> Result<(), Failure> {
         search.first_feasible_ms,
         search.elapsed_ms,
         search.steps
-    ))
+    ))?;
+    if search.reasons_cut {
+        table::out(
+            "the time was over before all reasons were told; a longer --time-limit tells them",
+        )?;
+    }
+    Ok(())
 }
 
 /// Where each replica goes, and why some have no place.

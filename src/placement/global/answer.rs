@@ -176,15 +176,21 @@ pub struct Search {
     pub first_feasible_ms: f64,
     /// All of it.
     pub elapsed_ms: f64,
+    /// The time was over before all reasons were told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reasons_cut: bool,
 }
 
 pub(super) fn tell(
     world: &WorldFile,
-    p: &Problem,
+    p: &Problem<'_>,
     best: &Best,
     bounds: &Score,
     explain: bool,
+    over: &mut dyn FnMut() -> bool,
 ) -> Answer {
+    // What was found is told whole.
+    p.clock.hurry_from(f64::INFINITY);
     let mut state = State::new(p);
     // Those that stay first: the others are fitted around them.
     let keeps = |keep: bool| {
@@ -214,7 +220,6 @@ pub(super) fn tell(
                 bytes: asked.weights_bytes,
             },
         ));
-        let (rejected, unplaced) = why::rejected(world, p, &mut state, s, &on, explain);
         let placed = replicas.len() as u32;
         services.push(ServiceAnswer {
             name: asked.name.clone(),
@@ -222,9 +227,20 @@ pub(super) fn tell(
             wanted: asked.replicas,
             placed,
             replicas,
-            unplaced: (placed < asked.replicas).then_some(unplaced),
-            rejected,
+            unplaced: None,
+            rejected: Vec::new(),
         });
+    }
+    // Those without a place first: their reasons are what is looked for.
+    let (short, whole): (Vec<usize>, Vec<usize>) =
+        (0..services.len()).partition(|s| services[*s].placed < services[*s].wanted);
+    let mut reasons_cut = false;
+    for s in short.into_iter().chain(whole) {
+        let missing = services[s].wanted - services[s].placed;
+        let told = why::rejected(world, p, &mut state, s, explain, over);
+        reasons_cut |= told.cut;
+        services[s].rejected = told.rejected;
+        services[s].unplaced = (missing > 0).then_some(told.unplaced);
     }
     let objective = levels(p, &best.score, bounds);
     let proven_optimal = objective.iter().all(|l| l.proven);
@@ -239,11 +255,11 @@ pub(super) fn tell(
         moves,
         copies,
         largest_gang: (64 - best.score.levels.closed).unsigned_abs(),
-        search: Search::default(),
+        search: Search { reasons_cut, ..Search::default() },
     }
 }
 
-fn levels(p: &Problem, score: &Score, bounds: &Score) -> Vec<Level> {
+fn levels(p: &Problem<'_>, score: &Score, bounds: &Score) -> Vec<Level> {
     let mut wanted = vec![0i64; p.classes.len()];
     for service in p.slots.iter().map(|s| &p.services[*s as usize]).filter(|s| !s.outgoing) {
         wanted[service.class as usize] += 1;
@@ -319,7 +335,7 @@ fn levels(p: &Problem, score: &Score, bounds: &Score) -> Vec<Level> {
 pub(super) type Groups = Vec<Vec<Vec<Vec<u32>>>>;
 
 /// Which GPUs each group gets.
-fn gpus(p: &Problem, state: &State<'_>) -> Groups {
+fn gpus(p: &Problem<'_>, state: &State<'_>) -> Groups {
     let mut out: Groups = vec![Vec::new(); p.slots.len()];
     for (slot, at) in state.at.iter().enumerate() {
         out[slot] = vec![Vec::new(); at.as_ref().map_or(0, |at| at.hosts.len())];
@@ -371,7 +387,7 @@ fn gpus(p: &Problem, state: &State<'_>) -> Groups {
 
 fn replicas(
     world: &WorldFile,
-    p: &Problem,
+    p: &Problem<'_>,
     state: &State<'_>,
     s: usize,
     groups: &Groups,
@@ -465,7 +481,7 @@ fn replicas(
     (replicas, moves)
 }
 
-fn leave(world: &WorldFile, p: &Problem, incumbent: u32, to: &[RankAnswer]) -> Move {
+fn leave(world: &WorldFile, p: &Problem<'_>, incumbent: u32, to: &[RankAnswer]) -> Move {
     let i = &p.incumbents[incumbent as usize];
     let from = i.pins.iter().map(|pin| {
         let host = &world.hosts[pin.host as usize];
@@ -486,7 +502,7 @@ fn leave(world: &WorldFile, p: &Problem, incumbent: u32, to: &[RankAnswer]) -> M
 /// Why a replica is where it is, a line each.
 fn reasons(
     world: &WorldFile,
-    p: &Problem,
+    p: &Problem<'_>,
     state: &State<'_>,
     s: usize,
     slot: u32,

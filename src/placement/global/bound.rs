@@ -2,7 +2,7 @@
 #![allow(clippy::indexing_slicing)] // tables of `compile`
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::compile::{Problem, span_cost};
 use super::state::{Levels, Score, State};
@@ -17,9 +17,10 @@ struct Least {
 }
 
 /// A bound for every level, taken by itself (given that no slot more is without a place than must be).
-pub(super) fn ideal(p: &Problem) -> Score {
+pub(super) fn ideal(p: &Problem<'_>) -> Score {
     let unplaced = unplaced(p);
-    let least: Vec<Option<Least>> = (0..p.services.len()).map(|s| least(p, s)).collect();
+    let nearest: Vec<(u32, i64)> = (0..p.kinds.len() as u32).map(|k| nearest(p, k)).collect();
+    let least: Vec<Option<Least>> = (0..p.services.len()).map(|s| least(p, s, &nearest)).collect();
     // Of a priority that is not placed whole, the cheapest.
     let sum = |of: fn(&Least) -> i64| -> i64 {
         (0..p.classes.len())
@@ -73,7 +74,7 @@ pub(super) fn ideal(p: &Problem) -> Score {
 
 /// The service of every slot that wants a place. Replicas of earlier releases do not: whether they stay or are gone,
 /// none of them is missed.
-fn wanted(p: &Problem) -> impl Iterator<Item = usize> {
+fn wanted(p: &Problem<'_>) -> impl Iterator<Item = usize> {
     p.slots.iter().map(|s| *s as usize).filter(|s| !p.services[*s].outgoing)
 }
 
@@ -81,17 +82,18 @@ fn wanted(p: &Problem) -> impl Iterator<Item = usize> {
 ///
 /// For each set of GPUs that some kinds are confined to, and each size `g`: groups count `⌊part / g⌋`, hosts hold
 /// `⌊GPUs / g⌋` (rounding a dual feasible function of the packing).
-fn unplaced(p: &Problem) -> Vec<i64> {
+fn unplaced(p: &Problem<'_>) -> Vec<i64> {
     let count = p.hosts.len() as u32;
-    // The GPUs that each service can use at all, as counts by host.
-    let usable: Vec<Vec<u64>> = p
-        .services
-        .iter()
-        .map(|s| (0..count).map(|h| s.kinds.iter().fold(0, |m, k| m | p.eligible(*k, h))).collect())
-        .collect();
+    // The GPUs that services can use at all, by host; many have the same kinds.
+    let mut by_kinds: BTreeMap<&[u32], Vec<u64>> = BTreeMap::new();
+    for s in &p.services {
+        by_kinds.entry(&s.kinds).or_insert_with(|| {
+            (0..count).map(|h| s.kinds.iter().fold(0, |m, k| m | p.eligible(*k, h))).collect()
+        });
+    }
     let pinned =
         |s: usize| p.services[s].incumbents.iter().any(|i| p.incumbents[*i as usize].can_stay);
-    let sets: BTreeSet<&Vec<u64>> = usable.iter().collect();
+    let sets: BTreeSet<&Vec<u64>> = by_kinds.values().collect();
     let mut placed: Vec<i64> = vec![0; p.classes.len()];
     for s in wanted(p) {
         if !p.services[s].kinds.is_empty() || pinned(s) {
@@ -104,8 +106,14 @@ fn unplaced(p: &Problem) -> Vec<i64> {
         .flat_map(|k| k.splits.iter().map(|m| k.units / m * k.tensor))
         .filter(|g| *g <= 64)
         .collect();
+    // Which services are confined to which set.
+    let inside: Vec<BTreeMap<&[u32], bool>> = sets
+        .iter()
+        .take(16)
+        .map(|set| by_kinds.iter().map(|(kinds, usable)| (*kinds, subset(usable, set))).collect())
+        .collect();
     for class in 0..p.classes.len() {
-        for set in sets.iter().take(16) {
+        for (set, confined) in sets.iter().zip(&inside) {
             for g in &sizes {
                 let holds: u64 = set
                     .iter()
@@ -128,7 +136,7 @@ fn unplaced(p: &Problem) -> Vec<i64> {
                             continue;
                         }
                         // What may stay outside the cells takes no room there.
-                        if pinned(s) || !subset(&usable[s], set) {
+                        if pinned(s) || !confined[service.kinds.as_slice()] {
                             others += n;
                             continue;
                         }
@@ -171,7 +179,46 @@ fn subset(inner: &[u64], outer: &[u64]) -> bool {
     inner.iter().zip(outer).all(|(a, b)| a & !b == 0)
 }
 
-fn least(p: &Problem, s: usize) -> Option<Least> {
+/// Link cost of a group, and whether there is a host with headroom, at best; the same for all services of a kind.
+fn nearest(p: &Problem<'_>, kind: u32) -> (u32, i64) {
+    let k = &p.kinds[kind as usize];
+    // A host that could hold a part without a cost of its own makes all parts free of it.
+    let (mut link, mut tight) = (2, i64::from(k.tensor * k.units));
+    for h in 0..p.hosts.len() as u32 {
+        let eligible = p.eligible(kind, h);
+        if eligible == 0 {
+            continue;
+        }
+        if eligible & !p.tight(kind, h) != 0 {
+            tight = 0;
+        }
+        if link == 0 || k.tensor == 1 {
+            link = 0;
+            continue;
+        }
+        let cells = &p.hosts[h as usize].cells;
+        let mine = || cells.iter().enumerate().filter(move |(c, _)| eligible & (1 << c) != 0);
+        for (_, one) in mine() {
+            let in_island: usize = mine()
+                .filter(|(_, c)| c.island.is_some() && c.island == one.island)
+                .map(|(_, c)| c.gpus.len())
+                .sum();
+            let in_numa: usize = mine()
+                .filter(|(_, c)| c.numa.is_some() && c.numa == one.numa)
+                .map(|(_, c)| c.gpus.len())
+                .sum();
+            let tensor = k.tensor as usize;
+            link = link.min(match (in_island >= tensor, in_numa >= tensor) {
+                (true, _) => 0,
+                (_, true) => 1,
+                _ => 2,
+            });
+        }
+    }
+    (link, tight)
+}
+
+fn least(p: &Problem<'_>, s: usize, nearest: &[(u32, i64)]) -> Option<Least> {
     let service = &p.services[s];
     let mut found: Option<Least> = None;
     let mut offer = |new: Least| {
@@ -190,47 +237,19 @@ fn least(p: &Problem, s: usize) -> Option<Least> {
     for kind in &service.kinds {
         let k = &p.kinds[*kind as usize];
         let split = i64::from(k.splits.first().copied().unwrap_or(1));
-        let gpus = i64::from(k.units * k.tensor);
-        // A host that could hold a part without a cost of its own makes all parts free of it.
-        let (mut link, mut tight, mut bytes) = (2, i64::from(k.tensor * k.units), service.bytes);
-        for h in 0..p.hosts.len() as u32 {
-            let eligible = p.eligible(*kind, h);
-            if eligible == 0 {
-                continue;
-            }
-            let cells = &p.hosts[h as usize].cells;
-            let mine = || cells.iter().enumerate().filter(move |(c, _)| eligible & (1 << c) != 0);
-            for (_, one) in mine() {
-                let in_island: usize = mine()
-                    .filter(|(_, c)| c.island.is_some() && c.island == one.island)
-                    .map(|(_, c)| c.gpus.len())
-                    .sum();
-                let in_numa: usize = mine()
-                    .filter(|(_, c)| c.numa.is_some() && c.numa == one.numa)
-                    .map(|(_, c)| c.gpus.len())
-                    .sum();
-                let groups = |n: bool, m: bool| match (n, m) {
-                    (true, _) => 0,
-                    (_, true) => 1,
-                    _ => 2,
-                };
-                let tensor = k.tensor as usize;
-                link = link.min(groups(tensor == 1 || in_island >= tensor, in_numa >= tensor));
-            }
-            if eligible & !p.tight(*kind, h) != 0 {
-                tight = 0;
-            }
-            if service.has[h as usize] {
-                bytes = 0;
-            }
-        }
+        let (link, tight) = nearest[*kind as usize];
+        let there = || {
+            let hosts = 0..p.hosts.len() as u32;
+            hosts.clone().any(|h| service.has[h as usize] && p.eligible(*kind, h) != 0)
+        };
         // Copies are paid once a host, whoever shares them.
-        let bytes = if service.replicas > 1 { 0 } else { bytes };
+        let bytes =
+            if service.replicas > 1 || service.bytes == 0 || there() { 0 } else { service.bytes };
         offer(Least {
             link: i64::from(link) * i64::from(k.units) + span_cost(split as usize, 1),
             tight,
             bytes,
-            gpus,
+            gpus: i64::from(k.units * k.tensor),
         });
     }
     found
@@ -239,7 +258,7 @@ fn least(p: &Problem, s: usize) -> Option<Least> {
 /// A bound for the bytes, given how many slots of each priority have a place: hosts' rooms are priced instead of
 /// kept to, and the prices raised where more is wanted than there is (Lagrangian relaxation, subgradient steps).
 pub(super) fn bytes(
-    p: &Problem,
+    p: &Problem<'_>,
     score: &Score,
     rounds: u32,
     over: &mut dyn FnMut() -> bool,
@@ -257,12 +276,20 @@ pub(super) fn bytes(
         let mut used = vec![0.0f64; hosts];
         let mut value: f64 = -price.iter().zip(&room).map(|(a, b)| a * b).sum::<f64>();
         let mut by_class: Vec<Vec<(f64, Vec<(usize, f64)>)>> = vec![Vec::new(); p.classes.len()];
+        let mut broken_off = false;
         for (s, service) in p.services.iter().enumerate().filter(|(_, s)| !s.outgoing) {
+            broken_off = broken_off || (s % 64 == 63 && over());
+            if broken_off {
+                break;
+            }
             let (cost, takes) = cheapest(p, s, &price);
             if cost.is_finite() {
                 let class = &mut by_class[service.class as usize];
                 class.extend((0..service.replicas).map(|_| (cost, takes.clone())));
             }
+        }
+        if broken_off {
+            break;
         }
         for (class, mut all) in by_class.into_iter().enumerate() {
             let wanted = p
@@ -309,7 +336,7 @@ pub(super) fn bytes(
 }
 
 /// The cheapest place of a slot of a service at these prices, and what it takes there.
-fn cheapest(p: &Problem, s: usize, price: &[f64]) -> (f64, Vec<(usize, f64)>) {
+fn cheapest(p: &Problem<'_>, s: usize, price: &[f64]) -> (f64, Vec<(usize, f64)>) {
     let service = &p.services[s];
     let mut best = (f64::INFINITY, Vec::new());
     for i in service.incumbents.iter().map(|i| &p.incumbents[*i as usize]).filter(|i| i.can_stay) {

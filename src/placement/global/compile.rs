@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::alike::{Alike, Mark};
+use super::clock::Clock;
 use super::file::{
     Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService, WorldShape, WorldSpread,
 };
@@ -132,7 +133,9 @@ pub(super) struct Incumbent {
 
 /// The tables.
 #[derive(Clone, Debug)]
-pub(super) struct Problem {
+pub(super) struct Problem<'a> {
+    /// How much of the time is used.
+    pub clock: Clock<'a>,
     pub hosts: Vec<Host>,
     pub kinds: Vec<Kind>,
     pub services: Vec<Service>,
@@ -156,7 +159,7 @@ pub(super) struct Problem {
     pub divided_unlike: RefCell<HashMap<(u32, Vec<(u32, u32, u32)>), Option<HostCost>>>,
 }
 
-impl Problem {
+impl Problem<'_> {
     pub fn eligible(&self, kind: u32, host: u32) -> u64 {
         self.eligible[kind as usize * self.hosts.len() + host as usize]
     }
@@ -281,7 +284,7 @@ pub(super) fn running_shape(service: &WorldService, running: &Running) -> Option
 }
 
 /// Makes the tables.
-pub(super) fn compile(world: &WorldFile) -> Problem {
+pub(super) fn compile<'a>(world: &WorldFile, clock: Clock<'a>) -> Problem<'a> {
     let host_at: BTreeMap<&str, u32> =
         world.hosts.iter().enumerate().map(|(i, h)| (h.name.as_str(), i as u32)).collect();
     let service_at: BTreeMap<&str, usize> =
@@ -358,6 +361,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
         in_rack[host.rack as usize].push(h as u32);
     }
     let mut problem = Problem {
+        clock,
         hosts,
         kinds: Vec::new(),
         services: Vec::new(),
@@ -484,7 +488,7 @@ pub(super) fn compile(world: &WorldFile) -> Problem {
     problem
 }
 
-fn is_whole(problem: &Problem, host: u32) -> bool {
+fn is_whole(problem: &Problem<'_>, host: u32) -> bool {
     let cells = &problem.hosts[host as usize].cells;
     let all = mask(&problem.hosts[host as usize], |_| true);
     let island = cells.first().and_then(|c| c.island);
@@ -498,7 +502,7 @@ fn is_whole(problem: &Problem, host: u32) -> bool {
 /// A service of its own for the replicas of each service's earlier releases; gives where it is. It has no way to be
 /// placed anew, so they stay where they are or are gone.
 fn add_outgoing(
-    problem: &mut Problem,
+    problem: &mut Problem<'_>,
     world: &WorldFile,
     service_at: &BTreeMap<&str, usize>,
 ) -> BTreeMap<usize, usize> {
@@ -593,7 +597,7 @@ fn lacks_headroom(world: &WorldFile, total: u64, free: u64, needed: u64) -> bool
 
 /// A kind, if any host could hold a part of it.
 fn add_kind(
-    problem: &mut Problem,
+    problem: &mut Problem<'_>,
     world: &WorldFile,
     service: &WorldService,
     shape: &WorldShape,
@@ -606,6 +610,11 @@ fn add_kind(
     let mut most = 0;
     for (h, host) in problem.hosts.iter().enumerate() {
         let may = may(h);
+        if may == 0 {
+            eligible.push(0);
+            tight.push(0);
+            continue;
+        }
         let (mut yes, mut short) = (0u64, 0u64);
         let mut count = 0;
         for (c, cell) in host.cells.iter().enumerate() {
@@ -716,7 +725,7 @@ fn outside(
 }
 
 fn add_incumbent(
-    problem: &mut Problem,
+    problem: &mut Problem<'_>,
     world: &WorldFile,
     running: &Running,
     (s, to): (usize, usize),

@@ -11,7 +11,7 @@ const MAX_POSITIONS: usize = 4000;
 const MAX_SLOTS: usize = 40;
 
 /// Looks at everything; true if it came to the end, so that `best` is the best there is. `over` is asked now and then.
-pub(super) fn search(p: &Problem, best: &mut Best, over: &mut dyn FnMut() -> bool) -> bool {
+pub(super) fn search(p: &Problem<'_>, best: &mut Best, over: &mut dyn FnMut() -> bool) -> bool {
     if p.slots.len() > MAX_SLOTS {
         return false;
     }
@@ -48,7 +48,7 @@ pub(super) fn search(p: &Problem, best: &mut Best, over: &mut dyn FnMut() -> boo
 }
 
 /// Every position of each service, those of incumbents first; none if there are too many.
-fn positions(p: &Problem) -> Option<Vec<Vec<Position>>> {
+fn positions(p: &Problem<'_>) -> Option<Vec<Vec<Position>>> {
     let mut total = 0;
     let mut all = Vec::new();
     for service in &p.services {
@@ -112,7 +112,7 @@ fn combine(
 }
 
 struct Walk<'a, 'b> {
-    p: &'a Problem,
+    p: &'a Problem<'a>,
     positions: &'b [Vec<Position>],
     order: &'b [u32],
     state: State<'a>,

@@ -45,8 +45,14 @@ const SHARED: Patience = Patience { steps: 30_000, most: 1_000_000 };
 /// Of a host with GPUs that differ: what is found is of use there alone, and there may be hundreds of them.
 const ALONE: Patience = Patience { steps: 2_000, most: 20_000 };
 
+/// Once the time is over: the first division that comes.
+const HURRIED: Patience = Patience { steps: 0, most: 4_000 };
+
 /// Divisions of hosts with unlike GPUs that are remembered.
 const MOST_KNOWN: usize = 100_000;
+
+/// Steps between two looks at the clock.
+const STEPS_A_LOOK: u32 = 2048;
 
 /// Free GPUs by cell.
 pub(super) type Counts = [u8; 64];
@@ -54,7 +60,7 @@ pub(super) type Counts = [u8; 64];
 /// The best division of a host among parts; none if they do not fit. With `out`, the counts per cell of each
 /// group of each unpinned part, in order.
 pub(super) fn divide(
-    problem: &Problem,
+    problem: &Problem<'_>,
     host: u32,
     parts: &[Part],
     out: Option<&mut Vec<Vec<Counts>>>,
@@ -70,26 +76,37 @@ pub(super) fn divide(
         let key = (problem.hosts[host as usize].pattern, sizes);
         let known = problem.divided.borrow().get(&key).copied();
         let cost = known.unwrap_or_else(|| {
-            let cost = search(problem, host, parts, None).map(|c| HostCost { tight: 0, ..c });
-            problem.divided.borrow_mut().insert(key, cost);
+            let (cost, whole) = search(problem, host, parts, None);
+            let cost = cost.map(|c| HostCost { tight: 0, ..c });
+            if whole || cost.is_some() {
+                problem.divided.borrow_mut().insert(key, cost);
+            }
             cost
         });
         return cost.map(|c| HostCost { tight, ..c });
     }
     if out.is_some() {
-        return search(problem, host, parts, out);
+        return search(problem, host, parts, out).0;
     }
     let mut what: Vec<(u32, u32, u32)> = parts.iter().map(|p| (p.kind, p.units, p.pin)).collect();
     what.sort_unstable();
     let mut known = problem.divided_unlike.borrow_mut();
+    if let Some(cost) = known.get(&(host, what.clone())) {
+        return *cost;
+    }
     if known.len() > MOST_KNOWN {
         known.clear();
     }
-    *known.entry((host, what)).or_insert_with(|| search(problem, host, parts, None))
+    let (cost, whole) = search(problem, host, parts, None);
+    // That nothing was found in a hurry says little.
+    if whole || cost.is_some() {
+        known.insert((host, what), cost);
+    }
+    cost
 }
 
 /// The number of groups of each size, four bits each, and GPUs without headroom; none if that does not say all.
-fn sizes(problem: &Problem, host: u32, parts: &[Part]) -> Option<(u64, u32)> {
+fn sizes(problem: &Problem<'_>, host: u32, parts: &[Part]) -> Option<(u64, u32)> {
     if problem.hosts[host as usize].pattern == NONE {
         return None;
     }
@@ -114,10 +131,30 @@ fn sizes(problem: &Problem, host: u32, parts: &[Part]) -> Option<(u64, u32)> {
     Some((sizes, tight))
 }
 
+/// The best division, and whether there was time to look for it.
 fn search(
-    problem: &Problem,
+    problem: &Problem<'_>,
     host: u32,
     parts: &[Part],
+    out: Option<&mut Vec<Vec<Counts>>>,
+) -> (Option<HostCost>, bool) {
+    let patience = match problem.hosts[host as usize].pattern {
+        // What was divided once is divided again.
+        _ if out.is_none() && problem.clock.hurries() => HURRIED,
+        NONE => ALONE,
+        _ => SHARED,
+    };
+    let mut whole = patience.most > HURRIED.most;
+    let cost = search_for(problem, host, parts, patience, &mut whole, out);
+    (cost, whole)
+}
+
+fn search_for(
+    problem: &Problem<'_>,
+    host: u32,
+    parts: &[Part],
+    patience: Patience,
+    whole: &mut bool,
     out: Option<&mut Vec<Vec<Counts>>>,
 ) -> Option<HostCost> {
     let cells = &problem.hosts[host as usize].cells;
@@ -166,10 +203,12 @@ fn search(
         best: None,
         best_chosen: Vec::new(),
         steps: 0,
-        patience: if problem.hosts[host as usize].pattern == NONE { ALONE } else { SHARED },
+        patience,
+        cut: false,
         keep: out.is_some(),
     };
     search.group(0);
+    *whole &= !search.cut;
     let best = search.best?;
     if let Some(out) = out {
         *out = vec![Vec::new(); parts.len()];
@@ -182,7 +221,7 @@ fn search(
 }
 
 /// All GPUs are alike: counting is enough.
-fn one_cell(problem: &Problem, host: u32, parts: &[Part], cell: &Cell) -> Option<HostCost> {
+fn one_cell(problem: &Problem<'_>, host: u32, parts: &[Part], cell: &Cell) -> Option<HostCost> {
     let mut cost = HostCost::default();
     let mut used = 0;
     for part in parts {
@@ -275,7 +314,7 @@ fn mates(cells: &[Cell], of: fn(&Cell) -> Option<u32>) -> Vec<u64> {
 }
 
 struct Search<'a> {
-    problem: &'a Problem,
+    problem: &'a Problem<'a>,
     host: u32,
     cells: &'a [Cell],
     groups: &'a [(u32, u32, usize)],
@@ -289,6 +328,8 @@ struct Search<'a> {
     best_chosen: Vec<Counts>,
     steps: u32,
     patience: Patience,
+    /// The time was over before the patience.
+    cut: bool,
     keep: bool,
 }
 
@@ -380,6 +421,9 @@ impl Search<'_> {
             return;
         }
         self.steps += 1;
+        if self.steps.is_multiple_of(STEPS_A_LOOK) && !self.keep && self.problem.clock.hurries() {
+            (self.cut, self.patience) = (true, Patience { steps: 0, most: self.steps });
+        }
         if cell >= self.cells.len() || self.steps > self.patience.most || self.hopeless(0) {
             return;
         }

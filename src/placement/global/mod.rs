@@ -14,6 +14,7 @@ mod alike;
 pub mod answer;
 mod bar;
 mod bound;
+mod clock;
 mod compile;
 mod exact;
 mod few;
@@ -58,13 +59,17 @@ const BOUNDING: f64 = 0.92;
 /// Places everything. The world must have passed [`check`], which is done again.
 pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wrong> {
     check(world)?;
-    let problem = compile::compile(world);
+    let clock = std::cell::RefCell::new(&mut *control.used);
+    // It is asked by one at a time: whoever asks has it back at once.
+    let used = || clock.try_borrow_mut().map_or(1.0, |mut used| used());
+    let problem = compile::compile(world, clock::Clock::new(&used));
+    problem.clock.hurry_from(PLACING);
     let mut search = search::Search::new(&problem);
-    search.construct(&mut || (control.used)() >= PLACING);
+    search.construct(&mut || used() >= PLACING);
     (control.first)();
+    problem.clock.hurry_from(BOUNDING);
     let ideal = bound::ideal(&problem);
     let max_steps = control.max_steps.max(1);
-    let used = &mut *control.used;
     let (mut best, mut steps) = improve(&mut search, &ideal, &mut |steps| {
         (steps as f64 / STEPS_BEFORE_EXACT.min(max_steps) as f64).max(used() / IMPROVING)
     });
@@ -96,7 +101,8 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
     }
     polish::polish(&mut search, &mut best, &mut || used() >= BOUNDING);
     let bounds = bounds(&problem, &best, ideal, proven, &mut || used() >= BOUNDING);
-    let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain);
+    let mut over = || used() >= 1.0;
+    let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain, &mut over);
     answer.search.steps = steps;
     let ended = match () {
         () if answer.proven_optimal => "proven",
@@ -109,7 +115,7 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
 
 /// A bound for each level, given the levels before it.
 fn bounds(
-    problem: &compile::Problem,
+    problem: &compile::Problem<'_>,
     best: &Best,
     ideal: Score,
     proven: bool,

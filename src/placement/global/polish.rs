@@ -62,7 +62,7 @@ fn better(state: &mut State<'_>, slot: u32, old: Position, over: &mut dyn FnMut(
 }
 
 /// The memory of its GPUs.
-fn size(p: &Problem, at: &Position) -> u64 {
+fn size(p: &Problem<'_>, at: &Position) -> u64 {
     let host = at.hosts[0];
     let eligible = p.eligible(at.kind, host);
     let cells = p.hosts[host as usize].cells.iter().enumerate();

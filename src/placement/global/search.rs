@@ -45,7 +45,7 @@ const HOT: f64 = 0.85;
 /// The search and what it knows.
 pub(super) struct Search<'a> {
     pub state: State<'a>,
-    p: &'a Problem,
+    p: &'a Problem<'a>,
     dice: Dice,
     /// What was done in this attempt, to take it back.
     undo: Vec<Undo>,
@@ -71,13 +71,13 @@ enum Undo {
 }
 
 /// GPUs of a slot at least.
-fn gpus(p: &Problem, slot: u32) -> u32 {
+fn gpus(p: &Problem<'_>, slot: u32) -> u32 {
     let kinds = &p.services[p.slots[slot as usize] as usize].kinds;
     kinds.iter().map(|k| &p.kinds[*k as usize]).map(|k| k.tensor * k.units).min().unwrap_or(0)
 }
 
 impl<'a> Search<'a> {
-    pub fn new(p: &'a Problem) -> Self {
+    pub fn new(p: &'a Problem<'a>) -> Self {
         Self {
             state: State::new(p),
             p,
@@ -314,6 +314,7 @@ impl<'a> Search<'a> {
         let hurries = self.hurries;
         let good = |price: &[i64; 5]| {
             hurries
+                || p.clock.hurries()
                 || price[0] == 0
                     && (price[1] == 0 || !k.has_near)
                     && (price[2] == 0 || !k.has_roomy)
@@ -595,7 +596,7 @@ impl<'a> Search<'a> {
     }
 }
 
-fn grain(p: &Problem) -> f64 {
+fn grain(p: &Problem<'_>) -> f64 {
     let sizes: Vec<f64> = p.services.iter().map(|s| s.bytes as f64).filter(|b| *b > 0.0).collect();
     if sizes.is_empty() { 1.0 } else { sizes.iter().sum::<f64>() / sizes.len() as f64 }
 }

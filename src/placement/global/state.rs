@@ -49,7 +49,7 @@ struct OnHost {
 /// A placement.
 #[derive(Clone, Debug)]
 pub(super) struct State<'a> {
-    pub p: &'a Problem,
+    pub p: &'a Problem<'a>,
     pub at: Vec<Option<Position>>,
     hosts: Vec<OnHost>,
     stays: Vec<bool>,
@@ -72,7 +72,7 @@ pub(super) struct State<'a> {
 
 impl<'a> State<'a> {
     /// Nothing has a place.
-    pub fn new(p: &'a Problem) -> Self {
+    pub fn new(p: &'a Problem<'a>) -> Self {
         let mut holes = [0; 65];
         let hosts: Vec<OnHost> = (0..p.hosts.len() as u32)
             .map(|h| {
@@ -405,6 +405,7 @@ impl<'a> State<'a> {
 mod tests {
     use serde_json::json;
 
+    use super::super::clock::Clock;
     use super::super::compile::compile;
     use super::super::read::read;
     use super::super::search::Dice;
@@ -434,7 +435,7 @@ mod tests {
             if picky {
                 world["services"][1]["require"] = json!("host.name != 'h1' || gpu.numa == 0");
             }
-            let p = compile(&read(&world.to_string(), "world").unwrap());
+            let p = compile(&read(&world.to_string(), "world").unwrap(), Clock::none());
             let whole = p.hosts.iter().filter(|h| h.whole).count();
             assert_eq!(whole, if picky { 5 } else { 6 });
             let mut state = State::new(&p);

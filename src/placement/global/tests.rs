@@ -346,7 +346,7 @@ fn free_memory_tells_gpus_apart_only_where_it_matters() {
     }
     let compiled = |world: &Value| {
         let world = read(&world.to_string(), "world").unwrap();
-        compile::compile(&world)
+        compile::compile(&world, clock::Clock::none())
     };
     // What is not told apart is one cell for each NUMA node.
     assert!(compiled(&uneven).hosts.iter().all(|h| h.cells.len() == 2));
@@ -388,6 +388,69 @@ fn hosts_of_unlike_gpus_are_divided_as_well_as_a_few_steps_allow() {
     assert!(level(&answer, "placed") >= 12, "{}", shown(&answer));
 }
 
+/// Sixty-four GPUs whose islands and NUMA nodes cross are looked through for long, but no longer than there is time.
+#[test]
+fn a_division_of_one_host_is_broken_off_when_the_time_is_over() {
+    let mut dice = search::Dice::new(5);
+    let mut one = host("a", "r", 64, 64);
+    for gpu in one["gpus"].as_array_mut().unwrap() {
+        (gpu["island"], gpu["numa"]) = (json!(dice.below(9)), json!(dice.below(5)));
+    }
+    let world = json!({"hosts": [one], "services": [service("s", 9, 7, 1)]});
+    let world = read(&world.to_string(), "world").unwrap();
+    let looks = |time: u32| {
+        let asked = std::cell::Cell::new(0);
+        let used = || {
+            asked.set(asked.get() + 1);
+            if asked.get() < time { 0.0 } else { 1.0 }
+        };
+        let p = compile::compile(&world, clock::Clock::new(&used));
+        p.clock.hurry_from(1.0);
+        let part = layout::Part { slot: 0, kind: 0, units: 1, pin: compile::NONE };
+        layout::divide(&p, 0, &[part; 9], None);
+        asked.get()
+    };
+    assert!(looks(u32::MAX) > 10);
+    assert_eq!(looks(4), 4);
+}
+
+/// Reasons are for people, and there may be millions: those of replicas without a place come first, and the rest while time
+/// lasts.
+#[test]
+fn reasons_are_given_while_time_lasts() {
+    let hosts: Vec<Value> = (0..300).map(|h| host(&format!("h{h}"), "r", 2, 2)).collect();
+    let mut services: Vec<Value> = (0..300).map(|s| service(&format!("s{s}"), 1, 1, 1)).collect();
+    services.push(service("large", 1, 4, 1));
+    let world = read(&json!({"hosts": hosts, "services": services}).to_string(), "world").unwrap();
+    let answer = |limit: f64| {
+        let mut asked = 0.0;
+        let mut used = || {
+            asked += 1.0;
+            asked / limit
+        };
+        let mut control =
+            Control { used: &mut used, first: &mut || (), max_steps: 16, explain: false };
+        solve(&world, &mut control).unwrap()
+    };
+    let all = answer(f64::INFINITY);
+    let large = |answer: &Answer| answer.services[300].clone();
+    let why = "it has 2 GPUs, 4 needed together";
+    let told = all.services[0].rejected.iter().map(|r| r.count).sum::<usize>();
+    assert_eq!((all.search.reasons_cut, told), (false, 299));
+    assert_eq!(large(&all).unplaced.as_deref(), Some(why));
+    // Enough for the one that matters.
+    let some = answer(5000.0);
+    assert!(some.search.reasons_cut, "{:?}", some.search);
+    assert_eq!(large(&some).unplaced.as_deref(), Some(why));
+    let none = answer(1.0);
+    assert_eq!((none.placed, all.placed), (300, 300));
+    assert!(none.search.reasons_cut && none.services.iter().all(|s| s.rejected.is_empty()));
+    assert_eq!(
+        large(&none).unplaced.as_deref(),
+        Some("the time was over before a reason was found")
+    );
+}
+
 fn at(kind: u32, hosts: &[u32]) -> state::Position {
     state::Position { kind, keep: compile::NONE, hosts: hosts.iter().copied().collect() }
 }
@@ -403,7 +466,7 @@ fn an_attempt_is_kept_only_where_it_loses_nothing() {
             with(with(s, "weights_bytes", json!(format!("{}GiB", 5 + i))), "weights_on", json!([format!("h{}", i % 9)]))
         }).collect::<Vec<_>>(),
     });
-    let p = compile::compile(&read(&world.to_string(), "world").unwrap());
+    let p = compile::compile(&read(&world.to_string(), "world").unwrap(), clock::Clock::none());
     let mut search = search::Search::new(&p);
     search.construct(&mut || false);
     for n in 0..3000 {
@@ -435,7 +498,7 @@ fn what_moved_for_a_gang_comes_back_when_that_goes_elsewhere() {
         "services": [with(service("two", 2, 2, 1), "hosts", json!(["a", "c"])), service("one", 1, 2, 1), with(service("gang", 1, 4, 1), "link", json!("nvlink"))],
         "placements": [running("two", 0, "a", &[0, 1]), running("two", 1, "a", &[2, 3]), running("one", 0, "b", &[0, 1])],
     });
-    let p = compile::compile(&read(&world.to_string(), "world").unwrap());
+    let p = compile::compile(&read(&world.to_string(), "world").unwrap(), clock::Clock::none());
     let mut search = search::Search::new(&p);
     let kind = |slot: usize| p.services[p.slots[slot] as usize].kinds[0];
     for (slot, host) in [(0, 2), (1, 2), (3, 0)] {

@@ -14,24 +14,48 @@ use crate::spec::Requirement;
 /// Hosts named for a reason, unless all are wanted.
 const NAMED: usize = 8;
 
-/// The hosts that got nothing, by reason, and why not every replica has a place.
+/// Hosts between two looks at the clock.
+const A_LOOK: u32 = 16;
+
+/// What is told of a service.
+pub(super) struct Told {
+    /// The hosts that got nothing, by reason.
+    pub rejected: Vec<Rejected>,
+    /// Why not every replica has a place.
+    pub unplaced: String,
+    /// The time was over before every host was asked.
+    pub cut: bool,
+}
+
+/// The hosts that got nothing, by reason, and why not every replica has a place, as long as there is time.
 pub(super) fn rejected(
     world: &WorldFile,
-    p: &Problem,
+    p: &Problem<'_>,
     state: &mut State<'_>,
     s: usize,
-    on: &BTreeSet<u32>,
     explain: bool,
-) -> (Vec<Rejected>, String) {
+    over: &mut dyn FnMut() -> bool,
+) -> Told {
+    if over() {
+        let unplaced = "the time was over before a reason was found".to_owned();
+        return Told { rejected: Vec::new(), unplaced, cut: true };
+    }
+    let mut cut = false;
     let service = &world.services[s];
     let requirement = service.require.as_ref().and_then(|r| Requirement::parse(r).ok());
     let mut by_reason: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     // One replica that was placed now stands for all: it is what is tried elsewhere.
     let slots = p.services[s].first..p.services[s].first + p.services[s].replicas;
-    let mut slots = slots;
-    let one =
-        slots.rfind(|slot| state.at[*slot as usize].as_ref().is_some_and(|at| at.keep == NONE));
+    let placed = slots.clone().filter_map(|slot| state.at[slot as usize].as_ref());
+    let on: BTreeSet<u32> = placed.flat_map(|at| at.hosts.iter().copied()).collect();
+    let one = slots
+        .rev()
+        .find(|slot| state.at[*slot as usize].as_ref().is_some_and(|at| at.keep == NONE));
     for h in 0..p.hosts.len() as u32 {
+        if h % A_LOOK == A_LOOK - 1 && over() {
+            cut = true;
+            break;
+        }
         if on.contains(&h) {
             continue;
         }
@@ -64,13 +88,13 @@ pub(super) fn rejected(
                 .collect(),
         })
         .collect();
-    (rejected, unplaced)
+    Told { rejected, unplaced, cut }
 }
 
 /// Why nothing of it could be on this host even if it were empty of what may be moved.
 fn never(
     world: &WorldFile,
-    p: &Problem,
+    p: &Problem<'_>,
     s: usize,
     h: u32,
     requirement: Option<&Requirement>,
@@ -136,7 +160,7 @@ fn memory(service: &WorldService, cells: &[super::compile::Cell]) -> Option<Stri
 }
 
 /// Why there is no room left on it.
-fn taken(p: &Problem, state: &mut State<'_>, s: usize, h: u32) -> Option<String> {
+fn taken(p: &Problem<'_>, state: &mut State<'_>, s: usize, h: u32) -> Option<String> {
     let service = &p.services[s];
     // The smallest part that could lie here.
     let mut least = u32::MAX;
@@ -168,7 +192,7 @@ fn taken(p: &Problem, state: &mut State<'_>, s: usize, h: u32) -> Option<String>
 }
 
 /// Why it is no better than where the replica is: the first level on which it is worse.
-fn worse(p: &Problem, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32) -> String {
+fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32) -> String {
     let Some(slot) = slot else { return "not needed: what runs stays".to_owned() };
     let before = state.score();
     let Some(old) = state.remove(slot) else { return "not needed".to_owned() };
