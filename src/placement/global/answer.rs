@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-use super::compile::{NONE, Problem, link_cost};
+use super::compile::{NONE, Problem, free_memory, link_cost};
 use super::file::{Rank, WorldFile, WorldShape};
 use super::layout::divide;
 use super::search::Best;
 use super::state::{Score, State};
-use super::why;
+use super::{leaves, why};
 use crate::base::Bytes;
 
 /// The whole answer.
@@ -202,12 +202,13 @@ pub(super) fn tell(
         state.place(slot, position);
     }
     let groups = gpus(p, &state);
+    let free = free_memory(world);
     let mut services = Vec::new();
     let mut moves = Vec::new();
     let mut copies = Vec::new();
     for (s, service) in p.services.iter().enumerate().take(world.services.len()) {
         let asked = &world.services[s];
-        let (replicas, mut moved) = replicas(world, p, &state, s, &groups);
+        let (replicas, mut moved) = replicas(world, p, &state, s, &groups, &free);
         moves.append(&mut moved);
         let on: BTreeSet<u32> = (service.first..service.first + service.replicas)
             .filter_map(|slot| state.at[slot as usize].as_ref())
@@ -235,9 +236,10 @@ pub(super) fn tell(
     let (short, whole): (Vec<usize>, Vec<usize>) =
         (0..services.len()).partition(|s| services[*s].placed < services[*s].wanted);
     let mut reasons_cut = false;
+    let mut reasons = why::Reasons::new(world, p, &free);
     for s in short.into_iter().chain(whole) {
         let missing = services[s].wanted - services[s].placed;
-        let told = why::rejected(world, p, &mut state, s, explain, over);
+        let told = reasons.of(&mut state, s, explain, over);
         reasons_cut |= told.cut;
         services[s].rejected = told.rejected;
         services[s].unplaced = (missing > 0).then_some(told.unplaced);
@@ -391,6 +393,7 @@ fn replicas(
     state: &State<'_>,
     s: usize,
     groups: &Groups,
+    free: &[Vec<u64>],
 ) -> (Vec<ReplicaAnswer>, Vec<Move>) {
     let service = &p.services[s];
     let slots = service.first..service.first + service.replicas;
@@ -461,7 +464,10 @@ fn replicas(
         if from != NONE {
             moves.push(leave(world, p, from, &ranks));
         }
-        let reasons = reasons(world, p, state, s, slot, &ranks);
+        let mut reasons = reasons(world, p, state, s, slot, &ranks);
+        if let Some(i) = p.incumbents.get(from as usize) {
+            reasons.insert(0, leaves::why(world, p, free, i));
+        }
         replicas.push(ReplicaAnswer {
             replica: number,
             state: match (at.keep, from) {
@@ -514,8 +520,7 @@ fn reasons(
     if at.keep != NONE {
         let must = p.incumbents[at.keep as usize].must_stay;
         lines.push(
-            if must { "runs here and may not be moved" } else { "runs here: nothing moves" }
-                .to_owned(),
+            if must { "runs here and is to stay" } else { "runs here: nothing moves" }.to_owned(),
         );
     }
     let mut worst = 0;

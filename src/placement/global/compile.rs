@@ -714,7 +714,7 @@ fn outside(
         if !running.movable.unwrap_or(service.movable) {
             for rank in &running.ranks {
                 let why = format!(
-                    "held by {}/{}, which may not be moved",
+                    "held by {}/{}, which stays where it is",
                     running.service, running.replica
                 );
                 mark(&rank.host, Some(&rank.gpus), &why);

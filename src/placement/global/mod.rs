@@ -20,6 +20,8 @@ mod exact;
 mod few;
 pub mod file;
 mod layout;
+mod leaves;
+mod never;
 mod places;
 mod polish;
 pub mod read;

@@ -101,7 +101,7 @@ fn a_higher_priority_takes_the_place_and_what_runs_is_moved_rather_than_lost() {
     assert_eq!(
         answer.services[1].unplaced.as_deref(),
         Some(
-            "2 GPUs can be used, 4 needed together; one is held by low/0, which may not be moved (1 of 2 hosts)"
+            "2 GPUs can be used, 4 needed together: 2 are held by low/1, which stays where it is (1 of 2 hosts)"
         )
     );
 }

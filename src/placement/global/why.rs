@@ -2,20 +2,24 @@
 #![allow(clippy::indexing_slicing)] // tables of `compile`
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::answer::Rejected;
-use super::compile::{NONE, Problem, fact, needed, shape_trouble};
-use super::file::{WorldFile, WorldService};
+use super::compile::{NONE, Problem, shape_trouble};
+use super::file::{WorldFile, WorldLink, WorldService};
+use super::never::{Asked, Why};
 use super::state::{Position, State};
-use crate::base::{Bytes, text};
+use crate::base::Bytes;
 use crate::spec::Requirement;
 
 /// Hosts named for a reason, unless all are wanted.
 const NAMED: usize = 8;
-
 /// Hosts between two looks at the clock.
 const A_LOOK: u32 = 16;
+
+/// What is in the way, nearer than all of [`super::never`]: others have the GPUs, or a part of a replica would fit.
+const TAKEN: u8 = 32;
+const PART: u8 = 33;
 
 /// What is told of a service.
 pub(super) struct Told {
@@ -27,140 +31,190 @@ pub(super) struct Told {
     pub cut: bool,
 }
 
-/// The hosts that got nothing, by reason, and why not every replica has a place, as long as there is time.
-pub(super) fn rejected(
-    world: &WorldFile,
-    p: &Problem<'_>,
-    state: &mut State<'_>,
-    s: usize,
-    explain: bool,
-    over: &mut dyn FnMut() -> bool,
-) -> Told {
-    if over() {
-        let unplaced = "the time was over before a reason was found".to_owned();
-        return Told { rejected: Vec::new(), unplaced, cut: true };
-    }
-    let mut cut = false;
-    let service = &world.services[s];
-    let requirement = service.require.as_ref().and_then(|r| Requirement::parse(r).ok());
-    let mut by_reason: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    // One replica that was placed now stands for all: it is what is tried elsewhere.
-    let slots = p.services[s].first..p.services[s].first + p.services[s].replicas;
-    let placed = slots.clone().filter_map(|slot| state.at[slot as usize].as_ref());
-    let on: BTreeSet<u32> = placed.flat_map(|at| at.hosts.iter().copied()).collect();
-    let one = slots
-        .rev()
-        .find(|slot| state.at[*slot as usize].as_ref().is_some_and(|at| at.keep == NONE));
-    for h in 0..p.hosts.len() as u32 {
-        if h % A_LOOK == A_LOOK - 1 && over() {
-            cut = true;
-            break;
-        }
-        if on.contains(&h) {
-            continue;
-        }
-        let why = never(world, p, s, h, requirement.as_ref())
-            .or_else(|| taken(p, state, s, h))
-            .unwrap_or_else(|| worse(p, state, s, one, h));
-        by_reason.entry(why).or_default().push(h);
-    }
-    let mut list: Vec<(String, Vec<u32>)> = by_reason.into_iter().collect();
-    list.sort_by_key(|(_, hosts)| std::cmp::Reverse(hosts.len()));
-    let unplaced = list.first().map_or_else(
-        || "every host has all of it that fits".to_owned(),
-        |(why, hosts)| match hosts.len() {
-            n if n == p.hosts.len() => why.clone(),
-            n => format!("{why} ({n} of {} hosts)", p.hosts.len()),
-        },
-    );
-    let shapes: Vec<String> =
-        service.shapes.iter().filter_map(|shape| shape_trouble(service, shape)).collect();
-    let unplaced = if shapes.len() == service.shapes.len() { shapes.join("; ") } else { unplaced };
-    let rejected = list
-        .into_iter()
-        .map(|(reason, hosts)| Rejected {
-            reason,
-            count: hosts.len(),
-            hosts: hosts
-                .iter()
-                .take(if explain { hosts.len() } else { NAMED })
-                .map(|h| world.hosts[*h as usize].name.clone())
-                .collect(),
-        })
-        .collect();
-    Told { rejected, unplaced, cut }
+/// What is known for all services: hosts that look alike are asked once for services that are alike.
+pub(super) struct Reasons<'a> {
+    world: &'a WorldFile,
+    p: &'a Problem<'a>,
+    free: &'a [Vec<u64>],
+    /// Hosts with the same GPUs, of which the same may be used, have the same number.
+    looks: Vec<u32>,
+    kinds: BTreeMap<String, u32>,
+    known: HashMap<(u32, u32), Option<Why>>,
 }
 
-/// Why nothing of it could be on this host even if it were empty of what may be moved.
-fn never(
-    world: &WorldFile,
-    p: &Problem<'_>,
-    s: usize,
-    h: u32,
-    requirement: Option<&Requirement>,
-) -> Option<String> {
-    let service = &world.services[s];
-    let host = &world.hosts[h as usize];
-    if p.services[s].kinds.iter().any(|k| p.eligible(*k, h) != 0) {
-        return None;
+impl<'a> Reasons<'a> {
+    pub fn new(world: &'a WorldFile, p: &'a Problem<'a>, free: &'a [Vec<u64>]) -> Self {
+        Self { world, p, free, looks: Vec::new(), kinds: BTreeMap::new(), known: HashMap::new() }
     }
-    if !service.hosts.is_empty() && !service.hosts.contains(&host.name) {
-        return Some("not among the service's hosts".to_owned());
-    }
-    if host.gpus.is_empty() {
-        return Some("it has no GPU".to_owned());
-    }
-    let outside = &p.outside[h as usize];
-    if outside.len() == host.gpus.len()
-        && let Some(why) = outside.values().next()
-    {
-        return Some(text::clean(why, 200));
-    }
-    let cells = &p.hosts[h as usize].cells;
-    let first = |c: &super::compile::Cell| &host.gpus[c.gpus[0] as usize];
-    if let Some(requirement) = requirement {
-        let why: Vec<String> = cells
-            .iter()
-            .filter_map(|c| requirement.why_not(&|f| fact(host, first(c), c.free, f)))
-            .collect();
-        if why.len() == cells.len() {
-            return why.into_iter().next();
+
+    fn look(&mut self) {
+        if self.looks.len() == self.world.hosts.len() {
+            return;
+        }
+        let mut known: BTreeMap<_, u32> = BTreeMap::new();
+        for (h, host) in self.world.hosts.iter().enumerate() {
+            let gpus = host.gpus.iter().zip(&self.free[h]);
+            let gpus: Vec<_> = gpus
+                .map(|(g, free)| {
+                    (&g.model, g.memory_total, free, g.island, g.numa, g.mig.as_deref())
+                })
+                .collect();
+            let next = known.len() as u32;
+            self.looks.push(*known.entry((gpus, &self.p.outside[h])).or_insert(next));
         }
     }
-    let fewest = service.shapes.iter().map(|shape| shape.tensor).min().unwrap_or(1);
-    let room = p.hosts[h as usize].room;
-    if (host.gpus.len() as u32) < fewest {
-        return Some(format!("it has {} GPUs, {fewest} needed together", host.gpus.len()));
-    }
-    if room < fewest
-        && let Some(why) = outside.values().next()
-    {
-        let why = text::clean(why, 200);
-        return Some(format!("{room} GPUs can be used, {fewest} needed together; one is {why}"));
-    }
-    memory(service, cells).or_else(|| Some("its GPUs are not alike enough".to_owned()))
-}
 
-fn memory(service: &WorldService, cells: &[super::compile::Cell]) -> Option<String> {
-    let largest = cells.iter().map(|c| c.total).max()?;
-    let needs = |total: u64| {
-        let all = service.shapes.iter().filter(|s| shape_trouble(service, s).is_none());
-        all.map(|shape| needed(service, shape, total)).min()
-    };
-    let wanted = needs(largest)?;
-    if largest < wanted {
-        let why = match service.memory_share.filter(|_| service.within_share) {
-            Some(share) => format!(": the engine takes {:.0} % of a GPU", share * 100.0),
-            None => String::new(),
+    /// Services without a requirement and hosts of their own, of which nothing else tells what they need apart.
+    fn kind(&mut self, service: &WorldService) -> Option<u32> {
+        if service.require.is_some() || !service.hosts.is_empty() {
+            return None;
+        }
+        let s = service;
+        let needs = (&s.shapes, s.memory_share, s.within_share, s.kv_heads, s.kv_bytes, s.heads);
+        let next = self.kinds.len() as u32;
+        Some(*self.kinds.entry(format!("{needs:?} {:?} {}", s.link, s.one_host)).or_insert(next))
+    }
+
+    fn never(&mut self, asked: &Asked<'_>, kind: Option<u32>, h: u32) -> Option<Why> {
+        let Some(kind) = kind else { return asked.never(h as usize) };
+        let key = (kind, self.looks[h as usize]);
+        self.known.entry(key).or_insert_with(|| asked.never(h as usize)).clone()
+    }
+
+    /// The hosts that got nothing, by reason, and why not every replica has a place, as long as there is time.
+    pub fn of(
+        &mut self,
+        state: &mut State<'_>,
+        s: usize,
+        explain: bool,
+        over: &mut dyn FnMut() -> bool,
+    ) -> Told {
+        if over() {
+            let unplaced = "the time was over before a reason was found".to_owned();
+            return Told { rejected: Vec::new(), unplaced, cut: true };
+        }
+        self.look();
+        let (world, p) = (self.world, self.p);
+        let service = &world.services[s];
+        let slots = p.services[s].first..p.services[s].first + p.services[s].replicas;
+        let trouble: Vec<String> =
+            service.shapes.iter().filter_map(|shape| shape_trouble(service, shape)).collect();
+        if trouble.len() == service.shapes.len() {
+            return self.nowhere(state, slots, trouble.join("; "), explain);
+        }
+        let requirement = service.require.as_ref().and_then(|r| Requirement::parse(r).ok());
+        let asked = Asked { world, p, free: self.free, service, requirement };
+        let kind = self.kind(service);
+        let at = |slot: u32| state.at[slot as usize].as_ref();
+        let on: BTreeSet<u32> =
+            slots.clone().filter_map(at).flat_map(|at| at.hosts.iter().copied()).collect();
+        let short = slots.clone().any(|slot| at(slot).is_none());
+        // One replica that was placed now stands for all: it is what is tried elsewhere.
+        let one = slots.rev().find(|slot| at(*slot).is_some_and(|at| at.keep == NONE));
+        let part = if short { Some(part(p, state, s)) } else { None };
+        let mut cut = false;
+        let mut by_reason: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        // How near the hosts with each reason are; also those that have a replica, and no more room.
+        let mut near: BTreeMap<String, (u8, usize)> = BTreeMap::new();
+        for h in 0..p.hosts.len() as u32 {
+            if h % A_LOOK == A_LOOK - 1 && over() {
+                cut = true;
+                break;
+            }
+            if on.contains(&h) && !short {
+                continue;
+            }
+            let (nearness, why) = self
+                .never(&asked, kind, h)
+                .or_else(|| taken(p, state, service, s, h).map(|why| (TAKEN, why)))
+                .unwrap_or_else(|| {
+                    let why = part.clone().unwrap_or_else(|| worse(p, state, s, one, h));
+                    (PART, why)
+                });
+            let entry = near.entry(why.clone()).or_insert((nearness, 0));
+            *entry = (entry.0.max(nearness), entry.1 + 1);
+            if !on.contains(&h) {
+                by_reason.entry(why).or_default().push(h);
+            }
+        }
+        let nearest = near.into_iter().max_by_key(|(_, near)| *near);
+        let unplaced = match nearest {
+            None => "there is no host".to_owned(),
+            Some((why, (PART, _))) => why,
+            Some((why, (_, n))) if n == p.hosts.len() => why,
+            Some((why, (_, n))) => format!("{why} ({n} of {} hosts)", p.hosts.len()),
         };
-        return Some(format!("its GPUs have {}, {} needed{why}", Bytes(largest), Bytes(wanted)));
+        Told { rejected: self.list(by_reason, explain), unplaced, cut }
     }
-    let free = cells.iter().map(|c| c.free).max()?;
-    (free < wanted).then(|| format!("{} free on its GPUs, {} needed", Bytes(free), Bytes(wanted)))
+
+    /// Nowhere, for a reason of its own.
+    fn nowhere(
+        &self,
+        state: &State<'_>,
+        slots: std::ops::Range<u32>,
+        why: String,
+        explain: bool,
+    ) -> Told {
+        let on = |h: u32, slot: u32| {
+            state.at[slot as usize].as_ref().is_some_and(|at| at.hosts.contains(&h))
+        };
+        let hosts: Vec<u32> = (0..self.p.hosts.len() as u32)
+            .filter(|h| !slots.clone().any(|slot| on(*h, slot)))
+            .collect();
+        let by_reason =
+            if hosts.is_empty() { BTreeMap::new() } else { BTreeMap::from([(why.clone(), hosts)]) };
+        Told { rejected: self.list(by_reason, explain), unplaced: why, cut: false }
+    }
+
+    fn list(&self, by_reason: BTreeMap<String, Vec<u32>>, explain: bool) -> Vec<Rejected> {
+        let mut list: Vec<(String, Vec<u32>)> = by_reason.into_iter().collect();
+        list.sort_by_key(|(_, hosts)| std::cmp::Reverse(hosts.len()));
+        list.into_iter()
+            .map(|(reason, hosts)| Rejected {
+                reason,
+                count: hosts.len(),
+                hosts: hosts
+                    .iter()
+                    .take(if explain { hosts.len() } else { NAMED })
+                    .map(|h| self.world.hosts[*h as usize].name.clone())
+                    .collect(),
+            })
+            .collect()
+    }
+}
+
+/// A replica has no place although a part of one would fit on some host: how many hosts it needs.
+fn part(p: &Problem<'_>, state: &mut State<'_>, s: usize) -> String {
+    let mut nearest: Option<(u32, u32)> = None;
+    for kind in &p.services[s].kinds {
+        let k = &p.kinds[*kind as usize];
+        for split in &k.splits {
+            let hosts = 0..p.hosts.len() as u32;
+            let fits =
+                hosts.filter(|h| state.price(s as u32, *kind, k.units / split, *h).is_some());
+            let fitting = fits.count() as u32;
+            if fitting >= *split {
+                return "it would fit: the search ended before it was tried".to_owned();
+            }
+            if nearest.is_none_or(|(wanted, have)| split - fitting < wanted - have) {
+                nearest = Some((*split, fitting));
+            }
+        }
+    }
+    match nearest {
+        Some((wanted, have)) => format!("it needs {wanted} hosts, {have} can take a part"),
+        None => "no host can take a part".to_owned(),
+    }
 }
 
 /// Why there is no room left on it.
-fn taken(p: &Problem<'_>, state: &mut State<'_>, s: usize, h: u32) -> Option<String> {
+fn taken(
+    p: &Problem<'_>,
+    state: &mut State<'_>,
+    asked: &WorldService,
+    s: usize,
+    h: u32,
+) -> Option<String> {
     let service = &p.services[s];
     // The smallest part that could lie here.
     let mut least = u32::MAX;
@@ -176,7 +230,12 @@ fn taken(p: &Problem<'_>, state: &mut State<'_>, s: usize, h: u32) -> Option<Str
     }
     let room = state.room(h);
     if room >= least {
-        return Some(format!("{room} GPUs are left, but not {least} that suit it together"));
+        let how = match asked.link {
+            WorldLink::Nvlink => "joined by NVLink",
+            WorldLink::Numa => "joined by NVLink or on one NUMA node",
+            WorldLink::Any => "that suit it together",
+        };
+        return Some(format!("{room} GPUs are left, but not {least} {how}"));
     }
     let best = state
         .parts(h)
@@ -242,3 +301,7 @@ fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h:
         "as good, not better".to_owned()
     }
 }
+
+#[cfg(test)]
+#[path = "why_tests.rs"]
+mod tests;

@@ -1,0 +1,78 @@
+//! Why a replica that runs does not stay.
+#![allow(clippy::indexing_slicing)] // tables of `compile`
+
+use std::collections::BTreeSet;
+
+use super::compile::{Incumbent, Problem, fact, link_cost, shape_trouble};
+use super::file::{WorldFile, WorldLink};
+use crate::base::text;
+use crate::spec::Requirement;
+
+/// In one line; `free` is the free memory of every GPU once what may be moved is gone.
+pub(super) fn why(world: &WorldFile, p: &Problem<'_>, free: &[Vec<u64>], i: &Incumbent) -> String {
+    let service = &world.services[i.service as usize];
+    let gpus = || {
+        i.pins.iter().flat_map(|pin| {
+            let host = &world.hosts[pin.host as usize];
+            pin.gpus.iter().map(move |g| (pin.host as usize, *g as usize, host))
+        })
+    };
+    for pin in &i.pins {
+        let host = &world.hosts[pin.host as usize];
+        if !host.up {
+            return format!("{} is lost", host.name);
+        }
+    }
+    if let Some((_, g, host)) = gpus().find(|(_, g, host)| host.gpus[*g].health != "ok") {
+        let (index, health) = (host.gpus[g].index, text::clean(&host.gpus[g].health, 80));
+        return format!("GPU {index} of {} is not healthy: {health}", host.name);
+    }
+    for pin in &i.pins {
+        let host = &world.hosts[pin.host as usize];
+        if host.draining {
+            return format!("{} is drained", host.name);
+        }
+        if !service.hosts.is_empty() && !service.hosts.contains(&host.name) {
+            return format!("{} is not among its hosts any more", host.name);
+        }
+    }
+    if !service.shapes.contains(&i.shape) || i.shape.gpus() != gpus().count() as u64 {
+        return "a replica is divided otherwise now".to_owned();
+    }
+    if let Some(trouble) = shape_trouble(service, &i.shape) {
+        return trouble;
+    }
+    if let Some(requirement) = service.require.as_ref().and_then(|r| Requirement::parse(r).ok()) {
+        let fails = gpus().find_map(|(h, g, host)| {
+            let why = requirement.why_not(&|f| fact(host, &host.gpus[g], free[h][g], f))?;
+            Some(format!("{} no longer meets the requirement: {why}", host.name))
+        });
+        if let Some(why) = fails {
+            return why;
+        }
+    }
+    let models: BTreeSet<(&str, u64)> = gpus()
+        .map(|(_, g, host)| (host.gpus[g].model.as_str(), host.gpus[g].memory_total.0))
+        .collect();
+    if models.len() > 1 {
+        return "its GPUs are not alike".to_owned();
+    }
+    let links: Vec<(Option<u32>, Option<u32>)> = gpus()
+        .map(|(_, g, host)| &host.gpus[g])
+        .map(|g| (g.island.filter(|_| g.mig.is_none()), g.numa))
+        .collect();
+    let groups = links.chunks((i.shape.tensor as usize).max(1));
+    match (service.link, groups.map(link_cost).max().unwrap_or(0)) {
+        (WorldLink::Nvlink, 1..) => return "its GPUs are not joined by NVLink".to_owned(),
+        (WorldLink::Numa, 2..) => return "its GPUs are on several NUMA nodes".to_owned(),
+        _ => {}
+    }
+    if !i.can_stay {
+        return "its ranks do not divide it evenly".to_owned();
+    }
+    let room = p.services[i.service as usize].replicas as usize;
+    if p.services[i.service as usize].incumbents.len() > room {
+        return "fewer replicas are wanted".to_owned();
+    }
+    "elsewhere is better for the whole".to_owned()
+}
