@@ -177,6 +177,9 @@ pub(super) fn refusal(
     let eligible: Vec<&&HostCapacity> =
         hosts.iter().filter(|h| excluded(h, demand).is_none()).collect();
     if eligible.is_empty() {
+        if let Some((message, change)) = no_label(hosts, demand) {
+            return refuse(message, 0, reasons, Some(change));
+        }
         let change = if hosts.is_empty() {
             "add a host to deck.toml"
         } else {
@@ -184,7 +187,11 @@ pub(super) fn refusal(
         };
         return refuse("no host may be used".to_owned(), 0, reasons, Some(change.to_owned()));
     }
-    let change = change(hosts, demand, need, placed.len());
+    if let Some((message, change)) = unmet_everywhere(&eligible, demand) {
+        return refuse(message, 0, reasons, Some(change));
+    }
+    let change = change(hosts, demand, need, placed.len())
+        .or_else(|| (demand.device == DeviceKind::Gpu).then(|| free_some(&eligible, demand, need)));
     if !placed.is_empty() {
         let message = format!("{} of {} replicas fit", placed.len(), demand.replicas);
         return refuse(message, placed.len(), reasons, change);
@@ -246,6 +253,85 @@ pub(super) fn refusal(
         ),
     };
     refuse(what, 0, reasons, change)
+}
+
+/// The first label that is wanted and that no host has, with those that hosts do have.
+fn no_label(hosts: &[&HostCapacity], demand: &Demand) -> Option<(String, String)> {
+    let (key, value) = demand
+        .placement
+        .labels
+        .iter()
+        .find(|(key, value)| hosts.iter().all(|h| h.labels.get(*key) != Some(*value)))
+        .filter(|_| !hosts.is_empty())?;
+    let known: BTreeSet<&str> =
+        hosts.iter().filter_map(|h| h.labels.get(key).map(String::as_str)).collect();
+    let known: Vec<&str> = known.into_iter().take(8).collect();
+    let change = match known.as_slice() {
+        [] => format!("give a host in deck.toml the label {key} = {value}"),
+        known => format!("hosts have {key} = {}", known.join(", ")),
+    };
+    Some((format!("no host has the label {key} = {value}"), change))
+}
+
+/// The requirement excludes every GPU of every host: what it meets instead, by host.
+fn unmet_everywhere(hosts: &[&&HostCapacity], demand: &Demand) -> Option<(String, String)> {
+    demand.placement.require.as_ref()?;
+    if demand.device == DeviceKind::Cpu {
+        return None;
+    }
+    let mut fails: Vec<(&str, String)> = Vec::new();
+    for host in hosts.iter().filter(|h| !h.gpus.is_empty()) {
+        let mut gpus = host.gpus.iter().map(|g| unmet(host, Some(g), demand));
+        fails.push((host.name.as_str(), gpus.next()??));
+        if gpus.any(|why| why.is_none()) {
+            return None;
+        }
+    }
+    let (_, first) = fails.first()?;
+    let message = format!("no host meets `require`: {first}");
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    let is: Vec<String> = fails
+        .iter()
+        .filter_map(|(host, why)| Some((host, why.split_once(" fails: ")?.1)))
+        .filter(|(_, is)| seen.insert(is))
+        .take(4)
+        .map(|(host, is)| format!("on {host} {is}"))
+        .collect();
+    let change = match is.as_slice() {
+        [] => "loosen `require`".to_owned(),
+        is => format!("loosen `require`: {}", is.join("; ")),
+    };
+    Some((message, change))
+}
+
+/// Where nothing else helps: the host on which the most GPUs are free enough.
+fn free_some(hosts: &[&&HostCapacity], demand: &Demand, need: ShapeNeed) -> String {
+    let wanted = need.devices();
+    let free = |host: &HostCapacity| {
+        let occupied = occupants(host, demand);
+        let is_free = |g: &&GpuCapacity| {
+            let ours = occupied.contains_key(&g.device());
+            g.refuses_new().is_none()
+                && (g.reserved_by.is_none() || ours)
+                && unmet(host, Some(g), demand).is_none()
+                && available(g, ours) >= needed_on(g, demand, need)
+        };
+        host.usable_by(wanted).filter(is_free).count().min(wanted)
+    };
+    // The first of those that are equal.
+    let best = hosts.iter().rev().max_by_key(|h| free(h));
+    let Some((host, n)) = best.map(|h| (h, free(h))) else {
+        return "add a host to deck.toml".to_owned();
+    };
+    let more = wanted.saturating_sub(n);
+    let word = if more == 1 { "GPU" } else { "GPUs" };
+    match n {
+        0 => format!("free {more} {word} on {}, or add a host", host.name),
+        n => format!(
+            "set parallel = {{ tensor = {n} }} or less if the model allows it, or free {more} more {word} on {}",
+            host.name
+        ),
+    }
 }
 
 /// What must be free on a GPU: what the model needs, or the share that the engine takes anyhow.

@@ -375,6 +375,48 @@ fn refusals_name_the_numbers_and_the_smallest_change() {
     ");
 }
 
+/// Whatever excludes every host is the headline, with what would be met, and there is always something to do.
+#[test]
+fn a_refusal_names_the_rule_that_excludes_all_hosts() {
+    let zoned = |name: &str, zone: &str| {
+        let mut host = box_of(name, 8, 8);
+        host.labels.insert("zone".to_owned(), zone.to_owned());
+        host
+    };
+    let w = world(vec![zoned("a", "x"), zoned("b", "y")]);
+    let text = |d: &Demand, w: &World| {
+        let refusal = place(w, d).unwrap_err();
+        format!("{refusal}\n  {}", refusal.hint().unwrap_or_default())
+    };
+    let mut d = demand(1, vec![need(2, 40)]);
+    d.placement.require = Some("gpu.memory > 100GiB".to_owned());
+    insta::assert_snapshot!(text(&d, &w), @r"
+    chat cannot be placed: no host meets `require`: gpu.memory > 100GiB fails: gpu.memory is 80.0 GiB
+      loosen `require`: on a gpu.memory is 80.0 GiB
+    ");
+    d.placement.require = Some("host.zone == 'z'".to_owned());
+    insta::assert_snapshot!(text(&d, &w), @r"
+    chat cannot be placed: no host meets `require`: host.zone == 'z' fails: host.zone is 'x'
+      loosen `require`: on a host.zone is 'x'; on b host.zone is 'y'
+    ");
+    d.placement.require = None;
+    d.placement.labels.insert("zone".into(), "z".into());
+    insta::assert_snapshot!(text(&d, &w), @r"
+    chat cannot be placed: no host has the label zone = z
+      hosts have zone = x, y
+    ");
+    d.placement.labels.clear();
+    d.shapes = vec![need(8, 40)];
+    let mut held = w;
+    for gpu in held.hosts.iter_mut().flat_map(|h| h.gpus.iter_mut().take(5)) {
+        gpu.reserved_by = Some("embed".to_owned());
+    }
+    insta::assert_snapshot!(text(&d, &held), @r"
+    chat cannot be placed: no host has 8 GPUs with 40.0 GiB free on each
+      set parallel = { tensor = 3 } or less if the model allows it, or free 5 more GPUs on a
+    ");
+}
+
 #[test]
 fn host_memory_is_shared_and_balanced() {
     let mut d = demand(3, vec![need(1, 20)]);
