@@ -7,9 +7,10 @@ use super::args::{Args, Output};
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::Hint;
-use crate::placement::global::answer::{RankAnswer, ReplicaAnswer};
+use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer};
+use crate::placement::global::file::Rank;
 use crate::placement::global::read::MAX_WORLD_BYTES;
-use crate::placement::global::{Answer, Control, read, solve};
+use crate::placement::global::{Answer, Control, WorldFile, read, solve};
 
 /// Reads, solves, prints.
 pub fn run(
@@ -20,8 +21,9 @@ pub fn run(
     explain: bool,
 ) -> Result<Success, Failure> {
     let started = Instant::now();
-    let name = world.display().to_string();
-    let content = content(world, &name)?;
+    let stdin = world.as_os_str() == "-";
+    let name = if stdin { "standard input".to_owned() } else { world.display().to_string() };
+    let content = content(world, stdin, &name)?;
     let world = read(&content, &name).map_err(|e| Failure {
         code: 1,
         message: e.to_string(),
@@ -41,6 +43,9 @@ pub fn run(
         Output::Json => table::json(&answer)?,
         Output::Text => {
             print(&answer)?;
+            if let Some(away) = away(&world) {
+                table::out(&away)?;
+            }
             if explain {
                 print_rejected(&answer)?;
             }
@@ -49,12 +54,12 @@ pub fn run(
     Ok(Success::Done)
 }
 
-fn content(world: &Path, name: &str) -> Result<String, Failure> {
+fn content(world: &Path, stdin: bool, name: &str) -> Result<String, Failure> {
     use std::io::Read;
     let fail = |e: std::io::Error| Failure::other(format!("{name}: {e}"));
     let mut content = String::new();
     let limit = u64::try_from(MAX_WORLD_BYTES).unwrap_or(u64::MAX).saturating_add(1);
-    if name == "-" {
+    if stdin {
         std::io::stdin().lock().take(limit).read_to_string(&mut content).map_err(fail)?;
     } else {
         let file = std::fs::File::open(world).map_err(fail)?;
@@ -89,6 +94,7 @@ fn replica(replica: &ReplicaAnswer) -> String {
 /// The answer for people.
 pub fn print(answer: &Answer) -> Result<(), Failure> {
     print_replicas(answer)?;
+    print_moves(answer)?;
     table::out("")?;
     print_levels(answer)?;
     table::out("")?;
@@ -129,9 +135,54 @@ pub fn print_replicas(answer: &Answer) -> Result<(), Failure> {
         }
     }
     if rows.is_empty() {
-        return table::out("every replica stays where it is");
+        return table::out(if answer.wanted == 0 {
+            "no replica is wanted"
+        } else {
+            "every replica stays where it is"
+        });
     }
     table::print(&["REPLICA", "", "WHERE", "WHY"], &rows)
+}
+
+/// What runs and does not stay, a line each: from where, and where it goes or that it stops.
+pub fn print_moves(answer: &Answer) -> Result<(), Failure> {
+    for moved in &answer.moves {
+        table::out(&format!("  {}", one_move(answer, moved)))?;
+    }
+    Ok(())
+}
+
+/// `chat/0: h1 [0-3] → h2 [0-3], 40.0 GiB to copy`.
+fn one_move(answer: &Answer, moved: &Move) -> String {
+    let on = |ranks: &[Rank]| {
+        let on = |r: &Rank| format!("{} [{}]", r.host, gpus(&r.gpus));
+        ranks.iter().map(on).collect::<Vec<_>>().join(" + ")
+    };
+    let to = match (moved.to.is_empty(), moved.serving) {
+        (false, _) => on(&moved.to),
+        (true, true) => "STOPS".to_owned(),
+        (true, false) => "no other place; it serves nothing now".to_owned(),
+    };
+    let copied: u64 = answer
+        .copies
+        .iter()
+        .filter(|c| c.service == moved.service && moved.to.iter().any(|r| r.host == c.host))
+        .map(|c| c.bytes.0)
+        .sum();
+    let copied = match copied {
+        0 => String::new(),
+        n => format!(", {} to copy", crate::api::Bytes(n)),
+    };
+    format!("{}/{}: {} → {to}{copied}", moved.service, moved.replica, on(&moved.from))
+}
+
+/// The hosts that are not there, in a line; none if all are.
+pub fn away(world: &WorldFile) -> Option<String> {
+    let names: Vec<&str> = world.hosts.iter().filter(|h| !h.up).map(|h| h.name.as_str()).collect();
+    let shown = names.get(..names.len().min(8))?.join(", ");
+    let more =
+        if names.len() > 8 { format!(" and {} more", names.len() - 8) } else { String::new() };
+    (!names.is_empty()).then(|| format!("! not there: {shown}{more}"))
 }
 
 /// What it is worth, level by level.
@@ -163,7 +214,28 @@ pub fn print_rejected(answer: &Answer) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use super::*;
+
+    /// A replica that is stopped is seen, and where all came from.
+    #[test]
+    fn what_leaves_says_from_where_and_whether_it_stops() {
+        let world = r#"{"hosts": [{"name": "a", "gpus": [{"index": 0, "memory_total": "80GiB"}]},
+                {"name": "b", "up": false, "gpus": [{"index": 0, "memory_total": "80GiB"}]}],
+            "services": [{"name": "low", "replicas": 1, "shapes": [{}]},
+                {"name": "high", "replicas": 1, "priority": 1, "shapes": [{}]}],
+            "placements": [{"service": "low", "replica": 0, "ranks": [{"host": "a", "gpus": [0]}]},
+                {"service": "high", "replica": 0, "ranks": [{"host": "b", "gpus": [0]}]}]}"#;
+        let world = read(world, "world").unwrap();
+        let mut control =
+            Control { used: &mut || 0.0, first: &mut || (), max_steps: 100, explain: false };
+        let answer = solve(&world, &mut control).unwrap();
+        let lines: Vec<String> = answer.moves.iter().map(|m| one_move(&answer, m)).collect();
+        assert_eq!(lines, ["low/0: a [0] → STOPS", "high/0: b [0] → a [0]"]);
+        assert_eq!(away(&world).as_deref(), Some("! not there: b"));
+    }
+
     #[test]
     fn gpus_in_runs() {
         assert_eq!(super::gpus(&[3, 0, 1, 2, 6]), "0-3,6");

@@ -8,7 +8,7 @@ use super::exit::{Failure, Success};
 use super::place::gpus;
 use super::{apply, place, table};
 use crate::api::{
-    Answer, Door, Intent, Move, PlaceCheck, Rank, ReplicaTo, ServiceName, WhatIf, WhatIfView,
+    Bytes, Door, Intent, Level, PlaceCheck, Rank, ReplicaTo, ServiceName, WhatIf, WhatIfView,
 };
 
 /// Answers the question and shows the answer. Nothing is touched.
@@ -66,8 +66,10 @@ fn code(view: &WhatIfView) -> Result<Success, Failure> {
 
 /// The world as `gpudeck place` takes it.
 fn write_world(view: &WhatIfView, file: &Path) -> Result<(), Failure> {
-    let text =
-        serde_json::to_string_pretty(&view.world).map_err(|e| Failure::other(e.to_string()))?;
+    let mut world = view.world.clone();
+    // The hole is a service there: the file gives this answer again.
+    world.services.extend(view.hole.as_ref().and_then(|h| h.stand_in.clone()));
+    let text = serde_json::to_string_pretty(&world).map_err(|e| Failure::other(e.to_string()))?;
     if file.as_os_str() == "-" {
         return table::out(&text);
     }
@@ -94,7 +96,10 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
         }
     }
     place::print_replicas(&shown)?;
-    moves(&view.answer)?;
+    place::print_moves(&view.answer)?;
+    if let Some(away) = place::away(&view.world) {
+        table::out(&away)?;
+    }
     if question.explain {
         place::print_rejected(&view.answer)?;
     }
@@ -114,35 +119,39 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
         table::out(&format!("! {service} is not in it: {why}"))?;
     }
     table::out("")?;
-    place::print_levels(&view.answer)?;
+    table::print(
+        &["LEVEL", "NOW", "THEN", "", ""],
+        &changes(&view.before, &view.answer.objective),
+    )?;
     table::out(&format!(
         "largest gang that could still be placed: {} GPUs now, {} then",
         view.largest_gang_before, view.answer.largest_gang
     ))
 }
 
-fn moves(answer: &Answer) -> Result<(), Failure> {
-    for moved in &answer.moves {
-        table::out(&format!("  {}", one_move(answer, moved)))?;
-    }
-    Ok(())
-}
-
-/// `chat/0: h1 [0-3] → h2 [0-3], 40.0 GiB to copy`.
-fn one_move(answer: &Answer, moved: &Move) -> String {
-    let on = |ranks: &[Rank]| ranks.iter().map(rank).collect::<Vec<_>>().join(" + ");
-    let to = if moved.to.is_empty() { "nowhere".to_owned() } else { on(&moved.to) };
-    let copied: u64 = answer
-        .copies
-        .iter()
-        .filter(|c| c.service == moved.service && moved.to.iter().any(|r| r.host == c.host))
-        .map(|c| c.bytes.0)
-        .sum();
-    let copied = match copied {
-        0 => String::new(),
-        n => format!(", {} to copy", crate::api::Bytes(n)),
+/// What each level is worth now and then; what becomes worse is marked.
+fn changes(before: &[Level], then: &[Level]) -> Vec<Vec<String>> {
+    let value = |level: &Level| match &*level.name {
+        "weights" => Bytes(level.value.unsigned_abs()).to_string(),
+        _ => level.value.to_string(),
     };
-    format!("{}/{}: {} → {to}{copied}", moved.service, moved.replica, on(&moved.from))
+    then.iter()
+        .map(|level| {
+            let old = before.iter().find(|l| l.name == level.name);
+            let worse = old.is_some_and(|old| match &*level.sense {
+                "max" => level.value < old.value,
+                _ => level.value > old.value,
+            });
+            let unit = if level.name == "weights" { "to copy" } else { &*level.unit };
+            vec![
+                level.name.to_string(),
+                old.map_or_else(|| "-".to_owned(), value),
+                value(level),
+                unit.to_owned(),
+                if worse { "WORSE".to_owned() } else { String::new() },
+            ]
+        })
+        .collect()
 }
 
 fn rank(rank: &Rank) -> String {
@@ -207,4 +216,38 @@ fn speaks_against(check: &PlaceCheck) -> Result<(), Failure> {
         table::out("  as good as where it is")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_worse_is_marked() {
+        let level = |name: &'static str, sense: &'static str, value: i64| Level {
+            name: name.into(),
+            unit: "of them".into(),
+            sense: sense.into(),
+            value,
+            bound: value,
+            gap: 0.0,
+            proven: true,
+            by_priority: Vec::new(),
+        };
+        let before = [
+            level("domains", "min", 0),
+            level("weights", "min", 0),
+            level("fragmentation", "max", 2),
+        ];
+        let then = [
+            level("domains", "min", 1),
+            level("weights", "min", 0),
+            level("fragmentation", "max", 8),
+        ];
+        let rows = changes(&before, &then);
+        assert_eq!(rows[0], ["domains", "0", "1", "of them", "WORSE"]);
+        assert_eq!(rows[1][4], "");
+        assert_eq!(rows[2][1..3], ["2", "8"]);
+        assert_eq!(rows[2][4], "");
+    }
 }

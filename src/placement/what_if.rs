@@ -10,7 +10,7 @@ use super::global::file::{
     Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService,
     WorldShape, WorldSpread,
 };
-use super::global::{Answer, Control, Wrong, solve};
+use super::global::{Answer, Control, Level, Wrong, solve};
 use crate::base::{Bytes, Hint, HostName, ServiceName};
 use crate::engine::memory::gpu_memory;
 
@@ -70,6 +70,9 @@ pub struct WhatIfView {
     pub world: WorldFile,
     /// The best placement that was found.
     pub answer: Answer,
+    /// What the present placement is worth, level by level.
+    #[serde(default)]
+    pub before: Vec<Level>,
     /// The largest gang that could be placed within one island as it is now.
     pub largest_gang_before: u64,
     /// The hole that was asked for.
@@ -81,7 +84,7 @@ pub struct WhatIfView {
 }
 
 /// A hole and what it costs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hole {
     /// GPUs wanted.
     pub gpus: u32,
@@ -91,6 +94,9 @@ pub struct Hole {
     pub restarts: u32,
     /// Weights that are copied for it.
     pub copied: Bytes,
+    /// The service that stands for it in a world: with it among the services the answer is this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stand_in: Option<WorldService>,
 }
 
 /// What speaks against a place.
@@ -200,6 +206,7 @@ pub fn answer(
         world: supposed,
         answer,
         largest_gang_before: now.largest_gang,
+        before: now.objective,
         hole,
         check,
         left_out: BTreeMap::new(),
@@ -330,6 +337,7 @@ fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
 
 /// The stand-in is no service of anybody's: it is taken out of the answer again.
 fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
+    let asked = world.services.iter().find(|s| s.name == HOLE).cloned();
     world.services.retain(|s| s.name != HOLE);
     let stand_in = answer.services.iter().position(|s| s.name == HOLE);
     let stand_in = stand_in.map(|at| answer.services.remove(at));
@@ -337,7 +345,15 @@ fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
     answer.wanted = answer.wanted.saturating_sub(1);
     if rank.is_some() {
         answer.placed = answer.placed.saturating_sub(1);
+    }
+    // The hole is free; it is of one island where it was asked to be.
+    let joined = asked.as_ref().is_some_and(|s| s.link == WorldLink::Nvlink) || gpus == 1;
+    if rank.is_some() && joined {
         answer.largest_gang = answer.largest_gang.max(u64::from(gpus));
+        for level in answer.objective.iter_mut().filter(|l| l.name == "fragmentation") {
+            level.value = level.value.max(i64::from(gpus));
+            level.bound = level.bound.max(level.value);
+        }
     }
     for level in answer.objective.iter_mut().filter(|l| l.name == "placed") {
         level.value -= i64::from(rank.is_some());
@@ -350,6 +366,7 @@ fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
         restarts: u32::try_from(answer.moves.iter().filter(|m| m.serving).count())
             .unwrap_or(u32::MAX),
         copied: Bytes(answer.copies.iter().fold(0, |n, c| n.saturating_add(c.bytes.0))),
+        stand_in: asked,
     }
 }
 

@@ -68,6 +68,29 @@ fn a_hole_is_made_by_the_fewest_moves() {
     assert_eq!((view.hole.unwrap().restarts, view.answer.moves.len()), (0, 0));
 }
 
+/// What a hole costs is seen beside what is now, and nothing said about it contradicts the rest.
+#[test]
+fn a_hole_is_counted_as_free_and_its_cost_shows() {
+    let view = asked(scattered(), &WhatIf { defrag: Some(4), ..WhatIf::default() });
+    let then = |name: &str| view.answer.objective.iter().find(|l| l.name == name).unwrap().value;
+    let now = |name: &str| view.before.iter().find(|l| l.name == name).unwrap().value;
+    assert_eq!((now("fragmentation"), now("moves"), now("placed")), (3, 0, 4));
+    assert_eq!((then("fragmentation"), then("moves")), (4, 1));
+    assert_eq!(view.answer.largest_gang, 4);
+    // The world with the stand-in for the hole has the same answer again.
+    let mut world = view.world.clone();
+    world.services.extend(view.hole.as_ref().unwrap().stand_in.clone());
+    let text = serde_json::to_string(&world).unwrap();
+    let again = read(&text, "world").unwrap();
+    let mut control =
+        Control { used: &mut || 0.0, first: &mut || (), max_steps: 4000, explain: false };
+    let again = solve(&again, &mut control).unwrap();
+    assert_eq!(again.services[0], view.answer.services[0]);
+    let hole = &again.services[1].replicas[0].ranks[0];
+    let at = view.hole.unwrap().at.unwrap();
+    assert_eq!((&hole.host, &hole.gpus), (&at.host, &at.gpus));
+}
+
 #[test]
 fn a_lost_host_and_new_ones() {
     let lost = WhatIf { without: vec![name("a")], ..WhatIf::default() };
