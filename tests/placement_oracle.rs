@@ -102,7 +102,7 @@ fn a_bad_world_is_one_clear_error() {
         ),
         (
             world(host, &service.replace(": 1,", ": \"two\",")),
-            "line 2: services[0].replicas: invalid type: string \"two\", expected u32",
+            "line 2: services[0].replicas: invalid type: string \"two\", expected a whole number",
             "",
         ),
         (
@@ -126,6 +126,13 @@ fn a_bad_world_is_one_clear_error() {
             "",
         ),
         ("{\"hosts\": [".to_owned(), "line 1: hosts: EOF while parsing a list", ""),
+        ("[]".to_owned(), "line 1: invalid length 0, expected an object", ""),
+        (world("[]", service), "line 1: hosts[0]: invalid length 0, expected an object", ""),
+        (
+            format!("\u{feff}{}", world(&host.replace("80GiB", "0"), service)),
+            "line 1: hosts[0].gpus[0].memory_total: must",
+            "",
+        ),
         ("[".repeat(100_000), "line 1: ", ""),
     ] {
         let file = dir.path().join("world.json");

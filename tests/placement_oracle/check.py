@@ -126,7 +126,8 @@ class World:
             key = host, g["index"]
             if self.suits(service, shape, key):
                 counts[self.model(key)] = counts.get(self.model(key), 0) + 1
-        return any(n >= shape["tensor"] for n in counts.values())
+        part = gpus_of(shape) if service.get("one_host") else shape["tensor"]
+        return any(n >= part for n in counts.values())
 
     def tight(self, service, shape, key):
         left = self.gpus[key]["_free"] - self.needed(service, shape, key)
@@ -206,6 +207,7 @@ def check(world, answer):
                 assert shape in service["shapes"] and shape_allowed(service, shape), name
                 assert len({len(x["gpus"]) for x in ranks}) == 1, f"{name}: ranks are not equal"
                 assert len({x["host"] for x in ranks}) == len(ranks)
+                assert len(ranks) == 1 or not service.get("one_host"), f"{name}: divided over hosts"
                 assert sum(len(x["gpus"]) for x in ranks) == gpus_of(shape), name
                 keys = [(x["host"], g) for x in ranks for g in x["gpus"]]
                 for key in keys:

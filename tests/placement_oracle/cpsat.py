@@ -78,7 +78,7 @@ def solve(world, limit=60.0, workers=2, log=None):
                             found.append((dict(zip(good, counts)), cost, sum(w.tight(s, shape, key) for key in keys)))
                     if found:
                         options[h] = found
-                for split in [x for x in range(1, units + 1) if units % x == 0]:
+                for split in [x for x in range(1, 1 + (1 if s.get("one_host") else units)) if units % x == 0]:
                     each = units // split
                     if len(options) < split:
                         continue

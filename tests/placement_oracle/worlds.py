@@ -124,6 +124,9 @@ def outgoing(seed):
         running = [{"service": "s0", "replica": 0, "shape": {"tensor": 1, "memory": 0}, "outgoing": True, "ranks": ranks}]
         return {"hosts": hosts, "services": services, "placements": running, "headroom_percent": 0}
     world = small(seed)
+    for service in world["services"]:
+        if service["spread"] in ("none", "host") and rng.random() < 0.4:
+            service["one_host"] = True
     for h in world["hosts"]:
         h["up"] = h["up"] and rng.random() > 0.15
         for gpu in h["gpus"]:

@@ -629,7 +629,8 @@ fn add_kind(
                 short |= 1 << c;
             }
         }
-        if count < tensor {
+        // Less than the smallest part that may lie here is nothing.
+        if count < if service.one_host { units * tensor } else { tensor } {
             (yes, short, count) = (0, 0, 0);
         }
         most = most.max(count / tensor);

@@ -52,6 +52,8 @@ pub fn read(content: &str, file: &str) -> Result<WorldFile, WorldError> {
         let message = format!("a world may be {MAX_WORLD_BYTES} bytes long");
         return Err(fail(None, String::new(), message, None));
     }
+    // What some editors begin a file with.
+    let content = content.strip_prefix('\u{feff}').unwrap_or(content);
     let world: WorldFile = serde_json::from_str(content).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         let message = text::clean(&error.to_string(), 600);
@@ -69,6 +71,7 @@ pub fn read(content: &str, file: &str) -> Result<WorldFile, WorldError> {
             Some((head, _)) if unknown => head.to_owned(),
             _ => message,
         };
+        let message = plainly(&message);
         fail(Some(line), text::clean(&path_at(content, line, column), 200), message, suggestion)
     })?;
     check(&world).map_err(|wrong| {
@@ -76,6 +79,29 @@ pub fn read(content: &str, file: &str) -> Result<WorldFile, WorldError> {
         fail(line, wrong.field, wrong.message, wrong.hint)
     })?;
     Ok(world)
+}
+
+/// A message in JSON's words: nobody who writes a world knows the types that it is read into.
+fn plainly(message: &str) -> String {
+    let mut message = message.to_owned();
+    if let Some((head, _)) = message.split_once("expected struct ") {
+        message = format!("{head}expected an object");
+    }
+    for (theirs, ours) in [
+        ("expected u32", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected i32", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected an object"),
+        ("expected a boolean", "expected true or false"),
+        ("type: map", "type: object"),
+        ("type: sequence", "type: list"),
+        ("type: unit", "type: null"),
+    ] {
+        message = message.replace(theirs, ours);
+    }
+    message
 }
 
 /// A mistake in a world that was not read from text.

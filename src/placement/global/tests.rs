@@ -332,6 +332,22 @@ fn a_replica_that_must_be_on_one_host_is_not_divided() {
     assert_eq!(solved(&json!({"hosts": hosts, "services": [one]})).placed, 0);
 }
 
+/// Where no whole replica fits is no failure domain for replicas that must not be divided.
+#[test]
+fn a_host_is_usable_where_a_part_that_may_be_fits() {
+    let hosts = json!([host("a", "r", 8, 8), host("b", "r", 2, 2)]);
+    let one = |one_host: bool| {
+        let s = with(
+            with(service("chat", 2, 2, 2), "one_host", json!(one_host)),
+            "spread",
+            json!("host"),
+        );
+        level(&solved(&json!({"hosts": hosts, "services": [s]})), "domains")
+    };
+    // Divided, both hosts are domains of one replica each, and the second replica crowds the first host.
+    assert_eq!((one(true), one(false)), (0, 1));
+}
+
 /// A driver never says the same twice: GPUs are told apart by what fits on them, not by their last MiB.
 #[test]
 fn free_memory_tells_gpus_apart_only_where_it_matters() {
