@@ -217,12 +217,7 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         Mode::Palette(_) => Some("type a command · ↑↓ choose · Enter runs it · Esc closes"),
         Mode::Help { .. } | Mode::Text(_) => Some("↑↓ scrolls · Esc closes"),
         Mode::Confirm(_) => Some("type the name, then Enter · ↑↓ scrolls the plan · Esc cancels"),
-        Mode::Map(map) if map.read_only => {
-            Some("f a hole · w without the host · r again · Esc closes")
-        }
-        Mode::Map(_) => {
-            Some("Enter picks up, puts down · f a hole · w without the host · Esc closes")
-        }
+        Mode::Map(map) => Some(map.hint()),
         Mode::Ask(_) => Some("← → choose · Enter · Esc cancels"),
         Mode::Question(_) => Some("type the answer, then Enter · Esc leaves it for later"),
     };

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! HOST          NOW                      THEN
-//! node1         A0 A0 A0 A0  B0 B0 ·  ·  A0 A0 A0 A0  B0 B0 ·  ·
-//! node2         A1 A1 A1 A1  #  #  x  ·  A1 A1 A1 A1  #  #  x  ·
+//! node1         a0 a0 a0 a0  b0 b0 ·  ·  a0 a0 a0 a0  b0 b0 ·  ·
+//! node2         a1 a1 a1 a1  #  #  x  ·  a1 a1 a1 a1  #  #  x  ·
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ use crate::api::{
 };
 use crate::tui::draw::{Pen, window};
 use crate::tui::key::Key;
+use crate::tui::panels::fleet_cells;
 use crate::tui::state::State;
 
 /// Rows at the bottom for what is under the cursor and what speaks against a move.
@@ -43,6 +44,8 @@ pub struct Map {
     pub held: Option<Held>,
     /// Nothing may be moved.
     pub read_only: bool,
+    /// Why the last key did nothing.
+    pub said: Option<&'static str>,
 }
 
 /// A replica that is being moved.
@@ -88,6 +91,7 @@ impl Map {
             gpu: 0,
             held: None,
             read_only,
+            said: None,
         }
     }
 
@@ -137,6 +141,7 @@ impl Map {
     /// Handles a key.
     pub fn key(&mut self, key: Key, page: usize) -> MapKey {
         let page = isize::try_from(page).unwrap_or(1);
+        self.said = None;
         match key {
             Key::Up | Key::Char('k') => self.step(-1, 0),
             Key::Down | Key::Char('j') => self.step(1, 0),
@@ -199,6 +204,7 @@ impl Map {
     /// Picks up what lies under the cursor; puts it down; and, when it may lie there, asks for the move.
     fn enter(&mut self) -> MapKey {
         if self.read_only {
+            self.said = Some("you only look: nothing can be moved from here");
             return MapKey::Stay;
         }
         if self.held.is_none() {
@@ -233,6 +239,24 @@ impl Map {
                 row: self.host,
             })
         });
+        if self.held.is_none() {
+            self.said = Some("no replica lies on this GPU: there is nothing to pick up");
+        }
+    }
+
+    /// The keys, and what Esc does now.
+    pub fn hint(&self) -> &'static str {
+        match (self.read_only, self.held.is_some(), self.question == WhatIf::default()) {
+            (_, true, _) => "Enter checks, then moves · Space marks GPUs · Esc drops the replica",
+            (true, _, true) => "f a hole · w without the host · r again · Esc closes",
+            (true, _, false) => "f a hole · w without the host · r again · Esc back to now",
+            (false, _, true) => {
+                "Enter picks up, puts down · f a hole · w without the host · Esc closes"
+            }
+            (false, _, false) => {
+                "Enter picks up · f a hole · w without the host · Esc back to what is"
+            }
+        }
     }
 
     /// What is said before the move is asked for.
@@ -292,14 +316,17 @@ impl Map {
         let widest = world.hosts.iter().map(cells).max().unwrap_or(0);
         // Letter and number, or the letter alone where two maps would not fit beside each other.
         let room = area.width.saturating_sub(name) / 2;
-        let each = if widest.saturating_mul(3) <= room { 3 } else { 1 };
+        let before = lies_now(view);
+        let after = lies_then(view);
+        let digits = |n: &u32| n.to_string().len();
+        let number = before.values().chain(after.values()).map(|(_, n)| digits(n)).max();
+        let wide = u16::try_from(number.unwrap_or(1)).unwrap_or(1).saturating_add(2);
+        let each = if widest.saturating_mul(wide) <= room { wide } else { 1 };
         let map = widest.saturating_mul(each).saturating_add(1).min(room);
         let (now, then) = (area.x + name, area.x + name + map + 2);
         pen.put(area.x, area.y, area.right(), "HOST", pen.theme.header);
         pen.put(now, area.y, then, "NOW", pen.theme.header);
         pen.put(then, area.y, area.right(), "THEN", pen.theme.header);
-        let before = lies_now(view);
-        let after = lies_then(view);
         let target = self.target();
         let height = usize::from(area.height.saturating_sub(1));
         let from = window(world.hosts.len(), self.host, height);
@@ -310,7 +337,10 @@ impl Map {
             pen.put_cut(area.x, y, now - 1, &host.name, style);
             for (x, lies, cursor) in [(now, &before, true), (then, &after, false)] {
                 let right = if cursor { then - 1 } else { area.right() };
-                let draw = Cells { host, lies, each, view, state };
+                // As it is now a host is there although it is supposed to be lost.
+                let supposed = self.question.without.iter().any(|h| h.as_str() == host.name);
+                let up = host.up || (cursor && supposed);
+                let draw = Cells { host, up, lies, each, view, state };
                 let marks = |index: u32| -> Mark {
                     let here = row == self.host;
                     let gpu = host.gpus.get(self.gpu).filter(|_| here).map(|g| g.index);
@@ -333,9 +363,10 @@ impl Map {
     }
 
     fn draw_foot(&self, pen: &mut Pen<'_>, state: &State, view: &WhatIfView, area: Rect) {
-        let mut lines: Vec<Line<'static>> = vec![legend(pen, state, view)];
-        lines.push(Line::styled(self.under_cursor(view), pen.theme.text));
         let width = usize::from(area.width);
+        let mut lines: Vec<Line<'static>> = legend(pen, state, view, width);
+        lines.extend(wrapped(&self.under_cursor(view), width, pen.theme.text));
+        lines.extend(self.said.map(|said| Line::styled(said, pen.theme.warn)));
         if let Some(held) = &self.held {
             let aims = self.target();
             let to = aims
@@ -359,9 +390,9 @@ impl Map {
                     lines.extend(wrapped(&format!("✖ rule violated: {why}"), width, pen.theme.bad));
                 }
                 let worse = check.worse.iter().map(|w| format!("▲ worse: {w}"));
-                lines.extend(worse.map(|w| Line::styled(w, pen.theme.warn)));
+                lines.extend(worse.flat_map(|w| wrapped(&w, width, pen.theme.warn)));
                 let better = check.better.iter().map(|w| format!("● better: {w}"));
-                lines.extend(better.map(|w| Line::styled(w, pen.theme.good)));
+                lines.extend(better.flat_map(|w| wrapped(&w, width, pen.theme.good)));
                 if check == &crate::api::PlaceCheck::default() {
                     lines.push(Line::styled("● as good as where it is", pen.theme.good));
                 }
@@ -374,7 +405,7 @@ impl Map {
             });
             lines.extend(unplaced.flat_map(|text| wrapped(&text, width, pen.theme.bad)));
             let left_out = view.left_out.iter().map(|(s, why)| format!("▲ without {s}: {why}"));
-            lines.extend(left_out.map(|text| Line::styled(text, pen.theme.dim)));
+            lines.extend(left_out.flat_map(|text| wrapped(&text, width, pen.theme.dim)));
         }
         if let Some(error) = &self.trouble {
             lines.extend(wrapped(&format!("✖ {}", error.message), width, pen.theme.bad));
@@ -427,6 +458,7 @@ enum Mark {
 /// The cells of one host.
 struct Cells<'a> {
     host: &'a WorldHost,
+    up: bool,
     lies: &'a Lies,
     each: u16,
     view: &'a WhatIfView,
@@ -463,13 +495,14 @@ impl Cells<'_> {
         }
     }
 
-    /// `A0` for a replica, `·` free, `x` not healthy, `#` held by something else, `-` not to be used.
+    /// `a0` for a replica, `·` free, `x` not healthy, `#` held by something else, `-` not to be used.
     fn cell(&self, pen: &Pen<'_>, index: u32) -> (String, Style) {
         let theme = pen.theme;
         let wide = |text: &str| format!("{text:<2}");
         if let Some((s, replica)) = self.lies.get(&(self.host.name.clone(), index)) {
             let style = service_style(self.state, self.view, theme, *s);
-            return (wide(&format!("{}{replica}", letter(*s))), style);
+            let letter = letter(self.state, self.view, *s);
+            return (wide(&format!("{letter}{replica}")), style);
         }
         let sick = |g: &&crate::api::WorldGpu| g.index == index && g.health != "ok";
         if self.host.gpus.iter().any(|g| sick(&g)) {
@@ -478,7 +511,7 @@ impl Cells<'_> {
         if reserved(self.view, self.host, index).is_some() {
             return (wide("#"), theme.warn);
         }
-        if !self.host.up || self.host.cordoned || self.host.draining {
+        if !self.up || self.host.cordoned || self.host.draining {
             return (wide("-"), theme.dim);
         }
         (wide("·"), theme.dim)
@@ -490,9 +523,15 @@ fn cells(host: &WorldHost) -> u16 {
     u16::try_from(host.gpus.len()).unwrap_or(64)
 }
 
-fn letter(service: usize) -> char {
-    let at = u8::try_from(service % 26).unwrap_or(0);
-    char::from(b'A' + at)
+/// The place of a service among those of the deck, as the other panels count them.
+fn place(state: &State, view: &WhatIfView, service: usize) -> usize {
+    let name = view.world.services.get(service).and_then(|s| s.name.parse::<ServiceName>().ok());
+    name.map_or(service, |n| state.service_index(&n))
+}
+
+/// The letter that the service has in the fleet too.
+fn letter(state: &State, view: &WhatIfView, service: usize) -> char {
+    fleet_cells::letter(place(state, view, service))
 }
 
 /// The colour that the service has in the other panels too.
@@ -502,8 +541,7 @@ fn service_style(
     theme: &crate::tui::theme::Theme,
     service: usize,
 ) -> Style {
-    let name = view.world.services.get(service).and_then(|s| s.name.parse::<ServiceName>().ok());
-    let at = name.map_or(service, |n| state.service_index(&n));
+    let at = place(state, view, service);
     theme.services.get(at % theme.services.len()).copied().unwrap_or(theme.text)
 }
 
@@ -547,38 +585,85 @@ fn list(gpus: &[u32]) -> String {
     gpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn legend(pen: &Pen<'_>, state: &State, view: &WhatIfView) -> Line<'static> {
-    let mut spans = Vec::new();
+/// What the letters and signs mean, on as many lines as it takes.
+fn legend(pen: &Pen<'_>, state: &State, view: &WhatIfView, width: usize) -> Vec<Line<'static>> {
+    let theme = pen.theme;
+    let mut items: Vec<(String, Style, String)> = Vec::new();
     for (s, service) in view.world.services.iter().enumerate() {
-        spans.push(Span::styled(
-            format!("{} ", letter(s)),
-            service_style(state, view, pen.theme, s),
-        ));
-        spans.push(Span::raw(format!("{}  ", service.name)));
+        let style = service_style(state, view, theme, s);
+        items.push((letter(state, view, s).to_string(), style, service.name.clone()));
     }
-    spans.push(Span::styled("· free  x sick  # held  - not used", pen.theme.dim));
-    Line::from(spans)
+    for (sign, style, what) in [
+        ("·", theme.dim, "free"),
+        ("x", theme.bad, "sick"),
+        ("#", theme.warn, "held"),
+        ("-", theme.dim, "not used"),
+        ("__", theme.text.add_modifier(Modifier::UNDERLINED), "changes"),
+        ("  ", theme.text.add_modifier(Modifier::REVERSED | Modifier::DIM), "target"),
+    ] {
+        items.push((sign.to_owned(), style, what.to_owned()));
+    }
+    let mut lines = Vec::new();
+    let (mut spans, mut used) = (Vec::new(), 0);
+    for (sign, style, what) in items {
+        let long = sign.chars().count() + what.chars().count() + 3;
+        if used > 0 && used + long > width {
+            lines.push(Line::from(std::mem::take(&mut spans)));
+            used = 0;
+        }
+        used += long;
+        spans.push(Span::styled(sign, style));
+        spans.push(Span::styled(format!(" {what}  "), theme.dim));
+    }
+    lines.push(Line::from(spans));
+    lines
 }
 
-fn summary(pen: &Pen<'_>, view: &WhatIfView) -> [Line<'static>; 2] {
+fn summary(pen: &Pen<'_>, view: &WhatIfView) -> Vec<Line<'static>> {
     let answer = &view.answer;
     let copied: u64 = answer.copies.iter().map(|c| c.bytes.0).sum();
-    let moves = match answer.moves.len() {
-        0 => "nothing moves".to_owned(),
-        1 => "1 replica moves".to_owned(),
-        n => format!("{n} replicas move"),
-    };
-    let copied = match copied {
-        0 => String::new(),
-        n => format!(", {} to copy", crate::api::Bytes(n)),
-    };
-    let placed = Line::from(vec![
-        Span::styled(format!("{} of {} placed", answer.placed, answer.wanted), pen.theme.strong),
-        Span::raw(format!(", {moves}{copied}")),
-    ]);
+    let stops = answer.moves.iter().filter(|m| m.to.is_empty() && m.serving).count();
+    let moves = answer.moves.iter().filter(|m| !m.to.is_empty()).count();
+    let replicas = answer.services.iter().flat_map(|s| &s.replicas);
+    let starts = replicas.filter(|r| r.state == "starts").count();
+    let mut spans = vec![Span::styled(
+        format!("{} of {} placed", answer.placed, answer.wanted),
+        pen.theme.strong,
+    )];
+    match moves {
+        0 if stops == 0 => spans.push(Span::raw(", nothing moves")),
+        0 => {}
+        1 => spans.push(Span::raw(", 1 moves")),
+        n => spans.push(Span::raw(format!(", {n} move"))),
+    }
+    if stops > 0 {
+        let word = if stops == 1 { "STOPS" } else { "STOP" };
+        spans.push(Span::raw(", "));
+        spans.push(Span::styled(format!("{stops} {word}"), pen.theme.bad));
+    }
+    if starts > 0 {
+        let word = if starts == 1 { "starts" } else { "start" };
+        spans.push(Span::raw(format!(", {starts} {word}")));
+    }
+    if copied > 0 {
+        spans.push(Span::raw(format!(", {} to copy", crate::api::Bytes(copied))));
+    }
     let gang = format!(
         "largest gang that still fits: {} GPUs now, {} then",
         view.largest_gang_before, answer.largest_gang
     );
-    [placed, Line::styled(gang, pen.theme.dim)]
+    let mut lines = vec![Line::from(spans)];
+    if let Some(hole) = &view.hole {
+        lines.push(match &hole.at {
+            Some(at) => Line::styled(
+                format!("a hole of {} GPUs: {} [{}]", hole.gpus, at.host, list(&at.gpus)),
+                pen.theme.good,
+            ),
+            None => {
+                Line::styled(format!("no moves free {} GPUs together", hole.gpus), pen.theme.bad)
+            }
+        });
+    }
+    lines.push(Line::styled(gang, pen.theme.dim));
+    lines
 }

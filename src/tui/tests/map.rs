@@ -139,6 +139,21 @@ fn holes_and_lost_hosts_are_one_key_away() {
     assert!(matches!(state.mode, Mode::Browse));
 }
 
+/// The letters are those of the fleet; what only starts is not said to move.
+#[test]
+fn the_map_speaks_as_the_fleet_does_and_a_key_that_does_nothing_says_why() {
+    let mut state = open((80, 24));
+    let effects = press(&mut state, "jw");
+    answer(&mut state, &effects);
+    let shown = text(&state);
+    assert!(shown.contains("a chat") && !shown.contains("replicas move"), "{shown}");
+    assert!(shown.contains("Esc back to what is"), "{shown}");
+    press(&mut state, "gllllll<enter>");
+    assert!(text(&state).contains("nothing to pick up"), "{}", text(&state));
+    press(&mut state, "h");
+    assert!(!text(&state).contains("nothing to pick up"));
+}
+
 #[test]
 fn who_only_looks_picks_nothing_up() {
     let mut state = state(calm(), (80, 24));
@@ -148,6 +163,7 @@ fn who_only_looks_picks_nothing_up() {
     assert!(press(&mut state, "<enter>").is_empty());
     let Mode::Map(map) = &state.mode else { panic!() };
     assert_eq!(map.held, None);
+    assert!(text(&state).contains("you only look"), "{}", text(&state));
     // An answer to an older question is dropped.
     let effects = press(&mut state, "r");
     let Some(Effect::WhatIf { ticket, .. }) = effects.first() else { panic!("{effects:?}") };
