@@ -126,7 +126,7 @@ fn a_bad_world_is_one_clear_error() {
             "",
         ),
         ("{\"hosts\": [".to_owned(), "line 1: hosts: EOF while parsing a list", ""),
-        ("[]".to_owned(), "line 1: invalid length 0, expected an object", ""),
+        ("[]".to_owned(), "line 1: invalid length 1, expected an object", ""),
         (world("[]", service), "line 1: hosts[0]: invalid length 0, expected an object", ""),
         (
             format!("\u{feff}{}", world(&host.replace("80GiB", "0"), service)),
