@@ -459,10 +459,10 @@ fn tokens(text: &str) -> Result<u64, String> {
     };
     let number: u64 =
         number.parse().map_err(|_| "write a number of tokens, such as 32768 or 32k")?;
-    number
-        .checked_mul(factor)
-        .filter(|n| (1..=1 << 40).contains(n))
-        .ok_or_else(|| "too many".to_owned())
+    if number == 0 {
+        return Err("at least 1".to_owned());
+    }
+    number.checked_mul(factor).filter(|n| *n <= 1 << 40).ok_or_else(|| "too many".to_owned())
 }
 
 /// Gateways.

@@ -15,6 +15,9 @@ use crate::model::{
 };
 use crate::weights::{self, LocalFiles};
 
+/// As many GPUs as a replica of a world may have, and more than any has.
+const MOST_GPUS: u64 = 4_096;
+
 /// Inspects the model at `path`: here, or as `HOST:PATH` on a host of the deck.
 pub async fn inspect(
     args: &Args,
@@ -92,7 +95,10 @@ async fn local(path: &str) -> Result<ModelFacts, Failure> {
     weights::describe(&LocalFiles, text).await.map_err(|e| {
         let code =
             if matches!(&e, weights::WeightsError::Model(m) if m.is_missing()) { 8 } else { 1 };
-        Failure { code, hint: e.hint(), ..Failure::other(e.to_string()) }
+        // A path that was typed here is in no spec.
+        let hint =
+            if code == 8 { Some("see whether the path is right".to_owned()) } else { e.hint() };
+        Failure { code, hint, ..Failure::other(e.to_string()) }
     })
 }
 
@@ -128,14 +134,20 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         return Err(Failure::other(format!("utilisation {share} is not between 0 and 1")));
     }
     // Engines that give whole layers to each GPU have no tensor parallelism: all are stages.
-    let (tensor, pipeline) = match rules.split {
+    let (tensor, pipeline): (u64, u64) = match rules.split {
         model::WeightSplit::Layers => (1, u64::from(options.tp) * u64::from(options.pp)),
         model::WeightSplit::Tensors => (options.tp.into(), options.pp.into()),
     };
+    let gpus = tensor.saturating_mul(pipeline).saturating_mul(options.dp.into());
+    if gpus > MOST_GPUS {
+        return Err(Failure::other(format!("a replica of {gpus} GPUs is too much"))
+            .with_hint(format!("tp × pp × dp is at most {MOST_GPUS}")));
+    }
+    let data = copies(tensor, options, &rules)?;
     Ok(Setup {
         tensor,
         pipeline,
-        data: options.dp.into(),
+        data,
         expert: options.ep.into(),
         context: options.context,
         cache,
@@ -148,6 +160,21 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         eager: options.enforce_eager,
         ..Setup::new(rules)
     })
+}
+
+/// The copies of attention. Experts are divided over GPUs that are there: more of them than `tp × dp` are as many
+/// copies more, where nothing is said of those.
+fn copies(tensor: u64, options: &InspectOptions, rules: &model::Rules) -> Result<u64, Failure> {
+    let (data, expert) = (u64::from(options.dp), u64::from(options.ep));
+    let ranks = tensor.saturating_mul(data);
+    if expert <= 1 || rules.split == model::WeightSplit::Layers || ranks.is_multiple_of(expert) {
+        return Ok(data);
+    }
+    if data == 1 && expert.is_multiple_of(tensor) && !rules.data_inside {
+        return Ok(expert / tensor);
+    }
+    Err(Failure::other(format!("the experts cannot be divided over {expert} of {ranks} GPUs"))
+        .with_hint("--ep divides tp × dp: with whole experts on each GPU it is that product"))
 }
 
 /// `key`, `key_low` and `key_high`.

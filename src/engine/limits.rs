@@ -17,10 +17,35 @@ pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
         return None;
     }
     let tokens = setup.rules.pool == Pool::Tokens;
+    if let Some(error) = impossible(facts) {
+        return Some(error);
+    }
     let limit = if tokens { facts.context_stated.or(facts.context) } else { facts.context };
     form(facts, setup.rules.engine)
         .or_else(|| too_long(setup.context, limit))
         .or_else(|| cuts(facts, setup))
+}
+
+/// Numbers of attention that no model has: engines end with them at once, and what is computed from them says nothing.
+fn impossible(facts: &ModelFacts) -> Option<EngineError> {
+    let heads = facts.attention_heads?;
+    let what = match (heads, facts.kv_heads, facts.head_dim) {
+        (0, Some(1..), _) => "it has heads for keys and values, and no attention heads".to_owned(),
+        (1.., Some(0), _) if facts.latent_cache_width.is_none() => {
+            format!("{heads} attention heads have no head for keys and values")
+        }
+        (1.., _, Some(0)) => "its attention heads have size 0".to_owned(),
+        (1.., Some(kv @ 1..), _)
+            if !heads.is_multiple_of(kv) && facts.latent_cache_width.is_none() =>
+        {
+            format!("{heads} attention heads cannot share {kv} heads for keys and values")
+        }
+        _ => return None,
+    };
+    Some(EngineError::Indivisible {
+        what,
+        hint: "compare its config.json with the published one".to_owned(),
+    })
 }
 
 fn is_by_layers(setup: &Setup) -> bool {
@@ -104,6 +129,32 @@ mod tests {
     use crate::base::Hint;
     use crate::engine::memory::{LLAMA_CPP, SGLANG, VLLM};
     use crate::model::ModelFormat;
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let why = |heads, kv, size, latent| {
+            let facts = ModelFacts {
+                attention_heads: Some(heads),
+                kv_heads: Some(kv),
+                head_dim: Some(size),
+                latent_cache_width: latent,
+                ..ModelFacts::unknown(ModelFormat::Safetensors, "/m".to_owned())
+            };
+            refusal(&facts, &Setup::new(VLLM)).map(|e| e.to_string())
+        };
+        for (heads, kv, size, words) in [
+            (0, 8, 128, "no attention heads"),
+            (32, 0, 128, "no head for keys and values"),
+            (32, 8, 0, "size 0"),
+            (32, 5, 128, "cannot share 5"),
+        ] {
+            let said = why(heads, kv, size, None).unwrap();
+            assert!(said.contains(words), "{said}");
+        }
+        assert_eq!((why(32, 8, 128, None), why(71, 1, 64, None)), (None, None));
+        // States alone, and latent vectors.
+        assert_eq!((why(0, 0, 0, None), why(128, 1, 192, Some(576))), (None, None));
+    }
 
     #[test]
     fn what_engines_refuse_whatever_the_memory() {

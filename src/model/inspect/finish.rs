@@ -122,6 +122,15 @@ impl Inspection {
         } else {
             // What was estimated of the tensors does not matter: they are here.
             facts.certainty = blueprint.family;
+            let expected = tensors::total(&blueprint.tensors);
+            if blueprint.certainty == Certainty::Exact && facts.weight_bytes.0 < expected / 2 {
+                facts.certainty = Certainty::Guess;
+                facts.notes.push(format!(
+                    "its files hold {}, and config.json describes a model of {}: a part is missing, or they are not of one model",
+                    facts.weight_bytes,
+                    Bytes(expected)
+                ));
+            }
         }
     }
 }
