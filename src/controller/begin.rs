@@ -9,7 +9,7 @@ use super::planning::{self, Draft, Planned};
 use crate::api::{ApiError, ErrorKind, IntentReply, ReleaseView, Severity};
 use crate::base::{ReleaseNumber, Revision, ServiceName};
 use crate::revision::DeckRepo;
-use crate::rollout::{EventKind, Outcome, ServiceState};
+use crate::rollout::{EventKind, LimitRule, Outcome, ServiceState};
 
 /// More than so many do not wait for their turn.
 const MOST_WAITING: usize = 64;
@@ -231,6 +231,7 @@ impl Core {
             release: Box::new(release),
             kind: request.kind,
             by: request.by,
+            limits: LimitRule::PRESENT,
         };
         self.try_happened(&draft.service, kind, now()).map_err(|e| journal_error(&e))?;
         Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(view) })

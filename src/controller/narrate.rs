@@ -7,7 +7,7 @@ use crate::rollout::{Condition, Direction, EventKind, Gate, Outcome, Phase, Serv
 /// The lines for the Events panel.
 pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) -> Vec<EventLine> {
     let mut story = Story { at: after.now, state: after, lines: Vec::new() };
-    if let EventKind::RolloutRequested { release, by, kind } = kind {
+    if let EventKind::RolloutRequested { release, by, kind, .. } = kind {
         let verb = match kind {
             crate::rollout::RolloutKind::Apply => "rolls out",
             crate::rollout::RolloutKind::Undo => "goes back with",

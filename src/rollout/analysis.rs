@@ -147,6 +147,7 @@ pub enum Judgement {
 /// A failure ends it at once (Argo's rule: Failed goes before Error before Inconclusive).
 pub fn judge(
     spec: &AnalysisSpec,
+    rule: LimitRule,
     run: &AnalysisRun,
     (new, old): (&Window, &Window),
     since: Timestamp,
@@ -158,6 +159,7 @@ pub fn judge(
         None => since.plus(spec.duration.saturating_mul(2)),
     };
     let last = now >= until;
+    let look = Look { last, rule };
     let checks = spec.checks();
     let mut worst: BTreeMap<u8, (VerdictResult, String)> = BTreeMap::new();
     let mut open = Vec::new();
@@ -183,11 +185,11 @@ pub fn judge(
     if let Some((result, why)) = worst.remove(&0) {
         return Judgement::Verdict(result, why);
     }
-    let window = evaluate(spec, new, old, last);
+    let window = evaluate(spec, new, old, look);
     if let Some((VerdictResult::Failed, why)) = window {
         return Judgement::Verdict(VerdictResult::Failed, why);
     }
-    let engines = engine_samples::judge(spec, &run.new, &run.old, last);
+    let engines = engine_samples::judge(spec, &run.new, &run.old, look);
     let seen = match engines {
         Ok(seen) => seen,
         Err(why) => return Judgement::Verdict(VerdictResult::Failed, why),
@@ -219,6 +221,38 @@ pub fn judge(
     Judgement::Verdict(VerdictResult::Success, text::clean(&all.join("; "), 3 * MAX_WHY))
 }
 
+/// How limits on rates and means are looked at before the end of an analysis. It is kept with the rollout, so that a
+/// journal that is read again is decided as its writer decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitRule {
+    /// Compared plainly at each look: of rollouts that began before there was another rule.
+    #[default]
+    Plain,
+    /// Before the end only what can hardly be chance counts ([`super::excess`]).
+    Sequential,
+}
+
+impl LimitRule {
+    /// That of a rollout which begins now.
+    pub const PRESENT: Self = Self::Sequential;
+}
+
+/// When is looked, and by which rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The time is over, and a verdict is due.
+    pub last: bool,
+    /// How limits are looked at.
+    pub rule: LimitRule,
+}
+
+impl From<bool> for Look {
+    fn from(last: bool) -> Self {
+        Self { last, rule: LimitRule::PRESENT }
+    }
+}
+
 /// Judges what was measured. `last`: the time is over and a verdict is due; before that only a
 /// failure is final: a share of errors above its limit that can hardly be chance ([`super::excess`]).
 ///
@@ -227,8 +261,10 @@ pub fn evaluate(
     spec: &AnalysisSpec,
     new: &Window,
     old: &Window,
-    last: bool,
+    look: impl Into<Look>,
 ) -> Option<(VerdictResult, String)> {
+    let look = look.into();
+    let last = look.last;
     if spec.min_requests == 0 && new.requests == 0 {
         return last.then(|| (VerdictResult::Success, "no requests are asked for".to_owned()));
     }
@@ -246,16 +282,21 @@ pub fn evaluate(
     let limit = spec.max_error_rate;
     let share = (new.errors as f64, new.requests as f64);
     let above = format!("error rate {} {errors} > {}", percent(error_rate), percent(limit));
-    match standing(spec, share, limit, error_rate > limit, (new.requests, last)) {
+    match standing(spec, share, limit, error_rate > limit, (new.requests, look)) {
         Standing::Kept => {}
         Standing::Above(how) => return Some((VerdictResult::Failed, format!("{above}{how}"))),
         Standing::Doubtful(why) => {
             return Some((VerdictResult::Inconclusive, format!("{above}{why}")));
         }
     }
+    if look.rule == LimitRule::Plain
+        && let Err((VerdictResult::Failed, why)) = latency(spec, new, old, look.rule)
+    {
+        return Some((VerdictResult::Failed, why));
+    }
     last.then(|| {
         let errors = format!("error rate {} {errors} ≤ {}", percent(error_rate), percent(limit));
-        match latency(spec, new, old) {
+        match latency(spec, new, old, look.rule) {
             Ok(latency) => (VerdictResult::Success, format!("{errors}; {latency}")),
             Err(decided) => decided,
         }
@@ -267,8 +308,13 @@ fn latency(
     spec: &AnalysisSpec,
     new: &Window,
     old: &Window,
+    rule: LimitRule,
 ) -> Result<String, (VerdictResult, String)> {
-    let enough = spec.min_requests.max(spec.engine.min_samples).max(1);
+    let samples = match rule {
+        LimitRule::Plain => 1,
+        LimitRule::Sequential => spec.engine.min_samples,
+    };
+    let enough = spec.min_requests.max(samples).max(1);
     let mean = new.mean_response_ms().unwrap_or(0.0);
     if let Some(max) = spec.max_latency {
         let max = max.as_secs_f64() * 1000.0;
@@ -385,7 +431,14 @@ mod tests {
     }
 
     fn verdict(spec: &AnalysisSpec, run: &AnalysisRun, new: Window, at: u64) -> Judgement {
-        super::judge(spec, run, (&new, &window(400, 0, 100.0)), Timestamp(0), Timestamp(at))
+        super::judge(
+            spec,
+            LimitRule::PRESENT,
+            run,
+            (&new, &window(400, 0, 100.0)),
+            Timestamp(0),
+            Timestamp(at),
+        )
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! follows from it is found by the rounds after it.
 
 use super::action::Action;
-use super::analysis::{AnalysisRun, Window};
+use super::analysis::{AnalysisRun, LimitRule, Window};
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
 use super::event::{EventKind, StartRefusal};
@@ -23,8 +23,8 @@ impl Decider<'_> {
     pub(super) fn apply(&mut self, event: &EventKind) {
         match event {
             EventKind::Tick => {}
-            EventKind::RolloutRequested { release, kind, by } => {
-                self.begin_rollout(release, *kind, by);
+            EventKind::RolloutRequested { release, kind, by, limits } => {
+                self.begin_rollout(release, *kind, by, *limits);
             }
             EventKind::Paused { .. } => self.pause(),
             EventKind::Resumed { .. } => self.resume(),
@@ -78,7 +78,7 @@ impl Decider<'_> {
         }
     }
 
-    fn begin_rollout(&mut self, release: &Release, kind: RolloutKind, by: &str) {
+    fn begin_rollout(&mut self, release: &Release, kind: RolloutKind, by: &str, limits: LimitRule) {
         let number = release.number;
         let known = self.state.releases.contains_key(&number);
         // What is lent has to come back first: its place belongs to the stable release.
@@ -109,6 +109,7 @@ impl Decider<'_> {
             by: text::clean(by, 100),
             measured_new: Window::default(),
             measured_old: Window::default(),
+            limits,
             analysis: AnalysisRun::default(),
             run: None,
             skipped: Vec::new(),

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::analysis::{LimitRule, Look};
 use super::engine_samples::{EngineSamples, percent, seconds};
 use super::excess::{chance, probability};
 use crate::engine::Histogram;
@@ -36,15 +37,18 @@ pub(super) fn standing(
     (hits, of): (f64, f64),
     limit: f64,
     plainly: bool,
-    (samples, last): (u64, bool),
+    (samples, look): (u64, Look),
 ) -> Standing {
     if !plainly {
         return Standing::Kept;
     }
+    if look.rule == LimitRule::Plain {
+        return Standing::Above(String::new());
+    }
     let p = chance(hits, of, limit);
     let is_sure = p < spec.engine.significance;
     let enough = spec.engine.min_samples;
-    match (is_sure, last) {
+    match (is_sure, look.last) {
         (true, false) => Standing::Above(format!(" ({} before the end)", probability(p))),
         (false, false) => Standing::Kept,
         (true, true) => Standing::Above(String::new()),
@@ -57,7 +61,13 @@ pub(super) fn standing(
 }
 
 /// The first limit that is exceeded, with its numbers, or what is doubtful.
-pub(super) fn judge(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<Kept, String> {
+pub(super) fn judge(
+    spec: &AnalysisSpec,
+    new: &EngineSamples,
+    look: impl Into<Look>,
+) -> Result<Kept, String> {
+    let look = look.into();
+    let last = look.last;
     let mut kept = Kept::default();
     let mut take = |standing: Standing, numbers: String| match standing {
         Standing::Kept => Ok(()),
@@ -80,7 +90,7 @@ pub(super) fn judge(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Res
             new.finished,
             percent(max)
         );
-        let when = (new.finished, last);
+        let when = (new.finished, look);
         take(standing(spec, (failed, finished), max, rate > max, when), shown)?;
         let preemptions = new.preemptions as f64 / finished;
         if let Some(max) = limits.max_preemptions.filter(|max| last && preemptions > *max) {
@@ -109,7 +119,7 @@ pub(super) fn judge(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Res
         );
         let late = late(metric, seen, max, new.finished);
         let plainly = p95 > max.as_secs_f64();
-        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), last)), shown)?;
+        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), look)), shown)?;
     }
     for (metric, max) in
         [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]

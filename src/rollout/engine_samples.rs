@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::analysis::Look;
 use super::engine_limits;
 use super::excess::probability;
 use super::rank_test::mann_whitney;
@@ -136,10 +137,12 @@ pub(super) fn judge(
     spec: &AnalysisSpec,
     new: &EngineSamples,
     old: &EngineSamples,
-    last: bool,
+    look: impl Into<Look>,
 ) -> Result<Seen, String> {
+    let look = look.into();
+    let last = look.last;
     judge_gpus(spec, new, last)?;
-    let limits = engine_limits::judge(spec, new, last)?;
+    let limits = engine_limits::judge(spec, new, look)?;
     let mut compared = Vec::new();
     // Those with the same number of samples are told together.
     let mut too_few: Vec<((u64, u64), Vec<&str>)> = Vec::new();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::analysis::Window;
+use super::analysis::{LimitRule, Window};
 use super::by_hand::QueuedRollout;
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
@@ -43,6 +43,9 @@ pub enum EventKind {
         kind: RolloutKind,
         /// Who.
         by: String,
+        /// How its analyses look at limits.
+        #[serde(default)]
+        limits: LimitRule,
     },
     /// Hold the rollout where it is.
     Paused {

@@ -84,7 +84,8 @@ impl Decider<'_> {
             .unwrap_or_else(AnalysisSpec::default);
         let windows = (&rollout.measured_new, &rollout.measured_old);
         let (result, reason) =
-            match judge(&spec, &rollout.analysis, windows, rollout.step_since, now) {
+            match judge(&spec, rollout.limits, &rollout.analysis, windows, rollout.step_since, now)
+            {
                 Judgement::Wait { until } => {
                     self.set_gate(Some(Gate::Analyse { name: name.to_owned(), until }));
                     return;

@@ -44,7 +44,7 @@ mod told;
 mod traffic;
 
 pub use action::Action;
-pub use analysis::{AnalysisRun, Verdict, VerdictOf, Window};
+pub use analysis::{AnalysisRun, LimitRule, Verdict, VerdictOf, Window};
 pub use by_hand::{Futile, QueuedRollout, SkippedGate};
 pub use checks::{CheckResult, CheckRun};
 pub use engine_samples::{EngineSamples, GpuSignals};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::action::Action;
-use super::analysis::Window;
+use super::analysis::{LimitRule, Window};
 use super::checks::CheckResult;
 use super::event::{Event, EventKind};
 use super::forecast::{Forecast, How, Move, Stage, Timings, Verb, stage_titles};
@@ -153,7 +153,10 @@ impl World<'_> {
         let mut release = Box::new(release.clone());
         release.spec = told::within_limits(release.spec);
         let by = "forecast".to_owned();
-        self.feed_at(self.began, EventKind::RolloutRequested { release, kind, by });
+        self.feed_at(
+            self.began,
+            EventKind::RolloutRequested { release, kind, by, limits: LimitRule::PRESENT },
+        );
         self.forecast.floor = self.state.floor();
         self.await_loan();
     }

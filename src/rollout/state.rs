@@ -187,6 +187,9 @@ pub struct Rollout {
     pub from: Option<ReleaseNumber>,
     /// The release to be served.
     pub to: ReleaseNumber,
+    /// How its analyses look at limits.
+    #[serde(default)]
+    pub limits: super::analysis::LimitRule,
     /// What it is for.
     pub kind: RolloutKind,
     /// Onwards or back.

@@ -38,7 +38,14 @@ fn ends_early(rng: &mut Rng, spec: &AnalysisSpec, how: How, per_million: u64) ->
         let seen = EngineSamples { finished: 1, failed, first_token, ..EngineSamples::default() };
         run.new.add(&seen);
         let windows = (&window, &Window::default());
-        match judge(spec, &run, windows, Timestamp(0), Timestamp(u64::from(n))) {
+        match judge(
+            spec,
+            gpudeck::rollout::LimitRule::PRESENT,
+            &run,
+            windows,
+            Timestamp(0),
+            Timestamp(u64::from(n)),
+        ) {
             Judgement::Wait { .. } => {}
             Judgement::Verdict(VerdictResult::Failed, why) => {
                 assert!(why.contains(" > "), "{why}");

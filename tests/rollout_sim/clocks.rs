@@ -40,7 +40,12 @@ fn play(
     let mut drains: Vec<(Timestamp, ReplicaId)> = Vec::new();
     let mut queue = VecDeque::new();
     let (release, by) = (Box::new(next.clone()), "ada".to_owned());
-    queue.push_back(EventKind::RolloutRequested { release, kind: RolloutKind::Apply, by });
+    queue.push_back(EventKind::RolloutRequested {
+        release,
+        kind: RolloutKind::Apply,
+        by,
+        limits: gpudeck::rollout::LimitRule::PRESENT,
+    });
     for _ in 0..10_000 {
         let rollout = state.rollout.as_ref().filter(|r| r.to == next.number);
         if let Some(outcome) = rollout.and_then(|r| r.outcome.clone()) {
@@ -104,6 +109,7 @@ fn a_drain_that_the_gateway_never_confirms_ends_the_rollout_all_the_same() {
         release: Box::new(next.clone()),
         kind: RolloutKind::Apply,
         by,
+        limits: gpudeck::rollout::LimitRule::PRESENT,
     };
     step(&mut waiting, &Event { at: state.now, kind });
     assert!(waiting.replicas.values().any(|r| matches!(r.phase, Phase::Draining { .. })));

@@ -355,6 +355,7 @@ fn after_a_restart_everything_awaited_is_told_again() {
         release: Box::new(first.clone()),
         kind: RolloutKind::Apply,
         by: "ada".to_owned(),
+        limits: gpudeck::rollout::LimitRule::PRESENT,
     };
     let at = gpudeck::base::Timestamp(5);
     let told = step(&mut state, &Event { at, kind: request.clone() });
@@ -403,7 +404,16 @@ fn a_stable_replica_that_stays_away_is_started_again_after_the_healthy_deadline(
         step(state, &Event { at: Timestamp(seconds * 1000), kind })
     };
     let (kind, by) = (RolloutKind::Apply, "ada".to_owned());
-    tell(&mut state, 1, EventKind::RolloutRequested { release: Box::new(first.clone()), kind, by });
+    tell(
+        &mut state,
+        1,
+        EventKind::RolloutRequested {
+            release: Box::new(first.clone()),
+            kind,
+            by,
+            limits: gpudeck::rollout::LimitRule::PRESENT,
+        },
+    );
     let rank = first.rank_ids(0, gpudeck::base::Attempt::FIRST)[0].clone();
     let replica = rank.replica;
     tell(&mut state, 1, EventKind::RankRunning { rank });
@@ -435,7 +445,15 @@ fn what_a_replica_was_refused_for_is_told_at_whatever_moment_the_deadline_passes
         })
     };
     let (kind, by) = (RolloutKind::Apply, "ada".to_owned());
-    tell(1, EventKind::RolloutRequested { release: Box::new(first.clone()), kind, by });
+    tell(
+        1,
+        EventKind::RolloutRequested {
+            release: Box::new(first.clone()),
+            kind,
+            by,
+            limits: gpudeck::rollout::LimitRule::PRESENT,
+        },
+    );
     let rank = first.rank_ids(0, gpudeck::base::Attempt::FIRST)[0].clone();
     let refusal = StartRefusal::NotYet { why: "no container engine".to_owned() };
     tell(2, EventKind::RankRefused { rank, refusal });
@@ -485,6 +503,7 @@ fn events_keep_their_form_as_json() {
             release: Box::new(first),
             kind: RolloutKind::Undo,
             by: "ada".to_owned(),
+            limits: gpudeck::rollout::LimitRule::PRESENT,
         },
         EventKind::Aborted { by: "ada".to_owned(), reason: Some("x".to_owned()) },
         EventKind::Measured { windows: [(id, gpudeck::rollout::Window::default())].into() },

@@ -281,7 +281,12 @@ impl World {
         {
             *n += 1;
         }
-        self.tell(EventKind::RolloutRequested { release, kind, by: "ada".to_owned() });
+        self.tell(EventKind::RolloutRequested {
+            release,
+            kind,
+            by: "ada".to_owned(),
+            limits: gpudeck::rollout::LimitRule::PRESENT,
+        });
     }
 
     pub fn by_ada(&mut self, make: impl FnOnce(String) -> EventKind) {
