@@ -34,8 +34,8 @@ pub use crate::placement::what_if::{Hole, NewHosts, PlaceCheck, ReplicaTo, WhatI
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::{
-    Condition, Direction, Gate, Outcome, Phase, QueuedRollout, Rollout, RolloutKind, RunEnd,
-    SkippedGate, StepRun, Verdict, VerdictOf,
+    Condition, Direction, Gate, LimitRule, Outcome, Phase, QueuedRollout, Rollout, RolloutKind,
+    RunEnd, SkippedGate, StepRun, Verdict, VerdictOf,
 };
 pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{

@@ -135,10 +135,12 @@ impl Core {
         if !new {
             return;
         }
-        // Whose the services are has changed, too.
+        // Whose the services are has changed, too: said before the hosts are, so that nobody who has heard of all hosts
+        // is told what was so before.
         for service in self.known_services() {
-            self.publish_service(&service);
+            self.views.mark(&service);
         }
+        self.publish_stale();
         let (others, ours) = (self.means.claims.others(), self.means.claims.ours());
         let hosts: Vec<HostName> = self.deck.hosts.keys().cloned().collect();
         for host in hosts {

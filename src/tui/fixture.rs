@@ -267,7 +267,7 @@ pub fn rollout() -> Rollout {
     Rollout {
         from: Some(ReleaseNumber(11)),
         to: ReleaseNumber(12),
-        limits: crate::rollout::LimitRule::PRESENT,
+        limits: crate::api::LimitRule::PRESENT,
         kind: RolloutKind::Apply,
         direction: Direction::Forward,
         step: 1,
