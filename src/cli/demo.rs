@@ -109,7 +109,12 @@ fn service(name: &str) -> Result<ServiceName, Failure> {
 }
 
 fn write_spec(world: &World, text: &str) -> Result<(), Failure> {
-    std::fs::write(world.spec_path("chat"), text).map_err(|e| Failure::other(e.to_string()))
+    // Whole or not at all: the controller looks at it at any moment.
+    let path = world.spec_path("chat");
+    let aside = path.with_extension("new");
+    std::fs::write(&aside, text)
+        .and_then(|()| std::fs::rename(&aside, &path))
+        .map_err(|e| Failure::other(e.to_string()))
 }
 
 /// Waits until `seen` holds of the snapshot.
