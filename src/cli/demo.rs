@@ -22,7 +22,7 @@ use crate::controller::{self, Options, Paths, Running, start_in_process};
 use crate::demo::{Load, World};
 
 /// Requests a second that the story sends to each service.
-const CHAT_RATE: f64 = 12.0;
+const CHAT_RATE: f64 = 20.0;
 const CODE_RATE: f64 = 3.0;
 
 /// Longest that one scene may take.

@@ -173,10 +173,10 @@ impl World {
         specs::chat("A good revision: tokens come faster.", &args)
     }
 
-    /// `chat` in a revision that loads, says it is healthy, and fails 3 of 10 requests (TOML).
+    /// `chat` in a revision that loads, says it is healthy, and fails every other request (TOML).
     pub fn spec_bad(&self) -> String {
-        let args = ["--error-rate", "0.3"];
-        specs::chat("A bad revision: 3 of 10 requests fail.", &args)
+        let args = ["--error-rate", "0.5"];
+        specs::chat("A bad revision: every other request fails.", &args)
     }
 
     /// Ends every process that was started on the simulated hosts (agents, supervisors, engines),
