@@ -294,7 +294,7 @@ impl Work {
             .replace("$service", self.service.as_str())
             .replace("$canary", &self.release.to_string())
             .replace("$stable", &stable);
-        let result = match super::prometheus::query(&check.url, &query).await {
+        let result = match super::prometheus::query(check, &query).await {
             Ok(result) => result,
             Err(why) => return (CheckResult::Error, why),
         };

@@ -1,59 +1,147 @@
-//! One number from a user's Prometheus: `POST /api/v1/query` over plain HTTP.
+//! One number from a user's Prometheus: `POST /api/v1/query` over HTTP or HTTPS.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use zeroize::Zeroizing;
 
 use crate::base::text;
+use crate::spec::PrometheusCheck;
 
 /// Longest answer that is read.
 const MAX_ANSWER: usize = 1 << 20;
+
+/// Longest file with an `Authorization` header.
+const MAX_AUTHORIZATION: u64 = 16 << 10;
 
 /// Time for one query.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Asks for an instant vector of one element, or a scalar. `Err`: why there is no number.
-pub async fn query(url: &str, query: &str) -> Result<f64, String> {
-    match tokio::time::timeout(TIMEOUT, ask(url, query)).await {
-        Ok(answer) => read(&answer?),
-        Err(_) => Err(format!("{} gave no answer in {}s", text::clean(url, 80), TIMEOUT.as_secs())),
+pub async fn query(check: &PrometheusCheck, query: &str) -> Result<f64, String> {
+    ask_and_read(check, query, None).await
+}
+
+async fn ask_and_read(
+    check: &PrometheusCheck,
+    query: &str,
+    roots: Option<RootCertStore>,
+) -> Result<f64, String> {
+    let shown = text::clean(&check.url, 80);
+    match tokio::time::timeout(TIMEOUT, ask(check, query, roots)).await {
+        Ok(Ok(answer)) => read(&answer),
+        Ok(Err(why)) => Err(format!("{shown}: {}", text::clean(&why, 300))),
+        Err(_) => Err(format!("{shown} gave no answer in {}s", TIMEOUT.as_secs())),
     }
 }
 
-async fn ask(url: &str, query: &str) -> Result<String, String> {
-    let shown = text::clean(url, 80);
-    let uri: hyper::Uri = url.parse().map_err(|e| format!("`{shown}` is not an address: {e}"))?;
-    if uri.scheme_str() != Some("http") {
-        return Err(format!("`{shown}`: only http:// is supported"));
-    }
-    let host = uri.host().ok_or_else(|| format!("`{shown}` has no host"))?;
-    let port = uri.port_u16().unwrap_or(80);
+/// `roots`: what is trusted; none: what this machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` say otherwise).
+async fn ask(
+    check: &PrometheusCheck,
+    query: &str,
+    roots: Option<RootCertStore>,
+) -> Result<String, String> {
+    let uri: hyper::Uri = check.url.parse().map_err(|e| format!("not an address: {e}"))?;
+    let (secure, default_port) = match uri.scheme_str() {
+        Some("http") => (false, 80),
+        Some("https") => (true, 443),
+        _ => return Err("begins with neither http:// nor https://".to_owned()),
+    };
+    let host = uri.host().ok_or("no host in it")?;
+    let port = uri.port_u16().unwrap_or(default_port);
     let authority =
         if uri.port_u16().is_some() { format!("{host}:{port}") } else { host.to_owned() };
     let path = format!("{}/api/v1/query", uri.path().trim_end_matches('/'));
-    let request = Request::post(path)
+    let mut request = Request::post(path)
         .header(HOST, authority)
         .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
         .body(Full::new(Bytes::from(format!("query={}", percent(query)))))
         .map_err(|e| format!("not a request: {e}"))?;
-    let failed =
-        |e: &dyn std::fmt::Display| format!("{shown}: {}", text::clean(&e.to_string(), 200));
+    if let Some(file) = &check.authorization_file {
+        request.headers_mut().insert(AUTHORIZATION, authorization(file).await?);
+    }
     let name = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((name, port)).await.map_err(|e| failed(&e))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+    let stream = TcpStream::connect((name, port)).await.map_err(|e| e.to_string())?;
+    if !secure {
+        return exchange(stream, request).await;
+    }
+    let roots = match roots {
+        Some(roots) => roots,
+        None => trusted().await?,
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = ServerName::try_from(name.to_owned()).map_err(|e| e.to_string())?;
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(server, stream).await.map_err(|e| {
+        format!("{e} → what is trusted can be named with SSL_CERT_FILE where the controller starts")
+    })?;
+    exchange(stream, request).await
+}
+
+/// The certificates this machine trusts, read anew: a renewed one counts at once.
+async fn trusted() -> Result<RootCertStore, String> {
+    let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
         .await
-        .map_err(|e| failed(&e))?;
+        .map_err(|e| format!("the machine's certificates were not read: {e}"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
+        return Err(format!(
+            "the controller's machine trusts no certificate{why} → install ca-certificates there, or \
+             name a file with SSL_CERT_FILE"
+        ));
+    }
+    Ok(roots)
+}
+
+/// The header's value, from a file on the controller's machine.
+async fn authorization(file: &Path) -> Result<HeaderValue, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("authorization_file {}: {e}", file.display());
+    let open = tokio::fs::File::open(file).await.map_err(|e| failed(&e))?;
+    let mut secret = Zeroizing::new(String::new());
+    open.take(MAX_AUTHORIZATION).read_to_string(&mut secret).await.map_err(|e| failed(&e))?;
+    let mut value = Some(secret.trim())
+        .filter(|line| !line.is_empty())
+        .and_then(|line| HeaderValue::from_str(line).ok())
+        .ok_or_else(|| failed(&"not one line → write `Bearer TOKEN` or `Basic BASE64` into it"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<String, String> {
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|e| failed(&e))?.to_bytes();
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let status = response.status();
+        if matches!(status.as_u16(), 401 | 403) {
+            return Err(format!(
+                "{status} → name a file with what it asks for as authorization_file"
+            ));
+        }
         // Errors of the query come with a status of 400 or 422 and the same JSON.
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|e| e.to_string())?.to_bytes();
         Ok(String::from_utf8_lossy(&body).into_owned())
     };
     let mut exchange = std::pin::pin!(exchange);
@@ -121,7 +209,7 @@ fn read(answer: &str) -> Result<f64, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -155,31 +243,91 @@ mod tests {
         }
     }
 
+    fn check(url: &str) -> PrometheusCheck {
+        let text = format!("url = \"{url}\"\nquery = \"up\"\nsuccess = \"result > 0\"");
+        toml::from_str(&text).unwrap()
+    }
+
+    const THREE: &str = r#"{"status":"success","data":{"resultType":"scalar","result":[1,"3"]}}"#;
+
+    /// Answers one request; what was asked.
+    async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, status: &str) -> String {
+        let mut asked = String::new();
+        while !asked.contains("query=") {
+            let mut piece = [0; 4096];
+            let n = stream.read(&mut piece).await.unwrap();
+            assert!(n > 0, "{asked}");
+            asked.push_str(&String::from_utf8_lossy(&piece[..n]));
+        }
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", THREE.len());
+        stream.write_all(format!("{head}{THREE}").as_bytes()).await.unwrap();
+        asked
+    }
+
     #[tokio::test]
     async fn asks_as_prometheus_wants_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut asked = String::new();
-            while !asked.contains("query=") {
-                let mut piece = [0; 4096];
-                let n = stream.read(&mut piece).await.unwrap();
-                assert!(n > 0, "{asked}");
-                asked.push_str(&String::from_utf8_lossy(&piece[..n]));
-            }
-            let body = r#"{"status":"success","data":{"resultType":"scalar","result":[1,"3"]}}"#;
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
-            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
-            asked
+            let first = answer(listener.accept().await.unwrap().0, "200 OK").await;
+            answer(listener.accept().await.unwrap().0, "401 Unauthorized").await;
+            first
         });
-        let url = format!("http://{address}/prom/");
-        assert_eq!(query(&url, "rate(x{a=\"b\"}[1m])").await, Ok(3.0));
+        let check = |path: &str| check(&format!("http://{address}{path}"));
+        assert_eq!(query(&check("/prom/"), "rate(x{a=\"b\"}[1m])").await, Ok(3.0));
+        let refused = query(&check(""), "up").await.unwrap_err();
+        assert!(refused.contains("401") && refused.contains("authorization_file"), "{refused}");
         let asked = server.await.unwrap();
         assert!(asked.starts_with("POST /prom/api/v1/query HTTP/1.1\r\n"), "{asked}");
         assert!(asked.ends_with("query=rate%28x%7Ba%3D%22b%22%7D%5B1m%5D%29"), "{asked}");
-        let gone = query(&format!("http://{address}"), "up").await;
-        assert!(gone.is_err());
-        assert!(query("https://p", "up").await.unwrap_err().contains("only http://"));
+        assert!(!asked.contains("authorization"), "{asked}");
+        assert!(query(&check(""), "up").await.is_err(), "nobody listens any more");
+    }
+
+    #[tokio::test]
+    async fn tls_is_checked_and_the_secret_comes_from_a_file() {
+        use tokio_rustls::TlsAcceptor;
+        use tokio_rustls::rustls::ServerConfig;
+        use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let asked = answer(acceptor.accept(stream).await.unwrap(), "200 OK").await;
+            // Who does not trust us, or means another host, hangs up.
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().await.unwrap();
+                assert!(acceptor.accept(stream).await.is_err());
+            }
+            asked
+        });
+        let mut trusted = RootCertStore::empty();
+        trusted.add(certificate).unwrap();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "Bearer s3cret\n").unwrap();
+        let mut check = check(&format!("https://localhost:{port}"));
+        check.authorization_file = Some(secret.path().to_owned());
+        assert_eq!(ask_and_read(&check, "up", Some(trusted.clone())).await, Ok(3.0));
+        let unknown = ask_and_read(&check, "up", Some(RootCertStore::empty())).await;
+        assert!(unknown.unwrap_err().contains("SSL_CERT_FILE"));
+        check.url = format!("https://127.0.0.1:{port}");
+        assert!(ask_and_read(&check, "up", Some(trusted)).await.is_err());
+        let asked = server.await.unwrap();
+        assert!(asked.contains("authorization: Bearer s3cret\r\n"), "{asked}");
+        std::fs::write(secret.path(), "two\nlines").unwrap();
+        let refused = query(&check, "up").await.unwrap_err();
+        assert!(refused.contains("Bearer TOKEN") && !refused.contains("lines\""), "{refused}");
     }
 }

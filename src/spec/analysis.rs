@@ -1,6 +1,7 @@
 //! The parts of an analysis besides what the gateway counts: the engines' own metrics, the GPUs,
 //! golden prompts, and queries to a Prometheus.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -150,8 +151,12 @@ fn compile(expression: &str) -> Result<regex::Regex, String> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrometheusCheck {
-    /// Its address, `http://prometheus:9090`.
+    /// Its address, `https://prometheus:9090` (or `http`).
     pub url: String,
+    /// A file on the controller's machine that holds the value of the `Authorization` header: the deck is no
+    /// place for a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization_file: Option<PathBuf>,
     /// The query; it must give one number. Filled in: `$service`, `$canary`, `$stable` (releases).
     pub query: String,
     /// Holds of a good result.
@@ -166,6 +171,29 @@ pub struct PrometheusCheck {
     /// Number of measurements (without those that ended in an error).
     #[serde(default = "count")]
     pub count: u32,
+}
+
+impl PrometheusCheck {
+    /// What is wrong with where it is asked: the key, what, and what to write instead.
+    fn mistake(&self) -> Option<(&'static str, String, &'static str)> {
+        let after = |scheme| self.url.strip_prefix(scheme).filter(|rest| !rest.is_empty());
+        let Some(rest) = after("http://").or_else(|| after("https://")) else {
+            let shown = crate::base::text::clean(&self.url, 80);
+            let what = format!("`{shown}` is not an http:// or https:// address");
+            return Some(("url", what, "write for example url = \"https://prometheus:9090\""));
+        };
+        if rest.split('/').next().is_some_and(|authority| authority.contains('@')) {
+            let what = "the deck is no place for a password".to_owned();
+            let hint = "put `Basic BASE64` into a file that authorization_file names";
+            return Some(("url", what, hint));
+        }
+        if self.authorization_file.as_ref().is_some_and(|file| !file.is_absolute()) {
+            let what = "authorization_file is a path from the root, outside the deck".to_owned();
+            let hint = "write for example authorization_file = \"/etc/gpudeck/prometheus\"";
+            return Some(("authorization_file", what, hint));
+        }
+        None
+    }
 }
 
 const fn interval() -> Duration {
@@ -282,16 +310,8 @@ impl AnalysisSpec {
                     "write for example count = 5".to_owned(),
                 ));
             }
-            if !check.url.starts_with("http://") {
-                return Some((
-                    "url",
-                    format!(
-                        "analysis {name}: `{}` is not an http:// address (https is not supported)",
-                        crate::base::text::clean(&check.url, 80)
-                    ),
-                    "give the plain HTTP port of the Prometheus, or of a proxy beside it"
-                        .to_owned(),
-                ));
+            if let Some((key, what, hint)) = check.mistake() {
+                return Some((key, format!("analysis {name}: {what}"), hint.to_owned()));
             }
         }
         None
@@ -343,8 +363,17 @@ mod tests {
             ("[[golden]]\nprompt = \"a\"\nexpect = \"(\"", "golden prompt"),
             ("prometheus = { url = \"http://p\", query = \"up\" }", "no condition"),
             (
-                "prometheus = [{ url = \"https://p\", query = \"up\", success = \"result > 0\" }]",
-                "https is not supported",
+                "prometheus = [{ url = \"ftp://p\", query = \"up\", success = \"result > 0\" }]",
+                "not an http:// or https:// address",
+            ),
+            (
+                "prometheus = { url = \"https://a:b@p\", query = \"up\", success = \"result > 0\" }",
+                "no place for a password",
+            ),
+            (
+                "prometheus = { url = \"https://p\", query = \"up\", success = \"result > 0\", \
+                 authorization_file = \"secret\" }",
+                "a path from the root",
             ),
             ("prometheus = { url = \"http://p\", query = \"up\", success = \"x\" }", "comparison"),
             ("engine = { significance = 0.0 }", "probability"),
