@@ -463,8 +463,11 @@ pub struct ReplicaView {
     pub silent: bool,
     /// Its ranks.
     pub ranks: Vec<RankView>,
-    /// Its share of the service's traffic by weight, percent.
+    /// Its share of the service's traffic by weight, percent: of the table that the gateways have taken.
     pub weight_percent: u32,
+    /// What it is to be by the table that the gateways were told and have not taken; none once they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_wanted_percent: Option<u32>,
     /// What the gateway saw of it.
     pub traffic: TrafficView,
 }

@@ -195,7 +195,10 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
                     rank.host.to_string(),
                     rank.devices.len().to_string(),
                     rank.port.to_string(),
-                    format!("{} %", r.weight_percent),
+                    match r.weight_wanted_percent {
+                        Some(to_be) => format!("{} → {to_be} %", r.weight_percent),
+                        None => format!("{} %", r.weight_percent),
+                    },
                     r.trouble.clone().unwrap_or_default(),
                 ]
             })

@@ -27,7 +27,9 @@ use crate::api::{
     ApiError, ErrorKind, EventLine, HostView, Intent, IntentReply, MemoryView, PlanView,
     ReleaseView, ReplicaTo, Severity,
 };
-use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
+use crate::base::{
+    HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer, text,
+};
 use crate::fleet::{FleetEvent, InProcessHosts};
 use crate::gateway::ServerCounters;
 use crate::journal::{Journal, JournalError};
@@ -190,6 +192,8 @@ pub struct Core {
     pub(super) traffic: BTreeMap<ServiceName, Traffic>,
     pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
+    /// The last table that each service's gateways have taken.
+    pub(super) taken: BTreeMap<ServiceName, Shared<Vec<TrafficServer>>>,
     /// What gateways have not read of their files, by service and host.
     pub(super) gateway_files: BTreeMap<ServiceName, BTreeMap<HostName, String>>,
     pub(super) records_since_checkpoint: u64,
@@ -953,6 +957,7 @@ impl Core {
             spec: self.files.services.get(service),
             traffic: self.traffic.get(service),
             history,
+            taken: self.taken.get(service).map(|table| table.as_slice()),
             trouble: self.trouble.get(service).map(String::as_str),
             gateway_file: self.gateway_files.get(service).and_then(|f| f.values().next()),
             ledger: &self.state.ledger,

@@ -164,8 +164,11 @@ impl Core {
                     let why = format!("the gateway was not changed: {why}");
                     self.trouble.insert(record.service.clone(), why);
                 }
-                EventKind::TrafficApplied { .. } => {
+                EventKind::TrafficApplied { version } => {
                     self.trouble.remove(&record.service);
+                    if *version == before.traffic_version {
+                        self.taken.insert(record.service.clone(), before.traffic.clone());
+                    }
                 }
                 _ => {}
             }

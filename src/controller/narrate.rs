@@ -44,7 +44,11 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::RunLost { .. } => {
             story.warn("the controller that ran the command is gone: it is run again".to_owned());
         }
-        EventKind::Aborted { by, .. } => story.warn(format!("{by} aborts the rollout")),
+        EventKind::Aborted { by, .. } => {
+            let withdrawn = before.queued.is_some() && after.queued.is_none();
+            let rest = if withdrawn { "; what was queued does not begin" } else { "" };
+            story.warn(format!("{by} aborts the rollout{rest}"));
+        }
         EventKind::HoldBegan { why, .. } if has_steps(after) => {
             story.warn(format!("is held before its next step: {why}"));
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
-use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode};
+use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer};
 use crate::rollout::{Condition, Phase, Release, ServiceState, count, forecast};
 use crate::spec::{DeckSpec, ServiceSpec};
 
@@ -19,6 +19,8 @@ pub struct Surroundings<'a> {
     pub traffic: Option<&'a Traffic>,
     /// The releases, newest first.
     pub history: &'a [ReleaseView],
+    /// The last table that the gateways have taken, if that is known.
+    pub taken: Option<&'a [TrafficServer]>,
     /// A mistake outside the rollout.
     pub trouble: Option<&'a str>,
     /// Who else holds hosts of it, in words: what is served is known there, not here.
@@ -113,14 +115,7 @@ fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {
 }
 
 fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView> {
-    let table = &state.traffic;
-    let sum: u32 =
-        table.iter().filter(|s| s.mode == TrafficMode::Ready).map(|s| u32::from(s.weight)).sum();
-    let weights: BTreeMap<ReplicaId, u32> = table
-        .iter()
-        .filter(|s| s.mode == TrafficMode::Ready)
-        .map(|s| (s.replica, u32::from(s.weight)))
-        .collect();
+    let weight = weights(state, around.taken);
     let mut views: Vec<ReplicaView> = state
         .replicas
         .iter()
@@ -129,7 +124,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
             let release = state.releases.get(&key.release)?;
             let id = state.replica_id(key.release, key.replica)?;
             let plan = release.replica(key.replica)?;
-            let weight = weights.get(&id).copied().unwrap_or(0);
+            let (is, to_be) = weight(&id);
             Some(ReplicaView {
                 id,
                 phase: replica.phase.clone(),
@@ -147,13 +142,41 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
                         port: plan.port,
                     })
                     .collect(),
-                weight_percent: (weight * 100 + sum / 2).checked_div(sum).unwrap_or(0),
+                weight_percent: is,
+                weight_wanted_percent: (is != to_be).then_some(to_be),
                 traffic: around.traffic.map(|t| t.view_of(&id)).unwrap_or_default(),
             })
         })
         .collect();
     views.sort_by_key(|r| (std::cmp::Reverse(r.id.release), r.id.replica));
     views
+}
+
+/// Of each replica its share of the traffic by the table that the gateways have taken, and by the one that
+/// is wanted.
+fn weights(
+    state: &ServiceState,
+    taken: Option<&[TrafficServer]>,
+) -> impl Fn(&ReplicaId) -> (u32, u32) {
+    let wanted = shares(&state.traffic);
+    let taken = match taken {
+        _ if state.traffic_applied == state.traffic_version => None,
+        Some(taken) => Some(shares(taken)),
+        // Nothing was ever taken; otherwise it was before this controller began, and is not known.
+        None => (state.traffic_applied == 0).then(BTreeMap::new),
+    };
+    move |id| {
+        let share = |of: &BTreeMap<ReplicaId, u32>| of.get(id).copied().unwrap_or(0);
+        (share(taken.as_ref().unwrap_or(&wanted)), share(&wanted))
+    }
+}
+
+/// Each replica's share of a table by weight, percent, rounded.
+fn shares(table: &[TrafficServer]) -> BTreeMap<ReplicaId, u32> {
+    let open = || table.iter().filter(|s| s.mode == TrafficMode::Ready);
+    let sum: u32 = open().map(|s| u32::from(s.weight)).sum();
+    let percent = |s: &TrafficServer| (u32::from(s.weight) * 100 + sum / 2).checked_div(sum);
+    open().map(|s| (s.replica, percent(s).unwrap_or(0))).collect()
 }
 
 /// The ranks of a service, for the hosts' views.
@@ -189,4 +212,48 @@ pub fn next_release(
 ) -> ReleaseNumber {
     let next = ReleaseNumber(state.last_release.0.saturating_add(1));
     next_in_git.map_or(next, |in_git| in_git.max(next))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::Attempt;
+
+    #[test]
+    fn a_weight_is_what_the_gateways_have_taken() {
+        let id = |release| ReplicaId {
+            release: ReleaseNumber(release),
+            replica: 0,
+            attempt: Attempt::FIRST,
+        };
+        let (old, new) = (id(1), id(2));
+        let table = |weights: [u16; 2]| -> Vec<TrafficServer> {
+            [old, new]
+                .into_iter()
+                .zip(weights)
+                .map(|(replica, weight)| TrafficServer {
+                    replica,
+                    address: "10.0.0.1".to_owned(),
+                    port: 21000,
+                    weight,
+                    mode: TrafficMode::Ready,
+                    by_rule: false,
+                })
+                .collect()
+        };
+        let mut state = ServiceState::new("chat".parse().unwrap());
+        state.traffic = table([3, 1]).into();
+        state.traffic_version = 5;
+        let seen = |state: &ServiceState, taken: Option<&[TrafficServer]>| {
+            let of = weights(state, taken);
+            (of(&old), of(&new))
+        };
+        assert_eq!(seen(&state, None), ((0, 75), (0, 25)), "nothing was ever taken");
+        state.traffic_applied = 4;
+        assert_eq!(seen(&state, Some(&table([1, 0]))), ((100, 75), (0, 25)));
+        assert_eq!(seen(&state, None), ((75, 75), (25, 25)), "what was taken is not known");
+        state.traffic_applied = 5;
+        assert_eq!(seen(&state, Some(&table([1, 0]))), ((75, 75), (25, 25)));
+    }
 }

@@ -157,6 +157,11 @@ impl Decider<'_> {
         };
         if self.active().is_some_and(|r| r.direction == Direction::Forward) {
             self.turn_back(&why, true);
+            // Who aborts wants rest: nothing begins by itself after it.
+            if self.state.queued.take().is_some() {
+                let why = format!("the rollout that it waited for was {why}");
+                self.state.queue_trouble = Some(text::clean(&why, MAX_CAUSE));
+            }
         }
     }
 

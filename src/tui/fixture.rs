@@ -244,6 +244,7 @@ fn replica_view(
         silent: false,
         ranks: vec![rank_view(service, release, index, place.0, place.1)],
         weight_percent: weight,
+        weight_wanted_percent: None,
         traffic: seen,
     }
 }

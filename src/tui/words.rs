@@ -153,6 +153,15 @@ pub fn rate(traffic: &TrafficView) -> String {
     traffic.requests_per_s.map_or_else(|| ABSENT.to_owned(), |r| format!("{r:.1}/s"))
 }
 
+/// A replica's share of the traffic, and what it is to become while the gateway has not taken it.
+pub fn weight(replica: &ReplicaView) -> String {
+    let is = replica.weight_percent;
+    match replica.weight_wanted_percent {
+        Some(to_be) => format!("{is}→{to_be}%"),
+        None => format!("{is}%"),
+    }
+}
+
 /// The share of failed requests, and its colour.
 pub fn errors(traffic: &TrafficView, theme: &Theme) -> (String, Style) {
     match traffic.error_rate {

@@ -317,6 +317,22 @@ fn a_queued_rollout_can_be_cancelled_refused_overtaken_and_stopped() {
 }
 
 #[test]
+fn after_an_abort_nothing_begins_by_itself() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("hangs")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    world.wish(&third(6), RolloutKind::Apply, Nature::Good, false);
+    world.by_ada(|by| EventKind::Aborted { by, reason: Some("enough".to_owned()) });
+    assert!(world.state.queued.is_none());
+    let why = "the rollout that it waited for was aborted by ada: enough";
+    assert_eq!(world.state.queue_trouble.as_deref(), Some(why));
+    assert!(world.run_until(HOUR, ended));
+    assert_eq!(world.state.stable, Some(R1));
+    world.check_rest();
+    world.check_replay();
+}
+
+#[test]
 fn a_replacement_first_brings_stable_back_and_serves_throughout() {
     // In place: the canary of r2 holds a GPU of r1's.
     let mut world = serving(3, 1);

@@ -253,7 +253,14 @@ fn traffic_bar(pen: &mut Pen<'_>, service: &ServiceView, rollout: &Rollout, rest
     if let Some(from) = rollout.from {
         x = pen.put(x, y, rest.right(), &format!("{from} {old:>3}% "), pen.theme.old);
     }
-    let tail = format!(" {:>3}% {}", new, rollout.to);
+    let waits = service.replicas.iter().any(|r| r.weight_wanted_percent.is_some());
+    let tail = if waits {
+        let ours = service.replicas.iter().filter(|r| r.id.release == rollout.to);
+        let to_be: u32 = ours.map(|r| r.weight_wanted_percent.unwrap_or(r.weight_percent)).sum();
+        format!(" {new:>3}→{}% {}", to_be.min(100), rollout.to)
+    } else {
+        format!(" {new:>3}% {}", rollout.to)
+    };
     let tail_width = u16::try_from(tail.chars().count()).unwrap_or(0);
     let width = rest.right().saturating_sub(x).saturating_sub(tail_width).min(60);
     if width < 4 {

@@ -182,7 +182,7 @@ pub fn replica_row(
     let theme = pen.theme;
     let release = if is_new(service, replica) { theme.new } else { theme.old };
     let (word, mark, style, done) = words::phase(replica, theme);
-    let weight = format!("{}%", replica.weight_percent);
+    let weight = words::weight(replica);
     let (errors, errors_style) = words::errors(&replica.traffic, theme);
     let room = right.saturating_sub(x);
     // From the right: weight, then the traffic where there is room.
@@ -215,7 +215,8 @@ pub fn replica_row(
 }
 
 fn weight_style(replica: &ReplicaView, some: Style, none: Style) -> Style {
-    if replica.weight_percent == 0 { none } else { some }
+    let any = replica.weight_percent > 0 || replica.weight_wanted_percent.is_some();
+    if any { some } else { none }
 }
 
 /// Where a replica runs: `node1 GPU 0-3, node2 GPU 0-3`.
