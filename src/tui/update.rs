@@ -234,7 +234,8 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
             }
             MapKey::Move(to) => {
                 let words = map.words(&to);
-                act::confirm_move(state, to, words);
+                let map = map.clone();
+                act::confirm_move(state, to, words, map);
             }
         },
         Mode::Ask(ask) => {
@@ -245,7 +246,10 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
         }
         Mode::Confirm(confirm) => match confirm.key(key, page) {
             ConfirmKey::Stay => {}
-            ConfirmKey::Cancel => close = true,
+            ConfirmKey::Cancel => match confirm.behind.take() {
+                Some(map) => state.mode = Mode::Map(map),
+                None => close = true,
+            },
             ConfirmKey::Do(intent) => {
                 let what = format!("{} {}", confirm.deed.verb().to_lowercase(), confirm.service);
                 close = true;

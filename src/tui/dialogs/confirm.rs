@@ -93,6 +93,8 @@ pub struct Confirm {
     pub target: String,
     /// Where a replica that is moved goes.
     pub to: Option<Box<ReplicaTo>>,
+    /// The map it was asked from: Cancel leads back to it.
+    pub behind: Option<Box<super::Map>>,
     /// What it would do.
     pub plan: PlanState,
     /// Its plan is made when its turn has come: whether an OUTAGE is accepted is said now.
@@ -128,6 +130,7 @@ impl Confirm {
             service,
             target,
             to: None,
+            behind: None,
             plan,
             in_advance: false,
             name: Field::default(),

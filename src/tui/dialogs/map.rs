@@ -46,7 +46,22 @@ pub struct Map {
     pub read_only: bool,
     /// Why the last key did nothing.
     pub said: Option<&'static str>,
+    /// The keys are shown over it.
+    pub help: bool,
 }
+
+/// The map's own keys, as its help shows them; the last ones move.
+const KEYS: [(&str, &str); 9] = [
+    ("Enter m", "picks a replica up, checks where it would go, moves it"),
+    ("Space", "marks single GPUs for the replica that was picked up"),
+    ("f", "what frees a place for the largest gang"),
+    ("w", "as if the cursor's host were lost, or there again"),
+    ("r", "asks again, with the hosts as they are now"),
+    ("Esc", "drops the replica, then the question, then closes the map"),
+    ("h j k l ←↓↑→", "move the cursor"),
+    ("g G Home End", "the first and the last host"),
+    ("PgUp PgDn ^u ^d", "a page of hosts"),
+];
 
 /// A replica that is being moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +107,7 @@ impl Map {
             held: None,
             read_only,
             said: None,
+            help: false,
         }
     }
 
@@ -142,7 +158,11 @@ impl Map {
     pub fn key(&mut self, key: Key, page: usize) -> MapKey {
         let page = isize::try_from(page).unwrap_or(1);
         self.said = None;
+        if std::mem::take(&mut self.help) {
+            return MapKey::Stay;
+        }
         match key {
+            Key::Char('?') => self.help = true,
             Key::Up | Key::Char('k') => self.step(-1, 0),
             Key::Down | Key::Char('j') => self.step(1, 0),
             Key::Left | Key::Char('h') => self.step(0, -1),
@@ -247,14 +267,16 @@ impl Map {
     /// The keys, and what Esc does now.
     pub fn hint(&self) -> &'static str {
         match (self.read_only, self.held.is_some(), self.question == WhatIf::default()) {
-            (_, true, _) => "Enter checks, then moves · Space marks GPUs · Esc drops the replica",
-            (true, _, true) => "f a hole · w without the host · r again · Esc closes",
-            (true, _, false) => "f a hole · w without the host · r again · Esc back to now",
+            (_, true, _) => "Enter checks, then moves · Space marks GPUs · Esc drops it · ? keys",
+            (true, _, true) => "f a hole · w without the host · r again · Esc closes · ? keys",
+            (true, _, false) => {
+                "f a hole · w without the host · r again · Esc back to now · ? keys"
+            }
             (false, _, true) => {
-                "Enter picks up, puts down · f a hole · w without the host · Esc closes"
+                "Enter picks up · f a hole · w without the host · Esc closes · ? keys"
             }
             (false, _, false) => {
-                "Enter picks up · f a hole · w without the host · Esc back to what is"
+                "Enter picks up · f a hole · w without the host · Esc back to what is · ? keys"
             }
         }
     }
@@ -289,6 +311,22 @@ impl Map {
         self.draw_rows(pen, state, view, rows);
         let foot = Rect { y: rows.bottom(), height: inside.bottom() - rows.bottom(), ..inside };
         self.draw_foot(pen, state, view, foot);
+        if self.help {
+            draw_help(pen, body);
+        }
+    }
+
+    /// Who would be where. A replica that was picked up lies where the cursor would put it.
+    fn lies_then(&self, view: &WhatIfView) -> Lies {
+        let mut lies = lies_then(view);
+        if let (Some(held), Some(target)) = (&self.held, self.target()) {
+            let services = &view.world.services;
+            let s = services.iter().position(|s| s.name == held.service.as_str()).unwrap_or(0);
+            lies.retain(|_, lies| *lies != (s, held.replica));
+            let host = target.host.to_string();
+            lies.extend(target.gpus.iter().map(|gpu| ((host.clone(), *gpu), (s, held.replica))));
+        }
+        lies
     }
 
     fn title(&self) -> String {
@@ -317,7 +355,7 @@ impl Map {
         // Letter and number, or the letter alone where two maps would not fit beside each other.
         let room = area.width.saturating_sub(name) / 2;
         let before = lies_now(view);
-        let after = lies_then(view);
+        let after = self.lies_then(view);
         let digits = |n: &u32| n.to_string().len();
         let number = before.values().chain(after.values()).map(|(_, n)| digits(n)).max();
         let wide = u16::try_from(number.unwrap_or(1)).unwrap_or(1).saturating_add(2);
@@ -578,6 +616,23 @@ fn lies_then(view: &WhatIfView) -> Lies {
         }
     }
     lies
+}
+
+fn draw_help(pen: &mut Pen<'_>, body: Rect) {
+    let line = |(keys, what): &(&'static str, &'static str)| {
+        Line::from(vec![Span::styled(format!("{keys:<16}"), pen.theme.strong), Span::raw(*what)])
+    };
+    let lines: Vec<Line<'static>> = KEYS.iter().map(line).collect();
+    let widest = lines.iter().map(Line::width).max().unwrap_or(0);
+    let width = u16::try_from(widest).unwrap_or(u16::MAX).saturating_add(4);
+    let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(2);
+    let area = super::centre(body, width, rows);
+    pen.clear(area);
+    let inside = pen.frame(area, true, &Line::styled("Keys in the map", pen.theme.strong));
+    let text = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
+    pen.lines(text, &lines, 0);
+    let foot = " any key goes back ";
+    pen.put_right(area.x, area.bottom().saturating_sub(1), area.right() - 1, foot, pen.theme.dim);
 }
 
 /// GPUs as people write them.

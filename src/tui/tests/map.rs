@@ -123,6 +123,38 @@ fn a_replica_is_picked_up_checked_and_moved_as_a_wish() {
     }
 }
 
+/// What is picked up is shown where it would go; Cancel leads back to the map, as it was.
+#[test]
+fn the_map_shows_where_it_would_go_and_cancel_leads_back() {
+    let mut state = open((80, 24));
+    press(&mut state, "llll<enter>jjj<right><right>");
+    let shown = text(&state);
+    let then = |row: &str| {
+        let line = shown.lines().find(|l| l.contains(row)).unwrap().to_owned();
+        line.chars().skip(36).collect::<String>()
+    };
+    assert!(then("node4").contains("b0 b0") && !then("node1").contains("b0"), "{shown}");
+    let effects = press(&mut state, "<enter>");
+    answer(&mut state, &effects);
+    press(&mut state, "<enter>");
+    assert!(matches!(state.mode, Mode::Confirm(_)), "{:?}", state.mode);
+    press(&mut state, "<esc>");
+    let Mode::Map(map) = &state.mode else { panic!("{:?}", state.mode) };
+    assert_eq!(map.held.as_ref().map(|h| h.replica), Some(0));
+}
+
+#[test]
+fn the_map_has_a_help_of_its_own() {
+    for (size, label) in SIZES {
+        let mut state = open(size);
+        press(&mut state, "?");
+        insta::assert_snapshot!(format!("map_help_{label}"), text(&state));
+        // The key that closes the help does nothing else.
+        press(&mut state, "q");
+        assert!(matches!(state.mode, Mode::Map(_)) && !text(&state).contains("Keys in the map"));
+    }
+}
+
 #[test]
 fn holes_and_lost_hosts_are_one_key_away() {
     let mut state = open((80, 24));
