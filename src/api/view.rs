@@ -14,7 +14,7 @@ use super::plan::{PlanBorrow, PlanProgress, PlanStep, PlanTime};
 use super::shared;
 use crate::base::{
     Attempt, Bytes, DeviceId, DownCause, Hint, HostName, RankId, ReleaseNumber, ReplicaId,
-    Revision, ServiceName, Timestamp,
+    ReplicaKey, Revision, ServiceName, Timestamp,
 };
 use crate::model::Observation;
 use crate::rollout::forecast::Forecast;
@@ -585,6 +585,20 @@ pub struct PlannedReplica {
     pub replica: u32,
     /// Host and devices of each rank.
     pub ranks: Vec<PlannedRank>,
+    /// The present replicas that must be gone before it can start, on the same devices. Empty: it fits beside them.
+    #[serde(default)]
+    pub in_place_of: Vec<ReplicaKey>,
+}
+
+impl PlannedReplica {
+    /// The room a rank of it finds on each device, in words: what is free, or who leaves it theirs.
+    pub fn room(&self, rank: &PlannedRank) -> Option<String> {
+        if self.in_place_of.is_empty() {
+            return rank.free_per_device.map(|free| format!("{free} free"));
+        }
+        let leaving: Vec<String> = self.in_place_of.iter().map(ToString::to_string).collect();
+        Some(format!("in place of {}", leaving.join(", ")))
+    }
 }
 
 /// A rank of a plan.

@@ -36,9 +36,9 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
     table::out("placement")?;
     for replica in &plan.replicas {
         for (rank, planned) in replica.ranks.iter().enumerate() {
-            let free = planned.free_per_device.map(|f| format!(", {f} free")).unwrap_or_default();
+            let room = replica.room(planned).map(|room| format!(", {room}")).unwrap_or_default();
             table::out(&format!(
-                "  {}/{}/{rank}  {}  {}  needs {} each{free}",
+                "  {}/{}/{rank}  {}  {}  needs {} each{room}",
                 plan.service,
                 replica.replica,
                 planned.host,

@@ -175,7 +175,11 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
         let check = view.check.unwrap_or_default();
         match args.output {
             Output::Json => table::json(&check)?,
-            Output::Text => speaks_against(&check)?,
+            Output::Text => {
+                let (name, replica) = (&to.service, to.replica);
+                table::out(&format!("{name}/{replica} → {} [{}]", to.host, gpus(&to.gpus)))?;
+                speaks_against(&check)?;
+            }
         }
         if let Some(violated) = check.violated {
             let name = format!("{}/{}", to.service, to.replica);
@@ -186,6 +190,12 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
             });
         }
         if options.dry_run {
+            if args.output == Output::Text {
+                table::out(
+                    "  a successor starts there, takes over when it has generated a token, and the \
+                     replica is drained\nnothing was done: without --dry-run it is moved",
+                )?;
+            }
             return Ok(Success::Changes);
         }
         if !apply::ask("Move it?")? {

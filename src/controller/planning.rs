@@ -703,6 +703,7 @@ fn planned_replica(
     });
     PlannedReplica {
         replica: index,
+        in_place_of: replica.in_place_of.clone(),
         ranks: vec![PlannedRank {
             host: replica.host.clone(),
             devices: replica.devices.clone(),

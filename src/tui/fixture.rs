@@ -620,6 +620,7 @@ pub fn plan(service: &str, outage: bool) -> PlanView {
         replicas: (0..2)
             .map(|i| PlannedReplica {
                 replica: i,
+                in_place_of: Vec::new(),
                 ranks: vec![PlannedRank {
                     host: host_name("node4"),
                     devices: vec![DeviceId::Gpu(uuid("node4-0"))],

@@ -126,8 +126,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
     out.push(title(theme, "PLACEMENT", &plan.model.join(" · ")));
     for replica in &plan.replicas {
         for (rank, planned) in replica.ranks.iter().enumerate() {
-            let free =
-                planned.free_per_device.map_or_else(String::new, |f| format!(" of {f} free"));
+            let room = replica.room(planned).map_or_else(String::new, |room| format!(", {room}"));
             out.push(Line::from(vec![
                 Span::styled(format!("  {}-{}", plan.to, replica.replica), theme.new),
                 Span::styled(
@@ -136,7 +135,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
                 ),
                 Span::styled(format!("  {}  ", planned.host), theme.strong),
                 Span::raw(planned.devices_text.clone()),
-                Span::styled(format!("  {} each{free}", planned.memory_per_device), theme.dim),
+                Span::styled(format!("  {} each{room}", planned.memory_per_device), theme.dim),
             ]));
         }
     }
