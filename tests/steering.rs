@@ -155,6 +155,7 @@ fn a_command_decides_and_is_told_what_it_is_about() {
         assert!(has(&format!("GPUDECK_{line}")), "{line}: {env}");
     }
     assert!(has(&format!("GPUDECK_DECK={}", place.deck().display())), "{env}");
+    assert!(has(&format!("GPUDECK_HOME={}", place.home.path().join("s").display())), "{env}");
     assert!(has("GPUDECK_REASON=try it"), "{env}");
     let value = |name: &str| {
         let line = env.lines().find_map(|l| l.strip_prefix(&format!("GPUDECK_{name}=")));
@@ -354,10 +355,12 @@ fn what_would_change_nothing_is_refused_with_the_next_step() {
     let place = Place::serving();
     let steps = "steps = [{ weight = 50 }, { run = [\"/bin/false\"] }] # test";
     place.edit("13", &format!("auto_rollback = false # test\n{steps}"));
-    place.expect(&["apply", "code", "--yes"], 0);
+    // What has failed and is held does not end by itself: nobody waits for it for ever.
+    let held = place.expect(&["apply", "code", "--yes", "--wait"], 3);
+    assert!(held.stdout.contains("rollout retry code"), "{held:#?}");
+    place.wait("the command to fail", |v| v["rollout"]["gate"]["failed"].is_object());
     let resume = place.expect(&["rollout", "resume", "code"], 5);
     assert!(resume.stderr.contains("is not paused"), "{resume:#?}");
-    place.wait("the command to fail", |v| v["rollout"]["gate"]["failed"].is_object());
     let promote = place.expect(&["rollout", "promote", "code"], 5);
     assert!(promote.stderr.contains("/bin/false: exit code 1"), "{promote:#?}");
     assert!(promote.stderr.contains("gpudeck rollout retry code"), "{promote:#?}");

@@ -245,7 +245,11 @@ fn recreate_asks_for_the_outage_and_never_runs_both_releases() {
     assert_eq!(place.status("code")["ready"], 2, "what is refused touches nothing");
 
     let watch = place.watch();
-    place.apply("code", &["--accept-outage"]);
+    place.expect(&["apply", "code", "--yes", "--accept-outage"], 0);
+    // What is promised while it goes on is the plan's floor, not that of what is served.
+    place.wait("code", "the floor of the outage", |v| v["floor"] == 0);
+    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
+    assert_eq!(place.status("code")["floor"], 1);
     let seen = watch.end();
     assert!(!seen.contains(&set(&["code 12", "code 13"])), "both ran: {seen:?}");
     assert!(seen.contains(&set(&["code 12"])) && seen.contains(&set(&["code 13"])), "{seen:?}");

@@ -9,8 +9,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, show, table};
 use crate::api::{
-    Client, Delta, Door, GroupSteer, Intent, IntentReply, Outcome, ReleaseNumber, ServiceName,
-    ServiceView, Snapshot,
+    Client, Delta, Door, Gate, GroupSteer, Intent, IntentReply, Outcome, ReleaseNumber,
+    ServiceName, ServiceView, Snapshot,
 };
 
 /// Watches or steers a rollout.
@@ -216,6 +216,11 @@ async fn follow(
                     if let Some(success) = ended(args, view, what)? {
                         return Ok(success);
                     }
+                    if failed_and_held(view, what).is_some()
+                        && let Some(why) = still_held(client, service, what).await
+                    {
+                        return held(args, service, &why);
+                    }
                 }
             }
             Err(error) if lost >= 40 => return Err(error.into()),
@@ -226,6 +231,39 @@ async fn follow(
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// Why the awaited rollout has failed and waits for a person, if it does.
+fn failed_and_held(view: &ServiceView, what: Awaited) -> Option<&str> {
+    let rollout = view.rollout.as_ref().filter(|r| r.outcome.is_none())?;
+    match (what, &rollout.gate) {
+        (Awaited::Release(release), _) if release != rollout.to => None,
+        (Awaited::After(behind), _) if rollout.to <= behind => None,
+        (_, Some(Gate::Failed { why })) => Some(why),
+        _ => None,
+    }
+}
+
+/// A retry that was just accepted may not be shown yet: asked once more, a moment later.
+async fn still_held(client: &Client, service: &ServiceName, what: Awaited) -> Option<String> {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let snapshot = client.snapshot().await.ok()?;
+    failed_and_held(snapshot.services.get(service)?, what).map(str::to_owned)
+}
+
+/// It does not end by itself: who waits for it would wait for ever.
+fn held(args: &Args, service: &ServiceName, why: &str) -> Result<Success, Failure> {
+    let why = crate::base::text::clean(why, 300);
+    match args.output {
+        Output::Json => table::json_line(&serde_json::json!({
+            "service": service, "failed_and_held": why,
+        }))?,
+        Output::Text => table::out(&format!(
+            "{service}: failed and held: {why}\n`gpudeck rollout retry {service}` tries again, \
+             `gpudeck rollout abort {service}` takes it back"
+        ))?,
+    }
+    Ok(Success::TakenBack)
 }
 
 fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Success>, Failure> {

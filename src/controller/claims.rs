@@ -184,6 +184,11 @@ impl Claims {
         self.known().asked.contains(host)
     }
 
+    /// The hosts of which [`Self::was_asked`] holds.
+    pub fn asked(&self) -> BTreeSet<HostName> {
+        self.known().asked.clone()
+    }
+
     /// Forgets hosts that left the deck.
     pub fn keep_hosts(&self, wanted: impl Fn(&HostName) -> bool) {
         let mut known = self.known();

@@ -136,7 +136,8 @@ impl Core {
             return;
         }
         // Whose the services are has changed, too: said before the hosts are, so that nobody who has heard of all hosts
-        // is told what was so before.
+        // is told what was so before. A host that answers meanwhile is heard of the next time.
+        let asked = self.means.claims.asked();
         for service in self.known_services() {
             self.views.mark(&service);
         }
@@ -158,7 +159,7 @@ impl Core {
                     until: None,
                 }),
             };
-            let claim_known = self.means.claims.was_asked(&host);
+            let claim_known = asked.contains(&host);
             self.change_host(&host, |view| {
                 view.claim = claim;
                 view.claim_known = claim_known;

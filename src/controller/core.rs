@@ -192,6 +192,8 @@ pub struct Core {
     pub(super) traffic: BTreeMap<ServiceName, Traffic>,
     pub(super) probes: super::probes::Probes,
     pub(super) trouble: BTreeMap<ServiceName, String>,
+    /// Where `gpudeck` finds this controller: `GPUDECK_HOME` of the commands that it runs.
+    pub(super) home: Option<PathBuf>,
     /// The last table that each service's gateways have taken.
     pub(super) taken: BTreeMap<ServiceName, Shared<Vec<TrafficServer>>>,
     /// What gateways have not read of their files, by service and host.

@@ -24,6 +24,7 @@ use crate::api::{
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
+use crate::revision::DeckRepo;
 use crate::rollout::RolloutKind;
 use crate::weights::{self, LinkFiles, WeightsError};
 use crate::wire::{Checkup, LogChunk, Reply, Request};
@@ -251,22 +252,37 @@ impl Desk for Handle {
     }
 
     async fn history(&self, service: ServiceName) -> Result<Vec<ReleaseView>, ApiError> {
-        self.ask(move |core| match core.files.history.get(&service) {
-            Some(history) => Ok(history
-                .iter()
-                .map(|release| ReleaseView {
+        let name = service.clone();
+        let latest = move |core: &mut Core| match core.files.history.get(&name) {
+            Some(history) => {
+                let root = core.repo.as_ref().map(|repo| repo.root().to_owned());
+                let of = |release: &ReleaseView| ReleaseView {
                     progress: core
                         .state
                         .ledger
-                        .chronicle(&service, release.number)
+                        .chronicle(&name, release.number)
                         .map(|c| Box::new(c.clone())),
                     ..release.clone()
-                })
-                .collect()),
-            None if core.known_services().contains(&service) => Ok(Vec::new()),
-            None => Err(planning::not_found(&service, core.known_services())),
-        })
-        .await?
+                };
+                Ok((history.iter().map(of).collect::<Vec<_>>(), root))
+            }
+            None if core.known_services().contains(&name) => Ok((Vec::new(), None)),
+            None => Err(planning::not_found(&name, core.known_services())),
+        };
+        let (mut releases, root) = self.ask(latest).await??;
+        let Some(root) = root.filter(|_| releases.len() >= planning::SHOWN_RELEASES) else {
+            return Ok(releases);
+        };
+        // Thousands of commits are not read on the loop.
+        let read = move || DeckRepo::open(&root)?.history(&service, usize::MAX);
+        let all = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|_| gone())?
+            .map_err(|e| super::sharing::api_error(&e))?;
+        let oldest = releases.last().map(|r| r.number);
+        let older = all.into_iter().filter(|e| oldest.is_none_or(|oldest| e.release < oldest));
+        releases.extend(older.map(planning::release_view));
+        Ok(releases)
     }
 
     async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {

@@ -22,6 +22,12 @@ impl Paths {
         Self { dir: dir.to_owned() }
     }
 
+    /// What `GPUDECK_HOME` has to be for [`Self::of`] to lead here; none: nothing does.
+    pub fn home(&self, deck: DeckId) -> Option<PathBuf> {
+        let named = self.dir.file_name()?.to_str()? == deck.to_string();
+        self.dir.parent().filter(|_| named).map(Path::to_owned)
+    }
+
     /// Makes the directory.
     pub fn create(&self) -> std::io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;

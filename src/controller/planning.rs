@@ -17,7 +17,7 @@ use crate::base::{
 use crate::engine::{self, RankContext};
 use crate::model::ModelFacts;
 use crate::placement::{self, Demand, ShapeNeed};
-use crate::revision::{DeckRepo, ReleaseCommit, RevisionError, diff_text};
+use crate::revision::{DeckRepo, HistoryEntry, ReleaseCommit, RevisionError, diff_text};
 use crate::rollout::{
     Borrowing, LentTo, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
 };
@@ -58,6 +58,9 @@ pub(super) struct Laid {
     known: plan_steps::Known,
 }
 
+/// So many of a service's latest releases are kept at hand; older ones are read from Git when somebody asks.
+pub const SHOWN_RELEASES: usize = 50;
+
 /// A plan and the release that it is of.
 pub struct Planned {
     /// The release; its revision, author and reason are set when it is begun.
@@ -81,7 +84,7 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
         Err(error) => files.deck = Some(Err(with_hint(&error))),
     }
     for service in files.services.keys() {
-        let Ok(entries) = repo.history(service, 50) else { continue };
+        let Ok(entries) = repo.history(service, SHOWN_RELEASES) else { continue };
         let memory = entries.iter().rev().flat_map(|e| {
             e.memory.iter().map(|seen| MemoryView { release: e.release, seen: seen.clone() })
         });
@@ -89,21 +92,22 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
         if !memory.is_empty() {
             files.memory.insert(service.clone(), memory);
         }
-        let views = entries
-            .into_iter()
-            .map(|e| ReleaseView {
-                number: e.release,
-                revision: e.revision,
-                created: e.time,
-                author: e.author,
-                reason: e.reason,
-                outcome: e.outcome,
-                progress: None,
-            })
-            .collect();
-        files.history.insert(service.clone(), views);
+        files.history.insert(service.clone(), entries.into_iter().map(release_view).collect());
     }
     files
+}
+
+/// A release of Git as doors see it.
+pub fn release_view(entry: HistoryEntry) -> ReleaseView {
+    ReleaseView {
+        number: entry.release,
+        revision: entry.revision,
+        created: entry.time,
+        author: entry.author,
+        reason: entry.reason,
+        outcome: entry.outcome,
+        progress: None,
+    }
 }
 
 /// What tells whether the deck's files may have changed: sizes, times, and the present commit.

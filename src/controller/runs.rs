@@ -155,6 +155,7 @@ impl Core {
         let deck = self.options.deck_dir.as_ref().map(|d| d.display().to_string());
         let pairs = [
             ("DECK", deck),
+            ("HOME", self.home.as_ref().map(|home| home.display().to_string())),
             ("SERVICE", Some(service.to_string())),
             ("RELEASE", Some(number.to_string())),
             ("REVISION", release.map(|r| r.revision.0.clone())),

@@ -6,7 +6,7 @@ use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer};
-use crate::rollout::{Condition, Phase, Release, ServiceState, count, forecast};
+use crate::rollout::{Condition, Phase, Release, ServiceState, forecast};
 use crate::spec::{DeckSpec, ServiceSpec};
 
 /// What the view needs besides the state.
@@ -74,7 +74,7 @@ pub fn view(
             .unwrap_or_default(),
         wanted,
         ready: state.ready_total(),
-        floor: served.map_or(0, |r| count::floor(&r.spec.rollout, r.spec.replicas.get())),
+        floor: state.floor(),
         stable: state.stable,
         queued: state.queued.clone(),
         queue_trouble: state.queue_trouble.clone(),

@@ -76,7 +76,7 @@ pub(super) enum Sharing {
     Again,
 }
 
-fn api_error(error: &RevisionError) -> ApiError {
+pub(super) fn api_error(error: &RevisionError) -> ApiError {
     let kind = match error {
         RevisionError::NotFound { .. } => ErrorKind::NotFound,
         RevisionError::Diverged { .. }

@@ -190,6 +190,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         traffic: std::collections::BTreeMap::new(),
         probes: super::probes::Probes::default(),
         trouble: std::collections::BTreeMap::new(),
+        home: paths.home(options.deck.id),
         taken: std::collections::BTreeMap::new(),
         gateway_files: std::collections::BTreeMap::new(),
         records_since_checkpoint,
