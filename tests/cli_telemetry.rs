@@ -124,3 +124,42 @@ fn a_host_and_its_gpus_for_people_and_programs() {
     run(&person, "controller stop").expect_success();
     drop(traces);
 }
+
+/// A host that is tried again and again was not reached all the time, and for one reason.
+#[test]
+fn a_host_that_is_not_reached_is_told_once_and_tried_anew_by_the_doctor() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    run(&person, "init --name away").expect_success();
+    // Nothing listens where something listened a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let deck = person.deck().join("deck.toml");
+    let text = std::fs::read_to_string(&deck).unwrap();
+    let id = text.lines().find(|l| l.starts_with("id")).unwrap();
+    let host = format!("[hosts.closed]\naddress = \"127.0.0.1\"\nport = {port}\n");
+    std::fs::write(&deck, format!("name = \"away\"\n{id}\n\n{host}")).unwrap();
+
+    let link = || {
+        let hosts = run(&person, "hosts -o json").expect_success().stdout;
+        serde_json::from_str::<Value>(&hosts).unwrap()["closed"]["link"].clone()
+    };
+    let first = link();
+    assert_eq!((&first["state"], &first["kind"]), (&json!("down"), &json!("refused")), "{first:#}");
+    let mut tried = std::collections::BTreeSet::new();
+    wait_for("three more attempts", DEADLINE, || {
+        let now = link();
+        assert_eq!((&now["state"], &now["since"]), (&first["state"], &first["since"]), "{now:#}");
+        tried.insert(now["tried"].to_string());
+        (tried.len() > 3).then_some(())
+    });
+    let events = run(&person, "events").stdout;
+    assert_eq!(events.matches("is not reached").count(), 1, "{events}");
+
+    let before = link();
+    let doctor = run(&person, "doctor closed");
+    assert_eq!(doctor.code(), Some(7), "{doctor:#?}");
+    assert!(doctor.stdout.contains("refuses the connection"), "{doctor:#?}");
+    assert_ne!(link()["tried"], before["tried"], "the doctor tried it anew");
+    run(&person, "controller stop").expect_success();
+    traces.expect_none(&person);
+}

@@ -329,7 +329,7 @@ pub struct Looking {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum HostLinkState {
-    /// On the way: `connecting`, `authenticating`, `installing the agent`.
+    /// On the way for the first time, or after it was up: `connecting`, `authenticating`, `installing the agent`.
     Connecting {
         /// Which phase.
         phase: String,
@@ -357,10 +357,16 @@ pub enum HostLinkState {
         cause: String,
         /// What to do about it.
         hint: Option<String>,
-        /// Since when.
+        /// Since when it has not been reached, over all attempts.
         since: Timestamp,
+        /// When the last attempt failed, of which the cause tells.
+        #[serde(default)]
+        tried: Timestamp,
         /// When it is tried again; none: only after something changes.
         retry_at: Option<Timestamp>,
+        /// How far the attempt is that goes on now: `connecting`, `authenticating`, …
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trying: Option<String>,
     },
 }
 

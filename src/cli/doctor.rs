@@ -11,8 +11,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{show, table};
 use crate::api::{
-    Bytes, Checkup, CheckupRequest, Disk, Door, Gpu, GpuHealth, Gpus, HostFacts, HostLinkState,
-    HostName, HostView, Looking, Timestamp, age, text, time, xid,
+    Bytes, Checkup, CheckupRequest, Client, Disk, Door, Gpu, GpuHealth, Gpus, HostFacts,
+    HostLinkState, HostName, HostView, Intent, Looking, Snapshot, Timestamp, age, text, time, xid,
 };
 
 /// Bytes that are written to measure the disk.
@@ -26,6 +26,12 @@ const SPACE: Bytes = Bytes::gib(2);
 
 /// A disk slower than that loads a large model for hours, bytes a second.
 const SLOW_DISK: u64 = 100 << 20;
+
+/// Longest that an attempt to reach the host is waited for.
+const ATTEMPT: Duration = Duration::from_secs(40);
+
+/// An attempt that failed so lately is of now.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// What came of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,7 +82,7 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     }
     let looking = Looking { detail: Some(host.clone()), ..Looking::default() };
     client.look(&looking).await?;
-    show::settle(&client).await?;
+    try_anew(&client, host).await?;
     let request = CheckupRequest { host: host.clone(), disk_bytes: Some(DISK_BYTES) };
     let checkup = client.check_up(&request).await;
     // The clock is compared soon after the connection; and samples have come meanwhile.
@@ -106,6 +112,37 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     }
 }
 
+/// A host that is not reached is tried once more, now: what stopped the last attempt may be mended. Others are
+/// not waited for.
+async fn try_anew(client: &Client, host: &HostName) -> Result<(), Failure> {
+    let settled = |s: &Snapshot| s.hosts.get(host).is_none_or(show::settled);
+    let seen = show::until(client, ATTEMPT, settled).await?;
+    let Some(HostLinkState::Down { tried, trying, .. }) = seen.hosts.get(host).map(|h| &h.link)
+    else {
+        return Ok(());
+    };
+    client.send(Intent::Reconnect { host: host.clone() }).await?;
+    // An attempt that went on already may have begun before it was mended: the one after it counts.
+    let mut attempts = vec![*tried];
+    if trying.is_some() {
+        let ended = |s: &Snapshot| failed_at(s, host) != attempts.first().copied();
+        let seen = show::until(client, ATTEMPT, ended).await?;
+        attempts.extend(failed_at(&seen, host));
+    }
+    let last = attempts.last().copied();
+    let ended = |s: &Snapshot| failed_at(s, host) != last && settled(s);
+    show::until(client, ATTEMPT, ended).await?;
+    Ok(())
+}
+
+/// When the last attempt to reach the host failed; none: it is reached, or asks something.
+fn failed_at(snapshot: &Snapshot, host: &HostName) -> Option<Timestamp> {
+    match snapshot.hosts.get(host)?.link {
+        HostLinkState::Down { tried, .. } => Some(tried),
+        _ => None,
+    }
+}
+
 fn print(args: &Args, checks: &[Check]) -> Result<(), Failure> {
     if args.output == Output::Json {
         return table::json(&checks);
@@ -128,7 +165,7 @@ fn print(args: &Args, checks: &[Check]) -> Result<(), Failure> {
 
 /// What the snapshot says: the way there, the agent, the data, the driver, every GPU, disk, clock.
 pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
-    let mut checks = way(host);
+    let mut checks = way(host, now);
     if let Some(facts) = &host.facts {
         let system = format!("{} {}", facts.os, facts.kernel);
         // Where no agent can be there is none to speak of.
@@ -172,7 +209,7 @@ pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
 }
 
 /// The phases of the connection, as far as the last attempt came.
-fn way(host: &HostView) -> Vec<Check> {
+fn way(host: &HostView, now: Timestamp) -> Vec<Check> {
     let mut checks: Vec<Check> =
         host.way.iter().map(|phase| check("connection", Verdict::Good, phase)).collect();
     match &host.link {
@@ -192,10 +229,14 @@ fn way(host: &HostView) -> Vec<Check> {
             let found = format!("still {phase}");
             checks.push(check("connection", Verdict::Bad, found).advise("wait, and run it again"));
         }
-        HostLinkState::Down { cause, hint, .. } => {
+        HostLinkState::Down { cause, hint, tried, .. } => {
             let last = checks.pop();
             let phase = last.map(|c| format!("{}: ", c.found)).unwrap_or_default();
-            let down = check("connection", Verdict::Bad, format!("{phase}{cause}"));
+            let ago = match now.since(*tried) {
+                ago if ago < RECENT => String::new(),
+                ago => format!(" (tried {} ago)", time::short(ago)),
+            };
+            let down = check("connection", Verdict::Bad, format!("{phase}{cause}{ago}"));
             checks.push(match hint {
                 Some(hint) => down.advise(hint),
                 None => down,

@@ -19,8 +19,17 @@ const SETTLE: Duration = Duration::from_secs(20);
 
 /// Waits, up to a few seconds, until a fresh controller has heard of every host once.
 pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
+    until(client, SETTLE, |snapshot| snapshot.hosts.values().all(settled)).await
+}
+
+/// Waits until something holds of what there is, or the time is up: what there is then.
+pub async fn until(
+    client: &Client,
+    limit: Duration,
+    holds: impl Fn(&Snapshot) -> bool,
+) -> Result<Snapshot, Failure> {
     let snapshot = client.snapshot().await?;
-    if settled(&snapshot) {
+    if holds(&snapshot) {
         return Ok(snapshot);
     }
     // By what changes: asking for everything again and again costs more than the hosts do.
@@ -30,25 +39,26 @@ pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
         while let Some(delta) = deltas.next().await {
             if !seen.apply(delta) {
                 deltas = client.stream().await?;
-            } else if settled(&seen) {
+            } else if holds(&seen) {
                 break;
             }
         }
         Ok::<_, Failure>(())
     };
-    if let Ok(followed) = tokio::time::timeout(SETTLE, follow).await {
+    if let Ok(followed) = tokio::time::timeout(limit, follow).await {
         followed?;
     }
     Ok(seen)
 }
 
-fn settled(snapshot: &Snapshot) -> bool {
-    !snapshot.hosts.values().any(|host| match &host.link {
-        HostLinkState::Connecting { .. } => true,
-        HostLinkState::Up => host.sample.is_none() || !host.claim_known,
-        HostLinkState::Limited { .. } => host.sample.is_none(),
-        HostLinkState::Asking { .. } | HostLinkState::Down { .. } => false,
-    })
+/// The host was heard of, or it is known why not.
+pub fn settled(host: &HostView) -> bool {
+    match &host.link {
+        HostLinkState::Connecting { .. } => false,
+        HostLinkState::Up => host.sample.is_some() && host.claim_known,
+        HostLinkState::Limited { .. } => host.sample.is_some(),
+        HostLinkState::Asking { .. } | HostLinkState::Down { .. } => true,
+    }
 }
 
 /// Services, or one service with its replicas.
@@ -294,10 +304,11 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
                 "asking".to_owned(),
                 format!("question {question}: `gpudeck answer {question} yes`"),
             ),
-            HostLinkState::Down { kind, cause, hint, .. } => {
+            HostLinkState::Down { kind, cause, hint, trying, .. } => {
                 let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+                let again = trying.as_deref().map(|p| format!(" ({p} …)")).unwrap_or_default();
                 let state = if *kind == DownCause::LoginLost { kind.name() } else { "down" };
-                (state.to_owned(), format!("{cause}{hint}"))
+                (state.to_owned(), format!("{cause}{again}{hint}"))
             }
         };
         let free = host.sample.as_ref().map_or_else(

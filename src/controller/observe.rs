@@ -110,8 +110,16 @@ impl Core {
             host: Some(host.clone()),
             text: crate::base::text::clean(&text, 300),
         };
+        let has_failed = matches!(state, LinkState::Down { .. });
         let link = match state {
-            LinkState::Connecting { phase } => HostLinkState::Connecting { phase },
+            LinkState::Connecting { phase } => match before {
+                // What is known of a host that is down stays known while it is tried again.
+                Some(HostLinkState::Down { kind, cause, hint, since, tried, .. }) => {
+                    let trying = Some(phase);
+                    HostLinkState::Down { kind, cause, hint, since, tried, retry_at: None, trying }
+                }
+                _ => HostLinkState::Connecting { phase },
+            },
             LinkState::Asking { question } => HostLinkState::Asking { question },
             LinkState::Up => {
                 if before != Some(HostLinkState::Up) {
@@ -140,7 +148,8 @@ impl Core {
                     self.tell(line(Severity::Warning, format!("is not reached: {cause}{hint}")));
                 }
                 let retry_at = retry_in.map(|d| now().plus(d));
-                HostLinkState::Down { kind, cause, hint, since, retry_at }
+                let (tried, trying) = (now(), None);
+                HostLinkState::Down { kind, cause, hint, since, tried, retry_at, trying }
             }
         };
         self.change_host(&host, |view| {
@@ -149,7 +158,7 @@ impl Core {
         });
         match link {
             HostLinkState::Up | HostLinkState::Limited { .. } => self.login_back(&host),
-            HostLinkState::Down { kind: DownCause::LoginLost, cause, .. } => {
+            HostLinkState::Down { kind: DownCause::LoginLost, cause, .. } if has_failed => {
                 self.login_lost(&host, &cause);
             }
             _ => {}

@@ -534,7 +534,9 @@ pub fn rich() -> Snapshot {
         cause: "connection refused".to_owned(),
         hint: Some("is sshd running on node4?".to_owned()),
         since: before(125),
+        tried: before(2),
         retry_at: Some(after(8)),
+        trying: None,
     };
     let mut hung = host("node5", Vec::new());
     Arc::make_mut(hung.sample.as_mut().unwrap()).gpus = Gpus::Hung { for_ms: 45_000 };

@@ -193,11 +193,14 @@ pub fn link_words(link: &HostLinkState, now: Timestamp) -> Option<String> {
         }
         HostLinkState::Connecting { phase } => format!("{phase} …"),
         HostLinkState::Asking { .. } => "asks a question: press Q".to_owned(),
-        HostLinkState::Down { kind, cause, hint, since, retry_at } => {
+        HostLinkState::Down { kind, cause, hint, since, retry_at, trying, .. } => {
             let state = if *kind == DownCause::LoginLost { "login lost" } else { "down" };
             let mut out = format!("{state} {}: {cause}", words::ago(now, *since));
             if let Some(at) = retry_at {
                 let _ = write!(out, " (again in {})", words::left(now, *at));
+            }
+            if let Some(phase) = trying {
+                let _ = write!(out, " ({phase} …)");
             }
             if let Some(hint) = hint {
                 let _ = write!(out, " → {hint}");
