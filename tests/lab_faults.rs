@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use cases::{Broken, Case, End, cases};
 use common::wait_until;
-use gpudeck::api::Outcome;
+use gpudeck::api::{Gate, Outcome};
 use gpudeck::demo::LoadShape;
 use stage::Stage;
 
@@ -113,6 +113,7 @@ fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
     } else {
         (case.fault)(stage);
         let mut floor_broken = None;
+        let mut asks = None;
         let outcome = loop {
             if let Some(chat) = stage.operator.look() {
                 row.lowest = row.lowest.min(chat.ready);
@@ -125,6 +126,10 @@ fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
                 if let Some(outcome) = to.and_then(|r| r.outcome.clone()) {
                     break Some(outcome);
                 }
+                if let Some(Gate::Inconclusive { why }) = to.and_then(|r| r.gate.clone()) {
+                    asks = Some(why);
+                    break None;
+                }
             } else {
                 // Whoever was killed is started by the next command.
                 let _ = stage.operator.run(&["status", "chat"]);
@@ -136,6 +141,7 @@ fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
         };
         row.wrong.extend(floor_broken);
         let (end, why) = match &outcome {
+            None if asks.is_some() => ("asks", asks.unwrap_or_default()),
             None => ("not over", String::new()),
             Some(Outcome::Completed) => ("completed", String::new()),
             Some(Outcome::RolledBack { why }) => ("rolled back", why.clone()),
@@ -147,6 +153,7 @@ fn play_through(stage: &mut Stage, case: &Case, row: &mut Row) {
             End::Completed => "completed",
             End::RolledBack => "rolled back",
             End::Aborted => "aborted",
+            End::Asks => "asks",
             End::Refused => "refused",
         };
         if end != wanted || !case.is_why(&why) {

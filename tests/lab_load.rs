@@ -59,9 +59,9 @@ fn llama(revision: u32) -> String {
     )
 }
 
-/// Whether the long runs are wanted.
-fn figures() -> bool {
-    std::env::var("GPUDECK_FIGURES").is_ok_and(|v| v == "1")
+/// Which engines' long runs are wanted: `simulated`, `llama` or `all` of them; none in a short run.
+fn figures_of(engine: &str) -> bool {
+    std::env::var("GPUDECK_FIGURES").is_ok_and(|wanted| wanted == engine || wanted == "all")
 }
 
 /// Rolls one revision after the other out under load until so many requests were answered.
@@ -129,10 +129,19 @@ fn three_hosts() -> Option<Operator> {
     Some(Operator::new(Lab::up(3, &["--haproxy", "1"])?))
 }
 
+/// The short run of llama.cpp is lab_rollout.rs.
 #[test]
-fn no_stream_of_a_simulated_engine_is_cut() {
+fn no_request_is_lost_in_good_rollouts() {
+    if figures_of("llama") {
+        llama_under_few_requests();
+    }
+    if figures_of("simulated") || !figures_of("llama") {
+        simulated_under_long_streams(figures_of("simulated"));
+    }
+}
+
+fn simulated_under_long_streams(long: bool) {
     let Some(operator) = three_hosts() else { return };
-    let long = figures();
     // 5 to 60 s a stream; the short run has 1 to 8 s.
     let shape = LoadShape {
         rate_per_s: if long { 50.0 } else { 20.0 },
@@ -152,12 +161,7 @@ fn no_stream_of_a_simulated_engine_is_cut() {
     assert!(chat.replicas.iter().all(|r| r.phase == Phase::Ready), "{chat:#?}");
 }
 
-#[test]
-fn no_answer_of_llama_cpp_is_lost() {
-    // The short run of it is lab_rollout.rs.
-    if !figures() {
-        return;
-    }
+fn llama_under_few_requests() {
     let Some(operator) = three_hosts() else { return };
     let server = llama_server();
     for host in ["h1", "h2", "h3"] {

@@ -9,7 +9,7 @@ use crate::api::{PlanMove, PlanPlace, PlanStep, PlanTime};
 use crate::base::{DeviceId, HostName, ReplicaKey, time};
 use crate::rollout::forecast::{Forecast, How, Stage, Unknown};
 use crate::rollout::{Release, ReplicaPlan, ServiceState, Timings};
-use crate::spec::StepSpec;
+use crate::spec::{StepSpec, Strategy};
 
 /// The model with its engine and the kind of devices a replica has: what measurements are kept by.
 pub fn key_of(hub: &Hub, release: &Release, replica: u32) -> Key {
@@ -243,6 +243,8 @@ fn moves(core: &Core, state: &ServiceState, release: &Release, stage: &Stage) ->
     let names = |keys: &[ReplicaKey]| {
         keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
     };
+    // The old ones are gone by then: there is nothing to be beside.
+    let recreates = release.spec.rollout.effective_strategy() == Strategy::Recreate;
     let lent = release.borrowing.iter().flat_map(|b| &b.replicas);
     let borrows = |key| plan(key).is_some_and(|p| lent.clone().any(|l| l.plan.conflicts_with(p)));
     stage
@@ -256,7 +258,7 @@ fn moves(core: &Core, state: &ServiceState, release: &Release, stage: &Stage) ->
                 How::Beside if borrows(m.replica.key()) => {
                     "surge: beside the old ones, on what is borrowed".to_owned()
                 }
-                How::Beside if state.stable.is_none() => "on free devices".to_owned(),
+                How::Beside if state.stable.is_none() || recreates => "on free devices".to_owned(),
                 How::Beside => "surge: beside the old ones, on spare devices".to_owned(),
                 How::InPlaceOf { replicas } => format!("in place of {}", names(replicas)),
                 How::GoesFirst => "recreate: all old ones go first".to_owned(),

@@ -320,6 +320,9 @@ fn lock(dir: &Path) -> Result<File, JournalError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     /// Takes `room` bytes, then fails as a full disk (or as `fail`) does: in the middle.
@@ -346,6 +349,51 @@ mod tests {
             }
             self.file.set_len(length)
         }
+    }
+
+    /// Takes everything, and says whether what it took is on disk; or its disk does not say so any more.
+    struct Watched {
+        file: File,
+        unsynced: Arc<AtomicUsize>,
+        sync_fails: bool,
+    }
+
+    impl Medium for Watched {
+        fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+            self.unsynced.fetch_add(bytes.len(), Ordering::SeqCst);
+            self.file.write_all(bytes)
+        }
+        fn sync(&mut self) -> io::Result<()> {
+            if self.sync_fails {
+                return Err(io::ErrorKind::Other.into());
+            }
+            self.unsynced.store(0, Ordering::SeqCst);
+            Ok(())
+        }
+        fn cut(&mut self, length: u64) -> io::Result<()> {
+            self.file.set_len(length)
+        }
+    }
+
+    #[test]
+    fn what_is_appended_is_on_disk_when_that_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        let unsynced = Arc::new(AtomicUsize::new(0));
+        let watch = |journal: &mut Journal, sync_fails| {
+            let file = OpenOptions::new().append(true).open(&journal.file).unwrap();
+            let unsynced = Arc::clone(&unsynced);
+            journal.medium = Box::new(Watched { file, unsynced, sync_fails });
+        };
+        watch(&mut journal, false);
+        for seq in 1..4 {
+            assert_eq!(journal.append(&["one"]).unwrap(), seq);
+            assert_eq!(unsynced.load(Ordering::SeqCst), 0, "said before it is on disk");
+        }
+        // A disk that does not say so has not done it: nothing may follow from this record.
+        watch(&mut journal, true);
+        assert!(journal.append(&["four"]).is_err());
+        assert_eq!(journal.last_seq(), 3);
     }
 
     fn failing(journal: &mut Journal, room: usize, fail: io::ErrorKind, cut_fails: bool) {

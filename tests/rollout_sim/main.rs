@@ -16,6 +16,7 @@ mod moves;
 mod planted;
 mod scenarios;
 mod simulation;
+mod standstill;
 mod steering;
 mod strategies;
 mod world;

@@ -57,6 +57,8 @@ pub enum Bug {
     LieAboutOutcome,
     /// Time does not pass: no deadline is ever reached.
     StopTheClock,
+    /// A rollout has four times the time that its spec gives it.
+    LateDeadlines,
     /// The canary keeps its traffic though stable carries the floor again.
     KeepCanaryTraffic,
     /// Blue-green switches the traffic to what is ready of the second set.
@@ -84,7 +86,7 @@ pub enum Bug {
 }
 
 /// All of them.
-pub const BUGS: [Bug; 30] = [
+pub const BUGS: [Bug; 31] = [
     Bug::SkipFsync,
     Bug::ReplayTwice,
     Bug::ForgetOutstanding,
@@ -103,6 +105,7 @@ pub const BUGS: [Bug; 30] = [
     Bug::ForgetOutcome,
     Bug::LieAboutOutcome,
     Bug::StopTheClock,
+    Bug::LateDeadlines,
     Bug::KeepCanaryTraffic,
     Bug::SwitchEarly,
     Bug::DropOldSet,
@@ -133,10 +136,16 @@ impl Bug {
 
     /// What reaches the decider instead.
     pub fn alter(self, event: &mut EventKind) {
-        if let (Self::IgnoreExitCode, EventKind::RunEnded { end: RunEnd::Exited { code }, .. }) =
-            (self, event)
-        {
-            *code = 0;
+        match (self, event) {
+            (Self::IgnoreExitCode, EventKind::RunEnded { end: RunEnd::Exited { code }, .. }) => {
+                *code = 0;
+            }
+            (Self::LateDeadlines, EventKind::RolloutRequested { release, .. }) => {
+                let rollout = &mut release.spec.rollout;
+                rollout.progress_deadline *= 4;
+                rollout.healthy_deadline *= 4;
+            }
+            _ => {}
         }
     }
 

@@ -9,6 +9,7 @@ use gpudeck::spec::{Count, RunSpec, StepSpec, Strategy};
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
 use crate::maintenance;
 use crate::planted::{BUGS, Bug};
+use crate::standstill::Standstill;
 use crate::world::{Counts, Nature, World};
 
 /// Longest time after the last fault in which everything must have come to rest.
@@ -219,8 +220,10 @@ fn play(
     world.calm();
     let end = world.now.plus(REST);
     let mut turn = 0u32;
+    let mut standstill = Standstill::default();
     while world.now < end && !at_rest(world) {
         world.turn();
+        standstill.look(world);
         turn += 1;
         if turn.is_multiple_of(5) {
             world.person();
