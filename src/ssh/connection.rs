@@ -185,7 +185,7 @@ async fn attempt(
     on_phase: &(dyn Fn(Phase) + Send + Sync),
     skip_locked: bool,
 ) -> Result<RusshConnection, Stop> {
-    let door = options.pace.turn();
+    let door = Arc::new(options.pace.turn());
     // Boxed: with a jump over a jump they lie within each other on one stack.
     let work = Box::pin(go_in(endpoint, options, questions, on_phase, &door, skip_locked));
     door.during(work).await
@@ -196,7 +196,7 @@ async fn go_in(
     options: &ConnectOptions,
     questions: &dyn Questions,
     on_phase: &(dyn Fn(Phase) + Send + Sync),
-    door: &Turn,
+    door: &Arc<Turn>,
     skip_locked: bool,
 ) -> Result<RusshConnection, Stop> {
     let limits = endpoint.timeouts(options);
@@ -223,7 +223,7 @@ async fn go_in(
     kept.end_together(cut.clone(), end_sender.clone());
     let turn = Arc::new(options.pace.turn());
     let heard = Heard::new();
-    let waiting = options.pace.shake_hands(Arc::clone(&turn));
+    let waiting = options.pace.shake_hands(Arc::clone(&turn), Arc::clone(door));
     let stream = Cuttable::new(stream, cut.clone(), Arc::clone(&heard), waiting);
     let work = async {
         let handshake = Box::pin(client::connect_stream(Arc::new(config), stream, handler));

@@ -3,10 +3,12 @@
 //! A server lets only some connections wait for their login, counted from their first byte
 //! (`MaxStartups`). So only some stand at one door, which is an address or the server that a
 //! `ProxyCommand` leads to. And a handshake costs this machine computing time: all hosts together
-//! take turns, and nobody takes one before the server has said its first word. Neither is kept for
-//! long: hosts that hang, in whatever phase, do not use them up.
+//! take turns, and nobody takes one before the server has said its first word. A turn is not kept for
+//! long: hosts that hang, in whatever phase, do not use them up. A place at a door is kept until the
+//! login has ended once the server has spoken, however slow it is: until then it counts there, too.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use tokio::time::Instant;
 const AT_ONCE: usize = 32;
 /// At one door at once: below sshd's `MaxStartups 10:30:100`.
 const AT_ONE_DOOR: usize = 8;
-/// Whoever takes longer goes on without a turn.
+/// Whoever takes longer to shake hands goes on without a turn, and whoever hears nothing without a place.
 const KEPT_FOR: Duration = Duration::from_secs(2);
 
 /// Who may shake hands.
@@ -39,6 +41,8 @@ pub(super) struct Turn {
     taken: Notify,
     kept_for: Duration,
     waited: Mutex<Waited>,
+    /// The server has said its first word: a place at its door is kept from then on.
+    has_spoken: AtomicBool,
 }
 
 /// How long a turn was waited for.
@@ -62,6 +66,7 @@ impl Pace {
             taken: Notify::new(),
             kept_for: self.kept_for,
             waited: Mutex::default(),
+            has_spoken: AtomicBool::new(false),
         }
     }
 
@@ -81,13 +86,17 @@ impl Pace {
         turn.take(self.places(door)).await;
     }
 
-    /// Waits for a turn to shake hands.
+    /// Waits for a turn to shake hands: when the server has said its first word, at whose door we stand.
     pub(super) fn shake_hands(
         &self,
         turn: Arc<Turn>,
+        door: Arc<Turn>,
     ) -> impl Future<Output = ()> + Send + 'static + use<> {
         let hands = Arc::clone(&self.hands);
-        async move { turn.take(hands).await }
+        async move {
+            door.has_spoken.store(true, Ordering::Release);
+            turn.take(hands).await;
+        }
     }
 }
 
@@ -149,7 +158,9 @@ impl Turn {
         let lease = async {
             self.taken.notified().await;
             tokio::time::sleep(self.kept_for).await;
-            self.give_back();
+            if !self.has_spoken.load(Ordering::Acquire) {
+                self.give_back();
+            }
             std::future::pending::<()>().await;
         };
         tokio::pin!(work, lease);
@@ -167,11 +178,11 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     async fn one<T>(pace: &Pace, address: &str, work: impl Future<Output = T>) -> T {
-        let (door, turn) = (pace.turn(), Arc::new(pace.turn()));
-        let shaking = pace.shake_hands(Arc::clone(&turn));
+        let (door, turn) = (Arc::new(pace.turn()), Arc::new(pace.turn()));
+        let shaking = pace.shake_hands(Arc::clone(&turn), Arc::clone(&door));
         door.during(async {
             pace.enter(address, &door).await;
             turn.during(async {
@@ -191,7 +202,7 @@ mod tests {
             others.push(Arc::clone(&pace.hands).acquire_owned().await);
         }
         let turn = Arc::new(pace.turn());
-        let shaking = pace.shake_hands(Arc::clone(&turn));
+        let shaking = pace.shake_hands(Arc::clone(&turn), Arc::new(pace.turn()));
         let others = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             others.clear();
@@ -219,9 +230,10 @@ mod tests {
         assert_eq!(done, Ok(7));
     }
 
+    /// Logins may take longer than a turn is kept: the server counts them all the same.
     #[tokio::test]
     async fn one_address_gets_eight_at_once() {
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::new(Pace::keeping(Duration::from_millis(20)));
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..30 {
