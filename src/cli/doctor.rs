@@ -390,7 +390,8 @@ pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
         (Some(speed), _) => {
             let found = format!("writes {}/s{class}", Bytes(speed));
             if speed < SLOW_DISK {
-                let advice = "keep models on a faster disk: a large one loads for hours from this";
+                let advice =
+                    "the agent's state is on it; a large model on the same disk loads for hours";
                 check("disk speed", Verdict::Poor, found).advise(advice)
             } else {
                 check("disk speed", Verdict::Good, found)

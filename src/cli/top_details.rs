@@ -67,7 +67,10 @@ pub(super) fn of_host(host: &HostView) -> Vec<String> {
         lines.push(format!(
             "{name} since boot {}, clock {}, disk {}, received {}, sent {}",
             or_dash(uptime),
-            unit(host.clock.map(|c| c.offset_ms), " ms ahead of ours"),
+            or_dash(host.clock.map(|c| {
+                let side = if c.offset_ms < 0 { "behind" } else { "ahead of" };
+                format!("{} ms {side} ours", c.offset_ms.unsigned_abs())
+            })),
             memory(sample.disk),
             rate(sample.net_rx_bytes_per_s),
             rate(sample.net_tx_bytes_per_s),
