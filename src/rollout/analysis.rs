@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::{CheckResult, CheckRun};
 use super::engine_limits::{Standing, standing};
 use super::engine_samples::{self, EngineSamples, percent};
+use super::means;
 use crate::base::{Timestamp, text};
 use crate::spec::AnalysisSpec;
 
@@ -213,11 +214,20 @@ pub fn judge(
         return Judgement::Verdict(result, why);
     }
     // What was asked for and could not be measured was not kept.
-    if !seen.unmeasured.is_empty() {
-        let why = text::clean(&seen.unmeasured.join("; "), 3 * MAX_WHY);
+    let mut unmeasured = seen.unmeasured;
+    let mut mean = None;
+    if rule == LimitRule::Ranked && new.requests > 0 {
+        match means::beside_ranks(spec, new, old, seen.ranked) {
+            Ok(words) => mean = Some(words),
+            Err(doubt) => unmeasured.push(doubt),
+        }
+    }
+    if !unmeasured.is_empty() {
+        let why = text::clean(&unmeasured.join("; "), 3 * MAX_WHY);
         return Judgement::Verdict(VerdictResult::Inconclusive, why);
     }
-    let all: Vec<String> = std::iter::once(why).chain(seen.compared).chain(passed).collect();
+    let all: Vec<String> =
+        std::iter::once(why).chain(mean).chain(seen.compared).chain(passed).collect();
     Judgement::Verdict(VerdictResult::Success, text::clean(&all.join("; "), 3 * MAX_WHY))
 }
 
@@ -231,11 +241,14 @@ pub enum LimitRule {
     Plain,
     /// Before the end only what can hardly be chance counts ([`super::excess`]).
     Sequential,
+    /// The same, and the gateway's mean against stable's fails nothing: ranks compare latencies
+    /// ([`super::means`]).
+    Ranked,
 }
 
 impl LimitRule {
     /// That of a rollout which begins now.
-    pub const PRESENT: Self = Self::Sequential;
+    pub const PRESENT: Self = Self::Ranked;
 }
 
 /// When is looked, and by which rule.
@@ -256,7 +269,7 @@ impl From<bool> for Look {
 /// Judges what was measured. `last`: the time is over and a verdict is due; before that only a
 /// failure is final: a share of errors above its limit that can hardly be chance ([`super::excess`]).
 ///
-/// Means are judged only at the end, and with `min_samples` requests (the ratio: on both sides).
+/// Means are judged only at the end, and with `min_samples` requests ([`super::means`]).
 pub fn evaluate(
     spec: &AnalysisSpec,
     new: &Window,
@@ -290,67 +303,18 @@ pub fn evaluate(
         }
     }
     if look.rule == LimitRule::Plain
-        && let Err((VerdictResult::Failed, why)) = latency(spec, new, old, look.rule)
+        && let Err((VerdictResult::Failed, why)) = means::latency(spec, new, old, look.rule)
     {
         return Some((VerdictResult::Failed, why));
     }
     last.then(|| {
         let errors = format!("error rate {} {errors} ≤ {}", percent(error_rate), percent(limit));
-        match latency(spec, new, old, look.rule) {
-            Ok(latency) => (VerdictResult::Success, format!("{errors}; {latency}")),
+        match means::latency(spec, new, old, look.rule) {
+            Ok(Some(latency)) => (VerdictResult::Success, format!("{errors}; {latency}")),
+            Ok(None) => (VerdictResult::Success, errors),
             Err(decided) => decided,
         }
     })
-}
-
-/// The mean response at the end: within its limits, or what decided.
-fn latency(
-    spec: &AnalysisSpec,
-    new: &Window,
-    old: &Window,
-    rule: LimitRule,
-) -> Result<String, (VerdictResult, String)> {
-    let samples = match rule {
-        LimitRule::Plain => 1,
-        LimitRule::Sequential => spec.engine.min_samples,
-    };
-    let enough = spec.min_requests.max(samples).max(1);
-    let mean = new.mean_response_ms().unwrap_or(0.0);
-    if let Some(max) = spec.max_latency {
-        let max = max.as_secs_f64() * 1000.0;
-        if mean > max {
-            let why = format!("mean response {} > {}", millis(mean), millis(max));
-            return Err(if new.requests >= enough {
-                (VerdictResult::Failed, why)
-            } else {
-                let few = format!("{} requests < {enough} needed", new.requests);
-                (VerdictResult::Inconclusive, format!("{why}: may be chance, {few}"))
-            });
-        }
-    }
-    let stable_mean = old.mean_response_ms().filter(|stable| *stable > 0.0);
-    let Some(stable) = stable_mean.filter(|_| new.requests.min(old.requests) >= enough) else {
-        return Ok(format!(
-            "mean response {}, not compared: {} requests at the canary and {} at stable, {enough} needed of each",
-            millis(mean),
-            new.requests,
-            old.requests
-        ));
-    };
-    let (ratio, limit) = (mean / stable, spec.max_latency_ratio);
-    if ratio > limit {
-        let why = format!(
-            "mean response {ratio:.2} times stable's ({} against {}) > {limit:.2}",
-            millis(mean),
-            millis(stable),
-        );
-        return Err((VerdictResult::Failed, why));
-    }
-    Ok(format!("mean response {ratio:.2} times stable's ≤ {limit:.2}"))
-}
-
-fn millis(ms: f64) -> String {
-    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }
 
 #[cfg(test)]
@@ -378,16 +342,11 @@ mod tests {
         assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 % (p < 0.0001 before the end)");
         let (_, why) = judge(window(200, 62, 100.0), old, true).unwrap();
         assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 %");
-        let (_, why) = judge(window(200, 0, 250.0), old, true).unwrap();
-        assert_eq!(why, "mean response 2.50 times stable's (250 ms against 100 ms) > 2.00");
         let (_, why) = judge(window(200, 0, 2500.0), window(400, 0, 2000.0), true).unwrap();
         assert_eq!(why, "mean response 2500 ms > 2000 ms");
         let (result, why) = judge(window(200, 1, 110.0), old, true).unwrap();
         assert_eq!(result, VerdictResult::Success);
-        assert_eq!(
-            why,
-            "error rate 0.5 % (1 of 200) ≤ 2.0 %; mean response 1.10 times stable's ≤ 2.00"
-        );
+        assert_eq!(why, "error rate 0.5 % (1 of 200) ≤ 2.0 %");
     }
 
     #[test]
@@ -418,16 +377,6 @@ mod tests {
         let (result, why) = judge(window(12, 0, 2500.0), old, true).unwrap();
         assert_eq!(result, VerdictResult::Inconclusive);
         assert_eq!(why, "mean response 2500 ms > 2000 ms: may be chance, 12 requests < 30 needed");
-        let (result, why) = judge(window(12, 0, 500.0), old, true).unwrap();
-        assert_eq!(result, VerdictResult::Success);
-        assert!(why.contains("not compared: 12 requests at the canary and 400"), "{why}");
-    }
-
-    #[test]
-    fn without_requests_at_stable_only_the_absolute_limits_count() {
-        let (result, why) = judge(window(50, 0, 900.0), window(0, 0, 0.0), true).unwrap();
-        assert_eq!(result, VerdictResult::Success);
-        assert!(why.contains("not compared"), "{why}");
     }
 
     fn verdict(spec: &AnalysisSpec, run: &AnalysisRun, new: Window, at: u64) -> Judgement {
@@ -461,6 +410,42 @@ mod tests {
         let unasked = AnalysisSpec { min_requests: 0, ..spec };
         let over = verdict(&unasked, &AnalysisRun::default(), window(0, 0, 0.0), 10_000);
         assert!(matches!(over, Judgement::Verdict(VerdictResult::Success, _)), "{over:?}");
+    }
+
+    #[test]
+    fn a_ratio_of_means_asks_a_person_only_where_no_ranks_were_compared() {
+        let spec = AnalysisSpec::default();
+        let mut run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+        let over = 60_000;
+        let slow = window(200, 0, 250.0);
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, slow, over) else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive, "{why}");
+        assert!(why.starts_with("mean response 2.50 times stable's"), "{why}");
+        assert!(why.contains("last 1,024 requests"), "{why}");
+        let mut same = crate::engine::Histogram::with_bounds(&[0.1, 1.0]);
+        (0..200).for_each(|_| same.observe(0.05));
+        (run.new.first_token, run.old.first_token) = (same.clone(), same);
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, slow, over) else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Success, "{why}");
+        let told =
+            "> 2.00, not judged: ranks were compared; time to first token 1.00 times stable's";
+        assert!(why.contains(told), "{why}");
+        // A journal of a gpudeck with the older rule says what it said.
+        let old = window(400, 0, 100.0);
+        let (since, now) = (Timestamp(0), Timestamp(over));
+        let rule = LimitRule::Sequential;
+        let Judgement::Verdict(result, why) =
+            super::judge(&spec, rule, &run, (&slow, &old), since, now)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Failed);
+        assert_eq!(why, "mean response 2.50 times stable's (250 ms against 100 ms) > 2.00");
+        assert_eq!(serde_json::from_str::<LimitRule>("\"sequential\"").unwrap(), rule);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::analysis::Look;
 use super::engine_limits;
 use super::excess::probability;
+use super::means;
 use super::rank_test::mann_whitney;
 use crate::engine::Histogram;
 use crate::spec::{AnalysisSpec, EngineMetric};
@@ -129,6 +130,8 @@ pub(super) struct Seen {
     pub compared: Vec<String>,
     /// Limits of the spec for which too little was measured: nobody can say whether they were kept.
     pub unmeasured: Vec<String>,
+    /// A latency of requests was compared with stable's by the rank test.
+    pub ranked: bool,
 }
 
 /// What is wrong with the canary's engines or GPUs: the first number that decides. `last`: the time
@@ -144,11 +147,13 @@ pub(super) fn judge(
     judge_gpus(spec, new, last)?;
     let limits = engine_limits::judge(spec, new, look)?;
     let mut compared = Vec::new();
+    let mut ranked = false;
     // Those with the same number of samples are told together.
     let mut too_few: Vec<((u64, u64), Vec<&str>)> = Vec::new();
     for metric in &spec.engine.compare {
         let (new, old) = (new.of(*metric), old.of(*metric));
         if let Some(found) = compare(spec, *metric, new, old, last)? {
+            ranked |= means::of_requests(*metric);
             compared.push(found);
             continue;
         }
@@ -167,7 +172,7 @@ pub(super) fn judge(
     }));
     let mut unmeasured = unmeasured(spec, new);
     unmeasured.extend(limits.doubtful);
-    Ok(Seen { compared, unmeasured })
+    Ok(Seen { compared, unmeasured, ranked })
 }
 
 /// The limits that were written and could not be judged, with what is missing.

@@ -27,6 +27,7 @@ pub mod group;
 pub mod hold;
 mod journey;
 pub mod lending;
+mod means;
 pub mod moves;
 mod neighbours;
 pub mod offers;

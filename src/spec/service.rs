@@ -416,7 +416,8 @@ pub struct AnalysisSpec {
     pub min_requests: u64,
     /// Highest share of failed requests of the canary, 0 to 1.
     pub max_error_rate: f64,
-    /// Highest mean response time of the canary as a multiple of stable's.
+    /// How many times stable's a latency of the canary may be: fails by the rank test of `engine.compare`. The
+    /// gateway's mean response above it asks a person, where no ranks could be compared.
     pub max_latency_ratio: f64,
     /// Highest mean response time of the canary.
     #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]
