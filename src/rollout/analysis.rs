@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::{CheckResult, CheckRun};
 use super::engine_limits::{Standing, standing};
 use super::engine_samples::{self, EngineSamples, percent};
-use super::means;
+use super::{means, shares};
 use crate::base::{Timestamp, text};
 use crate::spec::AnalysisSpec;
 
@@ -195,6 +195,10 @@ pub fn judge(
         Ok(seen) => seen,
         Err(why) => return Judgement::Verdict(VerdictResult::Failed, why),
     };
+    let errors = match shares::error_rate(spec, (new, old), (&run.new, &run.old), last) {
+        Ok(errors) => errors,
+        Err(why) => return Judgement::Verdict(VerdictResult::Failed, why),
+    };
     if let Some((result, why)) = worst.remove(&1) {
         return Judgement::Verdict(result, why);
     }
@@ -227,7 +231,7 @@ pub fn judge(
         return Judgement::Verdict(VerdictResult::Inconclusive, why);
     }
     let all: Vec<String> =
-        std::iter::once(why).chain(mean).chain(seen.compared).chain(passed).collect();
+        std::iter::once(why).chain(errors).chain(mean).chain(seen.compared).chain(passed).collect();
     Judgement::Verdict(VerdictResult::Success, text::clean(&all.join("; "), 3 * MAX_WHY))
 }
 
@@ -446,6 +450,29 @@ mod tests {
         assert_eq!(result, VerdictResult::Failed);
         assert_eq!(why, "mean response 2.50 times stable's (250 ms against 100 ms) > 2.00");
         assert_eq!(serde_json::from_str::<LimitRule>("\"sequential\"").unwrap(), rule);
+    }
+
+    #[test]
+    fn errors_are_compared_with_stables_where_that_is_asked_for() {
+        let run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+        let mut spec = AnalysisSpec { max_error_rate: 0.2, ..AnalysisSpec::default() };
+        let failing = window(400, 60, 100.0);
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, failing, 60_000) else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Success, "{why}");
+        spec.engine.compare.push(crate::spec::EngineMetric::ErrorRate);
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, failing, 1_000) else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Failed, "{why}");
+        assert!(why.starts_with("error rate 15.0 percentage points above stable's"), "{why}");
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, window(400, 2, 100.0), 60_000)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Success, "{why}");
+        assert!(why.contains("; error rate 0.5 % against stable's 0.0 % (p 0.2497)"), "{why}");
     }
 
     #[test]

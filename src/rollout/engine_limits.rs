@@ -105,11 +105,8 @@ pub(super) fn judge(
         (EngineMetric::InterToken, limits.max_inter_token),
         (EngineMetric::EndToEnd, limits.max_end_to_end),
     ] {
-        let seen = new.of(metric);
-        let Some((max, p95)) = max.zip(seen.quantile(0.95)).filter(|_| seen.count() >= enough)
-        else {
-            continue;
-        };
+        let Some((max, seen)) = max.zip(new.of(metric)) else { continue };
+        let Some(p95) = seen.quantile(0.95).filter(|_| seen.count() >= enough) else { continue };
         let shown = format!(
             "{}: 95th percentile {} > {} ({} samples)",
             metric.title(),
@@ -124,8 +121,8 @@ pub(super) fn judge(
     for (metric, max) in
         [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]
     {
-        let seen = new.of(metric);
-        if let (true, Some(max), Some(mean)) = (last, max, seen.mean())
+        if let (true, Some(max), Some(seen)) = (last, max, new.of(metric))
+            && let Some(mean) = seen.mean()
             && mean > max
         {
             return Err(format!(

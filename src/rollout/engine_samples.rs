@@ -13,6 +13,7 @@ use super::engine_limits;
 use super::excess::probability;
 use super::means;
 use super::rank_test::mann_whitney;
+use super::shares::{self, Shares};
 use crate::engine::Histogram;
 use crate::spec::{AnalysisSpec, EngineMetric};
 
@@ -22,7 +23,7 @@ pub const MIN_SUPERIORITY: f64 = 0.6;
 
 /// Before the end of an analysis only a fraction of the significance is enough: it is looked at
 /// again and again, and sooner or later chance would have its day.
-const EARLY: f64 = 0.1;
+pub(super) const EARLY: f64 = 0.1;
 
 /// Bounds of the samples of the KV cache's use.
 const KV_BOUNDS: [f64; 20] = [
@@ -112,13 +113,15 @@ impl EngineSamples {
         *self == Self::default()
     }
 
-    pub(super) fn of(&self, metric: EngineMetric) -> &Histogram {
+    /// The samples of a metric; none of those that are shares of requests.
+    pub(super) const fn of(&self, metric: EngineMetric) -> Option<&Histogram> {
         match metric {
-            EngineMetric::FirstToken => &self.first_token,
-            EngineMetric::InterToken => &self.inter_token,
-            EngineMetric::EndToEnd => &self.end_to_end,
-            EngineMetric::KvUsage => &self.kv_usage,
-            EngineMetric::Waiting => &self.waiting,
+            EngineMetric::FirstToken => Some(&self.first_token),
+            EngineMetric::InterToken => Some(&self.inter_token),
+            EngineMetric::EndToEnd => Some(&self.end_to_end),
+            EngineMetric::KvUsage => Some(&self.kv_usage),
+            EngineMetric::Waiting => Some(&self.waiting),
+            EngineMetric::ErrorRate | EngineMetric::Preemptions => None,
         }
     }
 }
@@ -151,13 +154,22 @@ pub(super) fn judge(
     // Those with the same number of samples are told together.
     let mut too_few: Vec<((u64, u64), Vec<&str>)> = Vec::new();
     for metric in &spec.engine.compare {
-        let (new, old) = (new.of(*metric), old.of(*metric));
-        if let Some(found) = compare(spec, *metric, new, old, last)? {
+        let (found, counts) = match (*metric, new.of(*metric), old.of(*metric)) {
+            // By `shares::error_rate`, which knows what the gateway counted, too.
+            (EngineMetric::ErrorRate, ..) => continue,
+            (_, Some(new), Some(old)) => {
+                (compare(spec, *metric, new, old, last)?, (new.count(), old.count()))
+            }
+            _ => {
+                let preempted = Shares::preempted(new, old);
+                (shares::compare(spec, *metric, preempted, "", last)?, preempted.counts())
+            }
+        };
+        if let Some(found) = found {
             ranked |= means::of_requests(*metric);
             compared.push(found);
             continue;
         }
-        let counts = (new.count(), old.count());
         match too_few.iter_mut().find(|(seen, _)| *seen == counts) {
             Some((_, titles)) => titles.push(metric.title()),
             None => too_few.push((counts, vec![metric.title()])),
@@ -233,7 +245,7 @@ fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<()
 }
 
 /// Observations that a comparison needs of each side.
-fn enough_to_compare(spec: &AnalysisSpec) -> u64 {
+pub(super) fn enough_to_compare(spec: &AnalysisSpec) -> u64 {
     spec.engine.min_samples.max(2)
 }
 
@@ -287,7 +299,9 @@ fn value(metric: EngineMetric, value: f64) -> String {
         EngineMetric::FirstToken | EngineMetric::InterToken | EngineMetric::EndToEnd => {
             seconds(value)
         }
-        EngineMetric::KvUsage => percent(value),
+        EngineMetric::KvUsage | EngineMetric::ErrorRate | EngineMetric::Preemptions => {
+            percent(value)
+        }
         EngineMetric::Waiting => format!("{value:.1}"),
     }
 }

@@ -24,7 +24,8 @@ const MAX_COUNT: u32 = 1_000;
 #[serde(deny_unknown_fields, default)]
 pub struct EngineAnalysis {
     /// Compared with stable over the same time by a rank test; it fails when the canary is worse by
-    /// more than the analysis's `max_latency_ratio` and that is significant.
+    /// more than the analysis's `max_latency_ratio` and that is significant. Shares (the error rate, preemptions) are
+    /// compared by Fisher's exact test, and fail when they are also more than a percentage point above stable's.
     pub compare: Vec<EngineMetric>,
     /// The largest `p` that counts as significant (for comparisons a tenth of it before the end), also of a share
     /// that is above its limit before the end, as far as chance could show so much at any look.
@@ -86,6 +87,10 @@ pub enum EngineMetric {
     KvUsage,
     /// Waiting requests, as sampled.
     Waiting,
+    /// Share of failed requests, as the gateway and the engines count them.
+    ErrorRate,
+    /// Preemptions as a share of the finished requests.
+    Preemptions,
 }
 
 /// What the GPUs of the canary may do.

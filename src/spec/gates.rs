@@ -15,7 +15,14 @@ impl EngineMetric {
             Self::EndToEnd => "end-to-end latency",
             Self::KvUsage => "KV cache use",
             Self::Waiting => "waiting requests",
+            Self::ErrorRate => "error rate",
+            Self::Preemptions => "preemptions",
         }
+    }
+
+    /// A share of requests, not a value of each.
+    const fn is_share(self) -> bool {
+        matches!(self, Self::ErrorRate | Self::Preemptions)
     }
 }
 
@@ -51,12 +58,23 @@ impl AnalysisSpec {
 
     fn engine_gates(&self, gates: &mut Vec<String>) {
         let engine = &self.engine;
-        if !engine.compare.is_empty() {
-            let titles: Vec<&str> = engine.compare.iter().map(|m| m.title()).collect();
+        let (shares, values): (Vec<EngineMetric>, Vec<EngineMetric>) =
+            engine.compare.iter().partition(|metric| metric.is_share());
+        if !values.is_empty() {
+            let titles: Vec<&str> = values.iter().map(|m| m.title()).collect();
             gates.push(format!(
                 "{} not significantly over {:.1}× the old release's (p < {}, ≥ {} samples of each)",
                 titles.join(", "),
                 self.max_latency_ratio,
+                engine.significance,
+                engine.min_samples
+            ));
+        }
+        if !shares.is_empty() {
+            let titles: Vec<&str> = shares.iter().map(|m| m.title()).collect();
+            gates.push(format!(
+                "{} not significantly over the old release's by 1 % of the requests (p < {}, ≥ {} of each)",
+                titles.join(", "),
                 engine.significance,
                 engine.min_samples
             ));
@@ -116,7 +134,7 @@ mod tests {
             gpu = { max_throttled = 0.1 }
             prometheus = { url = "http://p", query = "up", failure = "result < 1", count = 3 }
             [engine]
-            compare = ["first_token", "waiting"]
+            compare = ["first_token", "error_rate", "waiting", "preemptions"]
             max_first_token = "2s"
             max_inter_token = "100ms"
             max_end_to_end = "1m"
@@ -136,6 +154,8 @@ mod tests {
                 "latency ≤ 2s (mean)",
                 "time to first token, waiting requests not significantly over 2.0× the old release's \
                  (p < 0.01, ≥ 30 samples of each)",
+                "error rate, preemptions not significantly over the old release's by 1 % of the requests \
+                 (p < 0.01, ≥ 30 of each)",
                 "time to first token ≤ 2s (95th percentile)",
                 "inter-token latency ≤ 100ms (95th percentile)",
                 "end-to-end latency ≤ 1m (95th percentile)",
