@@ -246,7 +246,7 @@ pub enum LimitRule {
     /// Before the end only what can hardly be chance counts ([`super::excess`]).
     Sequential,
     /// The same, and the gateway's mean against stable's fails nothing: ranks compare latencies
-    /// ([`super::means`]).
+    /// ([`super::means`]). Stable's error rate is told beside the canary's.
     Ranked,
 }
 
@@ -299,11 +299,14 @@ pub fn evaluate(
     let limit = spec.max_error_rate;
     let share = (new.errors as f64, new.requests as f64);
     let above = format!("error rate {} {errors} > {}", percent(error_rate), percent(limit));
+    let beside = shares::beside(look.rule, (old.errors, old.requests));
     match standing(spec, share, limit, error_rate > limit, (new.requests, look)) {
         Standing::Kept => {}
-        Standing::Above(how) => return Some((VerdictResult::Failed, format!("{above}{how}"))),
+        Standing::Above(how) => {
+            return Some((VerdictResult::Failed, format!("{above}{how}{beside}")));
+        }
         Standing::Doubtful(why) => {
-            return Some((VerdictResult::Inconclusive, format!("{above}{why}")));
+            return Some((VerdictResult::Inconclusive, format!("{above}{why}{beside}")));
         }
     }
     if look.rule == LimitRule::Plain
@@ -343,9 +346,22 @@ mod tests {
         let old = window(400, 0, 100.0);
         let (result, why) = judge(window(200, 62, 100.0), old, false).unwrap();
         assert_eq!(result, VerdictResult::Failed);
-        assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 % (p < 0.0001 before the end)");
-        let (_, why) = judge(window(200, 62, 100.0), old, true).unwrap();
+        assert_eq!(
+            why,
+            "error rate 31.0 % (62 of 200) > 2.0 % (p < 0.0001 before the end); stable 0.0 % (0 of 400) at the same time"
+        );
+        // Where clients cause the errors, stable has them, too.
+        let (_, why) = judge(window(200, 62, 100.0), window(400, 120, 100.0), true).unwrap();
+        assert_eq!(
+            why,
+            "error rate 31.0 % (62 of 200) > 2.0 %; stable 30.0 % (120 of 400) at the same time"
+        );
+        let (_, why) = judge(window(200, 62, 100.0), window(0, 0, 0.0), true).unwrap();
         assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 %");
+        let spec = AnalysisSpec::default();
+        let sequential = Look { last: true, rule: LimitRule::Sequential };
+        let (_, why) = evaluate(&spec, &window(200, 62, 100.0), &old, sequential).unwrap();
+        assert_eq!(why, "error rate 31.0 % (62 of 200) > 2.0 %", "the words of older journals");
         let (_, why) = judge(window(200, 0, 2500.0), window(400, 0, 2000.0), true).unwrap();
         assert_eq!(why, "mean response 2500 ms > 2000 ms");
         let (result, why) = judge(window(200, 1, 110.0), old, true).unwrap();
@@ -372,7 +388,7 @@ mod tests {
         let (result, why) = judge(window(12, 1, 100.0), old, true).unwrap();
         assert_eq!(result, VerdictResult::Inconclusive);
         assert!(why.starts_with("error rate 8.3 % (1 of 12) > 2.0 %: may be chance (p "), "{why}");
-        assert!(why.ends_with("12 samples < 30 needed"), "{why}");
+        assert!(why.contains("12 samples < 30 needed; stable 0.0 % (0 of 400)"), "{why}");
         // Half of twelve are no chance, and of thirty the plain comparison counts.
         for (requests, errors) in [(12, 6), (30, 1)] {
             let (result, why) = judge(window(requests, errors, 100.0), old, true).unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::analysis::{LimitRule, Look};
 use super::engine_samples::{EngineSamples, percent, seconds};
 use super::excess::{chance, probability};
+use super::shares;
 use crate::engine::Histogram;
 use crate::spec::{AnalysisSpec, EngineMetric};
 
@@ -63,17 +64,17 @@ pub(super) fn standing(
 /// The first limit that is exceeded, with its numbers, or what is doubtful.
 pub(super) fn judge(
     spec: &AnalysisSpec,
-    new: &EngineSamples,
+    (new, old): (&EngineSamples, &EngineSamples),
     look: impl Into<Look>,
 ) -> Result<Kept, String> {
     let look = look.into();
     let last = look.last;
     let mut kept = Kept::default();
-    let mut take = |standing: Standing, numbers: String| match standing {
+    let mut take = |standing: Standing, numbers: String, beside: &str| match standing {
         Standing::Kept => Ok(()),
-        Standing::Above(how) => Err(format!("{numbers}{how}")),
+        Standing::Above(how) => Err(format!("{numbers}{how}{beside}")),
         Standing::Doubtful(why) => {
-            kept.doubtful.push(format!("{numbers}{why}"));
+            kept.doubtful.push(format!("{numbers}{why}{beside}"));
             Ok(())
         }
     };
@@ -91,7 +92,8 @@ pub(super) fn judge(
             percent(max)
         );
         let when = (new.finished, look);
-        take(standing(spec, (failed, finished), max, rate > max, when), shown)?;
+        let beside = shares::beside(look.rule, (old.failed, old.finished));
+        take(standing(spec, (failed, finished), max, rate > max, when), shown, &beside)?;
         let preemptions = new.preemptions as f64 / finished;
         if let Some(max) = limits.max_preemptions.filter(|max| last && preemptions > *max) {
             return Err(format!(
@@ -116,7 +118,7 @@ pub(super) fn judge(
         );
         let late = late(metric, seen, max, new.finished);
         let plainly = p95 > max.as_secs_f64();
-        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), look)), shown)?;
+        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), look)), shown, "")?;
     }
     for (metric, max) in
         [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]
@@ -166,7 +168,7 @@ mod tests {
         let judge = |slow_ones, of, last| {
             let new =
                 EngineSamples { first_token: slow(slow_ones, of), ..EngineSamples::default() };
-            judge(&spec, &new, last)
+            judge(&spec, (&new, &EngineSamples::default()), last)
         };
         // Two of thirty: a percentile above the limit, and quite likely with one in twenty.
         assert_eq!(judge(2, 30, false), Ok(Kept::default()));
@@ -185,8 +187,22 @@ mod tests {
         spec.engine.max_inter_token = Some(Duration::from_millis(300));
         let inter_token = slow(500, 5_000);
         let few = EngineSamples { finished: 10, inter_token, ..EngineSamples::default() };
-        assert_eq!(judge(&spec, &few, false), Ok(Kept::default()));
+        let none = EngineSamples::default();
+        assert_eq!(judge(&spec, (&few, &none), false), Ok(Kept::default()));
         let many = EngineSamples { finished: 5_000, ..few };
-        assert!(judge(&spec, &many, false).is_err());
+        assert!(judge(&spec, (&many, &none), false).is_err());
+    }
+
+    #[test]
+    fn stables_errors_are_told_beside_the_canarys() {
+        let seen = |failed| EngineSamples { finished: 100, failed, ..EngineSamples::default() };
+        let judge = |rule| {
+            let look = Look { last: true, rule };
+            judge(&AnalysisSpec::default(), (&seen(3), &seen(4)), look).unwrap_err()
+        };
+        let numbers = "error rate 3.0 % (3 of 100, counted by the engines) > 2.0 %";
+        assert_eq!(judge(LimitRule::Sequential), numbers);
+        let beside = format!("{numbers}; stable 4.0 % (4 of 100) at the same time");
+        assert_eq!(judge(LimitRule::PRESENT), beside);
     }
 }

@@ -148,7 +148,7 @@ pub(super) fn judge(
     let look = look.into();
     let last = look.last;
     judge_gpus(spec, new, last)?;
-    let limits = engine_limits::judge(spec, new, look)?;
+    let limits = engine_limits::judge(spec, (new, old), look)?;
     let mut compared = Vec::new();
     let mut ranked = false;
     // Those with the same number of samples are told together.

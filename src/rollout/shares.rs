@@ -6,7 +6,7 @@
 //! only a delay, and they come in bursts (when the cache is full all of its requests suffer), for which `p` is too
 //! small: there the canary's share must also be more than the spec's ratio times stable's.
 
-use super::analysis::Window;
+use super::analysis::{LimitRule, Window};
 use super::engine_samples::{EARLY, EngineSamples, enough_to_compare, percent};
 use super::excess::probability;
 use super::fisher;
@@ -73,6 +73,16 @@ pub(super) fn error_rate(
             enough_to_compare(spec)
         )
     })))
+}
+
+/// Stable's share of failed requests, to be said after the canary's that is above its limit: where clients cause the
+/// errors stable has them, too. Nothing without requests, and in the words of older rules.
+pub(super) fn beside(rule: LimitRule, (failed, of): (u64, u64)) -> String {
+    if of == 0 || rule != LimitRule::Ranked {
+        return String::new();
+    }
+    let share = percent(failed as f64 / of as f64);
+    format!("; stable {share} ({failed} of {of}) at the same time")
 }
 
 /// A share against stable's: what was found, or nothing if too little was seen. `Err`: the canary's is worse.
