@@ -101,3 +101,44 @@ fn a_broken_canary_is_ended_early() {
         }
     }
 }
+
+/// Two equal releases, 5 % of errors each, and one request in a hundred that takes a minute.
+#[test]
+fn two_equal_releases_hardly_ever_differ() {
+    let text = "duration = \"10s\"\nmax_error_rate = 1.0\n[engine]\ncompare = [\"error_rate\"]\n";
+    let spec: AnalysisSpec = toml::from_str(text).unwrap();
+    let mut rng = Rng(5);
+    let request = |rng: &mut Rng| {
+        let response_ms_sum = if happens(rng, 10_000) { 60_000.0 } else { 100.0 };
+        Window { requests: 1, errors: u64::from(happens(rng, 50_000)), response_ms_sum }
+    };
+    let run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+    let runs = 300;
+    let (mut failed, mut asked) = (0, 0);
+    for _ in 0..runs {
+        let (mut new, mut old) = (Window::default(), Window::default());
+        for n in 1..=REQUESTS {
+            new.add(&request(&mut rng));
+            old.add(&request(&mut rng));
+            let at = Timestamp(if n == REQUESTS { 10_000 } else { u64::from(n) });
+            let rule = gpudeck::rollout::LimitRule::PRESENT;
+            match judge(&spec, rule, &run, (&new, &old), Timestamp(0), at) {
+                Judgement::Wait { .. } | Judgement::Verdict(VerdictResult::Success, _) => {}
+                Judgement::Verdict(VerdictResult::Failed, why) => {
+                    assert!(why.contains("percentage points above stable's"), "{why}");
+                    failed += 1;
+                    break;
+                }
+                // The means are apart by chance: no rollout is taken back for that.
+                Judgement::Verdict(VerdictResult::Inconclusive, why) => {
+                    assert!(why.contains("last 1,024 requests"), "{why}");
+                    asked += 1;
+                }
+                other @ Judgement::Verdict(..) => panic!("{other:?}"),
+            }
+        }
+    }
+    let most = 3.0 * spec.engine.significance * f64::from(runs);
+    assert!(f64::from(failed) <= most, "{failed} of {runs}");
+    assert!(asked > 0, "it is a test of means that are apart");
+}
