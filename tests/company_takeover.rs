@@ -250,7 +250,10 @@ fn what_another_operator_runs_is_never_taken_for_nothing_or_for_a_stranger() {
     let chat = json(first("c", "status chat --output json"));
     assert_eq!(chat["condition"], "elsewhere", "{chat:#}");
     assert!(chat["trouble"].as_str().unwrap_or_default().contains("held by"), "{chat:#}");
-    let drift = json(first("d", "drift --output json"));
+    // What was not looked at is not said to be well.
+    let looked = first("d", "drift --output json");
+    assert_eq!(looked.code(), Some(9), "{looked:#?}");
+    let drift: serde_json::Value = serde_json::from_str(&looked.stdout).unwrap();
     assert_eq!(drift["items"], serde_json::json!([]), "{drift:#}");
     assert_eq!(drift["not_seen"].as_array().map(Vec::len), Some(2), "{drift:#}");
     assert!(drift["not_seen"][0].as_str().unwrap_or_default().contains("is held by"), "{drift:#}");

@@ -37,6 +37,12 @@ pub struct DriftView {
     pub items: Vec<DriftItem>,
     /// Hosts that could not be looked at, with the reason.
     pub not_seen: Vec<String>,
+    /// Hosts that were looked at.
+    #[serde(default)]
+    pub looked_at: usize,
+    /// Some of those not seen are another controller's.
+    #[serde(default)]
+    pub held_elsewhere: bool,
 }
 
 /// One difference. Nothing is done about it unless a person asks.

@@ -110,18 +110,37 @@ pub async fn blame(args: &Args, service: &ServiceName) -> Result<Success, Failur
     Ok(Success::Done)
 }
 
-/// How the hosts differ from what the releases say: exit code 2 if they do.
+/// How the hosts differ from what the releases say: exit code 2 if they do; 7 or 9 if nothing differs on those that
+/// could be looked at, and not all could.
 pub async fn drift(args: &Args, service: Option<&ServiceName>) -> Result<Success, Failure> {
     let client = attach(args).await?;
     super::show::settle(&client).await?;
     let view = client.drift(service).await?;
-    let success = if view.items.is_empty() { Success::Done } else { Success::Changes };
+    let hosts = view.looked_at + view.not_seen.len();
+    // What was not looked at may differ, too.
+    let ended = match (view.items.is_empty(), view.not_seen.is_empty()) {
+        (false, _) => Ok(Success::Changes),
+        (true, true) => Ok(Success::Done),
+        (true, false) => {
+            let code = if view.held_elsewhere { 9 } else { 7 };
+            let message =
+                format!("{} of {hosts} hosts could not be looked at", view.not_seen.len());
+            Err(Failure { code, ..Failure::other(message) })
+        }
+    };
     if args.output == Output::Json {
         table::json(&view)?;
-        return Ok(success);
+        return ended;
     }
     if view.items.is_empty() {
-        table::out("the hosts run what the releases say")?;
+        if view.looked_at > 0 || hosts == 0 {
+            let of = if view.looked_at < hosts {
+                format!(" ({} of {hosts} looked at)", view.looked_at)
+            } else {
+                String::new()
+            };
+            table::out(&format!("the hosts run what the releases say{of}"))?;
+        }
     } else {
         let rows: Vec<Vec<String>> = view
             .items
@@ -142,5 +161,5 @@ pub async fn drift(args: &Args, service: Option<&ServiceName>) -> Result<Success
     for why in &view.not_seen {
         table::out(&format!("not looked at: {}", text::clean(why, 300)))?;
     }
-    Ok(success)
+    ended
 }

@@ -1,5 +1,5 @@
-//! Writes the audit trail: every wish before it is looked at, what came of it, and how each rollout
-//! ended. A wish that cannot be written down is refused.
+//! Writes the audit trail: every wish before it is looked at, what came of it, and how each rollout, stop, drain
+//! and upgrade ended. A wish that cannot be written down is refused.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +8,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::core::{Core, now};
+use super::deck_ledger::DeckEvent;
+use crate::api::group::GroupState;
+use crate::api::maintenance::UpgradeHost;
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Severity, Who};
 use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::JournalError;
@@ -176,6 +179,38 @@ impl Core {
         if let Err(error) = self.audit.happened("rollout_ended", Some(&after.service), result) {
             let words = format!("the end of {release} is missing in the audit trail: {error}");
             self.say(Severity::Warning, Some(&after.service), &words);
+        }
+    }
+
+    /// Writes down what came of a drain, of a host's upgrade, and of each of several services.
+    pub(super) fn audit_deck(&self, event: &DeckEvent) {
+        let (word, service, result) = match event {
+            DeckEvent::DrainEnded { host, trouble } => {
+                ("drain_ended", None, json!({ "host": host, "trouble": trouble }))
+            }
+            DeckEvent::UpgradeWent { host, state } => match state {
+                UpgradeHost::Done | UpgradeHost::Failed { .. } | UpgradeHost::Skipped => {
+                    ("host_upgraded", None, json!({ "host": host, "state": state }))
+                }
+                _ => return,
+            },
+            // The beginning too: nobody asked for this service's rollout alone.
+            DeckEvent::GroupWent { service, state } if *state != GroupState::Waiting => {
+                ("together", Some(service), json!({ "state": state }))
+            }
+            _ => return,
+        };
+        if let Err(error) = self.audit.happened(word, service, result) {
+            let words = format!("a result ({word}) is missing in the audit trail: {error}");
+            self.say(Severity::Warning, service, &words);
+        }
+    }
+
+    /// Writes down that a stop has ended.
+    pub(super) fn audit_stopped(&self, service: &ServiceName) {
+        if let Err(error) = self.audit.happened("stopped", Some(service), json!({})) {
+            let words = format!("the end of the stop is missing in the audit trail: {error}");
+            self.say(Severity::Warning, Some(service), &words);
         }
     }
 }

@@ -365,6 +365,7 @@ impl Core {
         appended?;
         self.records_since_checkpoint += 1;
         self.state.ledger.apply(&record);
+        self.audit_deck(&record.deck_event);
         if record.deck_event.is_shared() {
             self.save_deck();
         }
@@ -457,6 +458,7 @@ impl Core {
         if !before.stopping || after.stopping {
             return;
         }
+        self.audit_stopped(&after.service);
         let cleared = self.repo.as_ref().map_or(Ok(()), |repo| repo.clear_stable(&after.service));
         if let Err(error) = cleared {
             let words = format!("Git still says that it is served: {error}");

@@ -39,6 +39,8 @@ pub struct Plan {
     runtimes: BTreeMap<HostName, Vec<RuntimeSpec>>,
     /// Hosts of which it is not known here what should run there, and why.
     elsewhere: Vec<String>,
+    /// Some of them are another controller's.
+    held_elsewhere: bool,
 }
 
 fn expected(state: &DeckState) -> Vec<Expected> {
@@ -141,7 +143,8 @@ impl Core {
                 }
             }
         }
-        Plan { deck: self.deck.id, expected, runtimes, elsewhere }
+        let held_elsewhere = self.deck.hosts.keys().any(|host| others.contains_key(host));
+        Plan { deck: self.deck.id, expected, runtimes, elsewhere, held_elsewhere }
     }
 }
 
@@ -167,7 +170,11 @@ pub async fn look(
         }
         Ok((host.clone(), found))
     });
-    let mut view = DriftView { not_seen: plan.elsewhere, ..DriftView::default() };
+    let mut view = DriftView {
+        held_elsewhere: plan.held_elsewhere,
+        not_seen: plan.elsewhere,
+        ..DriftView::default()
+    };
     let mut seen = BTreeMap::new();
     for result in futures::future::join_all(looks).await {
         match result {
@@ -181,6 +188,7 @@ pub async fn look(
             Err(why) => view.not_seen.push(why),
         }
     }
+    view.looked_at = seen.len();
     view.items = compare(&plan.expected, &seen);
     if let Some(service) = service {
         view.items.retain(|i| i.rank.service == *service);

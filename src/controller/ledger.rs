@@ -269,7 +269,20 @@ pub fn read_audit(paths: &Paths) -> Result<Vec<audit::Line>, JournalError> {
     audit::read(&paths.dir)
 }
 
-/// Checks a deck's audit trail.
+/// Checks a deck's audit trail: its chain, and that there is one where the journal has rollouts, each of which
+/// somebody asked for.
 pub fn verify_audit(paths: &Paths) -> Result<audit::AuditReport, JournalError> {
-    audit::verify(&paths.dir)
+    let mut report = audit::verify(&paths.dir)?;
+    if report.lines == 0 && report.problem.is_none() {
+        let asked = |r: &journal::Record| {
+            r.value.pointer("/event/event").is_some_and(|kind| kind == "rollout_requested")
+        };
+        let rollouts = Reader::new(&paths.journal()).more()?.iter().filter(|r| asked(r)).count();
+        if rollouts > 0 {
+            let noun = if rollouts == 1 { "rollout" } else { "rollouts" };
+            let words = format!("the trail is gone: the journal has {rollouts} {noun}");
+            report.problem = Some((1, words));
+        }
+    }
+    Ok(report)
 }

@@ -3,7 +3,8 @@
 //!
 //! A line is one JSON object whose last field is `hash`: BLAKE3 over the hash before and the text of
 //! the line up to that field. Beside it `audit.head` names the last line, so that lines cut off at the
-//! end are missed too: whoever opens such a trail writes a line of it (`gap`) that [`verify`] tells for ever.
+//! end are missed too, as is the file itself: whoever opens such a trail writes a line of it (`gap`) that
+//! [`verify`] tells for ever.
 //! Somebody who may write both files can make a new chain; copy the head elsewhere
 //! (`gpudeck audit verify --output json`) if that must be noticed.
 
@@ -26,6 +27,9 @@ const HEAD_FILE: &str = "audit.head";
 
 /// The event of a line that says that lines are missing before it.
 const GAP: &str = "gap";
+
+/// Why the end of a trail cannot be believed.
+const HEADLESS: &str = "audit.head, which names the last line, is gone or says nothing: lines may be missing at the end";
 
 /// Longest line that is written or read, in bytes.
 const MAX_LINE_BYTES: usize = 64 << 10;
@@ -68,6 +72,14 @@ struct Gap {
     /// What [`HEAD_FILE`] said.
     head: Head,
     result: String,
+}
+
+impl Gap {
+    fn now(head: Head, result: String) -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+        Self { at: Timestamp(at), event: GAP, head, result }
+    }
 }
 
 /// The line that was written last.
@@ -130,7 +142,10 @@ impl Audit {
         };
         let head = Head::read(dir);
         let at_head = audit.find_end(head.as_ref().map(|h| h.seq))?;
-        audit.gap = head.and_then(|head| audit.gap_to(head, at_head));
+        audit.gap = match head {
+            Some(head) => audit.gap_to(head, at_head),
+            None => audit.gap_without_head(),
+        };
         audit.found = audit.gap.as_ref().map(|g| g.result.clone());
         // On a full disk it waits for the next line, which is not written without it.
         if let Err(error) = audit.write_gap() {
@@ -155,9 +170,15 @@ impl Audit {
         } else {
             return None;
         };
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let at = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
-        Some(Gap { at: Timestamp(at), event: GAP, head, result })
+        Some(Gap::now(head, result))
+    }
+
+    /// What is missing if nothing names the last line. The first one may stand alone: a crash came before its
+    /// head was written.
+    fn gap_without_head(&self) -> Option<Gap> {
+        let last = self.next_seq - 1;
+        let head = Head { seq: last, hash: self.hash.clone() };
+        (last > 1).then(|| Gap::now(head, HEADLESS.to_owned()))
     }
 
     fn write_gap(&mut self) -> Result<(), JournalError> {
@@ -235,6 +256,8 @@ fn write_head(path: &Path, seq: u64, hash: &str) -> io::Result<()> {
     let mut file =
         OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
     file.write_all(format!("{seq} {hash}\n").as_bytes())?;
+    // After a crash an empty one would look like somebody's work.
+    file.sync_data()?;
     fs::rename(&aside, path)
 }
 
@@ -336,12 +359,15 @@ pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
             Ok(())
         })?;
     }
-    if let Some(head) = head
-        && report.problem.is_none()
-        && head.seq > report.lines
-    {
-        let words = missing_words(head.seq - report.lines, head.seq);
-        report.problem = Some((report.lines + 1, words));
+    if report.problem.is_none() {
+        report.problem = match head {
+            Some(head) if head.seq > report.lines => {
+                let words = missing_words(head.seq - report.lines, head.seq);
+                Some((report.lines + 1, words))
+            }
+            None if report.lines > 1 => Some((report.lines, HEADLESS.to_owned())),
+            _ => None,
+        };
     }
     report.head = (report.lines > 0).then_some(hash);
     Ok(report)
@@ -472,7 +498,8 @@ mod tests {
         let (dir, lines) = trail(3);
         fs::write(dir.path().join(FILE), lines[..2].join("\n") + "\n").unwrap();
         let head = fs::read(dir.path().join(HEAD_FILE)).unwrap();
-        fs::remove_file(dir.path().join(HEAD_FILE)).unwrap();
+        let second: Line = serde_json::from_str(&lines[1]).unwrap();
+        write_head(&dir.path().join(HEAD_FILE), 2, &second.hash).unwrap();
         let mut forged = Audit::open(dir.path()).unwrap();
         for _ in 0..2 {
             forged.append(&json!({ "what": "something else" })).unwrap();
@@ -488,15 +515,32 @@ mod tests {
         let (dir, _) = trail(4);
         let behind = fs::read(dir.path().join(HEAD_FILE)).unwrap();
         Audit::open(dir.path()).unwrap().append(&json!({ "what": "the last" })).unwrap();
-        for head in [Some(behind), Some(Vec::new()), None] {
-            match head {
-                Some(head) => fs::write(dir.path().join(HEAD_FILE), head).unwrap(),
+        fs::write(dir.path().join(HEAD_FILE), behind).unwrap();
+        assert_eq!(Audit::open(dir.path()).unwrap().found_gap(), None);
+        let report = verify(dir.path()).unwrap();
+        assert_eq!((report.lines, report.worst()), (5, None));
+        // Before the first head there is none.
+        let (dir, _) = trail(1);
+        fs::remove_file(dir.path().join(HEAD_FILE)).unwrap();
+        assert_eq!(Audit::open(dir.path()).unwrap().found_gap(), None);
+        assert_eq!(verify(dir.path()).unwrap().worst(), None);
+    }
+
+    #[test]
+    fn a_trail_whose_head_is_gone_is_told_for_ever() {
+        for left in [Some(""), None] {
+            let (dir, lines) = trail(4);
+            fs::write(dir.path().join(FILE), lines[..3].join("\n") + "\n").unwrap();
+            match left {
+                Some(text) => fs::write(dir.path().join(HEAD_FILE), text).unwrap(),
                 None => fs::remove_file(dir.path().join(HEAD_FILE)).unwrap(),
             }
-            let audit = Audit::open(dir.path()).unwrap();
-            assert_eq!(audit.found_gap(), None);
+            assert_eq!(verify(dir.path()).unwrap().worst(), Some((3, HEADLESS)));
+            let mut audit = Audit::open(dir.path()).unwrap();
+            assert_eq!(audit.found_gap(), Some(HEADLESS));
+            audit.append(&json!({ "what": "goes on" })).unwrap();
             let report = verify(dir.path()).unwrap();
-            assert_eq!((report.lines, report.worst()), (5, None));
+            assert!(report.worst().is_some_and(|(line, _)| line == 4), "{report:?}");
         }
     }
 
