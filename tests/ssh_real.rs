@@ -462,9 +462,44 @@ async fn of_several_host_keys_the_known_one_is_asked_for() {
     let server = Sshd::with_host_keys(&["ed25519", "ecdsa", "rsa"]);
     for kind in ["rsa", "ecdsa", "ed25519"] {
         let known = server.known_hosts(kind);
-        try_connect(&target(&server, &known), &options(server.dir.path()), &NoQuestions)
-            .await
-            .unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let before = fs::read_to_string(&known).unwrap();
+        for value in ["yes", "ask", "accept-new"] {
+            let mut options = options(server.dir.path());
+            strict(&mut options, value);
+            try_connect(&target(&server, &known), &options, &NoQuestions)
+                .await
+                .unwrap_or_else(|error| panic!("{kind}, {value}: {error}"));
+        }
+        assert_eq!(fs::read_to_string(&known).unwrap(), before, "{kind}");
+    }
+}
+
+/// The configuration that says how strictly host keys are checked.
+fn strict(options: &mut ConnectOptions, value: &str) {
+    let text = format!("Host *\n StrictHostKeyChecking {value}\n");
+    options.config = ConfigFiles::Text(text.as_str().into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_host_key_of_another_kind_is_refused_whatever_is_asked_for() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    keygen(&server.path("host_old"), "rsa", "");
+    let known = server.known_hosts("old");
+    let before = fs::read_to_string(&known).unwrap();
+    let target = target(&server, &known);
+    for value in ["yes", "ask", "accept-new", "no"] {
+        let mut options = options(server.dir.path());
+        strict(&mut options, value);
+        let person = Person::trusting();
+        let error = try_connect(&target, &options, &person).await.err().expect(value);
+        assert!(matches!(error, SshError::HostKeyChanged { line: 1, .. }), "{value}: {error}");
+        let words = error.to_string();
+        assert!(words.contains("ssh-ed25519 ") && words.contains("ssh-rsa "), "{words}");
+        assert_eq!(person.asked(), 0, "{value}: a changed key was asked about");
+        assert_eq!(fs::read_to_string(&known).unwrap(), before, "{value}");
     }
 }
 

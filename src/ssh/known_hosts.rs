@@ -26,18 +26,18 @@ pub const MAX_FILE_BYTES: u64 = 16 << 20;
 pub enum Verdict {
     /// It is the host's.
     Known,
-    /// Nothing is known of a key of this kind.
+    /// No key of the host is known.
     Unknown {
         /// `SHA256:…` of the key shown.
         fingerprint: String,
     },
-    /// Another key of this kind is known.
+    /// Only other keys are known, be they of this kind or of another.
     Changed {
         /// Where.
         file: PathBuf,
         /// Line in it, from 1.
         line: usize,
-        /// `SHA256:…` of the key that is known.
+        /// The key that is known: `ssh-ed25519 SHA256:…`.
         known: String,
     },
     /// This very key is marked `@revoked`.
@@ -136,8 +136,9 @@ impl KnownHosts {
     }
 
     fn check_name(&self, name: &str, key: &PublicKey) -> Verdict {
-        let mut changed = None;
+        let mut changed: Option<&Entry> = None;
         let mut known = false;
+        let of_its_kind = |entry: &Entry| same_kind(&entry.key.algorithm(), &key.algorithm());
         for entry in self.entries.iter().filter(|e| matches_hosts(&e.hosts, name)) {
             let same = entry.key == *key.key_data();
             match entry.marker {
@@ -145,14 +146,11 @@ impl KnownHosts {
                     return Verdict::Revoked { file: entry.file.clone(), line: entry.line };
                 }
                 None if same => known = true,
-                None if changed.is_none()
-                    && same_kind(&entry.key.algorithm(), &key.algorithm()) =>
-                {
-                    changed = Some(Verdict::Changed {
-                        file: entry.file.clone(),
-                        line: entry.line,
-                        known: entry.key.fingerprint(HashAlg::Sha256).to_string(),
-                    });
+                // A key of another kind is no lesser change: else whoever is in between would only
+                // have to show a kind that nobody has seen yet (check_hostkeys_by_key_or_type in
+                // OpenSSH). One of the same kind says more to a person.
+                None if changed.is_none_or(|c| !of_its_kind(c) && of_its_kind(entry)) => {
+                    changed = Some(entry);
                 }
                 _ => {}
             }
@@ -160,9 +158,14 @@ impl KnownHosts {
         if known {
             return Verdict::Known;
         }
-        changed.unwrap_or_else(|| Verdict::Unknown {
-            fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
-        })
+        match changed {
+            None => Verdict::Unknown { fingerprint: key.fingerprint(HashAlg::Sha256).to_string() },
+            Some(Entry { file, line, key, .. }) => Verdict::Changed {
+                file: file.clone(),
+                line: *line,
+                known: format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256)),
+            },
+        }
     }
 
     /// Judges the certificate that `host` shows on `port`: by the authorities that are known for
@@ -411,6 +414,10 @@ mod tests {
     const B: &str =
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFLXnNKT9+U3bE1FwYiKDUDsp1DBhoXI5IVOEq5z0rz2";
 
+    const E: &str = "ecdsa-sha2-nistp256 \
+                     AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBO+Q/i2wOENFNjD4UR\
+                     GceJUI7kOOXWcbObHL/LeIjBzuZUGYfEPnAwuRaWymL8WVJG/1Ndwi1aeRV0Zs8D68A6I=";
+
     fn key(text: &str) -> PublicKey {
         PublicKey::from_openssh(text).unwrap()
     }
@@ -455,14 +462,22 @@ mod tests {
     }
 
     #[test]
-    fn another_key_of_the_kind_is_a_change_unless_the_right_one_is_there_too() {
+    fn another_key_is_a_change_unless_the_right_one_is_there_too() {
         assert_eq!(verdict(&format!("h1 {B}"), "h1", 22), "changed");
         assert_eq!(verdict(&format!("h1 {B}\nh1 {A}"), "h1", 22), "known");
         // A key known for the plain name says nothing against a server on another port.
         assert_eq!(verdict(&format!("h1 {B}"), "h1", 2222), "unknown");
+        // Of another kind, too; for people the one of the same kind is named.
+        assert_eq!(verdict(&format!("h1 {E}"), "h1", 22), "changed");
+        assert_eq!(verdict(&format!("[h1]:2222 {E}"), "h1", 2222), "changed");
+        assert_eq!(verdict(&format!("h1 {E}"), "h1", 2222), "unknown");
+        assert_eq!(verdict(&format!("h1 {E}\nh1 {A}"), "h1", 22), "known");
+        assert_eq!(verdict(&format!("@cert-authority h1 {E}"), "h1", 22), "unknown");
+        let found = known(&format!("h1 {E}\nh1 {B}\nh1 {E}")).check("h1", 22, &key(A));
+        assert!(matches!(found, Verdict::Changed { line: 2, .. }), "{found:?}");
         let found = known(&format!("# c\n\nh1 {B}")).check("h1", 22, &key(A));
         let Verdict::Changed { line, known, .. } = found else { panic!("{found:?}") };
-        assert_eq!((line, known.starts_with("SHA256:")), (3, true));
+        assert_eq!((line, known.starts_with("ssh-ed25519 SHA256:")), (3, true));
     }
 
     #[test]
