@@ -503,6 +503,50 @@ async fn a_changed_host_key_of_another_kind_is_refused_whatever_is_asked_for() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_for_a_name_is_revoked_on_all_its_ports() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let known = server.known_hosts("ed25519");
+    let line = server.known_hosts_line("ed25519");
+    let key = line.split_once(' ').unwrap().1;
+    for before in ["", &line] {
+        fs::write(&known, format!("{before}@revoked 127.0.0.1 {key}")).unwrap();
+        let mut options = options(server.dir.path());
+        strict(&mut options, "accept-new");
+        let error =
+            try_connect(&target(&server, &known), &options, &NoQuestions).await.err().unwrap();
+        assert!(matches!(error, SshError::HostKeyRevoked { .. }), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_known_hosts_that_is_too_long_to_be_read_whole_is_refused() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let known = server.known_hosts("ed25519");
+    let line = server.known_hosts_line("ed25519");
+    let key = line.split_once(' ').unwrap().1;
+    let filler = "# a line that says nothing\n".repeat((16 << 20) / 27 + 1);
+    fs::write(&known, format!("{line}{filler}@revoked * {key}")).unwrap();
+    let mut options = options(server.dir.path());
+    let target = target(&server, &known);
+    let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::File { .. }), "{error}");
+    assert!(error.to_string().contains("16 MiB"), "{error}");
+    // Nor a list of revoked keys.
+    fs::write(server.path("revoked"), format!("{filler}{key}")).unwrap();
+    let list = format!("Host *\n RevokedHostKeys {}\n", server.path("revoked").display());
+    options.config = ConfigFiles::Text(list.as_str().into());
+    server.known_hosts("ed25519");
+    let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::File { .. }), "{error}");
+}
+
 // ── the way there ───────────────────────────────────────────────────────────────────────────
 
 #[tokio::test(flavor = "multi_thread")]

@@ -416,6 +416,7 @@ async fn host_certificates_are_believed_as_far_as_they_go() {
     }
     let mut server = Sshd::start();
     let (ca, host) = (server.path("ca"), server.path("host_ed25519"));
+    let server_host_key = server.path("host_ed25519.pub");
     keygen(&ca, "ecdsa", "");
     add_to(&mut server, &format!("HostCertificate {}-cert.pub\n", host.display()));
     let public = fs::read_to_string(format!("{}.pub", ca.display())).unwrap();
@@ -452,6 +453,14 @@ async fn host_certificates_are_believed_as_far_as_they_go() {
     let revoked = known(&format!("{authority}@revoked * {public}"), &["-n", "127.0.0.1"]);
     let error = to("box", &revoked, &NoQuestions).await.err().unwrap();
     assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");
+    // What is revoked for the plain name is so on every port, be it the authority or the key.
+    let host_key = fs::read_to_string(server_host_key).unwrap();
+    for revoked in [&public, &host_key] {
+        let lines = format!("{authority}@revoked 127.0.0.1 {revoked}");
+        let error =
+            to("box", &known(&lines, &["-n", "127.0.0.1"]), &NoQuestions).await.err().unwrap();
+        assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");
+    }
     // Of another authority: the key itself must be known.
     let line = authority.replace("127.0.0.1", "10.9.8.7");
     let other = known(&line, &["-n", "127.0.0.1"]);

@@ -15,7 +15,7 @@ use super::config::StrictHostKeyChecking;
 use super::cut::{Cuttable, Heard};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::handler::{Client, Judge};
-use super::known_hosts::{self, KnownHosts, Verdict};
+use super::known_hosts::{self, KnownHosts, TooLong, Verdict};
 use super::pace::Turn;
 use super::proposal::{KnownKinds, NothingLeft, proposal};
 use super::way::{self, Way};
@@ -150,7 +150,8 @@ fn judge(
     loopback: bool,
 ) -> Result<(Judge, KnownKinds), SshError> {
     let (host, port) = (endpoint.host_key_name.clone(), endpoint.host_key_port);
-    let known = KnownHosts::load(&endpoint.known_hosts_files, &host, port);
+    let known = KnownHosts::load(&endpoint.known_hosts_files, &host, port)
+        .map_err(|TooLong { file, why }| SshError::File { file, why })?;
     let config = &endpoint.config;
     let (revoked, revoked_file) = match &config.revoked_host_keys {
         None => (Vec::new(), std::path::PathBuf::new()),

@@ -70,7 +70,7 @@ pub enum SshError {
         host: String,
         /// The key shown now: `ssh-ed25519 SHA256:…`.
         shown: String,
-        /// Of the key that is known.
+        /// The key that is known: `ssh-ed25519 SHA256:…`.
         known: String,
         /// Where it is known.
         file: PathBuf,
@@ -310,7 +310,9 @@ impl Hint for SshError {
             Self::ProxyCommand { .. } => {
                 "run the command by hand; `gpudeck ssh-config HOST` shows it".to_owned()
             }
-            Self::File { .. } => "correct the path, or make the file readable".to_owned(),
+            Self::File { .. } => {
+                "correct the path, make the file readable, or shorten it".to_owned()
+            }
             Self::ChannelRefused { .. } => {
                 "look at MaxSessions and ForceCommand in the host's sshd_config".to_owned()
             }

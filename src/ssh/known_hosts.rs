@@ -70,6 +70,15 @@ struct Entry {
     key: KeyData,
 }
 
+/// A file of known hosts that is longer than what is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooLong {
+    /// Which file.
+    pub file: PathBuf,
+    /// In words.
+    pub why: String,
+}
+
 /// The lines of all known-hosts files that apply, in order.
 #[derive(Clone, Debug, Default)]
 pub struct KnownHosts {
@@ -81,25 +90,26 @@ impl KnownHosts {
     /// thousand other hosts are not read a thousand times.
     ///
     /// One that cannot be read is passed over, as OpenSSH does: what it knew is unknown then.
-    pub fn load(files: &[PathBuf], host: &str, port: u16) -> Self {
+    /// One that is too long to be read whole is an error: what it revokes further on would not count.
+    pub fn load(files: &[PathBuf], host: &str, port: u16) -> Result<Self, TooLong> {
         let mut all = Self::default();
-        let names = [entry_name(host, port), entry_name(host, 22)];
+        let names = names(host, port);
         let wanted = |hosts: &str| names.iter().any(|name| matches_hosts(hosts, name));
         for path in files {
-            let mut bytes = Vec::new();
-            let read = fs::File::open(path)
-                .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes));
-            match read {
-                Ok(_) => {}
+            let bytes = match read_whole(path) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    return Err(TooLong { file: path.clone(), why: error.to_string() });
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
                     tracing::warn!(file = %path.display(), %error, "known hosts cannot be read");
                     continue;
                 }
-            }
+            };
             all.add_some(path, &String::from_utf8_lossy(&bytes), wanted);
         }
-        all
+        Ok(all)
     }
 
     /// Adds the lines of one file; lines that make no sense are skipped, as OpenSSH does.
@@ -123,6 +133,9 @@ impl KnownHosts {
 
     /// Judges the key that `host` shows on `port`.
     pub fn check(&self, host: &str, port: u16, key: &PublicKey) -> Verdict {
+        if let Some(revoked) = self.revoked(host, port, &[key.key_data()]) {
+            return revoked;
+        }
         let verdict = self.check_name(&entry_name(host, port), key);
         // OpenSSH (check_host_key in sshconnect.c) takes a key known for the plain name too when
         // the port is an unusual one; never a change.
@@ -135,6 +148,18 @@ impl KnownHosts {
         verdict
     }
 
+    /// Whether one of the keys is revoked for the host, be it for this port or for the plain name:
+    /// where a key is good for the plain name on every port, so must be its revocation.
+    fn revoked(&self, host: &str, port: u16, keys: &[&KeyData]) -> Option<Verdict> {
+        let names = names(host, port);
+        let entry = self.entries.iter().find(|e| {
+            e.marker == Some(Marker::Revoked)
+                && keys.contains(&&e.key)
+                && names.iter().any(|name| matches_hosts(&e.hosts, name))
+        })?;
+        Some(Verdict::Revoked { file: entry.file.clone(), line: entry.line })
+    }
+
     fn check_name(&self, name: &str, key: &PublicKey) -> Verdict {
         let mut changed: Option<&Entry> = None;
         let mut known = false;
@@ -142,9 +167,6 @@ impl KnownHosts {
         for entry in self.entries.iter().filter(|e| matches_hosts(&e.hosts, name)) {
             let same = entry.key == *key.key_data();
             match entry.marker {
-                Some(Marker::Revoked) if same => {
-                    return Verdict::Revoked { file: entry.file.clone(), line: entry.line };
-                }
                 None if same => known = true,
                 // A key of another kind is no lesser change: else whoever is in between would only
                 // have to show a kind that nobody has seen yet (check_hostkeys_by_key_or_type in
@@ -182,16 +204,10 @@ impl KnownHosts {
         allowed: &[String],
     ) -> Verdict {
         let key = PublicKey::new(certificate.public_key().clone(), "");
-        let name = entry_name(host, port);
         let authority = certificate.signature_key();
         // A revoked key is refused wherever it stands, and so is what a revoked authority signed.
-        let revoked = self.entries.iter().find(|e| {
-            e.marker == Some(Marker::Revoked)
-                && (e.key == *authority || e.key == *certificate.public_key())
-                && matches_hosts(&e.hosts, &name)
-        });
-        if let Some(entry) = revoked {
-            return Verdict::Revoked { file: entry.file.clone(), line: entry.line };
+        if let Some(revoked) = self.revoked(host, port, &[authority, certificate.public_key()]) {
+            return revoked;
         }
         if !self.authorities(host, port).any(|entry| entry.key == *authority) {
             return self.check(host, port, &key);
@@ -208,7 +224,7 @@ impl KnownHosts {
     }
 
     fn authorities(&self, host: &str, port: u16) -> impl Iterator<Item = &Entry> {
-        let names = [entry_name(host, port), entry_name(host, 22)];
+        let names = names(host, port);
         self.entries.iter().filter(move |e| {
             e.marker == Some(Marker::CertAuthority)
                 && names.iter().any(|name| matches_hosts(&e.hosts, name))
@@ -224,7 +240,7 @@ impl KnownHosts {
     /// keys shows the one that is known.
     pub fn algorithms(&self, host: &str, port: u16) -> Vec<Algorithm> {
         let mut found: Vec<Algorithm> = Vec::new();
-        for name in [entry_name(host, port), entry_name(host, 22)] {
+        for name in names(host, port) {
             for entry in self.entries.iter().filter(|e| e.marker.is_none()) {
                 let algorithm = entry.key.algorithm();
                 if matches_hosts(&entry.hosts, &name) && !found.contains(&algorithm) {
@@ -281,8 +297,7 @@ fn certificate_fault(
 /// Keys that are refused whoever shows them (`RevokedHostKeys`): a text file of public keys.
 /// OpenSSH's binary lists are not understood, and then nothing is trusted.
 pub fn read_revoked(file: &Path) -> io::Result<Vec<KeyData>> {
-    let mut bytes = Vec::new();
-    fs::File::open(file)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    let bytes = read_whole(file)?;
     if bytes.starts_with(b"SSHKRL") {
         return Err(io::Error::other("binary revocation lists (KRL) are not supported"));
     }
@@ -293,6 +308,17 @@ pub fn read_revoked(file: &Path) -> io::Result<Vec<KeyData>> {
         keys.push(key.key_data().clone());
     }
     Ok(keys)
+}
+
+/// All of a file, or an error: what stands further on may revoke what was read.
+fn read_whole(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = fs::File::open(file)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(read).is_ok_and(|read| read <= MAX_FILE_BYTES) {
+        return Ok(bytes);
+    }
+    let why = format!("it has more than {} MiB", MAX_FILE_BYTES >> 20);
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
 }
 
 /// A name as OpenSSH hashes it: `|1|salt|hmac`.
@@ -307,6 +333,11 @@ fn hashed_name(name: &str) -> String {
 pub fn entry_name(host: &str, port: u16) -> String {
     let host = host.to_ascii_lowercase();
     if port == 22 { host } else { format!("[{host}]:{port}") }
+}
+
+/// The names that lines about a host may carry: with its port, and plain.
+fn names(host: &str, port: u16) -> [String; 2] {
+    [entry_name(host, port), entry_name(host, 22)]
 }
 
 /// Appends `host`'s key, its name hashed where that is wanted; makes the file (0600) and its
@@ -485,6 +516,10 @@ mod tests {
         assert_eq!(verdict(&format!("h1 {A}\n@revoked * {A}"), "h1", 22), "revoked");
         assert_eq!(verdict(&format!("@revoked * {B}\nh1 {A}"), "h1", 22), "known");
         assert_eq!(verdict(&format!("@cert-authority h1 {A}"), "h1", 22), "unknown");
+        // What is revoked for the plain name is so on every port, whatever else is known.
+        assert_eq!(verdict(&format!("@revoked h1 {A}"), "h1", 2222), "revoked");
+        assert_eq!(verdict(&format!("[h1]:2222 {A}\n@revoked h1 {A}"), "h1", 2222), "revoked");
+        assert_eq!(verdict(&format!("@revoked [h1]:2222 {A}"), "h1", 22), "unknown");
         assert_eq!(verdict(&format!("@unheard-of h1 {A}"), "h1", 22), "unknown");
     }
 
@@ -566,7 +601,7 @@ mod tests {
         all.add(&file, &text);
         let names = ["web", "other", "a.example.org", "bad.example.org", "none"];
         for (name, port) in names.iter().flat_map(|name| [(name, 22), (name, 2222), (name, 9)]) {
-            let some = KnownHosts::load(std::slice::from_ref(&file), name, port);
+            let some = KnownHosts::load(std::slice::from_ref(&file), name, port).unwrap();
             for shown in [key(A), key(B)] {
                 let expected = all.check(name, port, &shown);
                 assert_eq!(some.check(name, port, &shown), expected, "{name}:{port}");
@@ -574,7 +609,7 @@ mod tests {
             assert_eq!(some.algorithms(name, port), all.algorithms(name, port));
             assert_eq!(some.has_authority(name, port), all.has_authority(name, port));
         }
-        let some = KnownHosts::load(&[file], "none", 22);
+        let some = KnownHosts::load(&[file], "none", 22).unwrap();
         assert_eq!(some.entries.len(), 1, "only what is revoked for all");
     }
 }
