@@ -547,6 +547,48 @@ async fn a_file_of_known_hosts_that_is_too_long_to_be_read_whole_is_refused() {
     assert!(matches!(error, SshError::File { .. }), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_key_that_was_written_down_counts_as_long_as_it_is_written() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let known = server.path("new_known_hosts");
+    let target = target(&server, &known);
+    let mut options = options(server.dir.path());
+    let person = Person::trusting();
+    try_connect(&target, &options, &person).await.unwrap();
+    // Somebody takes the line out: the key is unknown again.
+    fs::write(&known, "").unwrap();
+    let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
+    strict(&mut options, "accept-new");
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
+    fs::write(&known, "").unwrap();
+    strict(&mut options, "yes");
+    let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_no_file_keeps_is_remembered_for_its_files_and_not_when_strict() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let nowhere = target(&server, Path::new("/dev/null"));
+    let mut options = options(server.dir.path());
+    try_connect(&nowhere, &options, &Person::trusting()).await.unwrap();
+    try_connect(&nowhere, &options, &NoQuestions).await.unwrap();
+    // Another host of the deck at the same address, with a file of its own.
+    let other = target(&server, &server.path("others"));
+    let error = try_connect(&other, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
+    strict(&mut options, "yes");
+    let error = try_connect(&nowhere, &options, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
+}
+
 // ── the way there ───────────────────────────────────────────────────────────────────────────
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,14 +131,20 @@ async fn accept_key(
     if !without_asking && !questions.host_key(&host, &key_type, &fingerprint).await {
         return Err(SshError::HostKeyRejected { host, fingerprint });
     }
-    // Kept in memory as well: `/dev/null` keeps nothing, and a file that cannot be written is no reason to stay away.
-    options.key_ring.accept(&host, key.key_data());
     let (name, port) = (&endpoint.host_key_name, endpoint.host_key_port);
     if let Some(file) = file
         && let Err(error) = known_hosts::append(&file, name, port, config.hash_known_hosts, key)
     {
         let file = file.display();
         tracing::warn!(%host, %file, %error, "the accepted host key could not be written down");
+    }
+    // What is written down counts as long as it stands there. `/dev/null` keeps nothing, and a file
+    // that cannot be written is no reason to stay away: only then is memory what is left.
+    let files = &endpoint.known_hosts_files;
+    let kept = KnownHosts::load(files, name, port)
+        .is_ok_and(|known| known.check(name, port, key) == Verdict::Known);
+    if !kept {
+        options.key_ring.accept(&host, files, key.key_data());
     }
     Ok(())
 }
@@ -165,8 +171,13 @@ fn judge(
         keys: known.algorithms(&host, port),
         has_authority: known.has_authority(&host, port),
     };
+    // Strictly, only what stands in a file counts.
+    let accepted = match config.strict_host_key_checking {
+        StrictHostKeyChecking::Yes => Vec::new(),
+        _ => options.key_ring.accepted(&endpoint.key_name(), &endpoint.known_hosts_files),
+    };
     let judge = Judge {
-        accepted: options.key_ring.accepted(&endpoint.key_name()),
+        accepted,
         known,
         host,
         port,

@@ -30,9 +30,13 @@ pub struct KeyRing {
     slots: Mutex<HashMap<PathBuf, Arc<Queue<Slot>>>>,
     /// By `user@host:port`.
     passwords: Mutex<HashMap<String, Password>>,
-    /// Host keys that were accepted, by the host's name in a known-hosts file: not every such file keeps them.
-    accepted: Mutex<HashMap<String, Vec<KeyData>>>,
+    /// Host keys that were accepted and that no file keeps, by the host's name in its known-hosts
+    /// files and by these files: another host at the same address may have others, and its own say.
+    accepted: Mutex<HashMap<KnownAs, Vec<KeyData>>>,
 }
+
+/// A host's name in known-hosts files, and these files.
+type KnownAs = (String, Vec<PathBuf>);
 
 /// Most host keys that are remembered of one host.
 const MAX_ACCEPTED: usize = 8;
@@ -88,20 +92,20 @@ enum Password {
 }
 
 impl KeyRing {
-    /// From now on this key of the host is no unknown one.
-    pub(super) fn accept(&self, host: &str, key: &KeyData) {
+    /// From now on this key is no unknown one of the host that these files would know.
+    pub(super) fn accept(&self, host: &str, files: &[PathBuf], key: &KeyData) {
         let mut all = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        let keys = all.entry(host.to_owned()).or_default();
+        let keys = all.entry((host.to_owned(), files.to_vec())).or_default();
         if !keys.contains(key) {
             keys.truncate(MAX_ACCEPTED - 1);
             keys.push(key.clone());
         }
     }
 
-    /// The keys of a host that were accepted.
-    pub(super) fn accepted(&self, host: &str) -> Vec<KeyData> {
+    /// The keys that were accepted of a host that these files would know, and that they do not keep.
+    pub(super) fn accepted(&self, host: &str, files: &[PathBuf]) -> Vec<KeyData> {
         let all = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(host).cloned().unwrap_or_default()
+        all.get(&(host.to_owned(), files.to_vec())).cloned().unwrap_or_default()
     }
 
     fn slot(&self, path: &Path) -> Arc<Queue<Slot>> {
