@@ -5,6 +5,7 @@ mod ssh_support;
 
 use std::collections::VecDeque;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -274,6 +275,46 @@ async fn an_encrypted_key_without_a_person_is_a_named_cause() {
     let error = try_connect(&target, &options(server.dir.path()), &silent).await.err().unwrap();
     assert!(matches!(error, SshError::AuthFailed { .. }), "{error}");
     assert_eq!(silent.asked(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_key_that_others_may_read_is_not_used_and_it_is_said_why() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let options = options(server.dir.path());
+    let locked = server.path("locked");
+    keygen(&locked, "ed25519", "correct horse");
+    server.authorize(&locked);
+    for key in [server.user_key(), locked] {
+        let mut target = self::target(&server, &server.known_hosts("ed25519"));
+        target.identity_files = vec![key.display().to_string()];
+        let person = Person::knowing(&["correct horse"]);
+        for mode in [0o640, 0o604, 0o660] {
+            fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            let error = try_connect(&target, &options, &person).await.err().unwrap();
+            assert!(matches!(error, SshError::AuthFailed { .. }), "{error}");
+            assert_eq!(person.asked(), 0, "a passphrase was asked for in vain");
+            let words = error.to_string();
+            let command = words.split('`').find(|w| w.starts_with("chmod 600 ")).expect(&words);
+            tool("sh", &["-c", command]);
+            try_connect(&target, &options, &Person::knowing(&["correct horse"])).await.unwrap();
+            // One that was unlocked before is no exception.
+            fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(try_connect(&target, &options, &person).await.is_err());
+            tool("sh", &["-c", command]);
+        }
+    }
+    // An agent that has it signs all the same.
+    let agent = Agent::start(server.dir.path());
+    let key = server.user_key();
+    agent.add(&key).await;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let target = self::target(&server, &server.known_hosts("ed25519"));
+    let mut options = options;
+    options.agents = Arc::new(Agents::new(Some(agent.socket.clone())));
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
 }
 
 /// An ssh-agent that ends with the test.

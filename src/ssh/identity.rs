@@ -1,6 +1,8 @@
 //! The keys and certificates we have for a host, in the order in which OpenSSH tries them
 //! (`pubkey_prepare` in its `sshconnect2.c`).
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use russh::keys::{
 use super::agent_keys::{self, Agent};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::keyring::read_key_file;
-use crate::base::text;
+use crate::base::{quote, text};
 
 /// Who signs with a key.
 #[derive(Clone)]
@@ -53,6 +55,15 @@ struct File<'a> {
     public: Option<KeyData>,
     private: Option<Arc<PrivateKey>>,
     encrypted: bool,
+    /// The private key is there and may not be used.
+    exposed: bool,
+}
+
+/// Whether others may read a private key of ours: then they may have it, and it is not used
+/// (`sshkey_perm_ok` in OpenSSH). What belongs to somebody else is theirs to look after.
+fn is_exposed(path: &Path) -> bool {
+    let us = rustix::process::getuid().as_raw();
+    fs::metadata(path).is_ok_and(|meta| meta.uid() == us && meta.mode() & 0o077 != 0)
 }
 
 fn shown(path: &Path) -> String {
@@ -60,36 +71,45 @@ fn shown(path: &Path) -> String {
 }
 
 fn load<'a>(path: &'a Path, options: &ConnectOptions) -> Result<File<'a>, String> {
+    let file = load_any(path, options)?;
+    if (file.private.is_some() || file.encrypted) && is_exposed(path) {
+        // An agent may still have the key: which one is wanted is known.
+        return Ok(File { private: None, encrypted: false, exposed: true, ..file });
+    }
+    Ok(file)
+}
+
+fn load_any<'a>(path: &'a Path, options: &ConnectOptions) -> Result<File<'a>, String> {
     let beside = public_half(path);
+    let file =
+        |public, private, encrypted| Ok(File { path, public, private, encrypted, exposed: false });
     if let Some(key) = options.key_ring.unlocked(path) {
         let public = Some(key.public_key().key_data().clone());
-        return Ok(File { path, public, private: Some(key), encrypted: false });
+        return file(public, Some(key), false);
     }
     let text = match read_key_file(path) {
         Ok(text) => text,
         // The public half alone may stand for a key that only an agent holds.
         Err(_) if beside.is_some() => {
-            return Ok(File { path, public: beside, private: None, encrypted: false });
+            return file(beside, None, false);
         }
         Err(error) => return Err(error.to_string()),
     };
     match decode_secret_key(&text, None) {
         Ok(key) if !key.is_encrypted() => {
             let public = Some(key.public_key().key_data().clone());
-            Ok(File { path, public, private: Some(Arc::new(key)), encrypted: false })
+            file(public, Some(Arc::new(key)), false)
         }
         Ok(key) => {
             let public = Some(key.public_key().key_data().clone());
-            Ok(File { path, public, private: None, encrypted: true })
+            file(public, None, true)
         }
         Err(russh::keys::Error::KeyIsEncrypted) => {
             let own = PrivateKey::from_openssh(text.as_bytes()).ok();
             let public = own.map(|k| k.public_key().key_data().clone()).or(beside);
-            Ok(File { path, public, private: None, encrypted: true })
+            file(public, None, true)
         }
-        Err(_) if beside.is_some() => {
-            Ok(File { path, public: beside, private: None, encrypted: false })
-        }
+        Err(_) if beside.is_some() => file(beside, None, false),
         Err(error) => Err(text::clean(&error.to_string(), 80)),
     }
 }
@@ -220,6 +240,13 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
                 });
             } else if file.encrypted {
                 all.locked.push(file.path.to_owned());
+            } else if file.exposed {
+                let path = quote::shell_word(&file.path.display().to_string());
+                let path = text::clean(&path, 120);
+                all.notes.push(format!(
+                    "{} (not used: others may read it; run `chmod 600 {path}`)",
+                    shown(file.path)
+                ));
             } else if config.identity_files_named {
                 all.notes
                     .push(format!("{} (no private key, and no agent has it)", shown(file.path)));
