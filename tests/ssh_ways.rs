@@ -489,6 +489,9 @@ async fn the_configuration_decides_algorithms_ways_and_what_is_written() {
             run(&connection, "head -c 9000000 /dev/zero", b"", 1 << 30, Duration::from_mins(1));
         assert_eq!(out.await.unwrap().stdout.len(), 9_000_000, "{more}");
     }
+    let error = to("box", &with(" Ciphers 3des-cbc"), &NoQuestions).await.err().unwrap();
+    assert_eq!(error.cause(), DownCause::Configuration, "{error}");
+    assert!(error.hint().unwrap().contains("aes256-gcm@openssh.com"));
     for (more, word) in [
         (" Ciphers 3des-cbc", "Ciphers 3des-cbc"),
         (" PubkeyAuthentication no", "does not let"),
@@ -535,6 +538,45 @@ async fn the_configuration_decides_algorithms_ways_and_what_is_written() {
     let revoked = format!(" RevokedHostKeys {}", server.path("host_ed25519.pub").display());
     let error = to("box", &with(&revoked), &NoQuestions).await.err().unwrap();
     assert!(matches!(error, SshError::HostKeyRevoked { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_shares_no_cipher_is_one_and_the_cipher_is_named() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    add_to(&mut server, "Ciphers aes256-ctr\n");
+    let options = options(server.dir.path(), &block("box", &server, " Ciphers aes128-ctr"));
+    let error = to("box", &options, &NoQuestions).await.err().unwrap();
+    assert_eq!(error.cause(), DownCause::Configuration, "{error}");
+    assert!(error.to_string().contains("Ciphers") && error.to_string().contains("aes256-ctr"));
+    assert!(error.needs_a_person() && error.hint().unwrap().contains("aes128-ctr"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_ssh_server_is_told_by_its_first_line() {
+    use tokio::io::AsyncWriteExt;
+    let dir = tempfile::tempdir().unwrap();
+    for (said, cause, word) in [
+        ("HTTP/1.1 400 Bad\r\n\r\n", DownCause::NotSsh, "HTTP/1.1 400 Bad"),
+        ("Exceeded MaxStartups\r\n", DownCause::ConnectionLost, "Exceeded MaxStartups"),
+        ("SSH-2.0-x\r\n", DownCause::ConnectionLost, "hung up"),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            // Read what is said, so that the end is an end and not a reset.
+            let _ = stream.shutdown().await;
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        });
+        let text = format!("Host box\n HostName 127.0.0.1\n Port {port}\n");
+        let error = to("box", &options(dir.path(), &text), &NoQuestions).await.err().unwrap();
+        assert_eq!(error.cause(), cause, "{said}: {error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
 }
 
 // ── a server's own questions ────────────────────────────────────────────────────────────────

@@ -250,7 +250,7 @@ async fn go_in(
                 if let Some(why) = kept.said().await {
                     return Err(SshError::ProxyCommand { why }.into());
                 }
-                return Err(handshake_error(endpoint, &error).into());
+                return Err(handshake_error(endpoint, &error, heard.first()).into());
             }
         };
         on_phase(Phase::Auth);
@@ -337,7 +337,35 @@ fn refused_key(endpoint: &Endpoint, shown: Option<(PublicKey, Verdict)>) -> Opti
     })
 }
 
-fn handshake_error(endpoint: &Endpoint, error: &russh::Error) -> SshError {
+/// What sshd says instead of a greeting when it is too busy for us: it is one all the same.
+const BUSY: [&str; 2] = ["Exceeded MaxStartups", "Not allowed at this time"];
+
+/// The first line of an answer that is not SSH's; a server may say other things before its greeting.
+fn other_greeting(first: &[u8]) -> Option<String> {
+    if first.starts_with(b"SSH-") || first.windows(5).any(|bytes| bytes == b"\nSSH-") {
+        return None;
+    }
+    let mut lines = first.split(|byte| matches!(byte, b'\r' | b'\n'));
+    let line = lines.find(|line| !line.is_empty())?;
+    Some(text::clean(&String::from_utf8_lossy(line), 120))
+}
+
+/// `first` is what the server said first.
+fn handshake_error(endpoint: &Endpoint, error: &russh::Error, first: &[u8]) -> SshError {
+    if let russh::Error::NoCommonAlgo { kind, theirs, .. } = error {
+        return SshError::NothingInCommon {
+            address: endpoint.address(),
+            keyword: keyword_of(kind),
+            theirs: text::clean(&theirs.join(","), 200),
+        };
+    }
+    if let Some(said) = other_greeting(first) {
+        if BUSY.iter().any(|words| said.starts_with(words)) {
+            return SshError::Closed { why: format!("the server said: {said}") };
+        }
+        let why = format!("it answers `{said}`");
+        return SshError::Protocol { address: endpoint.address(), why };
+    }
     match error {
         russh::Error::IO(_) | russh::Error::Disconnect | russh::Error::HUP => {
             SshError::Closed { why: "the server hung up during the handshake".to_owned() }
@@ -346,5 +374,36 @@ fn handshake_error(endpoint: &Endpoint, error: &russh::Error) -> SshError {
             address: endpoint.address(),
             why: text::clean(&other.to_string(), 200),
         },
+    }
+}
+
+/// The keyword that decides about such algorithms.
+fn keyword_of(kind: &russh::AlgorithmKind) -> &'static str {
+    match kind {
+        russh::AlgorithmKind::Kex => "KexAlgorithms",
+        russh::AlgorithmKind::Key => "HostKeyAlgorithms",
+        russh::AlgorithmKind::Cipher => "Ciphers",
+        russh::AlgorithmKind::Compression => "Compression",
+        russh::AlgorithmKind::Mac => "MACs",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_greeting_of_ssh_is_told_by_its_first_line() {
+        for (first, said) in [
+            ("SSH-2.0-OpenSSH_9.2\r\n", None),
+            ("debug1: hello\r\nSSH-2.0-x\r\n", None),
+            ("", None),
+            ("\r\n", None),
+            ("HTTP/1.1 400 Bad\r\nServer: x\r\n", Some("HTTP/1.1 400 Bad")),
+            ("\r\n220 mail ESMTP\r\n", Some("220 mail ESMTP")),
+            ("Exceeded MaxStartups\r\n", Some("Exceeded MaxStartups")),
+        ] {
+            assert_eq!(other_greeting(first.as_bytes()).as_deref(), said, "{first}");
+        }
     }
 }

@@ -6,8 +6,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -18,16 +18,23 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 pub(super) struct Heard {
     since: Instant,
     last_ms: AtomicU64,
+    /// What came first, in one piece.
+    first: OnceLock<Vec<u8>>,
 }
 
 impl Heard {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { since: Instant::now(), last_ms: AtomicU64::new(0) })
+        Arc::new(Self { since: Instant::now(), last_ms: AtomicU64::new(0), first: OnceLock::new() })
     }
 
     fn now(&self) {
         let ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// What the other end said first: it tells what it is.
+    pub(super) fn first(&self) -> &[u8] {
+        self.first.get().map_or(&[], Vec::as_slice)
     }
 
     /// How long nothing was heard.
@@ -98,6 +105,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Cuttable<S> {
                 return Poll::Ready(Ok(()));
             }
             self.ahead = read.filled().to_vec();
+            let _ = self.heard.first.set(self.ahead.clone());
             self.heard.now();
         }
         if let Some(turn) = &mut self.turn {

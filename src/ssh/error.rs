@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::proposal::supported;
 use super::refusal::JumpRefusal;
 use crate::base::{DownCause, Hint, quote, text, time};
 
@@ -134,6 +135,16 @@ pub enum SshError {
         /// What is asked for.
         asked: String,
     },
+    /// The server and we share no algorithm of a kind.
+    #[error("{address} and we have no {keyword} in common; it takes {theirs}")]
+    NothingInCommon {
+        /// `host:port`.
+        address: String,
+        /// `Ciphers` and the like.
+        keyword: &'static str,
+        /// What the server offers.
+        theirs: String,
+    },
     /// Jumps that lead round to where they began.
     #[error("ProxyJump leads in a circle: {names}")]
     JumpLoop {
@@ -201,14 +212,18 @@ impl SshError {
             Self::Unreachable { .. } | Self::JumpRefused { .. } | Self::ProxyCommand { .. } => {
                 DownCause::NoRoute
             }
-            Self::Protocol { .. } | Self::Algorithms { .. } => DownCause::NotSsh,
+            Self::Protocol { .. } => DownCause::NotSsh,
             Self::HostKeyUnknown { .. }
             | Self::HostKeyChanged { .. }
             | Self::HostKeyRevoked { .. }
             | Self::HostKeyRejected { .. }
             | Self::HostKeyBad { .. } => DownCause::HostKey,
             Self::AuthFailed { .. } | Self::Unanswered { .. } => DownCause::LoginLost,
-            Self::Config(_) | Self::JumpLoop { .. } | Self::File { .. } => DownCause::Configuration,
+            Self::Config(_)
+            | Self::Algorithms { .. }
+            | Self::NothingInCommon { .. }
+            | Self::JumpLoop { .. }
+            | Self::File { .. } => DownCause::Configuration,
             Self::Jump { error, .. } => error.cause(),
             Self::ChannelRefused { .. } => DownCause::ChannelRefused,
             Self::Closed { .. } => DownCause::ConnectionLost,
@@ -236,6 +251,7 @@ impl SshError {
                 | Self::HostKeyBad { .. }
                 | Self::Config(_)
                 | Self::Algorithms { .. }
+                | Self::NothingInCommon { .. }
                 | Self::JumpLoop { .. }
                 | Self::File { .. }
         ) || matches!(self, Self::Jump { error, .. } if error.needs_a_person())
@@ -301,9 +317,14 @@ impl Hint for SshError {
             Self::Config(_) => {
                 "correct the line; `gpudeck ssh-config HOST` shows the result".to_owned()
             }
-            Self::Algorithms { .. } => {
-                "allow one that `gpudeck ssh-config` and docs/ssh.md name".to_owned()
+            Self::Algorithms { keyword, .. } => {
+                format!("name one of these for {keyword}: {}", supported(keyword))
             }
+            Self::NothingInCommon { keyword, .. } => format!(
+                "allow one that both have with {keyword} in the SSH configuration or in the host's \
+                 sshd_config; we have {}",
+                supported(keyword)
+            ),
             Self::JumpLoop { .. } => "correct ProxyJump in the SSH configuration".to_owned(),
             Self::Jump { error, .. } => return error.hint(),
             Self::JumpRefused { to, why } => why.hint(to),
@@ -369,6 +390,7 @@ mod tests {
             SshError::HostKeyBad { host: text(), why: text() },
             SshError::Config(config),
             SshError::Algorithms { keyword: text(), asked: text() },
+            SshError::NothingInCommon { address: text(), keyword: "Ciphers", theirs: text() },
             SshError::JumpLoop { names: text() },
             SshError::Jump { via: text(), error: Box::new(refused.clone()) },
             SshError::JumpRefused { to: text(), why: JumpRefusal::Forbidden },

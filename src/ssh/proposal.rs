@@ -81,6 +81,21 @@ fn host_keys() -> Vec<Algorithm> {
     ]
 }
 
+/// Everything we have of what a keyword lists, for people.
+pub(super) fn supported(keyword: &str) -> String {
+    fn names<T: AsRef<str>>(ours: &[T], old: &[T]) -> Vec<String> {
+        ours.iter().chain(old).map(|name| name.as_ref().to_owned()).collect()
+    }
+    let all = match keyword {
+        "Ciphers" => names(&CIPHERS, &OLD_CIPHERS),
+        "MACs" => names(&MACS, &OLD_MACS),
+        "KexAlgorithms" => names(&KEX, &OLD_KEX),
+        "Compression" => vec!["none".to_owned()],
+        _ => host_keys().iter().map(|key| key.as_str().to_owned()).collect(),
+    };
+    all.join(", ")
+}
+
 /// What is known of a host decides which kind of key is asked for first, and whether a certificate.
 pub(super) struct KnownKinds {
     pub(super) keys: Vec<Algorithm>,
