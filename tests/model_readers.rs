@@ -350,6 +350,13 @@ fn costly(dir: &std::path::Path, case: &str) -> std::path::PathBuf {
         "ordinary" => ignoring(&|i| format!("model.layers.{i}.self_attn.q_proj"), 2),
         "stars" => ignoring(&|i| format!("*l*a*y*e*r*s*.*q*x{i}"), 2_000),
         "expressions" => ignoring(&|i| format!("re:(?:.{{0,900}}.{{0,900}}.{{0,100}}){i}"), 200),
+        "patterns" => ignoring(&|i| format!("re:.*layers\\\\.{i}\\\\.m.*"), 20_000),
+        "shapes" => {
+            let ones = vec!["1"; 7_000_000].join(",");
+            let entry =
+                format!(r#"{{"a":{{"dtype":"U8","shape":[{ones}],"data_offsets":[0,1]}}}}"#);
+            std::fs::write(dir.join("model.safetensors"), safetensors(&entry, 1)).unwrap();
+        }
         "lists" => {
             let list = (0..120_000).map(|i| (1_000_000 + i).to_string()).collect::<Vec<_>>();
             let text = format!(
@@ -423,7 +430,7 @@ fn what_one_model_costs() {
 #[test]
 fn costly_models_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    for case in ["stars", "expressions", "lists", "headers", "tensors"] {
+    for case in ["stars", "expressions", "patterns", "lists", "headers", "shapes", "tensors"] {
         let path = costly(dir.path(), case);
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "what_one_model_costs", "--nocapture"])

@@ -24,13 +24,16 @@ impl Quantisation {
                 group: number("group_size").unwrap_or(group),
                 ordered,
             };
+            if method == self.method {
+                continue;
+            }
+            if self.groups.len() >= MAX_GROUPS {
+                self.unknown = true;
+                continue;
+            }
             let mut names = Names::default();
             names.add_pattern(pattern.strip_prefix("+:").unwrap_or(pattern));
-            if method != self.method && self.groups.len() < MAX_GROUPS {
-                self.groups.push(Group { method, names, linear: false });
-            } else {
-                self.unknown |= method != self.method;
-            }
+            self.groups.push(Group { method, names, linear: false });
         }
         let blocks = config.get("modules_in_block_to_quantize").and_then(Value::as_array);
         let mut names = Names::default();

@@ -36,6 +36,8 @@ pub(super) struct Names {
     endings: Vec<String>,
     globs: Vec<String>,
     sources: Vec<String>,
+    /// Expressions that were looked at, good or not.
+    tried: usize,
     pattern: Option<Regex>,
     /// One of the expressions speaks of a wrapper around the language model.
     wrapped: bool,
@@ -64,7 +66,7 @@ impl Names {
                 break;
             }
             if let Some(pattern) = name.strip_prefix("re:") {
-                self.add_pattern(pattern);
+                self.keep_pattern(pattern);
                 continue;
             }
             let name = general(name);
@@ -87,6 +89,7 @@ impl Names {
         }
         only_shortest(&mut self.beginnings);
         only_shortest(&mut self.endings);
+        self.unite();
     }
 
     /// Adds a module by its whole name.
@@ -100,23 +103,40 @@ impl Names {
 
     /// Adds a regular expression, which begins where the module's name does.
     pub(super) fn add_pattern(&mut self, pattern: &str) {
+        if self.keep_pattern(pattern) {
+            self.unite();
+        }
+    }
+
+    /// Keeps an expression for [`Self::unite`], if it is one of its own: what is none must not become
+    /// one among others. Compiling is the work here, so that only the first ones are tried.
+    fn keep_pattern(&mut self, pattern: &str) -> bool {
         // It begins where a name does, with or without `model.` before it.
         let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
-        // Alone first: what is no expression of its own must not become one among others.
-        let mut sources = self.sources.clone();
-        sources.push(format!("(?:{pattern})"));
-        let whole = sources.join("|");
-        let sound = self.sources.len() < MAX_PATTERNS
+        self.tried = self.tried.saturating_add(1);
+        let sound = self.tried <= MAX_PATTERNS
             && pattern.len() <= MAX_PATTERN
             && compiled(pattern).is_some();
-        match compiled(&format!("^(?:model\\.)?(?:{whole})")).filter(|_| sound) {
-            Some(regex) => {
-                self.wrapped |= pattern.contains("language_model");
-                self.pattern = Some(regex);
-                self.sources = sources;
-            }
-            None => self.cut = true,
+        if sound {
+            self.sources.push(format!("(?:{pattern})"));
+        } else {
+            self.cut = true;
         }
+        sound
+    }
+
+    /// Makes one expression of those kept; of as many as are not too large together.
+    fn unite(&mut self) {
+        self.pattern = None;
+        while !self.sources.is_empty() && self.pattern.is_none() {
+            let whole = self.sources.join("|");
+            self.pattern = compiled(&format!("^(?:model\\.)?(?:{whole})"));
+            if self.pattern.is_none() {
+                self.cut = true;
+                self.sources.truncate(self.sources.len() / 2);
+            }
+        }
+        self.wrapped = self.sources.iter().any(|source| source.contains("language_model"));
     }
 
     /// Whether the module of this name is in the list; no more once `left` is used up.

@@ -189,4 +189,8 @@ fn lists_are_followed_as_far_as_they_are_cheap() {
         assert!(!list(&[pattern.to_owned()]).is_followed(), "{pattern}");
     }
     assert!(list(&["re:.*mlp.*".to_owned(), "re:.*gate$".to_owned()]).is_followed());
+    // Expressions are tried as far as they are few, good ones and others.
+    for make in [|i| format!("re:.*layers\\.{i}\\.mlp.*"), |i| format!("re:(?:.{{0,900}}){i}")] {
+        assert!(!list(&(0..20_000).map(make).collect::<Vec<_>>()).is_followed());
+    }
 }
