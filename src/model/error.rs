@@ -81,6 +81,14 @@ pub enum ModelError {
         /// The files.
         names: Vec<String>,
     },
+    /// Two of its files hold a tensor of the same name.
+    #[error("{path} holds a tensor that {other} holds, too")]
+    Repeated {
+        /// The file that was read later.
+        path: String,
+        /// The name of the other one.
+        other: String,
+    },
     /// It could not be read.
     #[error("{path} cannot be read: {why}")]
     Unreadable {
@@ -127,6 +135,10 @@ impl Hint for ModelError {
             }
             Self::MissingParts { .. } => {
                 "copy the missing files to the host; links that lead nowhere count as missing"
+                    .to_owned()
+            }
+            Self::Repeated { .. } => {
+                "an older set of files lies beside the model's own: leave one set there, with its index"
                     .to_owned()
             }
             Self::Unreadable { .. } => {

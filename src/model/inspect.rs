@@ -11,11 +11,12 @@ mod finish;
 mod gguf_parts;
 mod names;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use self::names::has_ending;
 use super::gguf::GgufHeader;
 use super::hf_config::HfConfig;
+use super::tensors::Groups;
 use super::{ModelError, ModelFacts, ModelFormat};
 use crate::base::{Bytes, text};
 use crate::wire::DirEntry;
@@ -91,6 +92,10 @@ pub struct Inspection {
     by_dtype: BTreeMap<String, u64>,
     /// Tensors so far.
     count: u64,
+    /// Groups of experts among those kept.
+    groups: Groups,
+    /// The file of each tensor, by its name's digest: its number in the facts.
+    held_by: HashMap<u64, u16>,
     /// There are more of them than were kept.
     cut: bool,
 }
@@ -157,6 +162,8 @@ impl Inspection {
             gguf_first: None,
             by_dtype: BTreeMap::new(),
             count: 0,
+            groups: Groups::default(),
+            held_by: HashMap::new(),
             cut: false,
         };
         let first = if has_ending(&this.path, ".gguf") {

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::tensors::{Tensor, Tensors};
+use super::tensors::{self, Tensor, Tensors};
 use super::{HeaderError, Progress};
 use crate::base::{Bytes, text};
 
@@ -24,6 +24,8 @@ pub const MAX_INDEX: u64 = 24 << 20;
 
 /// Most files that an index names.
 const MAX_FILES: usize = 10_000;
+/// Most dimensions of a tensor: more than any framework's layers have.
+const MAX_DIMENSIONS: usize = 8;
 
 /// What a header says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,49 +40,86 @@ pub struct SafetensorsHeader {
     pub list: Vec<Tensor>,
     /// There are more than the list has.
     pub cut: bool,
+    /// Digests of their whole names, by which a tensor that several files hold is found.
+    pub digests: Vec<u64>,
+}
+
+/// A tensor's dimensions.
+#[derive(Debug, Default)]
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Shape;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of dimensions")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+                // Each number of a header may be two bytes, and eight here.
+                let mut shape = Vec::new();
+                while let Some(side) = list.next_element()? {
+                    if shape.len() >= MAX_DIMENSIONS {
+                        return Err(serde::de::Error::custom(format!(
+                            "a tensor with more than {MAX_DIMENSIONS} dimensions"
+                        )));
+                    }
+                    shape.push(side);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 #[derive(Deserialize)]
 struct Info<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
-    shape: Vec<u64>,
+    shape: Shape,
     data_offsets: (u64, u64),
 }
 
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The header's JSON object.
-struct Entries<'a>(Vec<(Cow<'a, str>, Info<'a>)>);
+type Entries<'a> = Vec<(Cow<'a, str>, Info<'a>)>;
 
-impl<'de> Deserialize<'de> for Entries<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Map;
-        impl<'de> Visitor<'de> for Map {
-            type Value = Entries<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with one entry a tensor")
+/// Reads the header's JSON object, with at most so many tensors.
+struct AtMost(usize);
+
+impl<'de> DeserializeSeed<'de> for AtMost {
+    type Value = Entries<'de>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AtMost {
+    type Value = Entries<'de>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with one entry a tensor")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        let mut described = false;
+        while let Some(Name(name)) = map.next_key()? {
+            if name == "__metadata__" && !std::mem::replace(&mut described, true) {
+                map.next_value::<IgnoredAny>()?;
+                continue;
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                let mut described = false;
-                while let Some(Name(name)) = map.next_key()? {
-                    if entries.len() >= MAX_TENSORS {
-                        return Err(serde::de::Error::custom(format!(
-                            "more than {MAX_TENSORS} tensors"
-                        )));
-                    }
-                    if name == "__metadata__" && !std::mem::replace(&mut described, true) {
-                        map.next_value::<IgnoredAny>()?;
-                    } else {
-                        entries.push((name, map.next_value()?));
-                    }
-                }
-                Ok(Entries(entries))
+            if entries.len() >= self.0 {
+                return Err(serde::de::Error::custom(if self.0 < MAX_TENSORS {
+                    format!("with the other files more than {} tensors", tensors::MAX_TENSORS)
+                } else {
+                    format!("more than {MAX_TENSORS} tensors")
+                }));
             }
+            entries.push((name, map.next_value()?));
         }
-        deserializer.deserialize_map(Map)
+        Ok(entries)
     }
 }
 
@@ -100,6 +139,16 @@ fn bits(dtype: &str) -> Option<u64> {
 
 /// Reads the header from `prefix`, the beginning of a file of `file_bytes`.
 pub fn parse(prefix: &[u8], file_bytes: u64) -> Result<Progress<SafetensorsHeader>, HeaderError> {
+    parse_at_most(prefix, file_bytes, MAX_TENSORS)
+}
+
+/// The same for a file that may have no more than `most` tensors: what the model's other files have
+/// left of them.
+pub(super) fn parse_at_most(
+    prefix: &[u8],
+    file_bytes: u64,
+    most: usize,
+) -> Result<Progress<SafetensorsHeader>, HeaderError> {
     let more = |at_least: u64| {
         if at_least > file_bytes {
             Err(HeaderError::truncated(file_bytes, at_least))
@@ -125,7 +174,9 @@ pub fn parse(prefix: &[u8], file_bytes: u64) -> Result<Progress<SafetensorsHeade
     let Some(json) = usize::try_from(end).ok().and_then(|end| prefix.get(8..end)) else {
         return more(end);
     };
-    let Entries(entries) = serde_json::from_slice(json).map_err(|e| {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let read = AtMost(most.min(MAX_TENSORS)).deserialize(&mut reader);
+    let entries = read.and_then(|entries| reader.end().map(|()| entries)).map_err(|e| {
         HeaderError::broken(format!(
             "its header cannot be read: {}",
             text::clean(&e.to_string(), 200)
@@ -148,7 +199,9 @@ fn check(
     let mut header = SafetensorsHeader::default();
     let mut list = Tensors::default();
     let mut at = 0;
+    header.digests.reserve_exact(entries.len());
     for (name, info) in entries {
+        header.digests.push(tensors::digest(&name));
         let name = text::clean(&name, 120);
         let (begin, end) = info.data_offsets;
         if end < begin {
@@ -160,7 +213,7 @@ fn check(
         }
         let length = end - begin;
         if let Some(bits) = bits(&info.dtype) {
-            let stated = info.shape.iter().try_fold(bits, |n, d| n.checked_mul(*d));
+            let stated = info.shape.0.iter().try_fold(bits, |n, d| n.checked_mul(*d));
             if stated.map(|n| n.div_ceil(8)) != Some(length) {
                 return Err(HeaderError::broken(format!(
                     "`{name}` has {length} bytes, its shape says otherwise"
@@ -168,7 +221,7 @@ fn check(
             }
         }
         let dtype = text::clean(&info.dtype, 20);
-        list.add(&name, &dtype, info.shape.get(..8).unwrap_or(&info.shape), length);
+        list.add(&name, &dtype, &info.shape.0, length);
         *header.by_dtype.entry(dtype).or_default() += length;
         header.tensors = header.tensors.saturating_add(1);
         at = end;
@@ -295,6 +348,10 @@ pub(crate) mod tests {
             ("goes on", file(&one("[0,4]"), 5)),
             ("truncated: 1 bytes", file(&one("[0,4]"), 3)),
             ("cannot be read", file(&one("[0,-4]"), 4)),
+            (
+                "more than 8 dimensions",
+                file(&one("[0,4]").replace("[4]", "[4,1,1,1,1,1,1,1,1]"), 4),
+            ),
             ("cannot be read", file(&one("[0,99999999999999999999]"), 4)),
             (
                 "its shape",
@@ -318,6 +375,19 @@ pub(crate) mod tests {
             let error = parse(&bytes, bytes.len() as u64).unwrap_err().to_string();
             assert!(error.contains(expected), "expected `{expected}`, got `{error}`");
         }
+    }
+
+    #[test]
+    fn no_more_tensors_are_read_than_are_left() {
+        let bytes = file(GOOD, 20);
+        let of = |most| parse_at_most(&bytes, bytes.len() as u64, most);
+        assert!(of(2).is_ok());
+        assert!(of(1).unwrap_err().to_string().contains("the other files more than 400000"));
+        let eight = r#"{"a":{"dtype":"U8","shape":[4,1,1,1,1,1,1,1],"data_offsets":[0,4]}}"#;
+        let bytes = file(eight, 4);
+        assert!(parse(&bytes, bytes.len() as u64).is_ok());
+        let bytes = file(&format!("{eight} x"), 4);
+        assert!(parse(&bytes, bytes.len() as u64).is_err());
     }
 
     #[test]

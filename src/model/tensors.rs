@@ -5,6 +5,9 @@
 //! divide them: that of `ColumnParallelLinear`, `RowParallelLinear`, `QKVParallelLinear` and
 //! `VocabParallelEmbedding` in vLLM (`model_executor/layers`).
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use serde::{Deserialize, Serialize};
 
 /// Most groups of tensors that are kept of one model (the largest have some thousands).
@@ -39,35 +42,57 @@ pub fn total(tensors: &[Tensor]) -> u64 {
     tensors.iter().fold(0, |sum, t| sum.saturating_add(t.total()))
 }
 
+/// A name in eight bytes: the same for the same name, and hardly ever for two of them.
+pub(super) fn digest(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Groups of experts by name and type, to which more of the same shape are added.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups(HashMap<(String, String), usize>);
+
+impl Groups {
+    /// Adds `tensor` to the group in `list` that it belongs to; gives it back where there is none, and the
+    /// next of its kind will look for it at the end of `list`.
+    pub(super) fn join(&mut self, list: &mut [Tensor], tensor: Tensor) -> Option<Tensor> {
+        if !tensor.name.contains(".*") {
+            return Some(tensor);
+        }
+        let key = (tensor.name.clone(), tensor.dtype.clone());
+        if let Some(group) = self.0.get(&key).and_then(|at| list.get_mut(*at))
+            && group.shape == tensor.shape
+            && group.bytes == tensor.bytes
+        {
+            group.count = group.count.saturating_add(tensor.count);
+            return None;
+        }
+        self.0.insert(key, list.len());
+        Some(tensor)
+    }
+}
+
 /// Collects tensors, experts of one name and shape as one.
 #[derive(Clone, Debug, Default)]
 pub struct Tensors {
     list: Vec<Tensor>,
     /// There were more than [`MAX_GROUPS`].
     pub cut: bool,
-    experts: std::collections::HashMap<(String, String), usize>,
+    experts: Groups,
 }
 
 impl Tensors {
     /// Adds one.
     pub fn add(&mut self, name: &str, dtype: &str, shape: &[u64], bytes: u64) {
-        let name = general_name(name);
         if self.list.len() >= MAX_GROUPS {
             self.cut = true;
             return;
         }
-        if name.contains(".*") {
-            let key = (name.clone(), dtype.to_owned());
-            if let Some(tensor) = self.experts.get(&key).and_then(|i| self.list.get_mut(*i))
-                && tensor.shape == shape
-            {
-                tensor.count += 1;
-                return;
-            }
-            self.experts.insert(key, self.list.len());
-        }
-        let dtype = dtype.to_owned();
-        self.list.push(Tensor { name, dtype, shape: shape.to_vec(), count: 1, bytes });
+        let (name, dtype) = (general_name(name), dtype.to_owned());
+        let one = Tensor { name, dtype, shape: shape.to_vec(), count: 1, bytes };
+        let first = self.experts.join(&mut self.list, one);
+        self.list.extend(first);
     }
 
     /// Those collected.

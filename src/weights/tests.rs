@@ -195,7 +195,7 @@ async fn a_model_in_191_files_is_read_in_few_rounds_and_few_bytes() {
             .map(|i| {
                 let (from, to) = (i * DATA / 6, (i + 1) * DATA / 6);
                 format!(
-                    r#""model.layers.{}.mlp.part_{i}_proj.weight":{{"dtype":"BF16","shape":[{},100],"data_offsets":[{from},{to}]}}"#,
+                    r#""model.layers.{}.mlp.part_{file}_{i}_proj.weight":{{"dtype":"BF16","shape":[{},100],"data_offsets":[{from},{to}]}}"#,
                     file % 126,
                     (to - from) / 200
                 )

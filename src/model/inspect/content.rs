@@ -111,7 +111,9 @@ impl Inspection {
                 ));
             }
             What::Shard => {
-                match safetensors::parse(&have, file_bytes).map_err(|e| wrap(e, &job.path))? {
+                let left = self.tensors_left();
+                let read = safetensors::parse_at_most(&have, file_bytes, left);
+                match read.map_err(|e| wrap(e, &job.path))? {
                     Progress::Parsed(header) => {
                         self.shard(&job.path, *header)?;
                         return self.next_job();

@@ -1,6 +1,6 @@
 //! What all headers together say: the facts of a model.
 
-use super::names::join;
+use super::names::{base_name, join};
 use super::{Inspection, State, Step};
 use crate::base::Bytes;
 use crate::model::facts::Certainty;
@@ -10,13 +10,15 @@ use crate::model::tensors::{self, Tensor};
 use crate::model::{HeaderError, ModelError, ModelFacts, ModelFormat, gguf_facts, shapes};
 
 impl Inspection {
-    /// Keeps a file's tensors, as far as there is room: they are few, or it is no model.
+    /// Keeps a file's tensors, as far as there is room: they are few, or it is no model. Experts of one
+    /// layer may lie in several files, and are one group all the same.
     pub(super) fn keep(
         &mut self,
         path: &str,
+        digests: &[u64],
         tensors: impl ExactSizeIterator<Item = Tensor>,
     ) -> Result<(), ModelError> {
-        self.count = self.count.saturating_add(tensors.len() as u64);
+        self.count = self.count.saturating_add(digests.len() as u64);
         if self.count > tensors::MAX_TENSORS {
             let most = tensors::MAX_TENSORS;
             let error = HeaderError::broken(format!(
@@ -25,10 +27,31 @@ impl Inspection {
             ));
             return Err(ModelError::Header { path: path.to_owned(), error });
         }
-        let room = tensors::MAX_GROUPS.saturating_sub(self.facts.tensors.len());
-        self.cut |= tensors.len() > room;
-        self.facts.tensors.extend(tensors.take(room));
+        let number = u16::try_from(self.facts.files.len()).unwrap_or(u16::MAX);
+        self.facts.files.push(path.to_owned());
+        for digest in digests {
+            if let Some(other) = self.held_by.insert(*digest, number) {
+                let other = self.facts.files.get(usize::from(other));
+                return Err(ModelError::Repeated {
+                    path: path.to_owned(),
+                    other: base_name(other.map_or(path, String::as_str)).to_owned(),
+                });
+            }
+        }
+        for tensor in tensors {
+            let Some(first) = self.groups.join(&mut self.facts.tensors, tensor) else { continue };
+            if self.facts.tensors.len() >= tensors::MAX_GROUPS {
+                self.cut = true;
+                break;
+            }
+            self.facts.tensors.push(first);
+        }
         Ok(())
+    }
+
+    /// Tensors that the files still to be read may have.
+    pub(super) fn tensors_left(&self) -> usize {
+        usize::try_from(tensors::MAX_TENSORS.saturating_sub(self.count)).unwrap_or(usize::MAX)
     }
 
     pub(super) fn shard(
@@ -37,17 +60,14 @@ impl Inspection {
         header: SafetensorsHeader,
     ) -> Result<(), ModelError> {
         self.facts.parts += 1;
-        self.facts.files.push(path.to_owned());
         self.facts.weight_bytes =
             self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes));
         self.cut |= header.cut;
-        // Experts of one name are one there.
-        self.count =
-            self.count.saturating_add(u64::from(header.tensors) - header.list.len() as u64);
-        self.keep(path, header.list.into_iter())?;
+        self.keep(path, &header.digests, header.list.into_iter())?;
         for (dtype, bytes) in &header.by_dtype {
             if self.by_dtype.len() < 64 || self.by_dtype.contains_key(dtype) {
-                *self.by_dtype.entry(dtype.clone()).or_default() += bytes;
+                let sum = self.by_dtype.entry(dtype.clone()).or_default();
+                *sum = sum.saturating_add(*bytes);
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use super::names::{base_name, join, parent, split_name};
 use super::{Inspection, Job, ListFor, MAX_PARTS, State, Step, What, unreadable};
 use crate::base::Bytes;
 use crate::model::gguf::GgufHeader;
-use crate::model::tensors::Tensor;
+use crate::model::tensors::{self, Tensor};
 use crate::model::{HeaderError, ModelError, ModelFormat};
 use crate::wire::DirEntry;
 
@@ -66,7 +66,6 @@ impl Inspection {
             ));
         }
         self.facts.parts += 1;
-        self.facts.files.push(path.to_owned());
         self.facts.weight_bytes =
             self.facts.weight_bytes.saturating_add(Bytes(header.weight_bytes()));
         if header.tensors.iter().any(|t| t.kind.is_none()) {
@@ -76,6 +75,7 @@ impl Inspection {
         if self.gguf_first.is_none() {
             self.facts.quantisation = header.quantisation();
         }
+        let digests: Vec<u64> = header.tensors.iter().map(|t| tensors::digest(&t.name)).collect();
         let tensors = std::mem::take(&mut header.tensors).into_iter().map(|t| Tensor {
             name: t.name,
             dtype: t.kind.map_or("unknown", |k| k.name).to_owned(),
@@ -83,7 +83,7 @@ impl Inspection {
             count: 1,
             bytes: t.bytes,
         });
-        self.keep(path, tensors)?;
+        self.keep(path, &digests, tensors)?;
         if self.gguf_first.is_none() {
             self.gguf_first = Some(header);
         }

@@ -3,8 +3,10 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers of small tests
 use super::*;
 use crate::base::Hint;
+use crate::model::estimate;
 use crate::model::gguf::tests::{Builder, llama};
 use crate::model::safetensors::tests::file as shard;
+use crate::model::tensors::Tensor;
 
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
@@ -230,4 +232,78 @@ fn a_file_that_changes_under_the_reader_is_not_believed() {
     inspection.feed(piece(100, 2 << 30));
     let Need::Done(result) = inspection.next() else { panic!() };
     assert!(result.unwrap_err().to_string().contains("changed while"));
+}
+
+/// A safetensors file with these tensors, whose data are zeros.
+fn holding(tensors: &[(String, &Tensor)]) -> Vec<u8> {
+    let mut at = 0;
+    let entry = |(name, tensor): &(String, &Tensor)| {
+        let (begin, shape) = (at, &tensor.shape);
+        at += tensor.bytes;
+        let kind = &tensor.dtype;
+        format!(r#""{name}":{{"dtype":"{kind}","shape":{shape:?},"data_offsets":[{begin},{at}]}}"#)
+    };
+    let json = tensors.iter().map(entry).collect::<Vec<_>>().join(",");
+    shard(&format!("{{{json}}}"), at as usize)
+}
+
+/// Experts of one layer lie in several files of every large mixture of experts.
+#[test]
+fn experts_of_a_layer_in_two_files_are_divided_as_those_in_one() {
+    const MOE: &str = r#"{"model_type":"qwen3_moe","torch_dtype":"bfloat16","num_hidden_layers":2,"hidden_size":64,
+        "num_attention_heads":4,"num_key_value_heads":4,"head_dim":16,"intermediate_size":128,"vocab_size":64,
+        "num_experts":10,"num_experts_per_tok":2,"moe_intermediate_size":32,"max_position_embeddings":4096,
+        "tie_word_embeddings":false}"#;
+    let alone = estimate::tests::facts(MOE);
+    let mut parts = [Vec::new(), Vec::new()];
+    for tensor in &alone.tensors {
+        for number in 0..tensor.count {
+            let name = tensor.name.replace(".*.", &format!(".{number}."));
+            parts[usize::from(number >= 5)].push((name, tensor));
+        }
+    }
+    let all = files(&[
+        ("/m/config.json", MOE.as_bytes()),
+        ("/m/model-00001-of-00002.safetensors", &holding(&parts[0])),
+        ("/m/model-00002-of-00002.safetensors", &holding(&parts[1])),
+    ]);
+    let stored = inspect(&all, "/m").unwrap();
+    assert_eq!(stored.weight_bytes, alone.weight_bytes);
+    assert_eq!(stored.stored(), alone.stored());
+    for (tensor, data, expert) in [(1, 1, 1), (2, 1, 2), (2, 2, 4), (1, 8, 8)] {
+        let rules = estimate::tests::rules("vllm");
+        let setup = crate::model::Setup { tensor, data, expert, ..crate::model::Setup::new(rules) };
+        let weights = |facts| crate::model::predict(facts, &setup).ranks[0].weights;
+        assert_eq!(weights(&stored), weights(&alone), "tp {tensor} dp {data} ep {expert}");
+    }
+}
+
+#[test]
+fn a_tensor_that_two_files_hold_is_not_counted_twice() {
+    let mut all = files(&[
+        ("/m/config.json", CONFIG),
+        ("/m/model-00001-of-00002.safetensors", &a_shard(4)),
+        ("/m/model-00002-of-00002.safetensors", &a_shard(6)),
+        ("/m/model.safetensors", &a_shard(4)),
+    ]);
+    let error = inspect(&all, "/m").unwrap_err();
+    let said =
+        "/m/model.safetensors holds a tensor that model-00001-of-00002.safetensors holds, too";
+    assert_eq!(error.to_string(), said);
+    assert!(error.hint().unwrap().contains("an older set of files"), "{error}");
+    // The index says which set it is.
+    let index = br#"{"weight_map":{"w4":"model-00001-of-00002.safetensors","w6":"model-00002-of-00002.safetensors"}}"#;
+    all.insert("/m/model.safetensors.index.json".into(), index.to_vec());
+    assert_eq!(inspect(&all, "/m").unwrap().weight_bytes, Bytes(10));
+    // Experts have one name here, and are not one.
+    let expert = |n: u32| {
+        let name = format!("model.layers.0.mlp.experts.{n}.up_proj.weight");
+        shard(&format!(r#"{{"{name}":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}}}"#), 4)
+    };
+    let two = |a, b| {
+        let both = [("/e/model-1.safetensors", expert(a)), ("/e/model-2.safetensors", expert(b))];
+        inspect(&both.into_iter().map(|(n, b)| (n.to_owned(), b)).collect(), "/e")
+    };
+    assert_eq!(two(0, 1).unwrap().weight_bytes, Bytes(8));
+    assert!(two(1, 1).is_err());
 }
