@@ -45,6 +45,12 @@ pub async fn inspect(
         measured.iter().filter(|seen| same_device(seen.place.device_memory, setup.gpu)).collect();
     setup.correction = Correction::from(&here, setup.tensor, setup.pipeline);
     let mut prediction = model::predict(&facts, &setup);
+    if prediction.is_beyond_counting() {
+        return Err(Failure::other("its memory is more bytes than can be counted".to_owned())
+            .with_hint(
+                "ask for a shorter --context, or compare its config.json with the published one",
+            ));
+    }
     let refused = limits::refusal(&facts, &setup).map(|error| error.to_string());
     if refused.is_some() {
         prediction.fits = Some(false);

@@ -73,6 +73,14 @@ pub struct Prediction {
     pub notes: Vec<String>,
 }
 
+impl Prediction {
+    /// Whether a sum has reached the largest number there is, and says nothing any more.
+    pub fn is_beyond_counting(&self) -> bool {
+        let most = |bar: &Bar| bar.value == u64::MAX;
+        self.ranks.iter().any(|r| most(&r.weights) || most(&r.cache_needed) || most(&r.activation))
+    }
+}
+
 /// Layers of each stage, in order.
 pub fn stages(layers: u64, pipeline: u64, remainder: Remainder) -> Vec<(u64, u64)> {
     let stages = pipeline.clamp(1, 1_024);

@@ -1,15 +1,57 @@
 //! What a GGUF header says of its model: sizes, and what each layer keeps.
 
-use super::ModelFacts;
 use super::cache::{Keeps, LayerCache};
+use super::facts::Certainty;
 use super::gguf::GgufHeader;
 use super::tensors::Layout;
+use super::{HeaderError, ModelFacts};
 
-/// Most layers that are believed.
-const MAX_LAYERS: u32 = 4_096;
+/// Most layers that llama.cpp takes (`llama-hparams.h`, `LLAMA_MAX_LAYERS`).
+const MAX_LAYERS: u32 = 512;
+
+/// Numbers that decide what a model holds, and from where on they are absurd.
+const COUNTS: [(&str, u64); 10] = [
+    ("embedding_length", 1 << 20),
+    ("vocab_size", 1 << 22),
+    ("context_length", u32::MAX as u64),
+    ("attention.head_count", 1 << 14),
+    ("attention.head_count_kv", 1 << 14),
+    ("attention.key_length", 1 << 16),
+    ("attention.value_length", 1 << 16),
+    ("attention.kv_lora_rank", 1 << 16),
+    ("feed_forward_length", 1 << 22),
+    ("expert_count", 1 << 16),
+];
+
+/// Names a key of the header that says nothing of use, as llama.cpp does before it refuses the file.
+fn check(header: &GgufHeader) -> Result<(), HeaderError> {
+    let Some(kind) = &header.architecture else {
+        return Err(HeaderError::broken("its header has no `general.architecture`"));
+    };
+    match header.number("block_count") {
+        Some(n) if (1..=u64::from(MAX_LAYERS)).contains(&n) => {}
+        Some(n) => {
+            return Err(HeaderError::broken(format!(
+                "`{kind}.block_count` is {n} (1 to {MAX_LAYERS} layers are possible)"
+            )));
+        }
+        None => {
+            return Err(HeaderError::broken(format!(
+                "its header has no number `{kind}.block_count`"
+            )));
+        }
+    }
+    for (key, most) in COUNTS {
+        if let Some(n) = header.number(key).filter(|n| *n > most) {
+            return Err(HeaderError::broken(format!("`{kind}.{key}` is {n} (at most {most})")));
+        }
+    }
+    Ok(())
+}
 
 /// Puts what the header says into `facts`.
-pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) {
+pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) -> Result<(), HeaderError> {
+    check(header)?;
     let small = |key: &str| header.number(key).and_then(|n| u32::try_from(n).ok());
     facts.architecture.clone_from(&header.architecture);
     // Those for speculative decoding are counted there, and not loaded (`TENSOR_SKIP`).
@@ -45,6 +87,18 @@ pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) {
         vocab: facts.vocab_size.map_or(0, u64::from),
     };
     facts.caches = caches(facts, header);
+    let states = facts.caches.iter().any(|c| matches!(c.keeps, Keeps::State { .. }));
+    // Models without attention say so by 0.
+    if facts.attention_heads == Some(0) && !states {
+        return Err(HeaderError::broken(format!(
+            "`{}.attention.head_count` is 0",
+            architecture(header)
+        )));
+    }
+    if facts.caches.is_empty() {
+        facts.cache_certainty = Certainty::Guess;
+    }
+    Ok(())
 }
 
 /// What each layer keeps (llama.cpp `llama-model.cpp`, `load_hparams` and `create_memory`).

@@ -56,26 +56,44 @@ pub struct HfConfig {
     top: Map<String, Value>,
 }
 
-/// A number that decides what a model holds.
+/// Numbers that decide what a model holds.
 struct Count {
     keys: &'static [&'static str],
+    /// Less says nothing.
+    least: u64,
     /// More is absurd.
     most: u64,
     /// Some families have a list of them, one for each layer.
     listed: bool,
+    /// The word `auto` stands for what follows from other numbers.
+    auto: bool,
+}
+
+impl Count {
+    const fn of(keys: &'static [&'static str], most: u64) -> Self {
+        Self { keys, least: 0, most, listed: false, auto: false }
+    }
+
+    const fn listed(self) -> Self {
+        Self { listed: true, ..self }
+    }
+
+    const fn auto(self) -> Self {
+        Self { auto: true, ..self }
+    }
+
+    const fn at_least(self, least: u64) -> Self {
+        Self { least, ..self }
+    }
 }
 
 /// Where one of these is there and is no number, the family's default must not stand in for it.
-const COUNTS: [Count; 7] = [
-    Count {
-        keys: &["num_hidden_layers", "n_layer", "n_layers"],
-        most: arch::MAX_LAYERS,
-        listed: false,
-    },
-    Count { keys: &["hidden_size", "n_embd", "d_model"], most: 1 << 20, listed: false },
-    Count { keys: &["vocab_size", "padded_vocab_size"], most: 1 << 22, listed: false },
-    Count {
-        keys: &[
+const COUNTS: [Count; 11] = [
+    Count::of(&["num_hidden_layers", "n_layer", "n_layers"], arch::MAX_LAYERS),
+    Count::of(&["hidden_size", "n_embd", "d_model"], 1 << 20),
+    Count::of(&["vocab_size", "padded_vocab_size"], 1 << 22),
+    Count::of(
+        &[
             "head_dim",
             "v_head_dim",
             "qk_nope_head_dim",
@@ -83,27 +101,26 @@ const COUNTS: [Count; 7] = [
             "kv_lora_rank",
             "q_lora_rank",
         ],
-        most: 1 << 16,
-        listed: false,
-    },
-    Count {
-        keys: &["num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "n_kv_heads"],
-        most: 1 << 14,
-        listed: true,
-    },
-    Count {
-        keys: &[
+        1 << 16,
+    ),
+    Count::of(
+        &["num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "n_kv_heads"],
+        1 << 14,
+    )
+    .listed(),
+    Count::of(
+        &[
             "intermediate_size",
             "moe_intermediate_size",
             "shared_expert_intermediate_size",
             "n_inner",
             "ffn_dim",
         ],
-        most: 1 << 22,
-        listed: true,
-    },
-    Count {
-        keys: &[
+        1 << 22,
+    )
+    .listed(),
+    Count::of(
+        &[
             "num_experts",
             "num_local_experts",
             "n_routed_experts",
@@ -112,25 +129,63 @@ const COUNTS: [Count; 7] = [
             "first_k_dense_replace",
             "num_nextn_predict_layers",
         ],
-        most: 1 << 16,
-        listed: true,
-    },
+        1 << 16,
+    )
+    .listed(),
+    Count::of(&CONTEXT_KEYS, MAX_CONTEXT).at_least(1),
+    Count::of(&["sliding_window", "attention_chunk_size"], MAX_CONTEXT).listed(),
+    Count::of(
+        &[
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "linear_conv_kernel_dim",
+            "index_n_heads",
+            "index_head_dim",
+            "index_topk",
+        ],
+        1 << 16,
+    ),
+    Count::of(
+        &[
+            "mamba_d_state",
+            "mamba_d_conv",
+            "mamba_d_head",
+            "mamba_d_ssm",
+            "mamba_expand",
+            "mamba_head_dim",
+            "mamba_n_groups",
+            "mamba_n_heads",
+            "mamba_num_heads",
+            "ssm_state_size",
+            "state_size",
+            "n_mamba_heads",
+        ],
+        1 << 20,
+    )
+    .listed()
+    .auto(),
 ];
 
 fn check_counts(place: &Map<String, Value>) -> Result<(), HeaderError> {
     let counts = COUNTS.iter().flat_map(|count| count.keys.iter().map(move |key| (*key, count)));
     for (key, count) in counts {
         let Some(value) = place.get(key).filter(|v| !v.is_null()) else { continue };
-        let good = |value: &Value| whole(value).is_some_and(|n| n <= count.most);
+        let (least, most) = (count.least, count.most);
+        let good = |value: &Value| {
+            whole(value).is_some_and(|n| (least..=most).contains(&n))
+                || count.auto && value.as_str() == Some("auto")
+        };
         let all = match value {
             Value::Array(list) if count.listed => list.iter().all(|v| v.is_null() || good(v)),
             _ => good(value),
         };
         if !all {
             let shown = text::clean(&value.to_string(), 40);
-            let most = count.most;
+            let from = if least > 0 { format!("from {least} to") } else { "of at most".to_owned() };
             return Err(HeaderError::broken(format!(
-                "`{key}` is {shown}, which is no count (a whole number of at most {most})"
+                "`{key}` is {shown}, which is no count (a whole number {from} {most})"
             )));
         }
     }
@@ -358,6 +413,9 @@ impl HfConfig {
     }
 }
 
+/// Longest sequence that is believed: some hundred times that of any model.
+const MAX_CONTEXT: u64 = u32::MAX as u64;
+
 /// Where configurations state the longest sequence.
 const CONTEXT_KEYS: [&str; 6] = [
     "max_position_embeddings",
@@ -411,7 +469,7 @@ impl<'a> Places<'a> {
     fn context(&self) -> Option<u64> {
         let least = CONTEXT_KEYS.iter().filter_map(|key| whole(self.get(key)?)).min();
         // Of Command R this is the whole, and `max_position_embeddings` a part.
-        let own = self.number(&["model_max_length"]);
+        let own = self.number(&["model_max_length"]).filter(|n| (1..=MAX_CONTEXT).contains(n));
         let stated = own.or(least).or_else(|| self.number(&["n_ctx", "max_seq_length"]))?;
         // Gemma 3 states its length already scaled.
         if self.string("model_type").is_some_and(|kind| kind.contains("gemma3")) {
@@ -537,17 +595,30 @@ mod tests {
             ("num_key_value_heads", "[8,-1]"),
             ("moe_intermediate_size", "{}"),
             ("first_k_dense_replace", "\"x\""),
+            ("max_position_embeddings", "-5"),
+            ("max_position_embeddings", "0"),
+            ("max_position_embeddings", "9223372036854775808"),
+            ("n_positions", "\"long\""),
+            ("sliding_window", "-1"),
+            ("sliding_window", "99999999999"),
+            ("linear_num_value_heads", "-32"),
+            ("linear_conv_kernel_dim", "1.5"),
+            ("index_head_dim", "99999999"),
+            ("mamba_d_state", "\"much\""),
+            ("ssm_state_size", "-128"),
         ] {
             for json in [
                 format!(r#"{{"{key}":{value}}}"#),
                 format!(r#"{{"text_config":{{"{key}":{value}}}}}"#),
             ] {
                 let error = parse(json.as_bytes()).unwrap_err().to_string();
-                assert!(error.contains(&format!("`{key}` is {}", &value[..2])), "{json}: {error}");
+                let begins = value.get(..2).unwrap_or(value);
+                assert!(error.contains(&format!("`{key}` is {begins}")), "{json}: {error}");
             }
         }
         let good = br#"{"num_hidden_layers":"32","hidden_size":4096.0,"num_key_value_heads":[8,4],
-            "head_dim":null,"moe_intermediate_size":[1536,512],"quantization_config":null}"#;
+            "head_dim":null,"moe_intermediate_size":[1536,512],"quantization_config":null,
+            "sliding_window":0,"mamba_d_head":"auto","mamba_d_ssm":null,"max_position_embeddings":"4096"}"#;
         let config = parse(good).unwrap();
         assert_eq!((config.layers, config.hidden_size), (Some(32), Some(4096)));
         assert_eq!(config.head_dim, None);

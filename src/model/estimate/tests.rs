@@ -484,3 +484,15 @@ fn parts_that_are_not_counted_are_told() {
     let hashed = r#""hash_moe","hash_moe","moe","moe""#;
     assert!(experts(hashed) > 2 * experts(dense));
 }
+
+#[test]
+fn a_sum_that_is_beyond_counting_is_told() {
+    let setup = |context| Setup { context: Some(context), ..Setup::new(rules("vllm")) };
+    let mut wide = facts(LLAMA);
+    assert!(!predict(&wide, &setup(4_096)).is_beyond_counting());
+    for cache in &mut wide.caches {
+        cache.keeps =
+            Keeps::Attention { kv_heads: 1 << 14, key: 1 << 16, value: 1 << 16, window: None };
+    }
+    assert!(predict(&wide, &setup(1 << 40)).is_beyond_counting());
+}

@@ -170,3 +170,26 @@ fn layers_for_speculative_decoding_are_not_loaded() {
     assert_eq!(answer.ranks[0].weights.value, 2 * each + table);
     assert_eq!(answer.weights.value, 3 * each + 2 * table + 512 * 256 * 2);
 }
+
+/// What llama.cpp would not load is no figure either.
+#[test]
+fn numbers_that_cannot_be_are_named_by_their_key() {
+    let bare = || Builder::default().string("general.architecture", "llama").tensor("x", &[32], 1);
+    let layers = |n| bare().u32("llama.block_count", n);
+    for (builder, words) in [
+        (Builder::default().tensor("x", &[32], 1), "no `general.architecture`"),
+        (bare(), "no number `llama.block_count`"),
+        (layers(0), "`llama.block_count` is 0"),
+        (layers(4_000_000_000), "`llama.block_count` is 4000000000"),
+        (layers(513), "1 to 512 layers"),
+        (layers(4).u32("llama.attention.head_count", 0), "`llama.attention.head_count` is 0"),
+        (layers(4).u32("llama.attention.head_count", 1 << 20), "`llama.attention.head_count` is"),
+        (layers(4).u32("llama.embedding_length", u32::MAX), "`llama.embedding_length` is"),
+    ] {
+        let error = inspect(&files(&[("/m.gguf", &builder.file())]), "/m.gguf").unwrap_err();
+        assert!(error.to_string().starts_with("/m.gguf is broken: "), "{error}");
+        assert!(error.to_string().contains(words), "{words}: {error}");
+    }
+    // Without heads nothing is known of the cache.
+    assert_eq!(facts(&layers(512)).cache_certainty, crate::model::facts::Certainty::Guess);
+}

@@ -97,7 +97,10 @@ impl Inspection {
             shapes::complete(&mut facts);
         }
         if let Some(header) = &self.gguf_first {
-            gguf_facts::fill(&mut facts, header);
+            gguf_facts::fill(&mut facts, header).map_err(|error| ModelError::Header {
+                path: facts.files.first().unwrap_or(&facts.entry).clone(),
+                error,
+            })?;
         }
         if facts.weight_bytes == Bytes::ZERO {
             let why = if facts.parts == 0 && self.config.is_some() {
@@ -106,6 +109,12 @@ impl Inspection {
                 "it holds no weights"
             };
             return Err(self.not_a_model(why, "see whether the file is whole"));
+        }
+        if facts.weight_bytes == Bytes(u64::MAX) {
+            return Err(self.not_a_model(
+                "its tensors have more bytes together than can be counted",
+                "compare its config.json and its files with the published ones",
+            ));
         }
         if facts.quantisation.is_none() {
             facts.quantisation =

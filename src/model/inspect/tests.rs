@@ -34,7 +34,10 @@ fn list(files: &Files, path: &str) -> Found {
 }
 
 pub(crate) fn inspect(files: &Files, path: &str) -> Result<ModelFacts, ModelError> {
-    let mut inspection = Inspection::new(path);
+    run(Inspection::new(path), files)
+}
+
+fn run(mut inspection: Inspection, files: &Files) -> Result<ModelFacts, ModelError> {
     for _ in 0..1_000 {
         let found = match inspection.next() {
             Need::Done(result) => return *result,
@@ -306,4 +309,15 @@ fn a_tensor_that_two_files_hold_is_not_counted_twice() {
     };
     assert_eq!(two(0, 1).unwrap().weight_bytes, Bytes(8));
     assert!(two(1, 1).is_err());
+}
+
+#[test]
+fn more_bytes_than_can_be_counted_are_no_figure() {
+    let config = r#"{"model_type":"qwen3_moe","num_hidden_layers":2000,"hidden_size":1048576,"num_attention_heads":16384,
+        "num_key_value_heads":16384,"head_dim":65536,"intermediate_size":4194304,"vocab_size":4194304,
+        "num_experts":65536,"moe_intermediate_size":4194304}"#;
+    let all = files(&[("/m/config.json", config.as_bytes())]);
+    let error = run(Inspection::new("/m").config_alone(), &all).unwrap_err();
+    assert!(error.to_string().contains("more bytes together than can be counted"), "{error}");
+    assert!(error.hint().is_some());
 }
