@@ -142,7 +142,10 @@ impl Engine for Command {
                 .and_then(CacheBits::named),
             block: number(&["--block-size", "--page-size"]),
             batch: number(&["--max-num-batched-tokens", "--chunked-prefill-size", "-ub"]),
-            requests: number(&["--max-num-seqs", "--max-running-requests", "-np"]),
+            requests: number(&["--max-num-seqs", "--max-running-requests", "-np", "--parallel"]),
+            // llama-server shares one cache where it chooses the number of slots itself.
+            unified: args::has(&words, &["-kvu", "--kv-unified"])
+                || !args::has(&words, &["-np", "--parallel", "-no-kvu", "--no-kv-unified"]),
             utilisation: args::value(&words, &share).and_then(|v| v.parse().ok()),
             eager: args::has(&words, &["--enforce-eager", "--disable-cuda-graph"])
                 || spec.device == DeviceKind::Cpu,

@@ -118,6 +118,7 @@ impl Engine for LlamaCpp {
             cache: args::value(&spec.args, &["-ctk", "--cache-type-k"]).and_then(CacheBits::named),
             batch: number(&["-ub", "--ubatch-size"]),
             requests: number(&["-np", "--parallel"]),
+            unified: !args::has(&spec.args, &["-no-kvu", "--no-kv-unified"]),
             // On host memory there are no devices to keep apart.
             eager: cpu,
             ..Setup::new(Rules { context, ..memory::LLAMA_CPP })

@@ -80,6 +80,17 @@ impl Keeps {
         }
     }
 
+    /// The same, looking back at everything.
+    #[must_use]
+    pub const fn without_window(self) -> Self {
+        match self {
+            Self::Attention { kv_heads, key, value, .. } => {
+                Self::Attention { kv_heads, key, value, window: None }
+            }
+            other => other,
+        }
+    }
+
     /// The window of sliding attention.
     pub fn window(self) -> Option<u64> {
         match self {

@@ -6,7 +6,7 @@
 //! `llama-kv-cache.cpp`.
 
 use super::cache::{CacheBits, Keeps, LayerCache};
-use super::facts::{Certainty, ModelFacts};
+use super::facts::{Certainty, ModelFacts, ModelFormat};
 use super::graphs;
 use super::memory::WeightSplit;
 use super::tensors::mul_div;
@@ -150,8 +150,12 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
             ranks.push(RankMemory { stage: stage as u64, tensor, ..rank.clone() });
         }
     }
-    // A stage of layers that keep nothing holds as many tokens as the others.
-    let keeping = |r: &&RankMemory| r.cache_needed.value > 0;
+    // A stage of layers that keep nothing holds as many tokens as the others; so does one of llama.cpp
+    // with windows alone, whose cache does not grow.
+    let keeps = |r: &&RankMemory| r.cache_needed.value > 0;
+    let grows = |r: &&RankMemory| keeps(r) && r.cache_beyond_windows > 0;
+    let some_grow = rules.pool == Pool::Cells && ranks.iter().any(|r| grows(&r));
+    let keeping = |r: &&RankMemory| if some_grow { grows(r) } else { keeps(r) };
     let least = |pick: fn(&Bar) -> u64| {
         ranks.iter().filter(keeping).filter_map(|r| r.tokens.as_ref().map(pick)).min().unwrap_or(0)
     };
@@ -235,11 +239,12 @@ fn one_rank(
     let tensor = if by_layers { 1 } else { setup.tensor.max(1) };
     let weights = setup.correction.weights(weights_of(facts, setup, stage, tensor));
     let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
+    let no_window = by_layers && ignores_windows(facts);
     let caches: Vec<LayerCache> = facts
         .caches
         .iter()
         .filter(|c| (stage.range.0..stage.range.1).contains(&u64::from(c.layer)))
-        .copied()
+        .map(|c| if no_window { LayerCache { keeps: c.keeps.without_window(), ..*c } } else { *c })
         .collect();
     let per_token = |beyond: bool| {
         caches
@@ -300,6 +305,17 @@ fn one_rank(
             })
         }),
     }
+}
+
+/// Whether llama.cpp takes no notice of the windows: a configuration that states one for every layer (as
+/// Mistral's does) is not among the architectures for which it has a pattern (`set_swa_pattern`). A GGUF
+/// file's windows were read by that pattern.
+fn ignores_windows(facts: &ModelFacts) -> bool {
+    let mut attention =
+        facts.caches.iter().filter(|c| matches!(c.keeps, Keeps::Attention { .. })).peekable();
+    facts.format != ModelFormat::Gguf
+        && attention.peek().is_some()
+        && attention.all(|c| c.keeps.window().is_some())
 }
 
 /// A figure of the cache, as sure as the caches are: a model that is not known may share caches

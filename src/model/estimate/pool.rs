@@ -45,6 +45,32 @@ impl PoolOf<'_> {
         self.caches.iter().map(|c| c.keeps.per_request(self.tensor)).sum()
     }
 
+    /// States that are kept: llama.cpp keeps one for each slot, whether it serves a request or not.
+    fn kept_states(&self) -> u64 {
+        self.states().saturating_mul(self.slots())
+    }
+
+    /// Requests that the cache is made for from the beginning.
+    fn slots(&self) -> u64 {
+        if self.setup.rules.pool == Pool::Cells { self.setup.requests().max(1) } else { 1 }
+    }
+
+    /// Parts of llama.cpp's cache, and cells of each in layers that see everything: one part for all
+    /// slots, or (`--no-kv-unified`) one for each (`llama-context.cpp`, `n_ctx_seq`).
+    fn cells(&self) -> (u64, u64) {
+        let parts = if self.setup.unified { 1 } else { self.slots() };
+        (parts, (self.context / parts).max(1).next_multiple_of(256))
+    }
+
+    /// Cells of layers that look back `window` tokens, in all parts together: the windows of all slots
+    /// and one physical batch, `PAD(min(size_base, n_swa·(unified ? n_seq_max : 1) + n_ubatch), 256)`
+    /// (`llama-kv-cache-iswa.cpp`).
+    fn window_cells(&self, window: u64) -> u64 {
+        let (parts, each) = self.cells();
+        let seen = window.saturating_mul(self.slots() / parts).saturating_add(self.setup.batch());
+        parts.saturating_mul(seen.min(each).next_multiple_of(256))
+    }
+
     fn windows(&self) -> bool {
         self.caches.iter().any(|c| c.keeps.window().is_some_and(|w| w < self.context))
     }
@@ -143,23 +169,23 @@ impl PoolOf<'_> {
                 Bar::exact(groups.blocks_per_request.saturating_mul(groups.bytes_per_block))
             }
             Pool::Tokens | Pool::Cells => {
-                let context = match rules.pool {
-                    Pool::Cells => self.context.next_multiple_of(256),
+                let all = match rules.pool {
+                    Pool::Cells => {
+                        let (parts, each) = self.cells();
+                        parts.saturating_mul(each)
+                    }
                     _ => self.context.next_multiple_of(self.block),
                 };
-                let batch = self.setup.batch();
                 let tokens = |keeps: Keeps| match (rules.pool, keeps.window()) {
-                    (Pool::Cells, Some(window)) => {
-                        window.saturating_add(batch).next_multiple_of(256).min(context)
-                    }
-                    _ => context,
+                    (Pool::Cells, Some(window)) => self.window_cells(window),
+                    _ => all,
                 };
                 let sum = self
                     .caches
                     .iter()
                     .map(|c| self.per_token(c.keeps).saturating_mul(tokens(c.keeps)))
                     .fold(0, u64::saturating_add);
-                Bar::exact(sum.saturating_add(self.states()))
+                Bar::exact(sum.saturating_add(self.kept_states()))
             }
         }
     }
@@ -217,22 +243,23 @@ impl PoolOf<'_> {
                 (hybrid, plain, hybrid.max(plain))
             }
             Pool::Cells => {
-                let batch = self.setup.batch();
                 let sum = |windows: bool| -> u64 {
                     self.caches
                         .iter()
                         .filter(|c| c.keeps.window().is_some() == windows)
                         .map(|c| {
-                            let cells = c
-                                .keeps
-                                .window()
-                                .map_or(1, |w| w.saturating_add(batch).next_multiple_of(256));
+                            let cells = c.keeps.window().map_or(1, |w| self.window_cells(w));
                             self.per_token(c.keeps).saturating_mul(cells)
                         })
                         .fold(0, u64::saturating_add)
                 };
-                let left = available.saturating_sub(sum(true)).saturating_sub(self.states());
-                let tokens = left.checked_div(sum(false)).unwrap_or(0) / 256 * 256;
+                let fixed = sum(true).saturating_add(self.kept_states());
+                let tokens = match available.saturating_sub(fixed).checked_div(sum(false)) {
+                    Some(tokens) => tokens / 256 * 256,
+                    // Windows alone take the same however many tokens there are.
+                    None if available >= fixed => self.cells().0.saturating_mul(self.cells().1),
+                    None => 0,
+                };
                 (tokens, tokens, tokens)
             }
         }

@@ -173,6 +173,8 @@ pub struct Setup {
     pub batch: Option<u64>,
     /// Requests at a time; none: the engine's default.
     pub requests: Option<u64>,
+    /// All requests of llama.cpp share one cache; else each slot has one of its own.
+    pub unified: bool,
     /// No graphs are captured.
     pub eager: bool,
     /// What was measured of this model with this engine on this GPU.
@@ -197,6 +199,7 @@ impl Setup {
             cache_available: None,
             batch: None,
             requests: None,
+            unified: true,
             eager: false,
             correction: Correction::default(),
         }

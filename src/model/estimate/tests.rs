@@ -50,6 +50,8 @@ pub(crate) fn rules(engine: &str) -> Rules {
             block: 256,
             batch: 512,
             batch_small: 512,
+            requests: 4,
+            requests_large: 4,
             ..base
         },
         _ => base,
@@ -483,6 +485,57 @@ fn parts_that_are_not_counted_are_told() {
     let dense = r#""dense","dense","dense","dense""#;
     let hashed = r#""hash_moe","hash_moe","moe","moe""#;
     assert!(experts(hashed) > 2 * experts(dense));
+}
+
+const GEMMA: &str = r#"{"model_type":"gemma3_text","torch_dtype":"bfloat16","num_hidden_layers":62,"hidden_size":5376,
+    "num_attention_heads":32,"num_key_value_heads":16,"head_dim":128,"sliding_window":1024,
+    "intermediate_size":21504,"vocab_size":262208,"max_position_embeddings":131072}"#;
+
+/// Two layers in eight have attention: 4096 bytes a token.
+const HYBRID: &str = r#"{"model_type":"qwen3_next","torch_dtype":"bfloat16","num_hidden_layers":8,"hidden_size":2048,
+    "num_attention_heads":16,"num_key_value_heads":2,"head_dim":256,"linear_num_key_heads":16,
+    "linear_num_value_heads":32,"linear_key_head_dim":128,"linear_value_head_dim":128,
+    "linear_conv_kernel_dim":4,"intermediate_size":5120,"moe_intermediate_size":512,
+    "shared_expert_intermediate_size":512,"num_experts":16,"num_experts_per_tok":10,"vocab_size":151936,
+    "max_position_embeddings":262144}"#;
+
+/// llama.cpp's `size_swa`: the windows of all slots that gpudeck starts (`-np 4 --kv-unified`).
+#[test]
+fn llama_cpp_keeps_the_windows_and_states_of_all_slots() {
+    let plain = Setup { context: Some(32_768), ..Setup::new(rules("llamacpp")) };
+    let needed = |config: &str, setup: &Setup| predict(&facts(config), setup).ranks[0].cache_needed;
+    let full = 10 * 8_192 * 32_768;
+    let four = Bar::exact(full + 52 * 8_192 * 4_608);
+    assert_eq!((needed(GEMMA, &plain), four.value), (four, 4_647_288_832));
+    let one = Setup { requests: Some(1), ..plain.clone() };
+    assert_eq!(needed(GEMMA, &one), Bar::exact(full + 52 * 8_192 * 1_536));
+    // A cache for each slot: no more than it has in all.
+    let apart = Setup { unified: false, ..plain.clone() };
+    assert_eq!(needed(GEMMA, &apart), Bar::exact(full + 52 * 8_192 * 4 * 1_536));
+    let short = Setup { context: Some(1_000), ..plain.clone() };
+    assert_eq!(needed(GEMMA, &short), Bar::exact(62 * 8_192 * 1_024));
+    let state = predict(&facts(HYBRID), &plain).ranks[0].state_per_request;
+    assert!(state > 0);
+    assert_eq!(needed(HYBRID, &plain).value - needed(HYBRID, &one).value, 3 * state);
+}
+
+#[test]
+fn windows_on_every_layer_do_not_leave_llama_cpp_without_tokens() {
+    // Mistral's window, which llama.cpp does not know of.
+    let mistral =
+        LLAMA.replace("\"llama\"", "\"mistral\"").replacen('{', "{\"sliding_window\":1024,", 1);
+    let facts_ = facts(&mistral);
+    assert_eq!(facts_.windows().values().sum::<u64>(), 4);
+    let setup = Setup { gpu: Some(80 << 30), ..Setup::new(rules("llamacpp")) };
+    let (with, without) = (predict(&facts_, &setup), predict(&facts(LLAMA), &setup));
+    assert_eq!(with.ranks[0].cache_needed, without.ranks[0].cache_needed);
+    assert_eq!((with.tokens, with.fits), (without.tokens, Some(true)));
+    // A GPU whose layers all have windows holds as many tokens as the others.
+    let stages = Setup { pipeline: 16, ..setup };
+    let gemma = predict(&facts(GEMMA), &stages);
+    assert!(gemma.ranks.iter().any(|r| r.cache_beyond_windows == 0 && r.cache_needed.value > 0));
+    assert!(gemma.tokens.unwrap().low > 131_072, "{:?}", gemma.tokens);
+    assert_eq!(gemma.fits, Some(true));
 }
 
 #[test]
