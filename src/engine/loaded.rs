@@ -140,6 +140,13 @@ pub fn sglang(log: &str) -> Loaded {
                 .fold(0, |sum: u64, b| sum.saturating_add(b.0));
             out.cache = least(out.cache, (sum > 0).then_some(Bytes(sum)));
         }
+        // `max_mamba_cache_size: 83, conv_state size: 0.12GB, ssm_state size: 6.46GB`
+        if let Some(pool) = after(line, "Mamba Cache is allocated.") {
+            let parts = ["conv_state size: ", "ssm_state size: "];
+            let sizes = parts.iter().filter_map(|mark| field(pool, mark)).filter_map(size);
+            let sum = sizes.fold(0, |sum: u64, b| sum.saturating_add(b.0));
+            out.states = least(out.states, (sum > 0).then_some(Bytes(sum)));
+        }
         // A pool for windows beside the other one: both together.
         if let Some(both) = after(line, "SWAKVPool mem usage: ").and_then(size) {
             out.cache = Some(both);

@@ -165,17 +165,9 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         low: least(|b| b.low),
         high: least(|b| b.high),
     });
-    let per_hundred = |available: u64, needed: u64| mul_div(available, 100, needed.max(1));
     let requests = known.then(|| {
         let each = |pick: fn(&Bar) -> u64, need: fn(&Bar) -> u64| {
-            let of = |r: &RankMemory| {
-                let needed = need(&r.cache_needed);
-                if needed == 0 {
-                    return u64::MAX;
-                }
-                per_hundred(r.cache_available.as_ref().map_or(0, pick), needed)
-            };
-            ranks.iter().map(of).min().unwrap_or(0)
+            ranks.iter().map(|r| at_a_time(r, setup, context, pick, need)).min().unwrap_or(0)
         };
         Bar {
             value: each(|b| b.value, |b| b.value),
@@ -188,18 +180,53 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         notes.push("the engine refused to start with as much and as little".to_owned());
     }
     notes.extend(setup.correction.text());
+    // Where a figure is given for keys and values alone, states are beside it.
+    let beside = |r: &RankMemory| match (rules.pool, setup.cache_available) {
+        (Pool::Tokens, Some(_)) => r.state_per_request,
+        _ => 0,
+    };
+    let room = |r: &RankMemory| {
+        let needed = r.cache_needed.high.saturating_sub(beside(r));
+        r.cache_available.is_some_and(|a| a.low >= needed && a.low > 0)
+    };
+    // A pool may hold less than all that is left, for states have one of their own.
+    let whole = |tokens: Bar| match rules.pool {
+        Pool::Tokens => tokens.low >= context && requests.is_some_and(|r| r.low >= 100),
+        _ => tokens.low > 0,
+    };
     let fits = known.then(|| {
-        ranks
-            .iter()
-            .all(|r| r.cache_available.is_some_and(|a| a.low >= r.cache_needed.high && a.low > 0))
-            && tokens.is_some_and(|t| t.low > 0)
-            && !refused
+        ranks.iter().all(room) && tokens.is_some_and(|t| t.low > 0 && whole(t)) && !refused
     });
     notes.extend(facts.notes.iter().cloned());
     if facts.caches.is_empty() {
         notes.push("its files do not tell its cache".to_owned());
     }
     Prediction { weights: stored, ranks, context, block, tokens, requests, fits, notes }
+}
+
+/// Requests of full length that a rank has room for, in hundredths; `pick` and `need` are the ends of
+/// the bars of what there is and of what is needed.
+fn at_a_time(
+    rank: &RankMemory,
+    setup: &Setup,
+    context: u64,
+    pick: fn(&Bar) -> u64,
+    need: fn(&Bar) -> u64,
+) -> u64 {
+    let needed = need(&rank.cache_needed);
+    if needed == 0 {
+        return u64::MAX;
+    }
+    let available = rank.cache_available.as_ref().map_or(0, pick);
+    if setup.rules.pool != Pool::Tokens {
+        return mul_div(available, 100, needed);
+    }
+    let tokens = rank.tokens.as_ref().map_or(0, pick);
+    let by_tokens = mul_div(tokens, 100, context.max(1));
+    if rank.state_per_request == 0 || rank.cache_per_token.value == 0 {
+        return by_tokens;
+    }
+    by_tokens.min(mul_div(pool::two_pools(setup, available).1, 100, rank.state_per_request))
 }
 
 struct Stage {

@@ -16,6 +16,9 @@ pub struct Loaded {
     pub weights: Option<Bytes>,
     /// Memory for the KV cache; of several devices the least.
     pub cache: Option<Bytes>,
+    /// Memory for recurrent states, where the engine keeps them beside that; likewise.
+    #[serde(default)]
+    pub states: Option<Bytes>,
     /// Tokens that the cache holds.
     pub tokens: Option<u64>,
     /// Intermediate values of a step; of several devices the most.
@@ -38,6 +41,7 @@ impl Loaded {
         Self {
             weights: self.weights.max(other.weights),
             cache: least(self.cache, other.cache),
+            states: least(self.states, other.states),
             tokens: least(self.tokens, other.tokens),
             activation: self.activation.max(other.activation),
             graphs: self.graphs.max(other.graphs),
@@ -157,12 +161,19 @@ impl Observation {
         let given = loaded.cache.filter(|_| !cells).and_then(|cache| {
             predict(facts, &Setup { cache_available: Some(cache.0), ..setup.clone() }).tokens
         });
+        // `SGLang` keeps states in a pool of their own. Where its log does not tell of that one, what
+        // else it took cannot be told either.
+        let apart = setup.rules.pool == Pool::Tokens && heaviest.state_per_request > 0;
+        let taken = match (loaded.cache, loaded.states) {
+            (Some(cache), Some(states)) if apart => Some(cache.saturating_add(states)),
+            (cache, _) => cache.filter(|_| !apart),
+        };
         let budget = setup.budget().filter(|_| setup.rules.budget != Budget::Needed);
         let besides = budget.map(|b| b.value).and_then(|budget| {
             let left = |weights: u64, cache: u64| budget.checked_sub(weights)?.checked_sub(cache);
             Pair::of(
                 left(heaviest.weights.value, heaviest.cache_available?.value),
-                left(loaded.weights?.0, loaded.cache?.0),
+                left(loaded.weights?.0, taken?.0),
             )
         });
         let pair = Pair::of;
@@ -176,7 +187,7 @@ impl Observation {
             share: setup.share_per_mille(),
             cache_bits: setup.cache.map(|bits| bits.0),
             weights: pair(Some(heaviest.weights.value), bytes(loaded.weights)),
-            cache: pair(cache, bytes(loaded.cache)),
+            cache: pair(cache, bytes(taken)),
             tokens: pair(given.map(|b| b.value), loaded.tokens.filter(|_| !cells)),
             activation: pair(Some(heaviest.activation.value), bytes(loaded.activation)),
             graphs: pair(Some(heaviest.graphs.value), bytes(loaded.graphs)),

@@ -106,6 +106,23 @@ SWAKVPool mem usage: 10.00 GB, swa size: 100, full size: 125";
 }
 
 #[test]
+fn sglang_tells_of_its_states_apart() {
+    let log = "\
+[2025-12-01 10:00:00 TP0] Load weight end. type=Qwen3NextForCausalLM, dtype=torch.bfloat16, avail mem=38.00 GB, mem usage=40.00 GB.
+[2025-12-01 10:00:01 TP0] Mamba Cache is allocated. max_mamba_cache_size: 83, conv_state size: 0.12GB, ssm_state size: 6.46GB
+[2025-12-01 10:00:01 TP0] KV Cache is allocated. #tokens: 165564, K size: 3.65 GB, V size: 3.65 GB
+[2025-12-01 10:00:09 TP0] max_total_num_tokens=165564, chunked_prefill_size=8192, context_len=262144
+";
+    let loaded = sglang(log);
+    assert_eq!(loaded.tokens, Some(165_564));
+    let near = |found: Option<Bytes>, expected: f64| {
+        found.unwrap().0.abs_diff(gib(expected).unwrap().0) < 10
+    };
+    assert!(near(loaded.cache, 7.30) && near(loaded.states, 6.58), "{loaded:?}");
+    assert_eq!(sglang("KV Cache is allocated. #tokens: 1, KV size: 1.00 GB").states, None);
+}
+
+#[test]
 fn llama_cpp_on_the_processor() {
     // llama.cpp 0c1e570 with LLAMA_ARG_LOG_VERBOSITY=4.
     let log = "\

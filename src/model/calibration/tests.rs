@@ -122,7 +122,7 @@ fn no_log_pushes_a_prediction_beyond_its_bar_and_a_tenth() {
                     tokens: Some(tokens),
                     activation: Some(gib(cache)),
                     graphs: Some(gib(weights)),
-                    refused: false,
+                    ..Loaded::default()
                 };
                 let seen = observed(&vllm(), &lie);
                 let after = corrected(&vllm(), &[&seen]);
@@ -189,4 +189,38 @@ fn what_is_kept_can_be_read_again_by_other_versions() {
     assert_eq!(serde_json::from_str::<Observation>(&text).unwrap(), seen);
     let more = text.replacen('{', r#"{"later":[1],"#, 1);
     assert_eq!(serde_json::from_str::<Observation>(&more).unwrap(), seen);
+}
+
+/// `SGLang`'s own words of a hybrid: states have a pool of their own, which is no overhead.
+#[test]
+fn states_beside_the_cache_are_not_taken_for_something_else() {
+    let hybrid = crate::model::estimate::tests::facts(
+        r#"{"model_type":"qwen3_next","torch_dtype":"bfloat16","num_hidden_layers":8,"hidden_size":2048,
+        "num_attention_heads":16,"num_key_value_heads":2,"head_dim":256,"linear_num_key_heads":16,
+        "linear_num_value_heads":32,"linear_key_head_dim":128,"linear_value_head_dim":128,
+        "linear_conv_kernel_dim":4,"intermediate_size":5120,"moe_intermediate_size":512,
+        "shared_expert_intermediate_size":512,"num_experts":16,"num_experts_per_tok":10,
+        "vocab_size":151936,"max_position_embeddings":262144}"#,
+    );
+    let setup =
+        Setup { gpu: engines::gpu_memory("h100-80").map(|b| b.0), ..Setup::new(engines::SGLANG) };
+    let foreseen = predict(&hybrid, &setup);
+    let all = foreseen.ranks[0].cache_available.unwrap().value;
+    let cache = all * 10 / 19;
+    let loaded = Loaded {
+        weights: Some(Bytes(foreseen.ranks[0].weights.value)),
+        cache: Some(Bytes(cache)),
+        states: Some(Bytes(all - cache)),
+        tokens: Some(cache / 4_096),
+        ..Loaded::default()
+    };
+    let place = || Where { engine: "sglang".to_owned(), ..place() };
+    let seen = Observation::new(&hybrid, &setup, place(), &loaded).unwrap();
+    for pair in [seen.tokens, seen.besides, seen.cache] {
+        let pair = pair.unwrap();
+        assert!(pair.measured.abs_diff(pair.foreseen) <= 2, "{pair:?}");
+    }
+    // A log without that line tells nothing of what else was taken.
+    let silent = Observation::new(&hybrid, &setup, place(), &Loaded { states: None, ..loaded });
+    assert_eq!(silent.unwrap().besides, None);
 }

@@ -224,8 +224,7 @@ impl PoolOf<'_> {
             Pool::Tokens => {
                 let mut left = available;
                 if self.states() > 0 {
-                    // `--mamba-full-memory-ratio 0.9`.
-                    left = mul_div(available, 10, 19);
+                    left = two_pools(self.setup, available).0;
                 }
                 let whole = |per: u64| left / per.max(1) / self.block * self.block;
                 let plain = whole(all);
@@ -264,4 +263,15 @@ impl PoolOf<'_> {
             }
         }
     }
+}
+
+/// What `SGLang` divides its memory into where layers keep states: for tokens, and for states, nine
+/// tenths of the former (`--mamba-full-memory-ratio 0.9`). What it logs of its cache is the former alone:
+/// it has a line of its own for states.
+pub(super) fn two_pools(setup: &Setup, available: u64) -> (u64, u64) {
+    if setup.cache_available.is_some() {
+        return (available, mul_div(available, 9, 10));
+    }
+    let tokens = mul_div(available, 10, 19);
+    (tokens, available.saturating_sub(tokens))
 }

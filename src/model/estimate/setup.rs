@@ -167,7 +167,8 @@ pub struct Setup {
     pub gpu: Option<u64>,
     /// Share of it; none: the engine's default.
     pub utilisation: Option<f64>,
-    /// Memory for the cache of a rank, where the engine said it; none: it follows from the GPU's.
+    /// Memory for the cache of a rank, where the engine said it (`SGLang`: of keys and values, without its
+    /// pool of states); none: it follows from the GPU's.
     pub cache_available: Option<u64>,
     /// Tokens of one step; none: the engine's default.
     pub batch: Option<u64>,

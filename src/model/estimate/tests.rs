@@ -538,6 +538,48 @@ fn windows_on_every_layer_do_not_leave_llama_cpp_without_tokens() {
     assert_eq!(gemma.fits, Some(true));
 }
 
+/// What `SGLang` logs as K and V is what its cache holds; states have a pool of their own.
+#[test]
+fn sglang_keeps_states_beside_the_cache_that_it_tells_of() {
+    let hybrid = facts(HYBRID);
+    let plain = Setup { context: Some(65_536), ..Setup::new(rules("sglang")) };
+    let given = |bytes| predict(&hybrid, &Setup { cache_available: Some(bytes), ..plain.clone() });
+    assert_eq!(given(1 << 30).tokens.unwrap().value, 262_144);
+    assert_eq!(given(1 << 30).fits, Some(true));
+    assert_eq!(given(1 << 27).fits, Some(false));
+    let of = |gpu: u64, context| {
+        let setup = Setup { gpu: Some(gpu), context: Some(context), ..plain.clone() };
+        predict(&hybrid, &setup)
+    };
+    // From the GPU on, nineteen parts are for both.
+    let answer = of(80 << 30, 1_024);
+    let rank = &answer.ranks[0];
+    let all = rank.cache_available.unwrap().value;
+    let tokens = all * 10 / 19;
+    assert_eq!(answer.tokens.unwrap().value, tokens / 4_096);
+    // Short requests are limited by the states.
+    let states = tensors::mul_div(all - tokens, 100, rank.state_per_request);
+    assert_eq!(answer.requests.unwrap().value, states);
+    assert!(states < tokens / 4_096 * 100 / 1_024);
+}
+
+#[test]
+fn a_pool_of_tokens_that_is_shorter_than_a_request_does_not_do() {
+    let hybrid = facts(HYBRID);
+    let of = |gpu: u64| {
+        let setup = Setup { gpu: Some(gpu << 20), ..Setup::new(rules("sglang")) };
+        predict(&hybrid, &setup)
+    };
+    // As soon as all that is left is enough for a request, its tokens' share of it is not.
+    let room =
+        |p: &Prediction| p.ranks[0].cache_available.unwrap().low >= p.ranks[0].cache_needed.high;
+    let first = (4_000..40_000).step_by(64).map(of).find(room).unwrap();
+    assert!(first.tokens.unwrap().low < 262_144, "{first:?}");
+    assert_eq!(first.fits, Some(false));
+    assert!(first.requests.unwrap().low < 100);
+    assert_eq!(of(81_090).fits, Some(true));
+}
+
 #[test]
 fn a_sum_that_is_beyond_counting_is_told() {
     let setup = |context| Setup { context: Some(context), ..Setup::new(rules("vllm")) };
