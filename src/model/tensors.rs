@@ -125,7 +125,7 @@ pub enum Place {
     Norm,
     /// After the last layer: the head.
     Head,
-    /// Beside the layers: a vision tower, a projector. With the first stage.
+    /// Beside the layers: a vision tower, a projector. With the first stage, or with every one.
     Beside,
     /// Only for speculative decoding or for speaking, or an adapter: not loaded unless asked for.
     Draft,

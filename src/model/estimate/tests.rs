@@ -580,6 +580,31 @@ fn a_pool_of_tokens_that_is_shorter_than_a_request_does_not_do() {
     assert_eq!(of(81_090).fits, Some(true));
 }
 
+/// vLLM makes a tower on every stage.
+#[test]
+fn towers_are_on_every_stage_or_may_be() {
+    let plain = facts(LLAMA);
+    let mut seeing = plain.clone();
+    seeing.tensors.push(tensors::Tensor {
+        name: "visual.blocks.0.attn.qkv.weight".to_owned(),
+        dtype: "BF16".to_owned(),
+        shape: vec![1_000, 1_000],
+        count: 1,
+        bytes: 2_000_000,
+    });
+    let more = |engine: &str| {
+        let setup = Setup { pipeline: 2, ..Setup::new(rules(engine)) };
+        let (with, without) = (predict(&seeing, &setup), predict(&plain, &setup));
+        [0, 1].map(|n| {
+            let (with, without) = (with.ranks[n].weights, without.ranks[n].weights);
+            (with.value - without.value, with.high - without.high >= 2_000_000)
+        })
+    };
+    assert_eq!(more("vllm"), [(2_000_000, true), (2_000_000, true)]);
+    assert_eq!(more("sglang"), [(2_000_000, true), (0, true)]);
+    assert_eq!(more("llamacpp"), [(2_000_000, true), (0, false)]);
+}
+
 #[test]
 fn a_sum_that_is_beyond_counting_is_told() {
     let setup = |context| Setup { context: Some(context), ..Setup::new(rules("vllm")) };

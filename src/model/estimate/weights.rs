@@ -28,7 +28,7 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
         facts.tensors.iter().any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
     let mut sum = 0u64;
     // What more it is where options of DP attention (`--moe-dense-tp-size 1`, `--enable-dp-lm-head`,
-    // DeepEP) keep the rest whole as well.
+    // DeepEP) keep the rest whole as well, and where a later stage has the towers, too.
     let mut whole = 0u64;
     for tensor in &facts.tensors {
         let place = tensors::place(&tensor.name, layout.layers);
@@ -45,7 +45,8 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
             Place::Layer(n) => (stage.range.0..stage.range.1).contains(&u64::from(n)),
             Place::Head => stage.last && (by_layers || !facts.tied),
             Place::Norm => stage.last,
-            Place::Beside => stage.first,
+            // vLLM builds towers on every stage; whether SGLang does depends on the model.
+            Place::Beside => stage.first || rules.pool != Pool::Cells,
             Place::Draft => false,
         };
         if here {
@@ -60,6 +61,10 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
                 loaded(facts, rules, tensor, split, share)
             };
             let share = held(divided);
+            if place == Place::Beside && !stage.first && rules.pool == Pool::Tokens {
+                whole = whole.saturating_add(held(attention));
+                continue;
+            }
             sum = sum.saturating_add(share);
             whole = whole.saturating_add(held(attention).saturating_sub(share));
         }
