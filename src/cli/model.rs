@@ -149,7 +149,9 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         return Err(Failure::other(format!("a replica of {gpus} GPUs is too much"))
             .with_hint(format!("tp × pp × dp is at most {MOST_GPUS}")));
     }
-    let data = copies(tensor, options, &rules)?;
+    // Dense models have nothing that more copies would share: the engine says what it makes of `--ep`.
+    let dense = !rules.data_inside && !facts.has_experts();
+    let data = if dense { options.dp.into() } else { copies(tensor, options, &rules)? };
     Ok(Setup {
         tensor,
         pipeline,

@@ -68,9 +68,28 @@ pub(super) fn cuts(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     };
     heads(facts, setup.attention(facts))
         .or_else(stages)
-        .or_else(|| if tokens { tiles::experts(facts, setup) } else { None })
+        .or_else(|| if tokens { tiles::experts(facts, setup) } else { only_vllm(facts, setup) })
         .or_else(|| tiles::states(facts, setup))
         .or_else(|| tiles::refusal(facts, setup))
+}
+
+/// What vLLM refuses and `SGLang` does not: values that bitsandbytes has packed have no rows that could
+/// be cut (`model_loader/bitsandbytes_loader.py`), and ranks that share out experts need some
+/// (`config/model.py`, `verify_with_parallel_config`).
+fn only_vllm(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    let packed = facts.quantisation.as_deref().is_some_and(|q| q.starts_with("bitsandbytes"));
+    if packed && setup.tensor > 1 {
+        return Some(EngineError::Unsupported {
+            engine: setup.rules.engine,
+            what: format!("tensor = {} with weights that bitsandbytes has quantised", setup.tensor),
+            hint: "use pipeline parallelism (tensor = 1), or an FP8, AWQ or GPTQ version"
+                .to_owned(),
+        });
+    }
+    (setup.expert > 1 && !facts.has_experts()).then(|| EngineError::Indivisible {
+        what: "the model has no experts that expert parallelism could divide".to_owned(),
+        hint: "leave expert parallelism out: it is for mixtures of experts".to_owned(),
+    })
 }
 
 /// Weights in a form that no engine of GPU hosts reads.
@@ -154,6 +173,34 @@ mod tests {
         assert_eq!((why(32, 8, 128, None), why(71, 1, 64, None)), (None, None));
         // States alone, and latent vectors.
         assert_eq!((why(0, 0, 0, None), why(128, 1, 192, Some(576))), (None, None));
+    }
+
+    #[test]
+    fn what_vllm_alone_refuses() {
+        let dense = ModelFacts {
+            layers: Some(32),
+            attention_heads: Some(32),
+            kv_heads: Some(8),
+            ..ModelFacts::unknown(ModelFormat::Safetensors, "/m".to_owned())
+        };
+        let packed = ModelFacts { quantisation: Some("bitsandbytes".to_owned()), ..dense.clone() };
+        let mixed = ModelFacts { experts: Some(8), ..dense.clone() };
+        let setup = |rules, tensor, pipeline, expert| Setup {
+            tensor,
+            pipeline,
+            expert,
+            ..Setup::new(rules)
+        };
+        let error = refusal(&packed, &setup(VLLM, 2, 1, 1)).unwrap();
+        assert!(error.to_string().contains("bitsandbytes"), "{error}");
+        assert!(error.hint().unwrap().contains("pipeline parallelism"), "{error}");
+        assert_eq!(refusal(&packed, &setup(VLLM, 1, 2, 1)), None);
+        assert_eq!(refusal(&packed, &setup(SGLANG, 2, 1, 1)), None);
+        let error = refusal(&dense, &setup(VLLM, 8, 1, 8)).unwrap();
+        assert!(error.to_string().contains("no experts"), "{error}");
+        assert!(error.hint().unwrap().contains("leave expert parallelism out"), "{error}");
+        assert_eq!(refusal(&mixed, &setup(VLLM, 8, 1, 8)), None);
+        assert_eq!(refusal(&dense, &setup(VLLM, 8, 1, 1)), None);
     }
 
     #[test]

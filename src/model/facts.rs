@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::cache::LayerCache;
-use super::tensors::{Layout, Tensor};
+use super::tensors::{self, Layout, Tensor};
 use crate::base::Bytes;
 
 /// The format of a model's files.
@@ -191,6 +191,12 @@ impl ModelFacts {
         }
         let count = self.tensors.iter().fold(0, |sum: u64, t| sum.saturating_add(t.count));
         Some((count, by_type))
+    }
+
+    /// Whether it is a mixture of experts, by its configuration or by its tensors.
+    pub fn has_experts(&self) -> bool {
+        let split = |t: &Tensor| tensors::split(t, &self.layout) == tensors::Split::Experts;
+        self.experts.is_some_and(|n| n > 0) || self.tensors.iter().any(split)
     }
 
     /// Whether its weights are quantised as only MLX reads them, on Apple silicon.
