@@ -43,7 +43,7 @@ pub async fn inspect(
     measured.retain(|seen| seen.is_of(&facts) && seen.place.engine == setup.rules.engine);
     let here: Vec<&Observation> =
         measured.iter().filter(|seen| same_device(seen.place.device_memory, setup.gpu)).collect();
-    setup.correction = Correction::from(&here, setup.tensor, setup.pipeline);
+    setup.correction = Correction::from(&here, &setup);
     let mut prediction = model::predict(&facts, &setup);
     if prediction.is_beyond_counting() {
         return Err(Failure::other("its memory is more bytes than can be counted".to_owned())

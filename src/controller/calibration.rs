@@ -164,7 +164,7 @@ impl Core {
                 && seen.place.engine == setup.rules.engine
                 && seen.place.device == device
         });
-        Correction::from(&of.collect::<Vec<_>>(), setup.tensor, setup.pipeline)
+        Correction::from(&of.collect::<Vec<_>>(), setup)
     }
 
     /// What a rank takes on each device, corrected by what was measured on the devices that the hosts

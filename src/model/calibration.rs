@@ -66,22 +66,30 @@ pub struct Correction {
     pub(super) device: String,
 }
 
+/// How a model is divided: tensor, pipeline, data and expert parallelism.
+type Division = (u64, u64, u64, u64);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Refusal {
-    tensor: u64,
-    pipeline: u64,
+    division: Division,
     context: u64,
     share: Option<u32>,
     cache_bits: Option<u32>,
+    /// Requests at a time and tokens of a step, where they were asked for.
+    requests: Option<u64>,
+    batch: Option<u64>,
+    eager: bool,
 }
 
 impl Correction {
-    /// From all observations of one model, engine and device, the oldest first, for a question with
-    /// so many ranks. What depends on how a model is divided is taken from the same division alone.
-    pub fn from(observations: &[&Observation], tensor: u64, pipeline: u64) -> Self {
+    /// From all observations of one model, engine and device, the oldest first, for a question that is
+    /// divided as `setup`. What depends on how a model is divided is taken from the same division alone.
+    pub fn from(observations: &[&Observation], setup: &Setup) -> Self {
         let newest =
             observations.get(observations.len().saturating_sub(MOST)..).unwrap_or_default();
-        let same = |o: &&&Observation| o.tensor == tensor && o.pipeline == pipeline;
+        let asked = (setup.tensor, setup.pipeline, setup.data, setup.expert);
+        let of = |o: &Observation| (o.tensor, o.pipeline, o.data, o.expert);
+        let same = |o: &&&Observation| of(o) == asked;
         let ratios = |alike: bool, pick: fn(&Observation) -> Option<Pair>, believed| {
             let list = newest.iter().filter(|o| !alike || same(o));
             list.filter_map(|o| pick(o)?.ratio(believed)).collect::<Vec<u64>>()
@@ -89,18 +97,20 @@ impl Correction {
         let factor = |pick, believed| Factor::of(ratios(true, pick, believed));
         let mut refusals: Vec<Refusal> = Vec::new();
         for o in newest {
-            let of = Refusal {
-                tensor: o.tensor,
-                pipeline: o.pipeline,
+            let question = Refusal {
+                division: of(o),
                 context: o.context,
                 share: o.share,
                 cache_bits: o.cache_bits,
+                requests: o.requests,
+                batch: o.batch,
+                eager: o.eager,
             };
             if o.refused {
-                refusals.push(of);
+                refusals.push(question);
             } else {
                 // It ran after all: the memory was somebody else's that day.
-                refusals.retain(|r| !r.covers(&of));
+                refusals.retain(|r| !r.covers(&question));
             }
         }
         Self {
@@ -165,11 +175,13 @@ impl Correction {
     /// Whether an engine refused just this, or less.
     pub fn is_refused(&self, setup: &Setup, context: u64) -> bool {
         let question = Refusal {
-            tensor: setup.tensor,
-            pipeline: setup.pipeline,
+            division: (setup.tensor, setup.pipeline, setup.data, setup.expert),
             context,
             share: setup.share_per_mille(),
             cache_bits: setup.cache.map(|bits| bits.0),
+            requests: setup.requests,
+            batch: setup.batch,
+            eager: setup.eager,
         };
         self.refusals.iter().any(|r| r.covers(&question))
     }
@@ -202,11 +214,19 @@ impl Correction {
 impl Refusal {
     /// Whether `question` asks for as much or more, with as little.
     fn covers(&self, question: &Self) -> bool {
-        self.tensor == question.tensor
-            && self.pipeline == question.pipeline
+        // What an engine takes where nothing is asked for is no number that could be compared.
+        let as_much = |asked: Option<u64>, refused: Option<u64>| match (asked, refused) {
+            (Some(asked), Some(refused)) => asked >= refused,
+            (asked, refused) => asked == refused,
+        };
+        self.division == question.division
             && self.cache_bits == question.cache_bits
             && question.context >= self.context
             && question.share <= self.share
+            && as_much(question.requests, self.requests)
+            && as_much(question.batch, self.batch)
+            // Graphs take memory: without them it may fit.
+            && (self.eager || !question.eager)
     }
 }
 

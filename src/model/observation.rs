@@ -107,8 +107,23 @@ pub struct Observation {
     pub tensor: u64,
     /// Pipeline stages.
     pub pipeline: u64,
+    /// Copies of attention.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub data: u64,
+    /// Ranks that whole experts are divided over.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub expert: u64,
     /// Longest sequence.
     pub context: u64,
+    /// Requests at a time, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Tokens of a step, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u64>,
+    /// No graphs were captured.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub eager: bool,
     /// Share of the device that the engine might take, per mille.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<u32>,
@@ -136,6 +151,15 @@ pub struct Observation {
     /// The engine refused to start for want of memory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refused: bool,
+}
+
+const fn one() -> u64 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+const fn is_one(n: &u64) -> bool {
+    *n == 1
 }
 
 impl Observation {
@@ -183,7 +207,12 @@ impl Observation {
             place,
             tensor: setup.tensor,
             pipeline: setup.pipeline,
+            data: setup.data,
+            expert: setup.expert,
             context: prediction.context,
+            requests: setup.requests,
+            batch: setup.batch,
+            eager: setup.eager,
             share: setup.share_per_mille(),
             cache_bits: setup.cache.map(|bits| bits.0),
             weights: pair(Some(heaviest.weights.value), bytes(loaded.weights)),

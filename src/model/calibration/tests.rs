@@ -64,7 +64,7 @@ fn observed(setup: &Setup, loaded: &Loaded) -> Observation {
 }
 
 fn corrected(setup: &Setup, seen: &[&Observation]) -> crate::model::Prediction {
-    let correction = Correction::from(seen, setup.tensor, setup.pipeline);
+    let correction = Correction::from(seen, setup);
     predict(&facts(), &Setup { correction, ..setup.clone() })
 }
 
@@ -92,7 +92,7 @@ fn the_next_prediction_is_what_was_measured_with_a_narrower_bar() {
 fn measuring_again_corrects_no_further() {
     // An observation is compared with the uncorrected prediction: corrections do not pile up.
     let first = observed(&vllm(), &logged());
-    let correction = Correction::from(&[&first], 1, 1);
+    let correction = Correction::from(&[&first], &vllm());
     let again = observed(&Setup { correction, ..vllm() }, &logged());
     assert_eq!(first, again);
     let (once, twice) = (corrected(&vllm(), &[&first]), corrected(&vllm(), &[&first, &again]));
@@ -189,6 +189,45 @@ fn what_is_kept_can_be_read_again_by_other_versions() {
     assert_eq!(serde_json::from_str::<Observation>(&text).unwrap(), seen);
     let more = text.replacen('{', r#"{"later":[1],"#, 1);
     assert_eq!(serde_json::from_str::<Observation>(&more).unwrap(), seen);
+}
+
+#[test]
+fn what_was_measured_of_another_division_corrects_weights_alone() {
+    let copies = Setup { data: 4, expert: 4, ..vllm() };
+    let seen = observed(&copies, &logged());
+    assert_eq!((seen.data, seen.expert), (4, 4));
+    let of = |setup: &Setup| Correction::from(&[&seen], setup);
+    assert!(of(&copies).tokens.is_some() && of(&copies).besides.is_some());
+    assert!(of(&vllm()).weights.is_some());
+    assert_eq!((of(&vllm()).tokens, of(&vllm()).besides), (None, None));
+    // What was kept before these were is of one copy.
+    let text = serde_json::to_string(&observed(&vllm(), &logged())).unwrap();
+    assert!(!text.contains("\"data\""), "{text}");
+    let old: Observation = serde_json::from_str(&text).unwrap();
+    assert_eq!((old.data, old.expert), (1, 1));
+}
+
+#[test]
+fn fewer_requests_and_smaller_steps_are_another_question() {
+    let long = Setup { context: Some(131_072), requests: Some(256), ..vllm() };
+    let refusal = Loaded { refused: true, ..Loaded::default() };
+    let no = observed(&long, &refusal);
+    let refused = |setup: &Setup| Correction::from(&[&no], setup).is_refused(setup, 131_072);
+    assert!(refused(&long));
+    assert!(refused(&Setup { requests: Some(512), ..long.clone() }));
+    for other in [
+        Setup { requests: Some(16), ..long.clone() },
+        Setup { requests: None, ..long.clone() },
+        Setup { batch: Some(2_048), ..long.clone() },
+        Setup { eager: true, ..long.clone() },
+        Setup { data: 2, ..long.clone() },
+    ] {
+        assert!(!refused(&other), "{other:?}");
+    }
+    // What failed without graphs fails with them.
+    let eager = Setup { eager: true, ..long.clone() };
+    let no = observed(&eager, &refusal);
+    assert!(Correction::from(&[&no], &long).is_refused(&long, 131_072));
 }
 
 /// `SGLang`'s own words of a hybrid: states have a pool of their own, which is no overhead.
