@@ -328,8 +328,39 @@ fn the_flags_of_an_engine_are_understood() {
     }
     let good = ask("--gpu h100-80 --tp 8 --pp 8 --context 4096");
     assert_eq!((good["fits"].as_bool(), &good["refused"]), (Some(true), &serde_json::Value::Null));
-    assert!(!inspect(dir.path(), &["--utilisation", "1.5"]).0);
+    for share in ["1.5", "0", "nan"] {
+        let (good, _, error) = inspect(dir.path(), &["--utilisation", share]);
+        assert!(!good && error.contains("--utilisation 0.9"), "{share}: {error}");
+    }
     assert!(!inspect(dir.path(), &["--pp", "0"]).0);
+
+    // A size is one with its unit.
+    for size in ["8.11", "80000000000", "8KiB", "GiB"] {
+        let (good, _, error) = inspect(dir.path(), &["--kv-available", size]);
+        assert!(!good && error.contains("GiB`"), "{size}: {error}");
+    }
+    assert!(inspect(dir.path(), &["--kv-available", "0"]).0);
+    let (good, _, error) = inspect(dir.path(), &["--gpu", "80"]);
+    assert!(!good && error.contains("80GiB"), "{error}");
+    assert_eq!(ask("--gpu 80GiB")["fits"], true);
+
+    // Copies and experts are told in words, too.
+    let (_, text, _) = inspect(dir.path(), &["--dp", "4", "--ep", "4"]);
+    assert!(text.contains("data 4, expert 4: 4 GPUs"), "{text}");
+    let (_, text, _) = inspect(dir.path(), &["--tp", "2"]);
+    assert!(!text.contains("data 1"), "{text}");
+}
+
+#[test]
+fn experts_of_a_dense_model_are_refused_as_vllm_refuses_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"model_type":"llama","num_hidden_layers":4,"hidden_size":1024,"num_attention_heads":16,
+        "num_key_value_heads":8,"intermediate_size":2048,"vocab_size":1024,"max_position_embeddings":4096}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let answer = ask(dir.path(), "--tp 4 --ep 8 --gpu h100-80");
+    assert_eq!((answer["data"].as_u64(), answer["gpus"].as_u64()), (Some(1), Some(4)));
+    assert_eq!(answer["fits"], false);
+    assert!(answer["refused"].as_str().unwrap().contains("no experts"), "{answer}");
 }
 
 /// Models whose few bytes would make much work.

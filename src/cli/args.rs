@@ -423,7 +423,7 @@ pub struct InspectOptions {
     #[arg(long)]
     pub engine: Option<String>,
     /// Memory for the cache on each rank, where the engine has said it
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     pub kv_available: Option<crate::api::Bytes>,
     /// Requests at a time; default: the engine's
     #[arg(long, value_name = "N")]
@@ -434,6 +434,23 @@ pub struct InspectOptions {
     /// No graphs are captured
     #[arg(long)]
     pub enforce_eager: bool,
+}
+
+/// A size of memory. `8.11` would be eight bytes, which nobody means: 0, or a size with its unit.
+pub(super) fn memory_size(text: &str) -> Result<crate::api::Bytes, String> {
+    use crate::api::Bytes;
+    let size = text.parse::<Bytes>().map_err(|e| e.to_string())?;
+    let text = text.trim();
+    if size == Bytes::ZERO {
+        return Ok(size);
+    }
+    if !text.ends_with(|c: char| c.is_ascii_alphabetic()) {
+        return Err(format!("it has no unit: write for example `{text}GiB`"));
+    }
+    if size < Bytes::mib(1) {
+        return Err(format!("{size} is less than any GPU has left: write for example `8.11GiB`"));
+    }
+    Ok(size)
 }
 
 /// Shorter than this a round would only cost.

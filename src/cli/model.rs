@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::args::{Args, InspectOptions, Output};
+use super::args::{Args, InspectOptions, Output, memory_size};
 use super::exit::{Failure, Success};
 use super::{attach, table};
 use crate::api::{Bytes, Door, Hint, HostName};
@@ -126,7 +126,7 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
     let gpu = match options.gpu.as_deref() {
         None => None,
         Some(name) => {
-            let known = engines::gpu_memory(name).or_else(|| name.parse::<Bytes>().ok());
+            let known = engines::gpu_memory(name).or_else(|| memory_size(name).ok());
             Some(known.ok_or_else(|| {
                 Failure::other(format!("the GPU `{name}` is not known")).with_hint(
                     "use a name such as h100-80, a100-40, l40s, rtx-4090, or its memory: 80GiB",
@@ -137,7 +137,8 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
     if let Some(share) = options.utilisation
         && !(share > 0.0 && share <= 1.0)
     {
-        return Err(Failure::other(format!("utilisation {share} is not between 0 and 1")));
+        return Err(Failure::other(format!("utilisation {share} is not between 0 and 1"))
+            .with_hint("give the share of the GPU's memory, such as --utilisation 0.9"));
     }
     // Engines that give whole layers to each GPU have no tensor parallelism: all are stages.
     let (tensor, pipeline): (u64, u64) = match rules.split {
@@ -307,6 +308,14 @@ fn print(
         "{} with tensor {}, pipeline {}, context {}",
         setup.rules.engine, setup.tensor, setup.pipeline, prediction.context
     ))?;
+    if setup.data > 1 || setup.expert > 1 {
+        table::out(&format!(
+            "data {}, expert {}: {} GPUs",
+            setup.data,
+            setup.expert,
+            setup.gpus(facts)
+        ))?;
+    }
     let mut rows = Vec::new();
     for rank in prediction.ranks.iter().filter(|r| r.tensor == 0) {
         let name = match (setup.pipeline, setup.tensor) {
