@@ -200,12 +200,16 @@ fn a_drain_moves_replicas_away_and_a_killed_controller_goes_on_with_it() {
     assert_eq!((view["ready"].as_u64(), view["condition"].as_str()), (Some(2), Some("serving")));
     assert!(!place.code_is_on().contains(&host), "{view:#}");
     assert!(place.expect(&["hosts"], 0).stdout.contains("drained"));
+    let audit = place.expect(&["audit", "--output", "json"], 0).stdout;
+    assert!(audit.contains("drain_ended"), "{audit}");
 
     // No new rank goes there, until it is welcome again.
     place.edit("\"12\"", "\"14\"");
     place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
     assert!(!place.code_is_on().contains(&host));
-    place.expect(&["uncordon", &host], 0);
+    place.expect(&["uncordon", &host, "-m", "the fans are new"], 0);
+    let audit = place.expect(&["audit", "--output", "json"], 0).stdout;
+    assert!(audit.contains("\"why\":\"the fans are new\""), "{audit}");
     let hosts = place.json(&["hosts"], 0);
     assert_eq!(hosts[&host]["maintenance"]["drain"], Value::Null);
     // A single GPU.

@@ -133,7 +133,7 @@ async fn what_the_engine_logged_corrects_the_next_prediction_and_stays_in_the_de
     let again = wait(&client, "the same", |v| Some(v.memory.first()?.seen.clone())).await;
     assert_eq!(again, seen);
     assert_eq!(needed(&client).await.0, after);
-    client.send(Intent::Stop { service: "chat".parse().unwrap() }).await.unwrap();
+    client.send(Intent::Stop { service: "chat".parse().unwrap(), reason: None }).await.unwrap();
     wait(&client, "the end", |v| v.replicas.is_empty().then_some(())).await;
     running.stop().await;
 }

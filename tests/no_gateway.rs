@@ -145,7 +145,7 @@ async fn only_who_holds_the_hosts_publishes() {
     wait_told(ports[1], 503, "is held by").await;
 
     // It takes over and tells what is served without any change of it; the first one falls silent.
-    other.send(Intent::TakeOver { force: true }).await.unwrap();
+    other.send(Intent::TakeOver { force: true, reason: None }).await.unwrap();
     wait_told(ports[1], 200, "r1-0-a1").await;
     let why = wait_told(ports[0], 503, "is held by").await;
     assert!(why.contains("second"), "{why}");
@@ -176,7 +176,7 @@ async fn only_who_holds_the_hosts_publishes() {
     assert_eq!(told(ports[0], "json").await.0, 503);
 
     // Taken back, it tells what the second one has left.
-    client.send(Intent::TakeOver { force: true }).await.unwrap();
+    client.send(Intent::TakeOver { force: true, reason: None }).await.unwrap();
     wait_told(ports[0], 200, "r2-0-a1").await;
     wait_told(ports[1], 503, "is held by").await;
 

@@ -63,6 +63,9 @@ pub enum Intent {
         /// The person has read OUTAGE in the plan and wants it all the same.
         #[serde(default)]
         accept_outage: bool,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Do not wait for the gate that holds the rollout.
     Skip {
@@ -75,16 +78,25 @@ pub enum Intent {
     CancelQueued {
         /// Which service.
         service: ServiceName,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Hold the rollout.
     Pause {
         /// Which service.
         service: ServiceName,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Go on after a pause.
     Resume {
         /// Which service.
         service: ServiceName,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Pass the gate or step that holds the rollout.
     Promote {
@@ -110,6 +122,9 @@ pub enum Intent {
     Stop {
         /// Which service.
         service: ServiceName,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// No new ranks on a host, or on one GPU of it; what runs there goes on.
     Cordon {
@@ -126,6 +141,9 @@ pub enum Intent {
         host: HostName,
         /// Only the GPU of this index.
         gpu: Option<u32>,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Cordon a host and move away what runs there, one replica of each service at a time.
     Drain {
@@ -159,6 +177,9 @@ pub enum Intent {
         timeout_ms: u64,
         /// Longest a host may be away, milliseconds.
         return_ms: u64,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Begin no further host of the upgrade under way. Those that are begun are finished.
     StopUpgrade,
@@ -178,6 +199,9 @@ pub enum Intent {
     TakeOver {
         /// Also from one whose lease has not ended, and although hosts are not reached.
         force: bool,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Read deck.toml and the specs again.
     Reload,
@@ -210,12 +234,12 @@ impl Intent {
             | Self::Undo { service, .. }
             | Self::Retry { service, .. }
             | Self::Skip { service, .. }
-            | Self::CancelQueued { service }
-            | Self::Pause { service }
-            | Self::Resume { service }
+            | Self::CancelQueued { service, .. }
+            | Self::Pause { service, .. }
+            | Self::Resume { service, .. }
             | Self::Promote { service, .. }
             | Self::Abort { service, .. }
-            | Self::Stop { service }
+            | Self::Stop { service, .. }
             | Self::Move { service, .. } => Some(service),
             Self::ApplyTogether { .. }
             | Self::SteerGroup { .. }

@@ -114,6 +114,9 @@ pub enum Command {
     Stop {
         /// Which service
         service: ServiceName,
+        /// Why
+        #[command(flatten)]
+        why: Why,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -143,6 +146,9 @@ pub enum Command {
     Uncordon {
         /// HOST or HOST/GPU
         target: String,
+        /// Why
+        #[command(flatten)]
+        why: Why,
     },
     /// Cordon a host and move away what runs there, one replica at a time
     Drain {
@@ -566,6 +572,9 @@ pub struct UpgradeOptions {
     /// Do not ask (nothing is asked without a terminal)
     #[arg(long, short)]
     pub yes: bool,
+    /// Why
+    #[command(flatten)]
+    pub why: Why,
 }
 
 /// How a failed rollout is tried again.
@@ -583,6 +592,9 @@ pub struct RetryOptions {
     /// Go on although no replica will be ready in between
     #[arg(long)]
     pub accept_outage: bool,
+    /// Why
+    #[command(flatten)]
+    pub why: Why,
 }
 
 /// What an apply does while another rollout of the service is under way.
@@ -594,6 +606,14 @@ pub enum Concurrency {
     Queue,
     /// The present one is taken back first
     Replace,
+}
+
+/// Why something is asked for.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Why {
+    /// Why, for the audit trail
+    #[arg(long, short = 'm', value_name = "TEXT")]
+    pub reason: Option<String>,
 }
 
 /// One service's rollout, or that of several.
@@ -622,9 +642,23 @@ pub enum RolloutCommand {
         timeout: Option<std::time::Duration>,
     },
     /// Hold it where it is
-    Pause(SteerWhich),
+    Pause {
+        /// Which
+        #[command(flatten)]
+        which: SteerWhich,
+        /// Why
+        #[command(flatten)]
+        why: Why,
+    },
     /// Go on after a pause
-    Resume(SteerWhich),
+    Resume {
+        /// Which
+        #[command(flatten)]
+        which: SteerWhich,
+        /// Why
+        #[command(flatten)]
+        why: Why,
+    },
     /// Pass the gate or step that holds it
     #[command(visible_alias = "approve")]
     Promote {
@@ -661,6 +695,9 @@ pub enum RolloutCommand {
     CancelQueued {
         /// Which service
         service: ServiceName,
+        /// Why
+        #[command(flatten)]
+        why: Why,
     },
     /// Take it back
     Abort {
@@ -716,5 +753,8 @@ pub enum ControllerCommand {
         /// The deck's name, instead of typing it at the terminal
         #[arg(long, value_name = "DECK", requires = "force")]
         confirm: Option<String>,
+        /// Why
+        #[command(flatten)]
+        why: Why,
     },
 }

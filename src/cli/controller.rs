@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::args::{Args, ControllerCommand, Output};
+use super::args::{Args, ControllerCommand, Output, Why};
 use super::attach::{attach, deck, running};
 use super::exit::{Failure, Success};
 use super::table;
@@ -19,8 +19,8 @@ pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Fa
         ControllerCommand::Run { detached } => run_here(args, *detached).await,
         ControllerCommand::Install { print } => super::install::run(args, *print),
         ControllerCommand::Upgrade => upgrade(args).await,
-        ControllerCommand::TakeOver { force, confirm } => {
-            take_over(args, *force, confirm.as_deref()).await
+        ControllerCommand::TakeOver { force, confirm, why } => {
+            take_over(args, *force, confirm.as_deref(), why).await
         }
         ControllerCommand::Status => status(args).await,
         ControllerCommand::Stop => stop(args).await,
@@ -130,7 +130,12 @@ async fn upgrade(args: &Args) -> Result<Success, Failure> {
 }
 
 /// Takes the hosts over; by force only when the deck was named.
-async fn take_over(args: &Args, force: bool, confirm: Option<&str>) -> Result<Success, Failure> {
+async fn take_over(
+    args: &Args,
+    force: bool,
+    confirm: Option<&str>,
+    why: &Why,
+) -> Result<Success, Failure> {
     let (_, spec) = deck(args)?;
     let client = attach(args).await?;
     let snapshot = super::show::settle(&client).await?;
@@ -156,7 +161,7 @@ async fn take_over(args: &Args, force: bool, confirm: Option<&str>) -> Result<Su
             return Err(Failure::other("the name is not the deck's: nothing was taken over"));
         }
     }
-    client.send(Intent::TakeOver { force }).await?;
+    client.send(Intent::TakeOver { force, reason: why.reason.clone() }).await?;
     if args.output == Output::Text {
         table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::args::{Args, DrainOptions, Output, UpgradeOptions};
+use super::args::{Args, DrainOptions, Output, UpgradeOptions, Why};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, show, table};
@@ -38,11 +38,11 @@ pub async fn cordon(args: &Args, text: &str, reason: Option<&str>) -> Result<Suc
 }
 
 /// New ranks are welcome again.
-pub async fn uncordon(args: &Args, text: &str) -> Result<Success, Failure> {
+pub async fn uncordon(args: &Args, text: &str, why: &Why) -> Result<Success, Failure> {
     let (host, gpu) = target(text)?;
     let client = attach(args).await?;
     show::settle(&client).await?;
-    let reply = client.send(Intent::Uncordon { host, gpu }).await?;
+    let reply = client.send(Intent::Uncordon { host, gpu, reason: why.reason.clone() }).await?;
     told(args, &reply, &format!("{text} is not cordoned any more"))
 }
 
@@ -242,6 +242,7 @@ pub async fn upgrade(args: &Args, options: &UpgradeOptions) -> Result<Success, F
         max_parallel: options.max_parallel,
         timeout_ms: millis(options.timeout),
         return_ms: millis(options.return_timeout),
+        reason: options.why.reason.clone(),
     };
     let reply = client.send(intent).await?;
     if options.no_wait {

@@ -143,7 +143,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
             apply::undo(args, service, *to, options).await
         }
         Command::Rollout(command) => rollout::run(args, command).await,
-        Command::Stop { service, yes } => rollout::stop(args, service, *yes).await,
+        Command::Stop { service, why, yes } => rollout::stop(args, service, why, *yes).await,
         Command::Status { service } => show::status(args, service.as_ref()).await,
         Command::Hosts { command: None } => show::hosts(args).await,
         Command::Hosts { command: Some(HostsCommand::Upgrade(options)) } => {
@@ -152,7 +152,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Cordon { target, reason } => {
             maintenance::cordon(args, target, reason.as_deref()).await
         }
-        Command::Uncordon { target } => maintenance::uncordon(args, target).await,
+        Command::Uncordon { target, why } => maintenance::uncordon(args, target, why).await,
         Command::Reconnect { hosts } => maintenance::reconnect(args, hosts).await,
         Command::Drain { host, options } => maintenance::drain(args, host, options).await,
         Command::Top { hosts, details, rounds, interval } => {

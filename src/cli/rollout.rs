@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use super::args::{Args, Output, RetryOptions, RolloutCommand};
+use super::args::{Args, Output, RetryOptions, RolloutCommand, Why};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, show, table};
@@ -21,13 +21,13 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
             return wait(args, &client, service, Awaited::Present, *timeout).await;
         }
         RolloutCommand::Status { service, .. } => return show::status(args, Some(service)).await,
-        RolloutCommand::Pause(which) => match which.service.clone() {
-            Some(service) => Intent::Pause { service },
-            None => Intent::SteerGroup { what: GroupSteer::Pause, reason: None },
+        RolloutCommand::Pause { which, why } => match which.service.clone() {
+            Some(service) => Intent::Pause { service, reason: why.reason.clone() },
+            None => Intent::SteerGroup { what: GroupSteer::Pause, reason: why.reason.clone() },
         },
-        RolloutCommand::Resume(which) => match which.service.clone() {
-            Some(service) => Intent::Resume { service },
-            None => Intent::SteerGroup { what: GroupSteer::Resume, reason: None },
+        RolloutCommand::Resume { which, why } => match which.service.clone() {
+            Some(service) => Intent::Resume { service, reason: why.reason.clone() },
+            None => Intent::SteerGroup { what: GroupSteer::Resume, reason: why.reason.clone() },
         },
         RolloutCommand::Promote { service, all, step, reason } => {
             let step = match step {
@@ -42,8 +42,8 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
         RolloutCommand::Skip { service, reason } => {
             Intent::Skip { service: service.clone(), reason: reason.clone() }
         }
-        RolloutCommand::CancelQueued { service } => {
-            Intent::CancelQueued { service: service.clone() }
+        RolloutCommand::CancelQueued { service, why } => {
+            Intent::CancelQueued { service: service.clone(), reason: why.reason.clone() }
         }
         RolloutCommand::Abort { which, reason } => match which.service.clone() {
             Some(service) => Intent::Abort { service, reason: reason.clone() },
@@ -83,7 +83,11 @@ async fn retry(
     {
         return Ok(Success::Done);
     }
-    let intent = Intent::Retry { service: service.clone(), accept_outage: options.accept_outage };
+    let intent = Intent::Retry {
+        service: service.clone(),
+        accept_outage: options.accept_outage,
+        reason: options.why.reason.clone(),
+    };
     let reply = client.send(intent).await?;
     match (&reply, args.output) {
         (_, Output::Json) => table::json_line(&reply)?,
@@ -110,14 +114,20 @@ async fn retry(
 }
 
 /// Stops a service.
-pub async fn stop(args: &Args, service: &ServiceName, yes: bool) -> Result<Success, Failure> {
+pub async fn stop(
+    args: &Args,
+    service: &ServiceName,
+    why: &Why,
+    yes: bool,
+) -> Result<Success, Failure> {
     let client = attach(args).await?;
     if apply::must_ask(args, yes)
         && !apply::ask(&format!("Drain and stop all replicas of {service}?"))?
     {
         return Ok(Success::Done);
     }
-    accepted(args, &client, Intent::Stop { service: service.clone() }).await
+    let (service, reason) = (service.clone(), why.reason.clone());
+    accepted(args, &client, Intent::Stop { service, reason }).await
 }
 
 async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Success, Failure> {

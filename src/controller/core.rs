@@ -560,7 +560,7 @@ impl Core {
             return;
         }
         let result = match intent {
-            Intent::TakeOver { force } => {
+            Intent::TakeOver { force, .. } => {
                 if let Err(error) = self.begin_take_over() {
                     let _ = reply.send(Err(error));
                     return;
@@ -594,20 +594,20 @@ impl Core {
                 let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage };
                 return self.undo(service, to, request, reply);
             }
-            Intent::Retry { service, accept_outage } => {
+            Intent::Retry { service, accept_outage, .. } => {
                 return self.retry(service, by, accept_outage, reply);
             }
             Intent::Skip { service, reason } => self.skip(&service, by, reason),
-            Intent::CancelQueued { service } => self.cancel_queued(&service, by),
-            Intent::Pause { service } => self.on_rollout(&service, EventKind::Paused { by }),
-            Intent::Resume { service } => self.on_rollout(&service, EventKind::Resumed { by }),
+            Intent::CancelQueued { service, .. } => self.cancel_queued(&service, by),
+            Intent::Pause { service, .. } => self.on_rollout(&service, EventKind::Paused { by }),
+            Intent::Resume { service, .. } => self.on_rollout(&service, EventKind::Resumed { by }),
             Intent::Promote { service, all, step, reason } => {
                 self.promote(&service, EventKind::Promoted { all, by, step, reason })
             }
             Intent::Abort { service, reason } => {
                 self.on_rollout(&service, EventKind::Aborted { by, reason })
             }
-            Intent::Stop { service } => {
+            Intent::Stop { service, .. } => {
                 if self.state.services.get(&service).is_some_and(|s| !s.replicas.is_empty()) {
                     self.on_service(&service, EventKind::StopRequested { by })
                 } else if self.known_services().contains(&service) {
@@ -621,14 +621,16 @@ impl Core {
                 }
             }
             Intent::Cordon { host, gpu, reason } => self.cordon(&host, gpu, &by, reason),
-            Intent::Uncordon { host, gpu } => self.uncordon(&host, gpu, &by),
+            Intent::Uncordon { host, gpu, .. } => self.uncordon(&host, gpu, &by),
             Intent::Drain { host, reason } => return self.drain(host, by, reason, reply),
             Intent::Move { service, replica, host, gpus, reason } => {
                 let to = ReplicaTo { service, replica, host, gpus };
                 return self.move_replica(to, by, reason, reply);
             }
             Intent::StopUpgrade => Ok(self.stop_upgrade(&by)),
-            Intent::UpgradeHosts { command, hosts, max_parallel, timeout_ms, return_ms } => {
+            Intent::UpgradeHosts {
+                command, hosts, max_parallel, timeout_ms, return_ms, ..
+            } => {
                 let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
                 self.begin_upgrade(wish, by)
             }

@@ -387,7 +387,7 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
         // Pausing is the brake: it harms nothing and must be quick.
         Command::PauseResume | Command::Pause => {
             let what = format!("pause {name}");
-            vec![Effect::Send { intent: Wish(Intent::Pause { service: name }), what }]
+            vec![Effect::Send { intent: Wish(Intent::Pause { service: name, reason: None }), what }]
         }
         Command::Promote | Command::PromoteAll => {
             let all = command == Command::PromoteAll;

@@ -416,7 +416,8 @@ fn what_failed_is_tried_again() {
     assert!(text(&state).contains("Tries again: exit code 3"), "{}", text(&state));
     let effects = press(&mut state, "chat<enter>");
     let service = service_name("chat");
-    let retry = |accept_outage| Intent::Retry { service: service.clone(), accept_outage };
+    let retry =
+        |accept_outage| Intent::Retry { service: service.clone(), accept_outage, reason: None };
     assert_eq!(sent(&effects), [retry(false)]);
     // What was taken back begins anew: its plan is shown, and its OUTAGE accepted as that of an apply.
     for outage in [false, true] {
@@ -466,7 +467,7 @@ fn what_is_queued_is_seen_and_taken_out() {
         press(&mut state, "<esc>X");
         let effects = press(&mut state, "chat<enter>");
         let service = service_name("chat");
-        assert_eq!(sent(&effects), [Intent::CancelQueued { service }]);
+        assert_eq!(sent(&effects), [Intent::CancelQueued { service, reason: None }]);
     }
     let mut state = rolling(|_| ());
     press(&mut state, "3X");

@@ -81,9 +81,10 @@ impl Ask {
     fn done(&self) -> Vec<Effect> {
         let (intent, what) = match &self.what {
             AskWhat::Quit => return vec![Effect::Quit],
-            AskWhat::Resume(service) => {
-                (Intent::Resume { service: service.clone() }, format!("resume {service}"))
-            }
+            AskWhat::Resume(service) => (
+                Intent::Resume { service: service.clone(), reason: None },
+                format!("resume {service}"),
+            ),
             AskWhat::Reload => (Intent::Reload, "reload".to_owned()),
             AskWhat::Shutdown => (Intent::Shutdown, "shutdown".to_owned()),
         };

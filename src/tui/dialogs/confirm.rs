@@ -197,12 +197,12 @@ impl Confirm {
             Deed::Undo { to } => {
                 Intent::Undo { service, to, reason, accept_outage: self.accepts_outage() }
             }
-            Deed::Retry => Intent::Retry { service, accept_outage: self.accepts_outage() },
+            Deed::Retry => Intent::Retry { service, accept_outage: self.accepts_outage(), reason },
             Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
-            Deed::CancelQueued => Intent::CancelQueued { service },
+            Deed::CancelQueued => Intent::CancelQueued { service, reason },
             Deed::Promote { all, step } => Intent::Promote { service, all, step, reason },
             Deed::Abort => Intent::Abort { service, reason },
-            Deed::Stop => Intent::Stop { service },
+            Deed::Stop => Intent::Stop { service, reason },
             Deed::Move => {
                 let ReplicaTo { replica, host, gpus, .. } = self.to.as_deref().cloned()?;
                 Intent::Move { service, replica, host, gpus, reason }
