@@ -129,7 +129,7 @@ fn three_hosts() -> Option<Operator> {
     Some(Operator::new(Lab::up(3, &["--haproxy", "1"])?))
 }
 
-/// The short run of llama.cpp is lab_rollout.rs.
+/// The short run of llama.cpp is in `lab_rollout.rs`.
 #[test]
 fn no_request_is_lost_in_good_rollouts() {
     if figures_of("llama") {

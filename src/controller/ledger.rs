@@ -273,7 +273,7 @@ pub fn read_audit(paths: &Paths) -> Result<Vec<audit::Line>, JournalError> {
 /// somebody asked for.
 pub fn verify_audit(paths: &Paths) -> Result<audit::AuditReport, JournalError> {
     let mut report = audit::verify(&paths.dir)?;
-    if report.lines == 0 && report.problem.is_none() {
+    if report.lines == 0 && report.problem.is_none() && paths.journal().is_dir() {
         let asked = |r: &journal::Record| {
             r.value.pointer("/event/event").is_some_and(|kind| kind == "rollout_requested")
         };
