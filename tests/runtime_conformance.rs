@@ -106,6 +106,10 @@ async fn conforms(runtime: &dyn Runtime, deck: DeckId) {
     assert!(since.0 > 1_600_000_000_000, "{since}");
     runtime.start(&start).await.unwrap();
     assert_eq!(runtime.list().await.unwrap(), [first]);
+    // How it was started can be told from it.
+    let running = runtime.running().await.unwrap();
+    let seen: Vec<_> = running.iter().map(|r| (&r.rank, r.argv.as_ref())).collect();
+    assert_eq!(seen, [(&polite, Some(&start.argv))]);
 
     // Its log can be followed by offset, and its end asked for.
     let whole = runtime.read_log(&polite, Some(0), 4096).await.unwrap();

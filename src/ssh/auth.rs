@@ -371,7 +371,7 @@ impl Attempt<'_> {
             return Ok(Step::No(MethodSet::empty()));
         }
         let mut left = MethodSet::empty();
-        for _ in 0..self.endpoint.config.number_of_password_prompts.clamp(1, 10) {
+        for _ in 0..self.endpoint.config.number_of_password_prompts.min(10) {
             self.tried.push("answers to its questions".to_owned());
             let user = self.endpoint.config.user.clone();
             let start = handle.authenticate_keyboard_interactive_start(user, None);
@@ -430,7 +430,7 @@ impl Attempt<'_> {
         let mut known = self.options.key_ring.password(&whom);
         let mut left = MethodSet::empty();
         let mut wrong = "";
-        for _ in 0..self.endpoint.config.number_of_password_prompts.clamp(1, 10) {
+        for _ in 0..self.endpoint.config.number_of_password_prompts.min(10) {
             let password = if let Some(password) = known.take() {
                 password
             } else if self.may_ask() {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::{self, Login};
 use super::channel::{Parts, RusshConnection};
-use super::config::StrictHostKeyChecking;
+use super::config::{MOST_BETWEEN_KEYS, StrictHostKeyChecking};
 use super::cut::{Cuttable, Heard};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::handler::{Client, Judge};
@@ -299,7 +299,7 @@ fn client_config(endpoint: &Endpoint, known: &KnownKinds) -> Result<client::Conf
     })?;
     let mut limits = russh::Limits::default();
     if let Some(bytes) = config.rekey_bytes {
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1 << 20, 1 << 30);
+        let bytes = usize::try_from(bytes.clamp(1 << 20, MOST_BETWEEN_KEYS)).unwrap_or(usize::MAX);
         limits.rekey_read_limit = bytes;
         limits.rekey_write_limit = bytes;
     }

@@ -96,6 +96,23 @@ pub(super) fn supported(keyword: &str) -> String {
     all.join(", ")
 }
 
+/// Whether we have an algorithm that a list of this keyword (in lower case) names. Other lists than those of what is
+/// negotiated are not judged.
+pub(super) fn has(keyword: &str, name: &str) -> bool {
+    fn any<T: AsRef<str>>(ours: &[T], old: &[T], name: &str) -> bool {
+        ours.iter().chain(old).any(|have| have.as_ref() == name)
+    }
+    match keyword {
+        "ciphers" => any(&CIPHERS, &OLD_CIPHERS, name),
+        "macs" => any(&MACS, &OLD_MACS, name),
+        "kexalgorithms" => any(&KEX, &OLD_KEX, name),
+        "hostkeyalgorithms" => {
+            host_keys().iter().any(|key| name == key.as_str() || name == certificate_name(key))
+        }
+        _ => true,
+    }
+}
+
 /// What is known of a host decides which kind of key is asked for first, and whether a certificate.
 pub(super) struct KnownKinds {
     pub(super) keys: Vec<Algorithm>,

@@ -411,14 +411,20 @@ impl Runtime for DockerRuntime {
         let options = ListContainersOptionsBuilder::default().filters(&filters).build();
         let listed = self.reader(QUICK)?.list_containers(Some(options)).await;
         let listed = listed.map_err(|e| self.engine().error(e))?;
-        Ok(listed
-            .into_iter()
-            .filter_map(|container| {
-                let rank = labels::read(&container.labels?)?;
-                // An engine names the image by its digest when the tag has moved on.
-                Some(RunningRank { rank, argv: None, image: container.image })
-            })
-            .collect())
+        let mut running = Vec::new();
+        for container in listed {
+            let Some(rank) = container.labels.as_ref().and_then(labels::read) else { continue };
+            // It may be gone since it was listed.
+            let id = container.id.unwrap_or_default();
+            let Some(seen) = self.inspect(&id).await? else { continue };
+            let argv = seen.config.map(|config| {
+                let program = config.entrypoint.into_iter().flatten();
+                program.chain(config.cmd.into_iter().flatten()).collect()
+            });
+            // An engine names the image by its digest when the tag has moved on.
+            running.push(RunningRank { rank, argv, image: container.image });
+        }
+        Ok(running)
     }
 
     async fn read_log(

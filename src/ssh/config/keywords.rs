@@ -108,7 +108,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     of("tcpkeepalive", What::Flag, Some("yes")),
     unfollowed("verifyhostkeydns", What::Choice(YES_NO_ASK), Some("false"), &["false"]),
     of("canonicalizemaxdots", What::Number, Some("1")),
-    of("connectionattempts", What::Number, Some("1")),
+    unfollowed("connectionattempts", What::Number, Some("1"), &["1"]),
     of("numberofpasswordprompts", What::Number, Some("3")),
     of("serveralivecountmax", What::Number, Some("3")),
     of("serveraliveinterval", What::Time, Some("0")),
@@ -228,6 +228,21 @@ const SKIPPED: &[&str] = &[
 
 /// Keywords of newer OpenSSH versions: read over with a warning.
 const NEWER: [&str; 4] = ["refuseconnection", "tag", "versionaddendum", "warnweakcrypto"];
+
+/// Of what is read over: what would decide how a host is reached or who is let in, with the values that ask for
+/// nothing.
+const MISSED: [(&str, &[&str]); 4] = [
+    ("gssapikeyexchange", &["no"]),
+    ("kbdinteractivedevices", &[]),
+    ("securitykeyprovider", &["internal", "none"]),
+    ("useprivilegedport", &["no"]),
+];
+
+/// Whether a keyword that is read over asks for something that we do not do.
+pub(super) fn is_missed(word: &str, value: &str) -> bool {
+    let found = MISSED.iter().find(|(name, _)| *name == word);
+    found.is_some_and(|(_, harmless)| !harmless.iter().any(|v| v.eq_ignore_ascii_case(value)))
+}
 
 /// What a word at the beginning of a line is.
 pub(super) enum Found {

@@ -31,6 +31,9 @@ use self::tokens::Tokens;
 /// The system's configuration, read after a person's.
 const SYSTEM_FILE: &str = "/etc/ssh/ssh_config";
 
+/// Most bytes under one session key (RFC 4253, section 9).
+pub(super) const MOST_BETWEEN_KEYS: u64 = 1 << 30;
+
 /// What to do with a host key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StrictHostKeyChecking {
@@ -421,6 +424,9 @@ fn finish(
         .first("rekeylimit")
         .and_then(|v| v.split_once(' '))
         .map_or((0, 0), |(b, s)| (b.parse().unwrap_or(0), s.parse().unwrap_or(0)));
+    if rekey_bytes > MOST_BETWEEN_KEYS {
+        warnings.push("rekeylimit over 1G is not supported: keys change after each GiB".to_owned());
+    }
     let route = route(values, &tokens, place, &host, port, &user, &mut warnings)?;
     let batch_mode = yes("batchmode", false);
     let mut config = HostConfig {

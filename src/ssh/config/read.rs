@@ -7,11 +7,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::keywords::{Found, Keyword, What, find};
+use super::keywords::{self, Found, Keyword, What, find};
 use super::pattern::{Listed, matches_list, matches_pattern};
 use super::tokens::{self, Tokens};
 use super::{ConfigError, Place, algorithms, glob, words};
 use crate::base::text;
+use crate::ssh::proposal;
 
 /// Longest configuration file that is read, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -195,7 +196,15 @@ impl Pass<'_> {
         let all = || words::split(rest).ok_or_else(|| at.bad("a quote is not closed"));
         let keyword = match found {
             Found::Known(keyword) => keyword,
-            Found::Skipped => return all().map(|_| ()),
+            Found::Skipped => {
+                let all = all()?;
+                let value = all.first().map(String::as_str).unwrap_or_default();
+                if *active && keywords::is_missed(&word, value) {
+                    let shown = text::clean(value, 60);
+                    self.warn(at, &format!("{word} {shown} is not supported and has no effect"));
+                }
+                return Ok(());
+            }
             Found::Newer => {
                 all()?;
                 if *active {
@@ -259,6 +268,12 @@ impl Pass<'_> {
         if !harmless {
             let shown = text::clean(&value, 60);
             self.warn(at, &format!("{} {shown} is not supported and has no effect", keyword.name));
+        }
+        let lacking = lacking(keyword.name, &value);
+        if !lacking.is_empty() {
+            let shown = text::clean(&lacking.join(","), 120);
+            let what = format!("{} {shown}: not supported, the others are used", keyword.name);
+            self.warn(at, &what);
         }
         if keyword.name == "stricthostkeychecking" && value == "false" {
             self.warn(at, "StrictHostKeyChecking no: a changed host key is refused all the same");
@@ -538,4 +553,15 @@ fn safe(path: &Path) -> bool {
     let owner = meta.uid() == 0 || meta.uid() == uid;
     let group = meta.mode() & 0o020 == 0 || (meta.gid() == uid && meta.uid() == uid);
     owner && group && meta.mode() & 0o002 == 0
+}
+
+/// What a list names that we do not have.
+fn lacking(keyword: &str, list: &str) -> Vec<String> {
+    let names = list.strip_prefix(['+', '^']).unwrap_or(list).split(',').map(str::trim);
+    let lacks = |name: &&str| match keyword {
+        "preferredauthentications" => matches!(*name, "gssapi-with-mic" | "hostbased"),
+        // What is taken off the list is not missed, and a pattern finds what there is.
+        _ => !list.starts_with('-') && !name.contains(['*', '?']) && !proposal::has(keyword, name),
+    };
+    names.filter(lacks).map(str::to_owned).collect()
 }

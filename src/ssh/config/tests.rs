@@ -59,6 +59,35 @@ fn what_is_not_supported_is_said() {
 }
 
 #[test]
+fn algorithms_and_ways_that_we_lack_are_named() {
+    let text = "KexAlgorithms sntrup761x25519-sha512@openssh.com,curve25519-sha256\n\
+        Ciphers 3des-cbc,aes128-ctr\nMACs umac-64@openssh.com,hmac-sha2-256\nHostKeyAlgorithms +ssh-rsa\n\
+        ConnectionAttempts 5\nPreferredAuthentications gssapi-with-mic,hostbased,publickey\n\
+        GSSAPIKeyExchange yes\nUsePrivilegedPort yes\nKbdInteractiveDevices pam\n\
+        SecurityKeyProvider /lib/sk.so\nRekeyLimit 4G\n";
+    let said = of(text, "x").unwrap().warnings;
+    for words in [
+        "kexalgorithms sntrup761x25519-sha512@openssh.com: not supported",
+        "ciphers 3des-cbc: not supported",
+        "macs umac-64@openssh.com: not supported",
+        "hostkeyalgorithms ssh-rsa: not supported",
+        "connectionattempts 5 is not supported",
+        "preferredauthentications gssapi-with-mic,hostbased: not supported",
+        "gssapikeyexchange yes is not supported",
+        "useprivilegedport yes is not supported",
+        "kbdinteractivedevices pam is not supported",
+        "securitykeyprovider /lib/sk.so is not supported",
+        "rekeylimit over 1G",
+    ] {
+        assert!(said.iter().any(|warning| warning.contains(words)), "{words}: {said:#?}");
+    }
+    assert_eq!(said.len(), 11, "{said:#?}");
+    let text = "Ciphers -3des-cbc,aes*\nMACs hmac-sha2-256\nConnectionAttempts 1\n\
+        PreferredAuthentications publickey,password\nGSSAPIKeyExchange no\nSecurityKeyProvider internal\n";
+    assert_eq!(of(text, "x").unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
 fn mistakes_are_errors_with_their_line() {
     for (text, word) in [
         ("\nPort x", "port"),
