@@ -161,7 +161,12 @@ fn a_lost_login_holds_the_rollout_until_an_agent_is_lent_again() {
     deck.run(Some(&first), "apply chat --wait --timeout 100s").expect_success();
     deck.write_spec("two");
     deck.run(Some(&first), "apply chat --yes").expect_success();
-    let waits = || deck.run(None, "status chat").stdout.contains("waits for approval");
+    let waits = || {
+        let text = deck.run(None, "status chat").stdout;
+        let went_back = text.contains("taken back") || text.contains("rolled back");
+        assert!(!went_back, "{text}\n{}", deck.run(None, "events").stdout);
+        text.contains("waits for approval")
+    };
     wait_until("the gate", DEADLINE, waits);
 
     // Detached: the agent goes with its session, and a host's sshd is restarted.
