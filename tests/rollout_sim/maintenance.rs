@@ -46,7 +46,10 @@ pub fn bring_back(world: &mut World, seed: u64) {
     while world.now < end && !at_rest(world) {
         world.turn();
     }
-    world.check_rest();
+    // It may have been so before, too.
+    if !world.held_by_the_floor() {
+        world.check_rest();
+    }
 }
 
 /// All replicas on a host are asked to move to GPUs that nobody has; whether there was anything to ask.
@@ -106,5 +109,8 @@ pub fn end_moves(world: &mut World, seed: u64) {
     if world.state.move_trouble.is_some() {
         *world.counts.entry("move given up").or_default() += 1;
     }
-    world.check_rest();
+    // It may have been so before, too.
+    if !world.held_by_the_floor() {
+        world.check_rest();
+    }
 }

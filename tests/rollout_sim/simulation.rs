@@ -277,6 +277,8 @@ pub fn at_rest(world: &World) -> bool {
             .replicas
             .iter()
             .all(|(key, r)| r.phase == Phase::Ready && Some(key.release) == state.stable)
+        // What was asked to go for a maintenance is gone.
+        && state.replicas.keys().all(|key| !state.vacated.contains(key))
         && state.traffic_applied == state.traffic_version
 }
 

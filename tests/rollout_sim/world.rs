@@ -813,16 +813,22 @@ impl World {
             .iter()
             .filter(|(key, r)| key.release == stable && r.phase != Phase::Ready)
             .peekable();
+        // Those that serve on the GPUs of one that waits: all of them would have to go.
+        let in_its_stead = |key: &ReplicaKey| {
+            let serves = state.replicas.iter().filter(|(other, o)| {
+                other.release != stable
+                    && o.phase == Phase::Ready
+                    && plan(other).conflicts_with(plan(key))
+            });
+            u32::try_from(serves.count()).unwrap()
+        };
         self.quiet()
-            && state.ready_total() <= self.own_floor()
             && waiting.peek().is_some()
             && waiting.all(|(key, r)| {
+                let serving = in_its_stead(key);
                 matches!(r.phase, Phase::Pending { .. })
-                    && state.replicas.iter().any(|(other, o)| {
-                        other.release != stable
-                            && o.phase == Phase::Ready
-                            && plan(other).conflicts_with(plan(key))
-                    })
+                    && serving > 0
+                    && state.ready_total() < self.own_floor() + serving
             })
     }
 
