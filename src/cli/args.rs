@@ -369,7 +369,7 @@ pub struct MoveOptions {
     #[arg(long, short)]
     pub yes: bool,
     /// Why, for the events
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short = 'm', value_name = "TEXT")]
     pub reason: Option<String>,
 }
 
