@@ -8,9 +8,11 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use common::git_server::GitServer;
 use common::{Finished, Gpudeck, Traces, has_program, wait_until};
 use git2::Repository;
 use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
+use gpudeck::controller::reach::OwnReach;
 use gpudeck::revision::{DeckRepo, Fetched, ReleaseCommit, RevisionError};
 use gpudeck::rollout::Outcome;
 use serde_json::Value;
@@ -327,6 +329,37 @@ fn what_is_stopped_is_stable_nowhere() {
     what_is_stopped_is_not_stable(&first, &second);
 }
 
+/// All that is said of a remote, one after another.
+fn everything_travels(first: &DeckRepo, second: &DeckRepo) {
+    stable_goes_to_newer_releases_only(first, second);
+    let r1 = first.release(ReleaseNumber(1)).unwrap().unwrap();
+    first.set_outcome(&r1, &Outcome::Completed).unwrap();
+    release(first, "a = 1\nb = 3\n");
+    assert_eq!(first.push(None).unwrap().ahead, 0);
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(1));
+    assert_eq!(second.history(&chat(), 10).unwrap()[3].outcome, Some(Outcome::Completed));
+    notes_are_joined(first, second);
+    what_is_stopped_is_not_stable(first, second);
+    a_number_given_out_twice_holds_nothing_else_up(first, second);
+}
+
+#[test]
+fn everything_travels_over_http() {
+    if !has_program("git") {
+        return;
+    }
+    let (dir, first, second) = shared();
+    let server = GitServer::start(dir.path(), None, None);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _within = runtime.enter();
+    let decks = [first, second].map(|deck| {
+        let url = format!("http://127.0.0.1:{}/remote.git", server.port);
+        Repository::open(deck.root()).unwrap().remote_set_url("origin", &url).unwrap();
+        deck.reached_by(OwnReach::of_session(None))
+    });
+    everything_travels(&decks[0], &decks[1]);
+}
+
 /// A remote that libgit2 does not reach, by way of the user's `git` (its `ext` transport needs no server).
 #[test]
 fn another_transport_goes_through_the_users_git() {
@@ -340,16 +373,7 @@ fn another_transport_goes_through_the_users_git() {
         repo.remote_set_url("origin", &format!("ext::git %s {}", bare.display())).unwrap();
         repo.config().unwrap().set_str("protocol.ext.allow", "always").unwrap();
     }
-    stable_goes_to_newer_releases_only(&first, &second);
-    let r1 = first.release(ReleaseNumber(1)).unwrap().unwrap();
-    first.set_outcome(&r1, &Outcome::Completed).unwrap();
-    release(&first, "a = 1\nb = 3\n");
-    assert_eq!(first.push(None).unwrap().ahead, 0);
-    assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(1));
-    assert_eq!(second.history(&chat(), 10).unwrap()[3].outcome, Some(Outcome::Completed));
-    notes_are_joined(&first, &second);
-    what_is_stopped_is_not_stable(&first, &second);
-    a_number_given_out_twice_holds_nothing_else_up(&first, &second);
+    everything_travels(&first, &second);
     let repo = Repository::open(first.root()).unwrap();
     repo.remote_set_url("origin", "ext::false").unwrap();
     let error = first.push(None).unwrap_err();

@@ -11,6 +11,11 @@ pub fn shell_word(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
+    shell_quoted(word)
+}
+
+/// The same in quotes also where it needs none: some servers look for them.
+pub fn shell_quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

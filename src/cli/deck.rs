@@ -4,8 +4,10 @@
 use super::args::{Args, DeckCommand, Output};
 use super::attach::{attach, deck};
 use super::exit::{Failure, Success};
+use super::questions::AtTerminal;
 use super::{history, table};
 use crate::api::{ReleaseNumber, ServiceName, text};
+use crate::controller::reach::OwnReach;
 use crate::controller::sharing;
 
 /// Sends, fetches, or shows how the deck stands to its remote. Runs here, with this session's keys.
@@ -19,13 +21,14 @@ pub async fn run(args: &Args, command: &DeckCommand) -> Result<Success, Failure>
     };
     let fetch = matches!(command, DeckCommand::Fetch { .. });
     let push = matches!(command, DeckCommand::Push { .. });
+    let reach = OwnReach::of_session(AtTerminal::there());
     let work = tokio::task::spawn_blocking(move || {
         let wanted = wanted.as_deref();
         if push {
-            return sharing::push(&dir, wanted).map(|s| ("sent".to_owned(), s));
+            return sharing::push(&dir, wanted, reach).map(|s| ("sent".to_owned(), s));
         }
         if fetch {
-            return sharing::fetch(&dir, wanted);
+            return sharing::fetch(&dir, wanted, reach);
         }
         sharing::status(&dir, wanted).map(|s| (String::new(), s))
     });

@@ -1,7 +1,9 @@
 //! `gpudeck questions` and `gpudeck answer`.
 
 use std::io::{IsTerminal, Read};
+use std::sync::Arc;
 
+use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use super::args::{Args, Output};
@@ -9,9 +11,34 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{Door, Intent, QuestionKind, Secret};
+use crate::controller::reach::Person;
 
 /// Longest answer, in bytes.
 const LONGEST: usize = 4096;
+
+/// Who sits at the terminal, if anybody does: asked by what needs an answer and has no controller.
+pub struct AtTerminal;
+
+impl AtTerminal {
+    /// None without a terminal.
+    pub fn there() -> Option<Arc<dyn Person>> {
+        std::io::stdin().is_terminal().then(|| Arc::new(Self) as Arc<dyn Person>)
+    }
+}
+
+impl Person for AtTerminal {
+    fn agrees(&self, question: &str) -> bool {
+        eprint!("{question} (yes/no) ");
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        read.is_ok() && answer.trim().eq_ignore_ascii_case("yes")
+    }
+
+    fn secret(&self, prompt: &str) -> Option<SecretString> {
+        let read = read_hidden(&format!("{prompt} (not shown): ")).ok()?;
+        Some(read.into_answer()).filter(|s| !s.expose_secret().is_empty())
+    }
+}
 
 /// What waits for a person.
 pub async fn list(args: &Args) -> Result<Success, Failure> {
@@ -43,7 +70,7 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
                 .with_hint("leave it out: it is read from the terminal or from standard input"));
         }
         Some(answer) => answer.into(),
-        None => read_hidden()?,
+        None => read_hidden("answer (not shown): ")?,
     };
     client.send(Intent::Answer { question: id, answer }).await?;
     if args.output == Output::Text {
@@ -52,8 +79,8 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
     Ok(Success::Done)
 }
 
-/// Reads a line without showing it.
-fn read_hidden() -> Result<Secret, Failure> {
+/// Reads a line without showing it; whole standard input where nobody sits at it.
+fn read_hidden(prompt: &str) -> Result<Secret, Failure> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     let stdin = std::io::stdin();
     // Wiped, and roomy, so that it does not move while it is read.
@@ -63,7 +90,7 @@ fn read_hidden() -> Result<Secret, Failure> {
         stdin.take(LONGEST as u64).read_to_string(&mut text).map_err(failed)?;
         return Ok(text.trim_end_matches('\n').into());
     }
-    eprint!("answer (not shown): ");
+    eprint!("{prompt}");
     let shown = tcgetattr(&stdin).map_err(|e| failed(e.into()))?;
     let mut hidden = shown.clone();
     hidden.local_modes.remove(LocalModes::ECHO);

@@ -1,22 +1,18 @@
 //! One number from a user's Prometheus: `POST /api/v1/query` over HTTP or HTTPS.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper_util::rt::TokioIo;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use tokio::io::AsyncReadExt;
+use tokio_rustls::rustls::RootCertStore;
 use zeroize::Zeroizing;
 
+use super::https;
 use crate::base::text;
 use crate::spec::PrometheusCheck;
 
@@ -47,68 +43,27 @@ async fn ask_and_read(
     }
 }
 
-/// `roots`: what is trusted; none: what this machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` say otherwise).
 async fn ask(
     check: &PrometheusCheck,
     query: &str,
     roots: Option<RootCertStore>,
 ) -> Result<String, String> {
     let uri: hyper::Uri = check.url.parse().map_err(|e| format!("not an address: {e}"))?;
-    let (secure, default_port) = match uri.scheme_str() {
-        Some("http") => (false, 80),
-        Some("https") => (true, 443),
-        _ => return Err("begins with neither http:// nor https://".to_owned()),
-    };
-    let host = uri.host().ok_or("no host in it")?;
-    let port = uri.port_u16().unwrap_or(default_port);
-    let authority =
-        if uri.port_u16().is_some() { format!("{host}:{port}") } else { host.to_owned() };
     let path = format!("{}/api/v1/query", uri.path().trim_end_matches('/'));
     let mut request = Request::post(path)
-        .header(HOST, authority)
         .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
         .body(Full::new(Bytes::from(format!("query={}", percent(query)))))
         .map_err(|e| format!("not a request: {e}"))?;
     if let Some(file) = &check.authorization_file {
         request.headers_mut().insert(AUTHORIZATION, authorization(file).await?);
     }
-    let name = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((name, port)).await.map_err(|e| e.to_string())?;
-    if !secure {
-        return exchange(stream, request).await;
+    let answer = https::send(&uri, request, roots, MAX_ANSWER).await?;
+    let status = answer.status();
+    if matches!(status.as_u16(), 401 | 403) {
+        return Err(format!("{status} → name a file with what it asks for as authorization_file"));
     }
-    let roots = match roots {
-        Some(roots) => roots,
-        None => trusted().await?,
-    };
-    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let server = ServerName::try_from(name.to_owned()).map_err(|e| e.to_string())?;
-    let connector = TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(server, stream).await.map_err(|e| {
-        format!("{e} → what is trusted can be named with SSL_CERT_FILE where the controller starts")
-    })?;
-    exchange(stream, request).await
-}
-
-/// The certificates this machine trusts, read anew: a renewed one counts at once.
-async fn trusted() -> Result<RootCertStore, String> {
-    let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
-        .await
-        .map_err(|e| format!("the machine's certificates were not read: {e}"))?;
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
-        return Err(format!(
-            "the controller's machine trusts no certificate{why} → install ca-certificates there, or \
-             name a file with SSL_CERT_FILE"
-        ));
-    }
-    Ok(roots)
+    // Errors of the query come with a status of 400 or 422 and the same JSON.
+    Ok(String::from_utf8_lossy(answer.body()).into_owned())
 }
 
 /// The header's value, from a file on the controller's machine.
@@ -123,35 +78,6 @@ async fn authorization(file: &Path) -> Result<HeaderValue, String> {
         .ok_or_else(|| failed(&"not one line → write `Bearer TOKEN` or `Basic BASE64` into it"))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<String, String> {
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        let status = response.status();
-        if matches!(status.as_u16(), 401 | 403) {
-            return Err(format!(
-                "{status} → name a file with what it asks for as authorization_file"
-            ));
-        }
-        // Errors of the query come with a status of 400 or 422 and the same JSON.
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|e| e.to_string())?.to_bytes();
-        Ok(String::from_utf8_lossy(&body).into_owned())
-    };
-    let mut exchange = std::pin::pin!(exchange);
-    let mut connection = std::pin::pin!(connection);
-    // The connection is driven here, not by a task of its own: it ends with this request.
-    tokio::select! {
-        biased;
-        result = &mut exchange => result,
-        _ = &mut connection => exchange.await,
-    }
 }
 
 /// Everything but letters, digits and `-_.~` as `%XX`.
@@ -209,8 +135,11 @@ fn read(answer: &str) -> Result<f64, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio_rustls::rustls::crypto;
 
     use super::*;
 

@@ -1,11 +1,13 @@
 //! The deck's repository beyond one rollout: its releases whole, who wrote which line, its remote.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::core::{Core, Input};
 use super::planning::Draft;
+use super::reach::OwnReach;
 use crate::api::release::{BlameLine, ReleaseDetail};
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, ReleaseView};
 use crate::base::{Hint, ReleaseNumber, ServiceName};
@@ -97,8 +99,13 @@ pub fn status(dir: &Path, remote: Option<&str>) -> Result<SharingView, ApiError>
 }
 
 /// Fetches; what came of it in words, and how the deck stands then.
-pub fn fetch(dir: &Path, remote: Option<&str>) -> Result<(String, SharingView), ApiError> {
+pub fn fetch(
+    dir: &Path,
+    remote: Option<&str>,
+    reach: Arc<OwnReach>,
+) -> Result<(String, SharingView), ApiError> {
     let done = DeckRepo::open(dir).and_then(|repo| {
+        let repo = repo.reached_by(reach);
         let mut words = match repo.fetch(remote)? {
             Fetched::UpToDate => "nothing new".to_owned(),
             Fetched::Forwarded(1) => "moved forward by 1 commit".to_owned(),
@@ -123,8 +130,12 @@ pub fn fetch(dir: &Path, remote: Option<&str>) -> Result<(String, SharingView), 
 }
 
 /// Sends everything; refuses when the remote has commits that are lacking here.
-pub fn push(dir: &Path, remote: Option<&str>) -> Result<SharingView, ApiError> {
-    let done = DeckRepo::open(dir).and_then(|repo| repo.push(remote));
+pub fn push(
+    dir: &Path,
+    remote: Option<&str>,
+    reach: Arc<OwnReach>,
+) -> Result<SharingView, ApiError> {
+    let done = DeckRepo::open(dir).and_then(|repo| repo.reached_by(reach).push(remote));
     done.map(Into::into).map_err(|e| api_error(&e))
 }
 
@@ -186,9 +197,10 @@ impl Core {
         let dir = repo.root().to_owned();
         let remote = self.remote_name().map(str::to_owned);
         let inputs = self.means.inputs.clone();
+        let reach = OwnReach::of_fleet(&self.means.fleet);
         self.sharing = Sharing::Once;
         tokio::spawn(async move {
-            let share = move || DeckRepo::open(&dir)?.share(remote.as_deref());
+            let share = move || DeckRepo::open(&dir)?.reached_by(reach).share(remote.as_deref());
             let holds = match tokio::task::spawn_blocking(share).await {
                 Ok(Ok(_)) => None,
                 Ok(Err(error @ RevisionError::Diverged { ahead: 0, .. })) => {

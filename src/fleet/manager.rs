@@ -154,6 +154,11 @@ impl Fleet {
         self.shared.ssh.agents.lend(agent)
     }
 
+    /// What its connections share: the configuration, unlocked keys, lent agents, places to jump over.
+    pub fn ssh_options(&self) -> ConnectOptions {
+        self.shared.ssh.clone()
+    }
+
     /// Tries the hosts again whose login is lost: an agent with keys was lent.
     pub fn try_lost_logins(&self) {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);

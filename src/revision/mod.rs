@@ -13,15 +13,19 @@
 //! Git is the record for people; what a controller must not lose is in the journal first. Texts
 //! are returned as they are: parsing is for `spec`. Calls block on the disk.
 
+mod address;
 pub mod blame;
 pub mod commit;
 pub mod diff;
 pub mod files;
 pub mod history;
+mod netrc;
 mod notes;
+pub mod reach;
 pub mod remote;
 pub mod repo;
 pub mod sign;
+mod transport;
 
 use std::path::PathBuf;
 
@@ -144,9 +148,20 @@ pub enum RevisionError {
         /// The remote.
         remote: String,
     },
-    /// The remote needs a transport that only the user's `git` has.
-    #[error("this remote needs the `git` program, which is not installed here")]
-    NoGitProgram,
+    /// The remote needs something that only the user's `git` has.
+    #[error("this remote needs the `git` program, which is not installed here: {why}")]
+    NoGitProgram {
+        /// What.
+        why: String,
+    },
+    /// The remote's machine, or what it said.
+    #[error("the remote was not reached: {message}")]
+    Unreached {
+        /// Why, cleaned.
+        message: String,
+        /// What to do, as far as who reached for it knows.
+        hint: Option<String>,
+    },
     /// Git.
     #[error("Git: {message}")]
     Git {
@@ -181,10 +196,18 @@ fn own(ahead: usize) -> String {
 
 impl From<git2::Error> for RevisionError {
     fn from(error: git2::Error) -> Self {
-        let message = text::clean(error.message(), 300);
+        let message = text::clean(error.message(), 600);
         match error.code() {
             git2::ErrorCode::Locked => Self::Locked { what: message },
             git2::ErrorCode::Modified => Self::Moved,
+            _ if matches!(error.class(), git2::ErrorClass::Net | git2::ErrorClass::Http) => {
+                match message.split_once(" → ") {
+                    Some((why, hint)) => {
+                        Self::Unreached { message: why.to_owned(), hint: Some(hint.to_owned()) }
+                    }
+                    None => Self::Unreached { message, hint: None },
+                }
+            }
             _ => Self::Git { message },
         }
     }
@@ -247,8 +270,13 @@ impl Hint for RevisionError {
                 )
             }
             Self::Outrun { .. } => "run `gpudeck deck push` again".to_owned(),
-            Self::NoGitProgram => {
-                "install git, or use a remote in a directory (file://…)".to_owned()
+            Self::NoGitProgram { .. } => {
+                "install git, or use a remote over ssh or https, or in a directory".to_owned()
+            }
+            Self::Unreached { hint: Some(hint), .. } => hint.clone(),
+            Self::Unreached { hint: None, .. } => {
+                "check the remote's address with `git remote -v` in the deck, then try again"
+                    .to_owned()
             }
             Self::Git { .. } => "see what `git status` says in the deck".to_owned(),
         })

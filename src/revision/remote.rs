@@ -1,7 +1,8 @@
 //! The deck's remote: sent and fetched, refused where the two have gone different ways.
 //!
-//! A remote in a directory is reached by libgit2. Any other (ssh, https) needs the user's own `git`,
-//! with its keys and its helpers: gpudeck does not ask for passwords of remotes.
+//! libgit2 speaks to it: of itself in a directory, over SSH and HTTPS by the [`Reach`](super::reach::Reach) that the
+//! deck was given. What is set up for the user's `git` alone (another program for SSH, helpers for passwords, a
+//! proxy, other transports) is left to that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use git2::{BranchType, Direction, ErrorCode, FetchOptions, Oid, PushOptions, RemoteCallbacks};
 
+use super::address::{self, Address};
 use super::history::NOTES_REF;
 use super::repo::{DeckRepo, RELEASE_REFS, STABLE_REFS, STOPPED_REFS};
+use super::transport::Reaching;
 use super::{RevisionError, files};
 use crate::base::{ReleaseNumber, text};
 
@@ -117,7 +120,7 @@ impl DeckRepo {
         let mut status =
             RemoteStatus { branch: branch.clone(), dirty: self.dirty()?, ..Default::default() };
         let Some(name) = self.remote_name(wanted)? else { return Ok(status) };
-        status.url = self.repo.find_remote(&name)?.url().ok().map(|u| text::clean(u, 300));
+        status.url = self.repo.find_remote(&name)?.url().ok().map(address::shown);
         let ours = self.head_oid()?;
         let theirs = self.repo.find_branch(&format!("{name}/{branch}"), BranchType::Remote);
         let theirs = theirs.ok().and_then(|b| b.get().target());
@@ -163,9 +166,9 @@ impl DeckRepo {
     /// Fetches and joins everything; branch and files stay where they are.
     fn look(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
         let mut remote = self.repo.find_remote(name)?;
-        let local = is_local(remote.url().unwrap_or_default());
+        let carrier = self.carrier(remote.url().unwrap_or_default());
         // `git` refuses to fetch a reference that is not there, but not a pattern.
-        let notes = if local { "" } else { "*" };
+        let notes = if matches!(carrier, Carrier::Libgit2) { "" } else { "*" };
         let specs = [
             format!("+refs/heads/*:refs/remotes/{name}/*"),
             format!("+{RELEASE_REFS}*:{THEIR_RELEASE_REFS}*"),
@@ -173,13 +176,18 @@ impl DeckRepo {
             format!("+{STOPPED_REFS}*:{THEIR_STOPPED_REFS}*"),
             format!("+{NOTES_REF}{notes}:{THEIR_NOTES}{notes}"),
         ];
-        if local {
-            let mut options = FetchOptions::new();
-            options.download_tags(git2::AutotagOption::None);
-            remote.fetch(&specs, Some(&mut options), Some("gpudeck: fetch"))?;
-        } else {
-            let specs = specs.iter().map(String::as_str);
-            self.git(&["fetch", "--no-tags", name].into_iter().chain(specs).collect::<Vec<_>>())?;
+        match carrier {
+            Carrier::Libgit2 => {
+                let _reaching = Reaching::by(self.reach.as_ref())?;
+                let mut options = FetchOptions::new();
+                options.download_tags(git2::AutotagOption::None);
+                remote.fetch(&specs, Some(&mut options), Some("gpudeck: fetch"))?;
+            }
+            Carrier::Git { why } => {
+                let specs = specs.iter().map(String::as_str);
+                let words = ["fetch", "--no-tags", name].into_iter().chain(specs);
+                self.git(&words.collect::<Vec<_>>(), why)?;
+            }
         }
         self.join_releases()?;
         self.join_notes(THEIR_NOTES)?;
@@ -365,15 +373,16 @@ impl DeckRepo {
     /// The remote's references as they are now.
     fn list(&self, name: &str, branch: &str) -> Result<BTreeMap<String, Oid>, RevisionError> {
         let mut remote = self.repo.find_remote(name)?;
-        if is_local(remote.url().unwrap_or_default()) {
+        let Carrier::Git { why } = self.carrier(remote.url().unwrap_or_default()) else {
+            let _reaching = Reaching::by(self.reach.as_ref())?;
             remote.connect(Direction::Fetch)?;
             let there = remote.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect();
             let _ = remote.disconnect();
             return Ok(there);
-        }
+        };
         let branch = format!("refs/heads/{branch}");
         let told =
-            self.git(&["ls-remote", "--refs", name, &branch, "refs/gpudeck/*", NOTES_REF])?;
+            self.git(&["ls-remote", "--refs", name, &branch, "refs/gpudeck/*", NOTES_REF], why)?;
         let pairs = told.lines().filter_map(|line| line.split_once('\t'));
         Ok(pairs.filter_map(|(oid, full)| Some((full.to_owned(), oid.parse().ok()?))).collect())
     }
@@ -383,18 +392,19 @@ impl DeckRepo {
             return Ok(());
         }
         let mut remote = self.repo.find_remote(name)?;
-        if !is_local(remote.url().unwrap_or_default()) {
+        if let Carrier::Git { why } = self.carrier(remote.url().unwrap_or_default()) {
             let specs = specs.iter().map(String::as_str);
-            self.git(&["push", "--quiet", name].into_iter().chain(specs).collect::<Vec<_>>())
+            self.git(&["push", "--quiet", name].into_iter().chain(specs).collect::<Vec<_>>(), why)
                 .map_err(|e| match e {
                     RevisionError::Git { message } if is_outrun(&message) => {
                         RevisionError::Outrun { remote: name.to_owned() }
                     }
                     e => e,
                 })?;
-            self.git(&["fetch", "--no-tags", "--quiet", name])?;
+            self.git(&["fetch", "--no-tags", "--quiet", name], why)?;
             return Ok(());
         }
+        let _reaching = Reaching::by(self.reach.as_ref())?;
         let refused = std::cell::RefCell::new(None);
         {
             let mut callbacks = RemoteCallbacks::new();
@@ -426,11 +436,83 @@ impl DeckRepo {
     }
 
     /// Runs the user's `git` in the deck.
-    fn git(&self, arguments: &[&str]) -> Result<String, RevisionError> {
-        let dir = self.root().to_owned();
-        run_git(&dir, arguments)
+    fn git(&self, arguments: &[&str], why: &'static str) -> Result<String, RevisionError> {
+        run_git(self.root(), arguments, why)
+    }
+
+    /// Who speaks to the remote at this address.
+    fn carrier(&self, url: &str) -> Carrier {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let git = |why| Carrier::Git { why };
+        match Address::of(url) {
+            Address::Plain => Carrier::Libgit2,
+            Address::Other => git("its address is of another kind"),
+            _ if self.reach.is_none() => git("it is on another machine"),
+            Address::Ssh(..) if SSH_BY_ENVIRONMENT.iter().any(|n| is_set(n)) => {
+                git("GIT_SSH or GIT_SSH_COMMAND names a program for SSH")
+            }
+            Address::Ssh(..) if self.is_configured(SSH_BY_CONFIG, None) => {
+                git("core.sshCommand names a program for SSH")
+            }
+            // Without the program our own way may do all the same.
+            Address::Http(http)
+                if http.login().is_none()
+                    && (HTTP_BY_ENVIRONMENT.iter().any(|n| is_set(n))
+                        || self.is_configured(HTTP_BY_CONFIG, Some(&http.host)))
+                    && git_is_installed() =>
+            {
+                git("a proxy, certificates or helpers for passwords are set up for it")
+            }
+            Address::Ssh(..) | Address::Http(_) => Carrier::Libgit2,
+        }
+    }
+
+    /// Whether Git's configuration has something by a name like this, for every server or for this one.
+    fn is_configured(&self, names: &str, host: Option<&str>) -> bool {
+        let Ok(config) = self.repo.config() else { return false };
+        let Ok(mut entries) = config.entries(Some(names)) else { return false };
+        while let Some(Ok(entry)) = entries.next() {
+            let Ok(name) = entry.name() else { continue };
+            let middle = name.split_once('.').and_then(|(_, rest)| rest.rsplit_once('.'));
+            match middle.map(|(of, _)| Address::of(of)) {
+                Some(Address::Http(of)) if host.is_some_and(|host| host != of.host) => {}
+                _ => return true,
+            }
+        }
+        false
     }
 }
+
+/// Who speaks to a remote.
+enum Carrier {
+    /// Linked in.
+    Libgit2,
+    /// The user's program, and what for.
+    Git { why: &'static str },
+}
+
+fn git_is_installed() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|place| place.join("git").is_file())
+}
+
+const SSH_BY_CONFIG: &str = r"^core\.sshcommand$";
+
+const SSH_BY_ENVIRONMENT: [&str; 2] = ["GIT_SSH_COMMAND", "GIT_SSH"];
+
+const HTTP_BY_ENVIRONMENT: [&str; 8] = [
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "GIT_ASKPASS",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_NO_VERIFY",
+];
+
+const HTTP_BY_CONFIG: &str =
+    r"^(credential\..*helper|core\.askpass|http\..*(proxy.*|ssl.*|extraheader|cookiefile))$";
 
 /// Whether a push was refused because somebody else has sent something at the same moment.
 fn is_outrun(message: &str) -> bool {
@@ -440,18 +522,7 @@ fn is_outrun(message: &str) -> bool {
     words.any(|w| message.contains(w))
 }
 
-/// Whether libgit2 reaches the remote by itself.
-fn is_local(url: &str) -> bool {
-    if url.starts_with("file://") {
-        return true;
-    }
-    // `host:path` and `scheme://…` are not paths; a path with a colon in it would have a slash first.
-    let scheme = url.contains("://");
-    let scp = url.split_once(':').is_some_and(|(host, _)| !host.contains('/'));
-    !scheme && !scp
-}
-
-fn run_git(dir: &Path, arguments: &[&str]) -> Result<String, RevisionError> {
+fn run_git(dir: &Path, arguments: &[&str], why: &'static str) -> Result<String, RevisionError> {
     let mut child = Command::new("git")
         .arg("-C")
         .arg(dir)
@@ -463,7 +534,7 @@ fn run_git(dir: &Path, arguments: &[&str]) -> Result<String, RevisionError> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => RevisionError::NoGitProgram,
+            std::io::ErrorKind::NotFound => RevisionError::NoGitProgram { why: why.to_owned() },
             _ => RevisionError::Git { message: format!("git cannot be run: {e}") },
         })?;
     let (out, errors) = (child.stdout.take(), child.stderr.take());
@@ -556,15 +627,5 @@ mod tests {
         assert_eq!(second.forward("origin", "main").unwrap(), Fetched::Diverged);
         assert_eq!(second.head_oid().unwrap(), Some(ours));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "a = 3\n");
-    }
-
-    #[test]
-    fn paths_need_no_git_program() {
-        for url in ["/srv/deck.git", "../deck", "file:///srv/deck.git", "./a:b"] {
-            assert!(is_local(url), "{url}");
-        }
-        for url in ["git@host:deck.git", "ssh://host/deck", "https://host/deck", "host:deck"] {
-            assert!(!is_local(url), "{url}");
-        }
     }
 }

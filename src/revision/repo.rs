@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use git2::{ConfigLevel, ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
 
 use super::files::{self, DECK_FILE, DeckFiles};
 use super::history::trailers;
+use super::reach::Reach;
 use super::{RevisionError, service_file};
 use crate::base::{ReleaseNumber, Revision, ServiceName, text};
 use crate::spec::parse::MAX_SPEC_BYTES;
@@ -26,6 +28,7 @@ pub(super) const RELEASE_REFS: &str = "refs/gpudeck/releases/";
 pub struct DeckRepo {
     pub(super) repo: Repository,
     pub(super) root: PathBuf,
+    pub(super) reach: Option<Arc<dyn Reach>>,
 }
 
 impl DeckRepo {
@@ -61,9 +64,15 @@ impl DeckRepo {
     fn over(repo: Repository, path: &Path) -> Result<Self, RevisionError> {
         sync_what_is_written(&repo)?;
         match repo.workdir().map(Path::to_owned) {
-            Some(root) => Ok(Self { repo, root }),
+            Some(root) => Ok(Self { repo, root, reach: None }),
             None => Err(RevisionError::Bare { path: path.to_owned() }),
         }
+    }
+
+    /// Remotes on other machines are reached by `reach` from now on. Without one the user's `git` is run.
+    #[must_use]
+    pub fn reached_by(self, reach: Arc<dyn Reach>) -> Self {
+        Self { reach: Some(reach), ..self }
     }
 
     /// The deck's directory.

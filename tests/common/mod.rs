@@ -9,6 +9,7 @@
     clippy::indexing_slicing
 )]
 
+pub mod git_server;
 pub mod lab;
 pub mod operator;
 

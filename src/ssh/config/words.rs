@@ -241,21 +241,9 @@ fn host_and_port(text: &str, uri: bool) -> Option<(String, Option<u16>)> {
     Some((host.to_owned(), port))
 }
 
+/// OpenSSH's own way: a plus is a space.
 fn url_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'+' => bytes.push(b' '),
-            b'%' => {
-                let (a, b) = (rest.next()?, rest.next()?);
-                let hex = |c: u8| char::from(c).to_digit(16);
-                bytes.push(u8::try_from(hex(a)? * 16 + hex(b)?).ok()?);
-            }
-            other => bytes.push(other),
-        }
-    }
-    String::from_utf8(bytes).ok()
+    crate::base::text::percent_decoded(&text.replace('+', " "))
 }
 
 /// A numeric address in its usual form (`127.1` is `127.0.0.1`, `::0001` is `::1`); none for names.
