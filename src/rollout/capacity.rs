@@ -6,7 +6,8 @@
 //! - to make room when as many live as the policy allows,
 //! - when the coming release is complete,
 //!
-//! and each time only as far as the floor allows. So the old release keeps all it can until the
+//! and each time only as far as the floor allows; on the way back to more replicas than the floor is
+//! reckoned from, a few at a time. So the old release keeps all it can until the
 //! new one has proved itself, and one rule serves in-place, surge and mixed rollouts, and the way
 //! back, where the roles are swapped.
 
@@ -29,6 +30,8 @@ struct Budget {
     available: u32,
     floor: u32,
     live: u32,
+    /// Replicas of the coming release that start, load, or have yet to prove themselves.
+    arriving: u32,
     leaving: u32,
     /// Places that are becoming free and for which a replica waits already.
     reserved: u32,
@@ -110,6 +113,7 @@ impl Decider<'_> {
             available: 0,
             floor: roles.floor,
             live: 0,
+            arriving: 0,
             leaving: 0,
             reserved: 0,
             limit: roles.limit,
@@ -122,6 +126,13 @@ impl Decider<'_> {
             let counts = replica.phase.is_live() && !self.state.stop_is_overdue(*key, replica);
             budget.live += u32::from(counts);
             budget.leaving += u32::from(counts && replica.retiring);
+            // Not those that wait: they may wait for what one that goes still holds.
+            let arrives = match replica.phase {
+                Phase::Starting | Phase::Loading => true,
+                Phase::Ready => !is_available(replica, now, roles.min_healthy),
+                _ => false,
+            };
+            budget.arriving += u32::from(arrives && Some(key.release) == roles.coming);
         }
         budget
     }
@@ -207,6 +218,7 @@ impl Decider<'_> {
             return;
         }
         budget.live += 1;
+        budget.arriving += 1;
         self.start_replica(key);
     }
 
@@ -231,6 +243,10 @@ impl Decider<'_> {
         let live = victims.iter().filter(|r| r.phase.is_live()).count();
         let left = budget.available.saturating_sub(available);
         if any_ready && left < budget.floor {
+            return false;
+        }
+        let in_motion = budget.arriving.saturating_add(budget.leaving);
+        if any_ready && left < roles.whole && in_motion >= roles.pace {
             return false;
         }
         budget.available = left;

@@ -21,6 +21,11 @@ pub(super) struct Roles {
     pub full: u32,
     /// No action of ours leaves fewer ready.
     pub floor: u32,
+    /// What is ready goes below this only a few at a time, `pace` of them in motion. The floor, but on the way back
+    /// to a release with more replicas: that release's floor.
+    pub whole: u32,
+    /// How many may be in motion below `whole`: at least 1.
+    pub pace: u32,
     /// No more than so many live at a time.
     pub limit: u32,
     /// A rollout goes forward.
@@ -53,14 +58,7 @@ impl ServiceState {
         match self.active_rollout() {
             Some(rollout) => {
                 let Some(from) = rollout.from else { return 0 };
-                let desired = self.wanted(from).min(self.wanted(rollout.to));
-                match self.strategy(rollout) {
-                    Strategy::Recreate => 0,
-                    Strategy::BlueGreen => desired,
-                    Strategy::Rolling | Strategy::Canary => {
-                        self.policy(rollout.to).map_or(desired, |p| count::floor(p, desired))
-                    }
-                }
+                self.floor_of(rollout, self.wanted(from).min(self.wanted(rollout.to)))
             }
             None => self.stable.map_or(0, |stable| {
                 let desired = self.wanted(stable);
@@ -68,6 +66,17 @@ impl ServiceState {
                 // Nobody stops serving for another's rollout.
                 if self.loans.is_empty() { floor } else { floor.max(1) }
             }),
+        }
+    }
+
+    /// The fewest of `desired` replicas that this rollout leaves.
+    fn floor_of(&self, rollout: &Rollout, desired: u32) -> u32 {
+        match self.strategy(rollout) {
+            Strategy::Recreate => 0,
+            Strategy::BlueGreen => desired,
+            Strategy::Rolling | Strategy::Canary => {
+                self.policy(rollout.to).map_or(desired, |p| count::floor(p, desired))
+            }
         }
     }
 
@@ -165,11 +174,17 @@ impl ServiceState {
             || rollout.is_some_and(|r| {
                 r.paused.is_some() || (forward && matches!(r.gate, Some(Gate::Failed { .. })))
             });
+        let floor = self.floor();
+        let back = rollout.filter(|_| !forward).and_then(|r| Some((r, self.wanted(r.from?))));
+        let whole = back.map_or(floor, |(r, desired)| self.floor_of(r, desired).max(floor));
+        let pace = back.map_or(0, |(_, desired)| desired.saturating_sub(whole)).max(1);
         Roles {
             coming,
             target,
             full,
-            floor: self.floor(),
+            floor,
+            whole,
+            pace,
             limit: most.saturating_add(match (strategy, rollout) {
                 (Some(Strategy::BlueGreen), Some(r)) => {
                     self.wanted(r.to).min(r.from.map_or(0, |f| self.wanted(f)))

@@ -829,3 +829,23 @@ fn what_cannot_go_on_without_a_host_says_which_and_what_to_do() {
     let says = "h0 has not said for ";
     assert!(why.contains(says) && why.contains("take it out of deck.toml"), "{why}");
 }
+
+/// Six become four in place, and it is taken back when only a part of the six is left: going back to six, no more
+/// than the policy's one is out at a time, though four would be served by three.
+#[test]
+fn the_way_back_to_more_replicas_goes_one_at_a_time() {
+    let mut world = serving(6, 1);
+    world.request(&release(2, spec(4, 1, 0), &single(0, 4)), RolloutKind::Apply, Nature::Good);
+    let ready_new = |w: &World| {
+        let new = w.state.replicas.iter().filter(|(k, _)| k.release == ReleaseNumber(2));
+        new.filter(|(_, r)| r.phase == Phase::Ready).count()
+    };
+    assert!(world.run_until(HOUR, |w| ready_new(w) >= 3));
+    let ready = world.state.ready_total();
+    world.lowest_ready = u32::MAX;
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert!(world.run_until(HOUR, ended));
+    assert!(world.lowest_ready + 1 >= ready, "{} of {ready}", world.lowest_ready);
+    world.check_rest();
+    assert_eq!(world.state.ready_total(), 6);
+}
