@@ -616,3 +616,43 @@ fn a_sum_that_is_beyond_counting_is_told() {
     }
     assert!(predict(&wide, &setup(1 << 40)).is_beyond_counting());
 }
+
+/// Experts in MXFP4 are cut before they are padded: 2880 / 8 = 360 are 384 on each rank.
+#[test]
+fn experts_in_mxfp4_are_padded_on_both_sides() {
+    let config = r#"{"model_type":"gpt_oss","torch_dtype":"bfloat16","num_hidden_layers":36,"hidden_size":2880,
+        "intermediate_size":2880,"num_attention_heads":64,"num_key_value_heads":8,"head_dim":64,
+        "vocab_size":201088,"num_local_experts":128,"num_experts_per_tok":4,"tie_word_embeddings":false,
+        "max_position_embeddings":131072,"quantization_config":{"quant_method":"mxfp4"}}"#;
+    let facts = facts(config);
+    let weights = |tensor, expert, gpu: Option<u64>| {
+        let setup = Setup { tensor, expert, gpu, ..Setup::new(rules("vllm")) };
+        predict(&facts, &setup).ranks[0].weights
+    };
+    // All but experts: embedding and head, attention with biases and sinks, routers, norms, positions.
+    let rest = |tp: u64| {
+        let attention = (4_096 + 2 * 512) / tp * 2_881 + 4_096 / tp * 2_880 + 2_880 + 64 / tp;
+        let layer = attention + 128 * 2_881 + 2 * 2_880;
+        2 * (2 * 201_088 / tp * 2_880 + 36 * layer + 2_880) + facts.rope_bytes
+    };
+    let experts = |inner: u64, hidden: u64, scaled: u64, count: u64| {
+        let values = 36 * count * 3 * inner;
+        values * hidden / 2 + values * scaled / 32 + 36 * count * (2 * inner + 2_880) * 4
+    };
+    let near = |bar: Bar, expected: u64| bar.value.abs_diff(expected) < expected / 500;
+    for (tp, inner) in [(1, 2_880), (2, 1_472), (4, 768), (8, 384)] {
+        let expected = rest(tp) + experts(inner, 3_072, 2_880, 128);
+        assert!(
+            near(weights(tp, 1, None), expected),
+            "{tp}: {expected} {:?}",
+            weights(tp, 1, None)
+        );
+        // Where it must be Marlin, or may be.
+        let marlin = rest(tp) + experts(inner.next_multiple_of(128), 3_072, 3_072, 128);
+        assert!(near(weights(tp, 1, Some(40 << 30)), marlin), "{tp}");
+        assert!(weights(tp, 1, None).high >= marlin, "{tp}");
+    }
+    // Whole experts are not cut: 2880 is a multiple of 64.
+    assert!(near(weights(8, 8, None), rest(8) + experts(2_880, 3_072, 2_880, 16)));
+    assert!(near(weights(8, 1, Some(180 << 30)), rest(8) + experts(512, 3_072, 3_072, 128)));
+}

@@ -24,6 +24,7 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
         whole_experts: setup.expert > 1,
     };
     let layout = &facts.layout;
+    let tile = Tile::of(setup);
     let has_head =
         facts.tensors.iter().any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
     let mut sum = 0u64;
@@ -55,12 +56,17 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
                 _ if tensors::is_mixer(&tensor.name) => attention,
                 _ => ranks.tensor,
             };
-            let held = |tensor_ranks| {
+            let held_in = |tensor_ranks, tile: Tile| {
                 let ranks = Ranks { tensor: tensor_ranks, ..ranks };
                 let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
-                loaded(facts, rules, tensor, split, share)
+                loaded(facts, rules, tensor, share).unwrap_or_else(|| match split {
+                    Split::Experts => tile.held(facts, tensor, share, ranks),
+                    _ => share,
+                })
             };
+            let held = |tensor_ranks| held_in(tensor_ranks, tile);
             let share = held(divided);
+            whole = whole.saturating_add(held_in(divided, tile.larger()).saturating_sub(share));
             if place == Place::Beside && !stage.first && rules.pool == Pool::Tokens {
                 whole = whole.saturating_add(held(attention));
                 continue;
@@ -91,16 +97,10 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
     Bar { high: sure.high.saturating_add(whole), ..sure }.plus(loading)
 }
 
-/// Bytes on the device of a share of a tensor as stored.
-fn loaded(
-    facts: &ModelFacts,
-    rules: &Rules,
-    tensor: &tensors::Tensor,
-    split: Split,
-    share: u64,
-) -> u64 {
+/// Bytes on the device of a share of a tensor as stored, where that is decided whatever it is a part of.
+fn loaded(facts: &ModelFacts, rules: &Rules, tensor: &tensors::Tensor, share: u64) -> Option<u64> {
     if rules.pool == Pool::Cells {
-        return share;
+        return Some(share);
     }
     // Weights in 32 bits are loaded in 16.
     if matches!(tensor.dtype.as_str(), "F32" | "F64")
@@ -108,18 +108,87 @@ fn loaded(
         && !tensor.name.contains("scale")
         && !tensor.name.contains("absmax")
     {
-        return share / if tensor.dtype == "F64" { 4 } else { 2 };
+        return Some(share / if tensor.dtype == "F64" { 4 } else { 2 });
     }
     // The index of GPTQ is dropped unless columns are reordered.
     if tensor.name.ends_with("g_idx") || tensor.name.ends_with(".zero_bias") {
-        return 0;
+        return Some(0);
     }
-    // MXFP4 kernels pad both sides of an expert to whole tiles (vLLM `fused_moe/oracle/mxfp4.py`).
-    if split == Split::Experts && tensor.dtype == "U8" && tensor.name.ends_with("_blocks") {
+    let mxfp4 = facts.quantisation.as_deref().is_some_and(|name| name.starts_with("mxfp4"));
+    (!mxfp4).then_some(share)
+}
+
+/// How kernels for experts in MXFP4 want them: both sides in whole tiles, of which each rank has its own.
+/// vLLM `fused_moe/oracle/mxfp4.py` (`mxfp4_round_up_hidden_size_and_intermediate_size`) and `SGLang`
+/// `quantization/mxfp4.py` alike. The kernels are chosen by the GPU's generation, which its memory tells
+/// well enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tile {
+    /// Triton, on Hopper. What is kept of the scales, before and after they are laid out anew, is as much
+    /// as values padded to whole tiles of the hidden size (64.38 GiB were logged of gpt-oss-120b).
+    Triton,
+    /// Marlin, wherever there is nothing else.
+    Marlin,
+    /// `FlashInfer` on Blackwell, AITER on MI300 and later.
+    Wide,
+}
+
+impl Tile {
+    fn of(setup: &Setup) -> Self {
+        match setup.gpu.map(|bytes| bytes >> 30) {
+            Some(150..) => Self::Wide,
+            Some(0..70) => Self::Marlin,
+            _ => Self::Triton,
+        }
+    }
+
+    /// What it may be instead.
+    const fn larger(self) -> Self {
+        match self {
+            Self::Triton => Self::Marlin,
+            other => other,
+        }
+    }
+
+    /// Values of an expert's own width that are a whole tile.
+    const fn inner(self) -> u64 {
+        match self {
+            Self::Triton => 64,
+            Self::Marlin => 128,
+            Self::Wide => 256,
+        }
+    }
+
+    /// Bytes of a rank's `share` of an expert's tensor.
+    fn held(self, facts: &ModelFacts, tensor: &tensors::Tensor, share: u64, ranks: Ranks) -> u64 {
+        let side = |at: usize| tensor.shape.get(at).copied().unwrap_or(0);
+        let pieces = if ranks.whole_experts { 1 } else { ranks.expert.max(1) };
+        let bias = tensor.name.ends_with("_bias");
+        // Biases are kept in 32 bits, and those of the output by every rank.
+        if bias && tensor.name.contains("down_proj") {
+            let all = if ranks.whole_experts { share } else { tensor.total() };
+            return all.saturating_mul(2);
+        }
+        let width = match (tensor.dtype.as_str(), tensor.name.contains("down_proj")) {
+            ("U8", true) if tensor.shape.len() > 2 => side(2).saturating_mul(32),
+            ("U8", false) if tensor.shape.len() > 2 => side(1) / 2,
+            _ if bias => side(1) / 2,
+            _ => return share,
+        };
+        if width == 0 {
+            return share;
+        }
+        let padded = width.div_ceil(pieces).next_multiple_of(self.inner()).saturating_mul(pieces);
+        let share = mul_div(share, padded, width);
+        if bias {
+            return share.saturating_mul(2);
+        }
+        if self == Self::Triton && tensor.name.ends_with("_scales") {
+            return share;
+        }
         let hidden = facts.hidden_size.map_or(1, u64::from).max(1);
-        return mul_div(share, hidden.next_multiple_of(256), hidden);
+        mul_div(share, hidden.next_multiple_of(256), hidden)
     }
-    share
 }
 
 /// vLLM keeps the two halves of `kv_b_proj` once more in 16 bits, ready to be multiplied
