@@ -413,7 +413,7 @@ pub struct InspectOptions {
     /// Longest sequence in tokens, such as 32k; default: what the model says
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub context: Option<u64>,
-    /// The GPU: h100-80, a100-40, l40s, …, or its memory, such as 80GiB
+    /// The GPU: h100-80, a100-40, l40s, …, its name as nvidia-smi prints it, or its memory, such as 80GiB
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
     /// Share of the GPU that the engine may use; default: the engine's

@@ -129,7 +129,7 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
             let known = engines::gpu_memory(name).or_else(|| memory_size(name).ok());
             Some(known.ok_or_else(|| {
                 Failure::other(format!("the GPU `{name}` is not known")).with_hint(
-                    "use a name such as h100-80, a100-40, l40s, rtx-4090, or its memory: 80GiB",
+                    "use a name such as h100-80, a100-40, l40s, rtx-4090, what nvidia-smi prints, or its memory: 80GiB",
                 )
             })?)
         }

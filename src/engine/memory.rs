@@ -98,36 +98,92 @@ pub fn usual(gguf: bool) -> Rules {
     if gguf { LLAMA_CPP } else { VLLM }
 }
 
-/// Memory of a GPU as the driver's own tools and engines see it, by names such as `h100-80`.
+/// Words of a GPU's full name that say nothing of its memory.
+const SILENT: [&str; 26] = [
+    "nvidia",
+    "amd",
+    "instinct",
+    "radeon",
+    "tesla",
+    "quadro",
+    "geforce",
+    "graphics",
+    "sxm",
+    "sxm2",
+    "sxm3",
+    "sxm4",
+    "sxm5",
+    "sxm6",
+    "pcie",
+    "oam",
+    "hbm2",
+    "hbm2e",
+    "hbm3",
+    "hbm3e",
+    "ac",
+    "generation",
+    "blackwell",
+    "edition",
+    "server",
+    "workstation",
+];
+
+/// A GPU's name without what makes no difference: `NVIDIA A100-SXM4-80GB` and `a100-80` are one.
+fn plain_name(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    let words = lower.split(['_', ' ', '-', '(', ')']).filter(|w| !w.is_empty());
+    let words = words.filter(|w| !SILENT.contains(w));
+    // `80gb`, `80gib`, `80g`.
+    let size = |word: &str| {
+        let digits = word.trim_end_matches("gib").trim_end_matches("gb").trim_end_matches('g');
+        let is_size = digits.len() < word.len() && digits.bytes().all(|b| b.is_ascii_digit());
+        if is_size && !digits.is_empty() { digits.to_owned() } else { word.to_owned() }
+    };
+    words.map(size).collect::<Vec<_>>().join("-")
+}
+
+/// Memory of a GPU as the driver's own tools and engines see it, by names such as `h100-80`, or as those
+/// tools print them (`NVIDIA H100 80GB HBM3`).
 pub fn gpu_memory(name: &str) -> Option<Bytes> {
-    let mib = match name.to_ascii_lowercase().replace(['_', ' '], "-").as_str() {
-        "h100" | "h100-80" | "h100-sxm" | "h100-pcie" | "h800" | "h800-80" => 81_090,
-        "h100-94" | "h100-nvl" => 95_320,
-        "h200" | "h200-141" => 143_156,
+    let mib = match plain_name(name).as_str() {
+        "h100" | "h100-80" | "h800" | "h800-80" => 81_090,
+        "h100-64" => 65_250,
+        "h100-94" | "h100-nvl" | "h100-nvl-94" => 95_320,
+        "h100-96" => 97_320,
+        "h200" | "h200-141" | "h200-nvl" | "h200-nvl-141" | "h20-3e" | "h20-141" => 143_156,
         "h20" | "h20-96" => 97_280,
+        "gh200" | "gh200-96" | "gh200-480" => 97_280,
+        "gh200-144" | "gh200-144-480" => 146_830,
         "b200" | "b200-180" | "b200-192" => 182_640,
-        "b300" | "b300-288" => 275_040,
+        "b300" | "b300-288" | "gb300" => 275_040,
         "gb200" => 188_416,
         "a100" | "a100-80" | "a800" | "a800-80" => 81_050,
-        "a100-40" => 40_440,
+        "a100-40" | "a800-40" => 40_440,
         "a40" | "a40-48" => 45_410,
         "a10" | "a10-24" | "a10g" | "a10g-24" => 22_520,
+        "a16" | "a16-16" => 14_910,
+        "a2" | "a2-16" => 14_910,
         "a30" | "a30-24" => 24_060,
         "a6000" | "rtx-a6000" => 48_540,
-        "l40" | "l40s" | "l40s-48" | "l40-48" => 45_460,
+        "a5000" | "rtx-a5000" => 24_060,
+        "l40" | "l40s" | "l40s-48" | "l40-48" | "l20" | "l20-48" => 45_460,
         "l4" | "l4-24" => 22_560,
         "t4" | "t4-16" => 15_090,
-        "v100" | "v100-16" => 16_150,
-        "v100-32" => 32_500,
-        "rtx-3090" | "3090" | "rtx3090" => 24_120,
-        "rtx-4090" | "4090" | "rtx4090" => 24_080,
-        "rtx-5090" | "5090" | "rtx5090" => 32_110,
-        "rtx-pro-6000" | "pro-6000" => 97_250,
-        "rtx-6000-ada" | "6000-ada" => 48_520,
-        "mi250" => 65_520,
+        "p40" | "p40-24" => 22_910,
+        "p100" | "p100-16" => 16_270,
+        "v100" | "v100-16" | "v100s" => 16_150,
+        "v100-32" | "v100s-32" => 32_500,
+        "rtx-3090" | "3090" | "rtx3090" | "rtx-3090-ti" => 24_120,
+        "rtx-4090" | "4090" | "rtx4090" | "rtx-4090-d" => 24_080,
+        "rtx-4080" | "4080" | "rtx-4080-super" => 15_940,
+        "rtx-5090" | "5090" | "rtx5090" | "rtx-5090-d" => 32_110,
+        "rtx-pro-6000" | "pro-6000" | "rtx-pro-6000-max-q" => 97_250,
+        "rtx-6000-ada" | "6000-ada" | "rtx-5880-ada" => 48_520,
+        "mi210" => 65_520,
+        "mi250" | "mi250x" => 65_520,
         "mi300x" | "mi300" => 196_590,
         "mi325x" => 262_120,
-        "mi355x" => 294_890,
+        "mi355x" | "mi350x" => 294_890,
         "gb10" | "dgx-spark" => 122_570,
         _ => return None,
     };
@@ -168,5 +224,34 @@ mod tests {
         assert!(rules("triton").is_none());
         assert!(gpu_memory("H100-80").unwrap() > Bytes::gib(79));
         assert!(gpu_memory("h101").is_none());
+    }
+
+    #[test]
+    fn gpus_have_the_names_that_their_tools_print() {
+        for (printed, short) in [
+            ("NVIDIA H100 80GB HBM3", "h100-80"),
+            ("NVIDIA H100 PCIe", "h100"),
+            ("NVIDIA H100 NVL", "h100-94"),
+            ("NVIDIA H200", "h200-141"),
+            ("NVIDIA A100-SXM4-80GB", "a100-80"),
+            ("NVIDIA A100 80GB PCIe", "a100-80"),
+            ("NVIDIA A100-SXM4-40GB", "a100-40"),
+            ("NVIDIA A100-PCIE-40GB", "a100-40"),
+            ("NVIDIA L40S", "l40s"),
+            ("NVIDIA L4", "l4-24"),
+            ("Tesla T4", "t4"),
+            ("Tesla V100-SXM2-32GB", "v100-32"),
+            ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+            ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+            ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+            ("NVIDIA RTX A6000", "a6000"),
+            ("AMD Instinct MI300X OAM", "mi300x"),
+        ] {
+            let memory = gpu_memory(printed).unwrap_or_else(|| panic!("{printed}"));
+            assert_eq!(Some(memory), gpu_memory(short), "{printed}");
+        }
+        // An instance of one is smaller, and a name alone is none.
+        assert_eq!(gpu_memory("NVIDIA H100 80GB HBM3 MIG 1g.10gb"), None);
+        assert_eq!(gpu_memory("NVIDIA"), None);
     }
 }
