@@ -265,7 +265,7 @@ async fn look(means: &Means, question: &Question, ran: bool) -> Option<Observati
     let mut loaded = Loaded::default();
     for (rank, host) in &question.ranks {
         let log = read_log(means, &question.spec, rank, host).await?;
-        loaded = loaded.with(engine.read_loaded(&log));
+        loaded = loaded.with(engine.read_loaded(&question.spec, &log));
     }
     // Words of a refusal that it got over are none; and an engine that ended for another reason tells
     // nothing for sure.

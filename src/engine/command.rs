@@ -2,12 +2,12 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, limits,
-    memory, metrics, shapes_where,
+    loaded, memory, metrics, shapes_where,
 };
 use crate::base::{Bytes, text};
 use crate::model::cache::CacheBits;
 use crate::model::{
-    MemoryEstimate, ModelFacts, Overheads, Setup, WeightSplit, per_device, predict,
+    Loaded, MemoryEstimate, ModelFacts, Overheads, Setup, WeightSplit, per_device, predict,
 };
 use crate::spec::{CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, ServiceSpec};
 
@@ -151,6 +151,12 @@ impl Engine for Command {
                 || spec.device == DeviceKind::Cpu,
             ..Setup::new(rules)
         })
+    }
+
+    fn read_loaded(&self, spec: &ServiceSpec, log: &str) -> Loaded {
+        let words: Vec<String> = self.0.run.iter().chain(&spec.args).cloned().collect();
+        let block = args::value(&words, &["--block-size"]).and_then(|v| v.parse().ok());
+        loaded::any(log, block)
     }
 
     fn program(&self, _spec: &ServiceSpec) -> Option<String> {

@@ -125,7 +125,7 @@ impl Engine for LlamaCpp {
         })
     }
 
-    fn read_loaded(&self, log: &str) -> Loaded {
+    fn read_loaded(&self, _spec: &ServiceSpec, log: &str) -> Loaded {
         loaded::llama_cpp(log)
     }
 

@@ -15,6 +15,12 @@ use crate::model::observation::{Loaded, least};
 pub const MAX_LOG: usize = 2 << 20;
 /// Longest line.
 const MAX_LINE: usize = 2_000;
+/// Longest line with all of an engine's arguments.
+const MAX_ARGUMENTS: usize = 16 << 10;
+/// Tokens of vLLM's blocks, unless it was asked for others.
+const USUAL_BLOCK: u64 = 16;
+/// Most tokens of a block.
+const MAX_BLOCK: u64 = 1 << 20;
 /// Most devices that are told apart.
 const MAX_DEVICES: usize = 256;
 /// Largest memory of one device that is believed.
@@ -28,8 +34,12 @@ fn more(slot: &mut Option<Bytes>, found: Option<Bytes>) {
 
 /// The lines of a log, as far as they are believed.
 fn lines(log: &str) -> impl Iterator<Item = &str> {
+    lines_within(log, MAX_LINE)
+}
+
+fn lines_within(log: &str, most: usize) -> impl Iterator<Item = &str> {
     let end = (0..=log.len().min(MAX_LOG)).rev().find(|i| log.is_char_boundary(*i)).unwrap_or(0);
-    log.get(..end).unwrap_or_default().lines().filter(|line| line.len() <= MAX_LINE)
+    log.get(..end).unwrap_or_default().lines().filter(move |line| line.len() <= most)
 }
 
 /// What follows `mark` in `line`.
@@ -71,8 +81,21 @@ fn count(text: &str) -> Option<u64> {
     (0.0..=MAX_TOKENS as f64).contains(&value).then_some(value as u64)
 }
 
+/// Tokens of a block, where vLLM prints the arguments that it was given.
+fn stated_block(log: &str) -> Option<u64> {
+    let mut lines = lines_within(log, MAX_ARGUMENTS);
+    lines.find_map(|line| count(after(line, " block_size=")?)).filter(|n| *n > 0)
+}
+
 /// vLLM, of any version.
 pub fn vllm(log: &str) -> Loaded {
+    vllm_in_blocks(log, None)
+}
+
+/// vLLM, of any version, that was asked for blocks of so many tokens.
+pub fn vllm_in_blocks(log: &str, asked: Option<u64>) -> Loaded {
+    let block = asked.filter(|n| *n > 0).or_else(|| stated_block(log)).unwrap_or(USUAL_BLOCK);
+    let block = block.min(MAX_BLOCK);
     let mut out = Loaded::default();
     for line in lines(log) {
         for mark in ["Model loading took ", "Loading model weights took ", "model weights take "] {
@@ -83,10 +106,10 @@ pub fn vllm(log: &str) -> Loaded {
             .or_else(|| after(line, "larger than the available KV cache memory "));
         out.cache = least(out.cache, cache.and_then(size));
         out.tokens = least(out.tokens, after(line, "GPU KV cache size: ").and_then(count));
-        // Until 0.7 there were blocks, of 16 tokens unless asked for otherwise.
+        // Until 0.7 it counted blocks.
         let blocks = ["# GPU blocks: ", "# CUDA blocks: ", "# cuda blocks: "];
         let blocks = blocks.iter().find_map(|mark| count(after(line, mark)?));
-        out.tokens = least(out.tokens, blocks.map(|n| n * 16));
+        out.tokens = least(out.tokens, blocks.map(|n| n.saturating_mul(block)));
         more(
             &mut out.activation,
             after(line, "PyTorch activation peak memory takes ").and_then(size),
@@ -254,11 +277,11 @@ fn device(line: &str) -> Option<&str> {
     (!name.is_empty() && name.len() <= 80).then_some(name)
 }
 
-/// A log of an engine that is not known: whichever reader finds something.
-pub fn any(log: &str) -> Loaded {
-    [vllm, sglang, llama_cpp]
-        .iter()
-        .map(|read| read(log))
+/// A log of an engine that is not known: whichever reader finds something. `block`: tokens of a block, where
+/// it was asked for other ones than usual.
+pub fn any(log: &str, block: Option<u64>) -> Loaded {
+    [vllm_in_blocks(log, block), sglang(log), llama_cpp(log)]
+        .into_iter()
         .find(|l| l.weights.is_some() || l.refused || l.tokens.is_some() && l.cache.is_some())
         .unwrap_or_default()
 }

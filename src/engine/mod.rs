@@ -78,8 +78,8 @@ pub trait Engine: Send + Sync {
     }
 
     /// What a log says of the memory that the engine took once it had loaded, or why it refused to.
-    fn read_loaded(&self, log: &str) -> Loaded {
-        loaded::any(log)
+    fn read_loaded(&self, _spec: &ServiceSpec, log: &str) -> Loaded {
+        loaded::any(log, None)
     }
 
     /// The share of each GPU's total memory that the engine takes whatever the model needs, 0 to 1.

@@ -146,8 +146,9 @@ impl Engine for Vllm {
         })
     }
 
-    fn read_loaded(&self, log: &str) -> Loaded {
-        loaded::vllm(log)
+    fn read_loaded(&self, spec: &ServiceSpec, log: &str) -> Loaded {
+        let block = args::value(&spec.args, &["--block-size"]).and_then(|v| v.parse().ok());
+        loaded::vllm_in_blocks(log, block)
     }
 
     fn memory_share(&self, spec: &ServiceSpec) -> Option<f64> {

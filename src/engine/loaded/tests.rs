@@ -174,11 +174,11 @@ llama_new_context_with_model:      CUDA0 compute buffer size =   672.01 MiB";
 
 #[test]
 fn an_unknown_engine_is_read_by_whoever_understands_it() {
-    assert_eq!(any("Model loading took 1.12 GiB memory").weights, gib(1.12));
-    assert!(any("Load weight end. type=X, mem usage=2.00 GB.").weights.is_some());
-    assert!(any("load_tensors: CUDA0 model buffer size = 5.0 MiB").weights.is_some());
-    assert!(any("a quiet engine").is_empty());
-    assert!(any("ValueError: No available memory for the cache blocks. Try").refused);
+    assert_eq!(any("Model loading took 1.12 GiB memory", None).weights, gib(1.12));
+    assert!(any("Load weight end. type=X, mem usage=2.00 GB.", None).weights.is_some());
+    assert!(any("load_tensors: CUDA0 model buffer size = 5.0 MiB", None).weights.is_some());
+    assert!(any("a quiet engine", None).is_empty());
+    assert!(any("ValueError: No available memory for the cache blocks. Try", None).refused);
 }
 
 #[test]
@@ -202,4 +202,21 @@ fn nonsense_is_left_out() {
     let many: String =
         (0..100_000).map(|n| format!("load_tensors: D{n} model buffer size = 1 MiB\n")).collect();
     assert_eq!(llama_cpp(&many).weights, mib(1.0));
+}
+
+/// Until 0.7 vLLM counted blocks, whose size it printed among its arguments.
+#[test]
+fn blocks_have_as_many_tokens_as_they_were_asked_to() {
+    let blocks = "INFO 01-10 gpu_executor.py:76] # GPU blocks: 14984, # CPU blocks: 4681\n";
+    assert_eq!(vllm(blocks).tokens, Some(14_984 * 16));
+    assert_eq!(vllm_in_blocks(blocks, Some(32)).tokens, Some(14_984 * 32));
+    assert_eq!(vllm_in_blocks(blocks, Some(0)).tokens, Some(14_984 * 16));
+    assert_eq!(vllm_in_blocks(blocks, Some(u64::MAX)).tokens, Some(14_984 << 20));
+    let arguments = format!(
+        "INFO 01-10 api_server.py:651] args: Namespace(host=None, {}pipeline_parallel_size=1, block_size=8, seed=0)\n{blocks}",
+        "x=None, ".repeat(400)
+    );
+    assert_eq!(vllm(&arguments).tokens, Some(14_984 * 8));
+    let none = format!("args: Namespace(port=1, block_size=None, seed=0)\n{blocks}");
+    assert_eq!(vllm(&none).tokens, Some(14_984 * 16));
 }
