@@ -432,10 +432,10 @@ pub struct InspectOptions {
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     pub kv_available: Option<crate::api::Bytes>,
     /// Requests at a time; default: the engine's
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_num_seqs: Option<u32>,
     /// Tokens of one step; default: the engine's
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_num_batched_tokens: Option<u32>,
     /// No graphs are captured
     #[arg(long)]

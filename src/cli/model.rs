@@ -51,7 +51,15 @@ pub async fn inspect(
                 "ask for a shorter --context, or compare its config.json with the published one",
             ));
     }
-    let refused = limits::refusal(&facts, &setup).map(|error| error.to_string());
+    let kind = options.kv_dtype.as_deref().unwrap_or("auto");
+    let refused = limits::refusal(&facts, &setup).or_else(|| limits::type_refusal(&setup, kind));
+    let refused = refused.map(|error| error.to_string());
+    if setup.block.is_some() && setup.rules.pool == model::estimate::Pool::Cells {
+        prediction.notes.push(format!(
+            "{} has no blocks: no notice is taken of --block-size",
+            setup.rules.engine
+        ));
+    }
     if refused.is_some() {
         prediction.fits = Some(false);
     }
@@ -120,7 +128,7 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         None | Some("auto") => None,
         Some(name) => Some(CacheBits::named(name).ok_or_else(|| {
             Failure::other(format!("the cache type `{name}` is not known"))
-                .with_hint("use auto, bf16, f16, fp8, f32, q8_0 or q4_0")
+                .with_hint("use auto, bf16, f16, fp8, fp8_e4m3, fp8_e5m2, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl")
         })?),
     };
     let gpu = match options.gpu.as_deref() {

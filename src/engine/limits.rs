@@ -1,7 +1,10 @@
 //! What an engine refuses of a model so divided, however much memory there is: asked for before a
 //! release is planned, and by `gpudeck model inspect`.
 
+mod cache;
 mod tiles;
+
+pub use cache::type_refusal;
 
 use super::EngineError;
 use crate::model::estimate::Pool;
@@ -22,6 +25,8 @@ pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     }
     let limit = if tokens { facts.context_stated.or(facts.context) } else { facts.context };
     form(facts, setup.rules.engine)
+        .or_else(|| cache::block(setup))
+        .or_else(|| cache::step(setup))
         .or_else(|| too_long(setup.context, limit))
         .or_else(|| cuts(facts, setup))
 }
