@@ -6,7 +6,7 @@ use crate::base::{Bytes, Hint};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The file ends before its data does.
-    #[error("truncated: {} bytes are missing ({file} of {expected} are there)", missing.0)]
+    #[error("truncated: {}", cut(*missing, *file, *expected, *header))]
     Truncated {
         /// What is missing.
         missing: Bytes,
@@ -14,6 +14,8 @@ pub enum HeaderError {
         file: Bytes,
         /// Length that its header speaks of, as far as known.
         expected: Bytes,
+        /// Not even its header is whole.
+        header: bool,
     },
     /// It contradicts itself or its format.
     #[error("broken: {0}")]
@@ -38,11 +40,35 @@ impl HeaderError {
             missing: Bytes(expected.saturating_sub(file)),
             file: Bytes(file),
             expected: Bytes(expected),
+            header: false,
+        }
+    }
+
+    /// The file has `file` bytes, and its header alone at least `expected`.
+    pub(crate) fn truncated_header(file: u64, expected: u64) -> Self {
+        match Self::truncated(file, expected) {
+            Self::Truncated { missing, file, expected, .. } => {
+                Self::Truncated { missing, file, expected, header: true }
+            }
+            other => other,
         }
     }
 
     pub(crate) fn broken(what: impl Into<String>) -> Self {
         Self::Broken(what.into())
+    }
+}
+
+/// What a file lacks, in words.
+fn cut(missing: Bytes, file: Bytes, expected: Bytes, header: bool) -> String {
+    let bytes = if missing.0 == 1 { "byte is" } else { "bytes are" };
+    match (file, header) {
+        (Bytes::ZERO, _) => "it is empty".to_owned(),
+        (_, true) => format!(
+            "it ends within its header, after {file} (at least {} {bytes} missing, and all of its data)",
+            missing.0
+        ),
+        (_, false) => format!("{} {bytes} missing ({file} of {expected} are there)", missing.0),
     }
 }
 
@@ -130,6 +156,9 @@ impl Hint for ModelError {
                 "give the path of a GGUF file (version 2 or 3), or of a directory with safetensors"
                     .to_owned()
             }
+            Self::Header { path, .. } if path.ends_with("/config.json") => {
+                "copy the file again, and compare it with the published one".to_owned()
+            }
             Self::Header { .. } => {
                 "copy the file again; if it stays so, the model itself is damaged".to_owned()
             }
@@ -139,6 +168,10 @@ impl Hint for ModelError {
             }
             Self::Repeated { .. } => {
                 "an older set of files lies beside the model's own: leave one set there, with its index"
+                    .to_owned()
+            }
+            Self::Unreadable { why, .. } if why.contains("levels of symbolic links") => {
+                "its links lead in a circle: put the file itself there (`cp -L` from where it is)"
                     .to_owned()
             }
             Self::Unreadable { .. } => {

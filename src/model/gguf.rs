@@ -164,7 +164,7 @@ pub fn parse(prefix: &[u8], file_bytes: u64) -> Result<Progress<GgufHeader>, Hea
     match header(&mut reader) {
         Ok(header) => Ok(Progress::Parsed(Box::new(header))),
         Err(Stop::More(at_least)) if at_least > file_bytes => {
-            Err(HeaderError::truncated(file_bytes, at_least))
+            Err(HeaderError::truncated_header(file_bytes, at_least))
         }
         Err(Stop::More(at_least)) if at_least > MAX_HEADER => Err(HeaderError::TooLarge {
             limit: Bytes(MAX_HEADER),

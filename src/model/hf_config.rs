@@ -247,8 +247,14 @@ pub fn parse_params(json: &[u8]) -> Result<HfConfig, HeaderError> {
 fn object(json: &[u8], name: &str) -> Result<Map<String, Value>, HeaderError> {
     let read = serde_json::from_slice(json)
         .or_else(|_| serde_json::from_slice(&without_python_numbers(json)));
-    let value: Value = read.map_err(|e| {
-        HeaderError::broken(format!("not a {name}: {}", text::clean(&e.to_string(), 200)))
+    let value: Value = read.map_err(|e| match (json.is_empty(), e.is_eof()) {
+        (true, _) => HeaderError::broken(format!("not a {name}: it is empty")),
+        (_, true) => HeaderError::broken(format!(
+            "not a {name}: it ends too early, at line {} column {}",
+            e.line(),
+            e.column()
+        )),
+        _ => HeaderError::broken(format!("not a {name}: {}", text::clean(&e.to_string(), 200))),
     })?;
     match value {
         Value::Object(top) => Ok(top),

@@ -151,7 +151,7 @@ pub(super) fn parse_at_most(
 ) -> Result<Progress<SafetensorsHeader>, HeaderError> {
     let more = |at_least: u64| {
         if at_least > file_bytes {
-            Err(HeaderError::truncated(file_bytes, at_least))
+            Err(HeaderError::truncated_header(file_bytes, at_least))
         } else {
             Ok(Progress::NeedMore { at_least })
         }
@@ -346,7 +346,7 @@ pub(crate) mod tests {
             ("overlaps", file(two, 6)),
             ("twice", file(twice, 8)),
             ("goes on", file(&one("[0,4]"), 5)),
-            ("truncated: 1 bytes", file(&one("[0,4]"), 3)),
+            ("truncated: 1 byte is", file(&one("[0,4]"), 3)),
             ("cannot be read", file(&one("[0,-4]"), 4)),
             (
                 "more than 8 dimensions",

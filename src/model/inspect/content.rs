@@ -105,6 +105,9 @@ impl Inspection {
                 return self.content(Job { what: What::Gguf, ..job }, have, file_bytes);
             }
             What::Guess => {
+                if let Some(error) = self.inside_a_cache(parent(&job.path)) {
+                    return Err(error);
+                }
                 return Err(self.not_a_model(
                     "neither a GGUF file nor a directory",
                     "give the path of a .gguf file or of a directory with safetensors and config.json",

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{has_ending, join, missing_of_numbered, numbered, one_model, parent, shown};
+use super::names::{
+    base_name, has_ending, join, missing_of_numbered, numbered, one_model, parent, shown,
+};
 use super::{
     FIRST_READ, Found, Inspection, Job, ListFor, MAX_PARTS, MISTRAL_CONFIG, State, Step, What,
     read, unreadable,
@@ -54,6 +56,12 @@ impl Inspection {
                 "give the path of one of the files",
             ));
         }
+        if base_name(path) == "snapshots" && entries.iter().any(|e| e.is_dir) {
+            return self.snapshots(path, entries);
+        }
+        if let Some(error) = self.inside_a_cache(path) {
+            return Err(error);
+        }
         if entries.iter().any(|e| e.is_dir && e.name == "snapshots") {
             return Ok(State::List { path: join(path, "snapshots"), why: ListFor::Snapshots });
         }
@@ -84,6 +92,18 @@ impl Inspection {
             "the directory holds neither a .gguf nor a .safetensors file",
             "give the path of a .gguf file or of a directory with safetensors and config.json",
         ))
+    }
+
+    /// A part of a Hugging Face cache that holds no model by itself.
+    pub(super) fn inside_a_cache(&self, path: &str) -> Option<ModelError> {
+        let (above, name) = (parent(path), base_name(path));
+        let part = matches!(name, "refs" | "blobs") && base_name(above).starts_with("models--");
+        part.then(|| {
+            self.not_a_model(
+                format!("it holds the `{name}` of a model in a Hugging Face cache"),
+                format!("give the path of the model's directory: {above}"),
+            )
+        })
     }
 
     pub(super) fn snapshots(&mut self, path: &str, entries: &[DirEntry]) -> Step {

@@ -193,6 +193,46 @@ fn a_hugging_face_cache() {
 }
 
 #[test]
+fn parts_of_a_hugging_face_cache() {
+    let all = files(&[
+        ("/hub/models--a--b/refs/main", b"beef01\n"),
+        ("/hub/models--a--b/blobs/77aa", b"{}"),
+        ("/hub/models--a--b/snapshots/0000/model.safetensors", &a_shard(8)),
+        ("/hub/models--a--b/snapshots/beef01/config.json", CONFIG),
+        ("/hub/models--a--b/snapshots/beef01/model.safetensors", &a_shard(4)),
+    ]);
+    let facts = inspect(&all, "/hub/models--a--b/snapshots").unwrap();
+    assert_eq!(facts.entry, "/hub/models--a--b/snapshots/beef01");
+    for part in ["refs", "refs/main", "blobs"] {
+        let error = inspect(&all, &format!("/hub/models--a--b/{part}")).unwrap_err();
+        assert!(error.to_string().contains("of a model in a Hugging Face cache"), "{error}");
+        let hint = error.hint().unwrap();
+        assert!(hint.ends_with("the model's directory: /hub/models--a--b"), "{hint}");
+    }
+}
+
+#[test]
+fn words_of_what_is_cut_short_or_leads_in_a_circle() {
+    let one = |bytes: &[u8]| {
+        let error = inspect(&files(&[("/m.gguf", bytes)]), "/m.gguf").unwrap_err();
+        error.to_string()
+    };
+    assert_eq!(one(b""), "/m.gguf is truncated: it is empty");
+    let begun = one(b"GGUF");
+    assert!(begun.contains("it ends within its header, after 4 B (at least"), "{begun}");
+    let cut = &CONFIG[..CONFIG.len() / 2];
+    let all = files(&[("/m/config.json", cut), ("/m/model.safetensors", &a_shard(4))]);
+    let error = inspect(&all, "/m").unwrap_err();
+    assert!(error.to_string().contains("it ends too early, at line "), "{error}");
+    assert!(error.hint().unwrap().contains("published one"));
+    let circle = ModelError::Unreadable {
+        path: "/m/config.json".to_owned(),
+        why: "Too many levels of symbolic links (os error 40)".to_owned(),
+    };
+    assert!(circle.hint().unwrap().contains("lead in a circle"));
+}
+
+#[test]
 fn what_is_no_model_is_named_for_what_it_is() {
     let all = files(&[
         ("/two/a.gguf", &llama().file()),
