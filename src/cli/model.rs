@@ -231,6 +231,11 @@ fn as_json(
     put("tensors", json!(stored.as_ref().map(|s| s.0)));
     put("bytes_by_type", json!(stored.map(|s| s.1)));
     put("head_size", json!(facts.head_dim));
+    let latent = facts.latent.map(|of| {
+        json!({"kv_lora_rank": of.rank, "qk_nope_head_dim": of.plain,
+            "qk_rope_head_dim": of.rotary, "v_head_dim": of.value})
+    });
+    put("latent", json!(latent));
     put("tied", json!(facts.tied));
     let windows = facts.windows();
     let windows =

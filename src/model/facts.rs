@@ -30,6 +30,19 @@ impl ModelFormat {
 
 pub use super::arch::Certainty;
 
+/// Sizes of multi-head latent attention, in values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatentSizes {
+    /// The vector that keys and values are made from (`kv_lora_rank`), cached once a token and layer.
+    pub rank: u32,
+    /// The part of a head's key that is made from it (`qk_nope_head_dim`).
+    pub plain: u32,
+    /// The rotary part of keys (`qk_rope_head_dim`), cached beside the vector, the same for all heads.
+    pub rotary: u32,
+    /// A head's value (`v_head_dim`).
+    pub value: u32,
+}
+
 /// What is known of a model. A value that its files do not state is absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFacts {
@@ -56,6 +69,9 @@ pub struct ModelFacts {
     /// With multi-head latent attention: cached values per token and layer, not divided by tensor
     /// parallelism.
     pub latent_cache_width: Option<u32>,
+    /// The sizes that it is made of, where the configuration states them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentSizes>,
     /// Width of the hidden state.
     pub hidden_size: Option<u32>,
     /// Tokens of the vocabulary.
@@ -134,6 +150,7 @@ impl ModelFacts {
             head_dim: None,
             value_head_dim: None,
             latent_cache_width: None,
+            latent: None,
             hidden_size: None,
             vocab_size: None,
             context: None,
@@ -234,7 +251,13 @@ impl ModelFacts {
             (Some(heads), _) => second.push(format!("{heads} attention heads")),
             (None, _) => {}
         }
-        second.extend(self.head_dim.map(|n| format!("head size {n}")));
+        match self.latent {
+            Some(of) => second.push(format!(
+                "latent attention: keys of {} + {}, values of {}, {} + {} cached",
+                of.plain, of.rotary, of.value, of.rank, of.rotary
+            )),
+            None => second.extend(self.head_dim.map(|n| format!("head size {n}"))),
+        }
         second.extend(self.hidden_size.map(|n| format!("hidden size {n}")));
         second.extend(self.vocab_size.map(|n| format!("vocabulary {n}")));
         second.extend(self.experts.map(|n| match self.experts_used {

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::arch::{self, Blueprint, conf::NESTED, conf::whole};
+use super::facts::LatentSizes;
 use super::quant::{self, Quantisation};
 use super::{HeaderError, ModelFacts};
 use crate::base::text;
@@ -26,6 +27,8 @@ pub struct HfConfig {
     pub head_dim: Option<u32>,
     /// Cached values per token and layer with multi-head latent attention.
     pub latent_cache_width: Option<u32>,
+    /// Its sizes.
+    pub latent: Option<LatentSizes>,
     /// Width of the hidden state.
     pub hidden_size: Option<u32>,
     /// Tokens of the vocabulary.
@@ -286,7 +289,14 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     let head_dim = find
         .u32(&["head_dim", "attention_head_dim"])
         .or_else(|| hidden_size?.checked_div(attention_heads?));
-    let latent = find.u32(&["kv_lora_rank"]).filter(|n| *n > 0);
+    let latent = find.u32(&["kv_lora_rank"]).filter(|n| *n > 0).map(|rank| LatentSizes {
+        rank,
+        plain: find.u32(&["qk_nope_head_dim"]).unwrap_or(128),
+        rotary: find.u32(&["qk_rope_head_dim"]).unwrap_or(64),
+        value: find.u32(&["v_head_dim"]).unwrap_or(128),
+    });
+    // A share of the hidden size says nothing of these, and some state the rotary part alone.
+    let head_dim = latent.map(|of| of.plain.saturating_add(of.rotary)).or(head_dim);
     let layers = find.u32(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]);
     let used = find.u32(&[
         "num_experts_per_tok",
@@ -314,8 +324,8 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         attention_heads,
         kv_heads,
         head_dim,
-        latent_cache_width: latent
-            .map(|rank| rank.saturating_add(find.u32(&["qk_rope_head_dim"]).unwrap_or(0))),
+        latent_cache_width: latent.map(|of| of.rank.saturating_add(of.rotary)),
+        latent,
         hidden_size,
         vocab_size: find.u32(&["vocab_size", "padded_vocab_size"]),
         context: find.context(),
@@ -492,6 +502,9 @@ impl<'a> Places<'a> {
             let number = |key: &str| match scaling.get(key)? {
                 Value::String(text) => text.trim().parse().ok(),
                 value => value.as_f64(),
+        facts.latent = self.latent;
+        facts.value_head_dim =
+            self.latent.map(|of| of.value).filter(|value| Some(*value) != self.head_dim);
             };
             // Lengths of these are stated as they are after scaling.
             if matches!(kind, None | Some("su" | "longrope" | "llama3" | "default" | "mrope")) {
@@ -707,3 +720,21 @@ mod tests {
         assert_eq!(config.latent_cache_width, Some(576));
     }
 }
+
+    #[test]
+    fn heads_of_latent_attention_are_not_a_share_of_the_hidden_size() {
+        let deepseek = r#"{"model_type":"deepseek_v3","num_hidden_layers":61,"hidden_size":7168,
+            "num_attention_heads":128,"num_key_value_heads":128,"kv_lora_rank":512,"qk_rope_head_dim":64,
+            "qk_nope_head_dim":128,"v_head_dim":128}"#;
+        for json in [deepseek.to_owned(), deepseek.replace("61,", "61,\"head_dim\":64,")] {
+            let config = parse(json.as_bytes()).unwrap();
+            assert_eq!(config.head_dim, Some(192), "{json}");
+            let mut facts =
+                ModelFacts::unknown(super::super::ModelFormat::Safetensors, "/m".into());
+            config.fill(&mut facts);
+            assert_eq!((facts.head_dim, facts.value_head_dim), (Some(192), Some(128)));
+            let text = facts.summary().join("\n");
+            let told = "latent attention: keys of 128 + 64, values of 128, 512 + 64 cached";
+            assert!(text.contains(told) && !text.contains("head size"), "{text}");
+        }
+    }
