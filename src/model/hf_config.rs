@@ -91,13 +91,18 @@ impl Count {
 }
 
 /// Where one of these is there and is no number, the family's default must not stand in for it.
-const COUNTS: [Count; 11] = [
-    Count::of(&["num_hidden_layers", "n_layer", "n_layers"], arch::MAX_LAYERS),
-    Count::of(&["hidden_size", "n_embd", "d_model"], 1 << 20),
+const COUNTS: [Count; 12] = [
+    Count::of(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"], arch::MAX_LAYERS),
+    Count::of(&["hidden_size", "n_embd", "n_embed", "d_model", "word_embed_proj_dim"], 1 << 20),
     Count::of(&["vocab_size", "padded_vocab_size"], 1 << 22),
     Count::of(
         &[
             "head_dim",
+            "attention_head_dim",
+            "kv_channels",
+            "swa_head_dim",
+            "swa_v_head_dim",
+            "global_head_dim",
             "v_head_dim",
             "qk_nope_head_dim",
             "qk_rope_head_dim",
@@ -107,7 +112,19 @@ const COUNTS: [Count; 11] = [
         1 << 16,
     ),
     Count::of(
-        &["num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "n_kv_heads"],
+        &[
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_kv_heads",
+            "num_heads",
+            "n_head",
+            "n_heads",
+            "n_head_kv",
+            "n_kv_heads",
+            "multi_query_group_num",
+            "swa_num_key_value_heads",
+            "num_global_key_value_heads",
+        ],
         1 << 14,
     )
     .listed(),
@@ -115,7 +132,13 @@ const COUNTS: [Count; 11] = [
         &[
             "intermediate_size",
             "moe_intermediate_size",
+            "moe_shared_expert_intermediate_size",
             "shared_expert_intermediate_size",
+            "shared_intermediate_size",
+            "intermediate_size_mlp",
+            "expert_ffn_hidden_size",
+            "ffn_hidden_size",
+            "share_expert_dim",
             "n_inner",
             "ffn_dim",
         ],
@@ -127,8 +150,18 @@ const COUNTS: [Count; 11] = [
             "num_experts",
             "num_local_experts",
             "n_routed_experts",
+            "moe_num_experts",
             "n_shared_experts",
+            "num_shared_experts",
+            "num_shared_expert",
+            "moe_num_shared_experts",
             "num_experts_per_tok",
+            "num_experts_per_token",
+            "experts_per_token",
+            "moe_topk",
+            "moe_k",
+            "num_dense_layers",
+            "zero_expert_num",
             "first_k_dense_replace",
             "num_nextn_predict_layers",
         ],
@@ -164,35 +197,88 @@ const COUNTS: [Count; 11] = [
             "ssm_state_size",
             "state_size",
             "n_mamba_heads",
+            "mamba_ngroups",
+            "mamba_headdim",
+            "mamba_dt_rank",
+            "time_step_rank",
+            "conv_kernel",
+            "conv_L_cache",
+            "n_groups",
+            "expand",
         ],
         1 << 20,
     )
     .listed()
     .auto(),
+    // Which layers are what.
+    Count::of(
+        &[
+            "attn_layer_period",
+            "attn_layer_offset",
+            "expert_layer_period",
+            "expert_layer_offset",
+            "decoder_sparse_step",
+            "moe_layer_freq",
+            "moe_layer_interval",
+            "moe_layer_start_index",
+            "interleave_moe_layer_step",
+            "full_attention_interval",
+            "global_attn_every_n_layers",
+        ],
+        1 << 16,
+    )
+    .listed(),
+];
+
+/// Likewise, of objects inside.
+const NESTED_COUNTS: [(&str, Count); 3] = [
+    (
+        "linear_attn_config",
+        Count::of(&["num_heads", "head_dim", "short_conv_kernel_size"], 1 << 16),
+    ),
+    ("attn_config", Count::of(&["kv_n_heads"], 1 << 14)),
+    ("ffn_config", Count::of(&["ffn_hidden_size", "moe_num_experts", "moe_top_k"], 1 << 22)),
 ];
 
 fn check_counts(place: &Map<String, Value>) -> Result<(), HeaderError> {
     let counts = COUNTS.iter().flat_map(|count| count.keys.iter().map(move |key| (*key, count)));
     for (key, count) in counts {
-        let Some(value) = place.get(key).filter(|v| !v.is_null()) else { continue };
-        let (least, most) = (count.least, count.most);
-        let good = |value: &Value| {
-            whole(value).is_some_and(|n| (least..=most).contains(&n))
-                || count.auto && value.as_str() == Some("auto")
-        };
-        let all = match value {
-            Value::Array(list) if count.listed => list.iter().all(|v| v.is_null() || good(v)),
-            _ => good(value),
-        };
-        if !all {
-            let shown = text::clean(&value.to_string(), 40);
-            let from = if least > 0 { format!("from {least} to") } else { "of at most".to_owned() };
-            return Err(HeaderError::broken(format!(
-                "`{key}` is {shown}, which is no count (a whole number {from} {most})"
-            )));
+        check_count(place, "", key, count)?;
+    }
+    for (name, count) in &NESTED_COUNTS {
+        let Some(inner) = place.get(*name).and_then(Value::as_object) else { continue };
+        for key in count.keys {
+            check_count(inner, &format!("{name}."), key, count)?;
         }
     }
     Ok(())
+}
+
+/// Whether what stands at `key` is such a count, or nothing. `within`: what comes before the key's name.
+fn check_count(
+    place: &Map<String, Value>,
+    within: &str,
+    key: &str,
+    count: &Count,
+) -> Result<(), HeaderError> {
+    let Some(value) = place.get(key).filter(|v| !v.is_null()) else { return Ok(()) };
+    let (least, most) = (count.least, count.most);
+    let good = |value: &Value| {
+        whole(value).is_some_and(|n| (least..=most).contains(&n))
+            || count.auto && value.as_str() == Some("auto")
+    };
+    let all = match value {
+        Value::Array(list) if count.listed => list.iter().all(|v| v.is_null() || good(v)),
+        _ => good(value),
+    };
+    if all {
+        return Ok(());
+    }
+    let shown = text::clean(&value.to_string(), 40);
+    let from = if least > 0 { format!("from {least} to") } else { "of at most".to_owned() };
+    Err(HeaderError::broken(format!(
+        "`{within}{key}` is {shown}, which is no count (a whole number {from} {most})"
+    )))
 }
 
 /// Reads a `config.json`.
@@ -416,6 +502,9 @@ impl HfConfig {
         facts.kv_heads = self.kv_heads;
         facts.head_dim = self.head_dim;
         facts.latent_cache_width = self.latent_cache_width;
+        facts.latent = self.latent;
+        facts.value_head_dim =
+            self.latent.map(|of| of.value).filter(|value| Some(*value) != self.head_dim);
         facts.hidden_size = self.hidden_size;
         facts.vocab_size = self.vocab_size;
         facts.context = self.context;
@@ -502,9 +591,6 @@ impl<'a> Places<'a> {
             let number = |key: &str| match scaling.get(key)? {
                 Value::String(text) => text.trim().parse().ok(),
                 value => value.as_f64(),
-        facts.latent = self.latent;
-        facts.value_head_dim =
-            self.latent.map(|of| of.value).filter(|value| Some(*value) != self.head_dim);
             };
             // Lengths of these are stated as they are after scaling.
             if matches!(kind, None | Some("su" | "longrope" | "llama3" | "default" | "mrope")) {
@@ -625,6 +711,13 @@ mod tests {
             ("index_head_dim", "99999999"),
             ("mamba_d_state", "\"much\""),
             ("ssm_state_size", "-128"),
+            ("conv_kernel", "-4"),
+            ("n_groups", "\"some\""),
+            ("expand", "2.5"),
+            ("mamba_dt_rank", "-1"),
+            ("num_kv_heads", "-8"),
+            ("moe_num_experts", "\"x\""),
+            ("attn_layer_period", "-8"),
         ] {
             for json in [
                 format!(r#"{{"{key}":{value}}}"#),
@@ -634,6 +727,17 @@ mod tests {
                 let begins = value.get(..2).unwrap_or(value);
                 assert!(error.contains(&format!("`{key}` is {begins}")), "{json}: {error}");
             }
+        }
+        for (object, key, value) in [
+            ("linear_attn_config", "num_heads", "-32"),
+            ("linear_attn_config", "head_dim", "1.5"),
+            ("linear_attn_config", "short_conv_kernel_size", "\"wide\""),
+            ("attn_config", "kv_n_heads", "99999999"),
+            ("ffn_config", "moe_num_experts", "-1"),
+        ] {
+            let json = format!(r#"{{"{object}":{{"{key}":{value}}}}}"#);
+            let error = parse(json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{object}.{key}` is ")), "{json}: {error}");
         }
         let good = br#"{"num_hidden_layers":"32","hidden_size":4096.0,"num_key_value_heads":[8,4],
             "head_dim":null,"moe_intermediate_size":[1536,512],"quantization_config":null,
@@ -719,7 +823,6 @@ mod tests {
         .unwrap();
         assert_eq!(config.latent_cache_width, Some(576));
     }
-}
 
     #[test]
     fn heads_of_latent_attention_are_not_a_share_of_the_hidden_size() {
@@ -738,3 +841,4 @@ mod tests {
             assert!(text.contains(told) && !text.contains("head size"), "{text}");
         }
     }
+}
