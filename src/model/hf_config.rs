@@ -108,6 +108,7 @@ const COUNTS: [Count; 12] = [
             "qk_rope_head_dim",
             "kv_lora_rank",
             "q_lora_rank",
+            "share_q_dim",
         ],
         1 << 16,
     ),
@@ -122,6 +123,8 @@ const COUNTS: [Count; 12] = [
             "n_head_kv",
             "n_kv_heads",
             "multi_query_group_num",
+            "num_attention_groups",
+            "num_sliding_attention_heads",
             "swa_num_key_value_heads",
             "num_global_key_value_heads",
         ],
@@ -139,6 +142,7 @@ const COUNTS: [Count; 12] = [
             "expert_ffn_hidden_size",
             "ffn_hidden_size",
             "share_expert_dim",
+            "ff_intermediate_size",
             "n_inner",
             "ffn_dim",
         ],
@@ -159,6 +163,7 @@ const COUNTS: [Count; 12] = [
             "num_experts_per_token",
             "experts_per_token",
             "moe_topk",
+            "moe_top_k",
             "moe_k",
             "num_dense_layers",
             "zero_expert_num",
@@ -220,6 +225,7 @@ const COUNTS: [Count; 12] = [
             "decoder_sparse_step",
             "moe_layer_freq",
             "moe_layer_interval",
+            "moe_layer_frequency",
             "moe_layer_start_index",
             "interleave_moe_layer_step",
             "full_attention_interval",
@@ -231,7 +237,11 @@ const COUNTS: [Count; 12] = [
 ];
 
 /// Likewise, of objects inside.
-const NESTED_COUNTS: [(&str, Count); 3] = [
+const NESTED_COUNTS: [(&str, Count); 4] = [
+    (
+        "attention_other_setting",
+        Count::of(&["num_attention_heads", "num_attention_groups", "head_dim"], 1 << 14),
+    ),
     (
         "linear_attn_config",
         Count::of(&["num_heads", "head_dim", "short_conv_kernel_size"], 1 << 16),
@@ -370,7 +380,13 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     let hidden_size = find.u32(&["hidden_size", "n_embd", "n_embed", "d_model", "dim"]);
     let multi_query = find.bool("multi_query").unwrap_or(false);
     let kv_heads = find
-        .u32(&["num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"])
+        .u32(&[
+            "num_key_value_heads",
+            "num_kv_heads",
+            "n_head_kv",
+            "multi_query_group_num",
+            "num_attention_groups",
+        ])
         .or(if multi_query { Some(1) } else { attention_heads });
     let head_dim = find
         .u32(&["head_dim", "attention_head_dim"])
@@ -389,6 +405,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         "moe_topk",
         "experts_per_token",
         "moe_k",
+        "moe_top_k",
         "top_k_experts",
     ]);
     let expert = find.u32(&["moe_intermediate_size"]).zip(used).map(|(n, k)| n.saturating_mul(k));

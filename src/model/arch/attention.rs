@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, Keeps, conf::Conf, gemma4, state};
+use super::{Build, Certainty, Keeps, conf::Conf, conf::whole, gemma4, state};
 use crate::model::quant::CacheScales;
 
 /// Biases of the projections: of queries, keys and values, and of the output.
@@ -13,7 +13,7 @@ fn biases(conf: &Conf<'_>) -> (bool, bool) {
             (true, false)
         }
         "qwen2_moe" => (conf.flag("qkv_bias") != Some(false), false),
-        "phi" | "gpt_bigcode" | "gpt2" | "bloom" | "persimmon" => (true, true),
+        "phi" | "phi3small" | "gpt_bigcode" | "gpt2" | "bloom" | "persimmon" => (true, true),
         "starcoder2" => {
             (conf.flag("use_bias") != Some(false), conf.flag("use_bias") != Some(false))
         }
@@ -162,8 +162,11 @@ impl Build<'_> {
         {
             return self.cross(at, layer);
         }
+        if conf.is(&["step3_text"]) {
+            return self.shared_query(&format!("{at}.{name}"), layer);
+        }
         let n = self.n;
-        let mut kv_heads = n.kv_heads;
+        let (mut heads, mut kv_heads) = (n.heads, n.kv_heads);
         let (mut key, mut value) = (n.head_dim, n.value_dim);
         if conf.is(&["nemotron-nas"]) {
             let Some(group) = state::nas_block(conf, layer).heads_in_group else { return };
@@ -194,15 +197,26 @@ impl Build<'_> {
         } else {
             window(conf, layer)
         };
+        if conf.is(&["step3p5"]) && window.is_some() {
+            // Layers with a window have heads of their own.
+            let other =
+                |key: &str| conf.object("attention_other_setting")?.get(key).and_then(whole);
+            heads = other("num_attention_heads")
+                .or_else(|| conf.number(&["num_sliding_attention_heads"]))
+                .map_or(heads, |n| n.min(1 << 14));
+            kv_heads = other("num_attention_groups").map_or(kv_heads, |n| n.min(1 << 14));
+            key = other("head_dim").map_or(key, |n| n.min(1 << 14));
+            value = key;
+        }
         let (bias, out_bias) = biases(conf);
         let at = format!("{at}.{name}");
         // Queries of Qwen3-Next and Qwen3.5 come with a gate of the same size.
         let gated = conf.is(&["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
             && conf.flag("attn_output_gate") != Some(false);
-        let query = n.heads * key * if gated { 2 } else { 1 };
+        let query = heads * key * if gated { 2 } else { 1 };
         match conf.kind.as_str() {
-            "phi3" | "falcon" | "gpt_neox" | "chatglm" | "gpt_bigcode" | "gpt2" | "bloom"
-            | "mpt" | "dbrx" | "internlm2" | "persimmon" | "baichuan" | "qwen" => {
+            "phi3" | "phi3small" | "falcon" | "gpt_neox" | "chatglm" | "gpt_bigcode" | "gpt2"
+            | "bloom" | "mpt" | "dbrx" | "internlm2" | "persimmon" | "baichuan" | "qwen" => {
                 let rows = query + kv_heads * (key + value);
                 self.linear(&format!("{at}.qkv_proj"), rows, n.hidden, bias);
             }
@@ -214,7 +228,7 @@ impl Build<'_> {
                 }
             }
         }
-        self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * value, out_bias);
+        self.linear(&format!("{at}.o_proj"), n.hidden, heads * value, out_bias);
         match query_norm(conf) {
             QueryNorm::None => {}
             QueryNorm::Head => {
@@ -237,7 +251,7 @@ impl Build<'_> {
                 self.plain(&format!("{at}.sinks"), &[n.heads], 1);
             }
             "afmoe" => self.linear(&format!("{at}.gate_proj"), query, n.hidden, false),
-            "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), n.heads, n.hidden, false),
+            "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), heads, n.hidden, false),
             _ => {}
         }
         for part in ["k", "v"] {
@@ -261,6 +275,23 @@ impl Build<'_> {
             window,
         };
         self.keeps(layer, keeps);
+    }
+
+    /// Step 3: the queries of all heads come from one short vector, which every rank makes for itself, as
+    /// it does with the one key and value (vLLM `step3_text.py`).
+    fn shared_query(&mut self, at: &str, layer: u64) {
+        let n = self.n;
+        let short = self.conf.number(&["share_q_dim"]).unwrap_or(n.head_dim);
+        // The name of what DeepSeek has in its place, for that is divided alike.
+        self.linear(&format!("{at}.q_a_proj"), short, n.hidden, false);
+        self.linear(&format!("{at}.k_proj"), n.kv_heads * n.head_dim, n.hidden, false);
+        self.linear(&format!("{at}.v_proj"), n.kv_heads * n.head_dim, n.hidden, false);
+        self.plain(&format!("{at}.inter_norm.weight"), &[short], 1);
+        self.linear(&format!("{at}.wq"), n.heads * n.head_dim, short, false);
+        self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * n.head_dim, false);
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let (kv_heads, size) = (small(n.kv_heads), small(n.head_dim));
+        self.keeps(layer, Keeps::Attention { kv_heads, key: size, value: size, window: None });
     }
 
     /// Multi-head latent attention (DeepSeek-V2 and what follows it).

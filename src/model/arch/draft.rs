@@ -47,6 +47,26 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
                 }
             }
         }
+        // Step: likewise, but with a dense layer and no embedding (vLLM `step3p5_mtp.py`).
+        "step3p5" => {
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            for layer in n.layers..n.layers + count {
+                let at = format!("model.layers.{layer}");
+                build.attention(&at, "self_attn", layer);
+                build.mlp(&at, "mlp", n.inner);
+                for norm in [
+                    "input_layernorm",
+                    "post_attention_layernorm",
+                    "enorm",
+                    "hnorm",
+                    "shared_head.norm",
+                ] {
+                    build.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
+                }
+                build.plain(&format!("{at}.eh_proj.weight"), &[n.hidden, 2 * n.hidden], 1);
+                build.plain(&format!("{at}.shared_head.output.weight"), &[n.vocab, n.hidden], 1);
+            }
+        }
         // A dense layer, and what joins embedding and hidden state (vLLM `ernie_mtp.py`).
         "ernie4_5_moe" => {
             let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);

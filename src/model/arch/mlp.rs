@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, conf::Conf, conf::whole, state};
+use super::{Build, Certainty, conf, conf::Conf, conf::whole, state};
 use crate::model::quant::Method;
 
 /// Whether the feed-forward layer has no gate: two matrices instead of three.
@@ -32,6 +32,7 @@ fn bias(conf: &Conf<'_>) -> bool {
     match conf.kind.as_str() {
         "phi" | "gpt_bigcode" | "gpt2" | "gptj" | "gpt_neo" | "bloom" | "persimmon"
         | "gpt_neox" => true,
+        "phi3small" => true,
         "starcoder2" => conf.flag("use_bias") != Some(false),
         "opt" => conf.flag("enable_bias") != Some(false),
         "falcon" | "internlm3" => conf.on("bias"),
@@ -45,7 +46,7 @@ fn bias(conf: &Conf<'_>) -> bool {
 fn experts_name(conf: &Conf<'_>) -> &'static str {
     match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
-        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "grok1" => {
+        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "grok1" | "arctic" => {
             "block_sparse_moe"
         }
         "llama4_text" | "jamba" | "lfm2_moe" => "feed_forward",
@@ -67,7 +68,7 @@ pub(super) fn experts(conf: &Conf<'_>) -> Option<(u64, u64)> {
     let width = match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
         | "gpt_oss" | "llama4_text" | "minimax" | "minimax_m1" | "minimax_m2"
-        | "minimax_text_01" | "jamba" | "olmoe" | "flex_olmo" => {
+        | "minimax_text_01" | "jamba" | "olmoe" | "flex_olmo" | "arctic" => {
             conf.number(&["intermediate_size"])
         }
         _ => None,
@@ -91,8 +92,13 @@ fn is_sparse(conf: &Conf<'_>, layer: u64) -> bool {
     if conf.numbers("mlp_only_layers").is_some_and(|dense| dense.contains(&layer)) {
         return false;
     }
+    if let Some(sparse) = listed_in_words(conf) {
+        return sparse.contains(&layer);
+    }
     let get = |key: &str, usual: u64| conf.number(&[key]).unwrap_or(usual);
     match conf.kind.as_str() {
+        "arctic" => (layer + 1).is_multiple_of(get("moe_layer_frequency", 2).max(1)),
+        "step3_text" => layer > 0,
         "jamba" => {
             let period = get("expert_layer_period", 2).max(1);
             layer % period == get("expert_layer_offset", 1) % period
@@ -119,6 +125,18 @@ fn is_sparse(conf: &Conf<'_>, layer: u64) -> bool {
             layer >= dense && layer.is_multiple_of(every) && (layer + 1).is_multiple_of(step)
         }
     }
+}
+
+/// The layers with experts, where they are listed as `"3,4,5"` (Step).
+fn listed_in_words(conf: &Conf<'_>) -> Option<Vec<u64>> {
+    let words = conf.text_of("moe_layers_enum")?;
+    Some(words.split(',').take(conf::MAX_LIST).filter_map(|w| w.trim().parse().ok()).collect())
+}
+
+/// Whether a layer of Arctic has a dense feed-forward layer beside its experts (`modeling_arctic.py`).
+pub(super) fn has_residual(conf: &Conf<'_>, layer: u64) -> bool {
+    let asked = conf.on("use_residual") || conf.on("parallel_attn_mlp_res");
+    asked && experts(conf).is_some() && is_sparse(conf, layer)
 }
 
 impl Build<'_> {
@@ -150,6 +168,9 @@ impl Build<'_> {
             if conf.is(&["grok1"]) && conf.on("residual_moe") {
                 self.mlp(at, "mlp", n.inner);
             }
+            if conf.is(&["arctic"]) && has_residual(conf, layer) {
+                self.mlp(at, "residual_mlp", n.hidden);
+            }
             return;
         }
         let width = match conf.kind.as_str() {
@@ -163,6 +184,7 @@ impl Build<'_> {
             "gpt2" | "gpt_bigcode" | "gptj" | "gpt_neo" | "bloom" => {
                 conf.stated(&["n_inner", "intermediate_size"]).unwrap_or(4 * n.hidden)
             }
+            "phi3small" => conf.number(&["ff_intermediate_size"]).unwrap_or(n.inner),
             "mpt" => conf.number(&["expansion_ratio"]).unwrap_or(4) * n.hidden,
             "chatglm" => conf.stated(&["ffn_hidden_size"]).unwrap_or(n.inner),
             // A width for each layer.
@@ -201,7 +223,7 @@ impl Build<'_> {
         }
         if ungated(conf) {
             self.linear(&format!("{at}.up_proj"), width, hidden, bias);
-        } else if conf.is(&["phi3", "glm", "glm4", "chatglm", "glm4v_text"]) {
+        } else if conf.is(&["phi3", "phi3small", "glm", "glm4", "chatglm", "glm4v_text"]) {
             self.linear(&format!("{at}.gate_up_proj"), 2 * width, hidden, bias);
         } else {
             self.linear(&format!("{at}.gate_proj"), width, hidden, bias);
@@ -228,7 +250,7 @@ impl Build<'_> {
             return self.gpt_oss_experts(&at, number, width);
         }
         self.correction(&at, number);
-        if conf.is(&["ernie4_5_moe", "ernie4_5_vl_moe_text"]) {
+        if conf.is(&["ernie4_5_moe", "ernie4_5_vl_moe_text", "step3p5"]) {
             let why = "whether its routers are stored in 32 bits is not known";
             self.doubt_by(Certainty::Close, (1, 1), why);
         }
@@ -360,7 +382,7 @@ impl Build<'_> {
                     shared.or_else(|| conf.list("num_shared_expert")?.first().and_then(whole));
                 ("shared_mlp", shared.unwrap_or(1) * self.n.inner)
             }
-            "step3p7" | "step3p5" => ("shared_experts", {
+            "step3p7" | "step3p5" | "step3_text" => ("shared_experts", {
                 conf.number(&["share_expert_dim", "share_expert_dims"]).unwrap_or(width)
             }),
             _ => {

@@ -203,6 +203,7 @@ fn norm_bias(conf: &Conf<'_>) -> bool {
         "nemotron",
         "gpt_neo",
         "codegen",
+        "phi3small",
     ])
 }
 
@@ -394,7 +395,7 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
         .or_else(|| conf.number(&["num_heads"]))
         .unwrap_or(0);
     let (mut kv_heads, mut head_dim) = (
-        conf.number(&["num_key_value_heads", "num_kv_heads", "n_head_kv"]),
+        conf.number(&["num_key_value_heads", "num_kv_heads", "n_head_kv", "num_attention_groups"]),
         conf.number(&["head_dim", "attention_head_dim", "kv_channels"]).filter(|n| *n > 0),
     );
     if conf.is(&["falcon"]) && !conf.on("new_decoder_architecture") {
@@ -530,6 +531,9 @@ impl Build<'_> {
                 "pre_feedforward_layernorm",
                 "post_feedforward_layernorm",
             ],
+            "arctic" if mlp::has_residual(self.conf, layer) => {
+                &["input_layernorm", "post_attention_layernorm", "residual_layernorm"]
+            }
             "grok1" => &["pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm"],
             "glm4" | "glm4v_text" => &[
                 "input_layernorm",

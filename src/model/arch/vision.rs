@@ -86,7 +86,8 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         ("mllama", _) => tower.mllama(),
         ("kimi_k25" | "kimi_vl", _) => tower.moonvit(),
         ("llama4", _) => tower.llama4(),
-        ("internvl" | "internvl_chat", _) => tower.intern(kind),
+        ("internvl" | "internvl_chat" | "interns1", _) => tower.intern(kind),
+        ("step3_vl", _) => tower.step3(top),
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
         _ => tower.unknown(),
     }
@@ -397,6 +398,33 @@ impl Tower<'_, '_> {
         let time = self.n(&["temporal_patch_size"]);
         let merge = self.n(&["spatial_merge_size"]).max(1);
         let patches = (self.n(&["image_size"]) / patch).pow(2);
+    /// vLLM `step3_vl.py`.
+    fn step3(&mut self, top: &Map<String, Value>) {
+        let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
+        let patch = self.n(&["patch_size"]).max(1);
+        let patches = (self.n(&["image_size"]) / patch).pow(2);
+        self.w("embeddings.class_embedding", &[1, width]);
+        self.w("embeddings.patch_embedding.weight", &[width, 3, patch, patch]);
+        self.w("embeddings.patch_embedding.bias", &[width]);
+        self.w("embeddings.position_embedding.weight", &[patches + 1, width]);
+        for l in 0..self.layers() {
+            let at = format!("transformer.layers.{l}");
+            self.lin(&format!("{at}.self_attn.qkv_proj"), 3 * width, width, true);
+            self.lin(&format!("{at}.self_attn.out_proj"), width, width, true);
+            self.lin(&format!("{at}.mlp.fc1"), inner, width, true);
+            self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
+            self.norm(&format!("{at}.layer_norm1"), width, true);
+            self.norm(&format!("{at}.layer_norm2"), width, true);
+        }
+        let (joined, out) = (self.n(&["output_hidden_size"]), self.out);
+        self.w("vit_downsampler.weight", &[joined, width, 2, 2]);
+        self.w("vit_downsampler.bias", &[joined]);
+        self.w("vit_downsampler2.weight", &[2 * joined, joined, 3, 3]);
+        self.w("vit_downsampler2.bias", &[2 * joined]);
+        let bias = top.get("projector_bias") != Some(&Value::Bool(false));
+        self.lin("vit_large_projector", out, 2 * joined, bias);
+    }
+
         self.w("embeddings.position_embedding.weight", &[patches, width]);
         self.w("patch_embed.proj.weight", &[width, 3, time, patch, patch]);
         self.w("patch_embed.proj.bias", &[width]);
