@@ -43,8 +43,16 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         ],
     };
     let parts = ["encoder_config", "projector_config", "speech_config", "codec_config"];
+    // Of the two usual names it is known below what becomes of them.
+    let media =
+        ["vision", "visual", "vit", "image", "video", "audio", "whisper", "tower", "aligner"];
+    let apart = |key: &str| {
+        key.ends_with("_config")
+            && !matches!(key, "vision_config" | "audio_config")
+            && media.iter().any(|word| key.split('_').any(|part| part == *word))
+    };
     let more = top.iter().any(|(key, value)| {
-        value.is_object() && parts.iter().any(|part| key.ends_with(part)) && !heard
+        value.is_object() && !heard && (parts.iter().any(|part| key.ends_with(part)) || apart(key))
     });
     if more || others.iter().any(|key| has(key)) {
         let why = "its tower for other media is not counted";
@@ -390,14 +398,6 @@ impl Tower<'_, '_> {
         }
     }
 
-    fn glm(&mut self) {
-        let width = self.n(&["hidden_size"]);
-        let inner = self.n(&["out_hidden_size"]);
-        let deep = self.n(&["intermediate_size"]);
-        let patch = self.n(&["patch_size"]).max(1);
-        let time = self.n(&["temporal_patch_size"]);
-        let merge = self.n(&["spatial_merge_size"]).max(1);
-        let patches = (self.n(&["image_size"]) / patch).pow(2);
     /// vLLM `step3_vl.py`.
     fn step3(&mut self, top: &Map<String, Value>) {
         let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
@@ -425,6 +425,14 @@ impl Tower<'_, '_> {
         self.lin("vit_large_projector", out, 2 * joined, bias);
     }
 
+    fn glm(&mut self) {
+        let width = self.n(&["hidden_size"]);
+        let inner = self.n(&["out_hidden_size"]);
+        let deep = self.n(&["intermediate_size"]);
+        let patch = self.n(&["patch_size"]).max(1);
+        let time = self.n(&["temporal_patch_size"]);
+        let merge = self.n(&["spatial_merge_size"]).max(1);
+        let patches = (self.n(&["image_size"]) / patch).pow(2);
         self.w("embeddings.position_embedding.weight", &[patches, width]);
         self.w("patch_embed.proj.weight", &[width, 3, time, patch, patch]);
         self.w("patch_embed.proj.bias", &[width]);
