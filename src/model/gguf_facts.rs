@@ -1,7 +1,7 @@
 //! What a GGUF header says of its model: sizes, and what each layer keeps.
 
 use super::cache::{Keeps, LayerCache};
-use super::facts::Certainty;
+use super::facts::{Certainty, LatentSizes};
 use super::gguf::GgufHeader;
 use super::tensors::Layout;
 use super::{HeaderError, ModelFacts};
@@ -69,6 +69,12 @@ pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) -> Result<(), He
     facts.latent_cache_width = small("attention.kv_lora_rank")
         .filter(|n| *n > 0)
         .map(|rank| rank.saturating_add(small("rope.dimension_count").unwrap_or(0)));
+    facts.latent = latent(header);
+    if let Some(of) = facts.latent {
+        // `key_length` is that of the cached vector there.
+        facts.head_dim = Some(of.plain.saturating_add(of.rotary));
+        facts.value_head_dim = Some(of.value).filter(|n| Some(*n) != facts.head_dim);
+    }
     facts.context = header.number("context_length");
     facts.vocab_size = small("vocab_size").or(header.tokens.and_then(|n| u32::try_from(n).ok()));
     facts.experts = small("expert_count").filter(|n| *n > 0);
@@ -99,6 +105,18 @@ pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) -> Result<(), He
         facts.cache_certainty = Certainty::Guess;
     }
     Ok(())
+}
+
+/// The sizes of latent attention, where the file's tensors are cut for it.
+fn latent(header: &GgufHeader) -> Option<LatentSizes> {
+    let small = |key: &str| header.number(key).and_then(|n| u32::try_from(n).ok());
+    let rotary = small("rope.dimension_count")?;
+    Some(LatentSizes {
+        rank: small("attention.kv_lora_rank").filter(|n| *n > 0)?,
+        plain: small("attention.key_length_mla")?.checked_sub(rotary)?,
+        rotary,
+        value: small("attention.value_length_mla")?,
+    })
 }
 
 /// What each layer keeps (llama.cpp `llama-model.cpp`, `load_hparams` and `create_memory`).

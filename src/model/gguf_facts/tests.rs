@@ -43,6 +43,20 @@ fn attention(facts: &ModelFacts) -> Vec<u32> {
     facts.caches.iter().filter(|c| attention(c.keeps)).map(|c| c.layer).collect()
 }
 
+/// `key_length` is that of the cached vector there, and no head's.
+#[test]
+fn latent_attention_has_sizes_of_its_own() {
+    let builder = model("deepseek2", 2)
+        .u32("deepseek2.attention.kv_lora_rank", 512)
+        .u32("deepseek2.rope.dimension_count", 64)
+        .u32("deepseek2.attention.key_length_mla", 192)
+        .u32("deepseek2.attention.value_length_mla", 128);
+    let facts = facts(&builder);
+    assert_eq!((facts.head_dim, facts.value_head_dim), (Some(192), Some(128)));
+    let text = facts.summary().join("\n");
+    assert!(text.contains("keys of 128 + 64, values of 128, 512 + 64 cached"), "{text}");
+}
+
 #[test]
 fn windows_follow_the_pattern_of_the_architecture() {
     let of = |kind: &str, size: Option<u32>| {
