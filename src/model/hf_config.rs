@@ -109,6 +109,7 @@ const COUNTS: [Count; 12] = [
             "kv_lora_rank",
             "q_lora_rank",
             "share_q_dim",
+            "moe_latent_size",
         ],
         1 << 16,
     ),

@@ -348,6 +348,8 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
         | "eh_proj"
         | "f_a_proj"
         | "g_a_proj"
+        | "fc1_latent_proj"
+        | "fc2_latent_proj"
         | "patch_embed"
         | "pos_embed"
         | "patch_conv"

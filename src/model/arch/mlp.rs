@@ -254,11 +254,17 @@ impl Build<'_> {
             let why = "whether its routers are stored in 32 bits is not known";
             self.doubt_by(Certainty::Close, (1, 1), why);
         }
-        if !ungated(conf) {
-            self.linears(&format!("{at}.experts.*.gate_proj"), width, hidden, false, number);
+        // Experts of Nemotron 3 Super see a shorter vector (vLLM `nemotron_h.py`, `fc1_latent_proj`).
+        let seen = conf.number(&["moe_latent_size"]).filter(|n| *n > 0).unwrap_or(hidden);
+        if seen != hidden {
+            self.linear(&format!("{at}.fc1_latent_proj"), seen, hidden, bias(conf));
+            self.linear(&format!("{at}.fc2_latent_proj"), hidden, seen, bias(conf));
         }
-        self.linears(&format!("{at}.experts.*.up_proj"), width, hidden, false, number);
-        self.linears(&format!("{at}.experts.*.down_proj"), hidden, width, false, number);
+        if !ungated(conf) {
+            self.linears(&format!("{at}.experts.*.gate_proj"), width, seen, false, number);
+        }
+        self.linears(&format!("{at}.experts.*.up_proj"), width, seen, false, number);
+        self.linears(&format!("{at}.experts.*.down_proj"), seen, width, false, number);
         self.shared(&at, base, width);
         // ERNIE's models for images have as many experts for these, of another width.
         let second = conf.numbers("moe_intermediate_size").and_then(|l| l.get(1).copied());

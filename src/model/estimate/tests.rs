@@ -656,3 +656,27 @@ fn experts_in_mxfp4_are_padded_on_both_sides() {
     assert!(near(weights(8, 8, None), rest(8) + experts(2_880, 3_072, 2_880, 16)));
     assert!(near(weights(8, 1, Some(180 << 30)), rest(8) + experts(512, 3_072, 3_072, 128)));
 }
+
+/// Nemotron 3 Super: what is between the hidden state and its experts is on every rank.
+#[test]
+fn experts_that_see_a_shorter_vector_are_smaller() {
+    let config = r#"{"model_type":"nemotron_h","torch_dtype":"bfloat16","num_hidden_layers":2,"hidden_size":4096,
+        "hybrid_override_pattern":"*E","num_attention_heads":32,"num_key_value_heads":2,"head_dim":128,
+        "n_routed_experts":512,"n_shared_experts":1,"num_experts_per_tok":22,"moe_intermediate_size":2688,
+        "moe_shared_expert_intermediate_size":5376,"vocab_size":131072,"tie_word_embeddings":false,
+        "moe_latent_size":1024,"max_position_embeddings":262144}"#;
+    let facts = facts(config);
+    let attention = 4_096 * (4_096 + 2 * 256) + 4_096 * 4_096 + 4_096;
+    let experts = 512 * 2 * 1_024 * 2_688;
+    let (shared, latent, router) = (2 * 4_096 * 5_376, 2 * 4_096 * 1_024, 512 * 4_096);
+    let rest = 4_096 + 4_096 + 2 * 131_072 * 4_096;
+    let biases = 512 * 4;
+    let all = 2 * (attention + experts + shared + latent + router + rest) + biases;
+    assert_eq!(facts.weight_bytes.0, all);
+    let held = |tensor| {
+        predict(&facts, &Setup { tensor, ..Setup::new(rules("vllm")) }).ranks[0].weights.value
+    };
+    let whole = 2 * (latent + router + 3 * 4_096) + biases;
+    let kept = held(2) - facts.rope_bytes;
+    assert!(kept.abs_diff(whole + (all - whole) / 2) < 1 << 20, "{kept}");
+}
