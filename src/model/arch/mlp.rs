@@ -261,10 +261,10 @@ impl Build<'_> {
             self.linear(&format!("{at}.fc2_latent_proj"), hidden, seen, bias(conf));
         }
         if !ungated(conf) {
-            self.linears(&format!("{at}.experts.*.gate_proj"), width, seen, false, number);
+            self.expert(&format!("{at}.experts.*.gate_proj"), width, seen, number);
         }
-        self.linears(&format!("{at}.experts.*.up_proj"), width, seen, false, number);
-        self.linears(&format!("{at}.experts.*.down_proj"), seen, width, false, number);
+        self.expert(&format!("{at}.experts.*.up_proj"), width, seen, number);
+        self.expert(&format!("{at}.experts.*.down_proj"), seen, width, number);
         self.shared(&at, base, width);
         // ERNIE's models for images have as many experts for these, of another width.
         let second = conf.numbers("moe_intermediate_size").and_then(|l| l.get(1).copied());
@@ -276,6 +276,17 @@ impl Build<'_> {
             self.linears(&format!("{at}.up_proj"), width, hidden, false, number);
             self.linears(&format!("{at}.down_proj"), hidden, width, false, number);
         }
+    }
+
+    /// One matrix of all experts. DeepSeek V4 states a type of theirs beside the quantisation of all else: four
+    /// bits, two in a byte, with an exponent of 32 of them.
+    fn expert(&mut self, module: &str, rows: u64, columns: u64, count: u64) {
+        if self.conf.text_of("expert_dtype") != Some("fp4") {
+            return self.linears(module, rows, columns, false, count);
+        }
+        self.typed(&format!("{module}.weight"), &[rows, columns.div_ceil(2)], count, ("I8", 1));
+        let scales = [rows, columns.div_ceil(32)];
+        self.typed(&format!("{module}.scale"), &scales, count, ("F8_E8M0", 1));
     }
 
     /// What chooses the experts. `MiniMax` M2's own files have it in 32 bits (as vLLM's `minimax_m2.py`
