@@ -249,8 +249,38 @@ fn a_config_alone_is_enough_and_answers_in_json() {
     );
     let (good, _, error) = inspect(dir.path(), &["--engine", "nothing"]);
     assert!(!good && error.contains("vllm, sglang, llamacpp"), "{error}");
-    let (good, out, _) = inspect(dir.path(), &["--gpu", "h100-80"]);
-    assert!(good && out.contains("it fits"), "{out}");
+    for gpu in ["h100-80", "NVIDIA H100 80GB HBM3"] {
+        let (good, out, _) = inspect(dir.path(), &["--gpu", gpu]);
+        assert!(good && out.contains("it fits"), "{out}");
+    }
+}
+
+#[test]
+fn what_an_engine_does_not_take_does_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","num_hidden_layers":4,"hidden_size":4096,
+        "num_attention_heads":32,"num_key_value_heads":8,"intermediate_size":14336,"vocab_size":128256,
+        "max_position_embeddings":8192,"torch_dtype":"bfloat16","tie_word_embeddings":false}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    for (asked, words) in [
+        ("--kv-dtype q8_0", "a cache of type q8_0"),
+        ("--block-size 17", "a block of 17 tokens"),
+        ("--engine sglang --kv-dtype q4_0", "a cache of type q4_0"),
+        ("--engine llamacpp --kv-dtype fp8", "q5_1"),
+        ("--max-num-seqs 64 --max-num-batched-tokens 32", "too short for 64 requests"),
+    ] {
+        let answer = ask(dir.path(), &format!("{asked} --gpu h100-80"));
+        assert!(answer["refused"].as_str().is_some_and(|r| r.contains(words)), "{answer}");
+        assert_eq!(answer["fits"], false, "{asked}");
+    }
+    for good in ["--kv-dtype fp8_e5m2 --block-size 128", "--engine sglang --block-size 17"] {
+        let answer = ask(dir.path(), &format!("{good} --gpu h100-80"));
+        assert_eq!(answer["refused"], serde_json::Value::Null, "{good}");
+    }
+    for zero in ["--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--context"] {
+        let (good, _, error) = inspect(dir.path(), &[zero, "0"]);
+        assert!(!good && error.contains(zero), "{error}");
+    }
 }
 
 /// The answer in JSON.
