@@ -278,7 +278,7 @@ impl Build<'_> {
         }
     }
 
-    /// One matrix of all experts. DeepSeek V4 states a type of theirs beside the quantisation of all else: four
+    /// One matrix of all experts. `DeepSeek` V4 states a type of theirs beside the quantisation of all else: four
     /// bits, two in a byte, with an exponent of 32 of them.
     fn expert(&mut self, module: &str, rows: u64, columns: u64, count: u64) {
         if self.conf.text_of("expert_dtype") != Some("fp4") {

@@ -681,16 +681,26 @@ fn experts_that_see_a_shorter_vector_are_smaller() {
     assert!(kept.abs_diff(whole + (all - whole) / 2) < 1 << 20, "{kept}");
 }
 
-/// DeepSeek V4 Flash, as far as it is known: about 160 GB, most of them experts.
+/// `DeepSeek` V4 Flash, as far as it is known: about 160 GB, most of them experts.
 #[test]
 fn experts_that_state_four_bits_are_counted_so() {
     let config = r#"{"model_type":"deepseek_v4","torch_dtype":"bfloat16","num_hidden_layers":43,"hidden_size":4096,
         "num_attention_heads":64,"num_key_value_heads":1,"head_dim":512,"moe_intermediate_size":2048,
         "n_routed_experts":256,"n_shared_experts":1,"num_experts_per_tok":6,"vocab_size":129280,
         "expert_dtype":"fp4","tie_word_embeddings":false,"max_position_embeddings":1048576,
+        "sliding_window":128,"qk_rope_head_dim":64,"index_n_heads":64,"index_head_dim":128,
         "quantization_config":{"quant_method":"fp8","weight_block_size":[128,128],"scale_fmt":"ue8m0"}}"#;
     let facts = facts(config);
     let experts = 43 * 256 * 3 * 2_048 * (4_096 / 2 + 4_096 / 32);
     assert!(facts.weight_bytes.0 > experts && facts.weight_bytes.0 < experts + (22 << 30));
     assert_eq!(facts.certainty, Certainty::Guess);
+    // 584 bytes of 4 tokens with an index of 132, or of 128 tokens: 20 and 23 layers.
+    let ranks = predict(&facts, &Setup { tensor: 4, ..Setup::new(rules("vllm")) }).ranks;
+    assert_eq!(ranks[0].cache_per_token.value, 20 * (584 / 4 + 132 / 4) + 23 * 5);
+    let ratios =
+        config.replace("\"expert_dtype\"", "\"compress_ratios\":[0,0,4,128],\"expert_dtype\"");
+    let bits = CacheBits::named("fp8");
+    let setup = Setup { cache: bits, ..Setup::new(rules("vllm")) };
+    let listed = predict(&super::tests::facts(&ratios), &setup);
+    assert_eq!(listed.ranks[0].cache_per_token.value, 179 + 5);
 }
