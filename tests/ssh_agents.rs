@@ -14,7 +14,7 @@ use common::{Finished, Gpudeck, Traces, run, wait_until};
 use gpudeck::api::lend::{AgentAnswer, AgentMessage, ToLender};
 use gpudeck::api::{Client, DownCause, HostLinkState};
 use serde_json::Value;
-use ssh_support::{Sshd, keygen, lab};
+use ssh_support::{Sshd, keygen, lab, listens};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -33,7 +33,7 @@ impl Agent {
             .spawn()
             .unwrap();
         let agent = Self { socket, child };
-        wait_until("the agent listens", DEADLINE, || agent.socket.exists());
+        wait_until("the agent listens", DEADLINE, || listens(&agent.socket));
         let mut add = Command::new("ssh-add");
         run(add.arg(key).env("SSH_AUTH_SOCK", &agent.socket), DEADLINE).expect_success();
         agent

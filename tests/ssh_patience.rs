@@ -39,7 +39,7 @@ impl Agent {
             .spawn()
             .unwrap();
         let agent = Self { socket, child };
-        ssh_support::until("the agent", Duration::from_secs(30), || agent.socket.exists()).await;
+        ssh_support::until_listens(&agent.socket).await;
         let socket = format!("SSH_AUTH_SOCK={}", agent.socket.display());
         tool("env", &[&socket, "ssh-add", "-q", key.to_str().unwrap()]);
         agent

@@ -337,7 +337,7 @@ impl Agent {
 
     async fn add(&self, key: &Path) {
         let socket = self.socket.clone();
-        until("the agent listens", Duration::from_secs(10), || socket.exists()).await;
+        ssh_support::until_listens(&socket).await;
         let out = std::process::Command::new("ssh-add")
             .arg(key)
             .env("SSH_AUTH_SOCK", &self.socket)

@@ -388,7 +388,7 @@ impl Agent {
             .spawn()
             .unwrap();
         let agent = Self { socket: socket.to_owned(), child };
-        until("the agent listens", Duration::from_secs(30), || socket.exists()).await;
+        ssh_support::until_listens(socket).await;
         agent
     }
 

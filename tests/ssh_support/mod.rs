@@ -60,6 +60,16 @@ pub async fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) 
     }
 }
 
+/// Whether somebody takes connections at this socket: its file is there a moment sooner.
+pub fn listens(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
+/// Waits for an agent.
+pub async fn until_listens(socket: &Path) {
+    until("the agent listens", Duration::from_secs(30), || listens(socket)).await;
+}
+
 pub struct Sshd {
     pub dir: TempDir,
     pub port: u16,
@@ -167,6 +177,11 @@ impl Sshd {
             if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+        }
+        // One that was just forked is not among them, and takes connections a moment longer.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(("127.0.0.1", self.port)).is_ok() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
