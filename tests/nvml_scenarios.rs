@@ -10,6 +10,7 @@ mod scenes;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use gpudeck::agent::gpu::child::{ChildLine, ask_line};
 use gpudeck::agent::gpu::{GpuSource, Want, played::PlayedSource};
@@ -324,6 +325,7 @@ fn a_driver_that_hangs_at_its_start_stops_nothing_else() {
     scene.hang_init = true;
     scene.write();
     let mut follower = Follower::start(&scene, false);
+    let child = follower.child();
     let first = follower.wait("the hung driver", |s| {
         matches!(s.gpus, Gpus::Hung { for_ms } if for_ms >= 2_900).then(|| s.clone())
     });
@@ -333,10 +335,25 @@ fn a_driver_that_hangs_at_its_start_stops_nothing_else() {
         (s.monotonic_ms > first.monotonic_ms && s.cpu_percent.is_some()).then(|| s.clone())
     });
     assert!(matches!(later.gpus, Gpus::Hung { .. }));
-    // A driver may take half a minute to begin; then its child is killed as well.
-    let hangs = follower.children();
-    assert_eq!(hangs.len(), 1, "one process asks the driver");
-    follower.until_ended(hangs[0]);
+    let told = Instant::now();
+    follower.until_ended(child);
+    assert!(told.elapsed() < Duration::from_secs(2), "killed when it was told");
+}
+
+#[test]
+fn a_driver_that_begins_slowly_is_waited_for_once_it_was_killed_for_it() {
+    let mut scene = Scene::new(h100s(2));
+    scene.hang_init = true;
+    scene.write();
+    let mut follower = Follower::start(&scene, false);
+    follower.until_ended(follower.child());
+    let slow = follower.child();
+    // Longer than the one before had.
+    std::thread::sleep(Duration::from_secs(5));
+    scene.hang_init = false;
+    scene.write();
+    follower.gpus(2);
+    assert_eq!(follower.children(), [slow], "it was given the time");
 }
 
 #[test]

@@ -111,6 +111,19 @@ impl Follower {
         }
     }
 
+    /// The one that asks the driver, once there is one.
+    pub fn child(&self) -> u32 {
+        let deadline = Instant::now() + LONG;
+        loop {
+            match self.children().as_slice() {
+                [] => assert!(Instant::now() < deadline, "nobody asks the driver"),
+                [child] => return *child,
+                more => panic!("more than one process asks the driver: {more:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn take(&mut self, line: &str) {
         let sample: Arc<HostSample> = match serde_json::from_str(line).unwrap() {
             FromAgent::Sample(sample) => {

@@ -20,8 +20,9 @@ use crate::wire::{Gpus, LineReader};
 /// A driver that has not answered for so long hangs.
 pub const WATCHDOG: Duration = Duration::from_secs(3);
 
-/// A driver without persistence mode initialises every GPU when it is first asked; only after so
-/// long is a child killed that has not answered yet.
+/// A driver without persistence mode initialises every GPU when it is first asked. A child after one
+/// that was killed before its first answer gets so long for its own: killed as soon, none would ever
+/// answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// A host without a driver is asked again after so long: one may have been loaded.
@@ -283,6 +284,8 @@ struct ChildSource {
     looked_for: Instant,
     not_before: Instant,
     backoff: Duration,
+    /// The driver did not begin in time when it was last begun with.
+    begins_slowly: bool,
     stuck: Vec<Child>,
 }
 
@@ -295,7 +298,9 @@ struct Running {
     to_tell: Option<Vec<u8>>,
     /// Asked and not answered since.
     pending: Option<Instant>,
-    has_answered: bool,
+    /// How long its first answer may take, and how long it took.
+    patience: Duration,
+    began_after: Option<Duration>,
 }
 
 enum Answer {
@@ -305,7 +310,7 @@ enum Answer {
 }
 
 impl Running {
-    fn start(start: &Start, known: &XidTable) -> std::io::Result<Self> {
+    fn start(start: &Start, known: &XidTable, patience: Duration) -> std::io::Result<Self> {
         let mut command = Command::new(&start.program);
         command.args(["agent", "sample"]);
         if let Some(library) = &start.library {
@@ -328,7 +333,7 @@ impl Running {
         let stdout = child.stdout.take().ok_or_else(no_pipe)?;
         let lines = LineReader::new(BufReader::new(stdout));
         let to_tell = Some(known_line(known));
-        Ok(Self { child, stdin, lines, to_tell, pending: None, has_answered: false })
+        Ok(Self { child, stdin, lines, to_tell, pending: None, patience, began_after: None })
     }
 
     /// Asks, and waits as long as may be; what else is said meanwhile goes to `heard`.
@@ -352,8 +357,7 @@ impl Running {
             match tokio::time::timeout_at(deadline, self.lines.next_message()).await {
                 Err(_) => return Answer::Late,
                 Ok(Ok(Some(ChildLine::Sample(line)))) => {
-                    self.pending = None;
-                    self.has_answered = true;
+                    self.answered();
                     return Answer::Line(line);
                 }
                 Ok(Ok(Some(ChildLine::Changed { xids }))) => *heard = Some(xids),
@@ -362,8 +366,13 @@ impl Running {
         }
     }
 
+    fn answered(&mut self) {
+        let asked = self.pending.take();
+        self.began_after = self.began_after.or(asked.map(|asked| asked.elapsed()));
+    }
+
     fn is_given_up(&self) -> bool {
-        let limit = if self.has_answered { WATCHDOG } else { FIRST_ANSWER };
+        let limit = if self.began_after.is_some() { WATCHDOG } else { self.patience };
         self.pending.is_some_and(|since| since.elapsed() >= limit)
     }
 }
@@ -388,6 +397,7 @@ impl ChildSource {
             noted: false,
             not_before: Instant::now(),
             backoff: BACKOFF.0,
+            begins_slowly: false,
             stuck: Vec::new(),
         }
     }
@@ -403,8 +413,7 @@ impl ChildSource {
                 }
                 Ok(Some(ChildLine::Sample(_))) => {
                     // The late answer to a question that nobody waits for any more.
-                    running.pending = None;
-                    running.has_answered = true;
+                    running.answered();
                 }
                 Ok(None) | Err(_) => {
                     if let Some(running) = self.running.take() {
@@ -435,6 +444,7 @@ impl ChildSource {
         }
         match answer {
             Answer::Line(line) => {
+                self.begins_slowly = running.began_after.is_some_and(|after| after >= WATCHDOG);
                 self.hung_since = None;
                 self.backoff = BACKOFF.0;
                 self.trouble = line.trouble;
@@ -449,6 +459,7 @@ impl ChildSource {
             Answer::Late => {
                 self.hung_since = self.hung_since.or(running.pending);
                 if running.is_given_up() {
+                    self.begins_slowly |= running.began_after.is_none();
                     self.give_up(running);
                 } else {
                     self.running = Some(running);
@@ -466,7 +477,8 @@ impl ChildSource {
         if Instant::now() < self.not_before || self.stuck.len() >= MAX_STUCK {
             return None;
         }
-        let started = Running::start(&self.start, &self.xids);
+        let patience = if self.begins_slowly { FIRST_ANSWER } else { WATCHDOG };
+        let started = Running::start(&self.start, &self.xids, patience);
         if started.is_err() {
             self.wait_longer();
         }

@@ -223,15 +223,15 @@ fn pci_info(bus_id: &str) -> PciInfo {
 
 fn init() -> Return {
     let Some(path) = std::env::var_os("GPUDECK_SCENARIO") else { return DRIVER_NOT_LOADED };
-    let Ok(player) = Player::open(Path::new(&path)) else { return DRIVER_NOT_LOADED };
-    let loaded = player.loaded();
-    if let Some(code) = loaded.init_error {
-        return code;
-    }
-    if loaded.hang_init {
-        loop {
-            std::thread::sleep(Duration::from_secs(3600));
+    let Ok(mut player) = Player::open(Path::new(&path)) else { return DRIVER_NOT_LOADED };
+    while player.loaded().hang_init {
+        std::thread::sleep(Duration::from_millis(100));
+        if let Ok(now) = Player::open(Path::new(&path)) {
+            player = now;
         }
+    }
+    if let Some(code) = player.loaded().init_error {
+        return code;
     }
     let mut slot = match PLAYER.lock() {
         Ok(slot) => slot,
