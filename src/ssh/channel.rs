@@ -19,6 +19,7 @@ use super::SshError;
 use super::cut::Heard;
 use super::exec::{Connection, ExecChannel, ExecParts, ExitStatus, control};
 use super::handler::Client;
+use super::prompt::AtOnce;
 use super::way::Kept;
 use crate::base::text;
 
@@ -39,6 +40,8 @@ pub struct RusshConnection {
     channel_timeout: Duration,
     address: String,
     watchdog: tokio::task::JoinHandle<()>,
+    /// Until the first channel is open.
+    at_once: AtOnce,
     _guard: DropGuard,
     /// What the connection goes over: it must not end before this one.
     _kept: Kept,
@@ -53,6 +56,7 @@ pub(super) struct Parts {
     pub(super) guard: DropGuard,
     pub(super) heard: Arc<Heard>,
     pub(super) kept: Kept,
+    pub(super) at_once: AtOnce,
     pub(super) channel_timeout: Duration,
     pub(super) address: String,
     /// A server that is asked all the time whether it is there, and says nothing for so long, is
@@ -98,6 +102,7 @@ async fn watch_over(
 
 impl RusshConnection {
     pub(super) fn new(parts: Parts) -> Self {
+        parts.at_once.set(true);
         let end_sender = parts.end_sender.clone();
         let watch = watch_over(parts.heard, parts.silence, parts.cut.clone(), end_sender);
         Self {
@@ -108,6 +113,7 @@ impl RusshConnection {
             cut: parts.cut,
             channel_timeout: parts.channel_timeout,
             address: parts.address,
+            at_once: parts.at_once,
             _guard: parts.guard,
             _kept: parts.kept,
         }
@@ -130,7 +136,9 @@ impl RusshConnection {
         port: u16,
     ) -> Result<russh::ChannelStream<client::Msg>, SshError> {
         let opening = self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
-        match timeout(self.channel_timeout, opening).await {
+        let opened = timeout(self.channel_timeout, opening).await;
+        self.at_once.set(false);
+        match opened {
             Ok(Ok(channel)) => Ok(channel.into_stream()),
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(SshError::JumpRefused {
                 to: format!("{}:{port}", text::clean(host, 80)),
@@ -166,6 +174,7 @@ impl RusshConnection {
             other => SshError::closed(&other.to_string()),
         };
         let channel = self.handle.channel_open_session().await.map_err(refused)?;
+        self.at_once.set(false);
         let (mut read, write) = channel.split();
         write.exec(true, command).await.map_err(refused)?;
         loop {

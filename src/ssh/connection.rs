@@ -213,7 +213,7 @@ async fn go_in(
 ) -> Result<RusshConnection, Stop> {
     let limits = endpoint.timeouts(options);
     on_phase(Phase::Tcp);
-    let Way { stream, mut kept, loopback } =
+    let Way { stream, mut kept, loopback, at_once } =
         way::open(endpoint, options, questions, on_phase, door).await?;
 
     on_phase(Phase::Handshake);
@@ -270,6 +270,7 @@ async fn go_in(
             guard,
             heard,
             kept,
+            at_once,
             channel_timeout: limits.channel,
             address: endpoint.address(),
             silence: alive * (count + 1) + limits.channel,

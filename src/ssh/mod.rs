@@ -22,6 +22,7 @@ pub mod keyring;
 pub mod known_hosts;
 pub mod local;
 pub mod pace;
+mod prompt;
 mod proposal;
 pub mod questions;
 mod queue;

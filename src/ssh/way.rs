@@ -19,6 +19,7 @@ use super::connection::{Phase, timed_out};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::exec::Stderr;
 use super::pace::Turn;
+use super::prompt::{AtOnce, Prompt};
 use super::{Questions, SshError};
 use crate::base::text;
 
@@ -77,6 +78,8 @@ pub(super) struct Way {
     pub(super) kept: Kept,
     /// The server is on this very machine.
     pub(super) loopback: bool,
+    /// Where the way is a TCP connection of ours.
+    pub(super) at_once: AtOnce,
 }
 
 /// Opens the way to `endpoint`.
@@ -94,7 +97,9 @@ pub(super) async fn open(
             pace.enter(&endpoint.address(), door).await;
             let socket = tcp(endpoint, endpoint.timeouts(options).tcp).await?;
             let loopback = socket.peer_addr().is_ok_and(|a| a.ip().is_loopback());
-            Ok(Way { stream: Box::new(socket), kept: Kept::default(), loopback })
+            let at_once = AtOnce::default();
+            let stream = Box::new(Prompt::new(socket, at_once.clone()));
+            Ok(Way { stream, kept: Kept::default(), loopback, at_once })
         }
         Route::Jump { .. } => {
             let Some(jump) = endpoint.over(options).await? else {
@@ -109,14 +114,14 @@ pub(super) async fn open(
             pace.enter(&endpoint.address(), door).await;
             let stream = connection.tunnel(&config.host_name, config.port).await.map_err(over)?;
             let kept = Kept { jump: Some(connection), ..Kept::default() };
-            Ok(Way { stream: Box::new(stream), kept, loopback: false })
+            Ok(Way { stream: Box::new(stream), kept, loopback: false, at_once: AtOnce::default() })
         }
         Route::Command { line, written } => {
             // Which server it goes over only the command knows; hosts with the same one share it.
             pace.enter(written, door).await;
             let (stream, child) = proxy(line)?;
             let kept = Kept { child: Some(child), ..Kept::default() };
-            Ok(Way { stream, kept, loopback: false })
+            Ok(Way { stream, kept, loopback: false, at_once: AtOnce::default() })
         }
     }
 }
