@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use gpudeck::agent::gpu::child::{ChildLine, ask_line};
 use gpudeck::agent::gpu::{GpuSource, Want, played::PlayedSource};
 use gpudeck::base::Bytes;
-use gpudeck::wire::{GpuHealth, Gpus, PathKind, ProcessKind};
+use gpudeck::wire::{Gpu, GpuHealth, Gpus, PathKind, ProcessKind};
 use serde_json::json;
 
 use follower::Follower;
@@ -476,6 +476,23 @@ fn what_a_driver_call_costs_decides_how_often_it_is_made() {
     let fresh = counted.calls_of(Want::Fresh);
     assert_eq!((count(&fresh, "processes"), count(&fresh, "pcie_throughput")), (16, 0));
     assert_eq!((count(&fresh, "ecc"), count(&fresh, "topology")), (32, 0));
+}
+
+#[test]
+fn a_first_sample_of_eight_gpus_fits_into_two_packets() {
+    let scene = Scene::new(h100s(8));
+    let mut follower = Follower::start_every(&scene, 3_600_000, false);
+    follower.gpus(8);
+    let (plain, told) = (follower.whole_bytes, follower.sample.take().unwrap());
+    follower.follow_packed(3_600_000);
+    let gpus = follower.gpus(8);
+    assert!(follower.whole_bytes <= 2 * 1448, "{} bytes", follower.whole_bytes);
+    assert!(plain > 4 * follower.whole_bytes, "{plain} bytes as they are");
+    let lasting = |gpus: &[Gpu]| {
+        let of = |g: &Gpu| (g.uuid.clone(), g.name.clone(), g.paths.to_vec(), g.memory);
+        gpus.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(lasting(&gpus), lasting(told.gpus.list()));
 }
 
 #[test]

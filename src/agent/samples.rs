@@ -12,7 +12,7 @@ use super::gpu::Want;
 use super::gpu::monitor::GpuMonitor;
 use super::host::HostMeter;
 use super::serve::Owned;
-use crate::wire::{GpuHealth, Gpus, Request, Told};
+use crate::wire::{GpuHealth, Gpus, Manner, Request, Told};
 
 /// Longest a sample waits for its GPU values before it goes with the last ones.
 const GPU_WAIT: Duration = Duration::from_millis(500);
@@ -27,20 +27,21 @@ pub struct Follow {
     interval: Duration,
     /// What costs much is measured as well.
     looked_at: bool,
-    /// Only what changes is sent after the first.
-    changes: bool,
+    manner: Manner,
 }
 
 impl Follow {
     /// What a request asks for, if it is one to follow.
     pub fn of(request: &Request) -> Option<Self> {
-        let (interval_ms, looked_at, changes) = match request {
-            Request::Subscribe { interval_ms } => (interval_ms, false, false),
-            Request::Follow { interval_ms, looked_at } => (interval_ms, *looked_at, true),
+        let (interval_ms, looked_at, manner) = match request {
+            Request::Subscribe { interval_ms } => (interval_ms, false, Manner::default()),
+            Request::Follow { interval_ms, looked_at, packed } => {
+                (interval_ms, *looked_at, Manner { changes: true, packed: *packed })
+            }
             _ => return None,
         };
         let interval = Duration::from_millis((*interval_ms).clamp(100, 3_600_000));
-        Some(Self { interval, looked_at, changes })
+        Some(Self { interval, looked_at, manner })
     }
 }
 
@@ -97,7 +98,7 @@ pub async fn tell(
             }
             let mut sample = meter.sample(state_dir, gpus, reading.age_ms());
             sample.gpu_trouble = monitor.trouble().map(Into::into);
-            if let Some(line) = told.line(sample, follow.changes) {
+            if let Some(line) = told.line(sample, follow.manner) {
                 // A reader that is too slow misses samples; it is never told old ones.
                 match lines.try_send(line) {
                     Ok(()) => told.sent(),

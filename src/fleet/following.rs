@@ -24,12 +24,13 @@ pub enum Attention {
 impl Attention {
     /// What the agent is asked for.
     pub(super) const fn request(self) -> Request {
-        match self {
-            Self::Seldom => Request::Follow { interval_ms: 5_000, looked_at: false },
-            Self::Runs => Request::Follow { interval_ms: 2_000, looked_at: false },
-            Self::OnScreen => Request::Follow { interval_ms: 1_000, looked_at: false },
-            Self::LookedAt => Request::Follow { interval_ms: 1_000, looked_at: true },
-        }
+        let (interval_ms, looked_at) = match self {
+            Self::Seldom => (5_000, false),
+            Self::Runs => (2_000, false),
+            Self::OnScreen => (1_000, false),
+            Self::LookedAt => (1_000, true),
+        };
+        Request::Follow { interval_ms, looked_at, packed: true }
     }
 }
 

@@ -11,6 +11,7 @@ use super::following::Picture;
 use super::smi;
 use crate::ssh::config::{self, ConfigFiles, Given, Place};
 use crate::ssh::known_hosts::{KnownHosts, Verdict};
+use crate::wire::packed::read_line;
 use crate::wire::{FromAgent, HostSample, MAX_LINE_BYTES, ToAgent, encode_line};
 
 /// One reader.
@@ -65,7 +66,7 @@ fn again<T: serde::Serialize + serde::de::DeserializeOwned>(message: &T) -> Resu
 fn messages(bytes: &[u8]) -> Result<(), String> {
     let mut picture = Picture::default();
     for line in bytes.split(|b| *b == b'\n').filter(|line| line.len() <= MAX_LINE_BYTES) {
-        if let Ok(message) = serde_json::from_slice::<FromAgent>(line) {
+        if let Ok(message) = read_line(line) {
             again(&message)?;
             match message {
                 FromAgent::Sample(sample) => picture.whole(Arc::from(sample)),
@@ -74,7 +75,7 @@ fn messages(bytes: &[u8]) -> Result<(), String> {
                         again(&FromAgent::Sample(Box::new(HostSample::clone(&sample))))?;
                     }
                 }
-                FromAgent::Reply { .. } | FromAgent::Ranks(_) => {}
+                FromAgent::Reply { .. } | FromAgent::Ranks(_) | FromAgent::Packed(_) => {}
             }
         } else if let Ok(message) = serde_json::from_slice::<ToAgent>(line) {
             again(&message)?;

@@ -21,6 +21,7 @@ use super::outbox::Outbox;
 use super::{FleetEvent, LinkError};
 use crate::base::{HostName, text};
 use crate::ssh::{Connection, ExecChannel, ExecControl, ExitStatus, SshError};
+use crate::wire::packed::read_line;
 use crate::wire::{
     DialAccess, DialTarget, FromAgent, HostFacts, MAX_LINE_BYTES, PROTOCOL_VERSION, Refusal, Reply,
     Request, ToAgent, Verb,
@@ -239,7 +240,7 @@ impl Session {
                         Some(sample) => {
                             outbox.put(FleetEvent::Sample { host: self.host.clone(), sample });
                         }
-                        None => match serde_json::from_slice(line) {
+                        None => match read_line(line) {
                             Ok(message) => self.take(message, &mut picture, outbox),
                             Err(error) => {
                                 let shown = text::clean(&String::from_utf8_lossy(line), 80);
@@ -336,6 +337,8 @@ impl Session {
                 }
             },
             FromAgent::Ranks(ranks) => outbox.put(FleetEvent::Ranks { host, ranks }),
+            // Lines are read unpacked.
+            FromAgent::Packed(_) => {}
         }
     }
 
@@ -437,7 +440,7 @@ async fn read_hello<R: AsyncRead + Unpin>(
             .await
             .map_err(|error| SessionError::Nonsense(text::clean(&error.to_string(), 200)))?;
         let Some(line) = line else { return Err(end_of(control, connection).await) };
-        match serde_json::from_slice(line) {
+        match read_line(line) {
             Ok(FromAgent::Reply { id: 1, result: Ok(Reply::Hello { protocol, facts }) }) => {
                 if protocol != PROTOCOL_VERSION {
                     return Err(SessionError::Refused(Refusal::Protocol {

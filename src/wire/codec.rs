@@ -22,6 +22,9 @@ pub enum CodecError {
     /// The line is not the message that was expected.
     #[error("a line is no message of protocol {PROTOCOL_VERSION}: {0}")]
     NotAMessage(#[from] serde_json::Error),
+    /// The line was packed, and cannot be unpacked.
+    #[error("a packed line is damaged: {0}")]
+    Damaged(String),
 }
 
 /// `message` as one line, its line end included.

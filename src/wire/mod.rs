@@ -9,6 +9,7 @@ pub mod checkup;
 pub mod codec;
 pub mod devices;
 pub mod lasting;
+pub mod packed;
 pub mod request;
 pub mod telemetry;
 pub mod told;
@@ -28,4 +29,4 @@ pub use telemetry::{
     HostFacts, HostSample, MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind,
     Xid,
 };
-pub use told::Told;
+pub use told::{Manner, Told};

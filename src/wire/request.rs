@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::change::SampleChange;
+use super::packed::Packed;
 use super::telemetry::{HostFacts, HostSample};
 use crate::base::{Bytes, DeckId, DeviceId, Epoch, RankId, ServiceName, Timestamp};
 
@@ -39,6 +40,8 @@ pub enum FromAgent {
     },
     /// All ranks of process supervisors on this host; sent after a subscription and on change.
     Ranks(Vec<RankReport>),
+    /// One of the others; to those who can read it, see [`super::packed`].
+    Packed(Packed),
 }
 
 /// What can be asked of an agent. Everything that changes the host is a [`Verb`] inside
@@ -64,6 +67,9 @@ pub enum Request {
         interval_ms: u64,
         /// A person looks at this host's details: also measure what costs much.
         looked_at: bool,
+        /// A whole sample may come as [`FromAgent::Packed`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        packed: bool,
     },
     /// The host's clocks, now.
     Clock,

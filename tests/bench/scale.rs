@@ -257,7 +257,7 @@ async fn hosts_alone(
         followed.spawn(async move {
             let mut channel = connection.exec("agent").await.unwrap();
             let hello = Request::Hello { protocol: PROTOCOL_VERSION };
-            let follow = Request::Follow { interval_ms, looked_at: false };
+            let follow = Request::Follow { interval_ms, looked_at: false, packed: true };
             for (id, request) in [(1, hello), (2, follow)] {
                 let mut line = serde_json::to_vec(&ToAgent { id, request }).unwrap();
                 line.push(b'\n');

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use gpudeck::wire::packed::read_line;
 use gpudeck::wire::{FromAgent, Gpu, HostSample, Request, ToAgent};
 
 use super::scenes::{Scene, nvml_sim};
@@ -83,7 +84,15 @@ impl Follower {
 
     /// Follows anew: a whole sample now, changes after it.
     pub fn follow(&mut self, interval_ms: u64, looked_at: bool) {
-        let request = Request::Follow { interval_ms, looked_at };
+        self.ask(Request::Follow { interval_ms, looked_at, packed: false });
+    }
+
+    /// The same, by somebody who can read packed lines.
+    pub fn follow_packed(&mut self, interval_ms: u64) {
+        self.ask(Request::Follow { interval_ms, looked_at: false, packed: true });
+    }
+
+    fn ask(&mut self, request: Request) {
         let line = serde_json::to_string(&ToAgent { id: 1, request }).unwrap();
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
@@ -102,15 +111,6 @@ impl Follower {
         pids.filter(of).collect()
     }
 
-    /// Waits until this process is no running child of the agent any more.
-    pub fn until_ended(&self, child: u32) {
-        let deadline = Instant::now() + LONG;
-        while self.children().contains(&child) {
-            assert!(Instant::now() < deadline, "process {child} was not ended");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
     /// The one that asks the driver, once there is one.
     pub fn child(&self) -> u32 {
         let deadline = Instant::now() + LONG;
@@ -124,8 +124,17 @@ impl Follower {
         }
     }
 
+    /// Waits until this process is no running child of the agent any more.
+    pub fn until_ended(&self, child: u32) {
+        let deadline = Instant::now() + LONG;
+        while self.children().contains(&child) {
+            assert!(Instant::now() < deadline, "process {child} was not ended");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn take(&mut self, line: &str) {
-        let sample: Arc<HostSample> = match serde_json::from_str(line).unwrap() {
+        let sample: Arc<HostSample> = match read_line(line.as_bytes()).unwrap() {
             FromAgent::Sample(sample) => {
                 self.whole_bytes = line.len() + 1;
                 Arc::from(sample)

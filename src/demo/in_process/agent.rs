@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHal
 use super::host::{SimHostState, failed};
 use crate::ssh::Program;
 use crate::wire::{
-    FromAgent, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent, Told, Verb, encode_line,
+    FromAgent, Manner, PROTOCOL_VERSION, Refusal, Reply, Request, ToAgent, Told, Verb, encode_line,
 };
 
 /// Shortest time between samples that is granted.
@@ -42,7 +42,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stdin).lines();
     let mut interval: Option<tokio::time::Interval> = None;
-    let mut changes = false;
+    let mut manner = Manner::default();
     let mut told = Told::default();
     loop {
         let tick = async {
@@ -56,14 +56,17 @@ async fn serve(
                 let Some(line) = line? else { return Ok(()) };
                 let asked: ToAgent = serde_json::from_str(&line)?;
                 let changed;
-                let follows = matches!(asked.request, Request::Follow { .. });
+                let asked_for = match asked.request {
+                    Request::Follow { packed, .. } => Manner { changes: true, packed },
+                    _ => Manner::default(),
+                };
                 let result = match asked.request {
                     Request::Subscribe { interval_ms } | Request::Follow { interval_ms, .. } => {
                         let period = Duration::from_millis(interval_ms).max(MIN_INTERVAL);
                         interval = Some(spread(period));
                         changed = true;
                         // As the real one: whoever asks again begins with a whole sample.
-                        changes = follows;
+                        manner = asked_for;
                         told = Told::default();
                         Ok(Reply::Done)
                     }
@@ -78,7 +81,7 @@ async fn serve(
                 }
             }
             _ = tick => {
-                if let Some(line) = state.sample().and_then(|sample| told.line(sample, changes)) {
+                if let Some(line) = state.sample().and_then(|sample| told.line(sample, manner)) {
                     stdout.write_all(&line).await?;
                     told.sent();
                 }
