@@ -97,7 +97,7 @@ impl Agent {
                 match &message {
                     FromAgent::Sample(sample) => self.samples.push((**sample).clone()),
                     FromAgent::Ranks(reports) => self.ranks.push(reports.clone()),
-                    FromAgent::Reply { .. } | FromAgent::Change { .. } => {}
+                    FromAgent::Reply { .. } | FromAgent::Change { .. } | FromAgent::Packed(_) => {}
                 }
                 Some(message)
             }
