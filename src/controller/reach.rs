@@ -1,7 +1,7 @@
 //! How the deck's remote is reached: by our own SSH, with its agents and keys, and over HTTPS.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -68,6 +68,8 @@ pub struct OwnReach {
     options: ConnectOptions,
     questions: Arc<dyn Questions>,
     runtime: Handle,
+    /// One push talks to its server several times.
+    open: Mutex<Option<(SshPlace, Arc<RusshConnection>)>>,
 }
 
 impl OwnReach {
@@ -80,6 +82,7 @@ impl OwnReach {
                 None => Arc::new(NoQuestions),
             },
             runtime: Handle::current(),
+            open: Mutex::default(),
         })
     }
 
@@ -89,7 +92,28 @@ impl OwnReach {
             options: fleet.ssh_options(),
             questions: Arc::new(NoQuestions),
             runtime: Handle::current(),
+            open: Mutex::default(),
         })
+    }
+
+    async fn connect(&self, place: &SshPlace) -> Result<Arc<RusshConnection>, SshError> {
+        let target = Target {
+            name: place.host.clone(),
+            user: place.user.clone(),
+            port: place.port,
+            ..Target::default()
+        };
+        let (endpoint, warnings) = Endpoint::find(&target, &self.options).await?;
+        for warning in warnings {
+            tracing::warn!(host = %target.name, %warning, "SSH configuration");
+        }
+        let connected = ssh::connect(&endpoint, &self.options, &*self.questions, &|_| {}).await;
+        connected.map(Arc::new)
+    }
+
+    fn opened(&self, place: &SshPlace) -> Option<Arc<RusshConnection>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().filter(|(to, _)| to == place).map(|(_, c)| Arc::clone(c))
     }
 }
 
@@ -113,22 +137,17 @@ fn words(error: &SshError) -> String {
 
 impl Reach for OwnReach {
     fn ssh(&self, place: &SshPlace, command: &str) -> Result<Box<dyn Conversation>, String> {
-        let target = Target {
-            name: place.host.clone(),
-            user: place.user.clone(),
-            port: place.port,
-            ..Target::default()
-        };
         self.runtime.block_on(async {
-            let found = Endpoint::find(&target, &self.options).await;
-            let (endpoint, warnings) = found.map_err(|e| words(&e))?;
-            for warning in warnings {
-                tracing::warn!(host = %target.name, %warning, "SSH configuration");
-            }
-            let connected = ssh::connect(&endpoint, &self.options, &*self.questions, &|_| {}).await;
-            let connection = connected.map_err(|e| words(&e))?;
-            let channel = connection.exec(command).await.map_err(|e| words(&e))?;
             let runtime = self.runtime.clone();
+            if let Some(connection) = self.opened(place)
+                && let Ok(channel) = connection.exec(command).await
+            {
+                return Ok(Box::new(Talk { channel, _connection: connection, runtime }) as Box<_>);
+            }
+            let connection = self.connect(place).await.map_err(|e| words(&e))?;
+            let channel = connection.exec(command).await.map_err(|e| words(&e))?;
+            *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((place.clone(), Arc::clone(&connection)));
             Ok(Box::new(Talk { channel, _connection: connection, runtime }) as Box<_>)
         })
     }
@@ -146,7 +165,7 @@ impl Reach for OwnReach {
 /// A command that runs on an SSH server, for those who block.
 struct Talk {
     channel: ExecChannel,
-    _connection: RusshConnection,
+    _connection: Arc<RusshConnection>,
     runtime: Handle,
 }
 
