@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::clock;
 use super::core::{Core, now};
 use super::deck_ledger::DeckEvent;
 use crate::base::{ServiceName, Timestamp, time};
@@ -87,6 +88,9 @@ impl Core {
     /// Before anything else in a new life: the time since the earlier one.
     pub(super) fn make_good_absence(&mut self) {
         let alive = self.alive.noted;
+        // The machine's clock may have been set back between the two lives.
+        let decided = self.state.services.values().map(|service| service.now);
+        clock::not_before(decided.fold(alive, Timestamp::max));
         self.make_good_since(alive, |_| true);
         let upgrade = self.state.ledger.upgrade.iter();
         let newest = upgrade.flat_map(|u| &u.hosts).map(|entry| entry.since).max();

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::actions::{Actions, Means};
 use super::auditor::Auditor;
 use super::begin::{Beginning, Beginnings};
+pub use super::clock::now;
 use super::conditions::Conditions;
 use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::gateways::{Gateways, Routes};
@@ -229,13 +230,6 @@ pub struct Core {
     pub(super) views: StaleViews,
     /// While several services are planned together: what those before will have changed.
     pub(super) ahead: super::world::Ahead,
-}
-
-/// The controller's clock.
-pub fn now() -> Timestamp {
-    let since_epoch =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// What waits to be taken, once the loop has rested.

@@ -12,6 +12,7 @@ mod begin;
 mod borrowing;
 pub mod calibration;
 pub mod claims;
+pub mod clock;
 pub mod company;
 pub mod conditions;
 pub mod core;
