@@ -8,11 +8,9 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::git_server::GitServer;
 use common::{Finished, Gpudeck, Traces, has_program, wait_until};
 use git2::Repository;
 use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
-use gpudeck::controller::reach::OwnReach;
 use gpudeck::revision::{DeckRepo, Fetched, ReleaseCommit, RevisionError};
 use gpudeck::rollout::Outcome;
 use serde_json::Value;
@@ -341,23 +339,6 @@ fn everything_travels(first: &DeckRepo, second: &DeckRepo) {
     notes_are_joined(first, second);
     what_is_stopped_is_not_stable(first, second);
     a_number_given_out_twice_holds_nothing_else_up(first, second);
-}
-
-#[test]
-fn everything_travels_over_http() {
-    if !has_program("git") {
-        return;
-    }
-    let (dir, first, second) = shared();
-    let server = GitServer::start(dir.path(), None, None);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let _within = runtime.enter();
-    let decks = [first, second].map(|deck| {
-        let url = format!("http://127.0.0.1:{}/remote.git", server.port);
-        Repository::open(deck.root()).unwrap().remote_set_url("origin", &url).unwrap();
-        deck.reached_by(OwnReach::of_session(None))
-    });
-    everything_travels(&decks[0], &decks[1]);
 }
 
 /// A remote that libgit2 does not reach, by way of the user's `git` (its `ext` transport needs no server).

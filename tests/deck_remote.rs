@@ -7,6 +7,7 @@ mod ssh_support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::git_server::GitServer;
@@ -162,5 +163,32 @@ fn over_https_no_git_program_is_needed() {
     fs::write(&netrc, "machine localhost login ann password \"s3\"\n").unwrap();
     they_share(&first, &second, &remote, &with_password, &env);
     let shown = alone(&first, "deck status", &env);
-    assert!(!shown.stdout.contains("cret") && shown.stdout.contains("ann:…@"), "{shown:?}");
+    assert!(!shown.stdout.contains("cret") && !shown.stdout.contains("ann"), "{shown:?}");
+
+    // Who is sent elsewhere tells nobody there what this server may know; who wants no login is told none.
+    let other = tempfile::tempdir().unwrap();
+    bare(&other.path().join("one.git"));
+    let elsewhere = GitServer::start(other.path(), None, Some(other.path()));
+    let both = other.path().join("both.pem");
+    let pems =
+        [&server, &elsewhere].map(|s| fs::read_to_string(s.certificate.as_ref().unwrap()).unwrap());
+    fs::write(&both, pems.concat()).unwrap();
+    let url =
+        format!("https://ann:s3%20cret@localhost:{}/away/{}/one.git", server.port, elsewhere.port);
+    Repository::open(first.deck()).unwrap().remote_set_url("origin", &url).unwrap();
+    let before = server.told.load(Ordering::Relaxed);
+    alone(&first, "deck fetch", &[("SSL_CERT_FILE", both.to_str().unwrap())]).expect_success();
+    assert!(server.told.load(Ordering::Relaxed) > before);
+    assert_eq!(elsewhere.told.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_path_with_a_colon_in_it_is_a_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let remote = bare(&dir.path().join("a:b %41.git"));
+    let person = operator(remote.path().to_str().unwrap());
+    alone(&person, "deck push", &[]).expect_success();
+    let there = remote.refname_to_id("refs/gpudeck/releases/r1").unwrap();
+    let repo = Repository::open(person.deck()).unwrap();
+    assert_eq!(repo.refname_to_id("refs/remotes/origin/main").unwrap(), there);
 }

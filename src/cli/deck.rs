@@ -4,7 +4,7 @@
 use super::args::{Args, DeckCommand, Output};
 use super::attach::{attach, deck};
 use super::exit::{Failure, Success};
-use super::questions::AtTerminal;
+use super::questions::{AtTerminal, show_again};
 use super::{history, table};
 use crate::api::{ReleaseNumber, ServiceName, text};
 use crate::controller::reach::OwnReach;
@@ -32,7 +32,9 @@ pub async fn run(args: &Args, command: &DeckCommand) -> Result<Success, Failure>
         }
         sharing::status(&dir, wanted).map(|s| (String::new(), s))
     });
-    let (words, view) = work.await.map_err(|e| Failure::other(e.to_string()))??;
+    let work = work.await;
+    show_again();
+    let (words, view) = work.map_err(|e| Failure::other(e.to_string()))??;
     if args.output == Output::Json {
         table::json(&view)?;
         return Ok(Success::Done);

@@ -1,7 +1,7 @@
 //! `gpudeck questions` and `gpudeck answer`.
 
 use std::io::{IsTerminal, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
@@ -79,6 +79,17 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
     Ok(Success::Done)
 }
 
+/// What the terminal was like before it stopped to show what is typed.
+static PENDING: Mutex<Option<rustix::termios::Termios>> = Mutex::new(None);
+
+/// Lets the terminal show what is typed, should nobody have answered before it was too late.
+pub fn show_again() {
+    if let Some(shown) = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let now = rustix::termios::OptionalActions::Now;
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), now, &shown);
+    }
+}
+
 /// Reads a line without showing it; whole standard input where nobody sits at it.
 fn read_hidden(prompt: &str) -> Result<Secret, Failure> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
@@ -92,11 +103,12 @@ fn read_hidden(prompt: &str) -> Result<Secret, Failure> {
     }
     eprint!("{prompt}");
     let shown = tcgetattr(&stdin).map_err(|e| failed(e.into()))?;
+    *PENDING.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown.clone());
     let mut hidden = shown.clone();
     hidden.local_modes.remove(LocalModes::ECHO);
     tcsetattr(&stdin, OptionalActions::Now, &hidden).map_err(|e| failed(e.into()))?;
     let read = stdin.read_line(&mut text);
-    let _ = tcsetattr(&stdin, OptionalActions::Now, &shown);
+    show_again();
     eprintln!();
     read.map_err(failed)?;
     Ok(text.trim_end_matches('\n').into())

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -10,7 +10,9 @@ use base64::prelude::BASE64_STANDARD;
 use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, USER_AGENT};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, USER_AGENT, WWW_AUTHENTICATE,
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
@@ -20,7 +22,9 @@ use zeroize::Zeroizing;
 use super::https;
 use crate::base::{Hint, quote, text};
 use crate::fleet::Fleet;
-use crate::revision::reach::{Conversation, HttpAnswer, HttpRequest, Login, Reach, SshPlace};
+use crate::revision::reach::{
+    Conversation, HttpAnswer, HttpRequest, Login, Reach, SshPlace, Unreached,
+};
 use crate::ssh::{
     self, ConnectOptions, Connection, Endpoint, ExecChannel, NoQuestions, Questions,
     RusshConnection, SshError, Target,
@@ -29,11 +33,17 @@ use crate::ssh::{
 /// A remote may be silent for so long: it counts and packs what it has.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Nothing that is asked of a remote takes longer as a whole.
+const LONGEST: Duration = Duration::from_mins(10);
+
+/// A request with less to send is answered within [`PATIENCE`].
+const SHORT: usize = 1 << 20;
+
+/// What one conversation over SSH may bring.
+const MAX_TALK: usize = 256 << 20;
+
 /// The end of a command is awaited for so long once it has closed its output.
 const END_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Longest answer over HTTP.
-const MAX_ANSWER: usize = 256 << 20;
 
 /// Some servers look at the first word.
 const WHO: &str = concat!("git/2.0 (gpudeck ", env!("CARGO_PKG_VERSION"), ")");
@@ -117,7 +127,7 @@ impl OwnReach {
     }
 }
 
-fn words(error: &SshError) -> String {
+fn unreached(error: &SshError) -> Unreached {
     let hint = match error {
         SshError::HostKeyUnknown { .. } => Some(
             "run `gpudeck deck fetch` in a terminal, compare the fingerprint and answer there"
@@ -129,34 +139,33 @@ fn words(error: &SshError) -> String {
         )),
         other => other.hint(),
     };
-    match hint {
-        Some(hint) => format!("{error} → {hint}"),
-        None => error.to_string(),
-    }
+    Unreached { why: error.to_string(), hint }
 }
 
 impl Reach for OwnReach {
-    fn ssh(&self, place: &SshPlace, command: &str) -> Result<Box<dyn Conversation>, String> {
+    fn ssh(&self, place: &SshPlace, command: &str) -> Result<Box<dyn Conversation>, Unreached> {
         self.runtime.block_on(async {
             let runtime = self.runtime.clone();
             if let Some(connection) = self.opened(place)
                 && let Ok(channel) = connection.exec(command).await
             {
-                return Ok(Box::new(Talk { channel, _connection: connection, runtime }) as Box<_>);
+                return Ok(Box::new(Talk::new(channel, connection, runtime)) as Box<_>);
             }
-            let connection = self.connect(place).await.map_err(|e| words(&e))?;
-            let channel = connection.exec(command).await.map_err(|e| words(&e))?;
+            let connection = self.connect(place).await.map_err(|e| unreached(&e))?;
+            let channel = connection.exec(command).await.map_err(|e| unreached(&e))?;
             *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some((place.clone(), Arc::clone(&connection)));
-            Ok(Box::new(Talk { channel, _connection: connection, runtime }) as Box<_>)
+            Ok(Box::new(Talk::new(channel, connection, runtime)) as Box<_>)
         })
     }
 
-    fn http(&self, request: HttpRequest) -> Result<HttpAnswer, String> {
+    fn http(&self, request: HttpRequest) -> Result<HttpAnswer, Unreached> {
+        let sent = request.post.as_ref().map_or(0, |(_, body)| body.len());
+        let limit = if sent < SHORT { PATIENCE } else { LONGEST };
         self.runtime.block_on(async {
-            match timeout(PATIENCE, http(request)).await {
+            match timeout(limit, http(request)).await {
                 Ok(answer) => answer,
-                Err(_) => Err(format!("no answer in {} s", PATIENCE.as_secs())),
+                Err(_) => Err(format!("no answer in {} s", limit.as_secs()).into()),
             }
         })
     }
@@ -167,9 +176,25 @@ struct Talk {
     channel: ExecChannel,
     _connection: Arc<RusshConnection>,
     runtime: Handle,
+    until: Instant,
+    left: usize,
 }
 
 impl Talk {
+    fn new(channel: ExecChannel, connection: Arc<RusshConnection>, runtime: Handle) -> Self {
+        let until = Instant::now() + LONGEST;
+        Self { channel, _connection: connection, runtime, until, left: MAX_TALK }
+    }
+
+    /// How long the next piece may take.
+    fn patience(&self) -> io::Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() || self.left == 0 {
+            return Err(io::Error::other("the remote does not come to an end"));
+        }
+        Ok(left.min(PATIENCE))
+    }
+
     /// What to say when nothing more comes: nothing, if the command has ended well.
     fn ended(&self) -> Result<usize, String> {
         let end = self.runtime.block_on(timeout(END_PATIENCE, self.channel.control.wait()));
@@ -191,20 +216,25 @@ fn late() -> io::Error {
 
 impl Read for Talk {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let patience = self.patience()?;
         let stdout = &mut self.channel.stdout;
-        let read = self.runtime.block_on(async { timeout(PATIENCE, stdout.read(into)).await });
+        let read = self.runtime.block_on(async { timeout(patience, stdout.read(into)).await });
         match read.map_err(|_| late())?? {
             0 => self.ended().map_err(io::Error::other),
-            n => Ok(n),
+            n => {
+                self.left = self.left.saturating_sub(n);
+                Ok(n)
+            }
         }
     }
 }
 
 impl Write for Talk {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let patience = self.patience()?;
         let stdin = &mut self.channel.stdin;
         let written = self.runtime.block_on(async {
-            timeout(PATIENCE, async {
+            timeout(patience, async {
                 let n = stdin.write(bytes).await?;
                 stdin.flush().await?;
                 Ok(n)
@@ -219,7 +249,7 @@ impl Write for Talk {
     }
 }
 
-async fn http(asked: HttpRequest) -> Result<HttpAnswer, String> {
+async fn http(asked: HttpRequest) -> Result<HttpAnswer, Unreached> {
     let uri: hyper::Uri = asked.url.parse().map_err(|e| format!("not an address: {e}"))?;
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
     let request = match &asked.post {
@@ -233,7 +263,12 @@ async fn http(asked: HttpRequest) -> Result<HttpAnswer, String> {
     if let Some(login) = &asked.login {
         request.headers_mut().insert(AUTHORIZATION, basic(login)?);
     }
-    let answer = https::send(&uri, request, None, MAX_ANSWER).await?;
+    let sent = https::send(&uri, request, None, asked.most).await;
+    // Our own words may have the next step in them.
+    let answer = sent.map_err(|why| match why.split_once(" → ") {
+        Some((why, hint)) => Unreached { why: why.to_owned(), hint: Some(hint.to_owned()) },
+        None => why.into(),
+    })?;
     let header = |name| {
         let value: Option<&HeaderValue> = answer.headers().get(name);
         value.and_then(|v| v.to_str().ok()).map(str::to_owned)
@@ -241,8 +276,9 @@ async fn http(asked: HttpRequest) -> Result<HttpAnswer, String> {
     Ok(HttpAnswer {
         status: answer.status().as_u16(),
         content_type: header(CONTENT_TYPE).unwrap_or_default(),
+        wants: header(WWW_AUTHENTICATE),
         location: header(LOCATION),
-        body: answer.into_body().to_vec(),
+        body: answer.into_body().into(),
     })
 }
 

@@ -99,16 +99,24 @@ impl HttpAddress {
             None => (None, place),
         };
         let (host, _) = host_and_port(place)?;
-        let (user, password) = match login.map(|l| l.split_once(':').unwrap_or((l, ""))) {
+        let (user, password) = match login.map(|l| (l, l.split_once(':'))) {
             None => (None, None),
-            Some((user, "")) => (Some(text::percent_decoded(user)?), None),
-            Some((user, password)) => {
+            Some((user, None)) => (Some(text::percent_decoded(user)?), None),
+            Some((_, Some((user, password)))) => {
                 (Some(text::percent_decoded(user)?), Some(text::percent_decoded(password)?.into()))
             }
         };
         let path = path.trim_end_matches('/');
         let host = host.to_owned();
         Some(Self { url: format!("{scheme}://{place}{path}"), host, user, password })
+    }
+
+    /// Scheme, server and port as they were written: who is told a password.
+    pub(super) fn origin(&self) -> &str {
+        let host = self.url.split_once("://").map_or(0, |(scheme, _)| scheme.len() + 3);
+        let rest = self.url.get(host..).unwrap_or_default();
+        let end = rest.find('/').map_or(self.url.len(), |at| at + host);
+        self.url.get(..end).unwrap_or_default()
     }
 
     /// Who asks, if the address says so whole.
@@ -131,12 +139,14 @@ fn host_and_port(place: &str) -> Option<(&str, Option<u16>)> {
     (!host.is_empty()).then_some((host, port))
 }
 
-/// The address as it may be shown: without a password.
+/// The address as it may be shown: of one over HTTP nothing of a login is left, since a token may stand in the
+/// user's place; of another no password.
 pub(super) fn shown(url: &str) -> String {
     let clean = text::clean(url, 300);
     let Some((scheme, rest)) = clean.split_once("://") else { return clean };
     let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     match place.rsplit_once('@') {
+        Some((_, host)) if scheme.starts_with("http") => format!("{scheme}://{host}{path}"),
         Some((login, host)) if login.contains(':') => {
             let user = login.split(':').next().unwrap_or_default();
             format!("{scheme}://{user}:…@{host}{path}")
@@ -188,9 +198,14 @@ mod tests {
         assert_eq!(address.host, "git.example");
         let login = address.login().unwrap();
         assert_eq!((login.user.as_str(), login.password.expose_secret()), ("ann", "s@crt"));
-        assert_eq!(shown(url), "https://ann:…@git.example:8443/decks/one.git/");
-        for plain in ["https://ann@host/d", "git@host:d", "/srv/a:b@c", "ssh://u@h:22/d"] {
+        assert_eq!(address.origin(), "https://git.example:8443");
+        assert_eq!(shown(url), "https://git.example:8443/decks/one.git/");
+        assert_eq!(shown("https://ghp_token@host/d"), "https://host/d");
+        assert_eq!(shown("ssh://u:secret@h:22/d"), "ssh://u:…@h:22/d");
+        for plain in ["https://host/d", "git@host:d", "/srv/a:b@c", "ssh://u@h:22/d"] {
             assert_eq!(shown(plain), plain);
         }
+        let Address::Http(empty) = Address::of("https://token:@host/d") else { panic!() };
+        assert_eq!(empty.login().unwrap().password.expose_secret(), "");
     }
 }

@@ -201,12 +201,7 @@ impl From<git2::Error> for RevisionError {
             git2::ErrorCode::Locked => Self::Locked { what: message },
             git2::ErrorCode::Modified => Self::Moved,
             _ if matches!(error.class(), git2::ErrorClass::Net | git2::ErrorClass::Http) => {
-                match message.split_once(" → ") {
-                    Some((why, hint)) => {
-                        Self::Unreached { message: why.to_owned(), hint: Some(hint.to_owned()) }
-                    }
-                    None => Self::Unreached { message, hint: None },
-                }
+                Self::Unreached { message, hint: transport::take_hint() }
             }
             _ => Self::Git { message },
         }

@@ -12,13 +12,34 @@ pub trait Conversation: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Conversation for T {}
 
-/// How other machines are reached. Calls block; an error is one line for a person, with the next step.
+/// Why another machine was not reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreached {
+    /// For a person; it may hold what the other side said.
+    pub why: String,
+    /// What to do, in words of our own.
+    pub hint: Option<String>,
+}
+
+impl From<String> for Unreached {
+    fn from(why: String) -> Self {
+        Self { why, hint: None }
+    }
+}
+
+impl From<&str> for Unreached {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
+
+/// How other machines are reached. Calls block.
 pub trait Reach: Send + Sync {
     /// Runs `command` on an SSH server. A failure of it is the error of the read at its end.
-    fn ssh(&self, place: &SshPlace, command: &str) -> Result<Box<dyn Conversation>, String>;
+    fn ssh(&self, place: &SshPlace, command: &str) -> Result<Box<dyn Conversation>, Unreached>;
 
     /// Sends one request over HTTP or HTTPS and gives the whole answer, whatever its status.
-    fn http(&self, request: HttpRequest) -> Result<HttpAnswer, String>;
+    fn http(&self, request: HttpRequest) -> Result<HttpAnswer, Unreached>;
 }
 
 /// An SSH server as an address names it; what is left out comes from the SSH configuration.
@@ -52,6 +73,8 @@ pub struct HttpRequest {
     pub accept: String,
     /// The kind and the bytes of what is posted; none: a `GET`.
     pub post: Option<(String, Vec<u8>)>,
+    /// Longest answer that is taken, in bytes.
+    pub most: usize,
 }
 
 /// Its answer.
@@ -61,6 +84,8 @@ pub struct HttpAnswer {
     pub status: u16,
     /// What kind the body is.
     pub content_type: String,
+    /// What login it wants (`WWW-Authenticate`).
+    pub wants: Option<String>,
     /// Where it is instead.
     pub location: Option<String>,
     /// All of it.

@@ -27,6 +27,9 @@ const MAX_SAID: u64 = 16 << 20;
 /// How often sending is tried again when somebody else has sent something at the same moment.
 const ATTEMPTS: usize = 5;
 
+/// Who sends at the same moment has so long to come to an end.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(30);
+
 /// Where notes of the remote are kept until they are joined with ours.
 const THEIR_NOTES: &str = "refs/gpudeck-remote/notes";
 
@@ -165,8 +168,8 @@ impl DeckRepo {
 
     /// Fetches and joins everything; branch and files stay where they are.
     fn look(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
-        let mut remote = self.repo.find_remote(name)?;
-        let carrier = self.carrier(remote.url().unwrap_or_default());
+        let mut remote = self.opened(name)?;
+        let carrier = self.carrier(name, remote.url().unwrap_or_default());
         // `git` refuses to fetch a reference that is not there, but not a pattern.
         let notes = if matches!(carrier, Carrier::Libgit2) { "" } else { "*" };
         let specs = [
@@ -314,6 +317,7 @@ impl DeckRepo {
             match self.send_these(name, &specs) {
                 // What was sent meanwhile is joined first: nothing of it is put back.
                 Err(RevisionError::Outrun { .. }) if left > 0 => {
+                    std::thread::sleep(BETWEEN_ATTEMPTS);
                     self.look(name)?;
                     continue;
                 }
@@ -372,8 +376,8 @@ impl DeckRepo {
 
     /// The remote's references as they are now.
     fn list(&self, name: &str, branch: &str) -> Result<BTreeMap<String, Oid>, RevisionError> {
-        let mut remote = self.repo.find_remote(name)?;
-        let Carrier::Git { why } = self.carrier(remote.url().unwrap_or_default()) else {
+        let mut remote = self.opened(name)?;
+        let Carrier::Git { why } = self.carrier(name, remote.url().unwrap_or_default()) else {
             let _reaching = Reaching::by(self.reach.as_ref())?;
             remote.connect(Direction::Fetch)?;
             let there = remote.list()?.iter().map(|h| (h.name().to_owned(), h.oid())).collect();
@@ -391,8 +395,13 @@ impl DeckRepo {
         if specs.is_empty() {
             return Ok(());
         }
-        let mut remote = self.repo.find_remote(name)?;
-        if let Carrier::Git { why } = self.carrier(remote.url().unwrap_or_default()) {
+        let mut remote = self.opened(name)?;
+        // It may be sent elsewhere than it is fetched from.
+        let to = remote.pushurl().ok().flatten().map(str::to_owned);
+        let to = to.or_else(|| remote.url().ok().map(str::to_owned)).unwrap_or_default();
+        let from = remote.url().unwrap_or_default();
+        let carriers = [self.carrier(name, &to), self.carrier(name, from)];
+        if let Some(why) = carriers.into_iter().find_map(Carrier::git) {
             let specs = specs.iter().map(String::as_str);
             self.git(&["push", "--quiet", name].into_iter().chain(specs).collect::<Vec<_>>(), why)
                 .map_err(|e| match e {
@@ -429,9 +438,9 @@ impl DeckRepo {
             }
             return Err(RevisionError::Git { message: text::clean(&why, 300) });
         }
-        self.repo
-            .find_remote(name)?
-            .fetch::<&str>(&[], None, Some("gpudeck: push"))
+        let branches = format!("+refs/heads/*:refs/remotes/{name}/*");
+        self.opened(name)?
+            .fetch(&[branches], None, Some("gpudeck: push"))
             .map_err(RevisionError::from)
     }
 
@@ -440,46 +449,46 @@ impl DeckRepo {
         run_git(self.root(), arguments, why)
     }
 
-    /// Who speaks to the remote at this address.
-    fn carrier(&self, url: &str) -> Carrier {
+    /// Who speaks to a remote that has this address.
+    fn carrier(&self, name: &str, url: &str) -> Carrier {
         let is_set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let git = |why| Carrier::Git { why };
         match Address::of(url) {
             Address::Plain => Carrier::Libgit2,
             Address::Other => git("its address is of another kind"),
             _ if self.reach.is_none() => git("it is on another machine"),
-            Address::Ssh(..) if SSH_BY_ENVIRONMENT.iter().any(|n| is_set(n)) => {
-                git("GIT_SSH or GIT_SSH_COMMAND names a program for SSH")
+            Address::Ssh(..) => {
+                let named = ["core.sshCommand".to_owned()]
+                    .into_iter()
+                    .chain(["uploadpack", "receivepack"].map(|key| format!("remote.{name}.{key}")));
+                let config = self.repo.config();
+                let is_named =
+                    |key: String| config.as_ref().is_ok_and(|c| c.get_entry(&key).is_ok());
+                if SSH_BY_ENVIRONMENT.iter().any(|name| is_set(name)) || { named }.any(is_named) {
+                    return git("Git was told of another program for SSH");
+                }
+                // Configuration that libgit2 does not read.
+                if GIT_BY_ENVIRONMENT.iter().any(|name| is_set(name)) && git_is_installed() {
+                    return git("Git's configuration is in the environment");
+                }
+                Carrier::Libgit2
             }
-            Address::Ssh(..) if self.is_configured(SSH_BY_CONFIG, None) => {
-                git("core.sshCommand names a program for SSH")
-            }
-            // Without the program our own way may do all the same.
-            Address::Http(http)
-                if http.login().is_none()
-                    && (HTTP_BY_ENVIRONMENT.iter().any(|n| is_set(n))
-                        || self.is_configured(HTTP_BY_CONFIG, Some(&http.host)))
-                    && git_is_installed() =>
-            {
-                git("a proxy, certificates or helpers for passwords are set up for it")
-            }
-            Address::Ssh(..) | Address::Http(_) => Carrier::Libgit2,
+            // Proxies, certificates, helpers for passwords, kinds of logins: where it is, it knows them all.
+            Address::Http(_) if git_is_installed() => git("it is installed"),
+            Address::Http(_) => Carrier::Libgit2,
         }
     }
 
-    /// Whether Git's configuration has something by a name like this, for every server or for this one.
-    fn is_configured(&self, names: &str, host: Option<&str>) -> bool {
-        let Ok(config) = self.repo.config() else { return false };
-        let Ok(mut entries) = config.entries(Some(names)) else { return false };
-        while let Some(Ok(entry)) = entries.next() {
-            let Ok(name) = entry.name() else { continue };
-            let middle = name.split_once('.').and_then(|(_, rest)| rest.rsplit_once('.'));
-            match middle.map(|(of, _)| Address::of(of)) {
-                Some(Address::Http(of)) if host.is_some_and(|host| host != of.host) => {}
-                _ => return true,
-            }
+    /// The remote for libgit2. It would take a path with a colon in it for a server's name.
+    fn opened(&self, name: &str) -> Result<git2::Remote<'_>, RevisionError> {
+        let remote = self.repo.find_remote(name)?;
+        let url = remote.url().unwrap_or_default();
+        if !matches!(Address::of(url), Address::Plain) || !url.contains(':') || url.contains("://")
+        {
+            return Ok(remote);
         }
-        false
+        let path = self.root.join(url).display().to_string().replace('%', "%25");
+        Ok(self.repo.remote_anonymous(&format!("file://{path}"))?)
     }
 }
 
@@ -491,33 +500,33 @@ enum Carrier {
     Git { why: &'static str },
 }
 
+impl Carrier {
+    fn git(self) -> Option<&'static str> {
+        match self {
+            Self::Libgit2 => None,
+            Self::Git { why } => Some(why),
+        }
+    }
+}
+
 fn git_is_installed() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|place| place.join("git").is_file())
 }
 
-const SSH_BY_CONFIG: &str = r"^core\.sshcommand$";
-
 const SSH_BY_ENVIRONMENT: [&str; 2] = ["GIT_SSH_COMMAND", "GIT_SSH"];
 
-const HTTP_BY_ENVIRONMENT: [&str; 8] = [
-    "http_proxy",
-    "https_proxy",
-    "HTTPS_PROXY",
-    "all_proxy",
-    "ALL_PROXY",
-    "GIT_ASKPASS",
-    "GIT_SSL_CAINFO",
-    "GIT_SSL_NO_VERIFY",
-];
-
-const HTTP_BY_CONFIG: &str =
-    r"^(credential\..*helper|core\.askpass|http\..*(proxy.*|ssl.*|extraheader|cookiefile))$";
+const GIT_BY_ENVIRONMENT: [&str; 4] =
+    ["GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"];
 
 /// Whether a push was refused because somebody else has sent something at the same moment.
 fn is_outrun(message: &str) -> bool {
     let by_git = ["[rejected]", "cannot lock ref", "failed to update ref", "incorrect old value"];
-    let by_libgit2 = ["a reference with that name already exists", "failed to lock"];
+    let by_libgit2 = [
+        "a reference with that name already exists",
+        "failed to lock",
+        "failed to create locked file",
+    ];
     let mut words = by_git.iter().chain(&by_libgit2);
     words.any(|w| message.contains(w))
 }

@@ -12,17 +12,30 @@ use git2::{ErrorClass, ErrorCode, Remote};
 
 use super::address::{Address, HttpAddress};
 use super::netrc;
-use super::reach::{Conversation, HttpAnswer, HttpRequest, Login, Reach, SshPlace};
+use super::reach::{Conversation, HttpAnswer, HttpRequest, Login, Reach, SshPlace, Unreached};
 use crate::base::{quote, text};
 
 /// Longest that is sent at once over HTTP: a deck is some texts.
 const MAX_SENT: usize = 256 << 20;
 
-/// How often a server may say that it is elsewhere.
-const MAX_REDIRECTS: usize = 5;
+/// Longest list of what a server has.
+const MAX_REFERENCES: usize = 16 << 20;
+
+/// Longest answer with what was asked for.
+const MAX_TAKEN: usize = 256 << 20;
+
+/// How often one question is asked at most: servers may say that they are elsewhere, or that they want a login.
+const MAX_ASKED: usize = 8;
 
 thread_local! {
     static REACH: RefCell<Option<Arc<dyn Reach>>> = const { RefCell::new(None) };
+    /// What to do about the failure that libgit2 is told of: not in its text, where servers' words stand too.
+    static HINT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The hint of the failure that this thread's call of libgit2 ended with, if it was one of ours.
+pub(super) fn take_hint() -> Option<String> {
+    HINT.take()
 }
 
 /// While it is there, this thread's calls of libgit2 reach other machines by it.
@@ -36,6 +49,7 @@ impl Reaching {
         if let Err((code, message)) = registered {
             return Err(git2::Error::new(*code, ErrorClass::Net, message));
         }
+        HINT.take();
         Ok(Self(REACH.replace(reach.cloned())))
     }
 }
@@ -63,11 +77,12 @@ fn register() -> Result<(), git2::Error> {
 fn reach() -> Result<Arc<dyn Reach>, git2::Error> {
     REACH
         .with_borrow(Clone::clone)
-        .ok_or_else(|| failed("nothing is there to reach another machine by"))
+        .ok_or_else(|| failed("nothing is there to reach another machine by".into()))
 }
 
-fn failed(why: &str) -> git2::Error {
-    git2::Error::new(ErrorCode::GenericError, ErrorClass::Net, text::clean(why, 600))
+fn failed(unreached: Unreached) -> git2::Error {
+    HINT.set(unreached.hint);
+    git2::Error::new(ErrorCode::GenericError, ErrorClass::Net, text::clean(&unreached.why, 600))
 }
 
 /// libgit2 takes an error's text as a C string and gives up the whole process if that has a zero in it.
@@ -113,12 +128,15 @@ impl SmartSubtransport for OverSsh {
         service: Service,
     ) -> Result<Box<dyn SmartSubtransportStream>, git2::Error> {
         let Address::Ssh(place, path) = Address::of(url) else {
-            return Err(failed("not an address for SSH"));
+            return Err(failed("not an address for SSH".into()));
         };
         let command = format!("{} {}", program(service), quote::shell_quoted(&path));
         let SshPlace { host, .. } = &place;
         let talk = self.reach.ssh(&place, &command);
-        let talk = talk.map_err(|why| failed(&format!("{host}: {why}")))?;
+        let talk = talk.map_err(|mut unreached| {
+            unreached.why = format!("{host}: {}", unreached.why);
+            failed(unreached)
+        })?;
         Ok(Box::new(Talk(talk)))
     }
 
@@ -147,25 +165,43 @@ struct OverHttp {
 }
 
 impl OverHttp {
-    /// Asks what the server has: the first question of each conversation.
-    fn look(&self, url: &str, service: Service) -> Result<HttpAnswer, String> {
-        let Address::Http(address) = Address::of(url) else { return Err("not an address".into()) };
+    /// Asks what the server has: the first question of each conversation. Nobody is told a password unasked.
+    fn look(&self, url: &str, service: Service) -> Result<HttpAnswer, Unreached> {
+        let Address::Http(mut there) = Address::of(url) else {
+            return Err("not an address".into());
+        };
         let program = program(service);
         let question = format!("/info/refs?service={program}");
-        let mut found = Found { login: login(&address)?, url: address.url };
-        for _ in 0..=MAX_REDIRECTS {
+        let wanted = format!("application/x-{program}-advertisement");
+        let (mut login, mut moved) = (None, false);
+        for _ in 0..=MAX_ASKED {
             let answer = self.reach.http(HttpRequest {
-                url: format!("{}{question}", found.url),
-                login: found.login.clone(),
-                accept: format!("application/x-{program}-advertisement"),
+                url: format!("{}{question}", there.url),
+                login: login.clone(),
+                accept: wanted.clone(),
                 post: None,
+                most: MAX_REFERENCES,
             })?;
             match (answer.status, &answer.location) {
-                (301 | 302 | 303 | 307 | 308, Some(there)) => {
-                    found = moved(&found, there, &question)?;
+                (301 | 302 | 303 | 307 | 308, Some(to)) => {
+                    let next = elsewhere(&there, to, &question)?;
+                    if next.origin() != there.origin() {
+                        (login, moved) = (None, true);
+                    }
+                    there = next;
+                }
+                (401, _) if login.is_none() && takes_basic(&answer) => {
+                    login = match there.login() {
+                        Some(login) => Some(login),
+                        None => netrc::login(&there.host, there.user.as_deref(), !moved)?,
+                    };
+                    if login.is_none() {
+                        return Err(wants_login(&answer));
+                    }
                 }
                 _ => {
-                    judge(&answer, &format!("application/x-{program}-advertisement"))?;
+                    judge(&answer, &wanted)?;
+                    let found = Found { url: there.url, login };
                     *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
                     return Ok(answer);
                 }
@@ -175,49 +211,48 @@ impl OverHttp {
     }
 }
 
-/// Who asks: as the address says, else as `~/.netrc` does.
-fn login(address: &HttpAddress) -> Result<Option<Login>, String> {
-    match address.login() {
-        Some(login) => Ok(Some(login)),
-        None => netrc::login(&address.host, address.user.as_deref()),
-    }
+fn takes_basic(answer: &HttpAnswer) -> bool {
+    answer.wants.as_ref().is_none_or(|wants| wants.to_ascii_lowercase().contains("basic"))
 }
 
-/// The place that a server names instead of itself. Nobody is told a password of another server, and what was
-/// encrypted stays so.
-fn moved(from: &Found, there: &str, question: &str) -> Result<Found, String> {
-    let elsewhere = || format!("the server names another place: {}", text::clean(there, 200));
-    let Some(url) = there.strip_suffix(question) else { return Err(elsewhere()) };
+/// The place that a server names instead of itself. What was encrypted stays so.
+fn elsewhere(from: &HttpAddress, to: &str, question: &str) -> Result<HttpAddress, Unreached> {
+    let wrong =
+        || Unreached::from(format!("the server names another place: {}", text::clean(to, 200)));
+    let url = to.strip_suffix(question).ok_or_else(wrong)?;
     // Without a host it is another path of the same server.
-    let url = if url.starts_with('/') {
-        let host_ends = from.url.split_once("://").map_or(0, |(s, _)| s.len() + 3);
-        let path = from.url.get(host_ends..).and_then(|r| r.find('/')).map(|at| at + host_ends);
-        format!("{}{url}", from.url.get(..path.unwrap_or(from.url.len())).unwrap_or_default())
-    } else {
-        url.to_owned()
+    let url = match url.strip_prefix('/') {
+        Some(path) if !path.starts_with('/') => format!("{}/{path}", from.origin()),
+        _ => url.to_owned(),
     };
-    let (Address::Http(old), Address::Http(new)) = (Address::of(&from.url), Address::of(&url))
-    else {
-        return Err(elsewhere());
-    };
-    if old.url.starts_with("https://") && !new.url.starts_with("https://") {
-        return Err(elsewhere());
+    let Address::Http(mut new) = Address::of(&url) else { return Err(wrong()) };
+    if from.url.starts_with("https://") && !new.url.starts_with("https://") {
+        return Err(wrong());
     }
-    let login = if old.host == new.host { from.login.clone() } else { login(&new)? };
-    Ok(Found { url: new.url, login })
+    // A server does not say as whom we log in, and elsewhere nobody is told what this one may know.
+    let same = new.origin() == from.origin();
+    (new.user, new.password) =
+        if same { (from.user.clone(), from.password.clone()) } else { (None, None) };
+    Ok(new)
 }
 
-fn judge(answer: &HttpAnswer, wanted: &str) -> Result<(), String> {
+fn wants_login(answer: &HttpAnswer) -> Unreached {
+    Unreached {
+        why: format!("it wants a login (status {})", answer.status),
+        hint: Some(
+            "put `machine HOST login USER password TOKEN` into ~/.netrc, or install git and set credential.helper"
+                .to_owned(),
+        ),
+    }
+}
+
+fn judge(answer: &HttpAnswer, wanted: &str) -> Result<(), Unreached> {
     match answer.status {
         200 if answer.content_type.split(';').next().map(str::trim) == Some(wanted) => Ok(()),
         200 => Err("no Git server answers at this address".into()),
-        401 | 403 => Err(format!(
-            "it wants a login (status {}) → put `machine HOST login USER password TOKEN` into ~/.netrc, or set \
-             credential.helper in Git's configuration",
-            answer.status
-        )),
+        401 | 403 => Err(wants_login(answer)),
         404 => Err("there is no such repository (status 404), or it wants a login".into()),
-        other => Err(format!("status {other}")),
+        other => Err(format!("status {other}").into()),
     }
 }
 
@@ -228,11 +263,11 @@ impl SmartSubtransport for OverHttp {
         service: Service,
     ) -> Result<Box<dyn SmartSubtransportStream>, git2::Error> {
         if matches!(service, Service::UploadPackLs | Service::ReceivePackLs) {
-            let answer = self.look(url, service).map_err(|why| failed(&why))?;
+            let answer = self.look(url, service).map_err(failed)?;
             return Ok(Box::new(Exchange::Answer(io::Cursor::new(answer.body))));
         }
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let found = found.ok_or_else(|| failed("the server was not asked what it has"))?;
+        let found = found.ok_or_else(|| failed("the server was not asked what it has".into()))?;
         Ok(Box::new(Exchange::Question {
             reach: Arc::clone(&self.reach),
             found,
@@ -261,9 +296,14 @@ impl Read for Exchange {
                 login: found.login.clone(),
                 accept: wanted.clone(),
                 post: Some((format!("application/x-{program}-request"), std::mem::take(body))),
+                most: MAX_TAKEN,
             });
             let answer = answer.and_then(|a| judge(&a, &wanted).map(|()| a));
-            *self = Self::Answer(io::Cursor::new(answer.map_err(|why| io_failed(&why))?.body));
+            let answer = answer.map_err(|unreached| {
+                HINT.set(unreached.hint);
+                io_failed(&unreached.why)
+            })?;
+            *self = Self::Answer(io::Cursor::new(answer.body));
         }
         match self {
             Self::Answer(body) => body.read(into),

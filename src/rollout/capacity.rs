@@ -126,12 +126,14 @@ impl Decider<'_> {
             let counts = replica.phase.is_live() && !self.state.stop_is_overdue(*key, replica);
             budget.live += u32::from(counts);
             budget.leaving += u32::from(counts && replica.retiring);
-            // Not those that wait: they may wait for what one that goes still holds.
+            // Not those that wait: they may wait for what one that goes still holds. Nor those that have failed
+            // before: others must not wait for what may never come.
             let arrives = match replica.phase {
                 Phase::Starting | Phase::Loading => true,
                 Phase::Ready => !is_available(replica, now, roles.min_healthy),
                 _ => false,
             };
+            let arrives = arrives && replica.failures == 0 && !replica.retiring;
             budget.arriving += u32::from(arrives && Some(key.release) == roles.coming);
         }
         budget

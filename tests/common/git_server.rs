@@ -5,18 +5,20 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto};
 
-/// The repositories below one folder. `/old/…` is said to be at `/…` now.
+/// The repositories below one folder. `/old/…` is said to be at `/…` now, `/away/PORT/…` at that port.
 pub struct GitServer {
     pub port: u16,
     /// The server's own certificate, as a file for those who are to trust it.
     pub certificate: Option<PathBuf>,
+    /// Requests that said who asks.
+    pub told: Arc<AtomicUsize>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -27,6 +29,7 @@ struct Site {
     /// `USER:PASSWORD` that everybody must say.
     login: Option<String>,
     tls: Option<Arc<ServerConfig>>,
+    told: Arc<AtomicUsize>,
 }
 
 impl GitServer {
@@ -47,7 +50,9 @@ impl GitServer {
                 .with_single_cert(vec![made.cert.der().clone()], key);
             Arc::new(config.unwrap())
         });
-        let site = Site { root: root.to_owned(), login: login.map(str::to_owned), tls };
+        let told = Arc::new(AtomicUsize::new(0));
+        let login = login.map(str::to_owned);
+        let site = Site { root: root.to_owned(), login, tls, told: Arc::clone(&told) };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let ended = Arc::new(AtomicBool::new(false));
@@ -61,7 +66,7 @@ impl GitServer {
                 std::thread::spawn(move || site.serve(stream.unwrap()));
             }
         });
-        Self { port, certificate, ended, thread: Some(thread) }
+        Self { port, certificate, told, ended, thread: Some(thread) }
     }
 }
 
@@ -105,13 +110,22 @@ impl Site {
         let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let out = stream.get_mut();
+        let said = header("authorization");
+        self.told.fetch_add(usize::from(said.is_some()), Ordering::Relaxed);
         let wanted = self.login.as_ref().map(|login| {
             use base64::Engine as _;
             format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(login))
         });
-        if wanted.is_some() && header("authorization") != wanted {
-            out.write_all(
-                b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        if wanted.is_some() && said != wanted {
+            let asks = "www-authenticate: Basic realm=\"decks\"\r\ncontent-length: 0\r\n";
+            write!(out, "HTTP/1.1 401 Unauthorized\r\n{asks}connection: close\r\n\r\n")?;
+        } else if let Some((port, path)) =
+            path.strip_prefix("/away/").and_then(|rest| rest.split_once('/'))
+        {
+            let there = format!("location: https://localhost:{port}/{path}?{query}\r\n");
+            write!(
+                out,
+                "HTTP/1.1 302 Found\r\n{there}content-length: 0\r\nconnection: close\r\n\r\n"
             )?;
         } else if let Some(path) = path.strip_prefix("/old") {
             let there = format!("location: {path}?{query}\r\ncontent-length: 0\r\n");
