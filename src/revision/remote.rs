@@ -458,13 +458,13 @@ impl DeckRepo {
             Address::Other => git("its address is of another kind"),
             _ if self.reach.is_none() => git("it is on another machine"),
             Address::Ssh(..) => {
-                let named = ["core.sshCommand".to_owned()]
+                let mut named = ["core.sshCommand".to_owned()]
                     .into_iter()
                     .chain(["uploadpack", "receivepack"].map(|key| format!("remote.{name}.{key}")));
                 let config = self.repo.config();
                 let is_named =
                     |key: String| config.as_ref().is_ok_and(|c| c.get_entry(&key).is_ok());
-                if SSH_BY_ENVIRONMENT.iter().any(|name| is_set(name)) || { named }.any(is_named) {
+                if SSH_BY_ENVIRONMENT.iter().any(|name| is_set(name)) || named.any(is_named) {
                     return git("Git was told of another program for SSH");
                 }
                 // Configuration that libgit2 does not read.
