@@ -17,7 +17,7 @@ use crate::base::text::clean;
 use crate::base::{
     DownCause, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
 };
-use crate::engine::{self, EngineMetrics};
+use crate::engine::{self, EngineMetrics, metrics};
 use crate::fleet::{FleetEvent, LinkState};
 use crate::gateway::ServerCounters;
 use crate::rollout::{Action, EventKind, Phase, ServiceState, step};
@@ -457,18 +457,18 @@ pub(super) async fn read_engine(
     means: &Means,
     at: &EngineMetricsAt,
 ) -> Option<(ReplicaId, EngineMetrics)> {
-    let engine = engine::of(&at.engine);
+    let names = metrics::Names::of(&at.engine)?;
     let link = actions::link(means, &at.host).ok()?;
     let request = Request::Http {
         port: at.port,
         address: None,
         method: "GET".to_owned(),
-        path: engine.metrics_path()?.to_owned(),
+        path: metrics::PATH.to_owned(),
         body: None,
         timeout_ms: 3_000,
     };
     let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
-    (reply.status == 200).then(|| (at.replica, engine.read_metrics(&reply.body)))
+    (reply.status == 200).then(|| (at.replica, metrics::parse(&reply.body, names)))
 }
 
 /// What an engine says of its own requests: the second source, where there is no gateway. Requests
@@ -575,7 +575,7 @@ impl Core {
 impl EngineMetricsAt {
     /// Whether the engine tells any that are understood.
     pub fn has_metrics(&self) -> bool {
-        engine::of(&self.engine).metrics_path().is_some()
+        metrics::Names::of(&self.engine).is_some()
     }
 }
 

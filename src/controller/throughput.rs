@@ -9,7 +9,7 @@ use super::actions::{self, Means};
 use super::core::{Core, now};
 use super::plan_steps;
 use crate::base::{HostName, ReplicaId, ServiceName};
-use crate::engine;
+use crate::engine::metrics;
 use crate::rollout::Phase;
 use crate::spec::EngineSpec;
 use crate::wire::{Reply, Request};
@@ -47,18 +47,18 @@ pub async fn watch(means: Arc<Means>) {
 }
 
 async fn read(means: Arc<Means>, target: Target) -> Option<(ServiceName, ReplicaId, f64)> {
-    let engine = engine::of(&target.engine);
+    let names = metrics::Names::of(&target.engine)?;
     let link = actions::link(&means, &target.host).ok()?;
     let request = Request::Http {
         port: target.port,
         address: None,
         method: "GET".to_owned(),
-        path: engine.metrics_path()?.to_owned(),
+        path: metrics::PATH.to_owned(),
         body: None,
         timeout_ms: 3_000,
     };
     let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
-    let total = engine.read_metrics(&reply.body).generated?;
+    let total = metrics::parse(&reply.body, names).generated?;
     Some((target.service, target.replica, total))
 }
 
@@ -73,7 +73,7 @@ impl Core {
             state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready).filter_map(
                 move |(key, _)| {
                     let release = state.releases.get(&key.release)?;
-                    engine::of(&release.spec.engine).metrics_path()?;
+                    metrics::Names::of(&release.spec.engine)?;
                     let first = release.replica(key.replica)?.ranks.first()?;
                     Some(Target {
                         service: service.clone(),

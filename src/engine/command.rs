@@ -2,7 +2,7 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, limits,
-    loaded, memory, metrics, shapes_where,
+    loaded, memory, shapes_where,
 };
 use crate::base::{Bytes, text};
 use crate::model::cache::CacheBits;
@@ -191,14 +191,6 @@ impl Engine for Command {
             self.0.run.iter().map(|word| expand(word, &value)).collect::<Result<Vec<_>, _>>()?;
         argv.extend(rank.spec.args.iter().cloned());
         Ok(EngineCommand { argv, env: rank.env()?, files: rank.files() })
-    }
-
-    fn metric_names(&self) -> Option<&'static metrics::Names> {
-        self.0.metrics.map(|names| match names {
-            MetricNames::Vllm => &metrics::VLLM,
-            MetricNames::Sglang => &metrics::SGLANG,
-            MetricNames::LlamaCpp => &metrics::LLAMA_CPP,
-        })
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    loaded, memory, metrics, shapes_where,
+    loaded, memory, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
@@ -182,10 +182,6 @@ impl Engine for LlamaCpp {
             env.entry(VERBOSITY.to_owned()).or_insert_with(|| TRACE.to_owned());
         }
         Ok(EngineCommand { argv, env, files: rank.files() })
-    }
-
-    fn metric_names(&self) -> Option<&'static metrics::Names> {
-        Some(&metrics::LLAMA_CPP)
     }
 }
 

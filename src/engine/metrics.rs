@@ -1,6 +1,10 @@
 //! Engines' own metrics: a bounded reader of Prometheus text and each engine's names.
 
 use super::histogram::{Histogram, MAX_BUCKETS};
+use crate::spec::{EngineSpec, MetricNames};
+
+/// Where engines' metrics are.
+pub const PATH: &str = "/metrics";
 
 /// Longest text that is read; the rest is left out.
 pub const MAX_TEXT: usize = 4 << 20;
@@ -31,6 +35,22 @@ pub struct Names {
     pub end_to_end: Option<&'static str>,
     /// Counter of generated tokens.
     pub generated: Option<&'static str>,
+}
+
+impl Names {
+    /// Those of a spec's engine; none if it has no metrics that are understood.
+    pub fn of(engine: &EngineSpec) -> Option<&'static Self> {
+        let names = match engine {
+            EngineSpec::Vllm => MetricNames::Vllm,
+            EngineSpec::LlamaCpp => MetricNames::LlamaCpp,
+            EngineSpec::Command(command) => command.metrics?,
+        };
+        Some(match names {
+            MetricNames::Vllm => &VLLM,
+            MetricNames::Sglang => &SGLANG,
+            MetricNames::LlamaCpp => &LLAMA_CPP,
+        })
+    }
 }
 
 /// vLLM's names (`vllm/v1/metrics/loggers.py`).

@@ -117,21 +117,6 @@ pub trait Engine: Send + Sync {
     ) -> Vec<TokenRequest> {
         token::openai_prompts(service.as_str(), prompt, max_tokens)
     }
-
-    /// Where its metrics are; none if it has none that are understood.
-    fn metrics_path(&self) -> Option<&'static str> {
-        self.metric_names().map(|_| "/metrics")
-    }
-
-    /// The names of its metrics.
-    fn metric_names(&self) -> Option<&'static metrics::Names> {
-        None
-    }
-
-    /// Reads its metrics (Prometheus text).
-    fn read_metrics(&self, text: &str) -> EngineMetrics {
-        self.metric_names().map(|names| metrics::parse(text, names)).unwrap_or_default()
-    }
 }
 
 /// The adapter of a spec's engine.

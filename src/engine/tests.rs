@@ -227,7 +227,7 @@ fn a_command_is_filled_in() {
     let s = spec(text);
     let command = run(&s, None, &gpus(1), false).unwrap();
     insta::assert_snapshot!(line(&command), @r#"A=b CUDA_VISIBLE_DEVICES=GPU-0 '{gpudeck}' sim-engine --port=21000 --bind 0.0.0.0 --name chat --model /m --tp 1 -c 512 --id r12-1-0 --json '{"a": {"b": 1}}' --x"#);
-    assert_eq!(of(&s.engine).metrics_path(), Some("/metrics"));
+    assert_eq!(metrics::Names::of(&s.engine), Some(&metrics::VLLM));
 }
 
 #[test]

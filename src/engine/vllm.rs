@@ -5,7 +5,7 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    limits, loaded, memory, metrics, shapes_where,
+    limits, loaded, memory, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
@@ -188,10 +188,6 @@ impl Engine for Vllm {
         argv.extend(rank.spec.args.iter().cloned());
         // Until some version between 0.20 and 0.32 it read UUIDs as numbers, and failed.
         Ok(EngineCommand { argv, env: rank.env_by_number()?, files: rank.files() })
-    }
-
-    fn metric_names(&self) -> Option<&'static metrics::Names> {
-        Some(&metrics::VLLM)
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gpudeck::base::{
+use deciding::base::{
     Bytes, DeckId, DeviceId, ReleaseId, ReleaseNumber, Revision, ServiceName, Timestamp,
 };
-use gpudeck::rollout::{RankPlan, Release, ReplicaPlan};
-use gpudeck::spec::{Count, ServiceSpec, StepSpec, parse_service};
+use deciding::rollout::{RankPlan, Release, ReplicaPlan};
+use deciding::spec::{Count, ServiceSpec, StepSpec, parse_service};
 use uuid::Uuid;
 
 /// A GPU: host and index.

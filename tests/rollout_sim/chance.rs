@@ -1,11 +1,11 @@
 //! Limits on rates are looked at after every sample: how often chance ends a good canary, and how soon a
 //! broken one is ended. Draws are pseudo-random and the same in each run.
 
-use gpudeck::base::Timestamp;
-use gpudeck::engine::Histogram;
-use gpudeck::rollout::analysis::{AnalysisRun, Judgement, VerdictResult, judge};
-use gpudeck::rollout::{EngineSamples, Window};
-use gpudeck::spec::AnalysisSpec;
+use deciding::base::Timestamp;
+use deciding::engine::Histogram;
+use deciding::rollout::analysis::{AnalysisRun, Judgement, VerdictResult, judge};
+use deciding::rollout::{EngineSamples, Window};
+use deciding::spec::AnalysisSpec;
 
 use crate::build::Rng;
 
@@ -40,7 +40,7 @@ fn ends_early(rng: &mut Rng, spec: &AnalysisSpec, how: How, per_million: u64) ->
         let windows = (&window, &Window::default());
         match judge(
             spec,
-            gpudeck::rollout::LimitRule::PRESENT,
+            deciding::rollout::LimitRule::PRESENT,
             &run,
             windows,
             Timestamp(0),
@@ -121,7 +121,7 @@ fn two_equal_releases_hardly_ever_differ() {
             new.add(&request(&mut rng));
             old.add(&request(&mut rng));
             let at = Timestamp(if n == REQUESTS { 10_000 } else { u64::from(n) });
-            let rule = gpudeck::rollout::LimitRule::PRESENT;
+            let rule = deciding::rollout::LimitRule::PRESENT;
             match judge(&spec, rule, &run, (&new, &old), Timestamp(0), at) {
                 Judgement::Wait { .. } | Judgement::Verdict(VerdictResult::Success, _) => {}
                 Judgement::Verdict(VerdictResult::Failed, why) => {

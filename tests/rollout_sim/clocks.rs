@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use gpudeck::base::{ReplicaId, Timestamp};
-use gpudeck::rollout::{
+use deciding::base::{ReplicaId, Timestamp};
+use deciding::rollout::{
     Action, Event, EventKind, Outcome, Phase, Release, RolloutKind, ServiceState, Timings,
     forecast_with, next_wake, outstanding, step,
 };
@@ -44,7 +44,7 @@ fn play(
         release,
         kind: RolloutKind::Apply,
         by,
-        limits: gpudeck::rollout::LimitRule::PRESENT,
+        limits: deciding::rollout::LimitRule::PRESENT,
     });
     for _ in 0..10_000 {
         let rollout = state.rollout.as_ref().filter(|r| r.to == next.number);
@@ -109,7 +109,7 @@ fn a_drain_that_the_gateway_never_confirms_ends_the_rollout_all_the_same() {
         release: Box::new(next.clone()),
         kind: RolloutKind::Apply,
         by,
-        limits: gpudeck::rollout::LimitRule::PRESENT,
+        limits: deciding::rollout::LimitRule::PRESENT,
     };
     step(&mut waiting, &Event { at: state.now, kind });
     assert!(waiting.replicas.values().any(|r| matches!(r.phase, Phase::Draining { .. })));

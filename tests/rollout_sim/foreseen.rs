@@ -1,7 +1,7 @@
 //! What a plan says of replicas without traffic, and of an analysis that will see nothing.
 
-use gpudeck::rollout::{RolloutKind, forecast};
-use gpudeck::spec::{Count, StepSpec};
+use deciding::rollout::{RolloutKind, forecast};
+use deciding::spec::{Count, StepSpec};
 
 use crate::build::{release, single, spec};
 use crate::scenarios::{serving, with_steps};

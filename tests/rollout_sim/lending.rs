@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gpudeck::base::{ReleaseNumber, ReplicaKey, ServiceName};
-use gpudeck::rollout::{
+use deciding::base::{ReleaseNumber, ReplicaKey, ServiceName};
+use deciding::rollout::{
     Borrowing, Condition, EventKind, Gate, LentReplica, Outcome, Phase, Release, RolloutKind,
     forecast, lending,
 };
-use gpudeck::spec::{StepSpec, Strategy};
+use deciding::spec::{StepSpec, Strategy};
 
 use crate::build::{Place, Rng, release, single, spec};
 use crate::planted::Bug;

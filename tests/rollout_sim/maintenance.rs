@@ -1,8 +1,8 @@
 //! Random maintenance of hosts: replicas that are out for a while, and replicas that move away. With dice of its own,
 //! so that other plays stay as they are.
 
-use gpudeck::base::DeviceId;
-use gpudeck::rollout::{EventKind, ReplicaPlan, RequestedMove};
+use deciding::base::DeviceId;
+use deciding::rollout::{EventKind, ReplicaPlan, RequestedMove};
 
 use crate::build::{Place, Rng, release};
 use crate::simulation::{REST, at_rest};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use gpudeck::base::{ReleaseNumber, ReplicaKey};
-use gpudeck::rollout::{EventKind, Outcome, Phase, RequestedMove, RolloutKind};
+use deciding::base::{ReleaseNumber, ReplicaKey};
+use deciding::rollout::{EventKind, Outcome, Phase, RequestedMove, RolloutKind};
 
 use crate::build::{release, single, spec};
 use crate::world::{Nature, World};
@@ -39,7 +39,7 @@ fn at_rest(world: &World) -> bool {
     world.state.moves.is_empty()
         && world.state.active_rollout().is_none()
         && world.quiet()
-        && world.state.condition() == gpudeck::rollout::Condition::Serving
+        && world.state.condition() == deciding::rollout::Condition::Serving
 }
 
 fn key(replica: u32) -> ReplicaKey {
@@ -192,7 +192,8 @@ fn a_rollout_goes_around_what_is_maintained() {
         assert!(world.run_until(HOUR, |w| !w.state.replicas.contains_key(&key(0)) && w.quiet()));
         world.lowest_ready = u32::MAX;
         let next = release(2, spec(3, 1, 0), &single(4, 3));
-        let foreseen = gpudeck::rollout::forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+        let foreseen =
+            deciding::rollout::forecast(&world.state, &next, RolloutKind::Apply).unwrap();
         assert!(!foreseen.outage, "{foreseen:?}");
         world.request(&next, RolloutKind::Apply, nature);
         assert!(world.run_until(HOUR, |w| w.state.active_rollout().is_none() && w.quiet()));
@@ -205,7 +206,7 @@ fn a_rollout_goes_around_what_is_maintained() {
         assert_eq!((world.state.ready_total(), world.state.loans.len()), (ready, out));
         world.tell(EventKind::LentReturned { replica: key(0), elsewhere: false });
         assert!(world.run_until(HOUR, |w| w.state.ready_total() == 3 && w.quiet()));
-        assert_eq!(world.state.condition(), gpudeck::rollout::Condition::Serving);
+        assert_eq!(world.state.condition(), deciding::rollout::Condition::Serving);
         world.check_rest();
         world.check_replay();
     }
@@ -228,11 +229,11 @@ fn what_is_taken_out_comes_back_where_it_was() {
     assert_eq!((world.state.ready_total(), world.lowest_ready), (2, 2));
     assert_eq!(world.state.loans.len(), 1, "{:?}", world.state.loans);
     let text = serde_json::to_string(&world.state.loans).unwrap();
-    let again: Vec<gpudeck::rollout::Loan> = serde_json::from_str(&text).unwrap();
+    let again: Vec<deciding::rollout::Loan> = serde_json::from_str(&text).unwrap();
     assert_eq!(again, world.state.loans);
     // A loan as it was written before there were any for a host's maintenance.
     let old = r#"{"borrower":"chat","to":3,"replica":"r1-0","back":null}"#;
-    let old: gpudeck::rollout::Loan = serde_json::from_str(old).unwrap();
+    let old: deciding::rollout::Loan = serde_json::from_str(old).unwrap();
     assert_eq!(old.to.to_string(), "lent to chat until its rollout is over");
     world.tell(EventKind::LentReturned { replica: key(0), elsewhere: false });
     assert!(world.run_until(HOUR, |w| w.state.ready_total() == 3 && w.quiet()));

@@ -6,11 +6,11 @@
 
 use std::time::Instant;
 
-use gpudeck::base::{ReleaseNumber, TrafficMode};
-use gpudeck::rollout::{
+use deciding::base::{ReleaseNumber, TrafficMode};
+use deciding::rollout::{
     Action, Direction, EventKind, Outcome, Phase, RolloutKind, RunEnd, ServiceState,
 };
-use gpudeck::spec::Strategy;
+use deciding::spec::Strategy;
 
 use crate::build::Rng;
 use crate::simulation::seed;
@@ -191,7 +191,7 @@ impl Bug {
                     if let (Some(first), Some(like)) = (loading.first(), servers.first().cloned())
                         && !servers.iter().any(|s| s.replica == *first)
                     {
-                        servers.push(gpudeck::base::TrafficServer {
+                        servers.push(deciding::base::TrafficServer {
                             replica: *first,
                             mode: TrafficMode::Ready,
                             weight: 100,
@@ -313,7 +313,7 @@ fn of_strategy(state: &ServiceState, strategy: Strategy) -> Option<ReleaseNumber
 }
 
 /// Stops the ranks of a replica, whatever it does.
-fn stop(state: &ServiceState, actions: &mut Vec<Action>, id: gpudeck::base::ReplicaId) {
+fn stop(state: &ServiceState, actions: &mut Vec<Action>, id: deciding::base::ReplicaId) {
     let Some(release) = state.releases.get(&id.release) else { return };
     let Some(plan) = release.replica(id.replica) else { return };
     for (rank, plan) in release.rank_ids(id.replica, id.attempt).into_iter().zip(&plan.ranks) {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use gpudeck::base::{ReleaseNumber, Timestamp, TrafficMode};
-use gpudeck::rollout::{
+use deciding::base::{ReleaseNumber, Timestamp, TrafficMode};
+use deciding::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, Release, RolloutKind,
     ServiceState, StartRefusal, Timings, forecast, forecast_with, outstanding, step,
 };
-use gpudeck::spec::{Count, StepSpec, Strategy};
+use deciding::spec::{Count, StepSpec, Strategy};
 
 use crate::build::{canary, on_cpu, release, service, single, spec};
 use crate::world::{Nature, World};
@@ -356,9 +356,9 @@ fn after_a_restart_everything_awaited_is_told_again() {
         release: Box::new(first.clone()),
         kind: RolloutKind::Apply,
         by: "ada".to_owned(),
-        limits: gpudeck::rollout::LimitRule::PRESENT,
+        limits: deciding::rollout::LimitRule::PRESENT,
     };
-    let at = gpudeck::base::Timestamp(5);
+    let at = deciding::base::Timestamp(5);
     let told = step(&mut state, &Event { at, kind: request.clone() });
     assert_eq!(told.len(), 2);
     assert_eq!(outstanding(&state), told);
@@ -366,7 +366,7 @@ fn after_a_restart_everything_awaited_is_told_again() {
     let before = state.clone();
     assert!(step(&mut state, &Event { at, kind: request }).is_empty());
     assert_eq!(state, before);
-    let ranks = first.rank_ids(0, gpudeck::base::Attempt::FIRST);
+    let ranks = first.rank_ids(0, deciding::base::Attempt::FIRST);
     let running = EventKind::RankRunning { rank: ranks[0].clone() };
     let told = step(&mut state, &Event { at, kind: running.clone() });
     assert!(matches!(told.as_slice(), [Action::AwaitToken { .. }]));
@@ -412,10 +412,10 @@ fn a_stable_replica_that_stays_away_is_started_again_after_the_healthy_deadline(
             release: Box::new(first.clone()),
             kind,
             by,
-            limits: gpudeck::rollout::LimitRule::PRESENT,
+            limits: deciding::rollout::LimitRule::PRESENT,
         },
     );
-    let rank = first.rank_ids(0, gpudeck::base::Attempt::FIRST)[0].clone();
+    let rank = first.rank_ids(0, deciding::base::Attempt::FIRST)[0].clone();
     let replica = rank.replica;
     tell(&mut state, 1, EventKind::RankRunning { rank });
     tell(&mut state, 1, EventKind::ReplicaReady { replica });
@@ -452,10 +452,10 @@ fn what_a_replica_was_refused_for_is_told_at_whatever_moment_the_deadline_passes
             release: Box::new(first.clone()),
             kind,
             by,
-            limits: gpudeck::rollout::LimitRule::PRESENT,
+            limits: deciding::rollout::LimitRule::PRESENT,
         },
     );
-    let rank = first.rank_ids(0, gpudeck::base::Attempt::FIRST)[0].clone();
+    let rank = first.rank_ids(0, deciding::base::Attempt::FIRST)[0].clone();
     let refusal = StartRefusal::NotYet { why: "no container engine".to_owned() };
     tell(2, EventKind::RankRefused { rank, refusal });
     // It is asked again, and nobody answers before the deadline.
@@ -470,7 +470,7 @@ fn remains_that_serve_while_stable_does_not_are_no_outage() {
     let mut state = serving(2, 1).state;
     let (_, remains) = state.replicas.pop_first().unwrap();
     state.replicas.clear();
-    state.replicas.insert(gpudeck::base::ReplicaKey { release: R2, replica: 0 }, remains);
+    state.replicas.insert(deciding::base::ReplicaKey { release: R2, replica: 0 }, remains);
     assert_eq!(state.condition(), Condition::Degraded);
     state.replicas.clear();
     assert_eq!(state.condition(), Condition::Down);
@@ -493,10 +493,10 @@ fn a_stop_that_once_took_longer_than_the_progress_deadline_is_no_standstill() {
 #[test]
 fn events_keep_their_form_as_json() {
     let first = release(1, spec(2, 1, 0), &single(0, 2));
-    let id = gpudeck::base::ReplicaId {
+    let id = deciding::base::ReplicaId {
         release: R1,
         replica: 0,
-        attempt: gpudeck::base::Attempt::FIRST,
+        attempt: deciding::base::Attempt::FIRST,
     };
     let kinds = [
         EventKind::Tick,
@@ -504,16 +504,16 @@ fn events_keep_their_form_as_json() {
             release: Box::new(first),
             kind: RolloutKind::Undo,
             by: "ada".to_owned(),
-            limits: gpudeck::rollout::LimitRule::PRESENT,
+            limits: deciding::rollout::LimitRule::PRESENT,
         },
         EventKind::Aborted { by: "ada".to_owned(), reason: Some("x".to_owned()) },
-        EventKind::Measured { windows: [(id, gpudeck::rollout::Window::default())].into() },
+        EventKind::Measured { windows: [(id, deciding::rollout::Window::default())].into() },
         EventKind::TrafficFailed { version: 3, why: "gone".to_owned() },
         held("login-lost"),
         EventKind::HoldEnded,
     ];
     for kind in kinds {
-        let event = Event { at: gpudeck::base::Timestamp(9), kind };
+        let event = Event { at: deciding::base::Timestamp(9), kind };
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
     }

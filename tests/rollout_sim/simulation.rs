@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use gpudeck::base::{ReleaseId, ReleaseNumber};
-use gpudeck::rollout::{EventKind, Outcome, Release, RolloutKind};
-use gpudeck::spec::{Count, RunSpec, StepSpec, Strategy};
+use deciding::base::{ReleaseId, ReleaseNumber};
+use deciding::rollout::{EventKind, Outcome, Release, RolloutKind};
+use deciding::spec::{Count, RunSpec, StepSpec, Strategy};
 
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
 use crate::maintenance;
@@ -72,7 +72,7 @@ fn command(rng: &mut Rng) -> RunSpec {
 }
 
 /// Makes some of the rollouts blue-green or recreate.
-fn strategy(rng: &mut Rng, wanted: &mut gpudeck::spec::ServiceSpec) {
+fn strategy(rng: &mut Rng, wanted: &mut deciding::spec::ServiceSpec) {
     let rollout = &mut wanted.rollout;
     match rng.below(8) {
         0 => {
@@ -264,7 +264,7 @@ fn play(
 
 /// Nothing is under way, and what is wanted is there.
 pub fn at_rest(world: &World) -> bool {
-    use gpudeck::rollout::Phase;
+    use deciding::rollout::Phase;
     let state = &world.state;
     let whole = state.stable.is_none_or(|stable| state.ready(stable) == state.wanted(stable));
     world.quiet()

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use gpudeck::base::{ReleaseNumber, ReplicaKey, Timestamp};
-use gpudeck::rollout::{Direction, Phase};
-use gpudeck::spec::RolloutSpec;
+use deciding::base::{ReleaseNumber, ReplicaKey, Timestamp};
+use deciding::rollout::{Direction, Phase};
+use deciding::spec::RolloutSpec;
 
 use crate::world::World;
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use gpudeck::base::{Attempt, ReleaseNumber};
-use gpudeck::rollout::{
+use deciding::base::{Attempt, ReleaseNumber};
+use deciding::rollout::{
     Action, Condition, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, Release, RolloutKind,
     RunEnd, VerdictOf, forecast, next_wake, outstanding, step,
 };
-use gpudeck::spec::{RunSpec, StepSpec};
+use deciding::spec::{RunSpec, StepSpec};
 
 use crate::build::{release, single, spec};
 use crate::scenarios::{HOUR, R1, R2, ended, outcome, serving, with_steps};
@@ -37,7 +37,7 @@ fn held(world: &World) -> bool {
 
 fn wish(kind: RolloutKind) -> QueuedRollout {
     QueuedRollout {
-        asked: gpudeck::base::Timestamp(0),
+        asked: deciding::base::Timestamp(0),
         kind,
         to: None,
         digest: None,
@@ -444,10 +444,10 @@ fn a_plan_foresees_which_limits_wait_for_a_person() {
         let analysis = "duration = \"1m\"\n[engine]\nmax_first_token = \"1s\"";
         release.spec.analysis.insert("a".to_owned(), toml::from_str(analysis).unwrap());
         let text = format!("model = \"/m\"\nengine = \"{engine}\"");
-        release.spec.engine = gpudeck::spec::parse_service(&text, "chat").unwrap().engine;
+        release.spec.engine = deciding::spec::parse_service(&text, "chat").unwrap().engine;
         let stage = forecast(&serving(3, 1).state, &release, RolloutKind::Apply).unwrap();
         let stage = &stage.stages[1];
-        (stage.unknown.person, stage.took_ms, gpudeck::rollout::untold_limits(&release.spec))
+        (stage.unknown.person, stage.took_ms, deciding::rollout::untold_limits(&release.spec))
     };
     assert_eq!(foreseen("vllm"), (false, 60_000, Vec::new()));
     let (person, _, untold) = foreseen("llamacpp");

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use gpudeck::base::{ReleaseNumber, TrafficMode};
-use gpudeck::rollout::forecast::{How, Verb};
-use gpudeck::rollout::{
+use deciding::base::{ReleaseNumber, TrafficMode};
+use deciding::rollout::forecast::{How, Verb};
+use deciding::rollout::{
     Action, Condition, EventKind, Gate, Outcome, Phase, Release, RolloutKind, forecast,
 };
-use gpudeck::spec::{Count, StepSpec, Strategy};
+use deciding::spec::{Count, StepSpec, Strategy};
 
 use crate::build::{release, single, spec};
 use crate::world::{Nature, World};
@@ -327,7 +327,7 @@ fn each_step_takes_the_spare_gang_first_and_then_goes_in_place() {
         .stages
         .iter()
         .map(|stage| {
-            let one = |m: &gpudeck::rollout::forecast::Move| match (&m.verb, &m.how) {
+            let one = |m: &deciding::rollout::forecast::Move| match (&m.verb, &m.how) {
                 (Verb::Start, How::Beside) => format!("{} beside", m.replica.key()),
                 (Verb::Start, How::InPlaceOf { replicas }) => {
                     format!("{} in place of {}", m.replica.key(), replicas[0])

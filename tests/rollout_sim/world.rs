@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use gpudeck::base::{
+use deciding::base::{
     Attempt, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName,
     Timestamp, TrafficMode, TrafficServer,
 };
-use gpudeck::rollout::{
+use deciding::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, RankPlan,
     Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, next_wake,
     outstanding, step,
 };
-use gpudeck::spec::{StepSpec, Strategy};
+use deciding::spec::{StepSpec, Strategy};
 
 use crate::build::{Rng, service};
 use crate::planted::Bug;
@@ -276,7 +276,7 @@ impl World {
         self.retries = 0;
         self.say(|| format!("-- {} is {nature:?}: {:?}", release.number, release.spec.rollout));
         let mut release = Box::new(release.clone());
-        if let (Some(Bug::IgnoreFloor), gpudeck::spec::Count::Number(n)) =
+        if let (Some(Bug::IgnoreFloor), deciding::spec::Count::Number(n)) =
             (self.bug, &mut release.spec.rollout.max_unavailable)
         {
             *n += 1;
@@ -285,7 +285,7 @@ impl World {
             release,
             kind,
             by: "ada".to_owned(),
-            limits: gpudeck::rollout::LimitRule::PRESENT,
+            limits: deciding::rollout::LimitRule::PRESENT,
         });
     }
 
@@ -418,7 +418,7 @@ impl World {
     }
 
     /// How long a command runs; one that hangs is ended at its timeout.
-    fn how_long(&mut self, run: &gpudeck::spec::RunSpec) -> u64 {
+    fn how_long(&mut self, run: &deciding::spec::RunSpec) -> u64 {
         if run.command == ["hangs"] {
             return u64::try_from(run.timeout.as_millis()).unwrap();
         }
@@ -574,7 +574,7 @@ impl World {
                 let Action::StartRank { rank, .. } = action else { continue };
                 let mine = rank.replica.release;
                 // One that waits for its turn is no process yet.
-                let there = |key: &ReplicaKey, r: &gpudeck::rollout::ReplicaState| {
+                let there = |key: &ReplicaKey, r: &deciding::rollout::ReplicaState| {
                     key.release != mine && r.phase.is_live()
                 };
                 let other = self.state.replicas.iter().find(|(key, r)| there(key, r));
@@ -699,8 +699,8 @@ impl World {
     }
 
     /// What the person allowed to be missing; with the floor ignored the decider was told one more.
-    fn may_be_missing(&self, policy: &gpudeck::spec::RolloutSpec) -> u32 {
-        let gpudeck::spec::Count::Number(n) = policy.max_unavailable else { unreachable!() };
+    fn may_be_missing(&self, policy: &deciding::spec::RolloutSpec) -> u32 {
+        let deciding::spec::Count::Number(n) = policy.max_unavailable else { unreachable!() };
         n - u32::from(self.bug == Some(Bug::IgnoreFloor))
     }
 

@@ -1,8 +1,7 @@
 //! The rollout decider in worlds made for it: scenarios told one by one, and a deterministic
 //! simulation with random rollouts and faults.
 //!
-//! `GPUDECK_SIM_SEEDS=100000 GPUDECK_SIM_FROM=0 cargo test --test rollout_sim` runs more seeds;
-//! `GPUDECK_SIM_SEED=17` replays one with its trace.
+//! `tests/sim` runs other seeds, and replays one with its trace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(missing_docs)]
 
