@@ -1,0 +1,104 @@
+//! What must be true of what serves: the floor, and the table of the gateway.
+
+use super::*;
+
+impl World {
+    /// The floor, computed from the specs here and not by the decider.
+    pub(super) fn own_floor(&self) -> u32 {
+        let state = &self.state;
+        let at_rest = state.stable.and_then(|s| state.releases.get(&s)).map_or(0, |stable| {
+            stable.spec.replicas.get().saturating_sub(self.may_be_missing(&stable.spec.rollout))
+        });
+        // In the step in which a rollout ends, its own floor and that of the rest both have a say.
+        let ended = state.rollout.as_ref().and_then(|r| r.ended);
+        let Some(rollout) = state.rollout.as_ref().filter(|_| ended.is_none_or(|e| e == self.now))
+        else {
+            return at_rest;
+        };
+        let Some(from) = rollout.from else { return 0 };
+        let desired = state.wanted(from).min(state.wanted(rollout.to));
+        let policy = &state.releases[&rollout.to].spec.rollout;
+        let floor = match self.strategy() {
+            // The person accepted its outage.
+            Some((_, Strategy::Recreate)) => 0,
+            Some((_, Strategy::BlueGreen)) => desired,
+            _ => desired.saturating_sub(self.may_be_missing(policy)),
+        };
+        if ended.is_some() { floor.min(at_rest) } else { floor }
+    }
+
+    /// What the person allowed to be missing; with the floor ignored the decider was told one more.
+    pub(super) fn may_be_missing(&self, policy: &deciding::spec::RolloutSpec) -> u32 {
+        let deciding::spec::Count::Number(n) = policy.max_unavailable else { unreachable!() };
+        n - u32::from(self.bug == Some(Bug::IgnoreFloor))
+    }
+
+    pub(super) fn check_table(&mut self, servers: &[TrafficServer]) {
+        let mut sum = 0u32;
+        for server in servers {
+            let replica = self.state.replicas.get(&server.replica.key());
+            let replica = replica.filter(|r| r.attempt == server.replica.attempt);
+            if server.mode == TrafficMode::Ready {
+                assert!(
+                    replica.is_some_and(|r| r.phase == Phase::Ready),
+                    "traffic to {}, which is not ready",
+                    server.replica
+                );
+                assert!(
+                    self.generated.contains(&server.replica),
+                    "traffic to {}, which never generated a token",
+                    server.replica
+                );
+                sum += u32::from(server.weight);
+            }
+            assert!(server.weight <= 256);
+        }
+        let back = self.state.active_rollout().filter(|r| r.direction != Direction::Forward);
+        if let Some(from) = back.and_then(|r| r.from)
+            && self.state.ready(from) >= self.own_floor().max(1)
+        {
+            let canary = servers.iter().find(|s| s.replica.release != from && s.weight > 0);
+            assert!(
+                canary.is_none() || self.comes_beside(from),
+                "stable carries the floor, no more of it comes, and traffic goes to {canary:?}"
+            );
+        }
+        let forward =
+            self.state.active_rollout().is_some_and(|r| r.direction == Direction::Forward);
+        let other =
+            |s: &&TrafficServer| s.weight > 0 && Some(s.replica.release) != self.state.stable;
+        if let Some(stable) = self.state.stable.filter(|_| !forward)
+            && self.state.ready(stable) >= self.own_floor().max(1)
+            && let Some(canary) = servers.iter().find(other)
+        {
+            let had_none = !self.wanted_table.iter().any(|s| other(&s));
+            assert!(
+                !had_none,
+                "all traffic had returned to stable, and {canary:?} gets some again"
+            );
+            assert!(self.state.active_rollout().is_some(), "at rest {canary:?} gets traffic");
+        }
+        self.wanted_table = servers.to_vec();
+        assert!(
+            sum > 0 || self.state.ready_total() == 0,
+            "replicas are ready and none of them gets traffic"
+        );
+    }
+
+    /// A replica of the release starts or may, without one of another release being taken out for it first.
+    pub(super) fn comes_beside(&self, release: ReleaseNumber) -> bool {
+        let plan =
+            |key: &ReplicaKey| self.state.releases[&key.release].replica(key.replica).unwrap();
+        let stays = |key: &ReplicaKey| {
+            let others = self.state.replicas.iter().filter(|(other, _)| other.release != release);
+            let mut others = others.filter(|(_, r)| r.phase.is_live() && !r.retiring);
+            others.any(|(other, _)| plan(other).conflicts_with(plan(key)))
+        };
+        let of_release = self.state.replicas.iter().filter(|(key, _)| key.release == release);
+        of_release.filter(|(_, r)| r.failures == 0).any(|(key, r)| match r.phase {
+            Phase::Starting | Phase::Loading => true,
+            Phase::Pending { .. } => !stays(key),
+            _ => false,
+        })
+    }
+}
