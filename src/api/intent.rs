@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::group::GroupSteer;
 use super::secret::Secret;
 use super::view::PlanView;
 use crate::base::{HostName, ReleaseNumber, ServiceName};
+use crate::rollout::group::GroupSteer;
 use crate::spec::ConcurrencyPolicy;
 
 /// A wish. `POST /v1/intents`.

@@ -7,7 +7,6 @@ pub mod client;
 pub mod condition;
 pub mod desk;
 pub mod door;
-pub mod group;
 pub mod hub;
 pub mod intent;
 pub mod lend;
@@ -33,6 +32,7 @@ pub use crate::placement::global::{Answer, read::check as check_world};
 pub use crate::placement::what_if::{Hole, NewHosts, PlaceCheck, ReplicaTo, WhatIf, WhatIfView};
 pub use crate::rollout::analysis::{AnalysisRun, VerdictResult, Window};
 pub use crate::rollout::forecast::{Forecast, Stage, Verb};
+pub use crate::rollout::group::{Group, GroupEntry, GroupState, GroupSteer, Steered};
 pub use crate::rollout::{
     Condition, Direction, Gate, LimitRule, Outcome, Phase, QueuedRollout, Rollout, RolloutKind,
     RunEnd, SkippedGate, StepRun, Verdict, VerdictOf,
@@ -46,7 +46,6 @@ pub use crate::wire::{
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
-pub use group::{Group, GroupEntry, GroupState, GroupSteer, Steered};
 pub use intent::{Intent, IntentReply};
 pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, Upgrade, UpgradeEntry,

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::condition::DeckCondition;
-use super::group::Group;
 use super::maintenance::{Maintenance, Upgrade};
 use super::plan::{PlanBorrow, PlanProgress, PlanStep, PlanTime};
 use super::shared;
@@ -18,6 +17,7 @@ use crate::base::{
 };
 use crate::model::Observation;
 use crate::rollout::forecast::Forecast;
+use crate::rollout::group::Group;
 use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout};
 use crate::wire::change::SampleChange;
 use crate::wire::{HostFacts, HostSample};

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::core::{Core, now};
 use super::deck_ledger::DeckEvent;
-use crate::api::group::GroupState;
 use crate::api::maintenance::UpgradeHost;
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Severity, Who};
 use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::JournalError;
 use crate::journal::audit::Audit;
+use crate::rollout::group::GroupState;
 use crate::rollout::{Outcome, ServiceState};
 
 /// Why nothing is done that cannot be written down.

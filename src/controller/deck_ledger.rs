@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::group::{Group, GroupState, GroupSteer};
 use crate::api::maintenance::{Cordon, CordonedGpu, Drain, Upgrade, UpgradeHost};
 use crate::api::plan::{PlanProgress, StepProgress};
 use crate::api::{PlanTime, PlanView};
 use crate::base::{HostName, ReleaseNumber, ServiceName, Timestamp};
+use crate::rollout::group::{Group, GroupState, GroupSteer};
 use crate::rollout::{Direction, ServiceState};
 
 /// Rollouts that are remembered of each service.

@@ -1,6 +1,7 @@
-//! Several services in one rollout: one after the other in the order of their `after`; atomic or as far as
-//! it goes. What has been reached is journaled; a controller that was killed goes on from there.
+//! Several services in one rollout: taken on, held, and carried out as `rollout::group` decides. What has been reached
+//! is journaled; a controller that was killed goes on from there.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -15,11 +16,12 @@ use crate::api::hub::Change;
 use crate::api::{
     ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, GroupSteer, IntentReply, Severity,
 };
-use crate::base::{ReleaseNumber, ServiceName, Timestamp};
-use crate::rollout::{Direction, EventKind, Outcome, Rollout, RolloutKind};
+use crate::base::{ServiceName, Timestamp};
+use crate::rollout::group::{Answer, Begin, GroupMove, forward};
+use crate::rollout::{EventKind, RolloutKind, ServiceState};
 
-/// What a service has left is free when its hosts say so: until then the next one finds no room.
-const SETTLES: Duration = Duration::from_secs(15);
+/// One of the group's deciders.
+type Decide = fn(&Group, &BTreeMap<ServiceName, ServiceState>) -> Option<GroupMove>;
 
 /// What found no room yet is asked for again after so long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -124,11 +126,12 @@ impl Core {
         self.hub.publish(Change::Deck(DeckView { group, ..deck }));
     }
 
-    fn group_went(&mut self, service: &ServiceName, state: GroupState) {
+    /// Whether it could be written down.
+    fn group_went(&mut self, service: &ServiceName, state: GroupState) -> bool {
         let event = DeckEvent::GroupWent { service: service.clone(), state: state.clone() };
         if let Err(error) = self.deck_happened(event) {
             tracing::error!(%error, "the journal cannot be written");
-            return;
+            return false;
         }
         let (word, why) = state.words();
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
@@ -139,6 +142,7 @@ impl Core {
         };
         self.say(severity, Some(service), &format!("together with others: {word}{why}"));
         self.publish_group();
+        true
     }
 
     /// Holds the group, lets it go on, or takes it back.
@@ -148,7 +152,7 @@ impl Core {
         by: &str,
         reason: Option<String>,
     ) -> Result<IntentReply, ApiError> {
-        self.note_begun();
+        self.follow_group();
         let Some(group) = self.present_group() else {
             return Err(conflict(
                 "no services are being rolled out together".to_owned(),
@@ -164,7 +168,8 @@ impl Core {
         // The one that is rolled out is held, or goes on, with the others.
         let rolling = group.services.iter().filter_map(|entry| {
             let GroupState::Rolling { release } = entry.state else { return None };
-            Some((&entry.service, self.forward(&entry.service, release)?.paused.is_some()))
+            let state = self.state.services.get(&entry.service)?;
+            Some((&entry.service, forward(state, release)?.paused.is_some()))
         });
         let rolling: Vec<_> = rolling.map(|(service, paused)| (service.clone(), paused)).collect();
         let by_whom = || by.to_owned();
@@ -199,99 +204,53 @@ impl Core {
             GroupSteer::Pause | GroupSteer::Resume => Severity::Info,
         };
         self.say(severity, None, &words);
-        self.carry_abort_out();
+        self.follow_group();
         self.publish_group();
         Ok(IntentReply::Accepted)
     }
 
-    /// The rollout to this release, while it goes forward.
-    fn forward(&self, service: &ServiceName, release: ReleaseNumber) -> Option<&Rollout> {
-        let rollout = self.state.services.get(service)?.active_rollout()?;
-        (rollout.to == release && rollout.direction == Direction::Forward).then_some(rollout)
-    }
-
-    /// Begun before the controller was killed, and not written down as such.
-    fn note_begun(&mut self) {
-        let Some(group) = self.present_group() else { return };
-        let rolls = group.services.iter().any(|e| matches!(e.state, GroupState::Rolling { .. }));
-        let none_begins = group.aborted.is_none() && group.goes_back();
-        let next = group.services.iter().find(|e| e.state == GroupState::Waiting);
-        let Some(entry) = next.filter(|_| !rolls && !none_begins) else { return };
-        if stopped_by(&group, entry).is_some() {
-            return;
-        }
-        let rollout = self.state.services.get(&entry.service).and_then(|s| s.rollout.as_ref());
-        if let Some(begun) = rollout.filter(|r| r.began >= entry.since && r.by == group.by) {
-            let release = begun.to;
-            self.group_went(&entry.service, GroupState::Rolling { release });
-        }
-    }
-
-    /// After an abort no other one is begun, and the one that is rolled out is taken back.
-    fn carry_abort_out(&mut self) {
-        let Some(group) = self.present_group() else { return };
-        let (Some(why), Some(aborted)) = (group.abort_words(), &group.aborted) else { return };
-        for entry in &group.services {
-            match entry.state {
-                GroupState::Waiting => {
-                    self.group_went(&entry.service, GroupState::Skipped { why: why.clone() });
-                }
-                GroupState::Rolling { release }
-                    if self.forward(&entry.service, release).is_some() =>
-                {
-                    let (by, reason) = (aborted.by.clone(), aborted.reason.clone());
-                    self.happened(&entry.service, EventKind::Aborted { by, reason });
-                }
-                _ => {}
-            }
-        }
-    }
-
     /// Brings the group on.
     pub(super) fn tend_group(&mut self) {
-        self.note_begun();
-        self.carry_abort_out();
-        let Some(group) = self.present_group().filter(|_| !self.group_asking) else { return };
-        for entry in &group.services {
-            if let GroupState::Rolling { release } = entry.state {
-                self.look_at_rollout(&entry.service, release);
+        self.go_on_with_group(Group::next);
+    }
+
+    /// What follows by itself, and begins nothing.
+    fn follow_group(&mut self) {
+        self.go_on_with_group(Group::follows);
+    }
+
+    fn go_on_with_group(&mut self, decide: Decide) {
+        // Each of them goes a few steps at most; what could not be written down is tried again at the next tick.
+        let most = self.present_group().map_or(0, |group| 4 * group.services.len());
+        for _ in 0..most {
+            let decide = if self.group_asking { Group::follows } else { decide };
+            let Some(group) = self.present_group() else { return };
+            let next = decide(&group, &self.state.services);
+            if !next.is_some_and(|next| self.carry_out_for(&group, next)) {
                 return;
             }
         }
-        if group.goes_back() {
-            self.take_group_back(&group);
-            return;
-        }
-        let next = group.services.iter().find(|e| e.state == GroupState::Waiting);
-        if let Some(entry) = next.filter(|_| group.paused.is_none()) {
-            self.begin_entry(&group, entry);
-        }
     }
 
-    fn begin_entry(&mut self, group: &Group, entry: &GroupEntry) {
-        if let Some(other) = stopped_by(group, entry) {
-            let why = format!("it comes after {}", other.service);
-            self.group_went(&entry.service, GroupState::Skipped { why });
-            return;
+    /// Whether it is done, so that more may follow.
+    fn carry_out_for(&mut self, group: &Group, next: GroupMove) -> bool {
+        match next {
+            GroupMove::Went { service, state } => self.group_went(&service, state),
+            GroupMove::Abort { service, by, reason } => {
+                self.happened(&service, EventKind::Aborted { by, reason });
+                true
+            }
+            GroupMove::Stop { service } => {
+                self.happened(&service, EventKind::StopRequested { by: group.by.clone() });
+                self.group_went(&service, GroupState::Undoing)
+            }
+            GroupMove::Begin(begin) => {
+                if self.all_hosts_heard_of() && !self.waits_for_loans(&begin.service) {
+                    self.ask_for(group, begin);
+                }
+                false
+            }
         }
-        if !self.all_hosts_heard_of() || self.waits_for_loans(&entry.service) {
-            return;
-        }
-        let request = Request {
-            kind: RolloutKind::Apply,
-            by: group.by.clone(),
-            reason: group.reason.clone(),
-            accept_outage: group.accept_outage,
-        };
-        let settles = settles(group, &entry.service);
-        self.ask_for(&entry.service, None, request, move |reply| {
-            Some(match reply {
-                Ok(IntentReply::RolloutBegun { release, .. }) => GroupState::Rolling { release },
-                Ok(_) => GroupState::NothingToDo,
-                Err(error) if no_room_yet(&error, settles) => return None,
-                Err(error) => GroupState::Failed { why: error.message },
-            })
-        });
     }
 
     /// What of a service is lent, or out while its host is maintained, has to come back before anything of it is
@@ -323,35 +282,36 @@ impl Core {
         self.hub.with(|s| s.hosts.values().all(super::maintenance::settled))
     }
 
-    /// Begins a rollout; what comes of it becomes the state of the service in the group. None: it is asked for again.
-    fn ask_for(
-        &mut self,
-        service: &ServiceName,
-        to: Option<ReleaseNumber>,
-        request: Request,
-        then: impl FnOnce(Result<IntentReply, ApiError>) -> Option<GroupState> + Send + 'static,
-    ) {
-        let work = self.may_begin(service).map(|()| self.draft(service.clone(), to));
+    /// Begins a rollout; what comes of it becomes the state of the service in the group, unless there is no room yet.
+    fn ask_for(&mut self, group: &Group, begin: Begin) {
+        let service = begin.service.clone();
+        let request = Request {
+            kind: begin.kind,
+            by: group.by.clone(),
+            reason: begin.reason.clone(),
+            accept_outage: group.accept_outage,
+        };
+        let settles = group.settles(&service);
+        let work = self.may_begin(&service).map(|()| self.draft(service.clone(), begin.to));
         self.group_asking = true;
-        let (inputs, service) = (self.means.inputs.clone(), service.clone());
+        let inputs = self.means.inputs.clone();
         tokio::spawn(async move {
             let draft = match work {
                 Ok(work) => work.await,
                 Err(error) => Err(error),
             };
-            let begin = Box::new(move |core: &mut Core| {
+            let ask = Box::new(move |core: &mut Core| {
                 // A pause or an abort that was answered meanwhile holds.
                 if core.is_held_up(&service, request.kind) {
                     return core.ask_group_again();
                 }
-                let kind = request.kind;
                 let then = move |core: &mut Core, begun: Result<IntentReply, ApiError>| {
                     core.publish_stale();
-                    let held_up = begun.is_err() && core.is_held_up(&service, kind);
-                    match then(begun).filter(|_| !held_up) {
-                        Some(state) => {
+                    let held_up = begun.is_err() && core.is_held_up(&service, begin.kind);
+                    match answer(begun, settles).filter(|_| !held_up) {
+                        Some(answer) => {
                             core.group_asking = false;
-                            core.group_went(&service, state);
+                            core.group_went(&service, begin.answered(answer));
                         }
                         None => core.ask_group_again(),
                     }
@@ -366,7 +326,7 @@ impl Core {
                     Err(error) => then(core, Err(error)),
                 }
             });
-            let _ = inputs.send(Input::Ask(begin)).await;
+            let _ = inputs.send(Input::Ask(ask)).await;
         });
     }
 
@@ -379,115 +339,14 @@ impl Core {
             let _ = inputs.send(Input::Ask(again)).await;
         });
     }
-
-    fn look_at_rollout(&mut self, service: &ServiceName, release: ReleaseNumber) {
-        let rollout = self.state.services.get(service).and_then(|s| s.rollout.clone());
-        let state = match rollout {
-            Some(rollout) if rollout.to == release => match rollout.outcome {
-                None => return,
-                Some(Outcome::Completed) => GroupState::Done { release, before: rollout.from },
-                Some(
-                    Outcome::RolledBack { why }
-                    | Outcome::Aborted { why }
-                    | Outcome::Failed { why },
-                ) => GroupState::Failed { why },
-            },
-            _ => GroupState::Failed { why: format!("{release} was replaced by another rollout") },
-        };
-        self.group_went(service, state);
-    }
-
-    /// Takes back what was rolled out, the last one first.
-    fn take_group_back(&mut self, group: &Group) {
-        let failed = group.services.iter().find(|e| matches!(e.state, GroupState::Failed { .. }));
-        let failed = || failed.map(|e| format!("{} failed", e.service));
-        let cause = group.abort_words().or_else(failed).unwrap_or_default();
-        for entry in group.services.iter().filter(|e| e.state == GroupState::Waiting) {
-            self.group_went(&entry.service, GroupState::Skipped { why: cause.clone() });
-        }
-        for entry in group.services.iter().rev() {
-            let service = &entry.service;
-            let state = self.state.services.get(service);
-            match &entry.state {
-                GroupState::Undoing => {
-                    // What is served now tells: nothing, or the release of the undo.
-                    let Some(state) = state else { return };
-                    if state.active_rollout().is_some() || state.stopping {
-                        return;
-                    }
-                    let last = state.rollout.as_ref();
-                    let undone = last.filter(|r| r.kind == RolloutKind::Undo);
-                    let result = match undone.map(|r| &r.outcome) {
-                        _ if state.replicas.is_empty() => GroupState::Undone,
-                        Some(Some(Outcome::Completed)) => GroupState::Undone,
-                        _ => GroupState::NotUndone {
-                            why: "its undo did not complete; `gpudeck rollout undo` again"
-                                .to_owned(),
-                        },
-                    };
-                    self.group_went(service, result);
-                    return;
-                }
-                GroupState::Done { release, before } => {
-                    let begun = state.and_then(|s| s.rollout.as_ref()).filter(|r| {
-                        r.kind == RolloutKind::Undo
-                            && r.began >= entry.since
-                            && r.from == Some(*release)
-                    });
-                    if begun.is_some() || state.is_some_and(|s| s.stopping) {
-                        self.group_went(service, GroupState::Undoing);
-                        return;
-                    }
-                    let service = service.clone();
-                    match before {
-                        None => {
-                            let by = group.by.clone();
-                            self.happened(&service, EventKind::StopRequested { by });
-                            self.group_went(&service, GroupState::Undoing);
-                        }
-                        Some(before) => {
-                            if !self.all_hosts_heard_of() || self.waits_for_loans(&service) {
-                                return;
-                            }
-                            let request = Request {
-                                kind: RolloutKind::Undo,
-                                by: group.by.clone(),
-                                reason: Some(cause),
-                                accept_outage: group.accept_outage,
-                            };
-                            let settles = settles(group, &service);
-                            self.ask_for(&service, Some(*before), request, move |reply| {
-                                Some(match reply {
-                                    Ok(IntentReply::NothingToDo) => GroupState::Undone,
-                                    Ok(_) => GroupState::Undoing,
-                                    Err(error) if no_room_yet(&error, settles) => return None,
-                                    Err(error) => GroupState::NotUndone { why: error.message },
-                                })
-                            });
-                        }
-                    }
-                    return;
-                }
-                _ => {}
-            }
-        }
-    }
 }
 
-/// What failed or was skipped, and comes before it.
-fn stopped_by<'a>(group: &'a Group, entry: &GroupEntry) -> Option<&'a GroupEntry> {
-    group.services.iter().find(|other| {
-        let bad = matches!(other.state, GroupState::Failed { .. } | GroupState::Skipped { .. });
-        bad && entry.after.contains(&other.service)
+/// What the group makes of a reply. None: there is no room yet, it is asked for again.
+fn answer(reply: Result<IntentReply, ApiError>, settles: Timestamp) -> Option<Answer> {
+    Some(match reply {
+        Ok(IntentReply::RolloutBegun { release, .. }) => Answer::Begun(release),
+        Ok(_) => Answer::NothingToDo,
+        Err(error) if error.kind == ErrorKind::Unplaceable && now() < settles => return None,
+        Err(error) => Answer::Refused { why: error.message },
     })
-}
-
-/// Until when what the others of the group have left may not be seen as free.
-fn settles(group: &Group, service: &ServiceName) -> Timestamp {
-    let others = group.services.iter().filter(|e| e.service != *service);
-    others.map(|e| e.since).max().unwrap_or(group.began).plus(SETTLES)
-}
-
-fn no_room_yet(error: &ApiError, settles: Timestamp) -> bool {
-    error.kind == ErrorKind::Unplaceable && now() < settles
 }

@@ -18,4 +18,5 @@ mod simulation;
 mod standstill;
 mod steering;
 mod strategies;
+mod together;
 mod world;

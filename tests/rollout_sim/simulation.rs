@@ -99,7 +99,7 @@ fn add(counts: &mut Counts, more: Counts) {
 }
 
 /// A random release with what its engines do, and what it is rolled out for.
-fn draw(make: &mut Rng, number: u64, per_replica: u32) -> (Release, RolloutKind, Nature) {
+pub fn draw(make: &mut Rng, number: u64, per_replica: u32) -> (Release, RolloutKind, Nature) {
     let replicas = 1 + u32::try_from(make.below(4)).unwrap();
     let per = if make.one_in(6) { 3 - per_replica } else { per_replica };
     let unavailable = 1 + u32::try_from(make.below(2)).unwrap();
@@ -139,6 +139,9 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
     let lends = !holds && bug.map_or(seed % 5 == 4, Bug::is_of_lending);
     if lends {
         return crate::lending::seed(seed, trace, bug);
+    }
+    if !holds && bug.is_none() && seed % 10 == 7 {
+        return crate::together::seed(seed, trace, None);
     }
     let mut world = World::new(seed);
     world.holds = holds.then_some(Rng(seed ^ 0x401D));
@@ -372,6 +375,13 @@ fn seeds() {
             "queued rollout refused",
             "rollout queued",
             "rollout replaced",
+            "together: all well",
+            "together: as far as it goes",
+            "together: controller killed",
+            "together: killed in between",
+            "together: steered",
+            "together: one taken back",
+            "together: taken back",
         ] {
             assert!(
                 counts.get(what).is_some_and(|n| *n >= 20),

@@ -1,8 +1,16 @@
-//! Services that are rolled out together, as doors see them.
+//! Several services in one rollout: one after the other in the order of their `after`; atomic or as far as it goes.
+//! How far they are is here, in which order they come in `order`, what is to be done in `next`. Who asks, and who carries
+//! it out, is elsewhere.
+
+mod next;
+mod order;
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
+
+pub use next::{Answer, Begin, GroupMove, forward};
+pub use order::{Cycle, order};
 
 /// Several services, rolled out one after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
