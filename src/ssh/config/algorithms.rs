@@ -73,6 +73,13 @@ fn all(kind: Kind) -> &'static str {
     }
 }
 
+/// What a list may come to. An authority signs with a plain key: certificates among `CASignatureAlgorithms` are
+/// taken without a word and dropped.
+fn may(kind: Kind) -> impl Iterator<Item = &'static str> {
+    let plain = move |name: &&str| kind != Kind::CaSignature || !name.contains("-cert-v01@");
+    all(kind).split(',').filter(plain)
+}
+
 /// OpenSSH's own list.
 pub(super) fn default(kind: Kind) -> &'static str {
     match kind {
@@ -139,8 +146,7 @@ pub(super) fn assemble(kind: Kind, given: Option<&str>) -> Result<Vec<String>, S
         if pattern.starts_with('!') {
             return Err("names with `!` are not allowed here".to_owned());
         }
-        let matching =
-            all(kind).split(',').filter(|name| matches_list(pattern, name, false) == Listed::Yes);
+        let matching = may(kind).filter(|name| matches_list(pattern, name, false) == Listed::Yes);
         push_all(&mut found, matching);
         if is_newer(kind, pattern) {
             push_all(&mut found, [pattern.as_str()]);
