@@ -136,7 +136,8 @@ pub(super) fn assemble(kind: Kind, given: Option<&str>) -> Result<Vec<String>, S
         push_all(&mut list, own);
         push_all(&mut list, added.split(','));
     } else if let Some(first) = given.strip_prefix('^') {
-        push_all(&mut list, first.split(','));
+        // Only of what is put behind others an empty name is the end.
+        list.extend(first.split(',').map(ToOwned::to_owned));
         push_all(&mut list, own);
     } else {
         list.extend(given.split(',').map(ToOwned::to_owned));
