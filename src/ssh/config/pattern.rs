@@ -1,19 +1,18 @@
 //! OpenSSH's patterns (`PATTERNS` in `ssh_config(5)`).
 
 /// `*` is any run of characters, `?` is one. Linear in time for one `*`, quadratic at worst, never
-/// exponential.
+/// exponential. Characters are bytes, as they are for OpenSSH: an `é` is matched by `??`.
 pub(in crate::ssh) fn matches_pattern(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), text.chars().collect());
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {
-            Some('*') => {
+            Some(b'*') => {
                 star = Some((p, t));
                 p += 1;
             }
-            Some(c) if *c == '?' || text.get(t) == Some(c) => {
+            Some(c) if *c == b'?' || text.get(t) == Some(c) => {
                 p += 1;
                 t += 1;
             }
@@ -27,7 +26,7 @@ pub(in crate::ssh) fn matches_pattern(pattern: &str, text: &str) -> bool {
             },
         }
     }
-    pattern.iter().skip(p).all(|c| *c == '*')
+    pattern.iter().skip(p).all(|c| *c == b'*')
 }
 
 /// What a list of patterns says about a text.
@@ -79,6 +78,8 @@ mod tests {
             ("a?c", "ac", false),
             ("*.org", "x.orgs", false),
             ("", "x", false),
+            ("?", "é", false),
+            ("??", "é", true),
         ] {
             assert_eq!(matches_pattern(pattern, text), expected, "{pattern} {text}");
         }
