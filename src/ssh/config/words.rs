@@ -123,34 +123,48 @@ pub(super) fn seconds(text: &str) -> Option<u32> {
     u32::try_from(total).ok()
 }
 
-/// `1G`, `512k`, `1.5M`: bytes.
+/// Longest numbers of a size in digits: whole, and after the point (`scan_scaled`, which OpenSSH has from OpenBSD).
+const MAX_DIGITS: usize = 20;
+
+/// `1G`, `512k`, `1.5M`: bytes. What may follow the unit, when it is neither letter nor digit, is not read.
 pub(super) fn size(text: &str) -> Option<u64> {
-    let text = text.trim_start();
-    let (number, unit): (&str, u64) = match text.chars().last()?.to_ascii_lowercase() {
-        c if c.is_ascii_digit() || c == '.' => (text, 1),
-        'b' => (text.get(..text.len() - 1)?, 1),
-        'k' => (text.get(..text.len() - 1)?, 1 << 10),
-        'm' => (text.get(..text.len() - 1)?, 1 << 20),
-        'g' => (text.get(..text.len() - 1)?, 1 << 30),
-        't' => (text.get(..text.len() - 1)?, 1 << 40),
-        'p' => (text.get(..text.len() - 1)?, 1 << 50),
-        'e' => (text.get(..text.len() - 1)?, 1 << 60),
-        _ => return None,
+    let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
+    let (negative, text) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, after) = (text.get(..end)?, text.get(end..)?);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits = |s: &str| s.chars().all(|c| c.is_ascii_digit());
-    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 18 {
+    if fraction.contains('.') || whole.len() > MAX_DIGITS {
         return None;
     }
-    let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
-    let parts = if fraction.is_empty() {
-        0
-    } else {
-        let scale = 10u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-        u64::try_from(fraction.parse::<u128>().ok()? * u128::from(unit) / scale).ok()?
+    let fraction = fraction.get(..fraction.len().min(MAX_DIGITS - 1))?;
+    let parse = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse().ok() };
+    let (whole, mut fraction, mut digits): (i64, i64, _) =
+        (parse(whole)?, parse(fraction)?, fraction.len());
+    let mut after = after.chars();
+    let bytes = match after.next() {
+        // A fraction of a byte is nothing.
+        None => whole,
+        Some(unit) => {
+            let power = "bkmgtpe".find(unit.to_ascii_lowercase())?;
+            if after.next().is_some_and(|c| c.is_ascii_alphanumeric()) {
+                return None;
+            }
+            let unit = 1i64 << (10 * power);
+            while fraction >= i64::MAX / unit {
+                fraction /= 10;
+                digits = digits.saturating_sub(1);
+            }
+            fraction *= unit;
+            for _ in 0..digits {
+                fraction /= 10;
+            }
+            whole.checked_mul(unit)?.checked_add(fraction)?
+        }
     };
-    let all = whole.checked_add(parts)?;
-    (i64::try_from(all).is_ok()).then_some(all)
+    if negative && bytes != 0 { None } else { u64::try_from(bytes).ok() }
 }
 
 /// A whole number, not negative.
@@ -317,6 +331,14 @@ mod tests {
         assert_eq!(seconds("1x"), None);
         assert_eq!(size("1.5K"), Some(1536));
         assert_eq!(size("1G"), Some(1 << 30));
+        assert_eq!(size("+1k"), Some(1024));
+        assert_eq!(size("1K "), Some(1024));
+        assert_eq!(size("1KB"), None);
+        assert_eq!(size("-1"), None);
+        assert_eq!(size("-0"), Some(0));
+        assert_eq!(size("1.2.3"), None);
+        assert_eq!(size("7E"), Some(7 << 60));
+        assert_eq!(size("8E"), None);
         assert_eq!(port("ssh"), port("22"));
         assert_eq!(port("0"), None);
         assert_eq!(numeric_address("127.1").as_deref(), Some("127.0.0.1"));
