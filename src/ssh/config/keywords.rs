@@ -135,10 +135,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     of("globalknownhostsfile", What::Words, None),
     of("userknownhostsfile", What::Words, None),
     of("connecttimeout", What::Time, Some("none")),
-    of("rekeylimit", What::Rekey, Some("0 0")),
+    of("rekeylimit", What::Rekey, None),
     of("proxycommand", What::Rest, None),
     of("proxyjump", What::Jump, None),
 ];
+
+/// Where the second value of `RekeyLimit` is kept.
+pub(super) const REKEY_INTERVAL: &str = "rekeyinterval";
 
 /// Other names of the same.
 const ALIASES: [(&str, &str); 10] = [

@@ -420,10 +420,7 @@ fn finish(
         let seconds: Option<u64> = values.first(key).and_then(|v| v.parse().ok());
         seconds.filter(|s| *s > 0).map(Duration::from_secs)
     };
-    let (rekey_bytes, rekey_seconds) = values
-        .first("rekeylimit")
-        .and_then(|v| v.split_once(' '))
-        .map_or((0, 0), |(b, s)| (b.parse().unwrap_or(0), s.parse().unwrap_or(0)));
+    let rekey_bytes: u64 = values.first("rekeylimit").and_then(|v| v.parse().ok()).unwrap_or(0);
     if rekey_bytes > MOST_BETWEEN_KEYS {
         warnings.push("rekeylimit over 1G is not supported: keys change after each GiB".to_owned());
     }
@@ -470,7 +467,7 @@ fn finish(
         connect_timeout: seconds("connecttimeout"),
         tcp_keep_alive: yes("tcpkeepalive", true),
         rekey_bytes: Some(rekey_bytes).filter(|b| *b > 0),
-        rekey_interval: Some(rekey_seconds).filter(|s| *s > 0).map(Duration::from_secs),
+        rekey_interval: seconds(keywords::REKEY_INTERVAL),
         ciphers: given_algorithms("ciphers", Kind::Cipher)?,
         macs: given_algorithms("macs", Kind::Mac)?,
         kex_algorithms: given_algorithms("kexalgorithms", Kind::Kex)?,

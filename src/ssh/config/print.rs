@@ -2,7 +2,7 @@
 
 use super::HostConfig;
 use super::algorithms::assemble;
-use super::keywords::{KEYWORDS, What};
+use super::keywords::{KEYWORDS, REKEY_INTERVAL, What};
 use super::read::{JumpValue, Values};
 
 /// Lists that are printed otherwise than they are used.
@@ -70,6 +70,10 @@ pub(super) fn all(
                 None if config.batch_mode => "300".to_owned(),
                 None => "0".to_owned(),
             }),
+            ("rekeylimit", _) => {
+                let of = |key| values.first(key).unwrap_or("0");
+                put(format!("{} {}", of(key), of(REKEY_INTERVAL)));
+            }
             ("proxyjump", _) => jump(values).into_iter().for_each(put),
             ("proxycommand", _) => {
                 if values.jump.as_ref().is_none_or(|j| *j == JumpValue::None) {

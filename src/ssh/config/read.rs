@@ -329,12 +329,14 @@ impl Pass<'_> {
                 if bytes != 0 && bytes < 16 {
                     return Err(wrong("too small"));
                 }
-                let time = match all.next() {
-                    None => 0,
-                    Some(time) if time == "none" => 0,
-                    Some(time) => words::seconds(&time).ok_or_else(|| wrong("no time"))?,
-                };
-                Some(format!("{bytes} {time}"))
+                // Of each of the two the first that is said counts.
+                if let Some(time) = all.next().filter(|time| time != "none") {
+                    let time = words::seconds(&time).ok_or_else(|| wrong("no time"))?;
+                    if active {
+                        self.values.put(keywords::REKEY_INTERVAL, time.to_string());
+                    }
+                }
+                Some(bytes.to_string())
             }
             _ => Some(value.clone()),
         };
