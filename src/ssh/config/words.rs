@@ -220,17 +220,20 @@ pub(super) fn jump(text: &str) -> Option<Jump> {
         return None;
     }
     let (host, port) = host_and_port(rest, uri)?;
-    if host.is_empty() || (uri && !valid_domain(&host)) {
+    if host.is_empty() {
         return None;
     }
+    // In `ssh://` only names and IPv4 addresses are taken.
+    let host = if uri { domain(&host)?.to_owned() } else { host };
     Some(Jump { user, host, port })
 }
 
-/// In `ssh://` only names and IPv4 addresses are taken.
-fn valid_domain(host: &str) -> bool {
-    host.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        && !host.contains("..")
+/// A name of domains without the dot that may stand at its end; none where it is none.
+pub(super) fn domain(name: &str) -> Option<&str> {
+    let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && !name.contains("..");
+    valid.then(|| name.strip_suffix('.').unwrap_or(name))
 }
 
 fn host_and_port(text: &str, uri: bool) -> Option<(String, Option<u16>)> {
@@ -356,6 +359,7 @@ mod tests {
         assert_eq!(of("u@b:2222"), is(Some("u"), "b", Some(2222)));
         assert_eq!(of("[::1]:23"), is(None, "::1", Some(23)));
         assert_eq!(of("ssh://u@b:24/"), is(Some("u"), "b", Some(24)));
+        assert_eq!(of("ssh://b."), is(None, "b", None));
         assert_eq!(of("b"), is(None, "b", None));
         assert_eq!(of("@b"), None);
         assert_eq!(of("b:0"), None);
