@@ -271,9 +271,16 @@ pub(super) fn numeric_address(text: &str) -> Option<String> {
             None => (text, None),
         };
         let address: std::net::Ipv6Addr = address.parse().ok()?;
+        // As the C library writes it: what is nothing but an IPv4 address looks like one.
+        let shown = match (address.segments(), address.octets()) {
+            ([0, 0, 0, 0, 0, 0, high, _], [.., a, b, c, d]) if high != 0 => {
+                format!("::{a}.{b}.{c}.{d}")
+            }
+            _ => address.to_string(),
+        };
         return Some(match scope {
-            Some(scope) => format!("{address}%{scope}"),
-            None => address.to_string(),
+            Some(scope) => format!("{shown}%{scope}"),
+            None => shown,
         });
     }
     // The old forms: one to four numbers, the last fills what is left.
@@ -346,6 +353,7 @@ mod tests {
         assert_eq!(port("0"), None);
         assert_eq!(numeric_address("127.1").as_deref(), Some("127.0.0.1"));
         assert_eq!(numeric_address("::0001").as_deref(), Some("::1"));
+        assert_eq!(numeric_address("::1:2").as_deref(), Some("::0.1.0.2"));
         assert_eq!(numeric_address("gpu1"), None);
         assert_eq!(numeric_address("256.1.1.1"), None);
     }
