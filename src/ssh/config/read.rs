@@ -78,9 +78,13 @@ impl Values {
             }
             return true;
         }
-        // What follows the first blank is not read, as in OpenSSH.
+        // What follows the first blank is not read, as in OpenSSH; the first character may be one.
         let places = text.split('#').next().unwrap_or_default();
-        let places = places.split_whitespace().next().unwrap_or_default();
+        let blank = |(at, c): (usize, char)| {
+            (at > 0 && (c.is_ascii_whitespace() || c == '\u{b}')).then_some(at)
+        };
+        let end = places.char_indices().find_map(blank).unwrap_or(places.len());
+        let places = places.get(..end).unwrap_or_default();
         let mut last = None;
         for place in places.split(',') {
             let Some(jump) = words::jump(place) else { return false };
