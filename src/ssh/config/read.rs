@@ -22,8 +22,8 @@ const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 4096;
 /// As in OpenSSH.
 const MAX_IDENTITIES: usize = 100;
-/// As in OpenSSH (`SSH_MAX_HOSTS_FILES`).
-const MAX_HOST_FILES: usize = 32;
+/// As in OpenSSH (`SSH_MAX_HOSTS_FILES`, `MAX_CANON_DOMAINS`).
+const MAX_WORDS: usize = 32;
 
 /// A text file of at most [`MAX_CONFIG_BYTES`]; none if it does not exist. Of a longer one nothing is read: what is
 /// cut off might be how a host is reached.
@@ -367,7 +367,7 @@ impl Pass<'_> {
     fn words(
         &mut self,
         keyword: &'static Keyword,
-        all: Vec<String>,
+        mut all: Vec<String>,
         at: At<'_>,
         active: bool,
     ) -> Result<(), ConfigError> {
@@ -377,12 +377,21 @@ impl Pass<'_> {
         if all.len() > 1 && all.iter().any(|v| v.eq_ignore_ascii_case("none")) {
             return Err(at.bad("`none` must stand alone"));
         }
-        if all.len() > MAX_HOST_FILES && keyword.name.ends_with("knownhostsfile") {
-            return Err(at.bad("too many files"));
+        if keyword.name == "canonicaldomains" {
+            for domain in &mut all {
+                let lower = domain.to_ascii_lowercase();
+                *domain = words::domain(&lower)
+                    .ok_or_else(|| at.bad(format!("`{domain}` is no domain")))?
+                    .to_owned();
+            }
         }
-        if active && !all.is_empty() {
-            self.values.set.entry(keyword.name).or_insert(all);
+        if !active || all.is_empty() || self.values.set.contains_key(keyword.name) {
+            return Ok(());
         }
+        if all.len() > MAX_WORDS {
+            return Err(at.bad("too many values"));
+        }
+        self.values.set.insert(keyword.name, all);
         Ok(())
     }
 
