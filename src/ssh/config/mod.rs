@@ -344,6 +344,9 @@ fn finish(
     mut warnings: Vec<String>,
 ) -> Result<HostConfig, ConfigError> {
     let text = |key: &str| values.first(key).map(ToOwned::to_owned);
+    if values.first("connectionattempts") == Some("0") {
+        return Err(general("ConnectionAttempts 0: nothing would be tried"));
+    }
     let user = text("user").unwrap_or_else(|| place.local_user.clone());
     let port: u16 = values.first("port").and_then(|p| p.parse().ok()).unwrap_or(22);
     let host_key_alias = text("hostkeyalias").map(|alias| alias.to_ascii_lowercase());
