@@ -140,6 +140,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     of("proxyjump", What::Jump, None),
 ];
 
+/// What the end of the first pass decides where nothing was said: the second comes too late for it.
+pub(super) const BEFORE_LAST: [(&str, &str); 3] = [
+    ("canonicalizefallbacklocal", "yes"),
+    ("canonicalizehostname", "false"),
+    ("canonicalizemaxdots", "1"),
+];
+
 /// Where the second value of `RekeyLimit` is kept.
 pub(super) const REKEY_INTERVAL: &str = "rekeyinterval";
 

@@ -298,6 +298,9 @@ pub fn resolve(
     let canonical = pass.values.first("canonicalizehostname").is_some_and(|v| v != "false");
     if pass.wants_last || canonical {
         pass.values.set.insert("hostname", vec![host.clone()]);
+        for (key, value) in keywords::BEFORE_LAST {
+            pass.values.set.entry(key).or_insert_with(|| vec![value.to_owned()]);
+        }
         pass.host.clone_from(&host);
         pass.last = true;
         read_all(&mut pass, files)?;
