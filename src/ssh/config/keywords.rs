@@ -102,7 +102,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     of("kbdinteractiveauthentication", What::Flag, Some("yes")),
     of("nohostauthenticationforlocalhost", What::Flag, Some("no")),
     of("passwordauthentication", What::Flag, Some("yes")),
-    unfollowed("proxyusefdpass", What::Flag, Some("no"), &["no"]),
+    of("proxyusefdpass", What::Flag, Some("no")),
     of("pubkeyauthentication", What::Choice(PUBKEY), Some("true")),
     of("stricthostkeychecking", What::Choice(STRICT), Some("ask")),
     of("tcpkeepalive", What::Flag, Some("yes")),

@@ -517,6 +517,8 @@ fn route(
         };
         tokens::expand(text, token, |name| (place.env)(name), false)
     };
+    // It says something of `ProxyCommand` alone.
+    let fd_pass = values.first("proxyusefdpass") == Some("yes");
     match &values.jump {
         Some(JumpValue::Over { before, last }) => {
             let jump_port = last.port.unwrap_or(22);
@@ -539,12 +541,18 @@ fn route(
         Some(JumpValue::None) | None => match values.first("proxycommand") {
             None => Ok(Route::Direct),
             Some(command) if command.eq_ignore_ascii_case("none") => Ok(Route::Direct),
+            Some("-") if fd_pass => {
+                Err(general("`ProxyCommand -` and ProxyUseFdpass exclude each other"))
+            }
             Some("-") => {
                 warnings
                     .push("ProxyCommand - is not supported; the host is reached directly".into());
                 Ok(Route::Direct)
             }
             Some(command) => {
+                if fd_pass {
+                    warnings.push("proxyusefdpass yes is not supported and has no effect".into());
+                }
                 let line = few(command).unwrap_or_else(|_| command.to_owned());
                 Ok(Route::Command { line, written: command.to_owned() })
             }

@@ -74,6 +74,8 @@ pub(super) fn all(
                 let of = |key| values.first(key).unwrap_or("0");
                 put(format!("{} {}", of(key), of(REKEY_INTERVAL)));
             }
+            // Of the jump's own command OpenSSH takes no descriptor.
+            ("proxyusefdpass", _) if jump(values).is_some() => put("no".to_owned()),
             ("proxyjump", _) => jump(values).into_iter().for_each(put),
             ("proxycommand", _) => {
                 if values.jump.as_ref().is_none_or(|j| *j == JumpValue::None) {

@@ -88,6 +88,17 @@ fn algorithms_and_ways_that_we_lack_are_named() {
 }
 
 #[test]
+fn handing_over_a_descriptor_is_missed_with_a_command_only() {
+    let said = |way: &str| of(&format!("ProxyUseFdpass yes\n{way}\n"), "x").unwrap().warnings;
+    assert_eq!(
+        said("ProxyCommand nc %h"),
+        ["proxyusefdpass yes is not supported and has no effect"]
+    );
+    assert_eq!(said("ProxyJump b"), Vec::<String>::new());
+    assert_eq!(said("ProxyCommand none"), Vec::<String>::new());
+}
+
+#[test]
 fn mistakes_are_errors_with_their_line() {
     for (text, word) in [
         ("\nPort x", "port"),
