@@ -227,13 +227,14 @@ impl Given {
 
     /// A name goes into command lines (`ProxyCommand`): OpenSSH refuses these characters, too.
     fn is_safe(&self) -> bool {
-        let shell = |c: char| "'`\"$\\;&<>|(){}".contains(c) || c.is_whitespace() || c.is_control();
+        let shell =
+            |c: char| "'`\"$\\;&<>|(){},".contains(c) || c.is_whitespace() || c.is_control();
         let host =
             !self.name.is_empty() && !self.name.starts_with('-') && !self.name.contains(shell);
         let user = self.user.as_deref().is_none_or(|user| {
             let blank_dash =
                 user.chars().zip(user.chars().skip(1)).any(|(a, b)| a.is_whitespace() && b == '-');
-            let bad = |c: char| "'`\";&<>|(){}".contains(c);
+            let bad = |c: char| "'`\";&<>|(){}".contains(c) || c.is_ascii_control();
             !user.starts_with('-') && !user.contains(bad) && !user.ends_with('\\') && !blank_dash
         });
         host && user

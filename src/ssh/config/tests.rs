@@ -98,6 +98,19 @@ fn handing_over_a_descriptor_is_missed_with_a_command_only() {
     assert_eq!(said("ProxyCommand none"), Vec::<String>::new());
 }
 
+// Not in the corpus: how strict `ssh` is here depends on its version.
+#[test]
+fn names_that_a_command_line_could_misread_are_refused() {
+    for name in
+        ["a,b", "a;b", "a b", "-a", "", "u\n@a", "u\u{1}x@a", "ssh://u\u{7f}@a", "-u@a", "u;@a"]
+    {
+        assert_eq!(Given::destination(name), None, "{name:?}");
+    }
+    for name in ["a", "u$x@a", "u\\x@a", "u v@a", "u,v@a", "::1", "fe80::1%lo"] {
+        assert!(Given::destination(name).is_some(), "{name:?}");
+    }
+}
+
 #[test]
 fn mistakes_are_errors_with_their_line() {
     for (text, word) in [
