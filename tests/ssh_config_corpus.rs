@@ -32,7 +32,11 @@ fn ask(program: &str, args: &[&str], env: &[(String, String)]) -> Output {
 }
 
 /// Lists of algorithms that differ between versions of OpenSSH before anything is configured.
-fn other_version(theirs: &Values, ours: &Values) -> Vec<String> {
+fn other_version() -> Vec<String> {
+    let empty = ["-F", "/dev/null", "a"];
+    let theirs = values(&ask("ssh", &[&["-G"], &empty[..]].concat(), &[]));
+    let gpudeck = env!("CARGO_BIN_EXE_gpudeck");
+    let ours = values(&ask(gpudeck, &[&["ssh-config"], &empty[..]].concat(), &[]));
     theirs
         .iter()
         .filter(|(key, value)| {
@@ -41,6 +45,16 @@ fn other_version(theirs: &Values, ours: &Values) -> Vec<String> {
         })
         .filter(|(key, value)| ours.get(*key).is_some_and(|own| own != *value))
         .map(|(key, _)| key.clone())
+        .collect()
+}
+
+/// What is printed otherwise; also what they print and we do not, of the keys we ever print.
+fn differences(theirs: &Values, ours: &Values, versions: &[String]) -> Vec<String> {
+    let sometimes = ["proxyjump", "proxycommand", "hostkeyalias", "identityagent"];
+    ours.keys()
+        .chain(sometimes.map(String::from).iter())
+        .filter(|key| !versions.contains(key) && theirs.get(*key) != ours.get(*key))
+        .map(|key| format!("{key}: ssh {:?}, we {:?}", theirs.get(key), ours.get(key)))
         .collect()
 }
 
@@ -61,12 +75,8 @@ fn every_key_we_print_is_what_ssh_prints() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(&copy, mode).unwrap();
     }
-    let empty = ["-F", "/dev/null"];
     let gpudeck = env!("CARGO_BIN_EXE_gpudeck");
-    let versions = other_version(
-        &values(&ask("ssh", &[&["-G"], &empty[..], &["a"]].concat(), &[])),
-        &values(&ask(gpudeck, &[&["ssh-config"], &empty[..], &["a"]].concat(), &[])),
-    );
+    let versions = other_version();
     let mut files: Vec<_> = fs::read_dir(&corpus)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -111,25 +121,111 @@ fn every_key_we_print_is_what_ssh_prints() {
             }
             let (theirs, ours) = (values(&theirs), values(&ours));
             assert!(ours.len() > 30, "{name} {host}: {ours:?}");
-            // Also what they print and we do not, of the keys we ever print.
-            for key in ours
-                .keys()
-                .chain(["proxyjump", "proxycommand", "hostkeyalias"].map(String::from).iter())
-            {
-                if versions.contains(key) {
-                    continue;
-                }
-                compared += 1;
-                if theirs.get(key) != ours.get(key) {
-                    wrong.push(format!(
-                        "{name} {host}: {key}: ssh {:?}, we {:?}",
-                        theirs.get(key),
-                        ours.get(key)
-                    ));
-                }
-            }
+            compared += ours.len();
+            let differing = differences(&theirs, &ours, &versions);
+            wrong.extend(differing.into_iter().map(|what| format!("{name} {host}: {what}")));
         }
     }
     assert!(wrong.is_empty(), "{} of {compared} differ:\n{}", wrong.len(), wrong.join("\n"));
     println!("{} files, {compared} values compared", files.len());
+}
+
+/// Lines of which `ssh` takes each one; what several come to, in some order, is the question.
+const LINES: [&str; 64] = [
+    "Host *",
+    "Host a",
+    "host=A b",
+    "Host !a *",
+    "Host \"b\" ?*.org # c",
+    "Host ? !b",
+    "Match all",
+    "Match host a",
+    "Match !host b user root",
+    "Match originalhost=a localuser *",
+    "match host \"*.org\" # all",
+    "Match final",
+    "Match !final host a,b",
+    "Match canonical all",
+    "Match final host x.*",
+    "Match user bob,!root",
+    "User bob",
+    "User = \"root\"",
+    "\tUSER\tu%x # no token",
+    "HostName x.org",
+    "HostName %h.Example.org",
+    "Hostname=127.1",
+    "HostName ::0001",
+    "HostName %h%%h",
+    "HostKeyAlias Alias-%h",
+    "Port 2200",
+    "port\t=\t022",
+    "Port ssh",
+    "ProxyJump gw",
+    "ProxyJump u@gw:22,[::1]:23 # c",
+    "ProxyJump ssh://u@10.0.0.1:24/",
+    "ProxyJump a",
+    "ProxyJump none",
+    "ProxyCommand nc %h %p",
+    "ProxyCommand = 'nc' \"%h\" # c",
+    "ProxyCommand none",
+    "ProxyUseFdpass yes",
+    "IdentityFile ~/.ssh/%h-%r",
+    "IdentityFile \"/k/a b\"",
+    "IdentityFile none",
+    "identityfile2 /k/%p\\ x",
+    "CertificateFile /c/%C",
+    "CertificateFile none",
+    "IdentityAgent SSH_AUTH_SOCK",
+    "IdentityAgent ~/%u-%i.%k",
+    "IdentityAgent none",
+    "IdentitiesOnly yes",
+    "UserKnownHostsFile ~/k '/k/%h b'",
+    "UserKnownHostsFile none",
+    "GlobalKnownHostsFile /g1 /g2",
+    "StrictHostKeyChecking off",
+    "StrictHostKeyChecking Accept-New",
+    "CheckHostIP yes\r",
+    "ConnectTimeout 1m30",
+    "ConnectTimeout none",
+    "ServerAliveInterval 2h",
+    "BatchMode true",
+    "RekeyLimit 1.5G 1h",
+    "RekeyLimit default none",
+    "CanonicalDomains B.org. c.org",
+    "CanonicalizeMaxDots 3",
+    "PreferredAuthentications publickey,password",
+    "AddressFamily inet6",
+    "TCPKeepAlive no",
+];
+
+/// Files of such lines by chance, the same ones in every run.
+#[test]
+fn lines_in_any_order_come_to_what_ssh_makes_of_them() {
+    if !ssh_support::lab() {
+        return;
+    }
+    let versions = other_version();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config");
+    let path = file.to_str().unwrap();
+    let mut state: u64 = 1;
+    let mut below = |end: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % end
+    };
+    for round in 0..100 {
+        let lines: Vec<&str> = (0..4 + below(14)).map(|_| LINES[below(LINES.len())]).collect();
+        let text = lines.join("\n");
+        fs::write(&file, &text).unwrap();
+        let host = ["a", "a", "b", "A", "bob@a", "ssh://root@b:99", "x.org", "::1"][below(8)];
+        let theirs = ask("ssh", &["-G", "-F", path, host], &[]);
+        let ours = ask(env!("CARGO_BIN_EXE_gpudeck"), &["ssh-config", "-F", path, host], &[]);
+        let errors = String::from_utf8_lossy(&ours.stderr);
+        let both = (theirs.status.success(), ours.status.success());
+        assert!(both.0 == both.1, "{round}: {host}: {both:?}: {errors}\n{text}");
+        if both.0 {
+            let wrong = differences(&values(&theirs), &values(&ours), &versions);
+            assert!(wrong.is_empty(), "{round}: {host}: {wrong:?}\n{text}");
+        }
+    }
 }
