@@ -44,9 +44,12 @@ impl Bar {
     }
 
     /// Whether an attempt under way on a slot that had a place can still meet the bar: what is yet to find another
-    /// costs nothing at best, unless something that runs may come back.
-    pub fn promises(&self, state: &State<'_>) -> bool {
-        let now = state.levels();
+    /// costs what it is `owed` at best, unless something that runs may come back.
+    pub fn promises(&self, state: &State<'_>, owed: &Levels) -> bool {
+        let mut now = state.levels();
+        now.link += owed.link;
+        now.tight += owed.tight;
+        now.bytes += owed.bytes;
         now.moves > self.levels.moves || now.displaced > self.levels.displaced || self.meets(now)
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::compile::{Problem, span_cost};
+use super::compile::{Problem, Service, span_cost};
 use super::state::{Levels, Score, State};
 
 /// The least that a slot of a service costs wherever it is.
@@ -70,6 +70,19 @@ pub(super) fn ideal(p: &Problem<'_>) -> Score {
         closed: 64 - hole,
     };
     Score { unplaced, levels }
+}
+
+/// The least that each slot costs wherever it is; nothing for replicas of earlier releases, which may be gone.
+pub(super) fn floors(p: &Problem<'_>) -> Vec<Levels> {
+    let nearest: Vec<(u32, i64)> = (0..p.kinds.len() as u32).map(|k| nearest(p, k)).collect();
+    let floor = |(s, service): (usize, &Service)| match least(p, s, &nearest) {
+        Some(Least { link, tight, bytes, .. }) if !service.outgoing => {
+            Levels { link, tight, bytes, ..Levels::default() }
+        }
+        _ => Levels::default(),
+    };
+    let of_service: Vec<Levels> = p.services.iter().enumerate().map(floor).collect();
+    p.slots.iter().map(|s| of_service[*s as usize]).collect()
 }
 
 /// The service of every slot that wants a place. Replicas of earlier releases do not: whether they stay or are gone,

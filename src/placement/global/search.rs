@@ -5,9 +5,10 @@
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
 use super::bar::Bar;
+use super::bound::floors;
 use super::compile::{NONE, Problem, Service};
 use super::few::Few;
-use super::state::{Position, Score, State};
+use super::state::{Levels, Position, Score, State};
 
 /// A small generator of numbers that look random: the same on every machine (Vigna's xorshift64*).
 #[derive(Clone, Debug)]
@@ -42,6 +43,12 @@ const HOTTEST: f64 = 0.9;
 const COOLEST: f64 = 0.04;
 const HOT: f64 = 0.85;
 
+/// So often is a host drawn that suits.
+const TRIES: u32 = 8;
+
+/// Hosts that are asked between two looks at the clock.
+const A_LOOK: u32 = 8;
+
 /// The search and what it knows.
 pub(super) struct Search<'a> {
     pub state: State<'a>,
@@ -51,6 +58,12 @@ pub(super) struct Search<'a> {
     undo: Vec<Undo>,
     /// What the result of this attempt has to meet.
     bar: Bar,
+    /// The least that each slot costs wherever it is.
+    floors: Vec<Levels>,
+    /// What those that were driven out in this attempt and have no place yet will cost at least.
+    owed: Levels,
+    /// GPUs of each slot at least.
+    sizes: Vec<u32>,
     /// The slot of this attempt had a place: then all have to keep theirs.
     placed: bool,
     /// Where it was.
@@ -84,6 +97,9 @@ impl<'a> Search<'a> {
             dice: Dice::new(0x9E37_79B9_7F4A_7C15),
             undo: Vec::new(),
             bar: Bar::new(grain(p)),
+            floors: floors(p),
+            owed: Levels::default(),
+            sizes: (0..p.slots.len() as u32).map(|slot| gpus(p, slot)).collect(),
             placed: false,
             left: Vec::new(),
             restless: Vec::new(),
@@ -121,10 +137,10 @@ impl<'a> Search<'a> {
             let mut slots: Vec<u32> = (0..p.slots.len() as u32)
                 .filter(|s| is(s) && self.state.at[*s as usize].is_none())
                 .collect();
-            slots.sort_by_key(|s| (gpus(p, *s), *s));
+            slots.sort_by_key(|s| (self.sizes[*s as usize], *s));
             let (mut now, mut later) = (Vec::new(), Vec::new());
             for slot in slots {
-                let size = i64::from(gpus(p, slot));
+                let size = i64::from(self.sizes[slot as usize]);
                 if size <= room {
                     room -= size;
                     now.push(slot);
@@ -132,7 +148,7 @@ impl<'a> Search<'a> {
                     later.push(slot);
                 }
             }
-            now.sort_by_key(|s| (std::cmp::Reverse(gpus(p, *s)), *s));
+            now.sort_by_key(|s| (std::cmp::Reverse(self.sizes[*s as usize]), *s));
             for slot in now.into_iter().chain(later) {
                 self.hurries = self.hurries || hurry();
                 self.settle(slot);
@@ -159,7 +175,7 @@ impl<'a> Search<'a> {
             .collect();
         waiting.sort_by_key(|slot| {
             let class = p.services[p.slots[*slot as usize] as usize].class;
-            (class, std::cmp::Reverse(gpus(p, *slot)), *slot)
+            (class, std::cmp::Reverse(self.sizes[*slot as usize]), *slot)
         });
         for slot in waiting {
             let hosts = 0..p.hosts.len() as u32;
@@ -214,6 +230,10 @@ impl<'a> Search<'a> {
     fn put(&mut self, slot: u32, position: Position) -> bool {
         let done = self.state.place(slot, position);
         if done {
+            let floor = &self.floors[slot as usize];
+            self.owed.link -= floor.link;
+            self.owed.tight -= floor.tight;
+            self.owed.bytes -= floor.bytes;
             self.undo.push(Undo::Placed(slot));
         }
         done
@@ -221,6 +241,10 @@ impl<'a> Search<'a> {
 
     fn take(&mut self, slot: u32) {
         if let Some(position) = self.state.remove(slot) {
+            let floor = &self.floors[slot as usize];
+            self.owed.link += floor.link;
+            self.owed.tight += floor.tight;
+            self.owed.bytes += floor.bytes;
             self.undo.push(Undo::Removed(slot, position));
         }
     }
@@ -312,9 +336,12 @@ impl<'a> Search<'a> {
         };
         // Nothing better can come than what is as near and roomy as can be.
         let hurries = self.hurries;
-        let good = |price: &[i64; 5]| {
+        let mut asked = 0;
+        let mut good = |price: &[i64; 5]| {
+            // Looking at the clock takes as long as a price.
+            asked += 1;
             hurries
-                || p.clock.hurries()
+                || (asked % A_LOOK == 0 && p.clock.hurries())
                 || price[0] == 0
                     && (price[1] == 0 || !k.has_near)
                     && (price[2] == 0 || !k.has_roomy)
@@ -375,9 +402,9 @@ impl<'a> Search<'a> {
     /// Finds other places for those that were driven out, as long as that can still come to any good.
     fn resettle(&mut self, mut out: Vec<u32>, depth: u32) {
         let p = self.p;
-        out.sort_by_key(|s| std::cmp::Reverse(gpus(p, *s)));
+        out.sort_by_key(|s| std::cmp::Reverse(self.sizes[*s as usize]));
         for other in out {
-            if self.placed && !self.bar.promises(&self.state) {
+            if self.placed && !self.bar.promises(&self.state, &self.owed) {
                 return;
             }
             if self.settle(other) {
@@ -389,16 +416,37 @@ impl<'a> Search<'a> {
                 }
                 continue;
             }
-            let hosts = &p.services[p.slots[other as usize] as usize].homes;
-            let to = if !self.left.is_empty() && self.dice.below(2) == 0 {
-                self.left[self.dice.below(self.left.len())]
+            let service = &p.services[p.slots[other as usize] as usize];
+            let hosts = &service.homes;
+            let left = if self.left.is_empty() || self.dice.below(2) == 0 {
+                None
+            } else {
+                Some(self.left[self.dice.below(self.left.len())])
+            };
+            let may = |h: &u32| service.kinds.iter().any(|k| p.eligible(*k, *h) != 0);
+            let to = if let Some(left) = left.filter(may) {
+                left
             } else if hosts.is_empty() || self.dice.below(2) == 0 {
-                self.dice.below(p.hosts.len()) as u32
+                self.any_host(other)
             } else {
                 hosts[self.dice.below(hosts.len())]
             };
             self.drive(other, to, depth - 1);
         }
+    }
+
+    /// A host that a slot may use, if there is one.
+    fn any_host(&mut self, slot: u32) -> u32 {
+        let p = self.p;
+        let kinds = &p.services[p.slots[slot as usize] as usize].kinds;
+        let mut host = self.dice.below(p.hosts.len()) as u32;
+        for _ in 0..TRIES {
+            if kinds.iter().any(|k| p.eligible(*k, host) != 0) {
+                break;
+            }
+            host = self.dice.below(p.hosts.len()) as u32;
+        }
+        host
     }
 
     /// The hosts of a replica of which one is given: the others in its rack, if that has so many.
@@ -455,6 +503,7 @@ impl<'a> Search<'a> {
             return;
         }
         self.bar.set(&self.state, heat, &mut self.dice);
+        self.owed = Levels::default();
         let slot = self.pick();
         self.left.clear();
         if let Some(at) = &self.state.at[slot as usize] {
@@ -470,9 +519,12 @@ impl<'a> Search<'a> {
         let wide = matches!(&self.state.at[slot as usize], Some(at) if at.hosts.len() > 1);
         let at_random = service.homes.is_empty() || self.dice.below(4) == 0;
         let host = if at_random || (wide && self.dice.below(2) == 0) {
-            self.dice.below(p.hosts.len()) as u32
+            self.any_host(slot)
         } else {
-            service.homes[self.dice.below(service.homes.len())]
+            // One where it is not.
+            let (homes, turn) = (&service.homes, self.dice.below(service.homes.len()));
+            let mut from = (0..homes.len()).map(|i| homes[(i + turn) % homes.len()]);
+            from.find(|h| !self.left.contains(h)).unwrap_or(homes[turn])
         };
         let here = |at: &Position| at.hosts.contains(&host);
         if self.state.at[slot as usize].as_ref().is_some_and(here) {
@@ -511,7 +563,19 @@ impl<'a> Search<'a> {
         if self.restless.is_empty() || self.dice.below(8) == 0 {
             return self.dice.below(self.p.slots.len()) as u32;
         }
-        self.restless[self.dice.below(self.restless.len())]
+        let one = self.restless[self.dice.below(self.restless.len())];
+        if self.dice.below(3) == 0 {
+            return one;
+        }
+        let other = self.restless[self.dice.below(self.restless.len())];
+        if self.copied(other) > self.copied(one) { other } else { one }
+    }
+
+    /// Bytes that a slot copies where it is, whoever shares them.
+    fn copied(&self, slot: u32) -> i64 {
+        let service = &self.p.services[self.p.slots[slot as usize] as usize];
+        let Some(at) = &self.state.at[slot as usize] else { return i64::MAX };
+        service.bytes * at.hosts.iter().filter(|h| !service.has[**h as usize]).count() as i64
     }
 
     /// Looks for the slots that have a reason to be elsewhere.
