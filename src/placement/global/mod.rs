@@ -1,9 +1,9 @@
 //! Places all services of a world at once, as well as can be, and says how well that is.
 //!
 //! [`file`] is the world as one JSON file and [`read`] checks it, `compile` makes tables of it, `layout` divides one
-//! host, `state` keeps a placement and its worth, `search` finds good ones, `exact` all of a small world, `bound` says
-//! what cannot be bettered, `answer` and `why` tell it. The objective is defined in `docs/placement.md`. No clock: the
-//! caller says through [`Control`] how much of its time is used.
+//! host, `state` keeps a placement and its worth, `search` finds good ones (`wide` where replicas lie on several hosts),
+//! `exact` all of a small world, `bound` says what cannot be bettered, `answer` and `why` tell it. The objective is
+//! defined in `docs/placement.md`. No clock: the caller says through [`Control`] how much of its time is used.
 
 // `read` bounds a world's hosts, GPUs and ranks: their counts fit every integer used here, and tables
 // that belong together are walked by one index.
@@ -28,6 +28,7 @@ pub mod read;
 mod search;
 mod state;
 mod why;
+mod wide;
 
 pub use answer::{Answer, Level, Search as SearchFacts};
 pub(super) use compile::{Share, link_cost};

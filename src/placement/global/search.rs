@@ -43,8 +43,8 @@ const HOTTEST: f64 = 0.9;
 const COOLEST: f64 = 0.04;
 const HOT: f64 = 0.85;
 
-/// So often is a host drawn that suits.
-const TRIES: u32 = 8;
+/// So often is a host, or a slot, drawn that suits.
+pub(super) const TRIES: u32 = 8;
 
 /// Hosts that are asked between two looks at the clock.
 const A_LOOK: u32 = 8;
@@ -52,18 +52,20 @@ const A_LOOK: u32 = 8;
 /// The search and what it knows.
 pub(super) struct Search<'a> {
     pub state: State<'a>,
-    p: &'a Problem<'a>,
-    dice: Dice,
+    pub(super) p: &'a Problem<'a>,
+    pub(super) dice: Dice,
     /// What was done in this attempt, to take it back.
     undo: Vec<Undo>,
     /// What the result of this attempt has to meet.
-    bar: Bar,
+    pub(super) bar: Bar,
     /// The least that each slot costs wherever it is.
     floors: Vec<Levels>,
     /// What those that were driven out in this attempt and have no place yet will cost at least.
     owed: Levels,
     /// GPUs of each slot at least.
-    sizes: Vec<u32>,
+    pub(super) sizes: Vec<u32>,
+    /// Slots that no host holds alone.
+    pub(super) wide: Vec<u32>,
     /// The slot of this attempt had a place: then all have to keep theirs.
     placed: bool,
     /// Where it was.
@@ -75,7 +77,7 @@ pub(super) struct Search<'a> {
     /// Those of them that have no place.
     waiting: Vec<u32>,
     /// The first host will do.
-    hurries: bool,
+    pub(super) hurries: bool,
 }
 
 enum Undo {
@@ -89,6 +91,13 @@ fn gpus(p: &Problem<'_>, slot: u32) -> u32 {
     kinds.iter().map(|k| &p.kinds[*k as usize]).map(|k| k.tensor * k.units).min().unwrap_or(0)
 }
 
+/// Of a slot that has to lie on several hosts.
+fn is_wide(p: &Problem<'_>, slot: u32) -> bool {
+    let kinds = &p.services[p.slots[slot as usize] as usize].kinds;
+    !kinds.is_empty()
+        && kinds.iter().all(|k| p.kinds[*k as usize].splits.first().is_some_and(|split| *split > 1))
+}
+
 impl<'a> Search<'a> {
     pub fn new(p: &'a Problem<'a>) -> Self {
         Self {
@@ -100,6 +109,7 @@ impl<'a> Search<'a> {
             floors: floors(p),
             owed: Levels::default(),
             sizes: (0..p.slots.len() as u32).map(|slot| gpus(p, slot)).collect(),
+            wide: (0..p.slots.len() as u32).filter(|slot| is_wide(p, *slot)).collect(),
             placed: false,
             left: Vec::new(),
             restless: Vec::new(),
@@ -227,7 +237,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn put(&mut self, slot: u32, position: Position) -> bool {
+    pub(super) fn put(&mut self, slot: u32, position: Position) -> bool {
         let done = self.state.place(slot, position);
         if done {
             let floor = &self.floors[slot as usize];
@@ -239,7 +249,7 @@ impl<'a> Search<'a> {
         done
     }
 
-    fn take(&mut self, slot: u32) {
+    pub(super) fn take(&mut self, slot: u32) {
         if let Some(position) = self.state.remove(slot) {
             let floor = &self.floors[slot as usize];
             self.owed.link += floor.link;
@@ -261,7 +271,7 @@ impl<'a> Search<'a> {
     }
 
     /// Puts a slot where it fits best without driving anything out.
-    fn settle(&mut self, slot: u32) -> bool {
+    pub(super) fn settle(&mut self, slot: u32) -> bool {
         let service = &self.p.services[self.p.slots[slot as usize] as usize];
         for incumbent in &service.incumbents {
             let i = &self.p.incumbents[*incumbent as usize];
@@ -296,6 +306,27 @@ impl<'a> Search<'a> {
         first: Option<u32>,
     ) -> Option<([i64; 5], Few)> {
         let units = self.p.kinds[kind as usize].units / split;
+        let near =
+            if split > 1 && first.is_none() { self.in_one_rack(slot, kind, split) } else { None };
+        if near.as_ref().is_some_and(|(price, _)| price[1] == 3 * (i64::from(split) - 1)) {
+            return near;
+        }
+        let far = self.one_by_one(slot, kind, units, split, first);
+        match (near, far) {
+            (Some(near), Some(far)) => Some(if far.0 < near.0 { far } else { near }),
+            (near, far) => near.or(far),
+        }
+    }
+
+    /// The cheapest host, then the cheapest beside it.
+    fn one_by_one(
+        &mut self,
+        slot: u32,
+        kind: u32,
+        units: u32,
+        split: u32,
+        first: Option<u32>,
+    ) -> Option<([i64; 5], Few)> {
         let mut hosts = Few::default();
         let mut total = [0; 5];
         if let Some(first) = first {
@@ -380,7 +411,13 @@ impl<'a> Search<'a> {
         let fits = |m: &&u32| k.units / **m * k.tensor <= room;
         let Some(split) = k.splits.iter().find(fits).copied() else { return };
         let units = k.units / split;
-        let Some(hosts) = self.targets(kind, units, host, split as usize) else { return };
+        let near = if split > 1 && self.dice.below(4) > 0 {
+            self.cheap_targets(slot, kind, units, host, split as usize)
+        } else {
+            None
+        };
+        let hosts = near.or_else(|| self.targets(kind, units, host, split as usize));
+        let Some(hosts) = hosts else { return };
         self.take(slot);
         let mut out: Vec<u32> = Vec::new();
         for host in &hosts {
@@ -537,6 +574,17 @@ impl<'a> Search<'a> {
             && self.dice.below(2) == 0
         {
             self.drive_back(slot, incumbent);
+            if !self.bar.accepts(&self.state) {
+                self.take_back();
+            }
+            return;
+        }
+        let exchanges = if self.placed {
+            wide && self.dice.below(5) < 2 && self.trade(slot, host)
+        } else {
+            self.dice.below(2) == 0 && self.supplant(slot)
+        };
+        if exchanges {
             if !self.bar.accepts(&self.state) {
                 self.take_back();
             }

@@ -330,6 +330,26 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Hosts that a kind may use and that have so many free GPUs, from `turn` on; at most so many.
+    pub fn roomy(&self, kind: u32, gpus: u32, turn: usize, most: usize, out: &mut Vec<u32>) {
+        let hosts = &self.p.kinds[kind as usize].hosts;
+        let words = hosts.len();
+        let enough = gpus.min(self.most_room) as usize..=self.most_room as usize;
+        let with_room = enough.filter(|room| self.with_room[*room] > 0 && *room >= gpus as usize);
+        for n in 0..words {
+            let word = (turn / 64 + n) % words;
+            let room = with_room.clone().fold(0, |bits, room| bits | self.by_room[room][word]);
+            let mut bits = room & hosts[word];
+            while bits != 0 {
+                if out.len() >= most {
+                    return;
+                }
+                out.push(word as u32 * 64 + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
+        }
+    }
+
     fn set_cost(&mut self, host: u32, cost: HostCost) {
         let old = std::mem::replace(&mut self.hosts[host as usize].cost, cost);
         self.holes[old.hole() as usize] -= 1;
