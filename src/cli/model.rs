@@ -52,7 +52,8 @@ pub async fn inspect(
             ));
     }
     let kind = options.kv_dtype.as_deref().unwrap_or("auto");
-    let refused = limits::refusal(&facts, &setup).or_else(|| limits::type_refusal(&setup, kind));
+    let refused =
+        limits::refusal(&facts, &setup).or_else(|| limits::type_refusal(&setup.rules, kind));
     let refused = refused.map(|error| error.to_string());
     if setup.block.is_some() && setup.rules.pool == model::estimate::Pool::Cells {
         prediction.notes.push(format!(

@@ -1,6 +1,7 @@
 //! Looking into the arguments that a spec passes on to an engine.
 
-use super::EngineError;
+use super::{EngineError, limits};
+use crate::model::Rules;
 
 /// The value of the last of these options in `args`: `--name value`, `--name=value`.
 pub(super) fn value<'a>(args: &'a [String], names: &[&str]) -> Option<&'a str> {
@@ -20,6 +21,17 @@ pub(super) fn value<'a>(args: &'a [String], names: &[&str]) -> Option<&'a str> {
 /// Whether one of these options is in `args`.
 pub(super) fn has(args: &[String], names: &[&str]) -> bool {
     args.iter().any(|arg| names.contains(&arg.split_once('=').map_or(arg.as_str(), |(n, _)| n)))
+}
+
+/// What each of the options for types of cached values asks for, in `args` of an engine with these rules, is taken by it.
+pub(super) fn cache_types_taken(args: &[String], rules: &Rules) -> Result<(), EngineError> {
+    let options: [&[&str]; 3] =
+        [&["--kv-cache-dtype"], &["-ctk", "--cache-type-k"], &["-ctv", "--cache-type-v"]];
+    let named = options.into_iter().filter_map(|names| value(args, names));
+    match named.filter_map(|name| limits::type_refusal(rules, name)).next() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// A number of ranks that one of these options asks for, where `{tensor}` stands for `all`.

@@ -7,7 +7,7 @@ use super::{
 use crate::base::{Bytes, text};
 use crate::model::cache::CacheBits;
 use crate::model::{
-    Loaded, MemoryEstimate, ModelFacts, Overheads, Setup, WeightSplit, per_device, predict,
+    Loaded, MemoryEstimate, ModelFacts, Overheads, Rules, Setup, WeightSplit, per_device, predict,
 };
 use crate::spec::{CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, ServiceSpec};
 
@@ -19,6 +19,22 @@ const PLACEHOLDERS: [&str; 10] = [
     "port", "address", "model", "tensor", "context", "rank", "replica", "release", "service",
     "gpudeck",
 ];
+
+impl Command {
+    /// Whose metrics it has tells which engine it is.
+    fn rules(&self) -> Option<Rules> {
+        Some(match self.0.metrics? {
+            MetricNames::Vllm => memory::VLLM,
+            MetricNames::Sglang => memory::SGLANG,
+            MetricNames::LlamaCpp => memory::LLAMA_CPP,
+        })
+    }
+
+    /// All that it is run with.
+    fn words(&self, spec: &ServiceSpec) -> Vec<String> {
+        self.0.run.iter().chain(&spec.args).cloned().collect()
+    }
+}
 
 impl Engine for Command {
     fn name(&self) -> &'static str {
@@ -41,6 +57,9 @@ impl Engine for Command {
                     .to_owned(),
                 hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
             });
+        }
+        if let Some(rules) = self.rules() {
+            args::cache_types_taken(&self.words(spec), &rules)?;
         }
         // Whose metrics it has tells which engine it is.
         let known = match self.0.metrics {
@@ -109,17 +128,12 @@ impl Engine for Command {
         estimate
     }
 
-    /// Whose metrics it has tells which engine it is.
     fn setup(&self, spec: &ServiceSpec, facts: &ModelFacts, shape: ParallelShape) -> Option<Setup> {
-        let rules = match self.0.metrics? {
-            MetricNames::Vllm => memory::VLLM,
-            MetricNames::Sglang => memory::SGLANG,
-            MetricNames::LlamaCpp => memory::LLAMA_CPP,
-        };
+        let rules = self.rules()?;
         if facts.tensors.is_empty() || facts.caches.is_empty() {
             return None;
         }
-        let words: Vec<String> = self.0.run.iter().chain(&spec.args).cloned().collect();
+        let words = self.words(spec);
         let number = |names: &[&str]| args::value(&words, names).and_then(|v| v.parse().ok());
         let share = ["--mem-fraction-static", "--gpu-memory-utilization"];
         let devices = u64::from(shape.tensor.get());
@@ -154,7 +168,7 @@ impl Engine for Command {
     }
 
     fn read_loaded(&self, spec: &ServiceSpec, log: &str) -> Loaded {
-        let words: Vec<String> = self.0.run.iter().chain(&spec.args).cloned().collect();
+        let words = self.words(spec);
         let block = args::value(&words, &["--block-size"]).and_then(|v| v.parse().ok());
         loaded::any(log, block)
     }

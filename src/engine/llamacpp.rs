@@ -56,6 +56,7 @@ impl Engine for LlamaCpp {
     fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {
         check_shape("llamacpp", spec)?;
         args::refuse_owned(&spec.args, &OWNED)?;
+        args::cache_types_taken(&spec.args, &memory::LLAMA_CPP)?;
         let Some(facts) = facts else { return Ok(()) };
         if facts.format != ModelFormat::Gguf {
             return Err(EngineError::Format {

@@ -85,6 +85,7 @@ fn vllm_refuses_what_it_cannot_do() {
         ("parallel={data=2}", st, "data parallelism (2)"),
         ("device='cpu'", st, "device = \"cpu\""),
         ("args=['--port=1']", st, "`--port`"),
+        ("args=['--kv-cache-dtype', 'q8_0']", st, "a cache of type q8_0"),
         ("context=99999", st, "longer than the model's 32768"),
         ("", ModelFormat::Gguf, "GGUF"),
     ] {
@@ -228,6 +229,24 @@ fn a_command_is_filled_in() {
     let command = run(&s, None, &gpus(1), false).unwrap();
     insta::assert_snapshot!(line(&command), @r#"A=b CUDA_VISIBLE_DEVICES=GPU-0 '{gpudeck}' sim-engine --port=21000 --bind 0.0.0.0 --name chat --model /m --tp 1 -c 512 --id r12-1-0 --json '{"a": {"b": 1}}' --x"#);
     assert_eq!(metrics::Names::of(&s.engine), Some(&metrics::VLLM));
+}
+
+#[test]
+fn cache_types_that_an_engine_does_not_take_are_refused() {
+    let check = |engine: &str| {
+        let s = spec(&format!("model='/m'\n{engine}"));
+        of(&s.engine).check(&s, None).map_err(|e| e.to_string())
+    };
+    let llama = |args: &str| check(&format!("engine='llamacpp'\nargs=[{args}]"));
+    assert!(llama("'-ctk','q8_0','-ctv','q4_0'").is_ok());
+    assert!(llama("'-ctk','q8_0','-ctv=fp8'").unwrap_err().contains("a cache of type fp8"));
+    let command = |whose: &str, word: &str| {
+        let run = format!("run=['x','--kv-cache-dtype','{word}']");
+        check(&format!("memory='1GiB'\n[engine.command]\n{whose}\n{run}"))
+    };
+    assert!(command("metrics='sglang'", "q8_0").unwrap_err().contains("a cache of type q8_0"));
+    assert!(command("metrics='sglang'", "fp8_e5m2").is_ok());
+    assert!(command("", "q8_0").is_ok(), "which engine it is is not known");
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Engine for Vllm {
         }
         check_shape("vllm", spec)?;
         args::refuse_owned(&spec.args, &OWNED)?;
+        args::cache_types_taken(&spec.args, &memory::VLLM)?;
         let Some(facts) = facts else { return Ok(()) };
         if facts.format == ModelFormat::Gguf {
             return Err(EngineError::Format {

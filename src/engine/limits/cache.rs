@@ -7,7 +7,7 @@
 use super::EngineError;
 use crate::model::Setup;
 use crate::model::cache::CacheBits;
-use crate::model::estimate::Pool;
+use crate::model::estimate::{Pool, Rules};
 
 /// Names of one type.
 type Names = &'static [&'static str];
@@ -32,16 +32,16 @@ fn taken(pool: Pool) -> (&'static [Names], &'static str) {
     }
 }
 
-/// Why the engine of `setup` does not take a cache of the type `name`; none where it does, or follows the
+/// Why an engine with these rules does not take a cache of the type `name`; none where it does, or follows the
 /// model. Whether there is such a type at all is for [`CacheBits::named`].
-pub fn type_refusal(setup: &Setup, name: &str) -> Option<EngineError> {
+pub fn type_refusal(rules: &Rules, name: &str) -> Option<EngineError> {
     let lower = name.to_ascii_lowercase();
-    let (types, list) = taken(setup.rules.pool);
+    let (types, list) = taken(rules.pool);
     let good = lower == "auto" || types.iter().any(|names| names.contains(&lower.as_str()));
     // A type that nobody knows is not shown.
     let known = CacheBits::named(&lower).is_some();
     (!good && known).then(|| EngineError::Unsupported {
-        engine: setup.rules.engine,
+        engine: rules.engine,
         what: format!("a cache of type {lower} (it takes {list})"),
         hint: format!("use {list}"),
     })
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn every_engine_has_its_own_types_of_cache() {
-        let refused = |rules, name| type_refusal(&Setup::new(rules), name);
+        let refused = |rules, name| type_refusal(&rules, name);
         for (rules, good, bad) in [
             (VLLM, ["auto", "fp8", "bfloat16", "FP8_E5M2"], ["q8_0", "iq4_nl", "f32"]),
             (SGLANG, ["auto", "fp8_e5m2", "bf16", "fp4_e2m1"], ["q4_0", "fp8_ds_mla", "float32"]),
