@@ -259,13 +259,18 @@ impl Core {
             Some(drain) if drain.since >= upgrade.began => match drain.trouble.clone() {
                 Some(why) => self.upgrade_failed(host, &why),
                 None => {
-                    let (gpus, boot, up) = self.hub.with(|s| {
+                    let (gpus, boot, up, heard_of) = self.hub.with(|s| {
                         let view = s.hosts.get(host);
                         let gpus =
                             view.and_then(|h| h.sample.as_ref()).map_or(0, |sample| well(sample));
                         let boot = view.and_then(|h| h.facts.as_ref()).map(|f| f.boot_id.clone());
-                        (gpus, boot, view.is_some_and(super::world::is_up))
+                        let heard_of = view.is_none_or(super::maintenance::settled);
+                        (gpus, boot, view.is_some_and(super::world::is_up), heard_of)
                     });
+                    // Right after a start it has not been reached yet.
+                    if !heard_of {
+                        return;
+                    }
                     if !up {
                         self.upgrade_failed(host, "it is not reached");
                         return;
