@@ -3,7 +3,7 @@
 //! under a supervisor of its own with a name that it has once, so a killed controller finds it again, and a
 //! link that breaks (a reboot) does not end it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Wish {
 pub struct UpgradeTasks {
     running: BTreeMap<HostName, JoinHandle<()>>,
     up_since: BTreeMap<HostName, Timestamp>,
+    /// Hosts that are back and were told to forget the command.
+    forgotten: BTreeSet<HostName>,
     /// The host whose replicas the next one waits for, as it was told last.
     waits_for: Option<HostName>,
 }
@@ -182,6 +184,7 @@ impl Core {
         }
         self.say(line.0, None, &line.1);
         self.upgrades.up_since.remove(host);
+        self.upgrades.forgotten.remove(host);
         let hosts: Vec<HostName> = self
             .state
             .ledger
@@ -371,6 +374,14 @@ impl Core {
             Some(seen) if seen >= gpus => {
                 let since = *self.upgrades.up_since.entry(host.clone()).or_insert_with(now);
                 if now().since(since) >= SETTLE {
+                    // While it is still waited for: a controller that is killed meanwhile leaves it to the next one.
+                    if self.upgrades.forgotten.insert(host.clone()) {
+                        self.forget_command(upgrade, host);
+                        return;
+                    }
+                    if self.upgrades.running.contains_key(host) {
+                        return;
+                    }
                     // First: killed between the two, it is looked at once more. The other way round it would stay
                     // cordoned, and what was out for it would never come back.
                     let (host_name, gpu) = (host.clone(), None);
@@ -382,7 +393,6 @@ impl Core {
                         return;
                     }
                     self.went(host, UpgradeHost::Done);
-                    self.forget_command(upgrade, host);
                 }
                 return;
             }
