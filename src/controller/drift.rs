@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use super::actions::{Means, reading_runtime};
 use super::core::Core;
+use super::deck_ledger::Ledger;
 use super::record::DeckState;
+use super::upgrade;
 use crate::api::release::{DriftItem, DriftKind, DriftView};
-use crate::api::{ApiError, DeckConditionKind};
+use crate::api::{ApiError, DeckConditionKind, UpgradeEntry, UpgradeHost};
 use crate::base::{DeckId, HostName, RankId, ServiceName};
 use crate::rollout::Phase;
 use crate::runtime::RunningRank;
@@ -66,6 +68,21 @@ fn expected(state: &DeckState) -> Vec<Expected> {
     found
 }
 
+/// The commands of an upgrade of hosts that are awaited: no release names them, and they are ours.
+fn commands(deck: DeckId, ledger: &Ledger) -> Vec<Expected> {
+    let Some(upgrade) = &ledger.upgrade else { return Vec::new() };
+    let Some(rank) = upgrade::rank_of(deck, upgrade.id) else { return Vec::new() };
+    let runs = |entry: &&UpgradeEntry| matches!(entry.state, UpgradeHost::Running { .. });
+    let expected = |entry: &UpgradeEntry| Expected {
+        host: entry.host.clone(),
+        rank: rank.clone(),
+        argv: upgrade::argv_of(upgrade),
+        runtime: RuntimeSpec::Process,
+        must_run: false,
+    };
+    upgrade.hosts.iter().filter(runs).map(expected).collect()
+}
+
 /// Compares; `seen` holds only hosts that could be looked at.
 fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -> Vec<DriftItem> {
     let mut items = Vec::new();
@@ -114,7 +131,8 @@ fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -
 impl Core {
     /// What is to be compared.
     pub(super) fn drift_plan(&self) -> Plan {
-        let expected = expected(&self.state);
+        let mut expected = expected(&self.state);
+        expected.extend(commands(self.deck.id, &self.state.ledger));
         let mut runtimes: BTreeMap<HostName, Vec<RuntimeSpec>> = BTreeMap::new();
         let mut elsewhere = Vec::new();
         let others = self.means.claims.others();
@@ -243,6 +261,40 @@ mod tests {
             runtime: RuntimeSpec::Process,
             must_run,
         }
+    }
+
+    #[test]
+    fn the_command_of_an_upgrade_is_wanted_while_it_is_awaited() {
+        let host: HostName = "h1".parse().unwrap();
+        let deck = DeckId(uuid::Uuid::from_u128(1));
+        let state = UpgradeHost::Running { gpus: 0, boot: None, cordoned_before: false };
+        let since = crate::base::Timestamp(1);
+        let upgrade = crate::api::Upgrade {
+            id: crate::base::ReleaseId(uuid::Uuid::from_u128(3)),
+            command: "apt-get -y upgrade".to_owned(),
+            hosts: vec![UpgradeEntry { host: host.clone(), state, since }],
+            max_parallel: 1,
+            timeout_ms: 1,
+            return_ms: 1,
+            by: "ada".to_owned(),
+            began: since,
+            ended: None,
+        };
+        let rank = upgrade::rank_of(deck, upgrade.id).unwrap();
+        let argv = Some(upgrade::argv_of(&upgrade));
+        let runs = || vec![RunningRank { rank: rank.clone(), argv: argv.clone(), image: None }];
+        let mut ledger = Ledger { upgrade: Some(upgrade), ..Ledger::default() };
+        let drift = |ledger: &Ledger, ranks| {
+            let seen = BTreeMap::from([(host.clone(), ranks)]);
+            let items = compare(&commands(deck, ledger), &seen).into_iter();
+            items.map(|i| i.kind).collect::<Vec<DriftKind>>()
+        };
+        assert_eq!(drift(&ledger, runs()), []);
+        assert_eq!(drift(&ledger, vec![]), [], "it may have ended");
+        // Given up: nobody looks after it any more.
+        let entry = &mut ledger.upgrade.as_mut().unwrap().hosts[0];
+        entry.state = UpgradeHost::Failed { why: "not back".to_owned() };
+        assert_eq!(drift(&ledger, runs()), [DriftKind::Unknown]);
     }
 
     fn running(n: u32, argv: &str) -> RunningRank {

@@ -317,7 +317,7 @@ impl Core {
         let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return };
         let start = RankStart {
             rank,
-            argv: ["sh", "-c", &upgrade.command].map(str::to_owned).to_vec(),
+            argv: argv_of(upgrade),
             env: BTreeMap::from([("GPUDECK_HOST".to_owned(), host.to_string())]),
             needs: Vec::new(),
             ports: Vec::new(),
@@ -427,8 +427,13 @@ fn well(sample: &HostSample) -> u32 {
     u32::try_from(well.count()).unwrap_or(u32::MAX)
 }
 
+/// How the command is started.
+pub(super) fn argv_of(upgrade: &Upgrade) -> Vec<String> {
+    ["sh", "-c", &upgrade.command].map(str::to_owned).to_vec()
+}
+
 /// The name under which the command runs: the same at every start of this upgrade.
-fn rank_of(deck: crate::base::DeckId, upgrade: ReleaseId) -> Option<RankId> {
+pub(super) fn rank_of(deck: crate::base::DeckId, upgrade: ReleaseId) -> Option<RankId> {
     let replica = ReplicaId { release: ReleaseNumber(0), replica: 0, attempt: Attempt::FIRST };
     let service = "host-upgrade".parse().ok()?;
     Some(RankId { deck, service, release_id: upgrade, replica, rank: 0 })
