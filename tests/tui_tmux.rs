@@ -251,3 +251,24 @@ fn every_panel_at_80x24() {
     terminal.sees("╭ 2 Services");
     terminal.left();
 }
+
+#[test]
+fn ctrl_c_at_a_hidden_question_ends_it_and_what_is_typed_is_shown_again() {
+    if !has_program("tmux") {
+        return;
+    }
+    let terminal = Terminal::open(100, 30);
+    let program = env!("CARGO_BIN_EXE_gpudeck");
+    terminal.line(&format!("{program} init"));
+    terminal.line(&format!("{program} answer 7"));
+    terminal.sees("answer (not shown):");
+    terminal.press(&["C-c"]);
+    terminal.sees("interrupted");
+    terminal.line("stty -a; echo code $?");
+    let said = terminal.sees("code 0").replace(['\n', ';'], " ");
+    assert!(said.contains(" echo "), "{said}");
+    terminal.line(&format!("{program} controller stop; echo stopped $?"));
+    terminal.sees("stopped 0");
+    terminal.line("exit");
+    terminal.traces.expect_none(&terminal.person);
+}

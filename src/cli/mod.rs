@@ -80,7 +80,12 @@ pub fn main(arguments: &[String]) -> ExitCode {
             () = interrupted(&args) => Err(Failure::interrupted()),
         }
     });
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    if questions::show_again() {
+        // What waits for an answer would take the next line from the shell.
+        runtime.shutdown_background();
+    } else {
+        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    }
     match result {
         Ok(success) => success.into(),
         Err(failure) => exit::report(&args, &failure),

@@ -70,7 +70,11 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
                 .with_hint("leave it out: it is read from the terminal or from standard input"));
         }
         Some(answer) => answer.into(),
-        None => read_hidden("answer (not shown): ")?,
+        None => {
+            // Aside, so that Ctrl-C is heard meanwhile.
+            let asked = tokio::task::spawn_blocking(|| read_hidden("answer (not shown): "));
+            asked.await.map_err(|e| Failure::other(e.to_string()))??
+        }
     };
     client.send(Intent::Answer { question: id, answer }).await?;
     if args.output == Output::Text {
@@ -82,12 +86,15 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
 /// What the terminal was like before it stopped to show what is typed.
 static PENDING: Mutex<Option<rustix::termios::Termios>> = Mutex::new(None);
 
-/// Lets the terminal show what is typed, should nobody have answered before it was too late.
-pub fn show_again() {
-    if let Some(shown) = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take() {
+/// Lets the terminal show what is typed, should nobody have answered before it was too late, or broken it off.
+/// Whether somebody was still being asked.
+pub fn show_again() -> bool {
+    let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(shown) = &pending {
         let now = rustix::termios::OptionalActions::Now;
-        let _ = rustix::termios::tcsetattr(std::io::stdin(), now, &shown);
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), now, shown);
     }
+    pending.is_some()
 }
 
 /// Reads a line without showing it; whole standard input where nobody sits at it.

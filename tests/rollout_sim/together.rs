@@ -160,6 +160,7 @@ impl Together {
     fn add(&mut self, name: &ServiceName, seed: u64) {
         let mut world = World::of(name.clone(), seed);
         world.trace = self.trace;
+        world.one_clock = true;
         if self.rng.one_in(2) {
             let replicas = 1 + u32::try_from(self.rng.below(3)).unwrap();
             let mut first = crate::build::release(
@@ -210,8 +211,6 @@ impl Together {
     fn turn(&mut self) {
         let behind = self.worlds.values_mut().min_by_key(|w| w.now).unwrap();
         behind.turn();
-        // One controller, one clock.
-        behind.steady_clock();
         self.now = self.now.max(behind.now);
         if self.faults && self.rng.one_in(60) {
             // A person: now and then for good, mostly for a while.

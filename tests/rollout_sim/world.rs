@@ -147,6 +147,8 @@ pub struct World {
     healthy_from: BTreeMap<ReplicaId, (Timestamp, i64, Duration)>,
     /// A bug that was planted.
     pub bug: Option<Bug>,
+    /// The controller's clock does not jump: it is that of other worlds, too.
+    pub one_clock: bool,
     /// Hosts refuse our login now and then; with dice of its own, so that other plays stay as they are.
     pub holds: Option<Rng>,
 }
@@ -198,6 +200,7 @@ impl World {
             away: Duration::ZERO,
             healthy_from: BTreeMap::new(),
             bug: None,
+            one_clock: false,
             holds: None,
         }
     }

@@ -7,11 +7,6 @@ impl World {
         EventKind::HoldBegan { hosts: ["h0".parse().unwrap()].into(), why: "login-lost".to_owned() }
     }
 
-    /// The controller's clock says the time, whatever it said before.
-    pub fn steady_clock(&mut self) {
-        self.clock_error_ms = 0;
-    }
-
     /// An engine lives on and answers nothing, for a while or until it is ended.
     pub(super) fn hang(&mut self, replica: ReplicaId) {
         self.count("engine hangs after ready");
@@ -42,6 +37,7 @@ impl World {
                 }
             }
             8 => self.take_over(),
+            9 if self.one_clock => {}
             9 => {
                 self.count("clock jumps");
                 let jump = i64::try_from(self.rng.below(1_200_000)).unwrap() - 600_000;
