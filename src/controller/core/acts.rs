@@ -1,0 +1,123 @@
+//! Actions are begun, and how releases end is written into Git.
+
+use super::super::gateways::Routes;
+use super::Core;
+use crate::api::Severity;
+use crate::base::{ReleaseNumber, ServiceName};
+use crate::rollout::{Action, Outcome, Phase, Release, ServiceState, Shared};
+
+impl Core {
+    pub(in crate::controller) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
+        let held = self.is_handing_over() || self.taking_over;
+        let actions = if held { Vec::new() } else { actions };
+        self.prepare_hosts(service, &actions);
+        let routes = self.state.services.get(service).map(|s| Routes::of(&self.deck, s));
+        let routes = routes.unwrap_or_default();
+        for action in actions {
+            if let Action::RecordOutcome { release, outcome } = &action {
+                self.record_outcome(service, *release, outcome);
+                continue;
+            }
+            if let Action::RunCommand { release, step, attempt, run } = &action {
+                self.begin_command(service, (*release, *step, *attempt), run);
+                continue;
+            }
+            let Some(release) = self.release_of(service, &action) else { continue };
+            let engine = match &action {
+                Action::AwaitDrained { replica } => self.engine_at(service, *replica),
+                _ => None,
+            };
+            self.actions.begin(service, &self.deck, &release.spec, &routes, engine, action);
+        }
+        if !held {
+            self.actions.reroute(service, &self.deck, routes);
+        }
+        self.end_commands(service);
+        if let Some(state) = self.state.services.get(service) {
+            self.actions.keep_waiting_for(service, |id| {
+                state.replicas.get(&id.key()).is_some_and(|r| {
+                    r.attempt == id.attempt
+                        && matches!(r.phase, Phase::Loading | Phase::Draining { .. })
+                })
+            });
+        }
+    }
+
+    /// The release an action belongs to.
+    fn release_of(&self, service: &ServiceName, action: &Action) -> Option<Shared<Release>> {
+        let state = self.state.services.get(service)?;
+        let number = match action {
+            Action::StartRank { rank, .. } | Action::StopRank { rank, .. } => rank.replica.release,
+            Action::AwaitToken { replica, .. } | Action::AwaitDrained { replica } => {
+                replica.release
+            }
+            Action::ApplyTraffic { servers, .. } => servers
+                .iter()
+                .map(|s| s.replica.release)
+                .max()
+                .or(state.rollout.as_ref().map(|r| r.to))
+                .or(state.stable)?,
+            Action::RunCommand { release, .. } | Action::RecordOutcome { release, .. } => *release,
+        };
+        state.releases.get(&number).or_else(|| state.releases.values().next_back()).cloned()
+    }
+
+    pub(in crate::controller) fn record_outcome(
+        &mut self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+        outcome: &Outcome,
+    ) {
+        let written = self.repo.as_ref().map_or(Ok(()), |repo| {
+            let Some(revision) = repo.release(release)? else { return Ok(()) };
+            repo.set_outcome(&revision, outcome)?;
+            match outcome {
+                Outcome::Completed => repo.set_stable(service, &revision),
+                _ => Ok(()),
+            }
+        });
+        if let Err(error) = written {
+            let words = format!("the outcome of {release} could not be written to Git: {error}");
+            self.say(Severity::Warning, Some(service), &words);
+        }
+        self.share();
+        if let Some(history) = self.files.history.get_mut(service) {
+            for entry in history.iter_mut().filter(|e| e.number == release) {
+                entry.outcome = Some(outcome.clone());
+            }
+        }
+    }
+
+    /// What was stopped is not what is served any more: in Git neither, here and at the remote.
+    pub(in crate::controller) fn note_stopped(
+        &mut self,
+        before: &ServiceState,
+        after: &ServiceState,
+    ) {
+        if !before.stopping || after.stopping {
+            return;
+        }
+        self.audit_stopped(&after.service);
+        let cleared = self.repo.as_ref().map_or(Ok(()), |repo| repo.clear_stable(&after.service));
+        if let Err(error) = cleared {
+            let words = format!("Git still says that it is served: {error}");
+            self.say(Severity::Warning, Some(&after.service), &words);
+        }
+        self.share();
+    }
+
+    /// Notes in Git that releases were never begun which were committed here, and whose rollout did not get into the
+    /// journal: this controller ended in between, or the commit failed half made.
+    pub(in crate::controller) fn note_never_begun(&mut self) {
+        for (service, number) in self.state.ledger.never_begun(&self.state.services) {
+            let entries = self.repo.as_ref().and_then(|r| r.history(&service, usize::MAX).ok());
+            let is_open = entries
+                .is_some_and(|all| all.iter().any(|e| e.release == number && e.outcome.is_none()));
+            if is_open {
+                let why = "it was never begun: its rollout did not get into the journal".to_owned();
+                self.say(Severity::Warning, Some(&service), &format!("{number}: {why}"));
+                self.record_outcome(&service, number, &Outcome::Failed { why });
+            }
+        }
+    }
+}
