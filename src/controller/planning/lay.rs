@@ -1,0 +1,173 @@
+//! A placement is made a release: ports, command lines, and the journey to it.
+
+use super::super::core::{Core, now};
+use super::super::{plan_steps, service_view, world};
+use super::{Draft, Laid, invalid, is_served};
+use crate::api::view::{PlannedRank, PlannedReplica};
+use crate::api::{ApiError, ErrorKind, Forecast};
+use crate::base::{DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, Revision};
+use crate::engine::{self, RankContext};
+use crate::placement;
+use crate::rollout::{
+    Borrowing, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
+};
+use crate::spec::RuntimeSpec;
+
+/// A placement made a release, and its journey foreseen.
+pub(in crate::controller) fn lay_out(
+    core: &Core,
+    draft: &Draft,
+    kind: RolloutKind,
+    placed: placement::Placement,
+    borrowing: Option<Borrowing>,
+) -> Result<Laid, ApiError> {
+    let (service, spec) = (&draft.service, &draft.spec);
+    let empty = ServiceState::new(service.clone());
+    let state = core.state.services.get(service).unwrap_or(&empty);
+    let next = || {
+        let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
+        service_view::next_release(&core.state, in_git)
+    };
+    let number = core.beginnings.number_of(service).unwrap_or_else(next);
+    let mut ports = PortGiver::new(core);
+    for lent in borrowing.iter().flat_map(|b| &b.replicas) {
+        ports.occupy(lent.back.as_ref());
+    }
+    let mut replicas = Vec::new();
+    let mut planned_replicas = Vec::new();
+    for (index, replica) in placed.replicas.iter().enumerate() {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let plan = replica_plan(core, draft, number, index, replica, &mut ports)?;
+        let argv = plan.ranks.first().map(|r| r.argv.as_slice()).unwrap_or_default();
+        planned_replicas.push(planned_replica(core, index, replica, argv));
+        replicas.push(plan);
+    }
+    let release = Release {
+        id: ReleaseId(uuid::Uuid::now_v7()),
+        number,
+        deck: core.deck.id,
+        service: service.clone(),
+        revision: draft.revision.clone().unwrap_or(Revision(String::new())),
+        spec: spec.clone(),
+        replicas,
+        borrowing: borrowing.map(Box::new),
+        created: now(),
+        author: String::new(),
+        reason: None,
+    };
+    let known = plan_steps::known(core, state, &release);
+    let forecast =
+        if is_served(state, spec) {
+            Forecast::default()
+        } else {
+            forecast::forecast_with(state, &release, kind, &known.timings).map_err(|e| {
+                ApiError { kind: ErrorKind::Unplaceable, message: e.to_string(), hint: e.hint() }
+            })?
+        };
+    let reasons = placed.reasons;
+    Ok(Laid { release, replicas: planned_replicas, reasons, forecast, known })
+}
+
+/// Where and how a placed replica runs.
+pub(in crate::controller) fn replica_plan(
+    core: &Core,
+    draft: &Draft,
+    release: ReleaseNumber,
+    index: u32,
+    replica: &placement::PlacedReplica,
+    ports: &mut PortGiver<'_>,
+) -> Result<ReplicaPlan, ApiError> {
+    let spec = &draft.spec;
+    let address = world::engine_address(&core.deck, &replica.host);
+    let port = ports.next(&replica.host, &address)?;
+    let command = engine::of(&spec.engine)
+        .command(&RankContext {
+            service: &draft.service,
+            spec,
+            facts: draft.facts.as_ref(),
+            shape: replica.shape,
+            address: "0.0.0.0",
+            port,
+            devices: &replica.devices,
+            release,
+            replica: index,
+            rank: 0,
+            cores: None,
+            docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
+        })
+        .map_err(|e| invalid(&e))?;
+    Ok(ReplicaPlan {
+        ranks: vec![RankPlan {
+            host: replica.host.clone(),
+            devices: replica.devices.clone(),
+            memory_per_device: replica.memory_per_device,
+            address,
+            port,
+            argv: command.argv,
+            env: command.env,
+            files: command.files,
+        }],
+    })
+}
+
+fn planned_replica(
+    core: &Core,
+    index: u32,
+    replica: &placement::PlacedReplica,
+    argv: &[String],
+) -> PlannedReplica {
+    let (text, free) = core.hub.with(|s| {
+        let sample = s.hosts.get(&replica.host).and_then(|h| h.sample.as_ref());
+        let gpus = sample.map(|s| s.gpus.list()).unwrap_or_default();
+        let parts = gpus.iter().flat_map(|g| replica.devices.iter().filter_map(|d| g.part(d)));
+        let mine: Vec<_> = parts.collect();
+        if replica.devices == [DeviceId::Cpu] {
+            return ("cpu".to_owned(), sample.and_then(|s| s.memory).map(|m| m.free()));
+        }
+        let text = mine.iter().map(|g| format!("GPU {}", g.label)).collect::<Vec<_>>().join(", ");
+        (text, mine.iter().filter_map(|g| g.memory).map(|m| m.free()).min())
+    });
+    PlannedReplica {
+        replica: index,
+        in_place_of: replica.in_place_of.clone(),
+        ranks: vec![PlannedRank {
+            host: replica.host.clone(),
+            devices: replica.devices.clone(),
+            devices_text: text,
+            memory_per_device: replica.memory_per_device,
+            free_per_device: free,
+            argv: argv.to_vec(),
+        }],
+    }
+}
+
+/// Gives out engine ports that no living release has.
+pub(in crate::controller) struct PortGiver<'a> {
+    core: &'a Core,
+    used: std::collections::BTreeSet<(String, u16)>,
+}
+
+impl<'a> PortGiver<'a> {
+    pub(in crate::controller) fn new(core: &'a Core) -> Self {
+        Self { core, used: world::used_ports(&core.state) }
+    }
+
+    /// These ports are spoken for.
+    fn occupy(&mut self, plan: Option<&ReplicaPlan>) {
+        let ranks = plan.into_iter().flat_map(|p| &p.ranks);
+        self.used.extend(ranks.map(|rank| (rank.address.clone(), rank.port)));
+    }
+
+    fn next(&mut self, host: &HostName, address: &str) -> Result<u16, ApiError> {
+        let first = world::first_port(&self.core.deck, host);
+        let port = (first..first.saturating_add(999))
+            .find(|port| !self.used.contains(&(address.to_owned(), *port)))
+            .ok_or_else(|| ApiError {
+                kind: ErrorKind::Unplaceable,
+                message: format!("all engine ports of {host} from {first} on are taken"),
+                hint: Some("set `first_engine_port` of the host in deck.toml".to_owned()),
+            })?;
+        self.used.insert((address.to_owned(), port));
+        Ok(port)
+    }
+}
