@@ -1,0 +1,175 @@
+//! Selecting, filtering and scrolling, while what is shown changes.
+
+use std::time::Duration;
+
+use super::super::fixture::{self, NOW, calm, press, rich, service_name, state};
+use super::super::message::{Effect, Message};
+use super::super::state::{Controller, Mode, ServiceRow};
+use super::super::update::update;
+use super::{LARGE, SMALL, followed, text};
+use crate::api::{ApiError, Delta, ErrorKind, LogChunk, Severity, Timestamp};
+
+#[test]
+fn the_selection_stays_with_its_host() {
+    let mut state = state(fixture::fleet(9), SMALL);
+    press(&mut state, "1jj");
+    assert_eq!(state.selected_host().unwrap().name.as_str(), "node002");
+    let host = fixture::host("aaa", Vec::new());
+    update(&mut state, Message::Delta(Box::new(Delta::Host { sequence: 2, host: Box::new(host) })));
+    assert_eq!(state.selected_host().unwrap().name.as_str(), "node002");
+    let gone = fixture::host_name("node002");
+    update(&mut state, Message::Delta(Box::new(Delta::HostGone { sequence: 3, host: gone })));
+    assert_eq!(state.selected_host().unwrap().name.as_str(), "node003");
+}
+
+#[test]
+fn a_replica_that_is_gone_leaves_the_selection_with_its_service() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2jjjj");
+    assert!(
+        matches!(state.selected_row(), Some(ServiceRow::Replica(name, _)) if name.as_str() == "chat")
+    );
+    let mut chat = state.snapshot.as_ref().unwrap().services[&service_name("chat")].clone();
+    chat.replicas.pop();
+    let service = Box::new(chat);
+    update(&mut state, Message::Delta(Box::new(Delta::Service { sequence: 2, service })));
+    assert_eq!(state.selected_row(), Some(ServiceRow::Service(service_name("chat"))));
+}
+
+#[test]
+fn filters_narrow_and_esc_restores() {
+    let mut state = state(rich(), LARGE);
+    press(&mut state, "1/node[12]<enter>");
+    assert_eq!(state.hosts().len(), 2);
+    press(&mut state, "/<esc>");
+    assert_eq!(state.hosts().len(), 2, "Esc in the line keeps what was there before");
+    press(&mut state, "<esc>");
+    assert_eq!(state.hosts().len(), 8);
+    press(&mut state, "/!node<enter>");
+    assert_eq!(state.hosts().len(), 1);
+    press(&mut state, "<esc>/-l zone=a<enter>");
+    assert_eq!(state.hosts().len(), 8);
+    press(&mut state, "4/drains<enter>");
+    let screen = text(&state);
+    assert!(screen.contains("r11-2 drains") && !screen.contains("begins, 5 steps"));
+}
+
+#[test]
+fn scrolling_up_pauses_the_log_and_g_is_live() {
+    let mut state = state(calm(), SMALL);
+    let lines: String = (0..100).map(|i| format!("line {i:03}\n")).collect::<Vec<_>>().concat();
+    followed(&mut state, &lines);
+    assert!(text(&state).contains("line 099"));
+    press(&mut state, "kkk");
+    assert!(text(&state).contains("PAUSED 3 back") && !text(&state).contains("line 099"));
+    let before = text(&state);
+    let ticket = state.ticket;
+    let at = lines.len() as u64;
+    let chunk = LogChunk { offset: at, next_offset: at + 4, text: "new\n".to_owned() };
+    update(&mut state, Message::Logged { ticket, result: Ok(chunk) });
+    assert!(text(&state).contains("PAUSED 4 back"));
+    let row = |t: &str| t.lines().find(|l| l.contains("line 096")).is_some();
+    assert!(row(&before) && row(&text(&state)), "the same lines stay in sight");
+    press(&mut state, "G");
+    assert!(text(&state).contains("new") && text(&state).contains("live"));
+    press(&mut state, "<esc>");
+    let chunk = LogChunk { offset: 0, next_offset: 1, text: "x".to_owned() };
+    let effects = update(&mut state, Message::Logged { ticket, result: Ok(chunk) });
+    assert!(effects.is_empty(), "left behind, it is not asked for any more");
+}
+
+#[test]
+fn events_hold_still_while_scrolled() {
+    let mut state = state(calm(), SMALL);
+    for i in 0..40 {
+        let event = crate::api::EventLine {
+            at: NOW,
+            severity: Severity::Info,
+            service: None,
+            host: None,
+            text: format!("event {i}"),
+        };
+        let delta = Delta::Event { sequence: 2 + i, event };
+        update(&mut state, Message::Delta(Box::new(delta)));
+    }
+    press(&mut state, "4kk");
+    assert_eq!(state.events_back, 2);
+    let event = state.snapshot.as_ref().unwrap().events[0].clone();
+    update(&mut state, Message::Delta(Box::new(Delta::Event { sequence: 42, event })));
+    assert_eq!(state.events_back, 3);
+    press(&mut state, "G");
+    assert_eq!(state.events_back, 0);
+}
+
+#[test]
+fn a_gap_asks_for_the_stream_again_and_ignores_what_is_old() {
+    let mut state = state(calm(), SMALL);
+    let gap = Delta::QuestionGone { sequence: 9, id: 1 };
+    let effects = update(&mut state, Message::Delta(Box::new(gap.clone())));
+    assert_eq!(effects, [Effect::Resync]);
+    assert!(update(&mut state, Message::Delta(Box::new(gap))).is_empty());
+    update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(calm())))));
+    assert_eq!(state.controller, Controller::Live);
+}
+
+#[test]
+fn a_lost_controller_is_said_and_the_last_data_stay() {
+    let mut state = state(calm(), LARGE);
+    let lost = Message::Lost {
+        why: "connection refused".to_owned(),
+        hint: None,
+        retry_after: Duration::from_secs(2),
+    };
+    update(&mut state, lost.clone());
+    update(&mut state, Message::Tick(Timestamp(NOW.0 + 12_000)));
+    update(&mut state, lost);
+    let screen = text(&state);
+    assert!(screen.contains("CONTROLLER LOST 12s") && screen.contains("node1"), "{screen}");
+}
+
+#[test]
+fn an_error_is_shown_with_what_to_do_about_it() {
+    let mut state = state(calm(), SMALL);
+    let error = ApiError {
+        kind: ErrorKind::Conflict,
+        message: "a rollout of chat is under way".to_owned(),
+        hint: Some("wait, or take it back with x".to_owned()),
+    };
+    let what = "apply chat".to_owned();
+    update(&mut state, Message::Replied { what, result: Err(error) });
+    let screen = text(&state);
+    assert!(screen.contains("was refused") && screen.contains("take it back with x"));
+    press(&mut state, "<esc>");
+    assert!(matches!(state.mode, Mode::Browse));
+}
+
+#[test]
+fn leaving() {
+    let mut state = state(calm(), SMALL);
+    assert_eq!(press(&mut state, "q"), [Effect::Quit], "q leaves at the root");
+    assert!(press(&mut state, "1dq").is_empty(), "and goes back elsewhere");
+    assert!(press(&mut state, "<ctrl-c><enter>").is_empty(), "Ctrl-C asks, beginning on no");
+    assert_eq!(press(&mut state, "<ctrl-c><ctrl-c>"), [Effect::Quit]);
+    assert_eq!(press(&mut state, "<ctrl-z>"), [Effect::Suspend]);
+}
+
+#[test]
+fn ticks_draw_only_what_counts() {
+    let mut quiet = calm();
+    let chat = quiet.services.get_mut(&service_name("chat")).unwrap();
+    chat.rollout = None;
+    chat.replicas.truncate(1);
+    for host in quiet.hosts.values_mut() {
+        host.sampled = Some(Timestamp(NOW.0 + 40_000));
+    }
+    let mut state = state(quiet, SMALL);
+    state.dirty = false;
+    update(&mut state, Message::Tick(Timestamp(NOW.0 + 1_000)));
+    assert!(!state.dirty, "nothing on the screen has changed");
+    assert!(state.next_tick() > Duration::from_secs(1));
+    update(&mut state, Message::Tick(Timestamp(NOW.0 + 60_000)));
+    assert!(state.dirty, "the clock has");
+    let mut busy = self::state(calm(), SMALL);
+    update(&mut busy, Message::Tick(Timestamp(NOW.0 + 1_000)));
+    assert!(busy.dirty, "a gate counts down");
+}

@@ -1,0 +1,316 @@
+//! Rollouts begun, steered and taken back: what is asked first, and what is sent.
+
+use super::super::command::Panel;
+use super::super::dialogs::PlanState;
+use super::super::fixture::{self, NOW, calm, press, service_name, state};
+use super::super::message::{Effect, Message, PlanOf};
+use super::super::state::{Mode, State};
+use super::super::update::update;
+use super::{LARGE, SMALL, planned, sent, text};
+use crate::api::{ConcurrencyPolicy, Delta, Gate, Intent, IntentReply, ReleaseNumber, Timestamp};
+
+#[test]
+fn two_keys_and_the_name_start_a_rollout() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    assert!(sent(&effects).is_empty(), "a key alone does nothing");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    let effects = press(&mut state, "code<enter>");
+    assert_eq!(
+        sent(&effects),
+        [Intent::Apply {
+            service: service_name("code"),
+            reason: None,
+            accept_outage: false,
+            concurrency: None
+        }]
+    );
+    assert!(matches!(state.mode, Mode::Browse));
+    let reply = IntentReply::RolloutBegun {
+        release: ReleaseNumber(13),
+        plan: Box::new(fixture::plan("code", false)),
+    };
+    let what = "apply code".to_owned();
+    update(&mut state, Message::Replied { what, result: Ok(Box::new(reply)) });
+    assert_eq!(state.panel, Panel::Rollout);
+}
+
+#[test]
+fn the_dialog_begins_on_cancel_and_wants_the_whole_name() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    assert!(sent(&press(&mut state, "<enter>")).is_empty());
+    assert!(matches!(state.mode, Mode::Browse), "Enter on Cancel closes");
+
+    let effects = press(&mut state, "a");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    assert!(sent(&press(&mut state, "cod<enter>")).is_empty());
+    assert!(matches!(state.mode, Mode::Confirm(_)), "a part of the name does nothing");
+    assert_eq!(sent(&press(&mut state, "e<enter>")).len(), 1);
+}
+
+#[test]
+fn an_unseen_plan_is_not_confirmed() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2Ga");
+    assert!(sent(&press(&mut state, "code<enter>")).is_empty());
+    let Mode::Confirm(confirm) = &state.mode else { panic!("the dialog stays") };
+    assert!(matches!(confirm.plan, PlanState::Waiting(_)));
+}
+
+#[test]
+fn an_outage_has_to_be_typed() {
+    let mut state = state(calm(), LARGE);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", true));
+    assert!(text(&state).contains("OUTAGE"));
+    assert!(sent(&press(&mut state, "code<enter>")).is_empty());
+    let effects = press(&mut state, " outage<tab>it is night<enter>");
+    assert_eq!(
+        sent(&effects),
+        [Intent::Apply {
+            service: service_name("code"),
+            reason: Some("it is night".to_owned()),
+            accept_outage: true,
+            concurrency: None
+        }]
+    );
+}
+
+#[test]
+fn what_was_selected_when_the_key_was_pressed_is_the_target() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    // Another service comes first in the list now.
+    let mut snapshot = calm();
+    let mut first = snapshot.services[&service_name("chat")].clone();
+    first.name = service_name("aaa");
+    snapshot.services.insert(first.name.clone(), first);
+    update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))));
+    let effects = press(&mut state, "code<enter>");
+    assert!(
+        matches!(&sent(&effects)[..], [Intent::Apply { service, .. }] if service.as_str() == "code")
+    );
+}
+
+#[test]
+fn a_dialog_about_a_service_that_is_gone_closes() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2Ga");
+    let service = service_name("code");
+    update(&mut state, Message::Delta(Box::new(Delta::ServiceGone { sequence: 2, service })));
+    assert!(matches!(state.mode, Mode::Browse));
+    assert!(state.notice.is_some());
+}
+
+#[test]
+fn undo_goes_to_the_release_chosen_in_the_history() {
+    let mut state = state(calm(), LARGE);
+    let mut snapshot = calm();
+    let chat = snapshot.services.get_mut(&service_name("chat")).unwrap();
+    chat.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
+    update(&mut state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))));
+    let effects = press(&mut state, "3jjju");
+    let Some(Effect::Plan { of: PlanOf::Undo(to), .. }) = effects.first() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(*to, Some(ReleaseNumber(7)));
+    planned(&mut state, &effects, fixture::plan("chat", false));
+    let effects = press(&mut state, "chat<enter>");
+    assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
+}
+
+/// `chat` in mid-rollout, as `change` makes it.
+fn rolling(change: impl FnOnce(&mut crate::api::ServiceView)) -> State {
+    let mut snapshot = calm();
+    change(snapshot.services.get_mut(&service_name("chat")).unwrap());
+    state(snapshot, LARGE)
+}
+
+#[test]
+fn an_undo_in_mid_rollout_says_that_it_takes_it_back() {
+    let mut state = rolling(|_| ());
+    // No plan can be made of what comes after a rollout that is under way.
+    assert!(press(&mut state, "3jjju").is_empty());
+    let screen = text(&state);
+    assert!(screen.contains("The rollout to r12 is taken back."), "{screen}");
+    assert!(screen.contains("Then a rollout back to r7 begins"), "{screen}");
+    let effects = press(&mut state, "chat<enter>");
+    assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
+}
+
+#[test]
+fn an_apply_in_mid_rollout_is_queued_or_replaces_it() {
+    for (key, policy, words) in [
+        ("a", ConcurrencyPolicy::Queue, "This one begins when it has ended"),
+        ("A", ConcurrencyPolicy::Replace, "stable is scaled back first"),
+    ] {
+        let mut state = rolling(|_| ());
+        assert!(press(&mut state, &format!("3{key}")).is_empty());
+        let screen = text(&state);
+        assert!(screen.contains(words), "{screen}");
+        let effects = press(&mut state, "chat<enter>");
+        let [Intent::Apply { concurrency: Some(asked), accept_outage: false, .. }] =
+            &sent(&effects)[..]
+        else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(*asked, policy);
+        // Its plan is made later: whether it may have an OUTAGE is said now.
+        let mut state = rolling(|_| ());
+        press(&mut state, &format!("3{key}"));
+        assert!(text(&state).contains("type `chat outage` here"), "{}", text(&state));
+        assert!(sent(&press(&mut state, "chat outag<enter>")).is_empty());
+        let effects = press(&mut state, "e<enter>");
+        assert!(
+            matches!(&sent(&effects)[..], [Intent::Apply { accept_outage: true, .. }]),
+            "{effects:?}"
+        );
+    }
+    // Nothing is under way: there is nothing to replace.
+    let mut state = rolling(|v| v.rollout = None);
+    press(&mut state, "3A");
+    assert!(matches!(state.mode, Mode::Browse));
+}
+
+#[test]
+fn a_gate_is_skipped_only_with_a_reason() {
+    let mut state = rolling(|_| ());
+    press(&mut state, "3s");
+    assert!(sent(&press(&mut state, "chat<enter>")).is_empty());
+    assert!(text(&state).contains("a reason is needed"), "{}", text(&state));
+    let effects = press(&mut state, "it is known<enter>");
+    let reason = "it is known".to_owned();
+    assert_eq!(sent(&effects), [Intent::Skip { service: service_name("chat"), reason }]);
+    for gate in [None, Some(Gate::Failed { why: "bad".to_owned() })] {
+        let mut state = rolling(|v| v.rollout.as_mut().unwrap().gate = gate);
+        press(&mut state, "3s");
+        assert!(matches!(state.mode, Mode::Browse), "no gate to skip");
+    }
+}
+
+#[test]
+fn what_failed_is_tried_again() {
+    let failed = |v: &mut crate::api::ServiceView| {
+        v.rollout.as_mut().unwrap().gate = Some(Gate::Failed { why: "exit code 3".to_owned() });
+    };
+    let taken_back = |v: &mut crate::api::ServiceView| {
+        let why = "exit code 3".to_owned();
+        v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::RolledBack { why });
+    };
+    let mut state = rolling(failed);
+    assert!(press(&mut state, "3r").is_empty(), "it goes on within its plan");
+    assert!(text(&state).contains("Tries again: exit code 3"), "{}", text(&state));
+    let effects = press(&mut state, "chat<enter>");
+    let service = service_name("chat");
+    let retry =
+        |accept_outage| Intent::Retry { service: service.clone(), accept_outage, reason: None };
+    assert_eq!(sent(&effects), [retry(false)]);
+    // What was taken back begins anew: its plan is shown, and its OUTAGE accepted as that of an apply.
+    for outage in [false, true] {
+        let mut state = rolling(taken_back);
+        let effects = press(&mut state, "3r");
+        assert!(matches!(&effects[..], [Effect::Plan { of: PlanOf::Retry, .. }]), "{effects:?}");
+        planned(&mut state, &effects, fixture::plan("chat", outage));
+        let screen = text(&state);
+        assert!(screen.contains("chat: r9 → r13 (chat: r12 again)"), "{screen}");
+        assert!(screen.contains("JOURNEY"), "{screen}");
+        let typed = if outage { "chat outage<enter>" } else { "chat<enter>" };
+        assert_eq!(sent(&press(&mut state, typed)), [retry(outage)]);
+    }
+    let mut state = rolling(|_| ());
+    press(&mut state, "3r");
+    assert!(matches!(state.mode, Mode::Browse), "nothing has failed");
+}
+
+#[test]
+fn what_is_queued_is_seen_and_taken_out() {
+    let queued = crate::api::QueuedRollout {
+        asked: NOW,
+        kind: crate::api::RolloutKind::Apply,
+        to: None,
+        digest: None,
+        by: "bob".to_owned(),
+        reason: Some("the fix".to_owned()),
+        accept_outage: false,
+    };
+    let run = Gate::Run {
+        command: "./smoke.sh --quick".to_owned(),
+        attempt: crate::api::Attempt::FIRST.next(),
+        until: Timestamp(NOW.0 + 95_000),
+    };
+    for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {
+        let (queued, run) = (queued.clone(), run.clone());
+        let mut state = rolling(|v| {
+            v.queued = Some(queued);
+            v.steps[1] = "run ./smoke.sh --quick".to_owned();
+            v.rollout.as_mut().unwrap().gate = Some(run);
+        });
+        state.size = size;
+        press(&mut state, "3");
+        insta::assert_snapshot!(format!("steered_{label}"), text(&state));
+        press(&mut state, "s");
+        insta::assert_snapshot!(format!("skip_{label}"), text(&state));
+        press(&mut state, "<esc>X");
+        let effects = press(&mut state, "chat<enter>");
+        let service = service_name("chat");
+        assert_eq!(sent(&effects), [Intent::CancelQueued { service, reason: None }]);
+    }
+    let mut state = rolling(|_| ());
+    press(&mut state, "3X");
+    assert!(matches!(state.mode, Mode::Browse), "nothing is queued");
+}
+
+#[test]
+fn the_brake_is_quick_and_going_on_asks() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "3p");
+    assert!(matches!(&sent(&effects)[..], [Intent::Pause { .. }]));
+    state
+        .snapshot
+        .as_mut()
+        .unwrap()
+        .services
+        .get_mut(&service_name("chat"))
+        .unwrap()
+        .rollout
+        .as_mut()
+        .unwrap()
+        .paused = Some(NOW);
+    assert!(sent(&press(&mut state, "p<enter>")).is_empty(), "it begins on Cancel");
+    assert!(matches!(&sent(&press(&mut state, "py"))[..], [Intent::Resume { .. }]));
+}
+
+#[test]
+fn abort_stop_and_promote_want_the_name() {
+    for (keys, wanted) in [("3x", "abort"), ("2S", "stop"), ("3P", "promote")] {
+        let mut state = state(calm(), SMALL);
+        assert!(sent(&press(&mut state, keys)).is_empty());
+        assert!(sent(&press(&mut state, "y<enter>")).is_empty());
+        press(&mut state, "<backspace>");
+        let intents = sent(&press(&mut state, "chat<enter>"));
+        let named = serde_json::to_string(&intents[0]).unwrap();
+        assert!(named.contains(wanted), "{named}");
+    }
+}
+
+/// The step that the dialog was opened for, wherever the rollout is when the name is typed.
+#[test]
+fn a_promotion_names_the_step_that_was_seen() {
+    let mut state = state(calm(), SMALL);
+    let seen = state
+        .snapshot
+        .as_ref()
+        .unwrap()
+        .services
+        .values()
+        .find_map(|s| s.rollout.clone())
+        .unwrap()
+        .step;
+    press(&mut state, "3P");
+    let intents = sent(&press(&mut state, "chat<enter>"));
+    let [Intent::Promote { step, all: false, .. }] = &intents[..] else { panic!("{intents:?}") };
+    assert_eq!(*step, Some(seen));
+}
