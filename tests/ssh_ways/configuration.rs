@@ -1,0 +1,119 @@
+//! What the configuration allows, and servers with which nothing is shared.
+
+use std::fs;
+use std::time::Duration;
+
+use super::ssh_support::{Sshd, lab, tool};
+use gpudeck::base::{DownCause, Hint};
+use gpudeck::ssh::{NoQuestions, SshError, run};
+
+use super::{add_to, block, options, to};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_decides_algorithms_ways_and_what_is_written() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let with = |more: &str| options(server.dir.path(), &block("box", &server, more));
+    for more in [
+        " Ciphers aes128-ctr\n MACs hmac-sha2-256",
+        " Ciphers chacha20-poly1305@openssh.com\n KexAlgorithms ecdh-sha2-nistp384",
+        " KexAlgorithms diffie-hellman-group14-sha256\n HostKeyAlgorithms ssh-ed25519",
+        " RekeyLimit 1M 1s\n ServerAliveInterval 1",
+        " BindAddress 127.0.0.2\n AddressFamily inet",
+    ] {
+        let connection = to("box", &with(more), &NoQuestions).await.expect(more);
+        let out =
+            run(&connection, "head -c 9000000 /dev/zero", b"", 1 << 30, Duration::from_mins(1));
+        assert_eq!(out.await.unwrap().stdout.len(), 9_000_000, "{more}");
+    }
+    let error = to("box", &with(" Ciphers 3des-cbc"), &NoQuestions).await.err().unwrap();
+    assert_eq!(error.cause(), DownCause::Configuration, "{error}");
+    assert!(error.hint().unwrap().contains("aes256-gcm@openssh.com"));
+    for (more, word) in [
+        (" Ciphers 3des-cbc", "Ciphers 3des-cbc"),
+        (" PubkeyAuthentication no", "does not let"),
+        (" PreferredAuthentications password", "does not let"),
+        (" PubkeyAcceptedAlgorithms ssh-dss", "does not let"),
+        (" Nonsense 1", "unknown keyword"),
+    ] {
+        let error = to("box", &with(more), &NoQuestions).await.err().expect(more);
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    // Accepted without a question, and written with a hashed name.
+    let known = server.path("fresh");
+    let text = format!(
+        "UserKnownHostsFile {}\nHashKnownHosts yes\nStrictHostKeyChecking accept-new\n{}",
+        known.display(),
+        block("box", &server, "")
+    );
+    to("box", &options(server.dir.path(), &text), &NoQuestions).await.unwrap();
+    assert!(fs::read_to_string(&known).unwrap().starts_with("|1|"));
+    let name = format!("[127.0.0.1]:{}", server.port);
+    tool("ssh-keygen", &["-F", &name, "-f", known.to_str().unwrap()]);
+    // Where nothing is kept, nothing can be written, or only the system has a file: accepted all the same, and nobody
+    // else's file is touched.
+    let system = server.path("system");
+    fs::write(&system, "").unwrap();
+    for user_file in ["/dev/null".to_owned(), format!("{}/x/y", known.display()), "none".to_owned()]
+    {
+        let text = format!(
+            "UserKnownHostsFile {user_file}\nGlobalKnownHostsFile {}\nStrictHostKeyChecking accept-new\n{}",
+            system.display(),
+            block("box", &server, "")
+        );
+        let options = options(server.dir.path(), &text);
+        for _ in 0..2 {
+            let reached = to("box", &options, &NoQuestions).await;
+            assert!(reached.is_ok(), "{user_file}: {:?}", reached.err());
+        }
+    }
+    assert_eq!(fs::read_to_string(&system).unwrap(), "");
+    // Under another name, and a list of revoked keys.
+    let alias = text.replace("HashKnownHosts yes", "HostKeyAlias The-Box");
+    to("box", &options(server.dir.path(), &alias), &NoQuestions).await.unwrap();
+    assert!(fs::read_to_string(&known).unwrap().contains("\nthe-box ssh-ed25519 "));
+    let revoked = format!(" RevokedHostKeys {}", server.path("host_ed25519.pub").display());
+    let error = to("box", &with(&revoked), &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyRevoked { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_shares_no_cipher_is_one_and_the_cipher_is_named() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    add_to(&mut server, "Ciphers aes256-ctr\n");
+    let options = options(server.dir.path(), &block("box", &server, " Ciphers aes128-ctr"));
+    let error = to("box", &options, &NoQuestions).await.err().unwrap();
+    assert_eq!(error.cause(), DownCause::Configuration, "{error}");
+    assert!(error.to_string().contains("Ciphers") && error.to_string().contains("aes256-ctr"));
+    assert!(error.needs_a_person() && error.hint().unwrap().contains("aes128-ctr"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_ssh_server_is_told_by_its_first_line() {
+    use tokio::io::AsyncWriteExt;
+    let dir = tempfile::tempdir().unwrap();
+    for (said, cause, word) in [
+        ("HTTP/1.1 400 Bad\r\n\r\n", DownCause::NotSsh, "HTTP/1.1 400 Bad"),
+        ("Exceeded MaxStartups\r\n", DownCause::ConnectionLost, "Exceeded MaxStartups"),
+        ("SSH-2.0-x\r\n", DownCause::ConnectionLost, "hung up"),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            // Read what is said, so that the end is an end and not a reset.
+            let _ = stream.shutdown().await;
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        });
+        let text = format!("Host box\n HostName 127.0.0.1\n Port {port}\n");
+        let error = to("box", &options(dir.path(), &text), &NoQuestions).await.err().unwrap();
+        assert_eq!(error.cause(), cause, "{said}: {error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
