@@ -27,8 +27,8 @@ pub(super) fn has(args: &[String], names: &[&str]) -> bool {
 pub(super) fn cache_types_taken(args: &[String], rules: &Rules) -> Result<(), EngineError> {
     let options: [&[&str]; 3] =
         [&["--kv-cache-dtype"], &["-ctk", "--cache-type-k"], &["-ctv", "--cache-type-v"]];
-    let named = options.into_iter().filter_map(|names| value(args, names));
-    match named.filter_map(|name| limits::type_refusal(rules, name)).next() {
+    let mut named = options.into_iter().filter_map(|names| value(args, names));
+    match named.find_map(|name| limits::type_refusal(rules, name)) {
         Some(error) => Err(error),
         None => Ok(()),
     }
