@@ -85,6 +85,8 @@ pub fn main(arguments: &[String]) -> ExitCode {
         runtime.shutdown_background();
     } else {
         runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        // Asked at the very end.
+        questions::show_again();
     }
     match result {
         Ok(success) => success.into(),

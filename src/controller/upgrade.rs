@@ -400,6 +400,7 @@ impl Core {
             None => state,
         };
         self.upgrades.up_since.remove(host);
+        self.upgrades.forgotten.remove(host);
         let patience = Duration::from_millis(upgrade.return_ms);
         if now() > entry.since.plus(patience) {
             self.upgrade_failed(host, &format!("not back after {}: {why}", time::short(patience)));

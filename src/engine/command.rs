@@ -58,9 +58,6 @@ impl Engine for Command {
                 hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
             });
         }
-        if let Some(rules) = self.rules() {
-            args::cache_types_taken(&self.words(spec), &rules)?;
-        }
         // Whose metrics it has tells which engine it is.
         let known = match self.0.metrics {
             Some(MetricNames::Vllm) => Some("vllm"),

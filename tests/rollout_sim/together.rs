@@ -33,6 +33,8 @@ pub enum Mistake {
     FirstBack,
     /// What had begun when the controller was killed is begun again.
     ForgetBegun,
+    /// None at all: what is caught then is the play's own doing.
+    Nothing,
 }
 
 const MISTAKES: [Mistake; 6] = [
@@ -59,7 +61,7 @@ impl Mistake {
             }
             Self::ForgetAbort => group.aborted = None,
             Self::FirstBack if group.goes_back() => group.services.reverse(),
-            Self::FirstBack => {}
+            Self::FirstBack | Self::Nothing => {}
             Self::ForgetBegun => {
                 for entry in &mut group.services {
                     entry.since = Timestamp(u64::MAX / 2);
@@ -89,6 +91,8 @@ struct Together {
     before: BTreeMap<ServiceName, Option<ReleaseNumber>>,
     /// Services whose rollout has begun.
     begun: BTreeSet<ServiceName>,
+    /// Services whose undo has begun.
+    undone: BTreeSet<ServiceName>,
     /// Everything that was ever rolled out, as it was asked for.
     releases: BTreeMap<(ServiceName, ReleaseNumber), Release>,
     /// By the controller's one clock, which never goes back.
@@ -136,6 +140,7 @@ impl Together {
             wanted: BTreeMap::new(),
             before: BTreeMap::new(),
             begun: BTreeSet::new(),
+            undone: BTreeSet::new(),
             releases: BTreeMap::new(),
             now: Timestamp(0),
             rng,
@@ -304,7 +309,7 @@ impl Together {
     /// Its plan has been made: it begins, is refused, or is asked for again in a moment.
     fn begin(&mut self, begin: &Begin) {
         let steered = self.group.paused.is_some() || self.group.aborted.is_some();
-        if steered && begin.kind == RolloutKind::Apply && self.mistake.is_none() {
+        if steered && begin.kind == RolloutKind::Apply && !self.is_blind_to_people() {
             return;
         }
         let dice = self.rng.below(24);
@@ -327,11 +332,17 @@ impl Together {
         }
     }
 
+    /// The mistake is that a pause or an abort does not hold what begins.
+    fn is_blind_to_people(&self) -> bool {
+        matches!(self.mistake, Some(Mistake::ForgetPause | Mistake::ForgetAbort))
+    }
+
     fn request(&mut self, begin: &Begin) -> ReleaseNumber {
         let service = &begin.service;
         let (release, nature) = match begin.kind {
             RolloutKind::Undo => {
                 self.check_back(service);
+                assert!(self.undone.insert(service.clone()), "{service} is undone twice");
                 self.count("together: one taken back");
                 let old = self.releases[&(service.clone(), begin.to.unwrap())].clone();
                 let number = self.world(service).fresh_number();
@@ -466,6 +477,9 @@ pub fn seed(seed: u64, trace: bool, mistake: Option<Mistake>) -> Counts {
 
 #[test]
 fn mistakes_of_the_group_are_caught() {
+    for one in 0..WITHIN {
+        seed(one, false, Some(Mistake::Nothing));
+    }
     for mistake in MISTAKES {
         let caught = (0..WITHIN)
             .find(|one| std::panic::catch_unwind(|| seed(*one, false, Some(mistake))).is_err());

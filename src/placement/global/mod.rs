@@ -58,6 +58,8 @@ const PLACING: f64 = 0.25;
 const IMPROVING: f64 = 0.8;
 /// And until here for the bounds.
 const BOUNDING: f64 = 0.92;
+/// And until here for the reasons, so that the answer is there in time.
+const TELLING: f64 = 0.98;
 
 /// Places everything. The world must have passed [`check`], which is done again.
 pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wrong> {
@@ -104,7 +106,7 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
     }
     polish::polish(&mut search, &mut best, &mut || used() >= BOUNDING);
     let bounds = bounds(&problem, &best, ideal, proven, &mut || used() >= BOUNDING);
-    let mut over = || used() >= 1.0;
+    let mut over = || used() >= TELLING;
     let mut answer = answer::tell(world, &problem, &best, &bounds, control.explain, &mut over);
     answer.search.steps = steps;
     let ended = match () {

@@ -44,7 +44,8 @@ impl Search<'_> {
         let units = self.p.kinds[kind as usize].units / split;
         let near =
             if split > 1 && first.is_none() { self.in_one_rack(slot, kind, split) } else { None };
-        if near.as_ref().is_some_and(|(price, _)| price[1] == 3 * (i64::from(split) - 1)) {
+        let least = 3 * (i64::from(split) - 1);
+        if near.as_ref().is_some_and(|(price, _)| price[0] == 0 && price[1] == least) {
             return near;
         }
         let far = self.one_by_one(slot, kind, units, split, first);
