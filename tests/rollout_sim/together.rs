@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use deciding::base::{ReleaseId, ReleaseNumber, ServiceName, Timestamp};
 use deciding::rollout::group::{
-    Answer, Begin, Group, GroupEntry, GroupMove, GroupState, GroupSteer, order,
+    Answer, Begin, Group, GroupEntry, GroupMove, GroupState, GroupSteer, forward, order,
 };
-use deciding::rollout::{EventKind, Release, RolloutKind};
+use deciding::rollout::{EventKind, Outcome, Release, RolloutKind};
 use uuid::Uuid;
 
 use crate::build::{Rng, single, spec};
@@ -91,6 +91,8 @@ struct Together {
     before: BTreeMap<ServiceName, Option<ReleaseNumber>>,
     /// Services whose rollout has begun.
     begun: BTreeSet<ServiceName>,
+    /// Services whose undo was refused.
+    refused: BTreeSet<ServiceName>,
     /// Services whose undo has begun.
     undone: BTreeSet<ServiceName>,
     /// Everything that was ever rolled out, as it was asked for.
@@ -140,6 +142,7 @@ impl Together {
             wanted: BTreeMap::new(),
             before: BTreeMap::new(),
             begun: BTreeSet::new(),
+            refused: BTreeSet::new(),
             undone: BTreeSet::new(),
             releases: BTreeMap::new(),
             now: Timestamp(0),
@@ -206,11 +209,29 @@ impl Together {
         self.journal.push((self.now, line));
     }
 
+    /// The one that is rolled out is held, or goes on, before that is written down of the group.
     fn steer(&mut self, what: GroupSteer) {
         let over = self.group.ended.is_some();
-        if !over && !self.group.goes_back() && self.group.aborted.is_none() {
-            self.write(Line::Steered(what));
+        if over || self.group.goes_back() || self.group.aborted.is_some() {
+            return;
         }
+        let rolling = self.group.services.iter().find_map(|entry| match entry.state {
+            GroupState::Rolling { release } => Some((entry.service.clone(), release)),
+            _ => None,
+        });
+        if let Some((service, release)) = rolling {
+            let world = self.world(&service);
+            let paused = forward(&world.state, release).map(|r| r.paused.is_some());
+            match (what, paused) {
+                (GroupSteer::Pause, Some(false)) => world.by_ada(|by| EventKind::Paused { by }),
+                (GroupSteer::Resume, Some(true)) => world.by_ada(|by| EventKind::Resumed { by }),
+                _ => {}
+            }
+            if self.killed_in_between() {
+                return;
+            }
+        }
+        self.write(Line::Steered(what));
     }
 
     fn turn(&mut self) {
@@ -241,6 +262,9 @@ impl Together {
             take(&mut again, line, *at);
         }
         assert_eq!(again, self.group, "replay differs");
+        let text = serde_json::to_string(&again).unwrap();
+        self.group = serde_json::from_str(&text).unwrap();
+        assert_eq!(again, self.group, "JSON differs");
         self.asking = None;
     }
 
@@ -326,6 +350,9 @@ impl Together {
             2..6 => return,
             _ => Answer::Begun(self.request(begin)),
         };
+        if begin.kind == RolloutKind::Undo && matches!(answer, Answer::Refused { .. }) {
+            self.refused.insert(begin.service.clone());
+        }
         let begun = matches!(answer, Answer::Begun(_));
         if !(begun && self.killed_in_between()) {
             self.write(Line::Went(begin.service.clone(), begin.answered(answer)));
@@ -408,7 +435,14 @@ impl Together {
                 | GroupState::NothingToDo
                 | GroupState::Failed { .. }
                 | GroupState::Skipped { .. } => as_before(),
-                GroupState::NotUndone { .. } => {}
+                GroupState::NotUndone { .. } => {
+                    let last = world.state.rollout.as_ref();
+                    let undone = last.is_some_and(|r| {
+                        r.kind == RolloutKind::Undo && r.outcome == Some(Outcome::Completed)
+                    });
+                    let why = self.refused.contains(&entry.service) || !undone;
+                    assert!(why, "{} is undone, and said not to be", entry.service);
+                }
                 other => panic!("{} is still {other:?}", entry.service),
             }
         }
