@@ -6,7 +6,7 @@ mod ssh_support;
 use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use gpudeck::ssh::{
     NoQuestions, Place, Questions, RusshConnection, SshError, Target, Timeouts, connect, run,
 };
 use secrecy::SecretString;
-use ssh_support::{Sshd, Tarpit, free_port, keygen, lab, tool, until};
+use ssh_support::{Agent, Sshd, Tarpit, free_port, keygen, lab, tool, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A person who has made up their mind.
@@ -307,51 +307,14 @@ async fn a_private_key_that_others_may_read_is_not_used_and_it_is_said_why() {
         }
     }
     // An agent that has it signs all the same.
-    let agent = Agent::start(server.dir.path());
+    let agent = Agent::start(&server.path("agent")).await;
     let key = server.user_key();
-    agent.add(&key).await;
+    agent.add(&key);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let target = self::target(&server, &server.known_hosts("ed25519"));
     let mut options = options;
     options.agents = Arc::new(Agents::new(Some(agent.socket.clone())));
     try_connect(&target, &options, &NoQuestions).await.unwrap();
-}
-
-/// An ssh-agent that ends with the test.
-struct Agent {
-    socket: PathBuf,
-    child: std::process::Child,
-}
-
-impl Agent {
-    fn start(dir: &Path) -> Self {
-        let socket = dir.join("agent");
-        let child = std::process::Command::new("ssh-agent")
-            .args(["-D", "-a"])
-            .arg(&socket)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { socket, child }
-    }
-
-    async fn add(&self, key: &Path) {
-        let socket = self.socket.clone();
-        ssh_support::until_listens(&socket).await;
-        let out = std::process::Command::new("ssh-add")
-            .arg(key)
-            .env("SSH_AUTH_SOCK", &self.socket)
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{out:?}");
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -360,11 +323,11 @@ async fn the_agents_keys_let_us_in() {
         return;
     }
     let server = Sshd::start();
-    let agent = Agent::start(server.dir.path());
+    let agent = Agent::start(&server.path("agent")).await;
     for kind in ["ed25519", "rsa", "ecdsa"] {
         let key = server.path(&format!("held_{kind}"));
         keygen(&key, kind, "");
-        agent.add(&key).await;
+        agent.add(&key);
         fs::write(server.path("authorized_keys"), "").unwrap();
         server.authorize(&key);
         // From now on only the agent has it.
@@ -384,19 +347,19 @@ async fn an_agent_with_many_keys_offers_the_named_one_first() {
         return;
     }
     let server = Sshd::start();
-    let agent = Agent::start(server.dir.path());
+    let agent = Agent::start(&server.path("agent")).await;
     // sshd hangs up after six tries.
     for n in 0..8 {
         let key = server.path(&format!("other_{n}"));
         keygen(&key, "ed25519", "");
-        agent.add(&key).await;
+        agent.add(&key);
     }
     let mut options = options(server.dir.path());
     options.agents = Arc::new(Agents::new(Some(agent.socket.clone())));
     let target = target(&server, &server.known_hosts("ed25519"));
     let error = try_connect(&target, &options, &NoQuestions).await.err().unwrap();
     assert!(error.to_string().contains("hung up"), "{error}");
-    agent.add(&server.user_key()).await;
+    agent.add(&server.user_key());
     try_connect(&target, &options, &NoQuestions).await.unwrap();
     options.config = ConfigFiles::Text("Host box\nIdentitiesOnly yes\n".into());
     try_connect(&target, &options, &NoQuestions).await.unwrap();

@@ -70,6 +70,39 @@ pub async fn until_listens(socket: &Path) {
     until("the agent listens", Duration::from_secs(30), || listens(socket)).await;
 }
 
+/// An ssh-agent that ends with the test.
+pub struct Agent {
+    pub socket: PathBuf,
+    child: Child,
+}
+
+impl Agent {
+    pub async fn start(socket: &Path) -> Self {
+        let child = Command::new("ssh-agent")
+            .args(["-D", "-a"])
+            .arg(socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = Self { socket: socket.to_owned(), child };
+        until_listens(socket).await;
+        agent
+    }
+
+    pub fn add(&self, key: &Path) {
+        let out =
+            Command::new("ssh-add").arg(key).env("SSH_AUTH_SOCK", &self.socket).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 pub struct Sshd {
     pub dir: TempDir,
     pub port: u16,

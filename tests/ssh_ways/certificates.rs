@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::ssh_support::{Sshd, keygen, lab, tool};
+use super::ssh_support::{Agent, Sshd, keygen, lab, tool};
 use gpudeck::ssh::{Agents, ConfigFiles, NoQuestions, SshError};
 
 use super::{add_to, block, options, to};
@@ -58,41 +58,6 @@ async fn user_certificates_let_us_in() {
         fs::remove_file(format!("{}.pub", key.display())).unwrap();
         options.config = ConfigFiles::Text(base.as_str().into());
         to("box", &options, &NoQuestions).await.expect(kind);
-    }
-}
-
-struct Agent {
-    socket: std::path::PathBuf,
-    child: std::process::Child,
-}
-
-impl Agent {
-    pub(super) async fn start(socket: &Path) -> Self {
-        let child = std::process::Command::new("ssh-agent")
-            .args(["-D", "-a"])
-            .arg(socket)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let agent = Self { socket: socket.to_owned(), child };
-        super::ssh_support::until_listens(socket).await;
-        agent
-    }
-
-    fn add(&self, key: &Path) {
-        let out = std::process::Command::new("ssh-add")
-            .arg(key)
-            .env("SSH_AUTH_SOCK", &self.socket)
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{out:?}");
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
