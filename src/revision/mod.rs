@@ -21,6 +21,7 @@ pub mod files;
 pub mod history;
 mod netrc;
 mod notes;
+mod patience;
 pub mod reach;
 pub mod remote;
 pub mod repo;

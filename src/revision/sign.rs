@@ -4,11 +4,12 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use git2::Repository;
 
 use super::RevisionError;
+use super::patience::ended_within;
 use crate::base::text;
 
 /// Longest time for a signature: somebody may have to touch a key.
@@ -122,17 +123,9 @@ fn run(mut command: Command, content: &str) -> Result<String, RevisionError> {
         // One that does not read its input says why below.
         let _ = stdin.write_all(content.as_bytes());
     }
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        match child.try_wait().map_err(|e| failed(e.to_string()))? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(format!("{program} did not sign in {} s", PATIENCE.as_secs())));
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
+    let ended = ended_within(&mut child, PATIENCE).map_err(|e| failed(e.to_string()))?;
+    let Some(status) = ended else {
+        return Err(failed(format!("{program} did not sign in {} s", PATIENCE.as_secs())));
     };
     let mut said = String::new();
     let mut signature = String::new();

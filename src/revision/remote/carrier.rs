@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::RevisionError;
 use super::super::address::Address;
+use super::super::patience::ended_within;
 use super::super::repo::DeckRepo;
 use crate::base::text;
 
@@ -123,18 +124,10 @@ fn run_git(dir: &Path, arguments: &[&str], why: &'static str) -> Result<String, 
     };
     let out = gather(out.map(|s| Box::new(s) as Box<_>));
     let errors = gather(errors.map(|s| Box::new(s) as Box<_>));
-    let deadline = Instant::now() + PATIENCE;
     let failed = |message: String| RevisionError::Git { message };
-    let status = loop {
-        match child.try_wait().map_err(|e| failed(e.to_string()))? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(format!("git did not answer in {} s", PATIENCE.as_secs())));
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
+    let ended = ended_within(&mut child, PATIENCE).map_err(|e| failed(e.to_string()))?;
+    let Some(status) = ended else {
+        return Err(failed(format!("git did not answer in {} s", PATIENCE.as_secs())));
     };
     let said = errors.join().unwrap_or_default();
     if status.success() {
