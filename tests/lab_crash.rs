@@ -345,16 +345,16 @@ impl Asked {
     /// `last`: the upgrade before.
     fn is_begun(self, state: &DeckState, last: Option<ReleaseId>) -> bool {
         match self {
-            Self::Drain(host) => state.ledger.drains.contains_key(&name(host)),
-            Self::Upgrade(_) => state.ledger.upgrade.as_ref().map(|u| u.id) != last,
+            Self::Drain(host) => state.ledger.maintenance.drains.contains_key(&name(host)),
+            Self::Upgrade(_) => state.ledger.maintenance.upgrade.as_ref().map(|u| u.id) != last,
         }
     }
 
     fn is_over(self, told: &Told, last: Option<ReleaseId>) -> bool {
         let ledger = &told.state.ledger;
-        let (ended, failed) = match (self, &ledger.upgrade) {
+        let (ended, failed) = match (self, &ledger.maintenance.upgrade) {
             (Self::Drain(host), _) => {
-                let drain = ledger.drains.get(&name(host));
+                let drain = ledger.maintenance.drains.get(&name(host));
                 (drain.and_then(|d| d.ended), drain.is_some_and(|d| d.trouble.is_some()))
             }
             (Self::Upgrade(_), Some(upgrade)) => {
@@ -381,7 +381,7 @@ fn maintained(
 ) -> usize {
     let what = format!("{asked:?}, killed at records {points:?}");
     told.begin();
-    let last = told.state.ledger.upgrade.as_ref().map(|upgrade| upgrade.id);
+    let last = told.state.ledger.maintenance.upgrade.as_ref().map(|upgrade| upgrade.id);
     let mut controller = operator.controller_pid();
     // In the background: it writes records before the command knows of them.
     let mut command = operator.start(&asked.words());
@@ -448,7 +448,7 @@ fn a_controller_killed_at_any_record_of_a_drain_in_the_lab() {
         let times = maintained(&operator, &traffic, &mut told, asked);
         let what = format!("a drain killed at record {at}");
         let story = || operator.story();
-        let drain = &told.state.ledger.drains[&name(full)];
+        let drain = &told.state.ledger.maintenance.drains[&name(full)];
         assert!(drain.trouble.is_none(), "{what}: {drain:?}\n{}", story());
         // One at a time, and its successor first.
         assert_eq!((told.lowest, told.most), (REPLICAS, 3), "{what}\n{}", story());
@@ -456,11 +456,18 @@ fn a_controller_killed_at_any_record_of_a_drain_in_the_lab() {
         assert!(here.is_empty() && there.len() == 2, "{what}: {here:?} {there:?}\n{}", story());
         expect_started(&operator, &before, 2, &what);
         // It is kept free until a person says that it is not.
-        assert!(told.state.ledger.host_cordon(&name(full)).is_some(), "{what}\n{}", story());
+        assert!(
+            told.state.ledger.maintenance.host_cordon(&name(full)).is_some(),
+            "{what}\n{}",
+            story()
+        );
         operator.expect(&["uncordon", full], 0);
         told.look();
         let ledger = &told.state.ledger;
-        assert!(ledger.cordons.is_empty() && ledger.drains.is_empty(), "{what}: {ledger:#?}");
+        assert!(
+            ledger.maintenance.cordons.is_empty() && ledger.maintenance.drains.is_empty(),
+            "{what}: {ledger:#?}"
+        );
         (full, empty) = (empty, full);
         if times == 0 {
             break;
@@ -500,7 +507,7 @@ fn a_controller_killed_at_any_record_of_an_upgrade_of_hosts_in_the_lab() {
     // So that what is on h2 can be nowhere else; what is on h3 serves on.
     operator.expect(&["cordon", "h3", "-m", "ECC"], 0);
     let mut told = Told::new(&operator);
-    let cordons = told.state.ledger.cordons.clone();
+    let cordons = told.state.ledger.maintenance.cordons.clone();
     let traffic = operator.load(10.0);
     // One after the other they take half a minute. So it is killed at every eighth record of each upgrade, from
     // another one on each time; and the sample has both hosts at a time.
@@ -516,14 +523,14 @@ fn a_controller_killed_at_any_record_of_an_upgrade_of_hosts_in_the_lab() {
         let what = format!("an upgrade killed at {points:?}");
         let story = || operator.story();
         let ledger = &told.state.ledger;
-        let upgrade = ledger.upgrade.as_ref().unwrap();
+        let upgrade = ledger.maintenance.upgrade.as_ref().unwrap();
         let well = upgrade.hosts.iter().all(|h| h.state == UpgradeHost::Done);
         assert!(well, "{what}: {upgrade:#?}\n{}", story());
         assert!(parallel != "1" || told.too_early.is_empty(), "{what}: {:?}", told.too_early);
         assert_eq!(told.lowest, REPLICAS - 1, "{what}\n{}", story());
         // The person's own stays.
         assert_eq!(ledger.cordons, cordons, "{what}\n{}", story());
-        assert!(ledger.drains.is_empty(), "{what}: {:?}\n{}", ledger.drains, story());
+        assert!(ledger.drains.is_empty(), "{what}: {:?}\n{}", ledger.maintenance.drains, story());
         for host in UPGRADED {
             let ran = std::fs::read_to_string(operator.lab.disk(host, "/srv/upgrades")).unwrap();
             assert_eq!(ran, format!("{host} 0 0\n").repeat(round), "{what}\n{}", story());

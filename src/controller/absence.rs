@@ -92,7 +92,7 @@ impl Core {
         let decided = self.state.services.values().map(|service| service.now);
         clock::not_before(decided.fold(alive, Timestamp::max));
         self.make_good_since(alive, |_| true);
-        let upgrade = self.state.ledger.upgrade.iter();
+        let upgrade = self.state.ledger.maintenance.upgrade.iter();
         let newest = upgrade.flat_map(|u| &u.hosts).map(|entry| entry.since).max();
         let missed = newest.map(|newest| now().since(newest.max(alive)));
         if let Some(missed) = missed.filter(|missed| *missed >= WAS_AWAY) {
@@ -114,7 +114,7 @@ impl Core {
 
     /// Whether an upgrade of hosts is under way.
     fn upgrades_hosts(&self) -> bool {
-        self.state.ledger.upgrade.as_ref().is_some_and(|upgrade| upgrade.ended.is_none())
+        self.state.ledger.maintenance.present_upgrade().is_some()
     }
 
     /// Nobody looked after these services since `alive`, or since the newest event of each, whichever is later.

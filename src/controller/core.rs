@@ -281,7 +281,7 @@ impl Core {
     fn leave_when_idle(&mut self) {
         let Some(limit) = self.options.leave_when_idle else { return };
         let ledger = &self.state.ledger;
-        let upgrades = ledger.upgrade.as_ref().is_some_and(|u| u.ended.is_none())
+        let upgrades = ledger.maintenance.present_upgrade().is_some()
             || ledger.group.as_ref().is_some_and(|g| g.ended.is_none());
         let serves = upgrades
             || self.beginnings.is_busy()

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::maintenance::{Cordon, CordonedGpu, Drain, Upgrade, UpgradeHost};
 use crate::api::plan::{PlanProgress, StepProgress};
 use crate::api::{PlanTime, PlanView};
 use crate::base::{HostName, ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::group::{Group, GroupState, GroupSteer};
+use crate::rollout::maintenance::{Cordon, CordonedGpu, FleetMaintenance, Upgrade, UpgradeHost};
 use crate::rollout::{Direction, ServiceState};
 
 /// Rollouts that are remembered of each service.
@@ -114,14 +114,11 @@ pub enum DeckEvent {
 pub struct Ledger {
     /// How rollouts went, the newest last.
     pub chronicles: BTreeMap<ServiceName, VecDeque<PlanProgress>>,
-    /// Where no new ranks go.
-    pub cordons: BTreeMap<HostName, Vec<Cordon>>,
-    /// Hosts that are being emptied, or were and are cordoned still.
-    pub drains: BTreeMap<HostName, Drain>,
+    /// Cordons, drains, an upgrade of hosts.
+    #[serde(flatten)]
+    pub maintenance: FleetMaintenance,
     /// The services that are rolled out together, or were last.
     pub group: Option<Group>,
-    /// The upgrade of hosts under way, or the last one.
-    pub upgrade: Option<Upgrade>,
 }
 
 impl Ledger {
@@ -138,31 +135,16 @@ impl Ledger {
                 }
             }
             DeckEvent::Cordoned { host, gpu, by, reason } => {
-                let cordons = self.cordons.entry(host.clone()).or_default();
-                cordons.retain(|c| c.gpu != *gpu);
                 let (by, reason) = (by.clone(), reason.clone());
-                cordons.push(Cordon { gpu: gpu.clone(), by, reason, since: at });
+                let cordon = Cordon { gpu: gpu.clone(), by, reason, since: at };
+                self.maintenance.cordoned(host, cordon);
             }
             DeckEvent::Uncordoned { host, gpu } => {
-                if let Some(cordons) = self.cordons.get_mut(host) {
-                    cordons.retain(|c| c.gpu != *gpu);
-                    if cordons.is_empty() {
-                        self.cordons.remove(host);
-                    }
-                }
-                if gpu.is_none() {
-                    self.drains.remove(host);
-                }
+                self.maintenance.uncordoned(host, gpu.as_ref(), at);
             }
-            DeckEvent::DrainBegun { host, by } => {
-                let drain = Drain { by: by.clone(), since: at, ended: None, trouble: None };
-                self.drains.insert(host.clone(), drain);
-            }
+            DeckEvent::DrainBegun { host, by } => self.maintenance.drain_begun(host, by, at),
             DeckEvent::DrainEnded { host, trouble } => {
-                if let Some(drain) = self.drains.get_mut(host) {
-                    drain.ended = Some(at);
-                    drain.trouble.clone_from(trouble);
-                }
+                self.maintenance.drain_ended(host, trouble.as_deref(), at);
             }
             DeckEvent::GroupBegun { group } => self.group = Some(group.clone()),
             DeckEvent::GroupWent { service, state } => {
@@ -175,23 +157,18 @@ impl Ledger {
                     group.steered(*what, by, reason.as_deref(), at);
                 }
             }
-            DeckEvent::UpgradeBegun { upgrade } => self.upgrade = Some(upgrade.clone()),
+            DeckEvent::UpgradeBegun { upgrade } => {
+                self.maintenance.upgrade = Some(upgrade.clone());
+            }
             DeckEvent::UpgradeWent { host, state } => {
-                if let Some(upgrade) = &mut self.upgrade {
-                    upgrade.went(host, state, at);
-                }
+                self.maintenance.upgrade_went(host, state, at);
             }
             DeckEvent::UpgradeMissed { missed_ms } => {
-                if let Some(upgrade) = &mut self.upgrade {
+                if let Some(upgrade) = &mut self.maintenance.upgrade {
                     upgrade.missed(Duration::from_millis(*missed_ms));
                 }
             }
         }
-    }
-
-    /// The whole host gets no new ranks.
-    pub fn host_cordon(&self, host: &HostName) -> Option<&Cordon> {
-        self.cordons.get(host)?.iter().find(|c| c.gpu.is_none())
     }
 
     /// How the rollout of a release went.

@@ -70,7 +70,7 @@ fn expected(state: &DeckState) -> Vec<Expected> {
 
 /// The commands of an upgrade of hosts that are awaited: no release names them, and they are ours.
 fn commands(deck: DeckId, ledger: &Ledger) -> Vec<Expected> {
-    let Some(upgrade) = &ledger.upgrade else { return Vec::new() };
+    let Some(upgrade) = &ledger.maintenance.upgrade else { return Vec::new() };
     let Some(rank) = upgrade::rank_of(deck, upgrade.id) else { return Vec::new() };
     let runs = |entry: &&UpgradeEntry| matches!(entry.state, UpgradeHost::Running { .. });
     let expected = |entry: &UpgradeEntry| Expected {
@@ -283,7 +283,8 @@ mod tests {
         let rank = upgrade::rank_of(deck, upgrade.id).unwrap();
         let argv = Some(upgrade::argv_of(&upgrade));
         let runs = || vec![RunningRank { rank: rank.clone(), argv: argv.clone(), image: None }];
-        let mut ledger = Ledger { upgrade: Some(upgrade), ..Ledger::default() };
+        let mut ledger = Ledger::default();
+        ledger.maintenance.upgrade = Some(upgrade);
         let drift = |ledger: &Ledger, ranks| {
             let seen = BTreeMap::from([(host.clone(), ranks)]);
             let items = compare(&commands(deck, ledger), &seen).into_iter();
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(drift(&ledger, runs()), []);
         assert_eq!(drift(&ledger, vec![]), [], "it may have ended");
         // Given up: nobody looks after it any more.
-        let entry = &mut ledger.upgrade.as_mut().unwrap().hosts[0];
+        let entry = &mut ledger.maintenance.upgrade.as_mut().unwrap().hosts[0];
         entry.state = UpgradeHost::Failed { why: "not back".to_owned() };
         assert_eq!(drift(&ledger, runs()), [DriftKind::Unknown]);
     }

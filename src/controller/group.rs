@@ -237,12 +237,11 @@ impl Core {
         match next {
             GroupMove::Went { service, state } => self.group_went(&service, state),
             GroupMove::Abort { service, by, reason } => {
-                self.happened(&service, EventKind::Aborted { by, reason });
-                true
+                self.is_written(&service, EventKind::Aborted { by, reason })
             }
             GroupMove::Stop { service } => {
-                self.happened(&service, EventKind::StopRequested { by: group.by.clone() });
-                self.group_went(&service, GroupState::Undoing)
+                self.is_written(&service, EventKind::StopRequested { by: group.by.clone() })
+                    && self.group_went(&service, GroupState::Undoing)
             }
             GroupMove::Begin(begin) => {
                 if self.all_hosts_heard_of() && !self.waits_for_loans(&begin.service) {
@@ -251,6 +250,14 @@ impl Core {
                 false
             }
         }
+    }
+
+    /// Whether it could be written down; what could not is tried again at the next tick.
+    fn is_written(&mut self, service: &ServiceName, kind: EventKind) -> bool {
+        let written = self.try_happened(service, kind, now());
+        written
+            .inspect_err(|error| tracing::error!(%error, "the journal cannot be written"))
+            .is_ok()
     }
 
     /// What of a service is lent, or out while its host is maintained, has to come back before anything of it is

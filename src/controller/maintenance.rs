@@ -1,7 +1,6 @@
 //! Cordon, uncordon and drain. A drain is a cordon and a list of moves for each service; the services'
 //! deciders walk them, this file only notices when a host is empty or stays as it is.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -18,7 +17,8 @@ use crate::api::{
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{Demand, HostCapacity, PlacedReplica};
-use crate::rollout::{EventKind, LentTo, Loan, Phase, ReplicaPlan, RequestedMove, ServiceState};
+use crate::rollout::maintenance::drain::{self, DrainStep, Obstacle};
+use crate::rollout::{EventKind, RequestedMove};
 
 /// Between two looks at what a drain can do about what is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -45,16 +45,6 @@ pub(super) fn conflict(message: String, hint: &str) -> ApiError {
     ApiError { kind: ErrorKind::Conflict, message, hint: Some(hint.to_owned()) }
 }
 
-/// The replicas of a service that have a rank on a host.
-fn on_host(state: &ServiceState, host: &HostName) -> Vec<ReplicaKey> {
-    let here = |key: &ReplicaKey| {
-        let plan = state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
-        plan.is_some_and(|p| p.ranks.iter().any(|rank| rank.host == *host))
-    };
-    let lives = state.replicas.iter().filter(|(_, r)| r.phase != Phase::Stopped);
-    lives.map(|(key, _)| *key).filter(here).collect()
-}
-
 impl Core {
     pub(super) fn known_host(&self, host: &HostName) -> Result<(), ApiError> {
         if self.deck.hosts.contains_key(host) {
@@ -78,7 +68,7 @@ impl Core {
         });
         // A GPU that fell off the bus can still be uncordoned by the index it had.
         let known = || {
-            let cordons = self.state.ledger.cordons.get(host)?;
+            let cordons = self.state.ledger.maintenance.cordons.get(host)?;
             cordons.iter().find_map(|c| c.gpu.clone().filter(|g| g.index == index))
         };
         found.map(|device| CordonedGpu { device, index }).or_else(known).ok_or_else(|| ApiError {
@@ -101,7 +91,7 @@ impl Core {
     ) -> Result<IntentReply, ApiError> {
         self.known_host(host)?;
         let gpu = gpu.map(|index| self.gpu_of(host, index)).transpose()?;
-        let known = self.state.ledger.cordons.get(host);
+        let known = self.state.ledger.maintenance.cordons.get(host);
         if known.is_some_and(|c| c.iter().any(|c| c.gpu == gpu)) {
             return Ok(IntentReply::NothingToDo);
         }
@@ -121,18 +111,19 @@ impl Core {
         by: &str,
     ) -> Result<IntentReply, ApiError> {
         // A host that left the deck while it was cordoned can be let go, too: something may be out because of it.
-        if !self.state.ledger.cordons.contains_key(host) {
+        if !self.state.ledger.maintenance.cordons.contains_key(host) {
             self.known_host(host)?;
         }
         let gpu = gpu.map(|index| self.gpu_of(host, index)).transpose()?;
-        let cordons = self.state.ledger.cordons.get(host).map_or(&[][..], Vec::as_slice);
+        let cordons =
+            self.state.ledger.maintenance.cordons.get(host).map_or(&[][..], Vec::as_slice);
         if !cordons.iter().any(|c| c.gpu == gpu) {
             return Ok(IntentReply::NothingToDo);
         }
         let mut stay: Vec<u32> =
             cordons.iter().filter_map(|c| Some(c.gpu.as_ref()?.index)).collect();
         stay.retain(|index| gpu.as_ref().is_none_or(|gpu| gpu.index != *index));
-        let upgrade = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none());
+        let upgrade = self.state.ledger.maintenance.present_upgrade();
         let entry = upgrade.and_then(|u| u.hosts.iter().find(|h| h.host == *host));
         let under_way = entry.map(|e| &e.state).filter(|s| gpu.is_none() && s.is_under_way());
         // While it drains nothing was done to it yet: then this is the way out of it.
@@ -143,7 +134,8 @@ impl Core {
                 "it is uncordoned by itself when it is back",
             ));
         }
-        let drains = self.state.ledger.drains.get(host).is_some_and(|d| d.ended.is_none());
+        let drains =
+            self.state.ledger.maintenance.drains.get(host).is_some_and(|d| d.ended.is_none());
         let whole = gpu.is_none();
         let what = gpu.as_ref().map(|g| format!("GPU {} of ", g.index)).unwrap_or_default();
         self.deck_told(DeckEvent::Uncordoned { host: host.clone(), gpu })?;
@@ -161,7 +153,7 @@ impl Core {
                 .state
                 .services
                 .iter()
-                .filter(|(_, s)| moves_from(s, host))
+                .filter(|(_, s)| s.moves_from(host))
                 .map(|(name, _)| name.clone())
                 .collect();
             for service in services {
@@ -173,7 +165,7 @@ impl Core {
     }
 
     pub(super) fn maintenance_of(&self, host: &HostName) -> Maintenance {
-        let ledger = &self.state.ledger;
+        let ledger = &self.state.ledger.maintenance;
         let entry = ledger.upgrade.as_ref().and_then(|u| u.hosts.iter().find(|h| h.host == *host));
         Maintenance {
             cordons: ledger.cordons.get(host).cloned().unwrap_or_default(),
@@ -184,7 +176,7 @@ impl Core {
 
     pub(super) fn publish_maintenance(&self, host: &HostName) {
         self.change_host(host, |_| {});
-        let upgrade = self.state.ledger.upgrade.clone().map(Box::new);
+        let upgrade = self.state.ledger.maintenance.upgrade.clone().map(Box::new);
         let deck = self.hub.with(|s| s.deck.clone());
         if deck.upgrade != upgrade {
             self.hub.publish(Change::Deck(DeckView { upgrade, ..deck }));
@@ -200,26 +192,10 @@ impl Core {
         });
         let mut work = Vec::new();
         for (service, state) in &self.state.services {
-            if let Some(loan) = state.loans.iter().find(|l| comes_back_to(state, l, host)) {
-                return Err(conflict(
-                    format!("{service} {} is {}, and may come back there", loan.replica, loan.to),
-                    &format!(
-                        "{}; until then `gpudeck cordon` keeps new ranks away",
-                        loan.to.way_back()
-                    ),
-                ));
+            if let Some(obstacle) = state.keeps_from_draining(host) {
+                return Err(in_the_way(service, obstacle));
             }
-            let nothing_here = on_host(state, host).is_empty();
-            if let Some(rollout) = state.active_rollout()
-                && (!nothing_here || goes_to(state, host))
-            {
-                let starts = if nothing_here { ", and will start a replica there" } else { "" };
-                return Err(conflict(
-                    format!("a rollout of {service} to {} is under way{starts}", rollout.to),
-                    "wait for its end; until then `gpudeck cordon` keeps what is planned later away",
-                ));
-            }
-            if nothing_here || moves_from(state, host) {
+            if state.on_host(host).is_empty() || state.moves_from(host) {
                 continue;
             }
             let Some(release) = state.stable.and_then(|n| state.releases.get(&n)) else { continue };
@@ -251,10 +227,7 @@ impl Core {
         for draft in drafts {
             let Some(state) = self.state.services.get(&draft.service) else { continue };
             let Some(release) = state.stable.and_then(|n| state.releases.get(&n)) else { continue };
-            let mut leaving = on_host(state, host);
-            leaving.retain(|k| k.release == release.number && !state.vacated.contains(k));
-            // Where not all have another place, those that serve nothing are the first to stop.
-            leaving.sort_by_key(|k| state.is_idle(*k));
+            let mut leaving = state.leaving(host);
             let count = u32::try_from(leaving.len()).unwrap_or(u32::MAX);
             if count == 0 {
                 continue;
@@ -263,8 +236,7 @@ impl Core {
             // Those that stay are counted in their failure domains.
             demand.staying = world::reusable(&self.state, &draft.service);
             demand.staying.retain(|r| !leaving.contains(&r.replica));
-            let idle = leaving.iter().filter(|k| state.is_idle(**k)).count();
-            let may_stop = state.can_lend() + u32::try_from(idle).unwrap_or(u32::MAX);
+            let may_stop = state.may_stop_of(&leaving);
             let places = self.places_elsewhere(host, may_stop, &mut demand, &hosts)?;
             let out = leaving.split_off(places.len().min(leaving.len()));
             for key in &out {
@@ -389,7 +361,7 @@ impl Core {
         reason: Option<String>,
     ) -> Result<IntentReply, ApiError> {
         let drainage = self.drainage(host, drafts)?;
-        if self.state.ledger.host_cordon(host).is_none() {
+        if self.state.ledger.maintenance.host_cordon(host).is_none() {
             self.cordon(host, None, by, reason)?;
         }
         self.deck_told(DeckEvent::DrainBegun { host: host.clone(), by: by.to_owned() })?;
@@ -420,73 +392,25 @@ impl Core {
     /// What was out while its host was maintained comes back when the host is uncordoned. A host that is not in the deck
     /// for a while is not yet: somebody may still be at work there.
     pub(super) fn tend_taken_out(&mut self) {
-        let mut back = Vec::new();
-        for (service, state) in &self.state.services {
-            for loan in &state.loans {
-                let LentTo::Maintenance { host } = &loan.to else { continue };
-                if self.state.ledger.host_cordon(host).is_none() {
-                    back.push((service.clone(), loan.replica));
-                }
-            }
-        }
+        let back = self.state.ledger.maintenance.coming_back(&self.state.services);
         for (service, replica) in back {
             self.happened(&service, EventKind::LentReturned { replica, elsewhere: false });
         }
     }
 
-    /// Something of a service that was on this host is not ready there yet.
-    pub(super) fn is_coming_back(&self, host: &HostName) -> bool {
-        self.state.services.values().any(|state| {
-            let out = |l: &Loan| matches!(&l.to, LentTo::Maintenance { host: of } if of == host);
-            let loads = |key: &ReplicaKey| {
-                state.replicas.get(key).is_some_and(|r| r.phase != Phase::Ready && !r.retiring)
-            };
-            state.loans.iter().any(out) || on_host(state, host).iter().any(loads)
-        })
-    }
-
     /// Looks after the drains: which hosts are empty, which need moves again (after a rollout, or a
     /// controller that was killed in between), which stay as they are.
     pub(super) fn tend_drains(&mut self) {
-        let active: Vec<HostName> = self
-            .state
-            .ledger
-            .drains
-            .iter()
-            .filter(|(_, d)| d.ended.is_none())
-            .map(|(host, _)| host.clone())
-            .collect();
+        let drains = &self.state.ledger.maintenance.drains;
+        let active = drains.iter().filter(|(_, drain)| drain.ended.is_none());
+        let active: Vec<HostName> = active.map(|(host, _)| host.clone()).collect();
         for host in active {
-            let concerns = |s: &ServiceState| !on_host(s, &host).is_empty() || goes_to(s, &host);
-            let here: BTreeMap<&ServiceName, &ServiceState> =
-                self.state.services.iter().filter(|(_, s)| concerns(s)).collect();
-            let busy = |s: &&&ServiceState| {
-                s.active_rollout().is_some() || s.stopping || !s.moves.is_empty()
-            };
-            if here.values().any(|s| busy(&s)) {
-                continue;
-            }
-            // Whoever is vacated or retiring only has its end to come.
-            let stays = |s: &ServiceState| {
-                on_host(s, &host).iter().any(|k| {
-                    !s.vacated.contains(k) && s.replicas.get(k).is_some_and(|r| !r.retiring)
-                })
-            };
-            let trouble = here
-                .iter()
-                .filter(|(_, s)| stays(s))
-                .find_map(|(name, s)| s.move_trouble.as_ref().map(|why| format!("{name}: {why}")));
-            let any_stays = here.values().any(|s| stays(s));
-            // The host may be dead: it will not say that the rest has stopped.
-            let overdue = || {
-                let mut of = here.iter().map(|(name, s)| (name, s.overdue_stop_on(&host)));
-                of.find_map(|(name, why)| Some(format!("{name}: {}", why?)))
-            };
-            let trouble = trouble.or_else(|| if any_stays { None } else { overdue() });
-            if here.is_empty() || trouble.is_some() {
-                self.end_drain(&host, trouble);
-            } else if any_stays && self.draining.insert(host.clone()) {
-                self.drain_again(host);
+            match drain::next(&host, &self.state.services) {
+                Some(DrainStep::Ended { trouble }) => self.end_drain(&host, trouble),
+                Some(DrainStep::Place) if self.draining.insert(host.clone()) => {
+                    self.drain_again(host);
+                }
+                None | Some(DrainStep::Place) => {}
             }
         }
     }
@@ -508,7 +432,14 @@ impl Core {
     fn drain_again(&mut self, host: HostName) {
         let work = self.drain_drafts(&host);
         let inputs = self.means.inputs.clone();
-        let by = self.state.ledger.drains.get(&host).map(|d| d.by.clone()).unwrap_or_default();
+        let by = self
+            .state
+            .ledger
+            .maintenance
+            .drains
+            .get(&host)
+            .map(|d| d.by.clone())
+            .unwrap_or_default();
         tokio::spawn(async move {
             let drafts = match work {
                 Ok(work) => work.await,
@@ -517,7 +448,8 @@ impl Core {
             let looked = host.clone();
             let go_on = Box::new(move |core: &mut Core| {
                 // It may have been uncordoned meanwhile.
-                if core.state.ledger.drains.get(&host).is_none_or(|d| d.ended.is_some()) {
+                if core.state.ledger.maintenance.drains.get(&host).is_none_or(|d| d.ended.is_some())
+                {
                     return;
                 }
                 match drafts.and_then(|drafts| core.drainage(&host, &drafts)) {
@@ -540,14 +472,7 @@ impl Core {
 
     /// What is left on the host is none of what a drain moves: it ends, and says so.
     fn drain_is_stuck(&mut self, host: &HostName) {
-        let left = self.state.services.iter().find_map(|(service, state)| {
-            let stays = |k: &ReplicaKey| {
-                Some(k.release) != state.stable
-                    && state.replicas.get(k).is_some_and(|r| !r.retiring)
-            };
-            let key = on_host(state, host).into_iter().find(stays)?;
-            Some(format!("{service} {key} is left of a rollout, until the stable release is whole"))
-        });
+        let left = drain::left_behind(host, &self.state.services);
         if left.is_some() {
             self.end_drain(host, left);
         }
@@ -558,7 +483,7 @@ fn replicas(n: usize) -> String {
     if n == 1 { "1 replica".to_owned() } else { format!("{n} replicas") }
 }
 
-/// It was heard of once.
+/// It was heard of once, good or bad.
 pub(super) fn settled(host: &crate::api::HostView) -> bool {
     use crate::api::HostLinkState;
     match &host.link {
@@ -570,37 +495,21 @@ pub(super) fn settled(host: &crate::api::HostView) -> bool {
     }
 }
 
-/// Something of a service is on its way from the host.
-fn moves_from(state: &ServiceState, host: &HostName) -> bool {
-    state.moves.iter().any(|m| {
-        let plan = state.releases.get(&m.release).and_then(|r| r.replica(m.from));
-        plan.is_some_and(|p| p.ranks.iter().any(|rank| rank.host == *host))
-    })
-}
-
-/// Something of a service is to be started on the host: a move that is not over, or what a rollout under way starts or
-/// would go back to.
-fn goes_to(state: &ServiceState, host: &HostName) -> bool {
-    let is_there = |plan: &ReplicaPlan| plan.ranks.iter().any(|rank| rank.host == *host);
-    let planned = |number: ReleaseNumber| {
-        let plans = state.releases.get(&number).map_or(&[][..], |r| r.replicas.as_slice());
-        (0..).zip(plans).any(|(replica, plan)| {
-            is_there(plan) && !state.vacated.contains(&ReplicaKey { release: number, replica })
-        })
-    };
-    let rollout = state.active_rollout();
-    state.moves.iter().any(|m| is_there(&m.plan))
-        || rollout.is_some_and(|r| planned(r.to) || r.from.is_some_and(planned))
-}
-
-/// Whether a replica that is lent may come back to this host at any moment.
-fn comes_back_to(state: &ServiceState, loan: &Loan, host: &HostName) -> bool {
-    if matches!(&loan.to, LentTo::Maintenance { host: of } if of == host) {
-        return false;
+/// Why a host cannot be drained now.
+fn in_the_way(service: &ServiceName, obstacle: Obstacle<'_>) -> ApiError {
+    match obstacle {
+        Obstacle::Loan(loan) => conflict(
+            format!("{service} {} is {}, and may come back there", loan.replica, loan.to),
+            &format!("{}; until then `gpudeck cordon` keeps new ranks away", loan.to.way_back()),
+        ),
+        Obstacle::Rollout { to, starts } => {
+            let starts = if starts { ", and will start a replica there" } else { "" };
+            conflict(
+                format!("a rollout of {service} to {to} is under way{starts}"),
+                "wait for its end; until then `gpudeck cordon` keeps what is planned later away",
+            )
+        }
     }
-    let own = state.releases.get(&loan.replica.release);
-    let own = own.and_then(|r| r.replica(loan.replica.replica));
-    own.into_iter().chain(&loan.back).flat_map(|p| &p.ranks).any(|rank| rank.host == *host)
 }
 
 /// What was just placed is not free for the next one.

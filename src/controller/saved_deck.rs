@@ -220,13 +220,13 @@ impl Core {
     pub(super) fn show_adopted_deck(&self) {
         let ledger = &self.state.ledger;
         let deck = self.hub.with(|s| s.deck.clone());
-        let upgrade = ledger.upgrade.clone().map(Box::new);
+        let upgrade = ledger.maintenance.upgrade.clone().map(Box::new);
         let group = ledger.group.clone().map(Box::new);
         self.hub.publish(Change::Deck(DeckView { upgrade, group, ..deck }));
         for host in self.deck.hosts.keys() {
             self.change_host(host, |_| {});
         }
-        for (host, drain) in &ledger.drains {
+        for (host, drain) in &ledger.maintenance.drains {
             if drain.ended.is_none() {
                 let words = format!("goes on with the drain of {host} that {} began", drain.by);
                 self.say(Severity::Info, None, &words);

@@ -171,7 +171,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         pid: std::process::id(),
         trouble: None,
         controller_memory: own_memory(),
-        upgrade: state.ledger.upgrade.clone().map(Box::new),
+        upgrade: state.ledger.maintenance.upgrade.clone().map(Box::new),
         group: state.ledger.group.clone().map(Box::new),
         conditions: Vec::new(),
     }));

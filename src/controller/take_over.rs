@@ -283,7 +283,8 @@ impl Core {
         let is_newer =
             |service: &ServiceName| ages.get(service).is_some_and(|age| *age > ledger_age);
         let newer = self.state.services.values().filter(|state| is_newer(&state.service));
-        let maintained = uncordoned(newer, |host| self.state.ledger.host_cordon(host).is_some());
+        let maintained =
+            uncordoned(newer, |host| self.state.ledger.maintenance.host_cordon(host).is_some());
         for (host, service) in &maintained {
             self.state.ledger.apply(&DeckRecord {
                 deck_at: now(),

@@ -1,9 +1,9 @@
-//! An upgrade of hosts as a rollout of its own: cordon, drain, run a command there, wait until the host is
-//! back with all of its GPUs, uncordon, next. Every stage is journaled before it begins; the command runs
-//! under a supervisor of its own with a name that it has once, so a killed controller finds it again, and a
+//! An upgrade of hosts as a rollout of its own, carried out as `rollout::maintenance` decides: cordon, drain, run a
+//! command there, wait until the host is back with all of its GPUs, uncordon, next. Every stage is journaled before it
+//! begins; the command runs under a supervisor of its own with a name that it has once, so a killed controller finds it again, and a
 //! link that breaks (a reboot) does not end it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,18 +14,16 @@ use super::actions::{self, Means};
 use super::core::{Core, Input, now};
 use super::deck_ledger::DeckEvent;
 use crate::api::{
-    ApiError, ErrorKind, HostLinkState, IntentReply, Severity, Upgrade, UpgradeEntry, UpgradeHost,
+    ApiError, ErrorKind, HostLinkState, HostView, IntentReply, Severity, Upgrade, UpgradeEntry,
+    UpgradeHost,
 };
 use crate::base::{
-    Attempt, Bytes, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, Timestamp, text, time,
+    Attempt, Bytes, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, Timestamp, text,
 };
+use crate::rollout::maintenance::{HostSeen, Reach, Seen, UpgradeMove, Watch};
 use crate::runtime::Runtime;
 use crate::runtime::process::ProcessRuntime;
 use crate::wire::{GpuHealth, HostSample, PROTOCOL_VERSION, RankStart, RankStatus, Reply, Request};
-
-/// A host must be up for so long after its command before it counts as back: a reboot that was asked for
-/// takes a moment to cut the link.
-const SETTLE: Duration = Duration::from_secs(10);
 
 /// Log kept of the command.
 const LOG_LIMIT: Bytes = Bytes::mib(1);
@@ -54,9 +52,7 @@ pub struct Wish {
 #[derive(Default)]
 pub struct UpgradeTasks {
     running: BTreeMap<HostName, JoinHandle<()>>,
-    up_since: BTreeMap<HostName, Timestamp>,
-    /// Hosts that are back and were told to forget the command.
-    forgotten: BTreeSet<HostName>,
+    watch: Watch,
     /// The host whose replicas the next one waits for, as it was told last.
     waits_for: Option<HostName>,
 }
@@ -86,7 +82,7 @@ impl Core {
             message,
             hint: Some(hint.to_owned()),
         };
-        if let Some(upgrade) = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none()) {
+        if let Some(upgrade) = self.state.ledger.maintenance.present_upgrade() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
                 message: format!("{} upgrades hosts since {}", upgrade.by, upgrade.began),
@@ -144,7 +140,7 @@ impl Core {
 
     /// Hosts whose turn has not come stay as they are.
     pub(super) fn stop_upgrade(&mut self, by: &str) -> IntentReply {
-        let upgrade = self.state.ledger.upgrade.as_ref().filter(|u| u.ended.is_none());
+        let upgrade = self.state.ledger.maintenance.present_upgrade();
         let waiting = |entry: &&UpgradeEntry| entry.state == UpgradeHost::Waiting;
         let waiting = upgrade.into_iter().flat_map(|u| u.hosts.iter().filter(waiting));
         let waiting: Vec<HostName> = waiting.map(|entry| entry.host.clone()).collect();
@@ -158,10 +154,11 @@ impl Core {
         IntentReply::Accepted
     }
 
-    fn went(&mut self, host: &HostName, state: UpgradeHost) {
+    /// Whether it could be written down.
+    fn went(&mut self, host: &HostName, state: UpgradeHost) -> bool {
         let line = match &state {
             UpgradeHost::Failed { why } => {
-                let cordoned = self.state.ledger.host_cordon(host).is_some();
+                let cordoned = self.state.ledger.maintenance.host_cordon(host).is_some();
                 let stays = if cordoned { "; it stays cordoned" } else { "" };
                 (Severity::Error, format!("the upgrade of {host} failed: {why}{stays}"))
             }
@@ -180,14 +177,14 @@ impl Core {
         {
             // Nothing was applied: the next tick tries again.
             tracing::error!(%error, "the journal cannot be written");
-            return;
+            return false;
         }
         self.say(line.0, None, &line.1);
-        self.upgrades.up_since.remove(host);
-        self.upgrades.forgotten.remove(host);
+        self.upgrades.watch.went(host);
         let hosts: Vec<HostName> = self
             .state
             .ledger
+            .maintenance
             .upgrade
             .iter()
             .flat_map(|u| u.hosts.iter().map(|h| h.host.clone()))
@@ -196,6 +193,7 @@ impl Core {
         for host in hosts {
             self.publish_maintenance(&host);
         }
+        true
     }
 
     pub(super) fn upgrade_failed(&mut self, host: &HostName, why: &str) {
@@ -204,117 +202,77 @@ impl Core {
 
     /// Brings the upgrade on.
     pub(super) fn tend_upgrade(&mut self) {
-        let Some(upgrade) = self.state.ledger.upgrade.clone().filter(|u| u.ended.is_none()) else {
-            return;
-        };
+        let Some(upgrade) = self.state.ledger.maintenance.present_upgrade() else { return };
+        // Each host goes a few steps at most; what could not be written down is tried again at the next tick.
+        let most = 4 * upgrade.hosts.len();
         self.upgrades.running.retain(|_, task| !task.is_finished());
-        let under_way = upgrade.hosts.iter().filter(|h| h.state.is_under_way()).count();
-        let most = usize::try_from(upgrade.max_parallel).unwrap_or(1);
-        let mut room = most.saturating_sub(under_way);
-        let next = upgrade.hosts.iter().any(|h| h.state == UpgradeHost::Waiting);
-        let last = self.waits_for_the_last(&upgrade).filter(|_| next && room > 0);
-        if let Some(last) = last.clone().filter(|_| self.upgrades.waits_for != last) {
+        let hosts = self
+            .hub
+            .with(|s| s.hosts.iter().map(|(name, view)| (name.clone(), host_seen(view))).collect());
+        for _ in 0..most {
+            let seen = Seen { now: now(), hosts: &hosts, services: &self.state.services };
+            let watch = &mut self.upgrades.watch;
+            watch.busy = self.upgrades.running.keys().cloned().collect();
+            let maintenance = &self.state.ledger.maintenance;
+            let waits_for = maintenance.upgrade_waits_for(&seen);
+            let next = maintenance.next_of_upgrade(&seen, watch);
+            self.tell_of_waiting(waits_for);
+            if !next.is_some_and(|next| self.carry_out_for_upgrade(next)) {
+                return;
+            }
+        }
+    }
+
+    fn tell_of_waiting(&mut self, waits_for: Option<HostName>) {
+        if let Some(last) = waits_for.as_ref().filter(|_| self.upgrades.waits_for != waits_for) {
             let words = format!("the next host waits until what stopped for {last} serves again");
             self.say(Severity::Info, None, &words);
         }
-        self.upgrades.waits_for.clone_from(&last);
-        for entry in &upgrade.hosts {
-            let host = &entry.host;
-            match &entry.state {
-                UpgradeHost::Waiting
-                    if room > 0 && upgrade.failures().next().is_none() && last.is_none() =>
-                {
-                    room -= 1;
-                    let cordoned_before = self.state.ledger.host_cordon(host).is_some();
-                    self.went(host, UpgradeHost::Draining { cordoned_before });
-                }
-                UpgradeHost::Draining { cordoned_before } => {
-                    self.tend_drained(&upgrade, host, *cordoned_before);
-                }
-                UpgradeHost::Running { gpus, boot, cordoned_before }
-                    if !self.upgrades.running.contains_key(host) =>
-                {
-                    self.run_command(&upgrade, entry, (*gpus, boot.clone()), *cordoned_before);
-                }
-                UpgradeHost::Returning { gpus, cordoned_before, .. } => {
-                    self.tend_return(&upgrade, entry, *gpus, *cordoned_before);
-                }
-                _ => {}
-            }
+        self.upgrades.waits_for = waits_for;
+    }
+
+    /// Whether it is done or has begun, so that more may follow.
+    fn carry_out_for_upgrade(&mut self, next: UpgradeMove) -> bool {
+        let Some(upgrade) = self.state.ledger.maintenance.present_upgrade().cloned() else {
+            return false;
+        };
+        match next {
+            UpgradeMove::Went { host, state } => self.went(&host, state),
+            UpgradeMove::Drain { host } => self.drain_for(&upgrade, &host),
+            UpgradeMove::Run { host } => self.run_command(&upgrade, &host),
+            UpgradeMove::Forget { host } => self.forget_command(&upgrade, &host),
         }
     }
 
-    /// What stopped for the hosts before is to serve again before more is stopped, for as long as a host may be away.
-    /// On one that stays cordoned nothing comes back.
-    fn waits_for_the_last(&self, upgrade: &Upgrade) -> Option<HostName> {
-        let patience = Duration::from_millis(upgrade.return_ms);
-        let done = upgrade.hosts.iter().filter(|entry| entry.state == UpgradeHost::Done);
-        done.filter(|entry| now() <= entry.since.plus(patience))
-            .map(|entry| &entry.host)
-            .filter(|host| self.state.ledger.host_cordon(host).is_none())
-            .find(|host| self.is_coming_back(host))
-            .cloned()
-    }
-
-    fn tend_drained(&mut self, upgrade: &Upgrade, host: &HostName, cordoned_before: bool) {
-        match self.state.ledger.drains.get(host) {
-            Some(drain) if drain.ended.is_none() => {}
-            Some(drain) if drain.since >= upgrade.began => match drain.trouble.clone() {
-                Some(why) => self.upgrade_failed(host, &why),
-                None => {
-                    let (gpus, boot, up, heard_of) = self.hub.with(|s| {
-                        let view = s.hosts.get(host);
-                        let gpus =
-                            view.and_then(|h| h.sample.as_ref()).map_or(0, |sample| well(sample));
-                        let boot = view.and_then(|h| h.facts.as_ref()).map(|f| f.boot_id.clone());
-                        let heard_of = view.is_none_or(super::maintenance::settled);
-                        (gpus, boot, view.is_some_and(super::world::is_up), heard_of)
-                    });
-                    // Right after a start it has not been reached yet.
-                    if !heard_of {
-                        return;
-                    }
-                    if !up {
-                        self.upgrade_failed(host, "it is not reached");
-                        return;
-                    }
-                    self.went(host, UpgradeHost::Running { gpus, boot, cordoned_before });
-                }
-            },
-            _ if self.upgrades.running.contains_key(host) => {}
-            // Right after a start not every host has been reached yet.
-            _ if !self.hub.with(|s| s.hosts.values().all(super::maintenance::settled)) => {}
-            _ => {
-                let by = upgrade.by.clone();
-                if let Err(error) = self.cordon(host, None, &by, Some("upgrade".to_owned())) {
-                    self.upgrade_failed(host, &error.message);
-                    return;
-                }
-                let (reply, answer) = oneshot::channel();
-                self.drain(host.clone(), by, Some("upgrade".to_owned()), reply);
-                let (inputs, host_name) = (self.means.inputs.clone(), host.clone());
-                let task = tokio::spawn(async move {
-                    if let Ok(Err(error)) = answer.await {
-                        let tell = Box::new(move |core: &mut Core| {
-                            core.upgrade_failed(&host_name, &error.message);
-                        });
-                        let _ = inputs.send(Input::Ask(tell)).await;
-                    }
+    fn drain_for(&mut self, upgrade: &Upgrade, host: &HostName) -> bool {
+        let by = upgrade.by.clone();
+        if let Err(error) = self.cordon(host, None, &by, Some("upgrade".to_owned())) {
+            self.upgrade_failed(host, &error.message);
+            return false;
+        }
+        let (reply, answer) = oneshot::channel();
+        self.drain(host.clone(), by, Some("upgrade".to_owned()), reply);
+        let (inputs, host_name) = (self.means.inputs.clone(), host.clone());
+        let task = tokio::spawn(async move {
+            if let Ok(Err(error)) = answer.await {
+                let tell = Box::new(move |core: &mut Core| {
+                    core.upgrade_failed(&host_name, &error.message);
                 });
-                self.upgrades.running.insert(host.clone(), task);
+                let _ = inputs.send(Input::Ask(tell)).await;
             }
-        }
+        });
+        self.upgrades.running.insert(host.clone(), task);
+        true
     }
 
-    fn run_command(
-        &mut self,
-        upgrade: &Upgrade,
-        entry: &UpgradeEntry,
-        (gpus, boot): (u32, Option<String>),
-        cordoned_before: bool,
-    ) {
-        let host = entry.host.clone();
-        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return };
+    fn run_command(&mut self, upgrade: &Upgrade, host: &HostName) -> bool {
+        let Some(entry) = upgrade.hosts.iter().find(|entry| entry.host == *host) else {
+            return false;
+        };
+        let UpgradeHost::Running { gpus, boot, cordoned_before } = entry.state.clone() else {
+            return false;
+        };
+        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return false };
         let start = RankStart {
             rank,
             argv: argv_of(upgrade),
@@ -338,12 +296,13 @@ impl Core {
             });
             let _ = means.inputs.send(Input::Ask(tell)).await;
         });
-        self.upgrades.running.insert(host, task);
+        self.upgrades.running.insert(host.clone(), task);
+        true
     }
 
     /// The deadlines of running commands are other ones now: who waits for one waits anew.
     pub(super) fn wait_anew_for_commands(&mut self) {
-        let Some(upgrade) = &self.state.ledger.upgrade else { return };
+        let Some(upgrade) = &self.state.ledger.maintenance.upgrade else { return };
         let runs = |state: &UpgradeHost| matches!(state, UpgradeHost::Running { .. });
         for entry in upgrade.hosts.iter().filter(|entry| runs(&entry.state)) {
             if let Some(waiting) = self.upgrades.running.remove(&entry.host) {
@@ -352,73 +311,42 @@ impl Core {
         }
     }
 
-    fn tend_return(
-        &mut self,
-        upgrade: &Upgrade,
-        entry: &UpgradeEntry,
-        gpus: u32,
-        cordoned_before: bool,
-    ) {
-        let host = &entry.host;
-        let (state, seen) = self.hub.with(|s| match s.hosts.get(host) {
-            None => ("it is not in the deck any more".to_owned(), None),
-            Some(view) => match (&view.link, &view.sample) {
-                (HostLinkState::Up, Some(sample)) if view.sampled > Some(entry.since) => {
-                    (String::new(), Some(well(sample)))
-                }
-                (HostLinkState::Down { cause, .. }, _) => (cause.clone(), None),
-                _ => ("it is not reached yet".to_owned(), None),
-            },
+    /// What the command logged is not kept on a host that is done.
+    fn forget_command(&mut self, upgrade: &Upgrade, host: &HostName) -> bool {
+        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return false };
+        let (means, there) = (Arc::clone(&self.means), host.clone());
+        let task = tokio::spawn(async move {
+            let has = forget(&means, &there, &rank).await;
+            let tell = Box::new(move |core: &mut Core| {
+                core.upgrades.watch.told_to_forget(&there, has);
+            });
+            let _ = means.inputs.send(Input::Ask(tell)).await;
         });
-        let why = match seen {
-            Some(seen) if seen >= gpus => {
-                let since = *self.upgrades.up_since.entry(host.clone()).or_insert_with(now);
-                if now().since(since) >= SETTLE {
-                    // While it is still waited for: a controller that is killed meanwhile leaves it to the next one.
-                    if self.upgrades.forgotten.insert(host.clone()) {
-                        self.forget_command(upgrade, host);
-                        return;
-                    }
-                    if self.upgrades.running.contains_key(host) {
-                        return;
-                    }
-                    // First: killed between the two, it is looked at once more. The other way round it would stay
-                    // cordoned, and what was out for it would never come back.
-                    let (host_name, gpu) = (host.clone(), None);
-                    if !cordoned_before
-                        && let Err(error) =
-                            self.deck_told(DeckEvent::Uncordoned { host: host_name, gpu })
-                    {
-                        self.say(Severity::Error, None, &error.message);
-                        return;
-                    }
-                    self.went(host, UpgradeHost::Done);
-                }
-                return;
-            }
-            Some(seen) => format!("only {seen} of {gpus} GPUs are back and well"),
-            None => state,
-        };
-        self.upgrades.up_since.remove(host);
-        self.upgrades.forgotten.remove(host);
-        let patience = Duration::from_millis(upgrade.return_ms);
-        if now() > entry.since.plus(patience) {
-            self.upgrade_failed(host, &format!("not back after {}: {why}", time::short(patience)));
-        }
+        self.upgrades.running.insert(host.clone(), task);
+        true
     }
 }
 
-/// What the command logged is not kept on a host that is done.
-impl Core {
-    fn forget_command(&mut self, upgrade: &Upgrade, host: &HostName) {
-        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return };
-        let (means, there) = (Arc::clone(&self.means), host.clone());
-        let task = tokio::spawn(async move {
-            let Ok(link) = actions::link(&means, &there) else { return };
-            let Ok(epoch) = means.claims.ensure(link.as_ref()).await else { return };
-            let _ = ProcessRuntime::new(link, means.deck, epoch).remove(&rank).await;
-        });
-        self.upgrades.running.insert(host.clone(), task);
+/// Whether nothing of the command is left on a host.
+async fn forget(means: &Means, host: &HostName, rank: &RankId) -> bool {
+    let Ok(link) = actions::link(means, host) else { return false };
+    let Ok(epoch) = means.claims.ensure(link.as_ref()).await else { return false };
+    ProcessRuntime::new(link, means.deck, epoch).remove(rank).await.is_ok()
+}
+
+/// What the decider is told of a host.
+fn host_seen(view: &HostView) -> HostSeen {
+    let reach = match &view.link {
+        HostLinkState::Connecting { .. } => Reach::Unknown,
+        HostLinkState::Up => Reach::Up,
+        HostLinkState::Down { cause, .. } => Reach::Down { cause: cause.clone() },
+        HostLinkState::Asking { .. } | HostLinkState::Limited { .. } => Reach::Partly,
+    };
+    HostSeen {
+        reach,
+        gpus_well: view.sample.as_ref().map(|sample| well(sample)),
+        read: view.sampled,
+        boot: view.facts.as_ref().map(|facts| facts.boot_id.clone()),
     }
 }
 

@@ -36,8 +36,9 @@ pub fn hosts_beside<'a>(
 
 /// No new ranks on a cordoned host, and none on a cordoned GPU.
 fn apply_cordons(capacity: &mut HostCapacity, state: &DeckState) {
-    let cordons = state.ledger.cordons.get(&capacity.name).map(Vec::as_slice).unwrap_or_default();
-    let drain = state.ledger.drains.get(&capacity.name);
+    let cordons =
+        state.ledger.maintenance.cordons.get(&capacity.name).map(Vec::as_slice).unwrap_or_default();
+    let drain = state.ledger.maintenance.drains.get(&capacity.name);
     capacity.draining = drain.is_some_and(|d| d.ended.is_none());
     for cordon in cordons {
         let Some(gpu) = &cordon.gpu else {

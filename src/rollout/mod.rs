@@ -28,6 +28,7 @@ pub mod group;
 pub mod hold;
 mod journey;
 pub mod lending;
+pub mod maintenance;
 mod means;
 pub mod moves;
 mod neighbours;

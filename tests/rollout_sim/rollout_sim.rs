@@ -9,6 +9,7 @@ mod build;
 mod chance;
 mod clocks;
 mod foreseen;
+mod host_upgrade;
 mod lending;
 mod maintenance;
 mod moves;

@@ -7,6 +7,7 @@ use deciding::rollout::{EventKind, Outcome, Release, RolloutKind};
 use deciding::spec::{Count, RunSpec, StepSpec, Strategy};
 
 use crate::build::{Place, Rng, canary, on_cpu, release, spec};
+use crate::host_upgrade;
 use crate::maintenance;
 use crate::planted::{BUGS, Bug};
 use crate::standstill::Standstill;
@@ -190,7 +191,11 @@ fn seed_with(seed: u64, trace: bool, bug: Option<Bug>, holds: bool) -> Counts {
     }
     world.check_replay();
     *world.counts.entry("events").or_default() += world.events();
-    world.counts
+    let mut counts = world.counts;
+    if !holds && bug.is_none() && seed % 5 == 3 {
+        add(&mut counts, host_upgrade::seed(seed, trace, host_upgrade::Mistake::Nothing));
+    }
+    counts
 }
 
 /// One rollout, with faults, what people do meanwhile, and the rest after it.
@@ -375,6 +380,23 @@ fn seeds() {
             "queued rollout refused",
             "rollout queued",
             "rollout replaced",
+            "hosts: all upgraded",
+            "hosts: command ends well",
+            "hosts: command fails",
+            "hosts: command hangs",
+            "hosts: controller killed",
+            "hosts: drain refused",
+            "hosts: GPU is missing",
+            "hosts: host does not come back",
+            "hosts: host restarts",
+            "hosts: host restarts after its command",
+            "hosts: killed in between",
+            "hosts: moved away",
+            "hosts: rollout beside the upgrade",
+            "hosts: stopped",
+            "hosts: taken out",
+            "hosts: uncordoned in the middle",
+            "hosts: upgrade failed",
             "together: all well",
             "together: as far as it goes",
             "together: controller killed",

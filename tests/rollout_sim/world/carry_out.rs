@@ -251,6 +251,23 @@ impl World {
         &self.table
     }
 
+    /// A host restarts, and is away for a time.
+    pub fn restart_host(&mut self, host: &HostName, time: Duration) {
+        for rank in self.running() {
+            if self.ranks[&rank].plan.host == *host {
+                self.kill(&rank, "the host restarted");
+            }
+        }
+        self.lose_host(host.as_str(), time);
+    }
+
+    /// Whether the host is reached, and what of the service runs there.
+    pub fn look_at_host(&self, host: &HostName) -> (bool, Vec<RankId>) {
+        let mut there = self.running();
+        there.retain(|rank| self.ranks[rank].plan.host == *host);
+        (self.down_until(host).is_none(), there)
+    }
+
     /// A host is without power, and its ranks are not heard of.
     pub fn lose_host(&mut self, host: &str, time: Duration) {
         self.hosts_down.insert(host.parse().unwrap(), self.now.plus(time));
