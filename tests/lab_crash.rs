@@ -529,8 +529,13 @@ fn a_controller_killed_at_any_record_of_an_upgrade_of_hosts_in_the_lab() {
         assert!(parallel != "1" || told.too_early.is_empty(), "{what}: {:?}", told.too_early);
         assert_eq!(told.lowest, REPLICAS - 1, "{what}\n{}", story());
         // The person's own stays.
-        assert_eq!(ledger.cordons, cordons, "{what}\n{}", story());
-        assert!(ledger.drains.is_empty(), "{what}: {:?}\n{}", ledger.maintenance.drains, story());
+        assert_eq!(ledger.maintenance.cordons, cordons, "{what}\n{}", story());
+        assert!(
+            ledger.maintenance.drains.is_empty(),
+            "{what}: {:?}\n{}",
+            ledger.maintenance.drains,
+            story()
+        );
         for host in UPGRADED {
             let ran = std::fs::read_to_string(operator.lab.disk(host, "/srv/upgrades")).unwrap();
             assert_eq!(ran, format!("{host} 0 0\n").repeat(round), "{what}\n{}", story());
