@@ -488,7 +488,9 @@ fn what_is_out_for_a_maintenance_stays_out_when_its_cordon_is_not_found() {
     let deck = company.id();
     let cordons = |host: &str| {
         let kept = company.kept(host, "state.json");
-        kept.map_or(0, |text| SavedDeck::unpack(&text, deck).unwrap().ledger.cordons.len())
+        kept.map_or(0, |text| {
+            SavedDeck::unpack(&text, deck).unwrap().ledger.maintenance.cordons.len()
+        })
     };
     company.a("cordon h2 --reason disk").expect_success();
     wait_until("the cordon", DEADLINE, || cordons("h1") == 1 && cordons("h2") == 1);
@@ -540,7 +542,7 @@ fn cordons_and_drains_go_on_at_whoever_takes_over() {
         ["h1", "h2"].into_iter().all(|host| {
             let kept = company.kept(host, "state.json");
             let saved = kept.map(|text| SavedDeck::unpack(&text, deck).unwrap());
-            saved.is_some_and(|s| s.ledger.cordons.len() == 2)
+            saved.is_some_and(|s| s.ledger.maintenance.cordons.len() == 2)
         })
     });
     let first = Company::pid(&company.a("controller status --output json"));

@@ -4,6 +4,7 @@
 //! under detached supervisors, and is the only thing that changes a host. `dial` splices a stream
 //! to a socket on the host. Nothing here knows a rollout, a placement or an engine's name.
 
+mod ageing;
 mod checkup;
 mod claim;
 mod command;

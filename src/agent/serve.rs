@@ -18,8 +18,8 @@ use super::rank::RankWatch;
 use super::samples::{self, Follow};
 use super::state::{LOCK_WAIT, StateDir};
 use super::{
-    checkup, claim, containers, files, gateway_config, haproxy, host, http, log, needs, process,
-    rank, start, stop,
+    ageing, checkup, claim, containers, files, gateway_config, haproxy, host, http, log, needs,
+    process, rank, start, stop,
 };
 use crate::base::{DeckId, Epoch};
 use crate::wire::{
@@ -105,6 +105,8 @@ where
         allocations: played.as_mut().and_then(PlayedSource::allocations),
         stirred: Notify::new(),
     });
+    let root = agent.state.root().to_owned();
+    let _keeping = Owned(tokio::spawn(ageing::keep_young_for_good(root)));
     let (lines, to_write) = mpsc::channel(MAX_WAITING);
     let mut writing = Owned(tokio::spawn(write_lines(writer, to_write)));
     let (subscribe, subscribed) = watch::channel(None);

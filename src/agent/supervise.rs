@@ -15,7 +15,7 @@ use super::group::{self, Group};
 use super::process::{self, ProcessId};
 use super::rank::{ExitRecord, RankFile, StatusFile, VERSION};
 use super::start::program_of;
-use super::{log, state};
+use super::{ageing, log, state};
 use crate::base::Bytes;
 use crate::wire::{RankStart, Refusal};
 
@@ -83,6 +83,8 @@ async fn run(dir: &Path, start: RankStart, own_session: bool) -> ExitCode {
     let mut look = tokio::time::interval(LOG_LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut keeper = LogKeeper::new(dir, limit);
+    // Whether or not an agent comes by in all that time.
+    let mut ages = tokio::time::interval(ageing::EVERY);
     let ended = loop {
         tokio::select! {
             _ = child_signal.recv() => {
@@ -90,6 +92,7 @@ async fn run(dir: &Path, start: RankStart, own_session: bool) -> ExitCode {
             }
             _ = terminate.recv() => status.group.terminate(),
             _ = look.tick() => keeper.look(),
+            _ = ages.tick() => ageing::keep_young(dir),
         }
     };
     status.exit = Some(ExitRecord {
