@@ -76,6 +76,10 @@ async fn ask(socket: &str, command: &str) -> Result<String, Refusal> {
     stream.write_all(format!("{command}\n").as_bytes()).await.map_err(fail)?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).await.map_err(fail)?;
+    // Each answer ends with an empty line: without it half a table would pass for a whole one.
+    if command.starts_with("show ") && !answer.ends_with(b"\n\n") {
+        return Err(failed(format!("the answer of {socket} to `{command}` broke off")));
+    }
     // Lines and their structure stay; what could steer a terminal goes.
     let keep = |c: &char| *c == '\n' || *c == '\t' || !c.is_control();
     Ok(String::from_utf8_lossy(&answer).chars().filter(keep).collect())
@@ -97,6 +101,22 @@ mod tests {
             assert!(check_show(bad).is_err(), "{bad:?}");
         }
         assert_eq!(check("set weight a/b 1"), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read(&mut [0; 100]).await.unwrap();
+            stream.write_all(b"# pxname,svname\nchat,r1-0-a1\n").await.unwrap();
+        });
+        let answers = run(path.to_str().unwrap(), &["show stat".to_owned()]).await;
+        let Err(Refusal::Failed { message }) = answers else { panic!("{answers:?}") };
+        assert!(message.ends_with("broke off"), "{message}");
+        server.await.unwrap();
     }
 
     #[tokio::test]

@@ -476,7 +476,7 @@ async fn await_drained(
     loop {
         let left = routes.is_empty()
             || routes.counters(means).await.is_some_and(|all| {
-                all.iter().all(|c| c.get(&replica).is_none_or(|c| c.in_flight == 0))
+                all.values().all(|c| c.get(&replica).is_none_or(|c| c.in_flight == 0))
             });
         if left && engine_is_quiet(means, engine, routes.is_empty()).await {
             return;

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::actions::{Means, link, right_to_act};
 use super::core::{Core, Input};
+use super::traffic::Totals;
 use crate::api::Severity;
-use crate::base::{
-    Hint, HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer, text,
-};
+use crate::base::{Hint, HostName, ReleaseNumber, ServiceName, TrafficMode, TrafficServer, text};
 use crate::fleet::LinkError;
 use crate::gateway::section::{Section, SectionServer, canary_backend, canary_servers};
-use crate::gateway::{Gateway, GatewayError, HaproxyGateway, ServerCounters, haproxy};
+use crate::gateway::{Gateway, GatewayError, HaproxyGateway, haproxy};
 use crate::rollout::ServiceState;
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
 use crate::wire::{GatewayConfig, RELOAD_FAILED, RELOAD_NEEDED, Reply, Request, Verb};
@@ -22,6 +21,9 @@ const REWRITE: Duration = Duration::from_secs(30);
 
 /// HAProxy is asked to reload at most so often.
 const RELOAD: Duration = Duration::from_secs(20);
+
+/// The table is told at run time when the file is written, or after so long.
+const FILE_FIRST: Duration = Duration::from_secs(2);
 
 /// How long a plan waits for a gateway's word.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,6 +40,8 @@ pub struct Gateways {
     unknown: Vec<ServiceName>,
     backend: String,
     canary: Option<CanaryRule>,
+    /// The backend of a canary that an earlier release chose by a rule, and this one does not: to be empty.
+    left_canary: bool,
     stream_timeout: Duration,
 }
 
@@ -76,6 +80,11 @@ impl Routes {
             let rest = gateways.beside(&routes.serving);
             routes.leaving.extend(rest.and_then(|rest| rest.beside(&routes.leaving)));
         }
+        let by_rule = of(true).chain(of(false)).filter(|g| g.canary.is_some());
+        let by_rule: BTreeSet<String> = by_rule.map(|g| g.backend).collect();
+        for gateways in routes.serving.iter_mut().chain(&mut routes.leaving) {
+            gateways.left_canary = gateways.canary.is_none() && by_rule.contains(&gateways.backend);
+        }
         routes
     }
 
@@ -85,11 +94,8 @@ impl Routes {
     }
 
     /// What all of them count; none unless all can be read.
-    pub async fn counters(
-        &self,
-        means: &Means,
-    ) -> Option<Vec<BTreeMap<ReplicaId, ServerCounters>>> {
-        let mut all = Vec::new();
+    pub async fn counters(&self, means: &Means) -> Option<Totals> {
+        let mut all = Totals::new();
         for gateways in &self.serving {
             all.extend(gateways.counters(means).await?);
         }
@@ -136,6 +142,7 @@ impl Gateways {
             unknown,
             backend: spec.backend.clone().unwrap_or_else(|| service.to_string()),
             canary: spec.rollout.canary_rule().ok().flatten(),
+            left_canary: false,
             stream_timeout: STREAM_TIMEOUT.max(spec.rollout.drain_deadline),
         })
     }
@@ -191,7 +198,7 @@ impl Gateways {
     pub async fn leave(&self, means: &Means, written: &mut Written) -> Result<bool, String> {
         self.apply(means, &[], written).await?;
         let counters = self.counters(means).await;
-        Ok(counters.is_some_and(|all| all.iter().all(BTreeMap::is_empty)))
+        Ok(counters.is_some_and(|all| all.values().all(BTreeMap::is_empty)))
     }
 
     /// The hosts they run on.
@@ -249,8 +256,17 @@ impl Gateways {
         mut kept: Option<Kept>,
     ) -> (Option<Kept>, Result<(), String>) {
         // The file first: if a reload comes in between, it holds nothing that is not ready.
-        let filed = self.write(means, gateway, servers, &mut kept, false).await;
-        let mut applied = self.tell(means, gateway, servers).await;
+        // A check that hangs does not keep what is not ready any more in the traffic, though.
+        let (filed, mut applied) = {
+            let mut filing = std::pin::pin!(self.write(means, gateway, servers, &mut kept, false));
+            match tokio::time::timeout(FILE_FIRST, &mut filing).await {
+                Ok(filed) => (filed, self.tell(means, gateway, servers).await),
+                Err(_) => {
+                    let applied = self.tell(means, gateway, servers).await;
+                    (filing.await, applied)
+                }
+            }
+        };
         if let Err(GatewayError::Gateway { message, .. }) = &applied
             && filed.is_ok()
             && !gateway.reload.is_empty()
@@ -288,12 +304,23 @@ impl Gateways {
     ) -> Result<(), GatewayError> {
         let link = link(means, &gateway.host)?;
         let epoch = right_to_act(means, &self.service, link.as_ref()).await?;
+        let mut told = Ok(());
         for (backend, servers) in self.backends(servers) {
             let (link, socket) = (link.clone(), gateway.socket.clone());
             let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
-            haproxy.apply(&servers).await?;
+            // What goes wrong with one does not keep the others as they were.
+            told = told.and(haproxy.apply(&servers).await);
         }
-        Ok(())
+        if self.left_canary {
+            let (socket, backend) = (gateway.socket.clone(), canary_backend(&self.backend));
+            let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch);
+            match haproxy.apply(&[]).await {
+                // Where its section was ours it is gone with the rule.
+                Err(GatewayError::Gateway { message, .. }) if haproxy::lacks_backend(&message) => {}
+                emptied => told = told.and(emptied),
+            }
+        }
+        told
     }
 
     /// Backends in which the weights that a canary is given do not count, of the gateways that can be asked now.
@@ -434,18 +461,16 @@ impl Gateways {
 
     /// What each backend of each gateway has counted; none unless all of them can be read, because
     /// a part that is missing would look like requests that never were.
-    pub async fn counters(
-        &self,
-        means: &Means,
-    ) -> Option<Vec<BTreeMap<ReplicaId, ServerCounters>>> {
-        let mut out = Vec::new();
-        for gateway in self.places.values() {
+    pub async fn counters(&self, means: &Means) -> Option<Totals> {
+        let mut out = Totals::new();
+        for (name, gateway) in &self.places {
             let link = link(means, &gateway.host).ok()?;
             let epoch = means.claims.cell(&gateway.host).await;
             for (backend, _) in self.backends(&[]) {
                 let (link, socket) = (link.clone(), gateway.socket.clone());
+                let place = format!("{name} {backend}");
                 let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
-                out.push(haproxy.counters().await.ok()?);
+                out.insert(place, haproxy.counters().await.ok()?);
             }
         }
         Some(out)
@@ -500,6 +525,7 @@ async fn resolved(
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
+    use crate::rollout::{Release, Shared};
     use crate::spec::{parse_deck, parse_service};
 
     fn read(service: &str) -> (DeckSpec, ServiceSpec) {
@@ -568,5 +594,24 @@ mod tests {
         // Another backend of the same gateway is another table.
         let other = of("gateway = \"a\"\nbackend = \"old\"").unwrap();
         assert_eq!(names(other.beside(std::slice::from_ref(&a))), names(Some(a)));
+    }
+
+    /// What a header or a cookie led to is emptied when the next release has no such rule: nobody else would.
+    #[test]
+    fn the_backend_of_a_rule_that_is_gone_is_emptied() {
+        let (deck, with) = read("gateway = \"a\"\n[rollout]\ncanary_header = \"x-canary: 1\"");
+        let (_, without) = read("gateway = \"a\"");
+        let mut state = ServiceState::new("chat".parse().unwrap());
+        let routes = |state: &ServiceState| Routes::of(&deck, state).serving.remove(0);
+        for (number, spec) in [(1, &without), (2, &with), (3, &without)] {
+            let number = ReleaseNumber(number);
+            let made = super::super::saved::tests::release(deck.id, &state.service);
+            let release = Release { number, spec: spec.clone(), ..made };
+            state.releases.insert(number, Shared::from(release));
+            state.stable = Some(number);
+            let now = routes(&state);
+            let expected = (number.0 == 2, number.0 == 3);
+            assert_eq!((now.canary.is_some(), now.left_canary), expected);
+        }
     }
 }

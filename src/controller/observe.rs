@@ -429,7 +429,10 @@ async fn look_at_engines(means: &Means, watched: Watched) {
     let counters: BTreeMap<ReplicaId, ServerCounters> =
         readings.iter().filter_map(counted).collect();
     if watched.routes.is_empty() && !counters.is_empty() {
-        let input = Input::Counters { service: service.clone(), counters: Some(vec![counters]) };
+        let input = Input::Counters {
+            service: service.clone(),
+            counters: Some(BTreeMap::from([("engines".to_owned(), counters)])),
+        };
         let _ = means.inputs.send(input).await;
     }
     if watched.analysing {

@@ -60,10 +60,14 @@ impl Published {
                 }
             }
         };
-        for (path, text) in files(spec, &endpoints) {
-            write_whole(&path, &text).map_err(|e| format!("{}: {e}", path.display()))?;
-        }
-        Ok(())
+        // One that cannot be written keeps no other one as it was.
+        let wrong: Vec<String> = files(spec, &endpoints)
+            .iter()
+            .filter_map(|(path, text)| {
+                write_whole(path, text).err().map(|e| format!("{}: {e}", path.display()))
+            })
+            .collect();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     }
 
     /// Whether just this table is published, and nothing would be written.
@@ -120,11 +124,18 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    let beside = path.with_extension("gpudeck-new");
+    let beside = beside(path);
     let mut file = fs::File::create(&beside)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&beside, path)
+    fs::rename(&beside, path)?;
+    path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+}
+
+/// A name of its own for each file and each controller: two that write at once do not rename each other's half text.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.gpudeck-new-{}", std::process::id()))
 }
 
 /// Serves `GET /v1/endpoints` and `GET /v1/endpoints/SERVICE?format=json|file_sd|zone` for ever; 503 for what this

@@ -10,35 +10,32 @@ use crate::rollout::Window;
 /// Over how many milliseconds rates are shown.
 const SHOWN_MS: u64 = 10_000;
 
+/// The totals of each place that counts: a backend of a gateway, or the engines themselves.
+pub type Totals = BTreeMap<String, BTreeMap<ReplicaId, ServerCounters>>;
+
 /// What was seen of one service's replicas lately.
 #[derive(Default)]
 pub struct Traffic {
-    last: Vec<BTreeMap<ReplicaId, ServerCounters>>,
+    last: Totals,
     recent: VecDeque<(Timestamp, BTreeMap<ReplicaId, Window>)>,
-    began: Option<Timestamp>,
 }
 
 impl Traffic {
-    /// Takes new totals, by the place that counts (each backend of each gateway, always in the
-    /// same order); returns what was added since the last ones.
-    pub fn observe(
-        &mut self,
-        now: Timestamp,
-        counters: Vec<BTreeMap<ReplicaId, ServerCounters>>,
-    ) -> BTreeMap<ReplicaId, Window> {
+    /// Takes new totals; returns what was added since the last ones. At a place that was not read before counting
+    /// begins with these.
+    pub fn observe(&mut self, now: Timestamp, counters: Totals) -> BTreeMap<ReplicaId, Window> {
         let mut windows: BTreeMap<ReplicaId, Window> = BTreeMap::new();
-        if self.last.len() != counters.len() {
-            // The gateways of the service changed: counting begins anew.
-            self.began = None;
-        }
-        for (place, totals) in counters.iter().enumerate() {
+        for (place, totals) in &counters {
+            let known = self.last.get(place);
             for (replica, total) in totals {
-                // A server seen for the first time is new at the gateway, unless we are new here.
-                let before = match self.last.get(place).and_then(|last| last.get(replica)) {
+                let Some(last) = known else {
+                    windows.entry(*replica).or_default();
+                    continue;
+                };
+                // A server seen for the first time is new at the gateway.
+                let before = match last.get(replica) {
                     Some(before) if before.requests <= total.requests => *before,
-                    Some(_) => ServerCounters::default(),
-                    None if self.began.is_none() => *total,
-                    None => ServerCounters::default(),
+                    Some(_) | None => ServerCounters::default(),
                 };
                 let requests = total.requests.saturating_sub(before.requests);
                 windows.entry(*replica).or_default().add(&Window {
@@ -48,7 +45,6 @@ impl Traffic {
                 });
             }
         }
-        self.began.get_or_insert(now);
         self.last = counters;
         self.recent.push_back((now, windows.clone()));
         while self.recent.front().is_some_and(|(at, _)| now.0.saturating_sub(at.0) > SHOWN_MS) {
@@ -102,7 +98,7 @@ impl Traffic {
     /// Requests in flight at a replica, as last seen; none if the gateway does not know it.
     pub fn in_flight(&self, replica: &ReplicaId) -> Option<u64> {
         let seen: Vec<u64> =
-            self.last.iter().filter_map(|l| l.get(replica)).map(|c| c.in_flight).collect();
+            self.last.values().filter_map(|l| l.get(replica)).map(|c| c.in_flight).collect();
         (!seen.is_empty()).then(|| seen.iter().sum())
     }
 }
@@ -121,18 +117,36 @@ mod tests {
         )])
     }
 
-    fn totals(requests: u64, errors: u64) -> Vec<BTreeMap<ReplicaId, ServerCounters>> {
-        vec![one(requests, errors)]
+    fn totals(requests: u64, errors: u64) -> Totals {
+        at([("g chat", requests, errors)])
+    }
+
+    fn at<const N: usize>(places: [(&str, u64, u64); N]) -> Totals {
+        places.map(|(place, requests, errors)| (place.to_owned(), one(requests, errors))).into()
+    }
+
+    /// A place is known by its name: what another one counted before is no request of now.
+    #[test]
+    fn a_gateway_that_is_new_counts_from_now_on() {
+        let mut traffic = Traffic::default();
+        let id = *one(0, 0).keys().next().unwrap();
+        let requests = |seen: BTreeMap<ReplicaId, Window>| seen.get(&id).map_or(0, |w| w.requests);
+        traffic.observe(Timestamp(0), at([("b chat", 1000, 0)]));
+        let both = traffic.observe(Timestamp(1000), at([("a chat", 9000, 5), ("b chat", 1010, 0)]));
+        assert_eq!(requests(both), 10);
+        let other =
+            traffic.observe(Timestamp(2000), at([("c chat", 5000, 0), ("b chat", 1020, 0)]));
+        assert_eq!(requests(other), 10);
     }
 
     #[test]
     fn the_restart_of_one_of_two_gateways_adds_only_what_it_saw() {
         let mut traffic = Traffic::default();
         let id = *one(0, 0).keys().next().unwrap();
-        traffic.observe(Timestamp(0), vec![one(1000, 0), one(500, 0)]);
-        let both = traffic.observe(Timestamp(1000), vec![one(1010, 1), one(505, 1)]);
+        traffic.observe(Timestamp(0), at([("a", 1000, 0), ("b", 500, 0)]));
+        let both = traffic.observe(Timestamp(1000), at([("a", 1010, 1), ("b", 505, 1)]));
         assert_eq!(both.get(&id).map(|w| (w.requests, w.errors)), Some((15, 2)));
-        let after = traffic.observe(Timestamp(2000), vec![one(1020, 1), one(3, 0)]);
+        let after = traffic.observe(Timestamp(2000), at([("a", 1020, 1), ("b", 3, 0)]));
         assert_eq!(after.get(&id).map(|w| (w.requests, w.errors)), Some((13, 0)));
         assert_eq!(traffic.in_flight(&id), Some(2));
     }

@@ -22,6 +22,9 @@ use crate::wire::{Refusal, Reply, Request, Verb};
 const REMOVAL_TRIES: u32 = 5;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 
+/// Commands in one act: the agent takes a thousand.
+const COMMANDS_AT_ONCE: usize = 500;
+
 /// One backend of one HAProxy.
 pub struct HaproxyGateway {
     link: Arc<dyn HostLink>,
@@ -55,8 +58,16 @@ impl HaproxyGateway {
         }
     }
 
-    /// Carries the commands out in one act; their outputs, one each.
+    /// Carries the commands out; their outputs, one each.
     async fn act(&self, commands: &[String]) -> Result<Vec<String>, GatewayError> {
+        let mut outputs = Vec::with_capacity(commands.len());
+        for some in commands.chunks(COMMANDS_AT_ONCE) {
+            outputs.extend(self.act_at_once(some).await?);
+        }
+        Ok(outputs)
+    }
+
+    async fn act_at_once(&self, commands: &[String]) -> Result<Vec<String>, GatewayError> {
         let request = Request::Act {
             deck: self.deck,
             epoch: self.epoch.get(),
@@ -187,9 +198,10 @@ pub fn lacks_backend(said: &str) -> bool {
 
 /// Whether a backend that balances so sends requests to its servers in the proportion of their weights. `leastconn` goes
 /// by connections (few at a time: one after the other), `first` fills one server after the other, and the rest choose by
-/// something of the request or its client. 2.6 has no word for `random`.
+/// something of the request or its client. `static-rr` has weights, and lets none be changed at run time nor a server be
+/// added. 2.6 has no word for `random`.
 pub fn follows_weights(balance: &str) -> bool {
-    matches!(balance, "roundrobin" | "static-rr" | "random" | "unknown")
+    matches!(balance, "roundrobin" | "random" | "unknown")
 }
 
 /// The server's address: `HAProxy` on `host` does not resolve the name of a server that is added at
@@ -218,8 +230,20 @@ impl Gateway for HaproxyGateway {
     async fn apply(&self, servers: &[TrafficServer]) -> Result<(), GatewayError> {
         let have = self.servers().await?;
         let mut want = BTreeMap::new();
+        let mut unresolved = Ok(());
         for server in servers {
-            want.insert(server.replica, self.resolve(server).await?);
+            match self.resolve(server).await {
+                Ok(wanted) => {
+                    want.insert(server.replica, wanted);
+                }
+                // What is there already keeps its address; the rest of the table counts all the same.
+                Err(error) => {
+                    if let Some(wanted) = have.get(&server.replica).and_then(|s| kept(s, server)) {
+                        want.insert(server.replica, wanted);
+                    }
+                    unresolved = unresolved.and(Err(error));
+                }
+            }
         }
         let commands = haproxy_plan::commands(&self.backend, &have, &want);
         if !commands.is_empty() {
@@ -232,7 +256,10 @@ impl Gateway for HaproxyGateway {
         }
         let unwanted: Vec<ReplicaId> =
             have.keys().filter(|replica| !want.contains_key(replica)).copied().collect();
-        if unwanted.is_empty() { Ok(()) } else { self.remove_idle(&unwanted).await }
+        if !unwanted.is_empty() {
+            self.remove_idle(&unwanted).await?;
+        }
+        unresolved
     }
 
     async fn balance(&self) -> Result<Option<String>, GatewayError> {
@@ -247,6 +274,13 @@ impl Gateway for HaproxyGateway {
         let answer = self.show("show stat -1 6 -1".to_owned()).await?;
         haproxy_text::counters(&answer, &self.backend).map_err(|message| self.refused(&message))
     }
+}
+
+/// The server as it is to be, at the address that HAProxy has.
+fn kept(state: &ServerState, server: &TrafficServer) -> Option<Wanted> {
+    let address = state.address.parse().ok()?;
+    let weight = server.weight.min(256);
+    Some(Wanted { address, port: state.port, weight, mode: server.mode })
 }
 
 /// HAProxy says nothing when all is well, except when it adds a server or changes an address.

@@ -11,8 +11,8 @@ use super::super::planning::Draft;
 use super::Core;
 use crate::api::{ApiError, Intent, IntentReply, MemoryView, PlanView, ReleaseView};
 use crate::base::{HostName, ReplicaId, ServiceName, Timestamp};
+use crate::controller::traffic::Totals;
 use crate::fleet::{FleetEvent, InProcessHosts};
-use crate::gateway::ServerCounters;
 use crate::rollout::{EventKind, RolloutKind};
 use crate::spec::{DeckSpec, ServiceSpec};
 use crate::wire::RankReport;
@@ -87,7 +87,7 @@ pub enum Input {
         /// Which service.
         service: ServiceName,
         /// The totals, by the place that counts; none: not all of them can be read.
-        counters: Option<Vec<BTreeMap<ReplicaId, ServerCounters>>>,
+        counters: Option<Totals>,
     },
     /// What the engines of a service say of themselves, while its analysis is under way.
     Scraped {

@@ -1,21 +1,17 @@
 //! What doors are shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::super::service_view::{self, Surroundings};
 use super::{Core, now};
 use crate::api::hub::Change;
 use crate::api::{EventLine, HostView, Severity};
 use crate::base::{HostName, ReplicaId, ServiceName, text};
-use crate::gateway::ServerCounters;
+use crate::controller::traffic::Totals;
 use crate::rollout::{EventKind, Gate, ServiceState};
 
 impl Core {
-    pub(super) fn counters(
-        &mut self,
-        service: &ServiceName,
-        counters: Option<Vec<BTreeMap<ReplicaId, ServerCounters>>>,
-    ) {
+    pub(super) fn counters(&mut self, service: &ServiceName, counters: Option<Totals>) {
         let Some(counters) = counters else {
             // Counting begins anew when they can be read again.
             if self.traffic.get(service).is_some_and(|traffic| traffic.is_old(now())) {
