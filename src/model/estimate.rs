@@ -104,6 +104,10 @@ pub fn stages(layers: u64, pipeline: u64, remainder: Remainder) -> Vec<(u64, u64
         .collect()
 }
 
+/// Longest sequence in tokens, where neither the model nor anyone else states one: vLLM `config/model.py`
+/// (`_get_and_verify_max_len`, `default_max_len`) and `SGLang` `hf_transformers_utils.py` (`get_context_length`).
+const ASSUMED_CONTEXT: u64 = 2_048;
+
 /// Predicts the memory of a replica.
 pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     let mut setup = setup.bounded();
@@ -129,7 +133,12 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     };
     let layers = facts.layers.map_or(0, u64::from);
     let longest = facts.context_stated.filter(|_| rules.pool == Pool::Tokens).or(facts.context);
-    let context = setup.context.or(longest).unwrap_or(4_096).max(1);
+    let context = setup.context.or(longest).unwrap_or(ASSUMED_CONTEXT).max(1);
+    if setup.context.or(longest).is_none() {
+        notes.push(format!(
+            "its files state no longest sequence: {ASSUMED_CONTEXT} tokens are assumed, as engines do"
+        ));
+    }
     let mut bits = setup.cache.unwrap_or(CacheBits::HALF);
     if setup.cache.is_none() && facts.cache_fp8 && rules.pool != Pool::Cells {
         bits = CacheBits::named("fp8").unwrap_or(bits);
@@ -393,5 +402,7 @@ fn activation_of(facts: &ModelFacts, setup: &Setup, tensor: u64) -> Bar {
     bar
 }
 
+#[cfg(test)]
+mod engines_tests;
 #[cfg(test)]
 pub(crate) mod tests;

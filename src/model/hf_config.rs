@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use self::counts::check_counts;
 use self::numbers::without_python_numbers;
 use self::places::Places;
-use super::arch::conf::NESTED;
+use super::arch::conf::{Conf, NESTED};
 use super::arch::{self, Blueprint};
 use super::facts::LatentSizes;
 use super::quant::{self, Quantisation};
@@ -151,6 +151,9 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         check_counts(place)?;
     }
     let find = Places(places);
+    // Null and lists silence a family's numbers, as in the tensors that are counted from them.
+    let family = Conf::text(&top);
+    let context = find.context(family.number(&["max_position_embeddings", "n_positions"]));
 
     let attention_heads = find.u32(&["num_attention_heads", "n_head", "n_heads", "num_heads"]);
     let hidden_size = find.u32(&["hidden_size", "n_embd", "n_embed", "d_model", "dim"]);
@@ -206,9 +209,11 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         latent_cache_width: latent.map(|of| of.rank.saturating_add(of.rotary)),
         latent,
         hidden_size,
-        vocab_size: find.u32(&["vocab_size", "padded_vocab_size"]),
-        context: find.context(),
-        context_stated: find.context_stated().filter(|n| Some(*n) != find.context()),
+        vocab_size: find.u32(&["vocab_size", "padded_vocab_size"]).or_else(|| {
+            family.number(&["vocab_size", "padded_vocab_size"]).and_then(|n| u32::try_from(n).ok())
+        }),
+        context,
+        context_stated: find.context_stated().filter(|n| Some(*n) != context),
         // Qwen2 states a window and `use_sliding_window: false`.
         sliding_window: find
             .number(&["sliding_window"])

@@ -57,12 +57,14 @@ impl<'a> Places<'a> {
     }
 
     /// The longest sequence, as vLLM derives it (`config/model.py`, `_get_and_verify_max_len`): the
-    /// least of what is stated, times what scaled positions add to it.
-    pub(super) fn context(&self) -> Option<u64> {
+    /// least of what is stated, times what scaled positions add to it. What the family assumes, `usual`, counts
+    /// where nothing is stated, for a configuration leaves out what equals that.
+    pub(super) fn context(&self, usual: Option<u64>) -> Option<u64> {
         let least = CONTEXT_KEYS.iter().filter_map(|key| whole(self.get(key)?)).min();
         // Of Command R this is the whole, and `max_position_embeddings` a part.
         let own = self.number(&["model_max_length"]).filter(|n| (1..=MAX_CONTEXT).contains(n));
-        let stated = own.or(least).or_else(|| self.number(&["n_ctx", "max_seq_length"]))?;
+        let other = || self.number(&["n_ctx", "max_seq_length"]);
+        let stated = own.or(least).or_else(other).or(usual)?;
         // Gemma 3 states its length already scaled.
         if self.string("model_type").is_some_and(|kind| kind.contains("gemma3")) {
             return Some(stated);

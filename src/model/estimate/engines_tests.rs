@@ -1,0 +1,42 @@
+//! What engines make of a model otherwise than its configuration says, against figures of their own code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use super::tests::{facts, rules};
+use super::*;
+
+fn with(engine: &str, tensor: u64) -> Setup {
+    Setup { tensor, ..Setup::new(rules(engine)) }
+}
+
+const GEMMA_27B: &str = r#"{"model_type":"gemma3","torch_dtype":"bfloat16","text_config":{"model_type":"gemma3_text",
+    "hidden_size":5376,"intermediate_size":21504,"num_attention_heads":32,"num_hidden_layers":62,
+    "num_key_value_heads":16,"head_dim":128,"rope_scaling":{"factor":8.0,"rope_type":"linear"},
+    "sliding_window":1024},"vision_config":{"model_type":"siglip_vision_model","hidden_size":1152,
+    "image_size":896,"intermediate_size":4304,"num_attention_heads":16,"num_hidden_layers":27,"patch_size":14,
+    "vision_use_head":false}}"#;
+
+/// Gemma 3 leaves out its length, which is the family's: vLLM refuses to start where that has no room.
+#[test]
+fn a_length_that_is_left_out_is_the_family_s() {
+    let setup = Setup { cache_available: Some(8 << 30), ..with("vllm", 1) };
+    let answer = predict(&facts(GEMMA_27B), &setup);
+    assert_eq!((answer.context, answer.fits), (131_072, Some(false)));
+    let gib = answer.ranks[0].cache_needed.value as f64 / (1u64 << 30) as f64;
+    assert!((gib - 14.23).abs() < 0.01, "{gib}");
+    assert!(!answer.notes.iter().any(|n| n.contains("assumed")), "{:?}", answer.notes);
+}
+
+/// Where nobody knows a length, engines take 2048 tokens, and what fits is told with that.
+#[test]
+fn a_length_that_is_assumed_is_told() {
+    let unknown = r#"{"model_type":"nobody_knows","torch_dtype":"bfloat16","hidden_size":1024,"num_hidden_layers":2,
+        "num_attention_heads":8,"num_key_value_heads":8,"intermediate_size":2048,"vocab_size":1024}"#;
+    for engine in ["vllm", "sglang"] {
+        let setup = Setup { cache_available: Some(8 << 30), ..with(engine, 1) };
+        let answer = predict(&facts(unknown), &setup);
+        assert_eq!((answer.context, answer.fits), (2_048, Some(true)));
+        assert!(answer.notes.iter().any(|n| n.contains("2048 tokens are assumed")), "{engine}");
+        let asked = predict(&facts(unknown), &Setup { context: Some(8_192), ..setup });
+        assert!(!asked.notes.iter().any(|n| n.contains("assumed")), "{:?}", asked.notes);
+    }
+}
