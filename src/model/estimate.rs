@@ -6,11 +6,12 @@
 //! `llama-kv-cache.cpp`.
 
 use super::cache::{CacheBits, Keeps, LayerCache};
-use super::facts::{Certainty, ModelFacts, ModelFormat};
+use super::facts::{Certainty, ModelFacts};
 use super::graphs;
 use super::memory::WeightSplit;
 use super::tensors::mul_div;
 
+mod kept;
 mod pool;
 mod setup;
 mod weights;
@@ -144,14 +145,15 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         bits = CacheBits::named("fp8").unwrap_or(bits);
         notes.push("its checkpoint asks for a cache of 8 bits".to_owned());
     }
-    let block = block_of(facts, setup, bits);
+    let caches = kept::caches(facts, rules);
+    let block = block_of(&caches, setup, setup.attention(facts), bits);
     let ranges = stages(layers, setup.pipeline, rules.remainder);
     let mut ranks = Vec::new();
     for (stage, range) in ranges.iter().enumerate() {
         let first = stage == 0;
         let last = stage + 1 == ranges.len();
-        let rank =
-            one_rank(facts, setup, &Stage { range: *range, first, last }, bits, block, context);
+        let place = Stage { range: *range, first, last };
+        let rank = one_rank(facts, setup, &place, &caches, bits, block, context);
         // A rank's number within its stage makes no difference to its memory.
         let wide =
             if rules.split == WeightSplit::Layers { 1 } else { setup.tensor.clamp(1, 1_024) };
@@ -207,7 +209,7 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         ranks.iter().all(room) && tokens.is_some_and(|t| t.low > 0 && whole(t)) && !refused
     });
     notes.extend(facts.notes.iter().cloned());
-    if facts.caches.is_empty() {
+    if caches.is_empty() {
         notes.push("its files do not tell its cache".to_owned());
     }
     Prediction { weights: stored, ranks, context, block, tokens, requests, fits, notes }
@@ -246,15 +248,14 @@ struct Stage {
 
 /// Tokens of a block: with states, vLLM makes an attention block as large as a state
 /// (`platforms/interface.py::_align_hybrid_block_size`).
-fn block_of(facts: &ModelFacts, setup: &Setup, bits: CacheBits) -> u64 {
+fn block_of(caches: &[LayerCache], setup: &Setup, ranks: u64, bits: CacheBits) -> u64 {
     let block = setup.block.unwrap_or(setup.rules.block).clamp(1, 1 << 20);
     if setup.rules.pool != Pool::Groups {
         return block;
     }
-    let ranks = setup.attention(facts);
-    let state = facts.caches.iter().map(|c| c.keeps.per_request(ranks)).max().unwrap_or(0);
-    let token = facts.caches.iter().filter_map(|c| c.keeps.per_token(ranks, bits)).max();
-    let latent = facts.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
+    let state = caches.iter().map(|c| c.keeps.per_request(ranks)).max().unwrap_or(0);
+    let token = caches.iter().filter_map(|c| c.keeps.per_token(ranks, bits)).max();
+    let latent = caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
     let step = if latent { block.max(128) } else { block };
     match token.filter(|t| *t > 0 && state > 0) {
         Some(token) => block.max(step * state.div_ceil(step * token)),
@@ -266,6 +267,7 @@ fn one_rank(
     facts: &ModelFacts,
     setup: &Setup,
     stage: &Stage,
+    caches: &[LayerCache],
     bits: CacheBits,
     block: u64,
     context: u64,
@@ -275,13 +277,9 @@ fn one_rank(
     let tensor = if by_layers { 1 } else { setup.tensor.max(1) };
     let weights = setup.correction.weights(weights_of(facts, setup, stage, tensor));
     let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
-    let no_window = by_layers && ignores_windows(facts);
-    let caches: Vec<LayerCache> = facts
-        .caches
-        .iter()
-        .filter(|c| (stage.range.0..stage.range.1).contains(&u64::from(c.layer)))
-        .map(|c| if no_window { LayerCache { keeps: c.keeps.without_window(), ..*c } } else { *c })
-        .collect();
+    let within = stage.range.0..stage.range.1;
+    let caches: Vec<LayerCache> =
+        caches.iter().filter(|c| within.contains(&u64::from(c.layer))).copied().collect();
     let per_token = |beyond: bool| {
         caches
             .iter()
@@ -341,17 +339,6 @@ fn one_rank(
             })
         }),
     }
-}
-
-/// Whether llama.cpp takes no notice of the windows: a configuration that states one for every layer (as
-/// Mistral's does) is not among the architectures for which it has a pattern (`set_swa_pattern`). A GGUF
-/// file's windows were read by that pattern.
-fn ignores_windows(facts: &ModelFacts) -> bool {
-    let mut attention =
-        facts.caches.iter().filter(|c| matches!(c.keeps, Keeps::Attention { .. })).peekable();
-    facts.format != ModelFormat::Gguf
-        && attention.peek().is_some()
-        && attention.all(|c| c.keeps.window().is_some())
 }
 
 /// A figure of the cache, as sure as the caches are: a model that is not known may share caches

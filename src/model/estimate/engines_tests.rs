@@ -40,3 +40,40 @@ fn a_length_that_is_assumed_is_told() {
         assert!(!asked.notes.iter().any(|n| n.contains("assumed")), "{:?}", asked.notes);
     }
 }
+
+/// `SGLang` has a pool for windows only for some architectures; layers of all others keep every token.
+#[test]
+fn sglang_keeps_windows_apart_for_some_architectures_alone() {
+    let tokens = |config: &str| {
+        let setup = Setup { cache_available: Some(10 << 30), ..with("sglang", 1) };
+        predict(&facts(config), &setup).tokens.unwrap().value
+    };
+    let mistral = r#"{"architectures":["MistralForCausalLM"],"model_type":"mistral","torch_dtype":"bfloat16",
+        "hidden_size":4096,"intermediate_size":14336,"num_hidden_layers":32,"num_attention_heads":32,
+        "num_key_value_heads":8,"sliding_window":4096,"vocab_size":32000,"max_position_embeddings":32768}"#;
+    assert_eq!(tokens(mistral), 81_920);
+    let gemma2 = r#"{"architectures":["Gemma2ForCausalLM"],"model_type":"gemma2","torch_dtype":"bfloat16",
+        "hidden_size":3584,"intermediate_size":14336,"num_hidden_layers":42,"num_attention_heads":16,
+        "num_key_value_heads":8,"head_dim":256,"sliding_window":4096,"vocab_size":256000}"#;
+    assert_eq!(tokens(gemma2), 31_207);
+    let gemma3 = r#"{"architectures":["Gemma3ForCausalLM"],"model_type":"gemma3_text","torch_dtype":"bfloat16",
+        "hidden_size":1152,"intermediate_size":6912,"num_hidden_layers":26,"num_attention_heads":4,
+        "num_key_value_heads":1,"head_dim":256,"sliding_window":512,"vocab_size":262144,
+        "max_position_embeddings":32768}"#;
+    assert_eq!(tokens(gemma3), 403_298);
+    let command = r#"{"architectures":["Cohere2ForCausalLM"],"model_type":"cohere2","torch_dtype":"bfloat16",
+        "hidden_size":12288,"intermediate_size":36864,"num_hidden_layers":64,"num_attention_heads":96,
+        "num_key_value_heads":8,"head_dim":128,"sliding_window":4096,"vocab_size":256000,
+        "max_position_embeddings":131072}"#;
+    assert_eq!(tokens(command), 40_960);
+    let oss = r#"{"architectures":["GptOssForCausalLM"],"model_type":"gpt_oss","torch_dtype":"bfloat16",
+        "num_hidden_layers":24,"hidden_size":2880,"intermediate_size":2880,"num_attention_heads":64,
+        "num_key_value_heads":8,"head_dim":64,"sliding_window":128,"num_local_experts":32,"vocab_size":201088,
+        "max_position_embeddings":131072}"#;
+    assert_eq!(tokens(oss), 242_730);
+    // vLLM groups them all the same.
+    let groups = predict(&facts(gemma2), &with("vllm", 1)).ranks[0].clone();
+    assert!(groups.cache_beyond_windows < groups.cache_per_token.value);
+    let plain = predict(&facts(gemma2), &with("sglang", 1)).ranks[0].clone();
+    assert_eq!(plain.cache_beyond_windows, plain.cache_per_token.value);
+}
