@@ -91,6 +91,7 @@ pub(super) fn fill(facts: &mut ModelFacts, header: &GgufHeader) -> Result<(), He
         kv_heads: facts.kv_heads.map_or(0, u64::from),
         latent: facts.latent_cache_width.is_some(),
         vocab: facts.vocab_size.map_or(0, u64::from),
+        ..Layout::default()
     };
     facts.caches = caches(facts, header);
     let states = facts.caches.iter().any(|c| matches!(c.keeps, Keeps::State { .. }));

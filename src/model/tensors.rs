@@ -161,6 +161,10 @@ pub struct Layout {
     pub latent: bool,
     /// Tokens of the vocabulary.
     pub vocab: u64,
+    /// Values of a head's key where vLLM keeps keys and values of every head, as long as each other, instead of
+    /// the latent vector; 0: it keeps what the layers say.
+    #[serde(default)]
+    pub expanded: u32,
 }
 
 const BESIDE: [&str; 18] = [

@@ -150,6 +150,36 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
     }
 }
 
+/// Families whose latent vectors vLLM keeps as they are (`config/model.py`, `is_deepseek_mla`), `mistral4` by
+/// the name of `DeepSeek`'s that vLLM gives it, and Mistral's own format, which has no name for it. Of all others
+/// it makes keys and values of every head, and keeps those.
+const LATENT_IN_VLLM: [&str; 14] = [
+    "",
+    "axk1",
+    "bailing_hybrid",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "deepseek_v4",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "kimi_k2",
+    "kimi_linear",
+    "longcat_flash",
+    "mistral4",
+    "pangu_ultra_moe",
+];
+
+/// Values of a head's key where vLLM keeps keys and values of every head instead of the latent vector, values
+/// padded to the length of keys (`models/minicpm3.py`); 0 where it keeps the vector.
+pub(super) fn expanded(conf: &Conf<'_>) -> u32 {
+    if LATENT_IN_VLLM.contains(&conf.kind.to_ascii_lowercase().as_str()) {
+        return 0;
+    }
+    let get = |key: &str, usual: u64| conf.number(&[key]).unwrap_or(usual);
+    u32::try_from(get("qk_nope_head_dim", 128) + get("qk_rope_head_dim", 64)).unwrap_or(0)
+}
+
 impl Build<'_> {
     /// One layer's attention, with what it keeps.
     pub(super) fn attention(&mut self, at: &str, name: &str, layer: u64) {

@@ -305,6 +305,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             }),
             latent,
             vocab: n.vocab,
+            expanded: if latent { attention::expanded(&conf) } else { 0 },
         },
         tensors: build.tensors,
         caches: build.caches,

@@ -77,3 +77,31 @@ fn sglang_keeps_windows_apart_for_some_architectures_alone() {
     let plain = predict(&facts(gemma2), &with("sglang", 1)).ranks[0].clone();
     assert_eq!(plain.cache_beyond_windows, plain.cache_per_token.value);
 }
+
+/// vLLM's `minicpm3.py` makes keys and values of all 40 heads from the latent vector, and keeps these.
+#[test]
+fn latent_vectors_that_vllm_does_not_keep_are_keys_and_values() {
+    let config = r#"{"model_type":"minicpm3","torch_dtype":"bfloat16"}"#;
+    let rank = |engine, tensor| predict(&facts(config), &with(engine, tensor)).ranks[0].clone();
+    assert_eq!(rank("vllm", 1).cache_per_token, Bar::exact(952_320));
+    assert_eq!(rank("vllm", 2).cache_per_token, Bar::exact(952_320 / 2));
+    // SGLang keeps the vector, undivided.
+    assert_eq!(rank("sglang", 2).cache_per_token, Bar::exact(62 * (256 + 32) * 2));
+    // No copy of `kv_b_proj` is made ready for the vector.
+    let all = facts(config);
+    assert_eq!(rank("vllm", 1).weights.value - all.rope_bytes, {
+        let padded = 73_472 - 73_448;
+        all.weight_bytes.0 + padded * 2_560 * 2
+    });
+    // DeepSeek's vector stays, whoever bears it.
+    for kind in ["deepseek_v3", "kimi_k2", "AXK1", "mistral4"] {
+        let config = format!(
+            r#"{{"model_type":"{kind}","torch_dtype":"bfloat16","hidden_size":1024,"num_hidden_layers":2,
+            "num_attention_heads":16,"num_key_value_heads":16,"intermediate_size":2048,"vocab_size":1024,
+            "kv_lora_rank":128,"qk_rope_head_dim":32,"qk_nope_head_dim":64,"v_head_dim":64,
+            "num_nextn_predict_layers":0,"max_position_embeddings":4096}}"#
+        );
+        let cache = predict(&facts(&config), &with("vllm", 2)).ranks[0].cache_per_token;
+        assert_eq!(cache.value, 2 * (128 + 32) * 2, "{kind}");
+    }
+}

@@ -1,4 +1,5 @@
-//! What an engine keeps of what a model's layers could: windows that it takes no notice of.
+//! What an engine keeps of what a model's layers could: windows that it takes no notice of, and keys and values of
+//! every head in place of a latent vector.
 
 use super::{Pool, Rules};
 use crate::model::cache::{Keeps, LayerCache};
@@ -11,8 +12,16 @@ pub(super) fn caches(facts: &ModelFacts, rules: &Rules) -> Vec<LayerCache> {
         Pool::Tokens => !has_two_pools(facts),
         Pool::Groups | Pool::Cells => rules.split == WeightSplit::Layers && ignores_windows(facts),
     };
+    let expanded = facts.layout.expanded;
     let kept = |cache: &LayerCache| {
-        let keeps = if no_window { cache.keeps.without_window() } else { cache.keeps };
+        let keeps = match cache.keeps {
+            Keeps::Latent { .. } if expanded > 0 && rules.pool == Pool::Groups => {
+                let kv_heads = u32::try_from(facts.layout.heads).unwrap_or(u32::MAX);
+                Keeps::Attention { kv_heads, key: expanded, value: expanded, window: None }
+            }
+            keeps if no_window => keeps.without_window(),
+            keeps => keeps,
+        };
         LayerCache { keeps, ..*cache }
     };
     facts.caches.iter().map(kept).collect()

@@ -194,7 +194,7 @@ impl Tile {
 /// vLLM keeps the two halves of `kv_b_proj` once more in 16 bits, ready to be multiplied
 /// (`MLACommonImpl.process_weights_after_loading`).
 fn absorbed(facts: &ModelFacts, layers: u64, tensor: u64) -> u64 {
-    let latent = facts.layout.latent;
+    let latent = facts.layout.latent && facts.layout.expanded == 0;
     let one = facts.tensors.iter().find(|t| {
         latent
             && tensors::module(&t.name).ends_with("kv_b_proj")
