@@ -9,6 +9,7 @@ use super::{
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
+use crate::model::estimate::ASSUMED_CONTEXT;
 use crate::model::{
     Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device,
     predict,
@@ -135,7 +136,7 @@ impl Engine for Vllm {
             pipeline: shape.pipeline.get().into(),
             data: shape.data.get().into(),
             expert: args::experts(&spec.args, shape.tensor.get().into()),
-            context: Some(tokens(spec, facts)),
+            context: context_of(spec, Some(facts)),
             cache: cache.and_then(CacheBits::named),
             block: number(&["--block-size"]),
             batch: number(&["--max-num-batched-tokens"]),
@@ -194,5 +195,5 @@ impl Engine for Vllm {
 
 /// At least one sequence of full length must fit, or vLLM refuses to start.
 fn tokens(spec: &ServiceSpec, facts: &ModelFacts) -> u64 {
-    context_of(spec, Some(facts)).unwrap_or(4_096)
+    context_of(spec, Some(facts)).unwrap_or(ASSUMED_CONTEXT)
 }

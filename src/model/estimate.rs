@@ -107,7 +107,7 @@ pub fn stages(layers: u64, pipeline: u64, remainder: Remainder) -> Vec<(u64, u64
 
 /// Longest sequence in tokens, where neither the model nor anyone else states one: vLLM `config/model.py`
 /// (`_get_and_verify_max_len`, `default_max_len`) and `SGLang` `hf_transformers_utils.py` (`get_context_length`).
-const ASSUMED_CONTEXT: u64 = 2_048;
+pub const ASSUMED_CONTEXT: u64 = 2_048;
 
 /// Predicts the memory of a replica.
 pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
