@@ -91,6 +91,18 @@ impl Keeps {
         }
     }
 
+    /// The same with values of a recurrent state in 32 bits, and those of its convolution where `all` are.
+    #[must_use]
+    pub const fn in_32_bits(self, all: bool) -> Self {
+        match self {
+            Self::State { conv, recurrent, .. } => {
+                let conv = if all { conv.saturating_mul(2) } else { conv };
+                Self::State { conv, recurrent, recurrent_bytes: 4 }
+            }
+            other => other,
+        }
+    }
+
     /// The window of sliding attention.
     pub fn window(self) -> Option<u64> {
         match self {

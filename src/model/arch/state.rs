@@ -335,7 +335,8 @@ impl Build<'_> {
         self.linear(&format!("{at}.linear_qkv_proj"), 3 * all, n.hidden, false);
         self.linear(&format!("{at}.out_proj"), n.hidden, all, false);
         self.linear(&format!("{at}.output_gate"), all, n.hidden, false);
-        let keeps = Keeps::State { conv: 0, recurrent: all * n.head_dim, recurrent_bytes: 4 };
+        // vLLM `mamba_utils.py` (`linear_attention_state_dtype`): of the model's own type.
+        let keeps = Keeps::State { conv: 0, recurrent: all * n.head_dim, recurrent_bytes: 2 };
         self.keeps(layer, keeps);
     }
 

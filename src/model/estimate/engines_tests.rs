@@ -105,3 +105,31 @@ fn latent_vectors_that_vllm_does_not_keep_are_keys_and_values() {
         assert_eq!(cache.value, 2 * (128 + 32) * 2, "{kind}");
     }
 }
+
+/// `MiniMax-Text-01`: every eighth layer has attention, all others a state of 64 · 128 · 128 values.
+const LIGHTNING: &str = r#"{"model_type":"minimax_text_01","torch_dtype":"bfloat16","hidden_size":6144,
+    "num_hidden_layers":80,"num_attention_heads":64,"num_key_value_heads":8,"head_dim":128,"intermediate_size":9216,
+    "num_local_experts":32,"num_experts_per_tok":2,"vocab_size":200064,"max_position_embeddings":10240000,
+    "attn_type_list":[0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,
+    0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,1]}"#;
+
+/// `Qwen3-Next-80B-A3B`.
+const DELTA: &str = r#"{"model_type":"qwen3_next","torch_dtype":"bfloat16","hidden_size":2048,"num_hidden_layers":48,
+    "num_attention_heads":16,"num_key_value_heads":2,"head_dim":256,"intermediate_size":5120,
+    "moe_intermediate_size":512,"shared_expert_intermediate_size":512,"num_experts":512,"num_experts_per_tok":10,
+    "linear_num_key_heads":16,"linear_num_value_heads":32,"linear_key_head_dim":128,"linear_value_head_dim":128,
+    "linear_conv_kernel_dim":4,"vocab_size":151936,"max_position_embeddings":262144}"#;
+
+#[test]
+fn states_have_the_type_that_the_engine_gives_them() {
+    let of = |config, engine, tensor| predict(&facts(config), &with(engine, tensor));
+    let minimax = of(LIGHTNING, "vllm", 8);
+    assert_eq!((minimax.ranks[0].state_per_request, minimax.block), (18_350_080, 512));
+    assert_eq!(of(LIGHTNING, "sglang", 8).ranks[0].state_per_request, 2 * 18_350_080);
+    // 36 layers: 8192 channels of a convolution three tokens back, 32 · 128 · 128 values of a state.
+    let (conv, state) = (8_192 * 3, 32 * 128 * 128);
+    let each = |engine, tensor| of(DELTA, engine, tensor).ranks[0].state_per_request;
+    assert_eq!(each("vllm", 4), 36 * (2 * conv + 2 * state) / 4);
+    assert_eq!(each("sglang", 4), 19_316_736);
+    assert_eq!(each("llamacpp", 1), 36 * 4 * (conv + state));
+}

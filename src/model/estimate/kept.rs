@@ -1,5 +1,5 @@
 //! What an engine keeps of what a model's layers could: windows that it takes no notice of, and keys and values of
-//! every head in place of a latent vector.
+//! every head in place of a latent vector, and the type of states.
 
 use super::{Pool, Rules};
 use crate::model::cache::{Keeps, LayerCache};
@@ -18,6 +18,12 @@ pub(super) fn caches(facts: &ModelFacts, rules: &Rules) -> Vec<LayerCache> {
             Keeps::Latent { .. } if expanded > 0 && rules.pool == Pool::Groups => {
                 let kv_heads = u32::try_from(facts.layout.heads).unwrap_or(u32::MAX);
                 Keeps::Attention { kv_heads, key: expanded, value: expanded, window: None }
+            }
+            // `--mamba-ssm-dtype float32` is the default.
+            state @ Keeps::State { .. } if rules.pool == Pool::Tokens => state.in_32_bits(false),
+            // `llama-model.cpp`, `create_memory`: both are F32. Those of a GGUF file are counted so.
+            state @ Keeps::State { .. } if rules.pool == Pool::Cells => {
+                if facts.format == ModelFormat::Gguf { state } else { state.in_32_bits(true) }
             }
             keeps if no_window => keeps.without_window(),
             keeps => keeps,
