@@ -33,6 +33,10 @@ pub enum Keeps {
         recurrent: u64,
         /// Bytes of one of the latter.
         recurrent_bytes: u32,
+        /// Values of the convolution's window that every rank keeps: those of the only group of Mamba-2 (vLLM
+        /// `mamba_utils.py`, `extra_groups_for_head_shards`).
+        #[serde(default)]
+        whole: u64,
     },
 }
 
@@ -72,9 +76,10 @@ impl Keeps {
     /// Bytes a request of a state, on one of `tensor` ranks; 0 for anything else.
     pub fn per_request(self, tensor: u64) -> u64 {
         match self {
-            Self::State { conv, recurrent, recurrent_bytes } => {
+            Self::State { conv, recurrent, recurrent_bytes, whole } => {
                 let tp = tensor.max(1);
-                conv.div_ceil(tp) * 2 + recurrent.div_ceil(tp) * u64::from(recurrent_bytes)
+                let conv = conv.saturating_sub(whole).div_ceil(tp) + whole;
+                conv * 2 + recurrent.div_ceil(tp) * u64::from(recurrent_bytes)
             }
             _ => 0,
         }
@@ -95,9 +100,10 @@ impl Keeps {
     #[must_use]
     pub const fn in_32_bits(self, all: bool) -> Self {
         match self {
-            Self::State { conv, recurrent, .. } => {
-                let conv = if all { conv.saturating_mul(2) } else { conv };
-                Self::State { conv, recurrent, recurrent_bytes: 4 }
+            Self::State { conv, recurrent, whole, .. } => {
+                let times = if all { 2 } else { 1 };
+                let (conv, whole) = (conv.saturating_mul(times), whole.saturating_mul(times));
+                Self::State { conv, recurrent, recurrent_bytes: 4, whole }
             }
             other => other,
         }

@@ -175,7 +175,8 @@ fn kind(
         _ if has("shortconv.l_cache") => {
             let kernel = header.number("shortconv.l_cache").unwrap_or(0).min(1 << 10);
             let values = facts.hidden_size.map_or(0, u64::from) * kernel.saturating_sub(1);
-            let keeps = Keeps::State { conv: 2 * values, recurrent: 0, recurrent_bytes: 4 };
+            let keeps =
+                Keeps::State { conv: 2 * values, recurrent: 0, recurrent_bytes: 4, whole: 0 };
             (kv_heads > 0, (kv_heads == 0).then_some(keeps))
         }
         _ if has("kda.head_dim") => (kv_heads > 0, (kv_heads == 0).then(|| delta(header, facts))),
@@ -221,6 +222,7 @@ fn state(header: &GgufHeader) -> Keeps {
         conv: 2 * channels * get("ssm.conv_kernel").saturating_sub(1),
         recurrent: inner * state,
         recurrent_bytes: 4,
+        whole: 0,
     }
 }
 
@@ -233,6 +235,7 @@ fn delta(header: &GgufHeader, facts: &ModelFacts) -> Keeps {
         conv: 2 * 3 * heads * width * kernel.saturating_sub(1),
         recurrent: heads * width * width,
         recurrent_bytes: 4,
+        whole: 0,
     }
 }
 

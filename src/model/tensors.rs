@@ -146,6 +146,8 @@ pub enum Split {
     Fused,
     /// Whole experts with expert parallelism, evenly without.
     Experts,
+    /// Evenly, but for so many rows that every rank has.
+    Besides(u64),
 }
 
 /// What is needed to place and divide tensors.
@@ -165,6 +167,9 @@ pub struct Layout {
     /// the latent vector; 0: it keeps what the layers say.
     #[serde(default)]
     pub expanded: u32,
+    /// Groups of Mamba-2, and values of a state in one; 0 and 0 without.
+    #[serde(default)]
+    pub groups: (u64, u64),
 }
 
 const BESIDE: [&str; 18] = [
@@ -370,6 +375,12 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
         {
             Split::Fused
         }
+        // The two matrices of the only group are made once for each rank (vLLM `mamba_mixer2.py`, `n_groups`).
+        "in_proj" | "conv1d"
+            if layout.groups.0 == 1 && (name.contains("mamba.") || name.contains("mixer.")) =>
+        {
+            Split::Besides(layout.groups.1.saturating_mul(2))
+        }
         // Biases of what is divided by columns are added once, and held by all.
         "o_proj" | "out_proj" | "down_proj" | "dense" | "c_proj" | "w2" | "fc2" | "wo"
         | "dense_4h_to_h"
@@ -396,6 +407,11 @@ pub fn share(tensor: &Tensor, split: Split, layout: &Layout, ranks: Ranks, pad: 
     match split {
         Split::Whole => all,
         Split::Even => all.div_ceil(tp),
+        Split::Besides(rows) => {
+            let of = tensor.shape.first().copied().unwrap_or(0);
+            let whole = if rows < of { mul_div(all, rows, of) } else { 0 };
+            whole + (all - whole).div_ceil(tp)
+        }
         Split::Experts => {
             let experts = if tensor.count > 1 {
                 tensor.count

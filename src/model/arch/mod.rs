@@ -91,6 +91,8 @@ struct Build<'a> {
     spread: (u64, u64),
     notes: Vec<String>,
     n: Numbers,
+    /// Groups of Mamba-2, and values of a state in one; 0 and 0 without.
+    groups: (u64, u64),
 }
 
 /// The numbers that most layers share.
@@ -227,6 +229,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         spread: (0, 0),
         notes: Vec::new(),
         n,
+        groups: (0, 0),
     };
     if !conf.is_known() && !KNOWN_ELSEWHERE.contains(&conf.kind.as_str()) {
         build.doubt(
@@ -306,6 +309,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             latent,
             vocab: n.vocab,
             expanded: if latent { attention::expanded(&conf) } else { 0 },
+            groups: build.groups,
         },
         tensors: build.tensors,
         caches: build.caches,

@@ -198,6 +198,7 @@ impl Build<'_> {
             conv: inner * kernel.saturating_sub(1),
             recurrent: inner * state,
             recurrent_bytes: self.recurrent_bytes(),
+            whole: 0,
         };
         self.keeps(layer, keeps);
     }
@@ -239,6 +240,7 @@ impl Build<'_> {
         let kernel = get(&["conv_kernel", "mamba_d_conv"], 4).min(1 << 10);
         let groups = get(&["n_groups", "mamba_n_groups", "mamba_ngroups"], 1).min(1 << 12);
         let channels = inner + 2 * groups * state;
+        self.groups = (groups, state);
         let at = format!("{at}.{}", if alone { "mixer" } else { "mamba" });
         self.plain(&format!("{at}.dt_bias"), &[heads], 1);
         self.plain(&format!("{at}.A_log"), &[heads], 1);
@@ -257,6 +259,7 @@ impl Build<'_> {
             conv: channels * kernel.saturating_sub(1),
             recurrent: heads * width * state,
             recurrent_bytes: self.recurrent_bytes(),
+            whole: if groups == 1 { 2 * state * kernel.saturating_sub(1) } else { 0 },
         };
         self.keeps(layer, keeps);
     }
@@ -292,6 +295,7 @@ impl Build<'_> {
             conv: (2 * keys + values) * kernel.saturating_sub(1),
             recurrent: heads * key * value,
             recurrent_bytes: self.recurrent_bytes(),
+            whole: 0,
         };
         self.keeps(layer, keeps);
     }
@@ -323,6 +327,7 @@ impl Build<'_> {
             conv: 3 * all * kernel.saturating_sub(1),
             recurrent: heads * width * width,
             recurrent_bytes: 4,
+            whole: 0,
         };
         self.keeps(layer, keeps);
     }
@@ -336,7 +341,8 @@ impl Build<'_> {
         self.linear(&format!("{at}.out_proj"), n.hidden, all, false);
         self.linear(&format!("{at}.output_gate"), all, n.hidden, false);
         // vLLM `mamba_utils.py` (`linear_attention_state_dtype`): of the model's own type.
-        let keeps = Keeps::State { conv: 0, recurrent: all * n.head_dim, recurrent_bytes: 2 };
+        let keeps =
+            Keeps::State { conv: 0, recurrent: all * n.head_dim, recurrent_bytes: 2, whole: 0 };
         self.keeps(layer, keeps);
     }
 
@@ -355,6 +361,7 @@ impl Build<'_> {
             conv: hidden * kernel.saturating_sub(1),
             recurrent: 0,
             recurrent_bytes: 2,
+            whole: 0,
         };
         self.keeps(layer, keeps);
         if kernel > 64 {

@@ -133,3 +133,49 @@ fn states_have_the_type_that_the_engine_gives_them() {
     assert_eq!(each("sglang", 4), 19_316_736);
     assert_eq!(each("llamacpp", 1), 36 * 4 * (conv + state));
 }
+
+const BAMBA: &str = r#"{"model_type":"bamba","hidden_size":4096,"intermediate_size":14336,"num_hidden_layers":32,
+    "num_attention_heads":32,"num_key_value_heads":8,"vocab_size":128256,"attn_layer_indices":[9,18,27],
+    "mamba_d_conv":4,"mamba_d_head":64,"mamba_d_state":128,"mamba_expand":2,"mamba_n_groups":1,"mamba_n_heads":128,
+    "tie_word_embeddings":false,"torch_dtype":"bfloat16","max_position_embeddings":262144}"#;
+
+/// granite-4.0-h, of which every tenth layer has attention.
+fn granite(hidden: u64, numbers: &str) -> String {
+    let ten =
+        r#""mamba","mamba","mamba","mamba","mamba","attention","mamba","mamba","mamba","mamba""#;
+    format!(
+        r#"{{"model_type":"granitemoehybrid","hidden_size":{hidden},"num_hidden_layers":40,"vocab_size":100352,
+        "mamba_d_conv":4,"mamba_d_head":64,"mamba_d_state":128,"mamba_expand":2,"mamba_n_groups":1,{numbers},
+        "torch_dtype":"bfloat16","tie_word_embeddings":true,"layer_types":[{ten},{ten},{ten},{ten}]}}"#
+    )
+}
+
+/// vLLM's `MambaMixer2` raises the only group to one for each rank.
+#[test]
+fn the_only_group_of_mamba_2_is_on_every_rank() {
+    let small = granite(
+        4_096,
+        r#""num_attention_heads":32,"num_key_value_heads":8,"intermediate_size":768,"num_experts_per_tok":10,
+        "shared_intermediate_size":1536,"num_local_experts":72,"mamba_n_heads":128"#,
+    );
+    for (config, tensor, more) in [
+        (BAMBA, 4, 45_668_736),
+        (BAMBA, 8, 53_280_192),
+        (small.as_str(), 4, 56_692_224),
+        (small.as_str(), 8, 66_140_928),
+    ] {
+        let one = facts(config);
+        let mut apart = one.clone();
+        apart.layout.groups = (8, 0);
+        let held = |f: &ModelFacts| predict(f, &with("vllm", tensor)).ranks[0].weights.value;
+        assert_eq!(held(&one) - held(&apart), more, "{tensor}");
+    }
+    let tiny = granite(
+        1_536,
+        r#""num_attention_heads":12,"num_key_value_heads":4,"intermediate_size":512,"num_experts_per_tok":6,
+        "shared_intermediate_size":1024,"num_local_experts":64,"mamba_n_heads":48"#,
+    );
+    let state = |tensor| predict(&facts(&tiny), &with("vllm", tensor)).ranks[0].state_per_request;
+    assert_eq!(state(4), 7_299_072);
+    assert_eq!(state(1), 36 * ((3_072 + 256) * 3 + 48 * 64 * 128) * 2);
+}

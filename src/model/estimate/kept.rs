@@ -37,7 +37,15 @@ pub(super) fn caches(facts: &ModelFacts, rules: &Rules) -> Vec<LayerCache> {
 /// (`configs/model_config.py`, `is_hybrid_swa_model`), without marks and in small letters. Layers of all others
 /// keep every token.
 const TWO_POOLS: [&str; 9] = [
-    "llama4", "gptoss", "mimov2", "step3p5", "gemma4", "graniteswa", "deepseekv4", "laguna", "mellum",
+    "llama4",
+    "gptoss",
+    "mimov2",
+    "step3p5",
+    "gemma4",
+    "graniteswa",
+    "deepseekv4",
+    "laguna",
+    "mellum",
 ];
 
 fn has_two_pools(facts: &ModelFacts) -> bool {

@@ -166,11 +166,15 @@ fn what_a_family_assumes_is_left_out() {
         let read = parse(json.as_bytes()).unwrap();
         (read.context, read.vocab_size)
     };
-    assert_eq!(of(r#"{"model_type":"falcon","num_hidden_layers":32}"#), (Some(2_048), Some(65_024)));
+    assert_eq!(
+        of(r#"{"model_type":"falcon","num_hidden_layers":32}"#),
+        (Some(2_048), Some(65_024))
+    );
     let gemma = r#"{"model_type":"gemma3","text_config":{"model_type":"gemma3_text","hidden_size":2560,
         "rope_scaling":{"rope_type":"linear","factor":8.0}}}"#;
     assert_eq!(of(gemma), (Some(131_072), Some(262_208)));
-    let paligemma = r#"{"model_type":"paligemma","text_config":{"model_type":"gemma2","vocab_size":257216}}"#;
+    let paligemma =
+        r#"{"model_type":"paligemma","text_config":{"model_type":"gemma2","vocab_size":257216}}"#;
     assert_eq!(of(paligemma), (Some(8_192), Some(257_216)));
     assert_eq!(of(r#"{"model_type":"gpt2","vocab_size":50}"#), (Some(1_024), Some(50)));
     // What is stated counts; what nobody knows stays so.
