@@ -22,6 +22,7 @@ pub mod readers;
 pub mod safetensors;
 mod shapes;
 pub mod tensors;
+pub mod towers;
 
 pub use calibration::Correction;
 pub use error::{HeaderError, ModelError};

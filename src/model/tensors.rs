@@ -10,6 +10,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::towers::Towers;
+
 /// Most groups of tensors that are kept of one model (the largest have some thousands).
 pub const MAX_GROUPS: usize = 50_000;
 /// Most tensors of one model (a trillion parameters in NVFP4 have 280,000).
@@ -170,6 +172,9 @@ pub struct Layout {
     /// Groups of Mamba-2, and values of a state in one; 0 and 0 without.
     #[serde(default)]
     pub groups: (u64, u64),
+    /// How vLLM divides its towers.
+    #[serde(default)]
+    pub towers: Towers,
 }
 
 const BESIDE: [&str; 18] = [

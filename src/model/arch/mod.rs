@@ -310,6 +310,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             vocab: n.vocab,
             expanded: if latent { attention::expanded(&conf) } else { 0 },
             groups: build.groups,
+            towers: vision::divided(top),
         },
         tensors: build.tensors,
         caches: build.caches,

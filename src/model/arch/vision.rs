@@ -9,6 +9,7 @@ mod phi4mm;
 use serde_json::{Map, Value};
 
 use super::{Build, Certainty, conf::Conf};
+use crate::model::towers::{self, Towers};
 
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
@@ -98,6 +99,28 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         ("step3_vl", _) => tower.step3(top),
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
         _ => tower.unknown(),
+    }
+}
+
+/// How vLLM divides the towers of a `config.json`.
+pub(super) fn divided(top: &Map<String, Value>) -> Towers {
+    if let Some(thinker) = top.get("thinker_config").and_then(Value::as_object) {
+        return divided(thinker);
+    }
+    let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let vision = Conf::part(top, "vision_config");
+    let heads = vision.and_then(|c| c.number(&["num_attention_heads", "num_heads"]));
+    let heads = heads.filter(|n| *n > 0);
+    Towers {
+        vision: match (kind, heads) {
+            ("internvl_chat", Some(heads)) => towers::Tower::HeadsIfEven(heads),
+            _ => towers::Tower::Named,
+        },
+        // `qwen2_audio.py` and `qwen2_5_omni_thinker.py` take the encoders of `transformers`.
+        audio: match kind {
+            "qwen2_audio" | "qwen2_5_omni_thinker" => towers::Tower::Whole,
+            _ => towers::Tower::Named,
+        },
     }
 }
 

@@ -179,3 +179,53 @@ fn the_only_group_of_mamba_2_is_on_every_rank() {
     assert_eq!(state(4), 7_299_072);
     assert_eq!(state(1), 36 * ((3_072 + 256) * 3 + 48 * 64 * 128) * 2);
 }
+
+/// `InternVL3`, with the tower of 45 layers, 3200 wide and with 25 heads.
+fn internvl(numbers: &str) -> String {
+    format!(
+        r#"{{"model_type":"internvl_chat","torch_dtype":"bfloat16","downsample_ratio":0.5,
+        "llm_config":{{"model_type":"qwen2",{numbers},"vocab_size":151674,"tie_word_embeddings":false,
+        "max_position_embeddings":32768}},"vision_config":{{"model_type":"intern_vit_6b","hidden_size":3200,
+        "intermediate_size":12800,"num_hidden_layers":45,"num_attention_heads":25,"image_size":448,"patch_size":14,
+        "qkv_bias":false,"qk_normalization":true,"norm_type":"rms_norm"}}}}"#
+    )
+}
+
+/// vLLM keeps the attention of `InternViT` whole where its heads do not divide, and what `transformers` builds.
+#[test]
+fn what_vllm_keeps_whole_of_towers() {
+    let held = |config: &str, tensor| {
+        let facts = facts(config);
+        predict(&facts, &with("vllm", tensor)).ranks[0].weights.value
+    };
+    let large = internvl(
+        r#""hidden_size":8192,"intermediate_size":29568,"num_hidden_layers":80,"num_attention_heads":64,
+        "num_key_value_heads":8"#,
+    );
+    let small = internvl(
+        r#""hidden_size":5120,"intermediate_size":27648,"num_hidden_layers":64,"num_attention_heads":40,
+        "num_key_value_heads":8"#,
+    );
+    let audio = r#"{"model_type":"qwen2_audio","torch_dtype":"bfloat16","text_config":{"model_type":"qwen2",
+        "hidden_size":4096,"intermediate_size":11008,"num_hidden_layers":32,"num_attention_heads":32,
+        "num_key_value_heads":32,"vocab_size":156032,"max_position_embeddings":8192},
+        "audio_config":{"model_type":"qwen2_audio_encoder"}}"#;
+    for (config, tensor, bytes) in [
+        (large.as_str(), 4, 41_981_141_696u64),
+        (&large, 8, 22_840_461_664),
+        (&small, 2, 40_241_653_120),
+        (&small, 4, 21_970_058_944),
+        // The encoder, 636,968,960 values, and the matrix that joins it are whole.
+        (audio, 2, 9_041_674_240),
+    ] {
+        assert_eq!(held(config, tensor), bytes, "{tensor}");
+    }
+    // A tower whose heads divide is divided: 25 over five ranks.
+    let whole = facts(&large);
+    let mut named = whole.clone();
+    named.layout.towers = crate::model::towers::Towers::default();
+    let weights = |f: &ModelFacts, tensor| predict(f, &with("vllm", tensor)).ranks[0].weights.value;
+    assert_eq!(weights(&whole, 5), weights(&named, 5));
+    let attention = 3_686_688_000;
+    assert_eq!(weights(&whole, 4) - weights(&named, 4), attention - attention / 4);
+}

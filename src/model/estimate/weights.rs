@@ -33,7 +33,12 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
     let mut whole = 0u64;
     for tensor in &facts.tensors {
         let place = tensors::place(&tensor.name, layout.layers);
-        let split = tensors::split(tensor, layout);
+        // SGLang fills such attention up with heads of no weight instead.
+        let mixer = rules.pool == Pool::Groups && tensors::is_mixer(&tensor.name);
+        let whole_tower = place == Place::Beside
+            && rules.pool != Pool::Cells
+            && layout.towers.is_whole(&tensor.name, mixer, ranks.tensor);
+        let split = if whole_tower { Split::Whole } else { tensors::split(tensor, layout) };
         let here = match place {
             // llama.cpp reads rows of the embedding on the host; a tied head is copied to a device.
             Place::Embedding if by_layers => {
