@@ -79,7 +79,7 @@ pub(super) fn cuts(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
 }
 
 /// What vLLM refuses and `SGLang` does not: values that bitsandbytes has packed have no rows that could
-/// be cut (`model_loader/bitsandbytes_loader.py`), and ranks that share out experts need some
+/// be cut (`model_loader/bitsandbytes_loader.py`), heads of towers, and ranks that share out experts need some
 /// (`config/model.py`, `verify_with_parallel_config`).
 fn only_vllm(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     let packed = facts.quantisation.as_deref().is_some_and(|q| q.starts_with("bitsandbytes"));
@@ -90,6 +90,9 @@ fn only_vllm(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
             hint: "use pipeline parallelism (tensor = 1), or an FP8, AWQ or GPTQ version"
                 .to_owned(),
         });
+    }
+    if let Some(error) = tiles::towers(facts, setup) {
+        return Some(error);
     }
     (setup.expert > 1 && !facts.has_experts()).then(|| EngineError::Indivisible {
         what: "the model has no experts that expert parallelism could divide".to_owned(),

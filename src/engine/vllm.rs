@@ -142,6 +142,7 @@ impl Engine for Vllm {
             batch: number(&["--max-num-batched-tokens"]),
             requests: number(&["--max-num-seqs"]),
             eager: args::has(&spec.args, &["--enforce-eager"]),
+            whole_towers: args::value(&spec.args, &["--mm-encoder-tp-mode"]) == Some("data"),
             utilisation: args::value(&spec.args, &["--gpu-memory-utilization"])
                 .and_then(|v| v.parse().ok()),
             ..Setup::new(memory::VLLM)

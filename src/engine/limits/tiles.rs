@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use super::EngineError;
 use crate::model::tensors::{Place, Tensor, module, place};
+use crate::model::towers::Tower;
 use crate::model::{ModelFacts, Setup};
 
 /// Rows and columns of a block with one scale.
@@ -144,9 +145,40 @@ pub(super) fn experts(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> 
     })
 }
 
-/// Heads of recurrent states (vLLM `mamba_mixer2.py`, `qwen3_next.py`).
+/// Heads of towers that vLLM divides without asking whether they do (`distributed/utils.py`, `divide`).
+pub(super) fn towers(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
+    let (towers, ranks) = (facts.layout.towers, setup.tensor.max(1));
+    let uneven = |tower| match tower {
+        Tower::Heads(heads) if !heads.is_multiple_of(ranks) => Some(heads),
+        _ => None,
+    };
+    let vision = uneven(towers.vision).filter(|_| !setup.whole_towers);
+    let (heads, of, hint) = match (vision, uneven(towers.audio)) {
+        (Some(heads), _) => (heads, "images", ", or give vLLM `--mm-encoder-tp-mode data`"),
+        (None, Some(heads)) => (heads, "sound", ""),
+        (None, None) => return None,
+    };
+    Some(EngineError::Indivisible {
+        what: format!(
+            "{heads} heads of its tower for {of} cannot be divided over tensor = {ranks}"
+        ),
+        hint: format!("use a number of ranks that divides {heads}{hint}"),
+    })
+}
+
+/// Heads and groups of recurrent states (vLLM `mamba_mixer2.py`, `qwen3_next.py`): only a single group is made
+/// once for each rank.
 pub(super) fn states(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     let ranks = setup.attention(facts);
+    let groups = facts.layout.groups.0;
+    if groups > 1 && !groups.is_multiple_of(ranks.max(1)) {
+        return Some(EngineError::Indivisible {
+            what: format!(
+                "{groups} groups of recurrent states cannot be divided over tensor = {ranks}"
+            ),
+            hint: format!("use a number of ranks that divides {groups}"),
+        });
+    }
     let log = facts.tensors.iter().find(|t| t.name.ends_with(".A_log"))?;
     let heads = log.shape.first().copied().filter(|n| *n > 1)?;
     (!heads.is_multiple_of(ranks.max(1))).then(|| EngineError::Indivisible {
@@ -159,6 +191,7 @@ pub(super) fn states(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::super::refusal;
+    use crate::base::Hint;
     use crate::engine::memory::{SGLANG, VLLM};
     use crate::model::Setup;
     use crate::model::estimate::tests::facts;
@@ -242,5 +275,59 @@ mod tests {
         assert!(
             why(hybrid, &Setup { tensor: 16, ..Setup::new(VLLM) }).unwrap().contains("24 heads")
         );
+        // Several groups are divided; only a single one is made for each rank.
+        let two = hybrid
+            .replace("\"mamba_n_groups\":1", "\"mamba_n_groups\":2")
+            .replace("\"mamba_n_heads\":24", "\"mamba_n_heads\":32");
+        let codestral = r#"{"architectures":["Mamba2ForCausalLM"],"model_type":"mamba2","hidden_size":4096,
+            "num_hidden_layers":2,"num_heads":128,"head_dim":64,"state_size":128,"n_groups":8,"conv_kernel":4,
+            "expand":2,"vocab_size":32768,"torch_dtype":"bfloat16"}"#;
+        let zamba = r#"{"model_type":"zamba2","hidden_size":3584,"num_hidden_layers":2,"num_attention_heads":32,
+            "num_key_value_heads":32,"attention_head_dim":224,"intermediate_size":14336,"vocab_size":32000,
+            "mamba_d_state":64,"mamba_ngroups":2,"n_mamba_heads":112,"mamba_headdim":64,"num_mem_blocks":2,
+            "hybrid_layer_ids":[1],"layers_block_type":["mamba","hybrid"],"torch_dtype":"bfloat16"}"#;
+        for (config, good, bad, words) in [
+            (two.as_str(), 2, 4, "2 groups of recurrent"),
+            (codestral, 8, 16, "8 groups of recurrent"),
+            (zamba, 2, 4, "2 groups of recurrent"),
+        ] {
+            for rules in [VLLM, SGLANG] {
+                let of = |tensor| why(config, &Setup { tensor, ..Setup::new(rules) });
+                assert_eq!(of(good), None, "{words}");
+                assert!(of(bad).unwrap().contains(words), "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_of_towers_divide_or_the_tower_is_whole() {
+        let text = r#""hidden_size":4096,"intermediate_size":8192,"num_hidden_layers":2,"num_attention_heads":96,
+            "num_key_value_heads":8,"vocab_size":151552"#;
+        let glm = format!(
+            r#"{{"model_type":"glm4v_moe","torch_dtype":"bfloat16","text_config":{{"model_type":"glm4v_moe_text",
+            {text}}},"vision_config":{{"model_type":"glm4v_moe","num_heads":12}}}}"#
+        );
+        let plain = |tensor| Setup { tensor, ..Setup::new(VLLM) };
+        assert_eq!(why(&glm, &plain(4)), None);
+        let error = refusal(&facts(&glm), &plain(8)).unwrap();
+        assert!(error.to_string().contains("12 heads of its tower for images"), "{error}");
+        assert!(error.hint().unwrap().contains("--mm-encoder-tp-mode data"), "{error}");
+        let whole = Setup { whole_towers: true, ..plain(8) };
+        assert_eq!(why(&glm, &whole), None);
+        assert_eq!(why(&glm, &Setup { tensor: 8, ..Setup::new(SGLANG) }), None);
+        let voxtral = format!(
+            r#"{{"model_type":"voxtral","torch_dtype":"bfloat16","text_config":{{"model_type":"llama",{text}}},
+            "audio_config":{{"model_type":"voxtral_encoder","num_attention_heads":20}}}}"#
+        );
+        assert_eq!(why(&voxtral, &plain(4)), None);
+        let error = refusal(&facts(&voxtral), &plain(8)).unwrap();
+        assert!(error.to_string().contains("20 heads of its tower for sound"), "{error}");
+        // InternViT leaves its attention whole instead.
+        let intern = format!(
+            r#"{{"model_type":"internvl_chat","torch_dtype":"bfloat16","llm_config":{{"model_type":"qwen2",{text}}},
+            "vision_config":{{"model_type":"intern_vit_6b","hidden_size":3200,"intermediate_size":12800,
+            "num_hidden_layers":2,"num_attention_heads":25,"image_size":448,"patch_size":14}}}}"#
+        );
+        assert_eq!(why(&intern, &plain(8)), None);
     }
 }

@@ -114,11 +114,21 @@ pub(super) fn divided(top: &Map<String, Value>) -> Towers {
     Towers {
         vision: match (kind, heads) {
             ("internvl_chat", Some(heads)) => towers::Tower::HeadsIfEven(heads),
+            (
+                "glm4v" | "glm4v_moe" | "glm46v" | "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl"
+                | "qwen3_vl_moe",
+                Some(heads),
+            ) => towers::Tower::Heads(heads),
             _ => towers::Tower::Named,
         },
         // `qwen2_audio.py` and `qwen2_5_omni_thinker.py` take the encoders of `transformers`.
         audio: match kind {
             "qwen2_audio" | "qwen2_5_omni_thinker" => towers::Tower::Whole,
+            // Whisper's encoder in `whisper.py`.
+            "voxtral" => Conf::part(top, "audio_config")
+                .and_then(|c| c.number(&["num_attention_heads", "encoder_attention_heads"]))
+                .filter(|n| *n > 0)
+                .map_or(towers::Tower::Named, towers::Tower::Heads),
             _ => towers::Tower::Named,
         },
     }

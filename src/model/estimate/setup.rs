@@ -178,6 +178,8 @@ pub struct Setup {
     pub unified: bool,
     /// No graphs are captured.
     pub eager: bool,
+    /// Every rank has all of a tower for images (vLLM `--mm-encoder-tp-mode data`).
+    pub whole_towers: bool,
     /// What was measured of this model with this engine on this GPU.
     pub correction: Correction,
 }
@@ -202,6 +204,7 @@ impl Setup {
             requests: None,
             unified: true,
             eager: false,
+            whole_towers: false,
             correction: Correction::default(),
         }
     }

@@ -37,7 +37,7 @@ pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tenso
         let mixer = rules.pool == Pool::Groups && tensors::is_mixer(&tensor.name);
         let whole_tower = place == Place::Beside
             && rules.pool != Pool::Cells
-            && layout.towers.is_whole(&tensor.name, mixer, ranks.tensor);
+            && (setup.whole_towers || layout.towers.is_whole(&tensor.name, mixer, ranks.tensor));
         let split = if whole_tower { Split::Whole } else { tensors::split(tensor, layout) };
         let here = match place {
             // llama.cpp reads rows of the embedding on the host; a tied head is copied to a device.
