@@ -8,6 +8,7 @@ mod attention;
 pub mod conf;
 mod doubled;
 mod draft;
+mod ending;
 mod gemma3n;
 mod gemma4;
 mod mlp;
@@ -17,6 +18,7 @@ mod vision;
 use serde_json::{Map, Value};
 
 use self::conf::Conf;
+use self::ending::Ending;
 use super::cache::{Keeps, LayerCache};
 use super::quant::{Method, Quantisation};
 use super::tensors::{Layout, Tensor};
@@ -268,13 +270,15 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     // The whole model's word counts before that of its part.
     let stated = top.get("tie_word_embeddings").and_then(Value::as_bool);
     let usual = || conf.flag("tie_word_embeddings").or_else(|| tied_elsewhere(&conf.kind));
-    let known = stated.or_else(usual);
+    let ending = Ending::of(top, &conf);
+    // Without a head nothing is shared.
+    let known = if ending == Ending::Words { stated.or_else(usual) } else { Some(false) };
     let tied = known.unwrap_or(false);
     build.embedding();
     for layer in 0..n.layers {
         build.layer(layer);
     }
-    build.end(tied);
+    build.end(tied, ending);
     if known.is_none() && !conf.is_known() {
         // The head is counted, and may not be there.
         let all = super::tensors::total(&build.tensors);
@@ -570,11 +574,15 @@ impl Build<'_> {
         }
     }
 
-    fn end(&mut self, tied: bool) {
+    /// What follows the last layer. Whether the model has a head is for `ending`.
+    fn end(&mut self, tied: bool, ending: Ending) {
         let n = self.n;
         let before = self.conf.flag("do_layer_norm_before") != Some(false);
         if !self.conf.is(&["olmo", "nanochat"]) && before {
             self.norm("model.norm", n.hidden);
+        }
+        if ending != Ending::Words {
+            return self.scores(ending);
         }
         // Published checkpoints of Falcon hold the head, whose weights are the embedding's; engines
         // leave it aside.
