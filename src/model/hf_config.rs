@@ -163,6 +163,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
             "num_key_value_heads",
             "num_kv_heads",
             "n_head_kv",
+            "n_kv_heads",
             "multi_query_group_num",
             "num_attention_groups",
         ])
@@ -188,7 +189,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         "top_k_experts",
     ]);
     let expert = find.u32(&["moe_intermediate_size"]).zip(used).map(|(n, k)| n.saturating_mul(k));
-    let inner = expert.or_else(|| find.u32(&["intermediate_size", "n_inner", "ffn_dim"]));
+    let inner = expert.or_else(|| find.u32(&arch::INNER));
     let part = find.float("partial_rotary_factor").unwrap_or(1.0).clamp(0.0, 1.0);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u32
     let rotated = head_dim.map(|d| (f64::from(d) * part) as u64);

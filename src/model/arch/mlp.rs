@@ -217,9 +217,12 @@ impl Build<'_> {
         let hidden = self.n.hidden;
         let bias = bias(conf);
         let at = format!("{at}.{name}");
+        let mut width = width;
         if width == 0 {
-            self.doubt(Certainty::Guess, "the width of its feed-forward layers is not stated");
-            return;
+            let why =
+                "the width of its feed-forward layers is not stated: four times the hidden size";
+            self.doubt(Certainty::Guess, why);
+            width = hidden.saturating_mul(4);
         }
         if ungated(conf) {
             self.linear(&format!("{at}.up_proj"), width, hidden, bias);
@@ -426,5 +429,33 @@ impl Build<'_> {
         if conf.is(&["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]) {
             self.table(&format!("{at}.shared_expert_gate"), 1, hidden);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use crate::model::arch::Certainty;
+    use crate::model::estimate::tests::facts;
+
+    /// LLaDA-8B has the names of its own code.
+    #[test]
+    fn widths_have_many_names() {
+        let llada = |width: &str| {
+            facts(&format!(
+                r#"{{"architectures":["LLaDAModelLM"],"model_type":"llada","d_model":4096,"n_layers":32,"n_heads":32,
+                "n_kv_heads":32,{width}"vocab_size":126464,"torch_dtype":"bfloat16"}}"#
+            ))
+        };
+        assert_eq!(llada(r#""mlp_hidden_size":12288,"#).weight_bytes.0, 16_031_162_368);
+        assert_eq!(llada(r#""mlp_hidden_size":12288,"#).intermediate_size, Some(12_288));
+        for key in ["encoder_ffn_dim", "decoder_ffn_dim"] {
+            let width = format!(r#""{key}":12288,"#);
+            assert_eq!(llada(&width).weight_bytes.0, 16_031_162_368, "{key}");
+        }
+        // Not stated at all: what most have, with a wide bar, instead of nothing.
+        let (none, four) = (llada(""), llada(r#""mlp_hidden_size":16384,"#));
+        assert_eq!(none.weight_bytes, four.weight_bytes);
+        assert_eq!((none.certainty, none.spread), (Certainty::Guess, Some((400, 400))));
     }
 }

@@ -389,6 +389,16 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
 /// Families whose defaults are known, but not all their parts.
 const PARTLY: [&str; 6] = ["doge", "zamba", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];
 
+/// Where configurations state the width of a dense feed-forward layer.
+pub(super) const INNER: [&str; 6] = [
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "mlp_hidden_size",
+    "decoder_ffn_dim",
+    "encoder_ffn_dim",
+];
+
 fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
     let hidden = conf
         .stated(&["n_embed"])
@@ -405,7 +415,13 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
         .or_else(|| conf.number(&["num_heads"]))
         .unwrap_or(0);
     let (mut kv_heads, mut head_dim) = (
-        conf.number(&["num_key_value_heads", "num_kv_heads", "n_head_kv", "num_attention_groups"]),
+        conf.number(&[
+            "num_key_value_heads",
+            "num_kv_heads",
+            "n_head_kv",
+            "n_kv_heads",
+            "num_attention_groups",
+        ]),
         conf.number(&["head_dim", "attention_head_dim", "kv_channels"]).filter(|n| *n > 0),
     );
     if conf.is(&["falcon"]) && !conf.on("new_decoder_architecture") {
@@ -439,7 +455,7 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
         head_dim,
         value_dim: conf.number(&["v_head_dim"]).filter(|_| !plain).unwrap_or(head_dim).min(1 << 14),
         vocab: conf.number(&["vocab_size", "padded_vocab_size"]).unwrap_or(0).min(1 << 28),
-        inner: conf.number(&["intermediate_size", "n_inner", "ffn_dim"]).unwrap_or(0).min(1 << 24),
+        inner: conf.number(&INNER).unwrap_or(0).min(1 << 24),
     })
 }
 

@@ -95,6 +95,9 @@ const COUNTS: [Count; 12] = [
             "ff_intermediate_size",
             "n_inner",
             "ffn_dim",
+            "mlp_hidden_size",
+            "decoder_ffn_dim",
+            "encoder_ffn_dim",
         ],
         1 << 22,
     )
