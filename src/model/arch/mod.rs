@@ -216,9 +216,11 @@ fn norm_bias(conf: &Conf<'_>) -> bool {
 pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Option<Blueprint> {
     let conf = Conf::text(top);
     let n = numbers(&conf)?;
-    let dtype = match conf.text_of("torch_dtype").or_else(|| conf.text_of("dtype")) {
+    let named = conf.text_of("torch_dtype").or_else(|| conf.text_of("dtype"));
+    let dtype = match named {
         Some("float32") => ("F32", 4),
         Some("float16") => ("F16", 2),
+        None if IN_32_BITS.contains(&conf.kind.as_str()) => ("F32", 4),
         _ => ("BF16", 2),
     };
     let mut build = Build {
@@ -252,6 +254,12 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         }
     }
     let family = build.certainty;
+    // What is left of a quantised model is in 16 bits; gpt-oss and MiniMax M2 do not say so either.
+    let quantised = quantisation.is_mlx() || !quantisation.name.is_empty();
+    if named.is_none() && !quantised && !IN_32_BITS.contains(&conf.kind.as_str()) {
+        let why = "the type of its values is not stated: they are counted in 16 bits";
+        build.doubt(Certainty::Close, why);
+    }
     if quantisation.unknown {
         build.doubt_by(
             Certainty::Guess,
@@ -385,6 +393,10 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
         _ => None,
     }
 }
+
+/// Families published before their files stated a type: values are in 32 bits.
+const IN_32_BITS: [&str; 8] =
+    ["gpt2", "gpt_neo", "gptj", "bert", "roberta", "xlm-roberta", "distilbert", "electra"];
 
 /// Families whose defaults are known, but not all their parts.
 const PARTLY: [&str; 6] = ["doge", "zamba", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];

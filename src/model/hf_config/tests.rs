@@ -105,13 +105,38 @@ fn heads_that_differ_from_layer_to_layer_are_no_default() {
     let of = |heads: &str| {
         let json = format!(
             r#"{{"model_type":"llama","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,
-            "num_key_value_heads":{heads},"intermediate_size":128,"vocab_size":100}}"#
+            "num_key_value_heads":{heads},"intermediate_size":128,"vocab_size":100,"torch_dtype":"bfloat16"}}"#
         );
         parse(json.as_bytes()).unwrap().blueprint(None).0.unwrap()
     };
     assert_eq!(of("[2,2]").tensors, of("2").tensors);
     assert_eq!(of("[2,2]").certainty, arch::Certainty::Exact);
     assert_eq!(of("[2,1]").certainty, arch::Certainty::Guess);
+}
+
+/// GPT-2 and its like were published in 32 bits, before files stated a type; of all others it is not known.
+#[test]
+fn a_type_that_is_not_stated_is_no_exact_figure() {
+    let of = |kind: &str, more: &str| {
+        let json = format!(
+            r#"{{"model_type":"{kind}","hidden_size":64,"n_embd":64,"num_hidden_layers":2,"num_layers":2,"n_layer":2,
+            "num_attention_heads":4,"num_heads":4,"n_head":4,"intermediate_size":256{more},"vocab_size":100}}"#
+        );
+        let drawn = parse(json.as_bytes()).unwrap().blueprint(None).0.unwrap();
+        (crate::model::tensors::total(&drawn.tensors), drawn.certainty)
+    };
+    for kind in ["gpt2", "gpt_neo"] {
+        let (half, sure) = of(kind, r#","torch_dtype":"float16""#);
+        assert_eq!(sure, arch::Certainty::Exact);
+        assert_eq!(of(kind, ""), (2 * half, sure), "{kind}");
+    }
+    let (bytes, sure) = of("llama", r#","torch_dtype":"bfloat16""#);
+    assert_eq!(sure, arch::Certainty::Exact);
+    assert_eq!(of("llama", ""), (bytes, arch::Certainty::Close));
+    assert_eq!(of("llama", r#","dtype":"float32""#), (2 * bytes, sure));
+    // What is left of a quantised model is in 16 bits.
+    let eight = r#","quantization_config":{"quant_method":"fp8","weight_block_size":[128,128]}"#;
+    assert_eq!(of("llama", eight).1, arch::Certainty::Exact);
 }
 
 #[test]
