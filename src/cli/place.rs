@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::args::{Args, Output};
 use super::exit::{Failure, Success};
+use super::place_helpers::helpers;
 use super::table;
 use crate::api::Hint;
 use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer};
@@ -35,6 +36,7 @@ pub fn run(
         first: &mut || first = started.elapsed(),
         max_steps: steps.unwrap_or(u64::MAX),
         explain,
+        helpers: helpers(),
     };
     let mut answer = solve(&world, &mut control).map_err(|e| Failure::other(e.to_string()))?;
     answer.search.first_feasible_ms = first.as_secs_f64() * 1e3;
@@ -228,8 +230,13 @@ mod tests {
             "placements": [{"service": "low", "replica": 0, "ranks": [{"host": "a", "gpus": [0]}]},
                 {"service": "high", "replica": 0, "ranks": [{"host": "b", "gpus": [0]}]}]}"#;
         let world = read(world, "world").unwrap();
-        let mut control =
-            Control { used: &mut || 0.0, first: &mut || (), max_steps: 100, explain: false };
+        let mut control = Control {
+            used: &mut || 0.0,
+            first: &mut || (),
+            max_steps: 100,
+            explain: false,
+            helpers: None,
+        };
         let answer = solve(&world, &mut control).unwrap();
         let lines: Vec<String> = answer.moves.iter().map(|m| one_move(&answer, m)).collect();
         assert_eq!(lines, ["low/0: a [0] → STOPS", "high/0: b [0] → a [0]"]);

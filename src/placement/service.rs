@@ -95,7 +95,8 @@ fn attempt(
     }
     let present = Present::GiveWay;
     let world = world_file(hosts, &[Wanted { demand, shapes: &[need], present }]);
-    let mut control = Control { used, first: &mut || (), max_steps: steps, explain: true };
+    let mut control =
+        Control { used, first: &mut || (), max_steps: steps, explain: true, helpers: None };
     // What the deck's files say was checked before, and what hosts say was made safe.
     match solve(&world, &mut control) {
         Ok(answer) => told(hosts, demand, need, &answer),

@@ -243,8 +243,13 @@ fn a_cordoned_gpu_takes_nothing_new_and_keeps_what_it_has() {
     let wanted = translate::Wanted { demand: &d, shapes: &shapes, present };
     let file = translate::world_file(&hosts, &[wanted]);
     assert_eq!((file.cordons.len(), file.hosts[0].gpus[0].health.as_str()), (1, "ok"));
-    let mut control =
-        global::Control { used: &mut || 0.0, first: &mut || (), max_steps: 1000, explain: false };
+    let mut control = global::Control {
+        used: &mut || 0.0,
+        first: &mut || (),
+        max_steps: 1000,
+        explain: false,
+        helpers: None,
+    };
     let answer = global::solve(&file, &mut control).unwrap();
     let states: Vec<String> =
         answer.services[0].replicas.iter().map(|r| r.state.to_string()).collect();

@@ -194,8 +194,13 @@ pub fn answer(
         check = Some(check_place(moved, to, &now)?);
     }
     let wanted = question.defrag.map(|gpus| want_hole(&mut supposed, gpus));
-    let mut control =
-        Control { used, first: &mut || (), max_steps: steps, explain: question.explain };
+    let mut control = Control {
+        used,
+        first: &mut || (),
+        max_steps: steps,
+        explain: question.explain,
+        helpers: None,
+    };
     let mut answer = match &moved {
         // Where one replica is moved by hand nothing else moves.
         Some(moved) => as_it_is(moved)?,
@@ -223,8 +228,13 @@ fn as_it_is(world: &WorldFile) -> Result<Answer, WhatIfError> {
     for running in &mut still.placements {
         running.movable = Some(false);
     }
-    let mut control =
-        Control { used: &mut || 0.0, first: &mut || (), max_steps: 64, explain: false };
+    let mut control = Control {
+        used: &mut || 0.0,
+        first: &mut || (),
+        max_steps: 64,
+        explain: false,
+        helpers: None,
+    };
     Ok(solve(&still, &mut control)?)
 }
 
@@ -506,8 +516,13 @@ fn violated(trial: &mut WorldFile, to: &ReplicaTo) -> Result<Option<String>, Wha
     let others: Vec<u32> = others.filter(|i| !to.gpus.contains(i)).collect();
     let host = to.host.to_string();
     trial.reservations.push(Reservation { host, gpus: Some(others), by: "not marked".to_owned() });
-    let mut control =
-        Control { used: &mut || 0.0, first: &mut || (), max_steps: 256, explain: true };
+    let mut control = Control {
+        used: &mut || 0.0,
+        first: &mut || (),
+        max_steps: 256,
+        explain: true,
+        helpers: None,
+    };
     let answer = solve(trial, &mut control)?;
     let Some(service) = answer.services.first().filter(|s| s.placed == 0) else { return Ok(None) };
     let of_host =

@@ -82,8 +82,13 @@ fn a_hole_is_counted_as_free_and_its_cost_shows() {
     world.services.extend(view.hole.as_ref().unwrap().stand_in.clone());
     let text = serde_json::to_string(&world).unwrap();
     let again = read(&text, "world").unwrap();
-    let mut control =
-        Control { used: &mut || 0.0, first: &mut || (), max_steps: 4000, explain: false };
+    let mut control = Control {
+        used: &mut || 0.0,
+        first: &mut || (),
+        max_steps: 4000,
+        explain: false,
+        helpers: None,
+    };
     let again = solve(&again, &mut control).unwrap();
     assert_eq!(again.services[0], view.answer.services[0]);
     let hole = &again.services[1].replicas[0].ranks[0];

@@ -1,12 +1,13 @@
 //! The figures of placement: how soon, how near the optimum, how many bytes of weights are copied.
 //!
-//!     cargo bench --bench placement -- farm [--worlds 5] [--limit-ms 100] [--cpsat-s 30]
-//!     cargo bench --bench placement -- lost [--worlds 3] [--limit-ms 1000]
+//!     cargo bench --bench placement -- farm [--worlds 5] [--limit-ms 100] [--threads N] [--cpsat-s 30]
+//!     cargo bench --bench placement -- lost [--worlds 3] [--limit-ms 1000] [--threads N]
 //!
 //! `farm`: 200 gangs on 128 hosts × 8, beside first fit decreasing in the same run, and CP-SAT's optimum where
 //! `--cpsat-s` gives it seconds a level (it needs the Python that `cargo test --test placement_oracle` makes).
 //! `lost`: 1,000 hosts × 8, 500 services, one host lost. The worlds are those of `tests/placement_oracle/worlds.py`.
-//! Times count from the world as it was read, whose own time is beside them. Prints one JSON object.
+//! Threads are as many as `gpudeck place` takes, unless told. Times count from the world as it was read, whose own time is
+//! beside them. Prints one JSON object.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -18,7 +19,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use gpudeck::base::Bytes;
-use gpudeck::placement::global::{Answer, Control, WorldFile, read, solve};
+use gpudeck::cli::place_helpers;
+use gpudeck::placement::global::{Answer, Control, Helpers, WorldFile, read, solve};
 use serde_json::{Value, json};
 
 fn main() {
@@ -28,12 +30,16 @@ fn main() {
         at.and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(default)
     };
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let threads = match number("--threads", 0) {
+        0 => place_helpers::helpers(),
+        n => place_helpers::these(usize::try_from(n).unwrap()),
+    };
     let mut result = match args.first().map(String::as_str) {
         Some("farm") => {
             let (limit, cpsat) = (number("--limit-ms", 100), number("--cpsat-s", 0));
-            farm(number("--worlds", 5), limit, cpsat)
+            farm(number("--worlds", 5), limit, threads, cpsat)
         }
-        Some("lost") => lost(number("--worlds", 3), number("--limit-ms", 1000)),
+        Some("lost") => lost(number("--worlds", 3), number("--limit-ms", 1000), threads),
         // `cargo test --all-targets` runs benches without arguments: there is nothing to measure.
         _ => json!({ "usage": "placement farm|lost" }),
     };
@@ -60,7 +66,7 @@ fn ms(since: Instant) -> f64 {
 }
 
 /// An answer, with what it took.
-fn timed(text: &str, limit_ms: u64) -> (WorldFile, Answer, Value) {
+fn timed(text: &str, limit_ms: u64, helpers: Option<Helpers<'_>>) -> (WorldFile, Answer, Value) {
     let begun = Instant::now();
     let world = read(text, "world").unwrap();
     let read_ms = ms(begun);
@@ -71,6 +77,7 @@ fn timed(text: &str, limit_ms: u64) -> (WorldFile, Answer, Value) {
         first: &mut || first_ms = ms(begun),
         max_steps: u64::MAX,
         explain: false,
+        helpers,
     };
     let answer = solve(&world, &mut control).unwrap();
     let all_ms = ms(begun);
@@ -93,11 +100,11 @@ fn levels(answer: &Answer) -> Vec<i64> {
     all
 }
 
-fn farm(worlds: u64, limit_ms: u64, cpsat_s: u64) -> Value {
+fn farm(worlds: u64, limit_ms: u64, helpers: Option<Helpers<'_>>, cpsat_s: u64) -> Value {
     let mut rows = Vec::new();
     for seed in 0..worlds {
         let text = world("farm", seed);
-        let (file, answer, times) = timed(&text, limit_ms);
+        let (file, answer, times) = timed(&text, limit_ms, helpers);
         let ours = levels(&answer);
         let begun = Instant::now();
         let first_fit = first_fit::place(&file);
@@ -154,10 +161,10 @@ fn optimum(text: &str, ours: &[i64], seconds: u64) -> Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-fn lost(worlds: u64, limit_ms: u64) -> Value {
+fn lost(worlds: u64, limit_ms: u64, helpers: Option<Helpers<'_>>) -> Value {
     let mut rows = Vec::new();
     for seed in 0..worlds {
-        let (file, answer, times) = timed(&world("lost", seed), limit_ms);
+        let (file, answer, times) = timed(&world("lost", seed), limit_ms, helpers);
         let down = |host: &str| file.hosts.iter().any(|h| h.name == host && !h.up);
         let lost = file.placements.iter().flat_map(|p| &p.ranks).filter(|r| down(&r.host)).count();
         let serving = answer.moves.iter().filter(|m| m.serving);

@@ -1,7 +1,8 @@
 //! Places all services of a world at once, as well as can be, and says how well that is.
 //!
 //! [`file`] is the world as one JSON file and [`read`] checks it, `compile` makes tables of it, `layout` divides one
-//! host, `state` keeps a placement and its worth, `search` finds good ones (`wide` where replicas lie on several hosts),
+//! host, `state` keeps a placement and its worth, `search` finds good ones (`wide` where replicas lie on several hosts, `team`
+//! with the caller's threads),
 //! `exact` all of a small world, `bound` says what cannot be bettered, `answer` and `why` tell it. The objective is
 //! defined in `docs/placement.md`. No clock: the caller says through [`Control`] how much of its time is used.
 
@@ -27,6 +28,7 @@ mod polish;
 pub mod read;
 mod search;
 mod state;
+mod team;
 mod why;
 mod wide;
 
@@ -34,6 +36,7 @@ pub use answer::{Answer, Level, Search as SearchFacts};
 pub(super) use compile::{Share, link_cost};
 pub use file::WorldFile;
 pub use read::{WorldError, Wrong, check, read};
+pub use team::Helpers;
 
 use self::search::{Best, improve};
 use self::state::{Levels, Score};
@@ -48,6 +51,9 @@ pub struct Control<'a> {
     pub max_steps: u64,
     /// Name every host in the reasons, not just some.
     pub explain: bool,
+    /// Threads to search with beside this one. Not asked where attempts are bounded, since with them no two answers need
+    /// be the same.
+    pub helpers: Option<Helpers<'a>>,
 }
 
 /// Attempts before every placement of a small world is looked at.
@@ -94,10 +100,18 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
         let from = used();
         let before = steps;
         let left = max_steps.saturating_sub(before).max(1);
-        let (more, n) = improve(&mut search, &ideal, &mut |steps| {
-            let time = (used() - from) / (IMPROVING - from).max(1e-9);
-            (steps as f64 / left as f64).max(time)
-        });
+        // They begin with tables of their own: where these took long, they would not be there in time.
+        let helpers = control.helpers.filter(|_| max_steps == u64::MAX && from < PLACING);
+        let (more, n) = match (helpers, team::fitting(&problem, helpers)) {
+            (Some(helpers), count @ 1..) => {
+                let until = team::Until { from, to: IMPROVING, hurry: BOUNDING };
+                team::improve(world, &mut search, &ideal, (count, helpers), until, &used)
+            }
+            _ => improve(&mut search, &ideal, &mut |steps| {
+                let time = (used() - from) / (IMPROVING - from).max(1e-9);
+                (steps as f64 / left as f64).max(time)
+            }),
+        };
         steps += n;
         if more.score < best.score {
             best = more;

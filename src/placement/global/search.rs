@@ -8,11 +8,15 @@ mod draw;
 mod drive;
 mod find;
 mod first;
+mod walk;
 
 use super::bar::Bar;
 use super::bound::floors;
 use super::compile::{NONE, Problem};
-use super::state::{Levels, Position, Score, State};
+use super::state::{Levels, Position, State};
+
+use self::walk::grain;
+pub(super) use self::walk::{Best, improve, improve_by};
 
 /// A small generator of numbers that look random: the same on every machine (Vigna's xorshift64*).
 #[derive(Clone, Debug)]
@@ -41,11 +45,8 @@ impl Dice {
     }
 }
 
-/// The temperature at the beginning and at the end, in mean bytes of a service's weights, and the share of the time that is hot. Found by
-/// trying on the worlds of `tests/placement_oracle`.
-const HOTTEST: f64 = 0.9;
-const COOLEST: f64 = 0.04;
-const HOT: f64 = 0.85;
+/// What the dice begin with.
+const SEED: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// So often is a host, or a slot, drawn that suits.
 pub(super) const TRIES: u32 = 8;
@@ -107,7 +108,7 @@ impl<'a> Search<'a> {
         Self {
             state: State::new(p),
             p,
-            dice: Dice::new(0x9E37_79B9_7F4A_7C15),
+            dice: Dice::new(SEED),
             undo: Vec::new(),
             bar: Bar::new(grain(p)),
             floors: floors(p),
@@ -123,6 +124,11 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Throws other dice than that of other numbers; those of number 0 are the usual ones.
+    pub fn throw_other_dice(&mut self, number: usize) {
+        self.dice = Dice::new(SEED ^ (number as u64).wrapping_mul(0xD134_2543_DE82_EF95));
+    }
+
     /// The position of a slot that continues an incumbent.
     pub fn staying(&self, service: u32, incumbent: u32) -> Position {
         let i = &self.p.incumbents[incumbent as usize];
@@ -132,20 +138,6 @@ impl<'a> Search<'a> {
             kind: kind.unwrap_or(NONE),
             keep: incumbent,
             hosts: i.pins.iter().map(|p| p.host).collect(),
-        }
-    }
-
-    /// Goes on from this placement.
-    pub fn start_from(&mut self, best: &Best) {
-        for slot in 0..self.p.slots.len() as u32 {
-            self.state.remove(slot);
-        }
-        for keep in [true, false] {
-            for (slot, at) in best.at.iter().enumerate() {
-                if let Some(position) = at.as_ref().filter(|at| (at.keep != NONE) == keep) {
-                    self.state.place(slot as u32, position.clone());
-                }
-            }
         }
     }
 
@@ -171,7 +163,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn take_back(&mut self) {
+    /// Undoes the last attempt.
+    pub(super) fn take_back(&mut self) {
         while let Some(undo) = self.undo.pop() {
             match undo {
                 Undo::Placed(slot) => drop(self.state.remove(slot)),
@@ -185,6 +178,7 @@ impl<'a> Search<'a> {
     /// One attempt. `heat` is how many bytes more are now and then accepted.
     pub fn attempt(&mut self, heat: f64) {
         let p = self.p;
+        self.undo.clear();
         if p.slots.is_empty() || p.hosts.is_empty() {
             return;
         }
@@ -216,7 +210,6 @@ impl<'a> Search<'a> {
         if self.state.at[slot as usize].as_ref().is_some_and(here) {
             return;
         }
-        self.undo.clear();
         let moved = self.state.at[slot as usize].as_ref().is_none_or(|at| at.keep == NONE);
         let back = if moved { self.could_stay(service) } else { None };
         if let Some(incumbent) = back
@@ -251,48 +244,4 @@ impl<'a> Search<'a> {
             self.take_back();
         }
     }
-}
-
-fn grain(p: &Problem<'_>) -> f64 {
-    let sizes: Vec<f64> = p.services.iter().map(|s| s.bytes as f64).filter(|b| *b > 0.0).collect();
-    if sizes.is_empty() { 1.0 } else { sizes.iter().sum::<f64>() / sizes.len() as f64 }
-}
-
-/// The best placement so far.
-pub(super) struct Best {
-    pub score: Score,
-    pub at: Vec<Option<Position>>,
-}
-
-/// Searches until `progress` (0 at the beginning, 1 at the end) says that it is over or nothing can be better than
-/// `ideal`. Gives the best and the number of attempts.
-pub(super) fn improve(
-    search: &mut Search<'_>,
-    ideal: &Score,
-    progress: &mut dyn FnMut(u64) -> f64,
-) -> (Best, u64) {
-    let mut best = Best { score: search.state.score(), at: search.state.at.clone() };
-    let grain = search.bar.grain;
-    let mut steps = 0;
-    let mut done = progress(0);
-    while done < 1.0 && best.score > *ideal {
-        // The last part is cold: downhill only, all levels strictly in their order.
-        let heat =
-            if done > HOT { 0.0 } else { grain * HOTTEST * (COOLEST / HOTTEST).powf(done / HOT) };
-        search.look_around();
-        for n in 1..=64 {
-            search.attempt(heat);
-            steps += 1;
-            // Where GPUs differ much, an attempt can take a millisecond.
-            if n % 8 == 0 && progress(steps) >= 1.0 {
-                break;
-            }
-        }
-        let now = (search.state.unplaced(), search.state.levels());
-        if now < (best.score.unplaced.as_slice(), best.score.levels) {
-            best = Best { score: search.state.score(), at: search.state.at.clone() };
-        }
-        done = progress(steps);
-    }
-    (best, steps)
 }

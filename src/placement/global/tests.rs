@@ -27,8 +27,13 @@ fn solved(world: &Value) -> Answer {
     let text = serde_json::to_string_pretty(world).unwrap();
     let world = read(&text, "world").unwrap_or_else(|e| panic!("{e}"));
     let mut firsts = 0;
-    let mut control =
-        Control { used: &mut || 0.0, first: &mut || firsts += 1, max_steps: 5000, explain: true };
+    let mut control = Control {
+        used: &mut || 0.0,
+        first: &mut || firsts += 1,
+        max_steps: 5000,
+        explain: true,
+        helpers: None,
+    };
     let answer = solve(&world, &mut control).unwrap();
     assert_eq!(firsts, 1);
     answer
@@ -398,8 +403,13 @@ fn hosts_of_unlike_gpus_are_divided_as_well_as_a_few_steps_allow() {
         .collect();
     let text = json!({"hosts": hosts, "services": services}).to_string();
     let world = read(&text, "world").unwrap();
-    let mut control =
-        Control { used: &mut || 0.0, first: &mut || (), max_steps: 64, explain: false };
+    let mut control = Control {
+        used: &mut || 0.0,
+        first: &mut || (),
+        max_steps: 64,
+        explain: false,
+        helpers: None,
+    };
     let answer = solve(&world, &mut control).unwrap();
     assert!(level(&answer, "placed") >= 12, "{}", shown(&answer));
 }
@@ -444,8 +454,13 @@ fn reasons_are_given_while_time_lasts() {
             asked += 1.0;
             asked / limit
         };
-        let mut control =
-            Control { used: &mut used, first: &mut || (), max_steps: 16, explain: false };
+        let mut control = Control {
+            used: &mut used,
+            first: &mut || (),
+            max_steps: 16,
+            explain: false,
+            helpers: None,
+        };
         solve(&world, &mut control).unwrap()
     };
     let all = answer(f64::INFINITY);

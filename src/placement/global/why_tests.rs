@@ -30,8 +30,13 @@ fn four(more: Value) -> Value {
 
 fn solved(world: &Value) -> Answer {
     let world = read(&world.to_string(), "world").unwrap_or_else(|e| panic!("{e}"));
-    let mut control =
-        Control { used: &mut || 0.0, first: &mut || (), max_steps: 2000, explain: true };
+    let mut control = Control {
+        used: &mut || 0.0,
+        first: &mut || (),
+        max_steps: 2000,
+        explain: true,
+        helpers: None,
+    };
     solve(&world, &mut control).unwrap()
 }
 
