@@ -27,6 +27,7 @@ mod ports;
 mod process;
 mod programs;
 mod rank;
+mod reads;
 mod samples;
 mod serve;
 mod start;

@@ -15,6 +15,7 @@ use super::gpu::played::PlayedSource;
 use super::gpu::{DriverVersions, Want};
 use super::kept::{self, KeptAge};
 use super::rank::RankWatch;
+use super::reads::FileReads;
 use super::samples::{self, Follow};
 use super::state::{LOCK_WAIT, StateDir};
 use super::{
@@ -37,6 +38,9 @@ const MAX_WAITING: usize = 256;
 
 /// Time between looks at the ranks.
 const RANKS_LOOK: Duration = Duration::from_millis(500);
+
+/// A directory or a piece of a file is read within that, or not at all: sooner than a controller gives an answer up.
+const READ_WITHIN: Duration = Duration::from_secs(20);
 
 /// When the channel closes, actions that were begun may take so long to reach their end.
 const LAST_ACTIONS: Duration = Duration::from_secs(15);
@@ -82,6 +86,8 @@ struct Agent {
     allocations: Option<PathBuf>,
     /// Something has started or ended: the next sample is due now.
     stirred: Notify,
+    /// Reads of files outside of the state directory.
+    reads: FileReads,
 }
 
 /// Serves requests until `reader` ends. Supervisors go on living; everything else ends with this
@@ -104,6 +110,7 @@ where
         hostname: played.as_mut().and_then(PlayedSource::hostname),
         allocations: played.as_mut().and_then(PlayedSource::allocations),
         stirred: Notify::new(),
+        reads: FileReads::default(),
     });
     let root = agent.state.root().to_owned();
     let _keeping = Owned(tokio::spawn(ageing::keep_young_for_good(root)));
@@ -281,9 +288,15 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             haproxy::check_show(&command)?;
             haproxy::run(&socket, &[command]).await.map(Reply::Texts)
         }
-        Request::ListDir { path } => blocking(move || files::list(&path)).await.map(Reply::Entries),
+        Request::ListDir { path } => {
+            let shown = path.clone();
+            let list = move || files::list(&path);
+            agent.reads.run(&shown, READ_WITHIN, list).await.map(Reply::Entries)
+        }
         Request::ReadFile { path, offset, length } => {
-            blocking(move || files::read(&path, offset, length)).await
+            let shown = path.clone();
+            let read = move || files::read(&path, offset, length);
+            agent.reads.run(&shown, READ_WITHIN, read).await
         }
         Request::ReadLog { rank, offset, length } => {
             blocking(move || log::read(&state.rank(&rank), offset, length)).await.map(Reply::Log)
