@@ -338,6 +338,10 @@ async fn hello(agent: &Agent, protocol: u32) -> Result<Reply, Refusal> {
 
 /// Changes something: under the host's lock, if the epoch is still the host's.
 async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Result<Reply, Refusal> {
+    if let Verb::StartRank(start) = &verb {
+        // Not under the lock: a mount that does not answer would keep it from everybody.
+        start::check_files(&agent.state, &agent.reads, start).await?;
+    }
     let lock = agent.state.lock(LOCK_WAIT).await?;
     let state = agent.state.clone();
     claim::check(&state, deck, epoch)?;

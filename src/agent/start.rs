@@ -12,12 +12,16 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use super::error::{failed, io_refusal};
 use super::gpu::monitor::GpuMonitor;
 use super::rank::{RankFile, StatusFile, VERSION};
+use super::reads::FileReads;
 use super::state::{self, StateDir};
 use super::{fence, needs, process, rank};
 use crate::wire::{GPU_NUMBERS, RankStart, Refusal};
 
 /// Less than this on the disk of the state directory, and nothing is started.
 const MIN_FREE_DISK: u64 = 16 << 20;
+
+/// Longest wait for a file system to say that a file is there.
+const FILE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Longest wait for a supervisor's word that its engine process exists.
 const STARTED_WITHIN: Duration = Duration::from_secs(14);
@@ -45,9 +49,6 @@ pub async fn start(
         return Err(failed("there is no program to start"));
     }
     check_disk(state)?;
-    for path in &start.files {
-        check_file(path)?;
-    }
     let numbers = needs::check(&start.needs, &start.ports, gpus).await?;
     let numbers = numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     for value in start.env.values_mut().filter(|value| *value == GPU_NUMBERS) {
@@ -64,9 +65,27 @@ pub async fn start(
     }
 }
 
-fn check_file(path: &str) -> Result<(), Refusal> {
-    let path = Path::new(path);
-    fs::metadata(path).map(|_| ()).map_err(|e| io_refusal(&e, "read", path))
+/// Whether the files that a rank needs are there; to be called before the host's lock is taken, because
+/// they may lie on a mount that does not answer.
+///
+/// # Errors
+/// One is not there, cannot be looked at, or its file system does not answer.
+pub async fn check_files(
+    state: &StateDir,
+    reads: &FileReads,
+    start: &RankStart,
+) -> Result<(), Refusal> {
+    // What was started once is started, whatever has become of its files.
+    if state.rank(&start.rank).exists() {
+        return Ok(());
+    }
+    for file in &start.files {
+        let path = PathBuf::from(file);
+        let look =
+            move || fs::metadata(&path).map(|_| ()).map_err(|e| io_refusal(&e, "read", &path));
+        reads.run(file, FILE_WITHIN, look).await?;
+    }
+    Ok(())
 }
 
 fn check_disk(state: &StateDir) -> Result<(), Refusal> {

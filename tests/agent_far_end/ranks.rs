@@ -106,6 +106,26 @@ fn a_start_that_its_stop_has_overtaken_starts_nothing() {
 }
 
 #[test]
+fn missing_files_are_refused_without_the_hosts_lock() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let mut start = script(0, "sleep 1000");
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    start.files = vec!["/nonexistent/weights.gguf".to_owned()];
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done), "it was started before");
+    let lock = std::fs::File::options().write(true).open(state.path().join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut other = script(1, "sleep 1000");
+    other.files.clone_from(&start.files);
+    let refused = agent.start_rank(epoch, &other);
+    let path = "/nonexistent/weights.gguf".to_owned();
+    assert_eq!(refused, Err(Refusal::NoFile { path }), "it was looked for under the lock");
+    drop(lock);
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 0), Ok(Reply::Done));
+}
+
+#[test]
 fn what_resists_is_killed_after_the_grace() {
     let state = State::new();
     let mut agent = Agent::start(state.path());
