@@ -105,10 +105,25 @@ pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Resul
     // A new epoch waits for the action in progress, whose epoch it ends. A renewal need not: it
     // must succeed while its own holder streams something large under the host's lock.
     let renewal = ask.epoch.is_some() && read(state, deck)?.map(|c| c.epoch) == ask.epoch;
-    let _acting = if renewal { None } else { Some(state.lock_blocking(LOCK_WAIT)?) };
-    let _writing = state::lock_file(&lock, LOCK_WAIT)?;
-    let granted = decide(read(state, deck)?.as_ref(), ask, now)?;
-    state::write_json(&path, &granted).map_err(|e| io_refusal(&e, "write", &path))?;
+    // Who takes it by force does not wait for a holder that may be gone: from when the new epoch is written nothing
+    // of an older one begins, and what has begun ends by itself (see `dial`), which is waited for then.
+    let waits_first = !renewal && !ask.force;
+    let _acting = if waits_first { Some(state.lock_blocking(LOCK_WAIT)?) } else { None };
+    let granted = {
+        let _writing = state::lock_file(&lock, LOCK_WAIT)?;
+        let granted = decide(read(state, deck)?.as_ref(), ask, now)?;
+        state::write_json(&path, &granted).map_err(|e| io_refusal(&e, "write", &path))?;
+        granted
+    };
+    if !renewal && ask.force {
+        state.lock_blocking(LOCK_WAIT).map_err(|refusal| match refusal {
+            Refusal::Busy { .. } => Refusal::Busy {
+                message: "the host is taken from its holder, but an action that had begun has not ended; try again"
+                    .to_owned(),
+            },
+            other => other,
+        })?;
+    }
     Ok(granted.epoch)
 }
 
@@ -205,3 +220,29 @@ mod tests {
         assert_eq!(check(&state, deck, second), Ok(()));
     }
 }
+
+    #[test]
+    fn who_takes_a_host_by_force_stops_what_has_not_begun_and_waits_for_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let deck = DeckId(uuid::Uuid::from_u128(1));
+        let first = claim(&state, deck, &ask(None, "a", false), NOW).unwrap();
+        let acting = state.lock_blocking(Duration::ZERO).unwrap();
+        let taker = {
+            let state = state.clone();
+            std::thread::spawn(move || claim(&state, deck, &ask(None, "b", true), NOW))
+        };
+        // The action goes on until it notices: as it would when its operator is gone.
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while check(&state, deck, first).is_ok() {
+            assert!(
+                std::time::Instant::now() < deadline && !taker.is_finished(),
+                "nothing notices"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!taker.is_finished(), "it was granted beside an action");
+        drop(acting);
+        let second = taker.join().unwrap().unwrap();
+        assert_eq!(check(&state, deck, second), Ok(()));
+    }

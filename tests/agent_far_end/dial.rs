@@ -146,6 +146,23 @@ fn a_stream_that_acts_holds_the_lock_and_an_old_epoch_gets_none() {
 }
 
 #[test]
+fn a_stream_that_acts_and_that_nobody_ends_does_not_keep_the_host_from_who_takes_it_by_force() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let old = agent.claim(None, "gone", false).unwrap();
+    let path = state.path().join("s.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut child = dial(state.path(), Some(old), &format!("unix:{}", path.display()));
+    // A container engine that keeps an idle connection, and an operator whose network is gone.
+    let (_engine, _) = listener.accept().unwrap();
+    let _operator = child.stdin.take();
+    let new = agent.claim(None, "taker", true).expect("the host is taken");
+    assert!(new > old);
+    ends(&mut child);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
 fn says_what_it_cannot_reach() {
     let state = State::new();
     let out = dial(state.path(), None, "unix:/nonexistent.sock").wait_with_output().unwrap();
