@@ -14,7 +14,7 @@ use super::error::{failed, io_refusal};
 use super::state::{self, LOCK_WAIT, StateDir};
 use crate::base::text::clean;
 use crate::base::{DeckId, Epoch, Timestamp};
-use crate::wire::{ClaimInfo, Refusal};
+use crate::wire::{ClaimInfo, MAX_HOLDER, Refusal, is_same_holder};
 
 /// Longest lease that is granted.
 const MAX_LEASE: Duration = Duration::from_hours(1);
@@ -57,7 +57,7 @@ pub struct Ask {
 /// Decides on `ask`, given what is held now: the claim to write, or who holds the host.
 fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refusal> {
     let until = now.plus(ask.lease.min(MAX_LEASE));
-    let holder = clean(&ask.holder, 120);
+    let holder = clean(&ask.holder, MAX_HOLDER);
     let grant = |epoch: u64| Claim {
         version: 1,
         epoch: Epoch(epoch),
@@ -72,7 +72,9 @@ fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refu
         }
         // Somebody took the host since: even when that lease has ended the asker must notice.
         (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
-        (Some(claim), _) if claim.until > now && claim.holder != holder && !ask.force => {
+        (Some(claim), _)
+            if claim.until > now && !ask.force && !is_same_holder(&claim.holder, &ask.holder) =>
+        {
             Err(claim.held())
         }
         // An epoch from before the state directory was lost must not be granted twice.
@@ -205,6 +207,17 @@ mod tests {
     }
 
     #[test]
+    fn a_holder_of_the_same_name_is_another_one_and_an_update_is_not() {
+        let running = |holder: &str| Claim { holder: holder.to_owned(), ..held(NOW.0 + 1) };
+        let me = "root@localhost #4f1c22d09ab7 (/root/d)";
+        let granted = |holder: &str| decide(Some(&running(holder)), &ask(None, me, false), NOW);
+        assert!(granted(me).is_ok());
+        assert!(granted("root@localhost #77aa22d09ab7 (/root/d)").is_err());
+        let updated = granted("root@localhost (/root/d)").map(|claim| claim.holder);
+        assert_eq!(updated.as_deref(), Ok(me), "written by an earlier version of it");
+    }
+
+    #[test]
     fn an_old_epoch_may_not_act() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
@@ -219,7 +232,6 @@ mod tests {
         );
         assert_eq!(check(&state, deck, second), Ok(()));
     }
-}
 
     #[test]
     fn who_takes_a_host_by_force_stops_what_has_not_begun_and_waits_for_the_rest() {
@@ -246,3 +258,4 @@ mod tests {
         let second = taker.join().unwrap().unwrap();
         assert_eq!(check(&state, deck, second), Ok(()));
     }
+}

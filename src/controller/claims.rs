@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use super::core::now;
 use crate::base::{DeckId, Epoch, EpochCell, HostName, ServiceName, Timestamp};
 use crate::fleet::{Fleet, HostLink, LinkError};
-use crate::wire::{ClaimInfo, Refusal, Reply, Request};
+use crate::wire::{ClaimInfo, Refusal, Reply, Request, is_same_holder};
 
 /// How long a claim holds without being renewed.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
@@ -281,7 +281,7 @@ impl Claims {
         match link.request(Request::ShowClaim { deck: self.deck }).await? {
             Reply::Claim(info) => {
                 let other = info
-                    .filter(|i| i.holder != crate::base::text::clean(&self.holder, 120))
+                    .filter(|i| !is_same_holder(&i.holder, &self.holder))
                     .map(|i| Other::of(&i));
                 let known = self.known().others.get(link.host()).cloned();
                 if self.known().asked.insert(link.host().clone()) {

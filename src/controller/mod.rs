@@ -28,6 +28,7 @@ pub mod handover;
 mod happening;
 pub mod health;
 mod https;
+mod identity;
 pub mod ledger;
 pub mod lent;
 pub mod logins;

@@ -54,6 +54,11 @@ impl Paths {
         self.dir.join("agent-binary.json")
     }
 
+    /// The number that tells this controller from others of the same user and machine.
+    pub fn identity(&self) -> PathBuf {
+        self.dir.join("controller-id")
+    }
+
     /// When the controller was last seen alive.
     pub fn alive(&self) -> PathBuf {
         self.dir.join("alive")

@@ -21,7 +21,7 @@ use crate::api::hub::Change;
 use crate::api::{DeckView, Severity};
 use crate::base::{DeckId, HostName};
 use crate::fleet::{HostLink, LinkError};
-use crate::wire::{Reply, Request, Verb};
+use crate::wire::{Reply, Request, Verb, is_same_holder};
 
 /// Hosts that lack the newest text are tried again after so long.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -207,7 +207,8 @@ impl Core {
     ) -> Option<Age> {
         let newest = newest?;
         // Our own writing is never newer than our journal, nor is what was written before we took over last.
-        let is_older = newest.holder == self.means.claims.holder() || newest.term < self.state.term;
+        let is_own = is_same_holder(&newest.holder, self.means.claims.holder());
+        let is_older = is_own || newest.term < self.state.term;
         if is_older && !journal_is_new {
             return None;
         }

@@ -136,6 +136,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
     let socket = paths.socket();
     let listener = server::bind(&socket).map_err(file(&socket))?;
+    let holder = super::identity::holder(paths).map_err(file(&paths.identity()))?;
 
     let (inputs, received) = mpsc::channel(1024);
     let (fleet_events, of_fleet) = mpsc::channel(1024);
@@ -154,7 +155,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
-        claims: Claims::new(options.deck.id, holder(paths), Some(paths.dir.join("claims.json"))),
+        claims: Claims::new(options.deck.id, holder, Some(paths.dir.join("claims.json"))),
         saver: super::saved::Saver::default(),
         deck_saver: super::saved_deck::DeckSaver::default(),
         runtimes: super::actions::Runtimes::default(),
@@ -279,14 +280,6 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     ];
     tasks.extend(publish_task);
     Ok(Running { socket, stop, tasks, main })
-}
-
-/// Names this controller to other operators, and the same to its own next life on this machine.
-fn holder(paths: &Paths) -> String {
-    let user = server::user_name(rustix::process::geteuid().as_raw());
-    let machine = rustix::system::uname();
-    let machine = machine.nodename().to_string_lossy().into_owned();
-    crate::base::text::clean(&format!("{user}@{machine} ({})", paths.dir.display()), 200)
 }
 
 /// Resident memory of this process.

@@ -17,6 +17,7 @@ use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
 use crate::base::{Hint, HostName, ServiceName, Timestamp};
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::{LentTo, ServiceState};
+use crate::wire::is_same_holder;
 
 /// So many hosts are asked at a time.
 const AT_ONCE: usize = 32;
@@ -271,7 +272,7 @@ impl Core {
             let Some(saved) = newest.read else { continue };
             let is_known = self.state.services.contains_key(&service);
             // Our own writing is never newer than our journal, nor is what was written before we took over last.
-            if is_known && (saved.holder == own || saved.term < before.term) {
+            if is_known && (is_same_holder(&saved.holder, &own) || saved.term < before.term) {
                 continue;
             }
             let last = saved.state.releases.keys().next_back().copied().unwrap_or_default();

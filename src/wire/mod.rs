@@ -8,6 +8,7 @@ pub mod change;
 pub mod checkup;
 pub mod codec;
 pub mod devices;
+pub mod holder;
 pub mod lasting;
 pub mod packed;
 pub mod request;
@@ -18,6 +19,7 @@ pub mod xid;
 pub use checkup::{Checkup, ProgramFound, ProgramSought, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use devices::Part;
+pub use holder::{MAX_HOLDER, holder_name, is_same_holder};
 pub use lasting::Lasting;
 pub use request::{
     ClaimInfo, DeviceNeed, DialAccess, DialTarget, DirEntry, FromAgent, GPU_NUMBERS, GatewayConfig,
