@@ -104,13 +104,14 @@ impl GpuSource for AmdSource {
             self.known.insert(device.clone(), gpu);
         }
         link_up(&devices, &mut self.known);
-        let gone = |device: &PathBuf| !devices.contains(device);
-        let mut gpus: Vec<Gpu> = self
-            .known
-            .iter()
-            .map(|(device, gpu)| if gone(device) { lost(gpu) } else { gpu.clone() })
-            .collect();
-        gpus.sort_by_key(|gpu| gpu.index);
+        // Those that are there have the numbers that the driver gives them; those that are lost come after.
+        let is_there = |device: &Path| devices.iter().any(|there| there == device);
+        let mut gpus: Vec<Gpu> = Vec::with_capacity(self.known.len());
+        gpus.extend(devices.iter().filter_map(|device| self.known.get(device)).cloned());
+        let gone = self.known.iter().filter(|(device, _)| !is_there(device));
+        for (index, (_, gpu)) in (next_index(&gpus)..).zip(gone) {
+            gpus.push(Gpu { index, ..lost(gpu) });
+        }
         Gpus::Some(gpus)
     }
 
@@ -118,6 +119,11 @@ impl GpuSource for AmdSource {
         // Only a driver that was installed beside the kernel's own has a version.
         DriverVersions { driver: text(&self.root.join("module/amdgpu/version")), cuda: None }
     }
+}
+
+/// The number after those of all these.
+fn next_index(gpus: &[Gpu]) -> u32 {
+    gpus.iter().map(|gpu| gpu.index.saturating_add(1)).max().unwrap_or(0)
 }
 
 /// `card0`, not `card0-DP-1` and not `renderD128`.
@@ -561,6 +567,20 @@ mod tests {
         let seen = gpus(&mut source, Want::Due);
         assert_eq!((seen[1].health.clone(), seen[1].memory), (GpuHealth::Lost, None));
         assert_eq!(seen[1].uuid, "GPU-8d1f2c3b4a596877");
+    }
+
+    #[test]
+    fn after_a_loss_each_card_has_a_number_of_its_own() {
+        let dir = tree();
+        let mut source = AmdSource::new(dir.path().to_owned());
+        gpus(&mut source, Want::Due);
+        let first = dir.path().join("class/drm/card0/device");
+        fs::remove_dir_all(&first).unwrap();
+        let seen = gpus(&mut source, Want::Due);
+        let shown: Vec<_> = seen.iter().map(|g| (g.index, g.uuid.as_str(), &g.health)).collect();
+        // An engine is told the driver's number, which counts those that are there.
+        let there = (0, "GPU-8d1f2c3b4a596877", &GpuHealth::Ok);
+        assert_eq!(shown, [there, (1, "PCI-0000:03:00.0", &GpuHealth::Lost)]);
     }
 
     #[test]
