@@ -31,7 +31,11 @@ fn eight_h100_on_nvlink() {
     let mut follower = Follower::start(&scene, true);
     let gpus = follower.wait("traffic", |s| {
         let gpus = s.gpus.list();
-        let rates = gpus.iter().all(|g| g.nvlink.rx_bytes_per_s.is_some());
+        // Of all links, not of the first of seven alone.
+        let sum = |rate: Option<u64>, kib: u64| rate.is_some_and(|r| r > kib * 1024 / 2);
+        let rates = gpus.iter().all(|g| {
+            sum(g.nvlink.rx_bytes_per_s, 1_000_000) && sum(g.nvlink.tx_bytes_per_s, 2_000_000)
+        });
         (gpus.len() == 8 && rates).then(|| gpus.to_vec())
     });
     for gpu in &gpus {

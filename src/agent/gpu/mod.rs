@@ -10,6 +10,7 @@ pub mod child;
 pub mod monitor;
 pub mod nvml;
 pub mod nvml_events;
+pub mod nvml_fields;
 pub mod nvml_identity;
 pub mod played;
 pub mod processes;

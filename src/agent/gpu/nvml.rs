@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::enum_wrappers::device::{
     Clock, EccCounter, MemoryError, PcieUtilCounter, PerformanceState, TemperatureSensor,
 };
-use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
+use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
-use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml};
 
 use super::nvml_events::{self, Xids};
+use super::nvml_fields::{fields, over_all_links};
 use super::nvml_identity::{identify, is_divided, parts};
 use super::processes::{Listed, ProcessTable};
 use super::scenario::THROTTLE_REASONS;
@@ -352,7 +352,7 @@ impl Card {
             field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
         ];
         let now = Instant::now();
-        let counters = match fields(device, &ids).as_slice() {
+        let counters = match over_all_links(device, &ids).as_slice() {
             [Some(rx), Some(tx)] => Some((now, *rx, *tx)),
             _ => None,
         };
@@ -426,28 +426,6 @@ fn worn_out(device: &Device<'_>, gpu: &mut Gpu) {
     gpu.remapped_rows = sum(3, 4);
     gpu.row_remap_pending = flag(5);
     gpu.row_remap_failed = flag(6);
-}
-
-/// Several values in one call; none where the GPU has no such value.
-fn fields(device: &Device<'_>, ids: &[u32]) -> Vec<Option<u64>> {
-    let ids: Vec<FieldId> = ids.iter().map(|id| FieldId(*id)).collect();
-    let number = |value: SampleValue| match value {
-        SampleValue::U32(v) => Some(u64::from(v)),
-        SampleValue::U64(v) => Some(v),
-        SampleValue::I64(v) => u64::try_from(v).ok(),
-        SampleValue::F64(_) => None,
-    };
-    match device.field_values_for(&ids) {
-        Ok(samples) => {
-            let value = |sample: Result<_, NvmlError>| -> Option<u64> {
-                let sample: nvml_wrapper::struct_wrappers::device::FieldValueSample =
-                    sample.ok()?;
-                number(sample.value.ok()?)
-            };
-            samples.into_iter().map(value).collect()
-        }
-        Err(_) => Vec::new(),
-    }
 }
 
 /// Who uses a GPU; none where the driver does not say: a divided GPU's processes are told to root alone.

@@ -23,13 +23,19 @@ pub struct FieldValue {
     value: u64,
 }
 
-/// A field by its number in nvml.h (`NVML_FI_DEV_…`).
-pub(super) fn field(gpu: &GpuScript, id: c_uint) -> Option<u64> {
+/// A field by its number in nvml.h (`NVML_FI_DEV_…`). Of NVLink's counters the scope is one of the `links` that are up,
+/// which share the traffic evenly, or all of them.
+fn field(gpu: &GpuScript, links: usize, id: c_uint, scope: c_uint) -> Option<u64> {
     let traffic = |way: usize| -> Option<u64> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
         let rates = gpu.nvlink_kib_per_s.filter(|_| gpu.has("nvlink"))?;
         let kib = u128::from(*rates.get(way)?) * now.as_millis() / 1000;
-        u64::try_from(kib).ok()
+        let sum = u64::try_from(kib).ok()?;
+        if scope == c_uint::MAX {
+            return Some(sum);
+        }
+        let links = u64::try_from(links).ok().filter(|links| u64::from(scope) < *links)?;
+        sum.checked_div(links)
     };
     match id {
         // Retired for two single-bit errors, and for one double-bit error.
@@ -56,12 +62,13 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     if values.is_null() {
         return INVALID_ARGUMENT;
     }
-    with_gpu(device, "fields", |gpu, _, _| {
+    with_gpu(device, "fields", |gpu, all, _| {
+        let links = gpu.peers(all).count();
         for at in 0..usize::try_from(count).unwrap_or(0) {
             // SAFETY: `values` points to `count` of them.
             let value = unsafe { &mut *values.add(at) };
             value.value_type = UNSIGNED_LONG_LONG;
-            match field(gpu, value.field_id) {
+            match field(gpu, links, value.field_id, value.scope_id) {
                 Some(number) => (value.result, value.value) = (SUCCESS, number),
                 None => value.result = NOT_SUPPORTED,
             }
