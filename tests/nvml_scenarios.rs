@@ -157,6 +157,27 @@ fn memory_is_that_of_the_instance_also_where_one_is_missing_before_it() {
 }
 
 #[test]
+fn a_gpu_whose_memory_cannot_be_read_is_not_well() {
+    const UNKNOWN: u32 = 999;
+    const NO_PERMISSION: u32 = 4;
+    let mut gpus = h100s(4);
+    gpus[1]["errors"] = json!({ "memory": UNKNOWN });
+    gpus[2]["absent"] = json!(["memory"]);
+    gpus[3]["errors"] = json!({ "memory": NO_PERMISSION });
+    gpus[3]["mig"] = json!(true);
+    let scene = Scene::new(gpus);
+    let mut follower = Follower::start(&scene, false);
+    let gpus = follower.gpus(4);
+    assert_eq!(gpus[0].health, GpuHealth::Ok);
+    let GpuHealth::Degraded { why } = &gpus[1].health else { panic!("{:?}", gpus[1].health) };
+    assert!(why.starts_with("its memory cannot be read: "), "{why}");
+    assert!(gpus[1].memory.is_none() && gpus[1].temperature_c.is_some());
+    // There is nothing wrong with what has no memory to tell of, or tells it to root alone.
+    assert_eq!((&gpus[2].health, gpus[2].memory), (&GpuHealth::Ok, None));
+    assert_eq!((&gpus[3].health, gpus[3].memory), (&GpuHealth::Ok, None));
+}
+
+#[test]
 fn rising_memory_errors_degrade() {
     let mut scene = Scene::new(h100s(2));
     let mut follower = Follower::start(&scene, false);

@@ -67,6 +67,8 @@ struct Card {
     nvlink_before: Option<(Instant, u64, u64)>,
     /// Newest sample of processes' utilisation that was seen, microseconds.
     utilisation_seen: u64,
+    /// Why something that every GPU tells could not be read.
+    unread: Option<String>,
 }
 
 impl NvmlSource {
@@ -130,6 +132,7 @@ impl NvmlSource {
                 nvlink_before: old.as_ref().and_then(|card| card.nvlink_before),
                 utilisation_seen: old.as_ref().map_or(0, |card| card.utilisation_seen),
                 gone: false,
+                unread: None,
                 gpu: match old {
                     Some(card) => with_turns_of(gpu, card.gpu),
                     None => gpu,
@@ -191,7 +194,7 @@ impl GpuSource for NvmlSource {
                 Err(error) => Err(error),
             };
             gpus.push(match health {
-                Ok(()) => Gpu { health: health_of(&card.gpu), ..card.gpu.clone() },
+                Ok(()) => Gpu { health: card.health(), ..card.gpu.clone() },
                 Err(NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotFound) => {
                     lost(&card.gpu)
                 }
@@ -285,6 +288,14 @@ fn with_turns_of(mut identity: Gpu, before: Gpu) -> Gpu {
 }
 
 impl Card {
+    /// As the counters say, if all that tells of it could be read.
+    fn health(&self) -> GpuHealth {
+        match (health_of(&self.gpu), &self.unread) {
+            (GpuHealth::Ok, Some(why)) => GpuHealth::Degraded { why: why.clone() },
+            (health, _) => health,
+        }
+    }
+
     /// The GPU is divided in another way than when it was identified.
     fn is_divided_otherwise(&self, nvml: &Nvml) -> bool {
         let Ok(device) = nvml.device_by_index(self.gpu.index) else { return false };
@@ -306,13 +317,21 @@ impl Card {
     ) -> Result<(), NvmlError> {
         let gpu = &mut self.gpu;
         // Every GPU that answers knows its memory; one that has fallen off the bus says so here.
-        gpu.memory = match device.memory_info() {
+        (gpu.memory, self.unread) = match device.memory_info() {
             Ok(memory) => {
                 let used = Bytes(memory.total.saturating_sub(memory.free));
-                Some(MemoryUse { used, total: Bytes(memory.total) })
+                (Some(MemoryUse { used, total: Bytes(memory.total) }), None)
             }
             Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired)) => return Err(error),
-            Err(_) => None,
+            // It has none of its own, or its driver is too old to be asked.
+            Err(
+                NvmlError::NotSupported
+                | NvmlError::FunctionNotFound
+                | NvmlError::FailedToLoadSymbol(_),
+            ) => (None, None),
+            // Of a divided GPU only root is told.
+            Err(NvmlError::NoPermission) if gpu.mig == Some(true) => (None, None),
+            Err(error) => (None, Some(clean(&format!("its memory cannot be read: {error}"), 120))),
         };
         let rates = device.utilization_rates().ok();
         gpu.utilisation_percent = rates.as_ref().map(|r| r.gpu);

@@ -195,6 +195,9 @@ pub struct GpuScript {
     /// Names of fields the driver does not support on this GPU.
     #[serde(default)]
     pub absent: Vec<String>,
+    /// Names of fields that the driver fails to read, each with its error (`nvmlReturn_t`); of a driver only.
+    #[serde(default)]
+    pub errors: BTreeMap<String, u32>,
 }
 
 /// The PCI Express link of a GPU.

@@ -111,6 +111,9 @@ fn with_gpu(
         if !gpu.has(field) {
             return NOT_SUPPORTED;
         }
+        if let Some(code) = gpu.errors.get(field) {
+            return *code;
+        }
         let default = Reading::default();
         work(gpu, gpus, readings.get(&gpu.uuid).unwrap_or(&default))
     })
