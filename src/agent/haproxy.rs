@@ -110,7 +110,8 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.read(&mut [0; 100]).await.unwrap();
+            let mut line = [0; 100];
+            assert!(stream.read(&mut line).await.unwrap() > 0);
             stream.write_all(b"# pxname,svname\nchat,r1-0-a1\n").await.unwrap();
         });
         let answers = run(path.to_str().unwrap(), &["show stat".to_owned()]).await;
