@@ -292,8 +292,14 @@ fn a_grave_xid_is_not_forgotten_with_the_process_that_was_told() {
     assert_eq!(child.len(), 1, "one process asks the driver");
     Command::new("kill").args(["-9", &child[0].to_string()]).status().unwrap();
     follower.until_ended(child[0]);
-    follower.wait("the end of the child", |s| matches!(s.gpus, Gpus::Hung { .. }).then_some(()));
-    let gpu = follower.gpus(2).remove(0);
+    assert_ne!(follower.child(), child[0], "another one asks at once");
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    let after = std::time::Duration::from_secs_f64(seconds).as_millis();
+    let gpu = follower.wait("a reading of the next child", |s| {
+        let new = u128::from(s.monotonic_ms) > after && s.gpus_age_ms.is_none();
+        s.gpus.list().first().filter(|_| new).cloned()
+    });
     assert!(matches!(&gpu.health, GpuHealth::Degraded { why } if why.starts_with("Xid 48:")));
     assert_eq!(gpu.xid.map(|x| (x.code, x.count)), Some((45, 3)));
 

@@ -19,7 +19,7 @@ use crate::wire::{DeviceNeed, Gpu, GpuHealth, Gpus, Refusal};
 pub async fn check(
     needs: &[DeviceNeed],
     ports: &[u16],
-    gpus: &GpuMonitor,
+    monitor: &GpuMonitor,
 ) -> Result<Vec<u32>, Refusal> {
     let wanted = ports.to_vec();
     blocking(move || wanted.into_iter().try_for_each(ports::check_free)).await?;
@@ -29,14 +29,15 @@ pub async fn check(
         *sum = sum.saturating_add(need.memory);
     }
     let gpus = if sums.keys().any(|d| matches!(d, DeviceId::Gpu(_))) {
-        Some(gpus.read(Want::Fresh).await)
+        Some(monitor.read(Want::Fresh).await)
     } else {
         None
     };
+    let trouble = monitor.trouble();
     for (device, needed) in sums {
         match (device, &gpus) {
             (DeviceId::Cpu, _) => check_host_memory(needed)?,
-            (DeviceId::Gpu(uuid), Some(gpus)) => check_gpu(gpus, uuid, needed)?,
+            (DeviceId::Gpu(uuid), Some(gpus)) => check_gpu(gpus, trouble.as_deref(), uuid, needed)?,
             (DeviceId::Gpu(_), None) => {
                 return Err(Refusal::NoDevice { device: device.clone() });
             }
@@ -60,9 +61,12 @@ fn check_host_memory(needed: Bytes) -> Result<(), Refusal> {
     Err(Refusal::MemoryBusy { device: DeviceId::Cpu, free, needed, holders: Vec::new() })
 }
 
-fn check_gpu(gpus: &Gpus, uuid: &str, needed: Bytes) -> Result<(), Refusal> {
+fn check_gpu(gpus: &Gpus, trouble: Option<&str>, uuid: &str, needed: Bytes) -> Result<(), Refusal> {
     let device = DeviceId::Gpu(uuid.to_owned());
     let gpu = match gpus {
+        Gpus::Hung { .. } if let Some(why) = trouble => {
+            return Err(failed(format!("the GPUs cannot be read: {why}")));
+        }
         Gpus::Hung { for_ms } => {
             return Err(failed(format!("the GPU driver has not answered for {for_ms} ms")));
         }

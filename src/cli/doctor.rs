@@ -186,9 +186,13 @@ pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
             } else {
                 check("data", Verdict::Poor, found).advise("see why the link is slow or down")
             });
-            checks.extend(driver(host, &sample.gpus));
+            let is_hung = matches!(sample.gpus, Gpus::Hung { .. });
+            if !is_hung || sample.gpu_trouble.is_none() {
+                checks.extend(driver(host, &sample.gpus));
+            }
             checks.extend(sample.gpu_trouble.as_ref().map(|why| {
-                check("driver", Verdict::Bad, format!("NVIDIA's GPUs are not shown: {why}"))
+                let whose = if is_hung { "the GPUs" } else { "NVIDIA's GPUs" };
+                check("driver", Verdict::Bad, format!("{whose} are not shown: {why}"))
             }));
             checks.extend(sample.gpus.list().iter().flat_map(gpu));
             if let Some(disk) = sample.disk {

@@ -287,6 +287,11 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
         let gpus = match host.sample.as_ref().map(|s| &s.gpus) {
             None => "–".to_owned(),
             Some(Gpus::None { .. }) => "none".to_owned(),
+            Some(Gpus::Hung { .. })
+                if host.sample.as_ref().is_some_and(|s| s.gpu_trouble.is_some()) =>
+            {
+                "NOT READ".to_owned()
+            }
             Some(Gpus::Hung { .. }) => "DRIVER HUNG".to_owned(),
             Some(Gpus::Some(gpus)) => {
                 let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();

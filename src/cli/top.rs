@@ -148,10 +148,14 @@ pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
         lines.extend(top_details::of_host(host));
     }
     if let Some(why) = &sample.gpu_trouble {
-        lines.push(format!("{name}: NVIDIA's GPUs are not shown: {why}"));
+        let is_hung = matches!(sample.gpus, Gpus::Hung { .. });
+        let whose = if is_hung { "the GPUs" } else { "NVIDIA's GPUs" };
+        lines.push(format!("{name}: {whose} are not shown: {why}"));
     }
     match &sample.gpus {
         Gpus::None { why } => lines.push(format!("{name}: no GPU: {why}")),
+        // Not the driver: it was said above what.
+        Gpus::Hung { .. } if sample.gpu_trouble.is_some() => {}
         Gpus::Hung { for_ms } => {
             let time = time::short(Duration::from_millis(*for_ms));
             lines.push(format!("{name}: the GPU DRIVER HANGS for {time}"));

@@ -13,8 +13,12 @@ pub fn lines(before: Option<&HostSample>, after: &HostSample) -> Vec<(Severity, 
     let hung = |sample: &HostSample| matches!(sample.gpus, Gpus::Hung { .. });
     let was_hung = before.is_some_and(hung);
     if hung(after) && !was_hung {
-        let words = "the GPU driver does not answer: GPU values stand still, the host's go on";
-        lines.push((Severity::Error, words.to_owned()));
+        let what = match &after.gpu_trouble {
+            Some(why) => format!("the GPUs cannot be read, {}", clean(why, 200)),
+            None => "the GPU driver does not answer".to_owned(),
+        };
+        let words = format!("{what}: GPU values stand still, the host's go on");
+        lines.push((Severity::Error, words));
     }
     if was_hung && !hung(after) {
         lines.push((Severity::Info, "the GPU driver answers again".to_owned()));
@@ -160,6 +164,11 @@ mod tests {
         assert_eq!(told(Some(&well), &hung).len(), 1);
         assert!(told(Some(&hung), &longer).is_empty());
         assert_eq!(told(Some(&hung), &well), ["the GPU driver answers again"]);
+        // The driver did not hang: what asks it crashed.
+        let why = "the process that asks the driver has ended (signal: 11 (SIGSEGV))";
+        let crashed = HostSample { gpu_trouble: Some(why.into()), ..hung.clone() };
+        let lines = told(Some(&well), &crashed);
+        assert!(matches!(&lines[..], [line] if line.contains(why)), "{lines:?}");
         let program = lines_of_a_program();
         assert_eq!(program, [Severity::Warning]);
     }

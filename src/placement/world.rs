@@ -230,6 +230,9 @@ impl HostCapacity {
         let gpus = sample.map_or(&[][..], |s| s.gpus.list());
         let gpu_trouble = sample.and_then(|s| match &s.gpus {
             Gpus::None { why } => Some(format!("it has no GPU ({why})")),
+            Gpus::Hung { .. } if s.gpu_trouble.is_some() => {
+                s.gpu_trouble.as_ref().map(|why| format!("its GPUs cannot be read ({why})"))
+            }
             Gpus::Hung { for_ms } => {
                 Some(format!("its GPU driver has not answered for {} s", for_ms / 1000))
             }

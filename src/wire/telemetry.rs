@@ -130,7 +130,8 @@ pub struct HostSample {
     pub monotonic_ms: u64,
     /// The GPUs, or why they cannot be read.
     pub gpus: Gpus,
-    /// Why GPUs of another maker than those that are shown cannot be read.
+    /// Why GPUs of another maker than those that are shown cannot be read; with [`Gpus::Hung`] what has happened, if it
+    /// is not the driver that is silent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_trouble: Option<SmolStr>,
     /// How old the GPU values were when this sample was taken, milliseconds; none: of the moment.

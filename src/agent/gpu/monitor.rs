@@ -2,7 +2,7 @@
 //! answers in bounded time whatever the driver does.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -15,6 +15,7 @@ use super::played::PlayedSource;
 use super::xids::{self, XidTable};
 use super::{DriverVersions, GpuSource, Want};
 use crate::agent::process;
+use crate::base::text::clean;
 use crate::wire::{Gpus, LineReader};
 
 /// A driver that has not answered for so long hangs.
@@ -33,6 +34,9 @@ const LOOK_FOR_FILE: Duration = Duration::from_secs(2);
 
 /// Xid errors that could not be kept are written again after so long.
 const KEEP_AGAIN: Duration = Duration::from_mins(1);
+
+/// A child that has closed its output ends within that.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
@@ -125,7 +129,8 @@ impl GpuMonitor {
         self.happened.clone()
     }
 
-    /// Why GPUs beside those of the last reading cannot be read, if there are any.
+    /// Why GPUs beside those of the last reading cannot be read, if there are any; of a reading that is
+    /// [`Gpus::Hung`] what has happened, if it is not the driver that is silent.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.borrow().clone()
     }
@@ -270,7 +275,7 @@ struct ChildSource {
     none: Option<(Gpus, Instant)>,
     /// The driver has not answered since.
     hung_since: Option<Instant>,
-    /// Why other GPUs than those of the last reading cannot be read.
+    /// Why other GPUs than those of the last reading cannot be read, or how the child ended.
     trouble: Option<String>,
     /// Something happened to a GPU that nobody was told of yet.
     noted: bool,
@@ -286,6 +291,8 @@ struct ChildSource {
     backoff: Duration,
     /// The driver did not begin in time when it was last begun with.
     begins_slowly: bool,
+    /// A child ended by itself, or could not be started, and none has answered since.
+    has_ended: bool,
     stuck: Vec<Child>,
 }
 
@@ -371,6 +378,11 @@ impl Running {
         self.began_after = self.began_after.or(asked.map(|asked| asked.elapsed()));
     }
 
+    /// How a child ended that says nothing more.
+    async fn how_it_ended(&mut self) -> Option<ExitStatus> {
+        tokio::time::timeout(LAST_MOMENT, self.child.wait()).await.ok()?.ok()
+    }
+
     fn is_given_up(&self) -> bool {
         let limit = if self.began_after.is_some() { WATCHDOG } else { self.patience };
         self.pending.is_some_and(|since| since.elapsed() >= limit)
@@ -398,6 +410,7 @@ impl ChildSource {
             not_before: Instant::now(),
             backoff: BACKOFF.0,
             begins_slowly: false,
+            has_ended: false,
             stuck: Vec::new(),
         }
     }
@@ -416,8 +429,10 @@ impl ChildSource {
                     running.answered();
                 }
                 Ok(None) | Err(_) => {
+                    // May be dropped here: the next reading finds its end again.
+                    let how = running.how_it_ended().await;
                     if let Some(running) = self.running.take() {
-                        self.give_up(running);
+                        self.ended(running, how);
                     }
                 }
             }
@@ -433,44 +448,52 @@ impl ChildSource {
         }
         self.stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         self.forget_if_removed();
-        let Some(mut running) = self.running.take().or_else(|| self.start()) else {
-            return (self.hung(), None);
-        };
-        let mut heard = None;
-        let answer = running.ask(want, &mut heard).await;
-        if let Some(xids) = heard {
-            self.noted = true;
-            self.learn(&xids);
-        }
-        match answer {
-            Answer::Line(line) => {
-                self.begins_slowly = running.began_after.is_some_and(|after| after >= WATCHDOG);
-                self.hung_since = None;
-                self.backoff = BACKOFF.0;
-                self.trouble = line.trouble;
-                if matches!(line.gpus, Gpus::None { .. }) {
-                    // Nothing to keep a process for; dropping it ends it.
-                    self.none = Some((line.gpus.clone(), Instant::now()));
-                } else {
-                    self.running = Some(running);
-                }
-                (line.gpus, Some(line.versions))
+        loop {
+            let Some(mut running) = self.running.take().or_else(|| self.start()) else {
+                return (self.hung(), None);
+            };
+            let mut heard = None;
+            let answer = running.ask(want, &mut heard).await;
+            if let Some(xids) = heard {
+                self.noted = true;
+                self.learn(&xids);
             }
-            Answer::Late => {
-                self.hung_since = self.hung_since.or(running.pending);
-                if running.is_given_up() {
-                    self.begins_slowly |= running.began_after.is_none();
-                    self.give_up(running);
-                } else {
-                    self.running = Some(running);
+            match answer {
+                Answer::Line(line) => return self.answered(running, *line),
+                Answer::Late => {
+                    self.trouble = None;
+                    self.hung_since = self.hung_since.or(running.pending);
+                    if running.is_given_up() {
+                        self.begins_slowly |= running.began_after.is_none();
+                        self.give_up(running);
+                    } else {
+                        self.running = Some(running);
+                    }
+                    return (self.hung(), None);
                 }
-                (self.hung(), None)
-            }
-            Answer::Ended => {
-                self.give_up(running);
-                (self.hung(), None)
+                Answer::Ended => {
+                    let how = running.how_it_ended().await;
+                    if !self.ended(running, how) {
+                        return (self.hung(), None);
+                    }
+                }
             }
         }
+    }
+
+    fn answered(&mut self, running: Running, line: SampleLine) -> (Gpus, Option<DriverVersions>) {
+        self.begins_slowly = running.began_after.is_some_and(|after| after >= WATCHDOG);
+        self.has_ended = false;
+        self.hung_since = None;
+        self.backoff = BACKOFF.0;
+        self.trouble = line.trouble;
+        if matches!(line.gpus, Gpus::None { .. }) {
+            // Nothing to keep a process for; dropping it ends it.
+            self.none = Some((line.gpus.clone(), Instant::now()));
+        } else {
+            self.running = Some(running);
+        }
+        (line.gpus, Some(line.versions))
     }
 
     fn start(&mut self) -> Option<Running> {
@@ -478,11 +501,29 @@ impl ChildSource {
             return None;
         }
         let patience = if self.begins_slowly { FIRST_ANSWER } else { WATCHDOG };
-        let started = Running::start(&self.start, &self.xids, patience);
-        if started.is_err() {
+        match Running::start(&self.start, &self.xids, patience) {
+            Ok(running) => Some(running),
+            Err(error) => {
+                let words = format!("the process that asks the driver cannot be started: {error}");
+                self.trouble = Some(clean(&words, 200));
+                self.has_ended = true;
+                self.wait_longer();
+                None
+            }
+        }
+    }
+
+    /// A child has ended by itself; whether the next one may be started at once: the first time it may.
+    fn ended(&mut self, running: Running, how: Option<ExitStatus>) -> bool {
+        let how = how.map_or_else(|| "its output is closed".to_owned(), |how| how.to_string());
+        let words = format!("the process that asks the driver has ended ({how})");
+        self.trouble = Some(clean(&words, 200));
+        let again = !std::mem::replace(&mut self.has_ended, true);
+        self.put_away(running);
+        if !again {
             self.wait_longer();
         }
-        started.ok()
+        again
     }
 
     /// What a child has heard from the driver outlives it.
@@ -524,10 +565,16 @@ impl ChildSource {
         std::mem::take(&mut self.noted)
     }
 
-    fn give_up(&mut self, mut running: Running) {
-        let _ = running.child.start_kill();
-        self.stuck.push(running.child);
+    fn give_up(&mut self, running: Running) {
+        self.put_away(running);
         self.wait_longer();
+    }
+
+    fn put_away(&mut self, mut running: Running) {
+        let _ = running.child.start_kill();
+        if !matches!(running.child.try_wait(), Ok(Some(_))) {
+            self.stuck.push(running.child);
+        }
     }
 
     fn wait_longer(&mut self) {
@@ -537,5 +584,65 @@ impl ChildSource {
 
     fn hung(&mut self) -> Gpus {
         hung(*self.hung_since.get_or_insert_with(Instant::now))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    /// A monitor whose children run a script, with `$N` as the number of the child.
+    fn monitor(dir: &Path, script: &str) -> GpuMonitor {
+        let program = dir.join("child.sh");
+        let count = "N=$(cat \"$0.n\" 2>/dev/null || echo 0); N=$((N + 1)); echo $N >\"$0.n\"";
+        // Not written here: a process that another test forks just then would keep it busy.
+        let written = std::process::Command::new("sh")
+            .args(["-c", "printf %s \"$1\" >\"$0\" && chmod 700 \"$0\""])
+            .arg(&program)
+            .arg(format!("#!/bin/sh\n{count}\n{script}\n"))
+            .status();
+        assert!(written.unwrap().success());
+        start(dir, &program)
+    }
+
+    fn start(dir: &Path, program: &Path) -> GpuMonitor {
+        let choice = Choice::Nvml { library: None, scenario: None, sysfs: None };
+        GpuMonitor::start(&choice, program, dir)
+    }
+
+    const ANSWER: &str = "read known; read asked; \
+        echo '{\"sample\":{\"gpus\":{\"some\":[]},\"versions\":{\"driver\":null,\"cuda\":null}}}'; read more";
+
+    #[tokio::test]
+    async fn a_child_that_crashes_is_started_again_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("[ $N = 1 ] && kill -SEGV $$; {ANSWER}");
+        let monitor = monitor(dir.path(), &script);
+        assert_eq!(monitor.read(Want::Due).await, Gpus::Some(Vec::new()));
+        assert_eq!(monitor.trouble(), None);
+    }
+
+    #[tokio::test]
+    async fn a_child_that_crashes_again_and_again_is_told_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = monitor(dir.path(), "kill -SEGV $$");
+        let gpus = monitor.read(Want::Due).await;
+        assert!(matches!(gpus, Gpus::Hung { .. }), "{gpus:?}");
+        let trouble = monitor.trouble().unwrap();
+        assert!(trouble.contains("has ended (signal: 11"), "{trouble}");
+        // The third one waits its turn.
+        let count = std::fs::read_to_string(dir.path().join("child.sh.n")).unwrap();
+        assert_eq!(count.trim(), "2");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_cannot_be_started_is_told_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(dir.path(), &dir.path().join("nowhere"));
+        let gpus = monitor.read(Want::Due).await;
+        assert!(matches!(gpus, Gpus::Hung { .. }), "{gpus:?}");
+        let trouble = monitor.trouble().unwrap();
+        assert!(trouble.contains("cannot be started: No such file"), "{trouble}");
     }
 }

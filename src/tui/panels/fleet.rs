@@ -256,6 +256,16 @@ fn figures(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rec
         Gpus::None { why } => {
             pen.put_cut(x, y, end, &format!("no GPU: {why}"), theme.dim);
         }
+        Gpus::Hung { .. } if sample.gpu_trouble.is_some() => {
+            let why = sample.gpu_trouble.as_deref().unwrap_or_default();
+            pen.put_cut(
+                x,
+                y,
+                end,
+                &format!("GPUS NOT READ: {}", crate::api::text::clean(why, 200)),
+                theme.bad,
+            );
+        }
         Gpus::Hung { for_ms } => {
             let time = time::short(std::time::Duration::from_millis(*for_ms));
             pen.put_cut(x, y, end, &format!("DRIVER HUNG for {time}"), theme.bad);

@@ -147,12 +147,16 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
         out.extend(field(theme, width, "rank", &text));
     }
     out.push(Line::default());
+    let is_hung = matches!(sample.gpus, Gpus::Hung { .. });
     if let Some(why) = &sample.gpu_trouble {
-        let words = format!("▲ NVIDIA's GPUs are not shown: {}", crate::api::text::clean(why, 300));
+        let whose = if is_hung { "the GPUs" } else { "NVIDIA's GPUs" };
+        let words = format!("▲ {whose} are not shown: {}", crate::api::text::clean(why, 300));
         out.extend(crate::tui::dialogs::wrapped(&words, width, theme.bad));
     }
     match &sample.gpus {
         Gpus::None { why } => out.push(Line::styled(format!("no GPU: {why}"), theme.dim)),
+        // Not the driver: it was said above what.
+        Gpus::Hung { .. } if sample.gpu_trouble.is_some() => {}
         Gpus::Hung { for_ms } => {
             let time = time::short(std::time::Duration::from_millis(*for_ms));
             out.push(Line::styled(format!("✖ the driver has not answered for {time}"), theme.bad));
