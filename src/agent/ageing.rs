@@ -16,8 +16,12 @@ const MAX_ENTRIES: usize = 20_000;
 /// Directories below the first one.
 const MAX_DEPTH: usize = 6;
 
-/// Says of everything in a directory that it was read just now. When it was written stays as it was. What cannot be
-/// told so (somebody else's) is left out; links are not followed.
+/// Programs, below the state directory: they are checked whole when their times have changed, and copied again when they
+/// are gone.
+const PROGRAMS: &str = "bin";
+
+/// Says of everything in a directory that it was read just now, but for programs. When it was written stays as it was.
+/// What cannot be told so (somebody else's) is left out; links are not followed.
 pub fn keep_young(directory: &Path) {
     let mut left = MAX_ENTRIES;
     let mut directories = vec![(directory.to_owned(), 0)];
@@ -30,6 +34,7 @@ pub fn keep_young(directory: &Path) {
             }
             left -= 1;
             match entry.file_type() {
+                Ok(_) if depth == 0 && entry.file_name() == PROGRAMS => {}
                 Ok(kind) if kind.is_dir() && depth < MAX_DEPTH => {
                     directories.push((entry.path(), depth + 1));
                 }
@@ -78,7 +83,10 @@ mod tests {
         let file = rank.join("status.json");
         fs::write(&file, "{}").unwrap();
         std::os::unix::fs::symlink(outside.path(), rank.join("link")).unwrap();
-        for path in [&file, &rank, outside.path()] {
+        let program = root.path().join("bin/gpudeck-1");
+        fs::create_dir_all(root.path().join("bin")).unwrap();
+        fs::write(&program, "ELF").unwrap();
+        for path in [&file, &rank, &program, outside.path()] {
             age(path);
         }
         keep_young(root.path());
@@ -88,6 +96,7 @@ mod tests {
             (meta.accessed().unwrap() > day_ago, meta.modified().unwrap() > day_ago)
         };
         assert_eq!((recent(&file), recent(&rank)), ((true, false), (true, false)));
+        assert_eq!(recent(&program), (false, false), "it would be checked whole again");
         assert_eq!(recent(outside.path()), (false, false), "a link was followed");
     }
 }
