@@ -1,14 +1,18 @@
 //! The open journal: its lock, appending, checkpoints.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::format::{Header, Link, Record, RecordKind, VERSION, header_line, push_record};
 use super::{JournalError, head, is_full, segment};
+
+/// A lock whose holder is dead is let go of within so long.
+const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 
 /// Segments kept besides the one in use.
 const OLD_SEGMENTS_KEPT: usize = 3;
@@ -301,20 +305,37 @@ fn lock(dir: &Path) -> Result<File, JournalError> {
         .mode(0o600)
         .open(&path)
         .map_err(JournalError::io("cannot open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {
-            // The pid is for the message only; on a full disk the lock holds all the same.
-            let pid = format!("{}\n", std::process::id());
-            let _ = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes()));
-            Ok(file)
+    let deadline = Instant::now() + LET_GO_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => {
+                // The pid is for the message only; on a full disk the lock holds all the same.
+                let pid = format!("{}\n", std::process::id());
+                let _ = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes()));
+                return Ok(file);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                let _ = (&file).take(20).read_to_string(&mut text);
+                let pid: Option<u32> = text.trim().parse().ok();
+                if pid.is_some_and(runs) || Instant::now() >= deadline {
+                    return Err(JournalError::Locked { dir: dir.to_owned(), pid });
+                }
+                let _ = file.rewind();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::Error(e)) => return Err(JournalError::io("cannot lock", &path)(e)),
         }
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let _ = (&file).take(20).read_to_string(&mut text);
-            Err(JournalError::Locked { dir: dir.to_owned(), pid: text.trim().parse().ok() })
-        }
-        Err(TryLockError::Error(e)) => Err(JournalError::io("cannot lock", &path)(e)),
     }
+}
+
+/// Whether a process is there and not merely unreaped. One that was killed can leave its lock with a child that it
+/// was just forking: until that one executes, it has the open file, too.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything, brackets too.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 #[cfg(test)]
@@ -373,6 +394,32 @@ mod tests {
         fn cut(&mut self, length: u64) -> io::Result<()> {
             self.file.set_len(length)
         }
+    }
+
+    #[test]
+    fn the_lock_of_a_dead_process_is_waited_for_and_that_of_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let path = dir.path().join("journal.lock");
+        fs::write(&path, format!("{}\n", child.id())).unwrap();
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        // As a child does that it was forking when it was killed.
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            held.unlock()
+        });
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        letting_go.join().unwrap().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        let asked = Instant::now();
+        let refused = Journal::open(dir.path()).map(|_| ());
+        let pid = Some(std::process::id());
+        assert!(matches!(refused, Err(JournalError::Locked { pid: p, .. }) if p == pid));
+        assert!(asked.elapsed() < LET_GO_WITHIN, "it waits for a holder that runs");
+        drop(journal);
+        assert!(Journal::open(dir.path()).is_ok());
     }
 
     #[test]

@@ -14,10 +14,12 @@ pub mod lab;
 pub mod operator;
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Folder of this checkout.
@@ -30,17 +32,26 @@ pub fn checkout() -> &'static Path {
 /// connection comes along, and for a minute after its end.
 pub fn engine_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
-    // Blocks of two test processes are apart by their pids; a block whose ports are in use is passed over.
     const FIRST: u32 = 10_000;
     const BLOCKS: u32 = 220;
     static GIVEN: AtomicU16 = AtomicU16::new(0);
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let user = rustix::process::getuid().as_raw();
+    let locks = std::env::temp_dir().join(format!("gpudeck-test-ports-{user}"));
+    std::fs::create_dir_all(&locks).unwrap();
     loop {
         let given = u32::from(GIVEN.fetch_add(1, Ordering::Relaxed));
         assert!(given < BLOCKS, "no free ports from {FIRST} on");
         let block = (std::process::id() * 4 + given) % BLOCKS;
+        // A block is one test process's for as long as it lives; what is in use by others is passed over.
+        let lock = File::create(locks.join(block.to_string())).unwrap();
+        if lock.try_lock().is_err() {
+            continue;
+        }
         let first = u16::try_from(FIRST + block * 50).unwrap();
         let free = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).is_ok();
         if (first..first + 50).all(free) {
+            HELD.lock().unwrap().push(lock);
             return first;
         }
     }
