@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::lab::{Lab, llama_server, write_gguf, write_image};
 use common::operator::Operator;
-use common::{Gpudeck, run, wait_for};
+use common::{Gpudeck, run, wait_for, wait_until};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_mins(2);
@@ -127,12 +127,11 @@ fn hosts_that_share_a_home_keep_their_state_apart() {
     assert_eq!(said(&lab, "h1", "ls /root/.gpudeck | wc -l"), "2");
 }
 
-#[test]
-fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
-    let Some(lab) = Lab::up(1, &[]) else { return };
+/// Three people who can log in on the first host.
+fn users(lab: &Lab) {
     for (user, uid) in [("alice", 2001), ("bob", 2002), ("carol", 2003)] {
         said(
-            &lab,
+            lab,
             "h1",
             &format!(
                 "/usr/sbin/useradd -m -u {uid} -s /bin/sh {user} && /usr/sbin/usermod -p '*' {user} && \
@@ -141,6 +140,12 @@ fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
             ),
         );
     }
+}
+
+#[test]
+fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
+    let Some(lab) = Lab::up(1, &[]) else { return };
+    users(&lab);
     // Bob has made what would be Carol's.
     said(&lab, "h1", "mkdir /var/tmp/gpudeck-2003 && chown bob /var/tmp/gpudeck-2003");
     let well = person(
@@ -170,6 +175,82 @@ fn users_of_one_host_have_an_agent_each_and_nobody_takes_anothers_place() {
     let hosts = settled(&carols, "limited");
     let why = hosts["carol"]["link"]["why"].as_str().unwrap();
     assert!(why.contains("belongs to somebody else"), "{why}");
+}
+
+const AS_LOGGED_IN: &str = r#"
+model    = "simulated"
+device   = "cpu"
+memory   = "64MiB"
+replicas = 1
+
+[engine.command]
+run = ["/usr/local/bin/engine", "sim-engine", "--address", "{address}", "--port", "{port}", "--load-time", "100ms"]
+
+[rollout]
+stop_grace = "5s"
+"#;
+
+#[test]
+fn operators_who_become_root_see_each_other_and_engines_run_as_who_logged_in() {
+    let Some(lab) = Lab::up(1, &[]) else { return };
+    users(&lab);
+    said(&lab, "h1", "/usr/sbin/groupadd -g 2100 gpus && /usr/sbin/usermod -aG gpus alice");
+    for user in ["alice", "bob"] {
+        let rule = format!("{user} ALL=(root) NOPASSWD: ALL");
+        said(
+            &lab,
+            "h1",
+            &format!("mkdir -p /etc/sudoers.d && echo '{rule}' >/etc/sudoers.d/{user}"),
+        );
+    }
+    lab.lab(&["put", "h1", env!("CARGO_BIN_EXE_gpudeck"), "/usr/local/bin/engine"]);
+    said(&lab, "h1", "chmod 755 /usr/local/bin/engine");
+    let becoming = |user: &str| {
+        let person = person(&lab, &[("h1", 1, &format!("user = \"{user}\"\nbecome = \"sudo\""))]);
+        std::fs::write(person.deck().join("services/chat.toml"), AS_LOGGED_IN).unwrap();
+        person
+    };
+
+    let alice = becoming("alice");
+    let hosts = settled(&alice, "up");
+    let machine = said(&lab, "h1", "cat /etc/machine-id");
+    assert_eq!(state_dir(&hosts, "h1"), format!("/var/lib/gpudeck/{machine}"));
+    assert_eq!(hosts["h1"]["facts"]["user"], "root");
+    alice.run(["apply", "chat", "--wait", "--yes", "--timeout", "1m"], LONG).expect_success();
+    let engine = "pid=$(pgrep -f '^/usr/local/bin/engine') && grep -E '^(Uid|Gid|Groups|CapEff):' /proc/$pid/status && \
+                  tr '\\0' '\\n' </proc/$pid/environ | grep -E '^(HOME|USER|SUDO_UID)='";
+    let runs = said(&lab, "h1", engine);
+    let words: Vec<&str> = runs.split_whitespace().collect();
+    let gid = said(&lab, "h1", "id -g alice");
+    let expected = format!(
+        "Uid: 2001 2001 2001 2001 Gid: {gid} {gid} {gid} {gid} Groups: {gid} 2100 CapEff: 0000000000000000 \
+         HOME=/home/alice USER=alice"
+    );
+    let mut sorted = words.clone();
+    sorted.sort_unstable();
+    let mut wanted: Vec<&str> = expected.split(' ').collect();
+    wanted.sort_unstable();
+    assert_eq!(sorted, wanted, "{runs}");
+
+    // Another login of the same host, the same deck: whose it is is seen, and respected.
+    let bob = becoming("bob");
+    let text = std::fs::read_to_string(alice.deck().join("deck.toml")).unwrap();
+    let text = text.replace("user = \"alice\"", "user = \"bob\"");
+    std::fs::write(bob.deck().join("deck.toml"), text).unwrap();
+    settled(&bob, "up");
+    wait_until("who holds it", LONG, || bob.run(["hosts"], LONG).stdout.contains("held by"));
+    let refused = bob.run(["stop", "chat", "--yes"], LONG);
+    assert_eq!(refused.code(), Some(9), "{refused:#?}");
+    alice.run(["stop", "chat", "--yes"], LONG).expect_success();
+    let left = lab.ssh("h1", "pgrep -f '^/usr/local/bin/engine'");
+    assert_ne!(left.code(), Some(0), "the engine is left: {left:#?}");
+
+    // Who may not is told so, and the host is seen all the same.
+    let carol = becoming("carol");
+    let hosts = settled(&carol, "limited");
+    let link = &hosts["h1"]["link"];
+    assert!(link["why"].as_str().unwrap().contains("cannot become root"), "{link}");
+    assert!(link["hint"].as_str().unwrap().contains("NOPASSWD"), "{link}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line of the far end. People do not type it; the links do.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tokio::io::AsyncReadExt as _;
 
 use super::serve::{AgentConfig, serve};
-use super::{dial, gpu, supervise};
+use super::{dial, gpu, login_user, supervise};
 use crate::base::{DeckId, Epoch};
 use crate::wire::DialTarget;
 
@@ -44,6 +45,14 @@ enum Form {
         /// The rank's directory.
         rank_dir: PathBuf,
     },
+    /// Become a user, then a program: what a supervisor that is root starts an engine with.
+    AsUser {
+        /// The user's number.
+        uid: u32,
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        program: Vec<OsString>,
+    },
     /// Read the GPUs through their drivers, a line for a line.
     Sample {
         /// The NVML library.
@@ -76,6 +85,7 @@ pub fn main(args: &[String]) -> ExitCode {
             state_dir().map_or_else(|code| code, |dir| serve_stdio(dir, first))
         }
         Some(Form::Sample { library, sysfs }) => gpu::child::main(library, sysfs),
+        Some(Form::AsUser { uid, program }) => login_user::main(uid, &program),
         Some(Form::Supervise { rank_dir }) => supervise::main(&rank_dir),
         Some(Form::Dial { deck, epoch, target }) => match (deck.zip(epoch), state_dir()) {
             (None, _) => dial::main(std::path::Path::new("/"), None, &target),

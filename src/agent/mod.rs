@@ -22,6 +22,7 @@ mod host;
 mod http;
 mod kept;
 mod log;
+mod login_user;
 mod needs;
 mod ports;
 mod process;

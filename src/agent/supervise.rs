@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{failed, io_refusal};
 use super::group::{self, Group};
+use super::login_user::LoginUser;
 use super::process::{self, ProcessId};
 use super::rank::{ExitRecord, RankFile, StatusFile, VERSION};
 use super::start::program_of;
@@ -124,11 +125,17 @@ fn launch(dir: &Path, start: &RankStart, own_session: bool) -> Result<StatusFile
     let mut argv = start.argv.iter();
     let program = program_of(argv.next().map_or("", String::as_str), &own);
     let argv = argv.map(|a| if a == "{gpudeck}" { own.clone().into() } else { a.into() });
-    let mut command = Command::new(&program);
+    let mut command = match LoginUser::of_sudo() {
+        Some(user) => user.command(&own, &program),
+        None => {
+            let mut command = Command::new(&program);
+            command.current_dir(home());
+            command
+        }
+    };
     command
         .args(argv.collect::<Vec<std::ffi::OsString>>())
         .envs(&start.env)
-        .current_dir(home())
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)

@@ -21,10 +21,10 @@ use super::{
     AgentBinary, DialStream, FleetEvent, HostLink, LinkError, LinkState, binary, fallback, quick,
 };
 use crate::base::{DownCause, Hint, HostName, text};
-use crate::spec::{HostSpec, Transport};
+use crate::spec::{Become, HostSpec, Transport};
 use crate::ssh::{
-    ConnectOptions, Connection, Endpoint, LocalConnection, NoQuestions, Questions, SshError,
-    Target, connect,
+    AsRoot, ConnectOptions, Connection, Endpoint, LocalConnection, NoQuestions, Questions,
+    SshError, Target, connect,
 };
 use crate::wire::{DialAccess, DialTarget, HostFacts, Reply, Request};
 
@@ -255,6 +255,14 @@ impl From<SessionError> for Cause {
     }
 }
 
+/// One connection, as it is and as the agent uses it.
+struct Ways {
+    /// As who is logged in.
+    logged_in: Arc<dyn Connection>,
+    /// As whom the host's `become` names.
+    acting: Arc<dyn Connection>,
+}
+
 /// One host's link task.
 pub(super) struct HostTask {
     pub(super) spec: HostSpec,
@@ -347,72 +355,77 @@ impl HostTask {
                 state_dir: String::new(),
                 env: BTreeMap::new(),
             };
-            return self.run_agent(connection, command).await;
+            let ways = Ways { logged_in: Arc::clone(&connection), acting: connection };
+            return self.run_agent(ways, command).await;
         }
         // A box of its own: all ways of connecting are many times as large as what is kept for hours.
         let connection = Box::pin(self.connect()).await?;
+        let acting: Arc<dyn Connection> = match self.spec.becomes {
+            Some(Become::Sudo) => Arc::new(AsRoot(Arc::clone(&connection))),
+            None => Arc::clone(&connection),
+        };
+        let ways = Ways { logged_in: connection, acting };
         self.outbox.phase("looking for the agent");
-        if let Some(lost) = self.run_what_is_there(&connection).await? {
+        if let Some(lost) = self.run_what_is_there(&ways).await? {
             return Ok(lost);
         }
         let progress = |percent: u8| {
             self.outbox.phase(format!("installing the agent {percent}%"));
         };
-        let command = match self.install(&*connection, &progress).await {
+        let command = match self.install(&*ways.acting, &progress).await {
             Ok(command) => command,
             Err(error) if error.leaves_looking() => {
-                return Ok(self.only_look(&*connection, &error).await);
+                return Ok(self.only_look(&ways, &error).await);
             }
             Err(error) => return Err(error.into()),
         };
-        self.run_agent(connection, command).await
+        self.run_agent(ways, command).await
     }
 
     /// Runs the agent on a connection until either ends.
     async fn run_agent(
         &self,
-        connection: Arc<dyn Connection>,
+        ways: Ways,
         command: AgentCommand,
     ) -> Result<(Cause, Duration), Cause> {
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
         let attention = self.link.attention.subscribe();
-        let started = Session::start(host, Arc::clone(&connection), command, attention).await;
-        self.go_on(&*connection, started).await
+        let acting = Arc::clone(&ways.acting);
+        let started = Session::start(host, acting, command, attention).await;
+        self.go_on(&ways, started).await
     }
 
     /// With an agent that runs, or without one where it cannot.
     async fn go_on(
         &self,
-        connection: &dyn Connection,
+        ways: &Ways,
         started: Result<(Session, HostFacts, Running), SessionError>,
     ) -> Result<(Cause, Duration), Cause> {
         match started {
             Err(SessionError::Ended(words)) if wants_newer_system(&words) => {
                 let error = InstallError::OldSystem { why: words };
-                Ok(self.only_look(connection, &error).await)
+                Ok(self.only_look(ways, &error).await)
             }
-            started => Ok(self.serve(connection, started?).await),
+            started => Ok(self.serve(&*ways.acting, started?).await),
         }
     }
 
     /// Runs the agent that an earlier connection has left there; none: it is not there.
-    async fn run_what_is_there(
-        &self,
-        connection: &Arc<dyn Connection>,
-    ) -> Result<Option<(Cause, Duration)>, Cause> {
+    async fn run_what_is_there(&self, ways: &Ways) -> Result<Option<(Cause, Duration)>, Cause> {
         if self.spec.transport != Transport::Ssh {
             return Ok(None);
         }
         let binary = self.shared.binary().await?;
         let mut attention = self.link.attention.subscribe();
         let first = first_words(&mut attention)?;
-        let begun = quick::start(&**connection, binary, &self.spec.agent_env, &first).await?;
+        let begun = quick::start(&*ways.acting, binary, &self.spec.agent_env, &first).await?;
         let Some(begun) = begun else { return Ok(None) };
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();
-        let started = Session::shake_hands(host, Arc::clone(connection), begun, attention).await;
-        self.go_on(&**connection, started).await.map(Some)
+        let acting = Arc::clone(&ways.acting);
+        let started = Session::shake_hands(host, acting, begun, attention).await;
+        self.go_on(ways, started).await.map(Some)
     }
 
     /// Carries messages until the agent or the connection ends: why it did, and how long it was up.
@@ -441,7 +454,7 @@ impl HostTask {
         progress: &(dyn Fn(u8) + Send + Sync),
     ) -> Result<AgentCommand, InstallError> {
         let env = &self.spec.agent_env;
-        match self.spec.transport {
+        let installed = match self.spec.transport {
             Transport::Local => {
                 let path = self.shared.binary_path()?;
                 install(connection, Source::InPlace(&path), env, progress).await
@@ -450,16 +463,20 @@ impl HostTask {
                 let binary = self.shared.binary().await?;
                 install(connection, Source::Copy(binary), env, progress).await
             }
-        }
+        };
+        installed.map_err(|error| match error {
+            // Its own words, or those of a shell that does not find it: nothing of ours has run.
+            InstallError::Script { why } if self.spec.becomes.is_some() && why.contains("sudo") => {
+                InstallError::NoRoot { why }
+            }
+            other => other,
+        })
     }
 
     /// No agent can be there: reads the host without one, until the connection is lost or the agent
     /// is worth another try.
-    async fn only_look(
-        &self,
-        connection: &dyn Connection,
-        error: &InstallError,
-    ) -> (Cause, Duration) {
+    async fn only_look(&self, ways: &Ways, error: &InstallError) -> (Cause, Duration) {
+        let connection = &*ways.logged_in;
         let (why, hint) = (error.to_string(), error.hint());
         self.link.down(&why, hint.clone());
         self.outbox.phase("reading the host without an agent");
@@ -469,7 +486,7 @@ impl HostTask {
         let cause = tokio::select! {
             lost = look => Cause::from(lost),
             lost = connection.closed() => Cause::from(lost),
-            () = self.can_be_installed(connection, error) => Cause::again(error),
+            () = self.can_be_installed(&*ways.acting, error) => Cause::again(error),
             () = self.link.told.notified() => Cause::again(error),
         };
         connection.close().await;

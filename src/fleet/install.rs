@@ -118,6 +118,12 @@ pub enum InstallError {
         /// What was seen, cleaned.
         why: String,
     },
+    /// The host's `become` says that the agent is to run as root, and it cannot.
+    #[error("the agent cannot become root with `sudo -n`: {why}")]
+    NoRoot {
+        /// The host's words, cleaned.
+        why: String,
+    },
     /// `agent_env` of the host has a name that is none.
     #[error("`{name}` in agent_env is not a variable's name")]
     BadVariable {
@@ -141,6 +147,7 @@ impl InstallError {
             | Self::NoSpace { .. }
             | Self::NoExec { .. }
             | Self::OldSystem { .. }
+            | Self::NoRoot { .. }
             | Self::NoDigest => true,
             Self::Ssh(_)
             | Self::Damaged
@@ -185,6 +192,9 @@ impl Hint for InstallError {
                 "check that the user has a POSIX sh and that its start-up files print nothing odd"
                     .to_owned()
             }
+            Self::NoRoot { .. } => "let the user do so without a password (`USER ALL=(root) NOPASSWD: ALL` in \
+                                    /etc/sudoers.d of the host), or take `become` out of the host in deck.toml"
+                .to_owned(),
             Self::BadVariable { .. } => "correct agent_env of the host in deck.toml".to_owned(),
         })
     }

@@ -97,12 +97,23 @@ pub struct HostSpec {
     /// First port to give to engines on this host; default 21000. A thousand ports are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_engine_port: Option<u16>,
+    /// How the agent gets root on this host; default: it runs as who is logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "become")]
+    pub becomes: Option<Become>,
     /// Environment of the agent on this host, for example `GPUDECK_NVML` (path of the NVML library).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub agent_env: BTreeMap<String, String>,
     /// Free words about the host (`zone = "a"`), for placement and filters.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// How the agent gets root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Become {
+    /// With `sudo -n`, which asks nothing.
+    Sudo,
 }
 
 /// The way to a host.

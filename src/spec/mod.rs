@@ -19,7 +19,7 @@ pub use analysis::{
 };
 pub use canary::CanaryRule;
 pub use condition::Condition;
-pub use deck::{DeckSpec, EndpointsSpec, GatewaySpec, GitSpec, HostSpec, Transport};
+pub use deck::{Become, DeckSpec, EndpointsSpec, GatewaySpec, GitSpec, HostSpec, Transport};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use require::{RequireError, Requirement};
 pub use run::RunSpec;

@@ -6,6 +6,7 @@
 
 mod agent_keys;
 pub mod agents;
+mod as_root;
 mod auth;
 pub mod channel;
 pub mod config;
@@ -31,6 +32,7 @@ mod signer;
 mod way;
 
 pub use agents::Agents;
+pub use as_root::AsRoot;
 pub use channel::RusshConnection;
 pub use config::{ConfigFiles, HostConfig, Place, StrictHostKeyChecking};
 pub use connection::{Phase, connect};

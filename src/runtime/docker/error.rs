@@ -149,7 +149,11 @@ impl Engine<'_> {
         } else if lower.contains("permission denied") {
             self.refused(
                 format!("the user may not use {socket}"),
-                format!("on {}: sudo usermod -aG docker USER, then connect again", self.host),
+                format!(
+                    "on {}: sudo usermod -aG docker USER, then connect again; or set `become = \"sudo\"` of the host \
+                     in deck.toml",
+                    self.host
+                ),
             )
         } else if matches!(refusal, Refusal::Failed { .. }) && lower.contains("is held by") {
             // The refusal of an act, as the dial can only say it in words.
