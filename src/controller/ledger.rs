@@ -191,6 +191,7 @@ pub fn event_words(kind: &EventKind) -> String {
             let errors: u64 = windows.values().map(|w| w.errors).sum();
             format!("measured: {requests} requests, {errors} failed")
         }
+        EventKind::Unmeasured => "the canary's requests cannot be counted at present".to_owned(),
         // Time, and whatever has no words of its own: its name, and what stands in it.
         other => plain_words(other),
     };

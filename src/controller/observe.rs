@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::actions::{self, Means, reading_runtime};
 use super::core::{Core, DeckFiles, Input, now};
 use super::gateways::{Gateways, Routes};
+use super::traffic::ENGINES;
 use crate::api::hub::Change;
 use crate::api::{
     ApiError, ClockView, DeckConditionKind, ErrorKind, EventLine, HostLinkState, HostView,
@@ -352,8 +353,8 @@ pub struct Watched {
     /// Where its engines' own metrics are, if no gateway sees its requests or an analysis is under
     /// way.
     pub metrics: Vec<EngineMetricsAt>,
-    /// An analysis is under way.
-    pub analysing: bool,
+    /// Whose analysis is under way.
+    pub analysing: Option<ReleaseNumber>,
     /// Hosts with containers of it.
     pub docker: Vec<(HostName, RuntimeSpec)>,
 }
@@ -418,7 +419,7 @@ async fn look_at_gateways(means: &Means, watched: Watched) {
 }
 
 async fn look_at_engines(means: &Means, watched: Watched) {
-    if watched.metrics.is_empty() && !watched.analysing {
+    if watched.metrics.is_empty() && watched.analysing.is_none() {
         return;
     }
     let service = watched.service;
@@ -428,14 +429,16 @@ async fn look_at_engines(means: &Means, watched: Watched) {
     let counted = |(id, seen): (&ReplicaId, &EngineMetrics)| Some((*id, engine_counters(seen)?));
     let counters: BTreeMap<ReplicaId, ServerCounters> =
         readings.iter().filter_map(counted).collect();
-    if watched.routes.is_empty() && !counters.is_empty() {
-        let input = Input::Counters {
-            service: service.clone(),
-            counters: Some(BTreeMap::from([("engines".to_owned(), counters)])),
-        };
-        let _ = means.inputs.send(input).await;
+    if watched.routes.is_empty() {
+        let canary_is_mute =
+            watched.analysing.is_some_and(|c| !readings.keys().any(|id| id.release == c));
+        let counters =
+            (!counters.is_empty()).then(|| BTreeMap::from([(ENGINES.to_owned(), counters)]));
+        for counters in counters.map(Some).into_iter().chain(canary_is_mute.then_some(None)) {
+            let _ = means.inputs.send(Input::Counters { service: service.clone(), counters }).await;
+        }
     }
-    if watched.analysing {
+    if watched.analysing.is_some() {
         // Without readings, too: the GPUs are looked at then.
         let _ = means.inputs.send(Input::Scraped { service, readings }).await;
     }
@@ -512,9 +515,9 @@ impl Core {
                         }
                     }
                 }
-                let analysing = state.analysing().is_some();
+                let analysing = state.analysing().map(|(rollout, ..)| rollout.to);
                 let engines = matches!(source, Source::Engines);
-                let mut metrics = if engines && (routes.is_empty() || analysing) {
+                let mut metrics = if engines && (routes.is_empty() || analysing.is_some()) {
                     engine_metrics(state)
                 } else {
                     Vec::new()

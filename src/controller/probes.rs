@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use super::actions::{self, Means};
 use super::core::{Core, Input};
-use super::sampling::{GpuUnder, Sampler};
+use super::sampling::{GpuUnder, Look, Sampler};
 use super::world::is_up;
 use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, text};
 use crate::engine::{self, EngineMetrics, TokenAnswer, TokenRequest};
 use crate::rollout::checks::ERROR_RETRY;
 use crate::rollout::{CheckResult, CheckRun, EventKind, Phase, ServiceState};
 use crate::spec::{AnalysisSpec, CheckPlan, EngineSpec, GoldenPrompt, PrometheusCheck};
-use crate::wire::{Gpu, Reply, Request};
+use crate::wire::{Gpu, Gpus, Reply, Request};
 
 /// Time for the answer to a golden prompt.
 const ANSWER_MS: u64 = 120_000;
@@ -102,10 +102,7 @@ impl Core {
             return;
         }
         let gpus = self.gpus_under(state);
-        let under: Vec<GpuUnder<'_>> = gpus
-            .iter()
-            .map(|(release, host, gpu)| GpuUnder { release: *release, host, gpu: gpu.as_ref() })
-            .collect();
+        let under: Vec<GpuUnder<'_>> = gpus.iter().map(Under::look).collect();
         let sampler = self.probes.samplers.entry(service.clone()).or_default();
         let samples = sampler.observe(readings, &under);
         if !samples.is_empty() {
@@ -113,8 +110,8 @@ impl Core {
         }
     }
 
-    /// The GPUs under the ready replicas of a service, as they are now; none for one that is not seen.
-    fn gpus_under(&self, state: &ServiceState) -> Vec<(ReleaseNumber, HostName, Option<Gpu>)> {
+    /// The GPUs under the ready replicas of a service, as they are now.
+    fn gpus_under(&self, state: &ServiceState) -> Vec<Under> {
         let mut out = Vec::new();
         let ready = state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready);
         for (key, _) in ready {
@@ -125,10 +122,16 @@ impl Core {
                     // The last words of a host that is away say nothing of now.
                     let host = snapshot.hosts.get(&rank.host).filter(|host| is_up(host));
                     let sample = host.and_then(|h| h.sample.as_ref());
+                    let is_listed = sample.is_some_and(|s| matches!(s.gpus, Gpus::Some(_)));
                     let seen = sample.map_or(&[][..], |sample| sample.gpus.list());
                     for device in rank.devices.iter().filter(|d| **d != DeviceId::Cpu) {
-                        let gpu = seen.iter().find(|gpu| gpu.has(device)).cloned();
-                        out.push((key.release, rank.host.clone(), gpu));
+                        out.push(Under {
+                            release: key.release,
+                            host: rank.host.clone(),
+                            device: device.clone(),
+                            gpu: seen.iter().find(|gpu| gpu.has(device)).cloned(),
+                            is_listed,
+                        });
                     }
                 });
             }
@@ -137,9 +140,30 @@ impl Core {
     }
 }
 
+/// A GPU under a replica, with what its host says.
+struct Under {
+    release: ReleaseNumber,
+    host: HostName,
+    device: DeviceId,
+    gpu: Option<Gpu>,
+    /// The driver lists its GPUs.
+    is_listed: bool,
+}
+
+impl Under {
+    fn look(&self) -> GpuUnder<'_> {
+        let gpu = match &self.gpu {
+            Some(gpu) => Look::Seen(gpu),
+            None if self.is_listed => Look::Gone,
+            None => Look::Hidden,
+        };
+        GpuUnder { release: self.release, host: &self.host, device: &self.device, gpu }
+    }
+}
+
 /// Something is still to be measured: also what a task has measured and the journal did not take.
 fn lacks_results(spec: &AnalysisSpec, seen: &BTreeMap<String, CheckRun>) -> bool {
-    let result = |(name, plan): (String, CheckPlan)| seen.get(&name)?.result(plan, spec);
+    let result = |(name, plan): (String, CheckPlan)| seen.get(&name)?.result(plan);
     spec.checks().into_iter().any(|check| result(check).is_none())
 }
 
@@ -159,6 +183,13 @@ fn targets(state: &ServiceState, release: ReleaseNumber) -> Vec<Target> {
         .filter(|(key, r)| key.release == release && r.phase == Phase::Ready)
         .filter_map(|(key, _)| of(key))
         .collect()
+}
+
+/// What a replica answered.
+enum Said {
+    Text(String),
+    /// The answer was cut off before the model said anything.
+    OnlyThought,
 }
 
 /// Everything one task needs.
@@ -191,8 +222,7 @@ impl Work {
             let Some(plan) = plans.get(&name).copied() else { continue };
             let work = &self;
             let queries = async move {
-                // After one interval: by then the canary has something to show.
-                tokio::time::sleep(plan.interval).await;
+                tokio::time::sleep(plan.initial_delay).await;
                 work.again_and_again(&name, plan, || work.query(check)).await;
             };
             all.push(queries.boxed());
@@ -207,7 +237,7 @@ impl Work {
         Fut: Future<Output = (CheckResult, String)>,
     {
         let mut run = self.seen.get(name).cloned().unwrap_or_default();
-        while run.result(plan, &self.spec).is_none() {
+        while run.result(plan).is_none() {
             let (result, why) = measure().await;
             run.add(result, &why);
             let kind = EventKind::Checked {
@@ -221,7 +251,7 @@ impl Work {
             if self.means.inputs.send(input).await.is_err() {
                 return;
             }
-            if run.result(plan, &self.spec).is_none() {
+            if run.result(plan).is_none() {
                 let pause = match result {
                     CheckResult::Error => ERROR_RETRY,
                     _ => plan.interval,
@@ -237,7 +267,14 @@ impl Work {
         let mut last = String::new();
         for target in &self.targets {
             match self.ask(prompt, target).await {
-                Ok(answer) => {
+                Ok(Said::OnlyThought) => {
+                    let why = format!(
+                        "{} was still thinking about “{shown}” after {} tokens: raise max_tokens of the prompt",
+                        target.replica, prompt.max_tokens
+                    );
+                    return (CheckResult::Inconclusive, why);
+                }
+                Ok(Said::Text(answer)) => {
                     let said = text::clean(answer.trim(), 80);
                     if let Err(expected) = prompt.judge(&answer) {
                         let why = format!(
@@ -260,7 +297,7 @@ impl Work {
         }
     }
 
-    async fn ask(&self, prompt: &GoldenPrompt, target: &Target) -> Result<String, String> {
+    async fn ask(&self, prompt: &GoldenPrompt, target: &Target) -> Result<Said, String> {
         let engine = engine::of(&self.engine);
         let link = actions::link(&self.means, &target.host).map_err(|e| e.to_string())?;
         let mut why = "the engine offers no request for it".to_owned();
@@ -279,7 +316,10 @@ impl Work {
                 Err(error) => return Err(error.to_string()),
             };
             match ask.judge(reply.status, &reply.body) {
-                TokenAnswer::Token => return Ok(TokenRequest::text_of(&reply.body)),
+                TokenAnswer::Token if TokenRequest::is_only_thought(&reply.body) => {
+                    return Ok(Said::OnlyThought);
+                }
+                TokenAnswer::Token => return Ok(Said::Text(TokenRequest::text_of(&reply.body))),
                 TokenAnswer::NotYet { why } => return Err(why),
                 TokenAnswer::NotOffered { why: said } => why = said,
             }

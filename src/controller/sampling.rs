@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use smol_str::SmolStr;
-
-use crate::base::{HostName, ReleaseNumber, ReplicaId};
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId};
 use crate::engine::{EngineMetrics, Histogram};
 use crate::rollout::EngineSamples;
 use crate::wire::{Gpu, GpuHealth};
@@ -17,7 +15,7 @@ const TROUBLE: [&str; 4] =
 #[derive(Default)]
 pub struct Sampler {
     engines: BTreeMap<ReplicaId, EngineMetrics>,
-    gpus: BTreeMap<(HostName, SmolStr), Baseline>,
+    gpus: BTreeMap<(HostName, DeviceId), Baseline>,
 }
 
 /// A GPU as it was when the analysis began.
@@ -33,8 +31,21 @@ pub struct GpuUnder<'a> {
     pub release: ReleaseNumber,
     /// The GPU's host.
     pub host: &'a HostName,
-    /// As it is now; none: it is not seen.
-    pub gpu: Option<&'a Gpu>,
+    /// Which one.
+    pub device: &'a DeviceId,
+    /// As it is now.
+    pub gpu: Look<'a>,
+}
+
+/// What a look for a GPU found.
+#[derive(Clone, Copy)]
+pub enum Look<'a> {
+    /// As it is now.
+    Seen(&'a Gpu),
+    /// The host's driver lists its GPUs, and this one is not among them.
+    Gone,
+    /// Nobody can say: the host is away, or its driver does not answer.
+    Hidden,
 }
 
 impl Sampler {
@@ -64,9 +75,23 @@ impl Sampler {
 
     fn gpu(&mut self, under: &GpuUnder<'_>, samples: &mut EngineSamples) {
         let signals = &mut samples.gpu;
-        let (host, Some(gpu)) = (under.host, under.gpu) else {
-            signals.unseen += 1;
-            return;
+        let host = under.host;
+        let key = (host.clone(), under.device.clone());
+        let gpu = match under.gpu {
+            Look::Seen(gpu) => gpu,
+            Look::Hidden => {
+                signals.unseen += 1;
+                return;
+            }
+            Look::Gone => {
+                signals.unseen += 1;
+                // One that was never listed was not lost in this time.
+                if signals.error.is_none() && self.gpus.contains_key(&key) {
+                    let why = format!("{} on {host} is not listed by its driver any more", key.1);
+                    signals.error = Some(crate::base::text::clean(&why, 300));
+                }
+                return;
+            }
         };
         signals.samples += 1;
         match &gpu.throttle_reasons {
@@ -78,7 +103,6 @@ impl Sampler {
         }
         let errors = gpu.ecc_uncorrected.unwrap_or(0);
         let xid = gpu.judged_xid().map(|xid| xid.code);
-        let key = (host.clone(), gpu.uuid.clone());
         let baseline = self.gpus.entry(key).or_insert_with(|| Baseline {
             health: gpu.health.clone(),
             ecc_uncorrected: errors,
@@ -175,8 +199,9 @@ mod tests {
         };
         let mut sampler = Sampler::default();
         let release = ReleaseNumber(2);
+        let device = DeviceId::Gpu("GPU-1".into());
         let mut look = |gpu: &Gpu| {
-            let under = [GpuUnder { release, host: &host, gpu: Some(gpu) }];
+            let under = [GpuUnder { release, host: &host, device: &device, gpu: Look::Seen(gpu) }];
             sampler.observe(BTreeMap::new(), &under).remove(&release).unwrap().gpu
         };
         assert_eq!(look(&gpu(7, "\"ok\"", "\"sw_power_cap\"")).error, None);
@@ -206,8 +231,10 @@ mod tests {
         };
         let mut sampler = Sampler::default();
         let release = ReleaseNumber(2);
+        let device = DeviceId::Gpu("GPU-1".into());
         let mut look = |gpu: Option<&Gpu>| {
-            let under = [GpuUnder { release, host: &host, gpu }];
+            let gpu = gpu.map_or(Look::Hidden, Look::Seen);
+            let under = [GpuUnder { release, host: &host, device: &device, gpu }];
             sampler.observe(BTreeMap::new(), &under).remove(&release).unwrap().gpu
         };
         let degraded = |xid| gpu(&format!("{{\"degraded\":{{\"why\":\"Xid {xid}\"}}}}"), xid);
@@ -217,5 +244,24 @@ mod tests {
         assert!(lost.error.unwrap().contains("off the bus"));
         let unseen = look(None);
         assert_eq!((unseen.samples, unseen.unseen, unseen.error), (0, 1, None));
+    }
+    #[test]
+    fn one_that_its_driver_lists_no_more_is_an_error_and_one_that_nobody_can_look_at_is_not() {
+        let host: HostName = "gpu1".parse().unwrap();
+        let device = DeviceId::Gpu("GPU-1".into());
+        let release = ReleaseNumber(2);
+        let gpu: Gpu = serde_json::from_str(
+            "{\"index\":0,\"uuid\":\"GPU-1\",\"name\":\"x\",\"health\":\"ok\",\"nvlink_peers\":[],\"processes\":[]}",
+        )
+        .unwrap();
+        let mut sampler = Sampler::default();
+        let mut look = |gpu: Look<'_>| {
+            let under = [GpuUnder { release, host: &host, device: &device, gpu }];
+            sampler.observe(BTreeMap::new(), &under).remove(&release).unwrap().gpu.error
+        };
+        assert_eq!(look(Look::Gone), None, "it was not there when the analysis began");
+        assert_eq!(look(Look::Seen(&gpu)), None);
+        assert_eq!(look(Look::Hidden), None);
+        assert!(look(Look::Gone).unwrap().contains("not listed"));
     }
 }

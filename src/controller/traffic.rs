@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::api::TrafficView;
-use crate::base::{ReplicaId, Timestamp};
+use crate::base::{ReleaseNumber, ReplicaId, Timestamp};
 use crate::gateway::ServerCounters;
 use crate::rollout::Window;
 
@@ -13,11 +13,21 @@ const SHOWN_MS: u64 = 10_000;
 /// The totals of each place that counts: a backend of a gateway, or the engines themselves.
 pub type Totals = BTreeMap<String, BTreeMap<ReplicaId, ServerCounters>>;
 
+/// The place of engines that are asked themselves: each of them may fail to answer alone.
+pub const ENGINES: &str = "engines";
+
+/// Totals of engines that are kept although they were not read lately.
+const MAX_KEPT: usize = 4_096;
+
 /// What was seen of one service's replicas lately.
 #[derive(Default)]
 pub struct Traffic {
     last: Totals,
+    /// The last totals of each engine, also of those that did not answer since.
+    engines: BTreeMap<ReplicaId, ServerCounters>,
     recent: VecDeque<(Timestamp, BTreeMap<ReplicaId, Window>)>,
+    /// The totals are from before a time in which nothing could be read.
+    unread: bool,
 }
 
 impl Traffic {
@@ -28,14 +38,18 @@ impl Traffic {
         for (place, totals) in &counters {
             let known = self.last.get(place);
             for (replica, total) in totals {
-                let Some(last) = known else {
-                    windows.entry(*replica).or_default();
-                    continue;
+                let before = if place == ENGINES {
+                    self.engines.get(replica)
+                } else {
+                    known.and_then(|last| last.get(replica))
                 };
-                // A server seen for the first time is new at the gateway.
-                let before = match last.get(replica) {
+                let before = match before {
                     Some(before) if before.requests <= total.requests => *before,
-                    Some(_) | None => ServerCounters::default(),
+                    // It has begun anew.
+                    Some(_) => ServerCounters::default(),
+                    // A server seen for the first time is new at the gateway. An engine may only not have answered yet.
+                    None if known.is_some() && place != ENGINES => ServerCounters::default(),
+                    None => *total,
                 };
                 let requests = total.requests.saturating_sub(before.requests);
                 windows.entry(*replica).or_default().add(&Window {
@@ -45,17 +59,41 @@ impl Traffic {
                 });
             }
         }
+        if let Some(engines) = counters.get(ENGINES) {
+            self.engines.extend(engines.iter().map(|(replica, total)| (*replica, *total)));
+            while self.engines.len() > MAX_KEPT {
+                // Of the oldest release.
+                self.engines.pop_first();
+            }
+        }
         self.last = counters;
-        self.recent.push_back((now, windows.clone()));
+        // What came in minutes is no rate of the last seconds.
+        if !std::mem::take(&mut self.unread) {
+            self.recent.push_back((now, windows.clone()));
+        }
         while self.recent.front().is_some_and(|(at, _)| now.0.saturating_sub(at.0) > SHOWN_MS) {
             self.recent.pop_front();
         }
         windows
     }
 
-    /// Nothing was read for so long that the last figures say nothing of now.
-    pub fn is_old(&self, now: Timestamp) -> bool {
-        self.recent.back().is_some_and(|(at, _)| now.0.saturating_sub(at.0) > SHOWN_MS)
+    /// Whether requests to a release were ever counted.
+    pub fn has_counted(&self, release: ReleaseNumber) -> bool {
+        let of_release = |id: &ReplicaId| id.release == release;
+        self.engines.keys().any(of_release)
+            || self.last.values().flat_map(BTreeMap::keys).any(of_release)
+    }
+
+    /// Forgets the rates where nothing was read for so long that they say nothing of now; true if there were any.
+    /// The totals stay: what came meanwhile is counted when they can be read again.
+    pub fn forget_old_rates(&mut self, now: Timestamp) -> bool {
+        let is_old =
+            self.recent.back().is_some_and(|(at, _)| now.0.saturating_sub(at.0) > SHOWN_MS);
+        if is_old {
+            self.recent.clear();
+            self.unread = true;
+        }
+        is_old
     }
 
     /// Rates over the last seconds of the replicas that `which` picks.
@@ -97,6 +135,9 @@ impl Traffic {
 
     /// Requests in flight at a replica, as last seen; none if the gateway does not know it.
     pub fn in_flight(&self, replica: &ReplicaId) -> Option<u64> {
+        if self.unread {
+            return None;
+        }
         let seen: Vec<u64> =
             self.last.values().filter_map(|l| l.get(replica)).map(|c| c.in_flight).collect();
         (!seen.is_empty()).then(|| seen.iter().sum())
@@ -107,7 +148,7 @@ impl Traffic {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::base::{Attempt, ReleaseNumber};
+    use crate::base::Attempt;
 
     fn one(requests: u64, errors: u64) -> BTreeMap<ReplicaId, ServerCounters> {
         let id = ReplicaId { release: ReleaseNumber(1), replica: 0, attempt: Attempt::FIRST };
@@ -137,6 +178,49 @@ mod tests {
         let other =
             traffic.observe(Timestamp(2000), at([("c chat", 5000, 0), ("b chat", 1020, 0)]));
         assert_eq!(requests(other), 10);
+    }
+
+    #[test]
+    fn an_engine_that_did_not_answer_once_is_counted_from_where_it_was() {
+        let mut traffic = Traffic::default();
+        let of = |entries: &[(u32, u64)]| -> Totals {
+            let counters = |(replica, requests): &(u32, u64)| {
+                let id = ReplicaId {
+                    release: ReleaseNumber(1),
+                    replica: *replica,
+                    attempt: Attempt::FIRST,
+                };
+                (id, ServerCounters { requests: *requests, ..ServerCounters::default() })
+            };
+            [(ENGINES.to_owned(), entries.iter().map(counters).collect())].into()
+        };
+        let sum =
+            |seen: BTreeMap<ReplicaId, Window>| seen.values().map(|w| w.requests).sum::<u64>();
+        assert_eq!(sum(traffic.observe(Timestamp(0), of(&[(0, 10_000), (1, 500)]))), 0);
+        assert_eq!(sum(traffic.observe(Timestamp(1000), of(&[(1, 501)]))), 1);
+        assert_eq!(sum(traffic.observe(Timestamp(2000), of(&[(0, 10_004), (1, 501)]))), 4);
+        // One that answers for the first time begins to count then.
+        assert_eq!(sum(traffic.observe(Timestamp(3000), of(&[(0, 10_004), (1, 501), (2, 77)]))), 0);
+        assert_eq!(
+            sum(traffic.observe(Timestamp(4000), of(&[(0, 2), (1, 501), (2, 80)]))),
+            5,
+            "one began anew"
+        );
+    }
+
+    #[test]
+    fn what_came_while_a_gateway_could_not_be_read_is_counted_and_is_no_rate() {
+        let mut traffic = Traffic::default();
+        traffic.observe(Timestamp(0), totals(100, 0));
+        assert!(!traffic.forget_old_rates(Timestamp(5_000)));
+        assert!(traffic.forget_old_rates(Timestamp(11_000)));
+        let id = *one(0, 0).keys().next().unwrap();
+        assert_eq!((traffic.view_of(&id), traffic.in_flight(&id)), (TrafficView::default(), None));
+        let windows = traffic.observe(Timestamp(60_000), totals(400, 30));
+        assert_eq!(windows.get(&id).map(|w| (w.requests, w.errors)), Some((300, 30)));
+        assert_eq!(traffic.view_of(&id), TrafficView::default());
+        traffic.observe(Timestamp(61_000), totals(410, 30));
+        assert_eq!(traffic.view_of(&id).requests_per_s, Some(10.0));
     }
 
     #[test]

@@ -75,6 +75,18 @@ impl TokenRequest {
         text("content").or_else(|| text("text")).unwrap_or_default().to_owned()
     }
 
+    /// An answer that ended while the model was still thinking: nothing was said yet.
+    pub fn is_only_thought(body: &str) -> bool {
+        let Ok(answer) = serde_json::from_str::<Value>(body) else { return false };
+        let choice = answer.get("choices").and_then(|c| c.get(0));
+        let message = choice.and_then(|choice| choice.get("message"));
+        // vLLM's `reasoning_content` is `reasoning` in its later versions.
+        let thought = ["reasoning_content", "reasoning"].iter().any(|key| {
+            message.and_then(|m| m.get(key)).and_then(Value::as_str).is_some_and(|t| !t.is_empty())
+        });
+        thought && Self::text_of(body).is_empty()
+    }
+
     /// What an answer (HTTP status and body) proves. A good status alone proves nothing.
     pub fn judge(&self, status: u16, body: &str) -> TokenAnswer {
         let said = || {
@@ -134,6 +146,13 @@ mod tests {
         assert_eq!(TokenRequest::text_of(plain), "Paris.");
         for none in ["", "{}", r#"{"choices":[]}"#, r#"{"choices":[{"text":7}]}"#] {
             assert_eq!(TokenRequest::text_of(none), "");
+        }
+        let thought = r#"{"choices":[{"message":{"content":null,"reasoning_content":"The capital"},"finish_reason":"length"}]}"#;
+        assert!(TokenRequest::is_only_thought(thought));
+        let later = thought.replace("reasoning_content", "reasoning");
+        assert!(TokenRequest::is_only_thought(&later));
+        for said in [chat, plain, &thought.replace("null", "\"Paris\""), "{}"] {
+            assert!(!TokenRequest::is_only_thought(said), "{said}");
         }
         let asks = openai_prompts("chat", "Capital of \"France\"?", 8);
         assert!(

@@ -19,6 +19,9 @@ const MAX_WHY: usize = 400;
 /// 10 s apart, and time for slow answers.)
 const OVERTIME: Duration = Duration::from_secs(180);
 
+/// Requests that were not counted for so long at the end of an analysis leave its result open.
+const UNREAD: Duration = Duration::from_secs(10);
+
 /// What was seen of some replicas over some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Window {
@@ -118,9 +121,21 @@ pub struct AnalysisRun {
     pub old: EngineSamples,
     /// Golden prompts and queries, by name.
     pub checks: BTreeMap<String, CheckRun>,
+    /// Since when the canary's requests cannot be counted; none: they can.
+    pub unread: Option<Timestamp>,
 }
 
 impl AnalysisRun {
+    /// The first request has reached the canary. What stable did until then was not at the same time; that a GPU is
+    /// broken stays true.
+    pub fn begin(&mut self, now: Timestamp) {
+        self.began = Some(now);
+        for side in [&mut self.new, &mut self.old] {
+            let gpu = std::mem::take(&mut side.gpu);
+            *side = EngineSamples { gpu, ..EngineSamples::default() };
+        }
+    }
+
     /// Takes a measurement of a golden prompt or query; an unknown one is left out.
     pub fn check(&mut self, spec: &AnalysisSpec, name: &str, result: CheckResult, why: &str) {
         if spec.checks().iter().any(|(known, _)| known == name) {
@@ -169,8 +184,8 @@ pub fn judge(
     let none = CheckRun::default();
     for (name, plan) in &checks {
         let seen = run.checks.get(name).unwrap_or(&none);
-        longest = longest.max(plan.interval.saturating_mul(plan.count));
-        match seen.result(*plan, spec) {
+        longest = longest.max(plan.longest());
+        match seen.result(*plan) {
             None => open.push(name.clone()),
             Some(VerdictResult::Success) => passed.push(format!("{name}: {}", seen.why)),
             Some(result) => {
@@ -203,6 +218,18 @@ pub fn judge(
         return Judgement::Verdict(result, why);
     }
     let Some((result, why)) = window else { return Judgement::Wait { until } };
+    if let Some(since) = run.unread {
+        // A reading may come late; and what comes then counts what was missed.
+        let missing = since.plus(UNREAD);
+        if now < missing {
+            return Judgement::Wait { until: missing };
+        }
+        let why = format!(
+            "the canary's requests could not be counted in the last {}",
+            crate::base::time::short(now.since(since))
+        );
+        return Judgement::Verdict(VerdictResult::Inconclusive, why);
+    }
     if !open.is_empty() {
         let overtime = until.max(since.plus(longest)).plus(OVERTIME);
         if now < overtime {
@@ -430,6 +457,37 @@ mod tests {
         let unasked = AnalysisSpec { min_requests: 0, ..spec };
         let over = verdict(&unasked, &AnalysisRun::default(), window(0, 0, 0.0), 10_000);
         assert!(matches!(over, Judgement::Verdict(VerdictResult::Success, _)), "{over:?}");
+    }
+
+    #[test]
+    fn requests_that_could_not_be_counted_at_the_end_leave_the_result_open() {
+        let spec = AnalysisSpec { duration: Duration::from_secs(60), ..AnalysisSpec::default() };
+        let mut run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+        run.unread = Some(Timestamp(20_000));
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, window(12, 0, 100.0), 60_000)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive);
+        assert_eq!(why, "the canary's requests could not be counted in the last 40s");
+        // A reading that is a moment late is waited for, and counts what came meanwhile.
+        run.unread = Some(Timestamp(58_000));
+        let late = verdict(&spec, &run, window(12, 0, 100.0), 60_000);
+        assert_eq!(late, Judgement::Wait { until: Timestamp(68_000) });
+        // What was counted and is bad enough stays bad.
+        let bad = verdict(&spec, &run, window(200, 62, 100.0), 60_000);
+        assert!(matches!(bad, Judgement::Verdict(VerdictResult::Failed, _)), "{bad:?}");
+    }
+
+    #[test]
+    fn what_stable_did_before_the_first_request_is_not_compared_and_a_broken_gpu_stays_broken() {
+        let mut run = AnalysisRun::default();
+        run.old.finished = 500;
+        run.new.gpu.error = Some("Xid 79".to_owned());
+        run.new.gpu.samples = 7;
+        run.begin(Timestamp(9));
+        assert_eq!((run.began, run.old.finished), (Some(Timestamp(9)), 0));
+        assert_eq!((run.new.gpu.samples, run.new.gpu.error.as_deref()), (7, Some("Xid 79")));
     }
 
     #[test]

@@ -67,10 +67,12 @@ impl Decider<'_> {
             EventKind::TrafficFailed { version, why } => self.traffic_failed(*version, why),
             EventKind::Drained { replica } => self.drained(*replica),
             EventKind::Measured { windows } => {
+                self.begin_analysis(windows);
                 for (replica, window) in windows {
                     self.measured(*replica, window);
                 }
             }
+            EventKind::Unmeasured => self.unmeasured(),
             EventKind::Sampled { samples } => self.sampled(samples),
             EventKind::Checked { release, step, check, result, why } => {
                 self.checked(*release, *step, check, *result, why);
@@ -125,8 +127,18 @@ impl Decider<'_> {
 
     fn pause(&mut self) {
         let now = self.now();
+        let Some(since) = self.active().filter(|r| r.paused.is_none()).map(|r| r.step_since) else {
+            return;
+        };
+        // What a hold has lasted by now counts now: the end of the pause knows only of the pause.
+        let owed = self.state.held.as_mut().map(|held| {
+            let owed = now.since(held.owed_from.max(since));
+            held.owed_from = now;
+            owed
+        });
         if let Some(rollout) = self.active() {
-            rollout.paused.get_or_insert(now);
+            rollout.shift_step(owed.unwrap_or_default());
+            rollout.paused = Some(now);
         }
     }
 
@@ -143,9 +155,7 @@ impl Decider<'_> {
                 held.owed_from = now;
             }
             let Some(rollout) = self.active() else { return };
-            rollout.step_since = rollout.step_since.plus(pause);
-            rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
-            rollout.analysis.began = rollout.analysis.began.map(|t| t.plus(pause));
+            rollout.shift_step(pause);
             rollout.progress = now;
         }
     }
@@ -332,18 +342,42 @@ impl Decider<'_> {
         if self.present(id).is_none() {
             return;
         }
-        let now = self.now();
         let Some(rollout) = self.active() else { return };
         if rollout.paused.is_some() || !matches!(rollout.gate, Some(Gate::Analyse { .. })) {
             return;
         }
         if id.release == rollout.to {
-            if window.requests > 0 {
-                rollout.analysis.began.get_or_insert(now);
-            }
             rollout.measured_new.add(window);
         } else {
             rollout.measured_old.add(window);
+        }
+    }
+
+    fn unmeasured(&mut self) {
+        let now = self.now();
+        if let Some(rollout) = self.active()
+            && matches!(rollout.gate, Some(Gate::Analyse { .. }))
+        {
+            rollout.analysis.unread.get_or_insert(now);
+        }
+    }
+
+    /// The canary's requests are counted (again); with the first of them its analysis begins.
+    fn begin_analysis(&mut self, windows: &BTreeMap<ReplicaId, Window>) {
+        let now = self.now();
+        let Some(to) = self.active().map(|rollout| rollout.to) else { return };
+        let of_canary = |id: &ReplicaId| id.release == to && self.present(*id).is_some();
+        let is_counted = windows.keys().any(of_canary);
+        let has_some = windows.iter().any(|(id, window)| of_canary(id) && window.requests > 0);
+        let Some(rollout) = self.active() else { return };
+        if is_counted {
+            rollout.analysis.unread = None;
+        }
+        let is_analysed =
+            rollout.paused.is_none() && matches!(rollout.gate, Some(Gate::Analyse { .. }));
+        if has_some && is_analysed && rollout.analysis.began.is_none() {
+            rollout.analysis.begin(now);
+            rollout.measured_old = Window::default();
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::VerdictResult;
-use crate::spec::{AnalysisSpec, CheckPlan};
+use crate::spec::CheckPlan;
 
 /// A measurement that ended in an error is taken again after this long (Argo's default).
 pub const ERROR_RETRY: Duration = Duration::from_secs(10);
@@ -73,13 +73,13 @@ impl CheckRun {
     }
 
     /// What has come of it; none while more is to be measured.
-    pub fn result(&self, plan: CheckPlan, spec: &AnalysisSpec) -> Option<VerdictResult> {
+    pub fn result(&self, plan: CheckPlan) -> Option<VerdictResult> {
         let over = |n: u32, limit: i64| limit >= 0 && i64::from(n) > limit;
-        if over(self.failed, spec.failure_limit) {
+        if over(self.failed, plan.failure_limit) {
             Some(VerdictResult::Failed)
-        } else if over(self.inconclusive, spec.inconclusive_limit) {
+        } else if over(self.inconclusive, plan.inconclusive_limit) {
             Some(VerdictResult::Inconclusive)
-        } else if over(self.consecutive_errors, spec.consecutive_error_limit) {
+        } else if over(self.consecutive_errors, plan.consecutive_error_limit) {
             Some(VerdictResult::Error)
         } else if self.measured >= plan.count {
             Some(VerdictResult::Success)
@@ -95,35 +95,43 @@ mod tests {
     use super::*;
     use CheckResult::{Error, Failed, Inconclusive, Successful};
 
-    fn result(spec: &AnalysisSpec, count: u32, results: &[CheckResult]) -> Option<VerdictResult> {
+    const ARGO: CheckPlan = CheckPlan {
+        count: 2,
+        interval: Duration::ZERO,
+        initial_delay: Duration::ZERO,
+        failure_limit: 0,
+        inconclusive_limit: 0,
+        consecutive_error_limit: 4,
+    };
+
+    fn result(plan: CheckPlan, results: &[CheckResult]) -> Option<VerdictResult> {
         let mut run = CheckRun::default();
         for result in results {
             run.add(*result, "x");
         }
-        run.result(CheckPlan { count, interval: Duration::ZERO }, spec)
+        run.result(plan)
     }
 
     #[test]
     fn limits_are_exceeded_not_reached() {
-        let spec = AnalysisSpec::default();
-        assert_eq!(result(&spec, 2, &[Successful]), None);
-        assert_eq!(result(&spec, 2, &[Successful, Successful]), Some(VerdictResult::Success));
-        assert_eq!(result(&spec, 2, &[Failed]), Some(VerdictResult::Failed));
-        assert_eq!(result(&spec, 2, &[Inconclusive]), Some(VerdictResult::Inconclusive));
-        let two = AnalysisSpec { failure_limit: 1, ..AnalysisSpec::default() };
-        assert_eq!(result(&two, 3, &[Failed, Successful]), None);
-        assert_eq!(result(&two, 3, &[Failed, Failed]), Some(VerdictResult::Failed));
-        let never = AnalysisSpec { failure_limit: -1, ..AnalysisSpec::default() };
-        assert_eq!(result(&never, 2, &[Failed, Failed]), Some(VerdictResult::Success));
+        assert_eq!(result(ARGO, &[Successful]), None);
+        assert_eq!(result(ARGO, &[Successful, Successful]), Some(VerdictResult::Success));
+        assert_eq!(result(ARGO, &[Failed]), Some(VerdictResult::Failed));
+        assert_eq!(result(ARGO, &[Inconclusive]), Some(VerdictResult::Inconclusive));
+        let two = CheckPlan { count: 3, failure_limit: 1, ..ARGO };
+        assert_eq!(result(two, &[Failed, Successful]), None);
+        assert_eq!(result(two, &[Failed, Failed]), Some(VerdictResult::Failed));
+        let never = CheckPlan { failure_limit: -1, ..ARGO };
+        assert_eq!(result(never, &[Failed, Failed]), Some(VerdictResult::Success));
     }
 
     #[test]
     fn errors_count_only_in_a_row_and_not_as_measurements() {
-        let spec = AnalysisSpec::default();
-        assert_eq!(result(&spec, 1, &[Error; 4]), None);
-        assert_eq!(result(&spec, 1, &[Error; 5]), Some(VerdictResult::Error));
+        let one = CheckPlan { count: 1, ..ARGO };
+        assert_eq!(result(one, &[Error; 4]), None);
+        assert_eq!(result(one, &[Error; 5]), Some(VerdictResult::Error));
         let mended = [Error, Error, Error, Error, Successful, Error];
-        assert_eq!(result(&spec, 2, &mended), None);
-        assert_eq!(result(&spec, 1, &mended), Some(VerdictResult::Success));
+        assert_eq!(result(ARGO, &mended), None);
+        assert_eq!(result(one, &mended), Some(VerdictResult::Success));
     }
 }

@@ -255,6 +255,9 @@ pub enum EventKind {
         /// Increments, by replica.
         windows: BTreeMap<ReplicaId, Window>,
     },
+    /// The requests that reach the canary cannot be counted at present: told once, until [`Self::Measured`] tells of
+    /// the canary again. What came meanwhile is counted then.
+    Unmeasured,
     /// What engines and GPUs said since the last measurement, while an analysis is under way.
     Sampled {
         /// Increments, by release.

@@ -66,6 +66,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { max_global_rejects: 100_000, ..ProptestConfig::default() })]
+
         /// The ratio is a martingale at the limit: its mean over the next sample is what it was.
         #[test]
         fn it_is_fair_at_the_limit(hits in 1u32..200, misses in 1u32..2_000, limit in 0.001f64..0.5) {

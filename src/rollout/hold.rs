@@ -78,9 +78,7 @@ impl Decider<'_> {
             // A pause that goes on shifts the step's clock when it ends.
             if rollout.paused.is_none() {
                 let pause = now.since(held.owed_from.max(rollout.step_since));
-                rollout.step_since = rollout.step_since.plus(pause);
-                rollout.step_settled = rollout.step_settled.map(|t| t.plus(pause));
-                rollout.analysis.began = rollout.analysis.began.map(|t| t.plus(pause));
+                rollout.shift_step(pause);
             }
             rollout.progress = now;
         }

@@ -2,6 +2,7 @@
 //! checkpoints and, compactly, onto the hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -395,6 +396,15 @@ impl Phase {
     /// Whether processes of it may exist: it holds its devices.
     pub const fn is_live(&self) -> bool {
         !matches!(self, Self::Pending { .. } | Self::Stopped | Self::Failed { .. })
+    }
+}
+
+impl Rollout {
+    /// Moves the step's clock by a time that does not count.
+    pub(super) fn shift_step(&mut self, by: Duration) {
+        self.step_since = self.step_since.plus(by);
+        self.step_settled = self.step_settled.map(|t| t.plus(by));
+        self.analysis.began = self.analysis.began.map(|t| t.plus(by));
     }
 }
 

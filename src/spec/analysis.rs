@@ -176,6 +176,18 @@ pub struct PrometheusCheck {
     /// Number of measurements (without those that ended in an error).
     #[serde(default = "count")]
     pub count: u32,
+    /// Time before the first measurement; default: one `interval`, by which the canary has something to show.
+    #[serde(default, with = "time::text_option", skip_serializing_if = "Option::is_none")]
+    pub initial_delay: Option<Duration>,
+    /// Instead of the analysis's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_limit: Option<i64>,
+    /// Instead of the analysis's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inconclusive_limit: Option<i64>,
+    /// Instead of the analysis's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consecutive_error_limit: Option<i64>,
 }
 
 impl PrometheusCheck {
@@ -240,15 +252,48 @@ pub struct CheckPlan {
     pub count: u32,
     /// Time between two.
     pub interval: Duration,
+    /// Time before the first.
+    pub initial_delay: Duration,
+    /// More failed ones than this: it fails; negative: never.
+    pub failure_limit: i64,
+    /// More inconclusive ones than this: it is inconclusive; negative: never.
+    pub inconclusive_limit: i64,
+    /// More errors in a row than this: it ends in an error; negative: never.
+    pub consecutive_error_limit: i64,
+}
+
+impl CheckPlan {
+    /// How long it takes if nothing ends in an error.
+    pub const fn longest(&self) -> Duration {
+        self.initial_delay
+            .saturating_add(self.interval.saturating_mul(self.count.saturating_sub(1)))
+    }
 }
 
 impl AnalysisSpec {
     /// Its golden prompts and queries by name (`golden 1`, `prometheus 2`).
     pub fn checks(&self) -> Vec<(String, CheckPlan)> {
-        let golden = (1..=self.golden.len())
-            .map(|n| (format!("golden {n}"), CheckPlan { count: 1, interval: Duration::ZERO }));
+        // Asked once: an answer that may be wrong would not be asked for.
+        let prompt = CheckPlan {
+            count: 1,
+            interval: Duration::ZERO,
+            initial_delay: Duration::ZERO,
+            failure_limit: 0,
+            inconclusive_limit: 0,
+            consecutive_error_limit: self.consecutive_error_limit,
+        };
+        let golden = (1..=self.golden.len()).map(|n| (format!("golden {n}"), prompt));
         let queries = self.prometheus.iter().enumerate().map(|(i, check)| {
-            let plan = CheckPlan { count: check.count.max(1), interval: check.interval };
+            let plan = CheckPlan {
+                count: check.count.max(1),
+                interval: check.interval,
+                initial_delay: check.initial_delay.unwrap_or(check.interval),
+                failure_limit: check.failure_limit.unwrap_or(self.failure_limit),
+                inconclusive_limit: check.inconclusive_limit.unwrap_or(self.inconclusive_limit),
+                consecutive_error_limit: check
+                    .consecutive_error_limit
+                    .unwrap_or(self.consecutive_error_limit),
+            };
             (format!("prometheus {}", i + 1), plan)
         });
         golden.chain(queries).collect()
@@ -270,6 +315,25 @@ impl AnalysisSpec {
                 format!("analysis {name}: significance is a probability"),
                 "write for example 0.01".to_owned(),
             ));
+        }
+        let at_least = |value: f64, least: f64| value.is_finite() && value >= least;
+        let engine = &self.engine;
+        let (a_share, a_ratio, a_number) = (
+            ("is a share from 0 to 1", "write for example 0.95"),
+            ("is a finite number, at least 1", "write for example 2.0"),
+            ("is a finite number, at least 0", "write for example 1.5"),
+        );
+        let numbers = [
+            ("max_kv_usage", engine.max_kv_usage.is_none_or(share), a_share),
+            ("max_throttled", share(self.gpu.max_throttled), a_share),
+            ("max_latency_ratio", at_least(self.max_latency_ratio, 1.0), a_ratio),
+            ("max_waiting", engine.max_waiting.is_none_or(|v| at_least(v, 0.0)), a_number),
+            ("max_preemptions", engine.max_preemptions.is_none_or(|v| at_least(v, 0.0)), a_number),
+        ];
+        for (key, good, (what, hint)) in numbers {
+            if !good {
+                return Some((key, format!("analysis {name}: {key} {what}"), hint.to_owned()));
+            }
         }
         for golden in &self.golden {
             let complaint = match (&golden.expect, &golden.contains) {
@@ -387,5 +451,46 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }
+    }
+    #[test]
+    fn a_limit_that_could_never_be_exceeded_is_no_limit() {
+        let complaint = |text: &str| {
+            let spec: AnalysisSpec = toml::from_str(text).unwrap();
+            spec.complaint("default").map(|(key, ..)| key)
+        };
+        for (key, bad) in [
+            ("max_kv_usage", "[engine]\nmax_kv_usage = 95"),
+            ("max_throttled", "[gpu]\nmax_throttled = 50"),
+            ("max_latency_ratio", "max_latency_ratio = nan"),
+            ("max_latency_ratio", "max_latency_ratio = inf"),
+            ("max_latency_ratio", "max_latency_ratio = 0.5"),
+            ("max_waiting", "[engine]\nmax_waiting = nan"),
+            ("max_preemptions", "[engine]\nmax_preemptions = -1"),
+        ] {
+            assert_eq!(complaint(bad), Some(key), "{bad}");
+        }
+        let good = "max_latency_ratio = 1\n[engine]\nmax_kv_usage = 0.95\nmax_waiting = 4\nmax_preemptions = 0.1";
+        assert_eq!(complaint(good), None);
+    }
+
+    #[test]
+    fn a_query_has_limits_of_its_own_and_a_prompt_is_never_forgiven() {
+        let spec: AnalysisSpec = toml::from_str(
+            "failure_limit = 2\n[[golden]]\nprompt = \"2+2\"\ncontains = \"4\"\n\
+             [[prometheus]]\nurl = \"http://p\"\nquery = \"q\"\nsuccess = \"result < 1\"\ninterval = \"30s\"\ncount = 4\n\
+             [[prometheus]]\nurl = \"http://p\"\nquery = \"q\"\nsuccess = \"result < 1\"\n\
+             initial_delay = \"5m\"\nfailure_limit = 0\ninconclusive_limit = 3\nconsecutive_error_limit = 9\n",
+        )
+        .unwrap();
+        let plans: Vec<CheckPlan> = spec.checks().into_iter().map(|(_, plan)| plan).collect();
+        let [golden, first, second] = plans[..] else { panic!("{plans:?}") };
+        assert_eq!((golden.failure_limit, golden.initial_delay), (0, Duration::ZERO));
+        assert_eq!((first.failure_limit, first.initial_delay), (2, Duration::from_secs(30)));
+        assert_eq!(first.longest(), Duration::from_secs(120));
+        assert_eq!((second.failure_limit, second.inconclusive_limit), (0, 3));
+        assert_eq!(
+            (second.consecutive_error_limit, second.initial_delay),
+            (9, Duration::from_mins(5))
+        );
     }
 }

@@ -508,6 +508,7 @@ fn events_keep_their_form_as_json() {
         },
         EventKind::Aborted { by: "ada".to_owned(), reason: Some("x".to_owned()) },
         EventKind::Measured { windows: [(id, deciding::rollout::Window::default())].into() },
+        EventKind::Unmeasured,
         EventKind::TrafficFailed { version: 3, why: "gone".to_owned() },
         held("login-lost"),
         EventKind::HoldEnded,
@@ -743,6 +744,39 @@ fn a_hold_during_a_bake_does_not_count_and_a_service_can_still_be_ended() {
     world.tell(held("login-lost"));
     world.by_ada(|by| EventKind::StopRequested { by });
     assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty()));
+}
+
+/// Whichever of the two ends first: the time of both does not count, and the time of neither counts twice.
+#[test]
+fn a_pause_within_a_hold_and_a_hold_within_a_pause_count_once() {
+    let minutes = |n: u64| Duration::from_mins(n);
+    for hold_ends_first in [true, false] {
+        let mut world = serving(2, 1);
+        let steps = vec![StepSpec::Weight(50), StepSpec::Bake(minutes(10))];
+        world.request(&with_steps(2, 0, steps), RolloutKind::Apply, Nature::Good);
+        let bakes = |w: &World| match w.state.active_rollout().and_then(|r| r.gate.clone()) {
+            Some(Gate::Bake { until }) => Some(until),
+            _ => None,
+        };
+        assert!(world.run_until(HOUR, |w| bakes(w).is_some()));
+        let until = bakes(&world).unwrap();
+        world.tell(held("login-lost"));
+        world.run_until(minutes(60), |_| false);
+        world.by_ada(|by| EventKind::Paused { by });
+        world.run_until(minutes(30), |_| false);
+        let (first, last): (fn(&mut World), fn(&mut World)) = {
+            let hold_ends: fn(&mut World) = |w| w.tell(EventKind::HoldEnded);
+            let resumes: fn(&mut World) = |w| w.by_ada(|by| EventKind::Resumed { by });
+            if hold_ends_first { (hold_ends, resumes) } else { (resumes, hold_ends) }
+        };
+        first(&mut world);
+        world.run_until(minutes(20), |_| false);
+        assert!(!ended(&world));
+        last(&mut world);
+        let moved = bakes(&world).unwrap().since(until);
+        let expected = minutes(110);
+        assert!(moved >= expected && moved < expected + minutes(1), "{hold_ends_first}: {moved:?}");
+    }
 }
 
 #[test]

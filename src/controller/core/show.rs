@@ -8,29 +8,38 @@ use crate::api::hub::Change;
 use crate::api::{EventLine, HostView, Severity};
 use crate::base::{HostName, ReplicaId, ServiceName, text};
 use crate::controller::traffic::Totals;
-use crate::rollout::{EventKind, Gate, ServiceState};
+use crate::rollout::{EventKind, Gate, Rollout};
 
 impl Core {
     pub(super) fn counters(&mut self, service: &ServiceName, counters: Option<Totals>) {
         let Some(counters) = counters else {
-            // Counting begins anew when they can be read again.
-            if self.traffic.get(service).is_some_and(|traffic| traffic.is_old(now())) {
-                self.traffic.remove(service);
+            let traffic = self.traffic.get(service);
+            let is_new = |r: &Rollout| {
+                r.analysis.unread.is_none() && traffic.is_some_and(|t| t.has_counted(r.to))
+            };
+            if self.measuring(service).is_some_and(is_new) {
+                self.happened(service, EventKind::Unmeasured);
+            }
+            if self.traffic.get_mut(service).is_some_and(|t| t.forget_old_rates(now())) {
                 self.publish_service(service);
             }
             return;
         };
         let windows = self.traffic.entry(service.clone()).or_default().observe(now(), counters);
-        let measuring = self
-            .state
-            .services
-            .get(service)
-            .and_then(ServiceState::active_rollout)
-            .is_some_and(|r| matches!(r.gate, Some(Gate::Analyse { .. })));
-        if measuring && windows.values().any(|w| w.requests > 0) {
-            self.happened(service, EventKind::Measured { windows });
+        if let Some(rollout) = self.measuring(service) {
+            let is_read = |id: &ReplicaId| id.release == rollout.to;
+            let again = rollout.analysis.unread.is_some() && windows.keys().any(is_read);
+            if again || windows.values().any(|w| w.requests > 0) {
+                self.happened(service, EventKind::Measured { windows });
+            }
         }
         self.publish_service(service);
+    }
+
+    /// The rollout of a service whose requests are counted for an analysis.
+    fn measuring(&self, service: &ServiceName) -> Option<&Rollout> {
+        let rollout = self.state.services.get(service)?.active_rollout()?;
+        matches!(rollout.gate, Some(Gate::Analyse { .. })).then_some(rollout)
     }
 
     /// Names of all services, of the deck and of the journal.
