@@ -212,18 +212,19 @@ impl Measured {
         release: &Release,
         keys: &BTreeMap<ReplicaKey, Key>,
         old: Option<&Key>,
+        lender: Option<&Key>,
     ) -> Timings {
         let indexes = 0..u32::try_from(release.replicas.len()).unwrap_or(0);
         let loads = indexes.filter_map(|replica| {
             let key = ReplicaKey { release: release.number, replica };
             Some((key, self.load(keys.get(&key)?)?))
         });
-        let series = old.and_then(|key| self.series.get(key));
-        Timings {
-            loads: loads.collect(),
-            drain: series.and_then(|s| median(&s.drains)),
-            stop: series.and_then(|s| median(&s.stops)),
-        }
+        let leaving = |key: Option<&Key>| {
+            let series = key.and_then(|key| self.series.get(key));
+            (series.and_then(|s| median(&s.drains)), series.and_then(|s| median(&s.stops)))
+        };
+        let (drain, stop) = leaving(old);
+        Timings { loads: loads.collect(), drain, stop, lender: leaving(lender) }
     }
 }
 

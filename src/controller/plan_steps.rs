@@ -106,7 +106,11 @@ pub fn known(core: &Core, state: &ServiceState, release: &Release) -> Known {
         .replicas
         .keys()
         .find_map(|k| Some(key_of(&core.hub, state.releases.get(&k.release)?, k.replica)));
-    let timings = core.measured.timings(release, &keys, old.as_ref());
+    let lender = release.borrowing.as_ref().and_then(|borrowing| {
+        let lending = core.state.services.get(&borrowing.lender)?.releases.get(&borrowing.of)?;
+        Some(key_of(&core.hub, lending, borrowing.replicas.first()?.replica))
+    });
+    let timings = core.measured.timings(release, &keys, old.as_ref(), lender.as_ref());
     let mut distinct: Vec<&Key> = keys.values().collect();
     distinct.sort_unstable();
     distinct.dedup();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
@@ -23,6 +23,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// After the command's end, so long is waited for what its children still write.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// In the environment of a command and of all that it begins: a number of its own.
+const MARK: &str = "GPUDECK_RUN";
 
 /// What is to be run.
 #[derive(Clone, Debug)]
@@ -48,10 +51,12 @@ pub async fn run(order: Order, cancel: CancellationToken) -> Option<(RunEnd, Vec
     let (program, args) = order.command.split_first()?;
     // Whether a relative path means the new directory is not the same everywhere: say so.
     let path = if program.contains('/') { order.dir.join(program) } else { program.into() };
+    let mark = uuid::Uuid::new_v4().to_string();
     let spawned = Command::new(&path)
         .args(args)
         .current_dir(&order.dir)
         .envs(&order.env)
+        .env(MARK, &mark)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -66,7 +71,8 @@ pub async fn run(order: Order, cancel: CancellationToken) -> Option<(RunEnd, Vec
         }
     };
     let group = Group::of(&child);
-    let noted = group.0.and_then(Leftover::of);
+    let noted =
+        group.0.and_then(Leftover::of).map(|noted| Leftover { mark: mark.clone(), ..noted });
     if let Some(note) = &noted
         && let Ok(text) = serde_json::to_vec(note)
         && let Err(error) = std::fs::write(&order.note, text)
@@ -208,17 +214,72 @@ struct Leftover {
     /// Clock ticks after boot at which it started.
     started: u64,
     boot: String,
+    /// In the environment of all that it began, as [`MARK`].
+    #[serde(default)]
+    mark: String,
 }
 
 impl Leftover {
+    /// The same process, whatever is known of its mark.
+    fn is(&self, other: &Self) -> bool {
+        (self.pid, self.started, &self.boot) == (other.pid, other.started, &other.boot)
+    }
+
     fn of(pid: Pid) -> Option<Self> {
         let pid = pid.as_raw_nonzero().get();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name, in parentheses, may hold anything; field 22 is the 20th after it.
         let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        Some(Self { pid, started, boot: boot.trim().to_owned() })
+        Some(Self { pid, started, boot: boot_id()?, mark: String::new() })
     }
+}
+
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+/// Ends what a command began whose first process has ended, as a script does whose output nobody reads any more.
+async fn end_marked(left: &Leftover) {
+    if left.mark.is_empty() || boot_id().as_ref() != Some(&left.boot) {
+        return;
+    }
+    let entry = format!("{MARK}={}", left.mark).into_bytes();
+    let until = tokio::time::Instant::now() + GRACE;
+    let mut signal = Signal::TERM;
+    loop {
+        let entry = entry.clone();
+        let found = tokio::task::spawn_blocking(move || marked(&entry)).await.unwrap_or_default();
+        if found.is_empty() {
+            return;
+        }
+        if signal == Signal::TERM {
+            tracing::info!(processes = found.len(), "ends what a command has left running");
+        }
+        for pid in found {
+            let _ = kill_process(pid, signal);
+        }
+        if signal == Signal::KILL {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if tokio::time::Instant::now() >= until {
+            signal = Signal::KILL;
+        }
+    }
+}
+
+/// The processes with this in their environment.
+fn marked(entry: &[u8]) -> Vec<Pid> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let is_marked = |pid: &Pid| {
+        let environ = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()));
+        environ.is_ok_and(|environ| environ.split(|b| *b == 0).any(|word| word == entry))
+    };
+    processes
+        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .filter(is_marked)
+        .collect()
 }
 
 /// Ends what an earlier controller began and did not end.
@@ -227,8 +288,8 @@ async fn end_leftover(note: &Path) {
     let _ = std::fs::remove_file(note);
     let Ok(left) = serde_json::from_slice::<Leftover>(&text) else { return };
     let Some(pid) = Pid::from_raw(left.pid).filter(|_| left.pid > 1) else { return };
-    if Leftover::of(pid) != Some(left) {
-        return;
+    if !Leftover::of(pid).is_some_and(|there| there.is(&left)) {
+        return end_marked(&left).await;
     }
     tracing::info!(pid = pid.as_raw_nonzero().get(), "ends a command that was left running");
     let group = Group(Some(pid));
@@ -283,6 +344,28 @@ mod tests {
         std::fs::set_permissions(&script, mode).unwrap();
         let (end, _) = run(missing, CancellationToken::new()).await.unwrap();
         assert_eq!(end, RunEnd::Exited { code: 0 });
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_command_whose_shell_has_ended_is_ended_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = uuid::Uuid::new_v4().to_string();
+        let mut left = Command::new("sh")
+            .args(["-c", "setsid sleep 600 & echo $! > pid.new; mv pid.new pid"])
+            .env(MARK, &mark)
+            .current_dir(dir.path())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let id = Pid::from_raw(i32::try_from(left.id().unwrap()).unwrap()).unwrap();
+        let note = Leftover { mark, ..Leftover::of(id).unwrap() };
+        left.wait().await.unwrap();
+        let pid = grandchild(dir.path()).unwrap();
+        assert!(!is_gone(pid));
+        std::fs::write(dir.path().join("note.json"), serde_json::to_vec(&note).unwrap()).unwrap();
+        end_leftover(&dir.path().join("note.json")).await;
+        until(|| is_gone(pid)).await;
     }
 
     /// The grandchild writes its pid; it must be gone, too.

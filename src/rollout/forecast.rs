@@ -25,6 +25,8 @@ pub struct Timings {
     pub drain: Option<Duration>,
     /// From SIGTERM to the end of all ranks.
     pub stop: Option<Duration>,
+    /// The last two of the service that lends its place for the rollout.
+    pub lender: (Option<Duration>, Option<Duration>),
 }
 
 /// The journey as foreseen.
@@ -288,6 +290,12 @@ fn check(state: &ServiceState, release: &Release) -> Result<(), ForecastError> {
     }
     if state.stopping {
         return refuse("the service is being stopped".to_owned(), "wait until it has stopped");
+    }
+    if let Some(held) = &state.held {
+        return refuse(
+            format!("the service is held: {}", held.why),
+            "mend that first: nothing of it is taken out or begun until then",
+        );
     }
     if let Some(loan) = state.binding_loan() {
         return refuse(format!("{} is {}", loan.replica, loan.to), &loan.to.way_back());

@@ -167,12 +167,13 @@ impl World<'_> {
         let borrowing = self.state.releases.get(&to).and_then(|r| r.borrowing.as_ref());
         let Some(borrowing) = borrowing else { return };
         let lent = u32::try_from(borrowing.replicas.len()).unwrap_or(u32::MAX);
-        if self.timings.drain.is_none()
+        let (drain, stop) = self.timings.lender;
+        if drain.is_none()
             && let Some(stage) = self.forecast.stages.get_mut(self.stage)
         {
             stage.unknown.drains += lent;
         }
-        let away = self.timings.drain.unwrap_or_default() + self.timings.stop.unwrap_or_default();
+        let away = drain.unwrap_or_default() + stop.unwrap_or_default();
         self.later(away, EventKind::LoanReady { release: to });
     }
 

@@ -175,7 +175,7 @@ fn freed(
     })?;
     let s = if gpus == 1 { "" } else { "s" };
     Some(match n {
-        1 => format!("free {gpus} more GPU{s} on one host"),
-        n => format!("free {gpus} more GPU{s} on one host for each of {n} replicas"),
+        1 => format!("have {gpus} spare GPU{s} on one host"),
+        n => format!("have {gpus} spare GPU{s} on one host for each of {n} replicas"),
     })
 }

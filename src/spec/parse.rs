@@ -128,6 +128,16 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
             "set one of them to at least 1".to_owned(),
         ));
     }
+    let is_more_than_all = |c: super::Count| matches!(c, super::Count::Percent(101..));
+    let scales =
+        rollout.steps.iter().any(|s| matches!(s, StepSpec::Scale(c) if is_more_than_all(*c)));
+    if is_more_than_all(rollout.max_unavailable) || scales {
+        return Err((
+            if scales { "steps" } else { "max_unavailable" },
+            "more than 100% of the replicas".to_owned(),
+            "write at most \"100%\"; only max_surge may be more".to_owned(),
+        ));
+    }
     if let Some(complaint) = super::strategy::complaint(spec) {
         return Err(complaint);
     }
@@ -248,6 +258,19 @@ parallel = { tensor = 2 }
 max_unavailable = "25%"
 steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = true }]
 "#;
+
+    #[test]
+    fn a_surge_may_be_more_than_all_and_nothing_else_may() {
+        let with = |line: &str| {
+            let text = GOOD.replace("max_unavailable = \"25%\"", line);
+            parse_service(&text, "services/chat.toml").map_err(|e| e.message)
+        };
+        assert!(with("max_surge = \"150%\"").is_ok());
+        assert!(with("max_surge = \"1001%\"").is_err());
+        assert!(with("max_unavailable = \"101%\"").unwrap_err().contains("100%"));
+        let scale = GOOD.replace("{ weight = 10 }", "{ scale = \"120%\" }");
+        assert!(parse_service(&scale, "services/chat.toml").unwrap_err().message.contains("100%"));
+    }
 
     #[test]
     fn reads_a_service() {

@@ -272,6 +272,9 @@ impl Serialize for Count {
     }
 }
 
+/// Largest share that is read. Kubernetes bounds only `maxUnavailable`, at 100 %; a surge may be more.
+const MAX_PERCENT: u32 = 1_000;
+
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
@@ -285,7 +288,7 @@ impl<'de> Deserialize<'de> for Count {
             Form::Text(t) => t
                 .strip_suffix('%')
                 .and_then(|p| p.parse().ok())
-                .filter(|p| *p <= 100)
+                .filter(|p| *p <= MAX_PERCENT)
                 .map(Self::Percent)
                 .ok_or_else(|| {
                     serde::de::Error::custom(

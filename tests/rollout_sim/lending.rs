@@ -6,7 +6,7 @@ use std::time::Duration;
 use deciding::base::{ReleaseNumber, ReplicaKey, ServiceName};
 use deciding::rollout::{
     Borrowing, Condition, EventKind, Gate, LentReplica, Outcome, Phase, Release, RolloutKind,
-    forecast, lending,
+    Timings, forecast, forecast_with, lending,
 };
 use deciding::spec::{StepSpec, Strategy};
 
@@ -198,6 +198,16 @@ fn a_deadlock_is_no_deadlock_with_something_borrowed() {
     assert!(forecast(&pair.borrower.state, &alone, RolloutKind::Apply).is_err());
     let foreseen = forecast(&pair.borrower.state, &next, RolloutKind::Apply).unwrap();
     assert_eq!((foreseen.lowest_ready, foreseen.floor), (3, 3));
+    // What lends its place drains and stops in its own time.
+    let total = |timings: &Timings| {
+        let foreseen =
+            forecast_with(&pair.borrower.state, &next, RolloutKind::Apply, timings).unwrap();
+        Duration::from_millis(foreseen.stages.iter().map(|stage| stage.took_ms).sum())
+    };
+    let minute = Duration::from_mins(1);
+    let own = Timings { drain: Some(minute), stop: Some(minute), ..Timings::default() };
+    let lenders = Timings { lender: (Some(7 * minute), Some(2 * minute)), ..own.clone() };
+    assert_eq!(total(&lenders) - total(&own), 9 * minute);
 
     pair.ask(Nature::Good);
     let drains = |p: &Pair| {

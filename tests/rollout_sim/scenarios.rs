@@ -604,7 +604,7 @@ fn a_deadlock_is_refused_with_the_smallest_change() {
     assert!(refused.reason.contains("held by replicas that cannot be stopped"), "{refused}");
     assert_eq!(
         refused.change.as_deref(),
-        Some("set max_unavailable = 1 (then 1 of 2 stay ready), or free 1 more GPU on one host")
+        Some("set max_unavailable = 1 (then 1 of 2 stay ready), or have 1 spare GPU on one host")
     );
     // With a spare GPU for one of them it works without losing any.
     let places = [vec![(0, 1)], vec![(0, 2)]];

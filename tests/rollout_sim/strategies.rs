@@ -229,7 +229,7 @@ fn blue_green_without_room_is_refused_with_what_would_work() {
     assert_eq!(
         refused.change.as_deref(),
         Some(
-            "set strategy = \"rolling\" (then 1 of 2 stay ready), or free 1 more GPU on one host \
+            "set strategy = \"rolling\" (then 1 of 2 stay ready), or have 1 spare GPU on one host \
              for each of 2 replicas"
         )
     );
