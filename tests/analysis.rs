@@ -95,6 +95,7 @@ async fn roll(world: &World, client: &Client, text: &str) -> (Outcome, String) {
         reason: None,
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     client.send(intent).await.unwrap();
     until(client, "the rollout is over", |s| {

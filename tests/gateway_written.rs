@@ -196,6 +196,7 @@ async fn apply(client: &Client, world: &World, seed: u32) {
         reason: None,
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     client.send(intent).await.unwrap();
 }
@@ -367,6 +368,7 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
         reason: None,
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     client.send(intent).await.unwrap();
     wait(&client, "the next canary is there", |v| {

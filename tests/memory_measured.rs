@@ -97,6 +97,7 @@ async fn what_the_engine_logged_corrects_the_next_prediction_and_stays_in_the_de
         reason: None,
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     client.send(intent).await.unwrap();
     let outcome = |v: &ServiceView| v.rollout.as_ref().and_then(|r| r.outcome.clone());
@@ -238,6 +239,7 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
         reason: None,
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     client.send(apply()).await.unwrap();
     let seen = wait(&client, "what it logged", |v| Some(v.memory.first()?.seen.clone())).await;

@@ -58,6 +58,7 @@ async fn roll(client: &Client) {
         reason: None,
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     client.send(intent).await.unwrap();
 }

@@ -128,7 +128,13 @@ fn outcome(view: &ServiceView) -> Option<Outcome> {
 async fn apply(client: &Client, service: &str) -> Result<IntentReply, ApiError> {
     let service = service.parse().unwrap();
     client
-        .send(Intent::Apply { service, reason: None, accept_outage: true, concurrency: None })
+        .send(Intent::Apply {
+            service,
+            reason: None,
+            accept_outage: true,
+            concurrency: None,
+            agreed: None,
+        })
         .await
 }
 

@@ -23,6 +23,9 @@ pub enum Intent {
         /// What happens while another rollout is under way; none: what the spec says.
         #[serde(default)]
         concurrency: Option<ConcurrencyPolicy>,
+        /// The plan that a person has agreed to ([`PlanView::digest`]): another one is not begun.
+        #[serde(default)]
+        agreed: Option<String>,
     },
     /// Commit the specs of several services and roll them out, one after the other, in the order of their
     /// `after`.
@@ -54,6 +57,9 @@ pub enum Intent {
         /// The person has read OUTAGE in the plan and wants it all the same.
         #[serde(default)]
         accept_outage: bool,
+        /// The plan that a person has agreed to ([`PlanView::digest`]): another one is not begun.
+        #[serde(default)]
+        agreed: Option<String>,
     },
     /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
     /// of the same revision.

@@ -58,7 +58,7 @@ pub use secret::Secret;
 pub use server::CheckupRequest;
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
-    MemoryView, PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView, ServiceView,
-    Severity, Snapshot, TrafficView, age,
+    MemoryView, PLAN_CHANGED, PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView,
+    ServiceView, Severity, Snapshot, TrafficView, age,
 };
 pub use who::Who;

@@ -584,6 +584,29 @@ pub struct PlanView {
     pub warnings: Vec<String>,
 }
 
+/// What is said of a plan that is not the one that was agreed to.
+pub const PLAN_CHANGED: &str =
+    "the plan is not the one that was agreed to any more: the spec or the hosts have changed";
+
+impl PlanView {
+    /// Names what a person agrees to: the change of the spec, who goes where in whose place, and how much serves
+    /// meanwhile. Times, reasons and free memory may differ from one look to the next.
+    pub fn digest(&self) -> String {
+        let replicas: Vec<_> = self
+            .replicas
+            .iter()
+            .map(|planned| {
+                let ranks: Vec<_> = planned.ranks.iter().map(|r| (&r.host, &r.devices)).collect();
+                (planned.replica, ranks, &planned.in_place_of)
+            })
+            .collect();
+        let forecast = (self.forecast.lowest_ready, self.forecast.floor, self.forecast.outage);
+        let agreed = (&self.service, self.from, &self.diff, replicas, &self.borrows, forecast);
+        let text = serde_json::to_vec(&agreed).unwrap_or_default();
+        blake3::hash(&text).to_hex().to_string()
+    }
+}
+
 /// A replica of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedReplica {

@@ -7,7 +7,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{plan, rollout, table};
 use crate::api::{
-    Client, ConcurrencyPolicy, Door, Intent, IntentReply, PlanView, ReleaseNumber, ServiceName,
+    Client, ConcurrencyPolicy, Door, Intent, IntentReply, PLAN_CHANGED, PlanView, ReleaseNumber,
+    ServiceName,
 };
 
 /// Rolls out the spec as it is in the deck.
@@ -19,26 +20,36 @@ pub async fn apply(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     super::show::settle(&client).await?;
-    if must_ask(args, options.yes) {
-        let agreed = match under_way(&client, service).await? {
-            Some(present) => agreed_to_queue(service, present)?,
-            None => agreed(&client.plan(service).await?)?,
+    loop {
+        let mut seen = None;
+        if must_ask(args, options.yes) {
+            let agreed = if let Some(present) = under_way(&client, service).await? {
+                agreed_to_queue(service, present)?
+            } else {
+                let plan = client.plan(service).await?;
+                let agreed = agreed(&plan)?;
+                seen = Some(plan);
+                agreed
+            };
+            if !agreed {
+                return Ok(Success::Done);
+            }
+        }
+        let intent = Intent::Apply {
+            service: service.clone(),
+            reason: options.reason.clone(),
+            accept_outage: options.accept_outage,
+            concurrency: concurrency.map(|policy| match policy {
+                Concurrency::Forbid => ConcurrencyPolicy::Forbid,
+                Concurrency::Queue => ConcurrencyPolicy::Queue,
+                Concurrency::Replace => ConcurrencyPolicy::Replace,
+            }),
+            agreed: seen.as_ref().map(PlanView::digest),
         };
-        if !agreed {
-            return Ok(Success::Done);
+        if let Some(done) = begin(args, &client, service, intent, (options, seen.as_ref())).await? {
+            return Ok(done);
         }
     }
-    let intent = Intent::Apply {
-        service: service.clone(),
-        reason: options.reason.clone(),
-        accept_outage: options.accept_outage,
-        concurrency: concurrency.map(|policy| match policy {
-            Concurrency::Forbid => ConcurrencyPolicy::Forbid,
-            Concurrency::Queue => ConcurrencyPolicy::Queue,
-            Concurrency::Replace => ConcurrencyPolicy::Replace,
-        }),
-    };
-    begin(args, &client, service, intent, options).await
 }
 
 /// Rolls out an earlier revision again.
@@ -50,39 +61,54 @@ pub async fn undo(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     super::show::settle(&client).await?;
-    if must_ask(args, options.yes) {
-        let agreed = match under_way(&client, service).await? {
-            Some(present) => ask(&format!("Take the rollout of {service} to {present} back?"))?,
-            None => agreed(&client.plan_undo(service, to).await?)?,
+    loop {
+        let mut seen = None;
+        if must_ask(args, options.yes) {
+            let agreed = if let Some(present) = under_way(&client, service).await? {
+                ask(&format!("Take the rollout of {service} to {present} back?"))?
+            } else {
+                let plan = client.plan_undo(service, to).await?;
+                let agreed = agreed(&plan)?;
+                seen = Some(plan);
+                agreed
+            };
+            if !agreed {
+                return Ok(Success::Done);
+            }
+        }
+        let intent = Intent::Undo {
+            service: service.clone(),
+            to,
+            reason: options.reason.clone(),
+            accept_outage: options.accept_outage,
+            agreed: seen.as_ref().map(PlanView::digest),
         };
-        if !agreed {
-            return Ok(Success::Done);
+        if let Some(done) = begin(args, &client, service, intent, (options, seen.as_ref())).await? {
+            return Ok(done);
         }
     }
-    let intent = Intent::Undo {
-        service: service.clone(),
-        to,
-        reason: options.reason.clone(),
-        accept_outage: options.accept_outage,
-    };
-    begin(args, &client, service, intent, options).await
 }
 
+/// Asks for it and waits if that is wanted; none: the plan that was `seen` is not the present one any more.
 async fn begin(
     args: &Args,
     client: &Client,
     service: &ServiceName,
     intent: Intent,
-    options: &BeginOptions,
-) -> Result<Success, Failure> {
-    let reply = client.send(intent).await?;
+    (options, seen): (&BeginOptions, Option<&PlanView>),
+) -> Result<Option<Success>, Failure> {
+    let reply = match client.send(intent).await {
+        Err(error) if seen.is_some() && error.message == PLAN_CHANGED => {
+            table::out("The spec or the hosts have changed meanwhile. The plan is now:\n")?;
+            return Ok(None);
+        }
+        reply => reply?,
+    };
     match (&reply, args.output) {
         (_, Output::Json) => table::json_line(&reply)?,
         (IntentReply::RolloutBegun { release, plan }, Output::Text) => {
             // Whoever was asked has read them in the plan.
-            if !must_ask(args, options.yes) {
-                warn(plan);
-            }
+            warn(plan, seen);
             table::out(&format!("{service}: rolling out {release}"))?;
         }
         (IntentReply::Queued { behind, replaces: false }, Output::Text) => {
@@ -101,18 +127,20 @@ async fn begin(
         }
     }
     if !options.wait {
-        return Ok(Success::Done);
+        return Ok(Some(Success::Done));
     }
     let what = match reply {
         IntentReply::RolloutBegun { release, .. } => rollout::Awaited::Release(release),
         IntentReply::Queued { behind, .. } => rollout::Awaited::After(behind),
         IntentReply::Accepted => rollout::Awaited::Present,
-        IntentReply::NothingToDo | IntentReply::AlreadyPassed { .. } => return Ok(Success::Done),
+        IntentReply::NothingToDo | IntentReply::AlreadyPassed { .. } => {
+            return Ok(Some(Success::Done));
+        }
     };
     let taken_back_is_good = what == rollout::Awaited::Present;
     match rollout::wait(args, client, service, what, options.timeout).await? {
-        Success::TakenBack if taken_back_is_good => Ok(Success::Done),
-        success => Ok(success),
+        Success::TakenBack if taken_back_is_good => Ok(Some(Success::Done)),
+        success => Ok(Some(success)),
     }
 }
 
@@ -141,8 +169,9 @@ pub fn must_ask(args: &Args, yes: bool) -> bool {
 }
 
 /// Says on standard error what a plan warns of that nobody has read.
-pub fn warn(planned: &PlanView) {
-    for warning in &planned.warnings {
+pub fn warn(planned: &PlanView, seen: Option<&PlanView>) {
+    let is_new = |warning: &&String| seen.is_none_or(|seen| !seen.warnings.contains(warning));
+    for warning in planned.warnings.iter().filter(is_new) {
         eprintln!("! {}", crate::api::text::clean(warning, 400));
     }
 }

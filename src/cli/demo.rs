@@ -144,6 +144,7 @@ async fn apply(client: &Client, name: &str, reason: &str) -> Result<IntentReply,
         reason: Some(reason.to_owned()),
         accept_outage: false,
         concurrency: None,
+        agreed: None,
     };
     Ok(client.send(intent).await?)
 }
@@ -264,6 +265,7 @@ async fn scenes(
         to: None,
         reason: Some("as before".to_owned()),
         accept_outage: false,
+        agreed: None,
     };
     let outcome = roll(client, client.send(undo).await?).await?;
     if outcome != Outcome::Completed {

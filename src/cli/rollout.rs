@@ -93,7 +93,7 @@ async fn retry(
         (_, Output::Json) => table::json_line(&reply)?,
         (IntentReply::RolloutBegun { release, plan }, Output::Text) => {
             if !apply::must_ask(args, options.yes) {
-                apply::warn(plan);
+                apply::warn(plan, None);
             }
             table::out(&format!("{service}: rolling out {release}"))?;
         }

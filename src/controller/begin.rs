@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use super::core::{Core, Input, Request, journal_error, no_deck, now};
 use super::deck_ledger::{self, DeckEvent};
 use super::planning::{self, Draft, Planned};
-use crate::api::{ApiError, ErrorKind, IntentReply, ReleaseView, Severity};
+use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, ReleaseView, Severity};
 use crate::base::{ReleaseNumber, Revision, ServiceName};
 use crate::revision::DeckRepo;
 use crate::rollout::{EventKind, LimitRule, Outcome, ServiceState};
@@ -107,6 +107,15 @@ impl Core {
         let mut planned = self.plan(draft, request.kind)?;
         if planned.view.forecast.outage && !request.accept_outage && !planned.view.nothing_to_do {
             return Err(super::together::outage_refusal(draft.service.as_str(), &planned.view));
+        }
+        if request.agreed.as_ref().is_some_and(|agreed| *agreed != planned.view.digest())
+            && !planned.view.nothing_to_do
+        {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: PLAN_CHANGED.to_owned(),
+                hint: Some("look at the plan as it is now".to_owned()),
+            });
         }
         planned.release.author.clone_from(&request.by);
         planned.release.reason.clone_from(&request.reason);

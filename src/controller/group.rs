@@ -297,6 +297,7 @@ impl Core {
             by: group.by.clone(),
             reason: begin.reason.clone(),
             accept_outage: group.accept_outage,
+            agreed: None,
         };
         let settles = group.settles(&service);
         let work = self.may_begin(&service).map(|()| self.draft(service.clone(), begin.to));

@@ -142,6 +142,7 @@ impl Core {
             by: wish.by.clone(),
             reason: wish.reason.clone(),
             accept_outage: wish.accept_outage,
+            agreed: None,
         };
         let (reply, answer) = oneshot::channel();
         self.queue_asking.insert(service.clone());
@@ -270,7 +271,7 @@ impl Core {
         match self.retry_target(&service) {
             Ok((to, kind)) => {
                 let reason = Some(format!("retry of {to}"));
-                let request = Request { kind, by, reason, accept_outage };
+                let request = Request { kind, by, reason, accept_outage, agreed: None };
                 self.prepare(service, Some(to), request, reply);
             }
             Err(error) => self.answer(reply, Err(error)),

@@ -213,6 +213,7 @@ async fn rollout(
             reason: None,
             accept_outage: revision == 1,
             concurrency: None,
+            agreed: None,
         };
         client.send(intent).await.unwrap();
         let accepted = began.elapsed();

@@ -135,4 +135,6 @@ pub struct Request {
     pub reason: Option<String>,
     /// An outage was accepted.
     pub accept_outage: bool,
+    /// The plan that was agreed to; none: whatever it is.
+    pub agreed: Option<String>,
 }

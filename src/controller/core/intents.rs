@@ -55,8 +55,9 @@ impl Core {
                 });
                 return;
             }
-            Intent::Apply { service, reason, accept_outage, concurrency } => {
-                let request = Request { kind: RolloutKind::Apply, by, reason, accept_outage };
+            Intent::Apply { service, reason, accept_outage, concurrency, agreed } => {
+                let kind = RolloutKind::Apply;
+                let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.ask_rollout(service, None, request, concurrency, reply);
             }
             Intent::ApplyTogether { services, atomic, reason, accept_outage } => {
@@ -64,8 +65,9 @@ impl Core {
                 return self.apply_together(&services, wish, reply);
             }
             Intent::SteerGroup { what, reason } => self.steer_group(what, &by, reason),
-            Intent::Undo { service, to, reason, accept_outage } => {
-                let request = Request { kind: RolloutKind::Undo, by, reason, accept_outage };
+            Intent::Undo { service, to, reason, accept_outage, agreed } => {
+                let kind = RolloutKind::Undo;
+                let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.undo(service, to, request, reply);
             }
             Intent::Retry { service, accept_outage, .. } => {

@@ -173,6 +173,14 @@ impl Confirm {
         seen && !self.nothing_to_do() && self.matches() && !self.lacks_reason()
     }
 
+    /// The plan that the person has before them.
+    fn seen(&self) -> Option<String> {
+        match &self.plan {
+            PlanState::Ready(plan) => Some(plan.digest()),
+            _ => None,
+        }
+    }
+
     /// The wish that the dialog is about; none: it lacks its target.
     pub fn intent(&self) -> Option<Intent> {
         let service = self.service.clone();
@@ -183,6 +191,7 @@ impl Confirm {
                 reason,
                 accept_outage: self.accepts_outage(),
                 concurrency: None,
+                agreed: self.seen(),
             },
             Deed::Queue { replace } => Intent::Apply {
                 service,
@@ -193,10 +202,15 @@ impl Confirm {
                 } else {
                     ConcurrencyPolicy::Queue
                 }),
+                agreed: None,
             },
-            Deed::Undo { to } => {
-                Intent::Undo { service, to, reason, accept_outage: self.accepts_outage() }
-            }
+            Deed::Undo { to } => Intent::Undo {
+                service,
+                to,
+                reason,
+                accept_outage: self.accepts_outage(),
+                agreed: self.seen(),
+            },
             Deed::Retry => Intent::Retry { service, accept_outage: self.accepts_outage(), reason },
             Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
             Deed::CancelQueued => Intent::CancelQueued { service, reason },

@@ -22,7 +22,8 @@ fn two_keys_and_the_name_start_a_rollout() {
             service: service_name("code"),
             reason: None,
             accept_outage: false,
-            concurrency: None
+            concurrency: None,
+            agreed: None,
         }]
     );
     assert!(matches!(state.mode, Mode::Browse));
@@ -73,7 +74,8 @@ fn an_outage_has_to_be_typed() {
             service: service_name("code"),
             reason: Some("it is night".to_owned()),
             accept_outage: true,
-            concurrency: None
+            concurrency: None,
+            agreed: None,
         }]
     );
 }
