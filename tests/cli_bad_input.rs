@@ -225,6 +225,60 @@ fn no_deck_and_a_broken_one() {
     deck.run("status").expect_success();
 }
 
+/// What runs can be seen and steered whatever somebody has just typed into deck.toml.
+#[test]
+fn a_mistake_in_the_deck_locks_nobody_out() {
+    let deck = Deck::new();
+    deck.write("services/chat.toml", COMMAND);
+    deck.run("apply chat --wait --timeout 60s").expect_success();
+    let good = deck.deck_toml();
+    deck.write("deck.toml", &format!("{good}typo = 1\n"));
+    for words in
+        ["status", "rollout status chat", "journal", "audit", "controller status", "events"]
+    {
+        let said = deck.run(words);
+        assert_eq!(said.code(), Some(0), "{words}: {said:#?}");
+    }
+    let warned = deck.run("status");
+    assert!(warned.stderr.contains("typo") && warned.stderr.contains("as it was"), "{warned:#?}");
+    deck.run("stop chat --yes").expect_success();
+    deck.write("deck.toml", &good);
+    // Without a controller there is no deck as it was.
+    deck.run("controller stop").expect_success();
+    deck.write("deck.toml", &format!("{good}typo = 1\n"));
+    let refused = deck.run("status");
+    assert_eq!(refused.code(), Some(1), "{refused:#?}");
+    assert!(refused.stderr.contains("typo"), "{refused:#?}");
+    deck.write("deck.toml", &good);
+}
+
+#[test]
+fn a_deck_within_a_deck_and_words_that_are_no_paths() {
+    let deck = Deck::new();
+    let nested = deck.run("init services/inner");
+    assert_eq!(nested.code(), Some(5), "{nested:#?}");
+    assert!(nested.stderr.contains("inside the deck"), "{nested:#?}");
+    assert!(!deck.person.deck().join("services/inner").exists());
+    let address = deck.run("model inspect hf://meta-llama/Llama-3.3-70B-Instruct");
+    assert!(address.stderr.contains("is an address"), "{address:#?}");
+    let help = deck.run("help apply");
+    assert_eq!(help.code(), Some(0), "{help:#?}");
+    let verify = deck.run("journal verify");
+    assert!(verify.stdout.contains("nothing was journaled"), "{verify:#?}");
+}
+
+#[test]
+fn the_world_of_the_documentation_is_one() {
+    let text = std::fs::read_to_string(checkout().join("docs/placement.md")).unwrap();
+    let begin = text.find("```json\n{\n  \"version\"").unwrap() + "```json\n".len();
+    let world = &text[begin..begin + text[begin..].find("```").unwrap()];
+    let deck = Deck::new();
+    deck.write("world.json", world);
+    let answer = deck.run("place world.json --steps 1000 --output json").expect_success().stdout;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["services"][0]["name"], "chat", "{answer}");
+}
+
 #[test]
 fn specs_with_mistakes() {
     let deck = Deck::new();
@@ -278,7 +332,9 @@ fn specs_with_mistakes() {
             deck.deck_toml()
         ),
     );
-    deck.refused("status", 1, &["heer"], &["here"]);
+    for verb in ["plan", "apply"] {
+        deck.refused(&format!("{verb} chat"), 1, &["heer"], &["here"]);
+    }
 }
 
 #[test]

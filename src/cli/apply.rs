@@ -24,10 +24,10 @@ pub async fn apply(
         let mut seen = None;
         if must_ask(args, options.yes) {
             let agreed = if let Some(present) = under_way(&client, service).await? {
-                agreed_to_queue(service, present)?
+                agreed_to_queue(service, present).await?
             } else {
                 let plan = client.plan(service).await?;
-                let agreed = agreed(&plan)?;
+                let agreed = agreed(&plan).await?;
                 seen = Some(plan);
                 agreed
             };
@@ -65,10 +65,12 @@ pub async fn undo(
         let mut seen = None;
         if must_ask(args, options.yes) {
             let agreed = if let Some(present) = under_way(&client, service).await? {
-                ask(&format!("Take the rollout of {service} to {present} back?"))?
+                agree(&format!("Take the rollout of {service} to {present} back?"))
+                    .await
+                    .map(|()| true)?
             } else {
                 let plan = client.plan_undo(service, to).await?;
-                let agreed = agreed(&plan)?;
+                let agreed = agreed(&plan).await?;
                 seen = Some(plan);
                 agreed
             };
@@ -154,11 +156,11 @@ pub async fn under_way(
     Ok(rollout.filter(|r| r.outcome.is_none()).map(|r| r.to))
 }
 
-fn agreed_to_queue(service: &ServiceName, present: ReleaseNumber) -> Result<bool, Failure> {
+async fn agreed_to_queue(service: &ServiceName, present: ReleaseNumber) -> Result<bool, Failure> {
     table::out(&format!(
         "A rollout of {service} to {present} is under way: a plan is made after it."
     ))?;
-    ask("Go on?")
+    agree("Go on?").await.map(|()| true)
 }
 
 /// A person is asked only at a terminal.
@@ -176,26 +178,40 @@ pub fn warn(planned: &PlanView, seen: Option<&PlanView>) {
     }
 }
 
-/// Shows a plan and asks whether to go on.
-pub fn agreed(planned: &PlanView) -> Result<bool, Failure> {
+/// Shows a plan and asks whether to go on; false: there is nothing to do.
+pub async fn agreed(planned: &PlanView) -> Result<bool, Failure> {
     plan::print(planned)?;
-    Ok(!planned.nothing_to_do && ask("Go on?")?)
+    if planned.nothing_to_do {
+        return Ok(false);
+    }
+    agree("Go on?").await.map(|()| true)
+}
+
+/// Asks, and ends the command where the answer is no.
+pub async fn agree(question: &str) -> Result<(), Failure> {
+    if ask(question).await? { Ok(()) } else { Err(declined()) }
+}
+
+/// What a command says and ends with whose question was answered with no.
+fn declined() -> Failure {
+    Failure { code: 5, ..Failure::other("nothing was done: the answer was no") }
 }
 
 /// Asks for a line of text.
-pub fn ask_text(question: &str) -> Result<String, Failure> {
+pub async fn ask_text(question: &str) -> Result<String, Failure> {
     print!("{question}");
     let _ = std::io::stdout().flush();
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(|e| Failure::other(e.to_string()))?;
-    Ok(answer.trim().to_owned())
+    // Aside, so that Ctrl-C is heard meanwhile.
+    let read = tokio::task::spawn_blocking(|| {
+        let _asked = super::questions::Asked::begin();
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = read.await.map_err(|e| Failure::other(e.to_string()))?;
+    Ok(answer.map_err(|e| Failure::other(e.to_string()))?.trim().to_owned())
 }
 
 /// Asks yes or no; no by default.
-pub fn ask(question: &str) -> Result<bool, Failure> {
-    print!("{question} [y/N] ");
-    let _ = std::io::stdout().flush();
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(|e| Failure::other(e.to_string()))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+pub async fn ask(question: &str) -> Result<bool, Failure> {
+    Ok(matches!(ask_text(&format!("{question} [y/N] ")).await?.as_str(), "y" | "Y" | "yes"))
 }

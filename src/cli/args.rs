@@ -7,14 +7,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::snapshot::Format;
 use crate::api::{HostName, NewHosts, ReleaseNumber, ServiceName};
 
-/// Run large models on your own GPU machines: no Kubernetes, nothing to install on the hosts.
+/// Run large models on your own GPU machines: no Kubernetes, nothing to set up on the hosts.
 #[derive(Debug, Parser)]
-#[command(name = "gpudeck", version, disable_help_subcommand = true)]
+#[command(name = "gpudeck", version)]
 pub struct Args {
     /// The deck's directory; default: the present one or the nearest above it with a deck.toml
     #[arg(long, global = true, env = "GPUDECK_DECK", value_name = "DIR")]
     pub deck: Option<PathBuf>,
-    /// Tables for people, or JSON for programs
+    /// Tables for people, or JSON for programs; `snapshot` also knows csv and prometheus
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// What to do; without it the screen opens

@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use super::args::{Args, Command, ControllerCommand, Output};
 use super::exit::Failure;
 use crate::api::{Client, Door, Hint, Intent};
+use crate::base::DeckId;
 use crate::controller::{self, Deck, Paths};
+
+/// More of a deck.toml is not read for its `id`.
+const MAX_DECK: u64 = 1 << 20;
 
 /// The deck's directory and what its deck.toml says.
 pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
@@ -25,12 +29,52 @@ pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
     Ok((dir, spec))
 }
 
+/// A deck as far as it can be read: what a mistake in deck.toml keeps nobody from.
+pub struct KnownDeck {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its identity.
+    pub id: DeckId,
+    /// What is wrong with its deck.toml; a controller that runs goes on with the last good one.
+    pub mistake: Option<Failure>,
+}
+
+/// The deck, also with a mistake in its deck.toml, as long as its `id` can be read.
+pub fn known(args: &Args) -> Result<KnownDeck, Failure> {
+    match deck(args) {
+        Ok((dir, spec)) => Ok(KnownDeck { dir, id: spec.id, mistake: None }),
+        Err(mistake) => {
+            let dir = find(args)?.filter(|dir| dir.join("deck.toml").is_file());
+            let id = dir.as_deref().and_then(id_in);
+            match (dir, id) {
+                (Some(dir), Some(id)) => Ok(KnownDeck { dir, id, mistake: Some(mistake) }),
+                _ => Err(mistake),
+            }
+        }
+    }
+}
+
+/// The `id` of a deck.toml that is no deck's otherwise.
+fn id_in(dir: &Path) -> Option<DeckId> {
+    let file = std::fs::File::open(dir.join("deck.toml")).ok()?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_DECK), &mut text).ok()?;
+    // `init` writes it first; in a section it would be something else's.
+    let top = text.lines().take_while(|line| !line.trim_start().starts_with('['));
+    top.filter_map(|line| line.split_once('=')).find_map(|(key, value)| {
+        let value = value.split('#').next().unwrap_or_default().trim();
+        (key.trim() == "id").then(|| value.trim_matches(['"', '\'']).parse().ok()).flatten()
+    })
+}
+
 /// The deck's directory, if there is one.
 pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
     if let Some(dir) = &args.deck {
-        return std::fs::canonicalize(dir)
-            .map(Some)
-            .map_err(|e| Failure { code: 8, ..Failure::other(format!("{}: {e}", dir.display())) });
+        return std::fs::canonicalize(dir).map(Some).map_err(|e| {
+            Failure { code: 8, ..Failure::other(format!("{}: {e}", dir.display())) }.with_hint(
+                "name the directory of a deck, or make one there with `gpudeck init DIR`",
+            )
+        });
     }
     let here = std::env::current_dir()
         .map_err(|e| Failure::other(format!("the present directory cannot be told: {e}")))?;
@@ -39,9 +83,26 @@ pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
 
 /// The deck's controller, started if there is none.
 pub async fn attach(args: &Args) -> Result<Client, Failure> {
-    let (dir, spec) = deck(args)?;
+    let KnownDeck { dir, id, mistake } = known(args)?;
+    let paths = Paths::of(id);
+    let client = match mistake {
+        None => controller::attach(&dir, &paths).await?,
+        // A typo must keep nobody from taking a rollout back.
+        Some(mistake) => {
+            // What begins something new is planned with the deck, and commits it.
+            if matches!(args.command, Some(Command::Apply { .. } | Command::Plan { .. })) {
+                return Err(mistake);
+            }
+            let Ok(client) = Client::connect(&paths.socket()).await else { return Err(mistake) };
+            eprintln!(
+                "gpudeck: {}; the controller goes on with the deck as it was",
+                mistake.message
+            );
+            client
+        }
+    };
     // Whoever attaches lends its SSH agent meanwhile: the controller may have lost its own.
-    let client = controller::attach(&dir, &Paths::of(spec.id)).await?.lending_agent();
+    let client = client.lending_agent();
     tell_another_build(args, &client).await;
     // A command speaks of the deck as it is now; a controller that nobody watches does not look.
     client.send(Intent::Reload).await?;
@@ -68,7 +129,14 @@ async fn tell_another_build(args: &Args, client: &Client) {
 }
 
 /// The deck's controller, if one runs.
-pub async fn running(args: &Args) -> Result<Client, Failure> {
-    let (_, spec) = deck(args)?;
-    Ok(Client::connect(&Paths::of(spec.id).socket()).await?)
+pub async fn running(args: &Args) -> Result<Option<Client>, Failure> {
+    let socket = Paths::of(known(args)?.id).socket();
+    // That it may not be asked is no word about whether it is there.
+    if let Err(error) = std::os::unix::net::UnixStream::connect(&socket)
+        && error.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        return Err(Failure::other(format!("{}: {error}", socket.display()))
+            .with_hint("it is another user's: log in as who runs the controller"));
+    }
+    Ok(Client::connect(&socket).await.ok())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::args::{Args, AuditCommand, Output};
-use super::attach::deck;
+use super::attach::known;
 use super::exit::{Failure, Success};
 use super::journal::failed;
 use super::table;
@@ -14,8 +14,8 @@ use crate::controller::{Paths, ledger};
 
 /// Shows or checks it.
 pub fn run(args: &Args, command: Option<&AuditCommand>) -> Result<Success, Failure> {
-    let (_, spec) = deck(args)?;
-    let paths = Paths::of(spec.id);
+    let id = known(args)?.id;
+    let paths = Paths::of(id);
     match command {
         Some(AuditCommand::Verify) => verify(args, &paths),
         None => show(args, &paths),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{Args, ControllerCommand, Output, Why};
-use super::attach::{attach, deck, running};
+use super::attach::{attach, deck, known, running};
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{Client, Door, ErrorKind, Hint, Intent};
@@ -66,11 +66,11 @@ async fn run_here(args: &Args, detached: bool) -> Result<Success, Failure> {
 }
 
 async fn status(args: &Args) -> Result<Success, Failure> {
-    let (_, spec) = deck(args)?;
-    let paths = Paths::of(spec.id);
-    let version = match running(args).await {
-        Ok(client) => Some(client.version().await?),
-        Err(_) => None,
+    let paths = Paths::of(known(args)?.id);
+    let client = running(args).await?;
+    let version = match &client {
+        Some(client) => Some(client.version().await?),
+        None => None,
     };
     match args.output {
         Output::Json => table::json(&serde_json::json!({
@@ -81,8 +81,14 @@ async fn status(args: &Args) -> Result<Success, Failure> {
             match version {
                 Some(v) => {
                     table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?;
-                    for condition in running(args).await?.snapshot().await?.deck.conditions {
-                        table::out(&format!("! {}: {}", condition.kind.name(), condition.text))?;
+                    if let Some(client) = &client {
+                        for condition in client.snapshot().await?.deck.conditions {
+                            table::out(&format!(
+                                "! {}: {}",
+                                condition.kind.name(),
+                                condition.text
+                            ))?;
+                        }
                     }
                 }
                 None => table::out("no controller runs; any command starts one")?,
@@ -95,8 +101,7 @@ async fn status(args: &Args) -> Result<Success, Failure> {
 
 /// Lets a controller of another build end between two steps and starts this one.
 async fn upgrade(args: &Args) -> Result<Success, Failure> {
-    let (_, spec) = deck(args)?;
-    let socket = Paths::of(spec.id).socket();
+    let socket = Paths::of(known(args)?.id).socket();
     let client = Client::unchecked(&socket);
     let Ok(before) = client.version().await else {
         attach(args).await?;
@@ -150,7 +155,8 @@ async fn take_over(
                     "Whoever holds the hosts is cut off in the middle of what it does. To take {} \
                      over all the same, type its name: ",
                     spec.name
-                ))?
+                ))
+                .await?
             }
             None => {
                 return Err(Failure::other("--force cuts another controller off")
@@ -162,15 +168,21 @@ async fn take_over(
         }
     }
     client.send(Intent::TakeOver { force, reason: why.reason.clone() }).await?;
-    if args.output == Output::Text {
-        table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
+    match args.output {
+        Output::Json => table::json_line(&serde_json::json!({ "taken_over": true }))?,
+        Output::Text => {
+            table::out("the hosts are taken over; `gpudeck status` shows what goes on")?
+        }
     }
     Ok(Success::Done)
 }
 
 async fn stop(args: &Args) -> Result<Success, Failure> {
-    let Ok(client) = running(args).await else {
-        table::out("no controller runs")?;
+    let Some(client) = running(args).await? else {
+        match args.output {
+            Output::Json => table::json_line(&serde_json::json!({ "stopped": false }))?,
+            Output::Text => table::out("no controller runs")?,
+        }
         return Ok(Success::Done);
     };
     client.send(Intent::Shutdown).await?;
@@ -181,8 +193,9 @@ async fn stop(args: &Args) -> Result<Success, Failure> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    if args.output == Output::Text {
-        table::out("the controller has ended; what serves goes on serving")?;
+    match args.output {
+        Output::Json => table::json_line(&serde_json::json!({ "stopped": true }))?,
+        Output::Text => table::out("the controller has ended; what serves goes on serving")?,
     }
     Ok(Success::Done)
 }

@@ -35,7 +35,7 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
 /// How a rollout ended, in words.
 pub fn outcome_words(outcome: Option<&Outcome>) -> String {
     match outcome {
-        None => "under way or unknown".to_owned(),
+        None => "under way, or its end is not known".to_owned(),
         Some(Outcome::Completed) => "completed".to_owned(),
         Some(Outcome::RolledBack { why }) => format!("rolled back: {why}"),
         Some(Outcome::Aborted { why }) => format!("aborted: {why}"),

@@ -11,11 +11,22 @@ use crate::controller;
 
 /// Makes a deck in `dir` (default: here).
 pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Success, Failure> {
-    let failed = |e: std::io::Error| Failure::other(e.to_string());
     let dir = match dir {
         Some(dir) => dir.to_owned(),
-        None => std::env::current_dir().map_err(failed)?,
+        None => std::env::current_dir()
+            .map_err(|e| Failure::other(format!("the present directory cannot be told: {e}")))?,
     };
+    let failed = |e: std::io::Error| {
+        Failure::other(format!("{}: {e}", dir.display()))
+            .with_hint("make the deck in a directory that you may write: gpudeck init DIR")
+    };
+    if let Some(outer) = outer_deck(&dir) {
+        return Err(Failure {
+            code: 5,
+            ..Failure::other(format!("{} is inside the deck {}", dir.display(), outer.display()))
+        }
+        .with_hint("make the deck in another directory"));
+    }
     std::fs::create_dir_all(dir.join("services")).map_err(failed)?;
     let file = dir.join("deck.toml");
     if file.exists() {
@@ -25,19 +36,19 @@ pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Succes
         }
         .with_hint("edit it, or make the deck in another directory"));
     }
-    let dir = std::fs::canonicalize(&dir).map_err(failed)?;
-    let fallback = dir.file_name().map(|n| n.to_string_lossy().into_owned());
+    let made = std::fs::canonicalize(&dir).map_err(failed)?;
+    let fallback = made.file_name().map(|n| n.to_string_lossy().into_owned());
     let name = name.map(str::to_owned).or(fallback).unwrap_or_else(|| "deck".to_owned());
     let hosts = hosts_of_ssh_config();
     std::fs::write(&file, deck_toml(&name, &hosts)).map_err(failed)?;
-    let example = dir.join("services/chat.toml.example");
+    let example = made.join("services/chat.toml.example");
     std::fs::write(&example, include_str!("../../config/chat.toml.example")).map_err(failed)?;
-    controller::init_repository(&dir)
+    controller::init_repository(&made)
         .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
     match args.output {
-        Output::Json => table::json(&serde_json::json!({ "deck": dir, "hosts": hosts }))?,
+        Output::Json => table::json(&serde_json::json!({ "deck": made, "hosts": hosts }))?,
         Output::Text => {
-            table::out(&format!("made a deck in {}", dir.display()))?;
+            table::out(&format!("made a deck in {}", made.display()))?;
             match hosts.len() {
                 0 => table::out("no hosts were found in ~/.ssh/config: add them to deck.toml")?,
                 n => table::out(&format!(
@@ -50,6 +61,17 @@ pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Succes
         }
     }
     Ok(Success::Done)
+}
+
+/// A deck above this directory: its commands would be taken for the inner one's.
+fn outer_deck(dir: &Path) -> Option<std::path::PathBuf> {
+    let whole = std::path::absolute(dir).ok()?;
+    let there = whole.ancestors().find(|d| d.is_dir())?;
+    let there = std::fs::canonicalize(there).ok()?;
+    let mut above = there.ancestors().filter(|d| d.join("deck.toml").is_file());
+    above
+        .find(|deck| *deck != std::fs::canonicalize(&whole).unwrap_or_default())
+        .map(Path::to_owned)
 }
 
 fn deck_toml(name: &str, hosts: &[String]) -> String {

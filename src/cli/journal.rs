@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{Args, JournalCommand, Output};
-use super::attach::deck;
+use super::attach::known;
 use super::exit::{Failure, Success};
 use super::table;
 use crate::api::{Hint, ServiceName, Timestamp};
@@ -41,8 +41,7 @@ pub async fn run(
     command: Option<&JournalCommand>,
     options: &JournalOptions,
 ) -> Result<Success, Failure> {
-    let (_, spec) = deck(args)?;
-    let paths = Paths::of(spec.id);
+    let paths = Paths::of(known(args)?.id);
     match command {
         Some(JournalCommand::Verify) => verify(args, &paths),
         None => show(args, &paths, options).await,
@@ -54,8 +53,20 @@ pub fn failed<E: std::fmt::Display + Hint>(error: &E) -> Failure {
     Failure { hint: error.hint(), ..Failure::other(error.to_string()) }
 }
 
+/// Whether there is a journal. One that may not be looked at is not one that is not there.
+fn is_there(paths: &Paths) -> Result<bool, Failure> {
+    let dir = paths.journal();
+    match std::fs::read_dir(&dir) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Failure::other(format!("{}: {error}", dir.display())).with_hint(
+            "ask as the user who runs the controller, or set GPUDECK_HOME to its directory",
+        )),
+    }
+}
+
 async fn show(args: &Args, paths: &Paths, options: &JournalOptions) -> Result<Success, Failure> {
-    if !paths.journal().is_dir() && !options.follow {
+    if !is_there(paths)? && !options.follow {
         if args.output == Output::Text {
             table::out("nothing was journaled for this deck yet")?;
         }
@@ -97,6 +108,10 @@ async fn show(args: &Args, paths: &Paths, options: &JournalOptions) -> Result<Su
 }
 
 fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
+    if !is_there(paths)? && args.output == Output::Text {
+        table::out("nothing was journaled for this deck yet")?;
+        return Ok(Success::Done);
+    }
     let segments = ledger::verify_journal(paths).map_err(|e| failed(&e))?;
     let bad = segments.iter().find_map(|s| Some((s.problem.clone()?, s.hint.clone())));
     match args.output {

@@ -74,19 +74,20 @@ pub async fn drain(
     let client = attach(args).await?;
     show::settle(&client).await?;
     let plan = client.plan_drain(host).await?;
+    let there = on_host(&client.snapshot().await?, host);
     if options.dry_run {
         match args.output {
             Output::Json => table::json(&plan)?,
-            Output::Text => print(&plan)?,
+            Output::Text => print(&plan, &there)?,
         }
-        let nothing = plan.moves.is_empty() && plan.out.is_empty();
+        let nothing = plan.moves.is_empty() && plan.out.is_empty() && there.is_empty();
         return Ok(if nothing { Success::Done } else { Success::Changes });
     }
     if args.output == Output::Text {
-        print(&plan)?;
+        print(&plan, &there)?;
     }
-    if apply::must_ask(args, options.yes) && !apply::ask("Go on?")? {
-        return Ok(Success::Done);
+    if apply::must_ask(args, options.yes) {
+        apply::agree("Go on?").await?;
     }
     let intent = Intent::Drain { host: host.clone(), reason: options.reason.clone() };
     let reply = client.send(intent).await?;
@@ -131,9 +132,25 @@ pub async fn drain(
     }
 }
 
-fn print(plan: &DrainPlan) -> Result<(), Failure> {
+/// The replicas with a rank on a host, as `chat r12-0`.
+fn on_host(snapshot: &Snapshot, host: &HostName) -> Vec<String> {
+    let replicas = snapshot.services.iter().flat_map(|(service, view)| {
+        let there = view.replicas.iter().filter(|r| r.ranks.iter().any(|rank| rank.host == *host));
+        there.map(move |replica| format!("{service} {}", replica.id))
+    });
+    replicas.collect()
+}
+
+fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure> {
     if plan.moves.is_empty() && plan.out.is_empty() {
-        return table::out(&format!("{}: nothing runs there", plan.host));
+        return match leaving {
+            [] => table::out(&format!("{}: nothing runs there", plan.host)),
+            leaving => table::out(&format!(
+                "{}: {} there, and leaving it already",
+                plan.host,
+                leaving.join(", ")
+            )),
+        };
     }
     if !plan.moves.is_empty() {
         table::out(&format!(
@@ -232,8 +249,8 @@ pub async fn upgrade(args: &Args, options: &UpgradeOptions) -> Result<Success, F
         "Drain {which} one after the other and run `{}` there?",
         crate::api::text::clean(run, 200)
     );
-    if apply::must_ask(args, options.yes) && !apply::ask(&question)? {
-        return Ok(Success::Done);
+    if apply::must_ask(args, options.yes) {
+        apply::agree(&question).await?;
     }
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let intent = Intent::UpgradeHosts {

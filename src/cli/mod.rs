@@ -51,7 +51,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
             return exit::report_json(&Failure {
                 code: exit::USAGE,
                 hint: Some("`gpudeck help` names the commands, `--help` their options".to_owned()),
-                ..Failure::other(error.to_string().trim_end().to_owned())
+                ..Failure::other(first_line(&error.to_string()))
             });
         }
         Err(error) => {
@@ -93,6 +93,12 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Ok(success) => success.into(),
         Err(failure) => exit::report(&args, &failure),
     }
+}
+
+/// What is wrong, without the usage that follows it.
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
 /// Whether JSON was asked for, on a command line that was not understood.

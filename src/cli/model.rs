@@ -93,13 +93,23 @@ fn same_device(measured: Option<Bytes>, asked: Option<u64>) -> bool {
 /// `HOST:PATH`; a path that begins with `/` or `.`, or that exists here, is one of this machine.
 fn remote(path: &str) -> Option<(HostName, &str)> {
     let (host, rest) = path.split_once(':')?;
-    if !rest.starts_with('/') || path.starts_with(['/', '.']) || Path::new(path).exists() {
+    // `hf://…` is an address and no host's path.
+    if rest.starts_with("//")
+        || !rest.starts_with('/')
+        || path.starts_with(['/', '.'])
+        || Path::new(path).exists()
+    {
         return None;
     }
     Some((host.parse().ok()?, rest))
 }
 
 async fn local(path: &str) -> Result<ModelFacts, Failure> {
+    if let Some((scheme, _)) = path.split_once("://") {
+        let scheme = crate::base::text::clean(scheme, 20);
+        return Err(Failure::other(format!("{scheme}:// is an address: a model is inspected where it lies"))
+            .with_hint("give a directory or file here, or HOST:/path; a directory with only its config.json is enough"));
+    }
     let whole =
         std::path::absolute(path).map_err(|e| Failure::other(format!("{path} is no path: {e}")))?;
     // Links are followed here, so that `..` in what the engine is given means what it says.
@@ -376,6 +386,11 @@ fn print(
     match prediction.fits {
         _ if refused.is_some() => {}
         Some(true) => table::out("it fits")?,
+        Some(false) if prediction.requests.is_some_and(|requests| requests.high < 100) => {
+            table::out(
+                "it does not fit: one request of full length has no room → more GPUs (--tp), or a smaller --context",
+            )?;
+        }
         Some(false) => {
             table::out("it does not surely fit: one request of full length may not find room")?;
         }

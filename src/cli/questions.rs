@@ -86,6 +86,26 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
 /// What the terminal was like before it stopped to show what is typed.
 static PENDING: Mutex<Option<rustix::termios::Termios>> = Mutex::new(None);
 
+/// A question that is open: whoever breaks it off must not wait for its answer.
+pub struct Asked(());
+
+/// How many are open.
+static ASKED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+impl Asked {
+    /// One more.
+    pub fn begin() -> Self {
+        ASKED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        ASKED.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
 /// Lets the terminal show what is typed, should nobody have answered before it was too late, or broken it off.
 /// Whether somebody was still being asked.
 pub fn show_again() -> bool {
@@ -94,7 +114,7 @@ pub fn show_again() -> bool {
         let now = rustix::termios::OptionalActions::Now;
         let _ = rustix::termios::tcsetattr(std::io::stdin(), now, shown);
     }
-    pending.is_some()
+    pending.is_some() || ASKED.load(std::sync::atomic::Ordering::SeqCst) > 0
 }
 
 /// Reads a line without showing it; whole standard input where nobody sits at it.

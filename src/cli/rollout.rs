@@ -79,7 +79,7 @@ async fn retry(
     // What is held goes on within its plan; what is over begins anew, with a new one.
     if apply::must_ask(args, options.yes)
         && apply::under_way(client, service).await?.is_none()
-        && !apply::agreed(&client.plan_retry(service).await?)?
+        && !apply::agreed(&client.plan_retry(service).await?).await?
     {
         return Ok(Success::Done);
     }
@@ -121,16 +121,18 @@ pub async fn stop(
     yes: bool,
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
-    if apply::must_ask(args, yes)
-        && !apply::ask(&format!("Drain and stop all replicas of {service}?"))?
-    {
-        return Ok(Success::Done);
+    if apply::must_ask(args, yes) {
+        apply::agree(&format!("Drain and stop all replicas of {service}?")).await?;
     }
     let (service, reason) = (service.clone(), why.reason.clone());
     accepted(args, &client, Intent::Stop { service, reason }).await
 }
 
 async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Success, Failure> {
+    let watch = intent.service().map_or_else(
+        || "`gpudeck status` shows what comes of it".to_owned(),
+        |service| format!("`gpudeck status {service}` shows what comes of it"),
+    );
     if let Some(service) = intent.service() {
         let snapshot = client.snapshot().await?;
         let view = snapshot.services.get(service);
@@ -145,7 +147,7 @@ async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Succes
         (IntentReply::AlreadyPassed { step }, Output::Text) => {
             table::out(&format!("step {step} is already passed"))?;
         }
-        (_, Output::Text) => table::out("accepted")?,
+        (_, Output::Text) => table::out(&format!("accepted; {watch}"))?,
     }
     Ok(Success::Done)
 }

@@ -12,8 +12,12 @@ use crate::controller;
 /// Opens the screen.
 pub async fn open(args: &Args) -> Result<Success, Failure> {
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
-        return Err(Failure::other("the screen needs a terminal")
-            .with_hint("`gpudeck status`, `gpudeck hosts` and `gpudeck events` need none"));
+        let hint = if attach::find(args)?.is_some() {
+            "`gpudeck status`, `gpudeck hosts` and `gpudeck events` need none"
+        } else {
+            "there is no deck here: `gpudeck init` makes one, `gpudeck demo --script` needs neither"
+        };
+        return Err(Failure::other("the screen needs a terminal").with_hint(hint));
     }
     if attach::find(args)?.is_some() {
         let client = attach::attach(args).await?;

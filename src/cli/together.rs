@@ -21,8 +21,8 @@ pub async fn apply(
     for planned in plans.iter().filter(|_| args.output == Output::Text) {
         plan::print(planned)?;
     }
-    if apply::must_ask(args, options.yes) && !apply::ask("Go on with all of them?")? {
-        return Ok(Success::Done);
+    if apply::must_ask(args, options.yes) {
+        apply::agree("Go on with all of them?").await?;
     }
     let intent = Intent::ApplyTogether {
         services: services.to_vec(),

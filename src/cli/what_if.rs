@@ -198,9 +198,7 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
             }
             return Ok(Success::Changes);
         }
-        if !apply::ask("Move it?")? {
-            return Ok(Success::Done);
-        }
+        apply::agree("Move it?").await?;
     }
     let ReplicaTo { service, replica, host, gpus } = to;
     let reason = options.reason.clone();
