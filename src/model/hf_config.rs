@@ -3,6 +3,7 @@
 
 mod counts;
 mod numbers;
+mod params;
 mod places;
 
 use serde_json::{Map, Value};
@@ -72,51 +73,9 @@ pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
     interpret(object(json, "config.json")?)
 }
 
-/// Names in Mistral's `params.json`, and what Hugging Face calls them (vLLM
-/// `transformers_utils/configs/mistral.py`).
-const MISTRAL_NAMES: [(&str, &str); 9] = [
-    ("dim", "hidden_size"),
-    ("n_layers", "num_hidden_layers"),
-    ("n_heads", "num_attention_heads"),
-    ("n_kv_heads", "num_key_value_heads"),
-    ("hidden_dim", "intermediate_size"),
-    ("max_seq_len", "max_position_embeddings"),
-    ("model_max_length", "max_position_embeddings"),
-    ("tied_embeddings", "tie_word_embeddings"),
-    ("vision_encoder", "vision_config"),
-];
-
-/// Length that vLLM assumes where a `params.json` states none.
-const MISTRAL_CONTEXT: u64 = 128_000;
-
 /// Reads a `params.json` in Mistral's own format.
 pub fn parse_params(json: &[u8]) -> Result<HfConfig, HeaderError> {
-    let mut top = object(json, "params.json")?;
-    for (own, usual) in MISTRAL_NAMES {
-        if let Some(value) = top.remove(own) {
-            top.entry(usual).or_insert(value);
-        }
-    }
-    let mut kind = "mistral";
-    if let Some(Value::Object(experts)) = top.remove("moe") {
-        kind = "mixtral";
-        for (own, usual) in
-            [("num_experts", "num_local_experts"), ("num_experts_per_tok", "num_experts_per_tok")]
-        {
-            if let Some(value) = experts.get(own) {
-                top.insert(usual.to_owned(), value.clone());
-            }
-        }
-    }
-    // Latent attention came later, in a family that its tensors have to tell.
-    if !top.contains_key("kv_lora_rank") {
-        top.entry("model_type").or_insert_with(|| kind.into());
-    }
-    if let Some(Value::Object(tower)) = top.get_mut("vision_config") {
-        tower.entry("model_type").or_insert_with(|| "pixtral".into());
-    }
-    top.entry("max_position_embeddings").or_insert_with(|| MISTRAL_CONTEXT.into());
-    interpret(top)
+    interpret(params::translated(object(json, "params.json")?))
 }
 
 fn object(json: &[u8], name: &str) -> Result<Map<String, Value>, HeaderError> {

@@ -76,7 +76,8 @@ impl Inspection {
                 "give the path of one model's directory in it",
             ));
         }
-        if self.config_alone && files.contains_key("config.json") {
+        let configured = ["config.json", MISTRAL_CONFIG].iter().any(|n| files.contains_key(n));
+        if self.config_alone && configured {
             self.facts.format = ModelFormat::Safetensors;
             path.clone_into(&mut self.facts.entry);
             self.queue_config(path, &files);
@@ -135,12 +136,7 @@ impl Inspection {
             .iter()
             .map(|n| (join(path, n), files.get(n).copied().unwrap_or_default()))
             .collect();
-        if files.contains_key("config.json") {
-            self.queue_config(path, files);
-        } else if files.contains_key(MISTRAL_CONFIG) {
-            self.config_name = MISTRAL_CONFIG;
-            self.queue.push_back(Job { path: join(path, MISTRAL_CONFIG), what: What::Params });
-        } else {
+        if !self.queue_config(path, files) {
             self.facts.notes.push("there is no config.json beside the weights".to_owned());
         }
         // Several indexes (variants such as fp16): the one the engines take.
@@ -168,12 +164,22 @@ impl Inspection {
         self.next_job()
     }
 
-    pub(super) fn queue_config(&mut self, path: &str, files: &BTreeMap<&str, Bytes>) {
+    /// What describes the model; whether anything does.
+    pub(super) fn queue_config(&mut self, path: &str, files: &BTreeMap<&str, Bytes>) -> bool {
+        if !files.contains_key("config.json") {
+            if !files.contains_key(MISTRAL_CONFIG) {
+                return false;
+            }
+            self.config_name = MISTRAL_CONFIG;
+            self.queue.push_back(Job { path: join(path, MISTRAL_CONFIG), what: What::Params });
+            return true;
+        }
         self.queue.push_back(Job { path: join(path, "config.json"), what: What::Config });
         if files.contains_key("hf_quant_config.json") {
             let path = join(path, "hf_quant_config.json");
             self.queue.push_back(Job { path, what: What::Quantisation });
         }
+        true
     }
 
     pub(super) fn queue_shards(&mut self, paths: Vec<String>) -> Result<(), ModelError> {

@@ -146,7 +146,9 @@ impl Inspection {
             facts.tensors = blueprint.tensors;
             facts.certainty = blueprint.certainty;
             facts.spread = Some(blueprint.spread);
-            facts.notes.push("there are no weights here: counted from config.json".to_owned());
+            facts
+                .notes
+                .push(format!("there are no weights here: counted from {}", self.config_name));
             facts.notes.extend(blueprint.notes);
         } else {
             // What was estimated of the tensors does not matter: they are here.
