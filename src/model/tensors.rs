@@ -328,6 +328,10 @@ pub(super) fn is_vocabulary(word: &str) -> bool {
     )
 }
 
+/// Parts of names of what every rank has: norms, the index of sparse attention, what compresses tokens, mixes
+/// streams, and the table that chooses experts (`DeepSeek` V4).
+const WHOLE: [&str; 6] = ["indexer", "norm", "ln_", ".compressor.", ".hc_", "tid2eid"];
+
 /// How tensor parallelism divides a tensor.
 pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
     let name = tensor.name.as_str();
@@ -343,7 +347,7 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
     {
         return Split::Experts;
     }
-    if name.contains("indexer") || name.contains("norm") || name.contains("ln_") {
+    if WHOLE.iter().any(|part| name.contains(part)) {
         return Split::Whole;
     }
     match word {

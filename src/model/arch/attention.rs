@@ -184,6 +184,9 @@ impl Build<'_> {
     /// One layer's attention, with what it keeps.
     pub(super) fn attention(&mut self, at: &str, name: &str, layer: u64) {
         let conf = self.conf;
+        if conf.is(&["deepseek_v4"]) {
+            return self.v4_attention(&format!("{at}.{name}"), layer);
+        }
         if conf.number(&["kv_lora_rank"]).is_some_and(|n| n > 0) {
             return self.latent(&format!("{at}.{name}"), layer, true);
         }
@@ -297,9 +300,6 @@ impl Build<'_> {
                 _ => {}
             }
         }
-        if conf.is(&["deepseek_v4"]) {
-            return self.compressed(layer);
-        }
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let keeps = Keeps::Attention {
             kv_heads: small(kv_heads),
@@ -308,35 +308,6 @@ impl Build<'_> {
             window,
         };
         self.keeps(layer, keeps);
-    }
-
-    /// What a layer of `DeepSeek` V4 keeps of all tokens: a vector of so many of them (4 or 128), and of each 4
-    /// an entry of the index (vLLM `deepseek_v4/attention.py`, `fp8_ds_mla`). The window of 128 tokens that
-    /// every layer has besides is small, and left out.
-    fn compressed(&mut self, layer: u64) {
-        let conf = self.conf;
-        let at = usize::try_from(layer).unwrap_or(usize::MAX);
-        let named = conf.list("layer_types").and_then(|l| l.get(at)).and_then(Value::as_str);
-        let ratio = match (conf.numbers("compress_ratios"), named) {
-            (Some(list), _) => list.get(at).copied().unwrap_or(0),
-            (None, Some("sliding_attention")) => 0,
-            (None, Some("heavily_compressed_attention")) => 128,
-            (None, Some(_)) => 4,
-            (None, None) if layer < 2 || layer.is_multiple_of(2) => 128,
-            (None, None) => 4,
-        };
-        if ratio == 0 {
-            return;
-        }
-        let rotary = conf.number(&["qk_rope_head_dim"]).unwrap_or(64);
-        // Eight bits a value, sixteen of the rotary part, and eight bytes of scales.
-        let vector = (self.n.head_dim + rotary + 8).div_ceil(ratio);
-        let index = conf.number(&["index_head_dim"]).filter(|_| ratio <= 4).map(|n| n + 4);
-        let index = index.map_or(1, |bytes| bytes.div_ceil(ratio)).max(1);
-        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        // All of it counts as the rotary part: whatever type is asked for, it stays as it is.
-        let width = small(vector / 2);
-        self.keeps(layer, Keeps::Latent { width, rotary: width, index: small(index) });
     }
 
     /// Step 3: the queries of all heads come from one short vector, which every rank makes for itself, as

@@ -28,6 +28,12 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
                 build.plain(&format!("{at}.shared_head.head.weight"), &[n.vocab, n.hidden], 1);
             }
         }
+        "deepseek_v4" => {
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            for number in 0..count {
+                build.v4_draft(number);
+            }
+        }
         // `MiMo`: a layer of its own kind, with the two halves that it joins.
         "mimo" => {
             let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, conf, conf::Conf, conf::whole, state};
+use super::{Build, Certainty, conf, conf::Conf, conf::whole, deepseek_v4, state};
 use crate::model::quant::Method;
 
 /// Whether the feed-forward layer has no gate: two matrices instead of three.
@@ -336,6 +336,7 @@ impl Build<'_> {
             | "axk1"
             | "exaone_moe"
             | "ernie4_5_vl_moe_text" => conf.text_of("topk_method").is_none_or(|m| m == "noaux_tc"),
+            "deepseek_v4" => !deepseek_v4::has_table(conf, at),
             "minimax_m2" => conf.flag("use_routing_bias") != Some(false),
             "lfm2_moe" => conf.flag("use_expert_bias") != Some(false),
             "bailing_moe_v2" | "bailing_hybrid" => conf.on("moe_router_enable_expert_bias"),

@@ -6,6 +6,7 @@
 
 mod attention;
 pub mod conf;
+mod deepseek_v4;
 mod doubled;
 mod draft;
 mod ending;
@@ -146,7 +147,7 @@ impl Build<'_> {
 
     /// `count` of them: experts.
     fn linears(&mut self, module: &str, rows: u64, columns: u64, bias: bool, count: u64) {
-        let method = self.quantisation.of(module);
+        let method = deepseek_v4::scaled(self.conf, self.quantisation.of(module));
         let quantised = !matches!(method, Method::Plain | Method::Mxfp4);
         if quantised {
             for (suffix, dtype, shape, bytes) in method.stored(rows, columns, self.dtype) {
@@ -548,8 +549,13 @@ impl Build<'_> {
         }
         self.layer_norms(&at, layer);
         self.feed_forward(&at, layer);
-        if conf.is(&["gemma3n_text"]) {
-            self.gemma3n_layer(&at, layer);
+        match conf.kind.as_str() {
+            "gemma3n_text" => self.gemma3n_layer(&at, layer),
+            "deepseek_v4" => {
+                self.streams(&at);
+                self.v4_table(&at);
+            }
+            _ => {}
         }
     }
 
@@ -608,6 +614,9 @@ impl Build<'_> {
         let before = self.conf.flag("do_layer_norm_before") != Some(false);
         if !self.conf.is(&["olmo", "nanochat"]) && before {
             self.norm("model.norm", n.hidden);
+        }
+        if self.conf.is(&["deepseek_v4"]) {
+            self.stream_end("model");
         }
         if ending != Ending::Words {
             return self.scores(ending);

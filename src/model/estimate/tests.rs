@@ -484,7 +484,7 @@ fn parts_that_are_not_counted_are_told() {
     };
     let dense = r#""dense","dense","dense","dense""#;
     let hashed = r#""hash_moe","hash_moe","moe","moe""#;
-    assert!(experts(hashed) > 2 * experts(dense));
+    assert!(experts(hashed) > experts(dense) + (1 << 30));
 }
 
 const GEMMA: &str = r#"{"model_type":"gemma3_text","torch_dtype":"bfloat16","num_hidden_layers":62,"hidden_size":5376,
@@ -681,7 +681,7 @@ fn experts_that_see_a_shorter_vector_are_smaller() {
     assert!(kept.abs_diff(whole + (all - whole) / 2) < 1 << 20, "{kept}");
 }
 
-/// `DeepSeek` V4 Flash, as far as it is known: about 160 GB, most of them experts.
+/// `DeepSeek` V4 Flash: about 160 GB, most of them experts.
 #[test]
 fn experts_that_state_four_bits_are_counted_so() {
     let config = r#"{"model_type":"deepseek_v4","torch_dtype":"bfloat16","num_hidden_layers":43,"hidden_size":4096,
@@ -693,7 +693,7 @@ fn experts_that_state_four_bits_are_counted_so() {
     let facts = facts(config);
     let experts = 43 * 256 * 3 * 2_048 * (4_096 / 2 + 4_096 / 32);
     assert!(facts.weight_bytes.0 > experts && facts.weight_bytes.0 < experts + (22 << 30));
-    assert_eq!(facts.certainty, Certainty::Guess);
+    assert_eq!(facts.certainty, Certainty::Exact);
     // 584 bytes of 4 tokens with an index of 132, or of 128 tokens: 20 and 23 layers.
     let ranks = predict(&facts, &Setup { tensor: 4, ..Setup::new(rules("vllm")) }).ranks;
     assert_eq!(ranks[0].cache_per_token.value, 20 * (584 / 4 + 132 / 4) + 23 * 5);

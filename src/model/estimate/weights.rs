@@ -110,8 +110,7 @@ fn loaded(facts: &ModelFacts, rules: &Rules, tensor: &tensors::Tensor, share: u6
     // Weights in 32 bits are loaded in 16.
     if matches!(tensor.dtype.as_str(), "F32" | "F64")
         && tensor.shape.len() >= 2
-        && !tensor.name.contains("scale")
-        && !tensor.name.contains("absmax")
+        && !["scale", "absmax", ".hc_", ".ape"].iter().any(|part| tensor.name.contains(part))
     {
         return Some(share / if tensor.dtype == "F64" { 4 } else { 2 });
     }
