@@ -85,6 +85,11 @@ impl Keeps {
         }
     }
 
+    /// Whether there is nothing that it would keep.
+    pub const fn is_nothing(self) -> bool {
+        matches!(self, Self::Attention { kv_heads: 0, .. })
+    }
+
     /// The same, looking back at everything.
     #[must_use]
     pub const fn without_window(self) -> Self {

@@ -171,12 +171,14 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         ranks.iter().filter(keeping).filter_map(|r| r.tokens.as_ref().map(pick)).min().unwrap_or(0)
     };
     let known = ranks.iter().all(|r| r.tokens.is_some()) && !ranks.is_empty();
+    // An encoder keeps nothing: it needs no room for that, and counts no requests.
+    let keeps_nothing = !caches.is_empty() && caches.iter().all(|c| c.keeps.is_nothing());
     let tokens = known.then(|| Bar {
         value: least(|b| b.value),
         low: least(|b| b.low),
         high: least(|b| b.high),
     });
-    let requests = known.then(|| {
+    let requests = (known && !keeps_nothing).then(|| {
         let each = |pick: fn(&Bar) -> u64, need: fn(&Bar) -> u64| {
             ranks.iter().map(|r| at_a_time(r, setup, context, pick, need)).min().unwrap_or(0)
         };
@@ -206,7 +208,8 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         _ => tokens.low > 0,
     };
     let fits = known.then(|| {
-        ranks.iter().all(room) && tokens.is_some_and(|t| t.low > 0 && whole(t)) && !refused
+        let holds = keeps_nothing || tokens.is_some_and(|t| t.low > 0 && whole(t));
+        ranks.iter().all(room) && holds && !refused
     });
     notes.extend(facts.notes.iter().cloned());
     if caches.is_empty() {

@@ -46,7 +46,7 @@ impl Ending {
 
 /// Scores that a classifier gives: `num_labels`, or as many as have names; two where neither is stated
 /// (`configuration_utils.py`).
-fn labels(top: &Map<String, Value>) -> u64 {
+pub(super) fn labels(top: &Map<String, Value>) -> u64 {
     let named = || Some(top.get("id2label")?.as_object()?.len() as u64);
     let stated = top.get("num_labels").and_then(whole);
     stated.or_else(named).filter(|n| (1..=1 << 20).contains(n)).unwrap_or(2)

@@ -9,6 +9,7 @@ pub mod conf;
 mod deepseek_v4;
 mod doubled;
 mod draft;
+mod encoder;
 mod ending;
 mod gemma3n;
 mod gemma4;
@@ -281,13 +282,21 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     let usual = || conf.flag("tie_word_embeddings").or_else(|| tied_elsewhere(&conf.kind));
     let ending = Ending::of(top, &conf);
     // Without a head nothing is shared.
-    let known = if ending == Ending::Words { stated.or_else(usual) } else { Some(false) };
+    let encodes = conf.is(&encoder::KINDS);
+    let known = match ending {
+        Ending::Words if !encodes => stated.or_else(usual),
+        _ => Some(false),
+    };
     let tied = known.unwrap_or(false);
-    build.embedding();
-    for layer in 0..n.layers {
-        build.layer(layer);
+    if encodes {
+        build.encoder(top);
+    } else {
+        build.embedding();
+        for layer in 0..n.layers {
+            build.layer(layer);
+        }
+        build.end(tied, ending);
     }
-    build.end(tied, ending);
     if known.is_none() && !conf.is_known() {
         // The head is counted, and may not be there.
         let all = super::tensors::total(&build.tensors);
@@ -468,7 +477,11 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
         head_dim,
         value_dim: conf.number(&["v_head_dim"]).filter(|_| !plain).unwrap_or(head_dim).min(1 << 14),
         vocab: conf.number(&["vocab_size", "padded_vocab_size"]).unwrap_or(0).min(1 << 28),
-        inner: conf.number(&INNER).unwrap_or(0).min(1 << 24),
+        inner: conf
+            .number(&INNER)
+            .or_else(|| conf.number(&["hidden_dim"]))
+            .unwrap_or(0)
+            .min(1 << 24),
     })
 }
 

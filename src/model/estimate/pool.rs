@@ -160,7 +160,7 @@ impl PoolOf<'_> {
     /// Cache of one request of full length.
     pub(super) fn needed(&self) -> Bar {
         let rules = &self.setup.rules;
-        if self.caches.is_empty() {
+        if self.caches.iter().all(|c| c.keeps.is_nothing()) {
             return Bar::default();
         }
         match rules.pool {
