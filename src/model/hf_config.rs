@@ -114,7 +114,13 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     let family = Conf::text(&top);
     let context = find.context(family.number(&["max_position_embeddings", "n_positions"]));
 
-    let attention_heads = find.u32(&["num_attention_heads", "n_head", "n_heads", "num_heads"]);
+    let attention_heads = find.u32(&[
+        "num_attention_heads",
+        "n_head",
+        "n_heads",
+        "num_heads",
+        "decoder_attention_heads",
+    ]);
     let hidden_size = find.u32(&["hidden_size", "n_embd", "n_embed", "d_model", "dim"]);
     let multi_query = find.bool("multi_query").unwrap_or(false);
     let kv_heads = find

@@ -199,8 +199,8 @@ const BESIDE: [&str; 18] = [
 ];
 
 /// Parts of models that speak, which engines do not load (`skip_prefixes` in vLLM's
-/// `qwen2_5_omni_thinker.py` and `qwen3_omni_moe_thinker.py`; SGLang likewise).
-const SPEAKING: [&str; 3] = ["talker.", "token2wav.", "code2wav."];
+/// `qwen2_5_omni_thinker.py`, `qwen3_omni_moe_thinker.py` and `minicpmo.py`; SGLang likewise).
+const SPEAKING: [&str; 4] = ["talker.", "token2wav.", "code2wav.", "tts."];
 
 /// Where a tensor belongs.
 pub fn place(name: &str, layers: u32) -> Place {

@@ -76,10 +76,8 @@ impl<'a> Conf<'a> {
         {
             (*inner).clone_into(&mut kind);
         }
-        // `MiniCPM-V` is one name for several language models.
-        let version = top.get("version").map(|v| v.to_string().replace('"', ""));
-        if kind == "minicpmv" && version.as_deref() == Some("2.6") {
-            "qwen2".clone_into(&mut kind);
+        if matches!(kind.as_str(), "minicpmv" | "minicpmo") {
+            kind = minicpm(&kind, top);
         }
         // Grok 2 bears the name of a model for captions.
         let first = top.get("architectures").and_then(Value::as_array).and_then(|l| l.first());
@@ -182,6 +180,20 @@ impl<'a> Conf<'a> {
     pub fn is(&self, kinds: &[&str]) -> bool {
         kinds.contains(&self.kind.as_str())
     }
+}
+
+/// `MiniCPM-V` and `MiniCPM-o` are names for several language models, which their version tells (vLLM
+/// `minicpmv.py`, `_SUPPORT_VERSION`).
+fn minicpm(kind: &str, top: &Map<String, Value>) -> String {
+    let version = top.get("version").map(|v| v.to_string().replace('"', ""));
+    let of = match version.as_deref().unwrap_or_default() {
+        "2" | "2.0" => "minicpm",
+        "2.5" | "4" | "4.0" => "llama",
+        "2.6" => "qwen2",
+        "4.5" => "qwen3",
+        _ => kind,
+    };
+    of.to_owned()
 }
 
 fn word(map: &Map<String, Value>, key: &str) -> String {

@@ -16,6 +16,7 @@ mod gemma4;
 mod mlp;
 mod state;
 mod vision;
+mod whisper;
 
 use serde_json::{Map, Value};
 
@@ -290,6 +291,8 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     let tied = known.unwrap_or(false);
     if encodes {
         build.encoder(top);
+    } else if conf.is(&["whisper"]) {
+        build.whisper(top);
     } else {
         build.embedding();
         for layer in 0..n.layers {
@@ -428,13 +431,15 @@ fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
         .or_else(|| conf.number(&["hidden_size", "n_embd", "d_model", "dim"]))?;
     let pattern = conf.text_of("hybrid_override_pattern");
     let listed = conf.list("layers_block_type").map(<[Value]>::len);
-    let layers = conf
-        .number(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])
+    // Of a model that encodes sound the other number is that of its encoder.
+    let decoder = conf.number(&["decoder_layers"]).filter(|_| conf.is(&["whisper"]));
+    let layers = decoder
+        .or_else(|| conf.number(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]))
         .or_else(|| pattern.map(|p| p.len() as u64))
         .or_else(|| listed.map(|n| n as u64))?;
     let heads = conf
         .number(&["num_attention_heads", "n_head", "n_heads"])
-        .or_else(|| conf.number(&["num_heads"]))
+        .or_else(|| conf.number(&["num_heads", "decoder_attention_heads"]))
         .unwrap_or(0);
     let (mut kv_heads, mut head_dim) = (
         conf.number(&[

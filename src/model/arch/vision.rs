@@ -3,6 +3,7 @@
 mod audio;
 mod deepseek_ocr;
 mod joiners;
+mod minicpmo;
 mod own_code;
 mod phi4mm;
 
@@ -14,6 +15,7 @@ use crate::model::towers::{self, Towers};
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
     match kind {
+        "whisper" => return,
         "gemma3n" => return super::gemma3n::towers(build, top),
         "gemma4" => return super::gemma4::towers(build, top),
         _ => {}
@@ -27,6 +29,9 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         add(build, thinker);
         let why = "what speaks is not counted; engines leave it aside";
         return build.doubt_by(Certainty::Close, (30, 300), why);
+    }
+    if kind == "minicpmo" {
+        minicpmo::add(build, top);
     }
     let vision = Conf::part(top, "vision_config");
     let heard = audio::add(build, top) || own_code::add(build, top);
@@ -75,7 +80,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         }
         ("qwen2_5_omni_thinker", _) => tower.qwen25(),
         ("ernie4_5_vl_moe", _) => tower.ernie(),
-        ("minicpmv", _) if whole.is(&["qwen2"]) => {
+        ("minicpmv" | "minicpmo", _) if whole.is(&["qwen2", "qwen3", "llama"]) => {
             tower.clip(true, kind);
             tower.resampler(top);
         }
@@ -100,6 +105,11 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
         _ => tower.unknown(),
     }
+}
+
+/// Whisper's encoder, of Whisper itself.
+pub(super) fn hears(build: &mut Build<'_>, top: &Map<String, Value>) {
+    audio::encoder(build, &Conf::text(top));
 }
 
 /// How vLLM divides the towers of a `config.json`.
@@ -270,8 +280,16 @@ impl Tower<'_, '_> {
         // A pooling head that no language model uses; files of some families hold it all the same.
         let head = self.c.flag("vision_use_head") != Some(false)
             && siglip
-            && !["paligemma", "llava_onevision", "gemma3", "idefics3", "smolvlm", "minicpmv"]
-                .contains(&kind);
+            && ![
+                "paligemma",
+                "llava_onevision",
+                "gemma3",
+                "idefics3",
+                "smolvlm",
+                "minicpmv",
+                "minicpmo",
+            ]
+            .contains(&kind);
         if head || kind == "gemma3" && self.c.given("vision_use_head") == Some(&Value::Bool(true)) {
             self.w(&format!("{at}.head.probe"), &[1, 1, width]);
             self.lin(&format!("{at}.head.attention.in_proj"), 3 * width, width, true);

@@ -9,12 +9,13 @@ use crate::base::text;
 pub(super) const MAX_CONTEXT: u64 = u32::MAX as u64;
 
 /// Where configurations state the longest sequence.
-pub(super) const CONTEXT_KEYS: [&str; 6] = [
+pub(super) const CONTEXT_KEYS: [&str; 7] = [
     "max_position_embeddings",
     "n_positions",
     "max_seq_len",
     "seq_length",
     "max_sequence_length",
+    "max_target_positions",
     "seq_len",
 ];
 

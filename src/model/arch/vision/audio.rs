@@ -8,12 +8,19 @@ use super::Tower;
 /// The tower for sound, where it is one that is known; whether it was.
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) -> bool {
     let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    let known = ["qwen2_audio", "voxtral", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"]
-        .contains(&kind);
+    let known =
+        ["qwen2_audio", "voxtral", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "minicpmo"]
+            .contains(&kind);
     let Some(audio) = Conf::part(top, "audio_config").filter(|_| known) else { return false };
     let out = Conf::text(top).number(&["hidden_size"]).unwrap_or(0);
     Tower { build, c: &audio, out }.whisper(kind);
     true
+}
+
+/// The encoder of Whisper itself.
+pub(super) fn encoder(build: &mut Build<'_>, c: &Conf<'_>) {
+    let out = build.n.hidden;
+    Tower { build, c, out }.whisper("whisper");
 }
 
 impl Tower<'_, '_> {
@@ -56,12 +63,15 @@ impl Tower<'_, '_> {
         }
         self.norm("audio_tower.layer_norm", width, true);
         match kind {
-            "qwen2_audio" | "voxtral" => {
+            "qwen2_audio" | "voxtral" | "whisper" | "minicpmo" => {
                 self.w("audio_tower.embed_positions.weight", &[positions, width]);
                 if kind == "voxtral" {
                     self.lin("multi_modal_projector.linear_1", out, inner, false);
                     self.lin("multi_modal_projector.linear_2", out, out, false);
-                } else {
+                } else if kind == "minicpmo" {
+                    self.lin("multi_modal_projector.linear1", out, inner / 4, true);
+                    self.lin("multi_modal_projector.linear2", out, out, true);
+                } else if kind == "qwen2_audio" {
                     self.lin("multi_modal_projector.linear", out, width, true);
                 }
             }
