@@ -13,6 +13,7 @@ mod encoder;
 mod ending;
 mod gemma3n;
 mod gemma4;
+mod griffin;
 mod mlp;
 mod state;
 mod vision;
@@ -537,6 +538,7 @@ impl Build<'_> {
         let conf = self.conf;
         match conf.kind.as_str() {
             "longcat_flash" => return self.longcat(&at, layer),
+            "recurrent_gemma" => return self.griffin(&at, layer),
             "zamba2" => {
                 self.state(&at, layer, state::Mixer::Mamba2);
                 return self.zamba(&at, layer);
