@@ -150,6 +150,13 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
     }
 }
 
+/// Whether a layer attends to the keys and values of one before it (Hunyuan Large, vLLM `hunyuan_v1.py`,
+/// `_get_cla_factor`).
+fn shares_keys(conf: &Conf<'_>, layer: u64) -> bool {
+    let every = conf.number(&["cla_share_factor"]).filter(|_| conf.on("use_cla")).unwrap_or(1);
+    conf.is(&["hunyuan", "hunyuan_v1_moe", "hunyuan_v1_dense"]) && layer % every.max(1) != 0
+}
+
 /// Families whose latent vectors vLLM keeps as they are (`config/model.py`, `is_deepseek_mla`), `mistral4` by
 /// the name of `DeepSeek`'s that vLLM gives it, and Mistral's own format, which has no name for it. Of all others
 /// it makes keys and values of every head, and keeps those.
@@ -241,6 +248,7 @@ impl Build<'_> {
             key = other("head_dim").map_or(key, |n| n.min(1 << 14));
             value = key;
         }
+        let shares = shares_keys(conf, layer);
         let (bias, out_bias) = biases(conf);
         let at = format!("{at}.{name}");
         // Queries of Qwen3-Next and Qwen3.5 come with a gate of the same size.
@@ -255,8 +263,10 @@ impl Build<'_> {
             }
             _ => {
                 self.linear(&format!("{at}.q_proj"), query, n.hidden, bias);
-                self.linear(&format!("{at}.k_proj"), kv_heads * key, n.hidden, bias);
-                if !keys_alone {
+                if !shares {
+                    self.linear(&format!("{at}.k_proj"), kv_heads * key, n.hidden, bias);
+                }
+                if !keys_alone && !shares {
                     self.linear(&format!("{at}.v_proj"), kv_heads * value, n.hidden, bias);
                 }
             }
@@ -299,6 +309,9 @@ impl Build<'_> {
                 }
                 _ => {}
             }
+        }
+        if shares {
+            return;
         }
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let keeps = Keeps::Attention {
@@ -391,5 +404,34 @@ impl Build<'_> {
         if self.n.heads == 0 {
             self.doubt(Certainty::Guess, "its attention heads are not stated");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use crate::model::estimate::tests::{facts, rules};
+    use crate::model::estimate::{Setup, predict};
+
+    /// Hunyuan Large: about 389 billion values; every second layer has keys and values. A13B states the number
+    /// as well, and that it does not count.
+    #[test]
+    fn layers_may_share_keys_and_values() {
+        let large = |more: &str| {
+            facts(&format!(
+                r#"{{"architectures":["HunYuanForCausalLM"],"model_type":"hunyuan","hidden_size":6400,
+                "intermediate_size":18304,"num_hidden_layers":64,"num_attention_heads":80,"num_key_value_heads":8,
+                "num_experts":16,"num_shared_expert":1,"moe_topk":1,"use_qk_norm":true,"vocab_size":128512,
+                "tie_word_embeddings":true,"torch_dtype":"bfloat16","cla_share_factor":2{more}}}"#
+            ))
+        };
+        let (shared, whole) = (large(r#","use_cla":true"#), large(r#","use_cla":false"#));
+        let keys = 32 * 2 * 6_400 * 8 * 80 * 2;
+        assert_eq!(whole.weight_bytes.0 - shared.weight_bytes.0, keys);
+        assert!(shared.weight_bytes.0.abs_diff(2 * 389_000_000_000) < 1_000_000_000);
+        let kept =
+            |facts| predict(facts, &Setup::new(rules("vllm"))).ranks[0].cache_per_token.value;
+        assert_eq!(kept(&whole), 64 * 2 * 8 * 80 * 2);
+        assert_eq!(kept(&shared), kept(&whole) / 2);
     }
 }
