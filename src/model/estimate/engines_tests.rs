@@ -229,3 +229,30 @@ fn what_vllm_keeps_whole_of_towers() {
     let attention = 3_686_688_000;
     assert_eq!(weights(&whole, 4) - weights(&named, 4), attention - attention / 4);
 }
+
+/// vLLM multiplies with `kv_b_proj` in 16 bits, however it is stored.
+#[test]
+fn absorbed_latent_attention_is_in_sixteen_bits_whatever_is_stored() {
+    let lite = |more: &str| {
+        facts(&format!(
+            r#"{{"model_type":"deepseek_v2","hidden_size":2048,"intermediate_size":10944,"num_hidden_layers":27,
+            "num_attention_heads":16,"num_key_value_heads":16,"kv_lora_rank":512,"qk_nope_head_dim":128,
+            "qk_rope_head_dim":64,"v_head_dim":128,"n_routed_experts":64,"n_shared_experts":2,
+            "num_experts_per_tok":6,"moe_intermediate_size":1408,"first_k_dense_replace":1,"vocab_size":102400,
+            "tie_word_embeddings":false,"torch_dtype":"bfloat16"{more}}}"#
+        ))
+    };
+    let absorbed = 27 * 512 * 16 * 256 * 2;
+    for more in [
+        "",
+        r#","quantization_config":{"quant_method":"awq","bits":4,"group_size":128,"zero_point":true}"#,
+        r#","quantization_config":{"quant_method":"gptq","bits":4,"group_size":128,"checkpoint_format":"gptq"}"#,
+        r#","quantization_config":{"quant_method":"modelopt","quant_algo":"NVFP4","group_size":16}"#,
+    ] {
+        let facts = lite(more);
+        let held = predict(&facts, &Setup::new(rules("vllm"))).ranks[0].weights.value;
+        let index: u64 =
+            facts.tensors.iter().filter(|t| t.name.ends_with("g_idx")).map(|t| t.total()).sum();
+        assert_eq!(held - facts.rope_bytes, facts.weight_bytes.0 - index + absorbed, "{more}");
+    }
+}

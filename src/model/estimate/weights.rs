@@ -206,7 +206,12 @@ fn absorbed(facts: &ModelFacts, layers: u64, tensor: u64) -> u64 {
             && !t.name.contains("scale")
     });
     one.map_or(0, |t| {
-        let values = t.shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
-        (values / tensor.max(1)).saturating_mul(2).saturating_mul(layers)
+        let stored = t.shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+        // Packed values are fewer than there are.
+        let all = facts.latent.map_or(0, |of| {
+            let each = u64::from(of.plain) + u64::from(of.value);
+            u64::from(of.rank).saturating_mul(each).saturating_mul(facts.layout.heads)
+        });
+        (stored.max(all) / tensor.max(1)).saturating_mul(2).saturating_mul(layers)
     })
 }
