@@ -90,7 +90,8 @@ pub(super) fn add(build: &mut Build<'_>, _top: &Map<String, Value>) {
         }
         // Likewise with latent attention, and an embedding of its own (vLLM `longcat_flash_mtp.py`).
         "longcat_flash" => {
-            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
+            // Its files hold one, and its configuration does not say so.
+            let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(1).min(8);
             let inner = conf.number(&["ffn_hidden_size"]).unwrap_or(n.inner);
             for layer in 0..count {
                 let at = format!("model.mtp.layers.{layer}");
