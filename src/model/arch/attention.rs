@@ -77,7 +77,8 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         | "dots1"
         | "afmoe"
         | "step3p7"
-        | "step3p5" => QueryNorm::Head,
+        | "step3p5"
+        | "minimax_m3_vl_text" => QueryNorm::Head,
         "hunyuan_v1_dense" | "hunyuan_v1_moe" | "hunyuan" => {
             if conf.flag("use_qk_norm") == Some(false) { QueryNorm::None } else { QueryNorm::Head }
         }
@@ -313,6 +314,9 @@ impl Build<'_> {
         if shares {
             return;
         }
+        if conf.is(&["minimax_m3_vl_text"]) {
+            self.block_index(&at, layer);
+        }
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let keeps = Keeps::Attention {
             kv_heads: small(kv_heads),
@@ -321,6 +325,36 @@ impl Build<'_> {
             window,
         };
         self.keeps(layer, keeps);
+    }
+
+    /// `MiniMax` M3: an index tells which blocks of tokens a layer looks at, by a key of each token (vLLM
+    /// `minimax_m3.py`). It is whole on every rank, and so are its keys.
+    fn block_index(&mut self, at: &str, layer: u64) {
+        let (conf, hidden) = (self.conf, self.n.hidden);
+        let sparse = conf.object("sparse_attention_config");
+        let number = usize::try_from(layer).unwrap_or(usize::MAX);
+        let asked = sparse.and_then(|s| s.get("sparse_attention_freq")).and_then(Value::as_array);
+        let here = match (asked, conf.list("layer_types")) {
+            (Some(list), _) => list.get(number).and_then(whole) == Some(1),
+            (None, Some(kinds)) => {
+                kinds.get(number).and_then(Value::as_str) == Some("minimax_m3_sparse")
+            }
+            (None, None) => false,
+        };
+        if !here {
+            return;
+        }
+        let inside = |key: &str| sparse.and_then(|s| s.get(key)).and_then(whole);
+        let heads = inside("sparse_num_index_heads").or_else(|| conf.number(&["index_n_heads"]));
+        let width = inside("sparse_index_dim").or_else(|| conf.number(&["index_head_dim"]));
+        let (heads, width) = (heads.unwrap_or(4).min(1 << 14), width.unwrap_or(128).min(1 << 14));
+        self.linear(&format!("{at}.indexer.q_proj"), heads * width, hidden, false);
+        self.linear(&format!("{at}.indexer.k_proj"), width, hidden, false);
+        for norm in ["q_norm", "k_norm"] {
+            self.plain(&format!("{at}.indexer.{norm}.weight"), &[width], 1);
+        }
+        let width = u32::try_from(width).unwrap_or(u32::MAX);
+        self.keeps(layer, Keeps::Latent { width, rotary: 0, index: 0 });
     }
 
     /// Step 3: the queries of all heads come from one short vector, which every rank makes for itself, as

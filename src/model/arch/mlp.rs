@@ -46,9 +46,8 @@ fn bias(conf: &Conf<'_>) -> bool {
 fn experts_name(conf: &Conf<'_>) -> &'static str {
     match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
-        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "grok1" | "arctic" => {
-            "block_sparse_moe"
-        }
+        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "grok1" | "arctic"
+        | "minimax_m3_vl_text" => "block_sparse_moe",
         "llama4_text" | "jamba" | "lfm2_moe" => "feed_forward",
         "nemotron_h" => "mixer",
         "dbrx" => "ffn",
@@ -68,7 +67,7 @@ pub(super) fn experts(conf: &Conf<'_>) -> Option<(u64, u64)> {
     let width = match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
         | "gpt_oss" | "llama4_text" | "minimax" | "minimax_m1" | "minimax_m2"
-        | "minimax_text_01" | "jamba" | "olmoe" | "flex_olmo" | "arctic" => {
+        | "minimax_m3_vl_text" | "minimax_text_01" | "jamba" | "olmoe" | "flex_olmo" | "arctic" => {
             conf.number(&["intermediate_size"])
         }
         _ => None,
@@ -194,6 +193,7 @@ impl Build<'_> {
                 .and_then(whole)
                 .map_or(n.inner, |width| width.min(1 << 24)),
             "qwen" | "molmo" => n.inner / 2,
+            "minimax_m3_vl_text" => conf.number(&["dense_intermediate_size"]).unwrap_or(n.inner),
             "nanochat" => n.inner,
             "lfm2" | "lfm2_moe" if conf.flag("block_auto_adjust_ff_dim") == Some(true) => {
                 let inner = conf.number(&["block_ff_dim", "intermediate_size"]).unwrap_or(n.inner);
@@ -297,13 +297,14 @@ impl Build<'_> {
     fn router(&mut self, at: &str, number: u64) {
         let conf = self.conf;
         let usual = self.dtype;
-        if conf.is(&["minimax_m2"]) {
+        if conf.is(&["minimax_m2", "minimax_m3_vl_text"]) {
             let mlx = self.quantisation.is_mlx();
             let stated = ["torch_dtype", "dtype"].iter().any(|key| conf.text_of(key).is_some());
             if !mlx || !stated {
                 self.dtype = ("F32", 4);
             }
-            if !mlx && !self.quantisation.name.starts_with("fp8") {
+            let own = ["fp8", "mxfp8"].iter().any(|n| self.quantisation.name.starts_with(n));
+            if !mlx && !own {
                 let why = "whether its routers are stored in 32 bits is not known";
                 self.doubt_by(Certainty::Close, (1, 1), why);
             }
@@ -337,7 +338,7 @@ impl Build<'_> {
             | "exaone_moe"
             | "ernie4_5_vl_moe_text" => conf.text_of("topk_method").is_none_or(|m| m == "noaux_tc"),
             "deepseek_v4" => !deepseek_v4::has_table(conf, at),
-            "minimax_m2" => conf.flag("use_routing_bias") != Some(false),
+            "minimax_m2" | "minimax_m3_vl_text" => conf.flag("use_routing_bias") != Some(false),
             "lfm2_moe" => conf.flag("use_expert_bias") != Some(false),
             "bailing_moe_v2" | "bailing_hybrid" => conf.on("moe_router_enable_expert_bias"),
             _ => conf.text_of("topk_method") == Some("noaux_tc"),

@@ -257,6 +257,10 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             build.doubt(Certainty::Guess, "its layers differ in their heads or widths");
         }
     }
+    if conf.is(&["minimax_m3_vl_text"]) {
+        let why = "what engines keep for its index of blocks is estimated";
+        build.doubt_by(Certainty::Close, (0, 0), why);
+    }
     let family = build.certainty;
     // What is left of a quantised model is in 16 bits; gpt-oss and MiniMax M2 do not say so either.
     let quantised = quantisation.is_mlx() || !quantisation.name.is_empty();
@@ -323,7 +327,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             "the names that its quantisation lists are too many or too involved to follow",
         );
     }
-    let latent = build.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
+    // M3's index has keys of its own, beside those of attention.
+    let latent = !conf.is(&["minimax_m3_vl_text"])
+        && build.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
     Some(Blueprint {
         layout: Layout {
             layers: u32::try_from(n.layers).unwrap_or(u32::MAX),

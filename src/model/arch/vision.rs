@@ -89,6 +89,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
             tower.clip(true, kind);
             tower.projector(kind, top);
         }
+        ("minimax_m3_vl", _) => tower.minimax(top),
         (_, "siglip_vision_model" | "siglip2_vision_model" | "clip_vision_model") => {
             tower.clip(!vision.is(&["clip_vision_model"]), kind);
             tower.projector(kind, top);

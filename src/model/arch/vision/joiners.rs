@@ -113,6 +113,39 @@ impl Tower<'_, '_> {
         self.norm("resampler.after_norm", out, false);
     }
 
+    /// `MiniMax` M3 (`modeling_minimax_m3_vl.py`): CLIP's blocks without places, two layers to the language
+    /// model's width, and two that merge patches.
+    pub(super) fn minimax(&mut self, top: &Map<String, Value>) {
+        let (width, inner, out) =
+            (self.n(&["hidden_size"]), self.n(&["intermediate_size"]), self.out);
+        let merging = top.get("img_token_compression_config").and_then(Value::as_object);
+        let get = |key: &str| merging.and_then(|m| m.get(key)).and_then(whole).unwrap_or(2).min(16);
+        let (patch, time) = (self.n(&["patch_size"]), get("temporal_patch_size"));
+        let shape = [width, 3, time, patch, patch];
+        self.build.typed("visual.patch_embedding.weight", &shape, 1, ("F32", 4));
+        self.norm("pre_layrnorm", width, true);
+        for l in 0..self.layers() {
+            let at = format!("encoder.layers.{l}");
+            for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+                self.lin(&format!("{at}.self_attn.{name}"), width, width, true);
+            }
+            self.norm(&format!("{at}.layer_norm1"), width, true);
+            self.norm(&format!("{at}.layer_norm2"), width, true);
+            self.lin(&format!("{at}.mlp.fc1"), inner, width, true);
+            self.lin(&format!("{at}.mlp.fc2"), width, inner, true);
+        }
+        let seen = number(top, "projector_hidden_size", out).min(1 << 20);
+        let merged = seen.saturating_mul(get("spatial_merge_size").pow(2));
+        for (name, rows, columns) in [
+            ("linear_1", seen, width),
+            ("linear_2", seen, seen),
+            ("merge_linear_1", seen, merged),
+            ("merge_linear_2", out, seen),
+        ] {
+            self.lin(&format!("multi_modal_projector.{name}"), rows, columns, true);
+        }
+    }
+
     /// `modeling_ovis2.py`: a tower that names visual words, and a table of them.
     pub(super) fn ovis(&mut self, top: &Map<String, Value>) {
         let (width, inner) = (self.n(&["hidden_size"]), self.n(&["intermediate_size"]));
@@ -146,5 +179,43 @@ impl Tower<'_, '_> {
         // As wide as the whole model's settings say, whatever the language model is.
         let out = number(top, "hidden_size", 1_536).min(1 << 20);
         self.w("visual_embeddings_table.weight", &[words, out]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use crate::model::estimate::tests::{facts, rules};
+    use crate::model::estimate::{Setup, predict};
+
+    /// `MiniMax` M3 in MXFP8: the sum of the tensors that its files list, 413.27 GiB.
+    #[test]
+    fn minimax_m3_has_the_bytes_of_its_files() {
+        let sparse: Vec<u64> = (0..60).map(|l| u64::from(l > 2)).collect();
+        let config = format!(
+            r#"{{"architectures":["MiniMaxM3SparseForConditionalGeneration"],"model_type":"minimax_m3_vl",
+            "torch_dtype":"bfloat16","projector_hidden_size":6144,"text_config":{{"dtype":"bfloat16",
+            "hidden_size":6144,"intermediate_size":3072,"dense_intermediate_size":12288,
+            "shared_intermediate_size":3072,"num_hidden_layers":60,"num_attention_heads":64,"num_key_value_heads":4,
+            "head_dim":128,"vocab_size":200064,"max_position_embeddings":1048576,"use_qk_norm":true,
+            "qk_norm_type":"per_head","num_local_experts":128,"num_experts_per_tok":4,"n_shared_experts":1,
+            "use_routing_bias":true,"moe_layer_freq":{sparse:?},"num_mtp_modules":1,"tie_word_embeddings":false,
+            "sparse_attention_config":{{"use_sparse_attention":true,"sparse_index_dim":128,
+            "sparse_num_index_heads":4,"sparse_attention_freq":{sparse:?}}}}},"vision_config":{{
+            "model_type":"clip_vision_model","hidden_size":1280,"intermediate_size":5120,"num_attention_heads":16,
+            "num_hidden_layers":32,"patch_size":14,"image_size":2016}},"img_token_compression_config":{{
+            "spatial_merge_size":2,"temporal_patch_size":2}},"quantization_config":{{"quant_method":"mxfp8",
+            "activation_scheme":"dynamic","weight_block_size":[1,32],"ignored_layers":["lm_head",
+            "model.embed_tokens","vision_tower","multi_modal_projector","patch_merge_mlp"]}}}}"#
+        );
+        let facts = facts(&config);
+        assert_eq!(facts.weight_bytes.0, 443_742_085_120);
+        let kept = |tensor| {
+            predict(&facts, &Setup { tensor, ..Setup::new(rules("vllm")) }).ranks[0].cache_per_token
+        };
+        // Keys and values of four heads in sixty layers, divided; a key of 128 in 57, by every rank.
+        let index = 57 * 128 * 2;
+        assert_eq!(kept(1).value, 60 * 2 * 4 * 128 * 2 + index);
+        assert_eq!(kept(4).value, 60 * 2 * 128 * 2 + index);
     }
 }
