@@ -155,7 +155,8 @@ fn window(conf: &Conf<'_>, layer: u64) -> Option<u32> {
 /// `_get_cla_factor`).
 fn shares_keys(conf: &Conf<'_>, layer: u64) -> bool {
     let every = conf.number(&["cla_share_factor"]).filter(|_| conf.on("use_cla")).unwrap_or(1);
-    conf.is(&["hunyuan", "hunyuan_v1_moe", "hunyuan_v1_dense"]) && layer % every.max(1) != 0
+    conf.is(&["hunyuan", "hunyuan_v1_moe", "hunyuan_v1_dense"])
+        && !layer.is_multiple_of(every.max(1))
 }
 
 /// Families whose latent vectors vLLM keeps as they are (`config/model.py`, `is_deepseek_mla`), `mistral4` by

@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn flash_has_the_bytes_that_its_index_states() {
         let ratios: Vec<u64> = (0..44)
-            .map(|l| [0, 0, 4, 128, 4, 128][if l < 2 || l > 42 { 0 } else { 2 + l % 2 }])
+            .map(|l| [0, 0, 4, 128, 4, 128][if (2..=42).contains(&l) { 2 + l % 2 } else { 0 }])
             .collect();
         let numbers = format!(
             r#"{{"architectures":["DeepseekV4ForCausalLM"],"model_type":"deepseek_v4","torch_dtype":"bfloat16",

@@ -3,6 +3,7 @@
 
 use super::tests::{facts, rules};
 use super::*;
+use crate::model::tensors;
 
 fn with(engine: &str, tensor: u64) -> Setup {
     Setup { tensor, ..Setup::new(rules(engine)) }
@@ -251,8 +252,12 @@ fn absorbed_latent_attention_is_in_sixteen_bits_whatever_is_stored() {
     ] {
         let facts = lite(more);
         let held = predict(&facts, &Setup::new(rules("vllm"))).ranks[0].weights.value;
-        let index: u64 =
-            facts.tensors.iter().filter(|t| t.name.ends_with("g_idx")).map(|t| t.total()).sum();
+        let index: u64 = facts
+            .tensors
+            .iter()
+            .filter(|t| t.name.ends_with("g_idx"))
+            .map(tensors::Tensor::total)
+            .sum();
         assert_eq!(held - facts.rope_bytes, facts.weight_bytes.0 - index + absorbed, "{more}");
     }
 }

@@ -17,7 +17,7 @@ const NAMES: [(&str, &str); 8] = [
     ("tied_embeddings", "tie_word_embeddings"),
 ];
 
-/// Names of its `moe`, where experts are DeepSeek's (`_remap_moe_args`).
+/// Names of its `moe`, where experts are those of `DeepSeek` (`_remap_moe_args`).
 const EXPERTS: [(&str, &str); 6] = [
     ("route_every_n", "moe_layer_freq"),
     ("first_k_dense_replace", "first_k_dense_replace"),
@@ -56,7 +56,7 @@ pub(super) fn translated(mut top: Map<String, Value>) -> Map<String, Value> {
     }
     if let Some(Value::Object(experts)) = top.remove("moe") {
         with_experts(&mut top, &experts);
-    } else if !top.get("kv_lora_rank").is_some_and(|n| !n.is_null()) {
+    } else if top.get("kv_lora_rank").is_none_or(Value::is_null) {
         top.entry("model_type").or_insert_with(|| "mistral".into());
     }
     top.entry("tie_word_embeddings").or_insert(Value::Bool(false));

@@ -361,3 +361,18 @@ fn more_bytes_than_can_be_counted_are_no_figure() {
     assert!(error.to_string().contains("more bytes together than can be counted"), "{error}");
     assert!(error.hint().is_some());
 }
+
+#[test]
+fn a_params_file_alone_is_enough_where_a_config_is() {
+    let params = br#"{"dim":4096,"n_layers":32,"head_dim":128,"hidden_dim":14336,"n_heads":32,"n_kv_heads":8,
+        "vocab_size":32768}"#;
+    let all = files(&[("/m/params.json", &params[..])]);
+    let facts = run(Inspection::new("/m").config_alone(), &all).unwrap();
+    assert_eq!(facts.weight_bytes, Bytes(2 * 7_248_023_552));
+    assert!(
+        facts.notes.iter().any(|n| n.contains("counted from params.json")),
+        "{:?}",
+        facts.notes
+    );
+    assert!(inspect(&all, "/m").is_err());
+}
