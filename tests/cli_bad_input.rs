@@ -493,6 +493,20 @@ fn a_host_that_is_not_reached() {
     deck.nothing_was_done("chat");
 }
 
+/// Nothing is stopped for a container that nobody could make.
+#[test]
+fn containers_where_no_engine_is() {
+    let sockets = ["/var/run/docker.sock", "/run/podman/podman.sock"];
+    if sockets.iter().any(|socket| std::path::Path::new(socket).exists()) {
+        return;
+    }
+    let deck = Deck::new();
+    let spec = format!("{COMMAND}runtime = {{ docker = {{ image = \"x\" }} }}\n");
+    deck.write("services/chat.toml", &spec);
+    deck.refused("apply chat", 6, &["no container engine is there"], &[]);
+    deck.nothing_was_done("chat");
+}
+
 #[test]
 fn a_port_in_use() {
     let deck = Deck::new();

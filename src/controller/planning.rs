@@ -233,7 +233,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         ));
     }
     warnings.extend(forecast.blind_analyses());
-    for (host, why) in &draft.lacking {
+    for (host, why) in &place::lacking(core, draft) {
         warnings.push(format!("{host} was left out: {why}"));
     }
     // The text as it was written, comments included; as serialised only if Git has lost it.

@@ -132,6 +132,13 @@ pub struct DockerRuntime {
     pub mounts: Vec<String>,
 }
 
+impl DockerRuntime {
+    /// Where Docker listens unless it is told otherwise.
+    pub fn default_socket() -> String {
+        docker_socket()
+    }
+}
+
 fn docker_socket() -> String {
     "/var/run/docker.sock".to_owned()
 }

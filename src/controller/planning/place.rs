@@ -1,16 +1,17 @@
 //! A draft is placed on the hosts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::super::core::Core;
 use super::super::world;
 use super::{Draft, invalid};
 use crate::api::{ApiError, ErrorKind};
-use crate::base::{Bytes, Hint};
+use crate::base::{Bytes, Hint, HostName};
 use crate::engine;
 use crate::placement::{self, Demand, ShapeNeed};
 use crate::rollout::{RolloutKind, ServiceState};
-use crate::spec::{DeviceKind, ServiceSpec, Strategy};
+use crate::spec::{DeviceKind, DockerRuntime, RuntimeSpec, ServiceSpec, Strategy};
 
 /// Blue-green needs places for a whole second set.
 pub(in crate::controller) fn beside(
@@ -129,8 +130,30 @@ pub(in crate::controller) fn demand(
         staying: Vec::new(),
         weights: draft.facts.as_ref().map_or(Bytes::ZERO, |f| f.weight_bytes),
         weights_on: draft.looked_at.clone(),
-        lacking: draft.lacking.clone(),
+        lacking: lacking(core, draft),
     })
+}
+
+/// The hosts that lack something without which no rank of the draft can run, each with what that is.
+pub(super) fn lacking(core: &Core, draft: &Draft) -> BTreeMap<HostName, String> {
+    let mut lacking = draft.lacking.clone();
+    if let RuntimeSpec::Docker(docker) = &draft.spec.runtime
+        && docker.socket == DockerRuntime::default_socket()
+    {
+        core.hub.with(|snapshot| {
+            for host in snapshot.hosts.values().filter(|host| world::is_up(host)) {
+                // One that is there and does not answer just now is told of as one without a version.
+                if host.facts.as_ref().is_some_and(|facts| facts.container_engine.is_none()) {
+                    let why = format!(
+                        "no container engine is there ({}); install Docker, or set runtime = \"process\"",
+                        docker.socket
+                    );
+                    lacking.entry(host.name.clone()).or_insert(why);
+                }
+            }
+        });
+    }
+    lacking
 }
 
 /// How long placing one service may hold up the loop, and how often it may try for each shape.
