@@ -34,7 +34,7 @@ use crate::revision::DeckRepo;
 use crate::rollout::{EventKind, Shared, step};
 use crate::spec::DeckSpec;
 
-pub use self::input::{DeckFiles, Input, Options, Request};
+pub use self::input::{DeckFiles, Input, Listed, Options, Request};
 pub use super::clock::now;
 
 /// Records after which the journal gets a checkpoint.
@@ -213,8 +213,8 @@ impl Core {
             Input::Happened { kind: EventKind::RankRunning { rank }, .. }
                 if self.is_known_to_run(&rank) => {}
             Input::Happened { service, kind } => self.note(&service, kind),
-            Input::Ranks { host, service, asked, reports } => {
-                self.rank_reports(&host, service.as_ref(), asked, &reports);
+            Input::Ranks { host, of, asked, reports } => {
+                self.rank_reports(&host, &of, asked, &reports);
             }
             Input::Counters { service, counters } => self.counters(&service, counters),
             Input::Scraped { service, readings } => self.scraped(&service, readings),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::actions::{self, Means, reading_runtime};
-use super::core::{Core, DeckFiles, Input, now};
+use super::core::{Core, DeckFiles, Input, Listed, now};
 use super::gateways::{Gateways, Routes};
 use super::traffic::ENGINES;
 use crate::api::hub::Change;
@@ -202,8 +202,8 @@ impl Core {
             if let Ok(Reply::Ranks(reports)) =
                 link.request(Request::Ranks { deck: Some(deck) }).await
             {
-                let _ =
-                    means.inputs.send(Input::Ranks { host, service: None, asked, reports }).await;
+                let of = Listed::Processes;
+                let _ = means.inputs.send(Input::Ranks { host, of, asked, reports }).await;
             }
         });
     }
@@ -212,29 +212,26 @@ impl Core {
     pub(super) fn rank_reports(
         &mut self,
         host: &HostName,
-        service: Option<&ServiceName>,
+        of: &Listed,
         asked: Timestamp,
         reports: &[RankReport],
     ) {
         for report in reports {
             self.rank_report(host, report);
         }
-        let docker = service.is_some();
         let gone: Vec<RankId> = self
             .state
             .services
             .iter()
-            .filter(|(name, _)| service.is_none_or(|s| s == *name))
-            .flat_map(|(_, state)| {
+            .flat_map(|(name, state)| {
                 state.replicas.iter().filter_map(move |(key, replica)| {
                     let release = state.releases.get(&key.release)?;
-                    let same_runtime =
-                        matches!(release.spec.runtime, RuntimeSpec::Docker(_)) == docker;
                     let lives = matches!(
                         replica.phase,
                         Phase::Loading | Phase::Ready | Phase::Draining { .. }
                     );
-                    (same_runtime && lives && replica.since < asked)
+                    let would_be_there = of.covers(name, &release.spec.runtime);
+                    (would_be_there && lives && replica.since < asked)
                         .then_some((release, key, replica))
                 })
             })
@@ -452,8 +449,9 @@ async fn look_at_containers(means: &Means, watched: Watched) {
             runtime.list().await.ok()
         };
         if let Ok(Some(reports)) = tokio::time::timeout(LOOK, reading).await {
-            let service = Some(watched.service.clone());
-            let _ = means.inputs.send(Input::Ranks { host, service, asked, reports }).await;
+            let RuntimeSpec::Docker(docker) = spec else { continue };
+            let of = Listed::Containers { service: watched.service.clone(), socket: docker.socket };
+            let _ = means.inputs.send(Input::Ranks { host, of, asked, reports }).await;
         }
     }
 }

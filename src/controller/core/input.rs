@@ -14,7 +14,7 @@ use crate::base::{HostName, ReplicaId, ServiceName, Timestamp};
 use crate::controller::traffic::Totals;
 use crate::fleet::{FleetEvent, InProcessHosts};
 use crate::rollout::{EventKind, RolloutKind};
-use crate::spec::{DeckSpec, ServiceSpec};
+use crate::spec::{DeckSpec, RuntimeSpec, ServiceSpec};
 use crate::wire::RankReport;
 
 /// How a controller is run.
@@ -75,8 +75,8 @@ pub enum Input {
     Ranks {
         /// The host.
         host: HostName,
-        /// Only replicas of this service were looked for; none: all process ranks.
-        service: Option<ServiceName>,
+        /// Which runtime told it.
+        of: Listed,
         /// When it was asked for.
         asked: Timestamp,
         /// What there is.
@@ -111,6 +111,34 @@ pub enum Input {
     Tick,
 }
 
+/// Which runtime of a host a list of ranks is from: whose absence in it proves something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// The agent's own: the processes.
+    Processes,
+    /// The container engine behind this socket, asked for this service. A host can have several engines: what one
+    /// does not know may run in another.
+    Containers {
+        /// Whose containers were looked for.
+        service: ServiceName,
+        /// The engine's socket.
+        socket: String,
+    },
+}
+
+impl Listed {
+    /// Whether a rank of `service` that `runtime` runs there would be in the list.
+    pub fn covers(&self, service: &ServiceName, runtime: &RuntimeSpec) -> bool {
+        match (self, runtime) {
+            (Self::Processes, RuntimeSpec::Process) => true,
+            (Self::Containers { service: of, socket }, RuntimeSpec::Docker(docker)) => {
+                of == service && *socket == docker.socket
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The deck's directory as read.
 #[derive(Clone, Debug, Default)]
 pub struct DeckFiles {
@@ -137,4 +165,33 @@ pub struct Request {
     pub accept_outage: bool,
     /// The plan that was agreed to; none: whatever it is.
     pub agreed: Option<String>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A service that moves from one engine of a host to another has containers in both.
+    #[test]
+    fn a_list_says_nothing_of_what_another_engine_of_the_host_runs() {
+        let chat: ServiceName = "chat".parse().unwrap();
+        let docker = |socket: &str| {
+            RuntimeSpec::Docker(crate::spec::DockerRuntime {
+                image: "vllm:1".to_owned(),
+                socket: socket.to_owned(),
+                mounts: Vec::new(),
+            })
+        };
+        let of = |service: &ServiceName| Listed::Containers {
+            service: service.clone(),
+            socket: "/run/a.sock".to_owned(),
+        };
+        assert!(of(&chat).covers(&chat, &docker("/run/a.sock")));
+        assert!(!of(&chat).covers(&chat, &docker("/run/b.sock")));
+        assert!(!of(&"draft".parse().unwrap()).covers(&chat, &docker("/run/a.sock")));
+        assert!(!of(&chat).covers(&chat, &RuntimeSpec::Process));
+        assert!(Listed::Processes.covers(&chat, &RuntimeSpec::Process));
+        assert!(!Listed::Processes.covers(&chat, &docker("/run/a.sock")));
+    }
 }
