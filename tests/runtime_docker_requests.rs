@@ -198,6 +198,7 @@ fn runtime(link: &Arc<Recorder>, cell: &EpochCell) -> DockerRuntime {
 fn willing(request: &Seen) -> (u16, String) {
     let path = request.path.split('?').next().unwrap();
     match (request.method.as_str(), path) {
+        ("GET", "/containers/json") => (200, "[]".to_owned()),
         ("GET", p) if p.starts_with("/containers/") => {
             (404, json!({ "message": "No such container" }).to_string())
         }
@@ -374,4 +375,85 @@ async fn hostile_answers_are_bounded_and_cleaned() {
         (200, json!([{ "Id": "c1", "State": "running", "Labels": labels }]).to_string())
     });
     assert_eq!(runtime(&link, &EpochCell::default()).list().await.unwrap(), []);
+}
+
+/// The labels of the rank of [`start`] in that attempt.
+fn labels(attempt: u32) -> Value {
+    json!({
+        "gpudeck.deck": "00000000-0000-0000-0000-000000000001",
+        "gpudeck.service": "chat",
+        "gpudeck.release": "r12",
+        "gpudeck.release_id": "00000000-0000-0000-0000-000000000002",
+        "gpudeck.attempt": attempt.to_string(),
+        "gpudeck.replica": "3",
+        "gpudeck.rank": "1",
+    })
+}
+
+/// An engine with an ended container of each of these attempts, the later the newer.
+fn with_ended(attempts: std::ops::RangeInclusive<u32>, request: &Seen) -> Option<(u16, String)> {
+    let path = request.path.split('?').next().unwrap();
+    if path == "/containers/json" {
+        let all: Vec<Value> = attempts
+            .map(|n| {
+                json!({ "Id": format!("c{n}"), "State": "exited", "Created": 1_700_000_000 + n,
+                    "Labels": labels(n) })
+            })
+            .collect();
+        return Some((200, json!(all).to_string()));
+    }
+    let id = path.strip_prefix("/containers/")?.strip_suffix("/json")?;
+    let attempt = match id.strip_prefix("gpudeck-chat-r12-3-a") {
+        Some(rest) => rest.split('-').next()?,
+        None => id.strip_prefix('c')?,
+    };
+    let attempt: u32 = attempt.parse().ok().filter(|n| attempts.contains(n))?;
+    let state = json!({ "Status": "exited", "ExitCode": 1, "StartedAt": "2026-01-01T00:00:00Z",
+        "FinishedAt": "2026-01-01T00:01:00Z" });
+    Some((200, json!({ "State": state, "Config": { "Labels": labels(attempt) } }).to_string()))
+}
+
+/// A look that was broken off (a log that does not come, a host that went away) is not begun anew each time.
+#[tokio::test]
+async fn what_was_found_out_of_containers_is_kept_when_a_look_ends_early() {
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let mend = Arc::clone(&broken);
+    let link = Recorder::new(move |request| {
+        let path = request.path.split('?').next().unwrap();
+        let is_broken = broken.load(std::sync::atomic::Ordering::SeqCst);
+        match path {
+            "/containers/c2/json" if is_broken => (500, json!({ "message": "busy" }).to_string()),
+            p if p.ends_with("/logs") => (500, json!({ "message": "no log driver" }).to_string()),
+            _ => with_ended(1..=2, request).unwrap(),
+        }
+    });
+    let runtime = runtime(&link, &EpochCell::new(Epoch(7)));
+    assert!(runtime.list().await.is_err());
+    mend.store(false, std::sync::atomic::Ordering::SeqCst);
+    let reports = runtime.list().await.unwrap();
+    // Neither is one whose log is lost.
+    assert_eq!(reports.len(), 2);
+    let asked = |what: &str| link.lines().iter().filter(|line| line.contains(what)).count();
+    assert_eq!((asked("/containers/c1/json"), asked("/containers/c2/json")), (1, 2));
+    runtime.list().await.unwrap();
+    assert_eq!((asked("/containers/c1/json"), asked("/containers/c2/json")), (1, 2));
+}
+
+/// A service that fails again and again.
+#[tokio::test]
+async fn a_start_leaves_sixteen_ended_containers_of_its_service() {
+    let link = Recorder::new(|request| {
+        if request.method == "DELETE" {
+            return (204, String::new());
+        }
+        with_ended(11..=28, request).unwrap_or_else(|| willing(request))
+    });
+    runtime(&link, &EpochCell::new(Epoch(7))).start(&start()).await.unwrap();
+    let gone: Vec<String> = link
+        .lines()
+        .iter()
+        .filter_map(|line| line.strip_prefix("DELETE /containers/gpudeck-chat-r12-3-"))
+        .map(|rest| rest.split('-').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(gone, ["a12", "a11"]);
 }

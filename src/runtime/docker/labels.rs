@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::base::{Attempt, RankId, ReleaseNumber, ReplicaId};
+use crate::base::{Attempt, RankId, ReleaseNumber, ReplicaId, ServiceName};
 
 /// The deck's UUID.
 pub const DECK: &str = "gpudeck.deck";
@@ -32,6 +32,11 @@ pub fn write(rank: &RankId, port: Option<u16>) -> HashMap<String, String> {
         labels.insert(PORT.to_owned(), port.to_string());
     }
     labels
+}
+
+/// The label that all containers of a service have, as engines are asked for it.
+pub fn of_service(service: &ServiceName) -> String {
+    format!("{SERVICE}={service}")
 }
 
 /// The rank that labels name, if they are ours and whole.

@@ -51,6 +51,11 @@ const QUICK: Duration = Duration::from_secs(30);
 const SLOW: Duration = Duration::from_mins(2);
 /// From SIGKILL to giving up; a process in a hung driver call cannot end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
+/// For the log of one that ended: the look at all of a host's containers must come to its end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Containers of a service that ended by themselves and are kept on a host; those beyond it that one start removes.
+const ENDED_KEPT: usize = 16;
+const PRUNED_AT_ONCE: usize = 32;
 /// Most bytes of the last lines in a report, and of what is looked through for them.
 const LAST_LINES_BYTES: usize = 2 << 10;
 const LOOKED_THROUGH_BYTES: usize = 32 << 10;
@@ -279,6 +284,45 @@ impl DockerRuntime {
         Ok(Some(RankReport { rank, status }))
     }
 
+    /// The end of a container's log; nothing where it cannot be read: that it ended is told all the same.
+    async fn last_words(&self, id: &str) -> Result<String, RuntimeError> {
+        let reader = self.reader(QUICK)?;
+        match tokio::time::timeout(LAST_WORDS, log::tail(&reader, id, LOOKED_THROUGH_BYTES)).await {
+            Ok(Ok(text)) => return Ok(text),
+            Ok(Err(error)) => {
+                tracing::debug!(host = %self.link.host(), id, %error, "a log cannot be read");
+            }
+            Err(_) => tracing::debug!(host = %self.link.host(), id, "a log was not read in time"),
+        }
+        Ok(String::new())
+    }
+
+    /// Forgets the oldest ended containers of a rank's service, all but the newest few. One that was stopped is
+    /// removed by whoever stopped it; those that ended by themselves are kept for their logs, and a service that
+    /// fails again and again must not fill the disk with them.
+    async fn prune(&self, of: &RankId) -> Result<(), RuntimeError> {
+        let labels =
+            vec![format!("{}={}", labels::DECK, self.deck), labels::of_service(&of.service)];
+        let filters = HashMap::from([("label", labels)]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = self.reader(QUICK)?.list_containers(Some(options)).await;
+        let mut ended: Vec<(i64, RankId)> = listed
+            .map_err(|e| self.engine().error(e))?
+            .into_iter()
+            .filter(|c| {
+                let state = c.state.map(|s| s.to_string()).unwrap_or_default();
+                matches!(state.as_str(), "exited" | "dead" | "stopped")
+            })
+            .filter_map(|c| Some((c.created.unwrap_or(0), labels::read(&c.labels?)?)))
+            .filter(|(_, rank)| rank.deck == self.deck && rank.service == of.service)
+            .collect();
+        ended.sort_by(|a, b| b.cmp(a));
+        for (_, rank) in ended.into_iter().skip(ENDED_KEPT).take(PRUNED_AT_ONCE) {
+            self.remove(&rank).await?;
+        }
+        Ok(())
+    }
+
     async fn exited(&self, id: &str, state: &ContainerState) -> Result<RankStatus, RuntimeError> {
         let exit = state.exit_code.and_then(|c| i32::try_from(c).ok());
         // Engines report a death by signal as 128 + its number.
@@ -287,10 +331,7 @@ impl DockerRuntime {
         let mut last_lines = if never_started {
             "the container was created and never started".to_owned()
         } else {
-            let text = log::tail(&self.reader(QUICK)?, id, LOOKED_THROUGH_BYTES)
-                .await
-                .map_err(|e| self.engine().error(e))?;
-            excerpt(&text, LAST_LINES_BYTES)
+            excerpt(&self.last_words(id).await?, LAST_LINES_BYTES)
         };
         for note in [
             state.oom_killed.filter(|o| *o).map(|_| "killed for lack of memory".to_owned()),
@@ -322,6 +363,9 @@ impl Runtime for DockerRuntime {
             Some(_) => self.check(start).await?,
             None => {
                 self.check(start).await?;
+                if let Err(error) = self.prune(&start.rank).await {
+                    tracing::debug!(host = %self.link.host(), %error, "ended containers are left");
+                }
                 if !self.create(start).await? && was_started(&self.created_elsewhere(start).await?)
                 {
                     return Ok(());
@@ -376,8 +420,7 @@ impl Runtime for DockerRuntime {
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.reader(QUICK)?.list_containers(Some(options)).await;
         let listed = listed.map_err(|e| self.engine().error(e))?;
-        let mut known = std::mem::take(&mut *locked(&self.reports));
-        let mut kept = HashMap::new();
+        let mut there = BTreeSet::new();
         let mut reports = Vec::new();
         for container in listed {
             let (Some(id), Some(found)) = (container.id, container.labels) else { continue };
@@ -392,16 +435,19 @@ impl Runtime for DockerRuntime {
             {
                 continue;
             }
-            let report = match known.remove(&id) {
-                Some((then, report)) if then == state => Some(report),
-                _ => self.report(&id, rank).await?,
+            let known = locked(&self.reports).get(&id).filter(|(then, _)| *then == state).cloned();
+            let report = match known {
+                Some((_, report)) => Some(report),
+                None => self.report(&id, rank).await?,
             };
             if let Some(report) = report {
-                kept.insert(id, (state, report.clone()));
+                // At once: whoever asked may not wait for the last one, and goes on from here next time.
+                locked(&self.reports).insert(id.clone(), (state, report.clone()));
+                there.insert(id);
                 reports.push(report);
             }
         }
-        *locked(&self.reports) = kept;
+        locked(&self.reports).retain(|id, _| there.contains(id));
         reports.sort_by(|a, b| a.rank.cmp(&b.rank));
         Ok(reports)
     }
