@@ -101,7 +101,7 @@ fn mounts(files: &[String], extra: &[String]) -> Result<Vec<Mount>, String> {
         read_only.insert(match path.rsplit_once('/') {
             // Directly under the root: the root itself is not to be mounted.
             None | Some(("", _)) => path,
-            Some((folder, _)) => folder,
+            Some((folder, _)) => cached_model(folder).unwrap_or(folder),
         });
     }
     for path in extra {
@@ -122,6 +122,16 @@ fn mounts(files: &[String], extra: &[String]) -> Result<Vec<Mount>, String> {
         .map(|path| mount(path, true))
         .chain(extra.iter().map(|path| mount(path, false)))
         .collect())
+}
+
+/// The directory of the whole model where a folder lies in a snapshot of a Hugging Face cache
+/// (`…/models--ORG--NAME/snapshots/HASH`): the files there are links to `../../blobs`.
+fn cached_model(folder: &str) -> Option<&str> {
+    let (at, _) = folder.match_indices("/snapshots/").find(|(at, _)| {
+        let name = folder.get(..*at).and_then(|before| before.rsplit('/').next());
+        name.is_some_and(|name| name.starts_with("models--"))
+    })?;
+    folder.get(..at)
 }
 
 fn check_path(path: &str) -> Result<(), String> {
@@ -163,6 +173,19 @@ mod tests {
             ]
         );
         assert_eq!(paths(&["/m/x.gguf"], &["/m"]), [("/m".to_owned(), false)]);
+        // The files of a snapshot are links to the blobs beside it.
+        let snapshot = "/hub/models--a--b/snapshots/beef01";
+        assert_eq!(
+            paths(
+                &[
+                    &format!("{snapshot}/config.json"),
+                    &format!("{snapshot}/tower/model.safetensors"),
+                    "/own/snapshots/1/m.gguf",
+                ],
+                &[]
+            ),
+            [("/hub/models--a--b".to_owned(), true), ("/own/snapshots/1".to_owned(), true)]
+        );
         for bad in ["/", "", "relative", "/m/../etc"] {
             assert!(mounts(&[], &[bad.to_owned()]).is_err(), "{bad}");
         }
