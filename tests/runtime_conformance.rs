@@ -421,7 +421,12 @@ async fn what_was_begun_is_adopted(link: &Link, deck: DeckId, dockerd: &Dockerd)
         socket: String::new(),
         mounts: Vec::new(),
     };
-    let body = gpudeck::runtime::docker::create::body(&start, &spec).unwrap();
+    let body = gpudeck::runtime::docker::create::body(
+        &start,
+        &spec,
+        gpudeck::runtime::docker::create::Kind::default(),
+    )
+    .unwrap();
     let path = format!("/containers/create?name={}", half.unit_name());
     let answer = dockerd.http("POST", &path, &serde_json::to_vec(&body).unwrap()).unwrap();
     assert!(answer.contains(" 201 "), "{answer}");

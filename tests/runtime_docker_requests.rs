@@ -199,6 +199,10 @@ fn willing(request: &Seen) -> (u16, String) {
     let path = request.path.split('?').next().unwrap();
     match (request.method.as_str(), path) {
         ("GET", "/containers/json") => (200, "[]".to_owned()),
+        ("GET", "/version") => {
+            (200, json!({ "Components": [{ "Name": "Engine", "Version": "29" }] }).to_string())
+        }
+        ("GET", "/info") => (200, json!({ "SecurityOptions": ["name=seccomp"] }).to_string()),
         ("GET", p) if p.starts_with("/containers/") => {
             (404, json!({ "message": "No such container" }).to_string())
         }
@@ -237,6 +241,7 @@ async fn a_rank_with_gpus_asks_for_just_them() {
             "NetworkMode": "host",
             "IpcMode": "host",
             "RestartPolicy": { "Name": "no" },
+            "Init": true,
             "Mounts": [
                 { "Type": "bind", "Source": "/models", "Target": "/models", "ReadOnly": true },
                 {
@@ -456,4 +461,72 @@ async fn a_start_leaves_sixteen_ended_containers_of_its_service() {
         .map(|rest| rest.split('-').next().unwrap().to_owned())
         .collect();
     assert_eq!(gone, ["a12", "a11"]);
+}
+
+/// A Docker Engine that runs without root can raise no limits, and refuses who asks for it.
+#[tokio::test]
+async fn an_engine_without_root_is_not_asked_for_locked_memory() {
+    let link = Recorder::new(|request| match request.path.as_str() {
+        "/info" => (
+            200,
+            json!({ "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"] })
+                .to_string(),
+        ),
+        _ => willing(request),
+    });
+    let runtime = runtime(&link, &EpochCell::new(Epoch(7)));
+    runtime.start(&start()).await.unwrap();
+    runtime.start(&start()).await.unwrap();
+    let creates: Vec<Seen> =
+        link.seen().into_iter().filter(|s| s.path.contains("/create")).collect();
+    assert_eq!(creates.len(), 2);
+    assert_eq!(creates[0].body["HostConfig"]["Ulimits"], Value::Null);
+    assert_ne!(creates[0].body["HostConfig"]["DeviceRequests"], Value::Null);
+    assert_eq!(link.lines().iter().filter(|line| *line == "GET /info").count(), 1, "asked once");
+}
+
+/// It would start the rank without them.
+#[tokio::test]
+async fn podman_is_given_no_rank_with_gpus() {
+    let link = Recorder::new(|request| match request.path.as_str() {
+        "/version" => {
+            let components = json!([{ "Name": "Podman Engine", "Version": "5.4.0" }]);
+            (200, json!({ "Components": components }).to_string())
+        }
+        _ => willing(request),
+    });
+    let runtime = runtime(&link, &EpochCell::new(Epoch(7)));
+    let error = runtime.start(&start()).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("Podman"), "{error}");
+    assert!(error.hint().unwrap().contains("Docker Engine"), "{error}");
+    assert!(!link.lines().iter().any(|line| line.starts_with("POST")), "{:?}", link.lines());
+    let on_memory = RankStart { needs: Vec::new(), ..start() };
+    runtime.start(&on_memory).await.unwrap();
+    let create = link.seen().into_iter().find(|s| s.path.contains("/create")).unwrap();
+    assert_eq!(create.body["HostConfig"]["Init"], Value::Null);
+}
+
+#[tokio::test]
+async fn an_engine_without_an_init_starts_ranks_without_one() {
+    let created = Arc::new(Mutex::new(Vec::<bool>::new()));
+    let asked = Arc::clone(&created);
+    let link = Recorder::new(move |request| {
+        let path = request.path.split('?').next().unwrap();
+        let mut created = created.lock().unwrap();
+        match (request.method.as_str(), path) {
+            ("POST", "/containers/create") => {
+                created.push(request.body["HostConfig"]["Init"] == json!(true));
+                willing(request)
+            }
+            ("POST", p) if p.ends_with("/start") && created.last() == Some(&true) => {
+                let message = "exec: \"docker-init\": executable file not found in $PATH";
+                (400, json!({ "message": message }).to_string())
+            }
+            _ => willing(request),
+        }
+    });
+    let runtime = runtime(&link, &EpochCell::new(Epoch(7)));
+    runtime.start(&start()).await.unwrap();
+    runtime.start(&start()).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), [true, false, false]);
 }

@@ -15,9 +15,24 @@ use crate::wire::RankStart;
 /// Where images have this binary, for argument lists that begin with `{gpudeck}`.
 const GPUDECK_IN_IMAGE: &str = "/gpudeck";
 
+/// What differs between container engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// It is Podman, behind Docker's API.
+    pub podman: bool,
+    /// It runs without root and can raise no limits.
+    pub rootless: bool,
+    /// It lacks the small program that is a container's first process (`docker-init`).
+    pub no_init: bool,
+}
+
 /// The container of a rank: named, labelled, on the host's network, never restarted by the engine.
 /// The error says what of the rank cannot be a container.
-pub fn body(start: &RankStart, spec: &DockerSpec) -> Result<ContainerCreateBody, String> {
+pub fn body(
+    start: &RankStart,
+    spec: &DockerSpec,
+    kind: Kind,
+) -> Result<ContainerCreateBody, String> {
     let argv: Vec<String> = start
         .argv
         .iter()
@@ -56,9 +71,12 @@ pub fn body(start: &RankStart, spec: &DockerSpec) -> Result<ContainerCreateBody,
                 maximum_retry_count: None,
             }),
             mounts: Some(mounts(&start.files, &spec.mounts)?),
+            // An engine that is a container's first process has nobody who reaps what its workers leave, and ignores
+            // every signal that it has no handler for. (Podman's own is a package of its own.)
+            init: (!kind.podman && !kind.no_init).then_some(true),
             // GPUDirect pins memory. Without GPUs nobody needs it, and an unprivileged engine
-            // could not grant it.
-            ulimits: (!gpus.is_empty()).then(|| {
+            // cannot grant it.
+            ulimits: (!gpus.is_empty() && !kind.rootless).then(|| {
                 vec![ResourcesUlimits {
                     name: Some("memlock".to_owned()),
                     soft: Some(-1),

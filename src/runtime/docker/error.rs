@@ -29,6 +29,11 @@ pub fn is_in_progress(error: &BollardError) -> bool {
     says(error, "already in progress")
 }
 
+/// The engine lacks the program for `init`; it says so when the container is to be started.
+pub fn is_without_init(error: &BollardError) -> bool {
+    says(error, "docker-init") && says(error, "not found")
+}
+
 /// hyper says only where it failed; why is at the end of its chain.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
@@ -102,6 +107,17 @@ impl Engine<'_> {
             format!(
                 "docker pull {} on {}, or correct `image` in the service's spec",
                 crate::base::quote::shell_word(&image),
+                self.host
+            ),
+        )
+    }
+
+    /// Podman takes a request for GPUs and leaves it out.
+    pub fn no_gpus_from_podman(&self) -> RuntimeError {
+        self.refused(
+            "this is Podman, which gives out no GPUs through Docker's API".to_owned(),
+            format!(
+                "use the Docker Engine of {}: `socket` in the service's runtime, or runtime = \"process\"",
                 self.host
             ),
         )

@@ -24,18 +24,21 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bollard::Docker;
 use bollard::errors::Error as BollardError;
-use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum};
+use bollard::models::{
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, SystemVersionComponents,
+};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
 };
 use futures::StreamExt;
 
+use self::create::Kind;
 use self::error::Engine;
 use self::log::Cursors;
 use super::{RunningRank, Runtime, RuntimeError};
 use crate::base::last_words::excerpt;
-use crate::base::{DeckId, EpochCell, RankId, Timestamp, text};
+use crate::base::{DeckId, DeviceId, EpochCell, RankId, Timestamp, text};
 use crate::fleet::{HostLink, LinkError};
 use crate::spec::DockerRuntime as DockerSpec;
 use crate::wire::{
@@ -72,6 +75,7 @@ pub struct DockerRuntime {
     /// know about a container that is never restarted, and an inspection costs a channel.
     reports: Mutex<HashMap<String, (String, RankReport)>>,
     cursors: Mutex<Cursors>,
+    kind: Mutex<Option<Kind>>,
 }
 
 impl DockerRuntime {
@@ -85,7 +89,31 @@ impl DockerRuntime {
             starting: Mutex::default(),
             reports: Mutex::default(),
             cursors: Mutex::default(),
+            kind: Mutex::default(),
         }
+    }
+
+    /// What the engine is. It is asked once; one that does not say is taken for a Docker Engine of root's.
+    async fn kind(&self) -> Result<Kind, RuntimeError> {
+        if let Some(known) = *locked(&self.kind) {
+            return Ok(known);
+        }
+        let reader = self.reader(QUICK)?;
+        let (version, info) = match (reader.version().await, reader.info().await) {
+            (Ok(version), Ok(info)) => (version, info),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(host = %self.link.host(), %error, "the container engine does not say what it is");
+                return Ok(Kind::default());
+            }
+        };
+        let podman = |c: &SystemVersionComponents| c.name.to_ascii_lowercase().contains("podman");
+        let kind = Kind {
+            podman: version.components.unwrap_or_default().iter().any(podman),
+            rootless: info.security_options.unwrap_or_default().iter().any(|o| is_rootless(o)),
+            no_init: false,
+        };
+        *locked(&self.kind) = Some(kind);
+        Ok(kind)
     }
 
     /// To look: no lock, no epoch.
@@ -130,6 +158,10 @@ impl DockerRuntime {
 
     /// What must hold before anything is created.
     async fn check(&self, start: &RankStart) -> Result<(), RuntimeError> {
+        let wants_gpus = start.needs.iter().any(|need| need.device != DeviceId::Cpu);
+        if wants_gpus && self.kind().await?.podman {
+            return Err(self.engine().no_gpus_from_podman());
+        }
         self.check_files(&start.files).await?;
         match self.reader(QUICK)?.inspect_image(&self.spec.image).await {
             Ok(_) => {}
@@ -182,7 +214,8 @@ impl DockerRuntime {
 
     /// False: somebody created it between our looking and our creating.
     async fn create(&self, start: &RankStart) -> Result<bool, RuntimeError> {
-        let body = create::body(start, &self.spec)
+        let kind = self.kind().await?;
+        let body = create::body(start, &self.spec, kind)
             .map_err(|what| self.engine().refused(what, "correct the service's spec".to_owned()))?;
         let options =
             CreateContainerOptionsBuilder::default().name(&start.rank.unit_name()).build();
@@ -215,9 +248,10 @@ impl DockerRuntime {
     }
 
     /// Starts what was created. A container that cannot be started is taken away again.
-    async fn start_created(&self, rank: &RankId) -> Result<(), RuntimeError> {
+    async fn start_created(&self, rank: &RankId) -> Result<(), Unstarted> {
         let name = rank.unit_name();
-        match self.actor(SLOW)?.start_container(&name, None::<StartContainerOptions>).await {
+        let actor = self.actor(SLOW).map_err(|error| Unstarted { error, no_init: false })?;
+        match actor.start_container(&name, None::<StartContainerOptions>).await {
             Ok(()) => Ok(()),
             Err(e) if error::status(&e) == Some(304) => Ok(()),
             Err(e) => {
@@ -227,7 +261,8 @@ impl DockerRuntime {
                 {
                     tracing::warn!(%error, name, "a container that did not start is left");
                 }
-                Err(self.engine().error(e))
+                let no_init = error::is_without_init(&e);
+                Err(Unstarted { error: self.engine().error(e), no_init })
             }
         }
     }
@@ -372,7 +407,16 @@ impl Runtime for DockerRuntime {
                 }
             }
         }
-        self.start_created(&start.rank).await
+        match self.start_created(&start.rank).await {
+            Err(Unstarted { error, no_init: true }) => {
+                tracing::warn!(host = %self.link.host(), %error, "containers go without an init");
+                let kind = self.kind().await?;
+                *locked(&self.kind) = Some(Kind { no_init: true, ..kind });
+                self.create(start).await?;
+                self.start_created(&start.rank).await.map_err(|unstarted| unstarted.error)
+            }
+            other => other.map_err(|unstarted| unstarted.error),
+        }
     }
 
     async fn stop(&self, rank: &RankId, grace: Duration) -> Result<(), RuntimeError> {
@@ -495,6 +539,18 @@ impl Runtime for DockerRuntime {
         locked(&self.cursors).remember(&name, read.cursor);
         Ok(read.chunk)
     }
+}
+
+/// Why a container that was created did not start.
+struct Unstarted {
+    error: RuntimeError,
+    /// The engine lacks the program that is to be its first process.
+    no_init: bool,
+}
+
+/// `name=rootless`, alone or among other words.
+fn is_rootless(option: &str) -> bool {
+    option.split(',').any(|word| word == "name=rootless")
 }
 
 /// Whether it runs or ever ran. Engines write year 1 for never.
