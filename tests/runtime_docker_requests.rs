@@ -530,3 +530,38 @@ async fn an_engine_without_an_init_starts_ranks_without_one() {
     runtime.start(&start()).await.unwrap();
     assert_eq!(*asked.lock().unwrap(), [true, false, false]);
 }
+
+/// A stop that came while a container was being created found none, and the start that would have started it was
+/// ended.
+#[tokio::test]
+async fn what_was_created_and_forgotten_is_taken_away() {
+    let age = Arc::new(std::sync::atomic::AtomicI64::new(30));
+    let older = Arc::clone(&age);
+    let link = Recorder::new(move |request| {
+        let path = request.path.split('?').next().unwrap();
+        let age = age.load(std::sync::atomic::Ordering::SeqCst);
+        let created = jiff::Timestamp::now().as_second() - age;
+        match (request.method.as_str(), path) {
+            ("GET", "/containers/json") => {
+                let one = json!({ "Id": "c2", "State": "created", "Created": created, "Labels": labels(2) });
+                (200, json!([one]).to_string())
+            }
+            ("GET", p) if p.starts_with("/containers/") => {
+                let state = json!({ "Status": "created", "StartedAt": "0001-01-01T00:00:00Z" });
+                (200, json!({ "State": state, "Config": { "Labels": labels(2) } }).to_string())
+            }
+            ("DELETE", _) => (204, String::new()),
+            _ => willing(request),
+        }
+    });
+    let runtime = runtime(&link, &EpochCell::new(Epoch(7)));
+    assert_eq!(runtime.list().await.unwrap().len(), 1, "it may still be started");
+    assert!(!link.lines().iter().any(|line| line.starts_with("DELETE")));
+    older.store(400, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(runtime.list().await.unwrap(), []);
+    assert!(
+        link.lines()
+            .iter()
+            .any(|line| line.starts_with("DELETE /containers/gpudeck-chat-r12-3-a2-1-"))
+    );
+}

@@ -23,7 +23,7 @@ use crate::base::{
 use crate::engine::{self, TokenAnswer, TokenRequest};
 use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::rollout::{Action, EventKind, RankPlan, Shared, StartRefusal};
-use crate::runtime::docker::DockerRuntime;
+use crate::runtime::docker::{DockerRuntime, StartsUnderWay};
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::{DeckSpec, EndpointsSpec, RuntimeSpec, ServiceSpec};
@@ -309,7 +309,10 @@ pub async fn reading_runtime(
 
 /// The runtime objects, kept because they remember how far logs were read.
 #[derive(Default)]
-pub struct Runtimes(Mutex<Vec<Kept>>);
+pub struct Runtimes {
+    kept: Mutex<Vec<Kept>>,
+    starting: StartsUnderWay,
+}
 
 struct Kept {
     link: Arc<dyn HostLink>,
@@ -323,7 +326,7 @@ fn runtime(
     link: &Arc<dyn HostLink>,
     epoch: EpochCell,
 ) -> Arc<dyn Runtime> {
-    let mut kept = means.runtimes.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = means.runtimes.kept.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(kept) = kept.iter().find(|k| k.spec == *spec && Arc::ptr_eq(&k.link, link)) {
         return Arc::clone(&kept.runtime);
     }
@@ -332,7 +335,8 @@ fn runtime(
     let runtime: Arc<dyn Runtime> = match spec {
         RuntimeSpec::Process => Arc::new(ProcessRuntime::new(Arc::clone(link), means.deck, epoch)),
         RuntimeSpec::Docker(docker) => {
-            Arc::new(DockerRuntime::new(Arc::clone(link), means.deck, epoch, docker))
+            let runtime = DockerRuntime::new(Arc::clone(link), means.deck, epoch, docker);
+            Arc::new(runtime.beside(&means.runtimes.starting))
         }
     };
     kept.push(Kept { link: Arc::clone(link), spec: spec.clone(), runtime: Arc::clone(&runtime) });

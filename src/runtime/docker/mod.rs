@@ -54,6 +54,8 @@ const QUICK: Duration = Duration::from_secs(30);
 const SLOW: Duration = Duration::from_mins(2);
 /// From SIGKILL to giving up; a process in a hung driver call cannot end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
+/// A container that was created so many seconds ago and is not being started was forgotten.
+const ABANDONED_AFTER: i64 = 300;
 /// For the log of one that ended: the look at all of a host's containers must come to its end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Containers of a service that ended by themselves and are kept on a host; those beyond it that one start removes.
@@ -69,8 +71,8 @@ pub struct DockerRuntime {
     deck: DeckId,
     epoch: EpochCell,
     spec: DockerSpec,
-    /// Containers that this runtime is between creating and starting.
-    starting: Mutex<BTreeSet<String>>,
+    /// Containers between creating and starting.
+    starting: StartsUnderWay,
     /// Reports of containers by id, with the state they were made in: a state says all there is to
     /// know about a container that is never restarted, and an inspection costs a channel.
     reports: Mutex<HashMap<String, (String, RankReport)>>,
@@ -86,11 +88,19 @@ impl DockerRuntime {
             deck,
             epoch,
             spec: spec.clone(),
-            starting: Mutex::default(),
+            starting: StartsUnderWay::default(),
             reports: Mutex::default(),
             cursors: Mutex::default(),
             kind: Mutex::default(),
         }
+    }
+
+    /// The same, beside runtimes of other images on the same engine: each sees all containers of the deck there, and
+    /// is to know of the others' starts.
+    #[must_use]
+    pub fn beside(mut self, starting: &StartsUnderWay) -> Self {
+        self.starting = starting.clone();
+        self
     }
 
     /// What the engine is. It is asked once; one that does not say is taken for a Docker Engine of root's.
@@ -391,7 +401,7 @@ impl DockerRuntime {
 impl Runtime for DockerRuntime {
     async fn start(&self, start: &RankStart) -> Result<(), RuntimeError> {
         let name = start.rank.unit_name();
-        let _starting = Starting::new(&self.starting, name.clone());
+        let _starting = self.starting.begin(&name);
         match self.find(&start.rank).await? {
             Some(state) if was_started(&state) => return Ok(()),
             // Created by a start that was cut off before it started.
@@ -459,7 +469,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn list(&self) -> Result<Vec<RankReport>, RuntimeError> {
-        let before = locked(&self.starting).clone();
+        let before = self.starting.names();
         let filters = HashMap::from([("label", vec![format!("{}={}", labels::DECK, self.deck)])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.reader(QUICK)?.list_containers(Some(options)).await;
@@ -474,9 +484,14 @@ impl Runtime for DockerRuntime {
             };
             let state = container.state.map(|s| s.to_string()).unwrap_or_default();
             let name = rank.unit_name();
-            if state == "created"
-                && (before.contains(&name) || locked(&self.starting).contains(&name))
-            {
+            if state == "created" && (before.contains(&name) || self.starting.has(&name)) {
+                continue;
+            }
+            if state == "created" && is_abandoned(container.created) {
+                // Its start was ended by a stop that came before it was there.
+                if let Err(error) = self.remove(&rank).await {
+                    tracing::debug!(host = %self.link.host(), %error, "it is left: {name}");
+                }
                 continue;
             }
             let known = locked(&self.reports).get(&id).filter(|(then, _)| *then == state).cloned();
@@ -548,6 +563,13 @@ struct Unstarted {
     no_init: bool,
 }
 
+/// Whether what was created then, in seconds since the epoch, and is not being started will not be started any more.
+/// (By two clocks: nothing but time is lost when they differ.)
+fn is_abandoned(created: Option<i64>) -> bool {
+    let now = jiff::Timestamp::now().as_second();
+    created.is_some_and(|at| now.saturating_sub(at) > ABANDONED_AFTER)
+}
+
 /// `name=rootless`, alone or among other words.
 fn is_rootless(option: &str) -> bool {
     option.split(',').any(|word| word == "name=rootless")
@@ -567,21 +589,37 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// While it lives, the named container is being started here: its state `created` is no end.
-struct Starting<'a> {
-    set: &'a Mutex<BTreeSet<String>>,
-    name: String,
-}
+/// The containers that are being started by this process: their state `created` is no end.
+#[derive(Clone, Debug, Default)]
+pub struct StartsUnderWay(Arc<Mutex<Vec<String>>>);
 
-impl<'a> Starting<'a> {
-    fn new(set: &'a Mutex<BTreeSet<String>>, name: String) -> Self {
-        locked(set).insert(name.clone());
-        Self { set, name }
+impl StartsUnderWay {
+    /// Until what it returns is dropped, the named container is being started.
+    fn begin(&self, name: &str) -> Starting {
+        locked(&self.0).push(name.to_owned());
+        Starting { all: self.clone(), name: name.to_owned() }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        locked(&self.0).iter().any(|n| n == name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        locked(&self.0).clone()
     }
 }
 
-impl Drop for Starting<'_> {
+/// One start under way; the same container may have several.
+struct Starting {
+    all: StartsUnderWay,
+    name: String,
+}
+
+impl Drop for Starting {
     fn drop(&mut self) {
-        locked(self.set).remove(&self.name);
+        let mut all = locked(&self.all.0);
+        if let Some(at) = all.iter().position(|name| *name == self.name) {
+            all.swap_remove(at);
+        }
     }
 }
