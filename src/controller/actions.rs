@@ -33,6 +33,11 @@ use crate::wire::{DeviceNeed, RankStart, Refusal, Reply, Request};
 const TOKEN_SOONEST: Duration = Duration::from_millis(300);
 const TOKEN_LATEST: Duration = Duration::from_secs(1);
 
+/// So long an engine's answers are of one sort before they are told; twelve times that for those that every engine gives
+/// while it loads.
+const ANSWER_TOLD: Duration = Duration::from_secs(10);
+const USUAL_TOLD: Duration = Duration::from_mins(2);
+
 /// So long a table that is to be published waits for hosts that were not asked yet who holds them, before it is
 /// told that it is not published: a controller that has just begun has no links yet.
 const LINKS_UP: Duration = Duration::from_secs(3);
@@ -156,7 +161,7 @@ impl Actions {
                 let engine = spec.engine.clone();
                 let name = service.clone();
                 self.spawn(key, service, move |means| async move {
-                    await_token(&means, &engine, &name, &plan).await;
+                    await_token(&means, &engine, &name, replica, &plan).await;
                     vec![EventKind::ReplicaReady { replica }]
                 });
             }
@@ -425,30 +430,86 @@ fn is_held(error: &RuntimeError) -> bool {
     matches!(error, RuntimeError::Link(LinkError::Refused { refusal: Refusal::Held { .. }, .. }))
 }
 
+/// Asks until the replica generates a token. What it answers instead is told, so that the cause is known when its time
+/// is over.
 async fn await_token(
     means: &Means,
     engine: &crate::spec::EngineSpec,
     service: &ServiceName,
+    replica: ReplicaId,
     plan: &RankPlan,
 ) {
     let asks = engine::of(engine).token_requests(service);
     let began = tokio::time::Instant::now();
+    let mut answers = Answers::default();
     loop {
-        if let Ok(link) = link(means, &plan.host)
-            && generates(link.as_ref(), &asks, plan.port).await == Ok(true)
-        {
-            return;
+        if let Ok(link) = link(means, &plan.host) {
+            let (why, usual) = match generates(link.as_ref(), &asks, plan.port).await {
+                Ok(Asked::Token) => return,
+                Ok(Asked::NoToken { why, usual }) => (Some(why), usual),
+                Err(LinkError::Refused { refusal: refusal @ Refusal::NoAnswer { .. }, .. }) => {
+                    (Some(refusal.to_string()), true)
+                }
+                // The host's matter, which is told as that.
+                Err(_) => (None, true),
+            };
+            if let Some(why) = why.filter(|why| answers.is_news(why, usual, began.elapsed())) {
+                let kind = EventKind::NoTokenYet { replica, why };
+                let _ = means.inputs.send(Input::Happened { service: service.clone(), kind }).await;
+            }
         }
         tokio::time::sleep((began.elapsed() / 10).clamp(TOKEN_SOONEST, TOKEN_LATEST)).await;
     }
 }
 
-/// Asks an engine once for a token, in the ways that it may offer: whether it generated one.
+/// Which of an engine's answers are worth telling: those that stay, each sort once.
+#[derive(Default)]
+struct Answers {
+    /// The sort of the newest one, and since when all are of it.
+    now: Option<(String, Duration)>,
+    told: Option<String>,
+}
+
+impl Answers {
+    /// `usual`: an engine that loads says that, too.
+    fn is_news(&mut self, why: &str, usual: bool, at: Duration) -> bool {
+        // `HTTP 401`, or the first words of another: what follows differs from time to time.
+        let sort: String = why.chars().take(8).collect();
+        let since = match &self.now {
+            Some((same, since)) if *same == sort => *since,
+            _ => at,
+        };
+        let stays = at.saturating_sub(since) >= if usual { USUAL_TOLD } else { ANSWER_TOLD };
+        let is_news = stays && self.told.as_ref() != Some(&sort);
+        if is_news {
+            self.told = Some(sort.clone());
+        }
+        self.now = Some((sort, since));
+        is_news
+    }
+}
+
+/// What came of asking an engine for a token.
+pub(super) enum Asked {
+    /// It generated one.
+    Token,
+    /// It did not.
+    NoToken {
+        /// What it answered, for people.
+        why: String,
+        /// As long as it loads an engine answers so.
+        usual: bool,
+    },
+}
+
+/// Asks an engine once for a token, in the ways that it may offer.
 pub(super) async fn generates(
     link: &dyn HostLink,
     asks: &[TokenRequest],
     port: u16,
-) -> Result<bool, LinkError> {
+) -> Result<Asked, LinkError> {
+    // The way that is tried first says most of what is wrong.
+    let mut refused = None;
     for ask in asks {
         let request = Request::Http {
             port,
@@ -458,14 +519,20 @@ pub(super) async fn generates(
             body: Some(ask.body.clone()),
             timeout_ms: 20_000,
         };
-        let Reply::Http(reply) = link.request(request).await? else { return Ok(false) };
+        let Reply::Http(reply) = link.request(request).await? else {
+            return Ok(Asked::NoToken { why: "it does not speak HTTP".to_owned(), usual: false });
+        };
         match ask.judge(reply.status, &reply.body) {
-            TokenAnswer::Token => return Ok(true),
-            TokenAnswer::NotYet { .. } => return Ok(false),
-            TokenAnswer::NotOffered { .. } => {}
+            TokenAnswer::Token => return Ok(Asked::Token),
+            TokenAnswer::NotYet { why } => {
+                return Ok(Asked::NoToken { why, usual: reply.status == 503 });
+            }
+            // The way that is tried first says most of what is wrong.
+            TokenAnswer::NotOffered { why } => refused = refused.or(Some(why)),
         }
     }
-    Ok(false)
+    let why = refused.unwrap_or_else(|| "it offers no request for one".to_owned());
+    Ok(Asked::NoToken { why, usual: false })
 }
 
 /// Waits until no gateway has a request of the replica in flight, and its engine none either: what
@@ -626,5 +693,24 @@ impl Keeper {
             tokio::time::sleep(spec.settle).await;
         }
         published
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_engines_answers_those_that_stay_are_told_once() {
+        let mut answers = Answers::default();
+        let mut at =
+            |second, why: &str, usual| answers.is_news(why, usual, Duration::from_secs(second));
+        assert!(!at(0, "nothing listens", true));
+        assert!(!at(60, "HTTP 503: loading", true));
+        assert!(!at(179, "HTTP 503: loading 80 %", true));
+        assert!(at(180, "HTTP 503: loading 81 %", true), "for two minutes");
+        assert!(!at(181, "HTTP 401: no key", false));
+        assert!(at(191, "HTTP 401: no key (request 7)", false));
+        assert!(!at(300, "HTTP 401: no key (request 9)", false), "it was told");
     }
 }

@@ -178,6 +178,7 @@ pub fn event_words(kind: &EventKind) -> String {
             format!("rank {} of {} has ended: {how}", rank.rank, rank.replica)
         }
         EventKind::ReplicaReady { replica } => format!("{replica} generated a token: it is ready"),
+        EventKind::NoTokenYet { replica, why } => format!("{replica} gives no token yet: {why}"),
         EventKind::ReplicaUnready { replica, why } => format!("{replica} does not answer: {why}"),
         EventKind::TrafficApplied { version } => {
             format!("the gateway has traffic table {version}")

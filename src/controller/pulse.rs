@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 
-use super::actions::{self, Means};
+use super::actions::{self, Asked, Means};
 use super::core::{Core, Input};
 use super::vigil::{Answer, Key, Vigil};
 use crate::base::{HostName, ReplicaId};
@@ -101,8 +101,8 @@ async fn ask_for_token(link: &dyn HostLink, ready: &Ready, status: u16) -> Answe
     let (service, _) = &ready.key;
     let asks = engine::of(&ready.engine).token_requests(service);
     match actions::generates(link, &asks, ready.port).await {
-        Ok(true) => Answer::Reached,
-        Ok(false) => {
+        Ok(Asked::Token) => Answer::Reached,
+        Ok(Asked::NoToken { .. }) => {
             let seconds = PATIENCE.as_secs();
             Answer::NotReached(format!("{status} from /health and no token for {seconds} s"))
         }

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Longest cause that is kept, in characters: the last lines of a log fit.
 const MAX_CAUSE: usize = 400;
 
+/// Longest answer of an engine that is kept, in characters: it is a part of a cause.
+const MAX_ANSWER: usize = 240;
+
 /// A gateway that refused is told again after this long.
 const TRAFFIC_RETRY: Duration = Duration::from_secs(2);
 
@@ -62,6 +65,7 @@ impl Decider<'_> {
             EventKind::RankRefused { rank, refusal } => self.rank_refused(rank, refusal),
             EventKind::RankEnded { rank, how } => self.rank_ended(rank, how),
             EventKind::ReplicaReady { replica } => self.replica_ready(*replica),
+            EventKind::NoTokenYet { replica, why } => self.no_token_yet(*replica, why),
             EventKind::ReplicaUnready { replica, why } => self.replica_unready(*replica, why),
             EventKind::TrafficApplied { version } => self.traffic_applied(*version),
             EventKind::TrafficFailed { version, why } => self.traffic_failed(*version, why),
@@ -262,8 +266,23 @@ impl Decider<'_> {
         // Progress it is when it is available: `progressed_at`.
         if replica.phase == Phase::Loading {
             replica.trouble = None;
+            replica.no_token = None;
             replica.enter(Phase::Ready, now);
         }
+    }
+
+    fn no_token_yet(&mut self, id: ReplicaId, why: &str) {
+        let Some(key) = self.present(id) else { return };
+        let Some(replica) = self.state.replicas.get_mut(&key) else { return };
+        if replica.phase != Phase::Loading {
+            return;
+        }
+        let why = text::clean(why, MAX_ANSWER);
+        // What made a ready one be asked again says more.
+        if !replica.proved {
+            replica.trouble = Some(format!("no token yet: {why}"));
+        }
+        replica.no_token = Some(why);
     }
 
     fn replica_unready(&mut self, id: ReplicaId, why: &str) {
@@ -295,6 +314,7 @@ impl Decider<'_> {
         replica.trouble = Some(text::clean(cause, MAX_CAUSE));
         replica.started = Some(now);
         replica.proved = true;
+        replica.no_token = None;
         replica.enter(Phase::Loading, now);
         self.actions.extend(release.await_token(key, replica));
     }

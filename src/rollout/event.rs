@@ -224,6 +224,13 @@ pub enum EventKind {
         /// Which.
         replica: ReplicaId,
     },
+    /// The replica is asked for a token and gives none: what it answers instead.
+    NoTokenYet {
+        /// Which.
+        replica: ReplicaId,
+        /// The answer, for people: `HTTP 401: …`.
+        why: String,
+    },
     /// The replica that was ready does not answer any more; nothing is known of its ranks' end.
     ReplicaUnready {
         /// Which.

@@ -193,7 +193,10 @@ impl Decider<'_> {
                 } else {
                     "its ranks did not start"
                 };
-                let cause = format!("{what} within {} (healthy_deadline)", time::short(healthy));
+                let answer = replica.no_token.as_ref().filter(|_| replica.phase == Phase::Loading);
+                let answer = answer.map(|why| format!(": {why}")).unwrap_or_default();
+                let within = time::short(healthy);
+                let cause = format!("{what} within {within} (healthy_deadline){answer}");
                 self.replica_failed(key, &cause);
             }
             Phase::Draining { deadline } => {

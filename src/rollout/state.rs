@@ -120,6 +120,9 @@ pub struct ReplicaState {
     /// It was ready before in this attempt: a token is awaited that shows that it still serves.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proved: bool,
+    /// What its engine last answered instead of the token that is awaited, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_token: Option<String>,
 }
 
 /// How far the drain of one replica has come.
@@ -388,6 +391,7 @@ impl ReplicaState {
             waiting_since: None,
             drain: Drain::default(),
             proved: false,
+            no_token: None,
         }
     }
 }

@@ -435,6 +435,38 @@ fn a_stable_replica_that_stays_away_is_started_again_after_the_healthy_deadline(
 }
 
 #[test]
+fn what_an_engine_answers_instead_of_a_token_is_the_cause() {
+    let first = release(1, spec(1, 0, 0), &single(0, 1));
+    let mut state = ServiceState::new(service());
+    let mut tell = |seconds: u64, kind: EventKind| {
+        step(&mut state, &Event { at: Timestamp(seconds * 1000), kind });
+        let trouble = state.replicas.values().next().and_then(|r| r.trouble.clone());
+        (trouble, state.rollout.as_ref().map(|r| r.direction.clone()))
+    };
+    let (kind, by) = (RolloutKind::Apply, "ada".to_owned());
+    tell(
+        1,
+        EventKind::RolloutRequested {
+            release: Box::new(first.clone()),
+            kind,
+            by,
+            limits: deciding::rollout::LimitRule::PRESENT,
+        },
+    );
+    let rank = first.rank_ids(0, deciding::base::Attempt::FIRST)[0].clone();
+    let replica = rank.replica;
+    tell(2, EventKind::RankRunning { rank });
+    let why = "HTTP 401: Unauthorized".to_owned();
+    let (trouble, _) = tell(20, EventKind::NoTokenYet { replica, why });
+    assert_eq!(trouble.unwrap(), "no token yet: HTTP 401: Unauthorized");
+    let healthy = first.spec.rollout.healthy_deadline.as_secs();
+    let (trouble, _) = tell(2 + healthy, EventKind::Tick);
+    let cause = trouble.unwrap();
+    assert!(cause.contains("no token was generated within 20m"), "{cause}");
+    assert!(cause.ends_with(": HTTP 401: Unauthorized"), "{cause}");
+}
+
+#[test]
 fn what_a_replica_was_refused_for_is_told_at_whatever_moment_the_deadline_passes() {
     let first = release(1, spec(1, 0, 0), &single(0, 1));
     let mut state = ServiceState::new(service());
