@@ -1,7 +1,22 @@
 //! Looking into the arguments that a spec passes on to an engine.
 
+use std::collections::BTreeMap;
+
 use super::{EngineError, limits};
 use crate::model::Rules;
+
+/// The same arguments with `-` for each `_` in the names of long options: vLLM (`FlexibleArgumentParser`) and llama.cpp
+/// (`common_params_parse`) take both.
+pub(super) fn dashed(args: &[String]) -> Vec<String> {
+    let dash = |arg: &String| match arg.split_once('=') {
+        Some((name, value)) if name.starts_with("--") => {
+            format!("{}={value}", name.replace('_', "-"))
+        }
+        None if arg.starts_with("--") => arg.replace('_', "-"),
+        _ => arg.clone(),
+    };
+    args.iter().map(dash).collect()
+}
 
 /// The value of the last of these options in `args`: `--name value`, `--name=value`.
 pub(super) fn value<'a>(args: &'a [String], names: &[&str]) -> Option<&'a str> {
@@ -50,10 +65,50 @@ pub(super) fn experts(args: &[String], all: u64) -> u64 {
     ranks(args, &["--ep-size", "--expert-parallel-size", "--ep"], all).unwrap_or(1)
 }
 
+/// Whether a long option is there that `option` is short for, as argparse understands it.
+fn abbreviates(args: &[String], option: &str) -> bool {
+    args.iter().any(|arg| {
+        let name = arg.split_once('=').map_or(arg.as_str(), |(name, _)| name);
+        name.starts_with("--") && name.len() >= SHORTEST && option.starts_with(name)
+    })
+}
+
+/// An abbreviation with fewer characters means too many things.
+const SHORTEST: usize = 7;
+
+/// Variables with which engines are told a key or certificates.
+const LOCKS: [&str; 4] =
+    ["VLLM_API_KEY", "LLAMA_API_KEY", "LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_SSL_CERT_FILE"];
+
+/// Refuses what makes an engine answer only to who has a key, or speaks TLS: whether it generates tokens is asked in
+/// plain HTTP, and it would never be ready.
+pub(super) fn refuse_locks(
+    engine: &'static str,
+    args: &[String],
+    env: &BTreeMap<String, String>,
+) -> Result<(), EngineError> {
+    let option = args.iter().find_map(|arg| {
+        let name = arg.split_once('=').map_or(arg.as_str(), |(name, _)| name);
+        let locks = ["--api-key", "--api-key-file"].contains(&name) || name.starts_with("--ssl-");
+        locks.then_some(name)
+    });
+    let variable = LOCKS.into_iter().find(|name| env.contains_key(*name));
+    match option.or(variable) {
+        None => Ok(()),
+        Some(name) => Err(EngineError::Unsupported {
+            engine,
+            what: format!("`{name}`"),
+            hint: "remove it: gpudeck asks engines for tokens in plain HTTP and without a key. Ask clients for one \
+                   at the gateway, and have engines listen on an inner address (`engine_listen` of the host)"
+                .to_owned(),
+        }),
+    }
+}
+
 /// Refuses options that the adapter sets itself; each with where to set it instead.
 pub(super) fn refuse_owned(args: &[String], owned: &[(&str, &str)]) -> Result<(), EngineError> {
     for (option, instead) in owned {
-        if has(args, &[option]) {
+        if has(args, &[option]) || abbreviates(args, option) {
             return Err(EngineError::OwnedSetting {
                 setting: (*option).to_owned(),
                 hint: format!("remove it from `args`: {instead}"),

@@ -32,7 +32,11 @@ impl Command {
 
     /// All that it is run with.
     fn words(&self, spec: &ServiceSpec) -> Vec<String> {
-        self.0.run.iter().chain(&spec.args).cloned().collect()
+        let words: Vec<String> = self.0.run.iter().chain(&spec.args).cloned().collect();
+        match self.0.metrics {
+            Some(MetricNames::Vllm | MetricNames::LlamaCpp) => args::dashed(&words),
+            Some(MetricNames::Sglang) | None => words,
+        }
     }
 }
 
@@ -57,6 +61,9 @@ impl Engine for Command {
                     .to_owned(),
                 hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
             });
+        }
+        if self.0.metrics.is_some() {
+            args::refuse_locks("command", &self.words(spec), &spec.env)?;
         }
         // Whose metrics it has tells which engine it is.
         let known = match self.0.metrics {

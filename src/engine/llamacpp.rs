@@ -55,8 +55,10 @@ impl Engine for LlamaCpp {
 
     fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {
         check_shape("llamacpp", spec)?;
-        args::refuse_owned(&spec.args, &OWNED)?;
-        args::cache_types_taken(&spec.args, &memory::LLAMA_CPP)?;
+        let given = args::dashed(&spec.args);
+        args::refuse_owned(&given, &OWNED)?;
+        args::refuse_locks("llamacpp", &given, &spec.env)?;
+        args::cache_types_taken(&given, &memory::LLAMA_CPP)?;
         let Some(facts) = facts else { return Ok(()) };
         if facts.format != ModelFormat::Gguf {
             return Err(EngineError::Format {
@@ -109,17 +111,18 @@ impl Engine for LlamaCpp {
         if facts.tensors.is_empty() || facts.caches.is_empty() {
             return None;
         }
-        let number = |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
+        let given = args::dashed(&spec.args);
+        let number = |names: &[&str]| args::value(&given, names).and_then(|v| v.parse().ok());
         let cpu = spec.device == DeviceKind::Cpu;
         let context = if cpu { Bar::mib(128, 20, 256) } else { memory::LLAMA_CPP.context };
         Some(Setup {
             // Each GPU is a stage with layers of its own.
             pipeline: shape.tensor.get().into(),
             context: Some(tokens(spec, facts)),
-            cache: args::value(&spec.args, &["-ctk", "--cache-type-k"]).and_then(CacheBits::named),
+            cache: args::value(&given, &["-ctk", "--cache-type-k"]).and_then(CacheBits::named),
             batch: number(&["-ub", "--ubatch-size"]),
             requests: number(&["-np", "--parallel"]),
-            unified: !args::has(&spec.args, &["-no-kvu", "--no-kv-unified"]),
+            unified: !args::has(&given, &["-no-kvu", "--no-kv-unified"]),
             // On host memory there are no devices to keep apart.
             eager: cpu,
             ..Setup::new(Rules { context, ..memory::LLAMA_CPP })
@@ -137,7 +140,7 @@ impl Engine for LlamaCpp {
     fn command(&self, rank: &RankContext<'_>) -> Result<EngineCommand, EngineError> {
         self.check(rank.spec, rank.facts)?;
         rank.check_devices()?;
-        let given = &rank.spec.args;
+        let given = &args::dashed(&rank.spec.args);
         // The image has its program in /app and no other path to it.
         let of_image = rank.docker.then(|| "/app/llama-server".to_owned());
         let own = rank.spec.program.clone().or(of_image);
@@ -175,7 +178,7 @@ impl Engine for LlamaCpp {
             argv.push("--kv-unified".to_owned());
         }
         argv.push("--metrics".to_owned());
-        argv.extend(given.iter().cloned());
+        argv.extend(rank.spec.args.iter().cloned());
         let mut env = rank.env()?;
         // Since 2026 it says which buffers it makes only when asked for more words; a version that
         // does not know the variable says it anyway.

@@ -86,6 +86,16 @@ fn vllm_refuses_what_it_cannot_do() {
         ("device='cpu'", st, "device = \"cpu\""),
         ("args=['--port=1']", st, "`--port`"),
         ("args=['--kv-cache-dtype', 'q8_0']", st, "a cache of type q8_0"),
+        // argparse takes `_` for `-`, and what is not ambiguous for the whole name.
+        ("args=['--kv_cache_dtype=q8_0']", st, "a cache of type q8_0"),
+        ("args=['--max_model_len', '4096']", st, "`--max-model-len`"),
+        ("args=['--tensor-parallel', '2']", st, "`--tensor-parallel-size`"),
+        ("args=['-dp', '2']", st, "`-dp`"),
+        ("args=['--nnodes=2', '--headless']", st, "`--nnodes`"),
+        ("args=['--config', '/etc/vllm.yaml']", st, "`--config`"),
+        ("args=['--api_key=x']", st, "`--api-key`"),
+        ("args=['--ssl-keyfile', '/k']", st, "`--ssl-keyfile`"),
+        ("env={VLLM_API_KEY='x'}", st, "`VLLM_API_KEY`"),
         ("context=99999", st, "longer than the model's 32768"),
         ("", ModelFormat::Gguf, "GGUF"),
     ] {
@@ -168,6 +178,7 @@ fn vllm_takes_a_share_of_the_gpu() {
     assert_eq!(share(""), Some(0.92));
     assert_eq!(share("'--gpu-memory-utilization','0.5'"), Some(0.5));
     assert_eq!(share("'--gpu-memory-utilization=0.6'"), Some(0.6));
+    assert_eq!(share("'--gpu_memory_utilization','0.7'"), Some(0.7));
 }
 
 #[test]
@@ -243,6 +254,26 @@ fn cache_types_that_an_engine_does_not_take_are_refused() {
     // A program of the user's may take what the engine does not whose names its metrics have.
     let run = "metrics='vllm'\nrun=['x','--kv-cache-dtype','q8_0']";
     assert_eq!(check(&format!("memory='1GiB'\n[engine.command]\n{run}")), Ok(()));
+}
+
+/// Nobody could ask it for a token.
+#[test]
+fn engines_that_answer_only_to_a_key_are_refused() {
+    let check = |engine: &str| {
+        let s = spec(&format!("model='/m'\nmemory='1GiB'\n{engine}"));
+        of(&s.engine).check(&s, None).map_err(|e| e.to_string())
+    };
+    for locked in [
+        "engine='llamacpp'\nargs=['--api-key-file','/k']",
+        "engine='llamacpp'\nargs=['--ssl-key-file=/k']",
+        "engine='llamacpp'\nenv={LLAMA_API_KEY='x'}",
+        "[engine.command]\nmetrics='sglang'\nrun=['x','--api-key','s']",
+    ] {
+        let error = check(locked).unwrap_err();
+        assert!(error.contains("is not supported"), "{locked}: {error}");
+    }
+    // What is known of no engine may mean anything.
+    assert_eq!(check("[engine.command]\nrun=['x','--api-key','s']"), Ok(()));
 }
 
 #[test]

@@ -33,13 +33,36 @@ const OVERHEADS: Overheads = Overheads {
     cache_value_bytes: 2,
 };
 
-const OWNED: [(&str, &str); 7] = [
+const ONE_HOST: &str = "a replica stays on one host for now";
+const NO_DATA: &str = "raise `replicas` instead";
+
+const OWNED: [(&str, &str); 27] = [
+    ("--model", "set `model`"),
     ("--host", "gpudeck gives the address"),
     ("--port", "gpudeck gives the port"),
+    ("--uds", "gpudeck and the gateway reach it by its port"),
+    ("--config", "write what stands in the file into `args`"),
+    ("--device-ids", "gpudeck gives each rank its GPUs"),
     ("--served-model-name", "the model is served under the service's name"),
     ("--tensor-parallel-size", "set `parallel = { tensor = N }`"),
     ("-tp", "set `parallel = { tensor = N }`"),
-    ("--pipeline-parallel-size", "a replica stays on one host for now"),
+    ("--pipeline-parallel-size", ONE_HOST),
+    ("-pp", ONE_HOST),
+    ("--data-parallel-size", NO_DATA),
+    ("-dp", NO_DATA),
+    ("--data-parallel-size-local", NO_DATA),
+    ("-dpl", NO_DATA),
+    ("--data-parallel-rank", NO_DATA),
+    ("-dpn", NO_DATA),
+    ("--data-parallel-start-rank", NO_DATA),
+    ("-dpr", NO_DATA),
+    ("--nnodes", ONE_HOST),
+    ("-n", ONE_HOST),
+    ("--node-rank", ONE_HOST),
+    ("-r", ONE_HOST),
+    ("--master-addr", ONE_HOST),
+    ("--master-port", ONE_HOST),
+    ("--headless", ONE_HOST),
     ("--max-model-len", "set `context`"),
 ];
 
@@ -61,8 +84,10 @@ impl Engine for Vllm {
             });
         }
         check_shape("vllm", spec)?;
-        args::refuse_owned(&spec.args, &OWNED)?;
-        args::cache_types_taken(&spec.args, &memory::VLLM)?;
+        let given = args::dashed(&spec.args);
+        args::refuse_owned(&given, &OWNED)?;
+        args::refuse_locks("vllm", &given, &spec.env)?;
+        args::cache_types_taken(&given, &memory::VLLM)?;
         let Some(facts) = facts else { return Ok(()) };
         if facts.format == ModelFormat::Gguf {
             return Err(EngineError::Format {
@@ -74,7 +99,7 @@ impl Engine for Vllm {
         if let Some(error) = limits::form(facts, "vllm") {
             return Err(error);
         }
-        if !args::has(&spec.args, &["--hf-overrides", "--rope-scaling"])
+        if !args::has(&given, &["--hf-overrides", "--rope-scaling"])
             && let Some(error) = limits::context(facts, spec.context)
         {
             return Err(error);
@@ -117,7 +142,8 @@ impl Engine for Vllm {
             return memory::heaviest(&predict(facts, &setup));
         }
         let tokens = tokens(spec, facts);
-        let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
+        let given = args::dashed(&spec.args);
+        let cache = args::value(&given, &["--kv-cache-dtype"]);
         let mut overheads = OVERHEADS;
         if cache.is_some_and(|v| v.starts_with("fp8")) {
             overheads.cache_value_bytes = 1;
@@ -129,34 +155,37 @@ impl Engine for Vllm {
         if facts.tensors.is_empty() || facts.caches.is_empty() {
             return None;
         }
-        let number = |names: &[&str]| args::value(&spec.args, names).and_then(|v| v.parse().ok());
-        let cache = args::value(&spec.args, &["--kv-cache-dtype"]);
+        let given = args::dashed(&spec.args);
+        let number = |names: &[&str]| args::value(&given, names).and_then(|v| v.parse().ok());
+        let cache = args::value(&given, &["--kv-cache-dtype"]);
         Some(Setup {
             tensor: shape.tensor.get().into(),
             pipeline: shape.pipeline.get().into(),
             data: shape.data.get().into(),
-            expert: args::experts(&spec.args, shape.tensor.get().into()),
+            expert: args::experts(&given, shape.tensor.get().into()),
             context: context_of(spec, Some(facts)),
             cache: cache.and_then(CacheBits::named),
             block: number(&["--block-size"]),
             batch: number(&["--max-num-batched-tokens"]),
             requests: number(&["--max-num-seqs"]),
-            eager: args::has(&spec.args, &["--enforce-eager"]),
-            whole_towers: args::value(&spec.args, &["--mm-encoder-tp-mode"]) == Some("data"),
-            utilisation: args::value(&spec.args, &["--gpu-memory-utilization"])
+            eager: args::has(&given, &["--enforce-eager"]),
+            whole_towers: args::value(&given, &["--mm-encoder-tp-mode"]) == Some("data"),
+            utilisation: args::value(&given, &["--gpu-memory-utilization"])
                 .and_then(|v| v.parse().ok()),
             ..Setup::new(memory::VLLM)
         })
     }
 
     fn read_loaded(&self, spec: &ServiceSpec, log: &str) -> Loaded {
-        let block = args::value(&spec.args, &["--block-size"]).and_then(|v| v.parse().ok());
+        let given = args::dashed(&spec.args);
+        let block = args::value(&given, &["--block-size"]).and_then(|v| v.parse().ok());
         loaded::vllm_in_blocks(log, block)
     }
 
     fn memory_share(&self, spec: &ServiceSpec) -> Option<f64> {
-        let given = args::value(&spec.args, &["--gpu-memory-utilization"]);
-        let share = given.and_then(|v| v.parse::<f64>().ok()).unwrap_or(DEFAULT_UTILISATION);
+        let given = args::dashed(&spec.args);
+        let share = args::value(&given, &["--gpu-memory-utilization"]);
+        let share = share.and_then(|v| v.parse::<f64>().ok()).unwrap_or(DEFAULT_UTILISATION);
         share.is_finite().then(|| share.clamp(0.0, 1.0))
     }
 
