@@ -484,7 +484,7 @@ fn engine_counters(metrics: &EngineMetrics) -> Option<ServerCounters> {
         value.map(|v| v.clamp(0.0, 1e15) as u64)
     };
     let errors = whole(metrics.requests_error).unwrap_or(0);
-    let requests = whole(metrics.requests_success)?.saturating_add(errors);
+    let requests = whole(metrics.requests_ended)?;
     let mean_response_ms =
         metrics.end_to_end.as_ref().and_then(engine::Histogram::mean).map_or(0.0, |s| s * 1_000.0);
     let in_flight = whole(metrics.running).unwrap_or(0);

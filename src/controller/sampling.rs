@@ -143,10 +143,11 @@ fn increments(now: &EngineMetrics, was: &EngineMetrics) -> EngineSamples {
         (Some(now), None) => now.clone(),
         (None, _) => Histogram::default(),
     };
-    let failed = counter(now.requests_error, was.requests_error);
+    let finished = counter(now.requests_ended, was.requests_ended);
     EngineSamples {
-        finished: counter(now.requests_success, was.requests_success).saturating_add(failed),
-        failed,
+        finished,
+        // One that failed may be counted before it has ended.
+        failed: counter(now.requests_error, was.requests_error).min(finished),
         preemptions: counter(now.preemptions, was.preemptions),
         first_token: histogram(&now.first_token, &was.first_token),
         inter_token: histogram(&now.inter_token, &was.inter_token),
@@ -159,7 +160,7 @@ fn increments(now: &EngineMetrics, was: &EngineMetrics) -> EngineSamples {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::engine::metrics::{VLLM, parse};
+    use crate::engine::metrics::{SGLANG, VLLM, parse};
 
     fn reading(count: u32, failed: u32, waiting: u32) -> BTreeMap<ReplicaId, EngineMetrics> {
         let text = format!(
@@ -184,6 +185,27 @@ mod tests {
         assert_eq!((second.finished, second.failed, second.first_token.count()), (11, 1, 10));
         let restarted = sampler.observe(reading(4, 0, 0), &[]).remove(&release).unwrap();
         assert_eq!((restarted.finished, restarted.first_token.count()), (4, 4));
+    }
+
+    /// Between two readings one more failed than ended: what is left of their difference becomes smaller, and no engine
+    /// was started anew.
+    #[test]
+    fn a_failure_that_is_counted_early_is_no_restart() {
+        let mut sampler = Sampler::default();
+        let release = ReleaseNumber(2);
+        let mut at = |ended: u32, failed: u32| {
+            let text = format!(
+                "sglang:num_requests_total {ended}\nsglang:num_aborted_requests_total {failed}\n\
+                 sglang:num_queue_reqs 0\n"
+            );
+            let reading = [("r2-0-a1".parse().unwrap(), parse(&text, &SGLANG))].into();
+            let samples = sampler.observe(reading, &[]).remove(&release).unwrap();
+            (samples.finished, samples.failed)
+        };
+        assert_eq!(at(10_000, 10), (0, 0));
+        assert_eq!(at(10_001, 13), (1, 1));
+        assert_eq!(at(10_004, 13), (3, 0));
+        assert_eq!(at(5, 1), (5, 1), "that was one");
     }
 
     #[test]

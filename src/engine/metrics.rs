@@ -12,29 +12,32 @@ pub const MAX_TEXT: usize = 4 << 20;
 /// Most different bucket bounds of one histogram that are looked at.
 const MAX_BOUNDS: usize = 4 * MAX_BUCKETS;
 
-/// What an engine calls its metrics; none: it does not have it.
+/// The names of one metric, the newest first; none: the engine does not have it.
+pub type Aliases = &'static [&'static str];
+
+/// What an engine calls its metrics, in the versions that are in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// Gauge: requests being worked on.
-    pub running: Option<&'static str>,
+    pub running: Aliases,
     /// Gauge: requests waiting.
-    pub waiting: Option<&'static str>,
+    pub waiting: Aliases,
     /// Gauge: share of the KV cache in use, 0 to 1.
-    pub kv_usage: Option<&'static str>,
+    pub kv_usage: Aliases,
     /// Counter of finished requests; with `finished_reason`, `error` is a failure.
-    pub finished: Option<&'static str>,
-    /// Counter of requests that failed, where `finished` does not tell.
-    pub failed: Option<&'static str>,
+    pub finished: Aliases,
+    /// Counter of requests that failed, which are among `finished`, where that does not tell.
+    pub failed: Aliases,
     /// Counter of requests that were thrown out of the cache and began again.
-    pub preemptions: Option<&'static str>,
+    pub preemptions: Aliases,
     /// Histogram: time to the first token, seconds.
-    pub first_token: Option<&'static str>,
+    pub first_token: Aliases,
     /// Histogram: time between two tokens, seconds.
-    pub inter_token: Option<&'static str>,
+    pub inter_token: Aliases,
     /// Histogram: time of a whole request, seconds.
-    pub end_to_end: Option<&'static str>,
+    pub end_to_end: Aliases,
     /// Counter of generated tokens.
-    pub generated: Option<&'static str>,
+    pub generated: Aliases,
 }
 
 impl Names {
@@ -53,50 +56,52 @@ impl Names {
     }
 }
 
-/// vLLM's names (`vllm/v1/metrics/loggers.py`).
+/// vLLM's names (`vllm/v1/metrics/loggers.py`). Until 0.11 the cache's gauge and the time between two tokens were called
+/// otherwise; some versions have both.
 pub const VLLM: Names = Names {
-    running: Some("vllm:num_requests_running"),
-    waiting: Some("vllm:num_requests_waiting"),
-    kv_usage: Some("vllm:kv_cache_usage_perc"),
-    finished: Some("vllm:request_success_total"),
-    failed: None,
-    preemptions: Some("vllm:num_preemptions_total"),
-    first_token: Some("vllm:time_to_first_token_seconds"),
-    inter_token: Some("vllm:inter_token_latency_seconds"),
-    end_to_end: Some("vllm:e2e_request_latency_seconds"),
-    generated: Some("vllm:generation_tokens_total"),
+    running: &["vllm:num_requests_running"],
+    waiting: &["vllm:num_requests_waiting"],
+    kv_usage: &["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"],
+    finished: &["vllm:request_success_total"],
+    failed: &[],
+    preemptions: &["vllm:num_preemptions_total"],
+    first_token: &["vllm:time_to_first_token_seconds"],
+    inter_token: &["vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"],
+    end_to_end: &["vllm:e2e_request_latency_seconds"],
+    generated: &["vllm:generation_tokens_total"],
 };
 
 /// SGLang's names (`sglang/srt/metrics/collector.py`, with `--enable-metrics`). An aborted request
 /// is counted as failed: a client that left and a failure are not told apart there.
 pub const SGLANG: Names = Names {
-    running: Some("sglang:num_running_reqs"),
-    waiting: Some("sglang:num_queue_reqs"),
-    kv_usage: Some("sglang:token_usage"),
-    finished: Some("sglang:num_requests_total"),
-    failed: Some("sglang:num_aborted_requests_total"),
-    preemptions: None,
-    first_token: Some("sglang:time_to_first_token_seconds"),
-    inter_token: Some("sglang:inter_token_latency_seconds"),
-    end_to_end: Some("sglang:e2e_request_latency_seconds"),
-    generated: Some("sglang:generation_tokens_total"),
+    running: &["sglang:num_running_reqs"],
+    waiting: &["sglang:num_queue_reqs"],
+    kv_usage: &["sglang:token_usage"],
+    finished: &["sglang:num_requests_total"],
+    failed: &["sglang:num_aborted_requests_total"],
+    preemptions: &[],
+    first_token: &["sglang:time_to_first_token_seconds"],
+    inter_token: &["sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"],
+    end_to_end: &["sglang:e2e_request_latency_seconds"],
+    generated: &["sglang:generation_tokens_total"],
 };
 
 /// llama.cpp's names (`tools/server/server-context.cpp`): gauges only.
 pub const LLAMA_CPP: Names = Names {
-    running: Some("llamacpp:requests_processing"),
-    waiting: Some("llamacpp:requests_deferred"),
-    kv_usage: None,
-    finished: None,
-    failed: None,
-    preemptions: None,
-    first_token: None,
-    inter_token: None,
-    end_to_end: None,
-    generated: Some("llamacpp:tokens_predicted_total"),
+    running: &["llamacpp:requests_processing"],
+    waiting: &["llamacpp:requests_deferred"],
+    kv_usage: &[],
+    finished: &[],
+    failed: &[],
+    preemptions: &[],
+    first_token: &[],
+    inter_token: &[],
+    end_to_end: &[],
+    generated: &["llamacpp:tokens_predicted_total"],
 };
 
-/// What an engine says of itself; what it does not say is absent. Counters since its start.
+/// What an engine says of itself; what it does not say is absent. Counters since its start, as it counts them: each
+/// becomes smaller only when it was started anew.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineMetrics {
     /// Requests being worked on.
@@ -105,9 +110,9 @@ pub struct EngineMetrics {
     pub waiting: Option<f64>,
     /// Share of the KV cache in use, 0 to 1 (the fullest engine core).
     pub kv_usage: Option<f64>,
-    /// Requests finished well or left by their client.
-    pub requests_success: Option<f64>,
-    /// Requests that failed.
+    /// Requests that have ended, however.
+    pub requests_ended: Option<f64>,
+    /// Requests that failed: those of them, though they may be counted a moment earlier.
     pub requests_error: Option<f64>,
     /// Requests thrown out of the cache that began again.
     pub preemptions: Option<f64>,
@@ -121,6 +126,14 @@ pub struct EngineMetrics {
     pub generated: Option<f64>,
 }
 
+impl EngineMetrics {
+    /// Whether it says how many requests it has. A page that does not is of another engine, or of one whose metrics are
+    /// not switched on.
+    pub fn tells_load(&self) -> bool {
+        self.running.is_some() || self.waiting.is_some()
+    }
+}
+
 /// A histogram on its way: lines of several engine cores are added up by bound.
 #[derive(Default)]
 struct Gathered {
@@ -132,8 +145,8 @@ struct Gathered {
 
 impl Gathered {
     /// Takes the line if it belongs to the histogram `name`.
-    fn take(&mut self, name: Option<&str>, sample: &Sample<'_>) -> bool {
-        let Some(part) = name.and_then(|n| sample.name.strip_prefix(n)) else { return false };
+    fn take(&mut self, name: &str, sample: &Sample<'_>) -> bool {
+        let Some(part) = sample.name.strip_prefix(name) else { return false };
         match part {
             "_sum" => self.sum += sample.value,
             "_count" => self.count += sample.value,
@@ -170,54 +183,117 @@ impl Gathered {
     }
 }
 
+/// A value under one of several names: what the newest of them says counts.
+struct Named<T> {
+    names: Aliases,
+    found: Vec<Option<T>>,
+}
+
+impl<T: Default> Named<T> {
+    fn new(names: Aliases) -> Self {
+        Self { names, found: names.iter().map(|_| None).collect() }
+    }
+
+    /// The place of the value that is called so, if it is one of ours.
+    fn slot(&mut self, name: &str) -> Option<&mut Option<T>> {
+        let at = self.names.iter().position(|n| *n == name)?;
+        self.found.get_mut(at)
+    }
+
+    fn done(self) -> Option<T> {
+        self.found.into_iter().flatten().next()
+    }
+}
+
+impl Named<f64> {
+    /// Adds up: an engine has a line for each of its cores, and for each reason.
+    fn add(&mut self, sample: &Sample<'_>) -> bool {
+        let Some(slot) = self.slot(sample.name) else { return false };
+        *slot = Some(slot.unwrap_or(0.0) + sample.value);
+        true
+    }
+
+    fn largest(&mut self, sample: &Sample<'_>) -> bool {
+        let Some(slot) = self.slot(sample.name) else { return false };
+        *slot = Some(slot.unwrap_or(0.0).max(sample.value));
+        true
+    }
+}
+
+impl Named<Gathered> {
+    fn take(&mut self, sample: &Sample<'_>) -> bool {
+        let mut all = self.names.iter().zip(&mut self.found);
+        all.any(|(name, found)| {
+            let mut gathered = found.take().unwrap_or_default();
+            let is_its = gathered.take(name, sample);
+            *found = gathered.seen.then_some(gathered);
+            is_its
+        })
+    }
+
+    fn histogram(self) -> Option<Histogram> {
+        self.done().and_then(Gathered::done)
+    }
+}
+
 /// Reads a `/metrics` text. Lines that make no sense are passed over.
 pub fn parse(text: &str, names: &Names) -> EngineMetrics {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let mut out = EngineMetrics::default();
-    let (mut first_token, mut inter_token, mut end_to_end) =
-        (Gathered::default(), Gathered::default(), Gathered::default());
+    let [
+        mut running,
+        mut waiting,
+        mut kv_usage,
+        mut finished,
+        mut failed,
+        mut preemptions,
+        mut generated,
+    ] = [
+        names.running,
+        names.waiting,
+        names.kv_usage,
+        names.finished,
+        names.failed,
+        names.preemptions,
+        names.generated,
+    ]
+    .map(Named::<f64>::new);
+    let [mut first_token, mut inter_token, mut end_to_end] =
+        [names.first_token, names.inter_token, names.end_to_end].map(Named::<Gathered>::new);
+    let mut error: Option<f64> = None;
     for line in text.get(..end).unwrap_or("").lines() {
         let Some(sample) = sample(line) else { continue };
-        let is = |name: Option<&str>| name == Some(sample.name);
-        if is(names.running) {
-            add(&mut out.running, sample.value);
-        } else if is(names.waiting) {
-            add(&mut out.waiting, sample.value);
-        } else if is(names.kv_usage) {
-            out.kv_usage = Some(out.kv_usage.unwrap_or(0.0).max(sample.value));
-        } else if is(names.preemptions) {
-            add(&mut out.preemptions, sample.value);
-        } else if is(names.finished) {
-            let failed = label(sample.labels, "finished_reason").is_some_and(|r| r == "error");
-            let slot = if failed { &mut out.requests_error } else { &mut out.requests_success };
-            add(slot, sample.value);
-        } else if is(names.generated) {
-            add(&mut out.generated, sample.value);
-        } else if is(names.failed) {
-            add(&mut out.requests_error, sample.value);
-        } else {
-            let _ = first_token.take(names.first_token, &sample)
-                || inter_token.take(names.inter_token, &sample)
-                || end_to_end.take(names.end_to_end, &sample);
+        if finished.add(&sample) {
+            let is_error = label(sample.labels, "finished_reason").is_some_and(|r| r == "error");
+            if is_error {
+                error = Some(error.unwrap_or(0.0) + sample.value);
+            }
+            continue;
         }
+        let _ = running.add(&sample)
+            || waiting.add(&sample)
+            || kv_usage.largest(&sample)
+            || failed.add(&sample)
+            || preemptions.add(&sample)
+            || generated.add(&sample)
+            || first_token.take(&sample)
+            || inter_token.take(&sample)
+            || end_to_end.take(&sample);
     }
-    if names.failed.is_some()
-        && let (Some(all), Some(failed)) = (out.requests_success.as_mut(), out.requests_error)
-    {
-        // There the counter of finished requests holds the failed ones, too.
-        *all = (*all - failed).max(0.0);
+    EngineMetrics {
+        running: running.done(),
+        waiting: waiting.done(),
+        kv_usage: kv_usage.done(),
+        requests_ended: finished.done(),
+        requests_error: failed.done().or(error),
+        preemptions: preemptions.done(),
+        first_token: first_token.histogram(),
+        inter_token: inter_token.histogram(),
+        end_to_end: end_to_end.histogram(),
+        generated: generated.done(),
     }
-    out.first_token = first_token.done();
-    out.inter_token = inter_token.done();
-    out.end_to_end = end_to_end.done();
-    out
-}
-
-fn add(slot: &mut Option<f64>, value: f64) {
-    *slot = Some(slot.unwrap_or(0.0) + value);
 }
 
 struct Sample<'a> {
@@ -297,7 +373,7 @@ vllm:num_requests_running NaN
 "#;
         let m = parse(text, &VLLM);
         assert_eq!((m.running, m.waiting, m.kv_usage), (Some(4.0), Some(2.0), Some(0.5)));
-        assert_eq!((m.requests_success, m.requests_error), (Some(15.0), Some(2.0)));
+        assert_eq!((m.requests_ended, m.requests_error), (Some(17.0), Some(2.0)));
         let first = m.first_token.unwrap();
         assert_eq!((first.count(), first.sum()), (15, 1.5));
         assert!(first.quantile(0.4).unwrap() < 0.1 && first.quantile(0.9).unwrap() >= 0.1);
@@ -324,12 +400,28 @@ vllm:num_requests_running NaN
         assert_eq!(m.preemptions, Some(7.0));
     }
 
+    /// Until vLLM 0.11; between the two the old names are there beside the new ones.
+    #[test]
+    fn the_newest_of_a_metrics_names_counts() {
+        let old = "vllm:gpu_cache_usage_perc{engine=\"0\"} 0.5\n\
+            vllm:time_per_output_token_seconds_bucket{le=\"0.1\"} 3\n\
+            vllm:time_per_output_token_seconds_count 3\n";
+        let m = parse(old, &VLLM);
+        assert_eq!((m.kv_usage, m.inter_token.map(|h| h.count())), (Some(0.5), Some(3)));
+        assert!(!parse(old, &VLLM).tells_load());
+        let new = "vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\n\
+            vllm:inter_token_latency_seconds_bucket{le=\"0.1\"} 2\nvllm:num_requests_waiting 0\n";
+        let m = parse(&format!("{old}{new}"), &VLLM);
+        assert_eq!((m.kv_usage, m.inter_token.clone().map(|h| h.count())), (Some(0.25), Some(2)));
+        assert!(m.tells_load());
+    }
+
     #[test]
     fn sglang_counts_failed_requests_among_all() {
         let text = "sglang:num_requests_total{m=\"x\"} 10\nsglang:num_aborted_requests_total 3\n\
             sglang:token_usage 0.5\nsglang:num_queue_reqs 4\n";
         let m = parse(text, &SGLANG);
-        assert_eq!((m.requests_success, m.requests_error), (Some(7.0), Some(3.0)));
+        assert_eq!((m.requests_ended, m.requests_error), (Some(10.0), Some(3.0)));
         assert_eq!((m.kv_usage, m.waiting), (Some(0.5), Some(4.0)));
     }
 

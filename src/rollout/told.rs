@@ -1,7 +1,7 @@
 //! Which limits of an analysis an engine's metrics can be measured by. Pure tables; what was measured is in
 //! `engine_samples`.
 
-use crate::engine::metrics::Names;
+use crate::engine::metrics::{Aliases, Names};
 use crate::spec::{EngineAnalysis, ServiceSpec, StepSpec};
 
 /// What an engine tells of itself, as far as limits ask for it.
@@ -17,7 +17,7 @@ struct Told {
 impl Told {
     fn by(spec: &ServiceSpec) -> Self {
         let names = Names::of(&spec.engine);
-        let tells = |what: fn(&Names) -> Option<&'static str>| names.and_then(what).is_some();
+        let tells = |what: fn(&Names) -> Aliases| names.is_some_and(|n| !what(n).is_empty());
         Self {
             first_token: tells(|n| n.first_token),
             inter_token: tells(|n| n.inter_token),
