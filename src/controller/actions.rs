@@ -14,7 +14,7 @@ use super::claims::Claims;
 use super::core::{Core, Input};
 use super::fence::Doubt;
 use super::gateways::{Routes, Written};
-use super::observe::{EngineMetricsAt, read_engine};
+use super::observe::{EngineMetricsAt, Said, read_engine};
 use super::publish::Published;
 use super::saved::{self, Saver};
 use crate::base::{
@@ -557,12 +557,13 @@ async fn await_drained(
 }
 
 /// Whether the engine has nothing in flight. One that does not answer is quiet only if a gateway
-/// (`alone`: there is none) has said so already.
+/// (`alone`: there is none) has said so already; one without metrics cannot be waited for.
 async fn engine_is_quiet(means: &Means, engine: Option<&EngineMetricsAt>, alone: bool) -> bool {
     let Some(engine) = engine.filter(|at| at.has_metrics()) else { return true };
     match read_engine(means, engine).await {
-        Some((_, seen)) => seen.running.unwrap_or(0.0) + seen.waiting.unwrap_or(0.0) < 0.5,
-        None => !alone,
+        Said::Metrics(seen) => seen.running.unwrap_or(0.0) + seen.waiting.unwrap_or(0.0) < 0.5,
+        Said::None => true,
+        Said::Nothing => !alone,
     }
 }
 

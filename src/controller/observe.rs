@@ -420,7 +420,12 @@ async fn look_at_engines(means: &Means, watched: Watched) {
         return;
     }
     let service = watched.service;
-    let readings = watched.metrics.iter().map(|at| read_engine(means, at));
+    let readings = watched.metrics.iter().map(|at| async {
+        match read_engine(means, at).await {
+            Said::Metrics(read) => Some((at.replica, *read)),
+            Said::None | Said::Nothing => None,
+        }
+    });
     let readings: BTreeMap<ReplicaId, EngineMetrics> =
         futures::future::join_all(readings).await.into_iter().flatten().collect();
     let counted = |(id, seen): (&ReplicaId, &EngineMetrics)| Some((*id, engine_counters(seen)?));
@@ -456,13 +461,20 @@ async fn look_at_containers(means: &Means, watched: Watched) {
     }
 }
 
+/// What came of asking an engine for its metrics.
+pub(super) enum Said {
+    /// Those that it has.
+    Metrics(Box<EngineMetrics>),
+    /// It has none that are understood: they are not switched on, or it is another engine than the spec says.
+    None,
+    /// It did not answer.
+    Nothing,
+}
+
 /// What an engine says of itself.
-pub(super) async fn read_engine(
-    means: &Means,
-    at: &EngineMetricsAt,
-) -> Option<(ReplicaId, EngineMetrics)> {
-    let names = metrics::Names::of(&at.engine)?;
-    let link = actions::link(means, &at.host).ok()?;
+pub(super) async fn read_engine(means: &Means, at: &EngineMetricsAt) -> Said {
+    let Some(names) = metrics::Names::of(&at.engine) else { return Said::None };
+    let Ok(link) = actions::link(means, &at.host) else { return Said::Nothing };
     let request = Request::Http {
         port: at.port,
         address: None,
@@ -471,8 +483,20 @@ pub(super) async fn read_engine(
         body: None,
         timeout_ms: 3_000,
     };
-    let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
-    (reply.status == 200).then(|| (at.replica, metrics::parse(&reply.body, names)))
+    let Ok(Reply::Http(reply)) = link.request(request).await else { return Said::Nothing };
+    said(reply.status, &reply.body, names)
+}
+
+fn said(status: u16, body: &str, names: &metrics::Names) -> Said {
+    match status {
+        200 => {
+            let read = metrics::parse(body, names);
+            if read.tells_load() { Said::Metrics(Box::new(read)) } else { Said::None }
+        }
+        // llama.cpp says 501.
+        404 | 501 => Said::None,
+        _ => Said::Nothing,
+    }
 }
 
 /// What an engine says of its own requests: the second source, where there is no gateway. Requests
@@ -607,4 +631,21 @@ fn engine_metrics(state: &ServiceState) -> Vec<EngineMetricsAt> {
         .filter_map(|(key, _)| engine_at(state, key.release, key.replica))
         .filter(EngineMetricsAt::has_metrics)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::metrics::SGLANG;
+
+    /// A page without them is not one of an engine that has nothing to do.
+    #[test]
+    fn only_who_tells_its_requests_has_metrics() {
+        let of = |status, body| said(status, body, &SGLANG);
+        let busy = of(200, "sglang:num_running_reqs 3\n");
+        assert!(matches!(busy, Said::Metrics(read) if read.running == Some(3.0)));
+        assert!(matches!(of(200, "python_info 1\n"), Said::None));
+        assert!(matches!(of(404, "not found"), Said::None));
+        assert!(matches!(of(500, "sglang:num_running_reqs 3\n"), Said::Nothing));
+    }
 }
