@@ -9,7 +9,9 @@ use crate::model::cache::CacheBits;
 use crate::model::{
     Loaded, MemoryEstimate, ModelFacts, Overheads, Rules, Setup, WeightSplit, per_device, predict,
 };
-use crate::spec::{CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, ServiceSpec};
+use crate::spec::{
+    CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, RuntimeSpec, ServiceSpec,
+};
 
 /// The adapter, with the user's command line.
 #[derive(Debug)]
@@ -28,6 +30,12 @@ impl Command {
             MetricNames::Sglang => memory::SGLANG,
             MetricNames::LlamaCpp => memory::LLAMA_CPP,
         })
+    }
+
+    /// It is one that wants its GPUs by number: `SGLang` goes without its own way of adding up over several GPUs where
+    /// `CUDA_VISIBLE_DEVICES` holds anything else (`custom_all_reduce.py` makes integers of it), and vLLM fails.
+    const fn counts_gpus(&self) -> bool {
+        matches!(self.0.metrics, Some(MetricNames::Vllm | MetricNames::Sglang))
     }
 
     /// All that it is run with.
@@ -177,6 +185,16 @@ impl Engine for Command {
         loaded::any(log, block)
     }
 
+    fn needs_whole_gpus(&self, spec: &ServiceSpec) -> Option<&'static str> {
+        // CUDA counts no more than the first instance of a GPU.
+        match spec.runtime {
+            RuntimeSpec::Process if self.counts_gpus() => {
+                Some("outside containers vLLM and SGLang take GPUs by number, and those have none")
+            }
+            RuntimeSpec::Process | RuntimeSpec::Docker(_) => None,
+        }
+    }
+
     fn program(&self, _spec: &ServiceSpec) -> Option<String> {
         self.0.run.first().filter(|program| !program.contains('{')).cloned()
     }
@@ -208,7 +226,8 @@ impl Engine for Command {
         let mut argv =
             self.0.run.iter().map(|word| expand(word, &value)).collect::<Result<Vec<_>, _>>()?;
         argv.extend(rank.spec.args.iter().cloned());
-        Ok(EngineCommand { argv, env: rank.env()?, files: rank.files() })
+        let env = if self.counts_gpus() { rank.env_by_number()? } else { rank.env()? };
+        Ok(EngineCommand { argv, env, files: rank.files() })
     }
 }
 

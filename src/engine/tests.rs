@@ -238,8 +238,20 @@ fn a_command_is_filled_in() {
         '--id','{release}-{replica}-{rank}','--json','{\"a\": {\"b\": 1}}']";
     let s = spec(text);
     let command = run(&s, None, &gpus(1), false).unwrap();
-    insta::assert_snapshot!(line(&command), @r#"A=b CUDA_VISIBLE_DEVICES=GPU-0 '{gpudeck}' sim-engine --port=21000 --bind 0.0.0.0 --name chat --model /m --tp 1 -c 512 --id r12-1-0 --json '{"a": {"b": 1}}' --x"#);
+    insta::assert_snapshot!(line(&command), @r#"A=b CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu_numbers} '{gpudeck}' sim-engine --port=21000 --bind 0.0.0.0 --name chat --model /m --tp 1 -c 512 --id r12-1-0 --json '{"a": {"b": 1}}' --x"#);
     assert_eq!(metrics::Names::of(&s.engine), Some(&metrics::VLLM));
+    // What engine it is tells how it takes its GPUs.
+    let visible = |metrics: &str, docker: bool| {
+        let s = spec(&format!("model='/m'\nmemory='1GiB'\n[engine.command]\n{metrics}run=['x']"));
+        let whole = of(&s.engine).needs_whole_gpus(&s).is_some();
+        let mut env = run(&s, None, &gpus(1), docker).unwrap().env;
+        (env.remove("CUDA_VISIBLE_DEVICES"), whole)
+    };
+    let given = |text: &str| Some(text.to_owned());
+    assert_eq!(visible("metrics='sglang'\n", false), (given("{gpu_numbers}"), true));
+    assert_eq!(visible("metrics='sglang'\n", true).0, None);
+    assert_eq!(visible("metrics='llamacpp'\n", false), (given("GPU-0"), false));
+    assert_eq!(visible("", false), (given("GPU-0"), false));
 }
 
 #[test]

@@ -330,7 +330,7 @@ impl GpuScript {
 pub struct Allocation {
     /// Whose.
     pub pid: u32,
-    /// On which GPU, by UUID.
+    /// On which GPU, by UUID or by number.
     #[serde(alias = "gpu_uuid", alias = "uuid")]
     pub gpu: String,
     /// How much.
@@ -441,8 +441,11 @@ impl Player {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs_f64();
-        let read = |gpu: &GpuScript| (gpu.uuid.clone(), reading(gpu, &held, seconds));
-        scenario.gpus.iter().map(read).collect()
+        let read = |(at, gpu): (u32, &GpuScript)| {
+            let number = gpu.index.unwrap_or(at);
+            (gpu.uuid.clone(), reading(gpu, number, &held, seconds))
+        };
+        (0..).zip(&scenario.gpus).map(read).collect()
     }
 }
 
@@ -452,7 +455,7 @@ struct Held {
     alive: bool,
 }
 
-fn reading(gpu: &GpuScript, held: &[Held], seconds: f64) -> Reading {
+fn reading(gpu: &GpuScript, number: u32, held: &[Held], seconds: f64) -> Reading {
     let mut reading = Reading {
         memory_used: gpu.memory_reserved,
         utilisation_percent: gpu.utilisation_percent.min(100),
@@ -463,7 +466,8 @@ fn reading(gpu: &GpuScript, held: &[Held], seconds: f64) -> Reading {
     };
     for Held { allocation, alive } in held {
         let on = gpu.mig_instances.iter().position(|part| part.uuid == allocation.gpu);
-        if on.is_none() && allocation.gpu != gpu.uuid {
+        let is_its = allocation.gpu == gpu.uuid || allocation.gpu.parse() == Ok(number);
+        if on.is_none() && !is_its {
             continue;
         }
         if let Some(used) = on.and_then(|at| reading.instances.get_mut(at)) {
