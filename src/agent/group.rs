@@ -60,16 +60,20 @@ impl Group {
             .collect()
     }
 
-    /// Asks the rank to end: SIGTERM to the engine's process group while its leader lives, else to
+    /// Asks the rank to end: SIGTERM to its engine alone while that lives, which then lets its requests finish and ends
+    /// its workers itself (vLLM, SGLang; told at once, the workers would take the requests with them). Else to
     /// everything that is left.
     pub fn terminate(&self) {
         if self.engine.is_alive() {
-            if let Some(pid) = pid(self.engine.pid) {
-                let _ = kill_process_group(pid, Signal::TERM);
-            }
+            signal(&[self.engine], Signal::TERM);
         } else {
-            signal(&self.members(), Signal::TERM);
+            self.terminate_all();
         }
+    }
+
+    /// SIGTERM to everything of the rank.
+    pub fn terminate_all(&self) {
+        signal(&self.members(), Signal::TERM);
     }
 
     /// Ends everything that is left.

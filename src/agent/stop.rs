@@ -17,6 +17,10 @@ use crate::wire::Refusal;
 /// How long a rank may resist SIGKILL (a process stuck in a driver) before that is said.
 const KILL_WAIT: Duration = Duration::from_secs(20);
 
+/// So long before the end of the grace (a quarter of a short one) all processes are asked, not the engine's first alone:
+/// a script around an engine may keep the signal to itself.
+const LAST_CALL: Duration = Duration::from_secs(2);
+
 /// Longest grace.
 const MAX_GRACE: Duration = Duration::from_hours(1);
 
@@ -58,7 +62,11 @@ impl Stopping {
     /// Something of it survived SIGKILL.
     pub async fn finish(self, grace: Duration) -> Result<(), Refusal> {
         let group = self.group;
-        let grace_ends = Instant::now() + grace.min(MAX_GRACE);
+        let grace = grace.min(MAX_GRACE);
+        let began = Instant::now();
+        let grace_ends = began + grace;
+        let last_call = began + grace.saturating_sub(LAST_CALL.min(grace / 4));
+        let mut called = false;
         let gives_up = grace_ends + KILL_WAIT;
         let mut known: Vec<ProcessId> = Vec::new();
         loop {
@@ -77,6 +85,16 @@ impl Stopping {
                     "processes {} do not end, not even by SIGKILL (a hung driver?)",
                     pids.join(", ")
                 )));
+            }
+            // What a supervisor that is gone would ask when its engine has ended.
+            let orphaned = !group.engine.is_alive() && !group.supervisor.is_alive();
+            if !called && (now >= last_call || orphaned) {
+                called = true;
+                blocking(move || {
+                    group.terminate_all();
+                    Ok(())
+                })
+                .await?;
             }
             if now >= grace_ends {
                 blocking(move || {

@@ -64,6 +64,34 @@ fn a_rank_is_started_once_and_stopped_whole() {
     assert_eq!(agent.stop_rank(epoch, &rank(9), 0), Ok(Reply::Done), "never was");
 }
 
+/// vLLM and SGLang let requests finish after a SIGTERM, with their workers; workers that get it, too, end at once.
+#[test]
+fn an_engine_is_asked_to_end_and_not_its_workers() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let worker = "sh -c 'trap \"echo worker told; exit 1\" TERM; while :; do sleep 0.1; done'";
+    let text = format!(
+        "{worker} & w=$!; trap 'sleep 1; kill -0 $w && echo drained; kill -9 $w; exit 0' TERM; \
+         echo ready; wait"
+    );
+    assert_eq!(agent.start_rank(epoch, &script(0, &text)), Ok(Reply::Done));
+    until("the trap", || agent.log(&rank(0), None, 100).text.contains("ready"));
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 20_000), Ok(Reply::Done));
+    let log = agent.log(&rank(0), None, 1000).text;
+    assert!(log.contains("drained") && !log.contains("worker told"), "{log}");
+
+    // A script that keeps the signal to itself while its engine runs: that is asked before it is killed.
+    let text = format!("trap 'echo late' TERM; echo ready; {worker}; echo after");
+    assert_eq!(agent.start_rank(epoch, &script(1, &text)), Ok(Reply::Done));
+    until("the trap", || agent.log(&rank(1), None, 100).text.contains("ready"));
+    let began = Instant::now();
+    assert_eq!(agent.stop_rank(epoch, &rank(1), 8_000), Ok(Reply::Done));
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let log = agent.log(&rank(1), None, 1000).text;
+    assert!(log.contains("worker told") && log.contains("after"), "{log}");
+}
+
 #[test]
 fn what_was_begun_is_finished_when_nobody_reads_any_more() {
     let state = State::new();
