@@ -64,11 +64,13 @@ fn check_host_memory(needed: Bytes) -> Result<(), Refusal> {
 fn check_gpu(gpus: &Gpus, trouble: Option<&str>, uuid: &str, needed: Bytes) -> Result<(), Refusal> {
     let device = DeviceId::Gpu(uuid.to_owned());
     let gpu = match gpus {
-        Gpus::Hung { .. } if let Some(why) = trouble => {
-            return Err(failed(format!("the GPUs cannot be read: {why}")));
-        }
+        // A driver that is slow at this moment is no reason to take a release back.
         Gpus::Hung { for_ms } => {
-            return Err(failed(format!("the GPU driver has not answered for {for_ms} ms")));
+            let message = match trouble {
+                Some(why) => format!("the GPUs cannot be read: {why}"),
+                None => format!("the GPU driver has not answered for {for_ms} ms"),
+            };
+            return Err(Refusal::Busy { message });
         }
         Gpus::None { .. } => None,
         Gpus::Some(list) => list.iter().find_map(|g| Some((g, g.part(&device)?))),

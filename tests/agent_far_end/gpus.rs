@@ -320,10 +320,10 @@ fn a_driver_that_hangs_stops_nothing_else() {
     let meanwhile = &agent.samples[before..];
     assert!(meanwhile.len() >= 4, "{}", meanwhile.len());
     assert!(meanwhile.iter().all(|s| s.memory.is_some() && s.cpu_percent.is_some()));
-    // Nothing is started on what cannot be read.
+    // Nothing is started on what cannot be read, and it is asked for again.
     let epoch = agent.claim(None, "test", false).unwrap();
     let refused = agent.start_rank(epoch, &needing(0, &uuid(0), GIB, "exec sleep 1000"));
-    assert!(matches!(refused, Err(Refusal::Failed { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Refusal::Busy { .. })), "{refused:?}");
 
     scene["hang"] = json!(false);
     write(dir.path(), &scene);
