@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::base::{Bytes, DeviceId, HostName};
 use crate::spec::require::{Fact, Value};
-use crate::wire::{Gpu, GpuHealth, Gpus, HostFacts, HostSample};
+use crate::wire::{Gpu, GpuHealth, GpuVendor, Gpus, HostFacts, HostSample};
 
 /// All hosts of a deck.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -115,6 +115,11 @@ impl GpuCapacity {
             free: gpu.memory.map_or(Bytes::ZERO, |m| m.free()),
             foreign: Bytes::ZERO,
             healthy: match &gpu.health {
+                // No runtime gives a rank just these: Docker is asked for NVIDIA's, and a process is told by
+                // `CUDA_VISIBLE_DEVICES`.
+                GpuHealth::Ok if gpu.vendor == GpuVendor::Amd => {
+                    Err("GPUs of AMD are shown and not placed on yet".to_owned())
+                }
                 GpuHealth::Ok if gpu.memory.is_none() => {
                     Err("its memory cannot be read".to_owned())
                 }
@@ -288,4 +293,27 @@ fn islands(gpus: &[Gpu]) -> BTreeMap<&str, u32> {
         found.insert(&gpu.uuid, island);
     }
     found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_no_runtime_can_give_a_rank_is_not_placed_on() {
+        let gpu = |vendor: &str| -> Gpu {
+            let text = format!(
+                "{{\"index\":0,\"uuid\":\"GPU-1\",\"name\":\"x\",\"vendor\":\"{vendor}\",\
+                 \"memory\":{{\"total\":1000,\"used\":0}},\"health\":\"ok\",\
+                 \"nvlink_peers\":[],\"processes\":[]}}"
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let seen = |vendor: &str| {
+            GpuCapacity::observed(&gpu(vendor), &BTreeMap::new(), &BTreeMap::new()).healthy
+        };
+        assert_eq!(seen("nvidia"), Ok(()));
+        assert!(seen("amd").unwrap_err().contains("AMD"));
+    }
 }
