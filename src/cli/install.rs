@@ -73,15 +73,17 @@ fn own_name() -> Option<String> {
     std::env::var("USER").ok().filter(|u| !u.is_empty() && !u.contains('/'))
 }
 
-/// A word of a unit file's command line: `%` and `$` mean something there.
+/// A word of a unit file: `%` means something there.
 fn word(text: &str) -> String {
-    let escaped = text
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('%', "%%")
-        .replace('$', "$$")
-        .replace('\n', " ");
+    let escaped =
+        text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('\n', " ");
     format!("\"{escaped}\"")
+}
+
+/// An argument of its command line, in which variables are filled in. (In `Environment=`, and in the program's own
+/// path, a `$` is a `$`: systemd.exec(5), systemd.service(5).)
+fn argument(text: &str) -> String {
+    word(text).replace('$', "$$")
 }
 
 fn unit(name: &str, program: &Path, deck: &Path, home: Option<&Path>) -> String {
@@ -94,13 +96,15 @@ fn unit(name: &str, program: &Path, deck: &Path, home: Option<&Path>) -> String 
          Description=gpudeck controller of the deck {}\n\
          Wants=network-online.target\n\
          After=network-online.target\n\
+         # However often it fails: a lock that is still held, a disk that is full, are over some day.\n\
+         StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
          {environment}\
          ExecStart={} controller run --deck {}\n\
          # A controller that was ended on purpose stays ended; what serves goes on serving.\n\
          Restart=on-failure\n\
-         RestartSec=1\n\
+         RestartSec=5\n\
          # Agents of `transport = \"local\"` hosts and their engines outlive it.\n\
          KillMode=process\n\
          \n\
@@ -108,7 +112,7 @@ fn unit(name: &str, program: &Path, deck: &Path, home: Option<&Path>) -> String 
          WantedBy={}\n",
         name.replace('%', "%%"),
         word(&program.display().to_string()),
-        word(&deck.display().to_string()),
+        argument(&deck.display().to_string()),
         if rustix::process::geteuid().is_root() { "multi-user.target" } else { "default.target" },
     )
 }
@@ -124,7 +128,7 @@ mod tests {
         let line = "ExecStart=\"/opt/gpu deck\" controller run --deck \"/d/$$x\\\"%%\"\n";
         assert!(text.contains(line), "{text}");
         assert!(!text.contains("Environment="), "{text}");
-        let text = unit("a", Path::new("/g"), Path::new("/d"), Some(Path::new("/s")));
-        assert!(text.contains("Environment=\"GPUDECK_HOME=/s\"\n"), "{text}");
+        let text = unit("a", Path::new("/g"), Path::new("/d"), Some(Path::new("/s$x")));
+        assert!(text.contains("Environment=\"GPUDECK_HOME=/s$x\"\n"), "{text}");
     }
 }
