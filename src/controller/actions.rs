@@ -370,6 +370,18 @@ async fn start_rank(
     match result {
         Ok(()) => EventKind::RankRunning { rank: rank.clone() },
         Err(error) => {
+            if let RuntimeError::Link(LinkError::Refused {
+                refusal: Refusal::PortInUse { port, .. },
+                ..
+            }) = &error
+            {
+                let taken = (plan.host.clone(), *port);
+                let note = move |core: &mut Core| {
+                    core.foreign_ports.insert(taken);
+                };
+                // Heard before the refusal: the next plan leaves the port out.
+                let _ = means.inputs.send(Input::Ask(Box::new(note))).await;
+            }
             let why = error.to_string();
             let refusal = if error.is_transient() {
                 StartRefusal::NotYet { why }

@@ -89,6 +89,8 @@ pub struct Core {
     pub(super) group_asking: bool,
     /// What the next one of them waits for, as it was told.
     pub(super) group_waits: Option<String>,
+    /// Engine ports that a start found taken by something that is none of ours.
+    pub(super) foreign_ports: std::collections::BTreeSet<(HostName, u16)>,
     /// Services whose queued rollout is being begun.
     pub(super) queue_asking: std::collections::BTreeSet<ServiceName>,
     /// Releases on their way into Git.

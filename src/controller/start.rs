@@ -205,6 +205,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         group_asking: false,
         group_waits: None,
         beginnings: super::begin::Beginnings::default(),
+        foreign_ports: std::collections::BTreeSet::new(),
         queue_asking: std::collections::BTreeSet::new(),
         runs: super::runs::Runs::new(paths.dir.clone()),
         upgrades: super::upgrade::UpgradeTasks::default(),

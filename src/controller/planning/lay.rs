@@ -141,7 +141,7 @@ fn planned_replica(
     }
 }
 
-/// Gives out engine ports that no living release has.
+/// Gives out engine ports that no living release has, and no program that is not ours.
 pub(in crate::controller) struct PortGiver<'a> {
     core: &'a Core,
     used: std::collections::BTreeSet<(String, u16)>,
@@ -161,7 +161,10 @@ impl<'a> PortGiver<'a> {
     fn next(&mut self, host: &HostName, address: &str) -> Result<u16, ApiError> {
         let first = world::first_port(&self.core.deck, host);
         let port = (first..first.saturating_add(999))
-            .find(|port| !self.used.contains(&(address.to_owned(), *port)))
+            .find(|port| {
+                let is_foreign = self.core.foreign_ports.contains(&(host.clone(), *port));
+                !is_foreign && !self.used.contains(&(address.to_owned(), *port))
+            })
             .ok_or_else(|| ApiError {
                 kind: ErrorKind::Unplaceable,
                 message: format!("all engine ports of {host} from {first} on are taken"),
