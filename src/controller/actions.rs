@@ -456,7 +456,7 @@ async fn await_token(
     let mut answers = Answers::default();
     loop {
         if let Ok(link) = link(means, &plan.host) {
-            let (why, usual) = match generates(link.as_ref(), &asks, plan.port).await {
+            let (why, usual) = match generates(link.as_ref(), &asks, plan.into()).await {
                 Ok(Asked::Token) => return,
                 Ok(Asked::NoToken { why, usual }) => (Some(why), usual),
                 Err(LinkError::Refused { refusal: refusal @ Refusal::NoAnswer { .. }, .. }) => {
@@ -501,6 +501,21 @@ impl Answers {
     }
 }
 
+/// Where an engine is asked, from its own host.
+#[derive(Clone, Debug)]
+pub(super) struct EngineAt {
+    /// The address on which it listens; none: 127.0.0.1, too.
+    pub listen: Option<String>,
+    /// Its port.
+    pub port: u16,
+}
+
+impl From<&RankPlan> for EngineAt {
+    fn from(plan: &RankPlan) -> Self {
+        Self { listen: plan.listen.clone(), port: plan.port }
+    }
+}
+
 /// What came of asking an engine for a token.
 pub(super) enum Asked {
     /// It generated one.
@@ -518,14 +533,14 @@ pub(super) enum Asked {
 pub(super) async fn generates(
     link: &dyn HostLink,
     asks: &[TokenRequest],
-    port: u16,
+    at: EngineAt,
 ) -> Result<Asked, LinkError> {
     // The way that is tried first says most of what is wrong.
     let mut refused = None;
     for ask in asks {
         let request = Request::Http {
-            port,
-            address: None,
+            port: at.port,
+            address: at.listen.clone(),
             method: "POST".to_owned(),
             path: ask.path.to_owned(),
             body: Some(ask.body.clone()),

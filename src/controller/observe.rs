@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::actions::{self, Means, reading_runtime};
+use super::actions::{self, EngineAt, Means, reading_runtime};
 use super::core::{Core, DeckFiles, Input, Listed, now};
 use super::gateways::{Gateways, Routes};
 use super::traffic::ENGINES;
@@ -360,7 +360,7 @@ pub struct Watched {
 pub struct EngineMetricsAt {
     replica: ReplicaId,
     host: HostName,
-    port: u16,
+    at: EngineAt,
     engine: EngineSpec,
 }
 
@@ -476,8 +476,8 @@ pub(super) async fn read_engine(means: &Means, at: &EngineMetricsAt) -> Said {
     let Some(names) = metrics::Names::of(&at.engine) else { return Said::None };
     let Ok(link) = actions::link(means, &at.host) else { return Said::Nothing };
     let request = Request::Http {
-        port: at.port,
-        address: None,
+        port: at.at.port,
+        address: at.at.listen.clone(),
         method: "GET".to_owned(),
         path: metrics::PATH.to_owned(),
         body: None,
@@ -617,7 +617,7 @@ fn engine_at(
     Some(EngineMetricsAt {
         replica: state.replica_id(release, replica)?,
         host: first.host.clone(),
-        port: first.port,
+        at: first.into(),
         engine: plan.spec.engine.clone(),
     })
 }

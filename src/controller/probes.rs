@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, FutureExt};
 use tokio::task::JoinHandle;
 
-use super::actions::{self, Means};
+use super::actions::{self, EngineAt, Means};
 use super::core::{Core, Input};
 use super::sampling::{GpuUnder, Look, Sampler};
 use super::world::is_up;
@@ -48,7 +48,7 @@ impl Drop for Probe {
 struct Target {
     replica: ReplicaId,
     host: HostName,
-    port: u16,
+    at: EngineAt,
 }
 
 impl Core {
@@ -174,7 +174,7 @@ fn targets(state: &ServiceState, release: ReleaseNumber) -> Vec<Target> {
         Some(Target {
             replica: state.replica_id(release, key.replica)?,
             host: first.host.clone(),
-            port: first.port,
+            at: first.into(),
         })
     };
     state
@@ -303,8 +303,8 @@ impl Work {
         let mut why = "the engine offers no request for it".to_owned();
         for ask in engine.prompt_requests(&self.service, &prompt.prompt, prompt.max_tokens) {
             let request = Request::Http {
-                port: target.port,
-                address: None,
+                port: target.at.port,
+                address: target.at.listen.clone(),
                 method: "POST".to_owned(),
                 path: ask.path.to_owned(),
                 body: Some(ask.body.clone()),

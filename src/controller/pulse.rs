@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 
-use super::actions::{self, Asked, Means};
+use super::actions::{self, Asked, EngineAt, Means};
 use super::core::{Core, Input};
 use super::vigil::{Answer, Key, Vigil};
 use crate::base::{HostName, ReplicaId};
@@ -37,7 +37,7 @@ const AT_ONCE: usize = 32;
 struct Ready {
     key: Key,
     host: HostName,
-    port: u16,
+    at: EngineAt,
     engine: EngineSpec,
 }
 
@@ -76,8 +76,8 @@ fn round_of(key: &Key) -> u32 {
 async fn ask_engine(means: &Means, ready: Ready) -> (Key, Answer) {
     let Ok(link) = actions::link(means, &ready.host) else { return (ready.key, Answer::Unknown) };
     let request = Request::Http {
-        port: ready.port,
-        address: None,
+        port: ready.at.port,
+        address: ready.at.listen.clone(),
         method: "GET".to_owned(),
         path: "/health".to_owned(),
         body: None,
@@ -100,7 +100,7 @@ async fn ask_engine(means: &Means, ready: Ready) -> (Key, Answer) {
 async fn ask_for_token(link: &dyn HostLink, ready: &Ready, status: u16) -> Answer {
     let (service, _) = &ready.key;
     let asks = engine::of(&ready.engine).token_requests(service);
-    match actions::generates(link, &asks, ready.port).await {
+    match actions::generates(link, &asks, ready.at.clone()).await {
         Ok(Asked::Token) => Answer::Reached,
         Ok(Asked::NoToken { .. }) => {
             let seconds = PATIENCE.as_secs();
@@ -140,7 +140,7 @@ impl Core {
                     all.push(Ready {
                         key: asked,
                         host: first.host.clone(),
-                        port: first.port,
+                        at: first.into(),
                         engine: release.spec.engine.clone(),
                     });
                 }

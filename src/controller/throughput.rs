@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use super::actions::{self, Means};
+use super::actions::{self, EngineAt, Means};
 use super::core::{Core, now};
 use super::plan_steps;
 use crate::base::{HostName, ReplicaId, ServiceName, Timestamp};
@@ -25,7 +25,7 @@ struct Target {
     service: ServiceName,
     replica: ReplicaId,
     host: HostName,
-    port: u16,
+    at: EngineAt,
     engine: EngineSpec,
 }
 
@@ -58,8 +58,8 @@ async fn read(means: Arc<Means>, target: Target) -> Option<Reading> {
     let names = metrics::Names::of(&target.engine)?;
     let link = actions::link(&means, &target.host).ok()?;
     let request = Request::Http {
-        port: target.port,
-        address: None,
+        port: target.at.port,
+        address: target.at.listen.clone(),
         method: "GET".to_owned(),
         path: metrics::PATH.to_owned(),
         body: None,
@@ -88,7 +88,7 @@ impl Core {
                         service: service.clone(),
                         replica: state.replica_id(key.release, key.replica)?,
                         host: first.host.clone(),
-                        port: first.port,
+                        at: first.into(),
                         engine: release.spec.engine.clone(),
                     })
                 },

@@ -224,6 +224,9 @@ pub fn engine_address(deck: &DeckSpec, host: &HostName) -> String {
     if let Some(address) = &spec.engine_address {
         return address.clone();
     }
+    if let Some(address) = spec.engine_listen.filter(|a| !a.is_unspecified()) {
+        return address.to_string();
+    }
     match spec.transport {
         crate::spec::Transport::Local => "127.0.0.1".to_owned(),
         crate::spec::Transport::Ssh => spec.address.clone().unwrap_or_else(|| host.to_string()),

@@ -56,6 +56,9 @@ pub struct RankPlan {
     pub memory_per_device: Bytes,
     /// Address under which the gateway reaches it.
     pub address: String,
+    /// The address of its own host on which it listens; none: on all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
     /// The port of its API.
     pub port: u16,
     /// Program and arguments.

@@ -91,9 +91,13 @@ pub struct HostSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_hosts: Option<String>,
     /// Address under which other hosts and the gateway reach this host's engines;
-    /// default: the address of the SSH connection (`127.0.0.1` for `local`).
+    /// default: the one that they listen on, else that of the SSH connection (`127.0.0.1` for `local`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_address: Option<String>,
+    /// IP address on which this host's engines listen; default `0.0.0.0`, which is all of the host's. They ask nobody
+    /// for a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_listen: Option<std::net::IpAddr>,
     /// First port to give to engines on this host; default 21000. A thousand ports are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_engine_port: Option<u16>,

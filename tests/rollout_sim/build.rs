@@ -44,6 +44,7 @@ pub fn release(number: u64, spec: ServiceSpec, places: &[Vec<Place>]) -> Release
                 devices,
                 memory_per_device: Bytes::gib(10),
                 address: format!("10.0.0.{host}"),
+                listen: None,
                 port: 21000,
                 argv: vec!["engine".to_owned()],
                 env: BTreeMap::new(),

@@ -80,13 +80,15 @@ pub(in crate::controller) fn replica_plan(
     let spec = &draft.spec;
     let address = world::engine_address(&core.deck, &replica.host);
     let port = ports.next(&replica.host, &address)?;
+    let listen = core.deck.hosts.get(&replica.host).and_then(|h| h.engine_listen);
+    let bound = listen.map_or_else(|| "0.0.0.0".to_owned(), |address| address.to_string());
     let command = engine::of(&spec.engine)
         .command(&RankContext {
             service: &draft.service,
             spec,
             facts: draft.facts.as_ref(),
             shape: replica.shape,
-            address: "0.0.0.0",
+            address: &bound,
             port,
             devices: &replica.devices,
             release,
@@ -102,6 +104,7 @@ pub(in crate::controller) fn replica_plan(
             devices: replica.devices.clone(),
             memory_per_device: replica.memory_per_device,
             address,
+            listen: listen.filter(|a| !a.is_unspecified()).map(|a| a.to_string()),
             port,
             argv: command.argv,
             env: command.env,
