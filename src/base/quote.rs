@@ -19,6 +19,21 @@ pub fn shell_quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// Whether the name of a host may be put into a command line that a person has written without quotes
+/// around it (`ProxyCommand`); as `valid_hostname` of OpenSSH's `ssh.c` has it.
+pub fn is_plain_host(name: &str) -> bool {
+    let bad = |c: char| "'`\"$\\;&<>|(){},".contains(c) || c.is_whitespace() || c.is_control();
+    !name.is_empty() && !name.starts_with('-') && !name.contains(bad)
+}
+
+/// The same of the name of a user, in which more is usual; as `valid_ruser` there.
+pub fn is_plain_user(name: &str) -> bool {
+    let blank_dash =
+        name.chars().zip(name.chars().skip(1)).any(|(a, b)| a.is_whitespace() && b == '-');
+    let bad = |c: char| "'`\";&<>|(){}".contains(c) || c.is_ascii_control();
+    !name.starts_with('-') && !name.contains(bad) && !name.ends_with('\\') && !blank_dash
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

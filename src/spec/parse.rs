@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use super::{DeckSpec, EngineSpec, Requirement, ServiceSpec, StepSpec};
-use crate::base::{Hint, text};
+use crate::base::{Hint, quote, text};
 
 /// Longest spec that is read, in bytes.
 pub const MAX_SPEC_BYTES: usize = 1 << 20;
@@ -48,6 +48,24 @@ pub fn parse_deck(content: &str, file: &str) -> Result<DeckSpec, SpecError> {
                 suggestion: Some(suggestion),
             });
         }
+    }
+    for (name, host) in &deck.hosts {
+        let address = host.address.as_ref().filter(|a| !quote::is_plain_host(a));
+        let user = host.user.as_ref().filter(|u| !quote::is_plain_user(u));
+        let (key, value) = match (address, user) {
+            (Some(address), _) => ("address", address),
+            (None, Some(user)) => ("user", user),
+            (None, None) => continue,
+        };
+        return Err(SpecError {
+            file: file.to_owned(),
+            line: find_line(content, value),
+            message: format!(
+                "host `{name}`: `{key}` has characters that a shell could misread: `{}`",
+                text::clean(value, 80)
+            ),
+            suggestion: Some(format!("write the {key} as `ssh` would be given it")),
+        });
     }
     check_gateways(&deck).map_err(|(needle, message, suggestion)| SpecError {
         file: file.to_owned(),
@@ -270,6 +288,25 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
         assert!(with("max_unavailable = \"101%\"").unwrap_err().contains("100%"));
         let scale = GOOD.replace("{ weight = 10 }", "{ scale = \"120%\" }");
         assert!(parse_service(&scale, "services/chat.toml").unwrap_err().message.contains("100%"));
+    }
+
+    #[test]
+    fn a_host_whose_words_a_shell_could_misread_is_no_host() {
+        let deck = |line: &str| format!("name = \"shop\"\n[hosts.box]\n{line}\n");
+        let id = "id = \"018f4d8e-0000-7000-8000-000000000000\"\n";
+        for (line, word) in [
+            ("address = \"a;touch x\"", "`address`"),
+            ("address = \"$(x)\"", "`address`"),
+            ("address = \"\"", "`address`"),
+            ("user = \"-l\"", "`user`"),
+            ("user = \"u`x`\"", "`user`"),
+        ] {
+            let error = parse_deck(&(id.to_owned() + &deck(line)), "deck.toml").unwrap_err();
+            assert!(error.message.contains(word), "{line}: {error}");
+            assert!(error.line.is_some() && error.hint().is_some(), "{line}: {error}");
+        }
+        let good = deck("address = \"fe80::1%eth0\"\nuser = \"DOM\\\\ann\"");
+        parse_deck(&(id.to_owned() + &good), "deck.toml").unwrap();
     }
 
     #[test]

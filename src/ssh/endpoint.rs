@@ -10,6 +10,7 @@ use super::config::{self, ConfigFiles, Given, HostConfig, Place, Route};
 use super::jumps::Jumps;
 use super::pace::Pace;
 use super::{KeyRing, SshError, known_hosts};
+use crate::base::text;
 
 /// More places to jump over are a mistake.
 const MAX_JUMPS: usize = 16;
@@ -176,6 +177,10 @@ impl Endpoint {
 
     /// What the configuration alone says.
     pub fn of(given: &Given, options: &ConnectOptions) -> Result<Self, SshError> {
+        // Before anything is run with them: a deck and a remote's address come from elsewhere.
+        if let Some(name) = given.unsafe_name() {
+            return Err(SshError::UnsafeName { name: text::clean(name, 120) });
+        }
         let config = config::resolve(&options.config, given, &options.place)?;
         let mut known_hosts_files = config.user_known_hosts_files.clone();
         known_hosts_files.extend(config.global_known_hosts_files.iter().cloned());
@@ -297,6 +302,46 @@ mod tests {
         let (_, warnings) = Endpoint::find(&target, &options).await.unwrap();
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings.iter().all(|w| w.contains("compression yes")), "{warnings:?}");
+    }
+
+    #[test]
+    fn no_name_from_elsewhere_gets_to_the_shell_of_a_command() {
+        let mut options = ConnectOptions::from_env(None);
+        options.config = ConfigFiles::Text("ProxyCommand nc %h %n %r\n".into());
+        let target = |name: &str, address: Option<&str>, user: Option<&str>| Target {
+            name: name.to_owned(),
+            address: address.map(str::to_owned),
+            user: user.map(str::to_owned),
+            ..Target::default()
+        };
+        for bad in [
+            target("box", Some("a;touch x"), None),
+            target("box", Some("$(touch x)"), None),
+            target("box", Some("-oProxyCommand=x"), None),
+            target("box", Some(""), None),
+            target("box", None, Some("u`x`")),
+            target("box", None, Some("-l")),
+            // As the host of a Git remote.
+            target("a|x", None, None),
+            target("a\nb", None, Some("git")),
+        ] {
+            let error = Endpoint::resolve(&bad, &options).err().unwrap();
+            assert!(matches!(error, SshError::UnsafeName { .. }), "{bad:?}: {error}");
+        }
+        for good in [
+            target("box", Some("fe80::1%eth0"), Some("DOM\\ann")),
+            target("box", Some("10.0.0.1"), Some("ann b")),
+        ] {
+            Endpoint::resolve(&good, &options).unwrap();
+        }
+        // And a name that nobody has looked at runs nothing before it is.
+        let file = tempfile::tempdir().unwrap();
+        let mark = file.path().join("ran");
+        options.place.run_match_exec = true;
+        let text = format!("Match exec \"touch {} # %n\"\n Port 1\n", mark.display());
+        options.config = ConfigFiles::Text(text.as_str().into());
+        assert!(Endpoint::resolve(&target("a;b", None, None), &options).is_err());
+        assert!(!mark.exists());
     }
 
     #[test]

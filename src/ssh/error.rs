@@ -127,6 +127,14 @@ pub enum SshError {
     /// A mistake in an SSH configuration file, which stops everything, as it does `ssh`.
     #[error("a mistake in the SSH configuration: {0}")]
     Config(#[from] super::config::ConfigError),
+    /// The name of a host or a user with characters that mean something to a shell.
+    #[error(
+        "`{name}` is no name of a host or a user: it has characters that a shell could misread"
+    )]
+    UnsafeName {
+        /// The name, cleaned.
+        name: String,
+    },
     /// Of the algorithms that the configuration asks for, none is there.
     #[error("{keyword} {asked}: none of them is supported")]
     Algorithms {
@@ -220,6 +228,7 @@ impl SshError {
             | Self::HostKeyBad { .. } => DownCause::HostKey,
             Self::AuthFailed { .. } | Self::Unanswered { .. } => DownCause::LoginLost,
             Self::Config(_)
+            | Self::UnsafeName { .. }
             | Self::Algorithms { .. }
             | Self::NothingInCommon { .. }
             | Self::JumpLoop { .. }
@@ -250,6 +259,7 @@ impl SshError {
                 | Self::AuthFailed { .. }
                 | Self::HostKeyBad { .. }
                 | Self::Config(_)
+                | Self::UnsafeName { .. }
                 | Self::Algorithms { .. }
                 | Self::NothingInCommon { .. }
                 | Self::JumpLoop { .. }
@@ -316,6 +326,11 @@ impl Hint for SshError {
             }
             Self::Config(_) => {
                 "correct the line; `gpudeck ssh-config HOST` shows the result".to_owned()
+            }
+            Self::UnsafeName { .. } => {
+                "correct `address` and `user` of the host in deck.toml, HostName in the SSH \
+                 configuration, or the address of the deck's remote"
+                    .to_owned()
             }
             Self::Algorithms { keyword, .. } => {
                 format!("name one of these for {keyword}: {}", supported(keyword))
@@ -389,6 +404,7 @@ mod tests {
             SshError::HostKeyRejected { host: text(), fingerprint: text() },
             SshError::HostKeyBad { host: text(), why: text() },
             SshError::Config(config),
+            SshError::UnsafeName { name: text() },
             SshError::Algorithms { keyword: text(), asked: text() },
             SshError::NothingInCommon { address: text(), keyword: "Ciphers", theirs: text() },
             SshError::JumpLoop { names: text() },

@@ -21,7 +21,7 @@ use super::exec::Stderr;
 use super::pace::Turn;
 use super::prompt::{AtOnce, Prompt};
 use super::{Questions, SshError};
-use crate::base::text;
+use crate::base::{quote, text};
 
 /// Any byte stream.
 pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -117,6 +117,10 @@ pub(super) async fn open(
             Ok(Way { stream: Box::new(stream), kept, loopback: false, at_once: AtOnce::default() })
         }
         Route::Command { line, written } => {
+            // Our own `HostName` is printed as `ssh` prints it, and no shell reads it.
+            if !quote::is_plain_host(&config.host_name) {
+                return Err(SshError::UnsafeName { name: text::clean(&config.host_name, 120) });
+            }
             // Which server it goes over only the command knows; hosts with the same one share it.
             pace.enter(written, door).await;
             let (stream, child) = proxy(line)?;
@@ -229,4 +233,26 @@ async fn connect_from(from: Option<&str>, to: std::net::SocketAddr) -> std::io::
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.bind(own)?;
     socket.connect(to).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::{ConfigFiles, NoQuestions, Target};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_name_that_a_shell_could_misread_starts_no_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("ran");
+        let text = format!("HostName a;x\nProxyCommand touch {}; echo %h\n", mark.display());
+        let mut options = ConnectOptions::from_env(None);
+        options.config = ConfigFiles::Text(text.as_str().into());
+        let target = Target { name: "box".to_owned(), ..Target::default() };
+        let endpoint = Endpoint::resolve(&target, &options).unwrap();
+        let done = super::super::connect(&endpoint, &options, &NoQuestions, &|_| ()).await;
+        let error = done.err().unwrap();
+        assert!(matches!(error, SshError::UnsafeName { .. }), "{error}");
+        assert!(!mark.exists());
+    }
 }

@@ -27,6 +27,7 @@ pub use self::words::Jump;
 use self::algorithms::Kind;
 use self::read::{JumpValue, Owner, Pass, Values};
 use self::tokens::Tokens;
+use crate::base::quote;
 
 /// The system's configuration, read after a person's.
 const SYSTEM_FILE: &str = "/etc/ssh/ssh_config";
@@ -225,19 +226,18 @@ impl Given {
         Some(Self { name: name.to_owned(), user, ..Self::default() }).filter(Self::is_safe)
     }
 
-    /// A name goes into command lines (`ProxyCommand`): OpenSSH refuses these characters, too.
+    /// Names go into command lines (`ProxyCommand`, `Match exec`), for the shell to read: those are refused
+    /// that OpenSSH refuses.
     fn is_safe(&self) -> bool {
-        let shell =
-            |c: char| "'`\"$\\;&<>|(){},".contains(c) || c.is_whitespace() || c.is_control();
-        let host =
-            !self.name.is_empty() && !self.name.starts_with('-') && !self.name.contains(shell);
-        let user = self.user.as_deref().is_none_or(|user| {
-            let blank_dash =
-                user.chars().zip(user.chars().skip(1)).any(|(a, b)| a.is_whitespace() && b == '-');
-            let bad = |c: char| "'`\";&<>|(){}".contains(c) || c.is_ascii_control();
-            !user.starts_with('-') && !user.contains(bad) && !user.ends_with('\\') && !blank_dash
-        });
-        host && user
+        self.unsafe_name().is_none()
+    }
+
+    /// A name of a host or a user that a shell could misread.
+    pub(super) fn unsafe_name(&self) -> Option<&str> {
+        let hosts = [Some(&self.name), self.host_name.as_ref()];
+        let host = hosts.into_iter().flatten().find(|name| !quote::is_plain_host(name));
+        let user = self.user.as_ref().filter(|name| !quote::is_plain_user(name));
+        host.or(user).map(String::as_str)
     }
 }
 
