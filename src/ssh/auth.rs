@@ -5,6 +5,8 @@
 //! connection is made again. What a server itself asks must be asked while it waits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use russh::client::{AuthResult, Handle, Handler, KeyboardInteractiveAuthResponse as Reply};
@@ -49,6 +51,14 @@ enum Step {
     Locked(Vec<PathBuf>),
 }
 
+/// The end of a connection.
+pub(super) struct Ended {
+    /// Why, once it has ended.
+    pub(super) why: watch::Receiver<Option<String>>,
+    /// The server has said that it hangs up because of our login.
+    pub(super) refused: Arc<AtomicBool>,
+}
+
 /// Tries one way after the other on a fresh connection, and stops at the first that is taken:
 /// russh hangs when it is asked to go on after a success.
 pub(super) async fn authenticate<H: Handler>(
@@ -56,7 +66,7 @@ pub(super) async fn authenticate<H: Handler>(
     endpoint: &Endpoint,
     options: &ConnectOptions,
     questions: &dyn Questions,
-    ended: watch::Receiver<Option<String>>,
+    ended: Ended,
     skip_locked: bool,
 ) -> Result<Login, SshError> {
     let identities = if endpoint.config.pubkey_authentication {
@@ -72,10 +82,19 @@ pub(super) async fn authenticate<H: Handler>(
         questions,
         identities,
         next_identity: 0,
+        late: None,
         ended,
         skip_locked,
     };
-    attempt.run(handle).await
+    let login = attempt.run(handle).await;
+    let is_clear = matches!(login, Ok(Login::In) | Err(SshError::Unanswered { .. }));
+    if is_clear || !handle.is_closed() {
+        return login;
+    }
+    match attempt.lost().await {
+        Some(lost) => Err(lost),
+        None => login.or_else(|_| Ok(attempt.failed())),
+    }
 }
 
 struct Attempt<'a> {
@@ -86,8 +105,9 @@ struct Attempt<'a> {
     tried: Vec<String>,
     identities: Identities,
     next_identity: usize,
-    /// Why the connection ended, once it has.
-    ended: watch::Receiver<Option<String>>,
+    /// Since when a signature was waited for that came too late.
+    late: Option<Instant>,
+    ended: Ended,
     skip_locked: bool,
 }
 
@@ -174,6 +194,22 @@ impl Attempt<'_> {
 
     fn failed(&mut self) -> Login {
         Login::Failed { tried: std::mem::take(&mut self.tried) }
+    }
+
+    /// Why a connection has ended while we logged in; none: because of the login. A way that breaks says
+    /// nothing of the login, and russh tells it as one more refusal.
+    async fn lost(&mut self) -> Option<SshError> {
+        let why = match timeout(NOTICED, self.ended.why.wait_for(Option::is_some)).await {
+            Ok(Ok(why)) => why.clone().unwrap_or_default(),
+            _ => String::new(),
+        };
+        if self.ended.refused.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(match self.late {
+            Some(since) => self.unanswered("an agent's signature", since),
+            None => SshError::closed(&format!("while logging in: {why}")),
+        })
     }
 
     fn late(&self) -> SshError {
@@ -264,7 +300,7 @@ impl Attempt<'_> {
             identity,
             agents: &mut self.identities.agents,
             patience,
-            ended: self.ended.clone(),
+            ended: self.ended.why.clone(),
             outcome: Outcome::default(),
         };
         let offered = async {
@@ -284,7 +320,8 @@ impl Attempt<'_> {
         if outcome == Outcome::Late {
             // russh does not listen to the server while a signature is waited for: what it has said
             // meanwhile is heard now.
-            let ended = timeout(NOTICED, self.ended.wait_for(Option::is_some)).await;
+            self.late = Some(since);
+            let ended = timeout(NOTICED, self.ended.why.wait_for(Option::is_some)).await;
             outcome = if ended.is_ok() { Outcome::HungUp } else { Outcome::Late };
         }
         match offered {
@@ -351,7 +388,7 @@ impl Attempt<'_> {
     async fn ask(&mut self, prompt: &str) -> Result<Option<SecretString>, SshError> {
         let since = Instant::now();
         let prompt = text::clean(prompt, 300);
-        let mut ended = self.ended.clone();
+        let mut ended = self.ended.why.clone();
         let answer = tokio::select! {
             answer = self.questions.secret(&prompt) => answer,
             _ = ended.wait_for(Option::is_some) => {

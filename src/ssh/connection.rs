@@ -1,6 +1,7 @@
 //! Making an SSH connection, phase by phase.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use russh::keys::{HashAlg, PublicKey};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::auth::{self, Login};
+use super::auth::{self, Ended, Login};
 use super::channel::{Parts, RusshConnection};
 use super::config::{MOST_BETWEEN_KEYS, StrictHostKeyChecking};
 use super::cut::{Cuttable, Heard};
@@ -224,11 +225,13 @@ async fn go_in(
     let shown: Arc<Mutex<Option<(PublicKey, Verdict)>>> = Arc::default();
     let banner: Arc<Mutex<Option<String>>> = Arc::default();
     let (end_sender, end) = watch::channel(None);
+    let refused = Arc::<AtomicBool>::default();
     let handler = Client {
         judge,
         shown: Arc::clone(&shown),
         banner: Arc::clone(&banner),
         end: end_sender.clone(),
+        refused: Arc::clone(&refused),
     };
     let cut = CancellationToken::new();
     let guard = cut.clone().drop_guard();
@@ -254,7 +257,7 @@ async fn go_in(
             }
         };
         on_phase(Phase::Auth);
-        let ended = end.clone();
+        let ended = Ended { why: end.clone(), refused };
         let login =
             auth::authenticate(&mut handle, endpoint, options, questions, ended, skip_locked)
                 .await?;

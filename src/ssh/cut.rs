@@ -168,6 +168,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Cuttable<S> {
         if self.poll_cut(cx) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        // Of one that the other end has closed already it fails, and russh would not tell what was
+        // said before.
+        let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+        Poll::Ready(Ok(()))
     }
 }

@@ -1,12 +1,13 @@
 //! Our side of russh's callbacks: judges the host key, refuses whatever the server wants to open.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use russh::Channel;
 use russh::client::{self, DisconnectReason, Handler};
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{PublicKey, PublicKeyOrCertificate};
+use russh::{Channel, Disconnect};
 use tokio::sync::watch;
 
 use super::known_hosts::{KnownHosts, Verdict};
@@ -81,6 +82,17 @@ pub(super) struct Client {
     /// What the server says before the login, cleaned.
     pub(super) banner: Arc<Mutex<Option<String>>>,
     pub(super) end: watch::Sender<Option<String>>,
+    /// It has hung up because of our login, and said so.
+    pub(super) refused: Arc<AtomicBool>,
+}
+
+/// Whether a server hangs up because it does not let us in. sshd says so with a protocol error's number
+/// (`auth_maxtries_exceeded` in `auth.c`).
+fn is_refusal(reason: &Disconnect, message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    let of_login =
+        matches!(reason, Disconnect::NoMoreAuthMethodsAvailable | Disconnect::IllegalUserName);
+    of_login || message.contains("too many auth") || message.contains("authentication failure")
 }
 
 impl Drop for Client {
@@ -124,6 +136,8 @@ impl Handler for Client {
     ) -> Result<(), Self::Error> {
         let (words, result) = match reason {
             DisconnectReason::ReceivedDisconnect(info) => {
+                // Before the end is told.
+                self.refused.store(is_refusal(&info.reason_code, &info.message), Ordering::Release);
                 (format!("the server said: {}", text::clean(&info.message, 160)), Ok(()))
             }
             DisconnectReason::Error(russh::Error::KeepaliveTimeout) => {
@@ -219,4 +233,20 @@ impl Handler for Client {
 async fn refuse(reply: client::ChannelOpenHandle) -> Result<(), russh::Error> {
     reply.reject(russh::ChannelOpenFailure::AdministrativelyProhibited).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_of_the_login_refuses_it() {
+        let sshd = &Disconnect::ProtocolError;
+        assert!(is_refusal(sshd, "Too many authentication failures"));
+        assert!(is_refusal(sshd, "Too many authentication failures for root"));
+        assert!(is_refusal(&Disconnect::NoMoreAuthMethodsAvailable, ""));
+        assert!(!is_refusal(sshd, "Packet corrupt"));
+        assert!(!is_refusal(&Disconnect::ByApplication, "shutting down"));
+        assert!(!is_refusal(&Disconnect::ConnectionLost, ""));
+    }
 }

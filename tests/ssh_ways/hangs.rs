@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::ssh_support::{Sshd, lab};
+use super::ssh_support::{Sshd, keygen, lab};
 use gpudeck::base::Hint;
 use gpudeck::ssh::{Connection, NoQuestions, SshError};
 
@@ -113,6 +113,50 @@ async fn hosts_that_hang_in_tcp_or_at_a_channel_are_named_and_hold_up_nobody() {
             other => panic!("{other}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_that_breaks_in_the_middle_of_the_login_is_no_lost_login() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("host");
+    if std::process::Command::new("ssh-keygen").arg("-?").output().is_err() && !lab() {
+        return;
+    }
+    keygen(&key, "ed25519", "");
+    for (wants, more) in [("hang up", "none"), ("hang up", "key")] {
+        let own = dir.path().join("key");
+        if more == "key" {
+            keygen(&own, "ed25519", "");
+        }
+        let port = Asking::serve(wants, &key).await;
+        let own = if more == "key" { own.display().to_string() } else { more.to_owned() };
+        let text = asking_block(port, dir.path());
+        let text = text.replace("IdentityFile none", &format!("IdentityFile {own}"));
+        let options = options(dir.path(), &text);
+        let error = to("box", &options, &NoQuestions).await.err().unwrap();
+        assert!(matches!(error, SshError::Closed { .. }), "{more}: {error}");
+        assert!(!error.login_lost() && !error.needs_a_person(), "{more}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_up_on_the_login_itself_is_a_lost_login() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    add_to(&mut server, "MaxAuthTries 2\n");
+    let mut keys = String::new();
+    for n in 0..4 {
+        let key = server.path(&format!("other{n}"));
+        keygen(&key, "ed25519", "");
+        keys += &format!(" IdentityFile {}\n", key.display());
+    }
+    let own = format!(" IdentityFile {}\n", server.user_key().display());
+    let text = block("box", &server, "").replace(&own, &keys);
+    let error = to("box", &options(server.dir.path(), &text), &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::AuthFailed { .. }), "{error}");
+    assert!(error.login_lost() && error.to_string().contains("hung up"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

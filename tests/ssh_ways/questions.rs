@@ -17,7 +17,7 @@ use super::{options, says, to};
 /// A server that wants what OpenSSH without PAM cannot want.
 #[derive(Clone)]
 pub(super) struct Asking {
-    /// `password`, `codes` (password and code by questions) or `hang`.
+    /// `password`, `codes` (password and code by questions), `hang`, `hang up` or `no channel`.
     wants: &'static str,
     step: usize,
 }
@@ -33,10 +33,23 @@ impl server::Handler for Asking {
     type Error = russh::Error;
 
     async fn auth_none(&mut self, _: &str) -> Result<Auth, Self::Error> {
-        if self.wants == "hang" {
-            std::future::pending::<()>().await;
+        match self.wants {
+            "hang" => std::future::pending().await,
+            // As of a network that breaks: nothing is said.
+            "hang up" => Err(russh::Error::HUP),
+            _ => Ok(self.no()),
         }
-        Ok(self.no())
+    }
+
+    async fn auth_publickey_offered(
+        &mut self,
+        _: &str,
+        _: server::PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
+        match self.wants {
+            "hang up" => Err(russh::Error::HUP),
+            _ => Ok(self.no()),
+        }
     }
 
     async fn auth_password(&mut self, _: &str, password: &str) -> Result<Auth, Self::Error> {
