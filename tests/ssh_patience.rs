@@ -242,8 +242,8 @@ impl Drop for Question<'_> {
 
 #[async_trait]
 impl Questions for Elsewhere {
-    async fn host_key(&self, _: &str, _: &str, _: &str) -> bool {
-        false
+    async fn host_key(&self, _: &str, _: &str, _: &str) -> Option<bool> {
+        None
     }
 
     async fn secret(&self, _: &str) -> Option<SecretString> {

@@ -23,14 +23,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// A person who has made up their mind.
 #[derive(Default)]
 struct Person {
-    trusts: bool,
+    trusts: Option<bool>,
     secrets: Mutex<VecDeque<&'static str>>,
     asked: Mutex<Vec<String>>,
 }
 
 impl Person {
     fn trusting() -> Self {
-        Self { trusts: true, ..Self::default() }
+        Self { trusts: Some(true), ..Self::default() }
     }
 
     fn knowing(secrets: &[&'static str]) -> Self {
@@ -44,7 +44,7 @@ impl Person {
 
 #[async_trait]
 impl Questions for Person {
-    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool {
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> Option<bool> {
         self.asked.lock().unwrap().push(format!("{host} {key_type} {fingerprint}"));
         self.trusts
     }
@@ -398,7 +398,13 @@ async fn an_unknown_host_key_is_asked_about_and_written_down() {
     assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
     assert!(error.hint().unwrap().contains("ssh-keyscan"));
 
+    // Somebody who does not answer has not said no: he is asked again.
     let error = try_connect(&target, &options, &Person::default()).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyUnknown { .. }), "{error}");
+    assert!(error.needs_a_person() && !error.is_rejected());
+
+    let refusing = Person { trusts: Some(false), ..Person::default() };
+    let error = try_connect(&target, &options, &refusing).await.err().unwrap();
     assert!(matches!(error, SshError::HostKeyRejected { .. }), "{error}");
     assert!(!known.exists(), "a rejected key was written down");
 

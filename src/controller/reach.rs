@@ -60,11 +60,11 @@ struct AtTerminal(Arc<dyn Person>);
 
 #[async_trait]
 impl Questions for AtTerminal {
-    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool {
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> Option<bool> {
         let question =
             format!("The key of {host} is not known yet: {key_type} {fingerprint}. Is it right?");
         let (person, question) = (Arc::clone(&self.0), text::clean(&question, 400));
-        tokio::task::spawn_blocking(move || person.agrees(&question)).await.unwrap_or(false)
+        tokio::task::spawn_blocking(move || person.agrees(&question)).await.ok()
     }
 
     async fn secret(&self, prompt: &str) -> Option<SecretString> {

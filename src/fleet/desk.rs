@@ -69,15 +69,21 @@ impl HostQuestions {
     }
 }
 
+/// Yes, no, or nothing: an answer that nobody gives in time is no "no".
+fn said(answer: Option<SecretString>) -> Option<bool> {
+    let answer = answer?;
+    let answer = answer.expose_secret().trim();
+    (!answer.is_empty()).then(|| answer.eq_ignore_ascii_case("yes"))
+}
+
 #[async_trait]
 impl Questions for HostQuestions {
-    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool {
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> Option<bool> {
         let question = text::clean(
             &format!("The key of {host} is not known yet: {key_type} {fingerprint}. Is it right?"),
             400,
         );
-        let answer = self.ask(QuestionKind::HostKey, question).await;
-        answer.is_some_and(|a| a.expose_secret().trim().eq_ignore_ascii_case("yes"))
+        said(self.ask(QuestionKind::HostKey, question).await)
     }
 
     async fn secret(&self, prompt: &str) -> Option<SecretString> {
@@ -89,5 +95,20 @@ impl Questions for HostQuestions {
         self.outbox.phase("waiting for an answer that another host asks for");
         let (host, question) = (self.host.clone(), text::clean(question, 300));
         self.outbox.put(FleetEvent::Waits { host, question });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_nobody_gives_is_no_no() {
+        let of = |text: &str| said(Some(text.to_owned().into()));
+        assert_eq!(
+            (of("yes"), of(" YES "), of("no"), of("y")),
+            (Some(true), Some(true), Some(false), Some(false))
+        );
+        assert_eq!((said(None), of(""), of(" ")), (None, None, None));
     }
 }

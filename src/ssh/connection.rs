@@ -125,12 +125,20 @@ async fn accept_key(
     let may_ask = config.strict_host_key_checking == StrictHostKeyChecking::Ask
         && questions.can_ask()
         && !config.batch_mode;
-    if !again || !(without_asking || may_ask) {
-        let file = file.unwrap_or_else(|| PathBuf::from("known_hosts"));
-        return Err(SshError::HostKeyUnknown { host, key_type, fingerprint, file });
-    }
-    if !without_asking && !questions.host_key(&host, &key_type, &fingerprint).await {
-        return Err(SshError::HostKeyRejected { host, fingerprint });
+    let said = if !again || !(without_asking || may_ask) {
+        None
+    } else if without_asking {
+        Some(true)
+    } else {
+        questions.host_key(&host, &key_type, &fingerprint).await
+    };
+    match said {
+        Some(true) => {}
+        Some(false) => return Err(SshError::HostKeyRejected { host, fingerprint }),
+        None => {
+            let file = file.unwrap_or_else(|| PathBuf::from("known_hosts"));
+            return Err(SshError::HostKeyUnknown { host, key_type, fingerprint, file });
+        }
     }
     let (name, port) = (&endpoint.host_key_name, endpoint.host_key_port);
     if let Some(file) = file

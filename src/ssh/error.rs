@@ -48,7 +48,7 @@ pub enum SshError {
         /// What was wrong.
         why: String,
     },
-    /// Nobody has said yet that this is the host's key, and nobody can be asked.
+    /// Nobody has said yet that this is the host's key: nobody can be asked, or has answered.
     #[error("unknown host key of {host}: {key_type} {fingerprint}")]
     HostKeyUnknown {
         /// As `known_hosts` names it: `host` or `[host]:port`.

@@ -12,8 +12,9 @@ pub trait Questions: Send + Sync {
         true
     }
 
-    /// Is this the key of that host? `fingerprint` is in OpenSSH's form (`SHA256:…`).
-    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool;
+    /// Is this the key of that host? `fingerprint` is in OpenSSH's form (`SHA256:…`). None: nobody has said,
+    /// which is no "no".
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> Option<bool>;
 
     /// A passphrase; none when the person does not give one.
     async fn secret(&self, prompt: &str) -> Option<SecretString>;
@@ -32,8 +33,8 @@ impl Questions for NoQuestions {
         false
     }
 
-    async fn host_key(&self, _host: &str, _key_type: &str, _fingerprint: &str) -> bool {
-        false
+    async fn host_key(&self, _host: &str, _key_type: &str, _fingerprint: &str) -> Option<bool> {
+        None
     }
 
     async fn secret(&self, _prompt: &str) -> Option<SecretString> {

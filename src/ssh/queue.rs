@@ -77,7 +77,7 @@ impl Questions for Asking<'_> {
     }
 
     // A key that nobody knows yet is no lost login: those in the queue are merely on their way.
-    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> bool {
+    async fn host_key(&self, host: &str, key_type: &str, fingerprint: &str) -> Option<bool> {
         self.questions.host_key(host, key_type, fingerprint).await
     }
 
@@ -112,8 +112,8 @@ mod tests {
 
     #[async_trait]
     impl Questions for Person {
-        async fn host_key(&self, _: &str, _: &str, _: &str) -> bool {
-            true
+        async fn host_key(&self, _: &str, _: &str, _: &str) -> Option<bool> {
+            Some(true)
         }
 
         async fn secret(&self, _: &str) -> Option<SecretString> {

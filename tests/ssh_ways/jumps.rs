@@ -147,8 +147,8 @@ struct Crowd {
 
 #[async_trait]
 impl Questions for Crowd {
-    async fn host_key(&self, _: &str, _: &str, _: &str) -> bool {
-        true
+    async fn host_key(&self, _: &str, _: &str, _: &str) -> Option<bool> {
+        Some(true)
     }
 
     async fn secret(&self, prompt: &str) -> Option<SecretString> {

@@ -150,8 +150,8 @@ impl Person {
 
 #[async_trait]
 impl Questions for Person {
-    async fn host_key(&self, _: &str, _: &str, _: &str) -> bool {
-        true
+    async fn host_key(&self, _: &str, _: &str, _: &str) -> Option<bool> {
+        Some(true)
     }
 
     async fn secret(&self, prompt: &str) -> Option<SecretString> {
