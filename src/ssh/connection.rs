@@ -17,7 +17,7 @@ use super::cut::{Cuttable, Heard};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::handler::{Client, Judge};
 use super::known_hosts::{self, KnownHosts, TooLong, Verdict};
-use super::pace::Turn;
+use super::pace::Doors;
 use super::proposal::{KnownKinds, NothingLeft, proposal};
 use super::way::{self, Way};
 use super::{Questions, SshError};
@@ -206,10 +206,10 @@ async fn attempt(
     on_phase: &(dyn Fn(Phase) + Send + Sync),
     skip_locked: bool,
 ) -> Result<RusshConnection, Stop> {
-    let door = Arc::new(options.pace.turn());
+    let doors = Arc::new(options.pace.doors());
     // Boxed: with a jump over a jump they lie within each other on one stack.
-    let work = Box::pin(go_in(endpoint, options, questions, on_phase, &door, skip_locked));
-    door.during(work).await
+    let work = Box::pin(go_in(endpoint, options, questions, on_phase, &doors, skip_locked));
+    doors.during(work).await
 }
 
 async fn go_in(
@@ -217,13 +217,13 @@ async fn go_in(
     options: &ConnectOptions,
     questions: &dyn Questions,
     on_phase: &(dyn Fn(Phase) + Send + Sync),
-    door: &Arc<Turn>,
+    doors: &Arc<Doors>,
     skip_locked: bool,
 ) -> Result<RusshConnection, Stop> {
     let limits = endpoint.timeouts(options);
     on_phase(Phase::Tcp);
     let Way { stream, mut kept, loopback, at_once } =
-        way::open(endpoint, options, questions, on_phase, door).await?;
+        way::open(endpoint, options, questions, on_phase, doors).await?;
 
     on_phase(Phase::Handshake);
     let (judge, kinds) = judge(endpoint, options, loopback)?;
@@ -246,7 +246,7 @@ async fn go_in(
     kept.end_together(cut.clone(), end_sender.clone());
     let turn = Arc::new(options.pace.turn());
     let heard = Heard::new();
-    let waiting = options.pace.shake_hands(Arc::clone(&turn), Arc::clone(door));
+    let waiting = options.pace.shake_hands(Arc::clone(&turn), Arc::clone(doors));
     let stream = Cuttable::new(stream, cut.clone(), Arc::clone(&heard), waiting);
     let work = async {
         let handshake = Box::pin(client::connect_stream(Arc::new(config), stream, handler));

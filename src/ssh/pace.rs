@@ -6,6 +6,8 @@
 //! take turns, and nobody takes one before the server has said its first word. A turn is not kept for
 //! long: hosts that hang, in whatever phase, do not use them up. A place at a door is kept until the
 //! login has ended once the server has spoken, however slow it is: until then it counts there, too.
+//! Where a command leads to the host, it stands at two doors: at that of the server that the command logs
+//! in to, which is over when the host itself says its first word, and at the host's own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +47,14 @@ pub(super) struct Turn {
     has_spoken: AtomicBool,
 }
 
+/// The doors at which one connection stands.
+pub(super) struct Doors {
+    /// That of whoever a command goes over.
+    way: Turn,
+    /// The host's own.
+    host: Turn,
+}
+
 /// How long a turn was waited for.
 #[derive(Default)]
 struct Waited {
@@ -70,6 +80,11 @@ impl Pace {
         }
     }
 
+    /// Places at doors to be waited for.
+    pub(super) fn doors(&self) -> Doors {
+        Doors { way: self.turn(), host: self.turn() }
+    }
+
     fn places(&self, door: &str) -> Arc<Semaphore> {
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.retain(|_, places| places.strong_count() > 0);
@@ -81,22 +96,37 @@ impl Pace {
         places
     }
 
-    /// Waits for a place at a door.
-    pub(super) async fn enter(&self, door: &str, turn: &Turn) {
-        turn.take(self.places(door)).await;
+    /// Waits for a place at the door of a host.
+    pub(super) async fn enter(&self, host: &str, doors: &Doors) {
+        doors.host.take(self.places(host)).await;
+    }
+
+    /// Waits for one at the door of a host, and then at that of the server by which a command leads to it.
+    pub(super) async fn enter_by(&self, way: &str, host: &str, doors: &Doors) {
+        // Another host at the end of another command may have the same name (`localhost`).
+        self.enter(&format!("{way}\n{host}"), doors).await;
+        doors.way.take(self.places(way)).await;
     }
 
     /// Waits for a turn to shake hands: when the server has said its first word, at whose door we stand.
     pub(super) fn shake_hands(
         &self,
         turn: Arc<Turn>,
-        door: Arc<Turn>,
+        doors: Arc<Doors>,
     ) -> impl Future<Output = ()> + Send + 'static + use<> {
         let hands = Arc::clone(&self.hands);
         async move {
-            door.has_spoken.store(true, Ordering::Release);
+            doors.way.give_back();
+            doors.host.has_spoken.store(true, Ordering::Release);
             turn.take(hands).await;
         }
+    }
+}
+
+impl Doors {
+    /// Does `work`, in which places may be taken; gives them back afterwards, or where nothing is said.
+    pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        self.way.during(self.host.during(work)).await
     }
 }
 
@@ -181,17 +211,18 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     async fn one<T>(pace: &Pace, address: &str, work: impl Future<Output = T>) -> T {
-        let (door, turn) = (Arc::new(pace.turn()), Arc::new(pace.turn()));
-        let shaking = pace.shake_hands(Arc::clone(&turn), Arc::clone(&door));
-        door.during(async {
-            pace.enter(address, &door).await;
-            turn.during(async {
-                shaking.await;
-                work.await
+        let (doors, turn) = (Arc::new(pace.doors()), Arc::new(pace.turn()));
+        let shaking = pace.shake_hands(Arc::clone(&turn), Arc::clone(&doors));
+        doors
+            .during(async {
+                pace.enter(address, &doors).await;
+                turn.during(async {
+                    shaking.await;
+                    work.await
+                })
+                .await
             })
             .await
-        })
-        .await
     }
 
     #[tokio::test]
@@ -202,7 +233,7 @@ mod tests {
             others.push(Arc::clone(&pace.hands).acquire_owned().await);
         }
         let turn = Arc::new(pace.turn());
-        let shaking = pace.shake_hands(Arc::clone(&turn), Arc::new(pace.turn()));
+        let shaking = pace.shake_hands(Arc::clone(&turn), Arc::new(pace.doors()));
         let others = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             others.clear();
@@ -249,5 +280,41 @@ mod tests {
         }
         while all.join_next().await.is_some() {}
         assert_eq!(most.load(Ordering::SeqCst), AT_ONE_DOOR);
+    }
+
+    /// A host that asks for a password has long been let through by the server that a command goes over.
+    #[tokio::test]
+    async fn hosts_that_log_in_slowly_leave_the_door_of_the_command_that_leads_to_them() {
+        let pace = Arc::new(Pace::keeping(Duration::from_mins(10)));
+        let mut asking = tokio::task::JoinSet::new();
+        let by = |host: String| {
+            let pace = Arc::clone(&pace);
+            async move {
+                let (doors, turn) = (Arc::new(pace.doors()), Arc::new(pace.turn()));
+                let shaking = pace.shake_hands(Arc::clone(&turn), Arc::clone(&doors));
+                let work = async {
+                    pace.enter_by("ssh -W %h:%p gate", &host, &doors).await;
+                    shaking.await;
+                    // The handshake is over, the login is not.
+                    turn.give_back();
+                    std::future::pending::<()>().await;
+                };
+                doors.during(work).await;
+            }
+        };
+        for n in 0..40 {
+            asking.spawn(by(format!("host{n}:22")));
+        }
+        for _ in 0..AT_ONE_DOOR + 2 {
+            asking.spawn(by("slow:22".to_owned()));
+        }
+        let way = pace.places("ssh -W %h:%p gate");
+        let slow = pace.places("ssh -W %h:%p gate\nslow:22");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // All eight places of the way are free, and those of the one host are taken.
+        while way.available_permits() < AT_ONE_DOOR || slow.available_permits() > 0 {
+            assert!(Instant::now() < deadline, "they hold on to them");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

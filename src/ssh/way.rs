@@ -18,7 +18,7 @@ use super::config::{AddressFamily, Route};
 use super::connection::{Phase, timed_out};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::exec::Stderr;
-use super::pace::Turn;
+use super::pace::Doors;
 use super::prompt::{AtOnce, Prompt};
 use super::{Questions, SshError};
 use crate::base::{quote, text};
@@ -88,13 +88,13 @@ pub(super) async fn open(
     options: &ConnectOptions,
     questions: &dyn Questions,
     on_phase: &(dyn Fn(Phase) + Send + Sync),
-    door: &Turn,
+    doors: &Doors,
 ) -> Result<Way, SshError> {
     let config = &endpoint.config;
     let pace = &options.pace;
     match &config.route {
         Route::Direct => {
-            pace.enter(&endpoint.address(), door).await;
+            pace.enter(&endpoint.address(), doors).await;
             let socket = tcp(endpoint, endpoint.timeouts(options).tcp).await?;
             let loopback = socket.peer_addr().is_ok_and(|a| a.ip().is_loopback());
             let at_once = AtOnce::default();
@@ -111,7 +111,7 @@ pub(super) async fn open(
                 error: Box::new(error),
             };
             let connection = options.jumps.get(&jump, options, questions).await.map_err(over)?;
-            pace.enter(&endpoint.address(), door).await;
+            pace.enter(&endpoint.address(), doors).await;
             let stream = connection.tunnel(&config.host_name, config.port).await.map_err(over)?;
             let kept = Kept { jump: Some(connection), ..Kept::default() };
             Ok(Way { stream: Box::new(stream), kept, loopback: false, at_once: AtOnce::default() })
@@ -122,7 +122,7 @@ pub(super) async fn open(
                 return Err(SshError::UnsafeName { name: text::clean(&config.host_name, 120) });
             }
             // Which server it goes over only the command knows; hosts with the same one share it.
-            pace.enter(written, door).await;
+            pace.enter_by(written, &endpoint.address(), doors).await;
             let (stream, child) = proxy(line)?;
             let kept = Kept { child: Some(child), ..Kept::default() };
             Ok(Way { stream, kept, loopback: false, at_once: AtOnce::default() })
