@@ -141,6 +141,7 @@ impl Fleet {
     /// Tries a host that is down again now; passphrases that were not given are asked for again.
     pub fn reconnect(&self, host: &HostName) -> bool {
         self.shared.ssh.key_ring.ask_again();
+        self.shared.ssh.jumps.ask_again();
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = hosts.entries.get(host);
         if let Some(entry) = entry {
@@ -161,6 +162,7 @@ impl Fleet {
 
     /// Tries the hosts again whose login is lost: an agent with keys was lent.
     pub fn try_lost_logins(&self) {
+        self.shared.ssh.jumps.ask_again();
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in hosts.entries.values() {
             entry.link.lent.notify_one();

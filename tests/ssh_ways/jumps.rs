@@ -91,6 +91,42 @@ async fn many_hosts_behind_a_bastion_open_it_once_and_once_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_refuses_us_is_left_alone_until_something_has_changed() {
+    if !lab() {
+        return;
+    }
+    let (bastion, inner) = (Sshd::start(), Sshd::start());
+    let mut text = block("bastion", &bastion, "");
+    for n in 0..3 {
+        text += &block(&format!("host{n}"), &inner, " ProxyJump bastion");
+    }
+    let options = options(bastion.dir.path(), &text);
+    let keys = bastion.path("authorized_keys");
+    let good = fs::read_to_string(&keys).unwrap();
+    fs::write(&keys, "").unwrap();
+    let error = to("host0", &options, &NoQuestions).await.err().unwrap();
+    assert!(error.login_lost(), "{error}");
+    // It would let us in now, and is not asked by every host to find out.
+    fs::write(&keys, good).unwrap();
+    for name in ["host1", "host2"] {
+        assert_eq!(to(name, &options, &NoQuestions).await.err(), Some(error.clone()));
+    }
+    assert_eq!(logins(&bastion), 0);
+    options.jumps.ask_again();
+    // What was said before holds for a moment even so.
+    let mut host1 = to("host1", &options, &NoQuestions).await;
+    for _ in 0..100 {
+        if host1.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        host1 = to("host1", &options, &NoQuestions).await;
+    }
+    host1.unwrap();
+    assert_eq!(logins(&bastion), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bastion_is_kept_for_a_while_after_its_last_use() {
     if !lab() {
         return;
