@@ -38,8 +38,8 @@ fn overlay(endpoint: &mut Endpoint, target: &Target) {
         replace(printed, "identityfile", keys);
     }
     if target.known_hosts.is_some() {
-        let known: Vec<String> = endpoint.known_hosts_files.iter().map(path).collect();
-        replace(printed, "userknownhostsfile", vec![known.join(" ")]);
+        let known = endpoint.known_hosts_file.iter().map(path).collect();
+        replace(printed, "userknownhostsfile", known);
     }
 }
 

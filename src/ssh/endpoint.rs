@@ -141,7 +141,10 @@ impl Endpoint {
         if let Some(file) = &target.known_hosts {
             let file = config::expand_home(file, home);
             endpoint.known_hosts_file = Some(file.clone());
+            // It replaces the user's alone: what the machine's revoke and certify is not the deck's to say.
             endpoint.known_hosts_files = vec![file];
+            let global = endpoint.config.global_known_hosts_files.iter().cloned();
+            endpoint.known_hosts_files.extend(global);
         }
         Ok(endpoint)
     }
@@ -342,6 +345,21 @@ mod tests {
         options.config = ConfigFiles::Text(text.as_str().into());
         assert!(Endpoint::resolve(&target("a;b", None, None), &options).is_err());
         assert!(!mark.exists());
+    }
+
+    #[test]
+    fn known_hosts_of_the_deck_replace_the_users_and_not_the_machines() {
+        let mut options = ConnectOptions::from_env(None);
+        options.config =
+            ConfigFiles::Text("UserKnownHostsFile /u1 /u2\nGlobalKnownHostsFile /g1 /g2\n".into());
+        let target = Target {
+            name: "box".to_owned(),
+            known_hosts: Some("/deck".to_owned()),
+            ..Target::default()
+        };
+        let endpoint = Endpoint::resolve(&target, &options).unwrap();
+        assert_eq!(endpoint.known_hosts_files, ["/deck", "/g1", "/g2"].map(PathBuf::from));
+        assert_eq!(endpoint.known_hosts_file, Some(PathBuf::from("/deck")));
     }
 
     #[test]
