@@ -34,6 +34,44 @@ const MAX_LINES: usize = 2_000;
 /// The lines of each part of a round.
 type Parts = BTreeMap<String, String>;
 
+/// The parts that the script has; what else a host makes up is not kept.
+const KNOWN: [&str; 12] = [
+    "apps", "boot", "cpus", "driver", "facts", "gpus", "hung", "load", "memory", "none", "stat",
+    "uptime",
+];
+
+/// What has come of a round.
+#[derive(Default)]
+struct Round {
+    parts: Parts,
+    /// The part that the next line is of; none: of none that is known.
+    part: Option<&'static str>,
+    lines: usize,
+}
+
+impl Round {
+    /// Takes a line in; all parts when it was the last.
+    fn line(&mut self, line: &str) -> Option<Parts> {
+        let Some(name) = line.strip_prefix("gpudeck:") else {
+            self.lines += 1;
+            if let Some(part) = self.part
+                && self.lines <= MAX_LINES
+            {
+                self.parts.entry(part.to_owned()).or_default().extend([line, "\n"]);
+            }
+            return None;
+        };
+        if name == "end" {
+            return Some(std::mem::take(self).parts);
+        }
+        self.part = KNOWN.into_iter().find(|known| *known == name);
+        if let Some(part) = self.part {
+            self.parts.insert(part.to_owned(), String::new());
+        }
+        None
+    }
+}
+
 /// Reads the host until the connection or the script ends; returns why. `told` is called once, when
 /// the first sample is there.
 pub(super) async fn follow(
@@ -64,7 +102,7 @@ async fn read(
     let mut reader = LineReader::new(stdout, MAX_LINE);
     let mut told = Some(told);
     let mut meter = Meter::default();
-    let (mut parts, mut part, mut count) = (Parts::new(), String::new(), 0_usize);
+    let mut round = Round::default();
     loop {
         let line = timeout(SILENCE, reader.next()).await.map_err(|_| SshError::Timeout {
             address: host.to_string(),
@@ -72,21 +110,7 @@ async fn read(
             after: SILENCE,
         })?;
         let Some(line) = line.map_err(lost)? else { return Ok(()) };
-        let line = String::from_utf8_lossy(line);
-        let Some(name) = line.strip_prefix("gpudeck:") else {
-            count += 1;
-            if count <= MAX_LINES && !part.is_empty() {
-                let lines = parts.entry(part.clone()).or_default();
-                lines.push_str(&line);
-                lines.push('\n');
-            }
-            continue;
-        };
-        if name != "end" {
-            part = text::clean(name, 20);
-            parts.insert(part.clone(), String::new());
-            continue;
-        }
+        let Some(parts) = round.line(&String::from_utf8_lossy(line)) else { continue };
         if parts.contains_key("facts") {
             let facts = Box::new(facts(&parts));
             outbox.put(FleetEvent::Facts { host: host.clone(), facts });
@@ -96,9 +120,6 @@ async fn read(
         if let Some(told) = told.take() {
             told();
         }
-        parts.clear();
-        part.clear();
-        count = 0;
     }
 }
 
@@ -265,6 +286,31 @@ mod tests {
         fn drop(&mut self) {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn parts_that_a_host_makes_up_are_not_kept() {
+        let mut round = Round::default();
+        for n in 0..10_000 {
+            assert!(round.line(&format!("gpudeck:{n}")).is_none());
+            assert!(round.line("x").is_none());
+        }
+        assert!(round.parts.is_empty());
+        // Neither are more lines than a part may have.
+        assert!(round.line("gpudeck:gpus").is_none());
+        assert!((0..10_000).all(|_| round.line("x").is_none()));
+        assert_eq!(round.parts["gpus"], "", "the others count, too");
+        assert_eq!(round.line("gpudeck:end").unwrap().len(), 1);
+        assert!(round.line("gpudeck:stat").is_none() && round.line("cpu 1").is_none());
+        assert_eq!(round.line("gpudeck:end").unwrap()["stat"], "cpu 1\n");
+    }
+
+    #[test]
+    fn every_part_of_the_script_is_known() {
+        let parts = SCRIPT.split("part ").skip(1).filter_map(|rest| rest.split(['\n', ' ']).next());
+        for part in parts.filter(|p| !p.is_empty() && *p != "end" && *p != "hung;") {
+            assert!(KNOWN.contains(&part), "{part}");
         }
     }
 
