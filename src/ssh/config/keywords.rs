@@ -241,10 +241,11 @@ const NEWER: [&str; 4] = ["refuseconnection", "tag", "versionaddendum", "warnwea
 
 /// Of what is read over: what would decide how a host is reached or who is let in, with the values that ask for
 /// nothing.
-const MISSED: [(&str, &[&str]); 4] = [
+const MISSED: [(&str, &[&str]); 5] = [
     ("gssapikeyexchange", &["no"]),
     ("kbdinteractivedevices", &[]),
     ("securitykeyprovider", &["internal", "none"]),
+    ("updatehostkeys", &["no", "false"]),
     ("useprivilegedport", &["no"]),
 ];
 

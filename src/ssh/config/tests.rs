@@ -64,7 +64,7 @@ fn algorithms_and_ways_that_we_lack_are_named() {
         Ciphers 3des-cbc,aes128-ctr\nMACs umac-64@openssh.com,hmac-sha2-256\nHostKeyAlgorithms +ssh-rsa\n\
         ConnectionAttempts 5\nPreferredAuthentications gssapi-with-mic,hostbased,publickey\n\
         GSSAPIKeyExchange yes\nUsePrivilegedPort yes\nKbdInteractiveDevices pam\n\
-        SecurityKeyProvider /lib/sk.so\nRekeyLimit 4G\n";
+        SecurityKeyProvider /lib/sk.so\nRekeyLimit 4G\nUpdateHostKeys ask\n";
     let said = of(text, "x").unwrap().warnings;
     for words in [
         "kexalgorithms sntrup761x25519-sha512@openssh.com: not supported",
@@ -77,13 +77,15 @@ fn algorithms_and_ways_that_we_lack_are_named() {
         "useprivilegedport yes is not supported",
         "kbdinteractivedevices pam is not supported",
         "securitykeyprovider /lib/sk.so is not supported",
+        "updatehostkeys ask is not supported",
         "rekeylimit over 1G",
     ] {
         assert!(said.iter().any(|warning| warning.contains(words)), "{words}: {said:#?}");
     }
-    assert_eq!(said.len(), 11, "{said:#?}");
+    assert_eq!(said.len(), 12, "{said:#?}");
     let text = "Ciphers -3des-cbc,aes*\nMACs hmac-sha2-256\nConnectionAttempts 1\n\
-        PreferredAuthentications publickey,password\nGSSAPIKeyExchange no\nSecurityKeyProvider internal\n";
+        PreferredAuthentications publickey,password\nGSSAPIKeyExchange no\nSecurityKeyProvider internal\n\
+        UpdateHostKeys no\n";
     assert_eq!(of(text, "x").unwrap().warnings, Vec::<String>::new());
 }
 
