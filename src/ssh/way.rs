@@ -197,10 +197,10 @@ async fn tcp(endpoint: &Endpoint, limit: Duration) -> Result<TcpStream, SshError
             .collect(),
     };
     let mut last = not_found();
-    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-    for address in addresses {
-        // One silent address must not use up the time of the others.
-        let until = deadline.min(tokio::time::Instant::now() + share);
+    let count = addresses.len();
+    for (before, address) in addresses.into_iter().enumerate() {
+        let now = tokio::time::Instant::now();
+        let until = now + share(deadline.saturating_duration_since(now), count - before);
         let connecting = connect_from(config.bind_address.as_deref(), address);
         match tokio::time::timeout_at(until, connecting).await {
             Err(_) => last = timed_out(endpoint, Phase::Tcp, limit),
@@ -224,6 +224,12 @@ async fn tcp(endpoint: &Endpoint, limit: Duration) -> Result<TcpStream, SshError
     Err(last)
 }
 
+/// What the next of so many addresses may take of the time that is left: one that is silent must not use up
+/// that of the others, and what one has not used is theirs.
+fn share(left: Duration, addresses: usize) -> Duration {
+    left / u32::try_from(addresses.max(1)).unwrap_or(u32::MAX)
+}
+
 async fn connect_from(from: Option<&str>, to: std::net::SocketAddr) -> std::io::Result<TcpStream> {
     let Some(from) = from else { return TcpStream::connect(to).await };
     let mut own = tokio::net::lookup_host((from, 0)).await?;
@@ -240,6 +246,15 @@ async fn connect_from(from: Option<&str>, to: std::net::SocketAddr) -> std::io::
 mod tests {
     use super::super::{ConfigFiles, NoQuestions, Target};
     use super::*;
+
+    #[test]
+    fn time_that_one_address_has_not_used_is_the_others() {
+        let s = Duration::from_secs;
+        // Two that refuse at once, and one that takes its time.
+        assert_eq!([share(s(9), 3), share(s(9), 2), share(s(9), 1)], [s(3), s(9) / 2, s(9)]);
+        assert_eq!([share(s(9), 3), share(s(6), 2), share(s(3), 1)], [s(3); 3]);
+        assert_eq!(share(s(9), 0), s(9));
+    }
 
     #[tokio::test]
     async fn a_host_name_that_a_shell_could_misread_starts_no_command() {
