@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use russh::client::{self, Handle};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Disconnect};
 use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream, ReadBuf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::bytes::{Buf, Bytes};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -33,7 +33,7 @@ const PONG: Duration = Duration::from_secs(5);
 
 /// A connection that is logged in. Dropping it cuts the socket.
 pub struct RusshConnection {
-    handle: Handle<Client>,
+    handle: Arc<Handle<Client>>,
     end: watch::Receiver<Option<String>>,
     end_sender: watch::Sender<Option<String>>,
     cut: CancellationToken,
@@ -107,7 +107,7 @@ impl RusshConnection {
         let watch = watch_over(parts.heard, parts.silence, parts.cut.clone(), end_sender);
         Self {
             watchdog: tokio::spawn(watch),
-            handle: parts.handle,
+            handle: Arc::new(parts.handle),
             end: parts.end,
             end_sender: parts.end_sender,
             cut: parts.cut,
@@ -135,8 +135,11 @@ impl RusshConnection {
         host: &str,
         port: u16,
     ) -> Result<russh::ChannelStream<client::Msg>, SshError> {
-        let opening = self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
-        let opened = timeout(self.channel_timeout, opening).await;
+        let (handle, to) = (Arc::clone(&self.handle), host.to_owned());
+        let opening = async move {
+            handle.channel_open_direct_tcpip(to, u32::from(port), "127.0.0.1", 0).await
+        };
+        let opened = timeout(self.channel_timeout, in_the_end(opening)).await;
         self.at_once.set(false);
         match opened {
             Ok(Ok(channel)) => Ok(channel.into_stream()),
@@ -167,21 +170,17 @@ impl RusshConnection {
     }
 
     async fn open(&self, command: &str) -> Result<ExecChannel, SshError> {
-        let refused = |error: russh::Error| match error {
-            russh::Error::ChannelOpenFailure(reason) => {
-                SshError::ChannelRefused { why: format!("{reason:?}") }
-            }
-            other => SshError::closed(&other.to_string()),
-        };
-        let channel = self.handle.channel_open_session().await.map_err(refused)?;
+        let handle = Arc::clone(&self.handle);
+        let opening = async move { handle.channel_open_session().await };
+        let channel = in_the_end(opening).await.map_err(refused)?;
         self.at_once.set(false);
         let (mut read, write) = channel.split();
-        write.exec(true, command).await.map_err(refused)?;
+        let write = Unstarted(Some(write));
+        write.exec(command).await?;
         loop {
             match read.wait().await {
                 Some(ChannelMsg::Success) => break,
                 Some(ChannelMsg::Failure) => {
-                    let _ = write.close().await;
                     return Err(SshError::ChannelRefused {
                         why: "it does not run the command".to_owned(),
                     });
@@ -190,6 +189,7 @@ impl RusshConnection {
                 None => return Err(SshError::closed("before the command ran")),
             }
         }
+        let Some(write) = write.started() else { return Err(SshError::closed("no channel")) };
         let (control, parts) = control();
         let (stdin, feed) = tokio::io::duplex(256 << 10);
         let (output, received) = mpsc::unbounded_channel();
@@ -197,6 +197,55 @@ impl RusshConnection {
         let inbox = Inbox { received, current: Bytes::new(), unread: Arc::clone(&unread) };
         tokio::spawn(pump(read, write, feed, Outbox { output: Some(output), unread }, parts));
         Ok(ExecChannel { stdin: Box::new(stdin), stdout: Box::new(inbox), control })
+    }
+}
+
+fn refused(error: russh::Error) -> SshError {
+    match error {
+        russh::Error::ChannelOpenFailure(reason) => {
+            SshError::ChannelRefused { why: format!("{reason:?}") }
+        }
+        other => SshError::closed(&other.to_string()),
+    }
+}
+
+/// A channel that a server opens when nobody waits for it any more is closed: it would count as one of its
+/// sessions (`MaxSessions`) for as long as the connection is there.
+async fn in_the_end(
+    opening: impl Future<Output = Result<russh::Channel<client::Msg>, russh::Error>> + Send + 'static,
+) -> Result<russh::Channel<client::Msg>, russh::Error> {
+    let (answer, answered) = oneshot::channel();
+    tokio::spawn(async move {
+        if let Err(Ok(late)) = answer.send(opening.await) {
+            let _ = late.close().await;
+        }
+    });
+    answered.await.unwrap_or(Err(russh::Error::Disconnect))
+}
+
+/// A channel that is closed unless its command runs.
+struct Unstarted(Option<ChannelWriteHalf<client::Msg>>);
+
+impl Unstarted {
+    async fn exec(&self, command: &str) -> Result<(), SshError> {
+        match &self.0 {
+            Some(write) => write.exec(true, command).await.map_err(refused),
+            None => Ok(()),
+        }
+    }
+
+    fn started(mut self) -> Option<ChannelWriteHalf<client::Msg>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unstarted {
+    fn drop(&mut self) {
+        if let Some(write) = self.0.take() {
+            tokio::spawn(async move {
+                let _ = write.close().await;
+            });
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::ssh_support::{Sshd, keygen, lab};
 use gpudeck::base::Hint;
 use gpudeck::ssh::{Connection, NoQuestions, SshError};
 
-use super::questions::{Asking, Person, asking_block};
+use super::questions::{Asking, Late, Person, asking_block};
 use super::{add_to, block, options, says, to};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,6 +157,27 @@ async fn a_server_that_hangs_up_on_the_login_itself_is_a_lost_login() {
     let error = to("box", &options(server.dir.path(), &text), &NoQuestions).await.err().unwrap();
     assert!(matches!(error, SshError::AuthFailed { .. }), "{error}");
     assert!(error.login_lost() && error.to_string().contains("hung up"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_opened_too_late_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("host");
+    if std::process::Command::new("ssh-keygen").arg("-?").output().is_err() && !lab() {
+        return;
+    }
+    keygen(&key, "ed25519", "");
+    let late = std::sync::Arc::<Late>::default();
+    let port = Asking::serve_late("late channel", &key, late.clone()).await;
+    let mut options = options(dir.path(), &asking_block(port, dir.path()));
+    options.timeouts.channel = Duration::from_millis(200);
+    let person = Person::who_says(&["open sesame"]);
+    let connection = to("box", &options, &person).await.unwrap();
+    let error = connection.exec("true").await.err().unwrap();
+    assert!(matches!(error, SshError::Timeout { .. }), "{error}");
+    late.go.notify_one();
+    let closed = tokio::time::timeout(Duration::from_secs(30), late.closed.notified());
+    closed.await.expect("it stays open");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,9 +17,17 @@ use super::{options, says, to};
 /// A server that wants what OpenSSH without PAM cannot want.
 #[derive(Clone)]
 pub(super) struct Asking {
-    /// `password`, `codes` (password and code by questions), `hang`, `hang up` or `no channel`.
+    /// `password`, `codes` (password and code by questions), `hang`, `hang up`, `no channel` or `late channel`.
     wants: &'static str,
     step: usize,
+    late: Arc<Late>,
+}
+
+/// A channel that is opened when it is told to.
+#[derive(Default)]
+pub(super) struct Late {
+    pub(super) go: tokio::sync::Notify,
+    pub(super) closed: tokio::sync::Notify,
 }
 
 impl server::Server for Asking {
@@ -89,9 +97,16 @@ impl server::Handler for Asking {
     ) -> Result<(), Self::Error> {
         if self.wants == "no channel" {
             std::future::pending::<()>().await;
-        } else {
-            reply.accept().await;
         }
+        if self.wants == "late channel" {
+            self.late.go.notified().await;
+        }
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, _: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.late.closed.notify_one();
         Ok(())
     }
 
@@ -121,6 +136,11 @@ impl Asking {
 
     /// Serves on a port of the loopback interface; the task ends with the test's runtime.
     pub(super) async fn serve(wants: &'static str, key: &Path) -> u16 {
+        Self::serve_late(wants, key, Arc::default()).await
+    }
+
+    /// The same, with a hand on its channels.
+    pub(super) async fn serve_late(wants: &'static str, key: &Path, late: Arc<Late>) -> u16 {
         let key = russh::keys::load_secret_key(key, None).unwrap();
         let config = server::Config {
             keys: vec![key],
@@ -131,7 +151,7 @@ impl Asking {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
-            Asking { wants, step: 0 }.run_on_socket(Arc::new(config), &listener).await
+            Asking { wants, step: 0, late }.run_on_socket(Arc::new(config), &listener).await
         });
         port
     }
