@@ -39,6 +39,17 @@ const LINES_KEPT: usize = 64 << 10;
 /// Longest line of what is asked of a lent agent: a message of its protocol in base64.
 const MAX_ASKED_BYTES: usize = 2 * super::lend::message::MAX_MESSAGE_BYTES;
 
+/// Where an agent is lent.
+const AGENT: &str = "/v1/agent";
+
+/// Whether who listens at the other end is who we are, as the kernel says: whoever has an agent lent to him
+/// logs in as its owner. That the socket lies in a directory of ours does not tell where `$GPUDECK_HOME` is
+/// shared.
+fn is_ours(stream: &UnixStream) -> bool {
+    let us = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == us)
+}
+
 /// A controller's socket.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -156,6 +167,16 @@ impl Client {
             message: format!("no controller answers on {}: {e}", self.socket.display()),
             hint: Some("any gpudeck command in the deck's directory starts one".to_owned()),
         })?;
+        if path == AGENT && !is_ours(&stream) {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!(
+                    "{} is another user's: the SSH agent is not lent there",
+                    self.socket.display()
+                ),
+                hint: Some("look who has put that socket there".to_owned()),
+            });
+        }
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the socket, when the response's body is dropped.
@@ -201,12 +222,12 @@ impl Client {
 
     /// What is asked of the agent that this door lends.
     pub(super) async fn asked_of_agent(&self) -> Result<BoxStream<'static, ToLender>, ApiError> {
-        self.lines("/v1/agent", MAX_ASKED_BYTES).await
+        self.lines(AGENT, MAX_ASKED_BYTES).await
     }
 
     /// What it answers.
     pub(super) async fn agent_answers(&self, answer: &AgentAnswer) -> Result<(), ApiError> {
-        self.post("/v1/agent", answer).await
+        self.post(AGENT, answer).await
     }
 
     /// A response that goes on, one JSON message a line of at most `longest` bytes.
@@ -370,6 +391,40 @@ impl Door for Client {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// Somebody else's can only be made by root.
+    #[tokio::test]
+    async fn an_agent_is_lent_to_our_own_user_only() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        assert!(is_ours(&near));
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("controller.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        // Who listens is who called listen(2): a child that is nobody does so once more.
+        let mut child = std::process::Command::new("python3")
+            .args([
+                "-c",
+                "import os, socket, time\ns = socket.socket(fileno=0)\nos.setuid(65534)\n\
+                 s.listen(8)\nprint(1, flush=True)\ntime.sleep(600)",
+            ])
+            .stdin(std::os::fd::OwnedFd::from(listener))
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        let Ok(child) = &mut child else { return };
+        let mut said = [0; 2];
+        let listens = std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said);
+        if listens.is_ok() {
+            let stream = UnixStream::connect(&socket).await.unwrap();
+            assert!(!is_ours(&stream));
+            let error = Client::unchecked(&socket).asked_of_agent().await.err().unwrap();
+            assert!(error.message.contains("not lent"), "{error:?}");
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 
     #[test]
     fn lines_come_whole_however_they_are_cut() {

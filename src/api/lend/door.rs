@@ -57,7 +57,13 @@ async fn lend(client: &Client, socket: &Path) -> bool {
     if UnixStream::connect(socket).await.is_err() {
         return false;
     }
-    let Ok(mut asked) = client.asked_of_agent().await else { return false };
+    let mut asked = match client.asked_of_agent().await {
+        Ok(asked) => asked,
+        Err(error) => {
+            tracing::debug!(%error, "the agent is not lent");
+            return false;
+        }
+    };
     let Some(ToLender::Lent { lease }) = asked.next().await else { return false };
     asked
         .for_each_concurrent(AT_ONCE, |asked| async move {
