@@ -70,7 +70,7 @@ pub(super) async fn authenticate<H: Handler>(
     skip_locked: bool,
 ) -> Result<Login, SshError> {
     let identities = if endpoint.config.pubkey_authentication {
-        gather(endpoint, options).await
+        gather(endpoint, options).await?
     } else {
         Identities::default()
     };

@@ -14,13 +14,13 @@ use super::auth::{self, Ended, Login};
 use super::channel::{Parts, RusshConnection};
 use super::config::{MOST_BETWEEN_KEYS, StrictHostKeyChecking};
 use super::cut::{Cuttable, Heard};
-use super::endpoint::{ConnectOptions, Endpoint};
+use super::endpoint::{ConnectOptions, Endpoint, aside};
 use super::handler::{Client, Judge};
 use super::known_hosts::{self, KnownHosts, TooLong, Verdict};
 use super::pace::Doors;
 use super::proposal::{KnownKinds, NothingLeft, proposal};
 use super::way::{self, Way};
-use super::{Questions, SshError};
+use super::{KeyRing, Questions, SshError};
 use crate::base::text;
 
 /// A connection is asked so often whether it is still there, unless the configuration says
@@ -116,7 +116,6 @@ async fn accept_key(
     questions: &dyn Questions,
     again: bool,
 ) -> Result<(), SshError> {
-    let file = endpoint.known_hosts_file.clone();
     let host = endpoint.key_name();
     let key_type = key.algorithm().to_string();
     let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
@@ -136,13 +135,26 @@ async fn accept_key(
         Some(true) => {}
         Some(false) => return Err(SshError::HostKeyRejected { host, fingerprint }),
         None => {
+            let file = endpoint.known_hosts_file.clone();
             let file = file.unwrap_or_else(|| PathBuf::from("known_hosts"));
             return Err(SshError::HostKeyUnknown { host, key_type, fingerprint, file });
         }
     }
+    let (endpoint, key_ring, key) = (endpoint.clone(), Arc::clone(&options.key_ring), key.clone());
+    aside(move || {
+        keep_key(&endpoint, &key_ring, &key);
+        Ok(())
+    })
+    .await
+}
+
+/// Writes an accepted key down.
+fn keep_key(endpoint: &Endpoint, key_ring: &KeyRing, key: &PublicKey) {
     let (name, port) = (&endpoint.host_key_name, endpoint.host_key_port);
-    if let Some(file) = file
-        && let Err(error) = known_hosts::append(&file, name, port, config.hash_known_hosts, key)
+    let host = endpoint.key_name();
+    if let Some(file) = &endpoint.known_hosts_file
+        && let Err(error) =
+            known_hosts::append(file, name, port, endpoint.config.hash_known_hosts, key)
     {
         let file = file.display();
         tracing::warn!(%host, %file, %error, "the accepted host key could not be written down");
@@ -153,15 +165,14 @@ async fn accept_key(
     let kept = KnownHosts::load(files, name, port)
         .is_ok_and(|known| known.check(name, port, key) == Verdict::Known);
     if !kept {
-        options.key_ring.accept(&host, files, key.key_data());
+        key_ring.accept(&host, files, key.key_data());
     }
-    Ok(())
 }
 
 /// Reads what the host's key is judged by.
 fn judge(
     endpoint: &Endpoint,
-    options: &ConnectOptions,
+    key_ring: &KeyRing,
     loopback: bool,
 ) -> Result<(Judge, KnownKinds), SshError> {
     let (host, port) = (endpoint.host_key_name.clone(), endpoint.host_key_port);
@@ -183,7 +194,7 @@ fn judge(
     // Strictly, only what stands in a file counts.
     let accepted = match config.strict_host_key_checking {
         StrictHostKeyChecking::Yes => Vec::new(),
-        _ => options.key_ring.accepted(&endpoint.key_name(), &endpoint.known_hosts_files),
+        _ => key_ring.accepted(&endpoint.key_name(), &endpoint.known_hosts_files),
     };
     let judge = Judge {
         accepted,
@@ -226,7 +237,8 @@ async fn go_in(
         way::open(endpoint, options, questions, on_phase, doors).await?;
 
     on_phase(Phase::Handshake);
-    let (judge, kinds) = judge(endpoint, options, loopback)?;
+    let (to, key_ring) = (endpoint.clone(), Arc::clone(&options.key_ring));
+    let (judge, kinds) = aside(move || judge(&to, &key_ring, loopback)).await?;
     let config = client_config(endpoint, &kinds)?;
     let alive = config.keepalive_interval.unwrap_or(ALIVE_INTERVAL);
     let count = u32::try_from(config.keepalive_max).unwrap_or(3);

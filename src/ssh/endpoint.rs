@@ -264,12 +264,12 @@ impl Endpoint {
 }
 
 /// Does what may block on a thread where it holds up nobody.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SshError> + Send + 'static,
 ) -> Result<T, SshError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(_) => Err(SshError::closed("the SSH configuration could not be read")),
+        Err(_) => Err(SshError::closed("files of ours could not be read")),
     }
 }
 

@@ -13,9 +13,10 @@ use russh::keys::{
     ssh_encoding::Encode, ssh_key,
 };
 
+use super::SshError;
 use super::agent_keys::{self, Agent};
-use super::endpoint::{ConnectOptions, Endpoint};
-use super::keyring::read_key_file;
+use super::endpoint::{ConnectOptions, Endpoint, aside};
+use super::keyring::{KeyRing, read_key_file};
 use crate::base::{quote, text};
 
 /// Who signs with a key.
@@ -50,8 +51,8 @@ pub(super) struct Identities {
 }
 
 /// A key file, as far as it can be read without a passphrase.
-struct File<'a> {
-    path: &'a Path,
+struct File {
+    path: PathBuf,
     public: Option<KeyData>,
     private: Option<Arc<PrivateKey>>,
     encrypted: bool,
@@ -70,8 +71,8 @@ fn shown(path: &Path) -> String {
     text::clean(&path.display().to_string(), 120)
 }
 
-fn load<'a>(path: &'a Path, options: &ConnectOptions) -> Result<File<'a>, String> {
-    let file = load_any(path, options)?;
+fn load(path: &Path, key_ring: &KeyRing) -> Result<File, String> {
+    let file = load_any(path, key_ring)?;
     if (file.private.is_some() || file.encrypted) && is_exposed(path) {
         // An agent may still have the key: which one is wanted is known.
         return Ok(File { private: None, encrypted: false, exposed: true, ..file });
@@ -79,11 +80,12 @@ fn load<'a>(path: &'a Path, options: &ConnectOptions) -> Result<File<'a>, String
     Ok(file)
 }
 
-fn load_any<'a>(path: &'a Path, options: &ConnectOptions) -> Result<File<'a>, String> {
+fn load_any(path: &Path, key_ring: &KeyRing) -> Result<File, String> {
     let beside = public_half(path);
-    let file =
-        |public, private, encrypted| Ok(File { path, public, private, encrypted, exposed: false });
-    if let Some(key) = options.key_ring.unlocked(path) {
+    let file = |public, private, encrypted| {
+        Ok(File { path: path.to_owned(), public, private, encrypted, exposed: false })
+    };
+    if let Some(key) = key_ring.unlocked(path) {
         let public = Some(key.public_key().key_data().clone());
         return file(public, Some(key), false);
     }
@@ -133,36 +135,59 @@ fn load_certificate(path: &Path) -> Result<Certificate, String> {
     Certificate::from_openssh(text.trim()).map_err(|error| text::clean(&error.to_string(), 80))
 }
 
-/// Gathers what can be offered to `endpoint`.
-pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Identities {
-    let config = &endpoint.config;
-    let mut all = Identities::default();
-    let mut files: Vec<File<'_>> = Vec::new();
-    for path in &config.identity_files {
-        match load(path, options) {
-            Ok(file) => files.push(file),
-            // The usual files need not be there.
-            Err(_) if !config.identity_files_named => {}
-            Err(why) => all.notes.push(format!("{} ({why})", shown(path))),
-        }
-    }
-    let mut explicit: Vec<(String, Certificate)> = Vec::new();
-    for path in &config.certificate_files {
-        match load_certificate(path) {
-            Ok(certificate) => explicit.push((shown(path), certificate)),
-            Err(why) => all.notes.push(format!("certificate {} ({why})", shown(path))),
-        }
-    }
-    // Certificates beside the keys count when none is named.
-    let mut beside: Vec<(usize, String, Certificate)> = Vec::new();
-    if config.certificate_files.is_empty() {
-        for (index, file) in files.iter().enumerate() {
-            let path = with_suffix(file.path, "-cert.pub");
-            if let Ok(certificate) = load_certificate(&path) {
-                beside.push((index, shown(&path), certificate));
+/// What files have to offer.
+#[derive(Default)]
+struct Files {
+    keys: Vec<File>,
+    /// Certificates that were named.
+    explicit: Vec<(String, Certificate)>,
+    /// Those beside a key, by its place, if none was named.
+    beside: Vec<(usize, String, Certificate)>,
+    /// What could not be used, for people.
+    notes: Vec<String>,
+}
+
+impl Files {
+    /// `named`: a key that is missing is worth a word, since the usual files need not be there.
+    fn read(keys: &[PathBuf], named: bool, certificates: &[PathBuf], key_ring: &KeyRing) -> Self {
+        let mut all = Self::default();
+        for path in keys {
+            match load(path, key_ring) {
+                Ok(file) => all.keys.push(file),
+                Err(_) if !named => {}
+                Err(why) => all.notes.push(format!("{} ({why})", shown(path))),
             }
         }
+        for path in certificates {
+            match load_certificate(path) {
+                Ok(certificate) => all.explicit.push((shown(path), certificate)),
+                Err(why) => all.notes.push(format!("certificate {} ({why})", shown(path))),
+            }
+        }
+        if certificates.is_empty() {
+            for (index, file) in all.keys.iter().enumerate() {
+                let path = with_suffix(&file.path, "-cert.pub");
+                if let Ok(certificate) = load_certificate(&path) {
+                    all.beside.push((index, shown(&path), certificate));
+                }
+            }
+        }
+        all
     }
+}
+
+/// Gathers what can be offered to `endpoint`.
+pub(super) async fn gather(
+    endpoint: &Endpoint,
+    options: &ConnectOptions,
+) -> Result<Identities, SshError> {
+    let config = &endpoint.config;
+    let (keys, named) = (config.identity_files.clone(), config.identity_files_named);
+    let (certificates, key_ring) =
+        (config.certificate_files.clone(), Arc::clone(&options.key_ring));
+    let read = move || Ok(Files::read(&keys, named, &certificates, &key_ring));
+    let Files { keys: files, explicit, beside, notes } = aside(read).await?;
+    let mut all = Identities { notes, ..Identities::default() };
     let held = agent_keys::all(endpoint, options, &mut all).await;
     let wanted = |identity: &AgentIdentity| match identity {
         AgentIdentity::PublicKey { key, .. } => {
@@ -214,7 +239,7 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
                 let file = files
                     .iter()
                     .find(|f| f.encrypted && f.public.as_ref() == Some(certificate.public_key()));
-                all.locked.extend(file.map(|f| f.path.to_owned()));
+                all.locked.extend(file.map(|f| f.path.clone()));
                 if file.is_none() {
                     all.notes.push(format!("certificate {label} (its private key is not here)"));
                 }
@@ -236,20 +261,20 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
                     key: private.public_key().clone(),
                     certificate: None,
                     holder: Holder::Us(Arc::clone(private)),
-                    label: shown(file.path),
+                    label: shown(&file.path),
                 });
             } else if file.encrypted {
-                all.locked.push(file.path.to_owned());
+                all.locked.push(file.path.clone());
             } else if file.exposed {
                 let path = quote::shell_word(&file.path.display().to_string());
                 let path = text::clean(&path, 120);
                 all.notes.push(format!(
                     "{} (not used: others may read it; run `chmod 600 {path}`)",
-                    shown(file.path)
+                    shown(&file.path)
                 ));
             } else if config.identity_files_named {
                 all.notes
-                    .push(format!("{} (no private key, and no agent has it)", shown(file.path)));
+                    .push(format!("{} (no private key, and no agent has it)", shown(&file.path)));
             }
         }
         for (_, label, certificate) in beside.iter().filter(|(of, ..)| *of == index) {
@@ -267,7 +292,7 @@ pub(super) async fn gather(endpoint: &Endpoint, options: &ConnectOptions) -> Ide
         }
         new
     });
-    all
+    Ok(all)
 }
 
 /// `data` with our signature behind it.
@@ -297,5 +322,31 @@ pub(super) fn algorithm_name(identity: &Identity, hash: Option<HashAlg>) -> Stri
         algorithm.to_certificate_type()
     } else {
         algorithm.as_str().to_owned()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::{ConfigFiles, Target};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_on_a_disk_that_is_slow_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let slow = dir.path().join("key.pub");
+        let made = std::process::Command::new("mkfifo").arg(&slow).status().unwrap();
+        assert!(made.success());
+        let mut options = ConnectOptions::from_env(None);
+        let text =
+            format!("IdentityFile {}\nIdentityAgent none\n", dir.path().join("key").display());
+        options.config = ConfigFiles::Text(text.as_str().into());
+        let target = Target { name: "box".to_owned(), ..Target::default() };
+        let endpoint = Endpoint::resolve(&target, &options).unwrap();
+        // It is read when somebody writes to it, and that is done on the same thread.
+        let reading = gather(&endpoint, &options);
+        let writing = async { fs::write(&slow, "").unwrap() };
+        let (found, ()) = tokio::join!(biased; reading, writing);
+        assert_eq!(found.unwrap().notes.len(), 1);
     }
 }

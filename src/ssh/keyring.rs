@@ -132,8 +132,10 @@ impl KeyRing {
             return None;
         }
         // Before it is read: what is replaced in between is asked about once more, and never kept.
-        let stamp = Stamp::of(path)?;
-        let text = Arc::new(read_key_file(path).ok()?);
+        let file = path.to_owned();
+        let read = move || Some((Stamp::of(&file)?, read_key_file(&file).ok()?));
+        let (stamp, text) = tokio::task::spawn_blocking(read).await.ok()??;
+        let text = Arc::new(text);
         let shown = text::clean(&path.display().to_string(), 120);
         let mut prompt = format!("passphrase of {shown}");
         for _ in 0..3 {
