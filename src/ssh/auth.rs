@@ -1,8 +1,9 @@
 //! Logging in, in OpenSSH's order: keys (an agent's first), the server's own questions, a password.
 //!
-//! A passphrase is never asked for while a connection waits (servers hang up after two minutes):
-//! the login ends with [`Login::Locked`], the key is unlocked in the [`super::KeyRing`], and the
-//! connection is made again. What a server itself asks must be asked while it waits.
+//! A passphrase is never asked for while a connection waits (servers hang up after two minutes), nor for a
+//! key that the server would not take: the login ends with [`Login::Locked`], the key is unlocked in the
+//! [`super::KeyRing`], and the connection is made again. What a server itself asks must be asked while it
+//! waits.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,6 +83,7 @@ pub(super) async fn authenticate<H: Handler>(
         questions,
         identities,
         next_identity: 0,
+        wanted: Vec::new(),
         late: None,
         ended,
         skip_locked,
@@ -105,6 +107,8 @@ struct Attempt<'a> {
     tried: Vec<String>,
     identities: Identities,
     next_identity: usize,
+    /// Encrypted keys that the server would take.
+    wanted: Vec<PathBuf>,
     /// Since when a signature was waited for that came too late.
     late: Option<Instant>,
     ended: Ended,
@@ -247,8 +251,20 @@ impl Attempt<'_> {
         let mut left = MethodSet::empty();
         while let Some(identity) = self.identities.list.get(self.next_identity).cloned() {
             self.next_identity += 1;
+            if self.skip_locked && matches!(identity.holder, Holder::Locked(_)) {
+                self.tried.push(format!("{} (encrypted, no passphrase given)", identity.label));
+                continue;
+            }
             self.tried.push(identity.label.clone());
-            for hash in self.hashes(handle, &identity).await {
+            let hashes = self.hashes(handle, &identity).await;
+            if hashes.is_empty() {
+                self.tried.push(
+                    "which is not offered (PubkeyAcceptedAlgorithms and the server leave no \
+                     signature for it)"
+                        .to_owned(),
+                );
+            }
+            for hash in hashes {
                 match self.offer(handle, &identity, hash).await? {
                     None => break,
                     Some(Step::No(methods)) => {
@@ -262,6 +278,10 @@ impl Attempt<'_> {
                         }
                         left = methods;
                     }
+                    Some(Step::Locked(files)) => {
+                        self.wanted.extend(files);
+                        break;
+                    }
                     Some(step) => {
                         if matches!(step, Step::More(_)) {
                             self.tried.push("which was taken, and more is wanted".to_owned());
@@ -271,7 +291,9 @@ impl Attempt<'_> {
                 }
             }
         }
-        let locked = std::mem::take(&mut self.identities.locked);
+        let mut locked = std::mem::take(&mut self.wanted);
+        locked.append(&mut self.identities.locked);
+        locked.dedup();
         if !self.skip_locked && !locked.is_empty() {
             return Ok(Step::Locked(locked));
         }
@@ -291,7 +313,7 @@ impl Attempt<'_> {
         let patience = Patience { first: self.limit, last: self.options.timeouts.sign };
         let agents = match &identity.holder {
             Holder::Agents(agents) => agents.len(),
-            Holder::Us(_) => 0,
+            Holder::Us(_) | Holder::Locked(_) => 0,
         };
         let limit = self.limit + patience.whole(agents);
         let user = self.endpoint.config.user.clone();
@@ -330,6 +352,10 @@ impl Attempt<'_> {
                 Err(self.unanswered("an agent's signature", since))
             }
             Ok(Err(_)) if handle.is_closed() => Err(SshError::closed("while logging in")),
+            Ok(Err(_)) if outcome == Outcome::Locked => Ok(match &identity.holder {
+                Holder::Locked(file) => Some(Step::Locked(vec![file.clone()])),
+                _ => None,
+            }),
             Ok(Err(_)) if outcome == Outcome::Late => {
                 let limit = time::short(patience.last);
                 self.tried.push(format!(

@@ -26,6 +26,8 @@ pub(super) enum Holder {
     Agents(Vec<usize>),
     /// We do.
     Us(Arc<PrivateKey>),
+    /// We would, if somebody gave the passphrase of this file: asked for once a server wants the key.
+    Locked(PathBuf),
 }
 
 /// Something that can be offered to a server.
@@ -44,7 +46,8 @@ pub(super) struct Identities {
     /// None: it has not answered a question in time, and what it says now would be taken for the answer to another.
     pub(super) agents: Vec<Option<Agent>>,
     pub(super) list: Vec<Identity>,
-    /// Encrypted keys for which nobody else signs.
+    /// Encrypted keys of which nothing is known without a passphrase: not even a server can be asked whether
+    /// it would take them.
     pub(super) locked: Vec<PathBuf>,
     /// What could not be used, for people.
     pub(super) notes: Vec<String>,
@@ -221,9 +224,14 @@ pub(super) async fn gather(
     };
     let holder_of = |data: &KeyData| {
         let file = files.iter().find(|f| f.public.as_ref() == Some(data));
-        match agents_of(data) {
-            agents if agents.is_empty() => file?.private.clone().map(Holder::Us),
-            agents => Some(Holder::Agents(agents)),
+        let agents = agents_of(data);
+        if !agents.is_empty() {
+            return Some(Holder::Agents(agents));
+        }
+        let file = file?;
+        match &file.private {
+            Some(private) => Some(Holder::Us(Arc::clone(private))),
+            None => file.encrypted.then(|| Holder::Locked(file.path.clone())),
         }
     };
     let certified = |label: &str, certificate: &Certificate| {
@@ -236,13 +244,7 @@ pub(super) async fn gather(
         match certified(label, certificate) {
             Some(identity) => all.list.push(identity),
             None => {
-                let file = files
-                    .iter()
-                    .find(|f| f.encrypted && f.public.as_ref() == Some(certificate.public_key()));
-                all.locked.extend(file.map(|f| f.path.clone()));
-                if file.is_none() {
-                    all.notes.push(format!("certificate {label} (its private key is not here)"));
-                }
+                all.notes.push(format!("certificate {label} (its private key is not here)"));
             }
         }
     }
@@ -264,7 +266,15 @@ pub(super) async fn gather(
                     label: shown(&file.path),
                 });
             } else if file.encrypted {
-                all.locked.push(file.path.clone());
+                match &file.public {
+                    Some(public) => all.list.push(Identity {
+                        key: PublicKey::new(public.clone(), ""),
+                        certificate: None,
+                        holder: Holder::Locked(file.path.clone()),
+                        label: shown(&file.path),
+                    }),
+                    None => all.locked.push(file.path.clone()),
+                }
             } else if file.exposed {
                 let path = quote::shell_word(&file.path.display().to_string());
                 let path = text::clean(&path, 120);
@@ -292,6 +302,8 @@ pub(super) async fn gather(
         }
         new
     });
+    // Last what somebody must be asked for.
+    all.list.sort_by_key(|identity| matches!(identity.holder, Holder::Locked(_)));
     Ok(all)
 }
 

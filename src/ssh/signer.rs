@@ -48,6 +48,8 @@ pub(super) enum Outcome {
     Late,
     /// The way to the server ended before.
     HungUp,
+    /// The server would take the key, and nobody has given its passphrase.
+    Locked,
 }
 
 /// There is no signature.
@@ -73,6 +75,10 @@ impl russh::Signer for Signer<'_> {
         let numbers = match &identity.holder {
             Holder::Us(key) => return sign(key, hash, data).map_err(|_| NoSignature),
             Holder::Agents(numbers) => numbers,
+            Holder::Locked(_) => {
+                self.outcome = Outcome::Locked;
+                return Err(NoSignature);
+            }
         };
         let there = |n: &&usize| self.agents.get(**n).is_some_and(Option::is_some);
         let mut left: Vec<usize> = numbers.iter().filter(there).copied().collect();

@@ -209,6 +209,38 @@ async fn a_servers_questions_are_answered_by_a_person() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_the_passphrase_of_a_key_that_the_server_would_take_is_asked_for() {
+    if !lab() {
+        return;
+    }
+    let server = super::ssh_support::Sshd::start();
+    let mut keys = String::new();
+    for name in ["one", "two", "three"] {
+        let key = server.path(name);
+        keygen(&key, "ed25519", "open sesame");
+        keys += &format!(" IdentityFile {}\n", key.display());
+    }
+    let own = format!(" IdentityFile {}\n", server.user_key().display());
+    let text = super::block("box", &server, "").replace(&own, &keys);
+    // It takes none: nobody is asked.
+    let person = Person::who_says(&[]);
+    let error = to("box", &options(server.dir.path(), &text), &person).await.err().unwrap();
+    assert!(error.login_lost() && error.to_string().contains("three"), "{error}");
+    assert_eq!(person.asked.lock().unwrap().clone(), Vec::<String>::new());
+    // It takes one of them, or two.
+    server.authorize(&server.path("two"));
+    let person = Person::who_says(&["open sesame"]);
+    to("box", &options(server.dir.path(), &text), &person).await.unwrap();
+    let asked = person.asked.lock().unwrap().clone();
+    assert!(asked.len() == 1 && asked[0].ends_with("two"), "{asked:?}");
+    server.authorize(&server.path("three"));
+    let person = Person::who_says(&["no", "no", "no", "open sesame"]);
+    to("box", &options(server.dir.path(), &text), &person).await.unwrap();
+    let asked = person.asked.lock().unwrap().clone();
+    assert!(asked.len() == 4 && asked[3].ends_with("three"), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_password_is_asked_for_once() {
     let dir = tempfile::tempdir().unwrap();
     let key = dir.path().join("host");
