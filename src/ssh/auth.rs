@@ -126,6 +126,22 @@ fn has(methods: &MethodSet, name: &str) -> bool {
     methods.contains(&kind)
 }
 
+/// The signature hashes to try with an RSA key: what the server names and we may use, never SHA-1.
+fn rsa_hashes(
+    best: Option<HashAlg>,
+    allows: impl Fn(&Option<HashAlg>) -> bool,
+) -> Vec<Option<HashAlg>> {
+    let known = [Some(HashAlg::Sha512), Some(HashAlg::Sha256)];
+    let ours = known.into_iter().filter(allows);
+    match best {
+        // It does not say (before OpenSSH 7.2 it cannot): try both.
+        None => ours.collect(),
+        // Who takes the longer one takes the other, too (RFC 8332).
+        Some(HashAlg::Sha512) => ours.take(1).collect(),
+        Some(_) => ours.filter(|hash| *hash == best).collect(),
+    }
+}
+
 impl Attempt<'_> {
     /// The ways we may go, in order.
     fn ways(&self) -> Vec<&'static str> {
@@ -372,27 +388,23 @@ impl Attempt<'_> {
         }
     }
 
-    /// The signature hashes to try: for RSA what the server names, never SHA-1.
+    /// The signature hashes to try.
     async fn hashes<H: Handler>(
         &self,
         handle: &Handle<H>,
         identity: &Identity,
     ) -> Vec<Option<HashAlg>> {
-        let hashes = if identity.key.algorithm().is_rsa() {
-            match handle.best_supported_rsa_hash().await {
-                Ok(Some(Some(hash))) => vec![Some(hash)],
-                // The server does not say (before OpenSSH 7.2 it cannot): try both.
-                Ok(None) => vec![Some(HashAlg::Sha512), Some(HashAlg::Sha256)],
-                Ok(Some(None)) | Err(_) => Vec::new(),
-            }
-        } else {
-            vec![None]
-        };
         let allowed = self.endpoint.config.pubkey_accepted_algorithms.as_ref();
         let allows = |hash: &Option<HashAlg>| {
             allowed.is_none_or(|list| list.contains(&algorithm_name(identity, *hash)))
         };
-        hashes.into_iter().filter(allows).collect()
+        if !identity.key.algorithm().is_rsa() {
+            return Some(None).filter(allows).into_iter().collect();
+        }
+        match handle.best_supported_rsa_hash().await {
+            Ok(Some(None)) | Err(_) => Vec::new(),
+            Ok(best) => rsa_hashes(best.flatten(), allows),
+        }
     }
 
     /// `user@host:port`: whose password it is.
@@ -529,5 +541,22 @@ impl Attempt<'_> {
             }
         }
         Ok(Step::No(left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_rsa_key_is_offered_with_what_both_sides_allow() {
+        let (long, short) = (Some(HashAlg::Sha512), Some(HashAlg::Sha256));
+        let (all, only_short) = (|_: &_| true, |hash: &Option<HashAlg>| *hash == short);
+        assert_eq!(rsa_hashes(long, all), [long]);
+        assert_eq!(rsa_hashes(long, only_short), [short]);
+        assert_eq!(rsa_hashes(short, all), [short]);
+        assert_eq!(rsa_hashes(short, |hash| *hash == long), []);
+        assert_eq!(rsa_hashes(None, all), [long, short]);
+        assert_eq!(rsa_hashes(None, only_short), [short]);
     }
 }

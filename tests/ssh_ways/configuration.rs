@@ -3,11 +3,33 @@
 use std::fs;
 use std::time::Duration;
 
-use super::ssh_support::{Sshd, lab, tool};
+use super::ssh_support::{Sshd, keygen, lab, tool};
 use gpudeck::base::{DownCause, Hint};
 use gpudeck::ssh::{NoQuestions, SshError, run};
 
 use super::{add_to, block, options, to};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rsa_key_signs_with_what_is_left_to_it() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let key = server.path("rsa");
+    keygen(&key, "rsa", "");
+    server.authorize(&key);
+    let with = |more: &str| {
+        let text = block("box", &server, more);
+        let own = server.user_key().display().to_string();
+        options(server.dir.path(), &text.replace(&own, &key.display().to_string()))
+    };
+    for more in ["", " PubkeyAcceptedAlgorithms rsa-sha2-256"] {
+        to("box", &with(more), &NoQuestions).await.expect(more);
+    }
+    let none = with(" PubkeyAcceptedAlgorithms ssh-ed25519");
+    let error = to("box", &none, &NoQuestions).await.err().unwrap();
+    assert!(error.to_string().contains("PubkeyAcceptedAlgorithms"), "{error}");
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_configuration_decides_algorithms_ways_and_what_is_written() {
