@@ -21,12 +21,16 @@ use tokio::time::Instant;
 const AT_ONCE: usize = 32;
 /// At one door at once: below sshd's `MaxStartups 10:30:100`.
 const AT_ONE_DOOR: usize = 8;
+/// Names that are looked up at once: each holds a thread until the resolver answers, or gives up after many
+/// seconds, whoever waits for it. There are 512 for all that blocks (`max_blocking_threads` of tokio).
+const LOOKUPS: usize = 64;
 /// Whoever takes longer to shake hands goes on without a turn, and whoever hears nothing without a place.
 const KEPT_FOR: Duration = Duration::from_secs(2);
 
 /// Who may shake hands.
 pub struct Pace {
     hands: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
     doors: Mutex<HashMap<String, Weak<Semaphore>>>,
     kept_for: Duration,
 }
@@ -65,8 +69,9 @@ struct Waited {
 impl Pace {
     /// Turns are given back after so long at the latest.
     pub fn keeping(kept_for: Duration) -> Self {
-        let hands = Arc::new(Semaphore::new(AT_ONCE));
-        Self { hands, doors: Mutex::default(), kept_for }
+        let (hands, lookups) =
+            (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(LOOKUPS)));
+        Self { hands, lookups, doors: Mutex::default(), kept_for }
     }
 
     /// A turn to be waited for.
@@ -78,6 +83,15 @@ impl Pace {
             waited: Mutex::default(),
             has_spoken: AtomicBool::new(false),
         }
+    }
+
+    /// A turn to look a name up; for an address nobody is asked.
+    pub(super) async fn lookup(&self, name: &str) -> Lookup {
+        if name.parse::<std::net::IpAddr>().is_ok() {
+            return Lookup { _held: None };
+        }
+        // A closed semaphore does not happen.
+        Lookup { _held: Arc::clone(&self.lookups).acquire_owned().await.ok() }
     }
 
     /// Places at doors to be waited for.
@@ -120,6 +134,25 @@ impl Pace {
             doors.host.has_spoken.store(true, Ordering::Release);
             turn.take(hands).await;
         }
+    }
+}
+
+/// A turn to look a name up, held until that has come to its end.
+pub(super) struct Lookup {
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl Lookup {
+    /// Does `work` where it may block. Whoever gives up waiting leaves it there, and with it the turn.
+    pub(super) async fn with<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        let whole = move || {
+            let _turn = self;
+            work()
+        };
+        tokio::task::spawn_blocking(whole).await.map_err(std::io::Error::other)?
     }
 }
 
@@ -316,5 +349,26 @@ mod tests {
             assert!(Instant::now() < deadline, "they hold on to them");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn lookups_that_hang_hold_their_turns_when_nobody_waits_any_more() {
+        let pace = Pace::default();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        for _ in 0..LOOKUPS {
+            let wait = Arc::clone(&wait);
+            let hanging = pace.lookup("box").await.with(move || {
+                let _ = wait.lock().map(|wait| wait.recv());
+                Ok(())
+            });
+            // Given up at once.
+            assert!(tokio::time::timeout(Duration::from_millis(1), hanging).await.is_err());
+        }
+        assert_eq!(pace.lookups.available_permits(), 0);
+        // An address needs none.
+        drop(pace.lookup("::1").await);
+        drop(go);
+        assert!(pace.lookup("box").await.with(|| Ok(7)).await.is_ok_and(|n| n == 7));
     }
 }

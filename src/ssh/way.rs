@@ -1,5 +1,6 @@
 //! How the bytes get to a server: by TCP, over another server, or by a command.
 
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::config::{AddressFamily, Route};
 use super::connection::{Phase, timed_out};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::exec::Stderr;
-use super::pace::Doors;
+use super::pace::{Doors, Lookup, Pace};
 use super::prompt::{AtOnce, Prompt};
 use super::{Questions, SshError};
 use crate::base::{quote, text};
@@ -95,7 +96,7 @@ pub(super) async fn open(
     match &config.route {
         Route::Direct => {
             pace.enter(&endpoint.address(), doors).await;
-            let socket = tcp(endpoint, endpoint.timeouts(options).tcp).await?;
+            let socket = tcp(endpoint, pace, endpoint.timeouts(options).tcp).await?;
             let loopback = socket.peer_addr().is_ok_and(|a| a.ip().is_loopback());
             let at_once = AtOnce::default();
             let stream = Box::new(Prompt::new(socket, at_once.clone()));
@@ -179,15 +180,27 @@ fn proxy(command: &str) -> Result<(Box<dyn Bytes>, Proxy), SshError> {
     Ok((Box::new(stream), Proxy { _child: child, group, stderr, draining }))
 }
 
-async fn tcp(endpoint: &Endpoint, limit: Duration) -> Result<TcpStream, SshError> {
+/// What a name stands for.
+async fn addresses(turn: Lookup, name: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = name.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let name = name.to_owned();
+    turn.with(move || Ok((name.as_str(), port).to_socket_addrs()?.collect())).await
+}
+
+async fn tcp(endpoint: &Endpoint, pace: &Pace, limit: Duration) -> Result<TcpStream, SshError> {
     let config = &endpoint.config;
-    let deadline = tokio::time::Instant::now() + limit;
     let not_found = || SshError::NameNotFound { host: text::clean(&config.host_name, 120) };
-    let lookup = tokio::net::lookup_host((config.host_name.as_str(), config.port));
+    // Waiting for a turn of our own is none of the host's time.
+    let turn = pace.lookup(&config.host_name).await;
+    let deadline = tokio::time::Instant::now() + limit;
+    let lookup = addresses(turn, &config.host_name, config.port);
     let addresses: Vec<_> = match tokio::time::timeout_at(deadline, lookup).await {
         Err(_) => return Err(timed_out(endpoint, Phase::Tcp, limit)),
         Ok(Err(_)) => return Err(not_found()),
         Ok(Ok(found)) => found
+            .into_iter()
             .filter(|address| match config.address_family {
                 AddressFamily::Any => true,
                 AddressFamily::Inet => address.is_ipv4(),
@@ -201,7 +214,7 @@ async fn tcp(endpoint: &Endpoint, limit: Duration) -> Result<TcpStream, SshError
     for (before, address) in addresses.into_iter().enumerate() {
         let now = tokio::time::Instant::now();
         let until = now + share(deadline.saturating_duration_since(now), count - before);
-        let connecting = connect_from(config.bind_address.as_deref(), address);
+        let connecting = connect_from(pace, config.bind_address.as_deref(), address);
         match tokio::time::timeout_at(until, connecting).await {
             Err(_) => last = timed_out(endpoint, Phase::Tcp, limit),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
@@ -230,10 +243,14 @@ fn share(left: Duration, addresses: usize) -> Duration {
     left / u32::try_from(addresses.max(1)).unwrap_or(u32::MAX)
 }
 
-async fn connect_from(from: Option<&str>, to: std::net::SocketAddr) -> std::io::Result<TcpStream> {
+async fn connect_from(
+    pace: &Pace,
+    from: Option<&str>,
+    to: SocketAddr,
+) -> std::io::Result<TcpStream> {
     let Some(from) = from else { return TcpStream::connect(to).await };
-    let mut own = tokio::net::lookup_host((from, 0)).await?;
-    let Some(own) = own.find(|a| a.is_ipv4() == to.is_ipv4()) else {
+    let own = addresses(pace.lookup(from).await, from, 0).await?;
+    let Some(own) = own.into_iter().find(|a| a.is_ipv4() == to.is_ipv4()) else {
         return Err(std::io::Error::other(format!("BindAddress {from} has no such address")));
     };
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
