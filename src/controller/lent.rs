@@ -1,7 +1,7 @@
 //! The SSH agents that doors lend: each is one more in the ring of agents that connections ask, and
 //! goes from it with its door.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,8 +94,9 @@ impl LentAgents {
             let (door, means) = (Arc::clone(&door), Arc::clone(means));
             tokio::spawn(async move {
                 let list = door.ask(&LIST).await.unwrap_or_default();
-                if !message::keys(&list).is_empty() {
-                    means.fleet.try_lost_logins();
+                let keys: BTreeSet<_> = message::keys(&list).into_iter().collect();
+                if !keys.is_empty() {
+                    means.fleet.try_lost_logins(&keys);
                 }
             })
         };

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
@@ -36,8 +37,12 @@ const SLOW_RETRY: Duration = Duration::from_mins(1);
 const SLOWEST_RETRY: Duration = Duration::from_mins(5);
 /// Where no agent could be it is tried again after so long.
 const AGENT_AGAIN: Duration = Duration::from_mins(5);
-/// A lost login is not tried again for every agent that is lent, but at most so often.
-const LENT_AGAIN: Duration = Duration::from_secs(10);
+/// A lost login is not tried again for every agent that is lent, but at most so often: with a key that was not
+/// lent before, and with none, as of one command after the other in the same session.
+const NEW_LENT_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const SAME_LENT_AGAIN: Duration = Duration::from_mins(1);
+/// Lent keys that are remembered.
+const MAX_LENT_KEYS: usize = 4_096;
 /// A link that was up for so long starts again with the shortest wait.
 const STEADY: Duration = Duration::from_secs(10);
 /// Warnings that are remembered; what comes beyond them is told each time.
@@ -95,10 +100,66 @@ pub(super) struct Link {
     current: Mutex<Current>,
     /// Told to try again now.
     pub(super) told: Notify,
-    /// Told that an agent was lent: where the login is lost it is tried again.
-    pub(super) lent: Notify,
+    lent: Lent,
     /// How closely it is followed.
     pub(super) attention: AttentionCell,
+}
+
+/// That agents were lent.
+#[derive(Default)]
+struct Lent {
+    /// With a key that none had since the login was good.
+    new: Notify,
+    /// With such keys only as were lent before.
+    same: Notify,
+    seen: Mutex<BTreeSet<Vec<u8>>>,
+}
+
+impl Lent {
+    fn seen(&self) -> MutexGuard<'_, BTreeSet<Vec<u8>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self, keys: &BTreeSet<Vec<u8>>) {
+        let mut seen = self.seen();
+        if keys.is_subset(&seen) {
+            self.same.notify_one();
+            return;
+        }
+        if seen.len() + keys.len() > MAX_LENT_KEYS {
+            seen.clear();
+        }
+        seen.extend(keys.iter().cloned());
+        self.new.notify_one();
+    }
+
+    /// A try begins: what was lent before is among the agents that it asks.
+    fn begin(&self) {
+        let _ = (self.new.notified().now_or_never(), self.same.notified().now_or_never());
+    }
+
+    /// The login is good: whatever is lent after it was lost may help.
+    fn forget(&self) {
+        self.seen().clear();
+    }
+
+    /// An agent was lent since the last try, which was made for one at `woken`. Not again right after that:
+    /// a server counts logins that fail.
+    async fn again(&self, woken: Option<tokio::time::Instant>) {
+        let rest = async |after: Duration| {
+            if let Some(woken) = woken {
+                tokio::time::sleep_until(woken + after).await;
+            }
+        };
+        tokio::select! {
+            () = self.new.notified() => {}
+            () = async {
+                self.same.notified().await;
+                rest(SAME_LENT_AGAIN).await;
+            } => return,
+        }
+        rest(NEW_LENT_AGAIN).await;
+    }
 }
 
 enum Current {
@@ -113,9 +174,19 @@ impl Link {
             host,
             current: Mutex::new(current),
             told: Notify::new(),
-            lent: Notify::new(),
+            lent: Lent::default(),
             attention: AttentionCell::new(Attention::default()),
         })
+    }
+
+    /// Whether one of these keys was not lent since the login was good.
+    pub(super) fn is_new(&self, keys: &BTreeSet<Vec<u8>>) -> bool {
+        !keys.is_subset(&self.lent.seen())
+    }
+
+    /// An agent with these keys was lent: where the login is lost it is tried again.
+    pub(super) fn lent(&self, keys: &BTreeSet<Vec<u8>>) {
+        self.lent.told(keys);
     }
 
     /// It is to be followed so closely from now on.
@@ -330,19 +401,10 @@ impl HostTask {
             tokio::select! {
                 () = sleep => {}
                 () = self.link.told.notified() => (failures, waited) = (0, 0),
-                () = self.lent(woken), if cause.kind == DownCause::LoginLost => {
+                () = self.link.lent.again(woken), if cause.kind == DownCause::LoginLost => {
                     woken = Some(tokio::time::Instant::now());
                 }
             }
-        }
-    }
-
-    /// An agent was lent since the last try, but not again right after the last one: a server counts
-    /// logins that fail.
-    async fn lent(&self, woken: Option<tokio::time::Instant>) {
-        self.link.lent.notified().await;
-        if let Some(woken) = woken {
-            tokio::time::sleep_until(woken + LENT_AGAIN).await;
         }
     }
 
@@ -513,6 +575,7 @@ impl HostTask {
         if self.spec.transport == Transport::Local {
             return Ok(Arc::new(LocalConnection::new()));
         }
+        self.link.lent.begin();
         let options = &self.shared.ssh;
         let target = Target {
             name: self.link.host.to_string(),
@@ -544,6 +607,7 @@ impl HostTask {
             if self.shared.interactive { &asking } else { &NoQuestions };
         let on_phase = |phase| self.outbox.phase(format!("{phase}"));
         let connection = connect(&endpoint, options, questions, &on_phase).await?;
+        self.link.lent.forget();
         Ok(Arc::new(connection))
     }
 }
@@ -580,6 +644,37 @@ mod tests {
         assert_eq!(slowly(0, 1.0), SLOW_RETRY * 3 / 2);
         assert_eq!(slowly(5, 0.0), SLOW_RETRY * 2);
         assert!(slowly(u32::MAX, 0.0) == SLOWEST_RETRY && slowly(u32::MAX, 1.0) == SLOWEST_RETRY);
+    }
+
+    #[tokio::test]
+    async fn the_same_agent_that_is_lent_again_is_another_try_once_a_minute() {
+        let keys = |names: &[u8]| names.iter().map(|n| vec![*n]).collect::<BTreeSet<_>>();
+        let lent = Lent::default();
+        let at_once = async |woken| {
+            tokio::time::timeout(Duration::from_millis(200), lent.again(woken)).await.is_ok()
+        };
+        let ago = |s: u64| tokio::time::Instant::now().checked_sub(Duration::from_secs(s));
+        assert!(!at_once(None).await, "nothing was lent");
+        lent.told(&keys(&[1]));
+        assert!(at_once(None).await, "the first");
+        lent.told(&keys(&[1]));
+        assert!(at_once(None).await, "the first since the login is lost");
+        lent.told(&keys(&[1]));
+        assert!(!at_once(ago(20)).await, "the same again");
+        lent.told(&keys(&[1]));
+        assert!(at_once(ago(61)).await);
+        lent.told(&keys(&[1, 2]));
+        assert!(at_once(ago(20)).await, "one with another key");
+        lent.told(&keys(&[3]));
+        assert!(!at_once(ago(5)).await, "not right after the last");
+        lent.forget();
+        lent.told(&keys(&[1]));
+        assert!(at_once(ago(20)).await, "let in since");
+        // What was lent while the login was good is no reason for another try, and delays none.
+        lent.told(&keys(&[1, 2]));
+        lent.told(&keys(&[1]));
+        lent.begin();
+        assert!(!at_once(None).await);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! All links of a deck.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 use tokio::sync::{OnceCell, mpsc};
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
 use super::facts;
-use super::host_task::{HostTask, Link, Shared};
+use super::host_task::{HostTask, Link, SAME_LENT_AGAIN, Shared};
 use super::outbox::Outbox;
 use super::{Attention, FleetEvent, HostLink};
 use crate::base::HostName;
@@ -57,6 +57,8 @@ struct Hosts {
     entries: BTreeMap<HostName, Entry>,
     /// The hosts that get more attention than the least.
     attended: BTreeMap<HostName, Attention>,
+    /// When bastions were tried again for an agent that was lent.
+    lent_at: Option<Instant>,
     /// Tasks of hosts that are gone, on their way to their end.
     leaving: Vec<JoinHandle<()>>,
 }
@@ -160,12 +162,18 @@ impl Fleet {
         self.shared.ssh.clone()
     }
 
-    /// Tries the hosts again whose login is lost: an agent with keys was lent.
-    pub fn try_lost_logins(&self) {
-        self.shared.ssh.jumps.ask_again();
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Tries the hosts again whose login is lost, soon or in their time: an agent with these public keys was
+    /// lent.
+    pub fn try_lost_logins(&self, keys: &BTreeSet<Vec<u8>>) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Bastions as hosts, and before them.
+        let is_new = hosts.entries.values().any(|entry| entry.link.is_new(keys));
+        if is_new || hosts.lent_at.is_none_or(|at| at.elapsed() >= SAME_LENT_AGAIN) {
+            hosts.lent_at = Some(Instant::now());
+            self.shared.ssh.jumps.ask_again();
+        }
         for entry in hosts.entries.values() {
-            entry.link.lent.notify_one();
+            entry.link.lent(keys);
         }
     }
 
