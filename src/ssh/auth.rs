@@ -30,6 +30,10 @@ const MAX_QUESTIONS: usize = 20;
 /// A server that wants more factors than this is left.
 const MAX_FACTORS: usize = 6;
 
+/// A server that hangs up after so many keys does so because of them, also where it does not say so
+/// (Dropbear; sshd's `MaxAuthTries` is this by default).
+const MANY_REFUSALS: u32 = 6;
+
 /// What came of trying to log in.
 pub(super) enum Login {
     /// We are in.
@@ -84,6 +88,7 @@ pub(super) async fn authenticate<H: Handler>(
         identities,
         next_identity: 0,
         wanted: Vec::new(),
+        refusals: 0,
         late: None,
         ended,
         skip_locked,
@@ -109,6 +114,8 @@ struct Attempt<'a> {
     next_identity: usize,
     /// Encrypted keys that the server would take.
     wanted: Vec<PathBuf>,
+    /// Keys that the server has refused.
+    refusals: u32,
     /// Since when a signature was waited for that came too late.
     late: Option<Instant>,
     ended: Ended,
@@ -223,7 +230,7 @@ impl Attempt<'_> {
             Ok(Ok(why)) => why.clone().unwrap_or_default(),
             _ => String::new(),
         };
-        if self.ended.refused.load(Ordering::Acquire) {
+        if self.ended.refused.load(Ordering::Acquire) || self.refusals >= MANY_REFUSALS {
             return None;
         }
         Some(match self.late {
@@ -284,6 +291,7 @@ impl Attempt<'_> {
                 match self.offer(handle, &identity, hash).await? {
                     None => break,
                     Some(Step::No(methods)) => {
+                        self.refusals += u32::from(!methods.is_empty());
                         if handle.is_closed() {
                             self.tried.push("then the server hung up".to_owned());
                             return Ok(Step::Over);
