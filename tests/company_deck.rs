@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Finished, Gpudeck, Traces, has_program, wait_until};
 use git2::Repository;
 use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
-use gpudeck::revision::{DeckRepo, Fetched, ReleaseCommit, RevisionError};
+use gpudeck::revision::{DeckRepo, Fetched, ReleaseCommit, RevisionError, SpecText};
 use gpudeck::rollout::Outcome;
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ fn release(deck: &DeckRepo, text: &str) -> Revision {
         subject: "Apply chat",
         reason: None,
         author: Some("ada"),
-        expected: None,
+        spec: SpecText::WorkTree,
     })
     .unwrap()
 }
@@ -437,7 +437,7 @@ fn sending_in_the_background_moves_no_files() {
         subject,
         reason: None,
         author,
-        expected: None,
+        spec: SpecText::WorkTree,
     };
     other.commit_service(&commit).unwrap();
     other.push(None).unwrap();
@@ -536,7 +536,7 @@ fn show_blame_and_drift_say_what_runs_and_why() {
             subject: "Apply chat",
             reason: None,
             author: Some("bob"),
-            expected: None,
+            spec: SpecText::WorkTree,
         })
         .unwrap();
     other.push(None).unwrap();

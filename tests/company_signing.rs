@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Background, Gpudeck, Traces, has_program, run, wait_until};
 use git2::Repository;
 use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
-use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError};
+use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError, SpecText};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -35,7 +35,7 @@ fn release(deck: &DeckRepo, text: &str) -> Revision {
         subject: "Apply chat",
         reason: None,
         author: Some("ada"),
-        expected: None,
+        spec: SpecText::WorkTree,
     })
     .unwrap()
 }
@@ -86,7 +86,7 @@ fn a_release_is_signed_where_git_is_set_up_so() {
             subject: "Apply chat",
             reason: None,
             author: None,
-            expected: None,
+            spec: SpecText::WorkTree,
         })
         .unwrap_err();
     assert!(matches!(error, RevisionError::Signing { .. }), "{error}");

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use git2::Repository;
 use gpudeck::base::{Hint, ReleaseNumber, Revision, ServiceName};
-use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError};
+use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError, SpecText};
 use gpudeck::rollout::Outcome;
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ fn commit(deck: &DeckRepo, service: &ServiceName, reason: Option<&str>) -> Revis
         subject: "Apply it",
         reason,
         author: Some("ada"),
-        expected: None,
+        spec: SpecText::WorkTree,
     })
     .unwrap()
 }
@@ -183,7 +183,7 @@ fn a_repeated_commit_is_the_same_and_a_reused_number_is_refused() {
         subject: "Apply chat",
         reason: None,
         author: None,
-        expected: Some("model = \"/a\"\n"),
+        spec: SpecText::Read("model = \"/a\"\n"),
     };
     let first = deck.commit_service(&again).unwrap();
     assert_eq!(deck.commit_service(&again).unwrap(), first);
@@ -195,7 +195,7 @@ fn a_repeated_commit_is_the_same_and_a_reused_number_is_refused() {
     write(dir.path(), "chat", "model = \"/a\"\n");
     assert_eq!(deck.commit_service(&again).unwrap(), first);
     write(dir.path(), "chat", "model = \"/b\"\n");
-    let other = ReleaseCommit { expected: None, ..again };
+    let other = ReleaseCommit { spec: SpecText::WorkTree, ..again };
     assert!(matches!(
         deck.commit_service(&other),
         Err(RevisionError::Taken { release: ReleaseNumber(1) })
@@ -215,7 +215,7 @@ fn the_author_is_gits_or_the_unix_user() {
         subject: "Apply chat",
         reason: None,
         author: None,
-        expected: None,
+        spec: SpecText::WorkTree,
     };
     deck.commit_service(&release).unwrap();
     commit(&deck, &service, None);
@@ -297,7 +297,7 @@ fn refused(deck: &DeckRepo) -> RevisionError {
             subject: "Apply chat",
             reason: None,
             author: None,
-            expected: None,
+            spec: SpecText::WorkTree,
         })
         .unwrap_err();
     assert!(error.hint().is_some(), "{error}");

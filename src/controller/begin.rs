@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::core::{Core, Input, Request, journal_error, no_deck, now};
 use super::deck_ledger::{self, DeckEvent};
-use super::planning::{self, Draft, Planned};
+use super::planning::{self, Committed, Draft, Planned};
 use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, ReleaseView, Severity};
 use crate::base::{ReleaseNumber, Revision, ServiceName};
 use crate::revision::DeckRepo;
@@ -54,8 +54,6 @@ struct Commit {
     request: Request,
     of_group: bool,
     planned: Planned,
-    /// An edit that moves out of its way, in words.
-    moved_edit: Option<String>,
     /// The journal's last record when it was planned.
     seq: u64,
 }
@@ -97,9 +95,8 @@ impl Core {
         let repo = self.repo.as_ref().ok_or_else(no_deck)?.root().to_owned();
         // Before the commit: of a release of which only this is known nothing was ever begun.
         self.note_planned(&draft.service, &planned)?;
-        let moved_edit = self.edit_warnings(&draft, planned.release.number);
         let seq = self.journal.last_seq();
-        Ok(Some((repo, Commit { draft, request, of_group, planned, moved_edit, seq })))
+        Ok(Some((repo, Commit { draft, request, of_group, planned, seq })))
     }
 
     /// The plan, if it may be begun: with what is accepted and by whom.
@@ -147,7 +144,7 @@ impl Core {
             .await;
             let end = Box::new(move |core: &mut Core| {
                 let begun = match committed {
-                    Ok((commit, Ok(revision))) => core.begin_committed(commit, revision),
+                    Ok((commit, Ok(made))) => core.begin_committed(commit, made),
                     Ok((_, Err(error))) => {
                         core.note_never_begun();
                         Err(error)
@@ -175,12 +172,12 @@ impl Core {
     fn begin_committed(
         &mut self,
         commit: Commit,
-        revision: Revision,
+        Committed { revision, words }: Committed,
     ) -> Result<IntentReply, ApiError> {
         let service = commit.draft.service.clone();
         let number = commit.planned.release.number;
         self.state.last_release = self.state.last_release.max(number);
-        if let Some(words) = &commit.moved_edit {
+        for words in &words {
             self.say(Severity::Warning, Some(&service), words);
         }
         self.share();
@@ -197,13 +194,14 @@ impl Core {
                 progress: None,
             },
         );
-        let begun = self.begin_as_it_is_now(commit, revision);
-        if let Err(error) = &begun {
+        self.begin_as_it_is_now(commit, revision).map_err(|error| {
             // The release is in Git already: there it must not look as if it were under way.
             let why = error.message.clone();
             self.record_outcome(&service, number, &Outcome::Failed { why });
-        }
-        begun
+            // Its spec is in the work tree, too.
+            let told = words.iter().map(|words| format!("; {words}")).collect::<String>();
+            ApiError { message: format!("{}{told}", error.message), ..error }
+        })
     }
 
     /// While somebody looked for the key to sign with, hosts may have gone or been taken, and GPUs been given away.

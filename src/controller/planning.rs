@@ -27,10 +27,10 @@ use crate::spec::ServiceSpec;
 use crate::weights::{self, LinkFiles};
 
 pub use self::deck::{
-    SHOWN_RELEASES, Stamp, commit, diff, init_repository, read_files, read_spec, release_view,
-    stamp,
+    Committed, SHOWN_RELEASES, Stamp, commit, diff, init_repository, read_files, read_spec,
+    release_view, stamp,
 };
-pub(super) use self::deck::{commit_error, kept_edit};
+pub(super) use self::deck::{commit_error, kept_edit, moved_edit};
 pub(super) use self::lay::{PortGiver, lay_out, replica_plan};
 pub(super) use self::place::{beside, demand, place_draft, place_on};
 
@@ -222,7 +222,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     }
     warnings.extend(Gateways::none_named(&core.deck, service, spec));
     if !nothing_to_do {
-        warnings.extend(core.edit_warnings(draft, release.number));
+        warnings.extend(core.edit_warnings(draft, release.number).map_err(|e| invalid(&e))?);
     }
     warnings.extend(core.deck_warnings(service, !nothing_to_do));
     let untold = crate::rollout::untold_limits(spec);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::core::{Core, Input};
-use super::planning::Draft;
+use super::planning::{self, Draft};
 use super::reach::OwnReach;
 use crate::api::release::{BlameLine, ReleaseDetail};
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, ReleaseView};
@@ -166,10 +166,14 @@ impl Core {
     }
 
     /// An edit of the spec that an undo or a retry moves out of its way.
-    pub(super) fn edit_warnings(&self, draft: &Draft, number: ReleaseNumber) -> Option<String> {
-        let kept = super::planning::kept_edit(self.repo.as_ref()?, draft, number)?;
-        let file = crate::revision::service_file(&draft.service);
-        Some(format!("{file} is edited and not committed: the edit moves to {kept}"))
+    pub(super) fn edit_warnings(
+        &self,
+        draft: &Draft,
+        number: ReleaseNumber,
+    ) -> Result<Option<String>, RevisionError> {
+        let Some(repo) = &self.repo else { return Ok(None) };
+        let kept = planning::kept_edit(repo, draft, number)?;
+        Ok(kept.map(|kept| planning::moved_edit(&draft.service, &kept)))
     }
 
     /// Nothing is committed onto a deck whose remote went another way, if releases are sent there.
@@ -273,12 +277,10 @@ impl Core {
     /// Which release last changed each line of the spec.
     pub(super) fn blame(&self, service: &ServiceName) -> Result<Vec<BlameLine>, ApiError> {
         let Some(repo) = self.repo.as_ref() else {
-            return Err(super::planning::not_found(service, self.known_services()));
+            return Err(planning::not_found(service, self.known_services()));
         };
         let lines = repo.blame(service).map_err(|e| match e {
-            RevisionError::NoFile { .. } => {
-                super::planning::not_found(service, self.known_services())
-            }
+            RevisionError::NoFile { .. } => planning::not_found(service, self.known_services()),
             e => api_error(&e),
         })?;
         let mut views = std::collections::BTreeMap::new();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use git2::{ErrorCode, Oid, Repository, RepositoryState, Signature};
+use git2::{ErrorCode, IndexEntry, IndexTime, Oid, Repository, RepositoryState, Signature};
 
 use super::files::{self, DECK_FILE};
 use super::repo::{DeckRepo, release_ref, revision};
@@ -27,9 +27,19 @@ pub struct ReleaseCommit<'a> {
     pub reason: Option<&'a str>,
     /// Who asked for it: a Unix user. None: whoever runs this.
     pub author: Option<&'a str>,
-    /// The spec as it was read and planned with; another text in the work tree is
-    /// [`RevisionError::Changed`]. None: whatever the work tree holds.
-    pub expected: Option<&'a str>,
+    /// Which spec it is.
+    pub spec: SpecText<'a>,
+}
+
+/// The spec that a release is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpecText<'a> {
+    /// Whatever the work tree holds.
+    WorkTree,
+    /// As it was read and planned with; another text in the work tree is [`RevisionError::Changed`].
+    Read(&'a str),
+    /// This one, of an earlier release. The work tree is not looked at.
+    Earlier(&'a str),
 }
 
 impl DeckRepo {
@@ -41,10 +51,17 @@ impl DeckRepo {
         self.check_can_commit()?;
         let spec_file = service_file(commit.service);
         let deck = files::read_text(&self.root, DECK_FILE)?;
-        let spec = files::read_text(&self.root, &spec_file)?;
-        if commit.expected.is_some_and(|expected| expected != spec) {
-            return Err(RevisionError::Changed { file: spec_file });
-        }
+        let spec = match commit.spec {
+            SpecText::Earlier(spec) => spec.to_owned(),
+            SpecText::WorkTree => files::read_text(&self.root, &spec_file)?,
+            SpecText::Read(known) => {
+                let present = files::read_text(&self.root, &spec_file)?;
+                if known != present {
+                    return Err(RevisionError::Changed { file: spec_file });
+                }
+                present
+            }
+        };
         let head = match self.head_oid()? {
             Some(oid) => Some(repo.find_commit(oid)?),
             None => None,
@@ -86,7 +103,7 @@ impl DeckRepo {
             }
         };
         repo.reference(&release_ref(commit.release), oid, false, "gpudeck: release")?;
-        self.refresh_index(&[DECK_FILE, &spec_file])?;
+        self.refresh_index(&[(DECK_FILE, deck_blob), (&spec_file, spec_blob)])?;
         Ok(revision(oid))
     }
 
@@ -154,11 +171,11 @@ impl DeckRepo {
     /// Lets the index agree with what was committed, so that `git status` shows these files as
     /// clean; whatever else is staged stays staged. The commit stands even if another Git program
     /// holds the index just now: then only `git status` is behind.
-    fn refresh_index(&self, files: &[&str]) -> Result<(), RevisionError> {
+    fn refresh_index(&self, files: &[(&str, Oid)]) -> Result<(), RevisionError> {
         let mut index = self.repo.index()?;
         index.read(false)?;
-        for file in files {
-            index.add_path(Path::new(file))?;
+        for (file, blob) in files {
+            index.add(&entry_of(file, *blob))?;
         }
         match index.write() {
             Err(e) if e.code() == ErrorCode::Locked => {
@@ -167,6 +184,24 @@ impl DeckRepo {
             }
             other => Ok(other?),
         }
+    }
+}
+
+/// What the index says of a file that was committed. When the file was changed is left open, so that Git looks.
+fn entry_of(file: &str, blob: Oid) -> IndexEntry {
+    IndexEntry {
+        ctime: IndexTime::new(0, 0),
+        mtime: IndexTime::new(0, 0),
+        dev: 0,
+        ino: 0,
+        mode: git2::FileMode::Blob.into(),
+        uid: 0,
+        gid: 0,
+        file_size: 0,
+        id: blob,
+        flags: 0,
+        flags_extended: 0,
+        path: file.as_bytes().to_vec(),
     }
 }
 

@@ -1,12 +1,14 @@
-//! The deck's files in the work tree, read as hostile bytes: bounded, plain files only.
+//! The deck's files in the work tree, read as hostile bytes: bounded, plain files only. What is written there is on
+//! disk before it has its name, and never goes through a link.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{RevisionError, service_file};
 use crate::base::ServiceName;
@@ -16,6 +18,8 @@ use crate::spec::parse::MAX_SPEC_BYTES;
 pub const DECK_FILE: &str = "deck.toml";
 /// Where the services' specs are.
 pub const SERVICES_DIR: &str = "services";
+/// Where edits are kept that an earlier spec took the place of; Git does not see it.
+pub const ASIDE_DIR: &str = ".gpudeck";
 /// Most services a deck may have.
 const MAX_SERVICES: usize = 1_000;
 
@@ -112,4 +116,119 @@ pub fn read_text(root: &Path, file: &str) -> Result<String, RevisionError> {
 fn services_is_link(root: &Path, file: &str) -> bool {
     file.starts_with(SERVICES_DIR)
         && fs::symlink_metadata(root.join(SERVICES_DIR)).is_ok_and(|m| m.is_symlink())
+}
+
+/// The mode of a file that is new, before the umask.
+const NEW_MODE: u32 = 0o644;
+
+/// Replaces a service's spec, if it is still as it was read (`known`; none: there was no file).
+pub fn replace_spec(
+    root: &Path,
+    service: &ServiceName,
+    text: &str,
+    known: Option<&str>,
+) -> Result<(), RevisionError> {
+    let file = service_file(service);
+    let present = match read_text(root, &file) {
+        Ok(present) => Some(present),
+        Err(RevisionError::NoFile { .. }) => None,
+        Err(other) => return Err(other),
+    };
+    if present.as_deref() != known {
+        return Err(RevisionError::Changed { file });
+    }
+    write_whole(&root.join(SERVICES_DIR), &format!("{service}.toml"), text)
+        .map_err(|e| RevisionError::Unwritable { file, why: e.to_string() })
+}
+
+/// Keeps a text beside the deck's own files: `name` in `.gpudeck`.
+pub fn keep_aside(root: &Path, name: &str, text: &str) -> Result<(), RevisionError> {
+    write_whole(&root.join(ASIDE_DIR), name, text).map_err(|e| RevisionError::Unwritable {
+        file: format!("{ASIDE_DIR}/{name}"),
+        why: e.to_string(),
+    })
+}
+
+/// Writes a file of the directory, which is made if it is not there and must be no link: whole and on disk, or not
+/// at all. What has the name is replaced, not followed; it hands its mode on.
+fn write_whole(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let place = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(dir)?;
+    let aside = format!(".{name}.{}.new", std::process::id());
+    let create = || {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
+        rustix::fs::openat(&place, aside.as_str(), flags | OFlags::CLOEXEC, NEW_MODE.into())
+    };
+    let handle = match create() {
+        // Left over from a writer that was cut off.
+        Err(Errno::EXIST) => {
+            rustix::fs::unlinkat(&place, aside.as_str(), AtFlags::empty())?;
+            create()?
+        }
+        created => created?,
+    };
+    let write = || -> io::Result<()> {
+        let mut file = fs::File::from(handle);
+        let before = fs::symlink_metadata(dir.join(name)).ok().filter(fs::Metadata::is_file);
+        if let Some(before) = before {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(before.mode() & 0o777))?;
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        rustix::fs::renameat(&place, aside.as_str(), &place, name)?;
+        place.sync_all()
+    };
+    write().inspect_err(|_| {
+        let _ = rustix::fs::unlinkat(&place, aside.as_str(), AtFlags::empty());
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_spec_is_replaced_whole_where_it_is_as_it_was_read_and_never_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, chat) = (dir.path(), "chat".parse().unwrap());
+        replace_spec(root, &chat, "a = 1\n", None).unwrap();
+        let file = root.join("services/chat.toml");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        replace_spec(root, &chat, "a = 2\n", Some("a = 1\n")).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "a = 2\n");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o755);
+        let moved = replace_spec(root, &chat, "a = 3\n", Some("a = 1\n")).unwrap_err();
+        assert!(matches!(moved, RevisionError::Changed { .. }), "{moved}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "a = 2\n");
+        let left: Vec<_> = fs::read_dir(root.join("services")).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+
+        let elsewhere = root.join("elsewhere");
+        fs::write(&elsewhere, "somebody's\n").unwrap();
+        fs::remove_file(&file).unwrap();
+        symlink(&elsewhere, &file).unwrap();
+        let refused = replace_spec(root, &chat, "a = 3\n", None).unwrap_err();
+        assert!(matches!(refused, RevisionError::Unreadable { .. }), "{refused}");
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "somebody's\n");
+    }
+
+    #[test]
+    fn what_is_kept_aside_goes_into_no_linked_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        keep_aside(dir.path(), "chat.before-r3.toml", "one").unwrap();
+        keep_aside(dir.path(), "chat.before-r3.toml", "two").unwrap();
+        let kept = dir.path().join(".gpudeck/chat.before-r3.toml");
+        assert_eq!(fs::read_to_string(kept).unwrap(), "two");
+        let other = tempfile::tempdir().unwrap();
+        symlink(dir.path().join(".gpudeck"), other.path().join(".gpudeck")).unwrap();
+        let refused = keep_aside(other.path(), "x.toml", "three").unwrap_err();
+        assert!(matches!(refused, RevisionError::Unwritable { .. }), "{refused}");
+    }
 }

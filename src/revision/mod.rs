@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use crate::base::{Hint, ReleaseNumber, ServiceName, text};
 
 pub use blame::{BlamedLine, ReleaseTexts};
-pub use commit::ReleaseCommit;
+pub use commit::{ReleaseCommit, SpecText};
 pub use diff::diff_text;
 pub use files::DeckFiles;
 pub use history::HistoryEntry;
@@ -90,6 +90,14 @@ pub enum RevisionError {
     /// A file that is not read.
     #[error("{file} is not read: {why}")]
     Unreadable {
+        /// As the person knows it.
+        file: String,
+        /// Why.
+        why: String,
+    },
+    /// A file that is not written.
+    #[error("{file} is not written: {why}")]
+    Unwritable {
         /// As the person knows it.
         file: String,
         /// Why.
@@ -237,6 +245,9 @@ impl Hint for RevisionError {
             Self::NoFile { file } => format!("write {file}"),
             Self::Unreadable { file, .. } => {
                 format!("make {file} a plain text file that you may read")
+            }
+            Self::Unwritable { file, .. } => {
+                format!("see to it that {file} can be written, and that there is space")
             }
             Self::NotFound { .. } => "see `gpudeck history` for what there is".to_owned(),
             Self::Taken { .. } => {

@@ -90,6 +90,21 @@ impl DeckRepo {
         files::read_text(&self.root, &service_file(service))
     }
 
+    /// Replaces the spec in the work tree, if it is still as it was read (none: there was no file).
+    pub fn replace_spec(
+        &self,
+        service: &ServiceName,
+        text: &str,
+        known: Option<&str>,
+    ) -> Result<(), RevisionError> {
+        files::replace_spec(&self.root, service, text, known)
+    }
+
+    /// Keeps a text in the deck's `.gpudeck`, which Git does not see; on disk when this returns.
+    pub fn keep_aside(&self, name: &str, text: &str) -> Result<(), RevisionError> {
+        files::keep_aside(&self.root, name, text)
+    }
+
     /// The newest commit of the current branch; none before the first.
     pub fn head(&self) -> Result<Option<Revision>, RevisionError> {
         Ok(self.head_oid()?.map(revision))

@@ -4,7 +4,9 @@ use super::super::core::{Core, DeckFiles};
 use super::{Draft, backend_is_its_own, invalid, not_found, with_hint};
 use crate::api::{ApiError, ErrorKind, MemoryView, ReleaseView};
 use crate::base::{Hint, HostName, ReleaseNumber, Revision, ServiceName, text};
-use crate::revision::{DeckRepo, HistoryEntry, ReleaseCommit, RevisionError, diff_text};
+use crate::revision::{
+    DeckRepo, HistoryEntry, ReleaseCommit, RevisionError, SpecText, diff_text, service_file,
+};
 use crate::rollout::{Release, RolloutKind};
 use crate::spec::{Requirement, ServiceSpec, parse_deck, parse_service};
 
@@ -145,64 +147,108 @@ pub(super) fn names_are_of_the_deck(
     backend_is_its_own(core, service, spec)
 }
 
-/// Where an edit that was never committed is kept (below the deck's directory) when an earlier revision's spec
-/// takes its place; none: there is no such edit.
+/// What an edit that was never committed is kept as (in the deck's `.gpudeck`) when an earlier revision's spec takes
+/// its place; none: there is no such edit.
+///
+/// # Errors
+/// What stands in the place of the spec cannot be read: it may be just such an edit.
 pub(in crate::controller) fn kept_edit(
     repo: &DeckRepo,
     draft: &Draft,
     number: ReleaseNumber,
-) -> Option<String> {
-    draft.revision.as_ref()?;
-    let present = repo.read_service(&draft.service).ok().filter(|text| *text != draft.text)?;
-    let head = repo.head().ok().flatten();
-    let committed = head.and_then(|head| repo.spec_at(&head, &draft.service).ok());
-    (committed.as_ref() != Some(&present))
-        .then(|| format!(".gpudeck/{}.before-{number}.toml", draft.service))
+) -> Result<Option<String>, RevisionError> {
+    if draft.revision.is_none() {
+        return Ok(None);
+    }
+    Ok(edit_in_the_way(repo, draft, present_spec(repo, &draft.service)?.as_deref(), number))
 }
 
-/// Commits what is rolled out. An earlier revision puts its spec back into the work tree first, so that the
-/// deck says what is served; an edit that was never committed is kept beside it.
+/// The spec in the work tree; none: there is no file.
+fn present_spec(repo: &DeckRepo, service: &ServiceName) -> Result<Option<String>, RevisionError> {
+    match repo.read_service(service) {
+        Ok(text) => Ok(Some(text)),
+        Err(RevisionError::NoFile { .. }) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+fn edit_in_the_way(
+    repo: &DeckRepo,
+    draft: &Draft,
+    present: Option<&str>,
+    number: ReleaseNumber,
+) -> Option<String> {
+    let present = present.filter(|text| *text != draft.text)?;
+    let head = repo.head().ok().flatten();
+    // What Git cannot say is not taken for committed.
+    let committed = head.and_then(|head| repo.spec_at(&head, &draft.service).ok());
+    (committed.as_deref() != Some(present))
+        .then(|| format!("{}.before-{number}.toml", draft.service))
+}
+
+/// The edit of a spec that moves out of the way, in words.
+pub(in crate::controller) fn moved_edit(service: &ServiceName, kept: &str) -> String {
+    let (file, aside) = (service_file(service), crate::revision::files::ASIDE_DIR);
+    format!("{file} is edited and not committed: the edit moves to {aside}/{kept}")
+}
+
+/// A release in Git.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its commit.
+    pub revision: Revision,
+    /// What a person should know of the deck's files.
+    pub words: Vec<String>,
+}
+
+/// Commits what is rolled out. Of an earlier revision the spec comes back into the work tree then, so that the deck
+/// says what is served; an edit that was never committed is kept beside it first. Whoever is refused finds the
+/// files as they were.
 pub fn commit(
     repo: &DeckRepo,
     draft: &Draft,
     release: &Release,
     kind: RolloutKind,
-) -> Result<Revision, ApiError> {
-    if draft.revision.is_some() {
-        let present = repo.read_service(&draft.service).unwrap_or_default();
-        if present != draft.text {
-            let write = |path: &std::path::Path, content: &str| {
-                std::fs::write(path, content).map_err(|e| ApiError {
-                    kind: ErrorKind::Internal,
-                    message: format!("{}: {e}", path.display()),
-                    hint: None,
-                })
-            };
-            if let Some(kept) = kept_edit(repo, draft, release.number) {
-                let kept = repo.root().join(kept);
-                if let Some(dir) = kept.parent() {
-                    let _ = std::fs::create_dir_all(dir);
-                }
-                write(&kept, &present)?;
-            }
-            let file = repo.root().join("services").join(format!("{}.toml", draft.service));
-            write(&file, &draft.text)?;
+) -> Result<Committed, ApiError> {
+    let service = &draft.service;
+    let is_earlier = draft.revision.is_some();
+    let (mut present, mut words) = (None, Vec::new());
+    if is_earlier {
+        present = present_spec(repo, service).map_err(|e| commit_error(&e))?;
+        if let Some(kept) = edit_in_the_way(repo, draft, present.as_deref(), release.number) {
+            repo.keep_aside(&kept, present.as_deref().unwrap_or_default())
+                .map_err(|e| commit_error(&e))?;
+            words.push(moved_edit(service, &kept));
         }
     }
     let verb = match kind {
         RolloutKind::Apply => "Apply",
         RolloutKind::Undo => "Undo",
     };
-    let subject = format!("{verb} {}", draft.service);
-    repo.commit_service(&ReleaseCommit {
-        service: &draft.service,
-        release: release.number,
-        subject: &subject,
-        reason: release.reason.as_deref(),
-        author: Some(&release.author),
-        expected: Some(&draft.text),
-    })
-    .map_err(|e| commit_error(&e))
+    let subject = format!("{verb} {service}");
+    let revision = repo
+        .commit_service(&ReleaseCommit {
+            service,
+            release: release.number,
+            subject: &subject,
+            reason: release.reason.as_deref(),
+            author: Some(&release.author),
+            spec: if is_earlier {
+                SpecText::Earlier(&draft.text)
+            } else {
+                SpecText::Read(&draft.text)
+            },
+        })
+        .map_err(|e| commit_error(&e))?;
+    // The release stands: what is wrong with the file is told.
+    if is_earlier
+        && present.as_deref() != Some(draft.text.as_str())
+        && let Err(error) = repo.replace_spec(service, &draft.text, present.as_deref())
+    {
+        let file = service_file(service);
+        words = vec![format!("{file} is not what was committed with {}: {error}", release.number)];
+    }
+    Ok(Committed { revision, words })
 }
 
 /// Why a release was not committed.
@@ -232,4 +278,113 @@ pub fn diff(
 /// A fresh repository around a new deck's files.
 pub fn init_repository(dir: &std::path::Path) -> Result<(), RevisionError> {
     DeckRepo::init(dir).map(|_| ())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::base::DeckId;
+
+    const BEFORE: &str = "model = \"/m\"\nengine = \"vllm\"\n";
+    const SERVED: &str = "model = \"/m\"\nengine = \"vllm\"\ncontext = 8192\n";
+
+    fn deck(dir: &Path) -> (DeckRepo, Draft) {
+        let repo = DeckRepo::init(dir).unwrap();
+        let id = DeckId(uuid::Uuid::from_u128(1)).0;
+        fs::write(dir.join("deck.toml"), format!("id = \"{id}\"\nname = \"test\"\n")).unwrap();
+        fs::create_dir(dir.join("services")).unwrap();
+        let service: ServiceName = "chat".parse().unwrap();
+        let mut revisions = Vec::new();
+        for text in [BEFORE, SERVED] {
+            fs::write(dir.join("services/chat.toml"), text).unwrap();
+            let made = repo.commit_service(&ReleaseCommit {
+                service: &service,
+                release: repo.next_release().unwrap(),
+                subject: "Apply chat",
+                reason: None,
+                author: None,
+                spec: SpecText::WorkTree,
+            });
+            revisions.push(made.unwrap());
+        }
+        let draft = Draft {
+            spec: parse_service(BEFORE, "chat").unwrap(),
+            service,
+            text: BEFORE.to_owned(),
+            revision: revisions.first().cloned(),
+            facts: None,
+            looked_at: Vec::new(),
+            lacking: std::collections::BTreeMap::new(),
+            warnings: Vec::new(),
+            lender: None,
+        };
+        (repo, draft)
+    }
+
+    fn undo(repo: &DeckRepo, draft: &Draft) -> Result<Committed, ApiError> {
+        let id = DeckId(uuid::Uuid::from_u128(1));
+        let release = super::super::super::saved::tests::release(id, &draft.service);
+        commit(repo, draft, &release, RolloutKind::Undo)
+    }
+
+    #[test]
+    fn an_undo_keeps_what_it_replaces() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repo, draft) = deck(dir.path());
+        let file = dir.path().join("services/chat.toml");
+        let edit = format!("{SERVED}# hours of work\n");
+        fs::write(&file, &edit).unwrap();
+        let made = undo(&repo, &draft).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), BEFORE);
+        assert_eq!(repo.spec_at(&made.revision, &draft.service).unwrap(), BEFORE);
+        assert!(!repo.is_dirty(&draft.service).unwrap());
+        let kept = dir.path().join(".gpudeck/chat.before-r3.toml");
+        assert_eq!(fs::read_to_string(kept).unwrap(), edit);
+        assert!(made.words.iter().any(|w| w.contains("chat.before-r3.toml")), "{:?}", made.words);
+    }
+
+    #[test]
+    fn an_undo_that_cannot_read_the_spec_leaves_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repo, draft) = deck(dir.path());
+        let head = repo.head().unwrap();
+        let file = dir.path().join("services/chat.toml");
+        let latin = b"model = \"/m\" # caf\xe9\n";
+        fs::write(&file, latin).unwrap();
+        let refused = undo(&repo, &draft).unwrap_err();
+        assert!(refused.message.contains("not UTF-8"), "{refused:?}");
+        assert_eq!(fs::read(&file).unwrap(), latin);
+        assert!(kept_edit(&repo, &draft, ReleaseNumber(3)).is_err(), "the plan says so, too");
+
+        let elsewhere = dir.path().join("elsewhere.toml");
+        fs::write(&elsewhere, SERVED).unwrap();
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        let refused = undo(&repo, &draft).unwrap_err();
+        assert!(refused.message.contains("symbolic link"), "{refused:?}");
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), SERVED);
+        assert_eq!(repo.head().unwrap(), head);
+    }
+
+    #[test]
+    fn an_undo_that_is_refused_has_changed_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repo, draft) = deck(dir.path());
+        let file = dir.path().join("services/chat.toml");
+        let edit = format!("{SERVED}# hours of work\n");
+        fs::write(&file, &edit).unwrap();
+        fs::write(dir.path().join(".git/MERGE_HEAD"), repo.head().unwrap().unwrap().0).unwrap();
+        let refused = undo(&repo, &draft).unwrap_err();
+        assert!(refused.message.contains("merge"), "{refused:?}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), edit);
+        fs::remove_file(dir.path().join(".git/MERGE_HEAD")).unwrap();
+        // The file is gone: there is nothing to keep.
+        fs::remove_file(&file).unwrap();
+        assert_eq!(undo(&repo, &draft).unwrap().words, Vec::<String>::new());
+        assert_eq!(fs::read_to_string(&file).unwrap(), BEFORE);
+    }
 }

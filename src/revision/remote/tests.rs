@@ -3,7 +3,7 @@
 use git2::Oid;
 
 use super::*;
-use crate::revision::ReleaseCommit;
+use crate::revision::{ReleaseCommit, SpecText};
 
 fn release(deck: &DeckRepo, text: &str) -> Oid {
     std::fs::create_dir_all(deck.root().join("services")).unwrap();
@@ -14,7 +14,7 @@ fn release(deck: &DeckRepo, text: &str) -> Oid {
         subject: "Apply chat",
         reason: None,
         author: None,
-        expected: None,
+        spec: SpecText::WorkTree,
     });
     deck.oid(&made.unwrap()).unwrap()
 }
