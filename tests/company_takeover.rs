@@ -444,6 +444,65 @@ fn what_a_lost_journal_knew_is_read_back_from_the_hosts() {
     traces.expect_none(&company.person);
 }
 
+/// A journal from before the last rollout, as in a machine that was restored from a copy.
+#[test]
+fn a_journal_that_went_back_in_time_touches_nothing_until_a_person_takes_over() {
+    let company = Company::new();
+    let traces = Traces::of(&company.person);
+    let deck = company.person.deck();
+    let write = |greeting: &str| {
+        company.write_spec(&deck, greeting);
+        let file = deck.join("services/chat.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(", { approve = true }", "")).unwrap();
+    };
+    let apply = |greeting: &str| {
+        write(greeting);
+        company.a("apply chat --wait --timeout 60s").expect_success();
+    };
+    apply("one");
+    company.a("controller stop").expect_success();
+    let state = std::fs::read_dir(company.home("a")).unwrap().flatten().next().unwrap().path();
+    let (journal, copy) = (state.join("journal"), company.person.home().join("copy"));
+    let copied = |from: &Path, to: &Path| {
+        std::fs::create_dir(to).unwrap();
+        for file in std::fs::read_dir(from).unwrap().flatten() {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    };
+    copied(&journal, &copy);
+    apply("two");
+    company.a("controller stop").expect_success();
+    let starts = company.starts();
+    let kept = company.kept("h1", "service.chat").unwrap();
+
+    std::fs::remove_dir_all(&journal).unwrap();
+    copied(&copy, &journal);
+    wait_until("that it is noticed", DEADLINE, || {
+        company.a("status").stdout.contains("journal-behind")
+    });
+    write("three");
+    let refused = company.a("apply chat --accept-outage");
+    assert!(refused.code() != Some(0), "{refused:#?}");
+    assert!(refused.stderr.contains("keeps a newer state of chat"), "{refused:#?}");
+    assert!(refused.stderr.contains("controller take-over"), "{refused:#?}");
+    assert_eq!(company.starts(), starts, "nothing is started");
+    assert_eq!(company.kept("h1", "service.chat").unwrap(), kept, "nor written over");
+
+    company.a("controller take-over").expect_success();
+    wait_until("the second release", DEADLINE, || {
+        let chat = json(company.a("status chat --output json"));
+        chat["stable"] == 2 && chat["ready"] == 2
+    });
+    assert!(!company.a("status").stdout.contains("journal-behind"));
+    assert_eq!(company.starts(), starts, "it runs already");
+    apply("three");
+    company.a("stop chat --yes").expect_success();
+    wait_until("the stop", DEADLINE, || company.a("status chat").stdout.contains("stopped"));
+    company.a("controller stop").expect_success();
+    traces.expect_none(&company.person);
+}
+
 /// Who cannot read what is served is not to believe that nothing is.
 #[test]
 fn a_state_that_cannot_be_read_is_not_taken_for_none() {

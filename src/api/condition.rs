@@ -23,6 +23,9 @@ pub struct DeckCondition {
 pub enum DeckConditionKind {
     /// The journal cannot be written (a full disk): no new work is taken, what runs goes on.
     JournalUnwritable,
+    /// Hosts keep something newer than the journal (it was restored from a copy): nothing is done until somebody takes
+    /// over.
+    JournalBehind,
     /// Another controller holds hosts of the deck, or held them last.
     HostsHeld,
     /// Hosts are there and do not let us in any more: rollouts on them are held before their next step.
@@ -44,6 +47,7 @@ impl DeckConditionKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::JournalUnwritable => "journal-unwritable",
+            Self::JournalBehind => "journal-behind",
             Self::HostsHeld => "hosts-held",
             Self::LoginLost => "login-lost",
             Self::HandingOver => "handing-over",

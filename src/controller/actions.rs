@@ -54,6 +54,8 @@ pub struct Means {
     pub fleet: Fleet,
     /// The right to act on them.
     pub claims: Claims,
+    /// Whether they keep something newer than the journal.
+    pub looks: super::behind::Looks,
     /// What is written to hosts before a step.
     pub saver: Saver,
     /// What is written to all hosts of the deck.
@@ -290,12 +292,14 @@ async fn acting_runtime(
     Ok(runtime(means, spec, &link, epoch))
 }
 
-/// The right to act on a host of a service: all of its hosts are held, and its state is on them.
+/// The right to act on a host of a service: all of its hosts are held, none keeps anything newer, and its state is
+/// on them.
 pub(super) async fn right_to_act(
     means: &Means,
     service: &ServiceName,
     link: &dyn HostLink,
 ) -> Result<EpochCell, LinkError> {
+    means.is_up_to_date(service, link).await?;
     let epoch = means.claims.ensure_for(&means.fleet, service, link).await?;
     saved::before_step(means, service, link, &epoch).await?;
     Ok(epoch)

@@ -87,8 +87,9 @@ impl Core {
         self.means.saver.put(saved, hosts);
     }
 
-    /// Refuses to steer what another controller holds or held last.
+    /// Refuses to steer what another controller holds or held last, or what is newer than is known here.
     pub(super) fn not_fenced(&self) -> Result<(), ApiError> {
+        self.not_behind()?;
         match self.who_holds() {
             None => Ok(()),
             Some((message, hint)) => {

@@ -9,6 +9,7 @@ pub mod actions;
 pub mod attention;
 pub mod auditor;
 mod begin;
+pub mod behind;
 mod borrowing;
 pub mod calibration;
 pub mod claims;

@@ -198,6 +198,10 @@ impl Core {
             if means.claims.survey_first(link.as_ref()).await {
                 means.ask(Core::show_company).await;
             }
+            // What runs is judged by what is known, which may be less than the host does.
+            if means.claims.holds(&host) && means.keeps_newer(link.as_ref()).await.is_err() {
+                return;
+            }
             let asked = now();
             if let Ok(Reply::Ranks(reports)) =
                 link.request(Request::Ranks { deck: Some(deck) }).await

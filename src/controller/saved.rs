@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::actions::{self, Means};
+use super::behind::Begun;
 use super::core::{Core, Input};
 use super::packed::{Releases, pack_with, unpack_json};
 use crate::api::DeckConditionKind;
 use crate::base::{DeckId, EpochCell, Hint, HostName, ServiceName};
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::{Direction, Rollout, ServiceState};
-use crate::wire::{Refusal, Reply, Request, Verb};
+use crate::wire::{Refusal, Reply, Request, Verb, is_same_holder};
 
 /// Hosts that lack what people decided are tried again after so long.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -271,6 +272,7 @@ async fn bring(means: &Means, wanted: &Wanted) {
             if *known.lock().await >= wanted.decided {
                 return Ok(());
             }
+            means.may_save_to(link.as_ref()).await?;
             let epoch = means.claims.ensure(link.as_ref()).await?;
             write(means, wanted, link.as_ref(), &epoch).await
         };
@@ -366,6 +368,28 @@ pub(super) fn age_of(prefix: &str, text: &str) -> Option<Age> {
     }
     let head: Head = unpack_json(prefix, text).ok()?;
     Some((head.term, head.seq))
+}
+
+/// A service of which a host keeps a state that is of this holder and newer than the journal. One that says nothing of
+/// what serves is no loss; one that cannot be read may be anything.
+///
+/// # Errors
+/// The host is not reached.
+pub(super) async fn newer_of_ours(
+    deck: DeckId,
+    link: &dyn HostLink,
+    own: &str,
+    begun: Begun,
+) -> Result<Option<ServiceName>, LinkError> {
+    let found = read_all(deck, link).await?.into_iter().find(|(_, kept)| match kept {
+        Ok(saved) => {
+            is_same_holder(&saved.holder, own)
+                && begun.is_before((saved.term, saved.seq), saved.state.now)
+                && !(saved.state.replicas.is_empty() && saved.state.rollout.is_none())
+        }
+        Err(_) => false,
+    });
+    Ok(found.map(|(service, _)| service))
 }
 
 /// What a host keeps of the deck's services.

@@ -139,6 +139,7 @@ async fn write(
     wanted: &Wanted,
     state: String,
 ) -> Result<(), LinkError> {
+    means.may_save_to(link).await?;
     let epoch = means.claims.ensure(link).await?;
     let verb = Verb::SaveState { state, age: (wanted.saved.term, wanted.saved.seq) };
     let act = Request::Act { deck: means.deck, epoch: epoch.get(), verb };
@@ -168,6 +169,21 @@ pub async fn read(
         }
         _ => Ok(None),
     }
+}
+
+/// Whether a host keeps something of the deck that is of this holder and newer than the journal.
+///
+/// # Errors
+/// It is not reached.
+pub(super) async fn newer_of_ours(
+    deck: DeckId,
+    link: &dyn HostLink,
+    own: &str,
+    journal: Age,
+) -> Result<bool, LinkError> {
+    let Some(Ok(kept)) = read(deck, link).await? else { return Ok(false) };
+    let says_something = kept.ledger != Ledger::default();
+    Ok(is_same_holder(&kept.holder, own) && (kept.term, kept.seq) > journal && says_something)
 }
 
 impl DeckEvent {
@@ -206,8 +222,10 @@ impl Core {
         journal_is_new: bool,
     ) -> Option<Age> {
         let newest = newest?;
-        // Our own writing is never newer than our journal, nor is what was written before we took over last.
-        let is_own = is_same_holder(&newest.holder, self.means.claims.holder());
+        // What was written before we took over last is older, and so is our own writing, unless the journal was
+        // restored from a copy.
+        let is_own = is_same_holder(&newest.holder, self.means.claims.holder())
+            && (newest.term, newest.seq) <= self.own_age();
         let is_older = is_own || newest.term < self.state.term;
         if is_older && !journal_is_new {
             return None;

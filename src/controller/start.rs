@@ -152,10 +152,12 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     );
     fleet.set_hosts(&options.deck.hosts);
     let published = super::publish::Published::default();
+    let begun = super::behind::Begun::of(&state, journal.last_seq());
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
         claims: Claims::new(options.deck.id, holder, Some(paths.dir.join("claims.json"))),
+        looks: super::behind::Looks::against(begun),
         saver: super::saved::Saver::default(),
         deck_saver: super::saved_deck::DeckSaver::default(),
         runtimes: super::actions::Runtimes::default(),

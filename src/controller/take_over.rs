@@ -257,7 +257,7 @@ impl Core {
                 "cordons, drains and what is rolled out together may be older than they were";
             trouble.push((None, format!("{words}: {}", unread.why)));
         }
-        let own_age = (self.state.term, self.journal.last_seq());
+        let own_age = self.own_age();
         let adopted_deck = self.adopt_deck(deck.read, journal_is_new);
         let ledger_age = adopted_deck.unwrap_or(own_age);
         let (mut adopted, mut ages) = (Vec::new(), BTreeMap::new());
@@ -271,8 +271,10 @@ impl Core {
             }
             let Some(saved) = newest.read else { continue };
             let is_known = self.state.services.contains_key(&service);
-            // Our own writing is never newer than our journal, nor is what was written before we took over last.
-            if is_known && (is_same_holder(&saved.holder, &own) || saved.term < before.term) {
+            // What was written before we took over last is older, and so is our own writing, unless the journal was
+            // restored from a copy.
+            let is_own = is_same_holder(&saved.holder, &own) && saved.age() <= own_age;
+            if is_known && (is_own || saved.term < before.term) {
                 continue;
             }
             let last = saved.state.releases.keys().next_back().copied().unwrap_or_default();
@@ -317,6 +319,7 @@ impl Core {
             });
         }
         self.records_since_checkpoint = 0;
+        self.caught_up();
         let words = match (adopted.as_slice(), trouble.is_empty()) {
             ([], true) => "took the hosts over; nothing was left on them to go on with".to_owned(),
             ([], false) => "took the hosts over, and not all that was left on them".to_owned(),
