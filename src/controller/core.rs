@@ -61,6 +61,7 @@ pub struct Core {
     pub(super) state: DeckState,
     pub(super) journal: Journal,
     pub(super) unwritten: super::happening::Unwritten,
+    pub(super) unnoted: super::unnoted::Unnoted,
     pub(super) means: Arc<Means>,
     pub(super) actions: Actions,
     pub(super) hub: Arc<Hub>,
@@ -128,6 +129,7 @@ impl Core {
         self.tell_gap();
         self.note_never_begun();
         self.resume();
+        self.note_unserved();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut awake = now();
@@ -272,6 +274,7 @@ impl Core {
                 Err(error) => tracing::warn!(%error, "no checkpoint"),
             }
         }
+        self.note_again();
         self.measured.save();
         self.note_alive(false);
         self.recover_journal();

@@ -61,6 +61,7 @@ pub mod take_over;
 pub mod throughput;
 mod together;
 pub mod traffic;
+mod unnoted;
 pub mod upgrade;
 mod vigil;
 pub mod what_if;

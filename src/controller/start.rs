@@ -186,6 +186,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         state,
         journal,
         unwritten: super::happening::Unwritten::default(),
+        unnoted: super::unnoted::Unnoted::default(),
         means: Arc::clone(&means),
         actions: Actions::new(Arc::clone(&means)),
         hub: Arc::clone(&hub),

@@ -1,8 +1,10 @@
 //! The releases of a deck, read back from its commits, and how they ended.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
-use git2::{Commit, ErrorCode, Oid, Sort};
+use git2::{Commit, ErrorCode, Oid, Sort, Tree};
 use serde::{Deserialize, Serialize};
 
 use super::RevisionError;
@@ -39,6 +41,9 @@ pub struct HistoryEntry {
 
 /// Most measurements kept of one release, the newest.
 pub(super) const MAX_MEMORY: usize = 8;
+/// How often a note is tried again, and with which pauses: the loop waits for it.
+const NOTE_ATTEMPTS: usize = 5;
+const BETWEEN_NOTE_ATTEMPTS: Duration = Duration::from_millis(10);
 /// Longest note that is read.
 pub(super) const MAX_NOTE: usize = 64 << 10;
 
@@ -119,22 +124,73 @@ impl DeckRepo {
         })
     }
 
-    /// Reads, changes and writes a note; anew where the remote's notes were joined in between.
+    /// Reads, changes and writes a note; anew where the remote's notes were joined in between, or another program
+    /// holds the notes for a moment. One that says so already is not written.
     fn change_note(&self, at: &Revision, change: impl Fn(&mut Note)) -> Result<(), RevisionError> {
         let oid = self.oid(at)?;
-        let by = signature(&self.repo, None)?;
-        let mut left = 5;
+        let mut left = NOTE_ATTEMPTS;
         loop {
             left -= 1;
-            let mut note = self.note(oid);
-            change(&mut note);
-            let note = serde_json::to_string(&note)
-                .map_err(|e| RevisionError::Git { message: e.to_string() })?;
-            match self.repo.note(&by, &by, Some(NOTES_REF), oid, &note, true) {
-                Err(e) if e.code() == ErrorCode::Modified && left > 0 => {}
-                written => return Ok(written.map(drop)?),
+            match self.change_note_once(oid, &change) {
+                Err(RevisionError::Moved | RevisionError::Locked { .. }) if left > 0 => {
+                    std::thread::sleep(BETWEEN_NOTE_ATTEMPTS);
+                }
+                done => return done,
             }
         }
+    }
+
+    fn change_note_once(&self, oid: Oid, change: impl Fn(&mut Note)) -> Result<(), RevisionError> {
+        let words = "gpudeck: note";
+        let tip = self.maybe_oid(NOTES_REF)?;
+        let parent = tip.map(|tip| self.repo.find_commit(tip)).transpose()?;
+        let base = match &parent {
+            Some(parent) => parent.tree()?,
+            None => self.repo.find_tree(self.repo.treebuilder(None)?.write()?)?,
+        };
+        let place = self.note_place(&base, oid)?;
+        let present = base.get_path(Path::new(&place)).ok();
+        let mut note = match &present {
+            Some(entry) => self.note_in(entry.id())?.unwrap_or_default(),
+            None => Note::default(),
+        };
+        change(&mut note);
+        let blob = self.write_note(&note)?;
+        if present.is_some_and(|entry| entry.id() == blob) {
+            return Ok(());
+        }
+        let tree = git2::build::TreeUpdateBuilder::new()
+            .upsert(place, blob, git2::FileMode::Blob)
+            .create_updated(&self.repo, &base)?;
+        let tree = self.repo.find_tree(tree)?;
+        let by = signature(&self.repo, None)?;
+        let parents: Vec<&Commit<'_>> = parent.iter().collect();
+        let made = self.repo.commit(None, &by, &by, "Note of a release", &tree, &parents)?;
+        // Only if nobody else has noted anything since it was read.
+        match tip {
+            Some(tip) => self.repo.reference_matching(NOTES_REF, made, true, tip, words)?,
+            None => self.repo.reference(NOTES_REF, made, false, words).map_err(|e| {
+                if e.code() == ErrorCode::Exists { RevisionError::Moved } else { e.into() }
+            })?,
+        };
+        Ok(())
+    }
+
+    /// Where the note on a commit is, or belongs: `git` puts many of them into directories.
+    fn note_place(&self, notes: &Tree<'_>, about: Oid) -> Result<String, RevisionError> {
+        let name = about.to_string();
+        let (mut place, mut rest) = (String::new(), name.as_str());
+        let mut tree = notes.clone();
+        while let Some((first, others)) = rest.split_at_checked(2) {
+            let below = tree.get_name(first).filter(|e| e.kind() == Some(git2::ObjectType::Tree));
+            let Some(below) = below.map(|entry| entry.id()) else { break };
+            place.push_str(first);
+            place.push('/');
+            rest = others;
+            tree = self.repo.find_tree(below)?;
+        }
+        place.push_str(rest);
+        Ok(place)
     }
 
     /// Every release with its commit, newest number first. A clone has the commits but not our
@@ -198,4 +254,95 @@ pub(super) fn trailers(commit: &Commit<'_>) -> Trailers {
         }
     }
     found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::revision::{ReleaseCommit, SpecText};
+
+    fn deck(dir: &Path) -> (DeckRepo, Revision) {
+        let deck = DeckRepo::init(dir).unwrap();
+        std::fs::write(dir.join("deck.toml"), "name = \"test\"\n").unwrap();
+        std::fs::create_dir(dir.join("services")).unwrap();
+        std::fs::write(dir.join("services/chat.toml"), "a = 1\n").unwrap();
+        let made = deck.commit_service(&ReleaseCommit {
+            service: &"chat".parse().unwrap(),
+            release: ReleaseNumber(1),
+            subject: "Apply chat",
+            reason: None,
+            author: None,
+            spec: SpecText::WorkTree,
+        });
+        (deck, made.unwrap())
+    }
+
+    fn outcome_of(deck: &DeckRepo) -> Option<Outcome> {
+        let history = deck.history(&"chat".parse().unwrap(), 1).unwrap();
+        history.into_iter().next().unwrap().outcome
+    }
+
+    #[test]
+    fn what_is_noted_between_reading_and_writing_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (deck, at) = deck(dir.path());
+        let other = DeckRepo::open(dir.path()).unwrap();
+        let first = Cell::new(true);
+        deck.change_note(&at, |note| {
+            if first.replace(false) {
+                // As a fetch does that joins the remote's notes just now.
+                other.set_outcome(&at, &Outcome::Completed).unwrap();
+            }
+            note.memory.clear();
+        })
+        .unwrap();
+        assert_eq!(outcome_of(&deck), Some(Outcome::Completed));
+    }
+
+    #[test]
+    fn a_held_lock_is_told_and_the_same_once_more_is_no_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let (deck, at) = deck(dir.path());
+        deck.set_outcome(&at, &Outcome::Completed).unwrap();
+        let tip = deck.maybe_oid(NOTES_REF).unwrap();
+        deck.set_outcome(&at, &Outcome::Completed).unwrap();
+        assert_eq!(deck.maybe_oid(NOTES_REF).unwrap(), tip);
+        let lock = dir.path().join(".git/refs/notes/gpudeck.lock");
+        std::fs::write(&lock, "").unwrap();
+        let failed = Outcome::Failed { why: "no".to_owned() };
+        let refused = deck.set_outcome(&at, &failed).unwrap_err();
+        assert!(matches!(refused, RevisionError::Locked { .. }), "{refused}");
+        std::fs::remove_file(&lock).unwrap();
+        deck.set_outcome(&at, &failed).unwrap();
+        assert_eq!(outcome_of(&deck), Some(failed));
+    }
+
+    #[test]
+    fn notes_that_git_put_into_directories_are_changed_where_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let (deck, at) = deck(dir.path());
+        deck.set_outcome(&at, &Outcome::Completed).unwrap();
+        let tip = deck.maybe_oid(NOTES_REF).unwrap().unwrap();
+        let flat = deck.repo.find_commit(tip).unwrap().tree().unwrap();
+        let blob = flat.get_name(&at.0).unwrap().id();
+        let (first, rest) = at.0.split_at(2);
+        let fanned = git2::build::TreeUpdateBuilder::new()
+            .remove(at.0.as_str())
+            .upsert(format!("{first}/{rest}"), blob, git2::FileMode::Blob)
+            .create_updated(&deck.repo, &flat)
+            .unwrap();
+        let fanned = deck.repo.find_tree(fanned).unwrap();
+        let by = signature(&deck.repo, None).unwrap();
+        let parent = deck.repo.find_commit(tip).unwrap();
+        deck.repo.commit(Some(NOTES_REF), &by, &by, "fan", &fanned, &[&parent]).unwrap();
+        assert_eq!(outcome_of(&deck), Some(Outcome::Completed));
+        let failed = Outcome::Failed { why: "no".to_owned() };
+        deck.set_outcome(&at, &failed).unwrap();
+        assert_eq!(outcome_of(&deck), Some(failed));
+        let tip = deck.maybe_oid(NOTES_REF).unwrap().unwrap();
+        assert_eq!(deck.repo.find_commit(tip).unwrap().tree().unwrap().len(), 1);
+    }
 }

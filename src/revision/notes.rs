@@ -103,14 +103,14 @@ impl DeckRepo {
         self.write_note(&Note { outcome, memory })
     }
 
-    fn write_note(&self, note: &Note) -> Result<Oid, RevisionError> {
+    pub(super) fn write_note(&self, note: &Note) -> Result<Oid, RevisionError> {
         let text = serde_json::to_string(note)
             .map_err(|e| RevisionError::Git { message: e.to_string() })?;
         Ok(self.repo.blob(text.as_bytes())?)
     }
 
     /// None: it is not a note of ours.
-    fn note_in(&self, blob: Oid) -> Result<Option<Note>, RevisionError> {
+    pub(super) fn note_in(&self, blob: Oid) -> Result<Option<Note>, RevisionError> {
         // The size is asked first: a blob is loaded whole.
         if self.repo.odb()?.read_header(blob)?.0 > MAX_NOTE {
             return Ok(None);

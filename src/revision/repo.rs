@@ -154,6 +154,15 @@ impl DeckRepo {
         Ok(self.maybe_oid(&format!("{STABLE_REFS}{}", ref_part(service)))?.map(revision))
     }
 
+    /// The release that is served, as [`Self::set_stable`] last said.
+    pub fn stable_release(
+        &self,
+        service: &ServiceName,
+    ) -> Result<Option<ReleaseNumber>, RevisionError> {
+        let served = self.maybe_oid(&format!("{STABLE_REFS}{}", ref_part(service)))?;
+        Ok(served.and_then(|oid| self.number_of(oid)))
+    }
+
     /// Says that this revision is served now. What is stable only goes to newer releases (an undo is a
     /// newer one, too), so an older one changes nothing: whoever says it has not heard of the newer one.
     pub fn set_stable(

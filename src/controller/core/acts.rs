@@ -1,10 +1,10 @@
-//! Actions are begun, and how releases end is written into Git.
+//! Actions are begun.
 
 use super::super::gateways::Routes;
 use super::Core;
 use crate::api::Severity;
-use crate::base::{ReleaseNumber, ServiceName};
-use crate::rollout::{Action, Outcome, Phase, Release, ServiceState, Shared};
+use crate::base::ServiceName;
+use crate::rollout::{Action, Outcome, Phase, Release, Shared};
 
 impl Core {
     pub(in crate::controller) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
@@ -60,50 +60,6 @@ impl Core {
             Action::RunCommand { release, .. } | Action::RecordOutcome { release, .. } => *release,
         };
         state.releases.get(&number).or_else(|| state.releases.values().next_back()).cloned()
-    }
-
-    pub(in crate::controller) fn record_outcome(
-        &mut self,
-        service: &ServiceName,
-        release: ReleaseNumber,
-        outcome: &Outcome,
-    ) {
-        let written = self.repo.as_ref().map_or(Ok(()), |repo| {
-            let Some(revision) = repo.release(release)? else { return Ok(()) };
-            repo.set_outcome(&revision, outcome)?;
-            match outcome {
-                Outcome::Completed => repo.set_stable(service, &revision),
-                _ => Ok(()),
-            }
-        });
-        if let Err(error) = written {
-            let words = format!("the outcome of {release} could not be written to Git: {error}");
-            self.say(Severity::Warning, Some(service), &words);
-        }
-        self.share();
-        if let Some(history) = self.files.history.get_mut(service) {
-            for entry in history.iter_mut().filter(|e| e.number == release) {
-                entry.outcome = Some(outcome.clone());
-            }
-        }
-    }
-
-    /// What was stopped is not what is served any more: in Git neither, here and at the remote.
-    pub(in crate::controller) fn note_stopped(
-        &mut self,
-        before: &ServiceState,
-        after: &ServiceState,
-    ) {
-        if !before.stopping || after.stopping {
-            return;
-        }
-        self.audit_stopped(&after.service);
-        let cleared = self.repo.as_ref().map_or(Ok(()), |repo| repo.clear_stable(&after.service));
-        if let Err(error) = cleared {
-            let words = format!("Git still says that it is served: {error}");
-            self.say(Severity::Warning, Some(&after.service), &words);
-        }
-        self.share();
     }
 
     /// Notes in Git that releases were never begun which were committed here, and whose rollout did not get into the

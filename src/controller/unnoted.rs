@@ -1,0 +1,138 @@
+//! What came of releases is noted in Git: how each ended, what is stable, what was stopped. Where that cannot be
+//! written just now (another Git program holds a lock), it is written a little later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::core::{Core, now};
+use crate::api::Severity;
+use crate::base::{ReleaseNumber, ServiceName, Timestamp};
+use crate::revision::RevisionError;
+use crate::rollout::{Outcome, ServiceState};
+
+/// Time between two attempts.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What is not in Git yet.
+#[derive(Default)]
+pub struct Unnoted {
+    outcomes: BTreeMap<(ServiceName, ReleaseNumber), Outcome>,
+    stopped: BTreeSet<ServiceName>,
+    tried: Timestamp,
+}
+
+impl Core {
+    /// How a release ended is written into Git, and for doors.
+    pub(in crate::controller) fn record_outcome(
+        &mut self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+        outcome: &Outcome,
+    ) {
+        if let Err(error) = self.note_outcome(service, release, outcome) {
+            let key = (service.clone(), release);
+            if self.unnoted.outcomes.insert(key, outcome.clone()).is_none() {
+                let words = format!("how {release} ended is not in Git yet: {error}");
+                self.say(Severity::Warning, Some(service), &words);
+            }
+        }
+        self.share();
+        if let Some(history) = self.files.history.get_mut(service) {
+            for entry in history.iter_mut().filter(|e| e.number == release) {
+                entry.outcome = Some(outcome.clone());
+            }
+        }
+    }
+
+    fn note_outcome(
+        &self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+        outcome: &Outcome,
+    ) -> Result<(), RevisionError> {
+        let Some(repo) = &self.repo else { return Ok(()) };
+        let Some(revision) = repo.release(release)? else { return Ok(()) };
+        repo.set_outcome(&revision, outcome)?;
+        // It may have been stopped, or replaced, since it was completed.
+        let is_served = self.state.services.get(service).is_some_and(|s| s.stable == Some(release));
+        if *outcome == Outcome::Completed && is_served {
+            repo.set_stable(service, &revision)?;
+        }
+        Ok(())
+    }
+
+    /// What was stopped is not what is served any more: in Git neither, here and at the remote.
+    pub(in crate::controller) fn note_stopped(
+        &mut self,
+        before: &ServiceState,
+        after: &ServiceState,
+    ) {
+        if before.stopping && !after.stopping {
+            self.audit_stopped(&after.service);
+            self.clear_stable(&after.service);
+        }
+    }
+
+    fn clear_stable(&mut self, service: &ServiceName) {
+        let cleared = self.repo.as_ref().map_or(Ok(()), |repo| repo.clear_stable(service));
+        if let Err(error) = cleared
+            && self.unnoted.stopped.insert(service.clone())
+        {
+            let words = format!("Git still says that it is served: {error}");
+            self.say(Severity::Warning, Some(service), &words);
+        }
+        self.share();
+    }
+
+    /// Tries again what could not be noted.
+    pub(super) fn note_again(&mut self) {
+        let is_empty = self.unnoted.outcomes.is_empty() && self.unnoted.stopped.is_empty();
+        if is_empty || now().since(self.unnoted.tried) < AGAIN {
+            return;
+        }
+        let Unnoted { outcomes, stopped, .. } = std::mem::take(&mut self.unnoted);
+        self.unnoted.tried = now();
+        for ((service, release), outcome) in outcomes {
+            if self.note_outcome(&service, release, &outcome).is_err() {
+                self.unnoted.outcomes.insert((service, release), outcome);
+            }
+        }
+        for service in stopped {
+            // Rolled out anew since: what is stable now says so itself.
+            let is_served = self.state.services.get(&service).is_some_and(|s| s.stable.is_some());
+            let cleared = match &self.repo {
+                Some(repo) if !is_served => repo.clear_stable(&service),
+                _ => Ok(()),
+            };
+            if cleared.is_err() {
+                self.unnoted.stopped.insert(service);
+            }
+        }
+        self.share();
+    }
+
+    /// After a start: what was stopped in an earlier life that ended before it was noted. (How the last rollout of
+    /// each service ended is among what is still awaited.)
+    pub(super) fn note_unserved(&mut self) {
+        let gone = self.state.services.values().filter(|state| {
+            let known = state.releases.keys().next_back().copied();
+            serves_nothing(state)
+                && self.repo.as_ref().is_some_and(|repo| {
+                    let noted = repo.stable_release(&state.service).ok().flatten();
+                    // A newer one is another controller's.
+                    noted.is_some_and(|noted| known.is_some_and(|known| noted <= known))
+                })
+        });
+        let gone: Vec<ServiceName> = gone.map(|state| state.service.clone()).collect();
+        for service in gone {
+            if self.held_elsewhere(&service).is_none() {
+                self.clear_stable(&service);
+            }
+        }
+    }
+}
+
+fn serves_nothing(state: &ServiceState) -> bool {
+    let is_coming = state.active_rollout().is_some() || state.stopping;
+    state.stable.is_none() && state.replicas.is_empty() && !is_coming
+}
