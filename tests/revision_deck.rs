@@ -203,6 +203,43 @@ fn a_repeated_commit_is_the_same_and_a_reused_number_is_refused() {
 }
 
 #[test]
+fn a_number_is_given_out_before_the_branch_moves() {
+    let (dir, deck) = deck();
+    let service = chat();
+    let first = commit(&deck, &service, None);
+    let release = ReleaseCommit {
+        service: &service,
+        release: ReleaseNumber(2),
+        subject: "Apply chat",
+        reason: None,
+        author: None,
+        spec: SpecText::WorkTree,
+    };
+    // The number cannot be written: nothing has happened.
+    let lock = dir.path().join(".git/refs/gpudeck/releases/r2.lock");
+    fs::write(&lock, "").unwrap();
+    assert!(matches!(deck.commit_service(&release), Err(RevisionError::Locked { .. })));
+    assert_eq!(deck.head().unwrap(), Some(first.clone()));
+    fs::remove_file(&lock).unwrap();
+    // The branch cannot be moved: the number is free again.
+    let lock = dir.path().join(".git/refs/heads/main.lock");
+    fs::write(&lock, "").unwrap();
+    assert!(matches!(deck.commit_service(&release), Err(RevisionError::Locked { .. })));
+    assert_eq!(deck.head().unwrap(), Some(first.clone()));
+    assert!(raw(dir.path()).find_reference("refs/gpudeck/releases/r2").is_err());
+    fs::remove_file(&lock).unwrap();
+    let second = deck.commit_service(&release).unwrap();
+    assert_eq!(deck.head().unwrap(), Some(second.clone()));
+
+    // A crash between the two: repeated, the branch follows.
+    let repo = raw(dir.path());
+    let oid = git2::Oid::from_str(&first.0).unwrap();
+    repo.reference("refs/heads/main", oid, true, "as before").unwrap();
+    assert_eq!(deck.commit_service(&release).unwrap(), second);
+    assert_eq!(deck.head().unwrap(), Some(second));
+}
+
+#[test]
 fn the_author_is_gits_or_the_unix_user() {
     let (dir, deck) = deck();
     let mut config = raw(dir.path()).config().unwrap();

@@ -77,6 +77,7 @@ impl DeckRepo {
             .upsert(spec_file.as_str(), spec_blob, git2::FileMode::Blob)
             .create_updated(repo, &base)?;
         if let Some(made) = self.already_made(commit, spec_blob)? {
+            self.bring_along(&made, head.as_ref().map(git2::Commit::id), commit.subject)?;
             return Ok(made);
         }
 
@@ -89,7 +90,7 @@ impl DeckRepo {
         let tree = repo.find_tree(tree_id)?;
         let words = message(commit);
         let oid = match Signing::of(repo)? {
-            None => repo.commit(Some("HEAD"), &author, &committer, &words, &tree, &parents)?,
+            None => repo.commit(None, &author, &committer, &words, &tree, &parents)?,
             Some(signing) => {
                 let content =
                     repo.commit_create_buffer(&author, &committer, &words, &tree, &parents)?;
@@ -97,12 +98,26 @@ impl DeckRepo {
                     .map_err(|_| RevisionError::Signing { why: "it is not text".to_owned() })?
                     .to_owned();
                 let signature = signing.sign(&content)?;
-                let oid = repo.commit_signed(&content, signature.trim_end(), Some("gpgsig"))?;
-                self.advance_head(head.as_ref().map(git2::Commit::id), oid, commit.subject)?;
-                oid
+                repo.commit_signed(&content, signature.trim_end(), Some("gpgsig"))?
             }
         };
-        repo.reference(&release_ref(commit.release), oid, false, "gpudeck: release")?;
+        // The number first: what is on the branch is not taken back, and one that was given out is found there.
+        let number = release_ref(commit.release);
+        match repo.reference(&number, oid, false, "gpudeck: release") {
+            Err(e) if e.code() == ErrorCode::Exists => {
+                return Err(RevisionError::Taken { release: commit.release });
+            }
+            made => made.map(drop)?,
+        }
+        let from = head.as_ref().map(git2::Commit::id);
+        if let Err(error) = self.advance_head(from, oid, commit.subject) {
+            if let Ok(mut made) = repo.find_reference(&number)
+                && made.target() == Some(oid)
+            {
+                made.delete()?;
+            }
+            return Err(error);
+        }
         self.refresh_index(&[(DECK_FILE, deck_blob), (&spec_file, spec_blob)])?;
         Ok(revision(oid))
     }
@@ -115,11 +130,14 @@ impl DeckRepo {
             _ => return Err(RevisionError::Detached),
         };
         let log = format!("commit: {}", text::clean(what, 100));
-        match from {
-            Some(from) => self.repo.reference_matching(&branch, to, true, from, &log)?,
-            None => self.repo.reference(&branch, to, false, &log)?,
+        let moved = match from {
+            Some(from) => self.repo.reference_matching(&branch, to, true, from, &log),
+            None => self.repo.reference(&branch, to, false, &log),
         };
-        Ok(())
+        match moved {
+            Err(e) if e.code() == ErrorCode::Exists => Err(RevisionError::Moved),
+            moved => Ok(moved.map(drop)?),
+        }
     }
 
     fn check_can_commit(&self) -> Result<(), RevisionError> {
@@ -166,6 +184,20 @@ impl DeckRepo {
         } else {
             Err(RevisionError::Taken { release: commit.release })
         }
+    }
+
+    /// A release that was cut off before its branch was moved: if that is still where the release came from, it follows.
+    fn bring_along(
+        &self,
+        made: &Revision,
+        head: Option<Oid>,
+        what: &str,
+    ) -> Result<(), RevisionError> {
+        let oid = self.oid(made)?;
+        if self.repo.find_commit(oid)?.parent_ids().next() == head && head != Some(oid) {
+            self.advance_head(head, oid, what)?;
+        }
+        Ok(())
     }
 
     /// Lets the index agree with what was committed, so that `git status` shows these files as
