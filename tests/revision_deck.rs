@@ -368,12 +368,92 @@ fn a_repository_that_cannot_take_a_commit_says_why() {
 }
 
 #[test]
-fn a_held_index_does_not_undo_the_commit() {
+fn a_held_index_does_not_undo_the_commit_and_follows_later() {
     let (dir, deck) = deck();
     commit(&deck, &chat(), None);
-    fs::write(dir.path().join(".git/index.lock"), "").unwrap();
+    let lock = dir.path().join(".git/index.lock");
+    fs::write(&lock, "").unwrap();
+    write(dir.path(), "chat", "model = \"/b\"\n");
     let second = commit(&deck, &chat(), None);
     assert_eq!(deck.head().unwrap(), Some(second));
+    assert!(matches!(deck.heal_index(), Err(RevisionError::Locked { .. })));
+    fs::remove_file(&lock).unwrap();
+    let status = |file: &str| raw(dir.path()).status_file(Path::new(file)).unwrap();
+    assert!(status("services/chat.toml").is_index_modified(), "a commit would take it back");
+    assert_eq!(deck.heal_index().unwrap(), ["services/chat.toml"]);
+    assert!(status("services/chat.toml").is_empty());
+    assert!(deck.heal_index().unwrap().is_empty());
+
+    // What a person has staged is left alone: something new, and an older text on purpose.
+    for text in ["model = \"/c\"\n", "model = \"/a\"\n"] {
+        write(dir.path(), "chat", text);
+        let repo = raw(dir.path());
+        let mut index = repo.index().unwrap();
+        index.add_path(Path::new("services/chat.toml")).unwrap();
+        index.write().unwrap();
+        assert!(deck.heal_index().unwrap().is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn an_index_that_is_not_read_is_refused_before_anything_is_committed() {
+    let (dir, deck) = deck();
+    let first = commit(&deck, &chat(), None);
+    let path = dir.path().join(".git/index");
+    // A mandatory extension that libgit2 does not know, as of a split or a sparse index.
+    let whole = fs::read(&path).unwrap();
+    let mut bytes = whole[..whole.len() - 20].to_vec();
+    bytes.extend(b"link\0\0\0\0");
+    bytes.extend([0; 20]);
+    fs::write(&path, &bytes).unwrap();
+    let error = refused(&deck);
+    assert!(matches!(error, RevisionError::Index { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("--no-split-index"));
+    assert_eq!(deck.head().unwrap(), Some(first));
+    assert_eq!(deck.next_release().unwrap(), ReleaseNumber(2));
+    fs::write(&path, whole).unwrap();
+    commit(&deck, &chat(), None);
+}
+
+#[test]
+fn modes_stay_and_what_is_committed_is_what_the_index_says() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, deck) = deck();
+    let repo = raw(dir.path());
+    repo.config().unwrap().set_str("core.autocrlf", "input").unwrap();
+    let file = dir.path().join("services/chat.toml");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut index = repo.index().unwrap();
+    index.add_path(Path::new("services/chat.toml")).unwrap();
+    index.write().unwrap();
+    let tree = repo.find_tree(index.write_tree().unwrap()).unwrap();
+    let by = git2::Signature::now("ada", "ada@m1").unwrap();
+    repo.commit(Some("HEAD"), &by, &by, "by hand", &tree, &[]).unwrap();
+
+    write(dir.path(), "chat", "model = \"/b\"\r\n");
+    let made = commit(&deck, &chat(), None);
+    let oid = git2::Oid::from_str(&made.0).unwrap();
+    let tree = repo.find_commit(oid).unwrap().tree().unwrap();
+    let committed = tree.get_path(Path::new("services/chat.toml")).unwrap();
+    assert_eq!(committed.filemode(), 0o100_755);
+    let index = raw(dir.path()).index().unwrap();
+    let staged = index.get_path(Path::new("services/chat.toml"), 0).unwrap();
+    assert_eq!((staged.id, staged.mode), (committed.id(), 0o100_755));
+}
+
+#[test]
+fn a_file_that_goes_through_a_filter_is_not_committed() {
+    let (dir, deck) = deck();
+    fs::write(dir.path().join(".gitattributes"), "services/* filter=git-crypt\n").unwrap();
+    let error = refused(&deck);
+    assert!(matches!(&error, RevisionError::Filtered { filter, .. } if filter == "git-crypt"));
+    assert_eq!(deck.head().unwrap(), None);
+    fs::write(
+        dir.path().join(".gitattributes"),
+        "services/* filter=git-crypt\nservices/chat.toml !filter\n",
+    )
+    .unwrap();
+    commit(&deck, &chat(), None);
 }
 
 #[test]

@@ -172,11 +172,14 @@ impl Core {
     fn begin_committed(
         &mut self,
         commit: Commit,
-        Committed { revision, words }: Committed,
+        Committed { revision, words, index_lags }: Committed,
     ) -> Result<IntentReply, ApiError> {
         let service = commit.draft.service.clone();
         let number = commit.planned.release.number;
         self.state.last_release = self.state.last_release.max(number);
+        if index_lags {
+            self.index_lags();
+        }
         for words in &words {
             self.say(Severity::Warning, Some(&service), words);
         }

@@ -151,8 +151,13 @@ impl Core {
     /// What a person should know of the deck's repository before anything is applied.
     pub(super) fn deck_warnings(&self, service: &ServiceName, commits: bool) -> Vec<String> {
         let Some(repo) = &self.repo else { return Vec::new() };
-        let Ok(status) = repo.remote_status(self.remote_name()) else { return Vec::new() };
-        let mut view = SharingView::from(status);
+        let mut view = match repo.remote_status(self.remote_name()) {
+            Ok(status) => SharingView::from(status),
+            Err(error) => {
+                let hint = error.hint().map(|hint| format!(" → {hint}")).unwrap_or_default();
+                return vec![format!("{error}{hint}")];
+            }
+        };
         // A release's commit holds the service's own file and the deck's.
         let own = crate::revision::service_file(service);
         let deck = crate::revision::files::DECK_FILE;

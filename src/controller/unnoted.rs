@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::core::{Core, now};
 use crate::api::Severity;
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
-use crate::revision::RevisionError;
+use crate::revision::{DeckRepo, RevisionError};
 use crate::rollout::{Outcome, ServiceState};
 
 /// Time between two attempts.
@@ -18,6 +18,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub struct Unnoted {
     outcomes: BTreeMap<(ServiceName, ReleaseNumber), Outcome>,
     stopped: BTreeSet<ServiceName>,
+    /// Git's index may lack releases.
+    index: bool,
     tried: Timestamp,
 }
 
@@ -87,11 +89,17 @@ impl Core {
     /// Tries again what could not be noted.
     pub(super) fn note_again(&mut self) {
         let is_empty = self.unnoted.outcomes.is_empty() && self.unnoted.stopped.is_empty();
-        if is_empty || now().since(self.unnoted.tried) < AGAIN {
+        if is_empty && !self.unnoted.index || now().since(self.unnoted.tried) < AGAIN {
             return;
         }
-        let Unnoted { outcomes, stopped, .. } = std::mem::take(&mut self.unnoted);
+        let Unnoted { outcomes, stopped, index, .. } = std::mem::take(&mut self.unnoted);
         self.unnoted.tried = now();
+        if index {
+            self.heal_index();
+        }
+        if is_empty {
+            return;
+        }
         for ((service, release), outcome) in outcomes {
             if self.note_outcome(&service, release, &outcome).is_err() {
                 self.unnoted.outcomes.insert((service, release), outcome);
@@ -111,9 +119,28 @@ impl Core {
         self.share();
     }
 
+    /// Git's index lacks a release.
+    pub(super) const fn index_lags(&mut self) {
+        self.unnoted.index = true;
+    }
+
+    fn heal_index(&mut self) {
+        match self.repo.as_ref().map_or(Ok(Vec::new()), DeckRepo::heal_index) {
+            Ok(files) if files.is_empty() => {}
+            Ok(files) => {
+                let words = format!("Git's index has followed the releases: {}", files.join(", "));
+                self.say(Severity::Info, None, &words);
+            }
+            Err(RevisionError::Locked { .. }) => self.index_lags(),
+            // Whoever plans the next release is told.
+            Err(error) => tracing::warn!(%error, "Git's index was not looked after"),
+        }
+    }
+
     /// After a start: what was stopped in an earlier life that ended before it was noted. (How the last rollout of
     /// each service ended is among what is still awaited.)
     pub(super) fn note_unserved(&mut self) {
+        self.index_lags();
         let gone = self.state.services.values().filter(|state| {
             let known = state.releases.keys().next_back().copied();
             serves_nothing(state)

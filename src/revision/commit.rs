@@ -1,8 +1,12 @@
 //! Committing a release.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use git2::{ErrorCode, IndexEntry, IndexTime, Oid, Repository, RepositoryState, Signature};
+use git2::{
+    ErrorCode, FileMode, Index, IndexEntry, IndexTime, Oid, Repository, RepositoryState, Signature,
+};
 
 use super::files::{self, DECK_FILE};
 use super::repo::{DeckRepo, release_ref, revision};
@@ -13,6 +17,13 @@ use crate::base::{ReleaseNumber, Revision, ServiceName, text};
 pub(super) const RELEASE_TRAILER: &str = "Gpudeck-Release";
 pub(super) const SERVICE_TRAILER: &str = "Gpudeck-Service";
 pub(super) const REASON_TRAILER: &str = "Gpudeck-Reason";
+
+/// So long another program that holds the index is waited for, and with which pauses.
+const INDEX_PATIENCE: Duration = Duration::from_secs(2);
+const BETWEEN_INDEX_ATTEMPTS: Duration = Duration::from_millis(25);
+
+/// The index is looked after for so many releases.
+const MOST_BEHIND: usize = 20;
 
 /// A release to be committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +61,9 @@ impl DeckRepo {
         let repo = &self.repo;
         self.check_can_commit()?;
         let spec_file = service_file(commit.service);
+        for file in [DECK_FILE, &spec_file] {
+            self.check_unfiltered(file)?;
+        }
         let deck = files::read_text(&self.root, DECK_FILE)?;
         let spec = match commit.spec {
             SpecText::Earlier(spec) => spec.to_owned(),
@@ -72,10 +86,13 @@ impl DeckRepo {
             Some(head) => head.tree()?,
             None => repo.find_tree(repo.treebuilder(None)?.write()?)?,
         };
-        let tree_id = git2::build::TreeUpdateBuilder::new()
-            .upsert(DECK_FILE, deck_blob, git2::FileMode::Blob)
-            .upsert(spec_file.as_str(), spec_blob, git2::FileMode::Blob)
-            .create_updated(repo, &base)?;
+        let committed = [(DECK_FILE, deck_blob), (spec_file.as_str(), spec_blob)]
+            .map(|(file, blob)| (file, blob, mode_in(&base, file)));
+        let mut tree = git2::build::TreeUpdateBuilder::new();
+        for (file, blob, mode) in committed {
+            tree.upsert(file, blob, mode);
+        }
+        let tree_id = tree.create_updated(repo, &base)?;
         if let Some(made) = self.already_made(commit, spec_blob)? {
             self.bring_along(&made, head.as_ref().map(git2::Commit::id), commit.subject)?;
             return Ok(made);
@@ -118,7 +135,10 @@ impl DeckRepo {
             }
             return Err(error);
         }
-        self.refresh_index(&[(DECK_FILE, deck_blob), (&spec_file, spec_blob)])?;
+        // The release stands, whatever is with the index.
+        if let Err(error) = self.refresh_index(&committed) {
+            tracing::warn!(%error, "the deck's Git index is behind");
+        }
         Ok(revision(oid))
     }
 
@@ -162,7 +182,29 @@ impl DeckRepo {
         if self.repo.head_detached()? {
             return Err(RevisionError::Detached);
         }
-        Ok(())
+        self.index().map(drop)
+    }
+
+    /// What would be committed is the file as it lies there, and Git would take it for an edit for ever.
+    fn check_unfiltered(&self, file: &str) -> Result<(), RevisionError> {
+        let flags = git2::AttrCheckFlags::FILE_THEN_INDEX;
+        let said = self.repo.get_attr(Path::new(file), "filter", flags)?;
+        match git2::AttrValue::from_string(said) {
+            git2::AttrValue::String(filter) => Err(RevisionError::Filtered {
+                file: file.to_owned(),
+                filter: text::clean(filter, 60),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The index as it is on disk.
+    pub(super) fn index(&self) -> Result<Index, RevisionError> {
+        let read = self.repo.index().and_then(|mut index| {
+            index.read(true)?;
+            Ok(index)
+        });
+        read.map_err(|e| RevisionError::Index { what: text::clean(e.message(), 200) })
     }
 
     /// The commit of this release number, if it is of this service with just this spec: then a
@@ -201,32 +243,90 @@ impl DeckRepo {
     }
 
     /// Lets the index agree with what was committed, so that `git status` shows these files as
-    /// clean; whatever else is staged stays staged. The commit stands even if another Git program
-    /// holds the index just now: then only `git status` is behind.
-    fn refresh_index(&self, files: &[(&str, Oid)]) -> Result<(), RevisionError> {
-        let mut index = self.repo.index()?;
-        index.read(false)?;
-        for (file, blob) in files {
-            index.add(&entry_of(file, *blob))?;
-        }
-        match index.write() {
-            Err(e) if e.code() == ErrorCode::Locked => {
-                tracing::warn!("the deck's Git index is locked; `git status` will be behind");
-                Ok(())
+    /// clean; whatever else is staged stays staged. Another Git program that holds the index is waited for a moment.
+    fn refresh_index(&self, files: &[Committed<'_>]) -> Result<(), RevisionError> {
+        let deadline = Instant::now() + INDEX_PATIENCE;
+        loop {
+            let mut index = self.index()?;
+            for (file, blob, mode) in files {
+                index.add(&entry_of(file, *blob, *mode))?;
             }
-            other => Ok(other?),
+            match index.write() {
+                Err(e) if e.code() == ErrorCode::Locked && Instant::now() < deadline => {
+                    std::thread::sleep(BETWEEN_INDEX_ATTEMPTS);
+                }
+                written => return Ok(written?),
+            }
         }
+    }
+
+    /// Lets the index follow releases after which another Git program held it: it would take them back with the
+    /// user's next `git commit`. The files that were behind. What a person has staged stays staged.
+    ///
+    /// # Errors
+    /// It is behind, and held; or it cannot be read.
+    pub fn heal_index(&self) -> Result<Vec<String>, RevisionError> {
+        if self.repo.state() != RepositoryState::Clean {
+            return Ok(Vec::new());
+        }
+        let Some(head) = self.head_oid()? else { return Ok(Vec::new()) };
+        let mut commit = self.repo.find_commit(head)?;
+        let newest = commit.tree()?;
+        let mut before: BTreeMap<String, BTreeSet<Option<Oid>>> = BTreeMap::new();
+        for _ in 0..MOST_BEHIND {
+            let trailers = super::history::trailers(&commit);
+            let (Some(_), Some(service)) = (trailers.release, trailers.service) else { break };
+            let parent = commit.parent(0).ok();
+            let tree = parent.as_ref().map(git2::Commit::tree).transpose()?;
+            for file in [DECK_FILE.to_owned(), service_file(&service)] {
+                let was = tree.as_ref().and_then(|tree| tree.get_path(Path::new(&file)).ok());
+                before.entry(file).or_default().insert(was.map(|entry| entry.id()));
+            }
+            let Some(parent) = parent else { break };
+            commit = parent;
+        }
+        let mut index = self.index()?;
+        let mut healed = Vec::new();
+        for (file, before) in before {
+            let Ok(committed) = newest.get_path(Path::new(&file)) else { continue };
+            let staged = index.get_path(Path::new(&file), 0).map(|entry| entry.id);
+            // Whoever has staged an older one on purpose has it in the work tree, too.
+            let present = files::read_text(&self.root, &file).ok();
+            let present = present
+                .and_then(|text| Oid::hash_object(git2::ObjectType::Blob, text.as_bytes()).ok());
+            if staged != Some(committed.id()) && before.contains(&staged) && present != staged {
+                index.add(&entry_of(&file, committed.id(), mode_in(&newest, &file)))?;
+                healed.push(file);
+            }
+        }
+        if !healed.is_empty() {
+            index.write()?;
+        }
+        Ok(healed)
+    }
+}
+
+/// A file of a commit: its name, its content and its mode.
+type Committed<'a> = (&'a str, Oid, FileMode);
+
+/// As before; a new one is a plain file.
+fn mode_in(tree: &git2::Tree<'_>, file: &str) -> FileMode {
+    match tree.get_path(Path::new(file)) {
+        Ok(entry) if entry.filemode() == i32::from(FileMode::BlobExecutable) => {
+            FileMode::BlobExecutable
+        }
+        _ => FileMode::Blob,
     }
 }
 
 /// What the index says of a file that was committed. When the file was changed is left open, so that Git looks.
-fn entry_of(file: &str, blob: Oid) -> IndexEntry {
+fn entry_of(file: &str, blob: Oid, mode: FileMode) -> IndexEntry {
     IndexEntry {
         ctime: IndexTime::new(0, 0),
         mtime: IndexTime::new(0, 0),
         dev: 0,
         ino: 0,
-        mode: git2::FileMode::Blob.into(),
+        mode: mode.into(),
         uid: 0,
         gid: 0,
         file_size: 0,

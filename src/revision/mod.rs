@@ -78,6 +78,20 @@ pub enum RevisionError {
         /// What Git said.
         what: String,
     },
+    /// The index is of a kind that libgit2 does not read.
+    #[error("the deck's Git index cannot be read: {what}")]
+    Index {
+        /// What it said.
+        what: String,
+    },
+    /// A program of the user's Git changes the file between the work tree and a commit.
+    #[error("{file} goes through the filter `{filter}`, which is not run here")]
+    Filtered {
+        /// As the person knows it.
+        file: String,
+        /// What `.gitattributes` says.
+        filter: String,
+    },
     /// The branch moved while it was committed to.
     #[error("somebody else committed to the deck at the same moment")]
     Moved,
@@ -237,6 +251,14 @@ impl Hint for RevisionError {
             Self::Busy { what } => format!("finish the {what}, or abort it, then try again"),
             Self::Locked { .. } => {
                 "try again; if no Git program runs, remove the `.lock` file it names".to_owned()
+            }
+            Self::Index { .. } => {
+                "a split or a sparse index is not read: `git update-index --no-split-index`, or \
+                 `git sparse-checkout reapply --no-sparse-index`, in the deck"
+                    .to_owned()
+            }
+            Self::Filtered { file, .. } => {
+                format!("write `{file} !filter` at the end of the deck's .gitattributes")
             }
             Self::Moved | Self::Changed { .. } => "look at the plan again, then apply".to_owned(),
             Self::NoFile { file } if file == files::DECK_FILE => {

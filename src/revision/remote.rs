@@ -118,6 +118,7 @@ impl DeckRepo {
 
     /// The deck's own files that differ from the newest commit.
     fn dirty(&self) -> Result<Vec<String>, RevisionError> {
+        self.index()?;
         let mut options = git2::StatusOptions::new();
         options.include_untracked(true).recurse_untracked_dirs(true);
         options.pathspec(files::DECK_FILE).pathspec(files::SERVICES_DIR);

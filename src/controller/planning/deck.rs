@@ -199,6 +199,8 @@ pub struct Committed {
     pub revision: Revision,
     /// What a person should know of the deck's files.
     pub words: Vec<String>,
+    /// Git's index is held by another program, and does not have it yet.
+    pub index_lags: bool,
 }
 
 /// Commits what is rolled out. Of an earlier revision the spec comes back into the work tree then, so that the deck
@@ -248,7 +250,16 @@ pub fn commit(
         let file = service_file(service);
         words = vec![format!("{file} is not what was committed with {}: {error}", release.number)];
     }
-    Ok(Committed { revision, words })
+    let index_lags = repo.heal_index().is_err();
+    if index_lags {
+        words.push(format!(
+            "another program holds Git's index, which takes {} back with the next `git commit` until it has followed; \
+             `git add deck.toml {}` lets it",
+            release.number,
+            service_file(service)
+        ));
+    }
+    Ok(Committed { revision, words, index_lags })
 }
 
 /// Why a release was not committed.
