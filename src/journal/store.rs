@@ -49,6 +49,8 @@ pub struct Journal {
     link: Link,
     broken: Option<String>,
     lacks: Option<JournalError>,
+    /// Lets a name in the directory last; another one in tests.
+    sync_names: fn(&File) -> io::Result<()>,
     /// Held for as long as the journal is open.
     lock: File,
 }
@@ -103,6 +105,7 @@ impl Journal {
             link: found.link,
             broken: None,
             lacks: missing.pop(),
+            sync_names: File::sync_all,
             lock,
         };
         if head != Some(number) {
@@ -156,7 +159,9 @@ impl Journal {
     }
 
     /// Begins a new segment with the whole `state`; what is read after the next start begins
-    /// there. A few older segments are kept. On an error the segment in use stays in use.
+    /// there. A few older segments are kept. On an error the segment in use stays in use, unless the new one has its
+    /// name already: then nothing more is written until [`Self::recover`] has begun another one, since whoever
+    /// reads next may find the new one or not.
     pub fn checkpoint<T: Serialize>(&mut self, state: &T) -> Result<u64, JournalError> {
         self.check_usable()?;
         self.begin_segment(state)
@@ -182,7 +187,7 @@ impl Journal {
         let header = Header::new(number, self.next_seq, self.link);
         let (mut text, link) = header_line(&header)?;
         let link = push_record(&mut text, self.next_seq, link, RecordKind::Checkpoint, state)?;
-        let (file, handle) = write_whole(&self.dir, number, &text)?;
+        let (file, handle, lasts) = write_whole(&self.dir, number, &text, self.sync_names)?;
         self.file = file;
         self.medium = Box::new(handle);
         self.segment = number;
@@ -190,6 +195,11 @@ impl Journal {
         self.length = text.len() as u64;
         self.link = link;
         self.next_seq += 1;
+        if let Err(error) = lasts {
+            let what = format!("its name may not last: {error}");
+            self.broken = Some(what.clone());
+            return Err(JournalError::Broken { file: self.file.clone(), what });
+        }
         self.note_head();
         self.forget_old();
         Ok(self.last_seq())
@@ -250,12 +260,24 @@ impl Drop for Journal {
 fn begin_first(dir: &Path) -> Result<(u32, PathBuf), JournalError> {
     let header = Header::new(1, 1, Link::START);
     let (text, _) = header_line(&header)?;
-    write_whole(dir, 1, &text).map(|(file, _)| (1, file))
+    let (file, _, lasts) = write_whole(dir, 1, &text, File::sync_all)?;
+    lasts.map_err(JournalError::io("cannot sync", dir))?;
+    Ok((1, file))
 }
 
-/// Writes a segment aside and gives it its name when it is on disk.
-fn write_whole(dir: &Path, number: u32, text: &str) -> Result<(PathBuf, File), JournalError> {
+/// A segment that has its name: where, open for more, and whether its name lasts.
+type Named = (PathBuf, File, io::Result<()>);
+
+/// Writes a segment aside and gives it its name when it is on disk. With an error it has none.
+fn write_whole(
+    dir: &Path,
+    number: u32,
+    text: &str,
+    sync_names: fn(&File) -> io::Result<()>,
+) -> Result<Named, JournalError> {
     let file = dir.join(segment::file_name(number));
+    // Opened before anything is named: only the sync itself can fail then.
+    let names = File::open(dir).map_err(JournalError::io("cannot open", dir))?;
     let aside = dir.join(format!("{}.new", segment::file_name(number)));
     let write = || -> io::Result<File> {
         let mut handle = OpenOptions::new().create(true).append(true).mode(0o600).open(&aside)?;
@@ -271,8 +293,7 @@ fn write_whole(dir: &Path, number: u32, text: &str) -> Result<(PathBuf, File), J
         let _ = fs::remove_file(&aside);
         JournalError::io("cannot write", &file)(error)
     })?;
-    sync_dir(dir)?;
-    Ok((file, handle))
+    Ok((file, handle, sync_names(&names)))
 }
 
 fn keep_torn(dir: &Path, torn: &[u8]) -> Result<(), JournalError> {
@@ -481,6 +502,27 @@ mod tests {
         assert_eq!(records.len(), 1);
         assert_eq!(fs::read(dir.path().join("journal.torn-1")).unwrap().len(), 7);
         assert_eq!(journal.append(&["two"]).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_segment_whose_name_may_not_last_is_the_last_one_that_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        journal.append(&["one"]).unwrap();
+        journal.sync_names = |_| Err(io::ErrorKind::Other.into());
+        assert!(matches!(journal.checkpoint(&"then"), Err(JournalError::Broken { .. })));
+        // What is said to be written is found, whichever segment is read: nothing is.
+        assert!(matches!(journal.append(&["two"]), Err(JournalError::Broken { .. })));
+        assert!(matches!(journal.recover(&"later"), Err(JournalError::Broken { .. })));
+        assert!(matches!(journal.append(&["two"]), Err(JournalError::Broken { .. })));
+        journal.sync_names = File::sync_all;
+        journal.recover(&"the whole state").unwrap();
+        journal.append(&["three"]).unwrap();
+        drop(journal);
+        let (_, records) = Journal::open(dir.path()).unwrap();
+        let values: Vec<_> = records.iter().map(|r| r.read::<String>().unwrap()).collect();
+        assert_eq!(values, ["the whole state", "three"]);
+        assert!(crate::journal::verify(dir.path()).unwrap().is_good());
     }
 
     #[test]
