@@ -7,7 +7,8 @@
     missing_docs
 )]
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -272,6 +273,16 @@ fn fill_up(dir: &Path) {
     drop(journal);
     let (_, records) = Journal::open(&inner).unwrap();
     assert_eq!(records.len() as u64, kept + 1);
+    // A power cut tore a record, and there is no room to keep it.
+    let torn = fs::read(segment(&inner, 1)).unwrap();
+    let file = OpenOptions::new().append(true).open(segment(&inner, 1)).unwrap();
+    (&file).write_all(b"99 torn").unwrap();
+    let mut filler = File::create(dir.join("filler")).unwrap();
+    while filler.write_all(&[7; 64]).is_ok() {}
+    let (_, records) = Journal::open(&inner).unwrap();
+    assert_eq!(records.len() as u64, kept + 1);
+    assert_eq!(fs::read(segment(&inner, 1)).unwrap(), torn);
+    assert!(!inner.join("journal.torn-1").exists(), "no empty file is left");
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

@@ -127,10 +127,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             state.replay_line(record).map_err(unreadable)?;
         }
     }
-    if journal.is_of_older_version() {
-        // Records of this version never stand in a segment of an older one.
-        journal.checkpoint(&state)?;
-    }
+    let renewed = if journal.is_of_older_version() { journal.renew(&state) } else { Ok(()) };
     let audit = Arc::new(Auditor::open(&paths.dir)?);
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
@@ -224,6 +221,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         options,
     };
     core.take_files(files);
+    if let Err(error) = &renewed {
+        core.journal_answered(Some(error));
+    }
     core.remember_lost_logins();
     let lacks = core.journal.lacks().map(|e| format!("{e} → {}", e.hint().unwrap_or_default()));
     if let Some(words) = lacks {

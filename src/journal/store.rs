@@ -90,7 +90,10 @@ impl Journal {
             .open(&file)
             .map_err(JournalError::io("cannot open", &file))?;
         if !found.torn.is_empty() {
-            keep_torn(dir, &found.torn)?;
+            // It was never acted upon: that it cannot be kept (a full disk) keeps nobody out.
+            if let Err(error) = keep_torn(dir, &found.torn) {
+                tracing::warn!(%error, "a torn record is cut off and not kept");
+            }
             handle.set_len(found.good_bytes).map_err(JournalError::io("cannot cut", &file))?;
             handle.sync_data().map_err(JournalError::io("cannot sync", &file))?;
         }
@@ -165,6 +168,17 @@ impl Journal {
     pub fn checkpoint<T: Serialize>(&mut self, state: &T) -> Result<u64, JournalError> {
         self.check_usable()?;
         self.begin_segment(state)
+    }
+
+    /// Lets a journal of an older format go on in the present one. Where that cannot be written (a full disk), the
+    /// journal takes nothing until [`Self::recover`] has: records of this version never stand in a segment of an
+    /// older one.
+    pub fn renew<T: Serialize>(&mut self, state: &T) -> Result<(), JournalError> {
+        let renewed = self.checkpoint(state).map(drop);
+        if let Err(error) = &renewed {
+            self.broken = Some(error.to_string());
+        }
+        renewed
     }
 
     /// Tries to write again after a failure: what could not be told for sure to be on disk is cut
@@ -301,7 +315,10 @@ fn keep_torn(dir: &Path, torn: &[u8]) -> Result<(), JournalError> {
         let path = dir.join(format!("journal.torn-{n}"));
         match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path) {
             Ok(mut file) => {
-                return file.write_all(torn).map_err(JournalError::io("cannot write", &path));
+                return file.write_all(torn).map_err(|error| {
+                    let _ = fs::remove_file(&path);
+                    JournalError::io("cannot write", &path)(error)
+                });
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(JournalError::io("cannot create", &path)(e)),
