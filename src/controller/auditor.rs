@@ -13,7 +13,7 @@ use crate::api::maintenance::UpgradeHost;
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Severity, Who};
 use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::JournalError;
-use crate::journal::audit::Audit;
+use crate::journal::audit::{Audit, Head, Known};
 use crate::rollout::group::GroupState;
 use crate::rollout::{Outcome, ServiceState};
 
@@ -69,9 +69,14 @@ impl Entry<'_> {
 }
 
 impl Auditor {
-    /// Opens the trail in the deck's state directory.
-    pub fn open(dir: &Path) -> Result<Self, JournalError> {
-        Ok(Self(Arc::new(Mutex::new(Audit::open(dir)?))))
+    /// Opens the trail in the deck's state directory; `known`: what the journal says of it.
+    pub fn open(dir: &Path, known: &Known) -> Result<Self, JournalError> {
+        Ok(Self(Arc::new(Mutex::new(Audit::open(dir, known)?))))
+    }
+
+    /// The line that was written last.
+    pub fn last(&self) -> Head {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).last()
     }
 
     /// What was missing at its end when it was opened.

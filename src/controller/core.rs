@@ -269,10 +269,7 @@ impl Core {
         self.tend_probes();
         self.tend_runs();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {
-            match self.journal.checkpoint(&self.state) {
-                Ok(_) => self.records_since_checkpoint = 0,
-                Err(error) => tracing::warn!(%error, "no checkpoint"),
-            }
+            self.checkpoint();
         }
         self.note_again();
         self.measured.save();

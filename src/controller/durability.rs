@@ -30,6 +30,27 @@ impl Core {
         self.set_condition(DeckConditionKind::JournalUnwritable, holds);
     }
 
+    /// Begins a segment of the journal with the whole state.
+    pub(super) fn write_checkpoint(&mut self) -> Result<u64, JournalError> {
+        self.state.audited = Some(self.audit.last());
+        self.journal.checkpoint(&self.state)
+    }
+
+    /// The same; without it the journal is only longer.
+    pub(super) fn checkpoint(&mut self) {
+        let written = self.write_checkpoint();
+        match written {
+            Ok(_) => self.records_since_checkpoint = 0,
+            Err(error) => {
+                tracing::warn!(%error, "no checkpoint");
+                // Nothing more can be written, or it would be tried again with the next tick.
+                if matches!(error, JournalError::Broken { .. }) {
+                    self.journal_answered(Some(&error));
+                }
+            }
+        }
+    }
+
     /// Refuses what could not be written down, or must not be begun just now.
     pub(super) fn takes_new_work(&self) -> Result<(), ApiError> {
         let refusing = [DeckConditionKind::JournalUnwritable, DeckConditionKind::HandingOver];
@@ -67,6 +88,7 @@ impl Core {
         let Some(since) = unwritable.map(|condition| condition.since) else { return };
         // The whole state in a new segment: that it fits means that there is room, and nothing has
         // to be believed of a file in which a write failed.
+        self.state.audited = Some(self.audit.last());
         let written = self.journal.recover(&self.state);
         self.journal_answered(written.as_ref().err());
         if written.is_err() {

@@ -36,7 +36,7 @@ impl Core {
         if !quiet && now().since(condition.since) < PATIENCE {
             return;
         }
-        let written = self.journal.checkpoint(&self.state);
+        let written = self.write_checkpoint();
         self.journal_answered(written.as_ref().err());
         if let Err(error) = written {
             // Nothing is lost: every event is in the journal already.

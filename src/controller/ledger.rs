@@ -271,15 +271,23 @@ pub fn read_audit(paths: &Paths) -> Result<Vec<audit::Line>, JournalError> {
     audit::read(&paths.dir)
 }
 
-/// Checks a deck's audit trail: its chain, and that there is one where the journal has rollouts, each of which
-/// somebody asked for.
+/// Checks a deck's audit trail: its chain, that what the journal knows of it is there, and that there is one where the
+/// journal has rollouts, each of which somebody asked for.
 pub fn verify_audit(paths: &Paths) -> Result<audit::AuditReport, JournalError> {
-    let mut report = audit::verify(&paths.dir)?;
-    if report.lines == 0 && report.problem.is_none() && paths.journal().is_dir() {
-        let asked = |r: &journal::Record| {
+    // Read first: the trail only grows.
+    let dir = paths.journal();
+    let journal = if dir.is_dir() { Reader::new(&dir).more() } else { Ok(Vec::new()) };
+    // One that is damaged says nothing of it; `journal verify` is what judges.
+    let records = journal.as_deref().unwrap_or_default();
+    let checkpoint = records.iter().rev().find(|r| r.kind == RecordKind::Checkpoint);
+    let mark = checkpoint.and_then(|r| r.value.get("audited").cloned());
+    let mark: Option<audit::Head> = mark.and_then(|mark| serde_json::from_value(mark).ok());
+    let mut report = audit::verify(&paths.dir, mark.as_ref())?;
+    if report.lines == 0 && report.problem.is_none() {
+        let asked = |r: &&journal::Record| {
             r.value.pointer("/event/event").is_some_and(|kind| kind == "rollout_requested")
         };
-        let rollouts = Reader::new(&paths.journal()).more()?.iter().filter(|r| asked(r)).count();
+        let rollouts = journal?.iter().filter(asked).count();
         if rollouts > 0 {
             let noun = if rollouts == 1 { "rollout" } else { "rollouts" };
             let words = format!("the trail is gone: the journal has {rollouts} {noun}");

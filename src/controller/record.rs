@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deck_ledger::{DeckRecord, Ledger};
 use crate::base::{ReleaseNumber, ServiceName};
+use crate::journal::audit::Head;
 use crate::journal::{self, JournalError};
 use crate::rollout::{Event, ServiceState, step};
 
@@ -31,6 +32,9 @@ pub struct DeckState {
     /// Counts how often the deck was taken over from another controller.
     #[serde(default)]
     pub term: u64,
+    /// The last line of the audit trail when the checkpoint was written: what is missing of it is missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audited: Option<Head>,
 }
 
 impl DeckState {

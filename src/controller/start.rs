@@ -22,6 +22,7 @@ use crate::api::{Client, DeckView, Severity, server};
 use crate::base::id::BadName;
 use crate::base::{Bytes, DeckId, Hint, HostName};
 use crate::fleet::{Fleet, FleetOptions};
+use crate::journal::audit::Known;
 use crate::journal::{Journal, JournalError, RecordKind};
 use crate::revision::{DeckRepo, RevisionError};
 use crate::spec::{DeckSpec, HostSpec, SpecError, Transport, parse_deck};
@@ -128,7 +129,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         }
     }
     let renewed = if journal.is_of_older_version() { journal.renew(&state) } else { Ok(()) };
-    let audit = Arc::new(Auditor::open(&paths.dir)?);
+    let known = Known { mark: state.audited.clone(), is_begun: !state.services.is_empty() };
+    let audit = Arc::new(Auditor::open(&paths.dir, &known)?);
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
     let socket = paths.socket();
@@ -223,6 +225,9 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     core.take_files(files);
     if let Err(error) = &renewed {
         core.journal_answered(Some(error));
+    } else if core.audit.found_gap().is_some() {
+        // It is written down: from here on the trail is as it is.
+        core.checkpoint();
     }
     core.remember_lost_logins();
     let lacks = core.journal.lacks().map(|e| format!("{e} → {}", e.hint().unwrap_or_default()));

@@ -308,7 +308,7 @@ impl Core {
         }
         self.state.term = term.saturating_add(1);
         // In the journal before anything of it is acted on.
-        let written = self.journal.checkpoint(&self.state);
+        let written = self.write_checkpoint();
         self.journal_answered(written.as_ref().err());
         if let Err(error) = written {
             self.state = before;

@@ -4,8 +4,9 @@
 //! A line is one JSON object whose last field is `hash`: BLAKE3 over the hash before and the text of
 //! the line up to that field. Beside it `audit.head` names the last line, so that lines cut off at the
 //! end are missed too, as is the file itself: whoever opens such a trail writes a line of it (`gap`) that
-//! [`verify`] tells for ever.
-//! Somebody who may write both files can make a new chain; copy the head elsewhere
+//! [`verify`] tells for ever. The journal's checkpoints name a line, too ([`Known`]), by which a trail that was
+//! removed or made anew with its head is missed.
+//! Somebody who may write all of them can make a new chain; copy the head elsewhere
 //! (`gpudeck audit verify --output json`) if that must be noticed.
 
 use std::fs::{self, File, OpenOptions};
@@ -30,6 +31,9 @@ const GAP: &str = "gap";
 
 /// Why the end of a trail cannot be believed.
 const HEADLESS: &str = "audit.head, which names the last line, is gone or says nothing: lines may be missing at the end";
+
+/// Why a trail that is not there is missed.
+const GONE: &str = "the trail is gone: the journal tells of what somebody asked for";
 
 /// Longest line that is written or read, in bytes.
 const MAX_LINE_BYTES: usize = 64 << 10;
@@ -82,11 +86,22 @@ impl Gap {
     }
 }
 
-/// The line that was written last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Head {
-    seq: u64,
-    hash: String,
+/// A line of the trail by its number and hash: the one that was written last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its number; 0 before the first.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// What is known of a trail from elsewhere: from the journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// A line that was written.
+    pub mark: Option<Head>,
+    /// Things were done already that somebody asked for: there must be a trail.
+    pub is_begun: bool,
 }
 
 impl Head {
@@ -118,18 +133,13 @@ fn chained(previous: &str, text: &str) -> String {
 }
 
 impl Audit {
-    /// Opens (or begins) the trail in `dir`, whose lock the caller holds. A last line without its end
-    /// was never acknowledged and is cut off. Where the end is not what was written last, that is written
-    /// down before anything else; the rest is not judged here.
-    pub fn open(dir: &Path) -> Result<Self, JournalError> {
+    /// Opens (or begins) the trail in `dir`, whose lock the caller holds. What stands after the last line's end was
+    /// never acknowledged and is cut off. Where the end is not what was written last, or not what is known of it, that
+    /// is written down before anything else; the rest is not judged here.
+    pub fn open(dir: &Path, known: &Known) -> Result<Self, JournalError> {
         let path = dir.join(FILE);
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(JournalError::io("cannot open", &path))?;
+        let is_new = !path.exists();
+        let file = open_file(&path)?;
         let mut audit = Self {
             path,
             file,
@@ -142,16 +152,37 @@ impl Audit {
         };
         let head = Head::read(dir);
         let at_head = audit.find_end(head.as_ref().map(|h| h.seq))?;
+        let at_mark = audit.find_end(known.mark.as_ref().map(|m| m.seq))?;
+        let is_fresh = head.is_none() && audit.length == 0;
         audit.gap = match head {
             Some(head) => audit.gap_to(head, at_head),
             None => audit.gap_without_head(),
         };
+        if audit.gap.is_none() {
+            audit.gap = match known.mark.clone() {
+                Some(mark) => audit.gap_to(mark, at_mark),
+                None if known.is_begun && audit.next_seq == 1 => Some(audit.gap_of_all()),
+                None => None,
+            };
+        }
         audit.found = audit.gap.as_ref().map(|g| g.result.clone());
+        if is_fresh && audit.gap.is_none() {
+            // Before the first line: one without a head has lost it.
+            audit.note_head(0);
+        }
+        if is_new {
+            sync_dir(dir);
+        }
         // On a full disk it waits for the next line, which is not written without it.
         if let Err(error) = audit.write_gap() {
             tracing::error!(%error, "lines are missing in the audit trail, and that is not written down");
         }
         Ok(audit)
+    }
+
+    /// The line that was written last: for [`Known::mark`] of a later life.
+    pub fn last(&self) -> Head {
+        Head { seq: self.next_seq - 1, hash: self.hash.clone() }
     }
 
     /// What was missing at the end of the trail when it was opened.
@@ -173,12 +204,14 @@ impl Audit {
         Some(Gap::now(head, result))
     }
 
-    /// What is missing if nothing names the last line. The first one may stand alone: a crash came before its
-    /// head was written.
+    /// What is missing if nothing names the last line: before the first one that was done.
     fn gap_without_head(&self) -> Option<Gap> {
-        let last = self.next_seq - 1;
-        let head = Head { seq: last, hash: self.hash.clone() };
-        (last > 1).then(|| Gap::now(head, HEADLESS.to_owned()))
+        (self.length > 0).then(|| Gap::now(self.last(), HEADLESS.to_owned()))
+    }
+
+    /// There is no trail, and there was one.
+    fn gap_of_all(&self) -> Gap {
+        Gap::now(self.last(), GONE.to_owned())
     }
 
     fn write_gap(&mut self) -> Result<(), JournalError> {
@@ -195,8 +228,8 @@ impl Audit {
         let (mut end, mut last, mut found) = (0, None, None);
         let file = File::open(&path).map_err(JournalError::io("cannot open", &path))?;
         for_each_line(&path, BufReader::new(file), |number, bytes, line| {
+            end = bytes;
             if let Some(text) = line {
-                end = bytes;
                 last = Some(text.to_owned());
                 if Some(number) == wanted {
                     found = serde_json::from_str::<Line>(text).ok().map(|line| line.hash);
@@ -222,8 +255,10 @@ impl Audit {
 
     fn write<T: Serialize>(&mut self, entry: &T) -> Result<u64, JournalError> {
         if self.broken {
-            // The file is read again: what stands there is what counts.
+            // The file is opened and read again: what stands there is what counts.
+            self.file = open_file(&self.path)?;
             self.find_end(None)?;
+            self.file.sync_data().map_err(JournalError::io("cannot sync", &self.path))?;
             self.broken = false;
         }
         let seq = self.next_seq;
@@ -234,20 +269,42 @@ impl Audit {
         };
         let hash = chained(&self.hash, open);
         let line = format!("{open},\"hash\":\"{hash}\"}}\n");
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
             self.broken = self.file.set_len(self.length).is_err();
             return Err(JournalError::io("cannot write", &self.path)(error));
+        }
+        if let Err(error) = self.file.sync_data() {
+            // Whether it is on the disk nobody knows, and this open file does not say so again.
+            let _ = self.file.set_len(self.length);
+            self.broken = true;
+            return Err(JournalError::io("cannot sync", &self.path)(error));
         }
         self.length += line.len() as u64;
         self.next_seq += 1;
         self.hash = hash;
-        // It may be one behind after a crash, which `verify` knows.
+        self.note_head(seq);
+        Ok(seq)
+    }
+
+    /// It may be one behind after a crash, which `verify` knows.
+    fn note_head(&self, seq: u64) {
         let head = self.path.with_file_name(HEAD_FILE);
         if let Err(error) = write_head(&head, seq, &self.hash) {
             tracing::warn!(path = %head.display(), %error, "the head of the audit trail is behind");
         }
-        Ok(seq)
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, JournalError> {
+    let mut open = OpenOptions::new();
+    open.create(true).append(true).read(true).mode(0o600);
+    open.open(path).map_err(JournalError::io("cannot open", path))
+}
+
+/// Lets names in the directory last. Where that fails, what is missing after a power cut is told.
+fn sync_dir(dir: &Path) {
+    if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+        tracing::warn!(dir = %dir.display(), %error, "the audit trail's directory is not synced");
     }
 }
 
@@ -258,17 +315,21 @@ fn write_head(path: &Path, seq: u64, hash: &str) -> io::Result<()> {
     file.write_all(format!("{seq} {hash}\n").as_bytes())?;
     // After a crash an empty one would look like somebody's work.
     file.sync_data()?;
-    fs::rename(&aside, path)
+    fs::rename(&aside, path)?;
+    if let Some(dir) = path.parent() {
+        sync_dir(dir);
+    }
+    Ok(())
 }
 
-/// Calls `look` with the number, the end in bytes and the text of each line; the text of a last
+/// Calls `look` with the number, the end in bytes of all that is whole, and the text of each line; the text of a last
 /// line without its end is none, as is one that is no text.
 fn for_each_line(
     path: &Path,
     mut reader: impl BufRead,
     mut look: impl FnMut(u64, u64, Option<&str>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
-    let mut end = 0_u64;
+    let (mut end, mut whole_end) = (0_u64, 0_u64);
     for number in 1_u64.. {
         let mut line = Vec::new();
         let read = reader
@@ -281,7 +342,10 @@ fn for_each_line(
         }
         end += read as u64;
         let whole = line.pop() == Some(b'\n');
-        look(number, end, std::str::from_utf8(&line).ok().filter(|_| whole))?;
+        if whole {
+            whole_end = end;
+        }
+        look(number, whole_end, std::str::from_utf8(&line).ok().filter(|_| whole))?;
     }
     Ok(())
 }
@@ -324,8 +388,9 @@ impl AuditReport {
     }
 }
 
-/// Checks the whole chain; takes no lock and changes nothing.
-pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
+/// Checks the whole chain, and that a line that is known from elsewhere stands in it (`mark`, read before); takes no
+/// lock and changes nothing.
+pub fn verify(dir: &Path, mark: Option<&Head>) -> Result<AuditReport, JournalError> {
     let path = dir.join(FILE);
     // Read first: a line that is appended meanwhile must not look like a missing one.
     let head = Head::read(dir);
@@ -346,12 +411,12 @@ pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
                     report.gaps.extend(gap_in(&line));
                     hash = line.hash;
                     report.lines = number;
-                    if let Some(head) = &head
-                        && head.seq == number
-                        && head.hash != hash
-                    {
-                        let words = "it is not the line that stood here (audit.head)".to_owned();
-                        report.problem = Some((number, words));
+                    let named = [(head.as_ref(), HEAD_FILE), (mark, "the journal")];
+                    for (named, by) in named {
+                        if named.is_some_and(|named| named.seq == number && named.hash != hash) {
+                            let words = format!("it is not the line that stood here ({by})");
+                            report.problem.get_or_insert((number, words));
+                        }
                     }
                 }
                 Err(words) => report.problem = Some((number, words)),
@@ -360,13 +425,13 @@ pub fn verify(dir: &Path) -> Result<AuditReport, JournalError> {
         })?;
     }
     if report.problem.is_none() {
-        report.problem = match head {
-            Some(head) if head.seq > report.lines => {
-                let words = missing_words(head.seq - report.lines, head.seq);
-                Some((report.lines + 1, words))
-            }
-            None if report.lines > 1 => Some((report.lines, HEADLESS.to_owned())),
-            _ => None,
+        let last = head.iter().chain(mark).map(|named| named.seq).max().unwrap_or_default();
+        report.problem = if last > report.lines {
+            Some((report.lines + 1, missing_words(last - report.lines, last)))
+        } else if head.is_none() && report.lines > 0 {
+            Some((report.lines, HEADLESS.to_owned()))
+        } else {
+            None
         };
     }
     report.head = (report.lines > 0).then_some(hash);
@@ -404,9 +469,13 @@ mod tests {
 
     use super::*;
 
+    fn open(dir: &Path) -> Result<Audit, JournalError> {
+        Audit::open(dir, &Known::default())
+    }
+
     fn trail(count: usize) -> (tempfile::TempDir, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
-        let mut audit = Audit::open(dir.path()).unwrap();
+        let mut audit = open(dir.path()).unwrap();
         for n in 0..count {
             audit
                 .append(&json!({ "who": { "user": "ada" }, "what": n, "why": "a \"b\"\n" }))
@@ -419,7 +488,7 @@ mod tests {
     fn problem_of(dir: &Path, lines: &[String]) -> Option<u64> {
         let text: String = lines.iter().flat_map(|l| [l.as_str(), "\n"]).collect();
         fs::write(dir.join(FILE), text).unwrap();
-        verify(dir).unwrap().problem.map(|(line, _)| line)
+        verify(dir, None).unwrap().problem.map(|(line, _)| line)
     }
 
     #[test]
@@ -455,7 +524,7 @@ mod tests {
             bytes[at] ^= 1;
             fs::write(dir.path().join(FILE), &bytes).unwrap();
             let line = whole[..at].matches('\n').count() as u64 + 1;
-            assert_eq!(verify(dir.path()).unwrap().problem.unwrap().0, line, "byte {at}");
+            assert_eq!(verify(dir.path(), None).unwrap().problem.unwrap().0, line, "byte {at}");
         }
     }
 
@@ -464,9 +533,9 @@ mod tests {
         let (dir, lines) = trail(2);
         fs::write(dir.path().join(FILE), format!("{}\n{}\n{{\"seq\":3,", lines[0], lines[1]))
             .unwrap();
-        let mut audit = Audit::open(dir.path()).unwrap();
+        let mut audit = open(dir.path()).unwrap();
         assert_eq!(audit.append(&json!({ "what": "again" })).unwrap(), 3);
-        let report = verify(dir.path()).unwrap();
+        let report = verify(dir.path(), None).unwrap();
         assert_eq!((report.lines, report.problem), (3, None));
     }
 
@@ -475,15 +544,15 @@ mod tests {
         for kept in [0, 3, 5] {
             let (dir, lines) = trail(6);
             assert_eq!(problem_of(dir.path(), &lines[..kept]), Some(kept as u64 + 1));
-            let mut audit = Audit::open(dir.path()).unwrap();
+            let mut audit = open(dir.path()).unwrap();
             let found = audit.found_gap().unwrap();
             assert!(found.contains(&format!("{} line", 6 - kept)), "{found}");
             audit.append(&json!({ "what": "goes on" })).unwrap();
             drop(audit);
-            let mut audit = Audit::open(dir.path()).unwrap();
+            let mut audit = open(dir.path()).unwrap();
             assert_eq!(audit.found_gap(), None, "it is written down once");
             audit.append(&json!({ "what": "goes on" })).unwrap();
-            let report = verify(dir.path()).unwrap();
+            let report = verify(dir.path(), None).unwrap();
             assert_eq!((report.lines, &report.problem), (kept as u64 + 3, &None));
             let (line, what) = report.worst().unwrap();
             assert_eq!(line, kept as u64 + 1);
@@ -500,13 +569,13 @@ mod tests {
         let head = fs::read(dir.path().join(HEAD_FILE)).unwrap();
         let second: Line = serde_json::from_str(&lines[1]).unwrap();
         write_head(&dir.path().join(HEAD_FILE), 2, &second.hash).unwrap();
-        let mut forged = Audit::open(dir.path()).unwrap();
+        let mut forged = open(dir.path()).unwrap();
         for _ in 0..2 {
             forged.append(&json!({ "what": "something else" })).unwrap();
         }
         fs::write(dir.path().join(HEAD_FILE), head).unwrap();
-        Audit::open(dir.path()).unwrap().append(&json!({ "what": "goes on" })).unwrap();
-        let report = verify(dir.path()).unwrap();
+        open(dir.path()).unwrap().append(&json!({ "what": "goes on" })).unwrap();
+        let report = verify(dir.path(), None).unwrap();
         assert_eq!(report.worst().unwrap().0, 5, "{report:?}");
     }
 
@@ -514,16 +583,18 @@ mod tests {
     fn a_crash_between_a_line_and_the_head_is_no_gap() {
         let (dir, _) = trail(4);
         let behind = fs::read(dir.path().join(HEAD_FILE)).unwrap();
-        Audit::open(dir.path()).unwrap().append(&json!({ "what": "the last" })).unwrap();
+        open(dir.path()).unwrap().append(&json!({ "what": "the last" })).unwrap();
         fs::write(dir.path().join(HEAD_FILE), behind).unwrap();
-        assert_eq!(Audit::open(dir.path()).unwrap().found_gap(), None);
-        let report = verify(dir.path()).unwrap();
+        assert_eq!(open(dir.path()).unwrap().found_gap(), None);
+        let report = verify(dir.path(), None).unwrap();
         assert_eq!((report.lines, report.worst()), (5, None));
-        // Before the first head there is none.
-        let (dir, _) = trail(1);
-        fs::remove_file(dir.path().join(HEAD_FILE)).unwrap();
-        assert_eq!(Audit::open(dir.path()).unwrap().found_gap(), None);
-        assert_eq!(verify(dir.path()).unwrap().worst(), None);
+        // Also between the first line and its head.
+        let (dir, _) = trail(0);
+        let behind = fs::read(dir.path().join(HEAD_FILE)).unwrap();
+        open(dir.path()).unwrap().append(&json!({ "what": "the first" })).unwrap();
+        fs::write(dir.path().join(HEAD_FILE), behind).unwrap();
+        assert_eq!(open(dir.path()).unwrap().found_gap(), None);
+        assert_eq!(verify(dir.path(), None).unwrap().worst(), None);
     }
 
     #[test]
@@ -535,18 +606,80 @@ mod tests {
                 Some(text) => fs::write(dir.path().join(HEAD_FILE), text).unwrap(),
                 None => fs::remove_file(dir.path().join(HEAD_FILE)).unwrap(),
             }
-            assert_eq!(verify(dir.path()).unwrap().worst(), Some((3, HEADLESS)));
-            let mut audit = Audit::open(dir.path()).unwrap();
+            assert_eq!(verify(dir.path(), None).unwrap().worst(), Some((3, HEADLESS)));
+            let mut audit = open(dir.path()).unwrap();
             assert_eq!(audit.found_gap(), Some(HEADLESS));
             audit.append(&json!({ "what": "goes on" })).unwrap();
-            let report = verify(dir.path()).unwrap();
+            let report = verify(dir.path(), None).unwrap();
             assert!(report.worst().is_some_and(|(line, _)| line == 4), "{report:?}");
         }
     }
 
     #[test]
+    fn a_trail_that_was_removed_or_made_anew_with_its_head_is_told_for_ever() {
+        let known = |mark| Known { mark, is_begun: true };
+        for (kept, marked) in [(0, true), (0, false), (1, true), (3, true)] {
+            let (dir, lines) = trail(5);
+            let mark = open(dir.path()).unwrap().last();
+            assert_eq!(mark.seq, 5);
+            for file in [FILE, HEAD_FILE] {
+                fs::remove_file(dir.path().join(file)).unwrap();
+            }
+            if kept > 0 {
+                fs::write(dir.path().join(FILE), lines[..kept].join("\n") + "\n").unwrap();
+                let last: Line = serde_json::from_str(&lines[kept - 1]).unwrap();
+                write_head(&dir.path().join(HEAD_FILE), last.seq, &last.hash).unwrap();
+            }
+            let mark = Some(mark).filter(|_| marked);
+            if let Some(mark) = &mark {
+                let report = verify(dir.path(), Some(mark)).unwrap();
+                assert_eq!(report.worst().unwrap().0, kept as u64 + 1);
+            }
+            let mut audit = Audit::open(dir.path(), &known(mark)).unwrap();
+            assert!(audit.found_gap().is_some(), "{kept} {marked}");
+            audit.append(&json!({ "what": "goes on" })).unwrap();
+            let mark = audit.last();
+            drop(audit);
+            let audit = Audit::open(dir.path(), &known(Some(mark.clone()))).unwrap();
+            assert_eq!(audit.found_gap(), None, "it is written down once");
+            let report = verify(dir.path(), Some(&mark)).unwrap();
+            assert_eq!(report.worst().unwrap().0, kept as u64 + 1, "{report:?}");
+        }
+        // Another chain of the same length.
+        let (dir, _) = trail(2);
+        let mut mark = open(dir.path()).unwrap().last();
+        assert_eq!(verify(dir.path(), Some(&mark)).unwrap().worst(), None);
+        mark.hash.replace_range(..1, "-");
+        assert_eq!(verify(dir.path(), Some(&mark)).unwrap().worst().unwrap().0, 2);
+        let audit = Audit::open(dir.path(), &known(Some(mark))).unwrap();
+        assert!(audit.found_gap().unwrap().contains("not the one that stood here"));
+    }
+
+    #[test]
+    fn one_line_without_a_head_has_lost_it() {
+        let (dir, lines) = trail(4);
+        fs::write(dir.path().join(FILE), format!("{}\n", lines[0])).unwrap();
+        fs::remove_file(dir.path().join(HEAD_FILE)).unwrap();
+        assert_eq!(verify(dir.path(), None).unwrap().worst(), Some((1, HEADLESS)));
+        assert_eq!(open(dir.path()).unwrap().found_gap(), Some(HEADLESS));
+    }
+
+    #[test]
+    fn a_whole_line_that_is_no_text_is_not_cut_off() {
+        let (dir, _) = trail(2);
+        let path = dir.path().join(FILE);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.len() - 5;
+        bytes[at] = 0xff;
+        fs::write(&path, &bytes).unwrap();
+        open(dir.path()).unwrap().append(&json!({ "what": "goes on" })).unwrap();
+        assert!(fs::read(&path).unwrap().starts_with(&bytes));
+        assert_eq!(verify(dir.path(), None).unwrap().worst().unwrap().0, 2);
+    }
+
+    #[test]
     fn no_trail_is_a_good_one() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(verify(dir.path()).unwrap(), AuditReport::default());
+        assert_eq!(verify(dir.path(), None).unwrap(), AuditReport::default());
     }
 }
