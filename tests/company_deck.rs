@@ -35,6 +35,7 @@ fn release(deck: &DeckRepo, text: &str) -> Revision {
         subject: "Apply chat",
         reason: None,
         author: Some("ada"),
+        deck: None,
         spec: SpecText::WorkTree,
     })
     .unwrap()
@@ -437,6 +438,7 @@ fn sending_in_the_background_moves_no_files() {
         subject,
         reason: None,
         author,
+        deck: None,
         spec: SpecText::WorkTree,
     };
     other.commit_service(&commit).unwrap();
@@ -536,6 +538,7 @@ fn show_blame_and_drift_say_what_runs_and_why() {
             subject: "Apply chat",
             reason: None,
             author: Some("bob"),
+            deck: None,
             spec: SpecText::WorkTree,
         })
         .unwrap();

@@ -265,6 +265,7 @@ fn a_release_that_never_began_is_noted_and_the_next_one_works() {
             subject: "Apply chat",
             reason: None,
             author: None,
+            deck: None,
             spec: SpecText::WorkTree,
         })
         .unwrap();

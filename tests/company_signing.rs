@@ -35,6 +35,7 @@ fn release(deck: &DeckRepo, text: &str) -> Revision {
         subject: "Apply chat",
         reason: None,
         author: Some("ada"),
+        deck: None,
         spec: SpecText::WorkTree,
     })
     .unwrap()
@@ -86,6 +87,7 @@ fn a_release_is_signed_where_git_is_set_up_so() {
             subject: "Apply chat",
             reason: None,
             author: None,
+            deck: None,
             spec: SpecText::WorkTree,
         })
         .unwrap_err();

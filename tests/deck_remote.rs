@@ -34,6 +34,7 @@ fn release(person: &Gpudeck, text: &str) {
         subject: "Apply chat",
         reason: None,
         author: None,
+        deck: None,
         spec: SpecText::WorkTree,
     });
     made.unwrap();

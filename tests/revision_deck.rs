@@ -41,6 +41,7 @@ fn commit(deck: &DeckRepo, service: &ServiceName, reason: Option<&str>) -> Revis
         subject: "Apply it",
         reason,
         author: Some("ada"),
+        deck: None,
         spec: SpecText::WorkTree,
     })
     .unwrap()
@@ -183,6 +184,7 @@ fn a_repeated_commit_is_the_same_and_a_reused_number_is_refused() {
         subject: "Apply chat",
         reason: None,
         author: None,
+        deck: None,
         spec: SpecText::Read("model = \"/a\"\n"),
     };
     let first = deck.commit_service(&again).unwrap();
@@ -213,6 +215,7 @@ fn a_number_is_given_out_before_the_branch_moves() {
         subject: "Apply chat",
         reason: None,
         author: None,
+        deck: None,
         spec: SpecText::WorkTree,
     };
     // The number cannot be written: nothing has happened.
@@ -252,6 +255,7 @@ fn the_author_is_gits_or_the_unix_user() {
         subject: "Apply chat",
         reason: None,
         author: None,
+        deck: None,
         spec: SpecText::WorkTree,
     };
     deck.commit_service(&release).unwrap();
@@ -334,6 +338,7 @@ fn refused(deck: &DeckRepo) -> RevisionError {
             subject: "Apply chat",
             reason: None,
             author: None,
+            deck: None,
             spec: SpecText::WorkTree,
         })
         .unwrap_err();

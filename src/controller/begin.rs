@@ -10,6 +10,7 @@ use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, ReleaseView, Se
 use crate::base::{ReleaseNumber, Revision, ServiceName};
 use crate::revision::DeckRepo;
 use crate::rollout::{EventKind, LimitRule, Outcome, ServiceState};
+use crate::spec::DeckSpec;
 
 /// More than so many do not wait for their turn.
 const MOST_WAITING: usize = 64;
@@ -54,6 +55,8 @@ struct Commit {
     request: Request,
     of_group: bool,
     planned: Planned,
+    /// `deck.toml` as it was planned with.
+    deck: Option<Result<DeckSpec, String>>,
     /// The journal's last record when it was planned.
     seq: u64,
 }
@@ -87,6 +90,8 @@ impl Core {
         of_group: bool,
     ) -> Result<Option<(std::path::PathBuf, Commit)>, ApiError> {
         self.may_begin(&draft.service)?;
+        self.reload();
+        self.deck_is_good()?;
         let planned = self.plan_to_begin(&draft, &request)?;
         if planned.view.nothing_to_do {
             return Ok(None);
@@ -96,7 +101,26 @@ impl Core {
         // Before the commit: of a release of which only this is known nothing was ever begun.
         self.note_planned(&draft.service, &planned)?;
         let seq = self.journal.last_seq();
-        Ok(Some((repo, Commit { draft, request, of_group, planned, seq })))
+        let deck = self.files.deck.clone();
+        Ok(Some((repo, Commit { draft, request, of_group, planned, deck, seq })))
+    }
+
+    /// A release's commit holds `deck.toml`, too: one with a mistake, or of another deck, is not what is planned with.
+    fn deck_is_good(&self) -> Result<(), ApiError> {
+        let (kind, message, hint) = match &self.files.deck {
+            Some(Ok(deck)) if deck.id != self.deck.id => (
+                ErrorKind::Conflict,
+                "deck.toml has another `id` than the deck that this controller serves".to_owned(),
+                format!("put `id = \"{}\"` back", self.deck.id.0),
+            ),
+            Some(Err(mistake)) => (
+                ErrorKind::Invalid,
+                format!("deck.toml would be committed with a mistake: {mistake}"),
+                "mend deck.toml, then try again".to_owned(),
+            ),
+            _ => return Ok(()),
+        };
+        Err(ApiError { kind, message, hint: Some(hint) })
     }
 
     /// The plan, if it may be begun: with what is accepted and by whom.
@@ -136,7 +160,7 @@ impl Core {
                 let made = DeckRepo::open(&repo).map_err(|e| planning::commit_error(&e)).and_then(
                     |repo| {
                         let (release, kind) = (&commit.planned.release, commit.request.kind);
-                        planning::commit(&repo, &commit.draft, release, kind)
+                        planning::commit(&repo, commit.deck.as_ref(), &commit.draft, release, kind)
                     },
                 );
                 (commit, made)

@@ -38,6 +38,9 @@ pub struct ReleaseCommit<'a> {
     pub reason: Option<&'a str>,
     /// Who asked for it: a Unix user. None: whoever runs this.
     pub author: Option<&'a str>,
+    /// `deck.toml` as it was planned with; another text in the work tree is [`RevisionError::Changed`]. None:
+    /// whatever the work tree holds.
+    pub deck: Option<&'a str>,
     /// Which spec it is.
     pub spec: SpecText<'a>,
 }
@@ -65,6 +68,9 @@ impl DeckRepo {
             self.check_unfiltered(file)?;
         }
         let deck = files::read_text(&self.root, DECK_FILE)?;
+        if commit.deck.is_some_and(|known| known != deck) {
+            return Err(RevisionError::Changed { file: DECK_FILE.to_owned() });
+        }
         let spec = match commit.spec {
             SpecText::Earlier(spec) => spec.to_owned(),
             SpecText::WorkTree => files::read_text(&self.root, &spec_file)?,

@@ -275,6 +275,7 @@ mod tests {
             subject: "Apply chat",
             reason: None,
             author: None,
+            deck: None,
             spec: SpecText::WorkTree,
         });
         (deck, made.unwrap())

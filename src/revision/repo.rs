@@ -90,6 +90,11 @@ impl DeckRepo {
         files::read_text(&self.root, &service_file(service))
     }
 
+    /// `deck.toml` in the work tree.
+    pub fn read_deck(&self) -> Result<String, RevisionError> {
+        files::read_text(&self.root, DECK_FILE)
+    }
+
     /// Replaces the spec in the work tree, if it is still as it was read (none: there was no file).
     pub fn replace_spec(
         &self,

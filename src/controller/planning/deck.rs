@@ -4,11 +4,12 @@ use super::super::core::{Core, DeckFiles};
 use super::{Draft, backend_is_its_own, invalid, not_found, with_hint};
 use crate::api::{ApiError, ErrorKind, MemoryView, ReleaseView};
 use crate::base::{Hint, HostName, ReleaseNumber, Revision, ServiceName, text};
+use crate::revision::files::DECK_FILE;
 use crate::revision::{
     DeckRepo, HistoryEntry, ReleaseCommit, RevisionError, SpecText, diff_text, service_file,
 };
 use crate::rollout::{Release, RolloutKind};
-use crate::spec::{Requirement, ServiceSpec, parse_deck, parse_service};
+use crate::spec::{DeckSpec, Requirement, ServiceSpec, parse_deck, parse_service};
 
 /// So many of a service's latest releases are kept at hand; older ones are read from Git when somebody asks.
 pub const SHOWN_RELEASES: usize = 50;
@@ -203,16 +204,32 @@ pub struct Committed {
     pub index_lags: bool,
 }
 
+/// `deck.toml` as it would be committed: just what was planned with (`planned`, as it was read then).
+fn planned_deck(
+    repo: &DeckRepo,
+    planned: Option<&Result<DeckSpec, String>>,
+) -> Result<String, ApiError> {
+    let text = repo.read_deck().map_err(|e| commit_error(&e))?;
+    let deck = parse_deck(&text, DECK_FILE).map_err(|e| invalid(&e))?;
+    if planned.is_some_and(|planned| planned.as_ref() == Ok(&deck)) {
+        Ok(text)
+    } else {
+        Err(commit_error(&RevisionError::Changed { file: DECK_FILE.to_owned() }))
+    }
+}
+
 /// Commits what is rolled out. Of an earlier revision the spec comes back into the work tree then, so that the deck
 /// says what is served; an edit that was never committed is kept beside it first. Whoever is refused finds the
 /// files as they were.
 pub fn commit(
     repo: &DeckRepo,
+    deck: Option<&Result<DeckSpec, String>>,
     draft: &Draft,
     release: &Release,
     kind: RolloutKind,
 ) -> Result<Committed, ApiError> {
     let service = &draft.service;
+    let deck = planned_deck(repo, deck)?;
     let is_earlier = draft.revision.is_some();
     let (mut present, mut words) = (None, Vec::new());
     if is_earlier {
@@ -235,6 +252,7 @@ pub fn commit(
             subject: &subject,
             reason: release.reason.as_deref(),
             author: Some(&release.author),
+            deck: Some(&deck),
             spec: if is_earlier {
                 SpecText::Earlier(&draft.text)
             } else {
@@ -318,6 +336,7 @@ mod tests {
                 subject: "Apply chat",
                 reason: None,
                 author: None,
+                deck: None,
                 spec: SpecText::WorkTree,
             });
             revisions.push(made.unwrap());
@@ -339,7 +358,34 @@ mod tests {
     fn undo(repo: &DeckRepo, draft: &Draft) -> Result<Committed, ApiError> {
         let id = DeckId(uuid::Uuid::from_u128(1));
         let release = super::super::super::saved::tests::release(id, &draft.service);
-        commit(repo, draft, &release, RolloutKind::Undo)
+        let deck = parse_deck(&repo.read_deck().unwrap(), DECK_FILE).map_err(|e| e.to_string());
+        commit(repo, Some(&deck), draft, &release, RolloutKind::Undo)
+    }
+
+    #[test]
+    fn no_other_deck_is_committed_than_was_planned_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repo, draft) = deck(dir.path());
+        let head = repo.head().unwrap();
+        let file = dir.path().join("deck.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let planned = parse_deck(&text, DECK_FILE).map_err(|e| e.to_string());
+        let id = DeckId(uuid::Uuid::from_u128(1));
+        let release = super::super::super::saved::tests::release(id, &draft.service);
+        let begin = || commit(&repo, Some(&planned), &draft, &release, RolloutKind::Undo);
+        for (edited, said) in [
+            (format!("{text}[hosts.h1\n"), "deck.toml"),
+            (text.replacen("0000", "0001", 1), "was changed since it was read"),
+            (format!("{text}[hosts.h1]\n"), "was changed since it was read"),
+        ] {
+            fs::write(&file, &edited).unwrap();
+            let refused = begin().unwrap_err();
+            assert!(refused.message.contains(said), "{edited}: {refused:?}");
+        }
+        let spec = fs::read_to_string(dir.path().join("services/chat.toml")).unwrap();
+        assert_eq!((repo.head().unwrap(), spec.as_str()), (head, SERVED));
+        fs::write(&file, format!("{text}# a comment\n")).unwrap();
+        begin().unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn release(deck: &DeckRepo, text: &str) -> Oid {
         subject: "Apply chat",
         reason: None,
         author: None,
+        deck: None,
         spec: SpecText::WorkTree,
     });
     deck.oid(&made.unwrap()).unwrap()
