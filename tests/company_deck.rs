@@ -132,6 +132,64 @@ fn what_is_stable_goes_to_newer_releases_only() {
 }
 
 #[test]
+fn a_deck_without_a_commit_is_behind_one_that_has_some() {
+    let (dir, first, _) = shared();
+    let empty = DeckRepo::init(&dir.path().join("empty")).unwrap();
+    let url = format!("file://{}", dir.path().join("remote.git").display());
+    Repository::open(empty.root()).unwrap().remote("origin", &url).unwrap();
+    std::fs::write(empty.root().join("deck.toml"), "name = \"mine\"\n").unwrap();
+    assert!(matches!(empty.fetch(None).unwrap(), Fetched::Dirty(_)), "its file is in the way");
+    let status = empty.remote_status(None).unwrap();
+    assert_eq!((status.ahead, status.behind), (0, 1));
+    assert!(matches!(empty.push(None), Err(RevisionError::Diverged { ahead: 0, behind: 1, .. })));
+    assert_eq!(
+        std::fs::read_to_string(empty.root().join("deck.toml")).unwrap(),
+        "name = \"mine\"\n"
+    );
+    std::fs::remove_file(empty.root().join("deck.toml")).unwrap();
+    assert_eq!(empty.fetch(None).unwrap(), Fetched::Forwarded(1));
+    assert_eq!(empty.head().unwrap(), first.head().unwrap());
+    assert_eq!(empty.read_service(&chat()).unwrap(), "a = 1\nb = 2\n");
+    assert!(
+        empty.remote_status(None).unwrap().dirty.iter().all(|file| !file.ends_with("chat.toml"))
+    );
+}
+
+#[test]
+fn a_fetch_that_was_cut_off_is_repeated() {
+    let (_dir, first, second) = shared();
+    let other: ServiceName = "other".parse().unwrap();
+    std::fs::write(first.root().join("services/other.toml"), "o = 1\n").unwrap();
+    first
+        .commit_service(&ReleaseCommit {
+            service: &other,
+            release: first.next_release().unwrap(),
+            subject: "Apply other",
+            reason: None,
+            author: None,
+            deck: None,
+            spec: SpecText::WorkTree,
+        })
+        .unwrap();
+    release(&first, "a = 1\nb = 3\n");
+    first.push(None).unwrap();
+    // Another program holds the index: no file is touched.
+    let lock = second.root().join(".git/index.lock");
+    std::fs::write(&lock, "").unwrap();
+    assert!(matches!(second.fetch(None), Err(RevisionError::Locked { .. })));
+    assert_eq!(second.read_service(&chat()).unwrap(), "a = 1\nb = 2\n");
+    std::fs::remove_file(&lock).unwrap();
+    // As if it had come so far, and no further.
+    write(&second, "a = 1\nb = 3\n");
+    std::fs::write(second.root().join("services/other.toml"), "o = 1\n").unwrap();
+    assert_eq!(second.fetch(None).unwrap(), Fetched::Forwarded(2));
+    let status = second.remote_status(None).unwrap();
+    assert_eq!((status.behind, status.dirty), (0, Vec::new()));
+    let staged = Repository::open(second.root()).unwrap();
+    assert!(staged.status_file(Path::new("services/other.toml")).unwrap().is_empty());
+}
+
+#[test]
 fn what_went_different_ways_is_refused_and_said() {
     let (_dir, first, second) = shared();
     release(&first, "a = 1\nb = 3\n");

@@ -250,7 +250,10 @@ impl DeckRepo {
 
     /// Lets the index agree with what was committed, so that `git status` shows these files as
     /// clean; whatever else is staged stays staged. Another Git program that holds the index is waited for a moment.
-    fn refresh_index(&self, files: &[Committed<'_>]) -> Result<(), RevisionError> {
+    pub(super) fn refresh_index(&self, files: &[Committed<'_>]) -> Result<(), RevisionError> {
+        if files.is_empty() {
+            return Ok(());
+        }
         let deadline = Instant::now() + INDEX_PATIENCE;
         loop {
             let mut index = self.index()?;

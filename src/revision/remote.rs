@@ -105,15 +105,19 @@ impl DeckRepo {
         status.known = theirs.is_some();
         (status.ahead, status.behind) = match (ours, theirs) {
             (Some(ours), Some(theirs)) => self.repo.graph_ahead_behind(ours, theirs)?,
-            (Some(ours), None) => {
-                let mut walk = self.repo.revwalk()?;
-                walk.push(ours)?;
-                (walk.count(), 0)
-            }
-            (None, _) => (0, 0),
+            (Some(ours), None) => (self.commits_of(ours)?, 0),
+            // Nothing is committed here: all of theirs is lacking.
+            (None, Some(theirs)) => (0, self.commits_of(theirs)?),
+            (None, None) => (0, 0),
         };
         status.remote = Some(name);
         Ok(status)
+    }
+
+    fn commits_of(&self, tip: git2::Oid) -> Result<usize, RevisionError> {
+        let mut walk = self.repo.revwalk()?;
+        walk.push(tip)?;
+        Ok(walk.count())
     }
 
     /// The deck's own files that differ from the newest commit.

@@ -1,6 +1,8 @@
 //! What the remote has is fetched, and joined with ours.
 
-use git2::{BranchType, ErrorCode, FetchOptions, Oid};
+use std::path::Path;
+
+use git2::{BranchType, ErrorCode, FetchOptions, FileMode, ObjectType, Oid};
 
 use super::super::RevisionError;
 use super::super::history::NOTES_REF;
@@ -76,26 +78,67 @@ impl DeckRepo {
         // the two were compared, and that release would be lost from the branch.
         let mut held = self.repo.transaction()?;
         held.lock_ref(&ours)?;
-        let (ahead, behind) =
-            self.repo.graph_ahead_behind(self.repo.refname_to_id(&ours)?, target)?;
+        let from = self.maybe_oid(&ours)?;
+        let (ahead, behind) = match from {
+            Some(from) => self.repo.graph_ahead_behind(from, target)?,
+            None => (0, self.commits_of(target)?),
+        };
         match (ahead, behind) {
             (_, 0) => return Ok(Fetched::UpToDate),
             (0, _) => {}
             _ => return Ok(Fetched::Diverged),
         }
-        let commit = self.repo.find_object(target, None)?;
-        let mut checkout = git2::build::CheckoutBuilder::new();
-        // Safe: a file that is edited here and changed there stops it before anything is touched.
-        checkout.safe();
-        match self.repo.checkout_tree(&commit, Some(&mut checkout)) {
-            Ok(()) => {}
-            Err(e) if e.code() == ErrorCode::Conflict => return Ok(Fetched::Dirty(self.dirty()?)),
-            Err(e) => return Err(e.into()),
+        if !self.check_out(from, target)? {
+            return Ok(Fetched::Dirty(self.dirty()?));
         }
         let by = super::super::commit::signature(&self.repo, None)?;
         held.set_target(&ours, target, Some(&by), "gpudeck: fast-forward")?;
         held.commit()?;
         Ok(Fetched::Forwarded(behind))
+    }
+
+    /// Brings the work tree from one commit to another; false: a file that is edited here and changed there is in the
+    /// way, and nothing was touched. What is as it is to be already (it was cut off, and is repeated) is not in the way.
+    fn check_out(&self, from: Option<Oid>, to: Oid) -> Result<bool, RevisionError> {
+        // It is written after the files, and would be found held only then.
+        if self.repo.path().join("index.lock").exists() {
+            return Err(RevisionError::Locked { what: "index.lock".to_owned() });
+        }
+        let before = from.map(|from| self.repo.find_commit(from)?.tree()).transpose()?;
+        let after = self.repo.find_commit(to)?.tree()?;
+        let diff = self.repo.diff_tree_to_tree(before.as_ref(), Some(&after), None)?;
+        let mut checkout = git2::build::CheckoutBuilder::new();
+        checkout.safe().disable_pathspec_match(true);
+        let (mut lacking, mut there) = (false, Vec::new());
+        for delta in diff.deltas() {
+            let file = delta.new_file();
+            let Some(path) = file.path().or_else(|| delta.old_file().path()) else { continue };
+            if delta.status() == git2::Delta::Added && self.is_there(path, file.id(), file.mode()) {
+                there.extend(path.to_str().map(|name| (name.to_owned(), file.id(), file.mode())));
+            } else {
+                lacking = true;
+                checkout.path(path);
+            }
+        }
+        if lacking {
+            match self.repo.checkout_tree(after.as_object(), Some(&mut checkout)) {
+                Ok(()) => {}
+                Err(e) if e.code() == ErrorCode::Conflict => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let there: Vec<_> =
+            there.iter().map(|(name, id, mode)| (name.as_str(), *id, *mode)).collect();
+        self.refresh_index(&there)?;
+        Ok(true)
+    }
+
+    /// Whether the work tree has a file that is to be added as it is to be.
+    fn is_there(&self, path: &Path, wanted: Oid, mode: FileMode) -> bool {
+        let path = self.root().join(path);
+        matches!(mode, FileMode::Blob | FileMode::BlobExecutable)
+            && path.symlink_metadata().is_ok_and(|about| about.is_file())
+            && Oid::hash_file(ObjectType::Blob, &path).is_ok_and(|found| found == wanted)
     }
 
     /// What the remote has below `prefix`, as fetched: the rest of each name, and its commit.
