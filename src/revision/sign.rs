@@ -9,7 +9,7 @@ use std::time::Duration;
 use git2::Repository;
 
 use super::RevisionError;
-use super::patience::ended_within;
+use super::patience::{self, ended_within};
 use crate::base::text;
 
 /// Longest time for a signature: somebody may have to touch a key.
@@ -69,7 +69,7 @@ impl Signing {
     pub fn sign(&self, content: &str) -> Result<String, RevisionError> {
         match self {
             Self::OpenPgp { program, key } => {
-                let mut command = Command::new(program);
+                let mut command = patience::program(program);
                 command.args(["--status-fd=2", "--detach-sign", "--armor"]);
                 if let Some(key) = key {
                     command.arg("--local-user").arg(key);
@@ -81,7 +81,7 @@ impl Signing {
                     let known = ["ssh-", "ecdsa-", "sk-"];
                     known.iter().any(|k| key.starts_with(k)).then_some(key.as_str())
                 });
-                let mut command = Command::new(program);
+                let mut command = patience::program(program);
                 command.args(["-Y", "sign", "-n", "git"]);
                 // A public key in the configuration: its private key is in the user's agent.
                 let _file;

@@ -1,12 +1,12 @@
 //! Who speaks to the remote: libgit2, or the user's `git`.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use super::super::RevisionError;
 use super::super::address::Address;
-use super::super::patience::ended_within;
+use super::super::patience::{ended_within, program};
 use super::super::repo::DeckRepo;
 use crate::base::text;
 
@@ -97,7 +97,7 @@ const GIT_BY_ENVIRONMENT: [&str; 4] =
     ["GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"];
 
 fn run_git(dir: &Path, arguments: &[&str], why: &'static str) -> Result<String, RevisionError> {
-    let mut child = Command::new("git")
+    let mut child = program("git")
         .arg("-C")
         .arg(dir)
         .args(arguments)
