@@ -22,8 +22,8 @@ pub enum Signing {
     OpenPgp {
         /// The program.
         program: String,
-        /// The key; none: gpg's own default.
-        key: Option<String>,
+        /// The key, or whose it is: `Name <mail>`.
+        key: String,
     },
     /// `ssh-keygen -Y sign -n git`.
     Ssh {
@@ -46,17 +46,25 @@ impl Signing {
             return Ok(None);
         }
         let word = |name: &str| config.get_str(name).ok().map(str::to_owned);
-        let key = word("user.signingkey");
+        let key = word("user.signingkey").filter(|key| !key.is_empty());
         match word("gpg.format").as_deref() {
             None | Some("openpgp") => Ok(Some(Self::OpenPgp {
                 program: word("gpg.openpgp.program")
                     .or_else(|| word("gpg.program"))
                     .unwrap_or_else(|| "gpg".to_owned()),
-                key,
+                // As Git: not gpg's own default, which may be another identity's.
+                key: match key {
+                    Some(key) => key,
+                    None => committer(repo)?,
+                },
             })),
             Some("ssh") => Ok(Some(Self::Ssh {
                 program: word("gpg.ssh.program").unwrap_or_else(|| "ssh-keygen".to_owned()),
-                key: key.ok_or_else(|| failed("user.signingkey names no SSH key"))?,
+                key: match (key, word("gpg.ssh.defaultKeyCommand")) {
+                    (Some(key), _) => key,
+                    (None, Some(command)) => default_key(&command)?,
+                    (None, None) => return Err(failed("user.signingkey names no SSH key")),
+                },
             })),
             Some(other) => Err(failed(format!(
                 "gpg.format = {} is not supported: openpgp and ssh are",
@@ -70,17 +78,13 @@ impl Signing {
         match self {
             Self::OpenPgp { program, key } => {
                 let mut command = patience::program(program);
-                command.args(["--status-fd=2", "--detach-sign", "--armor"]);
-                if let Some(key) = key {
-                    command.arg("--local-user").arg(key);
-                }
+                command.args(["--status-fd=2", "--detach-sign", "--armor", "--local-user"]);
+                command.arg(key);
                 run(command, content)
             }
             Self::Ssh { program, key } => {
-                let literal = key.strip_prefix("key::").or_else(|| {
-                    let known = ["ssh-", "ecdsa-", "sk-"];
-                    known.iter().any(|k| key.starts_with(k)).then_some(key.as_str())
-                });
+                let literal =
+                    is_literal(key).then(|| key.strip_prefix("key::").unwrap_or(key.as_str()));
                 let mut command = patience::program(program);
                 command.args(["-Y", "sign", "-n", "git"]);
                 // A public key in the configuration: its private key is in the user's agent.
@@ -101,6 +105,37 @@ impl Signing {
             }
         }
     }
+}
+
+/// Who commits, as a user of gpg's keys.
+fn committer(repo: &Repository) -> Result<String, RevisionError> {
+    let by = super::commit::signature(repo, None)?;
+    let (name, mail) = (by.name_bytes(), by.email_bytes());
+    Ok(format!("{} <{}>", String::from_utf8_lossy(name), String::from_utf8_lossy(mail)))
+}
+
+/// The first line that the user's command prints: a public key whose private one is in the agent.
+fn default_key(command: &str) -> Result<String, RevisionError> {
+    let mut shell = patience::program("sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let lost = |e: std::io::Error| failed(format!("gpg.ssh.defaultKeyCommand: {e}"));
+    let mut child = shell.spawn().map_err(lost)?;
+    let ended = ended_within(&mut child, PATIENCE).map_err(lost)?;
+    let mut said = String::new();
+    if let Some(out) = child.stdout.take() {
+        let _ = out.take(64 << 10).read_to_string(&mut said);
+    }
+    let key = said.lines().next().unwrap_or_default().trim();
+    if ended.is_some_and(|status| status.success()) && is_literal(key) {
+        Ok(key.to_owned())
+    } else {
+        Err(failed("gpg.ssh.defaultKeyCommand printed no public key"))
+    }
+}
+
+/// A public key itself, and not the file of one.
+fn is_literal(key: &str) -> bool {
+    ["key::", "ssh-", "ecdsa-", "sk-"].iter().any(|known| key.starts_with(known))
 }
 
 fn home_expanded(path: &str) -> PathBuf {
@@ -140,4 +175,37 @@ fn run(mut command: Command, content: &str) -> Result<String, RevisionError> {
         return Err(failed(format!("{program}: {}", text::clean(last, 200))));
     }
     Ok(signature)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_key_it_is_the_committers_or_what_the_command_prints() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Repository::init(dir.path()).unwrap();
+        let mut config = repo.config().unwrap();
+        for (name, value) in [
+            ("commit.gpgsign", "true"),
+            ("user.name", "Grace"),
+            ("user.email", "grace@example.org"),
+            ("user.signingkey", ""),
+            ("gpg.format", "openpgp"),
+        ] {
+            config.set_str(name, value).unwrap();
+        }
+        let key = match Signing::of(&repo).unwrap().unwrap() {
+            Signing::OpenPgp { key, .. } | Signing::Ssh { key, .. } => key,
+        };
+        assert_eq!(key, "Grace <grace@example.org>");
+        config.set_str("gpg.format", "ssh").unwrap();
+        assert!(Signing::of(&repo).is_err());
+        config.set_str("gpg.ssh.defaultKeyCommand", "echo 'key::ssh-ed25519 AAAA' me").unwrap();
+        let signing = Signing::of(&repo).unwrap().unwrap();
+        assert!(matches!(signing, Signing::Ssh { key, .. } if key == "key::ssh-ed25519 AAAA me"));
+        config.set_str("gpg.ssh.defaultKeyCommand", "echo /no/key").unwrap();
+        assert!(Signing::of(&repo).is_err());
+    }
 }
