@@ -150,6 +150,10 @@ impl Core {
                 }
             }
         }
+        let gone = expected.iter().filter(|e| e.must_run && !self.deck.hosts.contains_key(&e.host));
+        elsewhere.extend(gone.map(|e| {
+            format!("{} should run on {}, which is not in deck.toml any more", e.rank, e.host)
+        }));
         for release in self.state.services.values().flat_map(|s| s.releases.values()) {
             if release.spec.runtime == RuntimeSpec::Process {
                 continue;
