@@ -156,6 +156,22 @@ fn a_deck_without_a_commit_is_behind_one_that_has_some() {
 }
 
 #[test]
+fn a_branch_that_follows_one_of_another_name_is_told() {
+    let (_dir, first, _) = shared();
+    let mut config = Repository::open(first.root()).unwrap().config().unwrap();
+    for (remote, merge, told) in [
+        ("origin", "refs/heads/main", None),
+        ("origin", "refs/heads/prod", Some("origin/prod")),
+        (".", "refs/heads/work", Some("the branch work here")),
+    ] {
+        config.set_str("branch.main.remote", remote).unwrap();
+        config.set_str("branch.main.merge", merge).unwrap();
+        let status = first.remote_status(None).unwrap();
+        assert_eq!((status.follows.as_deref(), status.remote.as_deref()), (told, Some("origin")));
+    }
+}
+
+#[test]
 fn a_fetch_that_was_cut_off_is_repeated() {
     let (_dir, first, second) = shared();
     let other: ServiceName = "other".parse().unwrap();

@@ -22,6 +22,9 @@ pub struct SharingView {
     pub remote: Option<String>,
     /// Its address.
     pub url: Option<String>,
+    /// What Git was told that the branch follows, if that is not the remote's branch of the same name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follows: Option<String>,
     /// Commits that the remote lacks.
     pub ahead: usize,
     /// Commits that are lacking here.
@@ -36,6 +39,12 @@ impl SharingView {
     /// What a person should know of it: behind, diverged, edited; nothing when all is well.
     pub fn plainly(&self) -> Vec<String> {
         let mut words = Vec::new();
+        if let (Some(follows), Some(remote)) = (&self.follows, &self.remote) {
+            let branch = &self.branch;
+            words.push(format!(
+                "{branch} follows {follows}, and is fetched from, sent to and compared with {remote}/{branch} all the same"
+            ));
+        }
         if let Some(remote) = self.remote.as_ref().filter(|_| self.behind > 0) {
             let theirs = format!("{remote}/{}", self.branch);
             words.push(if self.diverged {
@@ -61,6 +70,7 @@ impl From<RemoteStatus> for SharingView {
             branch: status.branch,
             remote: status.remote,
             url: status.url,
+            follows: status.follows,
             ahead: status.ahead,
             behind: status.behind,
             dirty: status.dirty,

@@ -26,6 +26,9 @@ pub struct RemoteStatus {
     pub remote: Option<String>,
     /// Its address.
     pub url: Option<String>,
+    /// What Git was told that the branch follows, if that is not the remote's branch of the same name: only that one
+    /// is fetched, sent and compared with.
+    pub follows: Option<String>,
     /// Commits that the remote lacks.
     pub ahead: usize,
     /// Commits of the remote that are lacking here.
@@ -80,8 +83,11 @@ impl DeckRepo {
         }
         let branch = self.branch()?;
         let config = self.repo.config()?;
-        if let Ok(name) = config.get_string(&format!("branch.{branch}.remote")) {
-            return Ok(Some(name));
+        match config.get_string(&format!("branch.{branch}.remote")) {
+            // It follows another branch here, which is no remote.
+            Ok(name) if name == "." => {}
+            Ok(name) => return Ok(Some(name)),
+            Err(_) => {}
         }
         let all = self.repo.remotes()?;
         let names: Vec<String> =
@@ -89,6 +95,19 @@ impl DeckRepo {
         Ok(match names.as_slice() {
             [only] => Some(only.clone()),
             many => many.iter().find(|n| *n == "origin").cloned(),
+        })
+    }
+
+    /// What the branch follows, where that is not `name`'s branch of the same name.
+    fn follows(&self, name: &str, branch: &str) -> Result<Option<String>, RevisionError> {
+        let config = self.repo.config()?;
+        let told = |key: &str| config.get_string(&format!("branch.{branch}.{key}")).ok();
+        let (Some(remote), Some(merge)) = (told("remote"), told("merge")) else { return Ok(None) };
+        let merge = text::clean(merge.strip_prefix("refs/heads/").unwrap_or(&merge), 100);
+        Ok(match remote.as_str() {
+            "." => Some(format!("the branch {merge} here")),
+            remote if remote == name && merge != branch => Some(format!("{name}/{merge}")),
+            _ => None,
         })
     }
 
@@ -110,6 +129,7 @@ impl DeckRepo {
             (None, Some(theirs)) => (0, self.commits_of(theirs)?),
             (None, None) => (0, 0),
         };
+        status.follows = self.follows(&name, &branch)?;
         status.remote = Some(name);
         Ok(status)
     }
