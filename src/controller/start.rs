@@ -131,6 +131,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let renewed = if journal.is_of_older_version() { journal.renew(&state) } else { Ok(()) };
     let known = Known { mark: state.audited.clone(), is_begun: !state.services.is_empty() };
     let audit = Arc::new(Auditor::open(&paths.dir, &known)?);
+    audit.make_good(&state.services);
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
     let socket = paths.socket();
