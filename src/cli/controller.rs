@@ -171,7 +171,7 @@ async fn take_over(
     match args.output {
         Output::Json => table::json_line(&serde_json::json!({ "taken_over": true }))?,
         Output::Text => {
-            table::out("the hosts are taken over; `gpudeck status` shows what goes on")?
+            table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
         }
     }
     Ok(Success::Done)
