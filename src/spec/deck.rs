@@ -97,7 +97,7 @@ pub struct HostSpec {
     /// IP address on which this host's engines listen; default `0.0.0.0`, which is all of the host's. They ask nobody
     /// for a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub engine_listen: Option<std::net::IpAddr>,
+    pub engine_listen: Option<core::net::IpAddr>,
     /// First port to give to engines on this host; default 21000. A thousand ports are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_engine_port: Option<u16>,
