@@ -158,7 +158,9 @@ impl Loop {
         let mut ticked = drawn;
         while !self.leaving {
             let frame_due = drawn + if self.state.dirty { FRAME } else { CALM };
-            let tick = sleep_until(drawn.max(ticked) + self.state.next_tick());
+            // Counted from the last tick, not from the last frame: samples draw one after the other, and
+            // what ends with time would never end.
+            let tick = sleep_until(ticked + self.state.next_tick());
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,

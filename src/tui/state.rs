@@ -294,6 +294,12 @@ impl State {
         self.notice = Some((self.now, Notice { severity, text: text.into() }));
     }
 
+    /// What was said, for as long as it stays: whatever draws the screen, it is gone in time.
+    pub fn standing_notice(&self) -> Option<&Notice> {
+        let (at, notice) = self.notice.as_ref()?;
+        (self.now.since(*at) <= NOTICE_TIME).then_some(notice)
+    }
+
     /// The hosts that pass the filter.
     pub fn hosts(&self) -> Vec<&HostView> {
         let filter = self.filter(Panel::Fleet);

@@ -14,7 +14,7 @@ use super::key::Key;
 use super::keymap;
 use super::layout;
 use super::message::{Effect, Message, Wish};
-use super::state::{Controller, Mode, NOTICE_TIME, ServiceRow, State};
+use super::state::{Controller, Mode, ServiceRow, State};
 use crate::api::{
     ApiError, Delta, EventLine, Hint as _, HostName, Intent, IntentReply, PlanView, ReleaseNumber,
     Severity, Timestamp,
@@ -82,7 +82,7 @@ fn tick(state: &mut State, now: Timestamp) {
     let minute = now.0 / 60_000 != state.now.0 / 60_000;
     state.now = now;
     state.dirty = minute || state.next_tick() <= Duration::from_secs(1);
-    if state.notice.as_ref().is_some_and(|(at, _)| now.since(*at) > NOTICE_TIME) {
+    if state.notice.is_some() && state.standing_notice().is_none() {
         state.notice = None;
         state.dirty = true;
     }
@@ -210,6 +210,11 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
     let help_rows = help_lines(state).len();
     let mut close = false;
     let mut effects = Vec::new();
+    // Read, or not worth it: the next key wants to see the hints. What came up while a dialog has the
+    // keys was not seen yet.
+    if matches!(state.mode, Mode::Browse) {
+        state.notice = None;
+    }
     match &mut state.mode {
         Mode::Browse => {
             if let Some(command) = keymap::lookup(state.panel, key, state.look.read_only) {

@@ -202,16 +202,17 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         let x = x.saturating_add(u16::try_from(columns).unwrap_or(u16::MAX));
         return Some(Position { x: x.min(right.saturating_sub(1)), y });
     }
-    if let Some((_, notice)) = &state.notice {
+    let notice = |pen: &mut Pen<'_>, x: u16| {
+        let Some(notice) = state.standing_notice() else { return false };
         let (mark, style) = match notice.severity {
             Severity::Info => ("›", theme.accent),
             Severity::Warning => ("▲", theme.warn),
             Severity::Error => ("✖", theme.bad),
         };
-        pen.put_cut(area.x, y, right, &format!(" {mark} {}", notice.text), style);
-        return None;
-    }
-    // The panel's keys do nothing while a dialog has them.
+        pen.put_cut(x, y, right, &format!(" {mark} {}", notice.text), style);
+        true
+    };
+    // The panel's keys do nothing while a dialog has them; how to get out of it is said before all else.
     let in_dialog = match &state.mode {
         Mode::Browse | Mode::Filter { .. } => None,
         Mode::Palette(_) => Some("type a command · ↑↓ choose · Enter runs it · Esc closes"),
@@ -222,7 +223,11 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         Mode::Question(_) => Some("type the answer, then Enter · Esc leaves it for later"),
     };
     if let Some(text) = in_dialog {
-        pen.put_cut(area.x + 1, y, right, text, theme.dim);
+        let x = pen.put_cut(area.x + 1, y, right, text, theme.dim);
+        notice(pen, x + 1);
+        return None;
+    }
+    if notice(pen, area.x) {
         return None;
     }
     let mut x = area.x + 1;

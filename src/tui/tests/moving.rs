@@ -153,6 +153,39 @@ fn leaving() {
     assert_eq!(press(&mut state, "<ctrl-z>"), [Effect::Suspend]);
 }
 
+/// The loop draws whenever a sample has come; no tick need come in between.
+#[test]
+fn a_notice_goes_while_samples_arrive_and_at_the_next_key() {
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "2c");
+    assert!(text(&state).contains("copied"), "{}", text(&state));
+    let sample = state.snapshot.as_ref().unwrap().hosts[&fixture::host_name("node1")].clone();
+    for half in 1..=17 {
+        state.now = Timestamp(NOW.0 + half * 500);
+        let delta = Delta::Sample {
+            sequence: 1 + half,
+            host: sample.name.clone(),
+            sampled: state.now,
+            sample: sample.sample.clone().unwrap(),
+        };
+        update(&mut state, Message::Delta(Box::new(delta)));
+        assert_eq!(text(&state).contains("copied"), half <= 16, "after {half} samples");
+    }
+    assert!(text(&state).contains("d describe"));
+    press(&mut state, "cj");
+    assert!(!text(&state).contains("copied"), "a key has what it wants to see");
+}
+
+#[test]
+fn a_dialog_says_its_keys_before_what_was_said() {
+    let mut state = state(calm(), LARGE);
+    press(&mut state, "2S");
+    state.say(Severity::Error, "refused");
+    let screen = text(&state);
+    let last = screen.lines().last().unwrap();
+    assert!(last.contains("Esc cancels") && last.ends_with("✖ refused"), "{last}");
+}
+
 #[test]
 fn ticks_draw_only_what_counts() {
     let mut quiet = calm();
