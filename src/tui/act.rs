@@ -7,6 +7,7 @@ use super::dialogs::{
 use super::layout;
 use super::logs::Follow;
 use super::message::{Effect, PlanOf, Wish};
+use super::panels;
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
 use crate::api::{
@@ -115,9 +116,10 @@ fn half(state: &mut State, halves: isize) {
 }
 
 fn scroll(state: &mut State, by: isize) {
+    // A position beyond the end would have to be scrolled back before anything moves.
+    let most = panels::most_scrolled(state);
     if let Some(detail) = &mut state.detail {
-        // Drawing knows the end; a position far beyond it would have to be scrolled back.
-        detail.scroll = detail.scroll.min(1_000).saturating_add_signed(by).min(1_000);
+        detail.scroll = detail.scroll.min(most).saturating_add_signed(by).min(most);
         return;
     }
     let page = layout::page(state).saturating_sub(1);

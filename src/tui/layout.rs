@@ -110,6 +110,11 @@ pub fn page(state: &State) -> usize {
     usize::from(rows.saturating_sub(3)).max(1)
 }
 
+/// Rows of a text that has a dialog for itself, when it fills the screen.
+pub fn text_page(state: &State) -> usize {
+    usize::from(areas(state).body.height.saturating_sub(2)).max(1)
+}
+
 /// Rows of a dialog's text, for paging.
 pub fn dialog_page(state: &State) -> usize {
     usize::from(areas(state).body.height.saturating_sub(6)).max(1)

@@ -207,6 +207,8 @@ pub fn releases(state: &State) -> Vec<ReleaseNumber> {
 
 fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
     let page = layout::dialog_page(state);
+    let text_page = layout::text_page(state);
+    let body = layout::areas(state).body;
     let help_rows = help_lines(state).len();
     let mut close = false;
     let mut effects = Vec::new();
@@ -223,11 +225,11 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
         }
         Mode::Filter { .. } => filter_key(state, key),
         Mode::Palette(_) => return palette_key(state, key),
-        Mode::Help { scroll } => match super::dialogs::scroll_key(key, *scroll, page, help_rows) {
+        Mode::Help { scroll } => match super::dialogs::scroll_key(key, *scroll, text_page, help_rows) {
             Some(to) => *scroll = to,
             None => close = true,
         },
-        Mode::Text(view) => close = !view.key(key, page),
+        Mode::Text(view) => close = !view.key(key, text_page),
         Mode::Map(map) => match map.key(key, page) {
             MapKey::Stay => {}
             MapKey::Close => close = true,
@@ -249,18 +251,22 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
                 effects = done;
             }
         }
-        Mode::Confirm(confirm) => match confirm.key(key, page) {
-            ConfirmKey::Stay => {}
-            ConfirmKey::Cancel => match confirm.behind.take() {
-                Some(map) => state.mode = Mode::Map(map),
-                None => close = true,
-            },
-            ConfirmKey::Do(intent) => {
-                let what = format!("{} {}", confirm.deed.verb().to_lowercase(), confirm.service);
-                close = true;
-                effects.push(Effect::Send { intent: Wish(intent), what });
+        Mode::Confirm(confirm) => {
+            let most = confirm.most_scrolled(&state.theme, body);
+            match confirm.key(key, page, most) {
+                ConfirmKey::Stay => {}
+                ConfirmKey::Cancel => match confirm.behind.take() {
+                    Some(map) => state.mode = Mode::Map(map),
+                    None => close = true,
+                },
+                ConfirmKey::Do(intent) => {
+                    let verb = confirm.deed.verb().to_lowercase();
+                    let what = format!("{verb} {}", confirm.service);
+                    close = true;
+                    effects.push(Effect::Send { intent: Wish(intent), what });
+                }
             }
-        },
+        }
         Mode::Question(dialog) => match dialog.key(key) {
             QuestionKey::Stay => {}
             QuestionKey::Later => {

@@ -11,7 +11,7 @@ use crate::api::{
 use crate::tui::draw::Pen;
 use crate::tui::field::Field;
 use crate::tui::key::Key;
-use crate::tui::state::State;
+use crate::tui::theme::Theme;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,15 +241,16 @@ impl Confirm {
         self.deed == Deed::Skip && self.reason.text().trim().is_empty()
     }
 
-    /// Handles a key.
-    pub fn key(&mut self, key: Key, page: usize) -> ConfirmKey {
+    /// Handles a key; `most` rows of the plan can be scrolled away.
+    pub fn key(&mut self, key: Key, page: usize, most: usize) -> ConfirmKey {
         self.said = None;
+        let at = self.scroll.min(most);
         match key {
             Key::Esc | Key::Ctrl('c') => return ConfirmKey::Cancel,
-            Key::Up => self.scroll = self.scroll.saturating_sub(1),
-            Key::Down => self.scroll = self.scroll.saturating_add(1),
-            Key::PageUp => self.scroll = self.scroll.saturating_sub(page),
-            Key::PageDown => self.scroll = self.scroll.saturating_add(page),
+            Key::Up => self.scroll = at.saturating_sub(1),
+            Key::Down => self.scroll = (at + 1).min(most),
+            Key::PageUp => self.scroll = at.saturating_sub(page),
+            Key::PageDown => self.scroll = (at + page).min(most),
             Key::Tab | Key::BackTab if self.takes_reason() => self.on_reason = !self.on_reason,
             Key::Enter => return self.enter(),
             other => {
@@ -282,29 +283,48 @@ impl Confirm {
         ConfirmKey::Stay
     }
 
-    fn body(&self, pen: &Pen<'_>, width: usize) -> Vec<Line<'static>> {
+    fn body(&self, theme: &Theme, width: usize) -> Vec<Line<'static>> {
         match &self.plan {
             PlanState::Words(words) => words.iter().map(|w| Line::raw(w.clone())).collect(),
-            PlanState::Waiting(_) => vec![Line::styled("planning …", pen.theme.dim)],
-            PlanState::Ready(plan) => plan::lines(plan, pen.theme, width),
+            PlanState::Waiting(_) => vec![Line::styled("planning …", theme.dim)],
+            PlanState::Ready(plan) => plan::lines(plan, theme, width),
             PlanState::Failed(error) => {
-                let mut lines =
-                    plan::wrapped(&format!("✖ {}", error.message), width, pen.theme.bad);
+                let mut lines = plan::wrapped(&format!("✖ {}", error.message), width, theme.bad);
                 if let Some(hint) = error.hint() {
-                    lines.extend(plan::wrapped(&format!("→ {hint}"), width, pen.theme.accent));
+                    lines.extend(plan::wrapped(&format!("→ {hint}"), width, theme.accent));
                 }
                 lines
             }
         }
     }
 
-    pub(super) fn draw(&self, pen: &mut Pen<'_>, _: &State, body: Rect) -> Option<Position> {
+    /// Whether something can be done, and its name is asked for.
+    pub fn asks(&self) -> bool {
+        !self.nothing_to_do() && !matches!(self.plan, PlanState::Failed(_))
+    }
+
+    /// Rows below the text: what is typed, and the buttons.
+    fn below(&self) -> u16 {
+        if self.asks() { 4 } else { 2 }
+    }
+
+    /// Where the dialog lies in `body`, and its text.
+    fn laid_out(&self, theme: &Theme, body: Rect) -> (Rect, Vec<Line<'static>>) {
         let width = body.width.saturating_sub(4).clamp(body.width.min(40), 104);
-        let lines = self.body(pen, usize::from(width.saturating_sub(4)));
+        let lines = self.body(theme, usize::from(width.saturating_sub(4)));
         let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-        let asks = !self.nothing_to_do() && !matches!(self.plan, PlanState::Failed(_));
-        let below = if asks { 4 } else { 2 };
-        let area = centre(body, width, rows.saturating_add(below + 3));
+        (centre(body, width, rows.saturating_add(self.below() + 3)), lines)
+    }
+
+    /// How many rows of its text can be scrolled away.
+    pub fn most_scrolled(&self, theme: &Theme, body: Rect) -> usize {
+        let (area, lines) = self.laid_out(theme, body);
+        lines.len().saturating_sub(usize::from(area.height.saturating_sub(self.below() + 2)))
+    }
+
+    pub(super) fn draw(&self, pen: &mut Pen<'_>, body: Rect) -> Option<Position> {
+        let (asks, below) = (self.asks(), self.below());
+        let (area, lines) = self.laid_out(pen.theme, body);
         pen.clear(area);
         let title = Line::from(vec![
             Span::styled(format!("{} ", self.deed.verb()), pen.theme.accent),

@@ -36,7 +36,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, body: Rect) -> Option<Position> {
             help::draw(pen, state, body, *scroll);
             None
         }
-        Mode::Confirm(confirm) => confirm.draw(pen, state, body),
+        Mode::Confirm(confirm) => confirm.draw(pen, body),
         Mode::Ask(ask) => {
             ask.draw(pen, body);
             None

@@ -46,6 +46,12 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, name: &HostName, scroll: usize, ar
     }
 }
 
+/// Rows of what is told of a host in so many columns.
+pub fn rows(state: &State, name: &HostName, width: usize) -> usize {
+    let host = state.snapshot.as_ref().and_then(|s| s.hosts.get(name));
+    host.map_or(0, |host| lines(state, host, width).len())
+}
+
 fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
     let theme = &state.theme;
     let mut out = Vec::new();

@@ -35,6 +35,19 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, panel: Panel, area: Rect) {
     }
 }
 
+/// How far what is described can be scrolled, in the area that it has now.
+pub fn most_scrolled(state: &State) -> usize {
+    let Some(detail) = &state.detail else { return 0 };
+    let Some(area) = super::layout::areas(state).of(state.panel) else { return 0 };
+    // Within the frame, a column free on both sides.
+    let (width, height) = (area.width.saturating_sub(4), area.height.saturating_sub(2));
+    let rows = match &detail.of {
+        DetailOf::Host(name) => host::rows(state, name, usize::from(width)),
+        DetailOf::Service(name) => service::rows(state, name, usize::from(width)),
+    };
+    rows.saturating_sub(usize::from(height))
+}
+
 /// The title of a panel: its digit, its name, more, and its filter.
 pub fn title(state: &State, panel: Panel, more: &str) -> ratatui::text::Line<'static> {
     use ratatui::text::Span;

@@ -36,8 +36,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, name: &ServiceName, scroll: usize,
     };
     let text = Rect { x: inside.x + 1, width: inside.width.saturating_sub(2), ..inside };
     let head = facts(state, service, usize::from(text.width));
-    let per_replica: Vec<usize> = service.replicas.iter().map(|r| 1 + r.ranks.len()).collect();
-    let total = head.len() + 2 + per_replica.iter().sum::<usize>();
+    let total = rows_below(&head, service);
     let most = total.saturating_sub(usize::from(text.height));
     let skip = scroll.min(most);
     pen.lines(text, &head, skip.min(head.len()));
@@ -64,6 +63,17 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, name: &ServiceName, scroll: usize,
             }
         }
     }
+}
+
+/// Rows of what is told of a service in so many columns.
+pub fn rows(state: &State, name: &ServiceName, width: usize) -> usize {
+    let service = state.service_named(name);
+    service.map_or(0, |s| rows_below(&facts(state, s, width), s))
+}
+
+/// The facts, an empty row and a title, the replicas with their ranks.
+fn rows_below(head: &[Line<'_>], service: &ServiceView) -> usize {
+    head.len() + 2 + service.replicas.iter().map(|r| 1 + r.ranks.len()).sum::<usize>()
 }
 
 fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static>> {

@@ -6,7 +6,7 @@ use super::super::fixture::{self, NOW, calm, press, rich, service_name, state};
 use super::super::message::{Effect, Message};
 use super::super::state::{Controller, Mode, ServiceRow};
 use super::super::update::update;
-use super::{LARGE, SMALL, followed, text};
+use super::{LARGE, SMALL, followed, planned, text};
 use crate::api::{ApiError, Delta, ErrorKind, LogChunk, Severity, Timestamp};
 
 #[test]
@@ -76,6 +76,33 @@ fn scrolling_up_pauses_the_log_and_g_is_live() {
     let chunk = LogChunk { offset: 0, next_offset: 1, text: "x".to_owned() };
     let effects = update(&mut state, Message::Logged { ticket, result: Ok(chunk) });
     assert!(effects.is_empty(), "left behind, it is not asked for any more");
+}
+
+/// At the end one key up is one row up, wherever the keys down came from.
+#[test]
+fn nothing_scrolls_beyond_its_end() {
+    for (keys, down) in [("1d", "G"), ("1d", "<pagedown><pagedown><pagedown><pagedown>"), ("2d", "G")]
+    {
+        let mut state = state(rich(), (80, 16));
+        press(&mut state, keys);
+        press(&mut state, down);
+        let end = text(&state);
+        press(&mut state, "j");
+        assert_eq!(text(&state), end, "{keys}{down}");
+        press(&mut state, "k");
+        assert_ne!(text(&state), end, "{keys}{down}");
+    }
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", true));
+    press(&mut state, &"<pagedown>".repeat(9));
+    let end = text(&state);
+    press(&mut state, "<up>");
+    assert_ne!(text(&state), end, "the plan");
+    press(&mut state, "<esc>?G");
+    let end = text(&state);
+    press(&mut state, "k");
+    assert_ne!(text(&state), end, "the help");
 }
 
 #[test]
