@@ -59,13 +59,31 @@ impl Pen<'_> {
         x
     }
 
-    /// Writes a line of several styles.
+    /// Writes a line of several styles; what does not fit ends in `…`.
     pub fn line(&mut self, x: u16, y: u16, right: u16, line: &Line<'_>) -> u16 {
-        let mut at = x;
-        for span in &line.spans {
-            at = self.put(at, y, right, &span.content, line.style.patch(span.style));
+        let right = right.min(self.buffer.area.right());
+        let texts: Vec<Cow<'_, str>> = line.spans.iter().map(|s| clean(&s.content)).collect();
+        let wide: usize = texts.iter().map(|t| t.width()).sum();
+        // Blanks at the end are nothing that could be missed.
+        let blank = |t: &Cow<'_, str>| t.len() - t.trim_end_matches(' ').len();
+        let mut ending = 0;
+        for text in texts.iter().rev() {
+            ending += blank(text);
+            if !text.trim_end_matches(' ').is_empty() {
+                break;
+            }
         }
-        at
+        let cut = wide - ending > usize::from(right.saturating_sub(x));
+        let end = if cut { right.saturating_sub(1) } else { right };
+        let (mut at, mut style) = (x, line.style);
+        for (span, text) in line.spans.iter().zip(&texts) {
+            if cut && at >= end {
+                break;
+            }
+            style = line.style.patch(span.style);
+            at = self.put(at, y, end, text, style);
+        }
+        if cut { self.put(at, y, right, "…", style) } else { at }
     }
 
     /// Writes `lines` from the `skip`-th on into `area`; returns how many can be skipped at most.
@@ -287,6 +305,21 @@ mod tests {
         assert_eq!(places(&columns, 0, 20), vec![Some((0, 5)), Some((6, 11)), Some((12, 20))]);
         assert_eq!(places(&columns, 0, 12), vec![Some((0, 5)), None, Some((6, 12))]);
         assert_eq!(places(&columns, 0, 3), vec![Some((0, 3)), None, None]);
+    }
+
+    #[test]
+    fn a_line_that_is_cut_says_so() {
+        let theme = Theme::new(crate::tui::theme::Depth::None);
+        let drawn = |spans: &[&'static str], width: u16| -> String {
+            let mut buffer = Buffer::empty(Rect::new(0, 0, width, 1));
+            let line = Line::from(spans.iter().map(|s| (*s).into()).collect::<Vec<_>>());
+            Pen { buffer: &mut buffer, theme: &theme }.line(0, 0, width, &line);
+            buffer.content.iter().map(ratatui::buffer::Cell::symbol).collect()
+        };
+        assert_eq!(drawn(&["one ", "two"], 7), "one two");
+        assert_eq!(drawn(&["one ", "two", "   "], 7), "one two", "blanks are nothing");
+        assert_eq!(drawn(&["one ", "two", " three"], 7), "one tw…");
+        assert_eq!(drawn(&["one two", " three"], 6), "one t…");
     }
 
     #[test]

@@ -433,8 +433,9 @@ fn planned(state: &mut State, ticket: u64, result: Result<Box<PlanView>, ApiErro
 }
 
 fn diffed(state: &mut State, ticket: u64, result: &Result<String, ApiError>) {
+    let width = usize::from(state.size.0.saturating_sub(6)).min(TEXT_WIDTH);
     let mut lines = match result {
-        Ok(diff) => diff_lines(diff, &state.theme),
+        Ok(diff) => diff_lines(diff, &state.theme, width),
         Err(error) => error_lines(state, error),
     };
     if lines.is_empty() {

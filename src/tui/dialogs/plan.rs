@@ -13,10 +13,14 @@
 
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
+use unicode_width::UnicodeWidthStr;
 
-use super::text::diff_lines;
+use super::text::{diff_lines, pieces};
 use crate::api::{PlanView, ReplicaId, Verb, ready_text};
 use crate::tui::theme::Theme;
+
+/// Where a line of the journey or the placement goes on.
+const STAGE_INDENT: usize = 6;
 
 /// The plan in lines of at most `width` columns, what hurts first.
 pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>> {
@@ -42,7 +46,8 @@ pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>>
     }
     if !plan.diff.trim().is_empty() {
         out.push(title(theme, "DIFFERENCE", &format!("{from} → {}", plan.to)));
-        out.extend(diff_lines(&plan.diff, theme).into_iter().map(indented));
+        let lines = diff_lines(&plan.diff, theme, width.saturating_sub(2));
+        out.extend(lines.into_iter().map(indented));
         out.push(Line::default());
     }
     journey(plan, theme, width, &mut out);
@@ -81,7 +86,7 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
             if !stage.stops.is_empty() {
                 spans.push(Span::styled(format!("  -{}", names(&stage.stops)), theme.dim));
             }
-            out.push(Line::from(spans));
+            out.extend(flowing(spans, width, STAGE_INDENT));
             continue;
         };
         if let Some(rate) = step.tokens_per_s_after {
@@ -91,7 +96,7 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
         if step.lowest {
             spans.push(Span::styled("  ◀ lowest", if hurts { theme.warn } else { theme.dim }));
         }
-        out.push(Line::from(spans));
+        out.extend(flowing(spans, width, STAGE_INDENT));
         let indent = |line: Line<'static>| indented(indented(indented(line)));
         for entry in &step.moves {
             let (mark, style) = match entry.verb {
@@ -127,7 +132,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
     for replica in &plan.replicas {
         for (rank, planned) in replica.ranks.iter().enumerate() {
             let room = replica.room(planned).map_or_else(String::new, |room| format!(", {room}"));
-            out.push(Line::from(vec![
+            let spans = vec![
                 Span::styled(format!("  {}-{}", plan.to, replica.replica), theme.new),
                 Span::styled(
                     if replica.ranks.len() > 1 { format!("/{rank}") } else { String::new() },
@@ -136,7 +141,8 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
                 Span::styled(format!("  {}  ", planned.host), theme.strong),
                 Span::raw(planned.devices_text.clone()),
                 Span::styled(format!("  {} each{room}", planned.memory_per_device), theme.dim),
-            ]));
+            ];
+            out.extend(flowing(spans, width, STAGE_INDENT));
         }
     }
     for reason in &plan.reasons {
@@ -151,20 +157,42 @@ fn title(theme: &Theme, word: &str, more: &str) -> Line<'static> {
     ])
 }
 
+/// Spans in lines of at most `width` columns: one that does not fit any more begins the next line, `indent`
+/// columns in.
+pub fn flowing(spans: Vec<Span<'static>>, width: usize, indent: usize) -> Vec<Line<'static>> {
+    let mut out = Vec::new();
+    let (mut line, mut used): (Vec<Span<'static>>, usize) = (Vec::new(), 0);
+    for span in spans {
+        // Blanks at its end may stand beyond the end of the line.
+        if used > indent && used + span.content.trim_end_matches(' ').width() > width {
+            out.push(Line::from(std::mem::take(&mut line)));
+            line.push(Span::raw(" ".repeat(indent)));
+            let text = span.content.trim_start_matches(' ').to_owned();
+            used = indent + text.width();
+            line.push(Span::styled(text, span.style));
+        } else {
+            used += span.content.width();
+            line.push(span);
+        }
+    }
+    out.push(Line::from(line));
+    out
+}
+
 fn indented(mut line: Line<'static>) -> Line<'static> {
     line.spans.insert(0, Span::raw("  "));
     line
 }
 
-/// A text in lines of at most `width` characters, broken at blanks.
+/// A text in lines of at most `width` columns, broken at blanks, and within a word that is longer than that.
 pub fn wrapped(text: &str, width: usize, style: Style) -> Vec<Line<'static>> {
     let width = width.max(8);
     let mut out: Vec<String> = Vec::new();
     for paragraph in text.lines() {
         let mut line = String::new();
         let mut used = 0;
-        for word in paragraph.split(' ') {
-            let long = word.chars().count();
+        for word in paragraph.split(' ').flat_map(|word| pieces(word, width, 0)) {
+            let long = word.width();
             if used > 0 && used + 1 + long > width {
                 out.push(std::mem::take(&mut line));
                 used = 0;

@@ -2,6 +2,7 @@
 
 use ratatui::layout::Rect;
 use ratatui::text::Line;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::centre;
 use crate::tui::draw::Pen;
@@ -83,19 +84,75 @@ pub fn scroll_key(key: Key, at: usize, page: usize, count: usize) -> Option<usiz
     })
 }
 
-/// A unified difference in colour.
-pub fn diff_lines(diff: &str, theme: &Theme) -> Vec<Line<'static>> {
-    diff.lines()
-        .map(|line| {
-            let style = match line.as_bytes().first() {
-                Some(b'+') if line.starts_with("+++") => theme.dim,
-                Some(b'-') if line.starts_with("---") => theme.dim,
-                Some(b'+') => theme.good,
-                Some(b'-') => theme.bad,
-                Some(b'@') => theme.accent,
-                _ => theme.text,
-            };
-            Line::styled(line.to_owned(), style)
-        })
-        .collect()
+/// A unified difference in colour, in lines of at most `width` columns. What goes on in the next line has its
+/// sign there, too, and `↪` after it: no line of the file begins so.
+pub fn diff_lines(diff: &str, theme: &Theme, width: usize) -> Vec<Line<'static>> {
+    let mut out = Vec::new();
+    for line in diff.lines() {
+        let style = match line.as_bytes().first() {
+            Some(b'+') if line.starts_with("+++") => theme.dim,
+            Some(b'-') if line.starts_with("---") => theme.dim,
+            Some(b'+') => theme.good,
+            Some(b'-') => theme.bad,
+            Some(b'@') => theme.accent,
+            _ => theme.text,
+        };
+        let sign: String = line.chars().take(1).collect();
+        for (i, piece) in pieces(line, width.max(12), 3).into_iter().enumerate() {
+            let text = if i == 0 { piece.to_owned() } else { format!("{sign}↪ {piece}") };
+            out.push(Line::styled(text, style));
+        }
+    }
+    out
+}
+
+/// A text in pieces, the first of at most `width` columns, the others `hang` less; parted after a blank or a
+/// comma where there is one in the second half.
+pub fn pieces(text: &str, width: usize, hang: usize) -> Vec<&str> {
+    let mut out = Vec::new();
+    let mut rest = text;
+    let mut room = width;
+    while rest.width() > room {
+        let (mut used, mut end, mut good) = (0, 0, None);
+        for (at, c) in rest.char_indices() {
+            used += c.width().unwrap_or(0);
+            if used > room {
+                break;
+            }
+            end = at + c.len_utf8();
+            if used > room / 2 && matches!(c, ' ' | ',') {
+                good = Some(end);
+            }
+        }
+        let at = good.unwrap_or(end).max(rest.chars().next().map_or(0, char::len_utf8));
+        let (piece, left) = rest.split_at(at);
+        out.push(piece);
+        rest = left;
+        room = width.saturating_sub(hang).max(1);
+    }
+    if out.is_empty() || !rest.is_empty() {
+        out.push(rest);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tui::theme::Depth;
+
+    #[test]
+    fn a_long_line_of_a_difference_is_read_to_its_end() {
+        let theme = Theme::new(Depth::None);
+        let texts = |diff: &str| -> Vec<String> {
+            diff_lines(diff, &theme, 20).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(texts("+short\n same"), ["+short", " same"]);
+        assert_eq!(
+            texts("+args = [\"--seed=1\", \"--max-num-seqs=64\"]"),
+            ["+args = [\"--seed=1\",", "+↪  \"--max-num-seqs=", "+↪ 64\"]"]
+        );
+        assert_eq!(pieces("", 20, 3), [""]);
+        assert_eq!(pieces("ワイド文字", 4, 0), ["ワイ", "ド文", "字"]);
+    }
 }
