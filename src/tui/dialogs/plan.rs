@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! ▲ OUTAGE: …
-//! DIFFERENCE
+//! JOURNEY     never fewer than 1 ready (floor 1)  time 3m15s
+//!
+//! DIFFERENCE  r11 → r12
 //!   -args = ["--max-num-seqs=64"]
-//! PLACEMENT   llama, 80 layers, 39.6 GiB of weights
-//!   r12-0  node1  GPU 0-3  20.1 GiB each of 74.2 GiB free
-//! JOURNEY     never fewer than 1 ready, floor 1
+//! STEPS
 //!   1 weight 10 %       10% new   2 ready (lowest 1)  1m05s
 //!       + start r12-0 on node1 GPU 0, GPU 1 (in place of r11-1) → 2 ready
+//! PLACEMENT   llama, 80 layers, 39.6 GiB of weights
+//!   r12-0  node1  GPU 0-3  20.1 GiB each of 74.2 GiB free
 //! ```
 
 use ratatui::style::Style;
@@ -22,6 +24,9 @@ use crate::tui::theme::Theme;
 /// Where a line of the journey or the placement goes on.
 const STAGE_INDENT: usize = 6;
 
+/// Columns of the word that a part begins with.
+const TITLE_WIDTH: usize = 12;
+
 /// The plan in lines of at most `width` columns, what hurts first.
 pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>> {
     let mut out = Vec::new();
@@ -33,29 +38,32 @@ pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>>
         let text = format!("▲ OUTAGE: {} stops serving on the way", plan.service);
         out.extend(wrapped(&text, width, theme.bad));
     }
-    if !out.is_empty() {
-        out.push(Line::default());
-    }
     let from = plan.from.map_or_else(|| "nothing".to_owned(), |f| f.to_string());
     if plan.nothing_to_do {
+        if !out.is_empty() {
+            out.push(Line::default());
+        }
         out.push(Line::styled(
             format!("● Nothing to do: {from} is just what the spec says."),
             theme.good,
         ));
         return out;
     }
+    journey(plan, theme, width, &mut out);
+    out.push(Line::default());
     if !plan.diff.trim().is_empty() {
         out.push(title(theme, "DIFFERENCE", &format!("{from} → {}", plan.to)));
         let lines = diff_lines(&plan.diff, theme, width.saturating_sub(2));
         out.extend(lines.into_iter().map(indented));
         out.push(Line::default());
     }
-    journey(plan, theme, width, &mut out);
+    steps(plan, theme, width, &mut out);
     out.push(Line::default());
     placement(plan, theme, width, &mut out);
     out
 }
 
+/// What all of it comes to: how few are ready on the way, and how long it takes.
 fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'static>>) {
     let forecast = &plan.forecast;
     let low = if forecast.lowest_ready < forecast.floor { theme.warn } else { theme.dim };
@@ -67,7 +75,13 @@ fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'sta
     if !plan.steps.is_empty() {
         head.push_span(Span::raw(format!("  time {}", plan.total.text())));
     }
-    out.push(head);
+    out.extend(flowing(head.spans, width, TITLE_WIDTH));
+}
+
+/// Stage by stage, with who starts and stops where.
+fn steps(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'static>>) {
+    let forecast = &plan.forecast;
+    out.push(title(theme, "STEPS", ""));
     let wide = forecast.stages.iter().map(|s| s.title.chars().count()).max().unwrap_or(0).min(32);
     for (i, stage) in forecast.stages.iter().enumerate() {
         let mut spans = vec![
@@ -152,7 +166,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
 
 fn title(theme: &Theme, word: &str, more: &str) -> Line<'static> {
     Line::from(vec![
-        Span::styled(format!("{word:<12}"), theme.accent),
+        Span::styled(format!("{word:<TITLE_WIDTH$}"), theme.accent),
         Span::styled(more.to_owned(), theme.dim),
     ])
 }

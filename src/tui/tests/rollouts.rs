@@ -51,6 +51,19 @@ fn the_dialog_begins_on_cancel_and_wants_the_whole_name() {
     assert_eq!(sent(&press(&mut state, "e<enter>")).len(), 1);
 }
 
+/// However long the difference is, what one has to know first is seen first.
+#[test]
+fn a_plan_begins_with_what_it_comes_to() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    let mut plan = fixture::plan("code", true);
+    plan.diff.push_str(&"+one more\n".repeat(40));
+    planned(&mut state, &effects, plan);
+    let screen = text(&state);
+    let row = |what: &str| screen.lines().position(|l| l.contains(what)).expect(what);
+    assert!(row("OUTAGE") < row("JOURNEY") && row("JOURNEY") < row("DIFFERENCE"), "{screen}");
+}
+
 #[test]
 fn an_unseen_plan_is_not_confirmed() {
     let mut state = state(calm(), SMALL);
