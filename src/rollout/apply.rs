@@ -29,7 +29,7 @@ impl Decider<'_> {
             EventKind::RolloutRequested { release, kind, by, limits } => {
                 self.begin_rollout(release, *kind, by, *limits);
             }
-            EventKind::Paused { .. } => self.pause(),
+            EventKind::Paused { by } => self.pause(by),
             EventKind::Resumed { .. } => self.resume(),
             EventKind::Promoted { all, by, step, reason } => {
                 self.promote(*all, *step, by, reason.as_deref());
@@ -110,6 +110,7 @@ impl Decider<'_> {
             step_settled: None,
             gate: None,
             paused: None,
+            paused_by: None,
             began: now,
             progress: now,
             by: text::clean(by, 100),
@@ -129,7 +130,7 @@ impl Decider<'_> {
         self.state.rollout.as_mut().filter(|r| r.outcome.is_none())
     }
 
-    fn pause(&mut self) {
+    fn pause(&mut self, by: &str) {
         let now = self.now();
         let Some(since) = self.active().filter(|r| r.paused.is_none()).map(|r| r.step_since) else {
             return;
@@ -143,6 +144,7 @@ impl Decider<'_> {
         if let Some(rollout) = self.active() {
             rollout.shift_step(owed.unwrap_or_default());
             rollout.paused = Some(now);
+            rollout.paused_by = Some(by.to_owned());
         }
     }
 
@@ -153,6 +155,7 @@ impl Decider<'_> {
         {
             // The time of the pause does not count: the step's clock is moved by it, the progress
             // clock starts again (Nomad's rule).
+            rollout.paused_by = None;
             let pause = now.since(since.max(rollout.step_since));
             // What a hold lasts beyond the pause counts when it ends.
             if let Some(held) = &mut self.state.held {

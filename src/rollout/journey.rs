@@ -204,6 +204,7 @@ impl Decider<'_> {
             rollout.direction = Direction::Back { why: text::clean(why, MAX_WHY), asked };
             rollout.gate = None;
             rollout.paused = None;
+            rollout.paused_by = None;
             rollout.progress = now;
         }
     }
@@ -250,6 +251,7 @@ impl Decider<'_> {
         let Some(rollout) = self.state.rollout.as_mut() else { return };
         rollout.gate = None;
         rollout.paused = None;
+        rollout.paused_by = None;
         rollout.outcome = Some(outcome.clone());
         rollout.ended = Some(now);
         let release = rollout.to;

@@ -208,6 +208,9 @@ pub struct Rollout {
     pub gate: Option<Gate>,
     /// Paused by a person, since then.
     pub paused: Option<Timestamp>,
+    /// By whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<String>,
     /// When it began.
     pub began: Timestamp,
     /// When something last went forward: the progress clock.

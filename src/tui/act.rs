@@ -393,7 +393,7 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
         }
         Command::Promote | Command::PromoteAll => {
             let all = command == Command::PromoteAll;
-            let words = if all {
+            let mut words = if all {
                 vec![
                     "All remaining steps and gates are skipped:".to_owned(),
                     "every replica is replaced, one after the other.".to_owned(),
@@ -401,6 +401,10 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
             } else {
                 vec![format!("Passes: {}", step_title(&view))]
             };
+            words.extend(active.filter(|r| r.paused.is_some()).map(|rollout| {
+                let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}"));
+                format!("▲ It was paused{}; this also resumes it.", by.unwrap_or_default())
+            }));
             let target = journey.unwrap_or_else(|| name.to_string());
             let step = active.map(|r| r.step);
             confirm(state, Deed::Promote { all, step }, &name, target, PlanState::Words(words));

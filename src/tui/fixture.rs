@@ -276,6 +276,7 @@ pub fn rollout() -> Rollout {
         step_settled: Some(before(18)),
         gate: Some(Gate::Analyse { name: "default".to_owned(), until: after(42) }),
         paused: None,
+        paused_by: None,
         began: before(190),
         progress: before(18),
         by: "ann".to_owned(),

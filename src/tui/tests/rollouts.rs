@@ -311,6 +311,25 @@ fn abort_stop_and_promote_want_the_name() {
     }
 }
 
+#[test]
+fn a_promotion_says_that_it_ends_a_pause() {
+    let mut state = rolling(|_| ());
+    press(&mut state, "3P");
+    assert!(!text(&state).contains("paused"));
+    for by in [None, Some("ann")] {
+        let mut state = rolling(|v| {
+            let rollout = v.rollout.as_mut().unwrap();
+            (rollout.paused, rollout.paused_by) = (Some(NOW), by.map(str::to_owned));
+        });
+        press(&mut state, "3P");
+        let wanted = match by {
+            Some(by) => format!("It was paused by {by}; this also resumes it."),
+            None => "It was paused; this also resumes it.".to_owned(),
+        };
+        assert!(text(&state).contains(&wanted), "{}", text(&state));
+    }
+}
+
 /// The step that the dialog was opened for, wherever the rollout is when the name is typed.
 #[test]
 fn a_promotion_names_the_step_that_was_seen() {
