@@ -113,9 +113,7 @@ fn journey(
     if rest.height > 12 {
         take(rest, 1);
     }
-    let measured = rollout.measured_new.requests + rollout.measured_old.requests > 0
-        || rollout.verdict.is_some()
-        || matches!(rollout.gate, Some(Gate::Analyse { .. }));
+    let measured = counts(rollout) || rollout.verdict.is_some();
     let titles = titles(service, rollout);
     // What has ended needs no steps any more, unless there is plenty of room.
     let wanted = if over && rest.height < 20 { 0 } else { titles.len() };
@@ -373,6 +371,10 @@ fn style_of_text(index: usize, current: usize, dim: Style) -> Style {
 fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     let theme = pen.theme;
     let right = area.right();
+    // The counts are of the analysis under way. Beside the verdict of one that is over they would say 0.
+    if rollout.verdict.is_some() && !counts(rollout) {
+        return verdict(pen, rollout, area);
+    }
     let columns = [area.x + 20, area.x + 29, (area.x + 40).min(right)];
     let row = |pen: &mut Pen<'_>, y: u16, texts: [&str; 3], styles: [Style; 3]| {
         let mut from = area.x + 9;
@@ -418,8 +420,20 @@ fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     if y >= area.bottom() {
         return;
     }
+    verdict(pen, rollout, Rect { y, height: area.bottom() - y, ..area });
+}
+
+/// Whether requests are or were counted.
+fn counts(rollout: &Rollout) -> bool {
+    rollout.measured_new.requests + rollout.measured_old.requests > 0
+        || matches!(rollout.gate, Some(Gate::Analyse { .. }))
+}
+
+/// What follows from what was measured.
+fn verdict(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
+    let theme = pen.theme;
     let Some(verdict) = &rollout.verdict else {
-        pen.put(area.x, y, right, "no verdict yet", theme.dim);
+        pen.put(area.x, area.y, area.right(), "no verdict yet", theme.dim);
         return;
     };
     let (mark, style) = match verdict.result {
@@ -434,8 +448,7 @@ fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     let text = format!("{mark} {what}: {}", verdict.reason);
     // The number that decided is worth a second row.
     let lines = crate::tui::dialogs::wrapped(&text, usize::from(area.width), style);
-    let room = Rect { y, height: area.bottom() - y, ..area };
-    pen.lines(room, &lines, 0);
+    pen.lines(area, &lines, 0);
 }
 
 fn mean(window: &Window) -> Option<f64> {

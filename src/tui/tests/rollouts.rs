@@ -330,6 +330,28 @@ fn a_promotion_says_that_it_ends_a_pause() {
     }
 }
 
+/// A rollout whose analysis is over: the counts are of a window that is gone.
+#[test]
+fn a_verdict_stands_alone_when_nothing_is_counted_any_more() {
+    let mut state = rolling(|v| {
+        let rollout = v.rollout.as_mut().unwrap();
+        rollout.gate = Some(Gate::Approve);
+        rollout.measured_new = crate::api::Window::default();
+        rollout.measured_old = crate::api::Window::default();
+        rollout.verdict = Some(crate::api::Verdict {
+            of: crate::api::VerdictOf::Analysis,
+            lines: Vec::new(),
+            analysis: "default".to_owned(),
+            result: crate::api::VerdictResult::Success,
+            reason: "error rate 0.000 (0 of 35)".to_owned(),
+            at: NOW,
+        });
+    });
+    press(&mut state, "3");
+    let screen = text(&state);
+    assert!(screen.contains("0 of 35") && !screen.contains("requests"), "{screen}");
+}
+
 /// The step that the dialog was opened for, wherever the rollout is when the name is typed.
 #[test]
 fn a_promotion_names_the_step_that_was_seen() {
