@@ -6,7 +6,7 @@ use super::deck_ledger::Ledger;
 use super::traffic::Traffic;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer};
-use crate::rollout::{Condition, Phase, Release, ServiceState, forecast};
+use crate::rollout::{Condition, Direction, Phase, Release, ServiceState, forecast};
 use crate::spec::{DeckSpec, ServiceSpec};
 
 /// What the view needs besides the state.
@@ -82,16 +82,26 @@ pub fn view(
         steps: target.map(|r| step_titles(r, state)).unwrap_or_default(),
         replicas: replicas(state, around),
         history: around.history.iter().take(50).cloned().collect(),
-        pending_change: match (written, served) {
-            (Some(written), Some(served)) => *written != served.spec,
-            (Some(_), None) => around.elsewhere.is_none(),
-            (None, _) => false,
-        },
+        pending_change: waits(state, written, around.elsewhere.is_some()),
         url: shown_spec.and_then(|s| url(around.deck, name, s)),
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
         memory: around.memory.iter().rev().take(8).cloned().collect(),
+    }
+}
+
+/// Whether the spec in the deck is neither served, nor being rolled out, nor queued.
+fn waits(state: &ServiceState, written: Option<&ServiceSpec>, elsewhere: bool) -> bool {
+    let Some(written) = written else { return false };
+    // A queued one that is not what is in the deck any more does not begin, and says so.
+    if state.queued.as_ref().is_some_and(|queued| queued.to.is_none()) {
+        return false;
+    }
+    let going = state.active_rollout().filter(|r| r.direction == Direction::Forward).map(|r| r.to);
+    match going.or(state.stable).and_then(|n| state.releases.get(&n)) {
+        Some(release) => *written != release.spec,
+        None => !elsewhere,
     }
 }
 
@@ -218,7 +228,39 @@ pub fn next_release(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::base::Attempt;
+    use crate::base::{Attempt, Timestamp};
+
+    #[test]
+    fn a_change_that_is_on_its_way_does_not_wait() {
+        use crate::rollout::{Event, EventKind, LimitRule, QueuedRollout, RolloutKind, step};
+        let service: ServiceName = "chat".parse().unwrap();
+        let release = crate::controller::saved::tests::release(crate::base::DeckId(uuid::Uuid::from_u128(1)), &service);
+        let written = release.spec.clone();
+        let mut edited = written.clone();
+        edited.context = Some(1_024);
+        let mut state = ServiceState::new(service);
+        assert!(waits(&state, Some(&written), false), "nothing serves");
+        assert!(!waits(&state, Some(&written), true), "what serves is known elsewhere");
+        let kind = EventKind::RolloutRequested {
+            release: Box::new(release),
+            kind: RolloutKind::Apply,
+            by: "ada".to_owned(),
+            limits: LimitRule::default(),
+        };
+        step(&mut state, &Event { at: Timestamp(1), kind });
+        assert!(!waits(&state, Some(&written), false), "it is being rolled out");
+        assert!(waits(&state, Some(&edited), false), "another one is");
+        state.queued = Some(QueuedRollout {
+            asked: Timestamp(2),
+            kind: RolloutKind::Apply,
+            to: None,
+            digest: None,
+            by: "ada".to_owned(),
+            reason: None,
+            accept_outage: false,
+        });
+        assert!(!waits(&state, Some(&edited), false), "it is queued");
+    }
 
     #[test]
     fn a_weight_is_what_the_gateways_have_taken() {

@@ -344,7 +344,11 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
         Command::Diff => diff(state, &view, named),
         Command::Apply | Command::Replace if active.is_some() => {
             let replace = command == Command::Replace;
-            let target = journey.unwrap_or_else(|| name.to_string());
+            let how = if replace { "in place of" } else { "after" };
+            let target = match active {
+                Some(r) => format!("{name}: the spec in the deck {how} {}", r.to),
+                None => name.to_string(),
+            };
             let words = queue_words(&view, replace);
             confirm_in_advance(state, Deed::Queue { replace }, &name, target, words);
             Vec::new()
@@ -448,6 +452,10 @@ fn queue_words(view: &ServiceView, replace: bool) -> Vec<String> {
         "A rollout is under way. This one begins when it has ended.".to_owned()
     };
     let mut words = vec![first, "The plan is made then.".to_owned()];
+    let forward = view.rollout.as_ref().is_some_and(|r| r.direction == Direction::Forward);
+    if forward && !view.pending_change && view.queued.is_none() {
+        words.push("The spec in the deck is the one that is being rolled out already.".to_owned());
+    }
     if let Some(queued) = &view.queued {
         words.push(format!("What {} queued ({}) is given up.", queued.by, queued.what()));
     }

@@ -108,8 +108,13 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
         theme.text,
     ));
     let release = service.stable.map_or_else(|| words::ABSENT.to_owned(), |r| r.to_string());
+    let active = service.rollout.as_ref().filter(|r| r.outcome.is_none());
     let change = if service.pending_change {
         ", a change waits (a applies it, y shows it)"
+    } else if service.queued.as_ref().is_some_and(|queued| queued.to.is_none()) {
+        ", the spec in the deck is queued"
+    } else if active.is_some_and(|r| Some(r.to) != service.stable) {
+        ", the spec in the deck is on its way"
     } else {
         ", as in the deck"
     };
