@@ -11,7 +11,7 @@ use super::panels;
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
 use crate::api::{
-    Direction, Gate, HostName, Intent, Outcome, RankId, ReleaseNumber, ReplicaTo, Rollout,
+    Direction, Gate, HostName, Intent, Outcome, RankId, ReleaseNumber, ReleaseView, ReplicaTo, Rollout,
     ServiceName, ServiceView, Severity,
 };
 
@@ -367,7 +367,7 @@ fn on_service(state: &mut State, command: Command, service: Option<&ServiceName>
                 .filter(|row| *row > 0 && state.panel == Panel::Rollout && !named)
                 .and_then(|_| state.selected_release())
                 .filter(|r| Some(*r) != view.stable);
-            let target = match chosen {
+            let target = match chosen.or_else(|| back_to(&view)) {
                 Some(to) => format!("{name}: back to {to}"),
                 None => format!("{name}: back to the release before"),
             };
@@ -460,6 +460,17 @@ fn queue_words(view: &ServiceView, replace: bool) -> Vec<String> {
         words.push(format!("What {} queued ({}) is given up.", queued.by, queued.what()));
     }
     words
+}
+
+/// Where an undo goes that names no release: what the rollout under way came from, else the newest that ever
+/// served beside the present one.
+fn back_to(view: &ServiceView) -> Option<ReleaseNumber> {
+    if let Some(rollout) = view.rollout.as_ref().filter(|r| r.outcome.is_none()) {
+        return rollout.from;
+    }
+    let served = |r: &&ReleaseView| r.outcome == Some(Outcome::Completed);
+    let mut others = view.history.iter().filter(|r| Some(r.number) != view.stable);
+    others.find(served).map(|r| r.number)
 }
 
 fn undo_words(rollout: &Rollout, chosen: Option<ReleaseNumber>) -> Vec<String> {

@@ -416,6 +416,9 @@ fn planned(state: &mut State, ticket: u64, result: Result<Box<PlanView>, ApiErro
                 match confirm.deed {
                     Deed::Apply => confirm.target = journey,
                     Deed::Retry => confirm.target = format!("{journey} ({})", confirm.target),
+                    Deed::Undo { .. } => {
+                        confirm.target = format!("{} ({from} → {})", confirm.target, plan.to);
+                    }
                     _ => {}
                 }
             }

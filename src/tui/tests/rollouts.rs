@@ -132,9 +132,27 @@ fn undo_goes_to_the_release_chosen_in_the_history() {
         panic!("{effects:?}")
     };
     assert_eq!(*to, Some(ReleaseNumber(7)));
+    assert!(text(&state).contains("Undo chat: back to r7 "), "{}", text(&state));
     planned(&mut state, &effects, fixture::plan("chat", false));
     let effects = press(&mut state, "chat<enter>");
     assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
+}
+
+#[test]
+fn an_undo_names_the_release_before() {
+    let mut state = rolling(|v| {
+        v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
+        v.stable = Some(ReleaseNumber(11));
+    });
+    // r10 was rolled back: it never served.
+    let effects = press(&mut state, "2u");
+    assert!(matches!(&effects[..], [Effect::Plan { of: PlanOf::Undo(None), .. }]), "{effects:?}");
+    assert!(text(&state).contains("chat: back to r7 "), "{}", text(&state));
+    planned(&mut state, &effects, fixture::plan("chat", false));
+    assert!(text(&state).contains("chat: back to r7 (r9 → r13)"), "{}", text(&state));
+    let mut state = rolling(|_| ());
+    press(&mut state, "2u");
+    assert!(text(&state).contains("chat: back to r11"), "{}", text(&state));
 }
 
 /// `chat` in mid-rollout, as `change` makes it.
