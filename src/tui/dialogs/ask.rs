@@ -3,11 +3,12 @@
 use ratatui::layout::Rect;
 use ratatui::text::Line;
 
-use super::{centre, draw_buttons};
+use super::{centre, draw_buttons, plan};
 use crate::api::{Intent, ServiceName};
 use crate::tui::draw::Pen;
 use crate::tui::key::Key;
 use crate::tui::message::{Effect, Wish};
+use crate::tui::state::State;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +38,11 @@ impl Ask {
         Self { what, yes: false }
     }
 
-    fn words(&self) -> (String, &'static str, &'static str) {
+    fn words(&self, simulated: bool) -> (String, &'static str, &'static str) {
         match &self.what {
+            AskWhat::Quit if simulated => {
+                ("Leave gpudeck?".to_owned(), "The demo ends with its simulated fleet.", "Leave")
+            }
             AskWhat::Quit => (
                 "Leave gpudeck?".to_owned(),
                 "The controller, its rollouts and what serves go on.",
@@ -91,12 +95,16 @@ impl Ask {
         vec![Effect::Send { intent: Wish(intent), what }]
     }
 
-    pub(super) fn draw(&self, pen: &mut Pen<'_>, body: Rect) {
-        let (question, more, button) = self.words();
+    pub(super) fn draw(&self, pen: &mut Pen<'_>, state: &State, body: Rect) {
+        let simulated = state.snapshot.as_ref().is_some_and(|s| s.deck.simulated);
+        let (question, more, button) = self.words(simulated);
         let area = centre(body, 64, 7);
         pen.clear(area);
         let inside = pen.frame(area, true, &Line::styled(question, pen.theme.strong));
-        pen.put(inside.x + 1, inside.y + 1, inside.right(), more, pen.theme.text);
+        let (width, height) = (inside.width.saturating_sub(2), inside.height.saturating_sub(2));
+        let text = Rect { x: inside.x + 1, y: inside.y + 1, width, height };
+        let lines = plan::wrapped(more, usize::from(width), pen.theme.text);
+        pen.lines(text, &lines, 0);
         let y = inside.bottom().saturating_sub(1).max(inside.y);
         draw_buttons(pen, y, inside, &["Cancel", button], usize::from(self.yes));
     }

@@ -38,7 +38,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, body: Rect) -> Option<Position> {
         }
         Mode::Confirm(confirm) => confirm.draw(pen, body),
         Mode::Ask(ask) => {
-            ask.draw(pen, body);
+            ask.draw(pen, state, body);
             None
         }
         Mode::Question(question) => question.draw(pen, state, body),

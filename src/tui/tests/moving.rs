@@ -175,7 +175,13 @@ fn leaving() {
     let mut state = state(calm(), SMALL);
     assert_eq!(press(&mut state, "q"), [Effect::Quit], "q leaves at the root");
     assert!(press(&mut state, "1dq").is_empty(), "and goes back elsewhere");
-    assert!(press(&mut state, "<ctrl-c><enter>").is_empty(), "Ctrl-C asks, beginning on no");
+    press(&mut state, "<ctrl-c>");
+    assert!(text(&state).contains("The demo ends with its simulated fleet."));
+    assert!(press(&mut state, "<enter>").is_empty(), "Ctrl-C asks, beginning on no");
+    state.snapshot.as_mut().unwrap().deck.simulated = false;
+    press(&mut state, "<ctrl-c>");
+    assert!(text(&state).contains("what serves go on."));
+    press(&mut state, "<esc>");
     assert_eq!(press(&mut state, "<ctrl-c><ctrl-c>"), [Effect::Quit]);
     assert_eq!(press(&mut state, "<ctrl-z>"), [Effect::Suspend]);
 }
