@@ -4,8 +4,8 @@ use ratatui::style::Style;
 
 use super::theme::Theme;
 use crate::api::{
-    Bytes, ClockView, Condition, Gate, MemoryUse, Outcome, Phase, ReplicaView, Rollout, Severity,
-    Timestamp, TrafficView, time,
+    Bytes, ClockView, Condition, Gate, MemoryUse, Outcome, Phase, ReplicaView, Rollout,
+    ServiceView, Severity, Timestamp, TrafficView, time,
 };
 
 /// What stands where a value is not known.
@@ -97,7 +97,7 @@ pub fn gate(rollout: &Rollout, now: Timestamp) -> Option<String> {
         return None;
     }
     if let Some(paused) = rollout.paused {
-        return Some(format!("PAUSED for {}", time::short(now.since(paused))));
+        return Some(format!("PAUSED for {}", whole(now.since(paused))));
     }
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("baking, {} left", left(now, *until)),
@@ -146,6 +146,32 @@ pub fn ago(now: Timestamp, then: Timestamp) -> String {
         return "now".to_owned();
     }
     time::short(std::time::Duration::from_secs(seconds))
+}
+
+/// How long ago something was, as a phrase: `12s ago`.
+pub fn how_long_ago(now: Timestamp, then: Timestamp) -> String {
+    if now.since(then).as_secs() == 0 {
+        return "just now".to_owned();
+    }
+    format!("{} ago", ago(now, then))
+}
+
+/// A time in whole seconds.
+pub fn whole(time: std::time::Duration) -> String {
+    match time.as_secs() {
+        0 => "0s".to_owned(),
+        seconds => time::short(std::time::Duration::from_secs(seconds)),
+    }
+}
+
+/// How many replicas are ready of those that are wanted; more than that during a rollout.
+pub fn ready(service: &ServiceView) -> String {
+    let (ready, wanted) = (service.ready, service.wanted);
+    if ready > wanted {
+        format!("{ready} ready ({wanted} wanted)")
+    } else {
+        format!("{ready} of {wanted} ready")
+    }
 }
 
 /// Requests a second.
@@ -273,6 +299,14 @@ mod tests {
         assert_eq!(memory(None), "–");
         assert_eq!(watts(Some(512_400)), "512W");
         assert_eq!(millis(Some(182.4)), "182 ms");
+    }
+
+    #[test]
+    fn times_are_whole_seconds() {
+        assert_eq!(how_long_ago(Timestamp(1_500), Timestamp(1_000)), "just now");
+        assert_eq!(how_long_ago(Timestamp(9_500), Timestamp(1_000)), "8s ago");
+        assert_eq!(whole(std::time::Duration::from_millis(524)), "0s");
+        assert_eq!(whole(std::time::Duration::from_millis(65_524)), "1m05s");
     }
 
     #[test]

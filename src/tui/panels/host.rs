@@ -72,7 +72,7 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
                 .gpu
                 .as_ref()
                 .map_or_else(|| "the host".to_owned(), |gpu| format!("GPU {}", gpu.index));
-            let since = words::ago(state.now, cordon.since);
+            let since = words::how_long_ago(state.now, cordon.since);
             let why = cordon.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
             text.push_str(&format!(" · {what} cordoned by {} {since} ago{why}", cordon.by));
         }

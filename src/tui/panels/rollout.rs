@@ -161,9 +161,10 @@ pub fn headline(state: &State, service: &ServiceView, rollout: &Rollout) -> Line
         let (mark, style, word, why) = words::outcome(outcome, theme);
         let took = rollout.ended.unwrap_or(state.now).since(rollout.began);
         spans.push(Span::styled(format!("{mark} {word}"), style.patch(theme.strong)));
-        spans.push(Span::styled(format!(" after {}", time::short(took)), theme.dim));
+        spans.push(Span::styled(format!(" after {}", words::whole(took)), theme.dim));
         if let Some(ended) = rollout.ended {
-            spans.push(Span::styled(format!(", {} ago", words::ago(state.now, ended)), theme.dim));
+            let ended = words::how_long_ago(state.now, ended);
+            spans.push(Span::styled(format!(", {ended}"), theme.dim));
         }
         if !why.is_empty() {
             spans.push(Span::styled(format!(": {why}"), style));
@@ -460,7 +461,7 @@ fn replicas(pen: &mut Pen<'_>, state: &State, service: &ServiceView, rest: &mut 
         return;
     }
     let y = take(rest, 1);
-    let text = format!("{} of {} ready, floor {}", service.ready, service.wanted, service.floor);
+    let text = format!("{}, floor {}", words::ready(service), service.floor);
     let x = pen.put(rest.x, y, rest.right(), "REPLICAS  ", pen.theme.header);
     let style = if service.ready < service.floor { pen.theme.bad } else { pen.theme.dim };
     pen.put(x, y, rest.right(), &text, style);

@@ -86,8 +86,9 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
     let standing = match service.condition {
         Condition::Elsewhere => format!("{mark} {word}"),
         _ => format!(
-            "{mark} {word}, {} of {} ready, floor {}",
-            service.ready, service.wanted, service.floor
+            "{mark} {word}, {}, floor {}",
+            words::ready(service),
+            service.floor
         ),
     };
     let mut out = vec![field("condition", standing, style)];
