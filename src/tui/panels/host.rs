@@ -74,7 +74,7 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
                 .map_or_else(|| "the host".to_owned(), |gpu| format!("GPU {}", gpu.index));
             let since = words::how_long_ago(state.now, cordon.since);
             let why = cordon.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
-            text.push_str(&format!(" · {what} cordoned by {} {since} ago{why}", cordon.by));
+            text.push_str(&format!(" · {what} cordoned by {} {since}{why}", cordon.by));
         }
         if let Some(trouble) = host.maintenance.drain.as_ref().and_then(|d| d.trouble.as_ref()) {
             text.push_str(&format!(" · {trouble}"));

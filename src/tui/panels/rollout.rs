@@ -91,13 +91,9 @@ fn journey(
     if rest.height == 0 {
         return;
     }
-    let y = take(rest, 1);
-    pen.line(rest.x, y, rest.right(), &headline(state, service, rollout));
-    if let Some(line) = held(state, rollout)
-        && rest.height > 0
-    {
-        let y = take(rest, 1);
-        pen.line(rest.x, y, rest.right(), &line);
+    paragraph(pen, rest, headline(state, service, rollout));
+    if let Some(line) = held(state, rollout) {
+        paragraph(pen, rest, line);
     }
     if let Some((text, style)) = queued(state, service)
         && rest.height > 0
@@ -145,6 +141,62 @@ fn journey(
     if rest.height > 6 {
         take(rest, 1);
     }
+}
+
+/// A line, and what does not fit into it in the rows below: a reason is read to its end where there is room. The
+/// rest of the panel keeps two rows of three.
+fn paragraph(pen: &mut Pen<'_>, rest: &mut Rect, line: Line<'static>) {
+    let lines = broken(line, usize::from(rest.width));
+    let most = usize::from((rest.height / 3).max(1));
+    let rows = u16::try_from(lines.len().min(most)).unwrap_or(1).min(rest.height);
+    let y = take(rest, rows);
+    let (shown, left) = lines.split_at(usize::from(rows).min(lines.len()));
+    for (at, line) in (y..).zip(shown) {
+        pen.line(rest.x, at, rest.right(), line);
+    }
+    if let Some(last) = shown.last().filter(|_| !left.is_empty()) {
+        // Not the end of it: the last row says so.
+        let text: String = last.spans.iter().map(|s| s.content.as_ref()).collect();
+        let style = last.spans.last().map_or(last.style, |s| last.style.patch(s.style));
+        let wide = u16::try_from(unicode_width::UnicodeWidthStr::width(text.as_str()));
+        let x = rest.x.saturating_add(wide.unwrap_or(0)).min(rest.right().saturating_sub(2));
+        pen.put(x, y + rows - 1, rest.right(), " …", style);
+    }
+}
+
+/// A line in lines of at most `width` columns: its last part, the reason, is what is broken.
+pub fn broken(mut line: Line<'static>, width: usize) -> Vec<Line<'static>> {
+    if line.width() <= width {
+        return vec![line];
+    }
+    let Some(last) = line.spans.pop() else { return vec![line] };
+    let style = line.style.patch(last.style);
+    // What follows is a beginning of the text, letter for letter.
+    let text = last.content.trim_start().to_owned();
+    let blank = last.content.len() - text.len();
+    line.spans.push(Span::raw(" ".repeat(blank)));
+    let used = line.width();
+    let parts = |width| crate::tui::dialogs::wrapped(&text, width, style);
+    // As much of it as fits goes on in the same line; it is broken there as the rest is below.
+    let hang = 2;
+    let room = width.saturating_sub(used);
+    if used == 0 || room < 16 {
+        let below = parts(width.saturating_sub(hang)).into_iter().map(|l| hanging(l, hang));
+        return std::iter::once(line).filter(|l| l.width() > 0).chain(below).collect();
+    }
+    let first = parts(room).into_iter().next().unwrap_or_default();
+    let begun: String = first.spans.iter().map(|s| s.content.as_ref()).collect();
+    let left = text.get(begun.len()..).unwrap_or_default().trim_start();
+    line.spans.push(Span::styled(begun, style));
+    let below = crate::tui::dialogs::wrapped(left, width.saturating_sub(hang), style);
+    std::iter::once(line).chain(below.into_iter().map(|l| hanging(l, hang))).collect()
+}
+
+fn hanging(line: Line<'static>, by: usize) -> Line<'static> {
+    let style = line.style;
+    let blank = Span::raw(" ".repeat(by));
+    let spans = line.spans.into_iter().map(|s| Span { style: style.patch(s.style), ..s });
+    Line::from(std::iter::once(blank).chain(spans).collect::<Vec<_>>())
 }
 
 /// From where to where, in which direction, how far, for how long, by whom; or how it ended.

@@ -127,9 +127,9 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
     if let Some(rollout) = &service.rollout {
         let mut line = super::rollout::headline(state, service, rollout);
         line.spans.insert(0, Span::styled(format!("{:<10} ", "rollout"), theme.dim));
-        out.push(line);
+        out.extend(super::rollout::broken(line, width));
         if let Some(gate) = words::gate(rollout, state.now) {
-            out.push(field("", gate, theme.warn));
+            out.extend(super::rollout::broken(field("", gate, theme.warn), width));
         }
     }
     out

@@ -370,6 +370,31 @@ fn a_verdict_stands_alone_when_nothing_is_counted_any_more() {
     assert!(screen.contains("0 of 35") && !screen.contains("requests"), "{screen}");
 }
 
+#[test]
+fn why_a_rollout_failed_is_read_to_its_end() {
+    let why = "r12-0 on node3 ended with exit code 3 before its first token: CUDA error: an illegal \
+               memory access was encountered, and three further starts of it ended in the same way";
+    let failed = |v: &mut crate::api::ServiceView| {
+        let rollout = v.rollout.as_mut().unwrap();
+        rollout.ended = Some(NOW);
+        rollout.outcome = Some(crate::api::Outcome::Failed { why: why.to_owned() });
+    };
+    for keys in ["3", "2d"] {
+        let mut state = rolling(failed);
+        state.size = SMALL;
+        press(&mut state, keys);
+        let screen = text(&state);
+        assert!(screen.contains("just now: r12-0"), "{screen}");
+        assert!(screen.contains("in the same way"), "{screen}");
+    }
+    let mut state = rolling(|v| {
+        v.rollout.as_mut().unwrap().gate = Some(Gate::Failed { why: why.to_owned() });
+    });
+    state.size = SMALL;
+    press(&mut state, "3");
+    assert!(text(&state).contains("Retry (r) or abort (x)"), "{}", text(&state));
+}
+
 /// The step that the dialog was opened for, wherever the rollout is when the name is typed.
 #[test]
 fn a_promotion_names_the_step_that_was_seen() {
