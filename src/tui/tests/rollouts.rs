@@ -23,7 +23,7 @@ fn two_keys_and_the_name_start_a_rollout() {
             reason: None,
             accept_outage: false,
             concurrency: None,
-            agreed: None,
+            agreed: Some(fixture::plan("code", false).digest()),
         }]
     );
     assert!(matches!(state.mode, Mode::Browse));
@@ -88,7 +88,7 @@ fn an_outage_has_to_be_typed() {
             reason: Some("it is night".to_owned()),
             accept_outage: true,
             concurrency: None,
-            agreed: None,
+            agreed: Some(fixture::plan("code", true).digest()),
         }]
     );
 }
