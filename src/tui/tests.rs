@@ -139,6 +139,23 @@ fn help_and_palette() {
     snapshots("palette", ":appch");
 }
 
+/// What a key does to what serves is said of every such key, however narrow it is.
+#[test]
+fn the_help_is_read_to_its_end() {
+    for width in [80, 60, 40] {
+        let mut state = state(calm(), (width, 80));
+        press(&mut state, "2?");
+        let screen = text(&state);
+        assert!(screen.contains("▲ asks for the service's name"), "{screen}");
+        let shown = screen.split_whitespace().filter(|w| *w != "│").collect::<Vec<_>>().join(" ");
+        assert!(shown.contains("try again what failed, or roll the same revision out again"), "{screen}");
+        assert!(!screen.contains('…'), "{screen}");
+    }
+    let mut state = state(calm(), SMALL);
+    press(&mut state, "1?");
+    assert!(!text(&state).contains("asks for the service's name"), "nothing in Fleet does");
+}
+
 #[test]
 fn confirm_dialog() {
     for (size, label) in [(SMALL, "80x24"), (LARGE, "200x50")] {

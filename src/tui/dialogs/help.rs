@@ -3,18 +3,27 @@
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::centre;
+use super::{centre, wrapped};
 use crate::tui::command::{Danger, Panel};
 use crate::tui::draw::Pen;
 use crate::tui::keymap;
 use crate::tui::state::State;
 
+/// Columns of the dialog.
+const WIDTH: u16 = 80;
+/// Columns of the keys, and of the mark after them.
+const KEYS: usize = 16;
+
 /// Rows of the help for `state`'s panel.
 pub fn lines(state: &State) -> Vec<Line<'static>> {
     let theme = &state.theme;
-    let mut out = Vec::new();
+    let width = usize::from(state.size.0.min(WIDTH).saturating_sub(4));
+    let mut out = wrapped(about(state.panel), width, theme.dim);
     let mut everywhere = false;
-    out.push(Line::styled(about(state.panel), theme.dim));
+    let serves = |b: &keymap::Binding| b.command.danger() == Danger::Serving;
+    if keymap::of(state.panel, state.look.read_only).any(serves) {
+        out.extend(wrapped("▲ asks for the service's name before it does it", width, theme.warn));
+    }
     out.push(Line::default());
     for binding in keymap::of(state.panel, state.look.read_only) {
         if binding.panels.is_empty() && !everywhere {
@@ -23,14 +32,17 @@ pub fn lines(state: &State) -> Vec<Line<'static>> {
             out.push(Line::styled("Everywhere", theme.accent));
         }
         let keys = binding.keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let mut spans = vec![
-            Span::styled(format!("  {keys:<12}"), theme.strong),
-            Span::raw(binding.command.about().to_owned()),
-        ];
-        if binding.command.danger() == Danger::Serving {
-            spans.push(Span::styled("  asks for the service's name", theme.warn));
+        let mark = if serves(binding) { "▲ " } else { "  " };
+        let about = wrapped(binding.command.about(), width.saturating_sub(KEYS), theme.text);
+        for (i, line) in about.into_iter().enumerate() {
+            let mut spans = if i == 0 {
+                vec![Span::styled(format!("  {keys:<12}"), theme.strong), Span::styled(mark, theme.warn)]
+            } else {
+                vec![Span::raw(" ".repeat(KEYS))]
+            };
+            spans.extend(line.spans);
+            out.push(Line::from(spans));
         }
-        out.push(Line::from(spans));
     }
     out.push(Line::default());
     out.push(Line::styled("Filter", theme.accent));
@@ -61,7 +73,7 @@ const fn about(panel: Panel) -> &'static str {
 pub(super) fn draw(pen: &mut Pen<'_>, state: &State, body: Rect, scroll: usize) {
     let lines = lines(state);
     let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(2);
-    let area = centre(body, 76, rows);
+    let area = centre(body, WIDTH, rows);
     pen.clear(area);
     let title = format!("Keys in {}", state.panel.title());
     let inside = pen.frame(area, true, &Line::styled(title, pen.theme.strong));
