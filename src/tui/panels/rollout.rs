@@ -22,6 +22,7 @@
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
+use unicode_width::UnicodeWidthStr;
 
 use super::services::replica_row;
 use super::{nothing, title};
@@ -158,7 +159,7 @@ fn paragraph(pen: &mut Pen<'_>, rest: &mut Rect, line: Line<'static>) {
         // Not the end of it: the last row says so.
         let text: String = last.spans.iter().map(|s| s.content.as_ref()).collect();
         let style = last.spans.last().map_or(last.style, |s| last.style.patch(s.style));
-        let wide = u16::try_from(unicode_width::UnicodeWidthStr::width(text.as_str()));
+        let wide = u16::try_from(text.width());
         let x = rest.x.saturating_add(wide.unwrap_or(0)).min(rest.right().saturating_sub(2));
         pen.put(x, y + rows - 1, rest.right(), " …", style);
     }
@@ -367,53 +368,66 @@ fn steps(
         let mut x = pen.put(area.x, y, right, &format!("{mark} "), style);
         let is_current = i == current && rollout.outcome.is_none() && !back;
         let text = if is_current { theme.strong } else { style_of_text(i, current, theme.dim) };
-        x = pen.put_cut(x, y, right, title, text) + 1;
-        if !is_current {
-            if let Some(text) = beside_plan(state, service, rollout, i) {
-                pen.put_right(x, y, right, &text, theme.dim);
-            }
-            continue;
-        }
-        let Some(gate) = &rollout.gate else {
-            let since = beside_plan(state, service, rollout, i)
-                .unwrap_or_else(|| words::ago(state.now, rollout.step_since));
-            pen.put_right(x, y, right, &since, theme.dim);
-            continue;
+        let until = match &rollout.gate {
+            Some(
+                Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. },
+            ) if is_current => Some(words::left(state.now, *until)),
+            _ => None,
         };
-        let until = match gate {
-            Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. } => {
-                words::left(state.now, *until)
-            }
-            _ => continue,
+        let waits = is_current && rollout.gate.is_some() && until.is_none();
+        // From the longest to the shortest; the step's own words need room, too.
+        let beside: Vec<String> = match &until {
+            Some(left) => vec![format!("{left} left"), left.clone()],
+            None if waits => Vec::new(),
+            None => beside_plan(state, service, rollout, i)
+                .or_else(|| is_current.then(|| vec![words::ago(state.now, rollout.step_since)]))
+                .unwrap_or_default(),
         };
-        let end = pen.put_right(x, y, right, &format!("{until} left"), theme.accent);
+        let wide = |text: &str| u16::try_from(text.width()).unwrap_or(u16::MAX);
+        let room = right.saturating_sub(x);
+        let fits = |text: &&String| wide(text).saturating_add(wide(title) + 1) <= room;
+        let beside = beside.iter().find(fits).or(beside.last());
+        // The time is never cut; a title that is keeps half of the row.
+        let beside = beside.filter(|text| fits(text) || wide(text) < room / 2);
+        let style = if until.is_some() { theme.accent } else { theme.dim };
+        let end = beside.map_or(right, |text| pen.put_right(x, y, right, text, style));
+        let gap = u16::from(beside.is_some());
+        x = pen.put_cut(x, y, end.saturating_sub(gap), title, text) + 1;
         let width = end.saturating_sub(x + 1).min(14);
-        if width >= 4 {
+        if until.is_some() && width >= 4 {
             let share = words::gate_share(rollout, state.now).unwrap_or(0.0);
             pen.bar(end - width - 1, y, width, share, theme.accent);
         }
     }
 }
 
-/// The time a step took or has taken, and its lowest capacity, beside what was foreseen.
+/// The time a step took or has taken, and its lowest capacity, beside what was foreseen: in full, and shorter.
 fn beside_plan(
     state: &State,
     service: &ServiceView,
     rollout: &Rollout,
     index: usize,
-) -> Option<String> {
+) -> Option<Vec<String>> {
     let progress = service.progress.as_ref().filter(|p| p.release == rollout.to)?;
     let step = progress.steps.get(index)?;
     let foreseen = step.predicted.text();
-    let Some(took) = step.took(state.now) else { return Some(format!("foreseen {foreseen}")) };
-    let took = time::short(took);
+    let Some(took) = step.took(state.now) else {
+        return Some(vec![format!("foreseen {foreseen}"), format!("~{foreseen}")]);
+    };
+    let took = words::whole(took);
     let lowest = match (step.lowest_ready, step.predicted_lowest) {
         (Some(seen), Some(planned)) if seen < planned => {
             format!(", lowest {seen} ready (foreseen {planned})")
         }
         _ => String::new(),
     };
-    Some(format!("{took} (foreseen {foreseen}){lowest}"))
+    let short = if lowest.is_empty() { took.clone() } else { format!("{took} ▲") };
+    Some(vec![
+        format!("{took} (foreseen {foreseen}){lowest}"),
+        format!("{took} (foreseen {foreseen})"),
+        format!("{took} of {foreseen}"),
+        short,
+    ])
 }
 
 fn style_of_text(index: usize, current: usize, dim: Style) -> Style {

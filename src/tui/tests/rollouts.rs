@@ -395,6 +395,24 @@ fn why_a_rollout_failed_is_read_to_its_end() {
     assert!(text(&state).contains("Retry (r) or abort (x)"), "{}", text(&state));
 }
 
+/// Beside the counts a step has thirty columns: its time is seen whole, whatever it is called.
+#[test]
+fn a_step_keeps_its_time_where_it_is_narrow() {
+    let mut state = rolling(|v| {
+        v.steps[1] = "run ./smoke.sh --quick --all".to_owned();
+        v.rollout.as_mut().unwrap().gate = Some(Gate::Run {
+            command: "./smoke.sh".to_owned(),
+            attempt: crate::api::Attempt::FIRST,
+            until: Timestamp(NOW.0 + 95_000),
+        });
+    });
+    state.size = SMALL;
+    press(&mut state, "3");
+    let screen = text(&state);
+    let row = screen.lines().find(|l| l.contains("▶ run ./smoke.sh")).unwrap();
+    assert!(row.contains("… 1m35s │") && !row.contains("left"), "{screen}");
+}
+
 /// The step that the dialog was opened for, wherever the rollout is when the name is typed.
 #[test]
 fn a_promotion_names_the_step_that_was_seen() {
