@@ -3,7 +3,7 @@
 //! ```text
 //! ╭ 3 Rollout ─ chat ───────────────────────────────────────────────────────────╮
 //! │ r11 → r12  ▶ forward  step 2 of 5  3m10s  by ann                            │
-//! │ traffic  r11 █████████████████████████████████▌r12                          │
+//! │ traffic r11  90% ████████████████████████████████████████▒▒▒▒▒  10% r12     │
 //! │                                                                             │
 //! │ ✔ weight 10 %                   │            requests  failed       mean    │
 //! │ ▶ analyse default   42s ━━━╸─── │ new r12         214   29.0%     182 ms    │
@@ -27,8 +27,8 @@ use unicode_width::UnicodeWidthStr;
 use super::services::replica_row;
 use super::{nothing, title};
 use crate::api::{
-    Condition, Direction, Gate, ReleaseNumber, ReleaseView, Rollout, RolloutKind, ServiceView,
-    VerdictOf, VerdictResult, Window, time,
+    Condition, Direction, Gate, ReleaseNumber, ReleaseView, ReplicaView, Rollout, RolloutKind,
+    ServiceView, VerdictOf, VerdictResult, Window,
 };
 
 use crate::tui::command::Panel;
@@ -295,21 +295,22 @@ fn queued(state: &State, service: &ServiceView) -> Option<(String, Style)> {
 
 /// How the requests are shared out between the two releases, by weight.
 fn traffic_bar(pen: &mut Pen<'_>, service: &ServiceView, rollout: &Rollout, rest: Rect, y: u16) {
-    let share_of = |release: ReleaseNumber| -> u32 {
+    let share_of = |release: ReleaseNumber, of: fn(&ReplicaView) -> u32| -> u32 {
         let replicas = service.replicas.iter().filter(|r| r.id.release == release);
-        replicas.map(|r| r.weight_percent).sum()
+        replicas.map(of).sum()
     };
-    let new = share_of(rollout.to).min(100);
-    let old = rollout.from.map_or(0, share_of).min(100);
+    let shares = |of: fn(&ReplicaView) -> u32| {
+        shared_out(share_of(rollout.to, of), rollout.from.map_or(0, |from| share_of(from, of)))
+    };
+    let (new, old) = shares(|r| r.weight_percent);
     let mut x = pen.put(rest.x, y, rest.right(), "traffic ", pen.theme.dim);
     if let Some(from) = rollout.from {
         x = pen.put(x, y, rest.right(), &format!("{from} {old:>3}% "), pen.theme.old);
     }
     let waits = service.replicas.iter().any(|r| r.weight_wanted_percent.is_some());
     let tail = if waits {
-        let ours = service.replicas.iter().filter(|r| r.id.release == rollout.to);
-        let to_be: u32 = ours.map(|r| r.weight_wanted_percent.unwrap_or(r.weight_percent)).sum();
-        format!(" {new:>3}→{}% {}", to_be.min(100), rollout.to)
+        let (to_be, _) = shares(|r| r.weight_wanted_percent.unwrap_or(r.weight_percent));
+        format!(" {new:>3}→{to_be}% {}", rollout.to)
     } else {
         format!(" {new:>3}% {}", rollout.to)
     };
@@ -330,8 +331,19 @@ fn traffic_bar(pen: &mut Pen<'_>, service: &ServiceView, rollout: &Rollout, rest
     let right = rest.right();
     x = pen.put(x, y, right, &"█".repeat(old_cells), pen.theme.old);
     x = pen.put(x, y, right, &"·".repeat(none), pen.theme.border);
-    x = pen.put(x, y, right, &"█".repeat(new_cells), pen.theme.new);
+    // Another glyph, too: the two are told apart without colours.
+    x = pen.put(x, y, right, &"▒".repeat(new_cells), pen.theme.new);
     pen.put(x, y, right, &tail, pen.theme.new);
+}
+
+/// The percents of both sides, of what their replicas have, each rounded: together they are 100.
+fn shared_out(new: u32, old: u32) -> (u32, u32) {
+    match (new, old) {
+        (0, 0) => (0, 0),
+        (0, _) => (0, 100),
+        (_, 0) => (100, 0),
+        (new, _) => (new.min(99), 100 - new.min(99)),
+    }
 }
 
 /// The titles of the steps, the last stretch included.
@@ -612,4 +624,19 @@ fn release_row(
         (reason, why) => format!("{reason} · {why}"),
     };
     pen.put_cut(x, y, right, &text, theme.text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shared_out;
+
+    #[test]
+    fn two_sides_are_a_hundred() {
+        // Three of 33 or 34 each beside one, as rounding has it.
+        assert_eq!(shared_out(33, 68), (33, 67));
+        assert_eq!(shared_out(34, 66), (34, 66));
+        assert_eq!(shared_out(0, 99), (0, 100));
+        assert_eq!(shared_out(101, 0), (100, 0));
+        assert_eq!(shared_out(0, 0), (0, 0));
+    }
 }
