@@ -139,6 +139,25 @@ fn help_and_palette() {
     snapshots("palette", ":appch");
 }
 
+/// A second start stands in the same columns as a first one.
+#[test]
+fn the_rows_of_replicas_stand_below_each_other() {
+    let mut snapshot = calm();
+    let chat = snapshot.services.get_mut(&service_name("chat")).unwrap();
+    chat.replicas[1].id = "r11-0-a2".parse().unwrap();
+    let mut state = state(snapshot, SMALL);
+    press(&mut state, "2");
+    let screen = text(&state);
+    let at = |row: &str, what: &str| {
+        let line = screen.lines().find(|l| l.contains(row)).unwrap();
+        line.chars().collect::<String>().split(what).next().unwrap().chars().count()
+    };
+    assert_eq!(at("r11-0", "ready"), at("r11-1", "ready"), "{screen}");
+    assert!(screen.contains("node1 GPU 0-3 try 2"), "{screen}");
+    assert!(screen.lines().any(|l| l.ends_with("SHARE │")), "{screen}");
+    assert!(screen.contains("45% │"), "{screen}");
+}
+
 /// What a key does to what serves is said of every such key, however narrow it is.
 #[test]
 fn the_help_is_read_to_its_end() {

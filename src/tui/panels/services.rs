@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! ╭ 2 Services ────────────────────────────────────────────────────────────────────╮
-//! │   NAME   CONDITION  READY   RELEASE  REQ/S  ERRORS   MEAN  ENGINE  MODEL   URL │
+//! │   NAME   CONDITION  READY   RELEASE  REQ/S  ERRORS   MEAN  ENGINE  MODEL SHARE │
 //! │▌▶ chat   rolling    2/2 ≥1  r11→r12  41.2/s   0%   182 ms  vllm    Llama…      │
-//! │     r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3                           10%   │
-//! │     r11-0  ● ▰▰▰▰ ready    2h10m node1 GPU 0-3                           45%   │
+//! │     r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3 try 2                       10% │
+//! │     r11-0  ● ▰▰▰▰ ready    2h10m node1 GPU 0-3                             45% │
 //! │ ● code   serving    2/2 ≥1  r9 ✎     12.0/s   0%    95 ms  vllm    …           │
 //! ╰────────────────────────────────────────────────────────────────────────────────╯
 //! ```
@@ -25,17 +25,20 @@ use crate::tui::words;
 
 const COLUMNS: [Column; 11] = [
     col("", 2, 0),
-    col("NAME", 14, 1),
+    grow("NAME", 11, 1),
     col("CONDITION", 12, 2),
     col("READY", 8, 3),
     col("RELEASE", 9, 4),
     num("REQ/S", 8, 5),
     num("ERRORS", 6, 6),
-    num("MEAN", 8, 7),
+    num("MEAN", 7, 7),
     col("ENGINE", 9, 9),
     grow("MODEL", 12, 8),
     grow("URL", 22, 10),
 ];
+
+/// Columns at the right of all rows: the share of the traffic of a replica, with room on both sides.
+const SHARE: u16 = 7;
 
 /// Rows that the panel would like to have.
 pub fn height(state: &State) -> u16 {
@@ -64,8 +67,11 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
         return nothing(pen, inside, lines);
     }
     let left = inside.x + 1;
-    let at = places(&COLUMNS, left, inside.right());
+    // The last column of the inside stays free.
+    let right = inside.right().saturating_sub(1);
+    let at = places(&COLUMNS, left, inside.right().saturating_sub(SHARE));
     pen.head(&COLUMNS, &at, inside.y);
+    pen.put_right(left, inside.y, right, "SHARE", pen.theme.header);
     let list =
         Rect { y: inside.y.saturating_add(1), height: inside.height.saturating_sub(1), ..inside };
     let rows = state.service_rows();
@@ -87,12 +93,12 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
                 if let Some(trouble) = service.trouble.as_ref().filter(|_| y + 1 < list.bottom()) {
                     y += 1;
                     let text = format!("▲ {trouble}");
-                    pen.put_cut(left + 3, y, list.right(), &text, pen.theme.warn);
+                    pen.put_cut(left + 3, y, right, &text, pen.theme.warn);
                 }
             }
             ServiceRow::Replica(_, id) => {
                 if let Some(replica) = service.replicas.iter().find(|r| r.id == *id) {
-                    replica_row(pen, state, service, replica, left + 3, y, list.right());
+                    replica_row(pen, state, service, replica, left + 3, y, right);
                 }
             }
         }
@@ -197,9 +203,6 @@ pub fn replica_row(
         end = end.saturating_sub(9);
     }
     let mut at = pen.put(x, y, end, &format!("{:<6} ", replica.id.key()), release);
-    if replica.id.attempt.0.get() > 1 {
-        at = pen.put(at, y, end, &format!("try {} ", replica.id.attempt), theme.warn);
-    }
     at = pen.put(at, y, end, &format!("{mark} "), style);
     if room >= 60 {
         at = pen.put(at, y, end, &format!("{} ", words::track(done)), style);
@@ -209,6 +212,10 @@ pub fn replica_row(
     at = pen.put(at, y, end, &format!("{since:<6} "), theme.dim);
     let note = words::phase_note(&replica.phase, state.now).or_else(|| replica.trouble.clone());
     at = pen.put(at, y, end, &places_of(state, replica), theme.text);
+    // Behind the columns, which it would push aside.
+    if replica.id.attempt.0.get() > 1 {
+        at = pen.put(at + 1, y, end, &format!("try {}", replica.id.attempt), theme.warn);
+    }
     if let Some(note) = note {
         pen.put_cut(at + 1, y, end, &format!("▲ {note}"), theme.warn);
     }
