@@ -285,7 +285,9 @@ impl Confirm {
 
     fn body(&self, theme: &Theme, width: usize) -> Vec<Line<'static>> {
         match &self.plan {
-            PlanState::Words(words) => words.iter().map(|w| Line::raw(w.clone())).collect(),
+            PlanState::Words(words) => {
+                words.iter().flat_map(|w| plan::wrapped(w, width, theme.text)).collect()
+            }
             PlanState::Waiting(_) => vec![Line::styled("planning …", theme.dim)],
             PlanState::Ready(plan) => plan::lines(plan, theme, width),
             PlanState::Failed(error) => {
@@ -311,7 +313,9 @@ impl Confirm {
     /// Where the dialog lies in `body`, and its text.
     fn laid_out(&self, theme: &Theme, body: Rect) -> (Rect, Vec<Line<'static>>) {
         let width = body.width.saturating_sub(4).clamp(body.width.min(40), 104);
-        let lines = self.body(theme, usize::from(width.saturating_sub(4)));
+        // The dialog may take more than it asks for, where only slivers would be left beside it.
+        let inside = centre(body, width, 1).width.saturating_sub(4);
+        let lines = self.body(theme, usize::from(inside));
         let rows = u16::try_from(lines.len()).unwrap_or(u16::MAX);
         (centre(body, width, rows.saturating_add(self.below() + 3)), lines)
     }

@@ -139,6 +139,17 @@ fn undo_goes_to_the_release_chosen_in_the_history() {
 }
 
 #[test]
+fn what_a_dialog_says_is_read_to_its_end_where_it_is_narrow() {
+    let mut state = rolling(|_| ());
+    state.size = (60, 24);
+    press(&mut state, "3A");
+    let screen = text(&state);
+    let words: Vec<&str> = screen.split_whitespace().filter(|w| *w != "│").collect();
+    let words = words.join(" ");
+    assert!(words.contains("it begins only if you type `chat outage` here."), "{screen}");
+}
+
+#[test]
 fn an_undo_names_the_release_before() {
     let mut state = rolling(|v| {
         v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
