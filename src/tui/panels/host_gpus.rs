@@ -300,6 +300,13 @@ fn processes(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'stat
     table(theme, width, 2, &columns, rows, out);
 }
 
+/// A command as one calls it: the name of the program without its folder, then its arguments.
+fn called(command: &str) -> String {
+    let (program, arguments) = command.split_once(' ').unwrap_or((command, ""));
+    let name = program.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(program);
+    format!("{name} {arguments}").trim_end().to_owned()
+}
+
 fn process_row(theme: &Theme, gpu: &Gpu, process: &GpuProcess) -> Row {
     let bytes = |memory: Option<Bytes>| absent(memory, |m| m.to_string());
     let clean = |text: &str, chars| crate::api::text::clean(text, chars);
@@ -318,9 +325,21 @@ fn process_row(theme: &Theme, gpu: &Gpu, process: &GpuProcess) -> Row {
             bytes(process.host_memory),
             time.unwrap_or_else(|| ABSENT.to_owned()),
             clean(home, 20),
-            process.command.as_deref().unwrap_or(&process.name).to_owned(),
+            process.command.as_deref().map_or_else(|| process.name.to_string(), called),
         ],
         style: theme.text,
         below: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::called;
+
+    #[test]
+    fn a_command_is_called_by_its_name() {
+        assert_eq!(called("/opt/venv/bin/python3 -m vllm /models/x"), "python3 -m vllm /models/x");
+        assert_eq!(called("nvidia-smi"), "nvidia-smi");
+        assert_eq!(called("/"), "/");
     }
 }
