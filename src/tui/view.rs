@@ -217,6 +217,7 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         Mode::Browse | Mode::Filter { .. } => None,
         Mode::Palette(_) => Some("type a command · ↑↓ choose · Enter runs it · Esc closes"),
         Mode::Help { .. } | Mode::Text(_) => Some("↑↓ scrolls · Esc closes"),
+        Mode::Confirm(confirm) if !confirm.asks() => Some("↑↓ scrolls · Enter or Esc closes"),
         Mode::Confirm(_) => Some("type the name, then Enter · ↑↓ scrolls the plan · Esc cancels"),
         Mode::Map(map) => Some(map.hint()),
         Mode::Ask(_) => Some("← → choose · Enter · Esc cancels"),

@@ -65,6 +65,18 @@ fn a_plan_begins_with_what_it_comes_to() {
 }
 
 #[test]
+fn where_nothing_is_to_be_done_nothing_is_to_be_typed() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    let plan = crate::api::PlanView { nothing_to_do: true, ..fixture::plan("code", false) };
+    planned(&mut state, &effects, plan);
+    let screen = text(&state);
+    assert!(screen.contains("Enter or Esc closes") && !screen.contains("type the name"), "{screen}");
+    press(&mut state, "<enter>");
+    assert!(matches!(state.mode, Mode::Browse));
+}
+
+#[test]
 fn an_unseen_plan_is_not_confirmed() {
     let mut state = state(calm(), SMALL);
     press(&mut state, "2Ga");
