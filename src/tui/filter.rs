@@ -66,6 +66,17 @@ impl Filter {
         Some(Self { text: text.to_owned(), kind, inverse, trouble })
     }
 
+    /// The filter of a text that is being typed: while it is no expression yet, what `before` showed stays.
+    pub fn typed(text: &str, before: Option<&Self>) -> Option<Self> {
+        let new = Self::new(text)?;
+        match before {
+            Some(before) if new.trouble.is_some() => {
+                Some(Self { kind: before.kind.clone(), inverse: before.inverse, ..new })
+            }
+            _ => Some(new),
+        }
+    }
+
     /// As typed.
     pub fn text(&self) -> &str {
         &self.text
@@ -109,6 +120,18 @@ mod tests {
         assert!(!f("-f xyz").matches("node1"));
         assert!(f("-l zone=a").matches("node1 zone=a"));
         assert!(Filter::new("").is_none() && Filter::new("!").is_none());
+    }
+
+    #[test]
+    fn while_an_expression_is_unfinished_the_last_one_holds() {
+        let good = Filter::new("err").unwrap();
+        let half = Filter::typed("err(", Some(&good)).unwrap();
+        assert!(half.trouble.is_some() && half.text() == "err(");
+        assert!(half.matches("ERROR 1") && !half.matches("warning"));
+        let still = Filter::typed("err(o", Some(&half)).unwrap();
+        assert!(still.matches("ERROR 1"));
+        let whole = Filter::typed("err(or)", Some(&still)).unwrap();
+        assert!(whole.trouble.is_none() && whole.matches("ERROR 1") && !whole.matches("err 1"));
     }
 
     #[test]

@@ -225,10 +225,12 @@ fn on_key(state: &mut State, key: Key) -> Vec<Effect> {
         }
         Mode::Filter { .. } => filter_key(state, key),
         Mode::Palette(_) => return palette_key(state, key),
-        Mode::Help { scroll } => match super::dialogs::scroll_key(key, *scroll, text_page, help_rows) {
-            Some(to) => *scroll = to,
-            None => close = true,
-        },
+        Mode::Help { scroll } => {
+            match super::dialogs::scroll_key(key, *scroll, text_page, help_rows) {
+                Some(to) => *scroll = to,
+                None => close = true,
+            }
+        }
         Mode::Text(view) => close = !view.key(key, text_page),
         Mode::Map(map) => match map.key(key, page) {
             MapKey::Stay => {}
@@ -309,7 +311,15 @@ fn paste(state: &mut State, text: &str) {
 fn filter_key(state: &mut State, key: Key) {
     let Mode::Filter { field, before } = &mut state.mode else { return };
     match key {
-        Key::Enter => state.mode = Mode::Browse,
+        Key::Enter => {
+            // What is no expression is looked for as it is.
+            let filter = Filter::new(field.text());
+            state.mode = Mode::Browse;
+            if filter.as_ref().is_some_and(|f| f.trouble.is_some()) {
+                state.set_filter(filter);
+                settle_filter(state);
+            }
+        }
         Key::Esc | Key::Ctrl('c') => {
             let before = before.take();
             state.mode = Mode::Browse;
@@ -322,7 +332,8 @@ fn filter_key(state: &mut State, key: Key) {
         }
         other => {
             field.key(other);
-            let filter = Filter::new(field.text());
+            let text = field.text().to_owned();
+            let filter = Filter::typed(&text, state.filter(state.panel));
             state.set_filter(filter);
             settle_filter(state);
         }

@@ -194,7 +194,10 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         let end = pen.put(x, y, right, &field.shown(), theme.strong);
         let trouble = state.filter(state.panel).and_then(|f| f.trouble.as_deref());
         match trouble {
-            Some(why) => pen.put_cut(end + 2, y, right, &format!("▲ {why}"), theme.warn),
+            Some(why) => {
+                let text = format!("▲ {why} · Enter looks for it as it is · Esc drops");
+                pen.put_cut(end + 2, y, right, &text, theme.warn)
+            }
             None => pen.put(end + 2, y, right, "Enter keeps · Esc drops", theme.dim),
         };
         let before: String = field.text().chars().take(field.cursor()).collect();

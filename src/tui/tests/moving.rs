@@ -106,6 +106,16 @@ fn nothing_scrolls_beyond_its_end() {
 }
 
 #[test]
+fn an_unfinished_expression_keeps_what_the_log_shows() {
+    let mut state = state(calm(), SMALL);
+    followed(&mut state, "INFO ready\nERROR call(1) failed\n");
+    press(&mut state, "/error call(");
+    assert!(text(&state).contains("ERROR call(1)") && !text(&state).contains("INFO ready"));
+    press(&mut state, "1<enter>");
+    assert!(text(&state).contains("ERROR call(1)"), "{}", text(&state));
+}
+
+#[test]
 fn events_hold_still_while_scrolled() {
     let mut state = state(calm(), SMALL);
     for i in 0..40 {
