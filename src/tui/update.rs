@@ -481,8 +481,10 @@ fn logged(
     vec![next]
 }
 
-/// Opens the filter line of the panel with the keys.
+/// Opens the filter line of the panel with the keys. What lies before its rows is closed: they are what is
+/// filtered.
 pub fn open_filter(state: &mut State) {
+    state.detail = None;
     let before = state.filter(state.panel).cloned();
     let field = Field::with(before.as_ref().map_or("", Filter::text));
     state.mode = Mode::Filter { field, before };

@@ -106,6 +106,14 @@ fn nothing_scrolls_beyond_its_end() {
 }
 
 #[test]
+fn a_filter_closes_the_details_before_the_rows() {
+    let mut state = state(rich(), SMALL);
+    press(&mut state, "1d/node2");
+    let screen = text(&state);
+    assert!(screen.contains(" 1 Fleet /node2") && !screen.contains("Esc goes back"), "{screen}");
+}
+
+#[test]
 fn an_unfinished_expression_keeps_what_the_log_shows() {
     let mut state = state(calm(), SMALL);
     followed(&mut state, "INFO ready\nERROR call(1) failed\n");
