@@ -11,9 +11,30 @@ use super::panels;
 use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::{open_filter, releases};
 use crate::api::{
-    Direction, Gate, HostName, Intent, Outcome, RankId, ReleaseNumber, ReleaseView, ReplicaTo, Rollout,
-    ServiceName, ServiceView, Severity,
+    Direction, Gate, HostName, Intent, Outcome, RankId, ReleaseNumber, ReleaseView, ReplicaTo,
+    Rollout, ServiceName, ServiceView, Severity,
 };
+
+/// Whether `command` would do something to what is selected just now; the hints leave out what would not.
+pub fn is_of_use(state: &State, command: Command) -> bool {
+    let rollout = state.selected_service().and_then(|s| s.rollout.as_ref());
+    let active = rollout.filter(|r| r.outcome.is_none());
+    match command {
+        Command::PauseResume | Command::Promote | Command::Abort => active.is_some(),
+        Command::Skip => active.is_some_and(can_skip),
+        Command::Retry => rollout.is_some_and(|r| match &r.outcome {
+            None => matches!(r.gate, Some(Gate::Failed { .. } | Gate::Inconclusive { .. })),
+            Some(outcome) => *outcome != Outcome::Completed,
+        }),
+        _ => true,
+    }
+}
+
+/// Whether a gate holds it that need not be waited for.
+fn can_skip(rollout: &Rollout) -> bool {
+    rollout.direction == Direction::Forward
+        && rollout.gate.as_ref().is_some_and(|g| !matches!(g, Gate::Failed { .. }))
+}
 
 /// Carries out `command`; about `service` when it was named, else about what is selected.
 pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) -> Vec<Effect> {
@@ -506,9 +527,8 @@ fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {
 
 fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
     let name = view.name.clone();
-    let rollout = view.rollout.as_ref().filter(|r| r.direction == Direction::Forward);
-    let gate = rollout.and_then(|r| r.gate.as_ref());
-    if !gate.is_some_and(|g| !matches!(g, Gate::Failed { .. })) {
+    let rollout = view.rollout.as_ref().filter(|r| can_skip(r));
+    if rollout.is_none() {
         state.say(Severity::Warning, format!("no gate holds the rollout of {name}"));
         return Vec::new();
     }

@@ -19,7 +19,7 @@ use super::command::{Command, Panel};
 use super::draw::Pen;
 use super::layout::{self, Areas};
 use super::state::{Controller, Mode, State};
-use super::{ascii, dialogs, keymap, panels, words};
+use super::{act, ascii, dialogs, keymap, panels, words};
 use crate::api::Severity;
 
 /// Draws the screen.
@@ -248,9 +248,16 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
     }
     for binding in keymap::of(state.panel, state.look.read_only) {
         let (Some(key), Some(hint)) = (binding.keys.first(), binding.hint) else { continue };
-        if matches!(binding.command, Command::BackOrQuit | Command::Help | Command::Palette) {
+        if matches!(binding.command, Command::BackOrQuit | Command::Help | Command::Palette)
+            || !act::is_of_use(state, binding.command)
+        {
             continue;
         }
+        let hint = if binding.command == Command::PauseResume && is_paused(state) {
+            "resume"
+        } else {
+            hint
+        };
         let text = format!("{key} ");
         let needs = u16::try_from(text.chars().count() + hint.len() + 2).unwrap_or(u16::MAX);
         if x.saturating_add(needs) > tail {
@@ -260,6 +267,12 @@ fn hints(pen: &mut Pen<'_>, state: &State, areas: &Areas) -> Option<Position> {
         x = pen.put(x, y, tail, hint, theme.dim) + 2;
     }
     None
+}
+
+/// Whether the rollout of the selected service is paused.
+fn is_paused(state: &State) -> bool {
+    let rollout = state.selected_service().and_then(|s| s.rollout.as_ref());
+    rollout.is_some_and(|r| r.outcome.is_none() && r.paused.is_some())
 }
 
 fn goes_back(state: &State) -> bool {

@@ -81,7 +81,8 @@ fn scrolling_up_pauses_the_log_and_g_is_live() {
 /// At the end one key up is one row up, wherever the keys down came from.
 #[test]
 fn nothing_scrolls_beyond_its_end() {
-    for (keys, down) in [("1d", "G"), ("1d", "<pagedown><pagedown><pagedown><pagedown>"), ("2d", "G")]
+    for (keys, down) in
+        [("1d", "G"), ("1d", "<pagedown><pagedown><pagedown><pagedown>"), ("2d", "G")]
     {
         let mut state = state(rich(), (80, 16));
         press(&mut state, keys);

@@ -71,7 +71,10 @@ fn where_nothing_is_to_be_done_nothing_is_to_be_typed() {
     let plan = crate::api::PlanView { nothing_to_do: true, ..fixture::plan("code", false) };
     planned(&mut state, &effects, plan);
     let screen = text(&state);
-    assert!(screen.contains("Enter or Esc closes") && !screen.contains("type the name"), "{screen}");
+    assert!(
+        screen.contains("Enter or Esc closes") && !screen.contains("type the name"),
+        "{screen}"
+    );
     press(&mut state, "<enter>");
     assert!(matches!(state.mode, Mode::Browse));
 }
@@ -159,6 +162,36 @@ fn what_a_dialog_says_is_read_to_its_end_where_it_is_narrow() {
     let words: Vec<&str> = screen.split_whitespace().filter(|w| *w != "│").collect();
     let words = words.join(" ");
     assert!(words.contains("it begins only if you type `chat outage` here."), "{screen}");
+}
+
+/// The bottom line of the rollout panel, whatever its width leaves out.
+fn hints(change: impl FnOnce(&mut crate::api::ServiceView)) -> String {
+    let mut state = rolling(change);
+    press(&mut state, "3");
+    text(&state).lines().last().unwrap().to_owned()
+}
+
+#[test]
+fn the_hints_offer_what_does_something() {
+    let analysing = hints(|_| ());
+    for wanted in ["p pause", "P promote", "x abort", "s skip"] {
+        assert!(analysing.contains(wanted), "{analysing}");
+    }
+    assert!(!analysing.contains("r retry"), "{analysing}");
+    let paused = hints(|v| v.rollout.as_mut().unwrap().paused = Some(NOW));
+    assert!(paused.contains("p resume") && !paused.contains("pause"), "{paused}");
+    let done = |outcome| {
+        move |v: &mut crate::api::ServiceView| {
+            v.rollout.as_mut().unwrap().outcome = Some(outcome);
+        }
+    };
+    let over = hints(done(crate::api::Outcome::Completed));
+    for unwanted in ["pause", "promote", "abort", "retry", "skip"] {
+        assert!(!over.contains(unwanted), "{over}");
+    }
+    assert!(over.contains("a apply") && over.contains("u undo"), "{over}");
+    let failed = hints(done(crate::api::Outcome::Failed { why: "bad".to_owned() }));
+    assert!(failed.contains("r retry") && !failed.contains("abort"), "{failed}");
 }
 
 #[test]
