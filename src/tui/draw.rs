@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
-use ratatui::style::{Color, Style};
+use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, BorderType, Clear, Widget};
 use unicode_width::UnicodeWidthStr;
@@ -123,6 +123,13 @@ impl Pen<'_> {
                 }
             }
         }
+    }
+
+    /// Takes the colours of what is drawn in an area: it is there, and it is not of now.
+    pub fn fade(&mut self, area: Rect) {
+        let style = self.theme.dim.remove_modifier(Modifier::BOLD);
+        let area = area.intersection(self.buffer.area);
+        self.buffer.set_style(area, style);
     }
 
     /// A frame with a title; returns the inside.

@@ -50,6 +50,7 @@ pub fn draw(state: &State, buffer: &mut Buffer) -> Option<Position> {
         waiting(pen, state, areas.body);
     }
     strip(pen, state, areas.strip);
+    old(pen, state, &areas);
     let mut cursor = hints(pen, state, &areas);
     cursor = dialogs::draw(pen, state, areas.body).or(cursor);
     if state.look.ascii {
@@ -178,6 +179,22 @@ fn strip(pen: &mut Pen<'_>, state: &State, area: Rect) {
     }
     if let Some(event) = snapshot.events.back().filter(|_| state.panel != Panel::Events) {
         panels::events::line(pen, state, event, Rect { y: y + 1, height: 1, ..area }, 0);
+    }
+}
+
+/// While the controller is lost, what is seen is of then: all of it is pale, and the strip says how old it is.
+fn old(pen: &mut Pen<'_>, state: &State, areas: &Areas) {
+    let Controller::Lost { since, .. } = &state.controller else { return };
+    if state.snapshot.is_none() {
+        return;
+    }
+    pen.fade(areas.body);
+    let row = Rect { height: 1, ..areas.strip };
+    if areas.strip.height >= 2 {
+        pen.clear(row);
+        let age = words::ago(state.now, *since);
+        let text = format!(" ✖ the controller is lost: what is seen is {age} old");
+        pen.put_cut(row.x, row.y, row.right(), &text, pen.theme.bad);
     }
 }
 

@@ -171,6 +171,14 @@ fn a_lost_controller_is_said_and_the_last_data_stay() {
     update(&mut state, lost);
     let screen = text(&state);
     assert!(screen.contains("CONTROLLER LOST 12s") && screen.contains("node1"), "{screen}");
+    state.size = SMALL;
+    let screen = text(&state);
+    assert!(screen.contains("what is seen is 12s old") && screen.contains("node1"), "{screen}");
+    // The rows are pale, whatever they say.
+    let buffer = super::buffer(&state);
+    let pale = state.theme.dim.fg.unwrap();
+    let body = buffer.content.iter().skip(80).take(20 * 80);
+    assert!(body.filter(|c| c.symbol() != " ").all(|c| c.fg == pale));
 }
 
 #[test]
