@@ -234,7 +234,10 @@ mod tests {
     fn a_change_that_is_on_its_way_does_not_wait() {
         use crate::rollout::{Event, EventKind, LimitRule, QueuedRollout, RolloutKind, step};
         let service: ServiceName = "chat".parse().unwrap();
-        let release = crate::controller::saved::tests::release(crate::base::DeckId(uuid::Uuid::from_u128(1)), &service);
+        let release = crate::controller::saved::tests::release(
+            crate::base::DeckId(uuid::Uuid::from_u128(1)),
+            &service,
+        );
         let written = release.spec.clone();
         let mut edited = written.clone();
         edited.context = Some(1_024);

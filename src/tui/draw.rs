@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::Line;
+use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Clear, Widget};
 use unicode_width::UnicodeWidthStr;
 
@@ -94,6 +94,23 @@ impl Pen<'_> {
             self.line(area.x, y, area.right(), line);
         }
         most
+    }
+
+    /// Writes `lines` into `area`; where there are more, the last row says so.
+    pub fn lines_cut(&mut self, area: Rect, mut lines: Vec<Line<'static>>) {
+        let rows = usize::from(area.height);
+        if lines.len() > rows && rows > 0 {
+            let left = lines.split_off(rows);
+            if let (Some(last), Some(next)) = (lines.last_mut(), left.into_iter().next()) {
+                let style = next.style;
+                let spans = next.spans.into_iter().map(|s| s.patch_style(style));
+                last.spans.push(Span::raw(" "));
+                last.spans.extend(spans);
+                // Whatever the next one has, this is not the end.
+                last.spans.push(Span::raw(" ".repeat(usize::from(area.width)) + "…"));
+            }
+        }
+        self.lines(area, &lines, 0);
     }
 
     /// A horizontal bar of `width` cells, filled to `share` (0 to 1) in halves. Thin, so that bars

@@ -36,7 +36,10 @@ pub fn lines(state: &State) -> Vec<Line<'static>> {
         let about = wrapped(binding.command.about(), width.saturating_sub(KEYS), theme.text);
         for (i, line) in about.into_iter().enumerate() {
             let mut spans = if i == 0 {
-                vec![Span::styled(format!("  {keys:<12}"), theme.strong), Span::styled(mark, theme.warn)]
+                vec![
+                    Span::styled(format!("  {keys:<12}"), theme.strong),
+                    Span::styled(mark, theme.warn),
+                ]
             } else {
                 vec![Span::raw(" ".repeat(KEYS))]
             };

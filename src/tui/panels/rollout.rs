@@ -27,8 +27,8 @@ use unicode_width::UnicodeWidthStr;
 use super::services::replica_row;
 use super::{nothing, title};
 use crate::api::{
-    Condition, Direction, Gate, ReleaseNumber, ReleaseView, ReplicaView, Rollout, RolloutKind,
-    ServiceView, VerdictOf, VerdictResult, Window,
+    Condition, Direction, Gate, Outcome, ReleaseNumber, ReleaseView, ReplicaView, Rollout,
+    RolloutKind, ServiceView, VerdictOf, VerdictResult, Window,
 };
 
 use crate::tui::command::Panel;
@@ -110,14 +110,15 @@ fn journey(
     if rest.height > 12 {
         take(rest, 1);
     }
-    let measured = counts(rollout) || rollout.verdict.is_some();
+    let said = is_said(rollout);
+    let measured = counts(rollout) || rollout.verdict.is_some() && !said;
     let titles = titles(service, rollout);
     // What has ended needs no steps any more, unless there is plenty of room.
     let wanted = if over && rest.height < 20 { 0 } else { titles.len() };
     let room = usize::from(rest.height.saturating_sub(3).min(10));
     let rows = u16::try_from(wanted.min(room)).unwrap_or(0);
     let side = rest.width >= SIDE_BY_SIDE && measured && rows > 0;
-    let measure_rows = if measured { 4.min(rest.height) } else { 0 };
+    let measure_rows = if measured { if said { 3 } else { 4 }.min(rest.height) } else { 0 };
     if side {
         let rows = rows.max(measure_rows).min(rest.height);
         let y = take(rest, rows);
@@ -151,18 +152,8 @@ fn paragraph(pen: &mut Pen<'_>, rest: &mut Rect, line: Line<'static>) {
     let most = usize::from((rest.height / 3).max(1));
     let rows = u16::try_from(lines.len().min(most)).unwrap_or(1).min(rest.height);
     let y = take(rest, rows);
-    let (shown, left) = lines.split_at(usize::from(rows).min(lines.len()));
-    for (at, line) in (y..).zip(shown) {
-        pen.line(rest.x, at, rest.right(), line);
-    }
-    if let Some(last) = shown.last().filter(|_| !left.is_empty()) {
-        // Not the end of it: the last row says so.
-        let text: String = last.spans.iter().map(|s| s.content.as_ref()).collect();
-        let style = last.spans.last().map_or(last.style, |s| last.style.patch(s.style));
-        let wide = u16::try_from(text.width());
-        let x = rest.x.saturating_add(wide.unwrap_or(0)).min(rest.right().saturating_sub(2));
-        pen.put(x, y + rows - 1, rest.right(), " …", style);
-    }
+    let room = Rect { y, height: rows, ..*rest };
+    pen.lines_cut(room, lines);
 }
 
 /// A line in lines of at most `width` columns: its last part, the reason, is what is broken.
@@ -364,7 +355,7 @@ fn steps(
 ) {
     let theme = pen.theme;
     let back = matches!(rollout.direction, Direction::Back { .. });
-    let done = matches!(rollout.outcome, Some(crate::api::Outcome::Completed));
+    let done = matches!(rollout.outcome, Some(Outcome::Completed));
     let current = rollout.step.min(titles.len().saturating_sub(1));
     let from = window(titles.len(), current, usize::from(area.height));
     let shown = titles.iter().enumerate().skip(from);
@@ -380,12 +371,13 @@ fn steps(
         let mut x = pen.put(area.x, y, right, &format!("{mark} "), style);
         let is_current = i == current && rollout.outcome.is_none() && !back;
         let text = if is_current { theme.strong } else { style_of_text(i, current, theme.dim) };
-        let until = match &rollout.gate {
-            Some(
-                Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. },
-            ) if is_current => Some(words::left(state.now, *until)),
-            _ => None,
-        };
+        let until =
+            match &rollout.gate {
+                Some(
+                    Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. },
+                ) if is_current => Some(words::left(state.now, *until)),
+                _ => None,
+            };
         let waits = is_current && rollout.gate.is_some() && until.is_none();
         // From the longest to the shortest; the step's own words need room, too.
         let beside: Vec<String> = match &until {
@@ -424,7 +416,9 @@ fn beside_plan(
     let step = progress.steps.get(index)?;
     let foreseen = step.predicted.text();
     let Some(took) = step.took(state.now) else {
-        return Some(vec![format!("foreseen {foreseen}"), format!("~{foreseen}")]);
+        let short = foreseen.strip_prefix("at least ").map(|least| format!("≥{least}"));
+        let short = short.unwrap_or_else(|| format!("~{foreseen}"));
+        return Some(vec![format!("foreseen {foreseen}"), short]);
     };
     let took = words::whole(took);
     let lowest = match (step.lowest_ready, step.predicted_lowest) {
@@ -499,7 +493,9 @@ fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     if y >= area.bottom() {
         return;
     }
-    verdict(pen, rollout, Rect { y, height: area.bottom() - y, ..area });
+    if !is_said(rollout) {
+        verdict(pen, rollout, Rect { y, height: area.bottom() - y, ..area });
+    }
 }
 
 /// Whether requests are or were counted.
@@ -527,7 +523,18 @@ fn verdict(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     let text = format!("{mark} {what}: {}", verdict.reason);
     // The number that decided is worth a second row.
     let lines = crate::tui::dialogs::wrapped(&text, usize::from(area.width), style);
-    pen.lines(area, &lines, 0);
+    pen.lines_cut(area, lines);
+}
+
+/// Whether the headline tells the verdict already: it is why the rollout went back.
+fn is_said(rollout: &Rollout) -> bool {
+    let why = match &rollout.outcome {
+        Some(Outcome::RolledBack { why } | Outcome::Aborted { why } | Outcome::Failed { why }) => {
+            why
+        }
+        Some(Outcome::Completed) | None => return false,
+    };
+    rollout.verdict.as_ref().is_some_and(|v| why.contains(&v.reason))
 }
 
 fn mean(window: &Window) -> Option<f64> {

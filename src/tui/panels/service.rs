@@ -85,11 +85,7 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
     let word = service.condition.word();
     let standing = match service.condition {
         Condition::Elsewhere => format!("{mark} {word}"),
-        _ => format!(
-            "{mark} {word}, {}, floor {}",
-            words::ready(service),
-            service.floor
-        ),
+        _ => format!("{mark} {word}, {}, floor {}", words::ready(service), service.floor),
     };
     let mut out = vec![field("condition", standing, style)];
     if let Some(trouble) = &service.trouble {

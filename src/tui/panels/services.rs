@@ -33,7 +33,7 @@ const COLUMNS: [Column; 11] = [
     num("ERRORS", 6, 6),
     num("MEAN", 7, 7),
     col("ENGINE", 9, 9),
-    grow("MODEL", 12, 8),
+    grow("MODEL", 11, 8),
     grow("URL", 22, 10),
 ];
 
