@@ -426,6 +426,31 @@ fn a_verdict_stands_alone_when_nothing_is_counted_any_more() {
     assert!(screen.contains("0 of 35") && !screen.contains("requests   failed"), "{screen}");
 }
 
+/// Why it went back is the verdict: one of them is enough, and the counts stay.
+#[test]
+fn a_verdict_that_is_the_reason_is_told_once() {
+    let mut state = rolling(|v| {
+        let rollout = v.rollout.as_mut().unwrap();
+        let reason = "error rate 0.31 (71 of 214)".to_owned();
+        let why = format!("analysis default: {reason}");
+        rollout.outcome = Some(crate::api::Outcome::RolledBack { why });
+        rollout.ended = Some(NOW);
+        rollout.verdict = Some(crate::api::Verdict {
+            of: crate::api::VerdictOf::Analysis,
+            lines: Vec::new(),
+            analysis: "default".to_owned(),
+            result: crate::api::VerdictResult::Failed,
+            reason,
+            at: NOW,
+        });
+    });
+    state.size = SMALL;
+    press(&mut state, "3");
+    let screen = text(&state);
+    assert_eq!(screen.matches("71 of 214").count(), 1, "{screen}");
+    assert!(screen.contains("requests   failed"), "{screen}");
+}
+
 #[test]
 fn why_a_rollout_failed_is_read_to_its_end() {
     let why = "r12-0 on node3 ended with exit code 3 before its first token: CUDA error: an illegal \
