@@ -8,6 +8,8 @@ use std::process::{Command, ExitCode};
 
 use nix::unistd::{Gid, Uid, User, initgroups, setgid, setgroups, setuid};
 
+use crate::base::BECOME_VARIABLE;
+
 /// What a shell says for a program that it cannot start.
 const NOT_STARTED: u8 = 127;
 
@@ -20,9 +22,9 @@ pub struct LoginUser {
 }
 
 impl LoginUser {
-    /// Who called `sudo`; none where the agent is no root, or root logged in.
+    /// Who called `sudo`; none where the agent is not root by the host's `become`, or root logged in.
     pub fn of_sudo() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
+        if !rustix::process::geteuid().is_root() || std::env::var_os(BECOME_VARIABLE).is_none() {
             return None;
         }
         let uid = std::env::var("SUDO_UID").ok()?.parse().ok().filter(|uid| *uid != 0)?;
@@ -35,7 +37,7 @@ impl LoginUser {
         let mut command = Command::new(own);
         command.args(["agent", "as-user"]).arg(self.uid.to_string()).arg("--").arg(program);
         command.current_dir(self.home());
-        for name in ["SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND", "MAIL"] {
+        for name in [BECOME_VARIABLE, "SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_COMMAND", "MAIL"] {
             command.env_remove(name);
         }
         command.env("HOME", self.home());

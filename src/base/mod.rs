@@ -23,3 +23,6 @@ pub use id::{
 };
 pub use time::Timestamp;
 pub use traffic::{TrafficMode, TrafficServer};
+
+/// In the environment of what became root by a host's `become`. Who merely runs a program of ours with `sudo` wants root.
+pub const BECOME_VARIABLE: &str = "GPUDECK_BECOME";

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Connection, ExecChannel, SshError};
-use crate::base::quote;
+use crate::base::{BECOME_VARIABLE, quote};
 
 /// A connection whose command lines run as root through `sudo -n`, which never asks for a password: where it would,
 /// a command ends at once, and its standard error says why.
@@ -14,7 +14,8 @@ pub struct AsRoot(pub Arc<dyn Connection>);
 #[async_trait]
 impl Connection for AsRoot {
     async fn exec(&self, command: &str) -> Result<ExecChannel, SshError> {
-        self.0.exec(&format!("exec sudo -n -- sh -c {}", quote::shell_word(command))).await
+        let command = quote::shell_word(command);
+        self.0.exec(&format!("exec sudo -n -- env {BECOME_VARIABLE}=sudo sh -c {command}")).await
     }
 
     async fn closed(&self) -> SshError {
