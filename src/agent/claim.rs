@@ -2,7 +2,8 @@
 //!
 //! The epoch only grows. An action carries the epoch that was granted; an older one is refused, so
 //! a controller that was replaced while it slept can do nothing. A lease that ended does not undo
-//! its epoch: while nobody else took the host, its holder may go on.
+//! its epoch: while nobody else took the host, its holder may go on. The first epoch is the host's clock, so that
+//! a host whose state was lost does not grant again what somebody still acts with.
 
 use std::fs;
 use std::path::PathBuf;
@@ -65,16 +66,20 @@ fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refu
         until,
         since: now,
     };
-    let held_epoch = held.map_or(0, |c| c.epoch.0);
+    let held_epoch = held.map_or(now.0 / 1000, |c| c.epoch.0);
+    let is_holders = |claim: &Claim| is_same_holder(&claim.holder, &ask.holder);
     match (held, ask.epoch) {
-        (Some(claim), Some(asked)) if asked == claim.epoch => {
+        (Some(claim), Some(asked)) if asked == claim.epoch && is_holders(claim) => {
             Ok(Claim { since: claim.since, ..grant(asked.0) })
         }
         // Somebody took the host since: even when that lease has ended the asker must notice.
-        (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
-        (Some(claim), _)
-            if claim.until > now && !ask.force && !is_same_holder(&claim.holder, &ask.holder) =>
+        (Some(claim), Some(asked))
+            if !ask.force
+                && (asked < claim.epoch || asked == claim.epoch && !is_holders(claim)) =>
         {
+            Err(claim.held())
+        }
+        (Some(claim), _) if claim.until > now && !ask.force && !is_holders(claim) => {
             Err(claim.held())
         }
         // An epoch from before the state directory was lost must not be granted twice.
@@ -187,7 +192,7 @@ mod tests {
         let ended = held(NOW.0);
         let epoch =
             |claim: Option<&Claim>, ask: Ask| decide(claim, &ask, NOW).map(|c| c.epoch.0).ok();
-        assert_eq!(epoch(None, ask(None, "a", false)), Some(1));
+        assert_eq!(epoch(None, ask(None, "a", false)), Some(1001), "the clock in seconds, and one");
         assert_eq!(epoch(Some(&running), ask(Some(4), "a", false)), Some(4));
         assert_eq!(epoch(Some(&ended), ask(Some(4), "a", false)), Some(4));
         let since = |ask: Ask| decide(Some(&running), &ask, NOW).map(|c| c.since).ok();
@@ -203,7 +208,19 @@ mod tests {
         assert_eq!(epoch(Some(&ended), ask(None, "b", false)), Some(5));
         assert_eq!(epoch(Some(&ended), ask(Some(3), "a", false)), None, "was taken since");
         assert_eq!(epoch(Some(&ended), ask(Some(9), "a", false)), Some(10), "state was lost");
-        assert_eq!(epoch(None, ask(Some(9), "a", false)), Some(10));
+        assert_eq!(epoch(None, ask(Some(2000), "a", false)), Some(2001));
+    }
+
+    #[test]
+    fn a_host_that_lost_its_state_grants_no_epoch_twice() {
+        let first = decide(None, &ask(None, "a", false), NOW).unwrap();
+        // The claim is gone, and another controller takes the host.
+        let later = Timestamp(NOW.0 + 5000);
+        let second = decide(None, &ask(None, "b", false), later).unwrap();
+        assert!(second.epoch > first.epoch);
+        let back = |epoch: Epoch| decide(Some(&second), &ask(Some(epoch.0), "a", false), later);
+        assert!(back(first.epoch).is_err(), "it must notice that it was replaced");
+        assert!(back(second.epoch).is_err(), "a number that came from elsewhere is not a renewal");
     }
 
     #[test]

@@ -144,7 +144,7 @@ fn two_claims_at_once_are_granted_one_after_the_other() {
         .collect();
     let granted: Vec<_> =
         agents.iter_mut().zip(ids).filter_map(|(agent, id)| agent.answer(id).ok()).collect();
-    assert_eq!(granted, [Reply::Claimed { epoch: Epoch(1) }]);
+    assert!(matches!(granted.as_slice(), [Reply::Claimed { .. }]), "{granted:?}");
 }
 
 #[test]
