@@ -1,8 +1,9 @@
 //! Reading segments: which there are, and what one of them holds.
 //!
 //! A segment appears under its name only when its header (and checkpoint) is on disk, and records
-//! are appended in one write each. So the only honest damage is a last line without its end: that
-//! is *torn* and was never acknowledged. Anything else is corruption and is refused.
+//! are appended in one write each. So the only honest damage is at the end, of what was never acknowledged: a last
+//! line without its end, or with zeros in it, where power failed after the file had grown and before all of its
+//! pages were on the disk. Both are *torn*. Anything else is corruption and is refused.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -111,6 +112,13 @@ pub fn read(path: &Path, number: u32) -> Result<Segment, JournalError> {
             Line::End => break,
             Line::TooLong => return Err(corrupt(line_number, "the line is too long".to_owned())),
         };
+        // JSON has no zeros: these are pages that were never written.
+        if raw.contains(&0) {
+            torn = unwritten_end(raw, &mut reader, path)?.ok_or_else(|| {
+                corrupt(line_number, "the record holds zeros, and whole ones follow it".to_owned())
+            })?;
+            break;
+        }
         let bytes = raw.len() as u64 + 1;
         let text = String::from_utf8(raw)
             .map_err(|_| corrupt(line_number, "the record is not text".to_owned()))?;
@@ -129,6 +137,31 @@ pub fn read(path: &Path, number: u32) -> Result<Segment, JournalError> {
         return Err(corrupt(2, "the segment does not begin with a checkpoint".to_owned()));
     }
     Ok(Segment { header, records, link, next_seq, good_bytes, torn })
+}
+
+/// The rest of a segment from the line `first`, which holds zeros; none if a line follows that was written whole: then
+/// `first` was acknowledged, and is damaged.
+fn unwritten_end(
+    first: Vec<u8>,
+    reader: &mut impl BufRead,
+    path: &Path,
+) -> Result<Option<Vec<u8>>, JournalError> {
+    let mut end = first;
+    end.push(b'\n');
+    loop {
+        match next_line(reader, path)? {
+            Line::Whole(line) if line.contains(&0) && end.len() <= MAX_LINE_BYTES => {
+                end.extend_from_slice(&line);
+                end.push(b'\n');
+            }
+            Line::Torn(rest) => {
+                end.extend_from_slice(&rest);
+                return Ok(Some(end));
+            }
+            Line::End => return Ok(Some(end)),
+            Line::Whole(_) | Line::TooLong => return Ok(None),
+        }
+    }
 }
 
 enum Line {

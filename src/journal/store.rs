@@ -522,6 +522,35 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_were_never_written_are_a_torn_end_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        journal.append(&["one".to_owned(), "two".to_owned()]).unwrap();
+        let acknowledged = fs::metadata(&journal.file).unwrap().len();
+        journal.append(&["x".repeat(3000), "y".repeat(3000)]).unwrap();
+        let file = journal.file.clone();
+        drop(journal);
+        let whole = fs::read(&file).unwrap();
+        let zeroed = |from: usize, to: usize| {
+            let mut bytes = whole.clone();
+            bytes.get_mut(from..to).unwrap().fill(0);
+            fs::write(&file, bytes).unwrap();
+            Journal::open(dir.path()).map(|(_, records)| records.len())
+        };
+        let at = usize::try_from(acknowledged).unwrap();
+        // One sector in the last record, the line ends of both, and everything after what was acknowledged.
+        assert_eq!(zeroed(whole.len() - 1000, whole.len() - 488).unwrap(), 3);
+        assert_eq!(zeroed(at + 2000, whole.len()).unwrap(), 2);
+        assert_eq!(zeroed(at, whole.len()).unwrap(), 2);
+        // A whole record follows, or the damage is no zeros: that was acknowledged, or somebody changed it.
+        assert!(matches!(zeroed(at + 100, at + 200), Err(JournalError::Corrupt { .. })));
+        let mut changed = whole.clone();
+        *changed.get_mut(whole.len() - 1000).unwrap() = b'z';
+        fs::write(&file, changed).unwrap();
+        assert!(matches!(Journal::open(dir.path()), Err(JournalError::Corrupt { .. })));
+    }
+
+    #[test]
     fn a_segment_whose_name_may_not_last_is_the_last_one_that_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(dir.path()).unwrap();
