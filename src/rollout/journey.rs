@@ -151,7 +151,7 @@ impl Decider<'_> {
         let Direction::Back { why, asked } = rollout.direction.clone() else { return };
         let served = from.is_none_or(|f| self.state.available(f, roles.min_healthy) >= roles.full);
         let alone = self.state.replicas.keys().all(|key| Some(key.release) == from);
-        let deadline = self.state.policy(to).and_then(RolloutSpec::progress_limit);
+        let deadline = self.state.policy(to).map(RolloutSpec::return_limit);
         let last = self.state.progressed_at(rollout);
         let late = deadline.is_some_and(|d| self.now() >= last.plus(d));
         let mut why = why;

@@ -63,7 +63,7 @@ impl ServiceState {
     /// When the present move is given up.
     pub(super) fn move_deadline(&self) -> Option<Timestamp> {
         let first = self.moves.first()?;
-        Some(first.began?.plus(self.policy(first.release)?.progress_limit()?))
+        Some(first.began?.plus(self.policy(first.release)?.return_limit()))
     }
 }
 

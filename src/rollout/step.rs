@@ -7,7 +7,6 @@ use super::event::Event;
 use super::run_step::PATIENCE;
 use super::state::{Direction, Gate, Phase, ServiceState};
 use crate::base::Timestamp;
-use crate::spec::RolloutSpec;
 
 /// Rounds of deciding after one event. Every round moves something forward, so a few are enough;
 /// the bound is there so that a mistake in here costs a delay until the next event, not a hang.
@@ -88,12 +87,13 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
             Some(Gate::Bake { until } | Gate::Analyse { until, .. }) => moments.push(*until),
             Some(Gate::Run { until, .. }) => moments.push(until.plus(PATIENCE)),
             Some(_) if rollout.direction == Direction::Forward => {}
-            _ => moments.extend(
-                state
-                    .policy(rollout.to)
-                    .and_then(RolloutSpec::progress_limit)
-                    .map(|limit| state.progressed_at(rollout).plus(limit)),
-            ),
+            _ => {
+                let limit = state.policy(rollout.to).and_then(|policy| match rollout.direction {
+                    Direction::Forward => policy.progress_limit(),
+                    Direction::Back { .. } => Some(policy.return_limit()),
+                });
+                moments.extend(limit.map(|limit| state.progressed_at(rollout).plus(limit)));
+            }
         }
     }
     moments.extend(state.move_deadline());

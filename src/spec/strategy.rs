@@ -61,6 +61,16 @@ impl RolloutSpec {
         (!self.progress_deadline.is_zero()).then_some(self.progress_deadline)
     }
 
+    /// How long the way back, or a single move, may go without progress before it is over: both have an end even where
+    /// the way forward has none. `progress_deadline`, and where that is 0 its default, ten minutes more than
+    /// `healthy_deadline` at least.
+    pub fn return_limit(&self) -> Duration {
+        self.progress_limit().unwrap_or_else(|| {
+            let least = self.healthy_deadline.saturating_add(Duration::from_mins(10));
+            Self::default().progress_deadline.max(least)
+        })
+    }
+
     /// The steps as they are walked. Those of blue-green are a canary's: all replicas without
     /// traffic, the gates, all traffic, and the time for which the old set stays.
     pub fn journey(&self) -> Cow<'_, [StepSpec]> {
@@ -321,6 +331,13 @@ mod tests {
             clocks("10s", "10m", "10m").unwrap_err().0.contains("longer than healthy_deadline")
         );
         assert!(clocks("5m", "5m", "10m").unwrap_err().0.contains("shorter than healthy_deadline"));
-        assert_eq!(clocks("10s", "5m", "0s").unwrap().progress_limit(), None);
+        let endless = clocks("10s", "5m", "0s").unwrap();
+        assert_eq!(endless.progress_limit(), None);
+        assert_eq!(endless.return_limit(), Duration::from_mins(30));
+        assert_eq!(
+            clocks("10s", "40m", "0s").unwrap().return_limit(),
+            Duration::from_mins(50)
+        );
+        assert_eq!(clocks("10s", "5m", "10m").unwrap().return_limit(), Duration::from_mins(10));
     }
 }
