@@ -98,7 +98,8 @@ impl ServiceState {
                 why: format!("the rollout of {} is not paused", self.service),
                 instead: self.what_holds(rollout),
             }),
-            EventKind::Aborted { .. } => self.already_goes_back(rollout),
+            // The way back is what keeps the service serving: nothing may hold it up.
+            EventKind::Aborted { .. } | EventKind::Paused { .. } => self.already_goes_back(rollout),
             _ => None,
         }
     }
@@ -268,6 +269,7 @@ impl Decider<'_> {
         let run = self.state.present_command();
         let Some(rollout) = self.state.rollout.as_mut() else { return };
         rollout.gate = None;
+        rollout.verdict = None;
         rollout.step_since = now;
         rollout.progress = now;
         rollout.measured_new = Window::default();

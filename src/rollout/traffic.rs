@@ -1,6 +1,7 @@
 //! The traffic table: who gets new requests, and how many.
 
 use super::action::Action;
+use super::analysis::VerdictResult;
 use super::roles::Roles;
 use super::state::{Direction, Gate, Phase, ReplicaState, Rollout, ServiceState};
 use super::step::Decider;
@@ -75,12 +76,7 @@ impl ServiceState {
             })
         };
         match rollout {
-            // It waits for a person, who may sleep: what failed gets nothing as long as the others carry the floor.
-            Some(r)
-                if matches!(r.gate, Some(Gate::Failed { .. })) && going >= roles.floor.max(1) =>
-            {
-                (0, EVEN)
-            }
+            Some(r) if self.failed_gets_nothing(r, roles, going) => (0, EVEN),
             Some(r) if r.direction == Direction::Forward => {
                 let weight = self.step_weight(r);
                 let share =
@@ -102,6 +98,20 @@ impl ServiceState {
                 }
             }
         }
+    }
+
+    /// It failed and waits for a person, who may sleep. What was judged to serve badly gets nothing as long as the
+    /// others carry the floor; what merely did not come up whole keeps its share until the others are whole, since
+    /// nothing brings them back before somebody decides.
+    fn failed_gets_nothing(&self, rollout: &Rollout, roles: &Roles, going: u32) -> bool {
+        if !matches!(rollout.gate, Some(Gate::Failed { .. })) {
+            return false;
+        }
+        let judged = rollout.verdict.as_ref().is_some_and(|verdict| {
+            matches!(verdict.result, VerdictResult::Failed | VerdictResult::Error)
+        });
+        let whole = rollout.from.map_or(0, |from| self.wanted(from));
+        going >= if judged { roles.floor } else { whole.max(roles.floor) }.max(1)
     }
 
     /// Blue-green: one of the two sets has all the traffic. Forward that is the new one once it was
