@@ -1,0 +1,104 @@
+//! A plan as doors see it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::plan::{PlanBorrow, PlanStep, PlanTime};
+use crate::base::{Bytes, DeviceId, HostName, ReleaseNumber, ReplicaKey, ServiceName};
+use crate::rollout::forecast::Forecast;
+
+/// What a rollout would do. `GET /v1/plan/SERVICE`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// Which service.
+    pub service: ServiceName,
+    /// Nothing differs from what is served.
+    pub nothing_to_do: bool,
+    /// The release that is served.
+    pub from: Option<ReleaseNumber>,
+    /// The number the new release would get.
+    pub to: ReleaseNumber,
+    /// Difference of the specs, unified.
+    pub diff: String,
+    /// Where each new replica would go.
+    pub replicas: Vec<PlannedReplica>,
+    /// Why there: one line a decision, and a line for each host that was passed over.
+    pub reasons: Vec<String>,
+    /// What stops elsewhere for the time of the rollout.
+    #[serde(default)]
+    pub borrows: Vec<PlanBorrow>,
+    /// What is known of the model: `llama, 32 layers, 4.1 GiB of weights, context 8192`.
+    pub model: Vec<String>,
+    /// The journey.
+    pub forecast: Forecast,
+    /// The journey step by step, with hosts, devices, times and why.
+    #[serde(default)]
+    pub steps: Vec<PlanStep>,
+    /// How long all of it takes.
+    #[serde(default)]
+    pub total: PlanTime,
+    /// What the person should know, in capitals where it hurts.
+    pub warnings: Vec<String>,
+}
+
+/// What is said of a plan that is not the one that was agreed to.
+pub const PLAN_CHANGED: &str =
+    "the plan is not the one that was agreed to any more: the spec or the hosts have changed";
+
+impl PlanView {
+    /// Names what a person agrees to: the change of the spec, who goes where in whose place, and how much serves
+    /// meanwhile. Times, reasons and free memory may differ from one look to the next.
+    pub fn digest(&self) -> String {
+        let replicas: Vec<_> = self
+            .replicas
+            .iter()
+            .map(|planned| {
+                let ranks: Vec<_> = planned.ranks.iter().map(|r| (&r.host, &r.devices)).collect();
+                (planned.replica, ranks, &planned.in_place_of)
+            })
+            .collect();
+        let forecast = (self.forecast.lowest_ready, self.forecast.floor, self.forecast.outage);
+        let agreed = (&self.service, self.from, &self.diff, replicas, &self.borrows, forecast);
+        let text = serde_json::to_vec(&agreed).unwrap_or_default();
+        blake3::hash(&text).to_hex().to_string()
+    }
+}
+
+/// A replica of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedReplica {
+    /// Its index.
+    pub replica: u32,
+    /// Host and devices of each rank.
+    pub ranks: Vec<PlannedRank>,
+    /// The present replicas that must be gone before it can start, on the same devices. Empty: it fits beside them.
+    #[serde(default)]
+    pub in_place_of: Vec<ReplicaKey>,
+}
+
+impl PlannedReplica {
+    /// The room a rank of it finds on each device, in words: what is free, or who leaves it theirs.
+    pub fn room(&self, rank: &PlannedRank) -> Option<String> {
+        if self.in_place_of.is_empty() {
+            return rank.free_per_device.map(|free| format!("{free} free"));
+        }
+        let leaving: Vec<String> = self.in_place_of.iter().map(ToString::to_string).collect();
+        Some(format!("in place of {}", leaving.join(", ")))
+    }
+}
+
+/// A rank of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedRank {
+    /// Host.
+    pub host: HostName,
+    /// Devices.
+    pub devices: Vec<DeviceId>,
+    /// Devices for people: `GPU 0, GPU 1`.
+    pub devices_text: String,
+    /// Memory needed on each.
+    pub memory_per_device: Bytes,
+    /// Memory free on the fullest of them now.
+    pub free_per_device: Option<Bytes>,
+    /// The command line.
+    pub argv: Vec<String>,
+}
