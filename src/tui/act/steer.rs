@@ -1,0 +1,294 @@
+//! What is asked of a service: plans, rollouts and what steers them.
+
+use super::confirm::{confirm, confirm_in_advance};
+use super::select_service;
+use crate::api::{
+    Direction, Gate, Intent, Outcome, ReleaseNumber, ReleaseView, Rollout, ServiceName,
+    ServiceView, Severity,
+};
+use crate::tui::command::{Command, Panel};
+use crate::tui::dialogs::{Ask, AskWhat, Deed, PlanState, TextView};
+use crate::tui::message::{Effect, PlanOf, Wish};
+use crate::tui::state::{Mode, State};
+
+/// Whether `command` would do something to what is selected just now; the hints leave out what would not.
+pub fn is_of_use(state: &State, command: Command) -> bool {
+    let rollout = state.selected_service().and_then(|s| s.rollout.as_ref());
+    let active = rollout.filter(|r| r.outcome.is_none());
+    match command {
+        Command::PauseResume | Command::Promote | Command::Abort => active.is_some(),
+        Command::Skip => active.is_some_and(can_skip),
+        Command::Retry => rollout.is_some_and(|r| match &r.outcome {
+            None => matches!(r.gate, Some(Gate::Failed { .. } | Gate::Inconclusive { .. })),
+            Some(outcome) => *outcome != Outcome::Completed,
+        }),
+        _ => true,
+    }
+}
+
+/// Whether a gate holds it that need not be waited for.
+fn can_skip(rollout: &Rollout) -> bool {
+    rollout.direction == Direction::Forward
+        && rollout.gate.as_ref().is_some_and(|g| !matches!(g, Gate::Failed { .. }))
+}
+
+pub(super) fn on_service(
+    state: &mut State,
+    command: Command,
+    service: Option<&ServiceName>,
+) -> Vec<Effect> {
+    let named = service.is_some();
+    let view = match service {
+        Some(name) => state.service_named(name),
+        None => state.selected_service(),
+    };
+    let Some(view) = view.cloned() else {
+        state.say(Severity::Warning, "select a service first");
+        return Vec::new();
+    };
+    let name = view.name.clone();
+    if named {
+        select_service(state, name.clone());
+    }
+    let active = view.rollout.as_ref().filter(|r| r.outcome.is_none());
+    let needs_rollout = matches!(
+        command,
+        Command::PauseResume
+            | Command::Pause
+            | Command::Resume
+            | Command::Promote
+            | Command::PromoteAll
+            | Command::Skip
+            | Command::Replace
+            | Command::Abort
+    );
+    let Some(command) = (if needs_rollout && active.is_none() { None } else { Some(command) })
+    else {
+        state.say(Severity::Warning, format!("no rollout of {name} is under way"));
+        return Vec::new();
+    };
+    let paused = active.is_some_and(|r| r.paused.is_some());
+    let journey = active.map(|r| {
+        let from = r.from.map_or_else(|| "nothing".to_owned(), |f| f.to_string());
+        format!("{name}: {from} → {}", r.to)
+    });
+    match command {
+        Command::Plan => {
+            let ticket = state.next_ticket();
+            state.mode = Mode::Text(TextView::waiting(format!("Plan for {name}"), ticket));
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Apply }]
+        }
+        Command::Diff => diff(state, &view, named),
+        Command::Apply | Command::Replace if active.is_some() => {
+            let replace = command == Command::Replace;
+            let how = if replace { "in place of" } else { "after" };
+            let target = match active {
+                Some(r) => format!("{name}: the spec in the deck {how} {}", r.to),
+                None => name.to_string(),
+            };
+            let words = queue_words(&view, replace);
+            confirm_in_advance(state, Deed::Queue { replace }, &name, target, words);
+            Vec::new()
+        }
+        Command::Retry => retry(state, &view),
+        Command::Skip => skip(state, &view),
+        Command::CancelQueued => cancel_queued(state, &view),
+        Command::Apply => {
+            let ticket = state.next_ticket();
+            confirm(state, Deed::Apply, &name, name.to_string(), PlanState::Waiting(ticket));
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Apply }]
+        }
+        Command::Undo => {
+            // Only who looks at the history and has chosen another release means that one.
+            let chosen = Some(state.release.row)
+                .filter(|row| *row > 0 && state.panel == Panel::Rollout && !named)
+                .and_then(|_| state.selected_release())
+                .filter(|r| Some(*r) != view.stable);
+            let target = match chosen.or_else(|| back_to(&view)) {
+                Some(to) => format!("{name}: back to {to}"),
+                None => format!("{name}: back to the release before"),
+            };
+            if let Some(rollout) = active {
+                let words = undo_words(rollout, chosen);
+                let deed = Deed::Undo { to: chosen };
+                if chosen.is_some_and(|to| Some(to) != rollout.from) {
+                    confirm_in_advance(state, deed, &name, target, words);
+                } else {
+                    confirm(state, deed, &name, target, PlanState::Words(words));
+                }
+                return Vec::new();
+            }
+            let ticket = state.next_ticket();
+            let plan = PlanState::Waiting(ticket);
+            confirm(state, Deed::Undo { to: chosen }, &name, target, plan);
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Undo(chosen) }]
+        }
+        Command::PauseResume | Command::Resume if paused => {
+            state.mode = Mode::Ask(Ask::new(AskWhat::Resume(name)));
+            Vec::new()
+        }
+        // Pausing is the brake: it harms nothing and must be quick.
+        Command::PauseResume | Command::Pause => {
+            let what = format!("pause {name}");
+            vec![Effect::Send { intent: Wish(Intent::Pause { service: name, reason: None }), what }]
+        }
+        Command::Promote | Command::PromoteAll => {
+            let all = command == Command::PromoteAll;
+            let mut words = if all {
+                vec![
+                    "All remaining steps and gates are skipped:".to_owned(),
+                    "every replica is replaced, one after the other.".to_owned(),
+                ]
+            } else {
+                vec![format!("Passes: {}", step_title(&view))]
+            };
+            words.extend(active.filter(|r| r.paused.is_some()).map(|rollout| {
+                let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}"));
+                format!("▲ It was paused{}; this also resumes it.", by.unwrap_or_default())
+            }));
+            let target = journey.unwrap_or_else(|| name.to_string());
+            let step = active.map(|r| r.step);
+            confirm(state, Deed::Promote { all, step }, &name, target, PlanState::Words(words));
+            Vec::new()
+        }
+        Command::Abort => {
+            let from = active.and_then(|r| r.from);
+            let words = match from {
+                Some(from) => vec![
+                    format!("Takes the rollout back: {from} is served again by all replicas."),
+                    "Stable is scaled back first, then the new release is drained.".to_owned(),
+                ],
+                None => vec![
+                    "A first deployment: there is nothing to go back to.".to_owned(),
+                    "What was started is stopped.".to_owned(),
+                ],
+            };
+            let target = journey.unwrap_or_else(|| name.to_string());
+            confirm(state, Deed::Abort, &name, target, PlanState::Words(words));
+            Vec::new()
+        }
+        Command::Stop => {
+            let words = vec![
+                format!("▲ OUTAGE: all {} replicas of {name} are drained and stopped.", view.ready),
+                "Nothing serves it afterwards, until it is applied again.".to_owned(),
+            ];
+            confirm(state, Deed::Stop, &name, name.to_string(), PlanState::Words(words));
+            Vec::new()
+        }
+        _ => {
+            state.say(Severity::Warning, format!("the rollout of {name} is not paused"));
+            Vec::new()
+        }
+    }
+}
+
+fn queue_words(view: &ServiceView, replace: bool) -> Vec<String> {
+    let first = if replace {
+        "The rollout under way is taken back: stable is scaled back first.".to_owned()
+    } else {
+        "A rollout is under way. This one begins when it has ended.".to_owned()
+    };
+    let mut words = vec![first, "The plan is made then.".to_owned()];
+    let forward = view.rollout.as_ref().is_some_and(|r| r.direction == Direction::Forward);
+    if forward && !view.pending_change && view.queued.is_none() {
+        words.push("The spec in the deck is the one that is being rolled out already.".to_owned());
+    }
+    if let Some(queued) = &view.queued {
+        words.push(format!("What {} queued ({}) is given up.", queued.by, queued.what()));
+    }
+    words
+}
+
+/// Where an undo goes that names no release: what the rollout under way came from, else the newest that ever
+/// served beside the present one.
+fn back_to(view: &ServiceView) -> Option<ReleaseNumber> {
+    if let Some(rollout) = view.rollout.as_ref().filter(|r| r.outcome.is_none()) {
+        return rollout.from;
+    }
+    let served = |r: &&ReleaseView| r.outcome == Some(Outcome::Completed);
+    let mut others = view.history.iter().filter(|r| Some(r.number) != view.stable);
+    others.find(served).map(|r| r.number)
+}
+
+fn undo_words(rollout: &Rollout, chosen: Option<ReleaseNumber>) -> Vec<String> {
+    let mut words = vec![format!("The rollout to {} is taken back.", rollout.to)];
+    if let Some(to) = chosen.filter(|to| Some(*to) != rollout.from) {
+        words.push(format!("Then a rollout back to {to} begins; its plan is made then."));
+    }
+    words
+}
+
+fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {
+    let name = view.name.clone();
+    let words = view.rollout.as_ref().and_then(|rollout| match (&rollout.outcome, &rollout.gate) {
+        (None, Some(Gate::Failed { why })) => Some(vec![format!("Tries again: {why}")]),
+        (None, Some(Gate::Inconclusive { why })) => Some(vec![format!("Measures again: {why}")]),
+        (_, _) => None,
+    });
+    let target = view.rollout.as_ref().map_or_else(String::new, |r| format!("{name}: {}", r.to));
+    if let Some(words) = words {
+        confirm(state, Deed::Retry, &name, target, PlanState::Words(words));
+        return Vec::new();
+    }
+    // What is over begins anew, with a plan of its own.
+    let outcome = view.rollout.as_ref().and_then(|r| r.outcome.as_ref());
+    if outcome.is_none_or(|o| *o == Outcome::Completed) {
+        state.say(Severity::Warning, format!("nothing of {name} has failed"));
+        return Vec::new();
+    }
+    let ticket = state.next_ticket();
+    confirm(state, Deed::Retry, &name, format!("{target} again"), PlanState::Waiting(ticket));
+    vec![Effect::Plan { ticket, service: name, of: PlanOf::Retry }]
+}
+
+fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
+    let name = view.name.clone();
+    let rollout = view.rollout.as_ref().filter(|r| can_skip(r));
+    if rollout.is_none() {
+        state.say(Severity::Warning, format!("no gate holds the rollout of {name}"));
+        return Vec::new();
+    }
+    let words = vec![
+        format!("Does not wait for: {}", step_title(view)),
+        "Who skipped it and why stays in the history and the audit trail.".to_owned(),
+    ];
+    let target = rollout.map_or_else(String::new, |r| format!("{name}: {}", r.to));
+    confirm(state, Deed::Skip, &name, target, PlanState::Words(words));
+    Vec::new()
+}
+
+fn cancel_queued(state: &mut State, view: &ServiceView) -> Vec<Effect> {
+    let name = view.name.clone();
+    let Some(queued) = &view.queued else {
+        state.say(Severity::Warning, format!("no rollout of {name} is queued"));
+        return Vec::new();
+    };
+    let words = vec![format!("{} queued {}; it does not begin.", queued.by, queued.what())];
+    confirm(state, Deed::CancelQueued, &name, name.to_string(), PlanState::Words(words));
+    Vec::new()
+}
+
+fn step_title(view: &ServiceView) -> String {
+    let step = view.rollout.as_ref().map_or(0, |r| r.step);
+    view.steps.get(step).cloned().unwrap_or_else(|| "the current step".to_owned())
+}
+
+fn diff(state: &mut State, view: &ServiceView, named: bool) -> Vec<Effect> {
+    let name = view.name.clone();
+    let ticket = state.next_ticket();
+    if (state.panel != Panel::Rollout || named) && view.pending_change {
+        state.mode = Mode::Text(TextView::waiting(format!("What waits for {name}"), ticket));
+        return vec![Effect::Plan { ticket, service: name, of: PlanOf::Apply }];
+    }
+    // The selected release against the one before it.
+    let newer = state.selected_release().filter(|_| state.panel == Panel::Rollout && !named);
+    let newer = newer.or(view.stable).or_else(|| view.history.first().map(|r| r.number));
+    let older: Option<ReleaseNumber> =
+        view.history.iter().map(|r| r.number).filter(|n| Some(*n) < newer).max();
+    let (Some(from), Some(to)) = (older, newer) else {
+        state.say(Severity::Info, format!("{name} has no release before this one"));
+        return Vec::new();
+    };
+    state.mode = Mode::Text(TextView::waiting(format!("{name}: {from} → {to}"), ticket));
+    vec![Effect::Diff { ticket, service: name, from, to }]
+}
