@@ -1,0 +1,109 @@
+//! What was measured of both releases, and what follows from it.
+
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+
+use crate::api::{Gate, Outcome, Rollout, VerdictOf, VerdictResult, Window};
+use crate::tui::draw::Pen;
+use crate::tui::words;
+
+/// What was measured of both releases, and what follows from it.
+pub(super) fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
+    let theme = pen.theme;
+    let right = area.right();
+    // The counts are of the analysis under way. Beside the verdict of one that is over they would say 0.
+    if rollout.verdict.is_some() && !counts(rollout) {
+        return verdict(pen, rollout, area);
+    }
+    let columns = [area.x + 20, area.x + 29, (area.x + 40).min(right)];
+    let row = |pen: &mut Pen<'_>, y: u16, texts: [&str; 3], styles: [Style; 3]| {
+        let mut from = area.x + 9;
+        for ((text, style), to) in texts.iter().zip(styles).zip(columns) {
+            pen.put_right(from, y, to.min(right), text, style);
+            from = to;
+        }
+    };
+    let mut y = area.y;
+    if y >= area.bottom() {
+        return;
+    }
+    row(pen, y, ["requests", "failed", "mean"], [theme.header; 3]);
+    let old_name = rollout.from.map_or_else(|| "–".to_owned(), |f| f.to_string());
+    let both = [
+        (format!("new {}", rollout.to), theme.new, rollout.measured_new),
+        (format!("old {old_name}"), theme.old, rollout.measured_old),
+    ];
+    let better = mean(&rollout.measured_old);
+    for (i, (name, style, seen)) in both.into_iter().enumerate() {
+        y += 1;
+        if y >= area.bottom() {
+            return;
+        }
+        pen.put(area.x, y, right, &name, style);
+        let failed = if seen.requests == 0 {
+            words::ABSENT.to_owned()
+        } else {
+            format!("{:.1}%", seen.errors as f64 * 100.0 / seen.requests as f64)
+        };
+        let failed_style = if seen.errors > 0 && i == 0 { theme.bad } else { theme.text };
+        let mean = mean(&seen);
+        let slow = i == 0 && better.zip(mean).is_some_and(|(old, new)| new > old * 1.5);
+        let mean_style = if slow { theme.warn } else { theme.text };
+        row(
+            pen,
+            y,
+            [&seen.requests.to_string(), &failed, &words::millis(mean)],
+            [theme.text, failed_style, mean_style],
+        );
+    }
+    y += 1;
+    if y >= area.bottom() {
+        return;
+    }
+    if !is_said(rollout) {
+        verdict(pen, rollout, Rect { y, height: area.bottom() - y, ..area });
+    }
+}
+
+/// Whether requests are or were counted.
+pub(super) fn counts(rollout: &Rollout) -> bool {
+    rollout.measured_new.requests + rollout.measured_old.requests > 0
+        || matches!(rollout.gate, Some(Gate::Analyse { .. }))
+}
+
+/// What follows from what was measured.
+fn verdict(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
+    let theme = pen.theme;
+    let Some(verdict) = &rollout.verdict else {
+        pen.put(area.x, area.y, area.right(), "no verdict yet", theme.dim);
+        return;
+    };
+    let (mark, style) = match verdict.result {
+        VerdictResult::Success => ("✔", theme.good),
+        VerdictResult::Failed | VerdictResult::Error => ("✖", theme.bad),
+        VerdictResult::Inconclusive => ("?", theme.warn),
+    };
+    let what = match verdict.of {
+        VerdictOf::Analysis => verdict.analysis.clone(),
+        VerdictOf::Run => verdict.title(),
+    };
+    let text = format!("{mark} {what}: {}", verdict.reason);
+    // The number that decided is worth a second row.
+    let lines = crate::tui::dialogs::wrapped(&text, usize::from(area.width), style);
+    pen.lines_cut(area, lines);
+}
+
+/// Whether the headline tells the verdict already: it is why the rollout went back.
+pub(super) fn is_said(rollout: &Rollout) -> bool {
+    let why = match &rollout.outcome {
+        Some(Outcome::RolledBack { why } | Outcome::Aborted { why } | Outcome::Failed { why }) => {
+            why
+        }
+        Some(Outcome::Completed) | None => return false,
+    };
+    rollout.verdict.as_ref().is_some_and(|v| why.contains(&v.reason))
+}
+
+fn mean(window: &Window) -> Option<f64> {
+    (window.requests > 0).then(|| window.response_ms_sum / window.requests as f64)
+}
