@@ -1,17 +1,15 @@
 //! The map, as a person meets it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use ratatui::buffer::Buffer;
-use ratatui::layout::Rect;
 use serde_json::{Value, json};
 
+use super::text;
 use crate::api::{Intent, WhatIf};
 use crate::placement::{global, what_if};
 use crate::tui::fixture::{calm, press, service_name, state};
 use crate::tui::message::{Effect, Message, Wish};
 use crate::tui::state::{Mode, State};
 use crate::tui::update::update;
-use crate::tui::view;
 
 fn host(name: &str) -> Value {
     let gpu = |i: u32| json!({"index": i, "model": "NVIDIA H100 80GB HBM3", "memory_total": "80GiB", "island": i / 4});
@@ -62,19 +60,6 @@ fn open(size: (u16, u16)) -> State {
     let effects = press(&mut state, "1m");
     answer(&mut state, &effects);
     state
-}
-
-fn text(state: &State) -> String {
-    let mut buffer = Buffer::empty(Rect::new(0, 0, state.size.0, state.size.1));
-    view::draw(state, &mut buffer);
-    let mut out = String::new();
-    for y in 0..buffer.area.height {
-        let row: String =
-            (0..buffer.area.width).map(|x| buffer.cell((x, y)).unwrap().symbol()).collect();
-        out.push_str(row.trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 const SIZES: [((u16, u16), &str); 2] = [((80, 24), "80x24"), ((200, 50), "200x50")];
