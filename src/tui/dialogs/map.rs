@@ -252,17 +252,18 @@ impl Map {
 
     /// The keys, and what Esc does now.
     pub fn hint(&self) -> &'static str {
+        // How to get out and what else there is come first: a small screen cuts off the end.
         match (self.read_only, self.held.is_some(), self.question == WhatIf::default()) {
-            (_, true, _) => "Enter checks, then moves · Space marks GPUs · Esc drops it · ? keys",
-            (true, _, true) => "f a hole · w without the host · r again · Esc closes · ? keys",
+            (_, true, _) => "Enter checks, then moves · Esc drops it · ? keys · Space marks GPUs",
+            (true, _, true) => "Esc closes · ? keys · f a hole · w without the host · r again",
             (true, _, false) => {
-                "f a hole · w without the host · r again · Esc back to now · ? keys"
+                "Esc back to what is · ? keys · f a hole · w without the host · r again"
             }
             (false, _, true) => {
-                "Enter picks up · f a hole · w without the host · Esc closes · ? keys"
+                "Enter picks up · Esc closes · ? keys · f a hole · w without the host"
             }
             (false, _, false) => {
-                "Enter picks up · f a hole · w without the host · Esc back to what is · ? keys"
+                "Enter picks up · Esc back to what is · ? keys · f a hole · w without the host"
             }
         }
     }

@@ -50,12 +50,12 @@ pub(super) fn legend(
 
 /// The map's own keys, as its help shows them; the last ones move.
 const KEYS: [(&str, &str); 9] = [
-    ("Enter m", "picks a replica up, checks where it would go, moves it"),
-    ("Space", "marks single GPUs for the replica that was picked up"),
+    ("Enter m", "picks a replica up, checks, moves it"),
+    ("Space", "marks single GPUs for what is held"),
     ("f", "what frees a place for the largest gang"),
-    ("w", "as if the cursor's host were lost, or there again"),
-    ("r", "asks again, with the hosts as they are now"),
-    ("Esc", "drops the replica, then the question, then closes the map"),
+    ("w", "as if this host were lost, or back again"),
+    ("r", "asks again, of the hosts as they are now"),
+    ("Esc", "drops it, then the question, then closes"),
     ("h j k l ←↓↑→", "move the cursor"),
     ("g G Home End", "the first and the last host"),
     ("PgUp PgDn ^u ^d", "a page of hosts"),

@@ -10,6 +10,9 @@ use crate::api::WhatIfView;
 use crate::tui::draw::{Pen, window};
 use crate::tui::state::State;
 
+/// Columns between the two maps.
+const GAP: u16 = 2;
+
 impl Map {
     /// Who would be where. A replica that was picked up lies where the cursor would put it.
     fn lies_then(&self, view: &WhatIfView) -> Lies {
@@ -36,15 +39,16 @@ impl Map {
         let name = u16::try_from(longest).unwrap_or(24).clamp(6, 24) + 2;
         let widest = world.hosts.iter().map(cells).max().unwrap_or(0);
         // Letter and number, or the letter alone where two maps would not fit beside each other.
-        let room = area.width.saturating_sub(name) / 2;
+        let room = area.width.saturating_sub(name + GAP) / 2;
         let before = lies_now(view);
         let after = self.lies_then(view);
         let digits = |n: &u32| n.to_string().len();
         let number = before.values().chain(after.values()).map(|(_, n)| digits(n)).max();
         let wide = u16::try_from(number.unwrap_or(1)).unwrap_or(1).saturating_add(2);
-        let each = if widest.saturating_mul(wide) <= room { wide } else { 1 };
+        // One column is for what lies between islands.
+        let each = if widest.saturating_mul(wide) < room { wide } else { 1 };
         let map = widest.saturating_mul(each).saturating_add(1).min(room);
-        let (now, then) = (area.x + name, area.x + name + map + 2);
+        let (now, then) = (area.x + name, area.x + name + map + GAP);
         pen.put(area.x, area.y, area.right(), "HOST", pen.theme.header);
         pen.put(now, area.y, then, "NOW", pen.theme.header);
         pen.put(then, area.y, area.right(), "THEN", pen.theme.header);
