@@ -35,13 +35,14 @@ const ROLLS: &[Panel] = &[Services, Rollout];
 /// The table. A panel's own lines come before those for everywhere.
 pub const BINDINGS: &[Binding] = &[
     bind(&[Char('d'), Key::Enter], Command::Describe, &[Fleet, Services], Some("describe")),
-    bind(&[Char('a')], Command::Apply, ROLLS, Some("apply")),
-    bind(&[Char('u')], Command::Undo, ROLLS, Some("undo")),
+    // What steers a rollout under way comes first: where none is, the hints leave it out.
     bind(&[Char('p')], Command::PauseResume, ROLLS, Some("pause")),
     bind(&[Char('P')], Command::Promote, ROLLS, Some("promote")),
     bind(&[Char('x')], Command::Abort, ROLLS, Some("abort")),
     bind(&[Char('r')], Command::Retry, ROLLS, Some("retry")),
     bind(&[Char('s')], Command::Skip, ROLLS, Some("skip")),
+    bind(&[Char('a')], Command::Apply, ROLLS, Some("apply")),
+    bind(&[Char('u')], Command::Undo, ROLLS, Some("undo")),
     bind(&[Char('A')], Command::Replace, ROLLS, None),
     bind(&[Char('X')], Command::CancelQueued, ROLLS, None),
     bind(&[Char('l')], Command::Logs, &[Fleet, Services, Rollout], Some("logs")),

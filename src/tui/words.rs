@@ -86,7 +86,10 @@ pub fn outcome<'o>(
     match outcome {
         Outcome::Completed => ("✔", theme.good, "completed", ""),
         Outcome::RolledBack { why } => ("↩", theme.warn, "rolled back", why),
-        Outcome::Aborted { why } => ("↩", theme.warn, "aborted", why),
+        // By whom and why; that it was aborted is the word before it.
+        Outcome::Aborted { why } => {
+            ("↩", theme.warn, "aborted", why.strip_prefix("aborted ").unwrap_or(why))
+        }
         Outcome::Failed { why } => ("✖", theme.bad, "failed", why),
     }
 }
@@ -171,6 +174,15 @@ pub fn ready(service: &ServiceView) -> String {
         format!("{ready} ready ({wanted} wanted)")
     } else {
         format!("{ready} of {wanted} ready")
+    }
+}
+
+/// The same where there is little room: `3/4`, and `4/4+1` with one more than wanted.
+pub fn ready_in_short(service: &ServiceView) -> String {
+    let (ready, wanted) = (service.ready, service.wanted);
+    match ready.checked_sub(wanted) {
+        None | Some(0) => format!("{ready}/{wanted}"),
+        Some(more) => format!("{wanted}/{wanted}+{more}"),
     }
 }
 

@@ -18,6 +18,8 @@ pub fn is_of_use(state: &State, command: Command) -> bool {
     match command {
         Command::PauseResume | Command::Promote | Command::Abort => active.is_some(),
         Command::Skip => active.is_some_and(can_skip),
+        // A first release has nothing behind it.
+        Command::Undo => state.selected_service().is_some_and(|s| back_to(s).is_some()),
         Command::Retry => rollout.is_some_and(|r| match &r.outcome {
             None => matches!(r.gate, Some(Gate::Failed { .. } | Gate::Inconclusive { .. })),
             Some(outcome) => *outcome != Outcome::Completed,

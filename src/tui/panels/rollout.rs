@@ -11,7 +11,7 @@
 //! │ ○ approve                       │ ✖ error rate 0.31 (62 of 200) > 0.02      │
 //! │ ○ all replicas                  │                                           │
 //! │                                                                             │
-//! │ REPLICAS                                                                    │
+//! │ REPLICAS  3 of 3 ready, floor 2                                       SHARE │
 //! │ r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3                              10% │
 //! │                                                                             │
 //! │ RELEASES                                                                    │
@@ -29,7 +29,7 @@ pub use headline::{broken, headline, in_short};
 
 use ratatui::layout::Rect;
 
-use super::services::replica_row;
+use super::services::{replica_heads, replica_row};
 use super::{nothing, title};
 use crate::api::{Condition, Rollout, ServiceView};
 use crate::tui::command::Panel;
@@ -38,7 +38,7 @@ use crate::tui::state::State;
 use crate::tui::words;
 use headline::{held, paragraph, queued};
 use history::history;
-use measures::{counts, is_said, measures};
+use measures::{counts, height, is_said, measures};
 use steps::{steps, titles};
 use traffic::traffic_bar;
 
@@ -102,11 +102,8 @@ fn journey(
     if let Some(line) = held(state, rollout) {
         paragraph(pen, rest, line);
     }
-    if let Some((text, style)) = queued(state, service)
-        && rest.height > 0
-    {
-        let y = take(rest, 1);
-        pen.put_cut(rest.x, y, rest.right(), &text, style);
+    if let Some(line) = queued(state, service) {
+        paragraph(pen, rest, line);
     }
     let over = rollout.outcome.is_some();
     if !over && rest.height > 4 {
@@ -124,13 +121,14 @@ fn journey(
     let room = usize::from(rest.height.saturating_sub(3).min(10));
     let rows = u16::try_from(wanted.min(room)).unwrap_or(0);
     let side = rest.width >= SIDE_BY_SIDE && measured && rows > 0;
-    let measure_rows = if measured { if said { 3 } else { 4 }.min(rest.height) } else { 0 };
+    let half = rest.width * 44 / 100;
+    let width = if side { rest.width - half - 3 } else { rest.width };
+    let measure_rows = if measured { height(rollout, width).min(rest.height) } else { 0 };
     if side {
         let rows = rows.max(measure_rows).min(rest.height);
         let y = take(rest, rows);
-        let half = rest.width * 44 / 100;
         let left = Rect { y, height: rows, width: half, ..*rest };
-        let right = Rect { x: rest.x + half + 3, width: rest.width - half - 3, ..left };
+        let right = Rect { x: rest.x + half + 3, width, ..left };
         for row in left.y..left.bottom() {
             pen.put(left.right() + 1, row, right.x, "│", pen.theme.border);
         }
@@ -160,6 +158,7 @@ fn replicas(pen: &mut Pen<'_>, state: &State, service: &ServiceView, rest: &mut 
     let x = pen.put(rest.x, y, rest.right(), "REPLICAS  ", pen.theme.header);
     let style = if service.ready < service.floor { pen.theme.bad } else { pen.theme.dim };
     pen.put(x, y, rest.right(), &text, style);
+    replica_heads(pen, rest.x, y, rest.right());
     let room = usize::from(rest.height);
     let hidden = service.replicas.len().saturating_sub(room);
     let shown = if hidden > 0 { room.saturating_sub(1) } else { room };

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! ╭ 2 Services ────────────────────────────────────────────────────────────────────╮
-//! │   NAME   CONDITION  READY   RELEASE  REQ/S  ERRORS   MEAN  ENGINE  MODEL SHARE │
-//! │▌▶ chat   rolling    2/2 ≥1  r11→r12  41.2/s   0%   182 ms  vllm    Llama…      │
-//! │     r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3 try 2                       10% │
-//! │     r11-0  ● ▰▰▰▰ ready    2h10m node1 GPU 0-3                             45% │
-//! │ ● code   serving    2/2 ≥1  r9 ✎     12.0/s   0%    95 ms  vllm    …           │
+//! │   NAME   CONDITION  READY   RELEASE  ENGINE  MODEL  REQ/S ERRORS   MEAN  SHARE │
+//! │▌▶ chat   rolling    2/2 ≥1  r11→r12  vllm    Llama… 41.2/s    0% 182 ms        │
+//! │     r12-0  ◑ ▰▰▰▱ loading  34s   node3 GPU 0-3 try 2  1.3/s   0% 182 ms    10% │
+//! │     r11-0  ● ▰▰▰▰ ready    2h10m node1 GPU 0-3       20.0/s   0% 181 ms    45% │
+//! │ ● code   serving    2/2 ≥1  r9 ✎     vllm    …      12.0/s    0%  95 ms        │
 //! ╰────────────────────────────────────────────────────────────────────────────────╯
 //! ```
 
@@ -29,16 +29,23 @@ const COLUMNS: [Column; 11] = [
     col("CONDITION", 12, 2),
     col("READY", 8, 3),
     col("RELEASE", 9, 4),
-    num("REQ/S", 8, 5),
-    num("ERRORS", 6, 6),
-    num("MEAN", 7, 7),
     col("ENGINE", 9, 9),
     grow("MODEL", 11, 8),
     grow("URL", 22, 10),
+    num("REQ/S", RATE, 5),
+    num("ERRORS", ERRORS, 6),
+    num("MEAN", MEAN, 7),
 ];
 
 /// Columns at the right of all rows: the share of the traffic of a replica, with room on both sides.
 const SHARE: u16 = 7;
+/// Columns of what the gateway sees. They stand last, so that a replica's are below its service's.
+const RATE: u16 = 8;
+const ERRORS: u16 = 6;
+const MEAN: u16 = 7;
+
+/// Columns of a replica's row from which its own traffic is shown.
+const WITH_TRAFFIC: u16 = 84;
 
 /// Rows that the panel would like to have.
 pub fn height(state: &State) -> u16 {
@@ -134,7 +141,7 @@ fn service_row(
     let (errors, errors_style) = words::errors(&service.traffic, theme);
     let ready = match service.condition {
         Condition::Elsewhere => words::ABSENT.to_owned(),
-        _ => format!("{}/{} ≥{}", service.ready, service.wanted, service.floor),
+        _ => format!("{} ≥{}", words::ready_in_short(service), service.floor),
     };
     let mut cell = |i, text: &str, style| pen.cell(&COLUMNS, at, i, y, text, style);
     cell(0, mark, style);
@@ -142,12 +149,12 @@ fn service_row(
     cell(2, service.condition.word(), style);
     cell(3, &ready, ready_style);
     cell(4, &release_words(service), theme.text);
-    cell(5, &words::rate(&service.traffic), theme.text);
-    cell(6, &errors, errors_style);
-    cell(7, &words::millis(service.traffic.mean_response_ms), theme.text);
-    cell(8, &service.engine, theme.dim);
-    cell(9, short_model(&service.model), theme.dim);
-    cell(10, service.url.as_deref().unwrap_or(words::ABSENT), theme.dim);
+    cell(5, &service.engine, theme.dim);
+    cell(6, short_model(&service.model), theme.dim);
+    cell(7, service.url.as_deref().unwrap_or(words::ABSENT), theme.dim);
+    cell(8, &words::rate(&service.traffic), theme.text);
+    cell(9, &errors, errors_style);
+    cell(10, &words::millis(service.traffic.mean_response_ms), theme.text);
 }
 
 /// The last part of a model's path, as people call it.
@@ -155,7 +162,7 @@ pub fn short_model(model: &str) -> &str {
     model.rsplit('/').find(|part| !part.is_empty()).unwrap_or(model)
 }
 
-/// `r11`, `r11→r12`, and a mark for what waits to be applied.
+/// `r11`, `r11→r12`, and a mark for what waits to be applied, or to begin.
 pub fn release_words(service: &ServiceView) -> String {
     let stable = service.stable.map_or_else(|| words::ABSENT.to_owned(), |s| s.to_string());
     let rolling = service.rollout.as_ref().filter(|r| r.outcome.is_none());
@@ -163,7 +170,9 @@ pub fn release_words(service: &ServiceView) -> String {
         Some(r) if Some(r.to) != service.stable => format!("{stable}→{}", r.to),
         _ => stable,
     };
-    if service.pending_change {
+    if service.queued.is_some() {
+        out.push_str(" »");
+    } else if service.pending_change {
         out.push_str(" ✎");
     }
     out
@@ -173,6 +182,27 @@ pub fn release_words(service: &ServiceView) -> String {
 fn is_new(service: &ServiceView, replica: &ReplicaView) -> bool {
     let rolling = service.rollout.as_ref().filter(|r| r.outcome.is_none());
     rolling.is_some_and(|r| r.to == replica.id.release && r.from != Some(r.to))
+}
+
+/// Where what the gateway sees ends in rows up to `right`: requests, errors, mean.
+fn traffic_ends(right: u16) -> [u16; 3] {
+    let mean = right.saturating_sub(SHARE - 1);
+    let errors = mean.saturating_sub(MEAN + 1);
+    [errors.saturating_sub(ERRORS + 1), errors, mean]
+}
+
+/// The heads above the numbers of replicas in rows from `x` to `right`.
+pub fn replica_heads(pen: &mut Pen<'_>, x: u16, y: u16, right: u16) {
+    let (style, room) = (pen.theme.header, right.saturating_sub(x));
+    // On a small screen the row is its title's.
+    if room >= 48 {
+        pen.put_right(x, y, right, "SHARE", style);
+    }
+    if room >= WITH_TRAFFIC {
+        for (head, end) in ["REQ/S", "ERRORS", "MEAN"].into_iter().zip(traffic_ends(right)) {
+            pen.put_right(x, y, end, head, style);
+        }
+    }
 }
 
 /// One replica in one line.
@@ -194,13 +224,13 @@ pub fn replica_row(
     // From the right: weight, then the traffic where there is room.
     let mut end = pen.put_right(x, y, right, &weight, weight_style(replica, theme.text, theme.dim));
     end = end.min(right.saturating_sub(4)).saturating_sub(1);
-    if room >= 84 {
-        pen.put_right(x, y, end, &words::millis(replica.traffic.mean_response_ms), theme.dim);
-        end = end.saturating_sub(9);
-        pen.put_right(x, y, end, &errors, errors_style);
-        end = end.saturating_sub(7);
-        pen.put_right(x, y, end, &words::rate(&replica.traffic), theme.dim);
-        end = end.saturating_sub(9);
+    if room >= WITH_TRAFFIC {
+        let [rate_end, errors_end, mean_end] = traffic_ends(right);
+        let mean = words::millis(replica.traffic.mean_response_ms);
+        pen.put_right(x, y, mean_end.min(end), &mean, theme.dim);
+        pen.put_right(x, y, errors_end, &errors, errors_style);
+        pen.put_right(x, y, rate_end, &words::rate(&replica.traffic), theme.dim);
+        end = rate_end.saturating_sub(RATE + 1);
     }
     let mut at = pen.put(x, y, end, &format!("{:<6} ", replica.id.key()), release);
     at = pen.put(at, y, end, &format!("{mark} "), style);
@@ -258,7 +288,7 @@ pub fn in_short(state: &State, service: &ServiceView) -> Line<'static> {
     Line::from(vec![
         Span::styled(format!("{mark} "), style),
         Span::styled(service.name.to_string(), theme.strong),
-        Span::styled(format!(" {}/{} ", service.ready, service.wanted), theme.text),
+        Span::styled(format!(" {} ", words::ready_in_short(service)), theme.text),
         Span::styled(release_words(service), theme.dim),
         Span::raw("   "),
     ])

@@ -190,8 +190,26 @@ fn the_hints_offer_what_does_something() {
         assert!(!over.contains(unwanted), "{over}");
     }
     assert!(over.contains("a apply") && over.contains("u undo"), "{over}");
+    let first = hints(|v| {
+        v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
+        v.history.truncate(1);
+    });
+    assert!(!first.contains("u undo"), "there is nothing to go back to: {first}");
     let failed = hints(done(crate::api::Outcome::Failed { why: "bad".to_owned() }));
     assert!(failed.contains("r retry") && !failed.contains("abort"), "{failed}");
+}
+
+/// What steers the rollout under way is not what a small screen leaves out.
+#[test]
+fn the_brakes_are_told_where_it_is_narrow() {
+    let mut state = rolling(|_| ());
+    state.size = SMALL;
+    for keys in ["2", "3"] {
+        press(&mut state, keys);
+        let screen = text(&state);
+        let hints = screen.lines().last().unwrap();
+        assert!(hints.contains("p pause") && hints.contains("x abort"), "{hints}");
+    }
 }
 
 #[test]
@@ -474,7 +492,37 @@ fn why_a_rollout_failed_is_read_to_its_end() {
     });
     state.size = SMALL;
     press(&mut state, "3");
-    assert!(text(&state).contains("Retry (r) or abort (x)"), "{}", text(&state));
+    let screen = text(&state);
+    assert!(screen.contains("Retry (r) or abort (x)"), "{screen}");
+    assert!(
+        screen.contains("│ ║ FAILED: r12-0"),
+        "its first line begins where others do: {screen}"
+    );
+}
+
+/// What holds it is its verdict: the lines at the top tell it, and the room is for the rest.
+#[test]
+fn a_verdict_that_holds_it_is_told_once() {
+    let mut state = rolling(|v| {
+        let rollout = v.rollout.as_mut().unwrap();
+        let reason = "0 requests reached the canary < 15 needed".to_owned();
+        rollout.gate = Some(Gate::Inconclusive { why: reason.clone() });
+        rollout.measured_new = crate::api::Window::default();
+        rollout.measured_old = crate::api::Window::default();
+        rollout.verdict = Some(crate::api::Verdict {
+            of: crate::api::VerdictOf::Analysis,
+            lines: Vec::new(),
+            analysis: "default".to_owned(),
+            result: crate::api::VerdictResult::Inconclusive,
+            reason,
+            at: NOW,
+        });
+    });
+    state.size = SMALL;
+    press(&mut state, "3");
+    let screen = text(&state);
+    assert_eq!(screen.matches("15 needed").count(), 1, "{screen}");
+    assert!(screen.contains("║ analyse default"), "nothing goes on by itself: {screen}");
 }
 
 /// Beside the counts a step has thirty columns: its time is seen whole, whatever it is called.

@@ -1,7 +1,6 @@
 //! The lines at the top: where it goes, what holds it, what is next.
 
 use ratatui::layout::Rect;
-use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::steps::titles;
@@ -38,7 +37,7 @@ pub fn broken(mut line: Line<'static>, width: usize) -> Vec<Line<'static>> {
     // As much of it as fits goes on in the same line; it is broken there as the rest is below.
     let hang = 2;
     let room = width.saturating_sub(used);
-    if used == 0 || room < 16 {
+    if room < 16 {
         let below = parts(width.saturating_sub(hang)).into_iter().map(|l| hanging(l, hang));
         return std::iter::once(line).filter(|l| l.width() > 0).chain(below).collect();
     }
@@ -114,6 +113,13 @@ pub fn in_short(state: &State, service: &ServiceView, rollout: &Rollout) -> Line
     line
 }
 
+/// Whether it goes on only when a person says so.
+pub(super) fn waits_for_a_person(rollout: &Rollout) -> bool {
+    let gate = &rollout.gate;
+    matches!(gate, Some(Gate::Approve | Gate::Inconclusive { .. } | Gate::Failed { .. }))
+        || rollout.paused.is_some()
+}
+
 /// Why it goes back, or what holds it.
 pub(super) fn held(state: &State, rollout: &Rollout) -> Option<Line<'static>> {
     let theme = &state.theme;
@@ -127,11 +133,7 @@ pub(super) fn held(state: &State, rollout: &Rollout) -> Option<Line<'static>> {
             Span::styled(why.clone(), theme.strong),
         ]));
     }
-    let waits = matches!(
-        rollout.gate,
-        Some(Gate::Approve | Gate::Inconclusive { .. } | Gate::Failed { .. })
-    ) || rollout.paused.is_some();
-    if !waits {
+    if !waits_for_a_person(rollout) {
         return None;
     }
     let text = words::gate(rollout, state.now)?;
@@ -139,13 +141,13 @@ pub(super) fn held(state: &State, rollout: &Rollout) -> Option<Line<'static>> {
 }
 
 /// What comes after this rollout, or why it did not come.
-pub(super) fn queued(state: &State, service: &ServiceView) -> Option<(String, Style)> {
+pub(super) fn queued(state: &State, service: &ServiceView) -> Option<Line<'static>> {
     let theme = &state.theme;
     if let Some(queued) = &service.queued {
         let why = queued.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
         let text = format!("» next: {} by {}{why} (X cancels)", queued.what(), queued.by);
-        return Some((text, theme.accent));
+        return Some(Line::styled(text, theme.accent));
     }
     let why = service.queue_trouble.as_ref()?;
-    Some((format!("✖ the queued rollout did not begin: {why}"), theme.bad))
+    Some(Line::styled(format!("✖ the queued rollout did not begin: {why}"), theme.bad))
 }

@@ -3,9 +3,24 @@
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
-use crate::api::{Gate, Outcome, Rollout, VerdictOf, VerdictResult, Window};
+use crate::api::{Gate, Outcome, Rollout, Verdict, VerdictOf, VerdictResult, Window};
+use crate::tui::dialogs::wrapped;
 use crate::tui::draw::Pen;
+use crate::tui::theme::Theme;
 use crate::tui::words;
+
+/// Rows that they take in so many columns.
+pub(super) fn height(rollout: &Rollout, width: u16) -> u16 {
+    match (counts(rollout), is_said(rollout), &rollout.verdict) {
+        (false, _, Some(verdict)) => {
+            let lines = wrapped(&words_of(verdict).0, usize::from(width), Style::new()).len();
+            // The number that decided is worth a second row, a whole story is not.
+            u16::try_from(lines).unwrap_or(u16::MAX).min(4)
+        }
+        (_, true, _) => 3,
+        (_, false, _) => 4,
+    }
+}
 
 /// What was measured of both releases, and what follows from it.
 pub(super) fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
@@ -78,28 +93,33 @@ fn verdict(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
         pen.put(area.x, area.y, area.right(), "no verdict yet", theme.dim);
         return;
     };
-    let (mark, style) = match verdict.result {
-        VerdictResult::Success => ("✔", theme.good),
-        VerdictResult::Failed | VerdictResult::Error => ("✖", theme.bad),
-        VerdictResult::Inconclusive => ("?", theme.warn),
+    let (text, style) = words_of(verdict);
+    pen.lines_cut(area, wrapped(&text, usize::from(area.width), style(theme)));
+}
+
+/// A verdict in words, and its colour.
+fn words_of(verdict: &Verdict) -> (String, fn(&Theme) -> Style) {
+    let (mark, style): (_, fn(&Theme) -> Style) = match verdict.result {
+        VerdictResult::Success => ("✔", |theme| theme.good),
+        VerdictResult::Failed | VerdictResult::Error => ("✖", |theme| theme.bad),
+        VerdictResult::Inconclusive => ("?", |theme| theme.warn),
     };
     let what = match verdict.of {
         VerdictOf::Analysis => verdict.analysis.clone(),
         VerdictOf::Run => verdict.title(),
     };
-    let text = format!("{mark} {what}: {}", verdict.reason);
-    // The number that decided is worth a second row.
-    let lines = crate::tui::dialogs::wrapped(&text, usize::from(area.width), style);
-    pen.lines_cut(area, lines);
+    (format!("{mark} {what}: {}", verdict.reason), style)
 }
 
-/// Whether the headline tells the verdict already: it is why the rollout went back.
+/// Whether the lines at the top tell the verdict already: it is why the rollout went back, or why it is held.
 pub(super) fn is_said(rollout: &Rollout) -> bool {
-    let why = match &rollout.outcome {
-        Some(Outcome::RolledBack { why } | Outcome::Aborted { why } | Outcome::Failed { why }) => {
-            why
-        }
-        Some(Outcome::Completed) | None => return false,
+    let why = match (&rollout.outcome, &rollout.gate) {
+        (
+            Some(Outcome::RolledBack { why } | Outcome::Aborted { why } | Outcome::Failed { why }),
+            _,
+        )
+        | (None, Some(Gate::Inconclusive { why } | Gate::Failed { why })) => why,
+        (Some(Outcome::Completed) | None, _) => return false,
     };
     rollout.verdict.as_ref().is_some_and(|v| why.contains(&v.reason))
 }

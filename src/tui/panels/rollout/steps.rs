@@ -4,6 +4,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use unicode_width::UnicodeWidthStr;
 
+use super::headline::waits_for_a_person;
 use crate::api::{Direction, Gate, Outcome, Rollout, RolloutKind, ServiceView};
 use crate::tui::draw::{Pen, window};
 use crate::tui::state::State;
@@ -36,7 +37,7 @@ pub(super) fn steps(
             () if done || i < current => ("✔", theme.good),
             () if i > current => ("○", theme.dim),
             () if back || rollout.outcome.is_some() => ("✖", theme.bad),
-            () if rollout.paused.is_some() => ("║", theme.warn),
+            () if waits_for_a_person(rollout) => ("║", theme.warn),
             () => ("▶", theme.accent),
         };
         let right = area.right();
