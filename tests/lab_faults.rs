@@ -1,4 +1,4 @@
-//! Rollouts that serve throughout, whatever breaks: the faults of `faults/cases.rs`, each in the middle of a
+//! Rollouts that serve throughout, whatever breaks: the faults of `faults/cases/`, each in the middle of a
 //! rollout under load, on three hosts with HAProxy.
 //!
 //! A sample in every run of the tests, all with `GPUDECK_NIGHTLY=1`; `GPUDECK_FAULTS=engine,disk` takes those
