@@ -6,78 +6,29 @@
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Finished, run, wait_until};
-use gpudeck::demo::World;
+use common::sim_fleet::{LONG, SimFleet};
+use common::wait_until;
 use serde_json::Value;
 
-const LONG: Duration = Duration::from_mins(3);
-
-/// A simulated fleet with a deck; its controller is a process of its own.
-struct Place {
-    world: Option<World>,
-    home: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Place {
+impl SimFleet {
     /// `code` is served, in its first release.
     fn serving() -> Self {
-        let home = tempfile::Builder::new().prefix("gds").tempdir_in("/tmp").unwrap();
-        std::fs::create_dir(home.path().join("w")).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        let world = runtime.block_on(World::start(Some(home.path().join("w")))).unwrap();
-        gpudeck::controller::init_repository(&world.deck_dir()).unwrap();
-        let place = Self { world: Some(world), home, _runtime: runtime };
-        place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
-        place
+        let fleet = Self::new();
+        fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+        fleet
     }
 
     fn deck(&self) -> PathBuf {
-        self.world.as_ref().unwrap().deck_dir()
-    }
-
-    fn gpudeck(&self, arguments: &[&str]) -> Finished {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gpudeck"));
-        command
-            .arg("--deck")
-            .arg(self.deck())
-            .args(arguments)
-            .env("GPUDECK_HOME", self.home.path().join("s"))
-            .env("HOME", self.home.path())
-            .env("USER", "tester")
-            .env_remove("SSH_AUTH_SOCK");
-        run(&mut command, LONG)
-    }
-
-    #[track_caller]
-    fn expect(&self, arguments: &[&str], code: i32) -> Finished {
-        let done = self.gpudeck(arguments);
-        let story = || self.gpudeck(&["events"]).stdout;
-        assert!(done.code() == Some(code), "{arguments:?}: {done:#?}\n{}", story());
-        done
-    }
-
-    #[track_caller]
-    fn json(&self, arguments: &[&str]) -> Value {
-        let done = self.expect(&[arguments, &["--output", "json"]].concat(), 0);
-        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {}", done.stdout))
-    }
-
-    fn status(&self) -> Value {
-        self.json(&["status", "code"])
+        self.world().deck_dir()
     }
 
     /// The spec with another number for the engine, and with these steps.
     fn edit(&self, tokens: &str, rollout: &str) {
-        let path = self.world.as_ref().unwrap().spec_path("code");
+        let path = self.world().spec_path("code");
         let text = std::fs::read_to_string(&path).unwrap();
         let (before, rest) = text.split_once("\"--tokens\", \"").unwrap();
         let (_, after) = rest.split_once('"').unwrap();
@@ -92,37 +43,6 @@ impl Place {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         path
     }
-
-    fn wait(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let last = std::cell::RefCell::new(Value::Null);
-        let look = || {
-            let view = self.status();
-            let good = holds(&view);
-            *last.borrow_mut() = view;
-            good
-        };
-        wait_until(what, LONG, look);
-        last.into_inner()
-    }
-
-    fn kill_controller(&self) {
-        let status = self.json(&["controller", "status"]);
-        let pid = i32::try_from(status["version"]["pid"].as_i64().unwrap()).unwrap();
-        let target = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(target, rustix::process::Signal::KILL).unwrap();
-        wait_until("the controller's death", Duration::from_secs(30), || {
-            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            !Path::new(&format!("/proc/{pid}")).exists() || state.contains(") Z ")
-        });
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = self.gpudeck(&["controller", "stop"]);
-        // Engines end with it.
-        self.world = None;
-    }
 }
 
 /// Who asks, as the controller's socket says.
@@ -136,26 +56,26 @@ fn runs(view: &Value) -> bool {
 
 #[test]
 fn a_command_decides_and_is_told_what_it_is_about() {
-    let place = Place::serving();
-    let seen = place.home.path().join("seen");
-    place.script(
+    let fleet = SimFleet::serving();
+    let seen = fleet.home().join("seen");
+    fleet.script(
         "smoke.sh",
         &format!("env | grep ^GPUDECK_ > {}; echo \"$1 is good\"", seen.display()),
     );
     let steps = "steps = [{ weight = 50 }, { run = [\"./smoke.sh\", \"a b\"] }] # test";
-    place.edit("13", steps);
-    let plan = place.expect(&["plan", "code"], 2).stdout;
+    fleet.edit("13", steps);
+    let plan = fleet.expect(&["plan", "code"], 2).stdout;
     assert!(plan.contains("run ./smoke.sh a b"), "{plan}");
     assert!(plan.contains("exit code 0"), "{plan}");
-    place.expect(&["apply", "code", "-m", "try it", "--wait", "--timeout", "2m"], 0);
+    fleet.expect(&["apply", "code", "-m", "try it", "--wait", "--timeout", "2m"], 0);
     let env = std::fs::read_to_string(&seen).unwrap();
     let has = |line: &str| env.lines().any(|l| l == line);
     let by = format!("BY={}", me());
     for line in ["SERVICE=code", "RELEASE=r2", "STABLE=r1", "STEP=2", "ATTEMPT=1", &by] {
         assert!(has(&format!("GPUDECK_{line}")), "{line}: {env}");
     }
-    assert!(has(&format!("GPUDECK_DECK={}", place.deck().display())), "{env}");
-    assert!(has(&format!("GPUDECK_HOME={}", place.home.path().join("s").display())), "{env}");
+    assert!(has(&format!("GPUDECK_DECK={}", fleet.deck().display())), "{env}");
+    assert!(has(&format!("GPUDECK_HOME={}", fleet.home().join("s").display())), "{env}");
     assert!(has("GPUDECK_REASON=try it"), "{env}");
     let value = |name: &str| {
         let line = env.lines().find_map(|l| l.strip_prefix(&format!("GPUDECK_{name}=")));
@@ -165,40 +85,40 @@ fn a_command_decides_and_is_told_what_it_is_about() {
     assert_eq!(value("CANARY_ADDRESSES").split(' ').count(), 1);
     assert!(value("CANARY_ADDRESSES").contains(':'));
     assert!(value("URL").starts_with("http"), "{env}");
-    let verdict = &place.status()["rollout"]["verdict"];
+    let verdict = &fleet.status("code")["rollout"]["verdict"];
     assert_eq!(verdict["reason"], "exit code 0: a b is good", "{verdict:#}");
 
     // A bad end takes the release back, and its last words are shown.
-    place.script("smoke.sh", "echo one; echo \"two is bad\" >&2; exit 7");
-    place.edit("14", steps);
-    let failed = place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 3);
+    fleet.script("smoke.sh", "echo one; echo \"two is bad\" >&2; exit 7");
+    fleet.edit("14", steps);
+    let failed = fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 3);
     assert!(failed.stdout.contains("run ./smoke.sh a b: exit code 7"), "{failed:#?}");
-    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    let text = fleet.expect(&["rollout", "status", "code"], 0).stdout;
     assert!(text.contains("| two is bad"), "{text}");
-    assert_eq!(place.status()["stable"], 2);
+    assert_eq!(fleet.status("code")["stable"], 2);
 
     // The same revision once more, now that the test is mended.
-    place.script("smoke.sh", "exit 0");
-    let again = place.expect(&["rollout", "retry", "code", "--wait", "--timeout", "2m"], 0);
+    fleet.script("smoke.sh", "exit 0");
+    let again = fleet.expect(&["rollout", "retry", "code", "--wait", "--timeout", "2m"], 0);
     assert!(again.stdout.contains("r4"), "{again:#?}");
-    let history = place.json(&["history", "code"]);
+    let history = fleet.json(&["history", "code"], 0);
     assert_eq!(history[0]["reason"], "retry of r3", "{history:#}");
-    assert_eq!(place.status()["stable"], 4);
-    let nothing = place.expect(&["rollout", "retry", "code"], 5);
+    assert_eq!(fleet.status("code")["stable"], 4);
+    let nothing = fleet.expect(&["rollout", "retry", "code"], 5);
     assert!(nothing.stderr.contains("did not fail"), "{nothing:#?}");
 }
 
 #[test]
 fn a_command_is_run_again_after_its_controller_was_killed_and_ended_when_nobody_waits() {
-    let place = Place::serving();
-    let pids = place.home.path().join("pids");
-    place.script(
+    let fleet = SimFleet::serving();
+    let pids = fleet.home().join("pids");
+    fleet.script(
         "smoke.sh",
         &format!("echo \"$GPUDECK_ATTEMPT $$\" >> {}; exec sleep 600", pids.display()),
     );
     let steps = "auto_rollback = false # test\nsteps = [{ weight = 50 }, { run = { command = [\"./smoke.sh\"], timeout = \"10m\" } }] # test";
-    place.edit("13", steps);
-    place.expect(&["apply", "code", "--yes"], 0);
+    fleet.edit("13", steps);
+    fleet.expect(&["apply", "code", "--yes"], 0);
     let attempts = |n: usize| {
         wait_until("the command to run", LONG, || {
             std::fs::read_to_string(&pids).is_ok_and(|t| t.lines().count() == n)
@@ -213,72 +133,72 @@ fn a_command_is_run_again_after_its_controller_was_killed_and_ended_when_nobody_
     };
     let first = attempts(1)[0].clone();
     assert_eq!(first.0, "1");
-    place.kill_controller();
+    fleet.kill_controller();
     assert!(!gone(&first.1), "a kill leaves it running");
-    place.wait("the command to run again", |v| v["rollout"]["gate"]["run"]["attempt"] == 2);
+    fleet.wait("code", "the command to run again", |v| v["rollout"]["gate"]["run"]["attempt"] == 2);
     let second = attempts(2)[1].clone();
     assert_eq!(second.0, "2");
     // Never two of them at a time.
     assert!(gone(&first.1));
     assert!(!gone(&second.1));
     // A gate is skipped only with a reason.
-    place.expect(&["rollout", "skip", "code"], 64);
-    let empty = place.expect(&["rollout", "skip", "code", "--reason", " "], 1);
+    fleet.expect(&["rollout", "skip", "code"], 64);
+    let empty = fleet.expect(&["rollout", "skip", "code", "--reason", " "], 1);
     assert!(empty.stderr.contains("only with a reason"), "{empty:#?}");
-    place.expect(&["rollout", "skip", "code", "--reason", "it hangs"], 0);
+    fleet.expect(&["rollout", "skip", "code", "--reason", "it hangs"], 0);
     wait_until("the command's end", Duration::from_secs(30), || gone(&second.1));
-    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
-    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    fleet.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
+    let text = fleet.expect(&["rollout", "status", "code"], 0).stdout;
     assert!(text.contains(&format!("skipped by {}", me())), "{text}");
     assert!(text.contains("it hangs"), "{text}");
-    let audit = place.expect(&["audit"], 0).stdout;
+    let audit = fleet.expect(&["audit"], 0).stdout;
     assert!(audit.contains("it hangs"), "{audit}");
-    let history = place.json(&["history", "code"]);
+    let history = fleet.json(&["history", "code"], 0);
     let skipped = &history[0]["progress"]["steps"][1]["skipped"];
     assert_eq!(*skipped, format!("{}: it hangs", me()), "{history:#}");
 }
 
 #[test]
 fn the_next_rollout_is_refused_queued_or_replaces_the_present_one() {
-    let place = Place::serving();
+    let fleet = SimFleet::serving();
     let held = "steps = [{ weight = 50 }, { approve = true }] # test";
-    place.edit("13", held);
-    place.expect(&["apply", "code", "--yes"], 0);
+    fleet.edit("13", held);
+    fleet.expect(&["apply", "code", "--yes"], 0);
     let waits = |v: &Value| v["rollout"]["gate"] == "approve";
-    place.wait("r2 to wait for approval", waits);
+    fleet.wait("code", "r2 to wait for approval", waits);
 
-    place.edit("14", "");
-    let refused = place.expect(&["apply", "code", "--yes"], 5);
+    fleet.edit("14", "");
+    let refused = fleet.expect(&["apply", "code", "--yes"], 5);
     assert!(refused.stderr.contains("--concurrency-policy queue or replace"), "{refused:#?}");
-    let queued = place.expect(&["apply", "code", "--concurrency-policy", "queue", "-m", "next"], 0);
+    let queued = fleet.expect(&["apply", "code", "--concurrency-policy", "queue", "-m", "next"], 0);
     assert!(queued.stdout.contains("it begins when the rollout to r2 ends"), "{queued:#?}");
-    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    let text = fleet.expect(&["rollout", "status", "code"], 0).stdout;
     assert!(text.contains(&format!("queued by {}", me())), "{text}");
-    place.expect(&["rollout", "cancel-queued", "code"], 0);
-    assert_eq!(place.status()["queued"], Value::Null);
-    place.expect(&["rollout", "cancel-queued", "code"], 5);
+    fleet.expect(&["rollout", "cancel-queued", "code"], 0);
+    assert_eq!(fleet.status("code")["queued"], Value::Null);
+    fleet.expect(&["rollout", "cancel-queued", "code"], 5);
 
     // What is queued survives the controller, and is what was in the deck then.
-    place.expect(&["apply", "code", "--concurrency-policy", "queue"], 0);
-    place.kill_controller();
-    assert!(place.status()["queued"].is_object());
-    place.edit("15", "");
-    place.expect(&["rollout", "promote", "code", "--all"], 0);
-    let view = place.wait("the refusal", |v| v["queue_trouble"].is_string());
+    fleet.expect(&["apply", "code", "--concurrency-policy", "queue"], 0);
+    fleet.kill_controller();
+    assert!(fleet.status("code")["queued"].is_object());
+    fleet.edit("15", "");
+    fleet.expect(&["rollout", "promote", "code", "--all"], 0);
+    let view = fleet.wait("code", "the refusal", |v| v["queue_trouble"].is_string());
     assert!(view["queue_trouble"].as_str().unwrap().contains("was changed"), "{view:#}");
     assert_eq!((&view["stable"], &view["queued"]), (&Value::from(2), &Value::Null));
 
-    place.edit("16", held);
-    place.expect(&["apply", "code", "--yes"], 0);
-    place.wait("r3 to wait for approval", waits);
-    place.edit("17", "");
-    place.expect(
+    fleet.edit("16", held);
+    fleet.expect(&["apply", "code", "--yes"], 0);
+    fleet.wait("code", "r3 to wait for approval", waits);
+    fleet.edit("17", "");
+    fleet.expect(
         &["apply", "code", "--concurrency-policy", "replace", "--wait", "--timeout", "3m"],
         0,
     );
-    let view = place.status();
+    let view = fleet.status("code");
     assert_eq!(view["stable"], 4, "{view:#}");
-    let history = place.json(&["history", "code"]);
+    let history = fleet.json(&["history", "code"], 0);
     let third = history.as_array().unwrap().iter().find(|r| r["number"] == 3).unwrap();
     let why = third["outcome"]["aborted"]["why"].as_str().unwrap();
     assert!(why.starts_with(&format!("replaced by a newer rollout of {}", me())), "{third:#}");
@@ -288,30 +208,30 @@ fn the_next_rollout_is_refused_queued_or_replaces_the_present_one() {
 
 #[test]
 fn an_undo_in_mid_rollout_takes_it_back_or_goes_further_back() {
-    let place = Place::serving();
-    place.edit("13", "");
-    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let fleet = SimFleet::serving();
+    fleet.edit("13", "");
+    fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
     let held = "steps = [{ weight = 50 }, { approve = true }] # test";
-    place.edit("14", held);
-    place.expect(&["apply", "code", "--yes"], 0);
+    fleet.edit("14", held);
+    fleet.expect(&["apply", "code", "--yes"], 0);
     let waits = |v: &Value| v["rollout"]["gate"] == "approve";
-    place.wait("r3 to wait for approval", waits);
+    fleet.wait("code", "r3 to wait for approval", waits);
     // Without a release: what the rollout came from.
-    place.expect(&["rollout", "undo", "code", "--wait", "--timeout", "2m"], 0);
-    let view = place.status();
+    fleet.expect(&["rollout", "undo", "code", "--wait", "--timeout", "2m"], 0);
+    let view = fleet.status("code");
     assert_eq!(view["stable"], 2, "{view:#}");
     assert!(view["rollout"]["outcome"]["aborted"].is_object(), "{view:#}");
 
-    place.edit("15", held);
-    place.expect(&["apply", "code", "--yes"], 0);
-    place.wait("r4 to wait for approval", waits);
+    fleet.edit("15", held);
+    fleet.expect(&["apply", "code", "--yes"], 0);
+    fleet.wait("code", "r4 to wait for approval", waits);
     // To an older one, which the controller holds no longer: it comes from Git.
-    place.expect(&["rollout", "undo", "code", "--to", "r1", "--wait", "--timeout", "3m"], 0);
-    let view = place.status();
+    fleet.expect(&["rollout", "undo", "code", "--to", "r1", "--wait", "--timeout", "3m"], 0);
+    let view = fleet.status("code");
     assert_eq!(view["stable"], 5, "{view:#}");
     assert_eq!(view["rollout"]["kind"], "undo");
-    let shown = place.expect(&["show", "r5"], 0).stdout;
-    let first = place.expect(&["show", "r1"], 0).stdout;
+    let shown = fleet.expect(&["show", "r5"], 0).stdout;
+    let first = fleet.expect(&["show", "r1"], 0).stdout;
     let seed = |text: &str| {
         text.split_once("--tokens").map(|(_, s)| s.chars().take(12).collect::<String>())
     };
@@ -319,60 +239,60 @@ fn an_undo_in_mid_rollout_takes_it_back_or_goes_further_back() {
     assert!(runs(&view) || view["condition"] == "serving", "{view:#}");
 
     // r3 was taken back before anybody saw that it is good: there is no short way to it.
-    place.expect(&["rollout", "undo", "code", "--to", "r3"], 0);
-    place.wait("r6 to wait for approval", waits);
-    let early = place.expect(&["rollout", "promote", "code", "--step", "3"], 5);
+    fleet.expect(&["rollout", "undo", "code", "--to", "r3"], 0);
+    fleet.wait("code", "r6 to wait for approval", waits);
+    let early = fleet.expect(&["rollout", "promote", "code", "--step", "3"], 5);
     assert!(early.stderr.contains("step 3 has not come yet"), "{early:#?}");
     // A key pressed twice means the same step.
-    place.expect(&["rollout", "promote", "code", "--step", "2", "-m", "seen"], 0);
-    let again = place.expect(&["rollout", "promote", "code", "--step", "2"], 0);
+    fleet.expect(&["rollout", "promote", "code", "--step", "2", "-m", "seen"], 0);
+    let again = fleet.expect(&["rollout", "promote", "code", "--step", "2"], 0);
     assert!(again.stdout.contains("step 2 is already passed"), "{again:#?}");
-    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "3m"], 0);
-    assert_eq!(place.status()["stable"], 6);
-    let text = place.expect(&["rollout", "status", "code"], 0).stdout;
+    fleet.expect(&["rollout", "status", "code", "--wait", "--timeout", "3m"], 0);
+    assert_eq!(fleet.status("code")["stable"], 6);
+    let text = fleet.expect(&["rollout", "status", "code"], 0).stdout;
     let (promoted, why) = (format!("promoted by {}", me()), "approve: seen");
     assert!(text.contains(&promoted) && text.contains(why), "{text}");
 }
 
 #[test]
 fn a_plan_refuses_a_gateway_that_the_deck_has_not() {
-    let place = Place::serving();
-    let path = place.world.as_ref().unwrap().spec_path("code");
+    let fleet = SimFleet::serving();
+    let path = fleet.world().spec_path("code");
     let good = std::fs::read_to_string(&path).unwrap();
     for wrong in ["gateways = [\"edge\", \"egde\"]", "gateway = \"egde\""] {
         std::fs::write(&path, format!("{wrong}\n{good}")).unwrap();
         for arguments in [&["plan", "code"][..], &["apply", "code", "--yes"]] {
-            let refused = place.expect(arguments, 1);
+            let refused = fleet.expect(arguments, 1);
             assert!(refused.stderr.contains("names the gateway `egde`"), "{refused:#?}");
             assert!(refused.stderr.contains("did you mean `edge`?"), "{refused:#?}");
         }
     }
-    assert_eq!(place.status()["rollout"]["to"], 1, "nothing was begun");
+    assert_eq!(fleet.status("code")["rollout"]["to"], 1, "nothing was begun");
 }
 
 #[test]
 fn what_would_change_nothing_is_refused_with_the_next_step() {
-    let place = Place::serving();
+    let fleet = SimFleet::serving();
     let steps = "steps = [{ weight = 50 }, { run = [\"/bin/false\"] }] # test";
-    place.edit("13", &format!("auto_rollback = false # test\n{steps}"));
+    fleet.edit("13", &format!("auto_rollback = false # test\n{steps}"));
     // What has failed and is held does not end by itself: nobody waits for it for ever.
-    let held = place.expect(&["apply", "code", "--yes", "--wait"], 3);
+    let held = fleet.expect(&["apply", "code", "--yes", "--wait"], 3);
     assert!(held.stdout.contains("rollout retry code"), "{held:#?}");
-    place.wait("the command to fail", |v| v["rollout"]["gate"]["failed"].is_object());
-    let resume = place.expect(&["rollout", "resume", "code"], 5);
+    fleet.wait("code", "the command to fail", |v| v["rollout"]["gate"]["failed"].is_object());
+    let resume = fleet.expect(&["rollout", "resume", "code"], 5);
     assert!(resume.stderr.contains("is not paused"), "{resume:#?}");
-    let promote = place.expect(&["rollout", "promote", "code"], 5);
+    let promote = fleet.expect(&["rollout", "promote", "code"], 5);
     assert!(promote.stderr.contains("/bin/false: exit code 1"), "{promote:#?}");
     assert!(promote.stderr.contains("gpudeck rollout retry code"), "{promote:#?}");
 
     // One way back is enough, and nothing of it is promoted.
-    place.edit("14", "steps = [{ weight = 50 }, { approve = true }] # test");
-    place.expect(&["rollout", "abort", "code"], 0);
+    fleet.edit("14", "steps = [{ weight = 50 }, { approve = true }] # test");
+    fleet.expect(&["rollout", "abort", "code"], 0);
     let place_back = |v: &Value| v["rollout"]["direction"]["back"].is_object();
-    let view = place.status();
+    let view = fleet.status("code");
     assert!(place_back(&view) || view["rollout"]["outcome"].is_object(), "{view:#}");
     for what in ["abort", "promote"] {
-        let refused = place.expect(&["rollout", what, "code"], 5);
+        let refused = fleet.expect(&["rollout", what, "code"], 5);
         let says = |words: &str| refused.stderr.contains(words);
         assert!(says("is being taken back") || says("no rollout of code"), "{refused:#?}");
     }
@@ -383,33 +303,33 @@ fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
     if !common::has_program("script") {
         return;
     }
-    let place = Place::serving();
+    let fleet = SimFleet::serving();
     let steps = "steps = [{ weight = 50 }, { run = [\"/bin/false\"] }] # test";
-    place.edit("13", steps);
-    place.expect(&["apply", "code", "--wait", "--timeout", "2m"], 3);
+    fleet.edit("13", steps);
+    fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 3);
     // At a terminal a person is asked, and says no.
     let gpudeck = env!("CARGO_BIN_EXE_gpudeck");
     let mut terminal = Command::new("script");
     terminal
         .args(["-qec", &format!("{gpudeck} rollout retry code"), "/dev/null"])
-        .current_dir(place.deck())
-        .env("GPUDECK_HOME", place.home.path().join("s"))
-        .env("HOME", place.home.path())
+        .current_dir(fleet.deck())
+        .env("GPUDECK_HOME", fleet.home().join("s"))
+        .env("HOME", fleet.home())
         .env("USER", "tester")
         .env_remove("SSH_AUTH_SOCK");
     let asked = common::run_with_input(&mut terminal, b"n\n", LONG);
     assert!(asked.stdout.contains("code: r1 → r3"), "{asked:#?}");
     assert!(asked.stdout.contains("run /bin/false"), "{asked:#?}");
     assert!(asked.stdout.contains("Go on? [y/N]"), "{asked:#?}");
-    assert_eq!(place.status()["rollout"]["to"], 2, "nothing was begun");
-    place.expect(&["rollout", "retry", "code", "--yes", "--wait", "--timeout", "2m"], 3);
-    assert_eq!(place.status()["rollout"]["to"], 3);
+    assert_eq!(fleet.status("code")["rollout"]["to"], 2, "nothing was begun");
+    fleet.expect(&["rollout", "retry", "code", "--yes", "--wait", "--timeout", "2m"], 3);
+    assert_eq!(fleet.status("code")["rollout"]["to"], 3);
 }
 
 #[test]
 fn a_plan_names_everything_an_analysis_judges_and_how_long_it_takes() {
-    let place = Place::serving();
-    let path = place.world.as_ref().unwrap().spec_path("code");
+    let fleet = SimFleet::serving();
+    let path = fleet.world().spec_path("code");
     let good = std::fs::read_to_string(&path).unwrap();
     let analysis = "\n[analysis.all]\nduration = \"1m\"\nengine = { max_first_token = \"2s\" }\n\
         [[analysis.all.golden]]\nprompt = \"The capital of France is\"\ncontains = \"Paris\"\n\
@@ -417,7 +337,7 @@ fn a_plan_names_everything_an_analysis_judges_and_how_long_it_takes() {
         success = \"result > 0\"\ninterval = \"1m\"\ncount = 5\n";
     let steps = "[rollout]\nsteps = [{ weight = 50 }, { analyse = \"all\" }]";
     std::fs::write(&path, format!("{}{analysis}", good.replace("[rollout]", steps))).unwrap();
-    let plan = place.expect(&["plan", "code"], 2).stdout;
+    let plan = fleet.expect(&["plan", "code"], 2).stdout;
     for gate in [
         "time to first token ≤ 2s (95th percentile)",
         "`The capital of France is` → `Paris`",

@@ -7,17 +7,14 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use common::{Finished, run, wait_until};
-use gpudeck::demo::World;
+use common::sim_fleet::{LONG, SimFleet};
+use common::wait_until;
 use serde_json::Value;
-
-const LONG: Duration = Duration::from_mins(3);
 
 /// What a simulated GPU shows as used when nothing is on it, and what counts as its engine's, MiB.
 const IDLE_MIB: u64 = 1_024;
@@ -26,70 +23,24 @@ const IDLE_MIB: u64 = 1_024;
 const TIMES: &str = "healthy_deadline = \"60s\"\nprogress_deadline = \"2m\"\n\
                      drain_deadline = \"20s\"\nstop_grace = \"5s\"\n";
 
-/// One host of eight GPUs takes ranks; the other three are cordoned until a test needs them.
-struct Place {
-    world: Option<World>,
-    home: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Place {
-    fn new() -> Self {
-        let home = tempfile::Builder::new().prefix("gdt").tempdir_in("/tmp").unwrap();
-        std::fs::create_dir(home.path().join("w")).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        let world = runtime.block_on(World::start(Some(home.path().join("w")))).unwrap();
-        gpudeck::controller::init_repository(&world.deck_dir()).unwrap();
-        let place = Self { world: Some(world), home, _runtime: runtime };
+impl SimFleet {
+    /// One host of eight GPUs takes ranks; the other three are cordoned until a test needs them.
+    fn with_one_host() -> Self {
+        let fleet = Self::new();
         for host in ["gpu-2", "gpu-3", "gpu-4"] {
-            place.expect(&["cordon", host, "-m", "not there"], 0);
+            fleet.expect(&["cordon", host, "-m", "not there"], 0);
         }
-        place
+        fleet
     }
 
     fn root(&self) -> PathBuf {
-        self.world.as_ref().unwrap().root().to_owned()
-    }
-
-    fn gpudeck(&self, arguments: &[&str]) -> Finished {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gpudeck"));
-        command
-            .arg("--deck")
-            .arg(self.world.as_ref().unwrap().deck_dir())
-            .args(arguments)
-            .env("GPUDECK_HOME", self.home.path().join("s"))
-            .env("HOME", self.home.path())
-            .env("USER", "tester")
-            .env_remove("SSH_AUTH_SOCK");
-        run(&mut command, LONG)
-    }
-
-    #[track_caller]
-    fn expect(&self, arguments: &[&str], code: i32) -> Finished {
-        let done = self.gpudeck(arguments);
-        let story = || self.gpudeck(&["events"]).stdout;
-        assert!(done.code() == Some(code), "{arguments:?}: {done:#?}\n{}", story());
-        done
+        self.world().root().to_owned()
     }
 
     #[track_caller]
     fn apply(&self, service: &str, more: &[&str]) {
         let arguments = ["apply", service, "--yes", "--wait", "--timeout", "2m"];
         self.expect(&[&arguments[..], more].concat(), 0);
-    }
-
-    #[track_caller]
-    fn json(&self, arguments: &[&str], code: i32) -> Value {
-        let done = self.expect(&[arguments, &["--output", "json"]].concat(), code);
-        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {}", done.stdout))
-    }
-
-    fn status(&self, service: &str) -> Value {
-        self.json(&["status", service], 0)
     }
 
     /// Writes a spec of two replicas; `tokens` tells its engines from those of another revision.
@@ -123,7 +74,7 @@ run = [
 {TIMES}{rollout}
 "#
         );
-        std::fs::write(self.world.as_ref().unwrap().spec_path(service), text).unwrap();
+        std::fs::write(self.world().spec_path(service), text).unwrap();
     }
 
     /// Waits until so many GPUs of the deck hold an engine's memory: an ended engine's is free only a moment
@@ -140,25 +91,6 @@ run = [
 
     fn watch(&self) -> Watch {
         Watch::begin(self.root())
-    }
-
-    fn wait(&self, service: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let last = std::cell::RefCell::new(Value::Null);
-        wait_until(what, LONG, || {
-            let view = self.status(service);
-            let good = holds(&view);
-            *last.borrow_mut() = view;
-            good
-        });
-        last.into_inner()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = self.gpudeck(&["controller", "stop"]);
-        // Engines end with it.
-        self.world = None;
     }
 }
 
@@ -233,62 +165,62 @@ fn set(words: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn recreate_asks_for_the_outage_and_never_runs_both_releases() {
-    let place = Place::new();
-    place.spec("code", 4, 12, "", "");
-    place.apply("code", &[]);
-    place.settle(8);
+    let fleet = SimFleet::with_one_host();
+    fleet.spec("code", 4, 12, "", "");
+    fleet.apply("code", &[]);
+    fleet.settle(8);
 
-    place.spec("code", 4, 13, "", "strategy = \"recreate\"");
-    let refused = place.expect(&["apply", "code", "--yes"], 6);
+    fleet.spec("code", 4, 13, "", "strategy = \"recreate\"");
+    let refused = fleet.expect(&["apply", "code", "--yes"], 6);
     assert!(refused.stderr.contains("OUTAGE"), "{refused:#?}");
     assert!(refused.stderr.contains("--accept-outage"), "{refused:#?}");
-    assert_eq!(place.status("code")["ready"], 2, "what is refused touches nothing");
+    assert_eq!(fleet.status("code")["ready"], 2, "what is refused touches nothing");
 
-    let watch = place.watch();
-    place.expect(&["apply", "code", "--yes", "--accept-outage"], 0);
+    let watch = fleet.watch();
+    fleet.expect(&["apply", "code", "--yes", "--accept-outage"], 0);
     // What is promised while it goes on is the plan's floor, not that of what is served.
-    place.wait("code", "the floor of the outage", |v| v["floor"] == 0);
-    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
-    assert_eq!(place.status("code")["floor"], 1);
+    fleet.wait("code", "the floor of the outage", |v| v["floor"] == 0);
+    fleet.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
+    assert_eq!(fleet.status("code")["floor"], 1);
     let seen = watch.end();
     assert!(!seen.contains(&set(&["code 12", "code 13"])), "both ran: {seen:?}");
     assert!(seen.contains(&set(&["code 12"])) && seen.contains(&set(&["code 13"])), "{seen:?}");
-    let view = place.status("code");
+    let view = fleet.status("code");
     assert_eq!((&view["stable"], &view["ready"]), (&Value::from(2), &Value::from(2)), "{view:#}");
     assert_eq!(view["progress"]["lowest_ready"], 0, "the outage is not hidden: {view:#}");
 }
 
 #[test]
 fn blue_green_needs_room_for_a_second_set_and_switches_all_traffic_at_once() {
-    let place = Place::new();
-    place.spec("code", 4, 12, "", "");
-    place.apply("code", &[]);
-    place.settle(8);
-    let old = engines(&place.root());
+    let fleet = SimFleet::with_one_host();
+    fleet.spec("code", 4, 12, "", "");
+    fleet.apply("code", &[]);
+    fleet.settle(8);
+    let old = engines(&fleet.root());
 
     let strategy =
         "strategy = \"blue-green\"\nsteps = [{ approve = true }]\nscale_down_delay = \"1s\"";
-    place.spec("code", 4, 13, "", strategy);
-    let refused = place.expect(&["apply", "code", "--yes"], 6);
+    fleet.spec("code", 4, 13, "", strategy);
+    let refused = fleet.expect(&["apply", "code", "--yes"], 6);
     assert!(
         refused.stderr.contains("blue-green needs room for a whole second set"),
         "{refused:#?}"
     );
     assert!(refused.stderr.contains("free 8 more GPUs"), "{refused:#?}");
-    assert_eq!(engines(&place.root()), old, "what is refused touches nothing");
+    assert_eq!(engines(&fleet.root()), old, "what is refused touches nothing");
 
     // With a second host there is room.
-    place.expect(&["uncordon", "gpu-2"], 0);
-    let watch = place.watch();
-    place.expect(&["apply", "code", "--yes"], 0);
-    let view = place.wait("code", "the gate", |v| v["rollout"]["gate"] == "approve");
+    fleet.expect(&["uncordon", "gpu-2"], 0);
+    let watch = fleet.watch();
+    fleet.expect(&["apply", "code", "--yes"], 0);
+    let view = fleet.wait("code", "the gate", |v| v["rollout"]["gate"] == "approve");
     assert_eq!(view["ready"], 4, "two whole sets: {view:#}");
     assert_eq!(traffic(&view), (100, 0), "before the switch the new set gets nothing: {view:#}");
-    place.expect(&["rollout", "promote", "code"], 0);
-    place.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
+    fleet.expect(&["rollout", "promote", "code"], 0);
+    fleet.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
     let seen = watch.end();
     assert!(seen.contains(&set(&["code 12", "code 13"])), "{seen:?}");
-    let view = place.status("code");
+    let view = fleet.status("code");
     assert_eq!((&view["stable"], &view["ready"]), (&Value::from(2), &Value::from(2)), "{view:#}");
     assert_eq!(traffic(&view), (0, 100), "{view:#}");
     assert_eq!(view["progress"]["lowest_ready"], 2, "{view:#}");
@@ -306,33 +238,33 @@ fn traffic(view: &Value) -> (u64, u64) {
 
 #[test]
 fn a_rollout_borrows_from_a_service_of_lower_priority_and_gives_back() {
-    let place = Place::new();
-    place.spec("chat", 2, 12, "placement = { priority = -1 }", "max_unavailable = 1");
-    place.apply("chat", &[]);
-    place.spec("code", 2, 12, "", "");
-    place.apply("code", &[]);
-    place.settle(8);
+    let fleet = SimFleet::with_one_host();
+    fleet.spec("chat", 2, 12, "placement = { priority = -1 }", "max_unavailable = 1");
+    fleet.apply("chat", &[]);
+    fleet.spec("code", 2, 12, "", "");
+    fleet.apply("code", &[]);
+    fleet.settle(8);
 
     // All eight GPUs are taken, and not one replica of code may be missing.
     let whole = "max_unavailable = 0\nmax_surge = 1";
-    place.spec("code", 2, 13, "", whole);
-    place.expect(&["apply", "code", "--yes"], 6);
+    fleet.spec("code", 2, 13, "", whole);
+    fleet.expect(&["apply", "code", "--yes"], 6);
 
-    place.spec("code", 2, 13, "", &format!("{whole}\nborrow = \"chat\""));
-    let plan = place.json(&["plan", "code"], 2);
+    fleet.spec("code", 2, 13, "", &format!("{whole}\nborrow = \"chat\""));
+    let plan = fleet.json(&["plan", "code"], 2);
     let borrows = plan["borrows"].as_array().unwrap();
     assert_eq!(borrows.len(), 1, "the fewest that help: {plan:#}");
     assert_eq!(borrows[0]["lender"], "chat", "{plan:#}");
-    let before = engines(&place.root());
-    place.apply("code", &[]);
-    let view = place.status("code");
+    let before = engines(&fleet.root());
+    fleet.apply("code", &[]);
+    let view = fleet.status("code");
     assert_eq!((&view["ready"], &view["progress"]["lowest_ready"]), (&2.into(), &2.into()));
 
     // The loan ends with the rollout; chat is whole again, and only the one that was lent was ended.
-    let chat = place.wait("chat", "chat to be whole again", |v| v["ready"] == 2);
+    let chat = fleet.wait("chat", "chat to be whole again", |v| v["ready"] == 2);
     assert_eq!((&chat["stable"], &chat["condition"]), (&1.into(), &"serving".into()), "{chat:#}");
-    place.settle(8);
-    let after = engines(&place.root());
+    fleet.settle(8);
+    let after = engines(&fleet.root());
     let chats = |all: &[Engine]| -> BTreeSet<u32> {
         all.iter().filter(|e| e.what == "chat 12").map(|e| e.pid).collect()
     };
@@ -341,62 +273,62 @@ fn a_rollout_borrows_from_a_service_of_lower_priority_and_gives_back() {
     let codes: Vec<&str> =
         after.iter().map(|e| e.what.as_str()).filter(|w| w.starts_with("code")).collect();
     assert_eq!(codes, ["code 13", "code 13"]);
-    let events = place.expect(&["events"], 0).stdout;
+    let events = fleet.expect(&["events"], 0).stdout;
     assert!(events.contains("is lent to code until its rollout is over"), "{events}");
 }
 
 #[test]
 fn services_together_are_planned_in_their_order_and_refused_whole() {
-    let place = Place::new();
+    let fleet = SimFleet::with_one_host();
     let together = ["apply", "chat", "code", "--yes"];
     let untouched = |view: &Value| view["stable"].is_null() && view["ready"] == 0;
     // Each alone has room on the eight GPUs, both have not.
-    place.spec("chat", 4, 12, "", "");
-    place.spec("code", 4, 12, "", "");
-    let refused = place.expect(&together, 6);
+    fleet.spec("chat", 4, 12, "", "");
+    fleet.spec("code", 4, 12, "", "");
+    let refused = fleet.expect(&together, 6);
     assert!(refused.stderr.contains("code, after chat"), "{refused:#?}");
     assert!(refused.stderr.contains('→'), "the smallest change is told: {refused:#?}");
-    assert_eq!(engines(&place.root()), [], "what is refused touches nothing");
-    assert!(untouched(&place.status("chat")));
+    assert_eq!(engines(&fleet.root()), [], "what is refused touches nothing");
+    assert!(untouched(&fleet.status("chat")));
 
     // chat gives back half of its GPUs, and code comes after it: only so do both fit.
-    place.apply("chat", &[]);
-    place.settle(8);
-    place.spec("chat", 2, 13, "", "");
-    place.spec("code", 2, 12, "", "");
-    place.expect(&["plan", "code"], 1);
+    fleet.apply("chat", &[]);
+    fleet.settle(8);
+    fleet.spec("chat", 2, 13, "", "");
+    fleet.spec("code", 2, 12, "", "");
+    fleet.expect(&["plan", "code"], 1);
     let done =
-        place.expect(&["apply", "chat", "code", "--yes", "--wait", "--timeout", "2m"], 0).stdout;
+        fleet.expect(&["apply", "chat", "code", "--yes", "--wait", "--timeout", "2m"], 0).stdout;
     assert!(done.contains("chat: r1 → r2") && done.contains("code: nothing → r3"), "{done}");
-    place.settle(8);
+    fleet.settle(8);
 
     // An OUTAGE of the second is found before the first begins.
-    place.spec("chat", 2, 14, "", "");
-    place.spec("code", 2, 13, "", "strategy = \"recreate\"");
-    let refused = place.expect(&together, 6);
+    fleet.spec("chat", 2, 14, "", "");
+    fleet.spec("code", 2, 13, "", "strategy = \"recreate\"");
+    let refused = fleet.expect(&together, 6);
     assert!(refused.stderr.contains("code, after chat: OUTAGE"), "{refused:#?}");
     assert!(refused.stderr.contains("--accept-outage"), "{refused:#?}");
-    let chat = place.status("chat");
+    let chat = fleet.status("chat");
     assert_eq!((&chat["stable"], &chat["rollout"]["to"]), (&2.into(), &2.into()), "{chat:#}");
-    place.expect(&[&together[..], &["--accept-outage", "--wait", "--timeout", "2m"]].concat(), 0);
-    assert_eq!(place.status("code")["stable"], 5);
+    fleet.expect(&[&together[..], &["--accept-outage", "--wait", "--timeout", "2m"]].concat(), 0);
+    assert_eq!(fleet.status("code")["stable"], 5);
 }
 
 #[test]
 fn a_rollout_borrows_from_one_host_where_the_lender_is_spread_over_two() {
-    let place = Place::new();
-    place.expect(&["uncordon", "gpu-2"], 0);
+    let fleet = SimFleet::with_one_host();
+    fleet.expect(&["uncordon", "gpu-2"], 0);
     // Four replicas of four GPUs fill both hosts: 0 and 2 are on one, 1 and 3 on the other.
-    place.spec_of("chat", (4, 4), 12, "placement = { priority = -1 }", "max_unavailable = 2");
-    place.apply("chat", &[]);
-    place.expect(&["uncordon", "gpu-3"], 0);
-    place.spec_of("code", (1, 8), 12, "", "");
-    place.apply("code", &[]);
-    place.settle(24);
+    fleet.spec_of("chat", (4, 4), 12, "placement = { priority = -1 }", "max_unavailable = 2");
+    fleet.apply("chat", &[]);
+    fleet.expect(&["uncordon", "gpu-3"], 0);
+    fleet.spec_of("code", (1, 8), 12, "", "");
+    fleet.apply("code", &[]);
+    fleet.settle(24);
 
     // The next replica of code wants eight GPUs of one host, and not one replica may be missing.
-    place.spec_of("code", (1, 8), 13, "", "max_unavailable = 0\nmax_surge = 1\nborrow = \"chat\"");
-    let plan = place.json(&["plan", "code"], 2);
+    fleet.spec_of("code", (1, 8), 13, "", "max_unavailable = 0\nmax_surge = 1\nborrow = \"chat\"");
+    let plan = fleet.json(&["plan", "code"], 2);
     let borrows = plan["borrows"].as_array().unwrap();
     let from: BTreeSet<&str> =
         borrows.iter().map(|b| b["from"][0]["host"].as_str().unwrap()).collect();

@@ -5,12 +5,11 @@
 mod common;
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
-use common::{Finished, Gpudeck, Traces, run, wait_until};
+use common::sim_fleet::SimFleet;
+use common::{Finished, Gpudeck, Traces, wait_until};
 use gpudeck::api::{Client, Door as _, ErrorKind, Group, GroupState, GroupSteer, Intent};
-use gpudeck::demo::World;
 
 const LONG: Duration = Duration::from_mins(2);
 
@@ -254,63 +253,13 @@ fn an_abort_takes_back_what_was_atomic_and_ends_what_was_not() {
     assert_eq!(*state(&group, "late"), GroupState::Skipped { why: aborted });
 }
 
-/// A simulated fleet with a deck; its controller is a process of its own.
-struct Place {
-    world: Option<World>,
-    home: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Place {
-    fn new() -> Self {
-        let home = tempfile::Builder::new().prefix("gdt").tempdir_in("/tmp").unwrap();
-        std::fs::create_dir(home.path().join("w")).unwrap();
-        let runtime = runtime();
-        let world = runtime.block_on(World::start(Some(home.path().join("w")))).unwrap();
-        gpudeck::controller::init_repository(&world.deck_dir()).unwrap();
-        Self { world: Some(world), home, _runtime: runtime }
-    }
-
-    fn world(&self) -> &World {
-        self.world.as_ref().unwrap()
-    }
-
-    #[track_caller]
-    fn expect(&self, arguments: &[&str], code: i32) -> Finished {
-        let gpudeck = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_gpudeck"));
-            command
-                .arg("--deck")
-                .arg(self.world().deck_dir())
-                .args(arguments)
-                .env("GPUDECK_HOME", self.home.path().join("s"))
-                .env("HOME", self.home.path())
-                .env("USER", "tester")
-                .env_remove("SSH_AUTH_SOCK");
-            run(&mut command, LONG)
-        };
-        let done = gpudeck(arguments);
-        let story = || gpudeck(&["events"]).stdout;
-        assert!(done.code() == Some(code), "{arguments:?}: {done:#?}\n{}", story());
-        done
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = self.expect(&["controller", "stop"], 0);
-        // Engines end with it.
-        self.world = None;
-    }
-}
-
 /// A drain that began meanwhile took a replica out: its service waits for it, and nothing is taken back.
 #[test]
 fn a_service_of_which_something_is_out_waits_for_it() {
-    let place = Place::new();
+    let fleet = SimFleet::new();
     // `slow` comes first; `code` has replicas on two hosts, and may do with one.
-    let code = place.world().spec_path("code");
-    let slow = place.world().spec_path("chat");
+    let code = fleet.world().spec_path("code");
+    let slow = fleet.world().spec_path("chat");
     let text = std::fs::read_to_string(&code).unwrap();
     let text = text.replace("max_unavailable   = 0", "max_unavailable   = 1");
     let first = text.replace("\"code\"", "\"chat\"").replace("replicas = 2", "replicas = 1");
@@ -322,10 +271,10 @@ fn a_service_of_which_something_is_out_waits_for_it() {
     };
     write("\"12\"");
     let together = ["apply", "chat", "code", "--atomic", "--accept-outage"];
-    place.expect(&[&together[..], &["--wait", "--timeout", "2m"]].concat(), 0);
+    fleet.expect(&[&together[..], &["--wait", "--timeout", "2m"]].concat(), 0);
 
     let json = |arguments: &[&str]| -> serde_json::Value {
-        let done = place.expect(&[arguments, &["--output", "json"]].concat(), 0);
+        let done = fleet.expect(&[arguments, &["--output", "json"]].concat(), 0);
         serde_json::from_str(&done.stdout).unwrap()
     };
     let host_of = |service: &str, replica: usize| {
@@ -338,26 +287,26 @@ fn a_service_of_which_something_is_out_waits_for_it() {
     let others = ["gpu-1", "gpu-2", "gpu-3", "gpu-4"].into_iter().filter(|h| *h != host);
 
     write("\"13\"");
-    place.expect(&together, 0);
+    fleet.expect(&together, 0);
     wait_until("the first one to begin", LONG, || {
         json(&["rollout", "status", "chat"])["rollout"]["to"] == 3
     });
-    place.expect(&["rollout", "pause", "chat"], 0);
+    fleet.expect(&["rollout", "pause", "chat"], 0);
     for other in others.clone() {
-        place.expect(&["cordon", other], 0);
+        fleet.expect(&["cordon", other], 0);
     }
-    place.expect(&["drain", &host, "--yes"], 0);
+    fleet.expect(&["drain", &host, "--yes"], 0);
     wait_until("a replica to be out", LONG, || {
-        place.expect(&["status", "code"], 0).stdout.contains("is out until")
+        fleet.expect(&["status", "code"], 0).stdout.contains("is out until")
     });
     // From now on there is room; what is out stays out.
     for other in others {
-        place.expect(&["uncordon", other], 0);
+        fleet.expect(&["uncordon", other], 0);
     }
-    place.expect(&["rollout", "resume", "chat"], 0);
+    fleet.expect(&["rollout", "resume", "chat"], 0);
 
     let waits = || {
-        let events = place.expect(&["events"], 0).stdout;
+        let events = fleet.expect(&["events"], 0).stdout;
         assert!(!events.contains("FAILED"), "{events}");
         events.lines().filter(|l| l.contains("waits") && l.contains("is out until")).count()
     };
@@ -365,7 +314,7 @@ fn a_service_of_which_something_is_out_waits_for_it() {
     // Longer than what only has no room yet is asked for again.
     std::thread::sleep(Duration::from_secs(17));
     assert_eq!(waits(), 1, "it is told once");
-    place.expect(&["uncordon", &host], 0);
+    fleet.expect(&["uncordon", &host], 0);
     wait_until("the second one", LONG, || json(&["status", "code"])["stable"] == 4);
     assert_eq!(json(&["status", "chat"])["stable"], 3);
 }

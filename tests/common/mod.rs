@@ -1,5 +1,5 @@
 //! What integration tests share: waiting with a deadline, running programs that cannot hang the suite,
-//! gpudeck with a home of its own, and the lab of test hosts.
+//! gpudeck with a home of its own, the simulated fleet, and the lab of test hosts.
 
 #![allow(
     dead_code,
@@ -12,6 +12,7 @@
 pub mod git_server;
 pub mod lab;
 pub mod operator;
+pub mod sim_fleet;
 
 use std::ffi::OsStr;
 use std::fs::File;
