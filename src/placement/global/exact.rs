@@ -100,7 +100,9 @@ fn combine(
     if chosen.len() == count {
         return found(chosen);
     }
-    for i in from..hosts.len() {
+    // Only where as many are left as are wanted yet.
+    let wanted = count - chosen.len();
+    for i in from..(hosts.len() + 1).saturating_sub(wanted) {
         chosen.push(hosts[i]);
         let go_on = combine(hosts, count, i + 1, chosen, found);
         chosen.pop();
