@@ -15,6 +15,8 @@ const MAX_GPUS: usize = 64;
 const MAX_SERVICES: usize = 8192;
 const MAX_REPLICAS: u64 = 20_000;
 const MAX_SHAPES: usize = 16;
+/// Bytes of weights that could be copied.
+const MAX_COPIED: u128 = 1 << 60;
 
 /// A world that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -204,6 +206,7 @@ pub fn check(world: &WorldFile) -> Result<(), Wrong> {
         world.hosts.iter().flat_map(|h| h.labels.keys().map(String::as_str)).collect();
     let mut services = Names { what: "service", known: BTreeMap::new() };
     let mut replicas: u64 = 0;
+    let mut copied: u128 = 0;
     for (s, service) in world.services.iter().enumerate() {
         let field = format!("services[{s}]");
         name(&format!("{field}.name"), &service.name)?;
@@ -235,6 +238,15 @@ pub fn check(world: &WorldFile) -> Result<(), Wrong> {
         }
         if service.weights_bytes.0 > 1 << 50 || service.kv_bytes.0 > 1 << 50 {
             return Err(wrong(field, "weights_bytes and kv_bytes may be 1 PiB at most"));
+        }
+        // Every copy that there could be, so that sums of them are numbers.
+        let parts = service.shapes.iter().map(WorldShape::gpus).max().unwrap_or(0);
+        let copies = parts.saturating_mul(u64::from(service.replicas));
+        let copies = copies.min(world.hosts.len() as u64);
+        copied += u128::from(service.weights_bytes.0) * u128::from(copies);
+        if copied > MAX_COPIED {
+            let message = "all copies of all weights together may be 1 EiB at most";
+            return Err(wrong(format!("{field}.weights_bytes"), message));
         }
         for (i, host) in service.hosts.iter().enumerate() {
             hosts.find(format!("{field}.hosts[{i}]"), host)?;
