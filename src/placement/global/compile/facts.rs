@@ -20,7 +20,10 @@ pub(in crate::placement::global) fn fact<'a>(
         Fact::GpuModel => Some(Value::Text(&gpu.model)),
         Fact::GpuIndex => Some(Value::Number(f64::from(gpu.index))),
         Fact::GpuNuma => gpu.numa.map(|n| Value::Number(f64::from(n))),
-        Fact::GpuIsland => gpu.island.map(|n| Value::Number(f64::from(n))),
+        // An instance is in no island.
+        Fact::GpuIsland => {
+            gpu.island.filter(|_| gpu.mig.is_none()).map(|n| Value::Number(f64::from(n)))
+        }
         Fact::GpuMig => Some(Value::Bool(gpu.mig.is_some())),
         Fact::GpuProfile => gpu.mig.as_deref().map(Value::Text),
         Fact::HostName => Some(Value::Text(&host.name)),
@@ -41,10 +44,8 @@ pub(in crate::placement::global) fn free_memory(world: &WorldFile) -> Vec<Vec<u6
         world.services.iter().map(|s| (s.name.as_str(), s)).collect();
     for running in &world.placements {
         let Some(service) = services.get(running.service.as_str()) else { continue };
-        let memory = running.memory.map_or_else(
-            || running_shape(service, running).map_or(0, |shape| need(service, &shape)),
-            |m| m.0,
-        );
+        let memory =
+            running.memory.map_or_else(|| need(service, &running_shape(service, running)), |m| m.0);
         for rank in &running.ranks {
             own.extend(rank.gpus.iter().map(|g| ((rank.host.as_str(), *g), memory)));
         }

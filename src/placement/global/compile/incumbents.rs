@@ -55,13 +55,16 @@ pub(super) fn add_incumbent(
     let service = &world.services[s];
     let must_stay = !running.movable.unwrap_or(service.movable);
     let shape = running_shape(service, running);
-    let known = shape.is_some_and(|shape| {
-        service.shapes.contains(&shape) && shape_trouble(service, &shape).is_none()
-    });
+    let known = service.shapes.contains(&shape) && shape_trouble(service, &shape).is_none();
+    let tensor = shape.tensor as usize;
+    let worst = match service.link {
+        WorldLink::Nvlink => 0,
+        WorldLink::Numa => 1,
+        WorldLink::Any => 2,
+    };
     let (mut alive, mut allowed) = (true, known);
     let (mut tight, mut link) = (0, 0);
     let mut pins = Vec::new();
-    let mut groups: Vec<(Option<u32>, Option<u32>)> = Vec::new();
     let mut models = BTreeSet::new();
     for rank in &running.ranks {
         let h = host_at[rank.host.as_str()];
@@ -70,12 +73,13 @@ pub(super) fn add_incumbent(
         allowed &= !host.draining;
         allowed &= service.hosts.is_empty() || service.hosts.contains(&host.name);
         let mut pin = Pin { host: h, cells: Vec::new(), gpus: Vec::new() };
+        let mut links: Vec<(Option<u32>, Option<u32>)> = Vec::new();
         for index in &rank.gpus {
             let Some(g) = host.gpus.iter().position(|g| g.index == *index) else { continue };
             let gpu = &host.gpus[g];
             alive &= gpu.health == "ok";
             models.insert((gpu.model.as_str(), gpu.memory_total));
-            groups.push((gpu.island.filter(|_| gpu.mig.is_none()), gpu.numa));
+            links.push((gpu.island.filter(|_| gpu.mig.is_none()), gpu.numa));
             pin.gpus.push(g as u32);
             let cells = &problem.hosts[h as usize].cells;
             let cell = cells.iter().position(|c| c.gpus.contains(&(g as u32)));
@@ -94,29 +98,22 @@ pub(super) fn add_incumbent(
                         .is_ok_and(|r| r.holds(&|f| fact(host, gpu, free[h as usize][g], f))),
                 };
             }
-            if let Some(shape) = &shape {
-                let needed = needed(service, shape, gpu.memory_total.0);
-                let free = free[h as usize][g];
-                tight += i64::from(lacks_headroom(world, gpu.memory_total.0, free, needed));
-            }
+            let needed = needed(service, &shape, gpu.memory_total.0);
+            let free = free[h as usize][g];
+            tight += i64::from(lacks_headroom(world, gpu.memory_total.0, free, needed));
+        }
+        // A group does not go on over the end of a rank.
+        for group in links.chunks(tensor) {
+            let cost = link_cost(group);
+            allowed &= cost <= worst;
+            link += i64::from(cost);
         }
         // Equal ranks, whole tensor-parallel groups.
-        let tensor = shape.map_or(1, |s| s.tensor as usize);
         allowed &= rank.gpus.len() % tensor == 0;
         allowed &= running.ranks.iter().all(|other| other.gpus.len() == rank.gpus.len());
         pins.push(pin);
     }
     allowed &= models.len() == 1;
-    let worst = match service.link {
-        WorldLink::Nvlink => 0,
-        WorldLink::Numa => 1,
-        WorldLink::Any => 2,
-    };
-    for group in groups.chunks(shape.map_or(1, |s| s.tensor as usize)) {
-        let cost = link_cost(group);
-        allowed &= cost <= worst;
-        link += i64::from(cost);
-    }
     let racks: BTreeSet<u32> = pins.iter().map(|p| problem.hosts[p.host as usize].rack).collect();
     link += span_cost(pins.len(), racks.len());
     let i = problem.incumbents.len() as u32;
@@ -126,7 +123,7 @@ pub(super) fn add_incumbent(
     let incumbent = Incumbent {
         service: to as u32,
         replica: running.replica,
-        shape: shape.unwrap_or(service.shapes[0]),
+        shape,
         ranks,
         displaced: 0,
         pins,

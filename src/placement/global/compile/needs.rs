@@ -1,6 +1,7 @@
 //! What a shape needs of a GPU and costs in links, whatever the host.
 
 use super::super::file::{Running, WorldFile, WorldService, WorldShape};
+use crate::base::Bytes;
 
 /// The link cost of a tensor-parallel group on these cells.
 pub(in crate::placement) fn link_cost(group: &[(Option<u32>, Option<u32>)]) -> u32 {
@@ -43,11 +44,12 @@ pub(in crate::placement::global) fn shape_trouble(
 }
 
 /// The shape a replica runs with: as it says, else the first of its service's with the same degrees, or, where it says
-/// nothing, with as many GPUs.
+/// nothing, with as many GPUs. Where there is none of these, it is one stage a GPU that needs nothing.
+#[allow(clippy::cast_possible_truncation)] // `read` bounds hosts and GPUs
 pub(in crate::placement::global) fn running_shape(
     service: &WorldService,
     running: &Running,
-) -> Option<WorldShape> {
+) -> WorldShape {
     let count: usize = running.ranks.iter().map(|r| r.gpus.len()).sum();
     let same = |shape: &&WorldShape| shape.gpus() == count as u64;
     match running.shape {
@@ -55,9 +57,14 @@ pub(in crate::placement::global) fn running_shape(
             let degrees = |s: &WorldShape| (s.tensor, s.pipeline, s.data);
             let like = service.shapes.iter().find(|s| degrees(s) == degrees(&shape)).copied();
             let known = service.shapes.contains(&shape);
-            Some(if known { shape } else { like.unwrap_or(shape) })
+            if known { shape } else { like.unwrap_or(shape) }
         }
-        None => service.shapes.iter().find(same).copied(),
+        None => service.shapes.iter().find(same).copied().unwrap_or(WorldShape {
+            tensor: 1,
+            pipeline: count as u32,
+            data: 1,
+            memory: Bytes::ZERO,
+        }),
     }
 }
 
@@ -75,7 +82,7 @@ impl Share {
     /// the share: the least that a GPU would have to have.
     #[allow(clippy::cast_sign_loss)] // shares are between 0 and 1
     pub fn needed(self, need: u64, total: u64) -> u64 {
-        let Some(share) = self.of_total.map(|s| s.clamp(0.0, 1.0)).filter(|s| *s > 0.0) else {
+        let Some(share) = self.of_total.map(|s| s.clamp(0.0, 1.0)) else {
             return need;
         };
         let taken = (total as f64 * share) as u64;
@@ -103,5 +110,5 @@ pub(in crate::placement::global) fn headroom(world: &WorldFile, total: u64) -> u
 }
 
 pub(super) fn lacks_headroom(world: &WorldFile, total: u64, free: u64, needed: u64) -> bool {
-    free.saturating_sub(needed) < headroom(world, total)
+    free < needed.saturating_add(headroom(world, total))
 }
