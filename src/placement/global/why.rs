@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::answer::Rejected;
 use super::compile::{NONE, Problem, shape_trouble};
 use super::file::{WorldFile, WorldLink, WorldService};
+use super::layout::Part;
 use super::never::{Asked, Why};
 use super::state::{Position, State};
 use crate::base::Bytes;
@@ -237,22 +238,21 @@ fn taken(
         };
         return Some(format!("{room} GPUs are left, but not {least} {how}"));
     }
-    let best = state
-        .parts(h)
-        .iter()
-        .map(|part| p.slots[part.slot as usize])
-        .map(|s| p.services[s as usize].class)
-        .min();
-    let by = match best {
-        Some(class) if class < service.class => " by services of a higher priority",
-        _ => "",
-    };
+    // Would there be room without those that do not go first?
+    let class = |part: &Part| p.services[p.slots[part.slot as usize] as usize].class;
+    let others = state.parts(h).iter().filter(|part| class(part) >= service.class);
+    let others: u32 = others.map(|part| state.size(h, part)).sum();
+    let by = if room + others < least { " by services of a higher priority" } else { "" };
     Some(format!("its GPUs are taken{by}: {room} left, {least} needed"))
 }
 
 /// Why it is no better than where the replica is: the first level on which it is worse.
 fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32) -> String {
-    let Some(slot) = slot else { return "not needed: what runs stays".to_owned() };
+    let Some(slot) = slot else {
+        let runs = p.services[s].replicas > 0;
+        return if runs { "not needed: what runs stays" } else { "no replica is wanted" }
+            .to_owned();
+    };
     let before = state.score();
     let Some(old) = state.remove(slot) else { return "not needed".to_owned() };
     let mut best = None;
