@@ -201,7 +201,9 @@ pub(super) fn tell(
     for (slot, position) in keeps(true).chain(keeps(false)) {
         state.place(slot, position);
     }
-    let groups = gpus(p, &state);
+    let groups = gpus(p, &mut state);
+    // What is told is what it is worth with these GPUs.
+    let score = state.score();
     let free = free_memory(world);
     let mut services = Vec::new();
     let mut moves = Vec::new();
@@ -244,7 +246,7 @@ pub(super) fn tell(
         services[s].rejected = told.rejected;
         services[s].unplaced = (missing > 0).then_some(told.unplaced);
     }
-    let objective = levels(p, &best.score, bounds);
+    let objective = levels(p, &score, bounds);
     let proven_optimal = objective.iter().all(|l| l.proven);
     let placed = services.iter().map(|s| u64::from(s.placed)).sum();
     Answer {
@@ -256,7 +258,7 @@ pub(super) fn tell(
         services,
         moves,
         copies,
-        largest_gang: (64 - best.score.levels.closed).unsigned_abs(),
+        largest_gang: (64 - score.levels.closed).unsigned_abs(),
         search: Search { reasons_cut, ..Search::default() },
     }
 }
@@ -337,11 +339,12 @@ fn levels(p: &Problem<'_>, score: &Score, bounds: &Score) -> Vec<Level> {
 pub(super) type Groups = Vec<Vec<Vec<Vec<u32>>>>;
 
 /// Which GPUs each group gets.
-fn gpus(p: &Problem<'_>, state: &State<'_>) -> Groups {
+fn gpus(p: &Problem<'_>, state: &mut State<'_>) -> Groups {
     let mut out: Groups = vec![Vec::new(); p.slots.len()];
     for (slot, at) in state.at.iter().enumerate() {
         out[slot] = vec![Vec::new(); at.as_ref().map_or(0, |at| at.hosts.len())];
     }
+    let mut costs = Vec::new();
     let place = |slot: u32, host: u32| {
         let at = state.at[slot as usize].as_ref();
         at.and_then(|at| at.hosts.iter().position(|h| *h == host)).unwrap_or(0)
@@ -360,9 +363,8 @@ fn gpus(p: &Problem<'_>, state: &State<'_>) -> Groups {
             }
         }
         let mut counts = Vec::new();
-        if divide(p, h, parts, Some(&mut counts)).is_none() {
-            continue;
-        }
+        let Some(cost) = divide(p, h, parts, Some(&mut counts)) else { continue };
+        costs.push((h, cost));
         let mut free: Vec<Vec<u32>> = host
             .cells
             .iter()
@@ -383,6 +385,9 @@ fn gpus(p: &Problem<'_>, state: &State<'_>) -> Groups {
                 .collect();
             out[part.slot as usize][place(part.slot, h)] = groups;
         }
+    }
+    for (host, cost) in costs {
+        state.divided(host, cost);
     }
     out
 }
@@ -466,7 +471,7 @@ fn replicas(
         }
         let mut reasons = reasons(world, p, state, s, slot, &ranks);
         if let Some(i) = p.incumbents.get(from as usize) {
-            reasons.insert(0, leaves::why(world, p, free, i));
+            reasons.insert(0, leaves::why(world, free, i));
         }
         replicas.push(ReplicaAnswer {
             replica: number,
@@ -542,6 +547,7 @@ fn reasons(
             match worst {
                 0 => "each tensor-parallel group within one NVLink island",
                 1 => "tensor parallel on one NUMA node without a common NVLink island",
+                _ if at.keep != NONE => "tensor parallel over PCIe",
                 _ => "tensor parallel over PCIe: no island or NUMA node with so many GPUs was to be had",
             }
             .to_owned(),

@@ -19,6 +19,12 @@ struct Least {
 /// A bound for every level, taken by itself (given that no slot more is without a place than must be).
 pub(super) fn ideal(p: &Problem<'_>) -> Score {
     let unplaced = unplaced(p);
+    let levels = levels(p, &unplaced);
+    Score { unplaced, levels }
+}
+
+/// A bound for every level after the first, given how many slots of each priority have no place.
+pub(super) fn levels(p: &Problem<'_>, unplaced: &[i64]) -> Levels {
     let nearest: Vec<(u32, i64)> = (0..p.kinds.len() as u32).map(|k| nearest(p, k)).collect();
     let least: Vec<Option<Least>> = (0..p.services.len()).map(|s| least(p, s, &nearest)).collect();
     // Of a priority that is not placed whole, the cheapest.
@@ -60,7 +66,7 @@ pub(super) fn ideal(p: &Problem<'_>) -> Score {
         .sum();
     let free = (room + fixed - sum(|l| l.gpus)).max(0);
     let hole = (64 - State::new(p).levels().closed).min(free);
-    let levels = Levels {
+    Levels {
         crowded: 0,
         moves,
         link: sum(|l| l.link),
@@ -68,8 +74,7 @@ pub(super) fn ideal(p: &Problem<'_>) -> Score {
         tight: sum(|l| l.tight),
         bytes: sum(|l| l.bytes),
         closed: 64 - hole,
-    };
-    Score { unplaced, levels }
+    }
 }
 
 /// The least that each slot costs wherever it is; nothing for replicas of earlier releases, which may be gone.

@@ -12,7 +12,7 @@ mod kinds;
 mod needs;
 mod tables;
 
-use std::cell::RefCell;
+use std::cell::{Cell as Flag, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::facts::outside;
@@ -121,6 +121,7 @@ pub(super) fn compile<'a>(world: &WorldFile, clock: Clock<'a>) -> Problem<'a> {
         outside,
         divided: RefCell::default(),
         divided_unlike: RefCell::default(),
+        guessed: Flag::default(),
     };
     // The cells on which each different requirement holds, with the model of each cell.
     let mut required: BTreeMap<&str, Vec<u64>> = BTreeMap::new();

@@ -2,6 +2,8 @@
 #![allow(clippy::indexing_slicing)] // cells are numbered by `compile`
 #![allow(clippy::cast_possible_truncation)] // at most 64 GPUs
 
+use std::cell::Cell as Flag;
+
 use super::compile::{Cell, NONE, Problem};
 
 /// The part of a slot on one host.
@@ -205,10 +207,14 @@ fn search_for(
         steps: 0,
         patience,
         cut: false,
+        gave_up: Flag::new(false),
         keep: out.is_some(),
     };
     search.group(0);
     *whole &= !search.cut;
+    if search.cut || search.gave_up.get() {
+        problem.guessed.set(true);
+    }
     let best = search.best?;
     if let Some(out) = out {
         *out = vec![Vec::new(); parts.len()];
@@ -330,6 +336,8 @@ struct Search<'a> {
     patience: Patience,
     /// The time was over before the patience.
     cut: bool,
+    /// The patience was over before the end.
+    gave_up: Flag<bool>,
     keep: bool,
 }
 
@@ -407,8 +415,10 @@ impl Search<'_> {
         // Whatever comes can only add to link and tight; the hole is at best what is free now.
         let now = HostCost { link: self.now.link + link, ..self.now };
         self.best.is_some_and(|best| {
-            self.steps > self.patience.steps
-                || HostCost { closed: 64 - self.islands.hole(), ..now } >= best
+            let late = self.steps > self.patience.steps;
+            let worse = HostCost { closed: 64 - self.islands.hole(), ..now } >= best;
+            self.gave_up.set(self.gave_up.get() || late && !worse);
+            late || worse
         })
     }
 
@@ -424,7 +434,11 @@ impl Search<'_> {
         if self.steps.is_multiple_of(STEPS_A_LOOK) && !self.keep && self.problem.clock.hurries() {
             (self.cut, self.patience) = (true, Patience { steps: 0, most: self.steps });
         }
-        if cell >= self.cells.len() || self.steps > self.patience.most || self.hopeless(0) {
+        if cell >= self.cells.len() || self.hopeless(0) {
+            return;
+        }
+        if self.steps > self.patience.most {
+            self.gave_up.set(true);
             return;
         }
         let most =

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use super::compile::{Incumbent, Problem, fact, link_cost, shape_trouble};
+use super::compile::{Incumbent, fact, link_cost, shape_trouble};
 use super::file::{WorldFile, WorldLink};
 use crate::base::text;
 use crate::spec::Requirement;
 
 /// In one line; `free` is the free memory of every GPU once what may be moved is gone.
-pub(super) fn why(world: &WorldFile, p: &Problem<'_>, free: &[Vec<u64>], i: &Incumbent) -> String {
+pub(super) fn why(world: &WorldFile, free: &[Vec<u64>], i: &Incumbent) -> String {
     let service = &world.services[i.service as usize];
     let gpus = || {
         i.pins.iter().flat_map(|pin| {
@@ -69,10 +69,6 @@ pub(super) fn why(world: &WorldFile, p: &Problem<'_>, free: &[Vec<u64>], i: &Inc
     }
     if !i.can_stay {
         return "its ranks do not divide it evenly".to_owned();
-    }
-    let room = p.services[i.service as usize].replicas as usize;
-    if p.services[i.service as usize].incumbents.len() > room {
-        return "fewer replicas are wanted".to_owned();
     }
     "elsewhere is better for the whole".to_owned()
 }

@@ -94,6 +94,8 @@ pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wro
             looks = looks.saturating_sub(1);
             looks == 0 || used() >= until
         });
+        // What is known of a host that was not divided as well as can be proves nothing.
+        proven &= !problem.guessed.get();
     }
     if !proven {
         search.start_from(&best);
@@ -144,6 +146,9 @@ fn bounds(
         return best.score.clone();
     }
     let mut bounds = ideal;
+    if bounds.unplaced != best.score.unplaced {
+        bounds.levels = bound::levels(problem, &best.score.unplaced);
+    }
     let upper = |l: &Levels| (l.crowded, l.moves, l.link, l.displaced, l.tight);
     let same = bounds.unplaced == best.score.unplaced
         && upper(&bounds.levels) == upper(&best.score.levels);
@@ -154,5 +159,7 @@ fn bounds(
     bounds
 }
 
+#[cfg(test)]
+mod odd_tests;
 #[cfg(test)]
 mod tests;

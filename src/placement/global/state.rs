@@ -350,6 +350,13 @@ impl<'a> State<'a> {
         }
     }
 
+    /// What a host costs as it was divided in the end. In a hurry, less was known.
+    pub fn divided(&mut self, host: u32, cost: HostCost) {
+        if !self.p.hosts[host as usize].cells.is_empty() {
+            self.set_cost(host, cost);
+        }
+    }
+
     fn set_cost(&mut self, host: u32, cost: HostCost) {
         let old = std::mem::replace(&mut self.hosts[host as usize].cost, cost);
         self.holes[old.hole() as usize] -= 1;

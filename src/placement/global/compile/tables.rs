@@ -1,6 +1,6 @@
 //! What the search knows of a world: cells, hosts, kinds, services and what runs.
 
-use std::cell::RefCell;
+use std::cell::{Cell as Flag, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::alike::Mark;
@@ -147,6 +147,8 @@ pub(in crate::placement::global) struct Problem<'a> {
     pub divided: RefCell<BTreeMap<(u32, u64), Option<HostCost>>>,
     /// The same for hosts with unlike GPUs, by host and parts (kind, groups, incumbent).
     pub divided_unlike: RefCell<HashMap<(u32, Vec<(u32, u32, u32)>), Option<HostCost>>>,
+    /// A division was not looked for to its end: there may be a better one.
+    pub guessed: Flag<bool>,
 }
 
 impl Problem<'_> {
