@@ -1,6 +1,7 @@
 //! A Hugging Face `config.json`, read as leniently as people write it: numbers as strings, fields
 //! under several names, the language model nested inside a multimodal one.
 
+mod bounded;
 mod counts;
 mod numbers;
 mod params;
@@ -18,8 +19,9 @@ use super::quant::{self, Quantisation};
 use super::{HeaderError, ModelFacts};
 use crate::base::text;
 
-/// Longest `config.json` that is read.
-pub const MAX_CONFIG: u64 = 1 << 20;
+/// Longest `config.json` that is read. Some list the method of each layer and expert: `MiniMax` M3 in mixed precision
+/// has 2.9 MiB.
+pub const MAX_CONFIG: u64 = 4 << 20;
 
 /// What a `config.json` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,10 +80,17 @@ pub fn parse_params(json: &[u8]) -> Result<HfConfig, HeaderError> {
     interpret(params::translated(object(json, "params.json")?))
 }
 
+/// Reads an `hf_quant_config.json`; none where that cannot be read.
+pub(super) fn beside(json: &[u8]) -> Option<Map<String, Value>> {
+    match bounded::read(json) {
+        Ok(Value::Object(top)) => Some(top),
+        _ => None,
+    }
+}
+
 fn object(json: &[u8], name: &str) -> Result<Map<String, Value>, HeaderError> {
-    let read = serde_json::from_slice(json)
-        .or_else(|_| serde_json::from_slice(&without_python_numbers(json)));
-    let value: Value = read.map_err(|e| match (json.is_empty(), e.is_eof()) {
+    let read = bounded::read(json).or_else(|_| bounded::read(&without_python_numbers(json)));
+    let value = read.map_err(|e| match (json.is_empty(), e.is_eof()) {
         (true, _) => HeaderError::broken(format!("not a {name}: it is empty")),
         (_, true) => HeaderError::broken(format!(
             "not a {name}: it ends too early, at line {} column {}",
@@ -160,7 +169,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     let rotated = head_dim.map(|d| (f64::from(d) * part) as u64);
     let rotary =
         find.number(&["qk_rope_head_dim", "rotary_dim"]).or(rotated).filter(|n| *n <= 4_096);
-    Ok(HfConfig {
+    let config = HfConfig {
         architecture: top
             .get("architectures")
             .and_then(Value::as_array)
@@ -194,8 +203,9 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         quantisation: find.quantisation(),
         dtype: find.string("torch_dtype").or_else(|| find.string("dtype")),
         tie_word_embeddings: find.bool("tie_word_embeddings"),
-        top: top.clone(),
-    })
+        top: Map::new(),
+    };
+    Ok(HfConfig { top, ..config })
 }
 
 impl HfConfig {
@@ -215,6 +225,13 @@ impl HfConfig {
         let beside = more.map(|m| m.get("quantization").and_then(Value::as_object).unwrap_or(m));
         let quantisation = nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
         (arch::blueprint(&self.top, &quantisation), quantisation)
+    }
+
+    /// Whether it says itself how its weights are stored, so that no `hf_quant_config.json` has a say.
+    pub(super) fn states_quantisation(&self) -> bool {
+        let stated = |key| self.top.get(key).is_some_and(Value::is_object);
+        stated("quantization_config")
+            || Places(self.places()).object("quantization_config").is_some()
     }
 
     fn places(&self) -> Vec<&Map<String, Value>> {

@@ -34,7 +34,7 @@ pub fn write(dir: &Path) -> Vec<(&'static str, &'static str)> {
     );
     model("overlap", "model.safetensors", &overlap);
     model("nested", "config.json", "[".repeat(200_000).as_bytes());
-    model("large", "config.json", &vec![b' '; 2 << 20]);
+    model("large", "config.json", &vec![b' '; 5 << 20]);
     model("empty", "config.json", b"{}");
     let words = r#"{"model_type":"llama","hidden_size":"many","num_hidden_layers":"2"}"#;
     model("words", "config.json", words.as_bytes());

@@ -233,3 +233,28 @@ fn heads_of_latent_attention_are_not_a_share_of_the_hidden_size() {
         assert!(text.contains(told) && !text.contains("head size"), "{text}");
     }
 }
+
+/// A method for each of 23,000 layers, as `MiniMax` M3 in mixed precision has them: 2.9 MiB.
+#[test]
+fn a_list_of_all_layers_and_their_methods_is_read() {
+    let layers: Vec<String> = (0..23_000)
+        .map(|n| {
+            format!(
+                r#""language_model.model.layers.{}.block_sparse_moe.experts.{n}.w1":
+                {{"quant_algo":"NVFP4","group_size":16}}"#,
+                n / 400
+            )
+        })
+        .collect();
+    let json = format!(
+        r#"{{"model_type":"llama","hidden_size":4096,"quantization_config":{{"quant_algo":"MIXED_PRECISION",
+        "quantized_layers":{{{}}}}}}}"#,
+        layers.join(",")
+    );
+    assert!(json.len() > 2 << 20 && (json.len() as u64) < MAX_CONFIG);
+    assert!(parse(json.as_bytes()).unwrap().states_quantisation());
+    // What would take much more memory than its text is no configuration.
+    let heavy = format!(r#"{{"a":[{}{{}}]}}"#, r#"{"":0},"#.repeat(200_000));
+    let error = parse(heavy.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("holds too much"), "{error}");
+}

@@ -136,7 +136,9 @@ impl Inspection {
             }
             What::Quantisation => {
                 // A hint, not a part of the model: what cannot be read is left out.
-                self.quantisation = serde_json::from_slice(&have).ok();
+                if !self.config.as_ref().is_some_and(hf_config::HfConfig::states_quantisation) {
+                    self.quantisation = hf_config::beside(&have);
+                }
                 return self.next_job();
             }
             What::Index => {
