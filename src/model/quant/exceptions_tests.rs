@@ -164,3 +164,29 @@ fn compressed_tensors_leave_out_just_the_layers_of_these_names() {
     let small = Method::Packed { bits: 4, group: 32, symmetric: true, ordered: false };
     assert_eq!(q.of("mtp.layers.0.mlp.up_proj"), small);
 }
+
+/// Matrices of experts and of an index by the names of Mixtral's and `MiniMax`'s files, and Molmo's tower.
+#[test]
+fn layers_are_known_by_the_names_of_their_files() {
+    let at = "language_model.model.layers.3";
+    let mixed = read(&format!(
+        r#"{{"quant_method":"modelopt","quant_algo":"MIXED_PRECISION","quantized_layers":{{
+        "{at}.block_sparse_moe.experts.0.w1":{{"quant_algo":"NVFP4","group_size":16}},
+        "{at}.block_sparse_moe.experts.0.w2":{{"quant_algo":"NVFP4","group_size":16}},
+        "{at}.self_attn.index_q_proj":{{"quant_algo":"MXFP8"}}}}}}"#
+    ));
+    let covered = |name: &str| mixed.covers(&format!("model.layers.3.{name}"));
+    assert!(covered("block_sparse_moe.experts.*.gate_proj"));
+    assert!(covered("block_sparse_moe.experts.*.down_proj"));
+    assert!(covered("self_attn.indexer.q_proj"));
+    assert!(!covered("block_sparse_moe.experts.*.up_proj"));
+    assert!(!covered("self_attn.indexer.k_proj"));
+    let molmo = read(
+        r#"{"quant_method":"bitsandbytes","load_in_4bit":true,
+        "llm_int8_skip_modules":["model.vision_backbone","model.transformer.ff_out"]}"#,
+    );
+    for name in ["image_projector.w1", "encoder.layers.3.mlp.fc1", "image_pooling_2d.wq"] {
+        assert!(!molmo.covers(&format!("visual.{name}")), "{name}");
+    }
+    assert!(molmo.covers("model.layers.3.mlp.down_proj"));
+}

@@ -79,7 +79,7 @@ impl Names {
                     self.words.insert(name.to_owned());
                 }
                 (0, ..) => {
-                    self.exact.insert(name.to_owned());
+                    self.exact.insert(usual(name));
                 }
                 (1, Some(end), _) => self.endings.push(end.chars().rev().collect()),
                 (1, _, Some(beginning)) => self.beginnings.push(beginning.to_owned()),
@@ -95,7 +95,7 @@ impl Names {
     /// Adds a module by its whole name.
     pub(super) fn add_module(&mut self, name: &str) {
         if self.exact.len() < MAX_NAMES {
-            self.exact.insert(general(name).to_owned());
+            self.exact.insert(usual(general(name)));
         } else {
             self.cut = true;
         }
@@ -243,6 +243,16 @@ pub(super) fn general(name: &str) -> &str {
         name = rest;
     }
     name
+}
+
+/// A module's name with the words that `arch` has for what Mixtral and `MiniMax` call otherwise.
+fn usual(name: &str) -> String {
+    let words = [(".w1", ".gate_proj"), (".w2", ".down_proj"), (".w3", ".up_proj")];
+    let other = words.iter().find_map(|(own, usual)| {
+        let before = name.strip_suffix(own).filter(|before| before.contains(".experts."))?;
+        Some(format!("{before}{usual}"))
+    });
+    other.unwrap_or_else(|| name.replace(".self_attn.index_", ".self_attn.indexer."))
 }
 
 /// Shell-like matching with `*` alone.

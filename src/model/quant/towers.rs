@@ -2,7 +2,8 @@
 //! has all of them under `visual.`, while lists of exceptions have the names of the model's own code.
 
 /// Before a tower's blocks, as families of `transformers` and models with their own code name it.
-const TOWERS: [&str; 6] = [
+const TOWERS: [&str; 7] = [
+    "vision_backbone.image_vit",
     "visual",
     "vision_tower",
     "vision_model",
@@ -42,7 +43,8 @@ pub(super) fn names(module: &str) -> Option<Vec<String>> {
     let own = module.strip_prefix("visual.")?;
     let (first, rest) = own.split_once('.').unwrap_or((own, ""));
     if APART.contains(&first) {
-        return Some(vec![own.to_owned()]);
+        // Molmo has what joins its tower inside of it.
+        return Some(vec![own.to_owned(), format!("vision_backbone.{own}")]);
     }
     if JOINERS.contains(&first) {
         let named = |name: &&str| [*name, rest].join(".").trim_end_matches('.').to_owned();
