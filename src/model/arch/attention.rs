@@ -296,6 +296,10 @@ impl Build<'_> {
                 self.plain(&format!("{at}.sinks"), &[n.heads], 1);
             }
             "afmoe" => self.linear(&format!("{at}.gate_proj"), query, n.hidden, false),
+            // Its files hold the frequencies that others make anew (`modeling_openpangu_dense.py`).
+            "PanguEmbedded" => {
+                self.typed(&format!("{at}.rotary_emb.inv_freq"), &[key / 2], 1, ("F32", 4));
+            }
             "step3p7" | "step3p5" => self.linear(&format!("{at}.g_proj"), heads, n.hidden, false),
             _ => {}
         }

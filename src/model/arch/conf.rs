@@ -45,7 +45,8 @@ pub const NESTED: [&str; 5] =
     ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
 /// Families by another name: the same layers, and the same numbers stated.
-const ALIASES: [(&str, &str); 6] = [
+const ALIASES: [(&str, &str); 7] = [
+    ("minimax_m3", "minimax_m3_vl_text"),
     ("solar", "llama"),
     ("phi3_v", "phi3"),
     ("phi4mm", "phi3"),
@@ -86,6 +87,9 @@ impl<'a> Conf<'a> {
         }
         if let Some((_, family)) = ALIASES.iter().find(|(own, _)| *own == kind) {
             (*family).clone_into(&mut kind);
+        }
+        if !is_family(&kind) {
+            kind = by_architecture(deepest).unwrap_or(kind);
         }
         Self { row: defaults().get(kind.as_str()), kind, places }
     }
@@ -182,6 +186,21 @@ impl<'a> Conf<'a> {
     }
 }
 
+fn is_family(kind: &str) -> bool {
+    defaults().contains_key(kind) || super::KNOWN_ELSEWHERE.contains(&kind)
+}
+
+/// The family whose architecture a configuration with a `model_type` of its own states: engines go by
+/// `architectures` alone (vLLM `models/registry.py`).
+fn by_architecture(map: &Map<String, Value>) -> Option<String> {
+    let name = map.get("architectures")?.as_array()?.first()?.as_str()?;
+    let (family, _) = name.split_once("For").or_else(|| name.split_once("LMHead"))?;
+    let bare = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
+    let family = bare(family);
+    let known = defaults().keys().copied().chain(super::KNOWN_ELSEWHERE);
+    known.into_iter().find(|kind| bare(kind) == family).map(str::to_owned)
+}
+
 /// `MiniCPM-V` and `MiniCPM-o` are names for several language models, which their version tells (vLLM
 /// `minicpmv.py`, `_SUPPORT_VERSION`).
 fn minicpm(kind: &str, top: &Map<String, Value>) -> String {
@@ -214,5 +233,33 @@ pub fn whole(value: &Value) -> Option<u64> {
         }),
         Value::String(s) => s.trim().parse().ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::Conf;
+
+    /// Engines take a model by its architecture, whatever its `model_type` says.
+    #[test]
+    fn an_architecture_tells_the_family_of_an_unknown_type() {
+        let kind = |json: &str| {
+            let value: serde_json::Value = serde_json::from_str(json).unwrap();
+            Conf::text(value.as_object().unwrap()).kind
+        };
+        for (architecture, own, family) in [
+            ("DeepseekV4ForCausalLM", "deepseek_ref", "deepseek_v4"),
+            ("LlamaForCausalLM", "my_llama", "llama"),
+            ("Qwen3MoeForCausalLM", "", "qwen3_moe"),
+            ("GPT2LMHeadModel", "own", "gpt2"),
+            ("MiniMaxM3ForCausalLM", "minimax_m3", "minimax_m3_vl_text"),
+            ("LlamaForCausalLM", "mistral", "mistral"),
+            ("OwnForCausalLM", "own", "own"),
+            ("ForCausalLM", "own", "own"),
+        ] {
+            let json = format!(r#"{{"architectures":["{architecture}"],"model_type":"{own}"}}"#);
+            assert_eq!(kind(&json), family, "{json}");
+        }
     }
 }
