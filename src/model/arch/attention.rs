@@ -159,6 +159,25 @@ fn shares_keys(conf: &Conf<'_>, layer: u64) -> bool {
         && !layer.is_multiple_of(every.max(1))
 }
 
+/// Whether a layer has an index of tokens of its own: some of GLM 5.2 take what the one before them found
+/// (`configuration_glm_moe_dsa.py`, `indexer_types`; vLLM `deepseek_v2.py`, `_skip_topk`). Layers for speculation
+/// always have one.
+fn has_index(conf: &Conf<'_>, layer: u64) -> bool {
+    let get = |key: &str, usual: u64| conf.stated(&[key]).unwrap_or(usual);
+    let at = usize::try_from(layer).unwrap_or(usize::MAX);
+    if layer >= conf.number(&["num_hidden_layers"]).unwrap_or(u64::MAX) {
+        return true;
+    }
+    if let Some(kinds) = conf.list("indexer_types") {
+        return kinds.get(at).and_then(Value::as_str) != Some("shared");
+    }
+    if let Some(pattern) = conf.text_of("index_topk_pattern") {
+        return pattern.as_bytes().get(at) != Some(&b'S');
+    }
+    let past = (layer + 1).saturating_sub(get("index_skip_topk_offset", 2));
+    past.is_multiple_of(get("index_topk_freq", 1).max(1))
+}
+
 /// Families whose latent vectors vLLM keeps as they are (`config/model.py`, `is_deepseek_mla`), `mistral4` by
 /// the name of `DeepSeek`'s that vLLM gives it, and Mistral's own format, which has no name for it. Of all others
 /// it makes keys and values of every head, and keeps those.
@@ -401,9 +420,14 @@ impl Build<'_> {
         self.plain(&format!("{at}.kv_a_layernorm.weight"), &[rank], 1);
         self.linear(&format!("{at}.kv_b_proj"), n.heads * (plain + value), rank, false);
         self.linear(&format!("{at}.o_proj"), n.hidden, n.heads * value, bias);
+        if conf.on("mla_use_output_gate") {
+            self.linear(&format!("{at}.g_proj"), n.heads * value, n.hidden, false);
+        }
         let mut index = 0;
-        if let Some((heads, dim)) =
-            conf.number(&["index_n_heads"]).zip(conf.number(&["index_head_dim"]))
+        if let Some((heads, dim)) = conf
+            .number(&["index_n_heads"])
+            .zip(conf.number(&["index_head_dim"]))
+            .filter(|_| has_index(conf, layer))
         {
             let query = get("q_lora_rank", 1536);
             self.linear(&format!("{at}.indexer.wq_b"), heads * dim, query, false);
@@ -472,5 +496,65 @@ mod tests {
             |facts| predict(facts, &Setup::new(rules("vllm"))).ranks[0].cache_per_token.value;
         assert_eq!(kept(&whole), 64 * 2 * 8 * 80 * 2);
         assert_eq!(kept(&shared), kept(&whole) / 2);
+    }
+
+    /// GLM 5.2: a layer that takes what the one before it found has no index, and keeps none. What an index takes:
+    /// queries of 2048 for 32 heads of 128, a key of 128 with its norm, and weights of the heads.
+    #[test]
+    fn layers_may_share_an_index() {
+        let glm = |more: &str| {
+            facts(&format!(
+                r#"{{"architectures":["GlmMoeDsaForCausalLM"],"model_type":"glm_moe_dsa","dtype":"bfloat16",
+                "num_hidden_layers":8,"first_k_dense_replace":3,"index_head_dim":128,"index_n_heads":32{more}}}"#
+            ))
+        };
+        let all = glm("");
+        let index = 2 * (32 * 128 * 2_048 + 128 * 6_144 + 2 * 128 + 32 * 6_144);
+        let listed =
+            r#","indexer_types":["full","full","full","shared","shared","shared","full","shared"]"#;
+        let derived =
+            r#","index_topk_freq":4,"index_skip_topk_offset":3,"index_topk_pattern":null"#;
+        let lettered = r#","index_topk_pattern":"FFFSSSFS""#;
+        for more in [listed, derived, lettered] {
+            let some = glm(more);
+            assert_eq!(all.weight_bytes.0 - some.weight_bytes.0, 4 * index, "{more}");
+            let kept =
+                |facts| predict(facts, &Setup::new(rules("vllm"))).ranks[0].cache_per_token.value;
+            assert_eq!(kept(&all) - kept(&some), 4 * 132, "{more}");
+        }
+    }
+
+    /// Kimi K3 has about 2.8 trillion values, and files of 1.56 TB (`InferenceX` #2351).
+    #[test]
+    fn kimi_k3_is_as_large_as_its_files() {
+        let full: Vec<u64> = (1..=23).map(|n| 4 * n).chain([93]).collect();
+        let delta: Vec<u64> = (1..=93).filter(|n| !full.contains(n)).collect();
+        let facts = facts(&format!(
+            r#"{{"architectures":["KimiK3ForConditionalGeneration"],"model_type":"kimi_k3","dtype":"bfloat16",
+            "text_config":{{"model_type":"kimi_linear","hidden_size":7168,"num_hidden_layers":93,"num_attention_heads":96,
+            "num_key_value_heads":96,"intermediate_size":33792,"first_k_dense_replace":1,"kv_lora_rank":512,
+            "q_lora_rank":1536,"qk_nope_head_dim":128,"qk_rope_head_dim":64,"v_head_dim":128,"num_experts":896,
+            "num_experts_per_token":16,"num_shared_experts":2,"moe_intermediate_size":3072,"topk_method":"noaux_tc",
+            "routed_expert_hidden_size":3584,"latent_moe_use_norm":true,"mla_use_output_gate":true,
+            "attn_res_block_size":12,"vocab_size":163840,"linear_attn_config":{{"full_attn_layers":{full:?},
+            "kda_layers":{delta:?},"head_dim":128,"num_heads":96,"short_conv_kernel_size":4,
+            "use_full_rank_gate":true}}}},"vision_config":{{"vt_hidden_size":1024}},"quantization_config":{{
+            "quant_method":"compressed-tensors","format":"mxfp4-pack-quantized","ignore":["re:.*self_attn.*",
+            "re:.*shared_experts.*","re:.*mlp\\.(gate|up|gate_up|down)_proj.*","re:.*lm_head.*","re:.*vision_tower.*",
+            "re:.*mm_projector.*"],"config_groups":{{"group_0":{{"format":"mxfp4-pack-quantized","targets":["Linear"],
+            "weights":{{"num_bits":4,"type":"float","strategy":"group","group_size":32,"symmetric":true,
+            "scale_dtype":"torch.uint8"}}}}}}}}}}"#
+        ));
+        // Of 92 layers: four bits a value, and an exponent of 32.
+        let experts = 92 * 896 * 3 * (3_072 * 3_584 / 2 + 3_072 * 3_584 / 32);
+        assert!(facts.weight_bytes.0 > experts);
+        assert!(facts.weight_bytes.0.abs_diff(1_560_000_000_000) < 5_000_000_000);
+        let held = |tensor| {
+            predict(&facts, &Setup { tensor, ..Setup::new(rules("vllm")) }).ranks[0].weights.value
+        };
+        // Every rank makes the shorter vector, and chooses the experts.
+        let whole = 92 * 2 * 7_168 * (2 * 3_584 + 896);
+        let kept = held(8) - whole - (facts.weight_bytes.0 - whole) / 8;
+        assert!(kept < 1 << 30, "{kept}");
     }
 }

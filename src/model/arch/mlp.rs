@@ -263,6 +263,7 @@ impl Build<'_> {
             self.linear(&format!("{at}.fc1_latent_proj"), seen, hidden, bias(conf));
             self.linear(&format!("{at}.fc2_latent_proj"), hidden, seen, bias(conf));
         }
+        let seen = self.kimi_latent(&at, seen);
         if !ungated(conf) {
             self.expert(&format!("{at}.experts.*.gate_proj"), width, seen, number);
         }
@@ -279,6 +280,22 @@ impl Build<'_> {
             self.linears(&format!("{at}.up_proj"), width, hidden, false, number);
             self.linears(&format!("{at}.down_proj"), hidden, width, false, number);
         }
+    }
+
+    /// Experts of Kimi K3 see a shorter vector, too; what makes it is not quantised with them (vLLM `kimi_k3/nvidia/model.py`,
+    /// `KimiMoE`; `SGLang` `kimi_k3.py`, `latent_quant_config`).
+    fn kimi_latent(&mut self, at: &str, usual: u64) -> u64 {
+        let (conf, hidden) = (self.conf, self.n.hidden);
+        let stated = conf.number(&["routed_expert_hidden_size"]).filter(|n| *n > 0);
+        let Some(seen) = stated.filter(|_| conf.is(&["kimi_linear"])) else { return usual };
+        let why = "whether its routers are stored in 32 bits is not known";
+        self.doubt_by(Certainty::Close, (1, 1), why);
+        self.plain(&format!("{at}.routed_expert_down_proj.weight"), &[seen, hidden], 1);
+        self.plain(&format!("{at}.routed_expert_up_proj.weight"), &[hidden, seen], 1);
+        if conf.on("latent_moe_use_norm") {
+            self.plain(&format!("{at}.routed_expert_norm.weight"), &[seen], 1);
+        }
+        seen
     }
 
     /// One matrix of all experts. `DeepSeek` V4 states a type of theirs beside the quantisation of all else: four

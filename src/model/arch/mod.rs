@@ -576,6 +576,7 @@ impl Build<'_> {
         self.layer_norms(&at, layer);
         self.feed_forward(&at, layer);
         match conf.kind.as_str() {
+            "kimi_linear" => self.attends_to_layers(&at, ["self_attention_res", "mlp_res"]),
             "gemma3n_text" => self.gemma3n_layer(&at, layer),
             "deepseek_v4" => {
                 self.streams(&at);
@@ -643,6 +644,9 @@ impl Build<'_> {
         }
         if self.conf.is(&["deepseek_v4"]) {
             self.stream_end("model");
+        }
+        if self.conf.is(&["kimi_linear"]) {
+            self.attends_to_layers("model", ["output_attn_res"]);
         }
         if ending != Ending::Words {
             return self.scores(ending);

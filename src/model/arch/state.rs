@@ -319,8 +319,13 @@ impl Build<'_> {
         self.linear(&format!("{at}.f_a_proj"), width, hidden, false);
         self.linear(&format!("{at}.f_b_proj"), all, width, false);
         self.linear(&format!("{at}.b_proj"), heads, hidden, false);
-        self.linear(&format!("{at}.g_a_proj"), width, hidden, false);
-        self.linear(&format!("{at}.g_b_proj"), all, width, false);
+        // Kimi K3 gates with one matrix instead of two narrow ones.
+        if inside.and_then(|c| c.get("use_full_rank_gate")) == Some(&Value::Bool(true)) {
+            self.linear(&format!("{at}.g_proj"), all, hidden, false);
+        } else {
+            self.linear(&format!("{at}.g_a_proj"), width, hidden, false);
+            self.linear(&format!("{at}.g_b_proj"), all, width, false);
+        }
         self.plain(&format!("{at}.o_norm.weight"), &[width], 1);
         self.linear(&format!("{at}.o_proj"), hidden, all, false);
         let keeps = Keeps::State {
@@ -330,6 +335,18 @@ impl Build<'_> {
             whole: 0,
         };
         self.keeps(layer, keeps);
+    }
+
+    /// Kimi K3: what weighs the blocks of layers before one (vLLM `kimi_k3/nvidia/model.py`, `use_attn_res`).
+    pub(super) fn attends_to_layers<const N: usize>(&mut self, at: &str, parts: [&str; N]) {
+        let hidden = self.n.hidden;
+        if self.conf.stated(&["attn_res_block_size"]).is_none() {
+            return;
+        }
+        for part in parts {
+            self.plain(&format!("{at}.{part}_norm.weight"), &[hidden], 1);
+            self.plain(&format!("{at}.{part}_proj.weight"), &[1, hidden], 1);
+        }
     }
 
     fn lightning(&mut self, at: &str, layer: u64) {

@@ -99,7 +99,8 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
             tower.projector(kind, top);
         }
         ("mllama", _) => tower.mllama(),
-        ("kimi_k25" | "kimi_vl", _) => tower.moonvit(),
+        ("kimi_k25" | "kimi_vl", _) => tower.moonvit(false),
+        ("kimi_k3", _) => tower.moonvit(true),
         ("llama4", _) => tower.llama4(),
         ("internvl" | "internvl_chat" | "interns1", _) => tower.intern(kind),
         ("step3_vl", _) => tower.step3(top),
@@ -360,29 +361,44 @@ impl Tower<'_, '_> {
         self.lin("multi_modal_projector", out, width * (seen + 1), true);
     }
 
-    fn moonvit(&mut self) {
+    /// `MoonViT` of Kimi VL and K2.5, and of K3 (vLLM `kimi_k25_vit.py`), whose heads are wider than its hidden state
+    /// and whose layers have no biases.
+    fn moonvit(&mut self, third: bool) {
+        let c = self.c;
+        let on = |key: &str| c.flag(key).unwrap_or(!third);
         let width = self.n(&["vt_hidden_size", "hidden_size"]);
         let inner = self.n(&["vt_intermediate_size", "intermediate_size"]);
+        let heads = c.number(&["qkv_hidden_size"]).unwrap_or(width).min(1 << 14);
         let patch = self.n(&["patch_size"]);
         let (high, wide) = (self.n(&["init_pos_emb_height"]), self.n(&["init_pos_emb_width"]));
-        let kernel: u64 = self.c.numbers("merge_kernel_size").map_or(4, |k| k.iter().product());
+        let kernel: u64 = c.numbers("merge_kernel_size").map_or(4, |k| k.iter().product());
+        let norms = !third && c.text_of("norm_type") != Some("rmsnorm");
+        let (attention, linear) = (on("attn_bias"), on("linear_bias"));
         self.w("patch_embed.proj.weight", &[width, 3, patch, patch]);
-        self.w("patch_embed.proj.bias", &[width]);
+        if on("patch_embed_proj_bias") {
+            self.w("patch_embed.proj.bias", &[width]);
+        }
         self.w("patch_embed.pos_emb.weight", &[high, wide, width]);
         for l in 0..self.layers() {
             let at = format!("encoder.blocks.{l}");
-            self.norm(&format!("{at}.norm0"), width, true);
-            self.norm(&format!("{at}.norm1"), width, true);
-            self.lin(&format!("{at}.wqkv"), 3 * width, width, true);
-            self.lin(&format!("{at}.wo"), width, width, true);
-            self.lin(&format!("{at}.mlp.fc0"), inner, width, true);
-            self.lin(&format!("{at}.mlp.fc1"), width, inner, true);
+            self.norm(&format!("{at}.norm0"), width, norms);
+            self.norm(&format!("{at}.norm1"), width, norms);
+            self.lin(&format!("{at}.wqkv"), 3 * heads, width, attention);
+            self.lin(&format!("{at}.wo"), width, heads, attention);
+            self.lin(&format!("{at}.mlp.fc0"), inner, width, linear);
+            self.lin(&format!("{at}.mlp.fc1"), width, inner, linear);
         }
-        self.norm("encoder.final_layernorm", width, true);
-        let merged = width * kernel.min(64);
+        self.norm("encoder.final_layernorm", width, norms);
+        let (merged, out) = (width * kernel.min(64), self.out);
+        if c.text_of("mm_projector_type").unwrap_or(if third { "patchmergerv2" } else { "" })
+            == "patchmergerv2"
+        {
+            self.lin("mm_projector.proj.0", merged, merged, false);
+            self.lin("mm_projector.proj.2", out, merged, false);
+            return self.norm("mm_projector.post_norm", out, false);
+        }
         self.norm("mm_projector.pre_norm", width, true);
         self.lin("mm_projector.proj.0", merged, merged, true);
-        let out = self.out;
         self.lin("mm_projector.proj.2", out, merged, true);
     }
 
