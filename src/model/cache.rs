@@ -25,6 +25,16 @@ pub enum Keeps {
         /// Bytes a token of the index of sparse attention, besides.
         index: u32,
     },
+    /// A page of `page` bytes for each `block` tokens, the same for all heads; not divided by tensor parallelism
+    /// (`DeepSeek` V4 in vLLM, each of whose layers keeps several such things).
+    Paged {
+        /// Tokens of a page.
+        block: u32,
+        /// Its bytes.
+        page: u32,
+        /// Only the last so many tokens; 0: all.
+        window: u32,
+    },
     /// A state of constant size a request.
     State {
         /// Values of the convolution's window, in the model's type.
@@ -69,7 +79,10 @@ impl Keeps {
                 };
                 Some(vector + u64::from(index))
             }
-            Self::State { .. } => None,
+            Self::Paged { block, page, window: 0 } => {
+                Some(u64::from(page).checked_div(u64::from(block)).unwrap_or(0))
+            }
+            Self::Paged { .. } | Self::State { .. } => None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::memory::WeightSplit;
 use super::tensors::mul_div;
 
 mod kept;
+mod pages;
 mod pool;
 mod setup;
 mod weights;

@@ -76,8 +76,9 @@ impl Build<'_> {
             self.linear(&format!("{at}.indexer.wq_b"), heads * width, query, false);
             self.plain(&format!("{at}.indexer.weights_proj.weight"), &[heads, n.hidden], 1);
         }
-        if layer < n.layers && ratio > 0 {
+        if layer < n.layers {
             self.v4_keeps(layer, ratio, width);
+            self.v4_pages(layer, ratio, width);
         }
     }
 
@@ -91,10 +92,41 @@ impl Build<'_> {
         self.plain(&format!("{at}.wgate.weight"), &[wide, hidden], 1);
     }
 
-    /// A vector of so many tokens (4 or 128), and of each 4 an entry of the index (vLLM
-    /// `deepseek_v4/attention.py`, `fp8_ds_mla`). The window of 128 tokens that every layer has besides is
-    /// small, and left out.
+    /// The same as vLLM lays it out in pages (`deepseek_v4/attention.py`, `compressor.py`, `sparse_swa.py`: `fp8_ds_mla`,
+    /// whose pages are multiples of 576 bytes): vectors and entries of the index of all tokens, a window, and in
+    /// 32 bits what is still to be made one vector.
+    fn v4_pages(&mut self, layer: u64, ratio: u64, index: u64) {
+        let rotary = self.conf.number(&["qk_rope_head_dim"]).unwrap_or(64);
+        let (head, seen) = (self.n.head_dim, self.conf.number(&["sliding_window"]).unwrap_or(128));
+        let vector = head + rotary + 8;
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut page = |block: u64, bytes: u64, window: u64| {
+            let page = small(bytes.next_multiple_of(576));
+            self.keeps(layer, Keeps::Paged { block: small(block), page, window: small(window) });
+        };
+        page(64, 64 * vector, seen.max(1));
+        let states = |block: u64, width: u64| 8 * block * width;
+        match ratio {
+            0 => {}
+            1..=4 => {
+                page(256, 256 / ratio * vector, 0);
+                page(256, 256 / ratio * (index + 4), 0);
+                page(4, states(4, 2 * head), 2 * ratio);
+                page(4, states(4, 2 * index), 2 * ratio);
+            }
+            _ => {
+                page(256, (256 / ratio).max(1) * vector, 0);
+                page(8, states(8, head), ratio);
+            }
+        }
+    }
+
+    /// A vector of so many tokens (4 or 128), and of each 4 an entry of the index (`SGLang`
+    /// `deepseek_v4_memory_pool.py`). The window of 128 tokens that every layer has besides is small, and left out.
     fn v4_keeps(&mut self, layer: u64, ratio: u64, index: u64) {
+        if ratio == 0 {
+            return;
+        }
         let rotary = self.conf.number(&["qk_rope_head_dim"]).unwrap_or(64);
         // Eight bits a value, sixteen of the rotary part, and eight bytes of scales.
         let vector = (self.n.head_dim + rotary + 8).div_ceil(ratio);

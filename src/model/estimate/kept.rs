@@ -30,7 +30,10 @@ pub(super) fn caches(facts: &ModelFacts, rules: &Rules) -> Vec<LayerCache> {
         };
         LayerCache { keeps, ..*cache }
     };
-    facts.caches.iter().map(kept).collect()
+    // What vLLM lays out in pages is there for the others as well.
+    let paged = |c: &&LayerCache| matches!(c.keeps, Keeps::Paged { .. });
+    let only_pages = rules.pool == Pool::Groups && facts.caches.iter().any(|c| paged(&c));
+    facts.caches.iter().filter(|c| paged(c) == only_pages).map(kept).collect()
 }
 
 /// Architectures for which `SGLang` has a pool of its own for layers with a window

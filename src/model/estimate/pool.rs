@@ -1,5 +1,6 @@
 //! The cache of one rank: how an engine groups its layers, and the tokens that fit.
 
+use super::pages::Pages;
 use super::{Bar, Pool, Setup};
 use crate::model::cache::{CacheBits, Keeps, LayerCache};
 use crate::model::tensors::mul_div;
@@ -108,10 +109,28 @@ impl PoolOf<'_> {
         }
     }
 
-    /// vLLM `_get_kv_cache_groups_uniform_page_size`.
-    fn groups(&self) -> Groups {
+    /// Groups of the engine's versions: those whose logs are known, and those since about 0.30, where two steps
+    /// may be under way at a time (`max_in_flight_tokens` of `async_scheduling`).
+    fn versions(&self) -> [Groups; 2] {
+        [self.groups(1), self.groups(2)]
+    }
+
+    fn paged(&self) -> bool {
+        self.caches.iter().any(|c| matches!(c.keeps, Keeps::Paged { .. }))
+    }
+
+    /// vLLM `_get_kv_cache_groups_uniform_page_size`, with so many steps under way.
+    fn groups(&self, steps: u64) -> Groups {
+        let batch = self.setup.batch().saturating_mul(steps);
+        if self.paged() {
+            let pages = Pages::of(self.caches);
+            return Groups {
+                bytes_per_block: if steps > 1 { pages.packed() } else { pages.padded() },
+                count: 1,
+                blocks_per_request: pages.blocks_per_request(self.context, batch).max(1),
+            };
+        }
         let kinds = self.kinds();
-        let batch = self.setup.batch();
         let blocks = |kind: &Kind, block: u64| match (kind.state, kind.window) {
             // A state, and the one it is being made from (`mamba_cache_mode = align`).
             (true, _) => 2,
@@ -165,8 +184,10 @@ impl PoolOf<'_> {
         }
         match rules.pool {
             Pool::Groups => {
-                let groups = self.groups();
-                Bar::exact(groups.blocks_per_request.saturating_mul(groups.bytes_per_block))
+                let [value, other] = self
+                    .versions()
+                    .map(|of| of.blocks_per_request.saturating_mul(of.bytes_per_block));
+                Bar { value, low: value.min(other), high: value.max(other) }
             }
             Pool::Tokens | Pool::Cells => {
                 let all = match rules.pool {
@@ -209,17 +230,25 @@ impl PoolOf<'_> {
         }
         match rules.pool {
             Pool::Groups => {
-                let groups = self.groups();
+                let [groups, other] = self.versions();
                 let blocks = available / groups.bytes_per_block;
+                let requests = mul_div(blocks, self.context, groups.blocks_per_request);
+                let later = mul_div(
+                    available / other.bytes_per_block,
+                    self.context,
+                    other.blocks_per_request,
+                );
+                if self.paged() {
+                    return (requests, requests.min(later), requests.max(later));
+                }
                 // Until about 0.20: blocks of one group. Since then: what requests of full length
                 // could hold.
                 let plain = (blocks / groups.count.max(1)).saturating_mul(self.block);
                 if groups.count <= 1 {
                     return (plain, plain, plain);
                 }
-                let requests = mul_div(blocks, self.context, groups.blocks_per_request);
                 let value = if self.states() > 0 { requests } else { plain };
-                (value, plain.min(requests), plain.max(requests))
+                (value, plain.min(requests).min(later), plain.max(requests).max(later))
             }
             Pool::Tokens => {
                 let mut left = available;

@@ -437,7 +437,10 @@ fn layers_whose_tokens_take_less_have_more_of_them_in_a_page() {
     assert_eq!(rank.cache_per_token, Bar::exact(5 * 16_384 + 8_192));
     // Five groups with a window of 1024, in blocks of 16; one that sees all, in blocks of 32.
     let blocks = 5 * ((1_023u64 + 8_192).div_ceil(16) + 1) + 32_768 / 32;
-    assert_eq!(rank.cache_needed, Bar::exact(blocks * 16 * 16_384));
+    // With two steps under way, as later versions may have, there is more in the windows.
+    let later = 5 * ((1_023u64 + 2 * 8_192).div_ceil(16) + 1) + 32_768 / 32;
+    let [value, high] = [blocks, later].map(|blocks| blocks * 16 * 16_384);
+    assert_eq!(rank.cache_needed, Bar { value, low: value, high });
 }
 
 /// ERNIE 4.5's layer for speculative decoding is a dense one (vLLM `ernie_mtp.py`); it is stored, and
@@ -696,11 +699,12 @@ fn experts_that_state_four_bits_are_counted_so() {
     assert_eq!(facts.certainty, Certainty::Exact);
     // 584 bytes of 4 tokens with an index of 132, or of 128 tokens: 20 and 23 layers.
     let ranks = predict(&facts, &Setup { tensor: 4, ..Setup::new(rules("vllm")) }).ranks;
-    assert_eq!(ranks[0].cache_per_token.value, 20 * (584 / 4 + 132 / 4) + 23 * 5);
+    // In pages of 256 tokens, which are multiples of 576 bytes: 37,440, 8,640 and 1,728.
+    assert_eq!(ranks[0].cache_per_token.value, 20 * (584 / 4 + 132 / 4) + 23 * 6);
     let ratios =
         config.replace("\"expert_dtype\"", "\"compress_ratios\":[0,0,4,128],\"expert_dtype\"");
     let bits = CacheBits::named("fp8");
     let setup = Setup { cache: bits, ..Setup::new(rules("vllm")) };
     let listed = predict(&super::tests::facts(&ratios), &setup);
-    assert_eq!(listed.ranks[0].cache_per_token.value, 179 + 5);
+    assert_eq!(listed.ranks[0].cache_per_token.value, 179 + 6);
 }
