@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use super::EngineError;
+use crate::model::estimate::Pool;
 use crate::model::tensors::{Place, Tensor, module, place};
 use crate::model::towers::Tower;
 use crate::model::{ModelFacts, Setup};
@@ -51,6 +52,25 @@ fn sides(tensor: &Tensor) -> Option<(u64, u64)> {
     match tensor.shape.as_slice() {
         [rows, columns] => Some((*rows, *columns)),
         _ => None,
+    }
+}
+
+/// Whether an engine takes pieces that are no whole blocks of a matrix that is loaded as one with others: vLLM of all
+/// but experts in FP8's own format (`linear.py`, `_maybe_allow_fp8_block_shape_mismatch`), `SGLang` of the
+/// projections of `MiMo` V2 (`mimo_v2.py`, `skip_block_quant_check`).
+fn may_be_broken(
+    facts: &ModelFacts,
+    setup: &Setup,
+    scaled: &HashMap<&str, &Tensor>,
+    module: &str,
+) -> bool {
+    let own = scaled.get(module).is_some_and(|t| t.name.ends_with("_scale_inv"));
+    match setup.rules.pool {
+        Pool::Tokens => {
+            let mimo = facts.architecture.as_deref().is_some_and(|a| a.starts_with("MiMoV2"));
+            mimo && ["q_proj", "k_proj", "v_proj"].iter().any(|word| module.ends_with(word))
+        }
+        _ => own && !module.contains(".experts."),
     }
 }
 
@@ -113,6 +133,7 @@ pub(super) fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> 
                 } else if by_blocks
                     && !piece.is_multiple_of(BLOCK)
                     && (ranks > 1 || how == Cut::Merged && word != "up_proj")
+                    && !(how == Cut::Merged && may_be_broken(facts, setup, &scaled, module))
                 {
                     Some(format!("{word}, in blocks of {BLOCK} and {side} wide,"))
                 } else {
@@ -235,6 +256,34 @@ mod tests {
         assert!(of(32).unwrap().contains("48 groups of down_proj"));
         let plain = QWEN3_MOE.replace("quantization_config", "none");
         assert_eq!(why(&plain, &Setup { tensor: 8, ..Setup::new(VLLM) }), None);
+    }
+
+    /// `MiMo` V2 Flash is served on four GPUs with a key of one head, 192 wide, each: projections that are loaded as one
+    /// need no whole blocks there.
+    #[test]
+    fn projections_that_are_loaded_as_one_may_break_blocks() {
+        let config = QWEN3_MOE
+            .replace("Qwen3MoeForCausalLM", "MiMoV2FlashForCausalLM")
+            .replace(
+                r#""model_type":"qwen3_moe""#,
+                r#""model_type":"mimo_v2_flash","v_head_dim":128"#,
+            )
+            .replace(r#""head_dim":128"#, r#""head_dim":192"#);
+        let of = |config: &str, rules| why(config, &Setup { tensor: 4, ..Setup::new(rules) });
+        for rules in [VLLM, SGLANG] {
+            assert_eq!(of(&config, rules), None);
+        }
+        // SGLang does so for this model alone; vLLM not where compressed-tensors made the blocks.
+        let other = config.replace("MiMoV2Flash", "Other");
+        assert_eq!(of(&other, VLLM), None);
+        assert!(of(&other, SGLANG).unwrap().contains("k_proj, in blocks of 128"));
+        let compressed = config.replace(
+            r#"{"quant_method":"fp8","activation_scheme":"dynamic","weight_block_size":[128,128]}"#,
+            r#"{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{"group_0":
+            {"targets":["Linear"],"weights":{"num_bits":8,"type":"float","strategy":"block",
+            "block_structure":[128,128]}}}}"#,
+        );
+        assert!(of(&compressed, VLLM).unwrap().contains("k_proj, in blocks of 128"));
     }
 
     /// Qwen2.5-72B in four bits as first published: 29568 / 128 = 231 groups.
