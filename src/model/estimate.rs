@@ -244,6 +244,10 @@ fn at_a_time(
     by_tokens.min(mul_div(pool::two_pools(setup, available).1, 100, rank.state_per_request))
 }
 
+/// Architectures with windows that came to vLLM so late that most of what serves them counts tokens anew (0.21,
+/// #43308).
+const YOUNGER: [&str; 2] = ["Gemma4", "Step3p7"];
+
 struct Stage {
     range: (u64, u64),
     first: bool,
@@ -313,7 +317,12 @@ fn one_rank(
         };
         Some(setup.budget()?.minus(besides))
     });
-    let pool = PoolOf { setup, caches: &caches, tensor: attention, bits, block, context };
+    let by_requests = facts
+        .architecture
+        .as_deref()
+        .is_some_and(|name| YOUNGER.iter().any(|family| name.starts_with(family)));
+    let pool =
+        PoolOf { setup, caches: &caches, tensor: attention, bits, block, context, by_requests };
     let doubted = |bar: Bar| doubted(bar, facts.cache_certainty);
     let needed = correction.needed(doubted(pool.needed()), rules.pool);
     RankMemory {

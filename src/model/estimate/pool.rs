@@ -13,6 +13,8 @@ pub(super) struct PoolOf<'a> {
     pub(super) bits: CacheBits,
     pub(super) block: u64,
     pub(super) context: u64,
+    /// Tokens are counted as requests of full length could hold them: vLLM since 0.21.
+    pub(super) by_requests: bool,
 }
 
 /// Layers of one kind.
@@ -241,13 +243,13 @@ impl PoolOf<'_> {
                 if self.paged() {
                     return (requests, requests.min(later), requests.max(later));
                 }
-                // Until about 0.20: blocks of one group. Since then: what requests of full length
-                // could hold.
+                // Until 0.20: blocks of one group. Since then: what requests of full length could hold.
                 let plain = (blocks / groups.count.max(1)).saturating_mul(self.block);
                 if groups.count <= 1 {
                     return (plain, plain, plain);
                 }
-                let value = if self.states() > 0 { requests } else { plain };
+                let whole = self.states() > 0 || self.by_requests;
+                let value = if whole { requests } else { plain };
                 (value, plain.min(requests).min(later), plain.max(requests).max(later))
             }
             Pool::Tokens => {
