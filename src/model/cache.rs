@@ -22,8 +22,11 @@ pub enum Keeps {
         width: u32,
         /// Values of its rotary part, that stay in 16 bits in an 8-bit cache of sparse attention.
         rotary: u32,
-        /// Bytes a token of the index of sparse attention, besides.
+        /// Bytes a token of the index of sparse attention, besides; 0: it has none of its own.
         index: u32,
+        /// Attention is sparse, by whatever layer's index.
+        #[serde(default)]
+        sparse: bool,
     },
     /// A page of `page` bytes for each `block` tokens, the same for all heads; not divided by tensor parallelism
     /// (`DeepSeek` V4 in vLLM, each of whose layers keeps several such things).
@@ -69,9 +72,9 @@ impl Keeps {
                 let heads = if kv_heads == 0 { 0 } else { heads };
                 Some(bits.bytes(heads * (u64::from(key) + u64::from(value))))
             }
-            Self::Latent { width, rotary, index } => {
+            Self::Latent { width, rotary, index, sparse } => {
                 let (width, rotary) = (u64::from(width), u64::from(rotary));
-                let vector = if index > 0 && bits.0 <= 8 {
+                let vector = if (sparse || index > 0) && bits.0 <= 8 {
                     // `fp8_ds_mla`: 8-bit values, four 32-bit scales, the rotary part in 16 bits.
                     (width - rotary) + (width - rotary).div_ceil(128) * 4 + rotary * 2
                 } else {

@@ -200,7 +200,7 @@ fn attention(
         facts.latent_cache_width.filter(|_| header.number("attention.key_length_mla").is_some())
     {
         let rotary = small("rope.dimension_count").unwrap_or(0);
-        return Some(Keeps::Latent { width, rotary, index: 0 });
+        return Some(Keeps::Latent { width, rotary, index: 0, sparse: false });
     }
     let window = window(header, layer);
     // Gemma 4 has heads of another size in layers with a window.

@@ -151,7 +151,12 @@ impl Shapes {
         let list = self.attention.iter().map(|(layer, of)| {
             let keeps = if of.latent > 0 {
                 let rotary = of.latent.saturating_sub(of.rank);
-                Keeps::Latent { width: small(of.latent), rotary: small(rotary), index: 0 }
+                Keeps::Latent {
+                    width: small(of.latent),
+                    rotary: small(rotary),
+                    index: 0,
+                    sparse: false,
+                }
             } else {
                 let (key, known) = of.head(facts);
                 if !known {

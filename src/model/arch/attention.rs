@@ -378,7 +378,7 @@ impl Build<'_> {
             self.plain(&format!("{at}.indexer.{norm}.weight"), &[width], 1);
         }
         let width = u32::try_from(width).unwrap_or(u32::MAX);
-        self.keeps(layer, Keeps::Latent { width, rotary: 0, index: 0 });
+        self.keeps(layer, Keeps::Latent { width, rotary: 0, index: 0, sparse: false });
     }
 
     /// Step 3: the queries of all heads come from one short vector, which every rank makes for itself, as
@@ -441,7 +441,8 @@ impl Build<'_> {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         if keep {
             let (width, rotary, index) = (small(rank + rotary), small(rotary), small(index));
-            self.keeps(layer, Keeps::Latent { width, rotary, index });
+            let sparse = conf.number(&["index_head_dim"]).is_some();
+            self.keeps(layer, Keeps::Latent { width, rotary, index, sparse });
         }
     }
 
@@ -473,6 +474,7 @@ impl Build<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use crate::model::cache::CacheBits;
     use crate::model::estimate::tests::{facts, rules};
     use crate::model::estimate::{Setup, predict};
 
@@ -521,6 +523,10 @@ mod tests {
             let kept =
                 |facts| predict(facts, &Setup::new(rules("vllm"))).ranks[0].cache_per_token.value;
             assert_eq!(kept(&all) - kept(&some), 4 * 132, "{more}");
+            // In eight bits all of them keep the vectors of sparse attention: 512 bytes, 4 scales, 64 values of 16 bits.
+            let eight = Setup { cache: CacheBits::named("fp8"), ..Setup::new(rules("sglang")) };
+            let kept = predict(&some, &eight).ranks[0].cache_per_token.value;
+            assert_eq!(kept, 8 * (512 + 16 + 128) + 4 * 132);
         }
     }
 

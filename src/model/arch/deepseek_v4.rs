@@ -134,7 +134,8 @@ impl Build<'_> {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         // All of it counts as the rotary part: whatever type is asked for, it stays as it is.
         let width = small(vector / 2);
-        self.keeps(layer, Keeps::Latent { width, rotary: width, index: small(index.max(1)) });
+        let index = small(index.max(1));
+        self.keeps(layer, Keeps::Latent { width, rotary: width, index, sparse: true });
     }
 
     /// What mixes the streams before and after attention and experts of a layer.
