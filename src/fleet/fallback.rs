@@ -128,6 +128,8 @@ fn program(every_s: u32, patience_s: u32) -> String {
     let values = [
         ("fields", smi::GPU_FIELDS.join(",")),
         ("more", smi::MORE_FIELDS.join(",")),
+        ("reasons", smi::REASON_FIELDS[0].to_owned()),
+        ("reasons_before", smi::REASON_FIELDS[1].to_owned()),
         ("apps", smi::APP_FIELDS.join(",")),
         ("every", every_s.to_string()),
         ("patience", patience_s.to_string()),
@@ -352,6 +354,18 @@ mod tests {
         let second = script.round();
         assert_eq!(second.get("gpus").map(String::as_str), Some("0, GPU-1\n"), "{second:?}");
         let long = std::fs::read_to_string(script.dir.path().join("long")).unwrap();
-        assert_eq!(long.lines().count(), 1);
+        // Three longer ones, each of them once.
+        assert_eq!(long.lines().count(), 3);
+    }
+
+    #[test]
+    fn a_driver_is_asked_for_throttling_by_the_name_that_it_knows() {
+        let script = Script::start(
+            "case $1 in *event_reasons*) echo 'Field is not a valid field to query.'; exit 2 ;; --query-gpu=driver*) echo 470.1 ;; *throttle_reasons*) echo throttle ;; --query-gpu*) echo short ;; esac",
+        );
+        for _ in 0..2 {
+            let round = script.round();
+            assert_eq!(round.get("gpus").map(String::as_str), Some("throttle\n"), "{round:?}");
+        }
     }
 }

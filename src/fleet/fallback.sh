@@ -1,5 +1,5 @@
 # Reads a host on which the agent cannot be: only programs that are there anyway, nothing is written.
-# The caller sets: fields, more, apps (what nvidia-smi is asked for), every (seconds between rounds), patience
+# The caller sets: fields, more, reasons, reasons_before, apps (what nvidia-smi is asked for), every (seconds between rounds), patience
 # (seconds after which the driver hangs).
 have() { command -v "$1" >/dev/null 2>&1; }
 smi() { if have timeout; then timeout -s KILL "$patience" nvidia-smi "$@" 2>&1; else nvidia-smi "$@" 2>&1; fi; }
@@ -22,16 +22,22 @@ ask() {
     version=
     if [ -z "$driver" ]; then version=$(smi --query-gpu=driver_version --format=csv,noheader); fi
     if [ -n "$late" ]; then exit 1; fi
-    short=0
-    answer=$(smi --query-gpu="$known" --format=csv,noheader,nounits)
-    status=$?
-    case $answer in
-    *'not a valid field'*)
-        short=3
-        answer=$(smi --query-gpu="$fields" --format=csv,noheader,nounits)
+    # An old driver refuses a question with a field that it does not know: a shorter one is asked, from then on.
+    while :; do
+        case $short in
+        0) wanted=$fields,$more,$reasons ;;
+        1) wanted=$fields,$more,$reasons_before ;;
+        2) wanted=$fields,$more ;;
+        *) wanted=$fields ;;
+        esac
+        answer=$(smi --query-gpu="$wanted" --format=csv,noheader,nounits)
         status=$?
-        ;;
-    esac
+        if [ -n "$late" ]; then exit 1; fi
+        case $short$answer in
+        [012]*'not a valid field'*) short=$((short + 1)) ;;
+        *) break ;;
+        esac
+    done
     if [ "$status" = 137 ] || [ "$status" = 124 ]; then
         [ -n "$late" ] || part hung
         exit 1
@@ -45,11 +51,11 @@ ask() {
     printf '%s\n' "$answer"
     part apps
     printf '%s\n' "$programs"
-    exit "$short"
+    exit $((10 + short))
 }
 asked=
 driver=
-known=$fields,$more
+short=0
 trap : USR1
 while :; do
     part stat
@@ -79,8 +85,7 @@ while :; do
             else
                 asked=
                 case $status in
-                0) driver=known ;;
-                3) driver=known known=$fields ;;
+                1[0123]) driver=known short=$((status - 10)) ;;
                 esac
             fi
         fi

@@ -3,7 +3,7 @@
 
 use crate::base::Bytes;
 use crate::base::text::clean;
-use crate::wire::{Gpu, GpuHealth, GpuProcess, MemoryUse, PcieLink, ProcessKind};
+use crate::wire::{Gpu, GpuHealth, GpuProcess, MemoryUse, PcieLink, ProcessKind, throttle};
 
 /// Most GPUs, processes and characters of a line that are looked at.
 const MAX_GPUS: usize = 64;
@@ -44,6 +44,10 @@ pub const MORE_FIELDS: [&str; 14] = [
     "compute_mode",
 ];
 
+/// Why clocks are lowered: the bits, under the name that drivers have for it since R535 and the one before.
+pub const REASON_FIELDS: [&str; 2] =
+    ["clocks_event_reasons.active", "clocks_throttle_reasons.active"];
+
 /// What is asked of `nvidia-smi --query-compute-apps`; the name is last because it may hold commas.
 pub const APP_FIELDS: [&str; 4] = ["gpu_uuid", "pid", "used_memory", "process_name"];
 
@@ -68,6 +72,11 @@ fn number(text: &str) -> Option<u32> {
 fn mebibytes(text: &str) -> Option<Bytes> {
     let mib: u64 = cell(text)?.parse().ok()?;
     Some(Bytes(mib.checked_mul(1 << 20)?))
+}
+
+/// `0x0000000000000004`.
+fn bits(text: &str) -> Option<u64> {
+    u64::from_str_radix(cell(text)?.strip_prefix("0x")?, 16).ok()
 }
 
 /// Watts with decimals, as milliwatts.
@@ -164,6 +173,7 @@ fn gpu(line: &str) -> Option<Gpu> {
         },
         persistence: cell(more(12)).map(|mode| mode == "Enabled"),
         compute_mode: cell(more(13)).map(|mode| clean(&mode.to_lowercase(), 20)).map(Into::into),
+        throttle_reasons: bits(more(14)).map(throttle::names),
         health: match uncorrected {
             None | Some(0) => GpuHealth::Ok,
             Some(1) => GpuHealth::Degraded { why: "1 uncorrected memory error".to_owned() },
@@ -270,6 +280,19 @@ mod tests {
         assert!(sparse.power_mw.is_none() && sparse.temperature_c.is_none());
         assert!(matches!(sparse.health, GpuHealth::Degraded { .. }));
         assert_eq!(sparse.compute_mode.as_deref(), Some("exclusive_process"));
+    }
+
+    #[test]
+    fn what_lowers_the_clocks_is_told_and_not_guessed() {
+        let reasons = |cell: &str| {
+            let lines = TWO.lines().map(|line| format!("{line}, {cell}\n")).collect::<String>();
+            parse_gpus(&lines).unwrap().remove(0).throttle_reasons
+        };
+        assert_eq!(reasons("0x0000000000000001"), Some(Vec::new()), "an idle GPU is not slowed");
+        let both = Some(vec!["sw_power_cap".into(), "hw_thermal_slowdown".into()]);
+        assert_eq!(reasons("0x0000000000000044"), both);
+        assert_eq!((reasons("[N/A]"), reasons("Not Active"), reasons("0xg")), (None, None, None));
+        assert_eq!(parse_gpus(TWO).unwrap()[0].throttle_reasons, None);
     }
 
     #[test]

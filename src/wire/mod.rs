@@ -13,6 +13,7 @@ pub mod lasting;
 pub mod packed;
 pub mod request;
 pub mod telemetry;
+pub mod throttle;
 pub mod told;
 pub mod xid;
 

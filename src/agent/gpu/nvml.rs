@@ -20,12 +20,11 @@ use super::nvml_events::{self, Xids};
 use super::nvml_fields::{fields, over_all_links};
 use super::nvml_identity::{identify, is_divided, parts};
 use super::processes::{Listed, ProcessTable};
-use super::scenario::THROTTLE_REASONS;
 use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::base::Bytes;
 use crate::base::text::clean;
-use crate::wire::{Gpu, GpuHealth, GpuProcess, Gpus, MemoryUse, ProcessKind};
+use crate::wire::{Gpu, GpuHealth, GpuProcess, Gpus, MemoryUse, ProcessKind, throttle};
 
 /// Why there is no GPU of NVIDIA: nothing of it is installed,
 pub const NO_LIBRARY: &str = "libnvidia-ml.so.1 not found: no NVIDIA driver is installed";
@@ -339,10 +338,8 @@ impl Card {
         gpu.temperature_c = device.temperature(TemperatureSensor::Gpu).ok();
         gpu.power_mw = device.power_usage().ok();
         gpu.sm_clock_mhz = device.clock_info(Clock::SM).ok();
-        gpu.throttle_reasons = device.current_throttle_reasons().ok().map(|reasons| {
-            let told = |(_, bit): &&(&str, u64)| reasons.bits() & bit != 0;
-            THROTTLE_REASONS.iter().filter(told).map(|(name, _)| (*name).into()).collect()
-        });
+        gpu.throttle_reasons =
+            device.current_throttle_reasons().ok().map(|reasons| throttle::names(reasons.bits()));
         if want == Want::LookedAt {
             self.traffic(device);
         } else if want == Want::Due {
@@ -508,4 +505,15 @@ fn pstate(state: PerformanceState) -> Option<String> {
         known => known.as_c(),
     };
     Some(format!("P{number}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::gpu::scenario::THROTTLE_REASONS;
+
+    #[test]
+    fn the_simulated_library_throttles_as_the_driver_does() {
+        assert_eq!(THROTTLE_REASONS, throttle::REASONS);
+    }
 }
