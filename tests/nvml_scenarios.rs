@@ -334,20 +334,98 @@ fn a_grave_xid_is_not_forgotten_with_the_process_that_was_told() {
     assert_eq!((gpu.health, gpu.xid, gpu.grave_xid), (GpuHealth::Ok, None, None));
 }
 
+/// The lost GPUs of the next reading that has so many GPUs: their UUIDs' ends and their indices.
+fn lost_of(follower: &mut Follower, count: usize) -> Vec<(String, u32)> {
+    let gpus = follower.gpus(count);
+    let lost = gpus.iter().filter(|g| g.health == GpuHealth::Lost);
+    lost.map(|g| (g.uuid.chars().skip(37).collect(), g.index)).collect()
+}
+
 #[test]
-fn a_gpu_that_the_driver_lists_no_more_is_lost() {
-    let mut scene = Scene::new(h100s(3));
+fn a_gpu_that_the_driver_lists_no_more_is_lost_until_the_next_boot() {
+    let mut gpus = h100s(3);
+    for (slot, gpu) in gpus.iter_mut().enumerate() {
+        gpu["pci_bus_id"] = json!(format!("00000000:{:02X}:00.0", 0x10 + slot));
+    }
+    let mut scene = Scene::new(gpus);
     let mut follower = Follower::start(&scene, false);
     follower.gpus(3);
     scene.gpus.remove(1);
+    // As a driver does: those that are left are counted anew.
+    scene.gpus[1]["index"] = json!(1);
     scene.write();
-    let gpus = follower.wait("the lost GPU", |s| {
-        let gpus = s.gpus.list();
-        gpus.iter().any(|g| g.health == GpuHealth::Lost).then(|| gpus.to_vec())
+    follower.wait("the lost GPU", |s| {
+        s.gpus.list().iter().any(|g| g.health == GpuHealth::Lost).then_some(())
     });
-    assert_eq!(gpus.len(), 3);
-    let lost: Vec<_> = gpus.iter().filter(|g| g.health == GpuHealth::Lost).collect();
-    assert_eq!((lost.len(), lost[0].uuid.ends_with("000001")), (1, true), "{lost:?}");
+    let lost = [("001".to_owned(), 2)];
+    assert_eq!(lost_of(&mut follower, 3), lost, "its number is another GPU's now");
+
+    // The process that had seen it is killed; the next one was never told of it.
+    let child = follower.child();
+    Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
+    follower.until_ended(child);
+    assert_ne!(follower.child(), child);
+    let ended = follower.sample.as_ref().unwrap().monotonic_ms;
+    let again = |s: &gpudeck::wire::HostSample| {
+        (s.monotonic_ms > ended + 1_000 && s.gpus_age_ms.is_none()).then_some(())
+    };
+    follower.wait("a reading of the next child", again);
+    assert_eq!(lost_of(&mut follower, 3), lost);
+
+    // So is the agent.
+    let file = follower.state_dir().join("gpus.json");
+    let mut follower = follower.again(&scene, 200);
+    assert_eq!(lost_of(&mut follower, 3), lost);
+
+    // A GPU that a virtual machine was given is not missed.
+    let slot = scene.sysfs().join("bus/pci/devices/0000:11:00.0");
+    std::fs::create_dir_all(&slot).unwrap();
+    std::os::unix::fs::symlink("../../drivers/vfio-pci", slot.join("driver")).unwrap();
+    let mut follower = follower.again(&scene, 200);
+    assert_eq!(lost_of(&mut follower, 2), []);
+    std::fs::remove_file(slot.join("driver")).unwrap();
+
+    // After a boot nobody knows of it.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    std::fs::write(&file, text.replace(boot.trim(), "another")).unwrap();
+    let mut follower = follower.again(&scene, 200);
+    assert_eq!(lost_of(&mut follower, 2), []);
+}
+
+#[test]
+fn a_gpu_that_the_kernel_holds_and_the_library_never_lists_is_lost() {
+    let mut gpus = h100s(3);
+    gpus[1]["health"] = json!("lost");
+    gpus[1]["absent"] = json!(["identity_of_lost"]);
+    let scene = Scene::new(gpus);
+    let slots = scene.path().with_file_name("proc").join("driver/nvidia/gpus");
+    for (bus, uuid) in [
+        (0x10, "?".to_owned()),
+        (0x11, scene.uuid(1)),
+        (0x12, scene.uuid(2)),
+        (0x13, "?".to_owned()),
+    ] {
+        let slot = slots.join(format!("0000:{bus:02x}:00.0"));
+        std::fs::create_dir_all(&slot).unwrap();
+        let text = format!(
+            "Model: \t\t NVIDIA H100\nGPU UUID: \t GPU-{}\nGPU Excluded:\t No\n",
+            uuid.trim_start_matches("GPU-")
+        );
+        std::fs::write(slot.join("information"), text).unwrap();
+    }
+    let mut follower = Follower::start(&scene, false);
+    let gpus = follower.gpus(4);
+    let seen: Vec<_> = gpus.iter().map(|g| (g.index, g.uuid.as_str(), &g.health)).collect();
+    let (first, second, third) = (scene.uuid(0), scene.uuid(1), scene.uuid(2));
+    let (well, lost) = (&GpuHealth::Ok, &GpuHealth::Lost);
+    let wanted = [
+        (0, first.as_str(), well),
+        (1, second.as_str(), lost),
+        (2, third.as_str(), well),
+        (3, "PCI-0000:13:00.0", lost),
+    ];
+    assert_eq!(seen, wanted);
 }
 
 #[test]

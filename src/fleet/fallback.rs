@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::lines::LineReader;
 use super::outbox::Outbox;
+use super::roll::Roll;
 use super::{FleetEvent, smi};
 use crate::base::{HostName, quote, text};
 use crate::ssh::{Connection, ExecChannel, SshError};
@@ -169,6 +170,7 @@ fn facts(parts: &Parts) -> HostFacts {
 struct Meter {
     ticks: Option<(u64, u64)>,
     hung_since: Option<Instant>,
+    roll: Roll,
 }
 
 impl Meter {
@@ -211,6 +213,7 @@ impl Meter {
             Ok(gpus) => gpus,
             Err(why) => return Gpus::None { why },
         };
+        self.roll.complete(&mut gpus);
         let apps = parts.get("apps").map_or("", String::as_str);
         if smi::knows_apps(apps) {
             let whole = |gpu: &&mut Gpu| gpu.health != GpuHealth::Lost;

@@ -19,6 +19,7 @@ mod manager;
 mod outbox;
 mod quick;
 pub mod readers;
+mod roll;
 mod session;
 pub mod smi;
 

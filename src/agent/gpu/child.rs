@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::amd::AmdSource;
 use super::nvml::{self, NvmlSource};
+use super::roll::Roll;
 use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want};
 use crate::wire::Gpus;
@@ -41,10 +42,20 @@ pub struct SampleLine {
     pub trouble: Option<String>,
 }
 
-/// The line that tells the child what Xid errors are known already. It is not answered.
-pub fn known_line(known: &XidTable) -> Vec<u8> {
+/// What an earlier child has found out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Before {
+    /// Xid errors, which a driver tells once.
+    pub xids: XidTable,
+    /// The GPUs that were there.
+    pub gpus: Roll,
+}
+
+/// The line that tells the child what is known already. It is not answered.
+pub fn known_line(before: &Before) -> Vec<u8> {
     let mut line = vec![KNOWN];
-    line.extend(serde_json::to_vec(known).unwrap_or_default());
+    line.extend(serde_json::to_vec(before).unwrap_or_default());
     line.push(b'\n');
     line
 }
@@ -144,7 +155,9 @@ pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
     for asked in io::stdin().lock().lines() {
         let Ok(asked) = asked else { break };
         if let Some(known) = asked.strip_prefix(char::from(KNOWN)) {
-            drivers.nvidia.learn(&serde_json::from_str(known).unwrap_or_default());
+            let before: Before = serde_json::from_str(known).unwrap_or_default();
+            drivers.nvidia.learn(&before.xids);
+            drivers.nvidia.remember(&before.gpus);
             continue;
         }
         let gpus = drivers.read(want_of(&asked));

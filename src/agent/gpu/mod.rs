@@ -14,6 +14,7 @@ pub mod nvml_fields;
 pub mod nvml_identity;
 pub mod played;
 pub mod processes;
+pub mod roll;
 pub mod scenario;
 pub mod xids;
 

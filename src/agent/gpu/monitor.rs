@@ -10,13 +10,14 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::child::{ChildLine, SampleLine, ask_line, known_line};
+use super::child::{Before, ChildLine, SampleLine, ask_line, known_line};
 use super::played::PlayedSource;
+use super::roll::{self, Roll};
 use super::xids::{self, XidTable};
 use super::{DriverVersions, GpuSource, Want};
 use crate::agent::process;
 use crate::base::text::clean;
-use crate::wire::{Gpus, LineReader};
+use crate::wire::{Gpu, Gpus, LineReader};
 
 /// A driver that has not answered for so long hangs.
 pub const WATCHDOG: Duration = Duration::from_secs(3);
@@ -84,7 +85,7 @@ pub struct GpuMonitor {
 
 impl GpuMonitor {
     /// Starts the task; `program` is the binary the child is started from, `state_dir` where Xid errors
-    /// are kept.
+    /// are kept, and which GPUs were there.
     pub fn start(choice: &Choice, program: &Path, state_dir: &Path) -> Self {
         let (ask, asked) = mpsc::channel(64);
         let (told, versions) = watch::channel(DriverVersions::default());
@@ -99,7 +100,7 @@ impl GpuMonitor {
                     scenario: scenario.clone(),
                     sysfs: sysfs.clone(),
                 },
-                state_dir.join(xids::FILE),
+                state_dir,
             ))),
         };
         let (tell, happened) = watch::channel(0);
@@ -286,6 +287,9 @@ struct ChildSource {
     /// Their file; it was there at the last look, which was then.
     kept: PathBuf,
     was_kept: bool,
+    /// The GPUs that any child has listed, and their file.
+    roll: Roll,
+    roll_file: PathBuf,
     looked_for: Instant,
     not_before: Instant,
     backoff: Duration,
@@ -317,7 +321,7 @@ enum Answer {
 }
 
 impl Running {
-    fn start(start: &Start, known: &XidTable, patience: Duration) -> std::io::Result<Self> {
+    fn start(start: &Start, before: &Before, patience: Duration) -> std::io::Result<Self> {
         let mut command = Command::new(&start.program);
         command.args(["agent", "sample"]);
         if let Some(library) = &start.library {
@@ -339,7 +343,7 @@ impl Running {
         let stdin = child.stdin.take().ok_or_else(no_pipe)?;
         let stdout = child.stdout.take().ok_or_else(no_pipe)?;
         let lines = LineReader::new(BufReader::new(stdout));
-        let to_tell = Some(known_line(known));
+        let to_tell = Some(known_line(before));
         Ok(Self { child, stdin, lines, to_tell, pending: None, patience, began_after: None })
     }
 
@@ -390,7 +394,8 @@ impl Running {
 }
 
 impl ChildSource {
-    fn new(start: Start, kept: PathBuf) -> Self {
+    fn new(start: Start, state_dir: &Path) -> Self {
+        let (kept, roll_file) = (state_dir.join(xids::FILE), state_dir.join(roll::FILE));
         let xids = XidTable::load(&kept, process::boot_id(), process::since_boot_ms());
         let (grave, to_keep) = watch::channel(xids.grave());
         // It ends with this source, after the last one is written.
@@ -399,6 +404,8 @@ impl ChildSource {
             kept,
             was_kept: !xids.is_empty(),
             looked_for: Instant::now(),
+            roll: Roll::load(&roll_file, process::boot_id()),
+            roll_file,
             xids,
             grave,
             start,
@@ -487,6 +494,7 @@ impl ChildSource {
         self.hung_since = None;
         self.backoff = BACKOFF.0;
         self.trouble = line.trouble;
+        self.remember(line.gpus.list());
         if matches!(line.gpus, Gpus::None { .. }) {
             // Nothing to keep a process for; dropping it ends it.
             self.none = Some((line.gpus.clone(), Instant::now()));
@@ -496,12 +504,23 @@ impl ChildSource {
         (line.gpus, Some(line.versions))
     }
 
+    /// Who is there is written down when it changes: mostly once, after the host was started.
+    fn remember(&mut self, gpus: &[Gpu]) {
+        if !self.roll.learn(gpus) {
+            return;
+        }
+        let (roll, file) = (self.roll.clone(), self.roll_file.clone());
+        // What cannot be written now (a full disk) is known to this agent, and written by the next.
+        tokio::task::spawn_blocking(move || drop(roll.keep(&file, process::boot_id())));
+    }
+
     fn start(&mut self) -> Option<Running> {
         if Instant::now() < self.not_before || self.stuck.len() >= MAX_STUCK {
             return None;
         }
         let patience = if self.begins_slowly { FIRST_ANSWER } else { WATCHDOG };
-        match Running::start(&self.start, &self.xids, patience) {
+        let before = Before { xids: self.xids.clone(), gpus: self.roll.clone() };
+        match Running::start(&self.start, &before, patience) {
             Ok(running) => Some(running),
             Err(error) => {
                 let words = format!("the process that asks the driver cannot be started: {error}");

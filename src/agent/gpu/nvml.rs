@@ -3,7 +3,7 @@
 //! What is read when is [`Want`]'s doc; `tests/nvml_scenarios.rs` counts the calls.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,9 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::nvml_events::{self, Xids};
 use super::nvml_fields::{fields, over_all_links};
-use super::nvml_identity::{identify, is_divided, parts};
+use super::nvml_identity::{driver_of, identify, is_divided, parts};
 use super::processes::{Listed, ProcessTable};
+use super::roll::{self, Named, Roll};
 use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::base::Bytes;
@@ -46,6 +47,8 @@ const TURN_LOOKED_AT: Duration = Duration::from_millis(1_900);
 pub struct NvmlSource {
     library: Option<PathBuf>,
     sysfs: PathBuf,
+    /// Where the kernel module says what it holds; none: the library only plays GPUs.
+    proc: Option<PathBuf>,
     nvml: Option<Arc<Nvml>>,
     versions: DriverVersions,
     cards: Vec<Card>,
@@ -72,9 +75,12 @@ struct Card {
 
 impl NvmlSource {
     /// From the library at `library`, or from where the driver installs it; what the kernel knows of the
-    /// GPUs' slots is read below `sysfs`, `/sys` on a host.
+    /// GPUs' slots is read below `sysfs`, `/sys` on a host, and in `proc` beside it.
     pub fn new(library: Option<PathBuf>, sysfs: PathBuf) -> Self {
+        // A library that plays GPUs knows nothing of those that may be in this machine.
+        let of_host = library.is_none() || sysfs != Path::new("/sys");
         Self {
+            proc: of_host.then(|| sysfs.with_file_name("proc")),
             library,
             sysfs,
             nvml: None,
@@ -98,6 +104,15 @@ impl NvmlSource {
     /// Takes over Xid errors that were told to an earlier process.
     pub fn learn(&self, known: &XidTable) {
         self.xids.learn(known);
+    }
+
+    /// Takes over which GPUs an earlier process has listed: who is missing among them is lost.
+    pub fn remember(&mut self, roll: &Roll) {
+        for named in roll.iter() {
+            if self.cards.iter().all(|card| card.gpu.uuid != named.uuid) {
+                self.cards.push(Card::gone(named));
+            }
+        }
     }
 
     fn load(&self) -> Result<Nvml, NvmlError> {
@@ -138,10 +153,60 @@ impl NvmlSource {
                 },
             });
         }
-        // A nameless stand-in is no GPU that was there.
-        before.retain(|card| !card.gpu.uuid.starts_with("index-"));
+        // A nameless stand-in is no GPU that was there, and one that a virtual machine was given is not missing.
+        before.retain(|card| {
+            let bus = card.gpu.pci_bus_id.as_deref();
+            let is_named = !card.is_nameless() && !card.gpu.uuid.starts_with("PCI-");
+            is_named && driver_of(&self.sysfs, bus).as_deref() != Some("vfio-pci")
+        });
         self.cards.extend(before.into_iter().map(|card| Card { gone: true, ..card }));
+        self.ask_kernel();
+        self.number_the_gone();
         self.identified = Some(Instant::now());
+    }
+
+    /// What the kernel module holds and the library does not list is lost as well, or was never started.
+    fn ask_kernel(&mut self) {
+        let mut missing = self.missing();
+        for card in self.cards.iter_mut().filter(|card| card.is_nameless()) {
+            let place = match card.gpu.pci_bus_id.as_deref() {
+                Some(bus) => missing.iter().position(|named| named.is_at(bus)),
+                // Both count in the order of the slots.
+                None => (!missing.is_empty()).then_some(0),
+            };
+            if let Some(place) = place {
+                card.gpu = Gpu { index: card.gpu.index, ..missing.remove(place).lost() };
+            }
+        }
+        self.cards.extend(missing.iter().map(Card::gone));
+    }
+
+    /// The GPUs that the kernel module has and that are none of those known here.
+    fn missing(&self) -> Vec<Named> {
+        let mut held = self.proc.as_deref().map(roll::of_kernel).unwrap_or_default();
+        held.retain(|named| {
+            let is = |card: &Card| {
+                let bus = card.gpu.pci_bus_id.as_deref();
+                card.gpu.uuid == named.uuid || bus.is_some_and(|bus| named.is_at(bus))
+            };
+            !self.cards.iter().any(|card| !card.is_nameless() && is(card))
+        });
+        held
+    }
+
+    /// The driver counts anew when a GPU is gone: a number is one GPU's, and those it lists come first.
+    fn number_the_gone(&mut self) {
+        let (mut gone, listed): (Vec<_>, Vec<_>) = self.cards.drain(..).partition(|card| card.gone);
+        self.cards = listed;
+        gone.sort_by_key(|card| card.gpu.index);
+        for mut card in gone {
+            let taken = |index| self.cards.iter().any(|card| card.gpu.index == index);
+            if card.gpu.index == u32::MAX || taken(card.gpu.index) {
+                let next = self.cards.iter().map(|card| card.gpu.index.saturating_add(1)).max();
+                card.gpu.index = next.unwrap_or(0);
+            }
+            self.cards.push(card);
+        }
     }
 }
 
@@ -152,7 +217,7 @@ impl GpuSource for NvmlSource {
             Err(error) => return Gpus::None { why: why_not(&error) },
         };
         let count = match nvml.device_count() {
-            Ok(0) if self.cards.is_empty() => {
+            Ok(0) if self.cards.is_empty() && self.missing().is_empty() => {
                 return Gpus::None { why: NO_GPU.to_owned() };
             }
             Ok(count) => count,
@@ -287,6 +352,22 @@ fn with_turns_of(mut identity: Gpu, before: Gpu) -> Gpu {
 }
 
 impl Card {
+    /// One that the driver does not list.
+    fn gone(named: &Named) -> Self {
+        Self {
+            gpu: named.lost(),
+            gone: true,
+            nvlink_before: None,
+            utilisation_seen: 0,
+            unread: None,
+        }
+    }
+
+    /// A stand-in for a GPU that does not say who it is.
+    fn is_nameless(&self) -> bool {
+        self.gpu.uuid.starts_with("index-")
+    }
+
     /// As the counters say, if all that tells of it could be read.
     fn health(&self) -> GpuHealth {
         match (health_of(&self.gpu), &self.unread) {

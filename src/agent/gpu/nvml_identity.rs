@@ -30,31 +30,36 @@ struct Links {
 }
 
 /// Reads who the GPUs are, in the driver's order. What a GPU does not say (any more) is taken
-/// from `known`, by index: a lost GPU is still the one it was.
+/// from `known`, by index: a lost GPU is still the one it was, unless that one answers elsewhere.
 /// NUMA nodes are in `sysfs` (`/sys` on a host).
 pub fn identify(nvml: &Nvml, count: u32, known: &[Gpu], sysfs: &Path) -> Vec<Gpu> {
     let mut links: BTreeMap<usize, Links> = BTreeMap::new();
     let mut gpus = Vec::new();
     for index in 0..count {
-        let before = known.iter().find(|k| k.index == index);
-        let nobody = || Gpu {
-            index,
-            uuid: format!("index-{index}").into(),
-            name: "GPU".into(),
-            ..Gpu::default()
-        };
         let gpu = match nvml.device_by_index(index) {
             Ok(device) => {
                 links.insert(gpus.len(), links_of(&device));
-                let mut gpu = identity(index, &device, sysfs);
-                if gpu.uuid.is_empty() {
-                    gpu = before.cloned().unwrap_or_else(nobody);
-                }
-                gpu
+                identity(index, &device, sysfs)
             }
-            Err(_) => before.cloned().unwrap_or_else(nobody),
+            Err(_) => Gpu { index, ..Gpu::default() },
         };
         gpus.push(gpu);
+    }
+    for at in 0..gpus.len() {
+        let Some(silent) = gpus.get(at).filter(|gpu| gpu.uuid.is_empty()) else { continue };
+        let index = silent.index;
+        let answers = |uuid: &SmolStr| gpus.iter().any(|gpu| gpu.uuid == *uuid);
+        let before = known.iter().find(|k| k.index == index && !answers(&k.uuid));
+        let gpu = before.cloned().unwrap_or_else(|| Gpu {
+            index,
+            uuid: format!("index-{index}").into(),
+            name: "GPU".into(),
+            pci_bus_id: silent.pci_bus_id.clone(),
+            ..Gpu::default()
+        });
+        if let Some(place) = gpus.get_mut(at) {
+            *place = gpu;
+        }
     }
     link_up(&mut gpus, &links);
     find_paths(nvml, &mut gpus);
@@ -101,6 +106,13 @@ fn numa_node(sysfs: &Path, bus: Option<&str>) -> Option<u32> {
     let device = sysfs.join("bus/pci/devices").join(kernels_name(bus?)?);
     // On a machine with one node it is -1: none.
     hardware::number(&device.join("numa_node"))
+}
+
+/// The kernel's driver that has the GPU in its hands.
+pub fn driver_of(sysfs: &Path, bus: Option<&str>) -> Option<String> {
+    let device = sysfs.join("bus/pci/devices").join(kernels_name(bus?)?);
+    let driver = std::fs::read_link(device.join("driver")).ok()?;
+    Some(driver.file_name()?.to_str()?.to_owned())
 }
 
 /// `00000000:3B:00.0`, as the kernel writes it: `0000:3b:00.0`.

@@ -1,0 +1,224 @@
+//! The GPUs that a host has had since it was started. A driver that has lost one may not list it to the next
+//! process that asks: what is missing is known by what was there, kept in the agent's state directory, and
+//! by what the kernel module itself has in its hands (`/proc/driver/nvidia/gpus`).
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
+
+use crate::agent::state;
+use crate::base::text::clean;
+use crate::wire::{Gpu, GpuHealth, GpuVendor};
+
+/// The file in the state directory.
+pub const FILE: &str = "gpus.json";
+
+/// Most GPUs that are remembered.
+const MAX_GPUS: usize = 64;
+
+/// Who a GPU is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// The driver's UUID.
+    pub uuid: SmolStr,
+    /// Product name.
+    pub name: SmolStr,
+    /// Index in the driver's order, when it was last listed.
+    pub index: u32,
+    /// PCI bus id.
+    pub pci_bus_id: Option<SmolStr>,
+}
+
+impl Named {
+    /// The GPU, which nothing else is known of.
+    pub fn lost(&self) -> Gpu {
+        Gpu {
+            index: self.index,
+            uuid: self.uuid.clone(),
+            name: self.name.clone(),
+            pci_bus_id: self.pci_bus_id.clone(),
+            health: GpuHealth::Lost,
+            ..Gpu::default()
+        }
+    }
+
+    /// Whether it is in this slot. The library writes the domain with eight digits, the kernel with four.
+    pub fn is_at(&self, bus: &str) -> bool {
+        let bare = |bus: &str| bus.trim_start_matches('0').to_ascii_lowercase();
+        self.pci_bus_id.as_deref().is_some_and(|own| bare(own) == bare(bus))
+    }
+
+    fn cleaned(self) -> Option<Self> {
+        let of = |text: &SmolStr, most| SmolStr::from(clean(text, most));
+        let named = Self {
+            uuid: of(&self.uuid, 80),
+            name: of(&self.name, 96),
+            index: self.index,
+            pci_bus_id: self.pci_bus_id.map(|bus| of(&bus, 32)),
+        };
+        is_name(&named.uuid).then_some(named)
+    }
+}
+
+/// A UUID of the driver's, and no stand-in of ours.
+fn is_name(uuid: &str) -> bool {
+    uuid.starts_with("GPU-") && !uuid.contains('?')
+}
+
+/// NVIDIA's GPUs of this host, by whom they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roll(Vec<Named>);
+
+/// As it is on disk.
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    boot_id: String,
+    gpus: Vec<Named>,
+}
+
+impl Roll {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Named> {
+        self.0.iter()
+    }
+
+    /// Takes over who is in a reading; whether that is new. Where a lost one stands in a list says nothing.
+    pub fn learn(&mut self, gpus: &[Gpu]) -> bool {
+        let before = self.clone();
+        for gpu in gpus.iter().filter(|g| g.vendor == GpuVendor::Nvidia && is_name(&g.uuid)) {
+            let named = Named {
+                uuid: gpu.uuid.clone(),
+                name: gpu.name.clone(),
+                index: gpu.index,
+                pci_bus_id: gpu.pci_bus_id.clone(),
+            };
+            if let Some(known) = self.0.iter_mut().find(|known| known.uuid == gpu.uuid) {
+                if gpu.health != GpuHealth::Lost {
+                    *known = named;
+                }
+            } else if self.0.len() < MAX_GPUS {
+                self.0.push(named);
+            }
+        }
+        *self != before
+    }
+
+    /// What was kept since the host was started; a file of another boot, or one that is none, is nothing.
+    pub fn load(path: &Path, boot_id: &str) -> Self {
+        let kept: Kept = state::read_json(path).ok().flatten().unwrap_or_default();
+        if boot_id.is_empty() || kept.boot_id != boot_id {
+            return Self::default();
+        }
+        Self(kept.gpus.into_iter().filter_map(Named::cleaned).take(MAX_GPUS).collect())
+    }
+
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(&self, path: &Path, boot_id: &str) -> io::Result<()> {
+        if boot_id.is_empty() || Self::load(path, boot_id) == *self {
+            return Ok(());
+        }
+        state::write_json(path, &Kept { boot_id: boot_id.to_owned(), gpus: self.0.clone() })
+    }
+}
+
+/// The GPUs that NVIDIA's kernel module has in its hands, in the order of their slots, which is the
+/// library's, too. `proc` is `/proc` on a host. Those that it was told to leave alone are left out.
+pub fn of_kernel(proc: &Path) -> Vec<Named> {
+    let Ok(slots) = fs::read_dir(proc.join("driver/nvidia/gpus")) else { return Vec::new() };
+    let slots = slots.flatten().take(MAX_GPUS);
+    let mut found: Vec<Named> = slots
+        .filter_map(|slot| {
+            let bus = slot.file_name().into_string().ok()?;
+            let text = fs::read_to_string(slot.path().join("information")).ok()?;
+            of_slot(&bus, &text)
+        })
+        .collect();
+    found.sort_by(|a, b| a.pci_bus_id.cmp(&b.pci_bus_id));
+    found
+}
+
+fn of_slot(bus: &str, information: &str) -> Option<Named> {
+    let value = |key: &str| {
+        let mut lines = information.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
+    };
+    if value("GPU Excluded").is_some_and(|excluded| excluded != "No") {
+        return None;
+    }
+    let bus = clean(bus, 32);
+    let uuid = match value("GPU UUID").map(|uuid| clean(uuid, 80)) {
+        Some(uuid) if is_name(&uuid) => uuid,
+        // One that was never started has question marks in their place.
+        _ => format!("PCI-{bus}"),
+    };
+    let name = value("Model").filter(|name| !name.is_empty()).unwrap_or("GPU");
+    let name = clean(name, 96).into();
+    Some(Named { uuid: uuid.into(), name, index: u32::MAX, pci_bus_id: Some(bus.into()) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn gpu(uuid: &str, index: u32, health: GpuHealth) -> Gpu {
+        let pci_bus_id = Some("00000000:18:00.0".into());
+        Gpu { uuid: uuid.into(), index, name: "H100".into(), health, pci_bus_id, ..Gpu::default() }
+    }
+
+    #[test]
+    fn who_was_there_is_kept_until_the_next_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let mut roll = Roll::default();
+        let stranger = Gpu { vendor: GpuVendor::Amd, ..gpu("GPU-amd", 0, GpuHealth::Ok) };
+        let named = [gpu("GPU-1", 0, GpuHealth::Ok), gpu("index-1", 1, GpuHealth::Lost), stranger];
+        assert!(roll.learn(&named) && !roll.learn(&named));
+        // One that is lost has no place of its own.
+        assert!(!roll.learn(&[gpu("GPU-1", 7, GpuHealth::Lost)]));
+        assert!(roll.learn(&[gpu("GPU-1", 3, GpuHealth::Ok)]));
+        let seen: Vec<_> = roll.iter().map(|named| (named.uuid.as_str(), named.index)).collect();
+        assert_eq!(seen, [("GPU-1", 3)]);
+        roll.keep(&path, "boot").unwrap();
+        assert_eq!(Roll::load(&path, "boot"), roll);
+        assert_eq!(Roll::load(&path, "another"), Roll::default());
+        for text in
+            ["", "nonsense", r#"{"boot_id":"boot","gpus":[{"uuid":"x","name":"y","index":0}]}"#]
+        {
+            fs::write(&path, text).unwrap();
+            assert_eq!(Roll::load(&path, "boot"), Roll::default(), "{text}");
+        }
+        Roll::default().keep(&dir.path().join("none"), "boot").unwrap();
+        assert!(!dir.path().join("none").exists(), "a host without GPUs has nothing written");
+    }
+
+    #[test]
+    fn the_kernel_module_says_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = |bus: &str, text: &str| {
+            let slot = dir.path().join("driver/nvidia/gpus").join(bus);
+            fs::create_dir_all(&slot).unwrap();
+            fs::write(slot.join("information"), text).unwrap();
+        };
+        assert_eq!(of_kernel(dir.path()), []);
+        slot(
+            "0000:3b:00.0",
+            "Model: \t\t NVIDIA L40S\nIRQ:   \t\t 181\nGPU UUID: \t GPU-????????-????-????-????-????????????\nGPU Excluded:\t No\n",
+        );
+        slot(
+            "0000:18:00.0",
+            "Model: \t\t NVIDIA L40S\nGPU UUID: \t GPU-1\nBus Location: \t 0000:18:00.0\n",
+        );
+        slot("0000:af:00.0", "Model: NVIDIA L40S\nGPU UUID: GPU-3\nGPU Excluded:\t Yes\n");
+        let found = of_kernel(dir.path());
+        let seen: Vec<_> = found.iter().map(|n| (n.uuid.as_str(), n.name.as_str())).collect();
+        assert_eq!(seen, [("GPU-1", "NVIDIA L40S"), ("PCI-0000:3b:00.0", "NVIDIA L40S")]);
+        assert!(found[1].is_at("00000000:3B:00.0") && !found[1].is_at("00000000:3C:00.0"));
+    }
+}
