@@ -12,7 +12,7 @@ use nvml_wrapper::enum_wrappers::device::{
 };
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvml_wrapper::struct_wrappers::device::{ProcessInfo, ProcessUtilizationSample};
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml};
 
@@ -568,16 +568,36 @@ fn processes(
     }
     if !by_pid.is_empty() {
         let samples = device.process_utilization_stats(*seen).unwrap_or_default();
-        for sample in samples {
-            *seen = (*seen).max(sample.timestamp);
-            if let Some(listed) = by_pid.get_mut(&sample.pid) {
-                listed.sm_percent = Some(sample.sm_util.min(100));
-                listed.encoder_percent = Some(sample.enc_util.min(100));
-                listed.decoder_percent = Some(sample.dec_util.min(100));
-            }
-        }
+        share_out(&samples, seen, &mut by_pid);
     }
     Some(by_pid.into_iter().map(|(pid, listed)| table.describe(pid, listed)).collect())
+}
+
+/// Gives processes their newest shares. A driver also hands out samples that are older than it was asked for, in any
+/// order, and such that were never written: a share above 100 is none.
+fn share_out(
+    samples: &[ProcessUtilizationSample],
+    seen: &mut u64,
+    by_pid: &mut BTreeMap<u32, Listed>,
+) {
+    let since = *seen;
+    let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
+    let share = |percent: u32| (percent <= 100).then_some(percent);
+    for sample in samples.iter().filter(|sample| sample.timestamp > since) {
+        let shares = [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util];
+        if shares.iter().any(|percent| share(*percent).is_none()) {
+            continue;
+        }
+        let Some(listed) = by_pid.get_mut(&sample.pid) else { continue };
+        let last = newest.entry(sample.pid).or_default();
+        if sample.timestamp >= *last {
+            *last = sample.timestamp;
+            listed.sm_percent = share(sample.sm_util);
+            listed.encoder_percent = share(sample.enc_util);
+            listed.decoder_percent = share(sample.dec_util);
+        }
+        *seen = (*seen).max(sample.timestamp);
+    }
 }
 
 fn pstate(state: PerformanceState) -> Option<String> {
@@ -592,6 +612,29 @@ fn pstate(state: PerformanceState) -> Option<String> {
 mod tests {
     use super::*;
     use crate::agent::gpu::scenario::THROTTLE_REASONS;
+
+    fn sample(pid: u32, timestamp: u64, sm_util: u32) -> ProcessUtilizationSample {
+        ProcessUtilizationSample { pid, timestamp, sm_util, mem_util: 0, enc_util: 1, dec_util: 2 }
+    }
+
+    #[test]
+    fn a_share_that_a_driver_makes_up_is_none() {
+        let listed = |pid: u32| (pid, Listed::default());
+        let mut by_pid = BTreeMap::from([1, 2, 3].map(listed));
+        let mut seen = 100;
+        let samples = [
+            sample(1, 300, 40),
+            sample(1, 200, 90),
+            // Not written, older than asked for, and of nobody who is listed.
+            sample(2, 250, 4_294_967_295),
+            sample(3, 100, 70),
+            sample(9, 900, 10),
+        ];
+        share_out(&samples, &mut seen, &mut by_pid);
+        let shares: Vec<_> = by_pid.values().map(|l| (l.sm_percent, l.decoder_percent)).collect();
+        assert_eq!(shares, [(Some(40), Some(2)), (None, None), (None, None)]);
+        assert_eq!(seen, 300);
+    }
 
     #[test]
     fn the_simulated_library_throttles_as_the_driver_does() {

@@ -1,6 +1,7 @@
 //! Processes on a device.
 
 use std::ffi::{c_uint, c_ulonglong};
+use std::time::SystemTime;
 
 use super::{
     Device, FUNCTION_NOT_FOUND, INSUFFICIENT_SIZE, INVALID_ARGUMENT, PART, Return, SUCCESS, put,
@@ -139,10 +140,13 @@ pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
         if samples.is_null() || room < there {
             return INSUFFICIENT_SIZE;
         }
+        // Newer than all that were told before, as the driver's are.
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let microseconds = c_ulonglong::try_from(since.as_micros()).unwrap_or(c_ulonglong::MAX);
         for (at, (pid, _)) in now.processes.iter().enumerate() {
             let sample = ProcessUtilization {
                 pid: *pid,
-                time_stamp: 1,
+                time_stamp: microseconds,
                 sm_util: now.utilisation_percent,
                 mem_util: now.memory_utilisation_percent,
                 enc_util: gpu.encoder_percent.unwrap_or(0),
