@@ -135,7 +135,7 @@ const OF_HOST: &[OfHost] = &[
     ("host_os", |h| cell(h.facts.map(|f| &f.os))),
     ("host_kernel", |h| cell(h.facts.map(|f| &f.kernel))),
     ("host_arch", |h| cell(h.facts.map(|f| &f.arch))),
-    ("host_cpus", |h| cell(h.facts.map(|f| f.cpus))),
+    ("host_cpus", |h| cell(h.facts.and_then(HostFacts::known_cpus))),
     ("host_numa_nodes", |h| cell(h.facts.and_then(|f| f.numa_nodes))),
     ("host_driver", |h| cell(h.facts.and_then(|f| f.driver_version.as_ref()))),
     ("host_cuda", |h| cell(h.facts.and_then(|f| f.cuda_version.as_ref()))),

@@ -305,7 +305,7 @@ fn of_facts(families: &mut Families, host: &str, facts: &HostFacts) {
         ],
     );
     families.add("gpudeck_host_info", "What the host is.", &about, Some(1.0));
-    let cpus = Some(f64::from(facts.cpus));
+    let cpus = small(facts.known_cpus());
     families.add("gpudeck_host_cpus", "Logical processors.", host, cpus);
     let nodes = small(facts.numa_nodes);
     families.add("gpudeck_host_numa_nodes", "NUMA nodes.", host, nodes);

@@ -44,7 +44,7 @@ pub(super) fn of_host(host: &HostView) -> Vec<String> {
             "{name} system: {}, kernel {}, {} processors, {} NUMA nodes, driver {}, CUDA {}, container engine {}",
             facts.os,
             facts.kernel,
-            facts.cpus,
+            or_dash(facts.known_cpus()),
             or_dash(facts.numa_nodes),
             or_dash(facts.driver_version.as_deref()),
             or_dash(facts.cuda_version.as_deref()),

@@ -51,6 +51,18 @@ pub struct HostFacts {
     pub nics: Vec<Nic>,
 }
 
+impl HostFacts {
+    /// Logical processors, where the kernel says how many.
+    pub fn known_cpus(&self) -> Option<u32> {
+        Some(self.cpus).filter(|cpus| *cpus > 0)
+    }
+
+    /// Main memory, where the kernel says how much.
+    pub fn known_memory(&self) -> Option<Bytes> {
+        Some(self.memory).filter(|memory| *memory != Bytes::ZERO)
+    }
+}
+
 /// The container engine of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerEngine {

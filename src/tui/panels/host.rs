@@ -98,7 +98,13 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
             theme,
             width,
             "hardware",
-            &format!("{} · {} CPUs{} · {}", facts.hostname, facts.cpus, numa(facts), facts.memory),
+            &format!(
+                "{} · {}{} · {}",
+                facts.hostname,
+                words::number(facts.known_cpus(), " CPUs"),
+                numa(facts),
+                facts.known_memory().map_or_else(|| ABSENT.to_owned(), |m| m.to_string()),
+            ),
         ));
         let driver = facts.driver_version.as_deref().unwrap_or(ABSENT);
         let cuda = facts.cuda_version.as_deref().unwrap_or(ABSENT);
