@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::containers;
 use super::error::blocking;
+use super::logout;
 use super::programs;
 use crate::base::text::clean;
 use crate::wire::{Checkup, ProgramSought, Reached, Refusal};
@@ -50,6 +51,8 @@ pub async fn check_up(
         disk_write_bytes_per_s,
         disk_trouble,
         programs,
+        logout: blocking(|| Ok(logout::look())).await?,
+        ssh_notes: Vec::new(),
     })
 }
 

@@ -32,6 +32,11 @@ impl LoginUser {
         Some(Self { uid, known: user.map(|user| (user.name, user.dir)) })
     }
 
+    /// The user's number.
+    pub const fn uid(&self) -> u32 {
+        self.uid
+    }
+
     /// `program` as this user, by way of `own`, this program.
     pub fn command(&self, own: &Path, program: &Path) -> Command {
         let mut command = Command::new(own);

@@ -23,6 +23,7 @@ mod http;
 mod kept;
 mod log;
 mod login_user;
+mod logout;
 mod needs;
 mod ports;
 mod process;

@@ -40,7 +40,7 @@ pub use crate::rollout::{
 pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{
     Checkup, ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
-    Gpus, HostFacts, HostSample, LogChunk, MemoryUse, MigInstance, Nic, NvLinks, PathKind,
+    Gpus, HostFacts, HostSample, LogChunk, Logout, MemoryUse, MigInstance, Nic, NvLinks, PathKind,
     PcieLink, ProcessKind, ProgramFound, Reached, Xid, xid,
 };
 pub use client::Client;

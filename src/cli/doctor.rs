@@ -12,7 +12,8 @@ use super::exit::{Failure, Success};
 use super::{show, table};
 use crate::api::{
     Bytes, Checkup, CheckupRequest, Client, Disk, Door, Gpu, GpuHealth, Gpus, HostFacts,
-    HostLinkState, HostName, HostView, Intent, Looking, Snapshot, Timestamp, age, text, time, xid,
+    HostLinkState, HostName, HostView, Intent, Logout, Looking, Snapshot, Timestamp, age, text,
+    time, xid,
 };
 
 /// Bytes that are written to measure the disk.
@@ -194,7 +195,7 @@ pub fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
                 let whose = if is_hung { "the GPUs" } else { "NVIDIA's GPUs" };
                 check("driver", Verdict::Bad, format!("{whose} are not shown: {why}"))
             }));
-            checks.extend(sample.gpus.list().iter().flat_map(gpu));
+            checks.extend(folded(sample.gpus.list()));
             if let Some(disk) = sample.disk {
                 let found = format!("{} free of {} for the agent's state", disk.free(), disk.total);
                 checks.push(if disk.free() < SPACE {
@@ -283,17 +284,53 @@ fn driver(host: &HostView, gpus: &Gpus) -> Vec<Check> {
     }]
 }
 
-/// What is to be said about a GPU.
-fn gpu(gpu: &Gpu) -> Vec<Check> {
-    let name = format!("{} ({})", gpu.index, gpu.name);
+/// What is to be said about GPUs: what is the same of several of one kind is said once.
+fn folded(gpus: &[Gpu]) -> Vec<Check> {
+    type Same = (Verdict, String, Option<&'static str>, SmolStr);
+    let mut all: Vec<(Same, Vec<u32>)> = Vec::new();
+    for one in gpus {
+        for (verdict, found, advice) in gpu(one) {
+            let same = (verdict, found, advice, one.name.clone());
+            match all.iter_mut().find(|(known, _)| *known == same) {
+                Some((_, of)) => of.push(one.index),
+                None => all.push((same, vec![one.index])),
+            }
+        }
+    }
+    let told = |((verdict, found, advice, name), of): (Same, Vec<u32>)| {
+        let separator = if found.is_empty() { "" } else { ": " };
+        let check = check("GPU", verdict, format!("{} ({name}){separator}{found}", numbers(&of)));
+        Check { advice: advice.map(str::to_owned), ..check }
+    };
+    all.into_iter().map(told).collect()
+}
+
+/// `0-3, 6`.
+fn numbers(of: &[u32]) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for index in of {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*index) => *last = *index,
+            _ => ranges.push((*index, *index)),
+        }
+    }
+    let range = |(first, last): &(u32, u32)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(", ")
+}
+
+/// What is to be said about a GPU, without its name: nothing is wrong where there are no words.
+fn gpu(gpu: &Gpu) -> Vec<(Verdict, String, Option<&'static str>)> {
     let mut checks = Vec::new();
+    let mut say = |verdict, found: String, advice| checks.push((verdict, found, advice));
     let xid = gpu.xid.map(|last| (xid::describe(last.code), xid::meaning(last.code)));
-    match (&gpu.health, &xid) {
+    match (&gpu.health, xid) {
         (GpuHealth::Lost, _) => {
+            let found = "has fallen off the bus, or could not be started".to_owned();
             let advice =
                 "look at its power, seat and cables; reboot the host; run nvidia-bug-report.sh";
-            let found = format!("{name} has fallen off the bus");
-            checks.push(check("GPU", Verdict::Bad, found).advise(advice));
+            say(Verdict::Bad, found, Some(advice));
             return checks;
         }
         (GpuHealth::Degraded { why }, _) => {
@@ -301,47 +338,39 @@ fn gpu(gpu: &Gpu) -> Vec<Check> {
                 "drain it and reboot the host, or reset it: nvidia-smi --gpu-reset; where no spare rows are left, have it replaced",
                 |grave| xid::meaning(grave.code).advice(),
             );
-            let found = format!("{name}: {why}");
-            checks.push(check("GPU", Verdict::Bad, found).advise(advice));
+            say(Verdict::Bad, why.clone(), Some(advice));
         }
         (GpuHealth::Ok, Some((words, meaning))) => {
-            let found = format!("{name}: {words}");
-            checks.push(check("GPU", Verdict::Note, found).advise(meaning.advice()));
+            say(Verdict::Note, words, Some(meaning.advice()));
         }
-        (GpuHealth::Ok, None) => checks.push(check("GPU", Verdict::Good, &name)),
+        (GpuHealth::Ok, None) => say(Verdict::Good, String::new(), None),
     }
     let hot = ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake"];
     let reasons = gpu.throttle_reasons.iter().flatten();
     let slowed: Vec<&str> = reasons.map(SmolStr::as_str).filter(|r| hot.contains(r)).collect();
     if !slowed.is_empty() {
-        let found = format!("{name} is slowed by {}", slowed.join(", "));
         let advice = "look at its cooling and its power supply";
-        checks.push(check("GPU", Verdict::Poor, found).advise(advice));
+        say(Verdict::Poor, format!("slowed by {}", slowed.join(", ")), Some(advice));
     }
     // The generation falls when nothing runs; lanes do not.
     if let (Some(width), Some(most)) = (gpu.pcie.width, gpu.pcie.max_width)
         && width < most
     {
-        let found = format!("{name} uses {width} of {most} PCI Express lanes");
         let advice =
             "look at its seat and the slot; some slots have fewer lanes than they are long";
-        checks.push(check("GPU", Verdict::Poor, found).advise(advice));
+        say(Verdict::Poor, format!("{width} of {most} PCI Express lanes in use"), Some(advice));
     }
     if let (Some(active), Some(links)) = (gpu.nvlink.active, gpu.nvlink.links)
         && active < links
         && active > 0
     {
-        let found = format!("{name} has {active} of {links} NVLinks up");
         let advice =
             "`nvidia-smi nvlink --status` names them; boards without an NVSwitch wire only some";
-        checks.push(check("GPU", Verdict::Note, found).advise(advice));
+        say(Verdict::Note, format!("{active} of {links} NVLinks up"), Some(advice));
     }
     if gpu.persistence == Some(false) {
-        let found =
-            format!("{name}: persistence is off, each start of an engine waits for the driver");
-        checks.push(
-            check("GPU", Verdict::Poor, found).advise("nvidia-smi -pm 1, or nvidia-persistenced"),
-        );
+        let found = "persistence is off, each start of an engine waits for the driver".to_owned();
+        say(Verdict::Poor, found, Some("nvidia-smi -pm 1, or nvidia-persistenced"));
     }
     checks
 }
@@ -405,6 +434,7 @@ pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
             .advise("the agent must be able to write in its state directory"),
         (None, None) => check("disk speed", Verdict::Note, "not measured"),
     });
+    checks.extend(checkup.logout.iter().flat_map(logout));
     for reached in &checkup.reached {
         let to = &reached.address;
         checks.push(match (reached.took_us, reached.refused) {
@@ -421,6 +451,38 @@ pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
                 check("ports", Verdict::Poor, format!("to {to}: {why}")).advise(advice)
             }
         });
+    }
+    checks
+}
+
+/// What does not outlive the session of whoever logged in.
+fn logout(logout: &Logout) -> Vec<Check> {
+    let Logout { user, kills, removes_ipc, .. } = logout;
+    let mut checks = Vec::new();
+    if *kills {
+        let found = format!(
+            "what {user} started is killed with the SSH session (KillUserProcesses): also ranks of the runtime `process`"
+        );
+        // A lingering user keeps only what a manager of the user's own has started.
+        let advice = format!(
+            "add KillExcludeUsers=root {user} to /etc/systemd/logind.conf and restart systemd-logind; containers live on"
+        );
+        checks.push(check("logout", Verdict::Poor, found).advise(advice));
+    }
+    if *removes_ipc {
+        let found = format!(
+            "{user}'s shared memory is removed with the last session (RemoveIPC): ranks of the runtime `process` lose theirs"
+        );
+        let advice =
+            format!("loginctl enable-linger {user}, or RemoveIPC=no in /etc/systemd/logind.conf");
+        checks.push(check("logout", Verdict::Poor, found).advise(advice));
+    }
+    if checks.is_empty() {
+        checks.push(check(
+            "logout",
+            Verdict::Good,
+            format!("what {user} started lives on after it"),
+        ));
     }
     checks
 }
@@ -465,6 +527,47 @@ mod tests {
         assert!(down[0].found.contains("connection refused") && down[0].advice.is_some());
         let all = of("node2").into_iter().map(|c| c.found).collect::<String>();
         assert!(!all.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_is_the_same_of_several_gpus_is_said_once() {
+        let gpu = |index, active| Gpu {
+            index,
+            name: "H100".into(),
+            nvlink: crate::api::NvLinks {
+                links: Some(18),
+                active: Some(active),
+                ..Default::default()
+            },
+            ..Gpu::default()
+        };
+        let gpus = [gpu(0, 7), gpu(1, 7), gpu(2, 18), gpu(3, 7), gpu(4, 7), gpu(5, 6)];
+        let lost = Gpu { index: 6, name: "L40S".into(), health: GpuHealth::Lost, ..Gpu::default() };
+        let found: Vec<String> =
+            folded(&[&gpus[..], &[lost]].concat()).into_iter().map(|c| c.found).collect();
+        assert_eq!(
+            found,
+            [
+                "0-5 (H100)",
+                "0-1, 3-4 (H100): 7 of 18 NVLinks up",
+                "5 (H100): 6 of 18 NVLinks up",
+                "6 (L40S): has fallen off the bus, or could not be started",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_logout_ends_is_told_with_what_to_do() {
+        let of = |kills, removes_ipc| {
+            let user = "ann".to_owned();
+            logout(&Logout { user, kills, removes_ipc, lingers: false })
+        };
+        let [well] = &of(false, false)[..] else { unreachable!() };
+        assert_eq!((well.verdict, well.advice.as_ref()), (Verdict::Good, None));
+        let both = of(true, true);
+        let advice: Vec<&str> = both.iter().filter_map(|c| c.advice.as_deref()).collect();
+        assert!(advice[0].contains("KillExcludeUsers=root ann"), "{advice:?}");
+        assert!(advice[1].contains("loginctl enable-linger ann"), "{advice:?}");
     }
 
     #[test]

@@ -20,6 +20,26 @@ pub struct Checkup {
     /// The programs asked about, in their order.
     #[serde(default)]
     pub programs: Vec<ProgramFound>,
+    /// What a login manager ends with the agent's session; none: it runs in no such session.
+    #[serde(default)]
+    pub logout: Option<Logout>,
+    /// What the system's SSH configuration asks for in vain and `gpudeck` is not expected to have: told when somebody
+    /// asks. The controller adds it.
+    #[serde(default)]
+    pub ssh_notes: Vec<String>,
+}
+
+/// What happens when whoever logged in is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logout {
+    /// Who logged in.
+    pub user: String,
+    /// The processes of the session are killed, ranks of the `process` runtime with them.
+    pub kills: bool,
+    /// The user's shared memory is removed with the last session.
+    pub removes_ipc: bool,
+    /// The user has a manager also while nobody is logged in.
+    pub lingers: bool,
 }
 
 /// A program to look for on the host.

@@ -17,7 +17,7 @@ pub mod throttle;
 pub mod told;
 pub mod xid;
 
-pub use checkup::{Checkup, ProgramFound, ProgramSought, Reached};
+pub use checkup::{Checkup, Logout, ProgramFound, ProgramSought, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
 pub use devices::Part;
 pub use holder::{MAX_HOLDER, holder_name, is_same_holder};
