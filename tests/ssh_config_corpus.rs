@@ -130,8 +130,42 @@ fn every_key_we_print_is_what_ssh_prints() {
     println!("{} files, {compared} values compared", files.len());
 }
 
+/// Runs a program where a person's and the system's files are those of `dir`.
+fn ask_usual(dir: &Path, program: &str, args: &[&str]) -> Output {
+    let script = "mount --bind \"$0/system\" /etc/ssh/ssh_config && mount -t tmpfs none /root \
+                  && mkdir -m 700 /root/.ssh && cp \"$0/user\" /root/.ssh/config && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    command.arg(dir).arg(program).args(args).env("HOME", "/root");
+    command.stdin(std::process::Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn what_a_person_and_the_system_name_is_there_twice() {
+    if !ssh_support::lab() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let user = "IdentityFile ~/.ssh/both\nIdentityFile ~/.ssh/own\nIdentityFile ~/.ssh/own\n\
+                CertificateFile /c/both\n";
+    let system = "Host *\n SendEnv LANG LC_*\n HashKnownHosts yes\n GSSAPIAuthentication yes\n \
+                  IdentityFile ~/.ssh/both\n CertificateFile /c/both\n IdentityFile /k/system\n";
+    fs::write(dir.path().join("user"), user).unwrap();
+    fs::write(dir.path().join("system"), system).unwrap();
+    let theirs = ask_usual(dir.path(), "ssh", &["-G", "a"]);
+    let ours =
+        ask_usual(dir.path(), env!("CARGO_BIN_EXE_gpudeck"), &["ssh-config", "--plain", "a"]);
+    let said = String::from_utf8_lossy(&ours.stderr);
+    assert!(theirs.status.success() && ours.status.success(), "{theirs:?}\n{said}");
+    assert!(said.contains("gssapiauthentication yes is not supported"), "{said}");
+    let (theirs, ours) = (values(&theirs), values(&ours));
+    assert_eq!(theirs["identityfile"].len(), 4, "{theirs:?}");
+    let wrong = differences(&theirs, &ours, &other_version());
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
 /// Lines of which `ssh` takes each one; what several come to, in some order, is the question.
-const LINES: [&str; 64] = [
+const LINES: [&str; 70] = [
     "Host *",
     "Host a",
     "host=A b",
@@ -196,6 +230,12 @@ const LINES: [&str; 64] = [
     "PreferredAuthentications publickey,password",
     "AddressFamily inet6",
     "TCPKeepAlive no",
+    "IdentityFile ~no-such-user/k",
+    "CertificateFile /c/%x",
+    "GlobalKnownHostsFile ~no-such-user/g",
+    "RevokedHostKeys /r/%x",
+    "Ciphers -*",
+    "ProxyJump []",
 ];
 
 /// Files of such lines by chance, the same ones in every run.

@@ -76,6 +76,9 @@ pub fn run(args: &Args, host: &str, plain: bool, file: Option<&Path>) -> Result<
     for warning in endpoint.warnings(&options) {
         eprintln!("warning: {warning}");
     }
+    if let Some(fault) = &endpoint.config.fault {
+        eprintln!("warning: {fault}; no connection can be made with it");
+    }
     let config = endpoint.config;
     if place.home != Place::here().home {
         eprintln!(

@@ -72,6 +72,9 @@ pub async fn connect(
     questions: &dyn Questions,
     on_phase: &(dyn Fn(Phase) + Send + Sync),
 ) -> Result<RusshConnection, SshError> {
+    if let Some(fault) = &endpoint.config.fault {
+        return Err(fault.clone().into());
+    }
     // One attempt for the host key, one for each locked key, and some for keys that change
     // between attempts.
     let mut attempts_left = endpoint.config.identity_files.len().saturating_add(3);

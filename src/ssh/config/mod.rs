@@ -166,6 +166,10 @@ pub struct HostConfig {
     pub ca_signature_algorithms: Vec<String>,
     /// What was found and is not supported, with file and line.
     pub warnings: Vec<String>,
+    /// The same of the system's own file, where it is what distributions put there: told when somebody asks.
+    pub notes: Vec<String>,
+    /// What makes no sense in it and is noticed when a connection is made, as by `ssh`.
+    pub fault: Option<ConfigError>,
     /// As `ssh -G` prints it: keys and values.
     pub printed: Vec<(String, String)>,
 }
@@ -272,6 +276,7 @@ pub fn resolve(
         values,
         wants_last: false,
         warnings: Vec::new(),
+        notes: Vec::new(),
         files: 0,
     };
     read_all(&mut pass, files)?;
@@ -306,8 +311,9 @@ pub fn resolve(
         pass.last = true;
         read_all(&mut pass, files)?;
     }
-    let Pass { values, warnings, .. } = pass;
-    finish(given, place, host, &values, warnings)
+    let Pass { values, warnings, notes, .. } = pass;
+    let found = finish(given, place, host, &values, warnings)?;
+    Ok(HostConfig { notes, ..found })
 }
 
 fn general(why: impl Into<String>) -> ConfigError {
@@ -367,6 +373,15 @@ fn finish(
             .and_then(|text| tokens.expand(&text, place, true))
             .map_err(|why| general(format!("{key} {raw}: {why}")))
     };
+    let mut fault = None;
+    // What `ssh` notices when it connects, and not before.
+    let mut later = |key: &str, raw: &str| match path(key, raw) {
+        Ok(path) => Some(PathBuf::from(path)),
+        Err(error) => {
+            fault.get_or_insert(error);
+            None
+        }
+    };
     let list = |key: &str| values.set.get(key).cloned();
     let is_none = |v: &String| v.eq_ignore_ascii_case("none");
 
@@ -376,12 +391,12 @@ fn finish(
         .unwrap_or_else(|| USUAL_KEYS.iter().map(|name| format!("~/.ssh/{name}")).collect());
     let mut identity_files = Vec::new();
     for raw in raw_identities.iter().filter(|v| !is_none(v)) {
-        identity_files.push(PathBuf::from(path("IdentityFile", raw)?));
+        identity_files.extend(later("IdentityFile", raw));
     }
     let raw_certificates = list("certificatefile").unwrap_or_default();
     let mut certificate_files = Vec::new();
     for raw in raw_certificates.iter().filter(|v| !is_none(v)) {
-        certificate_files.push(PathBuf::from(path("CertificateFile", raw)?));
+        certificate_files.extend(later("CertificateFile", raw));
     }
     let identity_agent = match values.first("identityagent") {
         Some(raw) => Some(path("IdentityAgent", raw)?),
@@ -401,25 +416,35 @@ fn finish(
         .filter(|v| !is_none(v))
         .collect();
     let mut global_known_hosts_files = Vec::new();
+    let mut global_fault = None;
     for raw in &global_raw {
-        let file = tokens::expand_tilde(raw, place)
-            .map_err(|why| general(format!("GlobalKnownHostsFile {raw}: {why}")))?;
-        global_known_hosts_files.push(PathBuf::from(file));
+        match tokens::expand_tilde(raw, place) {
+            Ok(file) => global_known_hosts_files.push(PathBuf::from(file)),
+            Err(why) => {
+                global_fault
+                    .get_or_insert_with(|| general(format!("GlobalKnownHostsFile {raw}: {why}")));
+            }
+        }
     }
     let revoked_host_keys = match values.first("revokedhostkeys") {
-        Some(raw) if !raw.eq_ignore_ascii_case("none") => {
-            Some(PathBuf::from(path("RevokedHostKeys", raw)?))
-        }
+        Some(raw) if !raw.eq_ignore_ascii_case("none") => later("RevokedHostKeys", raw),
         _ => None,
     };
-    let algorithms = |key: &str, kind: Kind| {
-        algorithms::assemble(kind, values.first(key))
-            .map_err(|why| general(format!("{key}: {why}")))
+    let mut list_fault = None;
+    let mut algorithms = |key: &str, kind: Kind| {
+        algorithms::assemble(kind, values.first(key)).unwrap_or_else(|why| {
+            list_fault.get_or_insert_with(|| general(format!("{key}: {why}")));
+            Vec::new()
+        })
     };
-    let given_algorithms = |key: &str, kind: Kind| match values.first(key) {
-        Some(_) => algorithms(key, kind).map(Some),
-        None => Ok(None),
-    };
+    let mut given_algorithms =
+        |key: &str, kind: Kind| values.first(key).map(|_| algorithms(key, kind));
+    let ciphers = given_algorithms("ciphers", Kind::Cipher);
+    let macs = given_algorithms("macs", Kind::Mac);
+    let kex_algorithms = given_algorithms("kexalgorithms", Kind::Kex);
+    let host_key_algorithms = given_algorithms("hostkeyalgorithms", Kind::Key);
+    let pubkey_accepted_algorithms = given_algorithms("pubkeyacceptedalgorithms", Kind::Key);
+    let ca_signature_algorithms = algorithms("casignaturealgorithms", Kind::CaSignature);
     let yes = |key: &str, default: bool| values.first(key).map_or(default, |v| v == "yes");
     let number =
         |key: &str, default: u32| values.first(key).and_then(|v| v.parse().ok()).unwrap_or(default);
@@ -475,23 +500,24 @@ fn finish(
         tcp_keep_alive: yes("tcpkeepalive", true),
         rekey_bytes: Some(rekey_bytes).filter(|b| *b > 0),
         rekey_interval: seconds(keywords::REKEY_INTERVAL),
-        ciphers: given_algorithms("ciphers", Kind::Cipher)?,
-        macs: given_algorithms("macs", Kind::Mac)?,
-        kex_algorithms: given_algorithms("kexalgorithms", Kind::Kex)?,
-        host_key_algorithms: given_algorithms("hostkeyalgorithms", Kind::Key)?,
+        ciphers,
+        macs,
+        kex_algorithms,
+        host_key_algorithms,
         // OpenSSH (ssh_kex2 in sshconnect2.c): what is only added or taken away is no order.
         host_key_order_given: values
             .first("hostkeyalgorithms")
             .is_some_and(|list| !list.starts_with(['+', '-'])),
-        pubkey_accepted_algorithms: given_algorithms("pubkeyacceptedalgorithms", Kind::Key)?,
-        ca_signature_algorithms: algorithms("casignaturealgorithms", Kind::CaSignature)?,
+        pubkey_accepted_algorithms,
+        ca_signature_algorithms,
         warnings,
+        notes: Vec::new(),
+        fault: fault.or(global_fault).or(list_fault),
         printed: Vec::new(),
     };
     let shown =
         print::Shown { user_known_hosts: &user_known_hosts, global_known_hosts: &global_raw };
-    config.printed =
-        print::all(&config, values, &raw_identities, &raw_certificates, &shown).map_err(general)?;
+    config.printed = print::all(&config, values, &raw_identities, &raw_certificates, &shown);
     Ok(config)
 }
 

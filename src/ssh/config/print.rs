@@ -34,14 +34,14 @@ pub(super) fn jump(values: &Values) -> Option<String> {
     Some(text)
 }
 
-/// All keys and values. The error names a list of algorithms that comes to nothing.
+/// All keys and values. A list of algorithms that comes to nothing is left out.
 pub(super) fn all(
     config: &HostConfig,
     values: &Values,
     identities: &[String],
     certificates: &[String],
     shown: &Shown<'_>,
-) -> Result<Vec<(String, String)>, String> {
+) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = Vec::new();
     out.push(("host".to_owned(), config.name.clone()));
     let one_line = |list: &[String]| {
@@ -86,9 +86,9 @@ pub(super) fn all(
                 clear_none(values.first(key)).for_each(put);
             }
             (_, What::Algorithms(kind)) => {
-                let list =
-                    assemble(kind, values.first(key)).map_err(|why| format!("{key}: {why}"))?;
-                put(list.join(","));
+                if let Ok(list) = assemble(kind, values.first(key)) {
+                    put(list.join(","));
+                }
             }
             (_, _) => match (values.first(key), keyword.default) {
                 (Some(value), _) => put(value.to_owned()),
@@ -97,7 +97,7 @@ pub(super) fn all(
             },
         }
     }
-    Ok(out)
+    out
 }
 
 fn clear_none(value: Option<&str>) -> impl Iterator<Item = String> {

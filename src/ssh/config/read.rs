@@ -1,7 +1,7 @@
 //! Reading configuration files line by line, as OpenSSH's `readconf.c` goes about it: the first
 //! value of a keyword wins, blocks are entered by `Host` and `Match`, `Include` nests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -46,6 +46,8 @@ pub(super) fn bounded(path: &Path) -> io::Result<Option<String>> {
 pub(super) struct Values {
     pub(super) set: BTreeMap<&'static str, Vec<String>>,
     pub(super) jump: Option<JumpValue>,
+    /// The values of keywords whose lines add up, with whose files they are in: each is there once of each.
+    added: BTreeSet<(&'static str, Owner, String)>,
 }
 
 /// What `ProxyJump` says.
@@ -102,7 +104,7 @@ impl Values {
 }
 
 /// Whose file it is: a person's or the system's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Owner {
     User,
     System,
@@ -120,6 +122,8 @@ pub(super) struct Pass<'a> {
     pub(super) values: Values,
     pub(super) wants_last: bool,
     pub(super) warnings: Vec<String>,
+    /// What is no mistake of the person's: only told when somebody asks.
+    pub(super) notes: Vec<String>,
     pub(super) files: usize,
 }
 
@@ -205,7 +209,8 @@ impl Pass<'_> {
                 let value = all.first().map(String::as_str).unwrap_or_default();
                 if *active && keywords::is_missed(&word, value) {
                     let shown = text::clean(value, 60);
-                    self.warn(at, &format!("{word} {shown} is not supported and has no effect"));
+                    let what = format!("{word} {shown} is not supported and has no effect");
+                    self.say(at, &what, is_of_distribution(&word));
                 }
                 return Ok(());
             }
@@ -256,10 +261,17 @@ impl Pass<'_> {
     }
 
     fn warn(&mut self, at: At<'_>, what: &str) {
+        self.say(at, what, false);
+    }
+
+    /// `usual`: in the system's own file it is what distributions put there, and costs nobody anything.
+    fn say(&mut self, at: At<'_>, what: &str, usual: bool) {
         let file = at.file.display();
         let said = text::clean(&format!("{file}:{}: {what}", at.line), 300);
-        if !self.warnings.contains(&said) {
-            self.warnings.push(said);
+        let list =
+            if usual && at.owner == Owner::System { &mut self.notes } else { &mut self.warnings };
+        if !list.contains(&said) {
+            list.push(said);
         }
     }
 
@@ -271,13 +283,14 @@ impl Pass<'_> {
             keyword.harmless.is_none_or(|list| list.iter().any(|v| v.eq_ignore_ascii_case(&value)));
         if !harmless {
             let shown = text::clean(&value, 60);
-            self.warn(at, &format!("{} {shown} is not supported and has no effect", keyword.name));
+            let what = format!("{} {shown} is not supported and has no effect", keyword.name);
+            self.say(at, &what, is_of_distribution(keyword.name));
         }
         let lacking = lacking(keyword.name, &value);
         if !lacking.is_empty() {
             let shown = text::clean(&lacking.join(","), 120);
             let what = format!("{} {shown}: not supported, the others are used", keyword.name);
-            self.warn(at, &what);
+            self.say(at, &what, true);
         }
         if keyword.name == "stricthostkeychecking" && value == "false" {
             self.warn(at, "StrictHostKeyChecking no: a changed host key is refused all the same");
@@ -354,7 +367,8 @@ impl Pass<'_> {
                 if list.len() >= MAX_IDENTITIES {
                     return Err(at.bad("too many files"));
                 }
-                if !list.contains(&stored) {
+                // As OpenSSH: what both a person's and the system's files name counts twice.
+                if self.values.added.insert((keyword.name, at.owner, stored.clone())) {
                     list.push(stored);
                 }
             }
@@ -568,6 +582,11 @@ fn safe(path: &Path) -> bool {
     let owner = meta.uid() == 0 || meta.uid() == uid;
     let group = meta.mode() & 0o020 == 0 || (meta.gid() == uid && meta.uid() == uid);
     owner && group && meta.mode() & 0o002 == 0
+}
+
+/// Distributions have Kerberos in their own file for everybody: where it is not done, keys are tried.
+fn is_of_distribution(keyword: &str) -> bool {
+    keyword.starts_with("gssapi")
 }
 
 /// What a list names that we do not have.

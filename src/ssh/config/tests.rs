@@ -90,6 +90,49 @@ fn algorithms_and_ways_that_we_lack_are_named() {
 }
 
 #[test]
+fn what_the_systems_own_file_has_for_everybody_is_told_to_who_asks() {
+    let text =
+        "GSSAPIAuthentication yes\nMACs umac-64@openssh.com,hmac-sha2-256\nCompression yes\n";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let said = |owner: Owner| {
+        let place = place();
+        let mut pass = Pass {
+            place: &place,
+            original: "x",
+            host: "x".to_owned(),
+            last: false,
+            values: Values::default(),
+            wants_last: false,
+            warnings: Vec::new(),
+            notes: Vec::new(),
+            files: 0,
+        };
+        pass.file(file.path(), owner, false).unwrap();
+        (pass.warnings, pass.notes)
+    };
+    let (warnings, notes) = said(Owner::System);
+    assert!(warnings.len() == 1 && warnings[0].contains("compression"), "{warnings:?}");
+    assert!(notes[0].contains("gssapiauthentication") && notes[1].contains("umac"), "{notes:?}");
+    // Whoever writes it into a file of their own expects it.
+    let (warnings, notes) = said(Owner::User);
+    assert_eq!((warnings.len(), notes.len()), (3, 0), "{warnings:?}");
+}
+
+#[test]
+fn what_only_stops_a_connection_is_kept_for_it() {
+    let fault = |text: &str| of(text, "x").unwrap().fault.unwrap().why;
+    assert!(fault("IdentityFile ~no-such-user/k\n").contains("no-such-user"));
+    assert!(fault("CertificateFile /c/%x\n").contains("%x"));
+    assert!(fault("GlobalKnownHostsFile ~no-such-user/g\n").contains("no-such-user"));
+    let list = "CASignatureAlgorithms ssh-ed25519-cert-v01@openssh.com\n";
+    assert!(fault(list).contains("casignaturealgorithms"));
+    let found = of("IdentityFile /k/%x\nIdentityFile /k/good\n", "x").unwrap();
+    assert_eq!(found.identity_files, [Path::new("/k/good")]);
+    assert_eq!(of("IdentityFile /k/good\n", "x").unwrap().fault, None);
+}
+
+#[test]
 fn handing_over_a_descriptor_is_missed_with_a_command_only() {
     let said = |way: &str| of(&format!("ProxyUseFdpass yes\n{way}\n"), "x").unwrap().warnings;
     assert_eq!(

@@ -220,7 +220,8 @@ pub(super) fn jump(text: &str) -> Option<Jump> {
         return None;
     }
     let (host, port) = host_and_port(rest, uri)?;
-    if host.is_empty() {
+    // An empty name in brackets `ssh` notices when it connects.
+    if host.is_empty() && !rest.starts_with("[]") {
         return None;
     }
     // In `ssh://` only names and IPv4 addresses are taken.
