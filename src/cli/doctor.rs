@@ -435,6 +435,11 @@ pub fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
         (None, None) => check("disk speed", Verdict::Note, "not measured"),
     });
     checks.extend(checkup.logout.iter().flat_map(logout));
+    for note in &checkup.ssh_notes {
+        let advice =
+            "nothing, if the host is reached without it; `gpudeck ssh-config HOST` shows the rest";
+        checks.push(check("SSH configuration", Verdict::Note, note).advise(advice));
+    }
     for reached in &checkup.reached {
         let to = &reached.address;
         checks.push(match (reached.took_us, reached.refused) {

@@ -73,7 +73,7 @@ pub fn run(args: &Args, host: &str, plain: bool, file: Option<&Path>) -> Result<
         eprintln!("gpudeck: with what deck.toml says of {host}; --plain leaves it out");
         overlay(&mut endpoint, target);
     }
-    for warning in endpoint.warnings(&options) {
+    for warning in endpoint.in_vain(&options).all() {
         eprintln!("warning: {warning}");
     }
     if let Some(fault) = &endpoint.config.fault {

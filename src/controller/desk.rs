@@ -364,6 +364,7 @@ impl Desk for Handle {
         for ((name, address), reached) in others.iter().zip(&mut checkup.reached) {
             reached.address = format!("{name} ({address})");
         }
+        checkup.ssh_notes = self.means.fleet.ssh_notes(&host);
         Ok(*checkup)
     }
 

@@ -113,8 +113,8 @@ impl OwnReach {
             port: place.port,
             ..Target::default()
         };
-        let (endpoint, warnings) = Endpoint::find(&target, &self.options).await?;
-        for warning in warnings {
+        let (endpoint, in_vain) = Endpoint::find(&target, &self.options).await?;
+        for warning in in_vain.warnings {
             tracing::warn!(host = %target.name, %warning, "SSH configuration");
         }
         let connected = ssh::connect(&endpoint, &self.options, &*self.questions, &|_| {}).await;

@@ -103,6 +103,8 @@ pub(super) struct Link {
     lent: Lent,
     /// How closely it is followed.
     pub(super) attention: AttentionCell,
+    /// What the SSH configuration asks for in vain, as of the last attempt.
+    pub(super) ssh_notes: Mutex<Vec<String>>,
 }
 
 /// That agents were lent.
@@ -176,6 +178,7 @@ impl Link {
             told: Notify::new(),
             lent: Lent::default(),
             attention: AttentionCell::new(Attention::default()),
+            ssh_notes: Mutex::default(),
         })
     }
 
@@ -586,10 +589,12 @@ impl HostTask {
             known_hosts: self.spec.known_hosts.clone(),
         };
         // Read again each time, so that a corrected configuration counts at the next try.
-        let (endpoint, warnings) = Endpoint::find(&target, options).await?;
+        let (endpoint, in_vain) = Endpoint::find(&target, options).await?;
+        *self.link.ssh_notes.lock().unwrap_or_else(PoisonError::into_inner) =
+            in_vain.clone().all().collect();
         let warnings = {
             let mut warned = self.shared.warned.lock().unwrap_or_else(PoisonError::into_inner);
-            untold(&mut warned, warnings)
+            untold(&mut warned, in_vain.warnings)
         };
         if !warnings.is_empty() {
             let text = format!("SSH configuration: {}", warnings.join("; "));

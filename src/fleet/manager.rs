@@ -140,6 +140,13 @@ impl Fleet {
         hosts.entries.get(host).map(|entry| Arc::clone(&entry.link) as Arc<dyn HostLink>)
     }
 
+    /// What the SSH configuration asks for in vain on the way to a host.
+    pub fn ssh_notes(&self, host: &HostName) -> Vec<String> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = hosts.entries.get(host) else { return Vec::new() };
+        entry.link.ssh_notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Tries a host that is down again now; passphrases that were not given are asked for again.
     pub fn reconnect(&self, host: &HostName) -> bool {
         self.shared.ssh.key_ring.ask_again();

@@ -113,6 +113,22 @@ pub struct Endpoint {
     pub config: HostConfig,
 }
 
+/// What a configuration asks for and does not get.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InVain {
+    /// Whoever wrote it expects it.
+    pub warnings: Vec<String>,
+    /// The system's own file has it for everybody: told when somebody asks.
+    pub notes: Vec<String>,
+}
+
+impl InVain {
+    /// All of it.
+    pub fn all(self) -> impl Iterator<Item = String> {
+        self.warnings.into_iter().chain(self.notes)
+    }
+}
+
 impl Endpoint {
     /// Decides everything about `target` from the options.
     pub fn resolve(target: &Target, options: &ConnectOptions) -> Result<Self, SshError> {
@@ -154,26 +170,31 @@ impl Endpoint {
     pub async fn find(
         target: &Target,
         options: &ConnectOptions,
-    ) -> Result<(Self, Vec<String>), SshError> {
+    ) -> Result<(Self, InVain), SshError> {
         let (target, options) = (target.clone(), options.clone());
         aside(move || {
             let endpoint = Self::resolve(&target, &options)?;
-            let warnings = endpoint.warnings(&options);
-            Ok((endpoint, warnings))
+            let in_vain = endpoint.in_vain(&options);
+            Ok((endpoint, in_vain))
         })
         .await
     }
 
     /// What the configuration asks for in vain, of this place and of those on the way.
-    pub fn warnings(&self, options: &ConnectOptions) -> Vec<String> {
-        let mut all = self.config.warnings.clone();
-        // A way that makes no sense is told when it is gone.
-        for place in self.chain(options).unwrap_or_default().into_iter().skip(1) {
-            for warning in place.config.warnings {
-                if !all.contains(&warning) {
-                    all.push(warning);
+    pub fn in_vain(&self, options: &ConnectOptions) -> InVain {
+        let HostConfig { warnings, notes, .. } = &self.config;
+        let mut all = InVain { warnings: warnings.clone(), notes: notes.clone() };
+        let add = |all: &mut Vec<String>, more: Vec<String>| {
+            for text in more {
+                if !all.contains(&text) {
+                    all.push(text);
                 }
             }
+        };
+        // A way that makes no sense is told when it is gone.
+        for place in self.chain(options).unwrap_or_default().into_iter().skip(1) {
+            add(&mut all.warnings, place.config.warnings);
+            add(&mut all.notes, place.config.notes);
         }
         all
     }
@@ -302,7 +323,7 @@ mod tests {
         let mut options = ConnectOptions::from_env(None);
         options.config = ConfigFiles::Text(text.into());
         let target = Target { name: "box".to_owned(), ..Target::default() };
-        let (_, warnings) = Endpoint::find(&target, &options).await.unwrap();
+        let (_, InVain { warnings, .. }) = Endpoint::find(&target, &options).await.unwrap();
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings.iter().all(|w| w.contains("compression yes")), "{warnings:?}");
     }
