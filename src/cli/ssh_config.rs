@@ -19,6 +19,14 @@ fn of_deck(args: &Args, host: &str) -> Result<Option<Target>, Failure> {
     }
     let (_, deck) = attach::deck(args)?;
     let named = deck.hosts.iter().find(|(name, _)| name.as_str() == host);
+    if named.is_some_and(|(_, spec)| spec.is_local()) {
+        let what = format!(
+            "{host} is this machine (`transport = \"local\"` in deck.toml): it is reached without SSH"
+        );
+        return Err(Failure::other(what).with_hint(format!(
+            "`gpudeck ssh-config --plain {host}` shows what the SSH configuration alone says"
+        )));
+    }
     Ok(named.map(|(name, spec)| Target {
         name: name.to_string(),
         address: spec.address.clone(),

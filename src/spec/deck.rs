@@ -131,6 +131,13 @@ pub enum Transport {
     Local,
 }
 
+impl HostSpec {
+    /// It is this very machine, reached without SSH.
+    pub fn is_local(&self) -> bool {
+        self.transport == Transport::Local
+    }
+}
+
 impl Transport {
     fn is_ssh(&self) -> bool {
         *self == Self::Ssh
