@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::endpoint::{ConnectOptions, Endpoint};
+use super::hang_up::HangUp;
 use super::identity::{Holder, Identities, Identity, algorithm_name, gather};
 use super::signer::{Outcome, Patience, Signer};
 use super::{Questions, SshError};
@@ -62,6 +63,8 @@ pub(super) struct Ended {
     pub(super) why: watch::Receiver<Option<String>>,
     /// The server has said that it hangs up because of our login.
     pub(super) refused: Arc<AtomicBool>,
+    /// It has hung up, also while russh does not listen.
+    pub(super) hang_up: HangUp,
 }
 
 /// Tries one way after the other on a fresh connection, and stops at the first that is taken:
@@ -347,6 +350,7 @@ impl Attempt<'_> {
             agents: &mut self.identities.agents,
             patience,
             ended: self.ended.why.clone(),
+            hang_up: &self.ended.hang_up,
             outcome: Outcome::default(),
         };
         let offered = async {

@@ -236,7 +236,7 @@ async fn go_in(
 ) -> Result<RusshConnection, Stop> {
     let limits = endpoint.timeouts(options);
     on_phase(Phase::Tcp);
-    let Way { stream, mut kept, loopback, at_once } =
+    let Way { stream, mut kept, loopback, at_once, hang_up } =
         way::open(endpoint, options, questions, on_phase, doors).await?;
 
     on_phase(Phase::Handshake);
@@ -280,7 +280,7 @@ async fn go_in(
             }
         };
         on_phase(Phase::Auth);
-        let ended = Ended { why: end.clone(), refused };
+        let ended = Ended { why: end.clone(), refused, hang_up };
         let login =
             auth::authenticate(&mut handle, endpoint, options, questions, ended, skip_locked)
                 .await?;

@@ -19,6 +19,7 @@ use super::config::{AddressFamily, Route};
 use super::connection::{Phase, timed_out};
 use super::endpoint::{ConnectOptions, Endpoint};
 use super::exec::Stderr;
+use super::hang_up::HangUp;
 use super::pace::{Doors, Lookup, Pace};
 use super::prompt::{AtOnce, Prompt};
 use super::{Questions, SshError};
@@ -81,6 +82,8 @@ pub(super) struct Way {
     pub(super) loopback: bool,
     /// Where the way is a TCP connection of ours.
     pub(super) at_once: AtOnce,
+    /// The same.
+    pub(super) hang_up: HangUp,
 }
 
 /// Opens the way to `endpoint`.
@@ -98,9 +101,9 @@ pub(super) async fn open(
             pace.enter(&endpoint.address(), doors).await;
             let socket = tcp(endpoint, pace, endpoint.timeouts(options).tcp).await?;
             let loopback = socket.peer_addr().is_ok_and(|a| a.ip().is_loopback());
-            let at_once = AtOnce::default();
+            let (at_once, hang_up) = (AtOnce::default(), HangUp::of(&socket));
             let stream = Box::new(Prompt::new(socket, at_once.clone()));
-            Ok(Way { stream, kept: Kept::default(), loopback, at_once })
+            Ok(Way { stream, kept: Kept::default(), loopback, at_once, hang_up })
         }
         Route::Jump { .. } => {
             let Some(jump) = endpoint.over(options).await? else {
@@ -115,7 +118,9 @@ pub(super) async fn open(
             pace.enter(&endpoint.address(), doors).await;
             let stream = connection.tunnel(&config.host_name, config.port).await.map_err(over)?;
             let kept = Kept { jump: Some(connection), ..Kept::default() };
-            Ok(Way { stream: Box::new(stream), kept, loopback: false, at_once: AtOnce::default() })
+            let stream = Box::new(stream);
+            let (at_once, hang_up) = (AtOnce::default(), HangUp::default());
+            Ok(Way { stream, kept, loopback: false, at_once, hang_up })
         }
         Route::Command { line, written } => {
             // Our own `HostName` is printed as `ssh` prints it, and no shell reads it.
@@ -126,7 +131,8 @@ pub(super) async fn open(
             pace.enter_by(written, &endpoint.address(), doors).await;
             let (stream, child) = proxy(line)?;
             let kept = Kept { child: Some(child), ..Kept::default() };
-            Ok(Way { stream, kept, loopback: false, at_once: AtOnce::default() })
+            let (at_once, hang_up) = (AtOnce::default(), HangUp::default());
+            Ok(Way { stream, kept, loopback: false, at_once, hang_up })
         }
     }
 }
