@@ -13,13 +13,20 @@ use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::core::now;
 use crate::base::{ServiceName, TrafficServer};
 use crate::gateway::Endpoints;
 use crate::spec::EndpointsSpec;
+
+/// Without a descriptor left nothing is accepted for this long.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// An address that is taken is tried again after this long.
 const RETRY: Duration = Duration::from_secs(5);
@@ -163,8 +170,51 @@ pub async fn serve(
         .route("/v1/endpoints", get(list))
         .route("/v1/endpoints/{service}", get(one))
         .with_state(shared);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%listen, %error, "the endpoints are not served any more");
+    answer_all(&listener, &router, Limits::default()).await;
+}
+
+/// How much of the controller those who ask for endpoints may have, whoever they are.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Connections at a time; others wait in the kernel's queue.
+    at_once: usize,
+    /// For the head of a request, from the connection on.
+    head: Duration,
+    /// For all of it, the reading of the answer included.
+    whole: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { at_once: 64, head: Duration::from_secs(5), whole: Duration::from_secs(15) }
+    }
+}
+
+/// One request a connection.
+async fn answer_all(listener: &TcpListener, router: &Router, limits: Limits) {
+    let places = Arc::new(Semaphore::new(limits.at_once));
+    loop {
+        // It is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a connection for endpoints was not accepted");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            // However it ends, it is its client's matter.
+            let _ = tokio::time::timeout(limits.whole, connection).await;
+            drop(place);
+        });
     }
 }
 
@@ -251,6 +301,46 @@ mod tests {
         async fn may_speak(&self, service: &ServiceName) -> Result<(), String> {
             if service.as_str() == self.0 { Err("h1 is held by bob".to_owned()) } else { Ok(()) }
         }
+    }
+
+    async fn listening(limits: Limits) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "here" }));
+        (address, tokio::spawn(async move { answer_all(&listener, &router, limits).await }))
+    }
+
+    /// Everything that is answered to these words.
+    async fn answer(address: std::net::SocketAddr, words: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _ = stream.write_all(words.as_bytes()).await;
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text).await;
+        text
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_keeps_nobody_else_from_being_answered_for_long() {
+        let head = Duration::from_millis(50);
+        let limits = Limits { at_once: 1, head, whole: Duration::from_secs(60) };
+        let (address, server) = listening(limits).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        // It has the only place until its time for a head is over.
+        let text = answer(address, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(text.ends_with("here"), "one request a connection: {text}");
+        let mut rest = Vec::new();
+        assert!(silent.read_to_end(&mut rest).await.is_ok(), "it was closed");
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn who_does_not_come_to_an_end_is_cut_off() {
+        let whole = Duration::from_millis(50);
+        let limits = Limits { at_once: 1, head: Duration::from_secs(60), whole };
+        let (address, server) = listening(limits).await;
+        let never_whole = "GET / HTTP/1.1\r\nhost: x\r\n";
+        assert_eq!(answer(address, never_whole).await, "");
+        server.abort();
     }
 
     #[tokio::test]
