@@ -290,6 +290,9 @@ async fn a_replica_is_moved_by_hand_by_the_rules() {
     };
     let refused = stage.client.send(moved(place(to, &[1]))).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Unplaceable, "{refused:?}");
+    let refused = stage.client.send(moved(place(to, &[7, 8]))).await.unwrap_err();
+    assert_eq!(refused.message, format!("{to} has no GPU 7"));
+    assert_eq!(refused.hint.as_deref(), Some("it has 0, 1, 2, 3"));
     let reply = stage.client.send(moved(place(to, &[2, 3]))).await.unwrap();
     assert_eq!(reply, IntentReply::Accepted);
     // From then on the place is taken, also before the successor is there.

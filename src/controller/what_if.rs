@@ -62,6 +62,12 @@ impl Core {
         for host in question.without.iter().chain(question.to.iter().map(|to| &to.host)) {
             self.known_host(host)?;
         }
+        // It is in no world of GPUs.
+        if let Some(to) = &question.to
+            && self.served(&to.service).is_some_and(|spec| spec.device == DeviceKind::Cpu)
+        {
+            return Err(on_host_memory(&to.service));
+        }
         let hosts: Vec<HostName> = self.hub.with(|s| {
             s.hosts.values().filter(|h| world::is_up(h)).map(|h| h.name.clone()).collect()
         });
@@ -196,6 +202,30 @@ impl Core {
         Ok((state, key))
     }
 
+    /// The GPUs that are named are ones, and its replicas have any.
+    fn gpus_are_there(&self, to: &ReplicaTo, draft: &Draft) -> Result<(), ApiError> {
+        if draft.spec.device == DeviceKind::Cpu && !to.gpus.is_empty() {
+            return Err(on_host_memory(&to.service));
+        }
+        let known: Vec<u32> = self.hub.with(|s| {
+            let sample = s.hosts.get(&to.host).and_then(|h| h.sample.as_ref());
+            sample.map_or(&[][..], |s| s.gpus.list()).iter().map(|g| g.index).collect()
+        });
+        let Some(missing) = to.gpus.iter().find(|index| !known.contains(index)) else {
+            return Ok(());
+        };
+        let known: Vec<String> = known.iter().map(u32::to_string).collect();
+        Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message: format!("{} has no GPU {missing}", to.host),
+            hint: Some(if known.is_empty() {
+                "`gpudeck hosts` shows which hosts have GPUs".to_owned()
+            } else {
+                format!("it has {}", known.join(", "))
+            }),
+        })
+    }
+
     fn begin_move(
         &mut self,
         to: &ReplicaTo,
@@ -205,6 +235,7 @@ impl Core {
     ) -> Result<IntentReply, ApiError> {
         let (state, key) = self.may_move(to)?;
         let release = state.releases.get(&key.release).ok_or_else(|| not_running(to))?;
+        self.gpus_are_there(to, draft)?;
         let mut hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
         hosts.retain(|h| h.name == to.host);
         for host in &mut hosts {
@@ -248,6 +279,15 @@ impl Core {
             EventKind::MovesRequested { release: key.release, moves, by, why },
         );
         Ok(IntentReply::Accepted)
+    }
+}
+
+/// Nobody can say on which GPUs such a replica is to be.
+fn on_host_memory(service: &ServiceName) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Invalid,
+        message: format!("{service} runs on host memory: its replicas have no GPUs to be moved to"),
+        hint: Some("`gpudeck drain HOST` moves what runs there to other hosts".to_owned()),
     }
 }
 
