@@ -30,7 +30,7 @@ pub use self::deck::{
     Committed, SHOWN_RELEASES, Stamp, commit, diff, init_repository, read_files, read_spec,
     release_view, stamp,
 };
-pub(super) use self::deck::{commit_error, kept_edit, moved_edit};
+pub(super) use self::deck::{commit_error, kept_edit, moved_edit, no_spec};
 pub(super) use self::lay::{PortGiver, lay_out, replica_plan};
 pub(super) use self::place::{beside, demand, place_draft, place_on};
 
@@ -83,7 +83,9 @@ fn with_hint<E: std::fmt::Display + Hint>(error: &E) -> String {
 
 /// There is no such service; the nearest one is named.
 pub fn not_found(service: &ServiceName, known: Vec<ServiceName>) -> ApiError {
-    let hint = match text::nearest(service.as_str(), known.iter().map(ServiceName::as_str)) {
+    // What it is called itself is no other name for it.
+    let others = known.iter().filter(|name| *name != service).map(ServiceName::as_str);
+    let hint = match text::nearest(service.as_str(), others) {
         Some(near) => format!("did you mean `{near}`?"),
         None if known.is_empty() => format!("write services/{service}.toml first"),
         None => {

@@ -295,7 +295,7 @@ impl Core {
             return Err(planning::not_found(service, self.known_services()));
         };
         let lines = repo.blame(service).map_err(|e| match e {
-            RevisionError::NoFile { .. } => planning::not_found(service, self.known_services()),
+            RevisionError::NoFile { .. } => planning::no_spec(self, service),
             e => api_error(&e),
         })?;
         let mut views = std::collections::BTreeMap::new();

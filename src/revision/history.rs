@@ -1,6 +1,6 @@
 //! The releases of a deck, read back from its commits, and how they ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -98,6 +98,15 @@ impl DeckRepo {
             });
         }
         Ok(entries)
+    }
+
+    /// The services that a release was ever of, whether they have a spec in the work tree or not.
+    pub fn released_services(&self) -> Result<BTreeSet<ServiceName>, RevisionError> {
+        let mut services = BTreeSet::new();
+        for (_, oid) in self.release_commits()? {
+            services.extend(trailers(&self.repo.find_commit(oid)?).service);
+        }
+        Ok(services)
     }
 
     /// The number for the next release of the deck: one more than any that was ever given out here.

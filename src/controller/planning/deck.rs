@@ -28,8 +28,11 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
         }
         Err(error) => files.deck = Some(Err(with_hint(&error))),
     }
-    for service in files.services.keys() {
-        let Ok(entries) = repo.history(service, SHOWN_RELEASES) else { continue };
+    // One whose spec was taken away is served on, and can be gone back to.
+    let mut services = repo.released_services().unwrap_or_default();
+    services.extend(files.services.keys().cloned());
+    for service in services {
+        let Ok(entries) = repo.history(&service, SHOWN_RELEASES) else { continue };
         let memory = entries.iter().rev().flat_map(|e| {
             e.memory.iter().map(|seen| MemoryView { release: e.release, seen: seen.clone() })
         });
@@ -37,7 +40,7 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
         if !memory.is_empty() {
             files.memory.insert(service.clone(), memory);
         }
-        files.history.insert(service.clone(), entries.into_iter().map(release_view).collect());
+        files.history.insert(service, entries.into_iter().map(release_view).collect());
     }
     files
 }
@@ -86,7 +89,7 @@ pub fn read_spec(
     let (content, revision, name) = match of {
         None => {
             let content = repo.read_service(service).map_err(|e| match e {
-                RevisionError::NoFile { .. } => not_found(service, core.known_services()),
+                RevisionError::NoFile { .. } => no_spec(core, service),
                 e => invalid(&e),
             })?;
             (content, None, format!("services/{service}.toml"))
@@ -104,6 +107,37 @@ pub fn read_spec(
     };
     let spec = parse_service(&content, &name).map_err(|e| invalid(&e))?;
     Ok((spec, content, revision))
+}
+
+/// There is no spec in the work tree: of a service that was released the ways back.
+pub(in crate::controller) fn no_spec(core: &Core, service: &ServiceName) -> ApiError {
+    let history = core.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
+    let served = core.state.services.get(service).and_then(|state| state.stable);
+    let served = history.iter().find(|release| Some(release.number) == served);
+    match served.or(history.first()) {
+        None => not_found(service, core.known_services()),
+        Some(release) => spec_is_gone(service, release, served.is_some()),
+    }
+}
+
+fn spec_is_gone(service: &ServiceName, release: &ReleaseView, is_served: bool) -> ApiError {
+    let (file, number) = (service_file(service), release.number);
+    let ending = if is_served {
+        format!("; `gpudeck stop {service}` ends it")
+    } else {
+        format!("; `gpudeck rollout undo {service} --to {number}` serves it again")
+    };
+    ApiError {
+        kind: ErrorKind::NotFound,
+        message: format!(
+            "{file} is not there{}",
+            if is_served { format!("; {number} is served on") } else { String::new() }
+        ),
+        hint: Some(format!(
+            "in the deck, `git checkout {} -- {file}` brings it back as it was in {number}{ending}",
+            release.revision
+        )),
+    }
 }
 
 /// The hosts and the gateways that a spec names must be in deck.toml: a slip of the pen is no wish to do
@@ -353,6 +387,35 @@ mod tests {
             lender: None,
         };
         (repo, draft)
+    }
+
+    #[test]
+    fn a_service_whose_spec_is_gone_keeps_its_history() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repo, _) = deck(dir.path());
+        fs::remove_file(dir.path().join("services/chat.toml")).unwrap();
+        let files = read_files(&repo);
+        assert!(files.services.is_empty());
+        let history = files.history.values().next().unwrap();
+        assert_eq!(history.iter().map(|r| r.number.0).collect::<Vec<_>>(), [2, 1]);
+        let chat: ServiceName = "chat".parse().unwrap();
+        let newest = history.first().unwrap();
+        let hint = spec_is_gone(&chat, newest, false).hint.unwrap();
+        assert!(
+            hint.contains(&format!("git checkout {} -- services/chat.toml", newest.revision)),
+            "{hint}"
+        );
+        assert!(hint.contains("undo chat --to r2"), "{hint}");
+        let served = spec_is_gone(&chat, newest, true);
+        assert!(served.message.ends_with("; r2 is served on"), "{served:?}");
+        assert!(served.hint.unwrap().contains("gpudeck stop chat"));
+    }
+
+    #[test]
+    fn a_service_is_not_another_name_for_itself() {
+        let known = vec!["chat".parse().unwrap(), "code".parse().unwrap()];
+        let hint = not_found(&"chat".parse().unwrap(), known).hint.unwrap();
+        assert!(!hint.contains("did you mean `chat`"), "{hint}");
     }
 
     fn undo(repo: &DeckRepo, draft: &Draft) -> Result<Committed, ApiError> {
