@@ -337,6 +337,18 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
             assert!(file.contains(&format!("weight {weight}\n")), "{file}");
         }
     }
+    // Its section would be taken from under the clients.
+    let renamed = format!("backend = \"talk\"\n{}", spec(3));
+    std::fs::write(world.spec_path("chat"), renamed).unwrap();
+    client.send(Intent::Reload).await.unwrap();
+    let refused = client.plan(&"chat".parse().unwrap()).await.unwrap_err();
+    assert!(
+        refused.message.contains("through the backend chat of the gateway east"),
+        "{refused:?}"
+    );
+    assert!(refused.hint.as_ref().unwrap().contains("gpudeck stop chat"), "{refused:?}");
+    std::fs::write(world.spec_path("chat"), spec(2)).unwrap();
+
     let shown = client.gateway_config(&"chat".parse().unwrap()).await.unwrap();
     assert!(
         shown.contains("# gateway east: ") && shown.contains("use_backend chat-canary"),

@@ -159,6 +159,15 @@ impl Gateways {
         Some((gateway, backend))
     }
 
+    /// The gateway at which this would be written in the place of the backend that another release of the service is
+    /// served through, and that backend: one file of a gateway holds one.
+    pub fn in_the_place_of(&self, other: &Self) -> Option<(&ServiceName, String)> {
+        let written = |(_, gateway): &(&ServiceName, &GatewaySpec)| gateway.config.is_some();
+        let mut shared = self.places.iter().filter(written);
+        let (name, _) = shared.find(|(name, _)| other.places.contains_key(*name))?;
+        (self.backend != other.backend).then(|| (name, other.backend.clone()))
+    }
+
     /// What to know of a service that has no gateway because the deck has several and it names none.
     pub fn none_named(
         deck: &DeckSpec,
@@ -594,6 +603,28 @@ mod tests {
         // Another backend of the same gateway is another table.
         let other = of("gateway = \"a\"\nbackend = \"old\"").unwrap();
         assert_eq!(names(other.beside(std::slice::from_ref(&a))), names(Some(a)));
+    }
+
+    #[test]
+    fn one_file_of_a_gateway_holds_one_backend() {
+        let written = |service: &str| {
+            let (mut deck, spec) = read(service);
+            let a = deck.gateways.values_mut().next().unwrap();
+            a.config = Some("/etc/haproxy/gpudeck.d".to_owned());
+            Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap()
+        };
+        let before = written("gateway = \"a\"\nbackend = \"old\"");
+        let (_, old) = written("gateway = \"a\"").in_the_place_of(&before).unwrap();
+        assert_eq!(old, "old");
+        let more = written("gateways = [\"a\", \"b\"]\nbackend = \"old\"");
+        assert_eq!(more.in_the_place_of(&before), None, "the same backend");
+        assert_eq!(written("gateway = \"b\"").in_the_place_of(&before), None, "another gateway");
+        // Where a person writes them there is room for both.
+        let by_hand = of("gateway = \"a\"").unwrap();
+        assert_eq!(
+            by_hand.in_the_place_of(&of("gateway = \"a\"\nbackend = \"old\"").unwrap()),
+            None
+        );
     }
 
     /// What a header or a cookie led to is emptied when the next release has no such rule: nobody else would.

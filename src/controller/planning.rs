@@ -189,6 +189,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let engine = engine::of(&spec.engine);
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
     names_are_of_the_deck(core, service, spec)?;
+    backend_stays(core, state, spec)?;
 
     let mut warnings = draft.warnings.clone();
     let nothing_to_do = is_served(state, spec);
@@ -287,6 +288,35 @@ fn or_uncordon(state: &ServiceState, error: ApiError) -> ApiError {
         hint: Some(error.hint.map_or_else(|| way.clone(), |h| format!("{h}; {way}"))),
         ..error
     }
+}
+
+/// What gpudeck writes for a gateway is one backend of a service. Another one in its place would take the section away
+/// that clients still come through.
+fn backend_stays(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Result<(), ApiError> {
+    let service = &state.service;
+    let Some(new) = Gateways::of(&core.deck, service, spec) else { return Ok(()) };
+    let lives = state
+        .releases
+        .values()
+        .filter(|release| state.replicas.keys().any(|key| key.release == release.number));
+    for release in lives {
+        let served = Gateways::of(&core.deck, service, &release.spec);
+        let Some((gateway, old)) = served.as_ref().and_then(|old| new.in_the_place_of(old)) else {
+            continue;
+        };
+        return Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message: format!(
+                "{service} is served through the backend {old} of the gateway {gateway}, of which gpudeck writes one: \
+                 another one would take its place while it serves"
+            ),
+            hint: Some(format!(
+                "write backend = \"{old}\"; or stop it first (`gpudeck stop {service}`), then apply; or use another \
+                 gateway beside it"
+            )),
+        });
+    }
+    Ok(())
 }
 
 /// Two services in one backend would drain each other's servers in turn, and clients would get the other's model.
