@@ -51,6 +51,7 @@ fn shell(rank: &RankId, script: &str) -> RankStart {
         needs: Vec::new(),
         ports: Vec::new(),
         files: Vec::new(),
+        key_file: None,
         log_limit: Bytes::mib(1),
     }
 }

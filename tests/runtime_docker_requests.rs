@@ -180,6 +180,7 @@ fn start() -> RankStart {
             .to_vec(),
         ports: vec![21_000, 21_001],
         files: vec!["/models/chat.gguf".to_owned(), "/models/hf/".to_owned()],
+        key_file: None,
         log_limit: Bytes::mib(16),
     }
 }

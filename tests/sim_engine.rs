@@ -124,6 +124,21 @@ impl Drop for Engine {
 }
 
 #[test]
+fn with_a_key_it_answers_to_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    std::fs::write(&file, "sk-1\n").unwrap();
+    for engine in [
+        Engine::ready(&["--api-key-file", file.to_str().unwrap()], &[]),
+        Engine::ready(&["--api-key-variable", "SIM_KEY"], &[("SIM_KEY", "sk-1")]),
+    ] {
+        assert_eq!(engine.request("GET", "/health", "").0, 200);
+        assert_eq!(engine.request("GET", "/metrics", "").0, 401);
+        assert_eq!(engine.chat("").0, 401);
+    }
+}
+
+#[test]
 fn answers_whole_and_in_pieces_and_counts_both() {
     let engine = Engine::ready(&["--model", "tiny", "--tokens", "5"], &[]);
     assert_eq!(engine.request("GET", "/health", "").0, 200);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes as Data, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -35,6 +35,19 @@ pub struct Ask {
     pub body: Option<String>,
     /// Time allowed for all of it.
     pub timeout: Duration,
+    /// What the engine wants to see before it answers; it is never shown.
+    pub authorization: Option<HeaderValue>,
+}
+
+/// The header for an engine's key.
+///
+/// # Errors
+/// It is no key that a header can carry.
+pub fn bearer(key: &str) -> Result<HeaderValue, Refusal> {
+    let mut value = HeaderValue::try_from(format!("Bearer {key}"))
+        .map_err(|_| failed("the key cannot be sent in a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Sends one request on a connection of its own and reads the answer.
@@ -80,13 +93,16 @@ async fn exchange(ask: Ask) -> Result<HttpReply, Refusal> {
     } else {
         format!("{address}:{}", ask.port)
     };
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(&ask.path)
         .header(HOST, &host)
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Data::from(ask.body.unwrap_or_default())))
         .map_err(|e| failed(format!("not a request: {e}")))?;
+    if let Some(authorization) = ask.authorization {
+        request.headers_mut().insert(AUTHORIZATION, authorization);
+    }
     if request.uri().path_and_query().is_none() || !ask.path.starts_with('/') {
         return Err(failed("the path must begin with /"));
     }
@@ -147,6 +163,7 @@ mod tests {
             path: path.to_owned(),
             body: Some("{}".to_owned()),
             timeout: Duration::from_secs(5),
+            authorization: None,
         }
     }
 
@@ -174,6 +191,18 @@ mod tests {
         assert!(asked.starts_with("POST /v1/x?y=1 HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains(&format!("host: 127.0.0.1:{port}\r\n")), "{asked}");
         assert!(asked.ends_with("\r\n\r\n{}"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_key_is_sent_and_never_shown() {
+        let (port, asked) =
+            answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
+        let keyed = Ask { authorization: Some(bearer("sk-1").unwrap()), ..ask(port, "/metrics") };
+        let shown = format!("{keyed:?}");
+        assert!(!shown.contains("sk-1"), "{shown}");
+        request(keyed).await.unwrap();
+        let asked = asked.await.unwrap();
+        assert!(asked.contains("authorization: Bearer sk-1\r\n"), "{asked}");
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ mod hardware;
 mod host;
 mod http;
 mod kept;
+mod key_file;
 mod log;
 mod login_user;
 mod logout;

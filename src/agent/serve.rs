@@ -19,8 +19,8 @@ use super::reads::FileReads;
 use super::samples::{self, Follow};
 use super::state::{LOCK_WAIT, StateDir};
 use super::{
-    ageing, checkup, claim, containers, files, gateway_config, haproxy, host, http, log, needs,
-    process, rank, start, stop,
+    ageing, checkup, claim, containers, files, gateway_config, haproxy, host, http, key_file, log,
+    needs, process, rank, start, stop,
 };
 use crate::base::{DeckId, Epoch};
 use crate::wire::{
@@ -279,9 +279,13 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
         Request::CheckNeeds { needs, ports } => {
             needs::check(&needs, &ports, &agent.gpus).await.map(|_| Reply::Done)
         }
-        Request::Http { port, address, method, path, body, timeout_ms } => {
+        Request::Http { port, address, method, path, body, timeout_ms, key_file } => {
             let timeout = Duration::from_millis(timeout_ms);
-            let ask = http::Ask { port, address, method, path, body, timeout };
+            let authorization = match key_file {
+                Some(path) => Some(http::bearer(&key_file::read(&agent.reads, &path).await?)?),
+                None => None,
+            };
+            let ask = http::Ask { port, address, method, path, body, timeout, authorization };
             http::request(ask).await.map(Reply::Http)
         }
         Request::GatewayShow { socket, command } => {

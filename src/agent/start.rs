@@ -18,7 +18,7 @@ use super::process::ProcessId;
 use super::rank::{RankFile, StatusFile, VERSION};
 use super::reads::FileReads;
 use super::state::{self, HostLock, StateDir};
-use super::{fence, needs, process, rank};
+use super::{fence, key_file, needs, process, rank};
 use crate::wire::{GPU_NUMBERS, RankStart, Refusal};
 
 /// Less than this on the disk of the state directory, and nothing is started.
@@ -106,6 +106,10 @@ pub async fn check_files(
         let look =
             move || fs::metadata(&path).map(|_| ()).map_err(|e| io_refusal(&e, "read", &path));
         reads.run(file, FILE_WITHIN, look).await?;
+    }
+    if let Some(file) = &start.key_file {
+        // Its engine is asked for a token with it.
+        key_file::read(reads, file).await?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::claims::Claims;
 use super::core::{Core, Input};
+use super::engine_at::EngineAt;
 use super::fence::Doubt;
 use super::gateways::{Routes, Written};
 use super::observe::{EngineMetricsAt, Said, read_engine};
@@ -27,7 +28,7 @@ use crate::runtime::docker::{DockerRuntime, StartsUnderWay};
 use crate::runtime::process::ProcessRuntime;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::spec::{DeckSpec, EndpointsSpec, RuntimeSpec, ServiceSpec};
-use crate::wire::{DeviceNeed, RankStart, Refusal, Reply, Request};
+use crate::wire::{DeviceNeed, RankStart, Refusal, Reply};
 
 /// Pauses between two askings for the first token: a tenth of the time that it has taken so far.
 const TOKEN_SOONEST: Duration = Duration::from_millis(300);
@@ -144,9 +145,9 @@ impl Actions {
         self.running.retain(|_, task| !task.is_finished());
         match action {
             Action::StartRank { rank, plan } => {
-                let runtime = spec.runtime.clone();
+                let (runtime, key_file) = (spec.runtime.clone(), spec.api_key_file.clone());
                 self.spawn(Key::Start(rank.clone()), service, move |means| async move {
-                    vec![start_rank(&means, &runtime, &rank, &plan).await]
+                    vec![start_rank(&means, &runtime, key_file, &rank, &plan).await]
                 });
             }
             Action::StopRank { rank, host, grace } => {
@@ -160,10 +161,11 @@ impl Actions {
             }
             Action::AwaitToken { replica, plan } => {
                 let key = Key::Token(service.clone(), replica);
-                let engine = spec.engine.clone();
+                let asks = engine::of(&spec.engine).token_requests(service);
+                let at = EngineAt::of(spec, &plan);
                 let name = service.clone();
                 self.spawn(key, service, move |means| async move {
-                    await_token(&means, &engine, &name, replica, &plan).await;
+                    await_token(&means, &asks, &at, &plan.host, &name, replica).await;
                     vec![EventKind::ReplicaReady { replica }]
                 });
             }
@@ -355,6 +357,7 @@ fn runtime(
 async fn start_rank(
     means: &Means,
     spec: &RuntimeSpec,
+    key_file: Option<String>,
     rank: &RankId,
     plan: &RankPlan,
 ) -> EventKind {
@@ -365,6 +368,7 @@ async fn start_rank(
         needs: needs(plan),
         ports: vec![plan.port],
         files: plan.files.clone(),
+        key_file,
         log_limit: LOG_LIMIT,
     };
     let result = match acting_runtime(means, spec, &rank.service, &plan.host).await {
@@ -450,21 +454,24 @@ fn is_held(error: &RuntimeError) -> bool {
 /// is over.
 async fn await_token(
     means: &Means,
-    engine: &crate::spec::EngineSpec,
+    asks: &[TokenRequest],
+    at: &EngineAt,
+    host: &HostName,
     service: &ServiceName,
     replica: ReplicaId,
-    plan: &RankPlan,
 ) {
-    let asks = engine::of(engine).token_requests(service);
     let began = tokio::time::Instant::now();
     let mut answers = Answers::default();
     loop {
-        if let Ok(link) = link(means, &plan.host) {
-            let (why, usual) = match generates(link.as_ref(), &asks, plan.into()).await {
+        if let Ok(link) = link(means, host) {
+            let (why, usual) = match generates(link.as_ref(), asks, at).await {
                 Ok(Asked::Token) => return,
                 Ok(Asked::NoToken { why, usual }) => (Some(why), usual),
                 Err(LinkError::Refused { refusal: refusal @ Refusal::NoAnswer { .. }, .. }) => {
                     (Some(refusal.to_string()), true)
+                }
+                Err(LinkError::Refused { refusal: refusal @ Refusal::NoKey { .. }, .. }) => {
+                    (Some(refusal.to_string()), false)
                 }
                 // The host's matter, which is told as that.
                 Err(_) => (None, true),
@@ -505,21 +512,6 @@ impl Answers {
     }
 }
 
-/// Where an engine is asked, from its own host.
-#[derive(Clone, Debug)]
-pub(super) struct EngineAt {
-    /// The address on which it listens; none: 127.0.0.1, too.
-    pub listen: Option<String>,
-    /// Its port.
-    pub port: u16,
-}
-
-impl From<&RankPlan> for EngineAt {
-    fn from(plan: &RankPlan) -> Self {
-        Self { listen: plan.listen.clone(), port: plan.port }
-    }
-}
-
 /// What came of asking an engine for a token.
 pub(super) enum Asked {
     /// It generated one.
@@ -537,19 +529,12 @@ pub(super) enum Asked {
 pub(super) async fn generates(
     link: &dyn HostLink,
     asks: &[TokenRequest],
-    at: EngineAt,
+    at: &EngineAt,
 ) -> Result<Asked, LinkError> {
     // The way that is tried first says most of what is wrong.
     let mut refused = None;
     for ask in asks {
-        let request = Request::Http {
-            port: at.port,
-            address: at.listen.clone(),
-            method: "POST".to_owned(),
-            path: ask.path.to_owned(),
-            body: Some(ask.body.clone()),
-            timeout_ms: 20_000,
-        };
+        let request = at.post(ask.path, &ask.body, 20_000);
         let Reply::Http(reply) = link.request(request).await? else {
             return Ok(Asked::NoToken { why: "it does not speak HTTP".to_owned(), usual: false });
         };

@@ -21,6 +21,7 @@ pub mod deck_ledger;
 pub mod desk;
 pub mod drift;
 pub mod durability;
+mod engine_at;
 mod engines_on;
 pub mod fence;
 pub mod gateways;

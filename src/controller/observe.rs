@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::actions::{self, EngineAt, Means, reading_runtime};
+use super::actions::{self, Means, reading_runtime};
 use super::core::{Core, DeckFiles, Input, Listed, now};
+use super::engine_at::EngineAt;
 use super::gateways::{Gateways, Routes};
 use super::traffic::ENGINES;
 use crate::api::hub::Change;
@@ -479,14 +480,7 @@ pub(super) enum Said {
 pub(super) async fn read_engine(means: &Means, at: &EngineMetricsAt) -> Said {
     let Some(names) = metrics::Names::of(&at.engine) else { return Said::None };
     let Ok(link) = actions::link(means, &at.host) else { return Said::Nothing };
-    let request = Request::Http {
-        port: at.at.port,
-        address: at.at.listen.clone(),
-        method: "GET".to_owned(),
-        path: metrics::PATH.to_owned(),
-        body: None,
-        timeout_ms: 3_000,
-    };
+    let request = at.at.get(metrics::PATH, 3_000);
     let Ok(Reply::Http(reply)) = link.request(request).await else { return Said::Nothing };
     said(reply.status, &reply.body, names)
 }
@@ -616,13 +610,13 @@ fn engine_at(
     release: ReleaseNumber,
     replica: u32,
 ) -> Option<EngineMetricsAt> {
-    let plan = state.releases.get(&release)?;
-    let first = plan.replica(replica)?.ranks.first()?;
+    let release = state.releases.get(&release)?;
+    let first = release.replica(replica)?.ranks.first()?;
     Some(EngineMetricsAt {
-        replica: state.replica_id(release, replica)?,
+        replica: state.replica_id(release.number, replica)?,
         host: first.host.clone(),
-        at: first.into(),
-        engine: plan.spec.engine.clone(),
+        at: EngineAt::of(&release.spec, first),
+        engine: release.spec.engine.clone(),
     })
 }
 

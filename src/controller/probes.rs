@@ -10,8 +10,9 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, FutureExt};
 use tokio::task::JoinHandle;
 
-use super::actions::{self, EngineAt, Means};
+use super::actions::{self, Means};
 use super::core::{Core, Input};
+use super::engine_at::EngineAt;
 use super::sampling::{GpuUnder, Look, Sampler};
 use super::world::is_up;
 use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, text};
@@ -19,7 +20,7 @@ use crate::engine::{self, EngineMetrics, TokenAnswer, TokenRequest};
 use crate::rollout::checks::ERROR_RETRY;
 use crate::rollout::{CheckResult, CheckRun, EventKind, Phase, ServiceState};
 use crate::spec::{AnalysisSpec, CheckPlan, EngineSpec, GoldenPrompt, PrometheusCheck};
-use crate::wire::{Gpu, Gpus, Reply, Request};
+use crate::wire::{Gpu, Gpus, Reply};
 
 /// Time for the answer to a golden prompt.
 const ANSWER_MS: u64 = 120_000;
@@ -169,12 +170,12 @@ fn lacks_results(spec: &AnalysisSpec, seen: &BTreeMap<String, CheckRun>) -> bool
 
 fn targets(state: &ServiceState, release: ReleaseNumber) -> Vec<Target> {
     let of = |key: &crate::base::ReplicaKey| {
-        let plan = state.releases.get(&release)?.replica(key.replica)?;
-        let first = plan.ranks.first()?;
+        let release = state.releases.get(&release)?;
+        let first = release.replica(key.replica)?.ranks.first()?;
         Some(Target {
-            replica: state.replica_id(release, key.replica)?,
+            replica: state.replica_id(release.number, key.replica)?,
             host: first.host.clone(),
-            at: first.into(),
+            at: EngineAt::of(&release.spec, first),
         })
     };
     state
@@ -302,14 +303,7 @@ impl Work {
         let link = actions::link(&self.means, &target.host).map_err(|e| e.to_string())?;
         let mut why = "the engine offers no request for it".to_owned();
         for ask in engine.prompt_requests(&self.service, &prompt.prompt, prompt.max_tokens) {
-            let request = Request::Http {
-                port: target.at.port,
-                address: target.at.listen.clone(),
-                method: "POST".to_owned(),
-                path: ask.path.to_owned(),
-                body: Some(ask.body.clone()),
-                timeout_ms: ANSWER_MS,
-            };
+            let request = target.at.post(ask.path, &ask.body, ANSWER_MS);
             let reply = match link.request(request).await {
                 Ok(Reply::Http(reply)) => reply,
                 Ok(_) => return Err("not an HTTP answer".to_owned()),

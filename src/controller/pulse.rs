@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 
-use super::actions::{self, Asked, EngineAt, Means};
+use super::actions::{self, Asked, Means};
 use super::core::{Core, Input};
+use super::engine_at::EngineAt;
 use super::vigil::{Answer, Key, Vigil};
 use crate::base::{HostName, ReplicaId};
 use crate::engine;
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::{EventKind, Phase};
 use crate::spec::EngineSpec;
-use crate::wire::{Refusal, Reply, Request};
+use crate::wire::{Refusal, Reply};
 
 /// Each ready replica is asked so often.
 const EVERY: Duration = Duration::from_secs(10);
@@ -75,15 +76,7 @@ fn round_of(key: &Key) -> u32 {
 
 async fn ask_engine(means: &Means, ready: Ready) -> (Key, Answer) {
     let Ok(link) = actions::link(means, &ready.host) else { return (ready.key, Answer::Unknown) };
-    let request = Request::Http {
-        port: ready.at.port,
-        address: ready.at.listen.clone(),
-        method: "GET".to_owned(),
-        path: "/health".to_owned(),
-        body: None,
-        timeout_ms: ASK_MS,
-    };
-    let answer = match link.request(request).await {
+    let answer = match link.request(ready.at.get("/health", ASK_MS)).await {
         // vLLM whose core has died, say: its port answers on, and nothing is generated any more.
         Ok(Reply::Http(reply)) if reply.status >= 500 => {
             ask_for_token(link.as_ref(), &ready, reply.status).await
@@ -100,7 +93,7 @@ async fn ask_engine(means: &Means, ready: Ready) -> (Key, Answer) {
 async fn ask_for_token(link: &dyn HostLink, ready: &Ready, status: u16) -> Answer {
     let (service, _) = &ready.key;
     let asks = engine::of(&ready.engine).token_requests(service);
-    match actions::generates(link, &asks, ready.at.clone()).await {
+    match actions::generates(link, &asks, &ready.at).await {
         Ok(Asked::Token) => Answer::Reached,
         Ok(Asked::NoToken { .. }) => {
             let seconds = PATIENCE.as_secs();
@@ -140,7 +133,7 @@ impl Core {
                     all.push(Ready {
                         key: asked,
                         host: first.host.clone(),
-                        at: first.into(),
+                        at: EngineAt::of(&release.spec, first),
                         engine: release.spec.engine.clone(),
                     });
                 }

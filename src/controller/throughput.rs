@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use super::actions::{self, EngineAt, Means};
+use super::actions::{self, Means};
 use super::core::{Core, now};
+use super::engine_at::EngineAt;
 use super::plan_steps;
 use crate::base::{HostName, ReplicaId, ServiceName, Timestamp};
 use crate::engine::metrics;
 use crate::rollout::Phase;
 use crate::spec::EngineSpec;
-use crate::wire::{Reply, Request};
+use crate::wire::Reply;
 
 /// Time between readings.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -57,14 +58,7 @@ pub async fn watch(means: Arc<Means>) {
 async fn read(means: Arc<Means>, target: Target) -> Option<Reading> {
     let names = metrics::Names::of(&target.engine)?;
     let link = actions::link(&means, &target.host).ok()?;
-    let request = Request::Http {
-        port: target.at.port,
-        address: target.at.listen.clone(),
-        method: "GET".to_owned(),
-        path: metrics::PATH.to_owned(),
-        body: None,
-        timeout_ms: 3_000,
-    };
+    let request = target.at.get(metrics::PATH, 3_000);
     let Ok(Reply::Http(reply)) = link.request(request).await else { return None };
     let tokens = metrics::parse(&reply.body, names).generated?;
     // Now, and not when the slowest of them has answered: a rate is tokens by the time between.
@@ -88,7 +82,7 @@ impl Core {
                         service: service.clone(),
                         replica: state.replica_id(key.release, key.replica)?,
                         host: first.host.clone(),
-                        at: first.into(),
+                        at: EngineAt::of(&release.spec, first),
                         engine: release.spec.engine.clone(),
                     })
                 },

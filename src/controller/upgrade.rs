@@ -280,6 +280,7 @@ impl Core {
             needs: Vec::new(),
             ports: Vec::new(),
             files: Vec::new(),
+            key_file: None,
             log_limit: LOG_LIMIT,
         };
         let means = Arc::clone(&self.means);

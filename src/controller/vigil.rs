@@ -118,6 +118,8 @@ async fn ask(means: &Means, gateway: &HostName, doubt: &Doubt) -> Answer {
         path: "/health".to_owned(),
         body: None,
         timeout_ms: ASK_MS,
+        // Whoever answers that it wants one is reached.
+        key_file: None,
     };
     match link.request(request).await {
         Ok(Reply::Http(_)) => Answer::Reached,

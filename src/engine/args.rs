@@ -1,7 +1,5 @@
 //! Looking into the arguments that a spec passes on to an engine.
 
-use std::collections::BTreeMap;
-
 use super::{EngineError, limits};
 use crate::model::Rules;
 
@@ -75,35 +73,6 @@ fn abbreviates(args: &[String], option: &str) -> bool {
 
 /// An abbreviation with fewer characters means too many things.
 const SHORTEST: usize = 7;
-
-/// Variables with which engines are told a key or certificates.
-const LOCKS: [&str; 4] =
-    ["VLLM_API_KEY", "LLAMA_API_KEY", "LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_SSL_CERT_FILE"];
-
-/// Refuses what makes an engine answer only to who has a key, or speaks TLS: whether it generates tokens is asked in
-/// plain HTTP, and it would never be ready.
-pub(super) fn refuse_locks(
-    engine: &'static str,
-    args: &[String],
-    env: &BTreeMap<String, String>,
-) -> Result<(), EngineError> {
-    let option = args.iter().find_map(|arg| {
-        let name = arg.split_once('=').map_or(arg.as_str(), |(name, _)| name);
-        let locks = ["--api-key", "--api-key-file"].contains(&name) || name.starts_with("--ssl-");
-        locks.then_some(name)
-    });
-    let variable = LOCKS.into_iter().find(|name| env.contains_key(*name));
-    match option.or(variable) {
-        None => Ok(()),
-        Some(name) => Err(EngineError::Unsupported {
-            engine,
-            what: format!("`{name}`"),
-            hint: "remove it: gpudeck asks engines for tokens in plain HTTP and without a key. Ask clients for one \
-                   at the gateway, and have engines listen on an inner address (`engine_listen` of the host)"
-                .to_owned(),
-        }),
-    }
-}
 
 /// Refuses options that the adapter sets itself; each with where to set it instead.
 pub(super) fn refuse_owned(args: &[String], owned: &[(&str, &str)]) -> Result<(), EngineError> {

@@ -1,7 +1,7 @@
 //! Any engine with an OpenAI-compatible API, started by a command line of the user's.
 
 use super::{
-    Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, limits,
+    Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, key, limits,
     loaded, memory, shapes_where,
 };
 use crate::base::{Bytes, text};
@@ -17,9 +17,18 @@ use crate::spec::{
 #[derive(Debug)]
 pub struct Command(pub CommandEngine);
 
-const PLACEHOLDERS: [&str; 10] = [
-    "port", "address", "model", "tensor", "context", "rank", "replica", "release", "service",
+const PLACEHOLDERS: [&str; 11] = [
+    "port",
+    "address",
+    "model",
+    "tensor",
+    "context",
+    "rank",
+    "replica",
+    "release",
+    "service",
     "gpudeck",
+    "api_key_file",
 ];
 
 impl Command {
@@ -36,6 +45,34 @@ impl Command {
     /// `CUDA_VISIBLE_DEVICES` holds anything else (`custom_all_reduce.py` makes integers of it), and vLLM fails.
     const fn counts_gpus(&self) -> bool {
         matches!(self.0.metrics, Some(MetricNames::Vllm | MetricNames::Sglang))
+    }
+
+    /// Its key is none of the spec's, and it hears of the one that it is to ask for.
+    fn check_key(&self, spec: &ServiceSpec) -> Result<(), EngineError> {
+        let words = self.words(spec);
+        match self.0.metrics {
+            // What is known of no engine may mean anything.
+            None => return key::refuse_untold(&words, &spec.env, spec),
+            Some(MetricNames::Sglang) => key::refuse_sglang(spec)?,
+            Some(MetricNames::Vllm | MetricNames::LlamaCpp) => {}
+        }
+        key::refuse_locks("command", &words, &spec.env, spec)
+    }
+
+    /// The command that gives it its key, where the spec's does not do so.
+    fn with_key(&self, spec: &ServiceSpec, mut argv: Vec<String>) -> Vec<String> {
+        let Some(file) = &spec.api_key_file else { return argv };
+        if key::refuse_untold(&self.words(spec), &spec.env, spec).is_ok() {
+            return argv;
+        }
+        match self.0.metrics {
+            Some(MetricNames::Vllm) => key::through_variable(key::VLLM_VARIABLE, file, argv),
+            Some(MetricNames::LlamaCpp) => {
+                argv.extend([key::LLAMA_CPP_OPTION.to_owned(), file.clone()]);
+                argv
+            }
+            Some(MetricNames::Sglang) | None => argv,
+        }
     }
 
     /// All that it is run with.
@@ -70,9 +107,7 @@ impl Engine for Command {
                 hint: "set `memory`, for example memory = \"20GiB\"".to_owned(),
             });
         }
-        if self.0.metrics.is_some() {
-            args::refuse_locks("command", &self.words(spec), &spec.env)?;
-        }
+        self.check_key(spec)?;
         // Whose metrics it has tells which engine it is.
         let known = match self.0.metrics {
             Some(MetricNames::Vllm) => Some("vllm"),
@@ -100,6 +135,7 @@ impl Engine for Command {
                     {
                         Err(no_context())
                     }
+                    "api_key_file" if spec.api_key_file.is_none() => Err(no_key_file()),
                     _ => Ok(String::new()),
                 })
                 .map(drop)
@@ -219,6 +255,7 @@ impl Engine for Command {
                 "replica" => rank.replica.to_string(),
                 "release" => rank.release.to_string(),
                 "service" => rank.service.to_string(),
+                "api_key_file" => rank.spec.api_key_file.clone().ok_or_else(no_key_file)?,
                 // The agent knows where its own binary lies.
                 _ => "{gpudeck}".to_owned(),
             })
@@ -226,6 +263,7 @@ impl Engine for Command {
         let mut argv =
             self.0.run.iter().map(|word| expand(word, &value)).collect::<Result<Vec<_>, _>>()?;
         argv.extend(rank.spec.args.iter().cloned());
+        let argv = self.with_key(rank.spec, argv);
         let env = if self.counts_gpus() { rank.env_by_number()? } else { rank.env()? };
         Ok(EngineCommand { argv, env, files: rank.files() })
     }
@@ -235,6 +273,14 @@ fn no_context() -> EngineError {
     EngineError::Template {
         what: "{context} is used and no context is known".to_owned(),
         hint: "set `context` in the service's spec".to_owned(),
+    }
+}
+
+fn no_key_file() -> EngineError {
+    EngineError::Template {
+        what: format!("{} is used and no file is known", key::PLACEHOLDER),
+        hint: "set `api_key_file` in the service's spec: the path of a file on the hosts"
+            .to_owned(),
     }
 }
 

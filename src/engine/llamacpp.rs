@@ -4,7 +4,7 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    loaded, memory, shapes_where,
+    key, loaded, memory, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
@@ -57,7 +57,14 @@ impl Engine for LlamaCpp {
         check_shape("llamacpp", spec)?;
         let given = args::dashed(&spec.args);
         args::refuse_owned(&given, &OWNED)?;
-        args::refuse_locks("llamacpp", &given, &spec.env)?;
+        if args::has(&given, &[key::LLAMA_CPP_OPTION]) && spec.api_key_file.is_some() {
+            return Err(EngineError::OwnedSetting {
+                setting: key::LLAMA_CPP_OPTION.to_owned(),
+                hint: "remove it from `args`: the service's `api_key_file` is given to it"
+                    .to_owned(),
+            });
+        }
+        key::refuse_locks("llamacpp", &given, &spec.env, spec)?;
         args::cache_types_taken(&given, &memory::LLAMA_CPP)?;
         let Some(facts) = facts else { return Ok(()) };
         if facts.format != ModelFormat::Gguf {
@@ -178,6 +185,9 @@ impl Engine for LlamaCpp {
             argv.push("--kv-unified".to_owned());
         }
         argv.push("--metrics".to_owned());
+        if let Some(file) = &rank.spec.api_key_file {
+            argv.extend([key::LLAMA_CPP_OPTION.to_owned(), file.clone()]);
+        }
         argv.extend(rank.spec.args.iter().cloned());
         let mut env = rank.env()?;
         // Since 2026 it says which buffers it makes only when asked for more words; a version that

@@ -7,6 +7,7 @@ mod args;
 pub mod command;
 pub mod error;
 pub mod histogram;
+mod key;
 pub mod limits;
 pub mod llamacpp;
 pub mod loaded;

@@ -289,6 +289,77 @@ fn engines_that_answer_only_to_a_key_are_refused() {
 }
 
 #[test]
+fn a_key_reaches_each_engine_by_its_file_alone() {
+    let argv = |engine: &str| {
+        let s = spec(&format!(
+            "model='/m'\nmemory='1GiB'\ndevice='gpu'\napi_key_file='/etc/chat.key'\n{engine}"
+        ));
+        run(&s, None, &gpus(1), false).map(|c| c.argv).map_err(|e| e.to_string())
+    };
+    let file = "--api-key-file /etc/chat.key";
+    let line = |engine: &str| quote::shell(&argv(engine).unwrap());
+
+    let vllm = argv("engine='vllm'").unwrap();
+    assert_eq!((vllm[0].as_str(), vllm[1].as_str()), ("/bin/sh", "-c"));
+    assert!(vllm[2].contains("read -r VLLM_API_KEY < \"$0\""), "{}", vllm[2]);
+    assert_eq!(vllm[3..6], ["/etc/chat.key", "vllm", "serve"]);
+    let named = argv("[engine.command]\nmetrics='vllm'\nrun=['x']").unwrap();
+    assert_eq!(named[3..], ["/etc/chat.key", "x"]);
+
+    assert!(line("engine='llamacpp'").contains(file));
+    assert!(
+        line("[engine.command]\nmetrics='llamacpp'\nrun=['x']").ends_with(&format!("x {file}"))
+    );
+    for run in [
+        "[engine.command]\nrun=['x','--api-key-file','{api_key_file}']",
+        "[engine.command]\nmetrics='llamacpp'\nrun=['x','--api-key-file','/etc/chat.key']",
+        "[engine.command]\nmetrics='vllm'\nrun=['x','--api-key-file','{api_key_file}']",
+    ] {
+        assert_eq!(line(run), format!("x {file}"), "{run}");
+    }
+}
+
+#[test]
+fn a_key_that_an_engine_would_show_or_not_hear_of_is_refused() {
+    let check = |more: &str| {
+        let s = spec(&format!("model='/m'\nmemory='1GiB'\n{more}"));
+        of(&s.engine).check(&s, None).unwrap_err()
+    };
+    let key = "api_key_file='/etc/chat.key'";
+    let sglang = check(&format!("{key}\n[engine.command]\nmetrics='sglang'\nrun=['x']"));
+    assert!(sglang.hint().unwrap().contains("writes it into its log"), "{sglang}");
+    let untold = check(&format!("{key}\n[engine.command]\nrun=['x']"));
+    assert!(untold.hint().unwrap().contains("{api_key_file}"), "{untold}");
+    let unset = check("[engine.command]\nrun=['x','{api_key_file}']");
+    assert!(unset.hint().unwrap().contains("set `api_key_file`"), "{unset}");
+    let twice = check(&format!("{key}\nengine='llamacpp'\nargs=['--api-key-file=/k']"));
+    assert!(twice.hint().unwrap().contains("remove it from `args`"), "{twice}");
+    let locked = check("engine='llamacpp'\nargs=['--api-key','s3cret']");
+    assert!(locked.hint().unwrap().contains("api_key_file = "), "{locked}");
+    assert!(!format!("{locked} {locked:?}").contains("s3cret"), "a key is not repeated");
+}
+
+/// The command is what a shell makes of it, and the key is in no word of it.
+#[test]
+fn the_shell_hands_the_first_line_to_the_engine_as_a_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a key");
+    let started = || {
+        let told = ["sh", "-c", "echo \"[$VLLM_API_KEY]\""].map(str::to_owned).to_vec();
+        let argv = key::through_variable("VLLM_API_KEY", file.to_str().unwrap(), told);
+        let mut command = std::process::Command::new(&argv[0]);
+        command.args(&argv[1..]).env("VLLM_API_KEY", "another").output().unwrap()
+    };
+    let none = started();
+    assert!(!none.status.success(), "without a key nothing is started");
+    assert!(String::from_utf8_lossy(&none.stderr).contains("no key in "), "{none:?}");
+    for text in ["sk-$1`\\\"'*\nmore\n", "sk-$1`\\\"'*"] {
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(String::from_utf8_lossy(&started().stdout), "[sk-$1`\\\"'*]\n");
+    }
+}
+
+#[test]
 fn a_command_with_a_mistake_is_refused() {
     let check = |run: &str, more: &str| {
         let s = spec(&format!("model='/m'\n{more}\n[engine.command]\nrun=[{run}]"));

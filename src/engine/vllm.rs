@@ -5,7 +5,7 @@
 
 use super::{
     Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    limits, loaded, memory, shapes_where,
+    key, limits, loaded, memory, shapes_where,
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
@@ -86,7 +86,7 @@ impl Engine for Vllm {
         check_shape("vllm", spec)?;
         let given = args::dashed(&spec.args);
         args::refuse_owned(&given, &OWNED)?;
-        args::refuse_locks("vllm", &given, &spec.env)?;
+        key::refuse_locks("vllm", &given, &spec.env, spec)?;
         args::cache_types_taken(&given, &memory::VLLM)?;
         let Some(facts) = facts else { return Ok(()) };
         if facts.format == ModelFormat::Gguf {
@@ -218,6 +218,9 @@ impl Engine for Vllm {
             option("--max-model-len", context.to_string());
         }
         argv.extend(rank.spec.args.iter().cloned());
+        if let Some(file) = &rank.spec.api_key_file {
+            argv = key::through_variable(key::VLLM_VARIABLE, file, argv);
+        }
         // Until some version between 0.20 and 0.32 it read UUIDs as numbers, and failed.
         Ok(EngineCommand { argv, env: rank.env_by_number()?, files: rank.files() })
     }

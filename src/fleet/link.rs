@@ -102,6 +102,9 @@ impl Hint for Refusal {
             Self::NoFile { path } => {
                 format!("put the file there or correct `model` in the service's spec ({path})")
             }
+            Self::NoKey { .. } => "put the key alone into the first line of the file, readable by who logs in there, or \
+                                   correct `api_key_file` in the service's spec"
+                .to_owned(),
             Self::NoSpace { .. } => "free space on the host's disk".to_owned(),
             Self::Protocol { .. } => {
                 "restart the controller so that it installs its own agent".to_owned()

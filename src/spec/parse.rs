@@ -206,6 +206,13 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
     if let Some(complaint) = spec.analysis.iter().find_map(|(name, a)| a.complaint(name)) {
         return Err(complaint);
     }
+    if spec.api_key_file.as_ref().is_some_and(|path| !is_plain_file(path)) {
+        return Err((
+            "api_key_file",
+            "`api_key_file` is the absolute path of a file on the hosts".to_owned(),
+            "write for example api_key_file = \"/etc/gpudeck/chat.key\"; the key itself lies in that file".to_owned(),
+        ));
+    }
     if let EngineSpec::Command(command) = &spec.engine
         && command.run.is_empty()
     {
@@ -216,6 +223,14 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
         ));
     }
     Ok(())
+}
+
+/// An absolute path that names one file, whoever reads it.
+fn is_plain_file(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.ends_with('/')
+        && !path.chars().any(char::is_control)
+        && !path.split('/').any(|part| part == "..")
 }
 
 fn parse<T: DeserializeOwned>(content: &str, file: &str) -> Result<T, SpecError> {
@@ -324,6 +339,21 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
             parse_service(&GOOD.replace("replicas", "replcas"), "services/chat.toml").unwrap_err();
         assert_eq!(error.to_string(), "services/chat.toml, line 4: unknown field `replcas`");
         assert_eq!(error.hint().as_deref(), Some("did you mean `replicas`?"));
+    }
+
+    #[test]
+    fn a_key_is_named_by_its_file_and_never_written_down() {
+        let with = |value: &str| {
+            let text = GOOD.replace("replicas = 2", &format!("api_key_file = \"{value}\""));
+            parse_service(&text, "services/chat.toml")
+        };
+        let spec = with("/etc/gpudeck/chat.key").unwrap();
+        assert_eq!(spec.api_key_file.as_deref(), Some("/etc/gpudeck/chat.key"));
+        for wrong in ["sk-1234", "chat.key", "/etc/keys/", "/etc/../k", "/etc/k\\n"] {
+            let error = with(wrong).unwrap_err();
+            assert_eq!(error.line, Some(4), "{wrong}: {error}");
+            assert!(!error.to_string().contains("sk-1234"), "what may be a key is not repeated");
+        }
     }
 
     #[test]

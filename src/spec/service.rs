@@ -44,6 +44,10 @@ pub struct ServiceSpec {
     /// Environment of the engine. Not for secrets: this file is in Git.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Where the key lies on the hosts without which its engines do not answer: an absolute path. Its
+    /// first line is the key. Only its name is ever sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<String>,
     /// The gateway of the deck to use; default: the only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<ServiceName>,
@@ -88,7 +92,8 @@ pub enum EngineSpec {
 #[serde(deny_unknown_fields)]
 pub struct CommandEngine {
     /// Program and arguments. Filled in: `{port}`, `{address}`, `{model}`, `{tensor}`,
-    /// `{context}`, `{rank}`, `{replica}`, `{release}`, and `{gpudeck}` (this binary on the host).
+    /// `{context}`, `{rank}`, `{replica}`, `{release}`, `{service}`, `{api_key_file}`, and `{gpudeck}` (this binary
+    /// on the host).
     pub run: Vec<String>,
     /// Whose metric names its `/metrics` uses, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

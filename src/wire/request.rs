@@ -132,6 +132,10 @@ pub enum Request {
         body: Option<String>,
         /// Time allowed, in milliseconds.
         timeout_ms: u64,
+        /// A file of the host whose first line is the key that the engine asks for. It is read there,
+        /// and never leaves the host.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_file: Option<String>,
     },
     /// One read-only command (`show …`) to a HAProxy run-time socket.
     GatewayShow {
@@ -297,6 +301,9 @@ pub struct RankStart {
     pub ports: Vec<u16>,
     /// Files that must exist.
     pub files: Vec<String>,
+    /// The file that holds the key to its API: it must hold one. A container sees it, and nothing else beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
     /// Log kept, in bytes; older lines go first.
     pub log_limit: Bytes,
 }
@@ -489,6 +496,14 @@ pub enum Refusal {
     NoFile {
         /// Which.
         path: String,
+    },
+    /// The key to an engine cannot be had from its file.
+    #[error("the key in {path} cannot be used: {why}")]
+    NoKey {
+        /// Which file.
+        path: String,
+        /// Why not, without a word of what is in it.
+        why: String,
     },
     /// The disk is full.
     #[error("no space left on the host's disk ({path})")]

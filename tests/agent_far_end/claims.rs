@@ -163,6 +163,7 @@ fn a_slow_engine_holds_up_neither_samples_nor_other_requests() {
                 path: "/health".to_owned(),
                 body: None,
                 timeout_ms: 4000,
+                key_file: None,
             })
         })
         .collect();

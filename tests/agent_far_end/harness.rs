@@ -296,6 +296,7 @@ pub fn script(number: u32, text: &str) -> RankStart {
         needs: Vec::new(),
         ports: Vec::new(),
         files: Vec::new(),
+        key_file: None,
         log_limit: Bytes::mib(1),
     }
 }

@@ -50,10 +50,12 @@ pub(super) struct Engine {
     error_debt: Mutex<u64>,
     // Its core has died, as it plays: everything is answered with a 503.
     sick: AtomicBool,
+    // What clients must show.
+    key: Option<String>,
 }
 
 impl Engine {
-    pub(super) fn new(args: Args) -> Self {
+    pub(super) fn new(args: Args, key: Option<String>) -> Self {
         let slots = usize::try_from(args.max_concurrency).unwrap_or(1);
         Self {
             args,
@@ -61,6 +63,7 @@ impl Engine {
             slots: Arc::new(Semaphore::new(slots)),
             error_debt: Mutex::new(0),
             sick: AtomicBool::new(false),
+            key,
         }
     }
 
@@ -97,6 +100,7 @@ pub(super) fn router(engine: Arc<Engine>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .layer(from_fn_with_state(Arc::clone(&engine), unless_locked))
         .layer(from_fn_with_state(Arc::clone(&engine), unless_sick))
         .with_state(engine)
 }
@@ -104,6 +108,19 @@ pub(super) fn router(engine: Arc<Engine>) -> Router {
 async fn unless_sick(State(engine): State<Arc<Engine>>, asked: Request, next: Next) -> Response {
     if engine.sick.load(Ordering::Acquire) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    next.run(asked).await
+}
+
+/// As llama.cpp does it; vLLM gives its metrics to everybody.
+async fn unless_locked(State(engine): State<Arc<Engine>>, asked: Request, next: Next) -> Response {
+    let shown = asked.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let wanted = engine.key.as_ref().map(|key| format!("Bearer {key}"));
+    if wanted.is_some() && asked.uri().path() != "/health" && shown != wanted.as_deref() {
+        let error = json!({ "error": {
+            "message": "SIMULATED: invalid API key", "type": "authentication_error", "code": 401,
+        }});
+        return (StatusCode::UNAUTHORIZED, Json(error)).into_response();
     }
     next.run(asked).await
 }
@@ -394,7 +411,7 @@ mod tests {
     #[test]
     fn errors_come_evenly_and_exactly() {
         let args = Args::parse_from(["sim-engine", "--port", "1", "--error-rate", "0.3"]);
-        let engine = Engine::new(args);
+        let engine = Engine::new(args, None);
         let failed: Vec<bool> = (0..1000).map(|_| engine.fails()).collect();
         assert_eq!(failed.iter().filter(|f| **f).count(), 300);
         for window in failed.chunks(10) {

@@ -65,6 +65,12 @@ pub(crate) struct Args {
     /// Be healthy by all appearances and fail every generation.
     #[arg(long)]
     lie: bool,
+    /// Answer only to who has the key in the first line of this file, but for `/health`.
+    #[arg(long)]
+    api_key_file: Option<PathBuf>,
+    /// The same with the key in this variable.
+    #[arg(long, conflicts_with = "api_key_file")]
+    api_key_variable: Option<String>,
     /// After SIGTERM, how long requests in flight may take.
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     shutdown_timeout: Duration,
@@ -138,7 +144,11 @@ async fn run(args: Args) -> io::Result<ExitCode> {
     let listener: TcpListener = socket.listen(1024)?;
     log(&format!("serving on http://{}:{}", args.address, args.port));
     let grace = args.shutdown_timeout;
-    let state = Arc::new(api::Engine::new(args));
+    let key = key_of(&args)?;
+    if key.is_some() {
+        log("answering only to who has the key");
+    }
+    let state = Arc::new(api::Engine::new(args, key));
     let (told, mut ended) = tokio::sync::watch::channel(false);
     let shutdown = async move {
         tokio::select! {
@@ -174,6 +184,19 @@ async fn run(args: Args) -> io::Result<ExitCode> {
         }
         () = turns => Ok(stopped("no signals come any more")),
         () = overdue => Ok(stopped("requests were cut at the end of the grace")),
+    }
+}
+
+/// What clients must show, if anything.
+fn key_of(args: &Args) -> io::Result<Option<String>> {
+    let (text, place) = match (&args.api_key_file, &args.api_key_variable) {
+        (Some(file), _) => (std::fs::read_to_string(file)?, file.display().to_string()),
+        (None, Some(name)) => (std::env::var(name).unwrap_or_default(), name.clone()),
+        (None, None) => return Ok(None),
+    };
+    match text.lines().next().filter(|key| !key.is_empty()) {
+        Some(key) => Ok(Some(key.to_owned())),
+        None => Err(io::Error::other(format!("no key in {place}"))),
     }
 }
 

@@ -70,7 +70,7 @@ pub fn body(
                 name: Some(RestartPolicyNameEnum::NO),
                 maximum_retry_count: None,
             }),
-            mounts: Some(mounts(&start.files, &spec.mounts)?),
+            mounts: Some(mounts(&start.files, start.key_file.as_deref(), &spec.mounts)?),
             // An engine that is a container's first process has nobody who reaps what its workers leave, and ignores
             // every signal that it has no handler for. (Podman's own is a package of its own.)
             init: (!kind.podman && !kind.no_init).then_some(true),
@@ -110,8 +110,13 @@ fn log_config(limit: Bytes) -> HostConfigLogConfig {
     }
 }
 
-/// The folders of the rank's files, read only, and the paths of the spec, each under its own path.
-fn mounts(files: &[String], extra: &[String]) -> Result<Vec<Mount>, String> {
+/// The folders of the rank's files and the file of its key, read only, and the paths of the spec, each under its own
+/// path.
+fn mounts(
+    files: &[String],
+    key_file: Option<&str>,
+    extra: &[String],
+) -> Result<Vec<Mount>, String> {
     let mut read_only = BTreeSet::new();
     for file in files {
         check_path(file)?;
@@ -121,6 +126,11 @@ fn mounts(files: &[String], extra: &[String]) -> Result<Vec<Mount>, String> {
             None | Some(("", _)) => path,
             Some((folder, _)) => cached_model(folder).unwrap_or(folder),
         });
+    }
+    if let Some(path) = key_file {
+        check_path(path)?;
+        // Alone: beside it lie the keys of others.
+        read_only.insert(path);
     }
     for path in extra {
         check_path(path)?;
@@ -171,7 +181,7 @@ mod tests {
 
     fn paths(files: &[&str], extra: &[&str]) -> Vec<(String, bool)> {
         let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        mounts(&own(files), &own(extra))
+        mounts(&own(files), None, &own(extra))
             .unwrap()
             .into_iter()
             .map(|m| (m.source.unwrap(), m.read_only.unwrap()))
@@ -205,7 +215,17 @@ mod tests {
             [("/hub/models--a--b".to_owned(), true), ("/own/snapshots/1".to_owned(), true)]
         );
         for bad in ["/", "", "relative", "/m/../etc"] {
-            assert!(mounts(&[], &[bad.to_owned()]).is_err(), "{bad}");
+            assert!(mounts(&[], None, &[bad.to_owned()]).is_err(), "{bad}");
+            assert!(mounts(&[], Some(bad), &[]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_key_is_mounted_without_those_beside_it() {
+        let files = ["/m/x.gguf".to_owned()];
+        let mounted = mounts(&files, Some("/etc/keys/chat"), &[]).unwrap();
+        let paths: Vec<_> = mounted.iter().map(|m| m.source.as_deref().unwrap()).collect();
+        assert_eq!(paths, ["/etc/keys/chat", "/m"]);
+        assert!(mounted.iter().all(|m| m.read_only == Some(true)));
     }
 }

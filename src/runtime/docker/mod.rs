@@ -173,6 +173,7 @@ impl DockerRuntime {
             return Err(self.engine().no_gpus_from_podman());
         }
         self.check_files(&start.files).await?;
+        self.check_files(start.key_file.as_slice()).await.map_err(lacks_key)?;
         match self.reader(QUICK)?.inspect_image(&self.spec.image).await {
             Ok(_) => {}
             Err(e) if error::status(&e) == Some(404) => return Err(self.engine().no_image()),
@@ -576,6 +577,17 @@ fn is_rootless(option: &str) -> bool {
 }
 
 /// Whether it runs or ever ran. Engines write year 1 for never.
+/// A file that is not there is no model's.
+fn lacks_key(error: RuntimeError) -> RuntimeError {
+    match error {
+        RuntimeError::Link(LinkError::Refused { host, refusal: Refusal::NoFile { path } }) => {
+            let refusal = Refusal::NoKey { path, why: "it is not there".to_owned() };
+            RuntimeError::Link(LinkError::Refused { host, refusal })
+        }
+        other => other,
+    }
+}
+
 fn was_started(state: &ContainerState) -> bool {
     state.running == Some(true) || timestamp(state.started_at.as_deref()).0 > 0
 }
