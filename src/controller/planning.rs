@@ -3,6 +3,7 @@
 
 mod deck;
 mod lay;
+mod on_hosts;
 mod place;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use self::deck::{
 };
 pub(super) use self::deck::{commit_error, kept_edit, moved_edit, no_spec};
 pub(super) use self::lay::{PortGiver, lay_out, replica_plan};
+pub(super) use self::on_hosts::look_for;
 pub(super) use self::place::{beside, demand, place_draft, place_on};
 
 /// A spec that was read, with what was found of its model.
@@ -49,7 +51,7 @@ pub struct Draft {
     pub facts: Option<ModelFacts>,
     /// Hosts on which the model's files were seen.
     pub looked_at: Vec<HostName>,
-    /// Hosts on which the model's files are not, with the reason.
+    /// Hosts that lack what its engine needs there (the model's files, its program, its key), with the reason.
     pub lacking: BTreeMap<HostName, String>,
     /// What the person should know.
     pub warnings: Vec<String>,
@@ -155,7 +157,7 @@ pub async fn draft(
                 draft.looked_at.push(host);
             }
             Some(Err(error)) => {
-                draft.lacking.insert(host.clone(), error.to_string());
+                draft.lacking.insert(host.clone(), format!("the model is not there: {error}"));
                 first_error.get_or_insert((host, error));
             }
             None => {
@@ -192,6 +194,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     backend_stays(core, state, spec)?;
 
     let mut warnings = draft.warnings.clone();
+    warnings.extend(engine.warnings(spec));
     let nothing_to_do = is_served(state, spec);
     let placed = if beside(state, spec, kind) && !nothing_to_do {
         place_beside(core, draft)

@@ -231,6 +231,23 @@ impl Engine for Command {
         }
     }
 
+    fn warnings(&self, spec: &ServiceSpec) -> Vec<String> {
+        let in_run = self.0.run.iter().any(|word| word.contains("{port}"));
+        if in_run {
+            return Vec::new();
+        }
+        // Only `run` is filled in.
+        let where_else = if spec.args.iter().any(|word| word.contains("{port}")) {
+            "`args` is passed on as it is"
+        } else {
+            "nothing else tells it"
+        };
+        vec![format!(
+            "the command does not say on which port its engine is to listen: gpudeck gives each replica one of its \
+             own, and {where_else} → write {{port}} into `run`, for example \"--port\", \"{{port}}\""
+        )]
+    }
+
     fn program(&self, _spec: &ServiceSpec) -> Option<String> {
         self.0.run.first().filter(|program| !program.contains('{')).cloned()
     }

@@ -93,6 +93,11 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// What to know of the spec before it is rolled out, though it may be meant so.
+    fn warnings(&self, _spec: &ServiceSpec) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The program that a plain process of it runs on the host; none: our own binary, or not known before its turn.
     fn program(&self, spec: &ServiceSpec) -> Option<String>;
 

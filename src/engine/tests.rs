@@ -289,6 +289,22 @@ fn engines_that_answer_only_to_a_key_are_refused() {
 }
 
 #[test]
+fn a_command_that_is_not_told_its_port_is_warned_of() {
+    let warned = |more: &str| {
+        let s = spec(&format!("model='/m'\nmemory='1GiB'\n{more}"));
+        of(&s.engine).warnings(&s)
+    };
+    assert_eq!(
+        warned("[engine.command]\nrun=['x','--listen=0.0.0.0:{port}']"),
+        Vec::<String>::new()
+    );
+    assert_eq!(warned("engine='vllm'"), Vec::<String>::new());
+    assert!(warned("[engine.command]\nrun=['x','--port','8000']")[0].contains("write {port} into"));
+    let of_args = warned("args=['--port','{port}']\n[engine.command]\nrun=['x']");
+    assert!(of_args[0].contains("`args` is passed on as it is"), "{of_args:?}");
+}
+
+#[test]
 fn a_key_reaches_each_engine_by_its_file_alone() {
     let argv = |engine: &str| {
         let s = spec(&format!(

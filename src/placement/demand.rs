@@ -36,7 +36,7 @@ pub struct Demand {
     pub weights: Bytes,
     /// Hosts that have them.
     pub weights_on: Vec<HostName>,
-    /// Hosts on which it cannot run for want of the model, with the reason.
+    /// Hosts on which it cannot run for want of the model, its program or its key, with the reason.
     pub lacking: std::collections::BTreeMap<HostName, String>,
 }
 

@@ -29,7 +29,7 @@ pub(super) fn excluded(host: &HostCapacity, demand: &Demand) -> Option<String> {
 /// Why a host is not among those that the service may use.
 pub(super) fn excluded_by_spec(host: &HostCapacity, demand: &Demand) -> Option<String> {
     if let Some(why) = demand.lacking.get(&host.name) {
-        return Some(format!("the model is not there: {}", text::clean(why, 200)));
+        return Some(text::clean(why, 300));
     }
     let wanted = &demand.placement;
     if !wanted.hosts.is_empty() && !wanted.hosts.contains(&host.name) {

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use super::{DeckSpec, EngineSpec, Requirement, ServiceSpec, StepSpec};
-use crate::base::{Hint, quote, text};
+use crate::base::{Bytes, Hint, quote, text};
 
 /// Longest spec that is read, in bytes.
 pub const MAX_SPEC_BYTES: usize = 1 << 20;
@@ -206,6 +206,14 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
     if let Some(complaint) = spec.analysis.iter().find_map(|(name, a)| a.complaint(name)) {
         return Err(complaint);
     }
+    if spec.memory.is_some_and(|memory| memory < LEAST_MEMORY) {
+        let memory = spec.memory.unwrap_or_default();
+        return Err((
+            "memory",
+            format!("`memory` is {} bytes, less than any engine takes", memory.0),
+            format!("write the unit: memory = \"{}GiB\"", memory.0),
+        ));
+    }
     if spec.api_key_file.as_ref().is_some_and(|path| !is_plain_file(path)) {
         return Err((
             "api_key_file",
@@ -224,6 +232,9 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
     }
     Ok(())
 }
+
+/// Whoever asks for less has left the unit out.
+const LEAST_MEMORY: Bytes = Bytes::mib(1);
 
 /// An absolute path that names one file, whoever reads it.
 fn is_plain_file(path: &str) -> bool {
@@ -339,6 +350,26 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
             parse_service(&GOOD.replace("replicas", "replcas"), "services/chat.toml").unwrap_err();
         assert_eq!(error.to_string(), "services/chat.toml, line 4: unknown field `replcas`");
         assert_eq!(error.hint().as_deref(), Some("did you mean `replicas`?"));
+    }
+
+    #[test]
+    fn memory_without_a_unit_is_no_memory() {
+        let with = |memory: &str| {
+            let text = GOOD.replace("replicas = 2", &format!("memory = {memory}"));
+            parse_service(&text, "services/chat.toml")
+        };
+        for bare in ["\"257\"", "257", "0"] {
+            let error = with(bare).unwrap_err();
+            assert_eq!(error.line, Some(4), "{bare}: {error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("GiB\"")), "{error:?}");
+        }
+        assert_eq!(
+            with("\"257\"").unwrap_err().hint().unwrap(),
+            "write the unit: memory = \"257GiB\""
+        );
+        for good in ["\"1MiB\"", "42949672960", "\"42949672960\"", "\"40 GiB\""] {
+            with(good).unwrap();
+        }
     }
 
     #[test]

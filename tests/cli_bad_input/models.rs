@@ -49,6 +49,35 @@ fn models_that_cannot_be_served() {
     deck.nothing_was_done("chat");
 }
 
+/// Before anything is touched, and not when an engine ends at once.
+#[test]
+fn what_an_engine_needs_on_its_hosts_and_is_not_there() {
+    let deck = Deck::new();
+    let spec = |program: &str, more: &str| {
+        format!(
+            "model = \"tiny\"\ndevice = \"cpu\"\nmemory = \"1MiB\"\n{more}\n[engine.command]\n\
+             run = [\"{program}\", \"{{port}}\", \"{{api_key_file}}\"]\n"
+        )
+    };
+    let key = deck.person.home().join("chat.key");
+    let key_file = format!("api_key_file = \"{}\"", key.display());
+    deck.write("services/chat.toml", &spec("sh", &key_file));
+    for (verb, code) in [("plan", 1), ("apply", 6)] {
+        let words = ["here", "the key of its engine", "chat.key"];
+        deck.refused(&format!("{verb} chat"), code, &words, &[]);
+    }
+    std::fs::write(&key, "sk-1\n").unwrap();
+    let plan = deck.run("plan chat");
+    assert_eq!(plan.code(), Some(2), "{plan:#?}");
+    for (program, named) in
+        [("/nowhere/engine", "no program /nowhere/engine"), ("nowhere-engine", "on the path of")]
+    {
+        deck.write("services/chat.toml", &spec(program, &key_file));
+        deck.refused("plan chat", 1, &["here", named], &[]);
+    }
+    deck.nothing_was_done("chat");
+}
+
 /// What is asked or told of a model that cannot be is never answered with "it fits".
 #[test]
 fn models_and_divisions_that_cannot_be() {

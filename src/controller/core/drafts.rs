@@ -188,6 +188,7 @@ impl Core {
             }
             let mut draft =
                 planning::draft(&means, service, spec, text, revision, hosts.clone()).await?;
+            planning::look_for(&means, &mut draft, hosts.clone()).await;
             if let Some(gateways) = weighed {
                 draft.warnings.extend(gateways.balance_warnings(&means).await);
             }
