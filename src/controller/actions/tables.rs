@@ -1,0 +1,207 @@
+//! Traffic tables: one task a service brings each new one to the service's gateways and publishes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{Actions, Means};
+use crate::base::{ServiceName, TrafficServer};
+use crate::controller::core::Input;
+use crate::controller::fence::Doubt;
+use crate::controller::gateways::{Routes, Written};
+use crate::rollout::{EventKind, Shared};
+use crate::spec::{DeckSpec, EndpointsSpec};
+
+/// So long a table that is to be published waits for hosts that were not asked yet who holds them, before it is
+/// told that it is not published: a controller that has just begun has no links yet.
+const LINKS_UP: Duration = Duration::from_secs(3);
+const LINKS_ASKED: Duration = Duration::from_millis(200);
+
+/// A traffic table and its version.
+type Table = (u64, Shared<Vec<TrafficServer>>);
+
+/// The task that keeps the table of a service at its gateways.
+pub(super) struct TrafficWorker {
+    routes: Routes,
+    endpoints: Option<EndpointsSpec>,
+    table: watch::Sender<Table>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for TrafficWorker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Actions {
+    pub(super) fn apply_traffic(
+        &mut self,
+        service: &ServiceName,
+        deck: &DeckSpec,
+        routes: Routes,
+        version: u64,
+        servers: Shared<Vec<TrafficServer>>,
+    ) {
+        let endpoints = deck.endpoints.clone();
+        if let Some(worker) = self.traffic.get(service) {
+            let same = worker.routes == routes && worker.endpoints == endpoints;
+            if same && !worker.task.is_finished() {
+                worker.table.send_replace((version, servers));
+                return;
+            }
+            worker.task.abort();
+        }
+        let (table, receiver) = watch::channel((version, servers));
+        let keeper = Keeper {
+            means: Arc::clone(&self.means),
+            service: service.clone(),
+            routes: routes.clone(),
+            endpoints: endpoints.clone(),
+        };
+        let task = tokio::spawn(keeper.keep(receiver));
+        let worker = TrafficWorker { routes, endpoints, table, task };
+        self.traffic.insert(service.clone(), worker);
+    }
+
+    /// The table of a service goes elsewhere now, if it goes anywhere.
+    pub fn reroute(&mut self, service: &ServiceName, deck: &DeckSpec, routes: Routes) {
+        let Some(worker) = self.traffic.get(service) else { return };
+        if worker.routes != routes {
+            let (version, servers) = worker.table.borrow().clone();
+            self.apply_traffic(service, deck, routes, version, servers);
+        }
+    }
+}
+
+/// Brings each new table of a service to its gateways and publishes it, and brings it again when a
+/// gateway forgot it.
+struct Keeper {
+    means: Arc<Means>,
+    service: ServiceName,
+    routes: Routes,
+    endpoints: Option<EndpointsSpec>,
+}
+
+/// What was written to the files of each of a service's gateways.
+struct Files {
+    serving: Vec<Written>,
+    /// Those that are left; none: nothing of the service is there any more.
+    leaving: Vec<Option<Written>>,
+}
+
+impl Keeper {
+    async fn keep(self, mut table: watch::Receiver<Table>) {
+        let mut told_failure = None;
+        let mut told_success = None;
+        let mut files = Files {
+            serving: self.routes.serving.iter().map(|_| Written::default()).collect(),
+            leaving: self.routes.leaving.iter().map(|_| Some(Written::default())).collect(),
+        };
+        loop {
+            let (version, servers) = table.borrow_and_update().clone();
+            let news = told_success != Some(version) || told_failure.is_some();
+            let (kind, again) = match self.apply(version, &servers, &mut files, news).await {
+                Ok(()) => {
+                    told_failure = None;
+                    told_success = Some(version);
+                    (news.then_some(EventKind::TrafficApplied { version }), Duration::from_secs(2))
+                }
+                Err(why) => {
+                    let news = told_failure.as_ref() != Some(&(version, why.clone()));
+                    told_failure = Some((version, why.clone()));
+                    let kind = news.then_some(EventKind::TrafficFailed { version, why });
+                    (kind, Duration::from_secs(1))
+                }
+            };
+            if let Some(kind) = kind {
+                let input = Input::Happened { service: self.service.clone(), kind };
+                if self.means.inputs.send(input).await.is_err() {
+                    return;
+                }
+            }
+            // Only what serves is waited for.
+            if told_failure.is_none() {
+                self.leave(&mut files).await;
+            }
+            tokio::select! {
+                changed = table.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(again) => {}
+            }
+        }
+    }
+
+    /// Empties the gateways that the service has left, once each.
+    async fn leave(&self, files: &mut Files) {
+        for (gateways, written) in self.routes.leaving.iter().zip(&mut files.leaving) {
+            let Some(kept) = written else { continue };
+            match gateways.leave(&self.means, kept).await {
+                Ok(true) => *written = None,
+                Ok(false) => {}
+                Err(why) => {
+                    tracing::warn!(service = %self.service, why, "a gateway was not left yet");
+                }
+            }
+        }
+    }
+
+    /// Tells the endpoints, if this controller may speak for the service. Before anything is written its hosts
+    /// are asked; what is out already is looked at every time.
+    async fn publish(&self, version: u64, servers: &[TrafficServer]) -> Result<(), String> {
+        let Some(spec) = &self.endpoints else { return Ok(()) };
+        let (means, service) = (&self.means, &self.service);
+        if means.published.is_current(spec, service, version, servers)
+            && means.doubt(service).is_none()
+        {
+            return Ok(());
+        }
+        let end = tokio::time::Instant::now() + LINKS_UP;
+        let doubt = loop {
+            match means.may_speak_for(service, Duration::ZERO).await {
+                Ok(()) => return means.published.publish(spec, service, version, servers),
+                Err(doubt @ Doubt::Unknown { .. }) => {
+                    means.published.withhold(service, &doubt.to_string());
+                    if tokio::time::Instant::now() > end {
+                        break doubt;
+                    }
+                    tokio::time::sleep(LINKS_ASKED).await;
+                }
+                Err(doubt @ Doubt::Held { .. }) => break doubt,
+            }
+        };
+        means.published.withhold(service, &doubt.to_string());
+        Err(format!("the endpoints are not published: {doubt}"))
+    }
+
+    async fn apply(
+        &self,
+        version: u64,
+        servers: &[TrafficServer],
+        files: &mut Files,
+        news: bool,
+    ) -> Result<(), String> {
+        let tell = async {
+            let mut wrong = Vec::new();
+            for (gateways, written) in self.routes.serving.iter().zip(&mut files.serving) {
+                wrong.extend(gateways.apply(&self.means, servers, written).await.err());
+            }
+            wrong
+        };
+        // Beside each other: a host that is waited for here may be another's matter there.
+        let (published, wrong) = tokio::join!(self.publish(version, servers), tell);
+        if !wrong.is_empty() {
+            return Err(wrong.join("; "));
+        }
+        // Whoever balances reads the endpoints when it will.
+        if let Some(spec) = &self.endpoints
+            && self.routes.is_empty()
+            && news
+            && published.is_ok()
+        {
+            tokio::time::sleep(spec.settle).await;
+        }
+        published
+    }
+}
