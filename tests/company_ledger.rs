@@ -76,6 +76,8 @@ fn the_journal_and_the_audit_trail_are_read_without_a_controller() {
     apply.env("SSH_USER_AUTH", &info).env("SSH_CONNECTION", "10.0.0.7 50122 10.0.0.1 22");
     run(&mut apply, DEADLINE).expect_success();
     assert_eq!(gpudeck("rollout pause chat").code(), Some(5));
+    gpudeck("cordon here -m fans").expect_success();
+    gpudeck("uncordon here").expect_success();
     gpudeck("stop chat").expect_success();
     wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
     gpudeck("controller stop").expect_success();
@@ -110,10 +112,15 @@ fn the_journal_and_the_audit_trail_are_read_without_a_controller() {
     assert_eq!(ended["result"]["outcome"], "completed", "{ended:#}");
     let table = gpudeck("audit").expect_success().stdout;
     for part in
-        ["apply", "rollout begun r1", "refused: no rollout of chat", "SHA256:+DiY", "the first"]
+        ["TARGET", "rollout begun r1", "refused: no rollout of chat", "SHA256:+DiY", "the first"]
     {
         assert!(table.contains(part), "`{part}` is not in:\n{table}");
     }
+    let row = |what: &str| table.lines().find(|line| line.contains(what)).unwrap().to_owned();
+    let cordon = row(" cordon ");
+    assert!(["here", "accepted", "fans"].iter().all(|word| cordon.contains(word)), "{table}");
+    assert!(row("stopped").contains("nothing of it runs any more"), "{table}");
+    assert!(!table.contains('{'), "{table}");
     assert!(gpudeck("audit verify").expect_success().stdout.contains("the audit trail is good"));
 
     // Whatever somebody does to either of them is told with the line.

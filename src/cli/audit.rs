@@ -1,15 +1,18 @@
 //! `gpudeck audit`: who asked for what, from the disk; no controller has to run.
 
+mod words;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use self::words::{result, target, what, word};
 use super::args::{Args, AuditCommand, Output};
 use super::attach::known;
 use super::exit::{Failure, Success};
 use super::journal::failed;
 use super::table;
-use crate::api::{Timestamp, text};
+use crate::api::Timestamp;
 use crate::controller::{Paths, ledger};
 
 /// Shows or checks it.
@@ -19,14 +22,6 @@ pub fn run(args: &Args, command: Option<&AuditCommand>) -> Result<Success, Failu
     match command {
         Some(AuditCommand::Verify) => verify(args, &paths),
         None => show(args, &paths),
-    }
-}
-
-fn word(value: &Value, path: &str) -> String {
-    match value.pointer(path) {
-        Some(Value::String(word)) => text::clean(word, 200),
-        Some(Value::Null) | None => String::new(),
-        Some(other) => text::clean(&other.to_string(), 200),
     }
 }
 
@@ -50,44 +45,21 @@ fn show(args: &Args, paths: &Paths) -> Result<Success, Failure> {
             (user, key) if key.is_empty() => user,
             (user, key) => format!("{user} {key}"),
         };
-        let what = match word(entry, "/what/intent") {
-            none if none.is_empty() => word(entry, "/event").replace('_', " "),
-            intent => intent.replace('_', " "),
-        };
         rows.push(vec![
             line.seq.to_string(),
             at.to_string(),
             who,
             word(entry, "/who/ssh_from"),
-            what,
+            what(entry),
             word(entry, "/service"),
+            target(entry),
             result(answers.get(&line.seq).copied().unwrap_or(entry)),
             word(entry, "/why"),
         ]);
     }
-    table::print(&["LINE", "WHEN", "WHO", "FROM", "WHAT", "SERVICE", "RESULT", "WHY"], &rows)?;
+    let headings = ["LINE", "WHEN", "WHO", "FROM", "WHAT", "SERVICE", "TARGET", "RESULT", "WHY"];
+    table::print(&headings, &rows)?;
     Ok(Success::Done)
-}
-
-fn result(entry: &Value) -> String {
-    let refused = word(entry, "/result/refused");
-    if !refused.is_empty() {
-        return format!("refused: {refused}");
-    }
-    let release = match word(entry, "/result/release") {
-        none if none.is_empty() => none,
-        number => format!(" r{number}"),
-    };
-    let outcome = word(entry, "/result/outcome");
-    if !outcome.is_empty() {
-        let why = word(entry, "/result/why");
-        let why = if why.is_empty() { why } else { format!(": {why}") };
-        return format!("{}{release}{why}", outcome.replace('_', " ")).trim().to_owned();
-    }
-    match word(entry, "/result/result") {
-        none if none.is_empty() => word(entry, "/result"),
-        known => format!("{}{release}", known.replace('_', " ")),
-    }
 }
 
 fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {

@@ -1,16 +1,17 @@
 //! The journal and the audit trail as people read them. Reads files; needs no running controller.
 
+mod words;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::Serialize;
 
+use self::words::{deck_words, event_words};
 use super::Paths;
-use super::deck_ledger::{DeckEvent, DeckRecord};
+use super::deck_ledger::DeckRecord;
 use super::record::{DeckState, Record};
-use crate::base::{Hint, ServiceName, Timestamp, text, time};
+use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::{self, JournalError, Reader, RecordKind, audit};
-use crate::rollout::{EventKind, StartRefusal};
 
 /// One record of the journal, for people.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -78,143 +79,6 @@ fn checkpoint_words(record: &journal::Record) -> String {
         }
         Err(_) => "checkpoint of a version that this gpudeck cannot read".to_owned(),
     }
-}
-
-/// What happened to the deck as a whole, in people's words.
-pub fn deck_words(event: &DeckEvent) -> String {
-    let on = |host: &crate::base::HostName, gpu: &Option<crate::api::CordonedGpu>| match gpu {
-        Some(gpu) => format!("GPU {} of {host}", gpu.index),
-        None => host.to_string(),
-    };
-    let because = |why: &Option<String>| why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
-    let words = match event {
-        DeckEvent::Planned { service, progress } => {
-            format!(
-                "{} steps are foreseen for {} of {service}",
-                progress.steps.len(),
-                progress.release
-            )
-        }
-        DeckEvent::Cordoned { host, gpu, by, reason } => {
-            format!("{by} cordons {}{}", on(host, gpu), because(reason))
-        }
-        DeckEvent::Uncordoned { host, gpu } => format!("{} is uncordoned", on(host, gpu)),
-        DeckEvent::DrainBegun { host, by } => format!("{by} drains {host}"),
-        DeckEvent::DrainEnded { host, trouble: None } => format!("{host} is empty"),
-        DeckEvent::DrainEnded { host, trouble } => {
-            format!("{host} was not emptied{}", because(trouble))
-        }
-        DeckEvent::GroupBegun { group } => {
-            format!("{} services are rolled out together", group.services.len())
-        }
-        DeckEvent::GroupWent { service, state } => {
-            let (word, why) = state.words();
-            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
-            format!("together with others, {service}: {word}{why}")
-        }
-        DeckEvent::GroupSteered { what, by, reason } => {
-            let verb = what.verb();
-            format!("{by} {verb} the rollout of several services{}", because(reason))
-        }
-        DeckEvent::UpgradeBegun { upgrade } => {
-            format!("{} hosts are upgraded", upgrade.hosts.len())
-        }
-        DeckEvent::UpgradeWent { host, state } => format!("{host}: {}", state.word()),
-        DeckEvent::UpgradeMissed { missed_ms } => {
-            let missed = time::short(Duration::from_millis(*missed_ms));
-            format!(
-                "nobody looked after the upgrade of hosts for {missed}: its deadlines are later"
-            )
-        }
-    };
-    text::clean(&words, 300)
-}
-
-/// What happened, in people's words.
-pub fn event_words(kind: &EventKind) -> String {
-    let words = match kind {
-        EventKind::RolloutRequested { release, by, .. } => {
-            let why = release.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
-            let revision = release.revision.to_string();
-            format!(
-                "{by} asks for {} (revision {revision}, {} replicas){why}",
-                release.number,
-                release.replicas.len()
-            )
-        }
-        EventKind::Paused { by } => format!("{by} pauses the rollout"),
-        EventKind::Resumed { by } => format!("{by} resumes the rollout"),
-        EventKind::Promoted { by, all: false, .. } => format!("{by} promotes"),
-        EventKind::Promoted { by, all: true, .. } => format!("{by} promotes to the end"),
-        EventKind::Retried { by } => format!("{by} tries again what failed"),
-        EventKind::Skipped { by, reason } => format!("{by} skips the gate: {reason}"),
-        EventKind::Queued { wish, replace } => {
-            let how = if *replace { "replaces the rollout" } else { "queues a rollout" };
-            format!("{} {how}: {}", wish.by, wish.what())
-        }
-        EventKind::QueueCancelled { by, .. } => format!("{by} cancels the queued rollout"),
-        EventKind::QueueRefused { why, .. } => format!("the queued rollout is refused: {why}"),
-        EventKind::RunEnded { attempt, end, .. } => {
-            format!("the command of the step has ended (attempt {attempt}): {end:?}")
-        }
-        EventKind::RunLost { attempt, .. } => {
-            format!("the command of the step (attempt {attempt}) was lost with its controller")
-        }
-        EventKind::Aborted { by, reason } => {
-            let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
-            format!("{by} aborts the rollout{why}")
-        }
-        EventKind::StopRequested { by } => format!("{by} stops the service"),
-        EventKind::RankRunning { rank } => {
-            format!("rank {} of {} runs", rank.rank, rank.replica)
-        }
-        EventKind::RankRefused { rank, refusal: StartRefusal::NotYet { why } } => {
-            format!("rank {} of {} cannot start yet: {why}", rank.rank, rank.replica)
-        }
-        EventKind::RankRefused { rank, refusal: StartRefusal::Never { why } } => {
-            format!("rank {} of {} cannot start: {why}", rank.rank, rank.replica)
-        }
-        EventKind::RankEnded { rank, how } => {
-            format!("rank {} of {} has ended: {how}", rank.rank, rank.replica)
-        }
-        EventKind::ReplicaReady { replica } => format!("{replica} generated a token: it is ready"),
-        EventKind::NoTokenYet { replica, why } => format!("{replica} gives no token yet: {why}"),
-        EventKind::ReplicaUnready { replica, why } => format!("{replica} does not answer: {why}"),
-        EventKind::TrafficApplied { version } => {
-            format!("the gateway has traffic table {version}")
-        }
-        EventKind::TrafficFailed { version, why } => {
-            format!("the gateway did not take traffic table {version}: {why}")
-        }
-        EventKind::Drained { replica } => format!("{replica} has no request in flight any more"),
-        EventKind::Measured { windows } => {
-            let requests: u64 = windows.values().map(|w| w.requests).sum();
-            let errors: u64 = windows.values().map(|w| w.errors).sum();
-            format!("measured: {requests} requests, {errors} failed")
-        }
-        EventKind::Unmeasured => "the canary's requests cannot be counted at present".to_owned(),
-        // Time, and whatever has no words of its own: its name, and what stands in it.
-        other => plain_words(other),
-    };
-    text::clean(&words, 300)
-}
-
-fn plain_words(kind: &EventKind) -> String {
-    let value = serde_json::to_value(kind).unwrap_or_default();
-    let Some(fields) = value.as_object() else { return String::new() };
-    let name = fields.get("event").and_then(|e| e.as_str()).unwrap_or("event").replace('_', " ");
-    let rest: Vec<String> = fields
-        .iter()
-        .filter(|(key, value)| *key != "event" && !value.is_null())
-        .map(|(key, value)| match value.as_str() {
-            Some(word) => format!("{key} {word}"),
-            None => format!("{key} {value}"),
-        })
-        .collect();
-    if name == "tick" {
-        return "time has passed".to_owned();
-    }
-    if rest.is_empty() { name } else { format!("{name}: {}", rest.join(", ")) }
 }
 
 /// One segment of the journal, checked.

@@ -4,6 +4,7 @@
 //! attempt of its own, which the command sees: a controller that was killed in the middle cannot
 //! know how far it came, and runs it again.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -69,10 +70,19 @@ impl RunEnd {
 
     fn words(&self, timeout: Duration) -> String {
         match self {
-            Self::Exited { code } => format!("exit code {code}"),
-            Self::Killed { signal } => format!("killed by signal {signal}"),
             Self::TimedOut => format!("took longer than {} (timeout)", time::short(timeout)),
-            Self::NotStarted { why } => format!("cannot be run: {}", text::clean(why, 200)),
+            end => end.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for RunEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited { code } => write!(f, "exit code {code}"),
+            Self::Killed { signal } => write!(f, "killed by signal {signal}"),
+            Self::TimedOut => write!(f, "took longer than its timeout"),
+            Self::NotStarted { why } => write!(f, "cannot be run: {}", text::clean(why, 200)),
         }
     }
 }
