@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use common::sim_fleet::{LONG, SimFleet};
 use common::wait_until;
+use gpudeck::api::{Door, Intent, PLAN_CHANGED};
 use serde_json::Value;
 
 impl SimFleet {
@@ -321,6 +322,22 @@ fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
     assert!(asked.stdout.contains("code: r1 → r3"), "{asked:#?}");
     assert!(asked.stdout.contains("run /bin/false"), "{asked:#?}");
     assert!(asked.stdout.contains("Go on? [y/N]"), "{asked:#?}");
+    assert_eq!(fleet.status("code")["rollout"]["to"], 2, "nothing was begun");
+    // Nor is a plan begun that is not the one that was agreed to.
+    let mut homes = std::fs::read_dir(fleet.home().join("s")).unwrap().flatten();
+    let socket = homes.find_map(|d| Some(d.path().join("controller.sock")).filter(|s| s.exists()));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let asked = runtime.block_on(async {
+        let client = gpudeck::controller::connect(&socket.unwrap()).await.unwrap();
+        let intent = Intent::Retry {
+            service: "code".parse().unwrap(),
+            accept_outage: false,
+            reason: None,
+            agreed: Some("another".to_owned()),
+        };
+        client.send(intent).await
+    });
+    assert_eq!(asked.unwrap_err().message, PLAN_CHANGED);
     assert_eq!(fleet.status("code")["rollout"]["to"], 2, "nothing was begun");
     fleet.expect(&["rollout", "retry", "code", "--yes", "--wait", "--timeout", "2m"], 3);
     assert_eq!(fleet.status("code")["rollout"]["to"], 3);

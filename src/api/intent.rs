@@ -72,6 +72,10 @@ pub enum Intent {
         /// Why, for the audit trail.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// The plan of the new rollout that a person has agreed to ([`PlanView::digest`]): another one is not begun. What
+        /// is held goes on within its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agreed: Option<String>,
     },
     /// Do not wait for the gate that holds the rollout.
     Skip {

@@ -101,7 +101,7 @@ async fn begin(
 ) -> Result<Option<Success>, Failure> {
     let reply = match client.send(intent).await {
         Err(error) if seen.is_some() && error.message == PLAN_CHANGED => {
-            table::out("The spec or the hosts have changed meanwhile. The plan is now:\n")?;
+            say_changed()?;
             return Ok(None);
         }
         reply => reply?,
@@ -144,6 +144,11 @@ async fn begin(
         Success::TakenBack if taken_back_is_good => Ok(Some(Success::Done)),
         success => Ok(Some(success)),
     }
+}
+
+/// Says why a plan is shown once more.
+pub fn say_changed() -> Result<(), Failure> {
+    table::out("The spec, the hosts or what is rolled out have changed meanwhile.\n")
 }
 
 /// The release of the rollout under way.

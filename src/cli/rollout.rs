@@ -9,8 +9,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, show, table};
 use crate::api::{
-    Client, Delta, Door, Gate, GroupSteer, Intent, IntentReply, Outcome, ReleaseNumber,
-    ServiceName, ServiceView, Snapshot,
+    Client, Delta, Door, Gate, GroupSteer, Intent, IntentReply, Outcome, PLAN_CHANGED,
+    ReleaseNumber, ServiceName, ServiceView, Snapshot,
 };
 
 /// Watches or steers a rollout.
@@ -76,19 +76,31 @@ async fn retry(
     options: &RetryOptions,
 ) -> Result<Success, Failure> {
     show::settle(client).await?;
-    // What is held goes on within its plan; what is over begins anew, with a new one.
-    if apply::must_ask(args, options.yes)
-        && apply::under_way(client, service).await?.is_none()
-        && !apply::agreed(&client.plan_retry(service).await?).await?
-    {
-        return Ok(Success::Done);
-    }
-    let intent = Intent::Retry {
-        service: service.clone(),
-        accept_outage: options.accept_outage,
-        reason: options.why.reason.clone(),
+    let reply = loop {
+        let mut seen = None;
+        // What is held goes on within its plan; what is over begins anew, with a new one.
+        if apply::must_ask(args, options.yes) && apply::under_way(client, service).await?.is_none()
+        {
+            let plan = client.plan_retry(service).await?;
+            if !apply::agreed(&plan).await? {
+                return Ok(Success::Done);
+            }
+            seen = Some(plan.digest());
+        }
+        let is_agreed = seen.is_some();
+        let intent = Intent::Retry {
+            service: service.clone(),
+            accept_outage: options.accept_outage,
+            reason: options.why.reason.clone(),
+            agreed: seen,
+        };
+        match client.send(intent).await {
+            Err(error) if is_agreed && error.message == PLAN_CHANGED => {
+                apply::say_changed()?;
+            }
+            reply => break reply?,
+        }
     };
-    let reply = client.send(intent).await?;
     match (&reply, args.output) {
         (_, Output::Json) => table::json_line(&reply)?,
         (IntentReply::RolloutBegun { release, plan }, Output::Text) => {

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, Input, Request, now};
 use super::planning;
-use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
+use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, Severity};
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::{Direction, EventKind, Outcome, QueuedRollout, RolloutKind, ServiceState};
 use crate::spec::ConcurrencyPolicy;
@@ -19,6 +19,13 @@ fn digest(text: &str) -> String {
 
 fn conflict(message: String, hint: Option<String>) -> ApiError {
     ApiError { kind: ErrorKind::Conflict, message, hint }
+}
+
+/// The plan that somebody has agreed to was made before the rollout that is under way began: neither is that one what
+/// they want to be taken back or waited for, nor is it what they have seen.
+fn planned_at_rest(service: &ServiceName) -> ApiError {
+    let hint = format!("a rollout began meanwhile: `gpudeck rollout status {service}`");
+    conflict(PLAN_CHANGED.to_owned(), Some(hint))
 }
 
 /// An undo whose reason nobody gave says at least what it goes back to.
@@ -44,6 +51,9 @@ impl Core {
     ) {
         if self.state.services.get(&service).and_then(ServiceState::active_rollout).is_none() {
             return self.prepare(service, to, request, reply);
+        }
+        if request.agreed.is_some() {
+            return self.answer(reply, Err(planned_at_rest(&service)));
         }
         let queued = self.queue(&service, to, &request, policy);
         self.answer(reply, queued);
@@ -217,6 +227,9 @@ impl Core {
             }
             return;
         };
+        if request.agreed.is_some() {
+            return self.answer(reply, Err(planned_at_rest(&service)));
+        }
         let (from, present) = (rollout.from, rollout.to);
         let forward = rollout.direction == Direction::Forward;
         let result = match to {
@@ -256,22 +269,25 @@ impl Core {
         Request { kind, ..back_to(to, request) }
     }
 
-    /// Tries again what failed: within the rollout that is held, or by a new one of the same revision.
+    /// Tries again what failed: within the rollout that is held, or by a new one of the same revision. Who has `agreed`
+    /// to the plan of a new one does not mean the one that is held by now.
     pub(super) fn retry(
         &mut self,
         service: ServiceName,
         by: String,
         accept_outage: bool,
+        agreed: Option<String>,
         reply: Reply,
     ) {
-        if self.state.services.get(&service).is_some_and(ServiceState::retryable) {
+        let is_held = self.state.services.get(&service).is_some_and(ServiceState::retryable);
+        if is_held && agreed.is_none() {
             let retried = self.on_service(&service, EventKind::Retried { by });
             return self.answer(reply, retried);
         }
         match self.retry_target(&service) {
             Ok((to, kind)) => {
                 let reason = Some(format!("retry of {to}"));
-                let request = Request { kind, by, reason, accept_outage, agreed: None };
+                let request = Request { kind, by, reason, accept_outage, agreed };
                 self.prepare(service, Some(to), request, reply);
             }
             Err(error) => self.answer(reply, Err(error)),

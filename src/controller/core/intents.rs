@@ -70,8 +70,8 @@ impl Core {
                 let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.undo(service, to, request, reply);
             }
-            Intent::Retry { service, accept_outage, .. } => {
-                return self.retry(service, by, accept_outage, reply);
+            Intent::Retry { service, accept_outage, agreed, .. } => {
+                return self.retry(service, by, accept_outage, agreed, reply);
             }
             Intent::Skip { service, reason } => self.skip(&service, by, reason),
             Intent::CancelQueued { service, .. } => self.cancel_queued(&service, by),

@@ -211,7 +211,12 @@ impl Confirm {
                 accept_outage: self.accepts_outage(),
                 agreed: self.seen(),
             },
-            Deed::Retry => Intent::Retry { service, accept_outage: self.accepts_outage(), reason },
+            Deed::Retry => Intent::Retry {
+                service,
+                accept_outage: self.accepts_outage(),
+                reason,
+                agreed: self.seen(),
+            },
             Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
             Deed::CancelQueued => Intent::CancelQueued { service, reason },
             Deed::Promote { all, step } => Intent::Promote { service, all, step, reason },

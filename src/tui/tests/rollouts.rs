@@ -312,20 +312,26 @@ fn what_failed_is_tried_again() {
     assert!(text(&state).contains("Tries again: exit code 3"), "{}", text(&state));
     let effects = press(&mut state, "chat<enter>");
     let service = service_name("chat");
-    let retry =
-        |accept_outage| Intent::Retry { service: service.clone(), accept_outage, reason: None };
-    assert_eq!(sent(&effects), [retry(false)]);
+    let retry = |accept_outage, agreed| Intent::Retry {
+        service: service.clone(),
+        accept_outage,
+        reason: None,
+        agreed,
+    };
+    assert_eq!(sent(&effects), [retry(false, None)]);
     // What was taken back begins anew: its plan is shown, and its OUTAGE accepted as that of an apply.
     for outage in [false, true] {
         let mut state = rolling(taken_back);
         let effects = press(&mut state, "3r");
         assert!(matches!(&effects[..], [Effect::Plan { of: PlanOf::Retry, .. }]), "{effects:?}");
-        planned(&mut state, &effects, fixture::plan("chat", outage));
+        let plan = fixture::plan("chat", outage);
+        let seen = plan.digest();
+        planned(&mut state, &effects, plan);
         let screen = text(&state);
         assert!(screen.contains("chat: r9 → r13 (chat: r12 again)"), "{screen}");
         assert!(screen.contains("JOURNEY"), "{screen}");
         let typed = if outage { "chat outage<enter>" } else { "chat<enter>" };
-        assert_eq!(sent(&press(&mut state, typed)), [retry(outage)]);
+        assert_eq!(sent(&press(&mut state, typed)), [retry(outage, Some(seen))]);
     }
     let mut state = rolling(|_| ());
     press(&mut state, "3r");
