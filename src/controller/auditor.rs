@@ -1,22 +1,21 @@
 //! Writes the audit trail: every wish before it is looked at, what came of it, and how each rollout, stop, drain
 //! and upgrade ended. A wish that cannot be written down is refused.
 
-use std::collections::BTreeMap;
+mod ends;
+mod late;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::core::{Core, now};
-use super::deck_ledger::DeckEvent;
-use crate::api::maintenance::UpgradeHost;
-use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Severity, Who};
-use crate::base::{Hint, ReleaseNumber, ServiceName, Timestamp};
+pub(super) use self::late::Since;
+use super::core::now;
+use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Who};
+use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::JournalError;
 use crate::journal::audit::{Audit, Head, Known, Line};
-use crate::rollout::group::GroupState;
-use crate::rollout::{Outcome, ServiceState};
 
 /// Why nothing is done that cannot be written down.
 pub fn refusal(error: &JournalError) -> ApiError {
@@ -40,6 +39,9 @@ pub struct Asked(u64);
 struct Entry<'a> {
     at: Timestamp,
     event: &'static str,
+    /// Of what an earlier life did not come to write: when it happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    happened: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     who: Option<&'a Who>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +61,7 @@ impl Entry<'_> {
         Self {
             at: now(),
             event,
+            happened: None,
             who: None,
             of: None,
             what: None,
@@ -83,6 +86,10 @@ impl Auditor {
     /// What was missing at its end when it was opened.
     pub fn found_gap(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).found_gap().map(str::to_owned)
+    }
+
+    fn lines(&self) -> Result<Vec<Line>, JournalError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).lines()
     }
 
     fn write<T: Serialize>(&self, entry: &T) -> Result<u64, JournalError> {
@@ -142,163 +149,5 @@ impl Auditor {
         if let Err(error) = self.write_aside(entry).await {
             tracing::error!(%error, "an answer is missing in the audit trail");
         }
-    }
-
-    /// Writes down something that the controller did by itself.
-    pub fn happened(
-        &self,
-        event: &'static str,
-        service: Option<&ServiceName>,
-        result: Value,
-    ) -> Result<u64, JournalError> {
-        self.write(&Entry { service, result: Some(result), ..Entry::new(event) })
-    }
-}
-
-impl Auditor {
-    /// After a start: the ends of rollouts that are in the journal and not here, since the life before ended between
-    /// the two. What ended before the last line is of another controller's time, or was written.
-    pub fn make_good(&self, services: &BTreeMap<ServiceName, ServiceState>) {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner).lines();
-        let lines = lines.unwrap_or_default();
-        let at = |line: &Line| line.entry.get("at").and_then(Value::as_u64).map(Timestamp);
-        let last = lines.iter().rev().filter(|line| !Audit::is_gap(line)).find_map(at);
-        for state in services.values() {
-            let Some((release, _, outcome)) = ended(state) else { continue };
-            let since = state.rollout.as_ref().and_then(|r| r.ended);
-            if since.is_none_or(|since| last.is_some_and(|last| since < last)) {
-                continue;
-            }
-            let is_written = lines.iter().any(|line| {
-                let entry = &line.entry;
-                entry.get("event").is_some_and(|event| event == "rollout_ended")
-                    && entry.get("service").is_some_and(|s| s == state.service.as_str())
-                    && entry.pointer("/result/release") == Some(&json!(release))
-            });
-            if !is_written && let Err(error) = self.rollout_ended(&state.service, release, &outcome)
-            {
-                tracing::error!(%error, "the end of a rollout is missing in the audit trail");
-            }
-        }
-    }
-
-    fn rollout_ended(
-        &self,
-        service: &ServiceName,
-        release: ReleaseNumber,
-        outcome: &Outcome,
-    ) -> Result<u64, JournalError> {
-        let (word, why) = match outcome {
-            Outcome::Completed => ("completed", None),
-            Outcome::RolledBack { why } => ("rolled_back", Some(why)),
-            Outcome::Aborted { why } => ("aborted", Some(why)),
-            Outcome::Failed { why } => ("failed", Some(why)),
-        };
-        let result = json!({ "release": release, "outcome": word, "why": why });
-        self.happened("rollout_ended", Some(service), result)
-    }
-}
-
-/// The last rollout of a service, if it has ended: to which release, when it began, and how it ended.
-fn ended(state: &ServiceState) -> Option<(ReleaseNumber, Timestamp, Outcome)> {
-    let rollout = state.rollout.as_ref()?;
-    Some((rollout.to, rollout.began, rollout.outcome.clone()?))
-}
-
-impl Core {
-    /// Says that lines were missing in the trail.
-    pub(super) fn tell_gap(&self) {
-        if let Some(what) = self.audit.found_gap() {
-            let words =
-                format!("the audit trail: {what}; `gpudeck audit verify` says so from now on");
-            self.say(Severity::Error, None, &words);
-        }
-    }
-
-    /// Writes down how a rollout ended, once.
-    pub(super) fn audit_outcome(&self, before: &ServiceState, after: &ServiceState) {
-        let Some((release, began, outcome)) = ended(after) else { return };
-        if ended(before).is_some_and(|(r, b, _)| (r, b) == (release, began)) {
-            return;
-        }
-        if let Err(error) = self.audit.rollout_ended(&after.service, release, &outcome) {
-            let words = format!("the end of {release} is missing in the audit trail: {error}");
-            self.say(Severity::Warning, Some(&after.service), &words);
-        }
-    }
-
-    /// Writes down what came of a drain, of a host's upgrade, and of each of several services.
-    pub(super) fn audit_deck(&self, event: &DeckEvent) {
-        let (word, service, result) = match event {
-            DeckEvent::DrainEnded { host, trouble } => {
-                ("drain_ended", None, json!({ "host": host, "trouble": trouble }))
-            }
-            DeckEvent::UpgradeWent { host, state } => match state {
-                UpgradeHost::Done | UpgradeHost::Failed { .. } | UpgradeHost::Skipped => {
-                    ("host_upgraded", None, json!({ "host": host, "state": state }))
-                }
-                _ => return,
-            },
-            // The beginning too: nobody asked for this service's rollout alone.
-            DeckEvent::GroupWent { service, state } if *state != GroupState::Waiting => {
-                ("together", Some(service), json!({ "state": state }))
-            }
-            _ => return,
-        };
-        if let Err(error) = self.audit.happened(word, service, result) {
-            let words = format!("a result ({word}) is missing in the audit trail: {error}");
-            self.say(Severity::Warning, service, &words);
-        }
-    }
-
-    /// Writes down that a stop has ended.
-    pub(super) fn audit_stopped(&self, service: &ServiceName) {
-        if let Err(error) = self.audit.happened("stopped", Some(service), json!({})) {
-            let words = format!("the end of the stop is missing in the audit trail: {error}");
-            self.say(Severity::Warning, Some(service), &words);
-        }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::controller::record::Record;
-    use crate::rollout::{Event, EventKind, LimitRule, RolloutKind};
-
-    #[test]
-    fn an_end_that_came_just_before_a_crash_is_written_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let auditor = Auditor::open(dir.path(), &Known::default()).unwrap();
-        let service: ServiceName = "chat".parse().unwrap();
-        let id = crate::base::DeckId(uuid::Uuid::from_u128(1));
-        let release = crate::controller::saved::tests::release(id, &service);
-        let mut state = crate::controller::record::DeckState::default();
-        let asked = now();
-        let kind = EventKind::RolloutRequested {
-            release: Box::new(release),
-            kind: RolloutKind::Apply,
-            by: "ada".to_owned(),
-            limits: LimitRule::PRESENT,
-        };
-        let event = Event { at: asked, kind };
-        state.replay(&Record { service: service.clone(), event });
-        auditor.make_good(&state.services);
-        let count = || auditor.0.lock().unwrap().lines().unwrap().len();
-        assert_eq!(count(), 0, "it has not ended");
-        let rollout = state.services.get_mut(&service).unwrap().rollout.as_mut().unwrap();
-        rollout.outcome = Some(Outcome::Completed);
-        rollout.ended = Some(asked);
-        for _ in 0..2 {
-            auditor.make_good(&state.services);
-            assert_eq!(count(), 1);
-        }
-        // One that ended before the last line was another controller's.
-        let rollout = state.services.get_mut(&service).unwrap().rollout.as_mut().unwrap();
-        rollout.to = ReleaseNumber(4);
-        rollout.ended = Some(Timestamp(asked.0 - 1));
-        auditor.make_good(&state.services);
-        assert_eq!(count(), 1);
     }
 }

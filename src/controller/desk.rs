@@ -30,6 +30,7 @@ use crate::weights::{self, LinkFiles, WeightsError};
 use crate::wire::{Checkup, LogChunk, Reply, Request};
 
 /// A handle on the loop.
+#[derive(Clone)]
 pub struct Handle {
     /// What doors see.
     pub hub: Arc<Hub>,
@@ -141,7 +142,7 @@ impl Desk for Handle {
     }
 
     async fn intent_of(&self, intent: Intent, who: Who) -> Result<IntentReply, ApiError> {
-        let _unanswered = Unanswered::new(&self.unanswered);
+        let unanswered = Unanswered::new(&self.unanswered);
         let asked = match self.audit.asked(&intent, &who).await {
             Ok(Some(asked)) => asked,
             Ok(None) => return self.intent(intent, who.user).await,
@@ -152,9 +153,15 @@ impl Desk for Handle {
                 return Err(answer);
             }
         };
-        let result = self.intent(intent, who.user).await;
-        self.audit.answered(asked, &result).await;
-        result
+        // From here on it is done and its answer written down, also when whoever asked goes away.
+        let desk = self.clone();
+        let rest = tokio::spawn(async move {
+            let _unanswered = unanswered;
+            let result = desk.intent(intent, who.user).await;
+            desk.audit.answered(asked, &result).await;
+            result
+        });
+        rest.await.map_err(|_| gone())?
     }
 
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError> {

@@ -172,7 +172,7 @@ impl Core {
                 }
                 _ => {}
             }
-            self.audit_outcome(before, after);
+            self.audit_service(before, after, &record.event.kind);
             self.note_stopped(before, after);
             lines.extend(narrate(before, after, &record.event.kind));
             let hub = Arc::clone(&self.hub);

@@ -23,7 +23,7 @@ use crate::base::id::BadName;
 use crate::base::{Bytes, DeckId, Hint, HostName};
 use crate::fleet::{Fleet, FleetOptions};
 use crate::journal::audit::Known;
-use crate::journal::{Journal, JournalError, RecordKind};
+use crate::journal::{Journal, JournalError};
 use crate::revision::{DeckRepo, RevisionError};
 use crate::spec::{DeckSpec, HostSpec, SpecError, Transport, parse_deck};
 
@@ -120,18 +120,16 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     paths.create().map_err(file(&paths.dir))?;
     let (mut journal, records) = Journal::open(&paths.journal())?;
     let mut state = DeckState::default();
+    let mut since = super::auditor::Since::default();
     for record in &records {
         let unreadable = |e: JournalError| ControllerError::Record(e.to_string());
-        if record.kind == RecordKind::Checkpoint {
-            state = record.read().map_err(unreadable)?;
-        } else {
-            state.replay_line(record).map_err(unreadable)?;
-        }
+        since.replay(&mut state, record).map_err(unreadable)?;
     }
-    let renewed = if journal.is_of_older_version() { journal.renew(&state) } else { Ok(()) };
     let known = Known { mark: state.audited.clone(), is_begun: !state.services.is_empty() };
     let audit = Arc::new(Auditor::open(&paths.dir, &known)?);
-    audit.make_good(&state.services);
+    audit.make_good(since, state.audited.as_ref());
+    // After that: what a checkpoint has is not looked for in the trail any more.
+    let renewed = if journal.is_of_older_version() { journal.renew(&state) } else { Ok(()) };
     let repo = options.deck_dir.as_deref().map(DeckRepo::open).transpose()?;
     let files = repo.as_ref().map(planning::read_files).unwrap_or_default();
     let socket = paths.socket();

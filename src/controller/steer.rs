@@ -197,11 +197,6 @@ impl Core {
     }
 
     fn refuse_queued(&mut self, service: &ServiceName, asked: Timestamp, why: String) {
-        let result = serde_json::json!({ "queued": asked, "refused": why });
-        if let Err(error) = self.audit.happened("queued_refused", Some(service), result) {
-            let words = format!("a refusal is missing in the audit trail: {error}");
-            self.say(Severity::Warning, Some(service), &words);
-        }
         self.happened(service, EventKind::QueueRefused { asked, why });
     }
 

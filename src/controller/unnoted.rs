@@ -70,7 +70,6 @@ impl Core {
         after: &ServiceState,
     ) {
         if before.stopping && !after.stopping {
-            self.audit_stopped(&after.service);
             self.clear_stable(&after.service);
         }
     }

@@ -185,11 +185,6 @@ impl Audit {
         self.path.parent().map_or(Ok(Vec::new()), read)
     }
 
-    /// Whether a line only says that others are missing.
-    pub fn is_gap(line: &Line) -> bool {
-        gap_in(line).is_some()
-    }
-
     /// The line that was written last: for [`Known::mark`] of a later life.
     pub fn last(&self) -> Head {
         Head { seq: self.next_seq - 1, hash: self.hash.clone() }
