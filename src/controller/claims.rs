@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use super::core::now;
+use super::owed::Owed;
 use crate::base::{DeckId, Epoch, EpochCell, HostName, ServiceName, Timestamp};
 use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::wire::{ClaimInfo, Refusal, Reply, Request, is_same_holder};
@@ -46,6 +47,8 @@ pub struct Claims {
     known: PlainMutex<Known>,
     /// Counts changes of what is known, so that the loop looks only then.
     changes: AtomicU64,
+    /// Those that are to be given back: a take-over of them came to nothing.
+    owed: Owed,
     /// When it was last seen to that the hosts of a service are held.
     rounds: PlainMutex<BTreeMap<ServiceName, Round>>,
 }
@@ -104,6 +107,12 @@ impl Other {
         Refusal::Held { held: self.held, holder: self.holder.clone(), until: self.until_there }
     }
 
+    /// Who had it before a take-over that came to nothing: its lease has ended with that.
+    fn before_us(holder: String) -> Self {
+        let here = now();
+        Self { holder, since: None, until: here, held: Epoch(0), until_there: here }
+    }
+
     fn of(info: &ClaimInfo) -> Self {
         let here = now();
         // The clocks of two machines differ; ages do not.
@@ -126,13 +135,14 @@ impl Other {
 
 impl Claims {
     /// No claims yet. `holder` names this controller to people and to its own next life; `file` is
-    /// where that one reads which hosts it held.
-    pub fn new(deck: DeckId, holder: String, file: Option<PathBuf>) -> Self {
-        let ours = file
+    /// where that one reads which hosts it held; `owed`: what an earlier one is to give back.
+    pub fn new(deck: DeckId, holder: String, file: Option<PathBuf>, owed: Owed) -> Self {
+        let mut ours: BTreeSet<HostName> = file
             .as_ref()
             .and_then(|f| std::fs::read(f).ok())
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
+        ours.retain(|host| !owed.has(host));
         let known = Known { ours, ..Known::default() };
         Self {
             deck,
@@ -141,6 +151,7 @@ impl Claims {
             held: Mutex::new(BTreeMap::new()),
             known: PlainMutex::new(known),
             changes: AtomicU64::new(1),
+            owed,
             rounds: PlainMutex::default(),
         }
     }
@@ -280,9 +291,16 @@ impl Claims {
     pub async fn survey(&self, link: &dyn HostLink) -> Result<Option<Other>, LinkError> {
         match link.request(Request::ShowClaim { deck: self.deck }).await? {
             Reply::Claim(info) => {
-                let other = info
-                    .filter(|i| !is_same_holder(&i.holder, &self.holder))
-                    .map(|i| Other::of(&i));
+                let other = match info {
+                    Some(info) if is_same_holder(&info.holder, &self.holder) => {
+                        self.give_back(link, info.epoch).await
+                    }
+                    Some(info) => {
+                        self.owed.is_given_back(link.host());
+                        Some(Other::of(&info))
+                    }
+                    None => None,
+                };
                 let known = self.known().others.get(link.host()).cloned();
                 if self.known().asked.insert(link.host().clone()) {
                     self.changes.fetch_add(1, Ordering::AcqRel);
@@ -486,13 +504,68 @@ impl Claims {
         }
     }
 
-    /// Gives claims up that were just taken and are of no use alone.
-    pub async fn give_up(&self, link: &dyn HostLink) {
-        let epoch = self.held.lock().await.get(link.host()).map(|c| c.epoch.get());
-        let _ = self.claim(link, epoch, Duration::ZERO, false).await;
-        if let Some(claim) = self.held.lock().await.get_mut(link.host()) {
-            claim.until = None;
+    /// These hosts are about to be taken over from others. Until [`Self::settle`] they are to be given back.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub fn begin_taking(&self, term: u64, from: &BTreeMap<HostName, Other>) -> std::io::Result<()> {
+        let whose = from.iter().map(|(host, other)| (host.clone(), other.holder.clone()));
+        self.owed.begin(term, whose.collect())
+    }
+
+    /// What was left on these hosts is in the journal, in this term.
+    pub fn settle(&self, term: u64, hosts: &BTreeSet<HostName>) {
+        self.owed.settle(term, hosts);
+    }
+
+    /// A take-over of these hosts has come to nothing: from here on none of them that was another's is ours.
+    pub fn let_go<'a>(&self, hosts: impl IntoIterator<Item = &'a HostName>) {
+        self.owed.give_up();
+        for host in hosts {
+            if let Some(holder) = self.owed.to(host) {
+                self.note(host, Some(Other::before_us(holder)));
+            }
         }
+    }
+
+    /// Gives such hosts back to those who had them, at once or when they are reached again; of the others the lease ends.
+    pub async fn give_up(&self, links: &[Arc<dyn HostLink>]) {
+        self.let_go(links.iter().map(|link| link.host()));
+        let links = links.iter().map(|link| async move {
+            let held = self.held.lock().await.get(link.host()).cloned();
+            if self.owed.to(link.host()).is_some() {
+                if let Err(error) = self.survey(link.as_ref()).await {
+                    tracing::warn!(host = %link.host(), %error, "it is given back later");
+                }
+            } else if let Some(claim) = held.filter(|claim| claim.until.is_some()) {
+                let epoch = Some(claim.epoch.get());
+                let _ = self.claim(link.as_ref(), epoch, Duration::ZERO, false).await;
+            }
+            if let Some(claim) = self.held.lock().await.get_mut(link.host()) {
+                claim.until = None;
+            }
+        });
+        futures::future::join_all(links).await;
+    }
+
+    /// Gives a host that has our name back to whom it is owed, if it is: it is none of ours in any case.
+    async fn give_back(&self, link: &dyn HostLink, epoch: Epoch) -> Option<Other> {
+        let holder = self.owed.to(link.host())?;
+        // With the present epoch it is renewed, without a lease and in the other name; whoever took it meanwhile
+        // has another one, and keeps it.
+        let request = Request::Claim {
+            deck: self.deck,
+            epoch: Some(epoch),
+            holder: holder.clone(),
+            lease_ms: 0,
+            force: false,
+        };
+        match link.request(request).await {
+            Ok(Reply::Claimed { .. }) => self.owed.is_given_back(link.host()),
+            Ok(other) => tracing::warn!(host = %link.host(), ?other, "it is not given back yet"),
+            Err(error) => tracing::warn!(host = %link.host(), %error, "it is not given back yet"),
+        }
+        Some(Other::before_us(holder))
     }
 
     /// The cell of a host's epoch, claimed or not: what reads needs no claim.

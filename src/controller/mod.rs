@@ -38,6 +38,7 @@ pub mod maintenance;
 pub mod measured;
 pub mod narrate;
 pub mod observe;
+mod owed;
 mod packed;
 pub mod paths;
 pub mod plan_steps;

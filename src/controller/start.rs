@@ -154,7 +154,12 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let means = Arc::new(Means {
         deck: options.deck.id,
         fleet,
-        claims: Claims::new(options.deck.id, holder, Some(paths.dir.join("claims.json"))),
+        claims: Claims::new(
+            options.deck.id,
+            holder,
+            Some(paths.dir.join("claims.json")),
+            super::owed::Owed::open(&paths.dir.join("owed.json"), state.term),
+        ),
         looks: super::behind::Looks::against(begun),
         saver: super::saved::Saver::default(),
         deck_saver: super::saved_deck::DeckSaver::default(),

@@ -1,134 +1,24 @@
 //! Taking the deck's hosts over from other controllers, when a person says so, and going on with what they left there.
 
-use std::collections::BTreeMap;
+mod found;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 
+pub use self::found::Found;
+use self::found::{Aged, some_at_a_time};
 use super::actions::{self, Actions, Means};
-use super::claims::LEASE;
+use super::claims::{Claims, LEASE};
 use super::company::in_words;
 use super::core::{Core, now};
 use super::deck_ledger::{DeckEvent, DeckRecord};
-use super::saved::{self, Age, Saved, Unread};
-use super::saved_deck::{self, SavedDeck};
 use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
-use crate::base::{Hint, HostName, ServiceName, Timestamp};
-use crate::fleet::{HostLink, LinkError};
+use crate::base::{DeckId, Hint, HostName, ServiceName, Timestamp};
+use crate::fleet::HostLink;
 use crate::rollout::{LentTo, ServiceState};
 use crate::wire::is_same_holder;
-
-/// So many hosts are asked at a time.
-const AT_ONCE: usize = 32;
-
-/// What was left on the hosts that were taken over: of everything the newest.
-#[derive(Debug, Default, PartialEq)]
-pub struct Found {
-    services: BTreeMap<ServiceName, Newest<Saved>>,
-    deck: Newest<SavedDeck>,
-    /// When the last of those who held the hosts renewed a claim, in this machine's time.
-    renewed: Timestamp,
-}
-
-/// The newest of what hosts keep of one thing.
-#[derive(Clone, Debug, PartialEq)]
-struct Newest<T> {
-    read: Option<T>,
-    /// What could not be read, and may be newer.
-    unread: Option<Unread>,
-}
-
-impl<T> Default for Newest<T> {
-    fn default() -> Self {
-        Self { read: None, unread: None }
-    }
-}
-
-/// What has a place in the order of writing.
-trait Aged {
-    fn age(&self) -> Age;
-}
-
-impl Aged for Saved {
-    fn age(&self) -> Age {
-        (self.term, self.seq)
-    }
-}
-
-impl Aged for SavedDeck {
-    fn age(&self) -> Age {
-        (self.term, self.seq)
-    }
-}
-
-impl<T: Aged> Newest<T> {
-    fn see(&mut self, kept: Result<T, Unread>) {
-        match kept {
-            Ok(kept) => {
-                if self.read.as_ref().is_none_or(|known| known.age() < kept.age()) {
-                    self.read = Some(kept);
-                }
-            }
-            // One of unknown age may be the newest of all.
-            Err(unread) => {
-                let older = |known: &Unread| {
-                    known.age.is_some_and(|a| unread.age.is_none_or(|age| a < age))
-                };
-                if self.unread.as_ref().is_none_or(older) {
-                    self.unread = Some(unread);
-                }
-            }
-        }
-        if let (Some(read), Some(unread)) = (&self.read, &self.unread)
-            && unread.age.is_some_and(|age| age <= read.age())
-        {
-            self.unread = None;
-        }
-    }
-}
-
-impl Found {
-    /// The first thing of which the newest may be what could not be read.
-    fn lacks(&self) -> Option<&Unread> {
-        self.services
-            .values()
-            .find_map(|newest| newest.unread.as_ref())
-            .or(self.deck.unread.as_ref())
-    }
-
-    async fn read(means: &Means, links: &[Arc<dyn HostLink>]) -> Result<Self, ApiError> {
-        let reads = links.iter().map(|link| -> BoxFuture<'_, _> {
-            Box::pin(async move {
-                let read = async {
-                    let states = saved::read_all(means.deck, link.as_ref()).await?;
-                    Ok((states, saved_deck::read(means.deck, link.as_ref()).await?))
-                };
-                read.await.map_err(|error: LinkError| ApiError {
-                    kind: ErrorKind::Unreachable,
-                    message: format!("the state on {} was not read: {error}", link.host()),
-                    hint: error.hint().or_else(|| Some("take over again".to_owned())),
-                })
-            })
-        });
-        let mut found = Self::default();
-        for read in some_at_a_time(reads.collect()).await {
-            let (states, deck) = read?;
-            for (service, kept) in states {
-                found.services.entry(service).or_default().see(kept);
-            }
-            if let Some(kept) = deck {
-                found.deck.see(kept);
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Hosts are asked side by side, but not hundreds of them at once. The answers are in the order of the questions.
-async fn some_at_a_time<T>(asks: Vec<BoxFuture<'_, T>>) -> Vec<T> {
-    futures::stream::iter(asks).buffered(AT_ONCE).collect().await
-}
 
 fn fenced(message: String, hint: &str) -> ApiError {
     ApiError { kind: ErrorKind::Fenced, message, hint: Some(hint.to_owned()) }
@@ -145,19 +35,29 @@ fn may_go_on(found: &Found, force: bool) -> Result<(), ApiError> {
     }
 }
 
-/// Takes the deck's hosts over: all that are reached, or none.
+/// Takes the deck's hosts over: all that are reached, or none; `term`: the journal's.
 ///
 /// # Errors
 /// Another controller holds one, what is there cannot be read, or a host is not reached.
 pub async fn take_over(
     means: Arc<Means>,
     hosts: Vec<HostName>,
+    term: u64,
     force: bool,
 ) -> Result<Found, ApiError> {
     let links: Vec<_> = hosts.iter().filter_map(|host| actions::link(&means, host).ok()).collect();
+    take(&means.claims, means.deck, &links, term, force).await
+}
+
+async fn take(
+    ours: &Claims,
+    deck: DeckId,
+    links: &[Arc<dyn HostLink>],
+    term: u64,
+    force: bool,
+) -> Result<Found, ApiError> {
     let surveys = links.iter().map(|link| -> BoxFuture<'_, _> {
-        let means = &means;
-        Box::pin(async move { (link, means.claims.survey(link.as_ref()).await) })
+        Box::pin(async move { (link, ours.survey(link.as_ref()).await) })
     });
     let surveys = some_at_a_time(surveys.collect()).await;
     let (mut reached, mut others, mut away) = (Vec::new(), BTreeMap::new(), Vec::new());
@@ -185,29 +85,34 @@ pub async fn take_over(
         }
     }
     // Who is refused has taken nothing from anybody.
-    may_go_on(&Found::read(&means, &reached).await?, force)?;
+    may_go_on(&Found::read(deck, &reached).await?, force)?;
+    // Before the first claim: however this ends, also with this process, it is known whose the hosts were.
+    ours.begin_taking(term, &others).map_err(|error| ApiError {
+        kind: ErrorKind::Internal,
+        message: format!("nothing was taken: whose the hosts are cannot be written down: {error}"),
+        hint: Some(
+            "make room in the directory of the deck's state, then take over again".to_owned(),
+        ),
+    })?;
     let claims = reached.iter().map(|link| -> BoxFuture<'_, _> {
-        let means = &means;
-        Box::pin(async move {
-            means.claims.claim(link.as_ref(), None, LEASE, force).await.map(|_| link)
-        })
+        Box::pin(async move { ours.claim(link.as_ref(), None, LEASE, force).await.map(drop) })
     });
     let claims = some_at_a_time(claims.collect()).await;
     let read = match claims.iter().find_map(|claim| claim.as_ref().err()) {
         Some(error) => Err(fenced(error.to_string(), "try again in a moment")),
         // Once more: only from here on nobody else writes there.
-        None => Found::read(&means, &reached).await,
+        None => Found::read(deck, &reached).await,
     };
     match read.and_then(|found| may_go_on(&found, force).map(|()| found)) {
         Ok(found) => {
             let last = others.values().map(|o| o.until).max().unwrap_or_default();
             let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
-            Ok(Found { renewed: Timestamp(last.0.saturating_sub(lease)), ..found })
+            let taken = reached.iter().map(|link| link.host().clone()).collect();
+            Ok(Found { renewed: Timestamp(last.0.saturating_sub(lease)), taken, ..found })
         }
         Err(error) => {
-            for link in claims.into_iter().flatten() {
-                means.claims.give_up(link.as_ref()).await;
-            }
+            // One that did not answer may have been taken all the same.
+            ours.give_up(&reached).await;
             Err(error)
         }
     }
@@ -242,9 +147,18 @@ impl Core {
         adopted
     }
 
+    /// What was taken is given back.
+    fn let_go(&self, taken: &BTreeSet<HostName>) {
+        self.means.claims.let_go(taken);
+        let means = Arc::clone(&self.means);
+        let links: Vec<_> =
+            taken.iter().filter_map(|host| actions::link(&means, host).ok()).collect();
+        tokio::spawn(async move { means.claims.give_up(&links).await });
+    }
+
     /// Takes over what other controllers left on the hosts, with the next term.
     fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
-        let Found { services, deck, renewed } = found;
+        let Found { services, deck, renewed, taken } = found;
         let own = self.means.claims.holder().to_owned();
         let read = || services.values().filter_map(|newest| newest.read.as_ref());
         let terms = read().map(|s| s.term).chain(deck.read.as_ref().map(|d| d.term));
@@ -312,12 +226,16 @@ impl Core {
         self.journal_answered(written.as_ref().err());
         if let Err(error) = written {
             self.state = before;
+            self.let_go(&taken);
             return Err(ApiError {
                 kind: ErrorKind::Internal,
-                message: format!("the hosts are held, but their state was not taken over: {error}"),
+                message: format!(
+                    "nothing was taken over: what was left there cannot be written down: {error}"
+                ),
                 hint: error.hint(),
             });
         }
+        self.means.claims.settle(self.state.term, &taken);
         self.records_since_checkpoint = 0;
         self.caught_up();
         let words = match (adopted.as_slice(), trouble.is_empty()) {
@@ -361,69 +279,4 @@ fn uncordoned<'a>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::base::{ReleaseNumber, ReplicaKey};
-    use crate::rollout::Loan;
-
-    fn saved(term: u64, seq: u64) -> Saved {
-        let state = ServiceState::new("chat".parse().unwrap());
-        Saved { holder: "ada@m1".to_owned(), term, seq, state }
-    }
-
-    fn unread(age: Option<Age>) -> Result<Saved, Unread> {
-        Err(Unread { age, why: "h1".to_owned() })
-    }
-
-    #[test]
-    fn the_newest_is_taken_and_what_may_be_newer_is_known() {
-        let newest = |kept: &[Result<Saved, Unread>]| {
-            let mut newest = Newest::default();
-            for kept in kept {
-                newest.see(kept.clone());
-            }
-            (newest.read.map(|s: Saved| s.age()), newest.unread.map(|u| u.age))
-        };
-        let all = [saved(1, 9), saved(2, 3), saved(2, 2)].map(Ok);
-        assert_eq!(newest(&all), (Some((2, 3)), None));
-        for (age, is_newer) in [
-            (None, true),
-            (Some((2, 4)), true),
-            (Some((3, 0)), true),
-            (Some((2, 3)), false),
-            (Some((1, 99)), false),
-        ] {
-            let (mut first, mut last) = (all.to_vec(), all.to_vec());
-            first.insert(0, unread(age));
-            last.push(unread(age));
-            let expected = (Some((2, 3)), is_newer.then_some(age));
-            assert_eq!((newest(&first), newest(&last)), (expected, expected), "{age:?}");
-        }
-        // Of several the one that may be the newest counts.
-        let several = [unread(Some((1, 1))), unread(None), unread(Some((9, 9))), Ok(saved(2, 3))];
-        assert_eq!(newest(&several), (Some((2, 3)), Some(None)));
-        assert_eq!(newest(&[unread(Some((1, 1)))]), (None, Some(Some((1, 1)))));
-    }
-
-    #[test]
-    fn a_host_for_whose_maintenance_something_is_out_is_cordoned() {
-        let mut state = ServiceState::new("chat".parse().unwrap());
-        for (replica, host) in [(0, "h1"), (1, "h2"), (2, "h1")] {
-            state.loans.push(Loan {
-                to: LentTo::Maintenance { host: host.parse().unwrap() },
-                replica: ReplicaKey { release: ReleaseNumber(1), replica },
-                back: None,
-            });
-        }
-        let to = ReleaseNumber(2);
-        state.loans.push(Loan {
-            to: LentTo::Rollout { borrower: "code".parse().unwrap(), to },
-            replica: ReplicaKey { release: ReleaseNumber(1), replica: 3 },
-            back: None,
-        });
-        let found = uncordoned(std::iter::once(&state), |host| host.as_str() == "h2");
-        let expected = BTreeMap::from([("h1".parse().unwrap(), "chat".parse().unwrap())]);
-        assert_eq!(found, expected);
-    }
-}
+mod tests;

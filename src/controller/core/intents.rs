@@ -42,6 +42,7 @@ impl Core {
                 let work = super::super::take_over::take_over(
                     Arc::clone(&self.means),
                     self.deck.hosts.keys().cloned().collect(),
+                    self.state.term,
                     force,
                 );
                 let inputs = self.means.inputs.clone();
