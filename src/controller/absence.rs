@@ -13,6 +13,8 @@ use std::time::Duration;
 use super::clock;
 use super::core::{Core, now};
 use super::deck_ledger::DeckEvent;
+use super::record::DeckState;
+use crate::api::Severity;
 use crate::base::{ServiceName, Timestamp, time};
 use crate::rollout::{EventKind, Phase, ServiceState};
 
@@ -24,6 +26,9 @@ const NOTE_EVERY: Duration = Duration::from_secs(2);
 
 /// A restart within so long is none to speak of.
 const WAS_AWAY: Duration = Duration::from_secs(5);
+
+/// Another controller's clock that is ahead of ours by more is not followed: what hosts keep may be anything.
+const MOST_AHEAD: Duration = Duration::from_hours(24);
 
 /// When this controller was last seen alive: a small file beside the journal. It need not be on disk: without it the
 /// newest event counts, and deadlines are longer by the time since then.
@@ -66,6 +71,16 @@ fn has_clocks(state: &ServiceState) -> bool {
     state.held.is_none() && (state.active_rollout().is_some() || !all_ready)
 }
 
+/// The latest moment at which anything was decided of a service.
+fn latest(state: &DeckState) -> Timestamp {
+    state.services.values().map(|service| service.now).max().unwrap_or_default()
+}
+
+/// A moment that a host keeps of another controller, as far as its clock can be followed.
+pub(super) fn believable(there: Timestamp, here: Timestamp) -> Timestamp {
+    there.min(here.plus(MOST_AHEAD))
+}
+
 impl Core {
     /// This process stood still since `awake`. What hosts have to say of it is heard only after this.
     pub(super) fn make_good(&mut self, awake: Timestamp) {
@@ -89,14 +104,27 @@ impl Core {
     pub(super) fn make_good_absence(&mut self) {
         let alive = self.alive.noted;
         // The machine's clock may have been set back between the two lives.
-        let decided = self.state.services.values().map(|service| service.now);
-        clock::not_before(decided.fold(alive, Timestamp::max));
+        clock::not_before(alive.max(latest(&self.state)));
         self.make_good_since(alive, |_| true);
         let upgrade = self.state.ledger.maintenance.upgrade.iter();
         let newest = upgrade.flat_map(|u| &u.hosts).map(|entry| entry.since).max();
         let missed = newest.map(|newest| now().since(newest.max(alive)));
         if let Some(missed) = missed.filter(|missed| *missed >= WAS_AWAY) {
             self.forgive_upgrade(missed);
+        }
+    }
+
+    /// What was taken over may be of a controller whose clock is ahead of ours: ours goes on from there, since else no
+    /// deadline would come nearer for as long as it was ahead.
+    pub(super) fn follow_clock(&self) {
+        let (here, there) = (now(), latest(&self.state));
+        if there > here {
+            clock::not_before(there);
+            let ahead = time::short(there.since(here));
+            let words = format!(
+                "the clock that was there is {ahead} ahead of this one: times go on from there"
+            );
+            self.say(Severity::Warning, None, &words);
         }
     }
 
@@ -162,6 +190,23 @@ impl Core {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_ahead_is_followed_as_far_as_it_may_be_one() {
+        let here = Timestamp(1_700_000_000_000);
+        let mut state = DeckState::default();
+        assert_eq!(latest(&state), Timestamp(0));
+        for (service, ahead) in [("chat", 600_000), ("code", 5_000)] {
+            let name: ServiceName = service.parse().unwrap();
+            let mut service = ServiceState::new(name.clone());
+            service.now = Timestamp(here.0 + ahead);
+            state.services.insert(name, service);
+        }
+        assert_eq!(latest(&state), Timestamp(here.0 + 600_000));
+        assert_eq!(believable(latest(&state), here), latest(&state));
+        assert_eq!(believable(Timestamp(u64::MAX), here), here.plus(MOST_AHEAD));
+        assert_eq!(believable(Timestamp(5), here), Timestamp(5), "one that is behind");
+    }
 
     #[test]
     fn the_next_life_reads_when_this_one_was_last_seen() {

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 
 pub use self::found::Found;
 use self::found::{Aged, some_at_a_time};
+use super::absence::believable;
 use super::actions::{self, Actions, Means};
 use super::claims::{Claims, LEASE};
 use super::company::in_words;
@@ -183,7 +184,7 @@ impl Core {
                 };
                 trouble.push((Some(service.clone()), format!("{words}: {}", unread.why)));
             }
-            let Some(saved) = newest.read else { continue };
+            let Some(mut saved) = newest.read else { continue };
             let is_known = self.state.services.contains_key(&service);
             // What was written before we took over last is older, and so is our own writing, unless the journal was
             // restored from a copy.
@@ -195,6 +196,7 @@ impl Core {
             self.state.last_release = self.state.last_release.max(last);
             adopted.push(format!("{service} from {}", saved.holder));
             ages.insert(service.clone(), saved.age());
+            saved.state.now = believable(saved.state.now, now());
             self.state.services.insert(service, saved.state);
         }
         let is_newer =
@@ -237,6 +239,7 @@ impl Core {
         }
         self.means.claims.settle(self.state.term, &taken);
         self.records_since_checkpoint = 0;
+        self.follow_clock();
         self.caught_up();
         let words = match (adopted.as_slice(), trouble.is_empty()) {
             ([], true) => "took the hosts over; nothing was left on them to go on with".to_owned(),
