@@ -269,16 +269,11 @@ impl Core {
         let plan = planning::replica_plan(self, draft, release.number, index, place, &mut ports)?;
         let why = reason.unwrap_or_else(|| format!("moved to {} by hand", to.host));
         let moves = vec![RequestedMove { replica: to.replica, plan }];
-        self.say(
-            Severity::Info,
-            Some(&to.service),
-            &format!("{by} moves {key} to {}: {why}", to.host),
-        );
-        self.happened(
-            &to.service,
-            EventKind::MovesRequested { release: key.release, moves, by, why },
-        );
-        Ok(IntentReply::Accepted)
+        let words = format!("{by} moves {key} to {}: {why}", to.host);
+        let kind = EventKind::MovesRequested { release: key.release, moves, by, why };
+        let accepted = self.on_service(&to.service, kind)?;
+        self.say(Severity::Info, Some(&to.service), &words);
+        Ok(accepted)
     }
 }
 
