@@ -163,6 +163,35 @@ fn the_journal_and_the_audit_trail_are_read_without_a_controller() {
     traces.expect_none(&person);
 }
 
+#[test]
+fn what_a_rank_logged_that_was_replaced_is_still_read() {
+    let person = deck();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    let none = gpudeck("logs chat --previous");
+    assert_eq!(none.code(), Some(8), "{none:#?}");
+    assert!(none.stderr.contains("no host keeps the log of an earlier chat/0/0"), "{none:#?}");
+    let log = gpudeck("logs chat").expect_success().stdout;
+
+    let mut all = traces.processes().into_iter();
+    let (engine, _) = all.find(|(_, line)| line.contains(" sim-engine --port")).expect("it runs");
+    let engine = rustix::process::Pid::from_raw(engine).unwrap();
+    rustix::process::kill_process(engine, rustix::process::Signal::KILL).unwrap();
+    wait_until("the log of the first start", DEADLINE, || {
+        gpudeck("logs chat --previous").code() == Some(0)
+    });
+    let found = gpudeck("logs chat/0/0 --previous");
+    assert!(found.stderr.contains("r1-0-a1) on here was killed by signal 9"), "{found:#?}");
+    assert_eq!(found.stdout.lines().next(), log.lines().next());
+    assert_eq!(gpudeck("logs chat -f --previous").code(), Some(64));
+
+    gpudeck("stop chat").expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck("status chat").stdout.contains("stopped"));
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}
+
 /// A journal that gpudeck 0.1.0 wrote in format 1 (the demo's story, to the good revision's rollout).
 #[test]
 fn a_journal_of_the_first_format_is_read_and_goes_on_in_the_present_one() {

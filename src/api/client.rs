@@ -21,7 +21,10 @@ use super::intent::{Intent, IntentReply};
 use super::lend::{AgentAnswer, Lending, ToLender};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::server::{API_VERSION, CheckupRequest, InspectRequest, LogRequest, Version};
+use super::server::{
+    API_VERSION, CheckupRequest, InspectRequest, LogRequest, PreviousLog, PreviousLogRequest,
+    Version,
+};
 use super::view::{ApiError, Delta, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
 use super::who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
@@ -154,6 +157,14 @@ impl Client {
     /// How a host is, beyond its samples.
     pub async fn check_up(&self, request: &CheckupRequest) -> Result<Checkup, ApiError> {
         self.post("/v1/checkup", request).await
+    }
+
+    /// The end of what a rank logged that has ended and was replaced.
+    pub async fn previous_log(
+        &self,
+        request: &PreviousLogRequest,
+    ) -> Result<PreviousLog, ApiError> {
+        self.post("/v1/previous-log", request).await
     }
 
     async fn exchange(

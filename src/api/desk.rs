@@ -10,7 +10,7 @@ use super::intent::{Intent, IntentReply};
 use super::lend::{AgentAnswer, ToLender};
 use super::maintenance::DrainPlan;
 use super::release::{BlameLine, DriftView, ReleaseDetail};
-use super::server::CheckupRequest;
+use super::server::{CheckupRequest, PreviousLog, PreviousLogRequest};
 use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView};
 use super::who::Who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
@@ -132,6 +132,12 @@ pub trait Desk: Send + Sync + 'static {
         offset: Option<u64>,
         length: u32,
     ) -> Result<LogChunk, ApiError>;
+
+    /// The end of what a rank logged that has ended and was replaced.
+    async fn previous_log(&self, wanted: PreviousLogRequest) -> Result<PreviousLog, ApiError> {
+        let _ = wanted;
+        Err(not_here())
+    }
 }
 
 /// A door that cannot look at the files of hosts.

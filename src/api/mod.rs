@@ -55,7 +55,7 @@ pub use plan::{
     PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress, ready_text,
 };
 pub use secret::Secret;
-pub use server::CheckupRequest;
+pub use server::{CheckupRequest, PreviousLog, PreviousLogRequest};
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
     MemoryView, PLAN_CHANGED, PlanView, Question, QuestionKind, RankView, ReleaseView, ReplicaView,

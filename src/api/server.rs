@@ -17,6 +17,7 @@
 //! | `POST /v1/inspect` | [`InspectRequest`] → `ModelFacts` |
 //! | `POST /v1/what-if` | `WhatIf` → `WhatIfView` |
 //! | `POST /v1/log` | [`LogRequest`] → `LogChunk` |
+//! | `POST /v1/previous-log` | [`PreviousLogRequest`] → [`PreviousLog`] |
 //! | `POST /v1/look` | `Looking` → nothing: what the door shows now |
 //! | `GET /v1/agent` | one JSON [`ToLender`] a line: what is asked of the SSH agent that the door lends |
 //! | `POST /v1/agent` | [`AgentAnswer`] → nothing |
@@ -81,6 +82,32 @@ pub struct LogRequest {
     pub length: u32,
 }
 
+/// `POST /v1/previous-log`: of the start before the one that is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviousLogRequest {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Which replica of it.
+    pub replica: u32,
+    /// Which rank of that.
+    pub rank: u32,
+    /// At most so many bytes.
+    pub length: u32,
+}
+
+/// What a rank logged that has ended and was replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviousLog {
+    /// Which rank it is.
+    pub rank: RankId,
+    /// Where it ran.
+    pub host: HostName,
+    /// How it ended, for people: `ended with exit code 1 at …`.
+    pub how: String,
+    /// The end of its log.
+    pub log: LogChunk,
+}
+
 /// `POST /v1/checkup`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckupRequest {
@@ -142,6 +169,7 @@ pub async fn serve(
         .route("/v1/services/{name}/gateway", get(gateway_config))
         .route("/v1/what-if", post(what_if))
         .route("/v1/log", post(log))
+        .route("/v1/previous-log", post(previous_log))
         .route("/v1/look", post(look))
         .route("/v1/agent", get(borrow_agent).post(agent_answers))
         .route("/v1/checkup", post(check_up))
@@ -416,6 +444,15 @@ async fn log(
 ) -> Result<Json<LogChunk>, ApiError> {
     admit(&peer)?;
     desk.log(request.rank, request.offset, request.length).await.map(Json)
+}
+
+async fn previous_log(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(request): Json<PreviousLogRequest>,
+) -> Result<Json<PreviousLog>, ApiError> {
+    admit(&peer)?;
+    desk.previous_log(request).await.map(Json)
 }
 
 /// `POST /v1/inspect`.

@@ -249,6 +249,9 @@ pub enum Command {
         /// Lines from the end to begin with
         #[arg(long, short = 'n', default_value_t = 100)]
         lines: usize,
+        /// Of the start before this one, which has ended and was replaced, as long as its host keeps it
+        #[arg(long, short, conflicts_with = "follow")]
+        previous: bool,
     },
     /// What waits for a person's answer
     Questions,

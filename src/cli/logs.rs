@@ -6,18 +6,18 @@ use super::args::Args;
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{show, table};
-use crate::api::{Door, RankId, ServiceName, Snapshot, text};
+use crate::api::{Door, PreviousLogRequest, RankId, ServiceName, Snapshot, text};
+
+/// So many bytes from the end are asked for.
+const AT_FIRST: u32 = 256 << 10;
 
 /// Prints what a rank logged.
 pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<Success, Failure> {
     let client = attach(args).await?;
     let snapshot = show::settle(&client).await?;
-    let rank = find(&snapshot, rank)?;
-    let chunk = client.log(&rank, None, 256 << 10).await?;
-    let all: Vec<&str> = chunk.text.lines().collect();
-    for line in all.get(all.len().saturating_sub(lines)..).unwrap_or_default() {
-        table::out(&text::clean(line, 4_000))?;
-    }
+    let rank = find(&snapshot, parse(rank)?)?;
+    let chunk = client.log(&rank, None, AT_FIRST).await?;
+    print_end(&chunk.text, lines)?;
     let mut next = chunk.next_offset;
     if !follow {
         return Ok(Success::Done);
@@ -39,8 +39,30 @@ pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<
     }
 }
 
-/// `chat/0/1`, `chat/0` or `chat`: the newest start of that replica.
-fn find(snapshot: &Snapshot, wanted: &str) -> Result<RankId, Failure> {
+/// Prints what the start before the present one logged, which has ended; on standard error which one it is.
+pub async fn previous(args: &Args, rank: &str, lines: usize) -> Result<Success, Failure> {
+    let (service, replica, rank) = parse(rank)?;
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    let wanted = PreviousLogRequest { service, replica, rank, length: AT_FIRST };
+    let found = client.previous_log(&wanted).await?;
+    let words = format!("{} ({}) on {} {}", found.rank, found.rank.replica, found.host, found.how);
+    eprintln!("{}", text::clean(&words, 300));
+    print_end(&found.log.text, lines)?;
+    Ok(Success::Done)
+}
+
+/// Prints the last lines of it.
+fn print_end(log: &str, lines: usize) -> Result<(), Failure> {
+    let all: Vec<&str> = log.lines().collect();
+    for line in all.get(all.len().saturating_sub(lines)..).unwrap_or_default() {
+        table::out(&text::clean(line, 4_000))?;
+    }
+    Ok(())
+}
+
+/// Reads `chat/0/1`, `chat/0` or `chat`.
+fn parse(wanted: &str) -> Result<(ServiceName, u32, u32), Failure> {
     let mut parts = wanted.split('/');
     let bad = || {
         Failure::other(format!("`{}` is not a rank", text::clean(wanted, 60)))
@@ -51,7 +73,14 @@ fn find(snapshot: &Snapshot, wanted: &str) -> Result<RankId, Failure> {
         None => Ok(0),
         Some(part) => part.parse::<u32>().map_err(|_| bad()),
     };
-    let (replica, rank) = (number()?, number()?);
+    Ok((service, number()?, number()?))
+}
+
+/// The newest start of that replica.
+fn find(
+    snapshot: &Snapshot,
+    (service, replica, rank): (ServiceName, u32, u32),
+) -> Result<RankId, Failure> {
     let missing = |message: String| {
         Failure { code: 8, ..Failure::other(message) }.with_hint("`gpudeck status` lists what runs")
     };
@@ -65,5 +94,8 @@ fn find(snapshot: &Snapshot, wanted: &str) -> Result<RankId, Failure> {
         .max_by_key(|r| (r.id.release, r.id.attempt))
         .and_then(|r| r.ranks.iter().find(|x| x.rank.rank == rank))
         .map(|r| r.rank.clone())
-        .ok_or_else(|| missing(format!("{service} has no rank {replica}/{rank} now")))
+        .ok_or_else(|| {
+            missing(format!("{service} has no rank {replica}/{rank} now"))
+                .with_hint("`--previous` reads what an earlier one logged")
+        })
 }

@@ -182,7 +182,10 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Blame { service } => deck::blame(args, service).await,
         Command::Drift { service } => deck::drift(args, service.as_ref()).await,
         Command::Deck(command) => deck::run(args, command).await,
-        Command::Logs { rank, follow, lines } => logs::run(args, rank, *follow, *lines).await,
+        Command::Logs { rank, lines, previous: true, .. } => {
+            logs::previous(args, rank, *lines).await
+        }
+        Command::Logs { rank, follow, lines, .. } => logs::run(args, rank, *follow, *lines).await,
         Command::Journal { command, options } => {
             journal::run(args, command.as_ref(), options).await
         }

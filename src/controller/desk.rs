@@ -19,7 +19,7 @@ use crate::api::lend::{AgentAnswer, ToLender};
 use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
 use crate::api::{
     ApiError, CheckupRequest, DrainPlan, ErrorKind, Intent, IntentReply, Looking, PlanView,
-    ReleaseView, Who,
+    PreviousLog, PreviousLogRequest, ReleaseView, Who,
 };
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
@@ -373,6 +373,17 @@ impl Desk for Handle {
         }
         checkup.ssh_notes = self.means.fleet.ssh_notes(&host);
         Ok(*checkup)
+    }
+
+    async fn previous_log(&self, wanted: PreviousLogRequest) -> Result<PreviousLog, ApiError> {
+        let asked = wanted.clone();
+        let places = self
+            .ask(move |core| {
+                core.places_of_logs(&asked)
+                    .ok_or_else(|| planning::not_found(&asked.service, core.known_services()))
+            })
+            .await??;
+        super::previous_log::read(&self.means, places, &wanted).await
     }
 
     async fn log(

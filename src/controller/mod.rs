@@ -43,6 +43,7 @@ mod packed;
 pub mod paths;
 pub mod plan_steps;
 pub mod planning;
+mod previous_log;
 pub mod probes;
 pub mod prometheus;
 pub mod publish;
