@@ -247,7 +247,7 @@ mod tests {
                 "takes r3-1 out until h1 is uncordoned",
             ),
             (
-                json!({ "event": "lent_returned", "replica": { "release": 3, "replica": 1 },
+                json!({ "event": "lent_returned", "replica": "r3-1",
                         "elsewhere": true }),
                 "r3-1 comes back at another place",
             ),

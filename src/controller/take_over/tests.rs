@@ -80,7 +80,9 @@ impl HostLink for Host {
         }
         let mut claim = self.claim.lock().unwrap();
         match request {
-            Request::ShowClaim { .. } => Ok(Reply::Claim(claim.clone())),
+            Request::ShowClaim { .. } => {
+                Ok(Reply::Claim(claim.clone().map(|claim| ClaimInfo { now: now(), ..claim })))
+            }
             Request::Claim { epoch, holder, lease_ms, .. } => {
                 let held = claim.clone().unwrap();
                 let granted = match epoch {
