@@ -334,10 +334,7 @@ mod tests {
         let endless = clocks("10s", "5m", "0s").unwrap();
         assert_eq!(endless.progress_limit(), None);
         assert_eq!(endless.return_limit(), Duration::from_mins(30));
-        assert_eq!(
-            clocks("10s", "40m", "0s").unwrap().return_limit(),
-            Duration::from_mins(50)
-        );
+        assert_eq!(clocks("10s", "40m", "0s").unwrap().return_limit(), Duration::from_mins(50));
         assert_eq!(clocks("10s", "5m", "10m").unwrap().return_limit(), Duration::from_mins(10));
     }
 }
