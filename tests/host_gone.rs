@@ -75,6 +75,46 @@ fn a_service_is_stopped_though_one_of_its_hosts_has_left_the_deck() {
 }
 
 #[test]
+fn what_a_host_had_that_has_left_the_deck_is_placed_elsewhere() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    person.run(["init"], DEADLINE).expect_success();
+    let deck = person.deck().join("deck.toml");
+    std::fs::write(&deck, hosts(&person, &["here", "there"])).unwrap();
+    std::fs::write(person.deck().join("services/chat.toml"), SPEC).unwrap();
+    person.run(["apply", "chat", "--yes", "--wait", "--timeout", "60s"], DEADLINE).expect_success();
+    let engines = || -> Vec<i32> {
+        let all = traces.processes().into_iter();
+        all.filter(|(_, line)| line.contains(" sim-engine ")).map(|(pid, _)| pid).collect()
+    };
+    let first = engines();
+    assert_eq!(first.len(), 2);
+
+    std::fs::write(&deck, hosts(&person, &["here", "spare"])).unwrap();
+    let drain = ["drain", "there", "--yes", "--wait", "--timeout", "60s"];
+    person.run(drain, DEADLINE).expect_success();
+    let status = person.run(["status", "chat", "--output", "json"], DEADLINE).stdout;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["ready"], 2, "{status:#}");
+    assert!(!status["replicas"].to_string().contains("there"), "{status:#}");
+    let unknown = person.run(["drain", "nowhere", "--yes"], DEADLINE);
+    assert_eq!(unknown.code(), Some(8), "{unknown:?}");
+
+    person.run(["stop", "chat", "--yes"], DEADLINE).expect_success();
+    wait_until("it stops", DEADLINE, || {
+        let status = person.run(["status", "chat", "--output", "json"], DEADLINE);
+        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        status["condition"] == "stopped"
+    });
+    person.run(["controller", "stop"], DEADLINE).expect_success();
+    // What ran on the host that is gone was left alone.
+    let [left] = engines()[..] else { panic!("{:?}", engines()) };
+    assert!(first.contains(&left));
+    kill_process(Pid::from_raw(left).unwrap(), Signal::TERM).unwrap();
+    wait_until("it ends", DEADLINE, || engines().is_empty());
+}
+
+#[test]
 fn a_service_whose_spec_was_taken_away_can_be_gone_back_to() {
     let person = Gpudeck::new();
     person.run(["init"], DEADLINE).expect_success();

@@ -98,8 +98,11 @@ pub async fn drain(
         return Ok(Success::Done);
     }
     let ended = |snapshot: &Snapshot| {
-        let drain = snapshot.hosts.get(host)?.maintenance.drain.clone();
-        match drain {
+        // One that has left the deck is not shown: what it had is elsewhere then, or not yet.
+        let Some(view) = snapshot.hosts.get(host) else {
+            return on_host(snapshot, host).is_empty().then_some(Ok(()));
+        };
+        match view.maintenance.drain.clone() {
             None => Some(Err("it was uncordoned meanwhile".to_owned())),
             Some(drain) => {
                 drain.ended?;

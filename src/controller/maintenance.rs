@@ -46,6 +46,14 @@ pub(super) fn conflict(message: String, hint: &str) -> ApiError {
 }
 
 impl Core {
+    /// A host of the deck, or one that has left it with replicas of ours: they can still be placed elsewhere.
+    fn maintained_host(&self, host: &HostName) -> Result<(), ApiError> {
+        if self.state.services.values().any(|state| !state.on_host(host).is_empty()) {
+            return Ok(());
+        }
+        self.known_host(host)
+    }
+
     pub(super) fn known_host(&self, host: &HostName) -> Result<(), ApiError> {
         if self.deck.hosts.contains_key(host) {
             return Ok(());
@@ -89,7 +97,7 @@ impl Core {
         by: &str,
         reason: Option<String>,
     ) -> Result<IntentReply, ApiError> {
-        self.known_host(host)?;
+        self.maintained_host(host)?;
         let gpu = gpu.map(|index| self.gpu_of(host, index)).transpose()?;
         let known = self.state.ledger.maintenance.cordons.get(host);
         if known.is_some_and(|c| c.iter().any(|c| c.gpu == gpu)) {
@@ -185,7 +193,7 @@ impl Core {
 
     /// Reads what is needed to place the replicas of a host elsewhere, off the loop.
     pub(super) fn drain_drafts(&self, host: &HostName) -> Result<Drafts, ApiError> {
-        self.known_host(host)?;
+        self.maintained_host(host)?;
         let hosts: Vec<HostName> = self.hub.with(|s| {
             let others = s.hosts.values().filter(|h| h.name != *host && world::is_up(h));
             others.map(|h| h.name.clone()).collect()

@@ -132,8 +132,11 @@ impl Decider<'_> {
 
     fn pause(&mut self, by: &str) {
         let now = self.now();
-        let forward = |r: &&mut Rollout| r.direction == Direction::Forward;
-        let pausable = self.active().filter(forward).filter(|r| r.paused.is_none());
+        let pausable = self.active().filter(|r| {
+            r.direction == Direction::Forward
+                && !matches!(r.gate, Some(Gate::Failed { .. }))
+                && r.paused.is_none()
+        });
         let Some(since) = pausable.map(|r| r.step_since) else { return };
         // What a hold has lasted by now counts now: the end of the pause knows only of the pause.
         let owed = self.state.held.as_mut().map(|held| {

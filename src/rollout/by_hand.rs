@@ -99,7 +99,10 @@ impl ServiceState {
                 instead: self.what_holds(rollout),
             }),
             // The way back is what keeps the service serving: nothing may hold it up.
-            EventKind::Aborted { .. } | EventKind::Paused { .. } => self.already_goes_back(rollout),
+            EventKind::Aborted { .. } => self.already_goes_back(rollout),
+            EventKind::Paused { .. } => {
+                self.already_goes_back(rollout).or_else(|| self.already_held(rollout))
+            }
             _ => None,
         }
     }
@@ -205,6 +208,19 @@ impl ServiceState {
             why: format!("{} of {} is being taken back", rollout.to, self.service),
             instead: self.what_holds(rollout),
         })
+    }
+
+    /// It is paused already, or has failed and waits for a person as it is: a pause would only hide why.
+    fn already_held(&self, rollout: &Rollout) -> Option<Futile> {
+        let service = &self.service;
+        let why = match &rollout.gate {
+            _ if rollout.paused.is_some() => format!("the rollout of {service} is paused already"),
+            Some(Gate::Failed { why }) => {
+                format!("the rollout of {service} has failed and is held: {why}")
+            }
+            _ => return None,
+        };
+        Some(Futile { why, instead: self.what_holds(rollout) })
     }
 
     /// What brings the rollout on.

@@ -422,7 +422,7 @@ fn a_wish_that_is_called_futile_changes_nothing() {
     assert_eq!(futile(&world), [false, false, true, false, false]);
     agrees(&world);
     assert!(world.run_until(HOUR, held));
-    assert_eq!(futile(&world), [true, true, true, false, false]);
+    assert_eq!(futile(&world), [true, true, true, false, true]);
     agrees(&world);
     let refused = world.state.futile(&wishes()[0]).unwrap();
     assert!(refused.why.contains("has failed: run fails: exit code 3"), "{refused:?}");

@@ -16,7 +16,9 @@ pub fn link(means: &Means, host: &HostName) -> Result<Arc<dyn HostLink>, LinkErr
     means.fleet.link(host).ok_or_else(|| LinkError::Down {
         host: host.clone(),
         why: "it is not in the deck any more".to_owned(),
-        hint: Some(format!("add a [hosts.{host}] section to deck.toml")),
+        hint: Some(format!(
+            "`gpudeck drain {host}` places what it had elsewhere; or add a [hosts.{host}] section to deck.toml"
+        )),
     })
 }
 
