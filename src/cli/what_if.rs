@@ -21,7 +21,8 @@ pub async fn plan(
     let snapshot = super::show::settle(&client).await?;
     let asked = |name: &ServiceName| services.is_empty() || services.contains(name);
     let edited = snapshot.services.values().filter(|s| s.pending_change && s.stable.is_some());
-    let waiting = edited.map(|s| &s.name).filter(|name| asked(name));
+    let waiting: Vec<_> = edited.map(|s| &s.name).filter(|name| asked(name)).collect();
+    let waits = !waiting.is_empty();
     let question = WhatIf {
         services: services.to_vec(),
         without: options.without.clone(),
@@ -44,11 +45,12 @@ pub async fn plan(
             }
         }
     }
-    code(&view)
+    code(&view, waits)
 }
 
-/// 0: everything stays as it is; 2: something would change; 1: something has no place.
-fn code(view: &WhatIfView) -> Result<Success, Failure> {
+/// 0: everything stays as it is; 2: something would change, or an edited spec waits (`waits`); 1: something has no place,
+/// or cannot be read.
+fn code(view: &WhatIfView, waits: bool) -> Result<Success, Failure> {
     let answer = &view.answer;
     if answer.placed < answer.wanted {
         let missing = answer.wanted - answer.placed;
@@ -59,9 +61,14 @@ fn code(view: &WhatIfView) -> Result<Success, Failure> {
         let why = format!("no moves free {} GPUs together", hole.gpus);
         return Err(Failure::other(why).with_hint("ask for fewer: --defrag=N"));
     }
+    if let Some(service) = view.mistaken.first() {
+        let why = view.left_out.get(service).map(String::as_str).unwrap_or_default();
+        return Err(Failure::other(format!("{service} is not in it: {why}"))
+            .with_hint(format!("`gpudeck plan {service}` says more")));
+    }
     let stays = |r: &crate::api::ReplicaAnswer| r.state == "stays";
     let still = answer.services.iter().flat_map(|s| &s.replicas).all(stays);
-    Ok(if still && answer.moves.is_empty() { Success::Done } else { Success::Changes })
+    Ok(if still && answer.moves.is_empty() && !waits { Success::Done } else { Success::Changes })
 }
 
 /// The world as `gpudeck place` takes it.

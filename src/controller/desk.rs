@@ -230,11 +230,11 @@ impl Desk for Handle {
         let drafts = self.ask(move |core| core.what_if_drafts(&asked)).await??.await;
         self.not_fenced().await?;
         let asked = question.clone();
-        let (world, left_out) = self.ask(move |core| core.live_world(drafts)).await?;
+        let (world, left_out, mistaken) = self.ask(move |core| core.live_world(drafts)).await?;
         let view = tokio::task::spawn_blocking(move || what_if::answer(world, &asked))
             .await
             .map_err(|_| gone())??;
-        Ok(WhatIfView { left_out, ..view })
+        Ok(WhatIfView { left_out, mistaken, ..view })
     }
 
     async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError> {

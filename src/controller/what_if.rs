@@ -1,6 +1,6 @@
 //! The deck as one world, questions about it, and moving one replica by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -106,15 +106,17 @@ impl Core {
         Some(state.releases.get(&state.stable?)?.spec.clone())
     }
 
-    /// Everything that hosts have and services want, as one world; and who is not in it, with the reason.
+    /// Everything that hosts have and services want, as one world; who is not in it, with the reason, and whose reason is
+    /// a mistake.
     pub(super) fn live_world(
         &mut self,
         drafts: Drafts,
-    ) -> (WorldFile, BTreeMap<ServiceName, String>) {
+    ) -> (WorldFile, BTreeMap<ServiceName, String>, BTreeSet<ServiceName>) {
         let hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
         let present = World { hosts };
         let hosts = sorted(&present);
         let mut left_out = BTreeMap::new();
+        let mut mistaken = BTreeSet::new();
         let mut demands: Vec<Demand> = Vec::new();
         for (service, draft) in drafts {
             let demand = draft.and_then(|draft| {
@@ -130,6 +132,7 @@ impl Core {
                     left_out.insert(service, why.to_owned());
                 }
                 Err(error) => {
+                    mistaken.insert(service.clone());
                     left_out.insert(service, error.message);
                 }
             }
@@ -140,7 +143,7 @@ impl Core {
             .zip(&shapes)
             .map(|(demand, shapes)| Wanted { demand, shapes, present: Present::MayStay })
             .collect();
-        (world_file(&hosts, &wanted), left_out)
+        (world_file(&hosts, &wanted), left_out, mistaken)
     }
 
     /// Takes a wish to move one replica: its model is looked at off the loop, then it begins.

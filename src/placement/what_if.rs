@@ -81,6 +81,9 @@ pub struct WhatIfView {
     pub check: Option<PlaceCheck>,
     /// Services that could not be looked at, with the reason.
     pub left_out: BTreeMap<ServiceName, String>,
+    /// Those of them with a mistake: their spec or their model cannot be placed as it is.
+    #[serde(default)]
+    pub mistaken: BTreeSet<ServiceName>,
 }
 
 /// A hole and what it costs.
@@ -215,6 +218,7 @@ pub fn answer(
         hole,
         check,
         left_out: BTreeMap::new(),
+        mistaken: BTreeSet::new(),
     })
 }
 
