@@ -234,7 +234,12 @@ async fn follow(
                         }
                         (None, _) => break,
                     }
-                    let Some(view) = snapshot.as_ref().and_then(|s| s.services.get(service)) else {
+                    let Some(known) = &snapshot else { continue };
+                    let Some(view) = known.services.get(service) else {
+                        // What was just accepted may not be shown yet; what is there now is.
+                        if what == Awaited::Present {
+                            return Err(no_such_service(service));
+                        }
                         continue;
                     };
                     if let Some(success) = ended(args, view, what)? {
@@ -255,6 +260,11 @@ async fn follow(
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
+}
+
+fn no_such_service(service: &ServiceName) -> Failure {
+    Failure { code: 8, ..Failure::other(format!("there is no service {service}")) }
+        .with_hint("`gpudeck status` lists them")
 }
 
 /// Why the awaited rollout has failed and waits for a person, if it does.
@@ -294,8 +304,15 @@ fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Succes
     let Some(rollout) = &view.rollout else {
         return Ok((what == Awaited::Present).then_some(Success::Done));
     };
+    let (mut to, mut outcome) = (rollout.to, rollout.outcome.as_ref());
     match what {
-        Awaited::Release(release) if release != rollout.to => return Ok(None),
+        // It has ended, and the next one began, while nobody listened.
+        Awaited::Release(release) if release < rollout.to => {
+            to = release;
+            let entry = view.history.iter().find(|entry| entry.number == release);
+            outcome = entry.and_then(|entry| entry.outcome.as_ref());
+        }
+        Awaited::Release(release) if release > rollout.to => return Ok(None),
         Awaited::After(behind) if rollout.to <= behind => {
             let why = view.queue_trouble.as_deref().unwrap_or("it was cancelled");
             return match &view.queued {
@@ -305,10 +322,10 @@ fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Succes
         }
         _ => {}
     }
-    let Some(outcome) = &rollout.outcome else { return Ok(None) };
+    let Some(outcome) = outcome else { return Ok(None) };
     if args.output == Output::Json {
         table::json_line(&serde_json::json!({
-            "service": view.name, "release": rollout.to, "outcome": outcome,
+            "service": view.name, "release": to, "outcome": outcome,
         }))?;
     }
     // Whoever came late did not see the event that told why.
@@ -321,7 +338,7 @@ fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Succes
         };
         if let Some((how, why)) = ended {
             let why = crate::base::text::clean(why, 300);
-            table::out(&format!("{}: {} {how}: {why}", view.name, rollout.to))?;
+            table::out(&format!("{}: {to} {how}: {why}", view.name))?;
         }
     }
     Ok(Some(match outcome {
