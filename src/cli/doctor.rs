@@ -97,7 +97,9 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     match &checkup {
         Ok(checkup) => checks.extend(of_checkup(view, checkup)),
         Err(error) => {
-            checks.push(check("engine, ports, disk speed", Verdict::Note, &error.message));
+            // Without an agent nobody can look; one that is there and does not answer is what is wrong.
+            let verdict = if view.link == HostLinkState::Up { Verdict::Bad } else { Verdict::Note };
+            checks.push(check("engine, ports, disk speed", verdict, &error.message));
         }
     }
     print(args, &checks)?;

@@ -82,7 +82,7 @@ impl Core {
         if policy != ConcurrencyPolicy::Forbid && forward && same {
             return Err(conflict(
                 format!("the rollout of {service} to {behind} under way is to just this spec"),
-                Some("`gpudeck rollout retry` tries again what failed in it".to_owned()),
+                Some(format!("`gpudeck rollout status {service} --wait` waits for its end")),
             ));
         }
         let wish = QueuedRollout {

@@ -320,6 +320,11 @@ impl From<SessionError> for Cause {
         let (hint, retry) = match &error {
             SessionError::Ssh(error) => return error.clone().into(),
             SessionError::Refused(refusal) => (refusal.hint(), Retry::Slowly),
+            SessionError::Quiet(_) => {
+                let hint = Some("see whether the machine and its network are up".to_owned());
+                let why = error.to_string();
+                return Self { kind: DownCause::NoAnswer, why, hint, retry: Retry::Soon };
+            }
             SessionError::Ended(_) | SessionError::Silent | SessionError::Nonsense(_) => (
                 Some("run `gpudeck agent` on the host by hand to see what is wrong".to_owned()),
                 Retry::Soon,

@@ -115,6 +115,9 @@ pub(super) enum SessionError {
     /// It does not speak.
     #[error("the agent does not say hello")]
     Silent,
+    /// It spoke, and nothing was heard of it for so long.
+    #[error("nothing was heard for {} s", .0.as_secs())]
+    Quiet(Duration),
     /// It speaks another language.
     #[error("{0}")]
     Refused(Refusal),
@@ -227,10 +230,7 @@ impl Session {
             loop {
                 match patience.wait_for(reader.next()).await {
                     None => {
-                        return SessionError::Nonsense(format!(
-                            "nothing at all for {} s",
-                            SILENCE.as_secs()
-                        ));
+                        return SessionError::Quiet(SILENCE);
                     }
                     Some(Err(error)) => {
                         return SessionError::Nonsense(text::clean(&error.to_string(), 200));

@@ -41,8 +41,15 @@ impl Core {
             .map(|r| r.number)
             .ok_or_else(|| ApiError {
                 kind: ErrorKind::Conflict,
-                message: format!("{service} has no earlier release that was ever stable"),
-                hint: Some(format!("`gpudeck history {service}` shows what there is")),
+                message: format!("{service} has no earlier release that is known to have been stable"),
+                hint: Some(if history.iter().any(|r| r.outcome.is_none()) {
+                    // A clone brings the commits alone; how rollouts ended stands in notes.
+                    "how some ended is not known here: `gpudeck deck fetch` brings it from the remote, \
+                     and `--to` goes to any release"
+                        .to_owned()
+                } else {
+                    format!("`gpudeck history {service}` shows what there is")
+                }),
             })?;
         // Who means the release that failed a moment ago must not take back the good one.
         let last = self.state.services.get(service).and_then(|s| s.rollout.as_ref());
