@@ -96,6 +96,8 @@ fn find(
         .map(|r| r.rank.clone())
         .ok_or_else(|| {
             missing(format!("{service} has no rank {replica}/{rank} now"))
-                .with_hint("`--previous` reads what an earlier one logged")
+                .with_hint(
+                    "`gpudeck status` shows which there are; `--previous` reads what an earlier one logged",
+                )
         })
 }
