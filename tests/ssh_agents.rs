@@ -79,7 +79,7 @@ impl Deck {
             let server = Sshd::start();
             fs::write(server.path("authorized_keys"), "").unwrap();
             server.authorize(&key);
-            let port = ssh_support::free_port();
+            let port = common::engine_port();
             text.push_str(&format!(
                 "\n[hosts.{name}]\naddress = \"127.0.0.1\"\nport = {}\nuser = \"root\"\n\
                  known_hosts = \"{}\"\nfirst_engine_port = {port}\n\
