@@ -145,7 +145,7 @@ pub(super) fn lacking(core: &Core, draft: &Draft) -> BTreeMap<HostName, String> 
                 // One that is there and does not answer just now is told of as one without a version.
                 if host.facts.as_ref().is_some_and(|facts| facts.container_engine.is_none()) {
                     let why = format!(
-                        "no container engine is there ({}); install Docker, or set runtime = \"process\"",
+                        "no container engine is there ({}), looked for once a minute; install Docker, or set runtime = \"process\"",
                         docker.socket
                     );
                     lacking.entry(host.name.clone()).or_insert(why);

@@ -18,7 +18,7 @@ pub fn cases() -> Vec<Case> {
         Case {
             name: "engine: program missing",
             spec: |s| s.before = "\"/srv/nothing\", ".to_owned(),
-            end: End::RolledBack,
+            end: End::Refused,
             why: "/srv/nothing",
             ..PLAIN
         },
