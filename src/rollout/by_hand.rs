@@ -98,8 +98,8 @@ impl ServiceState {
                 why: format!("the rollout of {} is not paused", self.service),
                 instead: self.what_holds(rollout),
             }),
-            // The way back is what keeps the service serving: nothing may hold it up.
             EventKind::Aborted { .. } => self.already_goes_back(rollout),
+            // The way back is what keeps the service serving: nothing may hold it up.
             EventKind::Paused { .. } => {
                 self.already_goes_back(rollout).or_else(|| self.already_held(rollout))
             }
