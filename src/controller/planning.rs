@@ -6,7 +6,7 @@ mod lay;
 mod on_hosts;
 mod place;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub struct Draft {
     pub looked_at: Vec<HostName>,
     /// Hosts that lack what its engine needs there (the model's files, its program, its key), with the reason.
     pub lacking: BTreeMap<HostName, String>,
+    /// Hosts that just said that their container engine answers, whatever is known of them from before.
+    pub with_container_engine: BTreeSet<HostName>,
     /// What the person should know.
     pub warnings: Vec<String>,
     /// The service that it may borrow from, as it is served.
@@ -123,6 +125,7 @@ pub async fn draft(
         facts: None,
         looked_at: Vec::new(),
         lacking: BTreeMap::new(),
+        with_container_engine: BTreeSet::new(),
         warnings: Vec::new(),
         lender: None,
     };

@@ -145,16 +145,6 @@ impl Stage {
         self.operator.write_spec(&spec.text());
     }
 
-    /// Agents look for one once a minute; a plan for containers is refused before.
-    pub fn await_container_engines(&self) {
-        wait_until("the container engines to be seen", Duration::from_mins(3), || {
-            self.operator.snapshot().is_some_and(|snapshot| {
-                let mut facts = snapshot.hosts.values().map(|host| host.facts.as_ref());
-                facts.all(|facts| facts.is_some_and(|facts| facts.container_engine.is_some()))
-            })
-        });
-    }
-
     pub fn lab(&self, arguments: &[&str]) {
         self.operator.lab.lab(arguments);
     }

@@ -383,6 +383,7 @@ mod tests {
             facts: None,
             looked_at: Vec::new(),
             lacking: std::collections::BTreeMap::new(),
+            with_container_engine: std::collections::BTreeSet::new(),
             warnings: Vec::new(),
             lender: None,
         };

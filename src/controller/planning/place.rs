@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::super::core::Core;
 use super::super::world;
-use super::{Draft, invalid};
-use crate::api::{ApiError, ErrorKind};
+use super::{Draft, invalid, on_hosts};
+use crate::api::{ApiError, ErrorKind, HostView};
 use crate::base::{Bytes, Hint, HostName};
 use crate::engine;
 use crate::placement::{self, Demand, ShapeNeed};
 use crate::rollout::{RolloutKind, ServiceState};
-use crate::spec::{DeviceKind, DockerRuntime, RuntimeSpec, ServiceSpec, Strategy};
+use crate::spec::{DeviceKind, ServiceSpec, Strategy};
 
 /// Blue-green needs places for a whole second set.
 pub(in crate::controller) fn beside(
@@ -137,17 +137,13 @@ pub(in crate::controller) fn demand(
 /// The hosts that lack something without which no rank of the draft can run, each with what that is.
 pub(super) fn lacking(core: &Core, draft: &Draft) -> BTreeMap<HostName, String> {
     let mut lacking = draft.lacking.clone();
-    if let RuntimeSpec::Docker(docker) = &draft.spec.runtime
-        && docker.socket == DockerRuntime::default_socket()
-    {
+    if on_hosts::asks_container_engine(&draft.spec) {
         core.hub.with(|snapshot| {
-            for host in snapshot.hosts.values().filter(|host| world::is_up(host)) {
+            let unasked = |host: &&HostView| !draft.with_container_engine.contains(&host.name);
+            for host in snapshot.hosts.values().filter(|h| world::is_up(h)).filter(unasked) {
                 // One that is there and does not answer just now is told of as one without a version.
                 if host.facts.as_ref().is_some_and(|facts| facts.container_engine.is_none()) {
-                    let why = format!(
-                        "no container engine is there ({}), looked for once a minute; install Docker, or set runtime = \"process\"",
-                        docker.socket
-                    );
+                    let why = on_hosts::no_container_engine();
                     lacking.entry(host.name.clone()).or_insert(why);
                 }
             }

@@ -82,7 +82,6 @@ pub fn cases() -> Vec<Case> {
                 for host in HOSTS {
                     stage.lab(&["dockerd", host, "start"]);
                 }
-                stage.await_container_engines();
             },
             mend: |stage| {
                 for host in HOSTS {
