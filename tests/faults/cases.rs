@@ -12,6 +12,8 @@ mod needs;
 mod people;
 #[path = "cases/surroundings.rs"]
 mod surroundings;
+#[path = "cases/way_back.rs"]
+mod way_back;
 
 use std::time::Duration;
 
@@ -119,6 +121,7 @@ pub fn cases() -> Vec<Case> {
         gateway::cases(),
         surroundings::cases(),
         people::cases(),
+        way_back::cases(),
     ];
     std::iter::once(none).chain(parts.into_iter().flatten()).collect()
 }

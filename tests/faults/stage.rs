@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::process::Command;
 use std::time::Duration;
 
-use gpudeck::api::{Phase, ServiceView};
+use gpudeck::api::{Direction, Phase, ServiceView};
 
 use crate::common::lab::{Lab, write_gguf};
 use crate::common::operator::Operator;
@@ -30,6 +30,7 @@ pub struct Spec {
     pub before: String,
     pub engine: String,
     pub healthy_deadline: &'static str,
+    pub steps: &'static str,
     pub rollout: String,
     pub analysis: String,
     /// Counts up with every spec, so that there is always something to roll out.
@@ -43,6 +44,7 @@ impl Spec {
             before: "\"/srv/note\", \"{release}-{replica}-{attempt}\", ".to_owned(),
             engine: String::new(),
             healthy_deadline: "8s",
+            steps: "[{ weight = 50 }, { analyse = \"quick\" }]",
             rollout: String::new(),
             analysis: String::new(),
             revision,
@@ -50,7 +52,8 @@ impl Spec {
     }
 
     pub fn text(&self) -> String {
-        let Self { head, before, engine, healthy_deadline, rollout, analysis, revision } = self;
+        let Self { head, before, engine, healthy_deadline, steps, rollout, analysis, revision } =
+            self;
         let before = before.replace("-{attempt}", "");
         format!(
             r#"
@@ -68,7 +71,7 @@ hosts  = ["h2", "h3"]
 spread = "host"
 
 [rollout]
-steps             = [{{ weight = 50 }}, {{ analyse = "quick" }}]
+steps             = {steps}
 healthy_deadline  = "{healthy_deadline}"
 progress_deadline = "25s"
 drain_deadline    = "8s"
@@ -167,6 +170,13 @@ impl Stage {
             chat.rollout.as_ref().is_some_and(|r| {
                 r.outcome.is_none() && matches!(r.gate, Some(gpudeck::api::Gate::Analyse { .. }))
             })
+        })
+    }
+
+    pub fn await_way_back(&self) -> ServiceView {
+        self.operator.wait_until_chat("the way back", |chat| {
+            let rollout = chat.rollout.as_ref();
+            rollout.is_some_and(|r| matches!(r.direction, Direction::Back { .. }))
         })
     }
 

@@ -1,7 +1,5 @@
 //! Disks, the controller and the agents.
 
-use gpudeck::api::Direction;
-
 use super::{Case, End, PLAIN, SLOW, loading};
 use crate::stage::HOSTS;
 
@@ -33,21 +31,6 @@ pub fn cases() -> Vec<Case> {
                 stage.await_new("the canary to load", loading);
                 stage.operator.kill_controller();
             },
-            ..PLAIN
-        },
-        Case {
-            name: "controller: killed on the way back",
-            spec: |s| s.engine = "\"--fail-load\",".to_owned(),
-            fault: |stage| {
-                stage.operator.wait_until_chat("the way back", |chat| {
-                    chat.rollout
-                        .as_ref()
-                        .is_some_and(|r| matches!(r.direction, Direction::Back { .. }))
-                });
-                stage.operator.kill_controller();
-            },
-            end: End::RolledBack,
-            why: "exit code 1",
             ..PLAIN
         },
         Case {
