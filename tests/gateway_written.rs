@@ -218,7 +218,8 @@ async fn a_backend_that_does_not_follow_weights_is_warned_of() {
     let by_hand = async |balance: &str| {
         let mut haproxy = Haproxy::start().await;
         let main = std::fs::read_to_string(haproxy.path("haproxy.cfg")).unwrap();
-        let main = format!("{main}backend chat\n  balance {balance}\n");
+        let rule = "backend chat-canary\n  balance roundrobin\n";
+        let main = format!("{main}backend chat\n  balance {balance}\n{rule}");
         std::fs::write(haproxy.path("haproxy.cfg"), main).unwrap();
         haproxy.run().await;
         let gateway = GatewaySpec::new("gpu-1".parse().unwrap(), haproxy.text("admin.sock"));

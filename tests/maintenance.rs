@@ -368,3 +368,17 @@ fn several_services_are_rolled_out_in_order_and_taken_back_together() {
         "{refused:#?}"
     );
 }
+
+/// What no request would ever reach is not begun.
+#[test]
+fn a_plan_for_a_backend_that_the_gateway_does_not_have_is_refused() {
+    let fleet = SimFleet::new();
+    fleet.edit("replicas", "backend = \"nowhere\"\nreplicas");
+    let refused = fleet.expect(&["plan", "code"], 5);
+    assert!(refused.stderr.contains("has no backend nowhere"), "{refused:#?}");
+    assert!(refused.stderr.contains("add to haproxy.cfg"), "{refused:#?}");
+    fleet.expect(&["apply", "code", "--yes"], 5);
+    assert_eq!(fleet.json(&["history", "code"], 0), serde_json::json!([]), "nothing was committed");
+    fleet.edit("\"nowhere\"", "\"code\"");
+    fleet.expect(&["plan", "code"], 2);
+}

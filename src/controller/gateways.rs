@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use super::actions::{Means, link, right_to_act};
 use super::core::{Core, Input};
 use super::traffic::Totals;
-use crate::api::Severity;
-use crate::base::{Hint, HostName, ReleaseNumber, ServiceName, TrafficMode, TrafficServer, text};
+use crate::api::{ApiError, ErrorKind, Severity};
+use crate::base::{
+    Hint, HostName, ReleaseNumber, ServiceName, TrafficMode, TrafficServer, text, time,
+};
 use crate::fleet::LinkError;
 use crate::gateway::section::{Section, SectionServer, canary_backend, canary_servers};
 use crate::gateway::{Gateway, GatewayError, HaproxyGateway, haproxy};
@@ -30,6 +32,39 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shortest time an answer may be silent, in a section that we write.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The key of the spec that the rule stands in.
+const fn rule_key(rule: &CanaryRule) -> &'static str {
+    match rule {
+        CanaryRule::Header { .. } => "canary_header",
+        CanaryRule::Cookie { .. } => "canary_cookie",
+    }
+}
+
+/// Whether `HAProxy` says that it has no such backend.
+fn lacks_backend(error: &GatewayError) -> bool {
+    matches!(error, GatewayError::Gateway { message, .. } if haproxy::lacks_backend(message))
+}
+
+/// How a backend of this gateway balances, if it can be asked in time.
+async fn balance_at(
+    means: &Means,
+    gateway: &GatewaySpec,
+    backend: &str,
+) -> Result<Option<String>, GatewayError> {
+    let link = link(means, &gateway.host)?;
+    let host = link.host().clone();
+    let epoch = means.claims.cell(&gateway.host).await;
+    let (backend, socket) = (backend.to_owned(), gateway.socket.clone());
+    let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch);
+    tokio::time::timeout(PATIENCE, haproxy.balance()).await.unwrap_or_else(|_| {
+        Err(GatewayError::Gateway {
+            host,
+            message: format!("no answer within {}", time::short(PATIENCE)),
+            hint: None,
+        })
+    })
+}
 
 /// The gateways of one service, and what is to be told to them.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +135,30 @@ impl Routes {
             all.extend(gateways.counters(means).await?);
         }
         Some(all)
+    }
+}
+
+/// Gateways that are not as they should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotApplied {
+    /// Which of them, and why, for people.
+    pub why: String,
+    /// Each of them says that it has no such backend: nothing is sent through it.
+    pub lacks_backend: bool,
+}
+
+impl std::fmt::Display for NotApplied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl NotApplied {
+    /// All of them as one; none: all is as it should be.
+    pub fn together(all: Vec<Self>) -> Option<Self> {
+        let lacks_backend = all.iter().all(|one| one.lacks_backend);
+        let why: Vec<String> = all.into_iter().map(|one| one.why).collect();
+        (!why.is_empty()).then(|| Self { why: why.join("; "), lacks_backend })
     }
 }
 
@@ -204,7 +263,7 @@ impl Gateways {
     }
 
     /// Takes everything of the service out; whether nothing is left there.
-    pub async fn leave(&self, means: &Means, written: &mut Written) -> Result<bool, String> {
+    pub async fn leave(&self, means: &Means, written: &mut Written) -> Result<bool, NotApplied> {
         self.apply(means, &[], written).await?;
         let counters = self.counters(means).await;
         Ok(counters.is_some_and(|all| all.values().all(BTreeMap::is_empty)))
@@ -227,7 +286,7 @@ impl Gateways {
         means: &Means,
         servers: &[TrafficServer],
         written: &mut Written,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotApplied> {
         let mut kept: BTreeMap<ServiceName, Option<Kept>> =
             self.places.keys().map(|name| (name.clone(), written.0.remove(name))).collect();
         let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
@@ -241,20 +300,22 @@ impl Gateways {
         let all: Vec<_> = self.places.iter().map(one).collect();
         let mut wrong = Vec::new();
         for unknown in &self.unknown {
-            wrong.push(format!(
+            let why = format!(
                 "deck.toml has no gateway `{unknown}`: add [gateways.{unknown}] or change the spec"
-            ));
+            );
+            wrong.push(NotApplied { why, lacks_backend: false });
         }
         let several = self.places.len() > 1;
         for (name, kept, result) in futures::future::join_all(all).await {
-            if let Err(why) = result {
-                wrong.push(if several { format!("{name}: {why}") } else { why });
+            if let Err(NotApplied { why, lacks_backend }) = result {
+                let why = if several { format!("{name}: {why}") } else { why };
+                wrong.push(NotApplied { why, lacks_backend });
             }
             if let Some(kept) = kept {
                 written.0.insert(name, kept);
             }
         }
-        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+        NotApplied::together(wrong).map_or(Ok(()), Err)
     }
 
     async fn apply_to(
@@ -263,7 +324,7 @@ impl Gateways {
         gateway: &GatewaySpec,
         servers: &[TrafficServer],
         mut kept: Option<Kept>,
-    ) -> (Option<Kept>, Result<(), String>) {
+    ) -> (Option<Kept>, Result<(), NotApplied>) {
         // The file first: if a reload comes in between, it holds nothing that is not ready.
         // A check that hangs does not keep what is not ready any more in the traffic, though.
         let (filed, mut applied) = {
@@ -276,10 +337,10 @@ impl Gateways {
                 }
             }
         };
-        if let Err(GatewayError::Gateway { message, .. }) = &applied
+        if let Err(error) = &applied
             && filed.is_ok()
             && !gateway.reload.is_empty()
-            && haproxy::lacks_backend(message)
+            && lacks_backend(error)
         {
             let again = self.write(means, gateway, servers, &mut kept, true).await;
             if again.is_ok() {
@@ -287,20 +348,20 @@ impl Gateways {
             }
         }
         // What is told at run time counts now; a file that could not be written is still an error.
+        let lacks = applied.as_ref().is_err_and(lacks_backend);
         let result = applied.and(filed).map_err(|error| {
-            let unknown = matches!(&error, GatewayError::Gateway { message, .. }
-                if haproxy::lacks_backend(message));
             let hint = match &gateway.config {
-                Some(directory) if unknown => Some(format!(
+                Some(directory) if lacks => Some(format!(
                     "its section is written: start HAProxy with `-f {directory}` besides its own \
                      configuration, and reload it"
                 )),
                 _ => error.hint(),
             };
-            match hint {
+            let why = match hint {
                 Some(hint) => format!("{error} ({hint})"),
                 None => error.to_string(),
-            }
+            };
+            NotApplied { why, lacks_backend: lacks }
         });
         (kept, result)
     }
@@ -325,36 +386,79 @@ impl Gateways {
             let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch);
             match haproxy.apply(&[]).await {
                 // Where its section was ours it is gone with the rule.
-                Err(GatewayError::Gateway { message, .. }) if haproxy::lacks_backend(&message) => {}
+                Err(error) if lacks_backend(&error) => {}
                 emptied => told = told.and(emptied),
             }
         }
         told
     }
 
-    /// Backends in which the weights that a canary is given do not count, of the gateways that can be asked now.
-    pub async fn balance_warnings(&self, means: &Means) -> Vec<String> {
-        let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
-            let (name, gateway) = (name.clone(), gateway.clone());
-            async move {
-                let link = link(means, &gateway.host).ok()?;
-                let epoch = means.claims.cell(&gateway.host).await;
-                let backend = self.backend.clone();
-                let haproxy = HaproxyGateway::new(link, gateway.socket, backend, means.deck, epoch);
-                let asked = tokio::time::timeout(PATIENCE, haproxy.balance()).await;
-                let balance = asked.ok()?.ok()??;
-                (!haproxy::follows_weights(&balance)).then(|| {
-                    format!(
-                        "backend {} of the gateway {name} balances by `{balance}`, which does not \
-                         follow weights: the canary's share of the requests will not be its \
-                         weight; write `balance roundrobin` in that section of haproxy.cfg",
-                        self.backend
-                    )
-                })
+    /// Before anything is begun: whether each gateway has the backend that is to be filled. What could not be asked now,
+    /// and backends in which the weights of a canary do not count (`weighed`), are told.
+    ///
+    /// # Errors
+    /// One of them has no such backend, and nobody but a person writes it there.
+    pub async fn look(&self, means: &Means, weighed: bool) -> Result<Vec<String>, ApiError> {
+        let of_rule = self.canary.is_some().then(|| canary_backend(&self.backend));
+        let backends = std::iter::once((self.backend.clone(), weighed));
+        let backends: Vec<_> = backends.chain(of_rule.map(|backend| (backend, false))).collect();
+        let looks = self.places.iter().flat_map(|(name, gateway)| {
+            backends.iter().map(move |(backend, weighed)| {
+                let (name, gateway) = (name.clone(), gateway.clone());
+                let (backend, weighed) = (backend.clone(), *weighed);
+                async move {
+                    let balance = balance_at(means, &gateway, &backend).await;
+                    self.judged(&name, &gateway, &backend, balance, weighed)
+                }
+            })
+        });
+        let all = futures::future::join_all(looks).await;
+        let all: Vec<Option<String>> = all.into_iter().collect::<Result<_, ApiError>>()?;
+        let mut told: Vec<String> = all.into_iter().flatten().collect();
+        told.dedup();
+        Ok(told)
+    }
+
+    fn judged(
+        &self,
+        name: &ServiceName,
+        gateway: &GatewaySpec,
+        backend: &str,
+        balance: Result<Option<String>, GatewayError>,
+        weighed: bool,
+    ) -> Result<Option<String>, ApiError> {
+        match balance {
+            Ok(Some(balance)) if weighed && !haproxy::follows_weights(&balance) => {
+                Ok(Some(format!(
+                    "backend {backend} of the gateway {name} balances by `{balance}`, which does \
+                     not follow weights: the canary's share of the requests will not be its \
+                     weight; write `balance roundrobin` in that section of haproxy.cfg"
+                )))
             }
-        };
-        let all = futures::future::join_all(self.places.iter().map(one)).await;
-        all.into_iter().flatten().collect()
+            Ok(_) => Ok(None),
+            // With `config` it is written there when it is filled.
+            Err(error) if lacks_backend(&error) && gateway.config.is_some() => Ok(None),
+            Err(error) if lacks_backend(&error) => Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!(
+                    "the gateway {name} (HAProxy on {}) has no backend {backend}: no request \
+                     would reach {}",
+                    gateway.host, self.service
+                ),
+                hint: match &self.canary {
+                    Some(rule) if *backend != *self.backend => Some(format!(
+                        "add `backend {backend}` to haproxy.cfg, lead the requests there that the spec's {} \
+                         asks for, and reload HAProxy; or give the gateway a `config`, and it is written",
+                        rule_key(rule)
+                    )),
+                    _ => error.hint(),
+                },
+            }),
+            Err(error) => Ok(Some(format!(
+                "whether the gateway {name} has its backend for {} is not known: {error}",
+                self.service
+            ))),
+        }
     }
 
     /// The backends and their servers: the service's, and the one of its canary.

@@ -68,7 +68,9 @@ impl Decider<'_> {
             EventKind::NoTokenYet { replica, why } => self.no_token_yet(*replica, why),
             EventKind::ReplicaUnready { replica, why } => self.replica_unready(*replica, why),
             EventKind::TrafficApplied { version } => self.traffic_applied(*version),
-            EventKind::TrafficFailed { version, why } => self.traffic_failed(*version, why),
+            EventKind::TrafficFailed { version, why, lacks_backend } => {
+                self.traffic_failed(*version, why, *lacks_backend);
+            }
             EventKind::Drained { replica } => self.drained(*replica),
             EventKind::Measured { windows } => {
                 self.begin_analysis(windows);
@@ -332,6 +334,7 @@ impl Decider<'_> {
         self.state.traffic_applied = self.state.traffic_applied.max(version);
         if version == self.state.traffic_version {
             self.state.traffic_trouble = None;
+            self.state.lacks_backend = false;
             self.state.traffic_retry = None;
             let gets_some = |s: &&TrafficServer| s.mode == TrafficMode::Ready && s.weight > 0;
             let reached: BTreeSet<_> =
@@ -342,12 +345,13 @@ impl Decider<'_> {
         }
     }
 
-    fn traffic_failed(&mut self, version: u64, why: &str) {
+    fn traffic_failed(&mut self, version: u64, why: &str, lacks_backend: bool) {
         // An older table is overtaken by a newer one that is on its way already.
         if version != self.state.traffic_version {
             return;
         }
         self.state.traffic_trouble = Some(text::clean(why, MAX_CAUSE));
+        self.state.lacks_backend = lacks_backend;
         // One that was taken before is kept by whoever carries it out.
         if self.state.traffic_applied < version {
             self.state.traffic_retry = Some(self.now().plus(TRAFFIC_RETRY));

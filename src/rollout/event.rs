@@ -251,6 +251,9 @@ pub enum EventKind {
         version: u64,
         /// Why, for people.
         why: String,
+        /// Each gateway that did not take it says that it has no such backend: nothing is sent through it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        lacks_backend: bool,
     },
     /// No request is in flight at this draining replica.
     Drained {

@@ -170,8 +170,14 @@ impl Decider<'_> {
                 _ => "not all of the new release could be stopped yet".to_owned(),
             };
             why = format!("{why}; {rest}");
-        } else if !(served && alone && self.state.traffic_settled()) {
+        } else if !(served && alone) {
             return;
+        } else if !self.state.traffic_settled() {
+            // At rest the gateway is told again, too.
+            if !late && !self.state.leaves_unrouted() {
+                return;
+            }
+            why = format!("{why}; {}", self.state.awaited());
         }
         self.end_rollout(match (asked, from) {
             (true, _) => Outcome::Aborted { why },

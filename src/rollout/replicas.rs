@@ -175,7 +175,7 @@ impl Decider<'_> {
         let ranks = release.ranks_of(key);
         let policy = &release.spec.rollout;
         let (healthy, drain) = (policy.healthy_deadline, policy.drain_deadline);
-        let held = self.state.is_held();
+        let (held, unrouted) = (self.state.is_held(), self.state.leaves_unrouted());
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         match replica.phase {
             Phase::Starting | Phase::Waiting { .. } if replica.running.len() >= ranks => {
@@ -212,8 +212,9 @@ impl Decider<'_> {
                 } else if held {
                     // It gets no new requests and is not ended until its hosts can be acted on.
                 } else if (applied && (replica.drain.done || now >= deadline))
-                    // Whoever asked for the service's end is not kept waiting by a dead gateway.
-                    || (self.state.stopping && now >= deadline)
+                    // Whoever asked for the service's end is not kept waiting by a dead gateway, nor is a way
+                    // back by one that has no backend for it.
+                    || ((self.state.stopping || unrouted) && now >= deadline)
                 {
                     self.stop_replica(key);
                 }

@@ -45,6 +45,9 @@ pub struct ServiceState {
     /// The gateway refused the table: why, for people.
     #[serde(default)]
     pub traffic_trouble: Option<String>,
+    /// What refused the table has no such backend (any more): nothing is sent through it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_backend: bool,
     /// The gateway is told the table again at this moment.
     #[serde(default)]
     pub traffic_retry: Option<Timestamp>,
@@ -430,6 +433,7 @@ impl ServiceState {
             traffic: Shared::default(),
             traffic_reached: Shared::default(),
             traffic_trouble: None,
+            lacks_backend: false,
             traffic_retry: None,
             attempts: BTreeMap::new(),
             queued: None,

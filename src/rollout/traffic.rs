@@ -27,6 +27,13 @@ impl ServiceState {
         self.traffic_applied == self.traffic_version && self.is_current(&self.table(&self.roles()))
     }
 
+    /// A gateway that has no backend of the service (any more) sends nothing, and never confirms a table: what leaves
+    /// need not wait for that. On the way to a new release it does wait, since nothing would reach that one either.
+    pub(super) fn leaves_unrouted(&self) -> bool {
+        let forward = self.active_rollout().is_some_and(|r| r.direction == Direction::Forward);
+        self.lacks_backend && !forward
+    }
+
     /// Ready replicas of a release that the gateway was last known to send requests to.
     pub(super) fn reached(&self, release: ReleaseNumber) -> u32 {
         let ready = |id: &&ReplicaId| {
@@ -213,6 +220,7 @@ impl Decider<'_> {
             self.state.traffic = servers.into();
             self.state.traffic_version += 1;
             self.state.traffic_retry = None;
+            self.state.lacks_backend = false;
             let version = self.state.traffic_version;
             for replica in self.state.replicas.values_mut() {
                 if matches!(replica.phase, Phase::Draining { .. }) && replica.drain.version == 0 {

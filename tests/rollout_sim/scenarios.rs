@@ -19,6 +19,7 @@ use crate::build::{release, single, spec};
 use crate::world::{Nature, World};
 
 pub const HOUR: Duration = Duration::from_hours(1);
+pub const MINUTE: Duration = Duration::from_mins(1);
 pub const R1: ReleaseNumber = ReleaseNumber(1);
 pub const R2: ReleaseNumber = ReleaseNumber(2);
 

@@ -113,6 +113,8 @@ pub struct World {
     /// What the decider wanted the table to be last.
     wanted_table: Vec<TrafficServer>,
     gateway_down_until: Timestamp,
+    /// The gateway answers, and has no backend of the service.
+    pub lacks_backend: bool,
     hosts_down: BTreeMap<HostName, Timestamp>,
     recorded: BTreeMap<ReleaseNumber, Outcome>,
     last_measured: Timestamp,
@@ -181,6 +183,7 @@ impl World {
             wanted_table: Vec::new(),
             table_version: 0,
             gateway_down_until: Timestamp(0),
+            lacks_backend: false,
             hosts_down: BTreeMap::new(),
             recorded: BTreeMap::new(),
             last_measured: Timestamp(0),

@@ -10,7 +10,7 @@ use super::{Actions, Means};
 use crate::base::{ServiceName, TrafficServer};
 use crate::controller::core::Input;
 use crate::controller::fence::Doubt;
-use crate::controller::gateways::{Routes, Written};
+use crate::controller::gateways::{NotApplied, Routes, Written};
 use crate::rollout::{EventKind, Shared};
 use crate::spec::{DeckSpec, EndpointsSpec};
 
@@ -109,10 +109,12 @@ impl Keeper {
                     told_success = Some(version);
                     (news.then_some(EventKind::TrafficApplied { version }), Duration::from_secs(2))
                 }
-                Err(why) => {
-                    let news = told_failure.as_ref() != Some(&(version, why.clone()));
-                    told_failure = Some((version, why.clone()));
-                    let kind = news.then_some(EventKind::TrafficFailed { version, why });
+                Err(failed) => {
+                    let news = told_failure.as_ref() != Some(&(version, failed.clone()));
+                    told_failure = Some((version, failed.clone()));
+                    let NotApplied { why, lacks_backend } = failed;
+                    let failed = EventKind::TrafficFailed { version, why, lacks_backend };
+                    let kind = news.then_some(failed);
                     (kind, Duration::from_secs(1))
                 }
             };
@@ -141,7 +143,7 @@ impl Keeper {
                 Ok(true) => *written = None,
                 Ok(false) => {}
                 Err(why) => {
-                    tracing::warn!(service = %self.service, why, "a gateway was not left yet");
+                    tracing::warn!(service = %self.service, %why, "a gateway was not left yet");
                 }
             }
         }
@@ -181,7 +183,7 @@ impl Keeper {
         servers: &[TrafficServer],
         files: &mut Files,
         news: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotApplied> {
         let tell = async {
             let mut wrong = Vec::new();
             for (gateways, written) in self.routes.serving.iter().zip(&mut files.serving) {
@@ -191,8 +193,10 @@ impl Keeper {
         };
         // Beside each other: a host that is waited for here may be another's matter there.
         let (published, wrong) = tokio::join!(self.publish(version, servers), tell);
-        if !wrong.is_empty() {
-            return Err(wrong.join("; "));
+        if let Some(wrong) = NotApplied::together(wrong) {
+            // Whoever reads the endpoints may still send requests.
+            let lacks_backend = wrong.lacks_backend && published.is_ok();
+            return Err(NotApplied { lacks_backend, ..wrong });
         }
         // Whoever balances reads the endpoints when it will.
         if let Some(spec) = &self.endpoints
@@ -202,6 +206,6 @@ impl Keeper {
         {
             tokio::time::sleep(spec.settle).await;
         }
-        published
+        published.map_err(|why| NotApplied { why, lacks_backend: false })
     }
 }

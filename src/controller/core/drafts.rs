@@ -160,10 +160,10 @@ impl Core {
     ) -> BoxFuture<'static, Result<Draft, ApiError>> {
         let spec = planning::read_spec(self, &service, to);
         let lender = spec.as_ref().ok().and_then(|(spec, _, _)| self.lender_of(spec));
-        // Only a canary lives by its weight.
-        let weighed = spec.as_ref().ok().and_then(|(spec, _, _)| {
-            let canary = spec.rollout.effective_strategy() == Strategy::Canary;
-            canary.then(|| Gateways::of(&self.deck, &service, spec)).flatten()
+        let gateways = spec.as_ref().ok().and_then(|(spec, _, _)| {
+            // Only a canary lives by its weight.
+            let weighed = spec.rollout.effective_strategy() == Strategy::Canary;
+            Some((Gateways::of(&self.deck, &service, spec)?, weighed))
         });
         let means = Arc::clone(&self.means);
         // Only a journal that begins with nothing can have lost something.
@@ -196,8 +196,8 @@ impl Core {
             let mut draft =
                 planning::draft(&means, service, spec, text, revision, hosts.clone()).await?;
             planning::look_for(&means, &mut draft, hosts.clone()).await;
-            if let Some(gateways) = weighed {
-                draft.warnings.extend(gateways.balance_warnings(&means).await);
+            if let Some((gateways, weighed)) = gateways {
+                draft.warnings.extend(gateways.look(&means, weighed).await?);
             }
             if let Some((lender, spec)) = lender {
                 // Where its replicas come back is part of the plan. Without it nothing is borrowed.

@@ -159,7 +159,7 @@ pub fn event_words(kind: &EventKind) -> String {
         EventKind::TrafficApplied { version } => {
             format!("the gateway has traffic table {version}")
         }
-        EventKind::TrafficFailed { version, why } => {
+        EventKind::TrafficFailed { version, why, .. } => {
             format!("the gateway did not take traffic table {version}: {why}")
         }
         EventKind::Drained { replica } => format!("{replica} has no request in flight any more"),

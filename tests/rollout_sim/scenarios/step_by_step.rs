@@ -114,7 +114,7 @@ fn events_keep_their_form_as_json() {
         EventKind::Aborted { by: "ada".to_owned(), reason: Some("x".to_owned()) },
         EventKind::Measured { windows: [(id, Window::default())].into() },
         EventKind::Unmeasured,
-        EventKind::TrafficFailed { version: 3, why: "gone".to_owned() },
+        EventKind::TrafficFailed { version: 3, why: "gone".to_owned(), lacks_backend: true },
         held("login-lost"),
         EventKind::HoldEnded,
     ];

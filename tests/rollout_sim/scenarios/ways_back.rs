@@ -3,7 +3,7 @@
 use deciding::base::ReleaseNumber;
 use deciding::rollout::{Action, Condition, Direction, EventKind, Outcome, Phase, RolloutKind};
 
-use super::{HOUR, R1, R2, ended, outcome, serving, with_steps};
+use super::{HOUR, MINUTE, R1, R2, ended, outcome, serving, with_steps};
 use crate::build::{canary, release, single, spec};
 use crate::world::{Nature, World};
 
@@ -105,4 +105,40 @@ fn the_way_back_to_more_replicas_goes_one_at_a_time() {
     assert!(world.lowest_ready + 1 >= ready, "{} of {ready}", world.lowest_ready);
     world.check_rest();
     assert_eq!(world.state.ready_total(), 6);
+}
+
+/// A gateway that has no backend of the service sends it nothing and never takes its table: what drains ends at its
+/// deadline, and the way back with it, saying why.
+#[test]
+fn an_abort_does_not_wait_for_a_gateway_that_has_no_backend() {
+    let mut world = serving(2, 1);
+    world.request(&with_steps(2, 0, canary()), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, |w| w.state.ready(R2) == 1));
+    world.lacks_backend = true;
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    let drain = world.state.releases[&R2].spec.rollout.drain_deadline;
+    let began = world.now;
+    assert!(world.run_until(HOUR, ended), "{:?}", world.state.replicas);
+    assert!(world.now.since(began) <= drain + MINUTE * 3, "{:?}", world.now.since(began));
+    assert!(
+        matches!(outcome(&world), Outcome::Aborted { why } if why.contains("no such backend")),
+        "{:?}",
+        outcome(&world)
+    );
+    assert!(world.state.replicas.keys().all(|key| key.release == R1));
+    world.lacks_backend = false;
+    assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Serving && w.quiet()));
+    world.check_rest();
+}
+
+#[test]
+fn an_aborted_first_deployment_ends_without_a_backend() {
+    let mut world = World::new(3);
+    world.lacks_backend = true;
+    let first = release(1, spec(2, 1, 0), &single(0, 2));
+    world.request(&first, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(MINUTE * 10, |w| w.state.ready(R1) == 2));
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert!(world.run_until(MINUTE * 10, ended), "{:?}", world.state.replicas);
+    assert!(world.state.replicas.is_empty());
 }

@@ -137,7 +137,16 @@ impl World {
             Action::ApplyTraffic { version, servers } => {
                 if self.gateway_down_until > self.now {
                     let why = "no such socket".to_owned();
-                    return self.tell(EventKind::TrafficFailed { version, why });
+                    let lacks_backend = false;
+                    return self.tell(EventKind::TrafficFailed { version, why, lacks_backend });
+                }
+                if self.lacks_backend {
+                    let why = "no such backend".to_owned();
+                    return self.tell(EventKind::TrafficFailed {
+                        version,
+                        why,
+                        lacks_backend: true,
+                    });
                 }
                 // Left over from a controller that was killed: it was overtaken.
                 if version >= self.table_version {
