@@ -261,11 +261,14 @@ impl Core {
         let Planned { mut release, view } = planned;
         release.revision = revision;
         let number = release.number;
+        let group = self.state.ledger.group.as_ref().filter(|_| of_group);
+        let of_group = group.map(|group| group.began);
         let kind = EventKind::RolloutRequested {
             release: Box::new(release),
             kind: request.kind,
             by: request.by,
             limits: LimitRule::PRESENT,
+            of_group,
         };
         self.try_happened(&draft.service, kind, now()).map_err(|e| journal_error(&e))?;
         Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(view) })

@@ -249,6 +249,7 @@ mod tests {
             kind: RolloutKind::Apply,
             by: "ada".to_owned(),
             limits: LimitRule::default(),
+            of_group: None,
         };
         step(&mut state, &Event { at: Timestamp(1), kind });
         assert!(!waits(&state, Some(&written), false), "it is being rolled out");

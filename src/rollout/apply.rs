@@ -9,7 +9,9 @@ use super::event::{EventKind, StartRefusal};
 use super::release::Release;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
 use super::step::Decider;
-use crate::base::{RankId, ReleaseNumber, ReplicaId, ReplicaKey, TrafficMode, TrafficServer, text};
+use crate::base::{
+    RankId, ReleaseNumber, ReplicaId, ReplicaKey, Timestamp, TrafficMode, TrafficServer, text,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -26,8 +28,8 @@ impl Decider<'_> {
     pub(super) fn apply(&mut self, event: &EventKind) {
         match event {
             EventKind::Tick => {}
-            EventKind::RolloutRequested { release, kind, by, limits } => {
-                self.begin_rollout(release, *kind, by, *limits);
+            EventKind::RolloutRequested { release, kind, by, limits, of_group } => {
+                self.begin_rollout(release, *kind, by, *limits, *of_group);
             }
             EventKind::Paused { by } => self.pause(by),
             EventKind::Resumed { .. } => self.resume(),
@@ -86,7 +88,14 @@ impl Decider<'_> {
         }
     }
 
-    fn begin_rollout(&mut self, release: &Release, kind: RolloutKind, by: &str, limits: LimitRule) {
+    fn begin_rollout(
+        &mut self,
+        release: &Release,
+        kind: RolloutKind,
+        by: &str,
+        limits: LimitRule,
+        of_group: Option<Timestamp>,
+    ) {
         let number = release.number;
         let known = self.state.releases.contains_key(&number);
         // What is lent has to come back first: its place belongs to the stable release.
@@ -116,6 +125,7 @@ impl Decider<'_> {
             began: now,
             progress: now,
             by: text::clean(by, 100),
+            of_group,
             measured_new: Window::default(),
             measured_old: Window::default(),
             limits,

@@ -46,6 +46,9 @@ pub enum EventKind {
         /// How its analyses look at limits.
         #[serde(default)]
         limits: LimitRule,
+        /// When the rollout of several services began that this one belongs to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of_group: Option<Timestamp>,
     },
     /// Hold the rollout where it is.
     Paused {

@@ -155,7 +155,13 @@ impl World<'_> {
         let by = "forecast".to_owned();
         self.feed_at(
             self.began,
-            EventKind::RolloutRequested { release, kind, by, limits: LimitRule::PRESENT },
+            EventKind::RolloutRequested {
+                release,
+                kind,
+                by,
+                limits: LimitRule::PRESENT,
+                of_group: None,
+            },
         );
         self.forecast.floor = self.state.floor();
         self.await_loan();

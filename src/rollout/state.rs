@@ -220,6 +220,9 @@ pub struct Rollout {
     pub progress: Timestamp,
     /// Who began it: a Unix user.
     pub by: String,
+    /// When the rollout of several services began that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_group: Option<Timestamp>,
     /// The analysis under way: what was measured of the new and of the old release.
     pub measured_new: Window,
     /// See `measured_new`.

@@ -45,6 +45,7 @@ fn play(
         kind: RolloutKind::Apply,
         by,
         limits: deciding::rollout::LimitRule::PRESENT,
+        of_group: None,
     });
     for _ in 0..10_000 {
         let rollout = state.rollout.as_ref().filter(|r| r.to == next.number);
@@ -110,6 +111,7 @@ fn a_drain_that_the_gateway_never_confirms_ends_the_rollout_all_the_same() {
         kind: RolloutKind::Apply,
         by,
         limits: deciding::rollout::LimitRule::PRESENT,
+        of_group: None,
     };
     step(&mut waiting, &Event { at: state.now, kind });
     assert!(waiting.replicas.values().any(|r| matches!(r.phase, Phase::Draining { .. })));

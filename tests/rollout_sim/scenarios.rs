@@ -61,7 +61,7 @@ fn held(why: &str) -> EventKind {
 /// That ada asks for it.
 fn requested(release: &Release, kind: RolloutKind) -> EventKind {
     let (release, by) = (Box::new(release.clone()), "ada".to_owned());
-    EventKind::RolloutRequested { release, kind, by, limits: LimitRule::PRESENT }
+    EventKind::RolloutRequested { release, kind, by, limits: LimitRule::PRESENT, of_group: None }
 }
 
 /// The end of the bake that is under way.

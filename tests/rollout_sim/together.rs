@@ -62,11 +62,7 @@ impl Mistake {
             Self::ForgetAbort => group.aborted = None,
             Self::FirstBack if group.goes_back() => group.services.reverse(),
             Self::FirstBack | Self::Nothing => {}
-            Self::ForgetBegun => {
-                for entry in &mut group.services {
-                    entry.since = Timestamp(u64::MAX / 2);
-                }
-            }
+            Self::ForgetBegun => group.began = Timestamp(u64::MAX / 2),
         }
     }
 }
@@ -383,7 +379,10 @@ impl Together {
             }
         };
         self.keep(&release);
-        self.world(service).request(&release, begin.kind, nature);
+        let began = self.group.began;
+        let world = self.world(service);
+        world.of_group = Some(began);
+        world.request(&release, begin.kind, nature);
         release.number
     }
 
@@ -507,6 +506,42 @@ pub fn seed(seed: u64, trace: bool, mistake: Option<Mistake>) -> Counts {
         *play.counts.entry("events").or_default() += world.events();
     }
     play.counts
+}
+
+/// Who rolls several services out may roll one of them out alone meanwhile: that one is not the group's.
+#[test]
+fn a_rollout_of_ones_own_is_not_taken_for_the_groups() {
+    let name: ServiceName = "a".parse().unwrap();
+    let mut world = World::of(name.clone(), 1);
+    let began = world.now;
+    let entry = GroupEntry {
+        service: name.clone(),
+        after: Vec::new(),
+        state: GroupState::Waiting,
+        since: began,
+    };
+    let group = Group {
+        services: vec![entry],
+        atomic: true,
+        by: "ada".to_owned(),
+        reason: None,
+        accept_outage: true,
+        began,
+        ended: None,
+        paused: None,
+        aborted: None,
+    };
+    for (of_group, ours) in [(None, false), (Some(began.plus(REST)), false), (Some(began), true)] {
+        let mut of_one = crate::build::release(world.fresh_number(), spec(1, 1, 0), &single(0, 1));
+        of_one.service = name.clone();
+        world.of_group = of_group;
+        world.request(&of_one, RolloutKind::Apply, Nature::Good);
+        let services = BTreeMap::from([(name.clone(), world.state.clone())]);
+        let state = GroupState::Rolling { release: of_one.number };
+        let went = GroupMove::Went { service: name.clone(), state };
+        assert_eq!(group.follows(&services), ours.then_some(went), "{of_group:?}");
+        assert!(world.run_until(REST, at_rest));
+    }
 }
 
 #[test]

@@ -113,6 +113,8 @@ pub struct World {
     /// What the decider wanted the table to be last.
     wanted_table: Vec<TrafficServer>,
     gateway_down_until: Timestamp,
+    /// What is asked for belongs to a rollout of several services, which began then.
+    pub of_group: Option<Timestamp>,
     /// The gateway answers, and has no backend of the service.
     pub lacks_backend: bool,
     hosts_down: BTreeMap<HostName, Timestamp>,
@@ -183,6 +185,7 @@ impl World {
             wanted_table: Vec::new(),
             table_version: 0,
             gateway_down_until: Timestamp(0),
+            of_group: None,
             lacks_backend: false,
             hosts_down: BTreeMap::new(),
             recorded: BTreeMap::new(),
@@ -300,6 +303,7 @@ impl World {
             kind,
             by: "ada".to_owned(),
             limits: deciding::rollout::LimitRule::PRESENT,
+            of_group: self.of_group,
         });
     }
 

@@ -310,6 +310,7 @@ mod tests {
             kind: RolloutKind::Apply,
             by: "ada".to_owned(),
             limits: LimitRule::PRESENT,
+            of_group: None,
         });
         assert!(trail.again(None).is_empty(), "it has not ended");
         let before = Before::of(&trail.state.services[&service]);

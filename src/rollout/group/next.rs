@@ -141,7 +141,8 @@ impl Group {
             return None;
         }
         let begun = services.get(&entry.service)?.rollout.as_ref()?;
-        let is_ours = begun.began >= entry.since && begun.by == self.by;
+        // Whoever asked for the group may have asked for this one alone, too.
+        let is_ours = begun.of_group == Some(self.began);
         is_ours.then(|| entry.went(GroupState::Rolling { release: begun.to }))
     }
 
