@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use common::sim_fleet::SimFleet;
 use common::{Finished, Gpudeck, Traces, wait_until};
-use gpudeck::api::{Client, Door as _, ErrorKind, Group, GroupState, GroupSteer, Intent};
+use gpudeck::api::{
+    Client, Door as _, ErrorKind, Group, GroupState, GroupSteer, Intent, PLAN_CHANGED, PlanView,
+};
 
 const LONG: Duration = Duration::from_mins(2);
 
@@ -120,6 +122,32 @@ fn is_done(group: &Group, service: &str) -> bool {
     matches!(state(group, service), GroupState::Done { .. })
 }
 
+/// What a person has said yes to is what begins.
+#[test]
+fn other_plans_than_those_agreed_to_are_not_begun() {
+    let deck = Deck::new();
+    deck.spec("code", "", "one", "100ms");
+    deck.spec("chat", "\"code\"", "one", "100ms");
+    let client = deck.client();
+    let services = ["code", "chat"].map(|s| s.parse().unwrap()).to_vec();
+    let plans = deck.runtime.block_on(client.plan_together(&services)).unwrap();
+    let agreed = Some(PlanView::digest_together(&plans));
+    let wish = Intent::ApplyTogether {
+        services,
+        atomic: true,
+        reason: None,
+        accept_outage: false,
+        agreed,
+    };
+    deck.spec("chat", "\"code\"", "two", "100ms");
+    let refused = deck.runtime.block_on(client.send(wish.clone()));
+    let error = refused.expect_err("the spec is another one");
+    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Conflict, PLAN_CHANGED));
+    deck.spec("chat", "\"code\"", "one", "100ms");
+    deck.runtime.block_on(client.send(wish)).unwrap();
+    deck.wait_until("the end", |g| g.ended.is_some());
+}
+
 /// Without an end such a group would refuse all that come after it.
 #[test]
 fn no_services_are_no_group() {
@@ -131,6 +159,7 @@ fn no_services_are_no_group() {
         atomic: true,
         reason: None,
         accept_outage: false,
+        agreed: None,
     };
     let client = deck.client();
     let refused = deck.runtime.block_on(client.send(none));
@@ -201,6 +230,7 @@ fn a_pause_holds_what_is_just_being_begun() {
             atomic: false,
             reason: None,
             accept_outage: true,
+            agreed: None,
         });
         std::thread::sleep(Duration::from_millis(delay));
         send(Intent::SteerGroup { what: GroupSteer::Pause, reason: None });

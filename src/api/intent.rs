@@ -38,6 +38,9 @@ pub enum Intent {
         reason: Option<String>,
         /// The person has read OUTAGE in the plans and wants it all the same.
         accept_outage: bool,
+        /// The plans that a person has agreed to ([`PlanView::digest_together`]): with others none of them is begun.
+        #[serde(default)]
+        agreed: Option<String>,
     },
     /// Hold, let go on or take back all of the services that are being rolled out together.
     SteerGroup {

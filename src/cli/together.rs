@@ -5,7 +5,7 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, plan, show, table};
 use crate::api::text::clean;
-use crate::api::{Door as _, Group, Intent, ServiceName, Snapshot};
+use crate::api::{Door as _, Group, Intent, PLAN_CHANGED, PlanView, ServiceName, Snapshot};
 
 /// Rolls them out. Every plan is made first, in their order: what cannot be planned is refused before anything is
 /// touched.
@@ -17,20 +17,27 @@ pub async fn apply(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     show::settle(&client).await?;
-    let plans = client.plan_together(services).await?;
-    for planned in plans.iter().filter(|_| args.output == Output::Text) {
-        plan::print(planned)?;
-    }
-    if apply::must_ask(args, options.yes) {
-        apply::agree("Go on with all of them?").await?;
-    }
-    let intent = Intent::ApplyTogether {
-        services: services.to_vec(),
-        atomic,
-        reason: options.reason.clone(),
-        accept_outage: options.accept_outage,
+    let reply = loop {
+        let plans = client.plan_together(services).await?;
+        for planned in plans.iter().filter(|_| args.output == Output::Text) {
+            plan::print(planned)?;
+        }
+        let asks = apply::must_ask(args, options.yes);
+        if asks {
+            apply::agree("Go on with all of them?").await?;
+        }
+        let intent = Intent::ApplyTogether {
+            services: services.to_vec(),
+            atomic,
+            reason: options.reason.clone(),
+            accept_outage: options.accept_outage,
+            agreed: asks.then(|| PlanView::digest_together(&plans)),
+        };
+        match client.send(intent).await {
+            Err(error) if asks && error.message == PLAN_CHANGED => apply::say_changed()?,
+            reply => break reply?,
+        }
     };
-    let reply = client.send(intent).await?;
     if !options.wait {
         return maintenance::told(args, &reply, "accepted; `gpudeck status` shows how far it is");
     }

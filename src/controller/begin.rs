@@ -61,6 +61,15 @@ struct Commit {
     seq: u64,
 }
 
+/// What was agreed to is not what would be begun.
+pub(super) fn plan_changed() -> ApiError {
+    ApiError {
+        kind: ErrorKind::Conflict,
+        message: PLAN_CHANGED.to_owned(),
+        hint: Some("look at the plan as it is now".to_owned()),
+    }
+}
+
 impl Core {
     /// Plans, commits, begins. It waits while another release is being committed.
     pub(super) fn begin_rollout(&mut self, beginning: Beginning) {
@@ -132,11 +141,7 @@ impl Core {
         if request.agreed.as_ref().is_some_and(|agreed| *agreed != planned.view.digest())
             && !planned.view.nothing_to_do
         {
-            return Err(ApiError {
-                kind: ErrorKind::Conflict,
-                message: PLAN_CHANGED.to_owned(),
-                hint: Some("look at the plan as it is now".to_owned()),
-            });
+            return Err(plan_changed());
         }
         planned.release.author.clone_from(&request.by);
         planned.release.reason.clone_from(&request.reason);

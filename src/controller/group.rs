@@ -14,7 +14,8 @@ use super::planning::Draft;
 use super::together;
 use crate::api::hub::Change;
 use crate::api::{
-    ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, GroupSteer, IntentReply, Severity,
+    ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, GroupSteer, IntentReply,
+    PlanView, Severity,
 };
 use crate::base::{ServiceName, Timestamp};
 use crate::rollout::group::{Answer, Begin, GroupMove, forward};
@@ -34,6 +35,8 @@ pub(super) struct Wish {
     pub reason: Option<String>,
     /// Outages were accepted.
     pub accept_outage: bool,
+    /// The plans that were agreed to; none: whatever they are.
+    pub agreed: Option<String>,
     /// Who asked.
     pub by: String,
 }
@@ -84,7 +87,7 @@ impl Core {
     }
 
     fn begin_group(&mut self, drafts: &[Draft], wish: Wish) -> Result<IntentReply, ApiError> {
-        let Wish { atomic, reason, accept_outage, by } = wish;
+        let Wish { atomic, reason, accept_outage, agreed, by } = wish;
         // While the models were looked at something else may have begun.
         self.no_group()?;
         for draft in drafts {
@@ -93,6 +96,9 @@ impl Core {
         let plans = self.plan_together(drafts)?;
         if !accept_outage {
             together::no_outage(drafts, &plans)?;
+        }
+        if agreed.is_some_and(|agreed| agreed != PlanView::digest_together(&plans)) {
+            return Err(super::begin::plan_changed());
         }
         let began = now();
         let entries = drafts.iter().map(|draft| GroupEntry {

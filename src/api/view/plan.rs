@@ -61,6 +61,12 @@ impl PlanView {
         let text = serde_json::to_vec(&agreed).unwrap_or_default();
         blake3::hash(&text).to_hex().to_string()
     }
+
+    /// The same for services that are rolled out together, in their order.
+    pub fn digest_together(plans: &[Self]) -> String {
+        let each: Vec<String> = plans.iter().map(Self::digest).collect();
+        blake3::hash(each.join("\n").as_bytes()).to_hex().to_string()
+    }
 }
 
 /// A replica of a plan.

@@ -61,8 +61,8 @@ impl Core {
                 let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.ask_rollout(service, None, request, concurrency, reply);
             }
-            Intent::ApplyTogether { services, atomic, reason, accept_outage } => {
-                let wish = super::super::group::Wish { atomic, reason, accept_outage, by };
+            Intent::ApplyTogether { services, atomic, reason, accept_outage, agreed } => {
+                let wish = super::super::group::Wish { atomic, reason, accept_outage, agreed, by };
                 return self.apply_together(&services, wish, reply);
             }
             Intent::SteerGroup { what, reason } => self.steer_group(what, &by, reason),
