@@ -28,13 +28,21 @@ impl Maintenance {
         self.cordons.iter().find(|c| c.gpu.is_none())
     }
 
-    /// In a word or two: `cordoned`, `draining`, `drained`, `GPU 3 cordoned`; none: nothing is done.
+    /// In a word or two: `cordoned`, `draining`, `drained`, `GPU 3 cordoned`, `UPGRADE FAILED, cordoned`; none: nothing
+    /// is done.
     pub fn word(&self) -> Option<String> {
-        if let Some(upgrade) = &self.upgrade
-            && !matches!(upgrade, UpgradeHost::Done)
-        {
-            return Some(upgrade.word().to_owned());
+        let upgrade = self.upgrade.as_ref().filter(|upgrade| **upgrade != UpgradeHost::Done);
+        match (upgrade, self.kept_from_use()) {
+            // Whatever is being done to it, it gets nothing new meanwhile.
+            (Some(upgrade), _) if upgrade.is_under_way() => Some(upgrade.word().to_owned()),
+            (Some(upgrade), Some(kept)) => Some(format!("{}, {kept}", upgrade.word())),
+            (Some(upgrade), None) => Some(upgrade.word().to_owned()),
+            (None, kept) => kept,
         }
+    }
+
+    /// Its cordons and its drain.
+    fn kept_from_use(&self) -> Option<String> {
         match (&self.drain, self.host_cordon()) {
             (Some(Drain { ended: None, .. }), _) => return Some("draining".to_owned()),
             (Some(Drain { trouble: Some(_), .. }), _) => return Some("NOT drained".to_owned()),
@@ -90,4 +98,35 @@ pub struct DrainMove {
     pub to: Vec<PlanPlace>,
     /// How long the successor loads, as measured; none: never measured.
     pub load_ms: Option<u64>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::{DeviceId, Timestamp};
+
+    fn cordon(gpu: Option<CordonedGpu>) -> Cordon {
+        Cordon { gpu, by: "ada".to_owned(), reason: None, since: Timestamp(1) }
+    }
+
+    /// Whoever wonders why nothing is placed there finds it in the same word.
+    #[test]
+    fn a_failed_upgrade_does_not_hide_the_cordon() {
+        let failed = || Some(UpgradeHost::Failed { why: "exit code 1".to_owned() });
+        let word = |cordons, upgrade| {
+            let maintenance = Maintenance { cordons, drain: None, upgrade };
+            maintenance.word()
+        };
+        assert_eq!(word(vec![cordon(None)], failed()).unwrap(), "UPGRADE FAILED, cordoned");
+        assert_eq!(word(Vec::new(), failed()).unwrap(), "UPGRADE FAILED");
+        let gpu = CordonedGpu { device: DeviceId::Cpu, index: 3 };
+        let gpu = vec![cordon(Some(gpu))];
+        let skipped = Some(UpgradeHost::Skipped);
+        assert_eq!(word(gpu.clone(), skipped).unwrap(), "not upgraded, GPU 3 cordoned");
+        assert_eq!(word(gpu, Some(UpgradeHost::Done)).unwrap(), "GPU 3 cordoned");
+        let draining = Some(UpgradeHost::Draining { cordoned_before: true });
+        assert_eq!(word(vec![cordon(None)], draining).unwrap(), "draining");
+        assert_eq!(word(Vec::new(), None), None);
+    }
 }
