@@ -45,7 +45,7 @@ pub fn view(
     let target = state.rollout.as_ref().and_then(|r| state.releases.get(&r.to));
     let written = around.spec.and_then(|s| s.as_ref().ok());
     let shown_spec = served.or(target).map(|r| &r.spec).or(written);
-    let wanted = served.map_or(0, |r| r.spec.replicas.get());
+    let wanted = wanted(state);
     let trouble = match around.spec {
         Some(Err(mistake)) => Some(mistake.clone()),
         _ => state
@@ -89,6 +89,13 @@ pub fn view(
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
         memory: around.memory.iter().rev().take(8).cloned().collect(),
     }
+}
+
+/// How many replicas are meant to serve: of what is stable, or else of what is deployed for the first time.
+fn wanted(state: &ServiceState) -> u32 {
+    let first = state.active_rollout().filter(|r| r.direction == Direction::Forward).map(|r| r.to);
+    let release = state.stable.or(first).and_then(|n| state.releases.get(&n));
+    release.map_or(0, |r| r.spec.replicas.get())
 }
 
 /// Whether the spec in the deck is neither served, nor being rolled out, nor queued.
@@ -251,7 +258,9 @@ mod tests {
             limits: LimitRule::default(),
             of_group: None,
         };
+        assert_eq!(wanted(&state), 0, "nothing is served");
         step(&mut state, &Event { at: Timestamp(1), kind });
+        assert_eq!(wanted(&state), written.replicas.get(), "it comes for the first time");
         assert!(!waits(&state, Some(&written), false), "it is being rolled out");
         assert!(waits(&state, Some(&edited), false), "another one is");
         state.queued = Some(QueuedRollout {
@@ -264,6 +273,9 @@ mod tests {
             accept_outage: false,
         });
         assert!(!waits(&state, Some(&edited), false), "it is queued");
+        let aborted = EventKind::Aborted { by: "ada".to_owned(), reason: None };
+        step(&mut state, &Event { at: Timestamp(3), kind: aborted });
+        assert_eq!(wanted(&state), 0, "it goes again");
     }
 
     #[test]
