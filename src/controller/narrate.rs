@@ -2,7 +2,9 @@
 
 use crate::api::{EventLine, Severity};
 use crate::base::{Timestamp, text};
-use crate::rollout::{Condition, Direction, EventKind, Gate, Outcome, Phase, ServiceState};
+use crate::rollout::{
+    Condition, Direction, EventKind, Gate, Outcome, Phase, ReplicaState, ServiceState,
+};
 
 /// The lines for the Events panel.
 pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) -> Vec<EventLine> {
@@ -148,7 +150,7 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
                 };
                 story.info(format!("{key} starts on {hosts}{attempt}"));
             }
-            Phase::Waiting { why, .. } if !matches!(was_phase, Some(Phase::Waiting { .. })) => {
+            Phase::Waiting { why, .. } if was.is_none_or(|was| !has_waited_for(was, why)) => {
                 story.info(format!("{key} waits: {why}"));
             }
             Phase::Loading if matches!(was_phase, Some(Phase::Ready)) => {
@@ -166,6 +168,14 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
             _ => {}
         }
     }
+}
+
+/// Whether it waits for that already: what is asked for again and again is told once, also where amounts in its
+/// words change.
+fn has_waited_for(was: &ReplicaState, why: &str) -> bool {
+    let gist = |words: &str| words.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    let same = || was.trouble.as_deref().is_some_and(|before| gist(before) == gist(why));
+    matches!(was.phase, Phase::Waiting { .. }) || was.waiting_since.is_some() && same()
 }
 
 fn moves(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
@@ -248,5 +258,66 @@ fn outcome(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
             Outcome::Aborted { why } => story.warn(format!("{} was aborted: {why}", now.to)),
             Outcome::Failed { why } => story.error(format!("{} failed: {why}", now.to)),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::rollout::{
+        Event, LimitRule, RankPlan, Release, ReplicaPlan, RolloutKind, StartRefusal, step,
+    };
+
+    /// A host that left the deck refuses every start: that is told once, not at every attempt.
+    #[test]
+    fn what_a_replica_waits_for_is_told_once() {
+        let service = "chat".parse().unwrap();
+        let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
+        let plan = RankPlan {
+            host: "n1".parse().unwrap(),
+            devices: vec![crate::base::DeviceId::Cpu],
+            memory_per_device: crate::base::Bytes::mib(1),
+            address: "10.0.0.1".to_owned(),
+            listen: None,
+            port: 21_000,
+            argv: vec!["serve".to_owned()],
+            env: std::collections::BTreeMap::new(),
+            files: Vec::new(),
+        };
+        let release = Release {
+            replicas: vec![ReplicaPlan { ranks: vec![plan] }],
+            ..crate::controller::saved::tests::release(deck, &service)
+        };
+        let rank = release.rank_ids(0, crate::base::Attempt::FIRST).remove(0);
+        let mut state = ServiceState::new(service);
+        let mut told = Vec::new();
+        let mut tell = |at: u64, kind: EventKind| {
+            let before = state.clone();
+            step(&mut state, &Event { at: Timestamp(at * 1_000), kind: kind.clone() });
+            let lines = narrate(&before, &state, &kind).into_iter().map(|line| line.text);
+            told.extend(lines.filter(|text| text.contains("waits")));
+        };
+        tell(
+            1,
+            EventKind::RolloutRequested {
+                release: Box::new(release),
+                kind: RolloutKind::Apply,
+                by: "ada".to_owned(),
+                limits: LimitRule::default(),
+                of_group: None,
+            },
+        );
+        let refused = |why: &str| EventKind::RankRefused {
+            rank: rank.clone(),
+            refusal: StartRefusal::NotYet { why: why.to_owned() },
+        };
+        for at in 1..20 {
+            tell(2 * at, refused(&format!("there is no host n1 (asked {at} times)")));
+            tell(2 * at + 1, EventKind::Tick);
+        }
+        tell(60, EventKind::Tick);
+        tell(61, refused("GPU 0 has 3 GiB free"));
+        assert_eq!(told.len(), 2, "{told:#?}");
     }
 }
