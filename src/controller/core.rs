@@ -24,6 +24,7 @@ use super::planning;
 use super::record::DeckState;
 use super::stale_views::StaleViews;
 use super::traffic::Traffic;
+use super::turns::{Tasks, Turn, Turns};
 use super::upgrade;
 use crate::api::hub::Hub;
 use crate::api::{ApiError, ErrorKind, Severity};
@@ -87,21 +88,23 @@ pub struct Core {
     pub(super) alive: super::absence::Alive,
     pub(super) memory: super::calibration::MemoryReader,
     /// A rollout of the group is being begun.
-    pub(super) group_asking: bool,
+    pub(super) group_asking: Turn,
     /// What the next one of them waits for, as it was told.
     pub(super) group_waits: Option<String>,
     /// Engine ports that a start found taken by something that is none of ours.
     pub(super) foreign_ports: std::collections::BTreeSet<(HostName, u16)>,
     /// Services whose queued rollout is being begun.
-    pub(super) queue_asking: std::collections::BTreeSet<ServiceName>,
+    pub(super) queue_asking: Turns<ServiceName>,
     /// Releases on their way into Git.
     pub(super) beginnings: Beginnings,
     pub(super) runs: super::runs::Runs,
     pub(super) upgrades: upgrade::UpgradeTasks,
     /// Hosts whose replicas are being placed elsewhere off the loop.
-    pub(super) draining: std::collections::BTreeSet<HostName>,
+    pub(super) draining: Turns<HostName>,
     /// Hosts are being taken over: what was begun for the state before must not reach them any more.
-    pub(super) taking_over: bool,
+    pub(super) taking_over: Option<Turn>,
+    /// What is asked off the loop.
+    pub(super) tasks: Tasks,
     /// Hosts that do not let us in (any more), and why.
     pub(super) lost_logins: BTreeMap<HostName, String>,
     pub(super) shutdown: bool,
@@ -265,6 +268,7 @@ impl Core {
             self.tend_group();
             self.tend_queue();
         }
+        self.tend_tasks();
         self.tend_logins();
         self.tend_probes();
         self.tend_runs();

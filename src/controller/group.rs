@@ -12,6 +12,7 @@ use super::deck_ledger::DeckEvent;
 use super::maintenance::conflict;
 use super::planning::Draft;
 use super::together;
+use super::turns::Token;
 use crate::api::hub::Change;
 use crate::api::{
     ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, GroupSteer, IntentReply,
@@ -57,7 +58,7 @@ impl Core {
             }
         };
         let inputs = self.means.inputs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let drafts = work.await;
             let begin = Box::new(move |core: &mut Self| {
                 let begun = drafts.and_then(|drafts| core.begin_group(&drafts, wish));
@@ -229,7 +230,7 @@ impl Core {
         // Each of them goes a few steps at most; what could not be written down is tried again at the next tick.
         let most = self.present_group().map_or(0, |group| 4 * group.services.len());
         for _ in 0..most {
-            let decide = if self.group_asking { Group::follows } else { decide };
+            let decide = if self.group_asking.is_taken() { Group::follows } else { decide };
             let Some(group) = self.present_group() else { return };
             let next = decide(&group, &self.state.services);
             if !next.is_some_and(|next| self.carry_out_for(&group, next)) {
@@ -307,9 +308,9 @@ impl Core {
         };
         let settles = group.settles(&service);
         let work = self.may_begin(&service).map(|()| self.draft(service.clone(), begin.to));
-        self.group_asking = true;
+        let Some(token) = self.group_asking.take() else { return };
         let inputs = self.means.inputs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let draft = match work {
                 Ok(work) => work.await,
                 Err(error) => Err(error),
@@ -317,17 +318,17 @@ impl Core {
             let ask = Box::new(move |core: &mut Core| {
                 // A pause or an abort that was answered meanwhile holds.
                 if core.is_held_up(&service, request.kind) {
-                    return core.ask_group_again();
+                    return core.ask_group_again(token);
                 }
                 let then = move |core: &mut Core, begun: Result<IntentReply, ApiError>| {
                     core.publish_stale();
                     let held_up = begun.is_err() && core.is_held_up(&service, begin.kind);
                     match answer(begun, settles).filter(|_| !held_up) {
                         Some(answer) => {
-                            core.group_asking = false;
+                            drop(token);
                             core.group_went(&service, begin.answered(answer));
                         }
-                        None => core.ask_group_again(),
+                        None => core.ask_group_again(token),
                     }
                 };
                 match draft {
@@ -345,12 +346,10 @@ impl Core {
     }
 
     /// What could not begin now is asked for again in a moment.
-    fn ask_group_again(&self) {
-        let inputs = self.means.inputs.clone();
-        tokio::spawn(async move {
+    fn ask_group_again(&mut self, token: Token) {
+        self.tasks.spawn(async move {
             tokio::time::sleep(ASK_AGAIN).await;
-            let again = Box::new(|core: &mut Self| core.group_asking = false);
-            let _ = inputs.send(Input::Ask(again)).await;
+            drop(token);
         });
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::core::{Core, Input};
 use super::deck_ledger::DeckEvent;
 use super::planning::{self, Draft, PortGiver};
+use super::turns::Token;
 use super::{plan_steps, world};
 use crate::api::hub::Change;
 use crate::api::{
@@ -331,7 +332,7 @@ impl Core {
 
     /// Takes a wish to drain: the drafts are read off the loop, then it begins.
     pub(super) fn drain(
-        &self,
+        &mut self,
         host: HostName,
         by: String,
         reason: Option<String>,
@@ -345,7 +346,7 @@ impl Core {
             }
         };
         let inputs = self.means.inputs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             match work.await {
                 Err(error) => {
                     let _ = reply.send(Err(error));
@@ -415,10 +416,12 @@ impl Core {
         for host in active {
             match drain::next(&host, &self.state.services) {
                 Some(DrainStep::Ended { trouble }) => self.end_drain(&host, trouble),
-                Some(DrainStep::Place) if self.draining.insert(host.clone()) => {
-                    self.drain_again(host);
+                Some(DrainStep::Place) => {
+                    if let Some(token) = self.draining.take(&host) {
+                        self.drain_again(host, token);
+                    }
                 }
-                None | Some(DrainStep::Place) => {}
+                None => {}
             }
         }
     }
@@ -437,7 +440,7 @@ impl Core {
         self.publish_maintenance(host);
     }
 
-    fn drain_again(&mut self, host: HostName) {
+    fn drain_again(&mut self, host: HostName, token: Token) {
         let work = self.drain_drafts(&host);
         let inputs = self.means.inputs.clone();
         let by = self
@@ -448,12 +451,11 @@ impl Core {
             .get(&host)
             .map(|d| d.by.clone())
             .unwrap_or_default();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let drafts = match work {
                 Ok(work) => work.await,
                 Err(error) => Err(error),
             };
-            let looked = host.clone();
             let go_on = Box::new(move |core: &mut Core| {
                 // It may have been uncordoned meanwhile.
                 if core.state.ledger.maintenance.drains.get(&host).is_none_or(|d| d.ended.is_some())
@@ -471,10 +473,7 @@ impl Core {
             let _ = inputs.send(Input::Ask(go_on)).await;
             // To look asks the hosts: not four times a second while it does not help.
             tokio::time::sleep(LOOK_AGAIN).await;
-            let again = Box::new(move |core: &mut Core| {
-                core.draining.remove(&looked);
-            });
-            let _ = inputs.send(Input::Ask(again)).await;
+            drop(token);
         });
     }
 

@@ -64,6 +64,7 @@ pub mod take_over;
 pub mod throughput;
 mod together;
 pub mod traffic;
+mod turns;
 mod unnoted;
 pub mod upgrade;
 mod vigil;

@@ -120,7 +120,7 @@ impl Core {
             .state
             .services
             .iter()
-            .filter(|(name, _)| !self.queue_asking.contains(*name))
+            .filter(|(name, _)| !self.queue_asking.is_taken(name))
             .filter_map(|(name, state)| Some((name.clone(), state.queued_due()?.clone())))
             .collect();
         if due.is_empty() || self.is_handing_over() || !self.all_hosts_heard_of() {
@@ -155,13 +155,13 @@ impl Core {
             agreed: None,
         };
         let (reply, answer) = oneshot::channel();
-        self.queue_asking.insert(service.clone());
+        let Some(token) = self.queue_asking.take(&service) else { return };
         self.prepare(service.clone(), wish.to, request, reply);
         let inputs = self.means.inputs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let answer = answer.await;
             let tell = Box::new(move |core: &mut Core| {
-                core.queue_asking.remove(&service);
+                drop(token);
                 core.queued_answer(&service, wish.asked, answer.ok());
             });
             let _ = inputs.send(Input::Ask(tell)).await;

@@ -15,6 +15,7 @@ use super::claims::{Claims, LEASE};
 use super::company::in_words;
 use super::core::{Core, now};
 use super::deck_ledger::{DeckEvent, DeckRecord};
+use super::turns::{Token, Turn};
 use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
 use crate::base::{DeckId, Hint, HostName, ServiceName, Timestamp};
 use crate::fleet::HostLink;
@@ -122,17 +123,18 @@ async fn take(
 impl Core {
     /// What is under way ends: a start that waits for its host, of the state before, would be let in
     /// as soon as the host is ours, beside the one that the adopted state asks for.
-    pub(super) fn begin_take_over(&mut self) -> Result<(), ApiError> {
-        if self.taking_over {
+    pub(super) fn begin_take_over(&mut self) -> Result<Token, ApiError> {
+        let mut turn = Turn::default();
+        let Some(token) = turn.take().filter(|_| self.taking_over.is_none()) else {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
                 message: "the hosts are being taken over already".to_owned(),
                 hint: Some("`gpudeck status` says when it is done".to_owned()),
             });
-        }
-        self.taking_over = true;
+        };
+        self.taking_over = Some(turn);
         self.actions = Actions::new(Arc::clone(&self.means));
-        Ok(())
+        Ok(token)
     }
 
     /// Goes on with what was taken over, or with what was there before.
@@ -140,7 +142,7 @@ impl Core {
         &mut self,
         found: Result<Found, ApiError>,
     ) -> Result<IntentReply, ApiError> {
-        self.taking_over = false;
+        self.taking_over = None;
         let adopted = found.and_then(|found| self.adopt(found));
         if adopted.is_err() {
             self.ask_anew();

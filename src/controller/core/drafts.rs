@@ -108,7 +108,7 @@ impl Core {
         }
         let work = self.draft(service, to);
         let inputs = self.means.inputs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             match work.await {
                 Ok(draft) => {
                     let input = Input::Begin { draft: Box::new(draft), request, reply };

@@ -35,10 +35,13 @@ impl Core {
         }
         let result = match intent {
             Intent::TakeOver { force, .. } => {
-                if let Err(error) = self.begin_take_over() {
-                    let _ = reply.send(Err(error));
-                    return;
-                }
+                let token = match self.begin_take_over() {
+                    Ok(token) => token,
+                    Err(error) => {
+                        let _ = reply.send(Err(error));
+                        return;
+                    }
+                };
                 let work = super::super::take_over::take_over(
                     Arc::clone(&self.means),
                     self.deck.hosts.keys().cloned().collect(),
@@ -46,9 +49,10 @@ impl Core {
                     force,
                 );
                 let inputs = self.means.inputs.clone();
-                tokio::spawn(async move {
+                self.tasks.spawn(async move {
                     let found = work.await;
                     let end = Box::new(move |core: &mut Core| {
+                        drop(token);
                         let ended = core.end_take_over(found);
                         core.answer(reply, ended);
                     });
