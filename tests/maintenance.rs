@@ -89,8 +89,14 @@ fn a_drain_moves_replicas_away_and_a_killed_controller_goes_on_with_it() {
     let refused = fleet.expect(&["drain", &host, "--yes"], 6);
     assert!(refused.stderr.contains("cannot be drained"), "{refused:#?}");
     assert!(refused.stderr.contains("cordoned"), "{refused:#?}");
+    // Nor does an upgrade begin that would end at this host.
+    let upgrade = ["hosts", "upgrade", "--run", "true", "--hosts", &host, "--yes"];
+    let refused = fleet.expect(&upgrade, 6);
+    assert!(refused.stderr.contains("no host is upgraded"), "{refused:#?}");
+    assert!(refused.stderr.contains("cannot be drained"), "{refused:#?}");
     let hosts = fleet.json(&["hosts"], 0);
     assert_eq!(hosts[&host]["maintenance"]["cordons"], serde_json::json!([]));
+    assert_eq!(hosts[&host]["maintenance"]["upgrade"], Value::Null);
     // A cordoned host's replicas serve on; the cordons survive the controller.
     fleet.kill_controller();
     let text = fleet.expect(&["hosts"], 0).stdout;

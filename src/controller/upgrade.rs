@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::actions::{self, Means};
 use super::core::{Core, Input, now};
 use super::deck_ledger::DeckEvent;
+use super::planning::Draft;
 use crate::api::{
     ApiError, ErrorKind, HostLinkState, HostView, IntentReply, Severity, Upgrade, UpgradeEntry,
     UpgradeHost,
@@ -33,6 +36,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Hosts that may be named in one upgrade.
 const MAX_HOSTS: usize = 1_000;
+
+/// So many hosts are looked at beside each other before it begins.
+const HOSTS_AT_ONCE: usize = 8;
 
 /// What is asked for.
 pub struct Wish {
@@ -71,12 +77,59 @@ enum Ended {
     Badly { why: String },
 }
 
+/// What is read of a host before it may be emptied.
+type Looking = BoxFuture<'static, Result<(HostName, Vec<Draft>), ApiError>>;
+
+/// An upgrade that would end at this host does not begin.
+fn not_emptied(host: &HostName, error: ApiError) -> ApiError {
+    let message = error.message;
+    let which = if message.contains(host.as_str()) { String::new() } else { format!("{host}: ") };
+    ApiError { message: format!("no host is upgraded: {which}{message}"), ..error }
+}
+
 impl Core {
-    pub(super) fn begin_upgrade(
+    /// Takes a wish to upgrade hosts: whether each of them can be emptied is looked at first, off the loop.
+    pub(super) fn ask_upgrade(
         &mut self,
         wish: Wish,
         by: String,
-    ) -> Result<IntentReply, ApiError> {
+        reply: oneshot::Sender<Result<IntentReply, ApiError>>,
+    ) {
+        let work = match self.upgradable(&wish).and_then(|hosts| self.drafts_to_empty(hosts)) {
+            Ok(work) => work,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let inputs = self.means.inputs.clone();
+        self.tasks.spawn(async move {
+            let looked: Result<Vec<_>, ApiError> =
+                stream::iter(work).buffered(HOSTS_AT_ONCE).try_collect().await;
+            let begin = Box::new(move |core: &mut Core| {
+                let begun = looked.and_then(|looked| core.begin_upgrade(wish, looked, by));
+                core.answer(reply, begun);
+            });
+            let _ = inputs.send(Input::Ask(begin)).await;
+        });
+    }
+
+    /// Reads what is needed to place elsewhere what each of these hosts has.
+    fn drafts_to_empty(&self, hosts: Vec<HostName>) -> Result<Vec<Looking>, ApiError> {
+        let looking = |host: HostName| -> Result<Looking, ApiError> {
+            let drafts = self.drain_drafts(&host).map_err(|e| not_emptied(&host, e))?;
+            Ok(Box::pin(async move {
+                match drafts.await {
+                    Ok(drafts) => Ok((host, drafts)),
+                    Err(error) => Err(not_emptied(&host, error)),
+                }
+            }))
+        };
+        hosts.into_iter().map(looking).collect()
+    }
+
+    /// The hosts that are to be upgraded, if that may begin.
+    fn upgradable(&self, wish: &Wish) -> Result<Vec<HostName>, ApiError> {
         let invalid = |message: String, hint: &str| ApiError {
             kind: ErrorKind::Invalid,
             message,
@@ -94,7 +147,7 @@ impl Core {
         }
         let mut hosts: Vec<HostName> = Vec::new();
         let all = self.deck.hosts.keys().cloned();
-        let named = if wish.hosts.is_empty() { all.collect() } else { wish.hosts };
+        let named = if wish.hosts.is_empty() { all.collect() } else { wish.hosts.clone() };
         for host in named.into_iter().take(MAX_HOSTS) {
             self.known_host(&host)?;
             if !hosts.contains(&host) {
@@ -103,6 +156,22 @@ impl Core {
         }
         if hosts.is_empty() {
             return Err(invalid("the deck has no hosts".to_owned(), "name some in deck.toml"));
+        }
+        Ok(hosts)
+    }
+
+    /// `looked`: each of its hosts, with what its replicas are placed elsewhere by.
+    fn begin_upgrade(
+        &mut self,
+        wish: Wish,
+        looked: Vec<(HostName, Vec<Draft>)>,
+        by: String,
+    ) -> Result<IntentReply, ApiError> {
+        // Meanwhile something else may have begun.
+        let hosts = self.upgradable(&wish)?;
+        // One after the other they are emptied: each goes by what the others have by now.
+        for (host, drafts) in &looked {
+            self.drainage(host, drafts).map_err(|e| not_emptied(host, e))?;
         }
         for (name, gateway) in &self.deck.gateways {
             if hosts.contains(&gateway.host) {

@@ -113,7 +113,7 @@ impl Core {
                 command, hosts, max_parallel, timeout_ms, return_ms, ..
             } => {
                 let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
-                self.begin_upgrade(wish, by)
+                return self.ask_upgrade(wish, by, reply);
             }
             Intent::Answer { question, answer } => {
                 if self.means.fleet.answer(question, answer.into_answer()) {
