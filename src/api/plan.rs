@@ -193,6 +193,11 @@ impl StepProgress {
 }
 
 impl PlanProgress {
+    /// Whether its rollout has begun: what was only planned is not under way.
+    pub fn has_begun(&self) -> bool {
+        self.steps.iter().any(|step| step.began.is_some())
+    }
+
     /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`, and what a person passed.
     pub fn summary(&self, now: Timestamp) -> String {
         let took = time::short(self.ended.unwrap_or(now).since(self.began));

@@ -7,9 +7,9 @@ use super::core::{Core, Input, Request, journal_error, no_deck, now};
 use super::deck_ledger::{self, DeckEvent};
 use super::planning::{self, Committed, Draft, Planned};
 use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, ReleaseView, Severity};
-use crate::base::{ReleaseNumber, Revision, ServiceName};
+use crate::base::{ReleaseNumber, Revision, ServiceName, Timestamp};
 use crate::revision::DeckRepo;
-use crate::rollout::{EventKind, LimitRule, Outcome, ServiceState};
+use crate::rollout::{EventKind, LimitRule, Outcome, Release, ServiceState};
 use crate::spec::DeckSpec;
 
 /// More than so many do not wait for their turn.
@@ -70,6 +70,17 @@ pub(super) fn plan_changed() -> ApiError {
     }
 }
 
+/// With this it is under way.
+fn requested(release: Release, request: &Request, of_group: Option<Timestamp>) -> EventKind {
+    EventKind::RolloutRequested {
+        release: Box::new(release),
+        kind: request.kind,
+        by: request.by.clone(),
+        limits: LimitRule::PRESENT,
+        of_group,
+    }
+}
+
 impl Core {
     /// Plans, commits, begins. It waits while another release is being committed.
     pub(super) fn begin_rollout(&mut self, beginning: Beginning) {
@@ -107,6 +118,8 @@ impl Core {
         }
         self.may_commit()?;
         let repo = self.repo.as_ref().ok_or_else(no_deck)?.root().to_owned();
+        // What is in Git is to get into the journal, too.
+        self.reserve(&draft.service, requested(planned.release.clone(), &request, None))?;
         // Before the commit: of a release of which only this is known nothing was ever begun.
         self.note_planned(&draft.service, &planned)?;
         let seq = self.journal.last_seq();
@@ -268,13 +281,7 @@ impl Core {
         let number = release.number;
         let group = self.state.ledger.group.as_ref().filter(|_| of_group);
         let of_group = group.map(|group| group.began);
-        let kind = EventKind::RolloutRequested {
-            release: Box::new(release),
-            kind: request.kind,
-            by: request.by,
-            limits: LimitRule::PRESENT,
-            of_group,
-        };
+        let kind = requested(release, &request, of_group);
         self.try_happened(&draft.service, kind, now()).map_err(|e| journal_error(&e))?;
         Ok(IntentReply::RolloutBegun { release: number, plan: Box::new(view) })
     }

@@ -189,7 +189,7 @@ impl Ledger {
             services.get(service).is_some_and(|s: &ServiceState| s.releases.contains_key(number))
         };
         let all = self.chronicles.iter().flat_map(|(s, kept)| kept.iter().map(move |c| (s, c)));
-        all.filter(|(_, c)| c.ended.is_none() && c.steps.iter().all(|step| step.began.is_none()))
+        all.filter(|(_, c)| c.ended.is_none() && !c.has_begun())
             .filter(|(service, c)| !is_known(*service, &c.release))
             .map(|(service, c)| (service.clone(), c.release))
             .collect()

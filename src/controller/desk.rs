@@ -268,6 +268,7 @@ impl Desk for Handle {
                         .state
                         .ledger
                         .chronicle(&name, release.number)
+                        .filter(|c| c.has_begun())
                         .map(|c| Box::new(c.clone())),
                     ..release.clone()
                 };

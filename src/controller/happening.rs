@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::core::{Core, now};
+use super::core::{Core, journal_error, now};
 use super::narrate::narrate;
 use super::plan_steps;
 use super::record::Record;
+use crate::api::ApiError;
 use crate::base::{ServiceName, Timestamp};
 use crate::journal::JournalError;
 use crate::rollout::{Action, Event, EventKind, ServiceState, step};
@@ -48,6 +49,20 @@ impl Core {
     ) -> Result<(), JournalError> {
         self.decide(service, kind, at);
         self.write_down()
+    }
+
+    /// Sees to it that what is to happen next can be written down, before something is done that cannot be undone.
+    pub(super) fn reserve(
+        &mut self,
+        service: &ServiceName,
+        kind: EventKind,
+    ) -> Result<(), ApiError> {
+        let record = Record { service: service.clone(), event: Event { at: now(), kind } };
+        let reserved = self.journal_is_tried().and_then(|()| self.journal.reserve(&record));
+        reserved.map_err(|error| {
+            self.journal_answered(Some(&error));
+            journal_error(&error)
+        })
     }
 
     /// Something was heard of a service: decided now, written down with the rest of this turn.

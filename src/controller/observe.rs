@@ -334,6 +334,7 @@ impl Core {
         self.hub.publish(Change::Deck(crate::api::DeckView { name, ..view }));
         self.set_condition(DeckConditionKind::DeckMistake, trouble.map(|text| (text, None)));
         self.files = files;
+        self.show_unnoted();
         let known = self.known_services();
         let gone: Vec<ServiceName> =
             self.hub.with(|s| s.services.keys().filter(|n| !known.contains(n)).cloned().collect());

@@ -39,10 +39,20 @@ impl Core {
             }
         }
         self.share();
-        if let Some(history) = self.files.history.get_mut(service) {
-            for entry in history.iter_mut().filter(|e| e.number == release) {
-                entry.outcome = Some(outcome.clone());
-            }
+        self.show_outcome(service, release, outcome);
+    }
+
+    fn show_outcome(&mut self, service: &ServiceName, release: ReleaseNumber, outcome: &Outcome) {
+        let history = self.files.history.get_mut(service).into_iter().flatten();
+        for entry in history.filter(|e| e.number == release) {
+            entry.outcome = Some(outcome.clone());
+        }
+    }
+
+    /// What was read again of Git lacks what could not be noted there yet.
+    pub(super) fn show_unnoted(&mut self) {
+        for ((service, release), outcome) in self.unnoted.outcomes.clone() {
+            self.show_outcome(&service, release, &outcome);
         }
     }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::Serialize;
 
 use super::format::{Header, Link, Record, RecordKind, VERSION, header_line, push_record};
@@ -13,6 +14,9 @@ use super::{JournalError, head, is_full, segment};
 
 /// A lock whose holder is dead is let go of within so long.
 const LET_GO_WITHIN: Duration = Duration::from_secs(5);
+
+/// Room that is taken besides for what is written down meanwhile.
+const RESERVED_BESIDES: u64 = 32 << 10;
 
 /// Segments kept besides the one in use.
 const OLD_SEGMENTS_KEPT: usize = 3;
@@ -22,6 +26,8 @@ trait Medium: Send {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()>;
     fn sync(&mut self) -> io::Result<()>;
     fn cut(&mut self, length: u64) -> io::Result<()>;
+    /// Takes the room for so many bytes after `length` of them, which the file does not grow by.
+    fn reserve(&mut self, length: u64, bytes: u64) -> io::Result<()>;
 }
 
 impl Medium for File {
@@ -34,6 +40,9 @@ impl Medium for File {
     fn cut(&mut self, length: u64) -> io::Result<()> {
         self.set_len(length)?;
         self.sync_data()
+    }
+    fn reserve(&mut self, length: u64, bytes: u64) -> io::Result<()> {
+        Ok(fallocate(&*self, FallocateFlags::KEEP_SIZE, length, bytes)?)
     }
 }
 
@@ -159,6 +168,22 @@ impl Journal {
         self.link = link;
         self.next_seq = seq;
         Ok(self.last_seq())
+    }
+
+    /// Takes the room for `value`, so that it can be appended later, after a little else, though the disk is full by then.
+    /// Nothing is written. Where a file system cannot do that nothing is taken.
+    ///
+    /// # Errors
+    /// There is no room for it, or the journal takes nothing now.
+    pub fn reserve<T: Serialize>(&mut self, value: &T) -> Result<(), JournalError> {
+        self.check_usable()?;
+        let mut line = String::new();
+        push_record(&mut line, self.next_seq, self.link, RecordKind::Appended, value)?;
+        let bytes = RESERVED_BESIDES.saturating_add(line.len() as u64);
+        match self.medium.reserve(self.length, bytes) {
+            Err(error) if is_full(&error) => Err(JournalError::NoSpace { file: self.file.clone() }),
+            _ => Ok(()),
+        }
     }
 
     /// Begins a new segment with the whole `state`; what is read after the next start begins
@@ -408,6 +433,10 @@ mod tests {
             }
             self.file.set_len(length)
         }
+        fn reserve(&mut self, _: u64, bytes: u64) -> io::Result<()> {
+            let fits = usize::try_from(bytes).is_ok_and(|bytes| bytes <= self.room);
+            if fits { Ok(()) } else { Err(self.fail.into()) }
+        }
     }
 
     /// Takes everything, and says whether what it took is on disk; or its disk does not say so any more.
@@ -431,6 +460,9 @@ mod tests {
         }
         fn cut(&mut self, length: u64) -> io::Result<()> {
             self.file.set_len(length)
+        }
+        fn reserve(&mut self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
         }
     }
 
@@ -503,6 +535,21 @@ mod tests {
         drop(journal);
         let (_, records) = Journal::open(dir.path()).unwrap();
         assert_eq!(records.len(), 3);
+    }
+
+    #[test]
+    fn room_is_taken_without_a_trace_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        let value = "x".repeat(40_000);
+        let before = fs::read(&journal.file).unwrap();
+        journal.reserve(&value).unwrap();
+        assert_eq!(fs::read(&journal.file).unwrap(), before);
+        assert!(crate::journal::verify(dir.path()).unwrap().is_good());
+        failing(&mut journal, 50_000, io::ErrorKind::StorageFull, false);
+        assert!(matches!(journal.reserve(&value), Err(JournalError::NoSpace { .. })));
+        assert_eq!(fs::read(&journal.file).unwrap(), before);
+        assert_eq!(journal.append(&["two"]).unwrap(), 1, "the journal is as it was");
     }
 
     #[test]
