@@ -40,6 +40,8 @@ pub enum DeckConditionKind {
     Drift,
     /// A rollout's state could not be written to hosts: nobody else could go on from there.
     StateNotSaved,
+    /// Times go on from a clock that is ahead of this machine's.
+    ClockAhead,
 }
 
 impl DeckConditionKind {
@@ -55,6 +57,7 @@ impl DeckConditionKind {
             Self::DeckDiverged => "deck-diverged",
             Self::Drift => "drift",
             Self::StateNotSaved => "state-not-saved",
+            Self::ClockAhead => "clock-ahead",
         }
     }
 }

@@ -105,6 +105,7 @@ pub struct Core {
     pub(super) taking_over: Option<Turn>,
     /// What is asked off the loop.
     pub(super) tasks: Tasks,
+    pub(super) clock_told: super::clock::Told,
     /// Hosts that do not let us in (any more), and why.
     pub(super) lost_logins: BTreeMap<HostName, String>,
     pub(super) shutdown: bool,
@@ -269,6 +270,7 @@ impl Core {
             self.tend_queue();
         }
         self.tend_tasks();
+        self.tend_clock();
         self.tend_logins();
         self.tend_probes();
         self.tend_runs();

@@ -106,6 +106,11 @@ pub enum DeckEvent {
         /// Milliseconds.
         missed_ms: u64,
     },
+    /// Times go on from a clock that is ahead of the machine's by so much, or not any more.
+    ClockAhead {
+        /// Milliseconds; 0: the machine's clock has caught up.
+        ahead_ms: u64,
+    },
 }
 
 /// All of it.
@@ -168,6 +173,8 @@ impl Ledger {
                     upgrade.missed(Duration::from_millis(*missed_ms));
                 }
             }
+            // For whoever reads the times beside it.
+            DeckEvent::ClockAhead { .. } => {}
         }
     }
 

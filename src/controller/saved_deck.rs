@@ -189,7 +189,7 @@ pub(super) async fn newer_of_ours(
 impl DeckEvent {
     /// Whether whoever takes over has to know of it.
     pub(super) const fn is_shared(&self) -> bool {
-        !matches!(self, Self::Planned { .. })
+        !matches!(self, Self::Planned { .. } | Self::ClockAhead { .. })
     }
 }
 

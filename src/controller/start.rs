@@ -219,6 +219,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         measured: Measured::open(&paths.measured()),
         alive: super::absence::Alive::open(&paths.alive()),
         taking_over: None,
+        clock_told: super::clock::Told::default(),
         tasks: super::turns::Tasks::default(),
         lost_logins: std::collections::BTreeMap::new(),
         memory: super::calibration::MemoryReader::default(),

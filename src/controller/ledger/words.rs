@@ -66,6 +66,13 @@ pub fn deck_words(event: &DeckEvent) -> String {
                 if let UpgradeHost::Failed { why } = state { Some(why.as_str()) } else { None };
             format!("{host}: {}{}", state.word(), because(why))
         }
+        DeckEvent::ClockAhead { ahead_ms: 0 } => {
+            "the machine's clock has caught up with the times here".to_owned()
+        }
+        DeckEvent::ClockAhead { ahead_ms } => {
+            let ahead = time::short(Duration::from_millis(*ahead_ms));
+            format!("times are {ahead} ahead of the machine's clock from here on")
+        }
         DeckEvent::UpgradeMissed { missed_ms } => {
             let missed = time::short(Duration::from_millis(*missed_ms));
             format!(
