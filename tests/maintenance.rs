@@ -388,3 +388,53 @@ fn a_plan_for_a_backend_that_the_gateway_does_not_have_is_refused() {
     fleet.edit("\"nowhere\"", "\"code\"");
     fleet.expect(&["plan", "code"], 2);
 }
+
+/// What was left on a host while that was not in the deck belongs to nobody: it is shown, its port is not given out, and
+/// it ends when a person says so.
+#[test]
+fn a_rank_that_was_left_on_a_host_out_of_the_deck_can_be_ended() {
+    let fleet = SimFleet::new();
+    // The gateway is there: it stays.
+    fleet.expect(&["cordon", "gpu-1"], 0);
+    fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let view = fleet.status("code");
+    let left = view["replicas"][0]["ranks"][0].clone();
+    let (host, port) = (left["host"].as_str().unwrap().to_owned(), left["port"].clone());
+    let file = fleet.world().deck_dir().join("deck.toml");
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let mut without: toml::Table = toml::from_str(&whole).unwrap();
+    without["hosts"].as_table_mut().unwrap().remove(&host).unwrap();
+    std::fs::write(&file, toml::to_string(&without).unwrap()).unwrap();
+    wait_until("the host to go", LONG, || fleet.json(&["hosts"], 0).get(&host).is_none());
+    fleet.expect(&["stop", "code", "--yes"], 0);
+    fleet.wait("code", "the stop", |view| view["condition"] == "stopped");
+
+    std::fs::write(&file, whole).unwrap();
+    wait_until("the host to come back", LONG, || {
+        let drift = fleet.gpudeck(&["drift", "code"]);
+        drift.code() == Some(2) && drift.stdout.contains(&host)
+    });
+    let drift = fleet.expect(&["drift", "code"], 2).stdout;
+    assert!(drift.contains("no release wants it"), "{drift}");
+    assert!(drift.contains(&format!("drift code --end-unknown --host {host}")), "{drift}");
+    // Everything else is full, so that it has to start beside it.
+    for other in ["gpu-2", "gpu-3", "gpu-4"].into_iter().filter(|h| *h != host) {
+        fleet.expect(&["cordon", other], 0);
+    }
+    fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let view = fleet.status("code");
+    for replica in view["replicas"].as_array().unwrap() {
+        let rank = &replica["ranks"][0];
+        assert!(rank["host"] == host.as_str() && rank["port"] != port, "{view:#}");
+        let id = replica["id"].as_str().unwrap();
+        assert!(id.ends_with("-a1"), "it was refused first: {view:#}");
+    }
+
+    fleet.expect(&["drift", "code", "--end-unknown", "--host", &host], 0);
+    fleet.expect(&["drift", "code"], 0);
+    assert_eq!(fleet.status("code")["ready"], 2, "only that one");
+    let again = fleet.expect(&["drift", "code", "--end-unknown"], 0).stdout;
+    assert!(again.contains("no rank runs that no release wants"), "{again}");
+    let audit = fleet.expect(&["audit", "--output", "json"], 0).stdout;
+    assert!(audit.contains("end_rank"), "{audit}");
+}

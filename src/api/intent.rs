@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::secret::Secret;
 use super::view::PlanView;
-use crate::base::{HostName, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::rollout::group::GroupSteer;
 use crate::spec::ConcurrencyPolicy;
 
@@ -194,6 +194,16 @@ pub enum Intent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// End a rank that runs on a host and that no release wants: `drift` shows it.
+    EndRank {
+        /// On which host.
+        host: HostName,
+        /// Which.
+        rank: RankId,
+        /// Why, for the audit trail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Begin no further host of the upgrade under way. Those that are begun are finished.
     StopUpgrade,
     /// Answer a question.
@@ -236,6 +246,7 @@ impl Intent {
                 | Self::Drain { .. }
                 | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
+                | Self::EndRank { .. }
                 | Self::StopUpgrade
         )
     }
@@ -260,6 +271,7 @@ impl Intent {
             | Self::Uncordon { .. }
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
+            | Self::EndRank { .. }
             | Self::StopUpgrade
             | Self::Answer { .. }
             | Self::Reconnect { .. }
@@ -286,6 +298,7 @@ impl Intent {
                 | Self::Drain { .. }
                 | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
+                | Self::EndRank { .. }
         )
     }
 }

@@ -58,6 +58,9 @@ pub struct DriftItem {
     pub kind: DriftKind,
     /// In words.
     pub text: String,
+    /// What to do about it, if somebody wants to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// Kinds of differences.

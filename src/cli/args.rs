@@ -235,6 +235,15 @@ pub enum Command {
     Drift {
         /// Only this service
         service: Option<ServiceName>,
+        /// End the ranks that run and that no release wants
+        #[arg(long)]
+        end_unknown: bool,
+        /// Only on this host
+        #[arg(long, requires = "end_unknown")]
+        host: Option<HostName>,
+        /// Do not ask
+        #[arg(long, short, requires = "end_unknown")]
+        yes: bool,
     },
     /// The deck's repository and its remote
     #[command(subcommand)]

@@ -1,12 +1,15 @@
 //! `gpudeck deck …`, `show`, `blame` and `drift`: the deck's releases, its remote, and how the hosts
 //! differ from it.
 
+use std::collections::BTreeSet;
+
 use super::args::{Args, DeckCommand, Output};
 use super::attach::{attach, deck};
 use super::exit::{Failure, Success};
 use super::questions::{AtTerminal, show_again};
-use super::{history, table};
-use crate::api::{ReleaseNumber, ServiceName, text};
+use super::{apply, history, table};
+use crate::api::release::{DriftItem, DriftKind};
+use crate::api::{Door as _, HostName, Intent, ReleaseNumber, ServiceName, text};
 use crate::controller::reach::OwnReach;
 use crate::controller::sharing;
 
@@ -147,24 +150,65 @@ pub async fn drift(args: &Args, service: Option<&ServiceName>) -> Result<Success
             table::out(&format!("the hosts run what the releases say{of}"))?;
         }
     } else {
-        let rows: Vec<Vec<String>> = view
-            .items
-            .iter()
-            .map(|i| {
-                let kind = serde_json::to_value(i.kind).unwrap_or_default();
-                vec![
-                    i.host.to_string(),
-                    i.rank.to_string(),
-                    i.rank.replica.to_string(),
-                    kind.as_str().unwrap_or_default().to_owned(),
-                    i.text.clone(),
-                ]
-            })
-            .collect();
-        table::print(&["HOST", "RANK", "REPLICA", "DRIFT", ""], &rows)?;
+        print_drift(&view.items)?;
+        let hints: BTreeSet<&str> = view.items.iter().filter_map(|i| i.hint.as_deref()).collect();
+        for hint in hints {
+            table::out(&format!("→ {}", text::clean(hint, 300)))?;
+        }
     }
     for why in &view.not_seen {
         table::out(&format!("not looked at: {}", text::clean(why, 300)))?;
     }
     ended
+}
+
+fn print_drift(items: &[DriftItem]) -> Result<(), Failure> {
+    let row = |i: &DriftItem| {
+        let kind = serde_json::to_value(i.kind).unwrap_or_default();
+        vec![
+            i.host.to_string(),
+            i.rank.to_string(),
+            i.rank.replica.to_string(),
+            kind.as_str().unwrap_or_default().to_owned(),
+            i.text.clone(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = items.iter().map(row).collect();
+    table::print(&["HOST", "RANK", "REPLICA", "DRIFT", ""], &rows)
+}
+
+/// Ends what runs on the hosts and no release wants, one after the other.
+pub async fn end_unknown(
+    args: &Args,
+    service: Option<&ServiceName>,
+    host: Option<&HostName>,
+    yes: bool,
+) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    super::show::settle(&client).await?;
+    let view = client.drift(service).await?;
+    let mut items = view.items;
+    items.retain(|i| i.kind == DriftKind::Unknown && host.is_none_or(|host| i.host == *host));
+    if args.output == Output::Json {
+        table::json(&items)?;
+    } else if items.is_empty() {
+        table::out("no rank runs that no release wants, on the hosts that were looked at")?;
+    } else {
+        print_drift(&items)?;
+    }
+    for why in &view.not_seen {
+        eprintln!("not looked at: {}", text::clean(why, 300));
+    }
+    if !items.is_empty() && apply::must_ask(args, yes) {
+        apply::agree("End them?").await?;
+    }
+    for item in items {
+        let (host, rank) = (item.host, item.rank);
+        let words = format!("{rank} ({}) on {host} is ended", rank.replica);
+        client.send(Intent::EndRank { host, rank, reason: None }).await?;
+        if args.output == Output::Text {
+            table::out(&words)?;
+        }
+    }
+    Ok(Success::Done)
 }

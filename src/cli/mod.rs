@@ -180,7 +180,12 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Diff { from, to } => history::diff(args, *from, *to).await,
         Command::Show { release } => deck::show(args, *release).await,
         Command::Blame { service } => deck::blame(args, service).await,
-        Command::Drift { service } => deck::drift(args, service.as_ref()).await,
+        Command::Drift { service, end_unknown: false, .. } => {
+            deck::drift(args, service.as_ref()).await
+        }
+        Command::Drift { service, host, yes, .. } => {
+            deck::end_unknown(args, service.as_ref(), host.as_ref(), *yes).await
+        }
         Command::Deck(command) => deck::run(args, command).await,
         Command::Logs { rank, lines, previous: true, .. } => {
             logs::previous(args, rank, *lines).await

@@ -93,6 +93,9 @@ pub struct Core {
     pub(super) group_waits: Option<String>,
     /// Engine ports that a start found taken by something that is none of ours.
     pub(super) foreign_ports: std::collections::BTreeSet<(HostName, u16)>,
+    /// Ranks that no release wants, and which hosts are being looked at for them.
+    pub(super) strays: super::strays::Strays,
+    pub(super) stray_looks: Turns<HostName>,
     /// Services whose queued rollout is being begun.
     pub(super) queue_asking: Turns<ServiceName>,
     /// Releases on their way into Git.

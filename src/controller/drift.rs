@@ -8,7 +8,7 @@ use super::actions::{Means, reading_runtime};
 use super::core::Core;
 use super::deck_ledger::Ledger;
 use super::record::DeckState;
-use super::upgrade;
+use super::{strays, upgrade};
 use crate::api::release::{DriftItem, DriftKind, DriftView};
 use crate::api::{ApiError, DeckConditionKind, UpgradeEntry, UpgradeHost};
 use crate::base::{DeckId, HostName, RankId, ServiceName};
@@ -93,11 +93,15 @@ fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -
             release: rank.replica.release,
             kind,
             text: crate::base::text::clean(&text, 400),
+            hint: (kind == DriftKind::Unknown).then(|| {
+                let service = &rank.service;
+                format!("`gpudeck drift {service} --end-unknown --host {host}` ends it; nothing else does")
+            }),
         });
     };
     for (host, ranks) in seen {
         for running in ranks {
-            let wanted = expected.iter().find(|e| e.rank == running.rank && e.host == *host);
+            let wanted = expected.iter().find(|e| e.is(host, &running.rank));
             let Some(wanted) = wanted else {
                 let words = format!(
                     "{} of {} ({}) runs, and no release wants it",
@@ -128,7 +132,48 @@ fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -
     items
 }
 
+/// The ranks on each of these hosts that nothing wants there, and the ports that they may have.
+fn unwanted(
+    expected: &[Expected],
+    seen: &BTreeMap<HostName, Vec<RunningRank>>,
+) -> BTreeMap<HostName, strays::OfHost> {
+    let mut all = BTreeMap::new();
+    for (host, ranks) in seen {
+        let is_wanted = |r: &&RunningRank| expected.iter().any(|e| e.is(host, &r.rank));
+        let stray = ranks.iter().filter(|r| !is_wanted(r));
+        let ports = |r: &RunningRank| strays::ports_in(r.argv.as_deref().unwrap_or_default());
+        all.insert(host.clone(), stray.map(|r| (r.rank.clone(), ports(r))).collect());
+    }
+    all
+}
+
+impl Expected {
+    fn is(&self, host: &HostName, rank: &RankId) -> bool {
+        self.rank == *rank && self.host == *host
+    }
+}
+
+impl Plan {
+    /// Whether this rank may run there.
+    pub fn wants(&self, host: &HostName, rank: &RankId) -> bool {
+        self.expected.iter().any(|e| e.is(host, rank))
+    }
+
+    /// What a host is asked with.
+    pub fn runtimes_on(&self, host: &HostName) -> Vec<RuntimeSpec> {
+        self.runtimes.get(host).cloned().unwrap_or_default()
+    }
+}
+
 impl Core {
+    /// The same of one host, also before it is known who holds it: it is only looked at.
+    pub(super) fn drift_plan_of(&self, host: &HostName) -> Plan {
+        let mut plan = self.drift_plan();
+        let asked = plan.runtimes.remove(host).unwrap_or_else(|| vec![RuntimeSpec::Process]);
+        plan.runtimes = BTreeMap::from([(host.clone(), asked)]);
+        plan
+    }
+
     /// What is to be compared.
     pub(super) fn drift_plan(&self) -> Plan {
         let mut expected = expected(&self.state);
@@ -211,6 +256,9 @@ pub async fn look(
         }
     }
     view.looked_at = seen.len();
+    let strays = unwanted(&plan.expected, &seen);
+    // A loop that has ended gives no ports out.
+    let _ = means.ask(move |core| core.note_strays(strays)).await;
     view.items = compare(&plan.expected, &seen);
     if let Some(service) = service {
         view.items.retain(|i| i.rank.service == *service);

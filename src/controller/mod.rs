@@ -60,6 +60,7 @@ pub mod sharing;
 mod stale_views;
 pub mod start;
 mod steer;
+mod strays;
 pub mod take_over;
 pub mod throughput;
 mod together;

@@ -224,6 +224,7 @@ impl Core {
         for report in reports {
             self.rank_report(host, report);
         }
+        self.hear_of_strays(host, reports);
         let gone: Vec<RankId> = self
             .state
             .services

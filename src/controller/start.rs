@@ -212,6 +212,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         group_waits: None,
         beginnings: super::begin::Beginnings::default(),
         foreign_ports: std::collections::BTreeSet::new(),
+        strays: super::strays::Strays::default(),
+        stray_looks: super::turns::Turns::default(),
         queue_asking: super::turns::Turns::default(),
         runs: super::runs::Runs::new(paths.dir.clone()),
         upgrades: super::upgrade::UpgradeTasks::default(),

@@ -58,6 +58,17 @@ pub async fn reading_runtime(
     Ok(runtime(means, spec, &link, epoch))
 }
 
+/// A runtime of a host, to end there what no release wants.
+pub(in crate::controller) async fn clearing_runtime(
+    means: &Means,
+    spec: &RuntimeSpec,
+    host: &HostName,
+) -> Result<Arc<dyn Runtime>, LinkError> {
+    let link = link(means, host)?;
+    let epoch = means.claims.ensure(link.as_ref()).await?;
+    Ok(runtime(means, spec, &link, epoch))
+}
+
 /// The runtime objects, kept because they remember how far logs were read.
 #[derive(Default)]
 pub struct Runtimes {

@@ -108,6 +108,7 @@ impl Core {
                 let to = ReplicaTo { service, replica, host, gpus };
                 return self.move_replica(to, by, reason, reply);
             }
+            Intent::EndRank { host, rank, .. } => return self.end_rank(host, rank, by, reply),
             Intent::StopUpgrade => Ok(self.stop_upgrade(&by)),
             Intent::UpgradeHosts {
                 command, hosts, max_parallel, timeout_ms, return_ms, ..

@@ -144,7 +144,7 @@ fn planned_replica(
     }
 }
 
-/// Gives out engine ports that no living release has, and no program that is not ours.
+/// Gives out engine ports that no living release has, no rank that none of them wants, and no program that is not ours.
 pub(in crate::controller) struct PortGiver<'a> {
     core: &'a Core,
     used: std::collections::BTreeSet<(String, u16)>,
@@ -166,7 +166,8 @@ impl<'a> PortGiver<'a> {
         let port = (first..first.saturating_add(999))
             .find(|port| {
                 let is_foreign = self.core.foreign_ports.contains(&(host.clone(), *port));
-                !is_foreign && !self.used.contains(&(address.to_owned(), *port))
+                let is_stray = self.core.strays.hold(host, *port);
+                !is_foreign && !is_stray && !self.used.contains(&(address.to_owned(), *port))
             })
             .ok_or_else(|| ApiError {
                 kind: ErrorKind::Unplaceable,
