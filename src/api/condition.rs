@@ -40,6 +40,8 @@ pub enum DeckConditionKind {
     Drift,
     /// A rollout's state could not be written to hosts: nobody else could go on from there.
     StateNotSaved,
+    /// What the deck's remote has could not be fetched when the controller began or took over.
+    RemoteUnheard,
     /// Times go on from a clock that is ahead of this machine's.
     ClockAhead,
 }
@@ -57,6 +59,7 @@ impl DeckConditionKind {
             Self::DeckDiverged => "deck-diverged",
             Self::Drift => "drift",
             Self::StateNotSaved => "state-not-saved",
+            Self::RemoteUnheard => "remote-unheard",
             Self::ClockAhead => "clock-ahead",
         }
     }

@@ -84,6 +84,12 @@ pub struct Core {
     pub(super) idle_since: Option<Timestamp>,
     pub(super) files_stamp: planning::Stamp,
     pub(super) sharing: super::sharing::Sharing,
+    /// The deck's remote is being asked what it has.
+    pub(super) hearing: Turn,
+    /// Something is to be sent there afterwards.
+    pub(super) share_waits: bool,
+    /// When that is tried again.
+    pub(super) hear_after: Option<Timestamp>,
     pub(super) measured: Measured,
     pub(super) alive: super::absence::Alive,
     pub(super) memory: super::calibration::MemoryReader,
@@ -137,6 +143,7 @@ impl Core {
         self.note_never_begun();
         self.resume();
         self.note_unserved();
+        self.hear_remote();
         let mut ticks = tokio::time::interval(Duration::from_millis(250));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut awake = now();
@@ -274,6 +281,7 @@ impl Core {
         }
         self.tend_tasks();
         self.tend_clock();
+        self.tend_hearing();
         self.tend_logins();
         self.tend_probes();
         self.tend_runs();

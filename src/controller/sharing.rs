@@ -2,16 +2,27 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::core::{Core, Input};
+use super::actions::Means;
+use super::core::{Core, Input, now};
 use super::planning::{self, Draft};
 use super::reach::OwnReach;
 use crate::api::release::{BlameLine, ReleaseDetail};
 use crate::api::{ApiError, DeckConditionKind, ErrorKind, ReleaseView};
 use crate::base::{Hint, ReleaseNumber, ServiceName};
 use crate::revision::{DeckRepo, Fetched, RemoteStatus, RevisionError};
+
+/// A remote that could not be heard is asked again after these pauses.
+const HEAR_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
+
+/// After these it is asked again so much later.
+const HEAR_LATER: Duration = Duration::from_mins(1);
+
+/// Nobody waits longer for what it has.
+const HEAR_WITHIN: Duration = Duration::from_mins(3);
 
 /// How the deck stands to its remote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -149,6 +160,31 @@ pub fn push(
     done.map(Into::into).map_err(|e| api_error(&e))
 }
 
+/// Why the remote was not heard, and what to do.
+type Unheard = (String, Option<String>);
+
+/// Asks the remote, again after a while: whoever began the controller may not have lent it its keys yet. Whether there
+/// is one.
+async fn heard(means: &Means, dir: &Path, remote: Option<String>) -> Result<bool, Unheard> {
+    let mut pauses = HEAR_AGAIN.into_iter();
+    loop {
+        let reach = OwnReach::of_fleet(&means.fleet);
+        let (dir, remote) = (dir.to_owned(), remote.clone());
+        let hear = move || DeckRepo::open(&dir)?.reached_by(reach).hear(remote.as_deref());
+        let hearing = tokio::task::spawn_blocking(hear);
+        let why = match tokio::time::timeout(HEAR_WITHIN, hearing).await {
+            Ok(Ok(Ok(status))) => return Ok(status.is_some()),
+            Ok(Ok(Err(error))) => (error.to_string(), error.hint()),
+            Ok(Err(error)) => (error.to_string(), None),
+            Err(_) => return Err(("the remote does not come to an end".to_owned(), None)),
+        };
+        match pauses.next() {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Err(why),
+        }
+    }
+}
+
 impl Core {
     fn remote_name(&self) -> Option<&str> {
         self.deck.git.as_ref().and_then(|g| g.remote.as_deref())
@@ -213,6 +249,11 @@ impl Core {
             self.sharing = Sharing::Again;
             return;
         }
+        // Both write what the remote has.
+        if self.hearing.is_taken() {
+            self.share_waits = true;
+            return;
+        }
         let dir = repo.root().to_owned();
         let remote = self.remote_name().map(str::to_owned);
         let inputs = self.means.inputs.clone();
@@ -237,6 +278,61 @@ impl Core {
             let tell = Input::Ask(Box::new(move |core: &mut Core| core.shared(holds)));
             let _ = inputs.send(tell).await;
         });
+    }
+
+    /// Fetches what the remote has: how releases ended that another controller rolled out. Files of the deck stay as they
+    /// are. What is in the way is a named state, and nothing waits for it.
+    pub(super) fn hear_remote(&mut self) {
+        let Some(dir) = self.repo.as_ref().map(|repo| repo.root().to_owned()) else { return };
+        if self.sharing != Sharing::Idle {
+            // That hears it, too; what is in the way there is a state of its own.
+            self.hear_after = Some(now().plus(HEAR_LATER));
+            return;
+        }
+        let Some(token) = self.hearing.take() else { return };
+        let remote = self.remote_name().map(str::to_owned);
+        let means = Arc::clone(&self.means);
+        self.tasks.spawn(async move {
+            let heard = heard(&means, &dir, remote).await;
+            let tell = move |core: &mut Core| {
+                drop(token);
+                core.heard_remote(heard);
+            };
+            let _ = means.ask(tell).await;
+        });
+    }
+
+    fn heard_remote(&mut self, heard: Result<bool, Unheard>) {
+        let news = matches!(heard, Ok(true));
+        let holds = heard.err().map(|(why, hint)| {
+            let words =
+                format!("how releases ended that others rolled out may not be known here: {why}");
+            let hint = hint.map_or_else(String::new, |hint| format!("{hint}; "));
+            let again = "it is tried again every minute, and `gpudeck deck fetch` asks what only a \
+                         person can answer";
+            (words, Some(format!("{hint}{again}")))
+        });
+        self.hear_after = holds.is_some().then(|| now().plus(HEAR_LATER));
+        self.set_condition(DeckConditionKind::RemoteUnheard, holds);
+        if news {
+            // Notes alone do not show in what is looked at else.
+            self.files_stamp.clear();
+            self.reload();
+        }
+    }
+
+    /// What could not be heard is asked for again, now and then.
+    pub(super) fn tend_hearing(&mut self) {
+        if self.hearing.is_taken() {
+            return;
+        }
+        if std::mem::take(&mut self.share_waits) {
+            self.share();
+        }
+        if self.hear_after.is_some_and(|after| now() >= after) {
+            self.hear_after = None;
+            self.hear_remote();
+        }
     }
 
     fn shared(&mut self, holds: Option<(String, Option<String>)>) {

@@ -258,6 +258,8 @@ impl Core {
         self.show_company();
         self.files_stamp.clear();
         self.reload();
+        // How what was taken over came to be stands in notes that the other one wrote.
+        self.hear_remote();
         self.make_good_since(renewed, |service| ages.contains_key(service));
         self.ask_anew();
         Ok(IntentReply::Accepted)

@@ -123,6 +123,46 @@ fn sending_in_the_background_moves_no_files() {
     traces.expect_none(&person);
 }
 
+/// A clone brings the commits alone; how releases ended stands in notes, which a controller fetches by itself.
+#[test]
+fn a_controller_in_a_clone_knows_how_releases_ended() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let (bare, _) = pushing_deck(&person);
+    std::fs::write(person.deck().join("services/chat.toml"), SERVICE).unwrap();
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    let remote = Repository::open(&bare).unwrap();
+    wait_until("the outcome at the remote", DEADLINE, || {
+        let r1 = remote.refname_to_id("refs/gpudeck/releases/r1");
+        r1.is_ok_and(|r1| remote.find_note(Some("refs/notes/gpudeck"), r1).is_ok())
+    });
+
+    let (clone, _) = colleague(&person, &bare);
+    let there = |words: &str| {
+        let mut command = person.command(["--deck", clone.to_str().unwrap()]);
+        command.args(words.split(' ')).env("GPUDECK_HOME", person.home().join("other"));
+        crate::common::run(&mut command, DEADLINE)
+    };
+    wait_until("how r1 ended", DEADLINE, || {
+        json(there("history chat --output json"), 0)[0]["outcome"] == "completed"
+    });
+    there("controller stop").expect_success();
+
+    // What is in the way is said, and is over when it is.
+    let away = bare.with_extension("away");
+    std::fs::rename(&bare, &away).unwrap();
+    wait_until("the state", DEADLINE, || there("status").stdout.contains("! remote-unheard since"));
+    std::fs::rename(&away, &bare).unwrap();
+    wait_until("the end of the state", DEADLINE * 2, || {
+        !there("status").stdout.contains("remote-unheard")
+    });
+    there("controller stop").expect_success();
+    stop_chat(gpudeck);
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}
+
 #[test]
 fn show_blame_and_drift_say_what_runs_and_why() {
     let person = Gpudeck::new();

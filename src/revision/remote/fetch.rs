@@ -37,6 +37,17 @@ impl DeckRepo {
         }
     }
 
+    /// Fetches the same unasked: never moves the branch or a file. None: the deck has no remote.
+    pub fn hear(&self, wanted: Option<&str>) -> Result<Option<RemoteStatus>, RevisionError> {
+        if self.repo.remotes()?.is_empty() {
+            return Ok(None);
+        }
+        match self.remote_name(wanted)? {
+            Some(name) => self.look(&name).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Fetches and joins everything; branch and files stay where they are.
     pub(super) fn look(&self, name: &str) -> Result<RemoteStatus, RevisionError> {
         let mut remote = self.opened(name)?;
