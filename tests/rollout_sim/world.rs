@@ -5,6 +5,7 @@ mod carry_out;
 mod company;
 mod faults;
 mod journey_checks;
+mod reports;
 mod rest_checks;
 mod serving_checks;
 mod step_checks;
@@ -25,6 +26,7 @@ use deciding::spec::{StepSpec, Strategy};
 
 use crate::build::{Rng, service};
 use crate::planted::Bug;
+use reports::Report;
 
 /// What the engines of a release do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,6 +107,8 @@ pub struct World {
     /// The state after so many events of the journal, as the last crash left it.
     checkpoint: (usize, ServiceState),
     tasks: Vec<Task>,
+    /// What will be told by itself.
+    reports: Vec<Report>,
     sequence: u64,
     ranks: BTreeMap<RankId, Rank>,
     stopped: BTreeSet<RankId>,
@@ -123,8 +127,10 @@ pub struct World {
     /// The fencing number of the present controller; the hosts know it.
     epoch: u64,
     replaced: Option<Replaced>,
-    /// Replicas whose engine really generated a token.
+    /// Replicas whose engine really generated a token, this start, since it last hung.
     generated: BTreeSet<ReplicaId>,
+    /// Those of them of which that was told, and nothing worse since.
+    proved: BTreeSet<ReplicaId>,
     /// Engines that were ready, live, and answer nothing before then.
     hung: BTreeMap<ReplicaId, Timestamp>,
     /// What the controller's clock says more (or less) than the time.
@@ -178,6 +184,7 @@ impl World {
             journal: Vec::new(),
             checkpoint: (0, ServiceState::new(service)),
             tasks: Vec::new(),
+            reports: Vec::new(),
             sequence: 0,
             ranks: BTreeMap::new(),
             stopped: BTreeSet::new(),
@@ -193,6 +200,7 @@ impl World {
             epoch: 1,
             replaced: None,
             generated: BTreeSet::new(),
+            proved: BTreeSet::new(),
             hung: BTreeMap::new(),
             clock_error_ms: 0,
             disk_full_until: Timestamp(0),
@@ -349,6 +357,7 @@ impl World {
         let was_stopping = self.state.stopping;
         let journey = self.journey();
         let mut actions = step(&mut self.state, &event);
+        self.note_tokens(&event.kind);
         if let Some(bug) = self.bug {
             bug.spoil(&self.state, &mut actions, &mut self.rng);
         }
@@ -447,7 +456,7 @@ impl World {
     pub fn calm(&mut self) {
         self.faults = false;
         self.gateway_down_until = Timestamp(0);
-        self.hosts_down.clear();
+        self.hosts_are_back();
         self.disk_full_until = Timestamp(0);
         self.replaced = None;
         if self.holds.is_some() {
@@ -504,7 +513,7 @@ impl World {
 
     /// Everything is told and done.
     pub fn quiet(&self) -> bool {
-        self.tasks.is_empty()
+        self.tasks.is_empty() && self.reports.is_empty()
     }
 }
 

@@ -26,6 +26,9 @@ impl World {
             let at = w.0.saturating_add_signed(-self.clock_error_ms).max(self.now.0 + 1);
             Timestamp(at).min(tick)
         });
+        if self.report_before(next_task.map_or(wake, |(due, _)| due.min(wake))) {
+            return;
+        }
         match next_task {
             Some((due, sequence)) if due <= wake => {
                 self.now = self.now.max(due);
@@ -106,7 +109,10 @@ impl World {
                 }
                 self.tell(EventKind::RankEnded { rank, how: "stopped".to_owned() });
             }
-            Action::AwaitToken { replica, .. } => {
+            Action::AwaitToken { replica, plan } => {
+                if let Some(until) = self.down_until(&plan.host) {
+                    return self.later(task, until);
+                }
                 if !self.replica_runs(replica) {
                     return; // its end is told by itself
                 }
@@ -227,7 +233,11 @@ impl World {
     }
 
     /// A rank ends by itself.
-    pub fn kill(&mut self, rank: &RankId, how: &str) {
+    pub fn kill(&mut self, rank: &RankId, how: &'static str) {
+        let away = self.ranks.get(rank).filter(|there| there.running);
+        if let Some(back) = away.and_then(|there| self.down_until(&there.plan.host)) {
+            return self.end_silently(rank.clone(), back, how);
+        }
         let freed = self.now.plus(Duration::from_millis(self.rng.below(8_000)));
         if let Some(there) = self.ranks.get_mut(rank)
             && there.running
@@ -258,16 +268,6 @@ impl World {
 
     pub fn table(&self) -> &[TrafficServer] {
         &self.table
-    }
-
-    /// A host restarts, and is away for a time.
-    pub fn restart_host(&mut self, host: &HostName, time: Duration) {
-        for rank in self.running() {
-            if self.ranks[&rank].plan.host == *host {
-                self.kill(&rank, "the host restarted");
-            }
-        }
-        self.lose_host(host.as_str(), time);
     }
 
     /// Whether the host is reached, and what of the service runs there.

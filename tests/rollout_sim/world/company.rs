@@ -82,6 +82,12 @@ impl World {
             .filter(|rank| self.ranks.get(rank).is_none_or(|there| !there.running))
             .collect();
         for rank in gone {
+            let plan = self.state.releases[&rank.replica.release].replica(rank.replica.replica);
+            let host = plan.unwrap().ranks[usize::try_from(rank.rank).unwrap()].host.clone();
+            if let Some(back) = self.down_until(&host) {
+                self.told_ended(rank, host, back, "it is not there any more");
+                continue;
+            }
             self.tell(EventKind::RankEnded { rank, how: "it is not there any more".to_owned() });
         }
     }
@@ -131,6 +137,9 @@ impl World {
     /// Done, and nobody heard of it.
     pub(super) fn silently(&mut self, action: &Action) {
         match action {
+            // Whose host is away did nothing.
+            Action::StartRank { plan, .. } if self.down_until(&plan.host).is_some() => {}
+            Action::StopRank { host, .. } if self.down_until(host).is_some() => {}
             Action::StartRank { rank, plan } => {
                 let plan = (**plan).clone();
                 let busy = self.ranks.values().any(|r| {

@@ -13,14 +13,21 @@ impl World {
         let for_ever = self.rng.one_in(2);
         let until = self.now.plus(Duration::from_secs(self.rng.below(1_800)));
         self.hung.insert(replica, if for_ever { FOR_EVER } else { until });
+        // From here on only a new token may bring traffic back.
+        self.generated.remove(&replica);
         self.tell(EventKind::ReplicaUnready { replica, why: "timeout".to_owned() });
-        let state = self.state.replicas.get(&replica.key());
-        let serves = state.is_some_and(|r| r.attempt == replica.attempt && r.phase == Phase::Ready);
-        if !serves {
-            // From here on only a new token may bring traffic back. (It serves on where the full disk kept
-            // the controller from taking note.)
-            self.generated.remove(&replica);
-        }
+    }
+
+    /// What the controller knows of tokens, by what it was really told.
+    pub(super) fn note_tokens(&mut self, event: &EventKind) {
+        match event {
+            EventKind::ReplicaReady { replica } if self.generated.contains(replica) => {
+                self.proved.insert(*replica)
+            }
+            EventKind::ReplicaUnready { replica, .. } => self.proved.remove(replica),
+            EventKind::RankEnded { rank, .. } => self.proved.remove(&rank.replica),
+            _ => false,
+        };
     }
 
     pub(super) fn fault(&mut self) {
@@ -62,19 +69,14 @@ impl World {
             }
             2 => {
                 let host: HostName = format!("h{}", self.rng.below(4)).parse().unwrap();
-                let until = self.now.plus(Duration::from_secs(self.rng.below(600)));
+                let time = Duration::from_secs(self.rng.below(600));
                 if self.rng.one_in(2) {
                     self.count("host dies");
-                    let there: Vec<RankId> = self.running();
-                    for rank in there {
-                        if self.ranks[&rank].plan.host == host {
-                            self.kill(&rank, "the host restarted");
-                        }
-                    }
+                    self.restart_host(&host, time);
                 } else {
                     self.count("host not reached");
+                    self.lose_host(host.as_str(), time);
                 }
-                self.hosts_down.insert(host, until);
             }
             3 => {
                 let long = self.rng.one_in(3);

@@ -45,7 +45,7 @@ impl World {
                     server.replica
                 );
                 assert!(
-                    self.generated.contains(&server.replica),
+                    self.proved.contains(&server.replica),
                     "traffic to {}, which never generated a token",
                     server.replica
                 );
