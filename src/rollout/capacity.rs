@@ -20,6 +20,7 @@ use super::shared::Shared;
 use super::state::{Phase, ReplicaState};
 use super::step::Decider;
 use crate::base::{Attempt, DeviceId, HostName, ReplicaKey};
+use crate::spec::Strategy;
 
 /// A coming replica on host memory that has been refused for so long makes a going one on the same
 /// host give way. (GPUs are known to be held; how much host memory a process will free is not.)
@@ -119,8 +120,13 @@ impl Decider<'_> {
             limit: roles.limit,
             no_room: false,
         };
+        // Of blue-green's sets one serves: while the new one does in place of the old, what is ready of that is none.
+        let stands_in = self.state.active_rollout().is_some_and(|rollout| {
+            !roles.forward && self.state.strategy(rollout) == Strategy::BlueGreen
+        }) && self.state.has_none(roles);
         for (key, replica) in &self.state.replicas {
-            budget.available += u32::from(is_available(replica, now, roles.min_healthy));
+            let serves = !stands_in || Some(key.release) != roles.coming;
+            budget.available += u32::from(serves && is_available(replica, now, roles.min_healthy));
             // Kubernetes never counts a pod that terminates; here it counts as long as that takes no longer than
             // it should. Whose host is away must not keep others from starting. (Its devices stay its own.)
             let counts = replica.phase.is_live() && !self.state.stop_is_overdue(*key, replica);

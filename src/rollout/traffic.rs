@@ -123,14 +123,20 @@ impl ServiceState {
 
     /// Blue-green: one of the two sets has all the traffic. Forward that is the new one once it was
     /// whole at the switch; a set that loses replicas keeps it while it is the larger one. Back it is
-    /// stable as soon as it carries all, or as much as the other and no more of it comes.
+    /// stable as soon as it carries all, or as much as the other and no more of it comes. The new one that
+    /// serves before the switch because the old one was lost goes on until the old one carries the floor or as much.
     fn sends_to_coming(&self, rollout: &Rollout, roles: &Roles, coming: u32, going: u32) -> bool {
         let switch = self.policy(rollout.to).map_or(0, RolloutSpec::switch_step);
+        let too_few = |old: u32, new: u32| old < roles.floor.min(new);
         match rollout.direction {
-            Direction::Forward if rollout.step < switch => false,
-            Direction::Forward if rollout.step == switch => coming >= roles.full,
+            Direction::Forward if rollout.step <= switch => {
+                let stands_in = self.has_all(roles) && too_few(going, coming);
+                stands_in || rollout.step == switch && coming >= roles.full
+            }
             Direction::Forward => coming >= roles.full || coming >= going,
-            Direction::Back { .. } if rollout.step < switch => true,
+            Direction::Back { .. } if rollout.step < switch => {
+                !(self.has_none(roles) && too_few(coming, going))
+            }
             Direction::Back { .. } => {
                 self.carries_all(roles, coming) || coming >= going && !self.grows(roles)
             }
@@ -150,6 +156,12 @@ impl ServiceState {
     fn has_all(&self, roles: &Roles) -> bool {
         let mut served = self.traffic.iter().filter(|server| server.weight > 0).peekable();
         served.peek().is_some() && served.all(|server| Some(server.replica.release) == roles.coming)
+    }
+
+    /// Others get all of the traffic by the table as it was last.
+    pub(super) fn has_none(&self, roles: &Roles) -> bool {
+        let mut served = self.traffic.iter().filter(|server| server.weight > 0).peekable();
+        served.peek().is_some() && served.all(|server| Some(server.replica.release) != roles.coming)
     }
 
     /// A replica of the release that is coming is on its way or about to be: its GPUs are free or becoming so, and

@@ -17,7 +17,7 @@ use deciding::rollout::{EventKind, ReplicaPlan, RequestedMove, RolloutKind, Serv
 use uuid::Uuid;
 
 use crate::build::{Place, Rng, release, spec};
-use crate::simulation::{REST, at_rest};
+use crate::rest::{REST, at_rest};
 use crate::world::{Counts, Nature, World};
 use hosts::Machine;
 pub use mistakes::Mistake;
@@ -217,7 +217,7 @@ impl HostUpgrade {
                     return;
                 }
                 for world in self.worlds.values_mut().filter(|w| w.state.moves_from(&host)) {
-                    world.now = world.now.max(self.now);
+                    world.catch_up(self.now);
                     world.by_ada(|by| EventKind::MovesCancelled { by });
                 }
             }
@@ -261,7 +261,7 @@ impl HostUpgrade {
     /// The world of a service, at the fleet's present.
     fn world(&mut self, service: &ServiceName) -> &mut World {
         let world = self.worlds.get_mut(service).unwrap();
-        world.now = world.now.max(self.now);
+        world.catch_up(self.now);
         world
     }
 

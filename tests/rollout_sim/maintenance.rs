@@ -5,7 +5,7 @@ use deciding::base::DeviceId;
 use deciding::rollout::{EventKind, ReplicaPlan, RequestedMove};
 
 use crate::build::{Place, Rng, release};
-use crate::simulation::{REST, at_rest};
+use crate::rest::{at_rest, come_to_rest};
 use crate::world::World;
 
 /// A host is maintained: what is there stops as far as the floor allows, with faults.
@@ -42,14 +42,7 @@ pub fn bring_back(world: &mut World, seed: u64) {
     for replica in out {
         world.tell(EventKind::LentReturned { replica, elsewhere: false });
     }
-    let end = world.now.plus(REST);
-    while world.now < end && !at_rest(world) {
-        world.turn();
-    }
-    // It may have been so before, too.
-    if !world.held_by_the_floor() {
-        world.check_rest();
-    }
+    come_to_rest(world, false);
 }
 
 /// All replicas on a host are asked to move to GPUs that nobody has; whether there was anything to ask.
@@ -102,15 +95,8 @@ pub fn end_moves(world: &mut World, seed: u64) {
         world.turn();
     }
     world.calm();
-    let end = world.now.plus(REST);
-    while world.now < end && !at_rest(world) {
-        world.turn();
-    }
+    come_to_rest(world, false);
     if world.state.move_trouble.is_some() {
         *world.counts.entry("move given up").or_default() += 1;
-    }
-    // It may have been so before, too.
-    if !world.held_by_the_floor() {
-        world.check_rest();
     }
 }

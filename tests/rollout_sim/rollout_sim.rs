@@ -8,12 +8,15 @@
 mod build;
 mod chance;
 mod clocks;
+mod draw;
 mod foreseen;
 mod host_upgrade;
 mod lending;
 mod maintenance;
+mod met;
 mod moves;
 mod planted;
+mod rest;
 mod scenarios;
 mod simulation;
 mod standstill;

@@ -64,6 +64,30 @@ fn at_gate(world: &World) -> bool {
     matches!(gate, Some(Gate::Approve))
 }
 
+/// The old set was lost, and the new one serves in its stead: what comes back of the old one does not take the traffic
+/// from more of the new one. So it is at the switch and on the way back, too.
+#[test]
+fn what_serves_in_place_of_a_lost_set_goes_on_until_as_many_are_back() {
+    for abort in [false, true] {
+        let mut world = serving(3);
+        world.request(
+            &blue_green(3, 4, vec![StepSpec::Approve(true)]),
+            RolloutKind::Apply,
+            Nature::Good,
+        );
+        assert!(world.run_until(HOUR, at_gate));
+        for rank in world.running().into_iter().filter(|rank| rank.replica.release == R1) {
+            world.kill(&rank, "power");
+        }
+        assert!(world.run_until(HOUR, |w| has_all(w, R2)));
+        if abort {
+            world.by_ada(|by| EventKind::Aborted { by, reason: None });
+        }
+        assert!(world.run_until(HOUR, |w| has_all(w, R1)));
+        assert_eq!(world.state.ready(R1), 3, "{:?}", world.table());
+    }
+}
+
 #[test]
 fn blue_green_brings_a_whole_second_set_up_and_switches_at_once() {
     let mut world = serving(3);

@@ -12,7 +12,8 @@ use deciding::rollout::{EventKind, Outcome, Release, RolloutKind};
 use uuid::Uuid;
 
 use crate::build::{Rng, single, spec};
-use crate::simulation::{REST, at_rest, draw};
+use crate::draw::draw;
+use crate::rest::{REST, at_rest};
 use crate::world::{Counts, Nature, World};
 
 /// Seeds within which every planted mistake must be caught.
@@ -313,7 +314,7 @@ impl Together {
     /// The world of a service, at the group's present.
     fn world(&mut self, service: &ServiceName) -> &mut World {
         let world = self.worlds.get_mut(service).unwrap();
-        world.now = world.now.max(self.now);
+        world.catch_up(self.now);
         world
     }
 

@@ -1,10 +1,15 @@
 //! A simulated world: hosts with GPUs, ranks, a gateway, a controller that can die, and what must
 //! always be true of them.
 
+mod answers;
 mod carry_out;
 mod company;
+mod drain_checks;
 mod faults;
+mod floor_checks;
+mod gateway;
 mod journey_checks;
+mod memory;
 mod reports;
 mod rest_checks;
 mod serving_checks;
@@ -14,18 +19,21 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use deciding::base::{
-    Attempt, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName,
-    Timestamp, TrafficMode, TrafficServer,
+    Attempt, DeviceId, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, ReplicaKey,
+    ServiceName, Timestamp, TrafficMode, TrafficServer,
 };
 use deciding::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, RankPlan,
-    Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, next_wake,
+    Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, forecast, next_wake,
     outstanding, step,
 };
 use deciding::spec::{StepSpec, Strategy};
 
 use crate::build::{Rng, service};
 use crate::planted::Bug;
+use drain_checks::{Drains, is_fault_of};
+use gateway::Gateway;
+use memory::Memory;
 use reports::Report;
 
 /// What the engines of a release do.
@@ -112,11 +120,11 @@ pub struct World {
     sequence: u64,
     ranks: BTreeMap<RankId, Rank>,
     stopped: BTreeSet<RankId>,
-    table: Vec<TrafficServer>,
-    table_version: u64,
+    gateway: Gateway,
+    memory: Memory,
+    drains: Drains,
     /// What the decider wanted the table to be last.
     wanted_table: Vec<TrafficServer>,
-    gateway_down_until: Timestamp,
     /// What is asked for belongs to a rollout of several services, which began then.
     pub of_group: Option<Timestamp>,
     /// The gateway answers, and has no backend of the service.
@@ -135,6 +143,7 @@ pub struct World {
     hung: BTreeMap<ReplicaId, Timestamp>,
     /// What the controller's clock says more (or less) than the time.
     clock_error_ms: i64,
+    clock_jumps: u64,
     /// The journal cannot be written until then; what happens waits in order.
     disk_full_until: Timestamp,
     waiting: VecDeque<EventKind>,
@@ -159,6 +168,8 @@ pub struct World {
     pub bug: Option<Bug>,
     /// The controller's clock does not jump: it is that of other worlds, too.
     pub one_clock: bool,
+    /// Nothing switches the traffic: endpoints are published, and nobody counts.
+    pub no_gateway: bool,
     /// Hosts refuse our login now and then; with dice of its own, so that other plays stay as they are.
     pub holds: Option<Rng>,
 }
@@ -188,12 +199,12 @@ impl World {
             sequence: 0,
             ranks: BTreeMap::new(),
             stopped: BTreeSet::new(),
-            table: Vec::new(),
             wanted_table: Vec::new(),
-            table_version: 0,
-            gateway_down_until: Timestamp(0),
             of_group: None,
             lacks_backend: false,
+            gateway: Gateway::default(),
+            memory: Memory::default(),
+            drains: Drains::default(),
             hosts_down: BTreeMap::new(),
             recorded: BTreeMap::new(),
             last_measured: Timestamp(0),
@@ -203,6 +214,7 @@ impl World {
             proved: BTreeSet::new(),
             hung: BTreeMap::new(),
             clock_error_ms: 0,
+            clock_jumps: 0,
             disk_full_until: Timestamp(0),
             waiting: VecDeque::new(),
             durable: 0,
@@ -215,6 +227,7 @@ impl World {
             healthy_from: BTreeMap::new(),
             bug: None,
             one_clock: false,
+            no_gateway: false,
             holds: None,
         }
     }
@@ -242,6 +255,8 @@ impl World {
             && release.spec.rollout.steps.contains(&StepSpec::Analyse("default".to_owned()));
         match nature {
             Nature::Errors | Nature::DiesLater if !analysed => Nature::Good,
+            // Nobody counts errors.
+            Nature::Errors if self.no_gateway => Nature::Good,
             nature => nature,
         }
     }
@@ -291,21 +306,31 @@ impl World {
             return;
         }
         let nature = self.tellable(&wish.release, wish.kind, wish.nature);
-        self.request(&wish.release, wish.kind, nature);
+        let release = self.planned(wish.release, wish.kind);
+        self.request(&release, wish.kind, nature);
         assert!(self.state.queued.is_none(), "what has begun is still queued");
+    }
+
+    /// As it is asked for after its plan was read: one that leaves replicas without traffic, and too few others, is refused,
+    /// and the smallest change is to leave those steps out.
+    pub fn planned(&mut self, mut release: Release, kind: RolloutKind) -> Release {
+        let is_scale = |step: &StepSpec| matches!(step, StepSpec::Scale(_));
+        if release.spec.rollout.steps.iter().any(is_scale)
+            && forecast(&self.state, &release, kind).is_err()
+        {
+            self.count("plan refused");
+            release.spec.rollout.steps.retain(|step| !is_scale(step));
+        }
+        release
     }
 
     pub fn request(&mut self, release: &Release, kind: RolloutKind, nature: Nature) {
         self.last_number = self.last_number.max(release.number.0);
         self.natures.insert(release.number, nature);
         self.retries = 0;
+        self.count_policy(&release.spec.rollout);
         self.say(|| format!("-- {} is {nature:?}: {:?}", release.number, release.spec.rollout));
-        let mut release = Box::new(release.clone());
-        if let (Some(Bug::IgnoreFloor), deciding::spec::Count::Number(n)) =
-            (self.bug, &mut release.spec.rollout.max_unavailable)
-        {
-            *n += 1;
-        }
+        let release = Box::new(release.clone());
         self.tell(EventKind::RolloutRequested {
             release,
             kind,
@@ -341,11 +366,12 @@ impl World {
 
     fn decide_at(&mut self, kind: EventKind, at: Timestamp) {
         let mut kind = kind;
+        self.memory.hear(&kind);
         if let Some(bug) = self.bug {
             if bug.swallows(&kind, &mut self.rng) {
                 return;
             }
-            bug.alter(&mut kind);
+            bug.alter(&self.state, &mut kind);
         }
         let event = Event { at, kind };
         self.journal.push(event.clone());
@@ -354,10 +380,12 @@ impl World {
         }
         let before: Vec<(ReplicaId, Phase)> = self.phases();
         let late_before = self.late_for_health();
-        let was_stopping = self.state.stopping;
         let journey = self.journey();
         let mut actions = step(&mut self.state, &event);
+        let (floor, stopping) = (self.memory.floor(), self.memory.stopping);
         self.note_tokens(&event.kind);
+        let served = self.serving();
+        self.memory.follow(&event.kind, &self.state);
         if let Some(bug) = self.bug {
             bug.spoil(&self.state, &mut actions, &mut self.rng);
         }
@@ -369,10 +397,15 @@ impl World {
         for action in &actions {
             self.say(|| format!("      → {}", brief(action)));
         }
-        self.check_step(&event.kind, &before, &actions, was_stopping);
+        self.note_orders(&actions);
+        self.check_gateway();
+        self.check_step(&event.kind, &before, &actions);
+        self.check_drains(&event.kind, &before, &actions, stopping || self.memory.stopping);
+        self.check_floor((&served, floor), &actions);
         self.check_healthy_deadline(&before, &late_before, &actions);
         self.check_journey(&event.kind, journey, &actions);
         self.take(actions);
+        self.stop_waiting();
     }
 
     /// What the controller's clock says.
@@ -402,7 +435,7 @@ impl World {
                 Action::StopRank { .. } => 100 + self.rng.below(5_000),
                 Action::AwaitToken { .. } => 5_000 + self.rng.below(60_000),
                 Action::ApplyTraffic { .. } => 50 + self.rng.below(1_000),
-                Action::AwaitDrained { .. } => self.rng.below(20_000),
+                Action::AwaitDrained { replica } => self.how_long_it_drains(*replica),
                 Action::RunCommand { run, .. } => self.how_long(run),
                 Action::RecordOutcome { .. } => 0,
             };
@@ -455,7 +488,7 @@ impl World {
     /// Faults end; whoever holds the rollout lets it go.
     pub fn calm(&mut self) {
         self.faults = false;
-        self.gateway_down_until = Timestamp(0);
+        self.gateway_is_back();
         self.hosts_are_back();
         self.disk_full_until = Timestamp(0);
         self.replaced = None;

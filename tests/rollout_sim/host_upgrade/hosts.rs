@@ -116,7 +116,7 @@ impl HostUpgrade {
             machine.boot += 1;
             let now = self.now;
             for world in self.worlds.values_mut() {
-                world.now = world.now.max(now);
+                world.catch_up(now);
                 world.restart_host(host, until.since(now));
             }
         }

@@ -39,6 +39,7 @@ impl World {
                 _ => self.tasks.push(task),
             }
         }
+        self.new_keeper();
         self.make_good(seen_alive, away);
         let mut actions = outstanding(&self.state);
         if self.bug == Some(Bug::ForgetOutstanding) {
@@ -103,6 +104,7 @@ impl World {
         let until = self.now.plus(Duration::from_mins(5));
         self.replaced = Some(Replaced { state: self.state.clone(), epoch: self.epoch, until });
         self.epoch += 1;
+        self.new_keeper();
         let (actions, lost) = (outstanding(&self.state), self.awaited_run());
         self.take(actions);
         self.lose_command(lost);
@@ -162,10 +164,7 @@ impl World {
                     there.freed = self.now;
                 }
             }
-            Action::ApplyTraffic { version, servers } if *version >= self.table_version => {
-                self.table.clone_from(servers);
-                self.table_version = *version;
-            }
+            Action::ApplyTraffic { version, servers } => self.set_table(*version, servers),
             _ => {}
         }
     }

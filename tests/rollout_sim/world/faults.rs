@@ -1,5 +1,7 @@
 //! Faults, and what people do at a bad moment.
 
+use deciding::spec::{Count, RolloutSpec};
+
 use super::*;
 
 impl World {
@@ -49,6 +51,7 @@ impl World {
                 self.count("clock jumps");
                 let jump = i64::try_from(self.rng.below(1_200_000)).unwrap() - 600_000;
                 self.clock_error_ms = jump;
+                self.clock_jumps += 1;
             }
             10 => {
                 self.count("disk full");
@@ -62,10 +65,16 @@ impl World {
                     self.kill(&rank, "killed");
                 }
             }
+            1 if self.no_gateway => {}
             1 => {
-                self.count("gateway away");
                 let time = Duration::from_secs(self.rng.below(400));
-                self.break_gateway(time);
+                if self.rng.one_in(2) {
+                    self.count("gateway away");
+                    self.break_gateway(time);
+                } else {
+                    self.count("gateway restarts without its table");
+                    self.restart_gateway(time);
+                }
             }
             2 => {
                 let host: HostName = format!("h{}", self.rng.below(4)).parse().unwrap();
@@ -95,32 +104,7 @@ impl World {
                     self.hang(replica);
                 }
             }
-            5 | 6 => {
-                // An old event comes again, late.
-                self.count("late or doubled event");
-                let answers: Vec<&Event> = self
-                    .journal
-                    .iter()
-                    .rev()
-                    .take(60)
-                    .filter(|e| {
-                        matches!(
-                            e.kind,
-                            EventKind::RankRunning { .. }
-                                | EventKind::RankEnded { .. }
-                                | EventKind::RankRefused { .. }
-                                | EventKind::TrafficApplied { .. }
-                                | EventKind::TrafficFailed { .. }
-                                | EventKind::RunEnded { .. }
-                        )
-                    })
-                    .collect();
-                if !answers.is_empty() {
-                    let event = answers[self.rng.index(answers.len())].kind.clone();
-                    // A report that a rank runs which has ended since would be a lie, not late.
-                    self.tell(event);
-                }
-            }
+            5 | 6 => self.old_event(),
             7 => {
                 self.count("person pauses");
                 self.by_ada(|by| EventKind::Paused { by });
@@ -137,6 +121,22 @@ impl World {
                     self.by_ada(|by| EventKind::Resumed { by });
                 }
             }
+        }
+    }
+
+    pub(super) fn count_policy(&mut self, rollout: &RolloutSpec) {
+        let usual = RolloutSpec::default();
+        if matches!(rollout.max_unavailable, Count::Percent(_)) {
+            self.count("percentages");
+        }
+        if rollout.healthy_deadline != usual.healthy_deadline {
+            self.count("other deadlines");
+        }
+        if rollout.progress_deadline.is_zero() {
+            self.count("no progress deadline");
+        }
+        if self.no_gateway {
+            self.count("service without a gateway");
         }
     }
 

@@ -61,9 +61,13 @@ impl World {
             assert!(!(gets(true) && gets(false)), "blue-green: both sets get traffic");
             let whole = self.state.ready(rollout.to) >= spec.replicas.get();
             let old = rollout.from.map_or(0, |from| self.state.ready(from));
+            // It serves in place of a set that was lost, and that does not carry the floor yet.
+            let mut had = self.wanted_table.iter().filter(|s| s.weight > 0).peekable();
+            let had_all = had.peek().is_some() && had.all(|s| s.replica.release == rollout.to);
             assert!(
                 !gets(true)
                     || old == 0
+                    || had_all && old < self.memory.whole_floor()
                     || rollout.step > switch
                     || (rollout.step == switch && whole),
                 "blue-green: the switch comes in step {} with {} ready",

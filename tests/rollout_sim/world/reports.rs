@@ -10,6 +10,8 @@ enum Word {
     Ended { rank: RankId, host: HostName, how: &'static str },
     /// By the observer, while nobody reaches its host.
     Silent(ReplicaId),
+    /// The keeper of the gateway's table looks whether it is there.
+    Look,
 }
 
 /// A word, and when it is told.
@@ -72,6 +74,7 @@ impl World {
                 None => self.tell(EventKind::RankEnded { rank, how: how.to_owned() }),
             },
             Word::Silent(replica) => self.silent(replica),
+            Word::Look => self.look_again(),
         }
         true
     }
@@ -87,7 +90,11 @@ impl World {
         if !serves || !away {
             return;
         }
-        if self.gateway_down_until > self.now {
+        // The observer asks from the gateways' hosts.
+        if self.no_gateway {
+            return;
+        }
+        if self.gateway.down_until > self.now {
             let due = self.now.plus(Duration::from_secs(2));
             self.reports.push(Report { due, word: Word::Silent(replica) });
             return;
@@ -95,6 +102,10 @@ impl World {
         self.count("host noticed to be silent");
         let why = "its host is silent".to_owned();
         self.tell(EventKind::ReplicaUnready { replica, why });
+    }
+
+    pub(super) fn look_at_gateway(&mut self, due: Timestamp) {
+        self.reports.push(Report { due, word: Word::Look });
     }
 
     /// Hosts are back, and say soon what they have to say.

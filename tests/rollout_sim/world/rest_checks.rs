@@ -58,8 +58,16 @@ impl World {
                 let serving = in_its_stead(key);
                 matches!(r.phase, Phase::Pending { .. })
                     && serving > 0
-                    && state.ready_total() < self.own_floor() + serving
+                    && state.ready_total() < self.memory.floor() + serving
             })
+    }
+
+    /// What a person rolls out where it may serve less for a while.
+    pub fn serve_less(&mut self) -> Release {
+        let mut release = self.memory.serves_less().unwrap();
+        release.number = ReleaseNumber(self.fresh_number());
+        release.id = ReleaseId(uuid::Uuid::from_u128(0x1000 + u128::from(release.number.0)));
+        release
     }
 
     /// At rest the world holds what the stable release says and nothing else.
@@ -78,25 +86,24 @@ impl World {
             let keys = (0..plans).map(|replica| ReplicaKey { release: stable, replica });
             let wanted: Vec<_> = keys.filter(|key| !state.vacated.contains(key)).collect();
             let there = release.spec.replicas.get() - state.lent(stable);
-            assert_eq!(wanted.len(), usize::try_from(there).unwrap());
+            assert_eq!(wanted.len(), usize::try_from(there).unwrap(), "too many or too few places");
             for key in wanted {
                 let replica = key.replica;
                 let replica_state = &state.replicas[&key];
-                assert_eq!(replica_state.phase, Phase::Ready, "{key}");
+                assert_eq!(replica_state.phase, Phase::Ready, "{key} does not come to rest");
                 expected.extend(release.rank_ids(replica, replica_state.attempt));
             }
-            assert_eq!(state.condition(), Condition::Serving);
+            assert_eq!(state.condition(), Condition::Serving, "it does not serve at rest");
         } else {
-            assert_eq!(state.condition(), Condition::Stopped);
+            assert_eq!(state.condition(), Condition::Stopped, "it is not stopped at rest");
         }
-        assert_eq!(
-            state.replicas.len(),
-            state.replicas.keys().filter(|k| Some(k.release) == state.stable).count()
-        );
+        let left = state.replicas.keys().find(|k| Some(k.release) != state.stable);
+        assert_eq!(left, None, "something that is not stable stays in the books");
         let runs: BTreeSet<RankId> =
             self.ranks.iter().filter(|(_, r)| r.running).map(|(id, _)| id.clone()).collect();
         assert_eq!(runs, expected, "the hosts hold something else than the release says");
         let served: BTreeSet<ReplicaId> = self
+            .gateway
             .table
             .iter()
             .filter(|s| s.mode == TrafficMode::Ready && s.weight > 0)
@@ -104,6 +111,7 @@ impl World {
             .collect();
         let ready: BTreeSet<ReplicaId> = self.phases().into_iter().map(|(id, _)| id).collect();
         assert_eq!(served, ready, "the gateway sends elsewhere");
+        self.memory.check_whole(&self.ranks);
         if let Some(rollout) = &state.rollout {
             assert_eq!(self.recorded.get(&rollout.to), rollout.outcome.as_ref(), "not recorded");
         }

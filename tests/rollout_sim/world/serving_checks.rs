@@ -1,39 +1,9 @@
-//! What must be true of what serves: the floor, and the table of the gateway.
+//! What must be true of the table that the gateway is ordered to have.
 
 use super::*;
 
 impl World {
-    /// The floor, computed from the specs here and not by the decider.
-    pub(super) fn own_floor(&self) -> u32 {
-        let state = &self.state;
-        let at_rest = state.stable.and_then(|s| state.releases.get(&s)).map_or(0, |stable| {
-            stable.spec.replicas.get().saturating_sub(self.may_be_missing(&stable.spec.rollout))
-        });
-        // In the step in which a rollout ends, its own floor and that of the rest both have a say.
-        let ended = state.rollout.as_ref().and_then(|r| r.ended);
-        let Some(rollout) = state.rollout.as_ref().filter(|_| ended.is_none_or(|e| e == self.now))
-        else {
-            return at_rest;
-        };
-        let Some(from) = rollout.from else { return 0 };
-        let desired = state.wanted(from).min(state.wanted(rollout.to));
-        let policy = &state.releases[&rollout.to].spec.rollout;
-        let floor = match self.strategy() {
-            // The person accepted its outage.
-            Some((_, Strategy::Recreate)) => 0,
-            Some((_, Strategy::BlueGreen)) => desired,
-            _ => desired.saturating_sub(self.may_be_missing(policy)),
-        };
-        if ended.is_some() { floor.min(at_rest) } else { floor }
-    }
-
-    /// What the person allowed to be missing; with the floor ignored the decider was told one more.
-    pub(super) fn may_be_missing(&self, policy: &deciding::spec::RolloutSpec) -> u32 {
-        let deciding::spec::Count::Number(n) = policy.max_unavailable else { unreachable!() };
-        n - u32::from(self.bug == Some(Bug::IgnoreFloor))
-    }
-
-    pub(super) fn check_table(&mut self, servers: &[TrafficServer]) {
+    pub(super) fn check_table(&self, servers: &[TrafficServer]) {
         let mut sum = 0u32;
         for server in servers {
             let replica = self.state.replicas.get(&server.replica.key());
@@ -55,7 +25,7 @@ impl World {
         }
         let back = self.state.active_rollout().filter(|r| r.direction != Direction::Forward);
         if let Some(from) = back.and_then(|r| r.from)
-            && self.state.ready(from) >= self.own_floor().max(1)
+            && self.state.ready(from) >= self.memory.floor().max(1)
         {
             let canary = servers.iter().find(|s| s.replica.release != from && s.weight > 0);
             assert!(
@@ -68,7 +38,7 @@ impl World {
         let other =
             |s: &&TrafficServer| s.weight > 0 && Some(s.replica.release) != self.state.stable;
         if let Some(stable) = self.state.stable.filter(|_| !forward)
-            && self.state.ready(stable) >= self.own_floor().max(1)
+            && self.state.ready(stable) >= self.memory.floor().max(1)
             && let Some(canary) = servers.iter().find(other)
         {
             let had_none = !self.wanted_table.iter().any(|s| other(&s));
@@ -78,7 +48,6 @@ impl World {
             );
             assert!(self.state.active_rollout().is_some(), "at rest {canary:?} gets traffic");
         }
-        self.wanted_table = servers.to_vec();
         assert!(
             sum > 0 || self.state.ready_total() == 0,
             "replicas are ready and none of them gets traffic"

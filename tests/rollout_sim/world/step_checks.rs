@@ -8,24 +8,15 @@ impl World {
         event: &EventKind,
         before: &[(ReplicaId, Phase)],
         actions: &[Action],
-        was_stopping: bool,
     ) {
         let state = &self.state;
         let ready = state.ready_total();
         self.lowest_ready = self.lowest_ready.min(ready);
         // Promise 2. Only a drain takes a ready replica out by our own will.
-        let mut taken_out = 0;
         for (id, phase) in before {
             let now = state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
             let now_phase = now.map(|r| &r.phase);
-            if *phase == Phase::Ready && matches!(now_phase, Some(Phase::Draining { .. })) {
-                taken_out += 1;
-            }
-            let by_fault = match event {
-                EventKind::RankEnded { rank, .. } => rank.replica == *id,
-                EventKind::ReplicaUnready { replica, .. } => replica == id,
-                _ => false,
-            };
+            let by_fault = is_fault_of(event, *id);
             // While hosts cannot be acted on, nothing is taken out or ended by our own will.
             let serves = matches!(phase, Phase::Ready | Phase::Draining { .. });
             let leaves = match now_phase {
@@ -47,7 +38,7 @@ impl World {
                 && !state.stopping
                 && !by_fault
             {
-                let at_gateway = self.table.iter().find(|s| s.replica == *id);
+                let at_gateway = self.gateway.table.iter().find(|s| s.replica == *id);
                 let serves = at_gateway.is_some_and(|s| s.mode == TrafficMode::Ready);
                 let alive = self.replica_runs(*id);
                 assert!(!(serves && alive), "{id} is stopped while the gateway sends to it");
@@ -58,16 +49,10 @@ impl World {
             }
         }
         self.check_strategy(before, actions);
-        if taken_out > 0 && !state.stopping && !was_stopping {
-            let floor = self.own_floor();
-            assert!(
-                ready >= floor.min(ready + taken_out),
-                "{taken_out} taken out, {ready} left, floor {floor}"
-            );
-        }
         for action in actions {
             match action {
-                Action::StartRank { rank, .. } => {
+                Action::StartRank { rank, plan } => {
+                    self.memory.check_place(rank, plan);
                     assert!(!self.stopped.contains(rank), "{rank:?} is started after its stop");
                 }
                 Action::ApplyTraffic { servers, .. } => self.check_table(servers),
@@ -76,6 +61,10 @@ impl World {
         }
         for action in actions {
             if let Action::StopRank { rank, .. } = action {
+                let id = rank.replica;
+                let serves = state.replica_id(id.release, id.replica) == Some(id)
+                    && state.replicas[&id.key()].phase == Phase::Ready;
+                assert!(!serves, "{id}, which is ready, is told to stop");
                 self.stopped.insert(rank.clone());
             }
         }
