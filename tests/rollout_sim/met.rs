@@ -78,6 +78,5 @@ pub const MET: &[&str] = &[
     "percentages",
     "other deadlines",
     "no progress deadline",
-    "person gives up what has no deadline",
     "move given up",
 ];

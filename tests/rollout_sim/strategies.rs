@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deciding::base::{ReleaseNumber, TrafficMode};
+use deciding::base::{ReleaseNumber, ReplicaKey, TrafficMode};
 use deciding::rollout::forecast::{How, Verb};
 use deciding::rollout::{
     Action, Condition, EventKind, Gate, Outcome, Phase, Release, RolloutKind, forecast,
@@ -86,6 +86,30 @@ fn what_serves_in_place_of_a_lost_set_goes_on_until_as_many_are_back() {
         assert!(world.run_until(HOUR, |w| has_all(w, R1)));
         assert_eq!(world.state.ready(R1), 3, "{:?}", world.table());
     }
+}
+
+/// On the way back a replica of the old set waits for the GPU of one that serves in its stead. What is ready of the old set
+/// gets nothing meanwhile, so it makes up for none: the world's own floor says so at every step.
+#[test]
+fn what_is_ready_without_traffic_makes_up_for_nothing_on_the_way_back() {
+    let mut world = serving(2);
+    let host = "h0".parse().unwrap();
+    world.tell(EventKind::TakenOut { release: R1, replicas: vec![1], host });
+    let out = ReplicaKey { release: R1, replica: 1 };
+    assert!(world.run_until(HOUR, |w| !w.state.replicas.contains_key(&out) && w.quiet()));
+    // Its first replica has the GPU of the one that is out.
+    let next = blue_green(2, 1, vec![StepSpec::Approve(true)]);
+    world.request(&next, RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, at_gate));
+    let rank = world.running().into_iter().find(|rank| rank.replica.release == R1).unwrap();
+    world.kill(&rank, "power");
+    assert!(world.run_until(HOUR, |w| has_all(w, R2)));
+    assert!(world.run_until(HOUR, |w| w.state.ready(R1) == 1 && w.quiet()));
+    assert!(has_all(&world, R2), "{:?}", world.table());
+    world.tell(EventKind::LentReturned { replica: out, elsewhere: false });
+    world.by_ada(|by| EventKind::Aborted { by, reason: None });
+    assert!(world.run_until(HOUR * 2, |w| w.state.ready(R1) == 2 && ended(w)));
+    assert!(world.run_until(HOUR, |w| has_all(w, R1) && w.state.ready(R2) == 0 && w.quiet()));
 }
 
 #[test]
