@@ -28,6 +28,10 @@ use crate::base::text;
 /// would stall every other channel.
 pub const MAX_UNREAD_BYTES: usize = 64 << 20;
 
+/// What a message costs besides its bytes: its place in the queue, its handle and the block that it lies in. With it
+/// a server that sends byte after byte in messages of their own is as bounded as any other.
+const MESSAGE_COST: usize = 256;
+
 /// A server that is there answers within this time.
 const PONG: Duration = Duration::from_secs(5);
 
@@ -192,6 +196,8 @@ impl RusshConnection {
         let Some(write) = write.started() else { return Err(SshError::closed("no channel")) };
         let (control, parts) = control();
         let (stdin, feed) = tokio::io::duplex(256 << 10);
+        // Bounded by `Unread`, in bytes: the pump must never wait for a reader, so a channel that makes its sender
+        // wait, or counts messages, is no bound that fits.
         let (output, received) = mpsc::unbounded_channel();
         let unread = Arc::new(Unread::default());
         let inbox = Inbox { received, current: Bytes::new(), unread: Arc::clone(&unread) };
@@ -282,8 +288,13 @@ impl Connection for RusshConnection {
 /// What a channel's pump and its reader share.
 #[derive(Default)]
 struct Unread {
+    /// What the unread messages cost.
     bytes: AtomicUsize,
     overflow: AtomicBool,
+}
+
+fn cost(data: &Bytes) -> usize {
+    data.len().saturating_add(MESSAGE_COST)
 }
 
 struct Outbox {
@@ -295,8 +306,9 @@ impl Outbox {
     /// Whether there is still room.
     fn push(&mut self, data: Bytes) -> bool {
         let Some(output) = &self.output else { return true };
-        let held = self.unread.bytes.fetch_add(data.len(), Ordering::Relaxed);
-        if held.saturating_add(data.len()) > MAX_UNREAD_BYTES {
+        let cost = cost(&data);
+        let held = self.unread.bytes.fetch_add(cost, Ordering::Relaxed);
+        if held.saturating_add(cost) > MAX_UNREAD_BYTES {
             self.unread.overflow.store(true, Ordering::Release);
             self.output = None;
             return false;
@@ -394,7 +406,7 @@ impl AsyncRead for Inbox {
             match self.received.poll_recv(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(data)) => {
-                    self.unread.bytes.fetch_sub(data.len(), Ordering::Relaxed);
+                    self.unread.bytes.fetch_sub(cost(&data), Ordering::Relaxed);
                     self.current = data;
                 }
                 Poll::Ready(None) if self.unread.overflow.load(Ordering::Acquire) => {
@@ -409,5 +421,52 @@ impl AsyncRead for Inbox {
         buf.put_slice(self.current.get(..n).unwrap_or_default());
         self.current.advance(n);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn channel() -> (Outbox, Inbox) {
+        let (output, received) = mpsc::unbounded_channel();
+        let unread = Arc::new(Unread::default());
+        let inbox = Inbox { received, current: Bytes::new(), unread: Arc::clone(&unread) };
+        (Outbox { output: Some(output), unread }, inbox)
+    }
+
+    /// How many such messages are held for a reader who does not read.
+    fn held(size: usize) -> usize {
+        let (mut outbox, _inbox) = channel();
+        let message = Bytes::from(vec![b'x'; size]);
+        (0..MAX_UNREAD_BYTES).take_while(|_| outbox.push(message.clone())).count()
+    }
+
+    #[test]
+    fn small_messages_are_bounded_by_what_they_cost_and_not_by_their_bytes() {
+        let large = held(32 << 10);
+        assert!((2_000..=2_048).contains(&large), "{large}");
+        for size in [0, 1] {
+            let small = held(size);
+            assert!(small <= MAX_UNREAD_BYTES / MESSAGE_COST, "{small} of {size} bytes");
+            assert!(small > 200_000, "{small}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_has_room_again_and_an_overflow_is_told_to_the_reader() {
+        let (mut outbox, mut inbox) = channel();
+        let mut buffer = [0; 8];
+        for _ in 0..3 {
+            assert!(outbox.push(Bytes::from_static(b"12345678")));
+            inbox.read_exact(&mut buffer).await.unwrap();
+        }
+        assert_eq!(inbox.unread.bytes.load(Ordering::Relaxed), 0);
+        assert!(outbox.push(Bytes::from_static(b"12345678")));
+        assert!(!outbox.push(Bytes::from(vec![0; MAX_UNREAD_BYTES])));
+        inbox.read_exact(&mut buffer).await.unwrap();
+        let error = inbox.read_u8().await.unwrap_err();
+        assert!(error.to_string().contains("were not read in time"), "{error}");
     }
 }
