@@ -104,7 +104,15 @@ pub fn read(state: &StateDir, deck: DeckId) -> Result<Option<Claim>, Refusal> {
 pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Result<Epoch, Refusal> {
     let (path, lock) = paths(state, deck);
     let dir = state.deck(deck);
-    fs::create_dir_all(&dir).map_err(|e| io_refusal(&e, "make", &dir))?;
+    if !dir.is_dir() {
+        // A claim that lasts is in a directory that does: with it a power cut would take the epoch.
+        let lasting = || {
+            fs::create_dir_all(&dir)?;
+            state::sync_parent(&dir)?;
+            dir.parent().map_or(Ok(()), state::sync_parent)
+        };
+        lasting().map_err(|e| io_refusal(&e, "make", &dir))?;
+    }
     // A new epoch waits for the action in progress, whose epoch it ends. A renewal need not: it
     // must succeed while its own holder streams something large under the host's lock.
     let renewal = ask.epoch.is_some() && read(state, deck)?.map(|c| c.epoch) == ask.epoch;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use super::core::now;
+use super::lasting;
 use super::owed::Owed;
 use crate::base::{DeckId, Epoch, EpochCell, HostName, ServiceName, Timestamp};
 use crate::fleet::{Fleet, HostLink, LinkError};
@@ -51,6 +52,8 @@ pub struct Claims {
     owed: Owed,
     /// When it was last seen to that the hosts of a service are held.
     rounds: PlainMutex<BTreeMap<ServiceName, Round>>,
+    /// What is in the file, as far as this life knows; held while it is written.
+    written: PlainMutex<Option<BTreeSet<HostName>>>,
 }
 
 /// The last round, when it ended and what came of it; and the turn of the next one.
@@ -153,6 +156,7 @@ impl Claims {
             changes: AtomicU64::new(1),
             owed,
             rounds: PlainMutex::default(),
+            written: PlainMutex::default(),
         }
     }
 
@@ -221,7 +225,7 @@ impl Claims {
     }
 
     fn note(&self, host: &HostName, other: Option<Other>) {
-        let ours = {
+        {
             let mut known = self.known();
             let before = (known.ours.contains(host), known.others.get(host).cloned());
             match other {
@@ -237,17 +241,26 @@ impl Claims {
             if before == (known.ours.contains(host), known.others.get(host).cloned()) {
                 return;
             }
-            known.ours.clone()
-        };
+        }
         self.changes.fetch_add(1, Ordering::AcqRel);
+        self.write_down();
+    }
+
+    /// Writes down which hosts are held, by now: what came meanwhile is in it, and whoever waited for this need not
+    /// write it again.
+    fn write_down(&self) {
         let Some(file) = &self.file else { return };
-        let aside = file.with_extension("new");
-        let written = serde_json::to_vec(&ours)
-            .map_err(std::io::Error::other)
-            .and_then(|bytes| std::fs::write(&aside, bytes))
-            .and_then(|()| std::fs::rename(&aside, file));
-        if let Err(error) = written {
-            tracing::warn!(%error, "which hosts are held could not be written down");
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = self.ours();
+        if written.as_ref() == Some(&ours) {
+            return;
+        }
+        let bytes = serde_json::to_vec(&ours).map_err(std::io::Error::other);
+        match bytes.and_then(|bytes| lasting::replace(file, &bytes)) {
+            Ok(()) => *written = Some(ours),
+            Err(error) => {
+                tracing::warn!(%error, "which hosts are held could not be written down");
+            }
         }
     }
 
@@ -580,5 +593,40 @@ fn unexpected(link: &dyn HostLink, reply: &Reply) -> LinkError {
     LinkError::Unexpected {
         host: link.host().clone(),
         what: format!("{reply:?} instead of a claim").chars().take(120).collect(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Hosts answer side by side; what one of them wrote down last must not lack what another one said.
+    #[test]
+    fn what_is_written_down_is_what_is_held_whoever_writes_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("claims.json");
+        let claims = |file| {
+            let deck = DeckId(uuid::Uuid::from_u128(1));
+            Claims::new(deck, "ada@m1 (/d)".to_owned(), Some(file), Owed::default())
+        };
+        let first = claims(file.clone());
+        std::thread::scope(|threads| {
+            for thread in 0..8 {
+                let first = &first;
+                threads.spawn(move || {
+                    for n in 0..8 {
+                        let host = format!("h{thread}-{n}").parse().unwrap();
+                        first.note(&host, None);
+                        if n % 2 == 1 {
+                            first.note(&host, Some(Other::before_us("bob".to_owned())));
+                        }
+                    }
+                });
+            }
+        });
+        let next = claims(file);
+        assert_eq!(next.ours(), first.ours());
+        assert_eq!(next.ours().len(), 32);
     }
 }

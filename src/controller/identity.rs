@@ -1,11 +1,10 @@
 //! Who this controller is: a number of its own, kept with its other files, and the name that hosts keep with it.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::Path;
 
-use super::Paths;
+use super::{Paths, lasting};
 use crate::api::server;
 use crate::wire::holder_name;
 
@@ -36,12 +35,7 @@ fn own_id(file: &Path) -> io::Result<String> {
         return Ok(known.to_owned());
     }
     let id: String = uuid::Uuid::new_v4().simple().to_string().chars().take(DIGITS).collect();
-    let aside = file.with_extension("new");
-    let mut new =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
-    writeln!(new, "{id}")?;
-    new.sync_all()?;
-    fs::rename(&aside, file)?;
+    lasting::replace(file, format!("{id}\n").as_bytes())?;
     Ok(id)
 }
 

@@ -31,6 +31,7 @@ mod happening;
 pub mod health;
 mod https;
 mod identity;
+mod lasting;
 pub mod ledger;
 pub mod lent;
 pub mod logins;

@@ -3,14 +3,14 @@
 //! this process ends in the middle of it, gives them back, and acts on none of them meanwhile.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::lasting;
 use crate::base::HostName;
 
 /// What is written down.
@@ -112,13 +112,7 @@ impl Owed {
         if noted.hosts.is_empty() && !file.exists() {
             return Ok(());
         }
-        let aside = file.with_extension("new");
-        let mut open = OpenOptions::new();
-        let mut handle = open.create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
-        handle.write_all(&serde_json::to_vec(noted).map_err(io::Error::other)?)?;
-        handle.sync_data()?;
-        fs::rename(&aside, file)?;
-        file.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        lasting::replace(file, &serde_json::to_vec(noted).map_err(io::Error::other)?)
     }
 }
 
