@@ -6,13 +6,14 @@ use super::text::clean;
 /// Longest line that is kept.
 const MAX_LINE: usize = 400;
 
-/// Lines that only lead somewhere else.
-const POINTERS: [&str; 5] = [
-    "See root cause above",
+/// Lines that only lead somewhere else, in small letters.
+const POINTERS: [&str; 6] = [
+    "see root cause above",
     "root cause",
+    "see the error above",
     "validation error for ",
     "validation errors for ",
-    "Please check the logs",
+    "please check the logs",
 ];
 
 /// Beginnings of lines that say nothing by themselves.
@@ -45,11 +46,16 @@ fn weight(line: &str) -> Weight {
     }
     if !names_an_error(line) {
         Weight::Word
-    } else if POINTERS.iter().any(|mark| line.contains(mark)) {
+    } else if is_pointer(line) {
         Weight::Pointer
     } else {
         Weight::Cause
     }
+}
+
+fn is_pointer(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    POINTERS.iter().any(|mark| line.contains(mark))
 }
 
 /// `ValueError: …`, `torch.OutOfMemoryError: …`, `vllm: error: …`, `Value error, …`.
@@ -136,6 +142,12 @@ mod tests {
 (APIServer pid=1)     For further information visit https://errors.pydantic.dev/2.14/v/value_error
 ";
         assert!(why(advice).starts_with("Value error, invalid literal"), "{}", why(advice));
+        let above = "\
+OSError: [Errno 28] No space left on device
+RuntimeError: the workers did not start, see the error above
+RuntimeError: Worker failed. See the error above for details.
+";
+        assert_eq!(why(above), "OSError: [Errno 28] No space left on device");
         let farewell = "torch.OutOfMemoryError: CUDA out of memory.\n\
             [rank0]:[W1127 13:22:07 ProcessGroupNCCL.cpp:1575] Warning: destroy_process_group() was not called\n";
         assert_eq!(why(farewell), "torch.OutOfMemoryError: CUDA out of memory.");
