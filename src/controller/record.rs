@@ -70,12 +70,86 @@ impl DeckState {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::base::Timestamp;
     use crate::rollout::EventKind;
     use crate::rollout::engine_samples::EngineSamples;
+
+    /// What was heard in one turn is written at once, and a crash may leave the first of its records: what is read back
+    /// is the state of a turn that ended there, from which all goes on.
+    #[test]
+    fn a_turn_of_which_only_the_beginning_is_on_disk_is_one_that_ended_there() {
+        let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
+        let by = || "ada".to_owned();
+        let requested = |service: &ServiceName| EventKind::RolloutRequested {
+            release: Box::new(crate::controller::saved::tests::release(deck, service)),
+            kind: crate::rollout::RolloutKind::Apply,
+            by: by(),
+            limits: crate::rollout::LimitRule::default(),
+        };
+        let (chat, code): (ServiceName, ServiceName) =
+            ("chat".parse().unwrap(), "code".parse().unwrap());
+        let turn: Vec<Record> = [
+            (&chat, requested(&chat)),
+            (&code, requested(&code)),
+            (&chat, EventKind::Paused { by: by() }),
+            (&code, EventKind::Aborted { by: by(), reason: None }),
+            (&chat, EventKind::Resumed { by: by() }),
+        ]
+        .into_iter()
+        .zip(1..)
+        .map(|((service, kind), at)| Record {
+            service: service.clone(),
+            event: Event { at: Timestamp(at), kind },
+        })
+        .collect();
+        let after = |records: &[Record]| {
+            let mut state = DeckState::default();
+            records.iter().for_each(|record| state.replay(record));
+            state
+        };
+        for n in 0..turn.len() {
+            assert_ne!(after(&turn[..n]), after(&turn[..=n]), "record {n} changes nothing");
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = journal::Journal::open(dir.path()).unwrap();
+        let file = dir.path().join(journal::segment::file_name(1));
+        let begin = std::fs::read(&file).unwrap().len();
+        journal.append(&turn).unwrap();
+        drop(journal);
+        let whole = std::fs::read(&file).unwrap();
+        let ends: Vec<usize> =
+            (begin..whole.len()).filter(|at| whole[*at] == b'\n').map(|at| at + 1).collect();
+        assert_eq!(ends.len(), turn.len());
+        // At each record's end, and within it.
+        let cuts = ends.iter().flat_map(|end| [end - 1, *end, end + 1]).chain([begin, begin + 1]);
+        for cut in cuts.filter(|cut| *cut <= whole.len()) {
+            std::fs::write(&file, &whole[..cut]).unwrap();
+            let (mut journal, records) = journal::Journal::open(dir.path()).unwrap();
+            let kept = ends.iter().filter(|end| **end <= cut).count();
+            assert_eq!(records.len(), kept, "cut at {cut}");
+            let mut state = DeckState::default();
+            records.iter().for_each(|record| state.replay_line(record).unwrap());
+            assert_eq!(state, after(&turn[..kept]), "cut at {cut}");
+            for service in state.services.values() {
+                let _awaited = crate::rollout::outstanding(service);
+            }
+            // What is lacking is heard once more: it comes after what is there.
+            journal.append(&turn[kept..]).unwrap();
+            turn[kept..].iter().for_each(|record| state.replay(record));
+            assert_eq!(state, after(&turn), "cut at {cut}");
+            drop(journal);
+            assert!(journal::verify(dir.path()).unwrap().is_good(), "cut at {cut}");
+            for torn in std::fs::read_dir(dir.path()).unwrap().flatten() {
+                if torn.file_name().to_string_lossy().starts_with("journal.torn") {
+                    std::fs::remove_file(torn.path()).unwrap();
+                }
+            }
+        }
+    }
 
     /// A number as a map's key is text in JSON, and in a tagged enum nothing makes it a number again.
     #[test]

@@ -146,8 +146,11 @@ impl Journal {
         self.length
     }
 
-    /// Appends all of `values`, or nothing; they are on disk when this returns the number of the
-    /// last one. Without space the journal is as before and can be tried again.
+    /// Appends all of `values`; they are on disk when this returns the number of the last one. With an error it is
+    /// none of them: without space the journal is as before and can be tried again.
+    ///
+    /// A crash before this returns may leave the first of them, whole, and a torn one after those: whoever reads the
+    /// journal then must be as well served by any beginning of `values` as by all.
     pub fn append<T: Serialize>(&mut self, values: &[T]) -> Result<u64, JournalError> {
         self.check_usable()?;
         if values.is_empty() {
