@@ -138,9 +138,18 @@ fn from_an_empty_directory_to_an_undo() {
     assert_eq!(json(&person, "plan chat", 0)["nothing_to_do"], true);
 
     // The end.
-    says(&done(&person, "stop chat"), &["accepted"]);
+    says(&done(&person, "stop chat -m too-costly"), &["accepted"]);
     wait_until("the stop", DEADLINE, || json(&person, "status chat", 0)["condition"] == "stopped");
+    let history = done(&person, "history chat");
+    let stopped = history.lines().nth(1).unwrap();
+    says(stopped, &["stopped r3", "too-costly"]);
+    let history = json(&person, "history chat", 0);
+    assert_eq!(history[0]["stop"]["reason"], "too-costly", "{history:#}");
+    says(&done(&person, "events"), &["stops the service: too-costly"]);
     says(&done(&person, "controller stop"), &["the controller has ended"]);
     says(&done(&person, "controller status"), &["no controller runs"]);
+    // It is kept in Git, for whoever comes next.
+    assert_eq!(json(&person, "history chat", 0)[0]["stop"]["release"], 3);
+    says(&done(&person, "controller stop"), &["the controller has ended"]);
     traces.expect_none(&person);
 }

@@ -35,7 +35,7 @@ pub use crate::rollout::forecast::{Forecast, Stage, Verb};
 pub use crate::rollout::group::{Group, GroupEntry, GroupState, GroupSteer, Steered};
 pub use crate::rollout::{
     Condition, Direction, Gate, LimitRule, Outcome, Phase, QueuedRollout, Rollout, RolloutKind,
-    RunEnd, SkippedGate, StepRun, Verdict, VerdictOf,
+    RunEnd, SkippedGate, StepRun, Stop, Verdict, VerdictOf,
 };
 pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{

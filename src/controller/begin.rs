@@ -236,6 +236,7 @@ impl Core {
                 author: release.author.clone(),
                 reason: release.reason.clone(),
                 outcome: None,
+                stop: None,
                 progress: None,
             },
         );

@@ -247,8 +247,10 @@ impl Core {
                 self.is_written(&service, EventKind::Aborted { by, reason })
             }
             GroupMove::Stop { service } => {
-                self.is_written(&service, EventKind::StopRequested { by: group.by.clone() })
-                    && self.group_went(&service, GroupState::Undoing)
+                self.is_written(
+                    &service,
+                    EventKind::StopRequested { by: group.by.clone(), reason: None },
+                ) && self.group_went(&service, GroupState::Undoing)
             }
             GroupMove::Begin(begin) => {
                 if self.all_hosts_heard_of() && !self.waits_for_loans(&begin.service) {

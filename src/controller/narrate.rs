@@ -60,7 +60,10 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         EventKind::HoldEnded if has_steps(after) => {
             story.info("goes on: its hosts let us in again".to_owned());
         }
-        EventKind::StopRequested { by } => story.warn(format!("{by} stops the service")),
+        EventKind::StopRequested { by, reason } => {
+            let why = reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            story.warn(format!("{by} stops the service{why}"));
+        }
         EventKind::MovesRequested { why, moves, .. } => {
             let n = moves.len();
             let s = if n == 1 { "" } else { "s" };

@@ -381,6 +381,7 @@ impl Core {
             author: e.author,
             reason: e.reason,
             outcome: e.outcome,
+            stop: e.stop,
             progress: None,
         })
     }

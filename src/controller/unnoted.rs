@@ -8,7 +8,7 @@ use super::core::{Core, now};
 use crate::api::Severity;
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 use crate::revision::{DeckRepo, RevisionError};
-use crate::rollout::{Outcome, ServiceState};
+use crate::rollout::{Outcome, ServiceState, Stop};
 
 /// Time between two attempts.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -18,6 +18,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub struct Unnoted {
     outcomes: BTreeMap<(ServiceName, ReleaseNumber), Outcome>,
     stopped: BTreeSet<ServiceName>,
+    stops: BTreeMap<ServiceName, Stop>,
     /// Git's index may lack releases.
     index: bool,
     tried: Timestamp,
@@ -79,9 +80,32 @@ impl Core {
         before: &ServiceState,
         after: &ServiceState,
     ) {
+        if let Some(stop) = after.stopped.as_ref().filter(|_| before.stopped != after.stopped) {
+            self.record_stop(&after.service, stop);
+        }
         if before.stopping && !after.stopping {
             self.clear_stable(&after.service);
         }
+    }
+
+    /// Who stopped a service is written into Git, and for doors.
+    fn record_stop(&mut self, service: &ServiceName, stop: &Stop) {
+        if let Err(error) = self.note_stop(stop)
+            && self.unnoted.stops.insert(service.clone(), stop.clone()).is_none()
+        {
+            let words = format!("who stopped it is not in Git yet: {error}");
+            self.say(Severity::Warning, Some(service), &words);
+        }
+        let history = self.files.history.get_mut(service).into_iter().flatten();
+        for entry in history.filter(|entry| entry.number == stop.release) {
+            entry.stop = Some(stop.clone());
+        }
+    }
+
+    fn note_stop(&self, stop: &Stop) -> Result<(), RevisionError> {
+        let Some(repo) = &self.repo else { return Ok(()) };
+        let revision = repo.release(stop.release)?;
+        revision.map_or(Ok(()), |revision| repo.set_stop(&revision, stop))
     }
 
     fn clear_stable(&mut self, service: &ServiceName) {
@@ -97,11 +121,12 @@ impl Core {
 
     /// Tries again what could not be noted.
     pub(super) fn note_again(&mut self) {
-        let is_empty = self.unnoted.outcomes.is_empty() && self.unnoted.stopped.is_empty();
+        let Unnoted { outcomes, stopped, stops, .. } = &self.unnoted;
+        let is_empty = outcomes.is_empty() && stopped.is_empty() && stops.is_empty();
         if is_empty && !self.unnoted.index || now().since(self.unnoted.tried) < AGAIN {
             return;
         }
-        let Unnoted { outcomes, stopped, index, .. } = std::mem::take(&mut self.unnoted);
+        let Unnoted { outcomes, stopped, stops, index, .. } = std::mem::take(&mut self.unnoted);
         self.unnoted.tried = now();
         if index {
             self.heal_index();
@@ -112,6 +137,11 @@ impl Core {
         for ((service, release), outcome) in outcomes {
             if self.note_outcome(&service, release, &outcome).is_err() {
                 self.unnoted.outcomes.insert((service, release), outcome);
+            }
+        }
+        for (service, stop) in stops {
+            if self.note_stop(&stop).is_err() {
+                self.unnoted.stops.insert(service, stop);
             }
         }
         for service in stopped {
@@ -150,6 +180,14 @@ impl Core {
     /// each service ended is among what is still awaited.)
     pub(super) fn note_unserved(&mut self) {
         self.index_lags();
+        let stopped =
+            self.state.services.values().filter_map(|s| Some((&s.service, s.stopped.as_ref()?)));
+        let stopped: Vec<_> = stopped.map(|(name, stop)| (name.clone(), stop.clone())).collect();
+        for (service, stop) in stopped {
+            if self.held_elsewhere(&service).is_none() {
+                self.record_stop(&service, &stop);
+            }
+        }
         let gone = self.state.services.values().filter(|state| {
             let known = state.releases.keys().next_back().copied();
             serves_nothing(state)

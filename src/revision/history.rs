@@ -12,7 +12,7 @@ use super::commit::{REASON_TRAILER, RELEASE_TRAILER, SERVICE_TRAILER, signature}
 use super::repo::{DeckRepo, RELEASE_REFS, revision};
 use crate::base::{ReleaseNumber, Revision, ServiceName, Timestamp, text};
 use crate::model::Observation;
-use crate::rollout::Outcome;
+use crate::rollout::{Outcome, Stop};
 
 pub(super) const NOTES_REF: &str = "refs/notes/gpudeck";
 /// Commits looked at for trailers; more than any deck has, and a bound all the same.
@@ -35,6 +35,8 @@ pub struct HistoryEntry {
     pub subject: String,
     /// How its rollout ended; none while that is open, or if nobody wrote it down.
     pub outcome: Option<Outcome>,
+    /// Who stopped the service while it was served, or on its way.
+    pub stop: Option<Stop>,
     /// What its engines logged of their memory beside what was foreseen.
     pub memory: Vec<Observation>,
 }
@@ -52,6 +54,8 @@ pub(super) const MAX_NOTE: usize = 64 << 10;
 pub(super) struct Note {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) outcome: Option<Outcome>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) stop: Option<Stop>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) memory: Vec<Observation>,
 }
@@ -94,6 +98,7 @@ impl DeckRepo {
                     100,
                 ),
                 outcome: note.outcome,
+                stop: note.stop,
                 memory: note.memory,
             });
         }
@@ -118,6 +123,11 @@ impl DeckRepo {
     /// Writes down how a release ended, in the note on its commit; a later one replaces it.
     pub fn set_outcome(&self, at: &Revision, outcome: &Outcome) -> Result<(), RevisionError> {
         self.change_note(at, |note| note.outcome = Some(outcome.clone()))
+    }
+
+    /// Writes down who stopped the service while a release was served, in the note on its commit.
+    pub fn set_stop(&self, at: &Revision, stop: &Stop) -> Result<(), RevisionError> {
+        self.change_note(at, |note| note.stop = Some(stop.clone()))
     }
 
     /// Writes down what an engine of a release logged of its memory, in the note on its commit. The

@@ -100,7 +100,9 @@ impl DeckRepo {
         }
         let over = memory.len().saturating_sub(MAX_MEMORY);
         memory.drain(..over);
-        self.write_note(&Note { outcome, memory })
+        // A release is stopped once at most.
+        let stop = other.stop.or(own.stop);
+        self.write_note(&Note { outcome, stop, memory })
     }
 
     pub(super) fn write_note(&self, note: &Note) -> Result<Oid, RevisionError> {

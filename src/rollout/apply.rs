@@ -48,7 +48,7 @@ impl Decider<'_> {
                 self.run_lost(*release, *step, *attempt);
             }
             EventKind::Aborted { by, reason } => self.abort(by, reason.as_deref()),
-            EventKind::StopRequested { by } => self.stop_service(by),
+            EventKind::StopRequested { by, reason } => self.stop_service(by, reason.as_deref()),
             EventKind::MovesRequested { release, moves, why, .. } => {
                 self.request_moves(*release, moves, why);
             }
@@ -197,13 +197,14 @@ impl Decider<'_> {
         }
     }
 
-    fn stop_service(&mut self, by: &str) {
+    fn stop_service(&mut self, by: &str, reason: Option<&str>) {
         if self.state.replicas.is_empty()
             && self.state.stable.is_none()
             && self.state.active_rollout().is_none()
         {
             return;
         }
+        self.note_stop(by, reason);
         self.state.stopping = true;
         self.state.loans.clear();
         self.state.queued = None;

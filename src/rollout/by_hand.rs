@@ -36,6 +36,28 @@ pub struct SkippedGate {
     pub promoted: bool,
 }
 
+/// That a person stopped a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// The release that was served, or was on its way.
+    pub release: ReleaseNumber,
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub by: String,
+    /// Why, in their words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Stop {
+    /// For people: `stopped by ada: too costly`.
+    pub fn words(&self) -> String {
+        let why = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        format!("stopped by {}{why}", self.by)
+    }
+}
+
 /// A rollout that was asked for while another one was under way. It begins when that one has ended;
 /// its plan is made then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +297,21 @@ impl ServiceState {
 }
 
 impl Decider<'_> {
+    /// Remembers who stopped the service; whoever asks again while it stops changes nothing.
+    pub(super) fn note_stop(&mut self, by: &str, reason: Option<&str>) {
+        if self.state.stopping {
+            return;
+        }
+        let reason = reason.map(|why| text::clean(why.trim(), MAX_WHY));
+        let coming = self.state.rollout.as_ref().map(|rollout| rollout.to);
+        self.state.stopped = self.state.stable.or(coming).map(|release| Stop {
+            release,
+            at: self.now(),
+            by: text::clean(by, 100),
+            reason: reason.filter(|why| !why.is_empty()),
+        });
+    }
+
     /// Tries again what failed: the step's command, its analysis, the replicas that failed.
     pub(super) fn retry(&mut self) {
         if !self.state.retryable() {

@@ -117,6 +117,9 @@ pub enum EventKind {
     StopRequested {
         /// Who.
         by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
 
     /// Move these replicas of the stable release to other devices.

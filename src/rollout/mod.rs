@@ -49,7 +49,7 @@ mod traffic;
 
 pub use action::Action;
 pub use analysis::{AnalysisRun, LimitRule, Verdict, VerdictOf, Window};
-pub use by_hand::{Futile, QueuedRollout, SkippedGate};
+pub use by_hand::{Futile, QueuedRollout, SkippedGate, Stop};
 pub use checks::{CheckResult, CheckRun};
 pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::{AnalysisRun, Verdict, Window};
-use super::by_hand::{QueuedRollout, SkippedGate};
+use super::by_hand::{QueuedRollout, SkippedGate, Stop};
 use super::neighbours::Neighbours;
 use super::release::Release;
 use super::run_step::StepRun;
@@ -32,6 +32,9 @@ pub struct ServiceState {
     pub rollout: Option<Rollout>,
     /// The service is being ended: everything is drained and stopped.
     pub stopping: bool,
+    /// Who stopped it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stop>,
     /// The traffic table that should be at the gateway: counts up with each change.
     pub traffic_version: u64,
     /// The traffic table that is at the gateway.
@@ -431,6 +434,7 @@ impl ServiceState {
             replicas: BTreeMap::new(),
             rollout: None,
             stopping: false,
+            stopped: None,
             traffic_version: 0,
             traffic_applied: 0,
             traffic: Shared::default(),

@@ -31,6 +31,16 @@ pub fn notes_are_joined(first: &DeckRepo, second: &DeckRepo) {
     second.fetch(None).unwrap();
     assert_eq!(told(second), (Some(Outcome::Completed), 1), "a note that was known is taken anew");
 
+    // Who stopped it is kept with whatever the other one notes meanwhile.
+    let stop = gpudeck::rollout::Stop {
+        release: newest,
+        at: gpudeck::base::Timestamp(7),
+        by: "ada".to_owned(),
+        reason: Some("too costly".to_owned()),
+    };
+    second.set_stop(&release, &stop).unwrap();
+    second.push(None).unwrap();
+
     // Both write before they have heard of each other.
     let failed = Outcome::Failed { why: "x".to_owned() };
     first.set_outcome(&release, &failed).unwrap();
@@ -45,6 +55,9 @@ pub fn notes_are_joined(first: &DeckRepo, second: &DeckRepo) {
     assert_eq!(told(second), (Some(failed.clone()), 3));
     first.fetch(None).unwrap();
     assert_eq!(told(first), (Some(failed), 3));
+    for deck in [first, second] {
+        assert_eq!(deck.history(&chat(), 1).unwrap()[0].stop.as_ref(), Some(&stop));
+    }
 }
 
 #[test]

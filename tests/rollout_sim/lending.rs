@@ -283,7 +283,7 @@ fn a_held_rollout_keeps_what_it_borrowed_and_a_stopped_borrower_gives_it_back() 
     }
     assert!(waits(&pair));
     assert_eq!(pair.lender.state.loans.len(), 1);
-    pair.borrower.by_ada(|by| EventKind::StopRequested { by });
+    pair.borrower.by_ada(|by| EventKind::StopRequested { by, reason: None });
     assert!(pair.run_until(Pair::stopped));
     assert!(pair.is_home() && pair.lender.state.loans.is_empty());
     pair.lender.check_rest();
@@ -320,7 +320,7 @@ pub fn seed(seed: u64, trace: bool, bug: Option<Bug>) -> Counts {
     }
     let lent = !pair.lender.state.loans.is_empty() || pair.borrower.state.borrowed.is_some();
     if make.one_in(25) {
-        pair.borrower.by_ada(|by| EventKind::StopRequested { by });
+        pair.borrower.by_ada(|by| EventKind::StopRequested { by, reason: None });
     }
     for world in [&mut pair.borrower, &mut pair.lender] {
         world.calm();

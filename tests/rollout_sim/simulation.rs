@@ -116,7 +116,7 @@ fn play(
         }
     }
     if make.one_in(25) {
-        world.by_ada(|by| EventKind::StopRequested { by });
+        world.by_ada(|by| EventKind::StopRequested { by, reason: None });
     }
     world.calm();
     come_to_rest(world, true);

@@ -307,7 +307,7 @@ fn a_queued_rollout_can_be_cancelled_refused_overtaken_and_stopped() {
     world.request(&third(6), RolloutKind::Apply, Nature::Good);
     assert!(world.state.queued.is_none());
     queue(&mut world);
-    world.by_ada(|by| EventKind::StopRequested { by });
+    world.by_ada(|by| EventKind::StopRequested { by, reason: None });
     assert!(world.state.queued.is_none());
     // At rest there is nothing to wait for.
     assert!(world.run_until(HOUR, |w| ended(w) && !w.state.stopping));

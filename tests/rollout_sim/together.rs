@@ -298,7 +298,7 @@ impl Together {
                 if world.disk_is_full() {
                     return;
                 }
-                world.tell(EventKind::StopRequested { by: "ada".to_owned() });
+                world.tell(EventKind::StopRequested { by: "ada".to_owned(), reason: None });
                 self.count("together: one taken back");
                 if !self.killed_in_between() {
                     self.write(Line::Went(service, GroupState::Undoing));

@@ -7,7 +7,7 @@ use crate::base::{
     DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, Revision, ServiceName, Timestamp,
 };
 use crate::model::Observation;
-use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout};
+use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout, Stop};
 
 /// A rank, where it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +132,9 @@ pub struct ReleaseView {
     pub reason: Option<String>,
     /// How its rollout ended; none while it is under way.
     pub outcome: Option<Outcome>,
+    /// Who stopped the service while this was served, or on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
     /// What was foreseen of its rollout beside what happened; none if that is not known (any more).
     #[serde(default)]
     pub progress: Option<Box<PlanProgress>>,

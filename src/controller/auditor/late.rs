@@ -87,7 +87,7 @@ impl Since {
             EventKind::Retried { by } => (&["retry"], by, accepted()),
             EventKind::Skipped { by, .. } => (&["skip"], by, accepted()),
             EventKind::Aborted { by, .. } => (&["abort", "undo"], by, accepted()),
-            EventKind::StopRequested { by } => (&["stop"], by, accepted()),
+            EventKind::StopRequested { by, .. } => (&["stop"], by, accepted()),
             EventKind::MovesRequested { by, .. } => (&["move"], by, accepted()),
             _ => return,
         };

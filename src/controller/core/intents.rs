@@ -88,9 +88,9 @@ impl Core {
             Intent::Abort { service, reason } => {
                 self.on_rollout(&service, EventKind::Aborted { by, reason })
             }
-            Intent::Stop { service, .. } => {
+            Intent::Stop { service, reason } => {
                 if self.state.services.get(&service).is_some_and(|s| !s.replicas.is_empty()) {
-                    self.on_service(&service, EventKind::StopRequested { by })
+                    self.on_service(&service, EventKind::StopRequested { by, reason })
                 } else if self.known_services().contains(&service) {
                     Err(ApiError {
                         kind: ErrorKind::Conflict,

@@ -116,7 +116,10 @@ pub fn event_words(kind: &EventKind) -> String {
         EventKind::Aborted { by, reason } => {
             format!("{by} aborts the rollout{}", because(reason.as_deref()))
         }
-        EventKind::StopRequested { by } => format!("{by} stops the service"),
+        EventKind::StopRequested { by, reason } => {
+            let why = reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("{by} stops the service{why}")
+        }
         EventKind::MovesRequested { release, moves, by, why } => {
             format!("{by} moves {}{}", moves_words(*release, moves), because(Some(why)))
         }

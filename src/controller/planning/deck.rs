@@ -54,6 +54,7 @@ pub fn release_view(entry: HistoryEntry) -> ReleaseView {
         author: entry.author,
         reason: entry.reason,
         outcome: entry.outcome,
+        stop: entry.stop,
         progress: None,
     }
 }

@@ -88,7 +88,7 @@ fn a_hold_during_a_bake_does_not_count_and_a_service_can_still_be_ended() {
     let now = bakes_until(&world).unwrap();
     assert!(now.since(until) >= HOUR, "{until} {now}");
     world.tell(held("login-lost"));
-    world.by_ada(|by| EventKind::StopRequested { by });
+    world.by_ada(|by| EventKind::StopRequested { by, reason: None });
     assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty()));
 }
 

@@ -59,7 +59,13 @@ fn a_gateway_that_is_away_keeps_the_replica_serving_until_it_is_back() {
 fn a_stop_drains_and_ends_everything_and_a_new_deployment_follows() {
     let mut world = serving(2, 1);
     world.request(&with_steps(2, 0, canary()), RolloutKind::Apply, Nature::Good);
-    world.by_ada(|by| EventKind::StopRequested { by });
+    let why = || Some(" too costly\n".to_owned());
+    world.by_ada(|by| EventKind::StopRequested { by, reason: why() });
+    let stop = world.state.stopped.clone().unwrap();
+    assert_eq!((stop.release, stop.words().as_str()), (R1, "stopped by ada: too costly"));
+    // Whoever asks once more while it stops is not who stopped it.
+    world.tell(EventKind::StopRequested { by: "bob".to_owned(), reason: None });
+    assert_eq!(world.state.stopped.as_ref(), Some(&stop));
     assert!(matches!(outcome(&world), Outcome::Aborted { .. }));
     assert!(world.run_until(HOUR, |w| w.state.replicas.is_empty() && w.quiet()));
     assert_eq!(world.state.condition(), Condition::Stopped);

@@ -70,5 +70,10 @@ fn release_row(
         (reason, "") => reason.to_owned(),
         (reason, why) => format!("{reason} · {why}"),
     };
+    let text = match &release.stop {
+        Some(stop) if text.is_empty() => stop.words(),
+        Some(stop) => format!("{} · {text}", stop.words()),
+        None => text,
+    };
     pen.put_cut(x, y, right, &text, theme.text);
 }
