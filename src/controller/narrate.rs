@@ -23,14 +23,19 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
     match kind {
         EventKind::Paused { by } => story.info(format!("{by} pauses the rollout")),
         EventKind::Resumed { by } => story.info(format!("{by} resumes the rollout")),
-        EventKind::Promoted { by, all: false, .. } => story.info(format!("{by} promotes")),
-        EventKind::Promoted { by, all: true, .. } => {
-            story.info(format!("{by} promotes to the end"));
+        EventKind::Promoted { by, all: false, .. } => {
+            story.info(format!("{by} promotes{}", pause_ended(before, after)));
         }
-        EventKind::Retried { by } => story.info(format!("{by} tries again what failed")),
+        EventKind::Promoted { by, all: true, .. } => {
+            story.info(format!("{by} promotes to the end{}", pause_ended(before, after)));
+        }
+        EventKind::Retried { by } => {
+            story.info(format!("{by} tries again what failed{}", pause_ended(before, after)));
+        }
         EventKind::Skipped { by, reason } => {
             let gate = before.skippable().unwrap_or_default();
-            story.warn(format!("{by} skips {gate}: {reason}"));
+            let pause = pause_ended(before, after);
+            story.warn(format!("{by} skips {gate}{pause}: {reason}"));
         }
         EventKind::Queued { wish, replace } => {
             let (by, what) = (&wish.by, wish.what());
@@ -95,6 +100,18 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         story.error("no replica is ready".to_owned());
     }
     story.lines
+}
+
+/// That what somebody did has ended a pause, too: whoever paused it counts on it.
+fn pause_ended(before: &ServiceState, after: &ServiceState) -> String {
+    let paused = before.active_rollout().filter(|r| r.paused.is_some());
+    match (paused, after.active_rollout()) {
+        (Some(before), Some(after)) if after.paused.is_none() => {
+            let by = before.paused_by.as_ref().map(|by| format!(" of {by}"));
+            format!(", which ends the pause{}", by.unwrap_or_default())
+        }
+        _ => String::new(),
+    }
 }
 
 /// Whether there is a next step at all: a rollout, or replicas to move.

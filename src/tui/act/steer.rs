@@ -144,10 +144,7 @@ pub(super) fn on_service(
             } else {
                 vec![format!("Passes: {}", step_title(&view))]
             };
-            words.extend(active.filter(|r| r.paused.is_some()).map(|rollout| {
-                let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}"));
-                format!("▲ It was paused{}; this also resumes it.", by.unwrap_or_default())
-            }));
+            words.extend(active.and_then(also_resumes));
             let target = journey.unwrap_or_else(|| name.to_string());
             let step = active.map(|r| r.step);
             confirm(state, Deed::Promote { all, step }, &name, target, PlanState::Words(words));
@@ -250,13 +247,21 @@ fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
         state.say(Severity::Warning, format!("no gate holds the rollout of {name}"));
         return Vec::new();
     }
-    let words = vec![
+    let mut words = vec![
         format!("Does not wait for: {}", step_title(view)),
         "Who skipped it and why stays in the history and the audit trail.".to_owned(),
     ];
+    words.extend(rollout.and_then(also_resumes));
     let target = rollout.map_or_else(String::new, |r| format!("{name}: {}", r.to));
     confirm(state, Deed::Skip, &name, target, PlanState::Words(words));
     Vec::new()
+}
+
+/// What passes a gate also ends a pause: whoever does it is told whose.
+fn also_resumes(rollout: &Rollout) -> Option<String> {
+    rollout.paused?;
+    let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}"));
+    Some(format!("▲ It was paused{}; this also resumes it.", by.unwrap_or_default()))
 }
 
 fn cancel_queued(state: &mut State, view: &ServiceView) -> Vec<Effect> {
