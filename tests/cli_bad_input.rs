@@ -8,6 +8,8 @@ mod common;
 mod decks;
 #[path = "cli_bad_input/models.rs"]
 mod models;
+#[path = "cli_bad_input/next_steps.rs"]
+mod next_steps;
 #[path = "cli_bad_input/surroundings.rs"]
 mod surroundings;
 #[path = "cli_bad_input/words.rs"]

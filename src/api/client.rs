@@ -223,7 +223,7 @@ impl Client {
                 "the controller answered {status}: {}",
                 crate::base::text::clean(&String::from_utf8_lossy(&body), 200)
             ),
-            hint: None,
+            hint: Some(OTHER_BUILD.to_owned()),
         }))
     }
 
@@ -334,8 +334,15 @@ fn broken(error: hyper::Error) -> ApiError {
     }
 }
 
+/// What to do about an answer that is none.
+const OTHER_BUILD: &str = "the controller may be of another build (`gpudeck controller upgrade`); its controller.log says more";
+
 fn internal(error: &dyn std::fmt::Display) -> ApiError {
-    ApiError { kind: ErrorKind::Internal, message: error.to_string(), hint: None }
+    ApiError {
+        kind: ErrorKind::Internal,
+        message: error.to_string(),
+        hint: Some(OTHER_BUILD.to_owned()),
+    }
 }
 
 #[async_trait]

@@ -102,7 +102,7 @@ pub trait Desk: Send + Sync + 'static {
         Err(ApiError {
             kind: ErrorKind::Conflict,
             message: "no agents are lent here".to_owned(),
-            hint: None,
+            hint: Some(NOT_HERE.to_owned()),
         })
     }
 
@@ -111,7 +111,7 @@ pub trait Desk: Send + Sync + 'static {
         Err(ApiError {
             kind: ErrorKind::NotFound,
             message: format!("agent {} is not lent (any more)", answer.lease),
-            hint: None,
+            hint: Some("run the command again: it lends its agent anew".to_owned()),
         })
     }
 
@@ -121,7 +121,7 @@ pub trait Desk: Send + Sync + 'static {
         Err(ApiError {
             kind: ErrorKind::Internal,
             message: "this controller cannot check a host up".to_owned(),
-            hint: None,
+            hint: Some(NOT_HERE.to_owned()),
         })
     }
 
@@ -140,11 +140,14 @@ pub trait Desk: Send + Sync + 'static {
     }
 }
 
+/// What to do about what this desk does not know.
+const NOT_HERE: &str = "ask a deck's controller of this build: `gpudeck controller upgrade`";
+
 /// A door that cannot look at the files of hosts.
 pub(super) fn not_here() -> ApiError {
     ApiError {
         kind: ErrorKind::Internal,
         message: "this cannot be asked here".to_owned(),
-        hint: None,
+        hint: Some(NOT_HERE.to_owned()),
     }
 }

@@ -190,7 +190,7 @@ fn admit(peer: &Peer) -> Result<String, ApiError> {
         _ => Err(ApiError {
             kind: ErrorKind::Invalid,
             message: "only the user who runs the controller may speak to it".to_owned(),
-            hint: None,
+            hint: Some("log in as that user, or as root".to_owned()),
         }),
     }
 }
@@ -512,5 +512,6 @@ fn release(text: &str) -> Result<ReleaseNumber, ApiError> {
 }
 
 fn invalid(message: String) -> ApiError {
-    ApiError { kind: ErrorKind::Invalid, message, hint: None }
+    let hint = Some("write it as `gpudeck status` and `gpudeck history` do".to_owned());
+    ApiError { kind: ErrorKind::Invalid, message, hint }
 }

@@ -199,7 +199,9 @@ pub async fn agree(question: &str) -> Result<(), Failure> {
 
 /// What a command says and ends with whose question was answered with no.
 fn declined() -> Failure {
-    Failure { code: 5, ..Failure::other("nothing was done: the answer was no") }
+    Failure::other("nothing was done: the answer was no")
+        .code(5)
+        .with_hint("answer y to go on; --yes goes on without being asked")
 }
 
 /// Asks for a line of text.
@@ -212,8 +214,8 @@ pub async fn ask_text(question: &str) -> Result<String, Failure> {
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map(|_| answer)
     });
-    let answer = read.await.map_err(|e| Failure::other(e.to_string()))?;
-    Ok(answer.map_err(|e| Failure::other(e.to_string()))?.trim().to_owned())
+    let answer = read.await.map_err(|e| Failure::other(e.to_string()).unforeseen())?;
+    Ok(answer.map_err(|e| Failure::other(e.to_string()).unforeseen())?.trim().to_owned())
 }
 
 /// Asks yes or no; no by default.

@@ -15,17 +15,17 @@ const MAX_DECK: u64 = 1 << 20;
 /// The deck's directory and what its deck.toml says.
 pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
     let dir = find(args)?.ok_or_else(|| {
-        Failure { code: 8, ..Failure::other("there is no deck here") }.with_hint(
+        Failure::other("there is no deck here").code(8).with_hint(
             "run `gpudeck init` to make one, or name one with --deck DIR; `gpudeck demo` needs none",
         )
     })?;
     if !dir.join("deck.toml").exists() {
         let missing = Failure::other(format!("there is no deck in {}", dir.display()));
-        return Err(Failure { code: 8, ..missing }
+        return Err(missing
+            .code(8)
             .with_hint(format!("`gpudeck init {}` makes one", dir.display())));
     }
-    let spec = controller::read_deck(&dir)
-        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+    let spec = controller::read_deck(&dir).map_err(|e| Failure::of(&e))?;
     Ok((dir, spec))
 }
 
@@ -71,13 +71,15 @@ fn id_in(dir: &Path) -> Option<DeckId> {
 pub fn find(args: &Args) -> Result<Option<PathBuf>, Failure> {
     if let Some(dir) = &args.deck {
         return std::fs::canonicalize(dir).map(Some).map_err(|e| {
-            Failure { code: 8, ..Failure::other(format!("{}: {e}", dir.display())) }.with_hint(
+            Failure::other(format!("{}: {e}", dir.display())).code(8).with_hint(
                 "name the directory of a deck, or make one there with `gpudeck init DIR`",
             )
         });
     }
-    let here = std::env::current_dir()
-        .map_err(|e| Failure::other(format!("the present directory cannot be told: {e}")))?;
+    let here = std::env::current_dir().map_err(|e| {
+        Failure::other(format!("the present directory cannot be told: {e}"))
+            .with_hint("change into a directory that is there")
+    })?;
     Ok(here.ancestors().find(|dir| dir.join("deck.toml").is_file()).map(Path::to_owned))
 }
 

@@ -50,11 +50,9 @@ async fn run_here(args: &Args, detached: bool) -> Result<Success, Failure> {
         leave_when_idle: detached.then_some(LEAVE_AFTER),
         in_process: None,
     };
-    let mut running = start_in_process(options, &paths)
-        .await
-        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+    let mut running = start_in_process(options, &paths).await.map_err(|e| Failure::of(&e))?;
     tracing::info!(socket = %running.socket.display(), "the controller answers");
-    let failed = |e: std::io::Error| Failure::other(e.to_string());
+    let failed = |e: std::io::Error| Failure::other(e.to_string()).unforeseen();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(failed)?;
     tokio::select! {
@@ -164,7 +162,8 @@ async fn take_over(
             }
         };
         if typed.trim() != spec.name {
-            return Err(Failure::other("the name is not the deck's: nothing was taken over"));
+            return Err(Failure::other("the name is not the deck's: nothing was taken over")
+                .with_hint(format!("the deck is {}", spec.name)));
         }
     }
     client.send(Intent::TakeOver { force, reason: why.reason.clone() }).await?;
@@ -189,7 +188,9 @@ async fn stop(args: &Args) -> Result<Success, Failure> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while client.version().await.is_ok() {
         if tokio::time::Instant::now() > deadline {
-            return Err(Failure::other("the controller did not end in 10 s"));
+            return Err(Failure::other("the controller did not end in 10 s").with_hint(
+                "ask once more; `gpudeck controller status` has its pid and its files",
+            ));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -37,7 +37,7 @@ pub async fn run(args: &Args, command: &DeckCommand) -> Result<Success, Failure>
     });
     let work = work.await;
     show_again();
-    let (words, view) = work.map_err(|e| Failure::other(e.to_string()))??;
+    let (words, view) = work.map_err(|e| Failure::other(e.to_string()).unforeseen())??;
     if args.output == Output::Json {
         table::json(&view)?;
         return Ok(Success::Done);
@@ -130,10 +130,20 @@ pub async fn drift(args: &Args, service: Option<&ServiceName>) -> Result<Success
         (false, _) => Ok(Success::Changes),
         (true, true) => Ok(Success::Done),
         (true, false) => {
-            let code = if view.held_elsewhere { 9 } else { 7 };
+            let (code, next) = if view.held_elsewhere {
+                (
+                    9,
+                    "ask its operator, or take over with `gpudeck controller take-over`; `gpudeck status` says who it is",
+                )
+            } else {
+                (
+                    7,
+                    "`gpudeck hosts` says what is wrong with them, `gpudeck reconnect HOST` tries at once; then ask again",
+                )
+            };
             let message =
                 format!("{} of {hosts} hosts could not be looked at", view.not_seen.len());
-            Err(Failure { code, ..Failure::other(message) })
+            Err(Failure::other(message).code(code).with_hint(next))
         }
     };
     if args.output == Output::Json {

@@ -21,6 +21,9 @@ use crate::api::{
 use crate::controller::{self, Options, Paths, Running, start_in_process};
 use crate::demo::{Load, World};
 
+/// What to do where the story goes otherwise: its times are made for a machine that has time for it.
+const QUIET: &str = "run it again while the machine does nothing else";
+
 /// Requests a second that the story sends to each service.
 const CHAT_RATE: f64 = 20.0;
 const CODE_RATE: f64 = 3.0;
@@ -76,6 +79,7 @@ impl Stage {
     async fn build(dir: Option<&Path>) -> Result<Self, Failure> {
         let failed = |what: &str, e: &dyn std::fmt::Display| {
             Failure::other(format!("the demo's {what} did not come up: {e}"))
+                .with_hint("name a directory that you may write, on a disk with room: --dir DIR")
         };
         let world = World::start(dir.map(Path::to_owned)).await.map_err(|e| failed("fleet", &e))?;
         controller::init_repository(&world.deck_dir()).map_err(|e| failed("deck", &e))?;
@@ -105,7 +109,7 @@ impl Stage {
 }
 
 fn service(name: &str) -> Result<ServiceName, Failure> {
-    name.parse().map_err(|e| Failure::other(format!("{e}")))
+    name.parse().map_err(|e| Failure::other(format!("{e}")).unforeseen())
 }
 
 fn write_spec(world: &World, text: &str) -> Result<(), Failure> {
@@ -114,7 +118,7 @@ fn write_spec(world: &World, text: &str) -> Result<(), Failure> {
     let aside = path.with_extension("new");
     std::fs::write(&aside, text)
         .and_then(|()| std::fs::rename(&aside, &path))
-        .map_err(|e| Failure::other(e.to_string()))
+        .map_err(|e| Failure::other(e.to_string()).unforeseen())
 }
 
 /// Waits until `seen` holds of the snapshot.
@@ -130,9 +134,8 @@ async fn until(
             return Ok(snapshot);
         }
         if Instant::now() > deadline {
-            return Err(Failure::other(format!(
-                "the story went otherwise: {what} did not happen in {SCENE:?}"
-            )));
+            let wrong = format!("the story went otherwise: {what} did not happen in {SCENE:?}");
+            return Err(Failure::other(wrong).with_hint(QUIET));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -164,7 +167,9 @@ async fn open_scene(world: &World, client: &Client) -> Result<(Load, Load), Fail
     apply(client, "chat", "the demo begins").await?;
     apply(client, "code", "the demo begins").await?;
     until(client, "chat and code serving", |s| serves(s, "chat") && serves(s, "code")).await?;
-    let load = |name: &str, rate| world.load(name, rate).map_err(|e| Failure::other(e.to_string()));
+    let load = |name: &str, rate| {
+        world.load(name, rate).map_err(|e| Failure::other(e.to_string()).unforeseen())
+    };
     Ok((load("chat", CHAT_RATE)?, load("code", CODE_RATE)?))
 }
 
@@ -276,9 +281,8 @@ async fn scenes(
 
     let failed_in_good = at_end.failed.saturating_sub(after_bad.failed);
     if failed_in_good > 0 {
-        return Err(Failure::other(format!(
-            "{failed_in_good} requests failed while nothing was bad"
-        )));
+        let wrong = format!("{failed_in_good} requests failed while nothing was bad");
+        return Err(Failure::other(wrong).with_hint(QUIET));
     }
     Ok(json!({
         "story": "as told",
@@ -298,12 +302,14 @@ async fn scenes(
 
 fn otherwise(what: &str, outcome: &Outcome) -> Failure {
     Failure::other(format!("the story went otherwise: {what} ended with {outcome:?}"))
+        .with_hint(QUIET)
 }
 
 /// Waits for the end of the rollout that was begun.
 async fn roll(client: &Client, reply: IntentReply) -> Result<Outcome, Failure> {
     let IntentReply::RolloutBegun { release, .. } = reply else {
-        return Err(Failure::other("the story went otherwise: there was nothing to roll out"));
+        return Err(Failure::other("the story went otherwise: there was nothing to roll out")
+            .with_hint(QUIET));
     };
     let ended = |s: &Snapshot| {
         s.services
@@ -314,5 +320,5 @@ async fn roll(client: &Client, reply: IntentReply) -> Result<Outcome, Failure> {
             .and_then(|r| r.outcome)
     };
     let snapshot = until(client, "the end of the rollout", |s| ended(s).is_some()).await?;
-    ended(&snapshot).ok_or_else(|| Failure::other("the rollout vanished"))
+    ended(&snapshot).ok_or_else(|| Failure::other("the rollout vanished").with_hint(QUIET))
 }

@@ -34,6 +34,9 @@ const ATTEMPT: Duration = Duration::from_secs(40);
 /// An attempt that failed so lately is of now.
 const RECENT: Duration = Duration::from_secs(5);
 
+/// Where the next step is.
+const ADVICE: &str = "do what stands below each BAD check, then ask again";
+
 /// What came of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,7 +81,8 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     let known = client.snapshot().await?;
     if !known.hosts.contains_key(host) {
         let names: Vec<&str> = known.hosts.keys().map(HostName::as_str).collect();
-        return Err(Failure { code: 8, ..Failure::other(format!("there is no host {host}")) }
+        return Err(Failure::other(format!("there is no host {host}"))
+            .code(8)
             .with_hint(format!("the deck has {}", names.join(", "))));
     }
     let looking = Looking { detail: Some(host.clone()), ..Looking::default() };
@@ -89,7 +93,8 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     // The clock is compared soon after the connection; and samples have come meanwhile.
     let snapshot = client.snapshot().await?;
     let Some(view) = snapshot.hosts.get(host) else {
-        return Err(Failure::other(format!("{host} has left the deck")));
+        return Err(Failure::other(format!("{host} has left the deck"))
+            .with_hint("it was taken out of deck.toml just now"));
     };
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = Timestamp(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX));
@@ -108,10 +113,10 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     match bad {
         0 => Ok(Success::Done),
         _ if !reached => {
-            Err(Failure { code: 7, ..Failure::other(format!("{host} is not reached")) })
+            Err(Failure::other(format!("{host} is not reached")).code(7).with_hint(ADVICE))
         }
-        1 => Err(Failure::other(format!("one thing is wrong with {host}"))),
-        n => Err(Failure::other(format!("{n} things are wrong with {host}"))),
+        1 => Err(Failure::other(format!("one thing is wrong with {host}")).with_hint(ADVICE)),
+        n => Err(Failure::other(format!("{n} things are wrong with {host}")).with_hint(ADVICE)),
     }
 }
 

@@ -43,10 +43,49 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
+/// What is wrong, and not yet what to do about it: no command fails without a next step.
+#[derive(Clone, Debug)]
+pub struct Wrong {
+    code: u8,
+    message: String,
+}
+
+impl Wrong {
+    /// The same with this exit code.
+    #[must_use]
+    pub fn code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    /// With what to do next.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Failure {
+        Failure { code: self.code, message: self.message, hint: Some(hint.into()) }
+    }
+
+    /// Of what does not depend on anything that the person did.
+    #[must_use]
+    pub fn unforeseen(self) -> Failure {
+        self.with_hint(UNFORESEEN)
+    }
+}
+
+/// What to do about what nobody has thought of.
+const UNFORESEEN: &str = "run it again; `gpudeck events` and controller.log (`gpudeck controller status` says where) tell more";
+
 impl Failure {
-    /// Exit code 1.
-    pub fn other(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into(), hint: None }
+    /// Exit code 1, unless it is given another one.
+    pub fn other(message: impl Into<String>) -> Wrong {
+        Wrong { code: 1, message: message.into() }
+    }
+
+    /// What an error of ours says, with its next step.
+    pub fn of<E: std::fmt::Display + Hint>(error: &E) -> Self {
+        let wrong = Self::other(error.to_string());
+        match error.hint() {
+            Some(hint) => wrong.with_hint(hint),
+            None => wrong.unforeseen(),
+        }
     }
 
     /// Exit code 130, as shells have it for Ctrl-C.
@@ -72,7 +111,7 @@ impl Failure {
         Self { code, ..self }
     }
 
-    /// The same with what to do next.
+    /// The same with another next step.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -90,7 +129,17 @@ impl From<ApiError> for Failure {
             ErrorKind::NotFound => 8,
             ErrorKind::Fenced => 9,
         };
-        Self { code, hint: error.hint(), message: error.message }
+        let wrong = Self::other(error.message).code(code);
+        match (error.hint, error.kind) {
+            (Some(hint), _) => wrong.with_hint(hint),
+            (None, ErrorKind::Unreachable) => {
+                wrong.with_hint("`gpudeck hosts` says how the hosts are; `gpudeck doctor HOST` looks closer")
+            }
+            (None, ErrorKind::Fenced) => {
+                wrong.with_hint("`gpudeck status` says who holds the hosts; `gpudeck controller take-over` takes them")
+            }
+            (None, _) => wrong.unforeseen(),
+        }
     }
 }
 
@@ -116,4 +165,33 @@ pub fn report(args: &Args, failure: &Failure) -> ExitCode {
         }
     }
     ExitCode::from(failure.code)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_its_documented_code_and_a_next_step() {
+        let documented = include_str!("../../docs/cli.md");
+        for kind in [
+            ErrorKind::Invalid,
+            ErrorKind::NotFound,
+            ErrorKind::Conflict,
+            ErrorKind::Unplaceable,
+            ErrorKind::Outage,
+            ErrorKind::Unreachable,
+            ErrorKind::Fenced,
+            ErrorKind::Internal,
+        ] {
+            let error = |hint| ApiError { kind, message: "no".to_owned(), hint };
+            let bare = Failure::from(error(None));
+            assert!(bare.hint.is_some(), "{kind:?}");
+            assert!(documented.contains(&format!("\n| {} |", bare.code)), "{kind:?}: {bare:?}");
+            let told = Failure::from(error(Some("do this".to_owned())));
+            assert_eq!((told.code, told.hint.as_deref()), (bare.code, Some("do this")));
+        }
+        assert!(Failure::interrupted().hint.is_some());
+    }
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::args::{Args, Output};
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::Hint;
 use crate::base::DeckId;
 use crate::controller;
 
@@ -13,28 +12,30 @@ use crate::controller;
 pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Success, Failure> {
     let dir = match dir {
         Some(dir) => dir.to_owned(),
-        None => std::env::current_dir()
-            .map_err(|e| Failure::other(format!("the present directory cannot be told: {e}")))?,
+        None => std::env::current_dir().map_err(|e| {
+            Failure::other(format!("the present directory cannot be told: {e}"))
+                .with_hint("change into a directory that is there")
+        })?,
     };
     let failed = |e: std::io::Error| {
         Failure::other(format!("{}: {e}", dir.display()))
             .with_hint("make the deck in a directory that you may write: gpudeck init DIR")
     };
     if let Some(outer) = outer_deck(&dir) {
-        return Err(Failure {
-            code: 5,
-            ..Failure::other(format!("{} is inside the deck {}", dir.display(), outer.display()))
-        }
+        return Err(Failure::other(format!(
+            "{} is inside the deck {}",
+            dir.display(),
+            outer.display()
+        ))
+        .code(5)
         .with_hint("make the deck in another directory"));
     }
     std::fs::create_dir_all(dir.join("services")).map_err(failed)?;
     let file = dir.join("deck.toml");
     if file.exists() {
-        return Err(Failure {
-            code: 5,
-            ..Failure::other(format!("{} exists already", file.display()))
-        }
-        .with_hint("edit it, or make the deck in another directory"));
+        return Err(Failure::other(format!("{} exists already", file.display()))
+            .code(5)
+            .with_hint("edit it, or make the deck in another directory"));
     }
     let made = std::fs::canonicalize(&dir).map_err(failed)?;
     let fallback = made.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -43,8 +44,7 @@ pub fn run(args: &Args, dir: Option<&Path>, name: Option<&str>) -> Result<Succes
     std::fs::write(&file, deck_toml(&name, &hosts)).map_err(failed)?;
     let example = made.join("services/chat.toml.example");
     std::fs::write(&example, include_str!("../../config/chat.toml.example")).map_err(failed)?;
-    controller::init_repository(&made)
-        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+    controller::init_repository(&made).map_err(|e| Failure::of(&e))?;
     match args.output {
         Output::Json => table::json(&serde_json::json!({ "deck": made, "hosts": hosts }))?,
         Output::Text => {

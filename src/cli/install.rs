@@ -11,8 +11,10 @@ use crate::controller::Paths;
 /// Writes the unit, or prints it; says what is left to do, lingering included.
 pub fn run(args: &Args, print: bool) -> Result<Success, Failure> {
     let (dir, spec) = deck(args)?;
-    let program = std::env::current_exe()
-        .map_err(|e| Failure::other(format!("this program's path is not known: {e}")))?;
+    let program = std::env::current_exe().map_err(|e| {
+        Failure::other(format!("this program's path is not known: {e}"))
+            .with_hint("call it by its whole path")
+    })?;
     let home = std::env::var_os("GPUDECK_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
     let text = unit(&spec.name, &program, &dir, home.as_deref());
     if print {

@@ -50,7 +50,7 @@ pub async fn run(
 
 /// A failure with the error's next step.
 pub fn failed<E: std::fmt::Display + Hint>(error: &E) -> Failure {
-    Failure { hint: error.hint(), ..Failure::other(error.to_string()) }
+    Failure::of(error)
 }
 
 /// Whether there is a journal. One that may not be looked at is not one that is not there.

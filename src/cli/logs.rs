@@ -82,7 +82,7 @@ fn find(
     (service, replica, rank): (ServiceName, u32, u32),
 ) -> Result<RankId, Failure> {
     let missing = |message: String| {
-        Failure { code: 8, ..Failure::other(message) }.with_hint("`gpudeck status` lists what runs")
+        Failure::other(message).code(8).with_hint("`gpudeck status` lists what runs")
     };
     let view = snapshot
         .services

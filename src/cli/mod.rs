@@ -48,11 +48,10 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let args = match Args::try_parse_from(snapshot::normalise(arguments)) {
         Ok(args) => args,
         Err(error) if error.use_stderr() && wants_json(arguments) => {
-            return exit::report_json(&Failure {
-                code: exit::USAGE,
-                hint: Some("`gpudeck help` names the commands, `--help` their options".to_owned()),
-                ..Failure::other(first_line(&error.to_string()))
-            });
+            let wrong = Failure::other(first_line(&error.to_string())).code(exit::USAGE);
+            return exit::report_json(
+                &wrong.with_hint("`gpudeck help` names the commands, `--help` their options"),
+            );
         }
         Err(error) => {
             let _ = error.print();
@@ -72,7 +71,9 @@ pub fn main(arguments: &[String]) -> ExitCode {
         match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                return exit::report(&args, &Failure::other(format!("no async runtime: {error}")));
+                let wrong = Failure::other(format!("no async runtime: {error}"));
+                let hint = "free memory, or let the user have more processes (`ulimit -u`)";
+                return exit::report(&args, &wrong.with_hint(hint));
             }
         };
     let result = runtime.block_on(async {
@@ -147,9 +148,10 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Apply { services, atomic, concurrency_policy, options } => {
             match services.as_slice() {
                 [service] => apply::apply(args, service, *concurrency_policy, options).await,
-                _ if concurrency_policy.is_some() => Err(exit::Failure::other(
-                    "--concurrency-policy is for one service at a time".to_owned(),
-                )),
+                _ if concurrency_policy.is_some() => {
+                    Err(exit::Failure::other("--concurrency-policy is for one service at a time")
+                        .with_hint("leave it out, or apply them one after the other"))
+                }
                 services => together::apply(args, services, *atomic, options).await,
             }
         }

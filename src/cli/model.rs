@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::args::{Args, InspectOptions, Output, memory_size};
 use super::exit::{Failure, Success};
 use super::{attach, table};
-use crate::api::{Bytes, Door, Hint, HostName};
+use crate::api::{Bytes, Door, HostName};
 use crate::engine::{limits, memory as engines};
 use crate::model::cache::CacheBits;
 use crate::model::{
@@ -110,20 +110,23 @@ async fn local(path: &str) -> Result<ModelFacts, Failure> {
         return Err(Failure::other(format!("{scheme}:// is an address: a model is inspected where it lies"))
             .with_hint("give a directory or file here, or HOST:/path; a directory with only its config.json is enough"));
     }
-    let whole =
-        std::path::absolute(path).map_err(|e| Failure::other(format!("{path} is no path: {e}")))?;
+    let whole = std::path::absolute(path).map_err(|e| {
+        Failure::other(format!("{path} is no path: {e}"))
+            .with_hint("give a directory or file here, or HOST:/path")
+    })?;
     // Links are followed here, so that `..` in what the engine is given means what it says.
     let whole = std::fs::canonicalize(&whole).unwrap_or(whole);
     let Some(text) = whole.to_str() else {
-        return Err(Failure::other(format!("{} is not UTF-8", whole.display())));
+        return Err(Failure::other(format!("{} is not UTF-8", whole.display()))
+            .with_hint("give it a name that is, for example by a link"));
     };
     weights::describe(&LocalFiles, text).await.map_err(|e| {
-        let code =
-            if matches!(&e, weights::WeightsError::Model(m) if m.is_missing()) { 8 } else { 1 };
         // A path that was typed here is in no spec.
-        let hint =
-            if code == 8 { Some("see whether the path is right".to_owned()) } else { e.hint() };
-        Failure { code, hint, ..Failure::other(e.to_string()) }
+        if matches!(&e, weights::WeightsError::Model(m) if m.is_missing()) {
+            let missing = Failure::other(e.to_string()).code(8);
+            return missing.with_hint("see whether the path is right");
+        }
+        Failure::of(&e)
     })
 }
 

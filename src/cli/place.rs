@@ -7,7 +7,6 @@ use super::args::{Args, Output};
 use super::exit::{Failure, Success};
 use super::place_helpers::helpers;
 use super::table;
-use crate::api::Hint;
 use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer};
 use crate::placement::global::file::Rank;
 use crate::placement::global::read::MAX_WORLD_BYTES;
@@ -25,11 +24,7 @@ pub fn run(
     let stdin = world.as_os_str() == "-";
     let name = if stdin { "standard input".to_owned() } else { world.display().to_string() };
     let content = content(world, stdin, &name)?;
-    let world = read(&content, &name).map_err(|e| Failure {
-        code: 1,
-        message: e.to_string(),
-        hint: e.hint(),
-    })?;
+    let world = read(&content, &name).map_err(|e| Failure::of(&e))?;
     let mut first = Duration::ZERO;
     let mut control = Control {
         used: &mut || started.elapsed().as_secs_f64() / time_limit.as_secs_f64().max(1e-6),
@@ -38,7 +33,8 @@ pub fn run(
         explain,
         helpers: helpers(),
     };
-    let mut answer = solve(&world, &mut control).map_err(|e| Failure::other(e.to_string()))?;
+    let mut answer =
+        solve(&world, &mut control).map_err(|e| Failure::other(e.to_string()).unforeseen())?;
     answer.search.first_feasible_ms = first.as_secs_f64() * 1e3;
     answer.search.elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
     match args.output {
@@ -58,7 +54,10 @@ pub fn run(
 
 fn content(world: &Path, stdin: bool, name: &str) -> Result<String, Failure> {
     use std::io::Read;
-    let fail = |e: std::io::Error| Failure::other(format!("{name}: {e}"));
+    let fail = |e: std::io::Error| {
+        Failure::other(format!("{name}: {e}"))
+            .with_hint("name a file that you may read, or `-` for standard input")
+    };
     let mut content = String::new();
     let limit = u64::try_from(MAX_WORLD_BYTES).unwrap_or(u64::MAX).saturating_add(1);
     if stdin {

@@ -73,7 +73,7 @@ pub async fn answer(args: &Args, id: u64, answer: Option<&str>) -> Result<Succes
         None => {
             // Aside, so that Ctrl-C is heard meanwhile.
             let asked = tokio::task::spawn_blocking(|| read_hidden("answer (not shown): "));
-            asked.await.map_err(|e| Failure::other(e.to_string()))??
+            asked.await.map_err(|e| Failure::other(e.to_string()).unforeseen())??
         }
     };
     client.send(Intent::Answer { question: id, answer }).await?;
@@ -123,7 +123,10 @@ fn read_hidden(prompt: &str) -> Result<Secret, Failure> {
     let stdin = std::io::stdin();
     // Wiped, and roomy, so that it does not move while it is read.
     let mut text = Zeroizing::new(String::with_capacity(2 * LONGEST));
-    let failed = |e: std::io::Error| Failure::other(format!("nothing could be read: {e}"));
+    let failed = |e: std::io::Error| {
+        Failure::other(format!("nothing could be read: {e}"))
+            .with_hint("type it at a terminal, or give it on standard input")
+    };
     if !stdin.is_terminal() {
         stdin.take(LONGEST as u64).read_to_string(&mut text).map_err(failed)?;
         return Ok(text.trim_end_matches('\n').into());

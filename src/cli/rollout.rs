@@ -263,7 +263,8 @@ async fn follow(
 }
 
 fn no_such_service(service: &ServiceName) -> Failure {
-    Failure { code: 8, ..Failure::other(format!("there is no service {service}")) }
+    Failure::other(format!("there is no service {service}"))
+        .code(8)
         .with_hint("`gpudeck status` lists them")
 }
 
@@ -317,7 +318,8 @@ fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Succes
             let why = view.queue_trouble.as_deref().unwrap_or("it was cancelled");
             return match &view.queued {
                 Some(_) => Ok(None),
-                None => Err(Failure::other(format!("the queued rollout did not begin: {why}"))),
+                None => Err(Failure::other(format!("the queued rollout did not begin: {why}"))
+                    .with_hint("`gpudeck audit` shows who did what")),
             };
         }
         _ => {}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::args::Args;
 use super::attach;
 use super::exit::{Failure, Success};
-use crate::api::{Client, Door, Hint};
+use crate::api::{Client, Door};
 use crate::controller;
 
 /// Opens the screen.
@@ -31,16 +31,17 @@ pub async fn show(client: Client) -> Result<Success, Failure> {
     let door: Arc<dyn Door> = Arc::new(client);
     crate::tui::run(door, crate::tui::TuiOptions::from_env(false))
         .await
-        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+        .map_err(|e| Failure::of(&e))?;
     Ok(Success::Done)
 }
 
 /// Just this machine, without a deck: the same agent, no SSH, nothing kept afterwards.
 async fn this_machine() -> Result<Success, Failure> {
-    let dir = tempfile::tempdir().map_err(|e| Failure::other(e.to_string()))?;
-    let running = controller::start_on_this_machine(dir.path())
-        .await
-        .map_err(|e| Failure { hint: e.hint(), ..Failure::other(e.to_string()) })?;
+    let dir = tempfile::tempdir().map_err(|e| {
+        Failure::other(e.to_string()).with_hint("set TMPDIR to a directory that you may write")
+    })?;
+    let running =
+        controller::start_on_this_machine(dir.path()).await.map_err(|e| Failure::of(&e))?;
     let shown = match controller::connect(&running.socket).await {
         Ok(client) => show(client).await,
         Err(error) => Err(error.into()),

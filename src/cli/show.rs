@@ -85,7 +85,9 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             let Some(view) = snapshot.services.get(name) else {
                 // The controller words the error, with the nearest name.
                 client.plan(name).await?;
-                return Err(Failure::other(format!("there is no service {name}")));
+                return Err(Failure::other(format!("there is no service {name}"))
+                    .code(8)
+                    .with_hint("`gpudeck status` lists them"));
             };
             match args.output {
                 Output::Json => table::json(view)?,

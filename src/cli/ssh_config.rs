@@ -8,7 +8,6 @@ use super::args::{Args, Output};
 use super::attach;
 use super::exit::{Failure, Success};
 use super::table;
-use crate::base::Hint;
 use crate::ssh::config::{ConfigFiles, Given, Place};
 use crate::ssh::{ConnectOptions, Endpoint, Target};
 
@@ -64,7 +63,8 @@ fn replace(printed: &mut Vec<(String, String)>, key: &str, values: Vec<String>) 
 /// standard error.
 pub fn run(args: &Args, host: &str, plain: bool, file: Option<&Path>) -> Result<Success, Failure> {
     let Some(given) = Given::destination(host) else {
-        return Err(Failure::other(format!("`{host}` is no host")));
+        return Err(Failure::other(format!("`{host}` is no host"))
+            .with_hint("name it as `ssh` would be given it, or as deck.toml has it"));
     };
     let files = file.map_or(ConfigFiles::Usual, |file| ConfigFiles::Only(file.to_owned()));
     let place = Place::as_ssh();
@@ -75,8 +75,7 @@ pub fn run(args: &Args, host: &str, plain: bool, file: Option<&Path>) -> Result<
         Some(target) => Endpoint::resolve(target, &options),
         None => Endpoint::of(&given, &options),
     };
-    let mut endpoint = endpoint
-        .map_err(|error| Failure { hint: error.hint(), ..Failure::other(error.to_string()) })?;
+    let mut endpoint = endpoint.map_err(|error| Failure::of(&error))?;
     if let Some(target) = &of_deck {
         eprintln!("gpudeck: with what deck.toml says of {host}; --plain leaves it out");
         overlay(&mut endpoint, target);

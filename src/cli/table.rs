@@ -34,13 +34,15 @@ pub fn plural(n: u64, what: &str) -> String {
 
 /// Prints one value as indented JSON.
 pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::other(e.to_string()))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Failure::other(e.to_string()).unforeseen())?;
     out(&text)
 }
 
 /// Prints one value as a line of JSON.
 pub fn json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(|e| Failure::other(e.to_string()))?;
+    let text =
+        serde_json::to_string(value).map_err(|e| Failure::other(e.to_string()).unforeseen())?;
     out(&text)
 }
 
@@ -48,6 +50,7 @@ pub fn json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
 pub fn out(line: &str) -> Result<(), Failure> {
     writeln!(std::io::stdout().lock(), "{line}").map_err(|error| match error.kind() {
         std::io::ErrorKind::BrokenPipe => Failure::unread(),
-        _ => Failure::other(format!("the output cannot be written: {error}")),
+        _ => Failure::other(format!("the output cannot be written: {error}"))
+            .with_hint("free space where it goes, or send it elsewhere"),
     })
 }

@@ -45,7 +45,7 @@ pub async fn run(
     for name in show.hosts {
         if !snapshot.hosts.contains_key(name) {
             let known: Vec<&str> = snapshot.hosts.keys().map(HostName::as_str).collect();
-            let error = Failure { code: 8, ..Failure::other(format!("there is no host {name}")) };
+            let error = Failure::other(format!("there is no host {name}")).code(8);
             return Err(error.with_hint(format!("the deck has {}", known.join(", "))));
         }
     }
@@ -63,7 +63,8 @@ pub async fn run(
                         deltas = client.stream().await?;
                     }
                 }
-                None => return Err(Failure::other("the controller has ended")),
+                None => return Err(Failure::other("the controller has ended")
+                    .with_hint("run the command again: it starts one")),
             },
             () = tokio::time::sleep_until(look_due) => {
                 look_due = Instant::now() + LOOK_AGAIN;

@@ -76,12 +76,15 @@ fn write_world(view: &WhatIfView, file: &Path) -> Result<(), Failure> {
     let mut world = view.world.clone();
     // The hole is a service there: the file gives this answer again.
     world.services.extend(view.hole.as_ref().and_then(|h| h.stand_in.clone()));
-    let text = serde_json::to_string_pretty(&world).map_err(|e| Failure::other(e.to_string()))?;
+    let text = serde_json::to_string_pretty(&world)
+        .map_err(|e| Failure::other(e.to_string()).unforeseen())?;
     if file.as_os_str() == "-" {
         return table::out(&text);
     }
-    std::fs::write(file, text + "\n")
-        .map_err(|e| Failure::other(format!("{}: {e}", file.display())))
+    std::fs::write(file, text + "\n").map_err(|e| {
+        Failure::other(format!("{}: {e}", file.display()))
+            .with_hint("name a file that you may write, or `-` for standard output")
+    })
 }
 
 fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
@@ -190,11 +193,10 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
         }
         if let Some(violated) = check.violated {
             let name = format!("{}/{}", to.service, to.replica);
-            return Err(Failure {
-                code: 6,
-                message: format!("{name} cannot be moved to {}: {violated}", to.host),
-                hint: None,
-            });
+            let message = format!("{name} cannot be moved to {}: {violated}", to.host);
+            return Err(Failure::other(message).code(6).with_hint(
+                "choose other GPUs: `gpudeck plan --explain` says of every host why not",
+            ));
         }
         if options.dry_run {
             if args.output == Output::Text {

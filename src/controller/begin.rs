@@ -196,7 +196,7 @@ impl Core {
                         Err(ApiError {
                             kind: ErrorKind::Internal,
                             message: format!("the release was not committed: {error}"),
-                            hint: None,
+                            hint: Some("apply it again: nothing was begun".to_owned()),
                         })
                     }
                 };
@@ -272,7 +272,7 @@ impl Core {
                 return Err(ApiError {
                     kind: ErrorKind::Conflict,
                     message: format!("{} serves this by now", draft.service),
-                    hint: None,
+                    hint: Some(format!("`gpudeck status {}` shows it", draft.service)),
                 });
             }
             self.note_planned(&draft.service, &planned)?;

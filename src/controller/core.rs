@@ -318,7 +318,11 @@ impl Core {
 }
 
 pub(super) fn no_deck() -> ApiError {
-    ApiError { kind: ErrorKind::Conflict, message: "there is no deck".to_owned(), hint: None }
+    ApiError {
+        kind: ErrorKind::Conflict,
+        message: "there is no deck".to_owned(),
+        hint: Some("`gpudeck init` makes one".to_owned()),
+    }
 }
 
 /// A journal that cannot be written refuses new work; what runs goes on.

@@ -180,7 +180,7 @@ impl Desk for Handle {
         let link = actions::link(&self.means, &host).map_err(|e| ApiError {
             kind: ErrorKind::Unreachable,
             message: e.to_string(),
-            hint: None,
+            hint: e.hint().or_else(|| Some(format!("`gpudeck doctor {host}` looks closer"))),
         })?;
         weights::describe(&LinkFiles::new(link), &path).await.map_err(|e| ApiError {
             kind: match &e {
@@ -367,7 +367,12 @@ impl Desk for Handle {
             .await
             .map_err(|e| unreachable(e.to_string(), e.hint()))?;
         let Reply::CheckUp(mut checkup) = reply else {
-            return Err(unreachable(format!("{host} answered something else"), None));
+            return Err(unreachable(
+                format!("{host} answered something else"),
+                Some(
+                    "its agent may be of another version: `gpudeck controller restart`".to_owned(),
+                ),
+            ));
         };
         for ((name, address), reached) in others.iter().zip(&mut checkup.reached) {
             reached.address = format!("{name} ({address})");

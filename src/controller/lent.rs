@@ -85,7 +85,7 @@ impl LentAgents {
                 return Err(ApiError {
                     kind: ErrorKind::Conflict,
                     message: format!("{MAX_DOORS} doors lend their agents already"),
-                    hint: None,
+                    hint: Some("close a screen or a command that is not needed".to_owned()),
                 });
             }
             doors.insert(id, Arc::clone(&door));
@@ -121,7 +121,7 @@ impl LentAgents {
             return Err(ApiError {
                 kind: ErrorKind::NotFound,
                 message: "nobody asked the agent that (or waits any more)".to_owned(),
-                hint: None,
+                hint: Some("it was too late: nothing has to be done".to_owned()),
             });
         };
         if let Some(AgentMessage(message)) = answer.message

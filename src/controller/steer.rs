@@ -71,7 +71,10 @@ impl Core {
         let (spec, text, _) = planning::read_spec(self, service, to)?;
         let state = self.state.services.get(service);
         let Some((state, rollout)) = state.and_then(|s| Some((s, s.active_rollout()?))) else {
-            return Err(conflict(format!("no rollout of {service} is under way"), None));
+            return Err(conflict(
+                format!("no rollout of {service} is under way"),
+                Some(format!("`gpudeck apply {service}` begins one at once")),
+            ));
         };
         let (behind, forward) = (rollout.to, rollout.direction == Direction::Forward);
         let policy = policy.unwrap_or(spec.rollout.concurrency_policy);
@@ -105,11 +108,17 @@ impl Core {
         service: &ServiceName,
         by: String,
     ) -> Result<IntentReply, ApiError> {
-        let Some(state) = self.state.services.get(service) else {
-            return Err(planning::not_found(service, self.known_services()));
-        };
-        let Some(asked) = state.queued.as_ref().map(|q| q.asked) else {
-            return Err(conflict(format!("no rollout of {service} is queued"), None));
+        let queued = self.state.services.get(service).and_then(|s| s.queued.as_ref());
+        let Some(asked) = queued.map(|q| q.asked) else {
+            if !self.known_services().contains(service) {
+                return Err(planning::not_found(service, self.known_services()));
+            }
+            return Err(conflict(
+                format!("no rollout of {service} is queued"),
+                Some(format!(
+                    "`gpudeck status {service}` shows what is under way, `gpudeck audit` what became of it"
+                )),
+            ));
         };
         self.on_service(service, EventKind::QueueCancelled { asked, by })
     }
@@ -295,7 +304,13 @@ impl Core {
         service: &ServiceName,
     ) -> Result<(ReleaseNumber, RolloutKind), ApiError> {
         let Some(state) = self.state.services.get(service) else {
-            return Err(planning::not_found(service, self.known_services()));
+            if !self.known_services().contains(service) {
+                return Err(planning::not_found(service, self.known_services()));
+            }
+            return Err(conflict(
+                format!("nothing of {service} was rolled out yet"),
+                Some(format!("`gpudeck apply {service}` rolls out its spec")),
+            ));
         };
         match &state.rollout {
             Some(rollout) if state.retryable() => Err(conflict(

@@ -91,7 +91,8 @@ impl Core {
                             planning::draft(&means, of, spec, String::new(), None, hosts).await
                         }
                         Err(message) => {
-                            Err(ApiError { kind: ErrorKind::Invalid, message, hint: None })
+                            let hint = Some(format!("`gpudeck plan {service}` says more"));
+                            Err(ApiError { kind: ErrorKind::Invalid, message, hint })
                         }
                     };
                     (service, draft)

@@ -250,7 +250,7 @@ fn parse<T: DeserializeOwned>(content: &str, file: &str) -> Result<T, SpecError>
             file: file.to_owned(),
             line: None,
             message: format!("the file is longer than {MAX_SPEC_BYTES} bytes"),
-            suggestion: None,
+            suggestion: Some("leave out what is no setting; docs/deck.md has every key".to_owned()),
         });
     }
     toml::from_str(content).map_err(|error| {
@@ -260,6 +260,15 @@ fn parse<T: DeserializeOwned>(content: &str, file: &str) -> Result<T, SpecError>
             .and_then(|span| content.get(..span.start))
             .map(|before| before.matches('\n').count() + 1);
         let suggestion = suggest(&message);
+        let (message, hint) = match nonzero(&message) {
+            Some(words) => {
+                (words, "write 1 or more; `gpudeck stop SERVICE` ends all replicas".to_owned())
+            }
+            None => {
+                let hint = "mend that line: docs/deck.md says what every key takes".to_owned();
+                (message, suggestion.clone().unwrap_or(hint))
+            }
+        };
         // The list of all valid keys is noise once the nearest one is known.
         let message = match message.split_once(", expected") {
             Some((head, _)) if suggestion.is_some() && head.starts_with("unknown") => {
@@ -267,8 +276,14 @@ fn parse<T: DeserializeOwned>(content: &str, file: &str) -> Result<T, SpecError>
             }
             _ => message,
         };
-        SpecError { file: file.to_owned(), line, message, suggestion }
+        SpecError { file: file.to_owned(), line, message, suggestion: Some(hint) }
     })
+}
+
+/// Serde's "invalid value: integer `0`, expected a nonzero u32" → "0 is none".
+fn nonzero(message: &str) -> Option<String> {
+    let is_zero = message.contains("integer `0`") && message.contains("expected a nonzero");
+    is_zero.then(|| "0 is too few".to_owned())
 }
 
 /// Serde's "unknown field `x`, expected one of `a`, `b`" → "did you mean `a`?".

@@ -95,7 +95,9 @@ impl Core {
                     Err(ApiError {
                         kind: ErrorKind::Conflict,
                         message: format!("nothing of {service} runs"),
-                        hint: None,
+                        hint: Some(format!(
+                            "`gpudeck history {service}` says who stopped it, `gpudeck apply {service}` starts it"
+                        )),
                     })
                 } else {
                     Err(planning::not_found(&service, self.known_services()))

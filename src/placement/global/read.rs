@@ -67,7 +67,7 @@ pub fn read(content: &str, file: &str) -> Result<WorldFile, WorldError> {
         let suggestion = match text::nearest(wrong, known.iter().copied()) {
             Some(near) if unknown => Some(format!("did you mean `{near}`?")),
             _ if unknown => Some(format!("valid here: {}", known.join(", "))),
-            _ => None,
+            _ => Some("docs/placement.md describes the file".to_owned()),
         };
         let message = match message.split_once(", expected") {
             Some((head, _)) if unknown => head.to_owned(),
