@@ -146,7 +146,13 @@ fn a_command_is_run_again_after_its_controller_was_killed_and_ended_when_nobody_
     fleet.expect(&["rollout", "skip", "code"], 64);
     let empty = fleet.expect(&["rollout", "skip", "code", "--reason", " "], 1);
     assert!(empty.stderr.contains("only with a reason"), "{empty:#?}");
-    fleet.expect(&["rollout", "skip", "code", "--reason", "it hangs"], 0);
+    // Whose pause it ends is said to whoever does it, and to whoever paused it.
+    fleet.expect(&["rollout", "pause", "code"], 0);
+    fleet.wait("code", "the pause", |v| v["rollout"]["paused"].is_u64());
+    let skipped = fleet.expect(&["rollout", "skip", "code", "--reason", "it hangs"], 0).stdout;
+    let pause = format!(", which ends the pause of {}", me());
+    assert!(skipped.contains(&format!("accepted{pause}")), "{skipped}");
+    assert!(fleet.expect(&["events"], 0).stdout.contains(&pause), "{pause}");
     wait_until("the command's end", Duration::from_secs(30), || gone(&second.1));
     fleet.expect(&["rollout", "status", "code", "--wait", "--timeout", "2m"], 0);
     let text = fleet.expect(&["rollout", "status", "code"], 0).stdout;
@@ -205,6 +211,49 @@ fn the_next_rollout_is_refused_queued_or_replaces_the_present_one() {
     assert!(why.starts_with(&format!("replaced by a newer rollout of {}", me())), "{third:#}");
     // Stable served all along.
     assert!(third["progress"]["lowest_ready"].as_u64().unwrap() >= 1, "{third:#}");
+}
+
+/// Who waits is told apart from a failure, by a code and in words, that nothing was begun.
+#[test]
+fn who_waits_for_a_queued_rollout_is_told_why_it_does_not_begin() {
+    let fleet = SimFleet::serving();
+    fleet.edit("13", "steps = [{ weight = 50 }, { approve = true }] # test");
+    fleet.expect(&["apply", "code", "--yes"], 0);
+    fleet.wait("code", "r2 to wait for approval", |v| v["rollout"]["gate"] == "approve");
+    fleet.edit("14", "");
+    let queued = |asked_before: &Value| {
+        let asked_before = asked_before.clone();
+        fleet.wait("code", "the queued one", move |v| {
+            v["queued"]["asked"].is_u64() && v["queued"]["asked"] != asked_before
+        })["queued"]["asked"]
+            .clone()
+    };
+    let waits = ["apply", "code", "--concurrency-policy", "queue", "--wait", "--timeout", "2m"];
+    std::thread::scope(|threads| {
+        // A later wish takes its place, and is taken out.
+        let first = threads.spawn(|| fleet.gpudeck(&waits));
+        let asked = queued(&Value::Null);
+        let second = threads.spawn(|| fleet.gpudeck(&waits));
+        let overtaken = first.join().unwrap();
+        assert_eq!(overtaken.code(), Some(5), "{overtaken:#?}");
+        let later = format!("overtaken by a later one of {}", me());
+        assert!(overtaken.stderr.contains(&later), "{overtaken:#?}");
+        queued(&asked);
+        fleet.expect(&["rollout", "cancel-queued", "code", "-m", "not today"], 0);
+        let withdrawn = second.join().unwrap();
+        assert_eq!(withdrawn.code(), Some(5), "{withdrawn:#?}");
+        assert!(withdrawn.stderr.contains("did not begin: it was withdrawn"), "{withdrawn:#?}");
+        assert!(withdrawn.stderr.contains("→ `gpudeck audit`"), "{withdrawn:#?}");
+        // An abort of what it waits for.
+        let third = threads.spawn(|| fleet.gpudeck(&[&waits[..], &["-o", "json"]].concat()));
+        queued(&Value::Null);
+        fleet.expect(&["rollout", "abort", "code", "-m", "enough"], 0);
+        let aborted = third.join().unwrap();
+        assert_eq!(aborted.code(), Some(5), "{aborted:#?}");
+        let error: Value = serde_json::from_str(aborted.stderr.trim()).unwrap();
+        assert_eq!(error["exit_code"], 5, "{error:#}");
+        assert!(error["error"].as_str().unwrap().contains("was aborted by"), "{error:#}");
+    });
 }
 
 #[test]

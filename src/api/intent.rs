@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::secret::Secret;
 use super::view::PlanView;
-use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
+use crate::base::{HostName, RankId, ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::group::GroupSteer;
 use crate::spec::ConcurrencyPolicy;
 
@@ -322,6 +322,9 @@ pub enum IntentReply {
         behind: ReleaseNumber,
         /// That rollout is being taken back for it.
         replaces: bool,
+        /// When it was asked for, which names it among the queued ones of its service.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked: Option<Timestamp>,
     },
     /// The step that was to be promoted is passed already: nothing was done.
     AlreadyPassed {

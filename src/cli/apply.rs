@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use super::args::{Args, BeginOptions, Concurrency, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
-use super::{plan, rollout, table};
+use super::{plan, table, wait};
 use crate::api::{
     Client, ConcurrencyPolicy, Door, Intent, IntentReply, PLAN_CHANGED, PlanView, ReleaseNumber,
     ServiceName,
@@ -113,10 +113,10 @@ async fn begin(
             warn(plan, seen);
             table::out(&format!("{service}: rolling out {release}"))?;
         }
-        (IntentReply::Queued { behind, replaces: false }, Output::Text) => {
+        (IntentReply::Queued { behind, replaces: false, .. }, Output::Text) => {
             table::out(&format!("{service}: queued; it begins when the rollout to {behind} ends"))?;
         }
-        (IntentReply::Queued { behind, replaces: true }, Output::Text) => {
+        (IntentReply::Queued { behind, replaces: true, .. }, Output::Text) => {
             table::out(&format!("{service}: {behind} is taken back first, then it begins"))?;
         }
         (IntentReply::Accepted, Output::Text) => {
@@ -132,15 +132,15 @@ async fn begin(
         return Ok(Some(Success::Done));
     }
     let what = match reply {
-        IntentReply::RolloutBegun { release, .. } => rollout::Awaited::Release(release),
-        IntentReply::Queued { behind, .. } => rollout::Awaited::After(behind),
-        IntentReply::Accepted => rollout::Awaited::Present,
+        IntentReply::RolloutBegun { release, .. } => wait::Awaited::Release(release),
+        IntentReply::Queued { behind, asked, .. } => wait::Awaited::After { behind, asked },
+        IntentReply::Accepted => wait::Awaited::Present,
         IntentReply::NothingToDo | IntentReply::AlreadyPassed { .. } => {
             return Ok(Some(Success::Done));
         }
     };
-    let taken_back_is_good = what == rollout::Awaited::Present;
-    match rollout::wait(args, client, service, what, options.timeout).await? {
+    let taken_back_is_good = what == wait::Awaited::Present;
+    match wait::wait(args, client, service, what, options.timeout).await? {
         Success::TakenBack if taken_back_is_good => Ok(Some(Success::Done)),
         success => Ok(Some(success)),
     }

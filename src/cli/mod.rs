@@ -34,6 +34,7 @@ pub mod table;
 pub mod together;
 pub mod top;
 mod top_details;
+pub mod wait;
 pub mod what_if;
 
 use std::process::ExitCode;

@@ -1,16 +1,12 @@
 //! `gpudeck rollout …` and `gpudeck stop`.
 
-use std::time::Duration;
-
-use futures::StreamExt;
-
 use super::args::{Args, Output, RetryOptions, RolloutCommand, Why};
 use super::attach::attach;
 use super::exit::{Failure, Success};
+use super::wait::{Awaited, wait};
 use super::{apply, maintenance, show, table};
 use crate::api::{
-    Client, Delta, Door, Gate, GroupSteer, Intent, IntentReply, Outcome, PLAN_CHANGED,
-    ReleaseNumber, ServiceName, ServiceView, Snapshot,
+    Client, Door, GroupSteer, Intent, IntentReply, PLAN_CHANGED, ServiceName, ServiceView,
 };
 
 /// Watches or steers a rollout.
@@ -145,9 +141,11 @@ async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Succes
         || "`gpudeck status` shows what comes of it".to_owned(),
         |service| format!("`gpudeck status {service}` shows what comes of it"),
     );
+    let mut pause = None;
     if let Some(service) = intent.service() {
         let snapshot = client.snapshot().await?;
         let view = snapshot.services.get(service);
+        pause = view.and_then(|view| pause_that_ends(view, &intent));
         // That nothing runs is only said when the hosts have told whether another controller runs it.
         if view.is_none_or(|v| v.replicas.is_empty() && v.rollout.is_none()) {
             show::settle(client).await?;
@@ -159,194 +157,20 @@ async fn accepted(args: &Args, client: &Client, intent: Intent) -> Result<Succes
         (IntentReply::AlreadyPassed { step }, Output::Text) => {
             table::out(&format!("step {step} is already passed"))?;
         }
-        (_, Output::Text) => table::out(&format!("accepted; {watch}"))?,
+        (_, Output::Text) => {
+            let pause = pause.unwrap_or_default();
+            table::out(&format!("accepted{pause}; {watch}"))?;
+        }
     }
     Ok(Success::Done)
 }
 
-/// Which rollout is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
-    /// That under way, or the last one.
-    Present,
-    /// That to this release.
-    Release(ReleaseNumber),
-    /// The one that is queued behind that to this release.
-    After(ReleaseNumber),
-}
-
-/// Waits for the end of a rollout, telling its events.
-pub async fn wait(
-    args: &Args,
-    client: &Client,
-    service: &ServiceName,
-    what: Awaited,
-    timeout: Option<Duration>,
-) -> Result<Success, Failure> {
-    let waiting = follow(args, client, service, what);
-    match timeout {
-        None => waiting.await,
-        Some(limit) => match tokio::time::timeout(limit, waiting).await {
-            Ok(result) => result,
-            Err(_) => {
-                if args.output == Output::Text {
-                    table::out(
-                        "time is up; the rollout goes on (`gpudeck rollout status` shows it)",
-                    )?;
-                }
-                Ok(Success::TimeIsUp)
-            }
-        },
+/// That what is asked for also ends a pause, for whoever does not mean to.
+fn pause_that_ends(view: &ServiceView, intent: &Intent) -> Option<String> {
+    if !matches!(intent, Intent::Skip { .. } | Intent::Promote { .. } | Intent::Retry { .. }) {
+        return None;
     }
-}
-
-async fn follow(
-    args: &Args,
-    client: &Client,
-    service: &ServiceName,
-    what: Awaited,
-) -> Result<Success, Failure> {
-    let mut shown_until = None;
-    let mut lost = 0;
-    loop {
-        // The controller may be replaced in the middle; the rollout does not care, nor do we.
-        match client.stream().await {
-            Ok(mut deltas) => {
-                lost = 0;
-                let mut snapshot: Option<Snapshot> = None;
-                while let Some(delta) = deltas.next().await {
-                    if let Delta::Event { event, .. } = &delta
-                        && event.service.as_ref() == Some(service)
-                        && shown_until.is_none_or(|t| event.at >= t)
-                    {
-                        shown_until = Some(event.at);
-                        match args.output {
-                            Output::Json => table::json_line(event)?,
-                            Output::Text => show::event_line(event)?,
-                        }
-                    }
-                    match (&mut snapshot, delta) {
-                        (_, Delta::Snapshot(whole)) => snapshot = Some(*whole),
-                        (Some(known), delta) => {
-                            if !known.apply(delta) {
-                                break;
-                            }
-                        }
-                        (None, _) => break,
-                    }
-                    let Some(known) = &snapshot else { continue };
-                    let Some(view) = known.services.get(service) else {
-                        // What was just accepted may not be shown yet; what is there now is.
-                        if what == Awaited::Present {
-                            return Err(no_such_service(service));
-                        }
-                        continue;
-                    };
-                    if let Some(success) = ended(args, view, what)? {
-                        return Ok(success);
-                    }
-                    if failed_and_held(view, what).is_some()
-                        && let Some(why) = still_held(client, service, what).await
-                    {
-                        return held(args, service, &why);
-                    }
-                }
-            }
-            Err(error) if lost >= 40 => return Err(error.into()),
-            Err(_) => {
-                lost += 1;
-                let _ = attach(args).await;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
-}
-
-fn no_such_service(service: &ServiceName) -> Failure {
-    Failure::other(format!("there is no service {service}"))
-        .code(8)
-        .with_hint("`gpudeck status` lists them")
-}
-
-/// Why the awaited rollout has failed and waits for a person, if it does.
-fn failed_and_held(view: &ServiceView, what: Awaited) -> Option<&str> {
-    let rollout = view.rollout.as_ref().filter(|r| r.outcome.is_none())?;
-    match (what, &rollout.gate) {
-        (Awaited::Release(release), _) if release != rollout.to => None,
-        (Awaited::After(behind), _) if rollout.to <= behind => None,
-        (_, Some(Gate::Failed { why })) => Some(why),
-        _ => None,
-    }
-}
-
-/// A retry that was just accepted may not be shown yet: asked once more, a moment later.
-async fn still_held(client: &Client, service: &ServiceName, what: Awaited) -> Option<String> {
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let snapshot = client.snapshot().await.ok()?;
-    failed_and_held(snapshot.services.get(service)?, what).map(str::to_owned)
-}
-
-/// It does not end by itself: who waits for it would wait for ever.
-fn held(args: &Args, service: &ServiceName, why: &str) -> Result<Success, Failure> {
-    let why = crate::base::text::clean(why, 300);
-    match args.output {
-        Output::Json => table::json_line(&serde_json::json!({
-            "service": service, "failed_and_held": why,
-        }))?,
-        Output::Text => table::out(&format!(
-            "{service}: failed and held: {why}\n`gpudeck rollout retry {service}` tries again, \
-             `gpudeck rollout abort {service}` takes it back"
-        ))?,
-    }
-    Ok(Success::TakenBack)
-}
-
-fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Success>, Failure> {
-    let Some(rollout) = &view.rollout else {
-        return Ok((what == Awaited::Present).then_some(Success::Done));
-    };
-    let (mut to, mut outcome) = (rollout.to, rollout.outcome.as_ref());
-    match what {
-        // It has ended, and the next one began, while nobody listened.
-        Awaited::Release(release) if release < rollout.to => {
-            to = release;
-            let entry = view.history.iter().find(|entry| entry.number == release);
-            outcome = entry.and_then(|entry| entry.outcome.as_ref());
-        }
-        Awaited::Release(release) if release > rollout.to => return Ok(None),
-        Awaited::After(behind) if rollout.to <= behind => {
-            let why = view.queue_trouble.as_deref().unwrap_or("it was cancelled");
-            return match &view.queued {
-                Some(_) => Ok(None),
-                None => Err(Failure::other(format!("the queued rollout did not begin: {why}"))
-                    .with_hint("`gpudeck audit` shows who did what")),
-            };
-        }
-        _ => {}
-    }
-    let Some(outcome) = outcome else { return Ok(None) };
-    if args.output == Output::Json {
-        table::json_line(&serde_json::json!({
-            "service": view.name, "release": to, "outcome": outcome,
-        }))?;
-    }
-    // Whoever came late did not see the event that told why.
-    if args.output == Output::Text {
-        let ended = match outcome {
-            Outcome::Completed => None,
-            Outcome::RolledBack { why } => Some(("was taken back", why)),
-            Outcome::Aborted { why } => Some(("was aborted", why)),
-            Outcome::Failed { why } => Some(("failed", why)),
-        };
-        if let Some((how, why)) = ended {
-            let why = crate::base::text::clean(why, 300);
-            table::out(&format!("{}: {to} {how}: {why}", view.name))?;
-        }
-    }
-    Ok(Some(match outcome {
-        Outcome::Completed => Success::Done,
-        Outcome::RolledBack { .. } | Outcome::Aborted { .. } | Outcome::Failed { .. } => {
-            Success::TakenBack
-        }
-    }))
+    let rollout = view.rollout.as_ref().filter(|r| r.outcome.is_none() && r.paused.is_some())?;
+    let by = rollout.paused_by.as_ref().map(|by| format!(" of {by}"));
+    Some(format!(", which ends the pause{}", by.unwrap_or_default()))
 }

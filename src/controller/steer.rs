@@ -99,7 +99,9 @@ impl Core {
         };
         let replace = policy == ConcurrencyPolicy::Replace;
         self.on_service(service, EventKind::Queued { wish: Box::new(wish), replace })?;
-        Ok(IntentReply::Queued { behind, replaces: replace && forward })
+        let queued = self.state.services.get(service).and_then(|s| s.queued.as_ref());
+        let asked = queued.map(|queued| queued.asked);
+        Ok(IntentReply::Queued { behind, replaces: replace && forward, asked })
     }
 
     /// Takes a queued rollout out again.

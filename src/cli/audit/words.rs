@@ -141,8 +141,8 @@ fn answered(entry: &Value) -> Option<String> {
     Some(match serde_json::from_value(result.clone()).ok()? {
         IntentReply::RolloutBegun { release, .. } => format!("rollout begun {release}"),
         IntentReply::NothingToDo => "nothing to do".to_owned(),
-        IntentReply::Queued { behind, replaces: false } => format!("queued behind {behind}"),
-        IntentReply::Queued { behind, replaces: true } => format!("queued, replaces {behind}"),
+        IntentReply::Queued { behind, replaces: false, .. } => format!("queued behind {behind}"),
+        IntentReply::Queued { behind, replaces: true, .. } => format!("queued, replaces {behind}"),
         IntentReply::AlreadyPassed { step } => format!("step {step} is already passed"),
         IntentReply::Accepted => "accepted".to_owned(),
     })
