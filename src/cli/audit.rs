@@ -10,7 +10,6 @@ use self::words::{result, target, what, word};
 use super::args::{Args, AuditCommand, Output};
 use super::attach::known;
 use super::exit::{Failure, Success};
-use super::journal::failed;
 use super::table;
 use crate::api::Timestamp;
 use crate::controller::{Paths, ledger};
@@ -26,7 +25,7 @@ pub fn run(args: &Args, command: Option<&AuditCommand>) -> Result<Success, Failu
 }
 
 fn show(args: &Args, paths: &Paths) -> Result<Success, Failure> {
-    let lines = ledger::read_audit(paths).map_err(|e| failed(&e))?;
+    let lines = ledger::read_audit(paths).map_err(|e| Failure::of(&e))?;
     if args.output == Output::Json {
         for line in &lines {
             table::json_line(line)?;
@@ -63,7 +62,7 @@ fn show(args: &Args, paths: &Paths) -> Result<Success, Failure> {
 }
 
 fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
-    let report = ledger::verify_audit(paths).map_err(|e| failed(&e))?;
+    let report = ledger::verify_audit(paths).map_err(|e| Failure::of(&e))?;
     match args.output {
         Output::Json => table::json(&report)?,
         Output::Text if report.worst().is_none() => table::out(&format!(

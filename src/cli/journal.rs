@@ -1,12 +1,15 @@
 //! `gpudeck journal`: what was decided and done, from the disk; no controller has to run.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use super::args::{Args, JournalCommand, Output};
 use super::attach::known;
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::{Hint, ServiceName, Timestamp};
+use crate::api::{ServiceName, Timestamp};
+use crate::controller::ledger::LedgerLine;
 use crate::controller::{Paths, ledger};
 
 /// What is shown of the journal.
@@ -41,16 +44,12 @@ pub async fn run(
     command: Option<&JournalCommand>,
     options: &JournalOptions,
 ) -> Result<Success, Failure> {
-    let paths = Paths::of(known(args)?.id);
+    let deck = known(args)?;
+    let paths = Paths::of(deck.id);
     match command {
         Some(JournalCommand::Verify) => verify(args, &paths),
-        None => show(args, &paths, options).await,
+        None => show(args, &deck.dir, &paths, options).await,
     }
-}
-
-/// A failure with the error's next step.
-pub fn failed<E: std::fmt::Display + Hint>(error: &E) -> Failure {
-    Failure::of(error)
 }
 
 /// Whether there is a journal. One that may not be looked at is not one that is not there.
@@ -65,21 +64,46 @@ fn is_there(paths: &Paths) -> Result<bool, Failure> {
     }
 }
 
-async fn show(args: &Args, paths: &Paths, options: &JournalOptions) -> Result<Success, Failure> {
+/// Refuses a service of which neither the journal nor the deck's directory knows.
+fn is_known(deck: &Path, lines: &[LedgerLine], service: &ServiceName) -> Result<(), Failure> {
+    let mut known: BTreeSet<ServiceName> = lines.iter().flat_map(LedgerLine::services).collect();
+    let specs = std::fs::read_dir(deck.join("services")).into_iter().flatten().flatten();
+    known.extend(specs.filter_map(|file| {
+        file.file_name().to_str()?.strip_suffix(".toml")?.parse::<ServiceName>().ok()
+    }));
+    if known.contains(service) {
+        return Ok(());
+    }
+    Err(ledger::no_such_service(service, known.into_iter().collect()).into())
+}
+
+async fn show(
+    args: &Args,
+    deck: &Path,
+    paths: &Paths,
+    options: &JournalOptions,
+) -> Result<Success, Failure> {
     if !is_there(paths)? && !options.follow {
+        if let Some(service) = &options.service {
+            is_known(deck, &[], service)?;
+        }
         if args.output == Output::Text {
             table::out("nothing was journaled for this deck yet")?;
         }
         return Ok(Success::Done);
     }
-    let mut ledger = ledger::Ledger::open(paths).map_err(|e| failed(&e))?;
+    let mut looked_for = options.service.as_ref();
+    let mut ledger = ledger::Ledger::open(paths).map_err(|e| Failure::of(&e))?;
     loop {
         let lines = match ledger.more() {
             Ok(lines) => lines,
             // It is just about to be made.
             Err(_) if options.follow && !paths.journal().is_dir() => Vec::new(),
-            Err(error) => return Err(failed(&error)),
+            Err(error) => return Err(Failure::of(&error)),
         };
+        if let Some(service) = looked_for.take() {
+            is_known(deck, &lines, service)?;
+        }
         for line in lines {
             let other = options.service.is_some() && line.service != options.service;
             let early = match (options.since, line.at) {
@@ -112,7 +136,7 @@ fn verify(args: &Args, paths: &Paths) -> Result<Success, Failure> {
         table::out("nothing was journaled for this deck yet")?;
         return Ok(Success::Done);
     }
-    let segments = ledger::verify_journal(paths).map_err(|e| failed(&e))?;
+    let segments = ledger::verify_journal(paths).map_err(|e| Failure::of(&e))?;
     let bad = segments.iter().find_map(|s| Some((s.problem.clone()?, s.hint.clone())));
     match args.output {
         Output::Json => {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use self::words::{deck_words, event_words};
-use super::Paths;
 use super::deck_ledger::DeckRecord;
 use super::record::{DeckState, Record};
+use super::{Paths, planning};
+use crate::api::ApiError;
 use crate::base::{Hint, ServiceName, Timestamp};
 use crate::journal::{self, JournalError, Reader, RecordKind, audit};
 
@@ -26,6 +27,20 @@ pub struct LedgerLine {
     pub words: String,
     /// What stands in the journal.
     pub record: serde_json::Value,
+}
+
+impl LedgerLine {
+    /// The services that it is about: one, or those of a checkpoint.
+    pub fn services(&self) -> Vec<ServiceName> {
+        let state = self.record.get("services").and_then(serde_json::Value::as_object);
+        let of_checkpoint = state.into_iter().flat_map(|all| all.keys());
+        of_checkpoint.filter_map(|name| name.parse().ok()).chain(self.service.clone()).collect()
+    }
+}
+
+/// That neither the journal nor the deck knows a service, with the names that there are.
+pub fn no_such_service(service: &ServiceName, known: Vec<ServiceName>) -> ApiError {
+    planning::not_found(service, known)
 }
 
 /// Reads a deck's journal from its beginning, and goes on with what is appended.

@@ -100,6 +100,12 @@ fn specs_with_mistakes() {
         deck.refused(&format!("{verb} chta"), code, &["no service chta"], &["`chat`"]);
     }
     deck.refused("logs chat/0/0", 8, &["chat has no rank 0/0"], &["gpudeck status"]);
+    // Nor is it as if there were nothing of it.
+    for words in ["journal --service chta", "drift chta", "blame chta", "logs chta/0/0 --previous"]
+    {
+        deck.refused(words, 8, &["no service chta"], &["`chat`"]);
+    }
+    deck.run("journal --service chat").expect_success();
     deck.refused("rollout pause nothing", 8, &["no service nothing"], &["chat"]);
 
     // A host that is not in the deck.
