@@ -226,7 +226,7 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
 fn ready(view: &ServiceView) -> String {
     match view.condition {
         Condition::Elsewhere => "–".to_owned(),
-        _ => format!("{}/{}", view.ready, view.wanted),
+        _ => view.ready_in_short(),
     }
 }
 
@@ -501,6 +501,17 @@ fn percent(value: Option<f64>) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_than_wanted_is_told_as_on_the_screen() {
+        let mut view = crate::tui::fixture::rich().services.into_values().next().unwrap();
+        view.condition = Condition::Serving;
+        let mut told = |of, wanted| {
+            (view.ready, view.wanted) = (of, wanted);
+            ready(&view)
+        };
+        assert_eq!([told(3, 4), told(4, 4), told(5, 4)], ["3/4", "4/4", "4/4+1"]);
+    }
 
     #[test]
     fn a_rollout_that_skips_its_steps_is_at_its_only_one() {

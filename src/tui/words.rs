@@ -177,15 +177,6 @@ pub fn ready(service: &ServiceView) -> String {
     }
 }
 
-/// The same where there is little room: `3/4`, and `4/4+1` with one more than wanted.
-pub fn ready_in_short(service: &ServiceView) -> String {
-    let (ready, wanted) = (service.ready, service.wanted);
-    match ready.checked_sub(wanted) {
-        None | Some(0) => format!("{ready}/{wanted}"),
-        Some(more) => format!("{wanted}/{wanted}+{more}"),
-    }
-}
-
 /// Requests a second.
 pub fn rate(traffic: &TrafficView) -> String {
     traffic.requests_per_s.map_or_else(|| ABSENT.to_owned(), |r| format!("{r:.1}/s"))

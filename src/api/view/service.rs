@@ -71,6 +71,17 @@ pub struct ServiceView {
     pub memory: Vec<MemoryView>,
 }
 
+impl ServiceView {
+    /// How many replicas are ready of those that are wanted: `3/4`, and `4/4+1` with one more than wanted.
+    pub fn ready_in_short(&self) -> String {
+        let (ready, wanted) = (self.ready, self.wanted);
+        match ready.checked_sub(wanted) {
+            None | Some(0) => format!("{ready}/{wanted}"),
+            Some(more) => format!("{wanted}/{wanted}+{more}"),
+        }
+    }
+}
+
 /// What an engine of a release logged of its memory when it had loaded, or refused to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryView {

@@ -141,7 +141,7 @@ fn service_row(
     let (errors, errors_style) = words::errors(&service.traffic, theme);
     let ready = match service.condition {
         Condition::Elsewhere => words::ABSENT.to_owned(),
-        _ => format!("{} ≥{}", words::ready_in_short(service), service.floor),
+        _ => format!("{} ≥{}", service.ready_in_short(), service.floor),
     };
     let mut cell = |i, text: &str, style| pen.cell(&COLUMNS, at, i, y, text, style);
     cell(0, mark, style);
@@ -288,7 +288,7 @@ pub fn in_short(state: &State, service: &ServiceView) -> Line<'static> {
     Line::from(vec![
         Span::styled(format!("{mark} "), style),
         Span::styled(service.name.to_string(), theme.strong),
-        Span::styled(format!(" {} ", words::ready_in_short(service)), theme.text),
+        Span::styled(format!(" {} ", service.ready_in_short()), theme.text),
         Span::styled(release_words(service), theme.dim),
         Span::raw("   "),
     ])
