@@ -359,6 +359,18 @@ fn a_full_disk_refuses_new_work_keeps_what_runs_and_heals() {
     assert!(status.contains("! journal-unwritable since"), "{status}");
     assert!(status.contains("→ free space on the disk"), "{status}");
     assert!(status.contains("serving"), "{status}");
+    // A program is told as much, whatever it asks.
+    for words in [&["status"][..], &["status", "chat"], &["hosts"]] {
+        let told = gpudeck(&[words, &["--output", "json"]].concat()).expect_success().stdout;
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let state = &told["deck"]["conditions"][0];
+        assert_eq!(state["kind"], "journal-unwritable", "{told:#}");
+        assert!(state["hint"].as_str().unwrap().contains("free space"), "{state:#}");
+        if words == ["status"] {
+            let dirty = &told["deck"]["git"]["dirty"];
+            assert!(dirty.as_array().unwrap().contains(&"services/chat.toml".into()), "{told:#}");
+        }
+    }
     let history = gpudeck(&["history", "chat", "--output", "json"]).expect_success().stdout;
     let history: Value = serde_json::from_str(&history).unwrap();
     assert_eq!(history.as_array().unwrap().len(), 1, "nothing is committed: {history:#}");

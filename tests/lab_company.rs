@@ -205,7 +205,7 @@ fn a_partitioned_controller_is_replaced_and_refused_when_it_is_back() {
         let hosts = b.run("hosts --output json").stdout;
         let hosts: serde_json::Value = serde_json::from_str(&hosts).unwrap_or_default();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let until = hosts[host]["claim"]["until"].as_u64();
+        let until = hosts["hosts"][host]["claim"]["until"].as_u64();
         until.is_some_and(|until| u128::from(until) < now.as_millis())
     };
     wait_until("the end of the lease on h2", DEADLINE, || lapsed("h2"));

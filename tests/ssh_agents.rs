@@ -135,7 +135,7 @@ progress_deadline = "20s"
 
     fn status(&self) -> Value {
         let done = self.run(None, "status --output json").expect_success();
-        serde_json::from_str(&done.stdout).unwrap()
+        serde_json::from_str::<Value>(&done.stdout).unwrap()["services"].take()
     }
 
     fn socket(&self) -> PathBuf {

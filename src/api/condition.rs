@@ -47,6 +47,19 @@ pub enum DeckConditionKind {
 }
 
 impl DeckConditionKind {
+    /// All of them, in this order.
+    pub const ALL: [Self; 9] = [
+        Self::JournalUnwritable,
+        Self::JournalBehind,
+        Self::HostsHeld,
+        Self::LoginLost,
+        Self::HandingOver,
+        Self::DeckMistake,
+        Self::DeckDiverged,
+        Self::Drift,
+        Self::StateNotSaved,
+    ];
+
     /// Its name, as in JSON: `journal-unwritable`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -61,6 +74,32 @@ impl DeckConditionKind {
             Self::StateNotSaved => "state-not-saved",
             Self::RemoteUnheard => "remote-unheard",
             Self::ClockAhead => "clock-ahead",
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_states_are_listed_in_their_order_under_their_names() {
+        for (place, kind) in DeckConditionKind::ALL.into_iter().enumerate() {
+            // A kind that is added does not compile here until somebody has thought of the list.
+            let expected = match kind {
+                DeckConditionKind::JournalUnwritable => 0,
+                DeckConditionKind::JournalBehind => 1,
+                DeckConditionKind::HostsHeld => 2,
+                DeckConditionKind::LoginLost => 3,
+                DeckConditionKind::HandingOver => 4,
+                DeckConditionKind::DeckMistake => 5,
+                DeckConditionKind::DeckDiverged => 6,
+                DeckConditionKind::Drift => 7,
+                DeckConditionKind::StateNotSaved => 8,
+            };
+            assert_eq!(place, expected);
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
     }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Args, Command, ControllerCommand, Output};
 use super::exit::Failure;
-use crate::api::{Client, Door, Hint, Intent};
+use crate::api::server::Version;
+use crate::api::{Client, Door, Intent};
 use crate::base::DeckId;
 use crate::controller::{self, Deck, Paths};
 
@@ -111,15 +112,13 @@ pub async fn attach(args: &Args) -> Result<Client, Failure> {
     Ok(client)
 }
 
-/// Says on standard error when the controller is of another build than this door.
+/// Says on standard error when the controller is of another build than this door. (In JSON `status` and `hosts` say it.)
 async fn tell_another_build(args: &Args, client: &Client) {
     let upgrade = matches!(&args.command, Some(Command::Controller(ControllerCommand::Upgrade)));
     if upgrade || args.output == Output::Json {
         return;
     }
-    if let Ok(version) = client.version().await
-        && !controller::handover::is_same_build(version.pid)
-    {
+    if let Some(version) = is_another_build(client).await {
         eprintln!(
             "gpudeck: the controller (pid {}, gpudeck {}) is of another build than this gpudeck {}\n  \
              → `gpudeck controller upgrade` hands over between two steps",
@@ -128,6 +127,12 @@ async fn tell_another_build(args: &Args, client: &Client) {
             env!("CARGO_PKG_VERSION")
         );
     }
+}
+
+/// What the controller is, if that is another build than this door.
+pub async fn is_another_build(client: &Client) -> Option<Version> {
+    let version = client.version().await.ok()?;
+    (!controller::handover::is_same_build(version.pid)).then_some(version)
 }
 
 /// The deck's controller, if one runs.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::args::{Args, ControllerCommand, Output, Why};
 use super::attach::{attach, deck, known, running};
 use super::exit::{Failure, Success};
-use super::table;
-use crate::api::{Client, Door, ErrorKind, Hint, Intent};
+use super::{standing, table};
+use crate::api::{Client, Door, ErrorKind, Intent};
 use crate::controller::handover::is_same_build;
 use crate::controller::{Options, Paths, start_in_process};
 
@@ -70,26 +70,24 @@ async fn status(args: &Args) -> Result<Success, Failure> {
         Some(client) => Some(client.version().await?),
         None => None,
     };
+    let deck = match &client {
+        Some(client) => Some(client.snapshot().await?.deck),
+        None => None,
+    };
     match args.output {
         Output::Json => table::json(&serde_json::json!({
             "running": version.is_some(), "version": version,
+            "conditions": deck.map(|d| d.conditions).unwrap_or_default(),
+            "another_build": version.as_ref().is_some_and(|v| !is_same_build(v.pid)),
             "directory": paths.dir, "socket": paths.socket(),
         }))?,
         Output::Text => {
             match version {
-                Some(v) => {
-                    table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?;
-                    if let Some(client) = &client {
-                        for condition in client.snapshot().await?.deck.conditions {
-                            table::out(&format!(
-                                "! {}: {}",
-                                condition.kind.name(),
-                                condition.text
-                            ))?;
-                        }
-                    }
-                }
+                Some(v) => table::out(&format!("gpudeck {} runs with pid {}", v.gpudeck, v.pid))?,
                 None => table::out("no controller runs; any command starts one")?,
+            }
+            if let Some(deck) = &deck {
+                standing::print(deck)?;
             }
             table::out(&format!("files in {}", paths.dir.display()))?;
         }

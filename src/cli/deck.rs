@@ -62,18 +62,6 @@ pub async fn run(args: &Args, command: &DeckCommand) -> Result<Success, Failure>
     Ok(Success::Done)
 }
 
-/// Whether the deck in this directory is edited, behind or diverged, in words.
-pub async fn standing(args: &Args) -> Vec<String> {
-    let Ok((dir, spec)) = deck(args) else { return Vec::new() };
-    let remote = spec.git.and_then(|g| g.remote);
-    let look = tokio::task::spawn_blocking(move || sharing::status(&dir, remote.as_deref()));
-    match look.await {
-        Ok(Ok(view)) => view.plainly(),
-        Ok(Err(error)) => vec![error.message],
-        Err(_) => Vec::new(),
-    }
-}
-
 /// One release: what it is, who, why, how it ended, and its spec.
 pub async fn show(args: &Args, number: ReleaseNumber) -> Result<Success, Failure> {
     let detail = attach(args).await?.release(number).await?;

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod exit;
 pub mod gateway;
 pub mod history;
+pub mod hosts;
 pub mod init;
 pub mod install;
 pub mod journal;
@@ -30,6 +31,7 @@ pub mod snapshot;
 pub mod snapshot_csv;
 pub mod snapshot_prometheus;
 pub mod ssh_config;
+pub mod standing;
 pub mod table;
 pub mod together;
 pub mod top;
@@ -162,7 +164,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Rollout(command) => rollout::run(args, command).await,
         Command::Stop { service, why, yes } => rollout::stop(args, service, why, *yes).await,
         Command::Status { service } => show::status(args, service.as_ref()).await,
-        Command::Hosts { command: None } => show::hosts(args).await,
+        Command::Hosts { command: None } => hosts::hosts(args).await,
         Command::Hosts { command: Some(HostsCommand::Upgrade(options)) } => {
             maintenance::upgrade(args, options).await
         }

@@ -1,17 +1,18 @@
-//! `gpudeck status`, `hosts`, `events`: what there is, from the snapshot.
+//! `gpudeck status` and `events`: what there is, from the snapshot.
 
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde::Serialize;
 
 use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
+use super::standing::{self, DeckPart};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, DownCause, EventLine, Gate, GpuHealth, Gpus, HostLinkState,
-    HostView, Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView, Severity,
-    SkippedGate, Snapshot, time,
+    Client, Condition, Delta, Door, EventLine, Gate, HostLinkState, HostView, Phase, PlanProgress,
+    ReplicaView, Rollout, ServiceName, ServiceView, Severity, SkippedGate, Snapshot, time,
 };
 
 /// A fresh controller has so long to hear of its hosts.
@@ -66,8 +67,13 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
     let client = attach(args).await?;
     let snapshot = settle(&client).await?;
     match service {
-        None if args.output == Output::Json => table::json(&snapshot.services)?,
+        None if args.output == Output::Json => {
+            let git = standing::git(args).await;
+            let deck = standing::part(&client, &snapshot.deck, git).await;
+            table::json(&serde_json::json!({ "deck": deck, "services": snapshot.services }))?;
+        }
         None => {
+            standing::print(&snapshot.deck)?;
             services(&snapshot)?;
             for view in snapshot.services.values() {
                 if let Some(trouble) = &view.trouble {
@@ -77,7 +83,8 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
                 super::together::print(group)?;
             }
-            for words in super::deck::standing(args).await {
+            let words = standing::git(args).await.map(|git| git.plainly());
+            for words in words.unwrap_or_default() {
                 table::out(&format!("deck: {words}"))?;
             }
         }
@@ -90,9 +97,12 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
                     .with_hint("`gpudeck status` lists them"));
             };
             match args.output {
-                Output::Json => table::json(view)?,
+                Output::Json => {
+                    let deck = standing::part(&client, &snapshot.deck, None).await;
+                    table::json(&OneService { service: view, deck })?;
+                }
                 Output::Text => {
-                    conditions(&snapshot)?;
+                    standing::print(&snapshot.deck)?;
                     one_service(view)?;
                 }
             }
@@ -101,9 +111,15 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
     Ok(Success::Done)
 }
 
+/// One service for programs, with how its deck stands.
+#[derive(Serialize)]
+struct OneService<'a> {
+    #[serde(flatten)]
+    service: &'a ServiceView,
+    deck: DeckPart<'a>,
+}
+
 fn services(snapshot: &Snapshot) -> Result<(), Failure> {
-    simulated(snapshot)?;
-    conditions(snapshot)?;
     let rows: Vec<Vec<String>> = snapshot
         .services
         .values()
@@ -274,78 +290,6 @@ pub fn now() -> crate::api::Timestamp {
     crate::api::Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Hosts and their GPUs.
-pub async fn hosts(args: &Args) -> Result<Success, Failure> {
-    let client = attach(args).await?;
-    let snapshot = settle(&client).await?;
-    if args.output == Output::Json {
-        table::json(&snapshot.hosts)?;
-        return Ok(Success::Done);
-    }
-    simulated(&snapshot)?;
-    conditions(&snapshot)?;
-    let mut rows = Vec::new();
-    for host in snapshot.hosts.values() {
-        let gpus = match host.sample.as_ref().map(|s| &s.gpus) {
-            None => "–".to_owned(),
-            Some(Gpus::None { .. }) => "none".to_owned(),
-            Some(Gpus::Hung { .. })
-                if host.sample.as_ref().is_some_and(|s| s.gpu_trouble.is_some()) =>
-            {
-                "NOT READ".to_owned()
-            }
-            Some(Gpus::Hung { .. }) => "DRIVER HUNG".to_owned(),
-            Some(Gpus::Some(gpus)) => {
-                let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();
-                format!("{}×{name}", gpus.len())
-            }
-        };
-        let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), up_note(host)),
-            HostLinkState::Limited { why, hint } => {
-                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
-                ("limited".to_owned(), format!("no agent: {why}{hint}"))
-            }
-            HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
-            HostLinkState::Asking { question } => (
-                "asking".to_owned(),
-                format!("question {question}: `gpudeck answer {question} yes`"),
-            ),
-            HostLinkState::Down { kind, cause, hint, trying, .. } => {
-                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
-                let again = trying.as_deref().map(|p| format!(" ({p} …)")).unwrap_or_default();
-                let state = if *kind == DownCause::LoginLost { kind.name() } else { "down" };
-                (state.to_owned(), format!("{cause}{again}{hint}"))
-            }
-        };
-        let free = host.sample.as_ref().map_or_else(
-            || "–".to_owned(),
-            |s| match s.gpus.list() {
-                [] => s.memory.map_or_else(|| "–".to_owned(), |m| m.free().to_string()),
-                gpus => {
-                    // Nothing is placed on the others.
-                    let well = gpus.iter().filter(|g| g.health == GpuHealth::Ok);
-                    let free = well.filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
-                    crate::api::Bytes(free).to_string()
-                }
-            },
-        );
-        rows.push(vec![
-            host.name.to_string(),
-            match host.maintenance.word() {
-                Some(word) => format!("{state}, {word}"),
-                None => state,
-            },
-            gpus,
-            free,
-            host.ranks.len().to_string(),
-            note,
-        ]);
-    }
-    table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
-    Ok(Success::Done)
-}
-
 /// What happened.
 pub async fn events(args: &Args, follow: bool) -> Result<Success, Failure> {
     let client = attach(args).await?;
@@ -383,75 +327,6 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
         .or_else(|| line.host.as_ref().map(ToString::to_string))
         .unwrap_or_default();
     table::out(&format!("{} {mark} {about:<12} {}", line.at, line.text))
-}
-
-/// What is to be said of a host that is reached: who else holds it comes before its GPUs and its maintenance.
-fn up_note(host: &HostView) -> String {
-    let held = held_by(host);
-    if !held.is_empty() {
-        return held;
-    }
-    let mut notes = gpus_note(host);
-    notes.push(maintenance_note(host));
-    notes.retain(|note| !note.is_empty());
-    notes.join("; ")
-}
-
-/// GPUs that nothing is placed on.
-fn gpus_note(host: &HostView) -> Vec<String> {
-    let gpus = host.sample.iter().flat_map(|sample| sample.gpus.list());
-    gpus.filter_map(|gpu| match &gpu.health {
-        GpuHealth::Ok => None,
-        GpuHealth::Degraded { why } => Some(format!("GPU {} DEGRADED: {why}", gpu.index)),
-        GpuHealth::Lost => Some(format!("GPU {} LOST", gpu.index)),
-    })
-    .collect()
-}
-
-/// Who cordoned it and why, or what keeps it from being empty.
-fn maintenance_note(host: &HostView) -> String {
-    let maintenance = &host.maintenance;
-    let trouble = maintenance.drain.as_ref().and_then(|d| d.trouble.clone());
-    let failed = match &maintenance.upgrade {
-        Some(crate::api::UpgradeHost::Failed { why }) => Some(why.clone()),
-        _ => None,
-    };
-    let cordon = maintenance.cordons.first().map(|c| {
-        let why = c.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
-        format!("cordoned by {}{why}", c.by)
-    });
-    failed.or(trouble).or(cordon).unwrap_or_default()
-}
-
-fn simulated(snapshot: &Snapshot) -> Result<(), Failure> {
-    if snapshot.deck.simulated {
-        table::out("SIMULATED hosts, engines and gateway")?;
-    }
-    Ok(())
-}
-
-/// Who else may act on a host.
-fn held_by(host: &HostView) -> String {
-    match host.claim.as_ref().filter(|c| !c.ours) {
-        Some(claim) => {
-            let since = claim.since.map(|s| format!(" since {s}")).unwrap_or_default();
-            let until = claim.until.map(|u| format!(" until {u}")).unwrap_or_default();
-            format!("held by {}{since}{until}", claim.holder)
-        }
-        None => String::new(),
-    }
-}
-
-/// What keeps the deck from something.
-fn conditions(snapshot: &Snapshot) -> Result<(), Failure> {
-    for condition in &snapshot.deck.conditions {
-        let name = condition.kind.name();
-        table::out(&format!("! {name} since {}: {}", condition.since, condition.text))?;
-        if let Some(hint) = &condition.hint {
-            table::out(&format!("  → {hint}"))?;
-        }
-    }
-    Ok(())
 }
 
 /// What a rollout waits for, and how a person can go on.

@@ -223,6 +223,9 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     let status = gpudeck("status").expect_success().stdout;
     assert!(status.contains("deck: the deck is 1 commits behind origin/main"), "{status}");
     assert!(status.contains("deck: edited and not committed: services/chat.toml"), "{status}");
+    let git = json(gpudeck("status --output json"), 0)["deck"]["git"].take();
+    assert_eq!((&git["behind"], &git["diverged"]), (&1.into(), &false.into()), "{git:#}");
+    assert_eq!(git["dirty"][0], "services/chat.toml", "{git:#}");
     let refused = gpudeck("apply chat --accept-outage");
     assert_eq!(refused.code(), Some(5), "{refused:#?}");
     assert!(refused.stderr.contains("1 commit that is not in this deck"), "{refused:#?}");

@@ -56,7 +56,7 @@ fn what_is_out_for_a_maintenance_stays_out_when_its_cordon_is_not_found() {
     // There is no other place for it.
     company.a("drain h1 --reason fans --yes").expect_success();
     wait_until("the end of the drain", DEADLINE, || {
-        let hosts = json(company.a("hosts --output json"));
+        let hosts = json(company.a("hosts --output json"))["hosts"].take();
         hosts["h1"]["maintenance"]["drain"]["ended"].is_u64()
     });
     wait_until("both cordons", DEADLINE, || cordons("h1") == 2 && cordons("h2") == 2);
@@ -68,7 +68,7 @@ fn what_is_out_for_a_maintenance_stays_out_when_its_cordon_is_not_found() {
     company.b("controller take-over --force --confirm shop").expect_success();
     let told = company.b("events --output json");
     assert!(told.stdout.contains("h1 is cordoned: a replica is out"), "{told:#?}");
-    let hosts = json(company.b("hosts --output json"));
+    let hosts = json(company.b("hosts --output json"))["hosts"].take();
     assert_eq!(hosts["h1"]["maintenance"]["cordons"][0]["by"], "take-over", "{hosts:#}");
     assert_eq!(json(company.b("status chat --output json"))["ready"], 1);
     assert_eq!(company.starts().len(), 2, "{:?}", company.starts());
@@ -101,12 +101,12 @@ fn cordons_and_drains_go_on_at_whoever_takes_over() {
     company.signal_first(Signal::KILL);
 
     company.b("controller take-over --force --confirm shop").expect_success();
-    let hosts = json(company.b("hosts --output json"));
+    let hosts = json(company.b("hosts --output json"))["hosts"].take();
     for (host, why) in [("h1", "fans"), ("h2", "disk")] {
         assert_eq!(hosts[host]["maintenance"]["cordons"][0]["reason"], why, "{hosts:#}");
     }
     wait_until("the end of the drain", DEADLINE, || {
-        let hosts = json(company.b("hosts --output json"));
+        let hosts = json(company.b("hosts --output json"))["hosts"].take();
         let drain = &hosts["h1"]["maintenance"]["drain"];
         assert!(drain["trouble"].is_null(), "{hosts:#}");
         drain["ended"].is_u64()
@@ -122,7 +122,7 @@ fn cordons_and_drains_go_on_at_whoever_takes_over() {
     company.b("uncordon h2").expect_success();
     stop_chat(|words| company.b(words));
     company.a("controller take-over --force --confirm shop").expect_success();
-    let hosts = json(company.a("hosts --output json"));
+    let hosts = json(company.a("hosts --output json"))["hosts"].take();
     assert_eq!(hosts["h1"]["maintenance"]["cordons"], serde_json::json!([]), "{hosts:#}");
     company.a("controller stop").expect_success();
     company.b("controller stop").expect_success();

@@ -1,0 +1,184 @@
+//! `gpudeck hosts`: the hosts and their GPUs, from the snapshot.
+
+use std::time::Duration;
+
+use super::args::{Args, Output};
+use super::attach::attach;
+use super::exit::{Failure, Success};
+use super::show::{now, settle};
+use super::{standing, table};
+use crate::api::{DownCause, GpuHealth, Gpus, HostLinkState, HostView, Timestamp, age, time};
+
+/// Some samples: one that is not looked at is sampled every five seconds.
+pub const FRESH: Duration = Duration::from_secs(15);
+/// The same where something of ours runs, which is sampled every two.
+const FRESH_WITH_RANKS: Duration = Duration::from_secs(6);
+
+/// Hosts and their GPUs.
+pub async fn hosts(args: &Args) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    let snapshot = settle(&client).await?;
+    if args.output == Output::Json {
+        let deck = standing::part(&client, &snapshot.deck, None).await;
+        table::json(&serde_json::json!({ "deck": deck, "hosts": snapshot.hosts }))?;
+        return Ok(Success::Done);
+    }
+    standing::print(&snapshot.deck)?;
+    let now = now();
+    let mut rows = Vec::new();
+    for host in snapshot.hosts.values() {
+        let gpus = match host.sample.as_ref().map(|s| &s.gpus) {
+            None => "–".to_owned(),
+            Some(Gpus::None { .. }) => "none".to_owned(),
+            Some(Gpus::Hung { .. })
+                if host.sample.as_ref().is_some_and(|s| s.gpu_trouble.is_some()) =>
+            {
+                "NOT READ".to_owned()
+            }
+            Some(Gpus::Hung { .. }) => "DRIVER HUNG".to_owned(),
+            Some(Gpus::Some(gpus)) => {
+                let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();
+                format!("{}×{name}", gpus.len())
+            }
+        };
+        let (state, note) = match &host.link {
+            HostLinkState::Up => ("up".to_owned(), up_note(host)),
+            HostLinkState::Limited { why, hint } => {
+                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+                ("limited".to_owned(), format!("no agent: {why}{hint}"))
+            }
+            HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
+            HostLinkState::Asking { question } => (
+                "asking".to_owned(),
+                format!("question {question}: `gpudeck answer {question} yes`"),
+            ),
+            HostLinkState::Down { kind, cause, hint, trying, .. } => {
+                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+                let again = trying.as_deref().map(|p| format!(" ({p} …)")).unwrap_or_default();
+                let state = if *kind == DownCause::LoginLost { kind.name() } else { "down" };
+                (state.to_owned(), format!("{cause}{again}{hint}"))
+            }
+        };
+        let free = host.sample.as_ref().map_or_else(
+            || "–".to_owned(),
+            |s| match s.gpus.list() {
+                [] => s.memory.map_or_else(|| "–".to_owned(), |m| m.free().to_string()),
+                gpus => {
+                    // Nothing is placed on the others.
+                    let well = gpus.iter().filter(|g| g.health == GpuHealth::Ok);
+                    let free = well.filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
+                    crate::api::Bytes(free).to_string()
+                }
+            },
+        );
+        rows.push(vec![
+            host.name.to_string(),
+            match host.maintenance.word() {
+                Some(word) => format!("{state}, {word}"),
+                None => state,
+            },
+            gpus,
+            free,
+            host.ranks.len().to_string(),
+            match old(host, now) {
+                Some(old) if note.is_empty() => old,
+                Some(old) => format!("{old}; {note}"),
+                None => note,
+            },
+        ]);
+    }
+    table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
+    Ok(Success::Done)
+}
+
+/// That what is shown of a host is not of now: it says nothing (yet its link is not given up), or its GPUs are not read.
+fn old(host: &HostView, now: Timestamp) -> Option<String> {
+    let fresh = if host.ranks.is_empty() { FRESH } else { FRESH_WITH_RANKS };
+    let age = age(now, host.sampled)?;
+    if age > fresh {
+        return Some(format!("{} old", time::short(age)));
+    }
+    let gpus = host.sample.as_ref().and_then(|sample| sample.gpus_age_ms)?;
+    let gpus = age + Duration::from_millis(gpus);
+    (gpus > fresh).then(|| format!("GPUs {} old", time::short(gpus)))
+}
+
+/// What is to be said of a host that is reached: who else holds it comes before its GPUs and its maintenance.
+fn up_note(host: &HostView) -> String {
+    let held = held_by(host);
+    if !held.is_empty() {
+        return held;
+    }
+    let mut notes = gpus_note(host);
+    notes.push(maintenance_note(host));
+    notes.retain(|note| !note.is_empty());
+    notes.join("; ")
+}
+
+/// GPUs that nothing is placed on.
+fn gpus_note(host: &HostView) -> Vec<String> {
+    let gpus = host.sample.iter().flat_map(|sample| sample.gpus.list());
+    gpus.filter_map(|gpu| match &gpu.health {
+        GpuHealth::Ok => None,
+        GpuHealth::Degraded { why } => Some(format!("GPU {} DEGRADED: {why}", gpu.index)),
+        GpuHealth::Lost => Some(format!("GPU {} LOST", gpu.index)),
+    })
+    .collect()
+}
+
+/// Who cordoned it and why, or what keeps it from being empty.
+fn maintenance_note(host: &HostView) -> String {
+    let maintenance = &host.maintenance;
+    let trouble = maintenance.drain.as_ref().and_then(|d| d.trouble.clone());
+    let failed = match &maintenance.upgrade {
+        Some(crate::api::UpgradeHost::Failed { why }) => Some(why.clone()),
+        _ => None,
+    };
+    let cordon = maintenance.cordons.first().map(|c| {
+        let why = c.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        format!("cordoned by {}{why}", c.by)
+    });
+    failed.or(trouble).or(cordon).unwrap_or_default()
+}
+
+/// Who else may act on a host.
+fn held_by(host: &HostView) -> String {
+    match host.claim.as_ref().filter(|c| !c.ours) {
+        Some(claim) => {
+            let since = claim.since.map(|s| format!(" since {s}")).unwrap_or_default();
+            let until = claim.until.map(|u| format!(" until {u}")).unwrap_or_default();
+            format!("held by {}{since}{until}", claim.holder)
+        }
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::tui::fixture::{NOW, rich};
+
+    #[test]
+    fn a_host_that_falls_silent_has_an_age_before_its_link_is_given_up() {
+        let mut host = rich().hosts.into_values().find(|h| h.link == HostLinkState::Up).unwrap();
+        let mut after = |seconds: u64, has_ranks: bool| {
+            if !has_ranks {
+                host.ranks.clear();
+            }
+            host.sampled = Some(Timestamp(NOW.0 - seconds * 1_000));
+            old(&host, NOW)
+        };
+        assert_eq!(after(3, true), None);
+        assert_eq!(after(7, true).as_deref(), Some("7s old"));
+        assert_eq!(after(14, false), None, "it is sampled every five seconds");
+        assert_eq!(after(16, false).as_deref(), Some("16s old"));
+        host.sampled = Some(NOW);
+        let mut sample = crate::api::HostSample::clone(host.sample.as_ref().unwrap());
+        sample.gpus_age_ms = Some(20_000);
+        host.sample = Some(sample.into());
+        assert_eq!(old(&host, NOW).as_deref(), Some("GPUs 20s old"));
+        host.sampled = None;
+        assert_eq!(old(&host, NOW), None);
+    }
+}
