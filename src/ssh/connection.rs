@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::{self, Ended, Login};
 use super::channel::{Parts, RusshConnection};
-use super::config::{MOST_BETWEEN_KEYS, StrictHostKeyChecking};
+use super::config::StrictHostKeyChecking;
 use super::cut::{Cuttable, Heard};
 use super::endpoint::{ConnectOptions, Endpoint, aside};
 use super::handler::{Client, Judge};
@@ -207,7 +207,7 @@ fn judge(
         revoked,
         revoked_file,
         ca_algorithms: config.ca_signature_algorithms.clone(),
-        required_rsa_bits: config.required_rsa_size.max(1024),
+        required_rsa_bits: config.required_rsa_size,
         trusted: config.no_host_authentication_for_localhost && loopback,
     };
     Ok((judge, kinds))
@@ -326,7 +326,7 @@ fn client_config(endpoint: &Endpoint, known: &KnownKinds) -> Result<client::Conf
     })?;
     let mut limits = russh::Limits::default();
     if let Some(bytes) = config.rekey_bytes {
-        let bytes = usize::try_from(bytes.clamp(1 << 20, MOST_BETWEEN_KEYS)).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         limits.rekey_read_limit = bytes;
         limits.rekey_write_limit = bytes;
     }
@@ -336,7 +336,7 @@ fn client_config(endpoint: &Endpoint, known: &KnownKinds) -> Result<client::Conf
     Ok(client::Config {
         nodelay: true,
         keepalive_interval: Some(config.server_alive_interval.unwrap_or(ALIVE_INTERVAL)),
-        keepalive_max: usize::try_from(config.server_alive_count_max.clamp(1, 100)).unwrap_or(3),
+        keepalive_max: usize::try_from(config.server_alive_count_max).unwrap_or(3),
         maximum_packet_size: 65_535,
         limits,
         preferred,

@@ -81,6 +81,11 @@ fn host_keys() -> Vec<Algorithm> {
     ]
 }
 
+/// What an agent may sign with beside those: keys on a device that wants to be touched.
+fn security_keys() -> [Algorithm; 2] {
+    [Algorithm::SkEd25519, Algorithm::SkEcdsaSha2NistP256]
+}
+
 /// Everything we have of what a keyword lists, for people.
 pub(super) fn supported(keyword: &str) -> String {
     fn names<T: AsRef<str>>(ours: &[T], old: &[T]) -> Vec<String> {
@@ -96,8 +101,8 @@ pub(super) fn supported(keyword: &str) -> String {
     all.join(", ")
 }
 
-/// Whether we have an algorithm that a list of this keyword (in lower case) names. Other lists than those of what is
-/// negotiated are not judged.
+/// Whether we have an algorithm that a list of this keyword (in lower case) names. Other lists (that of a
+/// login by a host's key, which is not done) are not judged.
 pub(super) fn has(keyword: &str, name: &str) -> bool {
     fn any<T: AsRef<str>>(ours: &[T], old: &[T], name: &str) -> bool {
         ours.iter().chain(old).any(|have| have.as_ref() == name)
@@ -108,6 +113,13 @@ pub(super) fn has(keyword: &str, name: &str) -> bool {
         "kexalgorithms" => any(&KEX, &OLD_KEX, name),
         "hostkeyalgorithms" => {
             host_keys().iter().any(|key| name == key.as_str() || name == certificate_name(key))
+        }
+        "pubkeyacceptedalgorithms" => {
+            let mut ours = host_keys().into_iter().chain(security_keys());
+            ours.any(|key| name == key.as_str() || name == certificate_name(&key))
+        }
+        "casignaturealgorithms" => {
+            host_keys().into_iter().chain(security_keys()).any(|key| name == key.as_str())
         }
         _ => true,
     }

@@ -103,7 +103,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     of("nohostauthenticationforlocalhost", What::Flag, Some("no")),
     of("passwordauthentication", What::Flag, Some("yes")),
     of("proxyusefdpass", What::Flag, Some("no")),
-    of("pubkeyauthentication", What::Choice(PUBKEY), Some("true")),
+    // What `host-bound` insists on, a server's own key within a signature, is not asked for.
+    unfollowed(
+        "pubkeyauthentication",
+        What::Choice(PUBKEY),
+        Some("true"),
+        &["true", "false", "unbound"],
+    ),
     of("stricthostkeychecking", What::Choice(STRICT), Some("ask")),
     of("tcpkeepalive", What::Flag, Some("yes")),
     unfollowed("verifyhostkeydns", What::Choice(YES_NO_ASK), Some("false"), &["false"]),
@@ -241,7 +247,8 @@ const NEWER: [&str; 4] = ["refuseconnection", "tag", "versionaddendum", "warnwea
 
 /// Of what is read over: what would decide how a host is reached or who is let in, with the values that ask for
 /// nothing.
-const MISSED: [(&str, &[&str]); 5] = [
+const MISSED: [(&str, &[&str]); 6] = [
+    ("canonicalizepermittedcnames", &["none"]),
     ("gssapikeyexchange", &["no"]),
     ("kbdinteractivedevices", &[]),
     ("securitykeyprovider", &["internal", "none"]),

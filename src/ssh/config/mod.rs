@@ -33,7 +33,12 @@ use crate::base::quote;
 const SYSTEM_FILE: &str = "/etc/ssh/ssh_config";
 
 /// Most bytes under one session key (RFC 4253, section 9).
-pub(super) const MOST_BETWEEN_KEYS: u64 = 1 << 30;
+const MOST_BETWEEN_KEYS: u64 = 1 << 30;
+/// Fewest: an exchange of keys costs more than the bytes.
+const LEAST_BETWEEN_KEYS: u64 = 1 << 20;
+
+/// A connection that leaves so many keepalives unanswered has ended, whatever the configuration says.
+const MOST_UNANSWERED: u32 = 100;
 
 /// What to do with a host key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,7 +141,7 @@ pub struct HostConfig {
     pub batch_mode: bool,
     /// A password is asked for so often.
     pub number_of_password_prompts: u32,
-    /// Shortest RSA key that is trusted, in bits.
+    /// Shortest RSA key that is trusted, or offered, in bits.
     pub required_rsa_size: u32,
     /// How long an answer to a keepalive is waited for; none: not said.
     pub server_alive_interval: Option<Duration>,
@@ -453,9 +458,8 @@ fn finish(
         seconds.filter(|s| *s > 0).map(Duration::from_secs)
     };
     let rekey_bytes: u64 = values.first("rekeylimit").and_then(|v| v.parse().ok()).unwrap_or(0);
-    if rekey_bytes > MOST_BETWEEN_KEYS {
-        warnings.push("rekeylimit over 1G is not supported: keys change after each GiB".to_owned());
-    }
+    let alive_count = number("serveralivecountmax", 3);
+    bounds(values, rekey_bytes, alive_count, &mut warnings);
     let route = route(values, &tokens, place, &host, port, &user, &mut warnings)?;
     let batch_mode = yes("batchmode", false);
     let mut config = HostConfig {
@@ -493,12 +497,15 @@ fn finish(
             .map(|list| list.split(',').map(ToOwned::to_owned).collect()),
         batch_mode,
         number_of_password_prompts: number("numberofpasswordprompts", 3),
-        required_rsa_size: number("requiredrsasize", 1024),
+        // `ssh` trusts no shorter one, whatever is asked for.
+        required_rsa_size: number("requiredrsasize", 1024).max(1024),
         server_alive_interval: seconds("serveraliveinterval"),
-        server_alive_count_max: number("serveralivecountmax", 3),
+        server_alive_count_max: alive_count.clamp(1, MOST_UNANSWERED),
         connect_timeout: seconds("connecttimeout"),
         tcp_keep_alive: yes("tcpkeepalive", true),
-        rekey_bytes: Some(rekey_bytes).filter(|b| *b > 0),
+        rekey_bytes: Some(rekey_bytes)
+            .filter(|b| *b > 0)
+            .map(|bytes| bytes.clamp(LEAST_BETWEEN_KEYS, MOST_BETWEEN_KEYS)),
         rekey_interval: seconds(keywords::REKEY_INTERVAL),
         ciphers,
         macs,
@@ -519,6 +526,30 @@ fn finish(
         print::Shown { user_known_hosts: &user_known_hosts, global_known_hosts: &global_raw };
     config.printed = print::all(&config, values, &raw_identities, &raw_certificates, &shown);
     Ok(config)
+}
+
+/// Says where a value goes beyond what is done here: the nearest that is counts.
+fn bounds(values: &Values, rekey_bytes: u64, alive_count: u32, warnings: &mut Vec<String>) {
+    let mut say = |what: &str| warnings.push(what.to_owned());
+    if rekey_bytes > MOST_BETWEEN_KEYS {
+        say("rekeylimit over 1G is not supported: keys change after each GiB");
+    } else if rekey_bytes > 0 && rekey_bytes < LEAST_BETWEEN_KEYS {
+        say("rekeylimit under 1M is not supported: keys change after each MiB");
+    }
+    if alive_count == 0 {
+        say(
+            "serveralivecountmax 0 is not supported: the first unanswered keepalive ends a connection",
+        );
+    } else if alive_count > MOST_UNANSWERED {
+        say(
+            "serveralivecountmax over 100 is not supported: 100 unanswered keepalives end a connection",
+        );
+    }
+    if values.first("serveraliveinterval") == Some("0") {
+        say(
+            "serveraliveinterval 0 is not supported: a host is asked every 15 s whether it is there",
+        );
+    }
 }
 
 fn route(

@@ -64,7 +64,9 @@ fn algorithms_and_ways_that_we_lack_are_named() {
         Ciphers 3des-cbc,aes128-ctr\nMACs umac-64@openssh.com,hmac-sha2-256\nHostKeyAlgorithms +ssh-rsa\n\
         ConnectionAttempts 5\nPreferredAuthentications gssapi-with-mic,hostbased,publickey\n\
         GSSAPIKeyExchange yes\nUsePrivilegedPort yes\nKbdInteractiveDevices pam\n\
-        SecurityKeyProvider /lib/sk.so\nRekeyLimit 4G\nUpdateHostKeys ask\n";
+        SecurityKeyProvider /lib/sk.so\nRekeyLimit 4G\nUpdateHostKeys ask\n\
+        PubkeyAcceptedAlgorithms +ssh-rsa\nCASignatureAlgorithms +ssh-rsa\n\
+        CanonicalizePermittedCNAMEs *.a:*.b\nPubkeyAuthentication host-bound\n";
     let said = of(text, "x").unwrap().warnings;
     for words in [
         "kexalgorithms sntrup761x25519-sha512@openssh.com: not supported",
@@ -79,14 +81,38 @@ fn algorithms_and_ways_that_we_lack_are_named() {
         "securitykeyprovider /lib/sk.so is not supported",
         "updatehostkeys ask is not supported",
         "rekeylimit over 1G",
+        "pubkeyacceptedalgorithms ssh-rsa: not supported",
+        "casignaturealgorithms ssh-rsa: not supported",
+        "canonicalizepermittedcnames *.a:*.b is not supported",
+        "pubkeyauthentication host-bound is not supported",
     ] {
         assert!(said.iter().any(|warning| warning.contains(words)), "{words}: {said:#?}");
     }
-    assert_eq!(said.len(), 12, "{said:#?}");
+    assert_eq!(said.len(), 16, "{said:#?}");
     let text = "Ciphers -3des-cbc,aes*\nMACs hmac-sha2-256\nConnectionAttempts 1\n\
         PreferredAuthentications publickey,password\nGSSAPIKeyExchange no\nSecurityKeyProvider internal\n\
-        UpdateHostKeys no\n";
+        UpdateHostKeys no\nCanonicalizePermittedCNAMEs none\nPubkeyAuthentication unbound\n\
+        PubkeyAcceptedAlgorithms sk-ssh-ed25519@openssh.com,rsa-sha2-512-cert-v01@openssh.com\n\
+        CASignatureAlgorithms sk-ecdsa-sha2-nistp256@openssh.com,rsa-sha2-256\n";
     assert_eq!(of(text, "x").unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn values_beyond_what_is_done_are_told_and_the_nearest_counts() {
+    for (line, words) in [
+        ("RekeyLimit 16K", "rekeylimit under 1M"),
+        ("ServerAliveCountMax 0", "serveralivecountmax 0"),
+        ("ServerAliveCountMax 101", "serveralivecountmax over 100"),
+        ("ServerAliveInterval 0", "every 15 s"),
+    ] {
+        let said = of(line, "x").unwrap().warnings;
+        assert!(said.len() == 1 && said[0].contains(words), "{line}: {said:?}");
+    }
+    let lines = "RekeyLimit 1M\nServerAliveCountMax 100\nServerAliveInterval 1\n";
+    assert_eq!(of(lines, "x").unwrap().warnings, Vec::<String>::new());
+    let found = of("RekeyLimit 16K\nServerAliveCountMax 0\n", "x").unwrap();
+    assert_eq!((found.rekey_bytes, found.server_alive_count_max), (Some(1 << 20), 1));
+    assert_eq!(of("RequiredRSASize 512", "x").unwrap().required_rsa_size, 1024);
 }
 
 #[test]
