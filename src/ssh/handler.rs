@@ -68,7 +68,8 @@ impl Judge {
     }
 }
 
-fn rsa_bits(key: &KeyData) -> Option<u32> {
+/// How long an RSA key is; none: it is of another kind.
+pub(super) fn rsa_bits(key: &KeyData) -> Option<u32> {
     key.rsa().map(russh::keys::ssh_key::public::RsaPublicKey::key_size)
 }
 

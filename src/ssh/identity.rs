@@ -16,6 +16,7 @@ use russh::keys::{
 use super::SshError;
 use super::agent_keys::{self, Agent};
 use super::endpoint::{ConnectOptions, Endpoint, aside};
+use super::handler::rsa_bits;
 use super::keyring::{KeyRing, read_key_file};
 use crate::base::{quote, text};
 
@@ -302,9 +303,25 @@ pub(super) async fn gather(
         }
         new
     });
+    let Identities { list, notes, .. } = &mut all;
+    list.retain(|identity| match too_short(identity, config.required_rsa_size) {
+        Some(why) => {
+            notes.push(why);
+            false
+        }
+        None => true,
+    });
     // Last what somebody must be asked for.
     all.list.sort_by_key(|identity| matches!(identity.holder, Holder::Locked(_)));
     Ok(all)
+}
+
+/// Why an RSA key is not offered: it is shorter than the configuration wants keys to be, ours as well as a host's
+/// (`sshkey_check_rsa_length` in OpenSSH's `pubkey_prepare`).
+fn too_short(identity: &Identity, required: u32) -> Option<String> {
+    let bits = rsa_bits(identity.key.key_data()).filter(|bits| *bits < required)?;
+    let label = &identity.label;
+    Some(format!("{label} (not used: {bits} bits, and RequiredRSASize is {required})"))
 }
 
 /// `data` with our signature behind it.

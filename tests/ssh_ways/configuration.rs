@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::ssh_support::{Sshd, keygen, lab, tool};
+use super::ssh_support::{Agent, Sshd, keygen, lab, tool};
 use gpudeck::base::{DownCause, Hint};
 use gpudeck::ssh::{NoQuestions, SshError, run};
 
@@ -29,6 +29,49 @@ async fn an_rsa_key_signs_with_what_is_left_to_it() {
     let none = with(" PubkeyAcceptedAlgorithms ssh-ed25519");
     let error = to("box", &none, &NoQuestions).await.err().unwrap();
     assert!(error.to_string().contains("PubkeyAcceptedAlgorithms"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rsa_key_of_ours_that_is_shorter_than_wanted_is_not_offered() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let key = server.path("rsa");
+    // The server would take it.
+    keygen(&key, "rsa", "");
+    server.authorize(&key);
+    tool(
+        "ssh-keygen",
+        &[
+            "-q",
+            "-s",
+            key.to_str().unwrap(),
+            "-I",
+            "me",
+            "-n",
+            "root",
+            &format!("{}.pub", key.display()),
+        ],
+    );
+    let agent = Agent::start(&server.path("agent")).await;
+    agent.add(&key);
+    let own = server.user_key().display().to_string();
+    let with = |more: &str| {
+        let text = block("box", &server, more).replace(&own, &key.display().to_string());
+        options(server.dir.path(), &text)
+    };
+    let by_agent = format!(" IdentityAgent {}", agent.socket.display());
+    for way in [" IdentityAgent none", &by_agent] {
+        to("box", &with(&format!("{way}\n RequiredRSASize 2048")), &NoQuestions).await.expect(way);
+        let longer = with(&format!("{way}\n RequiredRSASize 2049"));
+        let error = to("box", &longer, &NoQuestions).await.err().unwrap();
+        assert_eq!(error.cause(), DownCause::LoginLost, "{error}");
+        assert!(error.to_string().contains("RequiredRSASize is 2049"), "{error}");
+    }
+    let log = fs::read_to_string(server.path("log")).unwrap();
+    assert_eq!(log.matches("Accepted publickey").count(), 2, "{log}");
+    assert!(!log.contains("Failed publickey"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
