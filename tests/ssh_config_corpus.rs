@@ -48,12 +48,51 @@ fn other_version() -> Vec<String> {
         .collect()
 }
 
-/// What is printed otherwise; also what they print and we do not, of the keys we ever print.
+/// The keys that we print and for which we have no value of our own where nothing is said: a file decides whether they
+/// are there. The lists of algorithms come last.
+const SOMETIMES: [&str; 25] = [
+    "user",
+    "hostname",
+    "bindaddress",
+    "bindinterface",
+    "certificatefile",
+    "globalknownhostsfile",
+    "hostkeyalias",
+    "identityagent",
+    "identityfile",
+    "ignoreunknown",
+    "knownhostscommand",
+    "pkcs11provider",
+    "preferredauthentications",
+    "proxycommand",
+    "proxyjump",
+    "rekeylimit",
+    "revokedhostkeys",
+    "userknownhostsfile",
+    "casignaturealgorithms",
+    "ciphers",
+    "hostbasedacceptedalgorithms",
+    "hostkeyalgorithms",
+    "kexalgorithms",
+    "macs",
+    "pubkeyacceptedalgorithms",
+];
+const LISTS: usize = 7;
+
+/// What is printed otherwise; also what they print and we do not, of the keys we ever print. A list of algorithms that
+/// comes to nothing is empty there, and left out here.
 fn differences(theirs: &Values, ours: &Values, versions: &[String]) -> Vec<String> {
-    let sometimes = ["proxyjump", "proxycommand", "hostkeyalias", "identityagent"];
+    let lists = &SOMETIMES[SOMETIMES.len() - LISTS..];
+    let is_nothing = |key: &String| {
+        let said = theirs.get(key).map(Vec::as_slice);
+        lists.contains(&key.as_str())
+            && !ours.contains_key(key)
+            && matches!(said, Some([empty]) if empty.is_empty())
+    };
     ours.keys()
-        .chain(sometimes.map(String::from).iter())
+        .chain(SOMETIMES.map(String::from).iter())
         .filter(|key| !versions.contains(key) && theirs.get(*key) != ours.get(*key))
+        .filter(|key| !is_nothing(key))
         .map(|key| format!("{key}: ssh {:?}, we {:?}", theirs.get(key), ours.get(key)))
         .collect()
 }
