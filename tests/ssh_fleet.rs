@@ -287,6 +287,26 @@ async fn a_host_comes_up_answers_and_is_dialled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_one_session_is_allowed_an_agent_is_installed_with_one_login() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    server.kill();
+    let mut file = fs::File::options().append(true).open(server.path("sshd_config")).unwrap();
+    std::io::Write::write_all(&mut file, b"MaxSessions 1\n").unwrap();
+    server.up();
+    let agent = fake_agent(server.dir.path(), PROTOCOL_VERSION);
+    let mut watched = Watched::new(&agent, false);
+    watched.hosts(&[("box", &spec(&server, &server.known_hosts("ed25519")))]);
+    let link = watched.up("box").await;
+    assert_eq!(link.request(ask_done()).await, Ok(Reply::Done));
+    let log = fs::read_to_string(server.path("log")).unwrap();
+    assert_eq!(log.matches("Accepted publickey").count(), 1, "{log}");
+    watched.fleet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_host_fails_what_waits_and_comes_back() {
     if !lab() {
         return;

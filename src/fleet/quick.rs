@@ -22,6 +22,8 @@ use crate::wire::MAX_LINE_BYTES;
 
 const QUICK: &str = include_str!("quick.sh");
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A script that has said all it has to say ends within this time.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 /// Lines that a login shell's start-up files may print before.
 const MAX_CHATTER_LINES: usize = 200;
 
@@ -48,11 +50,19 @@ pub(super) async fn start(
                 continue;
             };
             let good = key == "runs" && !value.chars().any(char::is_control);
-            return good.then(|| value.to_owned());
+            return Some(good.then(|| value.to_owned()));
         }
         None
     };
-    let Ok(Some(state_dir)) = timeout(PATIENCE, answer).await else { return Ok(None) };
+    let state_dir = match timeout(PATIENCE, answer).await {
+        Ok(Some(Some(state_dir))) => state_dir,
+        Ok(Some(None)) => {
+            // It is about to end by itself, and a server may allow one session only.
+            let _ = timeout(END_PATIENCE, control.wait()).await;
+            return Ok(None);
+        }
+        Ok(None) | Err(_) => return Ok(None),
+    };
     let command = AgentCommand {
         binary: format!("{state_dir}/bin/{}", binary.installed_name()),
         state_dir,

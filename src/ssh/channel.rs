@@ -1,10 +1,10 @@
 //! A connection that is logged in: command lines on its channels, and its end.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use russh::client::{self, Handle};
@@ -32,6 +32,12 @@ pub const MAX_UNREAD_BYTES: usize = 64 << 20;
 /// a server that sends byte after byte in messages of their own is as bounded as any other.
 const MESSAGE_COST: usize = 256;
 
+/// A server counts a session until it has looked at its end, also one of which we were told: one more is asked
+/// for again, with pauses, when one of ours has ended this short a time ago.
+const JUST_ENDED: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const MOST_TRIES: u32 = 8;
+
 /// A server that is there answers within this time.
 const PONG: Duration = Duration::from_secs(5);
 
@@ -46,6 +52,7 @@ pub struct RusshConnection {
     watchdog: tokio::task::JoinHandle<()>,
     /// Until the first channel is open.
     at_once: AtOnce,
+    last_end: Arc<LastEnd>,
     _guard: DropGuard,
     /// What the connection goes over: it must not end before this one.
     _kept: Kept,
@@ -118,6 +125,7 @@ impl RusshConnection {
             channel_timeout: parts.channel_timeout,
             address: parts.address,
             at_once: parts.at_once,
+            last_end: Arc::default(),
             _guard: parts.guard,
             _kept: parts.kept,
         }
@@ -174,9 +182,7 @@ impl RusshConnection {
     }
 
     async fn open(&self, command: &str) -> Result<ExecChannel, SshError> {
-        let handle = Arc::clone(&self.handle);
-        let opening = async move { handle.channel_open_session().await };
-        let channel = in_the_end(opening).await.map_err(refused)?;
+        let channel = self.session().await.map_err(refused)?;
         self.at_once.set(false);
         let (mut read, write) = channel.split();
         let write = Unstarted(Some(write));
@@ -201,8 +207,41 @@ impl RusshConnection {
         let (output, received) = mpsc::unbounded_channel();
         let unread = Arc::new(Unread::default());
         let inbox = Inbox { received, current: Bytes::new(), unread: Arc::clone(&unread) };
-        tokio::spawn(pump(read, write, feed, Outbox { output: Some(output), unread }, parts));
+        let outbox = Outbox { output: Some(output), unread };
+        tokio::spawn(pump(read, write, feed, outbox, parts, Arc::clone(&self.last_end)));
         Ok(ExecChannel { stdin: Box::new(stdin), stdout: Box::new(inbox), control })
+    }
+
+    async fn session(&self) -> Result<russh::Channel<client::Msg>, russh::Error> {
+        let mut tries = 0;
+        loop {
+            let handle = Arc::clone(&self.handle);
+            let opening = async move { handle.channel_open_session().await };
+            match in_the_end(opening).await {
+                Err(russh::Error::ChannelOpenFailure(_))
+                    if tries < MOST_TRIES && self.last_end.is_within(JUST_ENDED) =>
+                {
+                    tokio::time::sleep(FIRST_PAUSE * 2u32.saturating_pow(tries)).await;
+                    tries += 1;
+                }
+                opened => return opened,
+            }
+        }
+    }
+}
+
+/// When a session of ours ended last, or was left.
+#[derive(Default)]
+struct LastEnd(Mutex<Option<Instant>>);
+
+impl LastEnd {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_within(&self, limit: Duration) -> bool {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < limit)
     }
 }
 
@@ -328,6 +367,7 @@ async fn pump(
     input: DuplexStream,
     mut outbox: Outbox,
     parts: ExecParts,
+    last_end: Arc<LastEnd>,
 ) {
     let mut status = ExitStatus::Lost;
     let ended_by_server = {
@@ -359,6 +399,8 @@ async fn pump(
         }
     };
     outbox.output = None;
+    // Before anybody knows of it and asks for the next one.
+    last_end.now();
     parts.exit.send_replace(Some(status));
     if !ended_by_server {
         let _ = timeout(Duration::from_secs(5), write.close()).await;

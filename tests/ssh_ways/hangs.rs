@@ -213,6 +213,22 @@ async fn one_session_more_than_the_server_allows_is_refused_and_the_others_go_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_session_after_the_other_where_one_is_allowed() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    add_to(&mut server, "MaxSessions 1\n");
+    let options = options(server.dir.path(), &block("box", &server, ""));
+    let connection = to("box", &options, &NoQuestions).await.unwrap();
+    for n in 0..30 {
+        assert_eq!(says(&connection, &format!("echo {n}")).await, format!("{n}\n"));
+        // One that is left before its end.
+        drop(connection.exec("cat").await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_frozen_is_noticed() {
     if !lab() {
         return;
