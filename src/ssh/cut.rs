@@ -27,7 +27,8 @@ impl Heard {
         Arc::new(Self { since: Instant::now(), last_ms: AtomicU64::new(0), first: OnceLock::new() })
     }
 
-    fn now(&self) {
+    /// Something was.
+    pub(super) fn now(&self) {
         let ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(ms, Ordering::Relaxed);
     }

@@ -3,8 +3,9 @@
 //! A server lets only some connections wait for their login, counted from their first byte
 //! (`MaxStartups`). So only some stand at one door, which is an address or the server that a
 //! `ProxyCommand` leads to. And a handshake costs this machine computing time: all hosts together
-//! take turns, and nobody takes one before the server has said its first word. A turn is not kept for
-//! long: hosts that hang, in whatever phase, do not use them up. A place at a door is kept until the
+//! take turns, and nobody takes one before the server has said its first word. A turn is kept while the
+//! server says something: hosts that hang, in whatever phase, do not use them up, nor do those that talk
+//! on and on. A place at a door is kept until the
 //! login has ended once the server has spoken, however slow it is: until then it counts there, too.
 //! Where a command leads to the host, it stands at two doors: at that of the server that the command logs
 //! in to, which is over when the host itself says its first word, and at the host's own.
@@ -17,6 +18,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::cut::Heard;
+
 /// Handshakes at once, all hosts together.
 const AT_ONCE: usize = 32;
 /// At one door at once: below sshd's `MaxStartups 10:30:100`.
@@ -24,8 +27,10 @@ const AT_ONE_DOOR: usize = 8;
 /// Names that are looked up at once: each holds a thread until the resolver answers, or gives up after many
 /// seconds, whoever waits for it. There are 512 for all that blocks (`max_blocking_threads` of tokio).
 const LOOKUPS: usize = 64;
-/// Whoever takes longer to shake hands goes on without a turn, and whoever hears nothing without a place.
+/// Whoever hears nothing for so long shakes hands without a turn, and waits without a place.
 const KEPT_FOR: Duration = Duration::from_secs(2);
+/// Whoever hears something all the time has its turn so many times as long, and no longer.
+const MOST_KEPT: u32 = 5;
 
 /// Who may shake hands.
 pub struct Pace {
@@ -67,7 +72,7 @@ struct Waited {
 }
 
 impl Pace {
-    /// Turns are given back after so long at the latest.
+    /// Turns are given back after so long a silence.
     pub fn keeping(kept_for: Duration) -> Self {
         let (hands, lookups) =
             (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(LOOKUPS)));
@@ -209,27 +214,54 @@ impl Turn {
         }
     }
 
-    /// Does `work`, in which the turn may be taken; gives it back afterwards, or soon.
-    pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+    /// Does `work`, in which a place may be taken; gives it back afterwards, or soon where nothing is said.
+    async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let lease = async {
+            self.taken.notified().await;
+            tokio::time::sleep(self.kept_for).await;
+            if self.has_spoken.load(Ordering::Acquire) {
+                std::future::pending::<()>().await;
+            }
+        };
+        self.leased(work, lease).await
+    }
+
+    /// Does `work`, in which the turn may be taken; gives it back afterwards, or when nothing was heard for a
+    /// while.
+    pub(super) async fn while_heard<T>(&self, heard: &Heard, work: impl Future<Output = T>) -> T {
+        let lease = async {
+            self.taken.notified().await;
+            let since = Instant::now();
+            loop {
+                // What was heard before counts for nothing: it waited for the turn.
+                let silence = heard.silence().min(since.elapsed());
+                let left = self.kept_for.saturating_sub(silence);
+                let most = (self.kept_for * MOST_KEPT).saturating_sub(since.elapsed());
+                if left.min(most).is_zero() {
+                    return;
+                }
+                tokio::time::sleep(left.min(most)).await;
+            }
+        };
+        self.leased(work, lease).await
+    }
+
+    /// Does `work`, and gives the turn back when it is done, given up, or the lease is over.
+    async fn leased<T>(&self, work: impl Future<Output = T>, lease: impl Future<Output = ()>) -> T {
         struct GiveBack<'a>(&'a Turn);
         impl Drop for GiveBack<'_> {
             fn drop(&mut self) {
                 self.0.give_back();
             }
         }
-        let _give_back = GiveBack(self);
-        let lease = async {
-            self.taken.notified().await;
-            tokio::time::sleep(self.kept_for).await;
-            if !self.has_spoken.load(Ordering::Acquire) {
-                self.give_back();
-            }
-            std::future::pending::<()>().await;
-        };
+        let give_back = GiveBack(self);
         tokio::pin!(work, lease);
         tokio::select! {
             done = &mut work => done,
-            () = &mut lease => work.await,
+            () = &mut lease => {
+                drop(give_back);
+                work.await
+            }
         }
     }
 
@@ -244,12 +276,21 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     async fn one<T>(pace: &Pace, address: &str, work: impl Future<Output = T>) -> T {
+        hearing(&Heard::new(), pace, address, work).await
+    }
+
+    async fn hearing<T>(
+        heard: &Heard,
+        pace: &Pace,
+        address: &str,
+        work: impl Future<Output = T>,
+    ) -> T {
         let (doors, turn) = (Arc::new(pace.doors()), Arc::new(pace.turn()));
         let shaking = pace.shake_hands(Arc::clone(&turn), Arc::clone(&doors));
         doors
             .during(async {
                 pace.enter(address, &doors).await;
-                turn.during(async {
+                turn.while_heard(heard, async {
                     shaking.await;
                     work.await
                 })
@@ -286,6 +327,55 @@ mod tests {
             let pace = Arc::clone(&pace);
             hanging.spawn(async move {
                 one(&pace, &format!("hang{n}"), std::future::pending::<()>()).await;
+            });
+        }
+        tokio::task::yield_now().await;
+        let done =
+            tokio::time::timeout(Duration::from_secs(30), one(&pace, "good", async { 7 })).await;
+        assert_eq!(done, Ok(7));
+    }
+
+    /// They take longer than a silence may last, and say something all the while.
+    #[tokio::test]
+    async fn of_hosts_that_are_merely_slow_thirty_two_shake_hands_at_once() {
+        let pace = Arc::new(Pace::default());
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut all = tokio::task::JoinSet::new();
+        for n in 0..2 * AT_ONCE {
+            let (pace, now, most) = (Arc::clone(&pace), Arc::clone(&now), Arc::clone(&most));
+            all.spawn(async move {
+                let heard = Heard::new();
+                let work = async {
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    let begin = Instant::now();
+                    while begin.elapsed() < KEPT_FOR * 3 / 2 {
+                        tokio::time::sleep(KEPT_FOR / 40).await;
+                        heard.now();
+                    }
+                    now.fetch_sub(1, Ordering::SeqCst);
+                };
+                hearing(&heard, &pace, &format!("slow{n}"), work).await;
+            });
+        }
+        while all.join_next().await.is_some() {}
+        assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn hosts_that_talk_on_and_on_do_not_keep_their_turns() {
+        let pace = Arc::new(Pace::keeping(Duration::from_millis(100)));
+        let mut talking = tokio::task::JoinSet::new();
+        for n in 0..2 * AT_ONCE {
+            let pace = Arc::clone(&pace);
+            talking.spawn(async move {
+                let heard = Heard::new();
+                let work = async {
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        heard.now();
+                    }
+                };
+                hearing(&heard, &pace, &format!("talks{n}"), work).await;
             });
         }
         tokio::task::yield_now().await;
