@@ -12,8 +12,8 @@ use super::pace::Pace;
 use super::{KeyRing, SshError, known_hosts};
 use crate::base::text;
 
-/// More places to jump over are a mistake.
-const MAX_JUMPS: usize = 16;
+/// Most places to jump over: each handshake lies within the one of the place before it, on one stack.
+const MAX_JUMPS: usize = 32;
 
 /// A host as a person named it; what is left out comes from the SSH configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -249,9 +249,12 @@ impl Endpoint {
     fn chain(&self, options: &ConnectOptions) -> Result<Vec<Self>, SshError> {
         let mut seen = vec![self.clone()];
         while let Some(next) = seen.last().map(|last| last.jump(options)).transpose()?.flatten() {
-            if seen.contains(&next) || seen.len() > MAX_JUMPS {
+            if seen.contains(&next) {
                 let names: Vec<_> = seen.iter().map(|e| e.name.as_str()).collect();
                 return Err(SshError::JumpLoop { names: names.join(" → ") });
+            }
+            if seen.len() > MAX_JUMPS {
+                return Err(SshError::TooManyJumps { most: MAX_JUMPS });
             }
             seen.push(next);
         }
@@ -381,6 +384,21 @@ mod tests {
         let endpoint = Endpoint::resolve(&target, &options).unwrap();
         assert_eq!(endpoint.known_hosts_files, ["/deck", "/g1", "/g2"].map(PathBuf::from));
         assert_eq!(endpoint.known_hosts_file, Some(PathBuf::from("/deck")));
+    }
+
+    #[test]
+    fn a_long_way_is_no_circle() {
+        let mut options = ConnectOptions::from_env(None);
+        let mut way = |places: usize| {
+            let hops: Vec<String> =
+                (0..places).map(|n| format!("Host h{n}\n ProxyJump h{}\n", n + 1)).collect();
+            options.config = ConfigFiles::Text(hops.concat().as_str().into());
+            let target = Target { name: "h0".to_owned(), ..Target::default() };
+            Endpoint::resolve(&target, &options).unwrap().chain(&options)
+        };
+        assert_eq!(way(MAX_JUMPS).unwrap().len(), 1 + MAX_JUMPS);
+        let error = way(MAX_JUMPS + 1).err().unwrap();
+        assert!(matches!(error, SshError::TooManyJumps { .. }), "{error}");
     }
 
     #[test]

@@ -159,6 +159,12 @@ pub enum SshError {
         /// The places in order.
         names: String,
     },
+    /// A way over more places than anybody has.
+    #[error("ProxyJump leads over more than {most} places")]
+    TooManyJumps {
+        /// So many are gone over.
+        most: usize,
+    },
     /// Something about the place that is jumped over.
     #[error("jump host {via}: {error}")]
     Jump {
@@ -232,6 +238,7 @@ impl SshError {
             | Self::Algorithms { .. }
             | Self::NothingInCommon { .. }
             | Self::JumpLoop { .. }
+            | Self::TooManyJumps { .. }
             | Self::File { .. } => DownCause::Configuration,
             Self::Jump { error, .. } => error.cause(),
             Self::ChannelRefused { .. } => DownCause::ChannelRefused,
@@ -263,6 +270,7 @@ impl SshError {
                 | Self::Algorithms { .. }
                 | Self::NothingInCommon { .. }
                 | Self::JumpLoop { .. }
+                | Self::TooManyJumps { .. }
                 | Self::File { .. }
         ) || matches!(self, Self::Jump { error, .. } if error.needs_a_person())
     }
@@ -340,7 +348,9 @@ impl Hint for SshError {
                  sshd_config; we have {}",
                 supported(keyword)
             ),
-            Self::JumpLoop { .. } => "correct ProxyJump in the SSH configuration".to_owned(),
+            Self::JumpLoop { .. } | Self::TooManyJumps { .. } => {
+                "correct ProxyJump in the SSH configuration".to_owned()
+            }
             Self::Jump { error, .. } => return error.hint(),
             Self::JumpRefused { to, why } => why.hint(to),
             Self::ProxyCommand { .. } => {
@@ -408,6 +418,7 @@ mod tests {
             SshError::Algorithms { keyword: text(), asked: text() },
             SshError::NothingInCommon { address: text(), keyword: "Ciphers", theirs: text() },
             SshError::JumpLoop { names: text() },
+            SshError::TooManyJumps { most: 1 },
             SshError::Jump { via: text(), error: Box::new(refused.clone()) },
             SshError::JumpRefused { to: text(), why: JumpRefusal::Forbidden },
             SshError::JumpRefused { to: text(), why: JumpRefusal::CannotConnect },
