@@ -22,8 +22,12 @@ const SCRIPT: &str = include_str!("fallback.sh");
 /// Seconds between samples: `nvidia-smi` itself takes one on a large host.
 const EVERY_S: u32 = 5;
 
-/// A driver that has not answered for so many seconds hangs.
-const PATIENCE_S: u32 = 10;
+/// A driver that has not answered for so many seconds hangs, as where there is an agent.
+const PATIENCE_S: u32 = 3;
+
+/// The same for its first answer, and for one after it has hung. One that takes longer each time (without persistence
+/// mode it initialises every GPU for each program) has this long, too.
+const FIRST_PATIENCE_S: u32 = 10;
 
 /// A script that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -95,7 +99,7 @@ async fn read(
 ) -> Result<(), SshError> {
     let ExecChannel { mut stdin, stdout, control: _control } =
         connection.exec("exec sh -s").await?;
-    let program = program(EVERY_S, PATIENCE_S);
+    let program = program(EVERY_S, PATIENCE_S, FIRST_PATIENCE_S);
     let lost = |error: std::io::Error| SshError::closed(&text::clean(&error.to_string(), 200));
     stdin.write_all(program.as_bytes()).await.map_err(lost)?;
     // The shell reads its program from there: its end would be the script's.
@@ -125,7 +129,7 @@ async fn read(
 }
 
 /// The script with what it is to ask for, a round every so many seconds.
-fn program(every_s: u32, patience_s: u32) -> String {
+fn program(every_s: u32, patience_s: u32, first_patience_s: u32) -> String {
     let values = [
         ("fields", smi::GPU_FIELDS.join(",")),
         ("more", smi::MORE_FIELDS.join(",")),
@@ -134,6 +138,7 @@ fn program(every_s: u32, patience_s: u32) -> String {
         ("apps", smi::APP_FIELDS.join(",")),
         ("every", every_s.to_string()),
         ("patience", patience_s.to_string()),
+        ("first", first_patience_s.to_string()),
     ];
     let mut program = String::new();
     for (name, value) in &values {
@@ -247,6 +252,10 @@ mod tests {
 
     impl Script {
         fn start(smi: &str) -> Self {
+            Self::patient(smi, 2, 2)
+        }
+
+        fn patient(smi: &str, patience_s: u32, first_patience_s: u32) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("nvidia-smi");
             std::fs::write(&path, format!("#!/bin/sh\nhere=${{0%/*}}\n{smi}\n")).unwrap();
@@ -258,7 +267,8 @@ mod tests {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            child.stdin.as_mut().unwrap().write_all(program(1, 2).as_bytes()).unwrap();
+            let program = program(1, patience_s, first_patience_s);
+            child.stdin.as_mut().unwrap().write_all(program.as_bytes()).unwrap();
             let stdout = BufReader::new(child.stdout.take().unwrap());
             let (send, lines) = channel();
             std::thread::spawn(move || {
@@ -345,6 +355,40 @@ mod tests {
         };
         assert_eq!(well.get("gpus").map(String::as_str), Some("0, GPU-1\n"), "{well:?}");
         assert!(well.contains_key("driver") && well.contains_key("apps"), "{well:?}");
+    }
+
+    #[test]
+    fn a_driver_begins_slowly_and_hangs_soon() {
+        // What `timeout` was told is the word before the program.
+        let script = Script::patient(
+            "limit=$(tr '\\0' ' ' </proc/$PPID/cmdline); limit=${limit%% nvidia-smi*}; echo ${limit##* } >>$here/limits
+            case $1 in *driver_version) [ -e $here/begun ] || sleep 2; : >$here/begun; echo 550.1 ;; --query-gpu*) echo 0, GPU-1 ;; esac
+            if [ -e $here/hangs ]; then sleep 10; fi",
+            3,
+            8,
+        );
+        let limits = || {
+            let text = std::fs::read_to_string(script.dir.path().join("limits")).unwrap();
+            text.lines().map(|line| line.parse().unwrap()).collect::<Vec<u32>>()
+        };
+        let first = script.round();
+        assert!(first.contains_key("gpus"), "it initialises its GPUs: {first:?}");
+        assert!(limits().iter().all(|limit| *limit == 8), "{:?}", limits());
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while limits().last() != Some(&3) {
+            assert!(Instant::now() < deadline, "{:?}", limits());
+            script.round();
+        }
+        std::fs::write(script.dir.path().join("hangs"), "").unwrap();
+        while !script.round().contains_key("hung") {
+            assert!(Instant::now() < deadline, "it does not hang");
+        }
+        // Once it has hung it begins anew.
+        std::fs::remove_file(script.dir.path().join("hangs")).unwrap();
+        while limits().last() != Some(&8) {
+            assert!(Instant::now() < deadline, "{:?}", limits());
+            script.round();
+        }
     }
 
     #[test]

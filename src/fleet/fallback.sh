@@ -1,8 +1,8 @@
 # Reads a host on which the agent cannot be: only programs that are there anyway, nothing is written.
 # The caller sets: fields, more, reasons, reasons_before, apps (what nvidia-smi is asked for), every (seconds between rounds), patience
-# (seconds after which the driver hangs).
+# (seconds after which the driver hangs), first (the same for its first answer: without persistence mode it initialises every GPU).
 have() { command -v "$1" >/dev/null 2>&1; }
-smi() { if have timeout; then timeout -s KILL "$patience" nvidia-smi "$@" 2>&1; else nvidia-smi "$@" 2>&1; fi; }
+smi() { if have timeout; then timeout -s KILL "$limit" nvidia-smi "$@" 2>&1; else nvidia-smi "$@" 2>&1; fi; }
 part() { printf 'gpudeck:%s\n' "$1"; }
 part facts
 uname -n
@@ -53,9 +53,12 @@ ask() {
     printf '%s\n' "$programs"
     exit $((10 + short))
 }
+# Hundredths of a second since the host was started.
+now() { read -r up _ </proc/uptime; printf '%s%s' "${up%.*}" "${up#*.}"; }
 asked=
 driver=
 short=0
+limit=$first
 trap : USR1
 while :; do
     part stat
@@ -71,21 +74,30 @@ while :; do
         if [ -n "$asked" ] && kill -0 "$asked" 2>/dev/null; then
             part hung
         else
+            begun=$(now)
             ask &
             asked=$!
             # Ends the wait below; what it waits for may be done by then.
-            { sleep "$patience"; kill -USR1 $$; } >/dev/null 2>&1 &
+            { sleep "$limit"; kill -USR1 $$; } >/dev/null 2>&1 &
             timer=$!
             wait "$asked"
             status=$?
             kill "$timer" 2>/dev/null
+            # One that initialises its GPUs for every program is given twice what it took; one that has
+            # hung begins anew.
+            limit=$first
             if kill -0 "$asked" 2>/dev/null; then
                 kill -USR1 "$asked" 2>/dev/null
                 part hung
             else
                 asked=
                 case $status in
-                1[0123]) driver=known short=$((status - 10)) ;;
+                1[0123])
+                    driver=known short=$((status - 10))
+                    twice=$((($(now) - begun) / 50 + 1))
+                    [ "$twice" -ge "$first" ] || limit=$twice
+                    [ "$limit" -ge "$patience" ] || limit=$patience
+                    ;;
                 esac
             fi
         fi
