@@ -591,23 +591,17 @@ mod tests {
         let env = env(&dir.path().join("state"));
         let command = install(&connection, Source::Copy(&agent), &env, &|_| ()).await.unwrap();
         let bin = Path::new(&command.binary).parent().unwrap().to_owned();
-        let old = std::time::SystemTime::now() - Duration::from_secs(48 * 3600);
-        let put = |name: &str, aged: bool| {
+        let ago = |minutes| std::time::SystemTime::now() - Duration::from_mins(minutes);
+        let put = |name: &str, minutes: u64| {
             let path = bin.join(name);
             std::fs::copy("/bin/sleep", &path).unwrap();
-            if aged {
-                std::fs::File::options()
-                    .append(true)
-                    .open(&path)
-                    .unwrap()
-                    .set_modified(old)
-                    .unwrap();
-            }
+            let file = std::fs::File::options().append(true).open(&path).unwrap();
+            file.set_modified(ago(minutes)).unwrap();
             path
         };
-        put("gpudeck-0000000000000001", true);
-        let running = put("gpudeck-0000000000000002", true);
-        put("gpudeck-0000000000000003", false);
+        put("gpudeck-0000000000000001", 70);
+        let running = put("gpudeck-0000000000000002", 70);
+        put("gpudeck-0000000000000003", 50);
         let mut child = std::process::Command::new(&running).arg("1000").spawn().unwrap();
         let installed = install(&connection, Source::Copy(&agent), &env, &|_| ()).await;
         child.kill().unwrap();

@@ -1,6 +1,6 @@
 tidy() {
     if [ -n "$want" ]; then
-        others=$(find "$dir/bin" -name 'gpudeck-*' ! -name "$want" -mmin +1440 2>/dev/null)
+        others=$(find "$dir/bin" -name 'gpudeck-*' ! -name "$want" -mmin +60 2>/dev/null)
         if [ -n "$others" ]; then
             runs=$(ls -l /proc/[0-9]*/exe 2>/dev/null)
             for other in "$dir"/bin/gpudeck-*; do
