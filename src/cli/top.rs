@@ -195,8 +195,10 @@ fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
         watts(gpu.power_limit_mw),
         number(gpu.sm_clock_mhz, " MHz"),
     );
-    if let Some(reasons) = gpu.throttle_reasons.as_ref().filter(|r| !r.is_empty()) {
-        line.push_str(&format!(", slowed by {}", reasons.join(" and ")));
+    match gpu.throttle_reasons.as_deref() {
+        Some([]) => {}
+        Some(reasons) => line.push_str(&format!(", slowed by {}", reasons.join(" and "))),
+        None => line.push_str(", slowed by –"),
     }
     if let GpuHealth::Degraded { why } = &gpu.health {
         line.push_str(&format!(", DEGRADED: {why}"));
@@ -259,6 +261,18 @@ mod tests {
         assert!(gpu_line(&host, &gpu).ends_with(", free"));
         gpu.processes = None;
         assert!(gpu_line(&host, &gpu).ends_with(", processes –"));
+    }
+
+    #[test]
+    fn a_gpu_of_which_nobody_knows_whether_it_is_slowed_does_not_look_as_if_it_were_not() {
+        let snapshot = fixture::rich();
+        let host = snapshot.hosts.values().next().unwrap();
+        let mut gpu = fixture::gpu("node1", 7, 0, 0);
+        assert!(!gpu_line(host, &gpu).contains("slowed"));
+        gpu.throttle_reasons = Some(vec!["power".into(), "heat".into()]);
+        assert!(gpu_line(host, &gpu).contains(", slowed by power and heat"));
+        gpu.throttle_reasons = None;
+        assert!(gpu_line(host, &gpu).contains(", slowed by –"));
     }
 
     #[test]

@@ -12,6 +12,10 @@ fn or_dash<T: std::fmt::Display>(value: Option<T>) -> String {
     value.map_or_else(|| "–".to_owned(), |v| v.to_string())
 }
 
+fn text(words: &str) -> &str {
+    if words.is_empty() { "–" } else { words }
+}
+
 fn unit<T: std::fmt::Display>(value: Option<T>, unit: &str) -> String {
     value.map_or_else(|| "–".to_owned(), |v| format!("{v}{unit}"))
 }
@@ -42,8 +46,8 @@ pub(super) fn of_host(host: &HostView) -> Vec<String> {
         let engine = or_dash(engine.map(|e| format!("{} {version}", e.name)));
         lines.push(format!(
             "{name} system: {}, kernel {}, {} processors, {} NUMA nodes, driver {}, CUDA {}, container engine {}",
-            facts.os,
-            facts.kernel,
+            text(&facts.os),
+            text(&facts.kernel),
             or_dash(facts.known_cpus()),
             or_dash(facts.numa_nodes),
             or_dash(facts.driver_version.as_deref()),

@@ -6,28 +6,38 @@ use smol_str::SmolStr;
 use super::Lasting;
 use crate::base::Bytes;
 
-/// What a host is; it does not change while it is up.
+/// What a host is; it does not change while it is up. A text that is not known is empty, and left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// Its own name for itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hostname: String,
     /// Operating system, for people: `Debian GNU/Linux 12`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub os: String,
     /// Kernel release.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kernel: String,
     /// `x86_64`, `aarch64`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub arch: String,
     /// Version of the agent.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent_version: String,
     /// The user the agent runs as.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// Where the agent keeps its state on this host.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub state_dir: String,
     /// Changes with every boot.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot_id: String,
-    /// Logical processors.
+    /// Logical processors; 0: the kernel does not say, and it is left out.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub cpus: u32,
-    /// Main memory.
+    /// Main memory; 0: the kernel does not say, and it is left out.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub memory: Bytes,
     /// NVIDIA driver version, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -586,5 +596,19 @@ impl ProcessKind {
             Self::Graphics => "G",
             Self::Both => "C+G",
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_of_a_host_is_absent_and_never_nothing() {
+        let facts = HostFacts { user: "ops".to_owned(), ..HostFacts::default() };
+        let text = serde_json::to_string(&facts).unwrap();
+        assert_eq!(text, r#"{"user":"ops","simulated":false}"#);
+        assert_eq!(serde_json::from_str::<HostFacts>(&text).unwrap(), facts);
     }
 }

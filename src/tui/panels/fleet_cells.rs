@@ -125,6 +125,16 @@ fn level(share: Option<f64>) -> &'static str {
     share.map_or(words::ABSENT, spark)
 }
 
+/// A share as a bar of so many cells; what is not known is no empty bar.
+fn bar_of(pen: &mut Pen<'_>, (x, y, width): (u16, u16, u16), share: Option<f64>, style: Style) {
+    match share {
+        Some(share) => pen.bar(x, y, width, share, style),
+        None => {
+            pen.put(x, y, x.saturating_add(width), words::ABSENT, pen.theme.dim);
+        }
+    }
+}
+
 /// Draws the GPUs below the host's line.
 pub fn draw(pen: &mut Pen<'_>, state: &State, host: &HostView, block: Rect, density: Density) {
     let Some(sample) = &host.sample else { return };
@@ -172,12 +182,12 @@ fn roomy(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
         _ => 16,
     };
     let bar = (spare.saturating_sub(label) / 2).clamp(2, 16);
-    pen.bar(x, y, bar, utilisation(gpu).unwrap_or(0.0), old(owner.style));
+    bar_of(pen, (x, y, bar), utilisation(gpu), old(owner.style));
     x += bar;
     let percent = words::number(gpu.utilisation_percent, "%");
     pen.put_right(x, y, x + 5, &percent, old(theme.text));
     x += 7;
-    pen.bar(x, y, bar, gpu.memory.map_or(0.0, words::share), old(owner.style));
+    bar_of(pen, (x, y, bar), gpu.memory.map(words::share), old(owner.style));
     x += bar;
     pen.put_right(x, y, x + 9, &words::memory(gpu.memory), old(theme.text));
     x += 9;

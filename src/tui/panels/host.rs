@@ -23,6 +23,11 @@ use crate::tui::state::State;
 use crate::tui::theme::Theme;
 use crate::tui::words::{self, ABSENT, number};
 
+/// A fact that is a text; what is not known is empty there.
+fn known(text: &str) -> &str {
+    if text.is_empty() { ABSENT } else { text }
+}
+
 /// Draws the detail in place of the panel.
 pub fn draw(pen: &mut Pen<'_>, state: &State, name: &HostName, scroll: usize, area: Rect) {
     let host = state.snapshot.as_ref().and_then(|s| s.hosts.get(name));
@@ -92,7 +97,7 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
             theme,
             width,
             "system",
-            &format!("{} · {} {}", facts.os, facts.kernel, facts.arch),
+            &format!("{} · {} {}", known(&facts.os), known(&facts.kernel), known(&facts.arch)),
         ));
         out.extend(field(
             theme,
@@ -100,7 +105,7 @@ fn lines(state: &State, host: &HostView, width: usize) -> Vec<Line<'static>> {
             "hardware",
             &format!(
                 "{} · {}{} · {}",
-                facts.hostname,
+                known(&facts.hostname),
                 words::number(facts.known_cpus(), " CPUs"),
                 numa(facts),
                 facts.known_memory().map_or_else(|| ABSENT.to_owned(), |m| m.to_string()),

@@ -97,6 +97,9 @@ fn troubles(theme: &Theme, sample: &HostSample, gpu: &Gpu, width: usize) -> Vec<
     if !more.is_empty() {
         out.extend(below(width, 4, &format!("▲ {}", more.join(" · ")), theme.bad));
     }
+    if gpu.throttle_reasons.is_none() && gpu.health != GpuHealth::Lost {
+        out.extend(below(width, 4, &format!("slowed: {ABSENT}"), theme.dim));
+    }
     if let Some(last) = gpu.xid {
         let ago = sample.monotonic_ms.saturating_sub(last.monotonic_ms);
         let ago = time::short(std::time::Duration::from_millis(ago));
