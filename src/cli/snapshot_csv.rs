@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use super::snapshot::gpus;
 use crate::api::{
     Gpu, GpuHealth, GpuProcess, Gpus, HostFacts, HostLinkState, HostSample, HostView, MemoryUse,
-    Snapshot, Timestamp, age, text,
+    MigInstance, Snapshot, Timestamp, age, text,
 };
 
 /// Longest cell, in characters.
-const MAX_CELL: usize = 2_000;
+const MAX_CELL: usize = 16_000;
 
 /// What is said of every row's host.
 const HOST: [&str; 3] = ["host", "link", "age_ms"];
@@ -145,9 +145,12 @@ const OF_HOST: &[OfHost] = &[
     }),
     ("host_disks", |h| {
         let disks = h.facts.map(|f| f.disks.as_slice()).unwrap_or_default();
-        let words = disks
-            .iter()
-            .map(|d| format!("{} {} {}", d.name, d.class.word(), cell(d.size.map(|s| s.0))));
+        let words = disks.iter().map(|d| {
+            let size = cell(d.size.map(|s| s.0));
+            let model = d.model.as_deref().map(|m| format!(" model={}", quoted(m)));
+            let state = if d.holds_state { " holds_state" } else { "" };
+            format!("{} {} {size}{}{state}", d.name, d.class.word(), cell(model))
+        });
         words.collect::<Vec<_>>().join("; ")
     }),
     ("host_nics", |h| {
@@ -155,11 +158,48 @@ const OF_HOST: &[OfHost] = &[
         let words = nics.iter().map(|n| {
             let speed = n.speed_mbit_per_s.map(|s| format!(" {s}Mbit/s")).unwrap_or_default();
             let rdma = n.rdma.as_ref().map(|r| format!(" rdma={r}")).unwrap_or_default();
-            format!("{} {}{speed}{rdma}", n.name, if n.up { "up" } else { "down" })
+            let node = n.numa_node.map(|node| format!(" numa={node}")).unwrap_or_default();
+            format!("{} {}{speed}{rdma}{node}", n.name, if n.up { "up" } else { "down" })
         });
         words.collect::<Vec<_>>().join("; ")
     }),
 ];
+
+/// What came later, so that those before it have not moved.
+const LATER_OF_GPU: &[OfGpu] = &[
+    ("mig_instance_list", |g| {
+        let list: Vec<String> = g.mig_instances.iter().map(instance).collect();
+        list.join("; ")
+    }),
+    ("xid_monotonic_ms", |g| cell(g.xid.map(|x| x.monotonic_ms))),
+    ("grave_xid", |g| cell(g.grave_xid.map(|x| x.code))),
+    ("grave_xid_count", |g| cell(g.grave_xid.map(|x| x.count))),
+    ("grave_xid_monotonic_ms", |g| cell(g.grave_xid.map(|x| x.monotonic_ms))),
+];
+
+const LATER_OF_HOST: &[OfHost] = &[
+    ("host_gpu_trouble", |h| cell(h.sample.and_then(|s| s.gpu_trouble.as_ref()))),
+    ("host_clock_round_trip_us", |h| cell(h.view.clock.map(|c| c.round_trip_us))),
+    ("host_hostname", |h| cell(h.facts.map(|f| &f.hostname))),
+    ("host_memory_bytes", |h| cell(h.facts.and_then(HostFacts::known_memory).map(|m| m.0))),
+    ("host_agent", |h| cell(h.facts.map(|f| &f.agent_version))),
+    ("host_user", |h| cell(h.facts.map(|f| &f.user))),
+    ("host_state_dir", |h| cell(h.facts.map(|f| &f.state_dir))),
+    ("host_boot_id", |h| cell(h.facts.map(|f| &f.boot_id))),
+    ("host_simulated", |h| cell(h.facts.map(|f| f.simulated))),
+];
+
+/// Words of a name or a command line as one word among others.
+fn quoted(words: &str) -> String {
+    serde_json::Value::from(words).to_string()
+}
+
+/// `UUID name=… memory_used=…`; what is not known is left out.
+fn instance(part: &MigInstance) -> String {
+    let memory =
+        part.memory.map(|m| format!(" memory_used={} memory_total={}", m.used.0, m.total.0));
+    format!("{} name={}{}", part.uuid, quoted(&part.name), cell(memory))
+}
 
 fn health(gpu: &Gpu) -> String {
     match &gpu.health {
@@ -182,7 +222,14 @@ fn process(process: &GpuProcess) -> String {
     add("unit", process.unit.clone().map(Into::into));
     add("kind", process.kind.map(|kind| kind.word().to_owned()));
     add("memory", process.memory.map(|m| m.0.to_string()));
-    add("sm", process.sm_percent.map(|p| format!("{p}%")));
+    let percent = |share: Option<u32>| share.map(|p| format!("{p}%"));
+    add("sm", percent(process.sm_percent));
+    add("encoder", percent(process.encoder_percent));
+    add("decoder", percent(process.decoder_percent));
+    add("cpu", process.cpu_percent.map(|p| format!("{p}%")));
+    add("host_memory", process.host_memory.map(|m| m.0.to_string()));
+    add("running_s", process.running_s.map(|s| s.to_string()));
+    add("command", process.command.as_deref().map(quoted));
     words
 }
 
@@ -199,28 +246,33 @@ fn link(host: &HostView) -> &'static str {
 /// One row for each GPU, and one for each host without (RFC 4180). What is not known is empty.
 pub fn csv(snapshot: &Snapshot, now: Timestamp) -> String {
     let mut out = String::new();
-    let headings =
-        HOST.iter().copied().chain(GPU.iter().map(|c| c.0)).chain(OF_HOST.iter().map(|c| c.0));
-    line(&mut out, headings.map(str::to_owned));
+    let headings = HOST.iter().copied().chain(GPU.iter().map(|c| c.0));
+    let headings = headings.chain(OF_HOST.iter().map(|c| c.0));
+    let later = LATER_OF_GPU.iter().map(|c| c.0).chain(LATER_OF_HOST.iter().map(|c| c.0));
+    line(&mut out, headings.chain(later).map(str::to_owned));
     for view in snapshot.hosts.values() {
         let age = age(now, view.sampled).map(|age| age.as_millis());
         let head = [view.name.to_string(), link(view).to_owned(), cell(age)];
         let host = Host { view, facts: view.facts.as_ref(), sample: view.sample.as_deref() };
-        let tail: Vec<String> = OF_HOST.iter().map(|(_, value)| value(&host)).collect();
+        let of_host = |columns: &[OfHost]| -> Vec<String> {
+            columns.iter().map(|(_, value)| value(&host)).collect()
+        };
+        let (tail, later_tail) = (of_host(OF_HOST), of_host(LATER_OF_HOST));
         if gpus(view).is_empty() {
             let why = host.sample.map_or("", |sample| match sample.gpus {
                 Gpus::Hung { .. } => "driver hung",
                 Gpus::None { .. } | Gpus::Some(_) => "none",
             });
             let cells = GPU.iter().map(|(name, _)| if *name == HEALTH { why } else { "" });
-            line(
-                &mut out,
-                head.iter().cloned().chain(cells.map(str::to_owned)).chain(tail.clone()),
-            );
+            let cells = head.iter().cloned().chain(cells.map(str::to_owned)).chain(tail.clone());
+            let later = LATER_OF_GPU.iter().map(|_| String::new());
+            line(&mut out, cells.chain(later).chain(later_tail.clone()));
         }
         for gpu in gpus(view) {
             let cells = GPU.iter().map(|(_, value)| value(gpu));
-            line(&mut out, head.iter().cloned().chain(cells).chain(tail.clone()));
+            let cells = head.iter().cloned().chain(cells).chain(tail.clone());
+            let later = LATER_OF_GPU.iter().map(|(_, value)| value(gpu));
+            line(&mut out, cells.chain(later).chain(later_tail.clone()));
         }
     }
     out
@@ -256,7 +308,9 @@ mod tests {
     fn absent_is_empty() {
         let csv = csv(&rich(), NOW);
         let rows: Vec<&str> = csv.lines().collect();
-        let columns = HOST.len() + GPU.len() + OF_HOST.len();
+        let columns =
+            HOST.len() + GPU.len() + OF_HOST.len() + LATER_OF_GPU.len() + LATER_OF_HOST.len();
+        // Commas may lie within quotes only.
         let whole = rows.iter().filter(|r| !r.contains('"'));
         assert!(whole.clone().count() > 20);
         assert!(whole.clone().all(|row| row.split(',').count() == columns), "{csv}");
@@ -308,5 +362,90 @@ mod tests {
         }
         let busy = csv.lines().find(|l| l.contains("pid=")).unwrap();
         assert!(busy.contains("name=") && busy.contains("user="), "{busy}");
+    }
+
+    /// The cells of a row.
+    fn cells(row: &str) -> Vec<String> {
+        let (mut cells, mut quoted) = (vec![String::new()], false);
+        for c in row.chars() {
+            match c {
+                ',' if !quoted => cells.push(String::new()),
+                '"' => {
+                    // Two within quotes are one.
+                    if !quoted && cells.last().is_some_and(|cell| !cell.is_empty()) {
+                        cells.last_mut().unwrap().push('"');
+                    }
+                    quoted = !quoted;
+                }
+                c => cells.last_mut().unwrap().push(c),
+            }
+        }
+        cells
+    }
+
+    /// A GPU, and its host, of which everything is known.
+    fn whole() -> Snapshot {
+        let mut snapshot = rich();
+        for host in snapshot.hosts.values_mut() {
+            for disk in host.facts.iter_mut().flat_map(|facts| &mut facts.disks) {
+                disk.model = Some("SAMSUNG MZQL2".to_owned());
+            }
+            let Some(sample) = host.sample.as_mut().map(std::sync::Arc::make_mut) else { continue };
+            sample.gpus_age_ms = Some(1_500);
+            sample.gpu_trouble = Some("the library is of another version".into());
+            let Gpus::Some(gpus) = &mut sample.gpus else { continue };
+            for gpu in gpus.iter_mut() {
+                gpu.fan_percent = Some(30);
+                (gpu.retired_pages, gpu.retired_pages_pending) = (Some(1), Some(false));
+                gpu.partition = Some("CPX/NPS4".into());
+                let xid = crate::api::Xid { code: 79, monotonic_ms: 7, count: 2 };
+                (gpu.xid, gpu.grave_xid) = (Some(xid), Some(xid));
+                gpu.mig_instances = vec![MigInstance {
+                    uuid: "MIG-1".into(),
+                    name: "H100 MIG 3g.40gb".into(),
+                    memory: gpu.memory,
+                }];
+                for process in gpu.processes.iter_mut().flatten() {
+                    (process.encoder_percent, process.decoder_percent) = (Some(1), Some(2));
+                    process.command = Some("vllm serve; x".into());
+                }
+            }
+        }
+        snapshot
+    }
+
+    #[test]
+    fn everything_that_a_monitor_shows_is_there() {
+        let csv = csv(&whole(), NOW);
+        let rows: Vec<Vec<String>> = csv.lines().map(cells).collect();
+        for (number, name) in rows[0].iter().enumerate() {
+            let some = rows.iter().skip(1).any(|row| !row[number].is_empty());
+            assert!(some, "{name} is nowhere");
+        }
+        for row in &rows {
+            assert_eq!(row.len(), rows[0].len(), "{row:?}");
+        }
+        let column = |name: &str| rows[0].iter().position(|h| h == name).unwrap();
+        let list = column("process_list");
+        let busy = rows.iter().find(|row| row[list].contains("running_s=")).unwrap();
+        for word in [
+            "pid=",
+            "name=",
+            "user=",
+            "kind=",
+            "memory=",
+            "sm=",
+            "encoder=1%",
+            "decoder=2%",
+            "cpu=",
+            "host_memory=",
+            "command=\"vllm serve; x\"",
+        ] {
+            assert!(busy[list].contains(word), "{word}: {}", busy[list]);
+        }
+        let parts = &busy[column("mig_instance_list")];
+        assert!(parts.contains("MIG-1 name=\"H100 MIG 3g.40gb\" memory_used="), "{parts}");
+        assert!(busy[column("host_disks")].contains("model=\"SAMSUNG MZQL2\" holds_state"));
+        assert!(busy[column("host_nics")].contains("rdma=mlx5_0 numa=0"));
     }
 }
