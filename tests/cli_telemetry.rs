@@ -163,3 +163,31 @@ fn a_host_that_is_not_reached_is_told_once_and_tried_anew_by_the_doctor() {
     run(&person, "controller stop").expect_success();
     traces.expect_none(&person);
 }
+
+/// A host that takes connections and says nothing is not waited for when the others are there.
+#[test]
+fn a_host_that_hangs_holds_up_nobody_who_asks_for_the_others() {
+    let person = Gpudeck::new();
+    run(&person, "init --name slow").expect_success();
+    // The kernel takes connections for it; nobody answers them, and our patience is long.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let ssh = person.home().join(".ssh");
+    std::fs::create_dir_all(&ssh).unwrap();
+    std::fs::write(ssh.join("config"), "ConnectTimeout 3600\n").unwrap();
+    let deck = person.deck().join("deck.toml");
+    let text = std::fs::read_to_string(&deck).unwrap();
+    let id = text.lines().find(|l| l.starts_with("id")).unwrap();
+    let state = person.home().join("agent");
+    let here = format!(
+        "[hosts.here]\ntransport = \"local\"\nagent_env = {{ GPUDECK_STATE_DIR = {state:?} }}\n"
+    );
+    let tar = format!("[hosts.tar]\naddress = \"127.0.0.1\"\nport = {port}\n");
+    std::fs::write(&deck, format!("name = \"slow\"\n{id}\n\n{here}\n{tar}")).unwrap();
+    let snapshot = run(&person, "snapshot --output json").expect_success();
+    let hosts: Value = serde_json::from_str(&snapshot.stdout).unwrap();
+    assert!(hosts["here"]["sample"].is_object(), "{hosts:#}");
+    assert_eq!(hosts["tar"]["link"]["state"], "connecting", "{hosts:#}");
+    assert!(snapshot.stderr.contains("nothing was heard yet of tar"), "{snapshot:#?}");
+    run(&person, "controller stop").expect_success();
+}

@@ -1,9 +1,11 @@
 //! `gpudeck status` and `events`: what there is, from the snapshot.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use futures::StreamExt;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::args::{Args, Output};
 use super::attach::attach;
@@ -18,9 +20,21 @@ use crate::api::{
 /// A fresh controller has so long to hear of its hosts.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// Waits, up to a few seconds, until a fresh controller has heard of every host once.
+/// Where some hosts were heard of, the others are waited for while one of them gets on, and so long after that: one
+/// that says nothing holds up nobody.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Waits, up to a few seconds, until a fresh controller has heard of every host once. Those of which nothing was heard
+/// are named on standard error.
 pub async fn settle(client: &Client) -> Result<Snapshot, Failure> {
-    until(client, SETTLE, |snapshot| snapshot.hosts.values().all(settled)).await
+    let snapshot = client.snapshot().await?;
+    let seen = follow(client, snapshot, SETTLE, Some(QUIET), all_settled).await?;
+    let missing: Vec<&str> =
+        seen.hosts.values().filter(|host| !settled(host)).map(|host| host.name.as_str()).collect();
+    if let Some(words) = not_heard_of(&missing) {
+        eprintln!("gpudeck: {words}");
+    }
+    Ok(seen)
 }
 
 /// Waits until something holds of what there is, or the time is up: what there is then.
@@ -30,26 +44,92 @@ pub async fn until(
     holds: impl Fn(&Snapshot) -> bool,
 ) -> Result<Snapshot, Failure> {
     let snapshot = client.snapshot().await?;
-    if holds(&snapshot) {
-        return Ok(snapshot);
+    follow(client, snapshot, limit, None, holds).await
+}
+
+async fn follow(
+    client: &Client,
+    mut seen: Snapshot,
+    limit: Duration,
+    quiet: Option<Duration>,
+    holds: impl Fn(&Snapshot) -> bool,
+) -> Result<Snapshot, Failure> {
+    if holds(&seen) {
+        return Ok(seen);
     }
+    let end = Instant::now() + limit;
+    let mut way = Way::of(&seen);
+    let mut until = end;
     // By what changes: asking for everything again and again costs more than the hosts do.
-    let mut seen = snapshot;
-    let follow = async {
-        let mut deltas = client.stream().await?;
-        while let Some(delta) = deltas.next().await {
-            if !seen.apply(delta) {
-                deltas = client.stream().await?;
-            } else if holds(&seen) {
-                break;
+    let mut deltas = client.stream().await?;
+    loop {
+        if let Some(quiet) = quiet
+            && way.has_arrived
+        {
+            until = until.min(way.since + quiet).min(end);
+        }
+        let Ok(Some(delta)) = tokio::time::timeout_at(until, deltas.next()).await else {
+            return Ok(seen);
+        };
+        if !seen.apply(delta) {
+            deltas = client.stream().await?;
+        } else if holds(&seen) {
+            return Ok(seen);
+        }
+        if way.gets_on(&seen) {
+            until = end;
+        }
+    }
+}
+
+/// How far the hosts are that are on their way, and since when.
+struct Way {
+    /// Changes with each step of any of them.
+    far: u64,
+    /// Some host was heard of.
+    has_arrived: bool,
+    since: Instant,
+}
+
+impl Way {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut far = DefaultHasher::new();
+        for host in snapshot.hosts.values() {
+            settled(host).hash(&mut far);
+            if let HostLinkState::Connecting { phase } = &host.link {
+                phase.hash(&mut far);
             }
         }
-        Ok::<_, Failure>(())
-    };
-    if let Ok(followed) = tokio::time::timeout(limit, follow).await {
-        followed?;
+        let has_arrived = snapshot.hosts.values().any(settled);
+        Self { far: far.finish(), has_arrived, since: Instant::now() }
     }
-    Ok(seen)
+
+    /// Whether any of them has come further.
+    fn gets_on(&mut self, snapshot: &Snapshot) -> bool {
+        let now = Self::of(snapshot);
+        let gets_on = now.far != self.far;
+        if gets_on {
+            *self = now;
+        }
+        gets_on
+    }
+}
+
+fn all_settled(snapshot: &Snapshot) -> bool {
+    snapshot.hosts.values().all(settled)
+}
+
+/// Most hosts that are named in one line.
+const MOST_NAMED: usize = 8;
+
+/// What is said of hosts that are not there yet.
+fn not_heard_of(hosts: &[&str]) -> Option<String> {
+    let named = hosts.get(..MOST_NAMED.min(hosts.len())).unwrap_or_default().join(", ");
+    let more = match hosts.len().saturating_sub(MOST_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!hosts.is_empty()).then(|| format!("nothing was heard yet of {named}{more}"))
 }
 
 /// The host was heard of, or it is known why not.
@@ -386,6 +466,25 @@ mod tests {
             ready(&view)
         };
         assert_eq!([told(3, 4), told(4, 4), told(5, 4)], ["3/4", "4/4", "4/4+1"]);
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_gets_no_further_and_is_named() {
+        let mut snapshot = crate::tui::fixture::rich();
+        let name = snapshot.hosts.keys().next().unwrap().clone();
+        let mut at = |phase: &str| {
+            let link = HostLinkState::Connecting { phase: phase.to_owned() };
+            snapshot.hosts.get_mut(&name).unwrap().link = link;
+            snapshot.clone()
+        };
+        let mut way = Way::of(&at("connecting"));
+        assert!(way.has_arrived, "the others are there");
+        assert!(!way.gets_on(&at("connecting")));
+        assert!(way.gets_on(&at("logging in")));
+        assert!(!way.gets_on(&at("logging in")));
+        assert_eq!(not_heard_of(&[]), None);
+        assert!(not_heard_of(&["a", "b"]).unwrap().ends_with("of a, b"));
+        assert!(not_heard_of(&["a"; 10]).unwrap().ends_with("a and 2 more"));
     }
 
     #[test]

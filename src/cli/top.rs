@@ -41,7 +41,11 @@ pub async fn run(
     interval: Duration,
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
-    let mut snapshot = seen::settle(&client).await?;
+    // Who looks on sees hosts arrive; who asks for some rounds wants what there is to see in them.
+    let mut snapshot = match rounds {
+        None => client.snapshot().await?,
+        Some(_) => seen::settle(&client).await?,
+    };
     for name in show.hosts {
         if !snapshot.hosts.contains_key(name) {
             let known: Vec<&str> = snapshot.hosts.keys().map(HostName::as_str).collect();
