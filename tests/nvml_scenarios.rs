@@ -233,6 +233,41 @@ fn an_xid_is_told_at_once_and_79_is_a_lost_gpu() {
 }
 
 #[test]
+fn memory_that_wears_out_and_a_gpu_that_goes_without_an_event_are_told_at_once() {
+    let mut scene = Scene::new(h100s(4));
+    let mut follower = Follower::start_every(&scene, 3_600_000, false);
+    assert!(follower.gpus(4).iter().all(|g| g.health == GpuHealth::Ok));
+    // The first look may come after the first sample.
+    let looked = Instant::now() + Duration::from_secs(60);
+    let looks = || {
+        let calls = std::fs::read_to_string(scene.calls()).unwrap();
+        calls.lines().filter(|call| *call == "ecc").count()
+    };
+    let first = looks();
+    while looks() < first + 4 {
+        assert!(Instant::now() < looked, "nobody looks");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    scene.change(|gpus| gpus[1]["row_remap_pending"] = json!(true));
+    follower.wait("the row", |s| {
+        let gpu = s.gpus.list().get(1).filter(|g| g.health != GpuHealth::Ok)?;
+        gpu.row_remap_pending.filter(|pending| *pending)
+    });
+    scene.change(|gpus| gpus[2]["ecc_uncorrected"] = json!(1));
+    follower.wait("the error", |s| {
+        s.gpus
+            .list()
+            .get(2)
+            .filter(|g| g.health != GpuHealth::Ok && g.ecc_uncorrected == Some(1))
+            .map(|_| ())
+    });
+    scene.change(|gpus| gpus[3]["health"] = json!("lost"));
+    follower.wait("the lost GPU", |s| {
+        s.gpus.list().get(3).filter(|g| g.health == GpuHealth::Lost).map(|_| ())
+    });
+}
+
+#[test]
 fn events_are_waited_for_also_where_no_gpu_tells_them_at_first() {
     let mut gpus = h100s(1);
     gpus[0]["absent"] = json!(["event_types"]);

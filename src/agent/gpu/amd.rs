@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
+use super::nvml_identity::driver_of;
 use super::processes::{Listed, ProcessTable};
+use super::roll::Roll;
 use super::{DriverVersions, GpuSource, Want, health_of};
 use crate::base::Bytes;
 use crate::base::text::clean;
@@ -48,6 +50,41 @@ impl AmdSource {
     /// From the files below `root`, `/sys` on a host.
     pub fn new(root: PathBuf) -> Self {
         Self { root, known: BTreeMap::new(), turned: None, processes: ProcessTable::default() }
+    }
+
+    /// Takes over which GPUs an earlier process has seen: who is missing among them is lost.
+    pub fn remember(&mut self, roll: &Roll) {
+        for named in roll.of(GpuVendor::Amd) {
+            if self.known.values().all(|gpu| gpu.uuid != named.uuid) {
+                // Which directory it had is not known any more, nor needed.
+                self.known.insert(PathBuf::from(named.uuid.as_str()), named.lost());
+            }
+        }
+    }
+
+    /// One that is there is not lost under another directory, and one that a virtual machine was given is not
+    /// missing.
+    fn forget_who_is_there(&mut self, devices: &[PathBuf]) {
+        let there: Vec<SmolStr> = devices
+            .iter()
+            .filter_map(|device| self.known.get(device).map(|gpu| gpu.uuid.clone()))
+            .collect();
+        let root = &self.root;
+        self.known.retain(|path, gpu| {
+            devices.contains(path)
+                || !there.contains(&gpu.uuid)
+                    && driver_of(root, gpu.pci_bus_id.as_deref()).as_deref() != Some("vfio-pci")
+        });
+    }
+
+    /// The counters of memory errors that a GPU's health hangs on, of each that is there.
+    pub fn wear(&self) -> Vec<Vec<Option<u64>>> {
+        let of = |device: PathBuf| {
+            let mut gpu = Gpu::default();
+            ras(&device, &mut gpu);
+            vec![gpu.ecc_uncorrected, gpu.retired_pages_pending.map(u64::from)]
+        };
+        self.cards().into_iter().map(of).collect()
     }
 
     /// Devices of AMD with their directories, in the order of their bus ids.
@@ -103,6 +140,7 @@ impl GpuSource for AmdSource {
             gpu.health = health_of(&gpu);
             self.known.insert(device.clone(), gpu);
         }
+        self.forget_who_is_there(&devices);
         link_up(&devices, &mut self.known);
         // Those that are there have the numbers that the driver gives them; those that are lost come after.
         let is_there = |device: &Path| devices.iter().any(|there| there == device);
@@ -581,6 +619,29 @@ mod tests {
         // An engine is told the driver's number, which counts those that are there.
         let there = (0, "GPU-8d1f2c3b4a596877", &GpuHealth::Ok);
         assert_eq!(shown, [there, (1, "PCI-0000:03:00.0", &GpuHealth::Lost)]);
+    }
+
+    #[test]
+    fn a_card_that_was_lost_is_known_to_the_next_process_until_it_is_back() {
+        let dir = tree();
+        let mut roll = Roll::default();
+        roll.learn(&gpus(&mut AmdSource::new(dir.path().to_owned()), Want::Due));
+        let (first, aside) = (dir.path().join("class/drm/card0"), dir.path().join("aside"));
+        fs::rename(&first, &aside).unwrap();
+        let mut source = AmdSource::new(dir.path().to_owned());
+        source.remember(&roll);
+        let shown = |source: &mut AmdSource| -> Vec<_> {
+            let gpus = gpus(source, Want::Due);
+            gpus.iter().map(|g| (g.uuid.to_string(), g.health.clone(), g.vendor)).collect()
+        };
+        let one = |uuid: &str, health| (uuid.to_owned(), health, GpuVendor::Amd);
+        let lost = one("PCI-0000:03:00.0", GpuHealth::Lost);
+        assert_eq!(shown(&mut source), [one("GPU-8d1f2c3b4a596877", GpuHealth::Ok), lost]);
+        // It comes back by another number.
+        fs::rename(&aside, dir.path().join("class/drm/card7")).unwrap();
+        let shown = shown(&mut source);
+        assert_eq!(shown.len(), 2, "{shown:?}");
+        assert!(shown.iter().all(|(_, health, _)| *health == GpuHealth::Ok), "{shown:?}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::amd::AmdSource;
 use super::nvml::{self, NvmlSource};
 use super::roll::Roll;
 use super::xids::XidTable;
-use super::{DriverVersions, GpuSource, Want};
+use super::{DriverVersions, GpuSource, Want, wear};
 use crate::wire::Gpus;
 
 /// What the child says.
@@ -149,15 +149,23 @@ fn say(line: &ChildLine) -> io::Result<()> {
 pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
     // A child that hangs in the driver does not notice that its input has ended.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let mut drivers = Drivers::new(library, sysfs);
+    let mut drivers = Drivers::new(library, sysfs.clone());
     // Nobody reads any more: the loop below finds that out as well.
     drivers.nvidia = drivers.nvidia.watching(|xids| drop(say(&ChildLine::Changed { xids })));
+    let mut looks = false;
     for asked in io::stdin().lock().lines() {
         let Ok(asked) = asked else { break };
         if let Some(known) = asked.strip_prefix(char::from(KNOWN)) {
             let before: Before = serde_json::from_str(known).unwrap_or_default();
             drivers.nvidia.learn(&before.xids);
             drivers.nvidia.remember(&before.gpus);
+            drivers.amd.remember(&before.gpus);
+            // An agent, which lives as long as this process does.
+            if !std::mem::replace(&mut looks, true) {
+                drivers.nvidia.look();
+                let changed = || drop(say(&ChildLine::Changed { xids: XidTable::default() }));
+                wear::watch_amd(sysfs.clone(), changed);
+            }
             continue;
         }
         let gpus = drivers.read(want_of(&asked));

@@ -16,6 +16,7 @@ pub mod played;
 pub mod processes;
 pub mod roll;
 pub mod scenario;
+pub mod wear;
 pub mod xids;
 
 use serde::{Deserialize, Serialize};

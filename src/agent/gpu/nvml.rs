@@ -22,10 +22,10 @@ use super::nvml_identity::{driver_of, identify, is_divided, parts};
 use super::processes::{Listed, ProcessTable};
 use super::roll::{self, Named, Roll};
 use super::xids::XidTable;
-use super::{DriverVersions, GpuSource, Want, health_of};
+use super::{DriverVersions, GpuSource, Want, health_of, wear};
 use crate::base::Bytes;
 use crate::base::text::clean;
-use crate::wire::{Gpu, GpuHealth, GpuProcess, Gpus, MemoryUse, ProcessKind, throttle};
+use crate::wire::{Gpu, GpuHealth, GpuProcess, GpuVendor, Gpus, MemoryUse, ProcessKind, throttle};
 
 /// Why there is no GPU of NVIDIA: nothing of it is installed,
 pub const NO_LIBRARY: &str = "libnvidia-ml.so.1 not found: no NVIDIA driver is installed";
@@ -57,6 +57,8 @@ pub struct NvmlSource {
     processes: ProcessTable,
     xids: Xids,
     watched: Option<fn(XidTable)>,
+    /// Counters that no event tells of are looked at, too.
+    looks: bool,
 }
 
 /// A GPU: what was read of it last, and what differences are taken against.
@@ -91,6 +93,7 @@ impl NvmlSource {
             processes: ProcessTable::default(),
             xids: Xids::default(),
             watched: None,
+            looks: false,
         }
     }
 
@@ -101,6 +104,11 @@ impl NvmlSource {
         self
     }
 
+    /// Also looks at what no event tells of once a second, beside the events: from the first reading on.
+    pub fn look(&mut self) {
+        self.looks = true;
+    }
+
     /// Takes over Xid errors that were told to an earlier process.
     pub fn learn(&self, known: &XidTable) {
         self.xids.learn(known);
@@ -108,7 +116,7 @@ impl NvmlSource {
 
     /// Takes over which GPUs an earlier process has listed: who is missing among them is lost.
     pub fn remember(&mut self, roll: &Roll) {
-        for named in roll.iter() {
+        for named in roll.of(GpuVendor::Nvidia) {
             if self.cards.iter().all(|card| card.gpu.uuid != named.uuid) {
                 self.cards.push(Card::gone(named));
             }
@@ -130,6 +138,9 @@ impl NvmlSource {
         self.versions = versions(&nvml);
         if let Some(changed) = self.watched {
             nvml_events::watch(Arc::clone(&nvml), self.xids.clone(), changed);
+            if self.looks {
+                wear::watch_nvidia(Arc::clone(&nvml), move || changed(XidTable::default()));
+            }
         }
         self.nvml = Some(Arc::clone(&nvml));
         Ok(nvml)

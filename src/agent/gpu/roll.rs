@@ -30,6 +30,9 @@ pub struct Named {
     pub index: u32,
     /// PCI bus id.
     pub pci_bus_id: Option<SmolStr>,
+    /// Who made it; in the file each maker has a list of its own.
+    #[serde(default, skip)]
+    pub vendor: GpuVendor,
 }
 
 impl Named {
@@ -40,6 +43,7 @@ impl Named {
             uuid: self.uuid.clone(),
             name: self.name.clone(),
             pci_bus_id: self.pci_bus_id.clone(),
+            vendor: self.vendor,
             health: GpuHealth::Lost,
             ..Gpu::default()
         }
@@ -58,51 +62,84 @@ impl Named {
             name: of(&self.name, 96),
             index: self.index,
             pci_bus_id: self.pci_bus_id.map(|bus| of(&bus, 32)),
+            vendor: self.vendor,
         };
-        is_name(&named.uuid).then_some(named)
+        is_name(named.vendor, &named.uuid).then_some(named)
     }
 }
 
-/// A UUID of the driver's, and no stand-in of ours.
-fn is_name(uuid: &str) -> bool {
-    uuid.starts_with("GPU-") && !uuid.contains('?')
+/// A UUID of the driver's, and no stand-in of ours. Of AMD's that have none the slot is the name.
+fn is_name(vendor: GpuVendor, uuid: &str) -> bool {
+    let is_slot = vendor == GpuVendor::Amd && uuid.starts_with("PCI-");
+    (uuid.starts_with("GPU-") || is_slot) && !uuid.contains('?')
 }
 
-/// NVIDIA's GPUs of this host, by whom they are.
+/// The GPUs of this host, by whom they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Lists", into = "Lists")]
 pub struct Roll(Vec<Named>);
+
+/// NVIDIA's and AMD's apart: an agent from before AMD's were kept takes all of a list for NVIDIA's.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Lists {
+    gpus: Vec<Named>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    amd: Vec<Named>,
+}
+
+impl From<Roll> for Lists {
+    fn from(roll: Roll) -> Self {
+        let (gpus, amd) = roll.0.into_iter().partition(|named| named.vendor == GpuVendor::Nvidia);
+        Self { gpus, amd }
+    }
+}
+
+impl From<Lists> for Roll {
+    fn from(lists: Lists) -> Self {
+        let of = |vendor| move |named: Named| Named { vendor, ..named }.cleaned();
+        let nvidia = lists.gpus.into_iter().filter_map(of(GpuVendor::Nvidia));
+        let amd = lists.amd.into_iter().filter_map(of(GpuVendor::Amd));
+        Self(nvidia.take(MAX_GPUS).chain(amd.take(MAX_GPUS)).collect())
+    }
+}
 
 /// As it is on disk.
 #[derive(Default, Serialize, Deserialize)]
 struct Kept {
     boot_id: String,
-    gpus: Vec<Named>,
+    #[serde(flatten)]
+    lists: Lists,
 }
 
 impl Roll {
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Named> {
-        self.0.iter()
+    /// Those of one maker.
+    pub fn of(&self, vendor: GpuVendor) -> impl Iterator<Item = &Named> {
+        self.0.iter().filter(move |named| named.vendor == vendor)
     }
 
     /// Takes over who is in a reading; whether that is new. Where a lost one stands in a list says nothing.
     pub fn learn(&mut self, gpus: &[Gpu]) -> bool {
         let before = self.clone();
-        for gpu in gpus.iter().filter(|g| g.vendor == GpuVendor::Nvidia && is_name(&g.uuid)) {
+        for gpu in gpus.iter().filter(|g| is_name(g.vendor, &g.uuid)) {
             let named = Named {
                 uuid: gpu.uuid.clone(),
                 name: gpu.name.clone(),
                 index: gpu.index,
                 pci_bus_id: gpu.pci_bus_id.clone(),
+                vendor: gpu.vendor,
             };
-            if let Some(known) = self.0.iter_mut().find(|known| known.uuid == gpu.uuid) {
+            let same = |known: &&mut Named| known.vendor == gpu.vendor && known.uuid == gpu.uuid;
+            if let Some(known) = self.0.iter_mut().find(same) {
                 if gpu.health != GpuHealth::Lost {
                     *known = named;
                 }
-            } else if self.0.len() < MAX_GPUS {
+            } else if self.of(gpu.vendor).count() < MAX_GPUS {
                 self.0.push(named);
             }
         }
+        // As they are kept, so that a list that was read is the one that was written.
+        self.0.sort_by_key(|named| named.vendor == GpuVendor::Amd);
         *self != before
     }
 
@@ -112,7 +149,7 @@ impl Roll {
         if boot_id.is_empty() || kept.boot_id != boot_id {
             return Self::default();
         }
-        Self(kept.gpus.into_iter().filter_map(Named::cleaned).take(MAX_GPUS).collect())
+        kept.lists.into()
     }
 
     /// Keeps them.
@@ -123,7 +160,8 @@ impl Roll {
         if boot_id.is_empty() || Self::load(path, boot_id) == *self {
             return Ok(());
         }
-        state::write_json(path, &Kept { boot_id: boot_id.to_owned(), gpus: self.0.clone() })
+        let kept = Kept { boot_id: boot_id.to_owned(), lists: self.clone().into() };
+        state::write_json(path, &kept)
     }
 }
 
@@ -153,13 +191,14 @@ fn of_slot(bus: &str, information: &str) -> Option<Named> {
     }
     let bus = clean(bus, 32);
     let uuid = match value("GPU UUID").map(|uuid| clean(uuid, 80)) {
-        Some(uuid) if is_name(&uuid) => uuid,
+        Some(uuid) if is_name(GpuVendor::Nvidia, &uuid) => uuid,
         // One that was never started has question marks in their place.
         _ => format!("PCI-{bus}"),
     };
     let name = value("Model").filter(|name| !name.is_empty()).unwrap_or("GPU");
     let name = clean(name, 96).into();
-    Some(Named { uuid: uuid.into(), name, index: u32::MAX, pci_bus_id: Some(bus.into()) })
+    let (uuid, pci_bus_id) = (uuid.into(), Some(bus.into()));
+    Some(Named { uuid, name, index: u32::MAX, pci_bus_id, vendor: GpuVendor::Nvidia })
 }
 
 #[cfg(test)]
@@ -177,14 +216,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
         let mut roll = Roll::default();
-        let stranger = Gpu { vendor: GpuVendor::Amd, ..gpu("GPU-amd", 0, GpuHealth::Ok) };
-        let named = [gpu("GPU-1", 0, GpuHealth::Ok), gpu("index-1", 1, GpuHealth::Lost), stranger];
+        let other = Gpu { vendor: GpuVendor::Amd, ..gpu("PCI-0000:03:00.0", 1, GpuHealth::Ok) };
+        let named = [
+            other,
+            gpu("GPU-1", 0, GpuHealth::Ok),
+            gpu("index-1", 1, GpuHealth::Lost),
+            gpu("PCI-x", 2, GpuHealth::Lost),
+        ];
         assert!(roll.learn(&named) && !roll.learn(&named));
         // One that is lost has no place of its own.
         assert!(!roll.learn(&[gpu("GPU-1", 7, GpuHealth::Lost)]));
         assert!(roll.learn(&[gpu("GPU-1", 3, GpuHealth::Ok)]));
-        let seen: Vec<_> = roll.iter().map(|named| (named.uuid.as_str(), named.index)).collect();
-        assert_eq!(seen, [("GPU-1", 3)]);
+        let seen = |vendor| -> Vec<_> {
+            roll.of(vendor).map(|named| (named.uuid.as_str(), named.index)).collect()
+        };
+        assert_eq!(seen(GpuVendor::Nvidia), [("GPU-1", 3)]);
+        assert_eq!(seen(GpuVendor::Amd), [("PCI-0000:03:00.0", 1)]);
+        // As the agent tells it to the process that asks the drivers.
+        let told = serde_json::to_string(&roll).unwrap();
+        assert_eq!(serde_json::from_str::<Roll>(&told).unwrap(), roll);
         roll.keep(&path, "boot").unwrap();
         assert_eq!(Roll::load(&path, "boot"), roll);
         assert_eq!(Roll::load(&path, "another"), Roll::default());
