@@ -3,6 +3,7 @@
 use std::fmt;
 
 use tui_input::{Input, InputRequest};
+use zeroize::Zeroize as _;
 
 use super::key::Key;
 
@@ -75,6 +76,15 @@ impl Field {
         };
         self.input.handle(request);
         true
+    }
+}
+
+impl Drop for Field {
+    /// What is left of a secret is wiped.
+    fn drop(&mut self) {
+        if self.secret {
+            String::from(std::mem::take(&mut self.input)).zeroize();
+        }
     }
 }
 
