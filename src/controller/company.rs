@@ -83,6 +83,8 @@ impl Core {
             term: self.state.term,
             seq: self.journal.last_seq(),
             state: state.clone(),
+            chronicles: self.state.ledger.shared_chronicles(service),
+            measured: self.measured.of_models(state.releases.values().map(|r| &**r)),
         };
         self.means.saver.put(saved, hosts);
     }

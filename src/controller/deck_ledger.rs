@@ -16,6 +16,9 @@ use crate::rollout::{Direction, ServiceState};
 /// Rollouts that are remembered of each service.
 const MAX_CHRONICLES: usize = 20;
 
+/// Steps of them that go to a service's hosts, for whoever takes over: the newest rollouts that have so many in all.
+const MAX_SHARED_STEPS: usize = 200;
+
 /// A line of the journal about the deck as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeckRecord {
@@ -185,6 +188,40 @@ impl Ledger {
         release: ReleaseNumber,
     ) -> Option<&PlanProgress> {
         self.chronicles.get(service)?.iter().rev().find(|c| c.release == release)
+    }
+
+    /// How the newest rollouts of a service went that were begun, for whoever takes over.
+    pub fn shared_chronicles(&self, service: &ServiceName) -> VecDeque<PlanProgress> {
+        let mut shared = VecDeque::new();
+        let mut steps = 0;
+        for chronicle in self.chronicles.get(service).into_iter().flatten().rev() {
+            steps += chronicle.steps.len();
+            if steps > MAX_SHARED_STEPS {
+                break;
+            }
+            if chronicle.steps.iter().any(|step| step.began.is_some()) {
+                shared.push_front(chronicle.clone());
+            }
+        }
+        shared
+    }
+
+    /// Takes how rollouts went at whoever acted before; what is known here only stays.
+    pub fn adopt_chronicles(
+        &mut self,
+        service: &ServiceName,
+        theirs: impl IntoIterator<Item = PlanProgress>,
+    ) {
+        let kept = self.chronicles.entry(service.clone()).or_default();
+        let mut all: BTreeMap<ReleaseNumber, PlanProgress> =
+            kept.drain(..).map(|c| (c.release, c)).collect();
+        all.extend(theirs.into_iter().map(|c| (c.release, c)));
+        let mut all: Vec<_> = all.into_values().collect();
+        all.sort_by_key(|c| (c.began, c.release));
+        kept.extend(all.split_off(all.len().saturating_sub(MAX_CHRONICLES)));
+        if kept.is_empty() {
+            self.chronicles.remove(service);
+        }
     }
 
     /// Releases that were planned, and whose rollout nothing was heard of since.
@@ -387,6 +424,52 @@ mod tests {
             assert_eq!(group.ended.is_none(), atomic, "what was rolled out is taken back");
             assert!(told.went("a", GroupState::Undone).ended.is_some());
         }
+    }
+
+    fn chronicle(release: u64, steps: usize, began: bool) -> PlanProgress {
+        let step = StepProgress {
+            title: "weight 50".to_owned(),
+            predicted: PlanTime::default(),
+            predicted_lowest: Some(1),
+            began: began.then_some(Timestamp(release)),
+            ended: None,
+            lowest_ready: None,
+            skipped: None,
+            promoted: None,
+        };
+        PlanProgress {
+            release: ReleaseNumber(release),
+            began: Timestamp(release),
+            steps: vec![step; steps],
+            predicted: PlanTime::default(),
+            predicted_lowest: 1,
+            lowest_ready: 1,
+            ended: None,
+        }
+    }
+
+    #[test]
+    fn how_rollouts_went_goes_on_elsewhere() {
+        let service: ServiceName = "chat".parse().unwrap();
+        let mut first = Ledger::default();
+        let all = [(1, 150, true), (2, 90, true), (3, 90, true), (4, 2, false)];
+        first.adopt_chronicles(&service, all.map(|(n, steps, began)| chronicle(n, steps, began)));
+        let numbers = |kept: &VecDeque<PlanProgress>| -> Vec<(u64, usize)> {
+            kept.iter().map(|c| (c.release.0, c.steps.len())).collect()
+        };
+        let shared = first.shared_chronicles(&service);
+        assert_eq!(numbers(&shared), [(2, 90), (3, 90)], "the newest that began");
+
+        let mut second = Ledger::default();
+        second.adopt_chronicles(&service, [chronicle(1, 3, true), chronicle(3, 3, true)]);
+        second.adopt_chronicles(&service, shared);
+        let of = |ledger: &Ledger| numbers(ledger.chronicles.get(&service).unwrap());
+        assert_eq!(of(&second), [(1, 3), (2, 90), (3, 90)]);
+        second.adopt_chronicles(&service, (4..40).map(|n| chronicle(n, 1, true)));
+        assert_eq!(second.chronicles.get(&service).unwrap().len(), MAX_CHRONICLES);
+        let mut none = Ledger::default();
+        none.adopt_chronicles(&service, []);
+        assert_eq!(none, Ledger::default());
     }
 
     #[test]

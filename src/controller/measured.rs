@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::plan_steps;
 use crate::base::{Attempt, ReplicaId, ReplicaKey, ServiceName, Timestamp};
 use crate::rollout::{Phase, Release, ServiceState, Timings};
 
@@ -46,6 +47,40 @@ struct Series {
 struct File {
     format: u32,
     series: BTreeMap<Key, Series>,
+}
+
+/// Combinations that go to a service's hosts, for whoever takes over.
+const MAX_SHARED: usize = 32;
+
+/// Longest name of a combination that is taken from elsewhere.
+const MAX_NAME: usize = 1024;
+
+/// What was measured of some combinations, as it goes from one controller to the next.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Measurements(BTreeMap<Key, Series>);
+
+impl Measurements {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Without what no controller of ours would have written: it may come from anywhere.
+    pub(super) fn bounded(mut self) -> Self {
+        self.0.retain(|key, _| key.len() <= MAX_NAME);
+        while self.0.len() > MAX_SHARED {
+            self.0.pop_last();
+        }
+        for series in self.0.values_mut() {
+            for kept in [&mut series.loads, &mut series.drains, &mut series.stops] {
+                kept.truncate(KEPT);
+            }
+            series.tokens_per_s =
+                series.tokens_per_s.filter(|rate| rate.is_finite() && *rate > 0.0);
+        }
+        self
+    }
 }
 
 /// All measurements of a deck.
@@ -92,6 +127,32 @@ impl Measured {
         });
         if let Err(error) = written {
             tracing::warn!(%error, path = %path.display(), "measurements cannot be written");
+        }
+    }
+
+    /// What is known of the models of these releases, on whatever kind of device: of the combinations that were used
+    /// last.
+    pub(super) fn of_models<'a>(
+        &self,
+        releases: impl Iterator<Item = &'a Release>,
+    ) -> Measurements {
+        let models: BTreeSet<Key> = releases.map(plan_steps::key_of_model).collect();
+        let is_theirs = |key: &Key| models.iter().any(|model| key.starts_with(model.as_str()));
+        let mut found: Vec<_> = self.series.iter().filter(|(key, _)| is_theirs(key)).collect();
+        found.sort_by_key(|(_, series)| std::cmp::Reverse(series.used));
+        let found = found.into_iter().filter(|(key, _)| key.len() <= MAX_NAME).take(MAX_SHARED);
+        Measurements(found.map(|(key, series)| (key.clone(), series.clone())).collect())
+    }
+
+    /// Takes what another controller measured, where what is known here is older.
+    pub(super) fn adopt(&mut self, theirs: Measurements, now: Timestamp) {
+        for (key, series) in theirs.0 {
+            let used = series.used.min(now);
+            if self.series.get(&key).is_some_and(|own| own.used >= used) {
+                continue;
+            }
+            *self.entry(key, used) = Series { used, ..series };
+            self.unsaved = true;
         }
     }
 
@@ -299,6 +360,33 @@ mod tests {
         };
         assert_eq!(learnt(false), Some(Duration::from_secs(60)));
         assert_eq!(learnt(true), None);
+    }
+
+    #[test]
+    fn what_was_measured_of_a_model_goes_on_elsewhere() {
+        let service: ServiceName = "chat".parse().unwrap();
+        let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
+        let release = crate::controller::saved::tests::release(deck, &service);
+        let mut measured = Measured::default();
+        for (name, used) in [("/m | vllm | H100", 7), ("/m2 | vllm | H100", 8)] {
+            measured.entry(name.to_owned(), Timestamp(used)).loads.push_back(used * 1_000);
+        }
+        for n in 0..2 * MAX_SHARED {
+            measured.entry(format!("/m | vllm | {n}×A100"), Timestamp(1));
+        }
+        let shared = measured.of_models([&release].into_iter());
+        assert_eq!(shared.0.len(), MAX_SHARED);
+        assert_eq!(shared.clone().bounded(), shared);
+        let mut other = Measured::default();
+        other.adopt(shared.clone(), Timestamp(5));
+        assert_eq!(other.load("/m | vllm | H100"), Some(Duration::from_secs(7)));
+        assert_eq!(other.load("/m2 | vllm | H100"), None);
+        assert!(other.unsaved);
+        // What is newer here stays.
+        let own = other.entry("/m | vllm | H100".to_owned(), Timestamp(9));
+        own.loads = VecDeque::from([1_000]);
+        other.adopt(shared, Timestamp(9));
+        assert_eq!(other.load("/m | vllm | H100"), Some(Duration::from_secs(1)));
     }
 
     #[test]

@@ -21,8 +21,13 @@ pub fn key_of(hub: &Hub, release: &Release, replica: u32) -> Key {
 
 /// The same for a plan that is not (yet) one of the release's.
 pub fn key_for_plan(hub: &Hub, release: &Release, plan: &ReplicaPlan) -> Key {
+    key_of_model(release) + &kind_of(hub, plan)
+}
+
+/// How it begins, whatever the devices.
+pub(super) fn key_of_model(release: &Release) -> Key {
     let engine = crate::engine::of(&release.spec.engine).name();
-    format!("{} | {engine} | {}", release.spec.model, kind_of(hub, plan))
+    format!("{} | {engine} | ", release.spec.model)
 }
 
 /// `2×NVIDIA H100`, `cpu`.

@@ -4,7 +4,7 @@
 //! The text is JSON, deflated and in base64 (`z1:…`), bounded by the agent at 1 MiB. It is written
 //! whole or not at all, under the host's lock and only with the host's epoch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -15,8 +15,10 @@ use tokio::sync::Notify;
 use super::actions::{self, Means};
 use super::behind::Begun;
 use super::core::{Core, Input};
+use super::measured::Measurements;
 use super::packed::{Releases, pack_with, unpack_json};
 use crate::api::DeckConditionKind;
+use crate::api::plan::PlanProgress;
 use crate::base::{DeckId, EpochCell, Hint, HostName, ServiceName};
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::{Direction, Rollout, ServiceState};
@@ -46,6 +48,12 @@ pub struct Saved {
     pub seq: u64,
     /// The state.
     pub state: ServiceState,
+    /// How its rollouts went beside their plans, the newest last.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub chronicles: VecDeque<PlanProgress>,
+    /// What was measured of the models of its releases.
+    #[serde(default, skip_serializing_if = "Measurements::is_empty")]
+    pub measured: Measurements,
 }
 
 impl Saved {
@@ -57,7 +65,10 @@ impl Saved {
                 && saved.state.releases.iter().all(|(number, r)| {
                     r.number == *number && r.deck == deck && r.service == *service
                 });
-        if fits { Ok(saved) } else { Err("it is of another deck or service".to_owned()) }
+        if !fits {
+            return Err("it is of another deck or service".to_owned());
+        }
+        Ok(Self { measured: saved.measured.bounded(), ..saved })
     }
 }
 
@@ -439,14 +450,18 @@ pub(super) mod tests {
         }
     }
 
+    fn saved(seq: u64, state: ServiceState) -> Saved {
+        let (chronicles, measured) = (VecDeque::new(), Measurements::default());
+        Saved { holder: "ada@m1".to_owned(), term: 0, seq, state, chronicles, measured }
+    }
+
     #[test]
     fn a_change_goes_to_some_hosts_and_a_step_to_all() {
         let hosts: BTreeSet<HostName> = (1..=9).map(|n| format!("h{n}").parse().unwrap()).collect();
         let hosts = Arc::new(hosts);
         let saver = Saver::default();
         let service: ServiceName = "chat".parse().unwrap();
-        let state = ServiceState::new(service.clone());
-        let saved = Saved { holder: "ada@m1".to_owned(), term: 0, seq: 1, state };
+        let saved = saved(1, ServiceState::new(service.clone()));
         let names = |own: &str| -> Vec<String> {
             let wanted = saver.wanted(&service).unwrap();
             let others = wanted.others(&own.parse().unwrap());
@@ -470,8 +485,7 @@ pub(super) mod tests {
         let (hosts, more) = (of(&["h1", "h2"]), of(&["h1", "h2", "h3"]));
         let saver = Saver::default();
         let service: ServiceName = "chat".parse().unwrap();
-        let state = ServiceState::new(service.clone());
-        let mut saved = Saved { holder: "ada@m1".to_owned(), term: 0, seq: 7, state };
+        let mut saved = saved(7, ServiceState::new(service.clone()));
         saver.put(saved.clone(), Arc::clone(&hosts));
         saver.wanted(&service).unwrap().is_whole.store(true, Ordering::Release);
         // Things go on while h2 is away.
@@ -518,8 +532,7 @@ pub(super) mod tests {
             // Looks like the place of the releases, and is none.
             holder: "\"state\":{\"service\":\"chat\",\"releases\":{}".to_owned(),
             term: 2,
-            seq: 17,
-            state: ServiceState::new(service.clone()),
+            ..saved(17, ServiceState::new(service.clone()))
         };
         let release = Shared::from(release(deck, &service));
         saved.state.releases.insert(release.number, release);
@@ -542,6 +555,21 @@ pub(super) mod tests {
         saved.state.releases.get_mut(&ReleaseNumber(3)).unwrap().change().author = "bob".to_owned();
         saver.put(saved.clone(), Arc::default());
         let third = saver.wanted(&service).unwrap().text().unwrap();
-        assert_eq!(Saved::unpack(&third, deck, &service), Ok(saved));
+        assert_eq!(Saved::unpack(&third, deck, &service), Ok(saved.clone()));
+
+        // As it was written before it told how rollouts went, and with that.
+        assert!(!serde_json::to_string(&saved).unwrap().contains("chronicles"));
+        saved.chronicles.push_back(PlanProgress {
+            release: ReleaseNumber(3),
+            began: crate::base::Timestamp(7),
+            steps: Vec::new(),
+            predicted: crate::api::PlanTime::default(),
+            predicted_lowest: 1,
+            lowest_ready: 1,
+            ended: None,
+        });
+        saver.put(saved.clone(), Arc::default());
+        let told = saver.wanted(&service).unwrap().text().unwrap();
+        assert_eq!(Saved::unpack(&told, deck, &service), Ok(saved));
     }
 }

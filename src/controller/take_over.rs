@@ -178,6 +178,7 @@ impl Core {
         let adopted_deck = self.adopt_deck(deck.read, journal_is_new);
         let ledger_age = adopted_deck.unwrap_or(own_age);
         let (mut adopted, mut ages) = (Vec::new(), BTreeMap::new());
+        let mut measured = Vec::new();
         for (service, newest) in services {
             if let Some(unread) = newest.unread {
                 let words = match newest.read {
@@ -199,6 +200,8 @@ impl Core {
             adopted.push(format!("{service} from {}", saved.holder));
             ages.insert(service.clone(), saved.age());
             saved.state.now = believable(saved.state.now, now());
+            self.state.ledger.adopt_chronicles(&service, saved.chronicles);
+            measured.push(saved.measured);
             self.state.services.insert(service, saved.state);
         }
         let is_newer =
@@ -240,6 +243,9 @@ impl Core {
             });
         }
         self.means.claims.settle(self.state.term, &taken);
+        for measured in measured {
+            self.measured.adopt(measured, now());
+        }
         self.records_since_checkpoint = 0;
         self.follow_clock();
         self.caught_up();

@@ -53,8 +53,27 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     let chat = json(company.b("status chat --output json"));
     assert_eq!(chat["rollout"]["to"], 2, "{chat:#}");
     assert_eq!(chat["stable"], 1, "{chat:#}");
+    // With what was foreseen of it, how it went so far, and what the first had measured.
+    let foreseen = &chat["progress"];
+    assert_eq!(foreseen["release"], 2, "{foreseen:#}");
+    assert!(foreseen["steps"][0]["ended"].is_u64(), "{foreseen:#}");
+    assert!(foreseen["ended"].is_null(), "{foreseen:#}");
+    let measured = company.home("b").join(company.id().to_string()).join("measured.json");
+    wait_until("the loads that the first has measured", DEADLINE, || {
+        let text = std::fs::read_to_string(&measured).unwrap_or_default();
+        let known: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let loads = |series: &serde_json::Value| series["loads"].as_array().map_or(0, Vec::len);
+        known["series"].as_object().is_some_and(|all| all.values().any(|s| loads(s) >= 3))
+    });
+    let journeys = || {
+        let history = json(company.b("history chat --output json"));
+        let releases = history.as_array().cloned().unwrap_or_default();
+        releases.into_iter().map(|r| r["progress"]["ended"].is_u64()).collect::<Vec<_>>()
+    };
+    assert_eq!(journeys(), [false, true]);
     company.b("rollout promote chat").expect_success();
     company.b("rollout status chat --wait --timeout 60s").expect_success();
+    assert_eq!(journeys(), [true, true]);
     let started_once = once(["1-0", "1-1", "2-0", "2-1"]);
     assert_eq!(company.starts(), started_once);
 

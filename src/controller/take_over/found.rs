@@ -133,12 +133,21 @@ pub(super) async fn some_at_a_time<T>(asks: Vec<BoxFuture<'_, T>>) -> Vec<T> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
+    use crate::controller::measured::Measurements;
     use crate::rollout::ServiceState;
 
     fn saved(term: u64, seq: u64) -> Saved {
-        let state = ServiceState::new("chat".parse().unwrap());
-        Saved { holder: "ada@m1".to_owned(), term, seq, state }
+        Saved {
+            holder: "ada@m1".to_owned(),
+            term,
+            seq,
+            state: ServiceState::new("chat".parse().unwrap()),
+            chronicles: VecDeque::new(),
+            measured: Measurements::default(),
+        }
     }
 
     fn unread(age: Option<Age>) -> Result<Saved, Unread> {
