@@ -125,6 +125,7 @@ async fn only_who_holds_the_hosts_publishes() {
         dir: Some(dir.to_str().unwrap().to_owned()),
         listen: Some(format!("127.0.0.1:{}", ports[0])),
         zone: None,
+        reload: Vec::new(),
         settle: Duration::from_millis(100),
     });
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
@@ -198,6 +199,13 @@ async fn endpoints_move_first_and_streams_come_to_their_end() {
         dir: Some(dir.to_str().unwrap().to_owned()),
         listen: Some(format!("127.0.0.1:{port}")),
         zone: Some("llm.lan".to_owned()),
+        reload: [
+            "sh",
+            "-c",
+            "grep ^_chat $GPUDECK_SERVICE.zone >../seen.new; mv ../seen.new ../seen",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         settle: Duration::from_millis(300),
     });
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
@@ -253,6 +261,14 @@ async fn endpoints_move_first_and_streams_come_to_their_end() {
     wait(&client, "the zone follows", |_| {
         let zone = std::fs::read_to_string(dir.join("chat.zone")).unwrap();
         (zone.contains("chat-r2-0-a1") && !zone.contains("chat-r1-0-a1")).then_some(())
+    })
+    .await;
+    // A name server that reads the zone only when it is told has read it before the old one is gone.
+    wait(&client, "the name server follows", |v| {
+        let seen = std::fs::read_to_string(world.root().join("seen")).unwrap();
+        let old = v.replicas.iter().any(|r| r.id.release.0 == 1);
+        assert!(old || !seen.contains("r1-0-a1"), "{seen}");
+        (seen.contains("r2-0-a1") && !seen.contains("r1-0-a1")).then_some(())
     })
     .await;
     let text = reading.await.unwrap();

@@ -1,5 +1,7 @@
 //! Endpoints for whatever balances without a gateway of ours: files, and an HTTP endpoint.
 
+mod reload;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
@@ -20,6 +22,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use self::reload::Reloads;
 use super::core::now;
 use crate::base::{ServiceName, TrafficServer};
 use crate::gateway::Endpoints;
@@ -40,9 +43,24 @@ pub trait Speaker: Send + Sync {
 
 /// The endpoints of all services, as last decided; or why those of one are not told.
 #[derive(Clone, Debug, Default)]
-pub struct Published(Arc<Mutex<BTreeMap<ServiceName, Result<Endpoints, String>>>>);
+pub struct Published {
+    all: Arc<Mutex<BTreeMap<ServiceName, Result<Endpoints, String>>>>,
+    reloads: Arc<Reloads>,
+}
 
 impl Published {
+    /// `notes`: a directory in which the processes of `reload` are noted while they run.
+    pub fn new(notes: PathBuf) -> Self {
+        Self { reloads: Arc::new(Reloads::new(notes)), ..Self::default() }
+    }
+
+    /// Has whoever balances told of the files of a service, unless they were told of these already. `Err`: why
+    /// that failed.
+    pub async fn reload(&self, spec: &EndpointsSpec, service: &ServiceName) -> Result<(), String> {
+        let Some(Ok(endpoints)) = self.get(service) else { return Ok(()) };
+        self.reloads.run(spec, &endpoints).await
+    }
+
     /// Publishes a table. `Err`: a file could not be written; the HTTP endpoint has it.
     pub fn publish(
         &self,
@@ -89,6 +107,7 @@ impl Published {
         endpoints.version == version
             && endpoints.endpoints == servers
             && files(spec, &endpoints).iter().all(|(path, text)| is_there(path, text))
+            && self.reloads.has_told(spec, &endpoints)
     }
 
     /// Tells those of a service to nobody any more, and why. Its files stay as they are: others may write them.
@@ -101,7 +120,7 @@ impl Published {
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Result<Endpoints, String>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,6 +131,7 @@ fn files(spec: &EndpointsSpec, endpoints: &Endpoints) -> Vec<(PathBuf, String)> 
     let mut files = vec![
         (dir.join(format!("{service}.json")), endpoints.json()),
         (dir.join(format!("{service}.file_sd.json")), endpoints.file_sd()),
+        (dir.join(format!("{service}.scrape.json")), endpoints.scrape()),
     ];
     if let Some(zone) = &spec.zone {
         files.push((dir.join(format!("{service}.zone")), endpoints.zone(zone)));
@@ -145,7 +165,7 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.gpudeck-new-{}", std::process::id()))
 }
 
-/// Serves `GET /v1/endpoints` and `GET /v1/endpoints/SERVICE?format=json|file_sd|zone` for ever; 503 for what this
+/// Serves `GET /v1/endpoints` and `GET /v1/endpoints/SERVICE?format=json|file_sd|scrape|zone` for ever; 503 for what this
 /// controller may not speak for.
 pub async fn serve(
     listen: String,
@@ -263,11 +283,12 @@ async fn one(
         ("file_sd" | "http_sd", _) => {
             ([(header::CONTENT_TYPE, JSON)], endpoints.file_sd()).into_response()
         }
+        ("scrape", _) => ([(header::CONTENT_TYPE, JSON)], endpoints.scrape()).into_response(),
         ("zone", Some(zone)) => endpoints.zone(zone).into_response(),
         ("zone", None) => {
             (StatusCode::BAD_REQUEST, "deck.toml has no `zone` under [endpoints]\n").into_response()
         }
-        _ => (StatusCode::BAD_REQUEST, "format is json, file_sd or zone\n").into_response(),
+        _ => (StatusCode::BAD_REQUEST, "format is json, file_sd, scrape or zone\n").into_response(),
     }
 }
 
@@ -280,7 +301,7 @@ mod tests {
     use super::*;
     use crate::base::TrafficMode;
 
-    fn table(weight: u16) -> Vec<TrafficServer> {
+    pub(super) fn table(weight: u16) -> Vec<TrafficServer> {
         let replica = "r1-0-a1".parse().unwrap();
         let address = "10.0.0.1".to_owned();
         vec![TrafficServer {
@@ -350,6 +371,7 @@ mod tests {
             dir: Some(dir.path().join("sd").to_str().unwrap().to_owned()),
             listen: None,
             zone: Some("llm.lan".to_owned()),
+            reload: Vec::new(),
             settle: Duration::ZERO,
         };
         let published = Published::default();
@@ -359,7 +381,7 @@ mod tests {
         let read = |name: &str| fs::read_to_string(dir.path().join("sd").join(name)).unwrap();
         assert!(read("chat.file_sd.json").contains("\"__meta_gpudeck_weight\": \"40\""));
         assert!(read("chat.zone").contains("_chat._tcp IN SRV 0 40 21000"));
-        assert_eq!(fs::read_dir(dir.path().join("sd")).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(dir.path().join("sd")).unwrap().count(), 4);
 
         let port = {
             let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -392,6 +414,8 @@ mod tests {
         assert_eq!(ask("/v1/endpoints/chat").await, ("200".into(), read("chat.json")));
         let sd = ask("/v1/endpoints/chat?format=file_sd").await;
         assert_eq!(sd, ("200".into(), read("chat.file_sd.json")));
+        let scrape = ask("/v1/endpoints/chat?format=scrape").await;
+        assert_eq!(scrape, ("200".into(), read("chat.scrape.json")));
         assert_eq!(ask("/v1/endpoints").await.1, "{\"services\":[\"chat\",\"fenced\"]}\n");
         let (code, why) = ask("/v1/endpoints/fenced").await;
         assert_eq!(code, "503");

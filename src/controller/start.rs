@@ -149,7 +149,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         fleet_events,
     );
     fleet.set_hosts(&options.deck.hosts);
-    let published = super::publish::Published::default();
+    let published = super::publish::Published::new(paths.dir.clone());
     let begun = super::behind::Begun::of(&state, journal.last_seq());
     let means = Arc::new(Means {
         deck: options.deck.id,

@@ -31,29 +31,21 @@ impl Endpoints {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// What Prometheus reads from a file or over HTTP. The weight is a `__meta_` label: it changes,
-    /// and a lasting label would make new series of it.
+    /// What a reader of Prometheus' `file_sd` or `http_sd` balances over: only what takes new requests, so that one
+    /// that heeds no label sends nothing elsewhere. The weight is a `__meta_` label: it changes, and a lasting label
+    /// would make new series of it.
     pub fn file_sd(&self) -> String {
-        let groups: Vec<serde_json::Value> = self
-            .endpoints
-            .iter()
-            .map(|server| {
-                json!({
-                    "targets": [authority(server)],
-                    "labels": {
-                        "service": self.service,
-                        "release": server.replica.release.to_string(),
-                        "replica": server.replica.to_string(),
-                        "__meta_gpudeck_weight": server.weight.to_string(),
-                        "__meta_gpudeck_mode": match server.mode {
-                            TrafficMode::Ready => "ready",
-                            TrafficMode::Drain => "drain",
-                        },
-                    },
-                })
-            })
-            .collect();
-        serde_json::to_string_pretty(&groups).unwrap_or_default() + "\n"
+        groups(&self.service, self.open())
+    }
+
+    /// The same of every server, for whoever reads their metrics.
+    pub fn scrape(&self) -> String {
+        groups(&self.service, self.endpoints.iter())
+    }
+
+    /// Those that take new requests.
+    fn open(&self) -> impl Iterator<Item = &TrafficServer> {
+        self.endpoints.iter().filter(|s| s.mode == TrafficMode::Ready && s.weight > 0)
     }
 
     /// DNS-SD (RFC 6763) records to be included in the zone `zone`: browse `_http._tcp`, or ask for
@@ -66,8 +58,7 @@ impl Endpoints {
             "; Written by gpudeck: service {service}, version {version}.\n\
              $ORIGIN {zone}.\n$TTL {TTL}\n"
         );
-        let open = self.endpoints.iter().filter(|s| s.mode == TrafficMode::Ready && s.weight > 0);
-        for server in open {
+        for server in self.open() {
             let name = format!("{}.{service}", server.replica);
             let target = match server.address.parse() {
                 Ok(IpAddr::V4(v4)) => {
@@ -99,6 +90,27 @@ impl Endpoints {
         }
         out
     }
+}
+
+fn groups<'a>(service: &ServiceName, servers: impl Iterator<Item = &'a TrafficServer>) -> String {
+    let groups: Vec<serde_json::Value> = servers
+        .map(|server| {
+            json!({
+                "targets": [authority(server)],
+                "labels": {
+                    "service": service,
+                    "release": server.replica.release.to_string(),
+                    "replica": server.replica.to_string(),
+                    "__meta_gpudeck_weight": server.weight.to_string(),
+                    "__meta_gpudeck_mode": match server.mode {
+                        TrafficMode::Ready => "ready",
+                        TrafficMode::Drain => "drain",
+                    },
+                },
+            })
+        })
+        .collect();
+    serde_json::to_string_pretty(&groups).unwrap_or_default() + "\n"
 }
 
 fn authority(server: &TrafficServer) -> String {
@@ -136,10 +148,17 @@ mod tests {
     }
 
     #[test]
-    fn prometheus_gets_a_group_for_each_server() {
-        let groups: serde_json::Value = serde_json::from_str(&endpoints().file_sd()).unwrap();
+    fn who_balances_gets_what_is_open_and_who_scrapes_gets_all() {
+        let read = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };
+        let mut endpoints = endpoints();
+        endpoints.endpoints[1].weight = 0;
+        let open = read(endpoints.file_sd());
+        assert_eq!(open.as_array().unwrap().len(), 1, "neither weight 0 nor what drains");
+        assert_eq!(open[0]["targets"][0], "10.0.0.1:21000");
+        let groups = read(endpoints.scrape());
         assert_eq!(groups.as_array().unwrap().len(), 3);
         assert_eq!(groups[2]["targets"][0], "[fd00::1]:21000");
+        assert_eq!(groups[2]["labels"]["__meta_gpudeck_mode"], "drain");
         assert_eq!(groups[0]["labels"]["__meta_gpudeck_weight"], "90");
         assert_eq!(groups[0]["labels"]["release"], "r1");
     }

@@ -47,7 +47,7 @@ pub struct GitSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointsSpec {
-    /// A directory on the controller's machine: `SERVICE.json`, `SERVICE.file_sd.json`, and
+    /// A directory on the controller's machine: `SERVICE.json`, `SERVICE.file_sd.json`, `SERVICE.scrape.json`, and
     /// `SERVICE.zone` if there is a zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
@@ -58,6 +58,10 @@ pub struct EndpointsSpec {
     /// The domain of the DNS-SD records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// The command that tells whoever balances of changed files (`rndc reload ZONE`), run in `dir` on the controller's
+    /// machine; a change counts as followed only after it. Default: they notice by themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reload: Vec<String>,
     /// How long whoever balances may take to follow a change. Without a gateway a replica is
     /// drained only after this.
     #[serde(default = "settle", with = "crate::base::time::text")]

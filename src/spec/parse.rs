@@ -118,6 +118,14 @@ fn check_gateways(deck: &DeckSpec) -> Result<(), Complaint> {
                 "write for example dir = \"/var/lib/gpudeck/endpoints\"".to_owned(),
             ));
         }
+        if !endpoints.reload.is_empty() && endpoints.dir.is_none() {
+            return Err((
+                "reload",
+                "`reload` of the endpoints tells of changed files, and there is no `dir` for them"
+                    .to_owned(),
+                "write for example dir = \"/var/lib/gpudeck/endpoints\"".to_owned(),
+            ));
+        }
     }
     Ok(())
 }

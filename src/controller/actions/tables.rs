@@ -162,7 +162,10 @@ impl Keeper {
         let end = tokio::time::Instant::now() + LINKS_UP;
         let doubt = loop {
             match means.may_speak_for(service, Duration::ZERO).await {
-                Ok(()) => return means.published.publish(spec, service, version, servers),
+                Ok(()) => {
+                    means.published.publish(spec, service, version, servers)?;
+                    return means.published.reload(spec, service).await;
+                }
                 Err(doubt @ Doubt::Unknown { .. }) => {
                     means.published.withhold(service, &doubt.to_string());
                     if tokio::time::Instant::now() > end {
