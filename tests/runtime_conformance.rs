@@ -23,6 +23,7 @@ use gpudeck::base::{
     Attempt, Bytes, DeckId, Epoch, EpochCell, Hint, RankId, ReleaseId, ReleaseNumber, ReplicaId,
 };
 use gpudeck::fleet::HostLink;
+use gpudeck::runtime::docker::setup::{Difference, Setup};
 use gpudeck::runtime::{DockerRuntime, ProcessRuntime, Runtime, RuntimeError};
 use gpudeck::spec;
 use gpudeck::wire::{RankReport, RankStart, RankStatus};
@@ -387,16 +388,36 @@ async fn files_are_mounted(link: &Link, deck: DeckId, dockerd: &Dockerd, dir: &P
         &id,
         &format!(
             "read line < {file}; echo \"$line\"; echo no > {file} || echo refused; \
-             echo yes > {}/written",
+             echo yes > {}/written; echo done; exec sleep 60",
             cache.display()
         ),
     );
     start.files = vec![file];
     runtime.start(&start).await.unwrap();
-    exited(&runtime, &id).await;
-    let log = logged(&runtime, &id, "refused").await;
-    assert!(log.contains("weights\n"), "{log:?}");
+    let log = logged(&runtime, &id, "done").await;
+    assert!(log.contains("weights\n") && log.contains("refused"), "{log:?}");
     assert_eq!(std::fs::read_to_string(cache.join("written")).unwrap(), "yes\n");
+    // As the engine tells of it, it is as it was to be; otherwise it is told how it differs.
+    let seen = runtime.running().await.unwrap().into_iter().find(|r| r.rank == id).unwrap();
+    let differences = |start: &RankStart, mounts: &[&Path]| {
+        let spec = spec::DockerRuntime {
+            image: "gpudeck-test:1".to_owned(),
+            socket: dockerd.socket().display().to_string(),
+            mounts: mounts.iter().map(|m| m.display().to_string()).collect(),
+        };
+        Setup::wanted(start, &spec).unwrap().differences(seen.setup.as_ref().unwrap())
+    };
+    assert_eq!(differences(&start, &[&cache]), []);
+    start.env.insert("WORD".to_owned(), "another".to_owned());
+    let cache_too = format!("{} is mounted, too", cache.display());
+    assert_eq!(
+        differences(&start, &[]),
+        [
+            Difference::Environment("WORD has another value".to_owned()),
+            Difference::Mounts(cache_too)
+        ]
+    );
+    runtime.stop(&id, Duration::from_millis(100)).await.unwrap();
     runtime.remove(&id).await.unwrap();
 }
 

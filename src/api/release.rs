@@ -75,4 +75,10 @@ pub enum DriftKind {
     Command,
     /// Its container has another image than its release says.
     Image,
+    /// Its container has another environment.
+    Environment,
+    /// Its container has other GPUs.
+    Devices,
+    /// Its container sees other paths of the host.
+    Mounts,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::actions::{Means, reading_runtime};
+use super::actions::{Means, reading_runtime, start_of};
 use super::core::Core;
 use super::deck_ledger::Ledger;
 use super::record::DeckState;
@@ -14,6 +14,7 @@ use crate::api::{ApiError, DeckConditionKind, UpgradeEntry, UpgradeHost};
 use crate::base::{DeckId, HostName, RankId, ServiceName};
 use crate::rollout::Phase;
 use crate::runtime::RunningRank;
+use crate::runtime::docker::setup::{Difference, Setup};
 use crate::spec::RuntimeSpec;
 
 /// Time between two looks of the controller itself.
@@ -29,6 +30,8 @@ struct Expected {
     rank: RankId,
     argv: Vec<String>,
     runtime: RuntimeSpec,
+    /// What its container is to be given, where it is one.
+    setup: Option<Setup>,
     /// It must run; otherwise it may (it starts, stops, or waits to be started).
     must_run: bool,
 }
@@ -55,9 +58,17 @@ fn expected(state: &DeckState) -> Vec<Expected> {
             for (rank, plan) in
                 release.rank_ids(key.replica, replica.attempt).into_iter().zip(&plan.ranks)
             {
+                let setup = match &release.spec.runtime {
+                    RuntimeSpec::Docker(docker) => {
+                        let key_file = release.spec.api_key_file.clone();
+                        Setup::wanted(&start_of(key_file, &rank, plan), docker)
+                    }
+                    RuntimeSpec::Process => None,
+                };
                 found.push(Expected {
                     host: plan.host.clone(),
                     rank,
+                    setup,
                     argv: plan.argv.clone(),
                     runtime: release.spec.runtime.clone(),
                     must_run,
@@ -78,6 +89,7 @@ fn commands(deck: DeckId, ledger: &Ledger) -> Vec<Expected> {
         rank: rank.clone(),
         argv: upgrade::argv_of(upgrade),
         runtime: RuntimeSpec::Process,
+        setup: None,
         must_run: false,
     };
     upgrade.hosts.iter().filter(runs).map(expected).collect()
@@ -119,6 +131,16 @@ fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -
             {
                 let words = format!("has the image {image}, not {}", docker.image);
                 item(host, &running.rank, DriftKind::Image, words);
+            }
+            if let (Some(setup), Some(seen)) = (&wanted.setup, &running.setup) {
+                for difference in setup.differences(seen) {
+                    let (kind, words) = match difference {
+                        Difference::Environment(words) => (DriftKind::Environment, words),
+                        Difference::Devices(words) => (DriftKind::Devices, words),
+                        Difference::Mounts(words) => (DriftKind::Mounts, words),
+                    };
+                    item(host, &running.rank, kind, words);
+                }
             }
         }
         for wanted in expected.iter().filter(|e| e.must_run && e.host == *host) {
@@ -311,6 +333,7 @@ mod tests {
             rank: rank(n),
             argv: vec!["serve".to_owned()],
             runtime: RuntimeSpec::Process,
+            setup: None,
             must_run,
         }
     }
@@ -334,7 +357,9 @@ mod tests {
         };
         let rank = upgrade::rank_of(deck, upgrade.id).unwrap();
         let argv = Some(upgrade::argv_of(&upgrade));
-        let runs = || vec![RunningRank { rank: rank.clone(), argv: argv.clone(), image: None }];
+        let runs = || {
+            vec![RunningRank { rank: rank.clone(), argv: argv.clone(), image: None, setup: None }]
+        };
         let mut ledger = Ledger::default();
         ledger.maintenance.upgrade = Some(upgrade);
         let drift = |ledger: &Ledger, ranks| {
@@ -351,7 +376,7 @@ mod tests {
     }
 
     fn running(n: u32, argv: &str) -> RunningRank {
-        RunningRank { rank: rank(n), argv: Some(vec![argv.to_owned()]), image: None }
+        RunningRank { rank: rank(n), argv: Some(vec![argv.to_owned()]), image: None, setup: None }
     }
 
     #[test]

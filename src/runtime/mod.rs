@@ -38,7 +38,7 @@ pub trait Runtime: Send + Sync {
         Ok(reports
             .into_iter()
             .filter(|r| matches!(r.status, RankStatus::Running { .. }))
-            .map(|r| RunningRank { rank: r.rank, argv: None, image: None })
+            .map(|r| RunningRank { rank: r.rank, argv: None, image: None, setup: None })
             .collect())
     }
 
@@ -60,6 +60,8 @@ pub struct RunningRank {
     pub argv: Option<Vec<String>>,
     /// The container's image, where it is one.
     pub image: Option<String>,
+    /// What its container was given, where it is one.
+    pub setup: Option<docker::setup::Setup>,
 }
 
 /// Why a runtime could not do something.

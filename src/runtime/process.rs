@@ -78,7 +78,8 @@ impl Runtime for ProcessRuntime {
             .filter(|r| matches!(r.status, RankStatus::Running { .. }))
             .map(|r| {
                 let argv = commands.iter().find(|(rank, _)| *rank == r.rank);
-                RunningRank { argv: argv.map(|(_, a)| a.clone()), rank: r.rank, image: None }
+                let argv = argv.map(|(_, a)| a.clone());
+                RunningRank { argv, rank: r.rank, image: None, setup: None }
             })
             .collect())
     }

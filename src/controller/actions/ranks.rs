@@ -23,16 +23,7 @@ pub(super) async fn start_rank(
     rank: &RankId,
     plan: &RankPlan,
 ) -> EventKind {
-    let start = RankStart {
-        rank: rank.clone(),
-        argv: plan.argv.clone(),
-        env: plan.env.clone(),
-        needs: needs(plan),
-        ports: vec![plan.port],
-        files: plan.files.clone(),
-        key_file,
-        log_limit: LOG_LIMIT,
-    };
+    let start = start_of(key_file, rank, plan);
     let result = match acting_runtime(means, spec, &rank.service, &plan.host).await {
         Ok(runtime) => runtime.start(&start).await,
         Err(error) => Err(RuntimeError::Link(error)),
@@ -60,6 +51,24 @@ pub(super) async fn start_rank(
             };
             EventKind::RankRefused { rank: rank.clone(), refusal }
         }
+    }
+}
+
+/// How a rank is started.
+pub(in crate::controller) fn start_of(
+    key_file: Option<String>,
+    rank: &RankId,
+    plan: &RankPlan,
+) -> RankStart {
+    RankStart {
+        rank: rank.clone(),
+        argv: plan.argv.clone(),
+        env: plan.env.clone(),
+        needs: needs(plan),
+        ports: vec![plan.port],
+        files: plan.files.clone(),
+        key_file,
+        log_limit: LOG_LIMIT,
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! - [`transport`] — HTTP over a stream that the link dials, one request each.
 //! - [`create`] — from a rank to the body of a create request; [`labels`] — who a container is.
-//! - [`log`] — logs by byte offset; [`error`] — what engines and dials say, for people.
+//! - [`setup`] — what a container was given, to be compared. [`log`] — logs by byte offset; [`error`] — what engines and dials say, for people.
 //!
 //! Looking takes no lock. A change is dialled with the epoch, so the host's agent refuses it from a
 //! controller that was replaced, and holds the host's lock just for that request: never while a
@@ -15,6 +15,7 @@ pub mod create;
 pub mod error;
 pub mod labels;
 pub mod log;
+pub mod setup;
 pub mod transport;
 
 use std::collections::{BTreeSet, HashMap};
@@ -36,6 +37,7 @@ use futures::StreamExt;
 use self::create::Kind;
 use self::error::Engine;
 use self::log::Cursors;
+use self::setup::Setup;
 use super::{RunningRank, Runtime, RuntimeError};
 use crate::base::last_words::excerpt;
 use crate::base::{DeckId, DeviceId, EpochCell, RankId, Timestamp, text};
@@ -523,12 +525,13 @@ impl Runtime for DockerRuntime {
             // It may be gone since it was listed.
             let id = container.id.unwrap_or_default();
             let Some(seen) = self.inspect(&id).await? else { continue };
+            let setup = Some(Setup::seen(&seen));
             let argv = seen.config.map(|config| {
                 let program = config.entrypoint.into_iter().flatten();
                 program.chain(config.cmd.into_iter().flatten()).collect()
             });
             // An engine names the image by its digest when the tag has moved on.
-            running.push(RunningRank { rank, argv, image: container.image });
+            running.push(RunningRank { rank, argv, image: container.image, setup });
         }
         Ok(running)
     }
