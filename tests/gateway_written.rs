@@ -108,6 +108,15 @@ impl Haproxy {
             })
             .collect()
     }
+
+    /// What a person says at the socket.
+    async fn say(&self, command: &str) {
+        let mut stream = tokio::net::UnixStream::connect(self.path("admin.sock")).await.unwrap();
+        stream.write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text).await;
+        assert_eq!(text.trim(), "", "{command}");
+    }
 }
 
 impl Drop for Haproxy {
@@ -338,6 +347,21 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
             assert!(file.contains(&format!("weight {weight}\n")), "{file}");
         }
     }
+    // None of that was anybody's doing; this is. It is put right, and told once.
+    let told = async || {
+        let events = client.snapshot().await.unwrap().events.into_iter();
+        let all = events.filter(|e| e.text.contains("somebody else had changed"));
+        all.map(|e| e.text).collect::<Vec<_>>()
+    };
+    assert_eq!(told().await, Vec::<String>::new());
+    let (name, weight) = table.iter().next().unwrap();
+    west.say(&format!("set server chat/{name} weight 3")).await;
+    let end = Instant::now() + DEADLINE;
+    while told().await.is_empty() || west.servers("chat").await != table {
+        assert!(Instant::now() < end, "{:?} {:?}", told().await, west.servers("chat").await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(told().await[0].contains(&format!("at west {name} had weight 3, not {weight}")));
     // Its section would be taken from under the clients.
     let renamed = format!("backend = \"talk\"\n{}", spec(3));
     std::fs::write(world.spec_path("chat"), renamed).unwrap();

@@ -162,9 +162,19 @@ impl NotApplied {
     }
 }
 
-/// What was written to each gateway's file last, and when it was reloaded.
+/// What was written to each gateway's file last, and when it was reloaded; how the tables differed that were found.
 #[derive(Default)]
-pub struct Written(BTreeMap<ServiceName, Kept>);
+pub struct Written {
+    files: BTreeMap<ServiceName, Kept>,
+    found: Vec<String>,
+}
+
+impl Written {
+    /// How the gateways' tables differed at the last look from what they were told then, in words.
+    pub fn take_found(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.found)
+    }
+}
 
 struct Kept {
     text: String,
@@ -288,13 +298,15 @@ impl Gateways {
         written: &mut Written,
     ) -> Result<(), NotApplied> {
         let mut kept: BTreeMap<ServiceName, Option<Kept>> =
-            self.places.keys().map(|name| (name.clone(), written.0.remove(name))).collect();
+            self.places.keys().map(|name| (name.clone(), written.files.remove(name))).collect();
         let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
             let kept = kept.remove(name).flatten();
             let (name, gateway) = (name.clone(), gateway.clone());
             async move {
-                let (kept, result) = self.apply_to(means, &gateway, servers, kept).await;
-                (name, kept, result)
+                let mut found = Vec::new();
+                let (kept, result) =
+                    self.apply_to(means, &gateway, servers, kept, &mut found).await;
+                (name, kept, found, result)
             }
         };
         let all: Vec<_> = self.places.iter().map(one).collect();
@@ -306,13 +318,15 @@ impl Gateways {
             wrong.push(NotApplied { why, lacks_backend: false });
         }
         let several = self.places.len() > 1;
-        for (name, kept, result) in futures::future::join_all(all).await {
+        written.found.clear();
+        for (name, kept, found, result) in futures::future::join_all(all).await {
+            written.found.extend(found.into_iter().map(|what| format!("at {name} {what}")));
             if let Err(NotApplied { why, lacks_backend }) = result {
                 let why = if several { format!("{name}: {why}") } else { why };
                 wrong.push(NotApplied { why, lacks_backend });
             }
             if let Some(kept) = kept {
-                written.0.insert(name, kept);
+                written.files.insert(name, kept);
             }
         }
         NotApplied::together(wrong).map_or(Ok(()), Err)
@@ -324,15 +338,16 @@ impl Gateways {
         gateway: &GatewaySpec,
         servers: &[TrafficServer],
         mut kept: Option<Kept>,
+        found: &mut Vec<String>,
     ) -> (Option<Kept>, Result<(), NotApplied>) {
         // The file first: if a reload comes in between, it holds nothing that is not ready.
         // A check that hangs does not keep what is not ready any more in the traffic, though.
         let (filed, mut applied) = {
             let mut filing = std::pin::pin!(self.write(means, gateway, servers, &mut kept, false));
             match tokio::time::timeout(FILE_FIRST, &mut filing).await {
-                Ok(filed) => (filed, self.tell(means, gateway, servers).await),
+                Ok(filed) => (filed, self.tell(means, gateway, servers, found).await),
                 Err(_) => {
-                    let applied = self.tell(means, gateway, servers).await;
+                    let applied = self.tell(means, gateway, servers, found).await;
                     (filing.await, applied)
                 }
             }
@@ -344,7 +359,7 @@ impl Gateways {
         {
             let again = self.write(means, gateway, servers, &mut kept, true).await;
             if again.is_ok() {
-                applied = self.tell(means, gateway, servers).await;
+                applied = self.tell(means, gateway, servers, found).await;
             }
         }
         // What is told at run time counts now; a file that could not be written is still an error.
@@ -371,6 +386,7 @@ impl Gateways {
         means: &Means,
         gateway: &GatewaySpec,
         servers: &[TrafficServer],
+        found: &mut Vec<String>,
     ) -> Result<(), GatewayError> {
         let link = link(means, &gateway.host)?;
         let epoch = right_to_act(means, &self.service, link.as_ref()).await?;
@@ -379,7 +395,9 @@ impl Gateways {
             let (link, socket) = (link.clone(), gateway.socket.clone());
             let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
             // What goes wrong with one does not keep the others as they were.
-            told = told.and(haproxy.apply(&servers).await);
+            let (differed, put) = haproxy.put(&servers).await;
+            found.extend(differed);
+            told = told.and(put);
         }
         if self.left_canary {
             let (socket, backend) = (gateway.socket.clone(), canary_backend(&self.backend));
@@ -388,6 +406,7 @@ impl Gateways {
                 // Where its section was ours it is gone with the rule.
                 Err(error) if lacks_backend(&error) => {}
                 emptied => told = told.and(emptied),
+        found: &mut Vec<String>,
             }
         }
         told

@@ -79,6 +79,53 @@ impl HaproxyGateway {
         }
     }
 
+    /// [`Gateway::apply`], and how the servers that were there already differed from the table, in words.
+    pub async fn put(&self, servers: &[TrafficServer]) -> (Vec<String>, Result<(), GatewayError>) {
+        let mut found = Vec::new();
+        let result = self.bring(servers, &mut found).await;
+        (found, result)
+    }
+
+    async fn bring(
+        &self,
+        servers: &[TrafficServer],
+        found: &mut Vec<String>,
+    ) -> Result<(), GatewayError> {
+        let have = self.servers().await?;
+        let mut want = BTreeMap::new();
+        let mut unresolved = Ok(());
+        for server in servers {
+            match self.resolve(server).await {
+                Ok(wanted) => {
+                    want.insert(server.replica, wanted);
+                }
+                // What is there already keeps its address; the rest of the table counts all the same.
+                Err(error) => {
+                    if let Some(wanted) = have.get(&server.replica).and_then(|s| kept(s, server)) {
+                        want.insert(server.replica, wanted);
+                    }
+                    unresolved = unresolved.and(Err(error));
+                }
+            }
+        }
+        found.extend(haproxy_plan::changes(&have, &want));
+        let commands = haproxy_plan::commands(&self.backend, &have, &want);
+        if !commands.is_empty() {
+            let outputs = self.act(&commands).await?;
+            for (command, output) in commands.iter().zip(&outputs) {
+                if !is_success(output) {
+                    return Err(self.refused(&format!("{} (to `{command}`)", output.trim())));
+                }
+            }
+        }
+        let unwanted: Vec<ReplicaId> =
+            have.keys().filter(|replica| !want.contains_key(replica)).copied().collect();
+        if !unwanted.is_empty() {
+            self.remove_idle(&unwanted).await?;
+        }
+        unresolved
+    }
+
     async fn servers(&self) -> Result<BTreeMap<ReplicaId, ServerState>, GatewayError> {
         let answer = self.show(format!("show servers state {}", self.backend)).await?;
         haproxy_text::servers_state(&answer).map_err(|message| self.refused(&message))
@@ -228,38 +275,7 @@ pub async fn resolve(host: &HostName, server: &TrafficServer) -> Result<IpAddr, 
 #[async_trait]
 impl Gateway for HaproxyGateway {
     async fn apply(&self, servers: &[TrafficServer]) -> Result<(), GatewayError> {
-        let have = self.servers().await?;
-        let mut want = BTreeMap::new();
-        let mut unresolved = Ok(());
-        for server in servers {
-            match self.resolve(server).await {
-                Ok(wanted) => {
-                    want.insert(server.replica, wanted);
-                }
-                // What is there already keeps its address; the rest of the table counts all the same.
-                Err(error) => {
-                    if let Some(wanted) = have.get(&server.replica).and_then(|s| kept(s, server)) {
-                        want.insert(server.replica, wanted);
-                    }
-                    unresolved = unresolved.and(Err(error));
-                }
-            }
-        }
-        let commands = haproxy_plan::commands(&self.backend, &have, &want);
-        if !commands.is_empty() {
-            let outputs = self.act(&commands).await?;
-            for (command, output) in commands.iter().zip(&outputs) {
-                if !is_success(output) {
-                    return Err(self.refused(&format!("{} (to `{command}`)", output.trim())));
-                }
-            }
-        }
-        let unwanted: Vec<ReplicaId> =
-            have.keys().filter(|replica| !want.contains_key(replica)).copied().collect();
-        if !unwanted.is_empty() {
-            self.remove_idle(&unwanted).await?;
-        }
-        unresolved
+        self.put(servers).await.1
     }
 
     async fn balance(&self) -> Result<Option<String>, GatewayError> {

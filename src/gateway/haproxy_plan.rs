@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::haproxy_text::{Admin, ServerState};
-use crate::base::{ReplicaId, TrafficMode};
+use crate::base::{ReplicaId, TrafficMode, text};
 
 /// A server as it should be, its address resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,39 @@ pub(super) fn commands(
         }
     }
     [raise, lower, take_away].concat()
+}
+
+/// How servers that were once as they should be differ from that now, in words: somebody else changed them. Not what is
+/// missing where nothing is there: a HAProxy that was restarted has forgotten it.
+pub(super) fn changes(
+    have: &BTreeMap<ReplicaId, ServerState>,
+    want: &BTreeMap<ReplicaId, Wanted>,
+) -> Vec<String> {
+    let one = |(replica, wanted): (&ReplicaId, &Wanted)| {
+        let state = have.get(replica)?;
+        let mut found = Vec::new();
+        if state.weight != wanted.weight {
+            found.push(format!("weight {}, not {}", state.weight, wanted.weight));
+        }
+        let as_wanted = matches!(
+            (state.admin, wanted.mode),
+            (Admin::Ready, TrafficMode::Ready) | (Admin::Drain, TrafficMode::Drain)
+        );
+        if !as_wanted {
+            let was = match state.admin {
+                Admin::Ready => "ready",
+                Admin::Drain => "drain",
+                Admin::Maint => "maint",
+            };
+            found.push(format!("state {was}, not {}", word(wanted.mode)));
+        }
+        if state.address.parse() != Ok(wanted.address) || state.port != wanted.port {
+            let (address, port) = (text::clean(&state.address, 60), state.port);
+            found.push(format!("address {address} port {port}"));
+        }
+        (!found.is_empty()).then(|| format!("{replica} had {}", found.join(" and ")))
+    };
+    want.iter().filter_map(one).collect()
 }
 
 /// The commands that remove an idle server. HAProxy itself refuses the second one while a
@@ -135,6 +168,38 @@ mod tests {
                 "set server chat/r1-0-a1 weight 10",
                 "set server chat/r1-1-a1 state drain",
                 "set server chat/r0-0-a1 state drain",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_somebody_else_changed_is_told_and_what_was_forgotten_is_not() {
+        let wanted = [
+            (id("r1-0-a1"), want(100, TrafficMode::Ready)),
+            (id("r1-1-a1"), want(100, TrafficMode::Drain)),
+            (id("r1-2-a1"), want(100, TrafficMode::Ready)),
+        ]
+        .into();
+        let as_wanted = [
+            (id("r1-0-a1"), have(100, Admin::Ready)),
+            (id("r1-1-a1"), have(100, Admin::Drain)),
+            (id("r7-0-a1"), have(100, Admin::Ready)),
+        ]
+        .into();
+        assert!(changes(&as_wanted, &wanted).is_empty());
+        let elsewhere = ServerState { address: "10.0.0.9".to_owned(), ..have(100, Admin::Ready) };
+        let changed = [
+            (id("r1-0-a1"), have(5, Admin::Maint)),
+            (id("r1-1-a1"), have(100, Admin::Ready)),
+            (id("r1-2-a1"), elsewhere),
+        ]
+        .into();
+        assert_eq!(
+            changes(&changed, &wanted),
+            [
+                "r1-0-a1 had weight 5, not 100 and state maint, not ready",
+                "r1-1-a1 had state ready, not drain",
+                "r1-2-a1 had address 10.0.0.9 port 8000",
             ]
         );
     }

@@ -1,7 +1,7 @@
 //! Traffic tables: one task a service brings each new one to the service's gateways and publishes it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,6 +18,10 @@ use crate::spec::{DeckSpec, EndpointsSpec};
 /// told that it is not published: a controller that has just begun has no links yet.
 const LINKS_UP: Duration = Duration::from_secs(3);
 const LINKS_ASKED: Duration = Duration::from_millis(200);
+
+/// The same change of a table by somebody else is told again after so long; and of so many servers at most.
+const SAY_AGAIN: Duration = Duration::from_mins(1);
+const MOST_WORDS: usize = 8;
 
 /// A traffic table and its version.
 type Table = (u64, Shared<Vec<TrafficServer>>);
@@ -92,10 +96,33 @@ struct Files {
     leaving: Vec<Option<Written>>,
 }
 
+/// What somebody else changed in a table that was confirmed, as it was told last.
+#[derive(Default)]
+struct Meddled(Option<(Vec<String>, Instant)>);
+
+impl Meddled {
+    /// What is to be told of these changes. Two that change the same again and again are told of once a while.
+    fn news(&mut self, found: Vec<String>) -> Option<String> {
+        let told =
+            |(before, at): &(Vec<String>, Instant)| *before == found && at.elapsed() < SAY_AGAIN;
+        if found.is_empty() || self.0.as_ref().is_some_and(told) {
+            return None;
+        }
+        let mut words: Vec<String> = found.iter().take(MOST_WORDS).cloned().collect();
+        if found.len() > MOST_WORDS {
+            words.push(format!("{} more", found.len() - MOST_WORDS));
+        }
+        self.0 = Some((found, Instant::now()));
+        let what = words.join(", ");
+        Some(format!("somebody else had changed the gateway's table, and it was put right: {what}"))
+    }
+}
+
 impl Keeper {
     async fn keep(self, mut table: watch::Receiver<Table>) {
         let mut told_failure = None;
         let mut told_success = None;
+        let mut meddled = Meddled::default();
         let mut files = Files {
             serving: self.routes.serving.iter().map(|_| Written::default()).collect(),
             leaving: self.routes.leaving.iter().map(|_| Some(Written::default())).collect(),
@@ -103,6 +130,7 @@ impl Keeper {
         loop {
             let (version, servers) = table.borrow_and_update().clone();
             let news = told_success != Some(version) || told_failure.is_some();
+            let confirmed = !news;
             let (kind, again) = match self.apply(version, &servers, &mut files, news).await {
                 Ok(()) => {
                     told_failure = None;
@@ -121,6 +149,13 @@ impl Keeper {
             if let Some(kind) = kind {
                 let input = Input::Happened { service: self.service.clone(), kind };
                 if self.means.inputs.send(input).await.is_err() {
+                    return;
+                }
+            }
+            let found = files.serving.iter_mut().flat_map(Written::take_found).collect();
+            if confirmed && let Some(words) = meddled.news(found) {
+                let said = Input::Say { service: self.service.clone(), words };
+                if self.means.inputs.send(said).await.is_err() {
                     return;
                 }
             }
@@ -210,5 +245,28 @@ impl Keeper {
             tokio::time::sleep(spec.settle).await;
         }
         published.map_err(|why| NotApplied { why, lacks_backend: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_changed_is_told_once() {
+        let mut meddled = Meddled::default();
+        let change = |n: u32| vec![format!("at main r1-{n}-a1 had weight 5, not 100")];
+        assert_eq!(meddled.news(Vec::new()), None);
+        let told = meddled.news(change(0)).unwrap_or_default();
+        assert!(
+            told.ends_with("it was put right: at main r1-0-a1 had weight 5, not 100"),
+            "{told}"
+        );
+        assert_eq!(meddled.news(change(0)), None);
+        assert_eq!(meddled.news(Vec::new()), None);
+        assert_eq!(meddled.news(change(0)), None, "somebody does it again and again");
+        assert!(meddled.news(change(1)).is_some());
+        let many = meddled.news((0..20).flat_map(change).collect()).unwrap_or_default();
+        assert!(many.ends_with("r1-7-a1 had weight 5, not 100, 12 more"), "{many}");
     }
 }
