@@ -202,6 +202,46 @@ fn a_missing_segment_is_told_and_the_newest_is_not_done_without() {
 }
 
 #[test]
+fn records_that_are_cut_off_at_the_end_are_missed() {
+    for left in [1, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 3);
+        assert!(verify(dir.path()).unwrap().is_good());
+        let file = segment(dir.path(), 1);
+        let whole = fs::read_to_string(&file).unwrap();
+        let cut: String = whole.split_inclusive('\n').take(1 + left).collect();
+        fs::write(&file, cut).unwrap();
+        let report = verify(dir.path()).unwrap();
+        let problem = report.segments[0].problem.as_ref().unwrap();
+        let words =
+            format!("after record {left} there was record 3, which is missing or another one");
+        assert!(problem.to_string().ends_with(&words), "{problem}");
+        assert!(problem.hint().unwrap().contains("take-over"));
+        // A controller says so, and goes on: the hosts keep what is newer.
+        let (mut journal, records) = Journal::open(dir.path()).unwrap();
+        assert_eq!(records.len(), left);
+        assert!(matches!(journal.lacks(), Some(JournalError::CutOff { known: 3, .. })));
+        journal.append(&[json!("on")]).unwrap();
+        assert!(verify(dir.path()).unwrap().is_good());
+    }
+    // Another record in the place of the last one; and a file that says nothing hinders nobody.
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 3);
+    let name = dir.path().join("journal.last");
+    let last = fs::read_to_string(&name).unwrap();
+    let (seq, link) = last.trim().split_once(' ').unwrap();
+    fs::write(&name, format!("{seq} {}\n", link.chars().rev().collect::<String>())).unwrap();
+    assert!(!verify(dir.path()).unwrap().is_good());
+    for text in ["", "what?", "7"] {
+        fs::write(&name, text).unwrap();
+        assert!(verify(dir.path()).unwrap().is_good(), "{text}");
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        assert!(journal.lacks().is_none());
+        assert!(fs::read_to_string(&name).unwrap().starts_with(&last), "it is mended");
+    }
+}
+
+#[test]
 fn a_checkpoint_that_was_cut_off_leaves_the_segment_before_in_use() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 3);

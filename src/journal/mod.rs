@@ -10,7 +10,7 @@
 //! - [`segment`] — reading one segment: whole, torn at the end, or damaged.
 //! - [`store`] — [`Journal`]: the lock, appending, checkpoints.
 //! - [`reader`] — reading along while somebody else writes.
-//! - [`head`] — the number of the newest segment, so that one that was removed is missed.
+//! - [`head`] — the number of the newest segment and the last record, so that what was removed is missed.
 //! - [`audit`] — the audit trail: who asked for what, in a chain of its own.
 
 pub mod audit;
@@ -62,6 +62,16 @@ pub enum JournalError {
         to: u32,
         /// There is none after it: the newest state is lost, too.
         is_newest: bool,
+    },
+    /// Records are gone at the end of the newest segment that were on disk.
+    #[error("{}: after record {last} there was record {known}, which is missing or another one", file.display())]
+    CutOff {
+        /// The segment.
+        file: PathBuf,
+        /// The last record that is there.
+        last: u64,
+        /// The last one that was written down.
+        known: u64,
     },
     /// It was written by a gpudeck of another time.
     #[error("{} has journal version {found}; this gpudeck reads versions {} to {}", file.display(), format::OLDEST_VERSION, format::VERSION)]
@@ -154,6 +164,11 @@ impl Hint for JournalError {
                  state back from the hosts",
                 dir.display()
             ),
+            Self::CutOff { .. } => {
+                "put the file back if there is a copy; or run `gpudeck controller take-over`: it reads what is newer \
+                 back from the hosts"
+                    .to_owned()
+            }
             Self::Missing { .. } => {
                 "put it back if there is a copy: what happened in it is lacking in `gpudeck journal`; \
                  the present state is whole, since every segment begins with all of it"

@@ -58,6 +58,24 @@ pub(super) fn missing(
     missing
 }
 
+/// What is missing at the end of the newest segment, if `last` was the last record that was written down.
+pub(super) fn cut_off(
+    path: &Path,
+    segment: &Segment,
+    last: Option<&head::Last>,
+) -> Option<JournalError> {
+    let last = last?;
+    let there = segment.next_seq.saturating_sub(1);
+    let is_whole = last.seq < there || last.seq == there && last.link == segment.link.as_str();
+    // A header alone has no record whose link it could be.
+    let is_empty = last.seq == there && segment.records.is_empty();
+    (!is_whole && !is_empty).then(|| JournalError::CutOff {
+        file: path.to_owned(),
+        last: there,
+        known: last.seq,
+    })
+}
+
 /// One segment as read.
 #[derive(Debug)]
 pub struct Segment {
@@ -254,8 +272,9 @@ pub fn verify(dir: &Path) -> Result<Report, JournalError> {
     let mut report = Report::default();
     let mut before: Option<(u32, Link, u64)> = None;
     // The head first: a segment that is begun meanwhile is not missed then.
-    let head = head::read(dir);
+    let (head, last) = (head::read(dir), head::read_last(dir));
     let segments = list(dir)?;
+    let newest = segments.last().map(|(number, _)| *number);
     let mut gaps = missing(dir, &segments, head).into_iter().peekable();
     let begins_before = |gap: &JournalError, number: u32| match gap {
         JournalError::Missing { from, .. } => *from < number,
@@ -283,6 +302,10 @@ pub fn verify(dir: &Path) -> Result<Report, JournalError> {
                     line: 1,
                     what: "the segment does not follow the one before it".to_owned(),
                 });
+                // Where the newest segment is gone, that is told.
+                let is_newest = newest == Some(number) && head.is_none_or(|head| head <= number);
+                let last = last.as_ref().filter(|_| is_newest);
+                let problem = problem.or_else(|| cut_off(&file, &segment, last));
                 before = Some((number, segment.link, segment.next_seq));
                 report.segments.push(SegmentReport {
                     file,

@@ -58,6 +58,8 @@ pub struct Journal {
     link: Link,
     broken: Option<String>,
     lacks: Option<JournalError>,
+    /// Where the last record is named; none: it cannot be.
+    last: Option<File>,
     /// Lets a name in the directory last; another one in tests.
     sync_names: fn(&File) -> io::Result<()>,
     /// Held for as long as the journal is open.
@@ -94,6 +96,7 @@ impl Journal {
         };
         let (number, file) = latest;
         let found = segment::read(&file, number)?;
+        let cut_off = segment::cut_off(&file, &found, head::read_last(dir).as_ref());
         let handle = OpenOptions::new()
             .append(true)
             .open(&file)
@@ -116,17 +119,19 @@ impl Journal {
             next_seq: found.next_seq,
             link: found.link,
             broken: None,
-            lacks: missing.pop(),
+            lacks: cut_off.or_else(|| missing.pop()),
+            last: head::open_last(dir).ok(),
             sync_names: File::sync_all,
             lock,
         };
         if head != Some(number) {
             journal.note_head();
         }
+        journal.note_last();
         Ok((journal, found.records))
     }
 
-    /// An earlier segment that is missing. What is read does not need it.
+    /// An earlier segment that is missing, which what is read does not need; or records that are gone at the end.
     pub fn lacks(&self) -> Option<&JournalError> {
         self.lacks.as_ref()
     }
@@ -170,6 +175,7 @@ impl Journal {
         self.length += lines.len() as u64;
         self.link = link;
         self.next_seq = seq;
+        self.note_last();
         Ok(self.last_seq())
     }
 
@@ -243,6 +249,7 @@ impl Journal {
             return Err(JournalError::Broken { file: self.file.clone(), what });
         }
         self.note_head();
+        self.note_last();
         self.forget_old();
         Ok(self.last_seq())
     }
@@ -274,6 +281,16 @@ impl Journal {
     fn note_head(&self) {
         if let Err(error) = head::write(&self.dir, self.segment) {
             tracing::warn!(%error, "the newest segment of the journal is not noted");
+        }
+    }
+
+    /// Only after the record is on disk, and without waiting: that it is behind only means that fewer records would be
+    /// missed.
+    fn note_last(&self) {
+        let written =
+            self.last.as_ref().map(|file| head::write_last(file, self.last_seq(), self.link));
+        if let Some(Err(error)) = written {
+            tracing::debug!(%error, "the last record of the journal is not noted");
         }
     }
 
