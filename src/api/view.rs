@@ -70,4 +70,18 @@ pub struct DeckView {
     /// What keeps the deck from something, the gravest first; `trouble` is the first in words.
     #[serde(default)]
     pub conditions: Vec<DeckCondition>,
+    /// Its gateways.
+    #[serde(default)]
+    pub gateways: Vec<GatewayView>,
+}
+
+/// A gateway of the deck.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayView {
+    /// Its name in the deck.
+    pub name: ServiceName,
+    /// The host it runs on.
+    pub host: HostName,
+    /// The directory there in which our sections are; none: a reload or restart loses what was told at run time.
+    pub config: Option<String>,
 }

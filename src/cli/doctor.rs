@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::asked::of_checkup;
 use self::connection::try_anew;
-use self::facts::of_view;
+use self::facts::{of_gateway, of_view};
 use super::args::Args;
 use super::attach::attach;
 use super::exit::{Failure, Success};
@@ -90,6 +90,8 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
             .with_hint("it was taken out of deck.toml just now"));
     };
     let mut checks = of_view(view, show::now());
+    let gateways = snapshot.deck.gateways.iter().filter(|gateway| gateway.host == *host);
+    checks.extend(gateways.map(of_gateway));
     match &checkup {
         Ok(checkup) => checks.extend(of_checkup(view, checkup)),
         Err(error) => {

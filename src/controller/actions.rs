@@ -27,8 +27,8 @@ use crate::fleet::Fleet;
 use crate::rollout::{Action, EventKind};
 use crate::spec::{DeckSpec, ServiceSpec};
 
-pub(super) use self::runtimes::clearing_runtime;
 pub(super) use self::ranks::start_of;
+pub(super) use self::runtimes::clearing_runtime;
 pub(super) use self::runtimes::right_to_act;
 pub use self::runtimes::{Runtimes, link, reading_runtime};
 use self::tables::TrafficWorker;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::actions::{Means, link, right_to_act};
 use super::core::{Core, Input};
 use super::traffic::Totals;
-use crate::api::{ApiError, ErrorKind, Severity};
+use crate::api::{ApiError, ErrorKind, GatewayView, Severity};
 use crate::base::{
     Hint, HostName, ReleaseNumber, ServiceName, TrafficMode, TrafficServer, text, time,
 };
@@ -256,6 +256,23 @@ impl Gateways {
         })
     }
 
+    /// What to know of gateways whose HAProxy forgets the service when it reloads or restarts.
+    pub fn forgetful(&self) -> Option<String> {
+        let forgets = |(_, gateway): &(&ServiceName, &GatewaySpec)| gateway.config.is_none();
+        let names: Vec<&str> =
+            self.places.iter().filter(forgets).map(|(name, _)| name.as_str()).collect();
+        let (noun, verb) = if names.len() == 1 { ("gateway", "has") } else { ("gateways", "have") };
+        (!names.is_empty()).then(|| {
+            format!(
+                "the {noun} {} {verb} no `config` in deck.toml: when HAProxy reloads or restarts, the backend {} is \
+                 empty until gpudeck tells it again (2 s, or as long as no controller runs) → let gpudeck write the \
+                 section: config = \"/etc/haproxy/gpudeck.d\"",
+                names.join(", "),
+                self.backend
+            )
+        })
+    }
+
     /// Those of them that are not among `others` with the same backend. None: nothing is left.
     fn beside(&self, others: &[Self]) -> Option<Self> {
         let mut rest = self.clone();
@@ -406,7 +423,6 @@ impl Gateways {
                 // Where its section was ours it is gone with the rule.
                 Err(error) if lacks_backend(&error) => {}
                 emptied => told = told.and(emptied),
-        found: &mut Vec<String>,
             }
         }
         told
@@ -609,6 +625,16 @@ impl Gateways {
     }
 }
 
+/// The gateways of a deck, for doors.
+pub fn views(deck: &DeckSpec) -> Vec<GatewayView> {
+    let view = |(name, gateway): (&ServiceName, &GatewaySpec)| GatewayView {
+        name: name.clone(),
+        host: gateway.host.clone(),
+        config: gateway.config.clone(),
+    };
+    deck.gateways.iter().map(view).collect()
+}
+
 /// Why HAProxy has not read what was written, and what to do; from the agent's answer.
 fn not_read(gateway: &GatewaySpec, service: &ServiceName, said: &str) -> Option<String> {
     let host = &gateway.host;
@@ -690,6 +716,24 @@ mod tests {
         assert_eq!(told(|_| (), "gateways = [\"b\"]"), None);
         assert_eq!(told(|deck| deck.gateways.retain(|n, _| n.as_str() == "a"), ""), None);
         assert_eq!(told(|deck| deck.gateways.clear(), ""), None, "it is done without one");
+    }
+
+    #[test]
+    fn a_gateway_that_forgets_is_told() {
+        let told = of("gateways = [\"a\", \"b\"]\nbackend = \"llm\"").unwrap().forgetful().unwrap();
+        assert!(told.starts_with("the gateways a, b have no `config`"), "{told}");
+        assert!(told.contains("the backend llm is empty until"), "{told}");
+        let (mut deck, spec) = read("gateways = [\"a\", \"b\"]");
+        for (gateway, config) in deck.gateways.values_mut().zip([Some("/a.d"), None]) {
+            gateway.config = config.map(str::to_owned);
+        }
+        let one = Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap();
+        assert!(one.forgetful().unwrap().starts_with("the gateway b has no `config`"));
+        let configs: Vec<_> = views(&deck).into_iter().map(|view| view.config).collect();
+        assert_eq!(configs, [Some("/a.d".to_owned()), None]);
+        deck.gateways.retain(|_, gateway| gateway.config.is_some());
+        let (_, spec) = read("");
+        assert_eq!(Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap().forgetful(), None);
     }
 
     #[test]

@@ -332,7 +332,8 @@ impl Core {
         }
         let view = self.hub.with(|s| s.deck.clone());
         let name = self.deck.name.clone();
-        self.hub.publish(Change::Deck(crate::api::DeckView { name, ..view }));
+        let gateways = super::gateways::views(&self.deck);
+        self.hub.publish(Change::Deck(crate::api::DeckView { name, gateways, ..view }));
         self.set_condition(DeckConditionKind::DeckMistake, trouble.map(|text| (text, None)));
         self.files = files;
         self.show_unnoted();

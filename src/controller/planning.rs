@@ -230,6 +230,9 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
     warnings.extend(Gateways::none_named(&core.deck, service, spec));
+    // The simulated gateway has no file to write to.
+    let gateways = Gateways::of(&core.deck, service, spec).filter(|_| !core.deck.simulated);
+    warnings.extend(gateways.and_then(|gateways| gateways.forgetful()));
     if !nothing_to_do {
         warnings.extend(core.edit_warnings(draft, release.number).map_err(|e| invalid(&e))?);
     }

@@ -180,6 +180,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         upgrade: state.ledger.maintenance.upgrade.clone().map(Box::new),
         group: state.ledger.group.clone().map(Box::new),
         conditions: Vec::new(),
+        gateways: super::gateways::views(&options.deck),
     }));
     let endpoints = options.deck.endpoints.clone();
     let records_since_checkpoint = u64::try_from(records.len()).unwrap_or(u64::MAX);

@@ -3,7 +3,9 @@
 use super::connection::way;
 use super::gpus::{driver, folded};
 use super::{Check, Verdict, check};
-use crate::api::{Bytes, Gpus, HostFacts, HostLinkState, HostView, Timestamp, age, time};
+use crate::api::{
+    Bytes, GatewayView, Gpus, HostFacts, HostLinkState, HostView, Timestamp, age, time,
+};
 use crate::cli::hosts::FRESH;
 
 /// A clock further off than that makes logs and leases hard to read, milliseconds.
@@ -11,6 +13,23 @@ const CLOCK_OFF_MS: u64 = 1_000;
 
 /// Less space than that is soon none.
 const SPACE: Bytes = Bytes::gib(2);
+
+/// Whether what a gateway is told lasts.
+pub(super) fn of_gateway(gateway: &GatewayView) -> Check {
+    let name = &gateway.name;
+    match &gateway.config {
+        Some(directory) => {
+            let found = format!("{name}: a reload keeps what it was told, in {directory}");
+            check("gateway", Verdict::Good, found)
+        }
+        None => check(
+            "gateway",
+            Verdict::Poor,
+            format!("{name}: a reload or restart of HAProxy empties the backends until they are told again"),
+        )
+        .advise("let gpudeck write the sections: `config` of the gateway in deck.toml"),
+    }
+}
 
 /// What the snapshot says: the way there, the agent, the data, the driver, every GPU, disk, clock.
 pub(super) fn of_view(host: &HostView, now: Timestamp) -> Vec<Check> {
@@ -82,6 +101,21 @@ fn clock(host: &HostView) -> Check {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gateway_without_a_file_is_poor() {
+        let of = |config: Option<&str>| {
+            of_gateway(&GatewayView {
+                name: "main".parse().unwrap(),
+                host: "h1".parse().unwrap(),
+                config: config.map(str::to_owned),
+            })
+        };
+        assert_eq!(of(Some("/etc/haproxy/gpudeck.d")).verdict, Verdict::Good);
+        let poor = of(None);
+        assert_eq!(poor.verdict, Verdict::Poor);
+        assert!(poor.advice.unwrap().contains("`config` of the gateway"));
+    }
     use crate::tui::fixture::{NOW, rich};
 
     fn of(name: &str) -> Vec<Check> {
