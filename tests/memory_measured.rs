@@ -251,12 +251,14 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
         pair.measured.abs_diff(pair.foreseen) as f64 / pair.measured as f64
     };
     assert!(near(seen.weights) < 0.02 && near(seen.tokens) < 0.001, "{seen:?}");
-    // All that is neither weights nor cache was a guess; now it is known, and the plan asks for it.
+    // All that is neither weights nor cache was a guess; now it is known.
     let besides = seen.besides.unwrap();
     let (after, lines) = needed(&client).await;
     assert!(lines.iter().any(|l| l.contains("vllm on 1×SIMULATED H100 80GB")), "{lines:?}");
     assert!(besides.measured.abs_diff(besides.foreseen) > 512 << 20, "{besides:?}");
-    assert_eq!(after > before, besides.measured > besides.foreseen, "{before} {after} {besides:?}");
+    // It takes its share of the GPU all the same.
+    assert_eq!(after, before);
+    assert!(before > Bytes::gib(72), "{before}");
 
     let outcome = |v: &ServiceView| {
         v.rollout.as_ref().filter(|r| r.to.0 == 1).and_then(|r| r.outcome.clone())

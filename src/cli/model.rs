@@ -184,6 +184,7 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         cache,
         block: options.block_size.map(u64::from),
         gpu: gpu.map(|b| b.0),
+        gpu_name: options.gpu.clone(),
         utilisation: options.utilisation,
         cache_available: options.kv_available.map(|b| b.0),
         batch: options.max_num_batched_tokens.map(u64::from),

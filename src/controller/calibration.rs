@@ -13,6 +13,7 @@ use super::core::{Core, Input};
 use crate::api::{MemoryView, Severity};
 use crate::base::{Bytes, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName};
 use crate::engine::{self, Engine, loaded::MAX_LOG};
+use crate::model::estimate::Budget;
 use crate::model::observation::Where;
 use crate::model::{Correction, Loaded, ModelFacts, Observation, Setup};
 use crate::placement::HostCapacity;
@@ -167,8 +168,8 @@ impl Core {
         Correction::from(&of.collect::<Vec<_>>(), setup)
     }
 
-    /// What a rank takes on each device, corrected by what was measured on the devices that the hosts
-    /// have: of several kinds, for the one that takes most.
+    /// What a rank takes on each device, as placing asks for it: foreseen for each kind of GPU that the hosts have, and
+    /// corrected by what was measured there.
     pub(super) fn memory_of(
         &self,
         engine: &dyn Engine,
@@ -180,20 +181,53 @@ impl Core {
         let Some(setup) = engine.setup(spec, facts, shape) else {
             return engine.memory(spec, facts, shape).total;
         };
-        let kinds: BTreeSet<&str> = match spec.device {
-            DeviceKind::Cpu => BTreeSet::from(["cpu"]),
-            DeviceKind::Gpu => {
-                hosts.iter().flat_map(|h| &h.gpus).map(|g| g.name.as_str()).collect()
-            }
-        };
-        kinds
+        if spec.device == DeviceKind::Cpu {
+            let correction = self.correction(facts, "cpu", &setup);
+            return engine::corrected_memory(engine, spec, facts, shape, None, correction).total;
+        }
+        let kinds: BTreeSet<(Bytes, &str)> =
+            hosts.iter().flat_map(|h| &h.gpus).map(|g| (g.total, g.name.as_str())).collect();
+        let needs: Vec<(Bytes, Bytes)> = kinds
             .into_iter()
-            .map(|device| {
-                let correction = self.correction(facts, device, &setup);
-                engine::corrected_memory(engine, spec, facts, shape, correction).total
+            .map(|(total, name)| {
+                let gpu = Some((name, total));
+                let correction = self.correction(facts, name, &setup);
+                let needs =
+                    engine::corrected_memory(engine, spec, facts, shape, gpu, correction).total;
+                (needs, total)
             })
-            .max()
+            .collect();
+        for_all_kinds(&needs, engine.memory_share(spec))
             .unwrap_or_else(|| engine.memory(spec, facts, shape).total)
+    }
+
+    /// Where what is foreseen for a replica of the release may be more than its engine takes of the GPU: that it may not
+    /// start there.
+    pub(super) fn fit_warnings(&self, facts: &ModelFacts, release: &Release) -> Vec<String> {
+        let spec = &release.spec;
+        let engine = engine::of(&spec.engine);
+        if spec.memory.is_some() || spec.device == DeviceKind::Cpu {
+            return Vec::new();
+        }
+        let places: BTreeSet<(String, Bytes, usize)> = release
+            .replicas
+            .iter()
+            .filter_map(|replica| {
+                let first = replica.ranks.first()?;
+                let (name, total) = self.gpu_named(&first.host, first.devices.first()?)?;
+                Some((name, total?, replica.ranks.iter().map(|r| r.devices.len()).sum()))
+            })
+            .collect();
+        let warning = |(name, total, devices): &(String, Bytes, usize)| {
+            let shape = shape_of(release, *devices);
+            let setup = engine.setup(spec, facts, shape)?;
+            let correction = self.correction(facts, name, &setup);
+            let gpu = Some((name.as_str(), *total));
+            let memory = engine::corrected_memory(&*engine, spec, facts, shape, gpu, correction);
+            let has = setup.on_gpu(name, total.0).budget().map_or(*total, |b| Bytes(b.low));
+            engine::unsure(&memory, has, name)
+        };
+        places.iter().filter_map(warning).collect()
     }
 
     /// Leaves out the shapes that the engine refused on some kind of GPU, if others are left; otherwise names the
@@ -247,6 +281,21 @@ impl Core {
     }
 }
 
+/// One figure with which an engine is let on the kinds of GPUs that it fits on and on no other, from what it needs on each
+/// and the memory of each, smallest first. One without a share takes just what it needs: the most of all.
+fn for_all_kinds(needs: &[(Bytes, Bytes)], share: Option<f64>) -> Option<Bytes> {
+    let most = needs.iter().map(|(need, _)| *need).max()?;
+    let Some(share) = share.filter(|s| *s > 0.0) else { return Some(most) };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u64
+    let holds = |need: Bytes, total: Bytes| need.0 <= (total.0 as f64 * share) as u64;
+    // Steps are larger on larger GPUs, so is what they need there: the smallest on which it fits decides.
+    let Some((least, _)) = needs.iter().find(|(need, total)| holds(*need, *total)) else {
+        return Some(most);
+    };
+    let right = needs.iter().all(|(need, total)| !holds(*least, *total) || holds(*need, *total));
+    Some(if right { *least } else { most })
+}
+
 /// How a replica is divided: as its spec says, else tensor parallelism over all its devices.
 fn shape_of(release: &Release, devices: usize) -> ParallelShape {
     match release.spec.parallel {
@@ -279,7 +328,12 @@ async fn look(means: &Means, question: &Question, ran: bool) -> Option<Observati
     let setup = engine.setup(&question.spec, &facts, question.shape)?;
     let setup = Setup {
         gpu: question.place.device_memory.map(|b| b.0),
-        utilisation: engine.memory_share(&question.spec).or(setup.utilisation),
+        gpu_name: Some(question.place.device.clone()),
+        // A static share that nobody asked for follows from the GPU.
+        utilisation: match setup.rules.budget {
+            Budget::Static => setup.utilisation,
+            _ => engine.memory_share(&question.spec).or(setup.utilisation),
+        },
         ..setup
     };
     Observation::new(&facts, &setup, question.place.clone(), &loaded)

@@ -245,6 +245,9 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         ));
     }
     warnings.extend(forecast.blind_analyses());
+    if let Some(facts) = draft.facts.as_ref().filter(|_| !nothing_to_do) {
+        warnings.extend(core.fit_warnings(facts, &release));
+    }
     for (host, why) in &place::lacking(core, draft) {
         warnings.push(format!("{host} was left out: {why}"));
     }

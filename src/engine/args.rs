@@ -2,6 +2,8 @@
 
 use super::{EngineError, limits};
 use crate::model::Rules;
+use crate::model::cache::CacheBits;
+use crate::model::estimate::Pool;
 
 /// The same arguments with `-` for each `_` in the names of long options: vLLM (`FlexibleArgumentParser`) and llama.cpp
 /// (`common_params_parse`) take both.
@@ -46,6 +48,93 @@ pub(super) fn cache_types_taken(args: &[String], rules: &Rules) -> Result<(), En
         None => Ok(()),
     }
 }
+
+/// The type of llama.cpp's cached values: that of keys and that of values are asked for apart, and half precision unless
+/// they are. None: neither is.
+pub(super) fn cells(args: &[String]) -> Option<CacheBits> {
+    let of = |names: &[&str]| value(args, names).and_then(CacheBits::named);
+    let (keys, values) = (of(&["-ctk", "--cache-type-k"]), of(&["-ctv", "--cache-type-v"]));
+    if keys.is_none() && values.is_none() {
+        return None;
+    }
+    let (keys, values) = (keys.unwrap_or(CacheBits::HALF), values.unwrap_or(CacheBits::HALF));
+    // A key is as wide as a value.
+    Some(CacheBits(u32::midpoint(keys.0, values.0), u32::midpoint(keys.1, values.1)))
+}
+
+/// Options that change how much memory an engine takes in a way that is not foreseen here.
+const UNCOUNTED_VLLM: [&str; 12] = [
+    "--speculative-config",
+    "-sc",
+    "--quantization",
+    "-q",
+    "--kv-cache-memory-bytes",
+    "--kv-cache-memory",
+    "--num-gpu-blocks-override",
+    "--cpu-offload-gb",
+    "--enable-lora",
+    "--hf-overrides",
+    "--enable-eplb",
+    "--model-impl",
+];
+const UNCOUNTED_SGLANG: [&str; 10] = [
+    "--speculative-algorithm",
+    "--speculative-draft-model-path",
+    "--quantization",
+    "--torchao-config",
+    "--max-total-tokens",
+    "--cpu-offload-gb",
+    "--enable-lora",
+    "--lora-paths",
+    "--json-model-override-args",
+    "--enable-symm-mem",
+];
+const UNCOUNTED_LLAMA_CPP: [&str; 15] = [
+    "-md",
+    "--model-draft",
+    "-mm",
+    "--mmproj",
+    "--lora",
+    "-cmoe",
+    "--cpu-moe",
+    "-ncmoe",
+    "--n-cpu-moe",
+    "-ot",
+    "--override-tensor",
+    "-ts",
+    "--tensor-split",
+    "-nkvo",
+    "--no-kv-offload",
+];
+
+/// What of `args` changes the memory of an engine with these rules and is not counted, in words; none: nothing.
+pub(super) fn uncounted(args: &[String], rules: &Rules) -> Option<String> {
+    let names: &[&str] = match rules.pool {
+        Pool::Groups => &UNCOUNTED_VLLM,
+        Pool::Tokens => &UNCOUNTED_SGLANG,
+        Pool::Cells => &UNCOUNTED_LLAMA_CPP,
+    };
+    let mut found: Vec<&str> = names.iter().copied().filter(|name| has(args, &[name])).collect();
+    let full = |v: &str| matches!(v.to_ascii_lowercase().as_str(), "float32" | "float");
+    if rules.pool != Pool::Cells && value(args, &["--dtype"]).is_some_and(full) {
+        found.push("--dtype float32");
+    }
+    // Fewer layers than there can be stay on the host.
+    let few = |v: &str| v.parse::<u32>().is_ok_and(|n| n < MORE_LAYERS);
+    let layers = ["-ngl", "--gpu-layers", "--n-gpu-layers"];
+    if rules.pool == Pool::Cells && value(args, &layers).is_some_and(few) {
+        found.push("-ngl");
+    }
+    (!found.is_empty()).then(|| {
+        format!(
+            "not counted in the memory that it needs: {} → write `memory` where that makes much of a difference",
+            found.join(", ")
+        )
+    })
+}
+
+/// Who asks for so many layers on the GPUs wants them all there.
+const MORE_LAYERS: u32 = 99;
 
 /// A number of ranks that one of these options asks for, where `{tensor}` stands for `all`.
 pub(super) fn ranks(args: &[String], names: &[&str], all: u64) -> Option<u64> {

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::base::{Bytes, text};
 use crate::model::cache::CacheBits;
+use crate::model::estimate::{Budget, Pool};
 use crate::model::{
-    Loaded, MemoryEstimate, ModelFacts, Overheads, Rules, Setup, WeightSplit, per_device, predict,
+    Loaded, MemoryEstimate, ModelFacts, Overheads, Rules, Setup, WeightSplit, per_device,
 };
 use crate::spec::{
     CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, RuntimeSpec, ServiceSpec,
@@ -159,7 +160,7 @@ impl Engine for Command {
             return fixed_memory(memory);
         }
         if let Some(setup) = self.setup(spec, facts, shape) {
-            return memory::heaviest(&predict(facts, &setup));
+            return memory::heaviest(facts, &setup);
         }
         let overheads = Overheads {
             split: WeightSplit::Tensors,
@@ -183,7 +184,6 @@ impl Engine for Command {
         }
         let words = self.words(spec);
         let number = |names: &[&str]| args::value(&words, names).and_then(|v| v.parse().ok());
-        let share = ["--mem-fraction-static", "--gpu-memory-utilization"];
         let devices = u64::from(shape.tensor.get());
         let (tensor, pipeline) = match rules.split {
             WeightSplit::Layers => (1, devices),
@@ -200,19 +200,30 @@ impl Engine for Command {
             data_inside: data.map(|_| true),
             expert: if tensor > 1 { args::experts(&words, devices) } else { 1 },
             context: super::context_of(spec, Some(facts)),
-            cache: args::value(&words, &["--kv-cache-dtype", "-ctk", "--cache-type-k"])
-                .and_then(CacheBits::named),
+            cache: match rules.pool {
+                Pool::Cells => args::cells(&words),
+                _ => args::value(&words, &["--kv-cache-dtype"]).and_then(CacheBits::named),
+            },
             block: number(&["--block-size", "--page-size"]),
             batch: number(&["--max-num-batched-tokens", "--chunked-prefill-size", "-ub"]),
             requests: number(&["--max-num-seqs", "--max-running-requests", "-np", "--parallel"]),
             // llama-server shares one cache where it chooses the number of slots itself.
             unified: args::has(&words, &["-kvu", "--kv-unified"])
                 || !args::has(&words, &["-np", "--parallel", "-no-kvu", "--no-kv-unified"]),
-            utilisation: args::value(&words, &share).and_then(|v| v.parse().ok()),
+            utilisation: args::value(&words, share_options(&rules)).and_then(|v| v.parse().ok()),
             eager: args::has(&words, &["--enforce-eager", "--disable-cuda-graph"])
                 || spec.device == DeviceKind::Cpu,
             ..Setup::new(rules)
         })
+    }
+
+    fn memory_share(&self, spec: &ServiceSpec) -> Option<f64> {
+        let rules = self.rules().filter(|rules| rules.budget != Budget::Needed)?;
+        let words = self.words(spec);
+        let said = args::value(&words, share_options(&rules)).and_then(|v| v.parse::<f64>().ok());
+        // What a person wrote about the memory is of an engine that may be told otherwise.
+        let share = said.or_else(|| spec.memory.is_none().then_some(rules.utilisation))?;
+        share.is_finite().then(|| share.clamp(0.0, 1.0))
     }
 
     fn read_loaded(&self, spec: &ServiceSpec, log: &str) -> Loaded {
@@ -232,9 +243,12 @@ impl Engine for Command {
     }
 
     fn warnings(&self, spec: &ServiceSpec) -> Vec<String> {
+        let rules = self.rules().filter(|_| spec.memory.is_none());
+        let uncounted = rules.and_then(|rules| args::uncounted(&self.words(spec), &rules));
+        let mut warnings: Vec<String> = uncounted.into_iter().collect();
         let in_run = self.0.run.iter().any(|word| word.contains("{port}"));
         if in_run {
-            return Vec::new();
+            return warnings;
         }
         // Only `run` is filled in.
         let where_else = if spec.args.iter().any(|word| word.contains("{port}")) {
@@ -242,10 +256,11 @@ impl Engine for Command {
         } else {
             "nothing else tells it"
         };
-        vec![format!(
+        warnings.push(format!(
             "the command does not say on which port its engine is to listen: gpudeck gives each replica one of its \
              own, and {where_else} → write {{port}} into `run`, for example \"--port\", \"{{port}}\""
-        )]
+        ));
+        warnings
     }
 
     fn program(&self, _spec: &ServiceSpec) -> Option<String> {
@@ -290,6 +305,15 @@ fn no_context() -> EngineError {
     EngineError::Template {
         what: "{context} is used and no context is known".to_owned(),
         hint: "set `context` in the service's spec".to_owned(),
+    }
+}
+
+/// What tells an engine with these rules its share of a GPU.
+const fn share_options(rules: &Rules) -> &'static [&'static str] {
+    match rules.budget {
+        Budget::Share => &["--gpu-memory-utilization"],
+        Budget::Static => &["--mem-fraction-static"],
+        Budget::Needed => &[],
     }
 }
 

@@ -7,10 +7,9 @@ use super::{
     key, loaded, memory, shapes_where,
 };
 use crate::base::Bytes;
-use crate::model::cache::CacheBits;
 use crate::model::{
     Bar, Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Rules, Setup, WeightSplit,
-    per_device, predict,
+    per_device,
 };
 use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
 
@@ -101,7 +100,7 @@ impl Engine for LlamaCpp {
             return fixed_memory(memory);
         }
         if let Some(setup) = self.setup(spec, facts, shape) {
-            return memory::heaviest(&predict(facts, &setup));
+            return memory::heaviest(facts, &setup);
         }
         let fixed = if spec.device == DeviceKind::Cpu { CPU_FIXED } else { GPU_FIXED };
         let overheads = Overheads {
@@ -126,7 +125,7 @@ impl Engine for LlamaCpp {
             // Each GPU is a stage with layers of its own.
             pipeline: shape.tensor.get().into(),
             context: Some(tokens(spec, facts)),
-            cache: args::value(&given, &["-ctk", "--cache-type-k"]).and_then(CacheBits::named),
+            cache: args::cells(&given),
             batch: number(&["-ub", "--ubatch-size"]),
             requests: number(&["-np", "--parallel"]),
             unified: !args::has(&given, &["-no-kvu", "--no-kv-unified"]),
@@ -138,6 +137,14 @@ impl Engine for LlamaCpp {
 
     fn read_loaded(&self, _spec: &ServiceSpec, log: &str) -> Loaded {
         loaded::llama_cpp(log)
+    }
+
+    fn warnings(&self, spec: &ServiceSpec) -> Vec<String> {
+        let given = args::dashed(&spec.args);
+        args::uncounted(&given, &memory::LLAMA_CPP)
+            .filter(|_| spec.memory.is_none())
+            .into_iter()
+            .collect()
     }
 
     fn program(&self, spec: &ServiceSpec) -> Option<String> {

@@ -6,7 +6,8 @@
 
 use crate::base::Bytes;
 use crate::model::estimate::{Bar, Budget, Pool, Remainder, Rules};
-use crate::model::{Prediction, RankMemory, WeightSplit};
+use crate::model::tensors::mul_div;
+use crate::model::{ModelFacts, RankMemory, Setup, WeightSplit, predict};
 
 use super::MemoryEstimate;
 
@@ -25,6 +26,7 @@ pub const VLLM: Rules = Rules {
     utilisation_low: 0.9,
     batch: 8_192,
     batch_small: 2_048,
+    batch_largest: 16_384,
     requests: 256,
     requests_large: 1_024,
     context: Bar::mib(277, 50, 700),
@@ -48,6 +50,7 @@ pub const SGLANG: Rules = Rules {
     utilisation_low: 0.8,
     batch: 8_192,
     batch_small: 8_192,
+    batch_largest: 16_384,
     requests: 256,
     requests_large: 256,
     context: Bar::mib(500, 200, 1_200),
@@ -72,6 +75,7 @@ pub const LLAMA_CPP: Rules = Rules {
     utilisation_low: 1.0,
     batch: 512,
     batch_small: 512,
+    batch_largest: 512,
     requests: 4,
     requests_large: 4,
     context: Bar::mib(500, 200, 768),
@@ -191,24 +195,44 @@ pub fn gpu_memory(name: &str) -> Option<Bytes> {
 }
 
 /// The rank that takes most, as placing asks for it: what must be free on each of its devices for
-/// one request of full length.
-pub(super) fn heaviest(prediction: &Prediction) -> MemoryEstimate {
-    let overhead =
-        |rank: &RankMemory| rank.activation.plus(rank.graphs).plus(rank.communication).value;
-    let total = |rank: &RankMemory| {
-        rank.weights.value.saturating_add(rank.cache_needed.value).saturating_add(overhead(rank))
-    };
+/// one request of full length, and whether that is sure to be enough.
+pub(super) fn heaviest(facts: &ModelFacts, setup: &Setup) -> MemoryEstimate {
+    let prediction = predict(facts, setup);
+    let total = |rank: &RankMemory| of_budget(rank, setup, |bar| bar.value);
     let Some(rank) = prediction.ranks.iter().max_by_key(|r| total(r)) else {
         return MemoryEstimate::default();
     };
-    let (total, overhead) = (total(rank), overhead(rank));
     MemoryEstimate {
         weights: Bytes(rank.weights.value),
         kv_cache: Bytes(rank.cache_needed.value),
-        overhead: Bytes(overhead),
-        total: Bytes(total),
-        notes: prediction.notes.clone(),
+        overhead: Bytes(rank.counted.value.saturating_sub(rank.weights.value)),
+        total: Bytes(total(rank)),
+        high: Bytes(of_budget(rank, setup, |bar| bar.high)),
+        fits: prediction.fits,
+        notes: prediction.notes,
     }
+}
+
+/// What a rank needs of the share of a GPU that its engine takes, at one end of the bars.
+fn of_budget(rank: &RankMemory, setup: &Setup, end: fn(&Bar) -> u64) -> u64 {
+    let needed = end(&rank.counted).saturating_add(end(&rank.cache_needed));
+    if setup.rules.budget != Budget::Static {
+        return needed;
+    }
+    // Weights and cache have a share that follows from the GPU's memory, and placing knows one for all GPUs; steps and
+    // graphs are outside of it, and have to find room on the GPU all the same.
+    let share = setup.utilisation.unwrap_or(setup.rules.utilisation).clamp(0.0, 1.0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u64
+    let part = |of: u64, share: f64| (of as f64 * share) as u64;
+    let within = match (setup.gpu, setup.budget()) {
+        (Some(gpu), Some(budget)) if budget.value > 0 => {
+            mul_div(needed, part(gpu, share), budget.value)
+        }
+        _ => needed,
+    };
+    let parts = [rank.weights, rank.cache_needed, rank.activation, rank.graphs, rank.communication];
+    let whole = parts.iter().map(end).fold(0, u64::saturating_add);
+    within.max(part(whole, share))
 }
 
 #[cfg(test)]

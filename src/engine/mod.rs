@@ -18,8 +18,8 @@ pub mod vllm;
 
 use std::collections::BTreeMap;
 
-use crate::base::{Bytes, DeviceId, ReleaseNumber, ServiceName};
-use crate::model::{Correction, Loaded, MemoryEstimate, ModelFacts, Setup, predict};
+use crate::base::{Bytes, DeviceId, ReleaseNumber, ServiceName, text};
+use crate::model::{Correction, Loaded, MemoryEstimate, ModelFacts, Setup};
 use crate::spec::{DeviceKind, EngineSpec, Parallel, ParallelShape, ServiceSpec};
 use crate::wire::GPU_NUMBERS;
 
@@ -134,20 +134,43 @@ pub fn of(spec: &EngineSpec) -> Box<dyn Engine> {
     }
 }
 
-/// What one rank takes on each of its devices, corrected by what was measured before.
+/// What one rank takes on each of its devices, on a GPU of this name and memory if that is known, corrected by what was
+/// measured before.
 pub fn corrected_memory(
     engine: &dyn Engine,
     spec: &ServiceSpec,
     facts: &ModelFacts,
     shape: ParallelShape,
+    gpu: Option<(&str, Bytes)>,
     correction: Correction,
 ) -> MemoryEstimate {
     match engine.setup(spec, facts, shape) {
         Some(setup) if spec.memory.is_none() => {
-            memory::heaviest(&predict(facts, &Setup { correction, ..setup }))
+            let setup = match gpu {
+                Some((name, total)) => setup.on_gpu(name, total.0),
+                None => setup,
+            };
+            memory::heaviest(facts, &Setup { correction, ..setup })
         }
         _ => engine.memory(spec, facts, shape),
     }
+}
+
+/// That what is foreseen on a GPU of this name is not sure to fit into what the engine takes of it; none: it is sure, or
+/// nothing is known of that.
+pub fn unsure(memory: &MemoryEstimate, has: Bytes, name: &str) -> Option<String> {
+    if memory.fits != Some(false) {
+        return None;
+    }
+    let needs = if memory.high > has {
+        format!("it needs {} to {}, and {has} is there for it", memory.total, memory.high)
+    } else {
+        format!("it needs about {} of {has}", memory.total)
+    };
+    Some(format!(
+        "not sure to fit on {}: {needs} → lower `context`, divide it over more GPUs, or write `memory` if you know better",
+        text::clean(name, 60)
+    ))
 }
 
 /// The shapes that a replica may have.

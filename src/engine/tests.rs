@@ -1,9 +1,10 @@
 //! Command lines as they are, and what is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small numbers of tests
 
 use super::*;
 use crate::base::{Hint, quote};
-use crate::model::ModelFormat;
+use crate::model::{ModelFormat, predict};
 use crate::spec::parse_service;
 
 fn spec(text: &str) -> ServiceSpec {
@@ -408,4 +409,171 @@ fn needs_are_the_shapes_with_their_memory() {
     let all = needs(&*of(&s.engine), &s, None).unwrap();
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].1.total, Bytes::gib(1));
+}
+
+/// The project's tables of what engines logged on real GPUs.
+fn rows(text: &str) -> Vec<Vec<serde_json::Value>> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What placing makes of a spec on one GPU: refused (it needs more than the share), or warned of.
+fn refused_or_warned(spec: &ServiceSpec, facts: &ModelFacts, gpu: (&str, Bytes)) -> bool {
+    let engine = of(&spec.engine);
+    let (shape, _) = needs(&*engine, spec, Some(facts)).unwrap()[0];
+    let correction = Correction::default();
+    let memory = corrected_memory(&*engine, spec, facts, shape, Some(gpu), correction);
+    let setup = engine.setup(spec, facts, shape).unwrap().on_gpu(gpu.0, gpu.1.0);
+    let budget = setup.budget().unwrap();
+    memory.total.0 > budget.value || unsure(&memory, Bytes(budget.low), gpu.0).is_some()
+}
+
+/// A vLLM of one's own, started as `engine = "vllm"` does.
+fn ways(context: u64, args: &str, tensor: u64) -> [ServiceSpec; 2] {
+    let more = format!("context={context}\nargs=[{args}]\nparallel={{tensor={tensor}}}");
+    let command =
+        "engine={command={run=['srv','--port','{port}','--tp','{tensor}'],metrics='vllm'}}";
+    [
+        spec(&format!("model='/m'\nengine='vllm'\n{more}")),
+        spec(&format!("model='/m'\n{command}\n{more}")),
+    ]
+}
+
+#[test]
+fn what_vllm_refused_is_refused_or_warned_of() {
+    use crate::model::estimate::tests::facts;
+    let h100 = ("NVIDIA H100 80GB HBM3", memory::gpu_memory("h100-80").unwrap());
+    // Of this one the GPU is known.
+    let mut seen = 0;
+    for row in rows(include_str!("../../tests/vectors/allocations.jsonl")) {
+        let number = |i: usize| row[i].as_f64().unwrap();
+        let context = row[9].as_u64().unwrap();
+        if row[14] != 1 || row[2] != "vllm" || context == 0 {
+            continue;
+        }
+        let facts = facts(row[1].as_str().unwrap());
+        let tensor = row[3].as_u64().unwrap();
+        let mut args = vec!["'--block-size'".to_owned(), format!("'{}'", row[7])];
+        if row[8] != 0 {
+            args.extend(["'--max-num-batched-tokens'".to_owned(), format!("'{}'", row[8])]);
+        }
+        if row[0] == "vllm27508" {
+            args.push("'--gpu-memory-utilization=0.95'".to_owned());
+            for spec in ways(context, &args.join(","), tensor) {
+                assert!(refused_or_warned(&spec, &facts, h100), "{}", row[0]);
+            }
+        }
+        // Of the others the GPU is one that leaves as much for the cache as the engine logged.
+        for spec in ways(context, &args.join(","), tensor) {
+            let engine = of(&spec.engine);
+            let (shape, _) = needs(&*engine, &spec, Some(&facts)).unwrap()[0];
+            let of_size = |gib: f64| {
+                let gpu = (gib * (1u64 << 30) as f64) as u64;
+                let setup = engine.setup(&spec, &facts, shape).unwrap().on_gpu("GPU", gpu);
+                let rank = predict(&facts, &setup).ranks[0].clone();
+                (gpu, rank.cache_available.unwrap().value as f64 / (1u64 << 30) as f64)
+            };
+            let sizes = (1..2_000).map(|n| of_size(f64::from(n) / 4.0));
+            let (gpu, _) = sizes.take_while(|(_, left)| *left <= number(10)).last().unwrap();
+            assert!(refused_or_warned(&spec, &facts, ("GPU", Bytes(gpu))), "{}", row[0]);
+            seen += 1;
+        }
+    }
+    assert!(seen >= 10, "{seen}");
+    for row in rows(include_str!("../../tests/vectors/h100.jsonl")) {
+        let args = format!(
+            "'--gpu-memory-utilization={}'{}",
+            row[2],
+            if row[6] == 1 { ",'--enforce-eager'" } else { "" }
+        );
+        let facts = facts(row[1].as_str().unwrap());
+        for spec in ways(row[3].as_u64().unwrap(), &args, 1) {
+            let known = row[4] == 0 && row[5] == 0 && row[7] == "";
+            let is = refused_or_warned(&spec, &facts, h100);
+            assert!(is || row[12] != 1, "{}: it refused", row[0]);
+            assert!(!is || row[12] == 1 || !known, "{}: it started", row[0]);
+        }
+    }
+}
+
+#[test]
+fn a_command_of_a_known_engine_takes_its_share() {
+    let share = |metrics: &str, more: &str, memory: &str| {
+        let s = spec(&format!(
+            "model='/m'\n{memory}\nengine={{command={{run=['x','--port','{{port}}'{more}],metrics='{metrics}'}}}}"
+        ));
+        of(&s.engine).memory_share(&s)
+    };
+    assert_eq!(share("vllm", "", ""), Some(0.92));
+    assert_eq!(share("vllm", ",'--gpu_memory_utilization','0.5'", ""), Some(0.5));
+    assert_eq!(share("sglang", "", ""), Some(0.88));
+    assert_eq!(share("sglang", ",'--mem-fraction-static=0.7'", ""), Some(0.7));
+    assert_eq!(share("llamacpp", "", ""), None);
+    // Who writes the memory says nothing of the share, unless they do.
+    assert_eq!(share("vllm", "", "memory='20GiB'"), None);
+    assert_eq!(share("vllm", ",'--gpu-memory-utilization=0.5'", "memory='20GiB'"), Some(0.5));
+}
+
+#[test]
+fn a_rank_is_foreseen_for_the_gpu_that_it_is_to_be_on() {
+    let facts = crate::model::estimate::tests::facts(
+        r#"{"model_type":"llama","torch_dtype":"bfloat16","hidden_size":4096,"num_hidden_layers":32,
+        "num_attention_heads":32,"num_key_value_heads":8,"intermediate_size":14336,"vocab_size":128256,
+        "max_position_embeddings":8192,"tie_word_embeddings":false}"#,
+    );
+    let s = spec("model='/m'\nengine='vllm'");
+    let engine = of(&s.engine);
+    let on = |name: &str, total: Bytes| {
+        let gpu = Some((name, total));
+        corrected_memory(&*engine, &s, &facts, shape(1), gpu, Correction::default())
+    };
+    // Steps are as large as vLLM makes them on such a GPU: more besides weights and cache.
+    let besides = |name: &str, gib: u64| on(name, Bytes::gib(gib)).overhead;
+    assert!(besides("NVIDIA H100 80GB HBM3", 79) > besides("NVIDIA A100-SXM4-80GB", 79));
+    assert_eq!(besides("NVIDIA A100-SXM4-80GB", 79), besides("NVIDIA L40S", 44));
+    assert_eq!(besides("NVIDIA GB10", 119), besides("NVIDIA L40S", 44));
+    assert!(besides("NVIDIA B200", 178) > besides("NVIDIA H200", 139));
+    assert_eq!(on("NVIDIA H100 80GB HBM3", Bytes::gib(79)).fits, Some(true));
+    assert_eq!(on("NVIDIA T4", Bytes::gib(15)).fits, Some(false));
+    let small = on("NVIDIA A10", Bytes::gib(22));
+    assert!(unsure(&small, Bytes::gib(20), "NVIDIA A10").unwrap().contains("not sure to fit"));
+}
+
+#[test]
+fn what_is_not_counted_is_named() {
+    let warned = |engine: &str, more: &str| {
+        let s = spec(&format!("model='/m'\nengine={engine}\n{more}"));
+        of(&s.engine).warnings(&s).join("; ")
+    };
+    assert_eq!(warned("'vllm'", "args=['--dtype','bfloat16','--max-num-seqs','8']"), "");
+    let many = warned(
+        "'vllm'",
+        "args=['--speculative_config={}','--quantization','fp8','--dtype','float32']",
+    );
+    assert!(
+        many.contains("needs: --speculative-config, --quantization, --dtype float32 →"),
+        "{many}"
+    );
+    // Who writes the memory has counted it.
+    assert_eq!(warned("'vllm'", "memory='20GiB'\nargs=['--enable-lora']"), "");
+    assert!(warned("'llamacpp'", "args=['-ngl','20','-md','/d']").contains(": -md, -ngl →"));
+    assert_eq!(warned("'llamacpp'", "args=['-ngl','999']"), "");
+    let command = "{command={run=['x','--port','{port}','--cpu-offload-gb','4'],metrics='sglang'}}";
+    assert!(warned(command, "").contains(": --cpu-offload-gb →"));
+}
+
+#[test]
+fn keys_and_values_of_llama_cpp_have_types_of_their_own() {
+    let facts = crate::model::estimate::tests::facts(
+        r#"{"model_type":"llama","torch_dtype":"bfloat16","hidden_size":1024,"num_hidden_layers":2,
+        "num_attention_heads":8,"num_key_value_heads":8,"intermediate_size":2048,"vocab_size":1024,
+        "max_position_embeddings":4096,"tie_word_embeddings":false}"#,
+    );
+    let cache = |args: &str| {
+        let s = spec(&format!("model='/m'\nengine='llamacpp'\nargs=[{args}]"));
+        of(&s.engine).memory(&s, &facts, shape(1)).kv_cache.0
+    };
+    let all = cache("");
+    assert_eq!(cache("'-ctk','q8_0','-ctv','q8_0'"), all * 17 / 32);
+    assert_eq!(cache("'-ctk','q8_0'"), (all + all * 17 / 32) / 2);
+    assert_eq!(cache("'-ctv','q8_0'"), cache("'-ctk','q8_0'"));
 }

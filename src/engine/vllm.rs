@@ -12,7 +12,6 @@ use crate::model::cache::CacheBits;
 use crate::model::estimate::ASSUMED_CONTEXT;
 use crate::model::{
     Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device,
-    predict,
 };
 use crate::spec::{DeviceKind, Parallel, ParallelShape, RuntimeSpec, ServiceSpec};
 
@@ -139,7 +138,7 @@ impl Engine for Vllm {
             return fixed_memory(memory);
         }
         if let Some(setup) = self.setup(spec, facts, shape) {
-            return memory::heaviest(&predict(facts, &setup));
+            return memory::heaviest(facts, &setup);
         }
         let tokens = tokens(spec, facts);
         let given = args::dashed(&spec.args);
@@ -198,6 +197,14 @@ impl Engine for Vllm {
                 Some("outside containers vLLM takes GPUs by number, and those have none")
             }
         }
+    }
+
+    fn warnings(&self, spec: &ServiceSpec) -> Vec<String> {
+        let given = args::dashed(&spec.args);
+        args::uncounted(&given, &memory::VLLM)
+            .filter(|_| spec.memory.is_none())
+            .into_iter()
+            .collect()
     }
 
     fn program(&self, spec: &ServiceSpec) -> Option<String> {

@@ -45,6 +45,8 @@ pub struct RankMemory {
     pub graphs: Bar,
     /// Communication and what libraries take.
     pub communication: Bar,
+    /// What of all that comes out of the engine's budget before the cache does.
+    pub counted: Bar,
     /// Memory for the cache, where a GPU or a figure is given.
     pub cache_available: Option<Bar>,
     /// Cache that one request of full length takes.
@@ -298,7 +300,9 @@ fn one_rank(
     let state: u64 = caches.iter().map(|c| c.keeps.per_request(attention)).sum();
     let correction = &setup.correction;
     let activation = correction.activation(activation_of(facts, setup, tensor));
-    let many = setup.tensor * setup.pipeline > 1;
+    // Copies talk to each other where experts are divided over them.
+    let experts = setup.expert > 1 || (setup.data > 1 && facts.has_experts());
+    let many = setup.tensor * setup.pipeline > 1 || (experts && !by_layers);
     let communication = if many { rules.context.plus(rules.communication) } else { rules.context };
     let communication = correction.communication(communication);
     let graphs = match (rules.budget, setup.requests) {
@@ -307,16 +311,13 @@ fn one_rank(
         _ => rules.graphs,
     };
     let graphs = correction.graphs(graphs);
-    let available = setup.cache_available.map(Bar::exact).or_else(|| {
-        let besides = match rules.budget {
-            // Activations and graphs are outside of the static share.
-            Budget::Static => weights.plus(correction.besides(Bar::mib(300, 100, 1_200))),
-            Budget::Share | Budget::Needed => {
-                weights.plus(activation).plus(graphs).plus(communication)
-            }
-        };
-        Some(setup.budget()?.minus(besides))
-    });
+    let counted = match rules.budget {
+        // Activations and graphs are outside of the static share.
+        Budget::Static => weights.plus(correction.besides(Bar::mib(300, 100, 1_200))),
+        Budget::Share | Budget::Needed => weights.plus(activation).plus(graphs).plus(communication),
+    };
+    let available =
+        setup.cache_available.map(Bar::exact).or_else(|| Some(setup.budget()?.minus(counted)));
     let by_requests = facts
         .architecture
         .as_deref()
@@ -336,6 +337,7 @@ fn one_rank(
         activation,
         graphs,
         communication,
+        counted,
         cache_available: available,
         cache_needed: needed,
         tokens: available.map(|a| {

@@ -43,6 +43,10 @@ pub struct MemoryEstimate {
     pub overhead: Bytes,
     /// Everything.
     pub total: Bytes,
+    /// Everything, at its most; zero: not known.
+    pub high: Bytes,
+    /// Whether it is sure to fit on the GPU that was asked about; none: none was.
+    pub fits: Option<bool>,
     /// What was assumed or left out.
     pub notes: Vec<String>,
 }
@@ -93,6 +97,7 @@ pub fn per_device(
         overhead,
         total: Bytes(weights).saturating_add(Bytes(kv_cache)).saturating_add(overhead),
         notes,
+        ..MemoryEstimate::default()
     }
 }
 

@@ -126,9 +126,11 @@ pub struct Rules {
     pub utilisation_low: f64,
     /// Tokens of one step on a large GPU, and where nothing is known of it.
     pub batch: u64,
-    /// Tokens of one step on a GPU below 70 GiB.
+    /// Tokens of one step on a GPU below 70 GiB, and on those that are slow for their memory.
     pub batch_small: u64,
-    /// Requests at a time on a GPU below 70 GiB, and where nothing is known of it.
+    /// Tokens of one step on a GPU of 160 GiB or more.
+    pub batch_largest: u64,
+    /// Requests at a time on such a small GPU, and where nothing is known of it.
     pub requests: u64,
     /// Requests at a time on a large GPU.
     pub requests_large: u64,
@@ -165,6 +167,8 @@ pub struct Setup {
     pub block: Option<u64>,
     /// Memory of a GPU.
     pub gpu: Option<u64>,
+    /// Its name, as the driver or a person says it; none: not known.
+    pub gpu_name: Option<String>,
     /// Share of it; none: the engine's default.
     pub utilisation: Option<f64>,
     /// Memory for the cache of a rank, where the engine said it (`SGLang`: of keys and values, without its
@@ -198,6 +202,7 @@ impl Setup {
             cache: None,
             block: None,
             gpu: None,
+            gpu_name: None,
             utilisation: None,
             cache_available: None,
             batch: None,
@@ -207,6 +212,12 @@ impl Setup {
             whole_towers: false,
             correction: Correction::default(),
         }
+    }
+
+    /// The same on a GPU of this name and memory.
+    #[must_use]
+    pub fn on_gpu(self, name: &str, total: u64) -> Self {
+        Self { gpu: Some(total), gpu_name: Some(name.to_owned()), ..self }
     }
 
     /// Ranks that divide a copy of attention, its cache and the embedding.
@@ -230,7 +241,7 @@ impl Setup {
     }
 
     /// The memory that the engine takes of a GPU, where that is given.
-    pub(in crate::model) fn budget(&self) -> Option<Bar> {
+    pub fn budget(&self) -> Option<Bar> {
         let total = self.gpu?;
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u64
         let of = |share: f64| (total as f64 * share.clamp(0.0, 1.0)) as u64;
@@ -238,9 +249,9 @@ impl Setup {
             (Budget::Needed, _) => Bar::exact(total),
             (_, Some(share)) => Bar::exact(of(share)),
             (Budget::Static, None) => {
-                let value = total.saturating_sub(self.static_reserve(total));
+                let Bar { value, low, high } = Bar::exact(total).minus(self.static_reserve(total));
                 // With a vision tower a twentieth less (`adjust_mem_fraction_for_vlm`).
-                Bar { value, low: value - value / 20, high: value }
+                Bar { value, low: low - low / 20, high }
             }
             // The default has changed between versions.
             (_, None) => Bar {
@@ -251,19 +262,40 @@ impl Setup {
         })
     }
 
-    /// What `SGLang` leaves outside of its static share of a GPU
-    /// (`server_args.py::_handle_gpu_memory_settings`).
-    fn static_reserve(&self, total: u64) -> u64 {
+    /// What `SGLang` leaves outside of its static share of a GPU (`arg_groups/memory_hook.py::handle_gpu_memory_settings`,
+    /// `server_args.py` before 0.5.20). Since it captures graphs of prefill by default it reserves for these as well, by
+    /// their sizes, or (most) 1.5 GiB with latent attention, of which nothing is known here.
+    fn static_reserve(&self, total: u64) -> Bar {
         let wide = self.tensor >= 4;
-        let (chunk, graphs) = match total >> 30 {
-            0..20 => (2_048, 8),
-            20..35 => (2_048, if wide { 80 } else { 24 }),
-            35..60 => (4_096, if wide { 160 } else { 32 }),
-            60..160 => (8_192, if wide { 512 } else { 256 }),
-            _ => (16_384, 512),
+        let graphs = match total >> 30 {
+            0..20 => 8,
+            20..35 => {
+                if wide {
+                    160
+                } else {
+                    48
+                }
+            }
+            35..60 => {
+                if wide {
+                    160
+                } else {
+                    32
+                }
+            }
+            60..160 => {
+                if wide {
+                    512
+                } else {
+                    256
+                }
+            }
+            _ => 512,
         };
-        let chunk = self.batch.unwrap_or(chunk).max(2_048);
+        let chunk = self.batch().max(2_048);
         let graphs = if self.eager { 0 } else { graphs };
+        let prefill = if self.eager { 0 } else { 8 * prefill_sizes(chunk) };
+        let latent = if self.eager { 0 } else { prefill.max(1_536) };
         let ranks = self.tensor.saturating_mul(self.pipeline);
         let mut mib = 512 + chunk.saturating_mul(3) / 2 + 2 * graphs + ranks * 1_024 / 8;
         if self.data_inside == Some(true) {
@@ -271,7 +303,8 @@ impl Setup {
             mib += graphs * self.data * each / 2;
         }
         let least = if total > 60 << 30 { 10 << 10 } else { 0 };
-        mib.max(least) << 20
+        let of = |mib: u64| mib.max(least) << 20;
+        Bar { value: of(mib + prefill), low: of(mib), high: of(mib + latent) }
     }
 
     /// The share of a GPU that the engine may take, where it has one.
@@ -287,18 +320,74 @@ impl Setup {
 
 /// From here on vLLM takes larger steps by default (`vllm/engine/arg_utils.py`, `get_batch_defaults`).
 const LARGE_GPU: u64 = 70 << 30;
+/// And from here on the largest, whatever the GPU is called.
+const LARGEST_GPU: u64 = 160 << 30;
+
+/// How large steps are by default on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tier {
+    Small,
+    Large,
+    Largest,
+}
+
+/// Sizes in tokens of the graphs of prefill that `SGLang` captures, up to this one
+/// (`cuda_graph_hook.py::generate_prefill_cuda_graph_batch_sizes`).
+fn prefill_sizes(most: u64) -> u64 {
+    [
+        (4, 32, 4),
+        (48, 256, 16),
+        (288, 512, 32),
+        (576, 1_024, 64),
+        (1_280, 4_096, 256),
+        (4_608, u64::MAX, 512),
+    ]
+    .into_iter()
+    .filter(|(first, ..)| *first <= most)
+    .map(|(first, last, step): (u64, u64, u64)| (most.min(last) - first) / step + 1)
+    .sum()
+}
 
 impl Setup {
+    fn tier(&self) -> Option<Tier> {
+        let gpu = self.gpu?;
+        let name = self.gpu_name.as_deref().unwrap_or_default().to_ascii_lowercase();
+        // Memory enough, but slower: larger steps cost these throughput.
+        let is_slow = ["a100", "gb10", "dgx spark", "dgx-spark"].iter().any(|n| name.contains(n));
+        Some(match gpu {
+            LARGEST_GPU.. => Tier::Largest,
+            LARGE_GPU.. if !is_slow => Tier::Large,
+            _ => Tier::Small,
+        })
+    }
+
     /// Tokens of one step.
     pub(super) fn batch(&self) -> u64 {
-        let small = self.gpu.is_some_and(|gpu| gpu < LARGE_GPU);
-        self.batch.unwrap_or(if small { self.rules.batch_small } else { self.rules.batch })
+        self.batch.unwrap_or_else(|| self.usual_batch())
+    }
+
+    fn usual_batch(&self) -> u64 {
+        if let (Budget::Static, Some(total)) = (self.rules.budget, self.gpu) {
+            return match total >> 30 {
+                0..20 => 2_048,
+                20..60 => 4_096,
+                60..160 => 8_192,
+                _ => 16_384,
+            };
+        }
+        match self.tier() {
+            Some(Tier::Small) => self.rules.batch_small,
+            Some(Tier::Largest) => self.rules.batch_largest,
+            Some(Tier::Large) | None => self.rules.batch,
+        }
     }
 
     /// Requests at a time.
     pub(super) fn requests(&self) -> u64 {
-        let large = self.gpu.is_some_and(|gpu| gpu >= LARGE_GPU);
-        let usual = if large { self.rules.requests_large } else { self.rules.requests };
+        let usual = match self.tier() {
+            Some(Tier::Large | Tier::Largest) => self.rules.requests_large,
+            Some(Tier::Small) | None => self.rules.requests,
+        };
         self.requests.unwrap_or(usual).min(1_024)
     }
 

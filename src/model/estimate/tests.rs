@@ -27,6 +27,7 @@ pub(crate) fn rules(engine: &str) -> Rules {
         utilisation_low: 0.9,
         batch: 8_192,
         batch_small: 2_048,
+        batch_largest: 16_384,
         requests: 256,
         requests_large: 1_024,
         context: Bar::mib(277, 50, 700),
@@ -50,6 +51,7 @@ pub(crate) fn rules(engine: &str) -> Rules {
             block: 256,
             batch: 512,
             batch_small: 512,
+            batch_largest: 512,
             requests: 4,
             requests_large: 4,
             ..base
@@ -707,4 +709,37 @@ fn experts_that_state_four_bits_are_counted_so() {
     let setup = Setup { cache: bits, ..Setup::new(rules("vllm")) };
     let listed = predict(&super::tests::facts(&ratios), &setup);
     assert_eq!(listed.ranks[0].cache_per_token.value, 179 + 6);
+}
+
+#[test]
+fn a_tower_that_is_not_known_is_as_large_as_it_says() {
+    let decoder = r#""torch_dtype":"bfloat16","num_hidden_layers":4,"hidden_size":1024,"num_attention_heads":16,
+        "num_key_value_heads":8,"intermediate_size":2048,"vocab_size":32000,"max_position_embeddings":4096,
+        "tie_word_embeddings":false"#;
+    let tower = 32 * 12 * 1_280 * 1_280 * 2;
+    for part in [
+        r#""audio_config":{"hidden_size":1280,"num_hidden_layers":32,"intermediate_size":5120}"#,
+        r#""visual":{"width":1280,"layers":32}"#,
+        r#""audio_encoder_conf":{"encoder":{"output_size":1280,"num_blocks":32}}"#,
+    ] {
+        let facts = facts(&format!(r#"{{"model_type":"hears_and_sees",{decoder},{part}}}"#));
+        let bar = predict(&facts, &Setup::new(rules("vllm"))).weights;
+        assert!(bar.high >= bar.value + tower, "{part}: {bar:?}");
+        assert!(bar.high < bar.value * 2 + 2 * tower, "{part}: {bar:?}");
+    }
+}
+
+#[test]
+fn experts_of_an_unknown_architecture_may_be_none() {
+    let experts = |many: u64| {
+        let facts = facts(&format!(
+            r#"{{"model_type":"odd_one","torch_dtype":"bfloat16","num_hidden_layers":4,"hidden_size":1024,
+            "num_attention_heads":16,"num_key_value_heads":8,"intermediate_size":2048,"vocab_size":32000,
+            "num_experts":{many},"moe_intermediate_size":2048,"max_position_embeddings":4096}}"#
+        ));
+        let bar = predict(&facts, &Setup::new(rules("vllm"))).weights;
+        (bar.low as f64 / bar.value as f64, bar)
+    };
+    assert!(experts(256).0 < 0.1, "{:?}", experts(256));
+    assert!(experts(8).0 > 0.1, "{:?}", experts(8));
 }
