@@ -21,7 +21,6 @@ pub mod logs;
 pub mod maintenance;
 pub mod model;
 pub mod place;
-pub mod place_helpers;
 pub mod plan;
 pub mod questions;
 pub mod rollout;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::args::{Args, Output};
 use super::exit::{Failure, Success};
-use super::place_helpers::helpers;
 use super::table;
+use crate::controller::search_threads::helpers;
 use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer};
 use crate::placement::global::file::Rank;
 use crate::placement::global::read::MAX_WORLD_BYTES;

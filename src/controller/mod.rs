@@ -56,6 +56,7 @@ mod runs;
 pub mod sampling;
 pub mod saved;
 pub mod saved_deck;
+pub mod search_threads;
 pub mod service_view;
 pub mod sharing;
 mod stale_views;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::core::{Core, Input};
 use super::maintenance::conflict;
 use super::planning::{self, Draft, PortGiver};
-use super::world;
+use super::{search_threads, world};
 use crate::api::{ApiError, ErrorKind, IntentReply, ReplicaTo, Severity, WhatIf, WhatIfView};
 use crate::base::{Hint, HostName, ReplicaKey, ServiceName};
 use crate::placement::global::WorldFile;
@@ -23,6 +23,8 @@ use crate::spec::DeviceKind;
 /// How long a question may be thought about, beside the loop, and how often something may be tried.
 const THINKING: Duration = Duration::from_millis(500);
 const THINKING_STEPS: u64 = 100_000;
+/// Up to so many GPUs one thread finds in that time what there is to be found.
+const ALONE: usize = 512;
 
 /// What was found of each service's spec and model.
 pub type Drafts = Vec<(ServiceName, Result<Draft, ApiError>)>;
@@ -37,7 +39,13 @@ impl From<WhatIfError> for ApiError {
 pub fn answer(world: WorldFile, question: &WhatIf) -> Result<WhatIfView, ApiError> {
     let began = Instant::now();
     let mut used = || began.elapsed().as_secs_f64() / THINKING.as_secs_f64();
-    Ok(what_if::answer(world, question, &mut used, THINKING_STEPS)?)
+    // A small world has the same answer each time; of a large one more is found with all of the machine.
+    let gpus: usize = world.hosts.iter().map(|host| host.gpus.len()).sum();
+    let (steps, helpers) = match search_threads::helpers().filter(|_| gpus > ALONE) {
+        Some(helpers) => (u64::MAX, Some(helpers)),
+        None => (THINKING_STEPS, None),
+    };
+    Ok(what_if::answer(world, question, &mut used, steps, helpers)?)
 }
 
 impl Core {

@@ -10,7 +10,7 @@ use super::global::file::{
     Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService,
     WorldShape, WorldSpread,
 };
-use super::global::{Answer, Control, Level, Wrong, solve};
+use super::global::{Answer, Control, Helpers, Level, Wrong, solve, solve_as};
 use crate::base::{Bytes, Hint, HostName, ServiceName};
 use crate::engine::memory::gpu_memory;
 
@@ -172,14 +172,15 @@ impl FromStr for NewHosts {
     }
 }
 
-/// Answers a question about a world.
+/// Answers a question about a world. Helpers help where attempts are not bounded.
 pub fn answer(
     world: WorldFile,
     question: &WhatIf,
     used: &mut dyn FnMut() -> f64,
     steps: u64,
+    helpers: Option<Helpers<'_>>,
 ) -> Result<WhatIfView, WhatIfError> {
-    let now = as_it_is(&world)?;
+    let now = as_it_is(&world, &world)?;
     let mut check = None;
     let mut supposed = world;
     for host in &mut supposed.hosts {
@@ -188,28 +189,27 @@ pub fn answer(
     for new in &question.add {
         add_hosts(&mut supposed, new)?;
     }
+    let asked = supposed.clone();
     if !question.services.is_empty() {
         hold_others(&mut supposed, question);
     }
     let mut moved = None;
     if let Some(to) = &question.to {
         let moved = moved.insert(supposed.clone());
-        check = Some(check_place(moved, to, &now)?);
+        check = Some(check_place(moved, to, &now, &asked)?);
     }
     let wanted = question.defrag.map(|gpus| want_hole(&mut supposed, gpus));
-    let mut control = Control {
-        used,
-        first: &mut || (),
-        max_steps: steps,
-        explain: question.explain,
-        helpers: None,
-    };
+    let mut control =
+        Control { used, first: &mut || (), max_steps: steps, explain: question.explain, helpers };
     let mut answer = match &moved {
         // Where one replica is moved by hand nothing else moves.
-        Some(moved) => as_it_is(moved)?,
+        Some(moved) => as_it_is(moved, &asked)?,
         None => solve(&supposed, &mut control)?,
     };
-    let hole = wanted.map(|gpus| take_hole(&mut supposed, &mut answer, gpus));
+    let hole = match wanted {
+        Some(gpus) => Some(take_hole(&mut supposed, &mut answer, gpus)?),
+        None => None,
+    };
     Ok(WhatIfView {
         world: supposed,
         answer,
@@ -222,8 +222,9 @@ pub fn answer(
     })
 }
 
-/// What the present placement is worth: nothing may be moved, nothing is started.
-fn as_it_is(world: &WorldFile) -> Result<Answer, WhatIfError> {
+/// What the present placement is worth: nothing may be moved, nothing is started. How replicas are to be kept apart is
+/// as in the world that is asked about, where they may be moved.
+fn as_it_is(world: &WorldFile, asked: &WorldFile) -> Result<Answer, WhatIfError> {
     let mut still = world.clone();
     for service in &mut still.services {
         let here = still.placements.iter().filter(|p| p.service == service.name && !p.outgoing);
@@ -239,7 +240,7 @@ fn as_it_is(world: &WorldFile) -> Result<Answer, WhatIfError> {
         explain: false,
         helpers: None,
     };
-    Ok(solve(&still, &mut control)?)
+    Ok(solve_as(&still, Some(asked), &mut control)?)
 }
 
 /// The services that are not asked about stay where they are, unless that host is lost.
@@ -350,7 +351,7 @@ fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
 }
 
 /// The stand-in is no service of anybody's: it is taken out of the answer again.
-fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
+fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Result<Hole, WhatIfError> {
     let asked = world.services.iter().find(|s| s.name == HOLE).cloned();
     world.services.retain(|s| s.name != HOLE);
     let stand_in = answer.services.iter().position(|s| s.name == HOLE);
@@ -360,12 +361,12 @@ fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
     if rank.is_some() {
         answer.placed = answer.placed.saturating_sub(1);
     }
-    // The hole is free; it is of one island where it was asked to be.
-    let joined = asked.as_ref().is_some_and(|s| s.link == WorldLink::Nvlink) || gpus == 1;
-    if rank.is_some() && joined {
-        answer.largest_gang = answer.largest_gang.max(u64::from(gpus));
+    if rank.is_some() {
+        // The hole is free, with whatever is free beside it.
+        let then = as_it_is(&as_answered(world, answer), world)?;
+        answer.largest_gang = then.largest_gang;
         for level in answer.objective.iter_mut().filter(|l| l.name == "fragmentation") {
-            level.value = level.value.max(i64::from(gpus));
+            level.value = i64::try_from(then.largest_gang).unwrap_or(i64::MAX);
             level.bound = level.bound.max(level.value);
         }
     }
@@ -374,14 +375,42 @@ fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Hole {
         level.bound -= i64::from(rank.is_some());
         level.by_priority.pop();
     }
-    Hole {
+    Ok(Hole {
         gpus,
         at: rank.map(|r| Rank { host: r.host, gpus: r.gpus }),
         restarts: u32::try_from(answer.moves.iter().filter(|m| m.serving).count())
             .unwrap_or(u32::MAX),
         copied: Bytes(answer.copies.iter().fold(0, |n, c| n.saturating_add(c.bytes.0))),
         stand_in: asked,
+    })
+}
+
+/// The world once all is where the answer puts it.
+fn as_answered(world: &WorldFile, answer: &Answer) -> WorldFile {
+    let mut then = world.clone();
+    then.placements.clear();
+    for service in &answer.services {
+        then.placements.extend(service.replicas.iter().map(|replica| {
+            Running {
+                service: service.name.clone(),
+                replica: replica.replica,
+                shape: Some(replica.shape),
+                memory: Some(replica.memory_per_gpu),
+                movable: Some(false),
+                outgoing: false,
+                ranks: replica
+                    .ranks
+                    .iter()
+                    .map(|r| Rank { host: r.host.clone(), gpus: r.gpus.clone() })
+                    .collect(),
+            }
+        }));
     }
+    // What is free is only what the placement says.
+    for gpu in then.hosts.iter_mut().flat_map(|h| &mut h.gpus) {
+        gpu.memory_free = None;
+    }
+    then
 }
 
 /// Puts a replica where it was asked for, and says what speaks against that.
@@ -389,6 +418,7 @@ fn check_place(
     world: &mut WorldFile,
     to: &ReplicaTo,
     now: &Answer,
+    asked: &WorldFile,
 ) -> Result<PlaceCheck, WhatIfError> {
     let is_it =
         |p: &Running| p.service == to.service.as_str() && p.replica == to.replica && !p.outgoing;
@@ -443,7 +473,7 @@ fn check_place(
             })
             .collect();
         hand_over_memory(world, to, &free, old.memory.unwrap_or_default());
-        compare(now, &as_it_is(world)?, &mut check);
+        compare(now, &as_it_is(world, asked)?, &mut check);
     }
     Ok(check)
 }

@@ -37,7 +37,7 @@ fn scattered() -> WorldFile {
 }
 
 fn asked(world: WorldFile, question: &WhatIf) -> WhatIfView {
-    answer(world, question, &mut || 0.0, 4000).unwrap_or_else(|e| panic!("{e}"))
+    answer(world, question, &mut || 0.0, 4000, None).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn name<T: FromStr>(text: &str) -> T
@@ -121,7 +121,7 @@ fn a_lost_host_and_new_ones() {
     let new = |text: &str| NewHosts::from_str(text).unwrap();
     assert_eq!(new("2xrtx-4090"), NewHosts { hosts: 1, gpus: 2, model: "rtx-4090".into() });
     let unknown = WhatIf { add: vec![new("2xabacus")], ..WhatIf::default() };
-    let error = answer(scattered(), &unknown, &mut || 0.0, 10).unwrap_err();
+    let error = answer(scattered(), &unknown, &mut || 0.0, 10, None).unwrap_err();
     assert!(error.hint().unwrap().contains("h200"), "{error}");
 }
 
@@ -187,5 +187,62 @@ fn a_place_by_hand_is_checked_by_the_same_rules() {
     assert!(violated("a", &[1, 2]).contains("until it has moved"), "{}", violated("a", &[1, 2]));
     let nobody = ReplicaTo { service: name("chat"), replica: 9, host: name("a"), gpus: vec![0, 1] };
     let question = WhatIf { to: Some(nobody), ..WhatIf::default() };
-    assert!(answer(world(&value), &question, &mut || 0.0, 10).is_err());
+    assert!(answer(world(&value), &question, &mut || 0.0, 10, None).is_err());
+}
+
+/// A host that is full or cordoned takes nothing, but is no reason to put two replicas on one host.
+#[test]
+fn two_replicas_on_one_host_are_seen_whatever_else_is_full() {
+    let world_of = |full: bool| {
+        let mut value = json!({
+            "hosts": [host("h1", 8), host("h2", 8), host("h3", 8), host("h4", 8)],
+            "services": [service("a", 3, 2), service("b", 1, 8)],
+            "placements": [
+                running("a", 0, "h1", &[0, 1]), running("a", 1, "h2", &[0, 1]), running("a", 2, "h3", &[0, 1]),
+            ],
+        });
+        value["services"][0]["spread"] = json!("host");
+        if full {
+            value["placements"].as_array_mut().unwrap().push(running(
+                "b",
+                0,
+                "h4",
+                &[0, 1, 2, 3, 4, 5, 6, 7],
+            ));
+        } else {
+            value["hosts"][3]["cordoned"] = json!(true);
+        }
+        world(&value)
+    };
+    for full in [true, false] {
+        let to = |host: &str| ReplicaTo {
+            service: name("a"),
+            replica: 0,
+            host: name(host),
+            gpus: vec![6, 7],
+        };
+        let ask =
+            |host: &str| asked(world_of(full), &WhatIf { to: Some(to(host)), ..WhatIf::default() });
+        let view = ask("h2");
+        let crowded = "replicas too many in a failure domain: 0 → 1";
+        assert_eq!(view.check.as_ref().unwrap().worse, [crowded], "{full}: {:?}", view.check);
+        let domains = |levels: &[Level]| levels.iter().find(|l| l.name == "domains").unwrap().value;
+        assert_eq!((domains(&view.before), domains(&view.answer.objective)), (0, 1));
+        assert!(ask("h1").check.unwrap().worse.is_empty());
+    }
+}
+
+/// A small hole does not make what is free already any smaller.
+#[test]
+fn a_hole_leaves_what_is_free_beside_it() {
+    let world = world(&json!({
+        "hosts": [{"name": "h4", "gpus": (0..8).map(|i| json!({"index": i, "model": "NVIDIA H100 80GB HBM3",
+            "memory_total": "80GiB", "island": 0})).collect::<Vec<_>>()}, host("h1", 4)],
+        "services": [service("a", 1, 2)],
+        "placements": [running("a", 0, "h1", &[0, 1])],
+    }));
+    let view = asked(world, &WhatIf { defrag: Some(4), ..WhatIf::default() });
+    assert_eq!((view.largest_gang_before, view.answer.largest_gang), (8, 8));
+    let level = view.answer.objective.iter().find(|l| l.name == "fragmentation").unwrap();
+    assert!(level.value == 8 && level.bound >= 8, "{level:?}");
 }

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use gpudeck::base::Bytes;
-use gpudeck::cli::place_helpers;
+use gpudeck::controller::search_threads;
 use gpudeck::placement::global::{Answer, Control, Helpers, WorldFile, read, solve};
 use serde_json::{Value, json};
 
@@ -31,8 +31,8 @@ fn main() {
     };
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let threads = match number("--threads", 0) {
-        0 => place_helpers::helpers(),
-        n => place_helpers::these(usize::try_from(n).unwrap()),
+        0 => search_threads::helpers(),
+        n => search_threads::these(usize::try_from(n).unwrap()),
     };
     let mut result = match args.first().map(String::as_str) {
         Some("farm") => {

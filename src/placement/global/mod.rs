@@ -69,11 +69,29 @@ const TELLING: f64 = 0.98;
 
 /// Places everything. The world must have passed [`check`], which is done again.
 pub fn solve(world: &WorldFile, control: &mut Control<'_>) -> Result<Answer, Wrong> {
+    solve_as(world, None, control)
+}
+
+/// The same, where how many replicas may share a failure domain is said by `asked`, a world with the same services: what
+/// is held in `world` only so that it stays takes no domain away.
+pub(super) fn solve_as(
+    world: &WorldFile,
+    asked: Option<&WorldFile>,
+    control: &mut Control<'_>,
+) -> Result<Answer, Wrong> {
     check(world)?;
     let clock = std::cell::RefCell::new(&mut *control.used);
     // It is asked by one at a time: whoever asks has it back at once.
     let used = || clock.try_borrow_mut().map_or(1.0, |mut used| used());
-    let problem = compile::compile(world, clock::Clock::new(&used));
+    let mut problem = compile::compile(world, clock::Clock::new(&used));
+    if let Some(asked) = asked {
+        check(asked)?;
+        let asked = compile::compile(asked, clock::Clock::new(&used));
+        for (service, asked) in problem.services.iter_mut().zip(&asked.services) {
+            (service.quota, service.host_quota) = (asked.quota, asked.host_quota);
+        }
+    }
+    let problem = problem;
     problem.clock.hurry_from(PLACING);
     let mut search = search::Search::new(&problem);
     search.construct(&mut || used() >= PLACING);

@@ -50,7 +50,7 @@ fn answer(state: &mut State, effects: &[Effect]) -> WhatIf {
         _ => None,
     });
     let (ticket, question) = asked.unwrap_or_else(|| panic!("a question: {effects:?}"));
-    let view = what_if::answer(world(), &question, &mut || 0.0, 2000).unwrap();
+    let view = what_if::answer(world(), &question, &mut || 0.0, 2000, None).unwrap();
     update(state, Message::WhatIf { ticket, result: Ok(Box::new(view)) });
     *question
 }
