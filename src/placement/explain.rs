@@ -1,6 +1,6 @@
 //! Why a host was taken or passed over, and the smallest change that would help.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{Demand, PlacedReplica, Refusal, ShapeNeed};
 use super::global::answer::{Rejected, ServiceAnswer};
@@ -9,7 +9,7 @@ use super::rules::{available, excluded, needed_on, occupants, unmet};
 use super::service::fitting;
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, ReplicaKey, text};
-use crate::spec::DeviceKind;
+use crate::spec::{DeviceKind, Link};
 
 /// Why these GPUs, in one line.
 pub(super) fn chosen(
@@ -147,7 +147,26 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         .filter(|g| available(g, is_ours(g)) >= needed_on(g, demand, need))
         .collect();
     let needed = host.gpus.iter().map(|g| needed_on(g, demand, need)).max().unwrap_or_default();
-    short(&free, &format!("with {needed} free"))
+    short(&free, &format!("with {needed} free")).or_else(|| unjoined(&free, demand, wanted))
+}
+
+/// That too few of these GPUs are joined as the service asks for.
+fn unjoined(free: &[&GpuCapacity], demand: &Demand, wanted: usize) -> Option<String> {
+    let most = |of: fn(&GpuCapacity) -> Option<u32>| {
+        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+        for group in free.iter().filter_map(|g| of(g)) {
+            *counts.entry(group).or_default() += 1;
+        }
+        counts.into_values().max().unwrap_or(0)
+    };
+    let island = || most(|g| g.island);
+    let (joined, by) = match demand.placement.link {
+        Link::Any => return None,
+        Link::Nvlink => (island(), "joined by NVLink"),
+        Link::Numa => (island().max(most(|g| g.numa)), "of one NUMA node"),
+    };
+    (wanted > 1 && joined < wanted)
+        .then(|| format!("at most {joined} of its free GPUs are {by}, {wanted} needed"))
 }
 
 /// Why it cannot be placed, and the smallest change that would help.
@@ -346,6 +365,12 @@ fn wanted_free(hosts: &[&&HostCapacity], demand: &Demand, need: ShapeNeed) -> St
     )
 }
 
+/// This share of so much memory.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of a u64
+fn part_of(total: Bytes, share: f64) -> Bytes {
+    Bytes((total.0 as f64 * share.clamp(0.0, 1.0)) as u64)
+}
+
 /// Fewer replicas, or the largest memory with which all of them would fit.
 fn change(
     hosts: &[&HostCapacity],
@@ -357,8 +382,17 @@ fn change(
     for host in hosts {
         let occupied = occupants(host, demand);
         match demand.device {
-            DeviceKind::Gpu => sizes
-                .extend(host.gpus.iter().map(|g| available(g, occupied.contains_key(&g.device())))),
+            DeviceKind::Gpu => {
+                let free = |g: &GpuCapacity| available(g, occupied.contains_key(&g.device()));
+                sizes.extend(host.gpus.iter().map(free));
+                // An engine with a share of the GPU wants no more free than that, and takes no more either.
+                let share = demand.memory_share.filter(|_| demand.within_share);
+                sizes.extend(
+                    share
+                        .iter()
+                        .flat_map(|share| host.gpus.iter().map(|g| part_of(g.total, *share))),
+                );
+            }
             // Any whole part of a host's memory may be what fits.
             DeviceKind::Cpu => sizes.extend(
                 (1..=u64::from(demand.replicas.clamp(1, 64)))

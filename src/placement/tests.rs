@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::{Bytes, DeviceId, Hint, ReleaseNumber, ReplicaKey};
-use crate::spec::{DeviceKind, ParallelShape, PlacementSpec, Spread};
+use crate::spec::{DeviceKind, Link, ParallelShape, PlacementSpec, Spread};
 
 fn gpu(host: &str, index: u32, total: u64, free: u64) -> GpuCapacity {
     GpuCapacity {
@@ -211,6 +211,18 @@ fn an_engine_that_takes_a_share_needs_that_share_free() {
     let full = host("a", vec![gpu("a", 0, 24, 20), gpu("a", 1, 80, 71)]);
     let refusal = place(&world(vec![full]), &d).unwrap_err();
     assert_eq!(refusal.message, "no host has a GPU with 90 % of the memory free");
+}
+
+/// The engine refuses to start with more, however much of the GPU is free.
+#[test]
+fn the_memory_that_would_fit_is_all_of_the_engines_share() {
+    let mut d = demand(1, vec![need(1, 78)]);
+    (d.memory_share, d.within_share) = (Some(0.9), true);
+    // One that is empty, and one that has no more than 59 GiB left.
+    let hosts = vec![host("a", vec![gpu("a", 0, 80, 79)]), host("b", vec![gpu("b", 0, 80, 59)])];
+    let refusal = place(&world(hosts), &d).unwrap_err();
+    let change = refusal.change.unwrap();
+    assert_eq!(change, "bring the memory it needs down to 72.0 GiB on each GPU");
 }
 
 #[test]
@@ -649,4 +661,43 @@ fn shapes_that_the_engine_refuses_are_told_either_way() {
     assert_eq!(place(&w, &d).unwrap().reasons.last(), d.refused_shapes.last());
     d.replicas = 9;
     assert_eq!(place(&w, &d).unwrap_err().reasons.last(), d.refused_shapes.last());
+}
+
+#[test]
+fn a_service_may_ask_for_joined_gpus() {
+    let hosts = vec![box_of("pairs", 8, 2), box_of("whole", 8, 8)];
+    let mut d = demand(1, vec![need(4, 40)]);
+    d.placement.link = Link::Nvlink;
+    let placed = place(&world(hosts.clone()), &d).unwrap();
+    assert!(placed.replicas.iter().all(|r| r.host.as_str() == "whole"), "{placed:?}");
+    let pairs = world(hosts[..1].to_vec());
+    let refusal = place(&pairs, &d).unwrap_err();
+    let why = "pairs: at most 2 of its free GPUs are joined by NVLink, 4 needed";
+    assert!(refusal.reasons.iter().any(|r| r == why), "{refusal:?}");
+    d.placement.link = Link::Numa;
+    assert_eq!(place(&pairs, &d).unwrap().replicas.len(), 1);
+}
+
+/// A better placement of the deck leaves them alone; their own next release takes their place all the same.
+#[test]
+fn replicas_that_may_not_be_moved_stay() {
+    let present = Reuse { memory_per_device: Bytes::gib(40), ..present(1, 0, "a", &[0]) };
+    let mut d = demand(1, vec![need(1, 40)]);
+    d.placement.movable = false;
+    d.reuse = vec![present];
+    let hosts = vec![box_of("a", 1, 1)];
+    let w = world(hosts);
+    let hosts = super::sorted(&w);
+    let shapes = d.shapes.clone();
+    let file = |present| {
+        let wanted = super::translate::Wanted { demand: &d, shapes: &shapes, present };
+        super::translate::world_file(&hosts, &[wanted])
+    };
+    let world = file(super::translate::Present::MayStay);
+    assert_eq!((world.services[0].movable, world.placements[0].movable), (false, None));
+    let mut full = d.clone();
+    full.shapes = vec![need(1, 70)];
+    let placed = place(&w, &full).unwrap();
+    assert_eq!(placed.replicas[0].in_place_of.len(), 1, "{placed:?}");
+    assert_eq!(file(super::translate::Present::GiveWay).placements[0].movable, Some(true));
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{Demand, Reuse, ShapeNeed};
 use super::global::file::{
-    Cordon, Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldNic,
-    WorldService, WorldShape,
+    Cordon, Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldNic, WorldService,
+    WorldShape,
 };
 use super::rules::{available, excluded, excluded_by_spec, needed_on, requirement, unmet};
 use super::world::{GpuCapacity, HostCapacity};
@@ -187,7 +187,8 @@ fn add_service(
         hosts,
         demand,
         &demand.reuse,
-        None,
+        // Those of its own earlier release make room for the new one either way.
+        (wanted.present == Present::GiveWay).then_some(true),
         wanted.present == Present::GiveWay,
         taken,
     );
@@ -200,7 +201,7 @@ fn add_service(
         require: requirement(demand),
         hosts: if allowed.len() == hosts.len() { Vec::new() } else { allowed },
         spread: demand.placement.spread.into(),
-        link: WorldLink::Any,
+        link: demand.placement.link.into(),
         heads: None,
         kv_heads: None,
         kv_bytes: Bytes::ZERO,
@@ -208,7 +209,7 @@ fn add_service(
         within_share: demand.within_share,
         weights_bytes: Bytes(demand.weights.0.min(MAX_MEMORY)),
         weights_on: hosts.iter().map(|h| h.name.to_string()).filter(|h| on.contains(h)).collect(),
-        movable: true,
+        movable: demand.placement.movable,
         one_host: true,
     });
 }

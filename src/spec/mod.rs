@@ -25,7 +25,7 @@ pub use require::{RequireError, Requirement};
 pub use run::RunSpec;
 pub use service::{
     AnalysisSpec, CommandEngine, ConcurrencyPolicy, Count, DeviceKind, DockerRuntime, EngineSpec,
-    MetricNames, Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec,
-    Spread, StepSpec,
+    Link, MetricNames, Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec,
+    ServiceSpec, Spread, StepSpec,
 };
 pub use strategy::Strategy;

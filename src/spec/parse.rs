@@ -432,6 +432,20 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
     }
 
     #[test]
+    fn a_placement_says_what_may_be_moved_and_what_joins_gpus() {
+        use crate::spec::{Link, PlacementSpec};
+        let parsed = parse_service(&format!("{GOOD}[placement]\n"), "chat").unwrap().placement;
+        assert_eq!(parsed, PlacementSpec::default());
+        assert!(parsed.movable && parsed.link == Link::Any);
+        let text = format!("{GOOD}[placement]\nlink = \"nvlink\"\nmovable = false\n");
+        let good = parse_service(&text, "chat").unwrap();
+        assert_eq!((good.placement.link, good.placement.movable), (Link::Nvlink, false));
+        assert_eq!(parse_service(&toml::to_string(&good).unwrap(), "again").unwrap(), good);
+        let error = parse_service(&text.replace("nvlink", "nvlnk"), "chat").unwrap_err();
+        assert_eq!(error.line, Some(10), "{error}");
+    }
+
+    #[test]
     fn refuses_weights_that_go_down_and_unknown_analyses() {
         let down = GOOD.replace("{ approve = true }", "{ weight = 5 }");
         assert!(parse_service(&down, "chat").is_err());

@@ -218,7 +218,7 @@ impl DeviceKind {
 }
 
 /// Where replicas may go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementSpec {
     /// Only on these hosts; default: all.
@@ -236,6 +236,51 @@ pub struct PlacementSpec {
     /// Who goes first where there is not room for all: higher before lower.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
+    /// What the GPUs of a replica are to be joined by at least.
+    #[serde(default, skip_serializing_if = "is_any_link")]
+    pub link: Link,
+    /// A better placement of the deck may move replicas that run. Their own rollouts and drains do so either way.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub movable: bool,
+}
+
+impl Default for PlacementSpec {
+    fn default() -> Self {
+        Self {
+            hosts: Vec::new(),
+            labels: BTreeMap::new(),
+            spread: Spread::default(),
+            require: None,
+            priority: 0,
+            link: Link::default(),
+            movable: true,
+        }
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn is_yes(is: &bool) -> bool {
+    *is
+}
+
+fn is_any_link(link: &Link) -> bool {
+    *link == Link::Any
+}
+
+/// What the GPUs of a replica are joined by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// Whatever there is, the nearer the better.
+    #[default]
+    Any,
+    /// One NUMA node, or `NVLink`.
+    Numa,
+    /// `NVLink`.
+    Nvlink,
 }
 
 const fn is_zero(n: &i32) -> bool {

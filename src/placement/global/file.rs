@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::base::Bytes;
-use crate::spec::Spread as SpecSpread;
+use crate::spec::{Link as SpecLink, Spread as SpecSpread};
 
 /// A whole world.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ pub struct WorldGpu {
     /// Its NUMA node.
     #[serde(default)]
     pub numa: Option<u32>,
-    /// The `PCIe` switch it hangs on; for people.
+    /// The `PCIe` switch it hangs on; for people: placing does not look at it.
     #[serde(default)]
     pub pcie_switch: Option<u32>,
     /// The profile, if it is a MIG instance: `3g.40gb`.
@@ -253,6 +253,16 @@ pub enum WorldLink {
     /// GPUs of one host.
     #[default]
     Any,
+}
+
+impl From<SpecLink> for WorldLink {
+    fn from(link: SpecLink) -> Self {
+        match link {
+            SpecLink::Any => Self::Any,
+            SpecLink::Numa => Self::Numa,
+            SpecLink::Nvlink => Self::Nvlink,
+        }
+    }
 }
 
 /// A replica that runs now.
