@@ -1,5 +1,6 @@
 //! The beginnings of files, piece by piece, until each tells what it holds.
 
+use super::directory::QUANTIZE_CONFIG;
 use super::names::{base_name, join, parent};
 use super::{Found, Inspection, Job, ListFor, MAX_TOTAL, State, Step, What, read, unreadable};
 use crate::base::Bytes;
@@ -138,6 +139,12 @@ impl Inspection {
                 // A hint, not a part of the model: what cannot be read is left out.
                 if !self.config.as_ref().is_some_and(hf_config::HfConfig::states_quantisation) {
                     self.quantisation = hf_config::beside(&have);
+                    // It does not say whose it is.
+                    if base_name(&job.path) == QUANTIZE_CONFIG
+                        && let Some(stated) = &mut self.quantisation
+                    {
+                        stated.entry("quant_method").or_insert_with(|| "gptq".into());
+                    }
                 }
                 return self.next_job();
             }

@@ -10,8 +10,23 @@ use super::{
     read, unreadable,
 };
 use crate::base::Bytes;
-use crate::model::{ModelError, ModelFormat};
+use crate::model::{ModelError, ModelFormat, safetensors};
 use crate::wire::DirEntry;
+
+/// What AutoGPTQ writes beside a `config.json` that says nothing of it.
+pub(super) const QUANTIZE_CONFIG: &str = "quantize_config.json";
+
+/// What a tokenizer is read from, as `transformers` and engines have it.
+const TOKENIZERS: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+];
 
 impl Inspection {
     pub(super) fn listed(&mut self, path: &str, why: ListFor, found: Found) -> Step {
@@ -36,10 +51,8 @@ impl Inspection {
             |end: &str| files.keys().copied().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
         let shards = ending(".safetensors");
         let index = ending(".safetensors.index.json");
-        self.facts.tokenizer =
-            ["tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "tekken.json"]
-                .iter()
-                .any(|n| files.contains_key(n));
+        self.facts.tokenizer = TOKENIZERS.iter().any(|n| files.contains_key(n))
+            || files.keys().any(|n| n.ends_with(".tiktoken"));
         self.facts.generation_config = files.contains_key("generation_config.json");
         if !shards.is_empty() || !index.is_empty() {
             return self.safetensors_directory(path, &files, &shards, &index);
@@ -111,6 +124,14 @@ impl Inspection {
         let hashes: Vec<&str> =
             entries.iter().filter(|e| e.is_dir).map(|e| e.name.as_str()).collect();
         match hashes.as_slice() {
+            // A link that can be followed counts as what it leads to.
+            [] if !entries.is_empty() => {
+                let names: Vec<&str> = entries.iter().map(|e| e.name.as_str()).collect();
+                Err(self.not_a_model(
+                    format!("its snapshots are no directories: {}", shown(&names)),
+                    "links among them lead nowhere or in a circle: remove these, and download the model anew",
+                ))
+            }
             [] => Err(self.not_a_model(
                 "the Hugging Face cache holds no snapshot of it",
                 "finish the download first",
@@ -141,8 +162,10 @@ impl Inspection {
         }
         // Several indexes (variants such as fp16): the one the engines take.
         let index = index.iter().find(|n| **n == "model.safetensors.index.json").or(index.first());
-        // Parts that count themselves need no index, which may be large.
-        let counted = shards.first().is_some_and(|n| n.contains("-of-"))
+        // The index tells of parts beside those that count themselves. One that is too large is not needed for these.
+        let is_large = |n: &&&str| files.get(**n).is_some_and(|b| b.0 > safetensors::MAX_INDEX);
+        let counted = index.as_ref().is_some_and(is_large)
+            && shards.first().is_some_and(|n| n.contains("-of-"))
             && shards.iter().all(|n| n.starts_with("model-"))
             && missing_of_numbered(shards).is_none_or(|m| m.is_empty())
             && numbered(shards) == Some(shards.len());
@@ -175,8 +198,9 @@ impl Inspection {
             return true;
         }
         self.queue.push_back(Job { path: join(path, "config.json"), what: What::Config });
-        if files.contains_key("hf_quant_config.json") {
-            let path = join(path, "hf_quant_config.json");
+        let beside = ["hf_quant_config.json", QUANTIZE_CONFIG];
+        if let Some(name) = beside.iter().find(|name| files.contains_key(**name)) {
+            let path = join(path, name);
             self.queue.push_back(Job { path, what: What::Quantisation });
         }
         true

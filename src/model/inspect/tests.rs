@@ -376,3 +376,72 @@ fn a_params_file_alone_is_enough_where_a_config_is() {
     );
     assert!(inspect(&all, "/m").is_err());
 }
+
+#[test]
+fn an_index_names_parts_beside_those_that_count_themselves() {
+    let index = br#"{"weight_map":{"w4":"model-00001-of-00002.safetensors","w6":"model-00002-of-00002.safetensors",
+        "w8":"extra.safetensors"}}"#;
+    let mut all = files(&[
+        ("/m/config.json", CONFIG),
+        ("/m/model-00001-of-00002.safetensors", &a_shard(4)),
+        ("/m/model-00002-of-00002.safetensors", &a_shard(6)),
+        ("/m/model.safetensors.index.json", index),
+    ]);
+    let error = inspect(&all, "/m").unwrap_err();
+    assert!(
+        matches!(&error, ModelError::MissingParts { names, .. } if names == &["extra.safetensors"]),
+        "{error}"
+    );
+    all.insert("/m/extra.safetensors".into(), a_shard(8));
+    assert_eq!(inspect(&all, "/m").unwrap().weight_bytes, Bytes(18));
+}
+
+#[test]
+fn snapshots_that_lead_in_a_circle_are_named() {
+    // What cannot be followed is listed as something that is no directory.
+    let all = files(&[
+        ("/c/models--a--b/snapshots/0123abc", b""),
+        ("/c/models--a--b/refs/main", b"0123abc"),
+    ]);
+    let error = inspect(&all, "/c/models--a--b").unwrap_err();
+    assert!(error.to_string().contains("no directories: 0123abc"), "{error}");
+    assert!(error.hint().unwrap().contains("in a circle"), "{error}");
+}
+
+#[test]
+fn tokenizers_go_by_many_names() {
+    for (name, is) in [
+        ("tokenizer.json", true),
+        ("vocab.txt", true),
+        ("spiece.model", true),
+        ("sentencepiece.bpe.model", true),
+        ("qwen.tiktoken", true),
+        ("tokenizer_config.json", false),
+        ("vocab.bin", false),
+    ] {
+        let path = format!("/m/{name}");
+        let all = files(&[
+            ("/m/config.json", CONFIG),
+            ("/m/model.safetensors", &a_shard(4)),
+            (path.as_str(), b"{}"),
+        ]);
+        assert_eq!(inspect(&all, "/m").unwrap().tokenizer, is, "{name}");
+    }
+}
+
+#[test]
+fn what_autogptq_wrote_beside_a_config_says_how_weights_are_stored() {
+    let config =
+        br#"{"model_type":"llama","torch_dtype":"float16","num_hidden_layers":2,"hidden_size":1024,
+        "num_attention_heads":8,"num_key_value_heads":8,"intermediate_size":2048,"vocab_size":1024,
+        "max_position_embeddings":512,"tie_word_embeddings":false}"#;
+    let of = |more: &[(&str, &[u8])]| {
+        let all: Vec<(&str, &[u8])> =
+            [("/m/config.json", &config[..])].into_iter().chain(more.iter().copied()).collect();
+        run(Inspection::new("/m").config_alone(), &files(&all)).unwrap().weight_bytes.0
+    };
+    let beside = br#"{"bits":4,"group_size":128,"desc_act":false,"sym":true}"#;
+    let plain = of(&[]);
+    let packed = of(&[("/m/quantize_config.json", beside)]);
+    assert!(packed < plain / 2, "{packed} of {plain}");
+}
