@@ -179,6 +179,21 @@ impl Build<'_> {
         self.caches.push(LayerCache { layer: u32::try_from(layer).unwrap_or(u32::MAX), keeps });
     }
 
+    /// Numbers of experts that an architecture that is not known may mean otherwise: where they alone make it what it is,
+    /// it may be as small as the rest.
+    fn doubt_experts(&mut self) {
+        let all = super::tensors::total(&self.tensors);
+        let of = |t: &&Tensor| t.name.contains(".experts.");
+        let experts =
+            self.tensors.iter().filter(of).map(Tensor::total).fold(0, u64::saturating_add);
+        let rest = all.saturating_sub(experts);
+        if experts / 9 > rest {
+            let less = 1_000 - super::tensors::mul_div(rest, 1_000, all.max(1)).min(1_000);
+            let why = "most of it are experts, of which little is known";
+            self.doubt_by(Certainty::Guess, (less, 0), why);
+        }
+    }
+
     fn doubt(&mut self, certainty: Certainty, why: &str) {
         self.doubt_by(certainty, certainty.usual_spread(), why);
     }
@@ -312,6 +327,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         let less = super::tensors::mul_div(head, 1_000, all).min(1_000);
         let why = "whether its head shares the embedding is not stated: it is counted";
         build.doubt_by(Certainty::Close, (30 + less, 30), why);
+    }
+    if family == Certainty::Guess {
+        build.doubt_experts();
     }
     if quantisation.is_mlx() {
         // It leaves out layers for speculative decoding, and often towers.

@@ -10,6 +10,7 @@ mod phi4mm;
 use serde_json::{Map, Value};
 
 use super::{Build, Certainty, conf::Conf};
+use crate::model::tensors::mul_div;
 use crate::model::towers::{self, Towers};
 
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
@@ -48,21 +49,39 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
             "embd_layer",
         ],
     };
-    let parts = ["encoder_config", "projector_config", "speech_config", "codec_config"];
+    let parts = [
+        "encoder_config",
+        "projector_config",
+        "speech_config",
+        "codec_config",
+        "qformer_config",
+        "perceiver_config",
+    ];
     // Of the two usual names it is known below what becomes of them.
     let media =
         ["vision", "visual", "vit", "image", "video", "audio", "whisper", "tower", "aligner"];
     let apart = |key: &str| {
-        key.ends_with("_config")
+        (key.ends_with("_config") || key.ends_with("_conf"))
             && !matches!(key, "vision_config" | "audio_config")
             && media.iter().any(|word| key.split('_').any(|part| part == *word))
     };
-    let more = top.iter().any(|(key, value)| {
+    let more = |key: &str, value: &Value| {
         value.is_object() && !heard && (parts.iter().any(|part| key.ends_with(part)) || apart(key))
-    });
-    if more || others.iter().any(|key| has(key)) {
+    };
+    let left_out: Vec<&Value> = top
+        .iter()
+        .filter(|(key, value)| more(key, value) || others.contains(&key.as_str()) && has(key))
+        .map(|(_, value)| value)
+        // The second of two towers that are alike, for images and for films.
+        .chain((kind == "video_llava").then(|| top.get("vision_config")).flatten())
+        .collect();
+    if !left_out.is_empty() {
+        let bytes = left_out.iter().map(|part| roughly(part, 2)).fold(0, u64::saturating_add);
+        let all = crate::model::tensors::total(&build.tensors);
+        // Half as much again, for what joins it to the rest; where nothing is said of its size, some of the decoder's.
+        let share = mul_div(bytes.saturating_mul(3) / 2, 1_000, all.max(1));
         let why = "its tower for other media is not counted";
-        build.doubt_by(Certainty::Close, (30, 300), why);
+        build.doubt_by(Certainty::Close, (30, share.clamp(300, 1_000_000)), why);
     }
     if kind == "fuyu" {
         let patch = Conf::text(top).number(&["patch_size"]).unwrap_or(30).min(1 << 10);
@@ -106,6 +125,38 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         ("step3_vl", _) => tower.step3(top),
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
         _ => tower.unknown(),
+    }
+}
+
+/// About how many bytes a tower has in 16 bits, from its own width and layers; 0 where these are not stated.
+fn roughly(part: &Value, depth: u32) -> u64 {
+    let Some(part) = part.as_object() else { return 0 };
+    let number = |names: &[&str]| {
+        names.iter().find_map(|n| part.get(*n)?.as_u64()).filter(|n| *n > 0 && *n <= 1 << 20)
+    };
+    let width =
+        number(&["hidden_size", "width", "embed_dim", "d_model", "output_size", "encoder_dim"]);
+    let layers = number(&[
+        "num_hidden_layers",
+        "layers",
+        "encoder_layers",
+        "depth",
+        "num_layers",
+        "n_layers",
+        "num_blocks",
+    ]);
+    match width.zip(layers) {
+        Some((width, layers)) => {
+            let inner =
+                number(&["intermediate_size", "encoder_ffn_dim", "mlp_dim", "linear_units"]);
+            let inner = inner.unwrap_or(4 * width).max(4 * width);
+            layers.saturating_mul(width.saturating_mul(4 * width + 2 * inner)).saturating_mul(2)
+        }
+        // In a part of its own.
+        None if depth > 0 => {
+            part.values().map(|p| roughly(p, depth - 1)).fold(0, u64::saturating_add)
+        }
+        None => 0,
     }
 }
 
