@@ -42,6 +42,7 @@ stop_grace        = "5s"
 duration          = "3s"
 min_requests      = 3
 max_latency_ratio = 20.0
+engine.min_samples = 3
 "#
     )
 }

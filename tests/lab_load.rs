@@ -27,6 +27,7 @@ stop_grace        = "5s"
 duration          = "10s"
 min_requests      = 3
 max_latency_ratio = 20.0
+engine.min_samples = 3
 "#;
 
 fn simulated(revision: u32) -> String {

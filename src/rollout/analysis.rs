@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::checks::{CheckResult, CheckRun};
 use super::engine_limits::{Standing, standing};
 use super::engine_samples::{self, EngineSamples, percent};
-use super::{means, shares};
+use super::means::{self, BesideRanks};
+use super::minimum::{self, Terms};
+use super::shares;
 use crate::base::{Timestamp, text};
 use crate::spec::AnalysisSpec;
 
@@ -163,12 +165,13 @@ pub enum Judgement {
 /// A failure ends it at once (Argo's rule: Failed goes before Error before Inconclusive).
 pub fn judge(
     spec: &AnalysisSpec,
-    rule: LimitRule,
+    terms: &Terms,
     run: &AnalysisRun,
     (new, old): (&Window, &Window),
     since: Timestamp,
     now: Timestamp,
 ) -> Judgement {
+    let rule = terms.rule;
     let until = match run.began {
         Some(began) => began.plus(spec.duration),
         None if spec.min_requests == 0 => since.plus(spec.duration),
@@ -246,25 +249,40 @@ pub fn judge(
     }
     // What was asked for and could not be measured was not kept.
     let mut unmeasured = seen.unmeasured;
-    let mut mean = None;
-    if rule == LimitRule::Ranked && new.requests > 0 {
+    let (lacking, left_out) = terms.part(spec, &seen.too_few);
+    let mut lacks = minimum::words(spec, &lacking);
+    let mut told = vec![why];
+    match errors {
+        Some(Err(words)) if terms.asks_for_errors(spec) => lacks.push(words),
+        Some(Ok(words) | Err(words)) => told.push(words),
+        None => {}
+    }
+    if rule >= LimitRule::Ranked && new.requests > 0 {
         match means::beside_ranks(spec, new, old, seen.ranked) {
-            Ok(words) => mean = Some(words),
-            Err(doubt) => unmeasured.push(doubt),
+            BesideRanks::Doubtful(doubt) => unmeasured.push(doubt),
+            BesideRanks::TooFew(words) if !seen.ranked && terms.asks_for_mean(spec, &lacking) => {
+                lacks.push(words);
+            }
+            BesideRanks::Told(words) | BesideRanks::TooFew(words) => told.push(words),
         }
+    }
+    if !lacks.is_empty() {
+        unmeasured.extend(lacks);
+        unmeasured.push(minimum::WAY_OUT.to_owned());
     }
     if !unmeasured.is_empty() {
         let why = text::clean(&unmeasured.join("; "), 3 * MAX_WHY);
         return Judgement::Verdict(VerdictResult::Inconclusive, why);
     }
+    let left_out = minimum::words(spec, &left_out);
     let all: Vec<String> =
-        std::iter::once(why).chain(errors).chain(mean).chain(seen.compared).chain(passed).collect();
+        told.into_iter().chain(seen.compared).chain(left_out).chain(passed).collect();
     Judgement::Verdict(VerdictResult::Success, text::clean(&all.join("; "), 3 * MAX_WHY))
 }
 
 /// How limits on rates and means are looked at before the end of an analysis. It is kept with the rollout, so that a
 /// journal that is read again is decided as its writer decided.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitRule {
     /// Compared plainly at each look: of rollouts that began before there was another rule.
@@ -275,11 +293,13 @@ pub enum LimitRule {
     /// The same, and the gateway's mean against stable's fails nothing: ranks compare latencies
     /// ([`super::means`]). Stable's error rate is told beside the canary's.
     Ranked,
+    /// The same, and what was asked to be compared with stable must have been ([`super::minimum`]).
+    Compared,
 }
 
 impl LimitRule {
     /// That of a rollout which begins now.
-    pub const PRESENT: Self = Self::Ranked;
+    pub const PRESENT: Self = Self::Compared;
 }
 
 /// When is looked, and by which rule.
@@ -426,10 +446,14 @@ mod tests {
         assert_eq!(why, "mean response 2500 ms > 2000 ms: may be chance, 12 requests < 30 needed");
     }
 
+    fn terms(rule: LimitRule, spec: &AnalysisSpec) -> Terms {
+        Terms { rule, stable_reached: true, told: spec.engine.compare.clone() }
+    }
+
     fn verdict(spec: &AnalysisSpec, run: &AnalysisRun, new: Window, at: u64) -> Judgement {
         super::judge(
             spec,
-            LimitRule::PRESENT,
+            &terms(LimitRule::PRESENT, spec),
             run,
             (&new, &window(400, 0, 100.0)),
             Timestamp(0),
@@ -517,7 +541,7 @@ mod tests {
         let (since, now) = (Timestamp(0), Timestamp(over));
         let rule = LimitRule::Sequential;
         let Judgement::Verdict(result, why) =
-            super::judge(&spec, rule, &run, (&slow, &old), since, now)
+            super::judge(&spec, &terms(rule, &spec), &run, (&slow, &old), since, now)
         else {
             panic!("no verdict")
         };
@@ -547,6 +571,15 @@ mod tests {
         };
         assert_eq!(result, VerdictResult::Success, "{why}");
         assert!(why.contains("; error rate 0.5 % against stable's 0.0 % (p 0.2497)"), "{why}");
+        // Asked for, and not seen enough of.
+        spec.engine.compare = vec![crate::spec::EngineMetric::ErrorRate];
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, window(24, 0, 100.0), 60_000)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive, "{why}");
+        let lacks = "error rate not compared: 24 requests of the canary and 400 of stable, 30 needed of each; give";
+        assert!(why.starts_with(lacks), "{why}");
     }
 
     #[test]
@@ -561,14 +594,108 @@ mod tests {
         };
         assert_eq!(result, VerdictResult::Inconclusive);
         assert!(why.starts_with("max_first_token could not be judged"), "{why}");
-        // A comparison without enough samples is left out, and the verdict says so.
+        // What no engine gave is left out, and the gateway's mean stands in for it.
         let unasked = AnalysisSpec { engine: crate::spec::EngineAnalysis::default(), ..spec };
-        let Judgement::Verdict(result, why) = verdict(&unasked, &run, window(12, 0, 100.0), 10_000)
+        let Judgement::Verdict(result, why) = verdict(&unasked, &run, window(40, 0, 100.0), 10_000)
         else {
             panic!("no verdict")
         };
         assert_eq!(result, VerdictResult::Success);
         assert!(why.contains("end-to-end latency not compared: 0 samples"), "{why}");
+    }
+
+    /// Latencies of so many requests.
+    fn latencies(of: u64, seconds: f64) -> EngineSamples {
+        let mut seen = crate::engine::Histogram::with_bounds(&[0.1, 0.5, 1.0, 2.5]);
+        (0..of).for_each(|_| seen.observe(seconds));
+        EngineSamples {
+            finished: of,
+            first_token: seen.clone(),
+            end_to_end: seen,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_was_to_be_compared_and_was_not_is_no_success() {
+        let over = 60_000;
+        let mut spec = AnalysisSpec { max_latency_ratio: 3.0, ..AnalysisSpec::default() };
+        let began = Some(Timestamp(0));
+        let run = AnalysisRun {
+            began,
+            new: latencies(24, 1.5),
+            old: latencies(72, 0.08),
+            ..AnalysisRun::default()
+        };
+        let slow = window(24, 0, 1_913.0);
+        // It is measured on until the time is over.
+        let early = verdict(&spec, &run, slow, over - 1);
+        assert_eq!(early, Judgement::Wait { until: Timestamp(over) });
+        assert_eq!(
+            verdict(&spec, &run, slow, over),
+            Judgement::Verdict(
+                VerdictResult::Inconclusive,
+                "time to first token, end-to-end latency not compared: 24 samples of the canary and 72 of stable, 30 \
+                 needed of each; give the analysis more traffic or a longer duration, or ask for fewer min_samples"
+                    .to_owned()
+            )
+        );
+        // As a journal of before that rule was decided.
+        let (old, rule) = (window(400, 0, 100.0), terms(LimitRule::Ranked, &spec));
+        let (since, now) = (Timestamp(0), Timestamp(over));
+        let before = super::judge(&spec, &rule, &run, (&slow, &old), since, now);
+        assert!(matches!(before, Judgement::Verdict(VerdictResult::Success, _)), "{before:?}");
+        // Nothing is sent to stable, or no requests are asked for: nothing can or must be compared.
+        let alone = Terms { stable_reached: false, ..terms(LimitRule::PRESENT, &spec) };
+        let none = window(0, 0, 0.0);
+        let unopposed = AnalysisRun { old: EngineSamples::default(), ..run.clone() };
+        let last = super::judge(&spec, &alone, &unopposed, (&slow, &none), since, now);
+        assert!(matches!(last, Judgement::Verdict(VerdictResult::Success, _)), "{last:?}");
+        let unasked = AnalysisSpec { min_requests: 0, ..spec.clone() };
+        let last = verdict(&unasked, &run, slow, over);
+        assert!(matches!(last, Judgement::Verdict(VerdictResult::Success, _)), "{last:?}");
+        // Who asks for fewer gets a comparison.
+        spec.engine.min_samples = 10;
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, slow, over) else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Failed, "{why}");
+    }
+
+    #[test]
+    fn without_histograms_the_mean_needs_its_requests() {
+        let over = 60_000;
+        let spec = AnalysisSpec::default();
+        let run = AnalysisRun { began: Some(Timestamp(0)), ..AnalysisRun::default() };
+        let Judgement::Verdict(result, why) = verdict(&spec, &run, window(24, 0, 110.0), over)
+        else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive, "{why}");
+        let lacks = "mean response 110 ms, not compared: 24 requests at the canary and 400 at stable, 30 needed of each";
+        assert!(why.starts_with(lacks), "{why}");
+        let enough = verdict(&spec, &run, window(30, 0, 110.0), over);
+        assert!(matches!(enough, Judgement::Verdict(VerdictResult::Success, _)), "{enough:?}");
+        // An engine that told it of stable alone, and is replaced by one that tells nothing.
+        let mixed = AnalysisRun { old: latencies(400, 0.08), ..run.clone() };
+        let llama = Terms { told: Vec::new(), ..terms(LimitRule::PRESENT, &spec) };
+        let windows = (&window(30, 0, 110.0), &window(400, 0, 100.0));
+        let judged = |terms: &Terms| {
+            super::judge(&spec, terms, &mixed, windows, Timestamp(0), Timestamp(over))
+        };
+        let by_mean = judged(&llama);
+        assert!(matches!(by_mean, Judgement::Verdict(VerdictResult::Success, _)), "{by_mean:?}");
+        // One that should tell it and does not is not compared.
+        let Judgement::Verdict(result, why) = judged(&terms(LimitRule::PRESENT, &spec)) else {
+            panic!("no verdict")
+        };
+        assert_eq!(result, VerdictResult::Inconclusive, "{why}");
+        assert!(why.contains("not compared: 0 samples of the canary and 400 of stable"), "{why}");
+        // Nobody asked for latencies.
+        let mut unasked = spec.clone();
+        unasked.engine.compare = Vec::new();
+        let last = verdict(&unasked, &run, window(24, 0, 110.0), over);
+        assert!(matches!(last, Judgement::Verdict(VerdictResult::Success, _)), "{last:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::analysis::Look;
 use super::engine_limits;
 use super::excess::probability;
 use super::means;
+use super::minimum::TooFew;
 use super::rank_test::mann_whitney;
 use super::shares::{self, Shares};
 use crate::engine::Histogram;
@@ -129,8 +130,10 @@ impl EngineSamples {
 /// What engines and GPUs said, where nothing of it is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// What was compared with stable and what was not, for the verdict's reason.
+    /// What was compared with stable, for the verdict's reason.
     pub compared: Vec<String>,
+    /// What was not compared, for too few samples.
+    pub too_few: Vec<TooFew>,
     /// Limits of the spec for which too little was measured: nobody can say whether they were kept.
     pub unmeasured: Vec<String>,
     /// A latency of requests was compared with stable's by the rank test.
@@ -151,8 +154,7 @@ pub(super) fn judge(
     let limits = engine_limits::judge(spec, (new, old), look)?;
     let mut compared = Vec::new();
     let mut ranked = false;
-    // Those with the same number of samples are told together.
-    let mut too_few: Vec<((u64, u64), Vec<&str>)> = Vec::new();
+    let mut too_few = Vec::new();
     for metric in &spec.engine.compare {
         let (found, counts) = match (*metric, new.of(*metric), old.of(*metric)) {
             // By `shares::error_rate`, which knows what the gateway counted, too.
@@ -170,21 +172,11 @@ pub(super) fn judge(
             compared.push(found);
             continue;
         }
-        match too_few.iter_mut().find(|(seen, _)| *seen == counts) {
-            Some((_, titles)) => titles.push(metric.title()),
-            None => too_few.push((counts, vec![metric.title()])),
-        }
+        too_few.push(TooFew { metric: *metric, new: counts.0, old: counts.1 });
     }
-    compared.extend(too_few.into_iter().map(|((mine, theirs), titles)| {
-        format!(
-            "{} not compared: {mine} samples of the canary and {theirs} of stable, {} needed of each",
-            titles.join(", "),
-            enough_to_compare(spec)
-        )
-    }));
     let mut unmeasured = unmeasured(spec, new);
     unmeasured.extend(limits.doubtful);
-    Ok(Seen { compared, unmeasured, ranked })
+    Ok(Seen { compared, too_few, unmeasured, ranked })
 }
 
 /// The limits that were written and could not be judged, with what is missing.
@@ -328,6 +320,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::rollout::minimum;
 
     const BOUNDS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
@@ -345,7 +338,10 @@ mod tests {
     fn run(new: &EngineSamples, old: &EngineSamples) -> Result<Vec<String>, String> {
         let mut spec = AnalysisSpec::default();
         spec.engine.compare = vec![EngineMetric::FirstToken];
-        judge(&spec, new, old, true).map(|seen| seen.compared)
+        judge(&spec, new, old, true).map(|seen| {
+            let too_few = minimum::words(&spec, &seen.too_few);
+            seen.compared.into_iter().chain(too_few).collect()
+        })
     }
 
     #[test]
@@ -388,10 +384,11 @@ mod tests {
     fn what_is_not_compared_is_told_once_for_each_number_of_samples() {
         let old = first_token(seen(vec![0.08; 200]));
         let new = first_token(seen(vec![0.08; 12]));
-        let compared = judge(&AnalysisSpec::default(), &new, &old, true).unwrap().compared;
+        let spec = AnalysisSpec::default();
+        let too_few = judge(&spec, &new, &old, true).unwrap().too_few;
         let needed = "30 needed of each";
         assert_eq!(
-            compared,
+            minimum::words(&spec, &too_few),
             [
                 format!(
                     "time to first token not compared: 12 samples of the canary and 200 of stable, \

@@ -2,6 +2,7 @@
 
 use super::action::Action;
 use super::analysis::{AnalysisRun, Judgement, Verdict, VerdictOf, VerdictResult, Window, judge};
+use super::minimum::Terms;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, ServiceState};
 use super::step::Decider;
 use crate::base::{text, time};
@@ -83,15 +84,15 @@ impl Decider<'_> {
             .cloned()
             .unwrap_or_else(AnalysisSpec::default);
         let windows = (&rollout.measured_new, &rollout.measured_old);
-        let (result, reason) =
-            match judge(&spec, rollout.limits, &rollout.analysis, windows, rollout.step_since, now)
-            {
-                Judgement::Wait { until } => {
-                    self.set_gate(Some(Gate::Analyse { name: name.to_owned(), until }));
-                    return;
-                }
-                Judgement::Verdict(result, reason) => (result, reason),
-            };
+        let terms = Terms::of(self.state, rollout, &spec);
+        let judged = judge(&spec, &terms, &rollout.analysis, windows, rollout.step_since, now);
+        let (result, reason) = match judged {
+            Judgement::Wait { until } => {
+                self.set_gate(Some(Gate::Analyse { name: name.to_owned(), until }));
+                return;
+            }
+            Judgement::Verdict(result, reason) => (result, reason),
+        };
         if let Some(rollout) = self.state.rollout.as_mut() {
             rollout.verdict = Some(Verdict {
                 of: VerdictOf::Analysis,

@@ -22,7 +22,7 @@ enum Ratio {
     Above(String),
 }
 
-/// The mean response at the end: within its limits, or what decided. Under [`LimitRule::Ranked`] only its
+/// The mean response at the end: within its limits, or what decided. From [`LimitRule::Ranked`] on only its
 /// absolute limit counts here, and the rest is [`beside_ranks`].
 pub(super) fn latency(
     spec: &AnalysisSpec,
@@ -44,7 +44,7 @@ pub(super) fn latency(
             });
         }
     }
-    if rule == LimitRule::Ranked {
+    if rule >= LimitRule::Ranked {
         return Ok(None);
     }
     match ratio(spec, new, old, enough) {
@@ -53,20 +53,30 @@ pub(super) fn latency(
     }
 }
 
-/// The mean against stable's, beside the rank test of the engines' latencies. `Err`: it is above the ratio, and
-/// no ranks say whether that is more than chance (`ranked`): a person must look.
+/// What the mean says beside the rank test of the engines' latencies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum BesideRanks {
+    /// Within the ratio, or ranks were compared instead.
+    Told(String),
+    /// Too few requests to compare.
+    TooFew(String),
+    /// It is above the ratio, and no ranks say whether that is more than chance: a person must look.
+    Doubtful(String),
+}
+
+/// The mean against stable's, beside the rank test of the engines' latencies (`ranked`: there was one).
 pub(super) fn beside_ranks(
     spec: &AnalysisSpec,
     new: &Window,
     old: &Window,
     ranked: bool,
-) -> Result<String, String> {
+) -> BesideRanks {
     let above = match ratio(spec, new, old, enough(spec, LimitRule::Ranked)) {
-        Ratio::TooFew(words) => return Ok(words),
+        Ratio::TooFew(words) => return BesideRanks::TooFew(words),
         Ratio::Within(words) | Ratio::Above(words) if ranked => {
-            return Ok(format!("{words}, not judged: ranks were compared"));
+            return BesideRanks::Told(format!("{words}, not judged: ranks were compared"));
         }
-        Ratio::Within(words) => return Ok(words),
+        Ratio::Within(words) => return BesideRanks::Told(words),
         Ratio::Above(words) => words,
     };
     let why = if spec.engine.compare.iter().any(|metric| of_requests(*metric)) {
@@ -74,7 +84,7 @@ pub(super) fn beside_ranks(
     } else {
         "no rank test was asked for"
     };
-    Err(format!(
+    BesideRanks::Doubtful(format!(
         "{above}: may be chance or history, since this is the mean of HAProxy's last 1,024 requests of each server \
          (without a gateway of all that the engines served), and {why}"
     ))
@@ -90,7 +100,7 @@ pub(super) const fn of_requests(metric: EngineMetric) -> bool {
 fn enough(spec: &AnalysisSpec, rule: LimitRule) -> u64 {
     let samples = match rule {
         LimitRule::Plain => 1,
-        LimitRule::Sequential | LimitRule::Ranked => spec.engine.min_samples,
+        _ => spec.engine.min_samples,
     };
     spec.min_requests.max(samples).max(1)
 }
@@ -144,15 +154,19 @@ mod tests {
         assert_eq!(latency(&spec, &new, &old, LimitRule::Ranked), Ok(None));
         assert_eq!(
             beside_ranks(&spec, &new, &old, true),
-            Ok(format!("{why}, not judged: ranks were compared"))
+            BesideRanks::Told(format!("{why}, not judged: ranks were compared"))
         );
-        let asked = beside_ranks(&spec, &new, &old, false).unwrap_err();
+        let doubtful = |spec: &AnalysisSpec| match beside_ranks(spec, &new, &old, false) {
+            BesideRanks::Doubtful(why) => why,
+            other => panic!("{other:?}"),
+        };
+        let asked = doubtful(&spec);
         assert!(asked.starts_with(&format!("{why}: may be chance or history")), "{asked}");
         assert!(asked.contains("HAProxy's last 1,024 requests"), "{asked}");
         assert!(asked.ends_with("no rank test was possible"), "{asked}");
         let mut unasked = spec;
         unasked.engine.compare = vec![EngineMetric::Waiting];
-        let asked = beside_ranks(&unasked, &new, &old, false).unwrap_err();
+        let asked = doubtful(&unasked);
         assert!(asked.ends_with("no rank test was asked for"), "{asked}");
     }
 
@@ -160,10 +174,12 @@ mod tests {
     fn a_mean_within_the_ratio_or_of_few_requests_asks_nobody() {
         let spec = AnalysisSpec::default();
         let near = beside_ranks(&spec, &window(200, 110.0), &window(400, 100.0), false);
-        assert_eq!(near, Ok("mean response 1.10 times stable's ≤ 2.00".to_owned()));
-        let few = beside_ranks(&spec, &window(29, SLOW), &window(400, 100.0), false).unwrap();
+        let told = "mean response 1.10 times stable's ≤ 2.00".to_owned();
+        assert_eq!(near, BesideRanks::Told(told));
+        let few = beside_ranks(&spec, &window(29, SLOW), &window(400, 100.0), false);
+        let BesideRanks::TooFew(few) = few else { panic!("{few:?}") };
         assert!(few.contains("not compared: 29 requests at the canary and 400"), "{few}");
-        let alone = beside_ranks(&spec, &window(50, SLOW), &window(0, 0.0), false).unwrap();
-        assert!(alone.contains("not compared"), "{alone}");
+        let alone = beside_ranks(&spec, &window(50, SLOW), &window(0, 0.0), false);
+        assert!(matches!(alone, BesideRanks::TooFew(_)), "{alone:?}");
     }
 }

@@ -49,13 +49,14 @@ impl Shares {
 }
 
 /// The error rate against stable's, if the spec asks for that: by the gateway's counts and by the engines' (which
-/// alone see what breaks in the middle of an answer), each with its own significance. `Err`: the canary is worse.
+/// alone see what breaks in the middle of an answer), each with its own significance. `Ok(Some(Err(_)))`: too few were
+/// seen. `Err`: the canary is worse.
 pub(super) fn error_rate(
     spec: &AnalysisSpec,
     (new, old): (&Window, &Window),
     (mine, theirs): (&EngineSamples, &EngineSamples),
     last: bool,
-) -> Result<Option<String>, String> {
+) -> Result<Option<Result<String, String>>, String> {
     let metric = EngineMetric::ErrorRate;
     if !spec.engine.compare.contains(&metric) {
         return Ok(None);
@@ -64,7 +65,7 @@ pub(super) fn error_rate(
     let engines = Shares::failed_at_engines(mine, theirs);
     let by_gateway = compare(spec, metric, gateway, "", last)?;
     let by_engines = compare(spec, metric, engines, ", counted by the engines", last)?;
-    Ok(Some(by_gateway.or(by_engines).unwrap_or_else(|| {
+    Ok(Some(by_gateway.or(by_engines).ok_or_else(|| {
         let ((a, b), (c, d)) = (gateway.counts(), engines.counts());
         format!(
             "error rate not compared: {} requests of the canary and {} of stable, {} needed of each",
@@ -78,7 +79,7 @@ pub(super) fn error_rate(
 /// Stable's share of failed requests, to be said after the canary's that is above its limit: where clients cause the
 /// errors stable has them, too. Nothing without requests, and in the words of older rules.
 pub(super) fn beside(rule: LimitRule, (failed, of): (u64, u64)) -> String {
-    if of == 0 || rule != LimitRule::Ranked {
+    if of == 0 || rule < LimitRule::Ranked {
         return String::new();
     }
     let share = percent(failed as f64 / of as f64);
@@ -219,11 +220,11 @@ mod tests {
         let why = judge((2, 2), (&seen(40), &seen(2))).unwrap_err();
         assert!(why.contains("40 of 200 against 2 of 200, counted by the engines"), "{why}");
         let told = "error rate 1.0 % against stable's 1.0 % (p 0.6884)";
-        assert_eq!(judge((2, 2), (&none, &none)), Ok(Some(told.to_owned())));
+        assert_eq!(judge((2, 2), (&none, &none)), Ok(Some(Ok(told.to_owned()))));
         let few = Window { requests: 12, ..Window::default() };
         let said = error_rate(&spec(), (&few, &window(0)), (&none, &none), true);
         let words = "error rate not compared: 12 requests of the canary and 200 of stable, 30 needed of each";
-        assert_eq!(said, Ok(Some(words.to_owned())));
+        assert_eq!(said, Ok(Some(Err(words.to_owned()))));
         // Only who asks for it.
         let unasked = AnalysisSpec::default();
         assert_eq!(

@@ -2,7 +2,7 @@
 //! `engine_samples`.
 
 use crate::engine::metrics::{Aliases, Names};
-use crate::spec::{EngineAnalysis, ServiceSpec, StepSpec};
+use crate::spec::{EngineAnalysis, EngineMetric, ServiceSpec, StepSpec};
 
 /// What an engine tells of itself, as far as limits ask for it.
 struct Told {
@@ -26,6 +26,19 @@ impl Told {
             waiting: tells(|n| n.waiting),
             // For each finished request.
             preemptions: tells(|n| n.preemptions) && tells(|n| n.finished),
+        }
+    }
+
+    const fn tells(&self, metric: EngineMetric) -> bool {
+        match metric {
+            EngineMetric::FirstToken => self.first_token,
+            EngineMetric::InterToken => self.inter_token,
+            EngineMetric::EndToEnd => self.end_to_end,
+            EngineMetric::KvUsage => self.kv_usage,
+            EngineMetric::Waiting => self.waiting,
+            EngineMetric::Preemptions => self.preemptions,
+            // The gateway counts them, whatever the engine says.
+            EngineMetric::ErrorRate => true,
         }
     }
 
@@ -57,6 +70,11 @@ pub fn untold_limits(spec: &ServiceSpec) -> Vec<String> {
     found.sort();
     found.dedup();
     found
+}
+
+/// Whether the engine of a spec (or the gateway before it) tells of this.
+pub(super) fn tells(spec: &ServiceSpec, metric: EngineMetric) -> bool {
+    Told::by(spec).tells(metric)
 }
 
 /// The spec for a rehearsal, in which whatever the engine tells is within its limits.

@@ -30,8 +30,8 @@ pub struct EngineAnalysis {
     /// The largest `p` that counts as significant (for comparisons a tenth of it before the end), also of a share
     /// that is above its limit before the end, as far as chance could show so much at any look.
     pub significance: f64,
-    /// Fewest observations on each side for a comparison; fewer are not compared, which the verdict says. Of fewer, what
-    /// is above a limit at the end and may be chance is inconclusive.
+    /// Fewest observations on each side for a comparison; with fewer the analysis is inconclusive, as far as the engines
+    /// of both tell what is compared. Of fewer, what is above a limit at the end and may be chance is inconclusive.
     pub min_samples: u64,
     /// Highest 95th percentile of the time to the first token.
     #[serde(with = "time::text_option", skip_serializing_if = "Option::is_none")]

@@ -63,7 +63,7 @@ impl AnalysisSpec {
         if !values.is_empty() {
             let titles: Vec<&str> = values.iter().map(|m| m.title()).collect();
             gates.push(format!(
-                "{} not significantly over {:.1}× the old release's (p < {}, ≥ {} samples of each)",
+                "{} not significantly over {:.1}× the old release's (p < {}; with < {} samples of each a person decides)",
                 titles.join(", "),
                 self.max_latency_ratio,
                 engine.significance,
@@ -73,7 +73,7 @@ impl AnalysisSpec {
         if !shares.is_empty() {
             let titles: Vec<&str> = shares.iter().map(|m| m.title()).collect();
             gates.push(format!(
-                "{} not significantly over the old release's by 1 % of the requests (p < {}, ≥ {} of each)",
+                "{} not significantly over the old release's by 1 % of the requests (p < {}; with < {} of each a person decides)",
                 titles.join(", "),
                 engine.significance,
                 engine.min_samples

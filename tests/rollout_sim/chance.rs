@@ -4,7 +4,7 @@
 use deciding::base::Timestamp;
 use deciding::engine::Histogram;
 use deciding::rollout::analysis::{AnalysisRun, Judgement, VerdictResult, judge};
-use deciding::rollout::{EngineSamples, Window};
+use deciding::rollout::{EngineSamples, LimitRule, Terms, Window};
 use deciding::spec::AnalysisSpec;
 
 use crate::build::Rng;
@@ -16,6 +16,11 @@ fn spec() -> AnalysisSpec {
     let text = "duration = \"10h\"\nmax_error_rate = 0.02\ngpu = { errors = false, max_throttled = 1.0 }\n\
                 [engine]\ncompare = []\nmax_first_token = \"300ms\"\n";
     toml::from_str(text).unwrap()
+}
+
+fn terms(spec: &AnalysisSpec) -> Terms {
+    let told = spec.engine.compare.clone();
+    Terms { rule: LimitRule::PRESENT, stable_reached: true, told }
 }
 
 /// True so often in a million.
@@ -38,14 +43,7 @@ fn ends_early(rng: &mut Rng, spec: &AnalysisSpec, how: How, per_million: u64) ->
         let seen = EngineSamples { finished: 1, failed, first_token, ..EngineSamples::default() };
         run.new.add(&seen);
         let windows = (&window, &Window::default());
-        match judge(
-            spec,
-            deciding::rollout::LimitRule::PRESENT,
-            &run,
-            windows,
-            Timestamp(0),
-            Timestamp(u64::from(n)),
-        ) {
+        match judge(spec, &terms(spec), &run, windows, Timestamp(0), Timestamp(u64::from(n))) {
             Judgement::Wait { .. } => {}
             Judgement::Verdict(VerdictResult::Failed, why) => {
                 assert!(why.contains(" > "), "{why}");
@@ -121,8 +119,7 @@ fn two_equal_releases_hardly_ever_differ() {
             new.add(&request(&mut rng));
             old.add(&request(&mut rng));
             let at = Timestamp(if n == REQUESTS { 10_000 } else { u64::from(n) });
-            let rule = deciding::rollout::LimitRule::PRESENT;
-            match judge(&spec, rule, &run, (&new, &old), Timestamp(0), at) {
+            match judge(&spec, &terms(&spec), &run, (&new, &old), Timestamp(0), at) {
                 Judgement::Wait { .. } | Judgement::Verdict(VerdictResult::Success, _) => {}
                 Judgement::Verdict(VerdictResult::Failed, why) => {
                     assert!(why.contains("percentage points above stable's"), "{why}");

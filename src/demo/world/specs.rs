@@ -34,6 +34,7 @@ duration          = "6s"
 min_requests      = 15
 max_error_rate    = 0.05
 max_latency_ratio = 3.0
+engine            = {{ min_samples = 15 }}
 "#
     )
 }
