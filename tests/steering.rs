@@ -100,10 +100,13 @@ fn a_command_decides_and_is_told_what_it_is_about() {
 
     // The same revision once more, now that the test is mended.
     fleet.script("smoke.sh", "exit 0");
-    let again = fleet.expect(&["rollout", "retry", "code", "--wait", "--timeout", "2m"], 0);
+    let again = fleet.expect(
+        &["rollout", "retry", "code", "-m", "the driver was mended", "--wait", "--timeout", "2m"],
+        0,
+    );
     assert!(again.stdout.contains("r4"), "{again:#?}");
     let history = fleet.json(&["history", "code"], 0);
-    assert_eq!(history[0]["reason"], "retry of r3", "{history:#}");
+    assert_eq!(history[0]["reason"], "retry of r3: the driver was mended", "{history:#}");
     assert_eq!(fleet.status("code")["stable"], 4);
     let nothing = fleet.expect(&["rollout", "retry", "code"], 5);
     assert!(nothing.stderr.contains("did not fail"), "{nothing:#?}");

@@ -72,7 +72,7 @@ pub enum Intent {
         /// The person has read OUTAGE in the plan and wants it all the same.
         #[serde(default)]
         accept_outage: bool,
-        /// Why, for the audit trail.
+        /// Why: for the audit trail and, where a new rollout begins, for Git.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
         /// The plan of the new rollout that a person has agreed to ([`PlanView::digest`]): another one is not begun. What

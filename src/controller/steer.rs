@@ -34,6 +34,14 @@ fn back_to(to: ReleaseNumber, request: Request) -> Request {
     Request { reason: Some(reason.unwrap_or_else(|| format!("back to {to}"))), ..request }
 }
 
+/// What a retry is for, with the words of who asked.
+fn retry_of(to: ReleaseNumber, words: Option<&str>) -> String {
+    match words.map(str::trim).filter(|words| !words.is_empty()) {
+        Some(words) => format!("retry of {to}: {words}"),
+        None => format!("retry of {to}"),
+    }
+}
+
 /// Why an undo is not the fast one, for people.
 pub(super) fn was_never_stable(to: ReleaseNumber) -> String {
     format!("{to} was never stable: it goes through the steps of its spec, like an apply")
@@ -277,23 +285,16 @@ impl Core {
 
     /// Tries again what failed: within the rollout that is held, or by a new one of the same revision. Who has `agreed`
     /// to the plan of a new one does not mean the one that is held by now.
-    pub(super) fn retry(
-        &mut self,
-        service: ServiceName,
-        by: String,
-        accept_outage: bool,
-        agreed: Option<String>,
-        reply: Reply,
-    ) {
+    pub(super) fn retry(&mut self, service: ServiceName, request: Request, reply: Reply) {
         let is_held = self.state.services.get(&service).is_some_and(ServiceState::retryable);
-        if is_held && agreed.is_none() {
-            let retried = self.on_service(&service, EventKind::Retried { by });
+        if is_held && request.agreed.is_none() {
+            let retried = self.on_service(&service, EventKind::Retried { by: request.by });
             return self.answer(reply, retried);
         }
         match self.retry_target(&service) {
             Ok((to, kind)) => {
-                let reason = Some(format!("retry of {to}"));
-                let request = Request { kind, by, reason, accept_outage, agreed };
+                let reason = Some(retry_of(to, request.reason.as_deref()));
+                let request = Request { kind, reason, ..request };
                 self.prepare(service, Some(to), request, reply);
             }
             Err(error) => self.answer(reply, Err(error)),
@@ -389,5 +390,21 @@ impl Core {
             ));
         }
         self.on_rollout(service, EventKind::Skipped { by, reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_says_why_in_the_words_of_who_asked() {
+        let to = ReleaseNumber(3);
+        assert_eq!(retry_of(to, None), "retry of r3");
+        assert_eq!(retry_of(to, Some(" ")), "retry of r3");
+        assert_eq!(
+            retry_of(to, Some("the driver was mended")),
+            "retry of r3: the driver was mended"
+        );
     }
 }

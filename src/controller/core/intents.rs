@@ -75,8 +75,10 @@ impl Core {
                 let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.undo(service, to, request, reply);
             }
-            Intent::Retry { service, accept_outage, agreed, .. } => {
-                return self.retry(service, by, accept_outage, agreed, reply);
+            Intent::Retry { service, reason, accept_outage, agreed } => {
+                let kind = RolloutKind::Apply;
+                let request = Request { kind, by, reason, accept_outage, agreed };
+                return self.retry(service, request, reply);
             }
             Intent::Skip { service, reason } => self.skip(&service, by, reason),
             Intent::CancelQueued { service, .. } => self.cancel_queued(&service, by),
