@@ -170,6 +170,26 @@ fn no_services_are_no_group() {
 }
 
 #[test]
+fn a_plan_of_several_is_the_plan_of_each_in_turn() {
+    let deck = Deck::new();
+    deck.spec("code", "", "one", "100ms");
+    deck.spec("chat", "\"code\"", "one", "100ms");
+    let text = deck.expect("plan chat code", 2).stdout;
+    let at = |words: &str| text.find(words).unwrap_or_else(|| panic!("{words}: {text}"));
+    assert!(at("code: nothing → r1") < at("chat: nothing → r2"), "{text}");
+    assert_eq!(text.matches("lowest capacity on the way").count(), 2, "{text}");
+    let plans = deck.expect("plan chat code --output json", 2).stdout;
+    let plans: serde_json::Value = serde_json::from_str(&plans).unwrap();
+    assert_eq!((&plans[0]["service"], &plans[1]["to"]), (&"code".into(), &2.into()), "{plans:#}");
+    // Where their replicas would be is asked with an option.
+    let where_to = deck.expect("plan chat code --explain", 2).stdout;
+    assert!(!where_to.contains("lowest capacity"), "{where_to}");
+    deck.expect("apply chat code --wait --timeout 2m", 0);
+    let nothing = deck.expect("plan chat code", 0).stdout;
+    assert!(nothing.contains("chat: nothing to do, r2 is served"), "{nothing}");
+}
+
+#[test]
 fn between_two_services_a_pause_holds_until_it_is_ended() {
     let deck = Deck::new();
     deck.spec("code", "", "one", "1s");

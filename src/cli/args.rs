@@ -94,8 +94,9 @@ pub enum Command {
     },
     /// Show what an apply would do: exit code 0 nothing, 2 changes, 1 error
     ///
-    /// For one service: the rollout of its spec. For several or all, or with any of the options: where every
-    /// replica would be. Nothing is touched.
+    /// For one service: the rollout of its spec. For several: the rollout of each, in the order of their `after`, as
+    /// those before leave the hosts. For all, or with any of the options: where every replica would be. Nothing is
+    /// touched.
     Plan {
         /// Which services; none: all
         services: Vec<ServiceName>,

@@ -142,6 +142,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Plan { services, options } => {
             let planned = match services.as_slice() {
                 [service] if !options.asks() => plan::run(args, service).await,
+                several @ [_, _, ..] if !options.asks() => together::plan(args, several).await,
                 services => what_if::plan(args, services, options).await,
             };
             planned.map_err(Failure::of_a_plan)

@@ -7,6 +7,20 @@ use super::{apply, maintenance, plan, show, table};
 use crate::api::text::clean;
 use crate::api::{Door as _, Group, Intent, PLAN_CHANGED, PlanView, ServiceName, Snapshot};
 
+/// Shows what rolling them out together would do: the plan of each, in their order, in the world that those before it
+/// leave. Nothing is touched.
+pub async fn plan(args: &Args, services: &[ServiceName]) -> Result<Success, Failure> {
+    let client = attach(args).await?;
+    show::settle(&client).await?;
+    let plans = client.plan_together(services).await?;
+    match args.output {
+        Output::Json => table::json(&plans)?,
+        Output::Text => plans.iter().try_for_each(plan::print)?,
+    }
+    let nothing = plans.iter().all(|plan| plan.nothing_to_do);
+    Ok(if nothing { Success::Done } else { Success::Changes })
+}
+
 /// Rolls them out. Every plan is made first, in their order: what cannot be planned is refused before anything is
 /// touched.
 pub async fn apply(
