@@ -52,13 +52,14 @@ pub use maintenance::{
     UpgradeHost,
 };
 pub use plan::{
-    PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress, ready_text,
+    Capacity, PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress,
+    lowest_text, ready_text,
 };
 pub use secret::Secret;
 pub use server::{CheckupRequest, PreviousLog, PreviousLogRequest};
 pub use view::{
-    ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, GatewayView, HostLinkState,
-    HostView, Looking, MemoryView, PLAN_CHANGED, PlanView, Question, QuestionKind, RankView,
-    ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView, age,
+    ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
+    MemoryView, PLAN_CHANGED, PlanView, Question, QuestionKind, RankView, ReleaseView,
+    ReplicaView, ServiceView, Severity, Snapshot, TrafficView, age,
 };
 pub use who::Who;

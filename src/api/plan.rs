@@ -27,6 +27,9 @@ pub struct PlanStep {
     pub idle_after: u32,
     /// Fewest ready replicas during it.
     pub lowest_ready: u32,
+    /// Fewest replicas during it that are ready and get requests: its lowest capacity.
+    #[serde(default)]
+    pub lowest_serving: u32,
     /// The capacity is lowest in this step (the first such one).
     pub lowest: bool,
     /// Capacity after it in tokens a second: ready replicas × the most that one was seen to generate.
@@ -130,6 +133,14 @@ pub fn ready_text(ready: u32, idle: u32) -> String {
     }
 }
 
+/// `4 ready`, `2 with traffic (4 ready)`: the capacity at its lowest point.
+pub fn lowest_text(ready: u32, serving: u32) -> String {
+    if serving >= ready {
+        return format!("{ready} ready");
+    }
+    format!("{serving} with traffic ({ready} ready)")
+}
+
 impl PlanMove {
     /// `start r2-0 on node1 GPU 0, GPU 1`.
     pub fn text(&self) -> String {
@@ -158,8 +169,27 @@ pub struct PlanProgress {
     pub predicted_lowest: u32,
     /// The fewest ready replicas seen so far.
     pub lowest_ready: u32,
+    /// The same of replicas that are ready and get requests, which is the capacity; none: planned before that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Capacity>,
     /// When it was over.
     pub ended: Option<Timestamp>,
+}
+
+/// The fewest replicas that are ready and get requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Foreseen.
+    pub predicted: u32,
+    /// Seen; none before it began.
+    pub seen: Option<u32>,
+}
+
+impl Capacity {
+    /// Sees so many.
+    pub fn see(&mut self, serving: u32) {
+        self.seen = Some(self.seen.map_or(serving, |low| low.min(serving)));
+    }
 }
 
 /// One step of it.
@@ -177,6 +207,9 @@ pub struct StepProgress {
     pub ended: Option<Timestamp>,
     /// The fewest ready replicas seen in it.
     pub lowest_ready: Option<u32>,
+    /// The same of replicas that are ready and get requests; none for the way back, and of older plans.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Capacity>,
     /// Its gate was not waited for: who skipped it, and why.
     #[serde(default)]
     pub skipped: Option<String>,
@@ -186,6 +219,14 @@ pub struct StepProgress {
 }
 
 impl StepProgress {
+    /// Its lowest capacity, seen and foreseen, and what is counted.
+    pub fn lowest(&self) -> (Option<u32>, Option<u32>, &'static str) {
+        match self.serving {
+            Some(serving) => (serving.seen, Some(serving.predicted), "with traffic"),
+            None => (self.lowest_ready, self.predicted_lowest, "ready"),
+        }
+    }
+
     /// How long it took, or has taken until `now`.
     pub fn took(&self, now: Timestamp) -> Option<Duration> {
         Some(self.ended.unwrap_or(now).since(self.began?))
@@ -193,12 +234,15 @@ impl StepProgress {
 }
 
 impl PlanProgress {
-    /// Whether its rollout has begun: what was only planned is not under way.
-    pub fn has_begun(&self) -> bool {
-        self.steps.iter().any(|step| step.began.is_some())
+    /// Its lowest capacity, seen and foreseen, and what is counted.
+    pub fn lowest(&self) -> (u32, u32, &'static str) {
+        match self.serving {
+            Some(Capacity { predicted, seen: Some(seen) }) => (seen, predicted, "with traffic"),
+            _ => (self.lowest_ready, self.predicted_lowest, "ready"),
+        }
     }
 
-    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 ready (foreseen 2)`, and what a person passed.
+    /// In a line: `took 1m05s (foreseen 1m00s), lowest 2 with traffic (foreseen 2)`, and what a person passed.
     pub fn summary(&self, now: Timestamp) -> String {
         let took = time::short(self.ended.unwrap_or(now).since(self.began));
         let verb = if self.ended.is_some() { "took" } else { "under way for" };
@@ -209,11 +253,37 @@ impl PlanProgress {
             skipped.into_iter().chain(promoted).collect::<String>()
         };
         let by_hand: String = self.steps.iter().map(by_hand).collect();
+        let (seen, predicted, what) = self.lowest();
         format!(
-            "{verb} {took} (foreseen {}), lowest {} ready (foreseen {}){by_hand}",
+            "{verb} {took} (foreseen {}), lowest {seen} {what} (foreseen {predicted}){by_hand}",
             self.predicted.text(),
-            self.lowest_ready,
-            self.predicted_lowest
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gets_no_requests_is_no_capacity() {
+        assert_eq!(lowest_text(4, 4), "4 ready");
+        assert_eq!(lowest_text(4, 2), "2 with traffic (4 ready)");
+        let mut progress = PlanProgress {
+            release: ReleaseNumber(2),
+            began: Timestamp(0),
+            steps: Vec::new(),
+            predicted: PlanTime::default(),
+            predicted_lowest: 4,
+            lowest_ready: 4,
+            serving: None,
+            ended: Some(Timestamp(0)),
+        };
+        assert!(progress.summary(Timestamp(0)).ends_with("lowest 4 ready (foreseen 4)"));
+        let mut serving = Capacity { predicted: 2, seen: None };
+        serving.see(4);
+        serving.see(1);
+        progress.serving = Some(serving);
+        assert!(progress.summary(Timestamp(0)).ends_with("lowest 1 with traffic (foreseen 2)"));
     }
 }

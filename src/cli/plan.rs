@@ -4,7 +4,7 @@ use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::{Door, PlanView, ServiceName, ready_text};
+use crate::api::{Door, PlanView, ServiceName, lowest_text, ready_text};
 
 /// Shows what an apply would do.
 pub async fn run(args: &Args, service: &ServiceName) -> Result<Success, Failure> {
@@ -51,10 +51,9 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
         table::out(&format!("  · {reason}"))?;
     }
     steps(plan)?;
-    table::out(&format!(
-        "lowest capacity on the way: {} ready, floor {}",
-        plan.forecast.lowest_ready, plan.forecast.floor
-    ))?;
+    let forecast = &plan.forecast;
+    let lowest = lowest_text(forecast.lowest_ready, forecast.lowest_serving());
+    table::out(&format!("lowest capacity on the way: {lowest}, floor {}", forecast.floor))?;
     for warning in &plan.warnings {
         table::out(&format!("! {warning}"))?;
     }
@@ -84,11 +83,11 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
         };
         let mark = if step.lowest { " ◀ lowest point" } else { "" };
         table::out(&format!(
-            "      then {}{}, {} % of the traffic new (lowest {} ready{}{mark})",
+            "      then {}{}, {} % of the traffic new (lowest {}{}{mark})",
             ready_text(step.ready_after, step.idle_after),
             tokens(step.tokens_per_s_after),
             step.new_weight_percent,
-            step.lowest_ready,
+            lowest_text(step.lowest_ready, step.lowest_serving),
             tokens(step.tokens_per_s_lowest),
         ))?;
     }

@@ -344,21 +344,23 @@ fn foreseen(progress: &PlanProgress) -> Result<(), Failure> {
         .iter()
         .map(|step| {
             let way_back = step.predicted_lowest.is_none();
+            let (seen, predicted, _) = step.lowest();
             vec![
                 step.title.clone(),
                 if way_back { "–".to_owned() } else { step.predicted.text() },
                 duration(step.took(now)),
-                count(step.predicted_lowest),
-                count(step.lowest_ready),
+                count(predicted),
+                count(seen),
             ]
         })
         .collect();
+    let (seen, predicted, _) = progress.lowest();
     rows.push(vec![
         "all".to_owned(),
         progress.predicted.text(),
         time::short(progress.ended.unwrap_or(now).since(progress.began)),
-        progress.predicted_lowest.to_string(),
-        progress.lowest_ready.to_string(),
+        predicted.to_string(),
+        seen.to_string(),
     ]);
     table::print(&["STEP", "FORESEEN", "TOOK", "LOWEST FORESEEN", "LOWEST SEEN"], &rows)
 }

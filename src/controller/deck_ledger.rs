@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::plan::{PlanProgress, StepProgress};
+use crate::api::plan::{Capacity, PlanProgress, StepProgress};
 use crate::api::{PlanTime, PlanView};
 use crate::base::{HostName, ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::group::{Group, GroupState, GroupSteer};
@@ -259,6 +259,7 @@ impl Ledger {
                 began: None,
                 ended: None,
                 lowest_ready: None,
+                serving: None,
                 skipped: None,
                 promoted: None,
             });
@@ -270,6 +271,10 @@ impl Ledger {
         }
         let ready = after.ready_total();
         chronicle.lowest_ready = chronicle.lowest_ready.min(ready);
+        let serving = after.serving_total();
+        if let Some(capacity) = &mut chronicle.serving {
+            capacity.see(serving);
+        }
         for skipped in &rollout.skipped {
             if let Some(step) = chronicle.steps.get_mut(skipped.step) {
                 let why = if skipped.reason.is_empty() { "" } else { ": " };
@@ -283,11 +288,17 @@ impl Ledger {
             if index < current && step.ended.is_none() && (step.began.is_some() || !back) {
                 step.began.get_or_insert(now);
                 step.lowest_ready.get_or_insert(ready);
+                if let Some(capacity) = &mut step.serving {
+                    capacity.seen.get_or_insert(serving);
+                }
                 step.ended = Some(now);
             }
             if index == current {
                 step.began.get_or_insert(now);
                 step.lowest_ready = Some(step.lowest_ready.map_or(ready, |low| low.min(ready)));
+                if let Some(capacity) = &mut step.serving {
+                    capacity.see(serving);
+                }
                 if rollout.outcome.is_some() {
                     step.ended = Some(rollout.ended.unwrap_or(now));
                 }
@@ -308,6 +319,7 @@ pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
         began: None,
         ended: None,
         lowest_ready: None,
+        serving: Some(Capacity { predicted: step.lowest_serving, seen: None }),
         skipped: None,
         promoted: None,
     });
@@ -318,6 +330,7 @@ pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
         predicted: plan.total.clone(),
         predicted_lowest: plan.forecast.lowest_ready,
         lowest_ready: ready,
+        serving: Some(Capacity { predicted: plan.forecast.lowest_serving(), seen: None }),
         ended: None,
     }
 }

@@ -204,6 +204,7 @@ pub fn steps(
             ready_after: stage.ready_after,
             idle_after: stage.idle_after,
             lowest_ready: stage.lowest_ready,
+            lowest_serving: stage.lowest_serving,
             lowest: lowest == Some(index),
             tokens_per_s_after: known
                 .tokens_per_s

@@ -146,9 +146,10 @@ pub enum How {
 }
 
 impl Forecast {
-    /// The first stage in which the capacity is lowest.
+    /// The first stage in which the capacity is lowest: what is ready and gets no requests is none.
     pub fn lowest_stage(&self) -> Option<usize> {
-        self.stages.iter().position(|s| s.lowest_ready == self.lowest_ready)
+        let lowest = self.lowest_serving();
+        self.stages.iter().position(|s| s.lowest_serving == lowest)
     }
 
     /// Analyses to which nothing is sent, for people: they cannot pass by themselves.
@@ -167,7 +168,7 @@ impl Forecast {
     }
 
     /// Fewest replicas on the way that are ready and get requests.
-    pub(super) fn lowest_serving(&self) -> u32 {
+    pub fn lowest_serving(&self) -> u32 {
         self.stages.iter().map(|s| s.lowest_serving).min().unwrap_or(self.lowest_ready)
     }
 
@@ -327,4 +328,26 @@ fn check(state: &ServiceState, release: &Release) -> Result<(), ForecastError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_point_is_where_the_fewest_get_requests() {
+        let stage = |ready, serving| Stage {
+            lowest_ready: ready,
+            lowest_serving: serving,
+            ..Stage::default()
+        };
+        let forecast = Forecast {
+            stages: vec![stage(4, 4), stage(4, 2), stage(5, 2)],
+            lowest_ready: 4,
+            floor: 2,
+            ..Forecast::default()
+        };
+        assert_eq!((forecast.lowest_stage(), forecast.lowest_serving()), (Some(1), 2));
+    }
 }

@@ -363,7 +363,7 @@ fn pictures() {
 
 #[test]
 fn maintenance_and_what_was_foreseen_are_seen() {
-    use crate::api::plan::{PlanProgress, StepProgress};
+    use crate::api::plan::{Capacity, PlanProgress, StepProgress};
     use crate::api::{Cordon, PlanMove, PlanPlace, PlanStep, PlanTime, Verb};
     let mut snapshot = rich();
     let host = snapshot.hosts.values_mut().next().unwrap();
@@ -382,7 +382,8 @@ fn maintenance_and_what_was_foreseen_are_seen() {
         predicted_lowest: Some(3),
         began,
         ended,
-        lowest_ready: began.map(|_| 2),
+        lowest_ready: began.map(|_| 3),
+        serving: Some(Capacity { predicted: 3, seen: began.map(|_| 2) }),
         skipped: None,
         promoted: None,
     };
@@ -398,6 +399,7 @@ fn maintenance_and_what_was_foreseen_are_seen() {
         predicted: time(270_000),
         predicted_lowest: 3,
         lowest_ready: 2,
+        serving: None,
         ended: None,
     });
     let mut seen = state(snapshot, LARGE);
@@ -405,7 +407,10 @@ fn maintenance_and_what_was_foreseen_are_seen() {
     assert!(text(&seen).contains("cordoned"), "{}", text(&seen));
     press(&mut seen, "3+");
     let screen = text(&seen);
-    assert!(screen.contains("2m05s (foreseen 1m30s), lowest 2 ready (foreseen 3)"), "{screen}");
+    assert!(
+        screen.contains("2m05s (foreseen 1m30s), lowest 2 with traffic (foreseen 3)"),
+        "{screen}"
+    );
     assert!(screen.contains("foreseen 1m30s"), "{screen}");
 
     let mut plan = fixture::plan("code", false);
@@ -432,9 +437,10 @@ fn maintenance_and_what_was_foreseen_are_seen() {
             ready_after: 2,
             idle_after: 0,
             lowest_ready: 2,
+            lowest_serving: 1,
             lowest: true,
             tokens_per_s_after: Some(2_400.0),
-            tokens_per_s_lowest: None,
+            tokens_per_s_lowest: Some(1_200.0),
             time: time(65_000),
         })
         .collect();
@@ -444,7 +450,7 @@ fn maintenance_and_what_was_foreseen_are_seen() {
     let screen = text(&seen);
     for wanted in [
         "time 3m15s",
-        "seen at most 2400 tok/s",
+        "seen at most 2400 tok/s (lowest 1200)",
         "1m05s",
         "start r13-0 on node4 GPU 2, GPU 3",
         "◀ lowest",

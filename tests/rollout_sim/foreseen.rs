@@ -73,3 +73,16 @@ fn an_analysis_without_requests_is_foreseen_as_inconclusive() {
     let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
     assert!(foreseen.stages.iter().all(|s| s.inconclusive.is_none() && !s.unknown.person));
 }
+
+/// The lowest point is where the fewest get requests, though more are ready.
+#[test]
+fn the_lowest_point_counts_what_gets_requests() {
+    let world = serving(4, 2);
+    let mut next = with_steps(4, 4, vec![scale(2), StepSpec::Weight(100)]);
+    next.spec.rollout.max_unavailable = Count::Number(2);
+    let foreseen = forecast(&world.state, &next, RolloutKind::Apply).unwrap();
+    let lowest = foreseen.lowest_stage().unwrap();
+    assert_eq!(foreseen.stages[lowest].title, "weight 100 %");
+    assert_eq!(foreseen.lowest_serving(), 2);
+    assert!(foreseen.lowest_ready > 2, "{foreseen:?}");
+}

@@ -56,7 +56,9 @@ impl PlanView {
                 (planned.replica, ranks, &planned.in_place_of)
             })
             .collect();
-        let forecast = (self.forecast.lowest_ready, self.forecast.floor, self.forecast.outage);
+        let forecast = &self.forecast;
+        let lowest = (forecast.lowest_ready, forecast.lowest_serving());
+        let forecast = (lowest, forecast.floor, forecast.outage);
         let agreed = (&self.service, self.from, &self.diff, replicas, &self.borrows, forecast);
         let text = serde_json::to_vec(&agreed).unwrap_or_default();
         blake3::hash(&text).to_hex().to_string()

@@ -18,7 +18,7 @@ use ratatui::text::{Line, Span};
 use unicode_width::UnicodeWidthStr;
 
 use super::text::{diff_lines, pieces};
-use crate::api::{PlanView, ReplicaId, Verb, ready_text};
+use crate::api::{PlanView, ReplicaId, Verb, lowest_text, ready_text};
 use crate::tui::theme::Theme;
 
 /// Where a line of the journey or the placement goes on.
@@ -66,10 +66,15 @@ pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>>
 /// What all of it comes to: how few are ready on the way, and how long it takes.
 fn journey(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'static>>) {
     let forecast = &plan.forecast;
-    let low = if forecast.lowest_ready < forecast.floor { theme.warn } else { theme.dim };
+    let lowest = forecast.lowest_serving();
+    let low = if lowest < forecast.floor { theme.warn } else { theme.dim };
     let mut head = title(theme, "JOURNEY", "");
     head.push_span(Span::styled(
-        format!("never fewer than {} ready (floor {})", forecast.lowest_ready, forecast.floor),
+        format!(
+            "never fewer than {} (floor {})",
+            lowest_text(forecast.lowest_ready, lowest),
+            forecast.floor
+        ),
         low,
     ));
     if !plan.steps.is_empty() {
@@ -90,8 +95,8 @@ fn steps(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'stati
             Span::styled(format!("  {:>3}% new", stage.new_weight_percent), theme.new),
             Span::raw(format!("  {}", ready_text(stage.ready_after, stage.idle_after))),
         ];
-        let lowest = format!(" (lowest {})", stage.lowest_ready);
-        let hurts = stage.lowest_ready < forecast.floor || stage.lowest_ready == 0;
+        let lowest = format!(" (lowest {})", stage.lowest_serving);
+        let hurts = stage.lowest_serving < forecast.floor || stage.lowest_serving == 0;
         spans.push(Span::styled(lowest, if hurts { theme.warn } else { theme.dim }));
         let Some(step) = plan.steps.get(i) else {
             if !stage.starts.is_empty() {
@@ -104,7 +109,9 @@ fn steps(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'stati
             continue;
         };
         if let Some(rate) = step.tokens_per_s_after {
-            spans.push(Span::styled(format!("  seen at most {rate:.0} tok/s"), theme.dim));
+            let least = step.tokens_per_s_lowest.filter(|least| *least < rate);
+            let least = least.map(|least| format!(" (lowest {least:.0})")).unwrap_or_default();
+            spans.push(Span::styled(format!("  seen at most {rate:.0} tok/s{least}"), theme.dim));
         }
         spans.push(Span::styled(format!("  {}", step.time.text()), theme.accent));
         if step.lowest {

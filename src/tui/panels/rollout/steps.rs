@@ -94,9 +94,9 @@ fn beside_plan(
         return Some(vec![format!("foreseen {foreseen}"), short]);
     };
     let took = words::whole(took);
-    let lowest = match (step.lowest_ready, step.predicted_lowest) {
-        (Some(seen), Some(planned)) if seen < planned => {
-            format!(", lowest {seen} ready (foreseen {planned})")
+    let lowest = match step.lowest() {
+        (Some(seen), Some(planned), what) if seen < planned => {
+            format!(", lowest {seen} {what} (foreseen {planned})")
         }
         _ => String::new(),
     };
