@@ -201,7 +201,22 @@ fn the_next_rollout_is_refused_queued_or_replaces_the_present_one() {
     fleet.edit("16", held);
     fleet.expect(&["apply", "code", "--yes"], 0);
     fleet.wait("code", "r3 to wait for approval", waits);
+    // What could not be begun then takes nothing good back: there is no room for forty.
     fleet.edit("17", "");
+    let path = fleet.world().spec_path("code");
+    let good = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, good.replace("replicas = 2", "replicas = 40")).unwrap();
+    for policy in ["queue", "replace"] {
+        let refused = fleet.expect(&["apply", "code", "--concurrency-policy", policy], 6);
+        assert!(refused.stderr.contains("40"), "{refused:#?}");
+    }
+    let view = fleet.status("code");
+    assert!(waits(&view) && view["queued"].is_null(), "{view:#}");
+    std::fs::write(&path, good).unwrap();
+    // The plan is of the service as it will be.
+    let plan = fleet.expect(&["plan", "code"], 2).stdout;
+    assert!(plan.contains("when the rollout to r3 has ended as foreseen (until then"), "{plan}");
+    assert!(plan.contains("code: r3 → r4") && plan.contains("lowest capacity"), "{plan}");
     fleet.expect(
         &["apply", "code", "--concurrency-policy", "replace", "--wait", "--timeout", "3m"],
         0,

@@ -93,6 +93,7 @@ impl Door for Memory {
         Ok(PlanView {
             service: service.clone(),
             nothing_to_do: false,
+            behind: None,
             from: Some(ReleaseNumber(1)),
             to: ReleaseNumber(2),
             diff: "-context = 1\n+context = 2\n".to_owned(),

@@ -30,6 +30,7 @@ use super::who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
+use crate::spec::ConcurrencyPolicy;
 use crate::wire::{Checkup, LogChunk};
 
 /// Most wishes are shorter, in bytes.
@@ -375,6 +376,20 @@ impl Door for Client {
     ) -> Result<PlanView, ApiError> {
         let to = to.map(|r| format!("&to={r}")).unwrap_or_default();
         self.get(&format!("/v1/services/{service}/plan?undo=true{to}")).await
+    }
+
+    async fn plan_behind(
+        &self,
+        service: &ServiceName,
+        policy: Option<ConcurrencyPolicy>,
+    ) -> Result<PlanView, ApiError> {
+        let policy = match policy {
+            None => "",
+            Some(ConcurrencyPolicy::Forbid) => "?concurrency=forbid",
+            Some(ConcurrencyPolicy::Queue) => "?concurrency=queue",
+            Some(ConcurrencyPolicy::Replace) => "?concurrency=replace",
+        };
+        self.get(&format!("/v1/services/{service}/plan{policy}")).await
     }
 
     async fn plan_retry(&self, service: &ServiceName) -> Result<PlanView, ApiError> {

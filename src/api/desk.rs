@@ -16,6 +16,7 @@ use super::who::Who;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
+use crate::spec::ConcurrencyPolicy;
 use crate::wire::{Checkup, LogChunk};
 
 /// The controller as the front desk sees it.
@@ -49,6 +50,15 @@ pub trait Desk: Send + Sync + 'static {
         service: ServiceName,
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
+
+    /// What an apply would do after the rollout under way, or in place of it.
+    async fn plan_behind(
+        &self,
+        _service: ServiceName,
+        _policy: Option<ConcurrencyPolicy>,
+    ) -> Result<PlanView, ApiError> {
+        Err(not_here())
+    }
 
     /// What a retry would do after a rollout that was taken back.
     async fn plan_retry(&self, _service: ServiceName) -> Result<PlanView, ApiError> {

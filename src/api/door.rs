@@ -7,8 +7,8 @@ use futures::stream::BoxStream;
 use crate::model::ModelFacts;
 
 use super::{
-    ApiError, Delta, HostName, Intent, IntentReply, LogChunk, Looking, PlanView, RankId,
-    ReleaseNumber, ServiceName, WhatIf, WhatIfView,
+    ApiError, ConcurrencyPolicy, Delta, HostName, Intent, IntentReply, LogChunk, Looking, PlanView,
+    RankId, ReleaseNumber, ServiceName, WhatIf, WhatIfView,
 };
 
 /// A way to the controller.
@@ -35,6 +35,16 @@ pub trait Door: Send + Sync {
         service: &ServiceName,
         to: Option<ReleaseNumber>,
     ) -> Result<PlanView, ApiError>;
+
+    /// What applying the service's spec would do after the rollout under way, or in place of it; without a policy: by
+    /// that of the spec. With nothing under way: the same as [`Self::plan`].
+    async fn plan_behind(
+        &self,
+        _service: &ServiceName,
+        _policy: Option<ConcurrencyPolicy>,
+    ) -> Result<PlanView, ApiError> {
+        Err(super::desk::not_here())
+    }
 
     /// What a retry would do after a rollout that was taken back.
     async fn plan_retry(&self, _service: &ServiceName) -> Result<PlanView, ApiError> {

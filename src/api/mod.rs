@@ -58,8 +58,8 @@ pub use plan::{
 pub use secret::Secret;
 pub use server::{CheckupRequest, PreviousLog, PreviousLogRequest};
 pub use view::{
-    ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, HostLinkState, HostView, Looking,
-    MemoryView, PLAN_CHANGED, PlanView, Question, QuestionKind, RankView, ReleaseView,
-    ReplicaView, ServiceView, Severity, Snapshot, TrafficView, age,
+    ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, GatewayView, HostLinkState,
+    HostView, Looking, MemoryView, PLAN_CHANGED, PlanBehind, PlanView, Question, QuestionKind,
+    RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView, age,
 };
 pub use who::Who;

@@ -234,6 +234,11 @@ impl StepProgress {
 }
 
 impl PlanProgress {
+    /// Whether its rollout has begun: what was only planned is not under way.
+    pub fn has_begun(&self) -> bool {
+        self.steps.iter().any(|step| step.began.is_some())
+    }
+
     /// Its lowest capacity, seen and foreseen, and what is counted.
     pub fn lowest(&self) -> (u32, u32, &'static str) {
         match self.serving {

@@ -331,6 +331,7 @@ struct PlanQuery {
     to: Option<String>,
     #[serde(default)]
     retry: bool,
+    concurrency: Option<crate::spec::ConcurrencyPolicy>,
 }
 
 async fn plan(
@@ -346,6 +347,8 @@ async fn plan(
         desk.plan_undo(service, to).await?
     } else if query.retry {
         desk.plan_retry(service).await?
+    } else if query.concurrency.is_some() {
+        desk.plan_behind(service, query.concurrency).await?
     } else {
         desk.plan(service).await?
     };

@@ -11,7 +11,7 @@ pub use delta::Delta;
 pub use error::{ApiError, ErrorKind};
 pub use event::{EventLine, Question, QuestionKind, Severity};
 pub use host::{ClaimView, ClockView, HostLinkState, HostView, Looking, age};
-pub use plan::{PLAN_CHANGED, PlanView, PlannedRank, PlannedReplica};
+pub use plan::{PLAN_CHANGED, PlanBehind, PlanView, PlannedRank, PlannedReplica};
 pub use service::{MemoryView, RankView, ReleaseView, ReplicaView, ServiceView, TrafficView};
 
 use std::collections::{BTreeMap, VecDeque};

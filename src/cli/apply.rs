@@ -20,31 +20,28 @@ pub async fn apply(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     super::show::settle(&client).await?;
+    let policy = concurrency.map(|policy| match policy {
+        Concurrency::Forbid => ConcurrencyPolicy::Forbid,
+        Concurrency::Queue => ConcurrencyPolicy::Queue,
+        Concurrency::Replace => ConcurrencyPolicy::Replace,
+    });
     loop {
         let mut seen = None;
         if must_ask(args, options.yes) {
-            let agreed = if let Some(present) = under_way(&client, service).await? {
-                agreed_to_queue(service, present).await?
-            } else {
-                let plan = client.plan(service).await?;
-                let agreed = agreed(&plan).await?;
-                seen = Some(plan);
-                agreed
-            };
-            if !agreed {
+            let plan = client.plan_behind(service, policy).await?;
+            // What is refused whatever the answer is needs no question.
+            let is_refused = plan.behind.is_some_and(|behind| behind.refused);
+            if !is_refused && !agreed(&plan).await? {
                 return Ok(Success::Done);
             }
+            seen = Some(plan);
         }
         let intent = Intent::Apply {
             service: service.clone(),
             reason: options.reason.clone(),
             accept_outage: options.accept_outage,
-            concurrency: concurrency.map(|policy| match policy {
-                Concurrency::Forbid => ConcurrencyPolicy::Forbid,
-                Concurrency::Queue => ConcurrencyPolicy::Queue,
-                Concurrency::Replace => ConcurrencyPolicy::Replace,
-            }),
-            agreed: seen.as_ref().map(PlanView::digest),
+            concurrency: policy,
+            agreed: digest(seen.as_ref()),
         };
         if let Some(done) = begin(args, &client, service, intent, (options, seen.as_ref())).await? {
             return Ok(done);
@@ -64,7 +61,7 @@ pub async fn undo(
     loop {
         let mut seen = None;
         if must_ask(args, options.yes) {
-            let agreed = if let Some(present) = under_way(&client, service).await? {
+            let agreed = if let Some(present) = taken_back_alone(&client, service, to).await? {
                 agree(&format!("Take the rollout of {service} to {present} back?"))
                     .await
                     .map(|()| true)?
@@ -83,12 +80,29 @@ pub async fn undo(
             to,
             reason: options.reason.clone(),
             accept_outage: options.accept_outage,
-            agreed: seen.as_ref().map(PlanView::digest),
+            agreed: digest(seen.as_ref()),
         };
         if let Some(done) = begin(args, &client, service, intent, (options, seen.as_ref())).await? {
             return Ok(done);
         }
     }
+}
+
+/// The plan that is agreed to. What comes after a rollout under way is planned again when its turn has come.
+fn digest(seen: Option<&PlanView>) -> Option<String> {
+    seen.filter(|plan| plan.behind.is_none()).map(PlanView::digest)
+}
+
+/// The release of the rollout under way, where an undo takes it back and nothing comes after that.
+async fn taken_back_alone(
+    client: &Client,
+    service: &ServiceName,
+    to: Option<ReleaseNumber>,
+) -> Result<Option<ReleaseNumber>, Failure> {
+    let snapshot = client.snapshot().await?;
+    let rollout = snapshot.services.get(service).and_then(|s| s.rollout.as_ref());
+    let active = rollout.filter(|r| r.outcome.is_none());
+    Ok(active.filter(|r| to.is_none() || r.from == to || Some(r.to) == to).map(|r| r.to))
 }
 
 /// Asks for it and waits if that is wanted; none: the plan that was `seen` is not the present one any more.
@@ -159,13 +173,6 @@ pub async fn under_way(
     let snapshot = client.snapshot().await?;
     let rollout = snapshot.services.get(service).and_then(|s| s.rollout.as_ref());
     Ok(rollout.filter(|r| r.outcome.is_none()).map(|r| r.to))
-}
-
-async fn agreed_to_queue(service: &ServiceName, present: ReleaseNumber) -> Result<bool, Failure> {
-    table::out(&format!(
-        "A rollout of {service} to {present} is under way: a plan is made after it."
-    ))?;
-    agree("Go on?").await.map(|()| true)
 }
 
 /// A person is asked only at a terminal.

@@ -20,6 +20,9 @@ pub async fn run(args: &Args, service: &ServiceName) -> Result<Success, Failure>
 
 /// The plan for people.
 pub fn print(plan: &PlanView) -> Result<(), Failure> {
+    if let Some(behind) = &plan.behind {
+        table::out(&format!("{}: {}", plan.service, behind.text()))?;
+    }
     if plan.nothing_to_do {
         return table::out(&format!("{}: nothing to do, {} is served", plan.service, served(plan)));
     }

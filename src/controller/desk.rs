@@ -26,6 +26,7 @@ use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::revision::DeckRepo;
 use crate::rollout::RolloutKind;
+use crate::spec::ConcurrencyPolicy;
 use crate::weights::{self, LinkFiles, WeightsError};
 use crate::wire::{Checkup, LogChunk, Reply, Request};
 
@@ -107,6 +108,26 @@ impl Handle {
         Ok(())
     }
 
+    async fn is_under_way(&self, service: &ServiceName) -> Result<bool, ApiError> {
+        let service = service.clone();
+        self.ask(move |core| core.is_under_way(&service)).await
+    }
+
+    /// The plan of what comes after the rollout under way.
+    async fn plan_after(
+        &self,
+        service: ServiceName,
+        to: Option<ReleaseNumber>,
+        kind: RolloutKind,
+        policy: Option<ConcurrencyPolicy>,
+    ) -> Result<PlanView, ApiError> {
+        let name = service.clone();
+        let draft = self.ask(move |core| core.draft(service, to)).await?.await?;
+        self.not_fenced().await?;
+        let planned = self.ask(move |core| core.plan_behind(&draft, kind, policy)).await??;
+        planned.ok_or_else(|| super::queued_plan::not_foreseen(&name))
+    }
+
     async fn plan_of(
         &self,
         service: ServiceName,
@@ -165,6 +186,17 @@ impl Desk for Handle {
     }
 
     async fn plan(&self, service: ServiceName) -> Result<PlanView, ApiError> {
+        self.plan_behind(service, None).await
+    }
+
+    async fn plan_behind(
+        &self,
+        service: ServiceName,
+        policy: Option<ConcurrencyPolicy>,
+    ) -> Result<PlanView, ApiError> {
+        if self.is_under_way(&service).await? {
+            return self.plan_after(service, None, RolloutKind::Apply, policy).await;
+        }
         self.plan_of(service, None, RolloutKind::Apply).await
     }
 
@@ -201,10 +233,14 @@ impl Desk for Handle {
         let name = service.clone();
         let target = move |core: &mut Core| {
             let to = core.undo_target(&name, to)?;
-            Ok::<_, ApiError>((to, core.undo_kind(&name, to)))
+            Ok::<_, ApiError>((to, core.undo_kind(&name, to), core.is_under_way(&name)))
         };
-        let (to, kind) = self.ask(target).await??;
-        let mut plan = self.plan_of(service, Some(to), kind).await?;
+        let (to, kind, is_under_way) = self.ask(target).await??;
+        let mut plan = if is_under_way {
+            self.plan_after(service, Some(to), kind, Some(ConcurrencyPolicy::Replace)).await?
+        } else {
+            self.plan_of(service, Some(to), kind).await?
+        };
         if kind == RolloutKind::Apply && plan.steps.len() > 1 {
             plan.warnings.insert(0, super::steer::was_never_stable(to));
         }

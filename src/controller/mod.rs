@@ -49,6 +49,7 @@ pub mod probes;
 pub mod prometheus;
 pub mod publish;
 mod pulse;
+mod queued_plan;
 pub mod reach;
 pub mod record;
 mod run_command;

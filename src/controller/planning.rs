@@ -259,6 +259,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let view = PlanView {
         service: service.clone(),
         nothing_to_do,
+        behind: None,
         from: state.stable,
         to: release.number,
         diff: diff_text(&before, &draft.text, &format!("services/{service}.toml"))

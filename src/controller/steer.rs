@@ -10,7 +10,7 @@ use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::{Direction, EventKind, Outcome, QueuedRollout, RolloutKind, ServiceState};
 use crate::spec::ConcurrencyPolicy;
 
-type Reply = oneshot::Sender<Result<IntentReply, ApiError>>;
+pub(super) type Reply = oneshot::Sender<Result<IntentReply, ApiError>>;
 
 /// What the deck says of a service, in few characters.
 fn digest(text: &str) -> String {
@@ -63,19 +63,18 @@ impl Core {
         if request.agreed.is_some() {
             return self.answer(reply, Err(planned_at_rest(&service)));
         }
-        let queued = self.queue(&service, to, &request, policy);
-        self.answer(reply, queued);
+        self.queue_as_planned(service, to, request, policy, reply);
     }
 
-    fn queue(
-        &mut self,
+    /// Whether it may wait at all, or replace what is under way: what is said of it whatever its plan is. Its text, too.
+    pub(super) fn may_queue(
+        &self,
         service: &ServiceName,
         to: Option<ReleaseNumber>,
-        request: &Request,
         policy: Option<ConcurrencyPolicy>,
-    ) -> Result<IntentReply, ApiError> {
+    ) -> Result<(String, ConcurrencyPolicy, ReleaseNumber, bool), ApiError> {
         self.takes_new_work()?;
-        // What cannot be read now is refused now; the plan is made when its turn has come.
+        // What cannot be read now is refused now.
         let (spec, text, _) = planning::read_spec(self, service, to)?;
         let state = self.state.services.get(service);
         let Some((state, rollout)) = state.and_then(|s| Some((s, s.active_rollout()?))) else {
@@ -96,6 +95,18 @@ impl Core {
                 Some(format!("`gpudeck rollout status {service} --wait` waits for its end")),
             ));
         }
+        Ok((text, policy, behind, forward))
+    }
+
+    /// Lets it wait, or takes back what is under way.
+    pub(super) fn queue(
+        &mut self,
+        service: &ServiceName,
+        to: Option<ReleaseNumber>,
+        request: &Request,
+        policy: Option<ConcurrencyPolicy>,
+    ) -> Result<IntentReply, ApiError> {
+        let (text, policy, behind, forward) = self.may_queue(service, to, policy)?;
         let wish = QueuedRollout {
             asked: now(),
             kind: request.kind,
@@ -255,10 +266,14 @@ impl Core {
                 format!("the rollout of {service} to {to} is under way"),
                 Some(format!("`gpudeck rollout abort {service}` takes it back")),
             )),
-            Some(to) if from != Some(to) => self.undo_target(&service, Some(to)).and_then(|to| {
-                let request = self.undo_request(&service, to, request);
-                self.queue(&service, Some(to), &request, Some(ConcurrencyPolicy::Replace))
-            }),
+            Some(to) if from != Some(to) => match self.undo_target(&service, Some(to)) {
+                Ok(to) => {
+                    let request = self.undo_request(&service, to, request);
+                    let policy = Some(ConcurrencyPolicy::Replace);
+                    return self.queue_as_planned(service, Some(to), request, policy, reply);
+                }
+                Err(error) => Err(error),
+            },
             _ if forward => {
                 let (by, reason) = (request.by, request.reason.or(Some("undo".to_owned())));
                 self.on_service(&service, EventKind::Aborted { by, reason })

@@ -241,6 +241,12 @@ pub fn state_after(state: &ServiceState, release: &Release) -> Option<ServiceSta
     rehearsal::end(state, release).ok()
 }
 
+/// The service as it is when the rollout under way has come to its end, as well as it can, or was `taken_back`; none: it
+/// would not end.
+pub fn state_when_over(state: &ServiceState, taken_back: bool) -> Option<ServiceState> {
+    rehearsal::over(state, taken_back).ok()
+}
+
 /// The titles of a rollout's stages: one for each step, and `all replicas`. A first deployment and
 /// an undo have only the last.
 pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: bool) -> Vec<String> {

@@ -46,21 +46,8 @@ fn travel<'a>(
     kind: RolloutKind,
     timings: &'a Timings,
 ) -> Result<World<'a>, String> {
-    let mut world = World {
-        state: state.clone(),
-        queue: BTreeMap::new(),
-        queued: 0,
-        timings,
-        titles: stage_titles(&release.spec, kind, state.stable.is_none()),
-        forecast: Forecast::default(),
-        stage: 0,
-        stage_began: state.now,
-        began: state.now,
-        measuring: false,
-        places: places(release),
-        stopped: BTreeSet::new(),
-        checked: None,
-    };
+    let titles = stage_titles(&release.spec, kind, state.stable.is_none());
+    let mut world = World::new(state.clone(), timings, titles, places(release));
     world.take(outstanding(&world.state));
     world.settle(MAX_EVENTS / 10);
     world.begin(release, kind);
@@ -82,6 +69,35 @@ fn travel<'a>(
         }
         None => Err("the journey has no end".to_owned()),
     }
+}
+
+/// The state when the rollout under way is over: taken back, or at its own end. Who holds it gives way, every approval
+/// is given, and what failed and waits for a person is taken back.
+pub(super) fn over(state: &ServiceState, taken_back: bool) -> Result<ServiceState, String> {
+    let timings = Timings::default();
+    let mut world = World::new(state.clone(), &timings, Vec::new(), Places::new());
+    world.state.held = None;
+    world.state.queued = None;
+    let rollout = state.active_rollout().ok_or_else(|| "nothing is under way".to_owned())?;
+    let now = state.now;
+    let by = "forecast".to_owned();
+    let failed = matches!(rollout.gate, Some(Gate::Failed { .. }));
+    world.take(outstanding(&world.state));
+    if rollout.direction == Direction::Forward && (taken_back || failed) {
+        world.feed_at(now, EventKind::Aborted { by, reason: None });
+    } else if rollout.paused.is_some() {
+        world.feed_at(now, EventKind::Resumed { by });
+    } else {
+        world.feed_at(now, EventKind::Tick);
+    }
+    for _ in 0..MAX_EVENTS {
+        if world.state.active_rollout().is_none() {
+            world.settle(MAX_EVENTS / 10);
+            return Ok(world.state);
+        }
+        world.turn()?;
+    }
+    Err("the journey has no end".to_owned())
 }
 
 /// In a rehearsal nothing fails, so only the progress deadline does: what counts is what it waited for.
@@ -122,6 +138,27 @@ struct World<'a> {
     stopped: BTreeSet<ReplicaKey>,
     /// The step whose golden prompts and queries are under way.
     checked: Option<usize>,
+}
+
+impl<'a> World<'a> {
+    fn new(state: ServiceState, timings: &'a Timings, titles: Vec<String>, places: Places) -> Self {
+        let now = state.now;
+        Self {
+            state,
+            queue: BTreeMap::new(),
+            queued: 0,
+            timings,
+            titles,
+            forecast: Forecast::default(),
+            stage: 0,
+            stage_began: now,
+            began: now,
+            measuring: false,
+            places,
+            stopped: BTreeSet::new(),
+            checked: None,
+        }
+    }
 }
 
 impl World<'_> {

@@ -145,6 +145,11 @@ pub enum Effect {
 pub enum PlanOf {
     /// Rolling out the spec.
     Apply,
+    /// The same after the rollout under way, or in place of it.
+    Behind {
+        /// That one is taken back.
+        replace: bool,
+    },
     /// Going back to this release; none: the one before.
     Undo(Option<ReleaseNumber>),
     /// Rolling out again what was taken back.

@@ -22,7 +22,7 @@ use super::state::{Look, State};
 use super::terminal::Screen;
 use super::theme::Depth;
 use super::update::update;
-use crate::api::{ApiError, Door, ErrorKind, Hint, Looking, RankId, Timestamp};
+use crate::api::{ApiError, ConcurrencyPolicy, Door, ErrorKind, Hint, Looking, RankId, Timestamp};
 
 /// Shortest time between two frames.
 const FRAME: Duration = Duration::from_millis(33);
@@ -248,6 +248,14 @@ impl Loop {
             Effect::Plan { ticket, service, of } => self.task(async move {
                 let result = match of {
                     PlanOf::Apply => patiently(door.plan(&service)).await,
+                    PlanOf::Behind { replace } => {
+                        let policy = if replace {
+                            ConcurrencyPolicy::Replace
+                        } else {
+                            ConcurrencyPolicy::Queue
+                        };
+                        patiently(door.plan_behind(&service, Some(policy))).await
+                    }
                     PlanOf::Undo(to) => patiently(door.plan_undo(&service, to)).await,
                     PlanOf::Retry => patiently(door.plan_retry(&service)).await,
                 };

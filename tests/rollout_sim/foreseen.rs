@@ -1,10 +1,13 @@
 //! What a plan says of replicas without traffic, and of an analysis that will see nothing.
 
-use deciding::rollout::{RolloutKind, forecast};
+use deciding::base::ReleaseNumber;
+use deciding::rollout::forecast::state_when_over;
+use deciding::rollout::{EventKind, Gate, RolloutKind, forecast};
 use deciding::spec::{Count, StepSpec};
 
 use crate::build::{release, single, spec};
-use crate::scenarios::{serving, with_steps};
+use crate::scenarios::{HOUR, serving, with_steps};
+use crate::world::{Nature, World};
 
 fn scale(n: u32) -> StepSpec {
     StepSpec::Scale(Count::Number(n))
@@ -85,4 +88,29 @@ fn the_lowest_point_counts_what_gets_requests() {
     assert_eq!(foreseen.stages[lowest].title, "weight 100 %");
     assert_eq!(foreseen.lowest_serving(), 2);
     assert!(foreseen.lowest_ready > 2, "{foreseen:?}");
+}
+
+/// In the middle of a rollout it is known how the service will be: when it has ended, or was taken back.
+#[test]
+fn what_a_rollout_leaves_is_foreseen() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, crate::build::canary()), RolloutKind::Apply, Nature::Good);
+    for at in [
+        (|w: &World| w.state.replicas.keys().any(|key| key.release == ReleaseNumber(2)))
+            as fn(&World) -> bool,
+        |w| w.state.active_rollout().is_some_and(|r| r.gate.is_some()),
+        |w| w.state.active_rollout().is_some_and(|r| r.gate == Some(Gate::Approve)),
+    ] {
+        assert!(world.run_until(HOUR, at));
+        for (taken_back, release) in [(false, ReleaseNumber(2)), (true, ReleaseNumber(1))] {
+            let over = state_when_over(&world.state, taken_back).unwrap();
+            assert_eq!(over.stable, Some(release), "{taken_back}");
+            assert_eq!((over.ready(release), over.replicas.len()), (3, 3), "{taken_back}");
+            assert!(over.active_rollout().is_none() && over.serving_total() == 3);
+        }
+    }
+    // Who has paused it gives way.
+    world.by_ada(|by| EventKind::Paused { by });
+    assert_eq!(state_when_over(&world.state, false).unwrap().stable, Some(ReleaseNumber(2)));
+    assert_eq!(state_when_over(&serving(3, 1).state, true), None);
 }

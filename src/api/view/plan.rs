@@ -13,6 +13,9 @@ pub struct PlanView {
     pub service: ServiceName,
     /// Nothing differs from what is served.
     pub nothing_to_do: bool,
+    /// While a rollout is under way: which one it comes after. All else is as it will be then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<PlanBehind>,
     /// The release that is served.
     pub from: Option<ReleaseNumber>,
     /// The number the new release would get.
@@ -38,6 +41,35 @@ pub struct PlanView {
     pub total: PlanTime,
     /// What the person should know, in capitals where it hurts.
     pub warnings: Vec<String>,
+}
+
+/// From which state a plan starts that is made while a rollout is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanBehind {
+    /// The release that is being rolled out.
+    pub release: ReleaseNumber,
+    /// It is taken back first; otherwise it comes to its end.
+    pub replaces: bool,
+    /// The spec's policy refuses an apply meanwhile.
+    pub refused: bool,
+}
+
+impl PlanBehind {
+    /// For people.
+    pub fn text(&self) -> String {
+        let release = self.release;
+        if self.replaces {
+            return format!(
+                "when the rollout to {release} has been taken back, stable whole again:"
+            );
+        }
+        let refused = if self.refused {
+            " (until then an apply is refused, without --concurrency-policy queue or replace)"
+        } else {
+            ""
+        };
+        format!("when the rollout to {release} has ended as foreseen{refused}:")
+    }
 }
 
 /// What is said of a plan that is not the one that was agreed to.

@@ -24,17 +24,3 @@ pub(super) fn confirm(
 ) {
     state.mode = Mode::Confirm(Box::new(Confirm::new(deed, name.clone(), target, plan)));
 }
-
-/// The same for what is planned only when its turn has come: an OUTAGE can be accepted now, or it is refused then.
-pub(super) fn confirm_in_advance(
-    state: &mut State,
-    deed: Deed,
-    name: &ServiceName,
-    target: String,
-    mut words: Vec<String>,
-) {
-    words.push(format!("With an OUTAGE in it, it begins only if you type `{name} outage` here."));
-    let mut dialog = Confirm::new(deed, name.clone(), target, PlanState::Words(words));
-    dialog.in_advance = true;
-    state.mode = Mode::Confirm(Box::new(dialog));
-}

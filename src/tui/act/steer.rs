@@ -1,6 +1,6 @@
 //! What is asked of a service: plans, rollouts and what steers them.
 
-use super::confirm::{confirm, confirm_in_advance};
+use super::confirm::confirm;
 use super::select_service;
 use crate::api::{
     Direction, Gate, Intent, Outcome, ReleaseNumber, ReleaseView, Rollout, ServiceName,
@@ -88,9 +88,10 @@ pub(super) fn on_service(
                 Some(r) => format!("{name}: the spec in the deck {how} {}", r.to),
                 None => name.to_string(),
             };
-            let words = queue_words(&view, replace);
-            confirm_in_advance(state, Deed::Queue { replace }, &name, target, words);
-            Vec::new()
+            let ticket = state.next_ticket();
+            let plan = PlanState::Waiting(ticket);
+            confirm(state, Deed::Queue { replace }, &name, target, plan);
+            vec![Effect::Plan { ticket, service: name, of: PlanOf::Behind { replace } }]
         }
         Command::Retry => retry(state, &view),
         Command::Skip => skip(state, &view),
@@ -110,14 +111,11 @@ pub(super) fn on_service(
                 Some(to) => format!("{name}: back to {to}"),
                 None => format!("{name}: back to the release before"),
             };
-            if let Some(rollout) = active {
-                let words = undo_words(rollout, chosen);
+            let alone = active.filter(|r| chosen.is_none_or(|to| Some(to) == r.from));
+            if let Some(rollout) = alone {
+                let words = vec![format!("The rollout to {} is taken back.", rollout.to)];
                 let deed = Deed::Undo { to: chosen };
-                if chosen.is_some_and(|to| Some(to) != rollout.from) {
-                    confirm_in_advance(state, deed, &name, target, words);
-                } else {
-                    confirm(state, deed, &name, target, PlanState::Words(words));
-                }
+                confirm(state, deed, &name, target, PlanState::Words(words));
                 return Vec::new();
             }
             let ticket = state.next_ticket();
@@ -181,23 +179,6 @@ pub(super) fn on_service(
     }
 }
 
-fn queue_words(view: &ServiceView, replace: bool) -> Vec<String> {
-    let first = if replace {
-        "The rollout under way is taken back: stable is scaled back first.".to_owned()
-    } else {
-        "A rollout is under way. This one begins when it has ended.".to_owned()
-    };
-    let mut words = vec![first, "The plan is made then.".to_owned()];
-    let forward = view.rollout.as_ref().is_some_and(|r| r.direction == Direction::Forward);
-    if forward && !view.pending_change && view.queued.is_none() {
-        words.push("The spec in the deck is the one that is being rolled out already.".to_owned());
-    }
-    if let Some(queued) = &view.queued {
-        words.push(format!("What {} queued ({}) is given up.", queued.by, queued.what()));
-    }
-    words
-}
-
 /// Where an undo goes that names no release: what the rollout under way came from, else the newest that ever
 /// served beside the present one.
 fn back_to(view: &ServiceView) -> Option<ReleaseNumber> {
@@ -207,14 +188,6 @@ fn back_to(view: &ServiceView) -> Option<ReleaseNumber> {
     let served = |r: &&ReleaseView| r.outcome == Some(Outcome::Completed);
     let mut others = view.history.iter().filter(|r| Some(r.number) != view.stable);
     others.find(served).map(|r| r.number)
-}
-
-fn undo_words(rollout: &Rollout, chosen: Option<ReleaseNumber>) -> Vec<String> {
-    let mut words = vec![format!("The rollout to {} is taken back.", rollout.to)];
-    if let Some(to) = chosen.filter(|to| Some(*to) != rollout.from) {
-        words.push(format!("Then a rollout back to {to} begins; its plan is made then."));
-    }
-    words
 }
 
 fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {

@@ -97,8 +97,6 @@ pub struct Confirm {
     pub behind: Option<Box<super::Map>>,
     /// What it would do.
     pub plan: PlanState,
-    /// Its plan is made when its turn has come: whether an OUTAGE is accepted is said now.
-    pub in_advance: bool,
     /// The name as typed.
     pub name: Field,
     /// Why, for the history.
@@ -132,7 +130,6 @@ impl Confirm {
             to: None,
             behind: None,
             plan,
-            in_advance: false,
             name: Field::default(),
             reason: Field::default(),
             on_reason: false,
@@ -143,16 +140,7 @@ impl Confirm {
 
     /// What has to be typed: the service's name, and `outage` after it where there will be one.
     pub fn wanted(&self) -> String {
-        if self.outage() { self.with_outage() } else { self.service.to_string() }
-    }
-
-    fn with_outage(&self) -> String {
-        format!("{} outage", self.service)
-    }
-
-    /// An outage was seen in the plan, or is accepted before there is one.
-    fn accepts_outage(&self) -> bool {
-        self.outage() || self.in_advance && self.name.text().trim() == self.with_outage()
+        if self.outage() { format!("{} outage", self.service) } else { self.service.to_string() }
     }
 
     fn outage(&self) -> bool {
@@ -164,7 +152,7 @@ impl Confirm {
     }
 
     fn matches(&self) -> bool {
-        self.name.text().trim() == self.wanted() || self.accepts_outage() && self.in_advance
+        self.name.text().trim() == self.wanted()
     }
 
     /// Whether Enter would do it now.
@@ -173,10 +161,10 @@ impl Confirm {
         seen && !self.nothing_to_do() && self.matches() && !self.lacks_reason()
     }
 
-    /// The plan that the person has before them.
+    /// The plan that the person has before them. What comes after a rollout under way is planned again then.
     fn seen(&self) -> Option<String> {
         match &self.plan {
-            PlanState::Ready(plan) => Some(plan.digest()),
+            PlanState::Ready(plan) if plan.behind.is_none() => Some(plan.digest()),
             _ => None,
         }
     }
@@ -189,14 +177,14 @@ impl Confirm {
             Deed::Apply => Intent::Apply {
                 service,
                 reason,
-                accept_outage: self.accepts_outage(),
+                accept_outage: self.outage(),
                 concurrency: None,
                 agreed: self.seen(),
             },
             Deed::Queue { replace } => Intent::Apply {
                 service,
                 reason,
-                accept_outage: self.accepts_outage(),
+                accept_outage: self.outage(),
                 concurrency: Some(if replace {
                     ConcurrencyPolicy::Replace
                 } else {
@@ -208,15 +196,12 @@ impl Confirm {
                 service,
                 to,
                 reason,
-                accept_outage: self.accepts_outage(),
+                accept_outage: self.outage(),
                 agreed: self.seen(),
             },
-            Deed::Retry => Intent::Retry {
-                service,
-                accept_outage: self.accepts_outage(),
-                reason,
-                agreed: self.seen(),
-            },
+            Deed::Retry => {
+                Intent::Retry { service, accept_outage: self.outage(), reason, agreed: self.seen() }
+            }
             Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
             Deed::CancelQueued => Intent::CancelQueued { service, reason },
             Deed::Promote { all, step } => Intent::Promote { service, all, step, reason },

@@ -38,6 +38,9 @@ pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>>
         let text = format!("▲ OUTAGE: {} stops serving on the way", plan.service);
         out.extend(wrapped(&text, width, theme.bad));
     }
+    if let Some(behind) = &plan.behind {
+        out.extend(wrapped(&behind.text(), width, theme.text));
+    }
     let from = plan.from.map_or_else(|| "nothing".to_owned(), |f| f.to_string());
     if plan.nothing_to_do {
         if !out.is_empty() {

@@ -7,7 +7,9 @@ use super::super::message::{Effect, Message, PlanOf};
 use super::super::state::{Mode, State};
 use super::super::update::update;
 use super::{LARGE, SMALL, planned, sent, text};
-use crate::api::{ConcurrencyPolicy, Delta, Gate, Intent, IntentReply, ReleaseNumber, Timestamp};
+use crate::api::{
+    ConcurrencyPolicy, Delta, Gate, Intent, IntentReply, PlanBehind, ReleaseNumber, Timestamp,
+};
 
 #[test]
 fn two_keys_and_the_name_start_a_rollout() {
@@ -153,15 +155,22 @@ fn undo_goes_to_the_release_chosen_in_the_history() {
     assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
 }
 
+/// The plan of what comes after the rollout under way, or in its place.
+fn behind(replaces: bool, outage: bool) -> crate::api::PlanView {
+    let behind = PlanBehind { release: ReleaseNumber(12), replaces, refused: false };
+    crate::api::PlanView { behind: Some(behind), ..fixture::plan("chat", outage) }
+}
+
 #[test]
 fn what_a_dialog_says_is_read_to_its_end_where_it_is_narrow() {
     let mut state = rolling(|_| ());
     state.size = (60, 24);
-    press(&mut state, "3A");
+    let effects = press(&mut state, "3A");
+    planned(&mut state, &effects, behind(true, false));
     let screen = text(&state);
     let words: Vec<&str> = screen.split_whitespace().filter(|w| *w != "│").collect();
     let words = words.join(" ");
-    assert!(words.contains("it begins only if you type `chat outage` here."), "{screen}");
+    assert!(words.contains("has been taken back, stable whole again:"), "{screen}");
 }
 
 /// The bottom line of the rollout panel, whatever its width leaves out.
@@ -239,38 +248,59 @@ fn rolling(change: impl FnOnce(&mut crate::api::ServiceView)) -> State {
 #[test]
 fn an_undo_in_mid_rollout_says_that_it_takes_it_back() {
     let mut state = rolling(|_| ());
-    // No plan can be made of what comes after a rollout that is under way.
-    assert!(press(&mut state, "3jjju").is_empty());
+    let effects = press(&mut state, "3u");
+    assert!(effects.is_empty(), "{effects:?}");
+    assert!(text(&state).contains("The rollout to r12 is taken back."), "{}", text(&state));
+    // What comes after that has a plan, which is made again when its turn has come.
+    let mut state = rolling(|_| ());
+    let effects = press(&mut state, "3jjju");
+    let to = Some(ReleaseNumber(7));
+    assert!(
+        matches!(&effects[..], [Effect::Plan { of: PlanOf::Undo(asked), .. }] if *asked == to),
+        "{effects:?}"
+    );
+    planned(&mut state, &effects, behind(true, false));
     let screen = text(&state);
-    assert!(screen.contains("The rollout to r12 is taken back."), "{screen}");
-    assert!(screen.contains("Then a rollout back to r7 begins"), "{screen}");
+    assert!(screen.contains("when the rollout to r12 has been taken back"), "{screen}");
     let effects = press(&mut state, "chat<enter>");
-    assert!(matches!(&sent(&effects)[..], [Intent::Undo { to: Some(ReleaseNumber(7)), .. }]));
+    assert!(
+        matches!(&sent(&effects)[..], [Intent::Undo { to: asked, agreed: None, .. }] if *asked == to),
+        "{effects:?}"
+    );
 }
 
 #[test]
 fn an_apply_in_mid_rollout_is_queued_or_replaces_it() {
     for (key, policy, words) in [
-        ("a", ConcurrencyPolicy::Queue, "This one begins when it has ended"),
-        ("A", ConcurrencyPolicy::Replace, "stable is scaled back first"),
+        ("a", ConcurrencyPolicy::Queue, "when the rollout to r12 has ended as foreseen"),
+        ("A", ConcurrencyPolicy::Replace, "when the rollout to r12 has been taken back"),
     ] {
+        let replaces = policy == ConcurrencyPolicy::Replace;
         let mut state = rolling(|_| ());
-        assert!(press(&mut state, &format!("3{key}")).is_empty());
+        let effects = press(&mut state, &format!("3{key}"));
+        let of = PlanOf::Behind { replace: replaces };
+        assert!(
+            matches!(&effects[..], [Effect::Plan { of: asked, .. }] if *asked == of),
+            "{effects:?}"
+        );
+        // Not before there is a plan to be seen.
+        assert!(sent(&press(&mut state, "chat<enter>")).is_empty());
+        planned(&mut state, &effects, behind(replaces, false));
         let screen = text(&state);
         assert!(screen.contains(words), "{screen}");
-        let effects = press(&mut state, "chat<enter>");
-        let [Intent::Apply { concurrency: Some(asked), accept_outage: false, .. }] =
+        let effects = press(&mut state, "<enter>");
+        let [Intent::Apply { concurrency, accept_outage: false, agreed: None, .. }] =
             &sent(&effects)[..]
         else {
             panic!("{effects:?}")
         };
-        assert_eq!(*asked, policy);
-        // Its plan is made later: whether it may have an OUTAGE is said now.
+        assert_eq!(*concurrency, Some(policy));
+        // An OUTAGE in it is accepted as in any other plan.
         let mut state = rolling(|_| ());
-        press(&mut state, &format!("3{key}"));
-        assert!(text(&state).contains("type `chat outage` here"), "{}", text(&state));
-        assert!(sent(&press(&mut state, "chat outag<enter>")).is_empty());
-        let effects = press(&mut state, "e<enter>");
+        let effects = press(&mut state, &format!("3{key}"));
+        planned(&mut state, &effects, behind(replaces, true));
+        assert!(sent(&press(&mut state, "chat<enter>")).is_empty());
+        let effects = press(&mut state, " outage<enter>");
         assert!(
             matches!(&sent(&effects)[..], [Intent::Apply { accept_outage: true, .. }]),
             "{effects:?}"
