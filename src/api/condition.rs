@@ -48,7 +48,7 @@ pub enum DeckConditionKind {
 
 impl DeckConditionKind {
     /// All of them, in this order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::JournalUnwritable,
         Self::JournalBehind,
         Self::HostsHeld,
@@ -58,6 +58,8 @@ impl DeckConditionKind {
         Self::DeckDiverged,
         Self::Drift,
         Self::StateNotSaved,
+        Self::RemoteUnheard,
+        Self::ClockAhead,
     ];
 
     /// Its name, as in JSON: `journal-unwritable`.
@@ -97,6 +99,8 @@ mod tests {
                 DeckConditionKind::DeckDiverged => 6,
                 DeckConditionKind::Drift => 7,
                 DeckConditionKind::StateNotSaved => 8,
+                DeckConditionKind::RemoteUnheard => 9,
+                DeckConditionKind::ClockAhead => 10,
             };
             assert_eq!(place, expected);
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());

@@ -447,6 +447,7 @@ mod tests {
             began: began.then_some(Timestamp(release)),
             ended: None,
             lowest_ready: None,
+            serving: None,
             skipped: None,
             promoted: None,
         };
@@ -457,6 +458,7 @@ mod tests {
             predicted: PlanTime::default(),
             predicted_lowest: 1,
             lowest_ready: 1,
+            serving: None,
             ended: None,
         }
     }

@@ -88,6 +88,7 @@ mod tests {
             kind: crate::rollout::RolloutKind::Apply,
             by: by(),
             limits: crate::rollout::LimitRule::default(),
+            of_group: None,
         };
         let (chat, code): (ServiceName, ServiceName) =
             ("chat".parse().unwrap(), "code".parse().unwrap());
@@ -107,7 +108,9 @@ mod tests {
         .collect();
         let after = |records: &[Record]| {
             let mut state = DeckState::default();
-            records.iter().for_each(|record| state.replay(record));
+            for record in records {
+                state.replay(record);
+            }
             state
         };
         for n in 0..turn.len() {
@@ -132,7 +135,9 @@ mod tests {
             let kept = ends.iter().filter(|end| **end <= cut).count();
             assert_eq!(records.len(), kept, "cut at {cut}");
             let mut state = DeckState::default();
-            records.iter().for_each(|record| state.replay_line(record).unwrap());
+            for record in &records {
+                state.replay_line(record).unwrap();
+            }
             assert_eq!(state, after(&turn[..kept]), "cut at {cut}");
             for service in state.services.values() {
                 let _awaited = crate::rollout::outstanding(service);

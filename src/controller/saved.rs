@@ -566,6 +566,7 @@ pub(super) mod tests {
             predicted: crate::api::PlanTime::default(),
             predicted_lowest: 1,
             lowest_ready: 1,
+            serving: None,
             ended: None,
         });
         saver.put(saved.clone(), Arc::default());

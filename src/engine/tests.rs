@@ -576,6 +576,6 @@ fn keys_and_values_of_llama_cpp_have_types_of_their_own() {
     };
     let all = cache("");
     assert_eq!(cache("'-ctk','q8_0','-ctv','q8_0'"), all * 17 / 32);
-    assert_eq!(cache("'-ctk','q8_0'"), (all + all * 17 / 32) / 2);
+    assert_eq!(cache("'-ctk','q8_0'"), u64::midpoint(all, all * 17 / 32));
     assert_eq!(cache("'-ctv','q8_0'"), cache("'-ctk','q8_0'"));
 }

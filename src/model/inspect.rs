@@ -130,7 +130,7 @@ enum What {
     Config,
     /// `params.json`, in Mistral's own format.
     Params,
-    /// `hf_quant_config.json`, which `ModelOpt` writes beside it, or AutoGPTQ's `quantize_config.json`.
+    /// `hf_quant_config.json`, which `ModelOpt` writes beside it, or `AutoGPTQ`'s `quantize_config.json`.
     Quantisation,
     Index,
     /// `refs/main` of a Hugging Face cache.

@@ -286,7 +286,7 @@ async fn go_in(
                 .await?;
         Ok((handle, login))
     };
-    let (handle, login) = turn.while_heard(&heard, work).await?;
+    let (handle, login) = Box::pin(turn.while_heard(&heard, work)).await?;
     match login {
         Login::In => Ok(RusshConnection::new(Parts {
             handle,

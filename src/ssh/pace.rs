@@ -271,6 +271,7 @@ impl Turn {
 }
 
 #[cfg(test)]
+#[allow(clippy::large_futures)] // of a test, once
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;

@@ -65,7 +65,6 @@ fn every_refusal_has_a_next_step() {
         "doctor nosuch",
         "top nosuch -n 1",
         "hosts upgrade --run true --hosts nosuch --yes",
-        "hosts upgrade --stop",
         "plan --without nosuch",
         "move chat 0 nosuch 0 --yes",
         "move chat 9 here 0 --yes",

@@ -181,6 +181,10 @@ impl Together {
         let mut make = Rng(seed ^ 0xABCD);
         let (mut release, _, nature) = draw(&mut make, world.fresh_number(), 1);
         release.service = name.clone();
+        if release.spec.rollout.progress_deadline.is_zero() {
+            // Nobody loses patience here, and all has to end.
+            release.spec.rollout.progress_deadline = Duration::from_mins(30);
+        }
         // So that more than the first one is often reached.
         let nature = if self.rng.one_in(2) { Nature::Good } else { nature };
         let nature = world.tellable(&release, RolloutKind::Apply, nature);

@@ -13,7 +13,7 @@ use crate::base::Bytes;
 use crate::model::{ModelError, ModelFormat, safetensors};
 use crate::wire::DirEntry;
 
-/// What AutoGPTQ writes beside a `config.json` that says nothing of it.
+/// What `AutoGPTQ` writes beside a `config.json` that says nothing of it.
 pub(super) const QUANTIZE_CONFIG: &str = "quantize_config.json";
 
 /// What a tokenizer is read from, as `transformers` and engines have it.

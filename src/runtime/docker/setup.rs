@@ -128,7 +128,7 @@ fn mount_words(wanted: &Mounts, there: &Mounts) -> String {
         match there.get(path) {
             None => words.push(format!("{path} is not mounted")),
             Some((other, _)) if other != from => {
-                words.push(format!("{path} is {other} of the host"))
+                words.push(format!("{path} is {other} of the host"));
             }
             Some((_, only)) if only != read_only => {
                 let way = if *only { "for reading only" } else { "for writing" };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deciding::rollout::{Action, Condition, EventKind, Outcome, RolloutKind};
 
-use super::{HOUR, ended, outcome, serve, serving, with_steps};
+use super::{HOUR, R1, ended, outcome, serve, serving, with_steps};
 use crate::build::{canary, on_cpu, release, single, spec};
 use crate::world::{Nature, World};
 

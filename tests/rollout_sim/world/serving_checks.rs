@@ -25,7 +25,7 @@ impl World {
         }
         let back = self.state.active_rollout().filter(|r| r.direction != Direction::Forward);
         if let Some(from) = back.and_then(|r| r.from)
-            && self.state.ready(from) >= self.memory.floor().max(1)
+            && self.state.ready(from) >= self.memory.whole_floor().max(1)
         {
             let canary = servers.iter().find(|s| s.replica.release != from && s.weight > 0);
             assert!(
@@ -38,7 +38,7 @@ impl World {
         let other =
             |s: &&TrafficServer| s.weight > 0 && Some(s.replica.release) != self.state.stable;
         if let Some(stable) = self.state.stable.filter(|_| !forward)
-            && self.state.ready(stable) >= self.memory.floor().max(1)
+            && self.state.ready(stable) >= self.memory.whole_floor().max(1)
             && let Some(canary) = servers.iter().find(other)
         {
             let had_none = !self.wanted_table.iter().any(|s| other(&s));
