@@ -359,3 +359,28 @@ async fn read_log(
     }
     Some(log)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_figure_lets_an_engine_on_the_kinds_that_it_fits_on() {
+        let of = |list: &[(u64, u64)], share| {
+            let needs: Vec<(Bytes, Bytes)> =
+                list.iter().map(|(need, total)| (Bytes::gib(*need), Bytes::gib(*total))).collect();
+            for_all_kinds(&needs, share)
+        };
+        let share = Some(0.9);
+        // It needs more on the large one, and fits on both.
+        assert_eq!(of(&[(18, 22), (21, 80)], share), Some(Bytes::gib(18)));
+        // Not on the smallest.
+        assert_eq!(of(&[(18, 16), (20, 24), (22, 80)], share), Some(Bytes::gib(20)));
+        // On none; nothing that the smaller one would pass with where the larger one does not.
+        assert_eq!(of(&[(30, 22), (90, 80)], share), Some(Bytes::gib(90)));
+        assert_eq!(of(&[(18, 22), (79, 80)], share), Some(Bytes::gib(79)));
+        // Without a share it takes just what it needs.
+        assert_eq!(of(&[(18, 22), (21, 80)], None), Some(Bytes::gib(21)));
+        assert_eq!(of(&[], share), None);
+    }
+}
