@@ -192,6 +192,8 @@ fn seeds() {
     println!("{count} seeds, {rate:.0} a second; met: {counts:#?}");
     assert!(failed.is_empty(), "seeds {failed:?} failed: GPUDECK_SIM_SEED=N shows the trace");
     if count >= 2_000 {
+        let held = counts.get("held by the floor").copied().unwrap_or(0);
+        assert!(held * 100 <= count, "a person had to allow less in {held} of {count} seeds");
         for what in MET {
             assert!(
                 counts.get(what).is_some_and(|n| *n >= 10),
