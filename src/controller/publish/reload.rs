@@ -161,12 +161,12 @@ mod tests {
         assert_eq!(seen().lines().count(), 3);
 
         let bad = of("echo no such zone; exit 3");
-        assert!(!published.is_current(&bad, &chat, 2, &table(40)));
-        let why = published.reload(&bad, &chat).await.unwrap_err();
+        assert!(!next.is_current(&bad, &chat, 2, &table(40)));
+        let why = next.reload(&bad, &chat).await.unwrap_err();
         assert!(why.contains("failed: exit code 3: no such zone"), "{why}");
-        assert_eq!(published.reload(&bad, &chat).await.unwrap_err(), why, "it rests a while");
-        assert!(!published.is_current(&bad, &chat, 2, &table(40)));
-        published.reload(&spec, &chat).await.unwrap();
-        assert!(published.is_current(&spec, &chat, 2, &table(40)));
+        assert_eq!(next.reload(&bad, &chat).await.unwrap_err(), why, "it rests a while");
+        assert!(!next.is_current(&bad, &chat, 2, &table(40)));
+        next.reload(&spec, &chat).await.unwrap();
+        assert!(next.is_current(&spec, &chat, 2, &table(40)));
     }
 }
