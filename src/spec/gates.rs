@@ -153,9 +153,9 @@ mod tests {
                 "errors ≤ 2.0 % of ≥ 10 requests",
                 "latency ≤ 2s (mean)",
                 "time to first token, waiting requests not significantly over 2.0× the old release's \
-                 (p < 0.01, ≥ 30 samples of each)",
+                 (p < 0.01; with < 30 samples of each a person decides)",
                 "error rate, preemptions not significantly over the old release's by 1 % of the requests \
-                 (p < 0.01, ≥ 30 of each)",
+                 (p < 0.01; with < 30 of each a person decides)",
                 "time to first token ≤ 2s (95th percentile)",
                 "inter-token latency ≤ 100ms (95th percentile)",
                 "end-to-end latency ≤ 1m (95th percentile)",

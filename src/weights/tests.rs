@@ -189,7 +189,7 @@ async fn a_model_in_191_files_is_read_in_few_rounds_and_few_bytes() {
     let config = r#"{"model_type":"llama","torch_dtype":"bfloat16","hidden_size":16384,"num_hidden_layers":126,
         "num_attention_heads":128,"num_key_value_heads":8,"intermediate_size":53248,"vocab_size":128256}"#;
     files.insert("config.json".to_owned(), config.into());
-    files.insert("model.safetensors.index.json".to_owned(), vec![b' '; 100_000]);
+    let mut index = std::collections::BTreeMap::new();
     for file in 1..=191u64 {
         let tensors: Vec<String> = (0..6u64)
             .map(|i| {
@@ -204,8 +204,17 @@ async fn a_model_in_191_files_is_read_in_few_rounds_and_few_bytes() {
         let json = format!("{{{}}}", tensors.join(","));
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
         bytes.extend(json.as_bytes());
-        files.insert(format!("model-{file:05}-of-00191.safetensors"), bytes);
+        let name = format!("model-{file:05}-of-00191.safetensors");
+        for i in 0..6u64 {
+            index.insert(
+                format!("model.layers.{}.mlp.part_{file}_{i}_proj.weight", file % 126),
+                name.clone(),
+            );
+        }
+        files.insert(name, bytes);
     }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": index });
+    files.insert("model.safetensors.index.json".to_owned(), index.to_string().into_bytes());
     let source = Counted { files, bytes: 0.into(), under_way: 0.into(), rounds: 0.into() };
     let facts = inspect(&source, "/models/big").await.unwrap();
     assert_eq!(facts.parts, 191);
