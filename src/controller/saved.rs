@@ -231,6 +231,10 @@ pub async fn before_step(
         let wanted = &wanted;
         async move {
             let Ok(link) = actions::link(means, host) else { return };
+            // What it keeps is looked at first: this would be taken for a state that is newer than the journal.
+            if means.may_save_to(link.as_ref()).await.is_err() {
+                return;
+            }
             let epoch = means.claims.cell(host).await;
             let _ = write(means, wanted, link.as_ref(), &epoch).await;
         }
