@@ -81,7 +81,7 @@ run = [
     /// later, and a plan counts what is free.
     fn settle(&self, gpus: usize) {
         wait_until("the GPUs' memory to be as the replicas are", LONG, || {
-            let hosts = self.json(&["hosts"], 0);
+            let hosts = self.json(&["hosts"], 0)["hosts"].clone();
             let samples = hosts.as_object().unwrap().values().map(|h| &h["sample"]["gpus"]["some"]);
             let gpu = samples.flat_map(|s| s.as_array().cloned().unwrap_or_default());
             let used = |g: &Value| g["memory"]["used"].as_u64().unwrap_or(0) >> 20 > IDLE_MIB;
