@@ -126,7 +126,7 @@ fn an_abort_does_not_wait_for_a_gateway_that_has_no_backend() {
         outcome(&world)
     );
     assert!(world.state.replicas.keys().all(|key| key.release == R1));
-    world.lacks_backend = false;
+    world.gets_backend();
     assert!(world.run_until(HOUR, |w| w.state.condition() == Condition::Serving && w.quiet()));
     world.check_rest();
 }

@@ -67,6 +67,12 @@ impl World {
         self.gateway.excused = self.now;
     }
 
+    /// Somebody has given the gateway a backend of the service: the keeper finds it at its next look.
+    pub fn gets_backend(&mut self) {
+        self.lacks_backend = false;
+        self.keeper_looks(1_000);
+    }
+
     /// An order reaches the keeper.
     pub(super) fn apply_traffic(&mut self, version: u64, servers: &[TrafficServer]) {
         if self.gateway.kept.is_some_and(|kept| kept > version) {
@@ -83,6 +89,7 @@ impl World {
             return;
         }
         if self.lacks_backend {
+            // Told each time: whether it has one by now is seen when the decider asks again.
             let why = "no such backend".to_owned();
             return self.tell(EventKind::TrafficFailed { version, why, lacks_backend: true });
         }
@@ -113,6 +120,9 @@ impl World {
     /// The keeper tells what it was given, if the gateway has something else.
     pub(super) fn look_again(&mut self) {
         let Some(kept) = self.gateway.kept else { return };
+        if self.lacks_backend {
+            return;
+        }
         if self.gateway.down_until > self.now {
             return self.keeper_looks(1_000);
         }
@@ -160,6 +170,9 @@ impl World {
     pub(super) fn check_gateway(&mut self) {
         let gateway = &mut self.gateway;
         gateway.excused = gateway.excused.max(gateway.down_until.min(self.now));
+        if self.lacks_backend {
+            gateway.excused = self.now;
+        }
         if gateway.emptied.is_none()
             && let Some((_, ordered)) = gateway.ordered.get(&gateway.version)
         {
