@@ -254,6 +254,57 @@ fn operators_who_become_root_see_each_other_and_engines_run_as_who_logged_in() {
 }
 
 #[test]
+fn operators_who_log_in_as_different_users_see_each_other() {
+    let Some(lab) = Lab::up(1, &[]) else { return };
+    users(&lab);
+    lab.lab(&["put", "h1", env!("CARGO_BIN_EXE_gpudeck"), "/usr/local/bin/engine"]);
+    said(&lab, "h1", "chmod 755 /usr/local/bin/engine");
+    let operator = |user: &str| {
+        let person = person(&lab, &[("h1", 1, &format!("user = \"{user}\""))]);
+        std::fs::write(person.deck().join("services/chat.toml"), AS_LOGGED_IN).unwrap();
+        person
+    };
+    let alice = operator("alice");
+    settled(&alice, "up");
+    alice.run(["apply", "chat", "--wait", "--yes", "--timeout", "1m"], LONG).expect_success();
+
+    let bob = operator("bob");
+    let text = std::fs::read_to_string(alice.deck().join("deck.toml")).unwrap();
+    let text = text.replace("user = \"alice\"", "user = \"bob\"");
+    std::fs::write(bob.deck().join("deck.toml"), text).unwrap();
+    settled(&bob, "up");
+    wait_until("who holds it", LONG, || {
+        bob.run(["hosts"], LONG).stdout.contains("there as user alice")
+    });
+    let refused = bob.run(["apply", "chat", "--yes"], LONG);
+    assert_eq!(refused.code(), Some(9), "{refused:#?}");
+    // Her lease ends with her controller, but her engines go on, and only she can stop them.
+    alice.run(["controller", "stop"], LONG).expect_success();
+    let end = "f=$(ls /var/tmp/gpudeck-claims-2001/*/*.json) && \
+               test $(sed 's/.*\"until\":\\([0-9]*\\).*/\\1/' $f) -lt $(date +%s000)";
+    wait_until("the end of her lease", LONG, || lab.ssh("h1", end).code() == Some(0));
+    let refused = bob.run(["controller", "take-over"], LONG);
+    assert_ne!(refused.code(), Some(0), "{refused:#?}");
+    assert!(refused.stderr.contains("there as user alice"), "{refused:#?}");
+
+    // When they have ended the host can be taken, and she is told.
+    alice.run(["stop", "chat", "--yes"], LONG).expect_success();
+    wait_until("the end of her engine", LONG, || {
+        lab.ssh("h1", "pgrep -f '^/usr/local/bin/engine'").code() != Some(0)
+    });
+    alice.run(["controller", "stop"], LONG).expect_success();
+    wait_until("the end of her lease", LONG, || lab.ssh("h1", end).code() == Some(0));
+    bob.run(["controller", "take-over"], LONG).expect_success();
+    bob.run(["apply", "chat", "--wait", "--yes", "--timeout", "1m"], LONG).expect_success();
+    wait_until("who holds it", LONG, || {
+        alice.run(["hosts"], LONG).stdout.contains("there as user bob")
+    });
+    let refused = alice.run(["apply", "chat", "--yes"], LONG);
+    assert_eq!(refused.code(), Some(9), "{refused:#?}");
+    bob.run(["stop", "chat", "--yes"], LONG).expect_success();
+}
+
+#[test]
 fn everything_works_where_sshd_forbids_forwarding() {
     let Some(lab) = Lab::up(2, &["--haproxy", "1", "--dockerd", "2"]) else { return };
     let image = "gpudeck-test/llama:1";

@@ -3,7 +3,8 @@
 //! The epoch only grows. An action carries the epoch that was granted; an older one is refused, so
 //! a controller that was replaced while it slept can do nothing. A lease that ended does not undo
 //! its epoch: while nobody else took the host, its holder may go on. The first epoch is the host's clock, so that
-//! a host whose state was lost does not grant again what somebody still acts with.
+//! a host whose state was lost does not grant again what somebody still acts with. Claims of who logs in as another
+//! user are heeded as well ([`super::neighbours`]).
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,10 +13,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::{failed, io_refusal};
+use super::neighbours::{Neighbour, Note, Notes};
+use super::rank;
 use super::state::{self, LOCK_WAIT, StateDir};
 use crate::base::text::clean;
 use crate::base::{DeckId, Epoch, Timestamp};
-use crate::wire::{ClaimInfo, MAX_HOLDER, Refusal, is_same_holder};
+use crate::wire::{ClaimInfo, MAX_HOLDER, RankStatus, Refusal, is_same_holder};
 
 /// Longest lease that is granted.
 const MAX_LEASE: Duration = Duration::from_hours(1);
@@ -39,6 +42,16 @@ pub struct Claim {
 impl Claim {
     fn held(&self) -> Refusal {
         Refusal::Held { held: self.epoch, holder: self.holder.clone(), until: self.until }
+    }
+
+    fn note(&self, running: usize) -> Note {
+        let (holder, since, until) = (self.holder.clone(), self.since, self.until);
+        Note { epoch: self.epoch, holder, since, until, running }
+    }
+
+    fn info(self, now: Timestamp) -> ClaimInfo {
+        let Self { epoch, holder, since, until, .. } = self;
+        ClaimInfo { epoch, holder, since, until, now }
     }
 }
 
@@ -83,6 +96,43 @@ fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refu
     }
 }
 
+/// The epoch of `granted` beside what other users of the host hold: of a new one, later than all of theirs.
+fn beside(
+    others: &[Neighbour],
+    granted: &Claim,
+    is_new: bool,
+    force: bool,
+    now: Timestamp,
+) -> Result<Epoch, Refusal> {
+    let taken = |other: &&Neighbour| {
+        let is_later = other.note.epoch >= granted.epoch && !other.is_of(&granted.holder);
+        if is_new { other.is_in_the_way(&granted.holder, now) } else { is_later }
+    };
+    if let Some(other) = others.iter().find(taken).filter(|_| !force) {
+        return Err(other.refusal());
+    }
+    let latest = others.iter().map(|other| other.note.epoch.0.saturating_add(1)).max();
+    Ok(if is_new { granted.epoch.max(Epoch(latest.unwrap_or(0))) } else { granted.epoch })
+}
+
+/// How many engines of the deck run here as this user.
+fn running(state: &StateDir, deck: DeckId) -> usize {
+    let ranks = rank::list(state, Some(deck)).unwrap_or_default();
+    ranks.iter().filter(|rank| matches!(rank.status, RankStatus::Running { .. })).count()
+}
+
+/// Says anew to the host's other users what runs here of the deck: something was started or stopped.
+pub fn tell_neighbours(state: &StateDir, deck: DeckId) {
+    let Some(notes) = Notes::of(state, deck) else { return };
+    let (_, lock) = paths(state, deck);
+    let Ok(_writing) = state::lock_file(&lock, LOCK_WAIT) else { return };
+    if let Ok(Some(claim)) = read(state, deck)
+        && let Err(error) = notes.write(&claim.note(running(state, deck)), false)
+    {
+        tracing::debug!(%error, "other users of the host are not told of the claim");
+    }
+}
+
 fn paths(state: &StateDir, deck: DeckId) -> (PathBuf, PathBuf) {
     let dir = state.deck(deck);
     (dir.join("claim.json"), dir.join("claim.lock"))
@@ -122,7 +172,29 @@ pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Resul
     let _acting = if waits_first { Some(state.lock_blocking(LOCK_WAIT)?) } else { None };
     let granted = {
         let _writing = state::lock_file(&lock, LOCK_WAIT)?;
-        let granted = decide(read(state, deck)?.as_ref(), ask, now)?;
+        let before = read(state, deck)?;
+        let mut granted = decide(before.as_ref(), ask, now)?;
+        let is_new = before.as_ref().is_none_or(|claim| claim.epoch != granted.epoch);
+        if let Some(notes) = Notes::of(state, deck) {
+            let others = notes.others();
+            granted.epoch = beside(&others, &granted, is_new, ask.force, now)?;
+            let running = running(state, deck);
+            // Where none can be written (somebody else has made the place) the claim is as good as without notes.
+            let told = notes.write(&granted.note(running), is_new);
+            // Who came at the same moment has written before it looks, as we have: one of us sees the other.
+            if told.is_ok()
+                && is_new
+                && let Some(other) = notes.others().into_iter().find(|o| {
+                    o.note.epoch >= granted.epoch && o.is_in_the_way(&granted.holder, now)
+                })
+            {
+                // With the epoch of before: one that is not behind the other's would end that one.
+                let epoch = before.map_or(Epoch(0), |claim| claim.epoch);
+                let withdrawn = Claim { epoch, until: Timestamp(0), ..granted };
+                let _ = notes.write(&withdrawn.note(running), true);
+                return Err(other.refusal());
+            }
+        }
         state::write_json(&path, &granted).map_err(|e| io_refusal(&e, "write", &path))?;
         granted
     };
@@ -143,13 +215,14 @@ pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Resul
 /// # Errors
 /// The file cannot be read.
 pub fn show(state: &StateDir, deck: DeckId, now: Timestamp) -> Result<Option<ClaimInfo>, Refusal> {
-    Ok(read(state, deck)?.map(|claim| ClaimInfo {
-        epoch: claim.epoch,
-        holder: claim.holder,
-        since: claim.since,
-        until: claim.until,
-        now,
-    }))
+    let own = read(state, deck)?;
+    let others = Notes::of(state, deck).map(|notes| notes.others()).unwrap_or_default();
+    let (epoch, holder) =
+        own.as_ref().map_or((Epoch(0), ""), |claim| (claim.epoch, claim.holder.as_str()));
+    // Also one whose lease has ended: whose the host was last is for a person to know.
+    let later = others.iter().filter(|o| o.note.epoch >= epoch && !o.is_of(holder));
+    let latest = later.max_by_key(|other| other.note.epoch).map(|other| other.info(now));
+    Ok(latest.or_else(|| own.map(|claim| claim.info(now))))
 }
 
 /// Whether `epoch` may act for the deck; to be asked under the host's lock.
@@ -158,7 +231,11 @@ pub fn show(state: &StateDir, deck: DeckId, now: Timestamp) -> Result<Option<Cla
 /// [`Refusal::Held`] when another epoch is the host's.
 pub fn check(state: &StateDir, deck: DeckId, epoch: Epoch) -> Result<(), Refusal> {
     match read(state, deck)? {
-        Some(claim) if claim.epoch == epoch => Ok(()),
+        Some(claim) if claim.epoch == epoch => {
+            let others = Notes::of(state, deck).map(|notes| notes.others()).unwrap_or_default();
+            let later = |o: &&Neighbour| o.note.epoch >= epoch && !o.is_of(&claim.holder);
+            others.iter().find(later).map_or(Ok(()), |other| Err(other.refusal()))
+        }
         Some(claim) => Err(claim.held()),
         None => Err(failed("nobody has claimed this host for the deck; claim it first")),
     }
@@ -235,6 +312,27 @@ mod tests {
         assert!(granted("root@localhost #77aa22d09ab7 (/root/d)").is_err());
         let updated = granted("root@localhost (/root/d)").map(|claim| claim.holder);
         assert_eq!(updated.as_deref(), Ok(me), "written by an earlier version of it");
+    }
+
+    #[test]
+    fn what_another_user_of_the_host_holds_is_respected_and_outdone_by_force() {
+        let other = |epoch, until, running| {
+            let (holder, since) = ("b".to_owned(), Timestamp(1));
+            let note =
+                Note { epoch: Epoch(epoch), holder, since, until: Timestamp(until), running };
+            [Neighbour { user: "bob".to_owned(), note }]
+        };
+        let epoch = |others: &[Neighbour], is_new, force| {
+            beside(others, &held(NOW.0 + 1), is_new, force, NOW).map(|epoch| epoch.0).ok()
+        };
+        assert_eq!(epoch(&[], true, false), Some(4));
+        assert_eq!(epoch(&other(3, NOW.0, 0), true, false), Some(4));
+        assert_eq!(epoch(&other(9, NOW.0, 0), true, false), Some(10), "later than all");
+        assert_eq!(epoch(&other(3, NOW.0 + 1, 0), true, false), None, "its lease runs");
+        assert_eq!(epoch(&other(3, NOW.0, 1), true, false), None, "its engines run");
+        assert_eq!(epoch(&other(9, NOW.0 + 1, 1), true, true), Some(10));
+        assert_eq!(epoch(&other(3, NOW.0 + 1, 1), false, false), Some(4), "a renewal");
+        assert_eq!(epoch(&other(5, NOW.0, 0), false, false), None, "was taken since");
     }
 
     #[test]

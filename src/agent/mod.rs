@@ -26,6 +26,7 @@ mod log;
 mod login_user;
 mod logout;
 mod needs;
+mod neighbours;
 mod ports;
 mod process;
 mod programs;

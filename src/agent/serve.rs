@@ -349,6 +349,8 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
     let lock = agent.state.lock(LOCK_WAIT).await?;
     let state = agent.state.clone();
     claim::check(&state, deck, epoch)?;
+    let is_of_ranks =
+        matches!(verb, Verb::StartRank(_) | Verb::StopRank { .. } | Verb::RemoveRank { .. });
     match verb {
         Verb::StartRank(mut start) => {
             own(deck, start.rank.deck)?;
@@ -386,6 +388,14 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
             let age = KeptAge { epoch, written: age };
             blocking(move || kept::save(&state, deck, Some(&service), &text, age)).await?;
         }
+    }
+    if is_of_ranks {
+        let state = agent.state.clone();
+        let told = move || {
+            claim::tell_neighbours(&state, deck);
+            Ok(())
+        };
+        blocking(told).await?;
     }
     Ok(Reply::Done)
 }
