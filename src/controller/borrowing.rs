@@ -86,6 +86,22 @@ pub(super) fn better(
     Ok(None)
 }
 
+/// What could be borrowed when its lender is not changing itself is a way, too.
+pub(super) fn or_later(core: &Core, spec: &ServiceSpec, error: ApiError) -> ApiError {
+    let lender = spec.rollout.borrow.as_ref();
+    let busy = lender.filter(|name| {
+        core.state.services.get(*name).is_some_and(|state| state.active_rollout().is_some())
+    });
+    let Some(lender) = busy else { return error };
+    let way = format!(
+        "{lender}, from which it may borrow, is being rolled out itself and lends nothing: try again when that has ended"
+    );
+    ApiError {
+        hint: Some(error.hint.map_or_else(|| way.clone(), |hint| format!("{hint}; {way}"))),
+        ..error
+    }
+}
+
 fn offer(replica: u32, plan: &ReplicaPlan) -> Offer {
     let mut gpus: BTreeMap<HostName, usize> = BTreeMap::new();
     for (host, _) in plan.gpus() {

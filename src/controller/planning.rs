@@ -1,6 +1,7 @@
 //! From a spec to a release: read it, inspect the model on the hosts, place it, write the command
 //! lines, foresee the journey. Nothing is touched here.
 
+mod cautions;
 mod deck;
 mod lay;
 mod on_hosts;
@@ -216,7 +217,8 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         if nothing_to_do { None } else { borrowing::better(core, draft, state, kind, &plain)? };
     let Laid { release, replicas, reasons, forecast, known } = match borrows {
         Some(laid) => laid,
-        None => plain.map_err(|error| or_uncordon(state, error))?,
+        None => plain
+            .map_err(|error| or_uncordon(state, borrowing::or_later(core, &draft.spec, error)))?,
     };
     let (steps, total) = if nothing_to_do {
         (Vec::new(), PlanTime::default())
@@ -230,6 +232,12 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
     warnings.extend(Gateways::none_named(&core.deck, service, spec));
+    warnings.extend(cautions::of_the_traffic(core, service, spec));
+    if !nothing_to_do {
+        warnings.extend(cautions::of_the_clocks(&spec.rollout));
+        warnings.extend(served.and_then(|served| cautions::of_a_restart(served, spec)));
+        warnings.extend(backend_of_another(core, state, spec));
+    }
     // The simulated gateway has no file to write to.
     let gateways = Gateways::of(&core.deck, service, spec).filter(|_| !core.deck.simulated);
     warnings.extend(gateways.and_then(|gateways| gateways.forgetful()));
@@ -332,15 +340,13 @@ fn backend_stays(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Resul
     Ok(())
 }
 
-/// Two services in one backend would drain each other's servers in turn, and clients would get the other's model.
+/// Two services in one backend would drain each other's servers in turn, and clients would get the other's model. A
+/// service that is served is not in the way of itself because of a spec that somebody has only written.
 fn backend_is_its_own(
     core: &Core,
     service: &ServiceName,
     spec: &ServiceSpec,
 ) -> Result<(), ApiError> {
-    let Some(own) = Gateways::of(&core.deck, service, spec) else { return Ok(()) };
-    let written =
-        core.files.services.iter().filter_map(|(name, spec)| Some((name, spec.as_ref().ok()?)));
     let lives = core.state.services.iter().flat_map(|(name, state)| {
         let live = state
             .releases
@@ -348,18 +354,41 @@ fn backend_is_its_own(
             .filter(|release| state.replicas.keys().any(|key| key.release == release.number));
         live.map(move |release| (name, &release.spec))
     });
-    for (other, theirs) in written.chain(lives).filter(|(other, _)| *other != service) {
-        let theirs = Gateways::of(&core.deck, other, theirs);
-        if let Some((gateway, backend)) = theirs.as_ref().and_then(|theirs| own.shared_with(theirs))
-        {
-            return Err(ApiError {
-                kind: ErrorKind::Invalid,
-                message: format!(
-                    "{service} and {other} would both fill the backend {backend} of the gateway {gateway}"
-                ),
-                hint: Some(format!("give services/{service}.toml a `backend` of its own")),
-            });
-        }
+    let is_served = core.state.services.get(service).is_some_and(|s| !s.replicas.is_empty());
+    let written = written(core).filter(|_| !is_served);
+    match fills_anothers(core, service, spec, lives.chain(written)) {
+        None => Ok(()),
+        Some(message) => Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message,
+            hint: Some(format!("give services/{service}.toml a `backend` of its own")),
+        }),
     }
-    Ok(())
+}
+
+/// What is only written, and would be refused there.
+fn backend_of_another(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Option<String> {
+    let service = &state.service;
+    let message = fills_anothers(core, service, spec, written(core))?;
+    Some(format!("{message}, if that were applied → give the other one a `backend` of its own"))
+}
+
+fn written(core: &Core) -> impl Iterator<Item = (&ServiceName, &ServiceSpec)> {
+    core.files.services.iter().filter_map(|(name, spec)| Some((name, spec.as_ref().ok()?)))
+}
+
+fn fills_anothers<'a>(
+    core: &Core,
+    service: &ServiceName,
+    spec: &ServiceSpec,
+    others: impl Iterator<Item = (&'a ServiceName, &'a ServiceSpec)>,
+) -> Option<String> {
+    let own = Gateways::of(&core.deck, service, spec)?;
+    others.filter(|(other, _)| *other != service).find_map(|(other, theirs)| {
+        let theirs = Gateways::of(&core.deck, other, theirs)?;
+        let (gateway, backend) = own.shared_with(&theirs)?;
+        Some(format!(
+            "{service} and {other} would both fill the backend {backend} of the gateway {gateway}"
+        ))
+    })
 }

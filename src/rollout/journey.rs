@@ -3,6 +3,7 @@
 use super::action::Action;
 use super::analysis::{AnalysisRun, Judgement, Verdict, VerdictOf, VerdictResult, Window, judge};
 use super::minimum::Terms;
+use super::roles::is_available;
 use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, ServiceState};
 use super::step::Decider;
 use crate::base::{text, time};
@@ -319,6 +320,9 @@ impl ServiceState {
                 }
                 Phase::Starting => return format!("replica {id} is starting"),
                 Phase::Loading => return format!("replica {id} has not generated a token"),
+                Phase::Ready if !is_available(replica, self.now, roles.min_healthy) => {
+                    return format!("replica {id} is ready, but not yet for min_healthy_time");
+                }
                 _ => {}
             }
         }

@@ -67,4 +67,4 @@ pub use state::{
     ServiceState,
 };
 pub use step::{next_wake, outstanding, step};
-pub use told::untold_limits;
+pub use told::{uncounted_analyses, untold_limits};

@@ -72,6 +72,26 @@ pub fn untold_limits(spec: &ServiceSpec) -> Vec<String> {
     found
 }
 
+/// Analyses on a service's journey that are decided by counted requests, for people: where no gateway counts them and
+/// the engine does not tell them either, each waits for a person.
+pub fn uncounted_analyses(spec: &ServiceSpec) -> Vec<String> {
+    if Names::of(&spec.engine).is_some_and(|names| !names.finished.is_empty()) {
+        return Vec::new();
+    }
+    let steps = spec.rollout.steps.iter();
+    let mut found: Vec<String> = steps
+        .filter_map(|step| match step {
+            StepSpec::Analyse(name) => Some(name),
+            _ => None,
+        })
+        .filter(|name| spec.analysis.get(*name).is_some_and(|a| a.min_requests > 0))
+        .cloned()
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// Whether the engine of a spec (or the gateway before it) tells of this.
 pub(super) fn tells(spec: &ServiceSpec, metric: EngineMetric) -> bool {
     Told::by(spec).tells(metric)

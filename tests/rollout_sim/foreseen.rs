@@ -63,7 +63,7 @@ fn an_analysis_without_requests_is_foreseen_as_inconclusive() {
         assert!(stage.unknown.person, "{stage:?}");
         assert_eq!(
             stage.inconclusive.as_deref(),
-            Some("0 requests reached the canary < 10 needed")
+            Some("no request to the canary was counted, 10 are needed")
         );
         let told = foreseen.blind_analyses();
         assert!(told.len() == 1 && told[0].contains("put a weight before it"), "{told:?}");

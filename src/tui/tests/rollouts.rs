@@ -541,7 +541,7 @@ fn why_a_rollout_failed_is_read_to_its_end() {
 fn a_verdict_that_holds_it_is_told_once() {
     let mut state = rolling(|v| {
         let rollout = v.rollout.as_mut().unwrap();
-        let reason = "0 requests reached the canary < 15 needed".to_owned();
+        let reason = "no request to the canary was counted, 15 are needed".to_owned();
         rollout.gate = Some(Gate::Inconclusive { why: reason.clone() });
         rollout.measured_new = crate::api::Window::default();
         rollout.measured_old = crate::api::Window::default();
@@ -557,7 +557,7 @@ fn a_verdict_that_holds_it_is_told_once() {
     state.size = SMALL;
     press(&mut state, "3");
     let screen = text(&state);
-    assert_eq!(screen.matches("15 needed").count(), 1, "{screen}");
+    assert_eq!(screen.matches("15 are needed").count(), 1, "{screen}");
     assert!(screen.contains("║ analyse default"), "nothing goes on by itself: {screen}");
 }
 
