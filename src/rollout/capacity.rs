@@ -29,6 +29,10 @@ const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
 /// What may still be taken out in this round, and what may still be started.
 struct Budget {
     available: u32,
+    /// Those of them that get requests.
+    serving: u32,
+    /// What one of the coming replicas gets of the requests, and one of the others.
+    weights: (u16, u16),
     floor: u32,
     live: u32,
     /// Replicas of the coming release that start, load, or have yet to prove themselves.
@@ -112,6 +116,8 @@ impl Decider<'_> {
         let now = self.now();
         let mut budget = Budget {
             available: 0,
+            serving: 0,
+            weights: self.state.weights(roles),
             floor: roles.floor,
             live: 0,
             arriving: 0,
@@ -127,6 +133,8 @@ impl Decider<'_> {
         for (key, replica) in &self.state.replicas {
             let serves = !stands_in || Some(key.release) != roles.coming;
             budget.available += u32::from(serves && is_available(replica, now, roles.min_healthy));
+            let served = self.serves(*key, replica, roles, budget.weights);
+            budget.serving += u32::from(served);
             // Kubernetes never counts a pod that terminates; here it counts as long as that takes no longer than
             // it should. Whose host is away must not keep others from starting. (Its devices stay its own.)
             let counts = replica.phase.is_live() && !self.state.stop_is_overdue(*key, replica);
@@ -143,6 +151,19 @@ impl Decider<'_> {
             budget.arriving += u32::from(arrives && Some(key.release) == roles.coming);
         }
         budget
+    }
+
+    /// It is available and gets requests: before the first weight, and beside the set of blue-green that serves, what is
+    /// ready gets none, and nothing goes because of it.
+    fn serves(
+        &self,
+        key: ReplicaKey,
+        replica: &ReplicaState,
+        roles: &Roles,
+        (coming, going): (u16, u16),
+    ) -> bool {
+        let weight = if Some(key.release) == roles.coming { coming } else { going };
+        weight > 0 && is_available(replica, self.now(), roles.min_healthy)
     }
 
     /// Chooses which replicas of the coming release to have (a canary takes the cheapest places:
@@ -248,9 +269,18 @@ impl Decider<'_> {
         let any_ready = victims.iter().any(|r| r.phase == Phase::Ready);
         let available = victims.iter().filter(|r| is_available(r, now, roles.min_healthy)).count();
         let available = u32::try_from(available).unwrap_or(u32::MAX);
+        let served = keys
+            .iter()
+            .filter_map(|key| Some((*key, self.state.replicas.get(key)?)))
+            .filter(|(key, replica)| self.serves(*key, replica, roles, budget.weights));
+        let served = u32::try_from(served.count()).unwrap_or(u32::MAX);
         let live = victims.iter().filter(|r| r.phase.is_live()).count();
         let left = budget.available.saturating_sub(available);
         if any_ready && left < budget.floor {
+            return false;
+        }
+        let serving = budget.serving.saturating_sub(served);
+        if served > 0 && serving < budget.floor {
             return false;
         }
         let in_motion = budget.arriving.saturating_add(budget.leaving);
@@ -258,6 +288,7 @@ impl Decider<'_> {
             return false;
         }
         budget.available = left;
+        budget.serving = serving;
         budget.leaving += u32::try_from(live).unwrap_or(0);
         budget.no_room &= keys.is_empty();
         for key in keys {

@@ -339,6 +339,15 @@ impl ServiceState {
                     the new one until the traffic has switched (blue-green)"
                 .to_owned();
         }
+        let serving = self.served();
+        if self.ready(coming) < roles.target && serving < self.ready_total() {
+            return format!(
+                "the devices of the next replica are held by replicas that cannot be stopped: {serving} of at least {} \
+                 get requests, and {} more that are ready get none yet",
+                roles.floor,
+                self.ready_total() - serving
+            );
+        }
         if self.ready(coming) < roles.target {
             return format!(
                 "the devices of the next replica are held by replicas that cannot be stopped \

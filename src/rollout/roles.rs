@@ -64,7 +64,7 @@ impl ServiceState {
                 let desired = self.wanted(stable);
                 let floor = self.policy(stable).map_or(desired, |p| count::floor(p, desired));
                 // Nobody stops serving for another's rollout.
-                if self.loans.is_empty() { floor } else { floor.max(1) }
+                if self.binding_loan().is_none() { floor } else { floor.max(1) }
             }),
         }
     }

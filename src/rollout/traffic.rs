@@ -61,7 +61,7 @@ impl ServiceState {
     }
 
     /// Weights of one server of the release that is coming, and of one of any other.
-    fn weights(&self, roles: &Roles) -> (u16, u16) {
+    pub(super) fn weights(&self, roles: &Roles) -> (u16, u16) {
         let coming = roles.coming.map_or(0, |c| self.ready(c));
         let going = self.ready_total().saturating_sub(coming);
         if coming == 0 || going == 0 {
@@ -75,6 +75,35 @@ impl ServiceState {
                 (0, EVEN)
             };
         }
+        // Those that stood in for others get nothing again only when these carry the floor, or as much.
+        let needed = roles.floor.min(self.served());
+        match self.shares(rollout, roles, coming, going) {
+            (0, _) if going < needed => (EVEN, EVEN),
+            (_, 0) if coming < needed && !roles.forward => (EVEN, EVEN),
+            // (That a step gives all to too few of the new ones is refused in the plan.)
+            shares => shares,
+        }
+    }
+
+    /// Ready replicas that get requests by the table as it was last.
+    pub(super) fn served(&self) -> u32 {
+        let ready = |server: &&TrafficServer| {
+            let state = self.replicas.get(&server.replica.key());
+            server.weight > 0
+                && state
+                    .is_some_and(|r| r.attempt == server.replica.attempt && r.phase == Phase::Ready)
+        };
+        u32::try_from(self.traffic.iter().filter(ready).count()).unwrap_or(u32::MAX)
+    }
+
+    /// [`Self::weights`] of rolling updates and canaries, as their steps and their direction ask for it.
+    fn shares(
+        &self,
+        rollout: Option<&Rollout>,
+        roles: &Roles,
+        coming: u32,
+        going: u32,
+    ) -> (u16, u16) {
         // The canary's share as the steps ask for it, but never more per replica than the other
         // side gets while the canary is not yet (or no longer) complete.
         let capped = |weight: Option<u32>, canaries: u32, others: u32| {
