@@ -23,8 +23,8 @@ use gpudeck::base::{
     Attempt, Bytes, DeckId, Epoch, EpochCell, Hint, RankId, ReleaseId, ReleaseNumber, ReplicaId,
 };
 use gpudeck::fleet::HostLink;
-use gpudeck::runtime::docker::setup::{Difference, Setup};
-use gpudeck::runtime::{DockerRuntime, ProcessRuntime, Runtime, RuntimeError};
+use gpudeck::runtime::docker::setup::Setup;
+use gpudeck::runtime::{Difference, DockerRuntime, ProcessRuntime, Runtime, RuntimeError};
 use gpudeck::spec;
 use gpudeck::wire::{RankReport, RankStart, RankStatus};
 use tempfile::TempDir;
@@ -112,6 +112,7 @@ async fn conforms(runtime: &dyn Runtime, deck: DeckId) {
     let running = runtime.running().await.unwrap();
     let seen: Vec<_> = running.iter().map(|r| (&r.rank, r.argv.as_ref())).collect();
     assert_eq!(seen, [(&polite, Some(&start.argv))]);
+    assert!(runtime.differences(&start).await.unwrap().is_none_or(|all| all.is_empty()));
 
     // Its log can be followed by offset, and its end asked for.
     let whole = runtime.read_log(&polite, Some(0), 4096).await.unwrap();

@@ -31,6 +31,7 @@ mod ports;
 mod process;
 mod programs;
 mod rank;
+mod rank_seen;
 mod reads;
 mod samples;
 mod serve;

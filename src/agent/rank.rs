@@ -38,6 +38,9 @@ pub struct RankFile {
     pub rank: RankId,
     /// Program and arguments, for people.
     pub argv: Vec<String>,
+    /// The numbers that the driver gave its GPUs then, where it was asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_numbers: Option<String>,
     /// Log kept.
     pub log_limit: Bytes,
     /// The boot it was made in.

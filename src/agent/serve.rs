@@ -20,7 +20,7 @@ use super::samples::{self, Follow};
 use super::state::{LOCK_WAIT, StateDir};
 use super::{
     ageing, checkup, claim, containers, files, gateway_config, haproxy, host, http, key_file, log,
-    needs, process, rank, start, stop,
+    needs, process, rank, rank_seen, start, stop,
 };
 use crate::base::{DeckId, Epoch};
 use crate::wire::{
@@ -310,6 +310,9 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
         }
         Request::RankCommands { deck } => {
             blocking(move || rank::commands(&state, deck)).await.map(Reply::Commands)
+        }
+        Request::CompareRank(wanted) => {
+            Ok(Reply::Compared(rank_seen::compare(&agent.state, &agent.reads, *wanted).await))
         }
         Request::ListServiceStates { deck } => {
             blocking(move || kept::services(&state, deck)).await.map(Reply::Texts)

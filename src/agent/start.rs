@@ -62,11 +62,13 @@ pub async fn start(
     check_disk(state)?;
     let numbers = needs::check(&start.needs, &start.ports, gpus).await?;
     let numbers = numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let mut given = None;
     for value in start.env.values_mut().filter(|value| *value == GPU_NUMBERS) {
         value.clone_from(&numbers);
+        given = Some(numbers.clone());
     }
     rank::prune(state, &start.rank);
-    make_dir(state, &dir, &start)?;
+    make_dir(state, &dir, &start, given)?;
     match supervise(program, &dir, &start).await {
         Ok(()) => Ok(()),
         Err(Unstarted::Never(refusal)) => {
@@ -126,7 +128,12 @@ fn check_disk(state: &StateDir) -> Result<(), Refusal> {
 }
 
 /// Makes the rank's directory in one step: it is there with its `rank.json`, or not at all.
-fn make_dir(state: &StateDir, dir: &Path, start: &RankStart) -> Result<(), Refusal> {
+fn make_dir(
+    state: &StateDir,
+    dir: &Path,
+    start: &RankStart,
+    gpu_numbers: Option<String>,
+) -> Result<(), Refusal> {
     let temp = state.ranks().join(format!(".new-{}", start.rank.unit_name()));
     let made = (|| -> io::Result<()> {
         // Left by an agent that was killed here; the host's lock keeps others out.
@@ -138,6 +145,7 @@ fn make_dir(state: &StateDir, dir: &Path, start: &RankStart) -> Result<(), Refus
             version: VERSION,
             rank: start.rank.clone(),
             argv: start.argv.clone(),
+            gpu_numbers,
             log_limit: start.log_limit,
             boot_id: process::boot_id().to_owned(),
             created_ms: process::since_boot_ms(),

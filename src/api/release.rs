@@ -71,13 +71,13 @@ pub enum DriftKind {
     Unknown,
     /// It should run and does not.
     Missing,
-    /// It was started with another command line than its release says.
+    /// It was started with another command line than its release says, or its process has other arguments.
     Command,
     /// Its container has another image than its release says.
     Image,
-    /// Its container has another environment.
+    /// Its container or process has another environment.
     Environment,
-    /// Its container has other GPUs.
+    /// Its container or process has other GPUs.
     Devices,
     /// Its container sees other paths of the host.
     Mounts,

@@ -1,5 +1,7 @@
 //! What the hosts run against what the releases say: shown, never corrected unasked.
 
+mod compare;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +11,14 @@ use super::core::Core;
 use super::deck_ledger::Ledger;
 use super::record::DeckState;
 use super::{strays, upgrade};
-use crate::api::release::{DriftItem, DriftKind, DriftView};
+use crate::api::release::{DriftItem, DriftView};
 use crate::api::{ApiError, DeckConditionKind, UpgradeEntry, UpgradeHost};
 use crate::base::{DeckId, HostName, RankId, ServiceName};
 use crate::rollout::Phase;
 use crate::runtime::RunningRank;
-use crate::runtime::docker::setup::{Difference, Setup};
+use crate::runtime::docker::setup::Setup;
 use crate::spec::RuntimeSpec;
+use crate::wire::RankStart;
 
 /// Time between two looks of the controller itself.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
@@ -32,6 +35,8 @@ struct Expected {
     runtime: RuntimeSpec,
     /// What its container is to be given, where it is one.
     setup: Option<Setup>,
+    /// How its process is to be started, where it is one of a release.
+    process: Option<RankStart>,
     /// It must run; otherwise it may (it starts, stops, or waits to be started).
     must_run: bool,
 }
@@ -58,17 +63,16 @@ fn expected(state: &DeckState) -> Vec<Expected> {
             for (rank, plan) in
                 release.rank_ids(key.replica, replica.attempt).into_iter().zip(&plan.ranks)
             {
-                let setup = match &release.spec.runtime {
-                    RuntimeSpec::Docker(docker) => {
-                        let key_file = release.spec.api_key_file.clone();
-                        Setup::wanted(&start_of(key_file, &rank, plan), docker)
-                    }
-                    RuntimeSpec::Process => None,
+                let start = start_of(release.spec.api_key_file.clone(), &rank, plan);
+                let (setup, process) = match &release.spec.runtime {
+                    RuntimeSpec::Docker(docker) => (Setup::wanted(&start, docker), None),
+                    RuntimeSpec::Process => (None, Some(start)),
                 };
                 found.push(Expected {
                     host: plan.host.clone(),
                     rank,
                     setup,
+                    process,
                     argv: plan.argv.clone(),
                     runtime: release.spec.runtime.clone(),
                     must_run,
@@ -90,68 +94,10 @@ fn commands(deck: DeckId, ledger: &Ledger) -> Vec<Expected> {
         argv: upgrade::argv_of(upgrade),
         runtime: RuntimeSpec::Process,
         setup: None,
+        process: None,
         must_run: false,
     };
     upgrade.hosts.iter().filter(runs).map(expected).collect()
-}
-
-/// Compares; `seen` holds only hosts that could be looked at.
-fn compare(expected: &[Expected], seen: &BTreeMap<HostName, Vec<RunningRank>>) -> Vec<DriftItem> {
-    let mut items = Vec::new();
-    let mut item = |host: &HostName, rank: &RankId, kind, text: String| {
-        items.push(DriftItem {
-            host: host.clone(),
-            rank: rank.clone(),
-            release: rank.replica.release,
-            kind,
-            text: crate::base::text::clean(&text, 400),
-            hint: (kind == DriftKind::Unknown).then(|| {
-                let service = &rank.service;
-                format!("`gpudeck drift {service} --end-unknown --host {host}` ends it; nothing else does")
-            }),
-        });
-    };
-    for (host, ranks) in seen {
-        for running in ranks {
-            let wanted = expected.iter().find(|e| e.is(host, &running.rank));
-            let Some(wanted) = wanted else {
-                let words = format!(
-                    "{} of {} ({}) runs, and no release wants it",
-                    running.rank, running.rank.replica.release, running.rank.replica
-                );
-                item(host, &running.rank, DriftKind::Unknown, words);
-                continue;
-            };
-            if let Some(argv) = running.argv.as_ref().filter(|a| **a != wanted.argv) {
-                let words = format!("was started with `{}`", argv.join(" "));
-                item(host, &running.rank, DriftKind::Command, words);
-            }
-            if let RuntimeSpec::Docker(docker) = &wanted.runtime
-                && let Some(image) = running.image.as_ref().filter(|i| **i != docker.image)
-            {
-                let words = format!("has the image {image}, not {}", docker.image);
-                item(host, &running.rank, DriftKind::Image, words);
-            }
-            if let (Some(setup), Some(seen)) = (&wanted.setup, &running.setup) {
-                for difference in setup.differences(seen) {
-                    let (kind, words) = match difference {
-                        Difference::Environment(words) => (DriftKind::Environment, words),
-                        Difference::Devices(words) => (DriftKind::Devices, words),
-                        Difference::Mounts(words) => (DriftKind::Mounts, words),
-                    };
-                    item(host, &running.rank, kind, words);
-                }
-            }
-        }
-        for wanted in expected.iter().filter(|e| e.must_run && e.host == *host) {
-            if !ranks.iter().any(|r| r.rank == wanted.rank) {
-                let words = format!("{} should run and does not", wanted.rank);
-                item(host, &wanted.rank, DriftKind::Missing, words);
-            }
-        }
-    }
-    items.sort_by(|a, b| (&a.host, &a.rank, a.kind).cmp(&(&b.host, &b.rank, b.kind)));
-    items
 }
 
 /// The ranks on each of these hosts that nothing wants there, and the ports that they may have.
@@ -243,13 +189,21 @@ pub async fn look(
     plan: Plan,
     service: Option<&ServiceName>,
 ) -> Result<DriftView, ApiError> {
+    let expected = &plan.expected;
     let looks = plan.runtimes.iter().map(|(host, runtimes)| async move {
         let mut found = Vec::new();
         for spec in runtimes {
             let asked = async {
                 let runtime =
                     reading_runtime(means, spec, host).await.map_err(|e| e.to_string())?;
-                runtime.running().await.map_err(|e| e.to_string())
+                let mut ranks = runtime.running().await.map_err(|e| e.to_string())?;
+                for running in &mut ranks {
+                    let wanted = expected.iter().find(|e| e.is(host, &running.rank));
+                    let Some(start) = wanted.and_then(|e| e.process.as_ref()) else { continue };
+                    let told = runtime.differences(start).await;
+                    running.told = told.map_err(|e| e.to_string())?;
+                }
+                Ok::<_, String>(ranks)
             };
             match tokio::time::timeout(PATIENCE, asked).await {
                 Ok(Ok(ranks)) => found.extend(ranks),
@@ -281,7 +235,7 @@ pub async fn look(
     let strays = unwanted(&plan.expected, &seen);
     // A loop that has ended gives no ports out.
     let _ = means.ask(move |core| core.note_strays(strays)).await;
-    view.items = compare(&plan.expected, &seen);
+    view.items = compare::items(&plan.expected, &seen);
     if let Some(service) = service {
         view.items.retain(|i| i.rank.service == *service);
     }
@@ -309,88 +263,5 @@ pub async fn watch(means: Arc<Means>) {
         if means.ask(tell).await.is_none() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
-mod tests {
-    use super::*;
-
-    fn rank(n: u32) -> RankId {
-        RankId {
-            deck: DeckId(uuid::Uuid::from_u128(1)),
-            service: "chat".parse().unwrap(),
-            release_id: crate::base::ReleaseId(uuid::Uuid::from_u128(2)),
-            replica: "r1-0-a1".parse().unwrap(),
-            rank: n,
-        }
-    }
-
-    fn wanted(n: u32, must_run: bool) -> Expected {
-        Expected {
-            host: "h1".parse().unwrap(),
-            rank: rank(n),
-            argv: vec!["serve".to_owned()],
-            runtime: RuntimeSpec::Process,
-            setup: None,
-            must_run,
-        }
-    }
-
-    #[test]
-    fn the_command_of_an_upgrade_is_wanted_while_it_is_awaited() {
-        let host: HostName = "h1".parse().unwrap();
-        let deck = DeckId(uuid::Uuid::from_u128(1));
-        let state = UpgradeHost::Running { gpus: 0, boot: None, cordoned_before: false };
-        let since = crate::base::Timestamp(1);
-        let upgrade = crate::api::Upgrade {
-            id: crate::base::ReleaseId(uuid::Uuid::from_u128(3)),
-            command: "apt-get -y upgrade".to_owned(),
-            hosts: vec![UpgradeEntry { host: host.clone(), state, since }],
-            max_parallel: 1,
-            timeout_ms: 1,
-            return_ms: 1,
-            by: "ada".to_owned(),
-            began: since,
-            ended: None,
-        };
-        let rank = upgrade::rank_of(deck, upgrade.id).unwrap();
-        let argv = Some(upgrade::argv_of(&upgrade));
-        let runs = || {
-            vec![RunningRank { rank: rank.clone(), argv: argv.clone(), image: None, setup: None }]
-        };
-        let mut ledger = Ledger::default();
-        ledger.maintenance.upgrade = Some(upgrade);
-        let drift = |ledger: &Ledger, ranks| {
-            let seen = BTreeMap::from([(host.clone(), ranks)]);
-            let items = compare(&commands(deck, ledger), &seen).into_iter();
-            items.map(|i| i.kind).collect::<Vec<DriftKind>>()
-        };
-        assert_eq!(drift(&ledger, runs()), []);
-        assert_eq!(drift(&ledger, vec![]), [], "it may have ended");
-        // Given up: nobody looks after it any more.
-        let entry = &mut ledger.maintenance.upgrade.as_mut().unwrap().hosts[0];
-        entry.state = UpgradeHost::Failed { why: "not back".to_owned() };
-        assert_eq!(drift(&ledger, runs()), [DriftKind::Unknown]);
-    }
-
-    fn running(n: u32, argv: &str) -> RunningRank {
-        RunningRank { rank: rank(n), argv: Some(vec![argv.to_owned()]), image: None, setup: None }
-    }
-
-    #[test]
-    fn tells_unknown_missing_and_changed() {
-        let host: HostName = "h1".parse().unwrap();
-        let seen = |ranks: Vec<RunningRank>| BTreeMap::from([(host.clone(), ranks)]);
-        let kinds = |expected: &[Expected], ranks| -> Vec<DriftKind> {
-            compare(expected, &seen(ranks)).into_iter().map(|i| i.kind).collect()
-        };
-        assert_eq!(kinds(&[wanted(0, true)], vec![running(0, "serve")]), []);
-        assert_eq!(kinds(&[wanted(0, true)], vec![]), [DriftKind::Missing]);
-        assert_eq!(kinds(&[wanted(0, false)], vec![]), []);
-        assert_eq!(kinds(&[], vec![running(0, "serve")]), [DriftKind::Unknown]);
-        assert_eq!(kinds(&[wanted(0, true)], vec![running(0, "other")]), [DriftKind::Command]);
-        assert!(compare(&[wanted(0, true)], &BTreeMap::new()).is_empty(), "not seen, not missing");
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! One trait, one conformance suite, every implementation.
 
+pub mod difference;
 pub mod docker;
 pub mod process;
 
+pub use difference::Difference;
 pub use docker::DockerRuntime;
 pub use process::ProcessRuntime;
 
@@ -38,8 +40,17 @@ pub trait Runtime: Send + Sync {
         Ok(reports
             .into_iter()
             .filter(|r| matches!(r.status, RankStatus::Running { .. }))
-            .map(|r| RunningRank { rank: r.rank, argv: None, image: None, setup: None })
+            .map(|r| RunningRank { rank: r.rank, argv: None, image: None, setup: None, told: None })
             .collect())
+    }
+
+    /// How a rank that runs differs from how it was to be started, as its host tells; none: not known, or seen by
+    /// [`Self::running`] already.
+    async fn differences(
+        &self,
+        _wanted: &RankStart,
+    ) -> Result<Option<Vec<Difference>>, RuntimeError> {
+        Ok(None)
     }
 
     /// A piece of a rank's log, from `offset` (none: the end), at most `length` bytes.
@@ -62,6 +73,8 @@ pub struct RunningRank {
     pub image: Option<String>,
     /// What its container was given, where it is one.
     pub setup: Option<docker::setup::Setup>,
+    /// How its process differs from its release, as its host told; none: not asked, or not known.
+    pub told: Option<Vec<Difference>>,
 }
 
 /// Why a runtime could not do something.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{RunningRank, Runtime, RuntimeError};
+use super::{Difference, RunningRank, Runtime, RuntimeError, difference};
 use crate::base::{DeckId, EpochCell, RankId, text};
 use crate::fleet::{HostLink, LinkError};
-use crate::wire::{LogChunk, RankReport, RankStart, RankStatus, Reply, Request, Verb};
+use crate::wire::{LogChunk, RankReport, RankStart, RankStatus, RankWanted, Reply, Request, Verb};
 
 /// Most log bytes the agent gives in one answer.
 const MAX_LOG_BYTES: u32 = 256 << 10;
@@ -79,9 +79,26 @@ impl Runtime for ProcessRuntime {
             .map(|r| {
                 let argv = commands.iter().find(|(rank, _)| *rank == r.rank);
                 let argv = argv.map(|(_, a)| a.clone());
-                RunningRank { argv, rank: r.rank, image: None, setup: None }
+                RunningRank { argv, rank: r.rank, image: None, setup: None, told: None }
             })
             .collect())
+    }
+
+    async fn differences(
+        &self,
+        wanted: &RankStart,
+    ) -> Result<Option<Vec<Difference>>, RuntimeError> {
+        let (rank, argv, env) = (wanted.rank.clone(), wanted.argv.clone(), wanted.env.clone());
+        let wanted = RankWanted { rank, argv, env };
+        match self.link.request(Request::CompareRank(Box::new(wanted.clone()))).await {
+            Ok(Reply::Compared(seen)) => {
+                Ok(seen.map(|seen| difference::of_process(&wanted, &seen)))
+            }
+            // An agent from before that was asked.
+            Err(LinkError::Refused { .. }) => Ok(None),
+            Ok(other) => Err(self.misfit(&other)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn read_log(

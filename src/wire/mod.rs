@@ -7,6 +7,7 @@
 pub mod change;
 pub mod checkup;
 pub mod codec;
+pub mod compare;
 pub mod devices;
 pub mod holder;
 pub mod lasting;
@@ -19,6 +20,7 @@ pub mod xid;
 
 pub use checkup::{Checkup, Logout, ProgramFound, ProgramSought, Reached};
 pub use codec::{CodecError, LineReader, MAX_LINE_BYTES, PROTOCOL_VERSION, encode_line};
+pub use compare::{ArgumentsSeen, GPU_VARIABLES, GpusSeen, RankSeen, RankWanted, VariableSeen};
 pub use devices::Part;
 pub use holder::{MAX_HOLDER, holder_name, is_same_holder};
 pub use lasting::Lasting;

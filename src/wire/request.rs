@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::change::SampleChange;
+use super::compare::{RankSeen, RankWanted};
 use super::packed::Packed;
 use super::telemetry::{HostFacts, HostSample};
 use crate::base::{Bytes, DeckId, DeviceId, Epoch, RankId, ServiceName, Timestamp};
@@ -182,6 +183,8 @@ pub enum Request {
         /// The deck.
         deck: DeckId,
     },
+    /// How the process of a rank differs from how it was to be started: `Compared`.
+    CompareRank(Box<RankWanted>),
     /// The services of a deck whose state is saved on this host: `Texts`.
     ListServiceStates {
         /// The deck.
@@ -356,6 +359,8 @@ pub enum Reply {
     State(Option<String>),
     /// To `RankCommands`.
     Commands(Vec<(RankId, Vec<String>)>),
+    /// To `CompareRank`; none: it does not run here, or its process may not be looked at.
+    Compared(Option<RankSeen>),
     /// To `ShowClaim`; none: nobody ever claimed the host for the deck.
     Claim(Option<ClaimInfo>),
     /// To `Clock`.

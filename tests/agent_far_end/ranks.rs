@@ -5,7 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use gpudeck::base::Bytes;
-use gpudeck::wire::{RankStatus, Refusal, Reply, Request, ToAgent, Verb};
+use gpudeck::wire::{
+    ArgumentsSeen, GpusSeen, RankSeen, RankStart, RankStatus, RankWanted, Refusal, Reply, Request,
+    ToAgent, VariableSeen, Verb,
+};
 use rustix::process::Signal;
 
 use super::harness::{Agent, DECK, LONG, State, is_alive, kill, rank, script, until};
@@ -62,6 +65,46 @@ fn a_rank_is_started_once_and_stopped_whole() {
     assert_eq!(agent.status(&rank(0)), None);
     assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
     assert_eq!(agent.stop_rank(epoch, &rank(9), 0), Ok(Reply::Done), "never was");
+}
+
+/// What a process has is compared where it runs: told are names that were asked about, and no values.
+#[test]
+fn a_process_is_compared_with_how_it_was_to_be_started() {
+    let state = State::new();
+    let mut agent = Agent::start(state.path());
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let mut start = script(0, "sleep 1000 & wait");
+    start.env.insert("TOKEN".to_owned(), "hf_secret".to_owned());
+    start.env.insert("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-1".to_owned());
+    let compare = |agent: &mut Agent, start: &RankStart| {
+        let (rank, argv, env) = (start.rank.clone(), start.argv.clone(), start.env.clone());
+        agent.ask(Request::CompareRank(Box::new(RankWanted { rank, argv, env })))
+    };
+    assert_eq!(compare(&mut agent, &start), Ok(Reply::Compared(None)), "nothing runs yet");
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    let same =
+        || RankSeen { arguments: Some(ArgumentsSeen::default()), variables: Some(Vec::new()) };
+    assert_eq!(compare(&mut agent, &start), Ok(Reply::Compared(Some(same()))));
+
+    let mut other = start.clone();
+    other.argv.push("--fast".to_owned());
+    other.env.insert("TOKEN".to_owned(), "hf_guess".to_owned());
+    other.env.insert("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-2".to_owned());
+    let gpus = |name: &str| vec![name.to_owned()];
+    let variable = |name: &str, gpus| VariableSeen { name: name.to_owned(), is_set: true, gpus };
+    let seen = RankSeen {
+        arguments: Some(ArgumentsSeen { missing: vec![3], ..ArgumentsSeen::default() }),
+        variables: Some(vec![
+            variable(
+                "CUDA_VISIBLE_DEVICES",
+                Some(GpusSeen { seen: Some(gpus("GPU-1")), wanted: gpus("GPU-2") }),
+            ),
+            variable("TOKEN", None),
+        ]),
+    };
+    assert_eq!(compare(&mut agent, &other), Ok(Reply::Compared(Some(seen))));
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 0), Ok(Reply::Done));
+    assert_eq!(compare(&mut agent, &start), Ok(Reply::Compared(None)), "it has ended");
 }
 
 /// vLLM and SGLang let requests finish after a SIGTERM, with their workers; workers that get it, too, end at once.

@@ -1,5 +1,6 @@
 //! A deck with a remote while its service runs: pushes, `show`, `blame`, `drift`, undo.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use git2::Repository;
@@ -243,6 +244,64 @@ fn show_blame_and_drift_say_what_runs_and_why() {
     assert_eq!(gpudeck("drift nobody").code(), Some(8));
 
     stop_chat(gpudeck);
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}
+
+/// Programs that set something themselves before they become the engine: what the process has counts, not what it was
+/// given, and no value of it is told.
+#[test]
+fn drift_says_how_processes_differ_from_their_release() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let _ = pushing_deck(&person);
+    let real = std::fs::canonicalize(env!("CARGO_BIN_EXE_gpudeck")).unwrap();
+    for (service, before, after) in [
+        ("chat", ":", ""),
+        (
+            "code",
+            "export GREETING=sk-hidden CUDA_VISIBLE_DEVICES=7,GPU-1 OTHER=x; unset WORD",
+            "--seed 9",
+        ),
+    ] {
+        let folder = person.home().join(service);
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = folder.join("gpudeck");
+        let text = format!("#!/bin/sh\n{before}\nexec {} \"$@\" {after}\n", real.display());
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let run = program.display().to_string();
+        let spec = SERVICE.replacen("{gpudeck}", &run, 1).replace("100ms", "150ms");
+        let spec = format!("{spec}env = {{ GREETING = \"hello\", WORD = \"w\" }}\n");
+        std::fs::write(person.deck().join(format!("services/{service}.toml")), spec).unwrap();
+        gpudeck(&format!("apply {service} --wait --timeout 60s")).expect_success();
+    }
+    gpudeck("drift chat").expect_success();
+    let found = json(gpudeck("drift --output json"), 2);
+    let items = found["items"].as_array().unwrap();
+    let told: Vec<(&str, &str, &str)> = items
+        .iter()
+        .map(|i| (&i["rank"]["service"], &i["kind"], &i["text"]))
+        .map(|(s, k, t)| (s.as_str().unwrap_or_default(), k.as_str().unwrap(), t.as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("code", "command", "runs with 2 arguments that its release does not have"),
+            ("code", "environment", "GREETING has another value, WORD is not set"),
+            ("code", "devices", "has 7, GPU-1, not no GPU"),
+        ],
+        "{found:#}"
+    );
+    assert!(!found.to_string().contains("sk-hidden"), "{found:#}");
+
+    for service in ["chat", "code"] {
+        gpudeck(&format!("stop {service} --yes")).expect_success();
+        wait_until("the stop", DEADLINE, || {
+            gpudeck(&format!("status {service}")).stdout.contains("stopped")
+        });
+    }
     gpudeck("controller stop").expect_success();
     traces.expect_none(&person);
 }

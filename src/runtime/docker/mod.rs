@@ -531,7 +531,7 @@ impl Runtime for DockerRuntime {
                 program.chain(config.cmd.into_iter().flatten()).collect()
             });
             // An engine names the image by its digest when the tag has moved on.
-            running.push(RunningRank { rank, argv, image: container.image, setup });
+            running.push(RunningRank { rank, argv, image: container.image, setup, told: None });
         }
         Ok(running)
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse, HostConfig, MountType};
 
 use super::create::{self, Kind};
+use crate::runtime::difference::{self, Difference};
 use crate::spec::DockerRuntime as DockerSpec;
 use crate::wire::RankStart;
 
@@ -19,17 +20,6 @@ pub struct Setup {
     /// Paths of the host by the paths that the container sees, and whether it may only read them. None: the engine
     /// does not say what was asked for.
     mounts: Option<BTreeMap<String, (String, bool)>>,
-}
-
-/// What of a container differs, in words that hold no value of a variable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Difference {
-    /// Variables.
-    Environment(String),
-    /// GPUs.
-    Devices(String),
-    /// Paths.
-    Mounts(String),
 }
 
 impl Setup {
@@ -91,26 +81,12 @@ impl Setup {
 
     /// What differs in what a container was given from this, which it was to be given.
     pub fn differences(&self, seen: &Self) -> Vec<Difference> {
-        let mut out = Vec::new();
-        let mut words = Vec::new();
-        for (name, value) in &self.env {
-            match seen.env.get(name) {
-                Some(other) if other == value => {}
-                Some(_) => words.push(format!("{name} has another value")),
-                None => words.push(format!("{name} is not set")),
-            }
-        }
-        if !words.is_empty() {
-            out.push(Difference::Environment(words.join(", ")));
-        }
-        if self.gpus != seen.gpus {
-            let list = |gpus: &BTreeSet<String>| {
-                let names: Vec<&str> = gpus.iter().map(String::as_str).collect();
-                if names.is_empty() { "no GPU".to_owned() } else { names.join(", ") }
-            };
-            let words = format!("has {}, not {}", list(&seen.gpus), list(&self.gpus));
-            out.push(Difference::Devices(words));
-        }
+        let otherwise = self.env.iter().filter_map(|(name, value)| match seen.env.get(name) {
+            Some(other) if other == value => None,
+            other => Some((name.as_str(), other.is_some())),
+        });
+        let mut out: Vec<Difference> = difference::environment(otherwise).into_iter().collect();
+        out.extend(difference::devices(&seen.gpus, &self.gpus));
         if let (Some(wanted), Some(there)) = (&self.mounts, &seen.mounts)
             && wanted != there
         {
