@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gpudeck::api::{Client, Condition, Door, Gate, Intent, Outcome, ServiceView};
@@ -362,18 +364,6 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(told().await[0].contains(&format!("at west {name} had weight 3, not {weight}")));
-    // Its section would be taken from under the clients.
-    let renamed = format!("backend = \"talk\"\n{}", spec(3));
-    std::fs::write(world.spec_path("chat"), renamed).unwrap();
-    client.send(Intent::Reload).await.unwrap();
-    let refused = client.plan(&"chat".parse().unwrap()).await.unwrap_err();
-    assert!(
-        refused.message.contains("through the backend chat of the gateway east"),
-        "{refused:?}"
-    );
-    assert!(refused.hint.as_ref().unwrap().contains("gpudeck stop chat"), "{refused:?}");
-    std::fs::write(world.spec_path("chat"), spec(2)).unwrap();
-
     let shown = client.gateway_config(&"chat".parse().unwrap()).await.unwrap();
     assert!(
         shown.contains("# gateway east: ") && shown.contains("use_backend chat-canary"),
@@ -440,6 +430,143 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
     let file = std::fs::read_to_string(east.path("gpudeck.d/chat.cfg")).unwrap();
     assert!(!file.contains("server r"), "{file}");
     assert_eq!(ask(west.address, "").await.as_deref(), Some("r3"));
+
+    drop(client);
+    running.stop().await;
+    tokio::task::spawn_blocking(move || drop(world)).await.unwrap();
+}
+
+/// While releases with different backends live, the file holds both: clients of either are served, also after a crash.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_changes_its_backend_while_clients_come() {
+    if !haproxy_is_there() {
+        return;
+    }
+    let mut west = Haproxy::start().await;
+    let world = World::start(None).await.unwrap();
+    let mut deck = world.deck().clone();
+    deck.gateways = [("west".parse().unwrap(), west.gateway())].into();
+    std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
+    std::fs::remove_file(world.spec_path("code")).unwrap();
+    let chat = || "chat".parse().unwrap();
+    let apply = async |client: &Client, backend: &str| {
+        let spec = spec(1).replace("[\"east\", \"west\"]", "[\"west\"]");
+        let spec = format!("backend = \"{backend}\"\n{spec}");
+        std::fs::write(world.spec_path("chat"), spec).unwrap();
+        let intent = Intent::Apply {
+            service: chat(),
+            reason: None,
+            accept_outage: false,
+            concurrency: None,
+            agreed: None,
+        };
+        client.send(intent).await.unwrap();
+    };
+    let gate = async |client: &Client, to: u64| {
+        wait(client, "the canary is there", |v| {
+            let rollout = v.rollout.as_ref()?;
+            (rollout.to.0 == to && rollout.gate == Some(Gate::Approve)).then_some(())
+        })
+        .await;
+    };
+    let end = async |client: &Client, to: u64| {
+        wait(client, "the end", |v| v.rollout.as_ref().filter(|r| r.to.0 == to)?.outcome.clone())
+            .await
+    };
+    // The backends in the file, and what HAProxy has: the one with two servers, the other not at all.
+    let alone = async |west: &Haproxy, there: &str, gone: &str| {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let file = std::fs::read_to_string(west.path("gpudeck.d/chat.cfg")).unwrap();
+            let (has, lacks) = (
+                file.contains(&format!("backend {there}\n")),
+                !file.contains(&format!("backend {gone}\n")),
+            );
+            let (two, none) = (west.servers(there).await.len(), west.servers(gone).await.len());
+            if has && lacks && (two, none) == (2, 0) {
+                return;
+            }
+            assert!(Instant::now() < end, "{two} at {there}, {none} at {gone}:\n{file}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    std::fs::write(world.spec_path("chat"), spec(1).replace("\"east\", ", "")).unwrap();
+    controller::init_repository(&world.deck_dir()).unwrap();
+    let (running, client) = begin(&world, deck).await;
+    apply(&client, "chat").await;
+    wait(&client, "r1 serves", |v| (v.condition == Condition::Serving).then_some(())).await;
+    alone(&west, "chat", "talk").await;
+
+    // Somebody asks all the time.
+    let (address, asking) = (west.address, Arc::new(AtomicBool::new(true)));
+    let goes_on = Arc::clone(&asking);
+    let asker = tokio::spawn(async move {
+        let (mut answered, mut unanswered) = (0, 0);
+        while goes_on.load(Ordering::Relaxed) {
+            match ask(address, "").await {
+                Some(_) => answered += 1,
+                None => unanswered += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (answered, unanswered)
+    });
+    let both = async |west: &Haproxy, new: &str| {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let (chat, talk) = (west.servers("chat").await, west.servers("talk").await);
+            if chat == talk && chat.len() > 2 && chat.keys().any(|name| name.starts_with(new)) {
+                return;
+            }
+            assert!(Instant::now() < end, "{chat:?} {talk:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    apply(&client, "talk").await;
+    gate(&client, 2).await;
+    both(&west, "r2-").await;
+    for _ in 0..6 {
+        assert_eq!(ask(address, "x-canary: 1\r\n").await.as_deref(), Some("r2"));
+    }
+    let shown = client.gateway_config(&chat()).await.unwrap();
+    assert!(
+        shown.contains("backend chat\n") && shown.contains("default_backend talk\n"),
+        "{shown}"
+    );
+    // Taken back, and once more to the end.
+    client.send(Intent::Abort { service: chat(), reason: None }).await.unwrap();
+    assert!(!matches!(end(&client, 2).await, Outcome::Completed));
+    alone(&west, "chat", "talk").await;
+    apply(&client, "talk").await;
+    gate(&client, 3).await;
+    both(&west, "r3-").await;
+    let promote = Intent::Promote { service: chat(), all: true, step: None, reason: None };
+    client.send(promote.clone()).await.unwrap();
+    assert_eq!(end(&client, 3).await, Outcome::Completed);
+    alone(&west, "talk", "chat").await;
+    asking.store(false, Ordering::Relaxed);
+    let (answered, unanswered) = asker.await.unwrap();
+    assert!(answered > 20 && unanswered == 0, "{answered} answered, {unanswered} not");
+
+    // An undo goes the same way, and a crash in the middle of it loses neither backend.
+    apply(&client, "chat").await;
+    gate(&client, 4).await;
+    both(&west, "r4-").await;
+    west.run().await;
+    both(&west, "r4-").await;
+    client.send(promote).await.unwrap();
+    assert_eq!(end(&client, 4).await, Outcome::Completed);
+    let undo = Intent::Undo {
+        service: chat(),
+        to: None,
+        reason: None,
+        accept_outage: false,
+        agreed: None,
+    };
+    client.send(undo).await.unwrap();
+    assert_eq!(end(&client, 5).await, Outcome::Completed);
+    alone(&west, "talk", "chat").await;
+    assert_eq!(ask(address, "").await.as_deref(), Some("r5"));
 
     drop(client);
     running.stop().await;

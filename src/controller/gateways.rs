@@ -1,6 +1,8 @@
 //! The gateways of one service: all of them get the same table, and what they count is counted
 //! together.
 
+mod beside;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,9 @@ use crate::base::{
     Hint, HostName, ReleaseNumber, ServiceName, TrafficMode, TrafficServer, text, time,
 };
 use crate::fleet::LinkError;
-use crate::gateway::section::{Section, SectionServer, canary_backend, canary_servers};
+use crate::gateway::section::{
+    OtherBackend, Section, SectionServer, canary_backend, canary_servers,
+};
 use crate::gateway::{Gateway, GatewayError, HaproxyGateway, haproxy};
 use crate::rollout::ServiceState;
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
@@ -78,6 +82,10 @@ pub struct Gateways {
     /// The backend of a canary that an earlier release chose by a rule, and this one does not: to be empty.
     left_canary: bool,
     stream_timeout: Duration,
+    /// Backends of other releases that live, in the file that this one writes for a gateway.
+    also: BTreeMap<ServiceName, Vec<OtherBackend>>,
+    /// No release that lives has it: a backend that is not there any more holds nothing.
+    leaving: bool,
 }
 
 /// Where a service's table goes. While releases with different gateways live, all of those have the table, so
@@ -120,6 +128,10 @@ impl Routes {
         for gateways in routes.serving.iter_mut().chain(&mut routes.leaving) {
             gateways.left_canary = gateways.canary.is_none() && by_rule.contains(&gateways.backend);
         }
+        for gateways in &mut routes.leaving {
+            gateways.leaving = true;
+        }
+        beside::hold_together(&mut routes.serving);
         routes
     }
 
@@ -213,6 +225,8 @@ impl Gateways {
             canary: spec.rollout.canary_rule().ok().flatten(),
             left_canary: false,
             stream_timeout: STREAM_TIMEOUT.max(spec.rollout.drain_deadline),
+            also: BTreeMap::new(),
+            leaving: false,
         })
     }
 
@@ -226,15 +240,6 @@ impl Gateways {
         let theirs = backends(other);
         let backend = backends(self).into_iter().find(|backend| theirs.contains(backend))?;
         Some((gateway, backend))
-    }
-
-    /// The gateway at which this would be written in the place of the backend that another release of the service is
-    /// served through, and that backend: one file of a gateway holds one.
-    pub fn in_the_place_of(&self, other: &Self) -> Option<(&ServiceName, String)> {
-        let written = |(_, gateway): &(&ServiceName, &GatewaySpec)| gateway.config.is_some();
-        let mut shared = self.places.iter().filter(written);
-        let (name, _) = shared.find(|(name, _)| other.places.contains_key(*name))?;
-        (self.backend != other.backend).then(|| (name, other.backend.clone()))
     }
 
     /// What to know of a service that has no gateway because the deck has several and it names none.
@@ -273,22 +278,6 @@ impl Gateways {
         })
     }
 
-    /// Those of them that are not among `others` with the same backend. None: nothing is left.
-    fn beside(&self, others: &[Self]) -> Option<Self> {
-        let mut rest = self.clone();
-        for other in others {
-            if other.backend == self.backend {
-                rest.places.retain(|name, _| !other.places.contains_key(name));
-            } else {
-                // Its file there is the other's.
-                let shared = rest.places.iter_mut().filter(|(n, _)| other.places.contains_key(*n));
-                shared.for_each(|(_, gateway)| gateway.config = None);
-            }
-            rest.unknown.retain(|name| !other.unknown.contains(name));
-        }
-        (!rest.places.is_empty() || !rest.unknown.is_empty()).then_some(rest)
-    }
-
     /// Takes everything of the service out; whether nothing is left there.
     pub async fn leave(&self, means: &Means, written: &mut Written) -> Result<bool, NotApplied> {
         self.apply(means, &[], written).await?;
@@ -322,7 +311,7 @@ impl Gateways {
             async move {
                 let mut found = Vec::new();
                 let (kept, result) =
-                    self.apply_to(means, &gateway, servers, kept, &mut found).await;
+                    self.apply_to(means, &name, &gateway, servers, kept, &mut found).await;
                 (name, kept, found, result)
             }
         };
@@ -352,6 +341,7 @@ impl Gateways {
     async fn apply_to(
         &self,
         means: &Means,
+        name: &ServiceName,
         gateway: &GatewaySpec,
         servers: &[TrafficServer],
         mut kept: Option<Kept>,
@@ -360,7 +350,8 @@ impl Gateways {
         // The file first: if a reload comes in between, it holds nothing that is not ready.
         // A check that hangs does not keep what is not ready any more in the traffic, though.
         let (filed, mut applied) = {
-            let mut filing = std::pin::pin!(self.write(means, gateway, servers, &mut kept, false));
+            let mut filing =
+                std::pin::pin!(self.write(means, name, gateway, servers, &mut kept, false));
             match tokio::time::timeout(FILE_FIRST, &mut filing).await {
                 Ok(filed) => (filed, self.tell(means, gateway, servers, found).await),
                 Err(_) => {
@@ -374,7 +365,7 @@ impl Gateways {
             && !gateway.reload.is_empty()
             && lacks_backend(error)
         {
-            let again = self.write(means, gateway, servers, &mut kept, true).await;
+            let again = self.write(means, name, gateway, servers, &mut kept, true).await;
             if again.is_ok() {
                 applied = self.tell(means, gateway, servers, found).await;
             }
@@ -414,7 +405,10 @@ impl Gateways {
             // What goes wrong with one does not keep the others as they were.
             let (differed, put) = haproxy.put(&servers).await;
             found.extend(differed);
-            told = told.and(put);
+            match put {
+                Err(error) if self.leaving && lacks_backend(&error) => {}
+                put => told = told.and(put),
+            }
         }
         if self.left_canary {
             let (socket, backend) = (gateway.socket.clone(), canary_backend(&self.backend));
@@ -508,6 +502,7 @@ impl Gateways {
     /// The text of our part of this gateway's configuration.
     pub async fn section(
         &self,
+        name: &ServiceName,
         gateway: &GatewaySpec,
         servers: &[TrafficServer],
     ) -> Result<String, GatewayError> {
@@ -518,6 +513,7 @@ impl Gateways {
             listen: gateway.listen.get(&self.service).map(String::as_str),
             canary: self.canary.as_ref(),
             stream_timeout: self.stream_timeout,
+            also: self.also.get(name).map_or(&[], Vec::as_slice),
         };
         let main = resolved(&gateway.host, servers).await?;
         let canary = resolved(&gateway.host, &canary_servers(servers)).await?;
@@ -535,7 +531,7 @@ impl Gateways {
                     gateway.host
                 ),
             };
-            let text = match self.section(gateway, servers).await {
+            let text = match self.section(name, gateway, servers).await {
                 Ok(text) => text,
                 Err(error) => format!("# {error}\n"),
             };
@@ -550,13 +546,14 @@ impl Gateways {
     async fn write(
         &self,
         means: &Means,
+        name: &ServiceName,
         gateway: &GatewaySpec,
         servers: &[TrafficServer],
         kept: &mut Option<Kept>,
         reload_now: bool,
     ) -> Result<(), GatewayError> {
         let Some(directory) = &gateway.config else { return Ok(()) };
-        let text = self.section(gateway, servers).await?;
+        let text = self.section(name, gateway, servers).await?;
         let recently = |at: Option<Instant>, time| at.is_some_and(|at| at.elapsed() < time);
         let fresh = kept.as_ref().filter(|k| k.text == text).map(|k| k.at);
         let reloaded = kept.as_ref().and_then(|k| k.reloaded);
@@ -618,7 +615,11 @@ impl Gateways {
                 let (link, socket) = (link.clone(), gateway.socket.clone());
                 let place = format!("{name} {backend}");
                 let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
-                out.insert(place, haproxy.counters().await.ok()?);
+                match haproxy.counters().await {
+                    Ok(counters) => drop(out.insert(place, counters)),
+                    Err(error) if self.leaving && lacks_backend(&error) => {}
+                    Err(_) => return None,
+                }
             }
         }
         Some(out)
@@ -681,135 +682,4 @@ async fn resolved(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-mod tests {
-    use super::*;
-    use crate::rollout::{Release, Shared};
-    use crate::spec::{parse_deck, parse_service};
-
-    fn read(service: &str) -> (DeckSpec, ServiceSpec) {
-        let deck = "id = \"01936f6e-0000-7000-8000-000000000001\"\nname = \"prod\"\n[hosts.h]\n\
-            [gateways.a]\nhost = \"h\"\nsocket = \"/a\"\nurls = { chat = \"http://a:1\" }\n\
-            [gateways.b]\nhost = \"h\"\nsocket = \"/b\"\nurl = \"http://b\"\n";
-        let deck = parse_deck(deck, "deck.toml").unwrap();
-        let spec = format!("model = \"m\"\nengine = \"vllm\"\n{service}");
-        (deck, parse_service(&spec, "chat").unwrap())
-    }
-
-    fn of(service: &str) -> Option<Gateways> {
-        let (deck, spec) = read(service);
-        Gateways::of(&deck, &"chat".parse().unwrap(), &spec)
-    }
-
-    #[test]
-    fn a_service_that_names_none_of_several_is_told() {
-        let told = |change: fn(&mut DeckSpec), service: &str| {
-            let (mut deck, spec) = read(service);
-            change(&mut deck);
-            Gateways::none_named(&deck, &"chat".parse().unwrap(), &spec)
-        };
-        assert_eq!(
-            told(|_| (), "").unwrap(),
-            "no gateway switches its traffic: deck.toml has 2 (a, b), and services/chat.toml names \
-             none → write gateway = \"a\", or several as gateways = [\"a\", \"b\"]"
-        );
-        assert_eq!(told(|_| (), "gateway = \"b\""), None);
-        assert_eq!(told(|_| (), "gateways = [\"b\"]"), None);
-        assert_eq!(told(|deck| deck.gateways.retain(|n, _| n.as_str() == "a"), ""), None);
-        assert_eq!(told(|deck| deck.gateways.clear(), ""), None, "it is done without one");
-    }
-
-    #[test]
-    fn a_gateway_that_forgets_is_told() {
-        let told = of("gateways = [\"a\", \"b\"]\nbackend = \"llm\"").unwrap().forgetful().unwrap();
-        assert!(told.starts_with("the gateways a, b have no `config`"), "{told}");
-        assert!(told.contains("the backend llm is empty until"), "{told}");
-        let (mut deck, spec) = read("gateways = [\"a\", \"b\"]");
-        for (gateway, config) in deck.gateways.values_mut().zip([Some("/a.d"), None]) {
-            gateway.config = config.map(str::to_owned);
-        }
-        let one = Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap();
-        assert!(one.forgetful().unwrap().starts_with("the gateway b has no `config`"));
-        let configs: Vec<_> = views(&deck).into_iter().map(|view| view.config).collect();
-        assert_eq!(configs, [Some("/a.d".to_owned()), None]);
-        deck.gateways.retain(|_, gateway| gateway.config.is_some());
-        let (_, spec) = read("");
-        assert_eq!(Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap().forgetful(), None);
-    }
-
-    #[test]
-    fn what_haproxy_has_not_read_is_told() {
-        let (deck, _) = read("");
-        let gateway = deck.gateways.values().next().unwrap();
-        let told = |said: &str| not_read(gateway, &"chat".parse().unwrap(), said);
-        let failed = told(&format!("{RELOAD_FAILED}`systemctl reload haproxy`: exit status: 1"));
-        assert!(failed.unwrap().starts_with(
-            "HAProxy on h was not reloaded, and goes on with its configuration before: `systemctl"
-        ));
-        assert!(told(RELOAD_NEEDED).unwrap().contains("reload HAProxy on h by hand"));
-        assert_eq!((told("reloaded"), told("written"), told("unchanged")), (None, None, None));
-    }
-
-    #[test]
-    fn a_service_has_the_gateways_it_names() {
-        assert!(of("").is_none(), "two, and none is named");
-        assert_eq!(of("gateway = \"a\"").unwrap().url().as_deref(), Some("http://a:1"));
-        assert_eq!(of("gateway = \"b\"").unwrap().url().as_deref(), Some("http://b"));
-        let both = of("gateways = [\"a\", \"b\"]").unwrap();
-        assert_eq!((both.places.len(), both.unknown.len()), (2, 0));
-        let wrong = of("gateways = [\"a\", \"c\"]").unwrap();
-        assert_eq!(wrong.unknown, ["c".parse::<ServiceName>().unwrap()]);
-    }
-
-    #[test]
-    fn what_another_release_has_already_is_not_told_twice() {
-        let both = of("gateways = [\"a\", \"b\"]").unwrap();
-        let (a, b) = (of("gateway = \"a\"").unwrap(), of("gateway = \"b\"").unwrap());
-        assert_eq!(a.beside(std::slice::from_ref(&both)), None);
-        let names = |g: Option<Gateways>| g.map(|g| g.places.keys().cloned().collect::<Vec<_>>());
-        assert_eq!(names(both.beside(std::slice::from_ref(&a))), names(Some(b)));
-        // Another backend of the same gateway is another table.
-        let other = of("gateway = \"a\"\nbackend = \"old\"").unwrap();
-        assert_eq!(names(other.beside(std::slice::from_ref(&a))), names(Some(a)));
-    }
-
-    #[test]
-    fn one_file_of_a_gateway_holds_one_backend() {
-        let written = |service: &str| {
-            let (mut deck, spec) = read(service);
-            let a = deck.gateways.values_mut().next().unwrap();
-            a.config = Some("/etc/haproxy/gpudeck.d".to_owned());
-            Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap()
-        };
-        let before = written("gateway = \"a\"\nbackend = \"old\"");
-        let (_, old) = written("gateway = \"a\"").in_the_place_of(&before).unwrap();
-        assert_eq!(old, "old");
-        let more = written("gateways = [\"a\", \"b\"]\nbackend = \"old\"");
-        assert_eq!(more.in_the_place_of(&before), None, "the same backend");
-        assert_eq!(written("gateway = \"b\"").in_the_place_of(&before), None, "another gateway");
-        // Where a person writes them there is room for both.
-        let by_hand = of("gateway = \"a\"").unwrap();
-        assert_eq!(
-            by_hand.in_the_place_of(&of("gateway = \"a\"\nbackend = \"old\"").unwrap()),
-            None
-        );
-    }
-
-    /// What a header or a cookie led to is emptied when the next release has no such rule: nobody else would.
-    #[test]
-    fn the_backend_of_a_rule_that_is_gone_is_emptied() {
-        let (deck, with) = read("gateway = \"a\"\n[rollout]\ncanary_header = \"x-canary: 1\"");
-        let (_, without) = read("gateway = \"a\"");
-        let mut state = ServiceState::new("chat".parse().unwrap());
-        let routes = |state: &ServiceState| Routes::of(&deck, state).serving.remove(0);
-        for (number, spec) in [(1, &without), (2, &with), (3, &without)] {
-            let number = ReleaseNumber(number);
-            let made = super::super::saved::tests::release(deck.id, &state.service);
-            let release = Release { number, spec: spec.clone(), ..made };
-            state.releases.insert(number, Shared::from(release));
-            state.stable = Some(number);
-            let now = routes(&state);
-            let expected = (number.0 == 2, number.0 == 3);
-            assert_eq!((now.canary.is_some(), now.left_canary), expected);
-        }
-    }
-}
+mod tests;

@@ -577,13 +577,16 @@ impl Core {
         &self,
         service: &ServiceName,
     ) -> Result<(Gateways, Vec<TrafficServer>), ApiError> {
-        let state = self.state.services.get(service);
-        let release = state.and_then(|s| s.releases.values().next_back());
+        let state = self.state.services.get(service).filter(|s| !s.releases.is_empty());
         let written = self.files.services.get(service).and_then(|s| s.as_ref().ok());
-        let Some(spec) = release.map(|r| &r.spec).or(written) else {
-            return Err(super::planning::not_found(service, self.known_services()));
+        let gateways = match (state, written) {
+            (Some(state), _) => Routes::of(&self.deck, state).serving.into_iter().next(),
+            (None, Some(spec)) => Gateways::of(&self.deck, service, spec),
+            (None, None) => {
+                return Err(super::planning::not_found(service, self.known_services()));
+            }
         };
-        let gateways = Gateways::of(&self.deck, service, spec).ok_or_else(|| ApiError {
+        let gateways = gateways.ok_or_else(|| ApiError {
             kind: ErrorKind::Conflict,
             message: format!("{service} has no gateway"),
             hint: Some("add one to deck.toml and name it in the spec: gateway = \"…\"".to_owned()),

@@ -195,7 +195,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let engine = engine::of(&spec.engine);
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
     names_are_of_the_deck(core, service, spec)?;
-    backend_stays(core, state, spec)?;
+    backends_are_apart(core, state, spec)?;
 
     let mut warnings = draft.warnings.clone();
     warnings.extend(engine.warnings(spec));
@@ -240,7 +240,12 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     }
     // The simulated gateway has no file to write to.
     let gateways = Gateways::of(&core.deck, service, spec).filter(|_| !core.deck.simulated);
-    warnings.extend(gateways.and_then(|gateways| gateways.forgetful()));
+    if let Some(gateways) = gateways {
+        let stable = state.stable.and_then(|number| state.releases.get(&number));
+        let served = stable.and_then(|r| Gateways::of(&core.deck, service, &r.spec));
+        warnings.extend(served.and_then(|served| gateways.to_be_led(&served)));
+        warnings.extend(gateways.forgetful());
+    }
     if !nothing_to_do {
         warnings.extend(core.edit_warnings(draft, release.number).map_err(|e| invalid(&e))?);
     }
@@ -311,9 +316,13 @@ fn or_uncordon(state: &ServiceState, error: ApiError) -> ApiError {
     }
 }
 
-/// What gpudeck writes for a gateway is one backend of a service. Another one in its place would take the section away
-/// that clients still come through.
-fn backend_stays(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Result<(), ApiError> {
+/// Two releases that live at the same time may have backends of their own, but none that is the canary's of the other:
+/// each would take the other's servers out.
+fn backends_are_apart(
+    core: &Core,
+    state: &ServiceState,
+    spec: &ServiceSpec,
+) -> Result<(), ApiError> {
     let service = &state.service;
     let Some(new) = Gateways::of(&core.deck, service, spec) else { return Ok(()) };
     let lives = state
@@ -322,19 +331,16 @@ fn backend_stays(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Resul
         .filter(|release| state.replicas.keys().any(|key| key.release == release.number));
     for release in lives {
         let served = Gateways::of(&core.deck, service, &release.spec);
-        let Some((gateway, old)) = served.as_ref().and_then(|old| new.in_the_place_of(old)) else {
+        let Some((gateway, name)) = served.as_ref().and_then(|old| new.tangled_with(old)) else {
             continue;
         };
         return Err(ApiError {
             kind: ErrorKind::Invalid,
             message: format!(
-                "{service} is served through the backend {old} of the gateway {gateway}, of which gpudeck writes one: \
-                 another one would take its place while it serves"
+                "{service} would have the backend {name} of the gateway {gateway} for all requests in one release and \
+                 for its canary in another, while both serve"
             ),
-            hint: Some(format!(
-                "write backend = \"{old}\"; or stop it first (`gpudeck stop {service}`), then apply; or use another \
-                 gateway beside it"
-            )),
+            hint: Some("give `backend` in the spec another name".to_owned()),
         });
     }
     Ok(())

@@ -26,6 +26,19 @@ pub struct Section<'a> {
     pub canary: Option<&'a CanaryRule>,
     /// Longest silence within an answer: token streams pause.
     pub stream_timeout: Duration,
+    /// Backends by which other releases of the service are reached, while those live.
+    pub also: &'a [OtherBackend],
+}
+
+/// A further backend with the same servers: clients may still come through it, or do already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherBackend {
+    /// Its name.
+    pub backend: String,
+    /// The backend of its canary is there, too.
+    pub canary: bool,
+    /// As [`Section::stream_timeout`].
+    pub stream_timeout: Duration,
 }
 
 /// A server as it is written, its address resolved.
@@ -81,6 +94,13 @@ impl Section<'_> {
         backend_text(&mut out, backend, timeout, servers);
         if self.canary.is_some() {
             backend_text(&mut out, &canary_backend(backend), timeout, canary);
+        }
+        for other in self.also {
+            let timeout = other.stream_timeout.as_secs().max(1);
+            backend_text(&mut out, &other.backend, timeout, servers);
+            if other.canary {
+                backend_text(&mut out, &canary_backend(&other.backend), timeout, canary);
+            }
         }
         out
     }
@@ -165,6 +185,7 @@ mod tests {
             listen: Some(":8080"),
             canary: Some(&rule),
             stream_timeout: Duration::from_secs(600),
+            also: &[],
         };
         let server = |replica: &str, address: &str, weight| SectionServer {
             replica: replica.parse().unwrap(),
@@ -188,6 +209,24 @@ mod tests {
              timeout connect 5s\n  timeout server 600s\n  \
              server r2-0-a1 [fd00::2]:21000 weight 10\n"
         );
+        // While another release lives that is reached otherwise, its backends have the same servers.
+        let other = |canary| OtherBackend {
+            backend: "llm".to_owned(),
+            canary,
+            stream_timeout: Duration::from_secs(900),
+        };
+        let (with, without) = ([other(true)], [other(false)]);
+        section.also = &with;
+        let both = section.text(&servers, &servers[1..]);
+        let as_other = |text: &str| {
+            let backends = text.split_once("\nbackend chat\n").unwrap().1;
+            let named = format!("backend chat\n{backends}").replace("chat", "llm");
+            named.replace("timeout server 600s", "timeout server 900s")
+        };
+        assert_eq!(both, format!("{text}{}", as_other(&text)));
+        section.also = &without;
+        assert!(!section.text(&servers, &servers[1..]).contains("llm-canary"));
+        section.also = &[];
         section.listen = None;
         section.canary = None;
         assert!(

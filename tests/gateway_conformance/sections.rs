@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gpudeck::base::TrafficServer;
-use gpudeck::gateway::Gateway;
-use gpudeck::gateway::section::{Section, SectionServer, canary_servers};
+use gpudeck::gateway::section::{OtherBackend, Section, SectionServer, canary_servers};
+use gpudeck::gateway::{Gateway, haproxy};
 use gpudeck::spec::CanaryRule;
 use tokio::net::TcpListener;
 
@@ -25,6 +25,7 @@ pub async fn sections_suite(rig: &mut dyn Rig) {
         listen: Some(&address.to_string()),
         canary: Some(&rule),
         stream_timeout: Duration::from_secs(60),
+        also: &[],
     };
     let table = [a.server("r1-0-a1", 90), b.by_rule("r2-0-a1", 10)];
     let canary = canary_servers(&table);
@@ -78,4 +79,25 @@ pub async fn sections_suite(rig: &mut dyn Rig) {
         let (_, body) = get_with(address, "/", "Cookie: canary=never\r\n").await;
         assert!(body.contains("engine-A"), "{body}");
     }
+
+    // A backend beside it has the same servers, and goes with its section.
+    let also = [OtherBackend {
+        backend: "embed-old".to_owned(),
+        canary: false,
+        stream_timeout: Duration::from_secs(60),
+    }];
+    let both = Section { also: &also, ..section.clone() };
+    let text = both.text(&written(&table), &written(&canary_servers(&table)));
+    std::fs::write(rig.sections().join("embed.cfg"), text).unwrap();
+    rig.restart().await;
+    for backend in ["embed", "embed-old"] {
+        let bench = Bench::new(rig, backend);
+        bench.gateway.apply(&table).await.unwrap();
+        assert_eq!(bench.link.epochs.lock().unwrap().len(), 0, "everything is at {backend}");
+    }
+    let text = section.text(&written(&table), &written(&canary_servers(&table)));
+    std::fs::write(rig.sections().join("embed.cfg"), text).unwrap();
+    rig.restart().await;
+    let gone = Bench::new(rig, "embed-old").gateway.counters().await.unwrap_err();
+    assert!(haproxy::lacks_backend(&gone.to_string()), "{gone}");
 }

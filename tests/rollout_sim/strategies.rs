@@ -88,6 +88,31 @@ fn what_serves_in_place_of_a_lost_set_goes_on_until_as_many_are_back() {
     }
 }
 
+/// Before the first weight the new replicas get nothing unless stable is lost; then they serve until stable carries the
+/// floor again. The world's own floor says so at every step.
+#[test]
+fn a_canary_that_serves_for_lost_replicas_goes_on_until_they_carry_the_floor() {
+    let mut world = serving(3);
+    let mut spec = spec(3, 1, 0);
+    spec.rollout.steps = vec![
+        StepSpec::Scale(Count::Percent(100)),
+        StepSpec::Approve(true),
+        StepSpec::Weight(50),
+    ];
+    world.request(&release(2, spec, &single(3, 4)), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, at_gate));
+    let share = |w: &World| w.state.release_weight_percent(R2);
+    assert_eq!((world.state.ready(R2), share(&world)), (3, 0));
+    for rank in world.running().into_iter().filter(|rank| rank.replica.release == R1) {
+        world.kill(&rank, "power");
+    }
+    assert!(world.run_until(HOUR, |w| has_all(w, R2)));
+    assert!(world.run_until(HOUR, |w| w.state.ready(R1) == 1));
+    assert!(share(&world) > 0, "one of three has all: {:?}", world.table());
+    assert!(world.run_until(HOUR, |w| has_all(w, R1)));
+    assert!(world.state.ready(R1) >= 2, "{:?}", world.table());
+}
+
 /// On the way back a replica of the old set waits for the GPU of one that serves in its stead. What is ready of the old set
 /// gets nothing meanwhile, so it makes up for none: the world's own floor says so at every step.
 #[test]

@@ -130,6 +130,7 @@ mod tests {
             listen: Some("127.0.0.1:8080"),
             canary: Some(&rule),
             stream_timeout: Duration::from_secs(60),
+            also: &[],
         };
         let server = SectionServer {
             replica: "r1-0-a1".parse().unwrap(),

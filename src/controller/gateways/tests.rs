@@ -1,0 +1,192 @@
+use super::*;
+use crate::base::{Attempt, ReplicaKey, Timestamp};
+use crate::rollout::{Release, ReplicaState, Shared};
+use crate::spec::{parse_deck, parse_service};
+
+fn read(service: &str) -> (DeckSpec, ServiceSpec) {
+    let deck = "id = \"01936f6e-0000-7000-8000-000000000001\"\nname = \"prod\"\n[hosts.h]\n\
+        [gateways.a]\nhost = \"h\"\nsocket = \"/a\"\nurls = { chat = \"http://a:1\" }\n\
+        [gateways.b]\nhost = \"h\"\nsocket = \"/b\"\nurl = \"http://b\"\n";
+    let deck = parse_deck(deck, "deck.toml").unwrap();
+    let spec = format!("model = \"m\"\nengine = \"vllm\"\n{service}");
+    (deck, parse_service(&spec, "chat").unwrap())
+}
+
+fn of(service: &str) -> Option<Gateways> {
+    let (deck, spec) = read(service);
+    Gateways::of(&deck, &"chat".parse().unwrap(), &spec)
+}
+
+#[test]
+fn a_service_that_names_none_of_several_is_told() {
+    let told = |change: fn(&mut DeckSpec), service: &str| {
+        let (mut deck, spec) = read(service);
+        change(&mut deck);
+        Gateways::none_named(&deck, &"chat".parse().unwrap(), &spec)
+    };
+    assert_eq!(
+        told(|_| (), "").unwrap(),
+        "no gateway switches its traffic: deck.toml has 2 (a, b), and services/chat.toml names \
+         none → write gateway = \"a\", or several as gateways = [\"a\", \"b\"]"
+    );
+    assert_eq!(told(|_| (), "gateway = \"b\""), None);
+    assert_eq!(told(|_| (), "gateways = [\"b\"]"), None);
+    assert_eq!(told(|deck| deck.gateways.retain(|n, _| n.as_str() == "a"), ""), None);
+    assert_eq!(told(|deck| deck.gateways.clear(), ""), None, "it is done without one");
+}
+
+#[test]
+fn a_gateway_that_forgets_is_told() {
+    let told = of("gateways = [\"a\", \"b\"]\nbackend = \"llm\"").unwrap().forgetful().unwrap();
+    assert!(told.starts_with("the gateways a, b have no `config`"), "{told}");
+    assert!(told.contains("the backend llm is empty until"), "{told}");
+    let (mut deck, spec) = read("gateways = [\"a\", \"b\"]");
+    for (gateway, config) in deck.gateways.values_mut().zip([Some("/a.d"), None]) {
+        gateway.config = config.map(str::to_owned);
+    }
+    let one = Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap();
+    assert!(one.forgetful().unwrap().starts_with("the gateway b has no `config`"));
+    let configs: Vec<_> = views(&deck).into_iter().map(|view| view.config).collect();
+    assert_eq!(configs, [Some("/a.d".to_owned()), None]);
+    deck.gateways.retain(|_, gateway| gateway.config.is_some());
+    let (_, spec) = read("");
+    assert_eq!(Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap().forgetful(), None);
+}
+
+#[test]
+fn what_haproxy_has_not_read_is_told() {
+    let (deck, _) = read("");
+    let gateway = deck.gateways.values().next().unwrap();
+    let told = |said: &str| not_read(gateway, &"chat".parse().unwrap(), said);
+    let failed = told(&format!("{RELOAD_FAILED}`systemctl reload haproxy`: exit status: 1"));
+    assert!(failed.unwrap().starts_with(
+        "HAProxy on h was not reloaded, and goes on with its configuration before: `systemctl"
+    ));
+    assert!(told(RELOAD_NEEDED).unwrap().contains("reload HAProxy on h by hand"));
+    assert_eq!((told("reloaded"), told("written"), told("unchanged")), (None, None, None));
+}
+
+#[test]
+fn a_service_has_the_gateways_it_names() {
+    assert!(of("").is_none(), "two, and none is named");
+    assert_eq!(of("gateway = \"a\"").unwrap().url().as_deref(), Some("http://a:1"));
+    assert_eq!(of("gateway = \"b\"").unwrap().url().as_deref(), Some("http://b"));
+    let both = of("gateways = [\"a\", \"b\"]").unwrap();
+    assert_eq!((both.places.len(), both.unknown.len()), (2, 0));
+    let wrong = of("gateways = [\"a\", \"c\"]").unwrap();
+    assert_eq!(wrong.unknown, ["c".parse::<ServiceName>().unwrap()]);
+}
+
+#[test]
+fn what_another_release_has_already_is_not_told_twice() {
+    let both = of("gateways = [\"a\", \"b\"]").unwrap();
+    let (a, b) = (of("gateway = \"a\"").unwrap(), of("gateway = \"b\"").unwrap());
+    assert_eq!(a.beside(std::slice::from_ref(&both)), None);
+    let names = |g: Option<Gateways>| g.map(|g| g.places.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(names(both.beside(std::slice::from_ref(&a))), names(Some(b)));
+    // Another backend of the same gateway is another table.
+    let other = of("gateway = \"a\"\nbackend = \"old\"").unwrap();
+    assert_eq!(names(other.beside(std::slice::from_ref(&a))), names(Some(a)));
+}
+
+/// Routes of a service of which these releases live, the newest last; the gateway `a` is written.
+fn routes(specs: &[&str], live: &[u64]) -> Routes {
+    let (mut deck, _) = read("");
+    let a = deck.gateways.values_mut().next().unwrap();
+    a.config = Some("/etc/haproxy/gpudeck.d".to_owned());
+    let mut state = ServiceState::new("chat".parse().unwrap());
+    for (number, spec) in (1..).map(ReleaseNumber).zip(specs) {
+        let made = super::super::saved::tests::release(deck.id, &state.service);
+        let release = Release { number, spec: read(spec).1, ..made };
+        state.releases.insert(number, Shared::from(release));
+        if live.contains(&number.0) {
+            state.stable = Some(number);
+            let replica = ReplicaState::pending(Attempt::FIRST, Timestamp(0), Timestamp(0));
+            state.replicas.insert(ReplicaKey { release: number, replica: 0 }, replica.into());
+        }
+    }
+    Routes::of(&deck, &state)
+}
+
+#[test]
+fn a_file_holds_the_backends_of_all_releases_that_live() {
+    let specs = [
+        "gateways = [\"a\", \"b\"]\nbackend = \"old\"\n[rollout]\ncanary_header = \"x: 1\"",
+        "gateway = \"a\"\nbackend = \"new\"",
+    ];
+    let both = routes(&specs, &[1, 2]);
+    let [new, old] = both.serving.as_slice() else { panic!("{both:?}") };
+    let a: ServiceName = "a".parse().unwrap();
+    let also: Vec<_> = new.also[&a].iter().map(|o| (o.backend.as_str(), o.canary)).collect();
+    assert_eq!((new.backend.as_str(), also), ("new", vec![("old", true)]));
+    // The file at `a` is the new one's; what is filled there at run time is both's.
+    assert!(new.places[&a].config.is_some() && old.places[&a].config.is_none());
+    assert!(old.also.is_empty() && old.places.len() == 2 && both.leaving.is_empty());
+
+    // Whoever serves alone has the file alone; the other is left, and may be gone with its section.
+    for (alone, backend, left) in [(2, "new", "old"), (1, "old", "new")] {
+        let routes = routes(&specs, &[alone]);
+        let [one] = routes.serving.as_slice() else { panic!("{routes:?}") };
+        assert!(one.backend == backend && one.also.is_empty() && !one.leaving);
+        let [other] = routes.leaving.as_slice() else { panic!("{routes:?}") };
+        assert!(other.backend == left && other.leaving && other.places[&a].config.is_none());
+    }
+    // The same backend, or another gateway: nothing is beside it.
+    let same = routes(&["gateway = \"a\"", "gateway = \"a\"\nreplicas = 2"], &[1, 2]);
+    assert!(same.serving.len() == 1 && same.serving[0].also.is_empty());
+    let apart = routes(&["gateway = \"b\"\nbackend = \"old\"", "gateway = \"a\""], &[1, 2]);
+    assert!(apart.serving.len() == 2 && apart.serving.iter().all(|g| g.also.is_empty()));
+}
+
+#[test]
+fn frontends_of_people_are_to_be_led_to_the_new_backend() {
+    let written = |service: &str, listen: bool| {
+        let (mut deck, _) = read("");
+        let a = deck.gateways.values_mut().next().unwrap();
+        a.config = Some("/etc/haproxy/gpudeck.d".to_owned());
+        if listen {
+            a.listen.insert("chat".parse().unwrap(), ":8080".to_owned());
+        }
+        Gateways::of(&deck, &"chat".parse().unwrap(), &read(service).1).unwrap()
+    };
+    let both = "gateways = [\"a\", \"b\"]\nbackend = \"new\"";
+    let (old, new) = (written("gateways = [\"a\", \"b\"]", false), written(both, false));
+    let told = new.to_be_led(&old).unwrap();
+    assert!(told.starts_with("the backend chat becomes new: "), "{told}");
+    assert!(told.contains("both at a, and"), "{told}");
+    assert_eq!(new.to_be_led(&new), None);
+    assert_eq!(written(both, true).to_be_led(&old), None, "its frontend is ours");
+    assert_eq!(new.to_be_led(&written("gateway = \"b\"", false)), None);
+}
+
+#[test]
+fn a_backend_is_not_another_releases_canary() {
+    let with_rule = of("gateway = \"a\"\n[rollout]\ncanary_header = \"x-canary: 1\"").unwrap();
+    let named_so = of("gateway = \"a\"\nbackend = \"chat-canary\"").unwrap();
+    let (gateway, name) = named_so.tangled_with(&with_rule).unwrap();
+    assert_eq!((gateway.as_str(), name.as_str()), ("a", "chat-canary"));
+    assert!(with_rule.tangled_with(&named_so).is_some());
+    assert_eq!(with_rule.tangled_with(&with_rule), None, "the same backend");
+    assert_eq!(of("gateway = \"a\"\nbackend = \"new\"").unwrap().tangled_with(&with_rule), None);
+    let elsewhere = of("gateway = \"b\"\nbackend = \"chat-canary\"").unwrap();
+    assert_eq!(elsewhere.tangled_with(&with_rule), None);
+}
+
+/// What a header or a cookie led to is emptied when the next release has no such rule: nobody else would.
+#[test]
+fn the_backend_of_a_rule_that_is_gone_is_emptied() {
+    let (deck, with) = read("gateway = \"a\"\n[rollout]\ncanary_header = \"x-canary: 1\"");
+    let (_, without) = read("gateway = \"a\"");
+    let mut state = ServiceState::new("chat".parse().unwrap());
+    let routes = |state: &ServiceState| Routes::of(&deck, state).serving.remove(0);
+    for (number, spec) in [(1, &without), (2, &with), (3, &without)] {
+        let number = ReleaseNumber(number);
+        let made = super::super::saved::tests::release(deck.id, &state.service);
+        let release = Release { number, spec: spec.clone(), ..made };
+        state.releases.insert(number, Shared::from(release));
+        state.stable = Some(number);
+        let now = routes(&state);
+        let expected = (number.0 == 2, number.0 == 3);
+        assert_eq!((now.canary.is_some(), now.left_canary), expected);
+    }
+}
