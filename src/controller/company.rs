@@ -56,8 +56,7 @@ pub fn hosts_of(state: &ServiceState, deck: &DeckSpec) -> BTreeSet<HostName> {
     named.dedup();
     let mut hosts: BTreeSet<HostName> =
         named.into_iter().filter(|host| deck.hosts.contains_key(*host)).cloned().collect();
-    let gateways =
-        state.releases.values().filter_map(|r| Gateways::of(deck, &state.service, &r.spec));
+    let gateways = state.releases.values().filter_map(|r| Gateways::of_release(deck, r));
     hosts.extend(gateways.flat_map(|g| g.hosts()).filter(|h| deck.hosts.contains_key(h)));
     hosts
 }

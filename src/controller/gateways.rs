@@ -18,7 +18,7 @@ use crate::gateway::section::{
     OtherBackend, Section, SectionServer, canary_backend, canary_servers,
 };
 use crate::gateway::{Gateway, GatewayError, HaproxyGateway, haproxy};
-use crate::rollout::ServiceState;
+use crate::rollout::{Release, ServiceState};
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
 use crate::wire::{GatewayConfig, RELOAD_FAILED, RELOAD_NEEDED, Reply, Request, Verb};
 
@@ -109,7 +109,15 @@ impl Routes {
         };
         let of = |live: bool| {
             let releases = state.releases.iter().rev().filter(move |(n, _)| lives(n) == live);
-            releases.filter_map(|(_, r)| Gateways::of(deck, &state.service, &r.spec))
+            let newest = state.releases.keys().rev().find(|n| lives(n));
+            releases.filter_map(move |(number, release)| {
+                let mut gateways = Gateways::of_release(deck, release)?;
+                // What was taken out of the deck is gone for good for whoever is to leave it.
+                if newest.is_some_and(|newest| newest != number) {
+                    gateways.unknown.clear();
+                }
+                (!gateways.places.is_empty() || !gateways.unknown.is_empty()).then_some(gateways)
+            })
         };
         let mut routes = Self::default();
         for gateways in of(true) {
@@ -199,6 +207,51 @@ struct Kept {
 impl Gateways {
     /// Those the spec names, else the deck's only one. None: the service has no gateway.
     pub fn of(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<Self> {
+        Self::through(deck, service, spec, None)
+    }
+
+    /// Those of a release: what was the deck's only one when it was planned stays its own when others come.
+    pub fn of_release(deck: &DeckSpec, release: &Release) -> Option<Self> {
+        Self::through(deck, &release.service, &release.spec, release.gateway.as_ref())
+    }
+
+    /// Those of a spec that is to be rolled out.
+    pub fn to_be(
+        deck: &DeckSpec,
+        service: &ServiceName,
+        state: Option<&ServiceState>,
+        spec: &ServiceSpec,
+    ) -> Option<Self> {
+        let kept = state.and_then(|state| Self::only_one(deck, state, spec));
+        Self::through(deck, service, spec, kept.as_ref())
+    }
+
+    /// What a spec that names none goes through: the deck's only one, or the one that was it and that the service is
+    /// still served through.
+    pub fn only_one(
+        deck: &DeckSpec,
+        state: &ServiceState,
+        spec: &ServiceSpec,
+    ) -> Option<ServiceName> {
+        if spec.gateway.is_some() || !spec.gateways.is_empty() {
+            return None;
+        }
+        let mut names = deck.gateways.keys();
+        match (names.next(), names.next()) {
+            (Some(only), None) => Some(only.clone()),
+            _ => {
+                let served = state.stable.and_then(|stable| state.releases.get(&stable))?;
+                served.gateway.clone().filter(|name| deck.gateways.contains_key(name))
+            }
+        }
+    }
+
+    fn through(
+        deck: &DeckSpec,
+        service: &ServiceName,
+        spec: &ServiceSpec,
+        kept: Option<&ServiceName>,
+    ) -> Option<Self> {
         let named: BTreeSet<&ServiceName> = spec.gateways.iter().chain(&spec.gateway).collect();
         let mut gateways = BTreeMap::new();
         let mut unknown = Vec::new();
@@ -211,10 +264,12 @@ impl Gateways {
             }
         }
         if named.is_empty() {
-            if deck.gateways.len() != 1 {
-                return None;
+            if deck.gateways.len() == 1 {
+                gateways.clone_from(&deck.gateways);
+            } else {
+                let (name, gateway) = deck.gateways.get_key_value(kept?)?;
+                gateways.insert(name.clone(), gateway.clone());
             }
-            gateways.clone_from(&deck.gateways);
         }
         Some(Self {
             deck: deck.name.clone(),
@@ -242,22 +297,28 @@ impl Gateways {
         Some((gateway, backend))
     }
 
-    /// What to know of a service that has no gateway because the deck has several and it names none.
-    pub fn none_named(
-        deck: &DeckSpec,
-        service: &ServiceName,
-        spec: &ServiceSpec,
-    ) -> Option<String> {
+    /// What to know of a service that names no gateway though the deck has several.
+    pub fn none_named(deck: &DeckSpec, state: &ServiceState, spec: &ServiceSpec) -> Option<String> {
+        let service = &state.service;
         let names: Vec<&str> = deck.gateways.keys().map(ServiceName::as_str).collect();
         let first = names.first().filter(|_| names.len() > 1)?;
-        Self::of(deck, service, spec).is_none().then(|| {
-            format!(
-                "no gateway switches its traffic: deck.toml has {} ({}), and services/{service}.toml \
-                 names none → write gateway = \"{first}\", or several as gateways = [\"{}\"]",
-                names.len(),
-                names.join(", "),
+        if Self::of(deck, service, spec).is_some() {
+            return None;
+        }
+        let several = format!(
+            "deck.toml has {} ({}), and services/{service}.toml names none",
+            names.len(),
+            names.join(", ")
+        );
+        Some(match Self::only_one(deck, state, spec) {
+            Some(kept) => format!(
+                "it stays at the gateway {kept}, which was the only one: {several} → write gateway = \"{kept}\""
+            ),
+            None => format!(
+                "no gateway switches its traffic: {several} → write gateway = \"{first}\", or several as gateways = \
+                 [\"{}\"]",
                 names.join("\", \"")
-            )
+            ),
         })
     }
 

@@ -231,18 +231,19 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
-    warnings.extend(Gateways::none_named(&core.deck, service, spec));
-    warnings.extend(cautions::of_the_traffic(core, service, spec));
+    warnings.extend(Gateways::none_named(&core.deck, state, spec));
+    warnings.extend(cautions::of_the_traffic(core, state, spec));
     if !nothing_to_do {
         warnings.extend(cautions::of_the_clocks(&spec.rollout));
         warnings.extend(served.and_then(|served| cautions::of_a_restart(served, spec)));
         warnings.extend(backend_of_another(core, state, spec));
     }
     // The simulated gateway has no file to write to.
-    let gateways = Gateways::of(&core.deck, service, spec).filter(|_| !core.deck.simulated);
+    let gateways =
+        Gateways::to_be(&core.deck, service, Some(state), spec).filter(|_| !core.deck.simulated);
     if let Some(gateways) = gateways {
         let stable = state.stable.and_then(|number| state.releases.get(&number));
-        let served = stable.and_then(|r| Gateways::of(&core.deck, service, &r.spec));
+        let served = stable.and_then(|r| Gateways::of_release(&core.deck, r));
         warnings.extend(served.and_then(|served| gateways.to_be_led(&served)));
         warnings.extend(gateways.forgetful());
     }
@@ -324,13 +325,13 @@ fn backends_are_apart(
     spec: &ServiceSpec,
 ) -> Result<(), ApiError> {
     let service = &state.service;
-    let Some(new) = Gateways::of(&core.deck, service, spec) else { return Ok(()) };
+    let Some(new) = Gateways::to_be(&core.deck, service, Some(state), spec) else { return Ok(()) };
     let lives = state
         .releases
         .values()
         .filter(|release| state.replicas.keys().any(|key| key.release == release.number));
     for release in lives {
-        let served = Gateways::of(&core.deck, service, &release.spec);
+        let served = Gateways::of_release(&core.deck, release);
         let Some((gateway, name)) = served.as_ref().and_then(|old| new.tangled_with(old)) else {
             continue;
         };
@@ -389,9 +390,12 @@ fn fills_anothers<'a>(
     spec: &ServiceSpec,
     others: impl Iterator<Item = (&'a ServiceName, &'a ServiceSpec)>,
 ) -> Option<String> {
-    let own = Gateways::of(&core.deck, service, spec)?;
+    let to_be = |name: &ServiceName, spec: &ServiceSpec| {
+        Gateways::to_be(&core.deck, name, core.state.services.get(name), spec)
+    };
+    let own = to_be(service, spec)?;
     others.filter(|(other, _)| *other != service).find_map(|(other, theirs)| {
-        let theirs = Gateways::of(&core.deck, other, theirs)?;
+        let theirs = to_be(other, theirs)?;
         let (gateway, backend) = own.shared_with(&theirs)?;
         Some(format!(
             "{service} and {other} would both fill the backend {backend} of the gateway {gateway}"

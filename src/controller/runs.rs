@@ -151,7 +151,9 @@ impl Core {
             };
             ready.filter_map(|(key, _)| address(key)).collect::<Vec<_>>().join(" ")
         };
-        let url = release.and_then(|r| super::service_view::url(&self.deck, service, &r.spec));
+        let url = state
+            .zip(release)
+            .and_then(|(state, r)| super::service_view::url(&self.deck, state, &r.spec));
         let deck = self.options.deck_dir.as_ref().map(|d| d.display().to_string());
         let pairs = [
             ("DECK", deck),

@@ -447,6 +447,7 @@ pub(super) mod tests {
             revision: crate::base::Revision("c0ffee".to_owned()),
             spec: crate::spec::parse_service("model = \"/m\"\nengine = \"vllm\"", "chat").unwrap(),
             replicas: vec![crate::rollout::ReplicaPlan { ranks: Vec::new() }; 40],
+            gateway: None,
             borrowing: None,
             created: crate::base::Timestamp(5),
             author: "ada".to_owned(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::deck_ledger::Ledger;
+use super::gateways::Gateways;
 use super::traffic::Traffic;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer};
@@ -83,7 +84,7 @@ pub fn view(
         replicas: replicas(state, around),
         history: around.history.iter().take(50).cloned().collect(),
         pending_change: waits(state, written, around.elsewhere.is_some()),
-        url: shown_spec.and_then(|s| url(around.deck, name, s)),
+        url: shown_spec.and_then(|s| url(around.deck, state, s)),
         traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
         trouble,
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
@@ -121,8 +122,8 @@ fn lends(state: &ServiceState) -> Option<String> {
     })
 }
 
-pub(super) fn url(deck: &DeckSpec, service: &ServiceName, spec: &ServiceSpec) -> Option<String> {
-    let gateways = || super::gateways::Gateways::of(deck, service, spec);
+pub(super) fn url(deck: &DeckSpec, state: &ServiceState, spec: &ServiceSpec) -> Option<String> {
+    let gateways = || Gateways::to_be(deck, &state.service, Some(state), spec);
     spec.url.clone().or_else(|| gateways()?.url())
 }
 

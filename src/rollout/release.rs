@@ -27,6 +27,9 @@ pub struct Release {
     pub spec: ServiceSpec,
     /// One plan a replica; as many as `spec.replicas`.
     pub replicas: Vec<ReplicaPlan>,
+    /// The deck's only gateway when this was planned, where the spec names none: it stays this one's when others come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<ServiceName>,
     /// Room that it borrows while it is rolled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub borrowing: Option<Box<super::lending::Borrowing>>,

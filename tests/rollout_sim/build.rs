@@ -61,6 +61,7 @@ pub fn release(number: u64, spec: ServiceSpec, places: &[Vec<Place>]) -> Release
         revision: Revision(format!("{number:040x}")),
         spec,
         replicas,
+        gateway: None,
         borrowing: None,
         created: Timestamp(0),
         author: "ada".to_owned(),

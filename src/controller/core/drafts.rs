@@ -163,7 +163,8 @@ impl Core {
         let gateways = spec.as_ref().ok().and_then(|(spec, _, _)| {
             // Only a canary lives by its weight.
             let weighed = spec.rollout.effective_strategy() == Strategy::Canary;
-            Some((Gateways::of(&self.deck, &service, spec)?, weighed))
+            let state = self.state.services.get(&service);
+            Some((Gateways::to_be(&self.deck, &service, state, spec)?, weighed))
         });
         let means = Arc::clone(&self.means);
         // Only a journal that begins with nothing can have lost something.

@@ -22,7 +22,7 @@ fn a_service_that_names_none_of_several_is_told() {
     let told = |change: fn(&mut DeckSpec), service: &str| {
         let (mut deck, spec) = read(service);
         change(&mut deck);
-        Gateways::none_named(&deck, &"chat".parse().unwrap(), &spec)
+        Gateways::none_named(&deck, &ServiceState::new("chat".parse().unwrap()), &spec)
     };
     assert_eq!(
         told(|_| (), "").unwrap(),
@@ -189,4 +189,46 @@ fn the_backend_of_a_rule_that_is_gone_is_emptied() {
         let expected = (number.0 == 2, number.0 == 3);
         assert_eq!((now.canary.is_some(), now.left_canary), expected);
     }
+}
+
+/// A second gateway in deck.toml takes no service from the first one, which it was planned for as the only one.
+#[test]
+fn the_only_gateway_stays_when_others_come() {
+    let (mut deck, none) = read("");
+    let (a, b): (ServiceName, ServiceName) = ("a".parse().unwrap(), "b".parse().unwrap());
+    let mut state = ServiceState::new("chat".parse().unwrap());
+    assert_eq!(Gateways::only_one(&deck, &state, &none), None, "there are two");
+    let second = deck.gateways.remove(&b).unwrap();
+    assert_eq!(Gateways::only_one(&deck, &state, &none), Some(a.clone()));
+    let made = super::super::saved::tests::release(deck.id, &state.service);
+    let release = Release { spec: none.clone(), gateway: Some(a.clone()), ..made };
+    state.stable = Some(release.number);
+    state.releases.insert(release.number, Shared::from(release.clone()));
+    deck.gateways.insert(b.clone(), second);
+    let names = |g: Option<Gateways>| {
+        g.map(|g| g.places.keys().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let one = Some(vec!["a".to_owned()]);
+    assert_eq!(names(Gateways::of_release(&deck, &release)), one);
+    assert_eq!(names(Routes::of(&deck, &state).serving.pop()), one);
+    // So does the next release that names none, and is told.
+    assert_eq!(names(Gateways::to_be(&deck, &state.service, Some(&state), &none)), one);
+    let told = Gateways::none_named(&deck, &state, &none).unwrap();
+    assert!(told.starts_with("it stays at the gateway a, which was the only one"), "{told}");
+    let (_, named) = read("gateway = \"b\"");
+    let to_be = Gateways::to_be(&deck, &state.service, Some(&state), &named);
+    assert_eq!(names(to_be), Some(vec!["b".to_owned()]));
+}
+
+/// Who leaves a gateway that was taken out of deck.toml need not wait for it.
+#[test]
+fn a_gateway_that_is_gone_for_good_can_be_left() {
+    let unknown = |live: &[u64]| {
+        let routes = routes(&["gateways = [\"a\", \"gone\"]", "gateway = \"b\""], live);
+        routes.serving.iter().map(|g| g.unknown.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(unknown(&[1]), [1], "who names it is told");
+    assert_eq!(unknown(&[1, 2]), [0, 0]);
+    let only_there = routes(&["gateway = \"gone\"", "gateway = \"b\""], &[1, 2]);
+    assert!(only_there.serving.len() == 1 && only_there.leaving.is_empty(), "{only_there:?}");
 }

@@ -1,18 +1,15 @@
 //! What a plan says beside its steps, though nothing forbids it: what people would not expect of what they wrote.
 
-use crate::base::{ServiceName, time};
+use crate::base::time;
 use crate::controller::core::Core;
 use crate::controller::gateways::Gateways;
-use crate::rollout::{Release, uncounted_analyses};
+use crate::rollout::{Release, ServiceState, uncounted_analyses};
 use crate::spec::{RolloutSpec, ServiceSpec};
 
 /// How clients find the engines, and who counts their requests, where no gateway does either.
-pub(super) fn of_the_traffic(
-    core: &Core,
-    service: &ServiceName,
-    spec: &ServiceSpec,
-) -> Vec<String> {
-    if Gateways::of(&core.deck, service, spec).is_some() {
+pub(super) fn of_the_traffic(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Vec<String> {
+    let service = &state.service;
+    if Gateways::to_be(&core.deck, service, Some(state), spec).is_some() {
         return Vec::new();
     }
     let mut told = Vec::new();

@@ -1,6 +1,7 @@
 //! A placement is made a release: ports, command lines, and the journey to it.
 
 use super::super::core::{Core, now};
+use super::super::gateways::Gateways;
 use super::super::{plan_steps, service_view, world};
 use super::{Draft, Laid, invalid, is_served};
 use crate::api::view::{PlannedRank, PlannedReplica};
@@ -50,6 +51,7 @@ pub(in crate::controller) fn lay_out(
         revision: draft.revision.clone().unwrap_or(Revision(String::new())),
         spec: spec.clone(),
         replicas,
+        gateway: Gateways::only_one(&core.deck, state, spec),
         borrowing: borrowing.map(Box::new),
         created: now(),
         author: String::new(),
