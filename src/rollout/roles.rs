@@ -49,7 +49,8 @@ impl ServiceState {
     }
 
     /// The fewest ready replicas that an action of ours leaves now. While a rollout changes the
-    /// number of replicas, the smaller of the two numbers counts. 0 on a first deployment, and
+    /// number of replicas, the smaller of the two numbers counts. At rest not more than there are while some are
+    /// out: what is left could not be moved any more. 0 on a first deployment, and
     /// while a person has asked for the service's end.
     pub fn floor(&self) -> u32 {
         if self.stopping {
@@ -63,6 +64,7 @@ impl ServiceState {
             None => self.stable.map_or(0, |stable| {
                 let desired = self.wanted(stable);
                 let floor = self.policy(stable).map_or(desired, |p| count::floor(p, desired));
+                let floor = floor.min(desired.saturating_sub(self.lent(stable)));
                 // Nobody stops serving for another's rollout.
                 if self.binding_loan().is_none() { floor } else { floor.max(1) }
             }),

@@ -93,7 +93,7 @@ fn what_serves_in_place_of_a_lost_set_goes_on_until_as_many_are_back() {
 #[test]
 fn a_canary_that_serves_for_lost_replicas_goes_on_until_they_carry_the_floor() {
     let mut world = serving(3);
-    let mut spec = spec(3, 1, 0);
+    let mut spec = spec(3, 1, 3);
     spec.rollout.steps =
         vec![StepSpec::Scale(Count::Percent(100)), StepSpec::Approve(true), StepSpec::Weight(50)];
     world.request(&release(2, spec, &single(3, 4)), RolloutKind::Apply, Nature::Good);
