@@ -413,3 +413,55 @@ fn a_full_disk_refuses_new_work_keeps_what_runs_and_heals() {
     gpudeck(&["controller", "stop"]).expect_success();
     traces.expect_none(&person);
 }
+
+/// The rollout waits for whoever balances, who follows while the disk is full: that cannot be written down. With space
+/// back it goes on at once, not when a deadline takes back what is good.
+#[test]
+fn what_whoever_balances_followed_while_the_disk_was_full_is_told_again() {
+    let person = deck();
+    let home = person.home();
+    let at = |name: &str| home.join(name).display().to_string();
+    let reload = format!(
+        "touch {}; until test -e {}; do sleep 0.05; done; touch {}",
+        at("asked"),
+        at("go"),
+        at("followed")
+    );
+    let file = person.deck().join("deck.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let endpoints = format!(
+        "\n[endpoints]\ndir = \"{}\"\nsettle = \"0s\"\nreload = [\"sh\", \"-c\", \"{reload}\"]\n",
+        at("endpoints")
+    );
+    std::fs::write(&file, before + &endpoints).unwrap();
+    let traces = Traces::of(&person);
+    let Some(disk) = SmallDisk::mount(home.join("small")) else { return };
+    let gpudeck = |words: &[&str]| {
+        let mut command = person.command(words);
+        run(command.env("GPUDECK_HOME", &disk.0), DEADLINE)
+    };
+    gpudeck(&["apply", "chat"]).expect_success();
+    wait_until("the table", DEADLINE, || home.join("asked").exists());
+
+    disk.fill();
+    let unwritable = || gpudeck(&["status"]).stdout.contains("journal-unwritable");
+    // What still fits into a page is written: also a wish whose answer does not.
+    wait_until("a full disk", DEADLINE, || {
+        gpudeck(&["cordon", "here"]);
+        gpudeck(&["uncordon", "here"]);
+        unwritable()
+    });
+    std::fs::write(home.join("go"), "").unwrap();
+    wait_until("the end of the command", DEADLINE, || home.join("followed").exists());
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(unwritable());
+
+    std::fs::remove_file(disk.0.join("filler")).unwrap();
+    let wait = ["rollout", "status", "chat", "--wait", "--timeout", "60s"];
+    gpudeck(&wait).expect_success();
+    gpudeck(&["uncordon", "here"]);
+    gpudeck(&["stop", "chat", "--yes"]).expect_success();
+    wait_until("the stop", DEADLINE, || gpudeck(&["status", "chat"]).stdout.contains("stopped"));
+    gpudeck(&["controller", "stop"]).expect_success();
+    traces.expect_none(&person);
+}

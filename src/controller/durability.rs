@@ -102,6 +102,8 @@ impl Core {
 
     /// Carries out again what is awaited, and asks the hosts what there is.
     pub(super) fn ask_anew(&mut self) {
+        // What gateways have taken meanwhile is not in the journal, and nobody asks for it again.
+        self.actions.retell();
         let services: Vec<ServiceName> = self.state.services.keys().cloned().collect();
         for service in services {
             let actions =

@@ -24,7 +24,13 @@ const SAY_AGAIN: Duration = Duration::from_mins(1);
 const MOST_WORDS: usize = 8;
 
 /// A traffic table and its version.
-type Table = (u64, Shared<Vec<TrafficServer>>);
+#[derive(Clone)]
+struct Table {
+    version: u64,
+    servers: Shared<Vec<TrafficServer>>,
+    /// What was told of it is told again when this grows.
+    telling: u64,
+}
 
 /// The task that keeps the table of a service at its gateways.
 pub(super) struct TrafficWorker {
@@ -53,12 +59,15 @@ impl Actions {
         if let Some(worker) = self.traffic.get(service) {
             let same = worker.routes == routes && worker.endpoints == endpoints;
             if same && !worker.task.is_finished() {
-                worker.table.send_replace((version, servers));
+                worker.table.send_modify(|table| {
+                    table.version = version;
+                    table.servers = servers;
+                });
                 return;
             }
             worker.task.abort();
         }
-        let (table, receiver) = watch::channel((version, servers));
+        let (table, receiver) = watch::channel(Table { version, servers, telling: 0 });
         let keeper = Keeper {
             means: Arc::clone(&self.means),
             service: service.clone(),
@@ -74,8 +83,15 @@ impl Actions {
     pub fn reroute(&mut self, service: &ServiceName, deck: &DeckSpec, routes: Routes) {
         let Some(worker) = self.traffic.get(service) else { return };
         if worker.routes != routes {
-            let (version, servers) = worker.table.borrow().clone();
+            let Table { version, servers, .. } = worker.table.borrow().clone();
             self.apply_traffic(service, deck, routes, version, servers);
+        }
+    }
+
+    /// What was told of the tables could not be written down: it is told again.
+    pub fn retell(&self) {
+        for worker in self.traffic.values() {
+            worker.table.send_modify(|table| table.telling = table.telling.wrapping_add(1));
         }
     }
 }
@@ -118,32 +134,60 @@ impl Meddled {
     }
 }
 
+/// What was told of tables: each version once, and a failure once as long as it stays the same.
+#[derive(Default)]
+struct Told {
+    telling: u64,
+    success: Option<u64>,
+    failure: Option<(u64, NotApplied)>,
+}
+
+impl Told {
+    /// Whether it is news that this table is at the gateways; what was told in an earlier telling does not count.
+    fn would_be_news(&mut self, table: &Table) -> bool {
+        if self.telling != table.telling {
+            *self = Self { telling: table.telling, ..Self::default() };
+        }
+        self.success != Some(table.version) || self.failure.is_some()
+    }
+
+    fn applied(&mut self, version: u64) {
+        self.failure = None;
+        self.success = Some(version);
+    }
+
+    /// Whether it is news that it is not.
+    fn failed(&mut self, version: u64, failed: &NotApplied) -> bool {
+        let failure = Some((version, failed.clone()));
+        let news = self.failure != failure;
+        self.failure = failure;
+        news
+    }
+}
+
 impl Keeper {
     async fn keep(self, mut table: watch::Receiver<Table>) {
-        let mut told_failure = None;
-        let mut told_success = None;
+        let mut told = Told::default();
         let mut meddled = Meddled::default();
         let mut files = Files {
             serving: self.routes.serving.iter().map(|_| Written::default()).collect(),
             leaving: self.routes.leaving.iter().map(|_| Some(Written::default())).collect(),
         };
         loop {
-            let (version, servers) = table.borrow_and_update().clone();
-            let news = told_success != Some(version) || told_failure.is_some();
+            let now = table.borrow_and_update().clone();
+            let news = told.would_be_news(&now);
             let confirmed = !news;
+            let Table { version, servers, .. } = now;
             let (kind, again) = match self.apply(version, &servers, &mut files, news).await {
                 Ok(()) => {
-                    told_failure = None;
-                    told_success = Some(version);
+                    told.applied(version);
                     (news.then_some(EventKind::TrafficApplied { version }), Duration::from_secs(2))
                 }
                 Err(failed) => {
-                    let news = told_failure.as_ref() != Some(&(version, failed.clone()));
-                    told_failure = Some((version, failed.clone()));
+                    let news = told.failed(version, &failed);
                     let NotApplied { why, lacks_backend } = failed;
                     let failed = EventKind::TrafficFailed { version, why, lacks_backend };
-                    let kind = news.then_some(failed);
-                    (kind, Duration::from_secs(1))
+                    (news.then_some(failed), Duration::from_secs(1))
                 }
             };
             if let Some(kind) = kind {
@@ -160,7 +204,7 @@ impl Keeper {
                 }
             }
             // Only what serves is waited for.
-            if told_failure.is_none() {
+            if told.failure.is_none() {
                 self.leave(&mut files).await;
             }
             tokio::select! {
@@ -251,6 +295,26 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_told_of_a_table_is_told_again_where_it_was_not_written_down() {
+        let table = |version, telling| Table { version, servers: Shared::default(), telling };
+        let failed = |why: &str| NotApplied { why: why.to_owned(), lacks_backend: false };
+        let mut told = Told::default();
+        assert!(told.would_be_news(&table(1, 0)));
+        told.applied(1);
+        assert!(!told.would_be_news(&table(1, 0)), "once");
+        assert!(told.would_be_news(&table(1, 1)), "the journal was full");
+        told.applied(1);
+        assert!(!told.would_be_news(&table(1, 1)));
+        assert!(told.would_be_news(&table(2, 1)));
+        assert!(told.failed(2, &failed("no answer")));
+        assert!(!told.failed(2, &failed("no answer")), "once");
+        assert!(told.failed(2, &failed("no backend")));
+        assert!(told.would_be_news(&table(2, 2)));
+        assert!(told.failed(2, &failed("no backend")), "the journal was full");
+        assert!(told.would_be_news(&table(2, 2)), "it was away in between");
+    }
 
     #[test]
     fn what_somebody_else_changed_is_told_once() {
