@@ -8,6 +8,8 @@ mod common;
 mod decisions;
 #[path = "company_takeover/handover.rs"]
 mod handover;
+#[path = "company_takeover/left_out.rs"]
+mod left_out;
 #[path = "company_takeover/losses.rs"]
 mod losses;
 

@@ -331,6 +331,11 @@ pub enum IntentReply {
         /// Its number, from 1.
         step: usize,
     },
+    /// The hosts were taken over by force, but for those that were not reached.
+    TakenOver {
+        /// They count as held, and are taken over when they are back.
+        left_out: Vec<HostName>,
+    },
     /// It is done or under way.
     Accepted,
 }

@@ -136,8 +136,8 @@ async fn begin(
         (IntentReply::Accepted, Output::Text) => {
             table::out(&format!("{service}: the rollout under way is taken back"))?;
         }
-        // Answers a promotion only.
-        (IntentReply::AlreadyPassed { .. }, Output::Text) => {}
+        // Answer a promotion and a take-over only.
+        (IntentReply::AlreadyPassed { .. } | IntentReply::TakenOver { .. }, Output::Text) => {}
         (IntentReply::NothingToDo, Output::Text) => {
             table::out(&format!("{service}: nothing to do"))?;
         }
@@ -149,7 +149,9 @@ async fn begin(
         IntentReply::RolloutBegun { release, .. } => wait::Awaited::Release(release),
         IntentReply::Queued { behind, asked, .. } => wait::Awaited::After { behind, asked },
         IntentReply::Accepted => wait::Awaited::Present,
-        IntentReply::NothingToDo | IntentReply::AlreadyPassed { .. } => {
+        IntentReply::NothingToDo
+        | IntentReply::AlreadyPassed { .. }
+        | IntentReply::TakenOver { .. } => {
             return Ok(Some(Success::Done));
         }
     };

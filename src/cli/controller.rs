@@ -6,7 +6,7 @@ use super::args::{Args, ControllerCommand, Output, Why};
 use super::attach::{attach, deck, known, running};
 use super::exit::{Failure, Success};
 use super::{standing, table};
-use crate::api::{Client, Door, ErrorKind, Intent};
+use crate::api::{Client, Door, ErrorKind, Intent, IntentReply};
 use crate::controller::handover::is_same_build;
 use crate::controller::{Options, Paths, start_in_process};
 
@@ -164,11 +164,25 @@ async fn take_over(
                 .with_hint(format!("the deck is {}", spec.name)));
         }
     }
-    client.send(Intent::TakeOver { force, reason: why.reason.clone() }).await?;
+    let reply = client.send(Intent::TakeOver { force, reason: why.reason.clone() }).await?;
+    let left_out = match reply {
+        IntentReply::TakenOver { left_out } => left_out,
+        _ => Vec::new(),
+    };
     match args.output {
-        Output::Json => table::json_line(&serde_json::json!({ "taken_over": true }))?,
-        Output::Text => {
+        Output::Json => {
+            table::json_line(&serde_json::json!({ "taken_over": true, "left_out": left_out }))?;
+        }
+        Output::Text if left_out.is_empty() => {
             table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
+        }
+        Output::Text => {
+            let names: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+            table::out(&format!(
+                "the hosts that are reached are taken over; `gpudeck status` shows what goes on\n\
+                 not reached, and taken over when they are back, unless somebody takes them before: {}",
+                names.join(", ")
+            ))?;
         }
     }
     Ok(Success::Done)

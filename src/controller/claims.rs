@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 
 use super::core::now;
 use super::lasting;
+use super::left_out::LeftOut;
 use super::owed::Owed;
 use crate::base::{DeckId, Epoch, EpochCell, HostName, ServiceName, Timestamp};
 use crate::fleet::{Fleet, HostLink, LinkError};
@@ -38,8 +39,13 @@ const SURVEYED_WITHIN: Duration = Duration::from_secs(3);
 /// How long a host that is held is waited for before something is done on another one of its service.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Before a host is taken at last that a take-over by force left out, the others are waited for so long in a new life:
+/// they may have been taken meanwhile.
+const OTHERS_HEARD_WITHIN: Duration = Duration::from_secs(10);
+
 /// The claims of one controller.
 pub struct Claims {
+    born: Instant,
     deck: DeckId,
     holder: String,
     /// Where it is written down which hosts are held, for the next life.
@@ -50,6 +56,8 @@ pub struct Claims {
     changes: AtomicU64,
     /// Those that are to be given back: a take-over of them came to nothing.
     owed: Owed,
+    /// Those that a take-over by force left out: held, and not heard of since.
+    left_out: LeftOut,
     /// When it was last seen to that the hosts of a service are held.
     rounds: PlainMutex<BTreeMap<ServiceName, Round>>,
     /// What is in the file, as far as this life knows; held while it is written.
@@ -148,6 +156,7 @@ impl Claims {
         ours.retain(|host| !owed.has(host));
         let known = Known { ours, ..Known::default() };
         Self {
+            born: Instant::now(),
             deck,
             holder,
             file,
@@ -155,9 +164,18 @@ impl Claims {
             known: PlainMutex::new(known),
             changes: AtomicU64::new(1),
             owed,
+            left_out: LeftOut::default(),
             rounds: PlainMutex::default(),
             written: PlainMutex::default(),
         }
+    }
+
+    /// The same; these hosts are held until they say otherwise.
+    #[must_use]
+    pub fn leaving_out(self, left_out: LeftOut) -> Self {
+        let held = left_out.hosts();
+        self.known().ours.extend(held.into_iter().filter(|host| !self.owed.has(host)));
+        Self { left_out, ..self }
     }
 
     /// The name of this controller.
@@ -211,6 +229,8 @@ impl Claims {
         known.ours.retain(|host| wanted(host));
         known.free.retain(|host| wanted(host));
         known.asked.retain(|host| wanted(host));
+        drop(known);
+        self.left_out.keep(wanted);
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -234,6 +254,7 @@ impl Claims {
                     known.ours.insert(host.clone());
                 }
                 Some(other) => {
+                    self.left_out.is_heard(host);
                     known.ours.remove(host);
                     known.others.insert(host.clone(), other);
                 }
@@ -310,7 +331,13 @@ impl Claims {
                     }
                     Some(info) => {
                         self.owed.is_given_back(link.host());
-                        Some(Other::of(&info))
+                        let other = Other::of(&info);
+                        if self.is_left_to_us(link.host(), &other)? {
+                            self.take_at_last(link).await?;
+                            None
+                        } else {
+                            Some(other)
+                        }
                     }
                     None => None,
                 };
@@ -384,21 +411,7 @@ impl Claims {
             force,
         };
         match link.request(request).await {
-            Ok(Reply::Claimed { epoch }) => {
-                self.known().asked.insert(link.host().clone());
-                self.note(link.host(), None);
-                self.known().free.insert(link.host().clone());
-                let mut held = self.held.lock().await;
-                let claim = held
-                    .entry(link.host().clone())
-                    .or_insert_with(|| Claim { epoch: EpochCell::new(epoch), until: None });
-                // Two that asked at once are answered in any order: the later epoch is the host's.
-                if claim.until.is_none() || epoch > claim.epoch.get() {
-                    claim.epoch.set(epoch);
-                }
-                claim.until = Some(asked + lease);
-                Ok(claim.epoch.clone())
-            }
+            Ok(Reply::Claimed { epoch }) => Ok(self.granted(link, epoch, asked + lease).await),
             Ok(other) => Err(unexpected(link, &other)),
             Err(error) => {
                 if let LinkError::Refused { refusal: Refusal::Held { .. }, .. } = &error {
@@ -406,6 +419,68 @@ impl Claims {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// The host granted an epoch until then.
+    async fn granted(&self, link: &dyn HostLink, epoch: Epoch, until: Instant) -> EpochCell {
+        self.known().asked.insert(link.host().clone());
+        self.left_out.is_heard(link.host());
+        self.note(link.host(), None);
+        self.known().free.insert(link.host().clone());
+        let mut held = self.held.lock().await;
+        let claim = held
+            .entry(link.host().clone())
+            .or_insert_with(|| Claim { epoch: EpochCell::new(epoch), until: None });
+        // Two that asked at once are answered in any order: the later epoch is the host's.
+        if claim.until.is_none() || epoch > claim.epoch.get() {
+            claim.epoch.set(epoch);
+        }
+        claim.until = Some(until);
+        claim.epoch.clone()
+    }
+
+    /// A host that a take-over by force left out is back, and whoever says to have it had it then. Not where somebody
+    /// has taken it since, or another host: then it is for a person to decide again.
+    ///
+    /// # Errors
+    /// It is not known yet: the others were not heard of in this life.
+    fn is_left_to_us(&self, host: &HostName, other: &Other) -> Result<bool, LinkError> {
+        let Some(left) = self.left_out.since(host) else { return Ok(false) };
+        let known = self.known();
+        let is_alone = known.others.keys().all(|known| known == host);
+        if !is_alone || other.since.is_none_or(|since| since > left) {
+            return Ok(false);
+        }
+        let is_unheard =
+            |ours: &&HostName| !known.asked.contains(*ours) && self.left_out.since(ours).is_none();
+        match known.ours.iter().find(is_unheard) {
+            Some(unheard) if self.born.elapsed() < OTHERS_HEARD_WITHIN => Err(LinkError::Down {
+                host: host.clone(),
+                why: format!("a take-over left it out, and {unheard} is asked first whose it is"),
+                hint: Some("try again in a moment".to_owned()),
+            }),
+            _ => Ok(true),
+        }
+    }
+
+    /// Takes a host that a take-over by force left out.
+    async fn take_at_last(&self, link: &dyn HostLink) -> Result<(), LinkError> {
+        let asked = Instant::now();
+        let request = Request::Claim {
+            deck: self.deck,
+            epoch: None,
+            holder: self.holder.clone(),
+            lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX),
+            force: true,
+        };
+        match link.request(request).await? {
+            Reply::Claimed { epoch } => {
+                tracing::warn!(host = %link.host(), "it is back, and taken over as the others were");
+                self.granted(link, epoch, asked + LEASE).await;
+                Ok(())
+            }
+            other => Err(unexpected(link, &other)),
         }
     }
 
@@ -517,23 +592,36 @@ impl Claims {
         }
     }
 
-    /// These hosts are about to be taken over from others. Until [`Self::settle`] they are to be given back.
+    /// These hosts are about to be taken over from others, and those that are `away` are left out. Until
+    /// [`Self::settle`] the former are to be given back, and the latter are not held.
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn begin_taking(&self, term: u64, from: &BTreeMap<HostName, Other>) -> std::io::Result<()> {
+    pub fn begin_taking(
+        &self,
+        term: u64,
+        from: &BTreeMap<HostName, Other>,
+        away: &BTreeSet<HostName>,
+    ) -> std::io::Result<()> {
         let whose = from.iter().map(|(host, other)| (host.clone(), other.holder.clone()));
+        self.left_out.begin(term, away.iter().cloned(), now())?;
         self.owed.begin(term, whose.collect())
     }
 
     /// What was left on these hosts is in the journal, in this term.
     pub fn settle(&self, term: u64, hosts: &BTreeSet<HostName>) {
-        self.owed.settle(term, hosts);
+        let left_out = self.left_out.settle();
+        // Nor is one of them owed to anybody any more.
+        self.owed.settle(term, hosts.iter().chain(&left_out));
+        for host in left_out {
+            self.note(&host, None);
+        }
     }
 
     /// A take-over of these hosts has come to nothing: from here on none of them that was another's is ours.
     pub fn let_go<'a>(&self, hosts: impl IntoIterator<Item = &'a HostName>) {
         self.owed.give_up();
+        self.left_out.give_up();
         for host in hosts {
             if let Some(holder) = self.owed.to(host) {
                 self.note(host, Some(Other::before_us(holder)));

@@ -33,6 +33,7 @@ mod https;
 mod identity;
 mod lasting;
 pub mod ledger;
+mod left_out;
 pub mod lent;
 pub mod logins;
 pub mod maintenance;

@@ -159,7 +159,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             holder,
             Some(paths.dir.join("claims.json")),
             super::owed::Owed::open(&paths.dir.join("owed.json"), state.term),
-        ),
+        )
+        .leaving_out(super::left_out::LeftOut::open(&paths.dir.join("left-out.json"), state.term)),
         looks: super::behind::Looks::against(begun),
         saver: super::saved::Saver::default(),
         deck_saver: super::saved_deck::DeckSaver::default(),

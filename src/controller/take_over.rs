@@ -37,7 +37,7 @@ fn may_go_on(found: &Found, force: bool) -> Result<(), ApiError> {
     }
 }
 
-/// Takes the deck's hosts over: all that are reached, or none; `term`: the journal's.
+/// Takes the deck's hosts over: all, by force all that are reached, or none; `term`: the journal's.
 ///
 /// # Errors
 /// Another controller holds one, what is there cannot be read, or a host is not reached.
@@ -62,14 +62,16 @@ async fn take(
         Box::pin(async move { (link, ours.survey(link.as_ref()).await) })
     });
     let surveys = some_at_a_time(surveys.collect()).await;
-    let (mut reached, mut others, mut away) = (Vec::new(), BTreeMap::new(), Vec::new());
+    let (mut reached, mut others, mut away) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (link, survey) in surveys {
         match survey {
             Ok(other) => {
                 others.extend(other.map(|o| (link.host().clone(), o)));
                 reached.push(Arc::clone(link));
             }
-            Err(error) => away.push(format!("{error}")),
+            Err(error) => {
+                away.insert(link.host().clone(), error.to_string());
+            }
         }
     }
     let here = now();
@@ -80,8 +82,9 @@ async fn take(
             return Err(fenced(words, &hint));
         }
         if !away.is_empty() {
+            let why: Vec<String> = away.into_values().collect();
             return Err(fenced(
-                format!("whether another controller acts there is not known: {}", away.join("; ")),
+                format!("whether another controller acts there is not known: {}", why.join("; ")),
                 "wait until all hosts are reached, or take over what is reached with --force",
             ));
         }
@@ -89,7 +92,8 @@ async fn take(
     // Who is refused has taken nothing from anybody.
     may_go_on(&Found::read(deck, &reached).await?, force)?;
     // Before the first claim: however this ends, also with this process, it is known whose the hosts were.
-    ours.begin_taking(term, &others).map_err(|error| ApiError {
+    let left_out: BTreeSet<HostName> = away.into_keys().collect();
+    ours.begin_taking(term, &others, &left_out).map_err(|error| ApiError {
         kind: ErrorKind::Internal,
         message: format!("nothing was taken: whose the hosts are cannot be written down: {error}"),
         hint: Some(
@@ -110,7 +114,8 @@ async fn take(
             let last = others.values().map(|o| o.until).max().unwrap_or_default();
             let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
             let taken = reached.iter().map(|link| link.host().clone()).collect();
-            Ok(Found { renewed: Timestamp(last.0.saturating_sub(lease)), taken, ..found })
+            let renewed = Timestamp(last.0.saturating_sub(lease));
+            Ok(Found { renewed, taken, left_out, ..found })
         }
         Err(error) => {
             // One that did not answer may have been taken all the same.
@@ -161,7 +166,7 @@ impl Core {
 
     /// Takes over what other controllers left on the hosts, with the next term.
     fn adopt(&mut self, found: Found) -> Result<IntentReply, ApiError> {
-        let Found { services, deck, renewed, taken } = found;
+        let Found { services, deck, renewed, taken, left_out } = found;
         let own = self.means.claims.holder().to_owned();
         let read = || services.values().filter_map(|newest| newest.read.as_ref());
         let terms = read().map(|s| s.term).chain(deck.read.as_ref().map(|d| d.term));
@@ -255,6 +260,14 @@ impl Core {
             (adopted, _) => format!("took over and goes on with {}", adopted.join(", ")),
         };
         self.say(Severity::Warning, None, &words);
+        if !left_out.is_empty() {
+            let names: Vec<&str> = left_out.iter().map(HostName::as_str).collect();
+            let words = format!(
+                "not reached, and taken over when they are back, unless somebody takes them before: {}",
+                names.join(", ")
+            );
+            self.say(Severity::Warning, None, &words);
+        }
         for (service, words) in trouble {
             self.say(Severity::Error, service.as_ref(), &words);
         }
@@ -268,7 +281,10 @@ impl Core {
         self.hear_remote();
         self.make_good_since(renewed, |service| ages.contains_key(service));
         self.ask_anew();
-        Ok(IntentReply::Accepted)
+        if left_out.is_empty() {
+            return Ok(IntentReply::Accepted);
+        }
+        Ok(IntentReply::TakenOver { left_out: left_out.into_iter().collect() })
     }
 }
 

@@ -389,7 +389,9 @@ fn replied(state: &mut State, what: &str, result: Result<Box<IntentReply>, ApiEr
         Ok(IntentReply::AlreadyPassed { step }) => {
             state.say(Severity::Info, format!("{what}: step {step} is already passed"));
         }
-        Ok(IntentReply::Accepted) => state.say(Severity::Info, format!("{what}: accepted")),
+        Ok(IntentReply::Accepted | IntentReply::TakenOver { .. }) => {
+            state.say(Severity::Info, format!("{what}: accepted"));
+        }
         Err(error) => {
             // Never over something that is being typed.
             if matches!(state.mode, Mode::Browse) {

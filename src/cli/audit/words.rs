@@ -144,6 +144,10 @@ fn answered(entry: &Value) -> Option<String> {
         IntentReply::Queued { behind, replaces: false, .. } => format!("queued behind {behind}"),
         IntentReply::Queued { behind, replaces: true, .. } => format!("queued, replaces {behind}"),
         IntentReply::AlreadyPassed { step } => format!("step {step} is already passed"),
+        IntentReply::TakenOver { left_out } => {
+            let names: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+            format!("taken over, left out {}", names.join(", "))
+        }
         IntentReply::Accepted => "accepted".to_owned(),
     })
 }

@@ -24,6 +24,8 @@ pub struct Found {
     pub(super) renewed: Timestamp,
     /// The hosts that were taken.
     pub(super) taken: BTreeSet<HostName>,
+    /// Those that were not reached, which force leaves out.
+    pub(super) left_out: BTreeSet<HostName>,
 }
 
 /// The newest of what hosts keep of one thing.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::base::{Epoch, ReleaseNumber, ReplicaKey};
+use crate::controller::left_out::LeftOut;
 use crate::controller::owed::Owed;
 use crate::fleet::{DialStream, LinkError};
 use crate::rollout::Loan;
@@ -120,6 +121,7 @@ const BOB: &str = "bob@m2 #0123456789ab (/b)";
 fn bob(dir: &tempfile::TempDir, term: u64) -> Claims {
     let owed = Owed::open(&dir.path().join("owed.json"), term);
     Claims::new(DECK, BOB.to_owned(), Some(dir.path().join("claims.json")), owed)
+        .leaving_out(LeftOut::open(&dir.path().join("left-out.json"), term))
 }
 
 fn links(hosts: &[&Arc<Host>]) -> Vec<Arc<dyn HostLink>> {
@@ -197,4 +199,63 @@ async fn what_somebody_else_took_meanwhile_is_not_given_back() {
     let other = claims.survey(two.as_ref()).await.unwrap().unwrap();
     assert!(other.holder.starts_with("eve"), "{other:?}");
     assert_eq!(two.epoch(), 9);
+}
+
+/// h2 is away while both are taken by force.
+async fn taken_but_for_h2(claims: &Claims) -> (Arc<Host>, Arc<Host>) {
+    let (one, two) = (Host::held_by("h1", ADA), Host::held_by("h2", ADA));
+    *two.away.lock().unwrap() = true;
+    assert!(take(claims, DECK, &links(&[&one, &two]), 3, false).await.is_err());
+    assert!(claims.ours().is_empty(), "not without force");
+    let found = take(claims, DECK, &links(&[&one, &two]), 3, true).await.unwrap();
+    assert_eq!(found.left_out, BTreeSet::from(["h2".parse().unwrap()]));
+    assert!(!claims.holds(&two.name), "it is not in the journal yet");
+    claims.settle(4, &found.taken);
+    *two.away.lock().unwrap() = false;
+    (one, two)
+}
+
+#[tokio::test]
+async fn a_host_that_force_left_out_is_held_and_taken_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = taken_but_for_h2(&bob(&dir, 3)).await;
+    // In the next life, too, as soon as it is known that the others were not taken meanwhile.
+    let claims = bob(&dir, 4);
+    assert!(claims.holds(&two.name) && claims.others().is_empty());
+    assert!(matches!(claims.survey(two.as_ref()).await, Err(LinkError::Down { .. })));
+    assert_eq!(two.holder(), ADA);
+    assert_eq!(claims.survey(one.as_ref()).await, Ok(None));
+    assert!(claims.ensure(two.as_ref()).await.is_ok());
+    assert_eq!(two.holder(), BOB);
+    // From now on it is a host like any other: what is taken of it is not taken back.
+    let info = two.claim.lock().unwrap().clone().unwrap();
+    let epoch = Epoch(info.epoch.0 + 1);
+    *two.claim.lock().unwrap() = Some(ClaimInfo { epoch, holder: ADA.to_owned(), ..info });
+    let claims = bob(&dir, 4);
+    assert!(claims.ensure(two.as_ref()).await.is_err());
+    assert_eq!(two.holder(), ADA);
+}
+
+#[tokio::test]
+async fn a_host_that_force_left_out_stays_with_who_took_it_or_another_one_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let claims = bob(&dir, 3);
+    let (_, two) = taken_but_for_h2(&claims).await;
+    let info = two.claim.lock().unwrap().clone().unwrap();
+    let since = now().plus(std::time::Duration::from_secs(1));
+    *two.claim.lock().unwrap() = Some(ClaimInfo { since, holder: "eve@m3".to_owned(), ..info });
+    assert!(claims.ensure(two.as_ref()).await.is_err());
+    assert_eq!(two.holder(), "eve@m3");
+    assert!(!claims.holds(&two.name) && !bob(&dir, 4).holds(&two.name));
+
+    // Ada has h1 again: that h2 is hers is what she wants.
+    let dir = tempfile::tempdir().unwrap();
+    let claims = bob(&dir, 3);
+    let (one, two) = taken_but_for_h2(&claims).await;
+    let info = one.claim.lock().unwrap().clone().unwrap();
+    let epoch = Epoch(info.epoch.0 + 1);
+    *one.claim.lock().unwrap() = Some(ClaimInfo { epoch, holder: ADA.to_owned(), ..info });
+    assert!(claims.survey(one.as_ref()).await.unwrap().is_some());
+    assert!(claims.survey(two.as_ref()).await.unwrap().is_some());
+    assert_eq!(two.holder(), ADA);
 }
