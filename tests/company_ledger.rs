@@ -463,5 +463,20 @@ fn what_whoever_balances_followed_while_the_disk_was_full_is_told_again() {
     gpudeck(&["stop", "chat", "--yes"]).expect_success();
     wait_until("the stop", DEADLINE, || gpudeck(&["status", "chat"]).stdout.contains("stopped"));
     gpudeck(&["controller", "stop"]).expect_success();
+    // Nothing of it is missing in the audit trail either, and nobody had to be asked later.
+    let trail = gpudeck(&["audit", "--output", "json"]).expect_success().stdout;
+    let lines: Vec<Value> =
+        trail.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let answer = |wish: &Value| lines.iter().find(|line| line["of"] == wish["seq"]);
+    let wishes: Vec<&Value> = lines.iter().filter(|line| line["event"] == "asked").collect();
+    assert!(wishes.len() >= 3, "{trail}");
+    for wish in wishes {
+        let told = answer(wish).unwrap_or_else(|| panic!("no answer to {wish}: {trail}"));
+        assert_ne!(told["result"]["result"], "unknown", "{trail}");
+    }
+    for end in ["rollout_ended", "stopped"] {
+        assert_eq!(lines.iter().filter(|line| line["event"] == end).count(), 1, "{end}: {trail}");
+    }
+    gpudeck(&["audit", "verify"]).expect_success();
     traces.expect_none(&person);
 }

@@ -3,14 +3,16 @@
 
 mod ends;
 mod late;
+mod owed;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 pub(super) use self::late::Since;
+use self::owed::Owed;
 use super::core::now;
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, Secret, Who};
 use crate::base::{Hint, ServiceName, Timestamp};
@@ -28,7 +30,19 @@ pub fn refusal(error: &JournalError) -> ApiError {
 
 /// The open trail, shared by the front desk and the loop.
 #[derive(Clone)]
-pub struct Auditor(Arc<Mutex<Audit>>);
+pub struct Auditor(Arc<Mutex<Trail>>);
+
+struct Trail {
+    audit: Audit,
+    owed: Owed,
+}
+
+impl Trail {
+    /// What waits comes before anything else.
+    fn write_owed(&mut self) -> Result<(), JournalError> {
+        self.owed.write(now(), |line| self.audit.append(line))
+    }
+}
 
 /// A wish that was written down; its answer refers to it.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +53,7 @@ pub struct Asked(u64);
 struct Entry<'a> {
     at: Timestamp,
     event: &'static str,
-    /// Of what an earlier life did not come to write: when it happened.
+    /// Of what could not be written at once, or an earlier life did not come to write: when it happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     happened: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,31 +89,74 @@ impl Entry<'_> {
 impl Auditor {
     /// Opens the trail in the deck's state directory; `known`: what the journal says of it.
     pub fn open(dir: &Path, known: &Known) -> Result<Self, JournalError> {
-        Ok(Self(Arc::new(Mutex::new(Audit::open(dir, known)?))))
+        let trail = Trail { audit: Audit::open(dir, known)?, owed: Owed::default() };
+        Ok(Self(Arc::new(Mutex::new(trail))))
+    }
+
+    fn trail(&self) -> MutexGuard<'_, Trail> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The line that was written last.
     pub fn last(&self) -> Head {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).last()
+        self.trail().audit.last()
     }
 
     /// What was missing at its end when it was opened.
     pub fn found_gap(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).found_gap().map(str::to_owned)
+        self.trail().audit.found_gap().map(str::to_owned)
     }
 
     fn lines(&self) -> Result<Vec<Line>, JournalError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).lines()
+        self.trail().audit.lines()
     }
 
-    fn write<T: Serialize>(&self, entry: &T) -> Result<u64, JournalError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(entry)
+    /// Writes a line, after those that wait.
+    fn write(&self, entry: &Value) -> Result<u64, JournalError> {
+        let mut trail = self.trail();
+        match trail.write_owed() {
+            // What can never be written is no reason not to write this.
+            Ok(()) | Err(JournalError::Record { .. }) => trail.audit.append(entry),
+            Err(error) => Err(error),
+        }
     }
 
-    /// The same without holding up the other tasks of this thread.
-    async fn write_aside(&self, entry: Value) -> Result<u64, JournalError> {
+    /// Writes a line about what has happened, or keeps it until it can be written.
+    ///
+    /// # Errors
+    /// It waits.
+    fn note<T: Serialize>(&self, entry: &T) -> Result<(), JournalError> {
+        let mut trail = self.trail();
+        trail.owed.push(serde_json::to_value(entry).unwrap_or_default());
+        trail.write_owed()
+    }
+
+    /// Whether all that has happened is written down; what waits is tried first.
+    pub(super) fn is_whole(&self) -> bool {
+        let mut trail = self.trail();
+        if !trail.owed.is_empty()
+            && let Err(error) = trail.write_owed()
+        {
+            tracing::warn!(%error, "results and answers are not in the audit trail yet");
+        }
+        trail.owed.is_empty()
+    }
+
+    /// Tries now and then what waits.
+    pub(super) fn write_again(&self) {
+        let is_due = self.trail().owed.is_due();
+        if is_due {
+            self.is_whole();
+        }
+    }
+
+    /// Does so without holding up the other tasks of this thread.
+    async fn aside<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Self) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
         let trail = self.clone();
-        tokio::task::spawn_blocking(move || trail.write(&entry))
+        tokio::task::spawn_blocking(move || write(&trail))
             .await
             .map_err(|e| JournalError::Record { what: format!("it was not written: {e}") })?
     }
@@ -132,7 +189,7 @@ impl Auditor {
             ..Entry::new("asked")
         };
         let entry = serde_json::to_value(&entry).unwrap_or_default();
-        self.write_aside(entry).await.map(|seq| Some(Asked(seq)))
+        self.aside(move |trail| trail.write(&entry)).await.map(|seq| Some(Asked(seq)))
     }
 
     /// Writes down what came of it.
@@ -146,8 +203,8 @@ impl Auditor {
         };
         let entry = Entry { of: Some(asked.0), result: Some(result), ..Entry::new("answered") };
         let entry = serde_json::to_value(&entry).unwrap_or_default();
-        if let Err(error) = self.write_aside(entry).await {
-            tracing::error!(%error, "an answer is missing in the audit trail");
+        if let Err(error) = self.aside(move |trail| trail.note(&entry)).await {
+            tracing::error!(%error, "an answer is not in the audit trail yet");
         }
     }
 }

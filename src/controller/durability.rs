@@ -32,12 +32,17 @@ impl Core {
 
     /// Begins a segment of the journal with the whole state.
     pub(super) fn write_checkpoint(&mut self) -> Result<u64, JournalError> {
+        // What stands before a checkpoint is not looked for in the trail any more.
+        self.audit.is_whole();
         self.state.audited = Some(self.audit.last());
         self.journal.checkpoint(&self.state)
     }
 
     /// The same; without it the journal is only longer.
     pub(super) fn checkpoint(&mut self) {
+        if !self.audit.is_whole() {
+            return;
+        }
         let written = self.write_checkpoint();
         match written {
             Ok(_) => self.records_since_checkpoint = 0,
@@ -77,6 +82,7 @@ impl Core {
 
     /// Tries to write again, now and then, until it succeeds.
     pub(super) fn recover_journal(&mut self) {
+        self.audit.write_again();
         if now().since(self.journal_tried) >= TRY_AGAIN {
             self.try_journal();
         }
@@ -88,6 +94,7 @@ impl Core {
         let Some(since) = unwritable.map(|condition| condition.since) else { return };
         // The whole state in a new segment: that it fits means that there is room, and nothing has
         // to be believed of a file in which a write failed.
+        self.audit.is_whole();
         self.state.audited = Some(self.audit.last());
         let written = self.journal.recover(&self.state);
         self.journal_answered(written.as_ref().err());

@@ -96,13 +96,16 @@ pub(super) fn of_deck(event: &DeckEvent) -> Option<Happened> {
 
 impl Auditor {
     /// Writes down what has happened; `at`: when, if that was in an earlier life.
+    ///
+    /// # Errors
+    /// It waits until it can be written.
     pub(super) fn happened(
         &self,
         happened: &Happened,
         at: Option<Timestamp>,
-    ) -> Result<u64, JournalError> {
+    ) -> Result<(), JournalError> {
         let Happened { event, service, result } = happened;
-        self.write(&Entry {
+        self.note(&Entry {
             happened: at,
             service: service.as_ref(),
             result: Some(result.clone()),
@@ -143,7 +146,7 @@ impl Core {
     fn audit_happened(&self, happened: &Happened) {
         if let Err(error) = self.audit.happened(happened, None) {
             let words =
-                format!("a result ({}) is missing in the audit trail: {error}", happened.event);
+                format!("a result ({}) is not in the audit trail yet: {error}", happened.event);
             self.say(Severity::Warning, happened.service.as_ref(), &words);
         }
     }

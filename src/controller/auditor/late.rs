@@ -144,8 +144,7 @@ impl Auditor {
         let Since { happened, done } = since;
         for (at, happened) in missing(happened, &lines, mark) {
             if let Err(error) = self.happened(&happened, Some(at)) {
-                tracing::error!(%error, "a result is missing in the audit trail");
-                return;
+                tracing::error!(%error, "a result is not in the audit trail yet");
             }
         }
         for (asked, at, result) in answers(done, &lines) {
@@ -155,9 +154,8 @@ impl Auditor {
                 result: Some(result),
                 ..Entry::new("answered")
             };
-            if let Err(error) = self.write(&entry) {
-                tracing::error!(%error, "an answer is missing in the audit trail");
-                return;
+            if let Err(error) = self.note(&entry) {
+                tracing::error!(%error, "an answer is not in the audit trail yet");
             }
         }
     }
