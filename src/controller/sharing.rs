@@ -266,9 +266,9 @@ impl Core {
                 Ok(Err(error @ RevisionError::Diverged { ahead: 0, .. })) => {
                     Some((format!("{error}; files move only when asked"), error.hint()))
                 }
-                Ok(Err(error @ RevisionError::Collides { .. })) => {
-                    Some((error.to_string(), error.hint()))
-                }
+                Ok(Err(
+                    error @ (RevisionError::Collides { .. } | RevisionError::PartlySent { .. }),
+                )) => Some((error.to_string(), error.hint())),
                 Ok(Err(error)) => Some((
                     format!("the release is committed here and was not sent: {error}"),
                     error.hint(),

@@ -177,6 +177,18 @@ pub enum RevisionError {
         /// What.
         why: String,
     },
+    /// The remote took one thing and refused another.
+    #[error("{remote} has taken {taken} and refused {refused}: {message}")]
+    PartlySent {
+        /// Its name.
+        remote: String,
+        /// What it has now.
+        taken: String,
+        /// What it has not.
+        refused: String,
+        /// What it said, cleaned.
+        message: String,
+    },
     /// The remote's machine, or what it said.
     #[error("the remote was not reached: {message}")]
     Unreached {
@@ -299,6 +311,10 @@ impl Hint for RevisionError {
                 )
             }
             Self::Outrun { .. } => "run `gpudeck deck push` again".to_owned(),
+            Self::PartlySent { remote, refused, .. } => format!(
+                "see to it that {remote} takes {refused} (its hooks, what is protected there), then \
+                 `gpudeck deck push`"
+            ),
             Self::NoGitProgram { .. } => {
                 "install git, or use a remote over ssh or https, or in a directory".to_owned()
             }

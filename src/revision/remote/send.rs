@@ -57,6 +57,9 @@ impl DeckRepo {
                     self.look(name)?;
                     continue;
                 }
+                Err(RevisionError::Git { message }) => {
+                    return Err(self.partly_sent(name, &status.branch, &specs, message));
+                }
                 sent => sent?,
             }
             if status.behind > 0 {
@@ -110,6 +113,31 @@ impl DeckRepo {
         Ok((specs, colliding))
     }
 
+    /// What the remote refused, where it took anything of it.
+    pub(super) fn partly_sent(
+        &self,
+        name: &str,
+        branch: &str,
+        specs: &[String],
+        message: String,
+    ) -> RevisionError {
+        let Ok(there) = self.list(name, branch) else { return RevisionError::Git { message } };
+        let (mut taken, mut refused) = (Vec::new(), Vec::new());
+        for spec in specs {
+            let (from, to) = spec.trim_start_matches('+').split_once(':').unwrap_or_default();
+            let ours = if from.is_empty() { None } else { self.maybe_oid(from).ok().flatten() };
+            let is_taken = there.get(to).copied() == ours;
+            if is_taken { &mut taken } else { &mut refused }.push(in_words(to));
+        }
+        if taken.is_empty() || refused.is_empty() {
+            return RevisionError::Git { message };
+        }
+        // What it has now is known here, too; it is only not told where that fails.
+        let _ = self.look(name);
+        let (taken, refused) = (listed(&taken), listed(&refused));
+        RevisionError::PartlySent { remote: name.to_owned(), taken, refused, message }
+    }
+
     /// The remote's references as they are now.
     fn list(&self, name: &str, branch: &str) -> Result<BTreeMap<String, Oid>, RevisionError> {
         let mut remote = self.opened(name)?;
@@ -127,7 +155,7 @@ impl DeckRepo {
         Ok(pairs.filter_map(|(oid, full)| Some((full.to_owned(), oid.parse().ok()?))).collect())
     }
 
-    fn send_these(&self, name: &str, specs: &[String]) -> Result<(), RevisionError> {
+    pub(super) fn send_these(&self, name: &str, specs: &[String]) -> Result<(), RevisionError> {
         if specs.is_empty() {
             return Ok(());
         }
@@ -178,6 +206,33 @@ impl DeckRepo {
         self.opened(name)?
             .fetch(&[branches], None, Some("gpudeck: push"))
             .map_err(RevisionError::from)
+    }
+}
+
+/// What a reference is for people.
+fn in_words(full: &str) -> String {
+    let part = |prefix: &str| full.strip_prefix(prefix);
+    if full == NOTES_REF {
+        "the notes of how releases ended".to_owned()
+    } else if let Some(branch) = part("refs/heads/") {
+        format!("the branch {branch}")
+    } else if let Some(release) = part(RELEASE_REFS) {
+        format!("release {release}")
+    } else if let Some(service) = part(STABLE_REFS) {
+        format!("what is stable of {service}")
+    } else if let Some(service) = part(STOPPED_REFS) {
+        format!("that {service} was stopped")
+    } else {
+        full.to_owned()
+    }
+}
+
+fn listed(words: &[String]) -> String {
+    const MOST: usize = 4;
+    let named = words.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    match words.len().saturating_sub(MOST) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }
 
