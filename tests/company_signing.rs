@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Background, Gpudeck, Traces, has_program, run, wait_until};
 use git2::Repository;
-use gpudeck::base::{ReleaseNumber, Revision, ServiceName};
+use gpudeck::base::{Hint, ReleaseNumber, Revision, ServiceName};
 use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError, SpecText};
 use serde_json::Value;
 
@@ -92,6 +92,8 @@ fn a_release_is_signed_where_git_is_set_up_so() {
         })
         .unwrap_err();
     assert!(matches!(error, RevisionError::Signing { .. }), "{error}");
+    let hint = error.hint().unwrap();
+    assert!(hint.starts_with("where the controller runs: unlock the key"), "{hint}");
     assert_eq!(deck.history(&chat(), 10).unwrap().len(), 2);
 }
 

@@ -288,8 +288,9 @@ impl Hint for RevisionError {
                 "restart the controller: it then counts on from the newest release".to_owned()
             }
             Self::Signing { .. } => {
-                "mend user.signingkey and gpg.format of your Git configuration, or `git config \
-                 commit.gpgsign false` in the deck"
+                "where the controller runs: unlock the key, or see that its agent runs (`ssh-add -l`, \
+                 `gpg --list-secret-keys`); or mend user.signingkey and gpg.format of your Git \
+                 configuration, or `git config commit.gpgsign false` in the deck"
                     .to_owned()
             }
             Self::NoRemote { .. } => {
