@@ -12,6 +12,8 @@ mod handover;
 mod left_out;
 #[path = "company_takeover/losses.rs"]
 mod losses;
+#[path = "company_takeover/replaced.rs"]
+mod replaced;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ use super::deck_ledger::DeckEvent;
 use super::record::DeckState;
 use crate::api::Severity;
 use crate::base::{ServiceName, Timestamp, time};
-use crate::rollout::{EventKind, Phase, ServiceState};
+use crate::rollout::{EventKind, HoldCause, Phase, ServiceState};
 
 /// The loop wakes every quarter of a second: after so long its process stood still.
 const STOOD_STILL: Duration = Duration::from_secs(3);
@@ -170,7 +170,8 @@ impl Core {
             tracing::warn!("{why}");
         }
         for (service, since) in missed {
-            let began = EventKind::HoldBegan { hosts: BTreeSet::new(), why: why.to_owned() };
+            let (hosts, why) = (BTreeSet::new(), why.to_owned());
+            let began = EventKind::HoldBegan { hosts, why, cause: HoldCause::Away };
             self.happened_at(&service, began, since);
             self.happened(&service, EventKind::HoldEnded);
         }

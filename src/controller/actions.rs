@@ -183,6 +183,21 @@ impl Actions {
         });
     }
 
+    /// Ends all that is under way for a service.
+    pub fn end(&mut self, service: &ServiceName) {
+        self.running.retain(|key, task| {
+            let of = match key {
+                Key::Start(rank) | Key::Stop(rank) => &rank.service,
+                Key::Token(of, _) | Key::Drained(of, _) => of,
+            };
+            if of == service {
+                task.abort();
+            }
+            of != service
+        });
+        self.traffic.remove(service);
+    }
+
     fn cancel(&mut self, key: &Key) {
         if let Some(task) = self.running.remove(key) {
             task.abort();

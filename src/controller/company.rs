@@ -115,6 +115,24 @@ impl Core {
         Some(in_words(&others)?.0)
     }
 
+    /// Whether nothing of a service is decided here: another controller has a host of it, or had one when it was heard of
+    /// last.
+    pub(super) fn is_elsewhere(&self, service: &ServiceName) -> bool {
+        let state = self.state.services.get(service);
+        state.is_some_and(ServiceState::is_held_elsewhere) || self.held_elsewhere(service).is_some()
+    }
+
+    /// Which hosts of a service are another's.
+    pub(super) fn others_of(&self, state: &ServiceState) -> BTreeMap<HostName, Other> {
+        let mut others = self.means.claims.others();
+        others.retain(|host, _| self.deck.hosts.contains_key(host));
+        if !others.is_empty() {
+            let hosts = hosts_of(state, &self.deck);
+            others.retain(|host, _| hosts.contains(host));
+        }
+        others
+    }
+
     /// Which hosts are another's, in words, and what to do.
     fn who_holds(&self) -> Option<(String, String)> {
         let mut others = self.means.claims.others();

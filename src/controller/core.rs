@@ -141,6 +141,7 @@ impl Core {
         self.make_good_absence();
         self.tell_gap();
         self.note_never_begun();
+        self.end_left_commands();
         self.resume();
         self.note_unserved();
         self.hear_remote();

@@ -4,7 +4,7 @@
 //! refuses, so the hosts are asked first. One that is not reached stays held by whom it knew last, as everywhere:
 //! a dead host does not stop what is said of the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,10 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use super::actions::Means;
+use super::claims::Claims;
 use super::publish::Speaker;
 use crate::base::{HostName, ServiceName};
+use crate::fleet::{HostLink, LinkError};
 
 /// How long hosts are waited for when they are asked.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -94,6 +96,12 @@ impl Means {
         self.doubt(service).map_or(Ok(()), Err)
     }
 
+    /// Asks each of these hosts now who holds it.
+    pub(super) async fn ask_hosts(&self, hosts: &BTreeSet<HostName>) -> Answers {
+        let links: Vec<_> = hosts.iter().filter_map(|host| self.fleet.link(host)).collect();
+        ask(&self.claims, hosts, &links).await
+    }
+
     /// What speaks against it as far as is known, without asking. For a service that is nowhere any host of the
     /// deck counts: another controller may have begun it anew.
     pub(super) fn doubt(&self, service: &ServiceName) -> Option<Doubt> {
@@ -109,6 +117,61 @@ impl Means {
         let host = unasked.find(|host| is_early || !ours.contains(*host))?;
         Some(Doubt::Unknown { host: host.clone() })
     }
+}
+
+/// What hosts said when they were asked who holds them.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// Another has one of them, or had it last.
+    held: Option<Doubt>,
+    /// One that did not answer, if any.
+    silent: Option<HostName>,
+    /// Whether any answered that nobody else has it.
+    any: bool,
+}
+
+impl Answers {
+    /// What speaks against beginning what no host refuses (a command of the user's here): each has to say that it is
+    /// ours. Whoever was cut off from one cannot know whether another acts there.
+    pub fn against_acting(&self) -> Option<Doubt> {
+        let silent = self.silent.clone().map(|host| Doubt::Unknown { host });
+        self.held.clone().or(silent)
+    }
+
+    /// What speaks against writing down what became of the service: one host has to say that it is ours, if there are
+    /// any. A dead host does not stop what is said of the others.
+    pub fn against_noting(&self) -> Option<Doubt> {
+        let silent = self.silent.clone().filter(|_| !self.any);
+        self.held.clone().or(silent.map(|host| Doubt::Unknown { host }))
+    }
+}
+
+/// Asks these hosts who holds them, and sees to it that our claim on each lasts for a while: nobody takes such a
+/// host meanwhile without force.
+async fn ask(claims: &Claims, hosts: &BTreeSet<HostName>, links: &[Arc<dyn HostLink>]) -> Answers {
+    let asked = links.iter().map(|link| async move {
+        let ours = async {
+            claims.survey(link.as_ref()).await?;
+            if claims.holds(link.host()) {
+                claims.ensure(link.as_ref()).await?;
+            }
+            Ok::<(), LinkError>(())
+        };
+        match tokio::time::timeout(PATIENCE, ours).await {
+            Ok(Ok(())) => return Some(link.host().clone()),
+            Ok(Err(error)) => {
+                tracing::debug!(host = %link.host(), %error, "who holds it is not known");
+            }
+            Err(_) => tracing::debug!(host = %link.host(), "it does not say who holds it"),
+        }
+        None
+    });
+    let heard = futures::future::join_all(asked).await;
+    let heard: BTreeSet<HostName> = heard.into_iter().flatten().collect();
+    let mut others = claims.others().into_iter().filter(|(host, _)| hosts.contains(host));
+    let held = others.next().map(|(host, other)| Doubt::Held { host, holder: other.holder });
+    let silent = hosts.iter().find(|host| !heard.contains(*host)).cloned();
+    Answers { held, silent, any: !heard.is_empty() }
 }
 
 #[async_trait]

@@ -80,6 +80,10 @@ impl Core {
     }
 
     fn decide(&mut self, service: &ServiceName, kind: EventKind, at: Timestamp) {
+        // It is another's to hear of, and time does not count here.
+        if is_heard(&kind) && self.is_elsewhere(service) {
+            return;
+        }
         // Out of its place meanwhile: a state of five hundred replicas is copied once an event, not more.
         let before = match (self.state.services.remove(service), &kind) {
             (Some(state), _) => state,
@@ -198,6 +202,47 @@ impl Core {
         }
         self.state.services.extend(last);
         lines
+    }
+}
+
+/// Whether it is what time, hosts, gateways and commands say, and no wish.
+const fn is_heard(kind: &EventKind) -> bool {
+    match kind {
+        EventKind::Tick
+        | EventKind::RunEnded { .. }
+        | EventKind::RunLost { .. }
+        | EventKind::LoanReady { .. }
+        | EventKind::RankRunning { .. }
+        | EventKind::RankRefused { .. }
+        | EventKind::RankEnded { .. }
+        | EventKind::ReplicaReady { .. }
+        | EventKind::NoTokenYet { .. }
+        | EventKind::ReplicaUnready { .. }
+        | EventKind::TrafficApplied { .. }
+        | EventKind::TrafficFailed { .. }
+        | EventKind::Drained { .. }
+        | EventKind::Measured { .. }
+        | EventKind::Unmeasured
+        | EventKind::Sampled { .. }
+        | EventKind::Checked { .. } => true,
+        EventKind::RolloutRequested { .. }
+        | EventKind::Paused { .. }
+        | EventKind::Resumed { .. }
+        | EventKind::Promoted { .. }
+        | EventKind::Retried { .. }
+        | EventKind::Skipped { .. }
+        | EventKind::Queued { .. }
+        | EventKind::QueueCancelled { .. }
+        | EventKind::QueueRefused { .. }
+        | EventKind::Aborted { .. }
+        | EventKind::StopRequested { .. }
+        | EventKind::MovesRequested { .. }
+        | EventKind::HoldBegan { .. }
+        | EventKind::HoldEnded
+        | EventKind::MovesCancelled { .. }
+        | EventKind::Lent { .. }
+        | EventKind::TakenOut { .. }
+        | EventKind::LentReturned { .. } => false,
     }
 }
 

@@ -2,16 +2,19 @@
 //! has expired, the server has forgotten us. It is a named state of the host and of the deck, and the
 //! services on such hosts are held before their next step, until the login is back.
 //!
+//! The same hold is for services whose hosts another controller has ([`super::company`]): nothing of them is decided here
+//! until it is known that nobody else has them; and for those whose step's command waits ([`super::runs`]).
+//!
 //! A lost login stays lost until the host has let us in again: that it refuses a connection meanwhile,
 //! or that this controller was started anew, says nothing about the login.
 
 use std::collections::BTreeSet;
 
-use super::company::hosts_of;
+use super::company::{hosts_of, in_words};
 use super::core::Core;
 use crate::api::DeckConditionKind;
 use crate::base::{HostName, ServiceName};
-use crate::rollout::EventKind;
+use crate::rollout::{EventKind, HoldCause, ServiceState};
 
 /// Hosts that are named; of the others the number.
 const NAMED: usize = 8;
@@ -20,6 +23,7 @@ impl Core {
     /// What was lost in an earlier life is lost until a host says otherwise.
     pub(super) fn remember_lost_logins(&mut self) {
         let held = self.state.services.values().filter_map(|s| s.held.as_ref());
+        let held = held.filter(|held| held.cause.is_away());
         let lost = held.flat_map(|held| held.hosts.iter().map(|h| (h.clone(), held.why.clone())));
         self.lost_logins = lost.collect();
     }
@@ -45,34 +49,63 @@ impl Core {
         self.lost_logins.retain(|host, _| deck.hosts.contains_key(host));
         let nothing = self.lost_logins.is_empty()
             && !self.conditions.contains_key(&DeckConditionKind::LoginLost)
-            && self.state.services.values().all(|s| s.held.is_none());
+            && self.state.services.values().all(|s| s.held.is_none())
+            && self.runs.wait_for_nothing()
+            && self.means.claims.others().is_empty();
         if nothing {
             return;
         }
         let mut of_services = BTreeSet::new();
         let mut events: Vec<(ServiceName, EventKind)> = Vec::new();
         let mut held = Vec::new();
+        let (mut lost, mut back) = (Vec::new(), false);
         for (name, state) in &self.state.services {
             let mut hosts = hosts_of(state, &self.deck);
             hosts.retain(|host| self.lost_logins.contains_key(host));
             of_services.extend(hosts.iter().cloned());
-            let known = state.held.as_ref().map(|held| &held.hosts);
-            if hosts.is_empty() {
-                if known.is_some() {
-                    events.push((name.clone(), EventKind::HoldEnded));
-                }
-                continue;
-            }
-            if state.active_rollout().is_some() || !state.moves.is_empty() {
+            let known = state.held.as_ref().map(|held| (held.cause, &held.hosts));
+            let has_steps = state.active_rollout().is_some() || !state.moves.is_empty();
+            if has_steps && !hosts.is_empty() {
                 held.push(name.to_string());
             }
-            if known != Some(&hosts) {
-                let why = format!("login-lost: {}", refusing(&hosts));
-                events.push((name.clone(), EventKind::HoldBegan { hosts, why }));
+            if self.is_still_elsewhere(state) {
+                continue;
             }
+            let (hosts, why, cause) = match self.holder_of(state) {
+                Some((others, why)) => (others, why, HoldCause::Elsewhere),
+                None if !hosts.is_empty() => {
+                    let why = format!("login-lost: {}", refusing(&hosts));
+                    (hosts, why, HoldCause::Away)
+                }
+                None => match self.runs.waits_for(name) {
+                    Some((host, why)) => (BTreeSet::from([host]), why, HoldCause::Unasked),
+                    None => {
+                        if known.is_some() {
+                            back |= state.is_held_elsewhere();
+                            events.push((name.clone(), EventKind::HoldEnded));
+                        }
+                        continue;
+                    }
+                },
+            };
+            if known == Some((cause, &hosts)) {
+                continue;
+            }
+            if cause == HoldCause::Elsewhere && !state.is_held_elsewhere() {
+                lost.push(name.clone());
+            }
+            back |= cause != HoldCause::Elsewhere && state.is_held_elsewhere();
+            events.push((name.clone(), EventKind::HoldBegan { hosts, why, cause }));
+        }
+        for service in lost {
+            self.leave_to_other(&service);
         }
         for (service, event) in events {
             self.happened(&service, event);
+        }
+        if back {
+            // What was heard meanwhile was not written down.
+            self.ask_anew();
         }
         // A host that never let us in and that nothing is to run on is shown as such, and no more.
         let shown: BTreeSet<HostName> = self.hub.with(|s| {
@@ -93,6 +126,38 @@ impl Core {
             (format!("{}{held}", refusing(&shown)), Some(hint.to_owned()))
         });
         self.set_condition(DeckConditionKind::LoginLost, holds);
+    }
+}
+
+impl Core {
+    /// Whether a service was another's when it was heard of last, and that is not to be asked, or not known to be over.
+    fn is_still_elsewhere(&self, state: &ServiceState) -> bool {
+        let Some(held) = state.held.as_ref().filter(|_| state.is_held_elsewhere()) else {
+            return false;
+        };
+        let unasked = |host: &HostName| {
+            self.deck.hosts.contains_key(host) && !self.means.claims.was_asked(host)
+        };
+        self.taking_over.is_some() || held.hosts.iter().any(unasked)
+    }
+
+    /// Which hosts of a service are another's, and whose.
+    fn holder_of(&self, state: &ServiceState) -> Option<(BTreeSet<HostName>, String)> {
+        // Nothing of it could be decided.
+        if state.replicas.is_empty() && state.active_rollout().is_none() && !state.stopping {
+            return None;
+        }
+        let others = self.others_of(state);
+        let (words, _) = in_words(&others)?;
+        Some((others.into_keys().collect(), format!("hosts-held: {words}")))
+    }
+
+    /// A service is another controller's: what is under way here ends, and what became of its releases is for the other
+    /// one to write down.
+    fn leave_to_other(&mut self, service: &ServiceName) {
+        self.actions.end(service);
+        self.end_command_of(service);
+        self.forget_outcomes(service);
     }
 }
 

@@ -300,7 +300,7 @@ fn median(series: &VecDeque<u64>) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::base::{Attempt, ReleaseNumber};
-    use crate::rollout::{Hold, ReplicaState};
+    use crate::rollout::{Hold, HoldCause, ReplicaState};
 
     #[test]
     fn the_median_of_what_was_measured_is_told_and_survives_a_restart() {
@@ -350,7 +350,8 @@ mod tests {
             if held {
                 let (since, why) = (Timestamp(6_000), "no controller was there".to_owned());
                 let hosts = BTreeSet::new();
-                middle.held = Some(Hold { since, hosts, why, owed_from: since });
+                let cause = HoldCause::Away;
+                middle.held = Some(Hold { since, hosts, why, owed_from: since, cause });
             }
             measured.learn(&at(Phase::Loading, 5), &middle, |_, _| "k".to_owned());
             middle.held = None;

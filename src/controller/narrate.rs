@@ -3,7 +3,7 @@
 use crate::api::{EventLine, Severity};
 use crate::base::{Timestamp, text};
 use crate::rollout::{
-    Condition, Direction, EventKind, Gate, Outcome, Phase, ReplicaState, ServiceState,
+    Condition, Direction, EventKind, Gate, HoldCause, Outcome, Phase, ReplicaState, ServiceState,
 };
 
 /// The lines for the Events panel.
@@ -61,6 +61,14 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         }
         EventKind::HoldEnded if before.held.as_ref().is_some_and(|h| h.hosts.is_empty()) => {
             story.info("goes on: no deadline counts that time".to_owned());
+        }
+        EventKind::HoldEnded if has_steps(after) && before.is_held_elsewhere() => {
+            story.info("goes on: no other controller holds its hosts".to_owned());
+        }
+        EventKind::HoldEnded
+            if before.held.as_ref().is_some_and(|h| h.cause == HoldCause::Unasked) =>
+        {
+            story.info("goes on: who holds its hosts need not be waited for any more".to_owned());
         }
         EventKind::HoldEnded if has_steps(after) => {
             story.info("goes on: its hosts let us in again".to_owned());

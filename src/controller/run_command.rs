@@ -283,7 +283,7 @@ fn marked(entry: &[u8]) -> Vec<Pid> {
 }
 
 /// Ends what an earlier controller began and did not end.
-async fn end_leftover(note: &Path) {
+pub(super) async fn end_leftover(note: &Path) {
     let Ok(text) = std::fs::read(note) else { return };
     let _ = std::fs::remove_file(note);
     let Ok(left) = serde_json::from_slice::<Leftover>(&text) else { return };

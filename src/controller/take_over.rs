@@ -207,6 +207,7 @@ impl Core {
             saved.state.now = believable(saved.state.now, now());
             self.state.ledger.adopt_chronicles(&service, saved.chronicles);
             measured.push(saved.measured);
+            self.forget_outcomes(&service);
             self.state.services.insert(service, saved.state);
         }
         let is_newer =

@@ -1,10 +1,17 @@
 //! What came of releases is noted in Git: how each ended, what is stable, what was stopped. Where that cannot be
 //! written just now (another Git program holds a lock), it is written a little later.
+//!
+//! How a release ended is noted by who may speak for its service: the service's hosts are asked first who holds them.
+//! What a controller decided that was replaced and did not know it is not what became of the release.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::company::hosts_of;
 use super::core::{Core, now};
+use super::fence::Doubt;
+use super::turns::Turns;
 use crate::api::Severity;
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 use crate::revision::{DeckRepo, RevisionError};
@@ -16,12 +23,32 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// What is not in Git yet.
 #[derive(Default)]
 pub struct Unnoted {
-    outcomes: BTreeMap<(ServiceName, ReleaseNumber), Outcome>,
+    outcomes: BTreeMap<(ServiceName, ReleaseNumber), Unsaid>,
+    /// Whose hosts are being asked.
+    asking: Turns<ServiceName>,
     stopped: BTreeSet<ServiceName>,
     stops: BTreeMap<ServiceName, Stop>,
     /// Git's index may lack releases.
     index: bool,
     tried: Timestamp,
+}
+
+/// How a release ended, which is not in Git yet.
+#[derive(Clone)]
+struct Unsaid {
+    outcome: Outcome,
+    /// So often it was tried to no avail.
+    tries: u32,
+    /// Why not, as it was told.
+    told: bool,
+}
+
+impl Unnoted {
+    /// Whether what became of a release of the service is just being noted: who hears of it then finds it in Git.
+    pub(super) fn is_just_asking(&self, service: &ServiceName) -> bool {
+        let mut fresh = self.outcomes.iter().filter(|(_, unsaid)| unsaid.tries == 0);
+        self.asking.is_taken(service) && fresh.any(|((of, _), _)| of == service)
+    }
 }
 
 impl Core {
@@ -32,15 +59,102 @@ impl Core {
         release: ReleaseNumber,
         outcome: &Outcome,
     ) {
-        if let Err(error) = self.note_outcome(service, release, outcome) {
-            let key = (service.clone(), release);
-            if self.unnoted.outcomes.insert(key, outcome.clone()).is_none() {
-                let words = format!("how {release} ended is not in Git yet: {error}");
+        if self.is_elsewhere(service) {
+            return;
+        }
+        self.show_outcome(service, release, outcome);
+        let unsaid = Unsaid { outcome: outcome.clone(), tries: 0, told: false };
+        self.unnoted.outcomes.insert((service.clone(), release), unsaid);
+        self.ask_to_note(service);
+    }
+
+    /// Asks the hosts of a service who holds them, and notes how its releases ended.
+    fn ask_to_note(&mut self, service: &ServiceName) {
+        let Some(token) = self.unnoted.asking.take(service) else { return };
+        let state = self.state.services.get(service);
+        let hosts = state.map(|state| hosts_of(state, &self.deck)).unwrap_or_default();
+        let of_it = self.unnoted.outcomes.keys().filter(|(of, _)| of == service);
+        let asked: Vec<ReleaseNumber> = of_it.map(|(_, release)| *release).collect();
+        let (means, service) = (Arc::clone(&self.means), service.clone());
+        self.tasks.spawn(async move {
+            let doubt = means.ask_hosts(&hosts).await.against_noting();
+            let noted = move |core: &mut Self| {
+                drop(token);
+                core.note_asked(&service, &asked, doubt.as_ref());
+            };
+            means.ask(noted).await;
+        });
+    }
+
+    /// The hosts have answered.
+    fn note_asked(
+        &mut self,
+        service: &ServiceName,
+        releases: &[ReleaseNumber],
+        doubt: Option<&Doubt>,
+    ) {
+        if self.is_elsewhere(service) {
+            self.forget_outcomes(service);
+            return self.publish_service(service);
+        }
+        let mut noted = false;
+        for release in releases {
+            let key = (service.clone(), *release);
+            let Some(unsaid) = self.unnoted.outcomes.get(&key).cloned() else { continue };
+            if !self.still_stands(service, *release, &unsaid.outcome) {
+                self.unnoted.outcomes.remove(&key);
+                continue;
+            }
+            let why = match doubt {
+                // What is taken over may say otherwise.
+                _ if self.taking_over.is_some() => continue,
+                Some(doubt) => doubt.to_string(),
+                None => match self.note_outcome(service, *release, &unsaid.outcome) {
+                    Ok(()) => {
+                        self.unnoted.outcomes.remove(&key);
+                        noted = true;
+                        continue;
+                    }
+                    Err(error) => error.to_string(),
+                },
+            };
+            // Links come up, locks go: told when it lasts.
+            let tell = !unsaid.told && (doubt.is_none() || unsaid.tries > 1);
+            if tell {
+                let words = format!("how {release} ended is not in Git yet: {why}");
                 self.say(Severity::Warning, Some(service), &words);
             }
+            if let Some(unsaid) = self.unnoted.outcomes.get_mut(&key) {
+                unsaid.tries += 1;
+                unsaid.told |= tell;
+            }
         }
-        self.share();
-        self.show_outcome(service, release, outcome);
+        if noted {
+            self.share();
+        }
+        let fresh = |(key, unsaid): (&(ServiceName, ReleaseNumber), &Unsaid)| {
+            key.0 == *service && unsaid.tries == 0
+        };
+        if self.unnoted.outcomes.iter().any(fresh) && self.taking_over.is_none() {
+            self.ask_to_note(service);
+        }
+        self.publish_service(service);
+    }
+
+    /// Whether that is still how it ended, as far as is known here.
+    fn still_stands(
+        &self,
+        service: &ServiceName,
+        release: ReleaseNumber,
+        outcome: &Outcome,
+    ) -> bool {
+        let rollout = self.state.services.get(service).and_then(|s| s.rollout.as_ref());
+        rollout.filter(|r| r.to == release).is_none_or(|r| r.outcome.as_ref() == Some(outcome))
+    }
+
+    /// What became of releases of a service is another controller's to note.
+    pub(super) fn forget_outcomes(&mut self, service: &ServiceName) {
+        self.unnoted.outcomes.retain(|(of, _), _| of != service);
     }
 
     fn show_outcome(&mut self, service: &ServiceName, release: ReleaseNumber, outcome: &Outcome) {
@@ -52,8 +166,8 @@ impl Core {
 
     /// What was read again of Git lacks what could not be noted there yet.
     pub(super) fn show_unnoted(&mut self) {
-        for ((service, release), outcome) in self.unnoted.outcomes.clone() {
-            self.show_outcome(&service, release, &outcome);
+        for ((service, release), unsaid) in self.unnoted.outcomes.clone() {
+            self.show_outcome(&service, release, &unsaid.outcome);
         }
     }
 
@@ -122,25 +236,28 @@ impl Core {
     /// Tries again what could not be noted.
     pub(super) fn note_again(&mut self) {
         let Unnoted { outcomes, stopped, stops, .. } = &self.unnoted;
-        let is_empty = outcomes.is_empty() && stopped.is_empty() && stops.is_empty();
+        let is_empty = stopped.is_empty() && stops.is_empty();
+        if !outcomes.is_empty() && now().since(self.unnoted.tried) >= AGAIN {
+            self.unnoted.tried = now();
+            let outcomes = self.unnoted.outcomes.keys().map(|(service, _)| service.clone());
+            for service in outcomes.collect::<BTreeSet<_>>() {
+                self.ask_to_note(&service);
+            }
+        }
         if is_empty && !self.unnoted.index || now().since(self.unnoted.tried) < AGAIN {
             return;
         }
-        let Unnoted { outcomes, stopped, stops, index, .. } = std::mem::take(&mut self.unnoted);
         self.unnoted.tried = now();
-        if index {
+        let stopped = std::mem::take(&mut self.unnoted.stopped);
+        let stops = std::mem::take(&mut self.unnoted.stops);
+        if std::mem::take(&mut self.unnoted.index) {
             self.heal_index();
         }
         if is_empty {
             return;
         }
-        for ((service, release), outcome) in outcomes {
-            if self.note_outcome(&service, release, &outcome).is_err() {
-                self.unnoted.outcomes.insert((service, release), outcome);
-            }
-        }
         for (service, stop) in stops {
-            if self.note_stop(&stop).is_err() {
+            if self.is_elsewhere(&service) || self.note_stop(&stop).is_err() {
                 self.unnoted.stops.insert(service, stop);
             }
         }
@@ -148,7 +265,9 @@ impl Core {
             // Rolled out anew since: what is stable now says so itself.
             let is_served = self.state.services.get(&service).is_some_and(|s| s.stable.is_some());
             let cleared = match &self.repo {
-                Some(repo) if !is_served => repo.clear_stable(&service),
+                Some(repo) if !is_served && !self.is_elsewhere(&service) => {
+                    repo.clear_stable(&service)
+                }
                 _ => Ok(()),
             };
             if cleared.is_err() {

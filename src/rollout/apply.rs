@@ -55,7 +55,7 @@ impl Decider<'_> {
             EventKind::MovesCancelled { by } => {
                 self.cancel_moves(Some(&format!("{by} cancelled it")));
             }
-            EventKind::HoldBegan { hosts, why } => self.hold(hosts, why),
+            EventKind::HoldBegan { hosts, why, cause } => self.hold(hosts, why, *cause),
             EventKind::HoldEnded => self.release_hold(),
             EventKind::Lent { borrower, to, what } => self.lend(borrower, *to, what),
             EventKind::TakenOut { release, replicas, host } => {

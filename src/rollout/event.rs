@@ -8,6 +8,7 @@ use super::analysis::{LimitRule, Window};
 use super::by_hand::QueuedRollout;
 use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
+use super::hold::HoldCause;
 use super::lending::Borrowing;
 use super::moves::RequestedMove;
 use super::release::Release;
@@ -139,6 +140,9 @@ pub enum EventKind {
         hosts: BTreeSet<HostName>,
         /// Why, for people.
         why: String,
+        /// What for.
+        #[serde(default, skip_serializing_if = "HoldCause::is_away")]
+        cause: HoldCause,
     },
     /// They can be acted on again.
     HoldEnded,

@@ -1,4 +1,5 @@
-//! A hold: hosts of the service cannot be acted on just now, though they are there (their login is lost).
+//! A hold: hosts of the service cannot be acted on just now, though they are there (their login is lost, or another
+//! controller has them).
 //! Until it is over nothing is taken out and nothing new is begun, in whatever direction the rollout
 //! goes; what serves, serves on, and what has died is started again where that is possible. No
 //! deadline runs meanwhile: nobody could have kept it.
@@ -15,6 +16,26 @@ use crate::base::{HostName, Timestamp, text};
 /// Longest reason that is kept, in characters.
 const MAX_WHY: usize = 300;
 
+/// What a service is held for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldCause {
+    /// Hosts do not let us in, or no controller was there.
+    #[default]
+    Away,
+    /// Another controller holds hosts of it, or held them last: nothing of it is decided here.
+    Elsewhere,
+    /// Hosts of it could not be asked who holds them before its step's command begins.
+    Unasked,
+}
+
+impl HoldCause {
+    /// Whether it is the one that is not written down.
+    pub fn is_away(&self) -> bool {
+        *self == Self::Away
+    }
+}
+
 /// Since when a service is held, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
@@ -26,6 +47,9 @@ pub struct Hold {
     pub why: String,
     /// The step's clock stands since then; what stood before was made good at the end of a pause.
     pub owed_from: Timestamp,
+    /// What for.
+    #[serde(default, skip_serializing_if = "HoldCause::is_away")]
+    pub cause: HoldCause,
 }
 
 impl ServiceState {
@@ -33,21 +57,27 @@ impl ServiceState {
     pub fn is_held(&self) -> bool {
         self.held.is_some() && !self.stopping
     }
+
+    /// Whether another controller has hosts of it, as this one heard last.
+    pub fn is_held_elsewhere(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.cause == HoldCause::Elsewhere)
+    }
 }
 
 impl Decider<'_> {
     /// Begins a hold, or gives another reason for it.
-    pub(super) fn hold(&mut self, hosts: &BTreeSet<HostName>, why: &str) {
+    pub(super) fn hold(&mut self, hosts: &BTreeSet<HostName>, why: &str, cause: HoldCause) {
         let now = self.state.now;
         let why = text::clean(why, MAX_WHY);
         match &mut self.state.held {
             Some(held) => {
                 held.why = why;
                 held.hosts.clone_from(hosts);
+                held.cause = cause;
             }
             None => {
                 let hosts = hosts.clone();
-                self.state.held = Some(Hold { since: now, hosts, why, owed_from: now });
+                self.state.held = Some(Hold { since: now, hosts, why, owed_from: now, cause });
             }
         }
     }
@@ -81,6 +111,9 @@ impl Decider<'_> {
                 rollout.shift_step(pause);
             }
             rollout.progress = now;
+            if let Some(run) = rollout.run.as_mut().filter(|run| run.ended.is_none()) {
+                run.began = run.began.plus(now.since(run.began.max(held.since)));
+            }
         }
     }
 }

@@ -55,7 +55,7 @@ pub use checks::{CheckResult, CheckRun};
 pub use engine_samples::{EngineSamples, GpuSignals};
 pub use event::{Event, EventKind, StartRefusal};
 pub use forecast::{Forecast, ForecastError, Stage, Timings, forecast, forecast_with};
-pub use hold::Hold;
+pub use hold::{Hold, HoldCause};
 pub use lending::{Borrowing, LentReplica, LentTo, Loan};
 pub use minimum::Terms;
 pub use moves::{ReplicaMove, RequestedMove};

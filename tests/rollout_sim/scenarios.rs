@@ -12,7 +12,7 @@ mod ways_back;
 use std::time::Duration;
 
 use deciding::base::{ReleaseNumber, Timestamp};
-use deciding::rollout::{EventKind, Gate, LimitRule, Outcome, Release, RolloutKind};
+use deciding::rollout::{EventKind, Gate, HoldCause, LimitRule, Outcome, Release, RolloutKind};
 use deciding::spec::StepSpec;
 
 use crate::build::{release, single, spec};
@@ -55,7 +55,8 @@ pub fn with_steps(replicas: u32, first_gpu: u32, steps: Vec<StepSpec>) -> Releas
 }
 
 fn held(why: &str) -> EventKind {
-    EventKind::HoldBegan { hosts: ["h0".parse().unwrap()].into(), why: why.to_owned() }
+    let (hosts, why) = (["h0".parse().unwrap()].into(), why.to_owned());
+    EventKind::HoldBegan { hosts, why, cause: HoldCause::Away }
 }
 
 /// That ada asks for it.

@@ -23,9 +23,9 @@ use deciding::base::{
     ServiceName, Timestamp, TrafficMode, TrafficServer,
 };
 use deciding::rollout::{
-    Action, Condition, Direction, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, RankPlan,
-    Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, forecast, next_wake,
-    outstanding, step,
+    Action, Condition, Direction, Event, EventKind, Gate, HoldCause, Outcome, Phase, QueuedRollout,
+    RankPlan, Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, forecast,
+    next_wake, outstanding, step,
 };
 use deciding::spec::{StepSpec, Strategy};
 

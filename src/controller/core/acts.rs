@@ -8,7 +8,10 @@ use crate::rollout::{Action, Outcome, Phase, Release, Shared};
 
 impl Core {
     pub(in crate::controller) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
-        let held = self.is_handing_over() || self.taking_over.is_some() || self.is_behind();
+        let held = self.is_handing_over()
+            || self.taking_over.is_some()
+            || self.is_behind()
+            || self.is_elsewhere(service);
         let actions = if held { Vec::new() } else { actions };
         self.prepare_hosts(service, &actions);
         let routes = self.state.services.get(service).map(|s| Routes::of(&self.deck, s));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::service_view::{self, Surroundings};
 use super::{Core, now};
 use crate::api::hub::Change;
-use crate::api::{EventLine, HostView, Severity};
+use crate::api::{EventLine, HostView, Severity, Snapshot};
 use crate::base::{HostName, ReplicaId, ServiceName, text};
 use crate::controller::traffic::Totals;
 use crate::rollout::{EventKind, Gate, Rollout};
@@ -71,6 +71,14 @@ impl Core {
     }
 
     fn show_service(&self, service: &ServiceName) {
+        // Who hears how a rollout ended finds that in Git.
+        let is_under_way = |s: &Snapshot| {
+            let shown = s.services.get(service).and_then(|view| view.rollout.as_ref());
+            shown.is_some_and(|rollout| rollout.outcome.is_none())
+        };
+        if self.unnoted.is_just_asking(service) && self.hub.with(is_under_way) {
+            return;
+        }
         let history = self.files.history.get(service).map(Vec::as_slice).unwrap_or_default();
         let elsewhere = self.held_elsewhere(service);
         let around = Surroundings {

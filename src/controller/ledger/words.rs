@@ -124,7 +124,7 @@ pub fn event_words(kind: &EventKind) -> String {
             format!("{by} moves {}{}", moves_words(*release, moves), because(Some(why)))
         }
         EventKind::MovesCancelled { by } => format!("{by} ends the moving away"),
-        EventKind::HoldBegan { hosts, why } => {
+        EventKind::HoldBegan { hosts, why, .. } => {
             let on = if hosts.is_empty() { String::new() } else { format!(" for {}", list(hosts)) };
             format!("is held{on}{}", because(Some(why)))
         }

@@ -65,7 +65,8 @@ impl World {
         self.away += away;
         if self.bug != Some(Bug::CountTheAbsence) {
             let why = "no controller was there".to_owned();
-            self.decide_at(EventKind::HoldBegan { hosts: BTreeSet::new(), why }, seen_alive);
+            let (hosts, cause) = (BTreeSet::new(), HoldCause::Away);
+            self.decide_at(EventKind::HoldBegan { hosts, why, cause }, seen_alive);
             self.decide(EventKind::HoldEnded);
         }
     }

@@ -6,7 +6,8 @@ use super::*;
 
 impl World {
     pub(super) fn hold() -> EventKind {
-        EventKind::HoldBegan { hosts: ["h0".parse().unwrap()].into(), why: "login-lost".to_owned() }
+        let (hosts, why) = (["h0".parse().unwrap()].into(), "login-lost".to_owned());
+        EventKind::HoldBegan { hosts, why, cause: HoldCause::Away }
     }
 
     /// An engine lives on and answers nothing, for a while or until it is ended.
