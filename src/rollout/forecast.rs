@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::event::EventKind;
 use super::release::Release;
 use super::state::{RolloutKind, ServiceState};
 use super::{rehearsal, remedy};
@@ -245,6 +246,12 @@ pub fn state_after(state: &ServiceState, release: &Release) -> Option<ServiceSta
 /// would not end.
 pub fn state_when_over(state: &ServiceState, taken_back: bool) -> Option<ServiceState> {
     rehearsal::over(state, taken_back).ok()
+}
+
+/// The service as it is when this, which is no rollout, has come to its end (moves, replicas that are taken out or come
+/// back), and the fewest ready replicas on the way; none: it would not end well.
+pub fn state_when_told(state: &ServiceState, kind: EventKind) -> Option<(ServiceState, u32)> {
+    rehearsal::told(state, kind).ok()
 }
 
 /// The titles of a rollout's stages: one for each step, and `all replicas`. A first deployment and

@@ -123,13 +123,30 @@ impl ServiceState {
     /// How many of its replicas this service can lend: those above its floor, and never the last.
     pub fn can_lend(&self) -> u32 {
         let Some(stable) = self.stable.filter(|_| self.rests()) else { return 0 };
-        let wanted = self.wanted(stable);
-        let floor = self.policy(stable).map_or(wanted, |p| count::floor(p, wanted)).max(1);
+        let floor = self.lending_floor(stable);
         let ready = self
             .of(stable)
             .filter(|(key, r)| r.phase == Phase::Ready && !self.vacated.contains(key))
             .count();
         u32::try_from(ready).unwrap_or(u32::MAX).saturating_sub(floor)
+    }
+
+    /// So many replicas of a release stay ready whatever is lent: its floor, and never fewer than one.
+    fn lending_floor(&self, release: ReleaseNumber) -> u32 {
+        let wanted = self.wanted(release);
+        self.policy(release).map_or(wanted, |p| count::floor(p, wanted)).max(1)
+    }
+
+    /// The same of what is served; 0 where nothing is.
+    pub fn stays_ready(&self) -> u32 {
+        self.stable.map_or(0, |stable| self.lending_floor(stable))
+    }
+
+    /// The `max_unavailable` with which `more` replicas than now could be out; none: fewer than one would stay.
+    pub fn unavailable_for(&self, more: u32) -> Option<u32> {
+        let stable = self.stable.filter(|_| self.rests())?;
+        let floor = self.lending_floor(stable).checked_sub(more).filter(|floor| *floor > 0)?;
+        Some(self.wanted(stable).saturating_sub(floor))
     }
 
     /// Nothing is being changed, so that a replica can be taken out.

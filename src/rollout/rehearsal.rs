@@ -100,6 +100,28 @@ pub(super) fn over(state: &ServiceState, taken_back: bool) -> Result<ServiceStat
     Err("the journey has no end".to_owned())
 }
 
+/// The state when something that was asked of a service outside of rollouts has come to its end (moves, replicas that are
+/// taken out or come back), and the fewest ready replicas on the way.
+pub(super) fn told(state: &ServiceState, kind: EventKind) -> Result<(ServiceState, u32), String> {
+    let timings = Timings::default();
+    let mut world = World::new(state.clone(), &timings, Vec::new(), Places::new());
+    world.take(outstanding(&world.state));
+    world.settle(MAX_EVENTS / 10);
+    let mut lowest = state.ready_total().min(world.state.ready_total());
+    world.feed_at(world.state.now, kind);
+    for _ in 0..MAX_EVENTS {
+        lowest = lowest.min(world.state.ready_total());
+        if world.queue.is_empty() && world.state.moves.is_empty() {
+            return match world.state.move_trouble.take() {
+                Some(why) => Err(why),
+                None => Ok((world.state, lowest)),
+            };
+        }
+        world.turn()?;
+    }
+    Err("it has no end".to_owned())
+}
+
 /// In a rehearsal nothing fails, so only the progress deadline does: what counts is what it waited for.
 fn standstill(why: &str) -> String {
     match why.split_once("(progress_deadline): ") {
