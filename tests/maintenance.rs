@@ -288,6 +288,119 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     assert_eq!(hosts["gpu-2"]["maintenance"]["cordons"], serde_json::json!([]));
 }
 
+/// Two hosts that together would take a service under its floor: the plan has them one after the other, and so they go.
+#[test]
+fn an_upgrade_is_shown_before_anything_is_touched_and_keeps_to_the_floor() {
+    let fleet = SimFleet::new();
+    fleet.edit("[rollout]", "[placement]\nspread = \"host\"\n\n[rollout]");
+    fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let on = fleet.code_is_on();
+    let (first, second) = (on[0].as_str(), on[1].as_str());
+    for other in ["gpu-1", "gpu-2", "gpu-3", "gpu-4"].into_iter().filter(|h| *h != first) {
+        fleet.expect(&["cordon", other], 0);
+    }
+    let hosts = format!("{first},{second}");
+    let dry = ["hosts", "upgrade", "--run", "sleep 1", "--hosts", &hosts, "--max-parallel", "2"];
+    let dry = [&dry[..], &["--dry-run"]].concat();
+    // No replica may be out, and there is no other place: that is said with what would do.
+    let refused = fleet.json(&dry, 1);
+    let why = &refused["hosts"][0]["refused"];
+    assert!(why["message"].as_str().unwrap().contains("cannot be drained"), "{refused:#}");
+    assert!(why["hint"].as_str().unwrap().contains("max_unavailable = 1 of code"), "{refused:#}");
+
+    fleet.expect(&["uncordon", second], 0);
+    fleet.edit("max_unavailable   = 0", "max_unavailable   = 1");
+    fleet.expect(&["apply", "code", "--yes", "--wait", "--timeout", "2m"], 0);
+    let on = fleet.code_is_on();
+    assert_eq!(on.len(), 2, "{on:?}");
+    fleet.expect(&["cordon", second, "-m", "mine"], 0);
+    let before = hosts_of(&fleet)[first]["maintenance"].clone();
+    let plan = fleet.json(&dry, 2);
+    let (one, two) = (&plan["hosts"][0], &plan["hosts"][1]);
+    assert_eq!((&one["batch"], &two["batch"]), (&1.into(), &2.into()), "{plan:#}");
+    assert!(two["after"].as_str().unwrap().contains("take code under its floor"), "{plan:#}");
+    assert_eq!(one["drain"]["out"].as_array().unwrap().len(), 1, "{plan:#}");
+    let low = &one["capacity"][0];
+    assert_eq!((&low["lowest_ready"], &low["floor"]), (&1.into(), &1.into()), "{plan:#}");
+    assert_eq!(plan["lowest"][0]["lowest_ready"], 1, "{plan:#}");
+    let text = fleet.expect(&dry, 2).stdout;
+    assert!(text.contains("batch 2, after the last"), "{text}");
+    assert_eq!(hosts_of(&fleet)[first]["maintenance"], before, "nothing is touched");
+    assert_eq!(fleet.json(&["hosts", "upgrade"], 0), Value::Null);
+
+    let begin = [&dry[..dry.len() - 1], &["--yes"]].concat();
+    let upgrade = fleet.json(&begin, 0);
+    for host in 0..2 {
+        assert_eq!(upgrade["hosts"][host]["state"]["state"], "done", "{upgrade:#}");
+    }
+    wait_until("what was out", LONG, || fleet.json(&["status", "code"], 0)["ready"] == 2);
+    let events = fleet.expect(&["events"], 0).stdout;
+    assert!(events.contains(&format!("{second} waits for the hosts that are begun")), "{events}");
+    assert!(!events.contains("is down"), "it served throughout: {events}");
+    let kept = &hosts_of(&fleet)[second]["maintenance"]["cordons"];
+    assert_eq!(kept[0]["reason"], "mine", "a person's cordon stays");
+}
+
+#[test]
+fn an_upgrade_is_held_and_its_hosts_are_tried_again_or_left_out() {
+    let fleet = SimFleet::new();
+    let mark = fleet.home().join("mended");
+    let command = format!("sleep 1; test -e {}", mark.display());
+    let hosts = "gpu-1,gpu-2,gpu-3";
+    fleet.expect(&["hosts", "upgrade", "--run", &command, "--hosts", hosts, "--yes"], 3);
+    let upgrade = |fleet: &SimFleet| fleet.json(&["hosts", "upgrade"], 0);
+    let states = |fleet: &SimFleet| -> Vec<String> {
+        let view = fleet.json(&["hosts", "upgrade"], 0);
+        let all = view["hosts"].as_array().unwrap().iter();
+        all.map(|h| h["state"]["state"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(states(&fleet), ["failed", "skipped", "skipped"]);
+    let text = fleet.expect(&["hosts", "upgrade"], 0).stdout;
+    assert!(text.contains("gpudeck hosts upgrade --retry gpu-1"), "{text}");
+    assert!(text.contains("gpu-1 failed before"), "{text}");
+
+    // Left out only for a reason.
+    fleet.expect(&["hosts", "upgrade", "--skip", "gpu-2"], 64);
+    fleet.expect(&["hosts", "upgrade", "--skip", "gpu-2", "-m", "the vendor has it"], 0);
+    fleet.expect(&["hosts", "upgrade", "--retry", "gpu-2"], 5);
+    std::fs::write(&mark, "").unwrap();
+    fleet.expect(&["hosts", "upgrade", "--retry", "gpu-1", "-m", "it was mended"], 0);
+    fleet.expect(&["hosts", "upgrade", "--pause", "-m", "lunch"], 0);
+    fleet.kill_controller();
+    wait_until("the host that is begun", LONG, || {
+        states(&fleet)[0] == "done" || {
+            // The pause may have come before it was begun again.
+            let waits = states(&fleet)[0] == "waiting";
+            if waits {
+                fleet.expect(&["hosts", "upgrade", "--resume"], 0);
+                wait_until("the retry", LONG, || states(&fleet)[0] != "waiting");
+                fleet.expect(&["hosts", "upgrade", "--pause", "-m", "lunch"], 0);
+            }
+            false
+        }
+    });
+    assert_eq!(states(&fleet), ["done", "skipped", "waiting"]);
+    let view = upgrade(&fleet);
+    assert_eq!(view["paused"]["reason"], "lunch", "{view:#}");
+    assert_eq!(view["hosts"][0]["retries"], 1, "{view:#}");
+    let text = fleet.expect(&["hosts", "upgrade"], 0).stdout;
+    assert!(text.contains("paused by") && text.contains("the vendor has it"), "{text}");
+    assert_eq!(hosts_of(&fleet)["gpu-1"]["maintenance"]["cordons"], serde_json::json!([]));
+
+    fleet.expect(&["hosts", "upgrade", "--resume"], 0);
+    wait_until("the last host", LONG, || states(&fleet) == ["done", "skipped", "done"]);
+    assert!(upgrade(&fleet)["ended"].is_u64());
+    let events = fleet.expect(&["events"], 0).stdout;
+    assert!(events.contains("gpu-3 is upgraded"), "{events}");
+    let audit = fleet.expect(&["audit", "--output", "json"], 0).stdout;
+    for why in ["the vendor has it", "it was mended", "lunch"] {
+        assert!(audit.contains(&format!("\"why\":\"{why}\"")), "{why}: {audit}");
+    }
+    let journal = fleet.expect(&["journal"], 0).stdout;
+    assert!(journal.contains("pauses the upgrade of hosts: lunch"), "{journal}");
+    assert!(journal.contains("leaves gpu-2 out of the upgrade of hosts: the vendor"), "{journal}");
+}
+
 /// A host is not told to be empty while a rollout that waits for a person will still start something there.
 #[test]
 fn a_host_on_which_a_rollout_is_about_to_start_something_is_not_drained() {

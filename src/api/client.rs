@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::door::Door;
 use super::intent::{Intent, IntentReply};
 use super::lend::{AgentAnswer, Lending, ToLender};
-use super::maintenance::DrainPlan;
+use super::maintenance::{DrainPlan, UpgradePlan, UpgradeQuestion};
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::{
     API_VERSION, CheckupRequest, InspectRequest, LogRequest, PreviousLog, PreviousLogRequest,
@@ -120,6 +120,11 @@ impl Client {
     /// What an apply of several services would do, in their order.
     pub async fn plan_together(&self, services: &[ServiceName]) -> Result<Vec<PlanView>, ApiError> {
         self.post("/v1/plan-together", &services).await
+    }
+
+    /// What an upgrade of hosts would do.
+    pub async fn plan_upgrade(&self, question: &UpgradeQuestion) -> Result<UpgradePlan, ApiError> {
+        self.post("/v1/plan-upgrade", question).await
     }
 
     /// What a drain of a host would do.

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use super::hub::Hub;
 use super::intent::{Intent, IntentReply};
 use super::lend::{AgentAnswer, ToLender};
-use super::maintenance::DrainPlan;
+use super::maintenance::{DrainPlan, UpgradePlan, UpgradeQuestion};
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::server::{CheckupRequest, PreviousLog, PreviousLogRequest};
 use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView};
@@ -78,6 +78,11 @@ pub trait Desk: Send + Sync + 'static {
 
     /// What a drain of a host would do.
     async fn plan_drain(&self, host: HostName) -> Result<DrainPlan, ApiError>;
+
+    /// What an upgrade of hosts would do.
+    async fn plan_upgrade(&self, _question: UpgradeQuestion) -> Result<UpgradePlan, ApiError> {
+        Err(not_here())
+    }
 
     /// The spec of one release against another's, as a unified diff.
     async fn diff(

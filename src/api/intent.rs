@@ -6,6 +6,7 @@ use super::secret::Secret;
 use super::view::PlanView;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::group::GroupSteer;
+use crate::rollout::maintenance::UpgradeSteer;
 use crate::spec::ConcurrencyPolicy;
 
 /// A wish. `POST /v1/intents`.
@@ -204,8 +205,15 @@ pub enum Intent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// Begin no further host of the upgrade under way. Those that are begun are finished.
-    StopUpgrade,
+    /// Hold the upgrade of hosts, let it go on, try a host again, leave one out, or stop it.
+    SteerUpgrade {
+        /// Which of it.
+        #[serde(flatten)]
+        what: UpgradeSteer,
+        /// Why, for the audit trail; must not be empty where a host is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Answer a question.
     Answer {
         /// The question's id.
@@ -247,7 +255,7 @@ impl Intent {
                 | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
                 | Self::EndRank { .. }
-                | Self::StopUpgrade
+                | Self::SteerUpgrade { .. }
         )
     }
 
@@ -272,7 +280,7 @@ impl Intent {
             | Self::Drain { .. }
             | Self::UpgradeHosts { .. }
             | Self::EndRank { .. }
-            | Self::StopUpgrade
+            | Self::SteerUpgrade { .. }
             | Self::Answer { .. }
             | Self::Reconnect { .. }
             | Self::TakeOver { .. }
@@ -298,6 +306,10 @@ impl Intent {
                 | Self::Drain { .. }
                 | Self::Move { .. }
                 | Self::UpgradeHosts { .. }
+                | Self::SteerUpgrade {
+                    what: UpgradeSteer::Retry { .. } | UpgradeSteer::Skip { .. },
+                    ..
+                }
                 | Self::EndRank { .. }
         )
     }

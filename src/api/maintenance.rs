@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::base::{HostName, ReplicaKey, ServiceName};
 
 use super::plan::PlanPlace;
+use super::view::ApiError;
 
 pub use crate::rollout::maintenance::{
-    Cordon, CordonedGpu, Drain, Upgrade, UpgradeEntry, UpgradeHost,
+    Cordon, CordonedGpu, Drain, Upgrade, UpgradeEntry, UpgradeHost, UpgradeSteer,
 };
 
 /// What is done for the maintenance of one host.
@@ -100,6 +101,69 @@ pub struct DrainMove {
     pub load_ms: Option<u64>,
 }
 
+/// Which hosts are to be upgraded. `POST /v1/plan-upgrade`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeQuestion {
+    /// In order; none: all.
+    pub hosts: Vec<HostName>,
+    /// So many at a time.
+    pub max_parallel: u32,
+}
+
+/// What an upgrade of hosts would do, each host in the world that those before it leave. Nothing is touched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpgradePlan {
+    /// So many at a time, at most.
+    pub max_parallel: u32,
+    /// The hosts in order.
+    pub hosts: Vec<UpgradePlanHost>,
+    /// The services that miss something on the way, at their lowest points.
+    pub lowest: Vec<ServiceLow>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// One host of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpgradePlanHost {
+    /// The host.
+    pub host: HostName,
+    /// Those of one batch are away at the same time; from 1, and 0 where it would be refused.
+    pub batch: usize,
+    /// Of the first one of a batch that could be larger: why it does not go beside those before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// What moves away from it, and what stops meanwhile.
+    pub drain: DrainPlan,
+    /// How many replicas are left of each service that has something there, while it and what is beside it is away.
+    pub capacity: Vec<ServiceLow>,
+    /// Why it could not be emptied, with the smallest change by which it could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<ApiError>,
+}
+
+/// The fewest ready replicas of a service on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceLow {
+    /// The service.
+    pub service: ServiceName,
+    /// Replicas that it wants.
+    pub wanted: u32,
+    /// No action of ours goes below.
+    pub floor: u32,
+    /// Ready before.
+    pub ready: u32,
+    /// The fewest.
+    pub lowest_ready: u32,
+}
+
+impl UpgradePlan {
+    /// Why it is not begun: at this host it would end.
+    pub fn refusal(&self) -> Option<&ApiError> {
+        self.hosts.iter().find_map(|host| host.refused.as_ref())
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -122,7 +186,7 @@ mod tests {
         assert_eq!(word(Vec::new(), failed()).unwrap(), "UPGRADE FAILED");
         let gpu = CordonedGpu { device: DeviceId::Cpu, index: 3 };
         let gpu = vec![cordon(Some(gpu))];
-        let skipped = Some(UpgradeHost::Skipped);
+        let skipped = Some(UpgradeHost::Skipped { behind: None, why: None });
         assert_eq!(word(gpu.clone(), skipped).unwrap(), "not upgraded, GPU 3 cordoned");
         assert_eq!(word(gpu, Some(UpgradeHost::Done)).unwrap(), "GPU 3 cordoned");
         let draining = Some(UpgradeHost::Draining { cordoned_before: true });

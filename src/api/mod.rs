@@ -48,8 +48,8 @@ pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
 pub use intent::{Intent, IntentReply};
 pub use maintenance::{
-    Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, Upgrade, UpgradeEntry,
-    UpgradeHost,
+    Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, ServiceLow, Upgrade,
+    UpgradeEntry, UpgradeHost, UpgradePlan, UpgradePlanHost, UpgradeQuestion, UpgradeSteer,
 };
 pub use plan::{
     Capacity, PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress,

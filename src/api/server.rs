@@ -11,6 +11,7 @@
 //! | `GET /v1/services/{name}/diff?from=r1&to=r2` | text |
 //! | `GET /v1/services/{name}/history` | list of `ReleaseView` |
 //! | `GET /v1/hosts/{name}/drain` | `DrainPlan` |
+//! | `POST /v1/plan-upgrade` | `UpgradeQuestion` → `UpgradePlan` |
 //! | `GET /v1/services/{name}/blame` | list of `BlameLine` |
 //! | `GET /v1/releases/{number}` | `ReleaseDetail` |
 //! | `GET /v1/drift?service=chat` | `DriftView` |
@@ -47,7 +48,7 @@ use uuid::Uuid;
 use super::desk::Desk;
 use super::intent::{Intent, IntentReply};
 use super::lend::AgentAnswer;
-use super::maintenance::DrainPlan;
+use super::maintenance::{DrainPlan, UpgradePlan, UpgradeQuestion};
 use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::thinned::{Shown, Thinned};
 use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
@@ -162,6 +163,7 @@ pub async fn serve(
         .route("/v1/services/{name}/diff", get(diff))
         .route("/v1/services/{name}/history", get(history))
         .route("/v1/hosts/{name}/drain", get(plan_drain))
+        .route("/v1/plan-upgrade", post(plan_upgrade))
         .route("/v1/services/{name}/blame", get(blame))
         .route("/v1/releases/{number}", get(one_release))
         .route("/v1/drift", get(drift))
@@ -397,6 +399,15 @@ async fn plan_drain(
     admit(&peer)?;
     let host = name.parse().map_err(|e: crate::base::id::BadName| invalid(e.to_string()))?;
     desk.plan_drain(host).await.map(Json)
+}
+
+async fn plan_upgrade(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(desk): Shared,
+    Json(question): Json<UpgradeQuestion>,
+) -> Result<Json<UpgradePlan>, ApiError> {
+    admit(&peer)?;
+    desk.plan_upgrade(question).await.map(Json)
 }
 
 async fn blame(

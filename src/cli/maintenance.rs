@@ -1,14 +1,13 @@
-//! `gpudeck cordon`, `uncordon`, `drain` and `hosts upgrade`.
+//! `gpudeck cordon`, `uncordon` and `drain`.
 
 use std::time::Duration;
 
-use super::args::{Args, DrainOptions, Output, UpgradeOptions, Why};
+use super::args::{Args, DrainOptions, Output, Why};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, show, table};
 use crate::api::{
-    ApiError, Client, Door, DrainPlan, ErrorKind, HostName, Intent, IntentReply, Snapshot, Upgrade,
-    UpgradeHost, time,
+    ApiError, Client, Door, DrainPlan, ErrorKind, HostName, Intent, IntentReply, Snapshot, time,
 };
 
 /// A host, or one GPU of it: `node1`, `node1/3`.
@@ -136,7 +135,7 @@ pub async fn drain(
 }
 
 /// The replicas with a rank on a host, as `chat r12-0`.
-fn on_host(snapshot: &Snapshot, host: &HostName) -> Vec<String> {
+pub(super) fn on_host(snapshot: &Snapshot, host: &HostName) -> Vec<String> {
     let replicas = snapshot.services.iter().flat_map(|(service, view)| {
         let there = view.replicas.iter().filter(|r| r.ranks.iter().any(|rank| rank.host == *host));
         there.map(move |replica| format!("{service} {}", replica.id))
@@ -144,7 +143,8 @@ fn on_host(snapshot: &Snapshot, host: &HostName) -> Vec<String> {
     replicas.collect()
 }
 
-fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure> {
+/// What a drain does; `leaving`: what is there and on its way already.
+pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure> {
     if plan.moves.is_empty() && plan.out.is_empty() {
         return match leaving {
             [] => table::out(&format!("{}: nothing runs there", plan.host)),
@@ -233,62 +233,4 @@ pub(super) fn time_is_up(args: &Args, words: &str) -> Result<Success, Failure> {
         table::out(&format!("time is up; {words}"))?;
     }
     Ok(Success::TimeIsUp)
-}
-
-/// Upgrades hosts one after the other.
-pub async fn upgrade(args: &Args, options: &UpgradeOptions) -> Result<Success, Failure> {
-    let client = attach(args).await?;
-    let Some(run) = &options.run else {
-        let reply = client.send(Intent::StopUpgrade).await?;
-        return told(args, &reply, "no further host is begun; `gpudeck hosts` shows the others");
-    };
-    show::settle(&client).await?;
-    let which = if options.hosts.is_empty() {
-        "all hosts".to_owned()
-    } else {
-        options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    };
-    let question = format!(
-        "Drain {which} one after the other and run `{}` there?",
-        crate::api::text::clean(run, 200)
-    );
-    if apply::must_ask(args, options.yes) {
-        apply::agree(&question).await?;
-    }
-    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let intent = Intent::UpgradeHosts {
-        command: run.clone(),
-        hosts: options.hosts.clone(),
-        max_parallel: options.max_parallel,
-        timeout_ms: millis(options.timeout),
-        return_ms: millis(options.return_timeout),
-        reason: options.why.reason.clone(),
-    };
-    let reply = client.send(intent).await?;
-    if options.no_wait {
-        return told(args, &reply, "accepted; `gpudeck hosts` shows how far it is");
-    }
-    let ended = |snapshot: &Snapshot| snapshot.deck.upgrade.clone().filter(|u| u.ended.is_some());
-    let Some(upgrade) = wait(&client, None, ended).await? else { return Ok(Success::TimeIsUp) };
-    match args.output {
-        Output::Json => table::json(&upgrade)?,
-        Output::Text => print_upgrade(&upgrade)?,
-    }
-    let well = upgrade.hosts.iter().all(|h| h.state == UpgradeHost::Done);
-    Ok(if well { Success::Done } else { Success::TakenBack })
-}
-
-fn print_upgrade(upgrade: &Upgrade) -> Result<(), Failure> {
-    let rows: Vec<Vec<String>> = upgrade
-        .hosts
-        .iter()
-        .map(|entry| {
-            let why = match &entry.state {
-                UpgradeHost::Failed { why } => format!("{why}; it stays cordoned"),
-                _ => String::new(),
-            };
-            vec![entry.host.to_string(), entry.state.word().to_owned(), why]
-        })
-        .collect();
-    table::print(&["HOST", "UPGRADE", ""], &rows)
 }

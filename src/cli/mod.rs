@@ -35,6 +35,7 @@ pub mod table;
 pub mod together;
 pub mod top;
 mod top_details;
+pub mod upgrade;
 pub mod wait;
 pub mod what_if;
 
@@ -166,7 +167,7 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Status { service } => show::status(args, service.as_ref()).await,
         Command::Hosts { command: None } => hosts::hosts(args).await,
         Command::Hosts { command: Some(HostsCommand::Upgrade(options)) } => {
-            maintenance::upgrade(args, options).await
+            upgrade::run(args, options).await
         }
         Command::Cordon { target, reason } => {
             maintenance::cordon(args, target, reason.as_deref()).await

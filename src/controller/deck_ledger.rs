@@ -10,7 +10,9 @@ use crate::api::plan::{Capacity, PlanProgress, StepProgress};
 use crate::api::{PlanTime, PlanView};
 use crate::base::{HostName, ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::group::{Group, GroupState, GroupSteer};
-use crate::rollout::maintenance::{Cordon, CordonedGpu, FleetMaintenance, Upgrade, UpgradeHost};
+use crate::rollout::maintenance::{
+    Cordon, CordonedGpu, FleetMaintenance, Upgrade, UpgradeHost, UpgradeSteer,
+};
 use crate::rollout::{Direction, ServiceState};
 
 /// Rollouts that are remembered of each service.
@@ -104,6 +106,15 @@ pub enum DeckEvent {
         /// How far.
         state: UpgradeHost,
     },
+    /// A person held the upgrade of hosts, let it go on, had a host tried again or left out, or stopped it.
+    UpgradeSteered {
+        /// What.
+        steer: UpgradeSteer,
+        /// Who asked.
+        by: String,
+        /// Why.
+        reason: Option<String>,
+    },
     /// Nobody looked after the upgrade of hosts for so long: its deadlines are later by that.
     UpgradeMissed {
         /// Milliseconds.
@@ -170,6 +181,9 @@ impl Ledger {
             }
             DeckEvent::UpgradeWent { host, state } => {
                 self.maintenance.upgrade_went(host, state, at);
+            }
+            DeckEvent::UpgradeSteered { steer, by, reason } => {
+                self.maintenance.upgrade_steered(steer, by, reason.as_deref(), at);
             }
             DeckEvent::UpgradeMissed { missed_ms } => {
                 if let Some(upgrade) = &mut self.maintenance.upgrade {

@@ -19,7 +19,7 @@ use crate::api::lend::{AgentAnswer, ToLender};
 use crate::api::release::{BlameLine, DriftView, ReleaseDetail};
 use crate::api::{
     ApiError, CheckupRequest, DrainPlan, ErrorKind, Intent, IntentReply, Looking, PlanView,
-    PreviousLog, PreviousLogRequest, ReleaseView, Who,
+    PreviousLog, PreviousLogRequest, ReleaseView, UpgradePlan, UpgradeQuestion, Who,
 };
 use crate::base::{Hint, HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
@@ -278,6 +278,19 @@ impl Desk for Handle {
         let drafts = self.ask(move |core| core.drain_drafts(&wanted)).await??.await?;
         self.not_fenced().await?;
         self.ask(move |core| core.drain_plan(&host, &drafts)).await?
+    }
+
+    async fn plan_upgrade(&self, question: UpgradeQuestion) -> Result<UpgradePlan, ApiError> {
+        let UpgradeQuestion { hosts, max_parallel } = question;
+        let read = move |core: &mut Core| {
+            let hosts = core.upgradable(&hosts)?;
+            let drafts = core.upgrade_drafts(&hosts);
+            Ok::<_, ApiError>((hosts, drafts))
+        };
+        let (hosts, drafts) = self.ask(read).await??;
+        let drafts = drafts.await?;
+        self.not_fenced().await?;
+        self.ask(move |core| core.plan_upgrade(&hosts, &drafts, max_parallel)).await
     }
 
     async fn diff(

@@ -86,18 +86,19 @@ fn expected(state: &DeckState) -> Vec<Expected> {
 /// The commands of an upgrade of hosts that are awaited: no release names them, and they are ours.
 fn commands(deck: DeckId, ledger: &Ledger) -> Vec<Expected> {
     let Some(upgrade) = &ledger.maintenance.upgrade else { return Vec::new() };
-    let Some(rank) = upgrade::rank_of(deck, upgrade.id) else { return Vec::new() };
     let runs = |entry: &&UpgradeEntry| matches!(entry.state, UpgradeHost::Running { .. });
-    let expected = |entry: &UpgradeEntry| Expected {
-        host: entry.host.clone(),
-        rank: rank.clone(),
-        argv: upgrade::argv_of(upgrade),
-        runtime: RuntimeSpec::Process,
-        setup: None,
-        process: None,
-        must_run: false,
+    let expected = |entry: &UpgradeEntry| {
+        Some(Expected {
+            host: entry.host.clone(),
+            rank: upgrade::rank_of(deck, upgrade.id, entry.attempt())?,
+            argv: upgrade::argv_of(upgrade),
+            runtime: RuntimeSpec::Process,
+            setup: None,
+            process: None,
+            must_run: false,
+        })
     };
-    upgrade.hosts.iter().filter(runs).map(expected).collect()
+    upgrade.hosts.iter().filter(runs).filter_map(expected).collect()
 }
 
 /// The ranks on each of these hosts that nothing wants there, and the ports that they may have.

@@ -25,18 +25,18 @@ use crate::rollout::{EventKind, RequestedMove};
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What of one service leaves a host.
-struct ServiceMoves {
-    service: ServiceName,
-    release: ReleaseNumber,
-    moves: Vec<RequestedMove>,
+pub(super) struct ServiceMoves {
+    pub(super) service: ServiceName,
+    pub(super) release: ReleaseNumber,
+    pub(super) moves: Vec<RequestedMove>,
     /// Those for which there is no other place: they come back when the host does.
-    out: Vec<u32>,
+    pub(super) out: Vec<u32>,
 }
 
 /// What a drain would do, for people and for the services.
 pub struct Drainage {
-    plan: DrainPlan,
-    services: Vec<ServiceMoves>,
+    pub(super) plan: DrainPlan,
+    pub(super) services: Vec<ServiceMoves>,
 }
 
 /// The drafts of the services that have something on a host.
@@ -221,7 +221,7 @@ impl Core {
 
     /// Places every replica of a host elsewhere.
     pub(super) fn drainage(&self, host: &HostName, drafts: &[Draft]) -> Result<Drainage, ApiError> {
-        let mut hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
+        let mut hosts = self.capacities(None);
         for capacity in &mut hosts {
             capacity.cordoned |= capacity.name == *host;
         }
@@ -310,14 +310,27 @@ impl Core {
             }
         }
         let error = first.unwrap_or_else(|| conflict("it is busy".to_owned(), "wait"));
+        // The smallest change: so many more would have to be allowed to stop.
+        let more = (may_stop.saturating_add(1)..=count).find(|out| {
+            demand.replicas = count - out;
+            demand.replicas == 0 || planning::place_on(self, hosts.to_vec(), demand).is_ok()
+        });
+        let state = self.state.services.get(&demand.service);
+        let unavailable = more.and_then(|out| state?.unavailable_for(out - may_stop));
+        let enough =
+            unavailable.map(|n| format!("max_unavailable = {n} of {} is enough", demand.service));
         Err(ApiError {
             message: format!(
                 "{host} cannot be drained: {}; of {count} replicas of {} there {may_stop} may stop meanwhile",
                 error.message, demand.service
             ),
-            hint: error
-                .hint
-                .or_else(|| Some("free GPUs on another host, or raise max_unavailable".to_owned())),
+            hint: match (error.hint, enough) {
+                (Some(hint), Some(enough)) => Some(format!("{hint}; or {enough}")),
+                (hint, enough) => hint.or(enough).or_else(|| {
+                    let service = &demand.service;
+                    Some(format!("free GPUs on another host, or give {service} another replica"))
+                }),
+            },
             ..error
         })
     }
@@ -503,7 +516,7 @@ pub(super) fn settled(host: &crate::api::HostView) -> bool {
 }
 
 /// Why a host cannot be drained now.
-fn in_the_way(service: &ServiceName, obstacle: Obstacle<'_>) -> ApiError {
+pub(super) fn in_the_way(service: &ServiceName, obstacle: Obstacle<'_>) -> ApiError {
     match obstacle {
         Obstacle::Loan(loan) => conflict(
             format!("{service} {} is {}, and may come back there", loan.replica, loan.to),

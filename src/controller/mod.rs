@@ -72,6 +72,7 @@ pub mod traffic;
 mod turns;
 mod unnoted;
 pub mod upgrade;
+mod upgrade_plan;
 mod vigil;
 pub mod what_if;
 pub mod world;

@@ -7,23 +7,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::actions::{self, Means};
 use super::core::{Core, Input, now};
 use super::deck_ledger::DeckEvent;
+use super::maintenance::conflict;
 use super::planning::Draft;
 use crate::api::{
     ApiError, ErrorKind, HostLinkState, HostView, IntentReply, Severity, Upgrade, UpgradeEntry,
-    UpgradeHost,
+    UpgradeHost, UpgradeSteer,
 };
 use crate::base::{
     Attempt, Bytes, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId, Timestamp, text,
 };
-use crate::rollout::maintenance::{HostSeen, Reach, Seen, UpgradeMove, Watch};
+use crate::rollout::maintenance::{AwaitedByNext, HostSeen, Reach, Seen, UpgradeMove, Watch};
 use crate::runtime::Runtime;
 use crate::runtime::process::ProcessRuntime;
 use crate::wire::{GpuHealth, HostSample, PROTOCOL_VERSION, RankStart, RankStatus, Reply, Request};
@@ -36,9 +35,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Hosts that may be named in one upgrade.
 const MAX_HOSTS: usize = 1_000;
-
-/// So many hosts are looked at beside each other before it begins.
-const HOSTS_AT_ONCE: usize = 8;
 
 /// What is asked for.
 pub struct Wish {
@@ -59,8 +55,8 @@ pub struct Wish {
 pub struct UpgradeTasks {
     running: BTreeMap<HostName, JoinHandle<()>>,
     watch: Watch,
-    /// The host whose replicas the next one waits for, as it was told last.
-    waits_for: Option<HostName>,
+    /// What the next host waits for, as it was told last.
+    waits_for: Option<AwaitedByNext>,
 }
 
 impl Drop for UpgradeTasks {
@@ -77,14 +73,15 @@ enum Ended {
     Badly { why: String },
 }
 
-/// What is read of a host before it may be emptied.
-type Looking = BoxFuture<'static, Result<(HostName, Vec<Draft>), ApiError>>;
-
 /// An upgrade that would end at this host does not begin.
-fn not_emptied(host: &HostName, error: ApiError) -> ApiError {
+pub(super) fn not_emptied(host: &HostName, error: ApiError) -> ApiError {
     let message = error.message;
     let which = if message.contains(host.as_str()) { String::new() } else { format!("{host}: ") };
     ApiError { message: format!("no host is upgraded: {which}{message}"), ..error }
+}
+
+fn invalid(message: String, hint: &str) -> ApiError {
+    ApiError { kind: ErrorKind::Invalid, message, hint: Some(hint.to_owned()) }
 }
 
 impl Core {
@@ -95,8 +92,8 @@ impl Core {
         by: String,
         reply: oneshot::Sender<Result<IntentReply, ApiError>>,
     ) {
-        let work = match self.upgradable(&wish).and_then(|hosts| self.drafts_to_empty(hosts)) {
-            Ok(work) => work,
+        let work = match self.upgradable_by(&wish) {
+            Ok(hosts) => self.upgrade_drafts(&hosts),
             Err(error) => {
                 let _ = reply.send(Err(error));
                 return;
@@ -104,37 +101,24 @@ impl Core {
         };
         let inputs = self.means.inputs.clone();
         self.tasks.spawn(async move {
-            let looked: Result<Vec<_>, ApiError> =
-                stream::iter(work).buffered(HOSTS_AT_ONCE).try_collect().await;
+            let drafts = work.await;
             let begin = Box::new(move |core: &mut Core| {
-                let begun = looked.and_then(|looked| core.begin_upgrade(wish, looked, by));
+                let begun = drafts.and_then(|drafts| core.begin_upgrade(wish, &drafts, by));
                 core.answer(reply, begun);
             });
             let _ = inputs.send(Input::Ask(begin)).await;
         });
     }
 
-    /// Reads what is needed to place elsewhere what each of these hosts has.
-    fn drafts_to_empty(&self, hosts: Vec<HostName>) -> Result<Vec<Looking>, ApiError> {
-        let looking = |host: HostName| -> Result<Looking, ApiError> {
-            let drafts = self.drain_drafts(&host).map_err(|e| not_emptied(&host, e))?;
-            Ok(Box::pin(async move {
-                match drafts.await {
-                    Ok(drafts) => Ok((host, drafts)),
-                    Err(error) => Err(not_emptied(&host, error)),
-                }
-            }))
-        };
-        hosts.into_iter().map(looking).collect()
+    fn upgradable_by(&self, wish: &Wish) -> Result<Vec<HostName>, ApiError> {
+        if wish.command.trim().is_empty() || wish.command.len() > 64 << 10 {
+            return Err(invalid("there is no command to run".to_owned(), "give one with --run"));
+        }
+        self.upgradable(&wish.hosts)
     }
 
     /// The hosts that are to be upgraded, if that may begin.
-    fn upgradable(&self, wish: &Wish) -> Result<Vec<HostName>, ApiError> {
-        let invalid = |message: String, hint: &str| ApiError {
-            kind: ErrorKind::Invalid,
-            message,
-            hint: Some(hint.to_owned()),
-        };
+    pub(super) fn upgradable(&self, wanted: &[HostName]) -> Result<Vec<HostName>, ApiError> {
         if let Some(upgrade) = self.state.ledger.maintenance.present_upgrade() {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -142,12 +126,9 @@ impl Core {
                 hint: Some("`gpudeck hosts` shows how far it is".to_owned()),
             });
         }
-        if wish.command.trim().is_empty() || wish.command.len() > 64 << 10 {
-            return Err(invalid("there is no command to run".to_owned(), "give one with --run"));
-        }
         let mut hosts: Vec<HostName> = Vec::new();
         let all = self.deck.hosts.keys().cloned();
-        let named = if wish.hosts.is_empty() { all.collect() } else { wish.hosts.clone() };
+        let named = if wanted.is_empty() { all.collect() } else { wanted.to_vec() };
         for host in named.into_iter().take(MAX_HOSTS) {
             self.known_host(&host)?;
             if !hosts.contains(&host) {
@@ -160,33 +141,23 @@ impl Core {
         Ok(hosts)
     }
 
-    /// `looked`: each of its hosts, with what its replicas are placed elsewhere by.
+    /// `drafts`: what the services on its hosts are placed elsewhere by.
     fn begin_upgrade(
         &mut self,
         wish: Wish,
-        looked: Vec<(HostName, Vec<Draft>)>,
+        drafts: &[Draft],
         by: String,
     ) -> Result<IntentReply, ApiError> {
         // Meanwhile something else may have begun.
-        let hosts = self.upgradable(&wish)?;
-        // One after the other they are emptied: each goes by what the others have by now.
-        for (host, drafts) in &looked {
-            self.drainage(host, drafts).map_err(|e| not_emptied(host, e))?;
+        let hosts = self.upgradable_by(&wish)?;
+        let plan = self.plan_upgrade(&hosts, drafts, wish.max_parallel);
+        if let Some(refusal) = plan.refusal() {
+            return Err(refusal.clone());
         }
-        for (name, gateway) in &self.deck.gateways {
-            if hosts.contains(&gateway.host) {
-                let words = format!(
-                    "the gateway {name} runs on {}: clients are cut off while that host is away",
-                    gateway.host
-                );
-                self.say(Severity::Warning, None, &words);
-            }
+        for words in self.gateways_on(&hosts) {
+            self.say(Severity::Warning, None, &words);
         }
-        let entries = hosts.iter().map(|host| UpgradeEntry {
-            host: host.clone(),
-            state: UpgradeHost::Waiting,
-            since: now(),
-        });
+        let entries = hosts.iter().map(|host| UpgradeEntry::waiting(host.clone(), now()));
         let upgrade = Upgrade {
             id: ReleaseId(uuid::Uuid::now_v7()),
             command: wish.command,
@@ -197,6 +168,8 @@ impl Core {
             by: by.clone(),
             began: now(),
             ended: None,
+            paused: None,
+            stopped: None,
         };
         self.deck_told(DeckEvent::UpgradeBegun { upgrade })?;
         let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
@@ -207,20 +180,62 @@ impl Core {
         Ok(IntentReply::Accepted)
     }
 
-    /// Hosts whose turn has not come stay as they are.
-    pub(super) fn stop_upgrade(&mut self, by: &str) -> IntentReply {
-        let upgrade = self.state.ledger.maintenance.present_upgrade();
-        let waiting = |entry: &&UpgradeEntry| entry.state == UpgradeHost::Waiting;
-        let waiting = upgrade.into_iter().flat_map(|u| u.hosts.iter().filter(waiting));
-        let waiting: Vec<HostName> = waiting.map(|entry| entry.host.clone()).collect();
-        if waiting.is_empty() {
-            return IntentReply::NothingToDo;
+    /// A person holds it, lets it go on, has a host tried again or left out, or stops it.
+    pub(super) fn steer_upgrade(
+        &mut self,
+        what: &UpgradeSteer,
+        by: &str,
+        reason: Option<String>,
+    ) -> Result<IntentReply, ApiError> {
+        let reason = reason.filter(|reason| !reason.trim().is_empty());
+        if matches!(what, UpgradeSteer::Skip { .. }) && reason.is_none() {
+            return Err(ApiError {
+                kind: ErrorKind::Invalid,
+                message: "a host is only left out for a reason".to_owned(),
+                hint: Some("say why with --reason".to_owned()),
+            });
         }
-        self.say(Severity::Info, None, &format!("{by} stops the upgrade of hosts"));
-        for host in waiting {
-            self.went(&host, UpgradeHost::Skipped);
+        let Some(upgrade) = &self.state.ledger.maintenance.upgrade else {
+            return match what {
+                UpgradeSteer::Stop => Ok(IntentReply::NothingToDo),
+                _ => Err(conflict(
+                    "no hosts were upgraded here yet".to_owned(),
+                    "`gpudeck hosts upgrade --run COMMAND` begins that",
+                )),
+            };
+        };
+        let hosts: Vec<HostName> = upgrade.hosts.iter().map(|entry| entry.host.clone()).collect();
+        if !upgrade.takes(what).map_err(|futile| conflict(futile.why, &futile.instead))? {
+            return Ok(IntentReply::NothingToDo);
         }
-        IntentReply::Accepted
+        let cordoned = |host| self.state.ledger.maintenance.host_cordon(host).is_some();
+        let stays = match what {
+            UpgradeSteer::Skip { host } if cordoned(host) => "; it stays cordoned",
+            _ => "",
+        };
+        let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let words = format!("{by} {}{why}{stays}", what.words());
+        let (steer, by) = (what.clone(), by.to_owned());
+        self.deck_told(DeckEvent::UpgradeSteered { steer, by, reason })?;
+        self.say(Severity::Info, None, &words);
+        for host in hosts {
+            if what.host() == Some(&host) {
+                self.upgrades.watch.went(&host);
+            }
+            self.publish_maintenance(&host);
+        }
+        Ok(IntentReply::Accepted)
+    }
+
+    /// It could not be emptied: beside other hosts it waits for them.
+    fn drain_refused(&mut self, host: &HostName, why: &str) {
+        let watch = &mut self.upgrades.watch;
+        let state = self.state.ledger.maintenance.refused(host, why, watch);
+        if state == UpgradeHost::Waiting {
+            let words = format!("beside the hosts that are begun {host} is not upgraded: {why}");
+            self.say(Severity::Info, None, &words);
+        }
+        self.went(host, state);
     }
 
     /// Whether it could be written down.
@@ -283,7 +298,7 @@ impl Core {
             let watch = &mut self.upgrades.watch;
             watch.busy = self.upgrades.running.keys().cloned().collect();
             let maintenance = &self.state.ledger.maintenance;
-            let waits_for = maintenance.upgrade_waits_for(&seen);
+            let waits_for = maintenance.upgrade_waits_for(&seen, watch);
             let next = maintenance.next_of_upgrade(&seen, watch);
             self.tell_of_waiting(waits_for);
             if !next.is_some_and(|next| self.carry_out_for_upgrade(next)) {
@@ -292,10 +307,9 @@ impl Core {
         }
     }
 
-    fn tell_of_waiting(&mut self, waits_for: Option<HostName>) {
-        if let Some(last) = waits_for.as_ref().filter(|_| self.upgrades.waits_for != waits_for) {
-            let words = format!("the next host waits until what stopped for {last} serves again");
-            self.say(Severity::Info, None, &words);
+    fn tell_of_waiting(&mut self, waits_for: Option<AwaitedByNext>) {
+        if let Some(awaited) = waits_for.as_ref().filter(|_| self.upgrades.waits_for != waits_for) {
+            self.say(Severity::Info, None, &awaited.words());
         }
         self.upgrades.waits_for = waits_for;
     }
@@ -325,7 +339,7 @@ impl Core {
         let task = tokio::spawn(async move {
             if let Ok(Err(error)) = answer.await {
                 let tell = Box::new(move |core: &mut Core| {
-                    core.upgrade_failed(&host_name, &error.message);
+                    core.drain_refused(&host_name, &error.message);
                 });
                 let _ = inputs.send(Input::Ask(tell)).await;
             }
@@ -341,7 +355,7 @@ impl Core {
         let UpgradeHost::Running { gpus, boot, cordoned_before } = entry.state.clone() else {
             return false;
         };
-        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return false };
+        let Some(rank) = rank_of(self.deck.id, upgrade.id, entry.attempt()) else { return false };
         let start = RankStart {
             rank,
             argv: argv_of(upgrade),
@@ -383,10 +397,20 @@ impl Core {
 
     /// What the command logged is not kept on a host that is done.
     fn forget_command(&mut self, upgrade: &Upgrade, host: &HostName) -> bool {
-        let Some(rank) = rank_of(self.deck.id, upgrade.id) else { return false };
+        let Some(entry) = upgrade.entry(host) else { return false };
+        // Those that failed before it was tried again, too.
+        let mut attempts = vec![Attempt::FIRST];
+        while let Some(last) = attempts.last().copied().filter(|last| *last < entry.attempt()) {
+            attempts.push(last.next());
+        }
+        let rank = |attempt| rank_of(self.deck.id, upgrade.id, attempt);
+        let ranks: Vec<RankId> = attempts.into_iter().filter_map(rank).collect();
         let (means, there) = (Arc::clone(&self.means), host.clone());
         let task = tokio::spawn(async move {
-            let has = forget(&means, &there, &rank).await;
+            let mut has = true;
+            for rank in &ranks {
+                has &= forget(&means, &there, rank).await;
+            }
             let tell = Box::new(move |core: &mut Core| {
                 core.upgrades.watch.told_to_forget(&there, has);
             });
@@ -431,9 +455,13 @@ pub(super) fn argv_of(upgrade: &Upgrade) -> Vec<String> {
     ["sh", "-c", &upgrade.command].map(str::to_owned).to_vec()
 }
 
-/// The name under which the command runs: the same at every start of this upgrade.
-pub(super) fn rank_of(deck: crate::base::DeckId, upgrade: ReleaseId) -> Option<RankId> {
-    let replica = ReplicaId { release: ReleaseNumber(0), replica: 0, attempt: Attempt::FIRST };
+/// The name under which the command runs: the same whoever starts it, until a person has the host tried again.
+pub(super) fn rank_of(
+    deck: crate::base::DeckId,
+    upgrade: ReleaseId,
+    attempt: Attempt,
+) -> Option<RankId> {
+    let replica = ReplicaId { release: ReleaseNumber(0), replica: 0, attempt };
     let service = "host-upgrade".parse().ok()?;
     Some(RankId { deck, service, release_id: upgrade, replica, rank: 0 })
 }
@@ -471,11 +499,21 @@ async fn look(
     let link = actions::link(means, host).map_err(|e| e.to_string())?;
     let epoch = means.claims.ensure(link.as_ref()).await.map_err(|e| e.to_string())?;
     let runtime = ProcessRuntime::new(Arc::clone(&link), means.deck, epoch);
-    let find = || async {
-        let reports = runtime.list().await.map_err(|e| e.to_string())?;
-        Ok::<_, String>(reports.into_iter().find(|r| r.rank == start.rank).map(|r| r.status))
-    };
-    let Some(status) = find().await? else {
+    let reports = runtime.list().await.map_err(|e| e.to_string())?;
+    let own = reports.iter().find(|r| r.rank == start.rank).map(|r| r.status.clone());
+    let Some(status) = own else {
+        // What was given up may run on: two of them would be in each other's way.
+        let attempt = start.rank.replica.attempt;
+        let runs = |status: &RankStatus| matches!(status, RankStatus::Running { .. });
+        let earlier = reports.iter().find(|r| {
+            r.rank.release_id == start.rank.release_id
+                && r.rank.replica.attempt < attempt
+                && runs(&r.status)
+        });
+        if let Some(earlier) = earlier {
+            runtime.stop(&earlier.rank, GRACE).await.map_err(|e| e.to_string())?;
+            return Ok(None);
+        }
         if now() > deadline {
             return Ok(Some(Ended::Badly { why: "it was not reached in time".to_owned() }));
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use deciding::base::{DeviceId, HostName, ReleaseId, ServiceName, Timestamp};
 use deciding::rollout::maintenance::drain::{self, DrainStep};
 use deciding::rollout::maintenance::{
-    Cordon, FleetMaintenance, Seen, Upgrade, UpgradeEntry, UpgradeHost, UpgradeMove, Watch,
+    Cordon, FleetMaintenance, Seen, Upgrade, UpgradeEntry, UpgradeHost, UpgradeMove, UpgradeSteer,
+    Watch,
 };
 use deciding::rollout::{EventKind, ReplicaPlan, RequestedMove, RolloutKind, ServiceState};
 use uuid::Uuid;
@@ -39,6 +40,7 @@ enum Line {
     DrainBegun(HostName),
     DrainEnded(HostName, Option<String>),
     Went(HostName, UpgradeHost),
+    Steered(UpgradeSteer),
 }
 
 /// What is being done for a host and answers later.
@@ -107,8 +109,7 @@ impl HostUpgrade {
         if play.rng.one_in(3) {
             listed.pop();
         }
-        let entry =
-            |host: HostName| UpgradeEntry { host, state: UpgradeHost::Waiting, since: play.now };
+        let entry = |host: HostName| UpgradeEntry::waiting(host, play.now);
         let millis = u64::try_from(PATIENCE.as_millis()).unwrap();
         play.kept.upgrade = Some(Upgrade {
             id: ReleaseId(Uuid::from_u128(9)),
@@ -120,6 +121,8 @@ impl HostUpgrade {
             by: "ada".to_owned(),
             began: play.now,
             ended: None,
+            paused: None,
+            stopped: None,
         });
         play.begun_as = play.kept.clone();
         if play.rng.one_in(3) {
@@ -203,7 +206,7 @@ impl HostUpgrade {
         if self.disk_is_full() {
             return;
         }
-        match self.rng.below(4) {
+        match self.rng.below(7) {
             0 => {
                 let draining = |e: &&UpgradeEntry| matches!(e.state, UpgradeHost::Draining { .. });
                 let host = self.upgrade().hosts.iter().find(draining).map(|e| e.host.clone());
@@ -223,19 +226,41 @@ impl HostUpgrade {
             }
             1 if self.rng.one_in(3) => self.stop(),
             2 => self.roll_out(),
+            3 => {
+                let paused = self.upgrade().paused.is_some();
+                let what = if paused { UpgradeSteer::Resume } else { UpgradeSteer::Pause };
+                self.steer(what, "hosts: held or let go on");
+            }
+            4 => {
+                let host = self.any_host();
+                if self.steer(UpgradeSteer::Retry { host: host.clone() }, "hosts: tried again") {
+                    self.forget_last_command(&host);
+                }
+            }
+            5 if self.rng.one_in(2) => {
+                let host = self.any_host();
+                self.steer(UpgradeSteer::Skip { host }, "hosts: left out");
+            }
             _ => {}
         }
     }
 
+    /// Whether what a person wants changes anything.
+    fn steer(&mut self, what: UpgradeSteer, count: &'static str) -> bool {
+        let takes = self.upgrade().takes(&what) == Ok(true);
+        if takes {
+            self.count(count);
+            if let UpgradeSteer::Retry { host } = &what {
+                self.watch.went(host);
+            }
+            self.write(Line::Steered(what));
+        }
+        takes
+    }
+
     /// The hosts whose turn has not come stay as they are.
     fn stop(&mut self) {
-        let waiting = self.upgrade().hosts.iter().filter(|e| e.state == UpgradeHost::Waiting);
-        let waiting: Vec<HostName> = waiting.map(|e| e.host.clone()).collect();
-        for host in waiting {
-            self.stopped = true;
-            self.count("hosts: stopped");
-            self.write(Line::Went(host, UpgradeHost::Skipped));
-        }
+        self.stopped |= self.steer(UpgradeSteer::Stop, "hosts: stopped");
     }
 
     /// A new release, on hosts that take new ranks.
@@ -353,8 +378,12 @@ impl HostUpgrade {
                 Job::Plan(_) => {
                     self.jobs.remove(&host);
                     if let Err(why) = self.begin_drain(&host) {
-                        self.count("hosts: drain refused");
-                        self.write(Line::Went(host, UpgradeHost::Failed { why }));
+                        let state = self.kept.refused(&host, &why, &mut self.watch);
+                        self.count(match state {
+                            UpgradeHost::Waiting => "hosts: drain put off",
+                            _ => "hosts: drain refused",
+                        });
+                        self.write(Line::Went(host, state));
                     }
                 }
                 Job::Forget(_) => {
@@ -511,6 +540,7 @@ fn take(kept: &mut FleetMaintenance, line: &Line, at: Timestamp) {
         Line::DrainBegun(host) => kept.drain_begun(host, "ada", at),
         Line::DrainEnded(host, trouble) => kept.drain_ended(host, trouble.as_deref(), at),
         Line::Went(host, state) => kept.upgrade_went(host, state, at),
+        Line::Steered(what) => kept.upgrade_steered(what, "ada", Some("she wants it"), at),
     }
 }
 
@@ -529,6 +559,7 @@ pub fn seed(seed: u64, trace: bool, mistake: Mistake) -> Counts {
     }
     play.faults = false;
     play.worlds.values_mut().for_each(World::calm);
+    play.steer(UpgradeSteer::Resume, "hosts: held or let go on");
     play.until(UPGRADE, HostUpgrade::is_over);
     play.check_end();
     play.put_right();

@@ -28,23 +28,40 @@ pub struct DrainOptions {
 /// What is done with hosts.
 #[derive(Debug, Subcommand)]
 pub enum HostsCommand {
-    /// Host after host: drain it, run a command there, wait until it is back, uncordon it
+    /// Host after host: drain it, run a command there, wait until it is back, uncordon it. Without --run: how far it is
     Upgrade(UpgradeOptions),
 }
 
 /// How hosts are upgraded.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("wish").args(["run", "pause", "resume", "retry", "skip", "stop"])))]
 pub struct UpgradeOptions {
     /// The command, for `sh -c` on each host; a reboot is waited for
-    #[arg(long, value_name = "COMMAND", required_unless_present = "stop")]
+    #[arg(long, value_name = "COMMAND")]
     pub run: Option<String>,
+    /// Only show what --run would do, in which order and beside what: exit code 0 nothing, 2 hosts would be upgraded, 1 it
+    /// would be refused
+    #[arg(long, requires = "run")]
+    pub dry_run: bool,
+    /// Begin no further host for the time being; those that are begun are finished
+    #[arg(long)]
+    pub pause: bool,
+    /// Go on after a pause
+    #[arg(long)]
+    pub resume: bool,
+    /// Try this host again, which failed; those that were left out because of it have their turn after it
+    #[arg(long, value_name = "HOST")]
+    pub retry: Option<HostName>,
+    /// Leave this host out, whose turn has not come or which failed (it stays cordoned then); needs --reason
+    #[arg(long, value_name = "HOST", requires = "reason")]
+    pub skip: Option<HostName>,
     /// Begin no further host of the upgrade under way; those that are begun are finished
-    #[arg(long, conflicts_with_all = ["run", "hosts"])]
+    #[arg(long)]
     pub stop: bool,
     /// Which hosts, in order; default: all
-    #[arg(long, value_name = "HOST,…", value_delimiter = ',')]
+    #[arg(long, value_name = "HOST,…", value_delimiter = ',', requires = "run")]
     pub hosts: Vec<HostName>,
-    /// So many hosts at a time
+    /// So many hosts at a time, as far as no service falls under its floor by it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub max_parallel: u32,
     /// Longest the command may run

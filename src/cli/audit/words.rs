@@ -37,6 +37,7 @@ pub fn what(entry: &Value) -> String {
     match intent.as_str() {
         "" => word(entry, "/event").replace('_', " "),
         "apply_together" => "apply".to_owned(),
+        "steer_upgrade" => format!("{} upgrade", word(entry, "/what/what")),
         "steer_group" => format!("{} --together", word(entry, "/what/what")),
         "promote" if entry.pointer("/what/all") == Some(&Value::Bool(true)) => {
             "promote --all".to_owned()
@@ -109,8 +110,7 @@ fn drained(entry: &Value) -> String {
 fn upgraded(entry: &Value) -> Option<String> {
     let state: UpgradeHost =
         serde_json::from_value(entry.pointer("/result/state")?.clone()).ok()?;
-    let why = if let UpgradeHost::Failed { why } = &state { why.as_str() } else { "" };
-    Some(format!("{}{}", state.word(), because(why)))
+    Some(format!("{}{}", state.word(), because(&state.why().unwrap_or_default())))
 }
 
 fn together(entry: &Value) -> Option<String> {
@@ -191,6 +191,11 @@ mod tests {
                 ("upgrade hosts", "all hosts"),
             ),
             (json!({ "intent": "stop_upgrade" }), ("stop upgrade", "")),
+            (json!({ "intent": "steer_upgrade", "what": "pause" }), ("pause upgrade", "")),
+            (
+                json!({ "intent": "steer_upgrade", "what": "retry", "host": "h1" }),
+                ("retry upgrade", "h1"),
+            ),
             (json!({ "intent": "reconnect", "host": "h1" }), ("reconnect", "h1")),
             (json!({ "intent": "undo", "to": 3 }), ("undo", "r3")),
             (json!({ "intent": "undo", "to": null }), ("undo", "")),

@@ -80,7 +80,7 @@ pub(super) fn of_deck(event: &DeckEvent) -> Option<Happened> {
             ("drain_ended", None, json!({ "host": host, "trouble": trouble }))
         }
         DeckEvent::UpgradeWent { host, state } => match state {
-            UpgradeHost::Done | UpgradeHost::Failed { .. } | UpgradeHost::Skipped => {
+            UpgradeHost::Done | UpgradeHost::Failed { .. } | UpgradeHost::Skipped { .. } => {
                 ("host_upgraded", None, json!({ "host": host, "state": state }))
             }
             _ => return None,

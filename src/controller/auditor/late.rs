@@ -105,7 +105,11 @@ impl Since {
             DeckEvent::GroupBegun { group } => (&["apply_together"], Some(&group.by), None),
             DeckEvent::GroupSteered { by, .. } => (&["steer_group"], Some(by), None),
             DeckEvent::UpgradeBegun { upgrade } => (&["upgrade_hosts"], Some(&upgrade.by), None),
-            DeckEvent::UpgradeWent { state: UpgradeHost::Skipped, .. } => {
+            DeckEvent::UpgradeSteered { steer, by, .. } => {
+                (&["steer_upgrade"], Some(by), steer.host())
+            }
+            // As an older controller wrote it.
+            DeckEvent::UpgradeWent { state: UpgradeHost::Skipped { .. }, .. } => {
                 (&["stop_upgrade"], None, None)
             }
             _ => return,

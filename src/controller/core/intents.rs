@@ -113,7 +113,7 @@ impl Core {
                 return self.move_replica(to, by, reason, reply);
             }
             Intent::EndRank { host, rank, .. } => return self.end_rank(host, rank, by, reply),
-            Intent::StopUpgrade => Ok(self.stop_upgrade(&by)),
+            Intent::SteerUpgrade { what, reason } => self.steer_upgrade(&what, &by, reason),
             Intent::UpgradeHosts {
                 command, hosts, max_parallel, timeout_ms, return_ms, ..
             } => {

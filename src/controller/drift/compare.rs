@@ -114,15 +114,17 @@ mod tests {
         let upgrade = crate::api::Upgrade {
             id: crate::base::ReleaseId(uuid::Uuid::from_u128(3)),
             command: "apt-get -y upgrade".to_owned(),
-            hosts: vec![UpgradeEntry { host: host.clone(), state, since }],
+            hosts: vec![UpgradeEntry { state, ..UpgradeEntry::waiting(host.clone(), since) }],
             max_parallel: 1,
             timeout_ms: 1,
             return_ms: 1,
             by: "ada".to_owned(),
             began: since,
             ended: None,
+            paused: None,
+            stopped: None,
         };
-        let rank = upgrade::rank_of(deck, upgrade.id).unwrap();
+        let rank = upgrade::rank_of(deck, upgrade.id, crate::base::Attempt::FIRST).unwrap();
         let argv = Some(upgrade::argv_of(&upgrade));
         let runs = || {
             vec![RunningRank {

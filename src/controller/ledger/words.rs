@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::api::CordonedGpu;
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, text, time};
 use crate::controller::deck_ledger::DeckEvent;
-use crate::rollout::maintenance::UpgradeHost;
 use crate::rollout::{CheckResult, EngineSamples, EventKind, RequestedMove, StartRefusal};
 
 /// Longest line, in characters.
@@ -62,9 +61,10 @@ pub fn deck_words(event: &DeckEvent) -> String {
             format!("{} hosts are upgraded", upgrade.hosts.len())
         }
         DeckEvent::UpgradeWent { host, state } => {
-            let why =
-                if let UpgradeHost::Failed { why } = state { Some(why.as_str()) } else { None };
-            format!("{host}: {}{}", state.word(), because(why))
+            format!("{host}: {}{}", state.word(), because(state.why().as_deref()))
+        }
+        DeckEvent::UpgradeSteered { steer, by, reason } => {
+            format!("{by} {}{}", steer.words(), because(reason.as_deref()))
         }
         DeckEvent::ClockAhead { ahead_ms: 0 } => {
             "the machine's clock has caught up with the times here".to_owned()
@@ -220,6 +220,7 @@ fn samples_words(release: ReleaseNumber, seen: &EngineSamples) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::rollout::maintenance::UpgradeHost;
     use serde_json::{Value, json};
 
     fn event(value: Value) -> EventKind {

@@ -141,6 +141,11 @@ impl ServiceState {
         })
     }
 
+    /// Something of it is on its way to the host.
+    pub fn moves_to(&self, host: &HostName) -> bool {
+        self.moves.iter().any(|m| is_there(&m.plan, host))
+    }
+
     /// Something of it is to be started on the host: a move that is not over, or what a rollout under way starts or
     /// would go back to.
     pub fn goes_to(&self, host: &HostName) -> bool {
@@ -152,8 +157,7 @@ impl ServiceState {
             })
         };
         let rollout = self.active_rollout();
-        self.moves.iter().any(|m| is_there(&m.plan, host))
-            || rollout.is_some_and(|r| planned(r.to) || r.from.is_some_and(planned))
+        self.moves_to(host) || rollout.is_some_and(|r| planned(r.to) || r.from.is_some_and(planned))
     }
 
     /// Why a host that something of it has to do with cannot be emptied now.

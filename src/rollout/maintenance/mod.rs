@@ -1,11 +1,19 @@
 //! Hosts under maintenance: which get no new ranks, which are being emptied, and how far an upgrade of hosts is.
 //!
 //! What is kept of it is here; what becomes of a host that is emptied is in `drain`, how an upgrade goes in `upgrade`,
-//! what is to be done for it in `next`. Where replicas find another place, who asks, and who carries it out, is elsewhere.
+//! what people ask for in the middle of it in `steer`, which hosts may be away at the same time in `beside`, what is to be
+//! done for it in `next`. Where replicas find another place, who asks, and who carries it out, is elsewhere.
 
+mod beside;
 pub mod drain;
 mod next;
+mod steer;
 mod upgrade;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#[path = "tests.rs"]
+mod play;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{DeviceId, HostName, Timestamp};
 
+pub use beside::{AwaitedByNext, shared};
 pub use next::{HostSeen, Reach, Seen, UpgradeMove, Watch};
+pub use steer::UpgradeSteer;
 pub use upgrade::{Upgrade, UpgradeEntry, UpgradeHost};
 
 /// All that is kept of the maintenance of a fleet's hosts.
@@ -100,6 +110,12 @@ impl FleetMaintenance {
             let why = "it was uncordoned meanwhile".to_owned();
             upgrade.went(host, &UpgradeHost::Failed { why }, at);
         }
+        // If it is cordoned again, that is not the upgrade's doing.
+        for entry in self.upgrade.iter_mut().flat_map(|u| &mut u.hosts) {
+            if entry.host == *host {
+                entry.cordoned_before = None;
+            }
+        }
     }
 
     /// A host is being emptied.
@@ -116,16 +132,32 @@ impl FleetMaintenance {
         }
     }
 
-    /// A host of the upgrade has come further. One that is done is uncordoned in the same stroke, unless it was cordoned
-    /// before: nobody may find it done and closed, or open and not done.
+    /// A host of the upgrade has come further. One that is done, or waits again, is uncordoned in the same stroke, unless it
+    /// was cordoned before: nobody may find it done and closed, or open and not done.
     pub fn upgrade_went(&mut self, host: &HostName, state: &UpgradeHost, at: Timestamp) {
         let Some(upgrade) = &mut self.upgrade else { return };
         let before = upgrade.hosts.iter().find(|entry| entry.host == *host);
-        let opens = *state == UpgradeHost::Done
+        let opens = matches!(state, UpgradeHost::Done | UpgradeHost::Waiting)
             && before.is_some_and(|entry| entry.state.cordoned_before() == Some(false));
         upgrade.went(host, state, at);
         if opens {
             self.uncordoned(host, None, at);
+        }
+    }
+
+    /// A person asked for something in the middle of the upgrade of hosts.
+    pub fn upgrade_steered(
+        &mut self,
+        what: &UpgradeSteer,
+        by: &str,
+        reason: Option<&str>,
+        at: Timestamp,
+    ) {
+        let Some(upgrade) = &mut self.upgrade else { return };
+        upgrade.steered(what, by, reason, at);
+        // It is emptied anew: what came of the last time says nothing.
+        if let UpgradeSteer::Retry { host } = what {
+            self.drains.retain(|of, drain| of != host || drain.ended.is_none());
         }
     }
 }
@@ -137,9 +169,8 @@ mod tests {
 
     fn upgrade(state: UpgradeHost) -> FleetMaintenance {
         let entry = |host: &str, state| UpgradeEntry {
-            host: host.parse().unwrap(),
             state,
-            since: Timestamp(1),
+            ..UpgradeEntry::waiting(host.parse().unwrap(), Timestamp(1))
         };
         let upgrade = Upgrade {
             id: crate::base::ReleaseId(uuid::Uuid::from_u128(1)),
@@ -151,6 +182,8 @@ mod tests {
             by: "ada".to_owned(),
             began: Timestamp(1),
             ended: None,
+            paused: None,
+            stopped: None,
         };
         let mut kept = FleetMaintenance { upgrade: Some(upgrade), ..FleetMaintenance::default() };
         let cordon = Cordon { gpu: None, by: "ada".to_owned(), reason: None, since: Timestamp(1) };
@@ -182,7 +215,8 @@ mod tests {
         kept.uncordoned(&h1, None, Timestamp(2));
         let hosts = &kept.upgrade.as_ref().unwrap().hosts;
         assert!(matches!(hosts[0].state, UpgradeHost::Failed { .. }), "{hosts:?}");
-        assert_eq!(hosts[1].state, UpgradeHost::Skipped);
+        let skipped = UpgradeHost::Skipped { behind: Some(h1.clone()), why: None };
+        assert_eq!(hosts[1].state, skipped);
         assert!(kept.present_upgrade().is_none());
         // While the command runs it is not taken back by that.
         let mut kept =

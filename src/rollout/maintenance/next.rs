@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{FleetMaintenance, Upgrade, UpgradeEntry, UpgradeHost, drain};
+use super::{FleetMaintenance, Upgrade, UpgradeEntry, UpgradeHost};
 use crate::base::{HostName, ServiceName, Timestamp, text, time};
 use crate::rollout::ServiceState;
 
@@ -76,6 +76,8 @@ pub struct Watch {
     forgot: BTreeMap<HostName, (u32, bool)>,
     /// Since when the hosts that are to be drained, or were, are not heard of.
     unheard_since: BTreeMap<HostName, Timestamp>,
+    /// Hosts that could not be emptied beside these.
+    put_off: BTreeMap<HostName, BTreeSet<HostName>>,
 }
 
 impl Watch {
@@ -91,6 +93,16 @@ impl Watch {
         let (tries, done) = self.forgot.entry(host.clone()).or_default();
         *tries = tries.saturating_add(1);
         *done |= has;
+    }
+
+    /// A host could not be emptied beside these: it is tried again when one of them is not away any more.
+    pub(super) fn put_off(&mut self, host: &HostName, beside: BTreeSet<HostName>) {
+        self.put_off.insert(host.clone(), beside);
+    }
+
+    pub(super) fn is_put_off(&self, host: &HostName, away: &BTreeSet<HostName>) -> bool {
+        let beside = self.put_off.get(host);
+        beside.is_some_and(|beside| !beside.is_empty() && beside.is_subset(away))
     }
 
     fn has_forgotten(&self, host: &HostName) -> bool {
@@ -143,14 +155,15 @@ impl FleetMaintenance {
     /// What is next for the upgrade of hosts, one thing at a time. None: somebody or something is waited for.
     pub fn next_of_upgrade(&self, seen: &Seen<'_>, watch: &mut Watch) -> Option<UpgradeMove> {
         let upgrade = self.present_upgrade()?;
-        let begins = upgrade.has_room()
-            && upgrade.failures().next().is_none()
-            && self.upgrade_waits_for(seen).is_none();
+        let next = upgrade.next_in_row().map(|entry| &entry.host);
+        let begins = next.filter(|_| self.upgrade_waits_for(seen, watch).is_none());
         upgrade.hosts.iter().find_map(|entry| {
             let host = &entry.host;
             match &entry.state {
-                UpgradeHost::Waiting if begins => {
-                    let cordoned_before = self.host_cordon(host).is_some();
+                UpgradeHost::Waiting if begins == Some(host) => {
+                    // One that is tried again is cordoned still.
+                    let closed = || self.host_cordon(host).is_some();
+                    let cordoned_before = entry.cordoned_before.unwrap_or_else(closed);
                     Some(went(host, UpgradeHost::Draining { cordoned_before }))
                 }
                 UpgradeHost::Draining { cordoned_before } if !watch.busy.contains(host) => {
@@ -163,22 +176,6 @@ impl FleetMaintenance {
                 _ => None,
             }
         })
-    }
-
-    /// The host for which the next one waits: what stopped for it is to serve again before more is stopped, for as long
-    /// as a host may be away. On one that stays cordoned nothing comes back.
-    pub fn upgrade_waits_for(&self, seen: &Seen<'_>) -> Option<HostName> {
-        let upgrade = self.present_upgrade()?;
-        let waiting = upgrade.hosts.iter().any(|entry| entry.state == UpgradeHost::Waiting);
-        if !waiting || !upgrade.has_room() {
-            return None;
-        }
-        let done = upgrade.hosts.iter().filter(|entry| entry.state == UpgradeHost::Done);
-        done.filter(|entry| seen.now <= entry.since.plus(upgrade.patience()))
-            .map(|entry| &entry.host)
-            .filter(|host| self.host_cordon(host).is_none())
-            .find(|host| drain::is_coming_back(host, seen.services))
-            .cloned()
     }
 
     fn drained(

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{HostName, ReleaseId, Timestamp};
+use super::steer;
+use crate::base::{Attempt, HostName, ReleaseId, Timestamp};
+use crate::rollout::group::Steered;
 
 /// An upgrade of hosts: each is drained, a command is run there, and it comes back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,12 @@ pub struct Upgrade {
     pub began: Timestamp,
     /// When it was over.
     pub ended: Option<Timestamp>,
+    /// A person holds it: no further host is begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Steered>,
+    /// A person had no further host begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Steered>,
 }
 
 /// One host of an upgrade.
@@ -38,6 +46,29 @@ pub struct UpgradeEntry {
     pub state: UpgradeHost,
     /// Since when.
     pub since: Timestamp,
+    /// How often a person had it tried again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// Of one that failed: whether it was cordoned before its turn came. Known until it is uncordoned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cordoned_before: Option<bool>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl UpgradeEntry {
+    /// A host whose turn has not come.
+    pub const fn waiting(host: HostName, since: Timestamp) -> Self {
+        Self { host, state: UpgradeHost::Waiting, since, retries: 0, cordoned_before: None }
+    }
+
+    /// The name of the command's present start there: each runs once.
+    pub const fn attempt(&self) -> Attempt {
+        Attempt(Attempt::FIRST.0.saturating_add(self.retries))
+    }
 }
 
 /// How far the upgrade of one host is.
@@ -76,8 +107,15 @@ pub enum UpgradeHost {
         /// Why.
         why: String,
     },
-    /// Another host failed before its turn.
-    Skipped,
+    /// Another host failed before its turn, or a person left it out.
+    Skipped {
+        /// The host that failed: it is not left out any more when that one is tried again or left out itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        behind: Option<HostName>,
+        /// Who left it out, and why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
 }
 
 impl UpgradeHost {
@@ -90,7 +128,16 @@ impl UpgradeHost {
             Self::Returning { .. } => "returning",
             Self::Done => "upgraded",
             Self::Failed { .. } => "UPGRADE FAILED",
-            Self::Skipped => "not upgraded",
+            Self::Skipped { .. } => "not upgraded",
+        }
+    }
+
+    /// Why it failed or was left out, in words.
+    pub fn why(&self) -> Option<String> {
+        match self {
+            Self::Failed { why } | Self::Skipped { why: Some(why), .. } => Some(why.clone()),
+            Self::Skipped { behind: Some(host), .. } => Some(format!("{host} failed before")),
+            _ => None,
         }
     }
 
@@ -105,32 +152,68 @@ impl UpgradeHost {
             Self::Draining { cordoned_before }
             | Self::Running { cordoned_before, .. }
             | Self::Returning { cordoned_before, .. } => Some(*cordoned_before),
-            Self::Waiting | Self::Done | Self::Failed { .. } | Self::Skipped => None,
+            Self::Waiting | Self::Done | Self::Failed { .. } | Self::Skipped { .. } => None,
         }
     }
 
     /// Whether nothing more happens to it.
     pub const fn is_over(&self) -> bool {
-        matches!(self, Self::Done | Self::Failed { .. } | Self::Skipped)
+        matches!(self, Self::Done | Self::Failed { .. } | Self::Skipped { .. })
     }
 }
 
 impl Upgrade {
     /// A host has come further. After a failure no further host is begun.
     pub fn went(&mut self, host: &HostName, state: &UpgradeHost, at: Timestamp) {
+        let state = self.as_it_stands(host, state);
         let failed = matches!(state, UpgradeHost::Failed { .. });
         for entry in &mut self.hosts {
             if entry.host == *host {
+                if failed {
+                    entry.cordoned_before = entry.state.cordoned_before().or(entry.cordoned_before);
+                }
                 entry.state = state.clone();
                 entry.since = at;
             } else if failed && entry.state == UpgradeHost::Waiting {
-                entry.state = UpgradeHost::Skipped;
+                entry.state = UpgradeHost::Skipped { behind: Some(host.clone()), why: None };
                 entry.since = at;
             }
         }
-        if self.hosts.iter().all(|h| h.state.is_over()) {
-            self.ended = Some(at);
+        self.settle(at);
+    }
+
+    /// Whoever steps back into the row finds out what has become of the row meanwhile.
+    fn as_it_stands(&self, host: &HostName, state: &UpgradeHost) -> UpgradeHost {
+        // One that a person had tried again has its turn whatever has become of the others.
+        let retried = self.entry(host).is_some_and(|entry| entry.retries > 0);
+        if *state != UpgradeHost::Waiting || retried {
+            return state.clone();
         }
+        if let Some(stopped) = &self.stopped {
+            return UpgradeHost::Skipped { behind: None, why: Some(steer::stopped_words(stopped)) };
+        }
+        let failed = self.failures().map(|(failed, _)| failed).find(|failed| *failed != host);
+        match failed {
+            Some(failed) => UpgradeHost::Skipped { behind: Some(failed.clone()), why: None },
+            None => UpgradeHost::Waiting,
+        }
+    }
+
+    /// What follows from how far each is.
+    pub(super) fn settle(&mut self, at: Timestamp) {
+        if self.hosts.iter().all(|h| h.state.is_over()) {
+            self.ended.get_or_insert(at);
+        } else {
+            self.ended = None;
+        }
+        if self.hosts.iter().all(|h| h.state != UpgradeHost::Waiting) {
+            self.paused = None;
+        }
+    }
+
+    /// One of its hosts.
+    pub fn entry(&self, host: &HostName) -> Option<&UpgradeEntry> {
+        self.hosts.iter().find(|entry| entry.host == *host)
     }
 
     /// Nobody looked after it for so long: what is under way began later by that.

@@ -16,14 +16,16 @@ impl HostUpgrade {
                 let under_way = upgrade.hosts.iter().filter(|e| e.state.is_under_way()).count();
                 let most = usize::try_from(upgrade.max_parallel).unwrap();
                 assert!(under_way < most, "{under_way} are under way, and {host} is begun");
-                assert!(!self.stopped, "{host} is begun after it was stopped");
+                let retried = entry.retries > 0;
+                assert!(!self.stopped || retried, "{host} is begun after it was stopped");
+                assert!(upgrade.paused.is_none(), "{host} is begun while it is paused");
                 self.check_nothing_is_out_for_the_last(host);
             }
             UpgradeHost::Done => {
                 let command = self.machines[host].command.expect("done without its command");
                 let well = !matches!(command.kind, Kind::Fails | Kind::Hangs | Kind::NeverBack);
                 assert!(command.over && well, "{host} is done: {command:?}");
-                let restarted = self.machines[host].boot > 0;
+                let restarted = self.machines[host].boot > self.machines[host].boot_before;
                 assert_eq!(restarted, command.kind != Kind::Well, "{host} is done: {command:?}");
                 assert!(self.is_reached(host), "{host} is done and not reached");
                 assert_eq!(self.gpus(host), GPUS, "{host} is done and lacks GPUs");
@@ -35,8 +37,9 @@ impl HostUpgrade {
     /// What stopped for a host that is done serves again, or was waited for long enough.
     fn check_nothing_is_out_for_the_last(&self, next: &HostName) {
         for entry in &self.upgrade().hosts {
+            let retried = self.upgrade().entry(next).is_some_and(|e| e.retries > 0);
             assert!(
-                !matches!(entry.state, UpgradeHost::Failed { .. }),
+                retried || !matches!(entry.state, UpgradeHost::Failed { .. }),
                 "{next} is begun after {} failed",
                 entry.host
             );
@@ -90,7 +93,7 @@ impl HostUpgrade {
                     let worked_at = self.machines[&entry.host].command.is_some();
                     assert!(closed || !worked_at, "{} failed ({why}) and is open", entry.host);
                 }
-                UpgradeHost::Skipped => {}
+                UpgradeHost::Skipped { .. } => {}
                 state => panic!("{} is still {state:?}", entry.host),
             }
         }

@@ -37,12 +37,20 @@ pub struct Machine {
     /// A GPU is missing until then.
     less_until: Timestamp,
     pub boot: u32,
+    /// When its last command was started.
+    pub boot_before: u32,
     pub command: Option<Command>,
 }
 
 impl Machine {
     pub const fn new() -> Self {
-        Self { away_until: Timestamp(0), less_until: Timestamp(0), boot: 0, command: None }
+        Self {
+            away_until: Timestamp(0),
+            less_until: Timestamp(0),
+            boot: 0,
+            boot_before: 0,
+            command: None,
+        }
     }
 }
 
@@ -182,7 +190,14 @@ impl HostUpgrade {
             Kind::NeverBack => "hosts: host does not come back",
         });
         let ends = self.now.plus(Duration::from_secs(self.rng.below(300)));
-        self.machine(host).command = Some(Command { kind, ends, over: false });
+        let machine = self.machine(host);
+        machine.boot_before = machine.boot;
+        machine.command = Some(Command { kind, ends, over: false });
+    }
+
+    /// The command is started once more, under another name; what is left of the last time is ended for it.
+    pub(super) fn forget_last_command(&mut self, host: &HostName) {
+        self.machine(host).command = None;
     }
 
     /// What is broken is repaired.

@@ -22,11 +22,13 @@ pub enum Mistake {
     NoWait,
     /// What a person cordoned is uncordoned.
     ForgetCordon,
+    /// Hosts are begun although a person holds it.
+    ForgetPause,
     /// None at all: what is caught then is the play's own doing.
     Nothing,
 }
 
-const MISTAKES: [Mistake; 7] = [
+const MISTAKES: [Mistake; 8] = [
     Mistake::SkipDrain,
     Mistake::ForgetParallel,
     Mistake::ForgetSkip,
@@ -34,6 +36,7 @@ const MISTAKES: [Mistake; 7] = [
     Mistake::IgnoreDown,
     Mistake::NoWait,
     Mistake::ForgetCordon,
+    Mistake::ForgetPause,
 ];
 
 impl Mistake {
@@ -51,11 +54,12 @@ impl Mistake {
                     kept.drains.insert(entry.host.clone(), drain);
                 }
             }
+            Self::ForgetPause => upgrade.paused = None,
             Self::ForgetParallel => upgrade.max_parallel = 100,
             Self::ForgetSkip => {
                 for entry in entries {
                     entry.state = match entry.state.clone() {
-                        UpgradeHost::Skipped => UpgradeHost::Waiting,
+                        UpgradeHost::Skipped { .. } => UpgradeHost::Waiting,
                         UpgradeHost::Failed { .. } => UpgradeHost::Done,
                         state => state,
                     };
