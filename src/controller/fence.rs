@@ -180,3 +180,36 @@ impl Speaker for Means {
         self.may_speak_for(service, RECENTLY).await.map_err(|doubt| doubt.to_string())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str) -> HostName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_command_waits_for_each_host_and_a_note_for_any() {
+        let answers = |held, silent: Option<&str>, any| Answers {
+            held: bool::then(held, || Doubt::Held { host: host("h1"), holder: "bob".to_owned() }),
+            silent: silent.map(host),
+            any,
+        };
+        let unknown = Some(Doubt::Unknown { host: host("h2") });
+        for (answers, acting, noting) in [
+            (answers(false, None, true), None, None),
+            // Of a service without hosts nobody can say anything.
+            (answers(false, None, false), None, None),
+            (answers(false, Some("h2"), true), unknown.clone(), None),
+            (answers(false, Some("h2"), false), unknown.clone(), unknown),
+        ] {
+            assert_eq!(answers.against_acting(), acting, "{answers:?}");
+            assert_eq!(answers.against_noting(), noting, "{answers:?}");
+        }
+        let held = answers(true, Some("h2"), true);
+        assert!(matches!(held.against_acting(), Some(Doubt::Held { .. })));
+        assert!(matches!(held.against_noting(), Some(Doubt::Held { .. })));
+    }
+}

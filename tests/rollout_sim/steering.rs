@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deciding::base::{Attempt, ReleaseNumber};
 use deciding::rollout::{
-    Action, Condition, Event, EventKind, Gate, Outcome, Phase, QueuedRollout, Release, RolloutKind,
-    RunEnd, VerdictOf, forecast, next_wake, outstanding, step,
+    Action, Condition, Event, EventKind, Gate, HoldCause, Outcome, Phase, QueuedRollout, Release,
+    RolloutKind, RunEnd, VerdictOf, forecast, next_wake, outstanding, step,
 };
 use deciding::spec::{RunSpec, StepSpec};
 
@@ -102,6 +102,29 @@ fn a_command_that_nobody_hears_of_does_not_hold_the_rollout_for_ever() {
     let late = alone.now.plus(Duration::from_mins(3));
     step(&mut alone, &Event { at: late, kind: EventKind::Tick });
     assert_eq!(alone.condition(), Condition::RollingBack);
+}
+
+/// It waits for hosts to say who holds them, and begins only then.
+#[test]
+fn a_command_whose_service_is_held_does_not_time_out() {
+    let mut world = serving(3, 1);
+    world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
+    assert!(world.run_until(HOUR, runs));
+    let mut alone = world.state.clone();
+    let began = alone.now;
+    let mut tell = |minutes: u64, kind: EventKind| {
+        step(&mut alone, &Event { at: began.plus(Duration::from_mins(minutes)), kind });
+        alone.clone()
+    };
+    let (hosts, why) = (["h0".parse().unwrap()].into(), "run-waits: h0".to_owned());
+    tell(1, EventKind::HoldBegan { hosts, why, cause: HoldCause::Unasked });
+    let held = tell(40, EventKind::Tick);
+    assert!(held.is_held() && !held.is_held_elsewhere() && held.awaited_run().is_some());
+    let back = tell(61, EventKind::HoldEnded);
+    assert_eq!(back.awaited_run(), tell(62, EventKind::Tick).awaited_run());
+    assert_eq!(back.condition(), Condition::Rolling);
+    assert_eq!(next_wake(&back).unwrap().since(began), Duration::from_mins(63));
+    assert_eq!(tell(64, EventKind::Tick).condition(), Condition::RollingBack);
 }
 
 #[test]
