@@ -232,12 +232,13 @@ impl HostUpgrade {
                 self.steer(what, "hosts: held or let go on");
             }
             4 => {
-                let host = self.any_host();
+                let failed = self.upgrade().failures().next().map(|(host, _)| host.clone());
+                let Some(host) = failed else { return };
                 if self.steer(UpgradeSteer::Retry { host: host.clone() }, "hosts: tried again") {
                     self.forget_last_command(&host);
                 }
             }
-            5 if self.rng.one_in(2) => {
+            5 => {
                 let host = self.any_host();
                 self.steer(UpgradeSteer::Skip { host }, "hosts: left out");
             }
