@@ -86,6 +86,9 @@ pub struct Gateways {
     also: BTreeMap<ServiceName, Vec<OtherBackend>>,
     /// No release that lives has it: a backend that is not there any more holds nothing.
     leaving: bool,
+    /// Of one that leaves: at its places the next file has no such backend, and until HAProxy has read that, clients may be
+    /// led there.
+    until_read: bool,
 }
 
 /// Where a service's table goes. While releases with different gateways live, all of those have the table, so
@@ -136,6 +139,7 @@ impl Routes {
         for gateways in routes.serving.iter_mut().chain(&mut routes.leaving) {
             gateways.left_canary = gateways.canary.is_none() && by_rule.contains(&gateways.backend);
         }
+        routes.leaving = beside::left_by_files(routes.leaving, &routes.serving);
         for gateways in &mut routes.leaving {
             gateways.leaving = true;
         }
@@ -282,6 +286,7 @@ impl Gateways {
             stream_timeout: STREAM_TIMEOUT.max(spec.rollout.drain_deadline),
             also: BTreeMap::new(),
             leaving: false,
+            until_read: false,
         })
     }
 
@@ -339,9 +344,16 @@ impl Gateways {
         })
     }
 
-    /// Takes everything of the service out; whether nothing is left there.
-    pub async fn leave(&self, means: &Means, written: &mut Written) -> Result<bool, NotApplied> {
-        self.apply(means, &[], written).await?;
+    /// Takes everything of the service out; whether nothing is left there. What goes with its section serves on until it
+    /// is gone: a process of `HAProxy` that is about to be replaced still leads clients there.
+    pub async fn leave(
+        &self,
+        means: &Means,
+        servers: &[TrafficServer],
+        written: &mut Written,
+    ) -> Result<bool, NotApplied> {
+        let servers = if self.until_read { servers } else { &[] };
+        self.apply(means, servers, written).await?;
         let counters = self.counters(means).await;
         Ok(counters.is_some_and(|all| all.values().all(BTreeMap::is_empty)))
     }

@@ -205,7 +205,7 @@ impl Keeper {
             }
             // Only what serves is waited for.
             if told.failure.is_none() {
-                self.leave(&mut files).await;
+                self.leave(&servers, &mut files).await;
             }
             tokio::select! {
                 changed = table.changed() => if changed.is_err() { return },
@@ -215,10 +215,10 @@ impl Keeper {
     }
 
     /// Empties the gateways that the service has left, once each.
-    async fn leave(&self, files: &mut Files) {
+    async fn leave(&self, servers: &[TrafficServer], files: &mut Files) {
         for (gateways, written) in self.routes.leaving.iter().zip(&mut files.leaving) {
             let Some(kept) = written else { continue };
-            match gateways.leave(&self.means, kept).await {
+            match gateways.leave(&self.means, servers, kept).await {
                 Ok(true) => *written = None,
                 Ok(false) => {}
                 Err(why) => {

@@ -48,6 +48,23 @@ impl Gateways {
     }
 }
 
+/// Those that leave, apart where a file goes without them that one which serves writes.
+pub(super) fn left_by_files(leaving: Vec<Gateways>, serving: &[Gateways]) -> Vec<Gateways> {
+    let has_file = |name: &ServiceName| {
+        let mut there = serving.iter().filter_map(|g| g.places.get(name));
+        there.any(|gateway| gateway.config.is_some())
+    };
+    let parts = leaving.into_iter().flat_map(|gateways| {
+        let (mut with, mut without) = (gateways.clone(), gateways);
+        with.until_read = true;
+        with.places.retain(|name, _| has_file(name));
+        without.places.retain(|name, _| !has_file(name));
+        with.unknown.clear();
+        [with, without]
+    });
+    parts.filter(|g| !g.places.is_empty() || !g.unknown.is_empty()).collect()
+}
+
 /// What writes a gateway's file writes the backends of the others there into it, too: a reload takes none away through
 /// which clients still come.
 pub(super) fn hold_together(serving: &mut [Gateways]) {
