@@ -187,6 +187,7 @@ impl Core {
             return;
         }
         self.actions = Actions::new(Arc::clone(&self.means));
+        self.end_upgrade_tasks();
         let words =
             format!("nothing is done: {words}, which seems to have been restored from a copy");
         let holds = Some((words, Some(HINT.to_owned())));

@@ -139,6 +139,7 @@ impl Core {
         };
         self.taking_over = Some(turn);
         self.actions = Actions::new(Arc::clone(&self.means));
+        self.end_upgrade_tasks();
         Ok(token)
     }
 

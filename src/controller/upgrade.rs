@@ -284,6 +284,11 @@ impl Core {
         self.went(host, UpgradeHost::Failed { why: text::clean(why, 400) });
     }
 
+    /// What is under way on hosts is not ours to go on with: what is known of the upgrade may be another's, or old.
+    pub(super) fn end_upgrade_tasks(&mut self) {
+        self.upgrades = UpgradeTasks::default();
+    }
+
     /// Brings the upgrade on.
     pub(super) fn tend_upgrade(&mut self) {
         let Some(upgrade) = self.state.ledger.maintenance.present_upgrade() else { return };
@@ -497,6 +502,8 @@ async fn look(
     deadline: Timestamp,
 ) -> Result<Option<Ended>, String> {
     let link = actions::link(means, host).map_err(|e| e.to_string())?;
+    let of = &start.rank.service;
+    means.is_up_to_date(of, link.as_ref()).await.map_err(|e| e.to_string())?;
     let epoch = means.claims.ensure(link.as_ref()).await.map_err(|e| e.to_string())?;
     let runtime = ProcessRuntime::new(Arc::clone(&link), means.deck, epoch);
     let reports = runtime.list().await.map_err(|e| e.to_string())?;
