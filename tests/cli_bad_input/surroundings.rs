@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{COMMAND, DEADLINE, Deck};
-use crate::common::{has_program, run};
+use crate::common::{has_program, run, wait_until};
 
 #[test]
 fn a_host_that_is_not_reached() {
@@ -17,9 +17,13 @@ fn a_host_that_is_not_reached() {
         "deck.toml",
         &format!("{}\n[hosts.far]\naddress = \"127.0.0.1\"\nport = {closed}\n", deck.deck_toml()),
     );
-    let hosts = deck.run("hosts").expect_success();
-    let far = hosts.stdout.lines().find(|line| line.starts_with("far")).unwrap();
-    assert!(far.contains("down") && far.contains("refuses the connection → start sshd"), "{far}");
+    // While it is tried again that is said, too.
+    wait_until("why it is down", DEADLINE, || {
+        let hosts = deck.run("hosts").expect_success();
+        let far = hosts.stdout.lines().find(|line| line.starts_with("far")).unwrap();
+        assert!(far.contains("down") && far.contains("refuses the connection"), "{far}");
+        far.contains("refuses the connection → start sshd")
+    });
     deck.write("services/chat.toml", &format!("{COMMAND}[placement]\nhosts = [\"far\"]\n"));
     deck.refused("apply chat", 6, &["far", "refuses"], &[""]);
     deck.nothing_was_done("chat");
