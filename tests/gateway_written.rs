@@ -534,7 +534,7 @@ async fn a_release_changes_its_backend_while_clients_come() {
         "{shown}"
     );
     // Taken back, and once more to the end.
-    client.send(Intent::Abort { service: chat(), reason: None }).await.unwrap();
+    client.send(Intent::Abort { service: chat(), reason: None, seen: None }).await.unwrap();
     assert!(!matches!(end(&client, 2).await, Outcome::Completed));
     alone(&west, "chat", "talk").await;
     apply(&client, "talk").await;
@@ -562,6 +562,7 @@ async fn a_release_changes_its_backend_while_clients_come() {
         reason: None,
         accept_outage: false,
         agreed: None,
+        seen: None,
     };
     client.send(undo).await.unwrap();
     assert_eq!(end(&client, 5).await, Outcome::Completed);

@@ -401,6 +401,7 @@ fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
             accept_outage: false,
             reason: None,
             agreed: Some("another".to_owned()),
+            seen: None,
         };
         client.send(intent).await
     });

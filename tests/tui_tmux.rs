@@ -92,6 +92,29 @@ impl Terminal {
         self.until(text, SOON, |screen| screen.contains(text))
     }
 
+    /// Agrees to what the dialog shows, each time it is shown anew since hosts have changed meanwhile, until `done`
+    /// is on the screen.
+    #[track_caller]
+    fn agree(&self, name: &str, done: &str) {
+        let started = Instant::now();
+        loop {
+            self.sees("to confirm");
+            self.sees("JOURNEY");
+            self.tmux(&["send-keys", "-l", name]);
+            self.press(&["Enter"]);
+            self.until("end of the dialog", SOON, |s| {
+                !s.contains("to confirm") || s.contains("this is how it is now")
+            });
+            let screen = self.until(done, ROLLOUT, |s| {
+                s.contains(done) || s.contains("this is how it is now")
+            });
+            if screen.contains(done) {
+                return;
+            }
+            assert!(started.elapsed() < ROLLOUT, "never begun:\n{screen}");
+        }
+    }
+
     /// A value of tmux' about the terminal.
     fn value(&self, name: &str) -> String {
         self.tmux(&["display-message", "-p", &format!("#{{{name}}}")]).trim().to_owned()
@@ -212,17 +235,9 @@ fn the_story_at_200x50() {
     // The good revision.
     terminal.until("change that waits", SOON, |s| s.contains("press a"));
     terminal.press(&["a"]);
-    terminal.sees("to confirm");
-    terminal.sees("JOURNEY");
-    terminal.tmux(&["send-keys", "-l", "chat"]);
-    terminal.press(&["Enter"]);
-    terminal.until("stable r4", ROLLOUT, |s| s.contains("r4 is stable"));
+    terminal.agree("chat", "r4 is stable");
     terminal.press(&["u"]);
-    terminal.sees("to confirm");
-    terminal.sees("JOURNEY");
-    terminal.tmux(&["send-keys", "-l", "chat"]);
-    terminal.press(&["Enter"]);
-    terminal.until("stable r5", ROLLOUT, |s| s.contains("r5 is stable"));
+    terminal.agree("chat", "r5 is stable");
 
     terminal.left();
 }

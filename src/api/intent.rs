@@ -9,6 +9,26 @@ use crate::rollout::group::GroupSteer;
 use crate::rollout::maintenance::UpgradeSteer;
 use crate::spec::ConcurrencyPolicy;
 
+/// What is said of a rollout that is not as the person saw it who asked for something.
+pub const ROLLOUT_CHANGED: &str = "the rollout is not the one that was seen any more";
+
+/// A rollout under way, as a person saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenRollout {
+    /// The release it goes to.
+    pub to: ReleaseNumber,
+    /// The index of the step at which it was; none: any of them is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+}
+
+impl SeenRollout {
+    /// Whether the rollout to `to` that is at `step` is this one.
+    pub fn is(self, to: ReleaseNumber, step: usize) -> bool {
+        self.to == to && self.step.is_none_or(|seen| seen == step)
+    }
+}
+
 /// A wish. `POST /v1/intents`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "intent", rename_all = "snake_case")]
@@ -64,6 +84,9 @@ pub enum Intent {
         /// The plan that a person has agreed to ([`PlanView::digest`]): another one is not begun.
         #[serde(default)]
         agreed: Option<String>,
+        /// The rollout under way that the person has looked at: nothing is done to another one, nor where it has ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<SeenRollout>,
     },
     /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
     /// of the same revision.
@@ -80,6 +103,9 @@ pub enum Intent {
         /// is held goes on within its own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         agreed: Option<String>,
+        /// The rollout under way that the person has looked at: nothing is done to another one, nor where it has ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<SeenRollout>,
     },
     /// Do not wait for the gate that holds the rollout.
     Skip {
@@ -87,6 +113,9 @@ pub enum Intent {
         service: ServiceName,
         /// Why; must not be empty.
         reason: String,
+        /// The rollout under way that the person has looked at: nothing is done to another one, nor where it has ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<SeenRollout>,
     },
     /// Do not begin the rollout that is queued.
     CancelQueued {
@@ -131,6 +160,9 @@ pub enum Intent {
         service: ServiceName,
         /// Why, for the history.
         reason: Option<String>,
+        /// The rollout under way that the person has looked at: nothing is done to another one, nor where it has ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<SeenRollout>,
     },
     /// Drain and stop all replicas.
     Stop {

@@ -46,7 +46,7 @@ pub use crate::wire::{
 pub use client::Client;
 pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
-pub use intent::{Intent, IntentReply};
+pub use intent::{Intent, IntentReply, ROLLOUT_CHANGED, SeenRollout};
 pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, ServiceLow, Upgrade,
     UpgradeEntry, UpgradeHost, UpgradePlan, UpgradePlanHost, UpgradeQuestion, UpgradeSteer,

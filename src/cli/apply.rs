@@ -7,8 +7,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{plan, table, wait};
 use crate::api::{
-    Client, ConcurrencyPolicy, Door, Intent, IntentReply, PLAN_CHANGED, PlanView, ReleaseNumber,
-    ServiceName,
+    ApiError, Client, ConcurrencyPolicy, Door, Intent, IntentReply, PLAN_CHANGED, PlanView,
+    ROLLOUT_CHANGED, ReleaseNumber, SeenRollout, ServiceName,
 };
 
 /// Rolls out the spec as it is in the deck.
@@ -59,9 +59,10 @@ pub async fn undo(
     let client = attach(args).await?;
     super::show::settle(&client).await?;
     loop {
-        let mut seen = None;
+        let (mut seen, mut taken_back) = (None, None);
         if must_ask(args, options.yes) {
-            let agreed = if let Some(present) = taken_back_alone(&client, service, to).await? {
+            taken_back = taken_back_alone(&client, service, to).await?;
+            let agreed = if let Some(present) = taken_back {
                 agree(&format!("Take the rollout of {service} to {present} back?"))
                     .await
                     .map(|()| true)?
@@ -81,6 +82,7 @@ pub async fn undo(
             reason: options.reason.clone(),
             accept_outage: options.accept_outage,
             agreed: digest(seen.as_ref()),
+            seen: taken_back.map(|to| SeenRollout { to, step: None }),
         };
         if let Some(done) = begin(args, &client, service, intent, (options, seen.as_ref())).await? {
             return Ok(done);
@@ -105,7 +107,7 @@ async fn taken_back_alone(
     Ok(active.filter(|r| to.is_none() || r.from == to || Some(r.to) == to).map(|r| r.to))
 }
 
-/// Asks for it and waits if that is wanted; none: the plan that was `seen` is not the present one any more.
+/// Asks for it and waits if that is wanted; none: what was seen or agreed to is not so any more.
 async fn begin(
     args: &Args,
     client: &Client,
@@ -114,7 +116,7 @@ async fn begin(
     (options, seen): (&BeginOptions, Option<&PlanView>),
 ) -> Result<Option<Success>, Failure> {
     let reply = match client.send(intent).await {
-        Err(error) if seen.is_some() && error.message == PLAN_CHANGED => {
+        Err(error) if is_other_than_seen(&error) => {
             say_changed()?;
             return Ok(None);
         }
@@ -160,6 +162,12 @@ async fn begin(
         Success::TakenBack if taken_back_is_good => Ok(Some(Success::Done)),
         success => Ok(Some(success)),
     }
+}
+
+/// Nothing was done since the plan or the rollout is not what the person has seen, who is asked again then. Said only
+/// to who told what that was.
+pub fn is_other_than_seen(error: &ApiError) -> bool {
+    [PLAN_CHANGED, ROLLOUT_CHANGED].contains(&error.message.as_str())
 }
 
 /// Says why a plan is shown once more.

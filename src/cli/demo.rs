@@ -271,6 +271,7 @@ async fn scenes(
         reason: Some("as before".to_owned()),
         accept_outage: false,
         agreed: None,
+        seen: None,
     };
     let outcome = roll(client, client.send(undo).await?).await?;
     if outcome != Outcome::Completed {

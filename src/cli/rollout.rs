@@ -6,7 +6,7 @@ use super::exit::{Failure, Success};
 use super::wait::{Awaited, wait};
 use super::{apply, maintenance, show, table};
 use crate::api::{
-    Client, Door, GroupSteer, Intent, IntentReply, PLAN_CHANGED, ServiceName, ServiceView,
+    Client, Door, GroupSteer, Intent, IntentReply, SeenRollout, ServiceName, ServiceView,
 };
 
 /// Watches or steers a rollout.
@@ -36,13 +36,13 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
             return retry(args, &client, service, options).await;
         }
         RolloutCommand::Skip { service, reason } => {
-            Intent::Skip { service: service.clone(), reason: reason.clone() }
+            Intent::Skip { service: service.clone(), reason: reason.clone(), seen: None }
         }
         RolloutCommand::CancelQueued { service, why } => {
             Intent::CancelQueued { service: service.clone(), reason: why.reason.clone() }
         }
         RolloutCommand::Abort { which, reason } => match which.service.clone() {
-            Some(service) => Intent::Abort { service, reason: reason.clone() },
+            Some(service) => Intent::Abort { service, reason: reason.clone(), seen: None },
             None => Intent::SteerGroup { what: GroupSteer::Abort, reason: reason.clone() },
         },
         RolloutCommand::Undo { service, to, options } => {
@@ -73,25 +73,27 @@ async fn retry(
 ) -> Result<Success, Failure> {
     show::settle(client).await?;
     let reply = loop {
-        let mut seen = None;
+        let (mut agreed, mut seen) = (None, None);
         // What is held goes on within its plan; what is over begins anew, with a new one.
-        if apply::must_ask(args, options.yes) && apply::under_way(client, service).await?.is_none()
-        {
-            let plan = client.plan_retry(service).await?;
-            if !apply::agreed(&plan).await? {
-                return Ok(Success::Done);
+        if apply::must_ask(args, options.yes) {
+            seen = apply::under_way(client, service).await?;
+            if seen.is_none() {
+                let plan = client.plan_retry(service).await?;
+                if !apply::agreed(&plan).await? {
+                    return Ok(Success::Done);
+                }
+                agreed = Some(plan.digest());
             }
-            seen = Some(plan.digest());
         }
-        let is_agreed = seen.is_some();
         let intent = Intent::Retry {
             service: service.clone(),
             accept_outage: options.accept_outage,
             reason: options.why.reason.clone(),
-            agreed: seen,
+            agreed,
+            seen: seen.map(|to| SeenRollout { to, step: None }),
         };
         match client.send(intent).await {
-            Err(error) if is_agreed && error.message == PLAN_CHANGED => {
+            Err(error) if apply::is_other_than_seen(&error) => {
                 apply::say_changed()?;
             }
             reply => break reply?,

@@ -5,7 +5,9 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, Input, Request, now};
 use super::planning;
-use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, Severity};
+use crate::api::{
+    ApiError, ErrorKind, IntentReply, PLAN_CHANGED, ROLLOUT_CHANGED, SeenRollout, Severity,
+};
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::{Direction, EventKind, Outcome, QueuedRollout, RolloutKind, ServiceState};
 use crate::spec::ConcurrencyPolicy;
@@ -28,6 +30,25 @@ fn planned_at_rest(service: &ServiceName) -> ApiError {
     conflict(PLAN_CHANGED.to_owned(), Some(hint))
 }
 
+/// That the rollout under way is the one that somebody saw who asks for something.
+fn as_seen(
+    service: &ServiceName,
+    present: Option<(ReleaseNumber, usize)>,
+    seen: Option<SeenRollout>,
+) -> Result<(), ApiError> {
+    let Some(seen) = seen else { return Ok(()) };
+    let why = match present {
+        Some((to, step)) if seen.is(to, step) => return Ok(()),
+        Some((to, step)) if to == seen.to => format!("it is at step {}", step + 1),
+        Some((to, _)) => {
+            format!("the one to {} has ended, another one to {to} is under way", seen.to)
+        }
+        None => format!("the one to {} has ended", seen.to),
+    };
+    let hint = format!("{why}; nothing was done: `gpudeck rollout status {service}`");
+    Err(conflict(ROLLOUT_CHANGED.to_owned(), Some(hint)))
+}
+
 /// An undo whose reason nobody gave says at least what it goes back to.
 fn back_to(to: ReleaseNumber, request: Request) -> Request {
     let reason = request.reason.filter(|r| !r.trim().is_empty());
@@ -48,6 +69,17 @@ pub(super) fn was_never_stable(to: ReleaseNumber) -> String {
 }
 
 impl Core {
+    /// Whether the rollout under way is still the one that was `seen`; whatever it is where nobody says.
+    pub(super) fn is_as_seen(
+        &self,
+        service: &ServiceName,
+        seen: Option<SeenRollout>,
+    ) -> Result<(), ApiError> {
+        let state = self.state.services.get(service);
+        let present = state.and_then(ServiceState::active_rollout).map(|r| (r.to, r.step));
+        as_seen(service, present, seen)
+    }
+
     /// Begins a rollout, or does what the policy says while another one is under way.
     pub(super) fn ask_rollout(
         &mut self,
@@ -411,6 +443,29 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rollout_that_is_not_the_one_that_was_seen_is_left_alone() {
+        let service: ServiceName = "chat".parse().unwrap();
+        let present = Some((ReleaseNumber(4), 2));
+        assert!(as_seen(&service, None, None).is_ok());
+        assert!(as_seen(&service, present, None).is_ok());
+        for (to, step, present, why) in [
+            (4, None, present, None),
+            (4, Some(2), present, None),
+            (4, Some(1), present, Some("it is at step 3;")),
+            (3, None, present, Some("the one to r3 has ended, another one to r4 is under way;")),
+            (4, None, None, Some("the one to r4 has ended;")),
+        ] {
+            let seen = Some(SeenRollout { to: ReleaseNumber(to), step });
+            let error = as_seen(&service, present, seen).err();
+            assert_eq!(error.is_some(), why.is_some(), "{error:?}");
+            if let (Some(error), Some(why)) = (error, why) {
+                assert_eq!(error.message, ROLLOUT_CHANGED);
+                assert!(error.hint.as_ref().unwrap().starts_with(why), "{error:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_retry_says_why_in_the_words_of_who_asked() {

@@ -5,7 +5,7 @@ mod follow;
 mod moving;
 mod steer;
 
-pub use confirm::confirm_move;
+pub use confirm::{again, confirm_move, renew};
 pub use steer::is_of_use;
 
 use super::command::{Command, Danger, Panel};

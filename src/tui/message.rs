@@ -39,6 +39,8 @@ pub enum Message {
     Replied {
         /// What was asked, in words.
         what: String,
+        /// The same, where it may be asked once more.
+        again: Option<Box<Wish>>,
         /// What came of it.
         result: Result<Box<IntentReply>, ApiError>,
     },

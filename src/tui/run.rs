@@ -242,8 +242,10 @@ impl Loop {
         let door = Arc::clone(&self.door);
         match effect {
             Effect::Send { intent, what } => self.task(async move {
+                // An answer to a question is not kept.
+                let again = intent.0.service().is_some().then(|| Box::new(intent.clone()));
                 let result = patiently(door.send(intent.0)).await.map(Box::new);
-                Message::Replied { what, result }
+                Message::Replied { what, again, result }
             }),
             Effect::Plan { ticket, service, of } => self.task(async move {
                 let result = match of {

@@ -16,8 +16,8 @@ use super::layout;
 use super::message::{Effect, Message, Wish};
 use super::state::{Controller, Mode, ServiceRow, State};
 use crate::api::{
-    ApiError, Delta, EventLine, Hint as _, HostName, Intent, IntentReply, PlanView, ReleaseNumber,
-    Severity, Timestamp,
+    ApiError, Delta, EventLine, Hint as _, HostName, Intent, IntentReply, PLAN_CHANGED, PlanView,
+    ROLLOUT_CHANGED, ReleaseNumber, Severity, Timestamp,
 };
 
 /// Columns that a plan or a difference is wrapped to.
@@ -46,10 +46,7 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
             lost(state, why, hint, retry_after);
             Vec::new()
         }
-        Message::Replied { what, result } => {
-            replied(state, &what, result);
-            Vec::new()
-        }
+        Message::Replied { what, again, result } => replied(state, &what, again.as_deref(), result),
         Message::Planned { ticket, result } => {
             planned(state, ticket, result);
             Vec::new()
@@ -131,7 +128,7 @@ fn on_delta(state: &mut State, delta: Delta) -> Vec<Effect> {
         }
     }
     settle(state);
-    Vec::new()
+    act::renew(state)
 }
 
 /// Who has scrolled up keeps seeing the same events.
@@ -373,7 +370,12 @@ fn palette_key(state: &mut State, key: Key) -> Vec<Effect> {
     Vec::new()
 }
 
-fn replied(state: &mut State, what: &str, result: Result<Box<IntentReply>, ApiError>) {
+fn replied(
+    state: &mut State,
+    what: &str,
+    again: Option<&Wish>,
+    result: Result<Box<IntentReply>, ApiError>,
+) -> Vec<Effect> {
     match result.map(|r| *r) {
         Ok(IntentReply::RolloutBegun { release, .. }) => {
             state.say(Severity::Info, format!("{what}: {release} is on its way"));
@@ -395,6 +397,14 @@ fn replied(state: &mut State, what: &str, result: Result<Box<IntentReply>, ApiEr
         Err(error) => {
             // Never over something that is being typed.
             if matches!(state.mode, Mode::Browse) {
+                if let Some(Wish(intent)) = again
+                    && [PLAN_CHANGED, ROLLOUT_CHANGED].contains(&error.message.as_str())
+                {
+                    let effects = act::again(state, intent);
+                    if matches!(state.mode, Mode::Confirm(_)) {
+                        return effects;
+                    }
+                }
                 let title = format!("{what} was refused");
                 state.mode = Mode::Text(TextView::new(title, error_lines(state, &error)));
             } else {
@@ -402,6 +412,7 @@ fn replied(state: &mut State, what: &str, result: Result<Box<IntentReply>, ApiEr
             }
         }
     }
+    Vec::new()
 }
 
 fn error_lines(state: &State, error: &ApiError) -> Vec<ratatui::text::Line<'static>> {

@@ -70,25 +70,35 @@ impl Core {
                 return self.apply_together(&services, wish, reply);
             }
             Intent::SteerGroup { what, reason } => self.steer_group(what, &by, reason),
-            Intent::Undo { service, to, reason, accept_outage, agreed } => {
+            Intent::Undo { service, to, reason, accept_outage, agreed, seen } => {
+                if let Err(error) = self.is_as_seen(&service, seen) {
+                    return self.answer(reply, Err(error));
+                }
                 let kind = RolloutKind::Undo;
                 let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.undo(service, to, request, reply);
             }
-            Intent::Retry { service, reason, accept_outage, agreed } => {
+            Intent::Retry { service, reason, accept_outage, agreed, seen } => {
+                if let Err(error) = self.is_as_seen(&service, seen) {
+                    return self.answer(reply, Err(error));
+                }
                 let kind = RolloutKind::Apply;
                 let request = Request { kind, by, reason, accept_outage, agreed };
                 return self.retry(service, request, reply);
             }
-            Intent::Skip { service, reason } => self.skip(&service, by, reason),
+            Intent::Skip { service, reason, seen } => {
+                let as_seen = self.is_as_seen(&service, seen);
+                as_seen.and_then(|()| self.skip(&service, by, reason))
+            }
             Intent::CancelQueued { service, .. } => self.cancel_queued(&service, by),
             Intent::Pause { service, .. } => self.on_rollout(&service, EventKind::Paused { by }),
             Intent::Resume { service, .. } => self.on_rollout(&service, EventKind::Resumed { by }),
             Intent::Promote { service, all, step, reason } => {
                 self.promote(&service, EventKind::Promoted { all, by, step, reason })
             }
-            Intent::Abort { service, reason } => {
-                self.on_rollout(&service, EventKind::Aborted { by, reason })
+            Intent::Abort { service, reason, seen } => {
+                let as_seen = self.is_as_seen(&service, seen);
+                as_seen.and_then(|()| self.on_rollout(&service, EventKind::Aborted { by, reason }))
             }
             Intent::Stop { service, reason } => {
                 if self.state.services.get(&service).is_some_and(|s| !s.replicas.is_empty()) {

@@ -1,10 +1,10 @@
 //! What is asked of a service: plans, rollouts and what steers them.
 
-use super::confirm::confirm;
+use super::confirm::{confirm, confirm_to};
 use super::select_service;
 use crate::api::{
-    Direction, Gate, Intent, Outcome, ReleaseNumber, ReleaseView, Rollout, ServiceName,
-    ServiceView, Severity,
+    Direction, Gate, Intent, Outcome, ReleaseNumber, ReleaseView, Rollout, SeenRollout,
+    ServiceName, ServiceView, Severity,
 };
 use crate::tui::command::{Command, Panel};
 use crate::tui::dialogs::{Ask, AskWhat, Deed, PlanState, TextView};
@@ -107,21 +107,7 @@ pub(super) fn on_service(
                 .filter(|row| *row > 0 && state.panel == Panel::Rollout && !named)
                 .and_then(|_| state.selected_release())
                 .filter(|r| Some(*r) != view.stable);
-            let target = match chosen.or_else(|| back_to(&view)) {
-                Some(to) => format!("{name}: back to {to}"),
-                None => format!("{name}: back to the release before"),
-            };
-            let alone = active.filter(|r| chosen.is_none_or(|to| Some(to) == r.from));
-            if let Some(rollout) = alone {
-                let words = vec![format!("The rollout to {} is taken back.", rollout.to)];
-                let deed = Deed::Undo { to: chosen };
-                confirm(state, deed, &name, target, PlanState::Words(words));
-                return Vec::new();
-            }
-            let ticket = state.next_ticket();
-            let plan = PlanState::Waiting(ticket);
-            confirm(state, Deed::Undo { to: chosen }, &name, target, plan);
-            vec![Effect::Plan { ticket, service: name, of: PlanOf::Undo(chosen) }]
+            undo(state, &view, chosen)
         }
         Command::PauseResume | Command::Resume if paused => {
             state.mode = Mode::Ask(Ask::new(AskWhat::Resume(name)));
@@ -161,7 +147,11 @@ pub(super) fn on_service(
                 ],
             };
             let target = journey.unwrap_or_else(|| name.to_string());
-            confirm(state, Deed::Abort, &name, target, PlanState::Words(words));
+            // None is under way only where it was said above.
+            if let Some(to) = active.map(|r| r.to) {
+                let seen = SeenRollout { to, step: None };
+                confirm_to(state, seen, Deed::Abort, (&name, target), words);
+            }
             Vec::new()
         }
         Command::Stop => {
@@ -177,6 +167,30 @@ pub(super) fn on_service(
             Vec::new()
         }
     }
+}
+
+/// The way back to the release that was `chosen`; none: to the one before.
+pub(super) fn undo(
+    state: &mut State,
+    view: &ServiceView,
+    chosen: Option<ReleaseNumber>,
+) -> Vec<Effect> {
+    let name = view.name.clone();
+    let target = match chosen.or_else(|| back_to(view)) {
+        Some(to) => format!("{name}: back to {to}"),
+        None => format!("{name}: back to the release before"),
+    };
+    let active = view.rollout.as_ref().filter(|r| r.outcome.is_none());
+    let deed = Deed::Undo { to: chosen };
+    let alone = active.filter(|r| chosen.is_none_or(|to| Some(to) == r.from));
+    if let Some(to) = alone.map(|r| r.to) {
+        let words = vec![format!("The rollout to {to} is taken back.")];
+        confirm_to(state, SeenRollout { to, step: None }, deed, (&name, target), words);
+        return Vec::new();
+    }
+    let ticket = state.next_ticket();
+    confirm(state, deed, &name, target, PlanState::Waiting(ticket));
+    vec![Effect::Plan { ticket, service: name, of: PlanOf::Undo(chosen) }]
 }
 
 /// Where an undo goes that names no release: what the rollout under way came from, else the newest that ever
@@ -198,8 +212,9 @@ fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {
         (_, _) => None,
     });
     let target = view.rollout.as_ref().map_or_else(String::new, |r| format!("{name}: {}", r.to));
-    if let Some(words) = words {
-        confirm(state, Deed::Retry, &name, target, PlanState::Words(words));
+    if let (Some(words), Some(rollout)) = (words, &view.rollout) {
+        let seen = SeenRollout { to: rollout.to, step: Some(rollout.step) };
+        confirm_to(state, seen, Deed::Retry, (&name, target), words);
         return Vec::new();
     }
     // What is over begins anew, with a plan of its own.
@@ -215,18 +230,18 @@ fn retry(state: &mut State, view: &ServiceView) -> Vec<Effect> {
 
 fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
     let name = view.name.clone();
-    let rollout = view.rollout.as_ref().filter(|r| can_skip(r));
-    if rollout.is_none() {
+    let Some(rollout) = view.rollout.as_ref().filter(|r| can_skip(r)) else {
         state.say(Severity::Warning, format!("no gate holds the rollout of {name}"));
         return Vec::new();
-    }
+    };
     let mut words = vec![
         format!("Does not wait for: {}", step_title(view)),
         "Who skipped it and why stays in the history and the audit trail.".to_owned(),
     ];
-    words.extend(rollout.and_then(also_resumes));
-    let target = rollout.map_or_else(String::new, |r| format!("{name}: {}", r.to));
-    confirm(state, Deed::Skip, &name, target, PlanState::Words(words));
+    words.extend(also_resumes(rollout));
+    let target = format!("{name}: {}", rollout.to);
+    let seen = SeenRollout { to: rollout.to, step: Some(rollout.step) };
+    confirm_to(state, seen, Deed::Skip, (&name, target), words);
     Vec::new()
 }
 

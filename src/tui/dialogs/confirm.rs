@@ -6,7 +6,8 @@ use ratatui::text::{Line, Span};
 
 use super::{centre, draw_buttons, draw_field, plan};
 use crate::api::{
-    ApiError, ConcurrencyPolicy, Hint as _, Intent, PlanView, ReleaseNumber, ReplicaTo, ServiceName,
+    ApiError, ConcurrencyPolicy, Hint as _, Intent, PlanView, ReleaseNumber, ReplicaTo,
+    SeenRollout, ServiceName,
 };
 use crate::tui::draw::Pen;
 use crate::tui::field::Field;
@@ -95,6 +96,8 @@ pub struct Confirm {
     pub to: Option<Box<ReplicaTo>>,
     /// The map it was asked from: Cancel leads back to it.
     pub behind: Option<Box<super::Map>>,
+    /// The rollout under way that it is about, which nothing else is to be done to.
+    pub seen: Option<SeenRollout>,
     /// What it would do.
     pub plan: PlanState,
     /// The name as typed.
@@ -129,6 +132,7 @@ impl Confirm {
             target,
             to: None,
             behind: None,
+            seen: None,
             plan,
             name: Field::default(),
             reason: Field::default(),
@@ -162,7 +166,7 @@ impl Confirm {
     }
 
     /// The plan that the person has before them. What comes after a rollout under way is planned again then.
-    fn seen(&self) -> Option<String> {
+    fn agreed(&self) -> Option<String> {
         match &self.plan {
             PlanState::Ready(plan) if plan.behind.is_none() => Some(plan.digest()),
             _ => None,
@@ -179,7 +183,7 @@ impl Confirm {
                 reason,
                 accept_outage: self.outage(),
                 concurrency: None,
-                agreed: self.seen(),
+                agreed: self.agreed(),
             },
             Deed::Queue { replace } => Intent::Apply {
                 service,
@@ -197,15 +201,22 @@ impl Confirm {
                 to,
                 reason,
                 accept_outage: self.outage(),
-                agreed: self.seen(),
+                agreed: self.agreed(),
+                seen: self.seen,
             },
-            Deed::Retry => {
-                Intent::Retry { service, accept_outage: self.outage(), reason, agreed: self.seen() }
+            Deed::Retry => Intent::Retry {
+                service,
+                accept_outage: self.outage(),
+                reason,
+                agreed: self.agreed(),
+                seen: self.seen,
+            },
+            Deed::Skip => {
+                Intent::Skip { service, reason: reason.unwrap_or_default(), seen: self.seen }
             }
-            Deed::Skip => Intent::Skip { service, reason: reason.unwrap_or_default() },
             Deed::CancelQueued => Intent::CancelQueued { service, reason },
             Deed::Promote { all, step } => Intent::Promote { service, all, step, reason },
-            Deed::Abort => Intent::Abort { service, reason },
+            Deed::Abort => Intent::Abort { service, reason, seen: self.seen },
             Deed::Stop => Intent::Stop { service, reason },
             Deed::Move => {
                 let ReplicaTo { replica, host, gpus, .. } = self.to.as_deref().cloned()?;

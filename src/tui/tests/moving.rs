@@ -190,7 +190,7 @@ fn an_error_is_shown_with_what_to_do_about_it() {
         hint: Some("wait, or take it back with x".to_owned()),
     };
     let what = "apply chat".to_owned();
-    update(&mut state, Message::Replied { what, result: Err(error) });
+    update(&mut state, Message::Replied { what, again: None, result: Err(error) });
     let screen = text(&state);
     assert!(screen.contains("was refused") && screen.contains("take it back with x"));
     press(&mut state, "<esc>");

@@ -8,7 +8,8 @@ use super::super::state::{Mode, State};
 use super::super::update::update;
 use super::{LARGE, SMALL, planned, sent, text};
 use crate::api::{
-    ConcurrencyPolicy, Delta, Gate, Intent, IntentReply, PlanBehind, ReleaseNumber, Timestamp,
+    ApiError, ConcurrencyPolicy, Delta, ErrorKind, Gate, Intent, IntentReply, PlanBehind,
+    ReleaseNumber, SeenRollout, Timestamp,
 };
 
 #[test]
@@ -34,7 +35,7 @@ fn two_keys_and_the_name_start_a_rollout() {
         plan: Box::new(fixture::plan("code", false)),
     };
     let what = "apply code".to_owned();
-    update(&mut state, Message::Replied { what, result: Ok(Box::new(reply)) });
+    update(&mut state, Message::Replied { what, again: None, result: Ok(Box::new(reply)) });
     assert_eq!(state.panel, Panel::Rollout);
 }
 
@@ -245,6 +246,101 @@ fn rolling(change: impl FnOnce(&mut crate::api::ServiceView)) -> State {
     state(snapshot, LARGE)
 }
 
+/// The rollout of `chat` as it is in the fixture.
+fn seen_at_its_step() -> SeenRollout {
+    let state = rolling(|_| ());
+    let rollout = state.service_named(&service_name("chat")).unwrap().rollout.clone().unwrap();
+    SeenRollout { to: rollout.to, step: Some(rollout.step) }
+}
+
+/// `chat` changes while somebody looks at a dialog.
+fn meanwhile(state: &mut State, change: impl FnOnce(&mut crate::api::ServiceView)) -> Vec<Effect> {
+    let mut snapshot = state.snapshot.clone().unwrap();
+    change(snapshot.services.get_mut(&service_name("chat")).unwrap());
+    update(state, Message::Delta(Box::new(Delta::Snapshot(Box::new(snapshot)))))
+}
+
+fn completed(v: &mut crate::api::ServiceView) {
+    v.rollout.as_mut().unwrap().outcome = Some(crate::api::Outcome::Completed);
+    v.stable = Some(ReleaseNumber(12));
+}
+
+#[test]
+fn an_undo_whose_rollout_ends_meanwhile_is_planned() {
+    let mut state = rolling(|_| ());
+    press(&mut state, "3u");
+    press(&mut state, "cha<tab>as before<tab>");
+    assert!(meanwhile(&mut state, |_| ()).is_empty(), "it goes on");
+    let effects = meanwhile(&mut state, completed);
+    assert!(matches!(&effects[..], [Effect::Plan { of: PlanOf::Undo(None), .. }]), "{effects:?}");
+    // Nothing of what was typed for the other one counts but the reason.
+    assert!(sent(&press(&mut state, "t<enter>")).is_empty());
+    let plan = fixture::plan("chat", false);
+    let agreed = Some(plan.digest());
+    planned(&mut state, &effects, plan);
+    assert!(text(&state).contains("JOURNEY"), "{}", text(&state));
+    let intents = sent(&press(&mut state, "<backspace>chat<enter>"));
+    let reason = Some("as before".to_owned());
+    let service = service_name("chat");
+    assert_eq!(
+        intents,
+        [Intent::Undo { service, to: None, reason, accept_outage: false, agreed, seen: None }]
+    );
+}
+
+#[test]
+fn what_is_done_to_a_rollout_is_not_done_to_the_next_one() {
+    for (key, step) in [("x", None), ("s", Some(1))] {
+        let mut state = rolling(|_| ());
+        press(&mut state, &format!("3{key}"));
+        let Mode::Confirm(dialog) = &state.mode else { panic!("{key}: {}", text(&state)) };
+        let seen = dialog.seen.unwrap();
+        assert_eq!((seen.to, seen.step.is_some()), (ReleaseNumber(12), step.is_some()));
+        let effects = meanwhile(&mut state, |v| v.rollout.as_mut().unwrap().to = ReleaseNumber(13));
+        assert!(effects.is_empty(), "{effects:?}");
+        assert!(text(&state).contains("is not the one that was seen any more"), "{}", text(&state));
+        assert!(sent(&press(&mut state, "chat<enter>")).is_empty());
+        assert!(matches!(state.mode, Mode::Browse));
+    }
+    // A gate that has passed is not skipped, nor is the next one.
+    let mut state = rolling(|_| ());
+    press(&mut state, "3s");
+    meanwhile(&mut state, |v| v.rollout.as_mut().unwrap().step += 1);
+    assert!(text(&state).contains("is not the one that was seen any more"), "{}", text(&state));
+    // An abort means the rollout whatever step it is at.
+    let mut state = rolling(|_| ());
+    press(&mut state, "3x");
+    meanwhile(&mut state, |v| v.rollout.as_mut().unwrap().step += 1);
+    assert_eq!(sent(&press(&mut state, "chat<enter>")).len(), 1);
+}
+
+#[test]
+fn a_plan_that_has_changed_is_shown_anew_with_the_reason_kept() {
+    let mut state = state(calm(), SMALL);
+    let effects = press(&mut state, "2Ga");
+    planned(&mut state, &effects, fixture::plan("code", false));
+    let effects = press(&mut state, "code<tab>the fix<enter>");
+    let [Effect::Send { intent, what }] = &effects[..] else { panic!("{effects:?}") };
+    let error = ApiError {
+        kind: ErrorKind::Conflict,
+        message: crate::api::PLAN_CHANGED.to_owned(),
+        hint: None,
+    };
+    let again = Some(Box::new(intent.clone()));
+    let refused = Message::Replied { what: what.clone(), again, result: Err(error) };
+    let effects = update(&mut state, refused);
+    assert!(matches!(&effects[..], [Effect::Plan { of: PlanOf::Apply, .. }]), "{effects:?}");
+    let plan = fixture::plan("code", true);
+    planned(&mut state, &effects, plan);
+    let screen = text(&state);
+    assert!(screen.contains("what was shown has changed: this is how it is now"), "{screen}");
+    let intents = sent(&press(&mut state, "code outage<enter>"));
+    let [Intent::Apply { reason, accept_outage: true, agreed: Some(_), .. }] = &intents[..] else {
+        panic!("{intents:?}")
+    };
+    assert_eq!(reason.as_deref(), Some("the fix"));
+}
+
 #[test]
 fn an_undo_in_mid_rollout_says_that_it_takes_it_back() {
     let mut state = rolling(|_| ());
@@ -320,7 +416,8 @@ fn a_gate_is_skipped_only_with_a_reason() {
     assert!(text(&state).contains("a reason is needed"), "{}", text(&state));
     let effects = press(&mut state, "it is known<enter>");
     let reason = "it is known".to_owned();
-    assert_eq!(sent(&effects), [Intent::Skip { service: service_name("chat"), reason }]);
+    let seen = Some(seen_at_its_step());
+    assert_eq!(sent(&effects), [Intent::Skip { service: service_name("chat"), reason, seen }]);
     for gate in [None, Some(Gate::Failed { why: "bad".to_owned() })] {
         let mut state = rolling(|v| v.rollout.as_mut().unwrap().gate = gate);
         press(&mut state, "3s");
@@ -342,13 +439,14 @@ fn what_failed_is_tried_again() {
     assert!(text(&state).contains("Tries again: exit code 3"), "{}", text(&state));
     let effects = press(&mut state, "chat<enter>");
     let service = service_name("chat");
-    let retry = |accept_outage, agreed| Intent::Retry {
+    let retry = |accept_outage, agreed, seen| Intent::Retry {
         service: service.clone(),
         accept_outage,
         reason: None,
         agreed,
+        seen,
     };
-    assert_eq!(sent(&effects), [retry(false, None)]);
+    assert_eq!(sent(&effects), [retry(false, None, Some(seen_at_its_step()))]);
     // What was taken back begins anew: its plan is shown, and its OUTAGE accepted as that of an apply.
     for outage in [false, true] {
         let mut state = rolling(taken_back);
@@ -361,7 +459,7 @@ fn what_failed_is_tried_again() {
         assert!(screen.contains("chat: r9 → r13 (chat: r12 again)"), "{screen}");
         assert!(screen.contains("JOURNEY"), "{screen}");
         let typed = if outage { "chat outage<enter>" } else { "chat<enter>" };
-        assert_eq!(sent(&press(&mut state, typed)), [retry(outage, Some(seen))]);
+        assert_eq!(sent(&press(&mut state, typed)), [retry(outage, Some(seen), None)]);
     }
     let mut state = rolling(|_| ());
     press(&mut state, "3r");
