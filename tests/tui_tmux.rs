@@ -105,9 +105,8 @@ impl Terminal {
             self.until("end of the dialog", SOON, |s| {
                 !s.contains("to confirm") || s.contains("this is how it is now")
             });
-            let screen = self.until(done, ROLLOUT, |s| {
-                s.contains(done) || s.contains("this is how it is now")
-            });
+            let screen = self
+                .until(done, ROLLOUT, |s| s.contains(done) || s.contains("this is how it is now"));
             if screen.contains(done) {
                 return;
             }
