@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -32,6 +33,12 @@ use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
 use crate::spec::ConcurrencyPolicy;
 use crate::wire::{Checkup, LogChunk};
+
+/// A controller says within this time who it is; one that does not hangs.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+
+/// What is said of a controller that is there and says nothing.
+pub const CONTROLLER_SILENT: &str = "the controller is there and does not answer";
 
 /// Most wishes are shorter, in bytes.
 const ROOM: usize = 8 << 10;
@@ -65,10 +72,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// The controller behind `socket`, if one answers there and speaks this interface.
+    /// The controller behind `socket`, if one answers there within [`ANSWERS_WITHIN`] and speaks this interface.
     pub async fn connect(socket: &Path) -> Result<Self, ApiError> {
+        Self::connect_within(socket, ANSWERS_WITHIN).await
+    }
+
+    async fn connect_within(socket: &Path, patience: Duration) -> Result<Self, ApiError> {
         let client = Self::unchecked(socket);
-        let version: Version = client.get("/v1/version").await?;
+        let version = tokio::time::timeout(patience, client.version());
+        let Ok(version) = version.await else { return Err(client.silent().await) };
+        let version = version?;
         if version.api != API_VERSION {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,
@@ -105,6 +118,22 @@ impl Client {
     pub fn lending(mut self, socket: PathBuf) -> Self {
         self.lending = Some(Arc::new(Lending::begin(&self, socket)));
         self
+    }
+
+    /// That nothing comes from who listens there, and how that process is ended.
+    pub async fn silent(&self) -> ApiError {
+        let stream = UnixStream::connect(&self.socket);
+        let stream = tokio::time::timeout(ANSWERS_WITHIN, stream).await;
+        let peer = stream.ok().and_then(Result::ok).and_then(|s| s.peer_cred().ok());
+        let pid = peer.and_then(|peer| peer.pid()).map(|pid| pid.to_string());
+        let pid = pid.as_deref().unwrap_or("PID");
+        ApiError {
+            kind: ErrorKind::Unreachable,
+            message: CONTROLLER_SILENT.to_owned(),
+            hint: Some(format!(
+                "`kill {pid}` ends it, `kill -9 {pid}` where that does not; what serves goes on serving, and the next command starts another controller, which goes on from there"
+            )),
+        }
     }
 
     /// Who answers there.
@@ -462,6 +491,23 @@ mod tests {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+
+    /// Nobody waits for ever for one that hangs, nor is another one started beside it.
+    #[tokio::test]
+    async fn a_controller_that_says_nothing_is_told_with_its_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("controller.sock");
+        let nobody = Client::connect_within(&socket, Duration::from_millis(20)).await.unwrap_err();
+        assert!(nobody.message.starts_with("no controller answers"), "{nobody:?}");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let silent = Client::connect_within(&socket, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(
+            (silent.kind, silent.message.as_str()),
+            (ErrorKind::Unreachable, CONTROLLER_SILENT)
+        );
+        let kill = format!("`kill {}` ends it", std::process::id());
+        assert!(silent.hint.as_ref().unwrap().starts_with(&kill), "{silent:?}");
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub use crate::wire::{
     Gpus, HostFacts, HostSample, LogChunk, Logout, MemoryUse, MigInstance, Nic, NvLinks, PathKind,
     PcieLink, ProcessKind, ProgramFound, Reached, Xid, xid,
 };
-pub use client::Client;
+pub use client::{CONTROLLER_SILENT, Client};
 pub use condition::{DeckCondition, DeckConditionKind};
 pub use door::Door;
 pub use intent::{Intent, IntentReply, ROLLOUT_CHANGED, SeenRollout};

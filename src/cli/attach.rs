@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::args::{Args, Command, ControllerCommand, Output};
 use super::exit::Failure;
 use crate::api::server::Version;
-use crate::api::{Client, Door, Intent};
+use crate::api::{CONTROLLER_SILENT, Client, Door, Intent};
 use crate::base::DeckId;
 use crate::controller::{self, Deck, Paths};
 
@@ -145,5 +145,8 @@ pub async fn running(args: &Args) -> Result<Option<Client>, Failure> {
         return Err(Failure::other(format!("{}: {error}", socket.display()))
             .with_hint("it is another user's: log in as who runs the controller"));
     }
-    Ok(Client::connect(&socket).await.ok())
+    match Client::connect(&socket).await {
+        Err(error) if error.message == CONTROLLER_SILENT => Err(error.into()),
+        client => Ok(client.ok()),
+    }
 }

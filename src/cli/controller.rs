@@ -12,6 +12,8 @@ use crate::controller::{Options, Paths, start_in_process};
 
 /// How long a controller stays with nothing to serve and nobody attached.
 const LEAVE_AFTER: Duration = Duration::from_secs(60);
+/// A controller that is told to end has ended within this time.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs, shows or ends it.
 pub async fn run(args: &Args, command: &ControllerCommand) -> Result<Success, Failure> {
@@ -196,15 +198,20 @@ async fn stop(args: &Args) -> Result<Success, Failure> {
         }
         return Ok(Success::Done);
     };
-    client.send(Intent::Shutdown).await?;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while client.version().await.is_ok() {
-        if tokio::time::Instant::now() > deadline {
-            return Err(Failure::other("the controller did not end in 10 s").with_hint(
-                "ask once more; `gpudeck controller status` has its pid and its files",
-            ));
+    let ends = async {
+        client.send(Intent::Shutdown).await?;
+        while client.version().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok::<(), Failure>(())
+    };
+    match tokio::time::timeout(ENDS_WITHIN, ends).await {
+        Ok(ended) => ended?,
+        Err(_) => {
+            let hint = client.silent().await.hint.unwrap_or_default();
+            let wrong = format!("the controller did not end in {} s", ENDS_WITHIN.as_secs());
+            return Err(Failure::other(wrong).with_hint(hint));
+        }
     }
     match args.output {
         Output::Json => table::json_line(&serde_json::json!({ "stopped": true }))?,

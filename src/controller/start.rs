@@ -18,7 +18,7 @@ use super::measured::Measured;
 use super::record::DeckState;
 use super::{Paths, observe, planning, throughput};
 use crate::api::hub::{Change, Hub};
-use crate::api::{Client, DeckView, Severity, server};
+use crate::api::{CONTROLLER_SILENT, Client, DeckView, Severity, server};
 use crate::base::id::BadName;
 use crate::base::{Bytes, DeckId, Hint, HostName};
 use crate::fleet::{Fleet, FleetOptions};
@@ -361,6 +361,8 @@ impl Core {
 pub async fn attach(deck_dir: &Path, paths: &Paths) -> Result<Client, crate::api::ApiError> {
     match Client::connect(&paths.socket()).await {
         Ok(client) => return Ok(client),
+        // Beside one that hangs another one could not be started: the journal is its.
+        Err(error) if error.message == CONTROLLER_SILENT => return Err(error),
         Err(error) if error.kind == crate::api::ErrorKind::Unreachable => {}
         Err(error) => return Err(error),
     }
