@@ -230,7 +230,8 @@ async fn a_backend_that_does_not_follow_weights_is_warned_of() {
         let mut haproxy = Haproxy::start().await;
         let main = std::fs::read_to_string(haproxy.path("haproxy.cfg")).unwrap();
         let rule = "backend chat-canary\n  balance roundrobin\n";
-        let main = format!("{main}backend chat\n  balance {balance}\n{rule}");
+        let old = "server old 127.0.0.1:9 weight 1";
+        let main = format!("{main}backend chat\n  balance {balance}\n  {old}\n{rule}");
         std::fs::write(haproxy.path("haproxy.cfg"), main).unwrap();
         haproxy.run().await;
         let gateway = GatewaySpec::new("gpu-1".parse().unwrap(), haproxy.text("admin.sock"));
@@ -248,7 +249,12 @@ async fn a_backend_that_does_not_follow_weights_is_warned_of() {
     let (running, client) = begin(&world, deck).await;
     let weights = async || {
         let plan = client.plan(&"chat".parse().unwrap()).await.unwrap();
-        plan.warnings.into_iter().filter(|w| w.contains("weight")).collect::<Vec<_>>()
+        let (foreign, others): (Vec<_>, Vec<_>) = {
+            let told = plan.warnings.into_iter();
+            told.partition(|w| w.contains("has servers that are not gpudeck's (old): "))
+        };
+        assert_eq!(foreign.len(), 2, "at each gateway: {foreign:#?}");
+        others.into_iter().filter(|w| w.contains("weight")).collect::<Vec<_>>()
     };
     let warned = weights().await;
     assert_eq!(warned.len(), 1, "{warned:#?}");

@@ -17,7 +17,7 @@ use crate::fleet::LinkError;
 use crate::gateway::section::{
     OtherBackend, Section, SectionServer, canary_backend, canary_servers,
 };
-use crate::gateway::{Gateway, GatewayError, HaproxyGateway, haproxy};
+use crate::gateway::{BackendSeen, Gateway, GatewayError, HaproxyGateway, haproxy};
 use crate::rollout::{Release, ServiceState};
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
 use crate::wire::{GatewayConfig, RELOAD_FAILED, RELOAD_NEEDED, Reply, Request, Verb};
@@ -50,18 +50,18 @@ fn lacks_backend(error: &GatewayError) -> bool {
     matches!(error, GatewayError::Gateway { message, .. } if haproxy::lacks_backend(message))
 }
 
-/// How a backend of this gateway balances, if it can be asked in time.
-async fn balance_at(
+/// What a backend of this gateway is like, if it can be asked in time.
+async fn backend_at(
     means: &Means,
     gateway: &GatewaySpec,
     backend: &str,
-) -> Result<Option<String>, GatewayError> {
+) -> Result<BackendSeen, GatewayError> {
     let link = link(means, &gateway.host)?;
     let host = link.host().clone();
     let epoch = means.claims.cell(&gateway.host).await;
     let (backend, socket) = (backend.to_owned(), gateway.socket.clone());
     let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch);
-    tokio::time::timeout(PATIENCE, haproxy.balance()).await.unwrap_or_else(|_| {
+    tokio::time::timeout(PATIENCE, haproxy.backend()).await.unwrap_or_else(|_| {
         Err(GatewayError::Gateway {
             host,
             message: format!("no answer within {}", time::short(PATIENCE)),
@@ -496,7 +496,7 @@ impl Gateways {
     }
 
     /// Before anything is begun: whether each gateway has the backend that is to be filled. What could not be asked now,
-    /// and backends in which the weights of a canary do not count (`weighed`), are told.
+    /// backends in which the weights of a canary do not count (`weighed`), and others' servers beside ours, are told.
     ///
     /// # Errors
     /// One of them has no such backend, and nobody but a person writes it there.
@@ -509,13 +509,13 @@ impl Gateways {
                 let (name, gateway) = (name.clone(), gateway.clone());
                 let (backend, weighed) = (backend.clone(), *weighed);
                 async move {
-                    let balance = balance_at(means, &gateway, &backend).await;
-                    self.judged(&name, &gateway, &backend, balance, weighed)
+                    let seen = backend_at(means, &gateway, &backend).await;
+                    self.judged(&name, &gateway, &backend, seen, weighed)
                 }
             })
         });
         let all = futures::future::join_all(looks).await;
-        let all: Vec<Option<String>> = all.into_iter().collect::<Result<_, ApiError>>()?;
+        let all: Vec<Vec<String>> = all.into_iter().collect::<Result<_, ApiError>>()?;
         let mut told: Vec<String> = all.into_iter().flatten().collect();
         told.dedup();
         Ok(told)
@@ -526,20 +526,35 @@ impl Gateways {
         name: &ServiceName,
         gateway: &GatewaySpec,
         backend: &str,
-        balance: Result<Option<String>, GatewayError>,
+        seen: Result<BackendSeen, GatewayError>,
         weighed: bool,
-    ) -> Result<Option<String>, ApiError> {
-        match balance {
-            Ok(Some(balance)) if weighed && !haproxy::follows_weights(&balance) => {
-                Ok(Some(format!(
-                    "backend {backend} of the gateway {name} balances by `{balance}`, which does \
-                     not follow weights: the canary's share of the requests will not be its \
-                     weight; write `balance roundrobin` in that section of haproxy.cfg"
-                )))
+    ) -> Result<Vec<String>, ApiError> {
+        match seen {
+            Ok(BackendSeen { balance, foreign }) => {
+                let mut told = Vec::new();
+                if let Some(balance) = balance
+                    && weighed
+                    && !haproxy::follows_weights(&balance)
+                {
+                    told.push(format!(
+                        "backend {backend} of the gateway {name} balances by `{balance}`, which does \
+                         not follow weights: the canary's share of the requests will not be its \
+                         weight; write `balance roundrobin` in that section of haproxy.cfg"
+                    ));
+                }
+                if !foreign.is_empty() {
+                    told.push(format!(
+                        "backend {backend} of the gateway {name} has servers that are not gpudeck's \
+                         ({}): a part of the requests stays with them, weights share out the rest, \
+                         and no analysis sees theirs; take them out when {} carries the load",
+                        foreign.join(", "),
+                        self.service
+                    ));
+                }
+                Ok(told)
             }
-            Ok(_) => Ok(None),
             // With `config` it is written there when it is filled.
-            Err(error) if lacks_backend(&error) && gateway.config.is_some() => Ok(None),
+            Err(error) if lacks_backend(&error) && gateway.config.is_some() => Ok(Vec::new()),
             Err(error) if lacks_backend(&error) => Err(ApiError {
                 kind: ErrorKind::Conflict,
                 message: format!(
@@ -556,10 +571,10 @@ impl Gateways {
                     _ => error.hint(),
                 },
             }),
-            Err(error) => Ok(Some(format!(
+            Err(error) => Ok(vec![format!(
                 "whether the gateway {name} has its backend for {} is not known: {error}",
                 self.service
-            ))),
+            )]),
         }
     }
 

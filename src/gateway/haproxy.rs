@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use super::haproxy_plan::{self, Wanted};
 use super::haproxy_text::{self, ServerState};
-use super::{Gateway, GatewayError, ServerCounters};
+use super::{BackendSeen, Gateway, GatewayError, ServerCounters};
 use crate::base::{DeckId, EpochCell, HostName, ReplicaId, TrafficServer, text};
 use crate::fleet::{HostLink, LinkError};
 use crate::wire::{Refusal, Reply, Request, Verb};
@@ -278,10 +278,9 @@ impl Gateway for HaproxyGateway {
         self.put(servers).await.1
     }
 
-    async fn balance(&self) -> Result<Option<String>, GatewayError> {
-        // 2: backends.
-        let answer = self.show("show stat -1 2 -1".to_owned()).await?;
-        haproxy_text::balance(&answer, &self.backend).map_err(|message| self.refused(&message))
+    async fn backend(&self) -> Result<BackendSeen, GatewayError> {
+        let answer = self.show("show stat -1 6 -1".to_owned()).await?;
+        haproxy_text::backend(&answer, &self.backend).map_err(|message| self.refused(&message))
     }
 
     async fn counters(&self) -> Result<BTreeMap<ReplicaId, ServerCounters>, GatewayError> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ServerCounters;
+use super::{BackendSeen, FOREIGN_NAMED, ServerCounters};
 use crate::base::{ReplicaId, text};
 
 /// Most lines of an answer that are looked at.
@@ -103,22 +103,39 @@ pub(super) fn counters(
     if found { Ok(servers) } else { Err("No such backend.".to_owned()) }
 }
 
-/// `show stat` (CSV): how `backend` balances; none if the table does not say. `Err` is HAProxy's own words.
-pub(super) fn balance(text: &str, backend: &str) -> Result<Option<String>, String> {
+/// `show stat` (CSV): what `backend` is like. `Err` is HAProxy's own words.
+pub(super) fn backend(text: &str, backend: &str) -> Result<BackendSeen, String> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let header = lines.next().and_then(|line| line.strip_prefix("# "));
     let columns = Columns::new(header.ok_or_else(|| message_or_silence(text))?.split(','));
+    let (mut seen, mut found) = (BackendSeen::default(), false);
     for line in lines.take(MAX_LINES) {
         let fields = csv_fields(line);
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        let of_backend = columns.get(&fields, "pxname") == Some(backend)
-            && columns.get(&fields, "svname") == Some("BACKEND");
-        if of_backend {
+        let Some(name) = columns.get(&fields, "svname") else { continue };
+        if columns.get(&fields, "pxname") != Some(backend) || name == "FRONTEND" {
+            continue;
+        }
+        if name == "BACKEND" {
+            found = true;
             let word = columns.get(&fields, "algo").filter(|word| !word.is_empty());
-            return Ok(word.map(|word| text::clean(word, 40)));
+            seen.balance = word.map(|word| text::clean(word, 40));
+        } else if name.parse::<ReplicaId>().is_err()
+            && gets_requests(&columns, &fields)
+            && seen.foreign.len() < FOREIGN_NAMED
+        {
+            seen.foreign.push(text::clean(name, 60));
         }
     }
-    Err("No such backend.".to_owned())
+    if found { Ok(seen) } else { Err("No such backend.".to_owned()) }
+}
+
+/// Whether a server's line is of one that requests are sent to. A backup gets them only when all others are away.
+fn gets_requests(columns: &Columns, fields: &[&str]) -> bool {
+    let status = columns.get(fields, "status").unwrap_or_default();
+    let is_up = status.starts_with("UP") || status.starts_with("no check");
+    let weighs = columns.get(fields, "weight").is_some_and(|weight| weight != "0");
+    is_up && weighs && columns.get(fields, "bck") != Some("1")
 }
 
 /// Positions of named columns; more columns than we know, or fewer, are fine.
@@ -199,13 +216,20 @@ mod tests {
     }
 
     #[test]
-    fn says_how_a_backend_balances() {
-        let text =
-            "# pxname,svname,algo,\nchat,r1-0-a1,,\nchat,BACKEND,leastconn,\ncode,BACKEND,,\n";
-        assert_eq!(balance(text, "chat"), Ok(Some("leastconn".to_owned())));
-        assert_eq!(balance(text, "code"), Ok(None));
-        assert_eq!(balance(text, "draft"), Err("No such backend.".to_owned()));
-        assert_eq!(balance("# pxname,svname\nchat,BACKEND\n", "chat"), Ok(None));
+    fn says_what_a_backend_is_like() {
+        let text = "# pxname,svname,status,weight,act,bck,algo,\n\
+            chat,FRONTEND,OPEN,,,,,\nchat,r1-0-a1,UP,100,1,0,,\nchat,old-1,UP 1/3,25,1,0,,\n\
+            chat,old-2,no check,1,1,0,,\nchat,old-3,DOWN,25,1,0,,\nchat,old-4,MAINT,25,1,0,,\n\
+            chat,old-5,UP,0,1,0,,\nchat,spare,UP,25,0,1,,\nchat,BACKEND,UP,100,1,0,leastconn,\n\
+            code,other,UP,1,1,0,,\ncode,BACKEND,UP,1,1,0,,\n";
+        let chat = backend(text, "chat").unwrap();
+        assert_eq!(chat.balance.as_deref(), Some("leastconn"));
+        assert_eq!(chat.foreign, ["old-1", "old-2"]);
+        let code = backend(text, "code").unwrap();
+        assert_eq!((code.balance, code.foreign), (None, vec!["other".to_owned()]));
+        assert_eq!(backend(text, "draft"), Err("No such backend.".to_owned()));
+        let short = backend("# pxname,svname\nchat,BACKEND\nchat,x\n", "chat");
+        assert_eq!(short, Ok(BackendSeen::default()));
     }
 
     #[test]
@@ -232,7 +256,7 @@ mod tests {
             let _ = servers_state(&text);
             let _ = servers_state(&format!("1\n# srv_name srv_addr\n{tail}"));
             let _ = counters(&text, "chat");
-            let _ = balance(&format!("# pxname,svname,algo\n{tail}"), "chat");
+            let _ = backend(&format!("# pxname,svname,algo,status,weight\n{tail}"), "chat");
             let _ = counters(&format!("# pxname,svname\n{tail}"), "chat");
         }
     }

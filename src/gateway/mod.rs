@@ -26,12 +26,24 @@ pub trait Gateway: Send + Sync {
     /// removes what is not named (only once it is drained; until then it stays in drain mode).
     async fn apply(&self, servers: &[TrafficServer]) -> Result<(), GatewayError>;
 
-    /// How the backend balances, in the gateway's own word; none if it does not say.
-    async fn balance(&self) -> Result<Option<String>, GatewayError>;
+    /// What the backend is like that is to be filled.
+    async fn backend(&self) -> Result<BackendSeen, GatewayError>;
 
     /// What the gateway has counted of each of our servers since it knows them.
     async fn counters(&self) -> Result<BTreeMap<ReplicaId, ServerCounters>, GatewayError>;
 }
+
+/// A backend as a gateway has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendSeen {
+    /// How it balances, in the gateway's own word; none if it does not say.
+    pub balance: Option<String>,
+    /// Servers in it that are not ours and get requests, at most [`FOREIGN_NAMED`] of them.
+    pub foreign: Vec<String>,
+}
+
+/// So many servers that are not ours are told by name.
+pub const FOREIGN_NAMED: usize = 8;
 
 /// Running totals of one server. They start again from 0 when the gateway is restarted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

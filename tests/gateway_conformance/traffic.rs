@@ -18,7 +18,9 @@ fn drained(mut server: TrafficServer) -> TrafficServer {
 
 pub async fn suite(rig: &mut dyn Rig, foreign: &Engine) {
     let bench = Bench::new(rig, "chat");
-    assert_eq!(bench.gateway.balance().await.unwrap().as_deref(), Some("roundrobin"));
+    let seen = bench.gateway.backend().await.unwrap();
+    assert_eq!(seen.balance.as_deref(), Some("roundrobin"));
+    assert_eq!(seen.foreign, ["foreign"]);
     let address = rig.address();
     let (a, b) = (Engine::start("engine-A").await, Engine::start("engine-B").await);
 
@@ -27,6 +29,7 @@ pub async fn suite(rig: &mut dyn Rig, foreign: &Engine) {
     assert_eq!(answers(address, 3, &[foreign]).await, [("foreign", 3)].into());
     bench.link.command(&bench.socket, "set server chat/foreign state maint").await.unwrap();
     let foreign_before = bench.foreign_line().await;
+    assert!(bench.gateway.backend().await.unwrap().foreign.is_empty(), "it gets none now");
 
     // Weights: exact shares of a round robin, the canary spread out.
     let stable = |weight| a.server("r1-0-a1", weight);
