@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use common::sim_fleet::{LONG, SimFleet};
 use common::wait_until;
+use gpudeck::api::{Door as _, Intent, PLAN_CHANGED, UpgradeQuestion};
+use gpudeck::base::HostName;
 use serde_json::Value;
 
 impl SimFleet {
@@ -289,6 +291,50 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
 }
 
 /// Two hosts that together would take a service under its floor: the plan has them one after the other, and so they go.
+#[test]
+fn a_drain_and_an_upgrade_are_those_that_were_agreed_to() {
+    let fleet = SimFleet::new();
+    fleet.expect(&["apply", "code", "--wait", "--timeout", "2m"], 0);
+    let on = fleet.code_is_on();
+    let host: HostName = on[0].parse().unwrap();
+    let mut homes = std::fs::read_dir(fleet.home().join("s")).unwrap().flatten();
+    let socket = homes.find_map(|d| Some(d.path().join("controller.sock")).filter(|s| s.exists()));
+    let drain = |agreed| Intent::Drain { host: host.clone(), reason: None, agreed };
+    let upgrade = |agreed| Intent::UpgradeHosts {
+        command: "true".to_owned(),
+        hosts: vec![host.clone()],
+        max_parallel: 1,
+        timeout_ms: 60_000,
+        return_ms: 60_000,
+        reason: None,
+        agreed,
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = runtime.block_on(gpudeck::controller::connect(&socket.unwrap())).unwrap();
+    runtime.block_on(async {
+        for intent in [drain(Some("another".to_owned())), upgrade(Some("another".to_owned()))] {
+            assert_eq!(client.send(intent).await.unwrap_err().message, PLAN_CHANGED);
+        }
+        let deck = client.snapshot().await.unwrap();
+        assert!(deck.hosts[&host].maintenance.cordons.is_empty(), "nothing was begun");
+        assert!(deck.deck.upgrade.is_none(), "nothing was begun");
+        let agreed = client.plan_drain(&host).await.unwrap().digest();
+        client.send(drain(Some(agreed))).await.unwrap();
+    });
+    wait_until("the drain", LONG, || {
+        !fleet.code_is_on().contains(&on[0])
+            && hosts_of(&fleet)[on[0].as_str()]["maintenance"]["drain"]["ended"].is_u64()
+    });
+    runtime.block_on(async {
+        let question = UpgradeQuestion { hosts: vec![host.clone()], max_parallel: 1 };
+        let agreed = client.plan_upgrade(&question).await.unwrap().digest();
+        client.send(upgrade(Some(agreed))).await.unwrap();
+    });
+    wait_until("the upgrade", LONG, || {
+        fleet.json(&["hosts", "upgrade"], 0)["hosts"][0]["state"]["state"] == "done"
+    });
+}
+
 #[test]
 fn an_upgrade_is_shown_before_anything_is_touched_and_keeps_to_the_floor() {
     let fleet = SimFleet::new();

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use common::sim_fleet::{LONG, SimFleet};
 use common::wait_until;
-use gpudeck::api::{Door, Intent, PLAN_CHANGED};
+use gpudeck::api::{Door, Intent, PLAN_CHANGED, ROLLOUT_CHANGED, SeenRollout};
+use gpudeck::base::{ReleaseNumber, ServiceName};
 use serde_json::Value;
 
 impl SimFleet {
@@ -394,7 +395,7 @@ fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
     let mut homes = std::fs::read_dir(fleet.home().join("s")).unwrap().flatten();
     let socket = homes.find_map(|d| Some(d.path().join("controller.sock")).filter(|s| s.exists()));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let asked = runtime.block_on(async {
+    runtime.block_on(async {
         let client = gpudeck::controller::connect(&socket.unwrap()).await.unwrap();
         let intent = Intent::Retry {
             service: "code".parse().unwrap(),
@@ -403,9 +404,24 @@ fn a_retry_that_is_a_new_rollout_shows_its_plan_and_asks() {
             agreed: Some("another".to_owned()),
             seen: None,
         };
-        client.send(intent).await
+        let retried = client.send(intent).await.unwrap_err().message;
+        assert_eq!(retried, PLAN_CHANGED);
+        // What was meant for the rollout that was seen is not done to the next one.
+        let service: ServiceName = "code".parse().unwrap();
+        let seen = Some(SeenRollout { to: ReleaseNumber(2), step: None });
+        let (to, reason, accept_outage, agreed) = (None, None, false, None);
+        let undo =
+            Intent::Undo { service: service.clone(), to, reason, accept_outage, agreed, seen };
+        let (reason, agreed) = (None, None);
+        let retry = Intent::Retry { service: service.clone(), accept_outage, reason, agreed, seen };
+        let skip = Intent::Skip { service: service.clone(), reason: "why".to_owned(), seen };
+        let abort = Intent::Abort { service, reason: None, seen };
+        for intent in [undo, retry, skip, abort] {
+            let refused = client.send(intent).await.unwrap_err();
+            assert_eq!(refused.message, ROLLOUT_CHANGED);
+            assert!(refused.hint.unwrap().contains("the one to r2 has ended"));
+        }
     });
-    assert_eq!(asked.unwrap_err().message, PLAN_CHANGED);
     assert_eq!(fleet.status("code")["rollout"]["to"], 2, "nothing was begun");
     fleet.expect(&["rollout", "retry", "code", "--yes", "--wait", "--timeout", "2m"], 3);
     assert_eq!(fleet.status("code")["rollout"]["to"], 3);

@@ -197,6 +197,9 @@ pub enum Intent {
         host: HostName,
         /// Why.
         reason: Option<String>,
+        /// The plan that a person has agreed to ([`super::DrainPlan::digest`]): another one is not begun.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agreed: Option<String>,
     },
     /// Move one replica of the served release to other GPUs, by the rules of placement.
     Move {
@@ -226,6 +229,9 @@ pub enum Intent {
         /// Why, for the audit trail.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// The plan that a person has agreed to ([`super::UpgradePlan::digest`]): another one is not begun.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agreed: Option<String>,
     },
     /// End a rank that runs on a host and that no release wants: `drift` shows it.
     EndRank {

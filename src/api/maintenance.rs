@@ -73,6 +73,17 @@ pub struct DrainPlan {
     pub warnings: Vec<String>,
 }
 
+impl DrainPlan {
+    /// Names what a person agrees to: which replicas leave, where they go, and which stop meanwhile. How long they load
+    /// and what is warned of may differ from one look to the next.
+    pub fn digest(&self) -> String {
+        let moves: Vec<_> = self.moves.iter().map(|m| (&m.service, m.replica, &m.to)).collect();
+        let out: Vec<_> = self.out.iter().map(|o| (&o.service, o.replica)).collect();
+        let text = serde_json::to_vec(&(&self.host, moves, out)).unwrap_or_default();
+        blake3::hash(&text).to_hex().to_string()
+    }
+}
+
 /// A replica that is out while its host is maintained, as far as its service's floor allows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DrainOut {
@@ -158,6 +169,14 @@ pub struct ServiceLow {
 }
 
 impl UpgradePlan {
+    /// Names what a person agrees to: the hosts in their batches, what leaves each, and the capacity left on the way.
+    pub fn digest(&self) -> String {
+        let hosts: Vec<_> = self.hosts.iter().map(|h| (h.batch, h.drain.digest())).collect();
+        let lowest: Vec<_> = self.lowest.iter().map(|l| (&l.service, l.lowest_ready)).collect();
+        let text = serde_json::to_vec(&(self.max_parallel, hosts, lowest)).unwrap_or_default();
+        blake3::hash(&text).to_hex().to_string()
+    }
+
     /// Why it is not begun: at this host it would end.
     pub fn refusal(&self) -> Option<&ApiError> {
         self.hosts.iter().find_map(|host| host.refused.as_ref())
@@ -172,6 +191,57 @@ mod tests {
 
     fn cordon(gpu: Option<CordonedGpu>) -> Cordon {
         Cordon { gpu, by: "ada".to_owned(), reason: None, since: Timestamp(1) }
+    }
+
+    #[test]
+    fn a_digest_names_where_replicas_go_and_not_how_long_they_load() {
+        let key = |replica| ReplicaKey { release: crate::base::ReleaseNumber(1), replica };
+        let place = |host: &str| PlanPlace {
+            host: host.parse().unwrap(),
+            devices: vec![DeviceId::Cpu],
+            devices_text: "CPU".to_owned(),
+        };
+        let of = |to: &str, load_ms, out: &[u32]| DrainPlan {
+            host: "h1".parse().unwrap(),
+            moves: vec![DrainMove {
+                service: "chat".parse().unwrap(),
+                replica: key(0),
+                successor: key(2),
+                from: vec![place("h1")],
+                to: vec![place(to)],
+                load_ms,
+            }],
+            out: out
+                .iter()
+                .map(|replica| DrainOut {
+                    service: "chat".parse().unwrap(),
+                    replica: key(*replica),
+                    from: Vec::new(),
+                })
+                .collect(),
+            warnings: Vec::new(),
+        };
+        let plan = of("h2", None, &[]);
+        assert_eq!(plan.digest(), of("h2", Some(1), &[]).digest());
+        assert_ne!(plan.digest(), of("h3", None, &[]).digest());
+        assert_ne!(plan.digest(), of("h2", None, &[1]).digest());
+        let upgrade = |batch, drain| UpgradePlan {
+            max_parallel: 2,
+            hosts: vec![UpgradePlanHost {
+                host: "h1".parse().unwrap(),
+                batch,
+                after: None,
+                drain,
+                capacity: Vec::new(),
+                refused: None,
+            }],
+            lowest: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let first = upgrade(1, of("h2", None, &[])).digest();
+        assert_eq!(first, upgrade(1, of("h2", Some(1), &[])).digest());
+        assert_ne!(first, upgrade(2, of("h2", None, &[])).digest());
+        assert_ne!(first, upgrade(1, of("h3", None, &[])).digest());
     }
 
     /// Whoever wonders why nothing is placed there finds it in the same word.

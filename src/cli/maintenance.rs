@@ -72,9 +72,9 @@ pub async fn drain(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     show::settle(&client).await?;
-    let plan = client.plan_drain(host).await?;
-    let there = on_host(&client.snapshot().await?, host);
     if options.dry_run {
+        let plan = client.plan_drain(host).await?;
+        let there = on_host(&client.snapshot().await?, host);
         match args.output {
             Output::Json => table::json(&plan)?,
             Output::Text => print(&plan, &there)?,
@@ -82,14 +82,22 @@ pub async fn drain(
         let nothing = plan.moves.is_empty() && plan.out.is_empty() && there.is_empty();
         return Ok(if nothing { Success::Done } else { Success::Changes });
     }
-    if args.output == Output::Text {
-        print(&plan, &there)?;
-    }
-    if apply::must_ask(args, options.yes) {
-        apply::agree("Go on?").await?;
-    }
-    let intent = Intent::Drain { host: host.clone(), reason: options.reason.clone() };
-    let reply = client.send(intent).await?;
+    let reply = loop {
+        let plan = client.plan_drain(host).await?;
+        if args.output == Output::Text {
+            print(&plan, &on_host(&client.snapshot().await?, host))?;
+        }
+        let mut agreed = None;
+        if apply::must_ask(args, options.yes) {
+            apply::agree("Go on?").await?;
+            agreed = Some(plan.digest());
+        }
+        let intent = Intent::Drain { host: host.clone(), reason: options.reason.clone(), agreed };
+        match client.send(intent).await {
+            Err(error) if apply::is_other_than_seen(&error) => apply::say_changed()?,
+            reply => break reply?,
+        }
+    };
     if args.output == Output::Json && !options.wait {
         table::json_line(&reply)?;
     }

@@ -75,24 +75,32 @@ async fn dry_run(args: &Args, run: &str, options: &UpgradeOptions) -> Result<Suc
 async fn begin(args: &Args, run: &str, options: &UpgradeOptions) -> Result<Success, Failure> {
     let client = attach(args).await?;
     show::settle(&client).await?;
-    if args.output == Output::Text {
-        let plan = client.plan_upgrade(&question(options)).await?;
-        print_plan(&plan, run)?;
-        // What is refused whatever the answer is needs no question.
-        if plan.refusal().is_none() && apply::must_ask(args, options.yes) {
-            apply::agree("Go on?").await?;
-        }
-    }
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let intent = Intent::UpgradeHosts {
-        command: run.to_owned(),
-        hosts: options.hosts.clone(),
-        max_parallel: options.max_parallel,
-        timeout_ms: millis(options.timeout),
-        return_ms: millis(options.return_timeout),
-        reason: options.why.reason.clone(),
+    let reply = loop {
+        let mut agreed = None;
+        if args.output == Output::Text {
+            let plan = client.plan_upgrade(&question(options)).await?;
+            print_plan(&plan, run)?;
+            // What is refused whatever the answer is needs no question.
+            if plan.refusal().is_none() && apply::must_ask(args, options.yes) {
+                apply::agree("Go on?").await?;
+                agreed = Some(plan.digest());
+            }
+        }
+        let intent = Intent::UpgradeHosts {
+            command: run.to_owned(),
+            hosts: options.hosts.clone(),
+            max_parallel: options.max_parallel,
+            timeout_ms: millis(options.timeout),
+            return_ms: millis(options.return_timeout),
+            reason: options.why.reason.clone(),
+            agreed,
+        };
+        match client.send(intent).await {
+            Err(error) if apply::is_other_than_seen(&error) => apply::say_changed()?,
+            reply => break reply?,
+        }
     };
-    let reply = client.send(intent).await?;
     if options.no_wait {
         let words = "accepted; `gpudeck hosts upgrade` shows how far it is";
         return maintenance::told(args, &reply, words);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
+use super::begin::plan_changed;
 use super::core::{Core, Input};
 use super::deck_ledger::DeckEvent;
 use super::planning::{self, Draft, PortGiver};
@@ -23,6 +24,14 @@ use crate::rollout::{EventKind, RequestedMove};
 
 /// Between two looks at what a drain can do about what is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// See `Intent::Drain`.
+pub(super) struct DrainWish {
+    pub(super) host: HostName,
+    pub(super) by: String,
+    pub(super) reason: Option<String>,
+    pub(super) agreed: Option<String>,
+}
 
 /// What of one service leaves a host.
 pub(super) struct ServiceMoves {
@@ -346,12 +355,10 @@ impl Core {
     /// Takes a wish to drain: the drafts are read off the loop, then it begins.
     pub(super) fn drain(
         &mut self,
-        host: HostName,
-        by: String,
-        reason: Option<String>,
+        wish: DrainWish,
         reply: oneshot::Sender<Result<IntentReply, ApiError>>,
     ) {
-        let work = match self.drain_drafts(&host) {
+        let work = match self.drain_drafts(&wish.host) {
             Ok(work) => work,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -366,7 +373,7 @@ impl Core {
                 }
                 Ok(drafts) => {
                     let begin = Box::new(move |core: &mut Core| {
-                        let begun = core.begin_drain(&host, &drafts, &by, reason);
+                        let begun = core.begin_drain(wish, &drafts);
                         core.answer(reply, begun);
                     });
                     let _ = inputs.send(Input::Ask(begin)).await;
@@ -377,12 +384,15 @@ impl Core {
 
     pub(super) fn begin_drain(
         &mut self,
-        host: &HostName,
+        wish: DrainWish,
         drafts: &[Draft],
-        by: &str,
-        reason: Option<String>,
     ) -> Result<IntentReply, ApiError> {
+        let DrainWish { host, by, reason, agreed } = wish;
+        let (host, by) = (&host, by.as_str());
         let drainage = self.drainage(host, drafts)?;
+        if agreed.is_some_and(|agreed| agreed != drainage.plan.digest()) {
+            return Err(plan_changed());
+        }
         if self.state.ledger.maintenance.host_cordon(host).is_none() {
             self.cordon(host, None, by, reason)?;
         }

@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::actions::{self, Means};
+use super::begin::plan_changed;
 use super::core::{Core, Input, now};
 use super::deck_ledger::DeckEvent;
-use super::maintenance::conflict;
+use super::maintenance::{DrainWish, conflict};
 use super::planning::Draft;
 use crate::api::{
     ApiError, ErrorKind, HostLinkState, HostView, IntentReply, Severity, Upgrade, UpgradeEntry,
@@ -48,6 +49,8 @@ pub struct Wish {
     pub timeout_ms: u64,
     /// Likewise.
     pub return_ms: u64,
+    /// Likewise.
+    pub agreed: Option<String>,
 }
 
 /// What an upgrade needs to know between two ticks; nothing of it must survive.
@@ -153,6 +156,9 @@ impl Core {
         let plan = self.plan_upgrade(&hosts, drafts, wish.max_parallel);
         if let Some(refusal) = plan.refusal() {
             return Err(refusal.clone());
+        }
+        if wish.agreed.is_some_and(|agreed| agreed != plan.digest()) {
+            return Err(plan_changed());
         }
         for words in self.gateways_on(&hosts) {
             self.say(Severity::Warning, None, &words);
@@ -339,7 +345,8 @@ impl Core {
             return false;
         }
         let (reply, answer) = oneshot::channel();
-        self.drain(host.clone(), by, Some("upgrade".to_owned()), reply);
+        let reason = Some("upgrade".to_owned());
+        self.drain(DrainWish { host: host.clone(), by, reason, agreed: None }, reply);
         let (inputs, host_name) = (self.means.inputs.clone(), host.clone());
         let task = tokio::spawn(async move {
             if let Ok(Err(error)) = answer.await {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::super::{planning, upgrade};
+use super::super::{maintenance, planning, upgrade};
 use super::input::{Input, Request};
 use super::{Core, journal_error, now};
 use crate::api::{ApiError, ErrorKind, Intent, IntentReply, ReplicaTo};
@@ -117,7 +117,10 @@ impl Core {
             }
             Intent::Cordon { host, gpu, reason } => self.cordon(&host, gpu, &by, reason),
             Intent::Uncordon { host, gpu, .. } => self.uncordon(&host, gpu, &by),
-            Intent::Drain { host, reason } => return self.drain(host, by, reason, reply),
+            Intent::Drain { host, reason, agreed } => {
+                let wish = maintenance::DrainWish { host, by, reason, agreed };
+                return self.drain(wish, reply);
+            }
             Intent::Move { service, replica, host, gpus, reason } => {
                 let to = ReplicaTo { service, replica, host, gpus };
                 return self.move_replica(to, by, reason, reply);
@@ -125,9 +128,16 @@ impl Core {
             Intent::EndRank { host, rank, .. } => return self.end_rank(host, rank, by, reply),
             Intent::SteerUpgrade { what, reason } => self.steer_upgrade(&what, &by, reason),
             Intent::UpgradeHosts {
-                command, hosts, max_parallel, timeout_ms, return_ms, ..
+                command,
+                hosts,
+                max_parallel,
+                timeout_ms,
+                return_ms,
+                agreed,
+                ..
             } => {
-                let wish = upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms };
+                let wish =
+                    upgrade::Wish { command, hosts, max_parallel, timeout_ms, return_ms, agreed };
                 return self.ask_upgrade(wish, by, reply);
             }
             Intent::Answer { question, answer } => {
