@@ -147,6 +147,19 @@ impl Routes {
         routes
     }
 
+    /// What `others` fill by now is theirs: it is not emptied any more.
+    pub fn leave_to(&mut self, others: &[Gateways]) {
+        for left in &mut self.leaving {
+            let backends = left.own_backends();
+            let is_theirs = |name: &ServiceName| {
+                let mut there = others.iter().filter(|other| other.places.contains_key(name));
+                there.any(|other| other.own_backends().iter().any(|b| backends.contains(b)))
+            };
+            left.places.retain(|name, _| !is_theirs(name));
+        }
+        self.leaving.retain(|left| !left.places.is_empty() || !left.unknown.is_empty());
+    }
+
     /// Whether a gateway is in front of the service.
     pub fn is_empty(&self) -> bool {
         self.serving.is_empty()
@@ -290,15 +303,17 @@ impl Gateways {
         })
     }
 
+    /// Its backend, and the one of its canary.
+    fn own_backends(&self) -> Vec<String> {
+        let canary = self.canary.is_some().then(|| canary_backend(&self.backend));
+        std::iter::once(self.backend.clone()).chain(canary).collect()
+    }
+
     /// The gateway and backend that this service and another one both would fill: each would drain the other's servers.
     pub fn shared_with(&self, other: &Self) -> Option<(&ServiceName, String)> {
-        let backends = |of: &Self| {
-            let canary = of.canary.is_some().then(|| canary_backend(&of.backend));
-            std::iter::once(of.backend.clone()).chain(canary).collect::<Vec<_>>()
-        };
         let gateway = self.places.keys().find(|gateway| other.places.contains_key(*gateway))?;
-        let theirs = backends(other);
-        let backend = backends(self).into_iter().find(|backend| theirs.contains(backend))?;
+        let theirs = other.own_backends();
+        let backend = self.own_backends().into_iter().find(|backend| theirs.contains(backend))?;
         Some((gateway, backend))
     }
 

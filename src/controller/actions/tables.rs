@@ -88,6 +88,13 @@ impl Actions {
         }
     }
 
+    /// The services beside this one that have left gateways or backends which are emptied, or were.
+    pub fn leaving_something(&self, service: &ServiceName) -> Vec<ServiceName> {
+        let others = self.traffic.iter().filter(|(name, _)| *name != service);
+        let leaving = others.filter(|(_, worker)| !worker.routes.leaving.is_empty());
+        leaving.map(|(name, _)| name.clone()).collect()
+    }
+
     /// What was told of the tables could not be written down: it is told again.
     pub fn retell(&self) {
         for worker in self.traffic.values() {

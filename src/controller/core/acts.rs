@@ -7,6 +7,19 @@ use crate::base::ServiceName;
 use crate::rollout::{Action, Outcome, Phase, Release, Shared};
 
 impl Core {
+    /// Where the table of a service goes; what it has left and another service fills by now is not its own any more.
+    fn routes_of(&self, service: &ServiceName) -> Routes {
+        let Some(state) = self.state.services.get(service) else { return Routes::default() };
+        let mut routes = Routes::of(&self.deck, state);
+        if !routes.leaving.is_empty() {
+            let others = self.state.services.values();
+            let others = others.filter(|s| s.service != *service && !s.replicas.is_empty());
+            let others: Vec<_> = others.flat_map(|s| Routes::of(&self.deck, s).serving).collect();
+            routes.leave_to(&others);
+        }
+        routes
+    }
+
     pub(in crate::controller) fn begin(&mut self, service: &ServiceName, actions: Vec<Action>) {
         let held = self.is_handing_over()
             || self.taking_over.is_some()
@@ -14,8 +27,7 @@ impl Core {
             || self.is_elsewhere(service);
         let actions = if held { Vec::new() } else { actions };
         self.prepare_hosts(service, &actions);
-        let routes = self.state.services.get(service).map(|s| Routes::of(&self.deck, s));
-        let routes = routes.unwrap_or_default();
+        let routes = self.routes_of(service);
         for action in actions {
             if let Action::RecordOutcome { release, outcome } = &action {
                 self.record_outcome(service, *release, outcome);
@@ -34,6 +46,11 @@ impl Core {
         }
         if !held {
             self.actions.reroute(service, &self.deck, routes);
+            // Those that empty what this one may fill by now.
+            for other in self.actions.leaving_something(service) {
+                let routes = self.routes_of(&other);
+                self.actions.reroute(&other, &self.deck, routes);
+            }
         }
         self.end_commands(service);
         if let Some(state) = self.state.services.get(service) {

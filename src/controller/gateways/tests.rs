@@ -109,6 +109,24 @@ fn routes(specs: &[&str], live: &[u64]) -> Routes {
 }
 
 #[test]
+fn what_another_service_fills_by_now_is_not_emptied() {
+    let specs =
+        ["gateways = [\"a\", \"b\"]\nbackend = \"old\"", "gateway = \"a\"\nbackend = \"new\""];
+    let left = |of_others: &[&str]| {
+        let mut routes = routes(&specs, &[2]);
+        let others: Vec<Gateways> = of_others.iter().filter_map(|spec| of(spec)).collect();
+        routes.leave_to(&others);
+        let places = routes.leaving.iter().flat_map(|g| g.places.keys().map(ToString::to_string));
+        places.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(left(&[]), ["a", "b"]);
+    assert_eq!(left(&["gateway = \"a\"\nbackend = \"other\""]), ["a", "b"]);
+    assert_eq!(left(&["gateway = \"a\"\nbackend = \"old\""]), ["b"]);
+    let both = "gateways = [\"a\", \"b\"]\nbackend = \"old\"";
+    assert_eq!(left(&["gateway = \"b\"\nbackend = \"new\"", both]), Vec::<String>::new());
+}
+
+#[test]
 fn a_file_holds_the_backends_of_all_releases_that_live() {
     let specs = [
         "gateways = [\"a\", \"b\"]\nbackend = \"old\"\n[rollout]\ncanary_header = \"x: 1\"",
