@@ -271,8 +271,9 @@ impl Core {
             }
         }
         self.settle();
-        // What is another's, or could not be written down, is not brought on.
-        if self.takes_new_work().is_ok() && self.not_fenced().is_ok() {
+        // What is another's, is just being taken over, or could not be written down, is not brought on.
+        if self.takes_new_work().is_ok() && self.not_fenced().is_ok() && self.taking_over.is_none()
+        {
             self.tend_loans();
             self.tend_taken_out();
             self.tend_drains();
