@@ -290,7 +290,7 @@ fn hosts_are_upgraded_one_after_the_other_and_a_failure_stops_it() {
     assert_eq!(hosts["gpu-2"]["maintenance"]["cordons"], serde_json::json!([]));
 }
 
-/// Two hosts that together would take a service under its floor: the plan has them one after the other, and so they go.
+/// Another plan than the one that was shown is not begun, the shown one is.
 #[test]
 fn a_drain_and_an_upgrade_are_those_that_were_agreed_to() {
     let fleet = SimFleet::new();
@@ -335,6 +335,7 @@ fn a_drain_and_an_upgrade_are_those_that_were_agreed_to() {
     });
 }
 
+/// Two hosts that together would take a service under its floor: the plan has them one after the other, and so they go.
 #[test]
 fn an_upgrade_is_shown_before_anything_is_touched_and_keeps_to_the_floor() {
     let fleet = SimFleet::new();

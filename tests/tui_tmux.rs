@@ -101,6 +101,8 @@ impl Terminal {
             self.sees("to confirm");
             self.sees("JOURNEY");
             self.tmux(&["send-keys", "-l", name]);
+            // With the first key it is read.
+            self.until("what was typed", SOON, |s| !s.contains("this is how it is now"));
             self.press(&["Enter"]);
             self.until("end of the dialog", SOON, |s| {
                 !s.contains("to confirm") || s.contains("this is how it is now")

@@ -125,7 +125,9 @@ impl Client {
         let stream = UnixStream::connect(&self.socket);
         let stream = tokio::time::timeout(ANSWERS_WITHIN, stream).await;
         let peer = stream.ok().and_then(Result::ok).and_then(|s| s.peer_cred().ok());
-        let pid = peer.and_then(|peer| peer.pid()).map(|pid| pid.to_string());
+        // 0 is one of another PID namespace.
+        let pid = peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+        let pid = pid.map(|pid| pid.to_string());
         let pid = pid.as_deref().unwrap_or("PID");
         ApiError {
             kind: ErrorKind::Unreachable,

@@ -77,7 +77,11 @@ impl DrainPlan {
     /// Names what a person agrees to: which replicas leave, where they go, and which stop meanwhile. How long they load
     /// and what is warned of may differ from one look to the next.
     pub fn digest(&self) -> String {
-        let moves: Vec<_> = self.moves.iter().map(|m| (&m.service, m.replica, &m.to)).collect();
+        let places = |to: &[PlanPlace]| -> Vec<_> {
+            to.iter().map(|p| (p.host.clone(), p.devices.clone())).collect()
+        };
+        let moves: Vec<_> =
+            self.moves.iter().map(|m| (&m.service, m.replica, places(&m.to))).collect();
         let out: Vec<_> = self.out.iter().map(|o| (&o.service, o.replica)).collect();
         let text = serde_json::to_vec(&(&self.host, moves, out)).unwrap_or_default();
         blake3::hash(&text).to_hex().to_string()

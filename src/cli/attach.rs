@@ -2,6 +2,7 @@
 //! started; everything after it is `api`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::args::{Args, Command, ControllerCommand, Output};
 use super::exit::Failure;
@@ -9,6 +10,9 @@ use crate::api::server::Version;
 use crate::api::{CONTROLLER_SILENT, Client, Door, Intent};
 use crate::base::DeckId;
 use crate::controller::{self, Deck, Paths};
+
+/// A controller has looked at the deck's files within this time; one that has not hangs.
+const LOOKS_WITHIN: Duration = Duration::from_secs(60);
 
 /// More of a deck.toml is not read for its `id`.
 const MAX_DECK: u64 = 1 << 20;
@@ -96,7 +100,11 @@ pub async fn attach(args: &Args) -> Result<Client, Failure> {
             if matches!(args.command, Some(Command::Apply { .. } | Command::Plan { .. })) {
                 return Err(mistake);
             }
-            let Ok(client) = Client::connect(&paths.socket()).await else { return Err(mistake) };
+            let client = match Client::connect(&paths.socket()).await {
+                Ok(client) => client,
+                Err(error) if error.message == CONTROLLER_SILENT => return Err(error.into()),
+                Err(_) => return Err(mistake),
+            };
             eprintln!(
                 "gpudeck: {}; the controller goes on with the deck as it was",
                 mistake.message
@@ -108,7 +116,11 @@ pub async fn attach(args: &Args) -> Result<Client, Failure> {
     let client = client.lending_agent();
     tell_another_build(args, &client).await;
     // A command speaks of the deck as it is now; a controller that nobody watches does not look.
-    client.send(Intent::Reload).await?;
+    let looked = tokio::time::timeout(LOOKS_WITHIN, client.send(Intent::Reload)).await;
+    match looked {
+        Ok(looked) => looked?,
+        Err(_) => return Err(client.silent().await.into()),
+    };
     Ok(client)
 }
 

@@ -101,7 +101,10 @@ async fn status(args: &Args) -> Result<Success, Failure> {
 async fn upgrade(args: &Args) -> Result<Success, Failure> {
     let socket = Paths::of(known(args)?.id).socket();
     let client = Client::unchecked(&socket);
-    let Ok(before) = client.version().await else {
+    let Ok(version) = tokio::time::timeout(ENDS_WITHIN, client.version()).await else {
+        return Err(client.silent().await.into());
+    };
+    let Ok(before) = version else {
         attach(args).await?;
         return status(args).await;
     };
@@ -120,13 +123,14 @@ async fn upgrade(args: &Args) -> Result<Success, Failure> {
             _ => return Err(error.into()),
         }
     }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while client.version().await.is_ok_and(|v| v.pid == before.pid) {
-        if tokio::time::Instant::now() > deadline {
-            return Err(Failure::other("the old controller did not give way in a minute")
-                .with_hint("see what it waits for with `gpudeck events`"));
+    let gives_way = async {
+        while client.version().await.is_ok_and(|v| v.pid == before.pid) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    if tokio::time::timeout(Duration::from_secs(60), gives_way).await.is_err() {
+        return Err(Failure::other("the old controller did not give way in a minute")
+            .with_hint("see what it waits for with `gpudeck events`"));
     }
     attach(args).await?;
     status(args).await

@@ -81,9 +81,11 @@ async fn begin(args: &Args, run: &str, options: &UpgradeOptions) -> Result<Succe
         if args.output == Output::Text {
             let plan = client.plan_upgrade(&question(options)).await?;
             print_plan(&plan, run)?;
-            // What is refused whatever the answer is needs no question.
-            if plan.refusal().is_none() && apply::must_ask(args, options.yes) {
-                apply::agree("Go on?").await?;
+            if apply::must_ask(args, options.yes) {
+                // What is refused whatever the answer is needs no question.
+                if plan.refusal().is_none() {
+                    apply::agree("Go on?").await?;
+                }
                 agreed = Some(plan.digest());
             }
         }
