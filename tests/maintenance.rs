@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::sim_fleet::{LONG, SimFleet};
 use common::wait_until;
@@ -414,18 +414,24 @@ fn an_upgrade_is_held_and_its_hosts_are_tried_again_or_left_out() {
     fleet.expect(&["hosts", "upgrade", "--retry", "gpu-1", "-m", "it was mended"], 0);
     fleet.expect(&["hosts", "upgrade", "--pause", "-m", "lunch"], 0);
     fleet.kill_controller();
-    wait_until("the host that is begun", LONG, || {
-        states(&fleet)[0] == "done" || {
+    let begun = Instant::now();
+    loop {
+        match states(&fleet)[0].as_str() {
+            "done" => break,
             // The pause may have come before it was begun again.
-            let waits = states(&fleet)[0] == "waiting";
-            if waits {
+            "waiting" => {
                 fleet.expect(&["hosts", "upgrade", "--resume"], 0);
                 wait_until("the retry", LONG, || states(&fleet)[0] != "waiting");
                 fleet.expect(&["hosts", "upgrade", "--pause", "-m", "lunch"], 0);
             }
-            false
+            under_way => {
+                let is_lost = under_way == "failed" || begun.elapsed() > LONG;
+                let view = || (upgrade(&fleet), fleet.expect(&["events"], 0).stdout);
+                assert!(!is_lost, "{under_way}: {:#?}", view());
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
-    });
+    }
     assert_eq!(states(&fleet), ["done", "skipped", "waiting"]);
     let view = upgrade(&fleet);
     assert_eq!(view["paused"]["reason"], "lunch", "{view:#}");
