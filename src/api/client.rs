@@ -72,7 +72,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// The controller behind `socket`, if one answers there within [`ANSWERS_WITHIN`] and speaks this interface.
+    /// The controller behind `socket`, if one answers there within 20 seconds and speaks this interface.
     pub async fn connect(socket: &Path) -> Result<Self, ApiError> {
         Self::connect_within(socket, ANSWERS_WITHIN).await
     }
@@ -495,7 +495,7 @@ mod tests {
         let _ = child.wait();
     }
 
-    /// Nobody waits for ever for one that hangs, nor is another one started beside it.
+    /// Nobody waits for ever for one that hangs.
     #[tokio::test]
     async fn a_controller_that_says_nothing_is_told_with_its_process() {
         let dir = tempfile::tempdir().unwrap();
