@@ -31,6 +31,8 @@ pub(super) struct DrainWish {
     pub(super) by: String,
     pub(super) reason: Option<String>,
     pub(super) agreed: Option<String>,
+    /// The upgrade of hosts wants it: not any more if somebody uncordons the host meanwhile.
+    pub(super) for_upgrade: bool,
 }
 
 /// What of one service leaves a host.
@@ -387,8 +389,12 @@ impl Core {
         wish: DrainWish,
         drafts: &[Draft],
     ) -> Result<IntentReply, ApiError> {
-        let DrainWish { host, by, reason, agreed } = wish;
+        let DrainWish { host, by, reason, agreed, for_upgrade } = wish;
         let (host, by) = (&host, by.as_str());
+        if for_upgrade && !self.state.ledger.maintenance.awaits_drain(host) {
+            let message = format!("{host} is not to be emptied any more");
+            return Err(conflict(message, "its upgrade can be tried again"));
+        }
         let drainage = self.drainage(host, drafts)?;
         if agreed.is_some_and(|agreed| agreed != drainage.plan.digest()) {
             return Err(plan_changed());

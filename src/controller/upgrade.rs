@@ -235,6 +235,10 @@ impl Core {
 
     /// It could not be emptied: beside other hosts it waits for them.
     fn drain_refused(&mut self, host: &HostName, why: &str) {
+        // Somebody uncordoned it: that is written down already.
+        if !self.state.ledger.maintenance.awaits_drain(host) {
+            return;
+        }
         let watch = &mut self.upgrades.watch;
         let state = self.state.ledger.maintenance.refused(host, why, watch);
         if state == UpgradeHost::Waiting {
@@ -346,7 +350,10 @@ impl Core {
         }
         let (reply, answer) = oneshot::channel();
         let reason = Some("upgrade".to_owned());
-        self.drain(DrainWish { host: host.clone(), by, reason, agreed: None }, reply);
+        self.drain(
+            DrainWish { host: host.clone(), by, reason, agreed: None, for_upgrade: true },
+            reply,
+        );
         let (inputs, host_name) = (self.means.inputs.clone(), host.clone());
         let task = tokio::spawn(async move {
             if let Ok(Err(error)) = answer.await {

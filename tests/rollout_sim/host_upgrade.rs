@@ -378,6 +378,10 @@ impl HostUpgrade {
                 Job::Plan(until) | Job::Forget(until) if until > now => continue,
                 Job::Plan(_) => {
                     self.jobs.remove(&host);
+                    if !self.kept.awaits_drain(&host) {
+                        self.count("hosts: uncordoned while its drain was planned");
+                        continue;
+                    }
                     if let Err(why) = self.begin_drain(&host) {
                         let state = self.kept.refused(&host, &why, &mut self.watch);
                         self.count(match state {
@@ -432,9 +436,6 @@ impl HostUpgrade {
 
     fn begin_drain(&mut self, host: &HostName) -> Result<(), String> {
         let asked = self.leaving(host)?;
-        if self.kept.host_cordon(host).is_none() {
-            self.write(Line::Cordoned(host.clone()));
-        }
         self.write(Line::DrainBegun(host.clone()));
         if !self.killed_in_between() {
             self.ask(asked);

@@ -118,7 +118,7 @@ impl Core {
             Intent::Cordon { host, gpu, reason } => self.cordon(&host, gpu, &by, reason),
             Intent::Uncordon { host, gpu, .. } => self.uncordon(&host, gpu, &by),
             Intent::Drain { host, reason, agreed } => {
-                let wish = maintenance::DrainWish { host, by, reason, agreed };
+                let wish = maintenance::DrainWish { host, by, reason, agreed, for_upgrade: false };
                 return self.drain(wish, reply);
             }
             Intent::Move { service, replica, host, gpus, reason } => {

@@ -89,6 +89,13 @@ impl FleetMaintenance {
         begun.chain(drains.map(|(host, _)| host)).filter(|host| *host != next).cloned().collect()
     }
 
+    /// The upgrade is to empty the host, still: nobody has uncordoned it while its drain was planned.
+    pub fn awaits_drain(&self, host: &HostName) -> bool {
+        let entry = self.present_upgrade().and_then(|upgrade| upgrade.entry(host));
+        entry.is_some_and(|e| matches!(e.state, UpgradeHost::Draining { .. }))
+            && self.host_cordon(host).is_some()
+    }
+
     /// How far a host is that could not be emptied: beside others it waits for them, alone it has failed.
     pub fn refused(&self, host: &HostName, why: &str, watch: &mut Watch) -> UpgradeHost {
         let away = self.away(host);

@@ -213,6 +213,8 @@ impl FleetMaintenance {
         }
         match (&there.reach, there.gpus_well) {
             (Reach::Up, Some(gpus)) => {
+                let before = upgrade.entry(host).and_then(|entry| entry.gpus_before);
+                let gpus = gpus.max(before.unwrap_or(0));
                 let boot = there.boot.clone();
                 Some(went(host, UpgradeHost::Running { gpus, boot, cordoned_before }))
             }

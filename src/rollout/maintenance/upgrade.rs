@@ -52,6 +52,9 @@ pub struct UpgradeEntry {
     /// Of one that failed: whether it was cordoned before its turn came. Known until it is uncordoned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cordoned_before: Option<bool>,
+    /// GPUs that were well there before its first command: one that was lost then is missed after a further try, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus_before: Option<u32>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -62,7 +65,14 @@ const fn is_zero(n: &u32) -> bool {
 impl UpgradeEntry {
     /// A host whose turn has not come.
     pub const fn waiting(host: HostName, since: Timestamp) -> Self {
-        Self { host, state: UpgradeHost::Waiting, since, retries: 0, cordoned_before: None }
+        Self {
+            host,
+            state: UpgradeHost::Waiting,
+            since,
+            retries: 0,
+            cordoned_before: None,
+            gpus_before: None,
+        }
     }
 
     /// The name of the command's present start there: each runs once.
@@ -171,6 +181,9 @@ impl Upgrade {
             if entry.host == *host {
                 if failed {
                     entry.cordoned_before = entry.state.cordoned_before().or(entry.cordoned_before);
+                }
+                if let UpgradeHost::Running { gpus, .. } = state {
+                    entry.gpus_before = entry.gpus_before.max(Some(gpus));
                 }
                 entry.state = state.clone();
                 entry.since = at;
