@@ -579,3 +579,78 @@ async fn a_release_changes_its_backend_while_clients_come() {
     running.stop().await;
     tokio::task::spawn_blocking(move || drop(world)).await.unwrap();
 }
+
+/// Another number of replicas: those that run on keep their servers and answer all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scaling_adds_and_removes_servers_and_fails_no_request() {
+    if !haproxy_is_there() {
+        return;
+    }
+    let west = Haproxy::start().await;
+    let world = World::start(None).await.unwrap();
+    let mut deck = world.deck().clone();
+    deck.gateways = [("west".parse().unwrap(), west.gateway())].into();
+    std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
+    std::fs::remove_file(world.spec_path("code")).unwrap();
+    let scale = |replicas: u32| {
+        // A command that names its release is another one for each.
+        let spec = spec(1).replace("chat-{release}", "chat-same").replace("\"east\", ", "");
+        let spec = spec.replace("replicas = 2", &format!("replicas = {replicas}"));
+        std::fs::write(world.spec_path("chat"), spec).unwrap();
+    };
+    let applied = async |client: &Client, to: u64| {
+        let service = "chat".parse().unwrap();
+        let (reason, concurrency, agreed) = (None, None, None);
+        let intent = Intent::Apply { service, reason, accept_outage: false, concurrency, agreed };
+        client.send(intent).await.unwrap();
+        let ended = wait(client, "the end", |v| {
+            v.rollout.as_ref().filter(|r| r.to.0 == to)?.outcome.clone()
+        });
+        assert_eq!(ended.await, Outcome::Completed);
+    };
+    let servers = async |names: &[&str]| {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let there: Vec<String> = west.servers("chat").await.into_keys().collect();
+            if there == names {
+                return;
+            }
+            assert!(Instant::now() < end, "{there:?} are at the gateway, not {names:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    scale(2);
+    controller::init_repository(&world.deck_dir()).unwrap();
+    let (running, client) = begin(&world, deck).await;
+    applied(&client, 1).await;
+    servers(&["r1-0-a1", "r1-1-a1"]).await;
+
+    let (address, asking) = (west.address, Arc::new(AtomicBool::new(true)));
+    let goes_on = Arc::clone(&asking);
+    let asker = tokio::spawn(async move {
+        let (mut answered, mut unanswered) = (0, 0);
+        while goes_on.load(Ordering::Relaxed) {
+            match ask(address, "").await {
+                Some(_) => answered += 1,
+                None => unanswered += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (answered, unanswered)
+    });
+    scale(4);
+    applied(&client, 2).await;
+    servers(&["r1-0-a1", "r1-1-a1", "r2-2-a1", "r2-3-a1"]).await;
+    scale(1);
+    applied(&client, 3).await;
+    servers(&["r1-0-a1"]).await;
+    scale(2);
+    applied(&client, 4).await;
+    servers(&["r1-0-a1", "r4-1-a1"]).await;
+    asking.store(false, Ordering::Relaxed);
+    let (answered, unanswered) = asker.await.unwrap();
+    assert!(answered > 20 && unanswered == 0, "{answered} answered, {unanswered} not");
+    drop(client);
+    running.stop().await;
+    tokio::task::spawn_blocking(move || drop(world)).await.unwrap();
+}

@@ -99,10 +99,10 @@ fn lost_swapped_and_doubled_records_are_found() {
 fn an_unknown_version_is_refused_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let text = String::from_utf8(filled(dir.path(), 1)).unwrap();
-    fs::write(segment(dir.path(), 1), text.replace("gpudeck-journal 2", "gpudeck-journal 3"))
+    fs::write(segment(dir.path(), 1), text.replace("gpudeck-journal 3", "gpudeck-journal 4"))
         .unwrap();
     let error = Journal::open(dir.path()).err().unwrap();
-    assert!(matches!(error, JournalError::Version { found: 3, .. }), "{error}");
+    assert!(matches!(error, JournalError::Version { found: 4, .. }), "{error}");
     assert!(error.hint().unwrap().contains("newer"));
 }
 

@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "common/mod.rs"]
 mod common;
+#[path = "strategies/scaling.rs"]
+mod scaling;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

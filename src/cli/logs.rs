@@ -90,8 +90,9 @@ fn find(
         .ok_or_else(|| missing(format!("there is no service {service}")))?;
     view.replicas
         .iter()
-        .filter(|r| r.id.replica == replica)
-        .max_by_key(|r| (r.id.release, r.id.attempt))
+        .filter(|r| r.key().replica == replica || r.id.replica == replica)
+        // As it was started is how it is shown.
+        .max_by_key(|r| (r.release(), r.id.replica == replica, r.id.release, r.id.attempt))
         .and_then(|r| r.ranks.iter().find(|x| x.rank.rank == rank))
         .map(|r| r.rank.clone())
         .ok_or_else(|| {

@@ -298,7 +298,7 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             r.ranks.iter().map(|rank| {
                 vec![
                     rank.rank.to_string(),
-                    r.id.release.to_string(),
+                    r.release().to_string(),
                     phase(r),
                     rank.host.to_string(),
                     rank.devices.len().to_string(),

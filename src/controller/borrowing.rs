@@ -120,7 +120,7 @@ fn free(hosts: &[HostCapacity]) -> BTreeMap<HostName, usize> {
 }
 
 /// Who may be borrowed from: another service of the deck, of lower priority, on GPUs.
-fn check(core: &Core, draft: &Draft, lender: &ServiceName) -> Result<(), ApiError> {
+pub(super) fn check(core: &Core, draft: &Draft, lender: &ServiceName) -> Result<(), ApiError> {
     let service = &draft.service;
     let invalid = |message: String, hint: String| ApiError {
         kind: ErrorKind::Invalid,
@@ -171,7 +171,7 @@ fn with(
         chosen.iter().filter_map(|i| Some((*i, lender.replica(*i)?))).collect();
     let mut hosts = core.capacities(service);
     for (_, plan) in &lent {
-        release_devices(&mut hosts, plan);
+        release_plan(&mut hosts, plan);
     }
     let placed =
         planning::place_draft(core, draft, draft.spec.replicas.get(), hosts, reuse).ok()?;
@@ -188,11 +188,11 @@ fn with(
     for key in state.replicas.keys() {
         let plan = state.releases.get(&key.release).and_then(|r| r.replica(key.replica));
         if let Some(plan) = plan {
-            release_devices(&mut after, plan);
+            release_plan(&mut after, plan);
         }
     }
     for (_, plan) in &lent {
-        release_devices(&mut after, plan);
+        release_plan(&mut after, plan);
     }
     for place in &placed.replicas {
         maintenance::take(&mut after, place, &draft.service);
@@ -215,13 +215,18 @@ fn with(
 }
 
 /// As if nothing of ours were on these devices.
-fn release_devices(hosts: &mut [HostCapacity], plan: &ReplicaPlan) {
+fn release_plan(hosts: &mut [HostCapacity], plan: &ReplicaPlan) {
     for rank in &plan.ranks {
-        for capacity in hosts.iter_mut().filter(|h| h.name == rank.host) {
-            for gpu in capacity.gpus.iter_mut().filter(|g| rank.devices.contains(&g.device())) {
-                gpu.reserved_by = None;
-                gpu.free = gpu.total.saturating_sub(gpu.foreign).max(gpu.free);
-            }
+        release_devices(hosts, &rank.host, &rank.devices);
+    }
+}
+
+/// These devices are nobody's any more.
+pub(super) fn release_devices(hosts: &mut [HostCapacity], on: &HostName, devices: &[DeviceId]) {
+    for capacity in hosts.iter_mut().filter(|h| h.name == *on) {
+        for gpu in capacity.gpus.iter_mut().filter(|g| devices.contains(&g.device())) {
+            gpu.reserved_by = None;
+            gpu.free = gpu.total.saturating_sub(gpu.foreign).max(gpu.free);
         }
     }
 }

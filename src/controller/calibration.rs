@@ -11,7 +11,9 @@ use tokio::task::JoinSet;
 use super::actions::{self, Means};
 use super::core::{Core, Input};
 use crate::api::{MemoryView, Severity};
-use crate::base::{Bytes, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName};
+use crate::base::{
+    Bytes, DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName,
+};
 use crate::engine::{self, Engine, loaded::MAX_LOG};
 use crate::model::estimate::Budget;
 use crate::model::observation::Where;
@@ -72,10 +74,7 @@ impl Core {
             EventKind::RankEnded { rank, how } if how != "stopped" => (rank.replica, false),
             _ => return,
         };
-        let loading = before
-            .replicas
-            .get(&replica.key())
-            .is_some_and(|r| r.attempt == replica.attempt && r.phase == Phase::Loading);
+        let loading = before.replica_of(replica).is_some_and(|r| r.phase == Phase::Loading);
         if !loading || self.repo.is_none() || self.not_fenced().is_err() {
             return;
         }
@@ -209,10 +208,14 @@ impl Core {
         if spec.memory.is_some() || spec.device == DeviceKind::Cpu {
             return Vec::new();
         }
-        let places: BTreeSet<(String, Bytes, usize)> = release
-            .replicas
-            .iter()
-            .filter_map(|replica| {
+        let starts = |replica: &u32| {
+            let key = ReplicaKey { release: release.number, replica: *replica };
+            !release.keeps.contains_key(&key)
+        };
+        let places: BTreeSet<(String, Bytes, usize)> = (0..)
+            .zip(&release.replicas)
+            .filter(|(replica, _)| starts(replica))
+            .filter_map(|(_, replica)| {
                 let first = replica.ranks.first()?;
                 let (name, total) = self.gpu_named(&first.host, first.devices.first()?)?;
                 Some((name, total?, replica.ranks.iter().map(|r| r.devices.len()).sum()))
@@ -297,7 +300,7 @@ fn for_all_kinds(needs: &[(Bytes, Bytes)], share: Option<f64>) -> Option<Bytes> 
 }
 
 /// How a replica is divided: as its spec says, else tensor parallelism over all its devices.
-fn shape_of(release: &Release, devices: usize) -> ParallelShape {
+pub(super) fn shape_of(release: &Release, devices: usize) -> ParallelShape {
     match release.spec.parallel {
         Parallel::Shape(shape) => shape,
         Parallel::Auto => {

@@ -60,9 +60,7 @@ fn expected(state: &DeckState) -> Vec<Expected> {
             let Some(release) = service.releases.get(&key.release) else { continue };
             let Some(plan) = release.replica(key.replica) else { continue };
             let must_run = matches!(replica.phase, Phase::Ready | Phase::Loading);
-            for (rank, plan) in
-                release.rank_ids(key.replica, replica.attempt).into_iter().zip(&plan.ranks)
-            {
+            for (rank, plan) in service.rank_ids(*key).into_iter().zip(&plan.ranks) {
                 let start = start_of(release.spec.api_key_file.clone(), &rank, plan);
                 let (setup, process) = match &release.spec.runtime {
                     RuntimeSpec::Docker(docker) => (Setup::wanted(&start, docker), None),

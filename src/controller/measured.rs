@@ -180,7 +180,7 @@ impl Measured {
                 continue;
             }
             let Some(release) = before.releases.get(&key.release) else { continue };
-            let is = after.replicas.get(key).filter(|r| r.attempt == was.attempt);
+            let is = after.replica_of(was.id(*key));
             let phase = is.map(|r| &r.phase);
             let this = (before.service.clone(), *key, was.attempt);
             if after.held.is_some() {

@@ -19,6 +19,14 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
             "{by} {verb} {} (revision {}){reason}",
             release.number, release.revision
         ));
+        match release.keeps.len() {
+            0 => {}
+            1 => {
+                story.info("1 replica runs on: its engine is started with nothing else".to_owned())
+            }
+            n => story
+                .info(format!("{n} replicas run on: their engines are started with nothing else")),
+        }
     }
     match kind {
         EventKind::Paused { by } => story.info(format!("{by} pauses the rollout")),
@@ -156,11 +164,14 @@ impl Story<'_> {
 
 fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
     for (key, now) in &after.replicas {
-        let was = before.replicas.get(key);
+        let taken_over = || before.replica_of(now.id(*key));
+        let was = before.replicas.get(key).map(|was| &**was).or_else(taken_over);
         if was.is_some_and(|w| same_phase(&w.phase, &now.phase) && w.attempt == now.attempt) {
             continue;
         }
         let was_phase = was.map(|w| &w.phase);
+        // As hosts and logs call it.
+        let name = now.id(*key).key();
         match &now.phase {
             Phase::Starting if matches!(was_phase, Some(Phase::Waiting { .. })) => {}
             Phase::Starting => {
@@ -176,22 +187,22 @@ fn replicas(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) 
                     1 => String::new(),
                     n => format!(" (attempt {n})"),
                 };
-                story.info(format!("{key} starts on {hosts}{attempt}"));
+                story.info(format!("{name} starts on {hosts}{attempt}"));
             }
             Phase::Waiting { why, .. } if was.is_none_or(|was| !has_waited_for(was, why)) => {
-                story.info(format!("{key} waits: {why}"));
+                story.info(format!("{name} waits: {why}"));
             }
             Phase::Loading if matches!(was_phase, Some(Phase::Ready)) => {
                 let why = now.trouble.as_deref().unwrap_or("it does not answer any more");
-                story.error(format!("{key} gets no requests until it generates a token: {why}"));
+                story.error(format!("{name} gets no requests until it generates a token: {why}"));
             }
-            Phase::Ready => story.info(format!("{key} is ready: it generated a token")),
-            Phase::Draining { .. } => story.info(format!("{key} drains")),
-            Phase::Stopping => story.info(format!("{key} stops")),
-            Phase::Failed { cause } => story.error(format!("{key} failed: {cause}")),
+            Phase::Ready => story.info(format!("{name} is ready: it generated a token")),
+            Phase::Draining { .. } => story.info(format!("{name} drains")),
+            Phase::Stopping => story.info(format!("{name} stops")),
+            Phase::Failed { cause } => story.error(format!("{name} failed: {cause}")),
             Phase::Pending { .. } if was.is_some() => {
                 let why = now.trouble.as_deref().unwrap_or("it ended");
-                story.warn(format!("{key} is to be started again: {why}"));
+                story.warn(format!("{name} is to be started again: {why}"));
             }
             _ => {}
         }

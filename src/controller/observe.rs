@@ -17,7 +17,8 @@ use crate::api::{
 use crate::base::last_words;
 use crate::base::text::clean;
 use crate::base::{
-    DownCause, HostName, RankId, ReleaseNumber, ReplicaId, ServiceName, Timestamp, TrafficServer,
+    DownCause, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, ServiceName, Timestamp,
+    TrafficServer,
 };
 use crate::engine::{self, EngineMetrics, metrics};
 use crate::fleet::{FleetEvent, LinkState};
@@ -238,11 +239,11 @@ impl Core {
                     );
                     let would_be_there = of.covers(name, &release.spec.runtime);
                     (would_be_there && lives && replica.since < asked)
-                        .then_some((release, key, replica))
+                        .then_some((state, release, key))
                 })
             })
-            .flat_map(|(release, key, replica)| {
-                let ids = release.rank_ids(key.replica, replica.attempt);
+            .flat_map(|(state, release, key)| {
+                let ids = state.rank_ids(*key);
                 let plans =
                     release.replica(key.replica).map(|p| p.ranks.as_slice()).unwrap_or_default();
                 ids.into_iter().zip(plans)
@@ -290,10 +291,7 @@ impl Core {
     fn is_old_news(&self, report: &RankReport) -> bool {
         let rank = &report.rank;
         let Some(state) = self.state.services.get(&rank.service) else { return true };
-        let Some(replica) = state.replicas.get(&rank.replica.key()) else { return true };
-        if replica.attempt != rank.replica.attempt {
-            return true;
-        }
+        let Some(replica) = state.replica_of(rank.replica) else { return true };
         match report.status {
             RankStatus::Running { .. } => self.is_known_to_run(rank),
             RankStatus::Exited { .. } | RankStatus::Lost => replica.ended.contains(&rank.rank),
@@ -303,8 +301,8 @@ impl Core {
     /// Whoever starts a rank and its host's agent both tell that it runs: the second one says nothing new.
     pub(super) fn is_known_to_run(&self, rank: &RankId) -> bool {
         let state = self.state.services.get(&rank.service);
-        let replica = state.and_then(|s| s.replicas.get(&rank.replica.key()));
-        replica.is_some_and(|r| r.attempt == rank.replica.attempt && r.running.contains(&rank.rank))
+        let replica = state.and_then(|s| s.replica_of(rank.replica));
+        replica.is_some_and(|r| r.running.contains(&rank.rank))
     }
 
     /// Takes over what was read of the deck's directory.
@@ -600,7 +598,8 @@ impl Core {
         service: &ServiceName,
         replica: ReplicaId,
     ) -> Option<EngineMetricsAt> {
-        engine_at(self.state.services.get(service)?, replica.release, replica.replica)
+        let state = self.state.services.get(service)?;
+        engine_at(state, state.key_of(replica)?)
     }
 }
 
@@ -611,15 +610,11 @@ impl EngineMetricsAt {
     }
 }
 
-fn engine_at(
-    state: &ServiceState,
-    release: ReleaseNumber,
-    replica: u32,
-) -> Option<EngineMetricsAt> {
-    let release = state.releases.get(&release)?;
-    let first = release.replica(replica)?.ranks.first()?;
+fn engine_at(state: &ServiceState, key: ReplicaKey) -> Option<EngineMetricsAt> {
+    let release = state.releases.get(&key.release)?;
+    let first = release.replica(key.replica)?.ranks.first()?;
     Some(EngineMetricsAt {
-        replica: state.replica_id(release.number, replica)?,
+        replica: state.replica_id(key.release, key.replica)?,
         host: first.host.clone(),
         at: EngineAt::of(&release.spec, first),
         engine: release.spec.engine.clone(),
@@ -632,7 +627,7 @@ fn engine_metrics(state: &ServiceState) -> Vec<EngineMetricsAt> {
         .replicas
         .iter()
         .filter(|(_, replica)| replica.phase == Phase::Ready)
-        .filter_map(|(key, _)| engine_at(state, key.release, key.replica))
+        .filter_map(|(key, _)| engine_at(state, *key))
         .filter(EngineMetricsAt::has_metrics)
         .collect()
 }

@@ -106,6 +106,8 @@ pub fn known(core: &Core, state: &ServiceState, release: &Release) -> Known {
             let key = ReplicaKey { release: release.number, replica };
             (key, key_of(&core.hub, release, replica))
         })
+        // What runs on is not loaded.
+        .filter(|(key, _)| !release.keeps.contains_key(key))
         .collect();
     let old = state
         .replicas
@@ -254,7 +256,8 @@ fn moves(core: &Core, state: &ServiceState, release: &Release, stage: &Stage) ->
         keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
     };
     // The old ones are gone by then: there is nothing to be beside.
-    let recreates = release.spec.rollout.effective_strategy() == Strategy::Recreate;
+    let recreates =
+        !release.keeps_any() && release.spec.rollout.effective_strategy() == Strategy::Recreate;
     let lent = release.borrowing.iter().flat_map(|b| &b.replicas);
     let borrows = |key| plan(key).is_some_and(|p| lent.clone().any(|l| l.plan.conflicts_with(p)));
     stage

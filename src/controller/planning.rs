@@ -3,6 +3,7 @@
 
 mod cautions;
 mod deck;
+mod keep;
 mod lay;
 mod on_hosts;
 mod place;
@@ -200,26 +201,12 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let mut warnings = draft.warnings.clone();
     warnings.extend(engine.warnings(spec));
     let nothing_to_do = is_served(state, spec);
-    let placed = if beside(state, spec, kind) && !nothing_to_do {
-        place_beside(core, draft)
-    } else {
-        place(core, draft)
+    let keeping = if nothing_to_do { Err(None) } else { keeping(core, draft, state, kind) };
+    let (laid, restart) = match keeping {
+        Ok(laid) => (laid, None),
+        Err(why) => (anew(core, draft, state, kind, nothing_to_do)?, Some(why)),
     };
-    // What is served needs no place: it has one, or a part of it is lent.
-    let placed = match placed {
-        Err(_) if nothing_to_do => {
-            Ok(placement::Placement { replicas: Vec::new(), reasons: Vec::new() })
-        }
-        placed => placed,
-    };
-    let plain = placed.and_then(|placed| lay_out(core, draft, kind, placed, None));
-    let borrows =
-        if nothing_to_do { None } else { borrowing::better(core, draft, state, kind, &plain)? };
-    let Laid { release, replicas, reasons, forecast, known } = match borrows {
-        Some(laid) => laid,
-        None => plain
-            .map_err(|error| or_uncordon(state, borrowing::or_later(core, &draft.spec, error)))?,
-    };
+    let Laid { release, replicas, reasons, forecast, known } = laid;
     let (steps, total) = if nothing_to_do {
         (Vec::new(), PlanTime::default())
     } else {
@@ -235,7 +222,8 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     warnings.extend(cautions::of_the_traffic(core, state, spec));
     if !nothing_to_do {
         warnings.extend(cautions::of_the_clocks(&spec.rollout));
-        warnings.extend(served.and_then(|served| cautions::of_a_restart(served, spec)));
+        let restart = restart.zip(served);
+        warnings.extend(restart.and_then(|(why, r)| cautions::of_a_restart(r, spec, why)));
         warnings.extend(backend_of_another(core, state, spec));
     }
     // The simulated gateway has no file to write to.
@@ -296,6 +284,62 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         warnings,
     };
     Ok(Planned { release, view })
+}
+
+/// With the replicas that run, as far as there are to be so many, if nothing differs of what they were started with and
+/// there is room for what is missing.
+///
+/// # Errors
+/// Why all are started anew, for people; none: their spec is another one.
+fn keeping(
+    core: &Core,
+    draft: &Draft,
+    state: &ServiceState,
+    kind: RolloutKind,
+) -> Result<Laid, Option<String>> {
+    let number = lay::next_number(core, &draft.service);
+    if let Some(lender) = &draft.spec.rollout.borrow {
+        // What is wrong with that is told as ever.
+        borrowing::check(core, draft, lender).map_err(|_| None)?;
+    }
+    let kept = keep::kept(core, draft, state, number)?;
+    let refused = |error: ApiError| {
+        let why = error.message.lines().next().unwrap_or_default().to_owned();
+        Some(format!("beside what runs it cannot be: {why}"))
+    };
+    let placed = keep::place_missing(core, draft, &kept).map_err(refused)?;
+    lay::lay_beside(core, draft, kind, placed, &kept, None).map_err(refused)
+}
+
+/// With replicas that are all started anew, where it helps on borrowed devices.
+fn anew(
+    core: &Core,
+    draft: &Draft,
+    state: &ServiceState,
+    kind: RolloutKind,
+    nothing_to_do: bool,
+) -> Result<Laid, ApiError> {
+    let placed = if beside(state, &draft.spec, kind) && !nothing_to_do {
+        place_beside(core, draft)
+    } else {
+        place(core, draft)
+    };
+    // What is served needs no place: it has one, or a part of it is lent.
+    let placed = match placed {
+        Err(_) if nothing_to_do => {
+            Ok(placement::Placement { replicas: Vec::new(), reasons: Vec::new() })
+        }
+        placed => placed,
+    };
+    let plain = placed.and_then(|placed| lay_out(core, draft, kind, placed, None));
+    let borrows =
+        if nothing_to_do { None } else { borrowing::better(core, draft, state, kind, &plain)? };
+    match borrows {
+        Some(laid) => Ok(laid),
+        None => {
+            plain.map_err(|error| or_uncordon(state, borrowing::or_later(core, &draft.spec, error)))
+        }
+    }
 }
 
 /// The very spec is what is served.

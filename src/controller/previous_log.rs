@@ -56,12 +56,8 @@ impl Core {
         }
         let present = state.into_iter().flat_map(|state| &state.replicas);
         let present = present
-            .filter(|(key, _)| key.replica == wanted.replica)
-            .map(|(key, replica)| ReplicaId {
-                release: key.release,
-                replica: key.replica,
-                attempt: replica.attempt,
-            })
+            .map(|(key, replica)| replica.id(*key))
+            .filter(|id| id.replica == wanted.replica)
             .max_by_key(|id| (id.release, id.attempt));
         Some(Places { runtimes, present })
     }

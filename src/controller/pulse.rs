@@ -11,7 +11,7 @@ use super::actions::{self, Asked, Means};
 use super::core::{Core, Input};
 use super::engine_at::EngineAt;
 use super::vigil::{Answer, Key, Vigil};
-use crate::base::{HostName, ReplicaId};
+use crate::base::HostName;
 use crate::engine;
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::{EventKind, Phase};
@@ -118,11 +118,7 @@ impl Core {
         let mut all = Vec::new();
         for (service, state) in &self.state.services {
             for (key, replica) in state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready) {
-                let id = ReplicaId {
-                    release: key.release,
-                    replica: key.replica,
-                    attempt: replica.attempt,
-                };
+                let id = replica.id(*key);
                 let asked = (service.clone(), id);
                 let release =
                     state.releases.get(&key.release).filter(|_| round_of(&asked) == round);
@@ -147,8 +143,7 @@ impl Core {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::base::{Attempt, ReleaseNumber};
-
+    use crate::base::{Attempt, ReleaseNumber, ReplicaId};
     #[test]
     fn every_round_has_its_share_of_the_replicas() {
         let key = |replica| -> Key {

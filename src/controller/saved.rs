@@ -33,6 +33,14 @@ pub(super) const OTHERS: Duration = Duration::from_secs(2);
 /// How the text of a service's state begins.
 const PREFIX: &str = "z1:";
 
+/// The same where replicas run under the name of another release: an older gpudeck, which would look for them in vain, does
+/// not read it.
+const PREFIX_OF_KEPT: &str = "z2:";
+
+fn prefix_of(text: &str) -> &'static str {
+    if text.starts_with(PREFIX_OF_KEPT) { PREFIX_OF_KEPT } else { PREFIX }
+}
+
 /// With every change of a service on many hosts, so many of them have the state beside those that are acted on.
 /// All have it when a rollout begins, goes to another step, turns back, or ends.
 const BESIDE: usize = 5;
@@ -59,7 +67,7 @@ pub struct Saved {
 impl Saved {
     /// Reads what a host kept for a service of a deck: hostile bytes.
     pub fn unpack(text: &str, deck: DeckId, service: &ServiceName) -> Result<Self, String> {
-        let saved: Self = unpack_json(PREFIX, text)?;
+        let saved: Self = unpack_json(prefix_of(text), text)?;
         let fits =
             saved.state.service == *service
                 && saved.state.releases.iter().all(|(number, r)| {
@@ -212,7 +220,9 @@ impl Wanted {
         if let Some(text) = &*text {
             return Ok(Arc::clone(text));
         }
-        let packed: Arc<str> = pack_with(PREFIX, &self.saved, &self.releases)?.into();
+        let is_plain = self.saved.state.taken_over.is_empty();
+        let prefix = if is_plain { PREFIX } else { PREFIX_OF_KEPT };
+        let packed: Arc<str> = pack_with(prefix, &self.saved, &self.releases)?.into();
         *text = Some(Arc::clone(&packed));
         Ok(packed)
     }
@@ -422,7 +432,7 @@ pub async fn read_all(
         let asked = Request::LoadServiceState { deck, service: service.clone() };
         if let Reply::State(Some(text)) = link.request(asked).await? {
             let kept = Saved::unpack(&text, deck, &service).map_err(|why| Unread {
-                age: age_of(PREFIX, &text),
+                age: age_of(prefix_of(&text), &text),
                 why: format!("{}: state of {service}: {why}", link.host()),
             });
             found.push((service, kept));
@@ -449,6 +459,7 @@ pub(super) mod tests {
             replicas: vec![crate::rollout::ReplicaPlan { ranks: Vec::new() }; 40],
             gateway: None,
             borrowing: None,
+            keeps: BTreeMap::new(),
             created: crate::base::Timestamp(5),
             author: "ada".to_owned(),
             reason: None,
@@ -526,7 +537,7 @@ pub(super) mod tests {
         let deck = DeckId(uuid::Uuid::from_u128(1));
         assert!(Saved::unpack(&text, deck, &"chat".parse().unwrap()).is_err());
         assert_eq!(age_of(PREFIX, &text), Some((3, 4)));
-        assert_eq!(age_of(PREFIX, "z2:AAAA"), None);
+        assert_eq!(age_of(PREFIX, "z3:AAAA"), None);
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(super) fn url(deck: &DeckSpec, state: &ServiceState, spec: &ServiceSpec) -> 
 
 fn step_titles(release: &Release, state: &ServiceState) -> Vec<String> {
     let Some(rollout) = &state.rollout else { return Vec::new() };
-    forecast::stage_titles(&release.spec, rollout.kind, rollout.from.is_none())
+    forecast::stage_titles(release, rollout.kind, rollout.from.is_none())
 }
 
 fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView> {
@@ -145,12 +145,13 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
             let (is, to_be) = weight(&id);
             Some(ReplicaView {
                 id,
+                taken_over_by: (*key != id.key()).then_some(*key),
                 phase: replica.phase.clone(),
                 since: replica.since,
                 trouble: replica.trouble.clone(),
                 silent: replica.proved && replica.phase == Phase::Loading,
-                ranks: release
-                    .rank_ids(key.replica, replica.attempt)
+                ranks: state
+                    .rank_ids(*key)
                     .into_iter()
                     .zip(&plan.ranks)
                     .map(|(rank, plan)| crate::api::RankView {
@@ -166,7 +167,7 @@ fn replicas(state: &ServiceState, around: &Surroundings<'_>) -> Vec<ReplicaView>
             })
         })
         .collect();
-    views.sort_by_key(|r| (std::cmp::Reverse(r.id.release), r.id.replica));
+    views.sort_by_key(|r| (std::cmp::Reverse(r.release()), r.id));
     views
 }
 

@@ -80,8 +80,7 @@ impl Core {
     /// It is of the present attempt of a replica.
     fn lives(&self, rank: &RankId) -> bool {
         let state = self.state.services.get(&rank.service);
-        let replica = state.and_then(|state| state.replicas.get(&rank.replica.key()));
-        replica.is_some_and(|replica| replica.attempt == rank.replica.attempt)
+        state.is_some_and(|state| state.key_of(rank.replica).is_some())
     }
 
     /// Ends a rank that no release wants.

@@ -69,8 +69,7 @@ impl Core {
     fn throughput_targets(&mut self) -> Vec<Target> {
         let services = &self.state.services;
         self.measured.keep_tokens_of(|service, id| {
-            let replica = services.get(service).and_then(|s| s.replicas.get(&id.key()));
-            replica.is_some_and(|r| r.attempt == id.attempt)
+            services.get(service).is_some_and(|state| state.key_of(*id).is_some())
         });
         let ready = services.iter().flat_map(|(service, state)| {
             state.replicas.iter().filter(|(_, r)| r.phase == Phase::Ready).filter_map(

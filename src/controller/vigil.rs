@@ -149,11 +149,7 @@ impl Core {
                     continue;
                 }
                 let routes = Routes::of(&self.deck, state);
-                let id = ReplicaId {
-                    release: key.release,
-                    replica: key.replica,
-                    attempt: replica.attempt,
-                };
+                let id = replica.id(*key);
                 doubts.push(Doubt {
                     key: (service.clone(), id),
                     host: first.host.clone(),

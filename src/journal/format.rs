@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::JournalError;
 
-/// Version of the format that is written. Version 2 added who wrote a segment to its header; lines
-/// are the same since version 1.
-pub const VERSION: u32 = 2;
+/// Version of the format that is written. Version 2 added who wrote a segment to its header; since version 3 a replica
+/// may run under the name of another release, which an older gpudeck would look for in vain. Lines are the same since
+/// version 1.
+pub const VERSION: u32 = 3;
 
 /// The oldest version that is still read. A journal of it gets a checkpoint, and with that a segment
 /// of [`VERSION`], as soon as it is opened by a controller.
@@ -220,7 +221,7 @@ mod tests {
         let header = Header::new(1, 1, Link::START);
         let (text, link) = header_line(&header).unwrap();
         assert_eq!(parse_header(text.trim_end()), Ok((header, link)));
-        let newer = text.trim_end().replace("gpudeck-journal 2 ", "gpudeck-journal 7 ");
+        let newer = text.trim_end().replace("gpudeck-journal 3 ", "gpudeck-journal 7 ");
         assert_eq!(parse_header(&newer), Err(BadHeader::Version(7)));
         assert!(matches!(
             parse_header(&text.trim_end().replace("segment", "segmemt")),

@@ -7,7 +7,7 @@ use super::checks::CheckResult;
 use super::engine_samples::EngineSamples;
 use super::event::{EventKind, StartRefusal};
 use super::release::Release;
-use super::state::{Direction, Gate, Outcome, Phase, ReplicaState, Rollout, RolloutKind};
+use super::state::{Direction, Gate, Outcome, Phase, Rollout, RolloutKind};
 use super::step::Decider;
 use crate::base::{
     RankId, ReleaseNumber, ReplicaId, ReplicaKey, Timestamp, TrafficMode, TrafficServer, text,
@@ -110,7 +110,8 @@ impl Decider<'_> {
         let now = self.now();
         let steps = release.spec.rollout.journey().len();
         self.state.releases.insert(number, release.clone().into());
-        let first_step = if from.is_none() || kind == RolloutKind::Undo { steps } else { 0 };
+        let at_once = from.is_none() || kind == RolloutKind::Undo || release.keeps_any();
+        let first_step = if at_once { steps } else { 0 };
         self.state.rollout = Some(Rollout {
             from,
             to: number,
@@ -136,6 +137,7 @@ impl Decider<'_> {
             outcome: None,
             ended: None,
         });
+        self.take_over_kept();
     }
 
     fn active(&mut self) -> Option<&mut Rollout> {
@@ -225,8 +227,7 @@ impl Decider<'_> {
 
     /// The replica's key, if the attempt is the present one.
     fn present(&self, id: ReplicaId) -> Option<ReplicaKey> {
-        let replica = self.state.replicas.get(&id.key())?;
-        (replica.attempt == id.attempt).then(|| id.key())
+        self.state.key_of(id)
     }
 
     fn rank_running(&mut self, rank: &RankId) {
@@ -309,10 +310,7 @@ impl Decider<'_> {
         match self.state.replicas.get(&key).map(|r| &r.phase) {
             Some(Phase::Ready) => {
                 let cause = format!("it does not answer any more: {why}");
-                let is_new = self
-                    .active()
-                    .is_some_and(|r| r.to == key.release && r.direction == Direction::Forward);
-                if is_new {
+                if self.state.is_brought(key) {
                     self.replica_failed(key, &cause);
                 } else {
                     self.ask_for_token_again(key, &cause);
@@ -328,14 +326,13 @@ impl Decider<'_> {
     /// large model again would take longer than waiting; the healthy deadline bounds that.
     fn ask_for_token_again(&mut self, key: ReplicaKey, cause: &str) {
         let now = self.now();
-        let Some(release) = self.state.releases.get(&key.release) else { return };
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         replica.trouble = Some(text::clean(cause, MAX_CAUSE));
         replica.started = Some(now);
         replica.proved = true;
         replica.no_token = None;
         replica.enter(Phase::Loading, now);
-        self.actions.extend(release.await_token(key, replica));
+        self.actions.extend(self.state.await_token(key));
     }
 
     fn traffic_applied(&mut self, version: u64) {
@@ -467,9 +464,7 @@ impl Decider<'_> {
         replica.failed(now, cause.clone());
         let id = replica.id(key);
         self.stop_replica(key);
-        let is_new =
-            self.active().is_some_and(|r| r.to == key.release && r.direction == Direction::Forward);
-        if is_new {
+        if self.state.is_brought(key) {
             self.fail_rollout(&format!("replica {id} failed: {cause}"));
         }
     }
@@ -485,21 +480,11 @@ impl Decider<'_> {
         if let Some((until, rollout)) = drained.zip(self.active()) {
             rollout.progress = rollout.progress.max(until);
         }
-        let Some(replica) = self.state.replicas.get(&key) else { return };
-        if let Some(release) = self.state.releases.get(&key.release) {
-            let stops = release.stop_ranks(key, replica);
-            self.actions.extend(stops);
-        }
+        let stops = self.state.stop_ranks(key);
+        self.actions.extend(stops);
     }
 
     pub(super) fn act(&mut self, action: Action) {
         self.actions.push(action);
-    }
-}
-
-impl ReplicaState {
-    /// The id of this start.
-    pub(super) const fn id(&self, key: ReplicaKey) -> ReplicaId {
-        ReplicaId { release: key.release, replica: key.replica, attempt: self.attempt }
     }
 }

@@ -341,11 +341,12 @@ impl Decider<'_> {
             .map(|(key, _)| *key)
             .collect();
         for key in failed {
+            let attempt = self.state.next_attempt(key);
             if let Some(replica) = self.state.replicas.get_mut(&key) {
                 **replica = ReplicaState {
                     failures: replica.failures,
                     trouble: replica.trouble.take(),
-                    ..ReplicaState::pending(replica.attempt.next(), now, now)
+                    ..ReplicaState::pending(attempt, now, now)
                 };
             }
         }

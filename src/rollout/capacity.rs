@@ -19,7 +19,7 @@ use super::roles::{Roles, is_available};
 use super::shared::Shared;
 use super::state::{Phase, ReplicaState};
 use super::step::Decider;
-use crate::base::{Attempt, DeviceId, HostName, ReplicaKey};
+use crate::base::{DeviceId, HostName, ReplicaKey};
 use crate::spec::Strategy;
 
 /// A coming replica on host memory that has been refused for so long makes a going one on the same
@@ -180,8 +180,7 @@ impl Decider<'_> {
         order.sort_unstable_by_key(|c| (c.ready, c.staying, c.key));
         let places = usize::try_from(roles.target.saturating_sub(committed)).unwrap_or(0);
         for candidate in order.iter().take(places).filter(|c| !c.is_there && !roles.held) {
-            let before = self.state.attempts.get(&candidate.key);
-            let attempt = before.map_or(Attempt::FIRST, |last| last.next());
+            let attempt = self.state.next_attempt(candidate.key);
             let replica = ReplicaState::pending(attempt, now, now);
             self.state.replicas.insert(candidate.key, replica.into());
             self.moved = true;
@@ -206,7 +205,7 @@ impl Decider<'_> {
         let Some(replica) = self.state.replicas.get(&key) else { return };
         let Phase::Pending { not_before } = replica.phase else { return };
         // A pause holds what is new, not the healing of what serves.
-        let heals = Some(key.release) == self.state.stable && replica.failures > 0;
+        let heals = self.state.is_kept(key) && replica.failures > 0;
         if now < not_before || (roles.held && !heals) {
             return;
         }

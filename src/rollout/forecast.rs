@@ -14,7 +14,7 @@ use super::release::Release;
 use super::state::{RolloutKind, ServiceState};
 use super::{rehearsal, remedy};
 use crate::base::{Hint, ReplicaId, ReplicaKey, time};
-use crate::spec::{AnalysisSpec, ServiceSpec, StepSpec, Strategy};
+use crate::spec::{AnalysisSpec, StepSpec, Strategy};
 
 /// How long things take, as measured. What was never measured is not guessed: it counts as no time
 /// and is told apart in [`Stage::unknown`].
@@ -254,10 +254,11 @@ pub fn state_when_told(state: &ServiceState, kind: EventKind) -> Option<(Service
     rehearsal::told(state, kind).ok()
 }
 
-/// The titles of a rollout's stages: one for each step, and `all replicas`. A first deployment and
-/// an undo have only the last.
-pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: bool) -> Vec<String> {
-    let skipped = first_deployment || kind == RolloutKind::Undo;
+/// The titles of a rollout's stages: one for each step, and `all replicas`. A first deployment,
+/// an undo, and a release that keeps what runs have only the last.
+pub fn stage_titles(release: &Release, kind: RolloutKind, first_deployment: bool) -> Vec<String> {
+    let spec = &release.spec;
+    let skipped = first_deployment || kind == RolloutKind::Undo || release.keeps_any();
     let strategy = spec.rollout.effective_strategy();
     let blue_green = !skipped && strategy == Strategy::BlueGreen;
     let switch = spec.rollout.switch_step();
@@ -278,7 +279,9 @@ pub fn stage_titles(spec: &ServiceSpec, kind: RolloutKind, first_deployment: boo
     };
     let last = match strategy {
         Strategy::BlueGreen if !skipped => "the old set goes",
-        Strategy::Recreate if !first_deployment => "all old ones go, then all replicas",
+        Strategy::Recreate if !first_deployment && !release.keeps_any() => {
+            "all old ones go, then all replicas"
+        }
         _ => "all replicas",
     };
     let titles = steps.iter().enumerate().map(|(index, step)| match step {

@@ -215,6 +215,7 @@ impl Decider<'_> {
             rollout.paused_by = None;
             rollout.progress = now;
         }
+        self.give_back_kept();
     }
 
     pub(super) fn go_to_step(&mut self, step: usize) {
@@ -291,9 +292,12 @@ impl Decider<'_> {
             stable == Some(*number)
                 || ends.is_some_and(|(from, to)| to == *number || from == Some(*number))
                 || replicas.keys().any(|key| key.release == *number)
+                // Its name is still that of what was taken over from it.
+                || replicas.values().any(|r| r.runs_as.is_some_and(|key| key.release == *number))
         });
         let releases = &state.releases;
         state.attempts.retain(|key, _| releases.contains_key(&key.release));
+        state.taken_over.retain(|name, _| releases.contains_key(&name.release));
     }
 }
 

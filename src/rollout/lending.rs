@@ -291,7 +291,9 @@ fn wanted_by(
         lender.loans.iter().any(is_it) || lender.stable != Some(borrowing.of)
     };
     if borrowing.keys().all(|key| lent(&key)) {
-        let gone = borrowing.keys().all(|key| !lender.replicas.contains_key(&key));
+        // One that another release has taken over runs on.
+        let there = |key: ReplicaKey| lender.replicas.contains_key(&lender.owner(key));
+        let gone = borrowing.keys().all(|key| !there(key));
         return gone.then(|| (name.clone(), EventKind::LoanReady { release: rollout.to }));
     }
     let free = borrowing.keys().any(|key| !lent(&key) && !lender.vacated.contains(&key));

@@ -38,7 +38,7 @@ impl Terms {
     /// Those of the rollout under way.
     pub(super) fn of(state: &ServiceState, rollout: &Rollout, spec: &AnalysisSpec) -> Self {
         let stable_reached = state.traffic.iter().any(|server| {
-            server.replica.release != rollout.to
+            state.owner_of(server.replica) != rollout.to
                 && server.mode == TrafficMode::Ready
                 && server.weight > 0
         });

@@ -27,6 +27,7 @@ pub mod forecast;
 pub mod group;
 pub mod hold;
 mod journey;
+mod keeping;
 pub mod lending;
 pub mod maintenance;
 mod means;

@@ -46,7 +46,7 @@ fn travel<'a>(
     kind: RolloutKind,
     timings: &'a Timings,
 ) -> Result<World<'a>, String> {
-    let titles = stage_titles(&release.spec, kind, state.stable.is_none());
+    let titles = stage_titles(release, kind, state.stable.is_none());
     let mut world = World::new(state.clone(), timings, titles, places(release));
     world.take(outstanding(&world.state));
     world.settle(MAX_EVENTS / 10);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
-    Revision, ServiceName, Timestamp,
+    ReplicaKey, Revision, ServiceName, Timestamp,
 };
 use crate::spec::ServiceSpec;
 
@@ -33,6 +33,10 @@ pub struct Release {
     /// Room that it borrows while it is rolled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub borrowing: Option<Box<super::lending::Borrowing>>,
+    /// The replicas of the release before that it takes over while they run, by what they are here. Not empty only where
+    /// nothing differs of what engines are started with: then it has no steps, and goes replica by replica.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keeps: BTreeMap<ReplicaKey, ReplicaKey>,
     /// When it was made.
     pub created: Timestamp,
     /// Who asked for it: a Unix user.

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::action::Action;
-use super::release::Release;
-use super::state::{Direction, Drain, Gate, Phase, ReplicaState, ServiceState};
+use super::release::{RankPlan, Release};
+use super::state::{Drain, Gate, Phase, ReplicaState, Rollout, ServiceState};
 use super::step::{Decider, backoff};
-use crate::base::{HostName, ReplicaKey, Timestamp, time};
+use crate::base::{HostName, RankId, ReplicaKey, Timestamp, time};
 
 /// A replica that was ready for so long starts with a clean record (Kubernetes' rule for
 /// `CrashLoopBackOff`).
@@ -69,38 +69,41 @@ impl Release {
     fn ranks_of(&self, key: ReplicaKey) -> usize {
         self.replica(key.replica).map_or(0, |plan| plan.ranks.len())
     }
+}
+
+impl ServiceState {
+    /// The ranks of a replica's present start, with what each was planned as.
+    fn ranks_with_plans(&self, key: ReplicaKey) -> impl Iterator<Item = (RankId, &RankPlan)> {
+        let plan = self.releases.get(&key.release).and_then(|r| r.replica(key.replica));
+        self.rank_ids(key).into_iter().zip(plan.map_or(&[][..], |plan| plan.ranks.as_slice()))
+    }
 
     /// Starts of all ranks that are not known to run.
-    pub(super) fn start_ranks(&self, key: ReplicaKey, replica: &ReplicaState) -> Vec<Action> {
-        let plans = self.replica(key.replica).map_or(&[][..], |plan| plan.ranks.as_slice());
-        self.rank_ids(key.replica, replica.attempt)
-            .into_iter()
-            .zip(plans)
+    pub(super) fn start_ranks(&self, key: ReplicaKey) -> Vec<Action> {
+        let Some(replica) = self.replicas.get(&key) else { return Vec::new() };
+        self.ranks_with_plans(key)
             .filter(|(rank, _)| !replica.running.contains(&rank.rank))
             .map(|(rank, plan)| Action::StartRank { rank, plan: Box::new(plan.clone()) })
             .collect()
     }
 
     /// Stops of all ranks that are not known to have ended, those never seen running included.
-    pub(super) fn stop_ranks(&self, key: ReplicaKey, replica: &ReplicaState) -> Vec<Action> {
-        let plans = self.replica(key.replica).map_or(&[][..], |plan| plan.ranks.as_slice());
-        let grace = self.spec.rollout.stop_grace;
-        self.rank_ids(key.replica, replica.attempt)
-            .into_iter()
-            .zip(plans)
+    pub(super) fn stop_ranks(&self, key: ReplicaKey) -> Vec<Action> {
+        let Some(replica) = self.replicas.get(&key) else { return Vec::new() };
+        let grace = self.policy(key.release).map_or(Duration::ZERO, |p| p.stop_grace);
+        self.ranks_with_plans(key)
             .filter(|(rank, _)| !replica.ended.contains(&rank.rank))
             .map(|(rank, plan)| Action::StopRank { rank, host: plan.host.clone(), grace })
             .collect()
     }
 
-    pub(super) fn await_token(&self, key: ReplicaKey, replica: &ReplicaState) -> Option<Action> {
-        let first = self.replica(key.replica)?.ranks.first()?;
+    pub(super) fn await_token(&self, key: ReplicaKey) -> Option<Action> {
+        let replica = self.replicas.get(&key)?;
+        let first = self.releases.get(&key.release)?.replica(key.replica)?.ranks.first()?;
         let plan = Box::new(first.clone());
         Some(Action::AwaitToken { replica: replica.id(key), plan })
     }
-}
 
-impl ServiceState {
     /// When the stop of a replica that is being stopped will have taken longer than any host takes that can be asked.
     pub(super) fn stop_overdue_at(
         &self,
@@ -174,7 +177,7 @@ impl Decider<'_> {
         };
         let ranks = release.ranks_of(key);
         let policy = &release.spec.rollout;
-        let (healthy, drain) = (policy.healthy_deadline, policy.drain_deadline);
+        let (healthy, drain) = (self.state.healthy_deadline(key), policy.drain_deadline);
         let (held, unrouted) = (self.state.is_held(), self.state.leaves_unrouted());
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         match replica.phase {
@@ -182,7 +185,7 @@ impl Decider<'_> {
                 replica.enter(Phase::Loading, now);
                 replica.trouble = None;
                 self.moved = true;
-                self.actions.extend(release.await_token(key, replica));
+                self.actions.extend(self.state.await_token(key));
             }
             Phase::Waiting { retry_at, .. } if now >= retry_at => self.start_replica(key),
             Phase::Starting | Phase::Loading
@@ -233,11 +236,11 @@ impl Decider<'_> {
     /// is to be started again.
     fn after_stop(&mut self, key: ReplicaKey) {
         let now = self.now();
-        let held_failure = self.state.active_rollout().is_some_and(|r| {
-            r.to == key.release
-                && r.direction == Direction::Forward
-                && matches!(r.gate, Some(Gate::Failed { .. }))
-        });
+        let failed = |r: &Rollout| matches!(r.gate, Some(Gate::Failed { .. }));
+        let held_failure = self.state.is_brought(key)
+            && !self.state.is_kept(key)
+            && self.state.active_rollout().is_some_and(failed);
+        let next_attempt = self.state.next_attempt(key);
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         self.moved = true;
         if replica.retiring {
@@ -251,7 +254,7 @@ impl Decider<'_> {
             let next = ReplicaState {
                 failures: replica.failures,
                 trouble: replica.trouble.take(),
-                ..ReplicaState::pending(replica.attempt.next(), now, not_before)
+                ..ReplicaState::pending(next_attempt, now, not_before)
             };
             **replica = next;
         }
@@ -260,22 +263,21 @@ impl Decider<'_> {
     /// Tells the ranks that do not run to start.
     pub(super) fn start_replica(&mut self, key: ReplicaKey) {
         let now = self.now();
-        let is_new = self
-            .state
-            .active_rollout()
-            .is_some_and(|r| r.to == key.release && r.direction == Direction::Forward);
-        if is_new && !self.state.attempts.keys().any(|k| k.release == key.release) {
+        let keeps_some = self.state.releases.get(&key.release).is_some_and(|r| r.keeps_any());
+        if self.state.is_brought(key)
+            && !keeps_some
+            && !self.state.attempts.keys().any(|k| k.release == key.release)
+        {
             // Nomad's rule: the progress clock starts at the first allocation. (It runs before,
-            // too, so that a rollout that cannot even begin ends.)
+            // too, so that a rollout that cannot even begin ends. What it keeps is allocated.)
             self.progressed();
         }
-        let Some(release) = self.state.releases.get(&key.release) else { return };
         let Some(replica) = self.state.replicas.get_mut(&key) else { return };
         replica.started = Some(now);
         replica.enter(Phase::Starting, now);
         self.state.attempts.insert(key, replica.attempt);
         self.moved = true;
-        let starts = release.start_ranks(key, replica);
+        let starts = self.state.start_ranks(key);
         self.actions.extend(starts);
     }
 

@@ -95,6 +95,10 @@ impl ServiceState {
     pub(super) fn strategy(&self, rollout: &Rollout) -> Strategy {
         let written = self.policy(rollout.to).map(RolloutSpec::effective_strategy);
         match written {
+            // What runs on is in nobody's way.
+            _ if self.releases.get(&rollout.to).is_some_and(|to| to.keeps_any()) => {
+                Strategy::Rolling
+            }
             Some(Strategy::Recreate) if rollout.from.is_some() => Strategy::Recreate,
             Some(Strategy::BlueGreen)
                 if rollout.from.is_some() && rollout.kind == RolloutKind::Apply =>

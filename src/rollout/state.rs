@@ -58,6 +58,9 @@ pub struct ServiceState {
     /// ever given the name of an earlier one.
     #[serde(default)]
     pub attempts: BTreeMap<ReplicaKey, Attempt>,
+    /// To whom what was started under a name belongs, where another release has taken it over.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub taken_over: BTreeMap<ReplicaKey, ReplicaKey>,
     /// The rollout that begins when the present one has ended.
     #[serde(default)]
     pub queued: Option<QueuedRollout>,
@@ -94,6 +97,9 @@ pub struct ServiceState {
 pub struct ReplicaState {
     /// Which start this is.
     pub attempt: Attempt,
+    /// The name of another release under which this start was begun, which was taken over from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs_as: Option<ReplicaKey>,
     /// How far it has come.
     pub phase: Phase,
     /// Since when it is in that phase.
@@ -391,6 +397,7 @@ impl ReplicaState {
     pub fn pending(attempt: Attempt, now: Timestamp, not_before: Timestamp) -> Self {
         Self {
             attempt,
+            runs_as: None,
             phase: Phase::Pending { not_before },
             since: now,
             failures: 0,
@@ -443,6 +450,7 @@ impl ServiceState {
             lacks_backend: false,
             traffic_retry: None,
             attempts: BTreeMap::new(),
+            taken_over: BTreeMap::new(),
             queued: None,
             queue_trouble: None,
             moves: Vec::new(),
@@ -483,7 +491,7 @@ impl ServiceState {
     /// canary's header or cookie reaches: they carry nothing of the others' traffic.)
     pub fn serving_total(&self) -> u32 {
         let serves = |s: &&TrafficServer| {
-            let replica = self.replicas.get(&s.replica.key());
+            let replica = self.replica_of(s.replica);
             let is_ready = replica.is_some_and(|r| r.phase == Phase::Ready);
             is_ready && s.mode == TrafficMode::Ready && s.weight > 0
         };
@@ -497,21 +505,18 @@ impl ServiceState {
 
     /// The id of a replica's current start.
     pub fn replica_id(&self, release: ReleaseNumber, replica: u32) -> Option<ReplicaId> {
-        self.replicas.get(&ReplicaKey { release, replica }).map(|r| ReplicaId {
-            release,
-            replica,
-            attempt: r.attempt,
-        })
+        let key = ReplicaKey { release, replica };
+        self.replicas.get(&key).map(|r| r.id(key))
     }
 
     /// Share of the service's traffic that goes to this replica by weight, percent, rounded.
     pub fn weight_percent(&self, key: ReplicaKey) -> u32 {
-        self.share_percent(|id| id.key() == key)
+        self.share_percent(|id| self.key_of(*id) == Some(key))
     }
 
     /// Share of the service's traffic that goes to this release by weight, percent, rounded.
     pub fn release_weight_percent(&self, release: ReleaseNumber) -> u32 {
-        self.share_percent(|id| id.release == release)
+        self.share_percent(|id| self.owner_of(*id) == release)
     }
 
     fn share_percent(&self, which: impl Fn(&ReplicaId) -> bool) -> u32 {

@@ -42,14 +42,13 @@ pub fn outstanding(state: &ServiceState) -> Vec<Action> {
         actions.push(state.apply_traffic());
     }
     for (key, replica) in &state.replicas {
-        let Some(release) = state.releases.get(&key.release) else { continue };
         match replica.phase {
-            Phase::Starting => actions.extend(release.start_ranks(*key, replica)),
-            Phase::Loading => actions.extend(release.await_token(*key, replica)),
+            Phase::Starting => actions.extend(state.start_ranks(*key)),
+            Phase::Loading => actions.extend(state.await_token(*key)),
             Phase::Draining { .. } if replica.drain.watched && !replica.drain.done => {
                 actions.push(Action::AwaitDrained { replica: replica.id(*key) });
             }
-            Phase::Stopping => actions.extend(release.stop_ranks(*key, replica)),
+            Phase::Stopping => actions.extend(state.stop_ranks(*key)),
             _ => {}
         }
     }
@@ -67,14 +66,12 @@ pub fn next_wake(state: &ServiceState) -> Option<Timestamp> {
     let roles = state.roles();
     let mut moments: Vec<Timestamp> = state.traffic_retry.into_iter().collect();
     for (key, replica) in &state.replicas {
-        let healthy = || state.policy(key.release).map(|p| p.healthy_deadline);
         match &replica.phase {
             Phase::Pending { not_before } => moments.push(*not_before),
             Phase::Waiting { retry_at, .. } => moments.push(*retry_at), // soon enough for all else
             Phase::Starting | Phase::Loading => {
-                if let (Some(started), Some(deadline)) = (replica.started, healthy()) {
-                    moments.push(started.plus(deadline));
-                }
+                let healthy = state.healthy_deadline(*key);
+                moments.extend(replica.started.map(|started| started.plus(healthy)));
             }
             Phase::Ready => moments.push(replica.since.plus(roles.min_healthy)),
             Phase::Draining { deadline } => moments.push(*deadline),

@@ -37,8 +37,8 @@ impl ServiceState {
     /// Ready replicas of a release that the gateway was last known to send requests to.
     pub(super) fn reached(&self, release: ReleaseNumber) -> u32 {
         let ready = |id: &&ReplicaId| {
-            let state = self.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
-            id.release == release && state.is_some_and(|r| r.phase == Phase::Ready)
+            let of = self.key_of(**id).filter(|key| key.release == release);
+            of.and_then(|key| self.replicas.get(&key)).is_some_and(|r| r.phase == Phase::Ready)
         };
         u32::try_from(self.traffic_reached.iter().filter(ready).count()).unwrap_or(u32::MAX)
     }
@@ -56,7 +56,9 @@ impl ServiceState {
     fn goes_by_rule(&self) -> bool {
         let forward = self.active_rollout().filter(|r| r.direction == Direction::Forward);
         let forward = forward.filter(|r| !matches!(r.gate, Some(Gate::Failed { .. })));
-        let policy = forward.filter(|r| r.from.is_some()).and_then(|r| self.policy(r.to));
+        let to = forward.filter(|r| r.from.is_some()).and_then(|r| self.releases.get(&r.to));
+        // What it keeps is no canary.
+        let policy = to.filter(|to| !to.keeps_any()).map(|to| &to.spec.rollout);
         policy.is_some_and(|p| p.canary_header.is_some() || p.canary_cookie.is_some())
     }
 
@@ -88,10 +90,8 @@ impl ServiceState {
     /// Ready replicas that get requests by the table as it was last.
     pub(super) fn served(&self) -> u32 {
         let ready = |server: &&TrafficServer| {
-            let state = self.replicas.get(&server.replica.key());
-            server.weight > 0
-                && state
-                    .is_some_and(|r| r.attempt == server.replica.attempt && r.phase == Phase::Ready)
+            let replica = self.replica_of(server.replica);
+            server.weight > 0 && replica.is_some_and(|r| r.phase == Phase::Ready)
         };
         u32::try_from(self.traffic.iter().filter(ready).count()).unwrap_or(u32::MAX)
     }
@@ -184,13 +184,15 @@ impl ServiceState {
     /// The release that is coming gets all of the traffic by the table as it was last.
     fn has_all(&self, roles: &Roles) -> bool {
         let mut served = self.traffic.iter().filter(|server| server.weight > 0).peekable();
-        served.peek().is_some() && served.all(|server| Some(server.replica.release) == roles.coming)
+        served.peek().is_some()
+            && served.all(|server| Some(self.owner_of(server.replica)) == roles.coming)
     }
 
     /// Others get all of the traffic by the table as it was last.
     pub(super) fn has_none(&self, roles: &Roles) -> bool {
         let mut served = self.traffic.iter().filter(|server| server.weight > 0).peekable();
-        served.peek().is_some() && served.all(|server| Some(server.replica.release) != roles.coming)
+        served.peek().is_some()
+            && served.all(|server| Some(self.owner_of(server.replica)) != roles.coming)
     }
 
     /// A replica of the release that is coming is on its way or about to be: its GPUs are free or becoming so, and

@@ -63,6 +63,7 @@ pub fn release(number: u64, spec: ServiceSpec, places: &[Vec<Place>]) -> Release
         replicas,
         gateway: None,
         borrowing: None,
+        keeps: BTreeMap::new(),
         created: Timestamp(0),
         author: "ada".to_owned(),
         reason: None,

@@ -56,6 +56,7 @@ pub const MET: &[&str] = &[
     "hosts: stopped",
     "hosts: taken out",
     "hosts: uncordoned in the middle",
+    "hosts: uncordoned while its drain was planned",
     "hosts: upgrade failed",
     "hosts: drain put off",
     "hosts: held or let go on",
@@ -83,4 +84,7 @@ pub const MET: &[&str] = &[
     "other deadlines",
     "no progress deadline",
     "move given up",
+    "scaled",
+    "scaled and completed",
+    "scaled and taken back",
 ];

@@ -83,10 +83,12 @@ pub enum Bug {
     ReplaceWithoutDrain,
     /// The time in which there was no controller counts for deadlines.
     CountTheAbsence,
+    /// A release that changes only the number of replicas replaces all that run.
+    ReplaceWhatRunsOn,
 }
 
 /// All of them.
-pub const BUGS: [Bug; 34] = [
+pub const BUGS: [Bug; 35] = [
     Bug::SkipFsync,
     Bug::ReplayTwice,
     Bug::ForgetOutstanding,
@@ -121,6 +123,7 @@ pub const BUGS: [Bug; 34] = [
     Bug::LoseQueued,
     Bug::ReplaceWithoutDrain,
     Bug::CountTheAbsence,
+    Bug::ReplaceWhatRunsOn,
 ];
 
 impl Bug {
@@ -144,7 +147,8 @@ impl Bug {
                 *code = 0;
             }
             (Self::MistakeAttempt, EventKind::ReplicaReady { replica }) => {
-                let present = state.replicas.get(&replica.key());
+                let present = state.key_of(*replica).or(Some(replica.key()));
+                let present = present.and_then(|key| state.replicas.get(&key));
                 replica.attempt = present.map_or(replica.attempt, |r| r.attempt);
             }
             (Self::IgnoreFloor, EventKind::RolloutRequested { release, .. }) => {
@@ -152,6 +156,9 @@ impl Bug {
                     Count::Number(n) => *n += 1,
                     Count::Percent(percent) => *percent = (*percent + 50).min(100),
                 }
+            }
+            (Self::ReplaceWhatRunsOn, EventKind::RolloutRequested { release, .. }) => {
+                release.keeps.clear();
             }
             (Self::LateDeadlines, EventKind::RolloutRequested { release, .. }) => {
                 let rollout = &mut release.spec.rollout;

@@ -17,6 +17,7 @@ mod met;
 mod moves;
 mod planted;
 mod rest;
+mod scaling;
 mod scenarios;
 mod simulation;
 mod standstill;

@@ -6,6 +6,7 @@ mod healing;
 mod holds;
 mod hosts_away;
 mod journeys;
+mod scalings;
 mod step_by_step;
 mod ways_back;
 

@@ -100,6 +100,7 @@ fn play(
     nature: Nature,
 ) {
     world.faults = !make.one_in(5);
+    let release = &crate::scaling::instead(world, release, &mut Rng(release.number.0 ^ make.0));
     let nature = world.tellable(release, kind, nature);
     let release = world.planned(release.clone(), kind);
     world.request(&release, kind, nature);
@@ -128,6 +129,15 @@ fn play(
         None => "none",
     };
     *world.counts.entry(outcome).or_default() += 1;
+    let keeps = |release: &Release| release.keeps_any();
+    let ended = world.state.rollout.as_ref().filter(|r| r.outcome.is_some());
+    if let Some(rollout) =
+        ended.filter(|r| world.state.releases.get(&r.to).is_some_and(|r| keeps(r)))
+    {
+        let is_whole = rollout.outcome == Some(Outcome::Completed);
+        let what = if is_whole { "scaled and completed" } else { "scaled and taken back" };
+        *world.counts.entry(what).or_default() += 1;
+    }
     if let Some(rollout) = world.state.rollout.as_ref().filter(|r| r.from.is_some())
         && rollout.outcome == Some(Outcome::Completed)
         && let Some(strategy) = world.state.releases[&rollout.to].spec.rollout.strategy

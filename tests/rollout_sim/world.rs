@@ -24,8 +24,8 @@ use deciding::base::{
 };
 use deciding::rollout::{
     Action, Condition, Direction, Event, EventKind, Gate, HoldCause, Outcome, Phase, QueuedRollout,
-    RankPlan, Release, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal, Window, forecast,
-    next_wake, outstanding, step,
+    RankPlan, Release, ReplicaState, Rollout, RolloutKind, RunEnd, ServiceState, StartRefusal,
+    Window, forecast, next_wake, outstanding, step,
 };
 use deciding::spec::{StepSpec, Strategy};
 
@@ -416,16 +416,15 @@ impl World {
         Timestamp(self.now.0.saturating_add_signed(self.clock_error_ms))
     }
 
+    /// The replica whose present start this is.
+    fn replica_of(&self, id: ReplicaId) -> Option<&ReplicaState> {
+        let key = self.memory.owner(id.key());
+        let replica = self.state.replicas.get(&key)?;
+        (replica.id(key) == id).then_some(&**replica)
+    }
+
     fn phases(&self) -> Vec<(ReplicaId, Phase)> {
-        self.state
-            .replicas
-            .iter()
-            .map(|(key, r)| {
-                let id =
-                    ReplicaId { release: key.release, replica: key.replica, attempt: r.attempt };
-                (id, r.phase.clone())
-            })
-            .collect()
+        self.state.replicas.iter().map(|(key, r)| (r.id(*key), r.phase.clone())).collect()
     }
 
     fn take(&mut self, actions: Vec<Action>) {

@@ -85,7 +85,7 @@ impl PlanView {
             .iter()
             .map(|planned| {
                 let ranks: Vec<_> = planned.ranks.iter().map(|r| (&r.host, &r.devices)).collect();
-                (planned.replica, ranks, &planned.in_place_of)
+                (planned.replica, ranks, &planned.in_place_of, &planned.runs_on_as)
             })
             .collect();
         let forecast = &self.forecast;
@@ -113,11 +113,17 @@ pub struct PlannedReplica {
     /// The present replicas that must be gone before it can start, on the same devices. Empty: it fits beside them.
     #[serde(default)]
     pub in_place_of: Vec<ReplicaKey>,
+    /// It runs already, is taken over and goes on under this name: nothing of it is started or stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs_on_as: Option<ReplicaKey>,
 }
 
 impl PlannedReplica {
     /// The room a rank of it finds on each device, in words: what is free, or who leaves it theirs.
     pub fn room(&self, rank: &PlannedRank) -> Option<String> {
+        if let Some(name) = self.runs_on_as {
+            return Some(format!("runs on as {name}"));
+        }
         if self.in_place_of.is_empty() {
             return rank.free_per_device.map(|free| format!("{free} free"));
         }

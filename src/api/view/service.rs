@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::plan::PlanProgress;
 use crate::base::{
-    DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, Revision, ServiceName, Timestamp,
+    DeviceId, HostName, RankId, ReleaseNumber, ReplicaId, ReplicaKey, Revision, ServiceName,
+    Timestamp,
 };
 use crate::model::Observation;
 use crate::rollout::{Condition, Outcome, Phase, QueuedRollout, Rollout, Stop};
@@ -106,8 +107,11 @@ pub struct TrafficView {
 /// A replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaView {
-    /// Release, index and attempt.
+    /// Release, index and attempt, as it was started: what its host calls it.
     pub id: ReplicaId,
+    /// What it is by now, if another release than the one it was started for took it over while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_over_by: Option<ReplicaKey>,
     /// How far it has come.
     pub phase: Phase,
     /// Since when.
@@ -126,6 +130,18 @@ pub struct ReplicaView {
     pub weight_wanted_percent: Option<u32>,
     /// What the gateway saw of it.
     pub traffic: TrafficView,
+}
+
+impl ReplicaView {
+    /// Which replica of which release it is.
+    pub fn key(&self) -> ReplicaKey {
+        self.taken_over_by.unwrap_or(self.id.key())
+    }
+
+    /// The release that it belongs to.
+    pub fn release(&self) -> ReleaseNumber {
+        self.key().release
+    }
 }
 
 /// A release in the history.

@@ -55,10 +55,9 @@ impl Core {
         self.end_commands(service);
         if let Some(state) = self.state.services.get(service) {
             self.actions.keep_waiting_for(service, |id| {
-                state.replicas.get(&id.key()).is_some_and(|r| {
-                    r.attempt == id.attempt
-                        && matches!(r.phase, Phase::Loading | Phase::Draining { .. })
-                })
+                state
+                    .replica_of(*id)
+                    .is_some_and(|r| matches!(r.phase, Phase::Loading | Phase::Draining { .. }))
             });
         }
     }

@@ -50,8 +50,12 @@ pub(super) fn of_the_clocks(rollout: &RolloutSpec) -> Option<String> {
     ))
 }
 
-/// Engines are started anew for each release, also where what is new does not concern them.
-pub(super) fn of_a_restart(served: &Release, spec: &ServiceSpec) -> Option<String> {
+/// Engines are started anew, though what is new does not concern them; `why`, where it is not what else the spec says.
+pub(super) fn of_a_restart(
+    served: &Release,
+    spec: &ServiceSpec,
+    why: Option<String>,
+) -> Option<String> {
     let engines_are_as_before = {
         let ServiceSpec { replicas, gateway, gateways, url, backend, .. } = served.spec.clone();
         let (placement, rollout) = (served.spec.placement.clone(), served.spec.rollout.clone());
@@ -71,9 +75,9 @@ pub(super) fn of_a_restart(served: &Release, spec: &ServiceSpec) -> Option<Strin
     };
     (engines_are_as_before && served.spec != *spec).then(|| {
         format!(
-            "nothing that engines are started with differs from {}, but each release has replicas of its own: all of them \
-             are started anew",
-            served.number
+            "nothing that engines are started with differs from {}, and yet all of them are started anew: {}",
+            served.number,
+            why.unwrap_or_else(|| "with another gateway, backend or placement they are".to_owned())
         )
     })
 }

@@ -3,11 +3,14 @@
 use super::super::core::{Core, now};
 use super::super::gateways::Gateways;
 use super::super::{plan_steps, service_view, world};
+use super::keep::Kept;
 use super::{Draft, Laid, invalid, is_served};
 use crate::api::view::{PlannedRank, PlannedReplica};
 use crate::api::{ApiError, ErrorKind, Forecast};
-use crate::base::{DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, Revision};
-use crate::engine::{self, RankContext};
+use crate::base::{
+    DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, ReplicaKey, Revision, ServiceName,
+};
+use crate::engine::{self, EngineCommand, RankContext};
 use crate::placement;
 use crate::rollout::{
     Borrowing, RankPlan, Release, ReplicaPlan, RolloutKind, ServiceState, forecast,
@@ -22,22 +25,46 @@ pub(in crate::controller) fn lay_out(
     placed: placement::Placement,
     borrowing: Option<Borrowing>,
 ) -> Result<Laid, ApiError> {
-    let (service, spec) = (&draft.service, &draft.spec);
-    let empty = ServiceState::new(service.clone());
-    let state = core.state.services.get(service).unwrap_or(&empty);
+    lay_beside(core, draft, kind, placed, &Kept::new(), borrowing)
+}
+
+/// The number of the release that would be made of a draft.
+pub(super) fn next_number(core: &Core, service: &ServiceName) -> ReleaseNumber {
     let next = || {
         let in_git = core.repo.as_ref().and_then(|repo| repo.next_release().ok());
         service_view::next_release(&core.state, in_git)
     };
-    let number = core.beginnings.number_of(service).unwrap_or_else(next);
+    core.beginnings.number_of(service).unwrap_or_else(next)
+}
+
+/// The same, with replicas that run on: what was placed is what they lack.
+pub(super) fn lay_beside(
+    core: &Core,
+    draft: &Draft,
+    kind: RolloutKind,
+    placed: placement::Placement,
+    kept: &Kept,
+    borrowing: Option<Borrowing>,
+) -> Result<Laid, ApiError> {
+    let (service, spec) = (&draft.service, &draft.spec);
+    let empty = ServiceState::new(service.clone());
+    let state = core.state.services.get(service).unwrap_or(&empty);
+    let number = next_number(core, service);
     let mut ports = PortGiver::new(core);
     for lent in borrowing.iter().flat_map(|b| &b.replicas) {
         ports.occupy(lent.back.as_ref());
     }
     let mut replicas = Vec::new();
     let mut planned_replicas = Vec::new();
-    for (index, replica) in placed.replicas.iter().enumerate() {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
+    let mut placed_replicas = placed.replicas.iter();
+    for index in 0.. {
+        if let Some((key, plan)) = kept.get(&index) {
+            let name = state.replicas.get(key).map_or(*key, |r| r.id(*key).key());
+            planned_replicas.push(running_replica(core, index, name, plan));
+            replicas.push(plan.clone());
+            continue;
+        }
+        let Some(replica) = placed_replicas.next() else { break };
         let plan = replica_plan(core, draft, number, index, replica, &mut ports)?;
         let argv = plan.ranks.first().map(|r| r.argv.as_slice()).unwrap_or_default();
         planned_replicas.push(planned_replica(core, index, replica, argv));
@@ -53,6 +80,10 @@ pub(in crate::controller) fn lay_out(
         replicas,
         gateway: Gateways::only_one(&core.deck, state, spec),
         borrowing: borrowing.map(Box::new),
+        keeps: kept
+            .iter()
+            .map(|(index, (old, _))| (ReplicaKey { release: number, replica: *index }, *old))
+            .collect(),
         created: now(),
         author: String::new(),
         reason: None,
@@ -79,27 +110,10 @@ pub(in crate::controller) fn replica_plan(
     replica: &placement::PlacedReplica,
     ports: &mut PortGiver<'_>,
 ) -> Result<ReplicaPlan, ApiError> {
-    let spec = &draft.spec;
     let address = world::engine_address(&core.deck, &replica.host);
     let port = ports.next(&replica.host, &address)?;
     let listen = core.deck.hosts.get(&replica.host).and_then(|h| h.engine_listen);
-    let bound = listen.map_or_else(|| "0.0.0.0".to_owned(), |address| address.to_string());
-    let command = engine::of(&spec.engine)
-        .command(&RankContext {
-            service: &draft.service,
-            spec,
-            facts: draft.facts.as_ref(),
-            shape: replica.shape,
-            address: &bound,
-            port,
-            devices: &replica.devices,
-            release,
-            replica: index,
-            rank: 0,
-            cores: None,
-            docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
-        })
-        .map_err(|e| invalid(&e))?;
+    let command = command_for(core, draft, (release, index), replica, port)?;
     Ok(ReplicaPlan {
         ranks: vec![RankPlan {
             host: replica.host.clone(),
@@ -113,6 +127,57 @@ pub(in crate::controller) fn replica_plan(
             files: command.files,
         }],
     })
+}
+
+/// The command of a placed replica.
+pub(super) fn command_for(
+    core: &Core,
+    draft: &Draft,
+    (release, index): (ReleaseNumber, u32),
+    replica: &placement::PlacedReplica,
+    port: u16,
+) -> Result<EngineCommand, ApiError> {
+    let spec = &draft.spec;
+    let listen = core.deck.hosts.get(&replica.host).and_then(|h| h.engine_listen);
+    let bound = listen.map_or_else(|| "0.0.0.0".to_owned(), |address| address.to_string());
+    let context = RankContext {
+        service: &draft.service,
+        spec,
+        facts: draft.facts.as_ref(),
+        shape: replica.shape,
+        address: &bound,
+        port,
+        devices: &replica.devices,
+        release,
+        replica: index,
+        rank: 0,
+        cores: None,
+        docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
+    };
+    engine::of(&spec.engine).command(&context).map_err(|e| invalid(&e))
+}
+
+/// One that runs on, as it runs.
+fn running_replica(
+    core: &Core,
+    index: u32,
+    name: ReplicaKey,
+    plan: &ReplicaPlan,
+) -> PlannedReplica {
+    let ranks = plan.ranks.iter().map(|rank| PlannedRank {
+        host: rank.host.clone(),
+        devices: rank.devices.clone(),
+        devices_text: plan_steps::devices_text(&core.hub, &rank.host, &rank.devices),
+        memory_per_device: rank.memory_per_device,
+        free_per_device: None,
+        argv: rank.argv.clone(),
+    });
+    PlannedReplica {
+        replica: index,
+        in_place_of: Vec::new(),
+        runs_on_as: Some(name),
+        ranks: ranks.collect(),
+    }
 }
 
 fn planned_replica(
@@ -135,6 +200,7 @@ fn planned_replica(
     PlannedReplica {
         replica: index,
         in_place_of: replica.in_place_of.clone(),
+        runs_on_as: None,
         ranks: vec![PlannedRank {
             host: replica.host.clone(),
             devices: replica.devices.clone(),

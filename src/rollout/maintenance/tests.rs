@@ -50,6 +50,7 @@ fn served(name: &str, unavailable: u32, hosts: &[&str]) -> (ServiceName, Service
         replicas: (0..).zip(hosts).map(|(gpu, on)| plan(on, gpu)).collect(),
         gateway: None,
         borrowing: None,
+        keeps: BTreeMap::new(),
         created: Timestamp(0),
         author: "ada".to_owned(),
         reason: None,

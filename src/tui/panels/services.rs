@@ -181,7 +181,7 @@ pub fn release_words(service: &ServiceView) -> String {
 /// Whether a replica is of the release that comes.
 fn is_new(service: &ServiceView, replica: &ReplicaView) -> bool {
     let rolling = service.rollout.as_ref().filter(|r| r.outcome.is_none());
-    rolling.is_some_and(|r| r.to == replica.id.release && r.from != Some(r.to))
+    rolling.is_some_and(|r| r.to == replica.release() && r.from != Some(r.to))
 }
 
 /// Where what the gateway sees ends in rows up to `right`: requests, errors, mean.

@@ -43,6 +43,7 @@ impl Bug {
             Self::IgnoreExitCode => &["was passed without a good end of its command"],
             Self::RunAgainUnderItsName => &["of a command after"],
             Self::LoseQueued => &["a queued rollout was never begun"],
+            Self::ReplaceWhatRunsOn => &["which is to run on"],
             Self::CountTheAbsence => &["(healthy_deadline)"],
         }
     }

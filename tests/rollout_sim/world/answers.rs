@@ -40,11 +40,10 @@ impl World {
 
     /// Nobody waits any more for tokens and drains of what has gone on, as in the controller.
     pub(super) fn stop_waiting(&mut self) {
-        let (state, epoch) = (&self.state, self.epoch);
+        let (phases, epoch) = (self.phases(), self.epoch);
         self.tasks.retain(|task| {
             let of = |id: &ReplicaId| {
-                let present = state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
-                present.map(|r| &r.phase)
+                phases.iter().find(|(present, _)| present == id).map(|(_, phase)| phase)
             };
             let stays = match &task.action {
                 Action::AwaitToken { replica, .. } => matches!(of(replica), Some(Phase::Loading)),
@@ -74,7 +73,7 @@ impl World {
     pub(super) fn old_event(&mut self) {
         let (state, answers) = (&self.state, self.journal.iter().rev());
         let is_old = |id: &ReplicaId| {
-            let present = state.replicas.get(&id.key());
+            let present = state.replicas.get(&self.memory.owner(id.key()));
             present.is_none_or(|r| r.attempt > id.attempt)
         };
         let older = self.rng.one_in(3);

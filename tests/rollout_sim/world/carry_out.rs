@@ -95,9 +95,8 @@ impl World {
                     return self.later(task, until);
                 }
                 let freed = self.now.plus(Duration::from_millis(self.rng.below(8_000)));
-                let there = self.state.replicas.get(&rank.replica.key());
-                let serves = there
-                    .is_some_and(|r| r.attempt == rank.replica.attempt && r.phase == Phase::Ready);
+                let there = self.replica_of(rank.replica);
+                let serves = there.is_some_and(|r| r.phase == Phase::Ready);
                 if let Some(there) = self.ranks.get_mut(&rank)
                     && there.running
                 {

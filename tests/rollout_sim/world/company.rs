@@ -80,7 +80,7 @@ impl World {
             .filter(|(_, r)| {
                 matches!(r.phase, Phase::Loading | Phase::Ready | Phase::Draining { .. })
             })
-            .flat_map(|(key, r)| state.releases[&key.release].rank_ids(key.replica, r.attempt))
+            .flat_map(|(key, _)| state.rank_ids(*key))
             .filter(|rank| self.ranks.get(rank).is_none_or(|there| !there.running))
             .collect();
         for rank in gone {

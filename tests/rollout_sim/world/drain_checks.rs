@@ -48,7 +48,8 @@ impl World {
                 }
                 panic!("{id} is stopped before its drain has begun at the gateway");
             };
-            let deadline = self.memory.spec(id.release).rollout.drain_deadline;
+            let owner = self.memory.owner(id.key()).release;
+            let deadline = self.memory.spec(owner).rollout.drain_deadline;
             let had = self.now.since(*since);
             let is_over = self.drains.told.contains(&id) || had >= deadline;
             // A clock that jumps makes deadlines come early or late.

@@ -8,6 +8,9 @@ impl World {
         let rollout = self.state.rollout.as_ref().filter(|r| r.outcome.is_none())?;
         let written = self.state.releases[&rollout.to].spec.rollout.strategy?;
         rollout.from?;
+        if self.memory.keeps_any(rollout.to) {
+            return None;
+        }
         let undo = rollout.kind == RolloutKind::Undo;
         (written == Strategy::Recreate || !undo).then_some((rollout, written))
     }
@@ -41,7 +44,7 @@ impl World {
             Some(id.release) == rollout.from && !self.state.vacated.contains(&id.key())
         };
         for (id, phase) in before.iter().filter(|(id, _)| of_old_set(id)) {
-            let now = self.state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            let now = self.replica_of(*id);
             let goes = now.is_some_and(|r| matches!(r.phase, Phase::Draining { .. }));
             // After the switch and its delay.
             assert!(

@@ -26,6 +26,10 @@ pub(super) struct Memory {
     asked_away: BTreeSet<ReplicaKey>,
     /// Those of them that are out for a while.
     out: BTreeSet<ReplicaKey>,
+    /// To whom what was started under a name belongs, where that is another.
+    owners: BTreeMap<ReplicaKey, ReplicaKey>,
+    /// The rollout under way goes back: who had lost replicas has them again.
+    goes_back: bool,
 }
 
 impl World {
@@ -68,13 +72,25 @@ impl Memory {
     /// After the decider was told: which rollouts began and ended, and what is served after that.
     pub(super) fn follow(&mut self, event: &EventKind, state: &ServiceState) {
         if let EventKind::RolloutRequested { release, kind, .. } = event
-            && let Some(begun) = state.active_rollout().filter(|r| r.to == release.number)
+            // It may be over at once, where nothing is to be started.
+            && let Some(begun) = state.rollout.as_ref().filter(|r| r.to == release.number)
             && self.rollout.as_ref().is_none_or(|r| r.to != begun.to)
         {
             assert_eq!(begun.from, self.stable, "{} comes from what is not stable", begun.to);
             assert!(!self.is_rolling(), "{} begins beside another rollout", begun.to);
             let (from, to) = (self.stable, begun.to);
             self.rollout = Some(Begun { from, to, kind: *kind, over: false });
+            self.goes_back = false;
+            for (old, new) in self.kept_by(to) {
+                self.hand_over(old, new);
+            }
+        }
+        let back = state.rollout.as_ref().filter(|r| r.direction != Direction::Forward);
+        if let Some(to) = back.map(|r| r.to).filter(|_| self.is_rolling() && !self.goes_back) {
+            self.goes_back = true;
+            for (old, new) in self.kept_by(to) {
+                self.hand_over(new, old);
+            }
         }
         if let Some(rollout) = self.rollout.as_mut().filter(|r| !r.over)
             && let Some(ended) = state.rollout.as_ref().filter(|r| r.to == rollout.to)
@@ -94,6 +110,43 @@ impl Memory {
         assert_eq!(state.stable, self.stable, "another release is taken for stable");
         let out = state.loans.iter().map(|loan| loan.replica);
         self.out = out.filter(|key| self.asked_away.contains(key)).collect();
+    }
+
+    /// What a release takes over, as it was called and as it is called there.
+    fn kept_by(&self, release: ReleaseNumber) -> Vec<(ReplicaKey, ReplicaKey)> {
+        let keeps = &self.releases[&release].keeps;
+        keeps.iter().map(|(new, old)| (*old, *new)).collect()
+    }
+
+    fn hand_over(&mut self, from: ReplicaKey, to: ReplicaKey) {
+        let mut names: Vec<ReplicaKey> = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| **owner == from)
+            .map(|(name, _)| *name)
+            .collect();
+        if self.owner(from) == from {
+            names.push(from);
+        }
+        for name in names {
+            self.owners.insert(name, to);
+        }
+    }
+
+    /// The replica that has what was started under this name.
+    pub(super) fn owner(&self, name: ReplicaKey) -> ReplicaKey {
+        self.owners.get(&name).copied().unwrap_or(name)
+    }
+
+    /// The release takes this start over from the one before it.
+    pub(super) fn takes_over(&self, release: ReleaseNumber, id: ReplicaId) -> bool {
+        let owner = self.owner(id.key());
+        self.kept_by(release).iter().any(|(old, new)| owner == *old || owner == *new)
+    }
+
+    /// It takes over what runs.
+    pub(super) fn keeps_any(&self, release: ReleaseNumber) -> bool {
+        !self.releases[&release].keeps.is_empty()
     }
 
     fn is_rolling(&self) -> bool {
@@ -129,6 +182,7 @@ impl Memory {
         let Some(from) = rollout.from else { return 0 };
         let desired = self.wanted(from).min(self.wanted(rollout.to));
         match (self.spec(rollout.to).rollout.strategy, rollout.kind) {
+            _ if self.keeps_any(rollout.to) => least(rollout.to, desired),
             // The person accepted its outage.
             (Some(Strategy::Recreate), _) => 0,
             (Some(Strategy::BlueGreen), RolloutKind::Apply) => desired,
@@ -139,6 +193,7 @@ impl Memory {
     /// The stable release once more, all of which may be missing.
     pub(super) fn serves_less(&self) -> Option<Release> {
         let mut release = self.releases.get(&self.stable?)?.clone();
+        release.keeps.clear();
         let rollout = &mut release.spec.rollout;
         rollout.max_unavailable = deciding::spec::Count::Percent(100);
         rollout.strategy = None;
@@ -167,8 +222,9 @@ impl Memory {
         let mut ranks: BTreeMap<ReplicaKey, usize> = BTreeMap::new();
         for (rank, entry) in there {
             self.check_place(rank, &entry.plan);
-            *ranks.entry(rank.replica.key()).or_default() += 1;
-            let release = rank.replica.release;
+            let owner = self.owner(rank.replica.key());
+            *ranks.entry(owner).or_default() += 1;
+            let release = owner.release;
             assert_eq!(Some(release), self.stable, "{rank:?} runs, and is not of what is stable");
         }
         let Some(release) = self.stable else { return };

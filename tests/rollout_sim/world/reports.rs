@@ -81,9 +81,7 @@ impl World {
 
     /// The observer asks for ready replicas only, and a gateway's host has to be there to be asked.
     fn silent(&mut self, replica: ReplicaId) {
-        let present = self.state.replicas.get(&replica.key());
-        let serves =
-            present.is_some_and(|r| r.attempt == replica.attempt && r.phase == Phase::Ready);
+        let serves = self.replica_of(replica).is_some_and(|r| r.phase == Phase::Ready);
         let away = self.ranks.iter().any(|(rank, there)| {
             rank.replica == replica && !there.running && self.down_until(&there.plan.host).is_some()
         });

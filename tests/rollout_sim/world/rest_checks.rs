@@ -88,10 +88,9 @@ impl World {
             let there = release.spec.replicas.get() - state.lent(stable);
             assert_eq!(wanted.len(), usize::try_from(there).unwrap(), "too many or too few places");
             for key in wanted {
-                let replica = key.replica;
                 let replica_state = &state.replicas[&key];
                 assert_eq!(replica_state.phase, Phase::Ready, "{key} does not come to rest");
-                expected.extend(release.rank_ids(replica, replica_state.attempt));
+                expected.extend(state.rank_ids(key));
             }
             assert_eq!(state.condition(), Condition::Serving, "it does not serve at rest");
         } else {

@@ -6,8 +6,7 @@ impl World {
     pub(super) fn check_table(&self, servers: &[TrafficServer]) {
         let mut sum = 0u32;
         for server in servers {
-            let replica = self.state.replicas.get(&server.replica.key());
-            let replica = replica.filter(|r| r.attempt == server.replica.attempt);
+            let replica = self.replica_of(server.replica);
             if server.mode == TrafficMode::Ready {
                 assert!(
                     replica.is_some_and(|r| r.phase == Phase::Ready),
@@ -27,7 +26,9 @@ impl World {
         if let Some(from) = back.and_then(|r| r.from)
             && self.state.ready(from) >= self.memory.whole_floor().max(1)
         {
-            let canary = servers.iter().find(|s| s.replica.release != from && s.weight > 0);
+            let canary = servers
+                .iter()
+                .find(|s| self.memory.owner(s.replica.key()).release != from && s.weight > 0);
             assert!(
                 canary.is_none() || self.comes_beside(from),
                 "stable carries the floor, no more of it comes, and traffic goes to {canary:?}"
@@ -35,8 +36,9 @@ impl World {
         }
         let forward =
             self.state.active_rollout().is_some_and(|r| r.direction == Direction::Forward);
-        let other =
-            |s: &&TrafficServer| s.weight > 0 && Some(s.replica.release) != self.state.stable;
+        let other = |s: &&TrafficServer| {
+            s.weight > 0 && Some(self.memory.owner(s.replica.key()).release) != self.state.stable
+        };
         if let Some(stable) = self.state.stable.filter(|_| !forward)
             && self.state.ready(stable) >= self.memory.whole_floor().max(1)
             && let Some(canary) = servers.iter().find(other)

@@ -14,7 +14,7 @@ impl World {
         self.lowest_ready = self.lowest_ready.min(ready);
         // Promise 2. Only a drain takes a ready replica out by our own will.
         for (id, phase) in before {
-            let now = state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            let now = self.replica_of(*id);
             let now_phase = now.map(|r| &r.phase);
             let by_fault = is_fault_of(event, *id);
             // While hosts cannot be acted on, nothing is taken out or ended by our own will.
@@ -43,8 +43,16 @@ impl World {
                 let alive = self.replica_runs(*id);
                 assert!(!(serves && alive), "{id} is stopped while the gateway sends to it");
             }
+            // What a rollout takes over runs on, whether it goes on or back.
+            let goes = state
+                .replica_of(*id)
+                .is_some_and(|r| matches!(r.phase, Phase::Draining { .. } | Phase::Stopping));
+            if *phase == Phase::Ready && goes && !state.stopping {
+                let by = state.active_rollout().filter(|r| self.memory.takes_over(r.to, *id));
+                assert!(by.is_none() || by_fault, "{id} is taken out, which is to run on");
+            }
             // An attempt is never used again.
-            if let Some(now) = state.replicas.get(&id.key()) {
+            if let Some(now) = state.replicas.get(&self.memory.owner(id.key())) {
                 assert!(now.attempt >= id.attempt, "{id} went back to attempt {}", now.attempt);
             }
         }
@@ -62,8 +70,7 @@ impl World {
         for action in actions {
             if let Action::StopRank { rank, .. } = action {
                 let id = rank.replica;
-                let serves = state.replica_id(id.release, id.replica) == Some(id)
-                    && state.replicas[&id.key()].phase == Phase::Ready;
+                let serves = self.replica_of(id).is_some_and(|r| r.phase == Phase::Ready);
                 assert!(!serves, "{id}, which is ready, is told to stop");
                 self.stopped.insert(rank.clone());
             }
@@ -90,14 +97,20 @@ impl World {
     ) {
         let late_now = self.late_for_health();
         for (id, phase) in before {
-            let now = self.state.replicas.get(&id.key()).filter(|r| r.attempt == id.attempt);
+            let now = self.replica_of(*id);
             let stops = now.is_some_and(|r| r.phase == Phase::Stopping);
-            let late = stops && late_now.get(id) != late_before.get(id);
+            let is_late = late_now.get(id).is_some_and(|n| late_before.get(id) != Some(n));
+            let late = stops && is_late;
             let from = self.healthy_from.get(id).filter(|_| late && *phase != Phase::Stopping);
             let Some((since, clock, away)) = from else { continue };
             // A clock that jumps makes deadlines come early or late.
             if *clock == self.clock_error_ms {
-                let deadline = self.state.releases[&id.release].spec.rollout.healthy_deadline;
+                let owner = self.memory.owner(id.key()).release;
+                // In the step in which it is given back both have a say.
+                let of = |release| self.memory.spec(release).rollout.healthy_deadline;
+                let to = self.state.rollout.as_ref().map(|r| r.to);
+                let to = to.filter(|to| self.memory.takes_over(*to, *id)).unwrap_or(owner);
+                let deadline = of(owner).min(of(id.release)).min(of(to));
                 let had = self.now.since(*since).saturating_sub(self.away.saturating_sub(*away));
                 assert!(
                     had >= deadline,
@@ -109,7 +122,7 @@ impl World {
             let began = match action {
                 Action::StartRank { rank, .. } => rank.replica,
                 Action::AwaitToken { replica, .. }
-                    if self.state.replicas.get(&replica.key()).is_some_and(|r| r.proved) =>
+                    if self.replica_of(*replica).is_some_and(|r| r.proved) =>
                 {
                     *replica
                 }

@@ -14,7 +14,7 @@ pub(super) fn traffic_bar(
     y: u16,
 ) {
     let share_of = |release: ReleaseNumber, of: fn(&ReplicaView) -> u32| -> u32 {
-        let replicas = service.replicas.iter().filter(|r| r.id.release == release);
+        let replicas = service.replicas.iter().filter(|r| r.release() == release);
         replicas.map(of).sum()
     };
     let shares = |of: fn(&ReplicaView) -> u32| {

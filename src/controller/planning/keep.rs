@@ -1,0 +1,150 @@
+//! Which replicas a release takes over while they run: those whose engines it would start in the very same way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::core::Core;
+use super::super::{borrowing, calibration, world};
+use super::lay::command_for;
+use super::place::demand;
+use super::{Draft, place::place_on};
+use crate::api::ApiError;
+use crate::base::{ReleaseNumber, ReplicaKey};
+use crate::placement;
+use crate::rollout::{Phase, Release, ReplicaPlan, ReplicaState, ServiceState};
+use crate::spec::ServiceSpec;
+
+/// Replicas that run on, by their index in the new release.
+pub(super) type Kept = BTreeMap<u32, (ReplicaKey, ReplicaPlan)>;
+
+/// Whether two specs start engines in the same way and at the same places: only how many there are, how a release is
+/// rolled out and judged, and what is shown may differ.
+pub(super) fn same_engines(served: &ServiceSpec, spec: &ServiceSpec) -> bool {
+    let as_before = ServiceSpec {
+        replicas: served.replicas,
+        url: served.url.clone(),
+        rollout: served.rollout.clone(),
+        analysis: served.analysis.clone(),
+        ..spec.clone()
+    };
+    as_before == *served
+}
+
+/// What the release of this number can take over of the one that is served.
+///
+/// # Errors
+/// Why that is nothing, for people; none: the spec is another one.
+pub(super) fn kept(
+    core: &Core,
+    draft: &Draft,
+    state: &ServiceState,
+    number: ReleaseNumber,
+) -> Result<Kept, Option<String>> {
+    let served = state.stable.and_then(|n| state.releases.get(&n));
+    let served = served.filter(|r| same_engines(&r.spec, &draft.spec)).ok_or(None)?;
+    let nothing = |why: &str| Err(Some(why.to_owned()));
+    if state.active_rollout().is_some() || state.stopping {
+        return nothing("it is changing already");
+    }
+    // What is lent or moved has two places. (What is out for its host's maintenance has none.)
+    if state.binding_loan().is_some() || !state.moves.is_empty() {
+        return nothing("some are lent or being moved");
+    }
+    let mut there: Vec<(ReplicaKey, &ReplicaState, &ReplicaPlan)> = state
+        .replicas
+        .iter()
+        .filter(|(key, r)| {
+            key.release == served.number
+                && !r.retiring
+                && !state.vacated.contains(key)
+                && goes_on(core, served, **key, r)
+        })
+        .filter_map(|(key, r)| Some((*key, &**r, served.replica(key.replica)?)))
+        .collect();
+    if there.is_empty() {
+        return nothing("none of them is ready");
+    }
+    // Where there are to be fewer, those that serve stay.
+    there.sort_by_key(|(key, r, _)| (r.phase != Phase::Ready, key.replica));
+    there.truncate(usize::try_from(draft.spec.replicas.get()).unwrap_or(usize::MAX));
+    let replicas = draft.spec.replicas.get();
+    // Its own index where it can have it, so that it is called the same.
+    let own: BTreeSet<u32> =
+        there.iter().map(|(k, ..)| k.replica).filter(|i| *i < replicas).collect();
+    let mut others = (0..replicas).filter(|i| !own.contains(i));
+    let mut kept = Kept::new();
+    for (key, _, plan) in there {
+        let index = if key.replica < replicas { Some(key.replica) } else { others.next() };
+        let Some(index) = index.filter(|i| starts_alike(core, draft, served, plan, (number, *i)))
+        else {
+            continue;
+        };
+        kept.insert(index, (key, plan.clone()));
+    }
+    if kept.is_empty() {
+        return nothing("their command or address would be another one");
+    }
+    Ok(kept)
+}
+
+/// It serves, or comes up as it should. (One that fails gets another place, where there is one.)
+fn goes_on(core: &Core, release: &Release, key: ReplicaKey, replica: &ReplicaState) -> bool {
+    let hosts = || {
+        let ranks = release.replica(key.replica).into_iter().flat_map(|plan| &plan.ranks);
+        ranks.map(|rank| &rank.host).collect::<Vec<_>>()
+    };
+    let are_up = || {
+        core.hub.with(|s| hosts().iter().all(|host| s.hosts.get(*host).is_some_and(world::is_up)))
+    };
+    let comes = matches!(replica.phase, Phase::Starting | Phase::Waiting { .. } | Phase::Loading);
+    replica.phase == Phase::Ready || comes && replica.failures == 0 && are_up()
+}
+
+/// Whether the new release would start it with the same command, at the same address: this binary may be another one
+/// than the one that planned it, and a command of the user's may name its release.
+fn starts_alike(
+    core: &Core,
+    draft: &Draft,
+    served: &Release,
+    plan: &ReplicaPlan,
+    (release, replica): (ReleaseNumber, u32),
+) -> bool {
+    plan.ranks.iter().all(|rank| {
+        let place = placement::PlacedReplica {
+            host: rank.host.clone(),
+            devices: rank.devices.clone(),
+            memory_per_device: rank.memory_per_device,
+            shape: calibration::shape_of(served, rank.devices.len()),
+            in_place_of: Vec::new(),
+        };
+        let address = world::engine_address(&core.deck, &rank.host);
+        command_for(core, draft, (release, replica), &place, rank.port).is_ok_and(|command| {
+            let now = (&command.argv, &command.env, &command.files);
+            now == (&rank.argv, &rank.env, &rank.files) && address == rank.address
+        })
+    })
+}
+
+/// Places those that are missing beside what runs on.
+pub(super) fn place_missing(
+    core: &Core,
+    draft: &Draft,
+    kept: &Kept,
+) -> Result<placement::Placement, ApiError> {
+    let running = u32::try_from(kept.len()).unwrap_or(u32::MAX);
+    let missing = draft.spec.replicas.get().saturating_sub(running);
+    if missing == 0 {
+        return Ok(placement::Placement { replicas: Vec::new(), reasons: Vec::new() });
+    }
+    // What does not run on gives way where there is no other room.
+    let (staying, leaving): (Vec<_>, Vec<_>) = world::reusable(&core.state, &draft.service)
+        .into_iter()
+        .partition(|there| kept.values().any(|(key, _)| *key == there.replica));
+    let mut hosts = core.capacities(None);
+    for there in &leaving {
+        borrowing::release_devices(&mut hosts, &there.host, &there.devices);
+    }
+    let mut demand = demand(core, draft, missing, &hosts)?;
+    // Those that stay are counted in their failure domains.
+    (demand.staying, demand.reuse) = (staying, leaving);
+    place_on(core, hosts, &demand)
+}
