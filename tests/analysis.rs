@@ -2,10 +2,13 @@
 //! golden prompts, and rollouts that are taken back by the number that decided.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::sim_fleet::place_agents;
 use gpudeck::api::{Client, Door, Intent, Outcome, Snapshot};
 use gpudeck::controller::{self, Options, Paths, start_in_process};
 use gpudeck::demo::World;
@@ -112,6 +115,7 @@ async fn roll(world: &World, client: &Client, text: &str) -> (Outcome, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_number_that_decided_is_told() {
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     std::fs::remove_file(world.spec_path("code")).unwrap();
     std::fs::write(world.spec_path("chat"), spec("", "duration = \"1s\"")).unwrap();
     controller::init_repository(&world.deck_dir()).unwrap();

@@ -2,6 +2,8 @@
 //! their sections: a reload and a kill in mid-rollout lose nothing, a header chooses the canary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::sim_fleet::place_agents;
 use gpudeck::api::{Client, Condition, Door, Gate, Intent, Outcome, ServiceView};
 use gpudeck::controller::{self, Options, Paths, Running, start_in_process};
 use gpudeck::demo::World;
@@ -240,6 +243,7 @@ async fn a_backend_that_does_not_follow_weights_is_warned_of() {
     let (east, of_east) = by_hand("leastconn").await;
     let (west, of_west) = by_hand("roundrobin").await;
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let mut deck = world.deck().clone();
     deck.gateways = [("east".parse().unwrap(), of_east), ("west".parse().unwrap(), of_west)].into();
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
@@ -300,6 +304,7 @@ async fn sections_survive_reloads_and_crashes_and_a_header_chooses_the_canary() 
     }
     let (east, mut west) = (Haproxy::start().await, Haproxy::start().await);
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let mut deck = world.deck().clone();
     deck.gateways =
         [("east".parse().unwrap(), east.gateway()), ("west".parse().unwrap(), west.gateway())]
@@ -450,6 +455,7 @@ async fn a_release_changes_its_backend_while_clients_come() {
     }
     let mut west = Haproxy::start().await;
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let mut deck = world.deck().clone();
     deck.gateways = [("west".parse().unwrap(), west.gateway())].into();
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();

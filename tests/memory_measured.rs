@@ -6,6 +6,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use common::sim_fleet::place_agents;
 use gpudeck::api::{Bytes, Client, Door, Intent, Outcome, ServiceView};
 use gpudeck::controller::{self, Options, Paths, start_in_process};
 use gpudeck::demo::World;
@@ -72,6 +73,7 @@ async fn needed(client: &Client) -> (Bytes, Vec<String>) {
 async fn what_the_engine_logged_corrects_the_next_prediction_and_stays_in_the_deck() {
     let Some(program) = llama_server() else { return };
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let mut deck = world.deck().clone();
     deck.gateways.clear();
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
@@ -190,6 +192,7 @@ fn write_llama(dir: &std::path::Path, inner: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let mut deck = world.deck().clone();
     deck.gateways.clear();
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();
@@ -285,6 +288,7 @@ async fn an_engine_on_gpus_is_read_when_it_runs_and_when_it_refuses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_leaves_out_what_the_engine_cannot_cut() {
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let mut deck = world.deck().clone();
     deck.gateways.clear();
     std::fs::write(world.deck_dir().join("deck.toml"), toml::to_string(&deck).unwrap()).unwrap();

@@ -2,8 +2,11 @@
 //! replica is stopped only when its engine has nothing in flight.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod common;
+
 use std::time::{Duration, Instant};
 
+use common::sim_fleet::place_agents;
 use gpudeck::api::{Client, Door, Intent, Outcome, ServiceView};
 use gpudeck::controller::{self, Options, Paths, Running, start_in_process};
 use gpudeck::demo::World;
@@ -117,6 +120,7 @@ async fn wait_told(port: u16, status: u16, words: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_who_holds_the_hosts_publishes() {
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let dir = world.root().join("endpoints");
     let mut deck = world.deck().clone();
     deck.gateways.clear();
@@ -191,6 +195,7 @@ async fn only_who_holds_the_hosts_publishes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endpoints_move_first_and_streams_come_to_their_end() {
     let world = World::start(None).await.unwrap();
+    place_agents(&world);
     let dir = world.root().join("endpoints");
     let port = free_port().await;
     let mut deck = world.deck().clone();

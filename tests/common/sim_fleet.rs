@@ -1,17 +1,49 @@
 //! The simulated fleet with a deck, and a controller that is a process of its own: what is asked of it goes
 //! through the real binary.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use gpudeck::demo::World;
+use gpudeck::fleet::AgentBinary;
 use serde_json::Value;
 
 use super::{Finished, run, wait_until};
 
 /// Longest a command may take, or something that is waited for.
 pub const LONG: Duration = Duration::from_mins(3);
+
+/// Puts the agent on the hosts, as an earlier connection would have: to send a debug build to each of them through
+/// debug builds of both ends takes most of a test's time. `lab_agent`, `lab_company` and the demo have it sent.
+pub fn place_agents(world: &World) {
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let machine = machine.trim();
+    // Else the agent's directory has another name: then it is sent.
+    if machine.len() != 32 {
+        return;
+    }
+    let binary = Path::new(env!("CARGO_BIN_EXE_gpudeck"));
+    let memo = Path::new(env!("CARGO_TARGET_TMPDIR")).join("agent-binary.json");
+    let binary = AgentBinary::read_once(binary, &memo).unwrap();
+    let name = binary.installed_name();
+    let copy = world.root().join(&name);
+    std::fs::copy(&binary.path, &copy).unwrap();
+    let hosts = world.deck().hosts.values();
+    let folders: Vec<PathBuf> = hosts
+        .map(|host| Path::new(&host.agent_env["GPUDECK_STATE_DIR"]).join(machine).join("bin"))
+        .collect();
+    for folder in &folders {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::hard_link(&copy, folder.join(&name)).unwrap();
+    }
+    // One file under many names: only now is its stat what the hosts will see.
+    let stamp = run(Command::new("stat").args(["-c", "%s %y %z %i"]).arg(&copy), LONG);
+    let checked = format!("{} {}", binary.sha256, stamp.expect_success().stdout.trim());
+    for folder in &folders {
+        std::fs::write(folder.join(format!(".checked-{name}")), &checked).unwrap();
+    }
+}
 
 /// A simulated fleet with a deck; its controller ends with it.
 pub struct SimFleet {
@@ -38,6 +70,7 @@ impl SimFleet {
             .build()
             .unwrap();
         let world = runtime.block_on(World::start(Some(home.path().join("w")))).unwrap();
+        place_agents(&world);
         gpudeck::controller::init_repository(&world.deck_dir()).unwrap();
         Self { world: Some(world), home, _runtime: runtime }
     }
