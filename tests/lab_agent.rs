@@ -324,7 +324,7 @@ fn everything_works_where_sshd_forbids_forwarding() {
         let refused = run(&mut through, LONG);
         assert_ne!(refused.code(), Some(0), "{host} still forwards");
     }
-    let operator = Operator::new(lab);
+    let operator = Operator::of_new_hosts(lab, |_, _| ());
     // The container engine's and the gateway's socket are both reached through the agent.
     operator.write_spec(&format!(
         r#"

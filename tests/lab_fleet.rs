@@ -155,7 +155,6 @@ fn faults_have_names_and_stay_where_they_are() {
         return;
     }
     let Some(lab) = Lab::up(HOSTS, &["--bastions", "2", "--haproxy", "1"]) else { return };
-    lab.lab(&["agent", env!("CARGO_BIN_EXE_gpudeck")]);
     let operator = Operator::with(lab, prepare);
     operator.write_spec(SPEC);
     operator.expect(&["apply", "chat", "--wait", "--timeout", "3m", "--yes"], 0);

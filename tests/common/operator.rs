@@ -32,6 +32,13 @@ impl Operator {
 
     /// The same after something was prepared: in the deck, or in the home.
     pub fn with(lab: Lab, prepare: impl FnOnce(&Gpudeck, &Lab)) -> Self {
+        // Sending a debug build to each host takes longer than most of what is tested here.
+        lab.lab(&["agent", env!("CARGO_BIN_EXE_gpudeck")]);
+        Self::of_new_hosts(lab, prepare)
+    }
+
+    /// The same for hosts on which no agent was yet: it is sent there.
+    pub fn of_new_hosts(lab: Lab, prepare: impl FnOnce(&Gpudeck, &Lab)) -> Self {
         let gpudeck = Gpudeck::new();
         lab.deck(&gpudeck.deck());
         prepare(&gpudeck, &lab);

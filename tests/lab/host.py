@@ -1,10 +1,12 @@
 """One test host: its namespaces, its start and end, and the services that run in it."""
 
+import errno
 import http.client
 import json
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -297,7 +299,8 @@ class Host:
             self.run(f"umount -l {place}")
 
     def place_agent(self, shared, digest):
-        """A second name for the agent's binary, where an agent that was copied would be."""
+        """A second name for the agent's binary, where an agent that was copied would be; a copy where a disk of its own
+        is mounted there."""
         folder = self.path("disk", "var/lib/gpudeck", machine.read(self.path("etc", "machine-id")).strip())
         os.makedirs(os.path.join(folder, "bin"), mode=0o700, exist_ok=True)
         os.chmod(folder, 0o700)
@@ -305,8 +308,13 @@ class Host:
         path = os.path.join(folder, "bin", name)
         if os.path.lexists(path):
             os.unlink(path)
-        os.link(shared, path)
-        return os.path.join(folder, "bin", f".checked-{name}")
+        try:
+            os.link(shared, path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copy(shared, path)
+        return path, os.path.join(folder, "bin", f".checked-{name}")
 
     @staticmethod
     def stamp(path):
