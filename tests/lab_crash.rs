@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::lab::Lab;
 use common::operator::{Operator, Traffic};
-use common::{wait_for, wait_until};
+use common::{glance, wait_for, wait_until};
 use gpudeck::api::UpgradeHost;
 use gpudeck::base::{HostName, ReleaseId};
 use gpudeck::controller::deck_ledger::{DeckEvent, DeckRecord};
@@ -153,7 +153,7 @@ fn killed_at(
     journey.begin(operator);
     let mut seen = 0;
     let started = Instant::now();
-    // Without a pause, so that few more records come before the signal; a rollout may have fewer.
+    // With hardly a pause, so that few more records come before the signal; a rollout may have fewer.
     let mut more =
         || reader.more().unwrap().iter().filter(|r| r.value.get("service").is_some()).count();
     for look in 1_u64.. {
@@ -172,7 +172,7 @@ fn killed_at(
             break;
         }
         assert!(started.elapsed() < Duration::from_mins(1), "{what}: neither it nor the end");
-        std::thread::yield_now();
+        glance();
     }
     Operator::kill_controller_with(controller);
     let code = if journey.completes() { 0 } else { 3 };
@@ -299,7 +299,7 @@ impl Told {
         chat.ready_total() == REPLICAS && lives(chat) == usize::try_from(REPLICAS).unwrap()
     }
 
-    /// Without a pause, so that few more records come before what is done next.
+    /// With hardly a pause, so that few more records come before what is done next.
     #[track_caller]
     fn wait(&mut self, operator: &Operator, what: &str, holds: impl Fn(&Self) -> bool) {
         let started = Instant::now();
@@ -312,7 +312,7 @@ impl Told {
                 let (state, story) = (&self.state.ledger, operator.story());
                 panic!("waited in vain for {what}: {state:#?}\n{}\n{story}", self.records);
             }
-            std::thread::yield_now();
+            glance();
         }
     }
 }

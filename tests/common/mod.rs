@@ -76,17 +76,26 @@ pub fn has_program(program: &str) -> bool {
     false
 }
 
-/// Waits until `look` gives something, looking every 20 ms; panics at the deadline with what was awaited.
+/// Waits until `look` gives something, looking every 20 ms, less often if the look itself is work (as a program that
+/// is run for it), so that who waits takes little from whom it waits for; panics at the deadline with what was awaited.
 #[track_caller]
 pub fn wait_for<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
+        let began = Instant::now();
         if let Some(found) = look() {
             return found;
         }
         assert!(started.elapsed() < deadline, "waited {deadline:?} in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        let pause = began.elapsed().clamp(Duration::from_millis(20), Duration::from_millis(200));
+        std::thread::sleep(pause);
     }
+}
+
+/// A pause between looks for a journal's next record that is shorter than what it takes to write one durably: few more
+/// come unseen, and who looks does not take a processor for itself.
+pub fn glance() {
+    std::thread::sleep(Duration::from_micros(100));
 }
 
 /// The same for a plain condition.

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::process::{Signal, kill_process};
 
 use super::{Company, DEADLINE, json};
-use crate::common::wait_until;
+use crate::common::{glance, wait_until};
 
 /// SIGKILL when the n-th record of a rollout is on the disk: a sample of n, or with `GPUDECK_NIGHTLY=1`
 /// each until a rollout ends with fewer records.
@@ -30,7 +30,7 @@ fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
         let began = company.a("apply chat --output json").expect_success();
         let mut seen = 0;
         let started = std::time::Instant::now();
-        // Without a pause, so that few more records come before the signal; a rollout may need fewer.
+        // With hardly a pause, so that few more records come before the signal; a rollout may need fewer.
         for look in 1_u64.. {
             let records = reader.more().unwrap();
             seen += records.iter().filter(|r| r.value.get("service").is_some()).count();
@@ -39,7 +39,7 @@ fn a_controller_killed_at_any_record_starts_nothing_twice_and_finishes() {
                 break;
             }
             assert!(started.elapsed() < DEADLINE, "neither record {at} nor the rollout's end");
-            std::thread::yield_now();
+            glance();
         }
         kill_process(controller, Signal::KILL).unwrap();
         let done = company.a("rollout status chat --wait --timeout 60s");
