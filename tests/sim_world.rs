@@ -75,8 +75,10 @@ async fn a_bad_canary_is_seen_at_the_gateway_and_nothing_stays_behind() {
     }
     let seen = load.counts();
     drop(load);
-    // A quarter of the requests, three tenths of these: 30 of 400, and what was under way.
-    assert!((27..=34).contains(&seen.failed), "{seen:?}");
+    // A quarter of the requests, three tenths of these: 30 of 400, and of what is under way, because those that fail
+    // have their end first.
+    let most = (seen.ok + seen.failed + seen.in_flight) * 3 / 40 + 4;
+    assert!((27..=most).contains(&seen.failed), "{seen:?}");
     assert_eq!(seen.skipped, 0);
 
     let allocation = std::fs::read_dir(world.root().join("hosts/gpu-2/allocations")).unwrap();
