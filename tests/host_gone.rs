@@ -117,6 +117,7 @@ fn what_a_host_had_that_has_left_the_deck_is_placed_elsewhere() {
 #[test]
 fn a_service_whose_spec_was_taken_away_can_be_gone_back_to() {
     let person = Gpudeck::new();
+    let traces = Traces::of(&person);
     person.run(["init"], DEADLINE).expect_success();
     std::fs::write(person.deck().join("deck.toml"), hosts(&person, &["here"])).unwrap();
     let spec = person.deck().join("services/chat.toml");
@@ -150,5 +151,9 @@ fn a_service_whose_spec_was_taken_away_can_be_gone_back_to() {
     assert!(std::fs::read_to_string(&spec).unwrap().contains("60ms"));
 
     person.run(["stop", "chat", "--yes"], DEADLINE).expect_success();
+    wait_until("it stops", DEADLINE, || {
+        person.run(["status", "chat"], DEADLINE).stdout.contains("stopped")
+    });
     person.run(["controller", "stop"], DEADLINE).expect_success();
+    traces.expect_none(&person);
 }
