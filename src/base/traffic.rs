@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ReplicaId;
+use super::{ReleaseNumber, ReplicaId};
 
 /// A replica as the gateway sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,16 @@ pub struct TrafficServer {
     /// Requests that ask for the canary (`canary_header`, `canary_cookie`) are sent to it, whatever its weight.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_rule: bool,
+    /// The release that it is of, where that took it over from the one in its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_over_by: Option<ReleaseNumber>,
+}
+
+impl TrafficServer {
+    /// The release that it is of.
+    pub fn release(&self) -> ReleaseNumber {
+        self.taken_over_by.unwrap_or(self.replica.release)
+    }
 }
 
 /// Whether a server takes new requests.

@@ -299,6 +299,7 @@ mod tests {
                     weight,
                     mode: TrafficMode::Ready,
                     by_rule: false,
+                    taken_over_by: None,
                 })
                 .collect()
         };

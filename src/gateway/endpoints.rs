@@ -84,7 +84,7 @@ impl Endpoints {
             let _ = writeln!(
                 out,
                 "{instance} IN TXT \"service={service}\" \"release={}\" \"path=/v1\"",
-                server.replica.release
+                server.release()
             );
             let _ = writeln!(out, "_{service}._tcp {srv}");
         }
@@ -99,7 +99,7 @@ fn groups<'a>(service: &ServiceName, servers: impl Iterator<Item = &'a TrafficSe
                 "targets": [authority(server)],
                 "labels": {
                     "service": service,
-                    "release": server.replica.release.to_string(),
+                    "release": server.release().to_string(),
                     "replica": server.replica.to_string(),
                     "__meta_gpudeck_weight": server.weight.to_string(),
                     "__meta_gpudeck_mode": match server.mode {
@@ -134,6 +134,7 @@ mod tests {
             weight,
             mode,
             by_rule: false,
+            taken_over_by: None,
         };
         Endpoints {
             service: "chat".parse().unwrap(),
@@ -161,6 +162,12 @@ mod tests {
         assert_eq!(groups[2]["labels"]["__meta_gpudeck_mode"], "drain");
         assert_eq!(groups[0]["labels"]["__meta_gpudeck_weight"], "90");
         assert_eq!(groups[0]["labels"]["release"], "r1");
+        // What r3 took over is r3's, whatever it was started as.
+        endpoints.endpoints[0].taken_over_by = Some(crate::base::ReleaseNumber(3));
+        let groups = read(endpoints.scrape());
+        assert_eq!(groups[0]["labels"]["release"], "r3");
+        assert_eq!(groups[0]["labels"]["replica"], "r1-0-a1");
+        assert!(endpoints.zone("llm.lan.").contains("\"release=r3\""));
     }
 
     #[test]

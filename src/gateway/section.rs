@@ -152,6 +152,7 @@ mod tests {
             weight,
             mode,
             by_rule: false,
+            taken_over_by: None,
         }
     }
 

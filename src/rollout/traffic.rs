@@ -14,8 +14,9 @@ const MAX_WEIGHT: u32 = 256;
 /// The weight of every server when all get the same.
 const EVEN: u16 = 100;
 
-/// A server of the table: its weight, its mode, and whether requests are sent to it by the canary's rule.
-type Row = (ReplicaId, u16, TrafficMode, bool);
+/// A server of the table: its weight, its mode, whether requests are sent to it by the canary's rule, and the release that
+/// took it over.
+type Row = (ReplicaId, u16, TrafficMode, bool, Option<ReleaseNumber>);
 
 impl ServiceState {
     pub(super) fn apply_traffic(&self) -> Action {
@@ -45,10 +46,9 @@ impl ServiceState {
 
     fn is_current(&self, table: &[Row]) -> bool {
         table.len() == self.traffic.len()
-            && table
-                .iter()
-                .zip(self.traffic.iter())
-                .all(|(new, old)| *new == (old.replica, old.weight, old.mode, old.by_rule))
+            && table.iter().zip(self.traffic.iter()).all(|(new, old)| {
+                *new == (old.replica, old.weight, old.mode, old.by_rule, old.taken_over_by)
+            })
     }
 
     /// Requests that ask for the canary are sent to the release that is coming: from its first ready replica on,
@@ -229,14 +229,14 @@ impl ServiceState {
             .iter()
             .filter_map(|(key, replica)| {
                 let is_coming = Some(key.release) == roles.coming;
+                let id = replica.id(*key);
+                let owner = (id.release != key.release).then_some(key.release);
                 match replica.phase {
                     Phase::Ready => {
                         let weight = if is_coming { coming } else { going };
-                        Some((replica.id(*key), weight, TrafficMode::Ready, by_rule && is_coming))
+                        Some((id, weight, TrafficMode::Ready, by_rule && is_coming, owner))
                     }
-                    Phase::Draining { .. } => {
-                        Some((replica.id(*key), 0, TrafficMode::Drain, false))
-                    }
+                    Phase::Draining { .. } => Some((id, 0, TrafficMode::Drain, false, owner)),
                     _ => None,
                 }
             })
@@ -253,11 +253,19 @@ impl Decider<'_> {
         if !self.state.is_current(&table) {
             let servers: Vec<TrafficServer> = table
                 .into_iter()
-                .filter_map(|(replica, weight, mode, by_rule)| {
+                .filter_map(|(replica, weight, mode, by_rule, taken_over_by)| {
                     let release = self.state.releases.get(&replica.release)?;
                     let first = release.replica(replica.replica)?.ranks.first()?;
                     let (address, port) = (first.address.clone(), first.port);
-                    Some(TrafficServer { replica, address, port, weight, mode, by_rule })
+                    Some(TrafficServer {
+                        replica,
+                        address,
+                        port,
+                        weight,
+                        mode,
+                        by_rule,
+                        taken_over_by,
+                    })
                 })
                 .collect();
             self.state.traffic = servers.into();

@@ -39,6 +39,7 @@ impl Engine {
             weight,
             mode: TrafficMode::Ready,
             by_rule: false,
+            taken_over_by: None,
         }
     }
 
