@@ -22,7 +22,7 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         match release.keeps.len() {
             0 => {}
             1 => {
-                story.info("1 replica runs on: its engine is started with nothing else".to_owned())
+                story.info("1 replica runs on: its engine is started with nothing else".to_owned());
             }
             n => story
                 .info(format!("{n} replicas run on: their engines are started with nothing else")),

@@ -75,7 +75,7 @@ impl ServiceState {
     pub(super) fn next_attempt(&self, key: ReplicaKey) -> Attempt {
         let present = self.replicas.get(&key).map(|replica| replica.attempt);
         let last = present.max(self.attempts.get(&key).copied());
-        last.map_or(Attempt::FIRST, |last| last.next())
+        last.map_or(Attempt::FIRST, Attempt::next)
     }
 
     /// What a rollout under way has started: its failure is the new release's. (What was taken over and runs as it did
