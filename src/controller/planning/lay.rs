@@ -37,7 +37,7 @@ pub(super) fn next_number(core: &Core, service: &ServiceName) -> ReleaseNumber {
     core.beginnings.number_of(service).unwrap_or_else(next)
 }
 
-/// The same, with replicas that run on: what was placed is what they lack.
+/// [`lay_out`] with replicas that run on: what was placed is what they lack.
 pub(super) fn lay_beside(
     core: &Core,
     draft: &Draft,
