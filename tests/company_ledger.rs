@@ -228,7 +228,7 @@ fn a_journal_of_the_first_format_is_read_and_goes_on_in_the_present_one() {
     let report = verify(dir.path()).unwrap();
     assert!(report.is_good());
     let versions: Vec<_> = report.segments.iter().map(|s| s.version).collect();
-    assert_eq!(versions, [Some(1), Some(2)]);
+    assert_eq!(versions, [Some(1), Some(3)]);
 }
 
 /// The state directory on a file system of its own.

@@ -437,7 +437,9 @@ fn a_plan_names_everything_an_analysis_judges_and_how_long_it_takes() {
         [[analysis.all.prometheus]]\nurl = \"http://127.0.0.1:9\"\nquery = \"up\"\n\
         success = \"result > 0\"\ninterval = \"1m\"\ncount = 5\n";
     let steps = "[rollout]\nsteps = [{ weight = 50 }, { analyse = \"all\" }]";
-    std::fs::write(&path, format!("{}{analysis}", good.replace("[rollout]", steps))).unwrap();
+    // With other engines: steps are for what is new.
+    let good = format!("context = 4096\n{}", good.replace("[rollout]", steps));
+    std::fs::write(&path, format!("{good}{analysis}")).unwrap();
     let plan = fleet.expect(&["plan", "code"], 2).stdout;
     for gate in [
         "time to first token ≤ 2s (95th percentile)",

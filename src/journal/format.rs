@@ -62,9 +62,18 @@ pub struct Header {
     /// The gpudeck that wrote it: `gpudeck 0.1.0`; empty in version 1.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub written_by: String,
+    /// The version of its format once more, under the header's hash: one that is read as another is found. Since
+    /// version 3.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub format: u32,
     /// The version of its format, which stands before the JSON.
     #[serde(skip)]
     pub version: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl Header {
@@ -75,6 +84,7 @@ impl Header {
             first_seq,
             previous: previous.as_str().to_owned(),
             written_by: concat!("gpudeck ", env!("CARGO_PKG_VERSION")).to_owned(),
+            format: VERSION,
             version: VERSION,
         }
     }
@@ -157,6 +167,9 @@ pub fn parse_header(text: &str) -> Result<(Header, Link), BadHeader> {
     }
     let header: Header =
         serde_json::from_str(json).map_err(|_| BadHeader::Damaged("the header is not readable"))?;
+    if header.format != if version < 3 { 0 } else { version } {
+        return Err(BadHeader::Damaged("the header is of another version than it says"));
+    }
     Ok((Header { version, ..header }, link))
 }
 
