@@ -56,7 +56,6 @@ pub const MET: &[&str] = &[
     "hosts: stopped",
     "hosts: taken out",
     "hosts: uncordoned in the middle",
-    "hosts: uncordoned while its drain was planned",
     "hosts: upgrade failed",
     "hosts: drain put off",
     "hosts: held or let go on",
