@@ -12,6 +12,8 @@ pub struct Demand {
     pub service: ServiceName,
     /// How many replicas.
     pub replicas: u32,
+    /// What they are called, in order, in what is told of them; as many as are given, the others by their place.
+    pub indexes: Vec<u32>,
     /// Shapes with their memory, to be tried in order; the first that fits is taken for all.
     pub shapes: Vec<ShapeNeed>,
     /// Shapes that the engine refuses whatever the memory, a line each.
@@ -56,6 +58,13 @@ impl ShapeNeed {
             .iter()
             .fold(1u64, |n, d| n.saturating_mul(u64::from(d.get())));
         usize::try_from(n).unwrap_or(usize::MAX)
+    }
+}
+
+impl Demand {
+    /// What the `n`th of its replicas is called.
+    pub(super) fn index(&self, n: u32) -> u32 {
+        usize::try_from(n).ok().and_then(|n| self.indexes.get(n)).copied().unwrap_or(n)
     }
 }
 

@@ -45,7 +45,8 @@ pub(super) fn place(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed) -
         *attempt.promised.entry(at).or_default() += attempt.need.0;
         attempt.displaced.extend(best.in_place_of.iter().copied());
         placed.reasons.push(format!(
-            "replica {replica} on {}: {} of {} host memory{}",
+            "replica {} on {}: {} of {} host memory{}",
+            demand.index(replica),
             host.name,
             attempt.need,
             best.rank.free.0,

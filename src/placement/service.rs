@@ -124,10 +124,9 @@ fn told(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed, answer: &Answ
         })
         .collect();
     found.sort_by_key(|(order, ..)| *order);
-    let mut reasons: Vec<String> = found
-        .iter()
-        .enumerate()
-        .map(|(n, (_, r, why))| format!("replica {n} on {}: {why}", r.host))
+    let mut reasons: Vec<String> = (0..)
+        .zip(&found)
+        .map(|(n, (_, r, why))| format!("replica {} on {}: {why}", demand.index(n), r.host))
         .collect();
     let replicas: Vec<PlacedReplica> = found.into_iter().map(|(_, r, _)| r).collect();
     reasons.extend(explain::passed_over(hosts, demand, need, &replicas, service));

@@ -67,6 +67,7 @@ fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
     Demand {
         service: "chat".parse().unwrap(),
         replicas,
+        indexes: Vec::new(),
         shapes,
         refused_shapes: Vec::new(),
         device: DeviceKind::Gpu,

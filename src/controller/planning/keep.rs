@@ -146,5 +146,7 @@ pub(super) fn place_missing(
     let mut demand = demand(core, draft, missing, &hosts)?;
     // Those that stay are counted in their failure domains.
     (demand.staying, demand.reuse) = (staying, leaving);
+    let most = usize::try_from(missing).unwrap_or(usize::MAX);
+    demand.indexes = (0..).filter(|index| !kept.contains_key(index)).take(most).collect();
     place_on(core, hosts, &demand)
 }

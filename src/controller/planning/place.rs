@@ -117,6 +117,7 @@ pub(in crate::controller) fn demand(
     Ok(Demand {
         service: draft.service.clone(),
         replicas,
+        indexes: Vec::new(),
         shapes,
         refused_shapes,
         device: spec.device,
