@@ -187,6 +187,25 @@ async fn ask(address: SocketAddr, header: &str) -> Option<String> {
     rest.split('"').next().map(str::to_owned)
 }
 
+/// Somebody who asks until the flag is taken away, and a few times at least: how many requests were answered, and how
+/// many not.
+fn ask_all_the_time(address: SocketAddr) -> (Arc<AtomicBool>, tokio::task::JoinHandle<(u32, u32)>) {
+    let asking = Arc::new(AtomicBool::new(true));
+    let goes_on = Arc::clone(&asking);
+    let asker = tokio::spawn(async move {
+        let (mut answered, mut unanswered) = (0, 0);
+        while goes_on.load(Ordering::Relaxed) || answered + unanswered <= 20 {
+            match ask(address, "").await {
+                Some(_) => answered += 1,
+                None => unanswered += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (answered, unanswered)
+    });
+    (asking, asker)
+}
+
 async fn view(client: &Client) -> ServiceView {
     client.snapshot().await.unwrap().services.remove(&"chat".parse().unwrap()).unwrap()
 }
@@ -510,19 +529,8 @@ async fn a_release_changes_its_backend_while_clients_come() {
     alone(&west, "chat", "talk").await;
 
     // Somebody asks all the time.
-    let (address, asking) = (west.address, Arc::new(AtomicBool::new(true)));
-    let goes_on = Arc::clone(&asking);
-    let asker = tokio::spawn(async move {
-        let (mut answered, mut unanswered) = (0, 0);
-        while goes_on.load(Ordering::Relaxed) {
-            match ask(address, "").await {
-                Some(_) => answered += 1,
-                None => unanswered += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        (answered, unanswered)
-    });
+    let (asking, asker) = ask_all_the_time(west.address);
+    let address = west.address;
     let both = async |west: &Haproxy, new: &str| {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -631,19 +639,7 @@ async fn scaling_adds_and_removes_servers_and_fails_no_request() {
     applied(&client, 1).await;
     servers(&["r1-0-a1", "r1-1-a1"]).await;
 
-    let (address, asking) = (west.address, Arc::new(AtomicBool::new(true)));
-    let goes_on = Arc::clone(&asking);
-    let asker = tokio::spawn(async move {
-        let (mut answered, mut unanswered) = (0, 0);
-        while goes_on.load(Ordering::Relaxed) {
-            match ask(address, "").await {
-                Some(_) => answered += 1,
-                None => unanswered += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        (answered, unanswered)
-    });
+    let (asking, asker) = ask_all_the_time(west.address);
     scale(4);
     applied(&client, 2).await;
     servers(&["r1-0-a1", "r1-1-a1", "r2-2-a1", "r2-3-a1"]).await;

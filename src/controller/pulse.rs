@@ -144,6 +144,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::base::{Attempt, ReleaseNumber, ReplicaId};
+
     #[test]
     fn every_round_has_its_share_of_the_replicas() {
         let key = |replica| -> Key {

@@ -541,6 +541,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_an_older_gpudeck_would_misread_is_of_another_version_to_it() {
+        let (deck, service) = (DeckId(uuid::Uuid::from_u128(1)), "chat".parse().unwrap());
+        let mut saved = saved(17, ServiceState::new(service));
+        let service = saved.state.service.clone();
+        let text_of = |saved: &Saved| {
+            let saver = Saver::default();
+            saver.put(saved.clone(), Arc::default());
+            saver.wanted(&service).unwrap().text().unwrap()
+        };
+        assert!(text_of(&saved).starts_with("z1:"));
+        let key = |release| crate::base::ReplicaKey { release: ReleaseNumber(release), replica: 0 };
+        saved.state.taken_over.insert(key(7), key(8));
+        let text = text_of(&saved);
+        assert!(text.starts_with("z2:"));
+        assert!(unpack_json::<Saved>(PREFIX, &text).is_err());
+        assert_eq!(Saved::unpack(&text, deck, &service), Ok(saved));
+    }
+
+    #[test]
     fn what_is_packed_is_read_back_and_nothing_else() {
         let deck = DeckId(uuid::Uuid::from_u128(1));
         let service: ServiceName = "chat".parse().unwrap();
