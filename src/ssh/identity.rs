@@ -9,15 +9,15 @@ use std::sync::Arc;
 use russh::keys::agent::AgentIdentity;
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{
-    Algorithm, Certificate, HashAlg, PrivateKey, PublicKey, decode_secret_key, signature,
-    ssh_encoding::Encode, ssh_key,
+    Algorithm, Certificate, HashAlg, PrivateKey, PublicKey, signature, ssh_encoding::Encode,
+    ssh_key,
 };
 
 use super::SshError;
 use super::agent_keys::{self, Agent};
 use super::endpoint::{ConnectOptions, Endpoint, aside};
 use super::handler::rsa_bits;
-use super::keyring::{KeyRing, read_key_file};
+use super::keyring::{KeyRing, decode, read_key_file};
 use crate::base::{quote, text};
 
 /// Who signs with a key.
@@ -101,7 +101,7 @@ fn load_any(path: &Path, key_ring: &KeyRing) -> Result<File, String> {
         }
         Err(error) => return Err(error.to_string()),
     };
-    match decode_secret_key(&text, None) {
+    match decode(&text, None) {
         Ok(key) if !key.is_encrypted() => {
             let public = Some(key.public_key().key_data().clone());
             file(public, Some(Arc::new(key)), false)

@@ -14,8 +14,8 @@ use russh::keys::{PrivateKey, decode_secret_key};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
-use super::Questions;
 use super::queue::Queue;
+use super::{Questions, short_scalar};
 use crate::base::text;
 
 /// Longest key or certificate file that is read, in bytes.
@@ -142,10 +142,9 @@ impl KeyRing {
             let Some(secret) = questions.secret(&prompt).await else { break };
             let text = Arc::clone(&text);
             // Deriving the key from a passphrase is slow on purpose.
-            let opened = tokio::task::spawn_blocking(move || {
-                decode_secret_key(&text, Some(secret.expose_secret()))
-            })
-            .await;
+            let opened =
+                tokio::task::spawn_blocking(move || decode(&text, Some(secret.expose_secret())))
+                    .await;
             if let Ok(Ok(key)) = opened
                 && !key.is_encrypted()
             {
@@ -205,6 +204,15 @@ impl KeyRing {
         }
         self.passwords().retain(|_, password| !matches!(password, Password::Declined(_)));
     }
+}
+
+/// The key in a key file's text, opened by its passphrase if there is one.
+pub(super) fn decode(
+    text: &str,
+    passphrase: Option<&str>,
+) -> Result<PrivateKey, russh::keys::Error> {
+    decode_secret_key(text, passphrase)
+        .or_else(|error| short_scalar::read(text, passphrase).ok_or(error))
 }
 
 /// A key file's text.

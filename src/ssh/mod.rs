@@ -29,6 +29,7 @@ mod proposal;
 pub mod questions;
 mod queue;
 mod refusal;
+mod short_scalar;
 mod signer;
 mod way;
 

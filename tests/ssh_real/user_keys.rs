@@ -122,6 +122,43 @@ async fn a_private_key_that_others_may_read_is_not_used_and_it_is_said_why() {
     try_connect(&target, &options, &NoQuestions).await.unwrap();
 }
 
+/// One key in five hundred has a private number that is written with 31 bytes or fewer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ecdsa_key_with_a_short_number_lets_us_in() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::start();
+    let key = server.path("short");
+    // With this comment the file of such a key is one block shorter than that of any other.
+    let lengths = |tries: usize| {
+        let mut usual = 0;
+        for _ in 0..tries {
+            let _ = fs::remove_file(&key);
+            tool(
+                "ssh-keygen",
+                &["-q", "-t", "ecdsa", "-N", "", "-C", "x", "-f", key.to_str().unwrap()],
+            );
+            let length = fs::metadata(&key).unwrap().len();
+            if length < usual {
+                return true;
+            }
+            usual = length;
+        }
+        false
+    };
+    assert!(lengths(20_000));
+    server.authorize(&key);
+    let mut target = target(&server, &server.known_hosts("ed25519"));
+    target.identity_files = vec![key.display().to_string()];
+    let options = options(server.dir.path());
+    try_connect(&target, &options, &NoQuestions).await.unwrap();
+    tool("ssh-keygen", &["-q", "-p", "-P", "", "-N", "correct horse", "-f", key.to_str().unwrap()]);
+    let person = Person::knowing(&["wrong", "correct horse"]);
+    try_connect(&target, &options, &person).await.unwrap();
+    assert_eq!(person.asked(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agents_keys_let_us_in() {
     if !lab() {
