@@ -244,7 +244,7 @@ pub async fn any_link(state_dir: &Path, deck: DeckId) -> (Arc<dyn HostLink>, Epo
         deck,
         epoch: None,
         holder: "test".to_owned(),
-        lease_ms: 600_000,
+        lease_ms: 60_000,
         force: false,
     };
     match link.request(claim).await {

@@ -20,8 +20,14 @@ use crate::base::text::clean;
 use crate::base::{DeckId, Epoch, Timestamp};
 use crate::wire::{ClaimInfo, MAX_HOLDER, RankStatus, Refusal, is_same_holder};
 
-/// Longest lease that is granted.
-const MAX_LEASE: Duration = Duration::from_hours(1);
+/// Longest lease that is granted: twice what controllers ask for.
+const MAX_LEASE: Duration = Duration::from_mins(1);
+
+/// Until when a lease runs, as it is told. One that would end later than any that is granted was written by a clock that
+/// was set back since; its holder would have renewed it by the new one, within seconds.
+pub(super) fn end_of(until: Timestamp, now: Timestamp) -> Timestamp {
+    if until.since(now) > MAX_LEASE { now } else { until }
+}
 
 /// What `claim.json` holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +57,7 @@ impl Claim {
 
     fn info(self, now: Timestamp) -> ClaimInfo {
         let Self { epoch, holder, since, until, .. } = self;
-        ClaimInfo { epoch, holder, since, until, now }
+        ClaimInfo { epoch, holder, since, until: end_of(until, now), now }
     }
 }
 
@@ -87,7 +93,9 @@ fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refu
         // Somebody took the host since: even when that lease has ended the asker must notice.
         (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
         (Some(claim), _)
-            if claim.until > now && !ask.force && !is_same_holder(&claim.holder, &ask.holder) =>
+            if end_of(claim.until, now) > now
+                && !ask.force
+                && !is_same_holder(&claim.holder, &ask.holder) =>
         {
             Err(claim.held())
         }
@@ -290,6 +298,28 @@ mod tests {
         assert_eq!(epoch(Some(&ended), ask(Some(3), "a", false)), None, "was taken since");
         assert_eq!(epoch(Some(&ended), ask(Some(9), "a", false)), Some(10), "state was lost");
         assert_eq!(epoch(None, ask(Some(2000), "a", false)), Some(2001));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_lengthens_no_lease() {
+        let taken = |until| decide(Some(&held(until)), &ask(None, "b", false), NOW).is_ok();
+        let longest = NOW.plus(MAX_LEASE);
+        assert!(!taken(longest.0));
+        assert!(taken(longest.0 + 1));
+        let told = |until| held(until).info(NOW).until;
+        assert_eq!(told(longest.0), longest);
+        assert_eq!(told(longest.0 + 1), NOW);
+        let note = Note {
+            epoch: Epoch(3),
+            holder: "b".to_owned(),
+            since: NOW,
+            until: longest,
+            running: 0,
+        };
+        let bob =
+            |until| Neighbour { user: "bob".to_owned(), note: Note { until, ..note.clone() } };
+        assert!(bob(longest).is_in_the_way("a", NOW));
+        assert!(!bob(Timestamp(longest.0 + 1)).is_in_the_way("a", NOW));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::claim::end_of;
 use super::process;
 use super::state::{self, StateDir};
 use crate::base::text::clean;
@@ -60,7 +61,8 @@ impl Neighbour {
     /// Whether `holder` must not take the host from it unless forced to: its lease runs, or its engines do, which
     /// nobody but their user can stop.
     pub fn is_in_the_way(&self, holder: &str, now: Timestamp) -> bool {
-        !self.is_of(holder) && (self.note.until > now || self.note.running > 0)
+        let is_leased = end_of(self.note.until, now) > now;
+        !self.is_of(holder) && (is_leased || self.note.running > 0)
     }
 
     /// The same controller, which has logged in as another user.
@@ -80,7 +82,7 @@ impl Neighbour {
     /// For people and other controllers.
     pub fn info(&self, now: Timestamp) -> ClaimInfo {
         let Note { epoch, since, until, .. } = self.note;
-        ClaimInfo { epoch, holder: self.named(), since, until, now }
+        ClaimInfo { epoch, holder: self.named(), since, until: end_of(until, now), now }
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ use super::owed::Owed;
 use crate::base::{DeckId, Epoch, EpochCell, HostName, ServiceName, Timestamp};
 use crate::fleet::{Fleet, HostLink, LinkError};
 use crate::wire::{ClaimInfo, Refusal, Reply, Request, is_same_holder};
+
+mod letting_go;
 
 /// How long a claim holds without being renewed.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
@@ -54,6 +56,8 @@ pub struct Claims {
     known: PlainMutex<Known>,
     /// Counts changes of what is known, so that the loop looks only then.
     changes: AtomicU64,
+    /// The controller ends: no lease is asked for any more.
+    is_ending: AtomicBool,
     /// Those that are to be given back: a take-over of them came to nothing.
     owed: Owed,
     /// Those that a take-over by force left out: held, and not heard of since.
@@ -163,6 +167,7 @@ impl Claims {
             held: Mutex::new(BTreeMap::new()),
             known: PlainMutex::new(known),
             changes: AtomicU64::new(1),
+            is_ending: AtomicBool::new(false),
             owed,
             left_out: LeftOut::default(),
             rounds: PlainMutex::default(),
@@ -403,6 +408,8 @@ impl Claims {
         force: bool,
     ) -> Result<EpochCell, LinkError> {
         let asked = Instant::now();
+        // Nothing that still looks after its claims brings back what has ended.
+        let lease = if self.is_ending.load(Ordering::Acquire) { Duration::ZERO } else { lease };
         let request = Request::Claim {
             deck: self.deck,
             epoch,
@@ -590,83 +597,6 @@ impl Claims {
         } else {
             self.survey(link).await.map(|_| ())
         }
-    }
-
-    /// These hosts are about to be taken over from others, and those that are `away` are left out. Until
-    /// [`Self::settle`] the former are to be given back, and the latter are not held.
-    ///
-    /// # Errors
-    /// It cannot be written down.
-    pub fn begin_taking(
-        &self,
-        term: u64,
-        from: &BTreeMap<HostName, Other>,
-        away: &BTreeSet<HostName>,
-    ) -> std::io::Result<()> {
-        let whose = from.iter().map(|(host, other)| (host.clone(), other.holder.clone()));
-        self.left_out.begin(term, away.iter().cloned(), now())?;
-        self.owed.begin(term, whose.collect())
-    }
-
-    /// What was left on these hosts is in the journal, in this term.
-    pub fn settle(&self, term: u64, hosts: &BTreeSet<HostName>) {
-        let left_out = self.left_out.settle();
-        // Nor is one of them owed to anybody any more.
-        self.owed.settle(term, hosts.iter().chain(&left_out));
-        for host in left_out {
-            self.note(&host, None);
-        }
-    }
-
-    /// A take-over of these hosts has come to nothing: from here on none of them that was another's is ours.
-    pub fn let_go<'a>(&self, hosts: impl IntoIterator<Item = &'a HostName>) {
-        self.owed.give_up();
-        self.left_out.give_up();
-        for host in hosts {
-            if let Some(holder) = self.owed.to(host) {
-                self.note(host, Some(Other::before_us(holder)));
-            }
-        }
-    }
-
-    /// Gives such hosts back to those who had them, at once or when they are reached again; of the others the lease ends.
-    pub async fn give_up(&self, links: &[Arc<dyn HostLink>]) {
-        self.let_go(links.iter().map(|link| link.host()));
-        let links = links.iter().map(|link| async move {
-            let held = self.held.lock().await.get(link.host()).cloned();
-            if self.owed.to(link.host()).is_some() {
-                if let Err(error) = self.survey(link.as_ref()).await {
-                    tracing::warn!(host = %link.host(), %error, "it is given back later");
-                }
-            } else if let Some(claim) = held.filter(|claim| claim.until.is_some()) {
-                let epoch = Some(claim.epoch.get());
-                let _ = self.claim(link.as_ref(), epoch, Duration::ZERO, false).await;
-            }
-            if let Some(claim) = self.held.lock().await.get_mut(link.host()) {
-                claim.until = None;
-            }
-        });
-        futures::future::join_all(links).await;
-    }
-
-    /// Gives a host that has our name back to whom it is owed, if it is: it is none of ours in any case.
-    async fn give_back(&self, link: &dyn HostLink, epoch: Epoch) -> Option<Other> {
-        let holder = self.owed.to(link.host())?;
-        // With the present epoch it is renewed, without a lease and in the other name; whoever took it meanwhile
-        // has another one, and keeps it.
-        let request = Request::Claim {
-            deck: self.deck,
-            epoch: Some(epoch),
-            holder: holder.clone(),
-            lease_ms: 0,
-            force: false,
-        };
-        match link.request(request).await {
-            Ok(Reply::Claimed { .. }) => self.owed.is_given_back(link.host()),
-            Ok(other) => tracing::warn!(host = %link.host(), ?other, "it is not given back yet"),
-            Err(error) => tracing::warn!(host = %link.host(), %error, "it is not given back yet"),
-        }
-        Some(Other::before_us(holder))
     }
 
     /// The cell of a host's epoch, claimed or not: what reads needs no claim.

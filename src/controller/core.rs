@@ -27,7 +27,7 @@ use super::traffic::Traffic;
 use super::turns::{Tasks, Turn, Turns};
 use super::upgrade;
 use crate::api::hub::Hub;
-use crate::api::{ApiError, ErrorKind, Severity};
+use crate::api::{ApiError, DeckConditionKind, ErrorKind, Severity};
 use crate::base::{HostName, ServiceName, Timestamp, TrafficServer};
 use crate::fleet::FleetEvent;
 use crate::journal::{Journal, JournalError};
@@ -132,12 +132,12 @@ async fn heard<T>(inputs: &mut mpsc::Receiver<T>, waiting: &mut Vec<T>, rested: 
 }
 
 impl Core {
-    /// Takes inputs, and what the links tell, until told to end.
+    /// Takes inputs, and what the links tell, until told to end: whether another build goes on with it.
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
         mut of_fleet: mpsc::Receiver<FleetEvent>,
-    ) {
+    ) -> bool {
         self.make_good_absence();
         self.tell_gap();
         self.note_never_begun();
@@ -187,6 +187,7 @@ impl Core {
         }
         self.measured.save();
         self.note_alive(true);
+        self.conditions.get(&DeckConditionKind::HandingOver).is_some()
     }
 
     /// Writes down what was heard since `began`; until when the loop rests then.

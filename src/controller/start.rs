@@ -270,22 +270,28 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let desk = Arc::new(Handle {
         hub,
         inputs,
-        means,
+        means: Arc::clone(&means),
         audit,
         unanswered: Arc::clone(&unanswered),
         lent: Arc::default(),
     });
     let stopped = stop.clone();
     let main = tokio::spawn(async move {
+        let ends = || means.claims.end_leases(&means.fleet);
         tokio::select! {
             () = async {
-                core.run(received, of_fleet).await;
+                // The other build has the same claims, and goes on with them at once.
+                let is_handed_over = core.run(received, of_fleet).await;
+                if !is_handed_over {
+                    ends().await;
+                }
                 super::desk::let_answers_go(&unanswered).await;
             } => {}
             result = server::serve(listener, desk, stopped.clone().cancelled_owned()) => {
                 if let Err(error) = result {
                     tracing::error!(%error, "the socket cannot be served");
                 }
+                ends().await;
             }
         }
     });

@@ -113,6 +113,31 @@ fn a_second_operator_waits_takes_over_and_goes_on() {
     company.traces.expect_none(&company.person);
 }
 
+/// A lease is for controllers that fell silent: one that was ended, by a command or by a signal, keeps nobody waiting for it.
+#[test]
+fn what_a_stopped_controller_held_can_be_taken_at_once() {
+    let company = Company::new();
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    company.make_clone();
+    // Its lease runs: of a live one nothing is taken.
+    assert_eq!(company.b("controller take-over").code(), Some(9));
+    company.a("controller stop").expect_success();
+    assert_eq!(company.b("apply chat").code(), Some(9), "taking over is for a person to say");
+    company.b("controller take-over").expect_success();
+    let second = Company::pid(&company.b("controller status --output json"));
+    kill_process(second, Signal::TERM).unwrap();
+    wait_until("the end of the second", DEADLINE, || {
+        company.b("controller status").stdout.contains("no controller runs")
+    });
+    company.a("controller take-over").expect_success();
+    // Nobody stood between: it has them again by itself.
+    company.a("controller restart").expect_success();
+    let chat = json(company.a("status chat --output json"));
+    assert_eq!((&chat["condition"], &chat["ready"]), (&"serving".into(), &2.into()), "{chat:#}");
+    assert_eq!(company.starts(), once(["1-0", "1-1"]));
+    company.ends(|words| company.a(words));
+}
+
 /// A controller that was just started knows nothing of what runs: it asks who holds the hosts before it answers.
 #[test]
 fn what_another_operator_runs_is_never_taken_for_nothing_or_for_a_stranger() {
