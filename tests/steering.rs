@@ -435,7 +435,9 @@ fn a_plan_names_everything_an_analysis_judges_and_how_long_it_takes() {
     let analysis = "\n[analysis.all]\nduration = \"1m\"\nengine = { max_first_token = \"2s\" }\n\
         [[analysis.all.golden]]\nprompt = \"The capital of France is\"\ncontains = \"Paris\"\n\
         [[analysis.all.prometheus]]\nurl = \"http://127.0.0.1:9\"\nquery = \"up\"\n\
-        success = \"result > 0\"\ninterval = \"1m\"\ncount = 5\n";
+        success = \"result > 0\"\ninterval = \"1m\"\ncount = 5\n\
+        [[analysis.all.prometheus]]\nurl = \"http://127.0.0.1:9\"\nquery = \"late\"\n\
+        success = \"result > 0\"\ninitial_delay = \"7m\"\ncount = 2\n";
     let steps = "[rollout]\nsteps = [{ weight = 50 }, { analyse = \"all\" }]";
     // With other engines: steps are for what is new.
     let good = format!("context = 4096\n{}", good.replace("[rollout]", steps));
@@ -445,9 +447,10 @@ fn a_plan_names_everything_an_analysis_judges_and_how_long_it_takes() {
         "time to first token ≤ 2s (95th percentile)",
         "`The capital of France is` → `Paris`",
         "`up`: result > 0 (5 times, every 1m)",
+        "`late`: result > 0 (2 times, every 1m, the first after 7m)",
     ] {
         assert!(plan.contains(gate), "{gate}: {plan}");
     }
     let step = plan.lines().find(|l| l.contains("analyse all")).unwrap();
-    assert!(step.trim_end().ends_with("5m00s"), "{step}");
+    assert!(step.trim_end().ends_with("8m00s"), "{step}");
 }

@@ -3,7 +3,7 @@
 //! The gate is the order: while a service's analysis is measured, one task measures its checks;
 //! what it finds comes back as events. A restarted controller goes on with what is not yet measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use futures::future::{BoxFuture, FutureExt};
 use tokio::task::JoinHandle;
 
 use super::actions::{self, Means};
-use super::core::{Core, Input};
+use super::core::{Core, Input, now};
 use super::engine_at::EngineAt;
 use super::sampling::{GpuUnder, Look, Sampler};
 use super::world::is_up;
-use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, text};
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaId, ServiceName, Timestamp, text};
 use crate::engine::{self, EngineMetrics, TokenAnswer, TokenRequest};
 use crate::rollout::checks::ERROR_RETRY;
 use crate::rollout::{CheckResult, CheckRun, EventKind, Phase, ServiceState};
@@ -57,7 +57,12 @@ impl Core {
     pub(super) fn tend_probes(&mut self) {
         let means = Arc::clone(&self.means);
         let services = &self.state.services;
-        let analysing = |name: &ServiceName| services.get(name).and_then(ServiceState::analysing);
+        // What another controller goes on with is its own to measure: nothing that is asked here would be heard.
+        let ours: BTreeSet<ServiceName> =
+            services.keys().filter(|name| !self.is_elsewhere(name)).cloned().collect();
+        let analysing = |name: &ServiceName| {
+            services.get(name).filter(|_| ours.contains(name)).and_then(ServiceState::analysing)
+        };
         self.probes.samplers.retain(|name, _| analysing(name).is_some());
         self.probes.running.retain(|name, probe| {
             analysing(name).is_some_and(|(r, _, spec)| {
@@ -69,7 +74,8 @@ impl Core {
         if self.journal_is_tried().is_err() {
             return;
         }
-        for (service, state) in services {
+        for service in &ours {
+            let Some(state) = services.get(service) else { continue };
             let Some((rollout, _, spec)) = state.analysing() else { continue };
             if spec.checks().is_empty() || self.probes.running.contains_key(service) {
                 continue;
@@ -81,6 +87,7 @@ impl Core {
                 release: rollout.to,
                 stable: rollout.from,
                 step: rollout.step,
+                since: rollout.step_since,
                 engine: release.spec.engine.clone(),
                 targets: targets(state, rollout.to),
                 seen: rollout.analysis.checks.clone(),
@@ -200,6 +207,8 @@ struct Work {
     release: ReleaseNumber,
     stable: Option<ReleaseNumber>,
     step: usize,
+    /// When the step began.
+    since: Timestamp,
     engine: EngineSpec,
     targets: Vec<Target>,
     seen: BTreeMap<String, CheckRun>,
@@ -223,7 +232,8 @@ impl Work {
             let Some(plan) = plans.get(&name).copied() else { continue };
             let work = &self;
             let queries = async move {
-                tokio::time::sleep(plan.initial_delay).await;
+                let measured = work.seen.get(&name).map_or(0, |run| run.measured);
+                tokio::time::sleep(plan.rest(measured, now().since(work.since))).await;
                 work.again_and_again(&name, plan, || work.query(check)).await;
             };
             all.push(queries.boxed());

@@ -299,7 +299,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Every golden prompt and query of the step will be as it should be, a query after each of its intervals.
+    /// Every golden prompt and query of the step will be as it should be, a query when it is due.
     /// Whether there are any that were not begun before.
     fn begin_checks(&mut self) -> bool {
         let Some((rollout, _, spec)) = self.state.analysing() else { return false };
@@ -312,11 +312,11 @@ impl World<'_> {
         let is_asked = |check: &str| is_there || !check.starts_with("golden ");
         let checks: Vec<_> = spec.checks().into_iter().filter(|(c, _)| is_asked(c)).collect();
         for (check, plan) in &checks {
-            for nth in 1..=plan.count {
+            for nth in 0..plan.count {
                 let (check, why) = (check.clone(), "forecast".to_owned());
                 let result = CheckResult::Successful;
                 let kind = EventKind::Checked { release, step, check, result, why };
-                self.later(plan.interval.saturating_mul(nth), kind);
+                self.later(plan.due(nth), kind);
             }
         }
         !checks.is_empty()

@@ -19,6 +19,9 @@ const MAX_PROMPT: usize = 64 << 10;
 /// Most measurements of one query.
 const MAX_COUNT: u32 = 1_000;
 
+/// Shortest time between two queries.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What the engines of the canary may look like; judged where the engine says it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -191,6 +194,11 @@ pub struct PrometheusCheck {
 }
 
 impl PrometheusCheck {
+    /// Time before the first measurement.
+    pub fn delay(&self) -> Duration {
+        self.initial_delay.unwrap_or(self.interval)
+    }
+
     /// What is wrong with where it is asked: the key, what, and what to write instead.
     fn mistake(&self) -> Option<(&'static str, String, &'static str)> {
         let after = |scheme| self.url.strip_prefix(scheme).filter(|rest| !rest.is_empty());
@@ -265,8 +273,19 @@ pub struct CheckPlan {
 impl CheckPlan {
     /// How long it takes if nothing ends in an error.
     pub const fn longest(&self) -> Duration {
-        self.initial_delay
-            .saturating_add(self.interval.saturating_mul(self.count.saturating_sub(1)))
+        self.due(self.count.saturating_sub(1))
+    }
+
+    /// When the `nth` measurement (from 0) is due, from the beginning.
+    pub const fn due(&self, nth: u32) -> Duration {
+        self.initial_delay.saturating_add(self.interval.saturating_mul(nth))
+    }
+
+    /// How long until the `nth` measurement (from 0), so long after it began: never longer than it would have been for the
+    /// one before, whatever the clock did.
+    pub fn rest(&self, nth: u32, since: Duration) -> Duration {
+        let longest = if nth == 0 { self.initial_delay } else { self.interval };
+        self.due(nth).saturating_sub(since).min(longest)
     }
 }
 
@@ -287,7 +306,7 @@ impl AnalysisSpec {
             let plan = CheckPlan {
                 count: check.count.max(1),
                 interval: check.interval,
-                initial_delay: check.initial_delay.unwrap_or(check.interval),
+                initial_delay: check.delay(),
                 failure_limit: check.failure_limit.unwrap_or(self.failure_limit),
                 inconclusive_limit: check.inconclusive_limit.unwrap_or(self.inconclusive_limit),
                 consecutive_error_limit: check
@@ -379,6 +398,13 @@ impl AnalysisSpec {
                     "write for example count = 5".to_owned(),
                 ));
             }
+            if check.interval < SHORTEST_INTERVAL {
+                return Some((
+                    "interval",
+                    format!("analysis {name}: between two queries there is a second at least"),
+                    "write for example interval = \"1m\"".to_owned(),
+                ));
+            }
             if let Some((key, what, hint)) = check.mistake() {
                 return Some((key, format!("analysis {name}: {what}"), hint.to_owned()));
             }
@@ -445,6 +471,10 @@ mod tests {
                 "a path from the root",
             ),
             ("prometheus = { url = \"http://p\", query = \"up\", success = \"x\" }", "comparison"),
+            (
+                "prometheus = { url = \"http://p\", query = \"up\", success = \"result < 1\", interval = \"10ms\" }",
+                "a second at least",
+            ),
             ("engine = { significance = 0.0 }", "probability"),
             ("max_error_rate = 2.0", "share"),
         ] {
@@ -452,6 +482,28 @@ mod tests {
             assert!(error.contains(says), "{text}: {error}");
         }
     }
+
+    #[test]
+    fn a_measurement_is_due_by_when_it_began_and_not_by_who_measures() {
+        let plan = |delay, interval| CheckPlan {
+            count: 3,
+            interval: Duration::from_secs(interval),
+            initial_delay: Duration::from_secs(delay),
+            failure_limit: 0,
+            inconclusive_limit: 0,
+            consecutive_error_limit: 4,
+        };
+        let rest =
+            |plan: CheckPlan, nth, since| plan.rest(nth, Duration::from_secs(since)).as_secs();
+        let late = plan(600, 60);
+        assert_eq!(late.longest().as_secs(), 720);
+        // Another controller goes on after five minutes, and one after twelve.
+        assert_eq!((rest(late, 0, 0), rest(late, 0, 300), rest(late, 0, 700)), (600, 300, 0));
+        assert_eq!((rest(late, 1, 610), rest(late, 2, 660)), (50, 60));
+        // A clock that was set back makes nobody wait for longer than it takes.
+        assert_eq!(rest(plan(5, 60), 2, 0), 60);
+    }
+
     #[test]
     fn a_limit_that_could_never_be_exceeded_is_no_limit() {
         let complaint = |text: &str| {

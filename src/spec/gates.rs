@@ -113,10 +113,13 @@ fn query(check: &PrometheusCheck) -> String {
     let good = check.success.iter().map(ToString::to_string);
     let bad = check.failure.iter().map(|c| format!("not {c}"));
     let conditions: Vec<String> = good.chain(bad).collect();
+    let delay = check.delay();
     let interval = humantime::format_duration(check.interval);
+    let first = humantime::format_duration(delay);
     let when = match check.count {
-        0 | 1 => format!("once, after {interval}"),
-        count => format!("{count} times, every {interval}"),
+        0 | 1 => format!("once, after {first}"),
+        count if delay == check.interval => format!("{count} times, every {interval}"),
+        count => format!("{count} times, every {interval}, the first after {first}"),
     };
     format!("`{}`: {} ({when})", text::clean(&check.query, SHOWN), conditions.join(", "))
 }

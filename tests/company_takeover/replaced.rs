@@ -4,7 +4,11 @@ use gpudeck::base::ReleaseNumber;
 use gpudeck::revision::DeckRepo;
 use gpudeck::rollout::Outcome;
 use rustix::process::{Signal, kill_process};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Company, DEADLINE, json, once};
@@ -109,4 +113,66 @@ fn one_that_is_cut_off_runs_no_command() {
     finish(&company);
     std::fs::write(&file, deck).unwrap();
     ends_at_first(&company);
+}
+
+/// A Prometheus that counts what it is asked.
+fn prometheus() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            counted.fetch_add(1, Ordering::SeqCst);
+            let body = r#"{"status":"success","data":{"resultType":"scalar","result":[1,"1"]}}"#;
+            let length = body.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+        }
+    });
+    (url, asked)
+}
+
+/// What it measured would be heard by nobody: neither a Prometheus nor the canary's replicas are asked any more.
+#[test]
+fn one_that_was_replaced_in_an_analysis_asks_nothing_more() {
+    let company = Company::new();
+    company.a("apply chat --wait --timeout 60s").expect_success();
+    let (url, asked) = prometheus();
+    company.write_spec(&company.person.deck(), "two");
+    let file = company.person.deck().join("services/chat.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace("{ approve = true }", "{ analyse = \"long\" }");
+    let analysis = format!(
+        "\n[analysis.long]\nduration = \"10m\"\nmin_requests = 0\n[[analysis.long.prometheus]]\nurl = \"{url}\"\n\
+         query = \"up\"\nsuccess = \"result > 0\"\ninterval = \"1s\"\ncount = 600\n"
+    );
+    std::fs::write(&file, text + &analysis).unwrap();
+    company.a("apply chat -m second").expect_success();
+    company.make_clone();
+    wait_until("queries of the first", DEADLINE, || asked.load(Ordering::SeqCst) > 1);
+    company.b("controller take-over --force --confirm shop").expect_success();
+    let second = Company::pid(&company.b("controller status --output json"));
+    wait_until("the first operator's news", DEADLINE, || {
+        company.a("status").stdout.contains("! hosts-held since")
+    });
+    let until_then = asked.load(Ordering::SeqCst);
+    wait_until("queries of the second", DEADLINE, || asked.load(Ordering::SeqCst) > until_then + 2);
+    // From now on only the first could ask.
+    kill_process(second, Signal::STOP).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let by_then = asked.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(asked.load(Ordering::SeqCst), by_then);
+    kill_process(second, Signal::CONT).unwrap();
+    wait_until("queries of the second", DEADLINE, || asked.load(Ordering::SeqCst) > by_then);
+    company.b("rollout abort chat").expect_success();
+    company.b("rollout status chat --wait --timeout 60s");
+    company.a("controller stop").expect_success();
+    company.ends(|words| company.b(words));
 }

@@ -497,6 +497,7 @@ fn a_plan_foresees_how_long_queries_take() {
     assert_eq!(took(&query(", interval = \"10s\", count = 3")), 60_000);
     assert_eq!(took(&query("")), 60_000);
     assert_eq!(took(&query(", interval = \"1m\", count = 5")), 300_000);
+    assert_eq!(took(&query(", initial_delay = \"10m\", interval = \"1m\", count = 3")), 720_000);
     let golden = "duration = \"1m\"\n[[golden]]\nprompt = \"a\"\ncontains = \"b\"\n";
     assert_eq!(took(golden), 60_000);
 }
