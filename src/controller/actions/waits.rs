@@ -1,5 +1,6 @@
 //! Waiting for engines: until a replica generates a token, and until one that drains has nothing in flight.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Means, link};
@@ -8,6 +9,7 @@ use crate::controller::core::Input;
 use crate::controller::engine_at::EngineAt;
 use crate::controller::gateways::Routes;
 use crate::controller::observe::{EngineMetricsAt, Said, read_engine};
+use crate::controller::traffic::Totals;
 use crate::engine::{TokenAnswer, TokenRequest};
 use crate::fleet::{HostLink, LinkError};
 use crate::rollout::EventKind;
@@ -124,40 +126,98 @@ pub(in crate::controller) async fn generates(
 }
 
 /// Waits until no gateway has a request of the replica in flight, and its engine none either: what
-/// an earlier process of a reloaded HAProxy still serves is known to the engine alone. The decider
-/// waits no longer than the drain deadline.
+/// an earlier process of a reloaded HAProxy still serves is known to the engine alone, and to nobody where that has no
+/// metrics. The decider waits no longer than the drain deadline.
 pub(super) async fn await_drained(
     means: &Means,
     routes: &Routes,
     engine: Option<&EngineMetricsAt>,
     replica: ReplicaId,
 ) {
+    let mut seen = InFlight::default();
     loop {
         let left = routes.is_empty()
-            || routes.counters(means).await.is_some_and(|all| {
-                all.values().all(|c| c.get(&replica).is_none_or(|c| c.in_flight == 0))
-            });
-        if left && engine_is_quiet(means, engine, routes.is_empty()).await {
+            || routes.counters(means).await.is_some_and(|all| seen.look(&all, replica));
+        let alone = routes.is_empty();
+        // Without metrics nobody knows of what was lost sight of.
+        if left && engine_is_quiet(means, engine, alone).await.unwrap_or(!seen.lost_sight) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 
-/// Whether the engine has nothing in flight. One that does not answer is quiet only if a gateway
-/// (`alone`: there is none) has said so already; one without metrics cannot be waited for.
-async fn engine_is_quiet(means: &Means, engine: Option<&EngineMetricsAt>, alone: bool) -> bool {
-    let Some(engine) = engine.filter(|at| at.has_metrics()) else { return true };
+/// What gateways had in flight of a replica that drains.
+#[derive(Default)]
+struct InFlight {
+    /// By place: requests so far, and of these in flight.
+    last: BTreeMap<String, (u64, u64)>,
+    /// A gateway was reloaded or restarted while it had some: its new process knows nothing of them.
+    lost_sight: bool,
+}
+
+impl InFlight {
+    /// Whether nothing is in flight, as the gateways count now.
+    fn look(&mut self, all: &Totals, replica: ReplicaId) -> bool {
+        let mut left = true;
+        for (place, servers) in all {
+            let now = servers
+                .get(&replica)
+                .map_or((0, 0), |c| (c.requests.saturating_add(c.in_flight), c.in_flight));
+            left &= now.1 == 0;
+            if let Some((total, in_flight)) = self.last.insert(place.clone(), now) {
+                self.lost_sight |= in_flight > 0 && now.0 < total;
+            }
+        }
+        left
+    }
+}
+
+/// Whether the engine has nothing in flight; none: it has no metrics. One that does not answer is quiet only if a gateway
+/// (`alone`: there is none) has said so already.
+async fn engine_is_quiet(
+    means: &Means,
+    engine: Option<&EngineMetricsAt>,
+    alone: bool,
+) -> Option<bool> {
+    let engine = engine.filter(|at| at.has_metrics())?;
     match read_engine(means, engine).await {
-        Said::Metrics(seen) => seen.running.unwrap_or(0.0) + seen.waiting.unwrap_or(0.0) < 0.5,
-        Said::None => true,
-        Said::Nothing => !alone,
+        Said::Metrics(seen) => {
+            Some(seen.running.unwrap_or(0.0) + seen.waiting.unwrap_or(0.0) < 0.5)
+        }
+        Said::None => None,
+        Said::Nothing => Some(!alone),
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::gateway::ServerCounters;
+
+    #[test]
+    fn a_gateway_that_was_reloaded_has_lost_sight_of_what_it_had() {
+        let replica: ReplicaId = "r1-0-a1".parse().unwrap();
+        let of = |requests, in_flight| {
+            let counters = ServerCounters { in_flight, requests, ..ServerCounters::default() };
+            Totals::from([("main chat".to_owned(), BTreeMap::from([(replica, counters)]))])
+        };
+        let gone = Totals::from([("main chat".to_owned(), BTreeMap::new())]);
+        let looks = |all: &[Totals]| {
+            let mut seen = InFlight::default();
+            let left: Vec<bool> = all.iter().map(|totals| seen.look(totals, replica)).collect();
+            (left.last().copied().unwrap(), seen.lost_sight)
+        };
+        // They come to their end, and the server is removed then.
+        assert_eq!(looks(&[of(7, 2)]), (false, false));
+        assert_eq!(looks(&[of(7, 2), of(8, 1), of(9, 0), gone.clone()]), (true, false));
+        // The file is read anew: without what drains, or with it.
+        assert_eq!(looks(&[of(7, 2), gone.clone()]), (true, true));
+        assert_eq!(looks(&[of(0, 2), of(0, 0)]), (true, true));
+        assert_eq!(looks(&[of(7, 2), gone.clone(), gone.clone()]), (true, true), "for good");
+        assert_eq!(looks(&[gone]), (true, false));
+    }
 
     #[test]
     fn of_an_engines_answers_those_that_stay_are_told_once() {
