@@ -176,7 +176,11 @@ fn start() -> RankStart {
         argv: ["{gpudeck}", "sim-engine", "--model", "{gpudeck}x"].map(str::to_owned).to_vec(),
         env: [("NCCL_DEBUG".to_owned(), "INFO".to_owned())].into(),
         needs: ["GPU-aaaa", "GPU-bbbb"]
-            .map(|g| DeviceNeed { device: DeviceId::Gpu(g.to_owned()), memory: Bytes::gib(70) })
+            .map(|g| DeviceNeed {
+                device: DeviceId::Gpu(g.to_owned()),
+                memory: Bytes::gib(70),
+                healthy: false,
+            })
             .to_vec(),
         ports: vec![21_000, 21_001],
         files: vec!["/models/chat.gguf".to_owned(), "/models/hf/".to_owned()],
@@ -275,7 +279,7 @@ async fn a_rank_with_gpus_asks_for_just_them() {
 async fn a_rank_without_gpus_gets_none() {
     let link = Recorder::new(willing);
     let mut start = start();
-    start.needs = vec![DeviceNeed { device: DeviceId::Cpu, memory: Bytes::gib(1) }];
+    start.needs = vec![DeviceNeed { device: DeviceId::Cpu, memory: Bytes::gib(1), healthy: false }];
     runtime(&link, &EpochCell::new(Epoch(7))).start(&start).await.unwrap();
     let create = link.seen().into_iter().find(|s| s.path.contains("/create")).unwrap();
     assert_eq!(create.body["HostConfig"]["DeviceRequests"], Value::Null);

@@ -23,10 +23,11 @@ pub async fn check(
 ) -> Result<Vec<u32>, Refusal> {
     let wanted = ports.to_vec();
     blocking(move || wanted.into_iter().try_for_each(ports::check_free)).await?;
-    let mut sums: BTreeMap<&DeviceId, Bytes> = BTreeMap::new();
+    let mut sums: BTreeMap<&DeviceId, (Bytes, bool)> = BTreeMap::new();
     for need in needs {
-        let sum = sums.entry(&need.device).or_default();
+        let (sum, healthy) = sums.entry(&need.device).or_default();
         *sum = sum.saturating_add(need.memory);
+        *healthy |= need.healthy;
     }
     let gpus = if sums.keys().any(|d| matches!(d, DeviceId::Gpu(_))) {
         Some(monitor.read(Want::Fresh).await)
@@ -34,10 +35,12 @@ pub async fn check(
         None
     };
     let trouble = monitor.trouble();
-    for (device, needed) in sums {
+    for (device, (needed, healthy)) in sums {
         match (device, &gpus) {
             (DeviceId::Cpu, _) => check_host_memory(needed)?,
-            (DeviceId::Gpu(uuid), Some(gpus)) => check_gpu(gpus, trouble.as_deref(), uuid, needed)?,
+            (DeviceId::Gpu(uuid), Some(gpus)) => {
+                check_gpu(gpus, trouble.as_deref(), uuid, needed, healthy)?;
+            }
             (DeviceId::Gpu(_), None) => {
                 return Err(Refusal::NoDevice { device: device.clone() });
             }
@@ -61,7 +64,13 @@ fn check_host_memory(needed: Bytes) -> Result<(), Refusal> {
     Err(Refusal::MemoryBusy { device: DeviceId::Cpu, free, needed, holders: Vec::new() })
 }
 
-fn check_gpu(gpus: &Gpus, trouble: Option<&str>, uuid: &str, needed: Bytes) -> Result<(), Refusal> {
+fn check_gpu(
+    gpus: &Gpus,
+    trouble: Option<&str>,
+    uuid: &str,
+    needed: Bytes,
+    healthy: bool,
+) -> Result<(), Refusal> {
     let device = DeviceId::Gpu(uuid.to_owned());
     let gpu = match gpus {
         // A driver that is slow at this moment is no reason to take a release back.
@@ -78,6 +87,9 @@ fn check_gpu(gpus: &Gpus, trouble: Option<&str>, uuid: &str, needed: Bytes) -> R
     let Some((gpu, part)) = gpu else { return Err(Refusal::NoDevice { device }) };
     if gpu.health == GpuHealth::Lost {
         return Err(failed(format!("{uuid} has fallen off the bus")));
+    }
+    if let (GpuHealth::Degraded { why }, true) = (&gpu.health, healthy) {
+        return Err(failed(format!("{uuid} has errors: {why}")));
     }
     let Some(memory) = part.memory else {
         return Err(failed(format!("the driver does not say how much memory of {uuid} is free")));

@@ -84,6 +84,16 @@ enum Key {
     Drained(ServiceName, ReplicaId),
 }
 
+/// What an action belongs to.
+pub struct Of<'a> {
+    /// The release's spec.
+    pub spec: &'a ServiceSpec,
+    /// Where the engine of the replica that it drains tells its metrics.
+    pub engine: Option<EngineMetricsAt>,
+    /// It starts what is just being rolled out and never served.
+    pub is_new: bool,
+}
+
 /// The actions under way. Dropping it ends them; what they began on hosts goes on.
 pub struct Actions {
     means: Arc<Means>,
@@ -105,23 +115,22 @@ impl Actions {
         Self { means, running: HashMap::new(), traffic: HashMap::new() }
     }
 
-    /// Begins an action of `service`, whose release has `spec`; `engine`: where the engine of the
-    /// replica that it drains tells its metrics.
+    /// Begins an action of `service`.
     pub fn begin(
         &mut self,
         service: &ServiceName,
         deck: &DeckSpec,
-        spec: &ServiceSpec,
         routes: &Routes,
-        engine: Option<EngineMetricsAt>,
+        of: Of<'_>,
         action: Action,
     ) {
+        let Of { spec, engine, is_new } = of;
         self.running.retain(|_, task| !task.is_finished());
         match action {
             Action::StartRank { rank, plan } => {
                 let (runtime, key_file) = (spec.runtime.clone(), spec.api_key_file.clone());
                 self.spawn(Key::Start(rank.clone()), service, move |means| async move {
-                    vec![ranks::start_rank(&means, &runtime, key_file, &rank, &plan).await]
+                    vec![ranks::start_rank(&means, &runtime, key_file, &rank, &plan, is_new).await]
                 });
             }
             Action::StopRank { rank, host, grace } => {

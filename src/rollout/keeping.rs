@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::release::Release;
-use super::state::{Direction, Phase, ReplicaState, ServiceState};
+use super::state::{Direction, Phase, ReplicaState, RolloutKind, ServiceState};
 use super::step::{Decider, backoff};
 use crate::base::{Attempt, RankId, ReleaseNumber, ReplicaId, ReplicaKey};
 
@@ -84,6 +84,16 @@ impl ServiceState {
         let rollout = self.active_rollout().filter(|r| r.direction == Direction::Forward);
         rollout.is_some_and(|r| r.to == key.release)
             && self.replicas.get(&key).is_some_and(|replica| replica.runs_as.is_none())
+    }
+
+    /// Whether a start belongs to what a rollout is just bringing through its steps. (Not to what served before, nor to
+    /// what one goes back to: that is known to be good, and what it ran on may have to do.)
+    pub fn is_new(&self, id: ReplicaId) -> bool {
+        let bringing = self.active_rollout().filter(|rollout| {
+            rollout.kind == RolloutKind::Apply && rollout.direction == Direction::Forward
+        });
+        let key = self.key_of(id).filter(|key| !self.is_kept(*key));
+        bringing.zip(key).is_some_and(|(rollout, key)| rollout.to == key.release)
     }
 
     /// It served before the rollout under way began, and is not new to it.

@@ -318,6 +318,9 @@ pub struct DeviceNeed {
     pub device: DeviceId,
     /// Memory the rank will take there.
     pub memory: Bytes,
+    /// A GPU with errors is refused: what is new is not begun on one. (What ran there may begin again: it may still serve.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub healthy: bool,
 }
 
 /// A good answer.

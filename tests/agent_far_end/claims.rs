@@ -181,7 +181,7 @@ fn needs_are_checked_without_starting_anything() {
     let state = State::new();
     let mut agent = Agent::start(state.path());
     let need = |device, memory| Request::CheckNeeds {
-        needs: vec![DeviceNeed { device, memory }],
+        needs: vec![DeviceNeed { device, memory, healthy: false }],
         ports: Vec::new(),
     };
     assert_eq!(agent.ask(need(DeviceId::Cpu, Bytes::mib(1))), Ok(Reply::Done));

@@ -220,7 +220,7 @@ fn no_driver_and_a_broken_scenario_are_hosts_without_gpus() {
 
 fn needing(number: u32, gpu: &str, memory: u64, text: &str) -> RankStart {
     let device = DeviceId::Gpu(gpu.to_owned());
-    let needs = vec![DeviceNeed { device, memory: Bytes(memory) }];
+    let needs = vec![DeviceNeed { device, memory: Bytes(memory), healthy: false }];
     RankStart { needs, ..script(number, text) }
 }
 
@@ -269,6 +269,28 @@ fn memory_gate(start_agent: impl Fn(&State, &Path) -> Agent) {
     agent.pid(&rank(1));
 }
 
+/// What is new is not begun on a GPU with errors; what ran there may begin again.
+#[test]
+fn a_gpu_with_errors_takes_nothing_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broken = h100(0);
+    broken["row_remap_failed"] = true.into();
+    let path = write(dir.path(), &scenario(&[broken, h100(1)], 0));
+    let state = State::new();
+    let mut agent = with_scenario(&state, &path);
+    let epoch = agent.claim(None, "test", false).unwrap();
+    let start = |number: u32, gpu: usize, healthy: bool| {
+        let mut start = needing(number, &uuid(gpu), GIB, "exec sleep 1000");
+        start.needs[0].healthy = healthy;
+        start
+    };
+    let refused = agent.start_rank(epoch, &start(0, 0, true));
+    let Err(Refusal::Failed { message }) = refused else { panic!("{refused:?}") };
+    assert!(message.contains("has errors"), "{message}");
+    assert_eq!(agent.start_rank(epoch, &start(0, 1, true)), Ok(Reply::Done));
+    assert_eq!(agent.start_rank(epoch, &start(1, 0, false)), Ok(Reply::Done));
+}
+
 /// What an engine is told that knows its GPUs by nothing but numbers.
 fn numbers_are_filled_in(start_agent: impl Fn(&State, &Path) -> Agent) {
     let dir = tempfile::tempdir().unwrap();
@@ -276,7 +298,11 @@ fn numbers_are_filled_in(start_agent: impl Fn(&State, &Path) -> Agent) {
     let state = State::new();
     let mut agent = start_agent(&state, &path);
     let epoch = agent.claim(None, "test", false).unwrap();
-    let need = |gpu| DeviceNeed { device: DeviceId::Gpu(uuid(gpu)), memory: Bytes::gib(1) };
+    let need = |gpu| DeviceNeed {
+        device: DeviceId::Gpu(uuid(gpu)),
+        memory: Bytes::gib(1),
+        healthy: false,
+    };
     let visible = "CUDA_VISIBLE_DEVICES".to_owned();
     let start = RankStart {
         needs: vec![need(2), need(0)],

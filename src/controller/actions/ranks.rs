@@ -22,8 +22,12 @@ pub(super) async fn start_rank(
     key_file: Option<String>,
     rank: &RankId,
     plan: &RankPlan,
+    is_new: bool,
 ) -> EventKind {
-    let start = start_of(key_file, rank, plan);
+    let mut start = start_of(key_file, rank, plan);
+    for need in &mut start.needs {
+        need.healthy = is_new;
+    }
     let result = match acting_runtime(means, spec, &rank.service, &plan.host).await {
         Ok(runtime) => runtime.start(&start).await,
         Err(error) => Err(RuntimeError::Link(error)),
@@ -76,7 +80,11 @@ fn needs(plan: &RankPlan) -> Vec<DeviceNeed> {
     plan.devices
         .iter()
         .filter(|d| **d != DeviceId::Cpu || plan.memory_per_device > Bytes::ZERO)
-        .map(|device| DeviceNeed { device: device.clone(), memory: plan.memory_per_device })
+        .map(|device| DeviceNeed {
+            device: device.clone(),
+            memory: plan.memory_per_device,
+            healthy: false,
+        })
         .collect()
 }
 

@@ -1,5 +1,6 @@
 //! Actions are begun.
 
+use super::super::actions::Of;
 use super::super::gateways::Routes;
 use super::Core;
 use crate::api::Severity;
@@ -42,7 +43,13 @@ impl Core {
                 Action::AwaitDrained { replica } => self.engine_at(service, *replica),
                 _ => None,
             };
-            self.actions.begin(service, &self.deck, &release.spec, &routes, engine, action);
+            let state = self.state.services.get(service);
+            let is_new = match &action {
+                Action::StartRank { rank, .. } => state.is_some_and(|s| s.is_new(rank.replica)),
+                _ => false,
+            };
+            let of = Of { spec: &release.spec, engine, is_new };
+            self.actions.begin(service, &self.deck, &routes, of, action);
         }
         if !held {
             self.actions.reroute(service, &self.deck, routes);

@@ -141,6 +141,7 @@ mod tests {
             needs: vec![DeviceNeed {
                 device: DeviceId::Gpu("GPU-1".to_owned()),
                 memory: Bytes::gib(1),
+                healthy: false,
             }],
             ports: vec![21_000],
             files: vec!["/m/a/x.gguf".to_owned()],
