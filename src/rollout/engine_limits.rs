@@ -18,6 +18,8 @@ const ABOVE_P95: f64 = 0.05;
 /// What the limits say, where none is exceeded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Kept {
+    /// The limits that were kept, with their numbers.
+    pub kept: Vec<String>,
     /// Limits that are exceeded by what may be chance, with too few samples to say.
     pub doubtful: Vec<String>,
 }
@@ -70,11 +72,14 @@ pub(super) fn judge(
     let look = look.into();
     let last = look.last;
     let mut kept = Kept::default();
-    let mut take = |standing: Standing, numbers: String, beside: &str| match standing {
-        Standing::Kept => Ok(()),
-        Standing::Above(how) => Err(format!("{numbers}{how}{beside}")),
+    let mut take = |standing: Standing, numbers: Numbers, beside: &str| match standing {
+        Standing::Kept => {
+            kept.kept.extend(numbers.kept);
+            Ok(())
+        }
+        Standing::Above(how) => Err(format!("{}{how}{beside}", numbers.above)),
         Standing::Doubtful(why) => {
-            kept.doubtful.push(format!("{numbers}{why}{beside}"));
+            kept.doubtful.push(format!("{}{why}{beside}", numbers.above));
             Ok(())
         }
     };
@@ -93,14 +98,9 @@ pub(super) fn judge(
         );
         let when = (new.finished, look);
         let beside = shares::beside(look.rule, (old.failed, old.finished));
-        take(standing(spec, (failed, finished), max, rate > max, when), shown, &beside)?;
-        let preemptions = new.preemptions as f64 / finished;
-        if let Some(max) = limits.max_preemptions.filter(|max| last && preemptions > *max) {
-            return Err(format!(
-                "{preemptions:.2} preemptions a request ({} in {}) > {max:.2}",
-                new.preemptions, new.finished
-            ));
-        }
+        // The gateway's count of the same requests is told.
+        let numbers = Numbers { above: shown, kept: None };
+        take(standing(spec, (failed, finished), max, rate > max, when), numbers, &beside)?;
     }
     for (metric, max) in [
         (EngineMetric::FirstToken, limits.max_first_token),
@@ -109,32 +109,58 @@ pub(super) fn judge(
     ] {
         let Some((max, seen)) = max.zip(new.of(metric)) else { continue };
         let Some(p95) = seen.quantile(0.95).filter(|_| seen.count() >= enough) else { continue };
-        let shown = format!(
-            "{}: 95th percentile {} > {} ({} samples)",
-            metric.title(),
-            seconds(p95),
-            seconds(max.as_secs_f64()),
-            seen.count()
-        );
+        let told = |sign: &str| {
+            let (p95, max) = (seconds(p95), seconds(max.as_secs_f64()));
+            format!(
+                "{}: 95th percentile {p95} {sign} {max} ({} samples)",
+                metric.title(),
+                seen.count()
+            )
+        };
         let late = late(metric, seen, max, new.finished);
         let plainly = p95 > max.as_secs_f64();
-        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), look)), shown, "")?;
+        let numbers = Numbers { above: told(">"), kept: (last && !plainly).then(|| told("≤")) };
+        take(standing(spec, late, ABOVE_P95, plainly, (seen.count(), look)), numbers, "")?;
     }
     for (metric, max) in
         [(EngineMetric::KvUsage, limits.max_kv_usage), (EngineMetric::Waiting, limits.max_waiting)]
     {
         if let (true, Some(max), Some(seen)) = (last, max, new.of(metric))
             && let Some(mean) = seen.mean()
-            && mean > max
         {
-            return Err(format!(
-                "{}: mean {mean:.2} > {max:.2} ({} samples)",
-                metric.title(),
-                seen.count()
-            ));
+            let (title, samples) = (metric.title(), seen.count());
+            kept.mean(mean, max, |sign| {
+                format!("{title}: mean {mean:.2} {sign} {max:.2} ({samples} samples)")
+            })?;
         }
     }
+    if let Some(max) = limits.max_preemptions.filter(|_| last && new.finished >= enough) {
+        let mean = new.preemptions as f64 / new.finished as f64;
+        kept.mean(mean, max, |sign| {
+            let (preemptions, finished) = (new.preemptions, new.finished);
+            format!("{mean:.2} preemptions a request ({preemptions} in {finished}) {sign} {max:.2}")
+        })?;
+    }
     Ok(kept)
+}
+
+impl Kept {
+    /// A mean against its limit at the end.
+    fn mean(&mut self, mean: f64, max: f64, told: impl Fn(&str) -> String) -> Result<(), String> {
+        if mean > max {
+            return Err(told(">"));
+        }
+        self.kept.push(told("≤"));
+        Ok(())
+    }
+}
+
+/// A limit's numbers in words.
+struct Numbers {
+    /// Where it is exceeded.
+    above: String,
+    /// Where it is kept.
+    kept: Option<String>,
 }
 
 /// Samples that are provably above the limit (from the bounds of their buckets), and all of them. The tokens of one

@@ -130,7 +130,7 @@ impl EngineSamples {
 /// What engines and GPUs said, where nothing of it is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// What was compared with stable, for the verdict's reason.
+    /// What was compared with stable, and the limits that were kept, for the verdict's reason.
     pub compared: Vec<String>,
     /// What was not compared, for too few samples.
     pub too_few: Vec<TooFew>,
@@ -150,7 +150,7 @@ pub(super) fn judge(
 ) -> Result<Seen, String> {
     let look = look.into();
     let last = look.last;
-    judge_gpus(spec, new, last)?;
+    let gpus = judge_gpus(spec, new, last)?;
     let limits = engine_limits::judge(spec, (new, old), look)?;
     let mut compared = Vec::new();
     let mut ranked = false;
@@ -176,6 +176,8 @@ pub(super) fn judge(
     }
     let mut unmeasured = unmeasured(spec, new);
     unmeasured.extend(limits.doubtful);
+    compared.extend(limits.kept);
+    compared.extend(gpus);
     Ok(Seen { compared, too_few, unmeasured, ranked })
 }
 
@@ -215,7 +217,12 @@ fn unseen_gpus(spec: &AnalysisSpec, gpu: &GpuSignals) -> Option<String> {
     })
 }
 
-fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<(), String> {
+/// What is wrong with the canary's GPUs, or how well they were.
+fn judge_gpus(
+    spec: &AnalysisSpec,
+    new: &EngineSamples,
+    last: bool,
+) -> Result<Option<String>, String> {
     let gpu = &new.gpu;
     if spec.gpu.errors
         && let Some(error) = &gpu.error
@@ -233,7 +240,18 @@ fn judge_gpus(spec: &AnalysisSpec, new: &EngineSamples, last: bool) -> Result<()
             percent(spec.gpu.max_throttled)
         ));
     }
-    Ok(())
+    let asked = spec.gpu.errors || spec.gpu.max_throttled < 1.0;
+    Ok((asked && gpu.samples > 0).then(|| {
+        let samples = gpu.samples;
+        match (spec.gpu.errors, spec.gpu.max_throttled < 1.0) {
+            (_, false) => format!("no GPU error in {samples} samples"),
+            (false, true) => format!("GPUs throttled in {} of {told} samples", gpu.throttled),
+            (true, true) => format!(
+                "no GPU error in {samples} samples, throttled in {} of {told}",
+                gpu.throttled
+            ),
+        }
+    }))
 }
 
 /// Observations that a comparison needs of each side.
