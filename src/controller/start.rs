@@ -26,6 +26,7 @@ use crate::journal::audit::Known;
 use crate::journal::{Journal, JournalError};
 use crate::revision::{DeckRepo, RevisionError};
 use crate::spec::{DeckSpec, HostSpec, SpecError, Transport, parse_deck};
+use crate::wire::Request;
 
 /// Why a controller could not be started or reached.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +145,8 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
             agent_memo: Some(paths.agent_memo()),
             interactive: true,
             in_process: options.in_process.clone(),
+            // Before anything is said of a host it is to be known whose it is.
+            first_question: Some(Request::ShowClaim { deck: options.deck.id }),
             ..FleetOptions::default()
         },
         fleet_events,

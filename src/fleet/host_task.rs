@@ -55,6 +55,7 @@ pub(super) struct Shared {
     pub(super) interactive: bool,
     pub(super) in_process: Option<Arc<dyn InProcessHosts>>,
     pub(super) facts_every: Duration,
+    pub(super) first_question: Option<Request>,
     pub(super) desk: Arc<Desk>,
     /// What all connections share: unlocked keys, agents, jump hosts.
     pub(super) ssh: ConnectOptions,
@@ -462,7 +463,8 @@ impl HostTask {
         let host = self.link.host.clone();
         let attention = self.link.attention.subscribe();
         let acting = Arc::clone(&ways.acting);
-        let started = Session::start(host, acting, command, attention).await;
+        let question = self.shared.first_question.clone();
+        let started = Session::start(host, acting, command, attention, question).await;
         self.go_on(&ways, started).await
     }
 
@@ -488,8 +490,10 @@ impl HostTask {
         }
         let binary = self.shared.binary().await?;
         let mut attention = self.link.attention.subscribe();
-        let first = first_words(&mut attention)?;
-        let begun = quick::start(&*ways.acting, binary, &self.spec.agent_env, &first).await?;
+        let question = self.shared.first_question.clone();
+        let first = first_words(&mut attention, question.as_ref())?;
+        let first = (first.as_str(), question);
+        let begun = quick::start(&*ways.acting, binary, &self.spec.agent_env, first).await?;
         let Some(begun) = begun else { return Ok(None) };
         self.outbox.phase("starting the agent");
         let host = self.link.host.clone();

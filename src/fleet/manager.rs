@@ -19,6 +19,7 @@ use crate::base::HostName;
 use crate::spec::HostSpec;
 use crate::ssh::agents::{Lease, LentAgent};
 use crate::ssh::{ConnectOptions, Connection};
+use crate::wire::Request;
 
 /// How a fleet is reached.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +36,9 @@ pub struct FleetOptions {
     pub in_process: Option<Arc<dyn InProcessHosts>>,
     /// How often hosts are asked again what they are; none: every minute.
     pub facts_every: Option<Duration>,
+    /// What every host is asked as soon as it is connected, whoever wants to know it then: in the same round trip as its
+    /// first sample.
+    pub first_question: Option<Request>,
 }
 
 /// Simulated hosts in this very process: an agent that is a task, without SSH or installation.
@@ -81,6 +85,7 @@ impl Fleet {
             interactive: options.interactive,
             in_process: options.in_process,
             facts_every: options.facts_every.unwrap_or(facts::ASK_AGAIN),
+            first_question: options.first_question,
             desk: Arc::new(Desk::default()),
             ssh: ConnectOptions::from_env(options.ssh_config.as_deref()),
             binary: OnceCell::new(),

@@ -47,6 +47,12 @@ const MAX_EARLY: usize = 16;
 /// Requests about samples carry this id: nobody waits for their answers.
 const SAMPLES: u64 = 2;
 
+/// The question that went out with the first words ([`super::FleetOptions::first_question`]).
+const FIRST_QUESTION: u64 = 3;
+
+/// Its answer is as good as one to whoever asks the same so soon.
+const FIRST_ANSWER_GOOD_FOR: Duration = Duration::from_secs(2);
+
 type Answer = Result<Reply, Refusal>;
 
 /// Waits for something again and again, each time no longer than this. One timer serves all of it: it is
@@ -91,6 +97,14 @@ pub(super) struct Session {
     next_id: AtomicU64,
     dials: Arc<Semaphore>,
     attention: watch::Receiver<Attention>,
+    first_answer: Mutex<Option<FirstAnswer>>,
+}
+
+/// The answer to the question that went out with the first words, when it comes.
+struct FirstAnswer {
+    to: Request,
+    since: Instant,
+    answer: oneshot::Receiver<Answer>,
 }
 
 /// The two pipes of a running agent.
@@ -147,15 +161,21 @@ pub(super) struct Begun {
     pub(super) stdin: Box<dyn AsyncWrite + Send + Unpin>,
     pub(super) reader: LineReader<Box<dyn AsyncRead + Send + Unpin>>,
     pub(super) control: ExecControl,
+    /// The question that was among the first words.
+    pub(super) asked: Option<Request>,
 }
 
-/// What an agent is told at once: hello, and what to send. Its first sample then comes without
-/// another round trip.
+/// What an agent is told at once: hello, what to send, and what is asked first. Its first sample and that answer then come
+/// without another round trip.
 pub(super) fn first_words(
     attention: &mut watch::Receiver<Attention>,
+    question: Option<&Request>,
 ) -> Result<String, SessionError> {
     let mut words = line_of(1, Request::Hello { protocol: PROTOCOL_VERSION })?;
     words.extend(line_of(SAMPLES, attention.borrow_and_update().request())?);
+    if let Some(question) = question {
+        words.extend(line_of(FIRST_QUESTION, question.clone())?);
+    }
     String::from_utf8(words).map_err(|error| SessionError::Nonsense(error.to_string()))
 }
 
@@ -166,8 +186,9 @@ impl Session {
         connection: Arc<dyn Connection>,
         command: AgentCommand,
         mut attention: watch::Receiver<Attention>,
+        question: Option<Request>,
     ) -> Result<(Self, HostFacts, Running), SessionError> {
-        let first = first_words(&mut attention)?;
+        let first = first_words(&mut attention, question.as_ref())?;
         let ExecChannel { mut stdin, stdout, control } =
             connection.exec(&command.agent_line()).await?;
         // An agent that ended already says why by its end.
@@ -175,7 +196,7 @@ impl Session {
             let _ = stdin.flush().await;
         }
         let reader = LineReader::new(stdout, MAX_LINE_BYTES);
-        let begun = Begun { command, stdin, reader, control };
+        let begun = Begun { command, stdin, reader, control, asked: question };
         Self::shake_hands(host, connection, begun, attention).await
     }
 
@@ -186,20 +207,27 @@ impl Session {
         begun: Begun,
         attention: watch::Receiver<Attention>,
     ) -> Result<(Self, HostFacts, Running), SessionError> {
-        let Begun { command, stdin, mut reader, control } = begun;
+        let Begun { command, stdin, mut reader, control, asked } = begun;
         let hello = read_hello(&mut reader, &control, &*connection);
         let hello = timeout(HELLO_PATIENCE, hello).await;
         let (facts, early) = hello.map_err(|_| SessionError::Silent)??;
         let (lines, receiver) = mpsc::channel(64);
+        let mut pending = HashMap::new();
+        let first_answer = asked.map(|to| {
+            let (sender, answer) = oneshot::channel();
+            pending.insert(FIRST_QUESTION, sender);
+            FirstAnswer { to, since: Instant::now(), answer }
+        });
         let session = Self {
             host,
             connection,
             command,
             lines,
-            pending: Mutex::new(Some(HashMap::new())),
+            pending: Mutex::new(Some(pending)),
             next_id: AtomicU64::new(10),
             dials: Arc::new(Semaphore::new(MAX_DIALS)),
             attention,
+            first_answer: Mutex::new(first_answer),
         };
         Ok((session, facts, Running { stdin, reader, early, control, lines: receiver }))
     }
@@ -350,6 +378,14 @@ impl Session {
     /// Asks the agent. `Ok(None)`: the link was lost meanwhile.
     pub(super) async fn request(&self, request: Request) -> Result<Option<Reply>, LinkError> {
         let patience = patience(&request);
+        if let Some(first) = self.first_answer_to(&request) {
+            match timeout(patience, first).await {
+                Ok(Ok(Ok(reply))) => return Ok(Some(reply)),
+                // A refusal, or none at all: asked in the usual way it is told in the usual way.
+                Ok(_) => {}
+                Err(_) => return Err(LinkError::Timeout { host: self.host.clone() }),
+            }
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let line = line_of(id, request).map_err(|error| LinkError::Unexpected {
             host: self.host.clone(),
@@ -374,6 +410,15 @@ impl Session {
             Ok(Some(Ok(reply))) => Ok(Some(reply)),
             Ok(Some(Err(refusal))) => Err(LinkError::Refused { host: self.host.clone(), refusal }),
         }
+    }
+
+    /// Where the answer comes to what is asked just now and was asked with the first words already.
+    fn first_answer_to(&self, request: &Request) -> Option<oneshot::Receiver<Answer>> {
+        let mut first = self.first_answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |first: &FirstAnswer| {
+            first.to == *request && first.since.elapsed() < FIRST_ANSWER_GOOD_FOR
+        };
+        first.take_if(|first| is_good(first)).map(|first| first.answer)
     }
 
     /// A byte stream to a socket on the host.
