@@ -39,6 +39,8 @@ pub enum Bug {
     WrongPlace,
     /// An agent carries out what a controller with an older epoch asks.
     AcceptOldEpoch,
+    /// A host grants whoever takes it over the epoch that the one before still has.
+    ReuseEpoch,
     /// An agent starts a rank while the memory of the one before it is not free.
     NoMemoryGate,
     /// A stop that failed once is not tried again.
@@ -88,7 +90,7 @@ pub enum Bug {
 }
 
 /// All of them.
-pub const BUGS: [Bug; 35] = [
+pub const BUGS: [Bug; 36] = [
     Bug::SkipFsync,
     Bug::ReplayTwice,
     Bug::ForgetOutstanding,
@@ -101,6 +103,7 @@ pub const BUGS: [Bug; 35] = [
     Bug::MistakeAttempt,
     Bug::WrongPlace,
     Bug::AcceptOldEpoch,
+    Bug::ReuseEpoch,
     Bug::NoMemoryGate,
     Bug::ForgetStop,
     Bug::MissEnd,

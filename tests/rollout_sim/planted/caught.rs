@@ -25,7 +25,7 @@ impl Bug {
             Self::IgnoreFloor => &["below the floor: "],
             Self::ReuseAttempt => &["is started after its stop"],
             Self::WrongPlace => &["does not run where it was planned"],
-            Self::AcceptOldEpoch => {
+            Self::AcceptOldEpoch | Self::ReuseEpoch => {
                 &["the gateway has another table than version", ", which is ready, is stopped"]
             }
             Self::NoMemoryGate => &["while the memory of the one before is not free"],

@@ -104,7 +104,9 @@ impl World {
         self.say(|| "## another controller takes over".to_owned());
         let until = self.now.plus(Duration::from_mins(5));
         self.replaced = Some(Replaced { state: self.state.clone(), epoch: self.epoch, until });
-        self.epoch += 1;
+        if self.bug != Some(Bug::ReuseEpoch) {
+            self.epoch += 1;
+        }
         self.new_keeper();
         let (actions, lost) = (outstanding(&self.state), self.awaited_run());
         self.take(actions);
