@@ -1,35 +1,26 @@
 //! The gateways of one service: all of them get the same table, and what they count is counted
-//! together.
+//! together. Here is which they are, what they should have and what they have; [`telling`] brings it to them.
 
 mod beside;
+mod routes;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::actions::{Means, link, right_to_act};
-use super::core::{Core, Input};
+use super::actions::{Means, link};
 use super::traffic::Totals;
-use crate::api::{ApiError, ErrorKind, GatewayView, Severity};
-use crate::base::{
-    Hint, HostName, ReleaseNumber, ServiceName, TrafficMode, TrafficServer, text, time,
-};
-use crate::fleet::LinkError;
+use crate::api::{ApiError, ErrorKind, GatewayView};
+use crate::base::{Hint, HostName, ServiceName, TrafficMode, TrafficServer, time};
 use crate::gateway::section::{
     OtherBackend, Section, SectionServer, canary_backend, canary_servers,
 };
 use crate::gateway::{BackendSeen, Gateway, GatewayError, HaproxyGateway, haproxy};
 use crate::rollout::{Release, ServiceState};
 use crate::spec::{CanaryRule, DeckSpec, GatewaySpec, ServiceSpec};
-use crate::wire::{GatewayConfig, RELOAD_FAILED, RELOAD_NEEDED, Reply, Request, Verb};
 
-/// The file of a gateway is looked at again after so long, in case somebody changed it.
-const REWRITE: Duration = Duration::from_secs(30);
-
-/// HAProxy is asked to reload at most so often.
-const RELOAD: Duration = Duration::from_secs(20);
-
-/// The table is told at run time when the file is written, or after so long.
-const FILE_FIRST: Duration = Duration::from_secs(2);
+pub use routes::Routes;
+pub use telling::{NotApplied, Written};
 
 /// How long a plan waits for a gateway's word.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -89,136 +80,6 @@ pub struct Gateways {
     /// Of one that leaves: at its places the next file has no such backend, and until HAProxy has read that, clients may be
     /// led there.
     until_read: bool,
-}
-
-/// Where a service's table goes. While releases with different gateways live, all of those have the table, so
-/// that nobody's clients are left without; those that only earlier releases had are emptied.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Routes {
-    /// They have the table; the newest release's first.
-    pub serving: Vec<Gateways>,
-    /// What they have of the service is drained and removed.
-    pub leaving: Vec<Gateways>,
-}
-
-impl Routes {
-    /// Those of a service as it is now.
-    pub fn of(deck: &DeckSpec, state: &ServiceState) -> Self {
-        let rollout = state.active_rollout();
-        let lives = |number: &ReleaseNumber| {
-            state.stable == Some(*number)
-                || rollout.is_some_and(|r| r.to == *number || r.from == Some(*number))
-                || state.replicas.keys().any(|key| key.release == *number)
-        };
-        let of = |live: bool| {
-            let releases = state.releases.iter().rev().filter(move |(n, _)| lives(n) == live);
-            let newest = state.releases.keys().rev().find(|n| lives(n));
-            releases.filter_map(move |(number, release)| {
-                let mut gateways = Gateways::of_release(deck, release)?;
-                // What was taken out of the deck is gone for good for whoever is to leave it.
-                if newest.is_some_and(|newest| newest != number) {
-                    gateways.unknown.clear();
-                }
-                (!gateways.places.is_empty() || !gateways.unknown.is_empty()).then_some(gateways)
-            })
-        };
-        let mut routes = Self::default();
-        for gateways in of(true) {
-            routes.serving.extend(gateways.beside(&routes.serving));
-        }
-        // Nothing that is served: the last release's table is the empty one.
-        if routes.serving.is_empty() {
-            routes.serving.extend(of(false).next());
-        }
-        for gateways in of(false) {
-            let rest = gateways.beside(&routes.serving);
-            routes.leaving.extend(rest.and_then(|rest| rest.beside(&routes.leaving)));
-        }
-        let by_rule = of(true).chain(of(false)).filter(|g| g.canary.is_some());
-        let by_rule: BTreeSet<String> = by_rule.map(|g| g.backend).collect();
-        for gateways in routes.serving.iter_mut().chain(&mut routes.leaving) {
-            gateways.left_canary = gateways.canary.is_none() && by_rule.contains(&gateways.backend);
-        }
-        routes.leaving = beside::left_by_files(routes.leaving, &routes.serving);
-        for gateways in &mut routes.leaving {
-            gateways.leaving = true;
-        }
-        beside::hold_together(&mut routes.serving);
-        routes
-    }
-
-    /// What `others` fill by now is theirs: it is not emptied any more.
-    pub fn leave_to(&mut self, others: &[Gateways]) {
-        for left in &mut self.leaving {
-            let backends = left.own_backends();
-            let is_theirs = |name: &ServiceName| {
-                let mut there = others.iter().filter(|other| other.places.contains_key(name));
-                there.any(|other| other.own_backends().iter().any(|b| backends.contains(b)))
-            };
-            left.places.retain(|name, _| !is_theirs(name));
-        }
-        self.leaving.retain(|left| !left.places.is_empty() || !left.unknown.is_empty());
-    }
-
-    /// Whether a gateway is in front of the service.
-    pub fn is_empty(&self) -> bool {
-        self.serving.is_empty()
-    }
-
-    /// What all of them count; none unless all can be read.
-    pub async fn counters(&self, means: &Means) -> Option<Totals> {
-        let mut all = Totals::new();
-        for gateways in &self.serving {
-            all.extend(gateways.counters(means).await?);
-        }
-        Some(all)
-    }
-}
-
-/// Gateways that are not as they should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotApplied {
-    /// Which of them, and why, for people.
-    pub why: String,
-    /// Each of them says that it has no such backend: nothing is sent through it.
-    pub lacks_backend: bool,
-}
-
-impl std::fmt::Display for NotApplied {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-impl NotApplied {
-    /// All of them as one; none: all is as it should be.
-    pub fn together(all: Vec<Self>) -> Option<Self> {
-        let lacks_backend = all.iter().all(|one| one.lacks_backend);
-        let why: Vec<String> = all.into_iter().map(|one| one.why).collect();
-        (!why.is_empty()).then(|| Self { why: why.join("; "), lacks_backend })
-    }
-}
-
-/// What was written to each gateway's file last, and when it was reloaded; how the tables differed that were found.
-#[derive(Default)]
-pub struct Written {
-    files: BTreeMap<ServiceName, Kept>,
-    found: Vec<String>,
-}
-
-impl Written {
-    /// How the gateways' tables differed at the last look from what they were told then, in words.
-    pub fn take_found(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.found)
-    }
-}
-
-struct Kept {
-    text: String,
-    at: Instant,
-    reloaded: Option<Instant>,
-    /// HAProxy has not read it yet: why, as it was told.
-    unread: Option<String>,
 }
 
 impl Gateways {
@@ -359,20 +220,6 @@ impl Gateways {
         })
     }
 
-    /// Takes everything of the service out; whether nothing is left there. What goes with its section serves on until it
-    /// is gone: a process of `HAProxy` that is about to be replaced still leads clients there.
-    pub async fn leave(
-        &self,
-        means: &Means,
-        servers: &[TrafficServer],
-        written: &mut Written,
-    ) -> Result<bool, NotApplied> {
-        let servers = if self.until_read { servers } else { &[] };
-        self.apply(means, servers, written).await?;
-        let counters = self.counters(means).await;
-        Ok(counters.is_some_and(|all| all.values().all(BTreeMap::is_empty)))
-    }
-
     /// The hosts they run on.
     pub fn hosts(&self) -> BTreeSet<HostName> {
         self.places.values().map(|g| g.host.clone()).collect()
@@ -381,133 +228,6 @@ impl Gateways {
     /// Where clients reach the service, for showing: the first gateway's address.
     pub fn url(&self) -> Option<String> {
         self.places.values().find_map(|g| g.url_of(&self.service)).map(str::to_owned)
-    }
-
-    /// Makes every gateway's table exactly this. `Err`: which of them is not as it should be, and
-    /// why; the others are.
-    pub async fn apply(
-        &self,
-        means: &Means,
-        servers: &[TrafficServer],
-        written: &mut Written,
-    ) -> Result<(), NotApplied> {
-        let mut kept: BTreeMap<ServiceName, Option<Kept>> =
-            self.places.keys().map(|name| (name.clone(), written.files.remove(name))).collect();
-        let one = |(name, gateway): (&ServiceName, &GatewaySpec)| {
-            let kept = kept.remove(name).flatten();
-            let (name, gateway) = (name.clone(), gateway.clone());
-            async move {
-                let mut found = Vec::new();
-                let (kept, result) =
-                    self.apply_to(means, &name, &gateway, servers, kept, &mut found).await;
-                (name, kept, found, result)
-            }
-        };
-        let all: Vec<_> = self.places.iter().map(one).collect();
-        let mut wrong = Vec::new();
-        for unknown in &self.unknown {
-            let why = format!(
-                "deck.toml has no gateway `{unknown}`: add [gateways.{unknown}] or change the spec"
-            );
-            wrong.push(NotApplied { why, lacks_backend: false });
-        }
-        let several = self.places.len() > 1;
-        written.found.clear();
-        for (name, kept, found, result) in futures::future::join_all(all).await {
-            written.found.extend(found.into_iter().map(|what| format!("at {name} {what}")));
-            if let Err(NotApplied { why, lacks_backend }) = result {
-                let why = if several { format!("{name}: {why}") } else { why };
-                wrong.push(NotApplied { why, lacks_backend });
-            }
-            if let Some(kept) = kept {
-                written.files.insert(name, kept);
-            }
-        }
-        NotApplied::together(wrong).map_or(Ok(()), Err)
-    }
-
-    async fn apply_to(
-        &self,
-        means: &Means,
-        name: &ServiceName,
-        gateway: &GatewaySpec,
-        servers: &[TrafficServer],
-        mut kept: Option<Kept>,
-        found: &mut Vec<String>,
-    ) -> (Option<Kept>, Result<(), NotApplied>) {
-        // The file first: if a reload comes in between, it holds nothing that is not ready.
-        // A check that hangs does not keep what is not ready any more in the traffic, though.
-        let (filed, mut applied) = {
-            let mut filing =
-                std::pin::pin!(self.write(means, name, gateway, servers, &mut kept, false));
-            match tokio::time::timeout(FILE_FIRST, &mut filing).await {
-                Ok(filed) => (filed, self.tell(means, gateway, servers, found).await),
-                Err(_) => {
-                    let applied = self.tell(means, gateway, servers, found).await;
-                    (filing.await, applied)
-                }
-            }
-        };
-        if let Err(error) = &applied
-            && filed.is_ok()
-            && !gateway.reload.is_empty()
-            && lacks_backend(error)
-        {
-            let again = self.write(means, name, gateway, servers, &mut kept, true).await;
-            if again.is_ok() {
-                applied = self.tell(means, gateway, servers, found).await;
-            }
-        }
-        // What is told at run time counts now; a file that could not be written is still an error.
-        let lacks = applied.as_ref().is_err_and(lacks_backend);
-        let result = applied.and(filed).map_err(|error| {
-            let hint = match &gateway.config {
-                Some(directory) if lacks => Some(format!(
-                    "its section is written: start HAProxy with `-f {directory}` besides its own \
-                     configuration, and reload it"
-                )),
-                _ => error.hint(),
-            };
-            let why = match hint {
-                Some(hint) => format!("{error} ({hint})"),
-                None => error.to_string(),
-            };
-            NotApplied { why, lacks_backend: lacks }
-        });
-        (kept, result)
-    }
-
-    async fn tell(
-        &self,
-        means: &Means,
-        gateway: &GatewaySpec,
-        servers: &[TrafficServer],
-        found: &mut Vec<String>,
-    ) -> Result<(), GatewayError> {
-        let link = link(means, &gateway.host)?;
-        let epoch = right_to_act(means, &self.service, link.as_ref()).await?;
-        let mut told = Ok(());
-        for (backend, servers) in self.backends(servers) {
-            let (link, socket) = (link.clone(), gateway.socket.clone());
-            let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch.clone());
-            // What goes wrong with one does not keep the others as they were.
-            let (differed, put) = haproxy.put(&servers).await;
-            found.extend(differed);
-            match put {
-                Err(error) if self.leaving && lacks_backend(&error) => {}
-                put => told = told.and(put),
-            }
-        }
-        if self.left_canary {
-            let (socket, backend) = (gateway.socket.clone(), canary_backend(&self.backend));
-            let haproxy = HaproxyGateway::new(link, socket, backend, means.deck, epoch);
-            match haproxy.apply(&[]).await {
-                // Where its section was ours it is gone with the rule.
-                Err(error) if lacks_backend(&error) => {}
-                emptied => told = told.and(emptied),
-            }
-        }
-        told
     }
 
     /// Before anything is begun: whether each gateway has the backend that is to be filled. What could not be asked now,
@@ -646,67 +366,6 @@ impl Gateways {
         out
     }
 
-    async fn write(
-        &self,
-        means: &Means,
-        name: &ServiceName,
-        gateway: &GatewaySpec,
-        servers: &[TrafficServer],
-        kept: &mut Option<Kept>,
-        reload_now: bool,
-    ) -> Result<(), GatewayError> {
-        let Some(directory) = &gateway.config else { return Ok(()) };
-        let text = self.section(name, gateway, servers).await?;
-        let recently = |at: Option<Instant>, time| at.is_some_and(|at| at.elapsed() < time);
-        let fresh = kept.as_ref().filter(|k| k.text == text).map(|k| k.at);
-        let reloaded = kept.as_ref().and_then(|k| k.reloaded);
-        let done = if reload_now { recently(reloaded, RELOAD) } else { recently(fresh, REWRITE) };
-        if done {
-            return Ok(());
-        }
-        let link = link(means, &gateway.host)?;
-        let epoch = right_to_act(means, &self.service, link.as_ref()).await?.get();
-        let config = GatewayConfig {
-            directory: directory.clone(),
-            name: format!("{}.cfg", self.service),
-            text: text.clone(),
-            check: gateway.check.clone(),
-            reload: gateway.reload.clone(),
-            reload_now,
-        };
-        let verb = Verb::GatewayConfig(Box::new(config));
-        let refused = |error: LinkError| match error {
-            LinkError::Refused { host, refusal } => GatewayError::Gateway {
-                host,
-                message: text::clean(&refusal.to_string(), 400),
-                hint: Some(format!(
-                    "the directory {directory} must be there and writable, HAProxy be started with \
-                     `-f {directory}`, and `check` be right for it"
-                )),
-            },
-            other => GatewayError::Link(other),
-        };
-        let act = Request::Act { deck: means.deck, epoch, verb };
-        let said = match link.request(act).await.map_err(refused)? {
-            Reply::Texts(texts) => texts.into_iter().next().unwrap_or_default(),
-            _ => String::new(),
-        };
-        let now = Instant::now();
-        if said != "unchanged" {
-            tracing::info!(service = %self.service, host = %gateway.host, "configuration: {said}");
-        }
-        let reloaded = if said == "reloaded" { Some(now) } else { reloaded };
-        let unread = not_read(gateway, &self.service, &said);
-        if unread != kept.as_ref().and_then(|k| k.unread.clone()) {
-            let (service, host, unread) =
-                (self.service.clone(), gateway.host.clone(), unread.clone());
-            let tell = move |core: &mut Core| core.gateway_file(service, host, unread);
-            let _ = means.inputs.send(Input::Ask(Box::new(tell))).await;
-        }
-        *kept = Some(Kept { text, at: now, reloaded, unread });
-        Ok(())
-    }
-
     /// What each backend of each gateway has counted; none unless all of them can be read, because
     /// a part that is missing would look like requests that never were.
     pub async fn counters(&self, means: &Means) -> Option<Totals> {
@@ -737,37 +396,6 @@ pub fn views(deck: &DeckSpec) -> Vec<GatewayView> {
         config: gateway.config.clone(),
     };
     deck.gateways.iter().map(view).collect()
-}
-
-/// Why HAProxy has not read what was written, and what to do; from the agent's answer.
-fn not_read(gateway: &GatewaySpec, service: &ServiceName, said: &str) -> Option<String> {
-    let host = &gateway.host;
-    if let Some(how) = said.strip_prefix(RELOAD_FAILED) {
-        let how = text::clean(how, 300);
-        return Some(format!(
-            "HAProxy on {host} was not reloaded, and goes on with its configuration before: {how}; tried again twice a minute"
-        ));
-    }
-    (said == RELOAD_NEEDED).then(|| {
-        format!(
-            "{service}.cfg has changed: reload HAProxy on {host} by hand, or name the command in deck.toml: reload = [\"systemctl\", \"reload\", \"haproxy\"]"
-        )
-    })
-}
-
-impl Core {
-    /// What was heard of the configuration file of a service at one of its gateways.
-    fn gateway_file(&mut self, service: ServiceName, host: HostName, unread: Option<String>) {
-        if let Some(words) = &unread {
-            self.say(Severity::Warning, Some(&service), words);
-        }
-        let kept = self.gateway_files.entry(service.clone()).or_default();
-        match unread {
-            Some(words) => kept.insert(host, words),
-            None => kept.remove(&host),
-        };
-        self.publish_service(&service);
-    }
 }
 
 async fn resolved(

@@ -1,7 +1,9 @@
+use super::telling::not_read;
 use super::*;
-use crate::base::{Attempt, ReplicaKey, Timestamp};
+use crate::base::{Attempt, ReleaseNumber, ReplicaKey, Timestamp};
 use crate::rollout::{Release, ReplicaState, Shared};
 use crate::spec::{parse_deck, parse_service};
+use crate::wire::{RELOAD_FAILED, RELOAD_NEEDED};
 
 fn read(service: &str) -> (DeckSpec, ServiceSpec) {
     let deck = "id = \"01936f6e-0000-7000-8000-000000000001\"\nname = \"prod\"\n[hosts.h]\n\
