@@ -501,6 +501,11 @@ pub enum PathKind {
 }
 
 impl PathKind {
+    /// What is between them is switches below one port of the processor: they reach each other without it.
+    pub const fn is_below_one_port(self) -> bool {
+        matches!(self, Self::Internal | Self::Pix | Self::Pxb)
+    }
+
     /// As `nvidia-smi topo -m` writes it.
     pub const fn word(self) -> &'static str {
         match self {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
+use super::amd_paths;
 use super::nvml_identity::driver_of;
 use super::processes::{Listed, ProcessTable};
 use super::roll::Roll;
@@ -22,7 +23,7 @@ use crate::base::text::clean;
 use crate::wire::{Gpu, GpuHealth, GpuVendor, Gpus, MemoryUse, PcieLink, ProcessKind};
 
 /// AMD's number among PCI vendors.
-const VENDOR: &str = "0x1002";
+pub(super) const VENDOR: &str = "0x1002";
 
 /// Longest file that is read.
 const MAX_FILE: u64 = 16 << 10;
@@ -134,6 +135,7 @@ impl GpuSource for AmdSource {
                         gpu.retired_pages = before.retired_pages;
                         gpu.retired_pages_pending = before.retired_pages_pending;
                         gpu.processes.clone_from(&before.processes);
+                        gpu.paths.clone_from(&before.paths);
                     }
                 }
             }
@@ -142,6 +144,9 @@ impl GpuSource for AmdSource {
         }
         self.forget_who_is_there(&devices);
         link_up(&devices, &mut self.known);
+        if turn {
+            amd_paths::find(&devices, &mut self.known);
+        }
         // Those that are there have the numbers that the driver gives them; those that are lost come after.
         let is_there = |device: &Path| devices.iter().any(|there| there == device);
         let mut gpus: Vec<Gpu> = Vec::with_capacity(self.known.len());
@@ -178,7 +183,7 @@ fn content(path: &Path, most: u64) -> Option<String> {
 }
 
 /// A file's text without its line end.
-fn text(path: &Path) -> Option<String> {
+pub(super) fn text(path: &Path) -> Option<String> {
     let text = content(path, MAX_FILE)?;
     Some(text.trim().to_owned()).filter(|t| !t.is_empty() && t.len() < 4096)
 }

@@ -5,6 +5,7 @@
 //! are asked in a child process that can be killed ([`child`]); [`monitor`] is what the agent asks.
 
 pub mod amd;
+mod amd_paths;
 pub mod cgroup;
 pub mod child;
 pub mod monitor;
