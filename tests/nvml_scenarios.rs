@@ -8,6 +8,7 @@ mod follower;
 #[path = "nvml_scenarios/scenes.rs"]
 mod scenes;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use gpudeck::agent::gpu::child::{ChildLine, ask_line};
 use gpudeck::agent::gpu::{GpuSource, Want, played::PlayedSource};
 use gpudeck::base::Bytes;
+use gpudeck::placement::HostCapacity;
 use gpudeck::wire::{Gpu, GpuHealth, Gpus, PathKind, ProcessKind};
 use serde_json::json;
 
@@ -74,13 +76,26 @@ fn eight_h100_on_nvlink() {
 
 #[test]
 fn four_l40s_over_two_numa_nodes() {
-    let scene = Scene::new(l40s());
+    let mut gpus = l40s();
+    // Those of the second processor have ports of their own.
+    gpus[3]["pcie_switch"] = json!(null);
+    let scene = Scene::new(gpus);
     let mut follower = Follower::start(&scene, false);
-    let gpus = follower.gpus(4);
+    let (sample, gpus) = follower.wait("GPUs", |s| {
+        let gpus = s.gpus.list();
+        (gpus.len() == 4).then(|| (s.clone(), gpus.to_vec()))
+    });
     let nodes: Vec<_> = gpus.iter().map(|g| g.numa_node).collect();
     assert_eq!(nodes, [Some(0), Some(0), Some(1), Some(1)]);
-    let over: Vec<_> = gpus[0].paths.iter().map(|p| p.over).collect();
-    assert_eq!(over, [PathKind::Node, PathKind::Sys, PathKind::Sys]);
+    let over = |gpu: &Gpu| gpu.paths.iter().map(|p| p.over).collect::<Vec<_>>();
+    assert_eq!(over(&gpus[0]), [PathKind::Pix, PathKind::Sys, PathKind::Sys]);
+    assert_eq!(over(&gpus[2]), [PathKind::Sys, PathKind::Sys, PathKind::Node]);
+    // And so placing knows it.
+    let (name, none) = ("l40s".parse().unwrap(), BTreeMap::new());
+    let seen = HostCapacity::observed(name, none, true, None, Some(&sample), &BTreeMap::new());
+    let switches: Vec<_> = seen.gpus.iter().map(|g| (g.pcie_switch, g.numa, g.island)).collect();
+    let on = |switch, numa| (switch, Some(numa), None);
+    assert_eq!(switches, [on(Some(0), 0), on(Some(0), 0), on(None, 1), on(None, 1)]);
     assert!(gpus.iter().all(|g| g.nvlink_peers.is_empty() && g.nvlink.links.is_none()));
     assert_eq!((gpus[0].pcie.generation, gpus[0].pcie.max_generation), (Some(1), Some(4)));
     assert!(gpus.iter().all(|g| g.pcie.rx_bytes_per_s.is_none()), "nobody looks at it");

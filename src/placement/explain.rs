@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{Demand, PlacedReplica, Refusal, ShapeNeed};
 use super::global::answer::{Rejected, ServiceAnswer};
-use super::global::link_cost;
+use super::global::{Joined, ON_NODE, ON_SWITCH, link_cost};
 use super::rules::{available, excluded, needed_on, occupants, unmet};
 use super::service::fitting;
 use super::world::{GpuCapacity, HostCapacity};
@@ -20,14 +20,15 @@ pub(super) fn chosen(
 ) -> String {
     let list: Vec<String> = gpus.iter().map(|g| g.label()).collect();
     let name = gpus.first().map_or(String::new(), |g| text::clean(&g.name, 40));
-    let links = |group: &Vec<&GpuCapacity>| {
-        link_cost(&group.iter().map(|g| (g.island, g.numa)).collect::<Vec<_>>())
-    };
+    let joined =
+        |g: &&GpuCapacity| Joined { island: g.island, pcie_switch: g.pcie_switch, numa: g.numa };
+    let links = |group: &Vec<&GpuCapacity>| link_cost(group.iter().map(joined));
     let worst = groups.iter().map(links).max().unwrap_or(0);
     let near = match (groups.iter().map(Vec::len).max().unwrap_or(1), worst) {
         (1, _) => "",
         (_, 0) => ", joined by NVLink",
-        (_, 1) => ", on one NUMA node without NVLink",
+        (_, ON_SWITCH) => ", on one PCIe switch without NVLink",
+        (_, ON_NODE) => ", on one NUMA node without NVLink",
         _ => ", neither joined by NVLink nor on one NUMA node: slow",
     };
     let word = if gpus.len() == 1 { "GPU" } else { "GPUs" };
@@ -160,10 +161,12 @@ fn unjoined(free: &[&GpuCapacity], demand: &Demand, wanted: usize) -> Option<Str
         counts.into_values().max().unwrap_or(0)
     };
     let island = || most(|g| g.island);
+    let switch = || island().max(most(|g| g.pcie_switch));
     let (joined, by) = match demand.placement.link {
         Link::Any => return None,
         Link::Nvlink => (island(), "joined by NVLink"),
-        Link::Numa => (island().max(most(|g| g.numa)), "of one NUMA node"),
+        Link::PcieSwitch => (switch(), "on one PCIe switch"),
+        Link::Numa => (switch().max(most(|g| g.numa)), "of one NUMA node"),
     };
     (wanted > 1 && joined < wanted)
         .then(|| format!("at most {joined} of its free GPUs are {by}, {wanted} needed"))

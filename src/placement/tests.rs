@@ -23,6 +23,7 @@ fn gpu(host: &str, index: u32, total: u64, free: u64) -> GpuCapacity {
         healthy: Ok(()),
         cordoned: None,
         island: None,
+        pcie_switch: None,
         numa: None,
         reserved_by: None,
     }
@@ -635,6 +636,12 @@ fn a_sample_becomes_a_capacity() {
             "throttle_reasons": [], "processes": [],
             // 0-1 and 2-3 are linked, then 1-2 by a link that only one side reports.
             "nvlink_peers": match i { 0 => vec!["GPU-1"], 2 => vec!["GPU-3", "GPU-1"], _ => vec![] },
+            // 1-2 are on one switch, 3-4 on several below one port, as one side reports; 0-1 are not.
+            "paths": match i {
+                1 => serde_json::json!([{"to": "GPU-0", "over": "phb"}, {"to": "GPU-2", "over": "pix"}]),
+                4 => serde_json::json!([{"to": "GPU-3", "over": "pxb"}, {"to": "GPU-0", "over": "node"}]),
+                _ => serde_json::json!([]),
+            },
         })).collect::<Vec<_>>() },
         "memory": {"used": 4, "total": 10},
     }))
@@ -644,6 +651,8 @@ fn a_sample_becomes_a_capacity() {
     let host = HostCapacity::observed(name, BTreeMap::new(), true, None, Some(&sample), &held);
     let islands: Vec<Option<u32>> = host.gpus.iter().map(|g| g.island).collect();
     assert_eq!(islands, [Some(0), Some(0), Some(0), Some(0), None]);
+    let switches: Vec<Option<u32>> = host.gpus.iter().map(|g| g.pcie_switch).collect();
+    assert_eq!(switches, [None, Some(0), Some(0), Some(1), Some(1)]);
     assert_eq!(host.memory_free, Bytes(6));
     assert_eq!(host.gpus[0].free, Bytes(9));
     assert_eq!(host.gpus[3].reserved_by.as_deref(), Some("embed"));
@@ -677,6 +686,51 @@ fn a_service_may_ask_for_joined_gpus() {
     assert!(refusal.reasons.iter().any(|r| r == why), "{refusal:?}");
     d.placement.link = Link::Numa;
     assert_eq!(place(&pairs, &d).unwrap().replicas.len(), 1);
+}
+
+/// Pairs behind switches, without links: `0, 2` and `1, 3` of each NUMA node of four.
+fn switched(name: &str) -> HostCapacity {
+    let mut host = box_of(name, 8, 1);
+    for gpu in &mut host.gpus {
+        gpu.pcie_switch = Some(gpu.index / 4 * 2 + gpu.index % 2);
+    }
+    host
+}
+
+#[test]
+fn a_pair_lies_behind_one_switch_where_it_can() {
+    let mut a = switched("a");
+    let mut d = demand(1, vec![need(2, 40)]);
+    let placed = place(&world(vec![a.clone()]), &d).unwrap();
+    assert_eq!(shown(&placed), "a-0,a-2");
+    assert!(placed.reasons[0].ends_with("on one PCIe switch without NVLink"), "{placed:?}");
+    // Four are on one NUMA node, on no switch.
+    let four = demand(1, vec![need(4, 40)]);
+    let placed = place(&world(vec![a.clone()]), &four).unwrap();
+    assert!(placed.reasons[0].ends_with("on one NUMA node without NVLink"), "{placed:?}");
+    // Another host has a pair free behind one switch; this one would have to take one of each.
+    for at in [0, 1, 6, 7] {
+        a.gpus[at].free = Bytes::gib(1);
+    }
+    let w = world(vec![a.clone(), switched("b")]);
+    let placed = place(&w, &d).unwrap();
+    assert_eq!(shown(&placed), "b-0,b-2");
+    assert!(placed.reasons.iter().any(|r| r == "a: its GPUs are further from each other"));
+    let placed = place(&world(vec![a.clone()]), &d).unwrap();
+    assert_eq!(shown(&placed), "a-2,a-3");
+    // Or it asks for a switch, and has none there.
+    d.placement.link = Link::PcieSwitch;
+    let refusal = place(&world(vec![a.clone()]), &d).unwrap_err();
+    let why = "a: at most 1 of its free GPUs are on one PCIe switch, 2 needed";
+    assert!(refusal.reasons.iter().any(|r| r == why), "{refusal:?}");
+    assert_eq!(shown(&place(&w, &d).unwrap()), "b-0,b-2");
+    // An island will do as well, what an older agent said nothing of will not.
+    a.gpus[2..4].iter_mut().for_each(|gpu| gpu.island = Some(0));
+    assert_eq!(shown(&place(&world(vec![a.clone()]), &d).unwrap()), "a-2,a-3");
+    let unknown = world(vec![box_of("c", 8, 1)]);
+    assert!(place(&unknown, &d).is_err());
+    d.placement.link = Link::Any;
+    assert_eq!(place(&unknown, &d).unwrap().replicas.len(), 1);
 }
 
 /// A better placement of the deck leaves them alone; their own next release takes their place all the same.

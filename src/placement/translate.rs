@@ -153,7 +153,7 @@ fn world_gpu(index: u32, gpu: &GpuCapacity, holder: Option<&Reuse>) -> WorldGpu 
         },
         island: gpu.island,
         numa: gpu.numa,
-        pcie_switch: None,
+        pcie_switch: gpu.pcie_switch,
         mig: gpu.instance.as_ref().map(|i| text::clean(&i.profile, 40)),
     }
 }

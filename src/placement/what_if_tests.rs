@@ -171,7 +171,7 @@ fn a_place_by_hand_is_checked_by_the_same_rules() {
     assert_eq!(check("a", &[2, 3]), PlaceCheck::default());
     let apart = check("a", &[3, 4]);
     assert_eq!(apart.violated, None);
-    assert_eq!(apart.worse, ["link cost: 0 → 2"]);
+    assert_eq!(apart.worse, ["link cost: 0 → 4"]);
     let together = check("b", &[2, 3]);
     assert_eq!(together.violated, None);
     assert_eq!(together.worse, ["replicas too many in a failure domain: 0 → 1"]);

@@ -61,6 +61,9 @@ pub struct GpuCapacity {
     pub cordoned: Option<String>,
     /// Its `NVLink` island on this host; none: no links.
     pub island: Option<u32>,
+    /// The `PCIe` switch on this host that it shares with other GPUs, or switches below one root port; none: it shares
+    /// none, or that is not known.
+    pub pcie_switch: Option<u32>,
     /// Its NUMA node.
     pub numa: Option<u32>,
     /// The service whose replica holds it (another one than the one that is placed).
@@ -104,6 +107,7 @@ impl GpuCapacity {
     fn observed(
         gpu: &Gpu,
         islands: &BTreeMap<&str, u32>,
+        switches: &BTreeMap<&str, u32>,
         reserved: &BTreeMap<DeviceId, String>,
     ) -> Self {
         Self {
@@ -132,6 +136,7 @@ impl GpuCapacity {
             },
             cordoned: None,
             island: islands.get(gpu.uuid.as_str()).copied(),
+            pcie_switch: switches.get(gpu.uuid.as_str()).copied(),
             numa: gpu.numa_node,
             reserved_by: reserved.get(&gpu.device()).cloned(),
         }
@@ -142,6 +147,7 @@ impl GpuCapacity {
         gpu: &Gpu,
         at: usize,
         index: u32,
+        switches: &BTreeMap<&str, u32>,
         reserved: &BTreeMap<DeviceId, String>,
     ) -> Option<Self> {
         let part = gpu.mig_instances.get(at)?;
@@ -167,6 +173,7 @@ impl GpuCapacity {
             },
             cordoned: None,
             island: None,
+            pcie_switch: switches.get(gpu.uuid.as_str()).copied(),
             numa: gpu.numa_node,
             reserved_by: reserved.get(&part.device()).cloned(),
         })
@@ -175,16 +182,20 @@ impl GpuCapacity {
 
 /// What ranks can be placed on: the GPUs, and in the place of those that are divided their instances.
 fn devices(gpus: &[Gpu], reserved: &BTreeMap<DeviceId, String>) -> Vec<GpuCapacity> {
-    let islands = islands(gpus);
+    // Numbers `NVLink` islands, GPUs that reach each other over links, directly or not, and switches.
+    let islands = joined(gpus, &|gpu, other| gpu.nvlink_peers.contains(&other.uuid));
+    let switches = joined(gpus, &|gpu, other| {
+        gpu.paths.iter().any(|path| path.over.is_below_one_port() && path.to == other.uuid)
+    });
     let mut next = gpus.iter().map(|g| g.index.saturating_add(1)).max().unwrap_or(0);
     let mut found = Vec::new();
     for gpu in gpus {
         if gpu.mig != Some(true) || gpu.mig_instances.is_empty() {
-            found.push(GpuCapacity::observed(gpu, &islands, reserved));
+            found.push(GpuCapacity::observed(gpu, &islands, &switches, reserved));
             continue;
         }
         for at in 0..gpu.mig_instances.len() {
-            found.extend(GpuCapacity::instance_of(gpu, at, next, reserved));
+            found.extend(GpuCapacity::instance_of(gpu, at, next, &switches, reserved));
             next = next.saturating_add(1);
         }
     }
@@ -265,14 +276,12 @@ fn nics(facts: &HostFacts) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// Numbers the `NVLink` islands: GPUs that reach each other over links, directly or not.
-fn islands(gpus: &[Gpu]) -> BTreeMap<&str, u32> {
+/// Numbers the sets of GPUs that are joined, directly or over others; what one of two says of both is enough.
+fn joined<'a>(gpus: &'a [Gpu], joins: &dyn Fn(&Gpu, &Gpu) -> bool) -> BTreeMap<&'a str, u32> {
     let mut found: BTreeMap<&str, u32> = BTreeMap::new();
     let mut next = 0;
     for gpu in gpus {
-        let joined = |other: &Gpu| {
-            other.nvlink_peers.contains(&gpu.uuid) || gpu.nvlink_peers.contains(&other.uuid)
-        };
+        let joined = |other: &Gpu| joins(gpu, other) || joins(other, gpu);
         let mut touched: Vec<u32> = gpus
             .iter()
             .filter(|other| other.uuid != gpu.uuid && joined(other))
@@ -283,14 +292,14 @@ fn islands(gpus: &[Gpu]) -> BTreeMap<&str, u32> {
             continue;
         }
         touched.sort_unstable();
-        let island = touched.first().copied().unwrap_or_else(|| {
+        let set = touched.first().copied().unwrap_or_else(|| {
             next += 1;
             next - 1
         });
         for number in found.values_mut().filter(|n| touched.contains(n)) {
-            *number = island;
+            *number = set;
         }
-        found.insert(&gpu.uuid, island);
+        found.insert(&gpu.uuid, set);
     }
     found
 }
@@ -311,7 +320,8 @@ mod tests {
             serde_json::from_str(&text).unwrap()
         };
         let seen = |vendor: &str| {
-            GpuCapacity::observed(&gpu(vendor), &BTreeMap::new(), &BTreeMap::new()).healthy
+            let none = BTreeMap::new();
+            GpuCapacity::observed(&gpu(vendor), &none, &none, &BTreeMap::new()).healthy
         };
         assert_eq!(seen("nvidia"), Ok(()));
         assert!(seen("amd").unwrap_err().contains("AMD"));

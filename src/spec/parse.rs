@@ -441,6 +441,9 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
         let good = parse_service(&text, "chat").unwrap();
         assert_eq!((good.placement.link, good.placement.movable), (Link::Nvlink, false));
         assert_eq!(parse_service(&toml::to_string(&good).unwrap(), "again").unwrap(), good);
+        let switched = parse_service(&text.replace("nvlink", "pcie_switch"), "chat").unwrap();
+        assert_eq!(switched.placement.link, Link::PcieSwitch);
+        assert_eq!(parse_service(&toml::to_string(&switched).unwrap(), "again").unwrap(), switched);
         let error = parse_service(&text.replace("nvlink", "nvlnk"), "chat").unwrap_err();
         assert_eq!(error.line, Some(10), "{error}");
     }

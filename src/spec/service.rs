@@ -277,8 +277,10 @@ pub enum Link {
     /// Whatever there is, the nearer the better.
     #[default]
     Any,
-    /// One NUMA node, or `NVLink`.
+    /// One NUMA node, one `PCIe` switch or `NVLink`.
     Numa,
+    /// One `PCIe` switch, or `NVLink`.
+    PcieSwitch,
     /// `NVLink`.
     Nvlink,
 }

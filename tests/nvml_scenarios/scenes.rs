@@ -45,7 +45,7 @@ pub fn h100s(count: usize) -> Vec<Value> {
     (0..count).map(gpu).collect()
 }
 
-/// Four L40S on PCI Express, two on each processor, without links.
+/// Four L40S on PCI Express, two behind a switch of each processor, without links.
 pub fn l40s() -> Vec<Value> {
     let gpu = |index: usize| {
         json!({
@@ -53,6 +53,7 @@ pub fn l40s() -> Vec<Value> {
             "name": "NVIDIA L40S",
             "memory_total": 48 * GIB,
             "numa_node": index / 2,
+            "pcie_switch": index / 2,
             "fan_percent": 30,
             "pcie": { "generation": 1, "max_generation": 4, "width": 16, "max_width": 16 },
         })

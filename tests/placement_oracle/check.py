@@ -136,11 +136,11 @@ class World:
     def link(self, keys):
         if len(keys) == 1:
             return 0
-        for cost, of in ((0, "island"), (1, "numa")):
+        for cost, of in ((0, "island"), (1, "pcie_switch"), (2, "numa")):
             values = {None if of == "island" and self.gpus[k].get("mig") else self.gpus[k].get(of) for k in keys}
             if len(values) == 1 and None not in values:
                 return cost
-        return 2
+        return 4
 
     def domain(self, service, host):
         spread = service.get("spread", "none")
@@ -154,10 +154,10 @@ class World:
         return [flat[i:i + tensor] for i in range(0, len(flat), tensor)]
 
     def span(self, ranks):
-        return 3 * (len(ranks) - 1) + len({self.rack(r["host"]) for r in ranks}) - 1
+        return 6 * (len(ranks) - 1) + 2 * (len({self.rack(r["host"]) for r in ranks}) - 1)
 
     def worst_link(self, service):
-        return {"nvlink": 0, "numa": 1, "any": 2}[service.get("link", "any")]
+        return {"nvlink": 0, "pcie_switch": 1, "numa": 2, "any": 4}[service.get("link", "any")]
 
     def may_stay(self, r):
         service, shape = self.services[r["service"]], r["shape"]

@@ -18,7 +18,7 @@ def cells_of(w):
         alone = index if island is None else None
         suits = tuple(w.suits(s, x, (host, index)) for s in w.services.values() for x in s["shapes"])
         tight = tuple(w.tight(s, x, (host, index)) for s in w.services.values() for x in s["shapes"])
-        key = island, alone, gpu.get("numa"), w.model((host, index)), suits, tight
+        key = island, alone, gpu.get("pcie_switch"), gpu.get("numa"), w.model((host, index)), suits, tight
         out.setdefault(host, {}).setdefault(key, []).append((host, index))
     return {h: list(cells.values()) for h, cells in out.items()}
 
@@ -111,7 +111,7 @@ def solve(world, limit=60.0, workers=2, log=None):
                         for r, ps in zip(touched, racks.values()):
                             for p in ps:
                                 m.add(r >= p)
-                        link.append(3 * (split - 1) * z + sum(touched) - z)
+                        link.append(6 * (split - 1) * z + 2 * (sum(touched) - z))
                     domains = {}
                     for h, p in parts.items():
                         domains.setdefault(w.domain(s, h), []).append(p)

@@ -38,7 +38,7 @@ def take(m, use, link, rooms, mine, t, each, x):
                 ways.append(way)
                 use[mine[0]].append(left * way)
                 use[mine[1]].append((t - left) * way)
-                link.append(2 * way)
+                link.append(4 * way)
         m.add(sum(ways) == x)
         return
     inside = [m.new_int_var(0, min(each, rooms[k] // t), "") for k in mine]
@@ -48,7 +48,7 @@ def take(m, use, link, rooms, mine, t, each, x):
     m.add(left <= t * across)
     use[mine[0]] += [t * inside[0], left]
     use[mine[1]] += [t * inside[1], t * across, -left]
-    link.append(2 * across)
+    link.append(4 * across)
 
 
 def goals_of(w, m):
@@ -104,9 +104,9 @@ def goals_of(w, m):
                             touched[rack] = m.new_bool_var("")
                             for x in xs:
                                 m.add(touched[rack] >= x)
-                        link.append(sum(touched.values()) - chosen)
+                        link.append(2 * (sum(touched.values()) - chosen))
                     if split > 1:
-                        link.append(3 * (split - 1) * chosen)
+                        link.append(6 * (split - 1) * chosen)
         m.add(sum(ways) <= 1)
         unplaced.setdefault(s["priority"], []).append(1 - sum(ways))
     for key, terms in use.items():

@@ -14,7 +14,7 @@ REQUIREMENTS = {
 }
 
 
-def host(name, rack, zone, gpus, island, model, total, rng=None):
+def host(name, rack, zone, gpus, island, model, total):
     """A host whose GPUs lie in islands of `island` (0: without links) and NUMA nodes of half the GPUs."""
     out = []
     for i in range(gpus):
@@ -23,6 +23,26 @@ def host(name, rack, zone, gpus, island, model, total, rng=None):
             gpu["island"] = i // island
         out.append(gpu)
     return {"name": name, "rack": rack, "zone": zone, "gpus": out}
+
+
+def switched(world, rng):
+    """PCIe switches on most hosts, of two to four GPUs that follow each other or not, some of them not known; and services
+    that ask for one."""
+    for h in world["hosts"]:
+        size = rng.choice([0, 2, 2, 3, 4])
+        order = list(range(len(h["gpus"])))
+        if rng.random() < 0.3:
+            rng.shuffle(order)
+        # Mostly nothing nearer joins them, so that the switch is what counts.
+        linked = rng.choice([0, 0, 0.5, 1])
+        for at, gpu in zip(order, h["gpus"]):
+            if size and rng.random() > 0.1:
+                gpu["pcie_switch"] = at // size
+            if rng.random() >= linked:
+                gpu.pop("island", None)
+    for service in world["services"]:
+        if rng.random() < 0.25:
+            service["link"] = "pcie_switch"
 
 
 def small(seed):
@@ -105,6 +125,9 @@ def small(seed):
                 world["reservations"].append({"host": h["name"], "gpus": [g["index"]], "by": "x"})
             elif rng.random() < 0.04:
                 world["cordons"].append({"host": h["name"], "gpus": [g["index"]]})
+    # With draws of their own: the rest of each seed's world stays as it was.
+    if seed % 4:
+        switched(world, random.Random(seed + 2_000_000))
     return world
 
 

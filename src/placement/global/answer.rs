@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-use super::compile::{NONE, Problem, free_memory, link_cost};
+use super::compile::{Joined, NONE, ON_NODE, ON_SWITCH, Problem, free_memory, link_cost};
 use super::file::{Rank, WorldFile, WorldShape};
 use super::layout::divide;
 use super::search::Best;
@@ -534,21 +534,18 @@ fn reasons(
         let Some(host) = world.hosts.iter().find(|h| h.name == rank.host) else { continue };
         for group in &rank.groups {
             tensor = group.len().max(tensor);
-            let of: Vec<(Option<u32>, Option<u32>)> = group
-                .iter()
-                .filter_map(|i| host.gpus.iter().find(|g| g.index == *i))
-                .map(|g| (g.island, g.numa))
-                .collect();
-            worst = worst.max(link_cost(&of));
+            let of = group.iter().filter_map(|i| host.gpus.iter().find(|g| g.index == *i));
+            worst = worst.max(link_cost(of.map(Joined::of)));
         }
     }
     if tensor > 1 {
         lines.push(
             match worst {
                 0 => "each tensor-parallel group within one NVLink island",
-                1 => "tensor parallel on one NUMA node without a common NVLink island",
+                ON_SWITCH => "tensor parallel on one PCIe switch without a common NVLink island",
+                ON_NODE => "tensor parallel on one NUMA node without a common NVLink island or PCIe switch",
                 _ if at.keep != NONE => "tensor parallel over PCIe",
-                _ => "tensor parallel over PCIe: no island or NUMA node with so many GPUs was to be had",
+                _ => "tensor parallel over PCIe: no island, PCIe switch or NUMA node with so many GPUs was to be had",
             }
             .to_owned(),
         );

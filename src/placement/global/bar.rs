@@ -6,7 +6,7 @@ use super::state::{Levels, State};
 
 /// What the levels weigh while it is hot, in mean bytes of a service's weights.
 const TIGHT: f64 = 2.0;
-const LINK: f64 = 6.0;
+const LINK: f64 = 3.0;
 const DISPLACED: f64 = 4.0;
 const MOVE: f64 = 40.0;
 const CROWD: f64 = 160.0;

@@ -201,39 +201,8 @@ fn subset(inner: &[u64], outer: &[u64]) -> bool {
 fn nearest(p: &Problem<'_>, kind: u32) -> (u32, i64) {
     let k = &p.kinds[kind as usize];
     // A host that could hold a part without a cost of its own makes all parts free of it.
-    let (mut link, mut tight) = (2, i64::from(k.tensor * k.units));
-    for h in 0..p.hosts.len() as u32 {
-        let eligible = p.eligible(kind, h);
-        if eligible == 0 {
-            continue;
-        }
-        if eligible & !p.tight(kind, h) != 0 {
-            tight = 0;
-        }
-        if link == 0 || k.tensor == 1 {
-            link = 0;
-            continue;
-        }
-        let cells = &p.hosts[h as usize].cells;
-        let mine = || cells.iter().enumerate().filter(move |(c, _)| eligible & (1 << c) != 0);
-        for (_, one) in mine() {
-            let in_island: usize = mine()
-                .filter(|(_, c)| c.island.is_some() && c.island == one.island)
-                .map(|(_, c)| c.gpus.len())
-                .sum();
-            let in_numa: usize = mine()
-                .filter(|(_, c)| c.numa.is_some() && c.numa == one.numa)
-                .map(|(_, c)| c.gpus.len())
-                .sum();
-            let tensor = k.tensor as usize;
-            link = link.min(match (in_island >= tensor, in_numa >= tensor) {
-                (true, _) => 0,
-                (_, true) => 1,
-                _ => 2,
-            });
-        }
-    }
-    (link, tight)
+    let tight = if k.has_roomy { 0 } else { i64::from(k.tensor * k.units) };
+    (k.nearest, tight)
 }
 
 fn least(p: &Problem<'_>, s: usize, nearest: &[(u32, i64)]) -> Option<Least> {

@@ -17,15 +17,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::facts::outside;
 use self::incumbents::{add_incumbent, add_outgoing};
-use self::kinds::{add_kind, is_whole, mask};
+use self::kinds::{add_kind, is_whole, mask, switches};
 use super::alike::Alike;
 use super::clock::Clock;
 use super::file::{WorldFile, WorldHost, WorldLink, WorldSpread};
 use crate::spec::Requirement;
 
 pub(super) use self::facts::{fact, free_memory};
-pub(in crate::placement) use self::needs::{Share, link_cost};
-pub(super) use self::needs::{headroom, need, needed, shape_trouble, span_cost};
+pub(super) use self::needs::{A_RACK, headroom, most_link, need, needed, shape_trouble, span_cost};
+pub(in crate::placement) use self::needs::{APART, Joined, ON_NODE, ON_SWITCH, Share, link_cost};
 pub(super) use self::tables::{Cell, Host, Incumbent, NONE, Problem, Service};
 
 /// Makes the tables.
@@ -64,19 +64,22 @@ pub(super) fn compile<'a>(world: &WorldFile, clock: Clock<'a>) -> Problem<'a> {
     let (zone_of, zones) =
         numbers(|h| h.zone.as_deref().or_else(|| h.labels.get("zone").map(String::as_str)));
     let mut patterns = BTreeMap::new();
+    let sizes = world.services.iter().flat_map(|s| &s.shapes).map(|shape| shape.tensor);
+    let smallest = sizes.filter(|tensor| *tensor > 1).min().unwrap_or(u32::MAX);
     let hosts: Vec<Host> = world
         .hosts
         .iter()
         .enumerate()
         .map(|(h, host)| {
             let mut cells: Vec<Cell> = Vec::new();
+            let inside = |g: usize| !outside[h].contains_key(&(g as u32));
+            let switch_of = switches(&host.gpus, &inside, smallest);
             for (g, gpu) in host.gpus.iter().enumerate() {
-                if outside[h].contains_key(&(g as u32)) {
+                if !inside(g) {
                     continue;
                 }
                 let cell = Cell {
-                    island: gpu.island.filter(|_| gpu.mig.is_none()),
-                    numa: gpu.numa,
+                    joined: Joined { pcie_switch: switch_of[g], ..Joined::of(gpu) },
                     model: models[&(gpu.model.as_str(), gpu.memory_total.0)],
                     total: gpu.memory_total.0,
                     free: free[h][g],
@@ -234,15 +237,15 @@ pub(super) fn compile<'a>(world: &WorldFile, clock: Clock<'a>) -> Problem<'a> {
     problem
 }
 
-/// Island, NUMA node and GPUs of each cell.
-type Pattern = Vec<(Option<u32>, Option<u32>, usize)>;
+/// What joins the GPUs of each cell, and how many they are.
+type Pattern = Vec<(Joined, usize)>;
 
 fn pattern(cells: &[Cell], known: &mut BTreeMap<Pattern, u32>) -> u32 {
-    let unlinked = |c: &Cell| Cell { island: None, numa: None, ..c.clone() };
+    let unlinked = |c: &Cell| Cell { joined: Joined::default(), ..c.clone() };
     if cells.iter().any(|c| !unlinked(c).is_like(&unlinked(&cells[0]))) {
         return NONE;
     }
-    let links = cells.iter().map(|c| (c.island, c.numa, c.gpus.len())).collect();
+    let links = cells.iter().map(|c| (c.joined, c.gpus.len())).collect();
     let next = known.len() as u32;
     *known.entry(links).or_insert(next)
 }

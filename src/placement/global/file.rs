@@ -121,7 +121,7 @@ pub struct WorldGpu {
     /// Its NUMA node.
     #[serde(default)]
     pub numa: Option<u32>,
-    /// The `PCIe` switch it hangs on; for people: placing does not look at it.
+    /// The `PCIe` switch that it hangs on, or switches below one root port.
     #[serde(default)]
     pub pcie_switch: Option<u32>,
     /// The profile, if it is a MIG instance: `3g.40gb`.
@@ -244,11 +244,13 @@ impl From<SpecSpread> for WorldSpread {
 
 /// What a tensor-parallel group needs at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum WorldLink {
     /// GPUs of one `NVLink` island.
     Nvlink,
-    /// GPUs of one NUMA node.
+    /// GPUs on one `PCIe` switch, or that.
+    PcieSwitch,
+    /// GPUs of one NUMA node, or one of these.
     Numa,
     /// GPUs of one host.
     #[default]
@@ -260,6 +262,7 @@ impl From<SpecLink> for WorldLink {
         match link {
             SpecLink::Any => Self::Any,
             SpecLink::Numa => Self::Numa,
+            SpecLink::PcieSwitch => Self::PcieSwitch,
             SpecLink::Nvlink => Self::Nvlink,
         }
     }

@@ -4,7 +4,7 @@
 
 use std::cell::Cell as Flag;
 
-use super::compile::{Cell, NONE, Problem};
+use super::compile::{APART, Cell, Joined, NONE, ON_NODE, ON_SWITCH, Problem, link_cost};
 
 /// The part of a slot on one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn sizes(problem: &Problem<'_>, host: u32, parts: &[Part]) -> Option<(u64, u32)>
         let kind = problem.kinds.get(part.kind as usize)?;
         let fits = part.pin == NONE
             && kind.tensor <= 16
-            && kind.max_link == 2
+            && kind.max_link == APART
             && problem.eligible(part.kind, host) == all;
         let shift = (kind.tensor.max(1) - 1) * 4;
         if !fits || (sizes >> shift & 15) + u64::from(part.units) > 15 {
@@ -198,7 +198,11 @@ fn search_for(
         cells,
         groups: &groups,
         islands,
-        near: [mates(cells, |c| c.island), mates(cells, |c| c.numa)],
+        near: [
+            mates(cells, |j| j.island),
+            mates(cells, |j| j.pcie_switch),
+            mates(cells, |j| j.numa),
+        ],
         free,
         now: HostCost::default(),
         chosen: vec![[0; 64]; groups.len()],
@@ -244,8 +248,8 @@ fn one_cell(problem: &Problem<'_>, host: u32, parts: &[Part], cell: &Cell) -> Op
         let kind = &problem.kinds[part.kind as usize];
         let gpus = part.units * kind.tensor;
         used += gpus;
-        if kind.tensor > 1 && cell.island.is_none() {
-            let link = if cell.numa.is_some() { 1 } else { 2 };
+        if kind.tensor > 1 && cell.joined.island.is_none() {
+            let link = link_cost([cell.joined; 2]);
             if link > kind.max_link {
                 return None;
             }
@@ -256,7 +260,7 @@ fn one_cell(problem: &Problem<'_>, host: u32, parts: &[Part], cell: &Cell) -> Op
         }
     }
     let free = (cell.gpus.len() as u32).checked_sub(used)?;
-    cost.closed = 64 - if cell.island.is_some() { free } else { free.min(1) };
+    cost.closed = 64 - if cell.joined.island.is_some() { free } else { free.min(1) };
     Some(cost)
 }
 
@@ -273,14 +277,15 @@ impl Islands {
         let mut known: Vec<u32> = Vec::new();
         let mut islands = Self { of: Vec::new(), free: Vec::new(), alone: 0 };
         for cell in cells {
-            let at = cell.island.map(|island| match known.iter().position(|k| *k == island) {
-                Some(at) => at,
-                None => {
-                    known.push(island);
-                    islands.free.push(0);
-                    known.len() - 1
-                }
-            });
+            let at =
+                cell.joined.island.map(|island| match known.iter().position(|k| *k == island) {
+                    Some(at) => at,
+                    None => {
+                        known.push(island);
+                        islands.free.push(0);
+                        known.len() - 1
+                    }
+                });
             islands.of.push(at);
         }
         for (cell, free) in (0..cells.len()).zip(free) {
@@ -311,9 +316,9 @@ impl Islands {
 }
 
 /// For each cell those that have the same, itself among them.
-fn mates(cells: &[Cell], of: fn(&Cell) -> Option<u32>) -> Vec<u64> {
+fn mates(cells: &[Cell], of: fn(&Joined) -> Option<u32>) -> Vec<u64> {
     let same = |cell: &Cell| {
-        let like = cells.iter().enumerate().filter(|(_, c)| of(c) == of(cell));
+        let like = cells.iter().enumerate().filter(|(_, c)| of(&c.joined) == of(&cell.joined));
         like.fold(0, |mask, (i, _)| mask | 1 << i)
     };
     cells.iter().map(same).collect()
@@ -325,8 +330,8 @@ struct Search<'a> {
     cells: &'a [Cell],
     groups: &'a [(u32, u32, usize)],
     islands: Islands,
-    /// For each cell those of its island, and those of its NUMA node.
-    near: [Vec<u64>; 2],
+    /// For each cell those of its island, of its switch, and of its NUMA node.
+    near: [Vec<u64>; 3],
     free: Counts,
     now: HostCost,
     chosen: Vec<Counts>,
@@ -363,7 +368,7 @@ impl Search<'_> {
         let from = if same { first(&self.chosen[at - 1]) } else { 0 };
         let mut done: u64 = 0;
         for i in 0..self.cells.len() {
-            let island = self.cells[i].island;
+            let island = self.cells[i].joined.island;
             let mates = match island {
                 None if tensor == 1 => 1 << i,
                 None => continue,
@@ -378,20 +383,21 @@ impl Search<'_> {
         if tensor == 1 {
             return;
         }
-        if max_link >= 1 {
+        let nearer: [(usize, u32, fn(&Joined) -> Option<u32>); 2] =
+            [(1, ON_SWITCH, |j| j.pcie_switch), (2, ON_NODE, |j| j.numa)];
+        for (near, link, of) in nearer.into_iter().filter(|(_, link, _)| *link <= max_link) {
             let mut done: u64 = 0;
             for i in 0..self.cells.len() {
-                let numa = self.cells[i].numa;
-                if numa.is_none() || done & (1 << i) != 0 {
+                if of(&self.cells[i].joined).is_none() || done & (1 << i) != 0 {
                     continue;
                 }
-                let mates = self.near[1][i];
+                let mates = self.near[near][i];
                 done |= mates;
-                self.take_from(at, eligible & mates, from, 1);
+                self.take_from(at, eligible & mates, from, link);
             }
         }
-        if max_link >= 2 {
-            self.take_from(at, eligible, from, 2);
+        if max_link >= APART {
+            self.take_from(at, eligible, from, APART);
         }
     }
 
@@ -463,18 +469,9 @@ impl Search<'_> {
         if self.groups[at].0 == 1 {
             return 0;
         }
-        let mut used = self.cells.iter().zip(counts).filter(|(_, n)| **n > 0).map(|(c, _)| c);
-        let Some(one) = used.next() else { return 0 };
-        let (mut island, mut numa) = (one.island.is_some(), one.numa.is_some());
-        for cell in used {
-            island &= cell.island == one.island;
-            numa &= cell.numa == one.numa;
-        }
-        match (island, numa) {
-            (true, _) => 0,
-            (_, true) => 1,
-            _ => 2,
-        }
+        let used = self.cells.iter().zip(counts).filter(|(_, n)| **n > 0);
+        // Of one cell there are two.
+        link_cost(used.flat_map(|(cell, _)| [cell.joined; 2]))
     }
 }
 

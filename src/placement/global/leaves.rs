@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::compile::{Incumbent, fact, link_cost, shape_trouble};
+use super::compile::{Incumbent, Joined, fact, link_cost, most_link, shape_trouble};
 use super::file::{WorldFile, WorldLink};
 use crate::base::text;
 use crate::spec::Requirement;
@@ -57,15 +57,16 @@ pub(super) fn why(world: &WorldFile, free: &[Vec<u64>], i: &Incumbent) -> String
     if models.len() > 1 {
         return "its GPUs are not alike".to_owned();
     }
-    let links: Vec<(Option<u32>, Option<u32>)> = gpus()
-        .map(|(_, g, host)| &host.gpus[g])
-        .map(|g| (g.island.filter(|_| g.mig.is_none()), g.numa))
-        .collect();
+    let links: Vec<Joined> = gpus().map(|(_, g, host)| Joined::of(&host.gpus[g])).collect();
     let groups = links.chunks((i.shape.tensor as usize).max(1));
-    match (service.link, groups.map(link_cost).max().unwrap_or(0)) {
-        (WorldLink::Nvlink, 1..) => return "its GPUs are not joined by NVLink".to_owned(),
-        (WorldLink::Numa, 2..) => return "its GPUs are on several NUMA nodes".to_owned(),
-        _ => {}
+    let worst = groups.map(|group| link_cost(group.iter().copied())).max().unwrap_or(0);
+    if worst > most_link(service.link) {
+        let how = match service.link {
+            WorldLink::Nvlink => "not joined by NVLink",
+            WorldLink::PcieSwitch => "on several PCIe switches",
+            WorldLink::Numa | WorldLink::Any => "on several NUMA nodes",
+        };
+        return format!("its GPUs are {how}");
     }
     if !i.can_stay {
         return "its ranks do not divide it evenly".to_owned();

@@ -33,7 +33,7 @@ mod why;
 mod wide;
 
 pub use answer::{Answer, Level, Search as SearchFacts};
-pub(super) use compile::{Share, link_cost};
+pub(super) use compile::{Joined, ON_NODE, ON_SWITCH, Share, link_cost};
 pub use file::WorldFile;
 pub use read::{WorldError, Wrong, check, read};
 pub use team::Helpers;

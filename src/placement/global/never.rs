@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::compile::{Problem, fact, needed, shape_trouble};
+use super::compile::{Joined, Problem, fact, needed, shape_trouble};
 use super::file::{WorldFile, WorldGpu, WorldHost, WorldLink, WorldService, WorldShape};
 use crate::base::{Bytes, text};
 use crate::spec::Requirement;
@@ -179,12 +179,14 @@ impl Asked<'_> {
         }
         // A group, not the whole replica, is joined.
         let tensor = shape.tensor as usize;
-        let island = most_of(&|g| g.island.filter(|_| g.mig.is_none()));
-        let node = island.max(most_of(&|g| g.numa));
+        let island = most_of(&|g| Joined::of(g).island);
+        let switch = island.max(most_of(&|g| g.pcie_switch));
+        let node = switch.max(most_of(&|g| g.numa));
         let (joined, how) = match service.link {
             _ if tensor == 1 => return None,
             WorldLink::Any => return None,
             WorldLink::Nvlink => (island, "joined by NVLink"),
+            WorldLink::PcieSwitch => (switch, "joined by NVLink or on one PCIe switch"),
             WorldLink::Numa => (node, "joined by NVLink or on one NUMA node"),
         };
         let why = match joined {

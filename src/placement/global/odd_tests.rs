@@ -71,7 +71,7 @@ fn what_may_not_move_and_has_no_shape_any_more_is_one_stage_a_gpu() {
     let one = &answer.services[0].replicas[0];
     assert_eq!((one.state.as_ref(), one.shape.tensor, one.shape.pipeline), ("stays", 1, 3));
     assert_eq!(one.ranks[0].groups, [[0], [1]]);
-    assert_eq!((level(&answer, "link"), level(&answer, "headroom")), (3, 0));
+    assert_eq!((level(&answer, "link"), level(&answer, "headroom")), (6, 0));
 }
 
 #[test]
@@ -84,7 +84,84 @@ fn a_group_does_not_go_on_over_the_end_of_a_rank() {
             "ranks": [{"host": "h1", "gpus": [0, 1, 2]}, {"host": "h2", "gpus": [0]}]}]});
     let answer = solved(&world);
     assert_eq!(answer.services[0].replicas[0].ranks[0].groups, [vec![0, 1], vec![2]]);
-    assert_eq!(level(&answer, "link"), 3);
+    assert_eq!(level(&answer, "link"), 6);
+}
+
+/// Four GPUs on two switches, and an island of all that is asked for.
+fn on_switches(more: impl Fn(u32) -> Value) -> Vec<Value> {
+    let on = |i: u32| {
+        let mut gpu = gpu(i, more(i));
+        (gpu["pcie_switch"], gpu["numa"]) = (json!(i % 2), json!(0));
+        gpu
+    };
+    (0..4).map(on).collect()
+}
+
+#[test]
+fn a_group_lies_behind_one_switch_and_what_asks_for_one_nowhere_else() {
+    let service = |link: &str, replicas: u32| json!({"name": "a", "replicas": replicas, "link": link, "shapes": [{"tensor": 2}]});
+    let mut world = json!({
+        "hosts": [{"name": "h", "gpus": on_switches(|_| json!({}))}],
+        "services": [service("any", 2)]});
+    let ranks = |answer: &Answer| {
+        let all = answer.services[0].replicas.iter().flat_map(|r| &r.ranks);
+        all.map(|rank| rank.gpus.clone()).collect::<Vec<_>>()
+    };
+    let answer = solved(&world);
+    assert_eq!((ranks(&answer), level(&answer, "link")), (vec![vec![0, 2], vec![1, 3]], 2));
+    let reasons = &answer.services[0].replicas[0].reasons;
+    assert!(reasons.iter().any(|r| r.contains("one PCIe switch")), "{reasons:?}");
+    // One of each switch is sick: on the node two are together, on no switch.
+    (world["hosts"][0]["gpus"][0]["health"], world["hosts"][0]["gpus"][3]["health"]) =
+        (json!("Xid 79"), json!("Xid 79"));
+    let answer = solved(&world);
+    assert_eq!((ranks(&answer), level(&answer, "link")), (vec![vec![1, 2]], 2));
+    world["services"] = json!([service("pcie_switch", 1)]);
+    let answer = solved(&world);
+    let why = "no 2 GPUs that suit it together can be used: 2 are not healthy: Xid 79";
+    assert_eq!((answer.placed, answer.services[0].unplaced.as_deref()), (0, Some(why)));
+    // What runs there cannot stay.
+    world["placements"] =
+        json!([{"service": "a", "replica": 0, "ranks": [{"host": "h", "gpus": [1, 2]}]}]);
+    let answer = solved(&world);
+    assert_eq!((answer.placed, answer.moves.len()), (0, 1));
+    world["services"] = json!([service("numa", 1)]);
+    assert_eq!(solved(&world).placed, 1);
+    // Nothing is known of switches: they are on none.
+    for gpu in world["hosts"][0]["gpus"].as_array_mut().unwrap() {
+        (gpu["pcie_switch"], gpu["health"]) = (json!(null), json!("ok"));
+    }
+    world["services"] = json!([service("pcie_switch", 1)]);
+    let answer = solved(&world);
+    let why = "its GPUs are not joined by NVLink or on one PCIe switch, 2 needed together";
+    assert_eq!((answer.placed, answer.services[0].unplaced.as_deref()), (0, Some(why)));
+    // An island is nearer than a switch.
+    world["hosts"][0]["gpus"][3]["island"] = json!(7);
+    world["hosts"][0]["gpus"][0]["island"] = json!(7);
+    let answer = solved(&world);
+    assert_eq!((ranks(&answer), level(&answer, "link")), (vec![vec![0, 3]], 0));
+}
+
+/// Each cell more is more to look through: a switch makes none where no group can come to lie on it alone.
+#[test]
+fn switches_tell_gpus_apart_only_where_it_matters() {
+    let cells = |tensor: u32, gpus: Vec<Value>| {
+        let world = json!({"hosts": [{"name": "h", "gpus": gpus}],
+            "services": [{"name": "a", "replicas": 1, "shapes": [{"tensor": tensor}]}]});
+        let world = read(&world.to_string(), "world").unwrap();
+        compile(&world, clock::Clock::none()).hosts[0].cells.len()
+    };
+    assert_eq!(cells(2, on_switches(|_| json!({}))), 2);
+    // In one island every group is as near as can be.
+    assert_eq!(cells(2, on_switches(|_| json!({"island": 0}))), 1);
+    // So it is on switches within two islands, and not where both are on each switch.
+    assert_eq!(cells(2, on_switches(|i| json!({"island": i % 2}))), 2);
+    assert_eq!(cells(2, on_switches(|i| json!({"island": i / 2}))), 4);
+    // No group of four fits on one, single GPUs do not ask.
+    assert_eq!(
+        (cells(4, on_switches(|_| json!({}))), cells(1, on_switches(|_| json!({})))),
+        (1, 1)
+    );
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn gangs_lie_in_islands_and_stages_on_hosts_of_a_rack() {
         "big/0 starts a[0, 1, 2, 3, 4, 5, 6, 7] c[0, 1, 2, 3, 4, 5, 6, 7]\n\
          small/0 starts b[0, 1, 2, 3]\nsmall/1 starts b[4, 5, 6, 7]"
     );
-    assert_eq!(level(&answer, "link"), 3);
+    assert_eq!(level(&answer, "link"), 6);
     assert_eq!(answer.services[0].replicas[0].ranks[1].groups.len(), 1);
     assert_eq!(answer.services[0].replicas[0].ranks[1].uuids[0], "c-0");
 }

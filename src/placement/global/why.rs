@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::answer::Rejected;
-use super::compile::{NONE, Problem, shape_trouble};
+use super::compile::{Joined, NONE, Problem, shape_trouble};
 use super::file::{WorldFile, WorldLink, WorldService};
 use super::layout::Part;
 use super::never::{Asked, Why};
@@ -56,9 +56,7 @@ impl<'a> Reasons<'a> {
         for (h, host) in self.world.hosts.iter().enumerate() {
             let gpus = host.gpus.iter().zip(&self.free[h]);
             let gpus: Vec<_> = gpus
-                .map(|(g, free)| {
-                    (&g.model, g.memory_total, free, g.island, g.numa, g.mig.as_deref())
-                })
+                .map(|(g, free)| (&g.model, g.memory_total, free, Joined::of(g), g.mig.as_deref()))
                 .collect();
             let next = known.len() as u32;
             self.looks.push(*known.entry((gpus, &self.p.outside[h])).or_insert(next));
@@ -233,6 +231,7 @@ fn taken(
     if room >= least {
         let how = match asked.link {
             WorldLink::Nvlink => "joined by NVLink",
+            WorldLink::PcieSwitch => "joined by NVLink or on one PCIe switch",
             WorldLink::Numa => "joined by NVLink or on one NUMA node",
             WorldLink::Any => "that suit it together",
         };

@@ -4,7 +4,7 @@
 #![allow(clippy::indexing_slicing)] // hosts, slots and kinds are numbered by `compile`
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
-use super::compile::NONE;
+use super::compile::{NONE, span_cost};
 use super::few::Few;
 use super::search::{Search, TRIES};
 use super::state::Position;
@@ -70,7 +70,7 @@ impl Search<'_> {
                     *t += p;
                 }
             }
-            total[1] += 3 * (split as i64 - 1);
+            total[1] += span_cost(split, 1);
             if best.as_ref().is_none_or(|(b, _)| total < *b) {
                 best = Some((total, chosen.iter().map(|(_, h)| *h).collect()));
             }

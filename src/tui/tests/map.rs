@@ -45,12 +45,16 @@ fn world() -> global::WorldFile {
 
 /// Answers the newest question as the controller would.
 fn answer(state: &mut State, effects: &[Effect]) -> WhatIf {
+    answer_of(state, effects, world())
+}
+
+fn answer_of(state: &mut State, effects: &[Effect], world: global::WorldFile) -> WhatIf {
     let asked = effects.iter().rev().find_map(|e| match e {
         Effect::WhatIf { ticket, question } => Some((*ticket, question.clone())),
         _ => None,
     });
     let (ticket, question) = asked.unwrap_or_else(|| panic!("a question: {effects:?}"));
-    let view = what_if::answer(world(), &question, &mut || 0.0, 2000, None).unwrap();
+    let view = what_if::answer(world, &question, &mut || 0.0, 2000, None).unwrap();
     update(state, Message::WhatIf { ticket, result: Ok(Box::new(view)) });
     *question
 }
@@ -70,6 +74,25 @@ fn before_and_after_beside_each_other() {
         let state = open(size);
         insta::assert_snapshot!(format!("map_{label}"), text(&state));
     }
+}
+
+#[test]
+fn what_hangs_on_different_switches_lies_apart() {
+    let mut state = state(calm(), (80, 24));
+    let effects = press(&mut state, "1m");
+    let mut switched = world();
+    for gpu in switched.hosts.iter_mut().skip(2).flat_map(|host| &mut host.gpus) {
+        (gpu.island, gpu.pcie_switch) = (None, Some(gpu.index / 2));
+    }
+    answer_of(&mut state, &effects, switched);
+    press(&mut state, "jjlll");
+    let shown = text(&state);
+    assert!(shown.contains("node1   a0 a0 a0 a0  b0 b0 ·  ·  "), "{shown}");
+    assert!(shown.contains("node3   #  #   ·  ·   ·  ·   x  ·  "), "{shown}");
+    assert!(
+        shown.contains("node3 GPU 3: NVIDIA H100 80GB HBM3 80.0 GiB, PCIe switch 1"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::file::{Running, WorldFile, WorldLink, WorldSpread};
+use super::super::file::{Running, WorldFile, WorldSpread};
 use super::facts::fact;
-use super::needs::{lacks_headroom, link_cost, needed, running_shape, shape_trouble, span_cost};
+use super::needs::{
+    Joined, lacks_headroom, link_cost, most_link, needed, running_shape, shape_trouble, span_cost,
+};
 use super::tables::{Incumbent, Pin, Problem, Service};
 use crate::spec::Requirement;
 
@@ -57,11 +59,7 @@ pub(super) fn add_incumbent(
     let shape = running_shape(service, running);
     let known = service.shapes.contains(&shape) && shape_trouble(service, &shape).is_none();
     let tensor = shape.tensor as usize;
-    let worst = match service.link {
-        WorldLink::Nvlink => 0,
-        WorldLink::Numa => 1,
-        WorldLink::Any => 2,
-    };
+    let worst = most_link(service.link);
     let (mut alive, mut allowed) = (true, known);
     let (mut tight, mut link) = (0, 0);
     let mut pins = Vec::new();
@@ -73,13 +71,13 @@ pub(super) fn add_incumbent(
         allowed &= !host.draining;
         allowed &= service.hosts.is_empty() || service.hosts.contains(&host.name);
         let mut pin = Pin { host: h, cells: Vec::new(), gpus: Vec::new() };
-        let mut links: Vec<(Option<u32>, Option<u32>)> = Vec::new();
+        let mut links: Vec<Joined> = Vec::new();
         for index in &rank.gpus {
             let Some(g) = host.gpus.iter().position(|g| g.index == *index) else { continue };
             let gpu = &host.gpus[g];
             alive &= gpu.health == "ok";
             models.insert((gpu.model.as_str(), gpu.memory_total));
-            links.push((gpu.island.filter(|_| gpu.mig.is_none()), gpu.numa));
+            links.push(Joined::of(gpu));
             pin.gpus.push(g as u32);
             let cells = &problem.hosts[h as usize].cells;
             let cell = cells.iter().position(|c| c.gpus.contains(&(g as u32)));
@@ -104,7 +102,7 @@ pub(super) fn add_incumbent(
         }
         // A group does not go on over the end of a rank.
         for group in links.chunks(tensor) {
-            let cost = link_cost(group);
+            let cost = link_cost(group.iter().copied());
             allowed &= cost <= worst;
             link += i64::from(cost);
         }

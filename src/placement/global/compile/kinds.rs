@@ -1,16 +1,16 @@
 //! Kinds: which cells of which hosts each way to divide a replica may use.
 
-use super::super::file::{WorldFile, WorldLink, WorldService, WorldShape};
-use super::needs::{lacks_headroom, needed};
+use super::super::file::{WorldFile, WorldGpu, WorldService, WorldShape};
+use super::needs::{APART, Joined, ON_NODE, ON_SWITCH, lacks_headroom, most_link, needed};
 use super::tables::{Cell, Host, Kind, Problem};
 
 pub(super) fn is_whole(problem: &Problem<'_>, host: u32) -> bool {
     let cells = &problem.hosts[host as usize].cells;
     let all = mask(&problem.hosts[host as usize], |_| true);
-    let island = cells.first().and_then(|c| c.island);
+    let island = cells.first().and_then(|c| c.joined.island);
     let alike = |mask: u64| mask == 0 || mask == all;
     island.is_some()
-        && cells.iter().all(|c| c.island == island)
+        && cells.iter().all(|c| c.joined.island == island)
         && (0..problem.kinds.len() as u32)
             .all(|k| alike(problem.eligible(k, host)) && alike(problem.tight(k, host)))
 }
@@ -72,30 +72,75 @@ pub(super) fn add_kind(
         hosts[h / 64] |= u64::from(*yes != 0) << (h % 64);
     }
     let has_roomy = eligible.iter().zip(&tight).any(|(e, t)| *e & !*t != 0);
-    let has_near = tensor == 1
-        || problem.hosts.iter().any(|host| {
-            let of = |i: Option<u32>| {
-                let cells = host.cells.iter().filter(move |c| i.is_some() && c.island == i);
-                cells.map(|c| c.gpus.len() as u32).sum::<u32>()
-            };
-            host.cells.iter().any(|c| of(c.island) >= tensor)
-        });
+    let nearest = nearest(&problem.hosts, &eligible, tensor);
     problem.eligible.extend(eligible);
     problem.tight.extend(tight);
     problem.kinds.push(Kind {
         tensor,
         units,
         shape: *shape,
-        max_link: match service.link {
-            WorldLink::Nvlink => 0,
-            WorldLink::Numa => 1,
-            WorldLink::Any => 2,
-        },
+        max_link: most_link(service.link),
         splits,
         need,
         hosts,
         has_roomy,
-        has_near,
+        nearest,
     });
     Some(problem.kinds.len() as u32 - 1)
+}
+
+/// The least link cost of so many GPUs together, on whichever host, among the cells that may be used.
+fn nearest(hosts: &[Host], eligible: &[u64], tensor: u32) -> u32 {
+    if tensor == 1 {
+        return 0;
+    }
+    let mut least = APART;
+    for (host, eligible) in hosts.iter().zip(eligible).filter(|(_, yes)| **yes != 0) {
+        let mine = host.cells.iter().enumerate().filter(|(c, _)| eligible & (1 << c) != 0);
+        let mine: Vec<&Cell> = mine.map(|(_, cell)| cell).collect();
+        let holds = |of: fn(&Joined) -> Option<u32>| {
+            mine.iter().any(|one| {
+                let place = of(&one.joined);
+                let same = mine.iter().filter(|c| of(&c.joined) == place);
+                place.is_some() && same.map(|c| c.gpus.len() as u32).sum::<u32>() >= tensor
+            })
+        };
+        if holds(|j| j.island) {
+            return 0;
+        }
+        if least > ON_SWITCH && holds(|j| j.pcie_switch) {
+            least = ON_SWITCH;
+        } else if least > ON_NODE && holds(|j| j.numa) {
+            least = ON_NODE;
+        }
+    }
+    least
+}
+
+/// The switches of a host's GPUs, where they can matter, by place in its list and numbered from 0. A group in an island
+/// asks for no switch, and a switch with fewer GPUs than the smallest group (`least`) holds none: GPUs that only such a
+/// switch tells apart stay one cell. `inside`: the GPUs that may be in cells.
+pub(super) fn switches(
+    gpus: &[WorldGpu],
+    inside: &dyn Fn(usize) -> bool,
+    least: u32,
+) -> Vec<Option<u32>> {
+    let usable = |at: usize| inside(at) && gpus[at].mig.is_none();
+    let mut known: Vec<u32> = Vec::new();
+    let mut matters = |switch: u32| {
+        let on = (0..gpus.len()).filter(|at| usable(*at) && gpus[*at].pcie_switch == Some(switch));
+        let on: Vec<&WorldGpu> = on.map(|at| &gpus[at]).collect();
+        let island = on.first().and_then(|gpu| gpu.island);
+        let within = island.is_some() && on.iter().all(|gpu| gpu.island == island);
+        if within || (on.len() as u32) < least {
+            return None;
+        }
+        let at = known.iter().position(|k| *k == switch).unwrap_or_else(|| {
+            known.push(switch);
+            known.len() - 1
+        });
+        Some(at as u32)
+    };
+    let of = |at: usize| gpus[at].pcie_switch.filter(|_| usable(at)).and_then(&mut matters);
+    (0..gpus.len()).map(of).collect()
 }

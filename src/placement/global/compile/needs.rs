@@ -1,25 +1,73 @@
 //! What a shape needs of a GPU and costs in links, whatever the host.
 
-use super::super::file::{Running, WorldFile, WorldService, WorldShape};
+use super::super::file::{Running, WorldFile, WorldGpu, WorldLink, WorldService, WorldShape};
 use crate::base::Bytes;
 
-/// The link cost of a tensor-parallel group on these cells.
-pub(in crate::placement) fn link_cost(group: &[(Option<u32>, Option<u32>)]) -> u32 {
-    let same = |of: fn(&(Option<u32>, Option<u32>)) -> Option<u32>| {
-        let first = group.first().and_then(of);
-        first.is_some() && group.iter().all(|g| of(g) == first)
-    };
-    match group.len() {
-        0 | 1 => 0,
-        _ if same(|g| g.0) => 0,
-        _ if same(|g| g.1) => 1,
-        _ => 2,
+/// Link cost of a group on one `PCIe` switch. That of one in an island is 0.
+pub(in crate::placement) const ON_SWITCH: u32 = 1;
+/// The same on one NUMA node,
+pub(in crate::placement) const ON_NODE: u32 = 2;
+/// and anywhere else on a host.
+pub(in crate::placement) const APART: u32 = 4;
+/// Link cost of each host beyond the first, more than that of any group within one,
+const A_HOST: i64 = 6;
+/// and of each rack.
+pub(in crate::placement::global) const A_RACK: i64 = 2;
+
+/// What the GPUs of a group are joined by, if they have it in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::placement) struct Joined {
+    /// The `NVLink` island.
+    pub island: Option<u32>,
+    /// The `PCIe` switch.
+    pub pcie_switch: Option<u32>,
+    /// The NUMA node.
+    pub numa: Option<u32>,
+}
+
+impl Joined {
+    /// A MIG instance is in no island.
+    pub fn of(gpu: &WorldGpu) -> Self {
+        let island = gpu.island.filter(|_| gpu.mig.is_none());
+        Self { island, pcie_switch: gpu.pcie_switch, numa: gpu.numa }
+    }
+}
+
+/// The link cost of a tensor-parallel group on these GPUs or cells.
+pub(in crate::placement) fn link_cost(group: impl IntoIterator<Item = Joined>) -> u32 {
+    let mut group = group.into_iter();
+    let (Some(mut all), mut alone) = (group.next(), true) else { return 0 };
+    let both = |a: Option<u32>, b: Option<u32>| a.filter(|_| a == b);
+    for one in group {
+        alone = false;
+        all = Joined {
+            island: both(all.island, one.island),
+            pcie_switch: both(all.pcie_switch, one.pcie_switch),
+            numa: both(all.numa, one.numa),
+        };
+    }
+    match all {
+        _ if alone => 0,
+        Joined { island: Some(_), .. } => 0,
+        Joined { pcie_switch: Some(_), .. } => ON_SWITCH,
+        Joined { numa: Some(_), .. } => ON_NODE,
+        _ => APART,
+    }
+}
+
+/// The highest link cost of a group that a service allows.
+pub(in crate::placement::global) const fn most_link(link: WorldLink) -> u32 {
+    match link {
+        WorldLink::Nvlink => 0,
+        WorldLink::PcieSwitch => ON_SWITCH,
+        WorldLink::Numa => ON_NODE,
+        WorldLink::Any => APART,
     }
 }
 
 /// The link cost of lying on more hosts and racks than one.
 pub(in crate::placement::global) fn span_cost(hosts: usize, racks: usize) -> i64 {
-    3 * (hosts as i64 - 1) + (racks as i64 - 1)
+    A_HOST * (hosts as i64 - 1) + A_RACK * (racks as i64 - 1)
 }
 
 /// Memory on each GPU of a shape: KV heads beyond the tensor-parallel degree are replicated.

@@ -7,6 +7,7 @@ use super::super::alike::Mark;
 use super::super::clock::Clock;
 use super::super::file::{WorldShape, WorldSpread};
 use super::super::layout::HostCost;
+use super::needs::Joined;
 
 /// No incumbent.
 pub(in crate::placement::global) const NONE: u32 = u32::MAX;
@@ -14,8 +15,8 @@ pub(in crate::placement::global) const NONE: u32 = u32::MAX;
 /// GPUs of one host that nothing tells apart.
 #[derive(Clone, Debug)]
 pub(in crate::placement::global) struct Cell {
-    pub island: Option<u32>,
-    pub numa: Option<u32>,
+    /// What it is joined by; the switch only where that can matter.
+    pub joined: Joined,
     pub model: u32,
     pub total: u64,
     /// Free once what may be moved is gone, on the GPU of them that has most.
@@ -28,8 +29,7 @@ pub(in crate::placement::global) struct Cell {
 
 impl Cell {
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        (self.island, self.numa, self.model, self.total)
-            == (other.island, other.numa, other.model, other.total)
+        (self.joined, self.model, self.total) == (other.joined, other.model, other.total)
             && self.mark == other.mark
             && self.mig == other.mig
     }
@@ -65,9 +65,10 @@ pub(in crate::placement::global) struct Kind {
     pub need: u64,
     /// The hosts that it may use, as bits.
     pub hosts: Vec<u64>,
-    /// There is a host on which it has headroom, and one on which a group lies in one island.
+    /// There is a host on which it has headroom.
     pub has_roomy: bool,
-    pub has_near: bool,
+    /// The least link cost that a group of it has on any host.
+    pub nearest: u32,
 }
 
 /// A service.

@@ -1,6 +1,6 @@
 //! Finding a place for a slot where nothing has to go for it.
 
-use super::super::compile::NONE;
+use super::super::compile::{A_RACK, NONE, span_cost};
 use super::super::few::Few;
 use super::super::state::{Position, State};
 use super::{A_LOOK, Search};
@@ -44,7 +44,7 @@ impl Search<'_> {
         let units = self.p.kinds[kind as usize].units / split;
         let near =
             if split > 1 && first.is_none() { self.in_one_rack(slot, kind, split) } else { None };
-        let least = 3 * (i64::from(split) - 1);
+        let least = span_cost(split as usize, 1);
         if near.as_ref().is_some_and(|(price, _)| price[0] == 0 && price[1] == least) {
             return near;
         }
@@ -78,7 +78,7 @@ impl Search<'_> {
             }
             hosts.push(h);
         }
-        total[1] += 3 * (i64::from(split) - 1);
+        total[1] += span_cost(split as usize, 1);
         Some((total, hosts))
     }
 
@@ -99,10 +99,12 @@ impl Search<'_> {
                 return None;
             }
             let mut price = state.price(s, kind, units, h)?;
-            price[1] += others.first().map_or(0, |near| i64::from(rack(*near) != rack(h)));
+            let far = others.first().is_some_and(|near| rack(*near) != rack(h));
+            price[1] += if far { A_RACK } else { 0 };
             Some((price, h))
         };
         // Nothing better can come than what is as near and roomy as can be.
+        let nearest = i64::from(k.nearest * units);
         let hurries = self.hurries;
         let mut asked = 0;
         let mut good = |price: &[i64; 5]| {
@@ -110,9 +112,7 @@ impl Search<'_> {
             asked += 1;
             hurries
                 || (asked % A_LOOK == 0 && p.clock.hurries())
-                || price[0] == 0
-                    && (price[1] == 0 || !k.has_near)
-                    && (price[2] == 0 || !k.has_roomy)
+                || price[0] == 0 && price[1] <= nearest && (price[2] == 0 || !k.has_roomy)
         };
         let homes = &p.services[s as usize].homes;
         let mut best: Option<([i64; 5], u32)> = None;

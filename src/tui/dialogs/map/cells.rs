@@ -3,7 +3,7 @@
 use ratatui::style::{Modifier, Style};
 
 use super::lies::{Lies, reserved};
-use crate::api::{ServiceName, WhatIfView, WorldHost};
+use crate::api::{ServiceName, WhatIfView, WorldGpu, WorldHost};
 use crate::tui::draw::Pen;
 use crate::tui::panels::fleet_cells;
 use crate::tui::state::State;
@@ -36,12 +36,12 @@ impl Cells<'_> {
         changed: &dyn Fn(u32) -> bool,
     ) {
         let mut at = x;
-        let mut island = self.host.gpus.first().and_then(|g| g.island);
+        let mut last = self.host.gpus.first();
         for gpu in &self.host.gpus {
-            if gpu.island != island {
-                island = gpu.island;
+            if last.is_some_and(|last| joined(last) != joined(gpu)) {
                 at += 1;
             }
+            last = Some(gpu);
             let (text, mut style) = self.cell(pen, gpu.index);
             let text = if self.each == 1 { text.chars().take(1).collect() } else { text };
             style = match marks(gpu.index) {
@@ -64,7 +64,7 @@ impl Cells<'_> {
             let letter = letter(self.state, self.view, *s);
             return (wide(&format!("{letter}{replica}")), style);
         }
-        let sick = |g: &&crate::api::WorldGpu| g.index == index && g.health != "ok";
+        let sick = |g: &&WorldGpu| g.index == index && g.health != "ok";
         if self.host.gpus.iter().any(|g| sick(&g)) {
             return (wide("x"), theme.bad);
         }
@@ -78,9 +78,19 @@ impl Cells<'_> {
     }
 }
 
-/// Columns of a host's row, one a GPU and one between islands.
-pub(super) fn cells(host: &WorldHost) -> u16 {
-    u16::try_from(host.gpus.len()).unwrap_or(64)
+/// The island of a GPU, or the `PCIe` switch of one without.
+fn joined(gpu: &WorldGpu) -> (Option<u32>, Option<u32>) {
+    (gpu.island, gpu.pcie_switch.filter(|_| gpu.island.is_none()))
+}
+
+/// GPUs of a host's row, and the columns between its islands and switches.
+pub(super) fn cells(host: &WorldHost) -> (u16, u16) {
+    let small = |n: usize| u16::try_from(n).unwrap_or(64);
+    let gaps = host.gpus.windows(2).filter(|two| match two {
+        [one, other] => joined(one) != joined(other),
+        _ => false,
+    });
+    (small(host.gpus.len()), small(gaps.count()))
 }
 
 /// The place of a service among those of the deck, as the other panels count them.

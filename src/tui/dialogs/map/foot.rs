@@ -87,6 +87,7 @@ impl Map {
             return format!("{}: no GPU", host.name);
         };
         let free = gpu.memory_free.map_or_else(String::new, |f| format!(", {f} free"));
+        let switch = gpu.pcie_switch.map_or_else(String::new, |n| format!(", PCIe switch {n}"));
         let key = (host.name.clone(), gpu.index);
         let who = match lies_now(view).get(&key) {
             Some((s, replica)) => {
@@ -98,7 +99,7 @@ impl Map {
         };
         let sick = if gpu.health == "ok" { String::new() } else { format!(", {}", gpu.health) };
         format!(
-            "{} GPU {}: {} {}{free}{who}{sick}",
+            "{} GPU {}: {} {}{free}{switch}{who}{sick}",
             host.name, gpu.index, gpu.model, gpu.memory_total
         )
     }

@@ -37,7 +37,11 @@ impl Map {
         let world = &view.world;
         let longest = world.hosts.iter().map(|h| h.name.len()).max().unwrap_or(4);
         let name = u16::try_from(longest).unwrap_or(24).clamp(6, 24) + 2;
-        let widest = world.hosts.iter().map(cells).max().unwrap_or(0);
+        let (widest, gaps) = world
+            .hosts
+            .iter()
+            .map(cells)
+            .fold((0, 0), |most, (cells, gaps)| (cells.max(most.0), gaps.max(most.1)));
         // Letter and number, or the letter alone where two maps would not fit beside each other.
         let room = area.width.saturating_sub(name + GAP) / 2;
         let before = lies_now(view);
@@ -45,9 +49,10 @@ impl Map {
         let digits = |n: &u32| n.to_string().len();
         let number = before.values().chain(after.values()).map(|(_, n)| digits(n)).max();
         let wide = u16::try_from(number.unwrap_or(1)).unwrap_or(1).saturating_add(2);
-        // One column is for what lies between islands.
-        let each = if widest.saturating_mul(wide) < room { wide } else { 1 };
-        let map = widest.saturating_mul(each).saturating_add(1).min(room);
+        // One column at least is for what lies between islands.
+        let gaps = gaps.max(1);
+        let each = if widest.saturating_mul(wide).saturating_add(gaps) <= room { wide } else { 1 };
+        let map = widest.saturating_mul(each).saturating_add(gaps).min(room);
         let (now, then) = (area.x + name, area.x + name + map + GAP);
         pen.put(area.x, area.y, area.right(), "HOST", pen.theme.header);
         pen.put(now, area.y, then, "NOW", pen.theme.header);
