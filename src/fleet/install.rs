@@ -586,9 +586,23 @@ mod tests {
     #[tokio::test]
     async fn old_versions_go_unless_they_run() {
         let dir = tempfile::tempdir().unwrap();
-        let agent = binary(dir.path(), b"new");
+        old_versions_go(dir.path(), &dir.path().join("state")).await;
+    }
+
+    #[tokio::test]
+    async fn old_versions_that_run_stay_also_behind_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        // As where /var/lib or /var/tmp is a link to another disk.
+        std::fs::create_dir(dir.path().join("disk")).unwrap();
+        std::os::unix::fs::symlink("disk", dir.path().join("link")).unwrap();
+        old_versions_go(dir.path(), &dir.path().join("link/state")).await;
+    }
+
+    /// What runs of the old versions below `state` stays, and what is young; the others go.
+    async fn old_versions_go(dir: &Path, state: &Path) {
+        let agent = binary(dir, b"new");
         let connection = LocalConnection::new();
-        let env = env(&dir.path().join("state"));
+        let env = env(state);
         let command = install(&connection, Source::Copy(&agent), &env, &|_| ()).await.unwrap();
         let bin = Path::new(&command.binary).parent().unwrap().to_owned();
         let ago = |minutes| std::time::SystemTime::now() - Duration::from_mins(minutes);
