@@ -426,7 +426,10 @@ pub(super) fn wants_newer_system(words: &str) -> bool {
 
 /// The host's words for a full disk, or for a user's quota that is used up.
 fn is_full(words: &str) -> bool {
-    words.contains("No space left") || words.contains("quota exceeded")
+    words.contains("No space left")
+        || words.contains("quota exceeded")
+        // Of a shell that has no better word.
+        || words.contains("quota full")
 }
 
 /// What a script answered: `gpudeck:key=value` lines; everything else (a chatty start-up file)
@@ -684,10 +687,41 @@ mod tests {
         );
     }
 
+    /// A quota that is used up: the file system has room, and the shell says "I/O error" as of a broken disk. Here a file
+    /// that is always full stands for it.
+    #[test]
+    fn what_a_shell_calls_an_io_error_is_told_in_the_systems_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = {
+            let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+            let id: String = id.trim().chars().take(32).collect();
+            dir.path().join(if id.is_empty() { rustix_nodename() } else { id })
+        };
+        let values = format!("base={}\nwant=\nsum=\nmine=me\n", dir.path().display());
+        let program = [&values, PRELUDE, TIDY, FIND].concat();
+        // The shell that runs the script has this number.
+        let begin =
+            "mkdir -p \"$0/bin\" && ln -s /dev/full \"$0/bin/.probe.$$\" && exec sh -c \"$1\"";
+        let done = std::process::Command::new("sh")
+            .args(["-c", begin])
+            .arg(&machine)
+            .arg(&program)
+            .output()
+            .unwrap();
+        let answer = parse_answer(&done.stdout);
+        assert_eq!(answer.get("error"), Some("write"), "{done:?}");
+        assert!(is_full(answer.get("detail").unwrap()), "{done:?}");
+    }
+
+    fn rustix_nodename() -> String {
+        rustix::system::uname().nodename().to_string_lossy().into_owned()
+    }
+
     #[test]
     fn a_quota_is_a_lack_of_space() {
         assert!(is_full("cat: write error: No space left on device"));
         assert!(is_full("mkdir: cannot create directory 'x': Disk quota exceeded"));
+        assert!(is_full("disk or quota full (sh: 1: printf: I/O error)"));
         assert!(!is_full("mkdir: cannot create directory 'x': Read-only file system"));
     }
 

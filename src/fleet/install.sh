@@ -28,8 +28,13 @@ if foreign; then give_up owner "$base"; fi
 chmod 700 "$dir" 2>/dev/null
 probe=$dir/bin/.probe.$$
 why=$({ printf '#!/bin/sh\nexit 0\n' >"$probe"; } 2>&1) || {
+    # Of a full disk and of a quota that is used up some shells say no more than "I/O error"; `cat` has the system's words.
+    case $why in *"I/O error"*)
+        said=$({ echo '#!/bin/sh' | cat >"$probe"; } 2>&1) && said=
+        why=${said:-disk or quota full ($why)}
+        ;;
+    esac
     rm -f "$probe"
-    # Of a full disk some shells say no more than "I/O error".
     set -- $(df -Pk "$dir" 2>/dev/null | tail -n 1)
     [ "${4:-1}" != 0 ] || why="No space left on device"
     give_up write "$why"
