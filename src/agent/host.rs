@@ -10,7 +10,7 @@ use std::time::Instant;
 use sysinfo::{MemoryRefreshKind, System};
 
 use super::gpu::DriverVersions;
-use super::{hardware, process};
+use super::{hardware, process, users};
 use crate::base::Bytes;
 use crate::base::text::clean;
 use crate::wire::{Gpus, HostFacts, HostSample, MemoryUse};
@@ -58,7 +58,7 @@ pub fn facts(
         kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
         arch: std::env::consts::ARCH.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        user: process::user_name(rustix::process::getuid().as_raw()),
+        user: users::name(rustix::process::getuid().as_raw()),
         state_dir: clean(&state_dir.to_string_lossy(), 1000),
         boot_id: process::boot_id().to_owned(),
         // Of the host, not what the quota of this session leaves.

@@ -39,6 +39,7 @@ mod start;
 mod state;
 mod stop;
 mod supervise;
+mod users;
 
 pub use command::main;
 pub use serve::{AgentConfig, GpuChoice, serve};

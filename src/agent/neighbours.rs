@@ -15,8 +15,8 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::claim::end_of;
-use super::process;
 use super::state::{self, StateDir};
+use super::users;
 use crate::base::text::clean;
 use crate::base::{DeckId, Epoch, Timestamp};
 use crate::wire::{ClaimInfo, MAX_HOLDER, Refusal, is_same_holder};
@@ -131,7 +131,7 @@ impl Notes {
         users.dedup();
         let notes = users.into_iter().take(MAX_USERS).filter_map(|user| {
             let note = read(&self.directory(user).join(&self.within), user).ok()?;
-            Some(Neighbour { user: process::user_name(user), note })
+            Some(Neighbour { user: users::name(user), note })
         });
         notes.collect()
     }

@@ -146,23 +146,10 @@ fn name_of(cmdline: &[u8], comm: &str) -> String {
     clean(if name.is_empty() { comm } else { &name }, 40)
 }
 
-/// Name of the user a process runs as.
-pub fn user(pid: u32) -> Option<String> {
+/// Number of the user a process runs as; [`super::users`] has the names.
+pub fn user(pid: u32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
-    let owner = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-    Some(user_name(owner))
-}
-
-/// Name of a user id, from /etc/passwd; the number where it is not there.
-pub fn user_name(uid: u32) -> String {
-    static PASSWD: OnceLock<String> = OnceLock::new();
-    let passwd = PASSWD.get_or_init(|| fs::read_to_string("/etc/passwd").unwrap_or_default());
-    let by_id = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid.to_string()).then(|| clean(name, 40))
-    });
-    by_id.unwrap_or_else(|| uid.to_string())
+    Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
 #[cfg(test)]

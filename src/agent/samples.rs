@@ -12,6 +12,7 @@ use super::gpu::Want;
 use super::gpu::monitor::GpuMonitor;
 use super::host::HostMeter;
 use super::serve::Owned;
+use super::users;
 use crate::wire::{GpuHealth, Gpus, Manner, Request, Told};
 
 /// Longest a sample waits for its GPU values before it goes with the last ones.
@@ -86,6 +87,7 @@ pub async fn tell(
                 reading.renew(monitor, want, follow.interval.min(GPU_WAIT)).await;
             }
             let mut gpus = reading.gpus.clone();
+            users::put_in(&mut gpus);
             let unknown = names.put_in(&mut gpus);
             if looking_up.is_none() && !unknown.is_empty() {
                 looking_up = Some(Owned(tokio::spawn(containers::look_up(unknown))));

@@ -109,7 +109,8 @@ fn identify(pid: u32) -> GpuProcess {
     GpuProcess {
         pid,
         name: process::name(pid).into(),
-        user: process::user(pid).map(Into::into),
+        // The agent puts the name in its place: a name service that hangs is no hung driver.
+        user: process::user(pid).map(|uid| uid.to_string().into()),
         command: command(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
             .map(Into::into),
         container: group.container.map(Into::into),

@@ -1,0 +1,241 @@
+//! Names of users, as the system's name service has them: from `/etc/passwd`, LDAP, SSSD and what else the host is set
+//! up for. A name service may hang, so it is asked on a thread of its own, and nobody waits for it for long: until it
+//! answers a user is shown by the number.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Uid, User};
+
+use crate::base::text::clean;
+use crate::wire::Gpus;
+
+/// Users that are known at once.
+const MAX_KNOWN: usize = 1024;
+
+/// Questions that wait for the name service; more are asked again later.
+const MAX_WAITING: usize = 64;
+
+/// A name is asked for again after so long,
+const AGAIN: Duration = Duration::from_mins(10);
+
+/// and one that there was none of: the account may just have been made.
+const NONE_AGAIN: Duration = Duration::from_secs(10);
+
+/// All who ask together wait for so long at most, within so long.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+/// Answers with the name of a user, none where there is no such user; no answer at all: the service has none now.
+type Service = Box<dyn Fn(u32) -> Option<Option<String>> + Send>;
+
+/// The name of a user id; the number where it has none, or where that is not known yet.
+pub fn name(uid: u32) -> String {
+    static USERS: OnceLock<Users> = OnceLock::new();
+    USERS.get_or_init(|| Users::new(Box::new(of_system))).name(uid)
+}
+
+/// Puts names in the place of the numbers of users.
+pub fn put_in(gpus: &mut Gpus) {
+    let Gpus::Some(gpus) = gpus else { return };
+    for process in gpus.iter_mut().flat_map(|gpu| &mut gpu.processes).flatten() {
+        if let Some(uid) = process.user.as_ref().and_then(|user| user.parse().ok()) {
+            process.user = Some(name(uid).into());
+        }
+    }
+}
+
+fn of_system(uid: u32) -> Option<Option<String>> {
+    let user = User::from_uid(Uid::from_raw(uid)).ok()?;
+    Some(user.map(|user| clean(&user.name, 40)).filter(|name| !name.is_empty()))
+}
+
+/// What is known of users, and the thread that asks for more.
+struct Users {
+    shared: Arc<Shared>,
+    ask: SyncSender<u32>,
+}
+
+#[derive(Default)]
+struct Shared {
+    table: Mutex<Table>,
+    answered: Condvar,
+}
+
+#[derive(Default)]
+struct Table {
+    known: BTreeMap<u32, Known>,
+    /// What is left of the time to wait, and since when.
+    patience: Option<(Duration, Instant)>,
+}
+
+struct Known {
+    name: Option<String>,
+    /// When it was asked for last.
+    asked: Instant,
+    /// The service has not answered yet.
+    waits: bool,
+}
+
+impl Known {
+    fn is_due(&self) -> bool {
+        let again = if self.name.is_some() { AGAIN } else { NONE_AGAIN };
+        !self.waits && self.asked.elapsed() >= again
+    }
+}
+
+impl Table {
+    /// How long somebody may wait now.
+    fn patience(&mut self) -> Duration {
+        let (left, since) = self.patience.unwrap_or((PATIENCE.0, Instant::now()));
+        let (left, since) =
+            if since.elapsed() < PATIENCE.1 { (left, since) } else { (PATIENCE.0, Instant::now()) };
+        self.patience = Some((left, since));
+        left
+    }
+
+    fn waited(&mut self, for_so_long: Duration) {
+        if let Some((left, _)) = &mut self.patience {
+            *left = left.saturating_sub(for_so_long);
+        }
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Users {
+    fn new(service: Service) -> Self {
+        let (ask, asked) = sync_channel(MAX_WAITING);
+        let shared = Arc::new(Shared::default());
+        let answering = Arc::clone(&shared);
+        let work = move || answer(&answering, &asked, &service);
+        // Without the thread (no memory for its stack) users are shown by their numbers.
+        let _ = std::thread::Builder::new().name("users".to_owned()).spawn(work);
+        Self { shared, ask }
+    }
+
+    fn name(&self, uid: u32) -> String {
+        let mut table = self.shared.table();
+        if table.known.get(&uid).is_none_or(Known::is_due) {
+            self.ask(&mut table, uid);
+        }
+        let is_awaited =
+            |table: &mut Table| table.known.get(&uid).is_some_and(|k| k.waits && k.name.is_none());
+        if is_awaited(&mut table) {
+            let (left, begun) = (table.patience(), Instant::now());
+            let waited = self.shared.answered.wait_timeout_while(table, left, is_awaited);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+            table.waited(begun.elapsed());
+        }
+        let name = table.known.get(&uid).and_then(|known| known.name.clone());
+        name.unwrap_or_else(|| uid.to_string())
+    }
+
+    fn ask(&self, table: &mut Table, uid: u32) {
+        if table.known.len() >= MAX_KNOWN && !table.known.contains_key(&uid) {
+            table.known.clear();
+        }
+        // What finds no room is asked for by whoever wants it next.
+        if self.ask.try_send(uid).is_ok() {
+            let name = table.known.remove(&uid).and_then(|known| known.name);
+            table.known.insert(uid, Known { name, asked: Instant::now(), waits: true });
+        }
+    }
+}
+
+/// Asks the service, one question after the other, until nobody asks any more.
+fn answer(shared: &Shared, asked: &Receiver<u32>, service: &Service) {
+    while let Ok(uid) = asked.recv() {
+        let answer = service(uid);
+        if let Some(known) = shared.table().known.get_mut(&uid) {
+            known.waits = false;
+            // A service that has no answer just now has not taken the name away.
+            if let Some(name) = answer {
+                known.name = name;
+            }
+        }
+        shared.answered.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::wire::{Gpu, GpuProcess};
+
+    #[test]
+    fn a_user_of_a_directory_service_has_a_name() {
+        // Neither is in any file of this host.
+        let users = Users::new(Box::new(|uid| match uid {
+            1_234_501 => Some(Some("ann".to_owned())),
+            1_234_502 => None,
+            _ => Some(None),
+        }));
+        assert_eq!(users.name(1_234_501), "ann");
+        assert_eq!(users.name(1_234_502), "1234502", "the service is not reached");
+        assert_eq!(users.name(1_234_503), "1234503", "there is no such user");
+        assert_eq!(name(0), "root");
+    }
+
+    #[test]
+    fn a_name_service_that_hangs_holds_nobody_up_and_is_heard_later() {
+        let (go, gate) = sync_channel::<()>(1);
+        let users = Users::new(Box::new(move |uid| {
+            gate.recv().ok();
+            Some(Some(format!("user{uid}")))
+        }));
+        let begun = Instant::now();
+        for _ in 0..100 {
+            for uid in 1..=200 {
+                assert_eq!(users.name(uid), uid.to_string());
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        drop(go);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while users.name(1) != "user1" {
+            assert!(Instant::now() < deadline, "its answer is lost");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn an_account_that_is_made_later_is_found_and_few_are_kept() {
+        let users = Users::new(Box::new(|uid| Some((uid != 7).then(|| format!("user{uid}")))));
+        assert_eq!(users.name(7), "7");
+        let long_ago = Instant::now().checked_sub(NONE_AGAIN);
+        let make = |name: Option<&str>, ago: Option<Instant>| {
+            let name = name.map(str::to_owned);
+            let known = Known { name, asked: ago.unwrap(), waits: false };
+            users.shared.table().known.insert(8, known);
+        };
+        make(None, Some(Instant::now()));
+        assert_eq!(users.name(8), "8", "it was asked just now");
+        make(None, long_ago);
+        assert_eq!(users.name(8), "user8");
+        // While it is asked for again, the name before counts.
+        make(Some("old"), Instant::now().checked_sub(AGAIN));
+        assert!(["old", "user8"].contains(&users.name(8).as_str()));
+        for uid in 0..5_000 {
+            users.name(uid);
+        }
+        assert!(users.shared.table().known.len() <= MAX_KNOWN);
+    }
+
+    #[test]
+    fn numbers_of_processes_users_become_names_and_names_stay() {
+        let of = |user: &str| GpuProcess { user: Some(user.into()), ..GpuProcess::default() };
+        let processes = Some(vec![of("0"), of("4294967294"), of("ann"), GpuProcess::default()]);
+        let mut gpus = Gpus::Some(vec![Gpu { processes, ..Gpu::default() }]);
+        put_in(&mut gpus);
+        let users: Vec<_> = gpus.list()[0].listed().iter().map(|p| p.user.clone()).collect();
+        let named = |name: &str| Some(name.into());
+        assert_eq!(users, [named("root"), named("4294967294"), named("ann"), None]);
+    }
+}
