@@ -543,6 +543,25 @@ fn a_driver_that_hangs_is_told_at_once_and_its_child_killed() {
 }
 
 #[test]
+fn a_driver_that_hangs_is_told_though_nobody_asks() {
+    let mut scene = Scene::new(h100s(2));
+    let mut follower = Follower::start_every(&scene, 3_600_000, false);
+    follower.gpus(2);
+    let child = follower.children();
+    scene.hang = true;
+    scene.write();
+    let begun = Instant::now();
+    let for_ms = follower.wait("the hung driver", |s| match s.gpus {
+        Gpus::Hung { for_ms } => Some(for_ms),
+        _ => None,
+    });
+    // A second until the next look, three for it, and a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!((2_900..6_000).contains(&for_ms), "told after {for_ms} ms");
+    follower.until_ended(child[0]);
+}
+
+#[test]
 fn a_library_that_does_not_fit_the_driver_is_named() {
     let mut scene = Scene::new(h100s(1));
     scene.init_error = Some(18);

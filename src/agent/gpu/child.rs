@@ -14,7 +14,7 @@ use super::nvml::{self, NvmlSource};
 use super::roll::Roll;
 use super::xids::XidTable;
 use super::{DriverVersions, GpuSource, Want, wear};
-use crate::wire::Gpus;
+use crate::wire::{GpuVendor, Gpus};
 
 /// What the child says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,14 @@ pub enum ChildLine {
         /// All Xid errors that are known now.
         #[serde(default)]
         xids: XidTable,
+    },
+    /// A look at what no event tells of begins or has ended: one that does not end is a hung driver, also where
+    /// nobody asks for a reading.
+    Looking {
+        /// Whose GPUs are looked at.
+        vendor: GpuVendor,
+        /// It begins.
+        begins: bool,
     },
 }
 
@@ -145,6 +153,11 @@ fn say(line: &ChildLine) -> io::Result<()> {
     out.flush()
 }
 
+fn looking(vendor: GpuVendor, begins: bool) {
+    // Nobody reads any more: the loop below finds that out as well.
+    drop(say(&ChildLine::Looking { vendor, begins }));
+}
+
 /// Runs the child.
 pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
     // A child that hangs in the driver does not notice that its input has ended.
@@ -162,9 +175,9 @@ pub fn main(library: Option<PathBuf>, sysfs: PathBuf) -> ExitCode {
             drivers.amd.remember(&before.gpus);
             // An agent, which lives as long as this process does.
             if !std::mem::replace(&mut looks, true) {
-                drivers.nvidia.look();
+                drivers.nvidia.look(|begins| looking(GpuVendor::Nvidia, begins));
                 let changed = || drop(say(&ChildLine::Changed { xids: XidTable::default() }));
-                wear::watch_amd(sysfs.clone(), changed);
+                wear::watch_amd(sysfs.clone(), changed, |begins| looking(GpuVendor::Amd, begins));
             }
             continue;
         }

@@ -17,10 +17,13 @@ use super::xids::{self, XidTable};
 use super::{DriverVersions, GpuSource, Want};
 use crate::agent::process;
 use crate::base::text::clean;
-use crate::wire::{Gpu, Gpus, LineReader};
+use crate::wire::{Gpu, GpuVendor, Gpus, LineReader};
 
 /// A driver that has not answered for so long hangs.
 pub const WATCHDOG: Duration = Duration::from_secs(3);
+
+/// An overdue child has at least so long to be heard.
+const HEAR: Duration = Duration::from_millis(50);
 
 /// A driver without persistence mode initialises every GPU when it is first asked. A child after one
 /// that was killed before its first answer gets so long for its own: killed as soon, none would ever
@@ -309,6 +312,8 @@ struct Running {
     to_tell: Option<Vec<u8>>,
     /// Asked and not answered since.
     pending: Option<Instant>,
+    /// Looks of its own accord that have begun and not ended, and when.
+    looks: Vec<(GpuVendor, Instant)>,
     /// How long its first answer may take, and how long it took.
     patience: Duration,
     began_after: Option<Duration>,
@@ -344,7 +349,8 @@ impl Running {
         let stdout = child.stdout.take().ok_or_else(no_pipe)?;
         let lines = LineReader::new(BufReader::new(stdout));
         let to_tell = Some(known_line(before));
-        Ok(Self { child, stdin, lines, to_tell, pending: None, patience, began_after: None })
+        let (pending, looks) = (None, Vec::new());
+        Ok(Self { child, stdin, lines, to_tell, pending, looks, patience, began_after: None })
     }
 
     /// Asks, and waits as long as may be; what else is said meanwhile goes to `heard`.
@@ -362,16 +368,18 @@ impl Running {
         }
         let asked = self.pending.unwrap_or_else(Instant::now);
         // Whoever asks again while the driver is overdue gets a short answer.
-        let left = WATCHDOG.saturating_sub(asked.elapsed()).max(Duration::from_millis(50));
+        let left = WATCHDOG.saturating_sub(asked.elapsed()).max(HEAR);
         let deadline = tokio::time::Instant::now() + left;
         loop {
-            match tokio::time::timeout_at(deadline, self.lines.next_message()).await {
+            let until = self.look_is_due().map_or(deadline, |due| deadline.min(due));
+            match tokio::time::timeout_at(until, self.lines.next_message()).await {
                 Err(_) => return Answer::Late,
                 Ok(Ok(Some(ChildLine::Sample(line)))) => {
                     self.answered();
                     return Answer::Line(line);
                 }
                 Ok(Ok(Some(ChildLine::Changed { xids }))) => *heard = Some(xids),
+                Ok(Ok(Some(ChildLine::Looking { vendor, begins }))) => self.looks(vendor, begins),
                 Ok(Ok(None) | Err(_)) => return Answer::Ended,
             }
         }
@@ -379,7 +387,36 @@ impl Running {
 
     fn answered(&mut self) {
         let asked = self.pending.take();
-        self.began_after = self.began_after.or(asked.map(|asked| asked.elapsed()));
+        if self.began_after.is_none() {
+            self.began_after = asked.map(|asked| asked.elapsed());
+            // A look that began with the driver had to wait for it as long as the answer.
+            self.looks.iter_mut().for_each(|(_, since)| *since = Instant::now());
+        }
+    }
+
+    /// A look begins, or has ended.
+    fn looks(&mut self, vendor: GpuVendor, begins: bool) {
+        self.looks.retain(|(of, _)| *of != vendor);
+        if begins {
+            self.looks.push((vendor, Instant::now()));
+        }
+    }
+
+    /// When the oldest look that goes on has begun; none while the driver begins, which may take longer.
+    fn looks_since(&self) -> Option<Instant> {
+        self.began_after?;
+        self.looks.iter().map(|(_, since)| *since).min()
+    }
+
+    /// It is given up.
+    fn look_is_late(&self) -> bool {
+        self.looks_since().is_some_and(|since| since.elapsed() >= WATCHDOG)
+    }
+
+    /// When it will be. What was said while this process stood still is heard before.
+    fn look_is_due(&self) -> Option<tokio::time::Instant> {
+        let since = self.looks_since()?;
+        Some((since + WATCHDOG).max(Instant::now() + HEAR).into())
     }
 
     /// How a child ended that says nothing more.
@@ -389,7 +426,7 @@ impl Running {
 
     fn is_given_up(&self) -> bool {
         let limit = if self.began_after.is_some() { WATCHDOG } else { self.patience };
-        self.pending.is_some_and(|since| since.elapsed() >= limit)
+        self.pending.is_some_and(|since| since.elapsed() >= limit) || self.look_is_late()
     }
 }
 
@@ -426,7 +463,17 @@ impl ChildSource {
     async fn happened(&mut self) {
         loop {
             let Some(running) = &mut self.running else { std::future::pending().await };
-            match running.lines.next_message().await {
+            let next = match running.look_is_due() {
+                Some(due) => tokio::time::timeout_at(due, running.lines.next_message()).await,
+                None => Ok(running.lines.next_message().await),
+            };
+            let Ok(next) = next else {
+                // Everybody asks anew, and is told since when.
+                self.late();
+                return;
+            };
+            match next {
+                Ok(Some(ChildLine::Looking { vendor, begins })) => running.looks(vendor, begins),
                 Ok(Some(ChildLine::Changed { xids })) => {
                     self.learn(&xids);
                     return;
@@ -468,14 +515,8 @@ impl ChildSource {
             match answer {
                 Answer::Line(line) => return self.answered(running, *line),
                 Answer::Late => {
-                    self.trouble = None;
-                    self.hung_since = self.hung_since.or(running.pending);
-                    if running.is_given_up() {
-                        self.begins_slowly |= running.began_after.is_none();
-                        self.give_up(running);
-                    } else {
-                        self.running = Some(running);
-                    }
+                    self.running = Some(running);
+                    self.late();
                     return (self.hung(), None);
                 }
                 Answer::Ended => {
@@ -584,6 +625,20 @@ impl ChildSource {
         std::mem::take(&mut self.noted)
     }
 
+    /// The driver does not answer the running child: that is a hung driver, and a child that is given up goes.
+    fn late(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        self.trouble = None;
+        let since = running.pending.into_iter().chain(running.looks_since()).min();
+        self.hung_since = self.hung_since.or(since);
+        if running.is_given_up() {
+            self.begins_slowly |= running.began_after.is_none();
+            self.give_up(running);
+        } else {
+            self.running = Some(running);
+        }
+    }
+
     fn give_up(&mut self, running: Running) {
         self.put_away(running);
         self.wait_longer();
@@ -653,6 +708,39 @@ mod tests {
         // The third one waits its turn.
         let count = std::fs::read_to_string(dir.path().join("child.sh.n")).unwrap();
         assert_eq!(count.trim(), "2");
+    }
+
+    /// On a host that nobody looks at a reading is due every five seconds only.
+    #[tokio::test]
+    async fn a_look_that_does_not_come_back_is_a_hung_driver_though_nobody_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        let looking = |begins| {
+            format!("echo '{{\"looking\":{{\"vendor\":\"nvidia\",\"begins\":{begins}}}}}'")
+        };
+        let answer = ANSWER.strip_suffix("; read more").unwrap();
+        // A look that ends, and one that does not; the next child's driver is well again.
+        let script = format!(
+            "{answer}; [ $N = 1 ] && {{ {}; {}; sleep 1; {}; sleep 60; }}; read more",
+            looking(true),
+            looking(false),
+            looking(true)
+        );
+        let monitor = monitor(dir.path(), &script);
+        assert_eq!(monitor.read(Want::Due).await, Gpus::Some(Vec::new()));
+        let mut happened = monitor.happened();
+        let begun = Instant::now();
+        let told = tokio::time::timeout(Duration::from_secs(8), happened.changed()).await;
+        assert!(told.is_ok(), "nobody noticed");
+        let after = begun.elapsed();
+        assert!((3..6).contains(&after.as_secs()), "{after:?}");
+        let gpus = monitor.read(Want::Fresh).await;
+        assert!(matches!(gpus, Gpus::Hung { for_ms: 2_900.. }), "{gpus:?}");
+        assert_eq!(monitor.trouble(), None);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while monitor.read(Want::Due).await != Gpus::Some(Vec::new()) {
+            assert!(Instant::now() < deadline, "it is never asked again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     #[tokio::test]

@@ -58,7 +58,7 @@ pub struct NvmlSource {
     xids: Xids,
     watched: Option<fn(XidTable)>,
     /// Counters that no event tells of are looked at, too.
-    looks: bool,
+    looks: Option<fn(bool)>,
 }
 
 /// A GPU: what was read of it last, and what differences are taken against.
@@ -93,7 +93,7 @@ impl NvmlSource {
             processes: ProcessTable::default(),
             xids: Xids::default(),
             watched: None,
-            looks: false,
+            looks: None,
         }
     }
 
@@ -104,9 +104,10 @@ impl NvmlSource {
         self
     }
 
-    /// Also looks at what no event tells of once a second, beside the events: from the first reading on.
-    pub fn look(&mut self) {
-        self.looks = true;
+    /// Also looks at what no event tells of once a second, beside the events: from the first reading on. `looking` is
+    /// told when a look begins (true) and when it has ended.
+    pub fn look(&mut self, looking: fn(bool)) {
+        self.looks = Some(looking);
     }
 
     /// Takes over Xid errors that were told to an earlier process.
@@ -138,8 +139,9 @@ impl NvmlSource {
         self.versions = versions(&nvml);
         if let Some(changed) = self.watched {
             nvml_events::watch(Arc::clone(&nvml), self.xids.clone(), changed);
-            if self.looks {
-                wear::watch_nvidia(Arc::clone(&nvml), move || changed(XidTable::default()));
+            if let Some(looking) = self.looks {
+                let worn = move || changed(XidTable::default());
+                wear::watch_nvidia(Arc::clone(&nvml), worn, looking);
             }
         }
         self.nvml = Some(Arc::clone(&nvml));

@@ -42,26 +42,29 @@ impl What {
     }
 }
 
-/// Looks at NVIDIA's GPUs for as long as the process lives.
-pub fn watch_nvidia(nvml: Arc<Nvml>, changed: impl Fn() + Send + 'static) {
-    watch(What::Nvidia(nvml), changed);
+/// Looks at NVIDIA's GPUs for as long as the process lives. `looking` is told when a look begins (true) and ends, so
+/// that somebody else can see one that does not come back.
+pub fn watch_nvidia(nvml: Arc<Nvml>, changed: impl Fn() + Send + 'static, looking: fn(bool)) {
+    watch(What::Nvidia(nvml), changed, looking);
 }
 
 /// The same for AMD's, from the files below `sysfs`; not where there are none.
-pub fn watch_amd(sysfs: PathBuf, changed: impl Fn() + Send + 'static) {
+pub fn watch_amd(sysfs: PathBuf, changed: impl Fn() + Send + 'static, looking: fn(bool)) {
     let source = AmdSource::new(sysfs);
     if !source.wear().is_empty() {
-        watch(What::Amd(source), changed);
+        watch(What::Amd(source), changed, looking);
     }
 }
 
-fn watch(what: What, changed: impl Fn() + Send + 'static) {
+fn watch(what: What, changed: impl Fn() + Send + 'static, looking: fn(bool)) {
     let work = move || {
         let mut before = None;
         loop {
+            looking(true);
             let begin = Instant::now();
             let seen = what.look();
             let took = begin.elapsed();
+            looking(false);
             if before.replace(seen.clone()).is_some_and(|before| before != seen) {
                 changed();
             }
