@@ -2,6 +2,7 @@
 //! read nor written for 30 days, and a rank may run for longer than that.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,11 +17,14 @@ const MAX_ENTRIES: usize = 20_000;
 /// Directories below the first one.
 const MAX_DEPTH: usize = 6;
 
-/// Programs, below the state directory: they are checked whole when their times have changed, and copied again when they
-/// are gone.
+/// Programs, below the state directory: they are checked whole when their times have changed. What reading alone changes
+/// is none of those times.
 const PROGRAMS: &str = "bin";
 
-/// Says of everything in a directory that it was read just now, but for programs. When it was written stays as it was.
+/// A program that was read within that is young.
+const YOUNG: Duration = Duration::from_hours(24 * 2);
+
+/// Says of everything in a directory that it was read just now; programs are read. When it was written stays as it was.
 /// What cannot be told so (somebody else's) is left out; links are not followed.
 pub fn keep_young(directory: &Path) {
     let mut left = MAX_ENTRIES;
@@ -34,7 +38,9 @@ pub fn keep_young(directory: &Path) {
             }
             left -= 1;
             match entry.file_type() {
-                Ok(_) if depth == 0 && entry.file_name() == PROGRAMS => {}
+                Ok(kind) if kind.is_dir() && depth == 0 && entry.file_name() == PROGRAMS => {
+                    programs(&entry.path(), &mut left);
+                }
                 Ok(kind) if kind.is_dir() && depth < MAX_DEPTH => {
                     directories.push((entry.path(), depth + 1));
                 }
@@ -42,6 +48,32 @@ pub fn keep_young(directory: &Path) {
                 _ => {}
             }
         }
+    }
+}
+
+/// The file of a running agent must not go: supervisors and the process that asks the driver are started from it, and an
+/// agent may run for longer than files are kept.
+fn programs(directory: &Path, left: &mut usize) {
+    read_now(directory);
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if *left == 0 {
+            return;
+        }
+        *left -= 1;
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            read_a_byte(&entry.path());
+        }
+    }
+}
+
+/// The kernel notes once a day when a file was read. Where it does not (mounted `noatime`) that is said, and the
+/// program checked once more.
+fn read_a_byte(path: &Path) {
+    let read = fs::File::open(path).and_then(|mut file| file.read(&mut [0]));
+    let accessed = fs::metadata(path).and_then(|meta| meta.accessed());
+    let age = accessed.ok().and_then(|accessed| accessed.elapsed().ok());
+    if read.is_ok() && age.is_some_and(|age| age > YOUNG) {
+        read_now(path);
     }
 }
 
@@ -65,9 +97,14 @@ pub async fn keep_young_for_good(directory: PathBuf) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
     use std::time::SystemTime;
 
     use super::*;
+
+    fn mounts_without_access_times(path: &Path) -> bool {
+        rustix::fs::statvfs(path).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::NOATIME)
+    }
 
     #[test]
     fn what_is_kept_was_read_just_now_and_written_long_ago() {
@@ -89,6 +126,11 @@ mod tests {
         for path in [&file, &rank, &program, outside.path()] {
             age(path);
         }
+        let changed = |path: &Path| {
+            let meta = fs::metadata(path).unwrap();
+            (meta.ctime(), meta.ctime_nsec())
+        };
+        let before = changed(&program);
         keep_young(root.path());
         let recent = |path: &Path| {
             let meta = fs::metadata(path).unwrap();
@@ -96,7 +138,11 @@ mod tests {
             (meta.accessed().unwrap() > day_ago, meta.modified().unwrap() > day_ago)
         };
         assert_eq!((recent(&file), recent(&rank)), ((true, false), (true, false)));
-        assert_eq!(recent(&program), (false, false), "it would be checked whole again");
+        assert_eq!(recent(&program), (true, false), "a running agent's file would go");
+        // Where the kernel notes by itself that files are read.
+        if !mounts_without_access_times(root.path()) {
+            assert_eq!(changed(&program), before, "it would be checked whole again");
+        }
         assert_eq!(recent(outside.path()), (false, false), "a link was followed");
     }
 }

@@ -1,6 +1,7 @@
 //! Processes as /proc shows them: who is who, whether a pid is still the same process.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,31 @@ pub fn pids() -> impl Iterator<Item = u32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
+
+/// `program` as a file that can be started: where it is this program and its file is gone (cleaned away, or removed by
+/// somebody), what runs here, which the kernel keeps.
+pub fn startable(program: &Path) -> PathBuf {
+    let running = Path::new("/proc/self/exe");
+    let is_gone = fs::read_link(running).is_ok_and(|link| {
+        let mut deleted = program.as_os_str().to_owned();
+        deleted.push(DELETED);
+        link == deleted
+    });
+    if is_gone && !program.exists() { running.to_owned() } else { program.to_owned() }
+}
+
+/// The file of this program; see [`startable`].
+///
+/// # Errors
+/// The kernel does not say.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let path = own.to_str().and_then(|own| own.strip_suffix(DELETED)).map(PathBuf::from);
+    Ok(path.map_or(own, |path| startable(&path)))
+}
+
+/// What the kernel adds to the path of a running program whose file is gone.
+const DELETED: &str = " (deleted)";
 
 /// Changes with every boot; empty if the kernel does not say.
 pub fn boot_id() -> &'static str {

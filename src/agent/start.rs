@@ -164,7 +164,8 @@ fn make_dir(
 async fn supervise(program: &Path, dir: &Path, start: &RankStart) -> Result<(), Unstarted> {
     let fail = |e: &io::Error| Unstarted::Never(io_refusal(e, "start the supervisor", program));
     let errors = fs::File::create(dir.join("supervisor.log")).map_err(|e| fail(&e))?;
-    let mut child = tokio::process::Command::new(program)
+    let mut child = tokio::process::Command::new(process::startable(program))
+        .arg0(program)
         .args(["agent", "supervise"])
         .arg(dir)
         .current_dir("/")

@@ -121,7 +121,7 @@ fn launch(dir: &Path, start: &RankStart, own_session: bool) -> Result<StatusFile
         .ok_or_else(|| failed("/proc does not show the supervisor"))?;
     let log = log::create(dir).map_err(|e| io_refusal(&e, "make the log in", dir))?;
     let errors = log.try_clone().map_err(|e| io_refusal(&e, "make the log in", dir))?;
-    let own = std::env::current_exe().unwrap_or_default();
+    let own = process::own_program().unwrap_or_default();
     let mut argv = start.argv.iter();
     let program = program_of(argv.next().map_or("", String::as_str), &own);
     let argv = argv.map(|a| if a == "{gpudeck}" { own.clone().into() } else { a.into() });

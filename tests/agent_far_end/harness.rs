@@ -34,7 +34,11 @@ impl Agent {
     }
 
     pub fn start_with(state: &Path, env: &[(&str, &Path)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_gpudeck"))
+        Self::start_program(Path::new(env!("CARGO_BIN_EXE_gpudeck")), state, env)
+    }
+
+    pub fn start_program(program: &Path, state: &Path, env: &[(&str, &Path)]) -> Self {
+        let mut child = Command::new(program)
             .args(["agent", "--state-dir"])
             .arg(state)
             .env_remove("GPUDECK_SCENARIO")

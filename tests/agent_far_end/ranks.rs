@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use gpudeck::base::Bytes;
 use gpudeck::wire::{
-    ArgumentsSeen, GpusSeen, RankSeen, RankStart, RankStatus, RankWanted, Refusal, Reply, Request,
-    ToAgent, VariableSeen, Verb,
+    ArgumentsSeen, Gpus, GpusSeen, RankSeen, RankStart, RankStatus, RankWanted, Refusal, Reply,
+    Request, ToAgent, VariableSeen, Verb,
 };
 use rustix::process::Signal;
 
@@ -65,6 +65,28 @@ fn a_rank_is_started_once_and_stopped_whole() {
     assert_eq!(agent.status(&rank(0)), None);
     assert_eq!(agent.act(epoch, Verb::RemoveRank { rank: rank(0) }), Ok(Reply::Done));
     assert_eq!(agent.stop_rank(epoch, &rank(9), 0), Ok(Reply::Done), "never was");
+}
+
+/// Somebody has cleaned up, or the file was too old for `/var/tmp`.
+#[test]
+fn an_agent_whose_file_is_gone_starts_what_it_starts_all_the_same() {
+    let state = State::new();
+    let program = state.path().join("gpudeck-1");
+    std::fs::copy(env!("CARGO_BIN_EXE_gpudeck"), &program).unwrap();
+    let library = ("GPUDECK_NVML", "/nonexistent/libnvidia-ml.so.1".as_ref());
+    let mut agent = Agent::start_program(&program, state.path(), &[library]);
+    let epoch = agent.claim(None, "test", false).unwrap();
+    std::fs::remove_file(&program).unwrap();
+
+    // The process that asks the driver was not started before.
+    agent.subscribe(1_000);
+    let (gpus, trouble) =
+        agent.wait(LONG, |a| a.samples.last().map(|s| (s.gpus.clone(), s.gpu_trouble.clone())));
+    assert!(matches!(gpus, Gpus::None { .. }) && trouble.is_none(), "{gpus:?}: {trouble:?}");
+    let start = script(0, "sleep 1000");
+    assert_eq!(agent.start_rank(epoch, &start), Ok(Reply::Done));
+    assert!(is_alive(agent.pid(&rank(0))));
+    assert_eq!(agent.stop_rank(epoch, &rank(0), 5_000), Ok(Reply::Done));
 }
 
 /// What a process has is compared where it runs: told are names that were asked about, and no values.

@@ -327,8 +327,8 @@ enum Answer {
 
 impl Running {
     fn start(start: &Start, before: &Before, patience: Duration) -> std::io::Result<Self> {
-        let mut command = Command::new(&start.program);
-        command.args(["agent", "sample"]);
+        let mut command = Command::new(process::startable(&start.program));
+        command.arg0(&start.program).args(["agent", "sample"]);
         if let Some(library) = &start.library {
             command.arg("--library").arg(library);
         }
