@@ -220,7 +220,7 @@ impl Meter {
         };
         self.roll.complete(&mut gpus);
         let apps = parts.get("apps").map_or("", String::as_str);
-        if smi::knows_apps(apps) {
+        if smi::tells_idle(apps) {
             let whole = |gpu: &&mut Gpu| gpu.health != GpuHealth::Lost;
             gpus.iter_mut().filter(whole).for_each(|gpu| gpu.processes = Some(Vec::new()));
         }
@@ -319,6 +319,26 @@ mod tests {
         assert_eq!(round.line("gpudeck:end").unwrap().len(), 1);
         assert!(round.line("gpudeck:stat").is_none() && round.line("cpu 1").is_none());
         assert_eq!(round.line("gpudeck:end").unwrap()["stat"], "cpu 1\n");
+    }
+
+    #[test]
+    fn a_busy_gpu_that_is_divided_is_not_free() {
+        let gpu = |n: u32| {
+            format!(
+                "{n}, GPU-{n}, NVIDIA H100, 00000000:1{n}:00.0, 81559, 69573, 87, 61, 500, 700\n"
+            )
+        };
+        let processes = |apps: &str| {
+            let parts = [("gpus", [gpu(0), gpu(1)].concat()), ("apps", apps.to_owned())];
+            let parts = parts.map(|(name, text)| (name.to_owned(), text)).into();
+            let Gpus::Some(gpus) = Meter::default().sample(&parts).gpus else { unreachable!() };
+            gpus.into_iter().map(|gpu| gpu.processes.map(|list| list.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(processes(""), [Some(0), Some(0)]);
+        assert_eq!(processes("GPU-1, 7, 60000, python3\n"), [Some(0), Some(1)]);
+        // The first one may be that which is divided; the second one has programs of its own, so it is not.
+        let apps = "MIG-c6d4f1ef, 8, 9000, python3\nGPU-1, 7, 60000, python3\n";
+        assert_eq!(processes(apps), [None, Some(1)]);
     }
 
     #[test]

@@ -211,6 +211,15 @@ pub fn knows_apps(text: &str) -> bool {
     lines.all(|line| line.starts_with("GPU-") || line.starts_with("MIG-"))
 }
 
+/// Whether a GPU that is not in such an answer runs nothing. Programs on the instances of a divided one are listed by the
+/// instance, of which nobody says whose it is.
+pub fn tells_idle(text: &str) -> bool {
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    knows_apps(text)
+        && lines().all(|line| !line.starts_with("MIG-"))
+        && lines().count() <= MAX_PROCESSES
+}
+
 /// Reads `nvidia-smi --query-compute-apps=… --format=csv,noheader,nounits`: processes by their GPU's UUID.
 pub fn parse_apps(text: &str) -> Vec<(String, GpuProcess)> {
     let app = |line: &str| -> Option<(String, GpuProcess)> {
@@ -348,6 +357,9 @@ mod tests {
         assert!(
             !knows_apps("[Insufficient Permissions]\n") && !knows_apps("No devices were found")
         );
+        assert!(tells_idle("GPU-0a, 4711, 61000, /usr/bin/python3\n") && tells_idle(""));
+        assert!(!tells_idle("GPU-0a, 4711, 61000, python3\nMIG-1b, 9, 61000, python3\n"));
+        assert!(!tells_idle(&"GPU-0a, 4711, 61000, python3\n".repeat(MAX_PROCESSES + 1)));
         assert_eq!((apps[1].1.memory, apps[1].1.name.as_str()), (None, ""));
     }
 
