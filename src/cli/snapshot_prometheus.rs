@@ -98,7 +98,8 @@ const HOST: &[Metric<HostSample>] = &[
         Some(s.monotonic_ms as f64 / 1e3)
     }),
     ("gpudeck_host_gpu_driver_hung", "Whether the GPU driver does not answer.", |s| {
-        flag(Some(matches!(s.gpus, Gpus::Hung { .. })))
+        // Its process that crashes, or cannot be started, is no driver that hangs.
+        flag(Some(matches!(s.gpus, Gpus::Hung { .. }) && s.gpu_trouble.is_none()))
     }),
 ];
 
@@ -283,10 +284,25 @@ fn of_host(families: &mut Families, host: &HostView, now: Timestamp) {
     for (name, help, value) in HOST {
         families.add(name, help, l, value(sample));
     }
+    let none = match &sample.gpus {
+        Gpus::None { why } => Some(why.as_str()),
+        Gpus::Some(_) | Gpus::Hung { .. } => None,
+    };
+    for (name, help, why) in [
+        ("gpudeck_host_gpu_none_info", "Why the host shows no GPU.", none),
+        ("gpudeck_host_gpu_trouble_info", TROUBLE, sample.gpu_trouble.as_deref()),
+    ] {
+        if why.is_some() {
+            let labels = self::labels(l, &[("reason", why)]);
+            families.add(name, help, &labels, Some(1.0));
+        }
+    }
     for gpu in sample.gpus.list() {
         of_gpu(families, l, gpu);
     }
 }
+
+const TROUBLE: &str = "Why GPUs cannot be read, where it is not that the driver hangs.";
 
 fn of_facts(families: &mut Families, host: &str, facts: &HostFacts) {
     let engine = facts.container_engine.as_ref();
@@ -436,6 +452,40 @@ mod tests {
             let name = name.split(' ').next().unwrap();
             assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1, "{name}");
         }
+    }
+
+    #[test]
+    fn a_driver_that_hangs_is_told_from_one_that_is_not_asked_and_one_that_refuses() {
+        let with = |gpus: Gpus, trouble: Option<&str>| {
+            let mut snapshot = rich();
+            let host = snapshot.hosts.get_mut(&"node1".parse().unwrap()).unwrap();
+            let sample = std::sync::Arc::make_mut(host.sample.as_mut().unwrap());
+            sample.gpus = gpus;
+            sample.gpu_trouble = trouble.map(Into::into);
+            let text = prometheus(&snapshot, NOW);
+            let of_host = text.lines().filter(|line| line.contains("{host=\"node1\""));
+            let gpu = of_host.filter(|line| line.starts_with("gpudeck_host_gpu_"));
+            gpu.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let hung = || Gpus::Hung { for_ms: 4_000 };
+        let silent = with(hung(), None);
+        assert_eq!(silent, ["gpudeck_host_gpu_driver_hung{host=\"node1\"} 1"]);
+        let crashed = with(hung(), Some("it has \"ended\""));
+        assert_eq!(
+            crashed,
+            [
+                "gpudeck_host_gpu_driver_hung{host=\"node1\"} 0",
+                "gpudeck_host_gpu_trouble_info{host=\"node1\",reason=\"it has \\\"ended\\\"\"} 1",
+            ]
+        );
+        let why = "Driver/library version mismatch".to_owned();
+        assert_eq!(
+            with(Gpus::None { why }, None),
+            [
+                "gpudeck_host_gpu_driver_hung{host=\"node1\"} 0",
+                "gpudeck_host_gpu_none_info{host=\"node1\",reason=\"Driver/library version mismatch\"} 1",
+            ]
+        );
     }
 
     #[test]
