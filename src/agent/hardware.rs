@@ -42,11 +42,15 @@ pub fn disks(sys: &Path, state_device: Option<(u32, u32)>) -> Vec<Disk> {
         // Loops, RAM disks, CD drives and the layers of device mapper are no disks of their own.
         let own = dir.join("device").exists() && !name.starts_with("sr");
         let size = number::<u64>(&dir.join("size")).filter(|sectors| *sectors > 0)?;
-        let class = class(&name, number(&dir.join("queue/rotational")))?;
+        let model = text(&dir.join("device/model"));
+        let seen = class(&name, number(&dir.join("queue/rotational")))?;
+        let vendor = text(&dir.join("device/vendor")).unwrap_or_default();
+        let is_played = is_hypervisors(&vendor, model.as_deref().unwrap_or_default());
+        let class = if is_played { DiskClass::Virtual } else { seen };
         own.then(|| Disk {
             class,
             size: Some(Bytes(size.saturating_mul(SECTOR))),
-            model: text(&dir.join("device/model")),
+            model,
             holds_state: devices.iter().any(|device| holds(&dir, &name, *device)),
             name: clean(&name, 40),
         })
@@ -63,6 +67,33 @@ fn class(name: &str, rotational: Option<u8>) -> Option<DiskClass> {
         Some(_) => DiskClass::Hdd,
         None => return None,
     })
+}
+
+/// Makers of disks that are none: what lies behind them the machine cannot see.
+const HYPERVISORS: [&str; 5] = ["QEMU", "VMware", "Msft", "NUTANIX", "XENSRC"];
+
+/// What hypervisors and clouds call disks that are none: Google, Microsoft, QEMU, VMware, Amazon (its instances' own
+/// disks are called otherwise, and are disks), Oracle, VirtualBox, Nutanix.
+const PLAYED: [&str; 12] = [
+    "PersistentDisk",
+    "nvme_card-pd",
+    "Virtual Disk",
+    "MSFT NVMe Accelerator",
+    "QEMU HARDDISK",
+    "QEMU NVMe",
+    "VMware Virtual",
+    "Amazon Elastic Block Store",
+    "BlockVolume",
+    "VBOX HARDDISK",
+    "Virtual HDD",
+    "VDISK",
+];
+
+/// A hypervisor plays the disk: what it says about turning, and that it is NVMe, is a guess.
+fn is_hypervisors(vendor: &str, model: &str) -> bool {
+    let model = model.to_ascii_lowercase();
+    HYPERVISORS.iter().any(|name| vendor.eq_ignore_ascii_case(name))
+        || PLAYED.iter().any(|name| model.starts_with(&name.to_ascii_lowercase()))
 }
 
 /// A device with all that it lies on: the partitions and disks below LVM, RAID and encryption.
@@ -101,7 +132,12 @@ pub fn nics(sys: &Path) -> Vec<Nic> {
     let nic = |name: String| -> Option<Nic> {
         let dir = net.join(&name);
         dir.join("device").exists().then(|| Nic {
-            up: text(&dir.join("operstate")).as_deref() == Some("up"),
+            up: match text(&dir.join("operstate")).as_deref() {
+                Some("up") => true,
+                // A driver that does not tell its state still tells whether there is a signal.
+                Some("unknown") => number(&dir.join("carrier")) == Some(1_u8),
+                _ => false,
+            },
             // A link that is down has a speed of -1, which is none.
             speed_mbit_per_s: number(&dir.join("speed")),
             rdma: rdma.iter().find(|(_, of)| of.contains(&name)).map(|(device, _)| device.clone()),
@@ -217,6 +253,60 @@ mod tests {
         assert!(found[0].holds_state && !found[1].holds_state);
         assert_eq!(found[1].model.as_deref(), Some("ST16000NM001G"));
         assert_eq!(found[3].model, None);
+    }
+
+    #[test]
+    fn disks_that_a_hypervisor_plays_are_virtual_whatever_they_say() {
+        let class = |name: &str, vendor: Option<&str>, model: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = |path: &str| format!("block/{name}/{path}");
+            let mut files = vec![
+                (file("size"), "1000\n".to_owned()),
+                (file("queue/rotational"), "1\n".to_owned()),
+                (file("device/model"), format!("{model}  \n")),
+            ];
+            files.extend(vendor.map(|vendor| (file("device/vendor"), format!("{vendor}\n"))));
+            let files: Vec<_> = files.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+            put(dir.path(), &files);
+            disks(dir.path(), None)[0].class
+        };
+        for (name, vendor, model) in [
+            ("sda", Some("Google"), "PersistentDisk"),
+            ("nvme0n1", None, "nvme_card-pd"),
+            ("sda", Some("Msft"), "Virtual Disk"),
+            ("sda", Some("ATA"), "QEMU HARDDISK"),
+            ("sda", Some("QEMU"), "Volume"),
+            ("nvme0n1", None, "QEMU NVMe Ctrl"),
+            ("sda", Some("VMware"), "Virtual disk"),
+            ("nvme0n1", None, "VMware Virtual NVMe Disk"),
+            ("nvme0n1", None, "Amazon Elastic Block Store"),
+            ("sda", Some("ORACLE"), "BlockVolume"),
+        ] {
+            assert_eq!(class(name, vendor, model), DiskClass::Virtual, "{model}");
+        }
+        // Disks that a cloud's machine has for itself.
+        let own = "Amazon EC2 NVMe Instance Storage";
+        assert_eq!(class("nvme1n1", None, own), DiskClass::Nvme);
+        assert_eq!(class("sda", Some("SEAGATE"), "ST16000NM"), DiskClass::Hdd);
+    }
+
+    #[test]
+    fn a_link_whose_state_is_unknown_is_up_where_there_is_a_signal() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = |name: &str, carrier: &str| {
+            put(
+                dir.path(),
+                &[
+                    (&format!("class/net/{name}/operstate"), "unknown\n"),
+                    (&format!("class/net/{name}/carrier"), carrier),
+                    (&format!("class/net/{name}/device/numa_node"), "0\n"),
+                ],
+            );
+        };
+        files("eth0", "1\n");
+        files("eth1", "0\n");
+        let seen: Vec<_> = nics(dir.path()).into_iter().map(|nic| (nic.name, nic.up)).collect();
+        assert_eq!(seen, [("eth0".to_owned(), true), ("eth1".to_owned(), false)]);
     }
 
     #[test]
