@@ -247,8 +247,11 @@ const NEWER: [&str; 4] = ["refuseconnection", "tag", "versionaddendum", "warnwea
 
 /// Of what is read over: what would decide how a host is reached or who is let in, with the values that ask for
 /// nothing.
-const MISSED: [(&str, &[&str]); 6] = [
+const MISSED: [(&str, &[&str]); 9] = [
+    ("addkeystoagent", &["no", "false"]),
     ("canonicalizepermittedcnames", &["none"]),
+    ("controlmaster", &["no", "false"]),
+    ("controlpath", &["none"]),
     ("gssapikeyexchange", &["no"]),
     ("kbdinteractivedevices", &[]),
     ("securitykeyprovider", &["internal", "none"]),
@@ -260,6 +263,12 @@ const MISSED: [(&str, &[&str]); 6] = [
 pub(super) fn is_missed(word: &str, value: &str) -> bool {
     let found = MISSED.iter().find(|(name, _)| *name == word);
     found.is_some_and(|(_, harmless)| !harmless.iter().any(|v| v.eq_ignore_ascii_case(value)))
+}
+
+/// What many have in a file of their own for all hosts, and what decides little here: connections are ours, whoever
+/// else shares one, and keys are asked about once. Told to who asks, not at each start.
+pub(super) fn is_convenience(word: &str) -> bool {
+    matches!(word, "addkeystoagent" | "controlmaster" | "controlpath")
 }
 
 /// What a word at the beginning of a line is.

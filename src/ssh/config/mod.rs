@@ -171,7 +171,8 @@ pub struct HostConfig {
     pub ca_signature_algorithms: Vec<String>,
     /// What was found and is not supported, with file and line.
     pub warnings: Vec<String>,
-    /// The same of the system's own file, where it is what distributions put there: told when somebody asks.
+    /// The same where it costs nobody anything: what distributions put into the system's own file, and what many have for
+    /// all hosts (`ControlMaster`). Told when somebody asks.
     pub notes: Vec<String>,
     /// What makes no sense in it and is noticed when a connection is made, as by `ssh`.
     pub fault: Option<ConfigError>,

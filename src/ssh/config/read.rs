@@ -210,7 +210,8 @@ impl Pass<'_> {
                 if *active && keywords::is_missed(&word, value) {
                     let shown = text::clean(value, 60);
                     let what = format!("{word} {shown} is not supported and has no effect");
-                    self.say(at, &what, is_of_distribution(&word));
+                    let usual = is_of_distribution(&word) && at.owner == Owner::System;
+                    self.say(at, &what, usual || keywords::is_convenience(&word));
                 }
                 return Ok(());
             }
@@ -264,12 +265,11 @@ impl Pass<'_> {
         self.say(at, what, false);
     }
 
-    /// `usual`: in the system's own file it is what distributions put there, and costs nobody anything.
-    fn say(&mut self, at: At<'_>, what: &str, usual: bool) {
+    /// `is_note`: it is what everybody has, and costs nobody anything.
+    fn say(&mut self, at: At<'_>, what: &str, is_note: bool) {
         let file = at.file.display();
         let said = text::clean(&format!("{file}:{}: {what}", at.line), 300);
-        let list =
-            if usual && at.owner == Owner::System { &mut self.notes } else { &mut self.warnings };
+        let list = if is_note { &mut self.notes } else { &mut self.warnings };
         if !list.contains(&said) {
             list.push(said);
         }
@@ -284,13 +284,14 @@ impl Pass<'_> {
         if !harmless {
             let shown = text::clean(&value, 60);
             let what = format!("{} {shown} is not supported and has no effect", keyword.name);
-            self.say(at, &what, is_of_distribution(keyword.name));
+            let usual = is_of_distribution(keyword.name) && at.owner == Owner::System;
+            self.say(at, &what, usual);
         }
         let lacking = lacking(keyword.name, &value);
         if !lacking.is_empty() {
             let shown = text::clean(&lacking.join(","), 120);
             let what = format!("{} {shown}: not supported, the others are used", keyword.name);
-            self.say(at, &what, true);
+            self.say(at, &what, at.owner == Owner::System);
         }
         if keyword.name == "stricthostkeychecking" && value == "false" {
             self.warn(at, "StrictHostKeyChecking no: a changed host key is refused all the same");

@@ -146,6 +146,19 @@ fn what_the_systems_own_file_has_for_everybody_is_told_to_who_asks() {
 }
 
 #[test]
+fn shared_connections_and_keys_for_the_agent_are_told_to_who_asks() {
+    let text =
+        "ControlMaster auto\nControlPath ~/.ssh/%C\nControlPersist 10m\nAddKeysToAgent yes\n";
+    let found = of(text, "x").unwrap();
+    assert_eq!(found.warnings, Vec::<String>::new(), "many have it for all hosts");
+    for word in ["controlmaster auto", "controlpath ~/.ssh/%C", "addkeystoagent yes"] {
+        assert!(found.notes.iter().any(|note| note.contains(word)), "{word}: {:?}", found.notes);
+    }
+    let text = "ControlMaster no\nControlPath none\nAddKeysToAgent no\n";
+    assert_eq!(of(text, "x").unwrap().notes, Vec::<String>::new());
+}
+
+#[test]
 fn what_only_stops_a_connection_is_kept_for_it() {
     let fault = |text: &str| of(text, "x").unwrap().fault.unwrap().why;
     assert!(fault("IdentityFile ~no-such-user/k\n").contains("no-such-user"));
