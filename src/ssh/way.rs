@@ -293,4 +293,23 @@ mod tests {
         assert!(matches!(error, SshError::UnsafeName { .. }), "{error}");
         assert!(!mark.exists());
     }
+
+    #[tokio::test]
+    async fn small_messages_are_sent_at_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for more in ["", " TCPKeepAlive no\n", " BindAddress 127.0.0.2\n"] {
+            let text = format!("Host box\n HostName 127.0.0.1\n Port {port}\n{more}");
+            let options = ConnectOptions {
+                config: ConfigFiles::Text(text.into()),
+                ..ConnectOptions::from_env(None)
+            };
+            let target = Target { name: "box".to_owned(), ..Target::default() };
+            let endpoint = Endpoint::resolve(&target, &options).unwrap();
+            let socket = tcp(&endpoint, &options.pace, Duration::from_secs(5)).await.unwrap();
+            assert!(socket.nodelay().unwrap(), "{more}");
+            let keeps_alive = rustix::net::sockopt::socket_keepalive(&socket).unwrap();
+            assert_eq!(keeps_alive, more != " TCPKeepAlive no\n");
+        }
+    }
 }

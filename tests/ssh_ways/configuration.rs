@@ -144,6 +144,48 @@ async fn the_configuration_decides_algorithms_ways_and_what_is_written() {
     assert!(matches!(error, SshError::HostKeyRevoked { .. }), "{error}");
 }
 
+/// Key exchanges that a server has seen.
+fn exchanges(server: &Sshd) -> usize {
+    let log = fs::read_to_string(server.path("log")).unwrap();
+    log.matches("SSH2_MSG_NEWKEYS received").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_exchanged_anew_when_we_have_to_begin() {
+    if !lab() {
+        return;
+    }
+    let mut server = Sshd::start();
+    let file = server.path("sshd_config");
+    // The server begins none by itself, so that whatever comes is ours.
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("RekeyLimit 16M 3s\n"));
+    fs::write(&file, text.replace("RekeyLimit 16M 3s\n", "RekeyLimit 4G none\n")).unwrap();
+    add_to(&mut server, "LogLevel DEBUG\n");
+    let read = "head -c 9000000 /dev/zero";
+    let over = async |more: &str, command: &str, input: &[u8]| {
+        let before = exchanges(&server);
+        let options = options(server.dir.path(), &block("box", &server, more));
+        let connection = to("box", &options, &NoQuestions).await.expect(more);
+        for _ in 0..2 {
+            let out = run(&connection, command, input, 1 << 30, Duration::from_mins(1)).await;
+            assert!(out.unwrap().status.success(), "{more}");
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+        }
+        exchanges(&server) - before
+    };
+    assert_eq!(over("", read, b"").await, 1, "the login's");
+    let sent = vec![0; 4_000_000];
+    for (more, command, input) in [
+        (" RekeyLimit 1M", read, &[][..]),
+        (" RekeyLimit 1M", "cat >/dev/null", &sent[..]),
+        (" RekeyLimit default 1s", "true", &[][..]),
+    ] {
+        let seen = over(more, command, input).await;
+        assert!(seen > 1, "{more}, {command}: {seen}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_shares_no_cipher_is_one_and_the_cipher_is_named() {
     if !lab() {
