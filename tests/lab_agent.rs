@@ -398,6 +398,34 @@ fn two_operators_who_come_at_once_do_not_collide() {
     });
 }
 
+#[test]
+fn a_port_that_a_firewall_rejects_is_told_from_one_on_which_nothing_listens() {
+    let Some(lab) = Lab::up(3, &[]) else { return };
+    let hosts = [1, 2, 3].map(|n| format!("h{n}"));
+    let hosts = [1, 2, 3].map(|n| (hosts[n as usize - 1].as_str(), n, "user = \"root\""));
+    let person = person(&lab, &hosts);
+    settled(&person, "up");
+    // What `iptables -j REJECT --reject-with tcp-reset` does: the same answer as that of a free port.
+    let reject = "nft add table inet t && nft add chain inet t in '{ type filter hook input priority 0; }' && \
+                  nft add rule inet t in tcp dport 21000 reject with tcp reset";
+    lab.lab(&["exec", "h3", "--", "/bin/sh", "-c", reject]);
+    let said = person.run(["doctor", "h1"], LONG).expect_success().stdout;
+    let of = |host: &str| said.lines().find(|l| l.contains(&format!("to {host} "))).unwrap();
+    assert!(of("h2").contains("ok") && of("h2").contains("open, nothing listens"), "{said}");
+    assert!(of("h3").contains("a firewall rejects it"), "{said}");
+    assert!(!of("h3").contains("ok  "), "{said}");
+    // Nothing of it stays.
+    let listens = "ss -Htln 'sport = :21000' | wc -l";
+    assert_eq!(self::said(&lab, "h2", listens), "0");
+
+    // Where nobody can listen it is not known, and said so.
+    let stand_still = "kill -STOP $(pgrep -f 'gpudeck.* agent --state-dir')";
+    lab.lab(&["exec", "h2", "--", "/bin/sh", "-c", stand_still]);
+    let said = person.run(["doctor", "h1"], LONG).expect_success().stdout;
+    let of = said.lines().find(|l| l.contains("to h2 ")).unwrap();
+    assert!(of.contains("nothing listens there, or a firewall rejects it"), "{said}");
+}
+
 const NVIDIA_SMI: &str = r#"#!/bin/sh
 case $1 in
 --query-gpu=driver_version) echo 535.183.01 ;;

@@ -1,25 +1,41 @@
 //! `gpudeck doctor` on the host's side: what samples do not say. Measures only when it is asked.
 
 use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::containers;
-use super::error::blocking;
-use super::logout;
-use super::programs;
+use super::error::{blocking, failed};
+use super::rank::{self, RankFile};
+use super::state::StateDir;
+use super::{containers, logout, ports, programs};
+use crate::base::RankId;
 use crate::base::text::clean;
 use crate::wire::{Checkup, ProgramSought, Reached, Refusal};
 
-/// Most addresses that are tried.
-const MAX_ADDRESSES: usize = 32;
+/// Most addresses that are tried,
+const MAX_ADDRESSES: usize = 1024;
+
+/// at once,
+const AT_ONCE: usize = 64;
+
+/// and for how long one after the other is begun with: the answer comes before the asker gives it up.
+const REACH_WITHIN: Duration = Duration::from_secs(18);
 
 /// One attempt to connect.
 const CONNECT: Duration = Duration::from_secs(3);
+
+/// Longest time that somebody listens for, and waits for the host's lock before.
+const LISTENING: Duration = Duration::from_secs(5);
+const FREE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Who has connected closes the connection within that.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Longest file that is written to measure a disk, and the longest time spent on it.
 const MAX_DISK: u64 = 256 << 20;
@@ -41,12 +57,18 @@ pub async fn check_up(
             Some(bytes) => blocking(move || Ok(write_speed(state_dir, bytes.min(MAX_DISK)))).await,
         }
     };
-    let ((engine, trouble), reached, disk, programs) =
-        tokio::join!(containers::engine(), reach_all(reach), disk, programs::find_all(programs));
+    let asked = reach.len();
+    let ((engine, trouble), reached, disk, programs) = tokio::join!(
+        containers::engine(),
+        reach_all(reach, REACH_WITHIN),
+        disk,
+        programs::find_all(programs)
+    );
     let (disk_write_bytes_per_s, disk_trouble) = disk?;
     Ok(Checkup {
         container_engine: engine,
         container_engine_trouble: trouble,
+        untried: u32::try_from(asked.saturating_sub(reached.len())).unwrap_or(u32::MAX),
         reached,
         disk_write_bytes_per_s,
         disk_trouble,
@@ -56,12 +78,22 @@ pub async fn check_up(
     })
 }
 
-async fn reach_all(addresses: Vec<String>) -> Vec<Reached> {
+/// Tries them in their order; those that are not begun with in time are left out.
+async fn reach_all(addresses: Vec<String>, within: Duration) -> Vec<Reached> {
+    let begun = Instant::now();
+    let mut next = addresses.into_iter().take(MAX_ADDRESSES).enumerate();
     let mut tries = JoinSet::new();
-    for (at, address) in addresses.into_iter().take(MAX_ADDRESSES).enumerate() {
-        tries.spawn(async move { (at, reach(address).await) });
+    let mut reached = Vec::new();
+    loop {
+        while tries.len() < AT_ONCE
+            && begun.elapsed() < within
+            && let Some((at, address)) = next.next()
+        {
+            tries.spawn(async move { (at, reach(address).await) });
+        }
+        let Some(tried) = tries.join_next().await else { break };
+        reached.extend(tried.ok());
     }
-    let mut reached = tries.join_all().await;
     reached.sort_by_key(|(at, _)| *at);
     reached.into_iter().map(|(_, reached)| reached).collect()
 }
@@ -74,16 +106,56 @@ async fn reach(address: String) -> Reached {
     match tried {
         Err(_) => {
             let why = Some(format!("nothing came back within {} s", CONNECT.as_secs()));
-            Reached { address, took_us: None, refused: false, why }
+            Reached { address, why, ..Reached::default() }
         }
-        Ok(Ok(_)) => Reached { address, took_us: took, refused: false, why: None },
+        Ok(Ok(_)) => Reached { address, took_us: took, ..Reached::default() },
         Ok(Err(error)) => Reached {
             address,
             took_us: None,
+            listened: false,
             refused: error.kind() == std::io::ErrorKind::ConnectionRefused,
             why: Some(clean(&error.to_string(), 120)),
         },
     }
+}
+
+/// Listens on a port until somebody connects, for so long at most; see [`crate::wire::Request::Listen`].
+///
+/// # Errors
+/// The port is not free, or may be that of a rank that does not listen yet; somebody changes the host just now.
+pub async fn listen(state: StateDir, port: u16, within: Duration) -> Result<(), Refusal> {
+    let lock = state.lock(FREE_WITHIN).await?;
+    blocking(move || {
+        ports::check_free(port)?;
+        match rank::list(&state, None)?.into_iter().find(|r| wants(&state, &r.rank, port)) {
+            Some(report) => Err(failed(format!("port {port} may be that of {}", report.rank))),
+            None => Ok(()),
+        }
+    })
+    .await?;
+    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        // No IPv6 here.
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+    };
+    let listener = listener.map_err(|e| failed(format!("port {port}: {e}")))?;
+    tokio::spawn(async move {
+        let _nothing_is_started = lock;
+        if let Ok(Ok((mut stream, _))) = timeout(within.min(LISTENING), listener.accept()).await {
+            // The other side closes once it knows that it is connected; who hangs up before has not been reached.
+            let _ = timeout(CLOSED_WITHIN, stream.read(&mut [0])).await;
+            // Closed without a word: a port that lingers would be in an engine's way for a minute.
+            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+        }
+    });
+    Ok(())
+}
+
+/// The rank's command line names the port.
+fn wants(state: &StateDir, of: &RankId, port: u16) -> bool {
+    let port = port.to_string();
+    let argv = RankFile::read(&state.rank(of)).map(|file| file.argv).unwrap_or_default();
+    argv.iter().any(|word| word.split(|c: char| !c.is_ascii_digit()).any(|number| number == port))
 }
 
 /// Writes a file, synchronises it and removes it.
@@ -116,6 +188,56 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn all_are_tried_some_at_once_and_those_left_out_are_counted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let many = vec![open.clone(); 300];
+        let dir = tempfile::tempdir().unwrap();
+        let found = check_up(dir.path().to_owned(), many.clone(), None, Vec::new()).await.unwrap();
+        assert_eq!((found.reached.len(), found.untried), (300, 0));
+        assert!(found.reached.iter().all(|r| r.took_us.is_some()), "{found:?}");
+        assert_eq!(reach_all(many, Duration::ZERO).await, []);
+        let too_many = vec![open; MAX_ADDRESSES + 7];
+        let found = check_up(dir.path().to_owned(), too_many, None, Vec::new()).await.unwrap();
+        assert_eq!((found.reached.len(), found.untried), (MAX_ADDRESSES, 7));
+    }
+
+    #[tokio::test]
+    async fn listens_once_and_leaves_the_port_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let spare = || {
+            let socket = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+            socket.local_addr().unwrap().port()
+        };
+        let port = spare();
+        listen(state.clone(), port, Duration::from_secs(5)).await.unwrap();
+        // Nothing else is begun on the host meanwhile.
+        assert!(state.lock(Duration::ZERO).await.is_err());
+        // Not hung up on before the other side knows that it is there.
+        let address = format!("127.0.0.1:{port}");
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let kept = timeout(Duration::from_millis(300), stream.read(&mut [0])).await;
+        assert!(kept.is_err(), "{kept:?}");
+        drop(stream);
+        drop(state.lock(Duration::from_secs(5)).await.unwrap());
+        assert!(reach(format!("127.0.0.1:{port}")).await.refused);
+        // An engine binds without `SO_REUSEADDR` as well: nothing of it lingers.
+        assert_eq!(ports::check_free(port), Ok(()));
+
+        // Nobody comes.
+        listen(state.clone(), port, Duration::from_millis(100)).await.unwrap();
+        drop(state.lock(Duration::from_secs(5)).await.unwrap());
+        assert!(reach(format!("127.0.0.1:{port}")).await.refused);
+
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let refused = listen(state.clone(), port, Duration::from_secs(5)).await;
+        assert!(matches!(refused, Err(Refusal::PortInUse { .. })), "{refused:?}");
+    }
+
+    #[tokio::test]
     async fn measures_and_reaches() {
         let dir = tempfile::tempdir().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -130,6 +252,8 @@ mod tests {
         assert!(found.reached[0].took_us.is_some() && found.reached[1].refused);
         assert!(!found.reached[2].refused && found.reached[2].why.is_some());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+
+        assert_eq!(found.untried, 0);
 
         let gone =
             check_up(dir.path().join("gone"), Vec::new(), Some(1), Vec::new()).await.unwrap();

@@ -266,6 +266,9 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             let found = checkup::check_up(root, reach, disk_bytes, programs).await?;
             Ok(Reply::CheckUp(Box::new(found)))
         }
+        Request::Listen { port, for_ms } => {
+            checkup::listen(state, port, Duration::from_millis(for_ms)).await.map(|()| Reply::Done)
+        }
         Request::Claim { deck, epoch, holder, lease_ms, force } => {
             let lease = Duration::from_millis(lease_ms);
             let ask = claim::Ask { epoch, holder, lease, force };

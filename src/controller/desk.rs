@@ -12,7 +12,7 @@ use super::actions::{self, Means};
 use super::auditor::Auditor;
 use super::core::{Core, Input};
 use super::lent::LentAgents;
-use super::{planning, what_if, world};
+use super::{planning, what_if};
 use crate::api::desk::Desk;
 use crate::api::hub::Hub;
 use crate::api::lend::{AgentAnswer, ToLender};
@@ -28,7 +28,7 @@ use crate::revision::DeckRepo;
 use crate::rollout::RolloutKind;
 use crate::spec::ConcurrencyPolicy;
 use crate::weights::{self, LinkFiles, WeightsError};
-use crate::wire::{Checkup, LogChunk, Reply, Request};
+use crate::wire::{Checkup, LogChunk};
 
 /// A handle on the loop.
 #[derive(Clone)]
@@ -378,56 +378,7 @@ impl Desk for Handle {
     }
 
     async fn check_up(&self, request: CheckupRequest) -> Result<Checkup, ApiError> {
-        let CheckupRequest { host, disk_bytes } = request;
-        let asked = host.clone();
-        let found = self
-            .ask(move |core| {
-                core.deck.hosts.contains_key(&asked).then(|| {
-                    let programs = core.programs_on(&asked);
-                    let others = core.deck.hosts.keys().filter(|other| **other != asked);
-                    let place = |other: &HostName| {
-                        let address = world::engine_address(&core.deck, other);
-                        (
-                            other.clone(),
-                            format!("{address}:{}", world::first_port(&core.deck, other)),
-                        )
-                    };
-                    (others.map(place).take(32).collect::<Vec<_>>(), programs)
-                })
-            })
-            .await?;
-        let Some((others, programs)) = found else {
-            return Err(ApiError {
-                kind: ErrorKind::NotFound,
-                message: format!("there is no host {host} in this deck"),
-                hint: Some("`gpudeck hosts` lists them".to_owned()),
-            });
-        };
-        let unreachable = |message: String, hint: Option<String>| ApiError {
-            kind: ErrorKind::Unreachable,
-            message,
-            hint,
-        };
-        let link =
-            actions::link(&self.means, &host).map_err(|e| unreachable(e.to_string(), e.hint()))?;
-        let reach = others.iter().map(|(_, address)| address.clone()).collect();
-        let reply = link
-            .request(Request::CheckUp { reach, disk_bytes, programs })
-            .await
-            .map_err(|e| unreachable(e.to_string(), e.hint()))?;
-        let Reply::CheckUp(mut checkup) = reply else {
-            return Err(unreachable(
-                format!("{host} answered something else"),
-                Some(
-                    "its agent may be of another version: `gpudeck controller restart`".to_owned(),
-                ),
-            ));
-        };
-        for ((name, address), reached) in others.iter().zip(&mut checkup.reached) {
-            reached.address = format!("{name} ({address})");
-        }
-        checkup.ssh_notes = self.means.fleet.ssh_notes(&host);
-        Ok(*checkup)
+        super::checkup::look(&self.means, request).await
     }
 
     async fn previous_log(&self, wanted: PreviousLogRequest) -> Result<PreviousLog, ApiError> {

@@ -12,6 +12,7 @@ mod begin;
 pub mod behind;
 mod borrowing;
 pub mod calibration;
+mod checkup;
 pub mod claims;
 pub mod clock;
 pub mod company;

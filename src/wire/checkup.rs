@@ -13,6 +13,9 @@ pub struct Checkup {
     pub container_engine_trouble: Option<String>,
     /// Which of the addresses asked about can be connected to.
     pub reached: Vec<Reached>,
+    /// How many of them there was no time to try: the last ones.
+    #[serde(default)]
+    pub untried: u32,
     /// Bytes a second written to the state directory's disk (synchronised).
     pub disk_write_bytes_per_s: Option<u64>,
     /// Why the disk could not be measured.
@@ -65,14 +68,17 @@ pub struct ProgramFound {
 }
 
 /// One address that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
     /// `HOST:PORT`.
     pub address: String,
     /// How long the connection took, microseconds; none: it did not come about.
     pub took_us: Option<u64>,
-    /// Something answered: the connection was refused by the host itself, so packets get there.
+    /// It was refused: nothing listens there, or a firewall rejects it.
     pub refused: bool,
+    /// The other host's agent listened there for a moment, because nothing else did.
+    #[serde(default)]
+    pub listened: bool,
     /// Why not, cleaned.
     pub why: Option<String>,
 }

@@ -76,7 +76,7 @@ pub enum Request {
     Clock,
     /// How the host is for this deck: engine, disk, ports. See [`super::Checkup`].
     CheckUp {
-        /// TCP addresses `HOST:PORT` to try to connect to from the host (at most 32).
+        /// TCP addresses `HOST:PORT` to try to connect to from the host (at most 1024).
         reach: Vec<String>,
         /// Write and read a file of so many bytes in the state directory to measure its disk
         /// (at most 256 MiB); none: do not.
@@ -84,6 +84,14 @@ pub enum Request {
         /// Programs of engines to look for (at most 16).
         #[serde(default)]
         programs: Vec<super::ProgramSought>,
+    },
+    /// Listen on a TCP port until somebody connects, so that another host can see whether it reaches it. Begun when it is
+    /// answered; no rank is started meanwhile, and the port is none of a rank's.
+    Listen {
+        /// The port; free now.
+        port: u16,
+        /// For how long at most, in milliseconds (at most 5,000).
+        for_ms: u64,
     },
     /// Become (or stay) the one controller that may act for this deck on this host.
     Claim {

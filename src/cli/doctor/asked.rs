@@ -2,10 +2,13 @@
 //! and what a logout ends.
 
 use super::{Check, Verdict, check};
-use crate::api::{Bytes, Checkup, Disk, HostView, Logout};
+use crate::api::{Bytes, Checkup, Disk, HostView, Logout, Reached};
 
 /// A disk slower than that loads a large model for hours, bytes a second.
 const SLOW_DISK: u64 = 100 << 20;
+
+/// Of more hosts whose ports are reached their number is told.
+const SHOWN_EACH: usize = 8;
 
 /// What the agent found out when it was asked: container engine, disk, ports of the other hosts.
 pub(super) fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
@@ -55,24 +58,62 @@ pub(super) fn of_checkup(host: &HostView, checkup: &Checkup) -> Vec<Check> {
             "nothing, if the host is reached without it; `gpudeck ssh-config HOST` shows the rest";
         checks.push(check("SSH configuration", Verdict::Note, note).advise(advice));
     }
-    for reached in &checkup.reached {
-        let to = &reached.address;
-        checks.push(match (reached.took_us, reached.refused) {
-            (Some(took), _) => {
-                let found = format!("to {to} in {:.1} ms", took as f64 / 1e3);
-                check("ports", Verdict::Good, found)
-            }
-            (None, true) => {
-                check("ports", Verdict::Good, format!("to {to}: open, nothing listens now"))
-            }
-            (None, false) => {
-                let why = reached.why.as_deref().unwrap_or("no answer");
-                let advice = "ranks of one replica and the gateway connect there: open the host's engine ports";
-                check("ports", Verdict::Poor, format!("to {to}: {why}")).advise(advice)
-            }
-        });
+    checks.extend(ports(checkup));
+    checks
+}
+
+/// The ports of the other hosts: each that is not well, and those that are.
+fn ports(checkup: &Checkup) -> Vec<Check> {
+    let is_good = |r: &&Reached| r.took_us.is_some();
+    let (good, others): (Vec<_>, Vec<_>) = checkup.reached.iter().partition(is_good);
+    let mut checks = Vec::new();
+    if good.len() > SHOWN_EACH {
+        let took = |r: &&Reached| r.took_us.unwrap_or_default();
+        let least = good.iter().map(took).min().unwrap_or_default() as f64 / 1e3;
+        let most = good.iter().map(took).max().unwrap_or_default() as f64 / 1e3;
+        let found = format!("to {} hosts in {least:.1} to {most:.1} ms", good.len());
+        checks.push(check("ports", Verdict::Good, found));
+    } else {
+        checks.extend(good.into_iter().map(port));
+    }
+    checks.extend(others.into_iter().map(port));
+    if checkup.untried > 0 {
+        let found = format!("to {} more hosts: there was no time to try them", checkup.untried);
+        let advice = "ask again when those that do not answer are mended or out of the deck";
+        checks.push(check("ports", Verdict::Note, found).advise(advice));
     }
     checks
+}
+
+/// The port of another host.
+fn port(reached: &Reached) -> Check {
+    const OPEN: &str =
+        "ranks of one replica and the gateway connect there: open the host's engine ports";
+    let to = &reached.address;
+    match reached {
+        Reached { took_us: Some(_), listened: true, .. } => {
+            check("ports", Verdict::Good, format!("to {to}: open, nothing listens there now"))
+        }
+        Reached { took_us: Some(took), .. } => {
+            let found = format!("to {to} in {:.1} ms", *took as f64 / 1e3);
+            check("ports", Verdict::Good, found)
+        }
+        Reached { refused: true, listened: true, .. } => {
+            let found =
+                format!("to {to}: refused though its agent listened: a firewall rejects it");
+            check("ports", Verdict::Poor, found).advise(OPEN)
+        }
+        Reached { refused: true, .. } => {
+            let found =
+                format!("to {to}: refused: nothing listens there, or a firewall rejects it");
+            let advice = "nothing listened there to find out (the host is not up, or its port is taken): ask again when it is";
+            check("ports", Verdict::Note, found).advise(advice)
+        }
+        Reached { why, .. } => {
+            let why = why.as_deref().unwrap_or("no answer");
+            check("ports", Verdict::Poor, format!("to {to}: {why}")).advise(OPEN)
+        }
+    }
 }
 
 /// What does not outlive the session of whoever logged in.
@@ -108,10 +149,10 @@ fn logout(logout: &Logout) -> Vec<Check> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::api::{ProgramFound, Reached};
+    use crate::api::ProgramFound;
     use crate::tui::fixture::rich;
 
     #[test]
@@ -129,20 +170,44 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_refuses_is_open_and_one_that_is_silent_is_not() {
+    fn of_many_hosts_those_that_are_not_well_are_told_and_those_not_tried() {
+        let good = |us| Reached { took_us: Some(us), ..Reached::default() };
+        let mut reached: Vec<Reached> = (1..=199).map(|n| good(n * 100)).collect();
+        reached.push(Reached { address: "far".to_owned(), ..Reached::default() });
+        let checks = ports(&Checkup { reached, untried: 12, ..Checkup::default() });
+        let found: Vec<&str> = checks.iter().map(|c| c.found.as_str()).collect();
+        assert_eq!(
+            found,
+            [
+                "to 199 hosts in 0.1 to 19.9 ms",
+                "to far: no answer",
+                "to 12 more hosts: there was no time to try them",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_port_that_refuses_is_open_only_if_it_is_reached_while_somebody_listens() {
         let program = |name: &str, file: Option<&str>, version: Option<&str>| ProgramFound {
             program: name.to_owned(),
             file: file.map(str::to_owned),
             version: version.map(str::to_owned),
         };
-        let reached = |took_us, refused| Reached {
+        let reached = |took_us, refused, listened| Reached {
             address: "b (10.0.0.2:21000)".to_owned(),
             took_us,
             refused,
+            listened,
             why: Some("why".to_owned()),
         };
         let checkup = Checkup {
-            reached: vec![reached(Some(300), false), reached(None, true), reached(None, false)],
+            reached: vec![
+                reached(Some(300), false, false),
+                reached(Some(300), false, true),
+                reached(None, true, false),
+                reached(None, true, true),
+                reached(None, false, false),
+            ],
             disk_write_bytes_per_s: Some(5 << 20),
             programs: vec![
                 program("vllm", Some("/opt/vllm/bin/vllm"), Some("0.20.1")),
@@ -163,8 +228,15 @@ mod tests {
                 ("disk speed", Verdict::Poor),
                 ("ports", Verdict::Good),
                 ("ports", Verdict::Good),
+                ("ports", Verdict::Note),
+                ("ports", Verdict::Poor),
                 ("ports", Verdict::Poor),
             ]
         );
+        let [_, open, unknown, rejected, silent] = &checks[checks.len() - 5..] else { panic!() };
+        assert!(open.found.contains("open, nothing listens"), "{open:?}");
+        assert!(unknown.found.contains("or a firewall rejects it"), "{unknown:?}");
+        assert!(rejected.found.contains("though its agent listened"), "{rejected:?}");
+        assert!(silent.advice.is_some() && rejected.advice.is_some());
     }
 }

@@ -229,7 +229,12 @@ impl<'a> PortGiver<'a> {
         self.used.extend(ranks.map(|rank| (rank.address.clone(), rank.port)));
     }
 
-    fn next(&mut self, host: &HostName, address: &str) -> Result<u16, ApiError> {
+    /// A port of the host that nothing has, and nobody else is given from now on.
+    pub(in crate::controller) fn next(
+        &mut self,
+        host: &HostName,
+        address: &str,
+    ) -> Result<u16, ApiError> {
         let first = world::first_port(&self.core.deck, host);
         let port = (first..first.saturating_add(999))
             .find(|port| {
