@@ -1,6 +1,6 @@
 //! `gpudeck model inspect PATH`: what a model is, and the memory it takes, without a deck.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -114,8 +114,7 @@ async fn local(path: &str) -> Result<ModelFacts, Failure> {
         Failure::other(format!("{path} is no path: {e}"))
             .with_hint("give a directory or file here, or HOST:/path")
     })?;
-    // Links are followed here, so that `..` in what the engine is given means what it says.
-    let whole = std::fs::canonicalize(&whole).unwrap_or(whole);
+    let whole = followed(&whole);
     let Some(text) = whole.to_str() else {
         return Err(Failure::other(format!("{} is not UTF-8", whole.display()))
             .with_hint("give it a name that is, for example by a link"));
@@ -128,6 +127,17 @@ async fn local(path: &str) -> Result<ModelFacts, Failure> {
         }
         Failure::of(&e)
     })
+}
+
+/// The same with its links followed, so that `..` in what the engine is given means what it says. A file keeps its own
+/// name: in a Hugging Face cache it is a link to one that tells nothing.
+fn followed(path: &Path) -> PathBuf {
+    let of = |path: &Path| std::fs::canonicalize(path).ok();
+    let kept = path
+        .file_name()
+        .filter(|_| path.is_file())
+        .and_then(|name| Some(of(path.parent()?)?.join(name)));
+    kept.or_else(|| of(path)).unwrap_or_else(|| path.to_owned())
 }
 
 fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure> {
@@ -405,3 +415,6 @@ fn print(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

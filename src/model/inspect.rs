@@ -10,6 +10,7 @@ mod directory;
 mod finish;
 mod gguf_parts;
 mod names;
+mod safetensors_parts;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -113,6 +114,8 @@ enum ListFor {
     Model,
     /// The other parts of a split GGUF file.
     Parts,
+    /// What lies beside a safetensors file: the other parts, and what describes them.
+    Beside,
     /// The snapshots of a Hugging Face cache.
     Snapshots,
 }
@@ -169,9 +172,7 @@ impl Inspection {
         let first = if has_ending(&this.path, ".gguf") {
             this.begin_gguf(&this.path.clone())
         } else if has_ending(&this.path, ".safetensors") {
-            this.facts.format = ModelFormat::Safetensors;
-            this.queue.push_back(Job { path: this.path.clone(), what: What::Shard });
-            this.next_job()
+            Ok(this.begin_safetensors())
         } else {
             Ok(State::List { path: this.path.clone(), why: ListFor::Model })
         };

@@ -59,13 +59,14 @@ pub fn read(reader: Reader, bytes: &[u8], rules: super::Rules) -> Result<(), Str
             Ok(())
         }
         Reader::Config => {
-            inspect(&[("config.json", bytes)], rules)?;
+            inspect("/m", &[("config.json", bytes)], rules)?;
             // The same as Mistral's own, which stands beside weights.
             let header = br#"{"layers.0.attention.wk.weight":{"dtype":"U8","shape":[1,1],"data_offsets":[0,1]}}"#;
             let mut weights = (header.len() as u64).to_le_bytes().to_vec();
             weights.extend(header);
             weights.push(0);
-            inspect(&[("consolidated.safetensors", &weights), ("params.json", bytes)], rules)
+            let both = [("consolidated.safetensors", &weights[..]), ("params.json", bytes)];
+            inspect("/m", &both, rules)
         }
         Reader::Directory => {
             let names = [
@@ -78,13 +79,16 @@ pub fn read(reader: Reader, bytes: &[u8], rules: super::Rules) -> Result<(), Str
             ];
             let Some((first, rest)) = bytes.split_first() else { return Ok(()) };
             let name = names.get(usize::from(*first) % names.len()).copied().unwrap_or("model");
-            inspect(&[(name, rest), ("config.json", SMALL)], rules)
+            let both = [(name, rest), ("config.json", SMALL)];
+            // By its own name it is read with what lies beside it.
+            inspect(&format!("/m/{name}"), &both, rules)?;
+            inspect("/m", &both, rules)
         }
     }
 }
 
-fn inspect(files: &[(&str, &[u8])], rules: super::Rules) -> Result<(), String> {
-    let mut inspection = Inspection::new("/m").config_alone();
+fn inspect(path: &str, files: &[(&str, &[u8])], rules: super::Rules) -> Result<(), String> {
+    let mut inspection = Inspection::new(path).config_alone();
     for _ in 0..1_000 {
         let found = match inspection.next() {
             Need::Done(result) => {
@@ -93,7 +97,10 @@ fn inspect(files: &[(&str, &[u8])], rules: super::Rules) -> Result<(), String> {
                     Setup { tensor: 3, pipeline: 2, gpu: Some(80 << 30), ..Setup::new(rules) };
                 let answer = predict(&facts, &setup);
                 let ordered = |b: &super::Bar| b.low <= b.value && b.value <= b.high;
-                return if answer.ranks.iter().all(|r| ordered(&r.weights)) {
+                let bars = |r: &super::RankMemory| {
+                    [r.weights, r.cache_per_token, r.cache_needed]
+                };
+                return if answer.ranks.iter().flat_map(bars).all(|b| ordered(&b)) {
                     Ok(())
                 } else {
                     Err("an error bar is upside down".to_owned())

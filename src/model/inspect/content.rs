@@ -151,6 +151,9 @@ impl Inspection {
             What::Index => {
                 let names = safetensors::parse_index(&have).map_err(|e| wrap(e, &job.path))?;
                 let directory = parent(&job.path).to_owned();
+                if let Some(others) = self.is_of_others(&names) {
+                    return others;
+                }
                 let missing: Vec<String> = names
                     .iter()
                     .filter(|n| !self.sizes.contains_key(&join(&directory, n)))

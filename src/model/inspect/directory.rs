@@ -34,6 +34,9 @@ impl Inspection {
             (Found::Entries(entries), ListFor::Model) => self.directory(path, &entries),
             (Found::Entries(entries), ListFor::Snapshots) => self.snapshots(path, &entries),
             (Found::Entries(entries), ListFor::Parts) => self.gguf_parts(path, &entries),
+            (Found::Entries(entries), ListFor::Beside) => self.beside(path, &entries),
+            // A file may be read where its directory may not.
+            (_, ListFor::Beside) => self.alone(),
             // A file without a telling name is read; agents differ in what they say of it here.
             (Found::Failed { .. } | Found::Missing, ListFor::Model) if path == self.path => {
                 Ok(read(Job { path: path.to_owned(), what: What::Guess }, FIRST_READ))
@@ -51,9 +54,7 @@ impl Inspection {
             |end: &str| files.keys().copied().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
         let shards = ending(".safetensors");
         let index = ending(".safetensors.index.json");
-        self.facts.tokenizer = TOKENIZERS.iter().any(|n| files.contains_key(n))
-            || files.keys().any(|n| n.ends_with(".tiktoken"));
-        self.facts.generation_config = files.contains_key("generation_config.json");
+        self.what_else(&files);
         if !shards.is_empty() || !index.is_empty() {
             return self.safetensors_directory(path, &files, &shards, &index);
         }
@@ -106,6 +107,13 @@ impl Inspection {
             "the directory holds neither a .gguf nor a .safetensors file",
             "give the path of a .gguf file or of a directory with safetensors and config.json",
         ))
+    }
+
+    /// What lies beside the weights and is no part of them.
+    pub(super) fn what_else(&mut self, files: &BTreeMap<&str, Bytes>) {
+        self.facts.tokenizer = TOKENIZERS.iter().any(|n| files.contains_key(n))
+            || files.keys().any(|n| n.ends_with(".tiktoken"));
+        self.facts.generation_config = files.contains_key("generation_config.json");
     }
 
     /// A part of a Hugging Face cache that holds no model by itself.

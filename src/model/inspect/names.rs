@@ -69,6 +69,21 @@ pub(super) fn one_model<'a>(names: &[&'a str]) -> Option<&'a str> {
     names.iter().all(same).then_some(first)
 }
 
+/// All names of the parts that a `model-00001-of-00003.safetensors` is one of.
+pub(super) fn all_parts(name: &str) -> Option<Vec<String>> {
+    let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    let width = number.len();
+    if !digits(number) || !digits(count) || width > 9 {
+        return None;
+    }
+    let all: u32 = count.parse().ok().filter(|n| *n <= 2_000)?;
+    let parts: Vec<String> =
+        (1..=all).map(|n| format!("{stem}-{n:0width$}-of-{count}.safetensors")).collect();
+    parts.iter().any(|part| part == name).then_some(parts)
+}
+
 /// Without an index: numbers missing among `model-00001-of-00003.safetensors`.
 pub(super) fn missing_of_numbered(names: &[&str]) -> Option<Vec<String>> {
     let (rest, count) = names.first()?.strip_suffix(".safetensors")?.rsplit_once("-of-")?;

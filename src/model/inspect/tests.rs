@@ -59,11 +59,11 @@ fn run(mut inspection: Inspection, files: &Files) -> Result<ModelFacts, ModelErr
     panic!("it never ends");
 }
 
-const CONFIG: &[u8] = br#"{"architectures":["LlamaForCausalLM"],"num_hidden_layers":2,
+pub(crate) const CONFIG: &[u8] = br#"{"architectures":["LlamaForCausalLM"],"num_hidden_layers":2,
         "hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":100,
         "max_position_embeddings":512,"torch_dtype":"bfloat16"}"#;
 
-fn a_shard(bytes: usize) -> Vec<u8> {
+pub(crate) fn a_shard(bytes: usize) -> Vec<u8> {
     let json = format!(
         r#"{{"w{bytes}":{{"dtype":"BF16","shape":[{}],"data_offsets":[0,{bytes}]}}}}"#,
         bytes / 2
